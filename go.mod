@@ -1,0 +1,3 @@
+module rabbitmq-rpc
+
+go 1.26
