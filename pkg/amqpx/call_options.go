@@ -1,0 +1,63 @@
+package amqpx
+
+import (
+	"maps"
+	"time"
+)
+
+// CallOption configures one call.
+type CallOption func(*callConfig)
+
+type callConfig struct {
+	idempotent     bool
+	idempotencyKey string
+	waitForServer  bool
+	header         map[string]any
+	info           *CallInfo
+}
+
+// CallInfo tells how a call went. Pass one with [WithCallInfo]; it is filled in
+// when the call returns and must not be read before.
+type CallInfo struct {
+	// Attempts counts how often the request was sent: 1 unless it was re-sent, 0
+	// when it never left.
+	Attempts int
+	// Queue is how long the request waited inside the server for a worker; zero
+	// when the server did not say.
+	Queue time.Duration
+	// Handler is how long the handler ran; zero when the server did not say.
+	Handler time.Duration
+}
+
+// Idempotent declares that running the call twice does no harm. Only such a call
+// is re-sent, under the same idempotency key, when the link is lost at a moment
+// that leaves its outcome open.
+func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true } }
+
+// WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) that
+// every re-send carries; the default is the call's correlation id. It declares the
+// call idempotent.
+func WithIdempotencyKey(key string) CallOption {
+	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
+}
+
+// WaitForServer makes a call that finds no request queue wait, with backoff and
+// until its deadline, for a server to declare one. The default is to fail at once
+// with [ErrUnroutable].
+func WaitForServer() CallOption { return func(c *callConfig) { c.waitForServer = true } }
+
+// WithHeader adds application headers. Names that begin with "rpc-" are reserved
+// and make the call fail with [CodeInvalidArgument].
+func WithHeader(header map[string]any) CallOption {
+	return func(c *callConfig) {
+		merged := maps.Clone(c.header)
+		if merged == nil {
+			merged = make(map[string]any, len(header))
+		}
+		maps.Copy(merged, header)
+		c.header = merged
+	}
+}
+
+// WithCallInfo has info filled in when the call returns.
+func WithCallInfo(info *CallInfo) CallOption { return func(c *callConfig) { c.info = info } }

@@ -1,0 +1,58 @@
+package amqpx
+
+// Code classifies a failed call. The set is closed and its texts are what
+// travels in the rpc-code header; they are the names that gRPC and Connect use
+// (https://connectrpc.com/docs/protocol#error-codes).
+type Code string
+
+// The codes, each with the meaning a caller may rely on.
+const (
+	// CodeCanceled: the caller gave the call up.
+	CodeCanceled Code = "canceled"
+	// CodeUnknown: a peer sent a code outside this set.
+	CodeUnknown Code = "unknown"
+	// CodeInvalidArgument: the request itself is wrong, whatever the server's state.
+	CodeInvalidArgument Code = "invalid_argument"
+	// CodeDeadlineExceeded: the call's time ran out.
+	CodeDeadlineExceeded Code = "deadline_exceeded"
+	// CodeNotFound: something the request names does not exist.
+	CodeNotFound Code = "not_found"
+	// CodeAlreadyExists: something the request would create exists.
+	CodeAlreadyExists Code = "already_exists"
+	// CodePermissionDenied: the caller may not do this.
+	CodePermissionDenied Code = "permission_denied"
+	// CodeResourceExhausted: a bound was reached; trying later may work.
+	CodeResourceExhausted Code = "resource_exhausted"
+	// CodeFailedPrecondition: the system is not in the state the call needs.
+	CodeFailedPrecondition Code = "failed_precondition"
+	// CodeAborted: a conflict ended the work; the whole operation may be tried again.
+	CodeAborted Code = "aborted"
+	// CodeOutOfRange: the request reaches past what is there.
+	CodeOutOfRange Code = "out_of_range"
+	// CodeUnimplemented: no server knows the method.
+	CodeUnimplemented Code = "unimplemented"
+	// CodeInternal: the handler failed in a way it did not classify, or panicked.
+	CodeInternal Code = "internal"
+	// CodeUnavailable: the service could not be reached; trying again may work.
+	CodeUnavailable Code = "unavailable"
+	// CodeDataLoss: data was lost or damaged for good.
+	CodeDataLoss Code = "data_loss"
+	// CodeUnauthenticated: the caller did not prove who it is.
+	CodeUnauthenticated Code = "unauthenticated"
+)
+
+// String returns the code's text as it travels on the wire.
+func (c Code) String() string { return string(c) }
+
+// Valid reports whether c belongs to the closed set.
+func (c Code) Valid() bool {
+	switch c {
+	case CodeCanceled, CodeUnknown, CodeInvalidArgument, CodeDeadlineExceeded,
+		CodeNotFound, CodeAlreadyExists, CodePermissionDenied, CodeResourceExhausted,
+		CodeFailedPrecondition, CodeAborted, CodeOutOfRange, CodeUnimplemented,
+		CodeInternal, CodeUnavailable, CodeDataLoss, CodeUnauthenticated:
+		return true
+	default:
+		return false
+	}
+}

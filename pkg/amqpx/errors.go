@@ -1,0 +1,147 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Sentinels, matched with [errors.Is]. Every error a call returns is an [*Error]
+// that wraps at most one of them beside its cause.
+var (
+	// ErrUnroutable is returned when no request queue exists to route the call to.
+	ErrUnroutable = errors.New("no queue to route the request to")
+	// ErrRefused is returned when the broker refused the request (basic.nack), such
+	// as a full queue whose overflow policy is reject-publish.
+	ErrRefused = errors.New("the broker refused the request")
+	// ErrOutcomeUnknown is returned when the link was lost at a moment that leaves
+	// open whether the request reached a server.
+	ErrOutcomeUnknown = errors.New("the link was lost before the outcome was known")
+	// ErrNotConnected is returned when a call ended while no link to a broker was up.
+	ErrNotConnected = errors.New("not connected to a broker")
+	// ErrBlocked is returned when a call ended while the broker blocked publishing
+	// (https://www.rabbitmq.com/docs/connection-blocked).
+	ErrBlocked = errors.New("the broker blocks publishing")
+	// ErrTooLarge is returned when a request or an answer exceeds the size limit.
+	ErrTooLarge = errors.New("message exceeds the size limit")
+	// ErrClosed is returned by calls pending on, or made after, Close.
+	ErrClosed = errors.New("client closed")
+	// ErrDrainTimeout is returned by Serve when the drain's time limit cut off
+	// handlers that were still running.
+	ErrDrainTimeout = errors.New("drain timed out")
+)
+
+// Error is the one error type of calls. Handlers return it, made by [Errorf], to
+// choose the code and message that the caller gets: both are sent to the caller,
+// so neither may hold a secret. It is immutable and safe for concurrent use.
+type Error struct {
+	code       Code
+	message    string
+	outcome    Outcome
+	remote     bool
+	retryAfter time.Duration
+	causes     []error
+}
+
+// Errorf returns an error for a handler to return: its code and its formatted
+// text travel to the caller. Errors formatted with %w stay matchable on the
+// server, in its middleware and log; only their text is sent.
+func Errorf(code Code, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{code: code, message: err.Error(), outcome: Ran, causes: []error{err}}
+}
+
+// Error returns the code, the message and, for errors made on this side, whether
+// the call may have run.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(string(e.code))
+	if e.message != "" {
+		b.WriteString(": ")
+		b.WriteString(e.message)
+	}
+	if !e.remote && e.outcome != Ran {
+		b.WriteString(" (")
+		b.WriteString(e.outcome.String())
+		b.WriteString(")")
+	}
+	return b.String()
+}
+
+// Unwrap gives [errors.Is] and [errors.As] the sentinel and the cause.
+func (e *Error) Unwrap() []error { return e.causes }
+
+// Code returns the error's code.
+func (e *Error) Code() Code { return e.code }
+
+// Message returns the text without the code.
+func (e *Error) Message() string { return e.message }
+
+// Outcome tells whether the server may have run the call.
+func (e *Error) Outcome() Outcome { return e.outcome }
+
+// Remote reports whether a server sent the error, as opposed to one that this
+// process made.
+func (e *Error) Remote() bool { return e.remote }
+
+// RetryAfter is the server's hint how long to wait before calling again; zero
+// means that it gave none.
+func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
+
+// CodeOf returns err's code: that of the first [*Error] in its chain, else the
+// code of a context error, else [CodeUnknown]. It returns "" for nil.
+func CodeOf(err error) Code {
+	var coded *Error
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &coded):
+		return coded.code
+	case errors.Is(err, context.DeadlineExceeded):
+		return CodeDeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		return CodeCanceled
+	default:
+		return CodeUnknown
+	}
+}
+
+// OutcomeOf returns err's outcome, [MayHaveRun] for an error of another type and
+// [Ran] for nil.
+func OutcomeOf(err error) Outcome {
+	var coded *Error
+	switch {
+	case err == nil:
+		return Ran
+	case errors.As(err, &coded):
+		return coded.outcome
+	default:
+		return MayHaveRun
+	}
+}
+
+// localError makes an error of this side of the link.
+func localError(code Code, outcome Outcome, sentinel error, detail string, causes ...error) *Error {
+	e := &Error{code: code, outcome: outcome, message: detail, causes: causes}
+	if sentinel != nil {
+		e.causes = append([]error{sentinel}, causes...)
+		e.message = sentinel.Error()
+		if detail != "" {
+			e.message += ": " + detail
+		}
+	}
+	return e
+}
+
+// contextError turns the end of a call's context into a coded error that still
+// matches the context's own error.
+func contextError(ctx context.Context, outcome Outcome, sentinel error, detail string) *Error {
+	cause := ctx.Err()
+	code := CodeCanceled
+	if errors.Is(cause, context.DeadlineExceeded) {
+		code = CodeDeadlineExceeded
+	}
+	return localError(code, outcome, sentinel, detail, cause)
+}

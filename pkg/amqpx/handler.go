@@ -1,0 +1,49 @@
+package amqpx
+
+import "context"
+
+// Request is one call as handlers and middleware see it, on both sides. It must
+// not be changed once it was handed on; middleware that needs another request
+// passes a copy.
+type Request struct {
+	// Method is the function's name (the app_id property).
+	Method string
+	// Body is the argument, opaque to this package. The handler may keep it.
+	Body []byte
+	// Header holds the application headers; the names that begin with "rpc-" are
+	// this package's and are not in it. It may be nil.
+	Header map[string]any
+	// CorrelationID identifies the call; the answer carries it back.
+	CorrelationID string
+	// IdempotencyKey is the same on every re-send of a call (the message_id
+	// property). On the server it is empty when the caller sent none.
+	IdempotencyKey string
+	// Idempotent says that the caller declared the call safe to run twice.
+	Idempotent bool
+	// Redelivered says that the broker handed the request out before, so an
+	// earlier run may have happened. Server only.
+	Redelivered bool
+	// OneWay says that the caller wants no answer (no reply_to). Server only.
+	OneWay bool
+}
+
+// Handler answers one call. On a server it is the function itself; on a client
+// the innermost Handler sends the request and waits for the answer.
+//
+// The context carries the call's deadline and ends when the server is stopped
+// hard. An [*Error] reaches the caller as it is; any other error, and a panic,
+// reach it as [CodeInternal] without their text. Handlers run concurrently, up to
+// the number of workers.
+type Handler func(ctx context.Context, req *Request) ([]byte, error)
+
+// Middleware wraps a Handler. The same middleware works on both sides.
+type Middleware func(next Handler) Handler
+
+// Chain returns h wrapped by the middleware, the first of which is outermost: it
+// sees a request first and its result last.
+func Chain(h Handler, middleware ...Middleware) Handler {
+	for i := len(middleware) - 1; i >= 0; i-- {
+		h = middleware[i](h)
+	}
+	return h
+}

@@ -1,0 +1,195 @@
+package amqpx
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Defaults shared by clients and servers.
+const (
+	// DefaultQueue is the request queue's name.
+	DefaultQueue = "rpc_queue"
+	// DefaultHeartbeat is the heartbeat interval asked for; the broker may lower it.
+	DefaultHeartbeat = 10 * time.Second
+	// DefaultDialTimeout bounds one attempt to dial and set up. A broker tells of a
+	// wrong password only after about 3 s, so less than that hides the reason.
+	DefaultDialTimeout = 5 * time.Second
+	// DefaultWriteTimeout bounds one write to the socket; a write that takes longer
+	// ends the link.
+	DefaultWriteTimeout = 10 * time.Second
+	// DefaultBackoffMin is the bound of the first wait between attempts.
+	DefaultBackoffMin = 100 * time.Millisecond
+	// DefaultBackoffMax is the bound that the wait grows to.
+	DefaultBackoffMax = 10 * time.Second
+	// DefaultMaxMessageSize is RabbitMQ 4's own limit (max_message_size).
+	DefaultMaxMessageSize = 16 << 20
+)
+
+// Option configures both a [Client] and a [Server].
+type Option interface {
+	ClientOption
+	ServerOption
+}
+
+// ClientOption configures a [Client].
+type ClientOption interface{ applyClient(*clientConfig) }
+
+// ServerOption configures a [Server].
+type ServerOption interface{ applyServer(*serverConfig) }
+
+// config is what both sides share. It is frozen at construction.
+type config struct {
+	urls           []string
+	name           string
+	queue          Queue
+	persistent     bool
+	maxMessageSize int
+	heartbeat      time.Duration
+	dialTimeout    time.Duration
+	writeTimeout   time.Duration
+	backoffMin     time.Duration
+	backoffMax     time.Duration
+	tls            *tls.Config
+	middleware     []Middleware
+	logger         *zap.Logger
+	dialer         dialer
+}
+
+func defaultConfig() config {
+	return config{
+		name:           "amqpx",
+		queue:          Queue{Name: DefaultQueue, Type: QueueClassic, Durable: true},
+		maxMessageSize: DefaultMaxMessageSize,
+		heartbeat:      DefaultHeartbeat,
+		dialTimeout:    DefaultDialTimeout,
+		writeTimeout:   DefaultWriteTimeout,
+		backoffMin:     DefaultBackoffMin,
+		backoffMax:     DefaultBackoffMax,
+		logger:         zap.NewNop(),
+	}
+}
+
+// option is an Option made of one function on the shared config.
+type option func(*config)
+
+func (o option) applyClient(c *clientConfig) { o(&c.config) }
+func (o option) applyServer(c *serverConfig) { o(&c.config) }
+
+// WithQueue sets the request queue; the default is the durable classic queue
+// [DefaultQueue]. A queue that exists with other properties is adopted as it is.
+func WithQueue(q Queue) Option { return option(func(c *config) { c.queue = q }) }
+
+// WithName sets the name that the broker's management UI shows for the
+// connections; the default is "amqpx".
+func WithName(name string) Option { return option(func(c *config) { c.name = name }) }
+
+// WithPersistent makes the broker write messages to disk (delivery mode 2), so
+// that they survive its restart. It costs about a third of the sequential speed.
+// The default is transient; messages in a quorum queue are always on disk.
+func WithPersistent(on bool) Option { return option(func(c *config) { c.persistent = on }) }
+
+// WithMaxMessageSize bounds the body of a request or an answer in bytes; the
+// default is [DefaultMaxMessageSize]. A broker closes the channel of whoever sends
+// more than its own limit, so keep this at or below it.
+func WithMaxMessageSize(n int) Option { return option(func(c *config) { c.maxMessageSize = n }) }
+
+// WithHeartbeat sets the heartbeat interval, at least 1 s; the default is
+// [DefaultHeartbeat] (https://www.rabbitmq.com/docs/heartbeats).
+func WithHeartbeat(d time.Duration) Option { return option(func(c *config) { c.heartbeat = d }) }
+
+// WithDialTimeout bounds one attempt: TCP, TLS, handshake and set-up together. The
+// default is [DefaultDialTimeout].
+func WithDialTimeout(d time.Duration) Option { return option(func(c *config) { c.dialTimeout = d }) }
+
+// WithWriteTimeout bounds one write to the socket; the default is
+// [DefaultWriteTimeout].
+func WithWriteTimeout(d time.Duration) Option {
+	return option(func(c *config) { c.writeTimeout = d })
+}
+
+// WithBackoff sets the bounds of the wait between attempts to connect: random
+// between zero and a bound that doubles from first to most ("full jitter"). The
+// defaults are [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
+func WithBackoff(first, most time.Duration) Option {
+	return option(func(c *config) { c.backoffMin, c.backoffMax = first, most })
+}
+
+// WithTLS sets the TLS configuration for amqps URLs; the default verifies the
+// server's name against the system's certificates.
+func WithTLS(t *tls.Config) Option { return option(func(c *config) { c.tls = t }) }
+
+// WithMiddleware adds middleware around every call, the first listed outermost.
+// Given several times, later ones are inner.
+func WithMiddleware(m ...Middleware) Option {
+	return option(func(c *config) { c.middleware = slices.Concat(c.middleware, m) })
+}
+
+// WithLogger sets the logger; the default logs nothing. Passwords never appear.
+func WithLogger(l *zap.Logger) Option {
+	return option(func(c *config) { c.logger = l.Named("amqpx") })
+}
+
+// setURLs splits a comma-separated list of broker URLs.
+func (c *config) setURLs(list string) {
+	for u := range strings.SplitSeq(list, ",") {
+		if u = strings.TrimSpace(u); u != "" {
+			c.urls = append(c.urls, u)
+		}
+	}
+}
+
+// validate reports every fault at once.
+func (c *config) validate() error {
+	faults := []error{c.queue.validate()}
+	if len(c.urls) == 0 {
+		faults = append(faults, errors.New("no broker URL"))
+	}
+	for i, u := range c.urls {
+		faults = append(faults, validateURL(i, u))
+	}
+	if c.maxMessageSize < 1 {
+		faults = append(faults, fmt.Errorf("max message size %d: want at least 1 byte", c.maxMessageSize))
+	}
+	if c.heartbeat < time.Second {
+		faults = append(faults, fmt.Errorf("heartbeat %v: want at least 1s", c.heartbeat))
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"dial timeout", c.dialTimeout},
+		{"write timeout", c.writeTimeout},
+		{"first backoff", c.backoffMin},
+	} {
+		if d.value <= 0 {
+			faults = append(faults, fmt.Errorf("%s %v: want more than 0", d.name, d.value))
+		}
+	}
+	if c.backoffMax < c.backoffMin {
+		faults = append(faults, fmt.Errorf("backoff from %v to %v: the second must not be less", c.backoffMin, c.backoffMax))
+	}
+	return errors.Join(faults...)
+}
+
+// validateURL names a bad URL by its place in the list: its text may hold a
+// password, and url.Parse would quote it.
+func validateURL(index int, raw string) error {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return fmt.Errorf("broker URL %d: not a URL", index+1)
+	case u.Scheme != "amqp" && u.Scheme != "amqps":
+		return fmt.Errorf("broker URL %d: the scheme must be amqp or amqps", index+1)
+	case u.Hostname() == "":
+		return fmt.Errorf("broker URL %d: no host", index+1)
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,74 @@
+package amqpx
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Defaults of servers.
+const (
+	// DefaultWorkers is how many handlers run at once.
+	DefaultWorkers = 64
+	// DefaultDrainTimeout bounds a graceful stop.
+	DefaultDrainTimeout = 20 * time.Second
+)
+
+type serverConfig struct {
+	config
+
+	workers      int
+	prefetch     int
+	drainTimeout time.Duration
+}
+
+func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
+	c := &serverConfig{config: defaultConfig(), workers: DefaultWorkers, drainTimeout: DefaultDrainTimeout}
+	c.setURLs(url)
+	for _, o := range opts {
+		o.applyServer(c)
+	}
+	if c.prefetch == 0 {
+		c.prefetch = min(2*c.workers, maxPrefetch)
+	}
+	faults := []error{c.validate()}
+	if c.workers < 1 {
+		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
+	}
+	if c.prefetch < 0 || c.prefetch > maxPrefetch {
+		faults = append(faults, fmt.Errorf("prefetch %d: want 1 to %d, or 0 for twice the workers", c.prefetch, maxPrefetch))
+	}
+	if c.drainTimeout <= 0 {
+		faults = append(faults, fmt.Errorf("drain timeout %v: want more than 0", c.drainTimeout))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("amqpx: server: %w", err)
+	}
+	return c, nil
+}
+
+// maxPrefetch is what fits basic.qos's 16 bits.
+const maxPrefetch = 1<<16 - 1
+
+type serverOption func(*serverConfig)
+
+func (o serverOption) applyServer(c *serverConfig) { o(c) }
+
+// WithWorkers sets how many handlers run at once; the default is [DefaultWorkers].
+func WithWorkers(n int) ServerOption {
+	return serverOption(func(c *serverConfig) { c.workers = n })
+}
+
+// WithPrefetch sets how many unacknowledged requests the broker hands to this
+// server (https://www.rabbitmq.com/docs/consumer-prefetch), and so bounds its
+// memory. The default, 0, is twice the workers: one for each worker, and one that
+// is on its way while an answer waits for its confirm.
+func WithPrefetch(n int) ServerOption {
+	return serverOption(func(c *serverConfig) { c.prefetch = n })
+}
+
+// WithDrainTimeout bounds a graceful stop; after it the contexts of handlers that
+// still run are cancelled. The default is [DefaultDrainTimeout].
+func WithDrainTimeout(d time.Duration) ServerOption {
+	return serverOption(func(c *serverConfig) { c.drainTimeout = d })
+}
