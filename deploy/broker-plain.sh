@@ -1,0 +1,103 @@
+# shellcheck shell=bash disable=SC2154  # name, state, version, *_port come from broker.sh
+# Backend of broker.sh without an engine: RabbitMQ as a plain process with a
+# private epmd. The installed server is used if it is the wanted major version,
+# otherwise the one in a tree of Debian packages (rootfs.sh), entered by chroot.
+
+readonly LIB=/usr/lib/rabbitmq
+
+installed_version() {
+	local dir
+	for dir in "$LIB"/lib/rabbitmq_server-*; do
+		[[ ! -d $dir ]] || basename "$dir" | sed 's/^rabbitmq_server-//'
+	done
+}
+
+backend_create() {
+	tree=''
+	[[ -d $LIB || $(id -u) != 0 ]] || need rabbitmqctl rabbitmq-server
+	if [[ $(installed_version) != "$version".* ]]; then
+		[[ $(id -u) == 0 ]] || die "RabbitMQ $version is not installed: install the package rabbitmq-server of that version, or be root"
+		tree=$("$DEPLOY/rootfs.sh" "$(suite_of "$version")" rabbitmq-server)
+		mkdir -p "$tree$state"
+	fi
+	echo "tree=$tree" >>"$state/vars"
+	echo '[rabbitmq_management].' >"$state/enabled_plugins"
+	cat >"$state/rabbitmq.conf" <<-CONF
+		listeners.tcp.1 = 127.0.0.1:$amqp_port
+		management.tcp.ip = 127.0.0.1
+		management.tcp.port = $management_port
+		loopback_users.guest = false
+		disk_free_limit.absolute = 50MB
+	CONF
+}
+
+# in_place runs a command with the broker's environment; in a tree, inside a mount
+# namespace of its own, where the state folder has the same path in- and outside.
+in_place() {
+	set -- env -i HOME="$state" PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+		ERL_EPMD_PORT="$epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 \
+		RABBITMQ_NODENAME="$name@localhost" RABBITMQ_DIST_PORT="$dist_port" \
+		RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_CONFIG_FILE="$state/rabbitmq.conf" \
+		RABBITMQ_ENABLED_PLUGINS_FILE="$state/enabled_plugins" \
+		RABBITMQ_MNESIA_BASE="$state/data" RABBITMQ_LOG_BASE="$state/log" \
+		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1}' \
+		"$@"
+	if [[ -z $tree ]]; then
+		exec "$@"
+	fi
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	exec unshare --mount sh -ec '
+		mount --bind "$2" "$1$2"; mount --rbind /dev "$1/dev"; mount -t proc proc "$1/proc"
+		tree=$1; shift 2; exec chroot "$tree" "$@"' sh "$tree" "$state" "$@"
+}
+
+# spawn PIDFILE COMMAND… starts it detached, in a session (process group) of its own.
+spawn() {
+	local pid_file=$1
+	shift
+	(
+		trap - INT
+		in_place setsid "$@" </dev/null >>"$state/out" 2>&1 &
+		echo $! >"$pid_file"
+	)
+}
+
+alive() { [[ -f $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; }
+
+# group_gone PIDFILE: no process of that session is left, zombies aside.
+group_gone() { ! pgrep -s "$(<"$1")" -r D,R,S,T >/dev/null; }
+
+# signal_group SIGNAL sends it to the server and all its helpers.
+signal_group() { kill -s "$1" -- "-$(<"$state/server.pid")" 2>/dev/null || true; }
+
+backend_start() {
+	alive "$state/epmd.pid" || spawn "$state/epmd.pid" epmd -address 127.0.0.1 -port "$epmd_port"
+	until_true 10 listening "$epmd_port" || die "epmd does not serve port $epmd_port: $(tail -n 1 "$state/out")"
+	alive "$state/server.pid" || spawn "$state/server.pid" "$LIB/bin/rabbitmq-server"
+}
+
+backend_stop() {
+	alive "$state/server.pid" || return 0
+	signal_group CONT
+	kill -s TERM "$(<"$state/server.pid")"
+	until_true 30 group_gone "$state/server.pid" || backend_kill
+}
+
+backend_kill() {
+	alive "$state/server.pid" || return 0
+	signal_group KILL
+	until_true 10 group_gone "$state/server.pid" || die "broker $name does not die"
+}
+
+backend_pause() { signal_group STOP; }
+backend_resume() { signal_group CONT; }
+backend_alive() { alive "$state/server.pid"; }
+backend_ctl() { (in_place "$LIB/bin/rabbitmqctl" "$@"); }
+backend_log() { cat "$state/out" "$state"/log/*.log 2>/dev/null; }
+
+backend_remove() {
+	backend_kill
+	alive "$state/epmd.pid" || return 0
+	kill -s KILL "$(<"$state/epmd.pid")"
+	[[ -z $tree ]] || rm -rf "${tree:?}$state"
+}

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# A private RabbitMQ for tests: its own ports, its own data, nothing shared.
+#
+#   broker.sh up NAME [3|4]     create and start it (3 unless told otherwise)
+#   broker.sh env NAME          print AMQPX_TEST_… lines for eval
+#   broker.sh ctl NAME ARGS…    run rabbitmqctl in it
+#   broker.sh stop|start|restart NAME     same ports, data kept
+#   broker.sh kill NAME         SIGKILL; start brings it back
+#   broker.sh pause|resume NAME freeze and thaw it
+#   broker.sh down NAME         stop it and remove everything it left
+#   broker.sh down-all          the same for every broker of this clone
+#
+# With a Docker engine it is a container, without one a plain process;
+# BROKER_KIND=engine|plain decides otherwise.
+# shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
+. "$(dirname "$0")/lib.sh"
+
+readonly BROKERS=$RUN/brokers
+readonly START_TIMEOUT=${BROKER_START_TIMEOUT:-90}
+
+# load NAME reads what up wrote and selects the backend: functions backend_*.
+load() {
+	name=$1
+	state=$BROKERS/$name
+	[[ -f $state/vars ]] || die "no broker $name: deploy/broker.sh up $name makes one"
+	# shellcheck source=/dev/null
+	. "$state/vars"
+	# shellcheck source=/dev/null
+	. "$DEPLOY/broker-$kind.sh"
+}
+
+up() {
+	name=$1 state=$BROKERS/$1
+	local version=${2:-3} kind=${BROKER_KIND:-}
+	[[ $name =~ ^[a-z0-9][a-z0-9-]*$ ]] || die "a broker's name is lower-case letters, digits and -, not '$name'"
+	[[ $version == [34] ]] || die "RabbitMQ version is 3 or 4, not '$version'"
+	[[ ! -e $state/vars ]] || die "broker $name exists: deploy/broker.sh down $name removes it"
+	if [[ -z $kind ]]; then
+		if engine; then kind=engine; else kind=plain; fi
+	fi
+	[[ $kind == engine || $kind == plain ]] || die "BROKER_KIND is engine or plain, not '$kind'"
+	mkdir -p "$state"
+	cat >"$state/vars" <<-VARS
+		kind=$kind
+		version=$version
+		amqp_port=$(free_port)
+		management_port=$(free_port)
+		dist_port=$(free_port)
+		epmd_port=$(free_port)
+	VARS
+	load "$name"
+	backend_create
+	start
+	say "broker $name: RabbitMQ $version ($kind), AMQP on 127.0.0.1:$amqp_port, management on 127.0.0.1:$management_port"
+}
+
+start() {
+	backend_start
+	if ! until_true "$START_TIMEOUT" ready; then
+		backend_log | tail -n 15 >&2
+		die "broker $name does not serve port $amqp_port after ${START_TIMEOUT}s: its log is above"
+	fi
+	[[ ! -e $state/gone ]] || die "broker $name ended while it started: its log is above"
+}
+
+# ready ends the wait early when the broker is gone: a dead one never serves.
+ready() {
+	rm -f "$state/gone"
+	serves "$amqp_port" && listening "$management_port" && return
+	backend_alive && return 1
+	backend_log | tail -n 15 >&2
+	: >"$state/gone"
+}
+
+print_env() {
+	cat <<-ENV
+		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port/
+		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
+		export AMQPX_TEST_BROKER=$name
+	ENV
+}
+
+down() {
+	[[ -f $BROKERS/$1/vars ]] || return 0
+	load "$1"
+	backend_remove
+	rm -rf "$state"
+	rmdir --ignore-fail-on-non-empty "$BROKERS"
+}
+
+down_all() {
+	local vars
+	for vars in "$BROKERS"/*/vars; do
+		[[ ! -f $vars ]] || down "$(basename "$(dirname "$vars")")"
+	done
+}
+
+usage() { sed -n '2,/^# BROKER_KIND/s/^# \{0,1\}//p' "$0" >&2; }
+
+command=${1:-}
+case $command in
+down-all) down_all && exit ;;
+up | env | ctl | stop | start | restart | kill | pause | resume | down) ;;
+*) usage && exit 2 ;;
+esac
+[[ $# -ge 2 ]] || { usage && exit 2; }
+shift
+case $command in
+up) up "$@" ;;
+down) down "$1" ;;
+*)
+	load "$1" && shift
+	case $command in
+	env) print_env ;;
+	ctl) backend_ctl "$@" ;;
+	start) start ;;
+	restart) backend_stop && start ;;
+	*) "backend_$command" ;;
+	esac
+	;;
+esac

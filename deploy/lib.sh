@@ -1,0 +1,92 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: places, messages, packages, ports.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+DEPLOY=$ROOT/deploy
+RUN=$ROOT/.run
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rabbitmq-rpc
+# shellcheck disable=SC2034  # read by the scripts that source this file
+readonly ROOT DEPLOY RUN CACHE
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+	say "error: $*"
+	exit 1
+}
+
+# need COMMAND PACKAGE installs the Debian package when the command is missing
+# and we may; otherwise it names the package. A service is never started by it.
+need() {
+	command -v "$1" >/dev/null && return
+	if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+		die "$1 is missing: install the package $2"
+	fi
+	say "installing the package $2, because $1 is missing"
+	apt_install "$2" || die "$1 is missing, and installing the package $2 failed"
+	hash -r
+	command -v "$1" >/dev/null || die "$1 is still missing after installing the package $2"
+}
+
+apt_install() {
+	local policy=/usr/sbin/policy-rc.d own='' log=$RUN/apt.log code=0
+	mkdir -p "$RUN"
+	if [[ ! -e $policy ]]; then
+		own=yes
+		printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+	fi
+	{
+		apt-get -q -o DPkg::Lock::Timeout=300 update &&
+			DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 \
+				install --no-install-recommends "$@"
+	} >"$log" 2>&1 || code=$?
+	[[ -z $own ]] || rm -f "$policy"
+	[[ $code == 0 ]] || tail -n 5 "$log" >&2
+	return "$code"
+}
+
+# engine tells whether a Docker engine answers.
+engine() {
+	command -v docker >/dev/null && timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1
+}
+
+# listening PORT tells whether anything accepts connections on 127.0.0.1:PORT.
+listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# serves PORT tells whether an AMQP 0-9-1 broker answers on 127.0.0.1:PORT:
+# it gets our protocol header and must begin a method frame (type 1).
+serves() (
+	exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+	printf 'AMQP\0\0\11\1' >&3
+	IFS= read -r -N 1 -t 5 byte <&3 && [[ $byte == $'\1' ]]
+)
+
+# free_port prints a port of 127.0.0.1 that nobody listens on.
+free_port() {
+	local port
+	while :; do
+		port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+		listening "$port" || break
+	done
+	echo "$port"
+}
+
+# until_true SECONDS COMMAND… repeats the command until it succeeds or time is up.
+until_true() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
+# suite_of VERSION prints the Debian release that carries that major RabbitMQ.
+suite_of() {
+	case $1 in
+	3) echo bookworm ;;
+	4) echo trixie ;;
+	*) die "no Debian release is known to carry RabbitMQ $1" ;;
+	esac
+}

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs the pinned lint tools into ./.bin. They are built once per machine:
+# the binaries live in the cache folder, .bin holds links to them.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+readonly TOOLS='
+github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+'
+
+# install_tool MODULE@VERSION builds it unless the cache has it, then links it.
+install_tool() {
+	local spec=$1 name dir
+	name=$(basename "${spec%@*}")
+	dir=$CACHE/tools/$name-${spec#*@}-$(go env GOVERSION)
+	if [[ ! -x $dir/$name ]]; then
+		say "building $name ${spec#*@} (once per machine)"
+		# -buildvcs and -mod settings of the caller must not reach this build.
+		(cd / && GOFLAGS='' GOBIN=$dir.tmp go install -trimpath "$spec")
+		mkdir -p "$dir" && mv "$dir.tmp/$name" "$dir/" && rmdir "$dir.tmp"
+	fi
+	ln -sfn "$dir/$name" "$ROOT/.bin/$name"
+}
+
+mkdir -p "$ROOT/.bin" "$CACHE/tools"
+exec 9>"$CACHE/tools/.lock"
+flock 9
+for spec in $TOOLS; do
+	install_tool "$spec"
+done
