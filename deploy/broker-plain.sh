@@ -62,10 +62,11 @@ spawn() {
 	)
 }
 
-alive() { [[ -f $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; }
+# alive PIDFILE: that process runs (a zombie does not).
+alive() { [[ -f $1 && $(ps -o stat= -p "$(<"$1")") == [!Z]* ]]; }
 
-# group_gone PIDFILE: no process of that session is left, zombies aside.
-group_gone() { ! pgrep -s "$(<"$1")" -r D,R,S,T >/dev/null; }
+# gone PIDFILE: nor does anything in its session.
+gone() { ! alive "$1" && ! pgrep -s "$(<"$1")" -r D,R,S,T >/dev/null; }
 
 # signal_group SIGNAL sends it to the server and all its helpers.
 signal_group() { kill -s "$1" -- "-$(<"$state/server.pid")" 2>/dev/null || true; }
@@ -80,13 +81,13 @@ backend_stop() {
 	alive "$state/server.pid" || return 0
 	signal_group CONT
 	kill -s TERM "$(<"$state/server.pid")"
-	until_true 30 group_gone "$state/server.pid" || backend_kill
+	until_true 30 gone "$state/server.pid" || backend_kill
 }
 
 backend_kill() {
 	alive "$state/server.pid" || return 0
 	signal_group KILL
-	until_true 10 group_gone "$state/server.pid" || die "broker $name does not die"
+	until_true 10 gone "$state/server.pid" || die "broker $name does not die"
 }
 
 backend_pause() { signal_group STOP; }
