@@ -1,0 +1,100 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+)
+
+// Spec is a struct of settings. Validate judges what no tag of a single field
+// can; it runs after every field was read, also when some could not be.
+type Spec interface {
+	Validate(faults *Faults)
+}
+
+// Load fills spec, a pointer to a struct, from the environment. The error is a
+// [*Faults] that names every bad variable; spec is then only partly filled.
+func Load(spec Spec) error {
+	var faults Faults
+	for _, s := range settings(spec) {
+		s.load(&faults)
+	}
+	spec.Validate(&faults)
+	return faults.Err()
+}
+
+// setting is one field of a spec, bound to its variable.
+type setting struct {
+	name  string
+	value reflect.Value
+	field reflect.StructField
+}
+
+// settings lists the fields of the struct that spec points to, those of structs
+// inside it in their place. Other fields without a variable are left out.
+func settings(spec any) []setting {
+	var list []setting
+	v := reflect.Indirect(reflect.ValueOf(spec))
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		switch name := f.Tag.Get("envconfig"); {
+		case name != "":
+			list = append(list, setting{name: name, value: v.Field(i), field: f})
+		case f.IsExported() && f.Type.Kind() == reflect.Struct:
+			list = append(list, settings(v.Field(i).Addr().Interface())...)
+		}
+	}
+	return list
+}
+
+func (s setting) load(faults *Faults) {
+	if raw, set := os.LookupEnv(s.name); set && strings.TrimSpace(raw) == "" && s.field.Tag.Get("empty") != "ok" {
+		faults.Addf(s.name, "is empty; unset it for the default or give it a value")
+		return
+	}
+	// A struct of this one field, so that envconfig reads it whatever the others hold.
+	one := reflect.New(reflect.StructOf([]reflect.StructField{s.field}))
+	if err := envconfig.Process("", one.Interface()); err != nil {
+		faults.Addf(s.name, "%s is not %s", s.shown(), s.kind())
+		return
+	}
+	s.value.Set(one.Elem().Field(0))
+	s.check(faults)
+}
+
+// shown is the variable's value as a fault may quote it.
+func (s setting) shown() string {
+	const most = 60
+	raw, set := os.LookupEnv(s.name)
+	if !set {
+		raw = s.field.Tag.Get("default")
+	}
+	if s.secret() || strings.Contains(raw, "://") {
+		return "the value"
+	}
+	if len(raw) > most {
+		return fmt.Sprintf("%q…", raw[:most])
+	}
+	return strconv.Quote(raw)
+}
+
+func (s setting) secret() bool { return s.field.Type == reflect.TypeFor[Secret]() }
+
+// kind says in words what the field takes.
+func (s setting) kind() string {
+	switch {
+	case s.field.Type == reflect.TypeFor[time.Duration]():
+		return "a duration such as 500ms, 5s or 2m"
+	case s.value.CanInt():
+		return "a whole number"
+	case s.value.Kind() == reflect.Bool:
+		return "true or false"
+	default:
+		return "a " + s.field.Type.String()
+	}
+}

@@ -1,0 +1,38 @@
+package config
+
+import (
+	"strings"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// Queue is the request queue, which both services must describe alike. It is a part of a
+// service's settings.
+type Queue struct {
+	// Name is the queue's name.
+	Name string `envconfig:"RPC_QUEUE" default:"rpc_queue" maxlen:"200"`
+	// Type is classic or quorum.
+	Type amqpx.QueueType `envconfig:"RPC_QUEUE_TYPE" default:"classic" oneof:"classic quorum"`
+	// Durable makes the queue outlive a restart of the broker.
+	Durable bool `envconfig:"RPC_QUEUE_DURABLE" default:"true"`
+	// Persistent makes the broker write the messages to disk as well.
+	Persistent bool `envconfig:"RPC_PERSISTENT" default:"false"`
+}
+
+// Validate checks what spans variables.
+func (q *Queue) Validate(faults *Faults) {
+	if q.Type == amqpx.QueueQuorum && !q.Durable && !faults.Has("RPC_QUEUE_DURABLE") {
+		faults.Addf("RPC_QUEUE_DURABLE", "is false, but a quorum queue is always durable")
+	}
+	if strings.HasPrefix(q.Name, "amq.") {
+		faults.Addf("RPC_QUEUE", "begins with amq., which the broker reserves")
+	}
+}
+
+// Options returns the library's options for these settings.
+func (q *Queue) Options() []amqpx.Option {
+	return []amqpx.Option{
+		amqpx.WithQueue(amqpx.Queue{Name: q.Name, Type: q.Type, Durable: q.Durable}),
+		amqpx.WithPersistent(q.Persistent),
+	}
+}

@@ -1,0 +1,74 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"slices"
+	"strings"
+)
+
+// loadTLS reads the certificate files. Without any of them, amqps URLs use the
+// library's default, which trusts the system's certificates.
+func (a *AMQP) loadTLS(urls []string, faults *Faults) {
+	const ca, cert, key = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
+	given := make([]string, 0, 3)
+	for _, f := range []struct{ name, path string }{{ca, a.TLSCAFile}, {cert, a.TLSCertFile}, {key, a.TLSKeyFile}} {
+		if f.path != "" {
+			given = append(given, f.name)
+		}
+	}
+	if len(given) == 0 {
+		return
+	}
+	if len(urls) > 0 && !slices.ContainsFunc(urls, func(u string) bool { return strings.HasPrefix(u, "amqps:") }) {
+		faults.Addf(given[0], "is set, but no broker URL begins with amqps://")
+	}
+	a.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+	if a.TLSCAFile != "" {
+		a.tls.RootCAs = loadCA(ca, a.TLSCAFile, faults)
+	}
+	switch {
+	case a.TLSCertFile != "" && a.TLSKeyFile != "":
+		a.tls.Certificates = loadPair(a.TLSCertFile, a.TLSKeyFile, faults)
+	case a.TLSCertFile != "":
+		faults.Addf(key, "is missing: AMQP_TLS_CERT_FILE is set")
+	case a.TLSKeyFile != "":
+		faults.Addf(cert, "is missing: AMQP_TLS_KEY_FILE is set")
+	}
+}
+
+func loadCA(name, path string, faults *Faults) *x509.CertPool {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		faults.Addf(name, "%v", err)
+		return nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		faults.Addf(name, "%s holds no PEM certificate", path)
+	}
+	return pool
+}
+
+// loadPair blames the file that is at fault where it can tell.
+func loadPair(certPath, keyPath string, faults *Faults) []tls.Certificate {
+	const cert, key = "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
+	certPEM, certErr := os.ReadFile(certPath)
+	if certErr != nil {
+		faults.Addf(cert, "%v", certErr)
+	}
+	keyPEM, keyErr := os.ReadFile(keyPath)
+	if keyErr != nil {
+		faults.Addf(key, "%v", keyErr)
+	}
+	if certErr != nil || keyErr != nil {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		faults.Addf(cert, "%s with the key %s: %v", certPath, keyPath, err)
+		return nil
+	}
+	return []tls.Certificate{pair}
+}

@@ -1,0 +1,26 @@
+package health
+
+import (
+	"net"
+	"strconv"
+
+	"rabbitmq-rpc/internal/config"
+)
+
+// Config is where the service answers. It is a part of a
+// service's settings.
+type Config struct {
+	// Addr is host:port; an empty host means every interface, port 0 any free one.
+	Addr string `envconfig:"HTTP_ADDR" default:":8080"`
+}
+
+// Validate checks the form of the address.
+func (c *Config) Validate(faults *config.Faults) {
+	_, port, err := net.SplitHostPort(c.Addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		faults.Addf("HTTP_ADDR", "%q is not an address such as :8080 or 127.0.0.1:8080", c.Addr)
+	}
+}

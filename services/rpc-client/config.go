@@ -1,0 +1,79 @@
+package main
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// Config is everything the client reads from the environment.
+type Config struct {
+	AMQP  config.AMQP
+	Queue config.Queue
+	HTTP  health.Config
+	Log   logging.Config
+
+	// Method is the function to call.
+	Method string `envconfig:"RPC_METHOD" default:"b" maxlen:"255"`
+	// Body is the argument of every call; it may be empty.
+	Body string `envconfig:"RPC_BODY" default:"request" empty:"ok"`
+	// Expect is the answer that every call must get. Empty means the method's name,
+	// which is what the functions a and b of rpc-server answer.
+	Expect string `envconfig:"RPC_EXPECT" empty:"ok"`
+	// Calls is how many calls to make.
+	Calls int `envconfig:"RPC_CALLS" default:"1000" min:"1" max:"1000000000"`
+	// Concurrency is how many calls are under way at once.
+	Concurrency int `envconfig:"RPC_CONCURRENCY" default:"1" min:"1" max:"65536"`
+	// Timeout is the deadline of each call.
+	Timeout time.Duration `envconfig:"RPC_TIMEOUT" default:"5s" min:"1ms" max:"1h"`
+	// ReplyMode is queue or direct.
+	ReplyMode amqpx.ReplyMode `envconfig:"RPC_REPLY_MODE" default:"queue" oneof:"queue direct"`
+	// Idempotent lets a call be sent again when the link is lost at a moment that
+	// leaves its outcome open. The functions a and b are pure, so that is safe; set
+	// it to false for a function that must not run twice.
+	Idempotent bool `envconfig:"RPC_IDEMPOTENT" default:"true"`
+	// ReportDir is where report.json goes; empty means nowhere.
+	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
+}
+
+// Validate checks what spans variables, and that the report can be written.
+func (c *Config) Validate(faults *config.Faults) {
+	c.AMQP.Validate(faults)
+	c.Queue.Validate(faults)
+	c.HTTP.Validate(faults)
+	if c.Expect == "" {
+		c.Expect = c.Method
+	}
+	if c.ReportDir != "" {
+		if err := prepareDir(c.ReportDir); err != nil {
+			faults.Addf("RPC_REPORT_DIR", "%v", err)
+		}
+	}
+}
+
+// options returns the library's options for these settings. A call always waits,
+// until its deadline, for a server to come up.
+func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
+	perCall := []amqpx.CallOption{amqpx.WaitForServer()}
+	if c.Idempotent {
+		perCall = append(perCall, amqpx.Idempotent())
+	}
+	options := []amqpx.ClientOption{
+		amqpx.WithMiddleware(logAnswers(logger)),
+		amqpx.WithReplyMode(c.ReplyMode),
+		amqpx.WithTimeout(c.Timeout),
+		amqpx.WithCallOptions(perCall...),
+	}
+	for _, o := range c.AMQP.Options(name, logger) {
+		options = append(options, o)
+	}
+	for _, o := range c.Queue.Options() {
+		options = append(options, o)
+	}
+	return options
+}

@@ -1,0 +1,55 @@
+// Command rpc-client calls a function over RabbitMQ many times, checks every
+// answer and reports. Its settings come from the environment; docs/operations.md
+// lists them.
+//
+//	rpc-client               call, print a summary; exit 0 if every call was
+//	                         answered as expected, 1 if not, 2 on bad settings
+//	rpc-client healthcheck   exit 0 if the running client is ready, else 1
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/internal/logging"
+)
+
+const name = "rpc-client"
+
+const usage = `usage: rpc-client [healthcheck]
+Calls a function over RabbitMQ and checks every answer. Settings come from the
+environment only: docs/operations.md lists them.
+`
+
+func main() {
+	os.Exit(lifecycle.Finish(os.Stderr, name, run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)))
+}
+
+func run(parent context.Context, args []string, stdout, stderr io.Writer) error {
+	command, err := lifecycle.ParseArgs(args)
+	if err != nil {
+		return err
+	}
+	drain, force, stop := lifecycle.Signals(parent)
+	defer stop()
+	switch command {
+	case lifecycle.CommandHelp:
+		_, err = fmt.Fprint(stdout, usage)
+		return err
+	case lifecycle.CommandHealthcheck:
+		return health.CheckSelf(drain)
+	}
+	var settings Config
+	if err := config.Load(&settings); err != nil {
+		return err
+	}
+	terminal := openScreen(stderr)
+	logger := logging.New(settings.Log, name, terminal)
+	defer logging.Sync(logger)
+	return work(drain, force, &settings, terminal, stdout, logger)
+}

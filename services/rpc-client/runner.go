@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// stallGrace is how long after its deadline a call may still settle. The library
+// settles every call in time; the grace only keeps a fault in it from making this
+// process hang.
+const stallGrace = 5 * time.Second
+
+// keyMismatched is the key of answers that were not the expected one, among the
+// codes of the errors.
+const keyMismatched = "mismatched"
+
+var errNeverConnected = errors.New("no link to the broker since the start")
+
+// caller is the part of [amqpx.Client] that calls are made with.
+type caller interface {
+	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
+	Status() amqpx.Status
+}
+
+// result is how one call ended.
+type result struct {
+	// latency is set for expected answers only.
+	latency time.Duration
+	// key is empty for the expected answer, else an error code or keyMismatched.
+	key string
+	err error
+}
+
+// runner makes the planned calls. Use it once.
+type runner struct {
+	settings *Config
+	link     caller
+	progress progress
+	logger   *zap.Logger
+
+	// taken counts the calls that workers took; it may pass settings.Calls.
+	taken  atomic.Int64
+	failed atomic.Bool
+	// results is closed when every worker has ended.
+	results chan result
+	// abandoned is closed when nobody reads results any more.
+	abandoned chan struct{}
+}
+
+func newRunner(settings *Config, link caller, p progress, logger *zap.Logger) *runner {
+	return &runner{
+		settings:  settings,
+		link:      link,
+		progress:  p,
+		logger:    logger,
+		results:   make(chan result, settings.Concurrency),
+		abandoned: make(chan struct{}),
+	}
+}
+
+// run makes the calls and returns how they ended. The end of drain stops it from
+// beginning more; the end of force cuts off those under way. It returns at the
+// latest when no call has settled for twice the calls' timeout and grace.
+func (r *runner) run(drain, force context.Context) *tally {
+	t := newTally()
+	var workers sync.WaitGroup
+	for range min(r.settings.Concurrency, r.settings.Calls) {
+		// Ends when all calls are taken, drain ends, or the results are abandoned.
+		workers.Go(func() { r.work(drain, force) })
+	}
+	// Ends with the workers.
+	go func() {
+		workers.Wait()
+		close(r.results)
+	}()
+	r.collect(drain, t)
+	close(r.abandoned)
+	t.elapsed = time.Since(t.start)
+	t.calls = min(r.taken.Load(), int64(r.settings.Calls))
+	t.interrupted = drain.Err() != nil
+	return t
+}
+
+func (r *runner) work(drain, force context.Context) {
+	for drain.Err() == nil && r.taken.Add(1) <= int64(r.settings.Calls) {
+		select {
+		case r.results <- r.call(force):
+		case <-r.abandoned:
+			return
+		}
+	}
+}
+
+// call makes one call, bounded by its timeout.
+func (r *runner) call(force context.Context) result {
+	// A broker that was out of reach for a whole call, from the start on, is most
+	// likely misconfigured: the other calls need not wait for it one by one.
+	if r.failed.Load() && r.link.Status().Generation == 0 {
+		return result{key: amqpx.CodeUnavailable.String(), err: errNeverConnected}
+	}
+	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
+	defer cancel()
+	start := time.Now()
+	answer, err := r.link.Call(ctx, r.settings.Method, []byte(r.settings.Body))
+	latency := time.Since(start)
+	switch {
+	case err != nil:
+		r.failed.Store(true)
+		return result{key: amqpx.CodeOf(err).String(), err: err}
+	case string(answer) != r.settings.Expect:
+		return result{key: keyMismatched, err: mismatch(answer, r.settings.Expect)}
+	default:
+		return result{latency: latency}
+	}
+}
+
+func mismatch(answer []byte, want string) error {
+	const most = 80
+	return fmt.Errorf("answer of %d bytes %.*q, want %.*q", len(answer), most, answer, most, want)
+}
+
+// collect counts results until the last one, or until no call settles any more.
+func (r *runner) collect(drain context.Context, t *tally) {
+	stall := time.NewTicker(r.settings.Timeout + stallGrace)
+	defer stall.Stop()
+	defer r.progress.finish()
+	interrupted := drain.Done()
+	before := int64(-1)
+	for {
+		select {
+		case res, open := <-r.results:
+			if !open {
+				return
+			}
+			r.record(t, res)
+		case <-interrupted:
+			interrupted = nil
+			r.logger.Info("interrupted: no new calls, waiting for those under way")
+		case <-stall.C:
+			// Whatever was under way at the last tick should have settled by now.
+			if t.settled() == before {
+				r.logger.Error("calls did not settle", zap.Duration("silence", r.settings.Timeout+stallGrace))
+				return
+			}
+			before = t.settled()
+		}
+	}
+}
+
+// record counts one result. The first failure of each kind is worth a line; the
+// others are in the report, and at debug level in the log.
+func (r *runner) record(t *tally, res result) {
+	t.add(res)
+	if res.err != nil {
+		level := zap.DebugLevel
+		if t.errors[res.key] == 1 {
+			level = zap.WarnLevel
+		}
+		r.logger.Log(level, "call failed", zap.String("code", res.key), zap.Error(res.err))
+	}
+	r.progress.step(t)
+}

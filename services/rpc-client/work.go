@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// closeTimeout bounds everything after the last call: closing the link, and
+// answers to health checks.
+const closeTimeout = 5 * time.Second
+
+// client is the part of [amqpx.Client] that this service uses.
+type client interface {
+	caller
+	WaitReady(ctx context.Context) error
+	Stats() amqpx.ClientStats
+	Close(ctx context.Context) error
+}
+
+// work connects, makes the calls and reports.
+func work(drain, force context.Context, settings *Config, out *screen, stdout io.Writer, logger *zap.Logger) error {
+	c, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), settings.options(logger)...)
+	if err != nil {
+		return lifecycle.ConfigError(err)
+	}
+	probes, err := health.Start(drain, settings.HTTP.Addr, c, logger)
+	if err != nil {
+		return errors.Join(err, closeBy(force, c))
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(force, closeTimeout)
+		defer cancel()
+		probes.Stop(ctx)
+	}()
+	logger.Info("client starts", zap.Any("config", config.Describe(settings)),
+		zap.Stringer("http_addr", probes.Addr()))
+	return callAll(drain, force, c, settings, newProgress(out, settings.Calls, logger), stdout, logger)
+}
+
+// callAll makes the calls on c, closes it and reports. The error is nil if every
+// call made got the expected answer.
+func callAll(drain, force context.Context, c client, settings *Config, p progress, stdout io.Writer, logger *zap.Logger) error {
+	waitForLink(drain, c, settings.Timeout, logger)
+	t := newRunner(settings, c, p, logger).run(drain, force)
+	closeErr := closeBy(force, c)
+	if closeErr != nil {
+		logger.Warn("client did not close cleanly", zap.Error(closeErr))
+	}
+	r := newReport(t, settings.Calls, c.Stats())
+	logger.Info("client finished", zap.Any("stats", c.Stats()), zap.Bool("interrupted", r.Interrupted))
+	err := r.err()
+	if writeErr := writeSummary(stdout, r, settings); writeErr != nil {
+		err = errors.Join(err, fmt.Errorf("print the summary: %w", writeErr))
+	}
+	if settings.ReportDir == "" {
+		return err
+	}
+	path, writeErr := r.write(settings.ReportDir)
+	if writeErr == nil {
+		logger.Info("report written", zap.String("path", path))
+	}
+	return errors.Join(err, writeErr)
+}
+
+// waitForLink keeps the time it takes to connect out of the first call's latency.
+// Without a link the calls begin all the same: each waits until its own deadline.
+func waitForLink(drain context.Context, c client, limit time.Duration, logger *zap.Logger) {
+	ctx, cancel := context.WithTimeout(drain, limit)
+	defer cancel()
+	if err := c.WaitReady(ctx); err != nil && drain.Err() == nil {
+		logger.Warn("no link to the broker yet, calling all the same", zap.Error(err))
+	}
+}
+
+// closeBy closes c within closeTimeout, at once when force has ended.
+func closeBy(force context.Context, c client) error {
+	ctx, cancel := context.WithTimeout(force, closeTimeout)
+	defer cancel()
+	return c.Close(ctx)
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// httpStopTimeout bounds the wait for answers to health checks at the end.
+const httpStopTimeout = time.Second
+
+// errForced is returned when a second signal cut the drain off.
+var errForced = errors.New("stopped by a second signal before the drain was done")
+
+// serve runs the server until drain ends and what has begun is finished, or until
+// force ends.
+func serve(drain, force context.Context, settings *Config, logger *zap.Logger) error {
+	server, err := amqpx.NewServer(settings.AMQP.URL.Reveal(), settings.options(logger)...)
+	if err != nil {
+		return lifecycle.ConfigError(err)
+	}
+	defer server.Close()
+	if err := register(server); err != nil {
+		return fmt.Errorf("register functions: %w", err)
+	}
+	probes, err := health.Start(drain, settings.HTTP.Addr, server, logger)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Ends early when force does.
+		ctx, cancel := context.WithTimeout(force, httpStopTimeout)
+		defer cancel()
+		probes.Stop(ctx)
+	}()
+	logger.Info("server starts", zap.Any("config", config.Describe(settings)),
+		zap.Stringer("http_addr", probes.Addr()))
+	return serveUntil(drain, force, server, logger)
+}
+
+// service is the part of [amqpx.Server] that runs and stops.
+type service interface {
+	Serve(ctx context.Context) error
+	Close()
+	Stats() amqpx.ServerStats
+}
+
+func serveUntil(drain, force context.Context, server service, logger *zap.Logger) error {
+	defer context.AfterFunc(force, server.Close)()
+	err := server.Serve(drain)
+	logger.Info("server stopped", zap.Any("stats", server.Stats()), zap.Error(err))
+	if force.Err() != nil {
+		return errors.Join(errForced, err)
+	}
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
