@@ -48,6 +48,9 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	for _, o := range opts {
 		o.applyClient(c)
 	}
+	if c.dialer == nil {
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
+	}
 	faults := []error{c.validate()}
 	if c.replyMode != ReplyQueue && c.replyMode != ReplyDirect {
 		faults = append(faults, fmt.Errorf("reply mode %q: want %q or %q", c.replyMode, ReplyQueue, ReplyDirect))

@@ -25,6 +25,8 @@ type Request struct {
 	Redelivered bool
 	// OneWay says that the caller wants no answer (no reply_to). Server only.
 	OneWay bool
+
+	call *callConfig // client only
 }
 
 // Handler answers one call. On a server it is the function itself; on a client

@@ -4,11 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
 
@@ -179,17 +179,10 @@ func (c *config) validate() error {
 }
 
 // validateURL names a bad URL by its place in the list: its text may hold a
-// password, and url.Parse would quote it.
+// password, and the parsers' errors quote it.
 func validateURL(index int, raw string) error {
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil:
-		return fmt.Errorf("broker URL %d: not a URL", index+1)
-	case u.Scheme != "amqp" && u.Scheme != "amqps":
-		return fmt.Errorf("broker URL %d: the scheme must be amqp or amqps", index+1)
-	case u.Hostname() == "":
-		return fmt.Errorf("broker URL %d: no host", index+1)
-	default:
-		return nil
+	if _, err := amqp.ParseURI(raw); err != nil {
+		return fmt.Errorf("broker URL %d: want amqp://user:password@host:port/vhost or amqps, with reserved characters percent-encoded", index+1)
 	}
+	return nil
 }

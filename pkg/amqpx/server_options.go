@@ -31,6 +31,9 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.prefetch == 0 {
 		c.prefetch = min(2*c.workers, maxPrefetch)
 	}
+	if c.dialer == nil {
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
+	}
 	faults := []error{c.validate()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))

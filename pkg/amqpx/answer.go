@@ -1,0 +1,96 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// answerTries bounds how often an answer that the broker refuses is published.
+const answerTries = 3
+
+// answer is one answer on its way to its caller. Its confirm acknowledges the
+// request: the broker always holds either the request or the answer.
+type answer struct {
+	server *Server
+	job    *job
+	key    string
+	msg    amqp.Publishing
+	tries  int
+}
+
+// answer hands an answer to the publisher. A one-way call has none: it is
+// acknowledged as it is.
+func (s *Server) answer(j *job, in *incoming, msg amqp.Publishing) {
+	if in.OneWay {
+		j.settled()
+		return
+	}
+	s.send(&answer{server: s, job: j, key: in.replyTo, msg: msg})
+}
+
+// send puts an answer in the outbox. Without a link it waits there for the next
+// one: the reply queue outlives the link.
+func (s *Server) send(a *answer) {
+	select {
+	case s.outbox <- a:
+	case <-s.quit:
+		s.track.done()
+	}
+}
+
+// claim implements outgoing: an answer is always worth sending.
+func (a *answer) claim(uint64) bool { return true }
+
+// envelope implements outgoing. An answer is not mandatory: a caller that is gone
+// needs none.
+func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return a.key, false, a.msg
+}
+
+// settle implements outgoing.
+func (a *answer) settle(f fate) {
+	if f == fateRefused {
+		if a.tries++; a.tries < answerTries {
+			select {
+			case a.server.outbox <- a:
+				return
+			default: // the publisher's own goroutine must not wait for the publisher
+			}
+		}
+		a.server.cfg.logger.Warn("the broker refused an answer, its caller gets none",
+			zap.String("reply_to", a.key), zap.String("correlation_id", a.msg.CorrelationId))
+		a.job.settled()
+		return
+	}
+	if f == fateConfirmed {
+		a.job.settled()
+		return
+	}
+	a.server.track.done() // lost with its session: the request comes again
+}
+
+// forCaller turns a handler's error into what its caller may know: a coded error
+// as it is, the end of the handler's context as its code, anything else as
+// CodeInternal without its text, which is logged here.
+func (s *Server) forCaller(in *incoming, err error) *Error {
+	var coded *Error
+	switch {
+	case errors.As(err, &coded):
+		return coded
+	case errors.Is(err, context.DeadlineExceeded):
+		return Errorf(CodeDeadlineExceeded, "the call's time ran out in the handler")
+	case errors.Is(err, context.Canceled):
+		return Errorf(CodeCanceled, "the handler was cancelled")
+	}
+	var p *panicError
+	if errors.As(err, &p) {
+		s.counts.panics.Add(1)
+	} else {
+		s.cfg.logger.Error("handler failed", zap.String("method", in.Method),
+			zap.String("correlation_id", in.CorrelationID), zap.Error(err))
+	}
+	return Errorf(CodeInternal, "internal error")
+}

@@ -1,0 +1,107 @@
+package amqpx
+
+import (
+	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// stage is how far one attempt of a call has come. Each move is one
+// compare-and-swap, so exactly one party settles an attempt, whoever comes first:
+//
+//	queued ──claim──▶ written ──ack──▶ confirmed
+//	  │                 │ nack, return, loss  │ the link was replaced
+//	  │ caller gave up  ▼                     ▼
+//	  └──▶ withdrawn   settled             settled
+type stage uint32
+
+const (
+	stageSettled   stage = iota // no attempt is under way; the zero value
+	stageQueued                 // handed to the publisher, not written
+	stageWithdrawn              // given up before it was written: it never runs
+	stageWritten                // written, the broker's word is open
+	stageConfirmed              // the broker has it; the answer is open
+)
+
+// event is what a waiting call learns: an answer, or its attempt's fate.
+type event struct {
+	answer *amqp.Delivery
+	fate   fate
+}
+
+// call is one pending call. The goroutine inside Client.Call owns it and is the
+// only one that starts attempts; the session's goroutines report through events.
+type call struct {
+	req *Request
+	key string // the request queue
+
+	stage      atomic.Uint32
+	generation atomic.Uint64 // the session that wrote the last attempt
+	// events never blocks its senders: a call gets at most one answer, and an
+	// attempt at most one fate, which is taken before the next attempt starts.
+	events chan event
+	msg    amqp.Publishing
+
+	answered bool // guarded by the pending table's lock
+
+	attempts  int  // how often it was enqueued and not withdrawn
+	lastFate  fate // of the attempt before
+	uncertain bool // an earlier attempt may have arrived
+}
+
+func newCall(req *Request, queue string) *call {
+	return &call{req: req, key: queue, events: make(chan event, 2)}
+}
+
+// move makes one step and reports whether this party made it.
+func (k *call) move(from, to stage) bool {
+	return k.stage.CompareAndSwap(uint32(from), uint32(to))
+}
+
+// claim implements outgoing.
+func (k *call) claim(generation uint64) bool {
+	k.generation.Store(generation)
+	return k.move(stageQueued, stageWritten)
+}
+
+// envelope implements outgoing. Every request is mandatory: without a queue the
+// broker returns it, and the caller learns at once that nobody serves.
+func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return k.key, true, k.msg
+}
+
+// settle implements outgoing.
+func (k *call) settle(f fate) {
+	if f == fateConfirmed {
+		k.move(stageWritten, stageConfirmed)
+		return
+	}
+	if k.move(stageWritten, stageSettled) {
+		k.events <- event{fate: f}
+	}
+}
+
+// linkReplaced tells a confirmed call that a new session took over from the one
+// that wrote it. answersLost says that the reply queue, and what was in it, is
+// gone. A call whose request may be gone is given back to its caller, who re-sends
+// it if it is idempotent; any other keeps waiting for its answer.
+func (k *call) linkReplaced(generation uint64, answersLost, requestsSurvive bool) {
+	if k.generation.Load() >= generation {
+		return
+	}
+	if !answersLost && (requestsSurvive || !k.req.Idempotent) {
+		return
+	}
+	if k.move(stageConfirmed, stageSettled) {
+		k.events <- event{fate: fateLost}
+	}
+}
+
+// outcome tells what is certain when the caller gives up now.
+func (k *call) outcome() Outcome {
+	withdrawn := k.move(stageQueued, stageWithdrawn) || stage(k.stage.Load()) == stageSettled
+	if withdrawn && !k.uncertain {
+		return DidNotRun
+	}
+	return MayHaveRun
+}

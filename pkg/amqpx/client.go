@@ -1,0 +1,212 @@
+package amqpx
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// Client calls methods that servers answer on a request queue. All its methods are
+// safe for any number of goroutines. One client for each process and queue is
+// enough; it holds two connections ([ReplyDirect]: one).
+type Client struct {
+	cfg     *clientConfig
+	sup     *supervisor
+	handler Handler // the round trip inside the middleware
+	replyTo string
+	pending *pending
+	outbox  chan outgoing
+	slots   chan struct{} // bounds the calls in flight
+	counts  clientCounts
+
+	closing   chan struct{} // closed by Close: pending calls settle
+	closeOnce sync.Once
+	stop      context.CancelFunc
+	stopped   chan struct{} // closed when the supervisor has ended
+}
+
+// outboxSize is how many messages may wait for the publisher; more wait in their
+// senders.
+const outboxSize = 1024
+
+// directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
+const directReplyTo = "amq.rabbitmq.reply-to"
+
+// NewClient returns a client of the broker at url, which may be a comma-separated
+// list of the nodes of a cluster. It reports every fault of its arguments at once
+// and does not wait for the broker: it connects in the background, keeps
+// connecting until Close, and calls wait for it within their deadlines.
+func NewClient(url string, opts ...ClientOption) (*Client, error) {
+	cfg, err := newClientConfig(url, opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{
+		cfg:     cfg,
+		replyTo: directReplyTo,
+		pending: newPending(),
+		outbox:  make(chan outgoing, outboxSize),
+		slots:   make(chan struct{}, cfg.maxInFlight),
+		closing: make(chan struct{}),
+		stopped: make(chan struct{}),
+	}
+	if cfg.replyMode == ReplyQueue {
+		c.replyTo = cfg.queue.Name + ".reply." + uuid.NewString()
+	}
+	c.handler = Chain(c.roundTrip, cfg.middleware...)
+	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
+	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
+	c.stop = stop
+	go func() { // ends when stop is called; Close waits for it
+		defer close(c.stopped)
+		c.sup.run(ctx, ctx)
+	}()
+	return c, nil
+}
+
+// Call calls a method and returns its answer. It settles by ctx's deadline, or by
+// the client's default when ctx has none, with the answer or an error that matches
+// [*Error]: its Code classifies it, its Outcome tells whether a server may have
+// run the call. The body must not be changed until Call returns, and is the caller's
+// again then.
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.cfg.timeout)
+		defer cancel()
+	}
+	req := &Request{Method: method, Body: body, CorrelationID: uuid.NewString(), call: &callConfig{}}
+	for _, o := range c.cfg.callOptions {
+		o(req.call)
+	}
+	for _, o := range opts {
+		o(req.call)
+	}
+	req.Header, req.Idempotent = req.call.header, req.call.idempotent
+	if req.IdempotencyKey = req.call.idempotencyKey; req.IdempotencyKey == "" && req.Idempotent {
+		req.IdempotencyKey = req.CorrelationID
+	}
+	answer, err := c.handler(ctx, req)
+	c.counts.settled(err)
+	return answer, err
+}
+
+// Status returns where the link stands.
+func (c *Client) Status() Status { return c.sup.board.get() }
+
+// Watch returns a channel that at once receives the status and then each change.
+// A reader that is slow sees the newest and misses what was between. The channel
+// is never closed; stop ends the watch.
+func (c *Client) Watch() (updates <-chan Status, stop func()) { return c.sup.board.watch() }
+
+// WaitReady waits until the link is ready. When ctx ends first, the error holds
+// ctx's and the link's last fault. Calls wait by themselves; this is for start-up.
+func (c *Client) WaitReady(ctx context.Context) error { return c.sup.waitReady(ctx) }
+
+// Close settles every pending call with [ErrClosed], deletes the reply queue, and
+// returns when every goroutine of the client has ended; when ctx ends first, the
+// connections are cut and Close returns its error. Further calls of Close do the
+// same.
+func (c *Client) Close(ctx context.Context) error {
+	c.closeOnce.Do(func() {
+		c.pending.close()
+		close(c.closing)
+		c.deleteReplyQueue(ctx)
+		c.stop()
+	})
+	select {
+	case <-c.stopped:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// deleteReplyQueue removes the reply queue, so that it does not linger until it
+// expires. Without a link it is left to expire.
+func (c *Client) deleteReplyQueue(ctx context.Context) {
+	s := c.sup.current()
+	if s == nil || c.cfg.replyMode != ReplyQueue {
+		return
+	}
+	timer := time.AfterFunc(closeTimeout, s.cut)
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, s.cut)()
+	err := onOwnChannel(s.sub, func(ch channel) error {
+		_, err := ch.QueueDelete(c.replyTo, false, false, false)
+		return err
+	})
+	if err != nil {
+		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", c.replyTo), zap.Error(err))
+	}
+}
+
+// setup makes a new session serve: reply route, answers, publisher. Then it tells
+// the calls that the session before had confirmed.
+func (c *Client) setup(_ context.Context, s *session) error {
+	direct := c.cfg.replyMode == ReplyDirect
+	answersLost := direct
+	if !direct {
+		existed, err := declareReplyQueue(s.sub, c.replyTo)
+		if err != nil {
+			return err
+		}
+		answersLost = !existed
+	}
+	answers, err := s.subCh.Consume(c.replyTo, "", direct, false, false, false, nil)
+	if err != nil {
+		return err
+	}
+	s.run(func() { c.readAnswers(s, answers, direct) })
+	requestsSurvive := c.cfg.persistent && c.cfg.queue.Durable || c.cfg.queue.Type == QueueQuorum
+	for _, k := range c.pending.snapshot() {
+		k.linkReplaced(s.generation, answersLost, requestsSurvive)
+	}
+	startPublisher(s, c.outbox, c.pending.returned)
+	return nil
+}
+
+const (
+	// ackEvery and ackPause bound how many answers, and for how long, are handled
+	// but not acknowledged. After a reconnect they come again and are dropped.
+	ackEvery = 128
+	ackPause = 200 * time.Millisecond
+)
+
+// readAnswers hands every answer to its call. Answers are acknowledged late and
+// many at once: an answer that the broker pushed into a dying connection must come
+// again, and one acknowledgement for each would double the traffic.
+func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bool) {
+	tick := time.NewTicker(ackPause)
+	defer tick.Stop()
+	var last uint64 // the newest tag
+	var open int    // handled and not acknowledged
+	for {
+		select {
+		case d, ok := <-answers:
+			if !ok {
+				s.fail(errConsumerCanceled)
+				return
+			}
+			c.counts.dropped(c.pending.answer(&d))
+			last, open = d.DeliveryTag, open+1
+			if open < ackEvery {
+				continue
+			}
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+		if open > 0 && !direct {
+			if err := s.subCh.Ack(last, true); err != nil {
+				s.fail(err)
+				return
+			}
+			open = 0
+		}
+	}
+}

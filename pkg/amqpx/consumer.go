@@ -1,0 +1,155 @@
+package amqpx
+
+import (
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/google/uuid"
+)
+
+// consumer takes requests off the queue for one session and acknowledges them.
+type consumer struct {
+	server *Server
+	sess   *session
+	tag    string
+	acks   chan *job // answered, to be acknowledged
+}
+
+// job is one request on its way through a server.
+type job struct {
+	from     *consumer
+	delivery amqp.Delivery
+	arrived  time.Time
+}
+
+func newConsumer(s *Server, sess *session) *consumer {
+	return &consumer{
+		server: s,
+		sess:   sess,
+		tag:    s.cfg.name + "-" + uuid.NewString(),
+		acks:   make(chan *job, s.cfg.prefetch),
+	}
+}
+
+// start begins to consume; two goroutines run until the session ends.
+func (c *consumer) start() error {
+	requests, err := c.sess.subCh.Consume(c.server.cfg.queue.Name, c.tag, false, false, false, false, nil)
+	if err != nil {
+		return err
+	}
+	c.server.track.add()
+	c.sess.run(func() {
+		defer c.server.track.done()
+		c.receive(requests)
+	})
+	c.sess.run(c.acknowledge)
+	return nil
+}
+
+// receive hands requests to the workers. When the server drains it ends the
+// consumer and gives back what was on its way.
+func (c *consumer) receive(requests <-chan amqp.Delivery) {
+	draining := c.server.draining
+	for {
+		select {
+		case d, ok := <-requests:
+			if !ok {
+				if draining != nil {
+					c.sess.fail(errConsumerCanceled)
+				}
+				return
+			}
+			c.take(d)
+		case <-draining:
+			draining = nil // from here on, the end of requests is what we asked for
+			if err := c.sess.subCh.Cancel(c.tag, false); err != nil {
+				c.sess.fail(err)
+				return
+			}
+		case <-c.sess.done:
+			return
+		}
+	}
+}
+
+// take makes a job of a delivery. The jobs channel holds a whole prefetch, so
+// this blocks only while jobs of an ended session are still in it.
+func (c *consumer) take(d amqp.Delivery) {
+	j := &job{from: c, delivery: d, arrived: time.Now()}
+	c.server.counts.requests.Add(1)
+	c.server.track.add()
+	select {
+	case c.server.jobs <- j:
+	case <-c.sess.done:
+		c.server.track.done()
+	}
+}
+
+// settled acknowledges a request whose answer the broker has. In another session
+// than its own there is nothing to acknowledge: the broker hands it out again.
+func (j *job) settled() {
+	select {
+	case j.from.acks <- j:
+	case <-j.from.sess.done:
+		j.from.server.track.done()
+	}
+}
+
+// giveBack returns a request that was not started to the queue.
+func (j *job) giveBack() {
+	defer j.from.server.track.done()
+	j.from.server.counts.returned.Add(1)
+	if err := j.delivery.Nack(false, true); err != nil {
+		j.from.sess.fail(err)
+	}
+}
+
+// acknowledge acknowledges settled requests, those that wait together in one write.
+func (c *consumer) acknowledge() {
+	for {
+		select {
+		case j := <-c.acks:
+			c.ackBurst(j)
+		case <-c.sess.done:
+			c.dropAcks()
+			return
+		}
+	}
+}
+
+func (c *consumer) ackBurst(first *job) {
+	if len(c.acks) == 0 {
+		c.ack(first)
+		return
+	}
+	c.sess.sub.hold()
+	defer c.sess.sub.release()
+	c.ack(first)
+	for range burst - 1 {
+		select {
+		case j := <-c.acks:
+			c.ack(j)
+		default:
+			return
+		}
+	}
+}
+
+func (c *consumer) ack(j *job) {
+	defer c.server.track.done()
+	if err := j.delivery.Ack(false); err != nil {
+		c.sess.fail(err)
+	}
+}
+
+// dropAcks forgets what could not be acknowledged any more.
+func (c *consumer) dropAcks() {
+	for {
+		select {
+		case <-c.acks:
+			c.server.track.done()
+		default:
+			return
+		}
+	}
+}

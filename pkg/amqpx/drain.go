@@ -1,0 +1,55 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// hardStopGrace is how long handlers have to return once their contexts are
+// cancelled. A handler that takes longer is left behind.
+const hardStopGrace = time.Second
+
+// errServerStopped is the cause of a handler's context that a hard stop cancelled.
+var errServerStopped = errors.New("the server was stopped")
+
+// drain finishes what was begun, within the time limit: consumers end, requests
+// that no worker started go back to the queue, handlers finish, their answers are
+// confirmed, their requests acknowledged.
+func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
+	begun := time.Now()
+	s.sup.board.update(func(st *Status) { st.State = StateDraining })
+	close(s.draining)
+	timer := time.NewTimer(s.cfg.drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-s.track.whenIdle():
+		s.cfg.logger.Info("drained", zap.Duration("took", time.Since(begun)))
+		return nil
+	case <-timer.C:
+	case <-s.stopNow:
+	}
+	cut := s.track.count()
+	s.cfg.logger.Warn("drain cut short", zap.Int("unfinished", cut), zap.Duration("took", time.Since(begun)))
+	cancelHandlers(errServerStopped)
+	grace := time.NewTimer(hardStopGrace)
+	defer grace.Stop()
+	select {
+	case <-s.track.whenIdle():
+	case <-grace.C:
+	}
+	return fmt.Errorf("amqpx: %w: %d unfinished", ErrDrainTimeout, cut)
+}
+
+// isDraining reports whether no further request may be started.
+func (s *Server) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}

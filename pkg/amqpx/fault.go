@@ -1,0 +1,113 @@
+package amqpx
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// linkFault is why an attempt failed or a link ended, in words an operator can act
+// on. It never holds a URL with a password.
+type linkFault struct {
+	broker string // host:port
+	plain  string
+	// needsOperator is true when trying again cannot help until somebody changes
+	// the configuration, here or on the broker. Such a fault is retried slowly.
+	needsOperator bool
+	cause         error
+}
+
+func (f *linkFault) Error() string {
+	if f.cause == nil {
+		return fmt.Sprintf("broker %s: %s", f.broker, f.plain)
+	}
+	return fmt.Sprintf("broker %s: %s: %v", f.broker, f.plain, f.cause)
+}
+
+func (f *linkFault) Unwrap() error { return f.cause }
+
+// needsOperator reports whether err is a fault of configuration.
+func needsOperator(err error) bool {
+	var f *linkFault
+	return errors.As(err, &f) && f.needsOperator
+}
+
+// classify turns the error of one attempt, or the end of one link, into a
+// linkFault.
+func classify(target brokerTarget, err error) *linkFault {
+	f := &linkFault{broker: target.address, cause: err}
+	var (
+		protocol *amqp.Error
+		dns      *net.DNSError
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		verify   *tls.CertificateVerificationError
+	)
+	switch {
+	case errors.As(err, &protocol):
+		f.plain, f.needsOperator = explainProtocol(target, protocol)
+	case errors.Is(err, context.DeadlineExceeded):
+		f.plain = "no answer in time"
+	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname):
+		f.plain, f.needsOperator = "the TLS certificate was not accepted", true
+	case errors.As(err, &dns):
+		// Under an orchestrator a broker that was not started yet has no name, so
+		// even "no such host" is worth a quick retry.
+		f.plain = "the host name was not found"
+	default:
+		f.plain = "no connection"
+	}
+	return f
+}
+
+// explainProtocol words the reply codes of AMQP 0-9-1 section 1.8.2 and says
+// whether an operator is needed. The library reports a login that the broker
+// ended without a word as ErrCredentials.
+func explainProtocol(target brokerTarget, err *amqp.Error) (plain string, operator bool) {
+	switch {
+	case err == amqp.ErrCredentials:
+		return fmt.Sprintf("wrong user name or password for user %q", target.user), true
+	case err == amqp.ErrSASL:
+		return "the broker offers no login mechanism that the URL allows", true
+	case err.Code == amqp.NotAllowed, err == amqp.ErrVhost:
+		return fmt.Sprintf("virtual host %q is missing or closed to user %q", target.vhost, target.user), true
+	case err.Code == amqp.AccessRefused:
+		return fmt.Sprintf("no permission for user %q", target.user), true
+	case err.Code == amqp.PreconditionFailed, err.Code == amqp.ResourceLocked,
+		err.Code == amqp.NotImplemented:
+		return "the broker refused the set-up", true
+	case err.Code == amqp.NotFound:
+		return "a queue is missing", false
+	case err.Code == amqp.ConnectionForced:
+		return "the broker closed the connection", false
+	default:
+		return "the link was lost", false
+	}
+}
+
+// brokerTarget is a broker's URL with the parts that may be shown.
+type brokerTarget struct {
+	url     string // with the password: only for dialing
+	address string
+	user    string
+	vhost   string
+}
+
+// parseTarget reads a URL that validateURL accepted.
+func parseTarget(url string) brokerTarget {
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		return brokerTarget{url: url, address: "?"}
+	}
+	return brokerTarget{
+		url:     url,
+		address: net.JoinHostPort(uri.Host, fmt.Sprint(uri.Port)),
+		user:    uri.Username,
+		vhost:   uri.Vhost,
+	}
+}

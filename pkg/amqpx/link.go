@@ -1,0 +1,62 @@
+package amqpx
+
+import (
+	"context"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// The seam between this package and the protocol library: what the rest of the
+// package asks of a connection and a channel. dial.go fills it with amqp091-go;
+// unit tests fill it with a broker in memory.
+
+// dialer opens links.
+type dialer interface {
+	// dial opens a link to the broker at url and names it in the broker's list of
+	// connections. It ends, with the socket cut, when ctx does.
+	dial(ctx context.Context, url, name string) (link, error)
+}
+
+// link is one connection to a broker. Its calls block on the broker and take no
+// context; cut makes them return.
+type link interface {
+	channel() (channel, error)
+	// closed receives the reason when the link ends; it is closed without one when
+	// the reason is not known.
+	closed() <-chan *amqp.Error
+	// blockings receives the broker's connection.blocked and unblocked.
+	blockings() <-chan amqp.Blocking
+	// hold gathers writes until release sends them in one piece.
+	hold()
+	release()
+	// close ends the link politely within a short bound.
+	close()
+	// cut closes the socket at once.
+	cut()
+}
+
+// channel is one AMQP channel, with the calls named as in amqp091-go.
+type channel interface {
+	publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error)
+	Confirm(noWait bool) error
+	Qos(prefetchCount, prefetchSize int, global bool) error
+	Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error)
+	Cancel(consumer string, noWait bool) error
+	QueueDeclare(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
+	QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
+	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
+	Ack(tag uint64, multiple bool) error
+	NotifyClose(c chan *amqp.Error) chan *amqp.Error
+	NotifyReturn(c chan amqp.Return) chan amqp.Return
+	NotifyCancel(c chan string) chan string
+	IsClosed() bool
+	Close() error
+}
+
+// confirmation is the broker's pending word on one published message.
+type confirmation interface {
+	// Done is closed when the broker confirmed, refused, or the channel ended.
+	Done() <-chan struct{}
+	// Acked reports, after Done, whether the broker took the message.
+	Acked() bool
+}

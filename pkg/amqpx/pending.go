@@ -1,0 +1,139 @@
+package amqpx
+
+import (
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/google/uuid"
+)
+
+// remembered is how many settled calls are kept in mind to tell a duplicate or a
+// late answer from one that belongs to nobody.
+const remembered = 4096
+
+// verdict says whose an answer was.
+type verdict uint8
+
+const (
+	verdictTaken       verdict = iota // it settled its call
+	verdictDuplicate                  // its call has an answer already
+	verdictRedelivered                // the same answer again, after a reconnect
+	verdictLate                       // its call was given up
+	verdictUnknown                    // no such call
+)
+
+// pending is the table of calls that wait for an answer, by correlation id.
+// A call is in it before its request leaves and until Call returns, over every
+// re-send. Safe for concurrent use.
+type pending struct {
+	mu     sync.Mutex
+	closed bool
+	calls  map[string]*call
+	// recent holds the last settled ids and whether they had an answer; ring holds
+	// the same ids in the order they are forgotten.
+	recent map[string]bool
+	ring   []string
+	next   int
+}
+
+func newPending() *pending {
+	return &pending{calls: make(map[string]*call), recent: make(map[string]bool, remembered)}
+}
+
+// add registers a call; false means that the table is closed. A correlation id
+// that is in use, as when middleware sends one request twice at once, is replaced.
+func (p *pending) add(k *call) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	if _, taken := p.calls[k.req.CorrelationID]; taken {
+		again := *k.req
+		again.CorrelationID = uuid.NewString()
+		k.req = &again
+	}
+	p.calls[k.req.CorrelationID] = k
+	return true
+}
+
+// remove ends a call's registration; an answer that comes later is dropped.
+func (p *pending) remove(k *call) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id := k.req.CorrelationID
+	delete(p.calls, id)
+	if len(p.ring) < remembered {
+		p.ring = append(p.ring, id)
+	} else {
+		delete(p.recent, p.ring[p.next])
+		p.ring[p.next] = id
+		p.next = (p.next + 1) % remembered
+	}
+	p.recent[id] = k.answered
+}
+
+// answer hands an answer to its call and says whose it was.
+func (p *pending) answer(d *amqp.Delivery) verdict {
+	k, v := p.match(d)
+	if v == verdictTaken {
+		k.events <- event{answer: d}
+	}
+	return v
+}
+
+func (p *pending) match(d *amqp.Delivery) (*call, verdict) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := p.calls[d.CorrelationId]
+	if k != nil && !k.answered {
+		k.answered = true
+		return k, verdictTaken
+	}
+	answered, known := p.recent[d.CorrelationId]
+	switch {
+	case (k != nil || answered) && d.Redelivered:
+		return nil, verdictRedelivered
+	case k != nil || answered:
+		return nil, verdictDuplicate
+	case known:
+		return nil, verdictLate
+	default:
+		return nil, verdictUnknown
+	}
+}
+
+// returned settles the call whose request the broker gave back.
+func (p *pending) returned(r amqp.Return) {
+	p.mu.Lock()
+	k := p.calls[r.CorrelationId]
+	p.mu.Unlock()
+	if k != nil {
+		k.settle(fateUnroutable)
+	}
+}
+
+// snapshot returns the calls that are pending now.
+func (p *pending) snapshot() []*call {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*call, 0, len(p.calls))
+	for _, k := range p.calls {
+		all = append(all, k)
+	}
+	return all
+}
+
+// close refuses further calls.
+func (p *pending) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+}
+
+// len returns how many calls are pending.
+func (p *pending) len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.calls)
+}

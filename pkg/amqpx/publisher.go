@@ -1,0 +1,178 @@
+package amqpx
+
+import (
+	"errors"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fate is what became of one message that was handed to a publisher.
+type fate uint8
+
+const (
+	// fateConfirmed: the broker took responsibility for the message.
+	fateConfirmed fate = iota
+	// fateRefused: the broker said no (basic.nack).
+	fateRefused
+	// fateUnroutable: the broker returned the message, no queue took it.
+	fateUnroutable
+	// fateUnsent: it never left this process.
+	fateUnsent
+	// fateLost: the link ended before the broker's word; it may have arrived.
+	fateLost
+)
+
+// outgoing is a message on its way out. The publisher calls claim and then, if it
+// was granted, settle exactly once.
+type outgoing interface {
+	// claim is asked right before the message is written, in the generation that
+	// writes it; false skips the message, which then was certainly not sent.
+	claim(generation uint64) bool
+	// envelope returns what to publish and the queue it goes to.
+	envelope() (key string, mandatory bool, msg amqp.Publishing)
+	// settle tells the message's fate.
+	settle(f fate)
+}
+
+const (
+	// burst bounds how many messages leave in one write.
+	burst = 256
+	// confirmWindow bounds the messages that await the broker's word.
+	confirmWindow = 4096
+	// returnBuffer holds the returns that arrive between two confirms.
+	returnBuffer = 1024
+)
+
+// publisher writes one session's messages and settles each by the broker's word.
+// Two goroutines: write owns the channel for publishing, so that messages leave
+// in bursts and no caller ever blocks in a socket; confirm walks the messages in
+// the order they were written and waits for the word on each.
+type publisher struct {
+	s           *session
+	unconfirmed chan unconfirmed
+	returns     <-chan amqp.Return
+	onReturn    func(amqp.Return)
+}
+
+type unconfirmed struct {
+	out  outgoing
+	word confirmation
+}
+
+// startPublisher starts publishing what comes out of outbox, until the session ends.
+func startPublisher(s *session, outbox <-chan outgoing, onReturn func(amqp.Return)) {
+	p := &publisher{
+		s:           s,
+		unconfirmed: make(chan unconfirmed, confirmWindow),
+		returns:     s.pubCh.NotifyReturn(make(chan amqp.Return, returnBuffer)),
+		onReturn:    onReturn,
+	}
+	s.run(func() { p.write(outbox) })
+	s.run(p.confirm)
+}
+
+// write publishes until the session ends. While the broker blocks publishing it
+// takes nothing out of the outbox.
+func (p *publisher) write(outbox <-chan outgoing) {
+	defer close(p.unconfirmed)
+	for {
+		if opening := p.s.gate.opening(); opening != nil {
+			select {
+			case <-opening:
+			case <-p.s.done:
+				return
+			}
+		}
+		select {
+		case <-p.s.done:
+			return
+		case out := <-outbox:
+			p.writeBurst(out, outbox)
+		}
+	}
+}
+
+// writeBurst publishes first and whatever waits behind it, in one write.
+func (p *publisher) writeBurst(first outgoing, outbox <-chan outgoing) {
+	if len(outbox) == 0 {
+		p.publish(first)
+		return
+	}
+	p.s.pub.hold()
+	defer p.s.pub.release()
+	p.publish(first)
+	for range burst - 1 {
+		select {
+		case out := <-outbox:
+			p.publish(out)
+		default:
+			return
+		}
+	}
+}
+
+// publish writes one message. A publish that fails ends the session: the library
+// leaves open what reached the socket.
+func (p *publisher) publish(out outgoing) {
+	if !out.claim(p.s.generation) {
+		return
+	}
+	key, mandatory, msg := out.envelope()
+	word, err := p.s.pubCh.publish(key, mandatory, msg)
+	switch {
+	case err == nil:
+		p.unconfirmed <- unconfirmed{out, word}
+	case errors.Is(err, amqp.ErrClosed):
+		// The channel was closed before the last frame of the message was written,
+		// and a broker drops a message that is not whole.
+		p.s.fail(err)
+		out.settle(fateUnsent)
+	default:
+		p.s.fail(err)
+		out.settle(fateLost)
+	}
+}
+
+// confirm settles messages in the order they were written. It ends when write has
+// ended and every message is settled: closing the channel settles the rest.
+func (p *publisher) confirm() {
+	for u := range p.unconfirmed {
+		p.await(u.word)
+		switch {
+		case u.word.Acked():
+			u.out.settle(fateConfirmed)
+		case p.s.pubCh.IsClosed():
+			u.out.settle(fateLost)
+		default:
+			u.out.settle(fateRefused)
+		}
+	}
+}
+
+// await waits for the broker's word on one message and handles every return that
+// came before it. A broker sends basic.return before the basic.ack of the same
+// message (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed),
+// and the library hands over a return before it reads on, so after the word the
+// return is in the channel already.
+func (p *publisher) await(word confirmation) {
+	for {
+		select {
+		case r, ok := <-p.returns:
+			p.returned(r, ok)
+		case <-word.Done():
+			for len(p.returns) > 0 {
+				r, ok := <-p.returns
+				p.returned(r, ok)
+			}
+			return
+		}
+	}
+}
+
+func (p *publisher) returned(r amqp.Return, ok bool) {
+	if !ok {
+		p.returns = nil
+		return
+	}
+	p.onReturn(r)
+}

@@ -1,0 +1,200 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// session is one generation of a link: its connections, its channels, and every
+// goroutine that reads or writes them. It is built whole, fails whole, and is
+// closed and awaited whole before the next is built; nothing in it is replaced.
+//
+// Publishing and consuming have connections of their own, because a broker that
+// blocks publishing stops reading from the connection, and acknowledgements must
+// still flow (https://www.rabbitmq.com/docs/alarms). Direct reply-to forces one
+// for both.
+type session struct {
+	generation uint64
+	target     brokerTarget
+	pub, sub   link // the same one when shared
+	pubCh      channel
+	subCh      channel
+	gate       gate
+
+	done  chan struct{} // closed when the session failed or is to end
+	once  sync.Once
+	cause error // why, set before done is closed; nil when we ended it
+	wg    sync.WaitGroup
+}
+
+// errLinkEnded stands for an end whose reason the library did not keep.
+var errLinkEnded = errors.New("the connection ended without a reason")
+
+// openSession dials and opens the channels. When it fails nothing stays open.
+func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
+	s := &session{target: target, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.fail(err)
+			s.close()
+		}
+	}()
+	name := cfg.name + " " + role
+	if shared {
+		s.pub, err = cfg.dialer.dial(ctx, target.url, name)
+		s.sub = s.pub
+	} else {
+		if s.pub, err = cfg.dialer.dial(ctx, target.url, name+" publish"); err == nil {
+			s.sub, err = cfg.dialer.dial(ctx, target.url, name+" consume")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, s.cut)
+	defer stop()
+	if err := s.openChannels(shared); err != nil {
+		return nil, errors.Join(ctx.Err(), err)
+	}
+	return s, nil
+}
+
+// openChannels opens one channel to publish on, with confirms, and one to consume.
+func (s *session) openChannels(shared bool) (err error) {
+	if s.pubCh, err = s.pub.channel(); err != nil {
+		return err
+	}
+	if err = s.pubCh.Confirm(false); err != nil {
+		return err
+	}
+	s.subCh = s.pubCh
+	if !shared {
+		s.subCh, err = s.sub.channel()
+	}
+	return err
+}
+
+// watch starts to watch for every way a session can end, and for the broker
+// blocking it. It is called before the session is used, so no event is missed.
+func (s *session) watch(onBlocked func(amqp.Blocking)) {
+	ends := []<-chan *amqp.Error{s.pub.closed(), s.pubCh.NotifyClose(make(chan *amqp.Error, 1))}
+	if s.sub != s.pub {
+		ends = append(ends, s.sub.closed(), s.subCh.NotifyClose(make(chan *amqp.Error, 1)))
+	}
+	for _, end := range ends {
+		s.run(func() {
+			select {
+			case reason, ok := <-end:
+				// A close that we did not ask for is a failure, with or without a reason.
+				if ok && reason != nil {
+					s.fail(reason)
+				} else {
+					s.fail(errLinkEnded)
+				}
+			case <-s.done:
+			}
+		})
+	}
+	blockings := s.pub.blockings()
+	cancels := s.subCh.NotifyCancel(make(chan string, 1))
+	s.run(func() {
+		for {
+			select {
+			case b, ok := <-blockings:
+				if !ok {
+					blockings = nil
+					continue
+				}
+				s.gate.set(b.Active)
+				onBlocked(b)
+			case _, ok := <-cancels:
+				if ok {
+					s.fail(errConsumerCanceled)
+				}
+				cancels = nil
+			case <-s.done:
+				return
+			}
+		}
+	})
+}
+
+// errConsumerCanceled means that the broker ended the consumer, as it does when
+// its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
+var errConsumerCanceled = errors.New("the broker cancelled the consumer: was its queue deleted?")
+
+// run starts f as a goroutine of the session; f must end when done is closed.
+func (s *session) run(f func()) { s.wg.Go(f) }
+
+// fail ends the session with its first cause.
+func (s *session) fail(cause error) {
+	s.once.Do(func() {
+		s.cause = cause
+		close(s.done)
+	})
+}
+
+// ended reports whether the session failed or was closed.
+func (s *session) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// close ends the session and returns when its goroutines have ended. A link that
+// failed is cut: waiting for a dead peer would only delay the next attempt.
+func (s *session) close() {
+	s.fail(nil)
+	var closers sync.WaitGroup
+	for i, l := range []link{s.pub, s.sub} {
+		if l == nil || i == 1 && s.sub == s.pub {
+			continue
+		}
+		closers.Go(func() {
+			if s.cause != nil {
+				l.cut()
+			}
+			l.close()
+		})
+	}
+	closers.Wait()
+	s.wg.Wait()
+}
+
+// cut closes the sockets, which makes every blocked call return.
+func (s *session) cut() {
+	s.pub.cut()
+	s.sub.cut()
+}
+
+// gate is shut while the broker blocks publishing. Its zero value is open.
+type gate struct {
+	mu   sync.Mutex
+	shut chan struct{} // closed when the gate opens; nil while open
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case shut && g.shut == nil:
+		g.shut = make(chan struct{})
+	case !shut && g.shut != nil:
+		close(g.shut)
+		g.shut = nil
+	}
+}
+
+// opening returns nil while the gate is open, else a channel that is closed when
+// it opens.
+func (g *gate) opening() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shut
+}

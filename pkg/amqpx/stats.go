@@ -1,0 +1,99 @@
+package amqpx
+
+import "sync/atomic"
+
+// ClientStats counts what a client did since it was made.
+type ClientStats struct {
+	// OK and Failed count the calls that returned; InFlight those that did not yet.
+	OK, Failed, InFlight uint64
+	// Resent counts the attempts beyond each call's first.
+	Resent uint64
+	// Late counts answers that came after their call was given up, Duplicates
+	// second answers to one call, Unknown answers to no call of this client. All of
+	// them were dropped.
+	Late, Duplicates, Unknown uint64
+	// Reconnects counts the links that became ready after the first.
+	Reconnects uint64
+}
+
+type clientCounts struct {
+	ok, failed, resent        atomic.Uint64
+	late, duplicates, unknown atomic.Uint64
+}
+
+func (n *clientCounts) settled(err error) {
+	if err == nil {
+		n.ok.Add(1)
+	} else {
+		n.failed.Add(1)
+	}
+}
+
+func (n *clientCounts) dropped(v verdict) {
+	switch v {
+	case verdictLate:
+		n.late.Add(1)
+	case verdictDuplicate:
+		n.duplicates.Add(1)
+	case verdictUnknown:
+		n.unknown.Add(1)
+	case verdictTaken, verdictRedelivered:
+	}
+}
+
+// Stats returns the counters.
+func (c *Client) Stats() ClientStats {
+	return ClientStats{
+		OK:         c.counts.ok.Load(),
+		Failed:     c.counts.failed.Load(),
+		InFlight:   uint64(c.pending.len()), //nolint:gosec // a length is never negative.
+		Resent:     c.counts.resent.Load(),
+		Late:       c.counts.late.Load(),
+		Duplicates: c.counts.duplicates.Load(),
+		Unknown:    c.counts.unknown.Load(),
+		Reconnects: reconnects(c.Status()),
+	}
+}
+
+// ServerStats counts what a server did since it was made.
+type ServerStats struct {
+	// Requests counts the requests taken from the queue; InFlight those of them that
+	// are not settled yet.
+	Requests, InFlight uint64
+	// OK and Failed count the handlers that returned a result or an error; Panics
+	// counts those of the failed that panicked.
+	OK, Failed, Panics uint64
+	// Refused counts the requests that were answered without being run: malformed,
+	// or for an unknown method. Expired counts those whose time was over.
+	Refused, Expired uint64
+	// Returned counts the requests given back to the queue by a drain.
+	Returned uint64
+	// Reconnects counts the links that became ready after the first.
+	Reconnects uint64
+}
+
+type serverCounts struct {
+	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() ServerStats {
+	return ServerStats{
+		Requests:   s.counts.requests.Load(),
+		InFlight:   uint64(s.track.count()), //nolint:gosec // a count is never negative.
+		OK:         s.counts.ok.Load(),
+		Failed:     s.counts.failed.Load(),
+		Panics:     s.counts.panics.Load(),
+		Refused:    s.counts.refused.Load(),
+		Expired:    s.counts.expired.Load(),
+		Returned:   s.counts.returned.Load(),
+		Reconnects: reconnects(s.Status()),
+	}
+}
+
+func reconnects(st Status) uint64 {
+	if st.Generation == 0 {
+		return 0
+	}
+	return st.Generation - 1
+}

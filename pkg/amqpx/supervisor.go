@@ -1,0 +1,210 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// settledAfter is how long a link must stay ready before the backoff starts anew:
+// one that is accepted and dropped at once must not be dialed in a tight loop.
+const settledAfter = 5 * time.Second
+
+// supervisor keeps one session alive: it is the only one that dials, and the only
+// writer of the status. amqp091-go's own recovery stays off; docs/adr/0001 says why.
+type supervisor struct {
+	cfg    *config
+	role   string // names the connections
+	shared bool   // one connection for publishing and consuming
+	// setup declares topology and starts consumers on a new session. It is part of
+	// the attempt: when it fails the session is closed and tried again.
+	setup   func(ctx context.Context, s *session) error
+	targets []brokerTarget
+
+	board     statusBoard
+	lastFault string // what was logged last, to say each fault once
+
+	mu      sync.Mutex
+	session *session
+}
+
+func newSupervisor(cfg *config, role string, shared bool, setup func(context.Context, *session) error) *supervisor {
+	v := &supervisor{cfg: cfg, role: role, shared: shared, setup: setup}
+	for _, u := range cfg.urls {
+		v.targets = append(v.targets, parseTarget(u))
+	}
+	return v
+}
+
+// run dials until dialing ends and keeps the session until keeping ends. A drain
+// ends dialing first and keeping when it is done.
+func (v *supervisor) run(dialing, keeping context.Context) {
+	defer v.board.update(func(s *Status) { s.State = StateClosed })
+	wait := newBackoff(v.cfg.backoffMin, v.cfg.backoffMax)
+	for dialing.Err() == nil {
+		s, err := v.connect(dialing)
+		if err == nil {
+			if !v.install(dialing, s) {
+				s.close()
+				return
+			}
+			err = v.keep(keeping, s, wait)
+		}
+		if dialing.Err() != nil {
+			return
+		}
+		v.report(err)
+		pause := wait.NextBackOff()
+		if needsOperator(err) {
+			pause = v.cfg.backoffMax
+		}
+		sleep(dialing, pause)
+	}
+}
+
+// connect tries every URL once, in an order shuffled anew each time.
+func (v *supervisor) connect(ctx context.Context) (*session, error) {
+	var faults []error
+	for _, i := range rand.Perm(len(v.targets)) {
+		s, err := v.attempt(ctx, v.targets[i])
+		if err == nil {
+			return s, nil
+		}
+		faults = append(faults, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(faults...)
+}
+
+// attempt dials one broker and sets the session up, as one step within the dial
+// timeout.
+func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session, error) {
+	v.board.update(func(s *Status) { s.State, s.Broker = StateConnecting, target.address })
+	ctx, cancel := context.WithTimeout(ctx, v.cfg.dialTimeout)
+	defer cancel()
+	s, err := openSession(ctx, v.cfg, target, v.role, v.shared)
+	if err != nil {
+		return nil, classify(target, err)
+	}
+	s.generation = v.board.get().Generation + 1
+	stop := context.AfterFunc(ctx, s.cut)
+	s.watch(func(b amqp.Blocking) { v.noteBlocked(b) })
+	if err := v.setup(ctx, s); err != nil {
+		stop()
+		s.fail(err)
+		s.close()
+		return nil, classify(target, errors.Join(ctx.Err(), err))
+	}
+	if !stop() {
+		s.close()
+		return nil, classify(target, ctx.Err())
+	}
+	return s, nil
+}
+
+// install publishes a new session, unless dialing ended meanwhile.
+func (v *supervisor) install(dialing context.Context, s *session) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if dialing.Err() != nil {
+		return false
+	}
+	v.session = s
+	return true
+}
+
+// current returns the session, or nil when there is none.
+func (v *supervisor) current() *session {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.session
+}
+
+// keep waits for the end of a ready session, closes it, and returns why it ended.
+func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
+	v.lastFault = ""
+	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
+		zap.Uint64("generation", s.generation))
+	v.board.update(func(st *Status) {
+		st.State, st.Err, st.Generation = StateReady, nil, s.generation
+		if s.gate.opening() != nil {
+			st.State = StateBlocked
+		}
+	})
+	readySince := time.Now()
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	}
+	v.mu.Lock()
+	v.session = nil
+	v.mu.Unlock()
+	s.close()
+	if time.Since(readySince) >= settledAfter {
+		wait.Reset()
+	}
+	if s.cause == nil {
+		return ctx.Err()
+	}
+	return classify(s.target, s.cause)
+}
+
+// report shows a fault in the status and logs it when it is news: at error level
+// when it needs an operator.
+func (v *supervisor) report(err error) {
+	v.board.update(func(s *Status) { s.State, s.Err, s.Reason = StateReconnecting, err, "" })
+	log := v.cfg.logger.Warn
+	if needsOperator(err) {
+		log = v.cfg.logger.Error
+	}
+	if err.Error() == v.lastFault {
+		log = v.cfg.logger.Debug
+	}
+	v.lastFault = err.Error()
+	log("link down, reconnecting", zap.String("role", v.role), zap.Error(err))
+}
+
+// noteBlocked shows the broker's alarm in the status.
+func (v *supervisor) noteBlocked(b amqp.Blocking) {
+	if b.Active {
+		v.cfg.logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
+	} else {
+		v.cfg.logger.Info("broker accepts publishing again")
+	}
+	v.board.update(func(s *Status) {
+		switch {
+		case b.Active && s.State == StateReady:
+			s.State, s.Reason = StateBlocked, b.Reason
+		case !b.Active && s.State == StateBlocked:
+			s.State, s.Reason = StateReady, ""
+		}
+	})
+}
+
+// waitReady waits until the link is ready. When ctx ends first its error comes
+// joined with the link's last fault.
+func (v *supervisor) waitReady(ctx context.Context) error {
+	updates, stop := v.board.watch()
+	defer stop()
+	for {
+		select {
+		case st := <-updates:
+			switch st.State {
+			case StateReady:
+				return nil
+			case StateClosed, StateDraining:
+				return ErrClosed
+			}
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), v.board.get().Err)
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package amqpx
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// QueueType is RabbitMQ's x-queue-type.
+type QueueType string
+
+const (
+	// QueueClassic lives on one node (https://www.rabbitmq.com/docs/classic-queues).
+	// It is declared with no arguments, so it equals the queue that a client in any
+	// language declares with none.
+	QueueClassic QueueType = "classic"
+	// QueueQuorum is replicated and always on disk
+	// (https://www.rabbitmq.com/docs/quorum-queues).
+	QueueQuorum QueueType = "quorum"
+)
+
+// Queue describes the request queue. Only servers declare it.
+type Queue struct {
+	// Name is at most 255 bytes; names that begin with "amq." are the broker's.
+	Name string
+	// Type defaults to [QueueClassic] when empty.
+	Type QueueType
+	// Durable keeps the queue over a broker's restart. A quorum queue must be.
+	Durable bool
+}
+
+// replyExpiry is how long a reply queue outlives its last consumer.
+const replyExpiry = 5 * time.Minute
+
+func (q Queue) validate() error {
+	var faults []error
+	if q.Name == "" || len(q.Name) > maxShortString {
+		faults = append(faults, fmt.Errorf("queue name of %d bytes: want 1 to %d", len(q.Name), maxShortString))
+	}
+	switch q.Type {
+	case "", QueueClassic:
+	case QueueQuorum:
+		if !q.Durable {
+			faults = append(faults, errors.New("a quorum queue must be durable"))
+		}
+	default:
+		faults = append(faults, fmt.Errorf("queue type %q: want %q or %q", q.Type, QueueClassic, QueueQuorum))
+	}
+	return errors.Join(faults...)
+}
+
+func (q Queue) arguments() amqp.Table {
+	if q.Type == QueueQuorum {
+		return amqp.Table{amqp.QueueTypeArg: string(QueueQuorum)}
+	}
+	return nil
+}
+
+// declareOrAdopt declares the request queue. When one exists with other
+// properties it is adopted as it is; warn is told the difference.
+// A failed declaration closes its channel, so each try has a channel of its own
+// and the session's channels never see the exception.
+func (q Queue) declareOrAdopt(l link, warn func(difference string)) error {
+	declareErr := onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclare(q.Name, q.Durable, false, false, false, q.arguments())
+		return err
+	})
+	var refused *amqp.Error
+	if !errors.As(declareErr, &refused) || refused.Code != amqp.PreconditionFailed {
+		return declareErr
+	}
+	if err := onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
+		return err
+	}); err != nil {
+		return err
+	}
+	warn(refused.Reason)
+	return nil
+}
+
+// declareReplyQueue makes sure the client's reply queue exists and reports
+// whether it was there before: on a later generation, an absent queue means that
+// the answers in it are lost.
+func declareReplyQueue(l link, name string) (existed bool, err error) {
+	passive := onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		return err
+	})
+	var missing *amqp.Error
+	if passive == nil {
+		return true, nil
+	}
+	if !errors.As(passive, &missing) || missing.Code != amqp.NotFound {
+		return false, passive
+	}
+	return false, onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{
+			amqp.QueueTTLArg: replyExpiry.Milliseconds(),
+		})
+		return err
+	})
+}
+
+// onOwnChannel runs f on a channel that is thrown away afterwards.
+func onOwnChannel(l link, f func(channel) error) error {
+	ch, err := l.channel()
+	if err != nil {
+		return err
+	}
+	if err := f(ch); err != nil {
+		return err
+	}
+	return ch.Close()
+}

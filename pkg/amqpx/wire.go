@@ -1,0 +1,154 @@
+package amqpx
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// The wire contract, version 1, which docs/protocol.md specifies for programs in
+// other languages. This file and its two neighbours are the only place that knows
+// it, and they do no I/O.
+
+// Header names. Everything with the prefix is reserved.
+const (
+	headerPrefix     = "rpc-"
+	headerTimeout    = headerPrefix + "timeout-ms"
+	headerIdempotent = headerPrefix + "idempotent"
+	headerCode       = headerPrefix + "code"
+	headerMessage    = headerPrefix + "message"
+	headerRan        = headerPrefix + "ran"
+	headerRetryAfter = headerPrefix + "retry-after-ms"
+	headerQueueTime  = headerPrefix + "queue-us"
+	headerHandler    = headerPrefix + "handler-us"
+)
+
+const (
+	// maxShortString is the longest AMQP short string: names, ids, keys.
+	maxShortString = 255
+	// maxHeaderBytes bounds application headers: a message's properties must fit in
+	// one frame, of 128 KiB by default, or the broker closes the connection.
+	maxHeaderBytes = 64 << 10
+	// maxMessageHeader bounds the copy of an error's text in a header; the body has
+	// all of it.
+	maxMessageHeader = 1 << 10
+	// maxBudget bounds a time budget, far below what overflows a Duration.
+	maxBudget = 365 * 24 * time.Hour
+)
+
+// wholeNumber reads a header that peers in other languages encode as any integer
+// type, or as text.
+func wholeNumber(v any) (int64, bool) {
+	switch n := v.(type) {
+	case int8:
+		return int64(n), true
+	case uint8:
+		return int64(n), true
+	case int16:
+		return int64(n), true
+	case uint16:
+		return int64(n), true
+	case int32:
+		return int64(n), true
+	case uint32:
+		return int64(n), true
+	case int64:
+		return n, true
+	case uint64:
+		return int64(min(n, math.MaxInt64)), true //nolint:gosec // the bound makes it fit.
+	case int:
+		return int64(n), true
+	case string:
+		i, err := strconv.ParseInt(n, 10, 64)
+		return i, err == nil
+	default:
+		return 0, false
+	}
+}
+
+// duration reads a header that counts units, between zero and maxBudget.
+func duration(v any, unit time.Duration) (time.Duration, bool) {
+	n, ok := wholeNumber(v)
+	if !ok {
+		return 0, false
+	}
+	return time.Duration(min(max(n, 0), int64(maxBudget/unit))) * unit, true
+}
+
+// milliseconds rounds up, so that a rest of a millisecond is not no time at all.
+func milliseconds(d time.Duration) int64 {
+	return int64((d + time.Millisecond - 1) / time.Millisecond)
+}
+
+// checkHeader refuses application headers that the broker, or the codec, would not
+// take, or that this package reserves.
+func checkHeader(h map[string]any) error {
+	for name := range h {
+		if strings.HasPrefix(name, headerPrefix) {
+			return fmt.Errorf("header %q: names with %q are reserved", name, headerPrefix)
+		}
+		if len(name) > maxShortString {
+			return fmt.Errorf("header name of %d bytes: want at most %d", len(name), maxShortString)
+		}
+	}
+	if err := amqp.Table(h).Validate(); err != nil {
+		return fmt.Errorf("header: %w", err)
+	}
+	if n := tableSize(h, 0); n > maxHeaderBytes {
+		return fmt.Errorf("headers of about %d bytes: want at most %d", n, maxHeaderBytes)
+	}
+	return nil
+}
+
+// tableSize estimates the encoded size of headers, at least as large as it is.
+// Nesting beyond any use counts as too large.
+func tableSize(v any, depth int) int {
+	const perValue = 16 // a type octet and the largest fixed-size value
+	if depth > 16 {
+		return maxHeaderBytes + 1
+	}
+	size := perValue
+	switch t := v.(type) {
+	case string:
+		size += len(t)
+	case []byte:
+		size += len(t)
+	case map[string]any:
+		for k, e := range t {
+			size += len(k) + 1 + tableSize(e, depth+1)
+		}
+	case amqp.Table:
+		return tableSize(map[string]any(t), depth)
+	case []any:
+		for _, e := range t {
+			size += tableSize(e, depth+1)
+		}
+	}
+	return size
+}
+
+// applicationHeader returns what is not ours out of h, or nil when nothing is.
+func applicationHeader(h amqp.Table) map[string]any {
+	var own map[string]any
+	for name, v := range h {
+		if strings.HasPrefix(name, headerPrefix) {
+			continue
+		}
+		if own == nil {
+			own = make(map[string]any, len(h))
+		}
+		own[name] = v
+	}
+	return own
+}
+
+func deliveryMode(persistent bool) uint8 {
+	if persistent {
+		return amqp.Persistent
+	}
+	return amqp.Transient
+}

@@ -1,0 +1,78 @@
+package amqpx
+
+import (
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// timing says where a call's time went inside the server.
+type timing struct{ queue, handler time.Duration }
+
+// encodeResult makes the answer of a call that succeeded. A caller that does not
+// speak our headers gets correlation_id and body, nothing else.
+func encodeResult(in *incoming, body []byte, t timing, persistent bool) amqp.Publishing {
+	msg := amqp.Publishing{
+		CorrelationId: in.CorrelationID,
+		DeliveryMode:  deliveryMode(persistent),
+		Body:          body,
+	}
+	if in.speaksHeaders {
+		msg.Headers = amqp.Table{
+			headerQueueTime: t.queue.Microseconds(),
+			headerHandler:   t.handler.Microseconds(),
+		}
+	}
+	return msg
+}
+
+// encodeError makes the answer of a call that failed. The text is in the body too,
+// for a client that reads no headers.
+func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publishing {
+	msg := encodeResult(in, []byte(e.message), t, persistent)
+	if msg.Headers == nil {
+		msg.Headers = amqp.Table{}
+	}
+	msg.Headers[headerCode] = string(e.code)
+	msg.Headers[headerMessage] = truncate(e.message, maxMessageHeader)
+	msg.Headers[headerRan] = e.outcome != DidNotRun
+	if e.retryAfter > 0 {
+		msg.Headers[headerRetryAfter] = milliseconds(e.retryAfter)
+	}
+	return msg
+}
+
+// decodeAnswer reads an answer from any server: a body, or the error that the
+// headers describe.
+func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
+	var t timing
+	t.queue, _ = duration(d.Headers[headerQueueTime], time.Microsecond)
+	t.handler, _ = duration(d.Headers[headerHandler], time.Microsecond)
+	raw, failed := d.Headers[headerCode]
+	if !failed {
+		return d.Body, t, nil
+	}
+	text, _ := raw.(string)
+	e := &Error{code: Code(text), message: string(d.Body), remote: true, outcome: Ran}
+	if !e.code.Valid() {
+		e.code = CodeUnknown
+	}
+	if e.message == "" {
+		e.message, _ = d.Headers[headerMessage].(string)
+	}
+	ran, said := d.Headers[headerRan].(bool)
+	if said && !ran || !said && e.code == CodeUnimplemented {
+		e.outcome = DidNotRun
+	}
+	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)
+	return nil, t, e
+}
+
+// truncate cuts text to at most n bytes of valid UTF-8.
+func truncate(text string, n int) string {
+	if len(text) > n {
+		text = text[:n]
+	}
+	return strings.ToValidUTF8(text, "")
+}

@@ -1,0 +1,108 @@
+package amqpx
+
+import (
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// checkRequest refuses a request that cannot travel. Method and key are AMQP short
+// strings (AMQP 0-9-1 section 4.2.5.3).
+func checkRequest(req *Request, maxBody int) error {
+	switch {
+	case req.Method == "" || len(req.Method) > maxShortString:
+		return fmt.Errorf("method name of %d bytes: want 1 to %d", len(req.Method), maxShortString)
+	case len(req.IdempotencyKey) > maxShortString:
+		return fmt.Errorf("idempotency key of %d bytes: want at most %d", len(req.IdempotencyKey), maxShortString)
+	case len(req.Body) > maxBody:
+		return fmt.Errorf("%w: body of %d bytes, limit %d", ErrTooLarge, len(req.Body), maxBody)
+	case len(req.Header) > 0:
+		return checkHeader(req.Header)
+	default:
+		return nil
+	}
+}
+
+// encodeRequest makes the message of a call. budget is the time that is left.
+func encodeRequest(req *Request, replyTo string, budget time.Duration, persistent bool) amqp.Publishing {
+	ms := milliseconds(budget)
+	headers := make(amqp.Table, len(req.Header)+2)
+	maps.Copy(headers, req.Header)
+	headers[headerTimeout] = ms
+	if req.Idempotent {
+		headers[headerIdempotent] = true
+	}
+	return amqp.Publishing{
+		Headers:       headers,
+		AppId:         req.Method,
+		ReplyTo:       replyTo,
+		CorrelationId: req.CorrelationID,
+		MessageId:     req.IdempotencyKey,
+		Expiration:    strconv.FormatInt(ms, 10),
+		DeliveryMode:  deliveryMode(persistent),
+		Body:          req.Body,
+	}
+}
+
+// incoming is a request as it arrived at a server.
+type incoming struct {
+	Request
+
+	replyTo string
+	// budget is how long the call may take from its arrival here; noBudget when the
+	// caller set no limit.
+	budget time.Duration
+	// speaksHeaders says that the caller sent this package's headers, so it reads
+	// them too: others get answers without extras.
+	speaksHeaders bool
+}
+
+const noBudget time.Duration = -1
+
+// decodeRequest reads a request from any client. The error, if any, is for the
+// caller; the request is filled in as far as it could be read, so that it can be
+// answered.
+func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
+	in := &incoming{
+		Request: Request{
+			Method:         d.AppId,
+			Body:           d.Body,
+			Header:         applicationHeader(d.Headers),
+			CorrelationID:  d.CorrelationId,
+			IdempotencyKey: d.MessageId,
+			Redelivered:    d.Redelivered,
+			OneWay:         d.ReplyTo == "",
+		},
+		replyTo: d.ReplyTo,
+		budget:  noBudget,
+	}
+	if v, ok := d.Headers[headerTimeout]; ok {
+		in.speaksHeaders = true
+		if in.budget, ok = duration(v, time.Millisecond); !ok {
+			in.budget = noBudget
+			return in, refusal(CodeInvalidArgument, "header %s: want a whole number, got %T", headerTimeout, v)
+		}
+	}
+	if v, ok := d.Headers[headerIdempotent]; ok {
+		if in.Idempotent, ok = v.(bool); !ok {
+			return in, refusal(CodeInvalidArgument, "header %s: want true or false, got %T", headerIdempotent, v)
+		}
+	}
+	switch {
+	case d.AppId == "":
+		return in, refusal(CodeInvalidArgument, "property app_id is empty: it names the method")
+	case d.ReplyTo != "" && d.CorrelationId == "":
+		return in, refusal(CodeInvalidArgument, "property correlation_id is empty: it names the call")
+	}
+	return in, nil
+}
+
+// refusal is a coded error of the server for a request that it did not run.
+func refusal(code Code, format string, args ...any) *Error {
+	e := Errorf(code, format, args...)
+	e.outcome = DidNotRun
+	return e
+}
