@@ -49,8 +49,10 @@ up() {
 		epmd_port=$(free_port)
 	VARS
 	load "$name"
+	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
 	backend_create
 	start
+	trap - EXIT
 	say "broker $name: RabbitMQ $version ($kind), AMQP on 127.0.0.1:$amqp_port, management on 127.0.0.1:$management_port"
 }
 

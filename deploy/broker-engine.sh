@@ -1,0 +1,25 @@
+# shellcheck shell=bash disable=SC2154  # name, state, version, *_port come from broker.sh
+# Backend of broker.sh with an engine: RabbitMQ in a container.
+
+backend_create() {
+	local image
+	container=rabbitmq-rpc-$name-$(cksum <<<"$state" | cut -d' ' -f1)
+	echo "container=$container" >>"$state/vars"
+	image=$("$DEPLOY/images.sh" rabbitmq "$version")
+	docker create --name "$container" --hostname "$name" \
+		--log-opt max-size=10m --stop-timeout 30 \
+		-p "127.0.0.1:$amqp_port:5672" -p "127.0.0.1:$management_port:15672" "$image" >/dev/null
+}
+
+backend_start() { docker start "$container" >/dev/null; }
+backend_stop() { docker stop "$container" >/dev/null; }
+backend_kill() { docker kill "$container" >/dev/null; }
+backend_pause() { docker pause "$container" >/dev/null; }
+backend_resume() { docker unpause "$container" >/dev/null; }
+backend_alive() { [[ $(docker inspect -f '{{.State.Running}}' "$container") == true ]]; }
+backend_log() { docker logs "$container" 2>&1; }
+backend_remove() { docker rm -fv "$container" >/dev/null; }
+
+# In a stand-in root may not read the broker's cookie path by its own HOME, so the
+# command runs as the user that runs the broker.
+backend_ctl() { docker exec -u rabbitmq "$container" rabbitmqctl "$@"; }
