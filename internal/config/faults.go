@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Faults is everything that is wrong with the environment. It is the error that
-// [Load] returns; its zero value holds no fault and is ready to use.
+// Faults collects everything that is wrong with the environment. Its zero value
+// is ready to use.
 type Faults struct {
 	list []fault
 }
@@ -28,27 +28,29 @@ func (f *Faults) Has(name string) bool {
 	return slices.ContainsFunc(f.list, func(x fault) bool { return x.name == name })
 }
 
-// Lines returns the faults, one text for each, in the order they were found.
-func (f *Faults) Lines() []string {
-	lines := make([]string, len(f.list))
-	for i, x := range f.list {
-		lines[i] = x.name + ": " + x.text
-	}
-	return lines
-}
-
-// Error lists every fault on a line of its own.
-func (f *Faults) Error() string {
-	return "bad configuration:\n  " + strings.Join(f.Lines(), "\n  ")
-}
-
-// ExitCode is the process's exit code for bad configuration.
-func (f *Faults) ExitCode() int { return 2 }
-
-// Err returns f as an error, or nil when there is no fault.
+// Err returns the faults as an [*Error], or nil when there is none.
 func (f *Faults) Err() error {
 	if len(f.list) == 0 {
 		return nil
 	}
-	return f
+	lines := make([]string, len(f.list))
+	for i, x := range f.list {
+		lines[i] = x.name + ": " + x.text
+	}
+	return &Error{Lines: lines}
 }
+
+// Error is a bad configuration.
+type Error struct {
+	// Lines holds one text for each fault, in the order they were found; each
+	// begins with the variable's name.
+	Lines []string
+}
+
+// Error lists every fault on a line of its own.
+func (e *Error) Error() string {
+	return "bad configuration:\n  " + strings.Join(e.Lines, "\n  ")
+}
+
+// ExitCode is the process's exit code for bad configuration.
+func (e *Error) ExitCode() int { return 2 }

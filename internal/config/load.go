@@ -18,7 +18,7 @@ type Spec interface {
 }
 
 // Load fills spec, a pointer to a struct, from the environment. The error is a
-// [*Faults] that names every bad variable; spec is then only partly filled.
+// [*Error] that names every bad variable; spec is then only partly filled.
 func Load(spec Spec) error {
 	var faults Faults
 	for _, s := range settings(spec) {

@@ -41,6 +41,7 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	case lifecycle.CommandHealthcheck:
 		return health.CheckSelf(drain)
+	case lifecycle.CommandServe:
 	}
 	var settings Config
 	if err := config.Load(&settings); err != nil {

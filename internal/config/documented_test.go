@@ -1,0 +1,158 @@
+package config
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const root = "../.."
+
+// tagged returns the variables of every struct tag in the services and in what
+// they share, with their defaults.
+func tagged(t *testing.T) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	for _, dir := range []string{"services", "internal"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			if err == nil {
+				collectTags(file, found)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return found
+}
+
+func collectTags(file *ast.File, found map[string]string) {
+	ast.Inspect(file, func(n ast.Node) bool {
+		field, ok := n.(*ast.Field)
+		if !ok || field.Tag == nil {
+			return true
+		}
+		text, err := strconv.Unquote(field.Tag.Value)
+		if err != nil {
+			return true
+		}
+		tag := reflect.StructTag(text)
+		if name := tag.Get("envconfig"); name != "" {
+			found[name] = tag.Get("default")
+		}
+		return true
+	})
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// exampleLines returns NAME=value lines, also those that are commented out.
+func exampleLines(t *testing.T) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	line := regexp.MustCompile(`(?m)^#? ?([A-Z][A-Z0-9_]+)=(.*)$`)
+	for _, m := range line.FindAllStringSubmatch(read(t, ".env.example"), -1) {
+		if _, twice := found[m[1]]; twice {
+			t.Errorf(".env.example lists %s twice", m[1])
+		}
+		found[m[1]] = strings.Trim(strings.TrimSpace(m[2]), `"'`)
+	}
+	return found
+}
+
+// tableRows returns the rows | `NAME` | default | of docs/operations.md.
+func tableRows(t *testing.T) map[string]string {
+	t.Helper()
+	found := make(map[string]string)
+	row := regexp.MustCompile("(?m)^\\| *`([A-Z][A-Z0-9_]+)` *\\|([^|]*)\\|")
+	for _, m := range row.FindAllStringSubmatch(read(t, "docs/operations.md"), -1) {
+		if _, twice := found[m[1]]; twice {
+			t.Errorf("docs/operations.md lists %s twice", m[1])
+		}
+		value := strings.Trim(strings.TrimSpace(m[2]), "`")
+		if value == "–" || value == "—" || value == "-" {
+			value = ""
+		}
+		found[m[1]] = value
+	}
+	return found
+}
+
+// readElsewhere reports whether name is read by what builds and runs the services,
+// so that it may be listed although no service reads it.
+func readElsewhere(t *testing.T, name string) bool {
+	t.Helper()
+	if strings.HasPrefix(name, "COMPOSE_") {
+		return true
+	}
+	for _, pattern := range []string{"docker-compose*.yml", "compose/*.yml", "Makefile", "deploy/*"} {
+		files, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			content, err := os.ReadFile(f)
+			if err == nil && regexp.MustCompile(`\$[({]?`+name+`\b`).Match(content) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func TestEveryVariableIsInTheExample(t *testing.T) {
+	t.Parallel()
+	listed := exampleLines(t)
+	compare(t, ".env.example", listed)
+}
+
+func TestEveryVariableIsInTheManual(t *testing.T) {
+	t.Parallel()
+	compare(t, "docs/operations.md", tableRows(t))
+}
+
+func compare(t *testing.T, where string, listed map[string]string) {
+	t.Helper()
+	tags := tagged(t)
+	if len(tags) < 20 {
+		t.Fatalf("found only %d variables in the struct tags", len(tags))
+	}
+	for _, name := range slices.Sorted(maps.Keys(tags)) {
+		value, ok := listed[name]
+		switch {
+		case !ok:
+			t.Errorf("%s does not list %s", where, name)
+		case name == "AMQP_URL":
+			// Under compose the broker has another name than localhost.
+		case value != tags[name]:
+			t.Errorf("%s gives %s the default %q, the code %q", where, name, value, tags[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(listed)) {
+		if _, ok := tags[name]; !ok && !readElsewhere(t, name) {
+			t.Errorf("%s lists %s, which nothing reads", where, name)
+		}
+	}
+}
