@@ -36,6 +36,9 @@ const outboxSize = 1024
 // directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
 const directReplyTo = "amq.rabbitmq.reply-to"
 
+// replyConsumer is the tag of the one consumer on the session's channel.
+const replyConsumer = "answers"
+
 // NewClient returns a client of the broker at url, which may be a comma-separated
 // list of the nodes of a cluster. It reports every fault of its arguments at once
 // and does not wait for the broker: it connects in the background, keeps
@@ -136,10 +139,15 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 	timer := time.AfterFunc(closeTimeout, s.cut)
 	defer timer.Stop()
 	defer context.AfterFunc(ctx, s.cut)()
-	err := onOwnChannel(s.sub, func(ch channel) error {
-		_, err := ch.QueueDelete(c.replyTo, false, false, false)
-		return err
-	})
+	// Cancelled first: the broker would cancel the consumer of a deleted queue, which
+	// is a failure of the session.
+	err := s.subCh.Cancel(replyConsumer, false)
+	if err == nil {
+		err = onOwnChannel(s.sub, func(ch channel) error {
+			_, err := ch.QueueDelete(c.replyTo, false, false, false)
+			return err
+		})
+	}
 	if err != nil {
 		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", c.replyTo), zap.Error(err))
 	}
@@ -157,7 +165,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		}
 		answersLost = !existed
 	}
-	answers, err := s.subCh.Consume(c.replyTo, "", direct, false, false, false, nil)
+	answers, err := s.subCh.Consume(c.replyTo, replyConsumer, direct, false, false, false, nil)
 	if err != nil {
 		return err
 	}
@@ -189,7 +197,11 @@ func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bo
 		select {
 		case d, ok := <-answers:
 			if !ok {
-				s.fail(errConsumerCanceled)
+				select {
+				case <-c.closing: // we cancelled it
+				default:
+					s.fail(errConsumerCanceled)
+				}
 				return
 			}
 			c.counts.dropped(c.pending.answer(&d))
