@@ -2,12 +2,17 @@ package config
 
 import "fmt"
 
-// Describe returns the settings in force by variable name, secrets redacted, for
-// a service to log when it starts.
+// Describe returns the settings in force by variable name, for a service to log
+// when it starts: secrets are redacted, long texts cut.
 func Describe(spec any) map[string]string {
+	const most = 100
 	shown := make(map[string]string)
 	for _, s := range settings(spec) {
-		shown[s.name] = fmt.Sprint(s.value.Interface())
+		text := fmt.Sprint(s.value.Interface())
+		if len(text) > most {
+			text = text[:most] + "…"
+		}
+		shown[s.name] = text
 	}
 	return shown
 }

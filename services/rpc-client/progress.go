@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -15,12 +16,22 @@ type progress interface {
 	finish()
 }
 
-// narrowest is the width in columns below which a bar would wrap.
-const narrowest = 60
+// Widths, in characters, of a bar between its brackets.
+const (
+	shortestBar = 10
+	longestBar  = 40
+)
+
+// barWidth returns the width of a bar that fits columns with all that stands
+// beside it; less than shortestBar means that none does.
+func barWidth(columns, calls int) int {
+	const beside = len("calls 100% || (/, 1234567 calls/s) [59m59s:59m59s]") + 1
+	return min(longestBar, columns-beside-2*len(strconv.Itoa(calls)))
+}
 
 // newProgress returns a bar where one can be drawn, else log lines.
 func newProgress(s *screen, calls int, logger *zap.Logger) progress {
-	if s.columns < narrowest {
+	if barWidth(s.columns, calls) < shortestBar {
 		return &lines{calls: int64(calls), logger: logger}
 	}
 	return newBar(s, calls)
@@ -41,11 +52,10 @@ type bar struct {
 }
 
 func newBar(s *screen, calls int) *bar {
-	const most = 40
 	return &bar{out: s, bar: progressbar.NewOptions(calls,
 		progressbar.OptionSetWriter(barWriter{s}),
 		progressbar.OptionSetDescription("calls"),
-		progressbar.OptionSetWidth(min(most, s.columns-narrowest+10)),
+		progressbar.OptionSetWidth(barWidth(s.columns, calls)),
 		progressbar.OptionEnableColorCodes(false),
 		progressbar.OptionShowCount(),
 		progressbar.OptionShowIts(),
@@ -76,7 +86,7 @@ func (l *lines) step(t *tally) {
 	}
 	l.tenths = tenths
 	l.logger.Info("progress",
-		zap.Int64("percent", tenths*10),
+		zap.Int64("percent", done*100/l.calls),
 		zap.Int64("done", done),
 		zap.Int64("calls", l.calls),
 		zap.Int64("errors", t.failed()),

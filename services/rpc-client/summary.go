@@ -29,22 +29,21 @@ func writeSummary(w io.Writer, r *report, settings *Config) error {
 	row("reconnects", "%d", r.Reconnects)
 	row("seconds", "%.3f", r.Seconds)
 	row("calls/s", "%.1f", r.CallsPerSecond)
-	for _, l := range []struct {
-		label string
-		value float64
-	}{
-		{"min", r.LatencyMS.Min},
-		{"mean", r.LatencyMS.Mean},
-		{"p50", r.LatencyMS.P50},
-		{"p90", r.LatencyMS.P90},
-		{"p99", r.LatencyMS.P99},
-		{"p99.9", r.LatencyMS.P999},
-		{"max", r.LatencyMS.Max},
-	} {
-		row("latency "+l.label+" (ms)", "%.3f", l.value)
+	if r.OK > 0 {
+		writeLatency(row, &r.LatencyMS)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func writeLatency(row func(label, format string, value any), l *latency) {
+	row("latency min (ms)", "%.3f", l.Min)
+	row("latency mean (ms)", "%.3f", l.Mean)
+	row("latency p50 (ms)", "%.3f", l.P50)
+	row("latency p90 (ms)", "%.3f", l.P90)
+	row("latency p99 (ms)", "%.3f", l.P99)
+	row("latency p99.9 (ms)", "%.3f", l.P999)
+	row("latency max (ms)", "%.3f", l.Max)
 }
 
 func headline(r *report, planned int) string {

@@ -56,8 +56,11 @@ func callAll(drain, force context.Context, c client, settings *Config, p progres
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
-	r := newReport(t, settings.Calls, c.Stats())
-	logger.Info("client finished", zap.Any("stats", c.Stats()), zap.Bool("interrupted", r.Interrupted))
+	stats := c.Stats()
+	r := newReport(t, settings.Calls, stats)
+	logger.Info("client finished", zap.Int64("calls", r.Calls), zap.Int64("ok", r.OK),
+		zap.Bool("interrupted", r.Interrupted), zap.Uint64("resent", stats.Resent),
+		zap.Uint64("late", stats.Late), zap.Uint64("unknown", stats.Unknown))
 	err := r.err()
 	if writeErr := writeSummary(stdout, r, settings); writeErr != nil {
 		err = errors.Join(err, fmt.Errorf("print the summary: %w", writeErr))

@@ -56,7 +56,10 @@ type service interface {
 func serveUntil(drain, force context.Context, server service, logger *zap.Logger) error {
 	defer context.AfterFunc(force, server.Close)()
 	err := server.Serve(drain)
-	logger.Info("server stopped", zap.Any("stats", server.Stats()), zap.Error(err))
+	stats := server.Stats()
+	logger.Info("server stopped", zap.Uint64("requests", stats.Requests), zap.Uint64("ok", stats.OK),
+		zap.Uint64("failed", stats.Failed), zap.Uint64("refused", stats.Refused), zap.Uint64("expired", stats.Expired),
+		zap.Uint64("returned", stats.Returned), zap.Uint64("in_flight", stats.InFlight), zap.Error(err))
 	if force.Err() != nil {
 		return errors.Join(errForced, err)
 	}

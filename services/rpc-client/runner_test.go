@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// fake is a client whose calls are answered by the function answer.
+type fake struct {
+	answer   func(ctx context.Context, n int64) ([]byte, error)
+	status   amqpx.Status
+	stats    amqpx.ClientStats
+	notReady error
+	closeErr error
+
+	calls, underWay, most atomic.Int64
+	closed                atomic.Bool
+}
+
+func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.CallOption) ([]byte, error) {
+	n := f.calls.Add(1)
+	now := f.underWay.Add(1)
+	defer f.underWay.Add(-1)
+	for most := f.most.Load(); now > most && !f.most.CompareAndSwap(most, now); most = f.most.Load() {
+	}
+	if method != "b" || string(body) != "request" {
+		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "called %q with %q", method, body)
+	}
+	return f.answer(ctx, n)
+}
+
+func (f *fake) Status() amqpx.Status              { return f.status }
+func (f *fake) Stats() amqpx.ClientStats          { return f.stats }
+func (f *fake) WaitReady(context.Context) error   { return f.notReady }
+func (f *fake) Close(context.Context) error       { f.closed.Store(true); return f.closeErr }
+func good(context.Context, int64) ([]byte, error) { return []byte("b"), nil }
+
+// connected is the status of a client that has had a link.
+func connected() amqpx.Status { return amqpx.Status{State: amqpx.StateReady, Generation: 1} }
+
+func plan(calls, concurrency int) *Config {
+	return &Config{
+		Method: "b", Body: "request", Expect: "b", Calls: calls, Concurrency: concurrency, Timeout: time.Second,
+	}
+}
+
+// silent is progress that nobody sees.
+type silent struct{ steps, finished int }
+
+func (s *silent) step(*tally) { s.steps++ }
+func (s *silent) finish()     { s.finished++ }
+
+func check(t *testing.T, got *tally, calls, ok int64, errs map[string]int64) {
+	t.Helper()
+	if got.calls != calls || got.ok != ok || !maps.Equal(got.errors, errs) {
+		t.Errorf("calls %d, ok %d, errors %v; want %d, %d, %v", got.calls, got.ok, got.errors, calls, ok, errs)
+	}
+}
+
+func TestRunAllOK(t *testing.T) {
+	t.Parallel()
+	for _, concurrency := range []int{1, 7, 64} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+				if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) != time.Second {
+					return nil, errors.New("the call has not the configured deadline")
+				}
+				<-time.After(2 * time.Millisecond)
+				return []byte("b"), nil
+			}}
+			p := &silent{}
+			got := newRunner(plan(50, concurrency), f, p, zap.NewNop()).run(t.Context(), t.Context())
+			check(t, got, 50, 50, map[string]int64{})
+			if most := f.most.Load(); most != min(50, int64(concurrency)) {
+				t.Errorf("%d calls at once, want %d", most, concurrency)
+			}
+			if p.steps != 50 || p.finished != 1 {
+				t.Errorf("progress saw %d steps and %d ends", p.steps, p.finished)
+			}
+			if mean := time.Duration(got.latency.Mean()).Round(100 * time.Microsecond); mean != 2*time.Millisecond {
+				t.Errorf("mean latency %v, want 2ms", mean)
+			}
+			rounds := time.Duration((50 + concurrency - 1) / concurrency)
+			if got.elapsed != rounds*2*time.Millisecond {
+				t.Errorf("took %v, want %v", got.elapsed, rounds*2*time.Millisecond)
+			}
+		})
+	}
+}
+
+func TestRunCountsByKind(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.DebugLevel)
+	f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+		switch n % 5 {
+		case 0:
+			return nil, amqpx.Errorf(amqpx.CodeUnimplemented, "no such function")
+		case 1:
+			return []byte("wrong"), nil
+		case 2:
+			return nil, context.DeadlineExceeded
+		case 3:
+			return nil, errors.New("something else")
+		default:
+			return []byte("b"), nil
+		}
+	}}
+	got := newRunner(plan(50, 3), f, &silent{}, zap.New(core)).run(t.Context(), t.Context())
+	check(t, got, 50, 10, map[string]int64{
+		"unimplemented": 10, "mismatched": 10, "deadline_exceeded": 10, "unknown": 10,
+	})
+	if got.latency.TotalCount() != 10 {
+		t.Errorf("%d latencies, want those of the expected answers", got.latency.TotalCount())
+	}
+	failures := logs.FilterMessage("call failed")
+	if warned := failures.FilterLevelExact(zap.WarnLevel).Len(); warned != 4 || failures.Len() != 40 {
+		t.Errorf("%d failures logged, %d as warnings; want 40 and 4", failures.Len(), warned)
+	}
+}
+
+func TestRunInterrupted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		drain, interrupt := context.WithCancel(t.Context())
+		f := &fake{status: connected()}
+		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
+			if n == 5 {
+				interrupt()
+			}
+			select {
+			case <-time.After(time.Millisecond):
+				return []byte("b"), nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		got := newRunner(plan(100, 2), f, &silent{}, zap.New(core)).run(drain, t.Context())
+		if got.calls != got.ok || got.calls < 5 || got.calls > 6 || !got.interrupted {
+			t.Errorf("calls %d, ok %d, interrupted %v", got.calls, got.ok, got.interrupted)
+		}
+		if got.calls != f.calls.Load() {
+			t.Errorf("%d calls counted, %d made", got.calls, f.calls.Load())
+		}
+		if n := logs.FilterMessageSnippet("interrupted").Len(); n != 1 {
+			t.Errorf("the interruption was logged %d times", n)
+		}
+	})
+}
+
+func TestRunForced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		force, cancel := context.WithCancel(t.Context())
+		drain, interrupt := context.WithCancel(force)
+		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+			interrupt()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		time.AfterFunc(300*time.Millisecond, cancel)
+		got := newRunner(plan(100, 4), f, &silent{}, zap.NewNop()).run(drain, force)
+		if got.errors["canceled"] != got.calls || got.calls < 1 || got.elapsed != 300*time.Millisecond {
+			t.Errorf("calls %d, errors %v after %v", got.calls, got.errors, got.elapsed)
+		}
+	})
+}
+
+func TestRunNeverConnected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		got := newRunner(plan(1000, 2), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		check(t, got, 1000, 0, map[string]int64{"deadline_exceeded": 2, "unavailable": 998})
+		if got.elapsed != time.Second {
+			t.Errorf("took %v, want one call's timeout", got.elapsed)
+		}
+	})
+}
+
+func TestRunWaitsAgainOnceConnected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		got := newRunner(plan(3, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		check(t, got, 3, 0, map[string]int64{"deadline_exceeded": 3})
+		if got.elapsed != 3*time.Second {
+			t.Errorf("took %v, want three timeouts", got.elapsed)
+		}
+	})
+}
+
+// A call that never returns would be a fault of the library; it is reported as
+// lost, and the run ends all the same.
+func TestRunLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		released := make(chan struct{})
+		defer close(released)
+		core, logs := observer.New(zap.ErrorLevel)
+		f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+			if n == 3 || n == 7 {
+				<-released
+			}
+			return []byte("b"), nil
+		}}
+		got := newRunner(plan(20, 4), f, &silent{}, zap.New(core)).run(t.Context(), t.Context())
+		check(t, got, 20, 18, map[string]int64{})
+		if limit := 2 * (time.Second + stallGrace); got.elapsed > limit {
+			t.Errorf("took %v, more than %v", got.elapsed, limit)
+		}
+		if logs.Len() != 1 {
+			t.Errorf("logged %v", logs.All())
+		}
+	})
+}
+
+func TestLogAnswers(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.DebugLevel)
+	for _, failure := range []error{nil, amqpx.Errorf(amqpx.CodeNotFound, "nothing there")} {
+		h := logAnswers(zap.New(core))(func(context.Context, *amqpx.Request) ([]byte, error) {
+			return []byte("b"), failure
+		})
+		got, err := h(t.Context(), &amqpx.Request{Method: "b", CorrelationID: "id"})
+		if string(got) != "b" || !errors.Is(err, failure) {
+			t.Errorf("changed the answer to %q, %v", got, err)
+		}
+	}
+	lines := logs.AllUntimed()
+	if len(lines) != 2 {
+		t.Fatalf("%d lines, want 2", len(lines))
+	}
+	for i, want := range []map[string]any{
+		{"method": "b", "correlation_id": "id", "bytes": int64(1)},
+		{"method": "b", "correlation_id": "id", "code": "not_found", "error": "not_found: nothing there"},
+	} {
+		fields := lines[i].ContextMap()
+		if _, ok := fields["latency_ms"].(float64); !ok {
+			t.Errorf("line %d has no latency: %v", i, fields)
+		}
+		delete(fields, "latency_ms")
+		delete(fields, "errorVerbose")
+		if !maps.Equal(fields, want) {
+			t.Errorf("line %d has %v, want %v", i, fields, want)
+		}
+	}
+	quiet, none := observer.New(zap.InfoLevel)
+	h := logAnswers(zap.New(quiet))(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
+	if _, err := h(t.Context(), &amqpx.Request{}); err != nil || none.Len() != 0 {
+		t.Errorf("logged above debug level: %v", none.All())
+	}
+}
