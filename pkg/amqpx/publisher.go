@@ -72,22 +72,37 @@ func startPublisher(s *session, outbox <-chan outgoing, onReturn func(amqp.Retur
 }
 
 // write publishes until the session ends. While the broker blocks publishing it
-// takes nothing out of the outbox.
+// writes nothing.
 func (p *publisher) write(outbox <-chan outgoing) {
 	defer close(p.unconfirmed)
-	for {
-		if opening := p.s.gate.opening(); opening != nil {
-			select {
-			case <-opening:
-			case <-p.s.done:
-				return
-			}
-		}
+	for p.passGate() {
 		select {
 		case <-p.s.done:
 			return
 		case out := <-outbox:
-			p.writeBurst(out, outbox)
+			// The gate may have shut while the outbox was empty. Until a message is
+			// claimed its caller can still withdraw it.
+			if p.passGate() {
+				p.writeBurst(out, outbox)
+			} else if out.claim(p.s.generation) {
+				out.settle(fateUnsent)
+			}
+		}
+	}
+}
+
+// passGate waits until the broker takes messages; false means that the session
+// ended.
+func (p *publisher) passGate() bool {
+	for {
+		opening := p.s.gate.opening()
+		if opening == nil {
+			return !p.s.ended()
+		}
+		select {
+		case <-opening:
+		case <-p.s.done:
+			return false
 		}
 	}
 }

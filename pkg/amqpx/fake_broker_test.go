@@ -1,0 +1,259 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fakeBroker is RabbitMQ in memory, behind the seam of link.go: queues, the default
+// exchange, competing consumers with prefetch, acknowledgements, confirms, mandatory
+// returns, expiration, direct reply-to, alarms; and faults on demand. It does no I/O
+// and holds its lock only for a moment, so it works under testing/synctest. What the
+// broker sends to a client passes through one goroutine for each link, in order, as
+// in amqp091-go.
+type fakeBroker struct {
+	mu      sync.Mutex
+	queues  map[string]*fakeQueue
+	links   []*fakeLink
+	alarm   string // why publishing is blocked; "" while it is not
+	linkSeq int
+
+	faults  map[string][]fault // by route, see routeOf
+	holding bool               // confirms are held back
+	held    []func()
+	onDial  func(ctx context.Context, url, name string) error
+	onCall  func(op, name string) error
+
+	dials []string      // URLs, in the order they were dialed
+	sent  []sentMessage // every publish that reached the broker
+}
+
+// sentMessage is a message as the broker received it.
+type sentMessage struct {
+	key       string
+	mandatory bool
+	msg       amqp.Publishing
+	at        time.Time
+}
+
+type fakeQueue struct {
+	name      string
+	durable   bool
+	args      amqp.Table
+	messages  []*fakeMessage
+	consumers []*fakeConsumer // the next in turn first
+	maxLength int             // with overflow reject-publish; 0: no bound
+	expired   int             // messages dropped by their expiration
+	unused    *time.Timer     // x-expires
+}
+
+type fakeMessage struct {
+	msg         amqp.Publishing
+	expires     time.Time // zero: never
+	redelivered bool
+}
+
+func newFakeBroker() *fakeBroker {
+	return &fakeBroker{queues: make(map[string]*fakeQueue), faults: make(map[string][]fault)}
+}
+
+// option makes clients and servers use this broker.
+func (b *fakeBroker) option() Option { return option(func(c *config) { c.dialer = b }) }
+
+// dial implements dialer.
+func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {
+	b.mu.Lock()
+	b.dials = append(b.dials, url)
+	hook := b.onDial
+	b.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, url, name); err != nil {
+			return nil, err
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.linkSeq++
+	l := newFakeLink(b, name, b.linkSeq)
+	b.links = append(b.links, l)
+	go l.read() // ends when the link does
+	return l, nil
+}
+
+// declare makes a queue, or reports the difference to the one that exists. The
+// caller holds mu.
+func (b *fakeBroker) declare(name string, durable bool, args amqp.Table) *amqp.Error {
+	if q := b.queues[name]; q != nil {
+		if q.durable != durable || !maps.Equal(q.args, args) {
+			return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
+				"PRECONDITION_FAILED - inequivalent arg 'durable' for queue '%s' in vhost '/'", name)}
+		}
+		return nil
+	}
+	q := &fakeQueue{name: name, durable: durable, args: maps.Clone(args)}
+	b.queues[name] = q
+	b.startExpiry(q)
+	return nil
+}
+
+// startExpiry begins the time of an unused queue with x-expires. The caller holds mu.
+func (b *fakeBroker) startExpiry(q *fakeQueue) {
+	ms, ok := q.args[amqp.QueueTTLArg].(int64)
+	if !ok || len(q.consumers) > 0 {
+		return
+	}
+	q.unused = time.AfterFunc(time.Duration(ms)*time.Millisecond, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.queues[q.name] == q && len(q.consumers) == 0 {
+			delete(b.queues, q.name)
+		}
+	})
+}
+
+// remove deletes a queue and cancels its consumers. The caller holds mu.
+func (b *fakeBroker) remove(q *fakeQueue) {
+	delete(b.queues, q.name)
+	for _, c := range q.consumers {
+		delete(c.ch.consumers, c.tag)
+		c.ch.link.post(func() {
+			for _, n := range c.ch.cancels {
+				n <- c.tag
+			}
+			close(c.out)
+		})
+	}
+	q.consumers = nil
+}
+
+func missing(name string) *amqp.Error {
+	return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no queue '%s' in vhost '/'", name)}
+}
+
+// route takes a message: false is a nack. The caller holds mu.
+func (b *fakeBroker) route(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing) bool {
+	if strings.HasPrefix(key, directReplyTo+".") {
+		b.routeDirect(key, msg)
+		return true
+	}
+	q := b.queues[key]
+	if q == nil {
+		if mandatory {
+			c.postReturn(key, msg)
+		}
+		return true
+	}
+	if q.maxLength > 0 && len(q.messages) >= q.maxLength {
+		return false
+	}
+	m := &fakeMessage{msg: msg}
+	if ms, err := strconv.ParseInt(msg.Expiration, 10, 64); err == nil {
+		m.expires = time.Now().Add(time.Duration(ms) * time.Millisecond)
+	}
+	q.messages = append(q.messages, m)
+	b.dispatch(q)
+	return true
+}
+
+// routeDirect delivers to the consumer of a direct reply-to address, if it is still
+// there. The caller holds mu.
+func (b *fakeBroker) routeDirect(key string, msg amqp.Publishing) {
+	for _, l := range b.links {
+		for _, c := range l.channels {
+			if c.replyAddress() != key || c.closed {
+				continue
+			}
+			for _, consumer := range c.consumers {
+				if consumer.queue == nil {
+					c.deliver(consumer, &fakeMessage{msg: msg})
+				}
+			}
+		}
+	}
+}
+
+// dispatch hands messages to the queue's consumers in turn, as far as their prefetch
+// goes. The caller holds mu.
+func (b *fakeBroker) dispatch(q *fakeQueue) {
+	for len(q.messages) > 0 {
+		m := q.messages[0]
+		if !m.expires.IsZero() && !time.Now().Before(m.expires) {
+			q.messages = q.messages[1:]
+			q.expired++
+			continue
+		}
+		i := slices.IndexFunc(q.consumers, (*fakeConsumer).hasRoom)
+		if i < 0 {
+			return
+		}
+		q.messages = q.messages[1:]
+		c := q.consumers[i]
+		q.consumers = append(slices.Delete(q.consumers, i, i+1), c)
+		c.ch.deliver(c, m)
+	}
+}
+
+// requeue puts a message back at the head. The caller holds mu.
+func (b *fakeBroker) requeue(q *fakeQueue, m *fakeMessage) {
+	m.redelivered = true
+	q.messages = slices.Insert(q.messages, 0, m)
+}
+
+// setAlarm blocks publishing for a reason, or ends the block for "". As RabbitMQ
+// does, it tells only connections that have published, and stops reading from them.
+func (b *fakeBroker) setAlarm(reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.alarm = reason
+	for _, l := range slices.Clone(b.links) {
+		if !l.published {
+			continue
+		}
+		l.postBlocking(amqp.Blocking{Active: reason != "", Reason: reason})
+		if reason == "" {
+			backlog := l.backlog
+			l.backlog = nil
+			for _, f := range backlog {
+				f()
+			}
+		}
+	}
+}
+
+// kick ends every link with the reason that the broker gives, or with none: then
+// the socket just breaks.
+func (b *fakeBroker) kick(reason *amqp.Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range slices.Clone(b.links) {
+		l.end(reason)
+	}
+}
+
+// restart ends every link and forgets what a real restart forgets: queues that are
+// not durable, and transient messages outside quorum queues.
+func (b *fakeBroker) restart() {
+	b.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure"})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, q := range b.queues {
+		if !q.durable {
+			delete(b.queues, name)
+		} else if q.args[amqp.QueueTypeArg] != string(QueueQuorum) {
+			q.messages = slices.DeleteFunc(q.messages, func(m *fakeMessage) bool {
+				return m.msg.DeliveryMode != amqp.Persistent
+			})
+		}
+	}
+}

@@ -1,0 +1,148 @@
+package amqpx
+
+import (
+	"slices"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// The synchronous calls of fakeChannel.
+
+// consumerBuffer stands for the unbounded buffer of amqp091-go.
+const consumerBuffer = 1 << 14
+
+// Confirm implements channel.
+func (c *fakeChannel) Confirm(bool) error {
+	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
+}
+
+// Qos implements channel.
+func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
+	return c.do("qos", "", func() *amqp.Error { c.prefetch = prefetch; return nil })
+}
+
+// Consume implements channel.
+func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, _ amqp.Table) (<-chan amqp.Delivery, error) {
+	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, out: make(chan amqp.Delivery, consumerBuffer)}
+	err := c.do("consume", queue, func() *amqp.Error {
+		if queue != directReplyTo {
+			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {
+				return missing(queue)
+			}
+			consumer.queue.consumers = append(consumer.queue.consumers, consumer)
+		}
+		c.consumers[tag] = consumer
+		if consumer.queue != nil {
+			c.link.broker.dispatch(consumer.queue)
+		}
+		return nil
+	})
+	return consumer.out, err
+}
+
+// Cancel implements channel: what was delivered before is still handed over.
+func (c *fakeChannel) Cancel(tag string, _ bool) error {
+	return c.do("cancel", tag, func() *amqp.Error {
+		consumer := c.consumers[tag]
+		if consumer == nil {
+			return nil
+		}
+		c.link.broker.removeConsumer(consumer)
+		delete(c.consumers, tag)
+		c.link.post(func() { close(consumer.out) })
+		return nil
+	})
+}
+
+// removeConsumer takes a consumer from its queue. The caller holds mu.
+func (b *fakeBroker) removeConsumer(consumer *fakeConsumer) {
+	if q := consumer.queue; q != nil {
+		q.consumers = slices.DeleteFunc(q.consumers, func(o *fakeConsumer) bool { return o == consumer })
+		b.startExpiry(q)
+	}
+}
+
+// QueueDeclare implements channel.
+func (c *fakeChannel) QueueDeclare(name string, durable, _, _, _ bool, args amqp.Table) (amqp.Queue, error) {
+	return amqp.Queue{Name: name}, c.do("declare", name, func() *amqp.Error {
+		return c.link.broker.declare(name, durable, args)
+	})
+}
+
+// QueueDeclarePassive implements channel.
+func (c *fakeChannel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table) (amqp.Queue, error) {
+	return amqp.Queue{Name: name}, c.do("declare passive", name, func() *amqp.Error {
+		if c.link.broker.queues[name] == nil {
+			return missing(name)
+		}
+		return nil
+	})
+}
+
+// QueueDelete implements channel.
+func (c *fakeChannel) QueueDelete(name string, _, _, _ bool) (int, error) {
+	return 0, c.do("delete", name, func() *amqp.Error {
+		if q := c.link.broker.queues[name]; q != nil {
+			c.link.broker.remove(q)
+		}
+		return nil
+	})
+}
+
+// do makes one synchronous call; an error closes the channel, as in AMQP.
+func (c *fakeChannel) do(op, name string, f func() *amqp.Error) error {
+	if err := c.link.call(op, name); err != nil {
+		return err
+	}
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	if c.closed {
+		return amqp.ErrClosed
+	}
+	if refused := f(); refused != nil {
+		c.except(refused)
+		return refused
+	}
+	return nil
+}
+
+// NotifyClose implements channel.
+func (c *fakeChannel) NotifyClose(n chan *amqp.Error) chan *amqp.Error {
+	return listen(c, &c.ends, n)
+}
+
+// NotifyReturn implements channel.
+func (c *fakeChannel) NotifyReturn(n chan amqp.Return) chan amqp.Return {
+	return listen(c, &c.returns, n)
+}
+
+// NotifyCancel implements channel.
+func (c *fakeChannel) NotifyCancel(n chan string) chan string { return listen(c, &c.cancels, n) }
+
+// listen registers n; on a channel that has ended it is closed at once.
+func listen[T any](c *fakeChannel, to *[]chan T, n chan T) chan T {
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	if c.silent {
+		close(n)
+	} else {
+		*to = append(*to, n)
+	}
+	return n
+}
+
+// IsClosed implements channel.
+func (c *fakeChannel) IsClosed() bool {
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	return c.closed
+}
+
+// Close implements channel.
+func (c *fakeChannel) Close() error {
+	return c.do("close", "", func() *amqp.Error {
+		c.detach()
+		c.link.post(func() { c.shutdown(nil) })
+		return nil
+	})
+}

@@ -1,0 +1,249 @@
+package amqpx
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fakeChannel is one channel of a fakeLink, and the Acknowledger of its deliveries.
+// Fields are guarded by the broker's lock.
+type fakeChannel struct {
+	link       *fakeLink
+	id         int
+	confirming bool
+	prefetch   int
+	closed     bool
+	silent     bool // shutdown has run: nothing will be notified any more
+
+	tag       uint64
+	consumers map[string]*fakeConsumer
+	unacked   map[uint64]*unackedDelivery
+	confirms  map[*fakeConfirm]bool
+
+	ends    []chan *amqp.Error
+	returns []chan amqp.Return
+	cancels []chan string
+}
+
+type fakeConsumer struct {
+	ch      *fakeChannel
+	tag     string
+	queue   *fakeQueue // nil for direct reply-to
+	autoAck bool
+	unacked int
+	out     chan amqp.Delivery // written by the link's reader only
+}
+
+func (c *fakeConsumer) hasRoom() bool {
+	return c.autoAck || c.ch.prefetch == 0 || c.unacked < c.ch.prefetch
+}
+
+type unackedDelivery struct {
+	consumer *fakeConsumer
+	message  *fakeMessage
+}
+
+// fakeConfirm is the broker's word on one message.
+type fakeConfirm struct {
+	done  chan struct{}
+	acked atomic.Bool
+}
+
+func (f *fakeConfirm) Done() <-chan struct{} { return f.done }
+func (f *fakeConfirm) Acked() bool           { return f.acked.Load() }
+
+// publish implements channel.
+func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
+	b := c.link.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.closed {
+		return nil, amqp.ErrClosed
+	}
+	msg.Body, msg.Headers = bytes.Clone(msg.Body), maps.Clone(msg.Headers)
+	if msg.ReplyTo == directReplyTo {
+		msg.ReplyTo = c.replyAddress()
+	}
+	f := b.nextFault(key)
+	if err := f.before(c.link); err != nil {
+		return nil, err
+	}
+	word := &fakeConfirm{done: make(chan struct{})}
+	c.confirms[word] = true
+	c.link.published = true
+	arrive := func() { f.arrive(c, key, mandatory, msg, word) }
+	if b.alarm != "" {
+		c.link.postBlocking(amqp.Blocking{Active: true, Reason: b.alarm})
+		c.link.backlog = append(c.link.backlog, arrive)
+		return word, nil
+	}
+	arrive()
+	if f == faultCutWritten {
+		return nil, errCut
+	}
+	return word, nil
+}
+
+// postConfirm sends the broker's word, now or when confirms are no longer held. The
+// caller holds the broker's lock.
+func (c *fakeChannel) postConfirm(word *fakeConfirm, acked bool) {
+	send := func() {
+		c.link.post(func() {
+			word.acked.Store(acked)
+			c.resolve(word)
+		})
+	}
+	if b := c.link.broker; b.holding {
+		b.held = append(b.held, send)
+		return
+	}
+	send()
+}
+
+func (c *fakeChannel) resolve(word *fakeConfirm) {
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	if c.confirms[word] {
+		delete(c.confirms, word)
+		close(word.done)
+	}
+}
+
+// postReturn gives a mandatory message back. The caller holds the broker's lock.
+func (c *fakeChannel) postReturn(key string, msg amqp.Publishing) {
+	r := amqp.Return{
+		ReplyCode: amqp.NoRoute, ReplyText: "NO_ROUTE", RoutingKey: key, Headers: msg.Headers,
+		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
+		AppId: msg.AppId, Expiration: msg.Expiration, Body: msg.Body,
+	}
+	c.link.post(func() {
+		for _, n := range c.returns {
+			n <- r
+		}
+	})
+}
+
+// deliver sends a message to a consumer. The caller holds the broker's lock.
+func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
+	c.tag++
+	if !to.autoAck {
+		c.unacked[c.tag] = &unackedDelivery{consumer: to, message: m}
+		to.unacked++
+	}
+	d := amqp.Delivery{
+		Acknowledger: c, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.redelivered,
+		Headers: m.msg.Headers, DeliveryMode: m.msg.DeliveryMode, CorrelationId: m.msg.CorrelationId,
+		ReplyTo: m.msg.ReplyTo, Expiration: m.msg.Expiration, MessageId: m.msg.MessageId,
+		AppId: m.msg.AppId, Body: m.msg.Body,
+	}
+	c.link.post(func() {
+		select {
+		case to.out <- d:
+		case <-c.link.gone:
+		}
+	})
+}
+
+// Ack implements channel and amqp.Acknowledger.
+func (c *fakeChannel) Ack(tag uint64, multiple bool) error { return c.settle(tag, multiple, false) }
+
+// Nack implements amqp.Acknowledger.
+func (c *fakeChannel) Nack(tag uint64, multiple, requeue bool) error {
+	return c.settle(tag, multiple, requeue)
+}
+
+// Reject implements amqp.Acknowledger.
+func (c *fakeChannel) Reject(tag uint64, requeue bool) error { return c.settle(tag, false, requeue) }
+
+func (c *fakeChannel) settle(tag uint64, multiple, requeue bool) error {
+	b := c.link.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.closed {
+		return amqp.ErrClosed
+	}
+	tags := []uint64{tag}
+	if multiple {
+		tags = slices.DeleteFunc(c.openTags(), func(t uint64) bool { return t > tag })
+	}
+	for _, t := range slices.Backward(tags) { // so that requeued messages keep their order
+		u := c.unacked[t]
+		if u == nil {
+			c.except(&amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - unknown delivery tag"})
+			return nil
+		}
+		delete(c.unacked, t)
+		u.consumer.unacked--
+		if requeue {
+			b.requeue(u.consumer.queue, u.message)
+		}
+		b.dispatch(u.consumer.queue)
+	}
+	return nil
+}
+
+func (c *fakeChannel) openTags() []uint64 { return slices.Sorted(maps.Keys(c.unacked)) }
+
+// except ends the channel with an exception. The caller holds the broker's lock.
+func (c *fakeChannel) except(reason *amqp.Error) {
+	if c.closed {
+		return
+	}
+	c.detach()
+	c.link.post(func() { c.shutdown(reason) })
+}
+
+// detach is the broker's half of a channel's end. The caller holds the broker's lock.
+func (c *fakeChannel) detach() {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	b := c.link.broker
+	for _, consumer := range c.consumers {
+		b.removeConsumer(consumer)
+	}
+	touched := map[*fakeQueue]bool{}
+	for _, t := range slices.Backward(c.openTags()) {
+		u := c.unacked[t]
+		b.requeue(u.consumer.queue, u.message)
+		touched[u.consumer.queue] = true
+	}
+	clear(c.unacked)
+	for q := range touched {
+		b.dispatch(q)
+	}
+}
+
+// shutdown is the client's half: it tells every listener. Only the reader calls it.
+func (c *fakeChannel) shutdown(reason *amqp.Error) {
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	if c.silent {
+		return
+	}
+	c.silent = true
+	for _, n := range c.ends {
+		if reason != nil {
+			n <- reason
+		}
+		close(n)
+	}
+	for _, consumer := range c.consumers {
+		close(consumer.out)
+	}
+	for _, n := range c.returns {
+		close(n)
+	}
+	for _, n := range c.cancels {
+		close(n)
+	}
+	for word := range c.confirms {
+		close(word.done)
+	}
+	clear(c.confirms)
+}

@@ -1,0 +1,184 @@
+package amqpx
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fault is what goes wrong with one published message.
+type fault uint8
+
+const (
+	faultNone            fault = iota
+	faultUnsent                // the channel was closed before the message was written
+	faultCutBefore             // the link breaks in the write, the message does not arrive
+	faultCutWritten            // the link breaks in the write, the message arrives
+	faultCutUnconfirmed        // the message arrives, the link breaks before the confirm
+	faultLostUnconfirmed       // written, the link breaks, the message does not arrive
+	faultCutConfirmed          // the message arrives and is confirmed, then the link breaks
+	faultNack                  // the broker refuses the message
+	faultSwallow               // the broker confirms the message and loses it
+	faultTwice                 // the message arrives twice
+)
+
+var (
+	// errHang, returned by an onCall hook, hangs the call until the link is cut.
+	errHang = errors.New("hang")
+	errCut  = errors.New("write tcp 127.0.0.1:5672: broken pipe")
+)
+
+// routeReplies is the route of every message to a client.
+const routeReplies = "replies"
+
+// routeOf names what faults are set for: a queue, or the replies to all clients.
+func routeOf(key string) string {
+	if strings.Contains(key, ".reply.") || strings.HasPrefix(key, directReplyTo) {
+		return routeReplies
+	}
+	return key
+}
+
+// fail sets what goes wrong with the next messages on a route, in order.
+func (b *fakeBroker) fail(route string, faults ...fault) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.faults[route] = append(b.faults[route], faults...)
+}
+
+// nextFault takes the next fault of a route. The caller holds mu.
+func (b *fakeBroker) nextFault(key string) fault {
+	route := routeOf(key)
+	planned := b.faults[route]
+	if len(planned) == 0 {
+		return faultNone
+	}
+	b.faults[route] = planned[1:]
+	return planned[0]
+}
+
+// before is what goes wrong in the client's write. The caller holds the broker's lock.
+func (f fault) before(l *fakeLink) error {
+	switch f {
+	case faultUnsent:
+		l.end(brokenSocket())
+		return amqp.ErrClosed
+	case faultCutBefore:
+		l.end(brokenSocket())
+		return errCut
+	default:
+		return nil
+	}
+}
+
+// arrive is what the broker does with a message. The caller holds its lock.
+func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing, word *fakeConfirm) {
+	b := c.link.broker
+	if f == faultLostUnconfirmed {
+		c.link.end(brokenSocket())
+		return
+	}
+	b.sent = append(b.sent, sentMessage{key: key, mandatory: mandatory, msg: msg, at: time.Now()})
+	acked := f != faultNack
+	if f != faultNack && f != faultSwallow {
+		acked = b.route(c, key, mandatory, msg)
+	}
+	switch f {
+	case faultTwice:
+		b.route(c, key, mandatory, msg)
+	case faultCutUnconfirmed, faultCutWritten:
+		c.link.end(brokenSocket())
+		return
+	case faultCutConfirmed:
+		c.postConfirm(word, acked)
+		c.link.post(func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			c.link.end(brokenSocket())
+		})
+		return
+	}
+	c.postConfirm(word, acked)
+}
+
+// holdConfirms keeps the broker's words back until releaseConfirms.
+func (b *fakeBroker) holdConfirms() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holding = true
+}
+
+func (b *fakeBroker) releaseConfirms() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holding = false
+	for _, send := range b.held {
+		send()
+	}
+	b.held = nil
+}
+
+// The rest looks at the broker from outside.
+
+// messagesTo returns what reached the broker on a route, in order.
+func (b *fakeBroker) messagesTo(route string) []sentMessage {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(b.sent), func(m sentMessage) bool { return routeOf(m.key) != route })
+}
+
+// queueNames returns the names of the queues that exist, sorted.
+func (b *fakeBroker) queueNames() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var names []string
+	for name := range b.queues {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ready and unacked count the messages in a queue, and those out of it that nobody
+// acknowledged.
+func (b *fakeBroker) ready(queue string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q := b.queues[queue]; q != nil {
+		return len(q.messages)
+	}
+	return 0
+}
+
+func (b *fakeBroker) unacked(queue string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, l := range b.links {
+		for _, c := range l.channels {
+			for _, u := range c.unacked {
+				if u.consumer.queue.name == queue {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+// openLinks counts the connections that are up.
+func (b *fakeBroker) openLinks() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.links)
+}
+
+// with changes or reads the broker under its lock.
+func (b *fakeBroker) with(f func(*fakeBroker)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(b)
+}

@@ -1,0 +1,200 @@
+package amqpx
+
+import (
+	"fmt"
+	"slices"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fakeLink is one connection to a fakeBroker. Fields are guarded by the broker's
+// lock unless they say otherwise.
+type fakeLink struct {
+	broker *fakeBroker
+	name   string
+	id     int
+
+	channels  []*fakeChannel
+	published bool
+	told      bool     // of the alarm
+	backlog   []func() // publishes that a blocked broker has not read
+	holds     int      // how often writes were gathered
+	dead      bool
+	reason    *amqp.Error // why it died; nil when we closed it
+	closes    int         // how often close or cut was called
+
+	events []func()      // what the broker sent and the client has not read
+	wake   chan struct{} // one slot: there are events, or the link is dead
+	gone   chan struct{} // closed when the link is dead
+
+	ended  chan *amqp.Error   // written by read only
+	blocks chan amqp.Blocking // written by read only
+}
+
+func newFakeLink(b *fakeBroker, name string, id int) *fakeLink {
+	return &fakeLink{
+		broker: b, name: name, id: id,
+		wake:   make(chan struct{}, 1),
+		gone:   make(chan struct{}),
+		ended:  make(chan *amqp.Error, 1),
+		blocks: make(chan amqp.Blocking, 16),
+	}
+}
+
+// post queues what the client's reader does next. The caller holds the broker's lock.
+func (l *fakeLink) post(event func()) {
+	if l.dead {
+		return
+	}
+	l.events = append(l.events, event)
+	l.poke()
+}
+
+func (l *fakeLink) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// postBlocking tells the client of an alarm's begin or end, each once. The caller
+// holds the broker's lock.
+func (l *fakeLink) postBlocking(b amqp.Blocking) {
+	if l.told == b.Active {
+		return
+	}
+	l.told = b.Active
+	l.post(func() { l.blocks <- b })
+}
+
+// read handles events in order, and shuts every channel down when the link is dead,
+// as the reader goroutine of amqp091-go does.
+func (l *fakeLink) read() {
+	for range l.wake {
+		for {
+			event, dead := l.next()
+			if dead {
+				l.shutdown()
+				return
+			}
+			if event == nil {
+				break
+			}
+			event()
+		}
+	}
+}
+
+func (l *fakeLink) next() (event func(), dead bool) {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	if l.dead {
+		return nil, true
+	}
+	if len(l.events) == 0 {
+		return nil, false
+	}
+	event = l.events[0]
+	l.events = l.events[1:]
+	return event, false
+}
+
+// end kills the link: events that were not read are lost, deliveries that were not
+// acknowledged go back to their queues. The caller holds the broker's lock.
+func (l *fakeLink) end(reason *amqp.Error) {
+	if l.dead {
+		return
+	}
+	l.dead, l.reason = true, reason
+	l.events, l.backlog = nil, nil
+	l.broker.links = slices.DeleteFunc(l.broker.links, func(o *fakeLink) bool { return o == l })
+	for _, c := range l.channels {
+		c.detach()
+	}
+	close(l.gone)
+	l.poke()
+}
+
+func (l *fakeLink) shutdown() {
+	if l.reason != nil {
+		l.ended <- l.reason
+	}
+	close(l.ended)
+	for _, c := range l.channels {
+		c.shutdown(l.reason)
+	}
+	close(l.blocks)
+}
+
+// channel implements link.
+func (l *fakeLink) channel() (channel, error) {
+	if err := l.call("channel", ""); err != nil {
+		return nil, err
+	}
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	if l.dead {
+		return nil, amqp.ErrClosed
+	}
+	c := &fakeChannel{
+		link:      l,
+		id:        len(l.channels) + 1,
+		consumers: make(map[string]*fakeConsumer),
+		unacked:   make(map[uint64]*unackedDelivery),
+		confirms:  make(map[*fakeConfirm]bool),
+	}
+	l.channels = append(l.channels, c)
+	return c, nil
+}
+
+// call runs the hook for synchronous calls. errHang waits for the link's end.
+func (l *fakeLink) call(op, name string) error {
+	l.broker.mu.Lock()
+	hook := l.broker.onCall
+	l.broker.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	err := hook(op, name)
+	if err == errHang { //nolint:errorlint // the hook returns this very value.
+		<-l.gone
+		return amqp.ErrClosed
+	}
+	return err
+}
+
+func (l *fakeLink) closed() <-chan *amqp.Error      { return l.ended }
+func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *fakeLink) release()                        {}
+
+func (l *fakeLink) hold() {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	l.holds++
+}
+
+// close implements link: a polite end has no reason.
+func (l *fakeLink) close() {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	l.closes++
+	l.end(nil)
+}
+
+// cut implements link.
+func (l *fakeLink) cut() {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	l.closes++
+	l.end(brokenSocket())
+}
+
+// brokenSocket is what amqp091-go reports when the socket breaks.
+func brokenSocket() *amqp.Error {
+	return &amqp.Error{Code: amqp.FrameError, Reason: "read tcp 127.0.0.1:5672: connection reset by peer"}
+}
+
+// replyAddress is the direct reply-to address of a channel.
+func (c *fakeChannel) replyAddress() string {
+	return fmt.Sprintf("%s.g1.%d.%d", directReplyTo, c.link.id, c.id)
+}

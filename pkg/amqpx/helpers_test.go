@@ -1,0 +1,189 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// testURL has a password, so that every test that looks at an error can look for it.
+const (
+	testURL      = "amqp://app:secret@broker.test:5672/"
+	testPassword = "secret"
+)
+
+// rig is a broker with one client and one server, in a synctest bubble.
+type rig struct {
+	t      *testing.T
+	broker *fakeBroker
+	client *Client
+	server *running
+}
+
+// running is a server whose Serve is under way.
+type running struct {
+	*Server
+	stop   context.CancelFunc // begins the drain
+	result chan error         // what Serve returned
+}
+
+// wait returns what Serve returned.
+func (r *running) wait(t *testing.T) error {
+	t.Helper()
+	err := <-r.result
+	r.result <- err // for the cleanup
+	return err
+}
+
+// handlers are the methods of a server.
+type handlers map[string]Handler
+
+// echo answers with its argument.
+func echo(_ context.Context, req *Request) ([]byte, error) { return req.Body, nil }
+
+// counted counts the runs of a handler.
+func counted(n *atomic.Int64, h Handler) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		n.Add(1)
+		return h(ctx, req)
+	}
+}
+
+// untilDone is a handler that ends with its context.
+func untilDone(ctx context.Context, _ *Request) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// startClient makes a client that is closed when the test ends.
+func startClient(t *testing.T, b *fakeBroker, opts ...ClientOption) *Client {
+	t.Helper()
+	c, err := NewClient(testURL, append([]ClientOption{b.option()}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := c.Close(ctx); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return c
+}
+
+// startServer serves until the test ends.
+func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
+	t.Helper()
+	s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, h := range methods {
+		if err := s.Handle(name, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{Server: s, stop: stop, result: make(chan error, 1)}
+	go func() { r.result <- s.Serve(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		<-r.result
+	})
+	return r
+}
+
+// startRig starts a client and a server and waits until both are ready. It is for
+// use inside a synctest bubble.
+func startRig(t *testing.T, methods handlers, opts ...Option) *rig {
+	t.Helper()
+	b := newFakeBroker()
+	var (
+		clientOpts []ClientOption
+		serverOpts []ServerOption
+	)
+	for _, o := range opts {
+		clientOpts, serverOpts = append(clientOpts, o), append(serverOpts, o)
+	}
+	r := &rig{t: t, broker: b}
+	r.server = startServer(t, b, methods, serverOpts...)
+	r.client = startClient(t, b, clientOpts...)
+	ready(t, r.server.WaitReady)
+	ready(t, r.client.WaitReady)
+	return r
+}
+
+func ready(t *testing.T, wait func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := wait(ctx); err != nil {
+		t.Fatalf("not ready: %v", err)
+	}
+}
+
+// within gives a context of the test with a time limit.
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// result is what a call returned, and how long it took.
+type result struct {
+	answer []byte
+	err    error
+	took   time.Duration
+}
+
+// goCall makes a call in a goroutine.
+func goCall(c *Client, ctx context.Context, method string, body []byte, opts ...CallOption) <-chan result { //nolint:revive // the client is the subject.
+	done := make(chan result, 1)
+	begun := time.Now()
+	go func() {
+		answer, err := c.Call(ctx, method, body, opts...)
+		done <- result{answer, err, time.Since(begun)}
+	}()
+	return done
+}
+
+// settle lets every goroutine of the bubble run until it waits.
+func settle() { synctest.Wait() }
+
+// pass lets virtual time pass.
+func pass(d time.Duration) {
+	timer := time.NewTimer(d)
+	<-timer.C
+	synctest.Wait()
+}
+
+func wantAnswer(t *testing.T, got result, want string) {
+	t.Helper()
+	if got.err != nil || string(got.answer) != want {
+		t.Errorf("answer %q, error %v; want answer %q", got.answer, got.err, want)
+	}
+}
+
+func wantSame[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+func wantIs(t *testing.T, err error, targets ...error) {
+	t.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			t.Errorf("error %v does not match %v", err, target)
+		}
+	}
+}
+
+// open reports whether nothing has arrived yet.
+func open[T any](c <-chan T) bool { return len(c) == 0 }

@@ -1,0 +1,317 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// settleCase is one row of the table "what every call ends in".
+type settleCase struct {
+	row     string
+	handler Handler
+	opts    []CallOption
+	// arrange prepares the rig; during runs while the call is under way.
+	arrange func(r *rig)
+	during  func(r *rig, cancel context.CancelFunc)
+	timeout time.Duration // 1 minute when zero
+
+	answer  string // when no code is wanted
+	code    Code
+	is      []error
+	outcome Outcome
+	remote  bool
+	text    string // part of the error's text
+	runs    int64
+	mayRun  int64         // once more than runs, when that is up to chance
+	takes   time.Duration // at least, and less than a second more
+}
+
+func TestEveryCallSettles(t *testing.T) {
+	t.Parallel()
+	for _, c := range settleCases() {
+		t.Run(c.row, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, c.run)
+		})
+	}
+}
+
+func (c settleCase) run(t *testing.T) {
+	var runs atomic.Int64
+	h := c.handler
+	if h == nil {
+		h = echo
+	}
+	r := startRig(t, handlers{"m": counted(&runs, h)})
+	if c.arrange != nil {
+		c.arrange(r)
+	}
+	timeout := c.timeout
+	if timeout == 0 {
+		timeout = time.Minute
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	method := "m"
+	if c.code == CodeUnimplemented {
+		method = "nobody knows"
+	}
+	done := goCall(r.client, ctx, method, []byte("body"), c.opts...)
+	if c.during != nil {
+		settle()
+		c.during(r, cancel)
+	}
+	c.check(t, <-done)
+	settle()
+	if n := runs.Load(); n < c.runs || n > c.runs+c.mayRun {
+		t.Errorf("executions: %d, want %d", n, c.runs)
+	}
+	wantSame(t, "calls still pending", r.client.Stats().InFlight, 0)
+}
+
+func (c settleCase) check(t *testing.T, got result) {
+	t.Helper()
+	if got.took < c.takes || got.took >= c.takes+time.Second {
+		t.Errorf("took %v, want about %v", got.took, c.takes)
+	}
+	if c.code == "" {
+		wantAnswer(t, got, c.answer)
+		return
+	}
+	var e *Error
+	if !errors.As(got.err, &e) {
+		t.Fatalf("error %v is no *Error", got.err)
+	}
+	wantSame(t, "code", e.Code(), c.code)
+	wantSame(t, "outcome", e.Outcome(), c.outcome)
+	wantSame(t, "remote", e.Remote(), c.remote)
+	wantIs(t, got.err, c.is...)
+	if !strings.Contains(e.Error(), c.text) || strings.Contains(e.Error(), testPassword) {
+		t.Errorf("text %q: want %q in it and no password", e.Error(), c.text)
+	}
+	if got.answer != nil {
+		t.Errorf("answer %q beside an error", got.answer)
+	}
+}
+
+func settleCases() []settleCase {
+	var all []settleCase
+	all = append(all, handlerRows()...)
+	all = append(all, brokerRows()...)
+	all = append(all, lossBeforeConfirmRows()...)
+	all = append(all, lossAfterConfirmRows()...)
+	return append(all, callerRows()...)
+}
+
+func handlerRows() []settleCase {
+	fails := func(err error) Handler {
+		return func(context.Context, *Request) ([]byte, error) { return []byte("ignored"), err }
+	}
+	return []settleCase{
+		{row: "handler returned an answer", answer: "body", runs: 1},
+		{
+			row: "handler returned a coded error", handler: fails(Errorf(CodeNotFound, "no such thing")),
+			code: CodeNotFound, outcome: Ran, remote: true, text: "not_found: no such thing", runs: 1,
+		},
+		{
+			row: "handler returned a coded error without text", handler: fails(Errorf(CodeAborted, "")),
+			code: CodeAborted, outcome: Ran, remote: true, runs: 1,
+		},
+		{
+			row: "handler returned any other error", handler: fails(errors.New("token " + testPassword)),
+			code: CodeInternal, outcome: Ran, remote: true, text: "internal error", runs: 1,
+		},
+		{
+			row:     "handler panicked",
+			handler: func(context.Context, *Request) ([]byte, error) { panic(testPassword) },
+			code:    CodeInternal, outcome: Ran, remote: true, text: "internal error", runs: 1,
+		},
+		{
+			row: "handler ran into the deadline", handler: fails(context.DeadlineExceeded),
+			code: CodeDeadlineExceeded, outcome: Ran, remote: true, runs: 1,
+		},
+		{row: "unknown function", code: CodeUnimplemented, outcome: DidNotRun, remote: true, text: "nobody knows"},
+	}
+}
+
+func brokerRows() []settleCase {
+	dropQueue := func(r *rig) {
+		r.server.stop()
+		_ = r.server.wait(r.t)
+		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+	}
+	return []settleCase{
+		{
+			row: "no queue to route to", arrange: dropQueue,
+			code: CodeUnavailable, is: []error{ErrUnroutable}, outcome: DidNotRun, text: `no queue "rpc_queue"`,
+		},
+		{
+			row: "no queue to route to, waits for a server", arrange: dropQueue, opts: []CallOption{WaitForServer()},
+			during: func(r *rig, _ context.CancelFunc) {
+				pass(10 * time.Second)
+				startServer(r.t, r.broker, handlers{"m": echo})
+			},
+			answer: "body", takes: 10 * time.Second,
+		},
+		{
+			row: "no queue to route to, waits until the deadline", arrange: dropQueue, opts: []CallOption{WaitForServer()},
+			code: CodeUnavailable, is: []error{ErrUnroutable, context.DeadlineExceeded}, outcome: DidNotRun,
+			takes: time.Minute,
+		},
+		{
+			row:     "broker refused it, then took it",
+			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNack, faultNack, faultNack) },
+			answer:  "body", runs: 1,
+		},
+		{
+			row: "broker refused it until the deadline", timeout: 10 * time.Second,
+			arrange: func(r *rig) {
+				r.broker.fail(DefaultQueue, make([]fault, 1000)...)
+				r.broker.with(func(b *fakeBroker) {
+					for i := range b.faults[DefaultQueue] {
+						b.faults[DefaultQueue][i] = faultNack
+					}
+				})
+			},
+			code: CodeResourceExhausted, is: []error{ErrRefused, context.DeadlineExceeded}, outcome: DidNotRun,
+			takes: 10 * time.Second,
+		},
+		{
+			row: "connection blocked by an alarm", timeout: 5 * time.Second,
+			arrange: func(r *rig) {
+				_, _ = r.client.Call(r.t.Context(), "other", nil) // so that the broker knows a publisher
+				r.broker.setAlarm("low on memory")
+				settle()
+			},
+			code: CodeDeadlineExceeded, is: []error{ErrBlocked, context.DeadlineExceeded}, outcome: DidNotRun,
+			text: "low on memory", takes: 5 * time.Second,
+		},
+		{
+			// The broker tells a connection of its alarm only when it publishes.
+			row: "connection blocked by an alarm that the call itself finds", timeout: 5 * time.Second,
+			arrange: func(r *rig) { r.broker.setAlarm("low on memory") },
+			code:    CodeDeadlineExceeded, is: []error{ErrBlocked, context.DeadlineExceeded}, outcome: MayHaveRun,
+			text: "low on memory", takes: 5 * time.Second,
+		},
+		{
+			row:     "connection blocked by an alarm that ends",
+			arrange: func(r *rig) { r.broker.setAlarm("low on disk") },
+			during: func(r *rig, _ context.CancelFunc) {
+				pass(20 * time.Second)
+				r.broker.setAlarm("")
+			},
+			answer: "body", runs: 1, takes: 20 * time.Second,
+		},
+	}
+}
+
+func lossBeforeConfirmRows() []settleCase {
+	on := func(f fault) func(*rig) { return func(r *rig) { r.broker.fail(DefaultQueue, f) } }
+	unknown := settleCase{code: CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun}
+	row := func(name string, f fault, runs int64, idempotent bool) settleCase {
+		c := unknown
+		if idempotent {
+			c = settleCase{answer: "body", opts: []CallOption{Idempotent()}}
+		}
+		c.row, c.arrange, c.runs = name, on(f), runs
+		return c
+	}
+	// The answer of the first run may come before the request is sent again.
+	unconfirmed := row("link lost before the broker confirmed, request arrived, idempotent", faultCutUnconfirmed, 1, true)
+	unconfirmed.mayRun = 1
+	written := row("link lost in the write, request arrived, idempotent", faultCutWritten, 1, true)
+	written.mayRun = 1
+	return []settleCase{
+		unconfirmed, written,
+		{row: "link lost before the request was written", arrange: on(faultUnsent), answer: "body", runs: 1},
+		row("link lost in the write, request did not arrive", faultCutBefore, 0, false),
+		row("link lost in the write, request arrived", faultCutWritten, 1, false),
+		row("link lost before the broker confirmed, request did not arrive", faultLostUnconfirmed, 0, false),
+		row("link lost before the broker confirmed, request arrived", faultCutUnconfirmed, 1, false),
+		row("link lost in the write, request did not arrive, idempotent", faultCutBefore, 1, true),
+		row("link lost before the broker confirmed, request did not arrive, idempotent", faultLostUnconfirmed, 1, true),
+	}
+}
+
+// slow is a handler that takes two seconds.
+func slow(ctx context.Context, req *Request) ([]byte, error) {
+	sleep(ctx, 2*time.Second)
+	return req.Body, nil
+}
+
+func lossAfterConfirmRows() []settleCase {
+	return []settleCase{
+		{
+			row: "link lost after the confirm", handler: slow,
+			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultCutConfirmed) },
+			answer:  "body", runs: 1, takes: 2 * time.Second,
+		},
+		{
+			row: "link lost after the confirm, idempotent", handler: slow, opts: []CallOption{Idempotent()},
+			during: func(r *rig, _ context.CancelFunc) { r.cutClient() },
+			// The request may be gone with a transient queue: it is sent again.
+			answer: "body", runs: 2, takes: 2 * time.Second,
+		},
+		{
+			row: "link lost after the confirm, reply queue is gone", handler: slow, timeout: 20 * time.Second,
+			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue(); r.cutClient() },
+			code:   CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun, runs: 1,
+		},
+		{
+			row: "link lost after the confirm, reply queue is gone, idempotent", handler: slow, opts: []CallOption{Idempotent()},
+			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue(); r.cutClient() },
+			answer: "body", runs: 2, takes: 2 * time.Second,
+		},
+	}
+}
+
+func callerRows() []settleCase {
+	return []settleCase{
+		{
+			row: "context deadline", timeout: 3 * time.Second, handler: untilDone,
+			during: func(r *rig, _ context.CancelFunc) { r.broker.fail(routeReplies, faultSwallow) },
+			code:   CodeDeadlineExceeded, is: []error{context.DeadlineExceeded}, outcome: MayHaveRun, runs: 1,
+			takes: 3 * time.Second,
+		},
+		{
+			row: "context cancelled", handler: slow,
+			during: func(_ *rig, cancel context.CancelFunc) { cancel() },
+			code:   CodeCanceled, is: []error{context.Canceled}, outcome: MayHaveRun, runs: 1,
+		},
+		{
+			row: "client closed", handler: slow,
+			during: func(r *rig, _ context.CancelFunc) { _ = r.client.Close(r.t.Context()) },
+			code:   CodeUnavailable, is: []error{ErrClosed}, outcome: MayHaveRun, runs: 1,
+		},
+		{
+			row:     "client was closed before the call",
+			arrange: func(r *rig) { _ = r.client.Close(r.t.Context()) },
+			code:    CodeUnavailable, is: []error{ErrClosed}, outcome: DidNotRun,
+		},
+		{
+			row: "request too large", opts: []CallOption{WithIdempotencyKey(strings.Repeat("k", 256))},
+			code: CodeInvalidArgument, outcome: DidNotRun, text: "idempotency key of 256 bytes",
+		},
+	}
+}
+
+// cutClient breaks the client's connections; the server keeps its own.
+func (r *rig) cutClient() {
+	r.broker.with(func(b *fakeBroker) {
+		for _, l := range append([]*fakeLink(nil), b.links...) {
+			if strings.Contains(l.name, "client") {
+				l.end(brokenSocket())
+			}
+		}
+	})
+}
+
+// dropReplyQueue makes the broker forget the client's reply queue.
+func (r *rig) dropReplyQueue() {
+	r.broker.with(func(b *fakeBroker) { delete(b.queues, r.client.replyTo) })
+}
