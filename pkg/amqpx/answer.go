@@ -85,8 +85,7 @@ func (s *Server) forCaller(in *incoming, err error) *Error {
 	case errors.Is(err, context.Canceled):
 		return Errorf(CodeCanceled, "the handler was cancelled")
 	}
-	var p *panicError
-	if errors.As(err, &p) {
+	if _, panicked := errors.AsType[*panicError](err); panicked {
 		s.counts.panics.Add(1)
 	} else {
 		s.cfg.logger.Error("handler failed", zap.String("method", in.Method),

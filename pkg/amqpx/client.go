@@ -66,7 +66,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	c.stop = stop
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
-		c.sup.run(ctx, ctx)
+		c.sup.run(ctx)
 	}()
 	return c, nil
 }

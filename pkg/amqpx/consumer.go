@@ -3,8 +3,8 @@ package amqpx
 import (
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // consumer takes requests off the queue for one session and acknowledges them.

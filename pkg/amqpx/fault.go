@@ -11,9 +11,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// linkFault is why an attempt failed or a link ended, in words an operator can act
+// linkError is why an attempt failed or a link ended, in words an operator can act
 // on. It never holds a URL with a password.
-type linkFault struct {
+type linkError struct {
 	broker string // host:port
 	plain  string
 	// needsOperator is true when trying again cannot help until somebody changes
@@ -22,25 +22,25 @@ type linkFault struct {
 	cause         error
 }
 
-func (f *linkFault) Error() string {
+func (f *linkError) Error() string {
 	if f.cause == nil {
 		return fmt.Sprintf("broker %s: %s", f.broker, f.plain)
 	}
 	return fmt.Sprintf("broker %s: %s: %v", f.broker, f.plain, f.cause)
 }
 
-func (f *linkFault) Unwrap() error { return f.cause }
+func (f *linkError) Unwrap() error { return f.cause }
 
 // needsOperator reports whether err is a fault of configuration.
 func needsOperator(err error) bool {
-	var f *linkFault
+	var f *linkError
 	return errors.As(err, &f) && f.needsOperator
 }
 
 // classify turns the error of one attempt, or the end of one link, into a
-// linkFault.
-func classify(target brokerTarget, err error) *linkFault {
-	f := &linkFault{broker: target.address, cause: err}
+// linkError.
+func classify(target brokerTarget, err error) *linkError {
+	f := &linkError{broker: target.address, cause: err}
 	var (
 		protocol *amqp.Error
 		dns      *net.DNSError
@@ -59,6 +59,8 @@ func classify(target brokerTarget, err error) *linkFault {
 		// Under an orchestrator a broker that was not started yet has no name, so
 		// even "no such host" is worth a quick retry.
 		f.plain = "the host name was not found"
+	case errors.Is(err, errConsumerCanceled), errors.Is(err, errLinkEnded):
+		f.plain = "the link was lost"
 	default:
 		f.plain = "no connection"
 	}

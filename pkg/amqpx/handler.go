@@ -1,6 +1,9 @@
 package amqpx
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // Request is one call as handlers and middleware see it, on both sides. It must
 // not be changed once it was handed on; middleware that needs another request
@@ -44,8 +47,8 @@ type Middleware func(next Handler) Handler
 // Chain returns h wrapped by the middleware, the first of which is outermost: it
 // sees a request first and its result last.
 func Chain(h Handler, middleware ...Middleware) Handler {
-	for i := len(middleware) - 1; i >= 0; i-- {
-		h = middleware[i](h)
+	for _, m := range slices.Backward(middleware) {
+		h = m(h)
 	}
 	return h
 }

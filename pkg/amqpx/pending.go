@@ -3,8 +3,8 @@ package amqpx
 import (
 	"sync"
 
-	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // remembered is how many settled calls are kept in mind to tell a duplicate or a

@@ -191,13 +191,12 @@ func (c *Client) gaveUp(ctx context.Context, k *call) error {
 		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.key)
 	}
 	e := contextError(ctx, outcome, sentinel, detail)
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		switch sentinel {
-		case ErrUnroutable:
-			e.code = CodeUnavailable
-		case ErrRefused:
-			e.code = CodeResourceExhausted
-		}
+	switch {
+	case e.code != CodeDeadlineExceeded:
+	case errors.Is(sentinel, ErrUnroutable):
+		e.code = CodeUnavailable
+	case errors.Is(sentinel, ErrRefused):
+		e.code = CodeResourceExhausted
 	}
 	return e
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
 
@@ -80,23 +81,21 @@ func (s *Server) Serve(ctx context.Context) error {
 		return errors.New("amqpx: Serve was called twice")
 	}
 	handlers, cancelHandlers := context.WithCancelCause(context.WithoutCancel(ctx))
-	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
-	dialing, stopDialing := context.WithCancel(ctx)
-	defer stopDialing()
+	// The link outlives ctx: lost during the drain, it is dialed again for the answers.
+	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var workers, link sync.WaitGroup
 	for range s.cfg.workers {
 		workers.Go(func() { s.work(handlers) }) // ends when quit is closed
 	}
-	link.Go(func() { s.sup.run(dialing, keeping) }) // ends when both contexts have
+	link.Go(func() { s.sup.run(linked) }) // ends when unlink is called
 
 	select {
 	case <-ctx.Done():
 	case <-s.stopNow:
 	}
-	stopDialing()
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
-	stopKeeping()
+	unlink()
 	link.Wait()
 	close(s.quit)
 	if err == nil {
@@ -137,7 +136,9 @@ func (s *Server) setup(_ context.Context, sess *session) error {
 	if err := sess.subCh.Qos(s.cfg.prefetch, 0, false); err != nil {
 		return err
 	}
-	c := newConsumer(s, sess)
-	startPublisher(sess, s.outbox, nil)
-	return c.start()
+	startPublisher(sess, s.outbox, func(amqp.Return) {}) // answers are not mandatory
+	if s.isDraining() {
+		return nil
+	}
+	return newConsumer(s, sess).start()
 }

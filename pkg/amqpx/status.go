@@ -78,8 +78,9 @@ func (b *statusBoard) get() Status {
 	return b.current
 }
 
-// update changes the status and offers it to every watcher. A closed status is
-// final: later updates are ignored.
+// update changes the status and offers it to every watcher. Closed is final, and
+// after draining only closed follows: a link that comes back to deliver the last
+// answers does not make the server ready again.
 func (b *statusBoard) update(change func(*Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -88,6 +89,9 @@ func (b *statusBoard) update(change func(*Status)) {
 	}
 	before := b.current.State
 	change(&b.current)
+	if before == StateDraining && b.current.State != StateClosed {
+		b.current.State = StateDraining
+	}
 	if b.current.State != before || b.current.Since.IsZero() {
 		b.current.Since = time.Now()
 	}

@@ -42,21 +42,16 @@ func newSupervisor(cfg *config, role string, shared bool, setup func(context.Con
 	return v
 }
 
-// run dials until dialing ends and keeps the session until keeping ends. A drain
-// ends dialing first and keeping when it is done.
-func (v *supervisor) run(dialing, keeping context.Context) {
+// run keeps a session alive until ctx ends.
+func (v *supervisor) run(ctx context.Context) {
 	defer v.board.update(func(s *Status) { s.State = StateClosed })
 	wait := newBackoff(v.cfg.backoffMin, v.cfg.backoffMax)
-	for dialing.Err() == nil {
-		s, err := v.connect(dialing)
+	for ctx.Err() == nil {
+		s, err := v.connect(ctx)
 		if err == nil {
-			if !v.install(dialing, s) {
-				s.close()
-				return
-			}
-			err = v.keep(keeping, s, wait)
+			err = v.keep(ctx, s, wait)
 		}
-		if dialing.Err() != nil {
+		if ctx.Err() != nil {
 			return
 		}
 		v.report(err)
@@ -64,19 +59,19 @@ func (v *supervisor) run(dialing, keeping context.Context) {
 		if needsOperator(err) {
 			pause = v.cfg.backoffMax
 		}
-		sleep(dialing, pause)
+		sleep(ctx, pause)
 	}
 }
 
 // connect tries every URL once, in an order shuffled anew each time.
 func (v *supervisor) connect(ctx context.Context) (*session, error) {
-	var faults []error
-	for _, i := range rand.Perm(len(v.targets)) {
+	faults := make([]error, len(v.targets)) // in the URLs' order, so equal faults read alike
+	for _, i := range rand.Perm(len(v.targets)) { //nolint:gosec // spreads load, guards nothing.
 		s, err := v.attempt(ctx, v.targets[i])
 		if err == nil {
 			return s, nil
 		}
-		faults = append(faults, err)
+		faults[i] = err
 		if ctx.Err() != nil {
 			break
 		}
@@ -110,17 +105,6 @@ func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session
 	return s, nil
 }
 
-// install publishes a new session, unless dialing ended meanwhile.
-func (v *supervisor) install(dialing context.Context, s *session) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if dialing.Err() != nil {
-		return false
-	}
-	v.session = s
-	return true
-}
-
 // current returns the session, or nil when there is none.
 func (v *supervisor) current() *session {
 	v.mu.Lock()
@@ -128,8 +112,15 @@ func (v *supervisor) current() *session {
 	return v.session
 }
 
+func (v *supervisor) setCurrent(s *session) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.session = s
+}
+
 // keep waits for the end of a ready session, closes it, and returns why it ended.
 func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
+	v.setCurrent(s)
 	v.lastFault = ""
 	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
 		zap.Uint64("generation", s.generation))
@@ -144,9 +135,7 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	case <-s.done:
 	case <-ctx.Done():
 	}
-	v.mu.Lock()
-	v.session = nil
-	v.mu.Unlock()
+	v.setCurrent(nil)
 	s.close()
 	if time.Since(readySince) >= settledAfter {
 		wait.Reset()
@@ -197,10 +186,10 @@ func (v *supervisor) waitReady(ctx context.Context) error {
 	for {
 		select {
 		case st := <-updates:
-			switch st.State {
-			case StateReady:
+			switch {
+			case st.Ready():
 				return nil
-			case StateClosed, StateDraining:
+			case st.State == StateClosed || st.State == StateDraining:
 				return ErrClosed
 			}
 		case <-ctx.Done():

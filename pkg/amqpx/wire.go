@@ -36,8 +36,9 @@ const (
 	// maxMessageHeader bounds the copy of an error's text in a header; the body has
 	// all of it.
 	maxMessageHeader = 1 << 10
-	// maxBudget bounds a time budget, far below what overflows a Duration.
-	maxBudget = 365 * 24 * time.Hour
+	// maxBudget bounds a time budget, 49.7 days: RabbitMQ closes the channel of
+	// whoever sends an expiration beyond 32 bits of milliseconds.
+	maxBudget = (1<<32 - 1) * time.Millisecond
 )
 
 // wholeNumber reads a header that peers in other languages encode as any integer
@@ -59,7 +60,7 @@ func wholeNumber(v any) (int64, bool) {
 	case int64:
 		return n, true
 	case uint64:
-		return int64(min(n, math.MaxInt64)), true //nolint:gosec // the bound makes it fit.
+		return int64(min(n, math.MaxInt64)), true
 	case int:
 		return int64(n), true
 	case string:

@@ -28,7 +28,7 @@ func checkRequest(req *Request, maxBody int) error {
 
 // encodeRequest makes the message of a call. budget is the time that is left.
 func encodeRequest(req *Request, replyTo string, budget time.Duration, persistent bool) amqp.Publishing {
-	ms := milliseconds(budget)
+	ms := milliseconds(min(budget, maxBudget))
 	headers := make(amqp.Table, len(req.Header)+2)
 	maps.Copy(headers, req.Header)
 	headers[headerTimeout] = ms
