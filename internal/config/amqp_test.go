@@ -20,6 +20,7 @@ func file(t *testing.T, content string) string {
 	return path
 }
 
+//nolint:paralleltest // sets the environment
 func TestAMQPDefaultsAreTheLibrarys(t *testing.T) {
 	var a AMQP
 	isolate(t, &a)

@@ -101,20 +101,23 @@ func tableRows(t *testing.T) map[string]string {
 }
 
 // readElsewhere reports whether name is read by what builds and runs the services,
-// so that it may be listed although no service reads it.
+// so that it may be listed although no service reads it. That compose hands it on
+// to a service is not enough.
 func readElsewhere(t *testing.T, name string) bool {
 	t.Helper()
 	if strings.HasPrefix(name, "COMPOSE_") {
 		return true
 	}
-	for _, pattern := range []string{"docker-compose*.yml", "compose/*.yml", "Makefile", "deploy/*"} {
+	handedOn := regexp.MustCompile(`(?m)^ *` + name + `: *\$\{` + name + `\b.*$`)
+	use := regexp.MustCompile(`(\$[({]?|ARG )` + name + `\b`)
+	for _, pattern := range []string{"docker-compose*.yml", "compose/*.yml", "Dockerfile.*", "Makefile", "deploy/*"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, f := range files {
 			content, err := os.ReadFile(f)
-			if err == nil && regexp.MustCompile(`\$[({]?`+name+`\b`).Match(content) {
+			if err == nil && use.Match(handedOn.ReplaceAll(content, nil)) {
 				return true
 			}
 		}

@@ -22,7 +22,6 @@ type spec struct {
 	Free   string        `envconfig:"TEST_FREE" default:"x" empty:"ok"`
 	Hidden Secret        `envconfig:"TEST_SECRET" default:"amqp://u:pass@h/"`
 	Other  string
-	inner  inner
 
 	validated bool
 }
@@ -59,6 +58,7 @@ func load(t *testing.T, s Spec) []string {
 	return bad.Lines
 }
 
+//nolint:paralleltest // sets the environment
 func TestLoadDefaults(t *testing.T) {
 	var s spec
 	isolate(t, &s)
@@ -147,6 +147,7 @@ func TestLoadEmptyValues(t *testing.T) {
 	}
 }
 
+//nolint:paralleltest // sets the environment
 func TestLoadNamesEveryFaultAtOnce(t *testing.T) {
 	var s spec
 	isolate(t, &s)

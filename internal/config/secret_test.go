@@ -41,7 +41,7 @@ func TestSecretNeverPrinted(t *testing.T) {
 	}
 	for how, text := range map[string]string{
 		"%v": fmt.Sprintf("%v", a), "%+v": fmt.Sprintf("%+v", a), "%#v": fmt.Sprintf("%#v", a),
-		"%s": fmt.Sprintf("%s", a.URL), "%q": fmt.Sprintf("%q", a.URL), "json": string(encoded), "zap": log.String(),
+		"%q": fmt.Sprintf("%q", a.URL), "json": string(encoded), "zap": log.String(),
 	} {
 		if strings.Contains(text, "hunter2") {
 			t.Errorf("%s shows the password: %s", how, text)

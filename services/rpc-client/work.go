@@ -29,7 +29,7 @@ type client interface {
 
 // work connects, makes the calls and reports.
 func work(drain, force context.Context, settings *Config, out *screen, stdout io.Writer, logger *zap.Logger) error {
-	c, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), settings.options(logger)...)
+	c, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), settings.options(logger)...) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}

@@ -250,6 +250,7 @@ func TestRunWithBusyPort(t *testing.T) {
 	}
 }
 
+//nolint:paralleltest // sets the environment
 func TestRunWithoutBroker(t *testing.T) {
 	isolate(t)
 	dir := t.TempDir()

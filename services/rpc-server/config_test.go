@@ -30,8 +30,7 @@ func load(t *testing.T) (*Config, []string) {
 	t.Helper()
 	var c Config
 	err := config.Load(&c)
-	var bad *config.Error
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*config.Error](err); ok {
 		return &c, bad.Lines
 	}
 	if err != nil {
@@ -98,6 +97,7 @@ func TestBadValues(t *testing.T) {
 	}
 }
 
+//nolint:paralleltest // sets the environment
 func TestEveryBadValueAtOnce(t *testing.T) {
 	isolate(t)
 	for name, bad := range badValues {
@@ -114,6 +114,7 @@ func TestEveryBadValueAtOnce(t *testing.T) {
 	}
 }
 
+//nolint:paralleltest // sets the environment
 func TestDefaults(t *testing.T) {
 	isolate(t)
 	c, faults := load(t)

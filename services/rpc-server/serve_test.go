@@ -197,6 +197,7 @@ func (w *trigger) Write(p []byte) (int, error) {
 	return w.Buffer.Write(p)
 }
 
+//nolint:paralleltest // sets the environment
 func TestRunWithoutBrokerUntilSignal(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		isolate(t)
