@@ -11,7 +11,8 @@
 #   broker.sh down-all          the same for every broker of this clone
 #
 # With a Docker engine it is a container, without one a plain process;
-# BROKER_KIND=engine|plain decides otherwise.
+# BROKER_KIND=engine|plain decides otherwise. Ports are free ones, unless
+# BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name them.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
 . "$(dirname "$0")/lib.sh"
 
@@ -43,8 +44,8 @@ up() {
 	cat >"$state/vars" <<-VARS
 		kind=$kind
 		version=$version
-		amqp_port=$(free_port)
-		management_port=$(free_port)
+		amqp_port=${BROKER_AMQP_PORT:-$(free_port)}
+		management_port=${BROKER_MANAGEMENT_PORT:-$(free_port)}
 		dist_port=$(free_port)
 		epmd_port=$(free_port)
 	VARS
@@ -97,7 +98,7 @@ down_all() {
 	done
 }
 
-usage() { sed -n '2,/^# BROKER_KIND/s/^# \{0,1\}//p' "$0" >&2; }
+usage() { sed -n '2,/^# BROKER_AMQP/s/^# \{0,1\}//p' "$0" >&2; }
 
 command=${1:-}
 case $command in

@@ -4,7 +4,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEPLOY=$ROOT/deploy
-RUN=$ROOT/.run
+RUN=${RPC_RUN_DIR:-$ROOT/.run} # state of what runs; git ignores it
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rabbitmq-rpc
 # shellcheck disable=SC2034  # read by the scripts that source this file
 readonly ROOT DEPLOY RUN CACHE
@@ -90,3 +90,26 @@ suite_of() {
 	*) die "no Debian release is known to carry RabbitMQ $1" ;;
 	esac
 }
+
+# load_env exports what .env sets; the environment wins over it.
+load_env() {
+	local line name value
+	[[ -f $ROOT/.env ]] || return 0
+	while IFS= read -r line || [[ -n $line ]]; do
+		[[ $line =~ ^[A-Z][A-Z0-9_]*= ]] || continue
+		name=${line%%=*} value=${line#*=}
+		value=${value#[\"\']} value=${value%[\"\']}
+		[[ -n ${!name+set} ]] || export "$name=$value"
+	done <"$ROOT/.env"
+}
+
+compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; }
+
+# compose runs Compose v2 or v1, whichever is there, in the project's folder.
+compose() (
+	cd "$ROOT"
+	if docker compose version >/dev/null 2>&1; then
+		exec docker compose "$@"
+	fi
+	exec docker-compose "$@"
+)

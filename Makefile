@@ -1,0 +1,94 @@
+# Everything a contributor does, one word each; `make` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+BIN := $(CURDIR)/.bin
+MODULES := $(patsubst %/go.mod,%,$(wildcard go.mod test/go.mod bench/go.mod))
+SCRIPTS := $(wildcard deploy/*.sh) .ci/run
+
+BROKER ?= 3
+FUZZTIME ?= 30s
+SUITE := go test -race -count=1 -timeout 8m -tags integration
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+## Running it
+
+.PHONY: up down clean
+up: ## broker, server and 1,000 calls; ends with the client's exit code
+	@deploy/up.sh
+
+down: ## stop all of it and leave nothing behind
+	@deploy/down.sh
+
+clean: down ## also remove images, caches and .env
+	@deploy/clean.sh
+
+## Building and checking
+
+.PHONY: build fmt lint tools
+build: ## compile both services into .run/bin
+	@go build -trimpath -o .run/bin/ ./services/...
+
+fmt: tools ## format every module
+	@for m in $(MODULES); do (cd $$m && $(BIN)/golangci-lint fmt); done
+
+lint: tools ## golangci-lint in every module, gofmt, shellcheck, actionlint
+	@deploy/need.sh shellcheck
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+		[[ -z $$unformatted ]] || { echo "not formatted: $$unformatted" >&2; exit 1; }
+	@for m in $(MODULES); do echo "golangci-lint: $$m" && (cd $$m && $(BIN)/golangci-lint run ./...); done
+	@shellcheck -x $(SCRIPTS)
+	@$(BIN)/actionlint
+
+tools: ## install the pinned lint tools into .bin
+	@deploy/tools.sh
+
+## Testing
+
+.PHONY: unit integration interop browser suite e2e test fuzz bench
+unit: ## tests of the root module, with the race detector, without a broker
+	@go test -race -count=1 ./...
+
+integration: ## tests against a private broker; BROKER=3 or 4
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
+
+interop: ## a Python client and a Python server on the other side
+	@deploy/need.sh pika
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./interop/...
+
+browser: ## a headless Chromium in the management UI
+	@deploy/need.sh chromium
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./browser/...
+
+suite: ## integration, interop and browser on one broker
+	@deploy/need.sh pika chromium
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/...
+
+e2e: ## what make up and make down do, from the outside
+	@cd test && go test -count=1 -timeout 8m -v -tags e2e ./e2e/...
+
+test: ## everything that must pass
+	@deploy/need.sh shellcheck pika chromium
+	@$(MAKE) lint
+	@$(MAKE) unit
+	@$(MAKE) suite BROKER=3
+	@$(MAKE) suite BROKER=4
+	@$(MAKE) e2e
+	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, e2e"
+
+fuzz: ## every fuzz target of the root module for FUZZTIME each
+	@go list -f '{{.Dir}}' ./... | while read -r dir; do \
+		for target in $$(cd "$$dir" && go test -list '^Fuzz' . | grep '^Fuzz' || true); do \
+			(cd "$$dir" && go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
+		done; \
+	done
+
+bench: ## side-by-side benchmarks, as a table
+	@DIR=bench deploy/with-broker.sh $(BROKER) go run .

@@ -1,0 +1,59 @@
+# shellcheck shell=bash disable=SC2153  # sourced by up.sh, which sets the variables
+# The pair in containers, by compose.
+
+# choose_images says which base images it takes, and why. Stand-ins are written to
+# .env, so that plain "docker compose up" finds them later.
+choose_images() {
+	local version=3
+	if [[ ${RABBITMQ_IMAGE:-} == *standin* ]]; then # chosen earlier: is it still here?
+		version=${RABBITMQ_IMAGE##*:} RABBITMQ_IMAGE=''
+	fi
+	[[ ${GO_IMAGE:-} != *standin* ]] || GO_IMAGE=''
+	: "${RABBITMQ_IMAGE:=$("$DEPLOY/images.sh" rabbitmq "$version")}" "${GO_IMAGE:=$("$DEPLOY/images.sh" go)}"
+	export RABBITMQ_IMAGE GO_IMAGE
+	if [[ $RABBITMQ_IMAGE$GO_IMAGE != *standin* ]]; then
+		say "compose with $RABBITMQ_IMAGE and $GO_IMAGE, because an engine answers and has these images or a registry"
+		return
+	fi
+	say "compose with $RABBITMQ_IMAGE and $GO_IMAGE (now in .env), because an engine answers but no registry"
+	remember RABBITMQ_IMAGE GO_IMAGE GOPROXY
+}
+
+# remember NAME… puts these variables into .env.
+remember() {
+	local name
+	for name in "$@"; do
+		sed -i "/^$name=/d" "$ROOT/.env" 2>/dev/null || true
+		[[ -z ${!name} ]] || printf '%s=%s\n' "$name" "${!name}" >>"$ROOT/.env"
+	done
+}
+
+container_of() { compose ps -q "$1" | head -n 1; }
+
+healthy() { [[ $(docker inspect -f '{{.State.Health.Status}}' "$(container_of "$1")") == healthy ]]; }
+
+running() { [[ -n $(container_of "$1") ]]; }
+
+bring_up() {
+	compose_found || die "a Docker engine answers, but compose is missing: install the package docker-compose-plugin or docker-compose"
+	GOPROXY=${GOPROXY:-$(go env GOPROXY 2>/dev/null || true)}
+	export GOPROXY
+	choose_images
+	running rabbitmq || free_ports
+	compose build >"$RUN/build.log" 2>&1 || die "the images do not build: $(tail -n 20 "$RUN/build.log")"
+	compose up -d rabbitmq rpc-server || die "compose could not start broker and server: its messages are above"
+	until_true 90 healthy rpc-server || die "rpc-server is not healthy after 90 s: $(compose logs --tail 20 rpc-server)"
+}
+
+# call runs the client and copies its report out of the volume. A copy, because the
+# client's user may not write to a folder of the host, nor the host's user to its files.
+call() {
+	local name code=0 tty=()
+	name=rpc-client-$$
+	[[ -t 0 && -t 1 ]] || tty=(-T)
+	compose run "${tty[@]}" --name "$name" rpc-client || code=$?
+	mkdir -p "$REPORT_DIR"
+	docker cp "$name:/report/." "$REPORT_DIR" >/dev/null || say "no report was written"
+	docker rm -f "$name" >/dev/null
+	return "$code"
+}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The main job in one command: broker, server, and a client that makes its calls,
+# whose exit code is the result. What is there decides how: containers, containers
+# on stand-in images where no registry answers, plain processes without an engine.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+load_env
+: "${AMQP_PORT:=5672}" "${MANAGEMENT_PORT:=15672}" "${REPORT_DIR:=$ROOT/report}"
+export AMQP_PORT MANAGEMENT_PORT
+mkdir -p "$RUN"
+
+# free PORT VARIABLE: the port must not be taken by anybody else.
+free() {
+	! listening "$1" || die "port $1 is taken: set $2 to another one, such as make up $2=$(free_port)"
+}
+
+free_ports() {
+	free "$AMQP_PORT" AMQP_PORT
+	free "$MANAGEMENT_PORT" MANAGEMENT_PORT
+}
+
+if engine; then
+	# shellcheck source=deploy/up-engine.sh
+	. "$DEPLOY/up-engine.sh"
+else
+	# shellcheck source=deploy/up-plain.sh
+	. "$DEPLOY/up-plain.sh"
+fi
+bring_up
+
+code=0
+call || code=$?
+
+say ''
+if [[ -f $REPORT_DIR/report.json ]]; then
+	say "report:        $REPORT_DIR/report.json"
+fi
+say "management UI: http://127.0.0.1:$MANAGEMENT_PORT (guest/guest)"
+say "make down      stops it all and leaves nothing behind"
+exit "$code"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# with-broker.sh VERSION COMMAND… runs the command in the module DIR (test) beside a
+# private broker of that version, which is taken down whatever happens. With
+# AMQPX_TEST_AMQP_URL set there is a broker already, and none is started.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+version=${1:?usage: with-broker.sh VERSION COMMAND…}
+shift
+if [[ -n ${AMQPX_TEST_AMQP_URL:-} ]]; then
+	say "broker: the one of AMQPX_TEST_AMQP_URL"
+else
+	name=test-$version-$$
+	trap '"$DEPLOY/broker.sh" down "$name"' EXIT
+	trap 'exit 130' INT TERM
+	"$DEPLOY/broker.sh" up "$name" "$version"
+	eval "$("$DEPLOY/broker.sh" env "$name")"
+fi
+export AMQPX_TEST_REQUIRE=1 # a missing broker is a failure
+cd "$ROOT/${DIR:-test}"
+"$@"
