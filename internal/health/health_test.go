@@ -38,31 +38,38 @@ func TestReadyz(t *testing.T) {
 	}{
 		"ready": {
 			amqpx.Status{State: amqpx.StateReady, Broker: "b:5672", Generation: 2, Reason: "old"},
-			200, readiness{"ready", "", "b:5672", 2},
+			200,
+			readiness{"ready", "", "b:5672", 2},
 		},
 		"first attempt": {
 			amqpx.Status{State: amqpx.StateConnecting, Broker: "b:5672"},
-			503, readiness{"connecting", "not connected to the broker yet", "b:5672", 0},
+			503,
+			readiness{"connecting", "not connected to the broker yet", "b:5672", 0},
 		},
 		"never connected": {
 			amqpx.Status{State: amqpx.StateReconnecting, Broker: "b:5672", Err: errRefused},
-			503, readiness{"reconnecting", "not connected to the broker yet: connection refused", "b:5672", 0},
+			503,
+			readiness{"reconnecting", "not connected to the broker yet: connection refused", "b:5672", 0},
 		},
 		"link lost": {
 			amqpx.Status{State: amqpx.StateReconnecting, Err: errRefused, Generation: 1},
-			503, readiness{"reconnecting", "lost the link to the broker, connecting again: connection refused", "", 1},
+			503,
+			readiness{"reconnecting", "lost the link to the broker, connecting again: connection refused", "", 1},
 		},
 		"blocked": {
 			amqpx.Status{State: amqpx.StateBlocked, Reason: "low on memory", Generation: 1},
-			503, readiness{"blocked", "the broker blocks publishing: low on memory", "", 1},
+			503,
+			readiness{"blocked", "the broker blocks publishing: low on memory", "", 1},
 		},
 		"draining": {
 			amqpx.Status{State: amqpx.StateDraining, Generation: 1},
-			503, readiness{"draining", "shutting down: finishing what has begun", "", 1},
+			503,
+			readiness{"draining", "shutting down: finishing what has begun", "", 1},
 		},
 		"closed": {
 			amqpx.Status{State: amqpx.StateClosed, Generation: 1},
-			503, readiness{"closed", "shut down", "", 1},
+			503,
+			readiness{"closed", "shut down", "", 1},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
