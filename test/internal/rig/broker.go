@@ -1,0 +1,72 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// Broker is a private RabbitMQ that a test may stop, kill and fill. It is taken
+// down with the test.
+type Broker struct {
+	t      testing.TB
+	script string
+	name   string
+	// URL is its AMQP URL; it stays the same over restarts.
+	URL string
+}
+
+// StartBroker starts a broker, of the version that AMQPX_TEST_BROKER_MAJOR names.
+func StartBroker(t testing.TB) *Broker {
+	t.Helper()
+	const short = 8
+	b := &Broker{
+		t:      t,
+		script: filepath.Join(Root(t), "deploy", "broker.sh"),
+		name:   "own-" + uuid.NewString()[:short],
+	}
+	t.Cleanup(func() {
+		ctx, cancel := afterwards(t)
+		defer cancel()
+		b.run(ctx, "down", b.name)
+	})
+	b.run(t.Context(), "up", b.name, major())
+	vars := b.run(t.Context(), "env", b.name)
+	found := regexp.MustCompile(envURL + `=(\S+)`).FindSubmatch(vars)
+	if found == nil {
+		t.Fatalf("deploy/broker.sh env does not say %s: %s", envURL, vars)
+	}
+	b.URL = string(found[1])
+	return b
+}
+
+// Do runs one of the commands of deploy/broker.sh that take only a name: restart,
+// stop, start, kill, pause, resume.
+func (b *Broker) Do(command string) {
+	b.t.Helper()
+	b.run(b.t.Context(), command, b.name)
+}
+
+// Ctl runs rabbitmqctl in the broker.
+func (b *Broker) Ctl(args ...string) string {
+	b.t.Helper()
+	return string(b.run(b.t.Context(), append([]string{"ctl", b.name}, args...)...))
+}
+
+func (b *Broker) run(ctx context.Context, args ...string) []byte {
+	b.t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, b.script, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = os.Environ()
+	if err := cmd.Run(); err != nil {
+		b.t.Fatalf("deploy/broker.sh %s: %v\n%s", args, err, stderr.Bytes())
+	}
+	return stdout.Bytes()
+}

@@ -1,0 +1,57 @@
+package rig
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// The variables that name the broker under test.
+const (
+	envURL        = "AMQPX_TEST_AMQP_URL"
+	envManagement = "AMQPX_TEST_MANAGEMENT_URL"
+	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
+	envMajor = "AMQPX_TEST_BROKER_MAJOR"
+)
+
+// Main is the TestMain of every package here: it fails at once without a broker,
+// and fails when a goroutine is left after the last test.
+func Main(m *testing.M) {
+	for _, name := range []string{envURL, envManagement} {
+		if os.Getenv(name) == "" {
+			fmt.Fprintf(os.Stderr, "%s is not set: these tests need a RabbitMQ. One of their own comes from\n"+
+				"  deploy/broker.sh up test && eval \"$(deploy/broker.sh env test)\"\n", name)
+			os.Exit(1)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// URL is the AMQP URL of the broker under test.
+func URL() string { return os.Getenv(envURL) }
+
+// ManagementURL is the URL of its management API and UI, with user and password.
+func ManagementURL() string { return os.Getenv(envManagement) }
+
+// major is the version of the brokers that tests start.
+func major() string {
+	if v := os.Getenv(envMajor); v != "" {
+		return v
+	}
+	return "3"
+}
+
+// Root returns the repository's root folder.
+func Root(t testing.TB) string {
+	t.Helper()
+	gomod, err := exec.CommandContext(t.Context(), "go", "env", "GOMOD").Output()
+	if err != nil {
+		t.Fatalf("find the repository: %v", err)
+	}
+	return filepath.Dir(filepath.Dir(strings.TrimSpace(string(gomod))))
+}

@@ -1,0 +1,166 @@
+package rig
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Management speaks with a broker's management API.
+type Management struct {
+	t    testing.TB
+	base string
+}
+
+// Manage returns the management API of the broker under test.
+func Manage(t testing.TB) *Management { return &Management{t: t, base: ManagementURL()} }
+
+// Do makes one request; path elements are escaped. It reports whether the thing
+// asked for exists; any other failure fails the test.
+func (m *Management) Do(method string, body, into any, path ...string) bool {
+	m.t.Helper()
+	ctx, cancel := afterwards(m.t)
+	defer cancel()
+	target := strings.TrimSuffix(m.base, "/") + "/api"
+	for _, p := range path {
+		target += "/" + url.PathEscape(p)
+	}
+	payload, err := json.Marshal(body)
+	if err != nil {
+		m.t.Fatalf("management API: %v", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(payload))
+	if err != nil {
+		m.t.Fatalf("management API: %v", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Close = true // an idle connection would look like a leak
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.t.Fatalf("management API: %v", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.t.Fatalf("management API: %v", err)
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return false
+	case resp.StatusCode >= http.StatusMultipleChoices:
+		m.t.Fatalf("management API: %s %s: %s: %s", method, path, resp.Status, answer)
+	case into != nil:
+		if err := json.Unmarshal(answer, into); err != nil {
+			m.t.Fatalf("management API: %s %s: %v", method, path, err)
+		}
+	}
+	return true
+}
+
+// Tenant is a virtual host with a user of its own, removed with the test.
+type Tenant struct {
+	Vhost, User, Password string
+
+	m *Management
+}
+
+// Tenant makes a virtual host, and a user that may do nothing there yet.
+func (m *Management) Tenant() *Tenant {
+	m.t.Helper()
+	id := uuid.NewString()
+	n := &Tenant{Vhost: "vhost-" + id, User: "user-" + id, Password: "pass-word-" + uuid.NewString(), m: m}
+	m.Do(http.MethodPut, map[string]any{}, nil, "vhosts", n.Vhost)
+	m.Do(http.MethodPut, map[string]any{"password": n.Password, "tags": ""}, nil, "users", n.User)
+	m.t.Cleanup(func() {
+		m.Do(http.MethodDelete, nil, nil, "users", n.User)
+		m.Do(http.MethodDelete, nil, nil, "vhosts", n.Vhost)
+	})
+	return n
+}
+
+// Grant lets the user configure what the pattern matches, and write and read all.
+func (n *Tenant) Grant(configure string) {
+	n.m.t.Helper()
+	n.m.Do(http.MethodPut, map[string]string{"configure": configure, "write": ".*", "read": ".*"}, nil,
+		"permissions", n.Vhost, n.User)
+}
+
+// Revoke takes all permissions on the virtual host away.
+func (n *Tenant) Revoke() {
+	n.m.t.Helper()
+	n.m.Do(http.MethodDelete, nil, nil, "permissions", n.Vhost, n.User)
+}
+
+// URL is the tenant's own AMQP URL on the broker under test.
+func (n *Tenant) URL() string { return n.URLWith(n.Password) }
+
+// URLWith is the tenant's URL with another password.
+func (n *Tenant) URLWith(password string) string {
+	return Rewrite(n.m.t, URL(), func(u *url.URL) {
+		u.User = url.UserPassword(n.User, password)
+		u.Path = "/" + n.Vhost
+	})
+}
+
+// Rewrite changes parts of a URL.
+func Rewrite(t testing.TB, raw string, change func(*url.URL)) string {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatalf("the broker's URL: %v", err)
+	}
+	change(u)
+	return u.String()
+}
+
+// vhostOf returns the virtual host of an AMQP URL.
+func vhostOf(t testing.TB, raw string) string {
+	t.Helper()
+	uri, err := amqp.ParseURI(raw)
+	if err != nil {
+		t.Fatalf("the broker's URL: %v", err)
+	}
+	return uri.Vhost
+}
+
+// QueueStats is what the management API counts of a queue. It lags by seconds.
+type QueueStats struct {
+	Ready   *int `json:"messages_ready"`
+	Unacked *int `json:"messages_unacknowledged"`
+}
+
+// Settled waits until the broker counts nothing in a queue, neither waiting nor
+// unacknowledged.
+func (m *Management) Settled(amqpURL, queue string) {
+	m.t.Helper()
+	vhost := vhostOf(m.t, amqpURL)
+	Eventually(m.t, fmt.Sprintf("queue %s is empty and nothing unacknowledged", queue), func() bool {
+		var s QueueStats
+		found := m.Do(http.MethodGet, nil, &s, "queues", vhost, queue)
+		return found && s.Ready != nil && s.Unacked != nil && *s.Ready == 0 && *s.Unacked == 0
+	})
+}
+
+// Queues returns the names of the queues that begin with a prefix.
+func (m *Management) Queues(amqpURL, prefix string) []string {
+	m.t.Helper()
+	var all []struct {
+		Name string `json:"name"`
+	}
+	m.Do(http.MethodGet, nil, &all, "queues", vhostOf(m.t, amqpURL))
+	var names []string
+	for _, q := range all {
+		if strings.HasPrefix(q.Name, prefix) {
+			names = append(names, q.Name)
+		}
+	}
+	return names
+}

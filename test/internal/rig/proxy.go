@@ -1,0 +1,243 @@
+package rig
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"net/url"
+	"strconv"
+	"sync"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Proxy stands between a broker and whoever dials the proxy's URL, and loses links
+// on command. It knows enough of AMQP to tell when the broker's word passes.
+type Proxy struct {
+	t        testing.TB
+	listener net.Listener
+	broker   string // host:port
+	url      string
+	confirms chan struct{}
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	pipes  map[*pipe]struct{}
+	closed bool
+	refuse bool
+	muted  chan struct{} // closed by Unmute; nil while the broker may be heard
+}
+
+// confirmsKept bounds how many confirms are remembered for Confirms.
+const confirmsKept = 1 << 16
+
+// Proxy returns a proxy in front of the rig's broker, which ends with the test.
+func (r *Rig) Proxy() *Proxy {
+	r.t.Helper()
+	uri, err := amqp.ParseURI(r.URL)
+	if err != nil {
+		r.t.Fatalf("the broker's URL: %v", err)
+	}
+	l, err := new(net.ListenConfig).Listen(r.t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		r.t.Fatalf("proxy: %v", err)
+	}
+	p := &Proxy{
+		t:        r.t,
+		listener: l,
+		broker:   net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)),
+		url:      Rewrite(r.t, r.URL, func(u *url.URL) { u.Host = l.Addr().String() }),
+		confirms: make(chan struct{}, confirmsKept),
+		pipes:    make(map[*pipe]struct{}),
+	}
+	p.wg.Go(p.accept) // ends when the listener is closed
+	r.t.Cleanup(p.close)
+	return p
+}
+
+// URL is the AMQP URL that leads through the proxy.
+func (p *Proxy) URL() string { return p.url }
+
+// Cut ends every connection. New ones are welcome unless Refuse was called.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.pipes {
+		c.cut()
+	}
+}
+
+// Refuse makes the proxy hang up on whoever dials, or accept again.
+func (p *Proxy) Refuse(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse = on
+}
+
+// Mute holds back everything that the broker says. What is held back when a
+// connection is cut is lost.
+func (p *Proxy) Mute() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.muted == nil {
+		p.muted = make(chan struct{})
+	}
+}
+
+// Unmute lets the broker be heard again.
+func (p *Proxy) Unmute() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.muted != nil {
+		close(p.muted)
+		p.muted = nil
+	}
+}
+
+// Confirms receives once for every basic.ack from the broker that was passed
+// on. One may confirm several messages.
+func (p *Proxy) Confirms() <-chan struct{} { return p.confirms }
+
+func (p *Proxy) close() {
+	_ = p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	for c := range p.pipes {
+		c.close()
+	}
+	p.mu.Unlock()
+	p.Unmute()
+	p.wg.Wait()
+}
+
+func (p *Proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		p.wg.Go(func() { p.serve(client) }) // ends with its connection
+	}
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	broker, err := new(net.Dialer).DialContext(p.t.Context(), "tcp", p.broker)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	c := &pipe{client: client, broker: broker, severed: make(chan struct{}), gone: make(chan struct{})}
+	defer c.close()
+	if !p.add(c) {
+		return
+	}
+	defer p.remove(c)
+	p.wg.Go(func() { // ends when either side hangs up
+		_, _ = io.Copy(broker, client)
+		c.close()
+	})
+	p.fromBroker(c)
+}
+
+func (p *Proxy) add(c *pipe) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.refuse {
+		return false
+	}
+	p.pipes[c] = struct{}{}
+	return true
+}
+
+func (p *Proxy) remove(c *pipe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.pipes, c)
+}
+
+// fromBroker passes frames on, one at a time (AMQP 0-9-1 section 2.3.5), until the
+// connection ends.
+func (p *Proxy) fromBroker(c *pipe) {
+	const (
+		headSize  = 7 // type, channel, size
+		endSize   = 1
+		typeIndex = 0
+		method    = 1
+		basicAck  = 60<<16 | 80
+	)
+	head := make([]byte, headSize)
+	for {
+		if _, err := io.ReadFull(c.broker, head); err != nil {
+			break
+		}
+		frame := make([]byte, headSize+int(binary.BigEndian.Uint32(head[3:]))+endSize)
+		copy(frame, head)
+		if _, err := io.ReadFull(c.broker, frame[headSize:]); err != nil {
+			break
+		}
+		if !p.audible(c) {
+			break
+		}
+		if _, err := c.client.Write(frame); err != nil {
+			break
+		}
+		if frame[typeIndex] == method && binary.BigEndian.Uint32(frame[headSize:]) == basicAck {
+			select {
+			case p.confirms <- struct{}{}:
+			default:
+			}
+		}
+	}
+	c.cut()
+	<-c.gone
+}
+
+// audible waits until the broker may be heard; false means that the connection was
+// cut before.
+func (p *Proxy) audible(c *pipe) bool {
+	p.mu.Lock()
+	muted := p.muted
+	p.mu.Unlock()
+	if muted != nil {
+		select {
+		case <-muted:
+		case <-c.severed:
+		}
+	}
+	select {
+	case <-c.severed:
+		return false
+	default:
+		return true
+	}
+}
+
+// pipe is one connection through the proxy.
+type pipe struct {
+	client, broker net.Conn
+
+	cutOnce, closeOnce sync.Once
+	severed            chan struct{} // closed by cut
+	gone               chan struct{} // closed by close
+}
+
+// cut ends the connection so that the client still reads what was passed on: a
+// socket that is closed at once resets the connection and takes that away.
+func (c *pipe) cut() {
+	c.cutOnce.Do(func() {
+		close(c.severed)
+		_ = c.broker.Close()
+		if half, ok := c.client.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	})
+}
+
+func (c *pipe) close() {
+	c.cut()
+	c.closeOnce.Do(func() {
+		close(c.gone)
+		_ = c.client.Close()
+	})
+}

@@ -1,0 +1,111 @@
+package rig
+
+import (
+	"errors"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Dial opens a connection of its own, without the library under test.
+func Dial(t testing.TB, url string) *amqp.Connection {
+	t.Helper()
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil && !errors.Is(err, amqp.ErrClosed) {
+			t.Logf("close a raw connection: %v", err)
+		}
+	})
+	return conn
+}
+
+// Raw returns a channel to the broker without the library under test.
+func (r *Rig) Raw() *amqp.Channel {
+	r.t.Helper()
+	ch, err := r.raw().Channel()
+	if err != nil {
+		r.t.Fatalf("open a channel: %v", err)
+	}
+	return ch
+}
+
+// Declare makes the request queue before any server does.
+func (r *Rig) Declare(durable bool, args amqp.Table) {
+	r.t.Helper()
+	if _, err := r.Raw().QueueDeclare(r.Queue.Name, durable, false, false, false, args); err != nil {
+		r.t.Fatalf("declare the request queue: %v", err)
+	}
+}
+
+// Inspect returns how many messages wait in the request queue, and its consumers.
+// The broker answers exactly, unlike its management API, but does not count what
+// is unacknowledged.
+func (r *Rig) Inspect() amqp.Queue {
+	r.t.Helper()
+	ch := r.Raw()
+	q, err := ch.QueueDeclarePassive(r.Queue.Name, r.Queue.Durable, false, false, false, nil)
+	if err != nil {
+		r.t.Fatalf("inspect the request queue: %v", err)
+	}
+	if err := ch.Close(); err != nil {
+		r.t.Fatalf("inspect the request queue: %v", err)
+	}
+	return q
+}
+
+// Inbox is a raw exclusive queue for answers.
+type Inbox struct {
+	t testing.TB
+	// Name is for reply_to.
+	Name string
+	// Answers is what arrives.
+	Answers <-chan amqp.Delivery
+}
+
+// Inbox declares a queue for answers and consumes it.
+func (r *Rig) Inbox() *Inbox {
+	r.t.Helper()
+	ch := r.Raw()
+	q, err := ch.QueueDeclare("", false, false, true, false, nil)
+	if err != nil {
+		r.t.Fatalf("declare a reply queue: %v", err)
+	}
+	answers, err := ch.Consume(q.Name, "", true, true, false, false, nil)
+	if err != nil {
+		r.t.Fatalf("consume a reply queue: %v", err)
+	}
+	return &Inbox{t: r.t, Name: q.Name, Answers: answers}
+}
+
+// Next returns the next answer.
+func (b *Inbox) Next() amqp.Delivery {
+	b.t.Helper()
+	return Recv(b.t, b.Answers, "an answer")
+}
+
+// Publish sends a message to a queue and waits until the broker has it.
+func (r *Rig) Publish(queue string, msg amqp.Publishing) {
+	r.t.Helper()
+	ch := r.Raw()
+	defer func() { _ = ch.Close() }()
+	if err := ch.Confirm(false); err != nil {
+		r.t.Fatalf("confirm mode: %v", err)
+	}
+	word, err := ch.PublishWithDeferredConfirm("", queue, true, false, msg)
+	if err != nil {
+		r.t.Fatalf("publish: %v", err)
+	}
+	Recv(r.t, word.Done(), "the confirm of a message")
+	if !word.Acked() {
+		r.t.Fatalf("the broker did not take the message to %q", queue)
+	}
+}
+
+// Request sends a raw request to the rig's queue.
+func (r *Rig) Request(msg amqp.Publishing) {
+	r.t.Helper()
+	r.Publish(r.Queue.Name, msg)
+}

@@ -1,0 +1,183 @@
+package rig
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// Methods are the functions of a server.
+type Methods map[string]amqpx.Handler
+
+// Rig is one test's part of a broker: a request queue that nobody else uses.
+// Everything it hands out is ended with the test, and the queue deleted.
+type Rig struct {
+	t testing.TB
+	// URL is the broker's.
+	URL string
+	// Queue is the request queue. Change it before servers and clients are made.
+	Queue amqpx.Queue
+
+	raw func() *amqp.Connection
+}
+
+// New returns a rig on the broker under test.
+func New(t testing.TB) *Rig {
+	t.Helper()
+	return On(t, URL())
+}
+
+// On returns a rig on the broker at url.
+func On(t testing.TB, url string) *Rig {
+	t.Helper()
+	r := &Rig{t: t, URL: url, Queue: amqpx.Queue{
+		Name: "test." + uuid.NewString(), Type: amqpx.QueueClassic, Durable: true,
+	}}
+	r.raw = sync.OnceValue(func() *amqp.Connection { return Dial(t, url) })
+	t.Cleanup(func() {
+		conn, err := amqp.Dial(url)
+		if err != nil {
+			return // the test took its broker down
+		}
+		defer func() { _ = conn.Close() }()
+		if ch, err := conn.Channel(); err == nil {
+			_, _ = ch.QueueDelete(r.Queue.Name, false, false, false)
+		}
+	})
+	return r
+}
+
+// Server is a server that runs until it is drained or its test ends.
+type Server struct {
+	*amqpx.Server
+
+	t    testing.TB
+	stop context.CancelFunc
+	done chan struct{}
+	err  error // of Serve, to be read after done
+}
+
+// Serve starts a server on the rig's queue and waits until it consumes.
+func (r *Rig) Serve(methods Methods, opts ...amqpx.ServerOption) *Server {
+	r.t.Helper()
+	s := r.Start(methods, opts...)
+	if err := s.WaitReady(Patience(r.t)); err != nil {
+		r.t.Fatalf("server does not become ready: %v", err)
+	}
+	return s
+}
+
+// Start starts a server and does not wait for it.
+func (r *Rig) Start(methods Methods, opts ...amqpx.ServerOption) *Server {
+	r.t.Helper()
+	return r.StartAt(r.URL, methods, opts...)
+}
+
+// StartAt starts a server that reaches the broker by another URL.
+func (r *Rig) StartAt(url string, methods Methods, opts ...amqpx.ServerOption) *Server {
+	r.t.Helper()
+	all := []amqpx.ServerOption{amqpx.WithLogger(r.logger()), amqpx.WithQueue(r.Queue), quickly()}
+	server, err := amqpx.NewServer(url, append(all, opts...)...)
+	if err != nil {
+		r.t.Fatalf("make a server: %v", err)
+	}
+	for name, h := range methods {
+		if err := server.Handle(name, h); err != nil {
+			r.t.Fatalf("register %q: %v", name, err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(r.t.Context()))
+	s := &Server{Server: server, t: r.t, stop: stop, done: make(chan struct{})}
+	go func() { // ends with the drain that the cleanup asks for
+		defer close(s.done)
+		s.err = server.Serve(ctx)
+	}()
+	r.t.Cleanup(func() {
+		s.stop()
+		s.Close()
+		<-s.done
+	})
+	return s
+}
+
+// Drain stops the server gracefully and returns what Serve returned.
+func (s *Server) Drain() error {
+	s.t.Helper()
+	s.stop()
+	return s.Wait()
+}
+
+// Wait returns what Serve returned.
+func (s *Server) Wait() error {
+	s.t.Helper()
+	Recv(s.t, s.done, "the server to stop")
+	return s.err
+}
+
+// Client returns a client of the rig's queue.
+func (r *Rig) Client(opts ...amqpx.ClientOption) *amqpx.Client {
+	r.t.Helper()
+	return r.ClientAt(r.URL, opts...)
+}
+
+// ClientAt returns a client that reaches the broker by another URL.
+func (r *Rig) ClientAt(url string, opts ...amqpx.ClientOption) *amqpx.Client {
+	r.t.Helper()
+	all := []amqpx.ClientOption{amqpx.WithLogger(r.logger()), amqpx.WithQueue(r.Queue), quickly()}
+	client, err := amqpx.NewClient(url, append(all, opts...)...)
+	if err != nil {
+		r.t.Fatalf("make a client: %v", err)
+	}
+	r.t.Cleanup(func() {
+		ctx, cancel := afterwards(r.t)
+		defer cancel()
+		if err := client.Close(ctx); err != nil {
+			r.t.Errorf("close a client: %v", err)
+		}
+	})
+	return client
+}
+
+// Ready returns a client that is connected.
+func (r *Rig) Ready(opts ...amqpx.ClientOption) *amqpx.Client {
+	r.t.Helper()
+	c := r.Client(opts...)
+	Connected(r.t, c)
+	return c
+}
+
+// Connected waits until a client is.
+func Connected(t testing.TB, c *amqpx.Client) {
+	t.Helper()
+	if err := c.WaitReady(Patience(t)); err != nil {
+		t.Fatalf("client does not become ready: %v", err)
+	}
+}
+
+// Call makes a call that must succeed and returns its answer.
+func Call(t testing.TB, c *amqpx.Client, method string, body []byte, opts ...amqpx.CallOption) []byte {
+	t.Helper()
+	answer, err := c.Call(Patience(t), method, body, opts...)
+	if err != nil {
+		t.Fatalf("call %q: %v", method, err)
+	}
+	return answer
+}
+
+// quickly keeps tests of lost links short.
+func quickly() amqpx.Option {
+	return amqpx.WithBackoff(10*time.Millisecond, 300*time.Millisecond)
+}
+
+// logger shows what the library logs when the test fails.
+func (r *Rig) logger() *zap.Logger {
+	return zaptest.NewLogger(r.t, zaptest.Level(zap.InfoLevel))
+}

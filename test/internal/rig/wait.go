@@ -1,0 +1,65 @@
+package rig
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+const (
+	// patience is how long anything that must happen may take on a busy machine.
+	// Only tests that fail wait as long.
+	patience = 30 * time.Second
+	// pollEvery is the pace of Eventually.
+	pollEvery = 50 * time.Millisecond
+)
+
+// Recv returns what comes out of ch, and fails the test if nothing does.
+func Recv[T any](t testing.TB, ch <-chan T, what string) T {
+	t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case v := <-ch:
+		return v
+	case <-timer.C:
+		t.Fatalf("waited %v for %s", patience, what)
+		panic("unreachable")
+	}
+}
+
+// Eventually polls until ok says that it holds. It is for what the broker tells no
+// event of.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("waited %v until %s", patience, what)
+		}
+	}
+}
+
+// Within returns a context that ends after d, or with the test.
+func Within(t testing.TB, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// Patience returns a context for what must succeed.
+func Patience(t testing.TB) context.Context {
+	t.Helper()
+	return Within(t, patience)
+}
+
+// afterwards returns a context for cleaning up, when the test's own has ended.
+func afterwards(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+}
