@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Machine is where a report was measured.
+type Machine struct {
+	CPU    string // the processor's model; empty when unknown
+	Cores  int
+	OS     string
+	Go     string
+	Broker string
+	Load   string // the load average before the run; empty when unknown
+}
+
+func readMachine(url string) (Machine, error) {
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		return Machine{}, err
+	}
+	broker := fmt.Sprintf("%v %v on %v", conn.Properties["product"], conn.Properties["version"], conn.Properties["platform"])
+	m := Machine{
+		CPU:    cpuModel(),
+		Cores:  runtime.NumCPU(),
+		OS:     runtime.GOOS + "/" + runtime.GOARCH,
+		Go:     runtime.Version(),
+		Broker: broker,
+		Load:   loadAverage(),
+	}
+	return m, conn.Close()
+}
+
+// cpuModel reads the model's name where the system tells it.
+func cpuModel() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// loadAverage reads the last minute's load where the system tells it.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return ""
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// errUsage marks bad arguments.
+var errUsage = errors.New("bad arguments")
+
+// urlVariable names the broker to measure on; deploy/broker.sh prints it.
+const urlVariable = "AMQPX_TEST_AMQP_URL"
+
+// options is one run's settings.
+type options struct {
+	url        string
+	rounds     int
+	duration   time.Duration // of one contender's turn
+	maxCalls   int           // of one contender's turn
+	limit      time.Duration // of the whole run
+	callers    []int
+	contenders []string
+	cpuProfile string
+	brokerPID  int // 0: the broker's processor time is not measured
+}
+
+func parseOptions(args []string, usage io.Writer) (options, error) {
+	o := options{}
+	var callers, names string
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(usage)
+	fs.StringVar(&o.url, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
+	fs.IntVar(&o.rounds, "rounds", 9, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
+	fs.DurationVar(&o.duration, "duration", time.Second, "length of one contender's turn")
+	fs.IntVar(&o.maxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
+	fs.DurationVar(&o.limit, "limit", 10*time.Minute, "the run is given up after this time")
+	fs.StringVar(&callers, "callers", "1,64", "loads: how many callers call at once; 1,64,1024 adds the heavy one")
+	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", "))
+	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of both sides to files that begin with `prefix`")
+	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of a broker on this machine (beam.smp), to measure its processor time as well")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return o, err
+		}
+		return o, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if fs.NArg() > 0 {
+		return o, fmt.Errorf("%w: unexpected %q", errUsage, fs.Arg(0))
+	}
+	var err error
+	if o.callers, err = parseCallers(callers); err != nil {
+		return o, err
+	}
+	o.contenders = strings.Split(names, ",")
+	return o, o.validate()
+}
+
+func parseCallers(list string) ([]int, error) {
+	var all []int
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%w: callers %q: want numbers of at least 1", errUsage, text)
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+func (o options) validate() error {
+	known := allContenders()
+	for _, name := range o.contenders {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
+		}
+	}
+	switch {
+	case o.url == "":
+		return fmt.Errorf("%w: no broker: set -url or %s", errUsage, urlVariable)
+	case o.rounds < 1 || o.duration <= 0 || o.maxCalls < 1 || o.limit <= 0:
+		return fmt.Errorf("%w: rounds, duration, max-calls and limit must be more than 0", errUsage)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// side is a child process as the conductor sees it.
+type side struct {
+	brief brief
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	send  *json.Encoder
+	recv  *json.Decoder
+}
+
+// startSide starts one side of a contender and waits until it is ready.
+func startSide(ctx context.Context, b brief) (*side, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	s := &side{brief: b, cmd: exec.CommandContext(ctx, exe, childArg)} //nolint:gosec // this very program.
+	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
+	s.cmd.WaitDelay = endTimeout
+	s.cmd.Stderr = os.Stderr
+	if s.in, err = s.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	s.send, s.recv = json.NewEncoder(s.in), json.NewDecoder(out)
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := s.ask(b); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// ask sends a brief or a command and waits for the reply.
+func (s *side) ask(question any) (reply, error) {
+	var r reply
+	if err := s.send.Encode(question); err != nil {
+		return r, s.named(err)
+	}
+	if err := s.recv.Decode(&r); err != nil {
+		return r, s.named(fmt.Errorf("ended early: %w", err))
+	}
+	if r.Error != "" {
+		return r, s.named(errors.New(r.Error))
+	}
+	return r, nil
+}
+
+func (s *side) named(err error) error {
+	return fmt.Errorf("%s %s: %w", s.brief.Contender, s.brief.Role, err)
+}
+
+// stop ends the process politely, and by force when it does not listen.
+func (s *side) stop() error {
+	_ = s.in.Close() // what ends it
+	timer := time.AfterFunc(2*endTimeout, func() { _ = s.cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := s.cmd.Wait(); err != nil {
+		return s.named(err)
+	}
+	return nil
+}
