@@ -52,7 +52,7 @@ func TestCheckSaysWhyNot(t *testing.T) {
 	t.Parallel()
 	s := start(t, "127.0.0.1:0", status{State: amqpx.StateReconnecting, Err: errRefused})
 	err := Check(t.Context(), s.Addr().String())
-	const want = "not ready: reconnecting: not connected to the broker yet: connection refused"
+	const want = "not ready: reconnecting: not connected to the broker yet: read tcp a->b: connection refused"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

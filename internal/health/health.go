@@ -96,6 +96,8 @@ func write(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // people read it, browsers do not
 	// An error here means that whoever asked has gone.
-	_ = json.NewEncoder(w).Encode(body)
+	_ = encoder.Encode(body)
 }

@@ -27,7 +27,7 @@ type status amqpx.Status
 
 func (s status) Status() amqpx.Status { return amqpx.Status(s) }
 
-var errRefused = errors.New("connection refused")
+var errRefused = errors.New("read tcp a->b: connection refused")
 
 func TestReadyz(t *testing.T) {
 	t.Parallel()
@@ -49,12 +49,12 @@ func TestReadyz(t *testing.T) {
 		"never connected": {
 			amqpx.Status{State: amqpx.StateReconnecting, Broker: "b:5672", Err: errRefused},
 			503,
-			readiness{"reconnecting", "not connected to the broker yet: connection refused", "b:5672", 0},
+			readiness{"reconnecting", "not connected to the broker yet: read tcp a->b: connection refused", "b:5672", 0},
 		},
 		"link lost": {
 			amqpx.Status{State: amqpx.StateReconnecting, Err: errRefused, Generation: 1},
 			503,
-			readiness{"reconnecting", "lost the link to the broker, connecting again: connection refused", "", 1},
+			readiness{"reconnecting", "lost the link to the broker, connecting again: read tcp a->b: connection refused", "", 1},
 		},
 		"blocked": {
 			amqpx.Status{State: amqpx.StateBlocked, Reason: "low on memory", Generation: 1},
@@ -85,6 +85,9 @@ func TestReadyz(t *testing.T) {
 			}
 			if kind := recorder.Header().Get("Content-Type"); kind != "application/json" {
 				t.Errorf("content type %q", kind)
+			}
+			if strings.Contains(recorder.Body.String(), `\u`) {
+				t.Errorf("the body is escaped: %s", recorder.Body)
 			}
 			for _, field := range []string{`"state":`, `"reason":`, `"broker":`, `"generation":`} {
 				if !strings.Contains(recorder.Body.String(), field) {

@@ -19,6 +19,9 @@ import (
 // answers to health checks.
 const closeTimeout = 5 * time.Second
 
+// linkTimeout bounds the wait for the first link, before the first call.
+const linkTimeout = 5 * time.Second
+
 // client is the part of [amqpx.Client] that this service uses.
 type client interface {
 	caller
@@ -50,7 +53,7 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 // callAll makes the calls on c, closes it and reports. The error is nil if every
 // call made got the expected answer.
 func callAll(drain, force context.Context, c client, settings *Config, p progress, stdout io.Writer, logger *zap.Logger) error {
-	waitForLink(drain, c, settings.Timeout, logger)
+	waitForLink(drain, c, min(linkTimeout, settings.Timeout), logger)
 	t := newRunner(settings, c, p, logger).run(drain, force)
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
