@@ -100,6 +100,7 @@ func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publi
 			c.link.end(brokenSocket())
 		})
 		return
+	default:
 	}
 	c.postConfirm(word, acked)
 }

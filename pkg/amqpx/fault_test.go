@@ -1,0 +1,80 @@
+package amqpx
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func TestClassify(t *testing.T) {
+	t.Parallel()
+	protocol := func(code int) error {
+		return fmt.Errorf("channel shutdown error: %w", &amqp.Error{Code: code, Reason: "r"})
+	}
+	for _, c := range []struct {
+		name     string
+		err      error
+		plain    string
+		operator bool
+	}{
+		{"refused", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "no connection", false},
+		{"end of file", io.EOF, "no connection", false},
+		{"unexpected end of file", io.ErrUnexpectedEOF, "no connection", false},
+		{"name not found", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "x", IsNotFound: true}}, "host name was not found", false},
+		{"timeout", errors.Join(context.DeadlineExceeded, net.ErrClosed), "no answer in time", false},
+		{"wrong password", amqp.ErrCredentials, `wrong user name or password for user "app"`, true},
+		{"no mechanism", amqp.ErrSASL, "no login mechanism", true},
+		{"vhost", amqp.ErrVhost, `virtual host "/v" is missing or closed to user "app"`, true},
+		{"vhost told late", protocol(amqp.NotAllowed), `virtual host "/v"`, true},
+		{"no permission", protocol(amqp.AccessRefused), `no permission for user "app"`, true},
+		{"other properties", protocol(amqp.PreconditionFailed), "refused the set-up", true},
+		{"exclusive queue", protocol(amqp.ResourceLocked), "refused the set-up", true},
+		{"not implemented", protocol(amqp.NotImplemented), "refused the set-up", true},
+		{"queue missing", protocol(amqp.NotFound), "a queue is missing", false},
+		{"broker stops", protocol(amqp.ConnectionForced), "the broker closed the connection", false},
+		{"internal error", protocol(amqp.InternalError), "the link was lost", false},
+		{"broken socket", brokenSocket(), "the link was lost", false},
+		{"certificate", x509.UnknownAuthorityError{}, "TLS certificate was not accepted", true},
+		{"host name of the certificate", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, "TLS certificate", true},
+		{"consumer cancelled", errConsumerCanceled, "the link was lost", false},
+		{"no reason", errLinkEnded, "the link was lost", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := classify(parseTarget("amqp://app:secret@host:1234/%2Fv"), c.err)
+			text := f.Error()
+			if !strings.HasPrefix(text, "broker host:1234: ") || !strings.Contains(text, c.plain) || strings.Contains(text, testPassword) {
+				t.Errorf("text %q: want the broker and %q in it, and no password", text, c.plain)
+			}
+			wantSame(t, "needs operator", needsOperator(fmt.Errorf("x: %w", f)), c.operator)
+			wantIs(t, f, c.err)
+		})
+	}
+}
+
+func TestFaultWithoutCauseHasText(t *testing.T) {
+	t.Parallel()
+	wantSame(t, "text", (&linkError{broker: "b", plain: "p"}).Error(), "broker b: p")
+}
+
+func TestParseTarget(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]brokerTarget{
+		"amqp://":                        {address: "localhost:5672", user: "guest", vhost: "/"},
+		"amqps://h":                      {address: "h:5671", user: "guest", vhost: "/"},
+		"amqp://u:p@[::1]:99/%2Fv%20w":   {address: "[::1]:99", user: "u", vhost: "/v w"},
+		"amqp://a%40b:p%2Fq@h:1/":        {address: "h:1", user: "a@b", vhost: "/"},
+		"no URL at all with secret:text": {address: "?"},
+	} {
+		want.url = url
+		wantSame(t, url, parseTarget(url), want)
+	}
+}

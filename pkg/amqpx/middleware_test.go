@@ -1,0 +1,162 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// tag is middleware that notes that it was called.
+func tag(order *[]string, name string) Middleware {
+	return func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			*order = append(*order, name)
+			return next(ctx, req)
+		}
+	}
+}
+
+// around is middleware that adds its name before and after, to body and answer.
+func around(name string) Middleware {
+	return func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			inner := *req
+			inner.Body = append([]byte(name), req.Body...)
+			answer, err := next(ctx, &inner)
+			return append([]byte(name), answer...), err
+		}
+	}
+}
+
+// observed returns a logger and what it logs.
+func observed(level zapcore.Level) (*zap.Logger, *observer.ObservedLogs) {
+	core, logs := observer.New(level)
+	return zap.New(core), logs
+}
+
+func TestFirstMiddlewareIsOutermostOnBothSides(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		seen := make(chan string, 1)
+		s := startServer(t, b, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) {
+			seen <- string(req.Body)
+			return []byte("|"), nil
+		}}, WithMiddleware(around("3"), around("4")))
+		ready(t, s.WaitReady)
+		c := startClient(t, b, WithMiddleware(around("1")), WithMiddleware(around("2")))
+		answer, err := c.Call(t.Context(), "m", []byte("-"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSame(t, "request", <-seen, "4321-")
+		wantSame(t, "answer", string(answer), "1234|")
+	})
+}
+
+func TestMiddlewareIsBuiltOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		built := 0
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
+		c := startClient(t, b, WithMiddleware(func(next Handler) Handler { built++; return next }))
+		for range 3 {
+			if _, err := c.Call(t.Context(), "m", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantSame(t, "built", built, 1)
+	})
+}
+
+func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		twice := func(next Handler) Handler {
+			return func(ctx context.Context, req *Request) ([]byte, error) {
+				first := make(chan []byte)
+				go func() {
+					answer, _ := next(ctx, req)
+					first <- answer
+				}()
+				answer, err := next(ctx, req)
+				return append(answer, <-first...), err
+			}
+		}
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
+		c := startClient(t, b, WithMiddleware(twice))
+		answer, err := c.Call(t.Context(), "m", []byte("x"))
+		wantAnswer(t, result{answer: answer, err: err}, "xx")
+	})
+}
+
+func TestRecoverLogsThePanicAndHidesItsText(t *testing.T) {
+	t.Parallel()
+	log, logs := observed(zap.DebugLevel)
+	h := Recover(log)(func(context.Context, *Request) ([]byte, error) { panic("boom") })
+	answer, err := h(t.Context(), &Request{Method: "m", CorrelationID: "id"})
+	if answer != nil || err == nil {
+		t.Fatalf("answer %q, error %v", answer, err)
+	}
+	entry := logs.FilterMessage("handler panicked").All()[0]
+	wantSame(t, "level", entry.Level, zap.ErrorLevel)
+	fields := entry.ContextMap()
+	wantSame(t, "method", fields["method"], any("m"))
+	wantSame(t, "correlation_id", fields["correlation_id"], any("id"))
+	if stack, _ := fields["stack"].(string); !strings.Contains(stack, "TestRecoverLogs") {
+		t.Errorf("the stack does not show who panicked: %v", fields["stack"])
+	}
+}
+
+func TestTimeoutOnlyShortens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		_, err := Timeout(time.Second)(untilDone)(t.Context(), &Request{})
+		wantIs(t, err, context.DeadlineExceeded)
+		wantSame(t, "took", time.Since(begun), time.Second)
+
+		begun = time.Now()
+		_, err = Timeout(time.Hour)(untilDone)(within(t, time.Second), &Request{})
+		wantIs(t, err, context.DeadlineExceeded)
+		wantSame(t, "took", time.Since(begun), time.Second)
+	})
+}
+
+func TestAccessLog(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		err   error
+		level zapcore.Level
+		code  string
+	}{
+		{"success at debug", nil, zap.DebugLevel, ""},
+		{"coded failure at info", Errorf(CodeAborted, "x"), zap.InfoLevel, "aborted"},
+		{"other failure at info", errors.New("x"), zap.InfoLevel, "unknown"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			log, logs := observed(zap.DebugLevel)
+			h := AccessLog(log)(func(context.Context, *Request) ([]byte, error) { return []byte("four"), c.err })
+			if _, err := h(t.Context(), &Request{Method: "m", Body: []byte("abc")}); !errors.Is(err, c.err) {
+				t.Errorf("error %v", err)
+			}
+			entry := logs.All()[0]
+			fields := entry.ContextMap()
+			wantSame(t, "level", entry.Level, c.level)
+			wantSame(t, "code", fields["code"], any(c.code))
+			wantSame(t, "request_bytes", fields["request_bytes"], any(int64(3)))
+			wantSame(t, "answer_bytes", fields["answer_bytes"], any(int64(4)))
+		})
+	}
+}
