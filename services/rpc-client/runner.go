@@ -18,6 +18,10 @@ import (
 // process hang.
 const stallGrace = 5 * time.Second
 
+// patience bounds the wait for the calls under way after an interruption; it is
+// less than what containers get between SIGTERM and SIGKILL.
+const patience = 20 * time.Second
+
 // keyMismatched is the key of answers that were not the expected one, among the
 // codes of the errors.
 const keyMismatched = "mismatched"
@@ -67,10 +71,13 @@ func newRunner(settings *Config, link caller, p progress, logger *zap.Logger) *r
 }
 
 // run makes the calls and returns how they ended. The end of drain stops it from
-// beginning more; the end of force cuts off those under way. It returns at the
-// latest when no call has settled for twice the calls' timeout and grace.
+// beginning more; the end of force, or of the patience after drain, cuts off those
+// under way. It returns at the latest when no call has settled for twice the calls'
+// timeout and grace.
 func (r *runner) run(drain, force context.Context) *tally {
 	t := newTally()
+	force, cut := context.WithCancel(force)
+	defer cut()
 	var workers sync.WaitGroup
 	for range min(r.settings.Concurrency, r.settings.Calls) {
 		// Ends when all calls are taken, drain ends, or the results are abandoned.
@@ -81,7 +88,7 @@ func (r *runner) run(drain, force context.Context) *tally {
 		workers.Wait()
 		close(r.results)
 	}()
-	r.collect(drain, t)
+	r.collect(drain, cut, t)
 	close(r.abandoned)
 	t.elapsed = time.Since(t.start)
 	t.calls = min(r.taken.Load(), int64(r.settings.Calls))
@@ -128,11 +135,13 @@ func mismatch(answer []byte, want string) error {
 }
 
 // collect counts results until the last one, or until no call settles any more.
-func (r *runner) collect(drain context.Context, t *tally) {
+// It calls cut when drain ended and patience ran out.
+func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 	stall := time.NewTicker(r.settings.Timeout + stallGrace)
 	defer stall.Stop()
 	defer r.progress.finish()
 	interrupted := drain.Done()
+	var impatient <-chan time.Time
 	before := int64(-1)
 	for {
 		select {
@@ -142,8 +151,11 @@ func (r *runner) collect(drain context.Context, t *tally) {
 			}
 			r.record(t, res)
 		case <-interrupted:
-			interrupted = nil
+			interrupted, impatient = nil, time.After(patience)
 			r.logger.Info("interrupted: no new calls, waiting for those under way")
+		case <-impatient:
+			r.logger.Warn("calls under way are cut off", zap.Duration("waited", patience))
+			cut()
 		case <-stall.C:
 			// Whatever was under way at the last tick should have settled by now.
 			if t.settled() == before {

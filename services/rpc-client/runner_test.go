@@ -176,6 +176,24 @@ func TestRunForced(t *testing.T) {
 	})
 }
 
+func TestRunInterruptedLosesPatience(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		drain, interrupt := context.WithCancel(t.Context())
+		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+			interrupt()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		settings := plan(100, 2)
+		settings.Timeout = time.Hour
+		got := newRunner(settings, f, &silent{}, zap.NewNop()).run(drain, t.Context())
+		if got.errors["canceled"] != got.calls || got.calls < 1 || got.elapsed != patience {
+			t.Errorf("calls %d, errors %v after %v", got.calls, got.errors, got.elapsed)
+		}
+	})
+}
+
 func TestRunNeverConnected(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
