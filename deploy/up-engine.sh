@@ -40,6 +40,7 @@ bring_up() {
 	export GOPROXY
 	choose_images
 	running rabbitmq || free_ports
+	say "building the images (log: $RUN/build.log)"
 	compose build >"$RUN/build.log" 2>&1 || die "the images do not build: $(tail -n 20 "$RUN/build.log")"
 	compose up -d rabbitmq rpc-server || die "compose could not start broker and server: its messages are above"
 	until_true 90 healthy rpc-server || die "rpc-server is not healthy after 90 s: $(compose logs --tail 20 rpc-server)"
