@@ -1,0 +1,149 @@
+package amqpx
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func pendingCall(id string) *call {
+	return newCall(&Request{CorrelationID: id, call: &callConfig{}}, "q")
+}
+
+func answerTo(id string, redelivered bool) *amqp.Delivery {
+	return &amqp.Delivery{CorrelationId: id, Redelivered: redelivered}
+}
+
+func TestPendingVerdicts(t *testing.T) {
+	t.Parallel()
+	waits := func(*pending, *call) {}
+	for _, c := range []struct {
+		name        string
+		before      func(*pending, *call)
+		id          string
+		redelivered bool
+		want        verdict
+	}{
+		{"first answer", waits, "a", false, verdictTaken},
+		{"first answer, redelivered", waits, "a", true, verdictTaken},
+		{"of nobody", waits, "b", false, verdictUnknown},
+		{"of nobody, redelivered", waits, "b", true, verdictUnknown},
+		{"without an id", waits, "", false, verdictUnknown},
+		{"second answer while the call is pending", answered, "a", false, verdictDuplicate},
+		{"same answer again while the call is pending", answered, "a", true, verdictRedelivered},
+		{"second answer after the call", func(p *pending, k *call) { answered(p, k); p.remove(k) }, "a", false, verdictDuplicate},
+		{"same answer again after the call", func(p *pending, k *call) { answered(p, k); p.remove(k) }, "a", true, verdictRedelivered},
+		{"late", (*pending).remove, "a", false, verdictLate},
+		{"late, redelivered", (*pending).remove, "a", true, verdictLate},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p, k := newPending(), pendingCall("a")
+			if !p.add(k) {
+				t.Fatal("not added")
+			}
+			c.before(p, k)
+			handed := len(k.events)
+			wantSame(t, "verdict", p.answer(answerTo(c.id, c.redelivered)), c.want)
+			if got := len(k.events) - handed; (got == 1) != (c.want == verdictTaken) {
+				t.Errorf("%d answers handed over", got)
+			}
+		})
+	}
+}
+
+func answered(p *pending, k *call) { p.answer(answerTo(k.req.CorrelationID, false)) }
+
+func TestPendingForgetsBeyondItsMemory(t *testing.T) {
+	t.Parallel()
+	p := newPending()
+	for i := range remembered + 3 {
+		k := pendingCall(fmt.Sprint(i))
+		p.add(k)
+		p.remove(k)
+	}
+	for i := range remembered + 3 {
+		want := verdictLate
+		if i < 3 {
+			want = verdictUnknown
+		}
+		if got := p.answer(answerTo(fmt.Sprint(i), false)); got != want {
+			t.Errorf("call %d: verdict %v, want %v", i, got, want)
+		}
+	}
+	wantSame(t, "remembered", len(p.recent), remembered)
+	wantSame(t, "pending", p.len(), 0)
+}
+
+func TestPendingReplacesAnIDInUse(t *testing.T) {
+	t.Parallel()
+	p, first := newPending(), pendingCall("a")
+	second := newCall(first.req, "q") // the very same request, as middleware may send it
+	p.add(first)
+	p.add(second)
+	wantSame(t, "pending", p.len(), 2)
+	wantSame(t, "first id", first.req.CorrelationID, "a")
+	if second.req.CorrelationID == "a" {
+		t.Error("two calls share an id")
+	}
+	p.answer(answerTo(second.req.CorrelationID, false))
+	wantSame(t, "answers of the first", len(first.events), 0)
+	wantSame(t, "answers of the second", len(second.events), 1)
+	p.remove(second)
+	wantSame(t, "still pending", p.len(), 1)
+}
+
+func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
+	t.Parallel()
+	p, a, b := newPending(), pendingCall("a"), pendingCall("b")
+	p.add(a)
+	p.add(b)
+	for _, k := range []*call{a, b} {
+		k.stage.Store(uint32(stageQueued))
+		k.claim(1)
+	}
+	p.returned(amqp.Return{CorrelationId: "nobody"})
+	p.returned(amqp.Return{CorrelationId: "a"})
+	wantSame(t, "fates of a", len(a.events), 1)
+	wantSame(t, "fate of a", (<-a.events).fate, fateUnroutable)
+	wantSame(t, "fates of b", len(b.events), 0)
+}
+
+func TestPendingClosedTakesNoCalls(t *testing.T) {
+	t.Parallel()
+	p, k := newPending(), pendingCall("a")
+	p.add(k)
+	p.close()
+	if p.add(pendingCall("b")) {
+		t.Error("added after close")
+	}
+	wantSame(t, "calls before the close", len(p.snapshot()), 1)
+}
+
+func TestPendingHandsAnAnswerToOneOfManyReaders(t *testing.T) {
+	t.Parallel()
+	p := newPending()
+	for i := range 200 {
+		k := pendingCall(fmt.Sprint(i))
+		p.add(k)
+		verdicts := make(chan verdict, 4)
+		var wg sync.WaitGroup
+		for range cap(verdicts) {
+			wg.Go(func() { verdicts <- p.answer(answerTo(k.req.CorrelationID, false)) })
+		}
+		wg.Go(func() { p.remove(k) })
+		wg.Wait()
+		close(verdicts)
+		taken := 0
+		for v := range verdicts {
+			if v == verdictTaken {
+				taken++
+			}
+		}
+		if taken > 1 || taken != len(k.events) {
+			t.Fatalf("taken %d times, %d answers handed over", taken, len(k.events))
+		}
+	}
+}

@@ -1,0 +1,279 @@
+package amqpx
+
+import (
+	"errors"
+	"maps"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// delivered is the delivery that a message becomes.
+func delivered(p amqp.Publishing) *amqp.Delivery {
+	return &amqp.Delivery{
+		Headers: p.Headers, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo, Expiration: p.Expiration,
+		MessageId: p.MessageId, AppId: p.AppId, Body: p.Body, DeliveryMode: p.DeliveryMode,
+	}
+}
+
+func TestRequestOnTheWire(t *testing.T) {
+	t.Parallel()
+	header := map[string]any{"traceparent": "00-abc"}
+	req := &Request{Method: "b", Body: []byte("request"), CorrelationID: "id", IdempotencyKey: "key", Idempotent: true, Header: header}
+	got := encodeRequest(req, "reply", 1500*time.Microsecond, true)
+	want := amqp.Publishing{
+		Headers: amqp.Table{"traceparent": "00-abc", "rpc-timeout-ms": int64(2), "rpc-idempotent": true},
+		AppId:   "b", ReplyTo: "reply", CorrelationId: "id", MessageId: "key", Expiration: "2",
+		DeliveryMode: amqp.Persistent, Body: []byte("request"),
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if !maps.Equal(header, map[string]any{"traceparent": "00-abc"}) {
+		t.Errorf("the caller's header was changed: %v", header)
+	}
+}
+
+func TestRequestRoundTrip(t *testing.T) {
+	t.Parallel()
+	req := Request{
+		Method: "m", Body: []byte{0, 1}, CorrelationID: "id", IdempotencyKey: "key", Idempotent: true,
+		Header: map[string]any{"h": int32(1), "nested": amqp.Table{"x": []any{nil, "y"}}},
+	}
+	in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", time.Minute, false)))
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	if !reflect.DeepEqual(in.Request, req) {
+		t.Errorf("got %+v, want %+v", in.Request, req)
+	}
+	wantSame(t, "reply_to", in.replyTo, "reply")
+	wantSame(t, "budget", in.budget, time.Minute)
+	wantSame(t, "speaks headers", in.speaksHeaders, true)
+}
+
+func TestBudgetFitsAnExpiration(t *testing.T) {
+	t.Parallel()
+	p := encodeRequest(&Request{}, "", math.MaxInt64, false)
+	wantSame(t, "expiration", p.Expiration, "4294967295")
+	wantSame(t, "header", p.Headers[headerTimeout], any(int64(4294967295)))
+}
+
+func TestRequestsOfAnyClient(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		d      amqp.Delivery
+		fails  string // part of the text of an invalid_argument
+		oneWay bool
+		budget time.Duration
+	}{
+		{name: "of a plain client", d: amqp.Delivery{AppId: "b", ReplyTo: "r", CorrelationId: "id"}, budget: noBudget},
+		{name: "one-way", d: amqp.Delivery{AppId: "b"}, oneWay: true, budget: noBudget},
+		{name: "no method", d: amqp.Delivery{ReplyTo: "r", CorrelationId: "id"}, fails: "app_id is empty", budget: noBudget},
+		{name: "no correlation id", d: amqp.Delivery{AppId: "b", ReplyTo: "r"}, fails: "correlation_id is empty", budget: noBudget},
+		{name: "budget as text", d: withHeader(headerTimeout, "1500"), budget: 1500 * time.Millisecond, oneWay: true},
+		{name: "budget of zero", d: withHeader(headerTimeout, int32(0)), oneWay: true},
+		{name: "negative budget", d: withHeader(headerTimeout, int64(-1)), oneWay: true},
+		{name: "huge budget", d: withHeader(headerTimeout, uint64(math.MaxUint64)), budget: maxBudget, oneWay: true},
+		{name: "budget of a wrong type", d: withHeader(headerTimeout, true), fails: "rpc-timeout-ms: want a whole number, got bool", oneWay: true, budget: noBudget},
+		{name: "budget that is no number", d: withHeader(headerTimeout, "soon"), fails: "want a whole number, got string", oneWay: true, budget: noBudget},
+		{name: "fractional budget", d: withHeader(headerTimeout, 1.5), fails: "got float64", oneWay: true, budget: noBudget},
+		{name: "idempotent of a wrong type", d: withHeader(headerIdempotent, "yes"), fails: "rpc-idempotent: want true or false, got string", oneWay: true, budget: noBudget},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			in, failed := decodeRequest(&c.d)
+			if (failed != nil) != (c.fails != "") {
+				t.Fatalf("error %v", failed)
+			}
+			if failed != nil && (failed.code != CodeInvalidArgument || failed.outcome != DidNotRun || !strings.Contains(failed.message, c.fails)) {
+				t.Errorf("error %v", failed)
+			}
+			wantSame(t, "one-way", in.OneWay, c.oneWay)
+			wantSame(t, "budget", in.budget, c.budget)
+		})
+	}
+}
+
+func withHeader(name string, v any) amqp.Delivery {
+	return amqp.Delivery{AppId: "b", Headers: amqp.Table{name: v}}
+}
+
+func TestReservedHeadersDoNotReachTheHandler(t *testing.T) {
+	t.Parallel()
+	d := amqp.Delivery{AppId: "b", Headers: amqp.Table{headerTimeout: int64(1), "rpc-later": "x", "mine": "y"}}
+	in, _ := decodeRequest(&d)
+	if !maps.Equal(in.Header, map[string]any{"mine": "y"}) {
+		t.Errorf("header %v", in.Header)
+	}
+	in, _ = decodeRequest(&amqp.Delivery{AppId: "b", Headers: amqp.Table{headerTimeout: int64(1)}})
+	if in.Header != nil {
+		t.Errorf("header %v, want none", in.Header)
+	}
+}
+
+func TestCheckRequest(t *testing.T) {
+	t.Parallel()
+	big := map[string]any{}
+	for i := range 300 {
+		big[strings.Repeat("x", 200)+string(rune('a'+i%26))+string(rune('a'+i/26))] = strings.Repeat("v", 50)
+	}
+	for _, c := range []struct {
+		name string
+		req  Request
+		text string
+	}{
+		{"good", Request{Method: "m", Body: make([]byte, 10)}, ""},
+		{"longest names", Request{Method: strings.Repeat("m", 255), IdempotencyKey: strings.Repeat("k", 255)}, ""},
+		{"no method", Request{}, "method name of 0 bytes"},
+		{"long method", Request{Method: strings.Repeat("m", 256)}, "method name of 256 bytes"},
+		{"long key", Request{Method: "m", IdempotencyKey: strings.Repeat("k", 256)}, "idempotency key of 256 bytes"},
+		{"large body", Request{Method: "m", Body: make([]byte, 11)}, "body of 11 bytes, limit 10"},
+		{"reserved header", Request{Method: "m", Header: map[string]any{"rpc-x": 1}}, `header "rpc-x"`},
+		{"long header name", Request{Method: "m", Header: map[string]any{strings.Repeat("h", 256): 1}}, "header name of 256 bytes"},
+		{"header of a type AMQP has not", Request{Method: "m", Header: map[string]any{"h": struct{}{}}}, "header: "},
+		{"headers beyond a frame", Request{Method: "m", Header: big}, "headers of about"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			err := checkRequest(&c.req, 10)
+			if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+				t.Errorf("error %v, want %q in it", err, c.text)
+			}
+		})
+	}
+	if err := checkRequest(&Request{Method: "m", Body: make([]byte, 11)}, 10); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("error %v does not match ErrTooLarge", err)
+	}
+}
+
+func TestDeeplyNestedHeaderIsRefused(t *testing.T) {
+	t.Parallel()
+	deep := amqp.Table{}
+	for range 100 {
+		deep = amqp.Table{"x": deep}
+	}
+	if err := checkHeader(deep); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestAnswerRoundTrip(t *testing.T) {
+	t.Parallel()
+	took := timing{queue: 7 * time.Microsecond, handler: 9 * time.Second}
+	for _, c := range []struct {
+		name string
+		err  *Error
+	}{
+		{"result", nil},
+		{"coded error", Errorf(CodeNotFound, "no %s", "ä")},
+		{"error without text", Errorf(CodeAborted, "")},
+		{"refusal", refusal(CodeInvalidArgument, "bad")},
+		{"unknown method", refusal(CodeUnimplemented, "what")},
+		{"with a hint", &Error{code: CodeResourceExhausted, outcome: DidNotRun, retryAfter: 1500 * time.Millisecond}},
+		{"long text", Errorf(CodeInternal, "%s", strings.Repeat("ä", 3000))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			in := &incoming{Request: Request{CorrelationID: "id"}, speaksHeaders: true}
+			p := encodeResult(in, []byte("answer"), took, true)
+			if c.err != nil {
+				p = encodeError(in, c.err, took, true)
+				if h, _ := p.Headers[headerMessage].(string); len(h) > maxMessageHeader || !utf8.ValidString(h) {
+					t.Errorf("header of %d bytes", len(h))
+				}
+			}
+			wantSame(t, "correlation id", p.CorrelationId, "id")
+			wantSame(t, "delivery mode", p.DeliveryMode, amqp.Persistent)
+			body, gotTook, got := decodeAnswer(delivered(p))
+			wantSame(t, "timing", gotTook, took)
+			if c.err == nil {
+				wantAnswer(t, result{answer: body}, "answer")
+				return
+			}
+			if got == nil || got.code != c.err.code || got.message != c.err.message || got.outcome != c.err.outcome ||
+				got.retryAfter != c.err.retryAfter || !got.remote || body != nil {
+				t.Errorf("got %+v, want %+v", got, c.err)
+			}
+		})
+	}
+}
+
+func TestAnswerToAPlainClientHasNoExtras(t *testing.T) {
+	t.Parallel()
+	in := &incoming{Request: Request{CorrelationID: "id"}}
+	got := encodeResult(in, []byte("b"), timing{queue: time.Second}, false)
+	want := amqp.Publishing{CorrelationId: "id", DeliveryMode: amqp.Transient, Body: []byte("b")}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	failed := encodeError(in, Errorf(CodeNotFound, "text"), timing{}, false)
+	wantSame(t, "body", string(failed.Body), "text")
+	wantSame(t, "code", failed.Headers[headerCode], any("not_found"))
+}
+
+func TestAnswersOfAnyServer(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		d       amqp.Delivery
+		code    Code
+		message string
+		outcome Outcome
+	}{
+		{name: "only a body", d: amqp.Delivery{Body: []byte("b")}},
+		{name: "foreign headers", d: amqp.Delivery{Headers: amqp.Table{"x": "y", headerQueueTime: true}, Body: []byte("b")}},
+		{"code outside the set", amqp.Delivery{Headers: amqp.Table{headerCode: "teapot"}, Body: []byte("m")}, CodeUnknown, "m", Ran},
+		{"code of a wrong type", amqp.Delivery{Headers: amqp.Table{headerCode: int32(5)}}, CodeUnknown, "", Ran},
+		{"text in the header only", amqp.Delivery{Headers: amqp.Table{headerCode: "aborted", headerMessage: "m"}}, CodeAborted, "m", Ran},
+		{"text of a wrong type", amqp.Delivery{Headers: amqp.Table{headerCode: "aborted", headerMessage: 1.5}}, CodeAborted, "", Ran},
+		{"unimplemented did not run", amqp.Delivery{Headers: amqp.Table{headerCode: "unimplemented"}}, CodeUnimplemented, "", DidNotRun},
+		{"a handler says unimplemented", amqp.Delivery{Headers: amqp.Table{headerCode: "unimplemented", headerRan: true}}, CodeUnimplemented, "", Ran},
+		{"says that it did not run", amqp.Delivery{Headers: amqp.Table{headerCode: "aborted", headerRan: false}}, CodeAborted, "", DidNotRun},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			body, _, failed := decodeAnswer(&c.d)
+			if c.code == "" {
+				if failed != nil || string(body) != "b" {
+					t.Errorf("body %q, error %v", body, failed)
+				}
+				return
+			}
+			if failed == nil || failed.code != c.code || failed.message != c.message || failed.outcome != c.outcome {
+				t.Errorf("got %+v", failed)
+			}
+		})
+	}
+}
+
+func TestWholeNumber(t *testing.T) {
+	t.Parallel()
+	for _, v := range []any{int8(7), uint8(7), int16(7), uint16(7), int32(7), uint32(7), int64(7), uint64(7), 7, "7"} {
+		n, ok := wholeNumber(v)
+		if n != 7 || !ok {
+			t.Errorf("%T: %d, %v", v, n, ok)
+		}
+	}
+	if n, ok := wholeNumber(uint64(math.MaxUint64)); n != math.MaxInt64 || !ok {
+		t.Errorf("largest: %d, %v", n, ok)
+	}
+	for _, v := range []any{nil, true, 7.0, float32(7), "7.0", "", " 7", []byte("7"), time.Time{}, amqp.Decimal{}, amqp.Table{}} {
+		if n, ok := wholeNumber(v); ok {
+			t.Errorf("%T %v is taken for %d", v, v, n)
+		}
+	}
+}
+
+func TestMillisecondsRoundUp(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]int64{0: 0, 1: 1, time.Millisecond: 1, time.Millisecond + 1: 2, time.Second: 1000} {
+		wantSame(t, d.String(), milliseconds(d), want)
+	}
+}
