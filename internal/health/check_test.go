@@ -88,8 +88,6 @@ func TestCheckEndsWithItsContext(t *testing.T) {
 
 func TestCheckSelf(t *testing.T) {
 	s := start(t, "127.0.0.1:0", status{State: amqpx.StateReady})
-	// A proxy of the environment is none of its business.
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	t.Setenv("HTTP_ADDR", s.Addr().String())
 	if err := CheckSelf(t.Context()); err != nil {
 		t.Error(err)

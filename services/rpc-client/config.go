@@ -56,18 +56,22 @@ func (c *Config) Validate(faults *config.Faults) {
 	}
 }
 
-// options returns the library's options for these settings. A call always waits,
-// until its deadline, for a server to come up.
-func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
-	perCall := []amqpx.CallOption{amqpx.WaitForServer()}
+// callOptions returns the options of every call. A call always waits, until its
+// deadline, for a server to come up.
+func (c *Config) callOptions() []amqpx.CallOption {
 	if c.Idempotent {
-		perCall = append(perCall, amqpx.Idempotent())
+		return []amqpx.CallOption{amqpx.WaitForServer(), amqpx.Idempotent()}
 	}
+	return []amqpx.CallOption{amqpx.WaitForServer()}
+}
+
+// options returns the library's options for these settings.
+func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	options := []amqpx.ClientOption{
 		amqpx.WithMiddleware(logAnswers(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithTimeout(c.Timeout),
-		amqpx.WithCallOptions(perCall...),
+		amqpx.WithCallOptions(c.callOptions()...),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -162,5 +163,42 @@ func TestEmptyBodyIsABody(t *testing.T) {
 	t.Setenv("RPC_BODY", "")
 	if got, faults := load(t); got.Body != "" || faults != nil {
 		t.Errorf("body %q, %q", got.Body, faults)
+	}
+}
+
+// What the library refuses has reached it.
+//
+//nolint:paralleltest // sets the environment
+func TestSettingsReachTheLibrary(t *testing.T) {
+	isolate(t)
+	for want, spoil := range map[string]func(*Config){
+		"heartbeat 0s":               func(c *Config) { c.AMQP.Heartbeat = 0 },
+		"dial timeout 0s":            func(c *Config) { c.AMQP.DialTimeout = 0 },
+		"write timeout 0s":           func(c *Config) { c.AMQP.WriteTimeout = 0 },
+		"first backoff 0s":           func(c *Config) { c.AMQP.BackoffMin = 0 },
+		"backoff from 100ms to 99ms": func(c *Config) { c.AMQP.BackoffMax = 99 * time.Millisecond },
+		"queue name of 0 bytes":      func(c *Config) { c.Queue.Name = "" },
+		`queue type "fifo"`:          func(c *Config) { c.Queue.Type = "fifo" },
+		"must be durable":            func(c *Config) { c.Queue.Type, c.Queue.Durable = amqpx.QueueQuorum, false },
+		`reply mode "fax"`:           func(c *Config) { c.ReplyMode = "fax" },
+		"timeout 0s":                 func(c *Config) { c.Timeout = 0 },
+	} {
+		c, faults := load(t)
+		if faults != nil {
+			t.Fatalf("faults: %q", faults)
+		}
+		spoil(c)
+		if _, err := amqpx.NewClient("amqp://h/", c.options(zap.NewNop())...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+func TestCallOptions(t *testing.T) {
+	t.Parallel()
+	for idempotent, want := range map[bool]int{false: 1, true: 2} {
+		if got := len((&Config{Idempotent: idempotent}).callOptions()); got != want {
+			t.Errorf("idempotent %v: %d options, want %d", idempotent, got, want)
+		}
 	}
 }

@@ -265,6 +265,9 @@ func TestLogAnswers(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("%d lines, want 2", len(lines))
 	}
+	if debug := logs.FilterLevelExact(zap.DebugLevel).Len(); debug != 2 {
+		t.Errorf("%d of 2 lines are at debug level", debug)
+	}
 	for i, want := range []map[string]any{
 		{"method": "b", "correlation_id": "id", "bytes": int64(1)},
 		{"method": "b", "correlation_id": "id", "code": "not_found", "error": "not_found: nothing there"},

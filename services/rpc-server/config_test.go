@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -126,5 +127,34 @@ func TestDefaults(t *testing.T) {
 	}
 	if _, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(zap.NewNop())...); err != nil {
 		t.Errorf("the library refuses the defaults: %v", err)
+	}
+}
+
+// What the library refuses has reached it.
+//
+//nolint:paralleltest // sets the environment
+func TestSettingsReachTheLibrary(t *testing.T) {
+	isolate(t)
+	for want, spoil := range map[string]func(*Config){
+		"heartbeat 0s":               func(c *Config) { c.AMQP.Heartbeat = 0 },
+		"dial timeout 0s":            func(c *Config) { c.AMQP.DialTimeout = 0 },
+		"write timeout 0s":           func(c *Config) { c.AMQP.WriteTimeout = 0 },
+		"first backoff 0s":           func(c *Config) { c.AMQP.BackoffMin = 0 },
+		"backoff from 100ms to 99ms": func(c *Config) { c.AMQP.BackoffMax = 99 * time.Millisecond },
+		"queue name of 0 bytes":      func(c *Config) { c.Queue.Name = "" },
+		`queue type "fifo"`:          func(c *Config) { c.Queue.Type = "fifo" },
+		"must be durable":            func(c *Config) { c.Queue.Type, c.Queue.Durable = amqpx.QueueQuorum, false },
+		"workers 0":                  func(c *Config) { c.Workers = 0 },
+		"prefetch -1":                func(c *Config) { c.Prefetch = -1 },
+		"drain timeout 0s":           func(c *Config) { c.DrainTimeout = 0 },
+	} {
+		c, faults := load(t)
+		if faults != nil {
+			t.Fatalf("faults: %q", faults)
+		}
+		spoil(c)
+		if _, err := amqpx.NewServer("amqp://h/", c.options(zap.NewNop())...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
 }
