@@ -80,6 +80,7 @@ print_env() {
 		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port/
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
 		export AMQPX_TEST_BROKER=$name
+		export AMQPX_TEST_BROKER_MAJOR=$version
 	ENV
 }
 

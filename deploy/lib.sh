@@ -5,9 +5,10 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEPLOY=$ROOT/deploy
 RUN=${RPC_RUN_DIR:-$ROOT/.run} # state of what runs; git ignores it
+ENV_FILE=${ENV_FILE:-$ROOT/.env}
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rabbitmq-rpc
 # shellcheck disable=SC2034  # read by the scripts that source this file
-readonly ROOT DEPLOY RUN CACHE
+readonly ROOT DEPLOY RUN ENV_FILE CACHE
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -94,13 +95,13 @@ suite_of() {
 # load_env exports what .env sets; the environment wins over it.
 load_env() {
 	local line name value
-	[[ -f $ROOT/.env ]] || return 0
+	[[ -f $ENV_FILE ]] || return 0
 	while IFS= read -r line || [[ -n $line ]]; do
 		[[ $line =~ ^[A-Z][A-Z0-9_]*= ]] || continue
 		name=${line%%=*} value=${line#*=}
 		value=${value#[\"\']} value=${value%[\"\']}
 		[[ -n ${!name+set} ]] || export "$name=$value"
-	done <"$ROOT/.env"
+	done <"$ENV_FILE"
 }
 
 compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; }
@@ -108,8 +109,10 @@ compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-co
 # compose runs Compose v2 or v1, whichever is there, in the project's folder.
 compose() (
 	cd "$ROOT"
+	file=$ENV_FILE
+	[[ -f $file ]] || file=/dev/null
 	if docker compose version >/dev/null 2>&1; then
-		exec docker compose "$@"
+		exec docker compose --env-file "$file" "$@"
 	fi
-	exec docker-compose "$@"
+	exec docker-compose --env-file "$file" "$@"
 )

@@ -23,8 +23,8 @@ choose_images() {
 remember() {
 	local name
 	for name in "$@"; do
-		sed -i "/^$name=/d" "$ROOT/.env" 2>/dev/null || true
-		[[ -z ${!name} ]] || printf '%s=%s\n' "$name" "${!name}" >>"$ROOT/.env"
+		sed -i "/^$name=/d" "$ENV_FILE" 2>/dev/null || true
+		[[ -z ${!name} ]] || printf '%s=%s\n' "$name" "${!name}" >>"$ENV_FILE"
 	done
 }
 

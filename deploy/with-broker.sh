@@ -9,6 +9,7 @@ version=${1:?usage: with-broker.sh VERSION COMMAND…}
 shift
 if [[ -n ${AMQPX_TEST_AMQP_URL:-} ]]; then
 	say "broker: the one of AMQPX_TEST_AMQP_URL"
+	export AMQPX_TEST_BROKER_MAJOR=${AMQPX_TEST_BROKER_MAJOR:-$version}
 else
 	name=test-$version-$$
 	trap '"$DEPLOY/broker.sh" down "$name"' EXIT

@@ -38,8 +38,10 @@ func (c *consumer) start() error {
 		return err
 	}
 	c.server.track.add()
+	c.server.consumers.Add(1)
 	c.sess.run(func() {
 		defer c.server.track.done()
+		defer c.server.consumers.Add(-1)
 		c.receive(requests)
 	})
 	c.sess.run(c.acknowledge)
@@ -90,6 +92,11 @@ func (c *consumer) take(d amqp.Delivery) {
 func (j *job) settled() {
 	select {
 	case j.from.acks <- j:
+		// Nobody reads the acks of a session that ended, and the channel may have had
+		// room all the same.
+		if j.from.sess.ended() {
+			j.from.dropAcks()
+		}
 	case <-j.from.sess.done:
 		j.from.server.track.done()
 	}

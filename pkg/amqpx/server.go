@@ -21,6 +21,8 @@ type Server struct {
 	jobs    chan *job
 	outbox  chan outgoing
 	track   tracker // consumers and unsettled requests
+	// consumers is how many of track's are consumers.
+	consumers atomic.Int64
 	counts  serverCounts
 	adopted sync.Once // warns once of a queue with other properties
 

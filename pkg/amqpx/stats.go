@@ -80,7 +80,7 @@ type serverCounts struct {
 func (s *Server) Stats() ServerStats {
 	return ServerStats{
 		Requests:   s.counts.requests.Load(),
-		InFlight:   uint64(s.track.count()), //nolint:gosec // a count is never negative.
+		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load(), 0)), //nolint:gosec // the bound makes it fit.
 		OK:         s.counts.ok.Load(),
 		Failed:     s.counts.failed.Load(),
 		Panics:     s.counts.panics.Load(),

@@ -65,6 +65,9 @@ type Server struct {
 	err  error // of Serve, to be read after done
 }
 
+// Stop begins a graceful stop and does not wait for it.
+func (s *Server) Stop() { s.stop() }
+
 // Serve starts a server on the rig's queue and waits until it consumes.
 func (r *Rig) Serve(methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()

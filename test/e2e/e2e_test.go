@@ -1,0 +1,122 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+const (
+	requestQueue = "rpc_queue"
+	mostBytes    = 15_000_000 // of an image
+)
+
+func TestMakeUp(t *testing.T) {
+	s := newStack(t)
+	out := s.must("make", "up")
+	t.Log(lastLines(out, 4))
+
+	r := s.readReport()
+	if r.Calls != 1000 || r.OK != 1000 || r.Lost != 0 || r.Mismatched != 0 || len(r.Errors) != 0 {
+		t.Errorf("report: %+v, want 1000 calls and all of them ok", r)
+	}
+	last := lastLines(out, 3)
+	for _, want := range []string{s.report, "http://" + s.management + " (guest/guest)", "make down"} {
+		if !strings.Contains(last, want) {
+			t.Errorf("the last lines do not say %q:\n%s", want, last)
+		}
+	}
+	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers(requestQueue) == 1 })
+
+	s.must("make", "up") // again, beside what runs
+	if s.containers {
+		t.Run("images", s.images)
+		t.Run("scale", s.scale)
+	} else {
+		t.Run("drain", s.drain)
+	}
+}
+
+// images are small and run as nobody in particular.
+func (s *stack) images(t *testing.T) {
+	for _, image := range []string{"rabbitmq-rpc/server:latest", "rabbitmq-rpc/client:latest"} {
+		var size int
+		var user string
+		fields := strings.Fields(s.must("docker", "image", "inspect", "-f", "{{.Size}} {{.Config.User}}", image))
+		if len(fields) == 2 {
+			size, user = atoi(t, fields[0]), fields[1]
+		}
+		if size == 0 || size > mostBytes {
+			t.Errorf("%s has %d bytes, want at most %d", image, size, mostBytes)
+		}
+		if user != "65532:65532" {
+			t.Errorf("%s runs as %q, want 65532:65532", image, user)
+		}
+		t.Logf("%s: %d bytes, user %s", image, size, user)
+	}
+}
+
+// scale runs three servers and stops one in the middle of many calls: it drains,
+// exits 0, and no call is lost.
+func (s *stack) scale(t *testing.T) {
+	s.compose("up -d --no-build --scale rpc-server=3 rpc-server")
+	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers(requestQueue) == 3 })
+
+	client := exec.CommandContext(t.Context(), "bash", "-c",
+		". deploy/lib.sh; load_env; compose run --rm -T -e RPC_CALLS=20000 -e RPC_CONCURRENCY=8 rpc-client")
+	client.Dir, client.Env = s.root, s.env
+	stdout, err := client.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := follow(stdout)
+	waitFor(t, lines, `"percent":20`)
+
+	server := strings.Fields(s.compose("ps -q rpc-server"))[0]
+	s.must("docker", "stop", server)
+	waitFor(t, lines, `"client finished"`)
+	for range lines { // the rest is of no interest, but must be read
+	}
+	if err := client.Wait(); err != nil {
+		t.Errorf("the client, while one of three servers stopped: %v", err)
+	}
+	state := strings.TrimSpace(s.must("docker", "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", server))
+	if state != "exited 0" {
+		t.Errorf("the stopped server is %q, want exited 0", state)
+	}
+}
+
+// drain stops a second server with SIGTERM, as there is no engine to see the exit
+// code of the first.
+func (s *stack) drain(t *testing.T) {
+	server := exec.CommandContext(t.Context(), filepath.Join(s.run, "pair", "bin", "rpc-server"))
+	server.Env = slices.Concat(s.env, []string{"AMQP_URL=amqp://guest:guest@" + s.amqp + "/", "HTTP_ADDR=127.0.0.1:0"})
+	stderr, err := server.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := follow(stderr)
+	waitFor(t, lines, `"msg":"ready"`)
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, lines, `"msg":"server stopped"`)
+	for range lines { // the rest is of no interest, but must be read
+	}
+	if err := server.Wait(); err != nil {
+		t.Errorf("server after SIGTERM: %v, want exit code 0", err)
+	}
+}

@@ -1,0 +1,171 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// stack is one run of make up.
+type stack struct {
+	t          *testing.T
+	root       string
+	env        []string
+	project    string
+	run        string // state of what runs
+	report     string // folder of report.json
+	amqp       string // host:port
+	management string // host:port
+	containers bool
+}
+
+// newStack prepares a run, of which nothing may be left after the test.
+func newStack(t *testing.T) *stack {
+	t.Helper()
+	s := &stack{
+		t: t, root: rig.Root(t), project: fmt.Sprintf("rpc-e2e-%d", os.Getpid()),
+		run: filepath.Join(t.TempDir(), "run"), report: filepath.Join(t.TempDir(), "report"),
+		amqp: freeAddr(t), management: freeAddr(t),
+	}
+	s.env = append(
+		os.Environ(),
+		"COMPOSE_PROJECT_NAME="+s.project, "AMQP_PORT="+port(s.amqp), "MANAGEMENT_PORT="+port(s.management),
+		"RPC_RUN_DIR="+s.run, "REPORT_DIR="+s.report, "ENV_FILE="+filepath.Join(t.TempDir(), "env"),
+	)
+	_, err := s.output(t.Context(), "docker", "version")
+	s.containers = err == nil
+	if s.containers {
+		t.Log("a Docker engine answers: the pair runs in containers")
+	} else {
+		t.Log("no Docker engine answers: the pair runs as plain processes")
+	}
+	t.Cleanup(s.down)
+	return s
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	var config net.ListenConfig
+	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func port(addr string) string {
+	_, p, _ := strings.Cut(addr, ":")
+	return p
+}
+
+// output runs a program in the repository's root with the stack's settings.
+func (s *stack) output(ctx context.Context, name string, args ...string) (string, error) {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.root, s.env, &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+// must is output of a program that has to succeed.
+func (s *stack) must(name string, args ...string) string {
+	s.t.Helper()
+	out, err := s.output(s.t.Context(), name, args...)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// compose runs Compose v2 or v1, as the scripts do.
+func (s *stack) compose(args string) string {
+	s.t.Helper()
+	return s.must("bash", "-c", ". deploy/lib.sh; load_env; compose "+args)
+}
+
+// down runs make down and looks for what it may have left.
+func (s *stack) down() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 2*time.Minute)
+	defer cancel()
+	if out, err := s.output(ctx, "make", "down"); err != nil {
+		s.t.Errorf("make down: %v\n%s", err, out)
+	}
+	for _, addr := range []string{s.amqp, s.management} {
+		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr); err == nil {
+			_ = conn.Close()
+			s.t.Errorf("something still listens on %s", addr)
+		}
+	}
+	if _, err := os.Stat(s.run); !os.IsNotExist(err) {
+		s.t.Errorf("%s is still there (%v)", s.run, err)
+	}
+	if out, err := s.output(ctx, "pgrep", "-af", s.run); err == nil {
+		s.t.Errorf("processes are left: %s", out)
+	}
+	if !s.containers {
+		return
+	}
+	label := "label=com.docker.compose.project=" + s.project
+	for _, list := range [][]string{{"ps", "-aq"}, {"volume", "ls", "-q"}, {"network", "ls", "-q"}} {
+		if out, err := s.output(ctx, "docker", append(list, "--filter", label)...); err != nil || out != "" {
+			s.t.Errorf("docker %s: left behind %q (%v)", list, out, err)
+		}
+	}
+}
+
+// result is the part of report.json that counts.
+type result struct {
+	Calls, OK, Lost, Mismatched int64
+	Errors                      map[string]int64
+}
+
+func (s *stack) readReport() result {
+	s.t.Helper()
+	content, err := os.ReadFile(filepath.Join(s.report, "report.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var r result
+	if err := json.Unmarshal(content, &r); err != nil {
+		s.t.Fatalf("report.json: %v\n%s", err, content)
+	}
+	return r
+}
+
+// consumers asks the management API, as guest, how many serve the queue.
+func (s *stack) consumers(queue string) int {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet,
+		"http://"+s.management+"/api/queues/%2F/"+queue, http.NoBody)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.SetBasicAuth("guest", "guest")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatalf("management API: %v", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("management API: %s", resp.Status)
+	}
+	var queueInfo struct{ Consumers int }
+	if err := json.NewDecoder(resp.Body).Decode(&queueInfo); err != nil {
+		s.t.Fatalf("management API: %v", err)
+	}
+	return queueInfo.Consumers
+}

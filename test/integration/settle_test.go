@@ -1,0 +1,329 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// These tests walk through the table of what a call can end in (docs/protocol.md),
+// row by row, against a real broker.
+
+// want is what an error must say.
+type want struct {
+	code    amqpx.Code
+	outcome amqpx.Outcome
+	remote  bool
+	is      []error
+}
+
+func (w want) check(t *testing.T, err error) *amqpx.Error {
+	t.Helper()
+	var e *amqpx.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("got %v (%T), want an *amqpx.Error with code %s", err, err, w.code)
+	}
+	if e.Code() != w.code || e.Outcome() != w.outcome || e.Remote() != w.remote {
+		t.Errorf("%q: code %s, outcome %q, remote %v; want %s, %q, %v",
+			e, e.Code(), e.Outcome(), e.Remote(), w.code, w.outcome, w.remote)
+	}
+	for _, target := range w.is {
+		if !errors.Is(err, target) {
+			t.Errorf("%q does not match %q", err, target)
+		}
+	}
+	return e
+}
+
+func TestHandlersErrorReachesTheCaller(t *testing.T) {
+	t.Parallel()
+	const secret = "password of the database"
+	core, logs := observer.New(zap.ErrorLevel)
+	r := rig.New(t)
+	server := r.Serve(rig.Methods{
+		"coded": func(context.Context, *amqpx.Request) ([]byte, error) {
+			return nil, fmt.Errorf("look up: %w", amqpx.Errorf(amqpx.CodeNotFound, "no user %d: ä\x00€", 7))
+		},
+		"uncoded": func(context.Context, *amqpx.Request) ([]byte, error) { return nil, errors.New(secret) },
+		"panic":   func(context.Context, *amqpx.Request) ([]byte, error) { panic(secret) },
+		"late": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+			return nil, fmt.Errorf("%s: %w", secret, context.DeadlineExceeded)
+		},
+	}, amqpx.WithLogger(zap.New(core)))
+	if got := server.Stats(); got != (amqpx.ServerStats{}) {
+		t.Errorf("an idle server counted %+v", got)
+	}
+	client := r.Ready()
+	for _, c := range []struct {
+		method, message string
+		want            want
+	}{
+		{"coded", "no user 7: ä\x00€", want{code: amqpx.CodeNotFound, outcome: amqpx.Ran, remote: true}},
+		{"uncoded", "internal error", want{code: amqpx.CodeInternal, outcome: amqpx.Ran, remote: true}},
+		{"panic", "internal error", want{code: amqpx.CodeInternal, outcome: amqpx.Ran, remote: true}},
+		{"unknown", `method "unknown" is unknown to this server`, want{code: amqpx.CodeUnimplemented, outcome: amqpx.DidNotRun, remote: true}},
+	} {
+		_, err := client.Call(rig.Patience(t), c.method, nil)
+		if e := c.want.check(t, err); e.Message() != c.message {
+			t.Errorf("%s: message %q, want %q", c.method, e.Message(), c.message)
+		}
+	}
+	_, err := client.Call(rig.Patience(t), "late", nil)
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.Ran, remote: true}.check(t, err)
+	if strings.Contains(err.Error(), secret) {
+		t.Errorf("%q tells the caller what a handler did not mean to", err)
+	}
+	if n := logs.Len(); n != 2 {
+		t.Errorf("%d lines at error level, want one for the error and one for the panic: %v", n, logs.All())
+	}
+	if err := server.Drain(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	counted := amqpx.ServerStats{Requests: 5, Failed: 4, Panics: 1, Refused: 1}
+	if got := server.Stats(); got != counted {
+		t.Errorf("server counted %+v, want %+v", got, counted)
+	}
+}
+
+func TestWithoutQueueACallFailsAtOnce(t *testing.T) {
+	t.Parallel()
+	client := rig.New(t).Ready()
+	begun := time.Now()
+	_, err := client.Call(rig.Patience(t), "b", nil)
+	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrUnroutable}}.check(t, err)
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("took %v, want the broker's word only", took)
+	}
+}
+
+func TestWaitForServer(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	client := r.Ready(amqpx.WithCallOptions(amqpx.WaitForServer()))
+
+	_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)
+	want{
+		code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun,
+		is: []error{amqpx.ErrUnroutable, context.DeadlineExceeded},
+	}.check(t, err)
+
+	waiting := begin(rig.Patience(t), client, "b", nil)
+	rig.Eventually(t, "the call was sent again", func() bool { return client.Stats().Resent > 5 })
+	r.Serve(rig.Methods{"b": letter})
+	if got := rig.Recv(t, waiting, "the answer"); got.err != nil || string(got.answer) != "b" {
+		t.Errorf("got %q, %v, want the answer once a server is there", got.answer, got.err)
+	}
+}
+
+func TestFullQueueRefuses(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			const room = 1
+			args := amqp.Table{amqp.QueueMaxLenArg: room, amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish}
+			if kind == amqpx.QueueQuorum {
+				args[amqp.QueueTypeArg] = amqp.QueueTypeQuorum
+			}
+			r.Declare(true, args)
+			client := r.Ready()
+			fill(t, r)
+
+			_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)
+			want{
+				code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun,
+				is: []error{amqpx.ErrRefused, context.DeadlineExceeded},
+			}.check(t, err)
+
+			resent := client.Stats().Resent
+			waiting := begin(rig.Patience(t), client, "b", nil)
+			rig.Eventually(t, "the call was sent again", func() bool { return client.Stats().Resent > resent })
+			r.Serve(rig.Methods{"b": letter}) // adopts the queue and empties it
+			if got := rig.Recv(t, waiting, "the answer"); got.err != nil || string(got.answer) != "b" {
+				t.Errorf("got %q, %v, want the answer once there is room", got.answer, got.err)
+			}
+		})
+	}
+}
+
+// fill makes one-way requests until the broker refuses one. A quorum queue takes a
+// few more than its limit.
+func fill(t *testing.T, r *rig.Rig) {
+	t.Helper()
+	ch := r.Raw()
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		word, err := ch.PublishWithDeferredConfirm("", r.Queue.Name, true, false, amqp.Publishing{AppId: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rig.Recv(t, word.Done(), "the broker's word"); !word.Acked() {
+			return
+		}
+	}
+	t.Fatal("the queue takes everything")
+}
+
+func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	busy, runs := hold(), hold()
+	close(runs.release)
+	server := r.Serve(rig.Methods{"busy": busy.handle, "run": runs.handle},
+		amqpx.WithWorkers(1), amqpx.WithPrefetch(8))
+	client := r.Ready()
+	first := begin(rig.Patience(t), client, "busy", nil)
+	rig.Recv(t, busy.entered, "the worker to be busy")
+
+	// The server counts from the arrival, so the other call's end shows that the
+	// first one's time is over there too.
+	ends := begin(rig.Within(t, 400*time.Millisecond), client, "run", []byte("on the edge"))
+	_, err := client.Call(rig.Within(t, 100*time.Millisecond), "run", []byte("too late"))
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+	rig.Recv(t, ends, "the other call's deadline")
+
+	close(busy.release)
+	rig.Recv(t, first, "the worker to be free")
+	rig.Call(t, client, "run", []byte("in time"))
+	for body := ""; body != "in time"; {
+		if body = string(rig.Recv(t, runs.entered, "the handler").Body); body == "too late" {
+			t.Error("a call ran after its time")
+		}
+	}
+	if got := server.Stats().Expired; got == 0 {
+		t.Error("server counted no expired call")
+	}
+	if got := client.Stats().Late; got != 2 {
+		t.Errorf("client counted %d late answers, want the two of the calls that ended", got)
+	}
+}
+
+func TestExpiredInTheQueueNeverRuns(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	r.Declare(true, nil)
+	client := r.Ready()
+	_, err := client.Call(rig.Within(t, 300*time.Millisecond), "run", nil)
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+
+	runs := hold()
+	close(runs.release)
+	server := r.Serve(rig.Methods{"run": runs.handle})
+	rig.Call(t, client, "run", []byte("in time"))
+	if got := string(rig.Recv(t, runs.entered, "the handler").Body); got != "in time" {
+		t.Errorf("%q ran, want only the call in time", got)
+	}
+	if got := server.Stats().Requests; got != 1 {
+		t.Errorf("server got %d requests, want the broker to drop the expired one", got)
+	}
+}
+
+func TestCallerGivesUp(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	r.Serve(rig.Methods{"slow": slow.handle, "b": letter})
+	client := r.Ready(amqpx.WithTimeout(200 * time.Millisecond))
+
+	_, err := client.Call(rig.Within(t, 200*time.Millisecond), "slow", nil)
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+
+	_, err = client.Call(t.Context(), "slow", nil) // the client's own timeout
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+
+	ctx, cancel := context.WithCancel(rig.Patience(t))
+	canceled := begin(ctx, client, "slow", nil)
+	for range 3 {
+		rig.Recv(t, slow.entered, "the handler to run")
+	}
+	cancel()
+	want{code: amqpx.CodeCanceled, outcome: amqpx.MayHaveRun, is: []error{context.Canceled}}.
+		check(t, rig.Recv(t, canceled, "the call to end").err)
+
+	_, err = client.Call(ctx, "b", nil)
+	want{code: amqpx.CodeCanceled, outcome: amqpx.DidNotRun, is: []error{context.Canceled}}.check(t, err)
+
+	close(slow.release)
+	rig.Eventually(t, "three late answers are counted", func() bool { return client.Stats().Late == 3 })
+	if got := rig.Call(t, client, "b", nil); string(got) != "b" {
+		t.Errorf("got %q after late answers, want %q", got, "b")
+	}
+}
+
+func TestBoundOfCallsInFlight(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	r.Serve(rig.Methods{"slow": slow.handle})
+	client := r.Ready(amqpx.WithMaxInFlight(1))
+	first := begin(rig.Patience(t), client, "slow", nil)
+	rig.Recv(t, slow.entered, "the first call")
+	_, err := client.Call(rig.Within(t, 100*time.Millisecond), "slow", nil)
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.DidNotRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+	close(slow.release)
+	if got := rig.Recv(t, first, "the first call"); got.err != nil {
+		t.Errorf("first call: %v", got.err)
+	}
+}
+
+func TestCloseSettlesEveryCall(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	r.Serve(rig.Methods{"slow": slow.handle})
+	client := r.Ready()
+	const calls = 32
+	var pending []<-chan outcome
+	for range calls {
+		pending = append(pending, begin(rig.Patience(t), client, "slow", nil))
+	}
+	for range calls {
+		rig.Recv(t, slow.entered, "the handlers to run")
+	}
+	for range 2 {
+		if err := client.Close(rig.Patience(t)); err != nil {
+			t.Fatalf("close: %v", err)
+		}
+	}
+	for _, p := range pending {
+		want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrClosed}}.
+			check(t, rig.Recv(t, p, "the call to settle").err)
+	}
+	_, err := client.Call(rig.Patience(t), "slow", nil)
+	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrClosed}}.check(t, err)
+	close(slow.release) // the answers are for nobody; the server does not mind
+}
+
+func TestCallInfo(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	const pause = 20 * time.Millisecond
+	r.Serve(rig.Methods{"pause": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+		if d, ok := ctx.Deadline(); !ok || time.Until(d) > time.Minute {
+			return nil, amqpx.Errorf(amqpx.CodeFailedPrecondition, "deadline %v, %v", d, ok)
+		}
+		<-time.After(pause)
+		return nil, nil
+	}})
+	client := r.Ready()
+	var info amqpx.CallInfo
+	rig.Call(t, client, "pause", nil, amqpx.WithCallInfo(&info))
+	if info.Attempts != 1 || info.Handler < pause || info.Handler > time.Minute {
+		t.Errorf("got %+v, want one attempt and a handler of at least %v", info, pause)
+	}
+}
