@@ -1,0 +1,254 @@
+package amqpx
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// letter is an outgoing message that notes its fate in a diary.
+type letter struct {
+	id        string
+	key       string
+	withdrawn bool
+	diary     *diary
+}
+
+// diary notes what happened, in order.
+type diary struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (d *diary) note(format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lines = append(d.lines, fmt.Sprintf(format, args...))
+}
+
+func (d *diary) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return strings.Join(d.lines, ", ")
+}
+
+func (l *letter) claim(uint64) bool { return !l.withdrawn }
+
+func (l *letter) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return l.key, true, amqp.Publishing{CorrelationId: l.id}
+}
+
+func (l *letter) settle(f fate) {
+	l.diary.note("%s %s", l.id, []string{"confirmed", "refused", "unroutable", "unsent", "lost"}[f])
+}
+
+// office is a publisher on a session of its own, with one queue "q".
+type office struct {
+	*diary
+	broker *fakeBroker
+	sess   *session
+	outbox chan outgoing
+}
+
+func newOffice(t *testing.T) *office {
+	t.Helper()
+	o := &office{diary: &diary{}, broker: newFakeBroker(), outbox: make(chan outgoing, outboxSize)}
+	o.broker.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
+	o.sess = mustOpen(t, o.broker)
+	o.sess.watch(func(amqp.Blocking) {})
+	return o
+}
+
+func (o *office) start() {
+	startPublisher(o.sess, o.outbox, func(r amqp.Return) { o.note("%s returned", r.CorrelationId) })
+}
+
+func (o *office) post(key string, ids ...string) {
+	for _, id := range ids {
+		o.outbox <- &letter{id: id, key: key, diary: o.diary}
+	}
+}
+
+func (o *office) want(t *testing.T, want string) {
+	t.Helper()
+	settle()
+	wantSame(t, "diary", o.String(), want)
+}
+
+func TestPublisherTellsTheFate(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		fault fault
+		want  string
+		ends  bool // the session
+	}{
+		{"taken", faultNone, "a confirmed", false},
+		{"nack", faultNack, "a refused", false},
+		{"closed before the write", faultUnsent, "a unsent", true},
+		{"write failed", faultCutBefore, "a lost", true},
+		{"write failed late", faultCutWritten, "a lost", true},
+		{"link lost before the confirm", faultCutUnconfirmed, "a lost", true},
+		{"link lost after the confirm", faultCutConfirmed, "a confirmed", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				o := newOffice(t)
+				o.start()
+				o.broker.fail("q", c.fault)
+				o.post("q", "a")
+				o.want(t, c.want)
+				wantSame(t, "session ended", o.sess.ended(), c.ends)
+			})
+		})
+	}
+}
+
+func TestPublisherHandlesTheReturnBeforeTheConfirm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		for range 50 {
+			o.post("nowhere", "a")
+			o.post("q", "b")
+		}
+		settle()
+		lines := strings.Split(o.String(), ", ")
+		wantSame(t, "events", len(lines), 150)
+		returns, confirms := 0, 0
+		for _, line := range lines {
+			switch line {
+			case "a returned":
+				returns++
+			case "a confirmed":
+				confirms++
+			}
+			if confirms > returns {
+				t.Fatal("a message counted as taken before its return was handled")
+			}
+		}
+	})
+}
+
+func TestPublisherHandlesReturnsWhileAnEarlierConfirmIsOpen(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		o.broker.holdConfirms()
+		o.post("q", "a")
+		o.post("nowhere", "b")
+		o.want(t, "b returned")
+		o.broker.releaseConfirms()
+		o.want(t, "b returned, a confirmed, b confirmed")
+	})
+}
+
+func TestPublisherSettlesInTheOrderOfWriting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		o.broker.holdConfirms()
+		o.broker.fail("q", faultNone, faultNack)
+		o.post("q", "a", "b", "c")
+		o.want(t, "")
+		o.broker.with(func(b *fakeBroker) { slices.Reverse(b.held) })
+		o.broker.releaseConfirms()
+		o.want(t, "a confirmed, b refused, c confirmed")
+	})
+}
+
+func TestPublisherSettlesEverythingWhenTheLinkIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		o.broker.holdConfirms()
+		o.post("q", "a", "b")
+		settle()
+		o.broker.kick(nil)
+		o.want(t, "a lost, b lost")
+		o.post("q", "c") // waits for the next session
+		o.want(t, "a lost, b lost")
+		wantSame(t, "waiting", len(o.outbox), 1)
+	})
+}
+
+func TestPublisherSkipsWhatWasWithdrawn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		o.outbox <- &letter{id: "a", key: "q", diary: o.diary, withdrawn: true}
+		o.post("q", "b")
+		o.want(t, "b confirmed")
+		wantSame(t, "sent", len(o.broker.messagesTo("q")), 1)
+	})
+}
+
+func TestPublisherGathersWhatWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		for i := range burst + 10 {
+			o.post("q", fmt.Sprint(i))
+		}
+		o.start()
+		settle()
+		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
+		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), burst+10)
+		o.post("q", "lone")
+		settle()
+		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
+	})
+}
+
+func TestPublisherWritesNothingWhileBlocked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		settle() // the publisher waits for a message with the gate open
+		o.sess.gate.set(true)
+		o.post("q", "a", "b")
+		o.want(t, "")
+		wantSame(t, "sent", len(o.broker.messagesTo("q")), 0)
+		o.sess.gate.set(false)
+		o.want(t, "a confirmed, b confirmed")
+	})
+}
+
+func TestPublisherGivesBackWhatItHoldsWhenABlockedLinkIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		settle()
+		o.sess.gate.set(true)
+		o.post("q", "a")
+		settle()
+		o.broker.kick(nil)
+		o.want(t, "a unsent")
+	})
+}
+
+func TestPublisherEndsWithItsSession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		o.start()
+		o.broker.holdConfirms()
+		o.post("q", "a")
+		settle()
+		o.sess.close() // returns only when both goroutines have ended
+		wantSame(t, "diary", o.String(), "a lost")
+	})
+}

@@ -1,0 +1,237 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// openOn opens a session on a broker, without a supervisor.
+func openOn(t *testing.T, b *fakeBroker, shared bool) (*session, error) {
+	t.Helper()
+	cfg := defaultConfig()
+	cfg.dialer = b
+	return openSession(t.Context(), &cfg, parseTarget(testURL), "test", shared)
+}
+
+// mustOpen opens a session that is closed when the test ends.
+func mustOpen(t *testing.T, b *fakeBroker) *session {
+	t.Helper()
+	s, err := openOn(t, b, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.generation = 1
+	t.Cleanup(s.close)
+	return s
+}
+
+func TestSessionHasAConnectionForEachDirection(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		shared bool
+		want   string
+	}{
+		{"own", false, "amqpx test publish, amqpx test consume"},
+		{"shared", true, "amqpx test"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				s, err := openOn(t, b, c.shared)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var names []string
+				for _, l := range b.links {
+					names = append(names, l.name)
+				}
+				wantSame(t, "connections", strings.Join(names, ", "), c.want)
+				wantSame(t, "one channel for both", s.pubCh == s.subCh, c.shared)
+				s.close()
+				wantSame(t, "connections after close", b.openLinks(), 0)
+			})
+		})
+	}
+}
+
+func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for _, op := range []string{"dial 1", "dial 2", "channel", "confirm"} {
+		for _, shared := range []bool{false, true} {
+			t.Run(op, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					if op == "dial 2" && shared {
+						return // there is no second connection
+					}
+					b := newFakeBroker()
+					b.onDial = func(context.Context, string, string) error {
+						if op == "dial "+string(rune('0'+len(b.dials))) {
+							return errCut
+						}
+						return nil
+					}
+					b.onCall = func(called, _ string) error {
+						if called == op {
+							return errCut
+						}
+						return nil
+					}
+					_, err := openOn(t, b, shared)
+					wantIs(t, err, errCut)
+					settle()
+					wantSame(t, "open connections", b.openLinks(), 0)
+				})
+			})
+		}
+	}
+}
+
+func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
+	t.Parallel()
+	exception := &amqp.Error{Code: amqp.PreconditionFailed, Reason: "exception"}
+	for _, c := range []struct {
+		name string
+		end  func(*fakeBroker, *session)
+		want error
+	}{
+		{"publishing connection", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(exception) }, exception},
+		{"consuming connection", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(exception) }, exception},
+		{"publishing connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(nil) }, errLinkEnded},
+		{"consuming connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(nil) }, errLinkEnded},
+		{"exception on the publishing channel", func(_ *fakeBroker, s *session) { channelOf(s.pubCh).except(exception) }, exception},
+		{"exception on the consuming channel", func(_ *fakeBroker, s *session) { channelOf(s.subCh).except(exception) }, exception},
+		{"queue of the consumer deleted", func(b *fakeBroker, _ *session) { b.remove(b.queues["q"]) }, errConsumerCanceled},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				s := mustOpen(t, b)
+				b.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
+				s.watch(func(amqp.Blocking) {})
+				if _, err := s.subCh.Consume("q", "tag", false, false, false, false, nil); err != nil {
+					t.Fatal(err)
+				}
+				settle()
+				if s.ended() {
+					t.Fatalf("ended early: %v", s.cause)
+				}
+				b.with(func(b *fakeBroker) { c.end(b, s) })
+				<-s.done
+				wantIs(t, s.cause, c.want)
+				s.close()
+				wantSame(t, "open connections", b.openLinks(), 0)
+			})
+		})
+	}
+}
+
+func fakeOf(l link) *fakeLink { return l.(*fakeLink) } //nolint:forcetypeassert // every link here is one.
+
+func channelOf(c channel) *fakeChannel { return c.(*fakeChannel) } //nolint:forcetypeassert // every channel here is one.
+
+func TestSessionThatWeEndHasNoCause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, newFakeBroker())
+		s.watch(func(amqp.Blocking) {})
+		s.close()
+		s.close()
+		if s.cause != nil {
+			t.Errorf("cause %v", s.cause)
+		}
+		s.fail(errCut) // too late to be the cause
+		if s.cause != nil {
+			t.Errorf("cause %v", s.cause)
+		}
+	})
+}
+
+func TestSessionAwaitsItsGoroutines(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, newFakeBroker())
+		s.watch(func(amqp.Blocking) {})
+		finished := false
+		s.run(func() {
+			<-s.done
+			timer := time.NewTimer(time.Second)
+			<-timer.C
+			finished = true
+		})
+		s.fail(errCut)
+		s.close()
+		if !finished {
+			t.Error("close returned before a goroutine of the session ended")
+		}
+	})
+}
+
+func TestSessionFollowsTheAlarm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		s := mustOpen(t, b)
+		told := make(chan amqp.Blocking, 4)
+		s.watch(func(a amqp.Blocking) { told <- a })
+		fakeOf(s.pub).published = true
+		b.setAlarm("low on disk")
+		wantSame(t, "alarm", <-told, amqp.Blocking{Active: true, Reason: "low on disk"})
+		opening := s.gate.opening()
+		if opening == nil {
+			t.Fatal("the gate is open during an alarm")
+		}
+		b.setAlarm("")
+		wantSame(t, "end of the alarm", <-told, amqp.Blocking{})
+		<-opening
+		if s.gate.opening() != nil {
+			t.Error("the gate is shut after the alarm")
+		}
+	})
+}
+
+func TestGateSetTwice(t *testing.T) {
+	t.Parallel()
+	var g gate
+	g.set(false)
+	g.set(true)
+	first := g.opening()
+	g.set(true)
+	if g.opening() != first {
+		t.Error("who waits would miss the opening")
+	}
+	g.set(false)
+	g.set(false)
+	<-first
+}
+
+func TestSessionOpenedTooLateIsClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onCall = func(op, _ string) error {
+			if op == "confirm" {
+				return errHang
+			}
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		cfg := defaultConfig()
+		cfg.dialer = b
+		_, err := openSession(ctx, &cfg, parseTarget(testURL), "test", false)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		wantSame(t, "open connections", b.openLinks(), 0)
+	})
+}
