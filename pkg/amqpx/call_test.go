@@ -83,7 +83,8 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 	t.Parallel()
 	for range 2000 {
 		k := queuedCall(true)
-		var claimed, wg = atomic.Bool{}, sync.WaitGroup{}
+		var claimed atomic.Bool
+		var wg sync.WaitGroup
 		outcome := MayHaveRun
 		start := make(chan struct{})
 		party := func(f func()) { wg.Go(func() { <-start; f() }) }

@@ -31,10 +31,20 @@ func (f *linkError) Error() string {
 
 func (f *linkError) Unwrap() error { return f.cause }
 
-// needsOperator reports whether err is a fault of configuration.
-func needsOperator(err error) bool {
-	var f *linkError
-	return errors.As(err, &f) && f.needsOperator
+// needsOperator reports whether any of the faults joined in err, and whether every
+// one, is a fault of configuration.
+func needsOperator(err error) (some, every bool) {
+	faults := []error{err}
+	if nodes, ok := err.(interface{ Unwrap() []error }); ok {
+		faults = nodes.Unwrap()
+	}
+	every = true
+	for _, e := range faults {
+		var f *linkError
+		operator := errors.As(e, &f) && f.needsOperator
+		some, every = some || operator, every && operator
+	}
+	return some, every
 }
 
 // classify turns the error of one attempt, or the end of one link, into a
@@ -49,10 +59,11 @@ func classify(target brokerTarget, err error) *linkError {
 		verify   *tls.CertificateVerificationError
 	)
 	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		// First, because calls on a link that was cut in time report a protocol error.
+		f.plain = "no answer in time"
 	case errors.As(err, &protocol):
 		f.plain, f.needsOperator = explainProtocol(target, protocol)
-	case errors.Is(err, context.DeadlineExceeded):
-		f.plain = "no answer in time"
 	case errors.As(err, &verify), errors.As(err, &unknown), errors.As(err, &hostname):
 		f.plain, f.needsOperator = "the TLS certificate was not accepted", true
 	case errors.As(err, &dns):

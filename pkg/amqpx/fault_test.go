@@ -54,9 +54,30 @@ func TestClassify(t *testing.T) {
 			if !strings.HasPrefix(text, "broker host:1234: ") || !strings.Contains(text, c.plain) || strings.Contains(text, testPassword) {
 				t.Errorf("text %q: want the broker and %q in it, and no password", text, c.plain)
 			}
-			wantSame(t, "needs operator", needsOperator(fmt.Errorf("x: %w", f)), c.operator)
+			some, every := needsOperator(f)
+			wantSame(t, "needs operator", some, c.operator)
+			wantSame(t, "needs only an operator", every, c.operator)
 			wantIs(t, f, c.err)
 		})
+	}
+}
+
+func TestFaultsOfSeveralNodes(t *testing.T) {
+	t.Parallel()
+	ours, theirs := &linkError{needsOperator: true}, &linkError{}
+	for _, c := range []struct {
+		name        string
+		err         error
+		some, every bool
+	}{
+		{"all", errors.Join(ours, ours), true, true},
+		{"first", errors.Join(ours, theirs), true, false},
+		{"last", errors.Join(theirs, ours), true, false},
+		{"none", errors.Join(theirs, theirs), false, false},
+		{"no fault of a link", io.EOF, false, false},
+	} {
+		some, every := needsOperator(c.err)
+		wantSame(t, c.name, [2]bool{some, every}, [2]bool{c.some, c.every})
 	}
 }
 

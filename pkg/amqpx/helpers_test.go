@@ -92,7 +92,7 @@ func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOp
 	go func() { r.result <- s.Serve(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		<-r.result
+		_ = r.wait(t)
 	})
 	return r
 }
@@ -119,11 +119,12 @@ func startRig(t *testing.T, methods handlers, opts ...Option) *rig {
 
 func ready(t *testing.T, wait func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	if err := wait(ctx); err != nil {
 		t.Fatalf("not ready: %v", err)
 	}
+	settle()
 }
 
 // within gives a context of the test with a time limit.
@@ -184,6 +185,3 @@ func wantIs(t *testing.T, err error, targets ...error) {
 		}
 	}
 }
-
-// open reports whether nothing has arrived yet.
-func open[T any](c <-chan T) bool { return len(c) == 0 }

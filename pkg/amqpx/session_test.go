@@ -135,9 +135,16 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	}
 }
 
-func fakeOf(l link) *fakeLink { return l.(*fakeLink) } //nolint:forcetypeassert // every link here is one.
+// fakeOf and channelOf return what is behind the seam; in these tests it is a fake.
+func fakeOf(l link) *fakeLink {
+	f, _ := l.(*fakeLink)
+	return f
+}
 
-func channelOf(c channel) *fakeChannel { return c.(*fakeChannel) } //nolint:forcetypeassert // every channel here is one.
+func channelOf(c channel) *fakeChannel {
+	f, _ := c.(*fakeChannel)
+	return f
+}
 
 func TestSessionThatWeEndHasNoCause(t *testing.T) {
 	t.Parallel()

@@ -56,8 +56,8 @@ func (v *supervisor) run(ctx context.Context) {
 		}
 		v.report(err)
 		pause := wait.NextBackOff()
-		if needsOperator(err) {
-			pause = v.cfg.backoffMax
+		if _, every := needsOperator(err); every {
+			pause = v.cfg.backoffMax // any other fault may pass by itself
 		}
 		sleep(ctx, pause)
 	}
@@ -65,7 +65,7 @@ func (v *supervisor) run(ctx context.Context) {
 
 // connect tries every URL once, in an order shuffled anew each time.
 func (v *supervisor) connect(ctx context.Context) (*session, error) {
-	faults := make([]error, len(v.targets)) // in the URLs' order, so equal faults read alike
+	faults := make([]error, len(v.targets))       // in the URLs' order, so equal faults read alike
 	for _, i := range rand.Perm(len(v.targets)) { //nolint:gosec // spreads load, guards nothing.
 		s, err := v.attempt(ctx, v.targets[i])
 		if err == nil {
@@ -151,7 +151,7 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 func (v *supervisor) report(err error) {
 	v.board.update(func(s *Status) { s.State, s.Err, s.Reason = StateReconnecting, err, "" })
 	log := v.cfg.logger.Warn
-	if needsOperator(err) {
+	if some, _ := needsOperator(err); some {
 		log = v.cfg.logger.Error
 	}
 	if err.Error() == v.lastFault {

@@ -1,0 +1,419 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// watched is a supervisor on its own, with what it logged and how it was set up.
+type watched struct {
+	*supervisor
+	broker  *fakeBroker
+	cfg     *config
+	logs    *observer.ObservedLogs
+	setups  int
+	onSetup func(*session) error
+	dialed  []time.Duration // since the start
+	stop    context.CancelFunc
+	ended   chan struct{}
+}
+
+// newWatched makes a supervisor; run starts it.
+func newWatched(t *testing.T, urls string) *watched {
+	t.Helper()
+	log, logs := observed(zap.DebugLevel)
+	w := &watched{broker: newFakeBroker(), logs: logs, ended: make(chan struct{})}
+	cfg := defaultConfig()
+	cfg.dialer, cfg.logger = w.broker, log
+	cfg.setURLs(urls)
+	w.cfg = &cfg
+	return w
+}
+
+func (w *watched) run(t *testing.T) {
+	t.Helper()
+	w.supervisor = newSupervisor(w.cfg, "test", true, func(_ context.Context, s *session) error {
+		w.setups++
+		if w.onSetup != nil {
+			return w.onSetup(s)
+		}
+		return nil
+	})
+	begun, inner := time.Now(), w.broker.onDial
+	w.broker.onDial = func(ctx context.Context, url, name string) error {
+		w.dialed = append(w.dialed, time.Since(begun))
+		if inner != nil {
+			return inner(ctx, url, name)
+		}
+		return nil
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	w.stop = stop
+	go func() {
+		defer close(w.ended)
+		w.supervisor.run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-w.ended
+	})
+}
+
+// refusing is an onDial hook that fails n times.
+func refusing(n int, err error) func(context.Context, string, string) error {
+	return func(context.Context, string, string) error {
+		if n--; n >= 0 {
+			return err
+		}
+		return nil
+	}
+}
+
+func (w *watched) logged(level string) []string {
+	var lines []string
+	for _, e := range w.logs.All() {
+		if e.Level.String() == level {
+			lines = append(lines, e.Message)
+		}
+	}
+	return lines
+}
+
+func TestSupervisorDialsUntilItIsReady(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.broker.onDial = refusing(100, errCut)
+		w.run(t)
+		ready(t, w.waitReady)
+		wantSame(t, "dials", len(w.dialed), 101)
+		bound := 100 * time.Millisecond
+		for i := range 100 {
+			if gap := w.dialed[i+1] - w.dialed[i]; gap > bound {
+				t.Errorf("wait %d was %v, more than %v", i, gap, bound)
+			}
+			bound = min(2*bound, 10*time.Second)
+		}
+		if took := w.dialed[100]; took < 3*time.Minute {
+			t.Errorf("100 waits took only %v", took)
+		}
+	})
+}
+
+func TestSupervisorTriesEveryURLInAShuffledOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, "amqp://a,amqp://b,amqp://c")
+		w.broker.onDial = refusing(3*60, errCut)
+		w.run(t)
+		ready(t, w.waitReady)
+		orders := map[string]int{}
+		for round := range slices.Chunk(w.broker.dials[:3*60], 3) {
+			orders[strings.Join(round, " ")]++
+			slices.Sort(round)
+			wantSame(t, "URLs of one round", strings.Join(round, " "), "amqp://a amqp://b amqp://c")
+		}
+		wantSame(t, "different orders", len(orders), 6)
+		if first := w.dialed[2] - w.dialed[0]; first != 0 {
+			t.Errorf("waited %v between the nodes of one round", first)
+		}
+	})
+}
+
+func TestSupervisorNamesEveryNodesFault(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, "amqp://app:secret@a,amqp://app:secret@b")
+		w.broker.onDial = func(_ context.Context, url, _ string) error {
+			if strings.HasSuffix(url, "a") {
+				return amqp.ErrCredentials
+			}
+			return errCut
+		}
+		w.run(t)
+		err := w.waitReady(within(t, time.Second))
+		wantTexts(t, err, "broker a:5672: wrong user name or password", "broker b:5672: no connection", "context deadline exceeded")
+		if strings.Contains(err.Error(), testPassword) {
+			t.Errorf("the password is in %q", err)
+		}
+	})
+}
+
+func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		stays  time.Duration
+		resets bool
+	}{
+		{"link that dies at once", time.Second, false},
+		{"link that stayed", settledAfter, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatched(t, testURL)
+				w.run(t)
+				var longest time.Duration
+				for range 40 {
+					ready(t, w.waitReady)
+					pass(c.stays)
+					lost := time.Now()
+					w.broker.kick(nil)
+					<-w.gone()
+					ready(t, w.waitReady)
+					longest = max(longest, time.Since(lost))
+				}
+				wantSame(t, "short waits only", longest <= w.cfg.backoffMin, c.resets)
+			})
+		})
+	}
+}
+
+// gone is closed as soon as the link is not ready any more.
+func (w *watched) gone() <-chan struct{} {
+	gone := make(chan struct{})
+	updates, stop := w.board.watch()
+	go func() {
+		defer stop()
+		for st := range updates {
+			if !st.Ready() {
+				close(gone)
+				return
+			}
+		}
+	}()
+	return gone
+}
+
+func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.broker.onDial = refusing(1<<30, amqp.ErrCredentials)
+		w.run(t)
+		pass(time.Minute + time.Second)
+		wantSame(t, "dials", len(w.dialed), 7)
+		wantSame(t, "errors logged", len(w.logged("error")), 1)
+		wantSame(t, "warnings logged", len(w.logged("warn")), 0)
+		st := w.board.get()
+		wantSame(t, "state", st.State, StateReconnecting)
+		wantTexts(t, st.Err, `wrong user name or password for user "app"`)
+	})
+}
+
+func TestSupervisorRetriesQuicklyWhileAnyNodeMayComeBack(t *testing.T) {
+	t.Parallel()
+	for _, order := range []string{"amqp://wrong,amqp://down", "amqp://down,amqp://wrong"} {
+		t.Run(order, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatched(t, order)
+				w.cfg.backoffMax = time.Second
+				w.broker.onDial = func(_ context.Context, url, _ string) error {
+					if strings.Contains(url, "wrong") {
+						return amqp.ErrCredentials
+					}
+					return errCut
+				}
+				w.run(t)
+				pass(time.Minute)
+				if n := len(w.dialed) / 2; n < 80 {
+					t.Errorf("%d rounds in a minute: want about 120", n)
+				}
+				wantSame(t, "errors logged", len(w.logged("error")), 1)
+			})
+		})
+	}
+}
+
+func TestSupervisorWarnsOnceOfTheSameFault(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, "amqp://a,amqp://b")
+		w.broker.onDial = refusing(40, errCut)
+		w.run(t)
+		ready(t, w.waitReady)
+		wantSame(t, "warnings", len(w.logged("warn")), 1)
+		wantSame(t, "at debug level", len(w.logged("debug")), 19)
+		w.broker.kick(nil)
+		settle()
+		wantSame(t, "warnings after a new fault", len(w.logged("warn")), 2)
+	})
+}
+
+func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.onSetup = func(s *session) error {
+			if w.setups < 4 {
+				return onOwnChannel(s.sub, func(ch channel) error {
+					_, err := ch.QueueDeclarePassive("missing", true, false, false, false, nil)
+					return err
+				})
+			}
+			wantSame(t, "open connections during the set-up", w.broker.openLinks(), 1)
+			return nil
+		}
+		w.run(t)
+		ready(t, w.waitReady)
+		wantSame(t, "dials", len(w.dialed), 4)
+		wantSame(t, "generation", w.board.get().Generation, 1)
+		wantSame(t, "open connections", w.broker.openLinks(), 1)
+	})
+}
+
+func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.onSetup = func(s *session) error {
+			if w.setups > 1 {
+				return nil
+			}
+			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
+			defer w.broker.with(func(b *fakeBroker) { b.onCall = nil })
+			return s.subCh.Qos(1, 0, false)
+		}
+		w.run(t)
+		ready(t, w.waitReady)
+		if got := w.dialed[1]; got < DefaultDialTimeout || got > DefaultDialTimeout+DefaultBackoffMin {
+			t.Errorf("second dial after %v", got)
+		}
+		warning := w.logs.FilterMessage("link down, reconnecting").All()[0]
+		if text, _ := warning.ContextMap()["error"].(string); !strings.Contains(text, "no answer in time") {
+			t.Errorf("logged %q", text)
+		}
+	})
+}
+
+func TestSupervisorBoundsADialThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.broker.onDial = func(ctx context.Context, _, _ string) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		w.run(t)
+		wantTexts(t, w.waitReady(within(t, 21*time.Second)), "no answer in time")
+		settle()
+		if n := len(w.dialed); n < 4 || n > 5 {
+			t.Errorf("%d dials in 21 s", n)
+		}
+	})
+}
+
+func TestSupervisorStops(t *testing.T) {
+	t.Parallel()
+	hang := func(ctx context.Context, _, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for _, c := range []struct {
+		name   string
+		onDial func(context.Context, string, string) error
+		after  time.Duration
+	}{
+		{"while ready", nil, time.Second},
+		{"during the backoff", refusing(1<<30, amqp.ErrCredentials), time.Second},
+		{"during a dial", hang, time.Second},
+		{"at once", nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatched(t, testURL)
+				w.broker.onDial = c.onDial
+				w.run(t)
+				if c.after > 0 {
+					pass(c.after)
+				}
+				stopped := time.Now()
+				w.stop()
+				<-w.ended
+				wantSame(t, "took", time.Since(stopped), 0)
+				wantSame(t, "state", w.board.get().State, StateClosed)
+				wantSame(t, "open connections", w.broker.openLinks(), 0)
+				wantIs(t, w.waitReady(t.Context()), ErrClosed)
+			})
+		})
+	}
+}
+
+func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.onSetup = func(s *session) error {
+			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
+			return s.subCh.Qos(1, 0, false)
+		}
+		w.run(t)
+		pass(time.Second)
+		stopped := time.Now()
+		w.stop()
+		<-w.ended
+		wantSame(t, "took", time.Since(stopped), 0)
+		wantSame(t, "open connections", w.broker.openLinks(), 0)
+	})
+}
+
+func TestSupervisorShowsTheAlarm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.run(t)
+		ready(t, w.waitReady)
+		w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
+		w.broker.setAlarm("low on memory")
+		settle()
+		st := w.board.get()
+		wantSame(t, "state", st.State, StateBlocked)
+		wantSame(t, "reason", st.Reason, "low on memory")
+		if err := w.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("ready while blocked: %v", err)
+		}
+		w.broker.setAlarm("")
+		settle()
+		st = w.board.get()
+		wantSame(t, "state", st.State, StateReady)
+		wantSame(t, "reason", st.Reason, "")
+		w.broker.kick(nil)
+		ready(t, w.waitReady)
+	})
+}
+
+func TestStatusAfterALoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.run(t)
+		ready(t, w.waitReady)
+		wantSame(t, "broker", w.board.get().Broker, "broker.test:5672")
+		w.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		settle()
+		st := w.board.get()
+		wantSame(t, "state", st.State, StateReconnecting)
+		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
+		wantSame(t, "generation", st.Generation, 1)
+		w.broker.with(func(b *fakeBroker) { b.onDial = nil })
+		ready(t, w.waitReady)
+		st = w.board.get()
+		wantSame(t, "generation", st.Generation, 2)
+		if st.Err != nil {
+			t.Errorf("error %v while ready", st.Err)
+		}
+	})
+}
