@@ -29,8 +29,9 @@ type Config struct {
 	Calls int `envconfig:"RPC_CALLS" default:"1000" min:"1" max:"1000000000"`
 	// Concurrency is how many calls are under way at once.
 	Concurrency int `envconfig:"RPC_CONCURRENCY" default:"1" min:"1" max:"65536"`
-	// Timeout is the deadline of each call.
-	Timeout time.Duration `envconfig:"RPC_TIMEOUT" default:"5s" min:"1ms" max:"1h"`
+	// Timeout is the deadline of each call. The default outlasts a restart of the
+	// broker.
+	Timeout time.Duration `envconfig:"RPC_TIMEOUT" default:"30s" min:"1ms" max:"1h"`
 	// ReplyMode is queue or direct.
 	ReplyMode amqpx.ReplyMode `envconfig:"RPC_REPLY_MODE" default:"queue" oneof:"queue direct"`
 	// Idempotent lets a call be sent again when the link is lost at a moment that
