@@ -6,7 +6,7 @@ backend_create() {
 	container=rabbitmq-rpc-$name-$(cksum <<<"$state" | cut -d' ' -f1)
 	echo "container=$container" >>"$state/vars"
 	image=$("$DEPLOY/images.sh" rabbitmq "$version")
-	docker create --name "$container" --hostname "$name" \
+	docker create --name "$container" --label "rabbitmq-rpc.run=$RUN" --hostname "$name" \
 		--log-opt max-size=10m --stop-timeout 30 \
 		-p "127.0.0.1:$amqp_port:5672" -p "127.0.0.1:$management_port:15672" "$image" >/dev/null
 }

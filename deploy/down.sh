@@ -18,8 +18,10 @@ stop_server() {
 stop_server
 [[ ${1:-} != server ]] || exit 0
 load_env
-if engine && compose_found; then
-	compose down -v --remove-orphans
-fi
 "$DEPLOY/broker.sh" down-all
+if engine; then
+	! compose_found || compose down -v --remove-orphans
+	# Brokers whose state was deleted under them.
+	docker ps -aq --filter "label=rabbitmq-rpc.run=$RUN" | xargs -r docker rm -fv >/dev/null
+fi
 rm -rf "$RUN"
