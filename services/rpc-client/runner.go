@@ -26,12 +26,11 @@ const patience = 20 * time.Second
 // codes of the errors.
 const keyMismatched = "mismatched"
 
-var errNeverConnected = errors.New("no link to the broker since the start")
+var errNeverAnswered = errors.New("not tried: no call was answered since the start, and one waited out its deadline")
 
 // caller is the part of [amqpx.Client] that calls are made with.
 type caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
-	Status() amqpx.Status
 }
 
 // result is how one call ended.
@@ -51,8 +50,10 @@ type runner struct {
 	logger   *zap.Logger
 
 	// taken counts the calls that workers took; it may pass settings.Calls.
-	taken  atomic.Int64
-	failed atomic.Bool
+	taken atomic.Int64
+	// served is set by the first answer, right or wrong, and expired by the first
+	// call that waited out its deadline.
+	served, expired atomic.Bool
 	// results is closed when every worker has ended.
 	results chan result
 	// abandoned is closed when nobody reads results any more.
@@ -108,19 +109,25 @@ func (r *runner) work(drain, force context.Context) {
 
 // call makes one call, bounded by its timeout.
 func (r *runner) call(force context.Context) result {
-	// A broker that was out of reach for a whole call, from the start on, is most
-	// likely misconfigured: the other calls need not wait for it one by one.
-	if r.failed.Load() && r.link.Status().Generation == 0 {
-		return result{key: amqpx.CodeUnavailable.String(), err: errNeverConnected}
+	// A broker or a server that was out of reach for a whole call, from the start
+	// on, is most likely misconfigured: the other calls need not wait one by one.
+	if r.expired.Load() && !r.served.Load() {
+		return result{key: amqpx.CodeUnavailable.String(), err: errNeverAnswered}
 	}
 	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
 	defer cancel()
 	start := time.Now()
 	answer, err := r.link.Call(ctx, r.settings.Method, []byte(r.settings.Body))
 	latency := time.Since(start)
+	var coded *amqpx.Error
+	switch {
+	case err == nil, errors.As(err, &coded) && coded.Remote():
+		r.served.Store(true)
+	case errors.Is(err, context.DeadlineExceeded):
+		r.expired.Store(true)
+	}
 	switch {
 	case err != nil:
-		r.failed.Store(true)
 		return result{key: amqpx.CodeOf(err).String(), err: err}
 	case string(answer) != r.settings.Expect:
 		return result{key: keyMismatched, err: mismatch(answer, r.settings.Expect)}

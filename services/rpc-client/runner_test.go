@@ -194,7 +194,7 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 	})
 }
 
-func TestRunNeverConnected(t *testing.T) {
+func TestRunNeverAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
@@ -209,15 +209,18 @@ func TestRunNeverConnected(t *testing.T) {
 	})
 }
 
-func TestRunWaitsAgainOnceConnected(t *testing.T) {
+func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{status: connected(), answer: func(ctx context.Context, n int64) ([]byte, error) {
+			if n == 1 {
+				return []byte("b"), nil
+			}
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		got := newRunner(plan(3, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
-		check(t, got, 3, 0, map[string]int64{"deadline_exceeded": 3})
+		got := newRunner(plan(4, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		check(t, got, 4, 1, map[string]int64{"deadline_exceeded": 3})
 		if got.elapsed != 3*time.Second {
 			t.Errorf("took %v, want three timeouts", got.elapsed)
 		}
