@@ -55,8 +55,8 @@ func conduct(ctx context.Context, args []string) error {
 // measure starts all contenders and lets them take turns.
 func (c *conductor) measure(ctx context.Context) (*Report, error) {
 	r := newReport(c.opts)
-	for _, name := range c.opts.contenders {
-		if err := c.start(ctx, name); err != nil {
+	for _, label := range c.opts.contenders {
+		if err := c.start(ctx, label); err != nil {
 			return nil, err
 		}
 	}
@@ -78,15 +78,16 @@ func (c *conductor) measure(ctx context.Context) (*Report, error) {
 }
 
 // start starts both sides of a contender on a queue of its own.
-func (c *conductor) start(ctx context.Context, name string) error {
+func (c *conductor) start(ctx context.Context, label string) error {
+	name, program := splitLabel(label)
 	env := environment{URL: c.opts.url, Queue: "bench." + name + "." + uuid.NewString()}
 	c.queues = append(c.queues, env.Queue)
-	p := pair{name: name}
+	p := pair{name: label}
 	var err error
-	if p.server, err = startSide(ctx, c.brief(roleServer, name, env)); err != nil {
+	if p.server, err = startSide(ctx, c.brief(roleServer, name, env), program); err != nil {
 		return err
 	}
-	if p.client, err = startSide(ctx, c.brief(roleClient, name, env)); err != nil {
+	if p.client, err = startSide(ctx, c.brief(roleClient, name, env), program); err != nil {
 		return errors.Join(err, p.server.stop())
 	}
 	c.pairs = append(c.pairs, p)

@@ -42,7 +42,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.IntVar(&o.maxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 10*time.Minute, "the run is given up after this time")
 	fs.StringVar(&callers, "callers", "1,64", "loads: how many callers call at once; 1,64,1024 adds the heavy one")
-	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", "))
+	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
 	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of both sides to files that begin with `prefix`")
 	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of a broker on this machine (beam.smp), to measure its processor time as well")
 	if err := fs.Parse(args); err != nil {
@@ -76,7 +76,8 @@ func parseCallers(list string) ([]int, error) {
 
 func (o options) validate() error {
 	known := allContenders()
-	for _, name := range o.contenders {
+	for _, label := range o.contenders {
+		name, _ := splitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
 		}
@@ -88,4 +89,11 @@ func (o options) validate() error {
 		return fmt.Errorf("%w: rounds, duration, max-calls and limit must be more than 0", errUsage)
 	}
 	return nil
+}
+
+// splitLabel takes NAME@FILE apart: a contender, and the build of this program to
+// run it from, which is empty for this very one.
+func splitLabel(label string) (name, program string) {
+	name, program, _ = strings.Cut(label, "@")
+	return name, program
 }

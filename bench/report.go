@@ -78,12 +78,13 @@ func newReport(o options) *Report {
 
 		BrokerMeasured: o.brokerPID != 0,
 	}
-	for _, name := range o.contenders {
-		if name == baseline || name == baselineConfirms {
-			r.Baselines = append(r.Baselines, name)
+	for _, label := range o.contenders {
+		if label == baseline || label == baselineConfirms {
+			r.Baselines = append(r.Baselines, label)
 		}
+		name, _ := splitLabel(label)
 		if c, err := findContender(name); err == nil {
-			r.Settings[name] = c.settings()
+			r.Settings[label] = c.settings()
 		}
 	}
 	return r

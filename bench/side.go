@@ -13,20 +13,23 @@ import (
 
 // side is a child process as the conductor sees it.
 type side struct {
-	brief brief
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	send  *json.Encoder
-	recv  *json.Decoder
+	name string // for errors
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	send *json.Encoder
+	recv *json.Decoder
 }
 
-// startSide starts one side of a contender and waits until it is ready.
-func startSide(ctx context.Context, b brief) (*side, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
+// startSide starts one side of a contender, from another build when program names
+// one, and waits until it is ready.
+func startSide(ctx context.Context, b brief, program string) (_ *side, err error) {
+	exe := program
+	if exe == "" {
+		if exe, err = os.Executable(); err != nil {
+			return nil, err
+		}
 	}
-	s := &side{brief: b, cmd: exec.CommandContext(ctx, exe, childArg)} //nolint:gosec // this very program.
+	s := &side{name: fmt.Sprintf("%s %s", b.Contender, b.Role), cmd: exec.CommandContext(ctx, exe, childArg)} //nolint:gosec // this very program, or what the user named.
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
 	s.cmd.WaitDelay = endTimeout
 	s.cmd.Stderr = os.Stderr
@@ -63,7 +66,7 @@ func (s *side) ask(question any) (reply, error) {
 }
 
 func (s *side) named(err error) error {
-	return fmt.Errorf("%s %s: %w", s.brief.Contender, s.brief.Role, err)
+	return fmt.Errorf("%s: %w", s.name, err)
 }
 
 // stop ends the process politely, and by force when it does not listen.
