@@ -37,6 +37,7 @@ type call struct {
 
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
+	sent       atomic.Int32  // how often it was written
 	// events never blocks its senders: a call gets at most one answer, and an
 	// attempt at most one fate, which is taken before the next attempt starts.
 	events chan event
@@ -44,7 +45,6 @@ type call struct {
 
 	answered bool // guarded by the pending table's lock
 
-	attempts  int  // how often it was enqueued and not withdrawn
 	lastFate  fate // of the attempt before
 	uncertain bool // an earlier attempt may have arrived
 }
@@ -61,7 +61,11 @@ func (k *call) move(from, to stage) bool {
 // claim implements outgoing.
 func (k *call) claim(generation uint64) bool {
 	k.generation.Store(generation)
-	return k.move(stageQueued, stageWritten)
+	if !k.move(stageQueued, stageWritten) {
+		return false
+	}
+	k.sent.Add(1)
+	return true
 }
 
 // envelope implements outgoing. Every request is mandatory: without a queue the
@@ -77,6 +81,9 @@ func (k *call) settle(f fate) {
 		return
 	}
 	if k.move(stageWritten, stageSettled) {
+		if f == fateUnsent {
+			k.sent.Add(-1)
+		}
 		k.events <- event{fate: f}
 	}
 }

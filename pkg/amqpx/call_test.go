@@ -9,7 +9,6 @@ import (
 // queuedCall is a call that was handed to the publisher.
 func queuedCall(idempotent bool) *call {
 	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent, call: &callConfig{}}, "q")
-	k.attempts = 1
 	k.stage.Store(uint32(stageQueued))
 	return k
 }

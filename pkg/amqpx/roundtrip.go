@@ -24,9 +24,9 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	}
 	// A call that gives up may leave the publisher in the middle of its body, which
 	// belongs to the caller again then.
-	sent := *req
-	sent.Body = bytes.Clone(req.Body)
-	k := newCall(&sent, c.cfg.queue.Name)
+	own := *req
+	own.Body = bytes.Clone(req.Body)
+	k := newCall(&own, c.cfg.queue.Name)
 	select {
 	case c.slots <- struct{}{}:
 	default:
@@ -45,8 +45,10 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	defer c.pending.remove(k)
 	defer k.move(stageQueued, stageWithdrawn) // answered before a re-send left
 	answer, t, err := c.exchange(ctx, k)
+	sends := int(k.sent.Load())
+	c.counts.resent.Add(uint64(max(sends-1, 0)))
 	if info := req.call.info; info != nil {
-		*info = CallInfo{Attempts: k.attempts, Queue: t.queue, Handler: t.handler}
+		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler}
 	}
 	return answer, err
 }
@@ -90,9 +92,6 @@ func (c *Client) attempt(ctx context.Context, k *call) (event, error) {
 	deadline, _ := ctx.Deadline()
 	k.msg = encodeRequest(k.req, c.replyTo, max(time.Until(deadline), 0), c.cfg.persistent)
 	k.stage.Store(uint32(stageQueued))
-	if k.attempts++; k.attempts > 1 {
-		c.counts.resent.Add(1)
-	}
 	outbox := c.outbox
 	for {
 		select {
@@ -185,9 +184,9 @@ func (c *Client) gaveUp(ctx context.Context, k *call) error {
 		if sentinel, detail = ErrNotConnected, ""; st.Err != nil {
 			detail = st.Err.Error()
 		}
-	case k.attempts > 0 && outcome == DidNotRun && k.lastFate == fateUnroutable:
+	case outcome == DidNotRun && k.lastFate == fateUnroutable:
 		sentinel, detail = ErrUnroutable, fmt.Sprintf("no queue %q", k.key)
-	case k.attempts > 0 && outcome == DidNotRun && k.lastFate == fateRefused:
+	case outcome == DidNotRun && k.lastFate == fateRefused:
 		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.key)
 	}
 	e := contextError(ctx, outcome, sentinel, detail)

@@ -6,7 +6,8 @@ import "sync/atomic"
 type ClientStats struct {
 	// OK and Failed count the calls that returned; InFlight those that did not yet.
 	OK, Failed, InFlight uint64
-	// Resent counts the attempts beyond each call's first.
+	// Resent counts the requests sent beyond each call's first; a call is counted when
+	// it returns.
 	Resent uint64
 	// Late counts answers that came after their call was given up, Duplicates
 	// second answers to one call, Unknown answers to no call of this client. All of

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,9 +70,10 @@ func (w *watched) run(t *testing.T) {
 }
 
 // refusing is an onDial hook that fails n times.
-func refusing(n int, err error) func(context.Context, string, string) error {
+func refusing(n int64, err error) func(context.Context, string, string) error {
+	var dials atomic.Int64
 	return func(context.Context, string, string) error {
-		if n--; n >= 0 {
+		if dials.Add(1) <= n {
 			return err
 		}
 		return nil

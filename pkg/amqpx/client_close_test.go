@@ -1,0 +1,169 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func TestCloseSettlesEveryCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": slow}).WaitReady)
+		c := startClient(t, b, WithMaxInFlight(3))
+		var calls []<-chan result
+		for range 5 { // two of them wait for a place
+			calls = append(calls, goCall(c, within(t, time.Hour), "m", nil))
+		}
+		settle()
+		if err := c.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		didNot := 0
+		for _, done := range calls {
+			got := <-done
+			wantIs(t, got.err, ErrClosed)
+			wantSame(t, "code", CodeOf(got.err), CodeUnavailable)
+			if OutcomeOf(got.err) == DidNotRun {
+				didNot++
+			}
+		}
+		wantSame(t, "surely not run", didNot, 2)
+		wantSame(t, "pending", c.Stats().InFlight, 0)
+		wantSame(t, "state", c.Status().State, StateClosed)
+		_, err := c.Call(t.Context(), "m", nil)
+		wantIs(t, err, ErrClosed)
+		wantIs(t, c.WaitReady(t.Context()), ErrClosed)
+	})
+}
+
+func TestCloseDeletesTheReplyQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		wantSame(t, "queues", len(b.queueNames()), 1)
+		for range 2 {
+			if err := c.Close(t.Context()); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+		wantSame(t, "queues", len(b.queueNames()), 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
+	})
+}
+
+func TestCloseAtAnyMoment(t *testing.T) {
+	t.Parallel()
+	hangDial := func(ctx context.Context, _, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	hangOn := func(op string) func(string, string) error {
+		return func(called, _ string) error {
+			if called == op {
+				return errHang
+			}
+			return nil
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		onDial  func(context.Context, string, string) error
+		onCall  func(string, string) error
+		takes   time.Duration
+		unready bool
+	}{
+		{name: "ready"},
+		{name: "during the backoff", onDial: refusing(1<<30, amqp.ErrCredentials), unready: true},
+		{name: "during a dial", onDial: hangDial, unready: true},
+		{name: "during the set-up", onCall: hangOn("declare"), unready: true},
+		{name: "broker does not answer cancel", onCall: hangOn("cancel"), takes: closeTimeout},
+		{name: "broker does not answer delete", onCall: hangOn("delete"), takes: closeTimeout},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				b.onDial, b.onCall = c.onDial, c.onCall
+				client := startClient(t, b)
+				pass(time.Second)
+				wantSame(t, "ready", client.Status().Ready(), !c.unready)
+				call := goCall(client, t.Context(), "m", nil, WaitForServer())
+				settle()
+				begun := time.Now()
+				if err := client.Close(t.Context()); err != nil {
+					t.Errorf("Close: %v", err)
+				}
+				wantSame(t, "took", time.Since(begun), c.takes)
+				wantIs(t, (<-call).err, ErrClosed)
+				wantSame(t, "connections", b.openLinks(), 0)
+			})
+		})
+	}
+}
+
+func TestCloseEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onCall = func(op, _ string) error {
+			if op == "cancel" {
+				return errHang
+			}
+			return nil
+		}
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		begun := time.Now()
+		err := c.Close(within(t, 100*time.Millisecond))
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Close: %v", err)
+		}
+		wantSame(t, "took", time.Since(begun), 100*time.Millisecond)
+		settle()
+		wantSame(t, "connections", b.openLinks(), 0)
+	})
+}
+
+func TestCloseFromManyGoroutines(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := startClient(t, newFakeBroker())
+		ready(t, c.WaitReady)
+		errs := make(chan error)
+		for range 5 {
+			go func() { errs <- c.Close(t.Context()) }()
+		}
+		for range 5 {
+			if err := <-errs; err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+	})
+}
+
+func TestWatchShowsTheLifeOfAClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b)
+		updates, stop := c.Watch()
+		defer stop()
+		settle()
+		wantSame(t, "state", (<-updates).State, StateReady)
+		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		b.kick(nil)
+		settle()
+		wantSame(t, "state", (<-updates).State, StateReconnecting)
+		_ = c.Close(t.Context())
+		wantSame(t, "state", (<-updates).State, StateClosed)
+	})
+}

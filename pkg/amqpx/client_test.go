@@ -1,0 +1,380 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/google/uuid"
+)
+
+func TestCallOnTheWire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo}, WithPersistent(true))
+		_, err := r.client.Call(within(t, 1500*time.Millisecond), "m", []byte("body"),
+			WithHeader(map[string]any{"a": "1", "b": "1"}), WithHeader(map[string]any{"b": "2"}), WithIdempotencyKey("key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := r.broker.messagesTo(DefaultQueue)[0]
+		wantSame(t, "mandatory", sent.mandatory, true)
+		want := amqp.Table{"a": "1", "b": "2", "rpc-timeout-ms": int64(1500), "rpc-idempotent": true}
+		if !maps.Equal(sent.msg.Headers, want) {
+			t.Errorf("headers %v, want %v", sent.msg.Headers, want)
+		}
+		wantSame(t, "app_id", sent.msg.AppId, "m")
+		wantSame(t, "message_id", sent.msg.MessageId, "key")
+		wantSame(t, "expiration", sent.msg.Expiration, "1500")
+		wantSame(t, "delivery mode", sent.msg.DeliveryMode, amqp.Persistent)
+		if id, err := uuid.Parse(sent.msg.CorrelationId); err != nil || id.Version() != 4 {
+			t.Errorf("correlation id %q: %v", sent.msg.CorrelationId, err)
+		}
+		if !strings.HasPrefix(sent.msg.ReplyTo, "rpc_queue.reply.") {
+			t.Errorf("reply_to %q", sent.msg.ReplyTo)
+		}
+		answer := r.broker.messagesTo(routeReplies)[0]
+		wantSame(t, "answer's correlation id", answer.msg.CorrelationId, sent.msg.CorrelationId)
+		wantSame(t, "answer is mandatory", answer.mandatory, false)
+	})
+}
+
+func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		r.broker.with(func(b *fakeBroker) {
+			q := b.queues[r.client.replyTo]
+			wantSame(t, "durable", q.durable, true)
+			wantSame(t, "expires", q.args["x-expires"], any(int64(300_000)))
+		})
+		r.broker.restart()
+		ready(t, r.client.WaitReady)
+		wantSame(t, "queues", len(r.broker.queueNames()), 2)
+	})
+}
+
+func TestCallWithoutADeadlineGetsTheDefault(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": untilDone}).WaitReady)
+		c := startClient(t, b, WithTimeout(7*time.Second))
+		got := <-goCall(c, t.Context(), "m", nil)
+		wantSame(t, "code", CodeOf(got.err), CodeDeadlineExceeded)
+		wantSame(t, "took", got.took, 7*time.Second)
+		got = <-goCall(c, within(t, 9*time.Second), "m", nil)
+		wantSame(t, "took", got.took, 9*time.Second)
+	})
+}
+
+func TestCallWaitsForTheFirstLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onDial = refusing(20, errCut)
+		c := startClient(t, b, WithBackoff(time.Second, time.Second))
+		info := CallInfo{Attempts: 99}
+		got := <-goCall(c, within(t, time.Second), "m", nil, WithCallInfo(&info))
+		wantSame(t, "attempts", info.Attempts, 0)
+		wantIs(t, got.err, ErrNotConnected, context.DeadlineExceeded)
+		wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+		wantTexts(t, got.err, "broker.test:5672: no connection")
+		done := goCall(c, within(t, time.Hour), "m", nil, WaitForServer())
+		startServer(t, b, handlers{"m": echo})
+		wantAnswer(t, <-done, "")
+	})
+}
+
+func TestLinkFaultsInErrorsHaveNoPassword(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onDial = refusing(1<<30, amqp.ErrCredentials)
+		c := startClient(t, b)
+		_, err := c.Call(within(t, time.Second), "m", nil)
+		for _, err := range []error{err, c.WaitReady(within(t, time.Second)), c.Status().Err} {
+			wantTexts(t, err, `wrong user name or password for user "app"`)
+			if strings.Contains(fmt.Sprintf("%v %+v", err, err), testPassword) {
+				t.Errorf("the password is in %v", err)
+			}
+		}
+		wantSame(t, "state", c.Status().State, StateReconnecting)
+	})
+}
+
+func TestResentCallIsTheSameCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		r.broker.fail(DefaultQueue, faultCutUnconfirmed, faultLostUnconfirmed, faultCutUnconfirmed)
+		var info CallInfo
+		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("body"), Idempotent(), WithCallInfo(&info))
+		wantAnswer(t, got, "body")
+		wantSame(t, "attempts", info.Attempts, 4)
+		wantSame(t, "resent", r.client.Stats().Resent, 3)
+		sent := r.broker.messagesTo(DefaultQueue)
+		wantSame(t, "requests that arrived", len(sent), 3)
+		for _, m := range sent {
+			wantSame(t, "correlation_id", m.msg.CorrelationId, sent[0].msg.CorrelationId)
+			wantSame(t, "message_id", m.msg.MessageId, m.msg.CorrelationId)
+			wantSame(t, "body", string(m.msg.Body), "body")
+		}
+		pass(5 * time.Second)
+		wantSame(t, "second answers", r.client.Stats().Duplicates, 2)
+	})
+}
+
+func TestResentCallCarriesTheBudgetThatIsLeft(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		r.broker.fail(DefaultQueue, faultLostUnconfirmed)
+		r.broker.with(func(b *fakeBroker) {
+			b.onDial = func(context.Context, string, string) error {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if len(b.dials) < 10 {
+					return errCut
+				}
+				return nil
+			}
+		})
+		begun := time.Now()
+		if _, err := r.client.Call(within(t, time.Minute), "m", nil, Idempotent()); err != nil {
+			t.Fatal(err)
+		}
+		sent := r.broker.messagesTo(DefaultQueue)[0]
+		left, _ := wholeNumber(sent.msg.Expiration)
+		if want := time.Minute - sent.at.Sub(begun); time.Duration(left)*time.Millisecond > want+time.Millisecond && left < 60_000 {
+			t.Errorf("expiration of %d ms with %v left", left, want)
+		}
+	})
+}
+
+func TestAnswersWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		done := goCall(r.client, within(t, time.Minute), "m", []byte("body"))
+		settle()
+		var back atomic.Bool
+		r.broker.with(func(b *fakeBroker) {
+			b.onDial = func(context.Context, string, string) error {
+				if back.Load() {
+					return nil
+				}
+				return errCut
+			}
+		})
+		r.cutClient()
+		pass(10 * time.Second)
+		wantSame(t, "answers that wait", r.broker.ready(r.client.replyTo), 1)
+		back.Store(true)
+		wantAnswer(t, <-done, "body")
+		wantSame(t, "requests", len(r.broker.messagesTo(DefaultQueue)), 1)
+	})
+}
+
+func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		call := func(n int) {
+			for range n {
+				wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+			}
+			settle()
+		}
+		call(ackEvery - 1)
+		wantSame(t, "unacknowledged", r.broker.unacked(r.client.replyTo), ackEvery-1)
+		call(1)
+		wantSame(t, "unacknowledged after many", r.broker.unacked(r.client.replyTo), 0)
+		call(3)
+		pass(2 * ackPause)
+		wantSame(t, "unacknowledged after a pause", r.broker.unacked(r.client.replyTo), 0)
+	})
+}
+
+func TestAnswerThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+		r.cutClient()
+		pass(time.Second)
+		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Reconnects: 1})
+		wantSame(t, "answers left", r.broker.ready(r.client.replyTo)+r.broker.unacked(r.client.replyTo), 0)
+	})
+}
+
+func TestAnswersNobodyWaitsForAreCountedAndDropped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo, "slow": func(ctx context.Context, req *Request) ([]byte, error) {
+			return slow(context.WithoutCancel(ctx), req)
+		}})
+		r.broker.fail(routeReplies, faultTwice)
+		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+		r.broker.fail(DefaultQueue, faultTwice)
+		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+		wantIs(t, (<-goCall(r.client, within(t, time.Second), "slow", nil)).err, context.DeadlineExceeded)
+		r.broker.with(func(b *fakeBroker) {
+			q := b.queues[r.client.replyTo]
+			for _, id := range []string{"", "nobody", strings.Repeat("x", 255)} {
+				q.messages = append(q.messages, &fakeMessage{msg: amqp.Publishing{CorrelationId: id}})
+			}
+			b.dispatch(q)
+		})
+		pass(5 * time.Second)
+		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 2, Failed: 1, Late: 1, Duplicates: 2, Unknown: 3})
+		wantSame(t, "answers left", r.broker.ready(r.client.replyTo)+r.broker.unacked(r.client.replyTo), 0)
+	})
+}
+
+func TestCallsInFlightAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		var running, most atomic.Int64
+		ready(t, startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			most.Store(max(most.Load(), running.Add(1)))
+			defer running.Add(-1)
+			return slow(ctx, req)
+		}}).WaitReady)
+		c := startClient(t, b, WithMaxInFlight(3))
+		var calls []<-chan result
+		for range 6 {
+			calls = append(calls, goCall(c, within(t, time.Minute), "m", nil))
+		}
+		settle()
+		wantSame(t, "in flight", c.Stats().InFlight, 3)
+		beyond := <-goCall(c, within(t, time.Second), "m", nil)
+		wantIs(t, beyond.err, context.DeadlineExceeded)
+		wantSame(t, "outcome beyond the bound", OutcomeOf(beyond.err), DidNotRun)
+		for _, done := range calls {
+			wantAnswer(t, <-done, "")
+		}
+		wantSame(t, "most at once", most.Load(), 3)
+	})
+}
+
+func TestBodyIsTheCallersAgainAfterCall(t *testing.T) {
+	t.Parallel()
+	b := newFakeBroker()
+	startServer(t, b, handlers{"m": echo})
+	c := startClient(t, b)
+	body := []byte("0123456789")
+	for i := range 200 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*time.Microsecond)
+		_, _ = c.Call(ctx, "m", body)
+		cancel()
+		for j := range body {
+			body[j]++ // the race detector watches
+		}
+	}
+}
+
+func TestBadRequestIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onDial = refusing(1<<30, errCut)
+		c := startClient(t, b, WithMaxMessageSize(10))
+		for name, call := range map[string]func() ([]byte, error){
+			"no method":       func() ([]byte, error) { return c.Call(t.Context(), "", nil) },
+			"large body":      func() ([]byte, error) { return c.Call(t.Context(), "m", make([]byte, 11)) },
+			"reserved header": func() ([]byte, error) { return c.Call(t.Context(), "m", nil, WithHeader(map[string]any{"rpc-x": 1})) },
+		} {
+			_, err := call()
+			wantSame(t, name, CodeOf(err), CodeInvalidArgument)
+			wantSame(t, name, OutcomeOf(err), DidNotRun)
+			wantSame(t, "too large", errors.Is(err, ErrTooLarge), name == "large body")
+		}
+	})
+}
+
+func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		startServer(t, b, handlers{"m": slow})
+		var info CallInfo
+		c := startClient(t, b, WithCallOptions(WaitForServer(), WithCallInfo(&info)))
+		wantAnswer(t, <-goCall(c, t.Context(), "m", nil), "")
+		wantSame(t, "handler took", info.Handler, 2*time.Second)
+		if info.Attempts < 1 || info.Queue != 0 {
+			t.Errorf("info %+v", info)
+		}
+		_, _ = c.Call(t.Context(), "unknown", nil)
+		wantSame(t, "handler took", info.Handler, 0)
+	})
+}
+
+func TestDirectReplyTo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": slow}).WaitReady)
+		c := startClient(t, b, WithReplyMode(ReplyDirect))
+		ready(t, c.WaitReady)
+		wantSame(t, "connections", b.openLinks(), 3) // two of them the server's
+		wantAnswer(t, <-goCall(c, t.Context(), "m", []byte("x")), "x")
+		wantSame(t, "queues", len(b.queueNames()), 1)
+
+		once := goCall(c, within(t, time.Minute), "m", []byte("x"))
+		again := goCall(c, within(t, time.Minute), "m", []byte("y"), Idempotent())
+		settle()
+		(&rig{broker: b}).cutClient()
+		lost := <-once
+		wantIs(t, lost.err, ErrOutcomeUnknown)
+		wantSame(t, "outcome", OutcomeOf(lost.err), MayHaveRun)
+		wantAnswer(t, <-again, "y")
+	})
+}
+
+func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			sleep(ctx, 10*time.Millisecond)
+			return req.Body, nil
+		}}, WithBackoff(time.Millisecond, 50*time.Millisecond))
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				for j := range 25 {
+					want := fmt.Sprint(i, " ", j)
+					answer, err := r.client.Call(within(t, time.Minute), "m", []byte(want), Idempotent())
+					wantAnswer(t, result{answer: answer, err: err}, want)
+				}
+			})
+		}
+		for i := range 20 {
+			pass(time.Duration(i) * 7 * time.Millisecond)
+			switch i % 3 {
+			case 0:
+				r.cutClient()
+			case 1:
+				r.broker.restart()
+			default:
+				r.broker.kick(nil)
+			}
+		}
+		wg.Wait()
+		st := r.client.Stats()
+		wantSame(t, "answered", st.OK, 500)
+		wantSame(t, "unknown answers", st.Unknown, 0)
+		if st.Reconnects < 5 {
+			t.Errorf("only %d reconnects", st.Reconnects)
+		}
+	})
+}
