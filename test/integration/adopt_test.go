@@ -108,7 +108,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		rig.Connected(t, client)
 		call := begin(rig.Patience(t), client, "slow", []byte("x"), opts...)
 		rig.Recv(t, slow.entered, "the request to arrive")
-		rig.Recv(t, proxy.Confirms(), "the confirm")
+		rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
 		if _, err := r.Raw().QueueDelete(replyQueue(t, r), false, false, false); err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOpti
 	rig.Connected(t, c)
 	call := begin(rig.Patience(t), c, "slow", []byte("once"), opts...)
 	rig.Recv(t, slow.entered, "the request to arrive")
-	rig.Recv(t, proxy.Confirms(), "the confirm")
+	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
 	proxy.Cut()
 	return r, c, slow, call
 }
@@ -110,7 +110,7 @@ func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
 	rig.Connected(t, client)
 	call := begin(rig.Patience(t), client, "slow", []byte("once"))
 	rig.Recv(t, slow.entered, "the request to arrive")
-	rig.Recv(t, proxy.Confirms(), "the confirm")
+	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
 	proxy.Refuse(true)
 	proxy.Cut()
 	rig.Eventually(t, "the client noticed", func() bool { return !client.Status().Ready() })
@@ -228,6 +228,10 @@ func TestLinksCutAgainAndAgain(t *testing.T) {
 	if got := client.Stats(); got.Failed != 0 || got.Reconnects == 0 {
 		t.Errorf("client counted %+v, want reconnects and no failed call", got)
 	}
+	// Requests whose acknowledgement was cut off run again, then nothing is left.
+	rig.Eventually(t, "the server is ready and idle", func() bool {
+		return server.Status().Ready() && server.Stats().InFlight == 0 && r.Inspect().Messages == 0
+	})
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}

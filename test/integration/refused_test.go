@@ -33,12 +33,12 @@ func bothSides(t *testing.T, address string, f func(t *testing.T, p peer, logs *
 	t.Run("client", func(t *testing.T) {
 		t.Parallel()
 		core, logs := observer.New(zap.DebugLevel)
-		f(t, rig.On(t, address).Client(amqpx.WithLogger(zap.New(core))), logs)
+		f(t, rig.Beyond(t, address).Client(amqpx.WithLogger(zap.New(core))), logs)
 	})
 	t.Run("server", func(t *testing.T) {
 		t.Parallel()
 		core, logs := observer.New(zap.DebugLevel)
-		f(t, rig.On(t, address).Start(rig.Methods{"b": letter}, amqpx.WithLogger(zap.New(core))), logs)
+		f(t, rig.Beyond(t, address).Start(rig.Methods{"b": letter}, amqpx.WithLogger(zap.New(core))), logs)
 	})
 }
 
@@ -100,7 +100,7 @@ func TestUnreachableBroker(t *testing.T) {
 	})
 	t.Run("call", func(t *testing.T) {
 		t.Parallel()
-		client := rig.On(t, address).Client()
+		client := rig.Beyond(t, address).Client()
 		_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)
 		want{
 			code: amqpx.CodeDeadlineExceeded, outcome: amqpx.DidNotRun,
@@ -122,7 +122,7 @@ func TestSilentBroker(t *testing.T) {
 	t.Cleanup(func() { _ = l.Close() })
 	address := rig.Rewrite(t, rig.URL(), func(u *url.URL) { u.Host = l.Addr().String() })
 	core, logs := observer.New(zap.DebugLevel)
-	client := rig.On(t, address).Client(amqpx.WithDialTimeout(100*time.Millisecond), amqpx.WithLogger(zap.New(core)))
+	client := rig.Beyond(t, address).Client(amqpx.WithDialTimeout(100*time.Millisecond), amqpx.WithLogger(zap.New(core)))
 	if err := fails(t, logs, client, 3); !strings.Contains(err.Error(), "no answer in time") {
 		t.Errorf("%q does not say what is wrong", err)
 	}

@@ -19,7 +19,7 @@ type Proxy struct {
 	listener net.Listener
 	broker   string // host:port
 	url      string
-	confirms chan struct{}
+	words    map[Word]chan struct{}
 	wg       sync.WaitGroup
 
 	mu     sync.Mutex
@@ -29,8 +29,18 @@ type Proxy struct {
 	muted  chan struct{} // closed by Unmute; nil while the broker may be heard
 }
 
-// confirmsKept bounds how many confirms are remembered for Confirms.
-const confirmsKept = 1 << 16
+// Word is what a broker says of a message: class and method of AMQP 0-9-1 section 1.8.
+type Word uint32
+
+// The words that Heard knows.
+const (
+	Return Word = 60<<16 | 50
+	Ack    Word = 60<<16 | 80
+	Nack   Word = 60<<16 | 120
+)
+
+// wordsKept bounds how many words of a kind are remembered for Heard.
+const wordsKept = 1 << 16
 
 // Proxy returns a proxy in front of the rig's broker, which ends with the test.
 func (r *Rig) Proxy() *Proxy {
@@ -48,7 +58,11 @@ func (r *Rig) Proxy() *Proxy {
 		listener: l,
 		broker:   net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)),
 		url:      Rewrite(r.t, r.URL, func(u *url.URL) { u.Host = l.Addr().String() }),
-		confirms: make(chan struct{}, confirmsKept),
+		words: map[Word]chan struct{}{
+			Return: make(chan struct{}, wordsKept),
+			Ack:    make(chan struct{}, wordsKept),
+			Nack:   make(chan struct{}, wordsKept),
+		},
 		pipes:    make(map[*pipe]struct{}),
 	}
 	p.wg.Go(p.accept) // ends when the listener is closed
@@ -95,9 +109,9 @@ func (p *Proxy) Unmute() {
 	}
 }
 
-// Confirms receives once for every basic.ack from the broker that was passed
-// on. One may confirm several messages.
-func (p *Proxy) Confirms() <-chan struct{} { return p.confirms }
+// Heard receives once for every such word from the broker that was passed on. One
+// may confirm several messages.
+func (p *Proxy) Heard(w Word) <-chan struct{} { return p.words[w] }
 
 func (p *Proxy) close() {
 	_ = p.listener.Close()
@@ -164,7 +178,6 @@ func (p *Proxy) fromBroker(c *pipe) {
 		endSize   = 1
 		typeIndex = 0
 		method    = 1
-		basicAck  = 60<<16 | 80
 	)
 	head := make([]byte, headSize)
 	for {
@@ -182,10 +195,10 @@ func (p *Proxy) fromBroker(c *pipe) {
 		if _, err := c.client.Write(frame); err != nil {
 			break
 		}
-		if frame[typeIndex] == method && binary.BigEndian.Uint32(frame[headSize:]) == basicAck {
+		if frame[typeIndex] == method {
 			select {
-			case p.confirms <- struct{}{}:
-			default:
+			case p.words[Word(binary.BigEndian.Uint32(frame[headSize:]))] <- struct{}{}:
+			default: // another word, or too many
 			}
 		}
 	}

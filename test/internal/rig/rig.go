@@ -38,10 +38,7 @@ func New(t testing.TB) *Rig {
 // On returns a rig on the broker at url.
 func On(t testing.TB, url string) *Rig {
 	t.Helper()
-	r := &Rig{t: t, URL: url, Queue: amqpx.Queue{
-		Name: "test." + uuid.NewString(), Type: amqpx.QueueClassic, Durable: true,
-	}}
-	r.raw = sync.OnceValue(func() *amqp.Connection { return Dial(t, url) })
+	r := Beyond(t, url)
 	t.Cleanup(func() {
 		conn, err := amqp.Dial(url)
 		if err != nil {
@@ -53,6 +50,18 @@ func On(t testing.TB, url string) *Rig {
 		}
 	})
 	return r
+}
+
+// Beyond returns a rig on a broker that cannot be reached, so there is nothing to
+// clean up.
+func Beyond(t testing.TB, url string) *Rig {
+	t.Helper()
+	return &Rig{
+		t:     t,
+		URL:   url,
+		Queue: amqpx.Queue{Name: "test." + uuid.NewString(), Type: amqpx.QueueClassic, Durable: true},
+		raw:   sync.OnceValue(func() *amqp.Connection { return Dial(t, url) }),
+	}
 }
 
 // Server is a server that runs until it is drained or its test ends.
