@@ -21,8 +21,6 @@ var errServerStopped = errors.New("the server was stopped")
 // confirmed, their requests acknowledged.
 func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	begun := time.Now()
-	s.sup.board.update(func(st *Status) { st.State = StateDraining })
-	close(s.draining)
 	timer := time.NewTimer(s.cfg.drainTimeout)
 	defer timer.Stop()
 	select {
@@ -32,14 +30,17 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	case <-timer.C:
 	case <-s.stopNow:
 	}
-	cut := s.track.count()
-	s.cfg.logger.Warn("drain cut short", zap.Int("unfinished", cut), zap.Duration("took", time.Since(begun)))
+	cut := s.Stats().InFlight
+	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
 	select {
 	case <-s.track.whenIdle():
 	case <-grace.C:
+	}
+	if cut == 0 {
+		return nil
 	}
 	return fmt.Errorf("amqpx: %w: %d unfinished", ErrDrainTimeout, cut)
 }

@@ -183,3 +183,24 @@ func (b *fakeBroker) with(f func(*fakeBroker)) {
 	defer b.mu.Unlock()
 	f(b)
 }
+
+// put places a message in a queue, as any program might.
+func (b *fakeBroker) put(queue string, msg amqp.Publishing) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	q := b.queues[queue]
+	q.messages = append(q.messages, &fakeMessage{msg: msg})
+	b.dispatch(q)
+}
+
+// take empties a queue that nobody consumes.
+func (b *fakeBroker) take(queue string) []amqp.Publishing {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []amqp.Publishing
+	for _, m := range b.queues[queue].messages {
+		all = append(all, m.msg)
+	}
+	b.queues[queue].messages = nil
+	return all
+}

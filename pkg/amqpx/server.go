@@ -95,6 +95,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-s.stopNow:
 	}
+	s.sup.board.update(func(st *Status) { st.State = StateDraining })
+	close(s.draining)
+	workers.Go(func() { s.work(handlers) }) // gives back what waits while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
 	unlink()

@@ -86,5 +86,7 @@ func (s *Server) finish(ctx context.Context, j *job, in *incoming, body []byte, 
 		return
 	}
 	s.counts.failed.Add(1)
-	s.answer(j, in, encodeError(in, s.forCaller(in, err), t, s.cfg.persistent))
+	failed := *s.forCaller(in, err)
+	failed.message = truncate(failed.message, s.cfg.maxMessageSize)
+	s.answer(j, in, encodeError(in, &failed, t, s.cfg.persistent))
 }

@@ -1,0 +1,231 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// drained waits for Serve and checks what it returned and how long it took.
+func drained(t *testing.T, s *running, want error, takes time.Duration) {
+	t.Helper()
+	begun := time.Now()
+	if err := s.wait(t); !errors.Is(err, want) {
+		t.Errorf("Serve returned %v, want %v", err, want)
+	}
+	if took := time.Since(begun); took < takes || took > takes+time.Second {
+		t.Errorf("took %v, want about %v", took, takes)
+	}
+	wantSame(t, "state", s.Status().State, StateClosed)
+}
+
+func TestDrainOfAnIdleServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.stop()
+		drained(t, s, nil, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+		b.put(DefaultQueue, request("m"))
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
+	})
+}
+
+func TestDrainBeforeTheFirstLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onDial = refusing(1<<30, errCut)
+		s := startServer(t, b, handlers{"m": echo})
+		pass(time.Minute)
+		s.stop()
+		drained(t, s, nil, 0)
+	})
+}
+
+func TestDrainLetsHandlersFinish(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow})
+		for range 5 {
+			b.put(DefaultQueue, request("m"))
+		}
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "state", s.Status().State, StateDraining)
+		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
+		b.put(DefaultQueue, request("m"))
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "answers", len(b.take(rawQueue)), 5)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
+		for range 6 {
+			b.put(DefaultQueue, request("m"))
+		}
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "given back", b.ready(DefaultQueue), 4)
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "answers", len(b.take(rawQueue)), 2)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 4)
+		wantSame(t, "returned", s.Stats().Returned, 4)
+	})
+}
+
+func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.holdConfirms()
+		b.put(DefaultQueue, request("m"))
+		settle()
+		s.stop()
+		go func() {
+			pass(3 * time.Second)
+			b.releaseConfirms()
+		}()
+		drained(t, s, nil, 3*time.Second)
+		wantSame(t, "unacknowledged or requeued", b.unacked(DefaultQueue)+b.ready(DefaultQueue), 0)
+	})
+}
+
+func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow})
+		b.put(DefaultQueue, request("m"))
+		settle()
+		s.stop()
+		settle()
+		b.with(func(b *fakeBroker) { b.onDial = refusing(5, errCut) })
+		b.kick(nil)
+		begun := time.Now()
+		if err := s.wait(t); err != nil {
+			t.Errorf("Serve returned %v", err)
+		}
+		if took := time.Since(begun); took < 2*time.Second || took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		b.with(func(b *fakeBroker) { wantSame(t, "consumers", len(b.queues[DefaultQueue].consumers), 0) })
+	})
+}
+
+func TestDrainWithoutALinkEndsInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithDrainTimeout(30*time.Second))
+		b.put(DefaultQueue, request("m"))
+		settle()
+		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		b.kick(nil)
+		settle()
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 31*time.Second)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestDrainCutsOffHandlersThatTakeTooLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle}, WithDrainTimeout(5*time.Second))
+		b.put(DefaultQueue, request("m"))
+		<-h.begun
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 5*time.Second)
+		wantSame(t, "answers", len(b.take(rawQueue)), 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b, s := serve(t, handlers{"m": func(context.Context, *Request) ([]byte, error) {
+			<-release
+			return []byte("too late"), nil
+		}}, WithDrainTimeout(5*time.Second))
+		b.put(DefaultQueue, request("m"))
+		settle()
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
+		close(release)
+		settle() // the handler's goroutine ends, or the bubble would not
+		wantSame(t, "answers", len(b.take(rawQueue)), 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestSecondStopCutsTheDrainShort(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle})
+		b.put(DefaultQueue, request("m"))
+		<-h.begun
+		s.stop()
+		pass(3 * time.Second)
+		s.Close()
+		s.Close()
+		drained(t, s, ErrDrainTimeout, 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestCloseOfAnIdleServerCutsOffNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.Close()
+		drained(t, s, nil, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+	})
+}
+
+func TestCloseWithoutStopEndsServe(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle})
+		b.put(DefaultQueue, request("m"))
+		<-h.begun
+		s.Close()
+		drained(t, s, ErrDrainTimeout, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+	})
+}
+
+func TestDrainLosesNoCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow}, WithBackoff(time.Millisecond, 10*time.Millisecond))
+		var calls []<-chan result
+		for range 500 {
+			calls = append(calls, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
+		}
+		settle()
+		second := startServer(t, r.broker, handlers{"m": slow})
+		ready(t, second.WaitReady)
+		r.server.stop()
+		for _, done := range calls {
+			wantAnswer(t, <-done, "x")
+		}
+		drained(t, r.server, nil, 0)
+		wantSame(t, "second answers", r.client.Stats().Duplicates, 0)
+	})
+}

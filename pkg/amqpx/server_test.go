@@ -1,0 +1,373 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// rawQueue is where raw requests have their answers sent.
+const rawQueue = "raw.answers"
+
+// serve starts a server and waits until it is ready; raw answers have a queue.
+func serve(t *testing.T, methods handlers, opts ...ServerOption) (*fakeBroker, *running) {
+	t.Helper()
+	b := newFakeBroker()
+	b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+	s := startServer(t, b, methods, opts...)
+	ready(t, s.WaitReady)
+	return b, s
+}
+
+// request is a request as a plain client sends it.
+func request(method string) amqp.Publishing {
+	return amqp.Publishing{AppId: method, ReplyTo: rawQueue, CorrelationId: "id", Body: []byte("request")}
+}
+
+func with(msg amqp.Publishing, change func(*amqp.Publishing)) amqp.Publishing {
+	change(&msg)
+	return msg
+}
+
+func TestServerAnswersWhateverComes(t *testing.T) {
+	t.Parallel()
+	deep := amqp.Table{}
+	for range 50 {
+		deep = amqp.Table{"deep": deep}
+	}
+	header := func(name string, v any) func(*amqp.Publishing) {
+		return func(p *amqp.Publishing) { p.Headers = amqp.Table{name: v} }
+	}
+	for _, c := range []struct {
+		name   string
+		msg    amqp.Publishing
+		code   Code // "" is a result
+		silent bool // no answer
+		runs   int64
+	}{
+		{name: "plain", msg: request("m"), runs: 1},
+		{name: "one-way", msg: with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" }), silent: true, runs: 1},
+		{name: "no correlation_id", msg: with(request("m"), func(p *amqp.Publishing) { p.CorrelationId = "" }), code: CodeInvalidArgument},
+		{name: "no app_id", msg: request(""), code: CodeInvalidArgument},
+		{name: "no app_id, one-way", msg: amqp.Publishing{}, silent: true},
+		{name: "app_id of 255 bytes", msg: request(strings.Repeat("x", 255)), code: CodeUnimplemented},
+		{name: "binary app_id", msg: request("\xff\x00\xfe"), code: CodeUnimplemented},
+		{name: "empty body", msg: with(request("m"), func(p *amqp.Publishing) { p.Body = nil }), runs: 1},
+		{name: "body of 16 MiB", msg: with(request("m"), func(p *amqp.Publishing) { p.Body = make([]byte, 16<<20) }), runs: 1},
+		{name: "absurd headers", msg: with(request("m"), header("deep", deep)), runs: 1},
+		{name: "budget of a wrong type", msg: with(request("m"), header("rpc-timeout-ms", amqp.Table{})), code: CodeInvalidArgument},
+		{name: "budget of zero", msg: with(request("m"), header("rpc-timeout-ms", int32(0))), code: CodeDeadlineExceeded},
+		{name: "idempotent of a wrong type", msg: with(request("m"), header("rpc-idempotent", int32(1))), code: CodeInvalidArgument},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": counted(&runs, echo)})
+				b.put(DefaultQueue, c.msg)
+				settle()
+				answers := b.take(rawQueue)
+				if !c.silent {
+					wantSame(t, "answers", len(answers), 1)
+					code, _ := answers[0].Headers[headerCode].(string)
+					wantSame(t, "code", Code(code), c.code)
+					wantSame(t, "correlation_id", answers[0].CorrelationId, c.msg.CorrelationId)
+				} else {
+					wantSame(t, "answers", len(answers), 0)
+				}
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantSame(t, "left in the queue", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				b.put(DefaultQueue, request("m"))
+				settle()
+				wantSame(t, "answers afterwards", len(b.take(rawQueue)), 1)
+			})
+		})
+	}
+}
+
+func TestPlainClientGetsAPlainAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := serve(t, handlers{"m": echo})
+		b.put(DefaultQueue, request("m"))
+		settle()
+		got := b.take(rawQueue)[0]
+		if len(got.Headers) != 0 || string(got.Body) != "request" {
+			t.Errorf("answer %+v", got)
+		}
+	})
+}
+
+func TestHandlerSeesTheRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		seen := make(chan Request, 2)
+		b, _ := serve(t, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) {
+			seen <- *req
+			return nil, nil
+		}})
+		b.put(DefaultQueue, amqp.Publishing{
+			AppId: "m", CorrelationId: "id", MessageId: "key", ReplyTo: rawQueue, Body: []byte("body"),
+			Headers: amqp.Table{"rpc-idempotent": true, "rpc-timeout-ms": int64(1000), "traceparent": "00"},
+		})
+		got := <-seen
+		want := Request{Method: "m", CorrelationID: "id", IdempotencyKey: "key", Idempotent: true}
+		if got.Method != want.Method || got.CorrelationID != want.CorrelationID || got.IdempotencyKey != want.IdempotencyKey ||
+			!got.Idempotent || got.OneWay || got.Redelivered || !maps.Equal(got.Header, map[string]any{"traceparent": "00"}) {
+			t.Errorf("got %+v", got)
+		}
+		b.with(func(b *fakeBroker) {
+			q := b.queues[DefaultQueue]
+			q.messages = append(q.messages, &fakeMessage{msg: amqp.Publishing{AppId: "m"}, redelivered: true})
+			b.dispatch(q)
+		})
+		got = <-seen
+		wantSame(t, "redelivered", got.Redelivered, true)
+		wantSame(t, "one-way", got.OneWay, true)
+	})
+}
+
+func TestDeadlineReachesTheHandler(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		left := make(chan time.Duration, 1)
+		h := func(ctx context.Context, _ *Request) ([]byte, error) {
+			deadline, ok := ctx.Deadline()
+			if !ok {
+				left <- -1
+				return nil, nil
+			}
+			left <- time.Until(deadline)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		b, _ := serve(t, handlers{"m": h})
+		b.put(DefaultQueue, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
+		wantSame(t, "time left", <-left, 1500*time.Millisecond)
+		pass(2 * time.Second)
+		answer := b.take(rawQueue)[0]
+		wantSame(t, "code", answer.Headers[headerCode], any("deadline_exceeded"))
+		b.put(DefaultQueue, request("m"))
+		wantSame(t, "time left without a budget", <-left, -1)
+	})
+}
+
+func TestExpiredRequestNeverRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"slow": slow, "m": counted(&runs, echo)}, WithWorkers(1), WithPrefetch(2))
+		b.put(DefaultQueue, request("slow"))
+		budget := func(p *amqp.Publishing) {
+			p.Headers = amqp.Table{"rpc-timeout-ms": int64(1000)}
+			p.Expiration = "1000"
+		}
+		b.put(DefaultQueue, with(request("m"), budget)) // waits in the server
+		b.with(func(b *fakeBroker) {                    // waits in the broker
+			b.route(nil, DefaultQueue, false, with(request("m"), budget))
+		})
+		pass(10 * time.Second)
+		wantSame(t, "executions", runs.Load(), 0)
+		wantSame(t, "expired in the server", s.Stats().Expired, 1)
+		b.with(func(b *fakeBroker) { wantSame(t, "expired in the broker", b.queues[DefaultQueue].expired, 1) })
+		answers := b.take(rawQueue)
+		wantSame(t, "answers", len(answers), 2)
+		wantSame(t, "code", answers[1].Headers[headerCode], any("deadline_exceeded"))
+		wantSame(t, "ran", answers[1].Headers[headerRan], any(false))
+	})
+}
+
+func TestAnswerSaysWhereTheTimeWent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		var info CallInfo
+		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil, WithCallInfo(&info)), "")
+		wantSame(t, "info", info, CallInfo{Attempts: 1, Handler: 2 * time.Second})
+	})
+}
+
+func TestHandlerThatEndsItsGoroutine(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo, "exit": func(context.Context, *Request) ([]byte, error) {
+			runtime.Goexit()
+			return nil, nil
+		}}, WithWorkers(1))
+		for range 3 {
+			b.put(DefaultQueue, request("exit"))
+		}
+		b.put(DefaultQueue, request("m"))
+		settle()
+		answers := b.take(rawQueue)
+		wantSame(t, "answers", len(answers), 4)
+		for i, want := range []any{"internal", "internal", "internal", nil} {
+			wantSame(t, "code", answers[i].Headers[headerCode], want)
+		}
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3})
+	})
+}
+
+func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.DebugLevel)
+		b, s := serve(t, handlers{
+			"fails":  func(context.Context, *Request) ([]byte, error) { return nil, errors.New("disk on fire") },
+			"panics": func(context.Context, *Request) ([]byte, error) { panic("disk on fire") },
+		}, WithLogger(log))
+		b.put(DefaultQueue, request("fails"))
+		b.put(DefaultQueue, request("panics"))
+		settle()
+		for _, a := range b.take(rawQueue) {
+			if strings.Contains(string(a.Body), "fire") || a.Headers[headerCode] != "internal" {
+				t.Errorf("answer %+v", a)
+			}
+		}
+		wantSame(t, "logged failures", logs.FilterMessage("handler failed").FilterField(zap.String("correlation_id", "id")).Len(), 1)
+		wantSame(t, "logged panics", logs.FilterMessage("handler panicked").Len(), 1)
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, Failed: 2, Panics: 1})
+	})
+}
+
+func TestAnswerTooLarge(t *testing.T) {
+	t.Parallel()
+	const limit = 1000
+	long := strings.Repeat("x", limit+1)
+	for _, c := range []struct {
+		name string
+		h    Handler
+		code Code
+	}{
+		{"result", func(context.Context, *Request) ([]byte, error) { return []byte(long), nil }, CodeResourceExhausted},
+		{"error", func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "%s", long) }, CodeAborted},
+		{"result at the limit", func(context.Context, *Request) ([]byte, error) { return []byte(long[1:]), nil }, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, _ := serve(t, handlers{"m": c.h}, WithMaxMessageSize(limit))
+				b.put(DefaultQueue, request("m"))
+				settle()
+				answer := b.take(rawQueue)[0]
+				code, _ := answer.Headers[headerCode].(string)
+				wantSame(t, "code", Code(code), c.code)
+				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
+					t.Errorf("answer of %d bytes", len(answer.Body))
+				}
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+			})
+		})
+	}
+}
+
+func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.holdConfirms()
+		b.put(DefaultQueue, request("m"))
+		settle()
+		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 1)
+		wantSame(t, "in flight", s.Stats().InFlight, 1)
+		b.releaseConfirms()
+		settle()
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
+
+func TestAnswerThatTheBrokerRefuses(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		faults  []fault
+		answers int
+		warns   int
+	}{
+		{"twice", []fault{faultNack, faultNack}, 1, 0},
+		{"for good", []fault{faultNack, faultNack, faultNack}, 0, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				log, logs := observed(zap.WarnLevel)
+				b, s := serve(t, handlers{"m": echo}, WithLogger(log))
+				b.fail(rawQueue, c.faults...)
+				b.put(DefaultQueue, request("m"))
+				settle()
+				wantSame(t, "answers", len(b.take(rawQueue)), c.answers)
+				wantSame(t, "warnings", logs.Len(), c.warns)
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+			})
+		})
+	}
+}
+
+func TestWorkersAndPrefetchBoundTheServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int64
+		b, _ := serve(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			most.Store(max(most.Load(), running.Add(1)))
+			defer running.Add(-1)
+			return slow(ctx, req)
+		}}, WithWorkers(3), WithPrefetch(5))
+		for range 20 {
+			b.put(DefaultQueue, request("m"))
+		}
+		settle()
+		wantSame(t, "running", running.Load(), 3)
+		wantSame(t, "handed out", b.unacked(DefaultQueue), 5)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 15)
+		pass(time.Minute)
+		wantSame(t, "answers", len(b.take(rawQueue)), 20)
+		wantSame(t, "most at once", most.Load(), 3)
+	})
+}
+
+func TestServersShareAQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var first, second atomic.Int64
+		b, _ := serve(t, handlers{"m": counted(&first, slow)}, WithWorkers(2))
+		ready(t, startServer(t, b, handlers{"m": counted(&second, slow)}, WithWorkers(2)).WaitReady)
+		for range 20 {
+			b.put(DefaultQueue, request("m"))
+		}
+		pass(time.Minute)
+		wantSame(t, "answers", len(b.take(rawQueue)), 20)
+		wantSame(t, "share of the first", first.Load(), 10)
+		wantSame(t, "share of the second", second.Load(), 10)
+	})
+}
+
+func TestHandleRefusesBadRegistrations(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, s := serve(t, handlers{"m": echo, strings.Repeat("x", 255): echo})
+		for text, err := range map[string]error{
+			"method name of 0 bytes":   s.Handle("", echo),
+			"method name of 256 bytes": s.Handle(strings.Repeat("x", 256), echo),
+			"no handler":               s.Handle("n", nil),
+			"registered twice":         s.Handle("m", echo),
+			"while serving":            s.Handle("n", echo),
+			"Serve was called twice":   s.Serve(t.Context()),
+		} {
+			wantTexts(t, err, text)
+		}
+	})
+}
