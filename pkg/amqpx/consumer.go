@@ -1,6 +1,8 @@
 package amqpx
 
 import (
+	"runtime"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,6 +15,9 @@ type consumer struct {
 	sess   *session
 	tag    string
 	acks   chan *job // answered, to be acknowledged
+	open   openTags  // of acknowledge
+	// silent is closed when the broker hands out nothing more to this consumer.
+	silent chan struct{}
 }
 
 // job is one request on its way through a server.
@@ -28,6 +33,7 @@ func newConsumer(s *Server, sess *session) *consumer {
 		sess:   sess,
 		tag:    s.cfg.name + "-" + uuid.NewString(),
 		acks:   make(chan *job, s.cfg.prefetch),
+		silent: make(chan struct{}),
 	}
 }
 
@@ -68,6 +74,7 @@ func (c *consumer) receive(requests <-chan amqp.Delivery) {
 				c.sess.fail(err)
 				return
 			}
+			close(c.silent)
 		case <-c.sess.done:
 			return
 		}
@@ -102,16 +109,23 @@ func (j *job) settled() {
 	}
 }
 
-// giveBack returns a request that was not started to the queue.
+// giveBack returns a request that was not started to the queue. It waits until the
+// consumer has ended: before that the broker may hand the request right back.
 func (j *job) giveBack() {
 	defer j.from.server.track.done()
+	select {
+	case <-j.from.silent:
+	case <-j.from.sess.done:
+		return // the broker hands it out again
+	}
 	j.from.server.counts.returned.Add(1)
 	if err := j.delivery.Nack(false, true); err != nil {
 		j.from.sess.fail(err)
 	}
 }
 
-// acknowledge acknowledges settled requests, those that wait together in one write.
+// acknowledge acknowledges settled requests, those that wait together in one write
+// and, where neighbours are settled, in one frame.
 func (c *consumer) acknowledge() {
 	for {
 		select {
@@ -125,26 +139,40 @@ func (c *consumer) acknowledge() {
 }
 
 func (c *consumer) ackBurst(first *job) {
-	if len(c.acks) == 0 {
-		c.ack(first)
-		return
-	}
-	c.sess.sub.hold()
-	defer c.sess.sub.release()
-	c.ack(first)
-	for range burst - 1 {
+	tags := append(make([]uint64, 0, len(c.acks)+1), first.delivery.DeliveryTag)
+	runtime.Gosched() // those that are about to come join the burst
+	for more := true; more && len(tags) < burst; {
 		select {
 		case j := <-c.acks:
-			c.ack(j)
+			tags = append(tags, j.delivery.DeliveryTag)
 		default:
-			return
+			more = false
 		}
+	}
+	slices.Sort(tags)
+	c.ackTags(tags)
+	for range tags {
+		c.server.track.done()
 	}
 }
 
-func (c *consumer) ack(j *job) {
-	defer c.server.track.done()
-	if err := j.delivery.Ack(false); err != nil {
+// ackTags acknowledges settled requests; tags is in order.
+func (c *consumer) ackTags(tags []uint64) {
+	if len(tags) > 1 {
+		c.sess.sub.hold()
+		defer c.sess.sub.release()
+	}
+	together, single := c.open.settle(tags)
+	if len(together) > 0 {
+		c.ack(together[len(together)-1], true)
+	}
+	for _, tag := range single {
+		c.ack(tag, false)
+	}
+}
+
+func (c *consumer) ack(tag uint64, allBefore bool) {
+	if err := c.sess.subCh.Ack(tag, allBefore); err != nil {
 		c.sess.fail(err)
 	}
 }

@@ -63,7 +63,7 @@ func (r *Rig) Proxy() *Proxy {
 			Ack:    make(chan struct{}, wordsKept),
 			Nack:   make(chan struct{}, wordsKept),
 		},
-		pipes:    make(map[*pipe]struct{}),
+		pipes: make(map[*pipe]struct{}),
 	}
 	p.wg.Go(p.accept) // ends when the listener is closed
 	r.t.Cleanup(p.close)
