@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"errors"
+	"runtime"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -107,8 +108,11 @@ func (p *publisher) passGate() bool {
 	}
 }
 
-// writeBurst publishes first and whatever waits behind it, in one write.
+// writeBurst publishes first and whatever waits behind it, in one write. A sender
+// wakes this goroutine with its message, ahead of others that are ready to send;
+// yielding once lets them join the burst.
 func (p *publisher) writeBurst(first outgoing, outbox <-chan outgoing) {
+	runtime.Gosched()
 	if len(outbox) == 0 {
 		p.publish(first)
 		return
