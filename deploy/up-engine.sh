@@ -46,13 +46,14 @@ bring_up() {
 	until_true 90 healthy rpc-server || die "rpc-server is not healthy after 90 s: $(compose logs --tail 20 rpc-server)"
 }
 
-# call runs the client and copies its report out of the volume. A copy, because the
-# client's user may not write to a folder of the host, nor the host's user to its files.
+# call runs the client, alone (--no-deps), because Compose v2 would scale the servers
+# back to one. The report is copied out of its volume: the client's user may not write
+# to a folder of the host.
 call() {
 	local name code=0 tty=()
 	name=rpc-client-$$
 	[[ -t 0 && -t 1 ]] || tty=(-T)
-	compose run "${tty[@]}" --name "$name" rpc-client || code=$?
+	compose run --no-deps "${tty[@]}" --name "$name" rpc-client || code=$?
 	mkdir -p "$REPORT_DIR"
 	docker cp "$name:/report/." "$REPORT_DIR" >/dev/null || say "no report was written"
 	docker rm -f "$name" >/dev/null

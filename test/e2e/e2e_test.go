@@ -70,7 +70,7 @@ func (s *stack) scale(t *testing.T) {
 	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers(requestQueue) == 3 })
 
 	client := exec.CommandContext(t.Context(), "bash", "-c",
-		". deploy/lib.sh; load_env; compose run --rm -T -e RPC_CALLS=20000 -e RPC_CONCURRENCY=8 rpc-client")
+		". deploy/lib.sh; load_env; compose run --no-deps --rm -T -e RPC_CALLS=20000 -e RPC_CONCURRENCY=8 rpc-client")
 	client.Dir, client.Env = s.root, s.env
 	stdout, err := client.StderrPipe()
 	if err != nil {
