@@ -84,11 +84,15 @@ test: ## everything that must pass
 	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, e2e"
 
 fuzz: ## every fuzz target of the root module for FUZZTIME each
-	@go list -f '{{.Dir}}' ./... | while read -r dir; do \
-		for target in $$(cd "$$dir" && go test -list '^Fuzz' . | grep '^Fuzz' || true); do \
-			(cd "$$dir" && go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .); \
+	@for dir in $$(go list -f '{{.Dir}}' ./...); do \
+		cd $$dir; tests=$$(go test -list '^Fuzz' .); \
+		for target in $$(grep '^Fuzz' <<<"$$tests" || true); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
 		done; \
 	done
 
+# A broker in a container is reached through a proxy, which would be measured as well:
+# a plain one, if this machine has it.
+bench: export BROKER_KIND ?= $(if $(wildcard /usr/lib/rabbitmq),plain)
 bench: ## side-by-side benchmarks, as a table
-	@DIR=bench deploy/with-broker.sh $(BROKER) go run .
+	@DIR=bench deploy/with-broker.sh $(BROKER) go run . $(BENCHFLAGS)
