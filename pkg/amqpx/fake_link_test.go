@@ -196,5 +196,6 @@ func brokenSocket() *amqp.Error {
 
 // replyAddress is the direct reply-to address of a channel.
 func (c *fakeChannel) replyAddress() string {
-	return fmt.Sprintf("%s.g1.%d.%d", directReplyTo, c.link.id, c.id)
+	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id, as RabbitMQ writes one
+	return fmt.Sprintf("%s.%s.%d-%d", directReplyTo, process, c.link.id, c.id)
 }

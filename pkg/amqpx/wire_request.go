@@ -79,6 +79,10 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 		replyTo: d.ReplyTo,
 		budget:  noBudget,
 	}
+	if !safeReplyTo(d.ReplyTo) {
+		in.OneWay = true // there is nowhere to send even the refusal
+		return in, refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
+	}
 	if v, ok := d.Headers[headerTimeout]; ok {
 		in.speaksHeaders = true
 		if in.budget, ok = duration(v, time.Millisecond); !ok {
