@@ -144,7 +144,10 @@ func TestAnswersToNowhere(t *testing.T) {
 	}
 	// Three answers arrive as requests, and have none themselves.
 	want := uint64(3*len(targets) + 3)
-	rig.Eventually(t, "all requests are taken", func() bool { return server.Stats().Requests == want })
+	rig.Eventually(t, "all requests are settled", func() bool {
+		st := server.Stats()
+		return st.Requests == want && st.InFlight == 0
+	})
 	const harmless = 4
 	if got := server.Stats(); got.OK != harmless || got.Refused != want-harmless {
 		t.Errorf("server counted %+v, want %d ok and the rest refused", got, harmless)
@@ -215,7 +218,10 @@ func TestTenThousandMalformedMessages(t *testing.T) {
 			t.Fatalf("message %d: %v", i, err)
 		}
 	}
-	rig.Eventually(t, "all messages are taken", func() bool { return server.Stats().Requests == bad })
+	rig.Eventually(t, "all messages are settled", func() bool {
+		st := server.Stats()
+		return st.Requests == bad && st.InFlight == 0
+	})
 	if got := server.Stats(); got.Refused != bad || got.OK+got.Failed+got.Expired != 0 {
 		t.Errorf("server counted %+v, want all refused", got)
 	}

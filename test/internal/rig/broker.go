@@ -3,11 +3,11 @@ package rig
 import (
 	"bytes"
 	"context"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -64,7 +64,7 @@ func (b *Broker) run(ctx context.Context, args ...string) []byte {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, b.script, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Env = os.Environ()
+	cmd.WaitDelay = time.Second // the broker may hold the pipes open
 	if err := cmd.Run(); err != nil {
 		b.t.Fatalf("deploy/broker.sh %s: %v\n%s", args, err, stderr.Bytes())
 	}
