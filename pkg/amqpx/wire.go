@@ -33,6 +33,8 @@ const (
 	// maxHeaderBytes bounds application headers: a message's properties must fit in
 	// one frame, of 128 KiB by default, or the broker closes the connection.
 	maxHeaderBytes = 64 << 10
+	// maxHeaderDepth bounds how deep application headers nest.
+	maxHeaderDepth = 16
 	// maxMessageHeader bounds the copy of an error's text in a header; the body has
 	// all of it.
 	maxMessageHeader = 1 << 10
@@ -92,44 +94,71 @@ func checkHeader(h map[string]any) error {
 		if strings.HasPrefix(name, headerPrefix) {
 			return fmt.Errorf("header %q: names with %q are reserved", name, headerPrefix)
 		}
-		if len(name) > maxShortString {
-			return fmt.Errorf("header name of %d bytes: want at most %d", len(name), maxShortString)
-		}
 	}
 	if err := amqp.Table(h).Validate(); err != nil {
 		return fmt.Errorf("header: %w", err)
 	}
-	if n := tableSize(h, 0); n > maxHeaderBytes {
+	n, err := headerSize(amqp.Table(h), 0)
+	if err != nil {
+		return fmt.Errorf("header: %w", err)
+	}
+	if n > maxHeaderBytes {
 		return fmt.Errorf("headers of about %d bytes: want at most %d", n, maxHeaderBytes)
 	}
 	return nil
 }
 
-// tableSize estimates the encoded size of headers, at least as large as it is.
-// Nesting beyond any use counts as too large.
-func tableSize(v any, depth int) int {
+// headerSize estimates the encoded size of a header, at least as large as it is, and
+// refuses what the codec's own Validate lets through: names that do not fit, which
+// would end the link, numbers that it cuts off, and nesting beyond any use.
+func headerSize(v any, depth int) (size int, err error) {
 	const perValue = 16 // a type octet and the largest fixed-size value
-	if depth > 16 {
-		return maxHeaderBytes + 1
+	if depth > maxHeaderDepth {
+		return 0, fmt.Errorf("nested deeper than %d", maxHeaderDepth)
 	}
-	size := perValue
+	size = perValue
 	switch t := v.(type) {
+	case int:
+		if int64(t) != int64(int32(t)) { //nolint:gosec // that it may not fit is what is checked.
+			return 0, fmt.Errorf("int %d is sent as 32 bits: use int64", t)
+		}
+	case float32:
+		return size, finite(float64(t))
+	case float64:
+		return size, finite(t)
 	case string:
 		size += len(t)
 	case []byte:
 		size += len(t)
-	case map[string]any:
-		for k, e := range t {
-			size += len(k) + 1 + tableSize(e, depth+1)
-		}
 	case amqp.Table:
-		return tableSize(map[string]any(t), depth)
+		for name, e := range t {
+			if len(name) > maxShortString {
+				return 0, fmt.Errorf("name of %d bytes: want at most %d", len(name), maxShortString)
+			}
+			n, err := headerSize(e, depth+1)
+			if err != nil {
+				return 0, err
+			}
+			size += 1 + len(name) + n
+		}
 	case []any:
 		for _, e := range t {
-			size += tableSize(e, depth+1)
+			n, err := headerSize(e, depth+1)
+			if err != nil {
+				return 0, err
+			}
+			size += n
 		}
 	}
-	return size
+	return size, nil
+}
+
+// finite refuses what RabbitMQ cannot read: it closes the connection of the sender.
+func finite(x float64) error {
+	if math.IsInf(x, 0) || math.IsNaN(x) {
+		return fmt.Errorf("%v is not a number that RabbitMQ reads", x)
+	}
+	return nil
 }
 
 // applicationHeader returns what is not ours out of h, or nil when nothing is.

@@ -136,7 +136,13 @@ func TestCheckRequest(t *testing.T) {
 		{"long key", Request{Method: "m", IdempotencyKey: strings.Repeat("k", 256)}, "idempotency key of 256 bytes"},
 		{"large body", Request{Method: "m", Body: make([]byte, 11)}, "body of 11 bytes, limit 10"},
 		{"reserved header", Request{Method: "m", Header: map[string]any{"rpc-x": 1}}, `header "rpc-x"`},
-		{"long header name", Request{Method: "m", Header: map[string]any{strings.Repeat("h", 256): 1}}, "header name of 256 bytes"},
+		{"long header name", Request{Method: "m", Header: map[string]any{strings.Repeat("h", 256): 1}}, "name of 256 bytes"},
+		{"long name inside a header", nested(amqp.Table{strings.Repeat("h", 256): nil}), "name of 256 bytes"},
+		{"long name inside an array", nested([]any{amqp.Table{strings.Repeat("h", 256): nil}}), "name of 256 bytes"},
+		{"number that the codec cuts off", nested(1 << 31), "use int64"},
+		{"not a number", nested(math.NaN()), "not a number that RabbitMQ reads"},
+		{"infinite number", nested([]any{float32(math.Inf(-1))}), "not a number that RabbitMQ reads"},
+		{"largest number", nested(1<<31 - 1), ""},
 		{"header of a type AMQP has not", Request{Method: "m", Header: map[string]any{"h": struct{}{}}}, "header: "},
 		{"headers beyond a frame", Request{Method: "m", Header: big}, "headers of about"},
 	} {
@@ -152,6 +158,8 @@ func TestCheckRequest(t *testing.T) {
 		t.Errorf("error %v does not match ErrTooLarge", err)
 	}
 }
+
+func nested(v any) Request { return Request{Method: "m", Header: map[string]any{"h": v}} }
 
 func TestDeeplyNestedHeaderIsRefused(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,171 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// listenPeer accepts connections on a loopback port and has p answer the first.
+func listenPeer(t *testing.T, p *peer) (url string, accepted <-chan *peer) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan *peer, 1)
+	go func() {
+		conn, err := l.Accept()
+		_ = l.Close()
+		if err == nil {
+			served <- servePeer(conn, p)
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close() })
+	return fmt.Sprintf("amqp://app:secret@%s/", l.Addr()), served
+}
+
+func realDialer() netDialer {
+	return netDialer{heartbeat: 10 * time.Second, writeTimeout: time.Second}
+}
+
+func TestDialedLinkPublishesAndCloses(t *testing.T) {
+	t.Parallel()
+	url, accepted := listenPeer(t, &peer{})
+	l, err := realDialer().dial(t.Context(), url, "the name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := <-accepted
+	ch, err := l.channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	l.hold()
+	word, err := ch.publish("q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.release()
+	<-word.Done()
+	wantSame(t, "confirmed", word.Acked(), true)
+	l.close()
+	<-p.ended
+	if reason, ok := <-l.closed(); ok {
+		t.Errorf("closed by us with reason %v", reason)
+	}
+	if !bytes.Contains(p.start, []byte("the name")) {
+		t.Error("the connection has no name")
+	}
+	if _, err := ch.publish("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
+		t.Errorf("publish on a closed link: %v", err)
+	}
+}
+
+func TestDialThatHangsEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	for name, m := range map[string]method{"in the login": {10, 11}, "opening": {10, 40}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, accepted := listenPeer(t, &peer{mute: []method{m}})
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			_, err := realDialer().dial(ctx, url, "")
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v", err)
+			}
+			<-(<-accepted).ended
+			wantSame(t, "plain words", classify(parseTarget(url), err).plain, "no answer in time")
+		})
+	}
+}
+
+func TestDialFaultsInPlainWords(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		hangUp method
+		plain  string
+	}{
+		{"wrong password", method{10, 11}, `wrong user name or password for user "app"`},
+		{"missing vhost", method{10, 40}, `virtual host "/" is missing or closed to user "app"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			url, accepted := listenPeer(t, &peer{hangUp: []method{c.hangUp}})
+			_, err := realDialer().dial(t.Context(), url, "")
+			<-(<-accepted).ended
+			f := classify(parseTarget(url), err)
+			wantSame(t, "plain words", f.plain, c.plain)
+			wantSame(t, "needs operator", f.needsOperator, true)
+		})
+	}
+}
+
+func TestDialOfAClosedPort(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	url := fmt.Sprintf("amqp://app:secret@%s/", l.Addr())
+	_, err = realDialer().dial(t.Context(), url, "")
+	f := classify(parseTarget(url), err)
+	wantSame(t, "plain words", f.plain, "no connection")
+	wantSame(t, "needs operator", f.needsOperator, false)
+	wantTexts(t, f, l.Addr().String(), "connection refused")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := realDialer().dial(ctx, url, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestCutLinkReportsItsEnd(t *testing.T) {
+	t.Parallel()
+	url, accepted := listenPeer(t, &peer{mute: []method{{85, 10}}})
+	l, err := realDialer().dial(t.Context(), url, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := <-accepted
+	ch, err := l.channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hung := make(chan error, 1)
+	go func() { hung <- ch.Confirm(false) }()
+	l.cut()
+	if err := <-hung; err == nil {
+		t.Error("a call that the broker did not answer succeeded")
+	}
+	<-l.closed()
+	<-p.ended
+	l.close()
+}
+
+func TestCloseOfALinkIsBounded(t *testing.T) {
+	t.Parallel()
+	url, accepted := listenPeer(t, &peer{mute: []method{{10, 50}}})
+	l, err := realDialer().dial(t.Context(), url, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	l.close()
+	if took := time.Since(begun); took > 3*closeTimeout {
+		t.Errorf("took %v", took)
+	}
+	<-(<-accepted).ended
+}

@@ -1,0 +1,293 @@
+package amqpx
+
+import (
+	"encoding/binary"
+	"math"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// seed makes values of the bytes of a fuzzer.
+type seed []byte
+
+func (s *seed) byte() byte {
+	if len(*s) == 0 {
+		return 0
+	}
+	b := (*s)[0]
+	*s = (*s)[1:]
+	return b
+}
+
+func (s *seed) number() int64 {
+	var b [8]byte
+	n := copy(b[:], *s)
+	*s = (*s)[n:]
+	return int64(binary.LittleEndian.Uint64(b[:])) //nolint:gosec // any bits will do.
+}
+
+func (s *seed) text() string {
+	n := min(int(s.byte())*2, len(*s))
+	text := string((*s)[:n])
+	*s = (*s)[n:]
+	return text
+}
+
+// value makes a value of any type that AMQP has.
+func (s *seed) value(depth int) any {
+	kind := s.byte() % 19
+	if depth > 20 {
+		kind = 0
+	}
+	switch kind {
+	case 1:
+		return s.byte()%2 == 1
+	case 2:
+		return s.byte()
+	case 3:
+		return int8(s.byte()) //nolint:gosec // any bits will do.
+	case 4:
+		return int16(s.number()) //nolint:gosec // any bits will do.
+	case 5:
+		return uint16(s.number()) //nolint:gosec // any bits will do.
+	case 6:
+		return int32(s.number()) //nolint:gosec // any bits will do.
+	case 7:
+		return uint32(s.number()) //nolint:gosec // any bits will do.
+	case 8:
+		return s.number()
+	case 9:
+		return int(s.number())
+	case 10:
+		return math.Float32frombits(uint32(s.number())) //nolint:gosec // any bits will do.
+	case 11:
+		return math.Float64frombits(uint64(s.number())) //nolint:gosec // any bits will do.
+	case 12:
+		return s.text()
+	case 13:
+		return []byte(s.text())
+	case 14:
+		return amqp.Decimal{Scale: s.byte(), Value: int32(s.number())} //nolint:gosec // any bits will do.
+	case 15:
+		return time.Unix(s.number()%1e10, 0)
+	case 16:
+		return s.table(depth + 1)
+	case 17:
+		var all []any
+		for range s.byte() % 5 {
+			all = append(all, s.value(depth+1))
+		}
+		return all
+	default:
+		return nil
+	}
+}
+
+func (s *seed) table(depth int) amqp.Table {
+	t := amqp.Table{}
+	for range s.byte() % 5 {
+		t[s.text()] = s.value(depth)
+	}
+	return t
+}
+
+func FuzzDecodeRequest(f *testing.F) {
+	f.Add("b", "reply", "id", "", []byte("request"), byte(0), []byte{})
+	f.Add("", "", "", "key", []byte{}, byte(1), []byte{12, 2, '1', '0', '0', '0'})
+	f.Add("b", "", "id", "", []byte{}, byte(3), []byte{8, 255, 255, 255, 255, 255, 255, 255, 127, 1, 1})
+	f.Fuzz(func(t *testing.T, method, replyTo, id, key string, body []byte, which byte, raw []byte) {
+		s := seed(raw)
+		headers := amqp.Table{}
+		if which&1 != 0 {
+			headers[headerTimeout] = s.value(0)
+		}
+		if which&2 != 0 {
+			headers[headerIdempotent] = s.value(0)
+		}
+		for name, v := range s.table(0) {
+			headers[name] = v
+		}
+		in, failed := decodeRequest(&amqp.Delivery{
+			AppId: method, ReplyTo: replyTo, CorrelationId: id, MessageId: key, Body: body, Headers: headers,
+		})
+		if in.budget != noBudget && (in.budget < 0 || in.budget > maxBudget) {
+			t.Errorf("budget %v", in.budget)
+		}
+		if in.Method != method || in.CorrelationID != id || in.replyTo != replyTo || in.OneWay != (replyTo == "") {
+			t.Errorf("got %+v", in)
+		}
+		if failed != nil && (failed.code != CodeInvalidArgument || failed.outcome != DidNotRun || !utf8.ValidString(failed.message)) {
+			t.Errorf("error %+v", failed)
+		}
+		if failed == nil && (method == "" || replyTo != "" && id == "") {
+			t.Error("a request that cannot be answered was taken")
+		}
+		for name := range in.Header {
+			if strings.HasPrefix(name, headerPrefix) {
+				t.Errorf("reserved header %q reached the handler", name)
+			}
+		}
+	})
+}
+
+func FuzzDecodeAnswer(f *testing.F) {
+	f.Add([]byte("b"), byte(0), []byte{})
+	f.Add([]byte("text"), byte(255), []byte{12, 5, 'a', 'b', 'o', 'r', 't', 'e', 'd'})
+	f.Add([]byte{}, byte(1), []byte{12, 7, 'u', 'n', 'i', 'm', 'p', 'l', 'e', 'm', 'e', 'n', 't', 'e', 'd'})
+	names := []string{headerCode, headerMessage, headerRan, headerRetryAfter, headerQueueTime, headerHandler}
+	f.Fuzz(func(t *testing.T, body []byte, which byte, raw []byte) {
+		s := seed(raw)
+		d := &amqp.Delivery{Body: body, Headers: amqp.Table{}}
+		for i, name := range names {
+			if which&(1<<i) != 0 {
+				d.Headers[name] = s.value(0)
+			}
+		}
+		answer, took, failed := decodeAnswer(d)
+		if took.queue < 0 || took.handler < 0 || took.queue > maxBudget || took.handler > maxBudget {
+			t.Errorf("timing %+v", took)
+		}
+		if _, says := d.Headers[headerCode]; says != (failed != nil) {
+			t.Fatalf("error %v with headers %v", failed, d.Headers)
+		}
+		if failed == nil {
+			if string(answer) != string(body) {
+				t.Errorf("answer %q", answer)
+			}
+			return
+		}
+		if !failed.code.Valid() || !failed.remote || failed.outcome == MayHaveRun || answer != nil ||
+			failed.retryAfter < 0 || failed.retryAfter > maxBudget {
+			t.Errorf("error %+v", failed)
+		}
+	})
+}
+
+func FuzzRequestRoundTrip(f *testing.F) {
+	f.Add("b", "id", "key", []byte("request"), int64(time.Second), true, []byte{1, 1, 'x', 12, 1, 'y', 'z'})
+	f.Fuzz(func(t *testing.T, method, id, key string, body []byte, budget int64, idempotent bool, raw []byte) {
+		s := seed(raw)
+		req := Request{Method: method, CorrelationID: id, IdempotencyKey: key, Body: body, Idempotent: idempotent, Header: s.table(0)}
+		if len(req.Header) == 0 {
+			req.Header = nil
+		}
+		left := time.Duration(max(budget, 0))
+		if id == "" || hasNaN(req.Header) || checkRequest(&req, math.MaxInt) != nil {
+			return
+		}
+		in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", left, false)))
+		if failed != nil {
+			t.Fatal(failed)
+		}
+		if !reflect.DeepEqual(in.Request, req) {
+			t.Errorf("got %+v, want %+v", in.Request, req)
+		}
+		if want := min(left, maxBudget); in.budget < want || in.budget > want+time.Millisecond {
+			t.Errorf("budget %v, want %v", in.budget, want)
+		}
+	})
+}
+
+// hasNaN reports whether a value does not equal itself.
+func hasNaN(v any) bool { return !reflect.DeepEqual(v, v) }
+
+func FuzzAnswerRoundTrip(f *testing.F) {
+	f.Add("not_found", "no such thing", byte(1), int64(1500))
+	f.Add("aborted", strings.Repeat("ä", 600), byte(2), int64(-1))
+	f.Fuzz(func(t *testing.T, code, message string, outcome byte, retryAfter int64) {
+		e := &Error{
+			code: Code(code), message: message, outcome: []Outcome{DidNotRun, Ran}[outcome%2],
+			retryAfter: min(max(time.Duration(retryAfter), 0), maxBudget).Truncate(time.Millisecond),
+		}
+		p := encodeError(&incoming{}, e, timing{}, false)
+		if h, _ := p.Headers[headerMessage].(string); len(h) > maxMessageHeader || !utf8.ValidString(h) {
+			t.Errorf("header %q", h)
+		}
+		_, _, got := decodeAnswer(delivered(p))
+		if !e.code.Valid() {
+			e.code = CodeUnknown
+		}
+		if got.code != e.code || got.message != e.message || got.outcome != e.outcome || got.retryAfter != e.retryAfter {
+			t.Errorf("got %+v, want %+v", got, e)
+		}
+	})
+}
+
+// FuzzHeaders compares the check of headers with the real encoder: what it lets
+// through is encoded, fits, and arrives as it was.
+func FuzzHeaders(f *testing.F) {
+	f.Add([]byte{4, 1, 'a', 'b', 16, 1, 1, 'c', 'd', 12, 2, 'x', 'y', 'z', 'z'})
+	f.Add([]byte{1, 1, 'n', 'n', 9, 0, 0, 0, 0, 1, 0, 0, 0})
+	f.Add(append([]byte{1, 1, 'n', 'n', 16, 1, 200}, make([]byte, 500)...))
+	near, far := net.Pipe()
+	p := servePeer(far, &peer{})
+	conn, err := amqp.Open(near, amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{}}, Vhost: "/", Locale: "en_US"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = conn.Close(); <-p.ended })
+	ch, err := conn.Channel()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		s := seed(raw)
+		header := s.table(0)
+		if len(header) == 0 || checkHeader(header) != nil {
+			return
+		}
+		if err := ch.PublishWithContext(t.Context(), "", "q", false, false, amqp.Publishing{Headers: header}); err != nil {
+			t.Fatalf("the encoder refused %#v: %v", header, err)
+		}
+		encoded := <-p.headers
+		if size, _ := headerSize(header, 0); len(encoded) > maxHeaderBytes || len(encoded) > size {
+			t.Errorf("%d bytes, taken for %d", len(encoded), size)
+		}
+	})
+}
+
+func FuzzURL(f *testing.F) {
+	for _, u := range append(badURLs(), testURL, "amqps://app:s%40cret@[::1]:1/%2f", "amqp://:@") {
+		f.Add(u)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		_, err := newClientConfig(raw, nil)
+		if err != nil {
+			return
+		}
+		for u := range strings.SplitSeq(raw, ",") {
+			if strings.TrimSpace(u) == "" {
+				continue
+			}
+			if target := parseTarget(strings.TrimSpace(u)); target.address == "?" {
+				t.Errorf("a URL that was accepted cannot be read: %q", u)
+			}
+		}
+	})
+}
+
+// FuzzPasswordIsNeverShown puts a password into every shape of URL.
+func FuzzPasswordIsNeverShown(f *testing.F) {
+	f.Add("amqp://app:", "@host/")
+	f.Add("", "")
+	f.Add("amqp://host/", "?x")
+	f.Add("amqp://a:b@host:", "/")
+	const password = "pa55word-pa55word"
+	f.Fuzz(func(t *testing.T, before, after string) {
+		url := before + password + after
+		_, err := newClientConfig(url, nil)
+		if err != nil && strings.Contains(err.Error(), password) {
+			t.Errorf("shown in %q", err)
+		}
+		_, err = newServerConfig(url, nil)
+		if err != nil && strings.Contains(err.Error(), password) {
+			t.Errorf("shown in %q", err)
+		}
+	})
+}
