@@ -3,7 +3,7 @@
 # private epmd. The installed server is used if it is the wanted major version,
 # otherwise the one in a tree of Debian packages (rootfs.sh), entered by chroot.
 
-readonly LIB=/usr/lib/rabbitmq
+LIB=/usr/lib/rabbitmq
 
 installed_version() {
 	local dir

@@ -8,6 +8,7 @@ bring_up() {
 	command -v go >/dev/null || die "go is missing: install Go 1.26 from https://go.dev/dl"
 	(cd "$ROOT" && go build -trimpath -o "$PAIR/bin/" ./services/...)
 	if [[ -f $RUN/brokers/pair/vars ]]; then
+		say "the broker of the last make up is still there: it keeps its ports"
 		"$DEPLOY/broker.sh" start pair
 	else
 		free_ports
