@@ -1,0 +1,124 @@
+package rig
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Program is another process that a test speaks with. It is killed with the test.
+type Program struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	lines chan string // of stdout and stderr
+
+	done chan struct{}
+	err  error // of the process, to be read after done
+}
+
+// linesKept bounds the lines that wait to be read.
+const linesKept = 1 << 16
+
+// Run starts a program with variables added to its environment.
+func Run(t testing.TB, env []string, name string, args ...string) *Program {
+	t.Helper()
+	reader, writer := io.Pipe()
+	p := &Program{
+		t:     t,
+		cmd:   exec.CommandContext(context.WithoutCancel(t.Context()), name, args...),
+		lines: make(chan string, linesKept),
+		done:  make(chan struct{}),
+	}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stdout, p.cmd.Stderr = writer, writer
+	p.cmd.WaitDelay = time.Second
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	go func() { // ends with the program
+		p.err = p.cmd.Wait()
+		_ = writer.Close()
+		close(p.done)
+	}()
+	go func() { // ends with the program's output
+		defer close(p.lines)
+		scanner := bufio.NewScanner(reader)
+		for scanner.Scan() {
+			t.Logf("%s: %s", filepath.Base(name), scanner.Text())
+			select {
+			case p.lines <- scanner.Text():
+			default:
+			}
+		}
+		_ = reader.Close()
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		for range p.lines { //nolint:revive // until the reader has ended, so that it logs no more.
+		}
+	})
+	return p
+}
+
+// Says waits for a line that contains text and returns it.
+func (p *Program) Says(text string) string {
+	p.t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case line, ok := <-p.lines:
+			if !ok {
+				p.t.Fatalf("%s ended without saying %q", p.cmd.Path, text)
+			}
+			if strings.Contains(line, text) {
+				return line
+			}
+		case <-timer.C:
+			p.t.Fatalf("waited %v for %s to say %q", patience, p.cmd.Path, text)
+		}
+	}
+}
+
+// Terminate asks the program to end.
+func (p *Program) Terminate() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Errorf("terminate %s: %v", p.cmd.Path, err)
+	}
+}
+
+// Wait returns what the program's end means: nil for exit code 0.
+func (p *Program) Wait() error {
+	p.t.Helper()
+	timer := time.NewTimer(2 * patience)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return p.err
+	case <-timer.C:
+		p.t.Fatalf("%s does not end", p.cmd.Path)
+		return nil
+	}
+}
+
+// Build compiles one of the repository's services and returns the program's path.
+func Build(t testing.TB, service string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), service)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./services/"+service)
+	cmd.Dir = Root(t)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", service, err, out)
+	}
+	return program
+}
