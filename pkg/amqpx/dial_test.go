@@ -150,7 +150,9 @@ func TestCutLinkReportsItsEnd(t *testing.T) {
 	if err := <-hung; err == nil {
 		t.Error("a call that the broker did not answer succeeded")
 	}
-	<-l.closed()
+	if reason := <-l.closed(); reason == nil {
+		t.Error("a cut link ended without a reason")
+	}
 	<-p.ended
 	l.close()
 }

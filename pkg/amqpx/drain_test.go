@@ -28,7 +28,7 @@ func TestDrainOfAnIdleServer(t *testing.T) {
 		s.stop()
 		drained(t, s, nil, 0)
 		wantSame(t, "connections", b.openLinks(), 0)
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
 		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
 	})
@@ -51,16 +51,16 @@ func TestDrainLetsHandlersFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow})
 		for range 5 {
-			b.put(DefaultQueue, request("m"))
+			b.put(request("m"))
 		}
 		settle()
 		s.stop()
 		settle()
 		wantSame(t, "state", s.Status().State, StateDraining)
 		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(b.take(rawQueue)), 5)
+		wantSame(t, "answers", len(b.take()), 5)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
 	})
@@ -71,14 +71,14 @@ func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
 		for range 6 {
-			b.put(DefaultQueue, request("m"))
+			b.put(request("m"))
 		}
 		settle()
 		s.stop()
 		settle()
 		wantSame(t, "given back", b.ready(DefaultQueue), 4)
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(b.take(rawQueue)), 2)
+		wantSame(t, "answers", len(b.take()), 2)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 4)
 		wantSame(t, "returned", s.Stats().Returned, 4)
 	})
@@ -89,7 +89,7 @@ func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		b.holdConfirms()
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
 		s.stop()
 		go func() {
@@ -105,7 +105,7 @@ func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow})
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
 		s.stop()
 		settle()
@@ -118,7 +118,7 @@ func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
 		if took := time.Since(begun); took < 2*time.Second || took > 10*time.Second {
 			t.Errorf("took %v", took)
 		}
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		b.with(func(b *fakeBroker) { wantSame(t, "consumers", len(b.queues[DefaultQueue].consumers), 0) })
 	})
 }
@@ -127,7 +127,7 @@ func TestDrainWithoutALinkEndsInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithDrainTimeout(30*time.Second))
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
 		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
 		b.kick(nil)
@@ -143,11 +143,11 @@ func TestDrainCutsOffHandlersThatTakeTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle}, WithDrainTimeout(5*time.Second))
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		<-h.begun
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second)
-		wantSame(t, "answers", len(b.take(rawQueue)), 0)
+		wantSame(t, "answers", len(b.take()), 0)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
 	})
 }
@@ -160,13 +160,13 @@ func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
 			<-release
 			return []byte("too late"), nil
 		}}, WithDrainTimeout(5*time.Second))
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
 		close(release)
 		settle() // the handler's goroutine ends, or the bubble would not
-		wantSame(t, "answers", len(b.take(rawQueue)), 0)
+		wantSame(t, "answers", len(b.take()), 0)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
 	})
 }
@@ -176,7 +176,7 @@ func TestSecondStopCutsTheDrainShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		<-h.begun
 		s.stop()
 		pass(3 * time.Second)
@@ -202,7 +202,7 @@ func TestCloseWithoutStopEndsServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		<-h.begun
 		s.Close()
 		drained(t, s, ErrDrainTimeout, 0)

@@ -184,23 +184,23 @@ func (b *fakeBroker) with(f func(*fakeBroker)) {
 	f(b)
 }
 
-// put places a message in a queue, as any program might.
-func (b *fakeBroker) put(queue string, msg amqp.Publishing) {
+// put places a request in the request queue, as any program might.
+func (b *fakeBroker) put(msg amqp.Publishing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	q := b.queues[queue]
+	q := b.queues[DefaultQueue]
 	q.messages = append(q.messages, &fakeMessage{msg: msg})
 	b.dispatch(q)
 }
 
-// take empties a queue that nobody consumes.
-func (b *fakeBroker) take(queue string) []amqp.Publishing {
+// take takes the answers to raw requests.
+func (b *fakeBroker) take() []amqp.Publishing {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var all []amqp.Publishing
-	for _, m := range b.queues[queue].messages {
+	for _, m := range b.queues[rawQueue].messages {
 		all = append(all, m.msg)
 	}
-	b.queues[queue].messages = nil
+	b.queues[rawQueue].messages = nil
 	return all
 }

@@ -45,7 +45,7 @@ func (p *peer) send(channel uint16, m method, args string) {
 	var b bytes.Buffer
 	b.WriteByte(1)
 	_ = binary.Write(&b, binary.BigEndian, channel)
-	_ = binary.Write(&b, binary.BigEndian, uint32(len(args)+4)) //nolint:gosec // short texts.
+	_ = binary.Write(&b, binary.BigEndian, uint32(len(args)+4))
 	_ = binary.Write(&b, binary.BigEndian, m)
 	b.WriteString(args)
 	b.WriteByte(0xCE)

@@ -21,9 +21,9 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 		})
 		s := startServer(t, b, handlers{"m": echo}, WithLogger(log))
 		ready(t, s.WaitReady)
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		b.kick(nil)
 		ready(t, s.WaitReady)
 		warnings := logs.FilterMessage("queue exists with other properties and is used as it is")
@@ -67,9 +67,9 @@ func TestServerReturnsWhenItsQueueIsDeleted(t *testing.T) {
 		settle()
 		ready(t, s.WaitReady)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 	})
 }
 
@@ -98,7 +98,7 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		wantSame(t, "redelivered", (<-h.begun).Redelivered, false)
 		b.kick(nil)
 		ready(t, s.WaitReady)
@@ -106,7 +106,7 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 
 		h.leave <- []byte("one of two")
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		// One of the two runs acknowledged, or did not: the other's delivery has the same
 		// tag and must be open as long as it runs.
 		if n := b.unacked(DefaultQueue); n > 1 {
@@ -114,7 +114,7 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 		}
 		h.leave <- []byte("the other")
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue)+b.ready(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
@@ -126,7 +126,7 @@ func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, young := newStepped(), newStepped()
 		b, s := serve(t, handlers{"old": old.handle, "young": young.handle})
-		b.put(DefaultQueue, request("old")) // tag 1
+		b.put(request("old")) // tag 1
 		<-old.begun
 		b.with(func(b *fakeBroker) {
 			for _, l := range append([]*fakeLink(nil), b.links...) {
@@ -135,11 +135,11 @@ func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
 			b.queues[DefaultQueue].messages = nil // another server took it
 		})
 		ready(t, s.WaitReady)
-		b.put(DefaultQueue, request("young")) // tag 1 again
+		b.put(request("young")) // tag 1 again
 		<-young.begun
 		old.leave <- nil
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 1)
 		young.leave <- nil
 		settle()
@@ -154,7 +154,7 @@ func TestRequestsOfALostLinkThatWereNotStartedAreSkipped(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle}, WithWorkers(1), WithPrefetch(3))
 		for range 3 {
-			b.put(DefaultQueue, request("m"))
+			b.put(request("m"))
 		}
 		<-h.begun
 		b.kick(nil)
@@ -177,9 +177,9 @@ func TestAnswerLostWithItsLinkIsGivenByTheNextRun(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo})
 				b.fail(rawQueue, f)
-				b.put(DefaultQueue, request("m"))
+				b.put(request("m"))
 				pass(time.Second)
-				wantSame(t, "answers", len(b.take(rawQueue)), 1)
+				wantSame(t, "answers", len(b.take()), 1)
 				wantSame(t, "runs", s.Stats().OK, 2)
 				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)

@@ -74,9 +74,9 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, echo)})
-				b.put(DefaultQueue, c.msg)
+				b.put(c.msg)
 				settle()
-				answers := b.take(rawQueue)
+				answers := b.take()
 				if !c.silent {
 					wantSame(t, "answers", len(answers), 1)
 					code, _ := answers[0].Headers[headerCode].(string)
@@ -88,9 +88,9 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "left in the queue", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				b.put(DefaultQueue, request("m"))
+				b.put(request("m"))
 				settle()
-				wantSame(t, "answers afterwards", len(b.take(rawQueue)), 1)
+				wantSame(t, "answers afterwards", len(b.take()), 1)
 			})
 		})
 	}
@@ -100,9 +100,9 @@ func TestPlainClientGetsAPlainAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo})
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
-		got := b.take(rawQueue)[0]
+		got := b.take()[0]
 		if len(got.Headers) != 0 || string(got.Body) != "request" {
 			t.Errorf("answer %+v", got)
 		}
@@ -117,7 +117,7 @@ func TestHandlerSeesTheRequest(t *testing.T) {
 			seen <- *req
 			return nil, nil
 		}})
-		b.put(DefaultQueue, amqp.Publishing{
+		b.put(amqp.Publishing{
 			AppId: "m", CorrelationId: "id", MessageId: "key", ReplyTo: rawQueue, Body: []byte("body"),
 			Headers: amqp.Table{"rpc-idempotent": true, "rpc-timeout-ms": int64(1000), "traceparent": "00"},
 		})
@@ -153,12 +153,12 @@ func TestDeadlineReachesTheHandler(t *testing.T) {
 			return nil, ctx.Err()
 		}
 		b, _ := serve(t, handlers{"m": h})
-		b.put(DefaultQueue, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
 		wantSame(t, "time left", <-left, 1500*time.Millisecond)
 		pass(2 * time.Second)
-		answer := b.take(rawQueue)[0]
+		answer := b.take()[0]
 		wantSame(t, "code", answer.Headers[headerCode], any("deadline_exceeded"))
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		wantSame(t, "time left without a budget", <-left, -1)
 	})
 }
@@ -168,12 +168,12 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"slow": slow, "m": counted(&runs, echo)}, WithWorkers(1), WithPrefetch(2))
-		b.put(DefaultQueue, request("slow"))
+		b.put(request("slow"))
 		budget := func(p *amqp.Publishing) {
 			p.Headers = amqp.Table{"rpc-timeout-ms": int64(1000)}
 			p.Expiration = "1000"
 		}
-		b.put(DefaultQueue, with(request("m"), budget)) // waits in the server
+		b.put(with(request("m"), budget)) // waits in the server
 		b.with(func(b *fakeBroker) {                    // waits in the broker
 			b.route(nil, DefaultQueue, false, with(request("m"), budget))
 		})
@@ -181,7 +181,7 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 		wantSame(t, "executions", runs.Load(), 0)
 		wantSame(t, "expired in the server", s.Stats().Expired, 1)
 		b.with(func(b *fakeBroker) { wantSame(t, "expired in the broker", b.queues[DefaultQueue].expired, 1) })
-		answers := b.take(rawQueue)
+		answers := b.take()
 		wantSame(t, "answers", len(answers), 2)
 		wantSame(t, "code", answers[1].Headers[headerCode], any("deadline_exceeded"))
 		wantSame(t, "ran", answers[1].Headers[headerRan], any(false))
@@ -206,11 +206,11 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 			return nil, nil
 		}}, WithWorkers(1))
 		for range 3 {
-			b.put(DefaultQueue, request("exit"))
+			b.put(request("exit"))
 		}
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
-		answers := b.take(rawQueue)
+		answers := b.take()
 		wantSame(t, "answers", len(answers), 4)
 		for i, want := range []any{"internal", "internal", "internal", nil} {
 			wantSame(t, "code", answers[i].Headers[headerCode], want)
@@ -227,10 +227,10 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 			"fails":  func(context.Context, *Request) ([]byte, error) { return nil, errors.New("disk on fire") },
 			"panics": func(context.Context, *Request) ([]byte, error) { panic("disk on fire") },
 		}, WithLogger(log))
-		b.put(DefaultQueue, request("fails"))
-		b.put(DefaultQueue, request("panics"))
+		b.put(request("fails"))
+		b.put(request("panics"))
 		settle()
-		for _, a := range b.take(rawQueue) {
+		for _, a := range b.take() {
 			if strings.Contains(string(a.Body), "fire") || a.Headers[headerCode] != "internal" {
 				t.Errorf("answer %+v", a)
 			}
@@ -258,9 +258,9 @@ func TestAnswerTooLarge(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, _ := serve(t, handlers{"m": c.h}, WithMaxMessageSize(limit))
-				b.put(DefaultQueue, request("m"))
+				b.put(request("m"))
 				settle()
-				answer := b.take(rawQueue)[0]
+				answer := b.take()[0]
 				code, _ := answer.Headers[headerCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
@@ -277,9 +277,9 @@ func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		b.holdConfirms()
-		b.put(DefaultQueue, request("m"))
+		b.put(request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take(rawQueue)), 1)
+		wantSame(t, "answers", len(b.take()), 1)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 1)
 		b.releaseConfirms()
@@ -306,9 +306,9 @@ func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 				log, logs := observed(zap.WarnLevel)
 				b, s := serve(t, handlers{"m": echo}, WithLogger(log))
 				b.fail(rawQueue, c.faults...)
-				b.put(DefaultQueue, request("m"))
+				b.put(request("m"))
 				settle()
-				wantSame(t, "answers", len(b.take(rawQueue)), c.answers)
+				wantSame(t, "answers", len(b.take()), c.answers)
 				wantSame(t, "warnings", logs.Len(), c.warns)
 				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
@@ -327,14 +327,14 @@ func TestWorkersAndPrefetchBoundTheServer(t *testing.T) {
 			return slow(ctx, req)
 		}}, WithWorkers(3), WithPrefetch(5))
 		for range 20 {
-			b.put(DefaultQueue, request("m"))
+			b.put(request("m"))
 		}
 		settle()
 		wantSame(t, "running", running.Load(), 3)
 		wantSame(t, "handed out", b.unacked(DefaultQueue), 5)
 		wantSame(t, "left in the queue", b.ready(DefaultQueue), 15)
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take(rawQueue)), 20)
+		wantSame(t, "answers", len(b.take()), 20)
 		wantSame(t, "most at once", most.Load(), 3)
 	})
 }
@@ -346,10 +346,10 @@ func TestServersShareAQueue(t *testing.T) {
 		b, _ := serve(t, handlers{"m": counted(&first, slow)}, WithWorkers(2))
 		ready(t, startServer(t, b, handlers{"m": counted(&second, slow)}, WithWorkers(2)).WaitReady)
 		for range 20 {
-			b.put(DefaultQueue, request("m"))
+			b.put(request("m"))
 		}
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take(rawQueue)), 20)
+		wantSame(t, "answers", len(b.take()), 20)
 		wantSame(t, "share of the first", first.Load(), 10)
 		wantSame(t, "share of the second", second.Load(), 10)
 	})

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"encoding/binary"
+	"maps"
 	"math"
 	"net"
 	"reflect"
@@ -29,7 +30,7 @@ func (s *seed) number() int64 {
 	var b [8]byte
 	n := copy(b[:], *s)
 	*s = (*s)[n:]
-	return int64(binary.LittleEndian.Uint64(b[:])) //nolint:gosec // any bits will do.
+	return int64(binary.LittleEndian.Uint64(b[:]))
 }
 
 func (s *seed) text() string {
@@ -51,29 +52,29 @@ func (s *seed) value(depth int) any {
 	case 2:
 		return s.byte()
 	case 3:
-		return int8(s.byte()) //nolint:gosec // any bits will do.
+		return int8(s.byte())
 	case 4:
-		return int16(s.number()) //nolint:gosec // any bits will do.
+		return int16(s.number())
 	case 5:
-		return uint16(s.number()) //nolint:gosec // any bits will do.
+		return uint16(s.number())
 	case 6:
-		return int32(s.number()) //nolint:gosec // any bits will do.
+		return int32(s.number())
 	case 7:
-		return uint32(s.number()) //nolint:gosec // any bits will do.
+		return uint32(s.number())
 	case 8:
 		return s.number()
 	case 9:
 		return int(s.number())
 	case 10:
-		return math.Float32frombits(uint32(s.number())) //nolint:gosec // any bits will do.
+		return math.Float32frombits(uint32(s.number()))
 	case 11:
-		return math.Float64frombits(uint64(s.number())) //nolint:gosec // any bits will do.
+		return math.Float64frombits(uint64(s.number()))
 	case 12:
 		return s.text()
 	case 13:
 		return []byte(s.text())
 	case 14:
-		return amqp.Decimal{Scale: s.byte(), Value: int32(s.number())} //nolint:gosec // any bits will do.
+		return amqp.Decimal{Scale: s.byte(), Value: int32(s.number())}
 	case 15:
 		return time.Unix(s.number()%1e10, 0)
 	case 16:
@@ -110,9 +111,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		if which&2 != 0 {
 			headers[headerIdempotent] = s.value(0)
 		}
-		for name, v := range s.table(0) {
-			headers[name] = v
-		}
+		maps.Copy(headers, s.table(0))
 		in, failed := decodeRequest(&amqp.Delivery{
 			AppId: method, ReplyTo: replyTo, CorrelationId: id, MessageId: key, Body: body, Headers: headers,
 		})
@@ -178,7 +177,7 @@ func FuzzRequestRoundTrip(f *testing.F) {
 			req.Header = nil
 		}
 		left := time.Duration(max(budget, 0))
-		if id == "" || hasNaN(req.Header) || checkRequest(&req, math.MaxInt) != nil {
+		if id == "" || checkRequest(&req, math.MaxInt) != nil {
 			return
 		}
 		in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", left, false)))
@@ -193,9 +192,6 @@ func FuzzRequestRoundTrip(f *testing.F) {
 		}
 	})
 }
-
-// hasNaN reports whether a value does not equal itself.
-func hasNaN(v any) bool { return !reflect.DeepEqual(v, v) }
 
 func FuzzAnswerRoundTrip(f *testing.F) {
 	f.Add("not_found", "no such thing", byte(1), int64(1500))
