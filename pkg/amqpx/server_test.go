@@ -174,7 +174,7 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 			p.Expiration = "1000"
 		}
 		b.put(with(request("m"), budget)) // waits in the server
-		b.with(func(b *fakeBroker) {                    // waits in the broker
+		b.with(func(b *fakeBroker) {      // waits in the broker
 			b.route(nil, DefaultQueue, false, with(request("m"), budget))
 		})
 		pass(10 * time.Second)

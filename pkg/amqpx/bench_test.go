@@ -1,0 +1,100 @@
+package amqpx
+
+import (
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func BenchmarkEncodeRequest(b *testing.B) {
+	req := &Request{Method: "b", Body: []byte("request"), CorrelationID: "7b1b2f0e-97d4-4a3b-bb6e-0d1f5f0a5c11"}
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = encodeRequest(req, "rpc_queue.reply", time.Second, false)
+	}
+}
+
+func BenchmarkDecodeRequest(b *testing.B) {
+	req := &Request{Method: "b", Body: []byte("request"), CorrelationID: "7b1b2f0e-97d4-4a3b-bb6e-0d1f5f0a5c11"}
+	d := delivered(encodeRequest(req, "rpc_queue.reply", time.Second, false))
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = decodeRequest(d)
+	}
+}
+
+func BenchmarkDecodeAnswer(b *testing.B) {
+	in := &incoming{Request: Request{CorrelationID: "id"}, speaksHeaders: true}
+	for name, p := range map[string]amqp.Publishing{
+		"result": encodeResult(in, []byte("b"), timing{queue: 1000, handler: 1000}, false),
+		"error":  encodeError(in, Errorf(CodeNotFound, "no such thing"), timing{}, false),
+	} {
+		b.Run(name, func(b *testing.B) {
+			d := delivered(p)
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _, _ = decodeAnswer(d)
+			}
+		})
+	}
+}
+
+func BenchmarkPending(b *testing.B) {
+	p := newPending()
+	for i := range 1000 { // others that wait
+		p.add(pendingCall("waiting " + strconv.Itoa(i)))
+	}
+	k := pendingCall("id")
+	d := answerTo("id", false)
+	b.ReportAllocs()
+	for b.Loop() {
+		k.answered = false
+		p.add(k)
+		p.answer(d)
+		<-k.events
+		p.remove(k)
+	}
+}
+
+func BenchmarkRoundTrip(b *testing.B) {
+	broker := newFakeBroker()
+	s, err := NewServer(testURL, broker.option())
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := s.Handle("m", echo); err != nil {
+		b.Fatal(err)
+	}
+	var served sync.WaitGroup
+	served.Go(func() { _ = s.Serve(b.Context()) }) // the context ends before the cleanup
+	b.Cleanup(served.Wait)
+	c, err := NewClient(testURL, broker.option())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close(b.Context()) //nolint:errcheck // only to free it.
+	body := []byte("request")
+	call := func() {
+		if _, err := c.Call(b.Context(), "m", body, WaitForServer()); err != nil {
+			b.Error(err)
+		}
+	}
+	b.Run("one caller", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			call()
+		}
+	})
+	b.Run("many callers", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetParallelism(64)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				call()
+			}
+		})
+	})
+}
