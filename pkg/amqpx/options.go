@@ -26,7 +26,7 @@ const (
 	DefaultWriteTimeout = 10 * time.Second
 	// DefaultBackoffMin is the bound of the first wait between attempts.
 	DefaultBackoffMin = 100 * time.Millisecond
-	// DefaultBackoffMax is the bound that the wait grows to.
+	// DefaultBackoffMax is the wait while a fault needs an operator.
 	DefaultBackoffMax = 10 * time.Second
 	// DefaultMaxMessageSize is RabbitMQ 4's own limit (max_message_size).
 	DefaultMaxMessageSize = 16 << 20
@@ -114,9 +114,11 @@ func WithWriteTimeout(d time.Duration) Option {
 	return option(func(c *config) { c.writeTimeout = d })
 }
 
-// WithBackoff sets the bounds of the wait between attempts to connect: random
-// between zero and a bound that doubles from first to most ("full jitter"). The
-// defaults are [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
+// WithBackoff sets the bounds of the wait between attempts to connect. After a
+// fault that may pass by itself, such as a refused connection, it is random between
+// zero and a bound that doubles from first up to most, at most 2 s ("full jitter").
+// While a fault needs an operator, such as a wrong password, it is most. The defaults
+// are [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
 func WithBackoff(first, most time.Duration) Option {
 	return option(func(c *config) { c.backoffMin, c.backoffMax = first, most })
 }

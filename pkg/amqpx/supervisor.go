@@ -16,6 +16,10 @@ import (
 // one that is accepted and dropped at once must not be dialed in a tight loop.
 const settledAfter = 5 * time.Second
 
+// passingFaultMax bounds the wait after a fault that may pass by itself, such as a
+// broker that restarts: calls wait for the link meanwhile, and their deadlines run.
+const passingFaultMax = 2 * time.Second
+
 // supervisor keeps one session alive: it is the only one that dials, and the only
 // writer of the status. amqp091-go's own recovery stays off; docs/adr/0001 says why.
 type supervisor struct {
@@ -45,7 +49,7 @@ func newSupervisor(cfg *config, role string, shared bool, setup func(context.Con
 // run keeps a session alive until ctx ends.
 func (v *supervisor) run(ctx context.Context) {
 	defer v.board.update(func(s *Status) { s.State = StateClosed })
-	wait := newBackoff(v.cfg.backoffMin, v.cfg.backoffMax)
+	wait := newBackoff(v.cfg.backoffMin, max(v.cfg.backoffMin, min(v.cfg.backoffMax, passingFaultMax)))
 	for ctx.Err() == nil {
 		s, err := v.connect(ctx)
 		if err == nil {
