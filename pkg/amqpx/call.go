@@ -38,6 +38,7 @@ type call struct {
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
 	sent       atomic.Int32  // how often it was written
+	returned   atomic.Bool   // the broker gave the last attempt back
 	// events never blocks its senders: a call gets at most one answer, and an
 	// attempt at most one fate, which is taken before the next attempt starts.
 	events chan event
@@ -74,8 +75,13 @@ func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	return k.key, true, k.msg
 }
 
-// settle implements outgoing.
+// settle implements outgoing. A message that the broker gave back is settled by its
+// confirm, which follows at once: settled by the return, its confirm could come when
+// the next attempt is under way, and would be taken for that one's.
 func (k *call) settle(f fate) {
+	if k.returned.Swap(false) {
+		f = fateUnroutable
+	}
 	if f == fateConfirmed {
 		k.move(stageWritten, stageConfirmed)
 		return

@@ -378,3 +378,30 @@ func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
 		}
 	})
 }
+
+func TestLateConfirmOfAnAttemptDoesNotCountForTheNext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		b.holdConfirms()
+		done := goCall(c, within(t, time.Hour), "m", nil, WaitForServer())
+		pass(time.Minute) // returned, perhaps several times, and never confirmed
+		h := newStepped()
+		ready(t, startServer(t, b, handlers{"m": h.handle}).WaitReady)
+		pass(2 * time.Second)
+		b.with(func(b *fakeBroker) {
+			b.held[0]()
+			b.held = b.held[1:]
+		})
+		<-h.begun
+		settle()
+		(&rig{broker: b}).cutClient()
+		got := <-done
+		wantIs(t, got.err, ErrOutcomeUnknown)
+		if got.took > 2*time.Minute {
+			t.Errorf("took %v", got.took)
+		}
+	})
+}

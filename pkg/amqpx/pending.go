@@ -103,13 +103,13 @@ func (p *pending) match(d *amqp.Delivery) (*call, verdict) {
 	}
 }
 
-// returned settles the call whose request the broker gave back.
+// returned marks the call whose request the broker gave back.
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
 	k := p.calls[r.CorrelationId]
 	p.mu.Unlock()
 	if k != nil {
-		k.settle(fateUnroutable)
+		k.returned.Store(true)
 	}
 }
 

@@ -106,9 +106,13 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 	}
 	p.returned(amqp.Return{CorrelationId: "nobody"})
 	p.returned(amqp.Return{CorrelationId: "a"})
+	wantSame(t, "fates before the confirm", len(a.events), 0)
+	a.settle(fateConfirmed)
+	b.settle(fateConfirmed)
 	wantSame(t, "fates of a", len(a.events), 1)
 	wantSame(t, "fate of a", (<-a.events).fate, fateUnroutable)
 	wantSame(t, "fates of b", len(b.events), 0)
+	wantSame(t, "mark left for the next attempt", a.returned.Load(), false)
 }
 
 func TestPendingClosedTakesNoCalls(t *testing.T) {
