@@ -274,8 +274,9 @@ func TestAnswersThatNoServerOfOursSends(t *testing.T) {
 			}
 			continue
 		}
-		if e := (want{code: c.code, outcome: c.outcome, remote: true}).check(t, got.err); e.Message() != c.text {
-			t.Errorf("%s: message %q, want %q", c.name, e.Message(), c.text)
+		want{code: c.code, outcome: c.outcome, remote: true}.check(t, got.err)
+		if text := message(got.err); text != c.text {
+			t.Errorf("%s: message %q, want %q", c.name, text, c.text)
 		}
 	}
 }
@@ -332,7 +333,6 @@ func TestRequestsThatCannotTravel(t *testing.T) {
 			opts = append(opts, c.opt)
 		}
 		_, err := client.Call(rig.Patience(t), c.method, nil, opts...)
-		t.Log(c.name, err)
 		want{code: amqpx.CodeInvalidArgument, outcome: amqpx.DidNotRun}.check(t, err)
 		if info.Attempts != 0 {
 			t.Errorf("%s: %d attempts, want none", c.name, info.Attempts)

@@ -62,7 +62,7 @@ func TestLinkLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 }
 
 // confirmed cuts a client's link after the broker confirmed its request.
-func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOption) (*rig.Rig, *amqpx.Client, *held, <-chan outcome) {
+func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOption) (*amqpx.Client, *held, <-chan outcome) {
 	t.Helper()
 	r := rig.New(t)
 	slow := hold()
@@ -74,7 +74,7 @@ func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOpti
 	rig.Recv(t, slow.entered, "the request to arrive")
 	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
 	proxy.Cut()
-	return r, c, slow, call
+	return c, slow, call
 }
 
 // reconnected waits for the link after the first.
@@ -89,7 +89,7 @@ func reconnected(t *testing.T, c *amqpx.Client) {
 func TestLinkLostAfterTheConfirm(t *testing.T) {
 	t.Parallel()
 	var info amqpx.CallInfo
-	_, client, slow, call := confirmed(t, nil, amqpx.WithCallInfo(&info))
+	client, slow, call := confirmed(t, nil, amqpx.WithCallInfo(&info))
 	reconnected(t, client)
 	close(slow.release)
 	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
@@ -129,14 +129,14 @@ func TestLinkLostAfterTheConfirmWithDirectReplies(t *testing.T) {
 	direct := []amqpx.ClientOption{amqpx.WithReplyMode(amqpx.ReplyDirect)}
 	t.Run("once", func(t *testing.T) {
 		t.Parallel()
-		_, _, slow, call := confirmed(t, direct)
+		_, slow, call := confirmed(t, direct)
 		defer close(slow.release)
 		want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrOutcomeUnknown}}.
 			check(t, rig.Recv(t, call, "the call to settle").err)
 	})
 	t.Run("idempotent", func(t *testing.T) {
 		t.Parallel()
-		_, _, slow, call := confirmed(t, direct, amqpx.Idempotent())
+		_, slow, call := confirmed(t, direct, amqpx.Idempotent())
 		rig.Recv(t, slow.entered, "the request to be sent again")
 		close(slow.release)
 		if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {

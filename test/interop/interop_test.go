@@ -107,7 +107,7 @@ func TestBothKindsOfServerShareAQueue(t *testing.T) {
 			if err := ours.Drain(); err != nil {
 				t.Errorf("drain: %v", err)
 			}
-			byOurs := int(ours.Stats().OK) //nolint:gosec // a few hundred.
+			byOurs := int(ours.Stats().OK)
 			if byOurs == 0 || byTheirs == 0 || byOurs+byTheirs != calls {
 				t.Errorf("ours answered %d, theirs %d, want a share each of %d", byOurs, byTheirs, calls)
 			}

@@ -21,7 +21,10 @@ type Management struct {
 }
 
 // Manage returns the management API of the broker under test.
-func Manage(t testing.TB) *Management { return &Management{t: t, base: ManagementURL()} }
+func Manage(t testing.TB) *Management {
+	t.Helper()
+	return &Management{t: t, base: ManagementURL()}
+}
 
 // Do makes one request; path elements are escaped. It reports whether the thing
 // asked for exists; any other failure fails the test.
@@ -29,10 +32,11 @@ func (m *Management) Do(method string, body, into any, path ...string) bool {
 	m.t.Helper()
 	ctx, cancel := afterwards(m.t)
 	defer cancel()
-	target := strings.TrimSuffix(m.base, "/") + "/api"
-	for _, p := range path {
-		target += "/" + url.PathEscape(p)
+	escaped := make([]string, len(path))
+	for i, p := range path {
+		escaped[i] = url.PathEscape(p)
 	}
+	target := strings.TrimSuffix(m.base, "/") + "/api/" + strings.Join(escaped, "/")
 	payload, err := json.Marshal(body)
 	if err != nil {
 		m.t.Fatalf("management API: %v", err)

@@ -63,7 +63,8 @@ func Run(t testing.TB, env []string, name string, args ...string) *Program {
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.done
-		for range p.lines { //nolint:revive // until the reader has ended, so that it logs no more.
+		for range p.lines {
+			// Until the reader has ended, so that it logs no more.
 		}
 	})
 	return p

@@ -61,5 +61,6 @@ func Patience(t testing.TB) context.Context {
 
 // afterwards returns a context for cleaning up, when the test's own has ended.
 func afterwards(t testing.TB) (context.Context, context.CancelFunc) {
+	t.Helper()
 	return context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 }
