@@ -7,7 +7,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 BIN := $(CURDIR)/.bin
-MODULES := $(patsubst %/go.mod,%,$(wildcard go.mod test/go.mod bench/go.mod))
+MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod test/go.mod bench/go.mod)))
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3
