@@ -37,6 +37,11 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		{"unroutable", fate(fateUnroutable), DidNotRun},
 		{"lost", fate(fateLost), MayHaveRun},
 		{"lost, then queued again", func(k *call) { fate(fateLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"lost, then refused", func(k *call) {
+			fate(fateLost)(k)
+			k.stage.Store(uint32(stageQueued))
+			fate(fateRefused)(k)
+		}, MayHaveRun},
 		{"refused, then queued again", func(k *call) { fate(fateRefused)(k); k.stage.Store(uint32(stageQueued)) }, DidNotRun},
 	} {
 		t.Run(c.name, func(t *testing.T) {

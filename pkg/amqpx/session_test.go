@@ -130,6 +130,9 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 				wantIs(t, s.cause, c.want)
 				s.close()
 				wantSame(t, "open connections", b.openLinks(), 0)
+				if fakeOf(s.pub).reason == nil && fakeOf(s.sub).reason == nil {
+					t.Error("a failed session was closed politely, which waits for a dead peer")
+				}
 			})
 		})
 	}
@@ -153,6 +156,9 @@ func TestSessionThatWeEndHasNoCause(t *testing.T) {
 		s.watch(func(amqp.Blocking) {})
 		s.close()
 		s.close()
+		if fakeOf(s.pub).reason != nil || fakeOf(s.sub).reason != nil {
+			t.Error("a healthy session was cut")
+		}
 		if s.cause != nil {
 			t.Errorf("cause %v", s.cause)
 		}
