@@ -22,14 +22,12 @@ func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
 	return b
 }
 
-// sleep waits for d or for the end of ctx, and reports whether d passed.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d or for the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
 	case <-ctx.Done():
-		return false
 	}
 }

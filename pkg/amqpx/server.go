@@ -23,8 +23,8 @@ type Server struct {
 	track   tracker // consumers and unsettled requests
 	// consumers is how many of track's are consumers.
 	consumers atomic.Int64
-	counts  serverCounts
-	adopted sync.Once // warns once of a queue with other properties
+	counts    serverCounts
+	adopted   sync.Once // warns once of a queue with other properties
 
 	serving   atomic.Bool
 	draining  chan struct{} // closed when no further request is started

@@ -81,7 +81,7 @@ type serverCounts struct {
 func (s *Server) Stats() ServerStats {
 	return ServerStats{
 		Requests:   s.counts.requests.Load(),
-		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load(), 0)), //nolint:gosec // the bound makes it fit.
+		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load(), 0)),
 		OK:         s.counts.ok.Load(),
 		Failed:     s.counts.failed.Load(),
 		Panics:     s.counts.panics.Load(),
