@@ -240,9 +240,7 @@ func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
 	if got := server.Stats().Expired; got == 0 {
 		t.Error("server counted no expired call")
 	}
-	if got := client.Stats().Late; got != 2 {
-		t.Errorf("client counted %d late answers, want the two of the calls that ended", got)
-	}
+	rig.Eventually(t, "the answers to both calls that ended are counted", func() bool { return client.Stats().Late == 2 })
 }
 
 func TestExpiredInTheQueueNeverRuns(t *testing.T) {
@@ -250,18 +248,21 @@ func TestExpiredInTheQueueNeverRuns(t *testing.T) {
 	r := rig.New(t)
 	r.Declare(true, nil)
 	client := r.Ready()
-	_, err := client.Call(rig.Within(t, 300*time.Millisecond), "run", nil)
+	// The broker counts from the arrival, so the other call's end shows that the
+	// first one's time is over there too.
+	ends := begin(rig.Within(t, 400*time.Millisecond), client, "run", []byte("on the edge"))
+	_, err := client.Call(rig.Within(t, 100*time.Millisecond), "run", []byte("too late"))
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
+	rig.Recv(t, ends, "the other call's deadline")
 
 	runs := hold()
 	close(runs.release)
-	server := r.Serve(rig.Methods{"run": runs.handle})
+	r.Serve(rig.Methods{"run": runs.handle})
 	rig.Call(t, client, "run", []byte("in time"))
-	if got := string(rig.Recv(t, runs.entered, "the handler").Body); got != "in time" {
-		t.Errorf("%q ran, want only the call in time", got)
-	}
-	if got := server.Stats().Requests; got != 1 {
-		t.Errorf("server got %d requests, want the broker to drop the expired one", got)
+	for body := ""; body != "in time"; {
+		if body = string(rig.Recv(t, runs.entered, "the handler").Body); body == "too late" {
+			t.Error("a call ran after its time")
+		}
 	}
 }
 
