@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -368,54 +367,5 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 		<-w.ended
 		wantSame(t, "took", time.Since(stopped), 0)
 		wantSame(t, "open connections", w.broker.openLinks(), 0)
-	})
-}
-
-func TestSupervisorShowsTheAlarm(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		w := newWatched(t, testURL)
-		w.run(t)
-		ready(t, w.waitReady)
-		w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
-		w.broker.setAlarm("low on memory")
-		settle()
-		st := w.board.get()
-		wantSame(t, "state", st.State, StateBlocked)
-		wantSame(t, "reason", st.Reason, "low on memory")
-		if err := w.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("ready while blocked: %v", err)
-		}
-		w.broker.setAlarm("")
-		settle()
-		st = w.board.get()
-		wantSame(t, "state", st.State, StateReady)
-		wantSame(t, "reason", st.Reason, "")
-		w.broker.kick(nil)
-		ready(t, w.waitReady)
-	})
-}
-
-func TestStatusAfterALoss(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		w := newWatched(t, testURL)
-		w.run(t)
-		ready(t, w.waitReady)
-		wantSame(t, "broker", w.board.get().Broker, "broker.test:5672")
-		w.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
-		settle()
-		st := w.board.get()
-		wantSame(t, "state", st.State, StateReconnecting)
-		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
-		wantSame(t, "generation", st.Generation, 1)
-		w.broker.with(func(b *fakeBroker) { b.onDial = nil })
-		ready(t, w.waitReady)
-		st = w.board.get()
-		wantSame(t, "generation", st.Generation, 2)
-		if st.Err != nil {
-			t.Errorf("error %v while ready", st.Err)
-		}
 	})
 }

@@ -1,0 +1,60 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func TestSupervisorShowsTheAlarm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.run(t)
+		ready(t, w.waitReady)
+		w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
+		w.broker.setAlarm("low on memory")
+		settle()
+		st := w.board.get()
+		wantSame(t, "state", st.State, StateBlocked)
+		wantSame(t, "reason", st.Reason, "low on memory")
+		if err := w.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("ready while blocked: %v", err)
+		}
+		w.broker.setAlarm("")
+		settle()
+		st = w.board.get()
+		wantSame(t, "state", st.State, StateReady)
+		wantSame(t, "reason", st.Reason, "")
+		w.broker.kick(nil)
+		ready(t, w.waitReady)
+	})
+}
+
+func TestStatusAfterALoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.run(t)
+		ready(t, w.waitReady)
+		wantSame(t, "broker", w.board.get().Broker, "broker.test:5672")
+		w.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		settle()
+		st := w.board.get()
+		wantSame(t, "state", st.State, StateReconnecting)
+		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
+		wantSame(t, "generation", st.Generation, 1)
+		w.broker.with(func(b *fakeBroker) { b.onDial = nil })
+		ready(t, w.waitReady)
+		st = w.board.get()
+		wantSame(t, "generation", st.Generation, 2)
+		if st.Err != nil {
+			t.Errorf("error %v while ready", st.Err)
+		}
+	})
+}
