@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -16,11 +18,16 @@ type loop struct {
 	confirms bool // publisher confirms on both sides; else none
 	split    bool // a connection each for publishing and consuming, on both sides
 	direct   bool // direct reply-to instead of an exclusive reply queue
+	// deadlines has messages carry what amqpx's do: the time budget as expiration and
+	// header, and in answers the times in the server.
+	deadlines bool
 }
 
 const (
 	// loopPrefetch is ample for the loads and equal to amqpx's default.
 	loopPrefetch = 128
+	// loopTimeout is the deadline of calls that have one, amqpx's default.
+	loopTimeout = 30 * time.Second
 	// directReplyTo is https://www.rabbitmq.com/docs/direct-reply-to.
 	directReplyTo = "amq.rabbitmq.reply-to"
 )
@@ -40,7 +47,12 @@ func (l loop) settings() string {
 	} else {
 		text += ", one connection each side"
 	}
-	return text + fmt.Sprintf(", prefetch %d, handler inline in the consuming goroutine, transient messages, no deadlines", loopPrefetch)
+	if l.deadlines {
+		text += ", deadline and times in properties and headers"
+	} else {
+		text += ", no deadlines"
+	}
+	return text + fmt.Sprintf(", prefetch %d, handler inline in the consuming goroutine, transient messages", loopPrefetch)
 }
 
 // loopLink is the connections and channels of one side.
@@ -95,7 +107,7 @@ func (l loop) serve(ctx context.Context, env environment, ready func()) error {
 	if err != nil {
 		return err
 	}
-	s := &loopServer{link: k, unconfirmed: make(chan unconfirmedAnswer, loopPrefetch)}
+	s := &loopServer{deadlines: l.deadlines, link: k, unconfirmed: make(chan unconfirmedAnswer, loopPrefetch)}
 	requests, err := s.consume(env.Queue)
 	if err != nil {
 		return errors.Join(err, k.close())
@@ -115,6 +127,7 @@ func (l loop) serve(ctx context.Context, env environment, ready func()) error {
 }
 
 type loopServer struct {
+	deadlines   bool
 	link        *loopLink
 	unconfirmed chan unconfirmedAnswer
 }
@@ -136,13 +149,15 @@ func (s *loopServer) consume(queue string) (<-chan amqp.Delivery, error) {
 
 func (s *loopServer) answerAll(requests <-chan amqp.Delivery) error {
 	for d := range requests {
+		arrived := time.Now()
 		if d.AppId != method || string(d.Body) != requestBody {
 			return fmt.Errorf("request %q with body %q", d.AppId, d.Body)
 		}
-		confirm, err := s.link.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, amqp.Publishing{
-			CorrelationId: d.CorrelationId,
-			Body:          []byte(answerBody),
-		})
+		answer := amqp.Publishing{CorrelationId: d.CorrelationId, Body: []byte(answerBody)}
+		if s.deadlines {
+			answer.Headers = amqp.Table{"rpc-queue-us": int64(0), "rpc-handler-us": time.Since(arrived).Microseconds()}
+		}
+		confirm, err := s.link.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, answer)
 		if err != nil {
 			return err
 		}
@@ -170,7 +185,7 @@ func (l loop) dial(_ context.Context, env environment) (caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &loopCaller{link: k, queue: env.Queue, replyTo: directReplyTo, waiting: make(map[string]chan []byte), ended: make(chan struct{})}
+	c := &loopCaller{deadlines: l.deadlines, link: k, queue: env.Queue, replyTo: directReplyTo, waiting: make(map[string]chan []byte), ended: make(chan struct{})}
 	if !l.direct {
 		q, err := k.sub.QueueDeclare("", false, false, true, false, nil)
 		if err != nil {
@@ -187,10 +202,11 @@ func (l loop) dial(_ context.Context, env environment) (caller, error) {
 }
 
 type loopCaller struct {
-	link    *loopLink
-	queue   string
-	replyTo string
-	ended   chan struct{} // closed when no more answers come
+	deadlines bool
+	link      *loopLink
+	queue     string
+	replyTo   string
+	ended     chan struct{} // closed when no more answers come
 
 	mu      sync.Mutex
 	waiting map[string]chan []byte
@@ -217,12 +233,16 @@ func (c *loopCaller) call(ctx context.Context) ([]byte, error) {
 	c.mu.Lock()
 	c.waiting[id] = answer
 	c.mu.Unlock()
-	confirm, err := c.link.pub.PublishWithDeferredConfirm("", c.queue, true, false, amqp.Publishing{
-		AppId:         method,
-		ReplyTo:       c.replyTo,
-		CorrelationId: id,
-		Body:          []byte(requestBody),
-	})
+	request := amqp.Publishing{AppId: method, ReplyTo: c.replyTo, CorrelationId: id, Body: []byte(requestBody)}
+	if c.deadlines {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, loopTimeout)
+		defer cancel()
+		budget := loopTimeout.Milliseconds()
+		request.Expiration = strconv.FormatInt(budget, 10)
+		request.Headers = amqp.Table{"rpc-timeout-ms": budget}
+	}
+	confirm, err := c.link.pub.PublishWithDeferredConfirm("", c.queue, true, false, request)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,7 @@ func newReport(o options) *Report {
 		BrokerMeasured: o.brokerPID != 0,
 	}
 	for _, label := range o.contenders {
-		if label == baseline || label == baselineConfirms {
+		if label == baseline || label == baselineSame {
 			r.Baselines = append(r.Baselines, label)
 		}
 		name, _ := splitLabel(label)

@@ -140,7 +140,9 @@ func (c *consumer) acknowledge() {
 
 func (c *consumer) ackBurst(first *job) {
 	tags := append(make([]uint64, 0, len(c.acks)+1), first.delivery.DeliveryTag)
-	runtime.Gosched() // those that are about to come join the burst
+	if len(c.acks) > 0 {
+		runtime.Gosched() // those that are about to come join the burst
+	}
 	for more := true; more && len(tags) < burst; {
 		select {
 		case j := <-c.acks:

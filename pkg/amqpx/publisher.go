@@ -110,9 +110,11 @@ func (p *publisher) passGate() bool {
 
 // writeBurst publishes first and whatever waits behind it, in one write. A sender
 // wakes this goroutine with its message, ahead of others that are ready to send;
-// yielding once lets them join the burst.
+// while there are others, yielding once lets them join the burst.
 func (p *publisher) writeBurst(first outgoing, outbox <-chan outgoing) {
-	runtime.Gosched()
+	if len(p.unconfirmed) > 0 {
+		runtime.Gosched()
+	}
 	if len(outbox) == 0 {
 		p.publish(first)
 		return
