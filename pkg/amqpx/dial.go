@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,7 +43,11 @@ func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
 			if err != nil {
 				return nil, err
 			}
-			return conns.set(newSocket(raw, d.writeTimeout)), nil
+			s := newSocket(raw, d.writeTimeout)
+			if strings.HasPrefix(url, "amqp:") {
+				s.frames = newFrameReader(raw) // under TLS there are no frames to see here
+			}
+			return conns.set(s), nil
 		},
 	})
 	if err != nil {

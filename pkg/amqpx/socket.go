@@ -22,6 +22,7 @@ type socket struct {
 	net.Conn
 
 	timeout time.Duration
+	frames  *frameReader // what Read reads, or nil for the connection itself
 
 	mu      sync.Mutex
 	room    sync.Cond // signalled when a write ended
@@ -36,6 +37,14 @@ func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
 	s := &socket{Conn: conn, timeout: writeTimeout}
 	s.room.L = &s.mu
 	return s
+}
+
+// Read reads what the broker sent.
+func (s *socket) Read(p []byte) (int, error) {
+	if s.frames == nil {
+		return s.Conn.Read(p)
+	}
+	return s.frames.Read(p)
 }
 
 // Write gathers p, or writes it through when the socket is idle.

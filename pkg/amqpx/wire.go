@@ -25,6 +25,8 @@ const (
 	headerRetryAfter = headerPrefix + "retry-after-ms"
 	headerQueueTime  = headerPrefix + "queue-us"
 	headerHandler    = headerPrefix + "handler-us"
+	// headerUnreadable stands for headers that could not be read; see frameReader.
+	headerUnreadable = headerPrefix + "unreadable"
 )
 
 const (

@@ -49,6 +49,9 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	var t timing
 	t.queue, _ = duration(d.Headers[headerQueueTime], time.Microsecond)
 	t.handler, _ = duration(d.Headers[headerHandler], time.Microsecond)
+	if _, ok := d.Headers[headerUnreadable]; ok {
+		return nil, t, &Error{code: CodeDataLoss, message: "the answer's headers cannot be read", remote: true, outcome: Ran}
+	}
 	raw, failed := d.Headers[headerCode]
 	if !failed {
 		return d.Body, t, nil

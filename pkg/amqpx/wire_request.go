@@ -83,6 +83,9 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 		in.OneWay = true // there is nowhere to send even the refusal
 		return in, refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
 	}
+	if _, ok := d.Headers[headerUnreadable]; ok {
+		return in, refusal(CodeInvalidArgument, "headers nested deeper than %d or of more than %d entries", readableDepth, readableEntries)
+	}
 	if v, ok := d.Headers[headerTimeout]; ok {
 		in.speaksHeaders = true
 		if in.budget, ok = duration(v, time.Millisecond); !ok {

@@ -89,6 +89,9 @@ func TestRequestsThatNoClientOfOursSends(t *testing.T) {
 		{"huge header", header("huge", strings.Repeat("h", 100<<10)), ok, "b"},
 		{"many headers", amqp.Publishing{AppId: "b", CorrelationId: "1", Headers: many(4000)}, ok, "b"},
 		{"deep nesting", header("deep", nested(30)), ok, "b"},
+		{"deepest nesting", header("deep", nested(31)), ok, "b"},
+		{"nesting beyond what can be read", header("deep", nested(60)), invalid, "nested deeper"},
+		{"more headers than can be read", amqp.Publishing{AppId: "b", CorrelationId: "1", Headers: many(9000)}, invalid, "8192 entries"},
 		{"header without a name", header("", "x"), ok, "b"},
 		{"header named by bytes", header("\xff\x00", []byte{0, 255}), ok, "b"},
 	}
