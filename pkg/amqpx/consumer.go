@@ -63,7 +63,7 @@ func (c *consumer) receive(requests <-chan amqp.Delivery) {
 		case d, ok := <-requests:
 			if !ok {
 				if draining != nil {
-					c.sess.fail(errConsumerCanceled)
+					c.sess.consumerEnded()
 				}
 				return
 			}

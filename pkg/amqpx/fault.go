@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -45,6 +46,22 @@ func needsOperator(err error) (some, every bool) {
 		some, every = some || operator, every && operator
 	}
 	return some, every
+}
+
+// kindOfFault names what the faults joined in err have in common with the same ones
+// a moment later: not their causes, which hold port numbers.
+func kindOfFault(err error) string {
+	faults := []error{err}
+	if nodes, ok := err.(interface{ Unwrap() []error }); ok {
+		faults = nodes.Unwrap()
+	}
+	var kinds []string
+	for _, e := range faults {
+		if f, ok := errors.AsType[*linkError](e); ok {
+			kinds = append(kinds, f.broker+": "+f.plain)
+		}
+	}
+	return strings.Join(kinds, "; ")
 }
 
 // classify turns the error of one attempt, or the end of one link, into a

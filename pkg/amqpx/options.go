@@ -133,8 +133,12 @@ func WithMiddleware(m ...Middleware) Option {
 	return option(func(c *config) { c.middleware = slices.Concat(c.middleware, m) })
 }
 
-// WithLogger sets the logger; the default logs nothing. Passwords never appear.
+// WithLogger sets the logger; the default, and nil, logs nothing. Passwords never
+// appear.
 func WithLogger(l *zap.Logger) Option {
+	if l == nil {
+		l = zap.NewNop()
+	}
 	return option(func(c *config) { c.logger = l.Named("amqpx") })
 }
 
@@ -183,7 +187,7 @@ func (c *config) validate() error {
 // validateURL names a bad URL by its place in the list: its text may hold a
 // password, and the parsers' errors quote it.
 func validateURL(index int, raw string) error {
-	if _, err := amqp.ParseURI(raw); err != nil {
+	if uri, err := amqp.ParseURI(raw); err != nil || uri.Port < 1 || uri.Port > 65535 {
 		return fmt.Errorf("broker URL %d: want amqp://user:password@host:port/vhost or amqps, with reserved characters percent-encoded", index+1)
 	}
 	return nil

@@ -19,6 +19,9 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, again when
 // that is safe, and waits for the answer.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
+	if req.call.info != nil {
+		*req.call.info = CallInfo{}
+	}
 	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}

@@ -126,6 +126,14 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
 var errConsumerCanceled = errors.New("the broker cancelled the consumer: was its queue deleted?")
 
+// consumerEnded is called when deliveries end that were not cancelled here. When the
+// channel has ended too, its watcher knows the better reason.
+func (s *session) consumerEnded() {
+	if !s.subCh.IsClosed() {
+		s.fail(errConsumerCanceled)
+	}
+}
+
 // run starts f as a goroutine of the session; f must end when done is closed.
 func (s *session) run(f func()) { s.wg.Go(f) }
 

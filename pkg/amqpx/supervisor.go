@@ -32,7 +32,7 @@ type supervisor struct {
 	targets []brokerTarget
 
 	board     statusBoard
-	lastFault string // what was logged last, to say each fault once
+	lastFault string // the kind that was logged last, to say each once
 
 	mu      sync.Mutex
 	session *session
@@ -158,10 +158,11 @@ func (v *supervisor) report(err error) {
 	if some, _ := needsOperator(err); some {
 		log = v.cfg.logger.Error
 	}
-	if err.Error() == v.lastFault {
+	fault := kindOfFault(err)
+	if fault == v.lastFault {
 		log = v.cfg.logger.Debug
 	}
-	v.lastFault = err.Error()
+	v.lastFault = fault
 	log("link down, reconnecting", zap.String("role", v.role), zap.Error(err))
 }
 

@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -60,6 +61,10 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	e := &Error{code: Code(text), message: string(d.Body), remote: true, outcome: Ran}
 	if !e.code.Valid() {
 		e.code = CodeUnknown
+	}
+	if e.code == CodeDeadlineExceeded {
+		// The caller need not know whose clock ran out first.
+		e.causes = []error{context.DeadlineExceeded}
 	}
 	if e.message == "" {
 		e.message, _ = d.Headers[headerMessage].(string)
