@@ -5,12 +5,12 @@
 . "$(dirname "$0")/lib.sh"
 
 readonly TREES=$CACHE/rootfs
-readonly MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
-# base TREE: the bare distribution with CA certificates.
+# base TREE: the bare distribution with CA certificates, from DEBIAN_MIRROR or else
+# from debootstrap's own choice.
 base() {
 	need debootstrap debootstrap
-	debootstrap --variant=minbase --include=ca-certificates "$suite" "$1" "$MIRROR"
+	debootstrap --variant=minbase --include=ca-certificates "$suite" "$1" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
 	echo '127.0.0.1 localhost' >"$1/etc/hosts"
 	printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d"
 	chmod 755 "$1/usr/sbin/policy-rc.d"
