@@ -53,8 +53,9 @@ tools: ## install the pinned lint tools into .bin
 ## Testing
 
 .PHONY: unit integration interop browser suite e2e test fuzz bench
-unit: ## tests of the root module, with the race detector, without a broker
+unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
+	@cd bench && go test -race -count=1 ./...
 
 integration: ## tests against a private broker; BROKER=3 or 4
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
