@@ -99,3 +99,19 @@ func TestParseTarget(t *testing.T) {
 		wantSame(t, url, parseTarget(url), want)
 	}
 }
+
+// The texts of one fault differ from attempt to attempt, by a local port or by which
+// side of the link noticed first; the log tells it once all the same.
+func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
+	t.Parallel()
+	a, b := parseTarget("amqp://a"), parseTarget("amqp://b")
+	refused := func(port int) error { return fmt.Errorf("read 127.0.0.1:%d: connection refused", port) }
+	one := errors.Join(classify(a, refused(1)), classify(b, amqp.ErrClosed))
+	again := errors.Join(classify(a, refused(2)), classify(b, &amqp.Error{Code: amqp.FrameError, Reason: "EOF"}))
+	if kindOfFault(one) != kindOfFault(again) {
+		t.Errorf("%q is not %q", kindOfFault(one), kindOfFault(again))
+	}
+	if kindOfFault(one) == kindOfFault(classify(a, amqp.ErrCredentials)) {
+		t.Error("a wrong password is taken for a refused connection")
+	}
+}

@@ -123,3 +123,19 @@ func TestOptionsOfOneClientDoNotReachAnother(t *testing.T) {
 	_, _ = Chain(echo, second.middleware...)(t.Context(), &Request{})
 	wantSame(t, "order", strings.Join(order, ""), "abcdabce")
 }
+
+func TestNilLoggerLogsNothing(t *testing.T) {
+	t.Parallel()
+	if _, err := NewServer(testURL, WithLogger(nil)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPortOutOfRangeIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, port := range []string{"0", "65536"} {
+		if _, err := NewServer("amqp://host:" + port); err == nil {
+			t.Errorf("port %s is taken", port)
+		}
+	}
+}

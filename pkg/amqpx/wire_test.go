@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"math"
@@ -283,5 +284,13 @@ func TestMillisecondsRoundUp(t *testing.T) {
 	t.Parallel()
 	for d, want := range map[time.Duration]int64{0: 0, 1: 1, time.Millisecond: 1, time.Millisecond + 1: 2, time.Second: 1000} {
 		wantSame(t, d.String(), milliseconds(d), want)
+	}
+}
+
+func TestRemoteDeadlineMatchesTheContexts(t *testing.T) {
+	t.Parallel()
+	_, _, err := decodeAnswer(&amqp.Delivery{Headers: amqp.Table{headerCode: string(CodeDeadlineExceeded)}})
+	if !errors.Is(err, context.DeadlineExceeded) || !err.Remote() {
+		t.Errorf("got %v", err)
 	}
 }
