@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
@@ -21,23 +22,49 @@ type answer struct {
 	tries  int
 }
 
-// answer hands an answer to the publisher. A one-way call has none: it is
-// acknowledged as it is.
-func (s *Server) answer(j *job, in *incoming, msg amqp.Publishing) {
-	if in.OneWay {
+// reply answers a job. A one-way call has no answer: it is acknowledged as it is.
+// Without a link the answer waits in the outbox for the next one: the reply queue
+// outlives the link.
+func (s *Server) reply(j *job, r reply) {
+	if j.in.OneWay {
 		j.settled()
 		return
 	}
-	s.send(&answer{server: s, job: j, key: in.replyTo, msg: msg})
-}
-
-// send puts an answer in the outbox. Without a link it waits there for the next
-// one: the reply queue outlives the link.
-func (s *Server) send(a *answer) {
 	select {
-	case s.outbox <- a:
+	case s.outbox <- s.answerTo(j, r):
 	case <-s.quit:
 		s.track.done()
+	}
+}
+
+// refuse answers a job that no handler ran.
+func (s *Server) refuse(j *job, e *Error) {
+	s.counts.refused.Add(1)
+	s.reply(j, reply{failed: e, timing: timing{queue: time.Since(j.arrived)}})
+}
+
+// answerTo makes the answer of a job.
+func (s *Server) answerTo(j *job, r reply) *answer {
+	a := &answer{server: s, job: j, key: j.in.replyTo}
+	if r.failed != nil {
+		a.msg = encodeError(j.in, r.failed, r.timing, s.cfg.persistent)
+	} else {
+		a.msg = encodeResult(j.in, r.body, r.timing, s.cfg.persistent)
+	}
+	return a
+}
+
+// trySend puts an answer in the outbox if that does not have to wait.
+func (s *Server) trySend(a *answer) bool {
+	if a.job.in.OneWay {
+		a.job.settled()
+		return true
+	}
+	select {
+	case s.outbox <- a:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -53,12 +80,9 @@ func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 // settle implements outgoing.
 func (a *answer) settle(f fate) {
 	if f == fateRefused {
-		if a.tries++; a.tries < answerTries {
-			select {
-			case a.server.outbox <- a:
-				return
-			default: // the publisher's own goroutine must not wait for the publisher
-			}
+		// This is the publisher's own goroutine, which must not wait for the publisher.
+		if a.tries++; a.tries < answerTries && a.server.trySend(a) {
+			return
 		}
 		a.server.cfg.logger.Warn("the broker refused an answer, its caller gets none",
 			zap.String("reply_to", a.key), zap.String("correlation_id", a.msg.CorrelationId))

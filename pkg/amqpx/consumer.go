@@ -9,11 +9,16 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// consumer takes requests off the queue for one session and acknowledges them.
+// retryPrefetch is how many requests of the retry queue a server has in hand: one,
+// so that one that kills its server takes no other with it.
+const retryPrefetch = 1
+
+// consumer takes requests off the queue, and off the retry queue if there is one, for
+// one session and acknowledges them.
 type consumer struct {
 	server *Server
 	sess   *session
-	tag    string
+	tags   []string  // of its one or two subscriptions
 	acks   chan *job // answered, to be acknowledged
 	open   openTags  // of acknowledge
 	// silent is closed when the broker hands out nothing more to this consumer.
@@ -23,54 +28,83 @@ type consumer struct {
 // job is one request on its way through a server.
 type job struct {
 	from     *consumer
+	queue    string // it came from
 	delivery amqp.Delivery
 	arrived  time.Time
+	in       *incoming // nil until it was decoded
 }
 
 func newConsumer(s *Server, sess *session) *consumer {
 	return &consumer{
 		server: s,
 		sess:   sess,
-		tag:    s.cfg.name + "-" + uuid.NewString(),
-		acks:   make(chan *job, s.cfg.prefetch),
+		acks:   make(chan *job, s.cfg.prefetch+retryPrefetch),
 		silent: make(chan struct{}),
 	}
 }
 
 // start begins to consume; two goroutines run until the session ends.
 func (c *consumer) start() error {
-	requests, err := c.sess.subCh.Consume(c.server.cfg.queue.Name, c.tag, false, false, false, false, nil)
+	cfg := c.server.cfg
+	requests, err := c.subscribe(cfg.queue.Name, cfg.prefetch)
 	if err != nil {
 		return err
+	}
+	var retries <-chan amqp.Delivery // never ready without a retry queue
+	if cfg.deliveryLimit > 0 {
+		if retries, err = c.subscribe(cfg.queue.retryQueue().Name, retryPrefetch); err != nil {
+			return err
+		}
 	}
 	c.server.track.add()
 	c.server.consumers.Add(1)
 	c.sess.run(func() {
 		defer c.server.track.done()
 		defer c.server.consumers.Add(-1)
-		c.receive(requests)
+		c.receive(requests, retries)
 	})
 	c.sess.run(c.acknowledge)
 	return nil
 }
 
+// subscribe begins one subscription. The prefetch holds for those that begin after
+// it (https://www.rabbitmq.com/docs/consumer-prefetch).
+func (c *consumer) subscribe(queue string, prefetch int) (<-chan amqp.Delivery, error) {
+	if err := c.sess.subCh.Qos(prefetch, 0, false); err != nil {
+		return nil, err
+	}
+	tag := c.server.cfg.name + "-" + uuid.NewString()
+	c.tags = append(c.tags, tag)
+	return c.sess.subCh.Consume(queue, tag, false, false, false, false, nil)
+}
+
 // receive hands requests to the workers. When the server drains it ends the
-// consumer and gives back what was on its way.
-func (c *consumer) receive(requests <-chan amqp.Delivery) {
+// subscriptions and takes what was on its way.
+func (c *consumer) receive(requests, retries <-chan amqp.Delivery) {
 	draining := c.server.draining
-	for {
+	ended := func(subscription *<-chan amqp.Delivery) {
+		*subscription = nil
+		if draining != nil {
+			c.sess.consumerEnded()
+		}
+	}
+	for requests != nil || retries != nil {
 		select {
 		case d, ok := <-requests:
 			if !ok {
-				if draining != nil {
-					c.sess.consumerEnded()
-				}
-				return
+				ended(&requests)
+				continue
 			}
-			c.take(d)
+			c.take(d, c.server.cfg.queue.Name)
+		case d, ok := <-retries:
+			if !ok {
+				ended(&retries)
+				continue
+			}
+			c.take(d, c.server.cfg.queue.retryQueue().Name)
 		case <-draining:
-			draining = nil // from here on, the end of requests is what we asked for
-			if err := c.sess.subCh.Cancel(c.tag, false); err != nil {
+			draining = nil // from here on, the end of a subscription is what we asked for
+			if err := c.cancel(); err != nil {
 				c.sess.fail(err)
 				return
 			}
@@ -81,12 +115,24 @@ func (c *consumer) receive(requests <-chan amqp.Delivery) {
 	}
 }
 
+func (c *consumer) cancel() error {
+	for _, tag := range c.tags {
+		if err := c.sess.subCh.Cancel(tag, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // take makes a job of a delivery. The jobs channel holds a whole prefetch, so
 // this blocks only while jobs of an ended session are still in it.
-func (c *consumer) take(d amqp.Delivery) {
-	j := &job{from: c, delivery: d, arrived: time.Now()}
+func (c *consumer) take(d amqp.Delivery, queue string) {
+	j := &job{from: c, queue: queue, delivery: d, arrived: time.Now()}
 	c.server.counts.requests.Add(1)
 	c.server.track.add()
+	if c.server.shed(j) {
+		return
+	}
 	select {
 	case c.server.jobs <- j:
 	case <-c.sess.done:
@@ -109,16 +155,9 @@ func (j *job) settled() {
 	}
 }
 
-// giveBack returns a request that was not started to the queue. It waits until the
-// consumer has ended: before that the broker may hand the request right back.
-func (j *job) giveBack() {
+// requeue gives a request back to the broker as it is, which marks it as handed out.
+func (j *job) requeue() {
 	defer j.from.server.track.done()
-	select {
-	case <-j.from.silent:
-	case <-j.from.sess.done:
-		return // the broker hands it out again
-	}
-	j.from.server.counts.returned.Add(1)
 	if err := j.delivery.Nack(false, true); err != nil {
 		j.from.sess.fail(err)
 	}

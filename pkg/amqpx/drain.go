@@ -45,6 +45,25 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	return fmt.Errorf("amqpx: %w: %d unfinished", ErrDrainTimeout, cut)
 }
 
+// giveBack returns a request that was not started to its queue, as a copy: the
+// original would be marked as handed out, which it was not to any handler. It waits
+// until the consumer has ended: before that the broker may hand it right back.
+func (s *Server) giveBack(j *job) {
+	select {
+	case <-j.from.silent:
+	case <-j.from.sess.done:
+		s.track.done() // the broker hands it out again
+		return
+	}
+	s.counts.returned.Add(1)
+	msg, err := copyOf(j)
+	if err != nil {
+		j.requeue()
+		return
+	}
+	s.move(j, j.queue, msg, j.settled)
+}
+
 // isDraining reports whether no further request may be started.
 func (s *Server) isDraining() bool {
 	select {

@@ -23,7 +23,7 @@ func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
 
 // Consume implements channel.
 func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, _ amqp.Table) (<-chan amqp.Delivery, error) {
-	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, out: make(chan amqp.Delivery, consumerBuffer)}
+	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
 	err := c.do("consume", queue, func() *amqp.Error {
 		if queue != directReplyTo {
 			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {

@@ -15,7 +15,7 @@ type fakeChannel struct {
 	link       *fakeLink
 	id         int
 	confirming bool
-	prefetch   int
+	prefetch   int // of the consumers that begin from now on
 	closed     bool
 	silent     bool // shutdown has run: nothing will be notified any more
 
@@ -30,16 +30,17 @@ type fakeChannel struct {
 }
 
 type fakeConsumer struct {
-	ch      *fakeChannel
-	tag     string
-	queue   *fakeQueue // nil for direct reply-to
-	autoAck bool
-	unacked int
-	out     chan amqp.Delivery // written by the link's reader only
+	ch       *fakeChannel
+	tag      string
+	queue    *fakeQueue // nil for direct reply-to
+	autoAck  bool
+	prefetch int
+	unacked  int
+	out      chan amqp.Delivery // written by the link's reader only
 }
 
 func (c *fakeConsumer) hasRoom() bool {
-	return c.autoAck || c.ch.prefetch == 0 || c.unacked < c.ch.prefetch
+	return c.autoAck || c.prefetch == 0 || c.unacked < c.prefetch
 }
 
 type unackedDelivery struct {

@@ -23,8 +23,8 @@ type Request struct {
 	IdempotencyKey string
 	// Idempotent says that the caller declared the call safe to run twice.
 	Idempotent bool
-	// Redelivered says that the broker handed the request out before, so an
-	// earlier run may have happened. Server only.
+	// Redelivered says that an earlier run may have happened: the broker handed the
+	// request out before, or its caller sent it before. Server only.
 	Redelivered bool
 	// OneWay says that the caller wants no answer (no reply_to). Server only.
 	OneWay bool

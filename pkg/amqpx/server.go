@@ -17,14 +17,20 @@ import (
 type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
-	methods map[string]Handler
+	methods map[string]*serverMethod
 	jobs    chan *job
 	outbox  chan outgoing
-	track   tracker // consumers and unsettled requests
+	workers sync.WaitGroup
+	load    load
+	// executions knows which requests run, and what the last ones came to.
+	executions *executions
+	track      tracker // consumers and unsettled requests
 	// consumers is how many of track's are consumers.
 	consumers atomic.Int64
 	counts    serverCounts
-	adopted   sync.Once // warns once of a queue with other properties
+	// adopted names the queues that were used with other properties; only setup,
+	// which runs once at a time, reads and writes it.
+	adopted map[string]bool
 
 	serving   atomic.Bool
 	draining  chan struct{} // closed when no further request is started
@@ -42,13 +48,16 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg:      cfg,
-		methods:  make(map[string]Handler),
-		jobs:     make(chan *job, cfg.prefetch),
-		outbox:   make(chan outgoing, outboxSize),
-		draining: make(chan struct{}),
-		stopNow:  make(chan struct{}),
-		quit:     make(chan struct{}),
+		cfg:        cfg,
+		methods:    make(map[string]*serverMethod),
+		jobs:       make(chan *job, cfg.prefetch+retryPrefetch),
+		outbox:     make(chan outgoing, outboxSize),
+		load:       load{workers: int64(cfg.workers)},
+		executions: newExecutions(cfg.replayBytes, cfg.replayAge),
+		adopted:    make(map[string]bool),
+		draining:   make(chan struct{}),
+		stopNow:    make(chan struct{}),
+		quit:       make(chan struct{}),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
 	return s, nil
@@ -56,19 +65,23 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 
 // Handle registers the handler of a method, before Serve is called. A name that is
 // empty, longer than 255 bytes or taken, and a nil handler, are errors.
-func (s *Server) Handle(method string, h Handler) error {
+func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
-	case method == "" || len(method) > maxShortString:
-		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(method), maxShortString)
+	case name == "" || len(name) > maxShortString:
+		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), maxShortString)
 	case h == nil:
-		return fmt.Errorf("amqpx: method %q: no handler", method)
-	case s.methods[method] != nil:
-		return fmt.Errorf("amqpx: method %q is registered twice", method)
+		return fmt.Errorf("amqpx: method %q: no handler", name)
+	case s.methods[name] != nil:
+		return fmt.Errorf("amqpx: method %q is registered twice", name)
 	case s.serving.Load():
-		return fmt.Errorf("amqpx: method %q registered while serving", method)
+		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
 	recovered := Recover(s.cfg.logger)
-	s.methods[method] = Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)
+	m := &serverMethod{handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
+	for _, o := range opts {
+		o(m)
+	}
+	s.methods[name] = m
 	return nil
 }
 
@@ -85,9 +98,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	handlers, cancelHandlers := context.WithCancelCause(context.WithoutCancel(ctx))
 	// The link outlives ctx: lost during the drain, it is dialed again for the answers.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
-	var workers, link sync.WaitGroup
+	var link sync.WaitGroup
 	for range s.cfg.workers {
-		workers.Go(func() { s.work(handlers) }) // ends when quit is closed
+		s.startWorker(handlers)
 	}
 	link.Go(func() { s.sup.run(linked) }) // ends when unlink is called
 
@@ -97,14 +110,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	s.sup.board.update(func(st *Status) { st.State = StateDraining })
 	close(s.draining)
-	workers.Go(func() { s.work(handlers) }) // gives back what waits while every worker is busy
+	s.startWorker(handlers) // gives back what waits while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
 	unlink()
 	link.Wait()
 	close(s.quit)
 	if err == nil {
-		workers.Wait()
+		s.workers.Wait()
 	}
 	return err
 }
@@ -125,25 +138,36 @@ func (s *Server) Watch() (updates <-chan Status, stop func()) { return s.sup.boa
 // ctx's and the link's last fault.
 func (s *Server) WaitReady(ctx context.Context) error { return s.sup.waitReady(ctx) }
 
-// setup makes a new session serve: queue, publisher, consumer. Consuming comes
+// setup makes a new session serve: queues, publisher, consumer. Consuming comes
 // last, so no request arrives before its answer can leave.
 func (s *Server) setup(_ context.Context, sess *session) error {
-	warn := func(reason string) {
-		s.adopted.Do(func() {
-			s.cfg.logger.Warn("queue exists with other properties and is used as it is",
-				zap.String("queue", s.cfg.queue.Name), zap.String("wanted_type", string(s.cfg.queue.Type)),
-				zap.Bool("wanted_durable", s.cfg.queue.Durable), zap.String("difference", reason))
-		})
+	queues := []Queue{s.cfg.queue}
+	if s.cfg.deliveryLimit > 0 {
+		queues = append(queues, s.cfg.queue.retryQueue(), s.cfg.queue.deadQueue())
 	}
-	if err := s.cfg.queue.declareOrAdopt(sess.sub, warn); err != nil {
-		return err
+	for _, q := range queues {
+		if err := q.declareOrAdopt(sess.sub, func(reason string) { s.warnAdopted(q, reason) }); err != nil {
+			return err
+		}
 	}
-	if err := sess.subCh.Qos(s.cfg.prefetch, 0, false); err != nil {
-		return err
-	}
-	startPublisher(sess, s.outbox, func(amqp.Return) {}) // answers are not mandatory
+	// Answers are not mandatory, so what comes back is a moved request: its queue is
+	// missing, and the next session declares it.
+	startPublisher(sess, s.outbox, func(amqp.Return) { sess.fail(errQueueMissing) })
 	if s.isDraining() {
 		return nil
 	}
 	return newConsumer(s, sess).start()
+}
+
+// errQueueMissing ends a session that could not move a request.
+var errQueueMissing = errors.New("a queue of the server was deleted")
+
+func (s *Server) warnAdopted(q Queue, difference string) {
+	if s.adopted[q.Name] {
+		return
+	}
+	s.adopted[q.Name] = true
+	s.cfg.logger.Warn("queue exists with other properties and is used as it is",
+		zap.String("queue", q.Name), zap.String("wanted_type", string(q.Type)),
+		zap.Bool("wanted_durable", q.Durable), zap.String("difference", difference))
 }

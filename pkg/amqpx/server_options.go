@@ -12,6 +12,11 @@ const (
 	DefaultWorkers = 64
 	// DefaultDrainTimeout bounds a graceful stop.
 	DefaultDrainTimeout = 20 * time.Second
+	// DefaultDeliveryLimit is how often a request may be handed out.
+	DefaultDeliveryLimit = 5
+	// DefaultReplayBytes and DefaultReplayAge bound the stored answers.
+	DefaultReplayBytes = 8 << 20
+	DefaultReplayAge   = time.Minute
 )
 
 type serverConfig struct {
@@ -20,10 +25,21 @@ type serverConfig struct {
 	workers      int
 	prefetch     int
 	drainTimeout time.Duration
+
+	deliveryLimit int
+	replayBytes   int
+	replayAge     time.Duration
 }
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
-	c := &serverConfig{config: defaultConfig(), workers: DefaultWorkers, drainTimeout: DefaultDrainTimeout}
+	c := &serverConfig{
+		config:        defaultConfig(),
+		workers:       DefaultWorkers,
+		drainTimeout:  DefaultDrainTimeout,
+		deliveryLimit: DefaultDeliveryLimit,
+		replayBytes:   DefaultReplayBytes,
+		replayAge:     DefaultReplayAge,
+	}
 	c.setURLs(url)
 	for _, o := range opts {
 		o.applyServer(c)
@@ -43,6 +59,12 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	}
 	if c.drainTimeout <= 0 {
 		faults = append(faults, fmt.Errorf("drain timeout %v: want more than 0", c.drainTimeout))
+	}
+	if c.deliveryLimit < 0 {
+		faults = append(faults, fmt.Errorf("delivery limit %d: want at least 1, or 0 for none", c.deliveryLimit))
+	}
+	if c.replayBytes < 0 || c.replayAge < 0 {
+		faults = append(faults, fmt.Errorf("stored answers of %d bytes for %v: want 0 or more", c.replayBytes, c.replayAge))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("amqpx: server: %w", err)
@@ -74,4 +96,22 @@ func WithPrefetch(n int) ServerOption {
 // still run are cancelled. The default is [DefaultDrainTimeout].
 func WithDrainTimeout(d time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.drainTimeout = d })
+}
+
+// WithDeliveryLimit sets how often a request may be handed out before it goes to the
+// dead letters, a queue named after the request queue with ".dead" behind it, and its
+// caller gets [CodeInternal] with [MayHaveRun]: what kills every server that runs it
+// must end somewhere. Requests that were lost once run again like any other, after
+// that one at a time for each server, from the queue ".retry". The default is
+// [DefaultDeliveryLimit]. 0 sets no limit, and makes no queues.
+func WithDeliveryLimit(n int) ServerOption {
+	return serverOption(func(c *serverConfig) { c.deliveryLimit = n })
+}
+
+// WithReplay bounds the memory and the age of the stored answers, from which a request
+// that arrives again (the same method and message_id) is answered without being run.
+// The defaults are [DefaultReplayBytes] and [DefaultReplayAge]. With 0 bytes, a
+// duplicate still joins a request that runs at the moment.
+func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
+	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
 }

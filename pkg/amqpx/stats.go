@@ -67,14 +67,23 @@ type ServerStats struct {
 	// Refused counts the requests that were answered without being run: malformed,
 	// or for an unknown method. Expired counts those whose time was over.
 	Refused, Expired uint64
+	// Shed counts those of the refused that would have expired before a worker was free.
+	Shed uint64
+	// Replayed counts the duplicates that were not run: they got the answer of the
+	// request they repeat.
+	Replayed uint64
 	// Returned counts the requests given back to the queue by a drain.
 	Returned uint64
+	// Moved counts the requests that were put into a queue again, because a server had
+	// lost them, and Dead those that went to the dead letters.
+	Moved, Dead uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
 }
 
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
+	shed, replayed, moved, dead                              atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -87,7 +96,11 @@ func (s *Server) Stats() ServerStats {
 		Panics:     s.counts.panics.Load(),
 		Refused:    s.counts.refused.Load(),
 		Expired:    s.counts.expired.Load(),
+		Shed:       s.counts.shed.Load(),
+		Replayed:   s.counts.replayed.Load(),
 		Returned:   s.counts.returned.Load(),
+		Moved:      s.counts.moved.Load(),
+		Dead:       s.counts.dead.Load(),
 		Reconnects: reconnects(s.Status()),
 	}
 }

@@ -23,21 +23,32 @@ const (
 
 // Queue describes the request queue. Only servers declare it.
 type Queue struct {
-	// Name is at most 255 bytes; names that begin with "amq." are the broker's.
+	// Name is at most 212 bytes; names that begin with "amq." are the broker's.
 	Name string
 	// Type defaults to [QueueClassic] when empty.
 	Type QueueType
 	// Durable keeps the queue over a broker's restart. A quorum queue must be.
 	Durable bool
+	// MaxLength and MaxBytes bound what waits in the queue, in messages and in bytes of
+	// their bodies (https://www.rabbitmq.com/docs/maxlength). The broker refuses a call
+	// beyond the bound, which ends with [CodeResourceExhausted]. 0, the default, is no
+	// bound.
+	MaxLength, MaxBytes int
+
+	dropHead bool // beyond a bound the oldest go, instead of the newest being refused
 }
+
+// maxQueueName leaves room for what the names of its companions, such as the reply
+// queues, add to a queue's name.
+const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
 
 // replyExpiry is how long a reply queue outlives its last consumer.
 const replyExpiry = 5 * time.Minute
 
 func (q Queue) validate() error {
 	var faults []error
-	if q.Name == "" || len(q.Name) > maxShortString {
-		faults = append(faults, fmt.Errorf("queue name of %d bytes: want 1 to %d", len(q.Name), maxShortString))
+	if q.Name == "" || len(q.Name) > maxQueueName {
+		faults = append(faults, fmt.Errorf("queue name of %d bytes: want 1 to %d", len(q.Name), maxQueueName))
 	}
 	switch q.Type {
 	case "", QueueClassic:
@@ -48,14 +59,31 @@ func (q Queue) validate() error {
 	default:
 		faults = append(faults, fmt.Errorf("queue type %q: want %q or %q", q.Type, QueueClassic, QueueQuorum))
 	}
+	if q.MaxLength < 0 || q.MaxBytes < 0 {
+		faults = append(faults, fmt.Errorf("queue bounds of %d messages and %d bytes: want 0 or more", q.MaxLength, q.MaxBytes))
+	}
 	return errors.Join(faults...)
 }
 
+// arguments returns nil when there are none.
 func (q Queue) arguments() amqp.Table {
+	args := amqp.Table{}
 	if q.Type == QueueQuorum {
-		return amqp.Table{amqp.QueueTypeArg: string(QueueQuorum)}
+		args[amqp.QueueTypeArg] = string(QueueQuorum)
 	}
-	return nil
+	if q.MaxLength > 0 {
+		args[amqp.QueueMaxLenArg] = int64(q.MaxLength)
+	}
+	if q.MaxBytes > 0 {
+		args[amqp.QueueMaxLenBytesArg] = int64(q.MaxBytes)
+	}
+	if (q.MaxLength > 0 || q.MaxBytes > 0) && !q.dropHead {
+		args[amqp.QueueOverflowArg] = amqp.QueueOverflowRejectPublish
+	}
+	if len(args) == 0 {
+		return nil
+	}
+	return args
 }
 
 // declareOrAdopt declares the request queue. When one exists with other

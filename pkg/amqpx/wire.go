@@ -25,6 +25,11 @@ const (
 	headerRetryAfter = headerPrefix + "retry-after-ms"
 	headerQueueTime  = headerPrefix + "queue-us"
 	headerHandler    = headerPrefix + "handler-us"
+	headerResent     = headerPrefix + "resent"
+	headerDeliveries = headerPrefix + "deliveries"
+	headerDeadReason = headerPrefix + "dead-reason"
+	headerDeadQueue  = headerPrefix + "dead-queue"
+	headerDeadTime   = headerPrefix + "dead-time"
 	// headerUnreadable stands for headers that could not be read; see frameReader.
 	headerUnreadable = headerPrefix + "unreadable"
 )
@@ -97,10 +102,15 @@ func checkHeader(h map[string]any) error {
 			return fmt.Errorf("header %q: names with %q are reserved", name, headerPrefix)
 		}
 	}
-	if err := amqp.Table(h).Validate(); err != nil {
+	return checkTable(h)
+}
+
+// checkTable refuses headers that cannot be sent.
+func checkTable(h amqp.Table) error {
+	if err := h.Validate(); err != nil {
 		return fmt.Errorf("header: %w", err)
 	}
-	n, err := headerSize(amqp.Table(h), 0)
+	n, err := headerSize(h, 0)
 	if err != nil {
 		return fmt.Errorf("header: %w", err)
 	}

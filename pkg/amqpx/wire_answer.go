@@ -37,7 +37,9 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 	}
 	msg.Headers[headerCode] = string(e.code)
 	msg.Headers[headerMessage] = truncate(e.message, maxMessageHeader)
-	msg.Headers[headerRan] = e.outcome != DidNotRun
+	if e.outcome != MayHaveRun {
+		msg.Headers[headerRan] = e.outcome == Ran
+	}
 	if e.retryAfter > 0 {
 		msg.Headers[headerRetryAfter] = milliseconds(e.retryAfter)
 	}

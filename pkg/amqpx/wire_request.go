@@ -3,6 +3,7 @@ package amqpx
 import (
 	"fmt"
 	"maps"
+	"math"
 	"strconv"
 	"time"
 
@@ -52,6 +53,12 @@ type incoming struct {
 	Request
 
 	replyTo string
+	// resent says that the caller sent this request before, and does not know what
+	// became of it.
+	resent bool
+	// lostDeliveries counts how often a server lost the request before it came to the
+	// queue that it was taken from.
+	lostDeliveries int
 	// budget is how long the call may take from its arrival here; noBudget when the
 	// caller set no limit.
 	budget time.Duration
@@ -73,7 +80,6 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 			Header:         applicationHeader(d.Headers),
 			CorrelationID:  d.CorrelationId,
 			IdempotencyKey: d.MessageId,
-			Redelivered:    d.Redelivered,
 			OneWay:         d.ReplyTo == "",
 		},
 		replyTo: d.ReplyTo,
@@ -98,6 +104,11 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 			return in, refusal(CodeInvalidArgument, "header %s: want true or false, got %T", headerIdempotent, v)
 		}
 	}
+	in.resent, _ = d.Headers[headerResent].(bool)
+	if n, ok := wholeNumber(d.Headers[headerDeliveries]); ok {
+		in.lostDeliveries = int(min(max(n, 0), math.MaxInt32))
+	}
+	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0
 	switch {
 	case d.AppId == "":
 		return in, refusal(CodeInvalidArgument, "property app_id is empty: it names the method")

@@ -9,7 +9,7 @@ import (
 
 // registry is the part of [amqpx.Server] that takes functions.
 type registry interface {
-	Handle(method string, h amqpx.Handler) error
+	Handle(method string, h amqpx.Handler, opts ...amqpx.HandleOption) error
 }
 
 // register adds every function that this server serves.

@@ -24,7 +24,7 @@ import (
 
 type handlers map[string]amqpx.Handler
 
-func (h handlers) Handle(method string, f amqpx.Handler) error {
+func (h handlers) Handle(method string, f amqpx.Handler, _ ...amqpx.HandleOption) error {
 	if h[method] != nil {
 		return errors.New("twice: " + method)
 	}

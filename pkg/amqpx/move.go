@@ -1,0 +1,107 @@
+package amqpx
+
+import (
+	"maps"
+	"strconv"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// moved is a copy of a request on its way to another queue, or to the end of its
+// own. The original is acknowledged when the broker has the copy, so the request is
+// never nowhere; a crash between the two leaves it twice.
+type moved struct {
+	server *Server
+	job    *job
+	key    string
+	msg    amqp.Publishing
+	done   func() // what follows the confirm
+}
+
+// move publishes msg to queue and calls done, which settles the job, when the broker
+// has it.
+func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
+	select {
+	case s.outbox <- &moved{server: s, job: j, key: queue, msg: msg, done: done}:
+	case <-s.quit:
+		s.track.done()
+	}
+}
+
+// claim implements outgoing. Without its session the original comes again by itself,
+// and a copy would be one too many.
+func (m *moved) claim(uint64) bool {
+	if m.job.from.sess.ended() {
+		m.server.track.done()
+		return false
+	}
+	return true
+}
+
+// envelope implements outgoing. A copy must not vanish with a missing queue.
+func (m *moved) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return m.key, true, m.msg
+}
+
+// settle implements outgoing. A copy that was returned has ended the session before.
+func (m *moved) settle(f fate) {
+	switch {
+	case f == fateConfirmed && !m.job.from.sess.ended():
+		m.done()
+	case f == fateRefused:
+		m.server.cfg.logger.Warn("the broker refused to move a request", zap.String("to", m.key),
+			zap.String("correlation_id", m.msg.CorrelationId))
+		m.job.requeue()
+	default:
+		m.server.track.done() // the broker hands the original out again
+	}
+}
+
+// copyOf returns the message of a request with less time left, for another queue of
+// the same broker, or why it cannot be copied. What the broker itself wrote into it, or would act on, is left out:
+// the user, whom it compares with the connection's; the routing of CC and BCC
+// (https://www.rabbitmq.com/docs/sender-selected); the counts of a quorum queue.
+func copyOf(j *job) (amqp.Publishing, error) {
+	d := &j.delivery
+	if err := checkTable(d.Headers); err != nil {
+		return amqp.Publishing{}, err
+	}
+	headers := maps.Clone(d.Headers)
+	if headers == nil {
+		headers = amqp.Table{}
+	}
+	for _, name := range []string{"CC", "BCC", "x-delivery-count", "x-acquired-count"} {
+		delete(headers, name)
+	}
+	held := time.Since(j.arrived)
+	if j.in.budget != noBudget {
+		headers[headerTimeout] = max(milliseconds(j.in.budget-held), 1)
+	}
+	return amqp.Publishing{
+		Headers:         headers,
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		DeliveryMode:    d.DeliveryMode,
+		Priority:        d.Priority,
+		CorrelationId:   d.CorrelationId,
+		ReplyTo:         d.ReplyTo,
+		Expiration:      restOf(d.Expiration, held),
+		MessageId:       d.MessageId,
+		Timestamp:       d.Timestamp,
+		Type:            d.Type,
+		AppId:           d.AppId,
+		Body:            d.Body,
+	}, nil
+}
+
+// restOf shortens an expiration by the time that a server held the message. How long
+// it was in the queue before, the broker does not say.
+func restOf(expiration string, held time.Duration) string {
+	ms, err := strconv.ParseInt(expiration, 10, 64)
+	if err != nil {
+		return ""
+	}
+	return strconv.FormatInt(max(ms-held.Milliseconds(), 1), 10)
+}

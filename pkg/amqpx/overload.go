@@ -1,0 +1,59 @@
+package amqpx
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// load estimates how long a request that arrives now waits for a worker. Its zero
+// value is that of an idle server. Safe for concurrent use.
+type load struct {
+	workers int64
+	busy    atomic.Int64
+	average atomic.Int64 // of the time a worker spends on one request, in ns
+}
+
+// loadWeight is the share of the newest time in the average: one eighth.
+const loadWeight = 8
+
+// started and ended enclose the work on one request.
+func (l *load) started() { l.busy.Add(1) }
+
+func (l *load) ended(took time.Duration) {
+	l.busy.Add(-1)
+	// An update that is lost to another at the same time does no harm to an estimate.
+	average := l.average.Load()
+	l.average.Store(average + (int64(took)-average)/loadWeight)
+}
+
+// wait estimates the wait of a request with waiting others before it: none while a
+// worker is free, else until as many have come free as it takes.
+func (l *load) wait(waiting int) time.Duration {
+	if l.busy.Load() < l.workers {
+		return 0
+	}
+	return time.Duration(l.average.Load() * int64(waiting+1) / l.workers)
+}
+
+// shed refuses a request at once when it would expire before a worker is free, and
+// reports whether it did. It runs on the session's receiver, so it never waits: when
+// the refusal cannot be sent now the request waits like any other.
+func (s *Server) shed(j *job) bool {
+	wait := s.load.wait(len(s.jobs))
+	if wait == 0 {
+		return false
+	}
+	in, failed := decodeRequest(&j.delivery)
+	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay {
+		return false
+	}
+	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
+	e.retryAfter = wait
+	j.in = in
+	if !s.trySend(s.answerTo(j, reply{failed: e})) {
+		return false
+	}
+	s.counts.refused.Add(1)
+	s.counts.shed.Add(1)
+	return true
+}

@@ -1,0 +1,104 @@
+package amqpx
+
+import (
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// A request that the broker hands out again was in the hands of a server that died,
+// or lost its link. It may be what killed that server, so such a request is moved,
+// with a count of its lost deliveries: the first time to the end of its queue, as
+// most losses have nothing to do with it; then to a queue of which every server takes
+// one at a time, so that a killer runs alone and what died beside it does not count;
+// at the limit to the dead letters. Classic queues count no deliveries, so the count
+// travels with the message and works alike on every type of queue.
+
+const (
+	retrySuffix = ".retry"
+	deadSuffix  = ".dead"
+	// maxDead bounds the dead letters; beyond it the oldest are dropped.
+	maxDead = 10_000
+)
+
+// retryQueue holds the requests that run one at a time.
+func (q Queue) retryQueue() Queue {
+	return Queue{Name: q.Name + retrySuffix, Type: q.Type, Durable: q.Durable}
+}
+
+// deadQueue holds the requests that nobody may run again. It outlives everything.
+func (q Queue) deadQueue() Queue {
+	return Queue{Name: q.Name + deadSuffix, Type: q.Type, Durable: true, MaxLength: maxDead, dropHead: true}
+}
+
+// handedOutBefore settles a request that may have run before, if it must not just run,
+// and reports whether it did.
+func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
+	again := j.delivery.Redelivered
+	switch {
+	case !again && !(m.atMostOnce && j.in.resent), s.executions.knows(j.in):
+		return false
+	case m.atMostOnce:
+		e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", j.in.Method)
+		e.outcome = MayHaveRun
+		s.refuse(j, e)
+		return true
+	case s.cfg.deliveryLimit == 0:
+		return false
+	}
+	lost := j.in.lostDeliveries + 1
+	if lost >= s.cfg.deliveryLimit {
+		s.bury(j, lost)
+		return true
+	}
+	queue := s.cfg.queue.Name
+	if lost > 1 {
+		queue = s.cfg.queue.retryQueue().Name
+	}
+	if msg, ok := s.copyOrRefuse(j, lost); ok {
+		s.counts.moved.Add(1)
+		s.move(j, queue, msg, j.settled)
+	}
+	return true
+}
+
+// copyOrRefuse returns the copy with its count. A request with headers that this
+// process can read and not write is refused: it could not be counted.
+func (s *Server) copyOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
+	msg, err := copyOf(j)
+	if err != nil {
+		e := Errorf(CodeInvalidArgument, "handed out before, and cannot be counted: %v", err)
+		e.outcome = MayHaveRun
+		s.refuse(j, e)
+		return msg, false
+	}
+	msg.Headers[headerDeliveries] = int64(lost)
+	return msg, true
+}
+
+// bury moves a request to the dead letters and tells its caller.
+func (s *Server) bury(j *job, lost int) {
+	dead := s.cfg.queue.deadQueue().Name
+	reason := fmt.Sprintf("handed out %d times and never answered", lost)
+	msg, ok := s.copyOrRefuse(j, lost)
+	if !ok {
+		return
+	}
+	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
+	msg.Headers[headerDeadReason] = reason
+	msg.Headers[headerDeadQueue] = s.cfg.queue.Name
+	msg.Headers[headerDeadTime] = time.Now().UTC()
+	s.move(j, dead, msg, func() {
+		s.counts.dead.Add(1)
+		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),
+			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.CorrelationID), zap.Int("deliveries", lost))
+		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
+		e.outcome = MayHaveRun
+		// This is the publisher's own goroutine, which must not wait for the publisher.
+		if !s.trySend(s.answerTo(j, reply{failed: e})) {
+			j.requeue() // buried once more then
+		}
+	})
+}

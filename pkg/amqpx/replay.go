@@ -1,0 +1,164 @@
+package amqpx
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// reply is what a request came to. Every duplicate of the request gets the same.
+type reply struct {
+	body   []byte
+	failed *Error // nil for a result
+	timing timing
+}
+
+// executions remembers which requests run, and for a while what they came to, so
+// that a duplicate of a request joins the one that runs or gets the stored answer.
+// What runs is bounded by the prefetch, what is stored by bytes and age. Safe for
+// concurrent use.
+type executions struct {
+	maxBytes int
+	maxAge   time.Duration
+
+	mu     sync.Mutex
+	known  map[executionKey]*execution
+	oldest *execution // of the stored ones, which are linked by next
+	newest *execution
+	bytes  int
+}
+
+// executionKey identifies a request. Ids are the callers' choice, so the same one of
+// two methods is two requests.
+type executionKey struct{ method, id string }
+
+// execution is one run of a handler.
+type execution struct {
+	key    executionKey
+	jobs   []*job // the one that runs, then the duplicates that wait for it
+	stored bool   // it has ended, and reply is what it came to
+	reply  reply
+	ended  time.Time
+	next   *execution
+}
+
+// entryOverhead estimates what a stored answer takes beside its key and its body.
+const entryOverhead = 256
+
+func newExecutions(maxBytes int, maxAge time.Duration) *executions {
+	return &executions{maxBytes: maxBytes, maxAge: maxAge, known: make(map[executionKey]*execution)}
+}
+
+// keyOf returns the key of a request, with an empty id when it has none. A
+// correlation id is good for one only from callers that follow our contract: others
+// may use it again.
+func keyOf(in *incoming) executionKey {
+	key := executionKey{method: in.Method, id: in.IdempotencyKey}
+	if key.id == "" && in.speaksHeaders {
+		key.id = in.CorrelationID
+	}
+	return key
+}
+
+// knows reports whether a request like in runs, or has a stored answer.
+func (e *executions) knows(in *incoming) bool {
+	key := keyOf(in)
+	if key.id == "" {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.evict()
+	return e.known[key] != nil
+}
+
+// begin decides about a job: with an execution, run it and call end; with a reply,
+// answer it with that; with neither, it waits for another that runs.
+func (e *executions) begin(j *job) (*execution, *reply) {
+	key := keyOf(j.in)
+	x := &execution{key: key, jobs: []*job{j}}
+	if key.id == "" {
+		return x, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.evict()
+	known := e.known[key]
+	switch {
+	case known == nil:
+		e.known[key] = x
+		return x, nil
+	case known.stored:
+		r := known.reply
+		return nil, &r
+	default:
+		known.jobs = append(known.jobs, j)
+		return nil, nil
+	}
+}
+
+// end ends an execution and returns the jobs that wait for its reply, which is
+// stored if keep is true.
+func (e *executions) end(x *execution, r reply, keep bool) []*job {
+	if x.key.id == "" {
+		return x.jobs
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	jobs := x.jobs
+	x.jobs = nil
+	if !keep || x.size(r) > e.maxBytes {
+		delete(e.known, x.key)
+		return jobs
+	}
+	x.stored, x.reply, x.ended = true, r, time.Now()
+	if e.newest == nil {
+		e.oldest = x
+	} else {
+		e.newest.next = x
+	}
+	e.newest = x
+	e.bytes += x.size(r)
+	e.evict()
+	return jobs
+}
+
+// evict forgets what is too old or too much. The caller holds mu.
+func (e *executions) evict() {
+	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || time.Since(x.ended) > e.maxAge); x = e.oldest {
+		e.bytes -= x.size(x.reply)
+		delete(e.known, x.key)
+		if e.oldest = x.next; e.oldest == nil {
+			e.newest = nil
+		}
+	}
+}
+
+func (x *execution) size(r reply) int {
+	n := entryOverhead + len(x.key.method) + len(x.key.id) + len(r.body)
+	if r.failed != nil {
+		n += len(r.failed.message)
+	}
+	return n
+}
+
+// replyAll answers every job with the same reply. Two jobs of one call, as after a
+// loss of the link or a re-send, need one answer; it goes with the newer one, whose
+// session is more likely to live.
+func (s *Server) replyAll(jobs []*job, r reply) {
+	type caller struct{ replyTo, correlationID string }
+	if len(jobs) == 1 {
+		s.reply(jobs[0], r)
+		return
+	}
+	answered := make(map[caller]bool, len(jobs))
+	for _, j := range slices.Backward(jobs) {
+		who := caller{j.in.replyTo, j.in.CorrelationID}
+		if answered[who] {
+			j.settled()
+			continue
+		}
+		answered[who] = true
+		s.reply(j, r)
+	}
+}
