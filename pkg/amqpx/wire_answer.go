@@ -53,14 +53,14 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	t.queue, _ = duration(d.Headers[headerQueueTime], time.Microsecond)
 	t.handler, _ = duration(d.Headers[headerHandler], time.Microsecond)
 	if _, ok := d.Headers[headerUnreadable]; ok {
-		return nil, t, &Error{code: CodeDataLoss, message: "the answer's headers cannot be read", remote: true, outcome: Ran}
+		return nil, t, &Error{code: CodeDataLoss, message: "the answer's headers cannot be read", remote: true, outcome: MayHaveRun}
 	}
 	raw, failed := d.Headers[headerCode]
 	if !failed {
 		return d.Body, t, nil
 	}
 	text, _ := raw.(string)
-	e := &Error{code: Code(text), message: string(d.Body), remote: true, outcome: Ran}
+	e := &Error{code: Code(text), message: string(d.Body), remote: true, outcome: MayHaveRun}
 	if !e.code.Valid() {
 		e.code = CodeUnknown
 	}
@@ -71,8 +71,10 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	if e.message == "" {
 		e.message, _ = d.Headers[headerMessage].(string)
 	}
-	ran, said := d.Headers[headerRan].(bool)
-	if said && !ran || !said && e.code == CodeUnimplemented {
+	switch ran, said := d.Headers[headerRan].(bool); {
+	case said && ran:
+		e.outcome = Ran
+	case said, e.code == CodeUnimplemented:
 		e.outcome = DidNotRun
 	}
 	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)

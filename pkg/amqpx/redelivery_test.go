@@ -1,0 +1,218 @@
+package amqpx
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// fleet starts a server whenever the one before was killed by a handler, as an
+// orchestrator does. A kill is a hard stop: nothing in hand is answered.
+func fleet(t *testing.T, b *fakeBroker, methods func(kill func()) handlers, opts ...ServerOption) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for ctx.Err() == nil {
+			s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for name, h := range methods(s.Close) {
+				if err := s.Handle(name, h); err != nil {
+					t.Error(err)
+				}
+			}
+			_ = s.Serve(ctx)
+		}
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-over
+	})
+	settle()
+}
+
+// killing is a handler that kills its server.
+func killing(runs *atomic.Int64, kill func()) Handler {
+	return counted(runs, func(ctx context.Context, req *Request) ([]byte, error) {
+		kill()
+		return untilDone(ctx, req)
+	})
+}
+
+func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		opts  []ServerOption
+		runs  int64
+		queue Queue
+	}{
+		{name: "default limit", runs: DefaultDeliveryLimit, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 1", opts: []ServerOption{WithDeliveryLimit(1)}, runs: 1, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 2", opts: []ServerOption{WithDeliveryLimit(2)}, runs: 2, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 9, quorum queue", opts: []ServerOption{WithDeliveryLimit(9)}, runs: 9, queue: Queue{Name: "q", Type: QueueQuorum, Durable: true}},
+		{name: "queue that is not durable", runs: DefaultDeliveryLimit, queue: Queue{Name: "q"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b := newFakeBroker()
+				fleet(t, b, func(kill func()) handlers {
+					return handlers{"kill": killing(&runs, kill), "m": echo}
+				}, append(c.opts, WithQueue(c.queue))...)
+				client := startClient(t, b, WithQueue(c.queue))
+				ready(t, client.WaitReady)
+				got := <-goCall(client, within(t, time.Hour), "kill", []byte("poison"), WithIdempotencyKey("key"))
+				wantSame(t, "code", CodeOf(got.err), CodeInternal)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+				wantTexts(t, got.err, `moved to queue "`+c.queue.Name+`.dead"`)
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantDead(t, b, c.queue.Name+".dead", c.runs)
+				wantSame(t, "left", b.ready(c.queue.Name)+b.ready(c.queue.Name+".retry"), 0)
+				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+			})
+		})
+	}
+}
+
+// wantDead looks at the one dead letter.
+func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
+	t.Helper()
+	b.with(func(b *fakeBroker) {
+		q := b.queues[queue]
+		if len(q.messages) != 1 {
+			t.Fatalf("%d dead letters", len(q.messages))
+		}
+		m := q.messages[0].msg
+		wantSame(t, "durable", q.durable, true)
+		wantSame(t, "bound", q.args["x-max-length"], any(int64(maxDead)))
+		wantSame(t, "body", string(m.Body), "poison")
+		wantSame(t, "method", m.AppId, "kill")
+		wantSame(t, "key", m.MessageId, "key")
+		wantSame(t, "delivery mode", m.DeliveryMode, uint8(amqp.Persistent))
+		wantSame(t, "expiration", m.Expiration, "")
+		wantSame(t, "deliveries", m.Headers[headerDeliveries], any(deliveries))
+		wantSame(t, "its queue", m.Headers[headerDeadQueue], any(strings.TrimSuffix(queue, ".dead")))
+		if reason, _ := m.Headers[headerDeadReason].(string); !strings.Contains(reason, "never answered") {
+			t.Errorf("reason %q", reason)
+		}
+		if at, _ := m.Headers[headerDeadTime].(time.Time); time.Since(at) > time.Hour || at.IsZero() {
+			t.Errorf("time %v", at)
+		}
+	})
+}
+
+// What dies beside a killer, over and over, is answered all the same.
+func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var kills atomic.Int64
+		b := newFakeBroker()
+		for range 3 {
+			fleet(t, b, func(kill func()) handlers {
+				return handlers{"kill": killing(&kills, kill), "slow": slow}
+			}, WithWorkers(8), WithBackoff(time.Millisecond, time.Millisecond))
+		}
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		killer := goCall(client, within(t, 5*time.Minute), "kill", nil)
+		var calls []<-chan result
+		for range 100 {
+			calls = append(calls, goCall(client, within(t, 5*time.Minute), "slow", []byte("x")))
+		}
+		for _, done := range calls {
+			wantAnswer(t, <-done, "x")
+		}
+		wantSame(t, "code of the killer", CodeOf((<-killer).err), CodeInternal)
+		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
+		b.with(func(b *fakeBroker) { wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), 1) })
+	})
+}
+
+func TestNoDeliveryLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := newFakeBroker()
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{"kill": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
+				if runs.Load() < 20 {
+					kill()
+					return untilDone(ctx, req)
+				}
+				wantSame(t, "redelivered", req.Redelivered, true)
+				return []byte("at last"), nil
+			})}
+		}, WithDeliveryLimit(0))
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		wantAnswer(t, <-goCall(client, within(t, time.Hour), "kill", nil), "at last")
+		wantSame(t, "executions", runs.Load(), 20)
+		wantSame(t, "queues", len(b.queueNames()), 2)
+	})
+}
+
+func TestAtMostOnce(t *testing.T) {
+	t.Parallel()
+	redelivered := func(b *fakeBroker, msg amqp.Publishing) {
+		b.with(func(b *fakeBroker) {
+			q := b.queues[DefaultQueue]
+			q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
+			b.dispatch(q)
+		})
+	}
+	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} })
+	for _, c := range []struct {
+		name string
+		put  func(b *fakeBroker)
+		runs int64
+		code any
+	}{
+		{"for the first time", func(b *fakeBroker) { b.put(keyed("m", "key", "id")) }, 1, nil},
+		{"handed out before", func(b *fakeBroker) { redelivered(b, keyed("m", "key", "id")) }, 0, "unavailable"},
+		{"sent before", func(b *fakeBroker) { b.put(resent) }, 0, "unavailable"},
+		{"sent before, to this server", func(b *fakeBroker) {
+			b.put(keyed("m", "key", "id"))
+			settle()
+			b.take()
+			b.put(resent)
+		}, 1, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b := newFakeBroker()
+				b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+				s, err := NewServer(testURL, b.option())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Handle("m", counted(&runs, echo), AtMostOnce()); err != nil {
+					t.Fatal(err)
+				}
+				go s.Serve(t.Context()) //nolint:errcheck // ends with the test.
+				ready(t, s.WaitReady)
+				c.put(b)
+				settle()
+				answer := b.take()[0]
+				wantSame(t, "code", answer.Headers[headerCode], c.code)
+				if ran, said := answer.Headers[headerRan]; said {
+					t.Errorf("the answer says %s: %v", headerRan, ran)
+				}
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+			})
+		})
+	}
+}

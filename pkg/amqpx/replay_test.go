@@ -1,0 +1,226 @@
+package amqpx
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// keyed is a request with an idempotency key.
+func keyed(method, key, correlationID string) amqp.Publishing {
+	return with(request(method), func(p *amqp.Publishing) { p.MessageId, p.CorrelationId = key, correlationID })
+}
+
+// numbered answers 1, 2, 3: it tells runs apart.
+func numbered(runs *atomic.Int64) Handler {
+	return func(ctx context.Context, _ *Request) ([]byte, error) {
+		n := runs.Add(1)
+		sleep(ctx, time.Second)
+		return []byte(strconv.FormatInt(n, 10)), nil
+	}
+}
+
+func TestDuplicateGetsTheAnswerOfTheRequestItRepeats(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		between time.Duration
+	}{
+		{"while it runs", 500 * time.Millisecond},
+		{"after it ended", 10 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": numbered(&runs)})
+				b.put(keyed("m", "key", "first"))
+				pass(c.between)
+				b.put(keyed("m", "key", "second"))
+				pass(10 * time.Second)
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 2)
+				for _, a := range answers {
+					wantSame(t, "answer", string(a.Body), "1")
+				}
+				if a, b := answers[0].CorrelationId, answers[1].CorrelationId; a == b {
+					t.Errorf("both answers are for %q", a)
+				}
+				wantSame(t, "executions", runs.Load(), 1)
+				wantSame(t, "replayed", s.Stats().Replayed, 1)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+			})
+		})
+	}
+}
+
+func TestOneCallSentTwiceGetsOneAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": numbered(&runs)})
+		for range 3 {
+			b.put(keyed("m", "key", "one"))
+		}
+		pass(10 * time.Second)
+		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "executions", runs.Load(), 1)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+func TestWhatCountsAsADuplicate(t *testing.T) {
+	t.Parallel()
+	budget := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(60_000)} }
+	for _, c := range []struct {
+		name          string
+		first, second amqp.Publishing
+		runs          int64
+	}{
+		{"same key, other method", keyed("m", "key", "1"), keyed("n", "key", "1"), 2},
+		{"other key", keyed("m", "key", "1"), keyed("m", "other", "1"), 2},
+		{"no key, and a caller that may use its correlation id again", request("m"), request("m"), 2},
+		{"no key, and a caller that follows the contract", with(request("m"), budget), with(request("m"), budget), 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, _ := serve(t, handlers{"m": numbered(&runs), "n": numbered(&runs)})
+				b.put(c.first)
+				pass(2 * time.Second)
+				b.put(c.second)
+				pass(2 * time.Second)
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantSame(t, "answers", len(b.take()), 2)
+			})
+		})
+	}
+}
+
+// A handler that its caller's deadline cut off has not said its last word.
+func TestWhichErrorsAreStored(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		h    Handler
+		runs int64
+	}{
+		{"coded", func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "none") }, 1},
+		{"panic", func(context.Context, *Request) ([]byte, error) { panic("x") }, 1},
+		{"cut off by the deadline", untilDone, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, _ := serve(t, handlers{"m": counted(&runs, c.h)})
+				for range 2 {
+					b.put(with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+					pass(5 * time.Second)
+				}
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 2)
+				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "text of the second", string(answers[1].Body), string(answers[0].Body))
+				wantSame(t, "executions", runs.Load(), c.runs)
+			})
+		})
+	}
+}
+
+func TestStoredAnswersAreBounded(t *testing.T) {
+	t.Parallel()
+	const big = 1000
+	for _, c := range []struct {
+		name  string
+		opt   ServerOption
+		after time.Duration
+		runs  int64 // of 3 requests and the same 3 again, from the last
+	}{
+		{"enough room", WithReplay(10*(big+entryOverhead), time.Minute), 0, 3},
+		{"room for two", WithReplay(2*(big+entryOverhead+10), time.Minute), 0, 4},
+		{"room for less than one", WithReplay(big, time.Minute), 0, 6},
+		{"none", WithReplay(0, time.Minute), 0, 6},
+		{"too old", WithReplay(1<<20, time.Minute), 2 * time.Minute, 6},
+		{"young enough", WithReplay(1<<20, time.Minute), 50 * time.Second, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				body := []byte(strings.Repeat("x", big))
+				b, s := serve(t, handlers{"m": counted(&runs, func(context.Context, *Request) ([]byte, error) { return body, nil })}, c.opt)
+				for _, id := range []string{"1", "2", "3"} {
+					b.put(keyed("m", id, id))
+					settle()
+				}
+				pass(c.after)
+				for _, id := range []string{"3", "2", "1"} {
+					b.put(keyed("m", id, id))
+					settle()
+				}
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantSame(t, "answers", len(b.take()), 6)
+				if e := s.executions; e.bytes > e.maxBytes || e.bytes < 0 || len(e.known) > 3 {
+					t.Errorf("stored: %d bytes of %d, %d requests", e.bytes, e.maxBytes, len(e.known))
+				}
+			})
+		})
+	}
+}
+
+// An answer that was lost with its link is sent again without another run, to callers
+// that follow the contract.
+func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		lose func(r *rig)
+	}{
+		{"while the handler runs", func(r *rig) { r.cutServer() }},
+		{"before the answer was confirmed", func(r *rig) {
+			r.broker.fail(routeReplies, faultLostUnconfirmed)
+			pass(5 * time.Second)
+		}},
+		{"before the request was acknowledged", func(r *rig) {
+			r.broker.fail(routeReplies, faultCutConfirmed)
+			pass(5 * time.Second)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				r := startRig(t, handlers{"m": counted(&runs, slow)})
+				done := goCall(r.client, within(t, time.Minute), "m", []byte("body"))
+				settle()
+				c.lose(r)
+				wantAnswer(t, <-done, "body")
+				pass(10 * time.Second)
+				wantSame(t, "executions", runs.Load(), 1)
+				wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+				wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+			})
+		})
+	}
+}
+
+// cutServer breaks the server's connections; the client keeps its own.
+func (r *rig) cutServer() {
+	r.broker.with(func(b *fakeBroker) {
+		for _, l := range append([]*fakeLink(nil), b.links...) {
+			if strings.Contains(l.name, "server") {
+				l.end(brokenSocket())
+			}
+		}
+	})
+}
