@@ -164,13 +164,6 @@ func TestNoDeliveryLimit(t *testing.T) {
 
 func TestAtMostOnce(t *testing.T) {
 	t.Parallel()
-	redelivered := func(b *fakeBroker, msg amqp.Publishing) {
-		b.with(func(b *fakeBroker) {
-			q := b.queues[DefaultQueue]
-			q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
-			b.dispatch(q)
-		})
-	}
 	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} })
 	for _, c := range []struct {
 		name string
@@ -179,7 +172,7 @@ func TestAtMostOnce(t *testing.T) {
 		code any
 	}{
 		{"for the first time", func(b *fakeBroker) { b.put(keyed("m", "key", "id")) }, 1, nil},
-		{"handed out before", func(b *fakeBroker) { redelivered(b, keyed("m", "key", "id")) }, 0, "unavailable"},
+		{"handed out before", func(b *fakeBroker) { b.lost(keyed("m", "key", "id")) }, 0, "unavailable"},
 		{"sent before", func(b *fakeBroker) { b.put(resent) }, 0, "unavailable"},
 		{"sent before, to this server", func(b *fakeBroker) {
 			b.put(keyed("m", "key", "id"))

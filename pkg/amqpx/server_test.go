@@ -317,15 +317,20 @@ func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 	}
 }
 
+// mostAtOnce is a slow handler that counts how many of it run.
+func mostAtOnce(running, most *atomic.Int64) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		most.Store(max(most.Load(), running.Add(1)))
+		defer running.Add(-1)
+		return slow(ctx, req)
+	}
+}
+
 func TestWorkersAndPrefetchBoundTheServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var running, most atomic.Int64
-		b, _ := serve(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			most.Store(max(most.Load(), running.Add(1)))
-			defer running.Add(-1)
-			return slow(ctx, req)
-		}}, WithWorkers(3), WithPrefetch(5))
+		b, _ := serve(t, handlers{"m": mostAtOnce(&running, &most)}, WithWorkers(3), WithPrefetch(5))
 		for range 20 {
 			b.put(request("m"))
 		}
