@@ -29,10 +29,15 @@ func (q *Queue) Validate(faults *Faults) {
 	}
 }
 
+// Queue returns the queue as the library describes it.
+func (q *Queue) Queue() amqpx.Queue {
+	return amqpx.Queue{Name: q.Name, Type: q.Type, Durable: q.Durable}
+}
+
 // Options returns the library's options for these settings.
 func (q *Queue) Options() []amqpx.Option {
 	return []amqpx.Option{
-		amqpx.WithQueue(amqpx.Queue{Name: q.Name, Type: q.Type, Durable: q.Durable}),
+		amqpx.WithQueue(q.Queue()),
 		amqpx.WithPersistent(q.Persistent),
 	}
 }

@@ -23,6 +23,14 @@ type Config struct {
 	Prefetch int `envconfig:"RPC_PREFETCH" default:"0" min:"0" max:"65535"`
 	// Workers is how many calls run at once.
 	Workers int `envconfig:"RPC_WORKERS" default:"64" min:"1" max:"65535"`
+	// MaxLength and MaxBytes bound what waits in the queue; 0 is no bound.
+	MaxLength int `envconfig:"RPC_QUEUE_MAX_LENGTH" default:"0" min:"0" max:"1000000000"`
+	MaxBytes  int `envconfig:"RPC_QUEUE_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
+	// DeliveryLimit is how often a request may be handed out; 0 is no limit.
+	DeliveryLimit int `envconfig:"RPC_DELIVERY_LIMIT" default:"5" min:"0" max:"1000"`
+	// ReplayBytes and ReplayAge bound the stored answers.
+	ReplayBytes int           `envconfig:"RPC_REPLAY_BYTES" default:"8388608" min:"0" max:"10000000000"`
+	ReplayAge   time.Duration `envconfig:"RPC_REPLAY_AGE" default:"1m" min:"0s" max:"24h"`
 	// DrainTimeout bounds the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 }
@@ -36,11 +44,15 @@ func (c *Config) Validate(faults *config.Faults) {
 
 // options returns the library's options for these settings.
 func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
+	queue := c.Queue.Queue()
+	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
 	options := []amqpx.ServerOption{
 		amqpx.WithMiddleware(amqpx.AccessLog(logger), amqpx.Recover(logger)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
+		amqpx.WithDeliveryLimit(c.DeliveryLimit),
+		amqpx.WithReplay(c.ReplayBytes, c.ReplayAge),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)
@@ -48,5 +60,5 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 	for _, o := range c.Queue.Options() {
 		options = append(options, o)
 	}
-	return options
+	return append(options, amqpx.WithQueue(queue))
 }
