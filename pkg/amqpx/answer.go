@@ -37,10 +37,19 @@ func (s *Server) reply(j *job, r reply) {
 	}
 }
 
-// refuse answers a job that no handler ran.
+// refuse answers a job that no handler of this server ran.
 func (s *Server) refuse(j *job, e *Error) {
 	s.counts.refused.Add(1)
-	s.reply(j, reply{failed: e, timing: timing{queue: time.Since(j.arrived)}})
+	s.reply(j, s.refusalOf(j, e))
+}
+
+// refusalOf is what a refused job comes to. That it did not run is only said of a
+// request that was never in other hands.
+func (s *Server) refusalOf(j *job, e *Error) reply {
+	if j.in.Redelivered && e.outcome == DidNotRun {
+		e.outcome = MayHaveRun
+	}
+	return reply{failed: e, timing: timing{queue: time.Since(j.arrived)}}
 }
 
 // answerTo makes the answer of a job.

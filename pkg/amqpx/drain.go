@@ -46,8 +46,9 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 }
 
 // giveBack returns a request that was not started to its queue, as a copy: the
-// original would be marked as handed out, which it was not to any handler. It waits
-// until the consumer has ended: before that the broker may hand it right back.
+// original would be marked as handed out, which it was not to any handler. One that
+// has that mark already keeps it. It waits until the consumer has ended: before that
+// the broker may hand it right back.
 func (s *Server) giveBack(j *job) {
 	select {
 	case <-j.from.silent:
@@ -57,7 +58,7 @@ func (s *Server) giveBack(j *job) {
 	}
 	s.counts.returned.Add(1)
 	msg, err := copyOf(j)
-	if err != nil {
+	if err != nil || j.delivery.Redelivered {
 		j.requeue()
 		return
 	}

@@ -50,7 +50,7 @@ func (s *Server) shed(j *job) bool {
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
 	e.retryAfter = wait
 	j.in = in
-	if !s.trySend(s.answerTo(j, reply{failed: e})) {
+	if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
 		return false
 	}
 	s.counts.refused.Add(1)

@@ -36,9 +36,9 @@ func (q Queue) deadQueue() Queue {
 // handedOutBefore settles a request that may have run before, if it must not just run,
 // and reports whether it did.
 func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
-	again := j.delivery.Redelivered
+	again := j.delivery.Redelivered || m.atMostOnce && j.in.Redelivered
 	switch {
-	case !again && !(m.atMostOnce && j.in.resent), s.executions.knows(j.in):
+	case !again, s.executions.knows(j.in):
 		return false
 	case m.atMostOnce:
 		e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", j.in.Method)
@@ -97,7 +97,7 @@ func (s *Server) bury(j *job, lost int) {
 		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
 		e.outcome = MayHaveRun
 		// This is the publisher's own goroutine, which must not wait for the publisher.
-		if !s.trySend(s.answerTo(j, reply{failed: e})) {
+		if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
 			j.requeue() // buried once more then
 		}
 	})

@@ -209,3 +209,63 @@ func TestAtMostOnce(t *testing.T) {
 		})
 	}
 }
+
+// What was in other hands may have run there: no refusal may say otherwise.
+func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
+	t.Parallel()
+	budget := func(ms int64) amqp.Publishing {
+		return with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: ms} })
+	}
+	for _, c := range []struct {
+		name string
+		msg  amqp.Publishing
+		code string
+	}{
+		{"unknown method", request("nobody knows"), "unimplemented"},
+		{"expired", budget(0), "deadline_exceeded"},
+		{"shed", budget(1000), "resource_exhausted"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(10))
+				s.load.average.Store(int64(time.Minute)) // as if its handlers took that long
+				if c.name == "shed" {
+					b.put(request("m"))
+					settle()
+				}
+				b.lost(c.msg)
+				pass(time.Minute)
+				answer := b.take()[0]
+				wantSame(t, "code", answer.Headers[headerCode], any(c.code))
+				if _, says := answer.Headers[headerRan]; says {
+					t.Errorf("headers %v", answer.Headers)
+				}
+			})
+		})
+	}
+}
+
+// A draining server that was handed a lost request leaves the mark on it.
+func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
+		b.put(request("m"))
+		settle()
+		b.lost(keyed("m", "key", "lost"))
+		b.put(keyed("m", "key", "fresh"))
+		settle()
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Error(err)
+		}
+		b.with(func(b *fakeBroker) {
+			left := b.queues[DefaultQueue].messages
+			wantSame(t, "left for other servers", len(left), 2)
+			for _, m := range left {
+				wantSame(t, "marked "+m.msg.CorrelationId, m.redelivered, m.msg.CorrelationId == "lost")
+			}
+		})
+	})
+}

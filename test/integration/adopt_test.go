@@ -102,7 +102,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		t.Helper()
 		r := rig.New(t)
 		slow := hold()
-		r.Serve(rig.Methods{"slow": slow.handle})
+		slow.server = r.Serve(rig.Methods{"slow": slow.handle})
 		proxy := r.Proxy()
 		client := r.ClientAt(proxy.URL())
 		rig.Connected(t, client)
@@ -126,7 +126,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		t.Parallel()
 		var info amqpx.CallInfo
 		client, slow, call := lose(t, amqpx.Idempotent(), amqpx.WithCallInfo(&info))
-		rig.Recv(t, slow.entered, "the request to be sent again")
+		slow.joined(t)
 		close(slow.release)
 		if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
 			t.Errorf("got %q, %v", got.answer, got.err)

@@ -24,6 +24,7 @@ func letter(_ context.Context, req *amqpx.Request) ([]byte, error) { return []by
 type held struct {
 	entered chan *amqpx.Request
 	release chan struct{}
+	server  *rig.Server // that runs it, where a test asks for its counts
 }
 
 func hold() *held {

@@ -46,7 +46,9 @@ func On(t testing.TB, url string) *Rig {
 		}
 		defer func() { _ = conn.Close() }()
 		if ch, err := conn.Channel(); err == nil {
-			_, _ = ch.QueueDelete(r.Queue.Name, false, false, false)
+			for _, companion := range []string{"", ".retry", ".dead"} {
+				_, _ = ch.QueueDelete(r.Queue.Name+companion, false, false, false)
+			}
 		}
 	})
 	return r
