@@ -85,7 +85,8 @@ func TestAMQPURLFile(t *testing.T) {
 		"wins over the default": {"", good, "", "amqp://u:p@secret/"},
 		"unset":                 {"amqp://h/", "", "", "amqp://h/"},
 		"both":                  {"amqp://h/", good, "AMQP_URL_FILE: is set together with AMQP_URL; set only one of them", "amqp://h/"},
-		"missing":               {"", missing, "AMQP_URL_FILE: open /nonexistent/url: no such file or directory", ""},
+		"no file":               {"", os.DevNull, "AMQP_URL_FILE: /dev/null is not an ordinary file", ""},
+		"missing":               {"", missing, "AMQP_URL_FILE: stat /nonexistent/url: no such file or directory", ""},
 		"empty":                 {"", empty, "AMQP_URL_FILE: " + empty + " is empty", ""},
 		"no AMQP URL":           {"", bad, "AMQP_URL_FILE: URL 1 of 1 must begin with amqp:// or amqps://", ""},
 	} {

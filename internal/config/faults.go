@@ -3,7 +3,9 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Faults collects everything that is wrong with the environment. Its zero value
@@ -19,8 +21,18 @@ type fault struct{ name, text string }
 // unreadable value is noise.
 func (f *Faults) Addf(name, format string, args ...any) {
 	if !f.Has(name) {
-		f.list = append(f.list, fault{name, fmt.Sprintf(format, args...)})
+		f.list = append(f.list, fault{name, oneLine(fmt.Sprintf(format, args...))})
 	}
+}
+
+// oneLine shows control characters, such as a line's end in a file's name, as escapes:
+// a value must not write lines of its own.
+func oneLine(text string) string {
+	if !strings.ContainsFunc(text, unicode.IsControl) {
+		return text
+	}
+	quoted := strconv.Quote(text)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
 // Has reports whether the variable name has a fault.

@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -73,6 +74,20 @@ func loadPair(certPath, keyPath string, faults *Faults) []tls.Certificate {
 	return []tls.Certificate{pair}
 }
 
+// maxFile bounds the files that a setting names; certificates and URLs are far smaller.
+const maxFile = 1 << 20
+
+// readFile reads a file that the operator named. What is not an ordinary file could
+// keep a service waiting, or have no end.
 func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not an ordinary file", path)
+	case info.Size() > maxFile:
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", path, info.Size(), maxFile)
+	}
 	return os.ReadFile(path) //nolint:gosec // the operator names the file, to be read
 }

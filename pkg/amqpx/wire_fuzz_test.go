@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,7 @@ func (s *seed) table(depth int) amqp.Table {
 func FuzzDecodeRequest(f *testing.F) {
 	f.Add("b", "reply", "id", "", []byte("request"), byte(0), []byte{})
 	f.Add("", "", "", "key", []byte{}, byte(1), []byte{12, 2, '1', '0', '0', '0'})
+	f.Add("b", directReplyTo+".g1h3AWEAAAABAAAAAgAAAAM=.1", "id", "", []byte{}, byte(4), []byte{8, 255, 255, 255, 255, 255, 255, 255, 127})
 	f.Add("b", "", "id", "", []byte{}, byte(3), []byte{8, 255, 255, 255, 255, 255, 255, 255, 127, 1, 1})
 	f.Fuzz(func(t *testing.T, method, replyTo, id, key string, body []byte, which byte, raw []byte) {
 		s := seed(raw)
@@ -111,6 +113,12 @@ func FuzzDecodeRequest(f *testing.F) {
 		if which&2 != 0 {
 			headers[headerIdempotent] = s.value(0)
 		}
+		if which&4 != 0 {
+			headers[headerDeliveries] = s.value(0)
+		}
+		if which&8 != 0 {
+			headers[headerResent] = s.value(0)
+		}
 		maps.Copy(headers, s.table(0))
 		in, failed := decodeRequest(&amqp.Delivery{
 			AppId: method, ReplyTo: replyTo, CorrelationId: id, MessageId: key, Body: body, Headers: headers,
@@ -118,8 +126,12 @@ func FuzzDecodeRequest(f *testing.F) {
 		if in.budget != noBudget && (in.budget < 0 || in.budget > maxBudget) {
 			t.Errorf("budget %v", in.budget)
 		}
-		if in.Method != method || in.CorrelationID != id || in.replyTo != replyTo || in.OneWay != (replyTo == "") {
+		if in.Method != method || in.CorrelationID != id || in.replyTo != replyTo ||
+			in.OneWay != (replyTo == "" || !safeReplyTo(replyTo)) {
 			t.Errorf("got %+v", in)
+		}
+		if in.lostDeliveries < 0 || in.lostDeliveries > 0 && !in.Redelivered {
+			t.Errorf("%d lost deliveries, redelivered %v", in.lostDeliveries, in.Redelivered)
 		}
 		if failed != nil && (failed.code != CodeInvalidArgument || failed.outcome != DidNotRun || !utf8.ValidString(failed.message)) {
 			t.Errorf("error %+v", failed)
@@ -134,6 +146,45 @@ func FuzzDecodeRequest(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCopy moves requests of any sender: what is sent on can be sent, and is the same
+// request.
+func FuzzCopy(f *testing.F) {
+	f.Add("b", "id", "1000", []byte("request"), int64(time.Millisecond), []byte{1, 1, 'x', 12, 1, 'y', 'z'})
+	f.Add("", "", "-1", []byte{}, int64(0), []byte{1, 2, 'C', 'C', 17, 1, 12, 1, 'q'})
+	f.Fuzz(func(t *testing.T, method, id, expiration string, body []byte, held int64, raw []byte) {
+		s := seed(raw)
+		d := amqp.Delivery{AppId: method, CorrelationId: id, Expiration: expiration, Body: body, Headers: s.table(0)}
+		if n := s.byte(); n%2 == 1 {
+			d.Headers[headerTimeout] = s.value(0)
+		}
+		before := maps.Clone(d.Headers)
+		j := &job{delivery: d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}
+		j.in, _ = decodeRequest(&d)
+		msg, err := copyOf(j)
+		if !reflect.DeepEqual(before, d.Headers) && !hasNaN(before) {
+			t.Errorf("the original changed from %v to %v", before, d.Headers)
+		}
+		if err != nil {
+			return
+		}
+		if err := checkTable(msg.Headers); err != nil {
+			t.Errorf("cannot be sent: %v", err)
+		}
+		d.Headers, d.Expiration = msg.Headers, msg.Expiration
+		again, _ := decodeRequest(&d)
+		if again.Method != j.in.Method || again.CorrelationID != j.in.CorrelationID || string(again.Body) != string(j.in.Body) ||
+			again.Idempotent != j.in.Idempotent || again.budget > max(j.in.budget, time.Millisecond) {
+			t.Errorf("%+v became %+v", j.in, again)
+		}
+		if n, err := strconv.ParseInt(msg.Expiration, 10, 64); msg.Expiration != "" && (err != nil || n < 1) {
+			t.Errorf("expiration %q of %q", msg.Expiration, expiration)
+		}
+	})
+}
+
+// hasNaN reports whether a table differs from itself.
+func hasNaN(t amqp.Table) bool { return !reflect.DeepEqual(t, t) }
 
 func FuzzDecodeAnswer(f *testing.F) {
 	f.Add([]byte("b"), byte(0), []byte{})

@@ -46,7 +46,7 @@ const isEmpty = "is empty; unset it for the default or give it a value"
 // and the fault of an empty value ("" where that is none).
 var badValues = map[string]struct{ value, fault, emptyFault string }{ //nolint:gochecknoglobals // a table
 	"AMQP_URL":             {"http://u:hunter2@h/", "URL 1 of 1 must begin with amqp:// or amqps://", isEmpty},
-	"AMQP_URL_FILE":        {"/nonexistent/url", "open /nonexistent/url: no such file or directory", ""},
+	"AMQP_URL_FILE":        {"/nonexistent/url", "stat /nonexistent/url: no such file or directory", ""},
 	"AMQP_TLS_CA_FILE":     {"/nonexistent/ca", "is set, but no broker URL begins with amqps://", ""},
 	"AMQP_TLS_CERT_FILE":   {"/nonexistent/cert", "is set, but no broker URL begins with amqps://", ""},
 	"AMQP_TLS_KEY_FILE":    {"/nonexistent/key", "is set, but no broker URL begins with amqps://", ""},
