@@ -200,7 +200,7 @@ func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bo
 				select {
 				case <-c.closing: // we cancelled it
 				default:
-					s.consumerEnded()
+					s.consumerEnded(replyConsumer)
 				}
 				return
 			}

@@ -34,6 +34,12 @@ type job struct {
 	in       *incoming // nil until it was decoded
 }
 
+// comesAgain reports whether the broker hands the job's request out again anyway:
+// its session has ended, and its queue was not deleted.
+func (j *job) comesAgain() bool {
+	return j.from.sess.ended() && !j.from.sess.canceled(j.delivery.ConsumerTag)
+}
+
 func newConsumer(s *Server, sess *session) *consumer {
 	return &consumer{
 		server: s,
@@ -82,23 +88,24 @@ func (c *consumer) subscribe(queue string, prefetch int) (<-chan amqp.Delivery, 
 // subscriptions and takes what was on its way.
 func (c *consumer) receive(requests, retries <-chan amqp.Delivery) {
 	draining := c.server.draining
-	ended := func(subscription *<-chan amqp.Delivery) {
-		*subscription = nil
+	ended := func(tag string) {
 		if draining != nil {
-			c.sess.consumerEnded()
+			c.sess.consumerEnded(tag)
 		}
 	}
 	for requests != nil || retries != nil {
 		select {
 		case d, ok := <-requests:
 			if !ok {
-				ended(&requests)
+				ended(c.tags[0])
+				requests = nil
 				continue
 			}
 			c.take(d, c.server.cfg.queue.Name)
 		case d, ok := <-retries:
 			if !ok {
-				ended(&retries)
+				ended(c.tags[1])
+				retries = nil
 				continue
 			}
 			c.take(d, c.server.cfg.queue.retryQueue().Name)
@@ -110,8 +117,22 @@ func (c *consumer) receive(requests, retries <-chan amqp.Delivery) {
 			}
 			close(c.silent)
 		case <-c.sess.done:
+			if c.sess.canceled(c.tags[0]) {
+				c.takeRest(requests)
+			}
 			return
 		}
+	}
+}
+
+// takeRest takes what the broker had sent before it deleted the queue. The protocol
+// library closes the channel of a consumer that was cancelled.
+func (c *consumer) takeRest(requests <-chan amqp.Delivery) {
+	if requests == nil {
+		return
+	}
+	for d := range requests {
+		c.take(d, c.server.cfg.queue.Name)
 	}
 }
 
@@ -132,6 +153,11 @@ func (c *consumer) take(d amqp.Delivery, queue string) {
 	c.server.track.add()
 	if c.server.shed(j) {
 		return
+	}
+	select {
+	case c.server.jobs <- j:
+		return
+	default:
 	}
 	select {
 	case c.server.jobs <- j:

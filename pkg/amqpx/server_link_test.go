@@ -10,6 +10,26 @@ import (
 	"go.uber.org/zap"
 )
 
+// With a queue go the requests in it, but not those that a server has in hand.
+func TestQueueDeletedUnderTheServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
+		for range 8 {
+			b.put(request("m"))
+		}
+		settle()
+		b.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		pass(time.Minute)
+		wantSame(t, "answers", len(b.take()), 6)
+		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+		b.put(request("m"))
+		pass(time.Minute)
+		wantSame(t, "answers from the new queue", len(b.take()), 1)
+	})
+}
+
 func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

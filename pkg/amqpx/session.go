@@ -110,9 +110,9 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 				}
 				s.gate.set(b.Active)
 				onBlocked(b)
-			case _, ok := <-cancels:
+			case tag, ok := <-cancels:
 				if ok {
-					s.fail(errConsumerCanceled)
+					s.fail(&consumerCanceled{tag})
 				}
 				cancels = nil
 			case <-s.done:
@@ -126,12 +126,25 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
 var errConsumerCanceled = errors.New("the broker cancelled the consumer: was its queue deleted?")
 
+// consumerCanceled is errConsumerCanceled with the tag of the consumer.
+type consumerCanceled struct{ tag string }
+
+func (c *consumerCanceled) Error() string { return c.Unwrap().Error() }
+func (c *consumerCanceled) Unwrap() error { return errConsumerCanceled }
+
 // consumerEnded is called when deliveries end that were not cancelled here. When the
 // channel has ended too, its watcher knows the better reason.
-func (s *session) consumerEnded() {
+func (s *session) consumerEnded(tag string) {
 	if !s.subCh.IsClosed() {
-		s.fail(errConsumerCanceled)
+		s.fail(&consumerCanceled{tag})
 	}
+}
+
+// canceled reports whether the session ended because the broker ended the consumer
+// with this tag. It is for use when the session has ended.
+func (s *session) canceled(tag string) bool {
+	c, ok := errors.AsType[*consumerCanceled](s.cause)
+	return ok && c.tag == tag
 }
 
 // run starts f as a goroutine of the session; f must end when done is closed.

@@ -34,8 +34,8 @@ func (s *Server) work(handlers context.Context) {
 // process settles one job in one of these ways: skipped, refused, given back, moved,
 // joined to another of the same request, answered from the store, or run.
 func (s *Server) process(handlers context.Context, j *job) {
-	if j.from.sess.ended() {
-		s.track.done() // the broker hands it out again
+	if j.comesAgain() {
+		s.track.done()
 		return
 	}
 	in, failed := decodeRequest(&j.delivery)
