@@ -1,0 +1,221 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// A request that stops every server that runs it ends in the dead letters; whoever
+// waits beside it is answered. test/fault does the same with processes that die.
+func TestRequestThatStopsEveryServer(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			r.Queue.Type = kind
+			var runs atomic.Int64
+			again := make(chan struct{}, 100)
+			again <- struct{}{}
+			go func() { // a new server for each that was stopped; ends with the test
+				for range again {
+					var s *rig.Server
+					made := make(chan struct{})
+					s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+						<-made
+						runs.Add(1)
+						s.Close()
+						<-ctx.Done()
+						again <- struct{}{}
+						return nil, ctx.Err()
+					}})
+					close(made)
+				}
+			}()
+			t.Cleanup(func() { close(again) })
+			client := r.Ready(amqpx.WithCallOptions(amqpx.WaitForServer()))
+			poison := begin(rig.Patience(t), client, "stop", []byte("poison"))
+			var beside []<-chan outcome
+			for range 50 {
+				beside = append(beside, begin(rig.Patience(t), client, "echo", []byte("x")))
+			}
+			for _, call := range beside {
+				if got := rig.Recv(t, call, "an answer beside the poison"); got.err != nil {
+					t.Errorf("beside the poison: %v", got.err)
+				}
+			}
+			err := rig.Recv(t, poison, "the call to settle").err
+			want{code: amqpx.CodeInternal, outcome: amqpx.MayHaveRun, remote: true}.check(t, err)
+			if n := runs.Load(); n != amqpx.DefaultDeliveryLimit {
+				t.Errorf("it ran %d times, want %d", n, amqpx.DefaultDeliveryLimit)
+			}
+			deadLetter(t, r)
+			if got := rig.Call(t, client, "echo", []byte("after")); string(got) != "after" {
+				t.Errorf("the next call got %q", got)
+			}
+		})
+	}
+}
+
+// deadLetter takes the one dead letter and looks at it.
+func deadLetter(t *testing.T, r *rig.Rig) {
+	t.Helper()
+	d, ok, err := r.Raw().Get(r.Queue.Name+".dead", true)
+	if err != nil || !ok || d.MessageCount != 0 {
+		t.Fatalf("dead letters: found %v, %d more, %v; want one", ok, d.MessageCount, err)
+	}
+	if reason, _ := d.Headers["rpc-dead-reason"].(string); !strings.Contains(reason, "handed out 5 times") {
+		t.Errorf("reason %q", reason)
+	}
+	if d.AppId != "stop" || string(d.Body) != "poison" || d.Headers["rpc-dead-queue"] != r.Queue.Name ||
+		d.Headers["rpc-deliveries"] != int64(5) || d.DeliveryMode != amqp.Persistent {
+		t.Errorf("dead letter %+v", d)
+	}
+}
+
+// serveOnce starts a server whose method runs at most once.
+func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) *amqpx.Server {
+	t.Helper()
+	server, err := amqpx.NewServer(r.URL, amqpx.WithQueue(r.Queue))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Handle("once", h, amqpx.AtMostOnce()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan struct{})
+	go func() { // ends with the test
+		defer close(served)
+		_ = server.Serve(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		server.Close()
+		<-served
+	})
+	if err := server.WaitReady(rig.Patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+// The first server stops in the middle; the second is handed the request and must not
+// run it. Its caller learns that at once.
+func TestAtMostOnceOverTheEndOfAServer(t *testing.T) {
+	t.Parallel()
+	for _, opts := range [][]amqpx.CallOption{nil, {amqpx.Idempotent()}} {
+		r := rig.New(t)
+		var runs atomic.Int64
+		entered := make(chan struct{}, 8)
+		h := func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+			runs.Add(1)
+			entered <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		first := serveOnce(t, r, h)
+		client := r.Ready()
+		call := begin(rig.Patience(t), client, "once", []byte("x"), opts...)
+		rig.Recv(t, entered, "the request to run")
+		serveOnce(t, r, h)
+		first.Close()
+		want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, remote: true}.
+			check(t, rig.Recv(t, call, "the call to settle").err)
+		if n := runs.Load(); n != 1 {
+			t.Errorf("it ran %d times", n)
+		}
+	}
+}
+
+// The link to the server breaks under a handler; the request comes back to the same
+// server, which knows it.
+func TestServerKnowsARequestThatComesBack(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	proxy := r.Proxy()
+	server := r.StartAt(proxy.URL(), rig.Methods{"slow": slow.handle})
+	if err := server.WaitReady(rig.Patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	client := r.Ready()
+	call := begin(rig.Patience(t), client, "slow", []byte("x"))
+	rig.Recv(t, slow.entered, "the request to run")
+	proxy.Cut()
+	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().Replayed == 1 })
+	close(slow.release)
+	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v", got.answer, got.err)
+	}
+	if n := len(slow.entered); n != 0 {
+		t.Errorf("%d more runs", n)
+	}
+	rig.Manage(t).Settled(r.URL, r.Queue.Name)
+}
+
+// A caller that asks again with its key, on another connection, gets the answer that
+// was given before.
+func TestStoredAnswer(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	var runs atomic.Int64
+	server := r.Serve(rig.Methods{"count": func(context.Context, *amqpx.Request) ([]byte, error) {
+		return []byte{byte('0' + runs.Add(1))}, nil
+	}})
+	for range 3 {
+		if got := rig.Call(t, r.Ready(), "count", nil, amqpx.WithIdempotencyKey("order 7")); string(got) != "1" {
+			t.Errorf("got %q, want the stored answer", got)
+		}
+	}
+	if got := rig.Call(t, r.Ready(), "count", nil, amqpx.WithIdempotencyKey("order 8")); string(got) != "2" {
+		t.Errorf("got %q, want a new run", got)
+	}
+	if got := server.Stats().Replayed; got != 2 {
+		t.Errorf("%d replayed, want 2", got)
+	}
+}
+
+// With its one worker busy for longer than a call has time, a server refuses the call
+// at once, long before the call's deadline.
+func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	const takes = 100 * time.Millisecond
+	server := r.Serve(rig.Methods{"work": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+		timer := time.NewTimer(takes) // the work
+		defer timer.Stop()
+		<-timer.C
+		return nil, nil
+	}}, amqpx.WithWorkers(1), amqpx.WithPrefetch(100))
+	client := r.Ready()
+	for range 20 { // the server learns how long it takes
+		rig.Call(t, client, "work", nil)
+	}
+	var waiting []<-chan outcome
+	for range 30 { // 3 s of work
+		waiting = append(waiting, begin(rig.Patience(t), client, "work", nil))
+	}
+	rig.Eventually(t, "the server has them", func() bool { return server.Stats().InFlight == 30 })
+	begun := time.Now()
+	_, err := client.Call(rig.Within(t, 500*time.Millisecond), "work", nil)
+	if took := time.Since(begun); took > 250*time.Millisecond {
+		t.Errorf("the refusal took %v", took)
+	}
+	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
+	for _, call := range waiting {
+		if got := rig.Recv(t, call, "an answer"); got.err != nil {
+			t.Errorf("a call with time enough: %v", got.err)
+		}
+	}
+}
