@@ -43,16 +43,16 @@ func BenchmarkDecodeAnswer(b *testing.B) {
 }
 
 func BenchmarkPending(b *testing.B) {
-	p := newPending()
+	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 	for i := range 1000 { // others that wait
-		p.add(pendingCall("waiting " + strconv.Itoa(i)))
+		mustAdd(b, p, pendingCall("waiting "+strconv.Itoa(i)))
 	}
 	k := pendingCall("id")
 	d := answerTo("id", false)
 	b.ReportAllocs()
 	for b.Loop() {
 		k.answered = false
-		p.add(k)
+		mustAdd(b, p, k)
 		p.answer(d)
 		<-k.events
 		p.remove(k)

@@ -2,7 +2,9 @@ package amqpx
 
 import (
 	"sync/atomic"
+	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
@@ -45,13 +47,38 @@ type call struct {
 	msg    amqp.Publishing
 
 	answered bool // guarded by the pending table's lock
+	// round counts the refusals of servers that the call was retried after. Requests
+	// carry it and answers echo it, so that a second copy of an earlier refusal is
+	// not taken for the answer to the retry.
+	round int64
 
-	lastFate  fate // of the attempt before
-	uncertain bool // an earlier attempt may have arrived
+	lastFate  fate                        // of the attempt before
+	uncertain bool                        // an earlier attempt may have arrived
+	refusal   *Error                      // the server's, when that ended the last attempt
+	wait      *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
 
 func newCall(req *Request, queue string) *call {
 	return &call{req: req, key: queue, events: make(chan event, 2)}
+}
+
+// next returns the call for the round after a server's refusal: the same request
+// under the same id. It is another value, because the broker's word on the refused
+// attempt may still be on its way and must not be taken for the next one's.
+func (k *call) next() *call {
+	k.move(stageQueued, stageWithdrawn) // answered before a re-send left
+	n := newCall(k.req, k.key)
+	n.round, n.uncertain, n.wait = k.round+1, k.uncertain, k.wait
+	n.sent.Store(k.sent.Load())
+	return n
+}
+
+// nextWait returns how long to wait before the next attempt.
+func (k *call) nextWait() time.Duration {
+	if k.wait == nil {
+		k.wait = newBackoff(resendMin, resendMax)
+	}
+	return max(k.wait.NextBackOff(), time.Millisecond)
 }
 
 // move makes one step and reports whether this party made it.
@@ -96,13 +123,11 @@ func (k *call) settle(f fate) {
 
 // linkReplaced tells a confirmed call that a new session took over from the one
 // that wrote it. answersLost says that the reply queue, and what was in it, is
-// gone. A call whose request may be gone is given back to its caller, who re-sends
-// it if it is idempotent; any other keeps waiting for its answer.
-func (k *call) linkReplaced(generation uint64, answersLost, requestsSurvive bool) {
-	if k.generation.Load() >= generation {
-		return
-	}
-	if !answersLost && (requestsSurvive || !k.req.Idempotent) {
+// gone. An idempotent call is given back to its caller, who re-sends it: its request
+// may be gone with the old link's broker, and nobody here can tell. Any other keeps
+// waiting for its answer, unless that is gone.
+func (k *call) linkReplaced(generation uint64, answersLost bool) {
+	if k.generation.Load() >= generation || !answersLost && !k.req.Idempotent {
 		return
 	}
 	if k.move(stageConfirmed, stageSettled) {

@@ -59,15 +59,14 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 func TestCallAfterALostLink(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name                         string
-		idempotent, lost, survive    bool
-		generation                   uint64
-		confirmed, givenBack, before bool
+		name                 string
+		idempotent, lost     bool
+		generation           uint64
+		confirmed, givenBack bool
 	}{
-		{name: "answers and requests survive", idempotent: true, survive: true, generation: 2, confirmed: true},
-		{name: "request may be gone, not idempotent", generation: 2, confirmed: true},
-		{name: "request may be gone, idempotent", idempotent: true, generation: 2, confirmed: true, givenBack: true},
-		{name: "answers are gone", lost: true, survive: true, generation: 2, confirmed: true, givenBack: true},
+		{name: "not idempotent", generation: 2, confirmed: true},
+		{name: "idempotent", idempotent: true, generation: 2, confirmed: true, givenBack: true},
+		{name: "answers are gone", lost: true, generation: 2, confirmed: true, givenBack: true},
 		{name: "written by the new link already", lost: true, idempotent: true, generation: 1, confirmed: true},
 		{name: "not confirmed: its publisher settles it", lost: true, idempotent: true, generation: 2},
 	} {
@@ -77,7 +76,7 @@ func TestCallAfterALostLink(t *testing.T) {
 			if c.confirmed {
 				k.settle(fateConfirmed)
 			}
-			k.linkReplaced(c.generation, c.lost, c.survive)
+			k.linkReplaced(c.generation, c.lost)
 			wantSame(t, "given back", len(k.events) == 1, c.givenBack)
 		})
 	}
@@ -101,7 +100,7 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 		party(func() { k.settle(fateUnroutable) })
 		party(func() { k.settle(fateLost) })
 		party(func() { k.settle(fateRefused) })
-		party(func() { k.linkReplaced(2, true, false) })
+		party(func() { k.linkReplaced(2, true) })
 		party(func() { outcome = k.outcome() })
 		close(start)
 		wg.Wait()

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -20,8 +21,12 @@ type Client struct {
 	replyTo string
 	pending *pending
 	outbox  chan outgoing
-	slots   chan struct{} // bounds the calls in flight
+	budget  *retryBudget
 	counts  clientCounts
+
+	// Only setup uses these.
+	linked      int32 // how many sessions it has set up, or tried to
+	answersLost bool  // the reply queue was made anew and no call told yet
 
 	closing   chan struct{} // closed by Close: pending calls settle
 	closeOnce sync.Once
@@ -51,9 +56,9 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	c := &Client{
 		cfg:     cfg,
 		replyTo: directReplyTo,
-		pending: newPending(),
+		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
 		outbox:  make(chan outgoing, outboxSize),
-		slots:   make(chan struct{}, cfg.maxInFlight),
+		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
@@ -83,11 +88,10 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		defer cancel()
 	}
 	req := &Request{Method: method, Body: body, CorrelationID: uuid.NewString(), call: &callConfig{}}
-	for _, o := range c.cfg.callOptions {
-		o(req.call)
-	}
-	for _, o := range opts {
-		o(req.call)
+	for _, list := range [][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts} {
+		for _, o := range list {
+			o(req.call)
+		}
 	}
 	req.Header, req.Idempotent = req.call.header, req.call.idempotent
 	if req.IdempotencyKey = req.call.idempotencyKey; req.IdempotencyKey == "" && req.Idempotent {
@@ -157,25 +161,38 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 // the calls that the session before had confirmed.
 func (c *Client) setup(_ context.Context, s *session) error {
 	direct := c.cfg.replyMode == ReplyDirect
-	answersLost := direct
-	if !direct {
+	var args amqp.Table
+	if direct {
+		c.answersLost = true
+	} else {
 		existed, err := declareReplyQueue(s.sub, c.replyTo)
 		if err != nil {
 			return err
 		}
-		answersLost = !existed
+		// Kept, should this attempt fail further on: the next one finds the new queue.
+		c.answersLost = c.answersLost || !existed
+		args = c.nextPriority()
 	}
-	answers, err := s.subCh.Consume(c.replyTo, replyConsumer, direct, false, false, false, nil)
+	answers, err := s.subCh.Consume(c.replyTo, replyConsumer, direct, false, false, false, args)
 	if err != nil {
 		return err
 	}
 	s.run(func() { c.readAnswers(s, answers, direct) })
-	requestsSurvive := c.cfg.persistent && c.cfg.queue.Durable || c.cfg.queue.Type == QueueQuorum
 	for _, k := range c.pending.snapshot() {
-		k.linkReplaced(s.generation, answersLost, requestsSurvive)
+		k.linkReplaced(s.generation, c.answersLost)
 	}
+	c.answersLost = false
 	startPublisher(s, c.outbox, c.pending.returned)
 	return nil
+}
+
+// nextPriority returns the arguments of a consumer that comes before the ones of
+// all earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a link
+// goes silent, the broker notices later than we do: until then the dead consumer is
+// still there, and half of the answers would go to it.
+func (c *Client) nextPriority() amqp.Table {
+	c.linked = min(c.linked, math.MaxInt32-1) + 1
+	return amqp.Table{"x-priority": c.linked}
 }
 
 const (

@@ -12,6 +12,12 @@ const (
 	DefaultTimeout = 30 * time.Second
 	// DefaultMaxInFlight bounds the calls that wait for an answer.
 	DefaultMaxInFlight = 65536
+	// DefaultMaxInFlightBytes bounds the memory of their bodies, 256 MiB.
+	DefaultMaxInFlightBytes = 256 << 20
+	// DefaultRetryRatio is how many retries each call adds to the retry budget.
+	DefaultRetryRatio = 0.1
+	// DefaultRetryBurst is how many retries the full retry budget holds.
+	DefaultRetryBurst = 100
 )
 
 // ReplyMode chooses how answers come back to a client.
@@ -31,18 +37,26 @@ const (
 type clientConfig struct {
 	config
 
-	replyMode   ReplyMode
-	timeout     time.Duration
-	maxInFlight int
-	callOptions []CallOption
+	replyMode        ReplyMode
+	timeout          time.Duration
+	maxInFlight      int
+	maxInFlightBytes int
+	retryRatio       float64
+	retryBurst       int
+	callOptions      []CallOption
+	methods          map[string][]CallOption
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	c := &clientConfig{
-		config:      defaultConfig(),
-		replyMode:   ReplyQueue,
-		timeout:     DefaultTimeout,
-		maxInFlight: DefaultMaxInFlight,
+		config:           defaultConfig(),
+		replyMode:        ReplyQueue,
+		timeout:          DefaultTimeout,
+		maxInFlight:      DefaultMaxInFlight,
+		maxInFlightBytes: DefaultMaxInFlightBytes,
+		retryRatio:       DefaultRetryRatio,
+		retryBurst:       DefaultRetryBurst,
+		methods:          make(map[string][]CallOption),
 	}
 	c.setURLs(url)
 	for _, o := range opts {
@@ -51,7 +65,18 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}
-	faults := []error{c.validate()}
+	if err := errors.Join(c.validate(), c.validateClient()); err != nil {
+		return nil, fmt.Errorf("amqpx: client: %w", err)
+	}
+	return c, nil
+}
+
+// mostRetryBurst keeps the retry budget's arithmetic far from its bounds.
+const mostRetryBurst = 1_000_000
+
+// validateClient reports every fault of what servers do not share.
+func (c *clientConfig) validateClient() error {
+	var faults []error
 	if c.replyMode != ReplyQueue && c.replyMode != ReplyDirect {
 		faults = append(faults, fmt.Errorf("reply mode %q: want %q or %q", c.replyMode, ReplyQueue, ReplyDirect))
 	}
@@ -61,10 +86,21 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	if c.maxInFlight < 1 {
 		faults = append(faults, fmt.Errorf("max in flight %d: want at least 1", c.maxInFlight))
 	}
-	if err := errors.Join(faults...); err != nil {
-		return nil, fmt.Errorf("amqpx: client: %w", err)
+	if c.maxInFlightBytes < c.maxMessageSize {
+		faults = append(faults, fmt.Errorf("max in flight %d bytes: want at least the max message size %d", c.maxInFlightBytes, c.maxMessageSize))
 	}
-	return c, nil
+	if !(c.retryRatio >= 0 && c.retryRatio <= 1) { // not a number is neither
+		faults = append(faults, fmt.Errorf("retry ratio %v: want 0 to 1", c.retryRatio))
+	}
+	if c.retryBurst < 0 || c.retryBurst > mostRetryBurst {
+		faults = append(faults, fmt.Errorf("retry burst %d: want 0 to %d", c.retryBurst, mostRetryBurst))
+	}
+	for method := range c.methods {
+		if method == "" || len(method) > maxShortString {
+			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), maxShortString))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 type clientOption func(*clientConfig)
@@ -83,13 +119,44 @@ func WithTimeout(d time.Duration) ClientOption {
 }
 
 // WithMaxInFlight bounds the calls that are under way at once; the default is
-// [DefaultMaxInFlight]. A call beyond the bound waits for a place until its
-// deadline, and has not run when it gives up there.
+// [DefaultMaxInFlight]. A call beyond the bound fails at once with
+// [ErrTooManyCalls], code [CodeResourceExhausted] and a RetryAfter hint, and has not
+// run: waiting would only hide the overload and use up the deadline.
 func WithMaxInFlight(n int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.maxInFlight = n })
 }
 
-// WithCallOptions sets options for every call; a call's own come after them.
+// WithMaxInFlightBytes bounds the bytes of the request bodies that are under way at
+// once, of which the client keeps copies; the default is [DefaultMaxInFlightBytes].
+// It must be at least the maximum message size. A call beyond the bound fails like
+// one beyond [WithMaxInFlight].
+func WithMaxInFlightBytes(n int) ClientOption {
+	return clientOption(func(c *clientConfig) { c.maxInFlightBytes = n })
+}
+
+// WithRetryBudget bounds the retries of calls that were refused with
+// [CodeResourceExhausted] and did not run: by the broker, whose queue is full, or by
+// a server that has too much to do. A call is retried after a random wait that grows,
+// at least the server's hint, while its deadline leaves room and the budget lasts. The
+// budget starts with burst retries and never holds more; each call adds ratio of one,
+// 0 to 1. Without a retry left a call fails at once, with a RetryAfter hint. A burst of 0
+// means never to retry. The defaults are [DefaultRetryRatio] and [DefaultRetryBurst].
+//
+// Calls that wait for a server ([WaitForServer]) and calls sent again after a lost
+// link are not counted.
+func WithRetryBudget(ratio float64, burst int) ClientOption {
+	return clientOption(func(c *clientConfig) { c.retryRatio, c.retryBurst = ratio, burst })
+}
+
+// WithMethod sets options for every call of one method, such as [Idempotent]. They
+// come after those of [WithCallOptions] and before a call's own. Given several times
+// for one method, they add up.
+func WithMethod(method string, opts ...CallOption) ClientOption {
+	return clientOption(func(c *clientConfig) { c.methods[method] = append(c.methods[method], opts...) })
+}
+
+// WithCallOptions sets options for every call; those of [WithMethod] and a call's own
+// come after them.
 func WithCallOptions(opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.callOptions = append(c.callOptions, opts...) })
 }

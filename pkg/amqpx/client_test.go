@@ -247,20 +247,29 @@ func TestCallsInFlightAreBounded(t *testing.T) {
 			defer running.Add(-1)
 			return slow(ctx, req)
 		}}).WaitReady)
-		c := startClient(t, b, WithMaxInFlight(3))
-		var calls []<-chan result
-		for range 6 {
-			calls = append(calls, goCall(c, within(t, time.Minute), "m", nil))
-		}
-		settle()
-		wantSame(t, "in flight", c.Stats().InFlight, 3)
-		beyond := <-goCall(c, within(t, time.Second), "m", nil)
-		wantIs(t, beyond.err, context.DeadlineExceeded)
-		wantSame(t, "outcome beyond the bound", OutcomeOf(beyond.err), DidNotRun)
-		for _, done := range calls {
-			wantAnswer(t, <-done, "")
+		c := startClient(t, b, WithMaxInFlight(3), WithMaxMessageSize(10), WithMaxInFlightBytes(10))
+		for _, body := range []string{"", "12345"} { // three calls, and 10 bytes
+			bound := 3
+			if body != "" {
+				bound = 2
+			}
+			var calls []<-chan result
+			for range bound {
+				calls = append(calls, goCall(c, within(t, time.Minute), "m", []byte(body)))
+			}
+			settle()
+			wantSame(t, "in flight", c.Stats().InFlight, uint64(bound)) //nolint:gosec // small.
+			beyond := <-goCall(c, within(t, time.Minute), "m", []byte("x"))
+			wantIs(t, beyond.err, ErrTooManyCalls)
+			wantSame(t, "took", beyond.took, 0)
+			for _, done := range calls {
+				wantAnswer(t, <-done, body)
+			}
 		}
 		wantSame(t, "most at once", most.Load(), 3)
+		st := c.Stats()
+		wantSame(t, "stats", st, ClientStats{OK: 5, Failed: 2, Refused: 2})
+		wantSame(t, "bytes that are left", c.pending.bytes, 0)
 	})
 }
 

@@ -16,6 +16,9 @@ var (
 	// ErrRefused is returned when the broker refused the request (basic.nack), such
 	// as a full queue whose overflow policy is reject-publish.
 	ErrRefused = errors.New("the broker refused the request")
+	// ErrTooManyCalls is returned at once when as many calls, or bytes of them, are
+	// under way as the client allows. The call was not sent.
+	ErrTooManyCalls = errors.New("too many calls in flight")
 	// ErrOutcomeUnknown is returned when the link was lost at a moment that leaves
 	// open whether the request reached a server.
 	ErrOutcomeUnknown = errors.New("the link was lost before the outcome was known")
@@ -86,8 +89,8 @@ func (e *Error) Outcome() Outcome { return e.outcome }
 // process made.
 func (e *Error) Remote() bool { return e.remote }
 
-// RetryAfter is the server's hint how long to wait before calling again; zero
-// means that it gave none.
+// RetryAfter is a hint how long to wait before calling again, of the server or, with
+// [CodeResourceExhausted], of the client; zero means that there is none.
 func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
 
 // CodeOf returns err's code: that of the first [*Error] in its chain, else the

@@ -193,7 +193,7 @@ func (b *fakeBroker) dispatch(q *fakeQueue) {
 			q.expired++
 			continue
 		}
-		i := slices.IndexFunc(q.consumers, (*fakeConsumer).hasRoom)
+		i := q.nextConsumer()
 		if i < 0 {
 			return
 		}
@@ -202,6 +202,17 @@ func (b *fakeBroker) dispatch(q *fakeQueue) {
 		q.consumers = append(slices.Delete(q.consumers, i, i+1), c)
 		c.ch.deliver(c, m)
 	}
+}
+
+// nextConsumer returns the first in turn of those with room and the highest priority.
+func (q *fakeQueue) nextConsumer() int {
+	next := -1
+	for i, c := range q.consumers {
+		if c.hasRoom() && (next < 0 || c.priority > q.consumers[next].priority) {
+			next = i
+		}
+	}
+	return next
 }
 
 // requeue puts a message back at the head. The caller holds mu.

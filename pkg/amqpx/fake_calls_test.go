@@ -22,8 +22,9 @@ func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
 }
 
 // Consume implements channel.
-func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, _ amqp.Table) (<-chan amqp.Delivery, error) {
+func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amqp.Table) (<-chan amqp.Delivery, error) {
 	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
+	consumer.priority, _ = args["x-priority"].(int32)
 	err := c.do("consume", queue, func() *amqp.Error {
 		if queue != directReplyTo {
 			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {
@@ -96,7 +97,7 @@ func (c *fakeChannel) do(op, name string, f func() *amqp.Error) error {
 	}
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
-	if c.closed {
+	if c.over() {
 		return amqp.ErrClosed
 	}
 	if refused := f(); refused != nil {
@@ -135,8 +136,12 @@ func listen[T any](c *fakeChannel, to *[]chan T, n chan T) chan T {
 func (c *fakeChannel) IsClosed() bool {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
-	return c.closed
+	return c.over()
 }
+
+// over reports whether the client can still use the channel. The caller holds the
+// broker's lock.
+func (c *fakeChannel) over() bool { return c.closed || c.link.dead }
 
 // Close implements channel.
 func (c *fakeChannel) Close() error {

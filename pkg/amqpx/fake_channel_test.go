@@ -35,6 +35,7 @@ type fakeConsumer struct {
 	queue    *fakeQueue // nil for direct reply-to
 	autoAck  bool
 	prefetch int
+	priority int32 // x-priority
 	unacked  int
 	out      chan amqp.Delivery // written by the link's reader only
 }
@@ -62,7 +63,7 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c.closed {
+	if c.over() {
 		return nil, amqp.ErrClosed
 	}
 	msg.Body, msg.Headers = bytes.Clone(msg.Body), maps.Clone(msg.Headers)
@@ -165,7 +166,7 @@ func (c *fakeChannel) settle(tag uint64, multiple, requeue bool) error {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c.closed {
+	if c.over() {
 		return amqp.ErrClosed
 	}
 	tags := []uint64{tag}

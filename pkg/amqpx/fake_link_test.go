@@ -115,6 +115,16 @@ func (l *fakeLink) end(reason *amqp.Error) {
 	l.poke()
 }
 
+// strand ends the client's half of the link only, as when the network swallows
+// everything: the broker keeps its consumers and goes on sending to them. The caller
+// holds the broker's lock.
+func (l *fakeLink) strand() {
+	l.dead, l.reason = true, brokenSocket()
+	l.events, l.backlog = nil, nil
+	close(l.gone)
+	l.poke()
+}
+
 func (l *fakeLink) shutdown() {
 	if l.reason != nil {
 		l.ended <- l.reason

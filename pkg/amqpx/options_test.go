@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -52,10 +53,12 @@ func TestClientFaultsAreNamedAllAtOnce(t *testing.T) {
 	_, err := NewClient(" , ",
 		WithQueue(Queue{Name: strings.Repeat("q", 256), Type: QueueQuorum}),
 		WithMaxMessageSize(0), WithHeartbeat(time.Millisecond), WithDialTimeout(0), WithWriteTimeout(-1),
-		WithBackoff(0, -time.Second), WithReplyMode("pigeon"), WithTimeout(0), WithMaxInFlight(0))
+		WithBackoff(0, -time.Second), WithReplyMode("pigeon"), WithTimeout(0), WithMaxInFlight(0),
+		WithMaxInFlightBytes(-1), WithRetryBudget(math.NaN(), -1), WithMethod(""))
 	wantTexts(t, err, "amqpx: client:", "no broker URL", "queue name of 256 bytes", "a quorum queue must be durable",
 		"max message size 0", "heartbeat 1ms", "dial timeout 0s", "write timeout -1ns", "first backoff 0s",
-		"backoff from 0s to -1s", `reply mode "pigeon"`, "timeout 0s: want more than 0", "max in flight 0")
+		"backoff from 0s to -1s", `reply mode "pigeon"`, "timeout 0s: want more than 0", "max in flight 0",
+		"max in flight -1 bytes: want at least the max message size 0", "retry ratio NaN", "retry burst -1", "method name of 0 bytes")
 }
 
 func TestServerFaultsAreNamedAllAtOnce(t *testing.T) {

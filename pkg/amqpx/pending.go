@@ -26,9 +26,12 @@ const (
 // A call is in it before its request leaves and until Call returns, over every
 // re-send. Safe for concurrent use.
 type pending struct {
+	maxCalls, maxBytes int
+
 	mu     sync.Mutex
 	closed bool
 	calls  map[string]*call
+	bytes  int // of the calls' bodies
 	// recent holds the last settled ids and whether they had an answer; ring holds
 	// the same ids in the order they are forgotten.
 	recent map[string]bool
@@ -36,25 +39,43 @@ type pending struct {
 	next   int
 }
 
-func newPending() *pending {
-	return &pending{calls: make(map[string]*call), recent: make(map[string]bool, remembered)}
+// newPending returns a table of at most maxCalls calls with bodies of maxBytes
+// together.
+func newPending(maxCalls, maxBytes int) *pending {
+	return &pending{
+		maxCalls: maxCalls, maxBytes: maxBytes,
+		calls: make(map[string]*call), recent: make(map[string]bool, remembered),
+	}
 }
 
-// add registers a call; false means that the table is closed. A correlation id
+// add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
 // that is in use, as when middleware sends one request twice at once, is replaced.
-func (p *pending) add(k *call) bool {
+func (p *pending) add(k *call) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
-		return false
+	switch {
+	case p.closed:
+		return ErrClosed
+	case len(p.calls) >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
+		return ErrTooManyCalls
 	}
+	p.bytes += len(k.req.Body)
 	if _, taken := p.calls[k.req.CorrelationID]; taken {
 		again := *k.req
 		again.CorrelationID = uuid.NewString()
 		k.req = &again
 	}
 	p.calls[k.req.CorrelationID] = k
-	return true
+	return nil
+}
+
+// renew puts the next round of a call in its place: it takes an answer again.
+func (p *pending) renew(k *call) *call {
+	next := k.next()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls[k.req.CorrelationID] = next
+	return next
 }
 
 // remove ends a call's registration; an answer that comes later is dropped.
@@ -63,6 +84,7 @@ func (p *pending) remove(k *call) {
 	defer p.mu.Unlock()
 	id := k.req.CorrelationID
 	delete(p.calls, id)
+	p.bytes -= len(k.req.Body)
 	if len(p.ring) < remembered {
 		p.ring = append(p.ring, id)
 	} else {
@@ -86,7 +108,7 @@ func (p *pending) match(d *amqp.Delivery) (*call, verdict) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := p.calls[d.CorrelationId]
-	if k != nil && !k.answered {
+	if k != nil && !k.answered && !outdated(d, k.round) {
 		k.answered = true
 		return k, verdictTaken
 	}

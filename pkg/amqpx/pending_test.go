@@ -40,9 +40,9 @@ func TestPendingVerdicts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p, k := newPending(), pendingCall("a")
-			if !p.add(k) {
-				t.Fatal("not added")
+			p, k := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
+			if err := p.add(k); err != nil {
+				t.Fatal(err)
 			}
 			c.before(p, k)
 			handed := len(k.events)
@@ -54,14 +54,21 @@ func TestPendingVerdicts(t *testing.T) {
 	}
 }
 
+func mustAdd(t testing.TB, p *pending, k *call) {
+	t.Helper()
+	if err := p.add(k); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func answered(p *pending, k *call) { p.answer(answerTo(k.req.CorrelationID, false)) }
 
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
-	p := newPending()
+	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 	for i := range remembered + 3 {
 		k := pendingCall(fmt.Sprint(i))
-		p.add(k)
+		mustAdd(t, p, k)
 		p.remove(k)
 	}
 	for i := range remembered + 3 {
@@ -79,10 +86,10 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 
 func TestPendingReplacesAnIDInUse(t *testing.T) {
 	t.Parallel()
-	p, first := newPending(), pendingCall("a")
+	p, first := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
 	second := newCall(first.req, "q") // the very same request, as middleware may send it
-	p.add(first)
-	p.add(second)
+	mustAdd(t, p, first)
+	mustAdd(t, p, second)
 	wantSame(t, "pending", p.len(), 2)
 	wantSame(t, "first id", first.req.CorrelationID, "a")
 	if second.req.CorrelationID == "a" {
@@ -97,9 +104,9 @@ func TestPendingReplacesAnIDInUse(t *testing.T) {
 
 func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 	t.Parallel()
-	p, a, b := newPending(), pendingCall("a"), pendingCall("b")
-	p.add(a)
-	p.add(b)
+	p, a, b := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a"), pendingCall("b")
+	mustAdd(t, p, a)
+	mustAdd(t, p, b)
 	for _, k := range []*call{a, b} {
 		k.stage.Store(uint32(stageQueued))
 		k.claim(1)
@@ -117,21 +124,19 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 
 func TestPendingClosedTakesNoCalls(t *testing.T) {
 	t.Parallel()
-	p, k := newPending(), pendingCall("a")
-	p.add(k)
+	p, k := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
+	wantSame(t, "added before the close", p.add(k), nil)
 	p.close()
-	if p.add(pendingCall("b")) {
-		t.Error("added after close")
-	}
+	wantSame(t, "added after it", p.add(pendingCall("b")), ErrClosed)
 	wantSame(t, "calls before the close", len(p.snapshot()), 1)
 }
 
 func TestPendingHandsAnAnswerToOneOfManyReaders(t *testing.T) {
 	t.Parallel()
-	p := newPending()
+	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 	for i := range 200 {
 		k := pendingCall(fmt.Sprint(i))
-		p.add(k)
+		mustAdd(t, p, k)
 		verdicts := make(chan verdict, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {

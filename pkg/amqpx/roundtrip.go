@@ -5,15 +5,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // Bounds of the wait before a request that did not run is sent again.
 const (
 	resendMin = 20 * time.Millisecond
 	resendMax = time.Second
+)
+
+// Bounds of the hint with ErrTooManyCalls, random so that the refused do not come
+// back all at once.
+const (
+	fullRetryMin = 50 * time.Millisecond
+	fullRetryMax = 150 * time.Millisecond
 )
 
 // roundTrip is the innermost Handler of a client: it sends the request, again when
@@ -25,29 +33,29 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
+	own := *req
+	k := newCall(&own, c.cfg.queue.Name)
+	if err := c.pending.add(k); err != nil {
+		return nil, c.notTaken(err)
+	}
+	defer func() {
+		k.move(stageQueued, stageWithdrawn) // answered before a re-send left
+		c.pending.remove(k)
+	}()
 	// A call that gives up may leave the publisher in the middle of its body, which
 	// belongs to the caller again then.
-	own := *req
-	own.Body = bytes.Clone(req.Body)
-	k := newCall(&own, c.cfg.queue.Name)
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		select {
-		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil, c.gaveUp(ctx, k)
-		case <-c.closing:
-			return nil, localError(CodeUnavailable, DidNotRun, ErrClosed, "")
+	k.req.Body = bytes.Clone(k.req.Body)
+	c.budget.earn()
+	answer, t, err := c.exchange(ctx, k, 0)
+	for k.refusal != nil {
+		wait, ok := c.mayRetry(ctx, k, k.refusal.retryAfter)
+		if !ok {
+			k.refusal.retryAfter = wait
+			break
 		}
+		k = c.pending.renew(k)
+		answer, t, err = c.exchange(ctx, k, wait)
 	}
-	defer func() { <-c.slots }()
-	if !c.pending.add(k) {
-		return nil, localError(CodeUnavailable, DidNotRun, ErrClosed, "")
-	}
-	defer c.pending.remove(k)
-	defer k.move(stageQueued, stageWithdrawn) // answered before a re-send left
-	answer, t, err := c.exchange(ctx, k)
 	sends := int(k.sent.Load())
 	c.counts.resent.Add(uint64(max(sends-1, 0)))
 	if info := req.call.info; info != nil {
@@ -56,37 +64,75 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	return answer, err
 }
 
-// exchange sends attempts until one is answered or nothing more may be sent.
-func (c *Client) exchange(ctx context.Context, k *call) ([]byte, timing, error) {
-	var wait *backoff.ExponentialBackOff
+// notTaken makes the error of a call that the pending table refused. It is not
+// retried here: the bound is there to be felt.
+func (c *Client) notTaken(sentinel error) error {
+	if errors.Is(sentinel, ErrClosed) {
+		return localError(CodeUnavailable, DidNotRun, sentinel, "")
+	}
+	c.counts.refused.Add(1)
+	e := localError(CodeResourceExhausted, DidNotRun, sentinel,
+		fmt.Sprintf("at most %d, of %d bytes together", c.cfg.maxInFlight, c.cfg.maxInFlightBytes))
+	e.retryAfter = fullRetryMin + rand.N(fullRetryMax-fullRetryMin) //nolint:gosec // spreads load, guards nothing.
+	return e
+}
+
+// exchange sends attempts, the first after a pause, until one is answered or nothing
+// more may be sent.
+func (c *Client) exchange(ctx context.Context, k *call, pause time.Duration) ([]byte, timing, error) {
 	for {
-		ev, err := c.attempt(ctx, k)
-		if err != nil {
+		var ev event
+		var err error
+		if pause > 0 {
+			ev, err = c.pause(ctx, k, pause)
+		}
+		if err == nil && ev.answer == nil {
+			ev, err = c.attempt(ctx, k)
+		}
+		switch {
+		case err != nil:
+			return nil, timing{}, err
+		case ev.answer != nil:
+			return k.read(ev.answer)
+		}
+		if pause, err = c.afterFate(ctx, k, ev.fate); err != nil {
 			return nil, timing{}, err
 		}
-		if ev.answer == nil {
-			var pause bool
-			if pause, err = c.afterFate(k, ev.fate); err != nil {
-				return nil, timing{}, err
-			}
-			if !pause {
-				continue
-			}
-			if wait == nil {
-				wait = newBackoff(resendMin, resendMax)
-			}
-			if ev, err = c.pause(ctx, k, wait.NextBackOff()); err != nil {
-				return nil, timing{}, err
-			}
+	}
+}
+
+// read reads the call's answer. A refusal speaks for the one request it answers: it
+// proves nothing about an earlier one that may have arrived.
+func (k *call) read(d *amqp.Delivery) ([]byte, timing, error) {
+	answer, t, failed := decodeAnswer(d)
+	if failed == nil {
+		return answer, t, nil
+	}
+	if failed.outcome == DidNotRun {
+		// Without the echo it may be an earlier refusal's copy, and the retry run.
+		_, echoed := d.Headers[headerRetry]
+		k.uncertain = k.uncertain || k.round > 0 && !echoed
+		if failed.code == CodeResourceExhausted && (!k.uncertain || k.req.Idempotent) {
+			k.refusal = failed
 		}
-		if ev.answer != nil {
-			answer, t, failed := decodeAnswer(ev.answer)
-			if failed != nil {
-				return nil, t, failed
-			}
-			return answer, t, nil
+		if k.uncertain {
+			failed.outcome = MayHaveRun
 		}
 	}
+	return nil, t, failed
+}
+
+// mayRetry decides whether a call that was refused may be tried again: after a wait
+// of at least the server's hint, within the call's deadline, and out of the budget.
+// When it may not, the wait is a hint for the caller.
+func (c *Client) mayRetry(ctx context.Context, k *call, hint time.Duration) (wait time.Duration, ok bool) {
+	wait = hint + k.nextWait()
+	deadline, _ := ctx.Deadline()
+	if time.Until(deadline) <= wait || !c.budget.spend() {
+		return wait, false
+	}
+	c.counts.retried.Add(1)
+	return wait, true
 }
 
 // attempt hands the request to the publisher and waits for an answer or a fate.
@@ -94,6 +140,7 @@ func (c *Client) exchange(ctx context.Context, k *call) ([]byte, timing, error) 
 func (c *Client) attempt(ctx context.Context, k *call) (event, error) {
 	deadline, _ := ctx.Deadline()
 	k.msg = encodeRequest(k.req, c.replyTo, max(time.Until(deadline), 0), c.cfg.persistent)
+	markAgain(&k.msg, k.uncertain, k.round)
 	k.stage.Store(uint32(stageQueued))
 	outbox := c.outbox
 	for {
@@ -149,27 +196,30 @@ func (k *call) note(f fate) {
 
 // afterFate decides what follows an attempt that got no answer: another one, at
 // once or after a pause, or the error.
-func (c *Client) afterFate(k *call, f fate) (pause bool, err error) {
+func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Duration, err error) {
 	k.note(f)
-	outcome := DidNotRun
-	if k.uncertain {
-		outcome = MayHaveRun
-	}
+	outcome := k.outcome()
 	switch f {
 	case fateUnsent:
-		return false, nil
+		return 0, nil
 	case fateLost:
 		if k.req.Idempotent {
-			return false, nil
+			return 0, nil
 		}
-		return false, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
+		return 0, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
 	case fateUnroutable:
 		if k.req.call.waitForServer {
-			return true, nil
+			return k.nextWait(), nil
 		}
-		return false, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.key))
+		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.key))
 	default: // refused
-		return true, nil
+		wait, ok := c.mayRetry(ctx, k, 0)
+		if ok {
+			return wait, nil
+		}
+		e := localError(CodeResourceExhausted, outcome, ErrRefused, fmt.Sprintf("queue %q", k.key))
+		e.retryAfter = wait
+		return 0, e
 	}
 }
 

@@ -27,6 +27,7 @@ type settleCase struct {
 	remote  bool
 	text    string // part of the error's text
 	runs    int64
+	pending uint64        // other calls that are still under way
 	takes   time.Duration // at least, and less than a second more
 }
 
@@ -68,7 +69,7 @@ func (c settleCase) run(t *testing.T) {
 	c.check(t, <-done)
 	settle()
 	wantSame(t, "executions", runs.Load(), c.runs)
-	wantSame(t, "calls still pending", r.client.Stats().InFlight, 0)
+	wantSame(t, "calls still pending", r.client.Stats().InFlight, c.pending)
 }
 
 func (c settleCase) check(t *testing.T, got result) {
@@ -91,6 +92,9 @@ func (c settleCase) check(t *testing.T, got result) {
 	if !strings.Contains(e.Error(), c.text) || strings.Contains(e.Error(), testPassword) {
 		t.Errorf("text %q: want %q in it and no password", e.Error(), c.text)
 	}
+	if hint := e.RetryAfter(); (hint > 0) != (c.code == CodeResourceExhausted) {
+		t.Errorf("hint of %v to try again", hint)
+	}
 	if got.answer != nil {
 		t.Errorf("answer %q beside an error", got.answer)
 	}
@@ -100,6 +104,7 @@ func settleCases() []settleCase {
 	var all []settleCase
 	all = append(all, handlerRows()...)
 	all = append(all, brokerRows()...)
+	all = append(all, refusedRows()...)
 	all = append(all, lossBeforeConfirmRows()...)
 	all = append(all, lossAfterConfirmRows()...)
 	return append(all, callerRows()...)
@@ -159,24 +164,6 @@ func brokerRows() []settleCase {
 			row: "no queue to route to, waits until the deadline", arrange: dropQueue, opts: []CallOption{WaitForServer()},
 			code: CodeUnavailable, is: []error{ErrUnroutable, context.DeadlineExceeded}, outcome: DidNotRun,
 			takes: time.Minute,
-		},
-		{
-			row:     "broker refused it, then took it",
-			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNack, faultNack, faultNack) },
-			answer:  "body", runs: 1,
-		},
-		{
-			row: "broker refused it until the deadline", timeout: 10 * time.Second,
-			arrange: func(r *rig) {
-				r.broker.fail(DefaultQueue, make([]fault, 1000)...)
-				r.broker.with(func(b *fakeBroker) {
-					for i := range b.faults[DefaultQueue] {
-						b.faults[DefaultQueue][i] = faultNack
-					}
-				})
-			},
-			code: CodeResourceExhausted, is: []error{ErrRefused, context.DeadlineExceeded}, outcome: DidNotRun,
-			takes: 10 * time.Second,
 		},
 		{
 			row: "connection blocked by an alarm", timeout: 5 * time.Second,
@@ -251,19 +238,36 @@ func lossAfterConfirmRows() []settleCase {
 		{
 			row: "link lost after the confirm, idempotent", handler: slow, opts: []CallOption{Idempotent()},
 			during: func(r *rig, _ context.CancelFunc) { r.cutClient() },
-			// The request may be gone with a transient queue: it is sent again. The server
-			// knows it.
+			// The request may be gone with the broker: it is sent again. The server knows it.
 			answer: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
 			row: "link lost after the confirm, reply queue is gone", handler: slow, timeout: 20 * time.Second,
-			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue(); r.cutClient() },
+			during: func(r *rig, _ context.CancelFunc) { r.cutClient(); r.dropReplyQueue() },
 			code:   CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun, runs: 1,
 		},
 		{
 			row: "link lost after the confirm, reply queue is gone, idempotent", handler: slow, opts: []CallOption{Idempotent()},
-			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue(); r.cutClient() },
+			during: func(r *rig, _ context.CancelFunc) { r.cutClient(); r.dropReplyQueue() },
 			answer: "body", runs: 1, takes: 2 * time.Second,
+		},
+		{
+			row: "reply queue deleted under its consumer", handler: slow, timeout: 20 * time.Second,
+			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue() },
+			code:   CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun, runs: 1,
+		},
+		{
+			row: "reply queue deleted under its consumer, idempotent", handler: slow, opts: []CallOption{Idempotent()},
+			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue() },
+			answer: "body", runs: 1, takes: 2 * time.Second,
+		},
+		{
+			row: "reply queue is gone, and the first attempt that finds it so fails", handler: slow, timeout: 20 * time.Second,
+			during: func(r *rig, _ context.CancelFunc) {
+				r.failConsume()
+				r.dropReplyQueue()
+			},
+			code: CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun, runs: 1,
 		},
 	}
 }
@@ -309,7 +313,20 @@ func (r *rig) cutClient() {
 	})
 }
 
-// dropReplyQueue makes the broker forget the client's reply queue.
+// dropReplyQueue deletes the client's reply queue.
 func (r *rig) dropReplyQueue() {
-	r.broker.with(func(b *fakeBroker) { delete(b.queues, r.client.replyTo) })
+	r.broker.with(func(b *fakeBroker) { b.remove(b.queues[r.client.replyTo]) })
+}
+
+// failConsume breaks the link at the next attempt to consume.
+func (r *rig) failConsume() {
+	var failed atomic.Bool
+	r.broker.with(func(b *fakeBroker) {
+		b.onCall = func(op, _ string) error {
+			if op == "consume" && !failed.Swap(true) {
+				return errCut
+			}
+			return nil
+		}
+	})
 }

@@ -9,6 +9,10 @@ type ClientStats struct {
 	// Resent counts the requests sent beyond each call's first; a call is counted when
 	// it returns.
 	Resent uint64
+	// Retried counts the retries that the retry budget allowed.
+	Retried uint64
+	// Refused counts the calls that failed at once with [ErrTooManyCalls].
+	Refused uint64
 	// Late counts answers that came after their call was given up, Duplicates
 	// second answers to one call, Unknown answers to no call of this client. All of
 	// them were dropped.
@@ -19,6 +23,7 @@ type ClientStats struct {
 
 type clientCounts struct {
 	ok, failed, resent        atomic.Uint64
+	retried, refused          atomic.Uint64
 	late, duplicates, unknown atomic.Uint64
 }
 
@@ -49,6 +54,8 @@ func (c *Client) Stats() ClientStats {
 		Failed:     c.counts.failed.Load(),
 		InFlight:   uint64(c.pending.len()), //nolint:gosec // a length is never negative.
 		Resent:     c.counts.resent.Load(),
+		Retried:    c.counts.retried.Load(),
+		Refused:    c.counts.refused.Load(),
 		Late:       c.counts.late.Load(),
 		Duplicates: c.counts.duplicates.Load(),
 		Unknown:    c.counts.unknown.Load(),

@@ -26,6 +26,7 @@ const (
 	headerQueueTime  = headerPrefix + "queue-us"
 	headerHandler    = headerPrefix + "handler-us"
 	headerResent     = headerPrefix + "resent"
+	headerRetry      = headerPrefix + "retry"
 	headerDeliveries = headerPrefix + "deliveries"
 	headerDeadReason = headerPrefix + "dead-reason"
 	headerDeadQueue  = headerPrefix + "dead-queue"

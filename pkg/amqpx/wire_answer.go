@@ -40,6 +40,9 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 	if e.outcome != MayHaveRun {
 		msg.Headers[headerRan] = e.outcome == Ran
 	}
+	if e.outcome == DidNotRun && in.speaksHeaders {
+		msg.Headers[headerRetry] = in.retry
+	}
 	if e.retryAfter > 0 {
 		msg.Headers[headerRetryAfter] = milliseconds(e.retryAfter)
 	}
@@ -79,6 +82,20 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	}
 	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)
 	return nil, t, e
+}
+
+// outdated reports whether an answer is a refusal that answers an earlier round of
+// its call. A server that ran the request answers for the whole call, whichever
+// request it had.
+func outdated(d *amqp.Delivery, round int64) bool {
+	if round == 0 {
+		return false
+	}
+	if answers, said := wholeNumber(d.Headers[headerRetry]); said && answers == round || !said && !d.Redelivered {
+		return false
+	}
+	_, _, failed := decodeAnswer(d)
+	return failed != nil && failed.outcome == DidNotRun
 }
 
 // truncate cuts text to at most n bytes of valid UTF-8.

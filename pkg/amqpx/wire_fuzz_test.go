@@ -190,7 +190,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 	f.Add([]byte("b"), byte(0), []byte{})
 	f.Add([]byte("text"), byte(255), []byte{12, 5, 'a', 'b', 'o', 'r', 't', 'e', 'd'})
 	f.Add([]byte{}, byte(1), []byte{12, 7, 'u', 'n', 'i', 'm', 'p', 'l', 'e', 'm', 'e', 'n', 't', 'e', 'd'})
-	names := []string{headerCode, headerMessage, headerRan, headerRetryAfter, headerQueueTime, headerHandler}
+	names := []string{headerCode, headerMessage, headerRan, headerRetryAfter, headerQueueTime, headerHandler, headerRetry}
 	f.Fuzz(func(t *testing.T, body []byte, which byte, raw []byte) {
 		s := seed(raw)
 		d := &amqp.Delivery{Body: body, Headers: amqp.Table{}}
@@ -212,11 +212,25 @@ func FuzzDecodeAnswer(f *testing.F) {
 			}
 			return
 		}
-		if !failed.code.Valid() || !failed.remote || answer != nil ||
+		if !failed.code.Valid() || !failed.remote || failed.outcome != outcomeSaid(d.Headers, failed.code) || answer != nil ||
 			failed.retryAfter < 0 || failed.retryAfter > maxBudget {
 			t.Errorf("error %+v", failed)
 		}
+		if outdated(d, 0) || outdated(d, 1) && failed.outcome != DidNotRun {
+			t.Errorf("outdated: %+v", failed)
+		}
 	})
+}
+
+func outcomeSaid(h amqp.Table, code Code) Outcome {
+	switch ran, said := h[headerRan].(bool); {
+	case said && ran:
+		return Ran
+	case said || code == CodeUnimplemented:
+		return DidNotRun
+	default:
+		return MayHaveRun
+	}
 }
 
 func FuzzRequestRoundTrip(f *testing.F) {

@@ -48,6 +48,17 @@ func encodeRequest(req *Request, replyTo string, budget time.Duration, persisten
 	}
 }
 
+// markAgain tells the server that the request is not the call's first: resent when
+// an earlier one may have arrived, retry how many refusals by servers it follows.
+func markAgain(msg *amqp.Publishing, resent bool, retry int64) {
+	if resent {
+		msg.Headers[headerResent] = true
+	}
+	if retry > 0 {
+		msg.Headers[headerRetry] = retry
+	}
+}
+
 // incoming is a request as it arrived at a server.
 type incoming struct {
 	Request
@@ -65,6 +76,8 @@ type incoming struct {
 	// speaksHeaders says that the caller sent this package's headers, so it reads
 	// them too: others get answers without extras.
 	speaksHeaders bool
+	// retry counts the refusals that the request follows; a refusal echoes it.
+	retry int64
 }
 
 const noBudget time.Duration = -1
@@ -109,6 +122,9 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 		in.lostDeliveries = int(min(max(n, 0), math.MaxInt32))
 	}
 	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0
+	if n, ok := wholeNumber(d.Headers[headerRetry]); ok {
+		in.retry = n
+	}
 	switch {
 	case d.AppId == "":
 		return in, refusal(CodeInvalidArgument, "property app_id is empty: it names the method")

@@ -1,0 +1,65 @@
+package amqpx
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		header := func(text string) CallOption { return WithHeader(map[string]any{text: text, "last": text}) }
+		r := startScripted(t, runs, WithMethod("m", header("method"), Idempotent()),
+			WithCallOptions(header("client")), WithMethod("m", header("more")))
+		for _, c := range []struct {
+			method     string
+			opts       []CallOption
+			last       string
+			headers    int
+			idempotent bool
+		}{
+			{"m", nil, "more", 4, true},
+			{"m", []CallOption{header("call")}, "call", 5, true},
+			{"other", nil, "client", 2, false},
+			{"other", []CallOption{header("call")}, "call", 3, false},
+		} {
+			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), c.method, nil, c.opts...), "")
+			sent := r.requests()
+			in, failed := decodeRequest(delivered(sent[len(sent)-1]))
+			if failed != nil {
+				t.Fatal(failed)
+			}
+			wantSame(t, "last", in.Header["last"], any(c.last))
+			wantSame(t, "headers", len(in.Header), c.headers)
+			wantSame(t, "idempotent", in.Idempotent, c.idempotent)
+			wantSame(t, "has a key", in.IdempotencyKey != "", c.idempotent)
+		}
+	})
+}
+
+func TestNewConsumerOfAnswersComesBeforeAStrandedOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		var waiting []<-chan result
+		for range 10 {
+			waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
+		}
+		settle()
+		r.broker.with(func(b *fakeBroker) {
+			for _, l := range b.links {
+				if l.name == "amqpx client consume" || l.name == "amqpx client publish" {
+					l.strand()
+				}
+			}
+		})
+		pass(time.Second)
+		r.broker.with(func(b *fakeBroker) {
+			wantSame(t, "consumers, one of them dead", len(b.queues[r.client.replyTo].consumers), 2)
+		})
+		for _, done := range waiting {
+			wantAnswer(t, <-done, "x")
+		}
+	})
+}

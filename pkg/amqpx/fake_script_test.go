@@ -1,0 +1,78 @@
+package amqpx
+
+import (
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// script is a server that does with its n-th request, counted from 1, what a test
+// wants: send publishes an answer, now or later.
+type script func(n int, d amqp.Delivery, send func(amqp.Publishing))
+
+// startScript serves the request queue by a script until the test ends. It declares
+// the queue as a server does.
+func startScript(t *testing.T, b *fakeBroker, s script) {
+	t.Helper()
+	l, err := b.dial(t.Context(), testURL, "script")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.cut)
+	ch, err := l.channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclare(DefaultQueue, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	requests, err := ch.Consume(DefaultQueue, "script", true, false, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the link
+		n := 0
+		for d := range requests {
+			n++
+			s(n, d, func(answer amqp.Publishing) { _, _ = ch.publish(d.ReplyTo, false, answer) })
+		}
+	}()
+}
+
+// refuses answers every request with a refusal and a hint.
+func refuses(hint time.Duration) script {
+	return func(_ int, d amqp.Delivery, send func(amqp.Publishing)) { send(refusalTo(d, hint)) }
+}
+
+// runs answers with the request's body.
+func runs(_ int, d amqp.Delivery, send func(amqp.Publishing)) { send(resultTo(d)) }
+
+// each follows one script for each request, the last for all further ones.
+func each(scripts ...script) script {
+	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
+		scripts[min(n, len(scripts))-1](n, d, send)
+	}
+}
+
+// after follows a script later.
+func after(d time.Duration, s script) script {
+	return func(n int, request amqp.Delivery, send func(amqp.Publishing)) {
+		time.AfterFunc(d, func() { s(n, request, send) })
+	}
+}
+
+func silent(int, amqp.Delivery, func(amqp.Publishing)) {}
+
+// refusalTo is what an overloaded server of ours answers.
+func refusalTo(d amqp.Delivery, hint time.Duration) amqp.Publishing {
+	in, _ := decodeRequest(&d)
+	e := refusal(CodeResourceExhausted, "busy")
+	e.retryAfter = hint
+	return encodeError(in, e, timing{}, false)
+}
+
+func resultTo(d amqp.Delivery) amqp.Publishing {
+	in, _ := decodeRequest(&d)
+	return encodeResult(in, d.Body, timing{}, false)
+}

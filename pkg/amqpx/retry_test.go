@@ -1,0 +1,274 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// startScripted starts a server that follows a script, and a client.
+func startScripted(t *testing.T, s script, opts ...ClientOption) *rig {
+	t.Helper()
+	r := &rig{t: t, broker: newFakeBroker()}
+	startScript(t, r.broker, s)
+	r.client = startClient(t, r.broker, opts...)
+	ready(t, r.client.WaitReady)
+	return r
+}
+
+// requests returns the requests that reached the broker.
+func (r *rig) requests() []amqp.Publishing {
+	var all []amqp.Publishing
+	for _, m := range r.broker.messagesTo(DefaultQueue) {
+		all = append(all, m.msg)
+	}
+	return all
+}
+
+func TestRetryIsTheSameCallAndSaysWhichRefusalItFollows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startScripted(t, each(refuses(3*time.Second), refuses(time.Second), runs))
+		var info CallInfo
+		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithIdempotencyKey("key"), WithCallInfo(&info))
+		wantAnswer(t, got, "x")
+		if got.took < 4*time.Second || got.took > 4*time.Second+3*resendMin {
+			t.Errorf("took %v, want the two hints and a little", got.took)
+		}
+		sent := r.requests()
+		wantSame(t, "requests", len(sent), 3)
+		for i, msg := range sent {
+			retry, _ := wholeNumber(msg.Headers[headerRetry])
+			wantSame(t, "retry", retry, int64(i))
+			wantSame(t, "resent", msg.Headers[headerResent], nil)
+			wantSame(t, "correlation id", msg.CorrelationId, sent[0].CorrelationId)
+			wantSame(t, "idempotency key", msg.MessageId, "key")
+		}
+		wantSame(t, "attempts", info.Attempts, 3)
+		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Resent: 2, Retried: 2})
+	})
+}
+
+func TestEarlierRefusalsCopyDoesNotAnswerTheRetry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var first amqp.Publishing
+		r := startScripted(t, each(
+			func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
+				first = refusalTo(d, 0)
+				send(first)
+			},
+			func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
+				send(first) // as when the server lost its link and had the request again
+				after(5*time.Second, runs)(n, d, send)
+			}))
+		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"))
+		wantAnswer(t, got, "x")
+		wantSame(t, "requests", len(r.requests()), 2)
+		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Resent: 1, Retried: 1, Duplicates: 1})
+	})
+}
+
+func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T) {
+	t.Parallel()
+	for name, echo := range map[string]bool{"server of ours": true, "server that echoes nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				refuse := refuses(0)
+				if !echo {
+					refuse = withoutEcho(refuse)
+				}
+				r := startScripted(t, each(refuse, after(5*time.Second, runs)))
+				done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
+				pass(2 * resendMin) // less than ackPause: the refusal is not acknowledged
+				wantSame(t, "requests", len(r.requests()), 2)
+				r.cutClient()
+				wantAnswer(t, <-done, "x")
+				wantSame(t, "requests", len(r.requests()), 2)
+				wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Resent: 1, Retried: 1, Reconnects: 1})
+			})
+		})
+	}
+}
+
+// withoutEcho answers as a server does that does not know of retries.
+func withoutEcho(s script) script {
+	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
+		s(n, d, func(answer amqp.Publishing) {
+			delete(answer.Headers, headerRetry)
+			send(answer)
+		})
+	}
+}
+
+func TestRefusalOfUnknownOriginProvesNothing(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name     string
+		opts     []CallOption
+		requests int
+	}{
+		{name: "not idempotent", requests: 2},
+		{name: "idempotent", opts: []CallOption{Idempotent()}, requests: 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startScripted(t, withoutEcho(refuses(0)), WithRetryBudget(0, 3))
+				got := <-goCall(r.client, within(t, time.Minute), "m", nil, c.opts...)
+				wantSame(t, "code", CodeOf(got.err), CodeResourceExhausted)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+				wantSame(t, "requests", len(r.requests()), c.requests)
+			})
+		})
+	}
+}
+
+func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
+	t.Parallel()
+	for _, refuse := range []Code{CodeResourceExhausted, CodeUnimplemented, CodeDeadlineExceeded} {
+		t.Run(refuse.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startScripted(t, each(silent, func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
+					in, _ := decodeRequest(&d)
+					send(encodeError(in, refusal(refuse, "no"), timing{}, false))
+				}), WithRetryBudget(0, 1))
+				r.broker.fail(DefaultQueue, faultCutUnconfirmed)
+				got := <-goCall(r.client, within(t, time.Minute), "m", nil, Idempotent())
+				wantSame(t, "code", CodeOf(got.err), refuse)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the lost request may have
+				for i, msg := range r.requests() {
+					wantSame(t, "resent", msg.Headers[headerResent] == true, i > 0)
+				}
+			})
+		})
+	}
+}
+
+func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startScripted(t, each(refuses(0), runs))
+		r.broker.fail(DefaultQueue, faultUnsent, faultNack, faultNone, faultUnsent, faultLostUnconfirmed, faultNack)
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
+		var marks []bool
+		for _, msg := range r.requests() { // nacked, refused, nacked, run
+			marks = append(marks, msg.Headers[headerResent] == true)
+		}
+		if want := []bool{false, false, true, true}; !slices.Equal(marks, want) {
+			t.Errorf("marked %v, want %v", marks, want)
+		}
+	})
+}
+
+func TestRoundThatIsOverIsNotSent(t *testing.T) {
+	t.Parallel()
+	k := queuedCall(true)
+	n := k.next()
+	if k.claim(1) {
+		t.Error("a re-send left after the refusal that ended its round")
+	}
+	n.stage.Store(uint32(stageQueued))
+	k.settle(fateLost) // late news of the round before
+	if !n.claim(1) || len(n.events) != 0 {
+		t.Error("the next round was settled by the one before")
+	}
+}
+
+func TestCancelledWhileItWaitsToRetry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startScripted(t, refuses(time.Hour))
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+		done := goCall(r.client, ctx, "m", nil)
+		pass(time.Minute)
+		cancel()
+		got := <-done
+		wantIs(t, got.err, context.Canceled)
+		wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+		wantSame(t, "took", got.took, time.Minute)
+	})
+}
+
+func TestRetryBudgetEmptiesAndIsRefilledByCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startScripted(t, refuses(0), WithRetryBudget(0.5, 2))
+		for i, retries := range []int{2, 0, 1, 0, 1} {
+			var info CallInfo
+			got := <-goCall(r.client, within(t, time.Minute), "m", nil, WithCallInfo(&info))
+			wantSame(t, fmt.Sprint("attempts of call ", i), info.Attempts, 1+retries)
+			wantSame(t, "code", CodeOf(got.err), CodeResourceExhausted)
+			wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+			if retries == 0 && got.took > 0 {
+				t.Errorf("call %d took %v without a retry", i, got.took)
+			}
+		}
+	})
+}
+
+func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
+	t.Parallel()
+	const calls, most = 1000, 1000 + DefaultRetryBurst + 1000*DefaultRetryRatio
+	for name, sick := range map[string]func(*rig){
+		"server refuses": func(*rig) {},
+		"broker refuses": func(r *rig) {
+			r.broker.with(func(b *fakeBroker) { b.queues[DefaultQueue].maxLength = -1 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startScripted(t, refuses(10*time.Millisecond))
+				sick(r)
+				var all sync.WaitGroup
+				for range calls {
+					all.Go(func() {
+						_, err := r.client.Call(within(t, time.Minute), "m", nil)
+						wantSame(t, "code", CodeOf(err), CodeResourceExhausted)
+						wantSame(t, "outcome", OutcomeOf(err), DidNotRun)
+					})
+				}
+				all.Wait()
+				sent := len(r.requests())
+				if sent > most || sent < calls+DefaultRetryBurst {
+					t.Errorf("%d requests, want at most %v", sent, most)
+				}
+				wantSame(t, "retried", r.client.Stats().Retried, uint64(sent-calls)) //nolint:gosec // checked above.
+			})
+		})
+	}
+}
+
+func TestRetryBudgetOfManySpenders(t *testing.T) {
+	t.Parallel()
+	b := newRetryBudget(0.25, 10)
+	var spent [8]int
+	var all sync.WaitGroup
+	for i := range spent {
+		all.Go(func() {
+			for range 1000 {
+				b.earn()
+				if b.spend() {
+					spent[i]++
+				}
+			}
+		})
+	}
+	all.Wait()
+	sum := 0
+	for _, n := range spent {
+		sum += n
+	}
+	if sum < 2000 || sum > 2010 {
+		t.Errorf("%d spent, want 8000 quarters and at most 10 more", sum)
+	}
+}
