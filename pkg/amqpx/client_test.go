@@ -258,7 +258,7 @@ func TestCallsInFlightAreBounded(t *testing.T) {
 				calls = append(calls, goCall(c, within(t, time.Minute), "m", []byte(body)))
 			}
 			settle()
-			wantSame(t, "in flight", c.Stats().InFlight, uint64(bound)) //nolint:gosec // small.
+			wantSame(t, "in flight", c.Stats().InFlight, uint64(bound))
 			beyond := <-goCall(c, within(t, time.Minute), "m", []byte("x"))
 			wantIs(t, beyond.err, ErrTooManyCalls)
 			wantSame(t, "took", beyond.took, 0)

@@ -242,7 +242,7 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 				if sent > most || sent < calls+DefaultRetryBurst {
 					t.Errorf("%d requests, want at most %v", sent, most)
 				}
-				wantSame(t, "retried", r.client.Stats().Retried, uint64(sent-calls)) //nolint:gosec // checked above.
+				wantSame(t, "retried", r.client.Stats().Retried, uint64(sent-calls))
 			})
 		})
 	}
