@@ -73,6 +73,9 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithTimeout(c.Timeout),
 		amqpx.WithCallOptions(c.callOptions()...),
+		// The worst that this client can have under way is no overload of it.
+		amqpx.WithMaxInFlight(max(c.Concurrency, amqpx.DefaultMaxInFlight)),
+		amqpx.WithMaxInFlightBytes(max(c.Concurrency*len(c.Body), amqpx.DefaultMaxInFlightBytes)),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)

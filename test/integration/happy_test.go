@@ -53,7 +53,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 		{name: "persistent", client: []amqpx.ClientOption{persistent}, server: []amqpx.ServerOption{persistent}},
 		{name: "quorum queue", queue: amqpx.QueueQuorum},
 		{name: "one worker", server: []amqpx.ServerOption{amqpx.WithWorkers(1)}},
-		{name: "few calls in flight", client: []amqpx.ClientOption{amqpx.WithMaxInFlight(8)}},
+		{name: "no more in flight than callers", client: []amqpx.ClientOption{amqpx.WithMaxInFlight(64)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

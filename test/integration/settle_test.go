@@ -155,7 +155,7 @@ func TestFullQueueRefuses(t *testing.T) {
 
 			want{
 				code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun,
-				is: []error{amqpx.ErrRefused, context.DeadlineExceeded},
+				is: []error{amqpx.ErrRefused},
 			}.check(t, atDeadline(t, client, amqpx.ErrRefused))
 
 			waiting := begin(rig.Patience(t), client, "b", nil)
@@ -295,22 +295,6 @@ func TestCallerGivesUp(t *testing.T) {
 	rig.Eventually(t, "three late answers are counted", func() bool { return client.Stats().Late == 3 })
 	if got := rig.Call(t, client, "b", nil); string(got) != "b" {
 		t.Errorf("got %q after late answers, want %q", got, "b")
-	}
-}
-
-func TestBoundOfCallsInFlight(t *testing.T) {
-	t.Parallel()
-	r := rig.New(t)
-	slow := hold()
-	r.Serve(rig.Methods{"slow": slow.handle})
-	client := r.Ready(amqpx.WithMaxInFlight(1))
-	first := begin(rig.Patience(t), client, "slow", nil)
-	rig.Recv(t, slow.entered, "the first call")
-	_, err := client.Call(rig.Within(t, 100*time.Millisecond), "slow", nil)
-	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.DidNotRun, is: []error{context.DeadlineExceeded}}.check(t, err)
-	close(slow.release)
-	if got := rig.Recv(t, first, "the first call"); got.err != nil {
-		t.Errorf("first call: %v", got.err)
 	}
 }
 

@@ -1,0 +1,278 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// heartbeat is the shortest there is.
+const heartbeat = time.Second
+
+// noticed is how soon a silent link must be given up, plus what the test itself takes.
+const noticed = 5 * heartbeat / 2
+
+// hole is a proxy whose connections can be turned into half-open ones: nothing passes
+// any more, in one direction or in both, and neither end is told. Connections made
+// after that pass.
+type hole struct {
+	url string
+
+	mu     sync.Mutex
+	pairs  []*pair
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// pair is one connection through the hole.
+type pair struct {
+	client, broker net.Conn
+	up, down       valve
+}
+
+// valve stops what passes in one direction.
+type valve struct {
+	mu   sync.Mutex
+	shut bool
+	gone chan struct{} // closed when the connection is given up
+}
+
+// pass copies until an end hangs up, or until the valve is shut; then it leaves
+// everything unread, and both ends open.
+func (v *valve) pass(to, from net.Conn) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		v.mu.Lock()
+		shut := v.shut
+		v.mu.Unlock()
+		if shut {
+			<-v.gone
+			return
+		}
+		if err != nil {
+			_ = to.Close()
+			return
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (v *valve) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.shut = true
+}
+
+// dig returns a hole in front of the rig's broker.
+func dig(t *testing.T, r *rig.Rig) *hole {
+	t.Helper()
+	uri, err := amqp.ParseURI(r.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hole{url: rig.Rewrite(t, r.URL, func(u *url.URL) { u.Host = l.Addr().String() })}
+	h.wg.Go(func() { // ends when the listener is closed
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			broker, err := net.Dial("tcp", net.JoinHostPort(uri.Host, fmt.Sprint(uri.Port))) //nolint:noctx // ends with the hole.
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			h.join(client, broker)
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		h.mu.Lock()
+		h.closed = true
+		for _, p := range h.pairs {
+			close(p.up.gone)
+			close(p.down.gone)
+			_ = p.client.Close()
+			_ = p.broker.Close()
+		}
+		h.mu.Unlock()
+		h.wg.Wait()
+	})
+	return h
+}
+
+func (h *hole) join(client, broker net.Conn) {
+	p := &pair{client: client, broker: broker}
+	p.up.gone, p.down.gone = make(chan struct{}), make(chan struct{})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		_ = client.Close()
+		_ = broker.Close()
+		return
+	}
+	h.pairs = append(h.pairs, p)
+	h.wg.Go(func() { p.up.pass(broker, client) })   // both end with the connection,
+	h.wg.Go(func() { p.down.pass(client, broker) }) // or with the hole
+}
+
+// swallow makes every open connection half-open.
+func (h *hole) swallow(up, down bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.pairs {
+		if up {
+			p.up.close()
+		}
+		if down {
+			p.down.close()
+		}
+	}
+}
+
+// givesUp waits until the client leaves the state ready, and returns how long it took.
+func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
+	t.Helper()
+	begun := time.Now()
+	updates, stop := c.Watch()
+	defer stop()
+	for st := range updates {
+		if !st.Ready() {
+			break
+		}
+		if time.Since(begun) > time.Minute {
+			t.Fatal("the client does not notice")
+		}
+	}
+	return time.Since(begun)
+}
+
+// A link that falls silent is given up in time, and the reply queue's dead consumer,
+// which the broker still has, gets no answers from the moment the new one is there.
+func TestHalfOpenLink(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	r.Serve(rig.Methods{"b": letter, "slow": slow.handle})
+	h := dig(t, r)
+	client := r.ClientAt(h.url, amqpx.WithHeartbeat(heartbeat))
+	rig.Connected(t, client)
+	call := begin(rig.Patience(t), client, "slow", []byte("x"))
+	rig.Recv(t, slow.entered, "the request")
+	h.swallow(true, true)
+	took := givesUp(t, client)
+	t.Logf("noticed after %v", took)
+	if took > noticed {
+		t.Errorf("noticed after %v, want at most %v", took, noticed)
+	}
+	reconnected(t, client)
+	raw := r.Raw()
+	if q, err := raw.QueueDeclarePassive(replyQueue(t, r), true, false, false, false, nil); err != nil || q.Consumers != 2 {
+		t.Fatalf("reply queue %+v, %v: want the dead consumer still there", q, err)
+	}
+	begun := time.Now()
+	const calls = 200
+	for range calls {
+		if _, err := client.Call(rig.Within(t, heartbeat), "b", nil); err != nil {
+			t.Fatalf("call after %v beside a dead consumer: %v", time.Since(begun), err)
+		}
+	}
+	if q, err := raw.QueueDeclarePassive(replyQueue(t, r), true, false, false, false, nil); err != nil || q.Consumers != 2 {
+		t.Errorf("reply queue %+v, %v: want the dead consumer to have been there all the time", q, err)
+	}
+	close(slow.release)
+	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the answer of before the cut", got.answer, got.err)
+	}
+}
+
+// Muted, the broker is heard no more while it still hears us.
+func TestMuteBroker(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	proxy := r.Proxy()
+	client := r.ClientAt(proxy.URL(), amqpx.WithHeartbeat(heartbeat))
+	rig.Connected(t, client)
+	proxy.Mute()
+	took := givesUp(t, client)
+	proxy.Unmute()
+	t.Logf("noticed after %v", took)
+	if took > noticed {
+		t.Errorf("noticed after %v, want at most %v", took, noticed)
+	}
+}
+
+// A broker that is heard and does not hear us gives the link up itself.
+func TestDeafBroker(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	h := dig(t, r)
+	client := r.ClientAt(h.url, amqpx.WithHeartbeat(heartbeat))
+	rig.Connected(t, client)
+	h.swallow(true, false)
+	took := givesUp(t, client)
+	t.Logf("noticed after %v", took)
+	// RabbitMQ gives up between two and three intervals after the last byte.
+	if took > 4*heartbeat {
+		t.Errorf("noticed after %v", took)
+	}
+}
+
+// A peer that reads no more stalls the write of a large request. No call waits for it,
+// neither the one that is being written nor those behind it.
+func TestStalledPublishHoldsNoCall(t *testing.T) {
+	r := rig.New(t)
+	slow := hold()
+	r.Serve(rig.Methods{"slow": slow.handle})
+	t.Cleanup(func() { close(slow.release) })
+	h := dig(t, r)
+	client := r.ClientAt(h.url)
+	rig.Connected(t, client)
+	h.swallow(true, false)
+	const deadline, tolerance = time.Second, 100 * time.Millisecond
+	var all sync.WaitGroup
+	for i := range 16 {
+		body := []byte("behind it")
+		if i == 0 {
+			body = make([]byte, amqpx.DefaultMaxMessageSize) // more than sockets hold
+		}
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			begun := time.Now()
+			_, err := client.Call(ctx, "slow", body)
+			took := time.Since(begun)
+			want{
+				code: amqpx.CodeDeadlineExceeded, is: []error{context.DeadlineExceeded}, outcome: amqpx.OutcomeOf(err),
+			}.check(t, err)
+			if amqpx.OutcomeOf(err) == amqpx.Ran {
+				t.Errorf("outcome of %v", err)
+			}
+			if took > deadline+tolerance {
+				t.Errorf("call %d took %v", i, took)
+			}
+		})
+	}
+	all.Wait()
+	if !client.Status().Ready() {
+		t.Errorf("status %+v: the write should have stalled the whole time", client.Status())
+	}
+}
