@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -155,6 +156,39 @@ func TestCutLinkReportsItsEnd(t *testing.T) {
 	}
 	<-p.ended
 	l.close()
+}
+
+// The library gives a peer three halves of the heartbeat interval, which a broker fills
+// at least once. Nothing here may keep it from noticing.
+func TestSilentPeerIsNoticedInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const heartbeat = 10 * time.Second
+		near, far := net.Pipe()
+		p := servePeer(far, &peer{})
+		s := newSocket(near, time.Minute)
+		s.frames = newFrameReader(near)
+		conn, err := amqp.Open(s, amqp.Config{Heartbeat: heartbeat, SASL: []amqp.Authentication{&amqp.PlainAuth{}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := conn.NotifyClose(make(chan *amqp.Error, 1))
+		if _, err := conn.Channel(); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			pass(heartbeat / 2)
+			if _, err := far.Write([]byte{frameTypes, 0, 0, 0, 0, 0, 0, 0xCE}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		heard := time.Now()
+		if reason := <-ended; reason == nil {
+			t.Error("ended without a reason")
+		}
+		wantSame(t, "noticed after", time.Since(heard), 3*heartbeat/2)
+		<-p.ended
+	})
 }
 
 func TestCloseOfALinkIsBounded(t *testing.T) {

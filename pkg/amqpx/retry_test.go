@@ -153,6 +153,36 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 	}
 }
 
+// A server says of a re-sent request only that it may have run. An idempotent call is
+// retried all the same.
+func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		opts []CallOption
+		code Code
+		want int // requests
+	}{
+		{"idempotent", []CallOption{Idempotent()}, "", 2},
+		{"not idempotent", nil, CodeResourceExhausted, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startScripted(t, each(func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
+					in, _ := decodeRequest(&d)
+					e := Errorf(CodeResourceExhausted, "busy")
+					e.outcome = MayHaveRun
+					send(encodeError(in, e, timing{}, false))
+				}, runs))
+				got := <-goCall(r.client, within(t, time.Minute), "m", nil, c.opts...)
+				wantSame(t, "code", CodeOf(got.err), c.code)
+				wantSame(t, "requests", len(r.requests()), c.want)
+			})
+		})
+	}
+}
+
 func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -112,12 +112,13 @@ func (k *call) read(d *amqp.Delivery) ([]byte, timing, error) {
 		// Without the echo it may be an earlier refusal's copy, and the retry run.
 		_, echoed := d.Headers[headerRetry]
 		k.uncertain = k.uncertain || k.round > 0 && !echoed
-		if failed.code == CodeResourceExhausted && (!k.uncertain || k.req.Idempotent) {
-			k.refusal = failed
-		}
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
+	}
+	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.Idempotent
+	if failed.code == CodeResourceExhausted && harmless {
+		k.refusal = failed
 	}
 	return nil, t, failed
 }
