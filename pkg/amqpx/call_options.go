@@ -31,7 +31,7 @@ type CallInfo struct {
 
 // Idempotent declares that running the call twice does no harm. Only such a call
 // is re-sent, under the same idempotency key, when the link is lost at a moment
-// that leaves its outcome open.
+// that leaves its outcome open. [WithMethod] declares it for every call of a method.
 func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true } }
 
 // WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) that
