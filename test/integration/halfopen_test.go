@@ -169,34 +169,41 @@ func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
 // which the broker still has, gets no answers from the moment the new one is there.
 func TestHalfOpenLink(t *testing.T) {
 	t.Parallel()
+	const heartbeat = 3 * time.Second // the broker must have the dead consumer for a while
 	r := rig.New(t)
 	slow := hold()
 	r.Serve(rig.Methods{"b": letter, "slow": slow.handle})
 	h := dig(t, r)
 	client := r.ClientAt(h.url, amqpx.WithHeartbeat(heartbeat))
 	rig.Connected(t, client)
-	call := begin(rig.Patience(t), client, "slow", []byte("x"))
+	// Idempotent: the broker's confirm may be swallowed, too.
+	call := begin(rig.Patience(t), client, "slow", []byte("x"), amqpx.Idempotent())
 	rig.Recv(t, slow.entered, "the request")
 	h.swallow(true, true)
 	took := givesUp(t, client)
 	t.Logf("noticed after %v", took)
-	if took > noticed {
-		t.Errorf("noticed after %v, want at most %v", took, noticed)
+	if took > 5*heartbeat/2 {
+		t.Errorf("noticed after %v, want at most two and a half of %v", took, heartbeat)
 	}
 	reconnected(t, client)
-	raw := r.Raw()
-	if q, err := raw.QueueDeclarePassive(replyQueue(t, r), true, false, false, false, nil); err != nil || q.Consumers != 2 {
-		t.Fatalf("reply queue %+v, %v: want the dead consumer still there", q, err)
-	}
-	begun := time.Now()
-	const calls = 200
-	for range calls {
-		if _, err := client.Call(rig.Within(t, heartbeat), "b", nil); err != nil {
-			t.Fatalf("call after %v beside a dead consumer: %v", time.Since(begun), err)
+	raw, name := r.Raw(), replyQueue(t, r)
+	consumers := func() int {
+		q, err := raw.QueueDeclarePassive(name, true, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return q.Consumers
 	}
-	if q, err := raw.QueueDeclarePassive(replyQueue(t, r), true, false, false, false, nil); err != nil || q.Consumers != 2 {
-		t.Errorf("reply queue %+v, %v: want the dead consumer to have been there all the time", q, err)
+	made := 0
+	for made < 200 && consumers() == 2 {
+		if _, err := client.Call(rig.Within(t, 10*time.Second), "b", nil); err != nil {
+			t.Fatalf("call %d beside a dead consumer: %v", made, err)
+		}
+		made++
+	}
+	t.Logf("%d calls beside a dead consumer", made)
+	if made < 5 {
+		t.Errorf("only %d calls before the broker gave the dead consumer up", made)
 	}
 	close(slow.release)
 	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
@@ -231,7 +238,7 @@ func TestDeafBroker(t *testing.T) {
 	took := givesUp(t, client)
 	t.Logf("noticed after %v", took)
 	// RabbitMQ gives up between two and three intervals after the last byte.
-	if took > 4*heartbeat {
+	if took > 5*heartbeat {
 		t.Errorf("noticed after %v", took)
 	}
 }
@@ -257,17 +264,18 @@ func TestStalledPublishHoldsNoCall(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), deadline)
 			defer cancel()
-			begun := time.Now()
+			over := make(chan time.Time, 1) // late itself, when the machine is busy
+			context.AfterFunc(ctx, func() { over <- time.Now() })
 			_, err := client.Call(ctx, "slow", body)
-			took := time.Since(begun)
+			late := time.Since(<-over)
 			want{
 				code: amqpx.CodeDeadlineExceeded, is: []error{context.DeadlineExceeded}, outcome: amqpx.OutcomeOf(err),
 			}.check(t, err)
 			if amqpx.OutcomeOf(err) == amqpx.Ran {
 				t.Errorf("outcome of %v", err)
 			}
-			if took > deadline+tolerance {
-				t.Errorf("call %d took %v", i, took)
+			if late > tolerance {
+				t.Errorf("call %d took %v longer than its deadline", i, late)
 			}
 		})
 	}
