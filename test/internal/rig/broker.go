@@ -3,6 +3,7 @@ package rig
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -69,4 +70,17 @@ func (b *Broker) run(ctx context.Context, args ...string) []byte {
 		b.t.Fatalf("deploy/broker.sh %s: %v\n%s", args, err, stderr.Bytes())
 	}
 	return stdout.Bytes()
+}
+
+// envBroker is the name that deploy/broker.sh knows the broker under test by.
+const envBroker = "AMQPX_TEST_BROKER"
+
+// TheBroker is the broker under test itself, for a suite that has it alone.
+func TheBroker(t testing.TB) *Broker {
+	t.Helper()
+	name := os.Getenv(envBroker)
+	if name == "" {
+		t.Fatalf("%s is not set: this suite stops and starts its broker, so it needs one of deploy/broker.sh", envBroker)
+	}
+	return &Broker{t: t, script: filepath.Join(Root(t), "deploy", "broker.sh"), name: name, URL: URL()}
 }

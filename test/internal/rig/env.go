@@ -21,7 +21,7 @@ const (
 
 // Main is the TestMain of every package here: it fails at once without a broker,
 // and fails when a goroutine is left after the last test.
-func Main(m *testing.M) {
+func Main(m *testing.M, opts ...goleak.Option) {
 	for _, name := range []string{envURL, envManagement} {
 		if os.Getenv(name) == "" {
 			fmt.Fprintf(os.Stderr, "%s is not set: these tests need a RabbitMQ. One of their own comes from\n"+
@@ -29,7 +29,7 @@ func Main(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, opts...)
 }
 
 // URL is the AMQP URL of the broker under test.

@@ -1,0 +1,113 @@
+package check
+
+import (
+	"slices"
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/ledger"
+)
+
+// call is all that the ledgers say of one call.
+type call struct {
+	node, method, sum     string
+	idempotent            bool
+	made, deadline, ended time.Time
+	starts, ends          int
+
+	code, outcome, answer, text string
+	attempts                    int
+
+	// runs counts the executions, fresh those that the broker did not mark as
+	// handed out before.
+	runs, fresh int
+}
+
+type span struct{ from, until time.Time }
+
+// Book collects the entries of a run, in any order. The zero value is ready to use.
+type Book struct {
+	calls  map[string]*call
+	paused map[string][]span
+	killed map[string]time.Time
+	// quiet is when the last fault was over.
+	quiet time.Time
+}
+
+// Add takes an entry.
+func (b *Book) Add(e ledger.Entry) {
+	switch e.Kind {
+	case ledger.Start:
+		c := b.call(e.ID)
+		c.starts++
+		c.node, c.method, c.sum, c.idempotent = e.Node, e.Method, e.Sum, e.Idempotent
+		c.made, c.deadline = e.At, e.Deadline
+	case ledger.End:
+		c := b.call(e.ID)
+		c.ends++
+		c.ended, c.code, c.outcome, c.answer = e.At, e.Code, e.Outcome, e.Sum
+		c.attempts, c.text = e.Attempts, e.Text
+	case ledger.Run:
+		c := b.call(e.ID)
+		c.runs++
+		if !e.Redelivered {
+			c.fresh++
+		}
+	case ledger.Paused:
+		if b.paused == nil {
+			b.paused = make(map[string][]span)
+		}
+		b.paused[e.Node] = append(b.paused[e.Node], span{e.At, e.Until})
+	case ledger.Killed:
+		if b.killed == nil {
+			b.killed = make(map[string]time.Time)
+		}
+		b.killed[e.Node] = e.At
+	case ledger.Fault:
+		if e.Until.After(b.quiet) {
+			b.quiet = e.Until
+		}
+	case ledger.Status:
+	}
+}
+
+func (b *Book) call(id string) *call {
+	if b.calls == nil {
+		b.calls = make(map[string]*call)
+	}
+	c := b.calls[id]
+	if c == nil {
+		c = new(call)
+		b.calls[id] = c
+	}
+	return c
+}
+
+// latest is when the call must have returned: bound after its deadline, or after
+// the end of a pause of its client that lies there.
+func (b *Book) latest(c *call, bound time.Duration) time.Time {
+	at := c.deadline.Add(bound)
+	pauses := b.paused[c.node]
+	slices.SortFunc(pauses, func(x, y span) int { return x.from.Compare(y.from) })
+	for _, p := range pauses {
+		if awake := p.until.Add(bound); !p.from.After(at) && awake.After(at) {
+			at = awake
+		}
+	}
+	return at
+}
+
+// standing is how long the client's process stood still while the call was open.
+func (b *Book) standing(c *call) time.Duration {
+	var sum time.Duration
+	for _, p := range b.paused[c.node] {
+		from, until := p.from, p.until
+		if c.made.After(from) {
+			from = c.made
+		}
+		if c.ended.Before(until) {
+			until = c.ended
+		}
+		sum += max(until.Sub(from), 0)
+	}
+	return sum
+}

@@ -1,0 +1,131 @@
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/check"
+)
+
+// Verdicts.
+const (
+	Passed = "passed"
+	Failed = "FAILED"
+)
+
+// Row is what one scenario came to.
+type Row struct {
+	Scenario string `json:"scenario"`
+	About    string `json:"about"`
+	// Injected counts the faults.
+	Injected int     `json:"injected"`
+	Seconds  float64 `json:"seconds"`
+
+	check.Result
+
+	// Recoveries are the times from the broker's return to the first answer; Notices
+	// those from a link's silence to its end.
+	Recoveries []time.Duration `json:"recoveries_ns,omitempty"`
+	Notices    []time.Duration `json:"notices_ns,omitempty"`
+	// Held is what the broker last counted, Leaks what was not given back.
+	Held  string   `json:"held"`
+	Leaks []string `json:"leaks,omitempty"`
+	// Problems are why the verdict is what it is.
+	Problems []string `json:"problems,omitempty"`
+	Verdict  string   `json:"verdict"`
+}
+
+// Run is one run of the suite.
+type Run struct {
+	Command string    `json:"command"`
+	Seed    uint64    `json:"seed"`
+	Broker  string    `json:"broker"`
+	Begun   time.Time `json:"begun"`
+	Rows    []Row     `json:"rows"`
+}
+
+// Markdown is the run as a table, with the command that repeats it.
+func (r Run) Markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "RabbitMQ %s, seed %d: `%s`\n\n", r.Broker, r.Seed, r.Command)
+	b.WriteString("| scenario | injected | times | calls | ok | errors | abandoned | lost | duplicates | mismatched " +
+		"| wrong \"did not run\" | longest stall | verdict |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n")
+	var sum Row
+	for _, row := range r.Rows {
+		line(&b, row)
+		sum.Injected += row.Injected
+		sum.Calls += row.Calls
+		sum.OK += row.OK
+		sum.Abandoned += row.Abandoned
+		sum.Lost += row.Lost
+		sum.Duplicates += row.Duplicates
+		sum.Mismatched += row.Mismatched
+		sum.WrongDidNotRun += row.WrongDidNotRun
+		sum.LongestStall = max(sum.LongestStall, row.LongestStall)
+		sum.Recoveries = append(sum.Recoveries, row.Recoveries...)
+		sum.Notices = append(sum.Notices, row.Notices...)
+	}
+	sum.Scenario = "**all**"
+	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
+	line(&b, sum)
+	b.WriteString(times("From the broker's return to the first answered call", sum.Recoveries))
+	b.WriteString(times("From a link's silence to its end", sum.Notices))
+	return b.String()
+}
+
+func line(b *strings.Builder, r Row) {
+	fmt.Fprintf(b, "| %s | %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %s | %s |\n",
+		r.Scenario, r.About, r.Injected, r.Calls, r.OK, r.Calls-r.OK-r.Abandoned-r.Lost, r.Abandoned, r.Lost,
+		r.Duplicates, r.Mismatched, r.WrongDidNotRun, r.LongestStall.Round(time.Millisecond), r.Verdict)
+}
+
+func (r Run) passed() int {
+	n := 0
+	for _, row := range r.Rows {
+		if row.Verdict == Passed {
+			n++
+		}
+	}
+	return n
+}
+
+// times says how long something took, by rank.
+func times(what string, all []time.Duration) string {
+	if len(all) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("\n%s: median %v, p99 %v, longest %v, of %d.\n", what,
+		Quantile(all, 0.5).Round(time.Millisecond), Quantile(all, 0.99).Round(time.Millisecond),
+		slices.Max(all).Round(time.Millisecond), len(all))
+}
+
+// Quantile is the smallest of the durations that at least the share q does not exceed.
+func Quantile(all []time.Duration, q float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(all))
+	rank := int(q*float64(len(sorted)) + 0.999999)
+	return sorted[min(max(rank, 1), len(sorted))-1]
+}
+
+// Write writes the run as NAME.md and NAME.json into a folder.
+func (r Run) Write(dir, name string) error {
+	const private = 0o700
+	if err := os.MkdirAll(dir, private); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	const own = 0o600
+	for ending, text := range map[string][]byte{".md": []byte(r.Markdown()), ".json": append(data, '\n')} {
+		if err := os.WriteFile(filepath.Join(dir, name+ending), text, own); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+//go:build fault
+
+package fault
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// settings are the flags of the test binary.
+type settings struct {
+	seed  uint64
+	scale float64
+	race  bool
+	out   string
+	keep  string
+	node  string // the built program
+}
+
+// set is written by TestMain, before any test.
+//
+//nolint:gochecknoglobals // flags are the process's own.
+var set settings
+
+func TestMain(m *testing.M) {
+	flag.Uint64Var(&set.seed, "seed", 1, "what everything random is drawn from")
+	flag.Float64Var(&set.scale, "scale", 1, "multiplies how long each scenario lasts")
+	flag.BoolVar(&set.race, "nodes-race", false, "build the clients and servers with the race detector")
+	flag.StringVar(&set.out, "out", "", "folder for the tables")
+	flag.StringVar(&set.keep, "keep", "", "folder for the ledgers and logs of scenarios that failed")
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "fault")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	set.node = filepath.Join(dir, "node")
+	if err := buildNode(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		_ = os.RemoveAll(dir)
+		os.Exit(1)
+	}
+	rig.Main(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+func buildNode() error {
+	args := []string{"build", "-o", set.node}
+	if set.race {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "./node")...).CombinedOutput() //nolint:noctx // before any test.
+	if err != nil {
+		return fmt.Errorf("build the node: %w\n%s", err, out)
+	}
+	return nil
+}

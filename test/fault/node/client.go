@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+)
+
+const (
+	defaultCallers = 32
+	// closePatience bounds the client's own end.
+	closePatience = 10 * time.Second
+	// progressEvery is the pace of "ok N".
+	progressEvery = 100 * time.Millisecond
+	// afterError is how long a caller waits before it calls again.
+	afterError = 20 * time.Millisecond
+)
+
+// caller makes the calls of a client.
+type caller struct {
+	*node
+
+	client *amqpx.Client
+	mix    []string // a method as often as it weighs
+	serial atomic.Uint64
+	ok     atomic.Uint64
+}
+
+// call runs a client until SIGTERM: callers in closed loops.
+func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
+	mix, err := parseMix(n.mix)
+	if err != nil {
+		return err
+	}
+	s := report.Summary{Node: n.name, Fresh: measure()}
+	opts := []amqpx.ClientOption{amqpx.WithCallOptions(amqpx.WaitForServer())}
+	for _, o := range shared {
+		opts = append(opts, o)
+	}
+	if n.direct {
+		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
+	}
+	client, err := amqpx.NewClient(n.url, opts...)
+	if err != nil {
+		return err
+	}
+	over := make(chan struct{})
+	states, unwatch := client.Watch()
+	var beside sync.WaitGroup
+	beside.Go(func() { n.follow(states, over) }) // until over is closed, below
+	err = client.WaitReady(ctx)
+	ready := measure()
+	n.say("ready")
+
+	c := &caller{node: n, client: client, mix: mix}
+	err = errors.Join(err, c.load(ctx))
+	idle := settle(ready.Goroutines)
+	s.Ready, s.Idle = &ready, &idle
+
+	ctx, cancel := context.WithTimeout(ctx, closePatience)
+	defer cancel()
+	err = errors.Join(err, client.Close(ctx))
+	s.Counts = client.Stats()
+	close(over)
+	beside.Wait()
+	unwatch()
+	s.Closed = settle(s.Fresh.Goroutines)
+	return errors.Join(err, n.summarize(s))
+}
+
+// load keeps the callers calling until SIGTERM. A second SIGTERM closes the client
+// under them.
+func (c *caller) load(ctx context.Context) error {
+	workers := c.workers
+	if workers == 0 {
+		workers = defaultCallers
+	}
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for i := range workers {
+		random := rand.New(rand.NewPCG(c.seed, uint64(i))) //nolint:gosec // to be repeated, not to be secret.
+		callers.Go(func() {
+			for c.one(ctx, random) && c.rest(stop, workers) {
+				continue
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { // ends with the callers
+		callers.Wait()
+		close(over)
+	}()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	var err error
+	stopping := false
+	for {
+		select {
+		case <-tick.C:
+			c.say("ok %d", c.ok.Load())
+		case <-c.signals:
+			if stopping {
+				closing, cancel := context.WithTimeout(ctx, closePatience)
+				err = errors.Join(err, c.client.Close(closing))
+				cancel()
+				continue
+			}
+			stopping = true
+			close(stop)
+		case <-over:
+			return err
+		}
+	}
+}
+
+// rest waits until the caller's next turn and reports whether there is one.
+func (c *caller) rest(stop <-chan struct{}, workers int) bool {
+	if c.rate == 0 {
+		select {
+		case <-stop:
+			return false
+		default:
+			return true
+		}
+	}
+	return wait(stop, time.Duration(float64(workers)/c.rate*float64(time.Second)))
+}
+
+// wait reports whether it was not stopped.
+func wait(stop <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-stop:
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// one makes one call and reports whether another makes sense.
+func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
+	const longest = 50 // ms that a slow call takes
+	method := c.mix[random.IntN(len(c.mix))]
+	id := c.name + "-" + strconv.FormatUint(c.serial.Add(1), 36)
+	body := []byte(fmt.Sprintf("%s %dms %s", id, 1+random.IntN(longest), strings.Repeat("x", c.padding)))
+	idempotent := random.IntN(2) == 0
+	patience := c.impatience
+	var info amqpx.CallInfo
+	opts := []amqpx.CallOption{amqpx.WithCallInfo(&info)}
+	if idempotent {
+		patience = c.deadline
+		opts = append(opts, amqpx.Idempotent())
+	}
+	deadline := time.Now().Add(patience)
+	c.record(ledger.Entry{
+		Kind: ledger.Start, ID: id, Method: method, Idempotent: idempotent,
+		Deadline: deadline, Sum: ledger.Sum(body),
+	})
+	callCtx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	answer, err := c.client.Call(callCtx, method, body, opts...)
+	e := ledger.Entry{
+		Kind: ledger.End, ID: id, Code: ledger.OK, Outcome: amqpx.OutcomeOf(err).String(), Attempts: info.Attempts,
+	}
+	if err == nil {
+		e.Sum = ledger.Sum(answer)
+		c.record(e)
+		c.ok.Add(1)
+		return true
+	}
+	e.Code, e.Text = string(amqpx.CodeOf(err)), err.Error()
+	var coded *amqpx.Error
+	if errors.As(err, &coded) && coded.Remote() {
+		e.Sum = ledger.Sum([]byte(coded.Message()))
+	}
+	c.record(e)
+	if errors.Is(err, amqpx.ErrClosed) {
+		return false
+	}
+	return coded != nil && coded.Remote() || wait(ctx.Done(), afterError)
+}
+
+// parseMix reads "method:weight,…".
+func parseMix(text string) ([]string, error) {
+	var mix []string
+	for part := range strings.SplitSeq(text, ",") {
+		method, weight, _ := strings.Cut(part, ":")
+		n, err := strconv.Atoi(weight)
+		if err != nil || method == "" || n < 1 {
+			return nil, fmt.Errorf("mix %q: want method:weight", part)
+		}
+		for range n {
+			mix = append(mix, method)
+		}
+	}
+	return mix, nil
+}

@@ -1,0 +1,100 @@
+// Command node is one process of the fault suite: a server or a client that uses
+// the library as any program does, and keeps the ledger.
+//
+// It says on stdout what the suite waits for: "ready", "ok N" as calls are answered,
+// and at its end "summary" with what it holds. SIGTERM ends it gracefully; a second
+// one at once.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+)
+
+// options are the command line.
+type options struct {
+	name, url, queue, kind, ledger string
+	persistent                     bool
+	heartbeat, drain, dial         time.Duration
+
+	// Client only.
+	workers, padding     int
+	seed                 uint64
+	mix                  string
+	rate                 float64
+	deadline, impatience time.Duration
+	direct               bool
+}
+
+func parse(args []string) (mode string, o options, err error) {
+	if len(args) == 0 {
+		return "", o, fmt.Errorf("usage: node server|client FLAGS")
+	}
+	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	flags.StringVar(&o.name, "name", "node", "name of the process in ledgers and at the broker")
+	flags.StringVar(&o.url, "url", "", "AMQP URL")
+	flags.StringVar(&o.queue, "queue", "fault", "request queue")
+	flags.StringVar(&o.kind, "kind", string(amqpx.QueueClassic), "type of the request queue")
+	flags.BoolVar(&o.persistent, "persistent", false, "messages survive the broker's restart")
+	flags.StringVar(&o.ledger, "ledger", "", "file to append to")
+	flags.DurationVar(&o.heartbeat, "heartbeat", amqpx.DefaultHeartbeat, "heartbeat interval")
+	flags.DurationVar(&o.drain, "drain", amqpx.DefaultDrainTimeout, "bound of a graceful stop")
+	flags.DurationVar(&o.dial, "dial", amqpx.DefaultDialTimeout, "bound of one attempt to connect")
+	flags.IntVar(&o.workers, "workers", 0, "calls or handlers at once; 0 is 32 or the library's default")
+	flags.IntVar(&o.padding, "padding", 0, "bytes added to every body")
+	flags.Uint64Var(&o.seed, "seed", 1, "what the mix of calls is drawn from")
+	flags.StringVar(&o.mix, "mix", "echo:1", "methods and their weights")
+	flags.Float64Var(&o.rate, "rate", 0, "calls per second, 0 for as fast as answers come")
+	flags.DurationVar(&o.deadline, "deadline", amqpx.DefaultTimeout, "deadline of idempotent calls")
+	flags.DurationVar(&o.impatience, "impatience", amqpx.DefaultTimeout, "deadline of the others")
+	flags.BoolVar(&o.direct, "direct", false, "use direct reply-to")
+	return args[0], o, flags.Parse(args[1:])
+}
+
+func main() {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	mode, o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	w, err := ledger.Open(o.ledger, o.name)
+	if err != nil {
+		return err
+	}
+	logger, err := zap.NewProduction()
+	if err != nil {
+		return err
+	}
+	n := &node{options: o, ledger: w, signals: signals, out: os.Stdout}
+	shared := []amqpx.Option{
+		amqpx.WithQueue(amqpx.Queue{Name: o.queue, Type: amqpx.QueueType(o.kind), Durable: true}),
+		amqpx.WithName(o.name), amqpx.WithHeartbeat(o.heartbeat), amqpx.WithPersistent(o.persistent),
+		amqpx.WithDialTimeout(o.dial), amqpx.WithLogger(logger),
+	}
+	switch mode {
+	case "server":
+		return n.serve(ctx, shared)
+	case "client":
+		return n.call(ctx, shared)
+	default:
+		return fmt.Errorf("mode %q: want server or client", mode)
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+)
+
+// node is what both modes share.
+type node struct {
+	options
+
+	ledger  *ledger.Writer
+	signals chan os.Signal
+	out     io.Writer
+	mu      sync.Mutex // of out
+}
+
+// say tells the suite.
+func (n *node) say(format string, args ...any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, _ = fmt.Fprintf(n.out, format+"\n", args...)
+}
+
+// record writes to the ledger. A ledger that lacks an entry proves nothing, so a
+// failure ends the process.
+func (n *node) record(e ledger.Entry) {
+	e.At = time.Now()
+	if err := n.ledger.Write(e); err != nil {
+		n.say("%v", err)
+		os.Exit(1)
+	}
+}
+
+// follow records the states of a link until its channel is closed by stop.
+func (n *node) follow(states <-chan amqpx.Status, done <-chan struct{}) {
+	var last amqpx.State
+	for first := true; ; first = false {
+		select {
+		case <-done:
+			return
+		case s := <-states:
+			if first || s.State != last {
+				n.record(ledger.Entry{Kind: ledger.Status, Name: s.State.String()})
+			}
+			last = s.State
+		}
+	}
+}
+
+// measure tells what the process holds, after collecting garbage.
+func measure() report.Held {
+	runtime.GC()
+	runtime.GC() // what pools kept over the first is gone after the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return report.Held{Goroutines: runtime.NumGoroutine(), HeapBytes: m.HeapAlloc, RSSBytes: rss()}
+}
+
+// settle measures until no more goroutines are left than before, or for a while.
+func settle(before int) report.Held {
+	const attempts, pause = 50, 100 * time.Millisecond
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for range attempts {
+		if runtime.NumGoroutine() <= before {
+			break
+		}
+		<-tick.C
+	}
+	return measure()
+}
+
+// rss is the resident memory, 0 where the system does not tell.
+func rss() uint64 {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseUint(fields[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize()) //nolint:gosec // a page's size is positive.
+}
+
+// summarize says what the process held, and the stacks if goroutines are left.
+func (n *node) summarize(s report.Summary) error {
+	if s.Closed.Goroutines > s.Fresh.Goroutines {
+		const room = 1 << 20
+		stacks := make([]byte, room)
+		_, _ = os.Stderr.Write(stacks[:runtime.Stack(stacks, true)])
+	}
+	line, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	n.say("summary %s", line)
+	return nil
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+)
+
+// serve runs a server until SIGTERM.
+func (n *node) serve(ctx context.Context, shared []amqpx.Option) error {
+	s := report.Summary{Node: n.name, Fresh: measure()}
+	opts := []amqpx.ServerOption{amqpx.WithDrainTimeout(n.drain)}
+	for _, o := range shared {
+		opts = append(opts, o)
+	}
+	if n.workers > 0 {
+		opts = append(opts, amqpx.WithWorkers(n.workers))
+	}
+	server, err := amqpx.NewServer(n.url, opts...)
+	if err != nil {
+		return err
+	}
+	if err := n.register(server); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	over := make(chan struct{})
+	states, unwatch := server.Watch()
+	defer unwatch()
+	go n.follow(states, over)                  // until over is closed, when Serve returned
+	go n.obey(stop, server.Close, over)        // the same
+	go n.announce(ctx, server.WaitReady, over) // the same
+	err = server.Serve(ctx)
+	close(over)
+	s.Counts = server.Stats()
+	s.Closed = settle(s.Fresh.Goroutines)
+	return errors.Join(err, n.summarize(s))
+}
+
+// obey stops gracefully at the first signal and at once at the second.
+func (n *node) obey(gracefully, atOnce func(), over <-chan struct{}) {
+	for _, act := range []func(){gracefully, atOnce} {
+		select {
+		case <-n.signals:
+			act()
+		case <-over:
+			return
+		}
+	}
+}
+
+// announce says when the link is ready.
+func (n *node) announce(ctx context.Context, ready func(context.Context) error, over <-chan struct{}) {
+	if ready(ctx) == nil {
+		n.say("ready")
+	}
+	<-over
+}
+
+// register adds the functions of the suite.
+func (n *node) register(server *amqpx.Server) error {
+	return errors.Join(
+		server.Handle(ledger.Echo, n.recorded(echo)),
+		server.Handle(ledger.Slow, n.recorded(slow)),
+		server.Handle(ledger.Fail, n.recorded(fail)),
+		server.Handle(ledger.Panic, n.recorded(func(context.Context, *amqpx.Request) ([]byte, error) {
+			panic("as it was told")
+		})),
+		server.Handle(ledger.Kill, n.recorded(kill)),
+	)
+}
+
+// recorded puts the execution on record before the handler can do anything.
+func (n *node) recorded(h amqpx.Handler) amqpx.Handler {
+	return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+		id, _, _ := strings.Cut(string(req.Body), " ")
+		n.record(ledger.Entry{
+			Kind: ledger.Run, ID: id, Method: req.Method, Redelivered: req.Redelivered, PID: os.Getpid(),
+		})
+		return h(ctx, req)
+	}
+}
+
+func echo(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil }
+
+// slow answers after the time that the body's second word says.
+func slow(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+	words := strings.SplitN(string(req.Body), " ", 3)
+	if len(words) < 2 {
+		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "no duration in %q", req.Body)
+	}
+	d, err := time.ParseDuration(words[1])
+	if err != nil {
+		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "%w", err)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return req.Body, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func fail(_ context.Context, req *amqpx.Request) ([]byte, error) {
+	return nil, amqpx.Errorf(amqpx.CodeAborted, "%s", req.Body)
+}
+
+func kill(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+	if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+		return nil, err
+	}
+	<-ctx.Done() // the signal is on its way
+	return nil, ctx.Err()
+}

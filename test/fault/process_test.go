@@ -1,0 +1,225 @@
+//go:build fault
+
+package fault
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+)
+
+const (
+	// restartPause is how long the supervisor waits before it starts a server anew.
+	restartPause = 100 * time.Millisecond
+	// patience is how long what must happen may take.
+	patience = 60 * time.Second
+)
+
+// process is one client or server, and, for a server, the supervisor that starts it
+// again when it dies, as a container's restart policy does.
+type process struct {
+	t    testing.TB
+	name string
+	args []string
+	dir  string
+
+	mu       sync.Mutex
+	cmd      *exec.Cmd
+	restarts bool
+	paused   time.Time
+	ok       uint64          // calls answered
+	ready    int             // how often it became ready
+	ends     int             // how often it ended
+	summary  *report.Summary // of the last life that had one
+	changed  chan struct{}   // closed and replaced at every change
+	over     chan struct{}   // closed when it ended for good
+	err      error           // of its last life, to be read after over
+}
+
+func startProcess(t testing.TB, dir string, restarts bool, mode, name string, args ...string) *process {
+	t.Helper()
+	p := &process{
+		t: t, name: name, dir: dir, restarts: restarts,
+		args:    append([]string{mode, "-name", name, "-ledger", filepath.Join(dir, name+ledger.Suffix)}, args...),
+		changed: make(chan struct{}), over: make(chan struct{}),
+	}
+	go p.supervise() // ends with the process, which the cleanup kills
+	p.until("starts", func() bool { return p.cmd != nil })
+	t.Cleanup(func() {
+		p.change(func() { p.restarts = false })
+		p.signal(syscall.SIGKILL)
+		<-p.over
+	})
+	return p
+}
+
+// change makes a change that others may wait for.
+func (p *process) change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// until waits for a change after which ok holds.
+func (p *process) until(what string, ok func() bool) {
+	p.t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		done, changed := ok(), p.changed
+		p.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-changed:
+		case <-p.over:
+			p.t.Fatalf("%s ended before it %s: %v", p.name, what, p.err)
+		case <-timer.C:
+			p.t.Fatalf("waited %v until %s %s", patience, p.name, what)
+		}
+	}
+}
+
+// supervise lives its lives, one after the other.
+func (p *process) supervise() {
+	defer close(p.over)
+	for {
+		p.err = p.live()
+		again := false
+		p.change(func() { p.ends++; again = p.restarts })
+		if !again {
+			return
+		}
+		<-time.After(restartPause)
+	}
+}
+
+// live runs the program until it ends.
+func (p *process) live() error {
+	const private = 0o600
+	log, err := os.OpenFile(filepath.Join(p.dir, p.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, private)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(set.node, p.args...) //nolint:noctx // ended by the cleanup, after the test's context.
+	cmd.Stderr = log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.change(func() { p.cmd = cmd })
+	p.hear(out)
+	return cmd.Wait()
+}
+
+// hear reads what the program says until its end.
+func (p *process) hear(out io.Reader) {
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		switch word, rest, _ := strings.Cut(lines.Text(), " "); word {
+		case "ready":
+			p.change(func() { p.ready++ })
+		case "ok":
+			if n, err := strconv.ParseUint(rest, 10, 64); err == nil {
+				p.change(func() { p.ok = n })
+			}
+		case "summary":
+			s := new(report.Summary)
+			if err := json.Unmarshal([]byte(rest), s); err == nil {
+				p.change(func() { p.summary = s })
+			}
+		default:
+			p.t.Errorf("%s says %q", p.name, lines.Text())
+		}
+	}
+}
+
+// signal sends a signal to the process of the moment, if there is one.
+func (p *process) signal(s os.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		_ = p.cmd.Process.Signal(s)
+	}
+}
+
+// pid of the process of the moment.
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cmd.Process.Pid
+}
+
+// untilReady waits until it has become ready n times.
+func (p *process) untilReady(n int) {
+	p.t.Helper()
+	p.until("becomes ready", func() bool { return p.ready >= n })
+}
+
+// untilServed waits until a client got n more answers.
+func (p *process) untilServed(n uint64) {
+	p.t.Helper()
+	p.mu.Lock()
+	goal := p.ok + n
+	p.mu.Unlock()
+	p.until("is served", func() bool { return p.ok >= goal })
+}
+
+// dies waits for the end of the present life, which the signal brings about, and
+// for the next one to be ready if there is one.
+func (p *process) dies(signals ...os.Signal) {
+	p.t.Helper()
+	p.mu.Lock()
+	ends, ready, again := p.ends, p.ready, p.restarts
+	p.mu.Unlock()
+	for _, s := range signals {
+		p.signal(s)
+	}
+	if !again {
+		p.wait()
+		return
+	}
+	p.until("ends", func() bool { return p.ends > ends })
+	p.untilReady(ready + 1)
+}
+
+// stop ends it gracefully and for good.
+func (p *process) stop() error {
+	p.t.Helper()
+	p.change(func() { p.restarts = false })
+	p.signal(syscall.SIGTERM)
+	p.wait()
+	return p.err
+}
+
+func (p *process) wait() {
+	p.t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-p.over:
+	case <-timer.C:
+		p.t.Fatalf("waited %v for %s to end", patience, p.name)
+	}
+}

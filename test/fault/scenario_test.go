@@ -1,0 +1,139 @@
+//go:build fault
+
+package fault
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/check"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+)
+
+// scenario is one row of the matrix.
+type scenario struct {
+	name string
+	// about says what is injected, for readers of the table.
+	about string
+	// lasts is how long faults follow one another at scale 1. Each is injected at
+	// least once, or times times if that is set.
+	lasts time.Duration
+	times int
+	// gap is the longest pause between two faults.
+	gap time.Duration
+	// short scenarios are part of every test run.
+	short bool
+	load  load
+	rules check.Rules
+	// before prepares the broker; fault injects once and heals.
+	before, fault func(*stage)
+	// notice is within how many heartbeats a muted side must leave ready; 0: no matter.
+	notice float64
+}
+
+// load is what the pair does.
+type load struct {
+	clients, servers, workers, padding int
+	mix                                string
+	rate                               float64
+	deadline, impatience, heartbeat    time.Duration
+	kind                               amqpx.QueueType
+	persistent, direct                 bool
+}
+
+// usual is the load of a scenario that does not say otherwise.
+func usual() load {
+	return load{
+		clients: 2, servers: 2, workers: 32, mix: "echo:32,slow:4,fail:2,panic:1",
+		deadline: 30 * time.Second, impatience: 5 * time.Second,
+		heartbeat: 2 * time.Second, kind: amqpx.QueueClassic,
+	}
+}
+
+// with is the usual load with changes.
+func with(change func(*load)) load {
+	l := usual()
+	change(&l)
+	return l
+}
+
+// play runs a scenario and fills in its row.
+func play(t *testing.T, sc scenario, row *report.Row) {
+	t.Helper()
+	if sc.load.clients == 0 {
+		sc.load = usual()
+	}
+	if sc.gap == 0 {
+		sc.gap = time.Second
+	}
+	*row = report.Row{Scenario: sc.name, About: sc.about, Verdict: report.Failed}
+	s := newStage(t, sc)
+	begun := time.Now()
+	s.begin()
+	s.pause(sc.gap)
+	stop := time.Now().Add(time.Duration(float64(sc.lasts) * set.scale))
+	for s.injected < max(sc.times, 1) || (sc.times == 0 && time.Now().Before(stop)) {
+		s.inject()
+		s.served()
+		row.Injected = s.injected
+		s.pause(sc.gap)
+	}
+	s.end(row)
+	row.Seconds = time.Since(begun).Seconds()
+	s.judge(row)
+	if len(row.Problems) == 0 {
+		row.Verdict = report.Passed
+	}
+	for _, p := range row.Problems {
+		t.Error(p)
+	}
+}
+
+// judge reads the ledgers and lists what is wrong.
+func (s *stage) judge(row *report.Row) {
+	s.t.Helper()
+	var book check.Book
+	var clock check.Clock
+	err := ledger.ReadDir(s.dir, func(e ledger.Entry) {
+		book.Add(e)
+		clock.Add(e)
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	row.Result = book.Check(s.sc.rules)
+	for _, v := range row.Result.Violations {
+		row.Problems = append(row.Problems, v.String())
+	}
+	for _, at := range s.accepted {
+		d, ok := clock.AnsweredAfter(at)
+		if !ok {
+			row.Problems = append(row.Problems, "no answer after the broker came back")
+			continue
+		}
+		row.Recoveries = append(row.Recoveries, d)
+	}
+	s.judgeNotices(row, &clock)
+	row.Problems = slices.Concat(row.Problems, row.Leaks)
+}
+
+// judgeNotices proves that a side that heard nothing any more left ready in time.
+func (s *stage) judgeNotices(row *report.Row, clock *check.Clock) {
+	s.t.Helper()
+	for _, m := range s.muted {
+		for _, p := range s.at(m.side) {
+			d, ok := clock.LeftReady(p.name, m.at)
+			if !ok {
+				row.Problems = append(row.Problems, p.name+" did not notice that its link is mute")
+				continue
+			}
+			row.Notices = append(row.Notices, d)
+			if most := time.Duration(s.sc.notice * float64(s.sc.load.heartbeat)); d > most {
+				row.Problems = append(row.Problems, p.name+" noticed its mute link after "+d.String())
+			}
+		}
+	}
+}

@@ -1,0 +1,301 @@
+//go:build fault
+
+package fault
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/fault/internal/report"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// queueName is the request queue in the virtual host of a scenario.
+const queueName = "rpc"
+
+// stage is a pair under load: clients and servers in a virtual host of their own,
+// each side behind a proxy.
+type stage struct {
+	t      testing.TB
+	sc     scenario
+	dir    string // of ledgers and logs
+	random *rand.Rand
+	book   *ledger.Writer
+
+	broker  *rig.Broker
+	manage  *rig.Management
+	tenant  *rig.Tenant
+	proxies map[side]*proxy
+
+	servers, clients, gone []*process
+
+	before   rig.Census
+	killed   int         // clients that could not clean up
+	injected int         // faults
+	accepted []time.Time // the broker accepted connections again
+	muted    []mute      // a side's link fell silent
+}
+
+// side of the broker.
+type side string
+
+const (
+	client side = "client"
+	server side = "server"
+)
+
+// mute is a moment from which a side heard nothing any more.
+type mute struct {
+	side side
+	at   time.Time
+}
+
+func newStage(t testing.TB, sc scenario) *stage {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fault-"+sc.name+"-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { discard(t, sc.name, dir) })
+	name := fnv.New64a()
+	_, _ = name.Write([]byte(sc.name))
+	s := &stage{
+		t: t, sc: sc, dir: dir, proxies: make(map[side]*proxy),
+		random: rand.New(rand.NewPCG(set.seed, name.Sum64())),
+		broker: rig.TheBroker(t), manage: rig.Manage(t),
+	}
+	s.tenant = s.manage.Tenant()
+	s.tenant.Grant(".*")
+	if s.book, err = ledger.Open(filepath.Join(dir, "suite"+ledger.Suffix), "suite"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.book.Close() })
+	for _, at := range []side{client, server} {
+		s.proxies[at] = newProxy(t, string(at), s.tenant.URL())
+	}
+	return s
+}
+
+// discard removes what a scenario wrote; of a failed one it is kept beside the tables.
+func discard(t testing.TB, name, dir string) {
+	t.Helper()
+	if !t.Failed() || set.out == "" {
+		_ = os.RemoveAll(dir)
+		return
+	}
+	kept := filepath.Join(set.out, "failed", filepath.Base(dir))
+	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
+		t.Error(err)
+	}
+	if err := os.Rename(dir, kept); err != nil {
+		t.Logf("ledgers and logs of %s are in %s: %v", name, dir, err)
+		return
+	}
+	t.Logf("ledgers and logs of %s are in %s", name, kept)
+}
+
+// begin starts the pair and waits until it works.
+func (s *stage) begin() {
+	s.t.Helper()
+	if s.sc.before != nil {
+		s.sc.before(s)
+	}
+	for range s.sc.load.servers {
+		s.addServer()
+	}
+	for range s.sc.load.clients {
+		s.addClient()
+	}
+	for _, c := range s.clients {
+		c.untilServed(1)
+	}
+	const linksOfOne = 2 // one to publish, one to consume
+	links := linksOfOne * (len(s.servers) + len(s.clients))
+	if s.sc.load.direct {
+		links -= len(s.clients)
+	}
+	rig.Eventually(s.t, fmt.Sprintf("the broker counts %d connections", links), func() bool {
+		s.before = s.manage.Census(s.tenant.Vhost)
+		return s.before.Connections == links && s.before.Channels >= links
+	})
+}
+
+func (s *stage) addServer() {
+	s.t.Helper()
+	p := startProcess(s.t, s.dir, true, "server", fmt.Sprintf("server-%d", len(s.servers)+1), s.flags(server)...)
+	s.servers = append(s.servers, p)
+	p.untilReady(1)
+}
+
+func (s *stage) addClient() {
+	s.t.Helper()
+	l := s.sc.load
+	number := len(s.clients) + len(s.gone) + 1
+	args := append(
+		s.flags(client),
+		"-workers", strconv.Itoa(l.workers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
+		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
+		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-direct="+strconv.FormatBool(l.direct),
+	)
+	p := startProcess(s.t, s.dir, false, "client", fmt.Sprintf("client-%d", number), args...)
+	s.clients = append(s.clients, p)
+	p.untilReady(1)
+}
+
+func (s *stage) flags(at side) []string {
+	l := s.sc.load
+	return []string{
+		"-url", s.proxies[at].url, "-queue", queueName, "-kind", string(l.kind),
+		"-heartbeat", l.heartbeat.String(), "-persistent=" + strconv.FormatBool(l.persistent),
+	}
+}
+
+// record adds to the suite's own ledger.
+func (s *stage) record(e ledger.Entry) {
+	s.t.Helper()
+	if err := s.book.Write(e); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// inject injects the scenario's fault once and puts on record how long it took.
+func (s *stage) inject() {
+	s.t.Helper()
+	begun := time.Now()
+	s.sc.fault(s)
+	s.injected++
+	s.record(ledger.Entry{Kind: ledger.Fault, Name: s.sc.name, At: begun, Until: time.Now()})
+}
+
+// pause lets time pass: a random part of d, at least half of it.
+func (s *stage) pause(d time.Duration) {
+	s.t.Helper()
+	s.wait(d/2 + time.Duration(s.random.Int64N(int64(d/2)+1)))
+}
+
+// wait lets time pass while the load goes on.
+func (s *stage) wait(d time.Duration) {
+	s.t.Helper()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.t.Context().Done():
+		s.t.Fatal("the test was ended")
+	}
+}
+
+// one picks a process.
+func (s *stage) one(of []*process) *process { return of[s.random.IntN(len(of))] }
+
+// at returns the processes of a side.
+func (s *stage) at(where side) []*process {
+	if where == client {
+		return s.clients
+	}
+	return s.servers
+}
+
+// served waits until every client was answered again.
+func (s *stage) served() {
+	s.t.Helper()
+	const answers = 50
+	for _, c := range s.clients {
+		c.untilServed(answers)
+	}
+}
+
+// replaceClient puts a new client in the place of one that ended.
+func (s *stage) replaceClient(p *process) {
+	s.t.Helper()
+	for i, c := range s.clients {
+		if c == p {
+			s.clients = append(s.clients[:i:i], s.clients[i+1:]...)
+			break
+		}
+	}
+	s.gone = append(s.gone, p)
+	s.addClient()
+}
+
+// killClient ends a client for good, without a chance to clean up.
+func (s *stage) killClient(p *process) {
+	s.t.Helper()
+	p.signal(syscall.SIGKILL)
+	p.wait()
+	s.killed++
+	s.record(ledger.Entry{Kind: ledger.Killed, Node: p.name, At: time.Now()})
+	s.replaceClient(p)
+}
+
+// freeze stops a process for a while and puts that on record.
+func (s *stage) freeze(p *process, d time.Duration) {
+	s.t.Helper()
+	at := time.Now()
+	p.signal(syscall.SIGSTOP)
+	s.wait(d)
+	p.signal(syscall.SIGCONT)
+	s.record(ledger.Entry{Kind: ledger.Paused, Node: p.name, At: at, Until: time.Now()})
+}
+
+// emptied waits until no request waits in the queue.
+func (s *stage) emptied() {
+	s.t.Helper()
+	conn := rig.Dial(s.t, s.tenant.URL())
+	defer func() { _ = conn.Close() }()
+	ch, err := conn.Channel()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	rig.Eventually(s.t, "the request queue is empty", func() bool {
+		q, err := ch.QueueDeclarePassive(queueName, true, false, false, false, nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return q.Messages == 0
+	})
+}
+
+// end stops the load, then the servers, and proves that nothing is left behind.
+func (s *stage) end(row *report.Row) {
+	s.t.Helper()
+	s.served()
+	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
+		now := s.manage.Census(s.tenant.Vhost)
+		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
+		return now.Connections == s.before.Connections && now.Channels == s.before.Channels &&
+			now.Queues == s.before.Queues+s.killed
+	})
+	for _, c := range s.clients {
+		if err := c.stop(); err != nil {
+			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", c.name, err))
+		}
+	}
+	s.emptied()
+	for _, p := range s.servers {
+		if err := p.stop(); err != nil {
+			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", p.name, err))
+		}
+	}
+	rig.Eventually(s.t, "nothing is left at the broker", func() bool {
+		now := s.manage.Census(s.tenant.Vhost)
+		row.Held = fmt.Sprintf("%+v, %d clients killed", now, s.killed)
+		return now == rig.Census{Queues: s.before.Queues - s.sc.load.clients + s.killed}
+	})
+	for _, p := range append(s.clients, s.servers...) {
+		switch {
+		case p.summary == nil:
+			row.Leaks = append(row.Leaks, p.name+" told nothing at its end")
+		default:
+			row.Leaks = append(row.Leaks, p.summary.Leaks()...)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+//go:build fault
+
+package fault
+
+import (
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/check"
+)
+
+// both sides of the broker.
+func both() []side { return []side{client, server} }
+
+// tcpScenarios are the faults of the network that lose nothing but time, and those
+// that lose links.
+func tcpScenarios() []scenario {
+	const lasts = 20 * time.Second
+	slow := []scenario{
+		{
+			name: "latency", about: "every packet of both sides 50 ms late for a while",
+			fault: toxic(both(), "latency", attributes{"latency": 50}), short: true,
+		},
+		{
+			name: "jitter", about: "every packet 20 ± 20 ms late",
+			fault: toxic(both(), "latency", attributes{"latency": 20, "jitter": 20}),
+		},
+		{
+			name: "bandwidth", about: "links of 200 KB/s, bodies of 1 KiB",
+			load:  with(func(l *load) { l.padding = 1 << 10 }),
+			fault: toxic(both(), "bandwidth", attributes{"rate": 200}),
+		},
+		{
+			name: "slicer", about: "the stream comes in slices of about 16 bytes",
+			fault: toxic(both(), "slicer", attributes{"average_size": 16, "size_variation": 8, "delay": 50}),
+		},
+	}
+	for i := range slow {
+		slow[i].rules = check.Rules{AllOK: true, IdempotentOK: true}
+	}
+	lossy := []scenario{
+		{name: "reset-client", about: "RST to the clients' links", fault: reset(client), short: true},
+		{name: "reset-server", about: "RST to the servers' links", fault: reset(server), short: true},
+		{
+			name: "reset-direct", about: "RST to the clients' links, with direct reply-to",
+			load: with(func(l *load) { l.direct = true }), fault: reset(client),
+		},
+		{name: "cut-client", about: "the clients' links closed", fault: cut(0, client)},
+		{name: "cut-server", about: "the servers' links closed", fault: cut(0, server)},
+		{name: "cut-both", about: "all links closed at once", fault: cut(0, both()...), short: true},
+		{name: "unreachable", about: "all links closed, nobody gets through for 2 s", fault: cut(2*time.Second, both()...)},
+		{
+			name: "torn-client", about: "the clients' links end after 20 kB, anywhere in a frame",
+			fault: toxic([]side{client}, "limit_data", attributes{"bytes": 20_000}),
+		},
+		{
+			name: "torn-server", about: "the servers' links end after 20 kB, anywhere in a frame",
+			fault: toxic([]side{server}, "limit_data", attributes{"bytes": 20_000}),
+		},
+	}
+	for i := range lossy {
+		lossy[i].rules = check.Rules{IdempotentOK: true}
+	}
+	all := append(slow, lossy...)
+	for i := range all {
+		all[i].lasts = lasts
+	}
+	return append(all, halfOpenScenarios()...)
+}
+
+// noticeWithin is within how many heartbeats a mute link must be given up.
+const noticeWithin = 2.5
+
+// halfOpenScenarios lose data without a FIN, in one direction or both.
+func halfOpenScenarios() []scenario {
+	const lasts = 30 * time.Second
+	var all []scenario
+	for _, s := range []struct {
+		name, about string
+		at          side
+		streams     []string
+		short       bool
+	}{
+		{"half-open-client", "the clients' data vanishes both ways, no FIN", client, []string{up, down}, true},
+		{"half-open-server", "the servers' data vanishes both ways, no FIN", server, []string{up, down}, false},
+		{"mute-to-client", "what the broker says to the clients vanishes", client, []string{down}, false},
+		{"mute-to-server", "what the broker says to the servers vanishes", server, []string{down}, false},
+		{"mute-from-client", "what the clients say vanishes", client, []string{up}, false},
+		{"mute-from-server", "what the servers say vanishes", server, []string{up}, false},
+	} {
+		notice := noticeWithin
+		if s.streams[0] == up && len(s.streams) == 1 {
+			notice = 0 // the broker still speaks: only it can notice, and the write's confirm is missing
+		}
+		all = append(all, scenario{
+			name: s.name, about: s.about, lasts: lasts, short: s.short, notice: notice,
+			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, s.streams...),
+		})
+	}
+	return all
+}
+
+// toxic is a fault that poisons both directions for a while.
+func toxic(where []side, kind string, a attributes) func(*stage) {
+	return func(s *stage) {
+		for _, at := range where {
+			for _, stream := range []string{up, down} {
+				defer s.proxies[at].poison(kind, stream, a)()
+			}
+		}
+		s.pause(3 * time.Second)
+	}
+}
+
+// reset is a fault that answers the next packet of each link with a RST.
+func reset(at side) func(*stage) {
+	return func(s *stage) {
+		defer s.proxies[at].poison("reset_peer", down, attributes{"timeout": 0})()
+		s.pause(300 * time.Millisecond)
+	}
+}
+
+// cut is a fault that closes links and lets nobody through for a while.
+func cut(d time.Duration, where ...side) func(*stage) {
+	return func(s *stage) {
+		for _, at := range where {
+			defer s.proxies[at].cut()()
+		}
+		if d > 0 {
+			s.pause(d)
+		}
+	}
+}
+
+// vanish is a fault that drops data until the links were given up for sure.
+func vanish(at side, streams ...string) func(*stage) {
+	return func(s *stage) {
+		for _, stream := range streams {
+			defer s.proxies[at].poison("timeout", stream, attributes{"timeout": 0})()
+		}
+		if s.sc.notice > 0 {
+			s.muted = append(s.muted, mute{at, time.Now()})
+		}
+		s.wait(3 * s.sc.load.heartbeat)
+	}
+}
