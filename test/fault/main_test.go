@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"rabbitmq-rpc/test/internal/rig"
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 	flag.StringVar(&set.out, "out", "", "folder for the tables")
 	flag.StringVar(&set.keep, "keep", "", "folder for the ledgers and logs of scenarios that failed")
 	flag.Parse()
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics have loggers of their own
 	dir, err := os.MkdirTemp("", "fault")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -14,7 +14,7 @@ import (
 
 // scenarios is the whole matrix.
 func scenarios() []scenario {
-	return slices.Concat(tcpScenarios(), processScenarios())
+	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios())
 }
 
 // TestMatrix runs every scenario: `make chaos`.

@@ -287,8 +287,9 @@ func (s *stage) end(row *report.Row) {
 	}
 	rig.Eventually(s.t, "nothing is left at the broker", func() bool {
 		now := s.manage.Census(s.tenant.Vhost)
-		row.Held = fmt.Sprintf("%+v, %d clients killed", now, s.killed)
-		return now == rig.Census{Queues: s.before.Queues - s.sc.load.clients + s.killed}
+		replies := s.manage.Queues(s.tenant.URL(), queueName+".reply.")
+		row.Held = fmt.Sprintf("%+v, reply queues %v, %d clients killed", now, replies, s.killed)
+		return now.Connections == 0 && now.Channels == 0 && len(replies) <= s.killed
 	})
 	for _, p := range append(s.clients, s.servers...) {
 		switch {

@@ -93,7 +93,7 @@ func halfOpenScenarios() []scenario {
 		}
 		all = append(all, scenario{
 			name: s.name, about: s.about, lasts: lasts, short: s.short, notice: notice,
-			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, s.streams...),
+			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, notice > 0, s.streams...),
 		})
 	}
 	return all
@@ -131,13 +131,14 @@ func cut(d time.Duration, where ...side) func(*stage) {
 	}
 }
 
-// vanish is a fault that drops data until the links were given up for sure.
-func vanish(at side, streams ...string) func(*stage) {
+// vanish is a fault that drops data until the links were given up for sure; noticed
+// says that the processes must notice by themselves.
+func vanish(at side, noticed bool, streams ...string) func(*stage) {
 	return func(s *stage) {
 		for _, stream := range streams {
 			defer s.proxies[at].poison("timeout", stream, attributes{"timeout": 0})()
 		}
-		if s.sc.notice > 0 {
+		if noticed {
 			s.muted = append(s.muted, mute{at, time.Now()})
 		}
 		s.wait(3 * s.sc.load.heartbeat)

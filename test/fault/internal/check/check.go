@@ -3,6 +3,7 @@ package check
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"rabbitmq-rpc/test/fault/internal/ledger"
@@ -13,6 +14,9 @@ const (
 	didNotRun = "did not run"
 	ran       = "ran"
 )
+
+// blocked is how the library says that an alarm is the reason.
+const blocked = "blocks publishing"
 
 // Check judges the collected entries.
 func (b *Book) Check(rules Rules) Result {
@@ -36,7 +40,9 @@ func (b *Book) Check(rules Rules) Result {
 		if c.ends > 0 {
 			answered(&r, id, c, rules)
 		}
-		recovered[c.node] = recovered[c.node] || (c.well() && c.made.After(b.quiet))
+		if c.method != ledger.Kill {
+			recovered[c.node] = recovered[c.node] || (c.well() && c.made.After(b.quiet))
+		}
 	}
 	if !b.quiet.IsZero() {
 		b.comeBack(&r, recovered)
@@ -117,6 +123,9 @@ func answered(r *Result, id string, c *call, rules Rules) {
 		r.violate(WrongDidNotRun, id, "ran %d times: %s: %s", c.runs, c.code, c.text)
 	case (c.code == ledger.OK || c.outcome == ran) && c.runs == 0:
 		r.violate(NeverRan, id, "%s: %s", c.code, c.text)
+	}
+	if off := c.ended.Sub(c.deadline).Abs(); rules.Blocked > 0 && off > rules.Blocked && strings.Contains(c.text, blocked) {
+		r.violate(NotAtDeadline, id, "%v from it: %s", off, c.text)
 	}
 	switch {
 	case c.well():

@@ -247,6 +247,20 @@ func TestFindsSettledCallOfKilledClient(t *testing.T) {
 	finds(t, check.SettledDead, check.Rules{}, made("x", ledger.Echo), run("x"), after, killed)
 }
 
+func TestFindsCallUnderAlarmThatDoesNotEndAtItsDeadline(t *testing.T) {
+	t.Parallel()
+	end := func(d time.Duration) ledger.Entry {
+		return with(failed("x", "deadline_exceeded", "did not run"), func(e *ledger.Entry) {
+			e.At, e.Text = at(d), "the broker blocks publishing: low on memory"
+		})
+	}
+	rules := check.Rules{Blocked: 100 * time.Millisecond}
+	accepts(t, rules, made("x", ledger.Echo), end(1090*time.Millisecond))
+	finds(t, check.NotAtDeadline, rules, made("x", ledger.Echo), end(1110*time.Millisecond))
+	finds(t, check.NotAtDeadline, rules, made("x", ledger.Echo), end(890*time.Millisecond))
+	accepts(t, check.Rules{}, made("x", ledger.Echo), end(890*time.Millisecond))
+}
+
 func TestFindsClientThatDoesNotComeBack(t *testing.T) {
 	t.Parallel()
 	finds(t, check.NotRecovered, check.Rules{}, lastFault(time.Minute))

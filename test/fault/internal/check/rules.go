@@ -21,6 +21,9 @@ type Rules struct {
 	IdempotentOK bool
 	// AllOK: nothing was lost, so no call may fail.
 	AllOK bool
+	// Blocked is how far from its deadline a call may end that the broker kept from
+	// being sent by an alarm; 0 is no bound beyond the others.
+	Blocked time.Duration
 	// Deliveries bounds how often a request that kills its server may be run; 0 is
 	// no bound.
 	Deliveries int
@@ -45,6 +48,7 @@ const (
 	IdempotentFails Rule = "an idempotent call failed though the broker came back in time"
 	Fails           Rule = "a call failed though nothing was lost"
 	Poisonous       Rule = "a request that kills its server was run too often"
+	NotAtDeadline   Rule = "a call under an alarm did not end at its deadline"
 	NotRecovered    Rule = "a client got no answer after the last fault"
 )
 

@@ -1,0 +1,197 @@
+//go:build fault
+
+package fault
+
+import (
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/fault/internal/check"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// brokerScenarios are faults of the broker.
+func brokerScenarios() []scenario {
+	const lasts = 20 * time.Second
+	// Restarts take most of their time to boot, and the figure of recovery wants many.
+	const restarts = 10
+	quorum := with(func(l *load) { l.kind = amqpx.QueueQuorum })
+	persistent := with(func(l *load) { l.persistent = true })
+	all := []scenario{
+		{name: "broker-restart", about: "the broker stopped and started", fault: outage("stop"), times: restarts},
+		{name: "broker-kill", about: "SIGKILL to the broker, started again", fault: outage("kill"), times: restarts, short: true},
+		{
+			name: "broker-kill-persistent", about: "the same with persistent messages",
+			load: persistent, fault: outage("kill"), times: 2,
+		},
+		{
+			name: "broker-kill-quorum", about: "the same with a quorum queue",
+			load: quorum, fault: outage("kill"), times: 2,
+		},
+		{name: "kill-server-quorum", about: "SIGKILL to a server of a quorum queue", load: quorum, fault: killServer, lasts: lasts},
+		{name: "broker-pause", about: "SIGSTOP to the broker for 0.5 to 1 s", fault: frozen(time.Second), lasts: lasts},
+		{
+			name: "broker-pause-long", about: "SIGSTOP to the broker for 3 heartbeats",
+			fault: frozenLong, notice: noticeWithin, lasts: lasts,
+		},
+		{name: "close-connections", about: "`rabbitmqctl close_all_connections`", fault: closeConnections, lasts: lasts},
+		{name: "queue-deleted", about: "the request queue deleted under its consumers", fault: deleteQueues(queueName), lasts: lasts, short: true},
+		{name: "reply-queues-deleted", about: "the reply queues deleted under the clients", fault: deleteQueues(queueName + ".reply."), lasts: lasts},
+		{name: "permissions", about: "permissions revoked, connections closed, given back after 2 s", fault: revoke, lasts: 2 * lasts},
+		{name: "vhost", about: "the virtual host deleted, and made again after 1 s", fault: removeVhost, lasts: 2 * lasts},
+		{
+			name: "consumer-timeout", about: "`consumer_timeout` 1 s, a server stopped for 2 s or more",
+			before: shortConsumerTimeout, fault: freeze(server, 4*time.Second), lasts: lasts,
+		},
+		{
+			name: "reply-queues-expire", about: "the reply queues expire after 1 s, the clients cut off for 3 s",
+			before: expireReplies, fault: cut(3*time.Second, client), lasts: lasts,
+		},
+	}
+	for i := range all {
+		all[i].rules.IdempotentOK = true
+	}
+	return append(all, alarmScenarios()...)
+}
+
+// alarmScenarios make the broker block publishing for longer than half of the calls
+// are patient.
+func alarmScenarios() []scenario {
+	impatient := with(func(l *load) { l.impatience = 2 * time.Second })
+	rules := check.Rules{IdempotentOK: true, Blocked: 100 * time.Millisecond}
+	return []scenario{
+		{
+			name: "memory-alarm", about: "`set_vm_memory_high_watermark absolute 1`, for 4 s", short: true,
+			load: impatient, rules: rules, lasts: 20 * time.Second,
+			fault: alarm([]string{"set_vm_memory_high_watermark", "absolute", "1"}, []string{"set_vm_memory_high_watermark", "0.4"}),
+		},
+		{
+			name: "disk-alarm", about: "`set_disk_free_limit 1000TB`, for 4 s",
+			load: impatient, rules: rules, lasts: 20 * time.Second,
+			fault: alarm([]string{"set_disk_free_limit", "1000TB"}, []string{"set_disk_free_limit", "50MB"}),
+		},
+	}
+}
+
+// outage is a fault that ends the broker, starts it again and takes the time at which
+// it accepts connections.
+func outage(how string) func(*stage) {
+	return func(s *stage) {
+		s.t.Helper()
+		s.broker.Do(how)
+		stop := make(chan struct{})
+		accepted := make(chan time.Time, 1)
+		go func() { // ends when the broker serves, or when it was started in vain
+			for !s.serves() {
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+			accepted <- time.Now()
+		}()
+		defer close(stop)
+		s.broker.Do("start")
+		s.accepted = append(s.accepted, rig.Recv(s.t, accepted, "the broker to accept connections"))
+	}
+}
+
+// serves reports whether the broker answers the protocol's header.
+func (s *stage) serves() bool {
+	const timeout = 5 * time.Second
+	address := ""
+	rig.Rewrite(s.t, s.broker.URL, func(u *url.URL) { address = u.Host })
+	conn, err := (&net.Dialer{Timeout: timeout}).DialContext(s.t.Context(), "tcp", address)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(timeout))
+	if _, err := conn.Write([]byte("AMQP\x00\x00\x09\x01")); err != nil {
+		return false
+	}
+	n, err := conn.Read(make([]byte, 1))
+	return err == nil && n == 1
+}
+
+func frozen(d time.Duration) func(*stage) {
+	return func(s *stage) {
+		s.t.Helper()
+		s.broker.Do("pause")
+		s.pause(d)
+		s.broker.Do("resume")
+	}
+}
+
+// frozenLong stops the broker until every link was given up.
+func frozenLong(s *stage) {
+	s.broker.Do("pause")
+	now := time.Now()
+	s.muted = append(s.muted, mute{client, now}, mute{server, now})
+	s.wait(3 * s.sc.load.heartbeat)
+	s.broker.Do("resume")
+}
+
+func alarm(on, off []string) func(*stage) {
+	return func(s *stage) {
+		s.t.Helper()
+		s.broker.Ctl(on...)
+		s.wait(4 * time.Second)
+		s.broker.Ctl(off...)
+	}
+}
+
+func closeConnections(s *stage) {
+	s.broker.Ctl("close_all_connections", "--vhost", s.tenant.Vhost, "fault suite")
+}
+
+// deleteQueues deletes the queues whose names begin with prefix.
+func deleteQueues(prefix string) func(*stage) {
+	return func(s *stage) {
+		s.t.Helper()
+		for _, name := range s.manage.Queues(s.tenant.URL(), prefix) {
+			if prefix != queueName || name == queueName {
+				s.manage.Do(http.MethodDelete, nil, nil, "queues", s.tenant.Vhost, name)
+			}
+		}
+	}
+}
+
+func revoke(s *stage) {
+	s.tenant.Revoke()
+	closeConnections(s) // what a channel was once allowed, it may go on with
+	s.wait(2 * time.Second)
+	s.tenant.Grant(".*")
+}
+
+func removeVhost(s *stage) {
+	s.manage.Do(http.MethodDelete, nil, nil, "vhosts", s.tenant.Vhost)
+	s.wait(time.Second)
+	s.manage.Do(http.MethodPut, map[string]any{}, nil, "vhosts", s.tenant.Vhost)
+	s.tenant.Grant(".*")
+}
+
+// shortConsumerTimeout makes the broker close the channels of consumers that do not
+// acknowledge within a second, and look for them twice a second.
+func shortConsumerTimeout(s *stage) {
+	set := func(timeout, tick string) {
+		s.broker.Ctl("eval", strings.Join([]string{
+			"application:set_env(rabbit, consumer_timeout, ", timeout,
+			"), application:set_env(rabbit, channel_tick_interval, ", tick, ").",
+		}, ""))
+	}
+	set("1000", "500")
+	s.t.Cleanup(func() { set("1800000", "60000") })
+}
+
+// expireReplies makes reply queues that nobody consumes disappear after a second.
+func expireReplies(s *stage) {
+	s.manage.Do(http.MethodPut, map[string]any{
+		"pattern": `\.reply\.`, "apply-to": "queues", "definition": map[string]any{"expires": 1000},
+	}, nil, "policies", s.tenant.Vhost, "expire")
+}
