@@ -3,10 +3,14 @@
 package fault
 
 import (
+	"fmt"
 	"syscall"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
+	"rabbitmq-rpc/test/fault/internal/ledger"
+	"rabbitmq-rpc/test/internal/rig"
 )
 
 // processScenarios are faults of the processes themselves.
@@ -14,6 +18,14 @@ func processScenarios() []scenario {
 	const lasts = 20 * time.Second
 	all := []scenario{
 		{name: "kill-server", about: "SIGKILL to a server, started again by its supervisor", fault: killServer, short: true},
+		{
+			name: "kill-overloaded", about: "SIGKILL to a server, all of which are busier than half of the calls are patient",
+			load: with(func(l *load) {
+				l.mix, l.callers, l.workers = "slow:1", 5, 2
+				l.longest, l.impatience = 200*time.Millisecond, 110*time.Millisecond
+			}),
+			fault: killServer, gap: 300 * time.Millisecond,
+		},
 		{name: "kill-client", about: "SIGKILL to a client, another takes its place", fault: killClient, short: true},
 		{name: "stop-server", about: "SIGSTOP to a server for 0.5 to 1 s", fault: freeze(server, time.Second)},
 		{name: "stop-client", about: "SIGSTOP to a client for 0.5 to 1 s", fault: freeze(client, time.Second)},
@@ -33,6 +45,10 @@ func processScenarios() []scenario {
 		},
 		{name: "forced", about: "two SIGTERM to a server under load: it ends at once", fault: force},
 		{name: "close-client", about: "two SIGTERM to a client under load: its calls end at once", fault: closeClient},
+		{
+			name: "poison", about: "a request that kills every server that runs it", fault: poison, short: true,
+			rules: check.Rules{Deliveries: deliveries},
+		},
 	}
 	for i := range all {
 		if all[i].lasts == 0 {
@@ -44,6 +60,41 @@ func processScenarios() []scenario {
 }
 
 func killServer(s *stage) { s.one(s.servers).dies(syscall.SIGKILL) }
+
+// deliveries is the library's default bound.
+const deliveries = 5
+
+// poison makes a call that kills whoever runs it, and expects that it ends among the
+// dead letters, and its caller with a coded error.
+func poison(s *stage) {
+	s.t.Helper()
+	dead := s.waiting(queueName + ".dead")
+	id := fmt.Sprintf("killer-%d", s.injected)
+	client, err := amqpx.NewClient(s.tenant.URL(), amqpx.WithQueue(s.queue()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx := rig.Patience(s.t)
+	deadline, _ := ctx.Deadline()
+	body := []byte(id + " 0s")
+	s.record(ledger.Entry{
+		Kind: ledger.Start, At: time.Now(), ID: id, Method: ledger.Kill, Deadline: deadline, Sum: ledger.Sum(body),
+	})
+	_, err = client.Call(ctx, ledger.Kill, body)
+	s.record(ledger.Entry{
+		Kind: ledger.End, At: time.Now(), ID: id, Code: string(amqpx.CodeOf(err)), Text: fmt.Sprint(err),
+		Outcome: amqpx.OutcomeOf(err).String(), Attempts: 1,
+	})
+	if amqpx.CodeOf(err) != amqpx.CodeInternal || amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
+		s.t.Errorf("the killer's caller got %v, want %s and %q", err, amqpx.CodeInternal, amqpx.MayHaveRun)
+	}
+	if err := client.Close(ctx); err != nil {
+		s.t.Error(err)
+	}
+	if got := s.waiting(queueName + ".dead"); got != dead+1 {
+		s.t.Errorf("%d dead letters, want %d", got, dead+1)
+	}
+}
 
 func killClient(s *stage) { s.killClient(s.one(s.clients)) }
 

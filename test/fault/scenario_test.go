@@ -36,20 +36,23 @@ type scenario struct {
 
 // load is what the pair does.
 type load struct {
-	clients, servers, workers, padding int
-	mix                                string
-	rate                               float64
-	deadline, impatience, heartbeat    time.Duration
-	kind                               amqpx.QueueType
-	persistent, direct                 bool
+	clients, servers, callers, padding int
+	// workers are those of a server; 0 is the library's default.
+	workers                         int
+	mix                             string
+	rate                            float64
+	deadline, impatience, heartbeat time.Duration
+	longest                         time.Duration
+	kind                            amqpx.QueueType
+	persistent, direct              bool
 }
 
 // usual is the load of a scenario that does not say otherwise.
 func usual() load {
 	return load{
-		clients: 2, servers: 2, workers: 32, mix: "echo:32,slow:4,fail:2,panic:1",
+		clients: 2, servers: 2, callers: 32, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
 		deadline: 30 * time.Second, impatience: 5 * time.Second,
-		heartbeat: 2 * time.Second, kind: amqpx.QueueClassic,
+		longest: 50 * time.Millisecond, heartbeat: 2 * time.Second, kind: amqpx.QueueClassic,
 	}
 }
 

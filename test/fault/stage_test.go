@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/ledger"
 	"rabbitmq-rpc/test/fault/internal/report"
 	"rabbitmq-rpc/test/internal/rig"
@@ -130,7 +131,8 @@ func (s *stage) begin() {
 
 func (s *stage) addServer() {
 	s.t.Helper()
-	p := startProcess(s.t, s.dir, true, "server", fmt.Sprintf("server-%d", len(s.servers)+1), s.flags(server)...)
+	p := startProcess(s.t, s.dir, true, "server", fmt.Sprintf("server-%d", len(s.servers)+1),
+		append(s.flags(server), "-workers", strconv.Itoa(s.sc.load.workers))...)
 	s.servers = append(s.servers, p)
 	p.untilReady(1)
 }
@@ -141,9 +143,9 @@ func (s *stage) addClient() {
 	number := len(s.clients) + len(s.gone) + 1
 	args := append(
 		s.flags(client),
-		"-workers", strconv.Itoa(l.workers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
+		"-workers", strconv.Itoa(l.callers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
-		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-direct="+strconv.FormatBool(l.direct),
+		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)
 	p := startProcess(s.t, s.dir, false, "client", fmt.Sprintf("client-%d", number), args...)
 	s.clients = append(s.clients, p)
@@ -246,8 +248,13 @@ func (s *stage) freeze(p *process, d time.Duration) {
 	s.record(ledger.Entry{Kind: ledger.Paused, Node: p.name, At: at, Until: time.Now()})
 }
 
-// emptied waits until no request waits in the queue.
-func (s *stage) emptied() {
+// queue is the request queue.
+func (s *stage) queue() amqpx.Queue {
+	return amqpx.Queue{Name: queueName, Type: s.sc.load.kind, Durable: true}
+}
+
+// waiting is how many messages wait in a queue; the broker counts exactly.
+func (s *stage) waiting(queue string) int {
 	s.t.Helper()
 	conn := rig.Dial(s.t, s.tenant.URL())
 	defer func() { _ = conn.Close() }()
@@ -255,13 +262,11 @@ func (s *stage) emptied() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	rig.Eventually(s.t, "the request queue is empty", func() bool {
-		q, err := ch.QueueDeclarePassive(queueName, true, false, false, false, nil)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		return q.Messages == 0
-	})
+	q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return q.Messages
 }
 
 // end stops the load, then the servers, and proves that nothing is left behind.
@@ -279,7 +284,9 @@ func (s *stage) end(row *report.Row) {
 			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", c.name, err))
 		}
 	}
-	s.emptied()
+	rig.Eventually(s.t, "no request waits", func() bool {
+		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0
+	})
 	for _, p := range s.servers {
 		if err := p.stop(); err != nil {
 			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", p.name, err))

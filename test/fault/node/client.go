@@ -150,10 +150,10 @@ func wait(stop <-chan struct{}, d time.Duration) bool {
 
 // one makes one call and reports whether another makes sense.
 func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
-	const longest = 50 // ms that a slow call takes
 	method := c.mix[random.IntN(len(c.mix))]
 	id := c.name + "-" + strconv.FormatUint(c.serial.Add(1), 36)
-	body := []byte(fmt.Sprintf("%s %dms %s", id, 1+random.IntN(longest), strings.Repeat("x", c.padding)))
+	takes := time.Duration(random.Int64N(int64(c.longest))) // a slow one
+	body := fmt.Appendf(nil, "%s %v %s", id, takes, strings.Repeat("x", c.padding))
 	idempotent := random.IntN(2) == 0
 	patience := c.impatience
 	var info amqpx.CallInfo

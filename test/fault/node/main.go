@@ -33,6 +33,7 @@ type options struct {
 	mix                  string
 	rate                 float64
 	deadline, impatience time.Duration
+	longest              time.Duration
 	direct               bool
 }
 
@@ -57,6 +58,7 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.Float64Var(&o.rate, "rate", 0, "calls per second, 0 for as fast as answers come")
 	flags.DurationVar(&o.deadline, "deadline", amqpx.DefaultTimeout, "deadline of idempotent calls")
 	flags.DurationVar(&o.impatience, "impatience", amqpx.DefaultTimeout, "deadline of the others")
+	flags.DurationVar(&o.longest, "longest", 50*time.Millisecond, "the longest that a slow call takes")
 	flags.BoolVar(&o.direct, "direct", false, "use direct reply-to")
 	return args[0], o, flags.Parse(args[1:])
 }

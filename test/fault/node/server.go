@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,6 +17,14 @@ import (
 // serve runs a server until SIGTERM.
 func (n *node) serve(ctx context.Context, shared []amqpx.Option) error {
 	s := report.Summary{Node: n.name, Fresh: measure()}
+	var err error
+	s.Counts, err = n.served(ctx, shared)
+	s.Closed = settle(s.Fresh.Goroutines) // now that nothing refers to the server
+	return errors.Join(err, n.summarize(s))
+}
+
+// served runs a server until SIGTERM and returns its counts.
+func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerStats, error) {
 	opts := []amqpx.ServerOption{amqpx.WithDrainTimeout(n.drain)}
 	for _, o := range shared {
 		opts = append(opts, o)
@@ -25,24 +34,29 @@ func (n *node) serve(ctx context.Context, shared []amqpx.Option) error {
 	}
 	server, err := amqpx.NewServer(n.url, opts...)
 	if err != nil {
-		return err
+		return amqpx.ServerStats{}, err
 	}
 	if err := n.register(server); err != nil {
-		return err
+		return amqpx.ServerStats{}, err
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	over := make(chan struct{})
 	states, unwatch := server.Watch()
 	defer unwatch()
-	go n.follow(states, over)                  // until over is closed, when Serve returned
-	go n.obey(stop, server.Close, over)        // the same
-	go n.announce(ctx, server.WaitReady, over) // the same
+	over := make(chan struct{})
+	var beside sync.WaitGroup
+	beside.Go(func() { n.follow(states, over) })           // these end when over is closed, below
+	beside.Go(func() { n.obey(stop, server.Close, over) }) //
+	beside.Go(func() {                                     // ends when ready, or with ctx
+		if server.WaitReady(ctx) == nil {
+			n.say("ready")
+		}
+	})
 	err = server.Serve(ctx)
+	stop()
 	close(over)
-	s.Counts = server.Stats()
-	s.Closed = settle(s.Fresh.Goroutines)
-	return errors.Join(err, n.summarize(s))
+	beside.Wait()
+	return server.Stats(), err
 }
 
 // obey stops gracefully at the first signal and at once at the second.
@@ -57,18 +71,11 @@ func (n *node) obey(gracefully, atOnce func(), over <-chan struct{}) {
 	}
 }
 
-// announce says when the link is ready.
-func (n *node) announce(ctx context.Context, ready func(context.Context) error, over <-chan struct{}) {
-	if ready(ctx) == nil {
-		n.say("ready")
-	}
-	<-over
-}
-
 // register adds the functions of the suite.
 func (n *node) register(server *amqpx.Server) error {
 	return errors.Join(
 		server.Handle(ledger.Echo, n.recorded(echo)),
+		server.Handle(ledger.Once, n.recorded(echo), amqpx.AtMostOnce()),
 		server.Handle(ledger.Slow, n.recorded(slow)),
 		server.Handle(ledger.Fail, n.recorded(fail)),
 		server.Handle(ledger.Panic, n.recorded(func(context.Context, *amqpx.Request) ([]byte, error) {
