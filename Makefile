@@ -13,6 +13,10 @@ SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 BROKER ?= 3
 FUZZTIME ?= 30s
 SUITE := go test -race -count=1 -timeout 8m -tags integration
+SEED ?= 1
+SOAK ?= 30m
+# The fault suite; what it writes is about the last run of each kind.
+FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos
 
 .PHONY: help
 help: ## show this list
@@ -52,10 +56,11 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser suite e2e test fuzz bench
+.PHONY: unit integration interop browser suite fault chaos soak e2e test fuzz bench
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
+	@cd test && go test -race -count=1 ./fault/internal/...
 
 integration: ## tests against a private broker; BROKER=3 or 4
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
@@ -72,6 +77,15 @@ suite: ## integration, interop and browser on one broker
 	@deploy/need.sh pika chromium
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/...
 
+fault: ## a minute of faults from SEED
+	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
+
+chaos: ## every fault, one after the other; half an hour
+	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
+
+soak: ## faults at random from SEED for SOAK
+	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)
+
 e2e: ## what make up and make down do, from the outside
 	@cd test && go test -count=1 -timeout 8m -v -tags e2e ./e2e/...
 
@@ -81,8 +95,9 @@ test: ## everything that must pass
 	@$(MAKE) unit
 	@$(MAKE) suite BROKER=3
 	@$(MAKE) suite BROKER=4
+	@$(MAKE) fault
 	@$(MAKE) e2e
-	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, e2e"
+	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, faults, e2e"
 
 fuzz: ## every fuzz target of the root module for FUZZTIME each
 	@for dir in $$(go list -f '{{.Dir}}' ./...); do \

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
@@ -22,7 +23,7 @@ type settings struct {
 	scale float64
 	race  bool
 	out   string
-	keep  string
+	soak  time.Duration
 	node  string // the built program
 }
 
@@ -35,8 +36,8 @@ func TestMain(m *testing.M) {
 	flag.Uint64Var(&set.seed, "seed", 1, "what everything random is drawn from")
 	flag.Float64Var(&set.scale, "scale", 1, "multiplies how long each scenario lasts")
 	flag.BoolVar(&set.race, "nodes-race", false, "build the clients and servers with the race detector")
-	flag.StringVar(&set.out, "out", "", "folder for the tables")
-	flag.StringVar(&set.keep, "keep", "", "folder for the ledgers and logs of scenarios that failed")
+	flag.StringVar(&set.out, "out", "", "folder for the tables, and the ledgers and logs of what failed")
+	flag.DurationVar(&set.soak, "soak", 0, "how long the soak lasts")
 	flag.Parse()
 	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics have loggers of their own
 	dir, err := os.MkdirTemp("", "fault")

@@ -14,7 +14,7 @@ import (
 
 // scenarios is the whole matrix.
 func scenarios() []scenario {
-	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios())
+	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios(), floodScenarios())
 }
 
 // TestMatrix runs every scenario: `make chaos`.
@@ -43,6 +43,12 @@ func table(t *testing.T, name, command string, all []scenario) {
 			t.Logf("%d calls, %d ok, errors %v, %v", row.Calls, row.OK, row.Errors, row.Verdict)
 		})
 	}
+	publish(t, run, name)
+}
+
+// publish shows a table and writes it into the folder for tables.
+func publish(t *testing.T, run report.Run, name string) {
+	t.Helper()
 	t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())
 	if set.out == "" {
 		return

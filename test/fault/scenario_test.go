@@ -120,7 +120,7 @@ func (s *stage) judge(row *report.Row) {
 		row.Recoveries = append(row.Recoveries, d)
 	}
 	s.judgeNotices(row, &clock)
-	row.Problems = slices.Concat(row.Problems, row.Leaks)
+	row.Problems = slices.Concat(row.Problems, row.Leaks, s.judgeMemory())
 }
 
 // judgeNotices proves that a side that heard nothing any more left ready in time.

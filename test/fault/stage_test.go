@@ -43,6 +43,8 @@ type stage struct {
 	injected int         // faults
 	accepted []time.Time // the broker accepted connections again
 	muted    []mute      // a side's link fell silent
+	// held is the memory of each server after each flood.
+	held map[string][]float64
 }
 
 // side of the broker.
@@ -69,7 +71,7 @@ func newStage(t testing.TB, sc scenario) *stage {
 	name := fnv.New64a()
 	_, _ = name.Write([]byte(sc.name))
 	s := &stage{
-		t: t, sc: sc, dir: dir, proxies: make(map[side]*proxy),
+		t: t, sc: sc, dir: dir, proxies: make(map[side]*proxy), held: make(map[string][]float64),
 		random: rand.New(rand.NewPCG(set.seed, name.Sum64())),
 		broker: rig.TheBroker(t), manage: rig.Manage(t),
 	}

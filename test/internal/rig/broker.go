@@ -48,16 +48,16 @@ func StartBroker(t testing.TB) *Broker {
 }
 
 // Do runs one of the commands of deploy/broker.sh that take only a name: restart,
-// stop, start, kill, pause, resume.
+// stop, start, kill, pause, resume. It may also be used while a test cleans up.
 func (b *Broker) Do(command string) {
 	b.t.Helper()
-	b.run(b.t.Context(), command, b.name)
+	b.run(context.WithoutCancel(b.t.Context()), command, b.name)
 }
 
 // Ctl runs rabbitmqctl in the broker.
 func (b *Broker) Ctl(args ...string) string {
 	b.t.Helper()
-	return string(b.run(b.t.Context(), append([]string{"ctl", b.name}, args...)...))
+	return string(b.run(context.WithoutCancel(b.t.Context()), append([]string{"ctl", b.name}, args...)...))
 }
 
 func (b *Broker) run(ctx context.Context, args ...string) []byte {
