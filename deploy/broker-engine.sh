@@ -16,6 +16,8 @@ backend_stop() { docker stop "$container" >/dev/null; }
 backend_kill() { docker kill "$container" >/dev/null; }
 backend_pause() { docker pause "$container" >/dev/null; }
 backend_resume() { docker unpause "$container" >/dev/null; }
+backend_disconnect() { docker network disconnect bridge "$container" >/dev/null; }
+backend_connect() { docker network connect bridge "$container" >/dev/null; }
 backend_alive() { [[ $(docker inspect -f '{{.State.Running}}' "$container") == true ]]; }
 backend_log() { docker logs "$container" 2>&1; }
 backend_remove() { docker rm -fv "$container" >/dev/null; }

@@ -92,6 +92,8 @@ backend_kill() {
 
 backend_pause() { signal_group STOP; }
 backend_resume() { signal_group CONT; }
+backend_disconnect() { die "broker $name is a plain process: only a container has a network of its own"; }
+backend_connect() { backend_disconnect; }
 backend_alive() { alive "$state/server.pid"; }
 backend_ctl() { (in_place "$LIB/bin/rabbitmqctl" "$@"); }
 backend_log() { cat "$state/out" "$state"/log/*.log 2>/dev/null; }

@@ -7,6 +7,7 @@
 #   broker.sh stop|start|restart NAME     same ports, data kept
 #   broker.sh kill NAME         SIGKILL; start brings it back
 #   broker.sh pause|resume NAME freeze and thaw it
+#   broker.sh disconnect|connect NAME     its network; a container's only
 #   broker.sh down NAME         stop it and remove everything it left
 #   broker.sh down-all          the same for every broker of this clone
 #
@@ -81,6 +82,7 @@ print_env() {
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
 		export AMQPX_TEST_BROKER=$name
 		export AMQPX_TEST_BROKER_MAJOR=$version
+		export AMQPX_TEST_BROKER_KIND=$kind
 	ENV
 }
 
@@ -104,7 +106,7 @@ usage() { sed -n '2,/^# BROKER_AMQP/s/^# \{0,1\}//p' "$0" >&2; }
 command=${1:-}
 case $command in
 down-all) down_all && exit ;;
-up | env | ctl | stop | start | restart | kill | pause | resume | down) ;;
+up | env | ctl | stop | start | restart | kill | pause | resume | disconnect | connect | down) ;;
 *) usage && exit 2 ;;
 esac
 [[ $# -ge 2 ]] || { usage && exit 2; }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -57,6 +58,22 @@ func brokerScenarios() []scenario {
 		all[i].rules.IdempotentOK = all[i].name != "queue-deleted"
 	}
 	return append(all, alarmScenarios()...)
+}
+
+// containerScenarios are faults that only a broker in a container can have.
+func containerScenarios() []scenario {
+	if os.Getenv("AMQPX_TEST_BROKER_KIND") != "engine" {
+		return nil
+	}
+	return []scenario{{
+		name: "network", about: "the broker's container disconnected from its network for 1 to 2 s",
+		rules: check.Rules{IdempotentOK: true}, lasts: 20 * time.Second,
+		fault: func(s *stage) {
+			s.broker.Do("disconnect")
+			s.pause(2 * time.Second)
+			s.broker.Do("connect")
+		},
+	}}
 }
 
 // alarmScenarios make the broker block publishing for longer than half of the calls
@@ -132,8 +149,8 @@ func frozen(d time.Duration) func(*stage) {
 // frozenLong stops the broker until every link was given up.
 func frozenLong(s *stage) {
 	s.broker.Do("pause")
-	now := time.Now()
-	s.muted = append(s.muted, mute{client, now}, mute{server, now})
+	s.silenced(client)
+	s.silenced(server)
 	s.wait(3 * s.sc.load.heartbeat)
 	s.broker.Do("resume")
 }

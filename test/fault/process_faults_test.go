@@ -28,7 +28,7 @@ func processScenarios() []scenario {
 		},
 		{name: "kill-client", about: "SIGKILL to a client, another takes its place", fault: killClient, short: true},
 		{name: "stop-server", about: "SIGSTOP to a server for 0.5 to 1 s", fault: freeze(server, time.Second)},
-		{name: "stop-client", about: "SIGSTOP to a client for 0.5 to 1 s", fault: freeze(client, time.Second)},
+		{name: "stop-client", about: "SIGSTOP to a client for 0.5 to 1 s", fault: freeze(client, time.Second), short: true},
 		{
 			name: "stop-server-long", about: "SIGSTOP to a server until the broker gave it up",
 			fault: freeze(server, 16*time.Second), lasts: 2 * lasts,

@@ -127,15 +127,15 @@ func (s *stage) judge(row *report.Row) {
 func (s *stage) judgeNotices(row *report.Row, clock *check.Clock) {
 	s.t.Helper()
 	for _, m := range s.muted {
-		for _, p := range s.at(m.side) {
-			d, ok := clock.LeftReady(p.name, m.at)
+		for _, name := range m.nodes {
+			d, ok := clock.LeftReady(name, m.at)
 			if !ok {
-				row.Problems = append(row.Problems, p.name+" did not notice that its link is mute")
+				row.Problems = append(row.Problems, name+" did not notice that its link is mute")
 				continue
 			}
 			row.Notices = append(row.Notices, d)
 			if most := time.Duration(s.sc.notice * float64(s.sc.load.heartbeat)); d > most {
-				row.Problems = append(row.Problems, p.name+" noticed its mute link after "+d.String())
+				row.Problems = append(row.Problems, name+" noticed its mute link after "+d.String())
 			}
 		}
 	}

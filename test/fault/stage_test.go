@@ -55,10 +55,19 @@ const (
 	server side = "server"
 )
 
-// mute is a moment from which a side heard nothing any more.
+// mute is a moment from which processes heard nothing any more.
 type mute struct {
-	side side
-	at   time.Time
+	nodes []string
+	at    time.Time
+}
+
+// silenced notes that a side hears nothing from now on.
+func (s *stage) silenced(at side) {
+	m := mute{at: time.Now()}
+	for _, p := range s.at(at) {
+		m.nodes = append(m.nodes, p.name)
+	}
+	s.muted = append(s.muted, m)
 }
 
 func newStage(t testing.TB, sc scenario) *stage {

@@ -139,7 +139,7 @@ func vanish(at side, noticed bool, streams ...string) func(*stage) {
 			defer s.proxies[at].poison("timeout", stream, attributes{"timeout": 0})()
 		}
 		if noticed {
-			s.muted = append(s.muted, mute{at, time.Now()})
+			s.silenced(at)
 		}
 		s.wait(3 * s.sc.load.heartbeat)
 	}

@@ -48,7 +48,7 @@ func StartBroker(t testing.TB) *Broker {
 }
 
 // Do runs one of the commands of deploy/broker.sh that take only a name: restart,
-// stop, start, kill, pause, resume. It may also be used while a test cleans up.
+// stop, start, kill, pause, resume, disconnect, connect. It may also be used while a test cleans up.
 func (b *Broker) Do(command string) {
 	b.t.Helper()
 	b.run(context.WithoutCancel(b.t.Context()), command, b.name)
