@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -27,11 +29,33 @@ func Manage(t testing.TB) *Management {
 }
 
 // Do makes one request; path elements are escaped. It reports whether the thing
-// asked for exists; any other failure fails the test.
+// asked for exists; any other failure fails the test. A question is asked again for a
+// while if the API fails, as RabbitMQ 3's does for lists with a queue that just starts.
 func (m *Management) Do(method string, body, into any, path ...string) bool {
 	m.t.Helper()
 	ctx, cancel := afterwards(m.t)
 	defer cancel()
+	for again := 20; ; again-- {
+		status, answer := m.do(ctx, method, body, path)
+		switch {
+		case status == http.StatusNotFound:
+			return false
+		case method == http.MethodGet && status >= http.StatusInternalServerError && again > 0:
+			<-time.After(pollEvery)
+			continue
+		case status >= http.StatusMultipleChoices:
+			m.t.Fatalf("management API: %s %s: %d: %s", method, path, status, answer)
+		case into != nil:
+			if err := json.Unmarshal(answer, into); err != nil {
+				m.t.Fatalf("management API: %s %s: %v", method, path, err)
+			}
+		}
+		return true
+	}
+}
+
+func (m *Management) do(ctx context.Context, method string, body any, path []string) (status int, answer []byte) {
+	m.t.Helper()
 	escaped := make([]string, len(path))
 	for i, p := range path {
 		escaped[i] = url.PathEscape(p)
@@ -52,21 +76,10 @@ func (m *Management) Do(method string, body, into any, path ...string) bool {
 		m.t.Fatalf("management API: %v", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
+	if answer, err = io.ReadAll(resp.Body); err != nil {
 		m.t.Fatalf("management API: %v", err)
 	}
-	switch {
-	case resp.StatusCode == http.StatusNotFound:
-		return false
-	case resp.StatusCode >= http.StatusMultipleChoices:
-		m.t.Fatalf("management API: %s %s: %s: %s", method, path, resp.Status, answer)
-	case into != nil:
-		if err := json.Unmarshal(answer, into); err != nil {
-			m.t.Fatalf("management API: %s %s: %v", method, path, err)
-		}
-	}
-	return true
+	return resp.StatusCode, answer
 }
 
 // Tenant is a virtual host with a user of its own, removed with the test.
