@@ -1,7 +1,5 @@
 package rig
 
-import "net/http"
-
 // Census is what a virtual host holds.
 type Census struct {
 	Connections, Channels, Queues int
@@ -10,11 +8,9 @@ type Census struct {
 // Census counts what a virtual host holds. The management API lags by a moment.
 func (m *Management) Census(vhost string) Census {
 	m.t.Helper()
-	var connections, channels, queues []struct {
-		Name string `json:"name"`
+	return Census{
+		Connections: len(m.names("vhosts", vhost, "connections")),
+		Channels:    len(m.names("vhosts", vhost, "channels")),
+		Queues:      len(m.names("queues", vhost)),
 	}
-	m.Do(http.MethodGet, nil, &connections, "vhosts", vhost, "connections")
-	m.Do(http.MethodGet, nil, &channels, "vhosts", vhost, "channels")
-	m.Do(http.MethodGet, nil, &queues, "queues", vhost)
-	return Census{len(connections), len(channels), len(queues)}
 }

@@ -2,15 +2,14 @@ package rig
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -29,38 +28,40 @@ func Manage(t testing.TB) *Management {
 }
 
 // Do makes one request; path elements are escaped. It reports whether the thing
-// asked for exists; any other failure fails the test. A question is asked again for a
-// while if the API fails, as RabbitMQ 3's does for lists with a queue that just starts.
+// asked for exists; any other failure fails the test.
 func (m *Management) Do(method string, body, into any, path ...string) bool {
-	m.t.Helper()
-	ctx, cancel := afterwards(m.t)
-	defer cancel()
-	for again := 20; ; again-- {
-		status, answer := m.do(ctx, method, body, path)
-		switch {
-		case status == http.StatusNotFound:
-			return false
-		case method == http.MethodGet && status >= http.StatusInternalServerError && again > 0:
-			<-time.After(pollEvery)
-			continue
-		case status >= http.StatusMultipleChoices:
-			m.t.Fatalf("management API: %s %s: %d: %s", method, path, status, answer)
-		case into != nil:
-			if err := json.Unmarshal(answer, into); err != nil {
-				m.t.Fatalf("management API: %s %s: %v", method, path, err)
-			}
-		}
-		return true
-	}
-}
-
-func (m *Management) do(ctx context.Context, method string, body any, path []string) (status int, answer []byte) {
 	m.t.Helper()
 	escaped := make([]string, len(path))
 	for i, p := range path {
 		escaped[i] = url.PathEscape(p)
 	}
-	target := strings.TrimSuffix(m.base, "/") + "/api/" + strings.Join(escaped, "/")
+	return m.at(strings.Join(escaped, "/"), method, body, into)
+}
+
+// names returns the names of a list. To be asked for more, RabbitMQ 3 needs the
+// statistics of every item, and fails while a new one has none.
+func (m *Management) names(path ...string) []string {
+	m.t.Helper()
+	for i, p := range path {
+		path[i] = url.PathEscape(p)
+	}
+	var all []struct {
+		Name string `json:"name"`
+	}
+	m.at(strings.Join(path, "/")+"?columns=name", http.MethodGet, nil, &all)
+	names := make([]string, len(all))
+	for i, item := range all {
+		names[i] = item.Name
+	}
+	return names
+}
+
+// at makes one request to what follows /api/.
+func (m *Management) at(path, method string, body, into any) bool {
+	m.t.Helper()
+	ctx, cancel := afterwards(m.t)
+	defer cancel()
+	target := strings.TrimSuffix(m.base, "/") + "/api/" + path
 	payload, err := json.Marshal(body)
 	if err != nil {
 		m.t.Fatalf("management API: %v", err)
@@ -76,10 +77,21 @@ func (m *Management) do(ctx context.Context, method string, body any, path []str
 		m.t.Fatalf("management API: %v", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if answer, err = io.ReadAll(resp.Body); err != nil {
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
 		m.t.Fatalf("management API: %v", err)
 	}
-	return resp.StatusCode, answer
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return false
+	case resp.StatusCode >= http.StatusMultipleChoices:
+		m.t.Fatalf("management API: %s %s: %s: %s", method, path, resp.Status, answer)
+	case into != nil:
+		if err := json.Unmarshal(answer, into); err != nil {
+			m.t.Fatalf("management API: %s %s: %v", method, path, err)
+		}
+	}
+	return true
 }
 
 // Tenant is a virtual host with a user of its own, removed with the test.
@@ -169,15 +181,7 @@ func (m *Management) Settled(amqpURL, queue string) {
 // Queues returns the names of the queues that begin with a prefix.
 func (m *Management) Queues(amqpURL, prefix string) []string {
 	m.t.Helper()
-	var all []struct {
-		Name string `json:"name"`
-	}
-	m.Do(http.MethodGet, nil, &all, "queues", vhostOf(m.t, amqpURL))
-	var names []string
-	for _, q := range all {
-		if strings.HasPrefix(q.Name, prefix) {
-			names = append(names, q.Name)
-		}
-	}
-	return names
+	return slices.DeleteFunc(m.names("queues", vhostOf(m.t, amqpURL)), func(name string) bool {
+		return !strings.HasPrefix(name, prefix)
+	})
 }
