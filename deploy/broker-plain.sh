@@ -51,12 +51,14 @@ in_place() {
 		tree=$1; shift 2; exec chroot "$tree" "$@"' sh "$tree" "$state" "$@"
 }
 
-# spawn PIDFILE COMMAND… starts it detached, in a session (process group) of its own.
+# spawn PIDFILE COMMAND… starts it detached, in a session (process group) of its own,
+# and in a folder that stays: a broker fails in one that is removed.
 spawn() {
 	local pid_file=$1
 	shift
 	(
 		trap - INT
+		cd "$state"
 		in_place setsid "$@" </dev/null >>"$state/out" 2>&1 &
 		echo $! >"$pid_file"
 	)
