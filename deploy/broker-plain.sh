@@ -58,7 +58,7 @@ spawn() {
 	shift
 	(
 		trap - INT
-		cd "$state"
+		cd "$state" || exit
 		in_place setsid "$@" </dev/null >>"$state/out" 2>&1 &
 		echo $! >"$pid_file"
 	)

@@ -39,7 +39,7 @@ const (
 
 // flood is a fault that sends messages and waits for the answers to those that can
 // be answered.
-func flood(make func(i int, inbox string) amqp.Publishing) func(*stage) {
+func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
 		conn := rig.Dial(s.t, s.tenant.URL())
@@ -54,7 +54,7 @@ func flood(make func(i int, inbox string) amqp.Publishing) func(*stage) {
 		inbox := rig.Beyond(s.t, s.tenant.URL()).Inbox()
 		answerable := 0
 		for i := range floodSize {
-			msg := make(i, inbox.Name)
+			msg := message(i, inbox.Name)
 			if msg.ReplyTo == inbox.Name {
 				answerable++
 			}

@@ -38,7 +38,6 @@ type process struct {
 	mu       sync.Mutex
 	cmd      *exec.Cmd
 	restarts bool
-	paused   time.Time
 	ok       uint64          // calls answered
 	ready    int             // how often it became ready
 	ends     int             // how often it ended

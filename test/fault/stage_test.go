@@ -72,11 +72,8 @@ func (s *stage) silenced(at side) {
 
 func newStage(t testing.TB, sc scenario) *stage {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fault-"+sc.name+"-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { discard(t, sc.name, dir) })
+	dir := t.TempDir()
+	t.Cleanup(func() { keep(t, sc.name, dir) })
 	name := fnv.New64a()
 	_, _ = name.Write([]byte(sc.name))
 	s := &stage{
@@ -86,9 +83,11 @@ func newStage(t testing.TB, sc scenario) *stage {
 	}
 	s.tenant = s.manage.Tenant()
 	s.tenant.Grant(".*")
-	if s.book, err = ledger.Open(filepath.Join(dir, "suite"+ledger.Suffix), "suite"); err != nil {
+	book, err := ledger.Open(filepath.Join(dir, "suite"+ledger.Suffix), "suite")
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.book = book
 	t.Cleanup(func() { _ = s.book.Close() })
 	for _, at := range []side{client, server} {
 		s.proxies[at] = newProxy(t, string(at), s.tenant.URL())
@@ -96,20 +95,15 @@ func newStage(t testing.TB, sc scenario) *stage {
 	return s
 }
 
-// discard removes what a scenario wrote; of a failed one it is kept beside the tables.
-func discard(t testing.TB, name, dir string) {
+// keep copies what a scenario wrote to a place beside the tables if it failed.
+func keep(t testing.TB, name, dir string) {
 	t.Helper()
 	if !t.Failed() || set.out == "" {
-		_ = os.RemoveAll(dir)
 		return
 	}
-	kept := filepath.Join(set.out, "failed", filepath.Base(dir))
-	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
+	kept := filepath.Join(set.out, "failed", name+"-"+time.Now().Format("150405"))
+	if err := os.CopyFS(kept, os.DirFS(dir)); err != nil {
 		t.Error(err)
-	}
-	if err := os.Rename(dir, kept); err != nil {
-		t.Logf("ledgers and logs of %s are in %s: %v", name, dir, err)
-		return
 	}
 	t.Logf("ledgers and logs of %s are in %s", name, kept)
 }

@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"slices"
 	"time"
 
 	"rabbitmq-rpc/test/fault/internal/check"
@@ -60,7 +61,7 @@ func tcpScenarios() []scenario {
 	for i := range lossy {
 		lossy[i].rules = check.Rules{IdempotentOK: true}
 	}
-	all := append(slow, lossy...)
+	all := slices.Concat(slow, lossy)
 	for i := range all {
 		all[i].lasts = lasts
 	}

@@ -88,7 +88,7 @@ func (c *caller) load(ctx context.Context) error {
 	stop := make(chan struct{})
 	var callers sync.WaitGroup
 	for i := range workers {
-		random := rand.New(rand.NewPCG(c.seed, uint64(i))) //nolint:gosec // to be repeated, not to be secret.
+		random := rand.New(rand.NewPCG(c.seed, uint64(i)))
 		callers.Go(func() {
 			for c.one(ctx, random) && c.rest(stop, workers) {
 				continue

@@ -96,7 +96,7 @@ func rss() uint64 {
 	if err != nil {
 		return 0
 	}
-	return pages * uint64(os.Getpagesize()) //nolint:gosec // a page's size is positive.
+	return pages * uint64(os.Getpagesize())
 }
 
 // summarize says what the process held, and the stacks if goroutines are left.
