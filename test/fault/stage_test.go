@@ -13,9 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/ledger"
-	"rabbitmq-rpc/test/fault/internal/report"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -251,64 +249,4 @@ func (s *stage) freeze(p *process, d time.Duration) {
 	s.wait(d)
 	p.signal(syscall.SIGCONT)
 	s.record(ledger.Entry{Kind: ledger.Paused, Node: p.name, At: at, Until: time.Now()})
-}
-
-// queue is the request queue.
-func (s *stage) queue() amqpx.Queue {
-	return amqpx.Queue{Name: queueName, Type: s.sc.load.kind, Durable: true}
-}
-
-// waiting is how many messages wait in a queue; the broker counts exactly.
-func (s *stage) waiting(queue string) int {
-	s.t.Helper()
-	conn := rig.Dial(s.t, s.tenant.URL())
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return q.Messages
-}
-
-// end stops the load, then the servers, and proves that nothing is left behind.
-func (s *stage) end(row *report.Row) {
-	s.t.Helper()
-	s.served()
-	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
-		now := s.manage.Census(s.tenant.Vhost)
-		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
-		return now.Connections == s.before.Connections && now.Channels == s.before.Channels &&
-			now.Queues == s.before.Queues+s.killed
-	})
-	for _, c := range s.clients {
-		if err := c.stop(); err != nil {
-			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", c.name, err))
-		}
-	}
-	rig.Eventually(s.t, "no request waits", func() bool {
-		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0
-	})
-	for _, p := range s.servers {
-		if err := p.stop(); err != nil {
-			row.Leaks = append(row.Leaks, fmt.Sprintf("%s ended with %v", p.name, err))
-		}
-	}
-	rig.Eventually(s.t, "nothing is left at the broker", func() bool {
-		now := s.manage.Census(s.tenant.Vhost)
-		replies := s.manage.Queues(s.tenant.URL(), queueName+".reply.")
-		row.Held = fmt.Sprintf("%+v, reply queues %v, %d clients killed", now, replies, s.killed)
-		return now.Connections == 0 && now.Channels == 0 && len(replies) <= s.killed
-	})
-	for _, p := range append(s.clients, s.servers...) {
-		switch {
-		case p.summary == nil:
-			row.Leaks = append(row.Leaks, p.name+" told nothing at its end")
-		default:
-			row.Leaks = append(row.Leaks, p.summary.Leaks()...)
-		}
-	}
 }
