@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"rabbitmq-rpc/test/fault/internal/check"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -24,6 +25,7 @@ type settings struct {
 	race  bool
 	out   string
 	soak  time.Duration
+	bound time.Duration
 	node  string // the built program
 }
 
@@ -36,6 +38,7 @@ func TestMain(m *testing.M) {
 	flag.Uint64Var(&set.seed, "seed", 1, "what everything random is drawn from")
 	flag.Float64Var(&set.scale, "scale", 1, "multiplies how long each scenario lasts")
 	flag.BoolVar(&set.race, "nodes-race", false, "build the clients and servers with the race detector")
+	flag.DurationVar(&set.bound, "bound", check.DefaultBound, "how long after its deadline a call may return")
 	flag.StringVar(&set.out, "out", "", "folder for the tables, and the ledgers and logs of what failed")
 	flag.DurationVar(&set.soak, "soak", 0, "how long the soak lasts")
 	flag.Parse()

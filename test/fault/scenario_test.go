@@ -107,6 +107,7 @@ func (s *stage) judge(row *report.Row) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.sc.rules.Bound = set.bound
 	row.Result = book.Check(s.sc.rules)
 	for _, v := range row.Result.Violations {
 		row.Problems = append(row.Problems, v.String())
