@@ -79,17 +79,16 @@ func containerScenarios() []scenario {
 // alarmScenarios make the broker block publishing for longer than half of the calls
 // are patient.
 func alarmScenarios() []scenario {
-	impatient := with(func(l *load) { l.impatience = 2 * time.Second })
 	rules := check.Rules{IdempotentOK: true, Blocked: 100 * time.Millisecond}
 	return []scenario{
 		{
-			name: "memory-alarm", about: "`set_vm_memory_high_watermark absolute 1`, for 4 s", short: true,
-			load: impatient, rules: rules, lasts: 20 * time.Second,
+			name: "memory-alarm", about: "`set_vm_memory_high_watermark absolute 1`, for 6 s", short: true,
+			rules: rules, lasts: 20 * time.Second,
 			fault: alarm([]string{"set_vm_memory_high_watermark", "absolute", "1"}, []string{"set_vm_memory_high_watermark", "0.4"}),
 		},
 		{
-			name: "disk-alarm", about: "`set_disk_free_limit 100000GB`, for 4 s",
-			load: impatient, rules: rules, lasts: 20 * time.Second,
+			name: "disk-alarm", about: "`set_disk_free_limit 100000GB`, for 6 s",
+			rules: rules, lasts: 20 * time.Second,
 			fault: alarm([]string{"set_disk_free_limit", "100000GB"}, []string{"set_disk_free_limit", "50MB"}),
 		},
 	}
@@ -159,7 +158,7 @@ func alarm(on, off []string) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
 		s.broker.Ctl(on...)
-		s.wait(4 * time.Second)
+		s.wait(6 * time.Second)
 		s.broker.Ctl(off...)
 	}
 }

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	flag.BoolVar(&set.race, "nodes-race", false, "build the clients and servers with the race detector")
 	flag.DurationVar(&set.bound, "bound", check.DefaultBound, "how long after its deadline a call may return")
 	flag.StringVar(&set.out, "out", "", "folder for the tables, and the ledgers and logs of what failed")
-	flag.DurationVar(&set.soak, "soak", 0, "how long the soak lasts")
+	flag.DurationVar(&set.soak, "soak", 30*time.Minute, "how long the soak lasts")
 	flag.Parse()
 	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics have loggers of their own
 	dir, err := os.MkdirTemp("", "fault")
