@@ -30,10 +30,17 @@
 //
 // # Guarantees
 //
-// Execution is at least once: a request is acknowledged when the broker has
-// confirmed its answer, so a server that dies hands its requests to another one.
-// The caller gets exactly one answer. A call is sent a second time only when it
-// certainly did not run, or was declared [Idempotent].
+// Execution is at least once, or for a method registered with [AtMostOnce] at most
+// once: a request is acknowledged when the broker has confirmed its answer, so a
+// server that dies hands its requests to another one. The caller gets exactly one
+// answer. A call is sent a second time only when it certainly did not run, or was
+// declared [Idempotent]; a server that sees it twice runs it once. What kills every
+// server that runs it ends in the dead letters ([WithDeliveryLimit]).
+//
+// Everything is bounded: the calls in flight, the retries ([WithRetryBudget]), the
+// workers, the prefetch, the queue ([Queue]), the stored answers ([WithReplay]).
+// Beyond a bound a call fails at once with [CodeResourceExhausted] and a hint when to
+// call again.
 //
 // # Other languages
 //

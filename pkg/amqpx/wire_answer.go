@@ -74,10 +74,9 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	if e.message == "" {
 		e.message, _ = d.Headers[headerMessage].(string)
 	}
-	switch ran, said := d.Headers[headerRan].(bool); {
-	case said && ran:
+	if ran, said := d.Headers[headerRan].(bool); said && ran {
 		e.outcome = Ran
-	case said, e.code == CodeUnimplemented:
+	} else if said {
 		e.outcome = DidNotRun
 	}
 	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)

@@ -46,7 +46,7 @@ func TestAnswersThatNoServerOfOursSends(t *testing.T) {
 		{"unknown code", amqp.Table{"rpc-code": "teapot"}, "why", amqpx.CodeUnknown, amqpx.MayHaveRun, "why"},
 		{"code of the wrong type", amqp.Table{"rpc-code": int32(7), "rpc-message": true}, "", amqpx.CodeUnknown, amqpx.MayHaveRun, ""},
 		{"code of nothing", amqp.Table{"rpc-code": nil}, "", amqpx.CodeUnknown, amqpx.MayHaveRun, ""},
-		{"unimplemented", amqp.Table{"rpc-code": "unimplemented"}, "", amqpx.CodeUnimplemented, amqpx.DidNotRun, ""},
+		{"unimplemented", amqp.Table{"rpc-code": "unimplemented"}, "", amqpx.CodeUnimplemented, amqpx.MayHaveRun, ""},
 		{"ran", amqp.Table{"rpc-code": "aborted", "rpc-ran": true}, "", amqpx.CodeAborted, amqpx.Ran, ""},
 		{"did not run", amqp.Table{"rpc-code": "unavailable", "rpc-ran": false}, "", amqpx.CodeUnavailable, amqpx.DidNotRun, ""},
 		{"ran of the wrong type", amqp.Table{"rpc-code": "internal", "rpc-ran": "no"}, "", amqpx.CodeInternal, amqpx.MayHaveRun, ""},
