@@ -1,0 +1,44 @@
+// Package test holds the tests that need more than the module under test: brokers,
+// browsers, programs in other languages. Each kind has a folder of its own.
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+)
+
+// Every test that the table of docs/reliability.md names is there.
+func TestDocumentedTestsExist(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "reliability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, pattern := range []string{"*/*_test.go", "../pkg/amqpx/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			source, err := os.ReadFile(name) //nolint:gosec // a file of this repository.
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(source, -1) {
+				there[string(m[1])] = true
+			}
+		}
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(doc, -1)
+	if len(named) < 20 {
+		t.Errorf("the document names %d tests only", len(named))
+	}
+	for _, m := range named {
+		if !there[string(m[1])] {
+			t.Errorf("docs/reliability.md names %s, which is no test", m[1])
+		}
+	}
+}
