@@ -23,7 +23,7 @@ func TestDocumentedTestsExist(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range files {
-			source, err := os.ReadFile(name) //nolint:gosec // a file of this repository.
+			source, err := os.ReadFile(name)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -99,7 +99,7 @@ func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
 		wantSame(t, "body", string(m.Body), "poison")
 		wantSame(t, "method", m.AppId, "kill")
 		wantSame(t, "key", m.MessageId, "key")
-		wantSame(t, "delivery mode", m.DeliveryMode, uint8(amqp.Persistent))
+		wantSame(t, "delivery mode", m.DeliveryMode, amqp.Persistent)
 		wantSame(t, "expiration", m.Expiration, "")
 		wantSame(t, "deliveries", m.Headers[headerDeliveries], any(deliveries))
 		wantSame(t, "its queue", m.Headers[headerDeadQueue], any(strings.TrimSuffix(queue, ".dead")))

@@ -112,7 +112,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok {
-					s.fail(&consumerCanceled{tag})
+					s.fail(&consumerCanceledError{tag})
 				}
 				cancels = nil
 			case <-s.done:
@@ -126,24 +126,24 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
 var errConsumerCanceled = errors.New("the broker cancelled the consumer: was its queue deleted?")
 
-// consumerCanceled is errConsumerCanceled with the tag of the consumer.
-type consumerCanceled struct{ tag string }
+// consumerCanceledError is errConsumerCanceled with the tag of the consumer.
+type consumerCanceledError struct{ tag string }
 
-func (c *consumerCanceled) Error() string { return c.Unwrap().Error() }
-func (c *consumerCanceled) Unwrap() error { return errConsumerCanceled }
+func (c *consumerCanceledError) Error() string { return c.Unwrap().Error() }
+func (c *consumerCanceledError) Unwrap() error { return errConsumerCanceled }
 
 // consumerEnded is called when deliveries end that were not cancelled here. When the
 // channel has ended too, its watcher knows the better reason.
 func (s *session) consumerEnded(tag string) {
 	if !s.subCh.IsClosed() {
-		s.fail(&consumerCanceled{tag})
+		s.fail(&consumerCanceledError{tag})
 	}
 }
 
 // canceled reports whether the session ended because the broker ended the consumer
 // with this tag. It is for use when the session has ended.
 func (s *session) canceled(tag string) bool {
-	c, ok := errors.AsType[*consumerCanceled](s.cause)
+	c, ok := errors.AsType[*consumerCanceledError](s.cause)
 	return ok && c.tag == tag
 }
 

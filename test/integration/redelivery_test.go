@@ -192,7 +192,7 @@ func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	const takes = 100 * time.Millisecond
-	server := r.Serve(rig.Methods{"work": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+	server := r.Serve(rig.Methods{"work": func(_ context.Context, _ *amqpx.Request) ([]byte, error) {
 		timer := time.NewTimer(takes) // the work
 		defer timer.Stop()
 		<-timer.C
