@@ -33,7 +33,7 @@ func (s *Server) reply(j *job, r reply) {
 	select {
 	case s.outbox <- s.answerTo(j, r):
 	case <-s.quit:
-		s.track.done()
+		j.over()
 	}
 }
 
@@ -102,7 +102,7 @@ func (a *answer) settle(f fate) {
 		a.job.settled()
 		return
 	}
-	a.server.track.done() // lost with its session: the request comes again
+	a.job.over() // lost with its session: the request comes again
 }
 
 // forCaller turns a handler's error into what its caller may know: a coded error

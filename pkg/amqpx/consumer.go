@@ -32,6 +32,16 @@ type job struct {
 	delivery amqp.Delivery
 	arrived  time.Time
 	in       *incoming // nil until it was decoded
+	moving   bool      // a counted copy of it is on its way, see awaitMoves
+}
+
+// over ends a job: nothing more is done about its request here.
+func (j *job) over() {
+	s := j.from.server
+	if j.moving {
+		s.moves.done()
+	}
+	s.track.done()
 }
 
 // comesAgain reports whether the broker hands the job's request out again anyway:
@@ -162,7 +172,7 @@ func (c *consumer) take(d amqp.Delivery, queue string) {
 	select {
 	case c.server.jobs <- j:
 	case <-c.sess.done:
-		c.server.track.done()
+		j.over()
 	}
 }
 
@@ -177,13 +187,13 @@ func (j *job) settled() {
 			j.from.dropAcks()
 		}
 	case <-j.from.sess.done:
-		j.from.server.track.done()
+		j.over()
 	}
 }
 
 // requeue gives a request back to the broker as it is, which marks it as handed out.
 func (j *job) requeue() {
-	defer j.from.server.track.done()
+	defer j.over()
 	if err := j.delivery.Nack(false, true); err != nil {
 		j.from.sess.fail(err)
 	}
@@ -204,22 +214,38 @@ func (c *consumer) acknowledge() {
 }
 
 func (c *consumer) ackBurst(first *job) {
-	tags := append(make([]uint64, 0, len(c.acks)+1), first.delivery.DeliveryTag)
+	jobs := append(make([]*job, 0, len(c.acks)+1), first)
 	if len(c.acks) > 0 {
 		runtime.Gosched() // those that are about to come join the burst
 	}
-	for more := true; more && len(tags) < burst; {
+	for more := true; more && len(jobs) < burst; {
 		select {
 		case j := <-c.acks:
-			tags = append(tags, j.delivery.DeliveryTag)
+			jobs = append(jobs, j)
 		default:
 			more = false
 		}
 	}
+	tags := make([]uint64, len(jobs))
+	for i, j := range jobs {
+		tags[i] = j.delivery.DeliveryTag
+	}
 	slices.Sort(tags)
 	c.ackTags(tags)
-	for range tags {
-		c.server.track.done()
+	if slices.ContainsFunc(jobs, func(j *job) bool { return j.moving }) {
+		c.sync()
+	}
+	for _, j := range jobs {
+		j.over()
+	}
+}
+
+// sync returns when the broker has processed what was sent on the channel before: it
+// answers in order. The prefetch is that of subscriptions to come, of which there are
+// none.
+func (c *consumer) sync() {
+	if err := c.sess.subCh.Qos(retryPrefetch, 0, false); err != nil {
+		c.sess.fail(err)
 	}
 }
 
@@ -248,8 +274,8 @@ func (c *consumer) ack(tag uint64, allBefore bool) {
 func (c *consumer) dropAcks() {
 	for {
 		select {
-		case <-c.acks:
-			c.server.track.done()
+		case j := <-c.acks:
+			j.over()
 		default:
 			return
 		}

@@ -53,7 +53,7 @@ func (s *Server) giveBack(j *job) {
 	select {
 	case <-j.from.silent:
 	case <-j.from.sess.done:
-		s.track.done() // the broker hands it out again
+		j.over() // the broker hands it out again
 		return
 	}
 	s.counts.returned.Add(1)

@@ -23,10 +23,14 @@ type moved struct {
 // move publishes msg to queue and calls done, which settles the job, when the broker
 // has it.
 func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
+	if _, counted := msg.Headers[headerDeliveries]; counted {
+		j.moving = true
+		s.moves.add()
+	}
 	select {
 	case s.outbox <- &moved{server: s, job: j, key: queue, msg: msg, done: done}:
 	case <-s.quit:
-		s.track.done()
+		j.over()
 	}
 }
 
@@ -34,7 +38,7 @@ func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
 // and a copy would be one too many.
 func (m *moved) claim(uint64) bool {
 	if m.job.from.sess.ended() {
-		m.server.track.done()
+		m.job.over()
 		return false
 	}
 	return true
@@ -55,7 +59,7 @@ func (m *moved) settle(f fate) {
 			zap.String("correlation_id", m.msg.CorrelationId))
 		m.job.requeue()
 	default:
-		m.server.track.done() // the broker hands the original out again
+		m.job.over() // the broker hands the original out again
 	}
 }
 

@@ -33,6 +33,21 @@ func (q Queue) deadQueue() Queue {
 	return Queue{Name: q.Name + deadSuffix, Type: q.Type, Durable: true, MaxLength: maxDead, dropHead: true}
 }
 
+// awaitMoves holds back a request that some server has lost, which may be what killed
+// it, while originals of this server's own moves are not acknowledged: killed now, it
+// would leave original and copy, and so two killers of each. False means that the
+// request must not run here, because the broker hands it out again.
+func (s *Server) awaitMoves(j *job) bool {
+	if j.in.lostDeliveries == 0 {
+		return true
+	}
+	select {
+	case <-s.moves.whenIdle():
+	case <-j.from.sess.done:
+	}
+	return !j.comesAgain()
+}
+
 // handedOutBefore settles a request that may have run before, if it must not just run,
 // and reports whether it did.
 func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {

@@ -139,6 +139,36 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 	})
 }
 
+// A server that dies while it moves one killer must not leave it twice.
+func TestKillersDoNotMultiply(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const killers = 8
+		var kills [killers]atomic.Int64
+		b := newFakeBroker()
+		for range 2 {
+			fleet(t, b, func(kill func()) handlers {
+				return handlers{"kill": func(ctx context.Context, req *Request) ([]byte, error) {
+					return killing(&kills[req.Body[0]], kill)(ctx, req)
+				}}
+			}, WithBackoff(time.Millisecond, time.Millisecond))
+		}
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		var calls []<-chan result
+		for i := range killers {
+			calls = append(calls, goCall(client, within(t, time.Hour), "kill", []byte{byte(i)}))
+		}
+		for i, done := range calls {
+			wantSame(t, "code", CodeOf((<-done).err), CodeInternal)
+			if n := kills[i].Load(); n > DefaultDeliveryLimit {
+				t.Errorf("killer %d ran %d times", i, n)
+			}
+		}
+		b.with(func(b *fakeBroker) { wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), killers) })
+	})
+}
+
 func TestNoDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -25,6 +25,7 @@ type Server struct {
 	// executions knows which requests run, and what the last ones came to.
 	executions *executions
 	track      tracker // consumers and unsettled requests
+	moves      tracker // counted copies whose originals are not acknowledged
 	// consumers is how many of track's are consumers.
 	consumers atomic.Int64
 	counts    serverCounts

@@ -35,7 +35,7 @@ func (s *Server) work(handlers context.Context) {
 // joined to another of the same request, answered from the store, or run.
 func (s *Server) process(handlers context.Context, j *job) {
 	if j.comesAgain() {
-		s.track.done()
+		j.over()
 		return
 	}
 	in, failed := decodeRequest(&j.delivery)
@@ -56,8 +56,10 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case s.isDraining():
 		s.giveBack(j)
 	case s.handedOutBefore(j, m):
-	default:
+	case s.awaitMoves(j):
 		s.execute(handlers, j, m, queued)
+	default:
+		j.over()
 	}
 }
 
@@ -97,8 +99,8 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *executi
 // silent: the requests were not acknowledged and go to another server.
 func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []byte, err error, t timing) {
 	if errors.Is(context.Cause(ctx), errServerStopped) && err != nil {
-		for range s.executions.end(x, reply{}, false) {
-			s.track.done()
+		for _, j := range s.executions.end(x, reply{}, false) {
+			j.over()
 		}
 		return
 	}
