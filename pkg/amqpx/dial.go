@@ -117,7 +117,7 @@ func (l *netLink) channel() (channel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return netChannel{ch}, nil
+	return &netChannel{Channel: ch, turn: make(chan struct{}, 1)}, nil
 }
 
 func (l *netLink) closed() <-chan *amqp.Error      { return l.ended }
@@ -132,10 +132,29 @@ func (l *netLink) close() {
 	_ = l.conn.Close()
 }
 
-// netChannel adapts the one call whose result the seam must be able to fake.
-type netChannel struct{ *amqp.Channel }
+// netChannel adapts a channel to the seam. The calls that wait for the broker's reply
+// take turns: the library would mix up the replies to two at the same time.
+type netChannel struct {
+	*amqp.Channel
 
-func (c netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
+	turn chan struct{}
+}
+
+// Qos implements channel.
+func (c *netChannel) Qos(prefetchCount, prefetchSize int, global bool) error {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	return c.Channel.Qos(prefetchCount, prefetchSize, global)
+}
+
+// Cancel implements channel.
+func (c *netChannel) Cancel(consumer string, noWait bool) error {
+	c.turn <- struct{}{}
+	defer func() { <-c.turn }()
+	return c.Channel.Cancel(consumer, noWait)
+}
+
+func (c *netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
 	confirm, err := c.PublishWithDeferredConfirm("", key, mandatory, false, msg)
 	if err != nil {
 		return nil, err
