@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,6 +182,22 @@ func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A handler may return the error of a call that it made: that one did not run, the
+// handler did.
+func TestErrorOfAHandlersOwnCallSaysThatTheHandlerRan(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var ran atomic.Int64
+		r := startRig(t, handlers{"m": counted(&ran, func(context.Context, *Request) ([]byte, error) {
+			return nil, fmt.Errorf("behind: %w", localError(CodeResourceExhausted, DidNotRun, ErrTooManyCalls, ""))
+		})})
+		got := <-goCall(r.client, within(t, time.Minute), "m", nil)
+		wantSame(t, "code", CodeOf(got.err), CodeResourceExhausted)
+		wantSame(t, "outcome", OutcomeOf(got.err), Ran)
+		wantSame(t, "runs", ran.Load(), 1)
+	})
 }
 
 func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {

@@ -113,6 +113,7 @@ func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []
 	} else {
 		s.counts.failed.Add(1)
 		failed := *s.forCaller(in, err)
+		failed.outcome = Ran // even if it is the error of a call that the handler made
 		failed.message = truncate(failed.message, s.cfg.maxMessageSize)
 		failed.causes = nil // they stay here, and must not stay in memory
 		r.body, r.failed = nil, &failed
