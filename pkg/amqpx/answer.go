@@ -13,13 +13,16 @@ import (
 const answerTries = 3
 
 // answer is one answer on its way to its caller. Its confirm acknowledges the
-// request: the broker always holds either the request or the answer.
+// request: the broker always holds either the request or the answer. Only a refusal
+// that says "did not run" is sent after its request was acknowledged, or the request
+// could come again, and run.
 type answer struct {
 	server *Server
 	job    *job
 	key    string
 	msg    amqp.Publishing
 	tries  int
+	acked  bool // its request is acknowledged
 }
 
 // reply answers a job. A one-way call has no answer: it is acknowledged as it is.
@@ -40,7 +43,14 @@ func (s *Server) reply(j *job, r reply) {
 // refuse answers a job that no handler of this server ran.
 func (s *Server) refuse(j *job, e *Error) {
 	s.counts.refused.Add(1)
-	s.reply(j, s.refusalOf(j, e))
+	r := s.refusalOf(j, e)
+	if j.in.OneWay || r.failed.outcome != DidNotRun {
+		s.reply(j, r)
+		return
+	}
+	j.refusal = s.answerTo(j, r)
+	j.refusal.acked = true
+	j.settled()
 }
 
 // refusalOf is what a refused job comes to. That it did not run is only said of a
@@ -86,23 +96,31 @@ func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	return a.key, false, a.msg
 }
 
-// settle implements outgoing.
+// settle implements outgoing. It runs on the publisher's own goroutine, which must not
+// wait for the publisher.
 func (a *answer) settle(f fate) {
-	if f == fateRefused {
-		// This is the publisher's own goroutine, which must not wait for the publisher.
+	switch {
+	case f == fateConfirmed:
+		a.done()
+	case f == fateRefused:
 		if a.tries++; a.tries < answerTries && a.server.trySend(a) {
 			return
 		}
 		a.server.cfg.logger.Warn("the broker refused an answer, its caller gets none",
 			zap.String("reply_to", a.key), zap.String("correlation_id", a.msg.CorrelationId))
-		a.job.settled()
-		return
+		a.done()
+	case a.acked && a.server.trySend(a): // for the next session: its request does not come again
+	default:
+		a.job.over() // lost with its session: the request comes again
 	}
-	if f == fateConfirmed {
+}
+
+func (a *answer) done() {
+	if a.acked {
+		a.job.over()
+	} else {
 		a.job.settled()
-		return
 	}
-	a.job.over() // lost with its session: the request comes again
 }
 
 // forCaller turns a handler's error into what its caller may know: a coded error

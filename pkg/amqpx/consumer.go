@@ -33,6 +33,7 @@ type job struct {
 	arrived  time.Time
 	in       *incoming // nil until it was decoded
 	moving   bool      // a counted copy of it is on its way, see awaitMoves
+	refusal  *answer   // to be sent when the request is acknowledged
 }
 
 // over ends a job: nothing more is done about its request here.
@@ -232,21 +233,31 @@ func (c *consumer) ackBurst(first *job) {
 	}
 	slices.Sort(tags)
 	c.ackTags(tags)
-	if slices.ContainsFunc(jobs, func(j *job) bool { return j.moving }) {
-		c.sync()
-	}
+	synced := !slices.ContainsFunc(jobs, (*job).needsSync) || c.sync()
 	for _, j := range jobs {
-		j.over()
+		if j.refusal == nil || !synced {
+			j.over()
+			continue
+		}
+		select {
+		case c.server.outbox <- j.refusal:
+		case <-c.sess.done:
+			j.over()
+		}
 	}
 }
 
-// sync returns when the broker has processed what was sent on the channel before: it
-// answers in order. The prefetch is that of subscriptions to come, of which there are
-// none.
-func (c *consumer) sync() {
-	if err := c.sess.subCh.Qos(retryPrefetch, 0, false); err != nil {
+// needsSync reports whether something depends on the broker having processed the
+// acknowledgement, which it does not confirm.
+func (j *job) needsSync() bool { return j.moving || j.refusal != nil }
+
+// sync waits until the broker has processed the acknowledgements.
+func (c *consumer) sync() bool {
+	err := c.sess.subCh.sync()
+	if err != nil {
 		c.sess.fail(err)
 	}
+	return err == nil
 }
 
 // ackTags acknowledges settled requests; tags is in order.

@@ -140,11 +140,12 @@ type netChannel struct {
 	turn chan struct{}
 }
 
-// Qos implements channel.
-func (c *netChannel) Qos(prefetchCount, prefetchSize int, global bool) error {
+// sync implements channel by a method that the broker answers in its turn, and that
+// changes nothing: the prefetch is that of consumers to come, of which there are none.
+func (c *netChannel) sync() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
-	return c.Channel.Qos(prefetchCount, prefetchSize, global)
+	return c.Channel.Qos(1, 0, false)
 }
 
 // Cancel implements channel.

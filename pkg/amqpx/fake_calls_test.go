@@ -17,6 +17,10 @@ func (c *fakeChannel) Confirm(bool) error {
 }
 
 // Qos implements channel.
+func (c *fakeChannel) sync() error {
+	return c.do("sync", "", func() *amqp.Error { return nil })
+}
+
 func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
 	return c.do("qos", "", func() *amqp.Error { c.prefetch = prefetch; return nil })
 }

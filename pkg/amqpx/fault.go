@@ -87,7 +87,7 @@ func classify(target brokerTarget, err error) *linkError {
 		// Under an orchestrator a broker that was not started yet has no name, so
 		// even "no such host" is worth a quick retry.
 		f.plain = "the host name was not found"
-	case errors.Is(err, errConsumerCanceled), errors.Is(err, errLinkEnded):
+	case errors.Is(err, errConsumerCanceled), errors.Is(err, errLinkEnded), errors.Is(err, errDeaf):
 		f.plain = "the link was lost"
 	default:
 		f.plain = "no connection"

@@ -46,6 +46,8 @@ type channel interface {
 	QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
+	// sync returns when the broker has processed what was sent on the channel before.
+	sync() error
 	NotifyClose(c chan *amqp.Error) chan *amqp.Error
 	NotifyReturn(c chan amqp.Return) chan amqp.Return
 	NotifyCancel(c chan string) chan string

@@ -116,7 +116,7 @@ func WithWriteTimeout(d time.Duration) Option {
 
 // WithBackoff sets the bounds of the wait between attempts to connect. After a
 // fault that may pass by itself, such as a refused connection, it is random between
-// zero and a bound that doubles from first up to most, at most 2 s ("full jitter").
+// zero and a bound that doubles from first up to most, at most 1 s ("full jitter").
 // While a fault needs an operator, such as a wrong password, it is most. The defaults
 // are [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
 func WithBackoff(first, most time.Duration) Option {

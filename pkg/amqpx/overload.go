@@ -37,7 +37,9 @@ func (l *load) wait(waiting int) time.Duration {
 
 // shed refuses a request at once when it would expire before a worker is free, and
 // reports whether it did. It runs on the session's receiver, so it never waits: when
-// the refusal cannot be sent now the request waits like any other.
+// the refusal cannot be sent now the request waits like any other. To an idempotent
+// call, which may be sent again whatever became of it, it does not say "did not run":
+// so its request need not be acknowledged before.
 func (s *Server) shed(j *job) bool {
 	wait := s.load.wait(len(s.jobs))
 	if wait == 0 {
@@ -50,10 +52,15 @@ func (s *Server) shed(j *job) bool {
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
 	e.retryAfter = wait
 	j.in = in
-	if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
-		return false
+	if in.Idempotent || in.Redelivered {
+		e.outcome = MayHaveRun
+		if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
+			return false
+		}
+		s.counts.refused.Add(1)
+	} else {
+		s.refuse(j, e)
 	}
-	s.counts.refused.Add(1)
 	s.counts.shed.Add(1)
 	return true
 }

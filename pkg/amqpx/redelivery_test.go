@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -165,7 +166,9 @@ func TestKillersDoNotMultiply(t *testing.T) {
 				t.Errorf("killer %d ran %d times", i, n)
 			}
 		}
-		b.with(func(b *fakeBroker) { wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), killers) })
+		b.with(func(b *fakeBroker) {
+			wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), killers)
+		})
 	})
 }
 
@@ -298,4 +301,28 @@ func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
 			}
 		})
 	})
+}
+
+// "Did not run" is only said of a request that cannot come again.
+func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
+	t.Parallel()
+	for _, f := range []fault{faultNone, faultUnsent, faultCutBefore, faultLostUnconfirmed, faultCutUnconfirmed, faultCutConfirmed} {
+		t.Run(strconv.Itoa(int(f)), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": echo})
+				b.fail(rawQueue, f)
+				b.put(request("nobody knows"))
+				pass(time.Minute)
+				answers := b.take()
+				if len(answers) < 1 {
+					t.Fatal("no answer")
+				}
+				wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+				wantSame(t, "handed out", s.Stats().Requests, 1)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+			})
+		})
+	}
 }

@@ -18,7 +18,7 @@ const settledAfter = 5 * time.Second
 
 // passingFaultMax bounds the wait after a fault that may pass by itself, such as a
 // broker that restarts: calls wait for the link meanwhile, and their deadlines run.
-const passingFaultMax = 2 * time.Second
+const passingFaultMax = time.Second
 
 // supervisor keeps one session alive: it is the only one that dials, and the only
 // writer of the status. amqp091-go's own recovery stays off; docs/adr/0001 says why.
@@ -106,6 +106,7 @@ func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session
 		s.close()
 		return nil, classify(target, ctx.Err())
 	}
+	s.probe(v.cfg.heartbeat)
 	return s, nil
 }
 
