@@ -54,6 +54,7 @@ type call struct {
 
 	lastFate  fate                        // of the attempt before
 	uncertain bool                        // an earlier attempt may have arrived
+	noQueue   bool                        // an earlier attempt found none
 	refusal   *Error                      // the server's, when that ended the last attempt
 	wait      *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
@@ -68,7 +69,7 @@ func newCall(req *Request, queue string) *call {
 func (k *call) next() *call {
 	k.move(stageQueued, stageWithdrawn) // answered before a re-send left
 	n := newCall(k.req, k.key)
-	n.round, n.uncertain, n.wait = k.round+1, k.uncertain, k.wait
+	n.round, n.uncertain, n.noQueue, n.wait = k.round+1, k.uncertain, k.noQueue, k.wait
 	n.sent.Store(k.sent.Load())
 	return n
 }

@@ -319,3 +319,41 @@ func TestRetryBudgetOfManySpenders(t *testing.T) {
 		t.Errorf("%d spent, want 8000 quarters and at most 10 more", sum)
 	}
 }
+
+// A queue that is made, or recovered, while calls wait refuses for a moment. That is
+// no overload: the calls outlast it, whatever the budget.
+func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
+	t.Parallel()
+	refusals := make([]fault, 10)
+	for i := range refusals {
+		refusals[i] = faultNack
+	}
+	t.Run("made", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := newFakeBroker()
+			c := startClient(t, b, WithRetryBudget(0, 0))
+			ready(t, c.WaitReady)
+			done := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
+			pass(time.Second)
+			b.fail(DefaultQueue, refusals...)
+			startServer(t, b, handlers{"m": echo})
+			wantAnswer(t, <-done, "x")
+		})
+	})
+	t.Run("recovered", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			r := startRig(t, handlers{"m": echo})
+			r.client.budget.tokens.Store(0)
+			r.cutClient()
+			ready(t, r.client.WaitReady)
+			r.broker.fail(DefaultQueue, refusals...)
+			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			pass(comingUp)
+			r.broker.fail(DefaultQueue, faultNack)
+			got := <-goCall(r.client, within(t, time.Minute), "m", nil)
+			wantIs(t, got.err, ErrRefused)
+		})
+	})
+}

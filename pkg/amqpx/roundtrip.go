@@ -193,6 +193,7 @@ func (c *Client) ended(k *call, giveUp func() error) (event, error) {
 func (k *call) note(f fate) {
 	k.lastFate = f
 	k.uncertain = k.uncertain || f == fateLost
+	k.noQueue = k.noQueue || f == fateUnroutable
 }
 
 // afterFate decides what follows an attempt that got no answer: another one, at
@@ -214,6 +215,9 @@ func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Dur
 		}
 		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.key))
 	default: // refused
+		if c.queueIsComingUp(k) {
+			return k.nextWait(), nil
+		}
 		wait, ok := c.mayRetry(ctx, k, 0)
 		if ok {
 			return wait, nil
@@ -222,6 +226,19 @@ func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Dur
 		e.retryAfter = wait
 		return 0, e
 	}
+}
+
+// comingUp is how long after a reconnect the broker's refusals are taken for those of a
+// queue that is not up yet.
+const comingUp = 5 * time.Second
+
+// queueIsComingUp reports whether the broker may refuse because the queue is being made
+// or recovered, as RabbitMQ does while a quorum queue elects its leader, and not because
+// it is full: the broker does not say. Such a call is sent again, with growing waits, out
+// of no budget: idle callers that wait for a broker are no overload.
+func (c *Client) queueIsComingUp(k *call) bool {
+	s := c.sup.current()
+	return k.noQueue || s == nil || s.generation > 1 && time.Since(s.begun) < comingUp
 }
 
 // gaveUp makes the error of a call whose context ended, with the reason why it got

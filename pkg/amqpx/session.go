@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -18,6 +19,7 @@ import (
 // for both.
 type session struct {
 	generation uint64
+	begun      time.Time
 	target     brokerTarget
 	pub, sub   link // the same one when shared
 	pubCh      channel
@@ -35,7 +37,7 @@ var errLinkEnded = errors.New("the connection ended without a reason")
 
 // openSession dials and opens the channels. When it fails nothing stays open.
 func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
-	s := &session{target: target, done: make(chan struct{})}
+	s := &session{begun: time.Now(), target: target, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.fail(err)
