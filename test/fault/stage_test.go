@@ -228,6 +228,7 @@ func (s *stage) replaceClient(p *process) {
 		}
 	}
 	s.gone = append(s.gone, p)
+	s.record(ledger.Entry{Kind: ledger.Left, Node: p.name, At: time.Now()})
 	s.addClient()
 }
 

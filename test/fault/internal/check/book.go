@@ -29,6 +29,7 @@ type Book struct {
 	calls  map[string]*call
 	paused map[string][]span
 	killed map[string]time.Time
+	left   map[string]bool
 	// quiet is when the last fault was over.
 	quiet time.Time
 }
@@ -62,6 +63,11 @@ func (b *Book) Add(e ledger.Entry) {
 			b.killed = make(map[string]time.Time)
 		}
 		b.killed[e.Node] = e.At
+	case ledger.Left:
+		if b.left == nil {
+			b.left = make(map[string]bool)
+		}
+		b.left[e.Node] = true
 	case ledger.Fault:
 		if e.Until.After(b.quiet) {
 			b.quiet = e.Until

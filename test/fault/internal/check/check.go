@@ -136,10 +136,10 @@ func answered(r *Result, id string, c *call, rules Rules) {
 	}
 }
 
-// comeBack proves that every client that lives was served again after the faults.
+// comeBack proves that every client that is still there was served again after the faults.
 func (b *Book) comeBack(r *Result, recovered map[string]bool) {
 	for _, node := range slices.Sorted(maps.Keys(recovered)) {
-		if _, dead := b.killed[node]; !dead && !recovered[node] {
+		if !b.left[node] && !recovered[node] {
 			r.violate(NotRecovered, node, "quiet since %s", b.quiet.Format(time.RFC3339Nano))
 		}
 	}

@@ -272,8 +272,8 @@ func TestFindsClientThatDoesNotComeBack(t *testing.T) {
 		})
 	}
 	accepts(t, check.Rules{}, lastFault(time.Minute), later(made("x", ledger.Echo)), later(run("x")), later(ended("x")))
-	killed := ledger.Entry{Kind: ledger.Killed, Node: client, At: at(time.Second)}
-	accepts(t, check.Rules{}, lastFault(time.Minute), killed)
+	left := ledger.Entry{Kind: ledger.Left, Node: client, At: at(time.Second)}
+	accepts(t, check.Rules{}, lastFault(time.Minute), left)
 }
 
 func TestExamplesAreBoundedAndCounted(t *testing.T) {

@@ -24,6 +24,9 @@ const (
 	Fault Kind = "fault"
 	// Paused is written by the suite: the process Node stood still from At to Until.
 	Paused Kind = "paused"
+	// Left is written by the suite: the process Node was ended on purpose, and is not
+	// expected to see the end of the faults.
+	Left Kind = "left"
 	// Killed is written by the suite: the process Node was killed at At.
 	Killed Kind = "killed"
 )
