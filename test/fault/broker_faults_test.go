@@ -12,6 +12,7 @@ import (
 
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
+	"rabbitmq-rpc/test/fault/internal/ledger"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -99,6 +100,7 @@ func alarmScenarios() []scenario {
 func outage(how string) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
+		from := time.Now()
 		s.broker.Do(how)
 		stop := make(chan struct{})
 		accepted := make(chan time.Time, 1)
@@ -114,7 +116,9 @@ func outage(how string) func(*stage) {
 		}()
 		defer close(stop)
 		s.broker.Do("start")
-		s.accepted = append(s.accepted, rig.Recv(s.t, accepted, "the broker to accept connections"))
+		until := rig.Recv(s.t, accepted, "the broker to accept connections")
+		s.accepted = append(s.accepted, until)
+		s.record(ledger.Entry{Kind: ledger.Outage, At: from, Until: until})
 	}
 }
 

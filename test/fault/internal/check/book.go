@@ -30,6 +30,8 @@ type Book struct {
 	paused map[string][]span
 	killed map[string]time.Time
 	left   map[string]bool
+	// outages are when the broker was away.
+	outages []span
 	// quiet is when the last fault was over.
 	quiet time.Time
 }
@@ -68,6 +70,8 @@ func (b *Book) Add(e ledger.Entry) {
 			b.left = make(map[string]bool)
 		}
 		b.left[e.Node] = true
+	case ledger.Outage:
+		b.outages = append(b.outages, span{e.At, e.Until})
 	case ledger.Fault:
 		if e.Until.After(b.quiet) {
 			b.quiet = e.Until
@@ -100,6 +104,18 @@ func (b *Book) latest(c *call, bound time.Duration) time.Time {
 		}
 	}
 	return at
+}
+
+// comeback is how long a call must have after the broker's return: within it a client
+// is served again, at the 99th percentile.
+const comeback = 3 * time.Second
+
+// cutOff reports whether the broker was away at the call's deadline, or came back too
+// shortly before it.
+func (b *Book) cutOff(c *call) bool {
+	return slices.ContainsFunc(b.outages, func(o span) bool {
+		return o.from.Before(c.deadline) && o.until.Add(comeback).After(c.deadline)
+	})
 }
 
 // standing is how long the client's process stood still while the call was open.

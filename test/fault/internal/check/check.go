@@ -38,7 +38,7 @@ func (b *Book) Check(rules Rules) Result {
 		b.settled(&r, id, c, rules)
 		executed(&r, id, c, rules)
 		if c.ends > 0 {
-			answered(&r, id, c, rules)
+			b.answered(&r, id, c, rules)
 		}
 		if c.method != ledger.Kill {
 			recovered[c.node] = recovered[c.node] || (c.well() && c.made.After(b.quiet))
@@ -107,7 +107,7 @@ func executed(r *Result, id string, c *call, rules Rules) {
 }
 
 // answered proves that what the caller was told is true.
-func answered(r *Result, id string, c *call, rules Rules) {
+func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 	if c.well() {
 		r.OK++
 	} else {
@@ -131,7 +131,7 @@ func answered(r *Result, id string, c *call, rules Rules) {
 	case c.well():
 	case rules.AllOK:
 		r.violate(Fails, id, "%s: %s", c.code, c.text)
-	case rules.IdempotentOK && c.idempotent && c.method != ledger.Once:
+	case rules.IdempotentOK && c.idempotent && c.method != ledger.Once && !b.cutOff(c):
 		r.violate(IdempotentFails, id, "%s: %s", c.code, c.text)
 	}
 }

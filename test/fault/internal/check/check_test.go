@@ -217,6 +217,21 @@ func TestFindsFailedIdempotentCall(t *testing.T) {
 	accepts(t, check.Rules{IdempotentOK: true}, made("x", ledger.Echo), entries[1])
 }
 
+func TestBrokerThatDoesNotComeBackInTimeIsExcused(t *testing.T) {
+	t.Parallel()
+	rules := check.Rules{IdempotentOK: true}
+	entries := func(until time.Duration) []ledger.Entry {
+		return []ledger.Entry{
+			with(idempotent("x"), func(e *ledger.Entry) { e.Deadline = at(10 * time.Second) }),
+			failed("x", "deadline_exceeded", "may have run"),
+			{Kind: ledger.Outage, At: at(time.Second), Until: at(until)},
+		}
+	}
+	finds(t, check.IdempotentFails, rules, entries(6900*time.Millisecond)...)
+	accepts(t, rules, entries(7100*time.Millisecond)...)
+	accepts(t, rules, entries(time.Minute)...)
+}
+
 func TestFindsFailedCallThoughNothingWasLost(t *testing.T) {
 	t.Parallel()
 	finds(t, check.Fails, check.Rules{AllOK: true}, made("x", ledger.Echo), failed("x", "unavailable", "did not run"))

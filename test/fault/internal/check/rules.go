@@ -16,8 +16,8 @@ type Rules struct {
 	// Bound is how long after its deadline a call may return; 0 is [DefaultBound].
 	// Time in which the client's process was paused is added.
 	Bound time.Duration
-	// IdempotentOK: the broker came back inside every deadline, so no idempotent
-	// call may fail.
+	// IdempotentOK: no idempotent call may fail, but one inside whose deadline the
+	// broker did not come back from an outage.
 	IdempotentOK bool
 	// AllOK: nothing was lost, so no call may fail.
 	AllOK bool

@@ -22,6 +22,8 @@ const (
 	Status Kind = "status"
 	// Fault is written by the suite: something was injected from At to Until.
 	Fault Kind = "fault"
+	// Outage is written by the suite: the broker was away from At to Until.
+	Outage Kind = "outage"
 	// Paused is written by the suite: the process Node stood still from At to Until.
 	Paused Kind = "paused"
 	// Left is written by the suite: the process Node was ended on purpose, and is not
