@@ -18,9 +18,21 @@ func scenarios() []scenario {
 	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios(), floodScenarios(), containerScenarios())
 }
 
-// TestMatrix runs every scenario: `make chaos`.
+// TestMatrix runs every scenario, and proves how soon calls are answered again after
+// the broker's return: `make chaos`.
 func TestMatrix(t *testing.T) {
-	table(t, "chaos", "make chaos", scenarios())
+	run := table(t, "chaos", "make chaos", scenarios())
+	const median, p99, enough = time.Second, 3 * time.Second, 20
+	all := run.Recoveries()
+	if len(all) < enough {
+		return // too few to tell a rank: single scenarios were asked for
+	}
+	if got := report.Quantile(all, 0.5); got > median {
+		t.Errorf("from the broker's return to the first answer: median %v, want at most %v", got, median)
+	}
+	if got := report.Quantile(all, 0.99); got > p99 {
+		t.Errorf("from the broker's return to the first answer: p99 %v, want at most %v", got, p99)
+	}
 }
 
 // TestShort injects one fault of each common kind into one pair, in an order drawn
@@ -43,7 +55,7 @@ func TestShort(t *testing.T) {
 }
 
 // table plays scenarios one after the other and writes the table of all that ran.
-func table(t *testing.T, name, command string, all []scenario) {
+func table(t *testing.T, name, command string, all []scenario) report.Run {
 	t.Helper()
 	run := report.Run{
 		Command: fmt.Sprintf("%s BROKER=%s SEED=%d", command, major(), set.seed),
@@ -58,6 +70,7 @@ func table(t *testing.T, name, command string, all []scenario) {
 		})
 	}
 	publish(t, run, name)
+	return run
 }
 
 // publish shows a table and writes it into the folder for tables.

@@ -67,15 +67,23 @@ func (r Run) Markdown() string {
 		sum.Mismatched += row.Mismatched
 		sum.WrongDidNotRun += row.WrongDidNotRun
 		sum.LongestStall = max(sum.LongestStall, row.LongestStall)
-		sum.Recoveries = append(sum.Recoveries, row.Recoveries...)
 		sum.Notices = append(sum.Notices, row.Notices...)
 	}
 	sum.Scenario = "**all**"
 	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
 	line(&b, sum)
-	b.WriteString(times("From the broker's return to the first answered call", sum.Recoveries))
+	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a link's silence to its end", sum.Notices))
 	return b.String()
+}
+
+// Recoveries are the times from the broker's return to the first answer, of all rows.
+func (r Run) Recoveries() []time.Duration {
+	var all []time.Duration
+	for _, row := range r.Rows {
+		all = append(all, row.Recoveries...)
+	}
+	return all
 }
 
 func line(b *strings.Builder, r Row) {
