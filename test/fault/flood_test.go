@@ -44,18 +44,11 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 		s.t.Helper()
 		conn := rig.Dial(s.t, s.tenant.URL())
 		defer func() { _ = conn.Close() }()
-		ch, err := conn.Channel()
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if err := ch.Confirm(false); err != nil {
-			s.t.Fatal(err)
-		}
-		inbox := rig.Beyond(s.t, s.tenant.URL()).Inbox()
+		ch, inbox, answers := s.mailbox(conn)
 		answerable := 0
 		for i := range floodSize {
-			msg := message(i, inbox.Name)
-			if msg.ReplyTo == inbox.Name {
+			msg := message(i, inbox)
+			if msg.ReplyTo == inbox {
 				answerable++
 			}
 			word, err := ch.PublishWithDeferredConfirm("", queueName, true, false, msg)
@@ -65,7 +58,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 			if (i+1)%floodWindow == 0 {
 				rig.Recv(s.t, word.Done(), "the broker to take the flood")
 				for ; answerable > 0; answerable-- {
-					inbox.Next()
+					rig.Recv(s.t, answers, "an answer to the flood")
 				}
 			}
 		}
@@ -74,6 +67,26 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 			s.held[p.name] = append(s.held[p.name], resident(s, p.pid()))
 		}
 	}
+}
+
+// mailbox opens a channel in confirm mode, with a queue of its own for answers.
+func (s *stage) mailbox(conn *amqp.Connection) (ch *amqp.Channel, name string, answers <-chan amqp.Delivery) {
+	s.t.Helper()
+	ch, err := conn.Channel()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		s.t.Fatal(err)
+	}
+	q, err := ch.QueueDeclare("", false, false, true, false, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if answers, err = ch.Consume(q.Name, "", true, true, false, false, nil); err != nil {
+		s.t.Fatal(err)
+	}
+	return ch, q.Name, answers
 }
 
 func unknown(i int, inbox string) amqp.Publishing {
