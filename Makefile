@@ -16,7 +16,7 @@ SUITE := go test -race -count=1 -timeout 8m -tags integration
 SEED ?= 1
 SOAK ?= 30m
 # The fault suite; what it writes is about the last run of each kind.
-FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos
+FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
 
 .PHONY: help
 help: ## show this list
@@ -78,8 +78,9 @@ suite: ## integration, interop and browser on one broker
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/...
 
 # Part of every test run, it may have to share its machine: a later bound.
+fault: FAULTFLAGS ?= -bound 1s
 fault: ## a minute of faults from SEED
-	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$' -bound 1s
+	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
 
 chaos: ## every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'

@@ -3,9 +3,11 @@
 package fault
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,8 +60,7 @@ func TestShort(t *testing.T) {
 func table(t *testing.T, name, command string, all []scenario) report.Run {
 	t.Helper()
 	run := report.Run{
-		Command: fmt.Sprintf("%s BROKER=%s SEED=%d", command, major(), set.seed),
-		Seed:    set.seed, Broker: major(), Begun: time.Now(),
+		Command: command + repeats(), Seed: set.seed, Broker: major(), Begun: time.Now(),
 	}
 	for _, sc := range all {
 		t.Run(sc.name, func(t *testing.T) {
@@ -71,6 +72,21 @@ func table(t *testing.T, name, command string, all []scenario) report.Run {
 	}
 	publish(t, run, name)
 	return run
+}
+
+// repeats is what a target of the Makefile needs to do a run again.
+func repeats() string {
+	text := fmt.Sprintf(" BROKER=%s SEED=%d", major(), set.seed)
+	var flags []string
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "scale" || f.Name == "bound" || f.Name == "nodes-race" {
+			flags = append(flags, "-"+f.Name+"="+f.Value.String())
+		}
+	})
+	if len(flags) > 0 {
+		text += " FAULTFLAGS='" + strings.Join(flags, " ") + "'"
+	}
+	return text
 }
 
 // publish shows a table and writes it into the folder for tables.

@@ -35,7 +35,7 @@ func TestSoak(t *testing.T) {
 		},
 	}
 	run := report.Run{
-		Command: fmt.Sprintf("make soak BROKER=%s SOAK=%v SEED=%d", major(), set.soak, set.seed),
+		Command: fmt.Sprintf("make soak SOAK=%v%s", set.soak, repeats()),
 		Seed:    set.seed, Broker: major(), Begun: time.Now(),
 	}
 	var row report.Row
