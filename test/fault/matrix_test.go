@@ -65,12 +65,15 @@ func table(t *testing.T, name, command string, all []scenario) report.Run {
 	for _, sc := range all {
 		t.Run(sc.name, func(t *testing.T) {
 			var row report.Row
-			defer func() { run.Rows = append(run.Rows, row) }() // also of one that gives up
+			defer func() { // also of one that gives up
+				run.Rows = append(run.Rows, row)
+				write(t, run, name)
+			}()
 			play(t, sc, &row)
 			t.Logf("%d calls, %d ok, errors %v, %v", row.Calls, row.OK, row.Errors, row.Verdict)
 		})
 	}
-	publish(t, run, name)
+	t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())
 	return run
 }
 
@@ -89,10 +92,10 @@ func repeats() string {
 	return text
 }
 
-// publish shows a table and writes it into the folder for tables.
-func publish(t *testing.T, run report.Run, name string) {
+// write writes a table as far as it goes into the folder for tables, so that a run that
+// is ended early has one, too.
+func write(t *testing.T, run report.Run, name string) {
 	t.Helper()
-	t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())
 	if set.out == "" {
 		return
 	}

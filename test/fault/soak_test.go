@@ -44,7 +44,8 @@ func TestSoak(t *testing.T) {
 		for _, name := range slices.Sorted(maps.Keys(injected)) {
 			t.Logf("%s: %d times", name, injected[name])
 		}
-		publish(t, run, "soak")
+		t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())
+		write(t, run, "soak")
 	}()
 	play(t, soak, &row)
 }
