@@ -72,6 +72,22 @@ func (e *executions) knows(in *incoming) bool {
 	return e.known[key] != nil
 }
 
+// join has a job wait for the same request's run, if there is one.
+func (e *executions) join(j *job) bool {
+	key := keyOf(j.in)
+	if key.id == "" {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.known[key]
+	if x == nil || x.stored {
+		return false
+	}
+	x.jobs = append(x.jobs, j)
+	return true
+}
+
 // begin decides about a job: with an execution, run it and call end; with a reply,
 // answer it with that; with neither, it waits for another that runs.
 func (e *executions) begin(j *job) (*execution, *reply) {
