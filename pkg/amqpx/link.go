@@ -46,7 +46,8 @@ type channel interface {
 	QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
-	// sync returns when the broker has processed what was sent on the channel before.
+	// sync returns when the broker has processed what was sent on the channel before. It
+	// is not for a channel that publishes: it would come between a message's frames.
 	sync() error
 	NotifyClose(c chan *amqp.Error) chan *amqp.Error
 	NotifyReturn(c chan amqp.Return) chan amqp.Return

@@ -8,14 +8,14 @@ import (
 // errDeaf means that the broker answers nothing, though it may still send heartbeats.
 var errDeaf = errors.New("the broker does not answer")
 
-// probe asks the broker for an answer on every channel, twice in each heartbeat, and
+// probe asks the broker for an answer on every connection, twice in each heartbeat, and
 // ends the session when none comes for one and a half. The heartbeats of the protocol
 // tell each side that it hears the other, not that it is heard: of that RabbitMQ
 // learns first, after two to three heartbeats. A broker that blocks publishing does
 // not read, so it need not answer.
 func (s *session) probe(heartbeat time.Duration) {
-	channels := []channel{s.pubCh}
-	if s.subCh != s.pubCh {
+	channels := []channel{s.probeCh}
+	if s.sub != s.pub {
 		channels = append(channels, s.subCh)
 	}
 	for _, ch := range channels {
@@ -39,7 +39,7 @@ func (s *session) probe(heartbeat time.Duration) {
 
 // answers reports whether the broker answers on ch in time, or need not.
 func (s *session) answers(ch channel, within time.Duration) bool {
-	if ch == s.pubCh && s.gate.opening() != nil {
+	if ch == s.probeCh && s.gate.opening() != nil {
 		return true
 	}
 	answered := make(chan struct{})
@@ -56,7 +56,7 @@ func (s *session) answers(ch channel, within time.Duration) bool {
 		return true
 	case <-limit.C:
 	}
-	if ch != s.pubCh || s.gate.opening() == nil {
+	if ch != s.probeCh || s.gate.opening() == nil {
 		return false
 	}
 	select { // it stopped reading before it could answer

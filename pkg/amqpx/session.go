@@ -24,6 +24,7 @@ type session struct {
 	pub, sub   link // the same one when shared
 	pubCh      channel
 	subCh      channel
+	probeCh    channel // on the publishing connection
 	gate       gate
 
 	done  chan struct{} // closed when the session failed or is to end
@@ -64,12 +65,17 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 	return s, nil
 }
 
-// openChannels opens one channel to publish on, with confirms, and one to consume.
+// openChannels opens one channel to publish on, with confirms, one to consume, and one
+// beside the publishing one: a method in the middle of a message's frames would end
+// the connection.
 func (s *session) openChannels(shared bool) (err error) {
 	if s.pubCh, err = s.pub.channel(); err != nil {
 		return err
 	}
 	if err = s.pubCh.Confirm(false); err != nil {
+		return err
+	}
+	if s.probeCh, err = s.pub.channel(); err != nil {
 		return err
 	}
 	s.subCh = s.pubCh
