@@ -101,11 +101,13 @@ test: ## everything that must pass
 	@$(MAKE) e2e
 	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, faults, e2e"
 
-fuzz: ## every fuzz target of the root module for FUZZTIME each
-	@for dir in $$(go list -f '{{.Dir}}' ./...); do \
+fuzz: ## every fuzz target of the root module for FUZZTIME each; keeps what it finds
+	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r path dir; do \
 		cd $$dir; tests=$$(go test -list '^Fuzz' .); \
 		for target in $$(grep '^Fuzz' <<<"$$tests" || true); do \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . </dev/null; \
+			mkdir -p testdata/fuzz/$$target; \
+			find "$$(go env GOCACHE)/fuzz/$$path/$$target" -type f -exec cp -nt testdata/fuzz/$$target {} + ; \
 		done; \
 	done
 

@@ -168,6 +168,31 @@ func TestFullQueueRefuses(t *testing.T) {
 	}
 }
 
+// The bound of the queue is a setting of the servers, who declare it.
+func TestServerBoundsItsQueue(t *testing.T) {
+	t.Parallel()
+	for name, bound := range map[string]amqpx.Queue{"messages": {MaxLength: 3}, "bytes": {MaxBytes: 10}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			r.Queue.MaxLength, r.Queue.MaxBytes = bound.MaxLength, bound.MaxBytes
+			if err := r.Serve(rig.Methods{"b": letter}).Drain(); err != nil {
+				t.Fatal(err)
+			}
+			fill(t, r)
+			client := r.Ready(amqpx.WithRetryBudget(0, 0))
+			_, err := client.Call(rig.Patience(t), "b", []byte("0123456789"))
+			want{code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrRefused}}.check(t, err)
+			var e *amqpx.Error
+			if errors.As(err, &e) && e.RetryAfter() <= 0 {
+				t.Error("no hint when to call again")
+			}
+			r.Serve(rig.Methods{"b": letter})
+			rig.Call(t, r.Ready(), "b", nil)
+		})
+	}
+}
+
 // atDeadline returns the error of a call that was sent again and again in vain. A
 // deadline that falls between an attempt and the broker's word leaves the outcome
 // open, rightly, so the call is made anew then.
@@ -200,7 +225,7 @@ func fill(t *testing.T, r *rig.Rig) {
 		t.Fatal(err)
 	}
 	for range 100 {
-		word, err := ch.PublishWithDeferredConfirm("", r.Queue.Name, true, false, amqp.Publishing{AppId: "b"})
+		word, err := ch.PublishWithDeferredConfirm("", r.Queue.Name, true, false, amqp.Publishing{AppId: "b", Body: []byte("xxxx")})
 		if err != nil {
 			t.Fatal(err)
 		}
