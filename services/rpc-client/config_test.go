@@ -37,6 +37,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_REPORT_DIR":  {"/proc/self/no", "mkdir /proc/self/no: no such file or directory", ""},
 })
 
+//nolint:paralleltest // sets the environment
 func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 
 // FuzzEnvironment: what the settings take, the library takes.

@@ -36,6 +36,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_DRAIN_TIMEOUT":    {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
 
+//nolint:paralleltest // sets the environment
 func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 
 // FuzzEnvironment: what the settings take, the library takes.
