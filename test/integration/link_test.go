@@ -71,13 +71,14 @@ func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOpti
 	t.Helper()
 	r := rig.New(t)
 	slow := hold()
-	slow.server = r.Serve(rig.Methods{"slow": slow.handle})
+	slow.server = r.Serve(rig.Methods{"slow": slow.handle, "echo": echo})
 	proxy := r.Proxy()
 	c := r.ClientAt(proxy.URL(), client...)
 	rig.Connected(t, c)
 	call := begin(rig.Patience(t), c, "slow", []byte("once"), opts...)
 	rig.Recv(t, slow.entered, "the request to arrive")
 	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
+	rig.Call(t, c, "echo", nil) // when another call is through, the client has read the confirm
 	proxy.Cut()
 	return c, slow, call
 }
@@ -109,13 +110,14 @@ func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	slow := hold()
-	server := r.Serve(rig.Methods{"slow": slow.handle})
+	server := r.Serve(rig.Methods{"slow": slow.handle, "echo": echo})
 	proxy := r.Proxy()
 	client := r.ClientAt(proxy.URL())
 	rig.Connected(t, client)
 	call := begin(rig.Patience(t), client, "slow", []byte("once"))
 	rig.Recv(t, slow.entered, "the request to arrive")
 	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
+	rig.Call(t, client, "echo", nil) // when another call is through, the client has read the confirm
 	proxy.Refuse(true)
 	proxy.Cut()
 	rig.Eventually(t, "the client noticed", func() bool { return !client.Status().Ready() })
