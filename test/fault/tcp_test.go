@@ -88,13 +88,9 @@ func halfOpenScenarios() []scenario {
 		{"mute-from-client", "what the clients say vanishes", client, []string{up}, false},
 		{"mute-from-server", "what the servers say vanishes", server, []string{up}, false},
 	} {
-		notice := noticeWithin
-		if s.streams[0] == up && len(s.streams) == 1 {
-			notice = 0 // the broker still speaks: only it can notice, and the write's confirm is missing
-		}
 		all = append(all, scenario{
-			name: s.name, about: s.about, lasts: lasts, short: s.short, notice: notice,
-			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, notice > 0, s.streams...),
+			name: s.name, about: s.about, lasts: lasts, short: s.short, notice: noticeWithin,
+			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, s.streams...),
 		})
 	}
 	return all
@@ -132,16 +128,14 @@ func cut(d time.Duration, where ...side) func(*stage) {
 	}
 }
 
-// vanish is a fault that drops data until the links were given up for sure; noticed
-// says that the processes must notice by themselves.
-func vanish(at side, noticed bool, streams ...string) func(*stage) {
+// vanish is a fault that drops data until the links were given up for sure: the
+// processes must notice by themselves.
+func vanish(at side, streams ...string) func(*stage) {
 	return func(s *stage) {
 		for _, stream := range streams {
 			defer s.proxies[at].poison("timeout", stream, attributes{"timeout": 0})()
 		}
-		if noticed {
-			s.silenced(at)
-		}
+		s.silenced(at)
 		s.wait(3 * s.sc.load.heartbeat)
 	}
 }
