@@ -35,6 +35,10 @@ func brokerScenarios() []scenario {
 			load: quorum, fault: outage("kill"), times: 2,
 		},
 		{name: "kill-server-quorum", about: "SIGKILL to a server of a quorum queue", load: quorum, fault: killServer, lasts: lasts},
+		{
+			name: "poison-quorum", about: "a request that kills every server that runs it, from a quorum queue",
+			load: quorum, fault: poison, lasts: lasts, rules: check.Rules{Deliveries: deliveries},
+		},
 		{name: "broker-pause", about: "SIGSTOP to the broker for 0.5 to 1 s", fault: frozen(time.Second), lasts: lasts},
 		{
 			name: "broker-pause-long", about: "SIGSTOP to the broker for 3 heartbeats",
