@@ -64,9 +64,10 @@ func (m *moved) settle(f fate) {
 }
 
 // copyOf returns the message of a request with less time left, for another queue of
-// the same broker, or why it cannot be copied. What the broker itself wrote into it, or would act on, is left out:
-// the user, whom it compares with the connection's; the routing of CC and BCC
-// (https://www.rabbitmq.com/docs/sender-selected); the counts of a quorum queue.
+// the same broker, or why it cannot be copied. What the broker itself wrote into it,
+// or would act on, is left out: the user, whom it compares with the connection's; the
+// routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
+// a quorum queue.
 func copyOf(j *job) (amqp.Publishing, error) {
 	d := &j.delivery
 	if err := checkTable(d.Headers); err != nil {
