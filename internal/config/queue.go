@@ -6,7 +6,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Queue is the request queue, which both services must describe alike. It is a part of a
+// Queue is the request queue and what travels over it, which both services must describe
+// alike. It is a part of a
 // service's settings.
 type Queue struct {
 	// Name is the queue's name.
@@ -17,6 +18,8 @@ type Queue struct {
 	Durable bool `envconfig:"RPC_QUEUE_DURABLE" default:"true"`
 	// Persistent makes the broker write the messages to disk as well.
 	Persistent bool `envconfig:"RPC_PERSISTENT" default:"false"`
+	// Batch chooses whether calls that wait anyway travel together.
+	Batch amqpx.BatchMode `envconfig:"RPC_BATCH" default:"auto" oneof:"auto off"`
 }
 
 // Validate checks what spans variables.
@@ -39,5 +42,6 @@ func (q *Queue) Options() []amqpx.Option {
 	return []amqpx.Option{
 		amqpx.WithQueue(q.Queue()),
 		amqpx.WithPersistent(q.Persistent),
+		amqpx.WithBatch(q.Batch),
 	}
 }

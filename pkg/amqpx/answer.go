@@ -19,8 +19,7 @@ const answerTries = 3
 type answer struct {
 	server *Server
 	job    *job
-	key    string
-	msg    amqp.Publishing
+	reply  reply
 	tries  int
 	acked  bool // its request is acknowledged
 }
@@ -33,24 +32,23 @@ func (s *Server) reply(j *job, r reply) {
 		j.settled()
 		return
 	}
-	select {
-	case s.outbox <- s.answerTo(j, r):
-	case <-s.quit:
-		j.over()
-	}
+	s.outbox.put(&answer{server: s, job: j, reply: r})
 }
 
-// refuse answers a job that no handler of this server ran.
+// refuse answers a job that no handler of this server ran. That a call in a batch did
+// not run can be said when all the others in it are settled; an idempotent one may be
+// sent again whatever became of it, so it is told less, and at once.
 func (s *Server) refuse(j *job, e *Error) {
 	s.counts.refused.Add(1)
+	if j.parcel != nil && j.in.Idempotent && e.outcome == DidNotRun {
+		e.outcome = MayHaveRun
+	}
 	r := s.refusalOf(j, e)
 	if j.in.OneWay || r.failed.outcome != DidNotRun {
 		s.reply(j, r)
 		return
 	}
-	j.refusal = s.answerTo(j, r)
-	j.refusal.acked = true
-	j.settled()
+	j.refuseLater(&answer{server: s, job: j, reply: r, acked: true})
 }
 
 // refusalOf is what a refused job comes to. That it did not run is only said of a
@@ -62,54 +60,56 @@ func (s *Server) refusalOf(j *job, e *Error) reply {
 	return reply{failed: e, timing: timing{queue: time.Since(j.arrived)}}
 }
 
-// answerTo makes the answer of a job.
-func (s *Server) answerTo(j *job, r reply) *answer {
-	a := &answer{server: s, job: j, key: j.in.replyTo}
-	if r.failed != nil {
-		a.msg = encodeError(j.in, r.failed, r.timing, s.cfg.persistent)
-	} else {
-		a.msg = encodeResult(j.in, r.body, r.timing, s.cfg.persistent)
-	}
-	return a
-}
-
-// trySend puts an answer in the outbox if that does not have to wait.
-func (s *Server) trySend(a *answer) bool {
-	if a.job.in.OneWay {
-		a.job.settled()
-		return true
-	}
-	select {
-	case s.outbox <- a:
-		return true
-	default:
-		return false
-	}
-}
-
 // claim implements outgoing: an answer is always worth sending.
 func (a *answer) claim(uint64) bool { return true }
+
+// withdrawn implements outgoing.
+func (a *answer) withdrawn() bool { return false }
 
 // envelope implements outgoing. An answer is not mandatory: a caller that is gone
 // needs none.
 func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
-	return a.key, false, a.msg
+	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
+	if r.failed != nil {
+		return in.replyTo, false, encodeError(in, r.failed, r.timing, persistent)
+	}
+	return in.replyTo, false, encodeResult(in, r.body, r.timing, persistent)
 }
 
-// settle implements outgoing. It runs on the publisher's own goroutine, which must not
-// wait for the publisher.
+// lane implements mate. Who sends batches reads them.
+func (a *answer) lane() string {
+	if a.job.parcel == nil || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
+		return ""
+	}
+	return a.job.in.replyTo
+}
+
+// fits implements mate.
+func (a *answer) fits(b *batch) bool {
+	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= batchBytes
+}
+
+// board implements mate.
+func (a *answer) board(b *batch) {
+	b.persistent = a.server.cfg.persistent
+	b.body = appendAnswer(b.body, a.job.in, a.reply)
+}
+
+// settle implements outgoing.
 func (a *answer) settle(f fate) {
 	switch {
 	case f == fateConfirmed:
 		a.done()
 	case f == fateRefused:
-		if a.tries++; a.tries < answerTries && a.server.trySend(a) {
+		if a.tries++; a.tries < answerTries {
+			a.server.outbox.put(a)
 			return
 		}
 		a.server.cfg.logger.Warn("the broker refused an answer, its caller gets none",
-			zap.String("reply_to", a.key), zap.String("correlation_id", a.msg.CorrelationId))
+			zap.String("reply_to", a.job.in.replyTo), zap.String("correlation_id", a.job.in.CorrelationID))
 		a.done()
-	case a.acked && a.server.trySend(a): // for the next session: its request does not come again
+	case a.acked: // for the next session: its request does not come again
+		a.server.outbox.put(a)
 	default:
 		a.job.over() // lost with its session: the request comes again
 	}

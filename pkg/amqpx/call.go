@@ -27,24 +27,35 @@ const (
 
 // event is what a waiting call learns: an answer, or its attempt's fate.
 type event struct {
-	answer *amqp.Delivery
+	answer *received
 	fate   fate
+}
+
+// route is the way of a client's calls, which all of them share.
+type route struct {
+	queue      string // the request queue
+	replyTo    string
+	persistent bool
+	outbox     *outbox
+	lane       *callLane // nil when the batch lane is off
 }
 
 // call is one pending call. The goroutine inside Client.Call owns it and is the
 // only one that starts attempts; the session's goroutines report through events.
 type call struct {
-	req *Request
-	key string // the request queue
+	req      *Request
+	route    *route
+	deadline time.Time
 
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
 	sent       atomic.Int32  // how often it was written
 	returned   atomic.Bool   // the broker gave the last attempt back
+	batched    atomic.Bool   // the last attempt travelled in a batch
 	// events never blocks its senders: a call gets at most one answer, and an
 	// attempt at most one fate, which is taken before the next attempt starts.
 	events chan event
-	msg    amqp.Publishing
+	resent bool // of this attempt: an earlier one may have arrived
 
 	answered bool // guarded by the pending table's lock
 	// round counts the refusals of servers that the call was retried after. Requests
@@ -59,16 +70,17 @@ type call struct {
 	wait      *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
 
-func newCall(req *Request, queue string) *call {
-	return &call{req: req, key: queue, events: make(chan event, 2)}
+func newCall(req *Request, r *route) *call {
+	return &call{req: req, route: r, events: make(chan event, 2)}
 }
 
 // next returns the call for the round after a server's refusal: the same request
 // under the same id. It is another value, because the broker's word on the refused
 // attempt may still be on its way and must not be taken for the next one's.
 func (k *call) next() *call {
-	k.move(stageQueued, stageWithdrawn) // answered before a re-send left
-	n := newCall(k.req, k.key)
+	k.withdraw() // answered before a re-send left
+	n := newCall(k.req, k.route)
+	n.deadline = k.deadline
 	n.round, n.uncertain, n.noQueue, n.wait = k.round+1, k.uncertain, k.noQueue, k.wait
 	n.sent.Store(k.sent.Load())
 	return n
@@ -87,6 +99,30 @@ func (k *call) move(from, to stage) bool {
 	return k.stage.CompareAndSwap(uint32(from), uint32(to))
 }
 
+// send hands an attempt to the publisher. Without a link it waits in the outbox for
+// the next one.
+func (k *call) send() {
+	k.resent = k.uncertain
+	k.batched.Store(false)
+	k.stage.Store(uint32(stageQueued))
+	k.route.outbox.put(k)
+}
+
+// withdraw takes back an attempt that was not written, and reports whether it did.
+func (k *call) withdraw() bool {
+	if !k.move(stageQueued, stageWithdrawn) {
+		return false
+	}
+	k.route.outbox.withdrew()
+	return true
+}
+
+// withdrawn implements outgoing.
+func (k *call) withdrawn() bool { return stage(k.stage.Load()) == stageWithdrawn }
+
+// budget is the time that the call has left.
+func (k *call) budget() time.Duration { return max(time.Until(k.deadline), 0) }
+
 // claim implements outgoing.
 func (k *call) claim(generation uint64) bool {
 	k.generation.Store(generation)
@@ -100,7 +136,9 @@ func (k *call) claim(generation uint64) bool {
 // envelope implements outgoing. Every request is mandatory: without a queue the
 // broker returns it, and the caller learns at once that nobody serves.
 func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
-	return k.key, true, k.msg
+	msg = encodeRequest(k.req, k.route.replyTo, k.budget(), k.route.persistent)
+	markAgain(&msg, k.resent, k.round)
+	return k.route.queue, true, msg
 }
 
 // settle implements outgoing. A message that the broker gave back is settled by its
@@ -138,8 +176,8 @@ func (k *call) linkReplaced(generation uint64, answersLost bool) {
 
 // outcome tells what is certain when the caller gives up now.
 func (k *call) outcome() Outcome {
-	withdrawn := k.move(stageQueued, stageWithdrawn) || stage(k.stage.Load()) == stageSettled
-	if withdrawn && !k.uncertain {
+	unsent := k.withdraw() || stage(k.stage.Load()) == stageSettled
+	if unsent && !k.uncertain {
 		return DidNotRun
 	}
 	return MayHaveRun

@@ -18,9 +18,8 @@ type Client struct {
 	cfg     *clientConfig
 	sup     *supervisor
 	handler Handler // the round trip inside the middleware
-	replyTo string
+	route   route
 	pending *pending
-	outbox  chan outgoing
 	budget  *retryBudget
 	counts  clientCounts
 
@@ -33,10 +32,6 @@ type Client struct {
 	stop      context.CancelFunc
 	stopped   chan struct{} // closed when the supervisor has ended
 }
-
-// outboxSize is how many messages may wait for the publisher; more wait in their
-// senders.
-const outboxSize = 1024
 
 // directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
 const directReplyTo = "amq.rabbitmq.reply-to"
@@ -55,15 +50,17 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c := &Client{
 		cfg:     cfg,
-		replyTo: directReplyTo,
+		route:   route{queue: cfg.queue.Name, replyTo: directReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
 		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
-		outbox:  make(chan outgoing, outboxSize),
 		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
 	if cfg.replyMode == ReplyQueue {
-		c.replyTo = cfg.queue.Name + ".reply." + uuid.NewString()
+		c.route.replyTo = cfg.queue.Name + ".reply." + uuid.NewString()
+	}
+	if cfg.batch == BatchAuto {
+		c.route.lane = newCallLane(cfg.queue.batchQueue().Name)
 	}
 	c.handler = Chain(c.roundTrip, cfg.middleware...)
 	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
@@ -148,12 +145,12 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 	err := s.subCh.Cancel(replyConsumer, false)
 	if err == nil {
 		err = onOwnChannel(s.sub, func(ch channel) error {
-			_, err := ch.QueueDelete(c.replyTo, false, false, false)
+			_, err := ch.QueueDelete(c.route.replyTo, false, false, false)
 			return err
 		})
 	}
 	if err != nil {
-		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", c.replyTo), zap.Error(err))
+		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", c.route.replyTo), zap.Error(err))
 	}
 }
 
@@ -165,7 +162,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if direct {
 		c.answersLost = true
 	} else {
-		existed, err := declareReplyQueue(s.sub, c.replyTo)
+		existed, err := declareReplyQueue(s.sub, c.route.replyTo)
 		if err != nil {
 			return err
 		}
@@ -173,7 +170,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		c.answersLost = c.answersLost || !existed
 		args = c.nextPriority()
 	}
-	answers, err := s.subCh.Consume(c.replyTo, replyConsumer, direct, false, false, false, args)
+	answers, err := s.subCh.Consume(c.route.replyTo, replyConsumer, direct, false, false, false, args)
 	if err != nil {
 		return err
 	}
@@ -182,7 +179,11 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		k.linkReplaced(s.generation, c.answersLost)
 	}
 	c.answersLost = false
-	startPublisher(s, c.outbox, c.pending.returned)
+	if l := c.route.lane; l != nil {
+		l.shut()
+		s.run(func() { c.watchLane(s) })
+	}
+	startPublisher(s, c.route.outbox, c.returned)
 	return nil
 }
 
@@ -201,6 +202,15 @@ const (
 	ackEvery = 128
 	ackPause = 200 * time.Millisecond
 )
+
+// returned notes a request that the broker gave back.
+func (c *Client) returned(r amqp.Return) {
+	if r.ContentType == contentTypeCalls && c.route.lane != nil {
+		c.route.lane.returned(r.CorrelationId)
+	} else {
+		c.pending.returned(r)
+	}
+}
 
 // readAnswers hands every answer to its call. Answers are acknowledged late and
 // many at once: an answer that the broker pushed into a dying connection must come
@@ -221,7 +231,7 @@ func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bo
 				}
 				return
 			}
-			c.counts.dropped(c.pending.answer(&d))
+			c.take(&d)
 			last, open = d.DeliveryTag, open+1
 			if open < ackEvery {
 				continue
@@ -237,5 +247,20 @@ func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bo
 			}
 			open = 0
 		}
+	}
+}
+
+// take hands the answers in a message to their calls.
+func (c *Client) take(d *amqp.Delivery) {
+	if d.ContentType != contentTypeAnswers {
+		c.counts.dropped(c.pending.answer(d))
+		return
+	}
+	err := decodeAnswers(d.Body, func(id []byte, a received) {
+		a.redelivered = d.Redelivered
+		c.counts.dropped(c.pending.settle(id, &a))
+	})
+	if err != nil {
+		c.counts.dropped(verdictUnknown)
 	}
 }

@@ -56,7 +56,7 @@ func TestNewConsumerOfAnswersComesBeforeAStrandedOne(t *testing.T) {
 		})
 		pass(time.Second)
 		r.broker.with(func(b *fakeBroker) {
-			wantSame(t, "consumers, one of them dead", len(b.queues[r.client.replyTo].consumers), 2)
+			wantSame(t, "consumers, one of them dead", len(b.queues[r.client.route.replyTo].consumers), 2)
 		})
 		for _, done := range waiting {
 			wantAnswer(t, <-done, "x")

@@ -51,7 +51,7 @@ func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
 		r.broker.with(func(b *fakeBroker) {
-			q := b.queues[r.client.replyTo]
+			q := b.queues[r.client.route.replyTo]
 			wantSame(t, "durable", q.durable, true)
 			wantSame(t, "expires", q.args["x-expires"], any(int64(300_000)))
 		})
@@ -176,7 +176,7 @@ func TestAnswersWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 		})
 		r.cutClient()
 		pass(10 * time.Second)
-		wantSame(t, "answers that wait", r.broker.ready(r.client.replyTo), 1)
+		wantSame(t, "answers that wait", r.broker.ready(r.client.route.replyTo), 1)
 		back.Store(true)
 		wantAnswer(t, <-done, "body")
 		wantSame(t, "requests", len(r.broker.messagesTo(DefaultQueue)), 1)
@@ -194,12 +194,12 @@ func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
 			settle()
 		}
 		call(ackEvery - 1)
-		wantSame(t, "unacknowledged", r.broker.unacked(r.client.replyTo), ackEvery-1)
+		wantSame(t, "unacknowledged", r.broker.unacked(r.client.route.replyTo), ackEvery-1)
 		call(1)
-		wantSame(t, "unacknowledged after many", r.broker.unacked(r.client.replyTo), 0)
+		wantSame(t, "unacknowledged after many", r.broker.unacked(r.client.route.replyTo), 0)
 		call(3)
 		pass(2 * ackPause)
-		wantSame(t, "unacknowledged after a pause", r.broker.unacked(r.client.replyTo), 0)
+		wantSame(t, "unacknowledged after a pause", r.broker.unacked(r.client.route.replyTo), 0)
 	})
 }
 
@@ -211,7 +211,7 @@ func TestAnswerThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 		r.cutClient()
 		pass(time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Reconnects: 1})
-		wantSame(t, "answers left", r.broker.ready(r.client.replyTo)+r.broker.unacked(r.client.replyTo), 0)
+		wantSame(t, "answers left", r.broker.ready(r.client.route.replyTo)+r.broker.unacked(r.client.route.replyTo), 0)
 	})
 }
 
@@ -225,7 +225,7 @@ func TestAnswersNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
 		wantIs(t, (<-goCall(r.client, within(t, time.Second), "slow", nil)).err, context.DeadlineExceeded)
 		r.broker.with(func(b *fakeBroker) {
-			q := b.queues[r.client.replyTo]
+			q := b.queues[r.client.route.replyTo]
 			for _, id := range []string{"", "nobody", strings.Repeat("x", 255)} {
 				q.messages = append(q.messages, &fakeMessage{msg: amqp.Publishing{CorrelationId: id}})
 			}
@@ -233,7 +233,7 @@ func TestAnswersNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 		})
 		pass(5 * time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Failed: 1, Late: 1, Duplicates: 1, Unknown: 3})
-		wantSame(t, "answers left", r.broker.ready(r.client.replyTo)+r.broker.unacked(r.client.replyTo), 0)
+		wantSame(t, "answers left", r.broker.ready(r.client.route.replyTo)+r.broker.unacked(r.client.route.replyTo), 0)
 	})
 }
 

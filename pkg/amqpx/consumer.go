@@ -13,190 +13,164 @@ import (
 // so that one that kills its server takes no other with it.
 const retryPrefetch = 1
 
-// consumer takes requests off the queue, and off the retry queue if there is one, for
-// one session and acknowledges them.
+// consumer takes requests off the server's queues for one session and acknowledges them.
 type consumer struct {
 	server *Server
 	sess   *session
-	tags   []string  // of its one or two subscriptions
-	acks   chan *job // answered, to be acknowledged
-	open   openTags  // of acknowledge
+	// requests, batches and retries are its subscriptions; the last two may be missing.
+	requests, batches, retries subscription
+	acks                       chan *job // answered, to be acknowledged
+	open                       openTags  // of acknowledge
 	// silent is closed when the broker hands out nothing more to this consumer.
 	silent chan struct{}
 }
 
-// job is one request on its way through a server.
-type job struct {
-	from     *consumer
-	queue    string // it came from
-	delivery amqp.Delivery
-	arrived  time.Time
-	in       *incoming // nil until it was decoded
-	moving   bool      // a counted copy of it is on its way, see awaitMoves
-	refusal  *answer   // to be sent when the request is acknowledged
-}
-
-// over ends a job: nothing more is done about its request here.
-func (j *job) over() {
-	s := j.from.server
-	if j.moving {
-		s.moves.done()
-	}
-	s.track.done()
-}
-
-// comesAgain reports whether the broker hands the job's request out again anyway:
-// its session has ended, and its queue was not deleted.
-func (j *job) comesAgain() bool {
-	return j.from.sess.ended() && !j.from.sess.canceled(j.delivery.ConsumerTag)
+// subscription is one queue that a consumer takes from.
+type subscription struct {
+	queue      string
+	tag        string
+	deliveries <-chan amqp.Delivery // nil without a subscription, and when it has ended
 }
 
 func newConsumer(s *Server, sess *session) *consumer {
 	return &consumer{
 		server: s,
 		sess:   sess,
-		acks:   make(chan *job, s.cfg.prefetch+retryPrefetch),
+		acks:   make(chan *job, 2*s.cfg.prefetch+retryPrefetch),
 		silent: make(chan struct{}),
 	}
 }
 
-// start begins to consume; two goroutines run until the session ends.
-func (c *consumer) start() error {
+// start begins to consume; its goroutines run until the session ends.
+func (c *consumer) start() (err error) {
 	cfg := c.server.cfg
-	requests, err := c.subscribe(cfg.queue.Name, cfg.prefetch)
-	if err != nil {
+	if c.requests, err = c.subscribe(cfg.queue.Name, cfg.prefetch); err != nil {
 		return err
 	}
-	var retries <-chan amqp.Delivery // never ready without a retry queue
-	if cfg.deliveryLimit > 0 {
-		if retries, err = c.subscribe(cfg.queue.retryQueue().Name, retryPrefetch); err != nil {
+	if cfg.batch == BatchAuto {
+		if c.batches, err = c.subscribe(cfg.queue.batchQueue().Name, cfg.prefetch); err != nil {
 			return err
 		}
 	}
-	c.server.track.add()
-	c.server.consumers.Add(1)
-	c.sess.run(func() {
-		defer c.server.track.done()
-		defer c.server.consumers.Add(-1)
-		c.receive(requests, retries)
-	})
+	if cfg.deliveryLimit > 0 {
+		if c.retries, err = c.subscribe(cfg.queue.retryQueue().Name, retryPrefetch); err != nil {
+			return err
+		}
+	}
+	c.run(c.receive)
+	if c.batches.deliveries != nil {
+		c.run(c.unpackAll)
+	}
 	c.sess.run(c.acknowledge)
 	return nil
 }
 
+// run starts a goroutine that hands out requests, which a drain waits for.
+func (c *consumer) run(f func()) {
+	c.server.track.add(1)
+	c.server.consumers.Add(1)
+	c.sess.run(func() {
+		defer c.server.track.done()
+		defer c.server.consumers.Add(-1)
+		f()
+	})
+}
+
 // subscribe begins one subscription. The prefetch holds for those that begin after
 // it (https://www.rabbitmq.com/docs/consumer-prefetch).
-func (c *consumer) subscribe(queue string, prefetch int) (<-chan amqp.Delivery, error) {
+func (c *consumer) subscribe(queue string, prefetch int) (sub subscription, err error) {
 	if err := c.sess.subCh.Qos(prefetch, 0, false); err != nil {
-		return nil, err
+		return sub, err
 	}
-	tag := c.server.cfg.name + "-" + uuid.NewString()
-	c.tags = append(c.tags, tag)
-	return c.sess.subCh.Consume(queue, tag, false, false, false, false, nil)
+	sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString()}
+	sub.deliveries, err = c.sess.subCh.Consume(queue, sub.tag, false, false, false, false, nil)
+	return sub, err
 }
 
 // receive hands requests to the workers. When the server drains it ends the
 // subscriptions and takes what was on its way.
-func (c *consumer) receive(requests, retries <-chan amqp.Delivery) {
+func (c *consumer) receive() {
 	draining := c.server.draining
-	ended := func(tag string) {
-		if draining != nil {
-			c.sess.consumerEnded(tag)
-		}
-	}
-	for requests != nil || retries != nil {
+	for c.requests.deliveries != nil || c.retries.deliveries != nil {
 		select {
-		case d, ok := <-requests:
-			if !ok {
-				ended(c.tags[0])
-				requests = nil
-				continue
-			}
-			c.take(d, c.server.cfg.queue.Name)
-		case d, ok := <-retries:
-			if !ok {
-				ended(c.tags[1])
-				retries = nil
-				continue
-			}
-			c.take(d, c.server.cfg.queue.retryQueue().Name)
+		case d, ok := <-c.requests.deliveries:
+			c.received(&c.requests, d, ok)
+		case d, ok := <-c.retries.deliveries:
+			c.received(&c.retries, d, ok)
 		case <-draining:
-			draining = nil // from here on, the end of a subscription is what we asked for
+			draining = nil
 			if err := c.cancel(); err != nil {
 				c.sess.fail(err)
 				return
 			}
 			close(c.silent)
 		case <-c.sess.done:
-			if c.sess.canceled(c.tags[0]) {
-				c.takeRest(requests)
+			if c.sess.canceled(c.requests.tag) {
+				c.takeRest()
 			}
 			return
 		}
 	}
 }
 
-// takeRest takes what the broker had sent before it deleted the queue. The protocol
-// library closes the channel of a consumer that was cancelled.
-func (c *consumer) takeRest(requests <-chan amqp.Delivery) {
-	if requests == nil {
+// received takes a delivery, or notes the end of its subscription. While the server
+// drains, that is what it asked for.
+func (c *consumer) received(sub *subscription, d amqp.Delivery, ok bool) {
+	if ok {
+		c.take(d, sub.queue)
 		return
 	}
-	for d := range requests {
-		c.take(d, c.server.cfg.queue.Name)
+	sub.deliveries = nil
+	if !c.server.isDraining() {
+		c.sess.consumerEnded(sub.tag)
+	}
+}
+
+// takeRest takes what the broker had sent before it deleted the queue. The protocol
+// library closes the channel of a consumer that was cancelled.
+func (c *consumer) takeRest() {
+	if c.requests.deliveries == nil {
+		return
+	}
+	for d := range c.requests.deliveries {
+		c.take(d, c.requests.queue)
 	}
 }
 
 func (c *consumer) cancel() error {
-	for _, tag := range c.tags {
-		if err := c.sess.subCh.Cancel(tag, false); err != nil {
+	for _, sub := range []*subscription{&c.requests, &c.batches, &c.retries} {
+		if sub.tag == "" {
+			continue
+		}
+		if err := c.sess.subCh.Cancel(sub.tag, false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// take makes a job of a delivery. The jobs channel holds a whole prefetch, so
-// this blocks only while jobs of an ended session are still in it.
+// take makes a job of a delivery.
 func (c *consumer) take(d amqp.Delivery, queue string) {
-	j := &job{from: c, queue: queue, delivery: d, arrived: time.Now()}
 	c.server.counts.requests.Add(1)
-	c.server.track.add()
+	c.server.track.add(1)
+	c.handOn(&job{from: c, queue: queue, delivery: &d, arrived: time.Now()}, c.server.jobs)
+}
+
+// handOn gives a job to the workers, by a channel that holds a whole prefetch of single
+// requests: with these it waits only behind jobs of an ended session.
+func (c *consumer) handOn(j *job, to chan<- *job) {
 	if c.server.shed(j) {
 		return
 	}
 	select {
-	case c.server.jobs <- j:
+	case to <- j:
 		return
 	default:
 	}
 	select {
-	case c.server.jobs <- j:
+	case to <- j:
 	case <-c.sess.done:
 		j.over()
-	}
-}
-
-// settled acknowledges a request whose answer the broker has. In another session
-// than its own there is nothing to acknowledge: the broker hands it out again.
-func (j *job) settled() {
-	select {
-	case j.from.acks <- j:
-		// Nobody reads the acks of a session that ended, and the channel may have had
-		// room all the same.
-		if j.from.sess.ended() {
-			j.from.dropAcks()
-		}
-	case <-j.from.sess.done:
-		j.over()
-	}
-}
-
-// requeue gives a request back to the broker as it is, which marks it as handed out.
-func (j *job) requeue() {
-	defer j.over()
-	if err := j.delivery.Nack(false, true); err != nil {
-		j.from.sess.fail(err)
 	}
 }
 
@@ -235,21 +209,18 @@ func (c *consumer) ackBurst(first *job) {
 	c.ackTags(tags)
 	synced := !slices.ContainsFunc(jobs, (*job).needsSync) || c.sync()
 	for _, j := range jobs {
-		if j.refusal == nil || !synced {
-			j.over()
+		if !synced {
+			j.drop()
 			continue
 		}
-		select {
-		case c.server.outbox <- j.refusal:
-		case <-c.sess.done:
+		for _, refusal := range j.refusals {
+			c.server.outbox.put(refusal)
+		}
+		if !j.refused {
 			j.over()
 		}
 	}
 }
-
-// needsSync reports whether something depends on the broker having processed the
-// acknowledgement, which it does not confirm.
-func (j *job) needsSync() bool { return j.moving || j.refusal != nil }
 
 // sync waits until the broker has processed the acknowledgements.
 func (c *consumer) sync() bool {
@@ -286,7 +257,7 @@ func (c *consumer) dropAcks() {
 	for {
 		select {
 		case j := <-c.acks:
-			j.over()
+			j.drop()
 		default:
 			return
 		}

@@ -65,8 +65,11 @@ func newFakeBroker() *fakeBroker {
 	return &fakeBroker{queues: make(map[string]*fakeQueue), faults: make(map[string][]fault)}
 }
 
-// option makes clients and servers use this broker.
-func (b *fakeBroker) option() Option { return option(func(c *config) { c.dialer = b }) }
+// option makes clients and servers use this broker, and have every call travel alone
+// unless another option follows.
+func (b *fakeBroker) option() Option {
+	return option(func(c *config) { c.dialer, c.batch = b, BatchOff })
+}
 
 // dial implements dialer.
 func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {

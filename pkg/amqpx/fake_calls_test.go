@@ -76,12 +76,16 @@ func (c *fakeChannel) QueueDeclare(name string, durable, _, _, _ bool, args amqp
 
 // QueueDeclarePassive implements channel.
 func (c *fakeChannel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table) (amqp.Queue, error) {
-	return amqp.Queue{Name: name}, c.do("declare passive", name, func() *amqp.Error {
-		if c.link.broker.queues[name] == nil {
+	found := amqp.Queue{Name: name}
+	err := c.do("declare passive", name, func() *amqp.Error {
+		q := c.link.broker.queues[name]
+		if q == nil {
 			return missing(name)
 		}
+		found.Consumers, found.Messages = len(q.consumers), len(q.messages)
 		return nil
 	})
+	return found, err
 }
 
 // QueueDelete implements channel.

@@ -120,7 +120,7 @@ func (c *fakeChannel) postReturn(key string, msg amqp.Publishing) {
 	r := amqp.Return{
 		ReplyCode: amqp.NoRoute, ReplyText: "NO_ROUTE", RoutingKey: key, Headers: msg.Headers,
 		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
-		AppId: msg.AppId, Expiration: msg.Expiration, Body: msg.Body,
+		AppId: msg.AppId, Expiration: msg.Expiration, ContentType: msg.ContentType, Body: msg.Body,
 	}
 	c.link.post(func() {
 		for _, n := range c.returns {

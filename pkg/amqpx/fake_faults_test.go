@@ -185,10 +185,13 @@ func (b *fakeBroker) with(f func(*fakeBroker)) {
 }
 
 // put places a request in the request queue, as any program might.
-func (b *fakeBroker) put(msg amqp.Publishing) {
+func (b *fakeBroker) put(msg amqp.Publishing) { b.putIn(DefaultQueue, msg) }
+
+// putIn places a message in any queue.
+func (b *fakeBroker) putIn(queue string, msg amqp.Publishing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	q := b.queues[DefaultQueue]
+	q := b.queues[queue]
 	q.messages = append(q.messages, &fakeMessage{msg: msg})
 	b.dispatch(q)
 }

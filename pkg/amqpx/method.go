@@ -2,6 +2,7 @@ package amqpx
 
 // serverMethod is one registered function.
 type serverMethod struct {
+	name       string
 	handler    Handler
 	atMostOnce bool
 }

@@ -24,15 +24,13 @@ type moved struct {
 // has it.
 func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
 	if _, counted := msg.Headers[headerDeliveries]; counted {
-		j.moving = true
-		s.moves.add()
+		j.moving()
 	}
-	select {
-	case s.outbox <- &moved{server: s, job: j, key: queue, msg: msg, done: done}:
-	case <-s.quit:
-		j.over()
-	}
+	s.outbox.put(&moved{server: s, job: j, key: queue, msg: msg, done: done})
 }
+
+// withdrawn implements outgoing.
+func (m *moved) withdrawn() bool { return false }
 
 // claim implements outgoing. Without its session the original comes again by itself,
 // and a copy would be one too many.
@@ -69,7 +67,10 @@ func (m *moved) settle(f fate) {
 // routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
 // a quorum queue.
 func copyOf(j *job) (amqp.Publishing, error) {
-	d := &j.delivery
+	if j.parcel != nil {
+		return copyOfBatched(j), nil
+	}
+	d := j.delivery
 	if err := checkTable(d.Headers); err != nil {
 		return amqp.Publishing{}, err
 	}
@@ -99,6 +100,18 @@ func copyOf(j *job) (amqp.Publishing, error) {
 		AppId:           d.AppId,
 		Body:            d.Body,
 	}, nil
+}
+
+// copyOfBatched returns the message of a request that came in a batch, to travel alone.
+func copyOfBatched(j *job) amqp.Publishing {
+	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
+	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
+	if j.in.budget == noBudget {
+		msg.Expiration = ""
+		delete(msg.Headers, headerTimeout)
+	}
+	markAgain(&msg, j.in.resent, j.in.retry)
+	return msg
 }
 
 // restOf shortens an expiration by the time that a server held the message. How long

@@ -133,10 +133,10 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		msg := with(request("m"), func(p *amqp.Publishing) { p.Headers, p.Expiration = amqp.Table{headerTimeout: "9000"}, "8000" })
-		j := &job{arrived: time.Now(), delivery: amqp.Delivery{
+		j := &job{arrived: time.Now(), delivery: &amqp.Delivery{
 			AppId: msg.AppId, ReplyTo: msg.ReplyTo, CorrelationId: msg.CorrelationId, Headers: msg.Headers, Expiration: msg.Expiration,
 		}}
-		j.in, _ = decodeRequest(&j.delivery)
+		j.in, _ = decodeRequest(j.delivery)
 		for _, step := range []struct {
 			after      time.Duration
 			budget     int64

@@ -44,12 +44,26 @@ type ClientOption interface{ applyClient(*clientConfig) }
 // ServerOption configures a [Server].
 type ServerOption interface{ applyServer(*serverConfig) }
 
+// BatchMode chooses whether calls may travel together.
+type BatchMode string
+
+const (
+	// BatchAuto is the default: calls, and answers, that would have to wait travel
+	// together in one message while servers unpack such batches; a lone one travels
+	// alone, at once. See [WithBatch].
+	BatchAuto BatchMode = "auto"
+	// BatchOff has every call and every answer travel alone, and a server take
+	// batches from nobody.
+	BatchOff BatchMode = "off"
+)
+
 // config is what both sides share. It is frozen at construction.
 type config struct {
 	urls           []string
 	name           string
 	queue          Queue
 	persistent     bool
+	batch          BatchMode
 	maxMessageSize int
 	heartbeat      time.Duration
 	dialTimeout    time.Duration
@@ -66,6 +80,7 @@ func defaultConfig() config {
 	return config{
 		name:           "amqpx",
 		queue:          Queue{Name: DefaultQueue, Type: QueueClassic, Durable: true},
+		batch:          BatchAuto,
 		maxMessageSize: DefaultMaxMessageSize,
 		heartbeat:      DefaultHeartbeat,
 		dialTimeout:    DefaultDialTimeout,
@@ -94,6 +109,14 @@ func WithName(name string) Option { return option(func(c *config) { c.name = nam
 // that they survive its restart. It costs about a third of the sequential speed.
 // The default is transient; messages in a quorum queue are always on disk.
 func WithPersistent(on bool) Option { return option(func(c *config) { c.persistent = on }) }
+
+// WithBatch chooses whether calls may travel together; the default is [BatchAuto].
+// At most two messages of a client to the servers are unconfirmed; calls made meanwhile
+// leave together when the broker confirms one, up to 512 of them or 64 KiB, and so do
+// answers to one client. Each keeps its own deadline, outcome and code. A client uses
+// batches while servers take them from the queue "<queue>.batch", which servers with
+// BatchAuto declare; others, in whatever language, share the request queue with them.
+func WithBatch(m BatchMode) Option { return option(func(c *config) { c.batch = m }) }
 
 // WithMaxMessageSize bounds the body of a request or an answer in bytes; the
 // default is [DefaultMaxMessageSize]. A broker closes the channel of whoever sends
@@ -159,6 +182,9 @@ func (c *config) validate() error {
 	}
 	for i, u := range c.urls {
 		faults = append(faults, validateURL(i, u))
+	}
+	if c.batch != BatchAuto && c.batch != BatchOff {
+		faults = append(faults, fmt.Errorf("batch mode %q: want %q or %q", c.batch, BatchAuto, BatchOff))
 	}
 	if c.maxMessageSize < 1 {
 		faults = append(faults, fmt.Errorf("max message size %d: want at least 1 byte", c.maxMessageSize))

@@ -37,35 +37,27 @@ func (l *load) wait(waiting int) time.Duration {
 
 // shed refuses a request at once when it would expire before a worker is free, unless
 // it needs none because the same request runs here; it reports whether the job is
-// dealt with. It runs on the session's receiver, so it never waits: when the refusal
-// cannot be sent now the request waits like any other. To an idempotent call, which may
-// be sent again whatever became of it, it does not say "did not run": so its request
-// need not be acknowledged before.
+// dealt with. To an idempotent call, which may be sent again whatever became of it, it
+// does not say "did not run": so its request need not be acknowledged before.
 func (s *Server) shed(j *job) bool {
-	wait := s.load.wait(len(s.jobs))
+	wait := s.load.wait(len(s.jobs) + len(s.batched))
 	if wait == 0 {
 		return false
 	}
-	in, failed := decodeRequest(&j.delivery)
+	in, failed := j.decode()
 	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay {
 		return false
 	}
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
 	e.retryAfter = wait
-	j.in = in
 	if s.executions.join(j) {
 		s.counts.replayed.Add(1)
 		return true
 	}
 	if in.Idempotent || in.Redelivered {
 		e.outcome = MayHaveRun
-		if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
-			return false
-		}
-		s.counts.refused.Add(1)
-	} else {
-		s.refuse(j, e)
 	}
+	s.refuse(j, e)
 	s.counts.shed.Add(1)
 	return true
 }

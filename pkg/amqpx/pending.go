@@ -95,26 +95,32 @@ func (p *pending) remove(k *call) {
 	p.recent[id] = k.answered
 }
 
-// answer hands an answer to its call and says whose it was.
+// answer hands an answer that came alone to its call and says whose it was.
 func (p *pending) answer(d *amqp.Delivery) verdict {
-	k, v := p.match(d)
+	a := receive(d)
+	return p.settle([]byte(d.CorrelationId), &a)
+}
+
+// settle hands an answer to its call and says whose it was.
+func (p *pending) settle(id []byte, a *received) verdict {
+	k, v := p.match(id, a)
 	if v == verdictTaken {
-		k.events <- event{answer: d}
+		k.events <- event{answer: a}
 	}
 	return v
 }
 
-func (p *pending) match(d *amqp.Delivery) (*call, verdict) {
+func (p *pending) match(id []byte, a *received) (*call, verdict) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k := p.calls[d.CorrelationId]
-	if k != nil && !k.answered && !outdated(d, k.round) {
+	k := p.calls[string(id)]
+	if k != nil && !k.answered && !a.outdated(k.round) {
 		k.answered = true
 		return k, verdictTaken
 	}
-	answered, known := p.recent[d.CorrelationId]
+	answered, known := p.recent[string(id)]
 	switch {
-	case (k != nil || answered) && d.Redelivered:
+	case (k != nil || answered) && a.redelivered:
 		return nil, verdictRedelivered
 	case k != nil || answered:
 		return nil, verdictDuplicate

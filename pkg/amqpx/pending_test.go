@@ -8,8 +8,10 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
+func testRoute() *route { return &route{queue: "q", outbox: newOutbox()} }
+
 func pendingCall(id string) *call {
-	return newCall(&Request{CorrelationID: id, call: &callConfig{}}, "q")
+	return newCall(&Request{CorrelationID: id, call: &callConfig{}}, testRoute())
 }
 
 func answerTo(id string, redelivered bool) *amqp.Delivery {
@@ -87,7 +89,7 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 func TestPendingReplacesAnIDInUse(t *testing.T) {
 	t.Parallel()
 	p, first := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
-	second := newCall(first.req, "q") // the very same request, as middleware may send it
+	second := newCall(first.req, testRoute()) // the very same request, as middleware may send it
 	mustAdd(t, p, first)
 	mustAdd(t, p, second)
 	wantSame(t, "pending", p.len(), 2)

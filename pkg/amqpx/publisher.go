@@ -33,6 +33,8 @@ type outgoing interface {
 	envelope() (key string, mandatory bool, msg amqp.Publishing)
 	// settle tells the message's fate.
 	settle(f fate)
+	// withdrawn reports that a claim will not be granted any more.
+	withdrawn() bool
 }
 
 const (
@@ -50,44 +52,51 @@ const (
 // the order they were written and waits for the word on each.
 type publisher struct {
 	s           *session
+	outbox      *outbox
 	unconfirmed chan unconfirmed
 	returns     <-chan amqp.Return
 	onReturn    func(amqp.Return)
+
+	lanes lanes
+	taken []outgoing // of the writer, for reuse
 }
 
 type unconfirmed struct {
 	out  outgoing
 	word confirmation
+	lane *lane // nil for a message that is not counted
 }
 
-// startPublisher starts publishing what comes out of outbox, until the session ends.
-func startPublisher(s *session, outbox <-chan outgoing, onReturn func(amqp.Return)) {
+// startPublisher starts publishing what is in outbox, until the session ends.
+func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
 	p := &publisher{
 		s:           s,
+		outbox:      outbox,
 		unconfirmed: make(chan unconfirmed, confirmWindow),
 		returns:     s.pubCh.NotifyReturn(make(chan amqp.Return, returnBuffer)),
 		onReturn:    onReturn,
+		lanes:       newLanes(),
 	}
-	s.run(func() { p.write(outbox) })
+	s.run(p.write)
 	s.run(p.confirm)
+	outbox.rouse()
 }
 
 // write publishes until the session ends. While the broker blocks publishing it
-// writes nothing.
-func (p *publisher) write(outbox <-chan outgoing) {
+// writes nothing, and takes nothing: until a message is claimed its caller can still
+// withdraw it.
+func (p *publisher) write() {
 	defer close(p.unconfirmed)
-	for p.passGate() {
+	for {
 		select {
 		case <-p.s.done:
+			p.outbox.putBack(p.lanes.rest())
 			return
-		case out := <-outbox:
-			// The gate may have shut while the outbox was empty. Until a message is
-			// claimed its caller can still withdraw it.
-			if p.passGate() {
-				p.writeBurst(out, outbox)
-			} else if out.claim(p.s.generation) {
-				out.settle(fateUnsent)
-			}
+		case <-p.outbox.wake:
+		case <-p.lanes.freed:
+		}
+		if p.passGate() {
+			p.writeWaiting()
 		}
 	}
 }
@@ -108,41 +117,62 @@ func (p *publisher) passGate() bool {
 	}
 }
 
-// writeBurst publishes first and whatever waits behind it, in one write. A sender
-// wakes this goroutine with its message, ahead of others that are ready to send;
-// while there are others, yielding once lets them join the burst.
-func (p *publisher) writeBurst(first outgoing, outbox <-chan outgoing) {
+// writeWaiting publishes what waits. A sender wakes this goroutine with its message,
+// ahead of others that are ready to send; while there are others, yielding once lets
+// them join.
+func (p *publisher) writeWaiting() {
 	if len(p.unconfirmed) > 0 {
 		runtime.Gosched()
 	}
-	if len(outbox) == 0 {
-		p.publish(first)
+	taken := p.outbox.takeAll(p.taken)
+	alone := 0
+	for _, out := range taken {
+		if !p.joinLane(out) {
+			taken[alone] = out
+			alone++
+		}
+	}
+	clear(taken[alone:])
+	p.inBursts(alone, func(i int) { p.publishAlone(taken[i]) })
+	clear(taken[:alone])
+	p.taken = taken
+	p.writeLanes()
+}
+
+// inBursts calls write for 0 to n-1 and gathers what these write into few writes.
+func (p *publisher) inBursts(n int, write func(i int)) {
+	if n == 1 {
+		write(0)
 		return
 	}
-	p.s.pub.hold()
-	defer p.s.pub.release()
-	p.publish(first)
-	for range burst - 1 {
-		select {
-		case out := <-outbox:
-			p.publish(out)
-		default:
-			return
+	for i := 0; i < n; {
+		end := min(i+burst, n)
+		p.s.pub.hold()
+		for ; i < end; i++ {
+			write(i)
 		}
+		p.s.pub.release()
 	}
 }
 
-// publish writes one message. A publish that fails ends the session: the library
-// leaves open what reached the socket.
-func (p *publisher) publish(out outgoing) {
-	if !out.claim(p.s.generation) {
-		return
+// publishAlone publishes one message, unless it was withdrawn.
+func (p *publisher) publishAlone(out outgoing) {
+	if out.claim(p.s.generation) {
+		p.publish(out, nil)
 	}
+}
+
+// publish writes one message that was claimed. A publish that fails ends the session:
+// the library leaves open what reached the socket.
+func (p *publisher) publish(out outgoing, l *lane) {
 	key, mandatory, msg := out.envelope()
 	word, err := p.s.pubCh.publish(key, mandatory, msg)
 	switch {
 	case err == nil:
-		p.unconfirmed <- unconfirmed{out, word}
+		if l != nil {
+			l.out.Add(1)
+		}
+		p.unconfirmed <- unconfirmed{out, word, l}
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel was closed before the last frame of the message was written,
 		// and a broker drops a message that is not whole.
@@ -166,6 +196,9 @@ func (p *publisher) confirm() {
 			u.out.settle(fateLost)
 		default:
 			u.out.settle(fateRefused)
+		}
+		if u.lane != nil {
+			p.free(u.lane)
 		}
 	}
 }

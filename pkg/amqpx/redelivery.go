@@ -111,9 +111,6 @@ func (s *Server) bury(j *job, lost int) {
 			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.CorrelationID), zap.Int("deliveries", lost))
 		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
 		e.outcome = MayHaveRun
-		// This is the publisher's own goroutine, which must not wait for the publisher.
-		if !s.trySend(s.answerTo(j, s.refusalOf(j, e))) {
-			j.requeue() // buried once more then
-		}
+		s.reply(j, s.refusalOf(j, e))
 	})
 }

@@ -5,10 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // Bounds of the wait before a request that did not run is sent again.
@@ -34,12 +33,14 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
 	own := *req
-	k := newCall(&own, c.cfg.queue.Name)
+	own.Header = maps.Clone(own.Header)
+	k := newCall(&own, &c.route)
+	k.deadline, _ = ctx.Deadline()
 	if err := c.pending.add(k); err != nil {
 		return nil, c.notTaken(err)
 	}
 	defer func() {
-		k.move(stageQueued, stageWithdrawn) // answered before a re-send left
+		k.withdraw() // answered before a re-send left
 		c.pending.remove(k)
 	}()
 	// A call that gives up may leave the publisher in the middle of its body, which
@@ -103,15 +104,14 @@ func (c *Client) exchange(ctx context.Context, k *call, pause time.Duration) ([]
 
 // read reads the call's answer. A refusal speaks for the one request it answers: it
 // proves nothing about an earlier one that may have arrived.
-func (k *call) read(d *amqp.Delivery) ([]byte, timing, error) {
-	answer, t, failed := decodeAnswer(d)
+func (k *call) read(a *received) ([]byte, timing, error) {
+	failed := a.failed
 	if failed == nil {
-		return answer, t, nil
+		return a.body, a.timing, nil
 	}
 	if failed.outcome == DidNotRun {
 		// Without the echo it may be an earlier refusal's copy, and the retry run.
-		_, echoed := d.Headers[headerRetry]
-		k.uncertain = k.uncertain || k.round > 0 && !echoed
+		k.uncertain = k.uncertain || k.round > 0 && !a.echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
@@ -120,7 +120,7 @@ func (k *call) read(d *amqp.Delivery) ([]byte, timing, error) {
 	if failed.code == CodeResourceExhausted && harmless {
 		k.refusal = failed
 	}
-	return nil, t, failed
+	return nil, a.timing, failed
 }
 
 // mayRetry decides whether a call that was refused may be tried again: after a wait
@@ -137,24 +137,15 @@ func (c *Client) mayRetry(ctx context.Context, k *call, hint time.Duration) (wai
 }
 
 // attempt hands the request to the publisher and waits for an answer or a fate.
-// Without a link it waits in the outbox for the next one.
 func (c *Client) attempt(ctx context.Context, k *call) (event, error) {
-	deadline, _ := ctx.Deadline()
-	k.msg = encodeRequest(k.req, c.replyTo, max(time.Until(deadline), 0), c.cfg.persistent)
-	markAgain(&k.msg, k.uncertain, k.round)
-	k.stage.Store(uint32(stageQueued))
-	outbox := c.outbox
-	for {
-		select {
-		case outbox <- k:
-			outbox = nil
-		case ev := <-k.events:
-			return ev, nil
-		case <-ctx.Done():
-			return c.ended(k, func() error { return c.gaveUp(ctx, k) })
-		case <-c.closing:
-			return c.ended(k, func() error { return localError(CodeUnavailable, k.outcome(), ErrClosed, "") })
-		}
+	k.send()
+	select {
+	case ev := <-k.events:
+		return ev, nil
+	case <-ctx.Done():
+		return c.ended(k, func() error { return c.gaveUp(ctx, k) })
+	case <-c.closing:
+		return c.ended(k, func() error { return localError(CodeUnavailable, k.outcome(), ErrClosed, "") })
 	}
 }
 
@@ -213,7 +204,7 @@ func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Dur
 		if k.req.call.waitForServer {
 			return k.nextWait(), nil
 		}
-		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.key))
+		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue))
 	default: // refused
 		if c.queueIsComingUp(k) {
 			return k.nextWait(), nil
@@ -222,7 +213,7 @@ func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Dur
 		if ok {
 			return wait, nil
 		}
-		e := localError(CodeResourceExhausted, outcome, ErrRefused, fmt.Sprintf("queue %q", k.key))
+		e := localError(CodeResourceExhausted, outcome, ErrRefused, fmt.Sprintf("queue %q", k.route.queue))
 		e.retryAfter = wait
 		return 0, e
 	}
@@ -247,7 +238,7 @@ func (c *Client) gaveUp(ctx context.Context, k *call) error {
 	outcome := k.outcome()
 	st := c.Status()
 	var sentinel error
-	detail := fmt.Sprintf("no answer from queue %q", k.key)
+	detail := fmt.Sprintf("no answer from queue %q", k.route.queue)
 	switch {
 	case st.State == StateBlocked:
 		sentinel, detail = ErrBlocked, st.Reason
@@ -256,9 +247,9 @@ func (c *Client) gaveUp(ctx context.Context, k *call) error {
 			detail = st.Err.Error()
 		}
 	case outcome == DidNotRun && k.lastFate == fateUnroutable:
-		sentinel, detail = ErrUnroutable, fmt.Sprintf("no queue %q", k.key)
+		sentinel, detail = ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue)
 	case outcome == DidNotRun && k.lastFate == fateRefused:
-		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.key)
+		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.route.queue)
 	}
 	e := contextError(ctx, outcome, sentinel, detail)
 	switch {

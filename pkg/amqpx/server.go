@@ -18,17 +18,18 @@ type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
 	methods map[string]*serverMethod
-	jobs    chan *job
-	outbox  chan outgoing
+	jobs    chan *job // requests that came alone
+	batched chan *job // requests that came in batches
+	outbox  *outbox
 	workers sync.WaitGroup
 	load    load
 	// executions knows which requests run, and what the last ones came to.
 	executions *executions
 	track      tracker // consumers and unsettled requests
 	moves      tracker // counted copies whose originals are not acknowledged
-	// consumers is how many of track's are consumers.
-	consumers atomic.Int64
-	counts    serverCounts
+	// consumers and parcels are how many of track's are no requests.
+	consumers, parcels atomic.Int64
+	counts             serverCounts
 	// adopted names the queues that were used with other properties; only setup,
 	// which runs once at a time, reads and writes it.
 	adopted map[string]bool
@@ -52,7 +53,8 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		cfg:        cfg,
 		methods:    make(map[string]*serverMethod),
 		jobs:       make(chan *job, cfg.prefetch+retryPrefetch),
-		outbox:     make(chan outgoing, outboxSize),
+		batched:    make(chan *job, batchCalls),
+		outbox:     newOutbox(),
 		load:       load{workers: int64(cfg.workers)},
 		executions: newExecutions(cfg.replayBytes, cfg.replayAge),
 		adopted:    make(map[string]bool),
@@ -78,7 +80,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
 	recovered := Recover(s.cfg.logger)
-	m := &serverMethod{handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
+	m := &serverMethod{name: name, handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
 	for _, o := range opts {
 		o(m)
 	}
@@ -143,6 +145,9 @@ func (s *Server) WaitReady(ctx context.Context) error { return s.sup.waitReady(c
 // last, so no request arrives before its answer can leave.
 func (s *Server) setup(_ context.Context, sess *session) error {
 	queues := []Queue{s.cfg.queue}
+	if s.cfg.batch == BatchAuto {
+		queues = append(queues, s.cfg.queue.batchQueue())
+	}
 	if s.cfg.deliveryLimit > 0 {
 		queues = append(queues, s.cfg.queue.retryQueue(), s.cfg.queue.deadQueue())
 	}

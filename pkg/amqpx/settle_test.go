@@ -315,7 +315,7 @@ func (r *rig) cutClient() {
 
 // dropReplyQueue deletes the client's reply queue.
 func (r *rig) dropReplyQueue() {
-	r.broker.with(func(b *fakeBroker) { b.remove(b.queues[r.client.replyTo]) })
+	r.broker.with(func(b *fakeBroker) { b.remove(b.queues[r.client.route.replyTo]) })
 }
 
 // failConsume breaks the link at the next attempt to consume.

@@ -97,7 +97,7 @@ type serverCounts struct {
 func (s *Server) Stats() ServerStats {
 	return ServerStats{
 		Requests:   s.counts.requests.Load(),
-		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load(), 0)),
+		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
 		OK:         s.counts.ok.Load(),
 		Failed:     s.counts.failed.Load(),
 		Panics:     s.counts.panics.Load(),

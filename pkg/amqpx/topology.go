@@ -45,6 +45,12 @@ const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0
 // replyExpiry is how long a reply queue outlives its last consumer.
 const replyExpiry = 5 * time.Minute
 
+// batchQueue is the queue of the batch lane.
+func (q Queue) batchQueue() Queue {
+	q.Name += ".batch"
+	return q
+}
+
 func (q Queue) validate() error {
 	var faults []error
 	if q.Name == "" || len(q.Name) > maxQueueName {

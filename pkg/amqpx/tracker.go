@@ -10,10 +10,10 @@ type tracker struct {
 	idle chan struct{} // closed when n reaches zero; nil while nobody waits
 }
 
-func (t *tracker) add() {
+func (t *tracker) add(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.n++
+	t.n += n
 }
 
 func (t *tracker) done() {

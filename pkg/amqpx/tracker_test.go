@@ -17,11 +17,11 @@ func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var tr tracker
-		tr.add()
-		tr.add()
+		tr.add(1)
+		tr.add(1)
 		first, second := tr.whenIdle(), tr.whenIdle()
 		tr.done()
-		tr.add() // work may be added while somebody waits
+		tr.add(1) // work may be added while somebody waits
 		tr.done()
 		select {
 		case <-first:
@@ -32,7 +32,7 @@ func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 		tr.done()
 		<-first
 		<-second
-		tr.add()
+		tr.add(1)
 		select {
 		case <-tr.whenIdle():
 			t.Error("idle again with new work")
@@ -44,11 +44,11 @@ func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 func TestTrackerFromManyGoroutines(t *testing.T) {
 	t.Parallel()
 	var tr tracker
-	tr.add()
+	tr.add(1)
 	idle := tr.whenIdle()
 	var wg sync.WaitGroup
 	for range 100 {
-		tr.add()
+		tr.add(1)
 		wg.Go(tr.done)
 	}
 	wg.Wait()

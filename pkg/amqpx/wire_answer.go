@@ -83,18 +83,35 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	return nil, t, e
 }
 
+// received is an answer as a client got it.
+type received struct {
+	body   []byte
+	failed *Error // nil for a result
+	timing timing
+	// round is the rpc-retry that it echoes, if it does.
+	round       int64
+	echoed      bool
+	redelivered bool
+}
+
+// receive reads an answer that came alone.
+func receive(d *amqp.Delivery) received {
+	a := received{redelivered: d.Redelivered}
+	a.body, a.timing, a.failed = decodeAnswer(d)
+	if a.failed != nil {
+		a.round, a.echoed = wholeNumber(d.Headers[headerRetry])
+	}
+	return a
+}
+
 // outdated reports whether an answer is a refusal that answers an earlier round of
 // its call. A server that ran the request answers for the whole call, whichever
 // request it had.
-func outdated(d *amqp.Delivery, round int64) bool {
-	if round == 0 {
+func (a *received) outdated(round int64) bool {
+	if round == 0 || a.echoed && a.round == round || !a.echoed && !a.redelivered {
 		return false
 	}
-	if answers, said := wholeNumber(d.Headers[headerRetry]); said && answers == round || !said && !d.Redelivered {
-		return false
-	}
-	_, _, failed := decodeAnswer(d)
-	return failed != nil && failed.outcome == DidNotRun
+	return a.failed != nil && a.failed.outcome == DidNotRun
 }
 
 // truncate cuts text to at most n bytes of valid UTF-8.

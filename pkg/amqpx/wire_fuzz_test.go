@@ -159,7 +159,7 @@ func FuzzCopy(f *testing.F) {
 			d.Headers[headerTimeout] = s.value(0)
 		}
 		before := maps.Clone(d.Headers)
-		j := &job{delivery: d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}
+		j := &job{delivery: &d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}
 		j.in, _ = decodeRequest(&d)
 		msg, err := copyOf(j)
 		if !reflect.DeepEqual(before, d.Headers) && !hasNaN(before) {
@@ -216,7 +216,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 			failed.retryAfter < 0 || failed.retryAfter > maxBudget {
 			t.Errorf("error %+v", failed)
 		}
-		if outdated(d, 0) || outdated(d, 1) && failed.outcome != DidNotRun {
+		if a := receive(d); a.outdated(0) || a.outdated(1) && failed.outcome != DidNotRun {
 			t.Errorf("outdated: %+v", failed)
 		}
 	})

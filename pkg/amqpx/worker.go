@@ -24,6 +24,8 @@ func (s *Server) work(handlers context.Context) {
 		select {
 		case j := <-s.jobs:
 			s.process(handlers, j)
+		case j := <-s.batched:
+			s.process(handlers, j)
 		case <-s.quit:
 			normal = true
 			return
@@ -38,8 +40,7 @@ func (s *Server) process(handlers context.Context, j *job) {
 		j.over()
 		return
 	}
-	in, failed := decodeRequest(&j.delivery)
-	j.in = in
+	in, failed := j.decode()
 	m := s.methods[in.Method]
 	queued := time.Since(j.arrived)
 	switch {

@@ -1,0 +1,162 @@
+package amqpx
+
+import (
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// callLane is what a client knows of the batch lane: whether servers unpack batches at
+// the moment, and which batches came back. Only servers that unpack declare its queue,
+// and consume it, so the broker is asked for its consumers; while nobody asks for the
+// lane, neither does the client. Safe for concurrent use.
+type callLane struct {
+	queue  string
+	isOpen atomic.Bool
+	wanted chan struct{} // has a token when a call would have used the lane
+	seq    atomic.Uint64 // of batches
+
+	mu   sync.Mutex
+	back map[string]bool // batches that the broker gave back and that are not settled yet
+}
+
+const (
+	// laneCheck is how often a client asks whether the lane's queue has consumers, and
+	// at first whether it exists.
+	laneCheck = time.Second
+	// laneCheckMax is how long it waits while there is no such queue: the broker logs
+	// a line each time.
+	laneCheckMax = 30 * time.Second
+)
+
+func newCallLane(queue string) *callLane {
+	return &callLane{queue: queue, wanted: make(chan struct{}, 1), back: make(map[string]bool)}
+}
+
+// use returns the lane's queue, or "" while no server unpacks.
+func (l *callLane) use() string {
+	if len(l.wanted) == 0 {
+		select {
+		case l.wanted <- struct{}{}:
+		default:
+		}
+	}
+	if !l.isOpen.Load() {
+		return ""
+	}
+	return l.queue
+}
+
+// shut has calls travel alone until the next look at the queue.
+func (l *callLane) shut() { l.isOpen.Store(false) }
+
+// nextID returns an id for a batch, which is only for this client to know it again.
+func (l *callLane) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
+
+// returned notes a batch that the broker gave back: no server unpacks any more.
+func (l *callLane) returned(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.back[id] = true
+	l.shut()
+}
+
+// cameBack reports whether a batch was given back. It is asked once for each.
+func (l *callLane) cameBack(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	came := l.back[id]
+	delete(l.back, id)
+	return came
+}
+
+// watchLane opens and shuts the lane while a session lasts.
+func (c *Client) watchLane(s *session) {
+	l := c.route.lane
+	missing := newBackoff(laneCheck, laneCheckMax)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.wanted:
+		case <-s.done:
+			return
+		}
+		select { // not sooner than a while after the last time
+		case <-timer.C:
+		case <-s.done:
+			return
+		}
+		consumers, exists, err := l.look(s)
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		l.isOpen.Store(consumers > 0)
+		if exists && consumers == 0 {
+			c.leaveLane()
+		}
+		if exists {
+			missing.Reset()
+			timer.Reset(laneCheck)
+		} else {
+			timer.Reset(max(missing.NextBackOff(), laneCheck))
+		}
+	}
+}
+
+// look asks the broker for the lane's queue.
+func (l *callLane) look(s *session) (consumers int, exists bool, err error) {
+	err = onOwnChannel(s.sub, func(ch channel) error {
+		q, err := ch.QueueDeclarePassive(l.queue, true, false, false, false, nil)
+		consumers = q.Consumers
+		return err
+	})
+	var refused *amqp.Error
+	if errors.As(err, &refused) && refused.Code == amqp.NotFound {
+		return 0, false, nil
+	}
+	return consumers, err == nil, err
+}
+
+// leaveLane has the calls that are in batches, of which nobody takes any, sent again,
+// if that is safe: servers that do not unpack may be there. The others keep waiting.
+func (c *Client) leaveLane() {
+	for _, k := range c.pending.snapshot() {
+		if k.req.Idempotent && k.batched.Load() && k.move(stageConfirmed, stageSettled) {
+			k.events <- event{fate: fateLost}
+		}
+	}
+}
+
+// lane implements mate.
+func (k *call) lane() string {
+	l := k.route.lane
+	if l == nil || !batchable(k.req) || callSize(k.req) > batchBytes {
+		return ""
+	}
+	return l.use()
+}
+
+// fits implements mate. The broker drops a batch after the longest time that a call in
+// it has, and knows no other, so only those with about the same time travel together.
+func (k *call) fits(b *batch) bool {
+	left := k.budget()
+	return len(b.body)+callSize(k.req) <= batchBytes && left <= 2*b.budget && b.budget <= 2*left
+}
+
+// board implements mate.
+func (k *call) board(b *batch) {
+	if len(b.mates) == 0 {
+		b.calls, b.replyTo, b.persistent = k.route.lane, k.route.replyTo, k.route.persistent
+		b.id = b.calls.nextID()
+	}
+	k.batched.Store(true)
+	left := k.budget()
+	b.budget = max(b.budget, left)
+	b.body = appendCall(b.body, k.req, left, k.resent, k.round)
+}

@@ -1,0 +1,131 @@
+package amqpx
+
+import (
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// job is one request on its way through a server, or the message that a batch of them
+// came in (parcel.go). One goroutine at a time owns it.
+type job struct {
+	from     *consumer
+	queue    string         // where it is given back to
+	delivery *amqp.Delivery // it came in
+	arrived  time.Time
+	in       *incoming // nil until it was decoded
+	failed   *Error    // why it is refused, if decoding found so
+	parcel   *parcel   // of a request that came in a batch, else nil
+	whole    bool      // it stands for a batch
+
+	refused bool // its refusal is sent when its message is acknowledged, and ends it
+	left    bool // it counts no more for its parcel
+
+	// Of the message, see message: what is to be done when it is acknowledged.
+	refusals []*answer // to be sent then
+	moves    int       // counted copies that are on their way, see awaitMoves
+}
+
+// decode reads the request.
+func (j *job) decode() (*incoming, *Error) {
+	if j.in == nil {
+		j.in, j.failed = decodeRequest(j.delivery)
+	}
+	return j.in, j.failed
+}
+
+// settled acknowledges a request whose answer the broker has. In another session
+// than its own there is nothing to acknowledge: the broker hands it out again.
+func (j *job) settled() {
+	if j.parcel != nil {
+		j.leave(true)
+		if !j.refused {
+			j.over()
+		}
+		return
+	}
+	select {
+	case j.from.acks <- j:
+		// Nobody reads the acks of a session that ended, and the channel may have had
+		// room all the same.
+		if j.from.sess.ended() {
+			j.from.dropAcks()
+		}
+	case <-j.from.sess.done:
+		j.drop()
+	}
+}
+
+// requeue gives a request back to the broker as it is, which marks it as handed out.
+func (j *job) requeue() {
+	if j.parcel != nil {
+		j.parcel.giveBack()
+		j.leave(true)
+		j.over()
+		return
+	}
+	if err := j.delivery.Nack(false, true); err != nil {
+		j.from.sess.fail(err)
+	}
+	j.drop()
+}
+
+// drop ends a message that was not acknowledged, and with it what waited for that.
+func (j *job) drop() {
+	for _, refusal := range j.refusals {
+		refusal.job.over()
+	}
+	if !j.refused {
+		j.over()
+	}
+}
+
+// over ends a job: nothing more is done about it here.
+func (j *job) over() {
+	if j.parcel != nil {
+		j.leave(false)
+	}
+	s := j.from.server
+	if j.whole {
+		s.parcels.Add(-1)
+	}
+	for range j.moves {
+		s.moves.done()
+	}
+	s.track.done()
+}
+
+// comesAgain reports whether the broker hands the job's request out again anyway:
+// its session has ended, and its queue was not deleted.
+func (j *job) comesAgain() bool {
+	return j.from.sess.ended() && !j.from.sess.canceled(j.delivery.ConsumerTag)
+}
+
+// refuseLater has a refusal sent when the job's message is acknowledged, and settles
+// the job.
+func (j *job) refuseLater(refusal *answer) {
+	j.refused = true
+	j.onMessage(func(m *job) { m.refusals = append(m.refusals, refusal) })
+	j.settled()
+}
+
+// moving notes that a counted copy of the request is on its way.
+func (j *job) moving() {
+	j.from.server.moves.add(1)
+	j.onMessage(func(m *job) { m.moves++ })
+}
+
+// onMessage calls f with the job that stands for the request's message.
+func (j *job) onMessage(f func(*job)) {
+	if j.parcel == nil {
+		f(j)
+		return
+	}
+	j.parcel.mu.Lock()
+	defer j.parcel.mu.Unlock()
+	f(j.parcel.message)
+}
+
+// needsSync reports whether something depends on the broker having processed the
+// acknowledgement, which it does not confirm.
+func (j *job) needsSync() bool { return j.moves > 0 || len(j.refusals) > 0 }

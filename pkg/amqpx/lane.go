@@ -1,0 +1,192 @@
+package amqpx
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// The batch lane. A broker's limit is messages for each second, so calls, and answers,
+// that wait anyway travel in one message. The clock is the broker's confirm: at most
+// laneWindow messages of a lane are unconfirmed; the first leaves at once, and what
+// comes while the window is full leaves together when a confirm frees a place. There is
+// no timer, and a slow handler delays nothing, because a confirm does not wait for it.
+
+const (
+	// laneWindow bounds the unconfirmed messages of one lane.
+	laneWindow = 2
+	// batchCalls and batchBytes bound a batch. With its records a batch of that size
+	// fits one frame of a broker's default, and a server holds at most a prefetch of
+	// them.
+	batchCalls = 512
+	batchBytes = 64 << 10
+)
+
+// mate is an outgoing message that can travel with others of its kind.
+type mate interface {
+	outgoing
+	// lane returns the queue to which it may travel with others; "" means that it must
+	// travel alone, and not wait for anything.
+	lane() string
+	// fits reports whether it may join the batch.
+	fits(b *batch) bool
+	// board adds the message, which was claimed, to a batch.
+	board(b *batch)
+}
+
+// lane is the messages to one queue that wait for each other.
+type lane struct {
+	key     string
+	waiting []mate
+	out     atomic.Int32 // unconfirmed messages
+}
+
+// hasRoom reports whether the lane may send now.
+func (l *lane) hasRoom() bool { return l.out.Load() < laneWindow }
+
+// lanes are those of one publisher. Its writer owns them, but for the windows.
+type lanes struct {
+	byKey map[string]*lane
+	busy  []*lane       // those in which messages wait
+	freed chan struct{} // has a token when a lane with messages may have room again
+	body  []byte        // of the last batch, for reuse
+}
+
+// idleLanes is how many lanes are kept before those without messages are dropped.
+const idleLanes = 1024
+
+func newLanes() lanes {
+	return lanes{byKey: make(map[string]*lane), freed: make(chan struct{}, 1)}
+}
+
+// add has m wait in the lane of key.
+func (s *lanes) add(key string, m mate) {
+	l := s.byKey[key]
+	if l == nil {
+		if len(s.byKey) >= idleLanes {
+			maps.DeleteFunc(s.byKey, func(_ string, l *lane) bool { return len(l.waiting) == 0 && l.out.Load() == 0 })
+		}
+		l = &lane{key: key}
+		s.byKey[key] = l
+	}
+	if len(l.waiting) == 0 {
+		s.busy = append(s.busy, l)
+	}
+	l.waiting = append(l.waiting, m)
+}
+
+// rest empties the lanes, for the next session.
+func (s *lanes) rest() []outgoing {
+	var all []outgoing
+	for _, l := range s.busy {
+		for _, m := range l.waiting {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// joinLane has a message wait in its lane, if it has one.
+func (p *publisher) joinLane(out outgoing) bool {
+	m, ok := out.(mate)
+	if !ok {
+		return false
+	}
+	key := m.lane()
+	if key == "" {
+		return false
+	}
+	p.lanes.add(key, m)
+	return true
+}
+
+// writeLanes publishes what the windows allow.
+func (p *publisher) writeLanes() {
+	busy := p.lanes.busy
+	p.inBursts(len(busy), func(i int) {
+		for l := busy[i]; len(l.waiting) > 0 && l.hasRoom() && !p.s.ended(); {
+			p.publishFrom(l)
+		}
+	})
+	p.lanes.busy = slices.DeleteFunc(busy, func(l *lane) bool { return len(l.waiting) == 0 })
+}
+
+// publishFrom publishes the next batch of a lane; a message that is alone in it travels
+// as it is.
+func (p *publisher) publishFrom(l *lane) {
+	b := &batch{key: l.key, body: p.lanes.body[:0]}
+	taken := 0
+	for _, m := range l.waiting {
+		if len(b.mates) > 0 && (len(b.mates) == batchCalls || !m.fits(b)) {
+			break
+		}
+		taken++
+		if m.claim(p.s.generation) {
+			m.board(b)
+			b.mates = append(b.mates, m)
+		}
+	}
+	l.waiting = slices.Delete(l.waiting, 0, taken)
+	p.lanes.body = b.body
+	switch len(b.mates) {
+	case 0:
+	case 1:
+		p.publish(b.mates[0], l)
+	default:
+		p.publish(b, l)
+	}
+}
+
+// free gives a lane a place in its window back. It runs on the goroutine of confirms.
+func (p *publisher) free(l *lane) {
+	l.out.Add(-1)
+	select {
+	case p.lanes.freed <- struct{}{}:
+	default:
+	}
+}
+
+// batch is several messages in one. It implements outgoing.
+type batch struct {
+	mates []mate
+	key   string
+	// What the mates set when they board.
+	calls      *callLane // of a batch of calls, else nil
+	id         string    // of a batch of calls
+	replyTo    string
+	budget     time.Duration // the longest of the calls
+	persistent bool
+	body       []byte // valid until it is published
+}
+
+// claim implements outgoing; the mates were claimed one by one when they boarded.
+func (b *batch) claim(uint64) bool { return true }
+
+// withdrawn implements outgoing.
+func (b *batch) withdrawn() bool { return false }
+
+// envelope implements outgoing.
+func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	msg = amqp.Publishing{ContentType: contentTypeAnswers, DeliveryMode: deliveryMode(b.persistent), Body: b.body}
+	if b.calls == nil {
+		return b.key, false, msg
+	}
+	msg.ContentType, msg.CorrelationId, msg.ReplyTo = contentTypeCalls, b.id, b.replyTo
+	msg.Expiration = strconv.FormatInt(milliseconds(min(b.budget, maxBudget)), 10)
+	return b.key, true, msg
+}
+
+// settle implements outgoing: every mate has the fate of the batch. Calls in a batch
+// that came back have not been anywhere, and leave again, alone.
+func (b *batch) settle(f fate) {
+	if b.calls != nil && b.calls.cameBack(b.id) {
+		f = fateUnsent
+	}
+	for _, m := range b.mates {
+		m.settle(f)
+	}
+}

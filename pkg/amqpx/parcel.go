@@ -1,0 +1,116 @@
+package amqpx
+
+import (
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// parcel is a batch of requests in a server. Each of them is a job like any other; their
+// message is acknowledged when all of them are settled.
+type parcel struct {
+	message *job
+
+	mu      sync.Mutex
+	open    int  // jobs that are neither settled nor over
+	unknown bool // one was over and not settled: the message comes again
+	requeue bool // one is given back as it is, so all are
+}
+
+// unpackAll makes jobs of batches until the session, or the subscription, ends.
+func (c *consumer) unpackAll() {
+	sub := &c.batches
+	for {
+		select {
+		case d, ok := <-sub.deliveries:
+			if !ok {
+				if !c.server.isDraining() {
+					c.sess.consumerEnded(sub.tag)
+				}
+				return
+			}
+			c.unpack(&d)
+		case <-c.sess.done:
+			if c.sess.canceled(sub.tag) {
+				for d := range sub.deliveries { // closed by the library
+					c.unpack(&d)
+				}
+			}
+			return
+		}
+	}
+}
+
+// unpack hands the calls in a batch to the workers. What is no batch, in its queue, is
+// an ordinary request.
+func (c *consumer) unpack(d *amqp.Delivery) {
+	s := c.server
+	if d.ContentType != contentTypeCalls {
+		c.take(*d, s.cfg.queue.Name)
+		return
+	}
+	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true}}
+	var jobs []job
+	err := decodeCalls(d.Body, d.ReplyTo, s.nameOf, func(in *incoming, failed *Error) {
+		in.Redelivered = in.Redelivered || d.Redelivered
+		jobs = append(jobs, job{
+			from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived,
+			in: in, failed: failed, parcel: p,
+		})
+	})
+	d.Body = nil
+	s.track.add(len(jobs) + 1)
+	s.parcels.Add(1)
+	s.counts.requests.Add(uint64(len(jobs)))
+	if err != nil || len(jobs) == 0 {
+		s.cfg.logger.Warn("dropped a batch that cannot be read", zap.String("reply_to", d.ReplyTo), zap.Error(err))
+		p.message.settled()
+		return
+	}
+	p.open = len(jobs)
+	for i := range jobs {
+		c.handOn(&jobs[i], s.batched)
+	}
+}
+
+// nameOf returns a method's name without a copy of its own if the server has it.
+func (s *Server) nameOf(name []byte) string {
+	if m := s.methods[string(name)]; m != nil {
+		return m.name
+	}
+	return string(name)
+}
+
+// leave counts a job out, once. Settled means that its request is done with.
+func (j *job) leave(settled bool) {
+	if j.left {
+		return
+	}
+	j.left = true
+	p := j.parcel
+	p.mu.Lock()
+	p.open--
+	p.unknown = p.unknown || !settled
+	last, unknown, requeue := p.open == 0, p.unknown, p.requeue
+	p.mu.Unlock()
+	if !last {
+		return
+	}
+	switch {
+	case unknown:
+		p.message.drop()
+	case requeue:
+		p.message.requeue()
+	default:
+		p.message.settled()
+	}
+}
+
+// giveBack has the whole batch given back when all its jobs have left.
+func (p *parcel) giveBack() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requeue = true
+}
