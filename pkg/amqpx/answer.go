@@ -32,7 +32,8 @@ func (s *Server) reply(j *job, r reply) {
 		j.settled()
 		return
 	}
-	s.outbox.put(&answer{server: s, job: j, reply: r})
+	j.answer = answer{server: s, job: j, reply: r}
+	s.outbox.put(&j.answer)
 }
 
 // refuse answers a job that no handler of this server ran. That a call in a batch did
@@ -48,7 +49,8 @@ func (s *Server) refuse(j *job, e *Error) {
 		s.reply(j, r)
 		return
 	}
-	j.refuseLater(&answer{server: s, job: j, reply: r, acked: true})
+	j.answer = answer{server: s, job: j, reply: r, acked: true}
+	j.refuseLater(&j.answer)
 }
 
 // refusalOf is what a refused job comes to. That it did not run is only said of a

@@ -51,7 +51,6 @@ func BenchmarkPending(b *testing.B) {
 	d := answerTo("id", false)
 	b.ReportAllocs()
 	for b.Loop() {
-		k.answered = false
 		mustAdd(b, p, k)
 		p.answer(d)
 		<-k.events

@@ -25,11 +25,27 @@ const (
 	stageConfirmed              // the broker has it; the answer is open
 )
 
-// event is what a waiting call learns: an answer, or its attempt's fate.
+// event is what a waiting call learns.
 type event struct {
-	answer *received
-	fate   fate
+	kind eventKind
+	fate fate
 }
+
+type eventKind uint8
+
+const (
+	eventFate     eventKind = iota // the fate of its attempt
+	eventAnswered                  // it has an answer
+	eventExpired                   // its deadline has passed
+	eventClosed                    // the client is closed
+	// Of the caller's own.
+	eventGone // its context has ended
+	eventTurn // it is time for an attempt
+)
+
+// mostEvents is how many events a call can have that nobody has read: one of each kind
+// that others send.
+const mostEvents = 4
 
 // route is the way of a client's calls, which all of them share.
 type route struct {
@@ -52,12 +68,17 @@ type call struct {
 	sent       atomic.Int32  // how often it was written
 	returned   atomic.Bool   // the broker gave the last attempt back
 	batched    atomic.Bool   // the last attempt travelled in a batch
-	// events never blocks its senders: a call gets at most one answer, and an
-	// attempt at most one fate, which is taken before the next attempt starts.
+	// events never blocks its senders: a call gets each kind at most once, but for an
+	// attempt's fate, which is taken before the next attempt starts.
 	events chan event
 	resent bool // of this attempt: an earlier one may have arrived
 
-	answered bool // guarded by the pending table's lock
+	// The pending table's lock guards these; the answer may be read after its event.
+	slot         *slot
+	answer       received
+	listed       bool // among those that have the client's own deadline
+	older, newer *call
+
 	// round counts the refusals of servers that the call was retried after. Requests
 	// carry it and answers echo it, so that a second copy of an earlier refusal is
 	// not taken for the answer to the retry.
@@ -71,8 +92,11 @@ type call struct {
 }
 
 func newCall(req *Request, r *route) *call {
-	return &call{req: req, route: r, events: make(chan event, 2)}
+	return &call{req: req, route: r, events: make(chan event, mostEvents)}
 }
+
+// tell hands an event to whoever waits for the call.
+func (k *call) tell(ev event) { k.events <- ev }
 
 // next returns the call for the round after a server's refusal: the same request
 // under the same id. It is another value, because the broker's word on the refused
@@ -121,7 +145,7 @@ func (k *call) withdraw() bool {
 func (k *call) withdrawn() bool { return stage(k.stage.Load()) == stageWithdrawn }
 
 // budget is the time that the call has left.
-func (k *call) budget() time.Duration { return max(time.Until(k.deadline), 0) }
+func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
 
 // claim implements outgoing.
 func (k *call) claim(generation uint64) bool {
@@ -136,7 +160,7 @@ func (k *call) claim(generation uint64) bool {
 // envelope implements outgoing. Every request is mandatory: without a queue the
 // broker returns it, and the caller learns at once that nobody serves.
 func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = encodeRequest(k.req, k.route.replyTo, k.budget(), k.route.persistent)
+	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	markAgain(&msg, k.resent, k.round)
 	return k.route.queue, true, msg
 }
@@ -156,7 +180,7 @@ func (k *call) settle(f fate) {
 		if f == fateUnsent {
 			k.sent.Add(-1)
 		}
-		k.events <- event{fate: f}
+		k.tell(event{fate: f})
 	}
 }
 
@@ -170,7 +194,7 @@ func (k *call) linkReplaced(generation uint64, answersLost bool) {
 		return
 	}
 	if k.move(stageConfirmed, stageSettled) {
-		k.events <- event{fate: fateLost}
+		k.tell(event{fate: fateLost})
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
@@ -57,7 +56,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		stopped: make(chan struct{}),
 	}
 	if cfg.replyMode == ReplyQueue {
-		c.route.replyTo = cfg.queue.Name + ".reply." + uuid.NewString()
+		c.route.replyTo = cfg.queue.Name + ".reply." + newID()
 	}
 	if cfg.batch == BatchAuto {
 		c.route.lane = newCallLane(cfg.queue.batchQueue().Name)
@@ -80,12 +79,25 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // again then.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
 	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.cfg.timeout)
-		defer cancel()
+		bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
+		defer bounded.end()
+		ctx = bounded
 	}
-	req := &Request{Method: method, Body: body, CorrelationID: uuid.NewString(), call: &callConfig{}}
-	for _, list := range [][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts} {
+	req := c.newRequest(method, body, opts)
+	answer, err := c.handler(ctx, req)
+	c.counts.settled(err)
+	return answer, err
+}
+
+// newRequest makes the request of a call.
+func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Request {
+	made := &struct {
+		Request
+		callConfig
+	}{Request: Request{Method: method, Body: body, CorrelationID: newID()}}
+	req := &made.Request
+	req.call = &made.callConfig
+	for _, list := range [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts} {
 		for _, o := range list {
 			o(req.call)
 		}
@@ -94,9 +106,7 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	if req.IdempotencyKey = req.call.idempotencyKey; req.IdempotencyKey == "" && req.Idempotent {
 		req.IdempotencyKey = req.CorrelationID
 	}
-	answer, err := c.handler(ctx, req)
-	c.counts.settled(err)
-	return answer, err
+	return req
 }
 
 // Status returns where the link stands.
@@ -170,11 +180,12 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		c.answersLost = c.answersLost || !existed
 		args = c.nextPriority()
 	}
-	answers, err := s.subCh.Consume(c.route.replyTo, replyConsumer, direct, false, false, false, args)
+	deliveries, err := s.subCh.Consume(c.route.replyTo, replyConsumer, direct, false, false, false, args)
 	if err != nil {
 		return err
 	}
-	s.run(func() { c.readAnswers(s, answers, direct) })
+	r := &replies{client: c}
+	s.run(func() { r.read(s, deliveries, direct) })
 	for _, k := range c.pending.snapshot() {
 		k.linkReplaced(s.generation, c.answersLost)
 	}
@@ -196,71 +207,11 @@ func (c *Client) nextPriority() amqp.Table {
 	return amqp.Table{"x-priority": c.linked}
 }
 
-const (
-	// ackEvery and ackPause bound how many answers, and for how long, are handled
-	// but not acknowledged. After a reconnect they come again and are dropped.
-	ackEvery = 128
-	ackPause = 200 * time.Millisecond
-)
-
 // returned notes a request that the broker gave back.
 func (c *Client) returned(r amqp.Return) {
 	if r.ContentType == contentTypeCalls && c.route.lane != nil {
 		c.route.lane.returned(r.CorrelationId)
 	} else {
 		c.pending.returned(r)
-	}
-}
-
-// readAnswers hands every answer to its call. Answers are acknowledged late and
-// many at once: an answer that the broker pushed into a dying connection must come
-// again, and one acknowledgement for each would double the traffic.
-func (c *Client) readAnswers(s *session, answers <-chan amqp.Delivery, direct bool) {
-	tick := time.NewTicker(ackPause)
-	defer tick.Stop()
-	var last uint64 // the newest tag
-	var open int    // handled and not acknowledged
-	for {
-		select {
-		case d, ok := <-answers:
-			if !ok {
-				select {
-				case <-c.closing: // we cancelled it
-				default:
-					s.consumerEnded(replyConsumer)
-				}
-				return
-			}
-			c.take(&d)
-			last, open = d.DeliveryTag, open+1
-			if open < ackEvery {
-				continue
-			}
-		case <-tick.C:
-		case <-s.done:
-			return
-		}
-		if open > 0 && !direct {
-			if err := s.subCh.Ack(last, true); err != nil {
-				s.fail(err)
-				return
-			}
-			open = 0
-		}
-	}
-}
-
-// take hands the answers in a message to their calls.
-func (c *Client) take(d *amqp.Delivery) {
-	if d.ContentType != contentTypeAnswers {
-		c.counts.dropped(c.pending.answer(d))
-		return
-	}
-	err := decodeAnswers(d.Body, func(id []byte, a received) {
-		a.redelivered = d.Redelivered
-		c.counts.dropped(c.pending.settle(id, &a))
-	})
-	if err != nil {
-		c.counts.dropped(verdictUnknown)
 	}
 }

@@ -128,7 +128,7 @@ func (l *callLane) look(s *session) (consumers int, exists bool, err error) {
 func (c *Client) leaveLane() {
 	for _, k := range c.pending.snapshot() {
 		if k.req.Idempotent && k.batched.Load() && k.move(stageConfirmed, stageSettled) {
-			k.events <- event{fate: fateLost}
+			k.tell(event{fate: fateLost})
 		}
 	}
 }
@@ -145,7 +145,7 @@ func (k *call) lane() string {
 // fits implements mate. The broker drops a batch after the longest time that a call in
 // it has, and knows no other, so only those with about the same time travel together.
 func (k *call) fits(b *batch) bool {
-	left := k.budget()
+	left := k.budget(b.now)
 	return len(b.body)+callSize(k.req) <= batchBytes && left <= 2*b.budget && b.budget <= 2*left
 }
 
@@ -156,7 +156,7 @@ func (k *call) board(b *batch) {
 		b.id = b.calls.nextID()
 	}
 	k.batched.Store(true)
-	left := k.budget()
+	left := k.budget(b.now)
 	b.budget = max(b.budget, left)
 	b.body = appendCall(b.body, k.req, left, k.resent, k.round)
 }

@@ -153,24 +153,13 @@ func (c *consumer) cancel() error {
 func (c *consumer) take(d amqp.Delivery, queue string) {
 	c.server.counts.requests.Add(1)
 	c.server.track.add(1)
-	c.handOn(&job{from: c, queue: queue, delivery: &d, arrived: time.Now()}, c.server.jobs)
+	c.handOn(&job{from: c, queue: queue, delivery: &d, arrived: time.Now()})
 }
 
-// handOn gives a job to the workers, by a channel that holds a whole prefetch of single
-// requests: with these it waits only behind jobs of an ended session.
-func (c *consumer) handOn(j *job, to chan<- *job) {
-	if c.server.shed(j) {
-		return
-	}
-	select {
-	case to <- j:
-		return
-	default:
-	}
-	select {
-	case to <- j:
-	case <-c.sess.done:
-		j.over()
+// handOn gives a job to the workers.
+func (c *consumer) handOn(j *job) {
+	if !c.server.shed(j) {
+		c.server.jobs.put(j)
 	}
 }
 

@@ -13,10 +13,12 @@ type job struct {
 	queue    string         // where it is given back to
 	delivery *amqp.Delivery // it came in
 	arrived  time.Time
-	in       *incoming // nil until it was decoded
-	failed   *Error    // why it is refused, if decoding found so
-	parcel   *parcel   // of a request that came in a batch, else nil
-	whole    bool      // it stands for a batch
+	in       *incoming     // nil until it was decoded
+	method   *serverMethod // nil if it is unknown
+	failed   *Error        // why it is refused, if decoding found so
+	parcel   *parcel       // of a request that came in a batch, else nil
+	answer   answer        // that it is answered with
+	whole    bool          // it stands for a batch
 
 	refused bool // its refusal is sent when its message is acknowledged, and ends it
 	left    bool // it counts no more for its parcel
@@ -30,6 +32,7 @@ type job struct {
 func (j *job) decode() (*incoming, *Error) {
 	if j.in == nil {
 		j.in, j.failed = decodeRequest(j.delivery)
+		j.method = j.from.server.methods[j.in.Method]
 	}
 	return j.in, j.failed
 }

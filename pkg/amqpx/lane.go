@@ -118,7 +118,7 @@ func (p *publisher) writeLanes() {
 // publishFrom publishes the next batch of a lane; a message that is alone in it travels
 // as it is.
 func (p *publisher) publishFrom(l *lane) {
-	b := &batch{key: l.key, body: p.lanes.body[:0]}
+	b := &batch{key: l.key, now: time.Now(), body: p.lanes.body[:0]}
 	taken := 0
 	for _, m := range l.waiting {
 		if len(b.mates) > 0 && (len(b.mates) == batchCalls || !m.fits(b)) {
@@ -154,6 +154,7 @@ func (p *publisher) free(l *lane) {
 type batch struct {
 	mates []mate
 	key   string
+	now   time.Time // when it was made up
 	// What the mates set when they board.
 	calls      *callLane // of a batch of calls, else nil
 	id         string    // of a batch of calls

@@ -40,7 +40,7 @@ func (l *load) wait(waiting int) time.Duration {
 // dealt with. To an idempotent call, which may be sent again whatever became of it, it
 // does not say "did not run": so its request need not be acknowledged before.
 func (s *Server) shed(j *job) bool {
-	wait := s.load.wait(len(s.jobs) + len(s.batched))
+	wait := s.load.wait(s.jobs.len())
 	if wait == 0 {
 		return false
 	}

@@ -19,12 +19,17 @@ type parcel struct {
 	requeue bool // one is given back as it is, so all are
 }
 
-// unpackAll makes jobs of batches until the session, or the subscription, ends.
+// unpackAll makes jobs of batches until the session, or the subscription, ends. While
+// many jobs wait it takes no batch.
 func (c *consumer) unpackAll() {
 	sub := &c.batches
 	for {
+		deliveries := sub.deliveries
+		if !c.server.jobs.hasRoom() {
+			deliveries = nil
+		}
 		select {
-		case d, ok := <-sub.deliveries:
+		case d, ok := <-deliveries:
 			if !ok {
 				if !c.server.isDraining() {
 					c.sess.consumerEnded(sub.tag)
@@ -32,6 +37,7 @@ func (c *consumer) unpackAll() {
 				return
 			}
 			c.unpack(&d)
+		case <-c.server.jobs.room:
 		case <-c.sess.done:
 			if c.sess.canceled(sub.tag) {
 				for d := range sub.deliveries { // closed by the library
@@ -52,27 +58,35 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		return
 	}
 	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true}}
-	var jobs []job
-	err := decodeCalls(d.Body, d.ReplyTo, s.nameOf, func(in *incoming, failed *Error) {
-		in.Redelivered = in.Redelivered || d.Redelivered
-		jobs = append(jobs, job{
-			from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived,
-			in: in, failed: failed, parcel: p,
-		})
-	})
-	d.Body = nil
-	s.track.add(len(jobs) + 1)
+	var room [64][]byte
+	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
-	s.counts.requests.Add(uint64(len(jobs)))
-	if err != nil || len(jobs) == 0 {
+	s.track.add(len(records) + 1)
+	s.counts.requests.Add(uint64(len(records)))
+	if err != nil || len(records) == 0 {
 		s.cfg.logger.Warn("dropped a batch that cannot be read", zap.String("reply_to", d.ReplyTo), zap.Error(err))
 		p.message.settled()
 		return
 	}
-	p.open = len(jobs)
-	for i := range jobs {
-		c.handOn(&jobs[i], s.batched)
+	p.open = len(records)
+	jobs := make([]batchedJob, len(records))
+	for i, record := range records {
+		j := &jobs[i]
+		j.job = job{from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived, in: &j.incoming, parcel: p}
+		j.failed = decodeCall(j.in, record, d.ReplyTo, s.nameOf)
+		j.method = s.methods[j.in.Method]
+		j.in.Redelivered = j.in.Redelivered || d.Redelivered
 	}
+	d.Body = nil
+	for i := range jobs {
+		c.handOn(&jobs[i].job)
+	}
+}
+
+// batchedJob is a job that came in a batch, with its request.
+type batchedJob struct {
+	job
+	incoming
 }
 
 // nameOf returns a method's name without a copy of its own if the server has it.

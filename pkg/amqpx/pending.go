@@ -2,8 +2,8 @@ package amqpx
 
 import (
 	"sync"
+	"time"
 
-	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
@@ -30,22 +30,25 @@ type pending struct {
 
 	mu     sync.Mutex
 	closed bool
-	calls  map[string]*call
-	bytes  int // of the calls' bodies
-	// recent holds the last settled ids and whether they had an answer; ring holds
-	// the same ids in the order they are forgotten.
-	recent map[string]bool
-	ring   []string
+	slots  map[string]*slot // of the calls that wait, and of the last that were settled
+	calls  int              // how many of them wait
+	bytes  int              // of the calls' bodies
+	ring   []*slot          // the last settled ones, in the order they are forgotten
 	next   int
+	due    deadlines
+}
+
+// slot is a call's place in the table.
+type slot struct {
+	id       string
+	call     *call // nil when it was settled
+	answered bool
 }
 
 // newPending returns a table of at most maxCalls calls with bodies of maxBytes
 // together.
 func newPending(maxCalls, maxBytes int) *pending {
-	return &pending{
-		maxCalls: maxCalls, maxBytes: maxBytes,
-		calls: make(map[string]*call), recent: make(map[string]bool, remembered),
-	}
+	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, slots: make(map[string]*slot)}
 }
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
@@ -56,17 +59,39 @@ func (p *pending) add(k *call) error {
 	switch {
 	case p.closed:
 		return ErrClosed
-	case len(p.calls) >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
+	case p.calls >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
 		return ErrTooManyCalls
 	}
-	p.bytes += len(k.req.Body)
-	if _, taken := p.calls[k.req.CorrelationID]; taken {
+	id := k.req.CorrelationID
+	if s := p.slots[id]; s != nil && s.call != nil {
 		again := *k.req
-		again.CorrelationID = uuid.NewString()
+		again.CorrelationID = newID()
 		k.req = &again
+		id = again.CorrelationID
 	}
-	p.calls[k.req.CorrelationID] = k
+	p.calls++
+	p.bytes += len(k.req.Body)
+	k.slot = &slot{id: id, call: k}
+	p.slots[id] = k.slot
 	return nil
+}
+
+// expireAt has the call learn when its deadline passes; false means that its deadline
+// does not come after those of the others, and the caller must see to that itself.
+func (p *pending) expireAt(k *call) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.due.add(k, p.expire)
+}
+
+// expire tells the calls whose deadline has passed.
+func (p *pending) expire() {
+	p.mu.Lock()
+	expired := p.due.expired(time.Now())
+	p.mu.Unlock()
+	for _, k := range expired {
+		k.tell(event{kind: eventExpired})
+	}
 }
 
 // renew puts the next round of a call in its place: it takes an answer again.
@@ -74,7 +99,9 @@ func (p *pending) renew(k *call) *call {
 	next := k.next()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.calls[k.req.CorrelationID] = next
+	next.slot = k.slot
+	next.slot.call, next.slot.answered = next, false
+	p.due.replace(k, next)
 	return next
 }
 
@@ -82,62 +109,74 @@ func (p *pending) renew(k *call) *call {
 func (p *pending) remove(k *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	id := k.req.CorrelationID
-	delete(p.calls, id)
+	p.due.remove(k)
+	p.calls--
 	p.bytes -= len(k.req.Body)
+	k.slot.call = nil
 	if len(p.ring) < remembered {
-		p.ring = append(p.ring, id)
-	} else {
-		delete(p.recent, p.ring[p.next])
-		p.ring[p.next] = id
-		p.next = (p.next + 1) % remembered
+		p.ring = append(p.ring, k.slot)
+		return
 	}
-	p.recent[id] = k.answered
+	if oldest := p.ring[p.next]; p.slots[oldest.id] == oldest { // its id may be in use again
+		delete(p.slots, oldest.id)
+	}
+	p.ring[p.next] = k.slot
+	p.next = (p.next + 1) % remembered
 }
 
 // answer hands an answer that came alone to its call and says whose it was.
 func (p *pending) answer(d *amqp.Delivery) verdict {
 	a := receive(d)
-	return p.settle([]byte(d.CorrelationId), &a)
-}
-
-// settle hands an answer to its call and says whose it was.
-func (p *pending) settle(id []byte, a *received) verdict {
-	k, v := p.match(id, a)
-	if v == verdictTaken {
-		k.events <- event{answer: a}
+	p.mu.Lock()
+	k, v := p.slots[d.CorrelationId].match(&a)
+	p.mu.Unlock()
+	if k != nil {
+		k.tell(event{kind: eventAnswered})
 	}
 	return v
 }
 
-func (p *pending) match(id []byte, a *received) (*call, verdict) {
+// answerAll hands the answers of a batch to their calls and says whose they were.
+func (p *pending) answerAll(answers []batchedAnswer) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	k := p.calls[string(id)]
-	if k != nil && !k.answered && !a.outdated(k.round) {
-		k.answered = true
-		return k, verdictTaken
+	for i := range answers {
+		a := &answers[i]
+		a.call, a.verdict = p.slots[string(a.id)].match(&a.received)
 	}
-	answered, known := p.recent[string(id)]
-	switch {
-	case (k != nil || answered) && a.redelivered:
-		return nil, verdictRedelivered
-	case k != nil || answered:
-		return nil, verdictDuplicate
-	case known:
-		return nil, verdictLate
-	default:
+	p.mu.Unlock()
+	for i := range answers {
+		if k := answers[i].call; k != nil {
+			k.tell(event{kind: eventAnswered})
+		}
+	}
+}
+
+// match gives an answer to the call that it settles, or says why there is none. The
+// caller holds the table's lock.
+func (s *slot) match(a *received) (*call, verdict) {
+	if s == nil {
 		return nil, verdictUnknown
+	}
+	switch k := s.call; {
+	case k != nil && !s.answered && !a.outdated(k.round):
+		s.answered = true
+		k.answer = *a
+		return k, verdictTaken
+	case k == nil && !s.answered:
+		return nil, verdictLate
+	case a.redelivered:
+		return nil, verdictRedelivered
+	default:
+		return nil, verdictDuplicate
 	}
 }
 
 // returned marks the call whose request the broker gave back.
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
-	k := p.calls[r.CorrelationId]
-	p.mu.Unlock()
-	if k != nil {
-		k.returned.Store(true)
+	defer p.mu.Unlock()
+	if s := p.slots[r.CorrelationId]; s != nil && s.call != nil {
+		s.call.returned.Store(true)
 	}
 }
 
@@ -145,23 +184,29 @@ func (p *pending) returned(r amqp.Return) {
 func (p *pending) snapshot() []*call {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make([]*call, 0, len(p.calls))
-	for _, k := range p.calls {
-		all = append(all, k)
+	all := make([]*call, 0, p.calls)
+	for _, s := range p.slots {
+		if s.call != nil {
+			all = append(all, s.call)
+		}
 	}
 	return all
 }
 
-// close refuses further calls.
+// close refuses further calls, and ends those that are pending.
 func (p *pending) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
+	p.due.stop()
+	p.mu.Unlock()
+	for _, k := range p.snapshot() {
+		k.tell(event{kind: eventClosed})
+	}
 }
 
 // len returns how many calls are pending.
 func (p *pending) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.calls)
+	return p.calls
 }

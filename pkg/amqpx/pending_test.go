@@ -82,7 +82,7 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 			t.Errorf("call %d: verdict %v, want %v", i, got, want)
 		}
 	}
-	wantSame(t, "remembered", len(p.recent), remembered)
+	wantSame(t, "remembered", len(p.slots), remembered)
 	wantSame(t, "pending", p.len(), 0)
 }
 

@@ -42,6 +42,9 @@ const (
 	burst = 256
 	// confirmWindow bounds the messages that await the broker's word.
 	confirmWindow = 4096
+	// quietYields is how often the publisher yields without a new message coming before
+	// it writes.
+	quietYields = 3
 	// returnBuffer holds the returns that arrive between two confirms.
 	returnBuffer = 1024
 )
@@ -117,13 +120,22 @@ func (p *publisher) passGate() bool {
 	}
 }
 
-// writeWaiting publishes what waits. A sender wakes this goroutine with its message,
-// ahead of others that are ready to send; while there are others, yielding once lets
-// them join.
-func (p *publisher) writeWaiting() {
-	if len(p.unconfirmed) > 0 {
+// gather lets those that are about to send join. A sender wakes this goroutine with its
+// message ahead of others that are ready to run, so this one yields to them as long as
+// their messages come. That waits for nobody: it returns at once when nobody is ready.
+func (p *publisher) gather() {
+	waiting := p.outbox.len()
+	for quiet := 0; quiet < quietYields && waiting < batchCalls; quiet++ {
 		runtime.Gosched()
+		if now := p.outbox.len(); now != waiting {
+			waiting, quiet = now, 0
+		}
 	}
+}
+
+// writeWaiting publishes what waits.
+func (p *publisher) writeWaiting() {
+	p.gather()
 	taken := p.outbox.takeAll(p.taken)
 	alone := 0
 	for _, out := range taken {

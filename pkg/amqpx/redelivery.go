@@ -38,9 +38,6 @@ func (q Queue) deadQueue() Queue {
 // would leave original and copy, and so two killers of each. False means that the
 // request must not run here, because the broker hands it out again.
 func (s *Server) awaitMoves(j *job) bool {
-	if j.in.lostDeliveries == 0 {
-		return true
-	}
 	select {
 	case <-s.moves.whenIdle():
 	case <-j.from.sess.done:
@@ -53,7 +50,7 @@ func (s *Server) awaitMoves(j *job) bool {
 func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
 	again := j.delivery.Redelivered || m.atMostOnce && j.in.Redelivered
 	switch {
-	case !again, s.executions.knows(j.in):
+	case !again, s.executions.knows(j):
 		return false
 	case m.atMostOnce:
 		e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", j.in.Method)

@@ -30,15 +30,19 @@ type executions struct {
 
 // executionKey identifies a request. Ids are the callers' choice, so the same one of
 // two methods is two requests.
-type executionKey struct{ method, id string }
+type executionKey struct {
+	method *serverMethod
+	id     string
+}
 
 // execution is one run of a handler.
 type execution struct {
 	key    executionKey
-	jobs   []*job // the one that runs, then the duplicates that wait for it
+	job    *job   // the one that runs; nil afterwards
+	others []*job // the duplicates that wait for it
 	stored bool   // it has ended, and reply is what it came to
 	reply  reply
-	ended  time.Time
+	ended  time.Time // when the handler did
 	next   *execution
 }
 
@@ -52,29 +56,29 @@ func newExecutions(maxBytes int, maxAge time.Duration) *executions {
 // keyOf returns the key of a request, with an empty id when it has none. A
 // correlation id is good for one only from callers that follow our contract: others
 // may use it again.
-func keyOf(in *incoming) executionKey {
-	key := executionKey{method: in.Method, id: in.IdempotencyKey}
-	if key.id == "" && in.speaksHeaders {
-		key.id = in.CorrelationID
+func keyOf(j *job) executionKey {
+	key := executionKey{method: j.method, id: j.in.IdempotencyKey}
+	if key.id == "" && j.in.speaksHeaders {
+		key.id = j.in.CorrelationID
 	}
 	return key
 }
 
-// knows reports whether a request like in runs, or has a stored answer.
-func (e *executions) knows(in *incoming) bool {
-	key := keyOf(in)
+// knows reports whether a job's request runs, or has a stored answer.
+func (e *executions) knows(j *job) bool {
+	key := keyOf(j)
 	if key.id == "" {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.evict()
+	e.evict(time.Now())
 	return e.known[key] != nil
 }
 
 // join has a job wait for the same request's run, if there is one.
 func (e *executions) join(j *job) bool {
-	key := keyOf(j.in)
+	key := keyOf(j)
 	if key.id == "" {
 		return false
 	}
@@ -84,21 +88,21 @@ func (e *executions) join(j *job) bool {
 	if x == nil || x.stored {
 		return false
 	}
-	x.jobs = append(x.jobs, j)
+	x.others = append(x.others, j)
 	return true
 }
 
 // begin decides about a job: with an execution, run it and call end; with a reply,
 // answer it with that; with neither, it waits for another that runs.
-func (e *executions) begin(j *job) (*execution, *reply) {
-	key := keyOf(j.in)
-	x := &execution{key: key, jobs: []*job{j}}
+func (e *executions) begin(j *job, now time.Time) (*execution, *reply) {
+	key := keyOf(j)
+	x := &execution{key: key, job: j}
 	if key.id == "" {
 		return x, nil
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.evict()
+	e.evict(now)
 	known := e.known[key]
 	switch {
 	case known == nil:
@@ -108,26 +112,26 @@ func (e *executions) begin(j *job) (*execution, *reply) {
 		r := known.reply
 		return nil, &r
 	default:
-		known.jobs = append(known.jobs, j)
+		known.others = append(known.others, j)
 		return nil, nil
 	}
 }
 
-// end ends an execution and returns the jobs that wait for its reply, which is
-// stored if keep is true.
-func (e *executions) end(x *execution, r reply, keep bool) []*job {
+// end ends an execution and returns the job that ran and those that wait for its reply,
+// which is stored if keep is true.
+func (e *executions) end(x *execution, r reply, keep bool) (*job, []*job) {
 	if x.key.id == "" {
-		return x.jobs
+		return x.job, nil
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	jobs := x.jobs
-	x.jobs = nil
+	job, others := x.job, x.others
+	x.job, x.others = nil, nil
 	if !keep || x.size(r) > e.maxBytes {
 		delete(e.known, x.key)
-		return jobs
+		return job, others
 	}
-	x.stored, x.reply, x.ended = true, r, time.Now()
+	x.stored, x.reply = true, r
 	if e.newest == nil {
 		e.oldest = x
 	} else {
@@ -135,13 +139,13 @@ func (e *executions) end(x *execution, r reply, keep bool) []*job {
 	}
 	e.newest = x
 	e.bytes += x.size(r)
-	e.evict()
-	return jobs
+	e.evict(x.ended)
+	return job, others
 }
 
 // evict forgets what is too old or too much. The caller holds mu.
-func (e *executions) evict() {
-	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || time.Since(x.ended) > e.maxAge); x = e.oldest {
+func (e *executions) evict(now time.Time) {
+	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || now.Sub(x.ended) > e.maxAge); x = e.oldest {
 		e.bytes -= x.size(x.reply)
 		delete(e.known, x.key)
 		if e.oldest = x.next; e.oldest == nil {
@@ -151,24 +155,24 @@ func (e *executions) evict() {
 }
 
 func (x *execution) size(r reply) int {
-	n := entryOverhead + len(x.key.method) + len(x.key.id) + len(r.body)
+	n := entryOverhead + len(x.key.id) + len(r.body)
 	if r.failed != nil {
 		n += len(r.failed.message)
 	}
 	return n
 }
 
-// replyAll answers every job with the same reply. Two jobs of one call, as after a
-// loss of the link or a re-send, need one answer; it goes with the newer one, whose
-// session is more likely to live.
-func (s *Server) replyAll(jobs []*job, r reply) {
+// replyAll answers the job that ran and the others with the same reply. Two jobs of one
+// call, as after a loss of the link or a re-send, need one answer; it goes with the newer
+// one, whose session is more likely to live.
+func (s *Server) replyAll(ran *job, others []*job, r reply) {
 	type caller struct{ replyTo, correlationID string }
-	if len(jobs) == 1 {
-		s.reply(jobs[0], r)
+	if len(others) == 0 {
+		s.reply(ran, r)
 		return
 	}
-	answered := make(map[caller]bool, len(jobs))
-	for _, j := range slices.Backward(jobs) {
+	answered := make(map[caller]bool, len(others)+1)
+	for _, j := range slices.Backward(append([]*job{ran}, others...)) {
 		who := caller{j.in.replyTo, j.in.CorrelationID}
 		if answered[who] {
 			j.settled()

@@ -26,6 +26,15 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, again when
 // that is safe, and waits for the answer.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
+	k, err := c.begin(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return c.seeThrough(ctx, k, c.gone(ctx, k), event{kind: eventTurn})
+}
+
+// begin registers a call.
+func (c *Client) begin(ctx context.Context, req *Request) (*call, error) {
 	if req.call.info != nil {
 		*req.call.info = CallInfo{}
 	}
@@ -39,30 +48,51 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	if err := c.pending.add(k); err != nil {
 		return nil, c.notTaken(err)
 	}
-	defer func() {
-		k.withdraw() // answered before a re-send left
-		c.pending.remove(k)
-	}()
 	// A call that gives up may leave the publisher in the middle of its body, which
 	// belongs to the caller again then.
 	k.req.Body = bytes.Clone(k.req.Body)
 	c.budget.earn()
-	answer, t, err := c.exchange(ctx, k, 0)
+	return k, nil
+}
+
+// gone returns what is closed when the call's context ends. Where only the client's own
+// deadline would end it, the pending table watches that, for all calls together.
+func (c *Client) gone(ctx context.Context, k *call) <-chan struct{} {
+	if late, ok := ctx.(*deadlineContext); ok && !late.isMade() && c.pending.expireAt(k) {
+		return late.parent.Done()
+	}
+	return ctx.Done()
+}
+
+// seeThrough takes a call from an event to its end.
+func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
+	defer func() {
+		k.withdraw() // answered before a re-send left
+		c.pending.remove(k)
+	}()
+	answer, t, err := c.exchange(ctx, k, gone, ev)
 	for k.refusal != nil {
-		wait, ok := c.mayRetry(ctx, k, k.refusal.retryAfter)
+		wait, ok := c.mayRetry(k, k.refusal.retryAfter)
 		if !ok {
 			k.refusal.retryAfter = wait
 			break
 		}
 		k = c.pending.renew(k)
-		answer, t, err = c.exchange(ctx, k, wait)
+		answer, t, err = c.exchange(ctx, k, gone, k.pause(gone, wait))
 	}
+	c.account(k, t)
+	return answer, err
+}
+
+// account tells how a call went.
+func (c *Client) account(k *call, t timing) {
 	sends := int(k.sent.Load())
-	c.counts.resent.Add(uint64(max(sends-1, 0)))
-	if info := req.call.info; info != nil {
+	if sends > 1 {
+		c.counts.resent.Add(uint64(sends - 1))
+	}
+	if info := k.req.call.info; info != nil {
 		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler}
 	}
-	return answer, err
 }
 
 // notTaken makes the error of a call that the pending table refused. It is not
@@ -78,26 +108,72 @@ func (c *Client) notTaken(sentinel error) error {
 	return e
 }
 
-// exchange sends attempts, the first after a pause, until one is answered or nothing
-// more may be sent.
-func (c *Client) exchange(ctx context.Context, k *call, pause time.Duration) ([]byte, timing, error) {
+// exchange makes attempts until one is answered or nothing more may be sent.
+func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
 	for {
-		var ev event
-		var err error
-		if pause > 0 {
-			ev, err = c.pause(ctx, k, pause)
+		switch ev.kind {
+		case eventTurn:
+			k.send()
+			ev = k.await(gone, nil)
+		case eventFate:
+			pause, err := c.afterFate(k, ev.fate)
+			if err != nil {
+				return nil, timing{}, err
+			}
+			ev = k.pause(gone, pause)
+		case eventAnswered:
+			return k.read(&k.answer)
+		case eventExpired, eventGone, eventClosed:
+			switch { // an answer that has arrived is better than the error of giving up
+			case k.hasArrived():
+				return k.read(&k.answer)
+			case ev.kind == eventClosed:
+				return nil, timing{}, localError(CodeUnavailable, k.outcome(), ErrClosed, "")
+			default:
+				return nil, timing{}, c.gaveUp(ctx, k)
+			}
 		}
-		if err == nil && ev.answer == nil {
-			ev, err = c.attempt(ctx, k)
-		}
-		switch {
-		case err != nil:
-			return nil, timing{}, err
-		case ev.answer != nil:
-			return k.read(ev.answer)
-		}
-		if pause, err = c.afterFate(ctx, k, ev.fate); err != nil {
-			return nil, timing{}, err
+	}
+}
+
+// await waits for an event, the end of the caller's context, or, unless it is nil, for
+// after.
+func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
+	select {
+	case ev := <-k.events:
+		return ev
+	case <-gone:
+		return event{kind: eventGone}
+	case <-after:
+		return event{kind: eventTurn}
+	}
+}
+
+// pause waits before the next attempt; any event ends it.
+func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
+	if d <= 0 {
+		return event{kind: eventTurn}
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	return k.await(gone, timer.C)
+}
+
+// hasArrived reports whether an answer has arrived that nobody has seen, and notes the
+// fates of attempts.
+func (k *call) hasArrived() bool {
+	for {
+		select {
+		case ev := <-k.events:
+			switch ev.kind {
+			case eventAnswered:
+				return true
+			case eventFate:
+				k.note(ev.fate)
+			case eventExpired, eventClosed, eventGone, eventTurn:
+			}
+		default:
+			return false
 		}
 	}
 }
@@ -126,58 +202,13 @@ func (k *call) read(a *received) ([]byte, timing, error) {
 // mayRetry decides whether a call that was refused may be tried again: after a wait
 // of at least the server's hint, within the call's deadline, and out of the budget.
 // When it may not, the wait is a hint for the caller.
-func (c *Client) mayRetry(ctx context.Context, k *call, hint time.Duration) (wait time.Duration, ok bool) {
+func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok bool) {
 	wait = hint + k.nextWait()
-	deadline, _ := ctx.Deadline()
-	if time.Until(deadline) <= wait || !c.budget.spend() {
+	if time.Until(k.deadline) <= wait || !c.budget.spend() {
 		return wait, false
 	}
 	c.counts.retried.Add(1)
 	return wait, true
-}
-
-// attempt hands the request to the publisher and waits for an answer or a fate.
-func (c *Client) attempt(ctx context.Context, k *call) (event, error) {
-	k.send()
-	select {
-	case ev := <-k.events:
-		return ev, nil
-	case <-ctx.Done():
-		return c.ended(k, func() error { return c.gaveUp(ctx, k) })
-	case <-c.closing:
-		return c.ended(k, func() error { return localError(CodeUnavailable, k.outcome(), ErrClosed, "") })
-	}
-}
-
-// pause waits before the next attempt; an answer to an earlier one ends it.
-func (c *Client) pause(ctx context.Context, k *call, d time.Duration) (event, error) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return event{}, nil
-	case ev := <-k.events:
-		return ev, nil
-	case <-ctx.Done():
-		return c.ended(k, func() error { return c.gaveUp(ctx, k) })
-	case <-c.closing:
-		return c.ended(k, func() error { return localError(CodeUnavailable, k.outcome(), ErrClosed, "") })
-	}
-}
-
-// ended prefers an answer that has arrived over the error of giving up.
-func (c *Client) ended(k *call, giveUp func() error) (event, error) {
-	for {
-		select {
-		case ev := <-k.events:
-			if ev.answer != nil {
-				return ev, nil
-			}
-			k.note(ev.fate)
-		default:
-			return event{}, giveUp()
-		}
-	}
 }
 
 // note keeps what an attempt's fate proves.
@@ -189,7 +220,7 @@ func (k *call) note(f fate) {
 
 // afterFate decides what follows an attempt that got no answer: another one, at
 // once or after a pause, or the error.
-func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Duration, err error) {
+func (c *Client) afterFate(k *call, f fate) (pause time.Duration, err error) {
 	k.note(f)
 	outcome := k.outcome()
 	switch f {
@@ -209,7 +240,7 @@ func (c *Client) afterFate(ctx context.Context, k *call, f fate) (pause time.Dur
 		if c.queueIsComingUp(k) {
 			return k.nextWait(), nil
 		}
-		wait, ok := c.mayRetry(ctx, k, 0)
+		wait, ok := c.mayRetry(k, 0)
 		if ok {
 			return wait, nil
 		}

@@ -18,8 +18,7 @@ type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
 	methods map[string]*serverMethod
-	jobs    chan *job // requests that came alone
-	batched chan *job // requests that came in batches
+	jobs    *jobQueue
 	outbox  *outbox
 	workers sync.WaitGroup
 	load    load
@@ -38,7 +37,6 @@ type Server struct {
 	draining  chan struct{} // closed when no further request is started
 	stopNow   chan struct{} // closed by Close
 	closeOnce sync.Once
-	quit      chan struct{} // closed when the workers are to end
 }
 
 // NewServer returns a server for the broker at url, which may be a comma-separated
@@ -52,15 +50,13 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	s := &Server{
 		cfg:        cfg,
 		methods:    make(map[string]*serverMethod),
-		jobs:       make(chan *job, cfg.prefetch+retryPrefetch),
-		batched:    make(chan *job, batchCalls),
+		jobs:       newJobQueue(),
 		outbox:     newOutbox(),
 		load:       load{workers: int64(cfg.workers)},
 		executions: newExecutions(cfg.replayBytes, cfg.replayAge),
 		adopted:    make(map[string]bool),
 		draining:   make(chan struct{}),
 		stopNow:    make(chan struct{}),
-		quit:       make(chan struct{}),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
 	return s, nil
@@ -118,7 +114,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	cancelHandlers(errServerStopped)
 	unlink()
 	link.Wait()
-	close(s.quit)
+	s.jobs.close()
 	if err == nil {
 		s.workers.Wait()
 	}

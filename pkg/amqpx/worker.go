@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// startWorker starts a worker, which ends when quit is closed.
+// startWorker starts a worker, which ends when the queue of jobs is closed.
 func (s *Server) startWorker(handlers context.Context) {
 	s.workers.Go(func() { s.work(handlers) })
 }
@@ -20,17 +20,10 @@ func (s *Server) work(handlers context.Context) {
 			s.startWorker(handlers)
 		}
 	}()
-	for {
-		select {
-		case j := <-s.jobs:
-			s.process(handlers, j)
-		case j := <-s.batched:
-			s.process(handlers, j)
-		case <-s.quit:
-			normal = true
-			return
-		}
+	for j := s.jobs.take(); j != nil; j = s.jobs.take() {
+		s.process(handlers, j)
 	}
+	normal = true
 }
 
 // process settles one job in one of these ways: skipped, refused, given back, moved,
@@ -41,8 +34,9 @@ func (s *Server) process(handlers context.Context, j *job) {
 		return
 	}
 	in, failed := j.decode()
-	m := s.methods[in.Method]
-	queued := time.Since(j.arrived)
+	m := j.method
+	now := time.Now()
+	queued := now.Sub(j.arrived)
 	switch {
 	case failed != nil:
 	case m == nil:
@@ -57,19 +51,21 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case s.isDraining():
 		s.giveBack(j)
 	case s.handedOutBefore(j, m):
+	case in.lostDeliveries == 0:
+		s.execute(handlers, j, m, now)
 	case s.awaitMoves(j):
-		s.execute(handlers, j, m, queued)
+		s.execute(handlers, j, m, time.Now())
 	default:
 		j.over()
 	}
 }
 
 // execute runs the handler, unless the same request runs already or has run.
-func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, queued time.Duration) {
-	x, again := s.executions.begin(j)
+func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, now time.Time) {
+	x, again := s.executions.begin(j, now)
 	switch {
 	case x != nil:
-		s.invoke(handlers, j, m, x, queued)
+		s.invoke(handlers, j, m, x, now)
 	case again != nil:
 		s.counts.replayed.Add(1)
 		s.reply(j, *again)
@@ -79,28 +75,35 @@ func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, queu
 }
 
 // invoke runs the handler and answers, whichever way the handler ends.
-func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *execution, queued time.Duration) {
+func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *execution, begun time.Time) {
 	if j.in.budget != noBudget {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, j.arrived.Add(j.in.budget))
-		defer cancel()
+		bounded := withDeadline(ctx, j.arrived.Add(j.in.budget))
+		defer bounded.end()
+		ctx = bounded
 	}
-	begun := time.Now()
+	queued := begun.Sub(j.arrived)
 	s.load.started()
-	body, err := []byte(nil), errors.New("the handler ended its goroutine")
+	body, err := []byte(nil), errGoexit
 	defer func() {
-		took := time.Since(begun)
+		ended := time.Now()
+		took := ended.Sub(begun)
+		x.ended = ended
 		s.load.ended(took)
 		s.finish(ctx, j.in, x, body, err, timing{queue: queued, handler: took})
 	}()
 	body, err = m.handler(ctx, &j.in.Request)
 }
 
+// errGoexit is what a handler came to that neither returned nor panicked.
+var errGoexit = errors.New("the handler ended its goroutine")
+
 // finish answers every job of an execution that ended. After a hard stop it stays
 // silent: the requests were not acknowledged and go to another server.
 func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []byte, err error, t timing) {
-	if errors.Is(context.Cause(ctx), errServerStopped) && err != nil {
-		for _, j := range s.executions.end(x, reply{}, false) {
+	if err != nil && errors.Is(context.Cause(ctx), errServerStopped) {
+		ran, others := s.executions.end(x, reply{}, false)
+		ran.over()
+		for _, j := range others {
 			j.over()
 		}
 		return
@@ -121,5 +124,6 @@ func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []
 	}
 	// What a handler says whose time is over is no answer for good.
 	keep := err == nil || ctx.Err() == nil
-	s.replyAll(s.executions.end(x, r, keep), r)
+	ran, others := s.executions.end(x, r, keep)
+	s.replyAll(ran, others, r)
 }

@@ -1,0 +1,75 @@
+package amqpx
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// deadlineContext is what context.WithDeadline makes, but made late: until somebody
+// waits for it, or asks for a value, it costs no timer and no place in its parent.
+// Most calls end before anybody does.
+type deadlineContext struct {
+	parent   context.Context //nolint:containedctx // this is a context.
+	deadline time.Time
+	ended    atomic.Bool
+	made     atomic.Pointer[madeContext] // nil until it is needed
+}
+
+type madeContext struct {
+	context.Context //nolint:containedctx // the real one.
+
+	cancel context.CancelFunc
+}
+
+// withDeadline returns a context that ends with its parent, at the deadline, or when
+// end is called.
+func withDeadline(parent context.Context, deadline time.Time) *deadlineContext {
+	return &deadlineContext{parent: parent, deadline: deadline}
+}
+
+// end releases what the context holds; it counts as cancelled then.
+func (c *deadlineContext) end() {
+	c.ended.Store(true)
+	if m := c.made.Load(); m != nil {
+		m.cancel()
+	}
+}
+
+// isMade reports whether there is a real context.
+func (c *deadlineContext) isMade() bool { return c.made.Load() != nil }
+
+func (c *deadlineContext) real() context.Context {
+	if m := c.made.Load(); m != nil {
+		return m
+	}
+	m := &madeContext{}
+	m.Context, m.cancel = context.WithDeadline(c.parent, c.deadline)
+	if !c.made.CompareAndSwap(nil, m) {
+		m.cancel()
+		m = c.made.Load()
+	}
+	if c.ended.Load() {
+		m.cancel()
+	}
+	return m
+}
+
+// Deadline implements context.Context.
+func (c *deadlineContext) Deadline() (time.Time, bool) { return c.deadline, true }
+
+// Done implements context.Context.
+func (c *deadlineContext) Done() <-chan struct{} { return c.real().Done() }
+
+// Value implements context.Context. The standard library finds a context's cause by a
+// value, so this asks the real one.
+func (c *deadlineContext) Value(key any) any { return c.real().Value(key) }
+
+// Err implements context.Context.
+func (c *deadlineContext) Err() error {
+	over := c.isMade() || c.ended.Load() || c.parent.Err() != nil || !time.Now().Before(c.deadline)
+	if !over {
+		return nil
+	}
+	return c.real().Err()
+}

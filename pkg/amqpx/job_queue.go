@@ -1,0 +1,105 @@
+package amqpx
+
+import "sync"
+
+// jobQueue holds the jobs that wait for a worker, first come, first served. A worker
+// that takes a job wakes one other if there is more to do, so that handlers which take
+// long get as many workers as there are, and those which take no time are all run by one
+// that is awake already. Safe for concurrent use.
+type jobQueue struct {
+	// room has a token when few jobs wait again.
+	room chan struct{}
+
+	mu     sync.Mutex
+	work   sync.Cond
+	jobs   []*job // from first on
+	first  int
+	idle   int  // workers that wait for a job
+	called bool // one of them was woken and has not come yet
+	closed bool
+}
+
+// queueRoom is how many jobs may wait before no further batch is unpacked.
+const queueRoom = batchCalls
+
+func newJobQueue() *jobQueue {
+	q := &jobQueue{room: make(chan struct{}, 1)}
+	q.work.L = &q.mu
+	return q
+}
+
+// put adds a job. It never waits.
+func (q *jobQueue) put(j *job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.jobs) == cap(q.jobs) && q.first > len(q.jobs)/2 { // rather than to grow
+		left := copy(q.jobs, q.jobs[q.first:])
+		clear(q.jobs[left:])
+		q.jobs, q.first = q.jobs[:left], 0
+	}
+	q.jobs = append(q.jobs, j)
+	q.wake()
+}
+
+// wake calls a worker if that has a use. The caller holds mu.
+func (q *jobQueue) wake() {
+	if q.idle > 0 && !q.called && q.first < len(q.jobs) {
+		q.called = true
+		q.work.Signal()
+	}
+}
+
+// take waits for a job; nil means that there will be none.
+func (q *jobQueue) take() *job {
+	q.mu.Lock()
+	for q.first == len(q.jobs) && !q.closed {
+		q.idle++
+		q.work.Wait()
+		q.idle--
+		q.called = false
+	}
+	if q.closed {
+		q.mu.Unlock()
+		return nil
+	}
+	j := q.jobs[q.first]
+	q.jobs[q.first] = nil
+	if q.first++; q.first == len(q.jobs) {
+		q.jobs, q.first = q.jobs[:0], 0
+	}
+	q.wake()
+	few := q.length() < queueRoom
+	q.mu.Unlock()
+	if few && len(q.room) == 0 {
+		select {
+		case q.room <- struct{}{}:
+		default:
+		}
+	}
+	return j
+}
+
+// hasRoom reports whether another batch may be unpacked; if not, room gets a token when
+// it may.
+func (q *jobQueue) hasRoom() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.length() < queueRoom
+}
+
+// len returns how many jobs wait.
+func (q *jobQueue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.length()
+}
+
+func (q *jobQueue) length() int { return len(q.jobs) - q.first }
+
+// close sends the workers home.
+func (q *jobQueue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.work.Broadcast()
+}

@@ -1,0 +1,149 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Field numbers of an answer's record.
+const (
+	answerID         protowire.Number = 1
+	answerBody       protowire.Number = 2
+	answerCode       protowire.Number = 3
+	answerRan        protowire.Number = 4
+	answerRetry      protowire.Number = 5
+	answerRetryAfter protowire.Number = 6
+	answerQueueTime  protowire.Number = 7
+	answerHandler    protowire.Number = 8
+)
+
+// Values of answerRan. Without it the server cannot tell.
+const (
+	ranNot uint64 = 1
+	ranYes uint64 = 2
+)
+
+// answerSize bounds what appendAnswer appends.
+func answerSize(id string, r reply) int {
+	n := recordOverhead + len(id) + len(r.body)
+	if r.failed != nil {
+		n += len(r.failed.code) + len(r.failed.message)
+	}
+	return n
+}
+
+// appendAnswer appends the record of what a request came to.
+func appendAnswer(b []byte, in *incoming, r reply) []byte {
+	b, start := beginRecord(b)
+	b = appendText(b, answerID, in.CorrelationID)
+	b = appendNumber(b, answerQueueTime, uint64(max(r.timing.queue.Microseconds(), 0)))
+	b = appendNumber(b, answerHandler, uint64(max(r.timing.handler.Microseconds(), 0)))
+	if r.failed == nil {
+		return endRecord(appendBlob(b, answerBody, r.body), start)
+	}
+	b = appendText(b, answerBody, r.failed.message)
+	b = appendText(b, answerCode, string(r.failed.code))
+	switch r.failed.outcome {
+	case DidNotRun:
+		b = appendNumber(b, answerRan, ranNot)
+		b = appendNumber(b, answerRetry, uint64(max(in.retry, 0)))
+	case Ran:
+		b = appendNumber(b, answerRan, ranYes)
+	case MayHaveRun:
+	}
+	if r.failed.retryAfter > 0 {
+		b = appendNumber(b, answerRetryAfter, uint64(milliseconds(r.failed.retryAfter))) //nolint:gosec // positive.
+	}
+	return endRecord(b, start)
+}
+
+// batchedAnswer is an answer in a batch, and what became of it.
+type batchedAnswer struct {
+	received
+
+	id      []byte // a part of the batch's body
+	call    *call  // that it settles
+	verdict verdict
+}
+
+// decodeAnswers appends the answers of a batch; with an error there are none. But for
+// their ids they are no parts of the body.
+func decodeAnswers(body []byte, redelivered bool, answers []batchedAnswer) ([]batchedAnswer, error) {
+	var room [64][]byte
+	records, err := appendRecords(room[:0], body)
+	if err != nil {
+		return answers, err
+	}
+	for _, record := range records {
+		a := batchedAnswer{}
+		a.id = a.decode(record)
+		a.redelivered = redelivered
+		answers = append(answers, a)
+	}
+	return answers, nil
+}
+
+// decode reads the record of an answer and returns the id of its call.
+func (a *received) decode(record []byte) (id []byte) {
+	var body, code []byte
+	e := Error{remote: true, outcome: MayHaveRun}
+	for len(record) > 0 {
+		var f field
+		f, record = nextField(record)
+		switch {
+		case f.kind == protowire.VarintType:
+			a.setNumber(&e, f)
+		case f.kind != protowire.BytesType:
+		case f.number == answerID:
+			id = f.bytes
+		case f.number == answerBody:
+			body = f.bytes
+		case f.number == answerCode:
+			code = f.bytes
+		}
+	}
+	if len(code) == 0 {
+		a.body = bytes.Clone(body)
+		return id
+	}
+	e.code, e.message = Code(code), string(body)
+	if !e.code.Valid() {
+		e.code = CodeUnknown
+	}
+	if e.code == CodeDeadlineExceeded {
+		e.causes = []error{context.DeadlineExceeded}
+	}
+	failed := e // only an error has to outlive this
+	a.failed = &failed
+	return id
+}
+
+// setNumber reads one field of an answer, which may be of an error.
+func (a *received) setNumber(e *Error, f field) {
+	switch f.number {
+	case answerRan:
+		e.outcome = outcomeOf(f.value)
+	case answerRetry:
+		a.round, a.echoed = int64(min(f.value, 1<<62)), true //nolint:gosec // bounded.
+	case answerRetryAfter:
+		e.retryAfter = boundedDuration(f.value, time.Millisecond)
+	case answerQueueTime:
+		a.timing.queue = boundedDuration(f.value, time.Microsecond)
+	case answerHandler:
+		a.timing.handler = boundedDuration(f.value, time.Microsecond)
+	}
+}
+
+func outcomeOf(ran uint64) Outcome {
+	switch ran {
+	case ranNot:
+		return DidNotRun
+	case ranYes:
+		return Ran
+	default:
+		return MayHaveRun
+	}
+}

@@ -1,0 +1,191 @@
+package amqpx
+
+import (
+	"bytes"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Field numbers of a call's record, and of a header in it.
+const (
+	callID         protowire.Number = 1
+	callMethod     protowire.Number = 2
+	callBody       protowire.Number = 3
+	callTimeout    protowire.Number = 4
+	callMessageID  protowire.Number = 5
+	callIdempotent protowire.Number = 6
+	callResent     protowire.Number = 7
+	callRetry      protowire.Number = 8
+	callHeader     protowire.Number = 9
+
+	headerName  protowire.Number = 1
+	headerValue protowire.Number = 2
+)
+
+// batchable reports whether a request can travel in a batch: headers are text there.
+func batchable(req *Request) bool {
+	for _, v := range req.Header {
+		if _, ok := v.(string); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// callSize bounds what appendCall appends.
+func callSize(req *Request) int {
+	n := recordOverhead + len(req.CorrelationID) + len(req.Method) + len(req.Body) + len(req.IdempotencyKey)
+	for name, v := range req.Header {
+		n += headerRecordSize(name, v.(string)) + 2*protowire.SizeVarint(maxHeaderBytes) //nolint:forcetypeassert // batchable.
+	}
+	return n
+}
+
+func headerRecordSize(name, value string) int {
+	return protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue) + protowire.SizeBytes(len(value))
+}
+
+// appendCall appends a call's record. budget is the time that is left.
+func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry int64) []byte {
+	b, start := beginRecord(b)
+	b = appendText(b, callID, req.CorrelationID)
+	b = appendText(b, callMethod, req.Method)
+	b = appendBlob(b, callBody, req.Body)
+	b = appendNumber(b, callTimeout, uint64(milliseconds(min(budget, maxBudget)))) //nolint:gosec // never negative.
+	if req.IdempotencyKey != req.CorrelationID || !req.Idempotent {
+		b = appendText(b, callMessageID, req.IdempotencyKey)
+	}
+	if req.Idempotent {
+		b = appendNumber(b, callIdempotent, 1)
+	}
+	if resent {
+		b = appendNumber(b, callResent, 1)
+	}
+	if retry > 0 {
+		b = appendNumber(b, callRetry, uint64(retry))
+	}
+	for name, v := range req.Header {
+		value, _ := v.(string)
+		b = protowire.AppendTag(b, callHeader, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(headerRecordSize(name, value))) //nolint:gosec // a length.
+		b = protowire.AppendTag(b, headerName, protowire.BytesType)
+		b = protowire.AppendString(b, name)
+		b = protowire.AppendTag(b, headerValue, protowire.BytesType)
+		b = protowire.AppendString(b, value)
+	}
+	return endRecord(b, start)
+}
+
+// decodeCall reads the record of a request into in, as decodeRequest would give it.
+// Nothing in it is a part of the record. intern makes a string of a method's name.
+func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte) string) *Error {
+	in.replyTo, in.budget, in.speaksHeaders = replyTo, noBudget, true
+	in.OneWay = replyTo == ""
+	var failed *Error
+	for len(record) > 0 {
+		var f field
+		f, record = nextField(record)
+		if fault := in.set(f, intern); fault != nil && failed == nil {
+			failed = fault
+		}
+	}
+	if in.Idempotent && in.IdempotencyKey == "" {
+		in.IdempotencyKey = in.CorrelationID
+	}
+	in.Redelivered = in.resent
+	switch {
+	case !safeReplyTo(replyTo):
+		in.OneWay = true // there is nowhere to send even the refusal
+		return refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
+	case failed != nil:
+		return failed
+	case in.Method == "" || len(in.Method) > maxShortString:
+		return refusal(CodeInvalidArgument, "method name of %d bytes: want 1 to %d", len(in.Method), maxShortString)
+	case in.CorrelationID == "" && !in.OneWay:
+		return refusal(CodeInvalidArgument, "the call has no id")
+	default:
+		return nil
+	}
+}
+
+// set reads one field of a call; one of another type than it should have is as good as
+// none.
+func (in *incoming) set(f field, intern func([]byte) string) *Error {
+	switch f.kind {
+	case protowire.BytesType:
+		return in.setBytes(f, intern)
+	case protowire.VarintType:
+		in.setNumber(f)
+	default:
+	}
+	return nil
+}
+
+func (in *incoming) setBytes(f field, intern func([]byte) string) *Error {
+	switch f.number {
+	case callID:
+		return setText(&in.CorrelationID, "id", f.bytes)
+	case callMethod:
+		if !utf8.Valid(f.bytes) {
+			return setText(&in.Method, "method", f.bytes)
+		}
+		in.Method = intern(f.bytes)
+	case callBody:
+		in.Body = bytes.Clone(f.bytes)
+	case callMessageID:
+		return setText(&in.IdempotencyKey, "message_id", f.bytes)
+	case callHeader:
+		return in.addHeader(f.bytes)
+	}
+	return nil
+}
+
+func (in *incoming) setNumber(f field) {
+	switch f.number {
+	case callTimeout:
+		in.budget = boundedDuration(f.value, time.Millisecond)
+	case callIdempotent:
+		in.Idempotent = f.value != 0
+	case callResent:
+		in.resent = f.value != 0
+	case callRetry:
+		in.retry = int64(min(f.value, 1<<62)) //nolint:gosec // bounded.
+	}
+}
+
+// setText reads a short string.
+func setText(to *string, what string, text []byte) *Error {
+	if len(text) > maxShortString || !utf8.Valid(text) {
+		return refusal(CodeInvalidArgument, "%s of %d bytes: want UTF-8 of at most %d", what, len(text), maxShortString)
+	}
+	*to = string(text)
+	return nil
+}
+
+// addHeader reads a header. A record of it that is no message is refused.
+func (in *incoming) addHeader(record []byte) *Error {
+	if !isMessage(record) {
+		return refusal(CodeInvalidArgument, "a header cannot be read")
+	}
+	var name, value string
+	for len(record) > 0 {
+		var f field
+		f, record = nextField(record)
+		switch f.number {
+		case headerName:
+			name = string(f.bytes)
+		case headerValue:
+			value = string(f.bytes)
+		}
+	}
+	if len(name) > maxShortString {
+		return refusal(CodeInvalidArgument, "a header cannot be read")
+	}
+	if in.Header == nil {
+		in.Header = make(map[string]any)
+	}
+	in.Header[name] = value
+	return nil
+}
