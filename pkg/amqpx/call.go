@@ -38,14 +38,12 @@ const (
 	eventAnswered                  // it has an answer
 	eventExpired                   // its deadline has passed
 	eventClosed                    // the client is closed
-	// Of the caller's own.
-	eventGone // its context has ended
-	eventTurn // it is time for an attempt
+	eventGone                      // its context has ended
+	eventTurn                      // it is time for an attempt
 )
 
-// mostEvents is how many events a call can have that nobody has read: one of each kind
-// that others send.
-const mostEvents = 4
+// mostEvents is how many events a call can have that nobody has read: one of each kind.
+const mostEvents = int(eventTurn) + 1
 
 // route is the way of a client's calls, which all of them share.
 type route struct {
@@ -62,6 +60,7 @@ type call struct {
 	req      *Request
 	route    *route
 	deadline time.Time
+	future   *Future // that is to settle; nil when a goroutine waits for the call
 
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
@@ -95,8 +94,14 @@ func newCall(req *Request, r *route) *call {
 	return &call{req: req, route: r, events: make(chan event, mostEvents)}
 }
 
-// tell hands an event to whoever waits for the call.
-func (k *call) tell(ev event) { k.events <- ev }
+// tell hands an event to whoever waits for the call. It never waits.
+func (k *call) tell(ev event) {
+	if f := k.future; f != nil && f.asleep.CompareAndSwap(true, false) {
+		f.wake(k, ev)
+		return
+	}
+	k.events <- ev
+}
 
 // next returns the call for the round after a server's refusal: the same request
 // under the same id. It is another value, because the broker's word on the refused
@@ -104,7 +109,7 @@ func (k *call) tell(ev event) { k.events <- ev }
 func (k *call) next() *call {
 	k.withdraw() // answered before a re-send left
 	n := newCall(k.req, k.route)
-	n.deadline = k.deadline
+	n.deadline, n.future = k.deadline, k.future
 	n.round, n.uncertain, n.noQueue, n.wait = k.round+1, k.uncertain, k.noQueue, k.wait
 	n.sent.Store(k.sent.Load())
 	return n

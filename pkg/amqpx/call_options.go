@@ -14,6 +14,7 @@ type callConfig struct {
 	waitForServer  bool
 	header         map[string]any
 	info           *CallInfo
+	ours           bool // nobody but the client itself sees the request
 }
 
 // CallInfo tells how a call went. Pass one with [WithCallInfo]; it is filled in

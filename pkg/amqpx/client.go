@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"maps"
 	"math"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type Client struct {
 	// Only setup uses these.
 	linked      int32 // how many sessions it has set up, or tried to
 	answersLost bool  // the reply queue was made anew and no call told yet
+
+	futures sync.WaitGroup // goroutines of calls made with Go
 
 	closing   chan struct{} // closed by Close: pending calls settle
 	closeOnce sync.Once
@@ -68,6 +71,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
 		c.sup.run(ctx)
+		c.futures.Wait() // their calls have been told
 	}()
 	return c, nil
 }
@@ -102,7 +106,8 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Requ
 			o(req.call)
 		}
 	}
-	req.Header, req.Idempotent = req.call.header, req.call.idempotent
+	req.call.ours = len(c.cfg.middleware) == 0
+	req.Header, req.Idempotent = maps.Clone(req.call.header), req.call.idempotent
 	if req.IdempotencyKey = req.call.idempotencyKey; req.IdempotencyKey == "" && req.Idempotent {
 		req.IdempotencyKey = req.CorrelationID
 	}

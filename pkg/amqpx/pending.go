@@ -204,6 +204,16 @@ func (p *pending) close() {
 	}
 }
 
+// unlessClosed calls f, which does not wait, unless the table is closed.
+func (p *pending) unlessClosed(f func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		f()
+	}
+	return !p.closed
+}
+
 // len returns how many calls are pending.
 func (p *pending) len() int {
 	p.mu.Lock()

@@ -26,24 +26,28 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, again when
 // that is safe, and waits for the answer.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
-	k, err := c.begin(ctx, req)
+	k, err := c.begin(ctx, req, nil)
 	if err != nil {
 		return nil, err
 	}
 	return c.seeThrough(ctx, k, c.gone(ctx, k), event{kind: eventTurn})
 }
 
-// begin registers a call.
-func (c *Client) begin(ctx context.Context, req *Request) (*call, error) {
+// begin registers a call, for a future or for a goroutine that waits.
+func (c *Client) begin(ctx context.Context, req *Request, f *Future) (*call, error) {
 	if req.call.info != nil {
 		*req.call.info = CallInfo{}
 	}
 	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
-	own := *req
-	own.Header = maps.Clone(own.Header)
-	k := newCall(&own, &c.route)
+	if !req.call.ours {
+		own := *req
+		own.Header = maps.Clone(own.Header)
+		req = &own
+	}
+	k := newCall(req, &c.route)
+	k.future = f
 	k.deadline, _ = ctx.Deadline()
 	if err := c.pending.add(k); err != nil {
 		return nil, c.notTaken(err)

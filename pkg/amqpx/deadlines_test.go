@@ -1,0 +1,135 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo, "hangs": untilDone})
+		var waiting []<-chan result
+		for range 5 {
+			waiting = append(waiting, goCall(r.client, t.Context(), "hangs", nil))
+			wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "") // comes and goes between them
+			pass(time.Second)
+		}
+		for _, done := range waiting {
+			got := <-done
+			wantIs(t, got.err, context.DeadlineExceeded)
+			wantSame(t, "took", got.took, DefaultTimeout)
+		}
+		pass(2 * DefaultTimeout)
+		got := <-goCall(r.client, t.Context(), "hangs", nil) // the first in a list that was empty
+		wantSame(t, "took", got.took, DefaultTimeout)
+	})
+}
+
+// Middleware that waits before it goes on puts calls out of the order of their deadlines.
+func TestCallsOutOfOrderExpireInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"hangs": untilDone}).WaitReady)
+		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
+			return func(ctx context.Context, req *Request) ([]byte, error) {
+				if string(req.Body) == "late" {
+					sleep(ctx, 10*time.Second)
+				}
+				return next(ctx, req)
+			}
+		}))
+		ready(t, c.WaitReady)
+		late := goCall(c, t.Context(), "hangs", []byte("late"))
+		pass(time.Second)
+		other := goCall(c, t.Context(), "hangs", nil)
+		for _, done := range []<-chan result{late, other} {
+			wantSame(t, "took", (<-done).took, DefaultTimeout)
+		}
+	})
+}
+
+func TestDeadlinesKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var l deadlines
+		begun := time.Now()
+		var calls []*call
+		for i := range 6 {
+			k := pendingCall(fmt.Sprint(i))
+			k.deadline = begun.Add(time.Duration(i) * time.Second)
+			wantSame(t, "added", l.add(k, func() {}), true)
+			calls = append(calls, k)
+		}
+		out := pendingCall("out of order")
+		out.deadline = begun
+		wantSame(t, "added out of order", l.add(out, func() {}), false)
+		l.remove(calls[0])
+		l.remove(calls[2])
+		l.remove(calls[5])
+		l.remove(calls[5]) // twice does no harm
+		by := pendingCall("in the place of 3")
+		by.deadline = calls[3].deadline
+		l.replace(calls[3], by)
+		var ids []string
+		for _, k := range l.expired(begun.Add(time.Hour)) {
+			ids = append(ids, k.req.CorrelationID)
+		}
+		wantSame(t, "expired", fmt.Sprint(ids), "[1 in the place of 3 4]")
+		wantSame(t, "left", l.oldest == nil && l.newest == nil, true)
+		l.stop()
+	})
+}
+
+func TestDeadlineContext(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	errCause := errors.New("the cause")
+	for _, c := range []struct {
+		name  string
+		made  bool // somebody asked before
+		then  func(c *deadlineContext, cancel context.CancelCauseFunc)
+		want  error
+		cause error
+	}{
+		{"under way", false, func(*deadlineContext, context.CancelCauseFunc) {}, nil, nil},
+		{"deadline", false, func(*deadlineContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"deadline, made", true, func(*deadlineContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"ended", false, func(c *deadlineContext, _ context.CancelCauseFunc) { c.end() }, context.Canceled, context.Canceled},
+		{"ended, made", true, func(c *deadlineContext, _ context.CancelCauseFunc) { c.end() }, context.Canceled, context.Canceled},
+		{"parent", false, func(_ *deadlineContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
+		{"parent, made", true, func(_ *deadlineContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "value"))
+				defer cancel(nil)
+				ctx := withDeadline(parent, time.Now().Add(time.Minute))
+				defer ctx.end()
+				if c.made {
+					ctx.Done()
+				}
+				c.then(ctx, cancel)
+				wantSame(t, "error", ctx.Err(), c.want)
+				wantSame(t, "cause", context.Cause(ctx), c.cause)
+				wantSame(t, "value", ctx.Value(key{}), any("value"))
+				select {
+				case <-ctx.Done():
+					wantSame(t, "done", c.want != nil, true)
+				default:
+					wantSame(t, "done", c.want != nil, false)
+				}
+				pass(2 * time.Minute)
+				if c.want != nil {
+					wantSame(t, "error for good", ctx.Err(), c.want)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,174 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// resultOf waits for a future.
+func resultOf(f *Future) result {
+	begun := time.Now()
+	answer, err := f.Wait()
+	return result{answer, err, time.Since(begun)}
+}
+
+func TestGoSettlesLikeCall(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		method  string
+		timeout time.Duration // 0: the client's own
+		arrange func(*rig)
+		during  func(r *rig, cancel context.CancelFunc)
+		opts    []CallOption
+
+		answer  string
+		code    Code
+		outcome Outcome
+		takes   time.Duration
+	}{
+		{name: "answer", method: "echo", answer: "body"},
+		{name: "coded error", method: "fails", code: CodeNotFound, outcome: Ran},
+		{name: "unknown method", method: "nobody knows", code: CodeUnimplemented, outcome: DidNotRun},
+		{name: "the client's deadline", method: "hangs", code: CodeDeadlineExceeded, outcome: MayHaveRun, takes: DefaultTimeout},
+		{name: "its context's deadline", method: "hangs", timeout: 3 * time.Second, code: CodeDeadlineExceeded, outcome: MayHaveRun, takes: 3 * time.Second},
+		{
+			name: "cancelled", method: "hangs", code: CodeCanceled, outcome: MayHaveRun,
+			during: func(_ *rig, cancel context.CancelFunc) { cancel() },
+		},
+		{
+			name: "closed", method: "hangs", code: CodeUnavailable, outcome: MayHaveRun,
+			during: func(r *rig, _ context.CancelFunc) { _ = r.client.Close(within(r.t, time.Minute)) },
+		},
+		{
+			name: "link lost", method: "echo", code: CodeUnavailable, outcome: MayHaveRun,
+			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultLostUnconfirmed) },
+		},
+		{
+			name: "link lost, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
+			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultLostUnconfirmed) },
+		},
+		{
+			name: "nacked once", method: "echo", answer: "body",
+			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNack) },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startRig(t, handlers{
+					"echo":  echo,
+					"hangs": untilDone,
+					"fails": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no") },
+				})
+				if c.arrange != nil {
+					c.arrange(r)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if c.timeout > 0 {
+					ctx = within(t, c.timeout)
+				}
+				f := r.client.Go(ctx, c.method, []byte("body"), c.opts...)
+				if c.during != nil {
+					settle()
+					c.during(r, cancel)
+				}
+				got := resultOf(f)
+				if got.took < c.takes || got.took >= c.takes+time.Second {
+					t.Errorf("took %v, want about %v", got.took, c.takes)
+				}
+				if c.code == "" {
+					wantAnswer(t, got, c.answer)
+				} else {
+					wantSame(t, "code", CodeOf(got.err), c.code)
+					wantSame(t, "outcome", OutcomeOf(got.err), c.outcome)
+				}
+				settle()
+				wantSame(t, "in flight", r.client.Stats().InFlight, 0)
+			})
+		})
+	}
+}
+
+func TestCallsMadeWithGoTakeNoGoroutines(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const calls, slack = 2000, 500 // other tests run beside this one
+		start := make(chan struct{})
+		r := startRig(t, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) {
+			<-start
+			return req.Body, nil
+		}})
+		before := runtime.NumGoroutine()
+		var all []*Future
+		for i := range calls {
+			all = append(all, r.client.Go(t.Context(), "m", fmt.Append(nil, i)))
+		}
+		settle()
+		if more := runtime.NumGoroutine() - before; more > slack {
+			t.Errorf("%d goroutines for %d calls", more, calls)
+		}
+		wantSame(t, "in flight", r.client.Stats().InFlight, calls)
+		close(start)
+		for i, f := range all {
+			wantAnswer(t, resultOf(f), fmt.Sprint(i))
+		}
+	})
+}
+
+func TestGoOwnsACopyOfTheBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b)
+		body := []byte("first")
+		f := c.Go(t.Context(), "m", body, WaitForServer())
+		copy(body, "other")
+		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
+		wantAnswer(t, resultOf(f), "first")
+	})
+}
+
+func TestGoWithMiddleware(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var seen atomic.Int64
+		count := func(next Handler) Handler { return counted(&seen, next) }
+		b := newFakeBroker()
+		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
+		c := startClient(t, b, WithMiddleware(count))
+		wantAnswer(t, resultOf(c.Go(t.Context(), "m", []byte("x"))), "x")
+		wantSame(t, "calls that it saw", seen.Load(), 1)
+		_ = c.Close(t.Context())
+		wantIs(t, resultOf(c.Go(t.Context(), "m", nil)).err, ErrClosed)
+	})
+}
+
+func TestFutureIsDoneForEverybody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		var info CallInfo
+		f := r.client.Go(t.Context(), "m", []byte("x"), WithCallInfo(&info))
+		waiting := make(chan result, 2)
+		for range cap(waiting) {
+			go func() { waiting <- resultOf(f) }()
+		}
+		select {
+		case <-f.Done():
+			t.Error("done before it was answered")
+		default:
+		}
+		wantAnswer(t, <-waiting, "x")
+		wantAnswer(t, <-waiting, "x")
+		<-f.Done()
+		wantAnswer(t, resultOf(f), "x")
+		wantSame(t, "attempts", info.Attempts, 1)
+	})
+}

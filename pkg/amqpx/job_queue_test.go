@@ -1,0 +1,80 @@
+package amqpx
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+)
+
+func TestJobsAreTakenInOrder(t *testing.T) {
+	t.Parallel()
+	q := newJobQueue()
+	var taken, want []string
+	next := 0
+	put := func(n int) {
+		for range n {
+			q.put(&job{queue: fmt.Sprint(next)})
+			want = append(want, fmt.Sprint(next))
+			next++
+		}
+	}
+	take := func(n int) {
+		for range n {
+			taken = append(taken, q.take().queue)
+		}
+	}
+	for range 200 { // never empty, so that it has to make room at the front
+		put(7)
+		take(6)
+	}
+	wantSame(t, "waiting", q.len(), 200)
+	take(200)
+	wantSame(t, "order", fmt.Sprint(taken), fmt.Sprint(want))
+	if room := cap(q.jobs); room > 1024 {
+		t.Errorf("room for %d jobs, of which 200 waited", room)
+	}
+}
+
+// One that blocks holds up nobody: the next worker is called before it begins.
+func TestBlockedWorkersHoldNothingUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newJobQueue()
+		const workers = 8
+		began, end := make(chan string, workers), make(chan struct{})
+		var all sync.WaitGroup
+		for range workers {
+			all.Go(func() {
+				for j := q.take(); j != nil; j = q.take() {
+					began <- j.queue
+					<-end
+				}
+			})
+		}
+		settle()
+		for i := range workers {
+			q.put(&job{queue: fmt.Sprint(i)})
+		}
+		settle()
+		wantSame(t, "jobs that began", len(began), workers)
+		close(end)
+		settle()
+		q.close()
+		all.Wait()
+	})
+}
+
+func TestQueueTellsWhenItHasRoom(t *testing.T) {
+	t.Parallel()
+	q := newJobQueue()
+	for range queueRoom + 1 {
+		q.put(&job{})
+	}
+	wantSame(t, "room", q.hasRoom(), false)
+	q.take()
+	wantSame(t, "tokens while it is full", len(q.room), 0)
+	q.take()
+	<-q.room
+	wantSame(t, "room again", q.hasRoom(), true)
+}
