@@ -80,6 +80,8 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+laneWindow)
 		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
 		wantSame(t, "server's requests", r.server.Stats().Requests, 1+laneWindow+5)
+		wantSame(t, "requests that came in batches", r.server.Stats().Batched, 5)
+		wantSame(t, "calls that were sent in batches", r.client.Stats().Batched, 5)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
 	})
 }

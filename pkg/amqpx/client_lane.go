@@ -19,6 +19,7 @@ type callLane struct {
 	isOpen atomic.Bool
 	wanted chan struct{} // has a token when a call would have used the lane
 	seq    atomic.Uint64 // of batches
+	sent   atomic.Uint64 // calls in batches
 
 	mu   sync.Mutex
 	back map[string]bool // batches that the broker gave back and that are not settled yet
@@ -49,6 +50,14 @@ func (l *callLane) use() string {
 		return ""
 	}
 	return l.queue
+}
+
+// count returns how many calls were sent in batches; nil is a lane that is off.
+func (l *callLane) count() uint64 {
+	if l == nil {
+		return 0
+	}
+	return l.sent.Load()
 }
 
 // shut has calls travel alone until the next look at the queue.

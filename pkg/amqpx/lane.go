@@ -137,6 +137,9 @@ func (p *publisher) publishFrom(l *lane) {
 	case 1:
 		p.publish(b.mates[0], l)
 	default:
+		if b.calls != nil {
+			b.calls.sent.Add(uint64(len(b.mates)))
+		}
 		p.publish(b, l)
 	}
 }

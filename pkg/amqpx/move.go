@@ -68,7 +68,7 @@ func (m *moved) settle(f fate) {
 // a quorum queue.
 func copyOf(j *job) (amqp.Publishing, error) {
 	if j.parcel != nil {
-		return copyOfBatched(j), nil
+		return copyOfBatched(j)
 	}
 	d := j.delivery
 	if err := checkTable(d.Headers); err != nil {
@@ -103,7 +103,10 @@ func copyOf(j *job) (amqp.Publishing, error) {
 }
 
 // copyOfBatched returns the message of a request that came in a batch, to travel alone.
-func copyOfBatched(j *job) amqp.Publishing {
+func copyOfBatched(j *job) (amqp.Publishing, error) {
+	if err := checkTable(j.in.Header); err != nil {
+		return amqp.Publishing{}, err
+	}
 	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
 	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
 	if j.in.budget == noBudget {
@@ -111,7 +114,7 @@ func copyOfBatched(j *job) amqp.Publishing {
 		delete(msg.Headers, headerTimeout)
 	}
 	markAgain(&msg, j.in.resent, j.in.retry)
-	return msg
+	return msg, nil
 }
 
 // restOf shortens an expiration by the time that a server held the message. How long

@@ -17,6 +17,8 @@ type ClientStats struct {
 	// second answers to one call, Unknown answers to no call of this client. All of
 	// them were dropped.
 	Late, Duplicates, Unknown uint64
+	// Batched counts the requests that were sent in a batch.
+	Batched uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
 }
@@ -59,6 +61,7 @@ func (c *Client) Stats() ClientStats {
 		Late:       c.counts.late.Load(),
 		Duplicates: c.counts.duplicates.Load(),
 		Unknown:    c.counts.unknown.Load(),
+		Batched:    c.route.lane.count(),
 		Reconnects: reconnects(c.Status()),
 	}
 }
@@ -84,13 +87,15 @@ type ServerStats struct {
 	// Moved counts the requests that were put into a queue again, because a server had
 	// lost them, and Dead those that went to the dead letters.
 	Moved, Dead uint64
+	// Batched counts the requests that came in a batch.
+	Batched uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
 }
 
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
-	shed, replayed, moved, dead                              atomic.Uint64
+	shed, replayed, moved, dead, batched                     atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -108,6 +113,7 @@ func (s *Server) Stats() ServerStats {
 		Returned:   s.counts.returned.Load(),
 		Moved:      s.counts.moved.Load(),
 		Dead:       s.counts.dead.Load(),
+		Batched:    s.counts.batched.Load(),
 		Reconnects: reconnects(s.Status()),
 	}
 }

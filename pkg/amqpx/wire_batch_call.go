@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"bytes"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -180,8 +181,11 @@ func (in *incoming) addHeader(record []byte) *Error {
 			value = string(f.bytes)
 		}
 	}
-	if len(name) > maxShortString {
+	switch {
+	case len(name) > maxShortString:
 		return refusal(CodeInvalidArgument, "a header cannot be read")
+	case strings.HasPrefix(name, headerPrefix): // not the application's
+		return nil
 	}
 	if in.Header == nil {
 		in.Header = make(map[string]any)
