@@ -115,4 +115,5 @@ fuzz: ## every fuzz target of the root module for FUZZTIME each; keeps what it f
 # a plain one, if this machine has it.
 bench: export BROKER_KIND ?= $(if $(wildcard /usr/lib/rabbitmq),plain)
 bench: ## side-by-side benchmarks, as a table
+	@deploy/need.sh pika
 	@DIR=bench deploy/with-broker.sh $(BROKER) go run . $(BENCHFLAGS)

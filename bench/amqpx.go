@@ -3,52 +3,73 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// overAMQPX is this repository's library with its defaults.
-type overAMQPX struct{ direct bool }
+// overAMQPX is this repository's library.
+type overAMQPX struct{ batch, direct, persistent, quorum bool }
 
 func (c overAMQPX) settings() string {
-	if c.direct {
-		return "pkg/amqpx, direct reply-to, otherwise its defaults"
+	text := "pkg/amqpx, every call a message"
+	if c.batch {
+		text = "pkg/amqpx, batch lane"
 	}
-	return "pkg/amqpx with its defaults: durable reply queue, publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call"
+	if c.direct {
+		text += ", direct reply-to"
+	} else {
+		text += ", durable reply queue"
+	}
+	switch {
+	case c.quorum:
+		text += ", quorum queue"
+	case c.persistent:
+		text += ", persistent messages"
+	default:
+		text += ", transient messages"
+	}
+	return text + fmt.Sprintf(", publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
-// serve implements contender.
-func (c overAMQPX) serve(ctx context.Context, env environment, ready func()) error {
-	s, err := amqpx.NewServer(env.URL, amqpx.WithQueue(requestQueue(env)))
+// serve implements native.
+func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+	opts := []amqpx.ServerOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
+	if env.Workers > 0 {
+		opts = append(opts, amqpx.WithWorkers(env.Workers))
+	}
+	s, err := amqpx.NewServer(env.URL, opts...)
 	if err != nil {
 		return err
 	}
-	err = s.Handle(method, func(_ context.Context, req *amqpx.Request) ([]byte, error) {
-		if string(req.Body) != requestBody {
-			return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "body %q", req.Body)
+	for _, method := range []string{methodQuick, methodSlow, methodEcho, methodHold} {
+		err := s.Handle(method, func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+			return h.answer(ctx, req.Method, req.Body)
+		})
+		if err != nil {
+			return err
 		}
-		return []byte(answerBody), nil
-	})
-	if err != nil {
-		return err
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx) }() // ends when ctx does; awaited below
 	if err := s.WaitReady(ctx); err != nil {
 		return errors.Join(err, <-served)
 	}
-	ready()
+	ready("")
 	return <-served
 }
 
-// dial implements contender.
+// dial implements native.
 func (c overAMQPX) dial(ctx context.Context, env environment) (caller, error) {
-	mode := amqpx.ReplyQueue
+	opts := []amqpx.ClientOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if c.direct {
-		mode = amqpx.ReplyDirect
+		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
+	}
+	if env.InFlight > 0 {
+		opts = append(opts, amqpx.WithMaxInFlight(env.InFlight))
 	}
 	//nolint:contextcheck // a client lives until Close, so it takes no context.
-	client, err := amqpx.NewClient(env.URL, amqpx.WithQueue(requestQueue(env)), amqpx.WithReplyMode(mode))
+	client, err := amqpx.NewClient(env.URL, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -58,15 +79,26 @@ func (c overAMQPX) dial(ctx context.Context, env environment) (caller, error) {
 	return amqpxCaller{client}, nil
 }
 
-func requestQueue(env environment) amqpx.Queue {
-	return amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic, Durable: true}
+func (c overAMQPX) mode() amqpx.BatchMode {
+	if c.batch {
+		return amqpx.BatchAuto
+	}
+	return amqpx.BatchOff
+}
+
+func (c overAMQPX) queue(env environment) amqpx.Queue {
+	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic, Durable: true}
+	if c.quorum {
+		q.Type = amqpx.QueueQuorum
+	}
+	return q
 }
 
 type amqpxCaller struct{ client *amqpx.Client }
 
 // call implements caller.
-func (c amqpxCaller) call(ctx context.Context) ([]byte, error) {
-	return c.client.Call(ctx, method, []byte(requestBody))
+func (c amqpxCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+	return c.client.Call(ctx, method, body)
 }
 
 // close implements caller.

@@ -22,6 +22,7 @@ type role string
 const (
 	roleServer role = "server"
 	roleClient role = "client"
+	roleBroker role = "broker" // of a contender that brings its own
 )
 
 // brief tells a child what it is.
@@ -32,16 +33,20 @@ type brief struct {
 	CPUProfile string      `json:"cpu_profile,omitempty"` // a file
 }
 
-// command asks for a turn, or, without one, for the usage so far.
+// command asks for one of its parts or, without any, for the usage so far.
 type command struct {
-	Turn *turn `json:"turn,omitempty"`
+	Turn    *turn `json:"turn,omitempty"`
+	Hold    int   `json:"hold,omitempty"`    // a client begins that many calls, which the server holds
+	Release bool  `json:"release,omitempty"` // a server lets the held calls go
+	Settle  bool  `json:"settle,omitempty"`  // a client waits for the held calls
 }
 
 // reply answers the brief and every command.
 type reply struct {
-	Error   string   `json:"error,omitempty"`
-	Outcome *outcome `json:"outcome,omitempty"`
-	Usage   usage    `json:"usage"`
+	Error    string   `json:"error,omitempty"`
+	Endpoint string   `json:"endpoint,omitempty"` // to the brief, of what listens itself
+	Outcome  *outcome `json:"outcome,omitempty"`
+	Usage    usage    `json:"usage"`
 }
 
 // endTimeout bounds the clean end of one side.
@@ -55,7 +60,7 @@ func serveChild(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := commands.Decode(&b); err != nil {
 		return fmt.Errorf("no brief: %w", err)
 	}
-	c, err := findContender(b.Contender)
+	e, err := findEntry(b.Contender)
 	if err != nil {
 		return err
 	}
@@ -64,10 +69,26 @@ func serveChild(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer stop()
-	if b.Role == roleServer {
-		return serverChild(ctx, c, b.Env, commands, replies)
+	c, ok := e.contender.(native)
+	if !ok {
+		return fmt.Errorf("%s is another program", b.Contender)
 	}
-	return clientChild(ctx, c, b.Env, commands, replies)
+	switch b.Role {
+	case roleServer:
+		h := newHandler(b.Env.Sleep)
+		serve := func(ctx context.Context, ready func(string)) error { return c.serve(ctx, b.Env, h, ready) }
+		return servingChild(ctx, serve, commands, replies, h.release)
+	case roleBroker:
+		own, ok := e.contender.(brokered)
+		if !ok {
+			return fmt.Errorf("%s has no broker of its own", b.Contender)
+		}
+		return servingChild(ctx, own.broker, commands, replies, func() {})
+	case roleClient:
+		return clientChild(ctx, c, b.Env, commands, replies)
+	default:
+		return fmt.Errorf("no role %q", b.Role)
+	}
 }
 
 func startProfile(file string) (stop func(), err error) {
@@ -85,70 +106,4 @@ func startProfile(file string) (stop func(), err error) {
 		pprof.StopCPUProfile()
 		_ = f.Close()
 	}, nil
-}
-
-// serverChild answers calls until the commands end.
-func serverChild(ctx context.Context, c contender, env environment, commands *json.Decoder, replies *json.Encoder) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ready, served := make(chan struct{}), make(chan error, 1)
-	go func() { served <- c.serve(ctx, env, func() { close(ready) }) }() // awaited below
-	select {
-	case <-ready:
-	case err := <-served:
-		return errors.Join(errors.New("the server ended early"), err)
-	}
-	listened := make(chan error, 1)
-	go func() { // ends when the input does, or with the process
-		listened <- obey(commands, replies, func(command) (*outcome, error) { return nil, nil })
-	}()
-	select {
-	case err := <-listened:
-		cancel()
-		return errors.Join(err, <-served)
-	case err := <-served:
-		return errors.Join(errors.New("the server ended early"), err)
-	}
-}
-
-// clientChild runs turns until the commands end.
-func clientChild(ctx context.Context, c contender, env environment, commands *json.Decoder, replies *json.Encoder) error {
-	caller, err := c.dial(ctx, env)
-	if err != nil {
-		return err
-	}
-	err = obey(commands, replies, func(cmd command) (*outcome, error) {
-		if cmd.Turn == nil {
-			return nil, nil
-		}
-		o, err := drive(ctx, caller, *cmd.Turn)
-		return &o, err
-	})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	return errors.Join(err, caller.close(ctx))
-}
-
-// obey says that this side is ready and then does what it is told.
-func obey(commands *json.Decoder, replies *json.Encoder, do func(command) (*outcome, error)) error {
-	if err := replies.Encode(reply{}); err != nil {
-		return err
-	}
-	for {
-		var cmd command
-		if err := commands.Decode(&cmd); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		o, fault := do(cmd)
-		u, err := used()
-		r := reply{Outcome: o, Usage: u}
-		if fault != nil {
-			r.Error = fault.Error()
-		}
-		if err := errors.Join(err, replies.Encode(r)); err != nil {
-			return err
-		}
-	}
 }

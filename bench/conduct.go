@@ -12,22 +12,16 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// pair is a contender's two processes.
-type pair struct {
-	name           string
-	server, client *side
-}
-
 // conductor runs one whole measurement.
 type conductor struct {
 	opts   options
 	log    io.Writer
-	pairs  []pair
 	queues []string
 }
 
 // conduct parses args, measures, and prints the report on standard output. Progress
-// goes to standard error.
+// goes to standard error. When an experiment fails, what it and those before it measured
+// is reported all the same.
 func conduct(ctx context.Context, args []string) error {
 	opts, err := parseOptions(args, os.Stderr)
 	if err != nil {
@@ -35,136 +29,110 @@ func conduct(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.limit, fmt.Errorf("the run took longer than %v", opts.limit))
 	defer cancel()
-	m, err := readMachine(opts.url)
-	if err != nil {
+	r := newReport(opts, args)
+	if r.Machine, err = readMachine(opts.url); err != nil {
 		return err
 	}
 	c := &conductor{opts: opts, log: os.Stderr}
-	r, err := c.measure(ctx)
+	for _, name := range opts.experiments {
+		var s *section
+		s, err = c.run(ctx, newExperiment(name, opts))
+		if len(s.samples) > 0 {
+			s.cut = err != nil
+			r.Sections = append(r.Sections, s)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+			break
+		}
+	}
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	if err = errors.Join(err, c.end()); err != nil {
-		return err
-	}
-	r.Machine = m
-	_, err = io.WriteString(os.Stdout, r.Markdown())
-	return err
+	return errors.Join(err, c.deleteQueues(), r.publish(os.Stdout, opts.out))
 }
 
-// measure starts all contenders and lets them take turns.
-func (c *conductor) measure(ctx context.Context) (*Report, error) {
-	r := newReport(c.opts)
-	for _, label := range c.opts.contenders {
-		if err := c.start(ctx, label); err != nil {
-			return nil, err
-		}
+// run does one experiment.
+func (c *conductor) run(ctx context.Context, e experiment) (*section, error) {
+	s := newSection(e, c.opts)
+	if e.name == expMemory {
+		return s, c.memory(ctx, s)
 	}
+	var crews []*crew
+	var err error
+	for _, entrant := range e.lineup {
+		var k *crew
+		if k, err = c.startCrew(ctx, entrant); err != nil {
+			break
+		}
+		crews = append(crews, k)
+	}
+	if err == nil {
+		err = c.rounds(ctx, s, crews)
+	}
+	faults := []error{err}
+	for _, k := range crews {
+		faults = append(faults, k.stop())
+	}
+	return s, errors.Join(faults...)
+}
+
+// rounds lets the crews take turns at every load. The first round warms up.
+func (c *conductor) rounds(ctx context.Context, s *section, crews []*crew) error {
+	p := newPacing()
 	for round := range c.opts.rounds + 1 {
-		for _, callers := range c.opts.callers {
-			for _, p := range c.pairs {
-				s, err := c.turn(p, callers)
-				if err != nil {
-					return nil, err
+		for _, l := range s.loads {
+			for _, k := range crews {
+				t, ok := p.turn(k.entrant, l, round)
+				if !ok {
+					continue
 				}
-				c.progress(round, callers, p.name, s)
-				if round > 0 { // the first warms up
-					r.Add(p.name, callers, s)
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				sample, err := c.turn(k, t)
+				if err != nil {
+					return err
+				}
+				c.progress(s.name, round, l.label, k.entrant.label, sample)
+				if l.most {
+					p.found(k.entrant, sample.Rate)
+				}
+				if round > 0 {
+					s.add(k.entrant.label, l.label, sample)
 				}
 			}
 		}
 	}
-	return r, nil
-}
-
-// start starts both sides of a contender on a queue of its own.
-func (c *conductor) start(ctx context.Context, label string) error {
-	name, program := splitLabel(label)
-	env := environment{URL: c.opts.url, Queue: "bench." + name + "." + uuid.NewString()}
-	c.queues = append(c.queues, env.Queue)
-	p := pair{name: label}
-	var err error
-	if p.server, err = startSide(ctx, c.brief(roleServer, name, env), program); err != nil {
-		return err
-	}
-	if p.client, err = startSide(ctx, c.brief(roleClient, name, env), program); err != nil {
-		return errors.Join(err, p.server.stop())
-	}
-	c.pairs = append(c.pairs, p)
 	return nil
 }
 
-func (c *conductor) brief(r role, name string, env environment) brief {
-	b := brief{Role: r, Contender: name, Env: env}
-	if c.opts.cpuProfile != "" {
-		b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", c.opts.cpuProfile, name, r)
-	}
-	return b
-}
-
-// turn lets one contender work and reads what both sides used for it.
-func (c *conductor) turn(p pair, callers int) (Sample, error) {
-	var before, after [2]usage
-	sides := [2]*side{p.client, p.server}
-	for i, s := range sides {
-		r, err := s.ask(command{})
-		if err != nil {
-			return Sample{}, err
-		}
-		before[i] = r.Usage
-	}
-	brokerBefore, err := threadsCPU(c.opts.brokerPID)
-	if err != nil {
-		return Sample{}, err
-	}
-	r, err := p.client.ask(command{Turn: &turn{Callers: callers, Duration: c.opts.duration, MaxCalls: c.opts.maxCalls}})
-	if err != nil {
-		return Sample{}, err
-	}
-	brokerAfter, err := threadsCPU(c.opts.brokerPID)
-	if err != nil {
-		return Sample{}, err
-	}
-	o := *r.Outcome
-	if o.Calls == 0 {
-		return Sample{}, fmt.Errorf("%s: no call in %v", p.name, c.opts.duration)
-	}
-	for i, s := range sides {
-		r, err := s.ask(command{})
-		if err != nil {
-			return Sample{}, err
-		}
-		after[i] = r.Usage
-	}
-	return newSample(o, after[0].since(before[0]), after[1].since(before[1]), brokerAfter-brokerBefore), nil
-}
-
-func (c *conductor) progress(round, callers int, name string, s Sample) {
+func (c *conductor) progress(name string, round int, load, entrant string, s Sample) {
 	label := fmt.Sprintf("round %d/%d", round, c.opts.rounds)
 	if round == 0 {
 		label = "warm-up"
 	}
-	_, _ = fmt.Fprintf(c.log, "%s  %-13s %5d callers  %-20s %8.0f calls/s\n", time.Now().Format(time.TimeOnly), label, callers, name, s.Rate)
+	_, _ = fmt.Fprintf(c.log, "%s  %s %-10s %-16s %-24s %8.0f calls/s  p50 %.2f ms  p99 %.2f ms\n", time.Now().Format(time.TimeOnly), name, label, load, entrant, s.Rate, s.P50, s.P99)
 }
 
-// end stops every process, callers first, and deletes the request queues.
-func (c *conductor) end() error {
-	var faults []error
-	for _, p := range c.pairs {
-		faults = append(faults, p.client.stop(), p.server.stop())
-	}
-	return errors.Join(append(faults, deleteQueues(c.opts.url, c.queues))...)
+func (c *conductor) newQueue(contender string) string {
+	name := "bench." + contender + "." + uuid.NewString()
+	c.queues = append(c.queues, name)
+	return name
 }
 
-func deleteQueues(url string, names []string) error {
-	conn, err := amqp.Dial(url)
+// deleteQueues deletes the request queues and amqpx's companions of them.
+func (c *conductor) deleteQueues() error {
+	conn, err := amqp.Dial(c.opts.url)
 	if err != nil {
 		return err
 	}
 	ch, err := conn.Channel()
-	for _, name := range names {
-		if err == nil {
-			_, err = ch.QueueDelete(name, false, false, false)
+	for _, name := range c.queues {
+		for _, suffix := range []string{"", ".batch", ".retry", ".dead"} {
+			if err == nil {
+				_, err = ch.QueueDelete(name+suffix, false, false, false)
+			}
 		}
 	}
 	return errors.Join(err, conn.Close())

@@ -3,38 +3,56 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // contender is one way to make remote calls. Each has a file of its own.
 type contender interface {
 	// settings states, in a line of the report, what was chosen for it.
 	settings() string
+}
+
+// native is a contender whose sides run in this program.
+type native interface {
+	contender
 	// serve answers calls on env's queue until ctx ends. It calls ready once, when
-	// calls can come.
-	serve(ctx context.Context, env environment, ready func()) error
+	// calls can come, with the address to dial where it has one of its own.
+	serve(ctx context.Context, env environment, h *handler, ready func(endpoint string)) error
 	// dial makes a caller.
 	dial(ctx context.Context, env environment) (caller, error)
+}
+
+// foreign is a contender whose sides are other programs, which follow the same
+// protocol on their standard streams.
+type foreign interface {
+	contender
+	program(r role) []string
+}
+
+// brokered is a contender with a broker of its own, a third process.
+type brokered interface {
+	broker(ctx context.Context, ready func(endpoint string)) error
 }
 
 // caller is the calling side of a contender, safe for any number of goroutines.
 type caller interface {
 	// call sends one request and returns its answer.
-	call(ctx context.Context) ([]byte, error)
+	call(ctx context.Context, method string, body []byte) ([]byte, error)
 	close(ctx context.Context) error
 }
 
-// environment is where a contender runs.
+// environment is where and how a contender runs.
 type environment struct {
-	URL   string `json:"url"`
-	Queue string `json:"queue"` // its own request queue
+	URL      string        `json:"url"`
+	Queue    string        `json:"queue"`              // its own request queue
+	Endpoint string        `json:"endpoint,omitempty"` // of a contender that needs no RabbitMQ
+	Workers  int           `json:"workers,omitempty"`  // handlers at once in each server; 0: the contender's own best
+	Sleep    time.Duration `json:"sleep,omitempty"`    // of every handler
+	InFlight int           `json:"in_flight,omitempty"`
 }
 
-// What every contender sends and gets.
-const (
-	method      = "b"
-	requestBody = "request"
-	answerBody  = "b"
-)
+// callTimeout is the deadline of calls that have one, amqpx's default.
+const callTimeout = 30 * time.Second
 
 // entry is a contender under its name in the table.
 type entry struct {
@@ -42,36 +60,49 @@ type entry struct {
 	contender
 	// optional ones run only when they are asked for.
 	optional bool
+	// sequential ones have one call at a time.
+	sequential bool
 }
 
-// entries lists the contenders in the order of the table. The first two are what
-// the others are compared with.
-func entries() []entry {
-	return []entry{
-		{name: baseline, contender: loop{}},
-		{name: baselineSame, contender: loop{confirms: true, split: true, deadlines: true}},
-		{name: "amqpx", contender: overAMQPX{}},
-		{name: "amqpx-direct", contender: overAMQPX{direct: true}},
-		{name: "loop-2conn", contender: loop{split: true}, optional: true},
-		{name: "loop-confirms", contender: loop{confirms: true}, optional: true},
-		{name: "loop-confirms-2conn", contender: loop{confirms: true, split: true}, optional: true},
-		{name: "loop-direct", contender: loop{direct: true}, optional: true},
-	}
-}
-
-// Names of the contenders that the others are compared with.
+// Names of the contenders that others are compared with.
 const (
 	baseline     = "loop"
 	baselineSame = "loop-same" // what amqpx sends and waits for, written by hand
+	single       = "amqpx"
+	batched      = "amqpx-batch"
+	coreNATS     = "nats"
+	overGRPC     = "grpc"
 )
 
-func findContender(name string) (contender, error) {
+// entries lists the contenders in the order of the table.
+func entries() []entry {
+	return []entry{
+		{name: baseline, contender: loop{}},
+		{name: "loop-direct", contender: loop{direct: true}},
+		{name: baselineSame, contender: loop{confirms: true, split: true, deadlines: true}},
+		{name: single, contender: overAMQPX{}},
+		{name: "amqpx-direct", contender: overAMQPX{direct: true}, optional: true},
+		{name: batched, contender: overAMQPX{batch: true}},
+		{name: "amqpx-batch-persistent", contender: overAMQPX{batch: true, persistent: true}},
+		{name: "amqpx-batch-quorum", contender: overAMQPX{batch: true, quorum: true}},
+		{name: "go-kit", contender: goKit{}},
+		{name: "watermill", contender: overWatermill{}},
+		{name: coreNATS, contender: overNATS{}},
+		{name: overGRPC, contender: grpcUnary{}},
+		{name: "python", contender: python{}, sequential: true},
+		{name: "loop-2conn", contender: loop{split: true}, optional: true},
+		{name: "loop-confirms", contender: loop{confirms: true}, optional: true},
+		{name: "loop-confirms-2conn", contender: loop{confirms: true, split: true}, optional: true},
+	}
+}
+
+func findEntry(name string) (entry, error) {
 	for _, e := range entries() {
 		if e.name == name {
-			return e.contender, nil
+			return e, nil
 		}
 	}
-	return nil, fmt.Errorf("no contender %q", name)
+	return entry{}, fmt.Errorf("no contender %q", name)
 }
 
 func allContenders() []string {

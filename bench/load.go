@@ -1,30 +1,41 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// turn asks for one closed-loop load: callers that call one after the other until
-// the time or the number of calls is up.
+// turn asks for one load. With a rate it is an open loop, else a closed one.
 type turn struct {
-	Callers  int           `json:"callers"`
-	Duration time.Duration `json:"duration"`
-	MaxCalls int           `json:"max_calls"`
+	Callers   int           `json:"callers,omitempty"`   // of a closed loop, which call one after the other
+	Rate      float64       `json:"rate,omitempty"`      // of an open loop, in calls per second
+	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
+	Duration  time.Duration `json:"duration"`
+	MaxCalls  int           `json:"max_calls"`
+	Body      int           `json:"body,omitempty"`       // bytes each way; 0: requestBody and answerBody
+	SlowEvery int           `json:"slow_every,omitempty"` // each call with a number divisible by it is slow; 0: none
 }
 
-// outcome is what one turn measured. Latencies are in microseconds.
+// outcome is what one turn measured.
 type outcome struct {
 	Calls   int64         `json:"calls"`
 	Elapsed time.Duration `json:"elapsed"`
-	P50     int64         `json:"p50"`
-	P99     int64         `json:"p99"`
-	Max     int64         `json:"max"`
+	All     latencies     `json:"all"` // but the slow ones
+	Slow    latencies     `json:"slow"`
+	// Missed counts calls of an open loop that could not begin before it was given up.
+	// The latencies hold how long they had waited by then.
+	Missed int64 `json:"missed,omitempty"`
+}
+
+// latencies are in microseconds.
+type latencies struct {
+	P50  int64 `json:"p50"`
+	P99  int64 `json:"p99"`
+	P999 int64 `json:"p999"`
+	Max  int64 `json:"max"`
 }
 
 // stuck bounds a turn beyond its duration: a call that takes longer is a fault.
@@ -34,87 +45,77 @@ const stuck = 30 * time.Second
 func drive(ctx context.Context, c caller, t turn) (outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	guard := time.AfterFunc(t.Duration+stuck, func() { cancel(fmt.Errorf("a call did not settle within %v", stuck)) })
+	guard := time.AfterFunc(t.Duration+overrun+stuck, func() { cancel(fmt.Errorf("a call did not settle within %v", stuck)) })
 	defer guard.Stop()
-	var (
-		callers sync.WaitGroup
-		calls   atomic.Int64
-		rec     = newRecorder(t.Callers)
-		begun   = time.Now()
-	)
-	for i := range t.Callers {
-		callers.Go(func() {
-			for time.Since(begun) < t.Duration && calls.Add(1) <= int64(t.MaxCalls) && ctx.Err() == nil {
-				called := time.Now()
-				if err := checkedCall(ctx, c); err != nil {
-					cancel(err)
-					return
-				}
-				rec.record(i, time.Since(called))
-			}
-		})
+	d := newDriver(c, t, cancel)
+	if t.Rate > 0 {
+		d.open(ctx, preciseSleep)
+	} else {
+		d.closed(ctx)
 	}
-	callers.Wait()
-	elapsed := time.Since(begun)
+	elapsed := time.Since(d.begun)
 	if err := context.Cause(ctx); err != nil {
 		return outcome{}, err
 	}
-	all := rec.merged()
+	return d.outcome(elapsed), nil
+}
+
+// driver is a turn under way.
+type driver struct {
+	turn   turn
+	caller caller
+	body   []byte // what is echoed; nil: requestBody
+	begun  time.Time
+	fail   context.CancelCauseFunc
+
+	numbers    atomic.Int64
+	missed     int64
+	fast, slow *recorder
+}
+
+func newDriver(c caller, t turn, fail context.CancelCauseFunc) *driver {
+	d := &driver{turn: t, caller: c, begun: time.Now(), fail: fail, fast: newRecorder(), slow: newRecorder()}
+	if t.Body > 0 {
+		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
+	}
+	return d
+}
+
+func (d *driver) outcome(elapsed time.Duration) outcome {
+	fast, slow := d.fast.merged(), d.slow.merged()
 	return outcome{
-		Calls:   all.TotalCount(),
+		Calls:   fast.TotalCount() + slow.TotalCount() - d.missed,
 		Elapsed: elapsed,
-		P50:     all.ValueAtQuantile(50),
-		P99:     all.ValueAtQuantile(99),
-		Max:     all.Max(),
-	}, nil
+		All:     latenciesOf(fast),
+		Slow:    latenciesOf(slow),
+		Missed:  d.missed,
+	}
+}
+
+// call makes the next call, checks its answer and records how long ago it was due.
+func (d *driver) call(ctx context.Context, shard int, due time.Time) {
+	rec, method, body, want := d.fast, methodQuick, []byte(requestBody), []byte(answerBody)
+	if d.body != nil {
+		method, body, want = methodEcho, d.body, d.body
+	}
+	if every := int64(d.turn.SlowEvery); every > 0 && d.numbers.Add(1)%every == 0 {
+		rec, method = d.slow, methodSlow
+	}
+	if err := checkedCall(ctx, d.caller, method, body, want); err != nil {
+		d.fail(err)
+		return
+	}
+	rec.record(shard, time.Since(due))
 }
 
 // checkedCall makes one call and checks its answer.
-func checkedCall(ctx context.Context, c caller) error {
-	body, err := c.call(ctx)
+func checkedCall(ctx context.Context, c caller, method string, body, want []byte) error {
+	got, err := c.call(ctx, method, body)
 	if err != nil {
 		return fmt.Errorf("call: %w", err)
 	}
-	if string(body) != answerBody {
-		return fmt.Errorf("answer %q, want %q", body, answerBody)
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("answer of %d bytes %.20q, want %d bytes %.20q", len(got), got, len(want), want)
 	}
 	return nil
-}
-
-// recorder collects latencies of many callers in a few histograms.
-type recorder struct{ shards []shard }
-
-type shard struct {
-	mu        sync.Mutex
-	histogram *hdrhistogram.Histogram
-}
-
-const maxShards = 16
-
-func newRecorder(callers int) *recorder {
-	r := &recorder{shards: make([]shard, min(callers, maxShards))}
-	for i := range r.shards {
-		r.shards[i].histogram = newHistogram()
-	}
-	return r
-}
-
-// newHistogram counts microseconds up to a minute, to three digits.
-func newHistogram() *hdrhistogram.Histogram {
-	return hdrhistogram.New(1, time.Minute.Microseconds(), 3)
-}
-
-func (r *recorder) record(i int, d time.Duration) {
-	s := &r.shards[i%len(r.shards)]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_ = s.histogram.RecordValue(min(d.Microseconds(), time.Minute.Microseconds())) // in range
-}
-
-func (r *recorder) merged() *hdrhistogram.Histogram {
-	all := newHistogram()
-	for i := range r.shards {
-		all.Merge(r.shards[i].histogram)
-	}
-	return all
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,6 +18,8 @@ type Machine struct {
 	Go     string
 	Broker string
 	Load   string // the load average before the run; empty when unknown
+	// Modules are the contenders' libraries with their versions; empty when unknown.
+	Modules string
 }
 
 func readMachine(url string) (Machine, error) {
@@ -32,8 +35,30 @@ func readMachine(url string) (Machine, error) {
 		Go:     runtime.Version(),
 		Broker: broker,
 		Load:   loadAverage(),
+
+		Modules: modules(),
 	}
 	return m, conn.Close()
+}
+
+// modules lists what the contenders are made of.
+func modules() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	var all []string
+	for _, m := range info.Deps {
+		for _, name := range []string{"rabbitmq/amqp091-go", "go-kit/kit", "ThreeDotsLabs/watermill", "ThreeDotsLabs/watermill-amqp/v3", "nats-io/nats-server/v2", "nats-io/nats.go"} {
+			if m.Path == "github.com/"+name {
+				all = append(all, name+" "+m.Version)
+			}
+		}
+		if m.Path == "google.golang.org/grpc" {
+			all = append(all, "grpc-go "+m.Version)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // cpuModel reads the model's name where the system tells it.

@@ -1,11 +1,15 @@
-// Bench measures ways to call over RabbitMQ side by side in one run and prints a
-// markdown table.
+// Bench measures ways to make remote calls side by side in one run, and prints
+// markdown tables; with -out it keeps them, with plots, in a directory.
 //
-// Every contender runs as two processes, one that calls and one that answers, as
-// it would in production: no heap, scheduler or poller is shared between the sides
-// or between contenders. This process only conducts. In each round the contenders
-// take turns, A B C A B C …, after a warm-up; figures are medians over the rounds,
-// and a ratio compares two contenders within the same round.
+// Every contender runs as processes of its own, one that calls and one or more that
+// answer, as it would in production: no heap, scheduler or poller is shared between
+// the sides or between contenders. This process only conducts. In each round the
+// contenders take turns, A B C A B C …, after a warm-up; figures are medians over the
+// rounds, and a ratio compares two contenders within the same round.
+//
+// An experiment (-experiment) is a lineup of contenders and a row of loads: closed
+// loops of callers, open loops of a constant rate, bodies of several sizes, several
+// server processes, slow calls among fast ones, and very many calls at once.
 //
 // Every answer is checked. Exit code: 0 for a complete run, 1 when anything went
 // wrong, 2 for bad arguments.

@@ -27,24 +27,30 @@ type options struct {
 	limit      time.Duration // of the whole run
 	callers    []int
 	contenders []string
+
+	experiments []string
+	out         string // directory; empty: none
+
 	cpuProfile string
 	brokerPID  int // 0: the broker's processor time is not measured
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
 	o := options{}
-	var callers, names string
+	var callers, names, experiments string
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
 	fs.StringVar(&o.url, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
-	fs.IntVar(&o.rounds, "rounds", 9, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
+	fs.IntVar(&o.rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.duration, "duration", time.Second, "length of one contender's turn")
 	fs.IntVar(&o.maxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
-	fs.DurationVar(&o.limit, "limit", 10*time.Minute, "the run is given up after this time")
-	fs.StringVar(&callers, "callers", "1,64", "loads: how many callers call at once; 1,64,1024 adds the heavy one")
+	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
+	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+expTable+": how many callers call at once")
 	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
-	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of both sides to files that begin with `prefix`")
-	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of a broker on this machine (beam.smp), to measure its processor time as well")
+	fs.StringVar(&experiments, "experiment", expTable, "any of "+strings.Join(allExperiments(), ", ")+"; all is all but the first, which callers contains")
+	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
+	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
+	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
@@ -59,7 +65,16 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		return o, err
 	}
 	o.contenders = strings.Split(names, ",")
-	return o, o.validate()
+	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
+		o.experiments = allExperiments()[1:]
+	}
+	if err := o.validate(); err != nil {
+		return o, err
+	}
+	if o.brokerPID == 0 {
+		o.brokerPID = findBroker(o.url)
+	}
+	return o, nil
 }
 
 func parseCallers(list string) ([]int, error) {
@@ -80,6 +95,14 @@ func (o options) validate() error {
 		name, _ := splitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
+		}
+	}
+	for _, name := range o.experiments {
+		if !slices.Contains(allExperiments(), name) {
+			return fmt.Errorf("%w: experiment %q: want any of %s", errUsage, name, strings.Join(allExperiments(), ", "))
+		}
+		if len(newExperiment(name, o).lineup) == 0 {
+			return fmt.Errorf("%w: experiment %q: none of the chosen contenders takes part in it", errUsage, name)
 		}
 	}
 	switch {

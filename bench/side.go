@@ -18,18 +18,21 @@ type side struct {
 	in   io.WriteCloser
 	send *json.Encoder
 	recv *json.Decoder
+
+	endpoint string // where it listens, if it said so
 }
 
-// startSide starts one side of a contender, from another build when program names
-// one, and waits until it is ready.
-func startSide(ctx context.Context, b brief, program string) (_ *side, err error) {
-	exe := program
-	if exe == "" {
-		if exe, err = os.Executable(); err != nil {
+// startSide starts one side of a contender, as the given command line or, without
+// one, as a child of this program, and waits until it is ready.
+func startSide(ctx context.Context, b brief, program []string) (_ *side, err error) {
+	if len(program) == 0 {
+		exe, err := os.Executable()
+		if err != nil {
 			return nil, err
 		}
+		program = []string{exe, childArg}
 	}
-	s := &side{name: fmt.Sprintf("%s %s", b.Contender, b.Role), cmd: exec.CommandContext(ctx, exe, childArg)} //nolint:gosec // this very program, or what the user named.
+	s := &side{name: fmt.Sprintf("%s %s", b.Contender, b.Role), cmd: exec.CommandContext(ctx, program[0], program[1:]...)} //nolint:gosec // this very program, or what the user named.
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
 	s.cmd.WaitDelay = endTimeout
 	s.cmd.Stderr = os.Stderr
@@ -44,9 +47,11 @@ func startSide(ctx context.Context, b brief, program string) (_ *side, err error
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if _, err := s.ask(b); err != nil {
+	r, err := s.ask(b)
+	if err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
+	s.endpoint = r.Endpoint
 	return s, nil
 }
 

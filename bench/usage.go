@@ -16,6 +16,10 @@ type usage struct {
 	CPU     time.Duration `json:"cpu"`
 	Mallocs uint64        `json:"mallocs"`
 	Bytes   uint64        `json:"bytes"`
+	RSS     uint64        `json:"rss"`  // resident now, in bytes
+	Peak    uint64        `json:"peak"` // resident at most
+	Stacks  uint64        `json:"stacks"`
+	Heap    uint64        `json:"heap"`
 }
 
 // used reads this process's usage.
@@ -27,7 +31,31 @@ func used() (usage, error) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	cpu := time.Duration(r.Utime.Nano() + r.Stime.Nano())
-	return usage{CPU: cpu, Mallocs: m.Mallocs, Bytes: m.TotalAlloc}, nil
+	u := usage{CPU: cpu, Mallocs: m.Mallocs, Bytes: m.TotalAlloc, Stacks: m.StackInuse, Heap: m.HeapInuse}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return usage{}, err
+	}
+	u.RSS, u.Peak = statusBytes(string(status), "VmRSS"), statusBytes(string(status), "VmHWM")
+	return u, nil
+}
+
+// statusBytes finds one size, such as "VmRSS:  512 kB", in a process's status; 0 when
+// it is not there.
+func statusBytes(status, name string) uint64 {
+	for line := range strings.Lines(status) {
+		fields := strings.Fields(line)
+		if len(fields) == 3 && fields[0] == name+":" {
+			kilobytes, _ := strconv.ParseUint(fields[1], 10, 64)
+			return kilobytes << 10
+		}
+	}
+	return 0
+}
+
+// plus sums the work; memory is that of the larger.
+func (u usage) plus(v usage) usage {
+	return usage{CPU: u.CPU + v.CPU, Mallocs: u.Mallocs + v.Mallocs, Bytes: u.Bytes + v.Bytes, RSS: max(u.RSS, v.RSS), Peak: max(u.Peak, v.Peak)}
 }
 
 func (u usage) since(before usage) usage {

@@ -151,21 +151,27 @@ func (k *call) lane() string {
 	return l.use()
 }
 
-// fits implements mate. The broker drops a batch after the longest time that a call in
-// it has, and knows no other, so only those with about the same time travel together.
+// fits implements mate. The broker drops a batch when the first call in it expires, so
+// that none runs whose caller has gone, and knows of no other time; so only calls with
+// about the same time left travel together.
 func (k *call) fits(b *batch) bool {
 	left := k.budget(b.now)
-	return len(b.body)+callSize(k.req) <= batchBytes && left <= 2*b.budget && b.budget <= 2*left
+	least, most := min(b.least, left), max(b.most, left)
+	return len(b.body)+callSize(k.req) <= batchBytes && most <= least+least/deadlineShare
 }
+
+// deadlineShare is the share of its time by which a call may expire too early because of
+// those that it travels with: an eighth.
+const deadlineShare = 8
 
 // board implements mate.
 func (k *call) board(b *batch) {
+	left := k.budget(b.now)
 	if len(b.mates) == 0 {
 		b.calls, b.replyTo, b.persistent = k.route.lane, k.route.replyTo, k.route.persistent
-		b.id = b.calls.nextID()
+		b.id, b.least = b.calls.nextID(), left
 	}
 	k.batched.Store(true)
-	left := k.budget(b.now)
-	b.budget = max(b.budget, left)
+	b.least, b.most = min(b.least, left), max(b.most, left)
 	b.body = appendCall(b.body, k.req, left, k.resent, k.round)
 }

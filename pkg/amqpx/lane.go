@@ -24,6 +24,8 @@ const (
 	// them.
 	batchCalls = 512
 	batchBytes = 64 << 10
+	// misfits bounds how many messages are passed over in the search for mates.
+	misfits = 64
 )
 
 // mate is an outgoing message that can travel with others of its kind.
@@ -115,22 +117,25 @@ func (p *publisher) writeLanes() {
 	p.lanes.busy = slices.DeleteFunc(busy, func(l *lane) bool { return len(l.waiting) == 0 })
 }
 
-// publishFrom publishes the next batch of a lane; a message that is alone in it travels
-// as it is.
+// publishFrom publishes the next batch of a lane, made up of the first message and all
+// those behind it that go with it; one that is alone travels as it is.
 func (p *publisher) publishFrom(l *lane) {
 	b := &batch{key: l.key, now: time.Now(), body: p.lanes.body[:0]}
-	taken := 0
-	for _, m := range l.waiting {
-		if len(b.mates) > 0 && (len(b.mates) == batchCalls || !m.fits(b)) {
+	left := l.waiting[:0]
+	for i, m := range l.waiting {
+		if len(b.mates) == batchCalls || len(left) == misfits {
+			left = append(left, l.waiting[i:]...)
 			break
 		}
-		taken++
-		if m.claim(p.s.generation) {
+		if len(b.mates) > 0 && !m.fits(b) {
+			left = append(left, m)
+		} else if m.claim(p.s.generation) {
 			m.board(b)
 			b.mates = append(b.mates, m)
 		}
 	}
-	l.waiting = slices.Delete(l.waiting, 0, taken)
+	clear(l.waiting[len(left):])
+	l.waiting = left
 	p.lanes.body = b.body
 	switch len(b.mates) {
 	case 0:
@@ -162,7 +167,8 @@ type batch struct {
 	calls      *callLane // of a batch of calls, else nil
 	id         string    // of a batch of calls
 	replyTo    string
-	budget     time.Duration // the longest of the calls
+	least      time.Duration // that a call in it has left
+	most       time.Duration // and the most
 	persistent bool
 	body       []byte // valid until it is published
 }
@@ -180,7 +186,7 @@ func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 		return b.key, false, msg
 	}
 	msg.ContentType, msg.CorrelationId, msg.ReplyTo = contentTypeCalls, b.id, b.replyTo
-	msg.Expiration = strconv.FormatInt(milliseconds(min(b.budget, maxBudget)), 10)
+	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)
 	return b.key, true, msg
 }
 

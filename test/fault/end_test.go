@@ -48,7 +48,8 @@ func (s *stage) end(row *report.Row) {
 		}
 	}
 	rig.Eventually(s.t, "no request waits", func() bool {
-		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0
+		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0 &&
+			(s.sc.batch == amqpx.BatchOff || s.waiting(laneQueue) == 0)
 	})
 	for _, p := range s.servers {
 		if err := p.stop(); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
 	"rabbitmq-rpc/test/internal/rig"
 )
@@ -26,8 +27,12 @@ type settings struct {
 	out   string
 	soak  time.Duration
 	bound time.Duration
+	batch string
 	node  string // the built program
 }
+
+// batchFlag is the name of a flag.
+const batchFlag = "batch"
 
 // set is written by TestMain, before any test.
 //
@@ -39,6 +44,7 @@ func TestMain(m *testing.M) {
 	flag.Float64Var(&set.scale, "scale", 1, "multiplies how long each scenario lasts")
 	flag.BoolVar(&set.race, "nodes-race", false, "build the clients and servers with the race detector")
 	flag.DurationVar(&set.bound, "bound", check.DefaultBound, "how long after its deadline a call may return")
+	flag.StringVar(&set.batch, batchFlag, string(amqpx.BatchAuto), "whether calls may travel together: auto or off")
 	flag.StringVar(&set.out, "out", "", "folder for the tables, and the ledgers and logs of what failed")
 	flag.DurationVar(&set.soak, "soak", 30*time.Minute, "how long the soak lasts")
 	flag.Parse()

@@ -11,19 +11,21 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
 // scenarios is the whole matrix.
 func scenarios() []scenario {
-	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios(), floodScenarios(), containerScenarios())
+	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios(), floodScenarios(), laneScenarios(), containerScenarios())
 }
 
 // TestMatrix runs every scenario, and proves how soon calls are answered again after
 // the broker's return: `make chaos`.
 func TestMatrix(t *testing.T) {
-	run := table(t, "chaos", "make chaos", scenarios())
+	matrix := slices.DeleteFunc(scenarios(), func(sc scenario) bool { return sc.lane && set.batch == string(amqpx.BatchOff) })
+	run := table(t, "chaos", "make chaos", set.batch, matrix)
 	const median, p99, enough = time.Second, 3 * time.Second, 20
 	all := run.Recoveries()
 	if len(all) < enough {
@@ -38,29 +40,48 @@ func TestMatrix(t *testing.T) {
 }
 
 // TestShort injects one fault of each common kind into one pair, in an order drawn
-// from the seed: `make fault`, a part of `make test`.
+// from the seed, with batches and without: `make fault`, a part of `make test`.
 func TestShort(t *testing.T) {
-	short := slices.DeleteFunc(scenarios(), func(sc scenario) bool { return !sc.short })
-	table(t, "short", "make fault", []scenario{{
-		name: "short", about: fmt.Sprintf("%d kinds of faults, one after the other", len(short)),
-		times: len(short), gap: 300 * time.Millisecond, notice: noticeWithin,
+	modes := []amqpx.BatchMode{amqpx.BatchAuto, amqpx.BatchOff}
+	batch := "both"
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == batchFlag {
+			batch, modes = set.batch, []amqpx.BatchMode{amqpx.BatchMode(set.batch)}
+		}
+	})
+	var all []scenario
+	for _, mode := range modes {
+		all = append(all, short(t, mode))
+	}
+	table(t, "short", "make fault", batch, all)
+}
+
+// short is a scenario of all short ones.
+func short(t *testing.T, mode amqpx.BatchMode) scenario {
+	t.Helper()
+	all := slices.DeleteFunc(scenarios(), func(sc scenario) bool {
+		return !sc.short || sc.lane && mode == amqpx.BatchOff
+	})
+	return scenario{
+		name: "short-" + string(mode), about: fmt.Sprintf("%d kinds of faults, one after the other, batch %s", len(all), mode),
+		times: len(all), gap: 300 * time.Millisecond, notice: noticeWithin, batch: mode,
 		rules: check.Rules{IdempotentOK: true, Deliveries: deliveries},
 		fault: func(s *stage) {
 			if s.injected == 0 {
-				s.random.Shuffle(len(short), func(i, j int) { short[i], short[j] = short[j], short[i] })
+				s.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 			}
 			begun := time.Now()
-			short[s.injected].fault(s)
-			t.Logf("%s took %v", short[s.injected].name, time.Since(begun).Round(time.Millisecond))
+			all[s.injected].fault(s)
+			t.Logf("%s took %v", all[s.injected].name, time.Since(begun).Round(time.Millisecond))
 		},
-	}})
+	}
 }
 
 // table plays scenarios one after the other and writes the table of all that ran.
-func table(t *testing.T, name, command string, all []scenario) report.Run {
+func table(t *testing.T, name, command, batch string, all []scenario) report.Run {
 	t.Helper()
 	run := report.Run{
-		Command: command + repeats(), Seed: set.seed, Broker: major(), Begun: time.Now(),
+		Command: command + repeats(batch), Seed: set.seed, Broker: major(), Batch: batch, Begun: time.Now(),
 	}
 	for _, sc := range all {
 		t.Run(sc.name, func(t *testing.T) {
@@ -70,7 +91,7 @@ func table(t *testing.T, name, command string, all []scenario) report.Run {
 				write(t, run, name)
 			}()
 			play(t, sc, &row)
-			t.Logf("%d calls, %d ok, errors %v, %v", row.Calls, row.OK, row.Errors, row.Verdict)
+			t.Logf("%d calls, %d in batches, %d ok, errors %v, %v", row.Calls, row.Batched, row.OK, row.Errors, row.Verdict)
 		})
 	}
 	t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())
@@ -78,9 +99,12 @@ func table(t *testing.T, name, command string, all []scenario) report.Run {
 }
 
 // repeats is what a target of the Makefile needs to do a run again.
-func repeats() string {
+func repeats(batch string) string {
 	text := fmt.Sprintf(" BROKER=%s SEED=%d", major(), set.seed)
 	var flags []string
+	if batch != "both" {
+		flags = append(flags, "-"+batchFlag+"="+batch)
+	}
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name == "scale" || f.Name == "bound" || f.Name == "nodes-race" {
 			flags = append(flags, "-"+f.Name+"="+f.Value.String())

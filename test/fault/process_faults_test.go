@@ -69,30 +69,14 @@ const deliveries = 5
 func poison(s *stage) {
 	s.t.Helper()
 	dead := s.waiting(queueName + ".dead")
-	id := fmt.Sprintf("killer-%d", s.injected)
-	client, err := amqpx.NewClient(s.tenant.URL(), amqpx.WithQueue(s.queue()))
+	client, err := amqpx.NewClient(s.tenant.URL(), amqpx.WithQueue(s.queue()), amqpx.WithBatch(s.sc.batch))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	ctx := rig.Patience(s.t)
-	deadline, _ := ctx.Deadline()
-	body := []byte(id + " 0s")
-	s.record(ledger.Entry{
-		Kind: ledger.Start, At: time.Now(), ID: id, Method: ledger.Kill, Deadline: deadline, Sum: ledger.Sum(body),
-	})
-	_, err = client.Call(ctx, ledger.Kill, body)
-	s.record(ledger.Entry{
-		Kind: ledger.End, At: time.Now(), ID: id, Code: string(amqpx.CodeOf(err)), Text: fmt.Sprint(err),
-		Outcome: amqpx.OutcomeOf(err).String(), Attempts: 1,
-	})
-	if amqpx.CodeOf(err) != amqpx.CodeInternal || amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
-		s.t.Errorf("the killer's caller got %v, want %s and %q", err, amqpx.CodeInternal, amqpx.MayHaveRun)
-	}
+	s.buried(s.call(ctx, client, fmt.Sprintf("killer-%d", s.injected), ledger.Kill), dead)
 	if err := client.Close(ctx); err != nil {
 		s.t.Error(err)
-	}
-	if got := s.waiting(queueName + ".dead"); got != dead+1 {
-		s.t.Errorf("%d dead letters, want %d", got, dead+1)
 	}
 }
 

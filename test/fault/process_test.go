@@ -5,11 +5,12 @@ package fault
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,7 @@ type process struct {
 	cmd      *exec.Cmd
 	restarts bool
 	ok       uint64          // calls answered
+	batched  uint64          // calls that travelled in a batch
 	ready    int             // how often it became ready
 	ends     int             // how often it ended
 	summary  *report.Summary // of the last life that had one
@@ -117,7 +119,10 @@ func (p *process) live() error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command(set.node, p.args...) //nolint:noctx // ended by the cleanup, after the test's context.
+	p.mu.Lock()
+	args := p.args
+	p.mu.Unlock()
+	cmd := exec.Command(set.node, args...) //nolint:noctx // ended by the cleanup, after the test's context.
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -140,8 +145,9 @@ func (p *process) hear(out io.Reader) {
 		case "ready":
 			p.change(func() { p.ready++ })
 		case "ok":
-			if n, err := strconv.ParseUint(rest, 10, 64); err == nil {
-				p.change(func() { p.ok = n })
+			var ok, batched uint64
+			if _, err := fmt.Sscan(rest, &ok, &batched); err == nil {
+				p.change(func() { p.ok, p.batched = ok, batched })
 			}
 		case "summary":
 			s := new(report.Summary)
@@ -183,6 +189,28 @@ func (p *process) untilServed(n uint64) {
 	goal := p.ok + n
 	p.mu.Unlock()
 	p.until("is served", func() bool { return p.ok >= goal })
+}
+
+// untilBatched waits until n more of a client's calls have travelled in a batch.
+func (p *process) untilBatched(n uint64) {
+	p.t.Helper()
+	goal := p.inBatches() + n
+	p.until("sends batches", func() bool { return p.batched >= goal })
+}
+
+// inBatches counts the calls that have travelled in a batch.
+func (p *process) inBatches() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.batched
+}
+
+// becomes ends a server gracefully, and has its supervisor start it with other flags,
+// which come after those that it had.
+func (p *process) becomes(flags ...string) {
+	p.t.Helper()
+	p.change(func() { p.args = slices.Concat(p.args, flags) })
+	p.dies(syscall.SIGTERM)
 }
 
 // dies waits for the end of the present life, which the signal brings about, and

@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -30,6 +31,10 @@ type scenario struct {
 	rules check.Rules
 	// before prepares the broker; fault injects once and heals.
 	before, fault func(*stage)
+	// batch is whether calls may travel together; "" is as the flag -batch says.
+	batch amqpx.BatchMode
+	// lane scenarios are about the batch lane and mean nothing without it.
+	lane bool
 	// notice is within how many heartbeats a muted side must leave ready; 0: no matter.
 	notice float64
 }
@@ -69,10 +74,13 @@ func play(t *testing.T, sc scenario, row *report.Row) {
 	if sc.load.clients == 0 {
 		sc.load = usual()
 	}
+	if sc.batch == "" {
+		sc.batch = amqpx.BatchMode(set.batch)
+	}
 	if sc.gap == 0 {
 		sc.gap = time.Second
 	}
-	*row = report.Row{Scenario: sc.name, About: sc.about, Verdict: report.Failed}
+	*row = report.Row{Scenario: sc.name, About: sc.about, Batch: string(sc.batch), Verdict: report.Failed}
 	s := newStage(t, sc)
 	begun := time.Now()
 	s.begin()
@@ -121,7 +129,21 @@ func (s *stage) judge(row *report.Row) {
 		row.Recoveries = append(row.Recoveries, d)
 	}
 	s.judgeNotices(row, &clock)
+	s.judgeBatches(row)
 	row.Problems = slices.Concat(row.Problems, row.Leaks, s.judgeMemory())
+}
+
+// judgeBatches proves that calls took the lane, or did not, as the run says.
+func (s *stage) judgeBatches(row *report.Row) {
+	for _, c := range slices.Concat(s.clients, s.gone) {
+		row.Batched += c.inBatches()
+	}
+	switch {
+	case s.sc.batch == amqpx.BatchAuto && row.Batched == 0:
+		row.Problems = append(row.Problems, "no call travelled in a batch")
+	case s.sc.batch == amqpx.BatchOff && row.Batched > 0:
+		row.Problems = append(row.Problems, fmt.Sprintf("%d calls travelled in a batch", row.Batched))
+	}
 }
 
 // judgeNotices proves that a side that heard nothing any more left ready in time.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
 	"rabbitmq-rpc/test/fault/internal/report"
 )
@@ -19,7 +20,7 @@ const soakRate = 300
 // TestSoak injects faults at random into one pair for long: `make soak`.
 func TestSoak(t *testing.T) {
 	menu := slices.DeleteFunc(scenarios(), func(sc scenario) bool {
-		return sc.load != load{} || sc.before != nil || !sc.rules.IdempotentOK
+		return sc.load != load{} || sc.before != nil || !sc.rules.IdempotentOK || sc.lane && set.batch == string(amqpx.BatchOff)
 	})
 	injected := make(map[string]int)
 	soak := scenario{
@@ -35,8 +36,8 @@ func TestSoak(t *testing.T) {
 		},
 	}
 	run := report.Run{
-		Command: fmt.Sprintf("make soak SOAK=%v%s", set.soak, repeats()),
-		Seed:    set.seed, Broker: major(), Begun: time.Now(),
+		Command: fmt.Sprintf("make soak SOAK=%v%s", set.soak, repeats(set.batch)),
+		Seed:    set.seed, Broker: major(), Batch: set.batch, Begun: time.Now(),
 	}
 	var row report.Row
 	defer func() {

@@ -159,7 +159,7 @@ func (s *stage) flags(at side) []string {
 	l := s.sc.load
 	return []string{
 		"-url", s.proxies[at].url, "-queue", queueName, "-kind", string(l.kind),
-		"-heartbeat", l.heartbeat.String(), "-persistent=" + strconv.FormatBool(l.persistent),
+		"-heartbeat", l.heartbeat.String(), "-persistent=" + strconv.FormatBool(l.persistent), "-batch", string(s.sc.batch),
 	}
 }
 

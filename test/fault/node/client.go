@@ -20,7 +20,7 @@ const (
 	defaultCallers = 32
 	// closePatience bounds the client's own end.
 	closePatience = 10 * time.Second
-	// progressEvery is the pace of "ok N".
+	// progressEvery is the pace of "ok N M".
 	progressEvery = 100 * time.Millisecond
 	// afterError is how long a caller waits before it calls again.
 	afterError = 20 * time.Millisecond
@@ -107,7 +107,7 @@ func (c *caller) load(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			c.say("ok %d", c.ok.Load())
+			c.progress()
 		case <-c.signals:
 			if stopping {
 				closing, cancel := context.WithTimeout(ctx, closePatience)
@@ -118,10 +118,14 @@ func (c *caller) load(ctx context.Context) error {
 			stopping = true
 			close(stop)
 		case <-over:
+			c.progress()
 			return err
 		}
 	}
 }
+
+// progress says how many calls were answered, and how many travelled in a batch.
+func (c *caller) progress() { c.say("ok %d %d", c.ok.Load(), c.client.Stats().Batched) }
 
 // rest waits until the caller's next turn and reports whether there is one.
 func (c *caller) rest(stop <-chan struct{}, workers int) bool {

@@ -1,8 +1,8 @@
 // Command node is one process of the fault suite: a server or a client that uses
 // the library as any program does, and keeps the ledger.
 //
-// It says on stdout what the suite waits for: "ready", "ok N" as calls are answered,
-// and at its end "summary" with what it holds. SIGTERM ends it gracefully; a second
+// It says on stdout what the suite waits for: "ready", "ok N M" as calls are answered,
+// M of them having travelled in a batch, and at its end "summary" with what it holds. SIGTERM ends it gracefully; a second
 // one at once.
 package main
 
@@ -24,6 +24,7 @@ import (
 // options are the command line.
 type options struct {
 	name, url, queue, kind, ledger string
+	batch                          string
 	persistent                     bool
 	heartbeat, drain, dial         time.Duration
 
@@ -46,6 +47,7 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.StringVar(&o.url, "url", "", "AMQP URL")
 	flags.StringVar(&o.queue, "queue", "fault", "request queue")
 	flags.StringVar(&o.kind, "kind", string(amqpx.QueueClassic), "type of the request queue")
+	flags.StringVar(&o.batch, "batch", string(amqpx.BatchAuto), "whether calls may travel together: auto or off")
 	flags.BoolVar(&o.persistent, "persistent", false, "messages survive the broker's restart")
 	flags.StringVar(&o.ledger, "ledger", "", "file to append to")
 	flags.DurationVar(&o.heartbeat, "heartbeat", amqpx.DefaultHeartbeat, "heartbeat interval")
@@ -89,7 +91,7 @@ func run(ctx context.Context, args []string) error {
 	shared := []amqpx.Option{
 		amqpx.WithQueue(amqpx.Queue{Name: o.queue, Type: amqpx.QueueType(o.kind), Durable: true}),
 		amqpx.WithName(o.name), amqpx.WithHeartbeat(o.heartbeat), amqpx.WithPersistent(o.persistent),
-		amqpx.WithDialTimeout(o.dial), amqpx.WithLogger(logger),
+		amqpx.WithDialTimeout(o.dial), amqpx.WithBatch(amqpx.BatchMode(o.batch)), amqpx.WithLogger(logger),
 	}
 	switch mode {
 	case "server":

@@ -34,9 +34,10 @@ type Word uint32
 
 // The words that Heard knows.
 const (
-	Return Word = 60<<16 | 50
-	Ack    Word = 60<<16 | 80
-	Nack   Word = 60<<16 | 120
+	Return  Word = 60<<16 | 50
+	Deliver Word = 60<<16 | 60
+	Ack     Word = 60<<16 | 80
+	Nack    Word = 60<<16 | 120
 )
 
 // wordsKept bounds how many words of a kind are remembered for Heard.
@@ -59,9 +60,10 @@ func (r *Rig) Proxy() *Proxy {
 		broker:   net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)),
 		url:      Rewrite(r.t, r.URL, func(u *url.URL) { u.Host = l.Addr().String() }),
 		words: map[Word]chan struct{}{
-			Return: make(chan struct{}, wordsKept),
-			Ack:    make(chan struct{}, wordsKept),
-			Nack:   make(chan struct{}, wordsKept),
+			Return:  make(chan struct{}, wordsKept),
+			Deliver: make(chan struct{}, wordsKept),
+			Ack:     make(chan struct{}, wordsKept),
+			Nack:    make(chan struct{}, wordsKept),
 		},
 		pipes: make(map[*pipe]struct{}),
 	}

@@ -63,6 +63,8 @@ type Inbox struct {
 	Name string
 	// Answers is what arrives.
 	Answers <-chan amqp.Delivery
+	// Repeated counts the answers beyond each call's first, see AnswersTo.
+	Repeated int
 }
 
 // Inbox declares a queue for answers and consumes it.

@@ -46,7 +46,7 @@ func On(t testing.TB, url string) *Rig {
 		}
 		defer func() { _ = conn.Close() }()
 		if ch, err := conn.Channel(); err == nil {
-			for _, companion := range []string{"", ".retry", ".dead"} {
+			for _, companion := range []string{"", ".batch", ".retry", ".dead"} {
 				_, _ = ch.QueueDelete(r.Queue.Name+companion, false, false, false)
 			}
 		}
@@ -82,7 +82,13 @@ func (s *Server) Stop() { s.stop() }
 // Serve starts a server on the rig's queue and waits until it consumes.
 func (r *Rig) Serve(methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()
-	s := r.Start(methods, opts...)
+	return r.ServeAt(r.URL, methods, opts...)
+}
+
+// ServeAt is Serve with a server that reaches the broker by another URL.
+func (r *Rig) ServeAt(url string, methods Methods, opts ...amqpx.ServerOption) *Server {
+	r.t.Helper()
+	s := r.StartAt(url, methods, opts...)
 	if err := s.WaitReady(Patience(r.t)); err != nil {
 		r.t.Fatalf("server does not become ready: %v", err)
 	}

@@ -13,10 +13,10 @@ import (
 
 func sample() report.Run {
 	return report.Run{
-		Command: "make chaos SEED=7", Seed: 7, Broker: "3",
+		Command: "make chaos SEED=7", Seed: 7, Broker: "3", Batch: "auto",
 		Rows: []report.Row{
 			{
-				Scenario: "cut", About: "links closed", Injected: 3, Verdict: report.Passed,
+				Scenario: "cut", About: "links closed", Injected: 3, Batch: "auto", Batched: 70, Verdict: report.Passed,
 				Result:     check.Result{Calls: 100, OK: 90, Abandoned: 4, Lost: 1, Duplicates: 2, LongestStall: time.Second},
 				Recoveries: []time.Duration{time.Second, 3 * time.Second, 2 * time.Second},
 			},
@@ -32,10 +32,10 @@ func TestTable(t *testing.T) {
 	t.Parallel()
 	text := sample().Markdown()
 	for _, line := range []string{
-		"RabbitMQ 3, seed 7: `make chaos SEED=7`",
-		"| cut | links closed | 3 | 100 | 90 | 5 | 4 | 1 | 2 | 0 | 0 | 1s | passed |",
-		"| kill | SIGKILL | 2 | 50 | 50 | 0 | 0 | 0 | 0 | 1 | 1 | 2s | FAILED |",
-		"| **all** |  | 5 | 150 | 140 | 5 | 4 | 1 | 2 | 1 | 1 | 2s | 1 of 2 passed |",
+		"RabbitMQ 3, batch auto, seed 7: `make chaos SEED=7`",
+		"| cut | links closed | 3 | 100 | 70 | 90 | 5 | 4 | 1 | 2 | 0 | 0 | 1s | passed |",
+		"| kill | SIGKILL | 2 | 50 | 0 | 50 | 0 | 0 | 0 | 0 | 1 | 1 | 2s | FAILED |",
+		"| **all** |  | 5 | 150 | 70 | 140 | 5 | 4 | 1 | 2 | 1 | 1 | 2s | 1 of 2 passed |",
 		"answered call: median 2s, p99 3s, longest 3s, of 3.",
 	} {
 		if !strings.Contains(text, line+"\n") {

@@ -22,6 +22,9 @@ const (
 type Row struct {
 	Scenario string `json:"scenario"`
 	About    string `json:"about"`
+	// Batch is whether calls could travel together, Batched how many did.
+	Batch   string `json:"batch"`
+	Batched uint64 `json:"batched"`
 	// Injected counts the faults.
 	Injected int     `json:"injected"`
 	Seconds  float64 `json:"seconds"`
@@ -42,24 +45,27 @@ type Row struct {
 
 // Run is one run of the suite.
 type Run struct {
-	Command string    `json:"command"`
-	Seed    uint64    `json:"seed"`
-	Broker  string    `json:"broker"`
-	Begun   time.Time `json:"begun"`
-	Rows    []Row     `json:"rows"`
+	Command string `json:"command"`
+	Seed    uint64 `json:"seed"`
+	Broker  string `json:"broker"`
+	// Batch is whether calls could travel together, "both" if it differs by row.
+	Batch string    `json:"batch"`
+	Begun time.Time `json:"begun"`
+	Rows  []Row     `json:"rows"`
 }
 
 // Markdown is the run as a table, with the command that repeats it.
 func (r Run) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "RabbitMQ %s, seed %d: `%s`\n\n", r.Broker, r.Seed, r.Command)
-	b.WriteString("| scenario | injected | times | calls | ok | errors | abandoned | lost | duplicates | mismatched " +
-		"| wrong \"did not run\" | longest stall | verdict |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n")
+	fmt.Fprintf(&b, "RabbitMQ %s, batch %s, seed %d: `%s`\n\n", r.Broker, r.Batch, r.Seed, r.Command)
+	b.WriteString("| scenario | injected | times | calls | in batches | ok | errors | abandoned | lost | duplicates | mismatched " +
+		"| wrong \"did not run\" | longest stall | verdict |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n")
 	var sum Row
 	for _, row := range r.Rows {
 		line(&b, row)
 		sum.Injected += row.Injected
 		sum.Calls += row.Calls
+		sum.Batched += row.Batched
 		sum.OK += row.OK
 		sum.Abandoned += row.Abandoned
 		sum.Lost += row.Lost
@@ -87,8 +93,8 @@ func (r Run) Recoveries() []time.Duration {
 }
 
 func line(b *strings.Builder, r Row) {
-	fmt.Fprintf(b, "| %s | %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %s | %s |\n",
-		r.Scenario, r.About, r.Injected, r.Calls, r.OK, r.Calls-r.OK-r.Abandoned-r.Lost, r.Abandoned, r.Lost,
+	fmt.Fprintf(b, "| %s | %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %s | %s |\n",
+		r.Scenario, r.About, r.Injected, r.Calls, r.Batched, r.OK, r.Calls-r.OK-r.Abandoned-r.Lost, r.Abandoned, r.Lost,
 		r.Duplicates, r.Mismatched, r.WrongDidNotRun, r.LongestStall.Round(time.Millisecond), r.Verdict)
 }
 
