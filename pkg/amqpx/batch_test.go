@@ -16,10 +16,10 @@ import (
 const batchQueueName = DefaultQueue + ".batch"
 
 // startBatching is a rig whose client knows that servers unpack.
-func startBatching(t *testing.T, methods handlers, opts ...Option) *rig {
+func startBatching(t *testing.T, methods handlers) *rig {
 	t.Helper()
 	methods["open the lane"] = echo
-	r := startRig(t, methods, append([]Option{WithBatch(BatchAuto)}, opts...)...)
+	r := startRig(t, methods, WithBatch(BatchAuto))
 	r.openLane()
 	return r
 }
@@ -198,7 +198,7 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 			"panic": func(context.Context, *Request) ([]byte, error) { panic("boom") },
 			"slow":  untilDone,
 			"header": func(_ context.Context, req *Request) ([]byte, error) {
-				return []byte(req.Header["traceparent"].(string)), nil
+				return fmt.Append(nil, req.Header["traceparent"]), nil
 			},
 			"key": func(_ context.Context, req *Request) ([]byte, error) { return []byte(req.IdempotencyKey), nil },
 		})

@@ -81,7 +81,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // [*Error]: its Code classifies it, its Outcome tells whether a server may have
 // run the call. The body must not be changed until Call returns, and is the caller's
 // again then.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
 	if _, ok := ctx.Deadline(); !ok {
 		bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
 		defer bounded.end()

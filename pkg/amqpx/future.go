@@ -37,7 +37,7 @@ var settledFuture = func() *chan struct{} {
 //
 // What Call says about deadline, outcome and errors holds for the result. The body may
 // be changed as soon as Go has returned.
-func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
+func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future { //nolint:contextcheck // a deadlineContext is its parent's child.
 	if _, ok := ctx.Deadline(); !ok {
 		ctx = withDeadline(ctx, time.Now().Add(c.cfg.timeout))
 	}
@@ -52,16 +52,23 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.settle(nil, err)
 		return f
 	}
-	if gone := c.gone(ctx, k); gone != nil {
-		hooked := ctx
-		if late, ok := ctx.(*deadlineContext); ok && !late.isMade() {
-			hooked = late.parent // the pending table watches the deadline
-		}
-		f.unhook = context.AfterFunc(hooked, func() { k.tell(event{kind: eventGone}) })
-	}
+	f.watch(k)
 	k.send()
 	f.sleep(k)
 	return f
+}
+
+// watch has the call told when its context ends. Where only the client's own deadline
+// would end it, the pending table does that.
+func (f *Future) watch(k *call) {
+	if f.client.gone(f.ctx, k) == nil {
+		return
+	}
+	hooked := f.ctx
+	if late, ok := f.ctx.(*deadlineContext); ok && !late.isMade() {
+		hooked = late.parent
+	}
+	f.unhook = context.AfterFunc(hooked, func() { k.tell(event{kind: eventGone}) })
 }
 
 // through makes the call in a goroutine of its own.

@@ -22,7 +22,7 @@ const (
 )
 
 // fieldRecord is the one field of a batch.
-const fieldRecord protowire.Number = 1
+const fieldRecord = 1
 
 // recordOverhead bounds what the numbers, tags and lengths of a record take.
 const recordOverhead = 64
@@ -41,7 +41,7 @@ func beginRecord(b []byte) (_ []byte, start int) {
 func endRecord(b []byte, start int) []byte {
 	n := len(b) - start
 	for i := range lengthSize {
-		b[start-lengthSize+i] = byte(n>>(7*i))&0x7f | 0x80
+		b[start-lengthSize+i] = byte(n>>(7*i)&0x7f) | 0x80
 	}
 	b[start-1] &= 0x7f
 	return b
@@ -70,7 +70,7 @@ func appendNumber(b []byte, number protowire.Number, n uint64) []byte {
 
 // field is one field of a record: a number, or bytes, or of a type that is of no use.
 type field struct {
-	number protowire.Number
+	number int32
 	kind   protowire.Type
 	value  uint64
 	bytes  []byte
@@ -82,7 +82,7 @@ func nextField(b []byte) (f field, rest []byte) {
 	if n < 0 {
 		return f, nil
 	}
-	f.number, f.kind = number, kind
+	f.number, f.kind = int32(number), kind
 	b = b[n:]
 	switch kind {
 	case protowire.VarintType:
@@ -100,10 +100,12 @@ func nextField(b []byte) (f field, rest []byte) {
 
 // isMessage reports whether b is a sequence of fields.
 func isMessage(b []byte) bool {
-	for b != nil && len(b) > 0 {
-		_, b = nextField(b)
+	for len(b) > 0 {
+		if _, b = nextField(b); b == nil {
+			return false
+		}
 	}
-	return b != nil
+	return true
 }
 
 // appendRecords appends the records of a batch, as parts of body, when all of it can be

@@ -10,14 +10,14 @@ import (
 
 // Field numbers of an answer's record.
 const (
-	answerID         protowire.Number = 1
-	answerBody       protowire.Number = 2
-	answerCode       protowire.Number = 3
-	answerRan        protowire.Number = 4
-	answerRetry      protowire.Number = 5
-	answerRetryAfter protowire.Number = 6
-	answerQueueTime  protowire.Number = 7
-	answerHandler    protowire.Number = 8
+	answerID         = 1
+	answerBody       = 2
+	answerCode       = 3
+	answerRan        = 4
+	answerRetry      = 5
+	answerRetryAfter = 6
+	answerQueueTime  = 7
+	answerHandler    = 8
 )
 
 // Values of answerRan. Without it the server cannot tell.
@@ -127,7 +127,7 @@ func (a *received) setNumber(e *Error, f field) {
 	case answerRan:
 		e.outcome = outcomeOf(f.value)
 	case answerRetry:
-		a.round, a.echoed = int64(min(f.value, 1<<62)), true //nolint:gosec // bounded.
+		a.round, a.echoed = int64(min(f.value, 1<<62)), true
 	case answerRetryAfter:
 		e.retryAfter = boundedDuration(f.value, time.Millisecond)
 	case answerQueueTime:

@@ -11,18 +11,18 @@ import (
 
 // Field numbers of a call's record, and of a header in it.
 const (
-	callID         protowire.Number = 1
-	callMethod     protowire.Number = 2
-	callBody       protowire.Number = 3
-	callTimeout    protowire.Number = 4
-	callMessageID  protowire.Number = 5
-	callIdempotent protowire.Number = 6
-	callResent     protowire.Number = 7
-	callRetry      protowire.Number = 8
-	callHeader     protowire.Number = 9
+	callID         = 1
+	callMethod     = 2
+	callBody       = 3
+	callTimeout    = 4
+	callMessageID  = 5
+	callIdempotent = 6
+	callResent     = 7
+	callRetry      = 8
+	callHeader     = 9
 
-	headerName  protowire.Number = 1
-	headerValue protowire.Number = 2
+	headerName  = 1
+	headerValue = 2
 )
 
 // batchable reports whether a request can travel in a batch: headers are text there.
@@ -38,8 +38,9 @@ func batchable(req *Request) bool {
 // callSize bounds what appendCall appends.
 func callSize(req *Request) int {
 	n := recordOverhead + len(req.CorrelationID) + len(req.Method) + len(req.Body) + len(req.IdempotencyKey)
-	for name, v := range req.Header {
-		n += headerRecordSize(name, v.(string)) + 2*protowire.SizeVarint(maxHeaderBytes) //nolint:forcetypeassert // batchable.
+	for name, value := range req.Header {
+		v, _ := value.(string) // batchable
+		n += headerRecordSize(name, v) + 2*protowire.SizeVarint(maxHeaderBytes)
 	}
 	return n
 }
@@ -152,7 +153,7 @@ func (in *incoming) setNumber(f field) {
 	case callResent:
 		in.resent = f.value != 0
 	case callRetry:
-		in.retry = int64(min(f.value, 1<<62)) //nolint:gosec // bounded.
+		in.retry = int64(min(f.value, 1<<62))
 	}
 }
 
