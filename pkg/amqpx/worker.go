@@ -79,7 +79,7 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *executi
 	if j.in.budget != noBudget {
 		bounded := withDeadline(ctx, j.arrived.Add(j.in.budget))
 		defer bounded.end()
-		ctx = bounded
+		ctx = bounded //nolint:contextcheck // it is ctx's child.
 	}
 	queued := begun.Sub(j.arrived)
 	s.load.started()
