@@ -56,7 +56,7 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser suite fault chaos soak e2e test fuzz bench
+.PHONY: unit integration interop browser suite fault chaos soak e2e test fuzz bench bench-compare
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
@@ -110,6 +110,10 @@ fuzz: ## every fuzz target of the root module for FUZZTIME each; keeps what it f
 			find "$$(go env GOCACHE)/fuzz/$$path/$$target" -type f -exec cp -nt testdata/fuzz/$$target {} + ; \
 		done; \
 	done
+
+bench-compare: BENCHPATTERN ?= .
+bench-compare: ## micro-benchmarks here against those of BASE=rev, by benchstat
+	@deploy/bench-compare.sh "$(BASE)" '$(BENCHPATTERN)'
 
 # A broker in a container is reached through a proxy, which would be measured as well:
 # a plain one, if this machine has it.

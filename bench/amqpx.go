@@ -101,5 +101,10 @@ func (c amqpxCaller) call(ctx context.Context, method string, body []byte) ([]by
 	return c.client.Call(ctx, method, body)
 }
 
+// start implements starter.
+func (c amqpxCaller) start(ctx context.Context, method string, body []byte) started {
+	return c.client.Go(ctx, method, body)
+}
+
 // close implements caller.
 func (c amqpxCaller) close(ctx context.Context) error { return c.client.Close(ctx) }

@@ -44,11 +44,12 @@ type caller interface {
 // environment is where and how a contender runs.
 type environment struct {
 	URL      string        `json:"url"`
-	Queue    string        `json:"queue"`              // its own request queue
-	Endpoint string        `json:"endpoint,omitempty"` // of a contender that needs no RabbitMQ
-	Workers  int           `json:"workers,omitempty"`  // handlers at once in each server; 0: the contender's own best
-	Sleep    time.Duration `json:"sleep,omitempty"`    // of every handler
-	InFlight int           `json:"in_flight,omitempty"`
+	Queue    string        `json:"queue"`               // its own request queue
+	Endpoint string        `json:"endpoint,omitempty"`  // of a contender that needs no RabbitMQ
+	Workers  int           `json:"workers,omitempty"`   // handlers at once in each server; 0: the contender's own best
+	Sleep    time.Duration `json:"sleep,omitempty"`     // of every handler
+	InFlight int           `json:"in_flight,omitempty"` // the most that a client may have; 0: its default
+	Async    bool          `json:"async,omitempty"`     // held calls have no goroutines
 }
 
 // callTimeout is the deadline of calls that have one, amqpx's default.

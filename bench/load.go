@@ -111,6 +111,10 @@ func (d *driver) call(ctx context.Context, shard int, due time.Time) {
 // checkedCall makes one call and checks its answer.
 func checkedCall(ctx context.Context, c caller, method string, body, want []byte) error {
 	got, err := c.call(ctx, method, body)
+	return checkAnswer(got, err, want)
+}
+
+func checkAnswer(got []byte, err error, want []byte) error {
 	if err != nil {
 		return fmt.Errorf("call: %w", err)
 	}

@@ -7,6 +7,7 @@
 readonly TOOLS='
 github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 '
 
 # install_tool MODULE@VERSION builds it unless the cache has it, then links it.

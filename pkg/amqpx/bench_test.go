@@ -59,8 +59,18 @@ func BenchmarkPending(b *testing.B) {
 }
 
 func BenchmarkRoundTrip(b *testing.B) {
+	b.Run("one caller", func(b *testing.B) { benchRoundTrip(b, BatchOff, 1) })
+	b.Run("many callers", func(b *testing.B) { benchRoundTrip(b, BatchOff, 64) })
+	b.Run("one caller, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 1) })
+	b.Run("many callers, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 64) })
+}
+
+// benchRoundTrip makes calls over the broker in memory, callers times as many at once as
+// there are processors, or one.
+func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
+	b.Helper()
 	broker := newFakeBroker()
-	s, err := NewServer(testURL, broker.option())
+	s, err := NewServer(testURL, broker.option(), WithBatch(mode))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -70,30 +80,34 @@ func BenchmarkRoundTrip(b *testing.B) {
 	var served sync.WaitGroup
 	served.Go(func() { _ = s.Serve(b.Context()) }) // the context ends before the cleanup
 	b.Cleanup(served.Wait)
-	c, err := NewClient(testURL, broker.option())
+	if err := s.WaitReady(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	c, err := NewClient(testURL, broker.option(), WithBatch(mode))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer c.Close(b.Context()) //nolint:errcheck // only to free it.
 	body := []byte("request")
 	call := func() {
-		if _, err := c.Call(b.Context(), "m", body, WaitForServer()); err != nil {
+		if _, err := c.Call(b.Context(), "m", body); err != nil {
 			b.Error(err)
 		}
 	}
-	b.Run("one caller", func(b *testing.B) {
-		b.ReportAllocs()
+	for range 100 { // until the client knows its servers
+		call()
+	}
+	b.ReportAllocs()
+	if callers == 1 {
 		for b.Loop() {
 			call()
 		}
-	})
-	b.Run("many callers", func(b *testing.B) {
-		b.ReportAllocs()
-		b.SetParallelism(64)
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				call()
-			}
-		})
+		return
+	}
+	b.SetParallelism(callers)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			call()
+		}
 	})
 }

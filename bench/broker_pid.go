@@ -1,0 +1,61 @@
+package main
+
+import (
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// findBroker finds the process on this machine that listens on the port of a broker's
+// URL; 0 when it is not there, or another user's.
+func findBroker(raw string) int {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return 0
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil {
+		return 0
+	}
+	wanted := make(map[string]bool)
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		text, err := os.ReadFile(table) //nolint:gosec // one of two.
+		if err != nil {
+			continue
+		}
+		for _, inode := range listeners(string(text), port) {
+			wanted["socket:["+inode+"]"] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return 0
+	}
+	files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, file := range files {
+		if target, err := os.Readlink(file); err == nil && wanted[target] {
+			pid, _ := strconv.Atoi(strings.Split(file, "/")[2])
+			return pid
+		}
+	}
+	return 0
+}
+
+// listeners returns the inodes of the sockets that listen on a port, from the text of
+// a table of /proc/net.
+func listeners(table string, port uint64) []string {
+	const listening = "0A"
+	var inodes []string
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) < 10 || fields[3] != listening {
+			continue
+		}
+		_, text, _ := strings.Cut(fields[1], ":")
+		if p, err := strconv.ParseUint(text, 16, 16); err == nil && p == port {
+			inodes = append(inodes, fields[9])
+		}
+	}
+	return inodes
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+)
+
+// servingChild serves until the commands end.
+func servingChild(ctx context.Context, serve func(ctx context.Context, ready func(string)) error, commands *json.Decoder, replies *json.Encoder, release func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready, served := make(chan string, 1), make(chan error, 1)
+	go func() { served <- serve(ctx, func(endpoint string) { ready <- endpoint }) }() // awaited below
+	var endpoint string
+	select {
+	case endpoint = <-ready:
+	case err := <-served:
+		return errors.Join(errors.New("the server ended early"), err)
+	}
+	listened := make(chan error, 1)
+	go func() { // ends when the input does, or with the process
+		listened <- obey(commands, replies, endpoint, func(cmd command) (*outcome, error) {
+			if cmd.Release {
+				release()
+			}
+			return nil, nil
+		})
+	}()
+	select {
+	case err := <-listened:
+		cancel()
+		return errors.Join(err, <-served)
+	case err := <-served:
+		return errors.Join(errors.New("the server ended early"), err)
+	}
+}
+
+// clientChild does what it is told until the commands end.
+func clientChild(ctx context.Context, c native, env environment, commands *json.Decoder, replies *json.Encoder) error {
+	under, err := c.dial(ctx, env)
+	if err != nil {
+		return err
+	}
+	var calls *held
+	err = obey(commands, replies, "", func(cmd command) (_ *outcome, err error) {
+		var o outcome
+		switch {
+		case cmd.Turn != nil:
+			o, err = drive(ctx, under, *cmd.Turn)
+		case cmd.Hold > 0:
+			calls, err = holdCalls(ctx, under, cmd.Hold, env.Async)
+		case cmd.Settle && calls != nil:
+			o, err = calls.settle(ctx)
+		}
+		return &o, err
+	})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	return errors.Join(err, under.close(ctx))
+}
+
+// obey says that this side is ready and then does what it is told.
+func obey(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*outcome, error)) error {
+	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
+		return err
+	}
+	for {
+		var cmd command
+		if err := commands.Decode(&cmd); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		o, fault := do(cmd)
+		u, err := used()
+		r := reply{Outcome: o, Usage: u}
+		if fault != nil {
+			r.Error = fault.Error()
+		}
+		if err := errors.Join(err, replies.Encode(r)); err != nil {
+			return err
+		}
+	}
+}

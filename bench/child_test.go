@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"testing"
+	"time"
+)
+
+// child runs serveChild as a process would, and talks to it.
+type child struct {
+	t    *testing.T
+	in   *io.PipeWriter
+	send *json.Encoder
+	recv *json.Decoder
+	done chan error
+}
+
+func startChild(t *testing.T, b brief) (*child, reply) {
+	t.Helper()
+	in, toChild := io.Pipe()
+	fromChild, out := io.Pipe()
+	c := &child{t, toChild, json.NewEncoder(toChild), json.NewDecoder(fromChild), make(chan error, 1)}
+	go func() { // ends with its input; awaited by end
+		err := serveChild(t.Context(), in, out)
+		_ = out.Close()
+		c.done <- err
+	}()
+	return c, c.ask(b)
+}
+
+func (c *child) ask(question any) reply {
+	c.t.Helper()
+	var r reply
+	if err := c.send.Encode(question); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := c.recv.Decode(&r); err != nil {
+		c.t.Fatal(err, <-c.done)
+	}
+	if r.Error != "" {
+		c.t.Fatal(r.Error)
+	}
+	return r
+}
+
+func (c *child) end() {
+	c.t.Helper()
+	_ = c.in.Close()
+	if err := <-c.done; err != nil {
+		c.t.Error(err)
+	}
+}
+
+// The contenders that need no RabbitMQ show that the sides of all understand each other.
+func TestSides(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{coreNATS, overGRPC} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := brief{Contender: name, Env: environment{Queue: "bench", Workers: 2}}
+			if name == coreNATS {
+				b.Role = roleBroker
+				broker, r := startChild(t, b)
+				defer broker.end()
+				b.Env.Endpoint = r.Endpoint
+			}
+			b.Role = roleServer
+			server, r := startChild(t, b)
+			defer server.end()
+			if r.Endpoint != "" {
+				b.Env.Endpoint = r.Endpoint
+			}
+			b.Role = roleClient
+			client, _ := startChild(t, b)
+			defer client.end()
+			for _, turn := range []turn{
+				{Callers: 3, Duration: time.Minute, MaxCalls: 30},
+				{Callers: 3, Duration: time.Minute, MaxCalls: 30, Body: 1000},
+				{Rate: 10_000, InFlight: 10, Duration: time.Minute, MaxCalls: 30},
+			} {
+				if r := client.ask(command{Turn: &turn}); r.Outcome.Calls != 30 || r.Outcome.All.Max == 0 {
+					t.Errorf("%+v: outcome %+v, want 30 calls", turn, r.Outcome)
+				}
+			}
+			if u := server.ask(command{}).Usage; u.CPU == 0 || u.RSS == 0 || u.Peak < u.RSS {
+				t.Errorf("usage %+v", u)
+			}
+		})
+	}
+}
+
+func TestHandler(t *testing.T) {
+	t.Parallel()
+	h := newHandler(0)
+	for _, tt := range []struct{ method, body, want string }{
+		{methodQuick, requestBody, answerBody},
+		{methodQuick, "other", ""},
+		{methodEcho, "other", "other"},
+		{"unknown", requestBody, ""},
+	} {
+		got, err := h.answer(t.Context(), tt.method, []byte(tt.body))
+		if string(got) != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("%s of %q: %q, %v, want %q", tt.method, tt.body, got, err, tt.want)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := h.answer(ended, methodHold, []byte(requestBody)); err == nil {
+		t.Error("a held call was answered before its release")
+	}
+	h.release()
+	h.release()
+	if got, err := h.answer(t.Context(), methodHold, []byte(requestBody)); string(got) != answerBody {
+		t.Errorf("released: %q, %v", got, err)
+	}
+}

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// closed has callers that call one after the other until the time or the number of
+// calls is up.
+func (d *driver) closed(ctx context.Context) {
+	var (
+		callers sync.WaitGroup
+		calls   atomic.Int64
+	)
+	for i := range d.turn.Callers {
+		callers.Go(func() {
+			for time.Since(d.begun) < d.turn.Duration && calls.Add(1) <= int64(d.turn.MaxCalls) && ctx.Err() == nil {
+				d.call(ctx, i, time.Now())
+			}
+		})
+	}
+	callers.Wait()
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// goal is a figure that the library has to reach.
+type goal struct {
+	what      string
+	must, aim float64
+	atMost    bool // else at least
+	unit      string
+	measured  func(*Report) Spread
+}
+
+// goals renders those that the run measured.
+func (r *Report) goals() string {
+	var rows [][]string
+	for _, g := range allGoals() {
+		s := g.measured(r)
+		if math.IsNaN(s.Median) {
+			continue
+		}
+		sign := "≥"
+		if g.atMost {
+			sign = "≤"
+		}
+		rows = append(rows, []string{
+			g.what, fmt.Sprintf("%s %.4g%s", sign, g.must, g.unit), fmt.Sprintf("%s %.4g%s", sign, g.aim, g.unit),
+			s.format("%.3g") + g.unit, g.verdict(s.Median),
+		})
+	}
+	if len(rows) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("\n## Goals\n")
+	table(&b, []string{"goal", "must", "aim", "measured", "verdict"}, rows)
+	return b.String()
+}
+
+// verdict compares a median with both bounds.
+func (g goal) verdict(median float64) string {
+	reached := func(bound float64) bool {
+		if g.atMost {
+			return median <= bound
+		}
+		return median >= bound
+	}
+	switch {
+	case reached(g.aim):
+		return "met, aim too"
+	case reached(g.must):
+		return "met"
+	default:
+		return "**not met**"
+	}
+}
+
+// allGoals are in the order of the report.
+func allGoals() []goal {
+	one, some, many := labelCallers(1), labelCallers(64), labelCallers(heavyCallers)
+	return []goal{
+		{"sequential, single messages, against loop", 0.95, 1, false, "", ratioOf(cell{single, one}, cell{baseline, one}, rate)},
+		{"sequential, batch on against batch off", 0.95, 1, false, "", ratioOf(cell{batched, one}, cell{single, one}, rate)},
+		{"64 callers, single messages, against loop", 1, 1.25, false, "", ratioOf(cell{single, some}, cell{baseline, some}, rate)},
+		{"64 callers, batch, against loop", 3.5, 5, false, "", ratioOf(cell{batched, some}, cell{baseline, some}, rate)},
+		{"1,024 callers, batch, against loop", 12, 20, false, "", ratioOf(cell{batched, many}, cell{baseline, many}, rate)},
+		{"1,024 callers, batch, against NATS core request-reply", 1.3, 2, false, "", ratioOf(cell{batched, many}, cell{coreNATS, many}, rate)},
+		{"1,024 callers, batch: p50 against loop's", 0.1, 1. / 15, true, "", ratioOf(cell{batched, many}, cell{baseline, many}, p50)},
+		{"batch, 5,000 calls/s, 1 % slow: p99 of the fast against no slow calls", 1.5, 1.1, true, "", ratioOf(cell{batched, labelSlow}, cell{batched, labelNoSlow}, p99)},
+		{"batch, open loop at half of maximum rate: p99", 5, 2, true, " ms", figureOf(cell{batched, labelHalf}, p99)},
+		{"client memory, 100,000 calls in flight with Client.Go", 120, 60, true, " MB", figureOf(cell{labelAsync(batched), labelHeld}, clientMemory)},
+		{"server memory at full load", 60, 30, true, " MB", figureOf(cell{batched, labelFull}, serverMemory)},
+		{
+			"4 server processes against 1, batch", 3.5, 3.9, false, "",
+			ratioOf(cell{labelFleetOf(batched, 4), labelFleet}, cell{labelFleetOf(batched, 1), labelFleet}, rate),
+		},
+	}
+}
+
+// ratioOf compares two cells of the first section that has both.
+func ratioOf(of, against cell, figure func(Sample) float64) func(*Report) Spread {
+	return func(r *Report) Spread {
+		for _, s := range r.Sections {
+			if len(s.samples[of]) > 0 && len(s.samples[against]) > 0 {
+				return s.ratio(of, against, figure)
+			}
+		}
+		return spreadOf(nil)
+	}
+}
+
+// figureOf takes a figure from the first section that has the cell.
+func figureOf(of cell, figure func(Sample) float64) func(*Report) Spread {
+	return func(r *Report) Spread {
+		for _, s := range r.Sections {
+			if len(s.samples[of]) > 0 {
+				return s.spread(of.entrant, of.load, figure)
+			}
+		}
+		return spreadOf(nil)
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	gokit "github.com/go-kit/kit/transport/amqp"
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// goKit is the AMQP transport of github.com/go-kit/kit. Its default Deliverer opens a
+// consumer for every call and never ends one, so from the second call of a queue on
+// answers go to consumers that nobody reads. This one consumes once.
+type goKit struct{}
+
+func (goKit) settings() string {
+	return fmt.Sprintf("go-kit/kit transport/amqp: one Publisher with a Deliverer of our own, which consumes one exclusive reply queue once and hands answers out by correlation id, "+
+		"because the default one loses answers; ids set by a RequestFunc; no publisher confirms, a request acked after its answer was written, one connection each side, prefetch %d, Subscriber inline in the consuming goroutine, transient messages", loopPrefetch)
+}
+
+// goKitCall is the user's type of a request.
+type goKitCall struct {
+	method string
+	body   []byte
+}
+
+// serve implements native.
+func (goKit) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+	k, err := loop{}.open(env.URL)
+	if err != nil {
+		return err
+	}
+	requests, err := (&loopServer{link: k}).consume(env.Queue, prefetchOf(env))
+	if err != nil {
+		return errors.Join(err, k.close())
+	}
+	stop := context.AfterFunc(ctx, func() { _ = k.close() })
+	defer stop()
+	serve := gokit.NewSubscriber(
+		func(ctx context.Context, request any) (any, error) {
+			c, ok := request.(goKitCall)
+			if !ok {
+				return nil, fmt.Errorf("request of type %T", request)
+			}
+			return h.answer(ctx, c.method, c.body)
+		},
+		func(_ context.Context, d *amqp.Delivery) (any, error) { return goKitCall{d.AppId, d.Body}, nil },
+		encodeGoKit,
+		gokit.SubscriberErrorEncoder(gokit.ReplyErrorEncoder),
+	).ServeDelivery(k.pub)
+	var workers sync.WaitGroup
+	for range max(1, env.Workers) {
+		workers.Go(func() { // ends when the link does
+			for d := range requests {
+				serve(&d)
+				_ = d.Ack(false)
+			}
+		})
+	}
+	ready("")
+	workers.Wait()
+	if ctx.Err() != nil {
+		return nil // the end that we asked for
+	}
+	return errors.New("the requests ended")
+}
+
+// encodeGoKit puts a call or an answer into a message.
+func encodeGoKit(_ context.Context, p *amqp.Publishing, value any) error {
+	switch v := value.(type) {
+	case goKitCall:
+		p.AppId, p.Body = v.method, v.body
+	case []byte:
+		p.Body = v
+	default:
+		return fmt.Errorf("value of type %T", value)
+	}
+	return nil
+}
+
+// dial implements native.
+func (goKit) dial(ctx context.Context, env environment) (caller, error) {
+	under, err := loop{}.dial(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := under.(*loopCaller)
+	if !ok {
+		return nil, fmt.Errorf("caller of type %T", under)
+	}
+	p := gokit.NewPublisher(c.link.pub, &amqp.Queue{Name: c.replyTo}, encodeGoKit,
+		func(_ context.Context, d *amqp.Delivery) (any, error) { return d.Body, nil },
+		gokit.PublisherBefore(gokit.SetPublishKey(env.Queue), func(ctx context.Context, p *amqp.Publishing, _ *amqp.Delivery) context.Context {
+			p.CorrelationId = uuid.NewString()
+			return ctx
+		}),
+		gokit.PublisherTimeout(callTimeout),
+		gokit.PublisherDeliverer(func(ctx context.Context, _ gokit.Publisher, p *amqp.Publishing) (*amqp.Delivery, error) {
+			body, err := c.exchange(ctx, *p)
+			return &amqp.Delivery{Body: body}, err
+		}))
+	return goKitCaller{endpoint: p.Endpoint(), loopCaller: c}, nil
+}
+
+type goKitCaller struct {
+	endpoint func(ctx context.Context, request any) (any, error)
+	*loopCaller
+}
+
+// call implements caller.
+func (c goKitCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+	response, err := c.endpoint(ctx, goKitCall{method, body})
+	if err != nil {
+		return nil, err
+	}
+	answer, ok := response.([]byte)
+	if !ok {
+		return nil, fmt.Errorf("answer of type %T", response)
+	}
+	return answer, nil
+}

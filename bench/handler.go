@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// The methods that every server has.
+const (
+	methodQuick = "b"    // takes requestBody, answers answerBody
+	methodSlow  = "slow" // the same after slowness
+	methodEcho  = "echo" // answers what it gets
+	methodHold  = "hold" // as methodQuick, but not before it is released
+)
+
+// What calls of a fixed size carry.
+const (
+	requestBody = "request"
+	answerBody  = "b"
+)
+
+// slowness is how long a slow call runs.
+const slowness = 200 * time.Millisecond
+
+// handler is what every contender's server runs.
+type handler struct {
+	sleep time.Duration // of every call
+
+	once     sync.Once
+	released chan struct{}
+}
+
+func newHandler(sleep time.Duration) *handler {
+	return &handler{sleep: sleep, released: make(chan struct{})}
+}
+
+// release lets the held calls go, and those to come.
+func (h *handler) release() { h.once.Do(func() { close(h.released) }) }
+
+// answer runs one call.
+func (h *handler) answer(ctx context.Context, method string, body []byte) ([]byte, error) {
+	if h.sleep > 0 {
+		if err := pause(ctx, h.sleep); err != nil {
+			return nil, err
+		}
+	}
+	switch method {
+	case methodEcho:
+		return body, nil
+	case methodQuick:
+	case methodSlow:
+		if err := pause(ctx, slowness); err != nil {
+			return nil, err
+		}
+	case methodHold:
+		select {
+		case <-h.released:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	default:
+		return nil, fmt.Errorf("no method %q", method)
+	}
+	if string(body) != requestBody {
+		return nil, fmt.Errorf("%d bytes of body: want %q", len(body), requestBody)
+	}
+	return []byte(answerBody), nil
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

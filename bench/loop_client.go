@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// dial implements native.
+func (l loop) dial(_ context.Context, env environment) (caller, error) {
+	k, err := l.open(env.URL)
+	if err != nil {
+		return nil, err
+	}
+	c := &loopCaller{deadlines: l.deadlines, link: k, queue: env.Queue, replyTo: directReplyTo, waiting: make(map[string]chan []byte), ended: make(chan struct{})}
+	if !l.direct {
+		q, err := k.sub.QueueDeclare("", false, false, true, false, nil)
+		if err != nil {
+			return nil, errors.Join(err, k.close())
+		}
+		c.replyTo = q.Name
+	}
+	answers, err := k.sub.Consume(c.replyTo, "", true, !l.direct, false, false, nil)
+	if err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	go c.read(answers) // ends when the link does
+	return c, nil
+}
+
+type loopCaller struct {
+	deadlines bool
+	link      *loopLink
+	queue     string
+	replyTo   string
+	ended     chan struct{} // closed when no more answers come
+
+	mu      sync.Mutex
+	waiting map[string]chan []byte
+}
+
+// read hands each answer to its caller.
+func (c *loopCaller) read(answers <-chan amqp.Delivery) {
+	defer close(c.ended)
+	for d := range answers {
+		c.mu.Lock()
+		answer, ok := c.waiting[d.CorrelationId]
+		delete(c.waiting, d.CorrelationId)
+		c.mu.Unlock()
+		if ok {
+			answer <- d.Body
+		}
+	}
+}
+
+// call implements caller.
+func (c *loopCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+	request := amqp.Publishing{AppId: method, ReplyTo: c.replyTo, CorrelationId: uuid.NewString(), Body: body}
+	if c.deadlines {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		budget := callTimeout.Milliseconds()
+		request.Expiration = strconv.FormatInt(budget, 10)
+		request.Headers = amqp.Table{"rpc-timeout-ms": budget}
+	}
+	return c.exchange(ctx, request)
+}
+
+// exchange sends a request and waits for its answer.
+func (c *loopCaller) exchange(ctx context.Context, request amqp.Publishing) ([]byte, error) {
+	answer := make(chan []byte, 1)
+	c.mu.Lock()
+	c.waiting[request.CorrelationId] = answer
+	c.mu.Unlock()
+	confirm, err := c.link.pub.PublishWithDeferredConfirm("", c.queue, true, false, request)
+	if err != nil {
+		return nil, err
+	}
+	if confirm != nil {
+		ok, err := confirm.WaitContext(ctx)
+		if err != nil || !ok {
+			return nil, errors.Join(err, errors.New("not confirmed"))
+		}
+	}
+	select {
+	case body := <-answer:
+		return body, nil
+	case <-c.ended:
+		return nil, errors.New("the answers ended")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// close implements caller.
+func (c *loopCaller) close(context.Context) error { return c.link.close() }

@@ -1,0 +1,28 @@
+package main
+
+import _ "embed"
+
+// python is a pair of Python programs over pika.
+type python struct{}
+
+func (python) settings() string {
+	return "Python with pika's BlockingConnection, as its tutorials have it: exclusive reply queue read without acks, prefetch 1, a request acked after its answer, no publisher confirms, transient messages, queue not durable; one call at a time, so it has no figures for more callers"
+}
+
+//go:embed python/side.py
+var pythonSide string
+
+//go:embed python/server.py
+var pythonServer string
+
+//go:embed python/client.py
+var pythonClient string
+
+// program implements foreign. The distribution's interpreter is the one with pika.
+func (python) program(r role) []string {
+	script := pythonServer
+	if r == roleClient {
+		script = pythonClient
+	}
+	return []string{"/usr/bin/python3", "-c", pythonSide + script}
+}

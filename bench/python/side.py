@@ -1,0 +1,34 @@
+"""What both Python sides share: the standard streams. The first line of input is a
+brief, the others are commands; each is answered with one line. All are JSON."""
+
+import json
+import resource
+import sys
+
+
+def brief():
+    return json.loads(sys.stdin.readline())
+
+
+def memory(name):
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def reply(outcome=None):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    usage = {
+        "cpu": int((used.ru_utime + used.ru_stime) * 1e9),
+        "rss": memory("VmRSS"),
+        "peak": memory("VmHWM"),
+    }
+    print(json.dumps({"usage": usage, "outcome": outcome}), flush=True)
+
+
+def obey(do):
+    reply()
+    for line in sys.stdin:
+        reply(do(json.loads(line)))

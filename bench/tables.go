@@ -1,0 +1,156 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// tables renders one table for each number of callers, with ratios against the
+// baselines.
+func (s *section) tables(callers []int) string {
+	var b strings.Builder
+	var baselines []string
+	for _, name := range []string{baseline, baselineSame} {
+		if s.takesPart(name) {
+			baselines = append(baselines, name)
+		}
+	}
+	for _, n := range callers {
+		title := labelCallers(n)
+		if n == 1 {
+			title = "Sequential (1 caller)"
+		}
+		fmt.Fprintf(&b, "\n### %s\n", title)
+		heads := []string{"contender", "calls/s"}
+		for _, name := range baselines {
+			heads = append(heads, "× "+name)
+		}
+		cpu := "CPU µs/call client + server"
+		if s.brokerMeasured {
+			cpu += " + broker"
+		}
+		heads = append(heads, "p50 ms", "p99 ms", cpu, "allocs/call client + server")
+		var rows [][]string
+		for _, e := range s.lineup {
+			rows = append(rows, s.cells(e.label, labelCallers(n), baselines))
+		}
+		table(&b, heads, rows)
+	}
+	return b.String()
+}
+
+func (s *section) cells(name, load string, baselines []string) []string {
+	of := func(figure func(Sample) float64) Spread { return s.spread(name, load, figure) }
+	cells := []string{name, of(rate).format("%.0f")}
+	for _, against := range baselines {
+		cells = append(cells, s.ratio(cell{name, load}, cell{against, load}, rate).format("%.2f"))
+	}
+	cpu := []Spread{of(func(s Sample) float64 { return s.Client.CPU }), of(func(s Sample) float64 { return s.Server.CPU })}
+	if s.brokerMeasured {
+		cpu = append(cpu, of(func(s Sample) float64 { return s.BrokerCPU }))
+	}
+	return append(cells,
+		medians("%.2f", of(p50)),
+		medians("%.2f", of(p99)),
+		medians("%.0f", cpu...),
+		medians("%.0f", of(func(s Sample) float64 { return s.Client.Allocs }), of(func(s Sample) float64 { return s.Server.Allocs })),
+	)
+}
+
+// grid renders one figure of every entrant at every load.
+func (s *section) grid(unit string, figure func(Sample) float64, verb string) string {
+	var b strings.Builder
+	heads := []string{unit}
+	for _, l := range s.loads {
+		heads = append(heads, l.label)
+	}
+	var rows [][]string
+	for _, e := range s.lineup {
+		cells := []string{e.label}
+		for _, l := range s.loads {
+			cells = append(cells, s.spread(e.label, l.label, figure).format(verb))
+		}
+		rows = append(rows, cells)
+	}
+	table(&b, heads, rows)
+	return b.String()
+}
+
+// latencies renders the percentiles at every rate.
+func (s *section) latencies() string {
+	var b strings.Builder
+	var rows [][]string
+	for _, e := range s.lineup {
+		for _, l := range s.loads {
+			if len(s.samples[cell{e.label, l.label}]) == 0 {
+				continue
+			}
+			of := func(figure func(Sample) float64) Spread { return s.spread(e.label, l.label, figure) }
+			rows = append(rows, []string{
+				e.label, l.label, grouped(of(rate).Median),
+				of(p50).format("%.2f"), of(p99).format("%.2f"), of(p999).format("%.2f"),
+				medians("%.0f", of(func(s Sample) float64 { return s.Missed })),
+			})
+		}
+	}
+	table(&b, []string{"contender", "rate asked for", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "missed"}, rows)
+	return b.String()
+}
+
+// fleets renders rates and their growth with the server processes.
+func (s *section) fleets() string {
+	var b strings.Builder
+	var rows [][]string
+	var one string
+	for _, e := range s.lineup {
+		if e.servers == 1 {
+			one = e.label
+		}
+		l := s.loads[0].label
+		rows = append(rows, []string{
+			e.label, s.spread(e.label, l, rate).format("%.0f"), s.ratio(cell{e.label, l}, cell{one, l}, rate).format("%.2f"),
+			medians("%.2f", s.spread(e.label, l, p50)), medians("%.2f", s.spread(e.label, l, p99)),
+		})
+	}
+	table(&b, []string{"contender × servers", "calls/s", "against 1", "p50 ms", "p99 ms"}, rows)
+	return b.String()
+}
+
+// slows renders the latencies of fast and slow calls.
+func (s *section) slows() string {
+	var b strings.Builder
+	var rows [][]string
+	for _, e := range s.lineup {
+		for _, l := range s.loads {
+			of := func(figure func(Sample) float64) Spread { return s.spread(e.label, l.label, figure) }
+			slow := []string{"–", "–"}
+			if l.turn.SlowEvery > 0 {
+				slow = []string{medians("%.1f", of(slowP50)), medians("%.1f", of(slowP99))}
+			}
+			rows = append(rows, append([]string{
+				e.label, l.label, of(p50).format("%.2f"), of(p99).format("%.2f"),
+				s.ratio(cell{e.label, l.label}, cell{e.label, labelNoSlow}, p99).format("%.2f"), medians("%.2f", of(p999)),
+			}, slow...))
+		}
+	}
+	table(&b, []string{"contender", "load", "fast p50 ms", "fast p99 ms", "× no slow calls", "fast p99.9 ms", "slow p50 ms", "slow p99 ms"}, rows)
+	return b.String()
+}
+
+// memory renders resident memory of both sides.
+func (s *section) memory() string {
+	var b strings.Builder
+	var rows [][]string
+	for _, e := range s.lineup {
+		rows = append(rows, []string{
+			e.label,
+			s.spread(e.label, labelHeld, clientMemory).format("%.0f"),
+			s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientPeak }).format("%.0f"),
+			medians("%.0f", s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientStacks }), s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientHeap })),
+			s.spread(e.label, labelFull, serverMemory).format("%.0f"),
+			s.spread(e.label, labelFull, rate).format("%.0f"),
+		})
+	}
+	table(&b, []string{"contender", fmt.Sprintf("client MB, %s calls in flight", grouped(heldCalls)), "client MB, peak", "of it goroutines' stacks + heap in use", fmt.Sprintf("server MB, peak at %d callers", heavyCallers), "calls/s there"}, rows)
+	return b.String()
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# bench-compare.sh REV [PATTERN] [ROUNDS] compares the micro-benchmarks of pkg/amqpx as
+# they are here with those of a git revision: both are built once and take turns, and
+# benchstat tells what differs. They need no broker.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+base=${1:?usage: bench-compare.sh REV [PATTERN] [ROUNDS]}
+pattern=${2:-.}
+rounds=${3:-6}
+git -C "$ROOT" rev-parse --verify --quiet "$base^{commit}" >/dev/null || die "no revision $base"
+"$DEPLOY/tools.sh"
+
+work=$(mktemp -d)
+tree=$work/base
+trap 'git -C "$ROOT" worktree remove --force "$tree" 2>/dev/null; rm -rf "$work"' EXIT
+git -C "$ROOT" worktree add --quiet --detach "$tree" "$base"
+(cd "$tree" && go test -c -o "$work/old" ./pkg/amqpx)
+(cd "$ROOT" && go test -c -o "$work/new" ./pkg/amqpx)
+cd "$work" # with no testdata: benchmarks only
+for round in $(seq "$rounds"); do
+	say "round $round of $rounds"
+	for which in old new; do
+		"./$which" -test.run '^$' -test.bench "$pattern" -test.benchmem -test.benchtime 0.3s >>"$which.txt"
+	done
+done
+"$ROOT/.bin/benchstat" "base=old.txt" "here=new.txt"
