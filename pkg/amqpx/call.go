@@ -68,15 +68,19 @@ type call struct {
 	returned   atomic.Bool   // the broker gave the last attempt back
 	batched    atomic.Bool   // the last attempt travelled in a batch
 	// events never blocks its senders: a call gets each kind at most once, but for an
-	// attempt's fate, which is taken before the next attempt starts.
+	// attempt's fate, which is taken before the next attempt starts. A future that no
+	// goroutine sees to has none.
 	events chan event
 	resent bool // of this attempt: an earlier one may have arrived
 
 	// The pending table's lock guards these; the answer may be read after its event.
 	slot         *slot
-	answer       received
+	answer       reply
+	echoed       bool // the answer told which round it answers
 	listed       bool // among those that have the client's own deadline
 	older, newer *call
+	watch        *contextWatch // of a future, while its context is watched
+	watchPlace   int
 
 	// round counts the refusals of servers that the call was retried after. Requests
 	// carry it and answers echo it, so that a second copy of an earlier refusal is
@@ -90,17 +94,18 @@ type call struct {
 	wait      *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
 
+// newCall returns a call for a goroutine that waits.
 func newCall(req *Request, r *route) *call {
 	return &call{req: req, route: r, events: make(chan event, mostEvents)}
 }
 
 // tell hands an event to whoever waits for the call. It never waits.
 func (k *call) tell(ev event) {
-	if f := k.future; f != nil && f.asleep.CompareAndSwap(true, false) {
-		f.wake(k, ev)
-		return
+	if k.future != nil {
+		k.future.take(k, ev)
+	} else {
+		k.events <- ev
 	}
-	k.events <- ev
 }
 
 // next returns the call for the round after a server's refusal: the same request

@@ -14,7 +14,13 @@ type callConfig struct {
 	waitForServer  bool
 	header         map[string]any
 	info           *CallInfo
-	ours           bool // nobody but the client itself sees the request
+}
+
+// sentWith is what a request keeps of its options.
+type sentWith struct {
+	info          *CallInfo
+	waitForServer bool
+	ours          bool // nobody but the client itself sees the request
 }
 
 // CallInfo tells how a call went. Pass one with [WithCallInfo]; it is filled in

@@ -8,7 +8,7 @@ import (
 
 // queuedCall is a call that was handed to the publisher.
 func queuedCall(idempotent bool) *call {
-	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent, call: &callConfig{}}, testRoute())
+	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent}, testRoute())
 	k.stage.Store(uint32(stageQueued))
 	return k
 }

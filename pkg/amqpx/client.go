@@ -81,34 +81,41 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // [*Error]: its Code classifies it, its Outcome tells whether a server may have
 // run the call. The body must not be changed until Call returns, and is the caller's
 // again then.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
-	if _, ok := ctx.Deadline(); !ok {
-		bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
-		defer bounded.end()
-		ctx = bounded
-	}
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
+	ctx, end := c.bounded(ctx)
+	defer end()
 	req := c.newRequest(method, body, opts)
 	answer, err := c.handler(ctx, req)
 	c.counts.settled(err)
 	return answer, err
 }
 
+// bounded gives a context without a deadline the client's own.
+func (c *Client) bounded(ctx context.Context) (_ context.Context, end func()) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
+	return bounded, bounded.end
+}
+
 // newRequest makes the request of a call.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Request {
-	made := &struct {
-		Request
-		callConfig
-	}{Request: Request{Method: method, Body: body, CorrelationID: newID()}}
-	req := &made.Request
-	req.call = &made.callConfig
-	for _, list := range [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts} {
+	req := &Request{Method: method, Body: body, CorrelationID: newID()}
+	req.sent.ours = len(c.cfg.middleware) == 0
+	lists := [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts}
+	if len(lists[0])+len(lists[1])+len(lists[2]) == 0 {
+		return req
+	}
+	cfg := &callConfig{}
+	for _, list := range lists {
 		for _, o := range list {
-			o(req.call)
+			o(cfg)
 		}
 	}
-	req.call.ours = len(c.cfg.middleware) == 0
-	req.Header, req.Idempotent = maps.Clone(req.call.header), req.call.idempotent
-	if req.IdempotencyKey = req.call.idempotencyKey; req.IdempotencyKey == "" && req.Idempotent {
+	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
+	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
+	if req.IdempotencyKey == "" && req.Idempotent {
 		req.IdempotencyKey = req.CorrelationID
 	}
 	return req

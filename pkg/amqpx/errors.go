@@ -140,8 +140,7 @@ func localError(code Code, outcome Outcome, sentinel error, detail string, cause
 
 // contextError turns the end of a call's context into a coded error that still
 // matches the context's own error.
-func contextError(ctx context.Context, outcome Outcome, sentinel error, detail string) *Error {
-	cause := ctx.Err()
+func contextError(cause error, outcome Outcome, sentinel error, detail string) *Error {
 	code := CodeCanceled
 	if errors.Is(cause, context.DeadlineExceeded) {
 		code = CodeDeadlineExceeded

@@ -75,14 +75,14 @@ func TestContextErrorMatchesTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		e := contextError(ctx, MayHaveRun, ErrBlocked, "low on memory")
+		e := contextError(ctx.Err(), MayHaveRun, ErrBlocked, "low on memory")
 		wantSame(t, "code", e.Code(), CodeCanceled)
 		wantIs(t, e, context.Canceled, ErrBlocked)
 
 		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		<-ctx.Done()
-		e = contextError(ctx, DidNotRun, nil, "late")
+		e = contextError(ctx.Err(), DidNotRun, nil, "late")
 		wantSame(t, "code", e.Code(), CodeDeadlineExceeded)
 		wantSame(t, "outcome", e.Outcome(), DidNotRun)
 		wantIs(t, e, context.DeadlineExceeded)

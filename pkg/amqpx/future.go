@@ -3,6 +3,7 @@ package amqpx
 import (
 	"bytes"
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -11,15 +12,25 @@ import (
 // goroutines.
 type Future struct {
 	client *Client
-	ctx    context.Context //nolint:containedctx // of the call, until it has settled.
-	unhook func() bool     // takes the call's hook off its context
-	asleep atomic.Bool     // no goroutine is at work for the call
+	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
+
+	mu    sync.Mutex
+	state futureState
+	early []event // that came while it was being made
 
 	answer []byte // set before done is
 	err    error
 	// done is closed when the call has settled. It is made when somebody asks for it.
 	done atomic.Pointer[chan struct{}]
 }
+
+type futureState uint8
+
+const (
+	futureMade   futureState = iota // it is being made
+	futureAsleep                    // nobody is at work for the call; its next event wakes it
+	futureAwake                     // a goroutine sees to the call, or it has settled
+)
 
 // settledFuture is the done of futures that had settled before anybody asked.
 //
@@ -37,44 +48,39 @@ var settledFuture = func() *chan struct{} {
 //
 // What Call says about deadline, outcome and errors holds for the result. The body may
 // be changed as soon as Go has returned.
-func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future { //nolint:contextcheck // a deadlineContext is its parent's child.
-	if _, ok := ctx.Deadline(); !ok {
-		ctx = withDeadline(ctx, time.Now().Add(c.cfg.timeout))
-	}
+func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
 	f := &Future{client: c, ctx: ctx}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		f.through(c.handler, req)
+		f.through(c.handler, req) //nolint:contextcheck // it has ctx.
 		return f
 	}
-	k, err := c.begin(ctx, req, f)
+	deadline, its := ctx.Deadline()
+	if !its {
+		deadline = time.Now().Add(c.cfg.timeout)
+	}
+	k, err := c.begin(req, deadline, f)
 	if err != nil {
 		f.settle(nil, err)
 		return f
 	}
-	f.watch(k)
+	if !its && !c.pending.expireAt(k) {
+		f.ctx = withDeadline(ctx, deadline)
+	}
+	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
 	k.send()
 	f.sleep(k)
 	return f
 }
 
-// watch has the call told when its context ends. Where only the client's own deadline
-// would end it, the pending table does that.
-func (f *Future) watch(k *call) {
-	if f.client.gone(f.ctx, k) == nil {
-		return
-	}
-	hooked := f.ctx
-	if late, ok := f.ctx.(*deadlineContext); ok && !late.isMade() {
-		hooked = late.parent
-	}
-	f.unhook = context.AfterFunc(hooked, func() { k.tell(event{kind: eventGone}) })
-}
-
 // through makes the call in a goroutine of its own.
 func (f *Future) through(h Handler, req *Request) {
 	req.Body = bytes.Clone(req.Body)
-	work := func() { f.settle(h(f.ctx, req)) } // ends with the call, at the latest by Close
+	work := func() { // ends with the call, at the latest by Close
+		ctx, end := f.client.bounded(f.ctx)
+		defer end()
+		f.settle(h(ctx, req))
+	}
 	if !f.client.pending.unlessClosed(func() { f.client.futures.Go(work) }) {
 		f.settle(nil, localError(CodeUnavailable, DidNotRun, ErrClosed, ""))
 	}
@@ -82,38 +88,53 @@ func (f *Future) through(h Handler, req *Request) {
 
 // sleep leaves the call to its events.
 func (f *Future) sleep(k *call) {
-	f.asleep.Store(true)
-	select {
-	case ev := <-k.events: // it came meanwhile
-		k.tell(ev)
-	default:
+	f.mu.Lock()
+	f.state = futureAsleep
+	early := f.early
+	f.early = nil
+	f.mu.Unlock()
+	for _, ev := range early {
+		f.take(k, ev)
 	}
 }
 
-// wake has the call go on after an event. This is the goroutine of whoever reports the
-// event, which must not wait; only a result takes no more than a moment.
-func (f *Future) wake(k *call, ev event) {
-	c := f.client
-	if ev.kind == eventAnswered && k.answer.failed == nil {
-		k.withdraw() // answered before a re-send left
-		c.pending.remove(k)
-		c.account(k, k.answer.timing)
-		f.settle(k.answer.body, nil)
-		return
+// take takes an event of the call. This is the goroutine of whoever reports it, which
+// must not wait: only a result takes no more than a moment.
+func (f *Future) take(k *call, ev event) {
+	result := ev.kind == eventAnswered && k.answer.failed == nil
+	f.mu.Lock()
+	state := f.state
+	switch {
+	case state == futureMade:
+		f.early = append(f.early, ev)
+	case state == futureAsleep:
+		f.state = futureAwake
+		if !result {
+			k.events = make(chan event, mostEvents)
+		}
 	}
-	c.futures.Go(func() { // ends with the call, at the latest by Close
-		f.settle(c.seeThrough(f.ctx, k, nil, ev))
-	})
+	events := k.events
+	f.mu.Unlock()
+	switch {
+	case state == futureAsleep && result:
+		k.withdraw() // answered before a re-send left
+		f.client.pending.remove(k)
+		f.client.account(k, k.answer.timing)
+		f.settle(k.answer.body, nil)
+	case state == futureAsleep:
+		f.client.futures.Go(func() { // ends with the call, at the latest by Close
+			f.settle(f.client.seeThrough(f.ctx, k, nil, ev))
+		})
+	case state == futureAwake && events != nil: // else it has settled
+		events <- ev
+	}
 }
 
 // settle ends the future, once.
 func (f *Future) settle(answer []byte, err error) {
 	f.client.counts.settled(err)
-	if f.unhook != nil {
-		f.unhook()
-	}
-	if late, ok := f.ctx.(*deadlineContext); ok {
-		late.end()
+	if bounded, ok := f.ctx.(*deadlineContext); ok {
+		bounded.end()
 	}
 	f.answer, f.err = answer, err
 	if done := f.done.Swap(settledFuture); done != nil {

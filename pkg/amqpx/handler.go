@@ -29,7 +29,7 @@ type Request struct {
 	// OneWay says that the caller wants no answer (no reply_to). Server only.
 	OneWay bool
 
-	call *callConfig // client only
+	sent sentWith // client only
 }
 
 // Handler answers one call. On a server it is the function itself; on a client

@@ -28,14 +28,15 @@ const (
 type pending struct {
 	maxCalls, maxBytes int
 
-	mu     sync.Mutex
-	closed bool
-	slots  map[string]*slot // of the calls that wait, and of the last that were settled
-	calls  int              // how many of them wait
-	bytes  int              // of the calls' bodies
-	ring   []*slot          // the last settled ones, in the order they are forgotten
-	next   int
-	due    deadlines
+	mu      sync.Mutex
+	closed  bool
+	slots   map[string]*slot // of the calls that wait, and of the last that were settled
+	calls   int              // how many of them wait
+	bytes   int              // of the calls' bodies
+	ring    []*slot          // the last settled ones, in the order they are forgotten
+	next    int
+	due     deadlines
+	watches watches
 }
 
 // slot is a call's place in the table.
@@ -48,7 +49,7 @@ type slot struct {
 // newPending returns a table of at most maxCalls calls with bodies of maxBytes
 // together.
 func newPending(maxCalls, maxBytes int) *pending {
-	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, slots: make(map[string]*slot)}
+	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, slots: make(map[string]*slot), watches: make(watches)}
 }
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
@@ -102,13 +103,23 @@ func (p *pending) renew(k *call) *call {
 	next.slot = k.slot
 	next.slot.call, next.slot.answered = next, false
 	p.due.replace(k, next)
+	p.watches.replace(k, next)
 	return next
 }
 
 // remove ends a call's registration; an answer that comes later is dropped.
 func (p *pending) remove(k *call) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	stop := p.watches.remove(k)
+	p.forget(k)
+	p.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+// forget makes a call one of the last that were settled. The caller holds mu.
+func (p *pending) forget(k *call) {
 	p.due.remove(k)
 	p.calls--
 	p.bytes -= len(k.req.Body)
@@ -160,7 +171,7 @@ func (s *slot) match(a *received) (*call, verdict) {
 	switch k := s.call; {
 	case k != nil && !s.answered && !a.outdated(k.round):
 		s.answered = true
-		k.answer = *a
+		k.answer, k.echoed = a.reply, a.echoed
 		return k, verdictTaken
 	case k == nil && !s.answered:
 		return nil, verdictLate

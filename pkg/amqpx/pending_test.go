@@ -11,7 +11,7 @@ import (
 func testRoute() *route { return &route{queue: "q", outbox: newOutbox()} }
 
 func pendingCall(id string) *call {
-	return newCall(&Request{CorrelationID: id, call: &callConfig{}}, testRoute())
+	return newCall(&Request{CorrelationID: id}, testRoute())
 }
 
 func answerTo(id string, redelivered bool) *amqp.Delivery {

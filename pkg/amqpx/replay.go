@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// reply is what a request came to. Every duplicate of the request gets the same.
+// reply is what a request came to. On a server every duplicate of the request gets the
+// same.
 type reply struct {
 	body   []byte
 	failed *Error // nil for a result

@@ -26,7 +26,8 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, again when
 // that is safe, and waits for the answer.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
-	k, err := c.begin(ctx, req, nil)
+	deadline, _ := ctx.Deadline()
+	k, err := c.begin(req, deadline, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -34,21 +35,22 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 }
 
 // begin registers a call, for a future or for a goroutine that waits.
-func (c *Client) begin(ctx context.Context, req *Request, f *Future) (*call, error) {
-	if req.call.info != nil {
-		*req.call.info = CallInfo{}
+func (c *Client) begin(req *Request, deadline time.Time, f *Future) (*call, error) {
+	if req.sent.info != nil {
+		*req.sent.info = CallInfo{}
 	}
 	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
-	if !req.call.ours {
+	if !req.sent.ours {
 		own := *req
 		own.Header = maps.Clone(own.Header)
 		req = &own
 	}
-	k := newCall(req, &c.route)
-	k.future = f
-	k.deadline, _ = ctx.Deadline()
+	k := &call{req: req, route: &c.route, deadline: deadline, future: f}
+	if f == nil {
+		k.events = make(chan event, mostEvents)
+	}
 	if err := c.pending.add(k); err != nil {
 		return nil, c.notTaken(err)
 	}
@@ -94,7 +96,7 @@ func (c *Client) account(k *call, t timing) {
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
-	if info := k.req.call.info; info != nil {
+	if info := k.req.sent.info; info != nil {
 		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler}
 	}
 }
@@ -128,15 +130,23 @@ func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev
 		case eventAnswered:
 			return k.read(&k.answer)
 		case eventExpired, eventGone, eventClosed:
-			switch { // an answer that has arrived is better than the error of giving up
-			case k.hasArrived():
+			if k.hasArrived() { // which is better than the error of giving up
 				return k.read(&k.answer)
-			case ev.kind == eventClosed:
-				return nil, timing{}, localError(CodeUnavailable, k.outcome(), ErrClosed, "")
-			default:
-				return nil, timing{}, c.gaveUp(ctx, k)
 			}
+			return nil, timing{}, c.gaveUp(k, why(ctx, ev))
 		}
+	}
+}
+
+// why returns the error that an event means: nil when the client is closed.
+func why(ctx context.Context, ev event) error {
+	switch ev.kind {
+	case eventExpired:
+		return context.DeadlineExceeded
+	case eventClosed:
+		return nil
+	default:
+		return ctx.Err()
 	}
 }
 
@@ -184,14 +194,14 @@ func (k *call) hasArrived() bool {
 
 // read reads the call's answer. A refusal speaks for the one request it answers: it
 // proves nothing about an earlier one that may have arrived.
-func (k *call) read(a *received) ([]byte, timing, error) {
+func (k *call) read(a *reply) ([]byte, timing, error) {
 	failed := a.failed
 	if failed == nil {
 		return a.body, a.timing, nil
 	}
 	if failed.outcome == DidNotRun {
 		// Without the echo it may be an earlier refusal's copy, and the retry run.
-		k.uncertain = k.uncertain || k.round > 0 && !a.echoed
+		k.uncertain = k.uncertain || k.round > 0 && !k.echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
@@ -236,7 +246,7 @@ func (c *Client) afterFate(k *call, f fate) (pause time.Duration, err error) {
 		}
 		return 0, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
 	case fateUnroutable:
-		if k.req.call.waitForServer {
+		if k.req.sent.waitForServer {
 			return k.nextWait(), nil
 		}
 		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue))
@@ -267,10 +277,13 @@ func (c *Client) queueIsComingUp(k *call) bool {
 	return k.noQueue || s == nil || s.generation > 1 && time.Since(s.begun) < comingUp
 }
 
-// gaveUp makes the error of a call whose context ended, with the reason why it got
-// no further.
-func (c *Client) gaveUp(ctx context.Context, k *call) error {
+// gaveUp makes the error of a call whose context or time ended, with the reason why it
+// got no further; without a cause the client was closed.
+func (c *Client) gaveUp(k *call, cause error) error {
 	outcome := k.outcome()
+	if cause == nil {
+		return localError(CodeUnavailable, outcome, ErrClosed, "")
+	}
 	st := c.Status()
 	var sentinel error
 	detail := fmt.Sprintf("no answer from queue %q", k.route.queue)
@@ -286,7 +299,7 @@ func (c *Client) gaveUp(ctx context.Context, k *call) error {
 	case outcome == DidNotRun && k.lastFate == fateRefused:
 		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.route.queue)
 	}
-	e := contextError(ctx, outcome, sentinel, detail)
+	e := contextError(cause, outcome, sentinel, detail)
 	switch {
 	case e.code != CodeDeadlineExceeded:
 	case errors.Is(sentinel, ErrUnroutable):

@@ -85,9 +85,8 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 
 // received is an answer as a client got it.
 type received struct {
-	body   []byte
-	failed *Error // nil for a result
-	timing timing
+	reply
+
 	// round is the rpc-retry that it echoes, if it does.
 	round       int64
 	echoed      bool
