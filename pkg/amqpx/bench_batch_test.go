@@ -97,7 +97,7 @@ func BenchmarkExecutions(b *testing.B) {
 	n := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		j := &job{method: m, in: &incoming{Request: Request{CorrelationID: ids[n%len(ids)]}, speaksHeaders: true}}
+		j := &job{method: m, in: &incoming{Request: Request{CorrelationID: ids[n%len(ids)]}, followsContract: true}}
 		now := time.Now()
 		x, _ := e.begin(j, now)
 		x.ended = now

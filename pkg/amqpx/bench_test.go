@@ -27,7 +27,7 @@ func BenchmarkDecodeRequest(b *testing.B) {
 }
 
 func BenchmarkDecodeAnswer(b *testing.B) {
-	in := &incoming{Request: Request{CorrelationID: "id"}, speaksHeaders: true}
+	in := &incoming{Request: Request{CorrelationID: "id"}, followsContract: true}
 	for name, p := range map[string]amqp.Publishing{
 		"result": encodeResult(in, []byte("b"), timing{queue: 1000, handler: 1000}, false),
 		"error":  encodeError(in, Errorf(CodeNotFound, "no such thing"), timing{}, false),

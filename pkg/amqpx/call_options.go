@@ -66,5 +66,7 @@ func WithHeader(header map[string]any) CallOption {
 	}
 }
 
-// WithCallInfo has info filled in when the call returns.
+// WithCallInfo has info filled in when the call returns. It asks the server for the
+// times, which takes headers in request and answer: a tenth of what a call that travels
+// alone costs.
 func WithCallInfo(info *CallInfo) CallOption { return func(c *callConfig) { c.info = info } }

@@ -26,11 +26,12 @@ func TestCallOnTheWire(t *testing.T) {
 		}
 		sent := r.broker.messagesTo(DefaultQueue)[0]
 		wantSame(t, "mandatory", sent.mandatory, true)
-		want := amqp.Table{"a": "1", "b": "2", "rpc-timeout-ms": int64(1500), "rpc-idempotent": true}
+		want := amqp.Table{"a": "1", "b": "2"}
 		if !maps.Equal(sent.msg.Headers, want) {
 			t.Errorf("headers %v, want %v", sent.msg.Headers, want)
 		}
 		wantSame(t, "app_id", sent.msg.AppId, "m")
+		wantSame(t, "type", sent.msg.Type, "rpc.v1.idempotent")
 		wantSame(t, "message_id", sent.msg.MessageId, "key")
 		wantSame(t, "expiration", sent.msg.Expiration, "1500")
 		wantSame(t, "delivery mode", sent.msg.DeliveryMode, amqp.Persistent)
@@ -43,6 +44,7 @@ func TestCallOnTheWire(t *testing.T) {
 		answer := r.broker.messagesTo(routeReplies)[0]
 		wantSame(t, "answer's correlation id", answer.msg.CorrelationId, sent.msg.CorrelationId)
 		wantSame(t, "answer is mandatory", answer.mandatory, false)
+		wantSame(t, "answer's headers", len(answer.msg.Headers), 0)
 	})
 }
 

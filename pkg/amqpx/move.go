@@ -82,7 +82,7 @@ func copyOf(j *job) (amqp.Publishing, error) {
 		delete(headers, name)
 	}
 	held := time.Since(j.arrived)
-	if j.in.budget != noBudget {
+	if _, has := headers[headerTimeout]; has && j.in.budget != noBudget {
 		headers[headerTimeout] = max(milliseconds(j.in.budget-held), 1)
 	}
 	return amqp.Publishing{
@@ -111,7 +111,6 @@ func copyOfBatched(j *job) (amqp.Publishing, error) {
 	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
 	if j.in.budget == noBudget {
 		msg.Expiration = ""
-		delete(msg.Headers, headerTimeout)
 	}
 	markAgain(&msg, j.in.resent, j.in.retry)
 	return msg, nil

@@ -86,7 +86,7 @@ func (s *Server) copyOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 		s.refuse(j, e)
 		return msg, false
 	}
-	msg.Headers[headerDeliveries] = int64(lost)
+	setHeader(&msg, headerDeliveries, int64(lost))
 	return msg, true
 }
 

@@ -59,7 +59,7 @@ func newExecutions(maxBytes int, maxAge time.Duration) *executions {
 // may use it again.
 func keyOf(j *job) executionKey {
 	key := executionKey{method: j.method, id: j.in.IdempotencyKey}
-	if key.id == "" && j.in.speaksHeaders {
+	if key.id == "" && j.in.followsContract {
 		key.id = j.in.CorrelationID
 	}
 	return key

@@ -11,15 +11,15 @@ import (
 // timing says where a call's time went inside the server.
 type timing struct{ queue, handler time.Duration }
 
-// encodeResult makes the answer of a call that succeeded. A caller that does not
-// speak our headers gets correlation_id and body, nothing else.
+// encodeResult makes the answer of a call that succeeded: correlation_id and body, and
+// the times for a caller that wants them.
 func encodeResult(in *incoming, body []byte, t timing, persistent bool) amqp.Publishing {
 	msg := amqp.Publishing{
 		CorrelationId: in.CorrelationID,
 		DeliveryMode:  deliveryMode(persistent),
 		Body:          body,
 	}
-	if in.speaksHeaders {
+	if in.wantsTimes {
 		msg.Headers = amqp.Table{
 			headerQueueTime: t.queue.Microseconds(),
 			headerHandler:   t.handler.Microseconds(),
@@ -40,7 +40,7 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 	if e.outcome != MayHaveRun {
 		msg.Headers[headerRan] = e.outcome == Ran
 	}
-	if e.outcome == DidNotRun && in.speaksHeaders {
+	if e.outcome == DidNotRun && in.followsContract {
 		msg.Headers[headerRetry] = in.retry
 	}
 	if e.retryAfter > 0 {

@@ -83,7 +83,7 @@ func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry
 // decodeCall reads the record of a request into in, as decodeRequest would give it.
 // Nothing in it is a part of the record. intern makes a string of a method's name.
 func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte) string) *Error {
-	in.replyTo, in.budget, in.speaksHeaders = replyTo, noBudget, true
+	in.replyTo, in.budget, in.followsContract = replyTo, noBudget, true
 	in.OneWay = replyTo == ""
 	var failed *Error
 	for len(record) > 0 {

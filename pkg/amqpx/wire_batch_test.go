@@ -63,7 +63,7 @@ func TestCallsInABatchOnTheWire(t *testing.T) {
 		wantSame(t, "resent", in.resent, i == 1)
 		wantSame(t, "retry", in.retry, int64(i))
 		wantSame(t, "reply_to", in.replyTo, "reply")
-		wantSame(t, "reads our extras", in.speaksHeaders, true)
+		wantSame(t, "reads our extras", in.followsContract, true)
 	}
 }
 

@@ -122,6 +122,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		maps.Copy(headers, s.table(0))
 		in, failed := decodeRequest(&amqp.Delivery{
 			AppId: method, ReplyTo: replyTo, CorrelationId: id, MessageId: key, Body: body, Headers: headers,
+			Type: typeOf(which >> 4), Expiration: s.text(),
 		})
 		if in.budget != noBudget && (in.budget < 0 || in.budget > maxBudget) {
 			t.Errorf("budget %v", in.budget)
@@ -147,6 +148,9 @@ func FuzzDecodeRequest(f *testing.F) {
 	})
 }
 
+// typeOf makes the type property of a request.
+func typeOf(n byte) string { return []string{"", typeCall, typeIdempotentCall, "other"}[n%4] }
+
 // FuzzCopy moves requests of any sender: what is sent on can be sent, and is the same
 // request.
 func FuzzCopy(f *testing.F) {
@@ -157,6 +161,7 @@ func FuzzCopy(f *testing.F) {
 		d := amqp.Delivery{AppId: method, CorrelationId: id, Expiration: expiration, Body: body, Headers: s.table(0)}
 		if n := s.byte(); n%2 == 1 {
 			d.Headers[headerTimeout] = s.value(0)
+			d.Type = typeOf(n >> 1)
 		}
 		before := maps.Clone(d.Headers)
 		j := &job{delivery: &d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}

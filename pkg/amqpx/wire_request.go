@@ -27,35 +27,45 @@ func checkRequest(req *Request, maxBody int) error {
 	}
 }
 
-// encodeRequest makes the message of a call. budget is the time that is left.
+// encodeRequest makes the message of a call, with headers only if it has some of its own.
+// budget is the time that is left.
 func encodeRequest(req *Request, replyTo string, budget time.Duration, persistent bool) amqp.Publishing {
-	ms := milliseconds(min(budget, maxBudget))
-	headers := make(amqp.Table, len(req.Header)+2)
-	maps.Copy(headers, req.Header)
-	headers[headerTimeout] = ms
+	kind := typeCall
 	if req.Idempotent {
-		headers[headerIdempotent] = true
+		kind = typeIdempotentCall
 	}
-	return amqp.Publishing{
-		Headers:       headers,
+	msg := amqp.Publishing{
+		Headers:       maps.Clone(amqp.Table(req.Header)),
+		Type:          kind,
 		AppId:         req.Method,
 		ReplyTo:       replyTo,
 		CorrelationId: req.CorrelationID,
 		MessageId:     req.IdempotencyKey,
-		Expiration:    strconv.FormatInt(ms, 10),
+		Expiration:    strconv.FormatInt(milliseconds(min(budget, maxBudget)), 10),
 		DeliveryMode:  deliveryMode(persistent),
 		Body:          req.Body,
 	}
+	if req.sent.info != nil {
+		setHeader(&msg, headerTimes, true)
+	}
+	return msg
+}
+
+func setHeader(msg *amqp.Publishing, name string, value any) {
+	if msg.Headers == nil {
+		msg.Headers = amqp.Table{}
+	}
+	msg.Headers[name] = value
 }
 
 // markAgain tells the server that the request is not the call's first: resent when
 // an earlier one may have arrived, retry how many refusals by servers it follows.
 func markAgain(msg *amqp.Publishing, resent bool, retry int64) {
 	if resent {
-		msg.Headers[headerResent] = true
+		setHeader(msg, headerResent, true)
 	}
 	if retry > 0 {
-		msg.Headers[headerRetry] = retry
+		setHeader(msg, headerRetry, retry)
 	}
 }
 
@@ -73,9 +83,11 @@ type incoming struct {
 	// budget is how long the call may take from its arrival here; noBudget when the
 	// caller set no limit.
 	budget time.Duration
-	// speaksHeaders says that the caller sent this package's headers, so it reads
-	// them too: others get answers without extras.
-	speaksHeaders bool
+	// followsContract says that the caller follows this contract: it reads our headers,
+	// and uses no correlation id twice. Others get answers without extras.
+	followsContract bool
+	// wantsTimes says that the caller wants to know where the time went.
+	wantsTimes bool
 	// retry counts the refusals that the request follows; a refusal echoes it.
 	retry int64
 }
@@ -105,8 +117,14 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 	if _, ok := d.Headers[headerUnreadable]; ok {
 		return in, refusal(CodeInvalidArgument, "headers nested deeper than %d or of more than %d entries", readableDepth, readableEntries)
 	}
+	if d.Type == typeCall || d.Type == typeIdempotentCall {
+		in.followsContract, in.Idempotent = true, d.Type == typeIdempotentCall
+		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
+			in.budget = time.Duration(n) * time.Millisecond
+		}
+	}
 	if v, ok := d.Headers[headerTimeout]; ok {
-		in.speaksHeaders = true
+		in.followsContract, in.wantsTimes = true, true
 		if in.budget, ok = duration(v, time.Millisecond); !ok {
 			in.budget = noBudget
 			return in, refusal(CodeInvalidArgument, "header %s: want a whole number, got %T", headerTimeout, v)
@@ -116,6 +134,9 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 		if in.Idempotent, ok = v.(bool); !ok {
 			return in, refusal(CodeInvalidArgument, "header %s: want true or false, got %T", headerIdempotent, v)
 		}
+	}
+	if v, ok := d.Headers[headerTimes].(bool); ok {
+		in.wantsTimes = v
 	}
 	in.resent, _ = d.Headers[headerResent].(bool)
 	if n, ok := wholeNumber(d.Headers[headerDeliveries]); ok {

@@ -18,7 +18,7 @@ import (
 func delivered(p amqp.Publishing) *amqp.Delivery {
 	return &amqp.Delivery{
 		Headers: p.Headers, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo, Expiration: p.Expiration,
-		MessageId: p.MessageId, AppId: p.AppId, Body: p.Body, DeliveryMode: p.DeliveryMode,
+		MessageId: p.MessageId, AppId: p.AppId, Type: p.Type, Body: p.Body, DeliveryMode: p.DeliveryMode,
 	}
 }
 
@@ -28,8 +28,8 @@ func TestRequestOnTheWire(t *testing.T) {
 	req := &Request{Method: "b", Body: []byte("request"), CorrelationID: "id", IdempotencyKey: "key", Idempotent: true, Header: header}
 	got := encodeRequest(req, "reply", 1500*time.Microsecond, true)
 	want := amqp.Publishing{
-		Headers: amqp.Table{"traceparent": "00-abc", "rpc-timeout-ms": int64(2), "rpc-idempotent": true},
-		AppId:   "b", ReplyTo: "reply", CorrelationId: "id", MessageId: "key", Expiration: "2",
+		Headers: amqp.Table{"traceparent": "00-abc"}, Type: "rpc.v1.idempotent",
+		AppId: "b", ReplyTo: "reply", CorrelationId: "id", MessageId: "key", Expiration: "2",
 		DeliveryMode: amqp.Persistent, Body: []byte("request"),
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -55,14 +55,15 @@ func TestRequestRoundTrip(t *testing.T) {
 	}
 	wantSame(t, "reply_to", in.replyTo, "reply")
 	wantSame(t, "budget", in.budget, time.Minute)
-	wantSame(t, "speaks headers", in.speaksHeaders, true)
+	wantSame(t, "follows the contract", in.followsContract, true)
 }
 
 func TestBudgetFitsAnExpiration(t *testing.T) {
 	t.Parallel()
 	p := encodeRequest(&Request{}, "", math.MaxInt64, false)
 	wantSame(t, "expiration", p.Expiration, "4294967295")
-	wantSame(t, "header", p.Headers[headerTimeout], any(int64(4294967295)))
+	wantSame(t, "headers", len(p.Headers), 0)
+	wantSame(t, "type", p.Type, "rpc.v1")
 }
 
 func TestRequestsOfAnyClient(t *testing.T) {
@@ -78,6 +79,9 @@ func TestRequestsOfAnyClient(t *testing.T) {
 		{name: "one-way", d: amqp.Delivery{AppId: "b"}, oneWay: true, budget: noBudget},
 		{name: "no method", d: amqp.Delivery{ReplyTo: "r", CorrelationId: "id"}, fails: "app_id is empty", budget: noBudget},
 		{name: "no correlation id", d: amqp.Delivery{AppId: "b", ReplyTo: "r"}, fails: "correlation_id is empty", budget: noBudget},
+		{name: "budget by expiration", d: amqp.Delivery{AppId: "b", Type: typeCall, Expiration: "1500"}, budget: 1500 * time.Millisecond, oneWay: true},
+		{name: "expiration of a plain client", d: amqp.Delivery{AppId: "b", Expiration: "1500"}, budget: noBudget, oneWay: true},
+		{name: "expiration that is no number", d: amqp.Delivery{AppId: "b", Type: typeIdempotentCall, Expiration: "soon"}, budget: noBudget, oneWay: true},
 		{name: "budget as text", d: withHeader(headerTimeout, "1500"), budget: 1500 * time.Millisecond, oneWay: true},
 		{name: "budget of zero", d: withHeader(headerTimeout, int32(0)), oneWay: true},
 		{name: "negative budget", d: withHeader(headerTimeout, int64(-1)), oneWay: true},
@@ -190,7 +194,7 @@ func TestAnswerRoundTrip(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			in := &incoming{Request: Request{CorrelationID: "id"}, speaksHeaders: true}
+			in := &incoming{Request: Request{CorrelationID: "id"}, followsContract: true, wantsTimes: true}
 			p := encodeResult(in, []byte("answer"), took, true)
 			if c.err != nil {
 				p = encodeError(in, c.err, took, true)
