@@ -91,6 +91,9 @@ func (a *answer) fits(b *batch) bool {
 	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= batchBytes
 }
 
+// takers implements mate: one client takes them all.
+func (a *answer) takers() int { return 1 }
+
 // board implements mate.
 func (a *answer) board(b *batch) {
 	b.persistent = a.server.cfg.persistent

@@ -29,7 +29,7 @@ func (r *rig) openLane() {
 	r.t.Helper()
 	wantAnswer(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
 	settle()
-	if !r.client.route.lane.isOpen.Load() {
+	if r.client.route.lane.servers.Load() == 0 {
 		r.t.Fatal("the lane is not open")
 	}
 }
@@ -39,7 +39,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.t.Helper()
 	r.broker.holdConfirms()
 	var fillers []<-chan result
-	for range laneWindow {
+	for range laneWindow + int(r.client.route.lane.servers.Load()) - 1 {
 		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "open the lane", nil))
 		settle()
 	}
@@ -124,6 +124,24 @@ func TestLoneCallsTravelAlone(t *testing.T) {
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		}
 		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 0)
+	})
+}
+
+// The broker hands batches out in turn, so what waits is shared among the servers.
+func TestCallsAreSharedAmongTheServers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		other := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto))
+		ready(t, other.WaitReady)
+		pass(2 * laneCheck)
+		r.openLane() // the client looks again
+		pass(2 * laneCheck)
+		for i, done := range r.batchOf(4*fairShare, "m") {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*fairShare)
+		wantSame(t, "at the other", other.Stats().Batched, 2*fairShare)
 	})
 }
 

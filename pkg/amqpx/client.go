@@ -81,22 +81,16 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // [*Error]: its Code classifies it, its Outcome tells whether a server may have
 // run the call. The body must not be changed until Call returns, and is the caller's
 // again then.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
-	ctx, end := c.bounded(ctx)
-	defer end()
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+	if _, ok := ctx.Deadline(); !ok {
+		bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
+		defer bounded.end()
+		ctx = bounded
+	}
 	req := c.newRequest(method, body, opts)
 	answer, err := c.handler(ctx, req)
 	c.counts.settled(err)
 	return answer, err
-}
-
-// bounded gives a context without a deadline the client's own.
-func (c *Client) bounded(ctx context.Context) (_ context.Context, end func()) {
-	if _, ok := ctx.Deadline(); ok {
-		return ctx, func() {}
-	}
-	bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
-	return bounded, bounded.end
 }
 
 // newRequest makes the request of a call.

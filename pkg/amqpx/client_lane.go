@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"errors"
+	"math"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -15,11 +16,11 @@ import (
 // and consume it, so the broker is asked for its consumers; while nobody asks for the
 // lane, neither does the client. Safe for concurrent use.
 type callLane struct {
-	queue  string
-	isOpen atomic.Bool
-	wanted chan struct{} // has a token when a call would have used the lane
-	seq    atomic.Uint64 // of batches
-	sent   atomic.Uint64 // calls in batches
+	queue   string
+	servers atomic.Int32  // that unpack; 0: the lane is shut
+	wanted  chan struct{} // has a token when a call would have used the lane
+	seq     atomic.Uint64 // of batches
+	sent    atomic.Uint64 // calls in batches
 
 	mu   sync.Mutex
 	back map[string]bool // batches that the broker gave back and that are not settled yet
@@ -46,7 +47,7 @@ func (l *callLane) use() string {
 		default:
 		}
 	}
-	if !l.isOpen.Load() {
+	if l.servers.Load() == 0 {
 		return ""
 	}
 	return l.queue
@@ -61,7 +62,7 @@ func (l *callLane) count() uint64 {
 }
 
 // shut has calls travel alone until the next look at the queue.
-func (l *callLane) shut() { l.isOpen.Store(false) }
+func (l *callLane) shut() { l.servers.Store(0) }
 
 // nextID returns an id for a batch, which is only for this client to know it again.
 func (l *callLane) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
@@ -105,7 +106,7 @@ func (c *Client) watchLane(s *session) {
 			s.fail(err)
 			return
 		}
-		l.isOpen.Store(consumers > 0)
+		l.servers.Store(int32(min(consumers, math.MaxInt32))) //nolint:gosec // bounded.
 		if exists && consumers == 0 {
 			c.leaveLane()
 		}
@@ -163,6 +164,9 @@ func (k *call) fits(b *batch) bool {
 // deadlineShare is the share of its time by which a call may expire too early because of
 // those that it travels with: an eighth.
 const deadlineShare = 8
+
+// takers implements mate.
+func (k *call) takers() int { return max(int(k.route.lane.servers.Load()), 1) }
 
 // board implements mate.
 func (k *call) board(b *batch) {

@@ -52,19 +52,19 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	f := &Future{client: c, ctx: ctx}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		f.through(c.handler, req) //nolint:contextcheck // it has ctx.
+		f.through(c.handler, req)
 		return f
 	}
 	deadline, its := ctx.Deadline()
 	if !its {
 		deadline = time.Now().Add(c.cfg.timeout)
 	}
-	k, err := c.begin(req, deadline, f)
+	k, err := c.begin(req, deadline, !its, f)
 	if err != nil {
 		f.settle(nil, err)
 		return f
 	}
-	if !its && !c.pending.expireAt(k) {
+	if !its && !k.listed {
 		f.ctx = withDeadline(ctx, deadline)
 	}
 	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
@@ -76,11 +76,10 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 // through makes the call in a goroutine of its own.
 func (f *Future) through(h Handler, req *Request) {
 	req.Body = bytes.Clone(req.Body)
-	work := func() { // ends with the call, at the latest by Close
-		ctx, end := f.client.bounded(f.ctx)
-		defer end()
-		f.settle(h(ctx, req))
+	if _, ok := f.ctx.Deadline(); !ok {
+		f.ctx = withDeadline(f.ctx, time.Now().Add(f.client.cfg.timeout))
 	}
+	work := func() { f.settle(h(f.ctx, req)) } // ends with the call, at the latest by Close
 	if !f.client.pending.unlessClosed(func() { f.client.futures.Go(work) }) {
 		f.settle(nil, localError(CodeUnavailable, DidNotRun, ErrClosed, ""))
 	}

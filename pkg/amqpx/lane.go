@@ -17,7 +17,8 @@ import (
 // no timer, and a slow handler delays nothing, because a confirm does not wait for it.
 
 const (
-	// laneWindow bounds the unconfirmed messages of one lane.
+	// laneWindow bounds the unconfirmed messages of one lane; each taker more than one
+	// adds one.
 	laneWindow = 2
 	// batchCalls and batchBytes bound a batch. With its records a batch of that size
 	// fits one frame of a broker's default, and a server holds at most a prefetch of
@@ -38,6 +39,8 @@ type mate interface {
 	fits(b *batch) bool
 	// board adds the message, which was claimed, to a batch.
 	board(b *batch)
+	// takers returns how many take what is sent in the lane, in turn.
+	takers() int
 }
 
 // lane is the messages to one queue that wait for each other.
@@ -47,8 +50,8 @@ type lane struct {
 	out     atomic.Int32 // unconfirmed messages
 }
 
-// hasRoom reports whether the lane may send now.
-func (l *lane) hasRoom() bool { return l.out.Load() < laneWindow }
+// hasRoom reports whether the lane may send now, to so many takers.
+func (l *lane) hasRoom(takers int) bool { return int(l.out.Load()) < laneWindow+takers-1 }
 
 // lanes are those of one publisher. Its writer owns them, but for the windows.
 type lanes struct {
@@ -110,20 +113,32 @@ func (p *publisher) joinLane(out outgoing) bool {
 func (p *publisher) writeLanes() {
 	busy := p.lanes.busy
 	p.inBursts(len(busy), func(i int) {
-		for l := busy[i]; len(l.waiting) > 0 && l.hasRoom() && !p.s.ended(); {
-			p.publishFrom(l)
-		}
+		p.writeLane(busy[i])
 	})
 	p.lanes.busy = slices.DeleteFunc(busy, func(l *lane) bool { return len(l.waiting) == 0 })
 }
 
-// publishFrom publishes the next batch of a lane, made up of the first message and all
+// fairShare is how many messages may travel together however many take them.
+const fairShare = 16
+
+// writeLane publishes what a lane's window allows. A broker hands batches out in turn, so
+// what waits is shared among those that take it: in one batch one of them would have all
+// of it to do.
+func (p *publisher) writeLane(l *lane) {
+	takers := l.waiting[0].takers()
+	share := max((len(l.waiting)+takers-1)/takers, fairShare)
+	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.ended() {
+		p.publishFrom(l, min(share, batchCalls))
+	}
+}
+
+// publishFrom publishes the next batch of a lane, of at most so many messages, made up of the first message and all
 // those behind it that go with it; one that is alone travels as it is.
-func (p *publisher) publishFrom(l *lane) {
+func (p *publisher) publishFrom(l *lane, most int) {
 	b := &batch{key: l.key, now: time.Now(), body: p.lanes.body[:0]}
 	left := l.waiting[:0]
 	for i, m := range l.waiting {
-		if len(b.mates) == batchCalls || len(left) == misfits {
+		if len(b.mates) == most || len(left) == misfits {
 			left = append(left, l.waiting[i:]...)
 			break
 		}

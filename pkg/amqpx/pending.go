@@ -53,8 +53,10 @@ func newPending(maxCalls, maxBytes int) *pending {
 }
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
-// that is in use, as when middleware sends one request twice at once, is replaced.
-func (p *pending) add(k *call) error {
+// that is in use, as when middleware sends one request twice at once, is replaced. With
+// watch the call learns when its deadline passes, if it comes after those of the others;
+// then it is listed.
+func (p *pending) add(k *call, watch bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -74,15 +76,10 @@ func (p *pending) add(k *call) error {
 	p.bytes += len(k.req.Body)
 	k.slot = &slot{id: id, call: k}
 	p.slots[id] = k.slot
+	if watch {
+		k.listed = p.due.add(k, p.expire)
+	}
 	return nil
-}
-
-// expireAt has the call learn when its deadline passes; false means that its deadline
-// does not come after those of the others, and the caller must see to that itself.
-func (p *pending) expireAt(k *call) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.due.add(k, p.expire)
 }
 
 // expire tells the calls whose deadline has passed.

@@ -27,15 +27,25 @@ const (
 // that is safe, and waits for the answer.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
-	k, err := c.begin(req, deadline, nil)
+	late, ours := ctx.(*deadlineContext)
+	ours = ours && !late.isMade()
+	k, err := c.begin(req, deadline, ours, nil)
 	if err != nil {
 		return nil, err
 	}
-	return c.seeThrough(ctx, k, c.gone(ctx, k), event{kind: eventTurn})
+	var gone <-chan struct{}
+	if ours && k.listed {
+		gone = late.parent.Done() // the pending table watches the deadline
+	} else {
+		gone = ctx.Done()
+	}
+	return c.seeThrough(ctx, k, gone, event{kind: eventTurn})
 }
 
-// begin registers a call, for a future or for a goroutine that waits.
-func (c *Client) begin(req *Request, deadline time.Time, f *Future) (*call, error) {
+// begin registers a call, for a future or for a goroutine that waits. Where the deadline
+// is only the client's own, the pending table watches it for all calls together, unless
+// the call is not listed.
+func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (*call, error) {
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
@@ -51,7 +61,7 @@ func (c *Client) begin(req *Request, deadline time.Time, f *Future) (*call, erro
 	if f == nil {
 		k.events = make(chan event, mostEvents)
 	}
-	if err := c.pending.add(k); err != nil {
+	if err := c.pending.add(k, ours); err != nil {
 		return nil, c.notTaken(err)
 	}
 	// A call that gives up may leave the publisher in the middle of its body, which
@@ -59,15 +69,6 @@ func (c *Client) begin(req *Request, deadline time.Time, f *Future) (*call, erro
 	k.req.Body = bytes.Clone(k.req.Body)
 	c.budget.earn()
 	return k, nil
-}
-
-// gone returns what is closed when the call's context ends. Where only the client's own
-// deadline would end it, the pending table watches that, for all calls together.
-func (c *Client) gone(ctx context.Context, k *call) <-chan struct{} {
-	if late, ok := ctx.(*deadlineContext); ok && !late.isMade() && c.pending.expireAt(k) {
-		return late.parent.Done()
-	}
-	return ctx.Done()
 }
 
 // seeThrough takes a call from an event to its end.
