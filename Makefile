@@ -15,7 +15,8 @@ FUZZTIME ?= 30s
 SUITE := go test -race -count=1 -timeout 8m -tags integration
 SEED ?= 1
 SOAK ?= 30m
-# The fault suite; what it writes is about the last run of each kind.
+# The fault suite; what it writes is about the last run of each kind. FAULTFLAGS=-batch=off
+# has every call travel alone.
 FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
 
 .PHONY: help
@@ -79,7 +80,7 @@ suite: ## integration, interop and browser on one broker
 
 # Part of every test run, it may have to share its machine: a later bound.
 fault: FAULTFLAGS ?= -bound 1s
-fault: ## a minute of faults from SEED
+fault: ## a minute and a half of faults from SEED, with batches and without
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
 
 chaos: ## every fault, one after the other; half an hour

@@ -1,14 +1,11 @@
 package amqpx
 
 import (
-	"errors"
 	"math"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // callLane is what a client knows of the batch lane: whether servers unpack batches at
@@ -101,13 +98,9 @@ func (c *Client) watchLane(s *session) {
 		case <-s.done:
 			return
 		}
-		consumers, exists, err := l.look(s)
-		if err != nil {
-			s.fail(err)
-			return
-		}
+		consumers, exists := l.look(s)
 		l.servers.Store(int32(min(consumers, math.MaxInt32))) //nolint:gosec // bounded.
-		if exists && consumers == 0 {
+		if consumers == 0 {
 			c.leaveLane()
 		}
 		if exists {
@@ -119,18 +112,18 @@ func (c *Client) watchLane(s *session) {
 	}
 }
 
-// look asks the broker for the lane's queue.
-func (l *callLane) look(s *session) (consumers int, exists bool, err error) {
-	err = onOwnChannel(s.sub, func(ch channel) error {
+// look asks the broker for the lane's queue. One that it does not tell of, because it
+// is another's, or not ours to see, is as good as none.
+func (l *callLane) look(s *session) (consumers int, exists bool) {
+	err := onOwnChannel(s.sub, func(ch channel) error {
 		q, err := ch.QueueDeclarePassive(l.queue, true, false, false, false, nil)
 		consumers = q.Consumers
 		return err
 	})
-	var refused *amqp.Error
-	if errors.As(err, &refused) && refused.Code == amqp.NotFound {
-		return 0, false, nil
+	if err != nil {
+		return 0, false
 	}
-	return consumers, err == nil, err
+	return consumers, true
 }
 
 // leaveLane has the calls that are in batches, of which nobody takes any, sent again,

@@ -48,6 +48,24 @@ func TestCallOnTheWire(t *testing.T) {
 	})
 }
 
+// A caller that has gone before the call leaves sends nothing.
+func TestCallWithAnEndedContextIsNotSent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 50 {
+			for _, got := range []result{<-goCall(r.client, ended, "m", nil), resultOf(r.client.Go(ended, "m", nil))} {
+				wantIs(t, got.err, context.Canceled)
+				wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+			}
+		}
+		settle()
+		wantSame(t, "requests sent", len(r.broker.messagesTo(DefaultQueue)), 0)
+	})
+}
+
 func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

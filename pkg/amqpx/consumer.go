@@ -65,13 +65,14 @@ func (c *consumer) start() (err error) {
 	return nil
 }
 
-// run starts a goroutine that hands out requests, which a drain waits for.
+// run starts a goroutine that hands out requests, which a drain waits for. It never
+// counts as a request, not even for a moment.
 func (c *consumer) run(f func()) {
-	c.server.track.add(1)
 	c.server.consumers.Add(1)
+	c.server.track.add(1)
 	c.sess.run(func() {
-		defer c.server.track.done()
 		defer c.server.consumers.Add(-1)
+		defer c.server.track.done()
 		f()
 	})
 }

@@ -68,7 +68,9 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.ctx = withDeadline(ctx, deadline)
 	}
 	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
-	k.send()
+	if f.ctx.Err() == nil {   // else the watch tells
+		k.send()
+	}
 	f.sleep(k)
 	return f
 }

@@ -89,13 +89,13 @@ func (j *job) over() {
 		j.leave(false)
 	}
 	s := j.from.server
-	if j.whole {
-		s.parcels.Add(-1)
-	}
 	for range j.moves {
 		s.moves.done()
 	}
 	s.track.done()
+	if j.whole {
+		s.parcels.Add(-1)
+	}
 }
 
 // comesAgain reports whether the broker hands the job's request out again anyway:

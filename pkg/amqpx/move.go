@@ -61,6 +61,9 @@ func (m *moved) settle(f fate) {
 	}
 }
 
+// brokerHeaders are what the broker itself writes, or would act on.
+func brokerHeaders() []string { return []string{"CC", "BCC", "x-delivery-count", "x-acquired-count"} }
+
 // copyOf returns the message of a request with less time left, for another queue of
 // the same broker, or why it cannot be copied. What the broker itself wrote into it,
 // or would act on, is left out: the user, whom it compares with the connection's; the
@@ -68,7 +71,7 @@ func (m *moved) settle(f fate) {
 // a quorum queue.
 func copyOf(j *job) (amqp.Publishing, error) {
 	if j.parcel != nil {
-		return copyOfBatched(j)
+		return copyOfBatched(j), nil
 	}
 	d := j.delivery
 	if err := checkTable(d.Headers); err != nil {
@@ -78,7 +81,7 @@ func copyOf(j *job) (amqp.Publishing, error) {
 	if headers == nil {
 		headers = amqp.Table{}
 	}
-	for _, name := range []string{"CC", "BCC", "x-delivery-count", "x-acquired-count"} {
+	for _, name := range brokerHeaders() {
 		delete(headers, name)
 	}
 	held := time.Since(j.arrived)
@@ -103,17 +106,17 @@ func copyOf(j *job) (amqp.Publishing, error) {
 }
 
 // copyOfBatched returns the message of a request that came in a batch, to travel alone.
-func copyOfBatched(j *job) (amqp.Publishing, error) {
-	if err := checkTable(j.in.Header); err != nil {
-		return amqp.Publishing{}, err
-	}
+func copyOfBatched(j *job) amqp.Publishing {
 	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
 	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
 	if j.in.budget == noBudget {
 		msg.Expiration = ""
 	}
 	markAgain(&msg, j.in.resent, j.in.retry)
-	return msg, nil
+	for _, name := range brokerHeaders() {
+		delete(msg.Headers, name)
+	}
+	return msg
 }
 
 // restOf shortens an expiration by the time that a server held the message. How long

@@ -120,8 +120,7 @@ func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev
 	for {
 		switch ev.kind {
 		case eventTurn:
-			k.send()
-			ev = k.await(gone, nil)
+			ev = k.attempt(gone)
 		case eventFate:
 			pause, err := c.afterFate(k, ev.fate)
 			if err != nil {
@@ -148,6 +147,17 @@ func why(ctx context.Context, ev event) error {
 		return nil
 	default:
 		return ctx.Err()
+	}
+}
+
+// attempt sends a request, unless the caller has gone already, and waits.
+func (k *call) attempt(gone <-chan struct{}) event {
+	select {
+	case <-gone:
+		return event{kind: eventGone}
+	default:
+		k.send()
+		return k.await(gone, nil)
 	}
 }
 

@@ -103,6 +103,8 @@ func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte)
 		return refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
 	case failed != nil:
 		return failed
+	case len(in.Header) > 0 && checkTable(in.Header) != nil: // it may have to go on alone
+		return refusal(CodeInvalidArgument, "%v", checkTable(in.Header))
 	case in.Method == "" || len(in.Method) > maxShortString:
 		return refusal(CodeInvalidArgument, "method name of %d bytes: want 1 to %d", len(in.Method), maxShortString)
 	case in.CorrelationID == "" && !in.OneWay:

@@ -112,6 +112,7 @@ func TestCallsOfOtherPrograms(t *testing.T) {
 		{"long key", record(id, method, appendText(nil, callMessageID, strings.Repeat("k", 256))), "reply", "message_id of 256 bytes"},
 		{"header that is no message", record(id, method, appendText(nil, callHeader, "\xff")), "reply", "a header cannot be read"},
 		{"header with a long name", record(id, method, header(strings.Repeat("h", 256), "")), "reply", "a header cannot be read"},
+		{"headers beyond a frame", record(id, method, header("h", strings.Repeat("v", maxHeaderBytes+1))), "reply", "headers of about"},
 		{"header that is ours", record(id, method, header("rpc-deliveries", "9")), "reply", ""},
 		{"made-up address", record(id, method), directReplyTo + ".made-up", "direct reply-to"},
 	} {
@@ -131,7 +132,7 @@ func TestCallsOfOtherPrograms(t *testing.T) {
 				wantSame(t, "outcome", failed[0].outcome, DidNotRun)
 			}
 			wantSame(t, "budget", all[0].budget, noBudget)
-			wantSame(t, "headers", len(all[0].Header), 0)
+			wantSame(t, "headers", len(all[0].Header) > 0, c.refused == "headers of about")
 		})
 	}
 }

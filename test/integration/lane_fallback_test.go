@@ -1,0 +1,201 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// pastBackoff is how long calls may take over the end of the last server that unpacks:
+// clients look once a second whether there is one.
+const pastBackoff = 5 * time.Second
+
+// A client finds out by itself that servers unpack batches, and that they do not any
+// more; on the way no call is lost.
+func TestLaneOpensAndShutsByItself(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	off := amqpx.WithBatch(amqpx.BatchOff)
+	r.Serve(rig.Methods{"echo": echo}, off)
+	client := r.Ready(amqpx.WithCallOptions(amqpx.Idempotent()))
+	const callers = 64
+	everyAnswerIsMine(t, client, callers, 5)
+	if st := client.Stats(); st.Batched != 0 || st.Failed != 0 {
+		t.Errorf("client counted %+v, want no batch without a server that unpacks", st)
+	}
+	if q := rig.Manage(t).Queues(r.URL, r.BatchQueue()); len(q) != 0 {
+		t.Errorf("queues %v, though no server unpacks", q)
+	}
+	for _, hard := range []bool{false, true} {
+		server := r.Serve(rig.Methods{"echo": echo})
+		before := client.Stats().Batched
+		rig.Eventually(t, "the lane opens", func() bool {
+			everyAnswerIsMine(t, client, callers, 1)
+			return client.Stats().Batched > before
+		})
+		load := loadOf(t, client, callers)
+		rig.Eventually(t, "batches flow", func() bool { return client.Stats().Batched > before+10*callers })
+		if hard {
+			server.Close()
+		} else if err := server.Drain(); err != nil {
+			t.Errorf("drain: %v", err)
+		}
+		load.goesOn()
+		// The lane may be opened by nobody now.
+		before = client.Stats().Batched
+		load.goesOn()
+		if got := client.Stats().Batched; got != before {
+			t.Errorf("%d calls in batches, though no server unpacks", got-before)
+		}
+		load.stop()
+		if load.longest.Load() > int64(pastBackoff) {
+			t.Errorf("a call took %v", time.Duration(load.longest.Load()))
+		}
+	}
+	if st := client.Stats(); st.Failed != 0 || st.InFlight != 0 || st.Reconnects != 0 {
+		t.Errorf("client counted %+v, want every call answered", st)
+	}
+}
+
+// load is callers in closed loops, each of which checks its answers.
+type load struct {
+	t       *testing.T
+	callers int
+	quit    chan struct{}
+	all     sync.WaitGroup
+	made    []atomic.Uint64 // answered, of each caller
+	longest atomic.Int64    // call
+}
+
+func loadOf(t *testing.T, client *amqpx.Client, callers int) *load {
+	t.Helper()
+	l := &load{t: t, callers: callers, quit: make(chan struct{}), made: make([]atomic.Uint64, callers)}
+	ctx := rig.Within(t, 4*time.Minute)
+	for caller := range callers {
+		l.all.Go(func() { // ends with stop
+			for i := 0; ; i++ {
+				select {
+				case <-l.quit:
+					return
+				default:
+				}
+				body := fmt.Sprintf("call %d of caller %d", i, caller)
+				begun := time.Now()
+				if got, err := client.Call(ctx, "echo", []byte(body)); err != nil || string(got) != body {
+					t.Errorf("got %q, %v, want %q", got, err, body)
+					return
+				}
+				l.longest.Store(max(l.longest.Load(), int64(time.Since(begun))))
+				l.made[caller].Add(1)
+			}
+		})
+	}
+	return l
+}
+
+// goesOn waits until every caller was answered twice more: the first of these calls may
+// have been made before.
+func (l *load) goesOn() {
+	l.t.Helper()
+	goals := make([]uint64, l.callers)
+	for i := range goals {
+		goals[i] = l.made[i].Load() + 2
+	}
+	rig.Eventually(l.t, "every caller is answered", func() bool {
+		for i, goal := range goals {
+			if l.made[i].Load() < goal {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (l *load) stop() {
+	close(l.quit)
+	l.all.Wait()
+}
+
+// A batch in the hands of the last server that unpacks, when that ends, comes back to a
+// queue that nobody takes from. Calls that are safe to repeat are sent again alone; the
+// others wait for a server that unpacks.
+func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	b := newBatcher(t, r)
+	back := r.Proxy()
+	server := r.ServeAt(back.URL(), b.methods(rig.Methods{"work": slow.handle}), amqpx.WithWorkers(16))
+	openLane(t, b.Client)
+	const n = 8
+	calls := b.together(n, func(i int) <-chan outcome {
+		var opts []amqpx.CallOption
+		if i%2 == 0 {
+			opts = append(opts, amqpx.Idempotent())
+		}
+		return begin(rig.Patience(t), b.Client, "work", fmt.Append(nil, i), opts...)
+	})
+	for range n {
+		rig.Recv(t, slow.entered, "all to run")
+	}
+	r.Serve(rig.Methods{"echo": echo, "work": echo}, amqpx.WithBatch(amqpx.BatchOff))
+	back.Refuse(true)
+	back.Cut()
+	for i := 0; i < n; i += 2 {
+		if got := rig.Recv(t, calls[i], "a safe call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		}
+	}
+	everyAnswerIsMine(t, b.Client, 16, 2) // nobody else waits
+	close(slow.release)
+	server.Close()
+	r.Serve(rig.Methods{"echo": echo, "work": echo})
+	for i := 1; i < n; i += 2 {
+		if got := rig.Recv(t, calls[i], "another call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		}
+	}
+	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+}
+
+// The lane's queue is somebody else's, and the broker refuses even to be asked about it:
+// calls travel alone, and the link is left as it is.
+func TestLaneQueueThatCannotBeAsked(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	r.Serve(rig.Methods{"echo": echo}, amqpx.WithBatch(amqpx.BatchOff))
+	if _, err := r.Raw().QueueDeclare(r.BatchQueue(), false, false, true, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	client := r.Ready()
+	for range 3 {
+		everyAnswerIsMine(t, client, 64, 5)
+	}
+	load := loadOf(t, client, 16)
+	rig.Eventually(t, "the client has looked", func() bool { return client.Stats().OK > 3000 })
+	load.stop()
+	if st := client.Stats(); st.Failed != 0 || st.Batched != 0 || st.Reconnects != 0 {
+		t.Errorf("client counted %+v, want the link left alone", st)
+	}
+}
+
+// A queue of the lane that exists with other properties is used as it is.
+func TestLaneQueueThatExistsIsAdopted(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	if _, err := r.Raw().QueueDeclare(r.BatchQueue(), false, false, false, false, map[string]any{"x-max-length": int32(100_000)}); err != nil {
+		t.Fatal(err)
+	}
+	server := r.Serve(rig.Methods{"echo": echo})
+	client := r.Ready()
+	openLane(t, client)
+	everyAnswerIsMine(t, client, 64, 10)
+	laneWell(t, r, server, client)
+}

@@ -1,0 +1,211 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// Each call in a batch ends in what it would end in alone.
+func TestEveryCallInABatchHasAnOutcomeOfItsOwn(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	server := r.Serve(rig.Methods{
+		"echo": echo,
+		"coded": func(context.Context, *amqpx.Request) ([]byte, error) {
+			return nil, amqpx.Errorf(amqpx.CodeNotFound, "no user")
+		},
+		"uncoded": func(context.Context, *amqpx.Request) ([]byte, error) { return nil, errors.New("a secret") },
+		"panic":   func(context.Context, *amqpx.Request) ([]byte, error) { panic("a secret") },
+		"wait": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+	})
+	timeout := func(ms uint64) rig.Field { return rig.Field{Number: rig.CallTimeout, Value: ms} }
+	idempotent := rig.Field{Number: rig.CallIdempotent, Value: uint64(1)}
+	all := []struct {
+		record          []byte
+		id              string
+		code, ran, text string // text is within the body
+	}{
+		{rig.RawCall("1", "echo", "body", timeout(60_000)), "1", "", "", "body"},
+		{rig.RawCall("2", "echo", ""), "2", "", "", ""},
+		{rig.RawCall("3", "coded", "x"), "3", "not_found", "yes", "no user"},
+		{rig.RawCall("4", "uncoded", "x"), "4", "internal", "yes", "internal error"},
+		{rig.RawCall("5", "panic", "x"), "5", "internal", "yes", "internal error"},
+		{rig.RawCall("6", "wait", "x", timeout(200)), "6", "deadline_exceeded", "yes", "time"},
+		{rig.RawCall("7", "unknown", "x"), "7", "unimplemented", "no", "unknown"},
+		{rig.RawCall("8", "unknown", "x", idempotent), "8", "unimplemented", "", "unknown"},
+		{rig.RawCall("9", "echo", "x", timeout(0)), "9", "deadline_exceeded", "no", "expired"},
+		{rig.RawCall("10", "", "x"), "10", "invalid_argument", "no", "method"},
+		{rig.RawCall("11", strings.Repeat("m", 256), "x"), "11", "invalid_argument", "no", "method"},
+		{rig.RawCall("12", "\xff", "x"), "12", "invalid_argument", "no", "method"},
+		{rig.RawCall("13", "echo", "x", rig.Field{Number: rig.CallHeader, Value: "\x0a\xff"}), "13", "invalid_argument", "no", "header"},
+		{rig.RawCall("", "echo", "x"), "", "invalid_argument", "no", "id"},
+		{rig.RawCall("14", "echo", "later", rig.Field{Number: 500, Value: uint64(1)}), "14", "", "", "later"},
+	}
+	inbox := r.Inbox()
+	var records [][]byte
+	var ids []string
+	for _, c := range all {
+		records, ids = append(records, c.record), append(ids, c.id)
+	}
+	r.SendBatch(inbox.Name, records...)
+	got := inbox.AnswersTo(ids...)
+	for _, c := range all {
+		if a := got[c.id]; a.Code != c.code || a.Ran != c.ran || !strings.Contains(a.Body, c.text) || strings.Contains(a.Body, "secret") {
+			t.Errorf("call %q got %+v, want code %q, ran %q, %q", c.id, a, c.code, c.ran, c.text)
+		}
+	}
+	if len(got) != len(all) || inbox.Repeated != 0 {
+		t.Errorf("%d answers to %d calls, %d more than once", len(got), len(all), inbox.Repeated)
+	}
+	if st := server.Stats(); st.Requests != uint64(len(all)) || st.OK != 3 || st.Failed != 4 || st.Panics != 1 || st.Refused != 8 {
+		t.Errorf("server counted %+v", st)
+	}
+	laneServes(t, r, server)
+}
+
+// laneServes checks that nothing is held back in the lane's queue and that batches are
+// still answered.
+func laneServes(t *testing.T, r *rig.Rig, server *rig.Server) {
+	t.Helper()
+	inbox := r.Inbox()
+	r.SendBatch(inbox.Name, rig.RawCall("after", "echo", "x"), rig.RawCall("all", "echo", "y"))
+	if got := inbox.AnswersTo("after", "all"); got["after"].Body != "x" || got["all"].Body != "y" || inbox.Repeated != 0 {
+		t.Errorf("got %+v, %d of them more than once", got, inbox.Repeated)
+	}
+	rig.Eventually(t, "nothing is in flight", func() bool { return server.Stats().InFlight == 0 })
+	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+	rig.Manage(t).Settled(r.URL, r.Queue.Name)
+	if n := server.Stats().Reconnects; n != 0 {
+		t.Errorf("server counted %d reconnects", n)
+	}
+}
+
+// A refusal that says "did not run" follows the other calls of its batch: until then the
+// broker could hand it out again. Those that run answer as soon as they are done.
+func TestFastCallsInABatchAreNotHeldBack(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	server := r.Serve(rig.Methods{"echo": echo, "slow": slow.handle})
+	inbox := r.Inbox()
+	r.SendBatch(inbox.Name, rig.RawCall("slow", "slow", "x"), rig.RawCall("unknown", "unknown", ""), rig.RawCall("fast", "echo", "y"))
+	if got := inbox.AnswersTo("fast"); got["fast"].Body != "y" || len(got) != 1 {
+		t.Errorf("got %+v, want the fast one only", got)
+	}
+	rig.Recv(t, slow.entered, "the slow one")
+	close(slow.release)
+	if got := inbox.AnswersTo("slow", "unknown"); got["slow"].Body != "x" || got["unknown"].Ran != "no" {
+		t.Errorf("got %+v", got)
+	}
+	laneServes(t, r, server)
+}
+
+// Without reply_to all calls of a batch are one-way.
+func TestOneWayBatch(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	note := hold()
+	close(note.release)
+	server := r.Serve(rig.Methods{"echo": echo, "note": note.handle})
+	r.SendBatch("", rig.RawCall("", "note", "a"), rig.RawCall("1", "note", "b"), rig.RawCall("", "unknown", ""), rig.RawCall("", "", ""))
+	got := map[string]bool{}
+	for range 2 {
+		req := rig.Recv(t, note.entered, "the handler")
+		got[string(req.Body)] = req.OneWay
+	}
+	if !got["a"] || !got["b"] {
+		t.Errorf("handlers got %v, want two one-way calls", got)
+	}
+	rig.Eventually(t, "all are settled", func() bool { return server.Stats().InFlight == 0 })
+	if st := server.Stats(); st.OK != 2 || st.Refused != 2 {
+		t.Errorf("server counted %+v", st)
+	}
+	laneServes(t, r, server)
+}
+
+// Deadlines and contexts are those of single calls, not of their batch.
+func TestCallersInABatchGiveUpAlone(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	b := newBatcher(t, r)
+	server := r.Serve(b.methods(rig.Methods{"slow": slow.handle}), amqpx.WithWorkers(16))
+	openLane(t, b.Client)
+	ctx, cancel := context.WithCancel(rig.Within(t, 2*time.Second))
+	short := rig.Within(t, 1500*time.Millisecond)
+	calls := b.together(6, func(i int) <-chan outcome {
+		switch i {
+		case 0:
+			return begin(ctx, b.Client, "slow", nil)
+		case 1:
+			return begin(short, b.Client, "slow", nil)
+		default:
+			return begin(rig.Within(t, 2*time.Second), b.Client, "echo", fmt.Append(nil, i))
+		}
+	})
+	for i, c := range calls[2:] {
+		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i+2) {
+			t.Errorf("call %d: got %q, %v", i+2, got.answer, got.err)
+		}
+	}
+	for range 2 {
+		req := rig.Recv(t, slow.entered, "the slow ones")
+		if req.OneWay {
+			t.Error("a one-way call")
+		}
+	}
+	cancel()
+	want{code: amqpx.CodeCanceled, outcome: amqpx.MayHaveRun, is: []error{context.Canceled}}.
+		check(t, rig.Recv(t, calls[0], "the call to end").err)
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.
+		check(t, rig.Recv(t, calls[1], "the call to end").err)
+	close(slow.release)
+	rig.Eventually(t, "late answers are counted", func() bool { return b.Stats().Late == 2 })
+	laneServes(t, r, server)
+}
+
+// A call that gives up before its batch leaves never runs, and takes no other along.
+func TestCallThatLeavesItsBatchDidNotRun(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	run := hold()
+	close(run.release)
+	b := newBatcher(t, r)
+	server := r.Serve(b.methods(rig.Methods{"run": run.handle}))
+	openLane(t, b.Client)
+	ctx, cancel := context.WithCancel(rig.Patience(t))
+	const n = 9
+	var gone <-chan outcome
+	calls := b.together(n, func(i int) <-chan outcome {
+		if i > 0 {
+			return begin(rig.Patience(t), b.Client, "run", fmt.Append(nil, i))
+		}
+		gone = begin(ctx, b.Client, "run", fmt.Append(nil, i))
+		rig.Eventually(t, "the call waits", func() bool { return b.Stats().InFlight == 3 })
+		cancel()
+		return begin(rig.Patience(t), b.Client, "run", fmt.Append(nil, i))
+	})
+	want{code: amqpx.CodeCanceled, outcome: amqpx.DidNotRun, is: []error{context.Canceled}}.
+		check(t, rig.Recv(t, gone, "the call to end").err)
+	for i, c := range calls {
+		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		}
+	}
+	if got := len(run.entered); got != n {
+		t.Errorf("%d calls ran, want %d", got, n)
+	}
+	laneServes(t, r, server)
+}

@@ -1,0 +1,178 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// A server ends in the middle of a batch; the next one is handed it, and splits it.
+func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			r.Queue.Type = kind
+			slow := hold()
+			b := newBatcher(t, r)
+			back := r.Proxy()
+			r.ServeAt(back.URL(), b.methods(rig.Methods{"work": slow.handle}), amqpx.WithWorkers(16))
+			openLane(t, b.Client)
+			const n = 8
+			calls := b.together(n, func(i int) <-chan outcome {
+				var opts []amqpx.CallOption
+				if i%2 == 0 {
+					opts = append(opts, amqpx.Idempotent())
+				}
+				return begin(rig.Patience(t), b.Client, "work", fmt.Append(nil, i), opts...)
+			})
+			for range n {
+				rig.Recv(t, slow.entered, "all to run")
+			}
+			second := r.Serve(b.methods(rig.Methods{"work": echo}))
+			back.Refuse(true)
+			back.Cut()
+			for i, c := range calls {
+				if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+					t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+				}
+			}
+			if got := second.Stats().Moved; got != n {
+				t.Errorf("%d calls were moved, want %d, each alone", got, n)
+			}
+			close(slow.release)
+			laneServes(t, r, second)
+		})
+	}
+}
+
+// What runs at most once is not run again: its caller learns that nobody knows.
+func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	var runs atomic.Int64
+	entered := make(chan struct{}, 8)
+	h := func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+		runs.Add(1)
+		entered <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	first := serveOnce(t, r, h)
+	inbox := r.Inbox()
+	idempotent := rig.Field{Number: rig.CallIdempotent, Value: uint64(1)}
+	r.SendBatch(inbox.Name, rig.RawCall("a", "once", ""), rig.RawCall("b", "once", "", idempotent), rig.RawCall("c", "unknown", ""))
+	for range 2 {
+		rig.Recv(t, entered, "both to run")
+	}
+	serveOnce(t, r, h)
+	first.Close()
+	got := inbox.AnswersTo("a", "b", "c")
+	for id, code := range map[string]string{"a": "unavailable", "b": "unavailable", "c": "unimplemented"} {
+		if a := got[id]; a.Code != code || a.Ran != "" {
+			t.Errorf("call %q got %+v, want %s, and that nobody knows whether it ran", id, a, code)
+		}
+	}
+	if n := runs.Load(); n != 2 {
+		t.Errorf("%d runs, want 2", n)
+	}
+	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+}
+
+// The link to the server breaks under a batch, which comes back to the same server: it
+// knows the calls that it runs.
+func TestServerKnowsABatchThatComesBack(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	b := newBatcher(t, r)
+	proxy := r.Proxy()
+	server := r.ServeAt(proxy.URL(), b.methods(rig.Methods{"work": slow.handle}), amqpx.WithWorkers(16))
+	openLane(t, b.Client)
+	const n = 8
+	calls := b.together(n, func(i int) <-chan outcome {
+		return begin(rig.Patience(t), b.Client, "work", fmt.Append(nil, i))
+	})
+	for range n {
+		rig.Recv(t, slow.entered, "all to run")
+	}
+	proxy.Cut()
+	rig.Eventually(t, "the batch comes back", func() bool { return server.Stats().Replayed == n })
+	close(slow.release)
+	for i, c := range calls {
+		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		}
+	}
+	if n := len(slow.entered); n != 0 {
+		t.Errorf("%d more runs", n)
+	}
+	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+}
+
+// A call that stops every server that runs it takes those that travel with it along
+// once; alone it goes on, to the dead letters.
+func TestCallInABatchThatStopsEveryServer(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			r.Queue.Type = kind
+			var stops atomic.Int64
+			again := make(chan struct{}, 100)
+			again <- struct{}{}
+			go func() { // a new server for each that was stopped; ends with the test
+				for range again {
+					var s *rig.Server
+					made := make(chan struct{})
+					s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+						<-made
+						stops.Add(1)
+						s.Close()
+						<-ctx.Done()
+						again <- struct{}{}
+						return nil, ctx.Err()
+					}})
+					close(made)
+				}
+			}()
+			t.Cleanup(func() { close(again) })
+			rig.Eventually(t, "a server unpacks", func() bool {
+				return len(rig.Manage(t).Queues(r.URL, r.BatchQueue())) == 1
+			})
+			inbox := r.Inbox()
+			records := [][]byte{rig.RawCall("poison", "stop", "poison")}
+			ids := []string{"poison"}
+			for i := range 50 {
+				id := fmt.Sprint(i)
+				records, ids = append(records, rig.RawCall(id, "echo", id)), append(ids, id)
+			}
+			r.SendBatch(inbox.Name, records...)
+			got := inbox.AnswersTo(ids...)
+			for id, a := range got {
+				if id != "poison" && (a.Body != id || a.Code != "") {
+					t.Errorf("beside the poison: call %q got %+v", id, a)
+				}
+			}
+			if a := got["poison"]; a.Code != "internal" || a.Ran != "" {
+				t.Errorf("the poison got %+v", a)
+			}
+			if n := stops.Load(); n != amqpx.DefaultDeliveryLimit {
+				t.Errorf("it ran %d times, want %d", n, amqpx.DefaultDeliveryLimit)
+			}
+			deadLetter(t, r)
+			rig.Manage(t).Settled(r.URL, r.BatchQueue())
+			if rest := rig.Call(t, r.Ready(), "echo", []byte("after")); string(rest) != "after" {
+				t.Errorf("the next call got %q", rest)
+			}
+		})
+	}
+}

@@ -1,0 +1,275 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// These tests are about the batch lane: calls, and answers, that wait travel together.
+
+// openLane makes calls of "echo" until some travel together.
+func openLane(t *testing.T, client *amqpx.Client) {
+	t.Helper()
+	const callers = 64
+	rig.Eventually(t, "calls travel together", func() bool {
+		everyAnswerIsMine(t, client, callers, 1)
+		return client.Stats().Batched > 0
+	})
+}
+
+// batcher is a client whose calls can be made to travel together.
+type batcher struct {
+	t       *testing.T
+	proxy   *rig.Proxy
+	fillers *held
+	*amqpx.Client
+}
+
+// filler is the method that batchers fill the lane's window with.
+const filler = "filler"
+
+// newBatcher returns such a client. Its servers need the methods that methods adds, and
+// openLane comes before together.
+func newBatcher(t *testing.T, r *rig.Rig) *batcher {
+	t.Helper()
+	b := &batcher{t: t, proxy: r.Proxy(), fillers: hold()}
+	close(b.fillers.release)
+	b.Client = r.ClientAt(b.proxy.URL())
+	rig.Connected(t, b.Client)
+	return b
+}
+
+// methods adds what a batcher needs to a server's.
+func (b *batcher) methods(m rig.Methods) rig.Methods {
+	m[filler], m["echo"] = b.fillers.handle, echo
+	return m
+}
+
+// together makes n calls that leave in one batch: while the broker is not heard, two
+// others fill the lane's window.
+func (b *batcher) together(n int, call func(i int) <-chan outcome) []<-chan outcome {
+	b.t.Helper()
+	const window = 2
+	before := b.Stats()
+	b.proxy.Mute()
+	var fillers []<-chan outcome
+	for range window {
+		fillers = append(fillers, begin(rig.Patience(b.t), b.Client, filler, nil))
+		rig.Recv(b.t, b.fillers.entered, "a call alone")
+	}
+	var calls []<-chan outcome
+	for i := range n {
+		calls = append(calls, call(i))
+	}
+	rig.Eventually(b.t, "the calls wait", func() bool { return b.Stats().InFlight == before.InFlight+window+uint64(n) })
+	b.proxy.Unmute()
+	for _, f := range fillers {
+		if got := rig.Recv(b.t, f, "a call alone"); got.err != nil {
+			b.t.Fatalf("a call alone: %v", got.err)
+		}
+	}
+	rig.Eventually(b.t, "the batch left", func() bool { return b.Stats().Batched-before.Batched >= uint64(n)-1 })
+	return calls
+}
+
+func TestCallersShareMessages(t *testing.T) {
+	t.Parallel()
+	persistent := amqpx.WithPersistent(true)
+	for _, c := range []struct {
+		name   string
+		queue  amqpx.QueueType
+		client []amqpx.ClientOption
+		server []amqpx.ServerOption
+	}{
+		{name: "reply queue"},
+		{name: "direct reply-to", client: []amqpx.ClientOption{amqpx.WithReplyMode(amqpx.ReplyDirect)}},
+		{name: "persistent", client: []amqpx.ClientOption{persistent}, server: []amqpx.ServerOption{persistent}},
+		{name: "quorum queue", queue: amqpx.QueueQuorum},
+		{name: "one worker", server: []amqpx.ServerOption{amqpx.WithWorkers(1)}},
+		{name: "prefetch of one", server: []amqpx.ServerOption{amqpx.WithPrefetch(1)}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			r.Queue.Type = c.queue
+			front, back := r.Proxy(), r.Proxy()
+			var servers []*rig.Server
+			for range 2 {
+				servers = append(servers, r.ServeAt(back.URL(), rig.Methods{"echo": echo}, c.server...))
+			}
+			client := r.ClientAt(front.URL(), c.client...)
+			rig.Connected(t, client)
+			const callers, each = 256, 20
+			everyAnswerIsMine(t, client, callers, each)
+			shared(t, client.Stats(), callers*each, len(back.Heard(rig.Deliver)), len(front.Heard(rig.Deliver)))
+			if q := inspect(t, r, r.BatchQueue()); q.Consumers != len(servers) {
+				t.Errorf("the lane's queue has %d consumers, want one of each server", q.Consumers)
+			}
+			batched := uint64(0)
+			for i, s := range servers {
+				if err := s.Drain(); err != nil {
+					t.Errorf("drain: %v", err)
+				}
+				if s.Stats().Batched == 0 {
+					t.Errorf("server %d unpacked nothing", i)
+				}
+				batched += s.Stats().Batched
+			}
+			if sent := client.Stats().Batched; batched != sent {
+				t.Errorf("%d calls came in batches, %d were sent in them", batched, sent)
+			}
+			if n := r.Inspect().Messages + inspect(t, r, r.BatchQueue()).Messages; n != 0 {
+				t.Errorf("%d messages were not acknowledged", n)
+			}
+		})
+	}
+}
+
+// shared checks that calls, and their answers, took far fewer messages.
+func shared(t *testing.T, got amqpx.ClientStats, calls, requests, answers int) {
+	t.Helper()
+	if want := (amqpx.ClientStats{OK: uint64(calls), Batched: got.Batched}); got != want {
+		t.Errorf("client counted %+v, want %+v", got, want)
+	}
+	const far = 3
+	if got.Batched*far < uint64(calls)*(far-1) || requests*far > calls || answers*far > calls {
+		t.Errorf("%d calls, %d of them in batches, took %d messages, and %d for their answers",
+			calls, got.Batched, requests, answers)
+	}
+}
+
+// inspect counts what waits in a queue, and its consumers.
+func inspect(t *testing.T, r *rig.Rig, queue string) amqp.Queue {
+	t.Helper()
+	ch := r.Raw()
+	defer func() { _ = ch.Close() }()
+	q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err != nil {
+		t.Fatalf("inspect %s: %v", queue, err)
+	}
+	return q
+}
+
+// unpacker is a server of the lane that a test plays itself.
+type unpacker struct {
+	t *testing.T
+	r *rig.Rig
+	// Batches is what clients send.
+	Batches <-chan amqp.Delivery
+}
+
+// unpack declares the lane's queue and consumes it. The calls that come alone are
+// echoed by a server without the lane.
+func unpack(t *testing.T, r *rig.Rig) *unpacker {
+	t.Helper()
+	r.Serve(rig.Methods{"echo": echo}, amqpx.WithBatch(amqpx.BatchOff))
+	ch := r.Raw()
+	if _, err := ch.QueueDeclare(r.BatchQueue(), true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	batches, err := ch.Consume(r.BatchQueue(), "", true, false, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &unpacker{t, r, batches}
+}
+
+// answer answers calls in one batch.
+func (u *unpacker) answer(replyTo string, records ...[]byte) {
+	u.t.Helper()
+	u.r.Publish(replyTo, amqp.Publishing{ContentType: rig.AnswersType, Body: rig.BatchOf(records...)})
+}
+
+// echoed is the answer to a call of echo.
+func echoed(call []rig.Field) []byte {
+	return rig.Record(
+		rig.Field{Number: rig.AnswerID, Value: rig.Text(call, rig.CallID)},
+		rig.Field{Number: rig.AnswerBody, Value: rig.Text(call, rig.CallBody)},
+	)
+}
+
+// What our clients send can be read by a reader that shares no code with them, and they
+// take whatever is no answer of theirs without harm.
+func TestBatchAgainstAnotherReader(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	u := unpack(t, r)
+	client := r.Ready(amqpx.WithCallOptions(amqpx.WithHeader(map[string]any{"traceparent": "00-1-2-03"})))
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() { // ends with the load, below
+		for {
+			select {
+			case d := <-u.Batches:
+				u.echo(&d)
+			case <-stop:
+				return
+			}
+		}
+	})
+	openLane(t, client)
+	everyAnswerIsMine(t, client, 256, 10)
+	close(stop)
+	all.Wait()
+	st := client.Stats()
+	if st.Failed != 0 || st.Batched == 0 || st.Duplicates == 0 || st.Unknown == 0 {
+		t.Errorf("client counted %+v, want no failure, and duplicates and unknown answers", st)
+	}
+	if st.Reconnects != 0 {
+		t.Errorf("%d reconnects, want the link unharmed", st.Reconnects)
+	}
+}
+
+// echo checks a batch and answers it: the last call first, the first one alone, and
+// with all that an answer must not be.
+func (u *unpacker) echo(d *amqp.Delivery) {
+	u.t.Helper()
+	calls := rig.Records(u.t, d.Body)
+	if d.ContentType != rig.CallsType || len(calls) < 2 || d.Expiration == "" || d.ReplyTo == "" {
+		u.t.Errorf("a batch of %d calls: content type %q, expiration %q, reply_to %q", len(calls), d.ContentType, d.Expiration, d.ReplyTo)
+	}
+	u.r.Publish(d.ReplyTo, amqp.Publishing{ContentType: rig.AnswersType, Body: []byte("no batch")})
+	var answers [][]byte
+	for i, c := range slices.Backward(calls) {
+		header := rig.Fields(u.t, []byte(rig.Text(c, rig.CallHeader)))
+		if rig.Text(c, rig.CallMethod) != "echo" || rig.Number(c, rig.CallTimeout) == 0 || rig.Text(header, 1) != "traceparent" || rig.Text(header, 2) != "00-1-2-03" {
+			u.t.Errorf("call %v", c)
+		}
+		if i > 0 {
+			answers = append(answers, echoed(c))
+		}
+	}
+	stranger := rig.Record(rig.Field{Number: rig.AnswerID, Value: "nobody's"}, rig.Field{Number: 99, Value: "later"})
+	u.answer(d.ReplyTo, append(answers, stranger, answers[0], nil)...)
+	u.r.Publish(d.ReplyTo, amqp.Publishing{
+		CorrelationId: rig.Text(calls[0], rig.CallID), Body: []byte(rig.Text(calls[0], rig.CallBody)),
+	})
+}
+
+// Calls of many clients in one queue, each with answers of its own.
+func TestClientsShareTheLane(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	r.Serve(rig.Methods{"echo": echo})
+	const clients, callers, each = 8, 32, 10
+	var all sync.WaitGroup
+	for i := range clients {
+		client := r.Ready(amqpx.WithName(fmt.Sprint("client ", i)))
+		all.Go(func() { everyAnswerIsMine(t, client, callers, each) })
+		t.Cleanup(func() {
+			if st := client.Stats(); st.Batched == 0 || st.OK != callers*each || st.Unknown != 0 {
+				t.Errorf("client %d counted %+v", i, st)
+			}
+		})
+	}
+	all.Wait()
+}
