@@ -57,7 +57,8 @@ func (l *lane) hasRoom(takers int) bool { return int(l.out.Load()) < laneWindow+
 type lanes struct {
 	byKey map[string]*lane
 	busy  []*lane       // those in which messages wait
-	freed chan struct{} // has a token when a lane with messages may have room again
+	stuck atomic.Bool   // messages wait for a place in a window
+	freed chan struct{} // has a token when a place has come free for them
 	body  []byte        // of the last batch, for reuse
 }
 
@@ -116,6 +117,20 @@ func (p *publisher) writeLanes() {
 		p.writeLane(busy[i])
 	})
 	p.lanes.busy = slices.DeleteFunc(busy, func(l *lane) bool { return len(l.waiting) == 0 })
+	p.lanes.stuck.Store(len(p.lanes.busy) > 0)
+	for _, l := range p.lanes.busy {
+		if l.hasRoom(l.waiting[0].takers()) { // it came free before stuck was known
+			p.lanes.signal()
+		}
+	}
+}
+
+// signal has the writer look at the lanes again.
+func (s *lanes) signal() {
+	select {
+	case s.freed <- struct{}{}:
+	default:
+	}
 }
 
 // fairShare is how many messages may travel together however many take them.
@@ -167,9 +182,8 @@ func (p *publisher) publishFrom(l *lane, most int) {
 // free gives a lane a place in its window back. It runs on the goroutine of confirms.
 func (p *publisher) free(l *lane) {
 	l.out.Add(-1)
-	select {
-	case p.lanes.freed <- struct{}{}:
-	default:
+	if p.lanes.stuck.Load() {
+		p.lanes.signal()
 	}
 }
 
