@@ -213,12 +213,12 @@ func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
 			}
 			settle()
 		}
-		call(ackEvery - 1)
-		wantSame(t, "unacknowledged", r.broker.unacked(r.client.route.replyTo), ackEvery-1)
+		call(answersAckEvery - 1)
+		wantSame(t, "unacknowledged", r.broker.unacked(r.client.route.replyTo), answersAckEvery-1)
 		call(1)
 		wantSame(t, "unacknowledged after many", r.broker.unacked(r.client.route.replyTo), 0)
 		call(3)
-		pass(2 * ackPause)
+		pass(2 * answersAckPause)
 		wantSame(t, "unacknowledged after a pause", r.broker.unacked(r.client.route.replyTo), 0)
 	})
 }

@@ -1,7 +1,6 @@
 package amqpx
 
 import (
-	"runtime"
 	"slices"
 	"time"
 
@@ -12,6 +11,14 @@ import (
 // retryPrefetch is how many requests of the retry queue a server has in hand: one,
 // so that one that kills its server takes no other with it.
 const retryPrefetch = 1
+
+const (
+	// ackPause is how long settled requests wait for others before they are
+	// acknowledged. A server that dies meanwhile leaves them to be handed out again.
+	ackPause = 2 * time.Millisecond
+	// ackShare is the share of the prefetch that may wait so.
+	ackShare = 4
+)
 
 // consumer takes requests off the server's queues for one session and acknowledges them.
 type consumer struct {
@@ -164,32 +171,52 @@ func (c *consumer) handOn(j *job) {
 	}
 }
 
-// acknowledge acknowledges settled requests, those that wait together in one write
-// and, where neighbours are settled, in one frame.
+// acknowledge acknowledges settled requests, late and many at once: each acknowledgement
+// is a write for us and a wake-up for the broker, and nobody waits for it. Where
+// somebody does, it is done at once.
 func (c *consumer) acknowledge() {
+	var settled []*job
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	<-pause.C
 	for {
 		select {
 		case j := <-c.acks:
-			c.ackBurst(j)
+			first := len(settled) == 0
+			settled = append(settled, j)
+			for more := len(c.acks); more > 0; more-- {
+				settled = append(settled, <-c.acks)
+			}
+			switch {
+			case !c.mayWait(settled):
+				pause.Stop()
+				settled = c.ackAll(settled)
+			case first:
+				pause.Reset(c.server.cfg.ackPause)
+			}
+		case <-pause.C:
+			settled = c.ackAll(settled)
 		case <-c.sess.done:
+			for _, j := range settled {
+				j.drop()
+			}
 			c.dropAcks()
 			return
 		}
 	}
 }
 
-func (c *consumer) ackBurst(first *job) {
-	jobs := append(make([]*job, 0, len(c.acks)+1), first)
-	if len(c.acks) > 0 {
-		runtime.Gosched() // those that are about to come join the burst
-	}
-	for more := true; more && len(jobs) < burst; {
-		select {
-		case j := <-c.acks:
-			jobs = append(jobs, j)
-		default:
-			more = false
-		}
+// mayWait reports whether the acknowledgement of settled requests may come later: few of
+// the prefetch are taken up, nothing depends on it, and no drain waits.
+func (c *consumer) mayWait(settled []*job) bool {
+	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.prefetch/ackShare &&
+		!slices.ContainsFunc(settled, (*job).needsSync) && !c.server.isDraining()
+}
+
+// ackAll acknowledges settled requests and returns an empty list.
+func (c *consumer) ackAll(jobs []*job) []*job {
+	if len(jobs) == 0 {
+		return jobs
 	}
 	tags := make([]uint64, len(jobs))
 	for i, j := range jobs {
@@ -210,6 +237,8 @@ func (c *consumer) ackBurst(first *job) {
 			j.over()
 		}
 	}
+	clear(jobs)
+	return jobs[:0]
 }
 
 // sync waits until the broker has processed the acknowledgements.

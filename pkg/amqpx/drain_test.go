@@ -229,3 +229,41 @@ func TestDrainLosesNoCall(t *testing.T) {
 		wantSame(t, "second answers", r.client.Stats().Duplicates, 0)
 	})
 }
+
+// Acknowledgements wait for each other, but not when much of the prefetch is taken up,
+// nor for a drain.
+func TestAcknowledgementsWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	const prefetch = 40
+	late := serverOption(func(c *serverConfig) { c.ackPause = ackPause })
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo}, late, WithPrefetch(prefetch))
+		send := func(n int) {
+			for range n {
+				b.put(request("m"))
+			}
+			settle()
+		}
+		send(3)
+		wantSame(t, "answers", len(b.take()), 3)
+		wantSame(t, "unacknowledged at once", b.unacked(DefaultQueue), 3)
+		pass(ackPause)
+		wantSame(t, "unacknowledged after the pause", b.unacked(DefaultQueue), 0)
+		send(prefetch / ackShare)
+		wantSame(t, "unacknowledged, of many", b.unacked(DefaultQueue), 0)
+		send(1)
+		b.put(request("nobody knows"))
+		settle()
+		wantSame(t, "unacknowledged when a refusal waits for it", b.unacked(DefaultQueue), 0)
+		send(1)
+		begun := time.Now()
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > ackPause {
+			t.Errorf("the drain took %v", took)
+		}
+		wantSame(t, "unacknowledged after the drain", b.unacked(DefaultQueue), 0)
+	})
+}

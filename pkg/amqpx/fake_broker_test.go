@@ -66,10 +66,14 @@ func newFakeBroker() *fakeBroker {
 }
 
 // option makes clients and servers use this broker, and have every call travel alone
-// unless another option follows.
-func (b *fakeBroker) option() Option {
-	return option(func(c *config) { c.dialer, c.batch = b, BatchOff })
-}
+// unless another option follows. Servers acknowledge at once.
+func (b *fakeBroker) option() Option { return onFake{b} }
+
+type onFake struct{ broker *fakeBroker }
+
+func (o onFake) applyClient(c *clientConfig) { c.dialer, c.batch = o.broker, BatchOff }
+
+func (o onFake) applyServer(c *serverConfig) { c.dialer, c.batch, c.ackPause = o.broker, BatchOff, 0 }
 
 // dial implements dialer.
 func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {

@@ -5,6 +5,7 @@ type serverMethod struct {
 	name       string
 	handler    Handler
 	atMostOnce bool
+	known      map[string]*execution // of executions, by what its requests are known by
 }
 
 // HandleOption configures one method of a [Server].

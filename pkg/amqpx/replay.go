@@ -22,23 +22,17 @@ type executions struct {
 	maxBytes int
 	maxAge   time.Duration
 
-	mu     sync.Mutex
-	known  map[executionKey]*execution
+	mu     sync.Mutex // also of every method's known
 	oldest *execution // of the stored ones, which are linked by next
 	newest *execution
 	bytes  int
 }
 
-// executionKey identifies a request. Ids are the callers' choice, so the same one of
-// two methods is two requests.
-type executionKey struct {
-	method *serverMethod
-	id     string
-}
-
-// execution is one run of a handler.
+// execution is one run of a handler. Ids are the callers' choice, so the same one of two
+// methods is two requests, and each method knows its own.
 type execution struct {
-	key    executionKey
+	method *serverMethod
+	id     string // empty: nobody can ask for it
 	job    *job   // the one that runs; nil afterwards
 	others []*job // the duplicates that wait for it
 	stored bool   // it has ended, and reply is what it came to
@@ -51,41 +45,39 @@ type execution struct {
 const entryOverhead = 256
 
 func newExecutions(maxBytes int, maxAge time.Duration) *executions {
-	return &executions{maxBytes: maxBytes, maxAge: maxAge, known: make(map[executionKey]*execution)}
+	return &executions{maxBytes: maxBytes, maxAge: maxAge}
 }
 
-// keyOf returns the key of a request, with an empty id when it has none. A
-// correlation id is good for one only from callers that follow our contract: others
-// may use it again.
-func keyOf(j *job) executionKey {
-	key := executionKey{method: j.method, id: j.in.IdempotencyKey}
-	if key.id == "" && j.in.followsContract {
-		key.id = j.in.CorrelationID
+// keyOf returns what a request is known by, or "". A correlation id is good for that
+// only from callers that follow our contract: others may use it again.
+func keyOf(in *incoming) string {
+	if in.IdempotencyKey == "" && in.followsContract {
+		return in.CorrelationID
 	}
-	return key
+	return in.IdempotencyKey
 }
 
 // knows reports whether a job's request runs, or has a stored answer.
 func (e *executions) knows(j *job) bool {
-	key := keyOf(j)
-	if key.id == "" {
+	id := keyOf(j.in)
+	if id == "" || j.method == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.evict(time.Now())
-	return e.known[key] != nil
+	return j.method.known[id] != nil
 }
 
 // join has a job wait for the same request's run, if there is one.
 func (e *executions) join(j *job) bool {
-	key := keyOf(j)
-	if key.id == "" {
+	id := keyOf(j.in)
+	if id == "" || j.method == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	x := e.known[key]
+	x := j.method.known[id]
 	if x == nil || x.stored {
 		return false
 	}
@@ -96,18 +88,17 @@ func (e *executions) join(j *job) bool {
 // begin decides about a job: with an execution, run it and call end; with a reply,
 // answer it with that; with neither, it waits for another that runs.
 func (e *executions) begin(j *job, now time.Time) (*execution, *reply) {
-	key := keyOf(j)
-	x := &execution{key: key, job: j}
-	if key.id == "" {
+	x := &execution{method: j.method, id: keyOf(j.in), job: j}
+	if x.id == "" {
 		return x, nil
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.evict(now)
-	known := e.known[key]
+	known := j.method.known[x.id]
 	switch {
 	case known == nil:
-		e.known[key] = x
+		j.method.known[x.id] = x
 		return x, nil
 	case known.stored:
 		r := known.reply
@@ -121,7 +112,7 @@ func (e *executions) begin(j *job, now time.Time) (*execution, *reply) {
 // end ends an execution and returns the job that ran and those that wait for its reply,
 // which is stored if keep is true.
 func (e *executions) end(x *execution, r reply, keep bool) (*job, []*job) {
-	if x.key.id == "" {
+	if x.id == "" {
 		return x.job, nil
 	}
 	e.mu.Lock()
@@ -129,7 +120,7 @@ func (e *executions) end(x *execution, r reply, keep bool) (*job, []*job) {
 	job, others := x.job, x.others
 	x.job, x.others = nil, nil
 	if !keep || x.size(r) > e.maxBytes {
-		delete(e.known, x.key)
+		delete(x.method.known, x.id)
 		return job, others
 	}
 	x.stored, x.reply = true, r
@@ -148,7 +139,7 @@ func (e *executions) end(x *execution, r reply, keep bool) (*job, []*job) {
 func (e *executions) evict(now time.Time) {
 	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || now.Sub(x.ended) > e.maxAge); x = e.oldest {
 		e.bytes -= x.size(x.reply)
-		delete(e.known, x.key)
+		delete(x.method.known, x.id)
 		if e.oldest = x.next; e.oldest == nil {
 			e.newest = nil
 		}
@@ -156,7 +147,7 @@ func (e *executions) evict(now time.Time) {
 }
 
 func (x *execution) size(r reply) int {
-	n := entryOverhead + len(x.key.id) + len(r.body)
+	n := entryOverhead + len(x.id) + len(r.body)
 	if r.failed != nil {
 		n += len(r.failed.message)
 	}

@@ -7,10 +7,10 @@ import (
 )
 
 const (
-	// ackEvery and ackPause bound how many answers, and for how long, are handled
-	// but not acknowledged. After a reconnect they come again and are dropped.
-	ackEvery = 128
-	ackPause = 200 * time.Millisecond
+	// answersAckEvery and answersAckPause bound how many answers, and for how long, are
+	// handled but not acknowledged. After a reconnect they come again and are dropped.
+	answersAckEvery = 128
+	answersAckPause = 200 * time.Millisecond
 )
 
 // replies reads a client's reply queue for one session. It is for one goroutine.
@@ -23,7 +23,7 @@ type replies struct {
 // many at once: an answer that the broker pushed into a dying connection must come
 // again, and one acknowledgement for each would double the traffic.
 func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
-	tick := time.NewTicker(ackPause)
+	tick := time.NewTicker(answersAckPause)
 	defer tick.Stop()
 	var last uint64 // the newest tag
 	var open int    // handled and not acknowledged
@@ -40,7 +40,7 @@ func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool)
 			}
 			r.take(&d)
 			last, open = d.DeliveryTag, open+1
-			if open < ackEvery {
+			if open < answersAckEvery {
 				continue
 			}
 		case <-tick.C:

@@ -88,7 +88,7 @@ func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T)
 				}
 				r := startScripted(t, each(refuse, after(5*time.Second, runs)))
 				done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
-				pass(2 * resendMin) // less than ackPause: the refusal is not acknowledged
+				pass(2 * resendMin) // less than answersAckPause: the refusal is not acknowledged
 				wantSame(t, "requests", len(r.requests()), 2)
 				r.cutClient()
 				wantAnswer(t, <-done, "x")

@@ -76,7 +76,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
 	recovered := Recover(s.cfg.logger)
-	m := &serverMethod{name: name, handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
+	m := &serverMethod{name: name, known: make(map[string]*execution), handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
 	for _, o := range opts {
 		o(m)
 	}

@@ -29,6 +29,7 @@ type serverConfig struct {
 	deliveryLimit int
 	replayBytes   int
 	replayAge     time.Duration
+	ackPause      time.Duration
 }
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
@@ -39,6 +40,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		deliveryLimit: DefaultDeliveryLimit,
 		replayBytes:   DefaultReplayBytes,
 		replayAge:     DefaultReplayAge,
+		ackPause:      ackPause,
 	}
 	c.setURLs(url)
 	for _, o := range opts {
