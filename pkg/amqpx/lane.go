@@ -147,8 +147,8 @@ func (p *publisher) writeLane(l *lane) {
 	}
 }
 
-// publishFrom publishes the next batch of a lane, of at most so many messages, made up of the first message and all
-// those behind it that go with it; one that is alone travels as it is.
+// publishFrom publishes the next batch of a lane: the first message and those behind it
+// that go with it, at most so many. One that is alone travels as it is.
 func (p *publisher) publishFrom(l *lane, most int) {
 	b := &batch{key: l.key, now: time.Now(), body: p.lanes.body[:0]}
 	left := l.waiting[:0]
