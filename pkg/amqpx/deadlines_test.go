@@ -133,3 +133,23 @@ func TestDeadlineContext(t *testing.T) {
 		})
 	}
 }
+
+// Deadlines may pass while calls are still being made.
+func TestCallsWithNextToNoTime(t *testing.T) {
+	t.Parallel()
+	c := startClient(t, newFakeBroker(), WithTimeout(time.Nanosecond), WithCallOptions(WaitForServer()))
+	var waiting []<-chan result
+	for range 200 {
+		waiting = append(waiting, goCall(c, t.Context(), "m", nil), goResult(c, t.Context(), "m"))
+	}
+	for _, done := range waiting {
+		wantIs(t, (<-done).err, context.DeadlineExceeded)
+	}
+}
+
+// goResult makes a call with Go and waits in a goroutine.
+func goResult(c *Client, ctx context.Context, method string) <-chan result { //nolint:revive // the client is the subject.
+	done := make(chan result, 1)
+	go func() { done <- resultOf(c.Go(ctx, method, nil)) }()
+	return done
+}

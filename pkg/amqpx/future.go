@@ -59,12 +59,12 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if !its {
 		deadline = time.Now().Add(c.cfg.timeout)
 	}
-	k, err := c.begin(req, deadline, !its, f)
+	k, watched, err := c.begin(req, deadline, !its, f)
 	if err != nil {
 		f.settle(nil, err)
 		return f
 	}
-	if !its && !k.listed {
+	if !its && !watched {
 		f.ctx = withDeadline(ctx, deadline)
 	}
 	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.

@@ -54,16 +54,16 @@ func newPending(maxCalls, maxBytes int) *pending {
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
 // that is in use, as when middleware sends one request twice at once, is replaced. With
-// watch the call learns when its deadline passes, if it comes after those of the others;
-// then it is listed.
-func (p *pending) add(k *call, watch bool) error {
+// watch the call learns when its deadline passes, if it comes after those of the others:
+// watched says so.
+func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.closed:
-		return ErrClosed
+		return false, ErrClosed
 	case p.calls >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
-		return ErrTooManyCalls
+		return false, ErrTooManyCalls
 	}
 	id := k.req.CorrelationID
 	if s := p.slots[id]; s != nil && s.call != nil {
@@ -76,10 +76,7 @@ func (p *pending) add(k *call, watch bool) error {
 	p.bytes += len(k.req.Body)
 	k.slot = &slot{id: id, call: k}
 	p.slots[id] = k.slot
-	if watch {
-		k.listed = p.due.add(k, p.expire)
-	}
-	return nil
+	return watch && p.due.add(k, p.expire), nil
 }
 
 // expire tells the calls whose deadline has passed.

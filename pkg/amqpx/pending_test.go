@@ -43,7 +43,7 @@ func TestPendingVerdicts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			p, k := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
-			if err := p.add(k, false); err != nil {
+			if _, err := p.add(k, false); err != nil {
 				t.Fatal(err)
 			}
 			c.before(p, k)
@@ -58,7 +58,7 @@ func TestPendingVerdicts(t *testing.T) {
 
 func mustAdd(t testing.TB, p *pending, k *call) {
 	t.Helper()
-	if err := p.add(k, false); err != nil {
+	if _, err := p.add(k, false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -127,9 +127,10 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 func TestPendingClosedTakesNoCalls(t *testing.T) {
 	t.Parallel()
 	p, k := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
-	wantSame(t, "added before the close", p.add(k, false), nil)
+	mustAdd(t, p, k)
 	p.close()
-	wantSame(t, "added after it", p.add(pendingCall("b"), false), ErrClosed)
+	_, err := p.add(pendingCall("b"), false)
+	wantSame(t, "added after it", err, ErrClosed)
 	wantSame(t, "calls before the close", len(p.snapshot()), 1)
 }
 

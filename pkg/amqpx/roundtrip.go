@@ -29,12 +29,12 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	deadline, _ := ctx.Deadline()
 	late, ours := ctx.(*deadlineContext)
 	ours = ours && !late.isMade()
-	k, err := c.begin(req, deadline, ours, nil)
+	k, watched, err := c.begin(req, deadline, ours, nil)
 	if err != nil {
 		return nil, err
 	}
 	var gone <-chan struct{}
-	if ours && k.listed {
+	if watched {
 		gone = late.parent.Done() // the pending table watches the deadline
 	} else {
 		gone = ctx.Done()
@@ -43,32 +43,32 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 }
 
 // begin registers a call, for a future or for a goroutine that waits. Where the deadline
-// is only the client's own, the pending table watches it for all calls together, unless
-// the call is not listed.
-func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (*call, error) {
+// is only the client's own, the pending table watches it for all calls together, if it
+// can: watched says so.
+func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (k *call, watched bool, err error) {
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
 	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
-		return nil, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
+		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
 	if !req.sent.ours {
 		own := *req
 		own.Header = maps.Clone(own.Header)
 		req = &own
 	}
-	k := &call{req: req, route: &c.route, deadline: deadline, future: f}
+	k = &call{req: req, route: &c.route, deadline: deadline, future: f}
 	if f == nil {
 		k.events = make(chan event, mostEvents)
 	}
-	if err := c.pending.add(k, ours); err != nil {
-		return nil, c.notTaken(err)
+	if watched, err = c.pending.add(k, ours); err != nil {
+		return nil, false, c.notTaken(err)
 	}
 	// A call that gives up may leave the publisher in the middle of its body, which
 	// belongs to the caller again then.
 	k.req.Body = bytes.Clone(k.req.Body)
 	c.budget.earn()
-	return k, nil
+	return k, watched, nil
 }
 
 // seeThrough takes a call from an event to its end.
