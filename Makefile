@@ -12,7 +12,8 @@ SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3
 FUZZTIME ?= 30s
-SUITE := go test -race -count=1 -timeout 8m -tags integration
+# Most of these tests wait for something, so more run at once than there are processors.
+SUITE := go test -race -count=1 -parallel 6 -timeout 8m -tags integration
 SEED ?= 1
 SOAK ?= 30m
 # The fault suite; what it writes is about the last run of each kind. FAULTFLAGS=-batch=off
