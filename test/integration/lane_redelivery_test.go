@@ -126,25 +126,7 @@ func TestCallInABatchThatStopsEveryServer(t *testing.T) {
 			t.Parallel()
 			r := rig.New(t)
 			r.Queue.Type = kind
-			var stops atomic.Int64
-			again := make(chan struct{}, 100)
-			again <- struct{}{}
-			go func() { // a new server for each that was stopped; ends with the test
-				for range again {
-					var s *rig.Server
-					made := make(chan struct{})
-					s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-						<-made
-						stops.Add(1)
-						s.Close()
-						<-ctx.Done()
-						again <- struct{}{}
-						return nil, ctx.Err()
-					}})
-					close(made)
-				}
-			}()
-			t.Cleanup(func() { close(again) })
+			stops := mortals(t, r)
 			rig.Eventually(t, "a server unpacks", func() bool {
 				return len(rig.Manage(t).Queues(r.URL, r.BatchQueue())) == 1
 			})

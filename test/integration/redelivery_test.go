@@ -15,6 +15,32 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
+// mortals keeps one server of r alive, which the method "stop" stops, and counts how often
+// that ran.
+func mortals(t *testing.T, r *rig.Rig) *atomic.Int64 {
+	t.Helper()
+	var stops atomic.Int64
+	again := make(chan struct{}, 100)
+	again <- struct{}{}
+	go func() { // a new server for each that was stopped; ends with the test
+		for range again {
+			var s *rig.Server
+			made := make(chan struct{})
+			s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+				<-made
+				stops.Add(1)
+				s.Close()
+				<-ctx.Done()
+				again <- struct{}{}
+				return nil, ctx.Err()
+			}})
+			close(made)
+		}
+	}()
+	t.Cleanup(func() { close(again) })
+	return &stops
+}
+
 // A request that stops every server that runs it ends in the dead letters; whoever
 // waits beside it is answered. test/fault does the same with processes that die.
 func TestRequestThatStopsEveryServer(t *testing.T) {
@@ -24,25 +50,7 @@ func TestRequestThatStopsEveryServer(t *testing.T) {
 			t.Parallel()
 			r := rig.New(t)
 			r.Queue.Type = kind
-			var runs atomic.Int64
-			again := make(chan struct{}, 100)
-			again <- struct{}{}
-			go func() { // a new server for each that was stopped; ends with the test
-				for range again {
-					var s *rig.Server
-					made := make(chan struct{})
-					s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-						<-made
-						runs.Add(1)
-						s.Close()
-						<-ctx.Done()
-						again <- struct{}{}
-						return nil, ctx.Err()
-					}})
-					close(made)
-				}
-			}()
-			t.Cleanup(func() { close(again) })
+			runs := mortals(t, r)
 			client := r.Ready(amqpx.WithCallOptions(amqpx.WaitForServer()))
 			poison := begin(rig.Patience(t), client, "stop", []byte("poison"))
 			var beside []<-chan outcome

@@ -1,0 +1,260 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		old := startServer(t, b, handlers{"m": echo}) // takes no batches
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
+		ready(t, old.WaitReady)
+		ready(t, r.client.WaitReady)
+		burstOf := func() {
+			t.Helper()
+			b.holdConfirms()
+			var waiting []<-chan result
+			for range 10 {
+				waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
+			}
+			settle()
+			b.releaseConfirms()
+			for _, done := range waiting {
+				wantAnswer(t, <-done, "x")
+			}
+		}
+		burstOf()
+		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 0)
+
+		fresh := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto))
+		ready(t, fresh.WaitReady)
+		burstOf()
+		pass(2 * laneCheckMax) // by then the client has looked again
+		burstOf()
+		pass(time.Second)
+		burstOf()
+		if len(b.messagesTo(batchQueueName)) == 0 {
+			t.Error("no batch, though a server unpacks")
+		}
+	})
+}
+
+// A batch whose queue is gone comes back, and its calls leave alone.
+func TestBatchThatComesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		old := startServer(t, r.broker, handlers{"m": echo})
+		ready(t, old.WaitReady)
+		r.server.stop()
+		_ = r.server.wait(t)
+		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[batchQueueName]) })
+		b := r.broker
+		b.holdConfirms()
+		var waiting []<-chan result
+		for i := range 10 {
+			waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", fmt.Append(nil, i)))
+			settle()
+		}
+		b.releaseConfirms()
+		for i, done := range waiting {
+			got := <-done
+			wantAnswer(t, got, fmt.Sprint(i))
+			wantSame(t, "took", got.took, 0)
+		}
+		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 1)
+		wantSame(t, "re-sent", r.client.Stats().Resent, 0)
+	})
+}
+
+// When nobody unpacks any more, what waits in the lane's queue leaves again alone, if
+// that is safe.
+func TestLaneThatIsDeserted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		old := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo})
+		ready(t, old.WaitReady)
+		r.server.stop()
+		_ = r.server.wait(t)
+		safe := r.batchOf(3, "m", Idempotent())
+		unsafe := r.batchOf(2, "m")
+		wantSame(t, "batches that wait", r.broker.ready(batchQueueName), 2)
+		for i, done := range safe {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+		for range unsafe {
+			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		}
+		back := startServer(t, r.broker, handlers{"m": echo}, WithBatch(BatchAuto))
+		ready(t, back.WaitReady)
+		for i, done := range unsafe {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+	})
+}
+
+// A call that kills servers takes those that travel with it along only once.
+func TestRedeliveredBatchIsSplit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var kills, runs atomic.Int64
+		b := newFakeBroker()
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{
+				"kill":          killing(&kills, kill),
+				"m":             counted(&runs, echo),
+				"open the lane": echo,
+			}
+		}, WithBatch(BatchAuto))
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		waiting := r.together(func() (waiting []<-chan result) {
+			for i, method := range []string{"kill", "m", "m", "m"} {
+				waiting = append(waiting, goCall(r.client, within(t, time.Hour), method, fmt.Append(nil, i)))
+				settle()
+			}
+			return waiting
+		})
+		for i, done := range waiting[1:] {
+			wantAnswer(t, <-done, fmt.Sprint(i+1))
+		}
+		got := <-waiting[0]
+		wantSame(t, "code", CodeOf(got.err), CodeInternal)
+		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
+		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 1)
+		dead := b.messagesTo(DefaultQueue + ".dead")
+		wantSame(t, "dead letters", len(dead), 1)
+		wantSame(t, "method of the dead letter", dead[0].msg.AppId, "kill")
+		settle()
+		wantSame(t, "left in the lane", b.ready(batchQueueName)+b.unacked(batchQueueName), 0)
+	})
+}
+
+func TestBatchOverALostLink(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name       string
+		fault      fault
+		idempotent bool
+		code       Code
+		outcome    Outcome
+	}{
+		{"unsent", faultUnsent, false, "", Ran},
+		{"lost before the confirm", faultLostUnconfirmed, false, CodeUnavailable, MayHaveRun},
+		{"lost before the confirm, idempotent", faultLostUnconfirmed, true, "", Ran},
+		{"lost after the confirm", faultCutConfirmed, false, "", Ran},
+		{"refused once", faultNack, false, "", Ran},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startBatching(t, handlers{"m": echo})
+				r.broker.fail(batchQueueName, c.fault)
+				var opts []CallOption
+				if c.idempotent {
+					opts = append(opts, Idempotent())
+				}
+				for i, done := range r.batchOf(4, "m", opts...) {
+					got := <-done
+					if c.code == "" {
+						wantAnswer(t, got, fmt.Sprint(i))
+						continue
+					}
+					wantSame(t, "code", CodeOf(got.err), c.code)
+					wantSame(t, "outcome", OutcomeOf(got.err), c.outcome)
+				}
+			})
+		})
+	}
+}
+
+func TestDrainGivesTheRestOfABatchBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"slow": slow})
+		r.server.stop()
+		_ = r.server.wait(t)
+		one := startServer(t, r.broker, handlers{"slow": slow, "open the lane": echo}, WithBatch(BatchAuto), WithWorkers(2))
+		ready(t, one.WaitReady)
+		r.openLane()
+		waiting := r.batchOf(6, "slow")
+		one.stop()
+		settle()
+		other := startServer(t, r.broker, handlers{"slow": slow}, WithBatch(BatchAuto))
+		ready(t, other.WaitReady)
+		for i, done := range waiting {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+		if err := one.wait(t); err != nil {
+			t.Errorf("drain: %v", err)
+		}
+		wantSame(t, "returned", one.Stats().Returned, 4)
+		wantSame(t, "run by the other", other.Stats().OK, 4)
+	})
+}
+
+func TestBatchThatCannotBeReadIsDropped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		for _, body := range [][]byte{nil, []byte("no batch"), {0xff, 0xff}} {
+			r.broker.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: "nowhere", Body: body})
+			settle()
+		}
+		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+		for i, done := range r.batchOf(3, "m") {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+	})
+}
+
+func TestRequestAloneInTheBatchQueueIsServed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		r.broker.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		r.broker.putIn(batchQueueName, request("m"))
+		settle()
+		wantSame(t, "answers", len(r.broker.take()), 1)
+	})
+}
+
+func TestCallThatGivesUpBeforeItsBatchLeavesDidNotRun(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		r := startBatching(t, handlers{"m": counted(&runs, echo)})
+		ctx, cancel := context.WithCancel(t.Context())
+		waiting := r.together(func() []<-chan result {
+			gone := goCall(r.client, ctx, "m", nil)
+			settle()
+			stays := []<-chan result{gone, goCall(r.client, within(t, time.Minute), "m", nil), goCall(r.client, within(t, time.Minute), "m", nil)}
+			settle()
+			cancel()
+			settle()
+			return stays
+		})
+		got := <-waiting[0]
+		wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+		if !errors.Is(got.err, context.Canceled) {
+			t.Errorf("error %v", got.err)
+		}
+		wantAnswer(t, <-waiting[1], "")
+		wantAnswer(t, <-waiting[2], "")
+		wantSame(t, "runs", runs.Load(), 2)
+	})
+}
