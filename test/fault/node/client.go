@@ -65,6 +65,7 @@ func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 	c := &caller{node: n, client: client, mix: mix}
 	err = errors.Join(err, c.load(ctx))
 	idle := settle(ready.Goroutines)
+	tellGrowth(ready, idle)
 	s.Ready, s.Idle = &ready, &idle
 
 	ctx, cancel := context.WithTimeout(ctx, closePatience)

@@ -68,18 +68,21 @@ func measure() report.Held {
 	return report.Held{Goroutines: runtime.NumGoroutine(), HeapBytes: m.HeapAlloc, RSSBytes: rss()}
 }
 
-// settle measures until no more goroutines are left than before, or for a while.
+// settle measures until no more goroutines are left than before, or for a while. A probe
+// of the library may be under way at any one moment, but not at all of them.
 func settle(before int) report.Held {
 	const attempts, pause = 50, 100 * time.Millisecond
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	held := measure()
 	for range attempts {
-		if runtime.NumGoroutine() <= before {
+		if held.Goroutines <= before {
 			break
 		}
 		<-tick.C
+		held = measure()
 	}
-	return measure()
+	return held
 }
 
 // rss is the resident memory, 0 where the system does not tell.
@@ -99,13 +102,18 @@ func rss() uint64 {
 	return pages * uint64(os.Getpagesize())
 }
 
-// summarize says what the process held, and the stacks if goroutines are left.
-func (n *node) summarize(s report.Summary) error {
-	if s.Closed.Goroutines > s.Fresh.Goroutines {
+// tellGrowth writes the stacks of all goroutines to the log if there are more than before.
+func tellGrowth(before, after report.Held) {
+	if after.Goroutines > before.Goroutines {
 		const room = 1 << 20
 		stacks := make([]byte, room)
 		_, _ = os.Stderr.Write(stacks[:runtime.Stack(stacks, true)])
 	}
+}
+
+// summarize says what the process held, and the stacks if goroutines are left.
+func (n *node) summarize(s report.Summary) error {
+	tellGrowth(s.Fresh, s.Closed)
 	line, err := json.Marshal(s)
 	if err != nil {
 		return err
