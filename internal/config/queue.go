@@ -7,8 +7,7 @@ import (
 )
 
 // Queue is the request queue and what travels over it, which both services must describe
-// alike. It is a part of a
-// service's settings.
+// alike. It is a part of a service's settings.
 type Queue struct {
 	// Name is the queue's name.
 	Name string `envconfig:"RPC_QUEUE" default:"rpc_queue" maxlen:"200"`

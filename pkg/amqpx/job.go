@@ -23,7 +23,7 @@ type job struct {
 	refused bool // its refusal is sent when its message is acknowledged, and ends it
 	left    bool // it counts no more for its parcel
 
-	// Of the message, see message: what is to be done when it is acknowledged.
+	// Of the message, see onMessage: what is to be done when it is acknowledged.
 	refusals []*answer // to be sent then
 	moves    int       // counted copies that are on their way, see awaitMoves
 }

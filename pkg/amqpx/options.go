@@ -111,7 +111,8 @@ func WithName(name string) Option { return option(func(c *config) { c.name = nam
 func WithPersistent(on bool) Option { return option(func(c *config) { c.persistent = on }) }
 
 // WithBatch chooses whether calls may travel together; the default is [BatchAuto].
-// At most two messages of a client to the servers are unconfirmed; calls made meanwhile
+// At most two messages of a client to the servers are unconfirmed, and one more for each
+// server beyond the first; calls made meanwhile
 // leave together when the broker confirms one, up to 512 of them or 64 KiB, and so do
 // answers to one client. Each keeps its own deadline, outcome and code. A client uses
 // batches while servers take them from the queue "<queue>.batch", which servers with
