@@ -275,6 +275,7 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, refuses(10*time.Millisecond))
+				pass(comingUp)
 				sick(r)
 				var all sync.WaitGroup
 				for range calls {
@@ -339,6 +340,17 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			b.fail(DefaultQueue, refusals...)
 			startServer(t, b, handlers{"m": echo})
 			wantAnswer(t, <-done, "x")
+		})
+	})
+	t.Run("made before the first call", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := newFakeBroker()
+			startServer(t, b, handlers{"m": echo})
+			c := startClient(t, b, WithRetryBudget(0, 0))
+			ready(t, c.WaitReady)
+			b.fail(DefaultQueue, refusals...)
+			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 		})
 	})
 	t.Run("recovered", func(t *testing.T) {
