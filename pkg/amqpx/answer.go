@@ -40,7 +40,7 @@ func (s *Server) reply(j *job, r reply) {
 // not run can be said when all the others in it are settled; an idempotent one may be
 // sent again whatever became of it, so it is told less, and at once.
 func (s *Server) refuse(j *job, e *Error) {
-	s.counts.refused.Add(1)
+	s.refused(j, e.code)
 	if j.parcel != nil && j.in.Idempotent && e.outcome == DidNotRun {
 		e.outcome = MayHaveRun
 	}

@@ -62,7 +62,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		c.route.replyTo = cfg.queue.Name + ".reply." + newID()
 	}
 	if cfg.batch == BatchAuto {
-		c.route.lane = newCallLane(cfg.queue.batchQueue().Name)
+		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch)
 	}
 	c.handler = Chain(c.roundTrip, cfg.middleware...)
 	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
@@ -88,8 +88,9 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		ctx = bounded
 	}
 	req := c.newRequest(method, body, opts)
+	watched := c.observe(method)
 	answer, err := c.handler(ctx, req)
-	c.counts.settled(err)
+	c.settled(watched, err)
 	return answer, err
 }
 

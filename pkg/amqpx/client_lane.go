@@ -14,10 +14,10 @@ import (
 // lane, neither does the client. Safe for concurrent use.
 type callLane struct {
 	queue   string
-	servers atomic.Int32  // that unpack; 0: the lane is shut
-	wanted  chan struct{} // has a token when a call would have used the lane
-	seq     atomic.Uint64 // of batches
-	sent    atomic.Uint64 // calls in batches
+	servers atomic.Int32    // that unpack; 0: the lane is shut
+	wanted  chan struct{}   // has a token when a call would have used the lane
+	seq     atomic.Uint64   // of batches
+	onSent  func(calls int) // is told of each batch
 
 	mu   sync.Mutex
 	back map[string]bool // batches that the broker gave back and that are not settled yet
@@ -32,8 +32,8 @@ const (
 	laneCheckMax = 30 * time.Second
 )
 
-func newCallLane(queue string) *callLane {
-	return &callLane{queue: queue, wanted: make(chan struct{}, 1), back: make(map[string]bool)}
+func newCallLane(queue string, onSent func(calls int)) *callLane {
+	return &callLane{queue: queue, onSent: onSent, wanted: make(chan struct{}, 1), back: make(map[string]bool)}
 }
 
 // use returns the lane's queue, or "" while no server unpacks.
@@ -48,14 +48,6 @@ func (l *callLane) use() string {
 		return ""
 	}
 	return l.queue
-}
-
-// count returns how many calls were sent in batches; nil is a lane that is off.
-func (l *callLane) count() uint64 {
-	if l == nil {
-		return 0
-	}
-	return l.sent.Load()
 }
 
 // shut has calls travel alone until the next look at the queue.

@@ -45,6 +45,7 @@ type clientConfig struct {
 	retryBurst       int
 	callOptions      []CallOption
 	methods          map[string][]CallOption
+	observer         ClientObserver // nil: none
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {

@@ -14,6 +14,8 @@ type Future struct {
 	client *Client
 	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
 
+	watched observation
+
 	mu    sync.Mutex
 	state futureState
 	early []event // that came while it was being made
@@ -49,7 +51,7 @@ var settledFuture = func() *chan struct{} {
 // What Call says about deadline, outcome and errors holds for the result. The body may
 // be changed as soon as Go has returned.
 func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
-	f := &Future{client: c, ctx: ctx}
+	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
 		f.through(c.handler, req)
@@ -133,7 +135,7 @@ func (f *Future) take(k *call, ev event) {
 
 // settle ends the future, once.
 func (f *Future) settle(answer []byte, err error) {
-	f.client.counts.settled(err)
+	f.client.settled(f.watched, err)
 	if bounded, ok := f.ctx.(*deadlineContext); ok {
 		bounded.end()
 	}

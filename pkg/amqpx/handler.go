@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"slices"
+	"time"
 )
 
 // Request is one call as handlers and middleware see it, on both sides. It must
@@ -26,6 +27,8 @@ type Request struct {
 	// Redelivered says that an earlier run may have happened: the broker handed the
 	// request out before, or its caller sent it before. Server only.
 	Redelivered bool
+	// Queued is how long the request waited in this server for a worker. Server only.
+	Queued time.Duration
 	// OneWay says that the caller wants no answer (no reply_to). Server only.
 	OneWay bool
 

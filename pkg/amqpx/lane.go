@@ -173,7 +173,7 @@ func (p *publisher) publishFrom(l *lane, most int) {
 		p.publish(b.mates[0], l)
 	default:
 		if b.calls != nil {
-			b.calls.sent.Add(uint64(len(b.mates)))
+			b.calls.onSent(len(b.mates))
 		}
 		p.publish(b, l)
 	}

@@ -41,7 +41,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		wantSame(t, "expiration", got.msg.Expiration, "5000")
 		wantSame(t, "content type", got.msg.ContentType, "text/plain")
 		wantSame(t, "type", got.msg.Type, "type")
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Moved: 1})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Moved: 1, Workers: DefaultWorkers})
 		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
 	})
 }

@@ -62,8 +62,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
 	s.track.add(len(records) + 1)
-	s.counts.requests.Add(uint64(len(records)))
-	s.counts.batched.Add(uint64(len(records)))
+	s.receivedBatch(len(records))
 	if err != nil || len(records) == 0 {
 		s.cfg.logger.Warn("dropped a batch that cannot be read", zap.String("reply_to", d.ReplyTo), zap.Error(err))
 		p.message.settled()

@@ -30,6 +30,8 @@ type serverConfig struct {
 	replayBytes   int
 	replayAge     time.Duration
 	ackPause      time.Duration
+
+	observer ServerObserver // nil: none
 }
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {

@@ -215,7 +215,7 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 		for i, want := range []any{"internal", "internal", "internal", nil} {
 			wantSame(t, "code", answers[i].Headers[headerCode], want)
 		}
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3, Workers: 1})
 	})
 }
 
@@ -237,7 +237,7 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 		}
 		wantSame(t, "logged failures", logs.FilterMessage("handler failed").FilterField(zap.String("correlation_id", "id")).Len(), 1)
 		wantSame(t, "logged panics", logs.FilterMessage("handler panicked").Len(), 1)
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, Failed: 2, Panics: 1})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, Failed: 2, Panics: 1, Workers: DefaultWorkers})
 	})
 }
 

@@ -1,6 +1,9 @@
 package amqpx
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // ClientStats counts what a client did since it was made.
 type ClientStats struct {
@@ -21,20 +24,15 @@ type ClientStats struct {
 	Batched uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
+	// Blocked is how long the broker has blocked publishing, all times together.
+	Blocked time.Duration
 }
 
 type clientCounts struct {
 	ok, failed, resent        atomic.Uint64
 	retried, refused          atomic.Uint64
 	late, duplicates, unknown atomic.Uint64
-}
-
-func (n *clientCounts) settled(err error) {
-	if err == nil {
-		n.ok.Add(1)
-	} else {
-		n.failed.Add(1)
-	}
+	batched                   atomic.Uint64
 }
 
 func (n *clientCounts) dropped(v verdict) {
@@ -61,8 +59,9 @@ func (c *Client) Stats() ClientStats {
 		Late:       c.counts.late.Load(),
 		Duplicates: c.counts.duplicates.Load(),
 		Unknown:    c.counts.unknown.Load(),
-		Batched:    c.route.lane.count(),
+		Batched:    c.counts.batched.Load(),
 		Reconnects: reconnects(c.Status()),
+		Blocked:    c.sup.board.blockedFor(),
 	}
 }
 
@@ -82,6 +81,9 @@ type ServerStats struct {
 	// Replayed counts the duplicates that were not run: they got the answer of the
 	// request they repeat.
 	Replayed uint64
+	// Canceled counts the requests that were given up because their callers had: those
+	// whose handler's context was cancelled, and those that were not run any more.
+	Canceled uint64
 	// Returned counts the requests given back to the queue by a drain.
 	Returned uint64
 	// Moved counts the requests that were put into a queue again, because a server had
@@ -91,11 +93,16 @@ type ServerStats struct {
 	Batched uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
+	// Blocked is how long the broker has blocked publishing, all times together.
+	Blocked time.Duration
+	// Workers is how many handlers may run at once, Busy how many do, Waiting how many
+	// requests wait in this server for a worker.
+	Workers, Busy, Waiting int
 }
 
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
-	shed, replayed, moved, dead, batched                     atomic.Uint64
+	shed, replayed, moved, dead, batched, canceled           atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -110,11 +117,16 @@ func (s *Server) Stats() ServerStats {
 		Expired:    s.counts.expired.Load(),
 		Shed:       s.counts.shed.Load(),
 		Replayed:   s.counts.replayed.Load(),
+		Canceled:   s.counts.canceled.Load(),
 		Returned:   s.counts.returned.Load(),
 		Moved:      s.counts.moved.Load(),
 		Dead:       s.counts.dead.Load(),
 		Batched:    s.counts.batched.Load(),
 		Reconnects: reconnects(s.Status()),
+		Blocked:    s.sup.board.blockedFor(),
+		Workers:    s.cfg.workers,
+		Busy:       int(s.load.busy.Load()),
+		Waiting:    s.jobs.len(),
 	}
 }
 

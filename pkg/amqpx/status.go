@@ -68,6 +68,7 @@ func (s Status) Ready() bool { return s.State == StateReady }
 type statusBoard struct {
 	mu       sync.Mutex
 	current  Status
+	blocked  time.Duration // all times before the current state
 	watchers map[chan Status]struct{}
 }
 
@@ -93,11 +94,25 @@ func (b *statusBoard) update(change func(*Status)) {
 		b.current.State = StateDraining
 	}
 	if b.current.State != before || b.current.Since.IsZero() {
-		b.current.Since = time.Now()
+		now := time.Now()
+		if before == StateBlocked {
+			b.blocked += now.Sub(b.current.Since)
+		}
+		b.current.Since = now
 	}
 	for w := range b.watchers {
 		offer(w, b.current)
 	}
+}
+
+// blockedFor returns how long the broker has blocked publishing.
+func (b *statusBoard) blockedFor() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current.State == StateBlocked {
+		return b.blocked + time.Since(b.current.Since)
+	}
+	return b.blocked
 }
 
 // watch registers a watcher, which at once receives the current status.

@@ -89,3 +89,21 @@ func TestSinceIsWhenTheStateWasEntered(t *testing.T) {
 		wantSame(t, "since", board.get().Since, entered.Add(time.Second))
 	})
 }
+
+func TestBlockedTimeAddsUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var board statusBoard
+		enter := func(state State) { board.update(func(s *Status) { s.State = state }) }
+		for range 2 {
+			enter(StateReady)
+			pass(time.Minute)
+			enter(StateBlocked)
+			pass(time.Second)
+		}
+		wantSame(t, "blocked", board.blockedFor(), 2*time.Second)
+		enter(StateReconnecting)
+		pass(time.Minute)
+		wantSame(t, "blocked", board.blockedFor(), 2*time.Second)
+	})
+}

@@ -91,6 +91,7 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *executi
 		s.load.ended(took)
 		s.finish(ctx, j.in, x, body, err, timing{queue: queued, handler: took})
 	}()
+	j.in.Queued = queued
 	body, err = m.handler(ctx, &j.in.Request)
 }
 
@@ -121,6 +122,13 @@ func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []
 		failed.message = truncate(failed.message, s.cfg.maxMessageSize)
 		failed.causes = nil // they stay here, and must not stay in memory
 		r.body, r.failed = nil, &failed
+	}
+	if s.cfg.observer != nil {
+		code := Code("")
+		if r.failed != nil {
+			code = r.failed.code
+		}
+		s.cfg.observer.HandlerEnded(x.method.name, code, t.queue, t.handler)
 	}
 	// What a handler says whose time is over is no answer for good.
 	keep := err == nil || ctx.Err() == nil

@@ -1,0 +1,93 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// observerNotes notes what observers are told.
+type observerNotes struct {
+	mu    sync.Mutex
+	notes []string
+}
+
+func (o *observerNotes) note(format string, args ...any) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.notes = append(o.notes, fmt.Sprintf(format, args...))
+}
+
+func (o *observerNotes) CallSettled(method string, code Code, took time.Duration) {
+	o.note("call %s %s %v", method, code, took)
+}
+func (o *observerNotes) BatchSent(calls int) { o.note("sent %d", calls) }
+func (o *observerNotes) HandlerEnded(method string, code Code, queued, took time.Duration) {
+	o.note("handler %s %s %v %v", method, code, queued, took)
+}
+func (o *observerNotes) RequestRefused(method string, code Code) { o.note("refused %q %s", method, code) }
+func (o *observerNotes) BatchReceived(calls int)                 { o.note("received %d", calls) }
+
+// want compares what was noted with notes, in any order.
+func (o *observerNotes) want(t *testing.T, notes ...string) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	slices.Sort(o.notes)
+	slices.Sort(notes)
+	if !slices.Equal(o.notes, notes) {
+		t.Errorf("observed %q, want %q", o.notes, notes)
+	}
+	o.notes = nil
+}
+
+func TestObserversAreToldOfEveryCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var client, server observerNotes
+		b := newFakeBroker()
+		slow := func(_ context.Context, req *Request) ([]byte, error) {
+			pass(time.Second)
+			if string(req.Body) == "bad" {
+				return nil, Errorf(CodeNotFound, "no")
+			}
+			return []byte(req.Queued.String()), nil
+		}
+		startServer(t, b, handlers{"m": slow}, WithServerObserver(&server), WithWorkers(1))
+		c := startClient(t, b, WithClientObserver(&client))
+		ready(t, c.WaitReady)
+		first := goCall(c, within(t, time.Minute), "m", nil)
+		settle()
+		second := c.Go(within(t, time.Minute), "m", []byte("bad"))
+		wantAnswer(t, <-first, "0s")
+		<-second.Done()
+		_, _ = c.Call(within(t, time.Minute), "made up by the caller", nil)
+		client.want(t, "call m  1s", "call m not_found 2s", "call made up by the caller unimplemented 0s")
+		server.want(t, "handler m  0s 1s", "handler m not_found 1s 1s", `refused "" unimplemented`)
+	})
+}
+
+func TestObserversAreToldOfBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var client, server observerNotes
+		b := newFakeBroker()
+		startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithServerObserver(&server))
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithClientObserver(&client))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		for _, call := range r.batchOf(3, "m") {
+			<-call
+		}
+		for _, o := range []*observerNotes{&client, &server} {
+			o.mu.Lock()
+			sizes := slices.DeleteFunc(o.notes, func(n string) bool { return n != "sent 3" && n != "received 3" })
+			wantSame(t, "batches of three", len(sizes), 1)
+			o.mu.Unlock()
+		}
+	})
+}
