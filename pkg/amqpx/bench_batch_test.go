@@ -99,7 +99,7 @@ func BenchmarkExecutions(b *testing.B) {
 	for b.Loop() {
 		j := &job{method: m, in: &incoming{Request: Request{CorrelationID: ids[n%len(ids)]}, followsContract: true}}
 		now := time.Now()
-		x, _ := e.begin(j, now)
+		x, _, _ := e.begin(j, now)
 		x.ended = now
 		e.end(x, reply{body: []byte("b")}, true)
 		n++

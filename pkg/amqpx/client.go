@@ -22,6 +22,7 @@ type Client struct {
 	pending *pending
 	budget  *retryBudget
 	counts  clientCounts
+	cancels *cancels // nil without a control plane
 
 	// Only setup uses these.
 	linked      int32 // how many sessions it has set up, or tried to
@@ -63,6 +64,9 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	if cfg.batch == BatchAuto {
 		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch)
+	}
+	if cfg.control {
+		c.cancels = newCancels()
 	}
 	c.handler = Chain(c.roundTrip, cfg.middleware...)
 	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
@@ -200,6 +204,9 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if l := c.route.lane; l != nil {
 		l.shut()
 		s.run(func() { c.watchLane(s) })
+	}
+	if c.cancels != nil {
+		s.run(func() { c.sendCancels(s) })
 	}
 	startPublisher(s, c.route.outbox, c.returned)
 	return nil

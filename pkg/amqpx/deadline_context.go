@@ -11,7 +11,7 @@ import (
 // Most calls end before anybody does.
 type deadlineContext struct {
 	parent   context.Context //nolint:containedctx // this is a context.
-	deadline time.Time
+	deadline time.Time       // zero: it ends only with its parent or by end
 	ended    atomic.Bool
 	made     atomic.Pointer[madeContext] // nil until it is needed
 }
@@ -44,7 +44,11 @@ func (c *deadlineContext) real() context.Context {
 		return m
 	}
 	m := &madeContext{}
-	m.Context, m.cancel = context.WithDeadline(c.parent, c.deadline)
+	if c.deadline.IsZero() {
+		m.Context, m.cancel = context.WithCancel(c.parent)
+	} else {
+		m.Context, m.cancel = context.WithDeadline(c.parent, c.deadline)
+	}
 	if !c.made.CompareAndSwap(nil, m) {
 		m.cancel()
 		m = c.made.Load()
@@ -56,7 +60,12 @@ func (c *deadlineContext) real() context.Context {
 }
 
 // Deadline implements context.Context.
-func (c *deadlineContext) Deadline() (time.Time, bool) { return c.deadline, true }
+func (c *deadlineContext) Deadline() (time.Time, bool) {
+	if c.deadline.IsZero() {
+		return c.parent.Deadline()
+	}
+	return c.deadline, true
+}
 
 // Done implements context.Context.
 func (c *deadlineContext) Done() <-chan struct{} { return c.real().Done() }
@@ -67,7 +76,8 @@ func (c *deadlineContext) Value(key any) any { return c.real().Value(key) }
 
 // Err implements context.Context.
 func (c *deadlineContext) Err() error {
-	over := c.isMade() || c.ended.Load() || c.parent.Err() != nil || !time.Now().Before(c.deadline)
+	over := c.isMade() || c.ended.Load() || c.parent.Err() != nil ||
+		!c.deadline.IsZero() && !time.Now().Before(c.deadline)
 	if !over {
 		return nil
 	}

@@ -162,3 +162,7 @@ func (c *netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (c
 	}
 	return confirm, nil
 }
+
+func (c *netChannel) publishToAll(exchange string, msg amqp.Publishing) error {
+	return c.Publish(exchange, "", true, false, msg)
+}

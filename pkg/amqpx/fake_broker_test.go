@@ -22,6 +22,7 @@ import (
 type fakeBroker struct {
 	mu      sync.Mutex
 	queues  map[string]*fakeQueue
+	fanouts map[string][]string // exchanges, and the queues bound to each
 	links   []*fakeLink
 	alarm   string // why publishing is blocked; "" while it is not
 	linkSeq int
@@ -48,6 +49,7 @@ type fakeQueue struct {
 	name      string
 	durable   bool
 	args      amqp.Table
+	owner     *fakeLink // of an exclusive queue
 	messages  []*fakeMessage
 	consumers []*fakeConsumer // the next in turn first
 	maxLength int             // with overflow reject-publish; 0: no bound
@@ -62,18 +64,20 @@ type fakeMessage struct {
 }
 
 func newFakeBroker() *fakeBroker {
-	return &fakeBroker{queues: make(map[string]*fakeQueue), faults: make(map[string][]fault)}
+	return &fakeBroker{queues: make(map[string]*fakeQueue), fanouts: make(map[string][]string), faults: make(map[string][]fault)}
 }
 
-// option makes clients and servers use this broker, and have every call travel alone
-// unless another option follows. Servers acknowledge at once.
+// option makes clients and servers use this broker, and have every call travel alone and
+// no control plane unless another option follows. Servers acknowledge at once.
 func (b *fakeBroker) option() Option { return onFake{b} }
 
 type onFake struct{ broker *fakeBroker }
 
-func (o onFake) applyClient(c *clientConfig) { c.dialer, c.batch = o.broker, BatchOff }
+func (o onFake) applyClient(c *clientConfig) { c.dialer, c.batch, c.control = o.broker, BatchOff, false }
 
-func (o onFake) applyServer(c *serverConfig) { c.dialer, c.batch, c.ackPause = o.broker, BatchOff, 0 }
+func (o onFake) applyServer(c *serverConfig) {
+	c.dialer, c.batch, c.control, c.ackPause = o.broker, BatchOff, false, 0
+}
 
 // dial implements dialer.
 func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {

@@ -1,7 +1,9 @@
 package amqpx
 
 import (
+	"fmt"
 	"slices"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -68,9 +70,66 @@ func (b *fakeBroker) removeConsumer(consumer *fakeConsumer) {
 }
 
 // QueueDeclare implements channel.
-func (c *fakeChannel) QueueDeclare(name string, durable, _, _, _ bool, args amqp.Table) (amqp.Queue, error) {
+func (c *fakeChannel) QueueDeclare(name string, durable, _, exclusive, _ bool, args amqp.Table) (amqp.Queue, error) {
+	if name == "" {
+		name = "amq.gen-" + newID()
+	}
 	return amqp.Queue{Name: name}, c.do("declare", name, func() *amqp.Error {
-		return c.link.broker.declare(name, durable, args)
+		refused := c.link.broker.declare(name, durable, args)
+		if exclusive && refused == nil {
+			c.link.broker.queues[name].owner = c.link
+		}
+		return refused
+	})
+}
+
+// ExchangeDeclare implements channel.
+func (c *fakeChannel) ExchangeDeclare(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
+	return c.do("declare exchange", name, func() *amqp.Error {
+		b := c.link.broker
+		b.fanouts[name] = append(make([]string, 0), b.fanouts[name]...)
+		return nil
+	})
+}
+
+// ExchangeDeclarePassive implements channel.
+func (c *fakeChannel) ExchangeDeclarePassive(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
+	return c.do("look for exchange", name, func() *amqp.Error { return c.link.broker.hasFanout(name) })
+}
+
+// QueueBind implements channel.
+func (c *fakeChannel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table) error {
+	return c.do("bind", queue, func() *amqp.Error {
+		b := c.link.broker
+		b.fanouts[exchange] = append(b.fanouts[exchange], queue)
+		return b.hasFanout(exchange)
+	})
+}
+
+// hasFanout is what a broker says of an exchange. The caller holds mu.
+func (b *fakeBroker) hasFanout(name string) *amqp.Error {
+	if b.fanouts[name] == nil {
+		return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no exchange '%s' in vhost '/'", name)}
+	}
+	return nil
+}
+
+// publishToAll implements channel.
+func (c *fakeChannel) publishToAll(exchange string, msg amqp.Publishing) error {
+	return c.do("publish", exchange, func() *amqp.Error {
+		b := c.link.broker
+		b.sent = append(b.sent, sentMessage{key: exchange, mandatory: true, msg: msg, at: time.Now()})
+		routed := false
+		for _, queue := range b.fanouts[exchange] {
+			if b.queues[queue] != nil {
+				routed = true
+				b.route(c, queue, false, msg)
+			}
+		}
+		if !routed {
+			c.postReturn("", msg)
+		}
+		return b.hasFanout(exchange)
 	})
 }
 

@@ -111,6 +111,11 @@ func (l *fakeLink) end(reason *amqp.Error) {
 	for _, c := range l.channels {
 		c.detach()
 	}
+	for name, q := range l.broker.queues {
+		if q.owner == l {
+			delete(l.broker.queues, name)
+		}
+	}
 	close(l.gone)
 	l.poke()
 }

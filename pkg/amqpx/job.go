@@ -22,6 +22,8 @@ type job struct {
 
 	refused bool // its refusal is sent when its message is acknowledged, and ends it
 	left    bool // it counts no more for its parcel
+	// canceled says that the caller has given up; guarded by executions.mu while it runs.
+	canceled bool
 
 	// Of the message, see onMessage: what is to be done when it is acknowledged.
 	refusals []*answer // to be sent then

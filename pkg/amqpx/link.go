@@ -38,12 +38,17 @@ type link interface {
 // channel is one AMQP channel, with the calls named as in amqp091-go.
 type channel interface {
 	publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error)
+	// publishToAll publishes to a fanout exchange, mandatory, and asks for no confirm.
+	publishToAll(exchange string, msg amqp.Publishing) error
 	Confirm(noWait bool) error
 	Qos(prefetchCount, prefetchSize int, global bool) error
 	Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error)
 	Cancel(consumer string, noWait bool) error
 	QueueDeclare(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
 	QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
+	QueueBind(name, key, exchange string, noWait bool, args amqp.Table) error
+	ExchangeDeclare(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error
+	ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
 	// sync returns when the broker has processed what was sent on the channel before. It

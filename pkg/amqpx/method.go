@@ -6,6 +6,7 @@ type serverMethod struct {
 	handler    Handler
 	atMostOnce bool
 	known      map[string]*execution // of executions, by what its requests are known by
+	times      handlerTimes
 }
 
 // HandleOption configures one method of a [Server].

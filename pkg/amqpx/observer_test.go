@@ -29,8 +29,10 @@ func (o *observerNotes) BatchSent(calls int) { o.note("sent %d", calls) }
 func (o *observerNotes) HandlerEnded(method string, code Code, queued, took time.Duration) {
 	o.note("handler %s %s %v %v", method, code, queued, took)
 }
-func (o *observerNotes) RequestRefused(method string, code Code) { o.note("refused %q %s", method, code) }
-func (o *observerNotes) BatchReceived(calls int)                 { o.note("received %d", calls) }
+func (o *observerNotes) RequestRefused(method string, code Code) {
+	o.note("refused %q %s", method, code)
+}
+func (o *observerNotes) BatchReceived(calls int) { o.note("received %d", calls) }
 
 // want compares what was noted with notes, in any order.
 func (o *observerNotes) want(t *testing.T, notes ...string) {

@@ -64,6 +64,8 @@ type config struct {
 	queue          Queue
 	persistent     bool
 	batch          BatchMode
+	control        bool
+	version        string
 	maxMessageSize int
 	heartbeat      time.Duration
 	dialTimeout    time.Duration
@@ -81,6 +83,7 @@ func defaultConfig() config {
 		name:           "amqpx",
 		queue:          Queue{Name: DefaultQueue, Type: QueueClassic, Durable: true},
 		batch:          BatchAuto,
+		control:        true,
 		maxMessageSize: DefaultMaxMessageSize,
 		heartbeat:      DefaultHeartbeat,
 		dialTimeout:    DefaultDialTimeout,
@@ -118,6 +121,17 @@ func WithPersistent(on bool) Option { return option(func(c *config) { c.persiste
 // batches while servers take them from the queue "<queue>.batch", which servers with
 // BatchAuto declare; others, in whatever language, share the request queue with them.
 func WithBatch(m BatchMode) Option { return option(func(c *config) { c.batch = m }) }
+
+// WithControl chooses whether there is a control plane; the default is true. Servers then
+// listen to questions about them ([Client.Fleet], [Client.Ping], [Server.Ping]) and to
+// calls that were given up, on a queue of their own at the fanout exchange
+// "<queue>.control", and clients tell of such calls. While nobody asks or gives up, nothing
+// is sent. A server that may not declare these says so once and does without them.
+func WithControl(on bool) Option { return option(func(c *config) { c.control = on }) }
+
+// WithVersion sets the version of the program, which [Client.Fleet] shows of servers; the
+// default is none.
+func WithVersion(v string) Option { return option(func(c *config) { c.version = v }) }
 
 // WithMaxMessageSize bounds the body of a request or an answer in bytes; the
 // default is [DefaultMaxMessageSize]. A broker closes the channel of whoever sends

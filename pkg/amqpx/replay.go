@@ -26,19 +26,22 @@ type executions struct {
 	oldest *execution // of the stored ones, which are linked by next
 	newest *execution
 	bytes  int
+	givenUp
 }
 
 // execution is one run of a handler. Ids are the callers' choice, so the same one of two
 // methods is two requests, and each method knows its own.
 type execution struct {
-	method *serverMethod
-	id     string // empty: nobody can ask for it
-	job    *job   // the one that runs; nil afterwards
-	others []*job // the duplicates that wait for it
-	stored bool   // it has ended, and reply is what it came to
-	reply  reply
-	ended  time.Time // when the handler did
-	next   *execution
+	method   *serverMethod
+	id       string          // empty: nobody can ask for it
+	job      *job            // the one that runs; nil afterwards
+	others   []*job          // the duplicates that wait for it
+	ctx      deadlineContext // of the handler
+	canceled bool            // nobody waits for it any more
+	stored   bool            // it has ended, and reply is what it came to
+	reply    reply
+	ended    time.Time // when the handler did
+	next     *execution
 }
 
 // entryOverhead estimates what a stored answer takes beside its key and its body.
@@ -86,26 +89,30 @@ func (e *executions) join(j *job) bool {
 }
 
 // begin decides about a job: with an execution, run it and call end; with a reply,
-// answer it with that; with neither, it waits for another that runs.
-func (e *executions) begin(j *job, now time.Time) (*execution, *reply) {
-	x := &execution{method: j.method, id: keyOf(j.in), job: j}
+// answer it with that; with neither, it waits for another that runs, unless its caller
+// has given up, which canceled says.
+func (e *executions) begin(j *job, now time.Time) (x *execution, again *reply, canceled bool) {
+	x = &execution{method: j.method, id: keyOf(j.in), job: j}
 	if x.id == "" {
-		return x, nil
+		return x, nil, false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.forgive(j.in.CorrelationID, now) {
+		return nil, nil, true
+	}
 	e.evict(now)
 	known := j.method.known[x.id]
 	switch {
 	case known == nil:
 		j.method.known[x.id] = x
-		return x, nil
+		return x, nil, false
 	case known.stored:
 		r := known.reply
-		return nil, &r
+		return nil, &r, false
 	default:
 		known.others = append(known.others, j)
-		return nil, nil
+		return nil, nil, false
 	}
 }
 
@@ -160,7 +167,7 @@ func (x *execution) size(r reply) int {
 func (s *Server) replyAll(ran *job, others []*job, r reply) {
 	type caller struct{ replyTo, correlationID string }
 	if len(others) == 0 {
-		s.reply(ran, r)
+		s.replyOne(ran, r)
 		return
 	}
 	answered := make(map[caller]bool, len(others)+1)
@@ -171,6 +178,15 @@ func (s *Server) replyAll(ran *job, others []*job, r reply) {
 			continue
 		}
 		answered[who] = true
-		s.reply(j, r)
+		s.replyOne(j, r)
 	}
+}
+
+// replyOne answers a job, unless its caller has given up.
+func (s *Server) replyOne(j *job, r reply) {
+	if j.canceled {
+		j.settled()
+		return
+	}
+	s.reply(j, r)
 }

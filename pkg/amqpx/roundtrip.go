@@ -295,6 +295,7 @@ func (c *Client) gaveUp(k *call, cause error) error {
 	if cause == nil {
 		return localError(CodeUnavailable, outcome, ErrClosed, "")
 	}
+	c.giveUp(k.req, cause, outcome)
 	st := c.Status()
 	var sentinel error
 	detail := fmt.Sprintf("no answer from queue %q", k.route.queue)

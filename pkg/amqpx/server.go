@@ -29,6 +29,9 @@ type Server struct {
 	// consumers and parcels are how many of track's are no requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
+	self               instance
+	pings              selfPings
+	controlAnswers     atomic.Int64 // on their way
 	// adopted names the queues that were used with other properties; only setup,
 	// which runs once at a time, reads and writes it.
 	adopted map[string]bool
@@ -57,6 +60,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		adopted:    make(map[string]bool),
 		draining:   make(chan struct{}),
 		stopNow:    make(chan struct{}),
+		self:       newInstance(),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
 	return s, nil
@@ -155,6 +159,9 @@ func (s *Server) setup(_ context.Context, sess *session) error {
 	// Answers are not mandatory, so what comes back is a moved request: its queue is
 	// missing, and the next session declares it.
 	startPublisher(sess, s.outbox, func(amqp.Return) { sess.fail(errQueueMissing) })
+	if err := s.startControl(sess); err != nil {
+		return err
+	}
 	if s.isDraining() {
 		return nil
 	}

@@ -51,6 +51,9 @@ func (q Queue) batchQueue() Queue {
 	return q
 }
 
+// controlExchange is the name of the control plane's exchange.
+func (q Queue) controlExchange() string { return q.Name + ".control" }
+
 func (q Queue) validate() error {
 	var faults []error
 	if q.Name == "" || len(q.Name) > maxQueueName {

@@ -62,8 +62,11 @@ func (s *Server) process(handlers context.Context, j *job) {
 
 // execute runs the handler, unless the same request runs already or has run.
 func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, now time.Time) {
-	x, again := s.executions.begin(j, now)
+	x, again, canceled := s.executions.begin(j, now)
 	switch {
+	case canceled:
+		s.counts.canceled.Add(1)
+		j.settled()
 	case x != nil:
 		s.invoke(handlers, j, m, x, now)
 	case again != nil:
@@ -76,11 +79,12 @@ func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, now 
 
 // invoke runs the handler and answers, whichever way the handler ends.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *execution, begun time.Time) {
+	x.ctx.parent = ctx
 	if j.in.budget != noBudget {
-		bounded := withDeadline(ctx, j.arrived.Add(j.in.budget))
-		defer bounded.end()
-		ctx = bounded //nolint:contextcheck // it is ctx's child.
+		x.ctx.deadline = j.arrived.Add(j.in.budget)
 	}
+	ctx = &x.ctx
+	defer x.ctx.end()
 	queued := begun.Sub(j.arrived)
 	s.load.started()
 	body, err := []byte(nil), errGoexit
@@ -123,6 +127,7 @@ func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []
 		failed.causes = nil // they stay here, and must not stay in memory
 		r.body, r.failed = nil, &failed
 	}
+	x.method.times.ended(err == nil, t.handler)
 	if s.cfg.observer != nil {
 		code := Code("")
 		if r.failed != nil {

@@ -1,0 +1,266 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// watchedHandler is a handler that tells when it began and what its context ended with.
+type watchedHandler struct {
+	begun chan string
+	ended chan error
+}
+
+func newWatchedHandler() *watchedHandler {
+	return &watchedHandler{begun: make(chan string, 100), ended: make(chan error, 100)}
+}
+
+func (w *watchedHandler) run(ctx context.Context, req *Request) ([]byte, error) {
+	w.begun <- string(req.Body)
+	<-ctx.Done()
+	w.ended <- ctx.Err()
+	return nil, ctx.Err()
+}
+
+func TestCancelledCallEndsItsHandlersContext(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]CallOption{
+		"plain": nil, "idempotent": {Idempotent()}, "its own key": {WithIdempotencyKey("key")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatchedHandler()
+				r := startControlled(t, handlers{"m": w.run})
+				other := startServer(t, r.broker, handlers{"m": w.run}, WithControl(true))
+				ready(t, other.WaitReady)
+				ctx, cancel := context.WithCancel(within(t, time.Minute))
+				first, second := goCall(r.client, ctx, "m", []byte("first"), opts...), goCall(r.client, within(t, time.Minute), "m", []byte("second"))
+				<-w.begun
+				<-w.begun
+				begun := time.Now()
+				cancel()
+				wantIs(t, (<-first).err, context.Canceled)
+				settle()
+				wantSame(t, "handlers ended", len(w.ended), 1)
+				wantIs(t, <-w.ended, context.Canceled)
+				wantSame(t, "took", time.Since(begun), 0)
+				wantSame(t, "cancelled", r.server.Stats().Canceled+other.Stats().Canceled, 1)
+				wantSame(t, "answers nobody waits for", r.client.Stats().Late, 0)
+				wantSame(t, "in flight", r.server.Stats().InFlight+other.Stats().InFlight, 1)
+				wantIs(t, (<-second).err, context.DeadlineExceeded)
+			})
+		})
+	}
+}
+
+func TestCancelledFutureEndsItsHandlersContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		ctx, cancel := context.WithCancel(t.Context())
+		f := r.client.Go(ctx, "m", nil)
+		<-w.begun
+		cancel()
+		_, err := f.Wait()
+		wantIs(t, err, context.Canceled)
+		wantIs(t, <-w.ended, context.Canceled)
+	})
+}
+
+func TestCancelledCallsOfABatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		startServer(t, b, handlers{"m": w.run, "open the lane": echo}, WithBatch(BatchAuto), WithControl(true))
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithControl(true))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		calls := r.together(func() (waiting []<-chan result) {
+			for range 3 {
+				waiting = append(waiting, goCall(r.client, ctx, "m", nil))
+				settle()
+			}
+			return append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("stays")))
+		})
+		settle()
+		wantSame(t, "running", len(w.begun), 4)
+		cancel()
+		settle()
+		wantSame(t, "ended", len(w.ended), 3)
+		for _, call := range calls[:3] {
+			wantIs(t, (<-call).err, context.Canceled)
+		}
+		told := 0
+		r.broker.with(func(b *fakeBroker) {
+			for _, m := range b.sent {
+				if m.key == controlExchangeName {
+					told++
+				}
+			}
+		})
+		if told < 1 || told > 3 {
+			t.Errorf("%d messages for three calls", told)
+		}
+		wantIs(t, (<-calls[3]).err, context.DeadlineExceeded)
+	})
+}
+
+func TestCancelledBeforeItRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		s := startServer(t, b, handlers{"m": w.run}, WithControl(true), WithWorkers(1), WithPrefetch(1))
+		c := startClient(t, b, WithControl(true))
+		ready(t, c.WaitReady)
+		first := goCall(c, within(t, time.Minute), "m", []byte("first"))
+		settle()
+		ctx, cancel := context.WithCancel(within(t, time.Hour))
+		second := goCall(c, ctx, "m", []byte("second")) // stays at the broker
+		settle()
+		cancel()
+		wantIs(t, (<-second).err, context.Canceled)
+		wantIs(t, (<-first).err, context.DeadlineExceeded)
+		settle()
+		wantSame(t, "began", len(w.begun), 1)
+		wantSame(t, "cancelled", s.Stats().Canceled, 1)
+		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		wantSame(t, "kept in mind", len(s.executions.ids), 0)
+	})
+}
+
+// Who else waits for the same execution keeps it alive.
+func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(ctx context.Context, _ *Request) ([]byte, error) {
+			sleep(ctx, time.Second)
+			return []byte("done"), ctx.Err()
+		}
+		r := startControlled(t, handlers{"m": slow})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		first := goCall(r.client, ctx, "m", nil, WithIdempotencyKey("key"))
+		settle()
+		second := goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key"))
+		settle()
+		cancel()
+		wantIs(t, (<-first).err, context.Canceled)
+		wantAnswer(t, <-second, "done")
+		wantSame(t, "cancelled", r.server.Stats().Canceled, 0)
+	})
+}
+
+func TestCallWhoseTimeIsOverIsNotToldOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		wantIs(t, (<-goCall(r.client, within(t, time.Second), "m", nil)).err, context.DeadlineExceeded)
+		settle()
+		r.broker.with(func(b *fakeBroker) {
+			wantSame(t, "told", slices.ContainsFunc(b.sent, func(m sentMessage) bool { return m.key == controlExchangeName }), false)
+		})
+	})
+}
+
+// Without an exchange the client looks for one seldom, and calls lose nothing.
+func TestCancelledWithoutAControlPlane(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		looks := 0
+		b.onCall = func(op, _ string) error {
+			if op == "look for exchange" {
+				looks++
+			}
+			return nil
+		}
+		startServer(t, b, handlers{"m": w.run})
+		c := startClient(t, b, WithControl(true))
+		ready(t, c.WaitReady)
+		for range 20 {
+			ctx, cancel := context.WithCancel(t.Context())
+			call := goCall(c, ctx, "m", nil)
+			<-w.begun
+			cancel()
+			wantIs(t, (<-call).err, context.Canceled)
+			pass(100 * time.Millisecond)
+		}
+		if looks < 1 || looks > 3 {
+			t.Errorf("%d looks in 2 s", looks)
+		}
+		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
+	})
+}
+
+func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		cancelOne := func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			call := goCall(r.client, ctx, "m", nil)
+			<-w.begun
+			cancel()
+			<-call
+			settle()
+		}
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 1)
+		var bound []string
+		r.broker.with(func(b *fakeBroker) {
+			bound = b.fanouts[controlExchangeName]
+			delete(b.fanouts, controlExchangeName)
+		})
+		cancelOne()
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 1)
+		r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = bound })
+		pass(2 * laneCheck)
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 2)
+		wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)
+	})
+}
+
+func TestGivenUpCallsAreForgotten(t *testing.T) {
+	t.Parallel()
+	var g givenUp
+	now := time.Unix(0, 0)
+	for i := range mostGivenUp + 10 {
+		g.remember(string(rune(i+0x10000)), now)
+	}
+	wantSame(t, "kept", len(g.ids), mostGivenUp)
+	wantSame(t, "the oldest", g.forgive(string(rune(0x10000)), now), false)
+	wantSame(t, "the newest", g.forgive(string(rune(0x10000+mostGivenUp+9)), now), true)
+	wantSame(t, "twice", g.forgive(string(rune(0x10000+mostGivenUp+9)), now), false)
+	wantSame(t, "too old", g.forgive(string(rune(0x10000+mostGivenUp)), now.Add(givenUpAge+1)), false)
+	wantSame(t, "kept", len(g.ids), 0)
+}
+
+func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
+	t.Parallel()
+	calls := make([]*Request, batchCalls+1)
+	for i := range calls {
+		calls[i] = &Request{CorrelationID: newID(), Method: "m"}
+	}
+	msg, rest := encodeCancel(calls)
+	wantSame(t, "left", len(rest), 1)
+	records, err := appendRecords(nil, msg.Body)
+	if err != nil || len(records) != batchCalls {
+		t.Errorf("%d records, %v", len(records), err)
+	}
+	if errors.Is(err, errBatchFormat) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,214 @@
+package amqpx
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// The control plane. Every server listens, on a queue of its own, to what is published to
+// a fanout exchange: calls that were given up (given_up.go), and questions about the
+// server (instance.go). docs/protocol.md has the messages.
+
+// What a control message says (its app_id).
+const (
+	controlCancel = "cancel"
+	controlPing   = "ping"
+	controlInfo   = "info"
+	controlStats  = "stats"
+)
+
+const (
+	// controlPrefetch, controlLength and controlAnswers bound what a flood of control
+	// messages can take up: in this process, in its queue, where the oldest go, and as
+	// answers on their way.
+	controlPrefetch = 64
+	controlLength   = 1024
+	controlAnswers  = 64
+)
+
+// control listens to the control plane for one session of a server.
+type control struct {
+	server     *Server
+	sess       *session
+	ch         channel
+	queue      string
+	deliveries <-chan amqp.Delivery
+	told       bool // of a message that cannot be read
+}
+
+// errControlEnded ends a session whose control queue is gone.
+var errControlEnded = errors.New("the queue of the control plane was deleted")
+
+// startControl begins to listen. It uses a channel of its own, so that a broker that
+// refuses costs nothing but the control plane.
+func (s *Server) startControl(sess *session) error {
+	if !s.cfg.control {
+		return nil
+	}
+	exchange := s.cfg.queue.controlExchange()
+	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
+	err := c.listen(exchange)
+	var refused *amqp.Error
+	switch {
+	case err == nil:
+		s.pings.through(c.queue)
+		sess.run(c.read)
+		return nil
+	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.PreconditionFailed):
+		s.pings.through("")
+		if !s.adopted[exchange] {
+			s.adopted[exchange] = true
+			s.cfg.logger.Warn("no control plane: the broker refused it", zap.String("exchange", exchange), zap.String("reason", refused.Reason))
+		}
+		return nil
+	default:
+		return err
+	}
+}
+
+// listen declares the exchange, and a queue that ends with this link.
+func (c *control) listen(exchange string) (err error) {
+	if c.ch, err = c.sess.sub.channel(); err != nil {
+		return err
+	}
+	if err = c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+		return err
+	}
+	if _, err = c.ch.QueueDeclare(c.queue, false, true, true, false, amqp.Table{amqp.QueueMaxLenArg: int64(controlLength)}); err != nil {
+		return err
+	}
+	if err = c.ch.QueueBind(c.queue, "", exchange, false, nil); err != nil {
+		return err
+	}
+	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
+		return err
+	}
+	c.deliveries, err = c.ch.Consume(c.queue, "control", false, true, false, false, nil)
+	return err
+}
+
+// read handles control messages until the session ends.
+func (c *control) read() {
+	for {
+		select {
+		case d, ok := <-c.deliveries:
+			if !ok {
+				c.sess.fail(errControlEnded)
+				return
+			}
+			c.take(&d)
+			if err := c.ch.Ack(d.DeliveryTag, false); err != nil {
+				c.sess.fail(err)
+				return
+			}
+		case <-c.sess.done:
+			return
+		}
+	}
+}
+
+// take handles one message.
+func (c *control) take(d *amqp.Delivery) {
+	s := c.server
+	switch d.AppId {
+	case "": // an answer to this server's own ping
+		s.pings.answered(d.CorrelationId)
+	case controlCancel:
+		if err := s.cancelCalls(d.Body); err != nil {
+			c.cannotRead(d, err)
+		}
+	case controlPing, controlInfo, controlStats:
+		if d.ReplyTo == "" || !safeReplyTo(d.ReplyTo) {
+			c.cannotRead(d, errors.New("no reply_to to answer to"))
+			return
+		}
+		s.tell(d)
+	default:
+		c.cannotRead(d, errors.New("unknown app_id"))
+	}
+}
+
+// cannotRead says, once in a session, that something strange was sent: each time would
+// let a flood of it fill the log.
+func (c *control) cannotRead(d *amqp.Delivery, err error) {
+	log := c.server.cfg.logger.Warn
+	if c.told {
+		log = c.server.cfg.logger.Debug
+	}
+	c.told = true
+	log("dropped a control message that cannot be read", zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
+}
+
+// cancelCalls gives up the calls that a message names, in the format of a batch: of each
+// its id, its method, and its key if that differs from the id. Those that do not run here
+// may run elsewhere, or be on their way.
+func (s *Server) cancelCalls(body []byte) error {
+	var room [64][]byte
+	records, err := appendRecords(room[:0], body)
+	if err != nil {
+		return err
+	}
+	for _, record := range records {
+		var in incoming
+		if failed := decodeCall(&in, record, "", s.nameOf); failed != nil {
+			return failed
+		}
+		m := s.methods[in.Method]
+		if m == nil {
+			continue
+		}
+		if x := s.executions.cancel(m, keyOf(&in), in.CorrelationID); x != nil {
+			s.counts.canceled.Add(1)
+			x.ctx.end()
+		}
+	}
+	return nil
+}
+
+// tell answers a question about this server.
+func (s *Server) tell(d *amqp.Delivery) {
+	if s.controlAnswers.Add(1) > controlAnswers {
+		s.controlAnswers.Add(-1) // whoever floods gets fewer answers than questions
+		return
+	}
+	body, err := s.describe(d.AppId)
+	if err != nil { // there is nothing in it that cannot be encoded
+		s.controlAnswers.Add(-1)
+		s.cfg.logger.Error("server cannot be described", zap.Error(err))
+		return
+	}
+	s.outbox.put(&controlMessage{to: d.ReplyTo, open: &s.controlAnswers, msg: amqp.Publishing{
+		ContentType: "application/json", CorrelationId: d.CorrelationId, Body: body,
+	}})
+}
+
+// controlMessage is an answer, or a server's ping to itself, on its way. What is lost is
+// not sent again: whoever asked asks again.
+type controlMessage struct {
+	to   string
+	msg  amqp.Publishing
+	open *atomic.Int64 // counts those under way; may be nil
+	over atomic.Bool   // nobody waits for it
+}
+
+// claim implements outgoing.
+func (m *controlMessage) claim(uint64) bool { return !m.over.Load() }
+
+// withdrawn implements outgoing.
+func (m *controlMessage) withdrawn() bool { return m.over.Load() }
+
+// envelope implements outgoing.
+func (m *controlMessage) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return m.to, false, m.msg
+}
+
+// settle implements outgoing.
+func (m *controlMessage) settle(fate) {
+	if m.open != nil {
+		m.open.Add(-1)
+	}
+}

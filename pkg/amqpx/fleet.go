@@ -1,0 +1,193 @@
+package amqpx
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+const (
+	// fleetQuiet is how long no further server answers before the list is taken for
+	// whole: how many there are, nobody knows.
+	fleetQuiet = 500 * time.Millisecond
+	// mostInstances bounds the list.
+	mostInstances = 10_000
+)
+
+// Fleet asks every server of the request queue to describe itself, and returns the
+// answers, by name and then by age. Servers in other languages, and those without
+// [WithControl], are not in it. It waits until no further one has answered for half a
+// second, or ctx ends; what has come by then is no error.
+//
+// The error is an [*Error]. Without a server it matches [ErrUnroutable], without a link
+// [ErrNotConnected] or [ErrBlocked].
+func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
+	byID := make(map[string]Instance)
+	quiet := time.NewTimer(c.cfg.timeout)
+	defer quiet.Stop()
+	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
+		byID[in.ID] = *in
+		quiet.Reset(fleetQuiet)
+		return len(byID) < mostInstances
+	})
+	if len(byID) == 0 && err != nil {
+		return nil, err
+	}
+	all := make([]Instance, 0, len(byID))
+	for _, in := range byID {
+		all = append(all, in)
+	}
+	slices.SortFunc(all, func(a, b Instance) int {
+		if byName := strings.Compare(a.Name, b.Name); byName != 0 {
+			return byName
+		}
+		if byAge := a.Started.Compare(b.Started); byAge != 0 {
+			return byAge
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return all, nil
+}
+
+// Ping asks the servers of the request queue for a sign of life, and returns how long the
+// first one's took. It is for health checks at a low rate; the errors are those of
+// [Client.Fleet].
+func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
+	begun := time.Now()
+	timer := time.NewTimer(c.cfg.timeout)
+	defer timer.Stop()
+	answered := false
+	err = c.ask(ctx, controlPing, timer.C, func(*Instance) (more bool) {
+		took, answered = time.Since(begun), true
+		return false
+	})
+	if answered {
+		return took, nil
+	}
+	return 0, err
+}
+
+// ask puts a question to every server and hands each answer to take, until that wants no
+// more, enough has a value, or ctx ends.
+func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+	s := c.sup.current()
+	switch st := c.Status(); {
+	case st.State == StateClosed:
+		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
+	case s == nil:
+		return notConnected(st)
+	case st.State == StateBlocked:
+		return localError(CodeUnavailable, DidNotRun, ErrBlocked, st.Reason)
+	}
+	q := &inquiry{
+		session: s, exchange: c.cfg.queue.controlExchange(), question: question,
+		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
+	}
+	defer close(q.over)
+	begun := time.Now()
+	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the session
+		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
+	}
+	for {
+		select {
+		case d := <-q.answers:
+			var in Instance
+			if d.CorrelationId != question || json.Unmarshal(d.Body, &in) != nil {
+				continue // not from a server of ours
+			}
+			in.RoundTripMS = float64(time.Since(begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
+			if !take(&in) {
+				return nil
+			}
+		case err := <-q.failed:
+			return err
+		case <-enough:
+			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server answered")
+		case <-ctx.Done():
+			return noAnswer(ctx, c.Status())
+		}
+	}
+}
+
+// inquiry is one question on its way, with a channel and a queue of its own: what goes
+// wrong with it costs no call anything.
+type inquiry struct {
+	session            *session
+	exchange, question string
+	answers            chan amqp.Delivery
+	failed             chan error
+	over               chan struct{}
+}
+
+// run asks and passes the answers on until the inquiry is over. The calls to the broker
+// take no context; they end with the session.
+func (q *inquiry) run() {
+	ch, err := openControl(q.session, q.exchange)
+	if ch != nil {
+		defer ch.Close() //nolint:errcheck // it may be closed by its failure.
+	}
+	if err == nil {
+		err = q.passOn(ch)
+	}
+	if err != nil {
+		q.failed <- q.explain(err)
+	}
+}
+
+// passOn publishes the question and reads the answers.
+func (q *inquiry) passOn(ch channel) error {
+	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
+	if err != nil {
+		return err
+	}
+	answers, err := ch.Consume(replies.Name, "", true, true, false, false, nil)
+	if err != nil {
+		return err
+	}
+	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
+	if err := ch.publishToAll(q.exchange, amqp.Publishing{
+		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
+		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
+	}); err != nil {
+		return err
+	}
+	for {
+		select {
+		case d, ok := <-answers:
+			if !ok {
+				return errLinkEnded
+			}
+			select {
+			case q.answers <- d:
+			case <-q.over:
+				return nil
+			}
+		case <-returned:
+			return errNobodyListens
+		case <-q.over:
+			return nil
+		}
+	}
+}
+
+// questionExpires is how long a question waits for a server that is busy.
+const questionExpires = 10 * time.Second
+
+// errNobodyListens means that no server has a queue at the exchange.
+var errNobodyListens = errors.New("no server listens")
+
+// explain makes the error of an inquiry that failed.
+func (q *inquiry) explain(err error) error {
+	var refused *amqp.Error
+	if errors.Is(err, errNobodyListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
+		return localError(CodeUnavailable, DidNotRun, ErrUnroutable, fmt.Sprintf("no server listens at exchange %q", q.exchange))
+	}
+	return localError(CodeUnavailable, MayHaveRun, ErrNotConnected, err.Error(), err)
+}
