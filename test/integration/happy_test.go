@@ -31,7 +31,7 @@ func TestThousandCallsOneByOne(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, OK: calls}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, OK: calls, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	if left := r.Inspect().Messages; left != 0 {
@@ -79,7 +79,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 
 // everyAnswerIsMine has many callers call at once, and each check that it gets the
 // answer to its own call.
-func everyAnswerIsMine(t *testing.T, client *amqpx.Client, callers, each int) {
+func everyAnswerIsMine(t testing.TB, client *amqpx.Client, callers, each int) {
 	t.Helper()
 	ctx := rig.Patience(t)
 	var all sync.WaitGroup

@@ -17,7 +17,7 @@ import (
 // These tests are about the batch lane: calls, and answers, that wait travel together.
 
 // openLane makes calls of "echo" until some travel together.
-func openLane(t *testing.T, client *amqpx.Client) {
+func openLane(t testing.TB, client *amqpx.Client) {
 	t.Helper()
 	const callers = 64
 	rig.Eventually(t, "calls travel together", func() bool {

@@ -70,7 +70,7 @@ func TestHandlersErrorReachesTheCaller(t *testing.T) {
 			return nil, fmt.Errorf("%s: %w", secret, context.DeadlineExceeded)
 		},
 	}, amqpx.WithLogger(zap.New(core)))
-	if got := server.Stats(); got != (amqpx.ServerStats{}) {
+	if got := server.Stats(); got != (amqpx.ServerStats{Workers: amqpx.DefaultWorkers}) {
 		t.Errorf("an idle server counted %+v", got)
 	}
 	client := r.Ready()
@@ -100,7 +100,7 @@ func TestHandlersErrorReachesTheCaller(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	counted := amqpx.ServerStats{Requests: 5, Failed: 4, Panics: 1, Refused: 1}
+	counted := amqpx.ServerStats{Requests: 5, Failed: 4, Panics: 1, Refused: 1, Workers: amqpx.DefaultWorkers}
 	if got := server.Stats(); got != counted {
 		t.Errorf("server counted %+v, want %+v", got, counted)
 	}

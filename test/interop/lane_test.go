@@ -102,7 +102,7 @@ func TestPythonClientSendsBatches(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 2016, Batched: 2016, OK: 2011, Refused: 5}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 2016, Batched: 2016, OK: 2011, Refused: 5, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	rig.Manage(t).Settled(r.URL, r.BatchQueue())

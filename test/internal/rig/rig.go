@@ -49,6 +49,7 @@ func On(t testing.TB, url string) *Rig {
 			for _, companion := range []string{"", ".batch", ".retry", ".dead"} {
 				_, _ = ch.QueueDelete(r.Queue.Name+companion, false, false, false)
 			}
+			_ = ch.ExchangeDelete(r.Queue.Name+".control", false, false)
 		}
 	})
 	return r
