@@ -1,0 +1,30 @@
+package amqpxprom
+
+import "rabbitmq-rpc/pkg/amqpx"
+
+// clientFigures are the metrics that a client counts by itself.
+func clientFigures(queue string) figures[amqpx.ClientStats] {
+	type stats = amqpx.ClientStats
+	f := figures[stats]{queue: queue}
+	f.gauge("amqpx_client_calls_in_flight", "Calls that have not returned yet.",
+		func(s *stats) float64 { return float64(s.InFlight) })
+	f.counter("amqpx_client_resends_total", "Requests sent beyond each call's first, counted when the call returns.",
+		func(s *stats) float64 { return float64(s.Resent) })
+	f.counter("amqpx_client_retries_total", "Retries that the retry budget allowed.",
+		func(s *stats) float64 { return float64(s.Retried) })
+	f.counter("amqpx_client_rejected_calls_total", "Calls that failed at once, because too many were in flight.",
+		func(s *stats) float64 { return float64(s.Refused) })
+	f.counter("amqpx_client_late_answers_total", "Answers that came after their call was given up.",
+		func(s *stats) float64 { return float64(s.Late) })
+	f.counter("amqpx_client_duplicate_answers_total", "Second answers to one call; they were dropped.",
+		func(s *stats) float64 { return float64(s.Duplicates) })
+	f.counter("amqpx_client_unknown_answers_total", "Answers to no call of this client; they were dropped.",
+		func(s *stats) float64 { return float64(s.Unknown) })
+	f.counter("amqpx_client_batched_calls_total", "Requests that were sent in a batch.",
+		func(s *stats) float64 { return float64(s.Batched) })
+	f.counter("amqpx_client_reconnects_total", "Links to the broker that became ready after the first.",
+		func(s *stats) float64 { return float64(s.Reconnects) })
+	f.counter("amqpx_client_blocked_seconds_total", "How long the broker has blocked publishing.",
+		func(s *stats) float64 { return s.Blocked.Seconds() })
+	return f
+}

@@ -1,0 +1,60 @@
+package amqpxprom
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// figure is a metric that is read from a snapshot S of counters at each scrape.
+type figure[S any] struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	of   func(*S) float64
+}
+
+// figures makes the figures of one queue.
+type figures[S any] struct {
+	queue string
+	all   []figure[S]
+}
+
+func (f *figures[S]) counter(name, help string, of func(*S) float64) {
+	f.add(name, help, prometheus.CounterValue, of)
+}
+
+func (f *figures[S]) gauge(name, help string, of func(*S) float64) {
+	f.add(name, help, prometheus.GaugeValue, of)
+}
+
+func (f *figures[S]) add(name, help string, kind prometheus.ValueType, of func(*S) float64) {
+	f.all = append(f.all, figure[S]{prometheus.NewDesc(name, help, nil, queueLabel(f.queue)), kind, of})
+}
+
+func (f *figures[S]) describe(ch chan<- *prometheus.Desc) {
+	for _, one := range f.all {
+		ch <- one.desc
+	}
+}
+
+func (f *figures[S]) collect(ch chan<- prometheus.Metric, stats *S) {
+	for _, one := range f.all {
+		ch <- prometheus.MustNewConstMetric(one.desc, one.kind, one.of(stats))
+	}
+}
+
+// linkState returns the description of a metric that tells where a link stands.
+func linkState(name, queue string) *prometheus.Desc {
+	return prometheus.NewDesc(name, "Where the link to the broker stands: 1 for the current state, 0 for the others.",
+		[]string{"state"}, queueLabel(queue))
+}
+
+func collectState(ch chan<- prometheus.Metric, desc *prometheus.Desc, now amqpx.State) {
+	for state := amqpx.StateConnecting; state <= amqpx.StateClosed; state++ {
+		value := 0.0
+		if state == now {
+			value = 1
+		}
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, state.String())
+	}
+}

@@ -1,0 +1,123 @@
+package amqpxprom
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+var (
+	_ amqpx.ServerObserver = (*ServerMetrics)(nil)
+	_ prometheus.Collector = (*ServerMetrics)(nil)
+	_ ServerSource         = (*amqpx.Server)(nil)
+)
+
+// ServerSource is what [ServerMetrics.Watch] reads; an [amqpx.Server] is one.
+type ServerSource interface {
+	Stats() amqpx.ServerStats
+	Status() amqpx.Status
+}
+
+// ServerMetrics is the observer and the collector of one server's metrics, all named
+// amqpx_server_…; make one with [NewServerMetrics]. Safe for concurrent use.
+type ServerMetrics struct {
+	took    *prometheus.HistogramVec
+	queued  *prometheus.HistogramVec
+	refused *prometheus.CounterVec
+	batches prometheus.Histogram
+
+	ran      *methods[handled]
+	refusals *methods[*byCode[prometheus.Counter]]
+
+	figures figures[amqpx.ServerStats]
+	state   *prometheus.Desc
+	source  atomic.Pointer[ServerSource]
+}
+
+// handled has the series of a method whose handler ran.
+type handled struct {
+	queued prometheus.Observer
+	took   *byCode[prometheus.Observer]
+}
+
+// NewServerMetrics returns the metrics of a server of queue. Give them to the server with
+// [amqpx.WithServerObserver] and then the server to them with [ServerMetrics.Watch].
+func NewServerMetrics(queue string) *ServerMetrics {
+	m := &ServerMetrics{
+		took: prometheus.NewHistogramVec(histogram("amqpx_server_handler_duration_seconds",
+			"How long handlers ran, by method and code.", queue, durations()), []string{"method", "code"}),
+		queued: prometheus.NewHistogramVec(histogram("amqpx_server_queue_wait_seconds",
+			"How long requests waited in the server for a worker, by method.", queue, durations()), []string{"method"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name:        "amqpx_server_refused_requests_total",
+			Help:        "Requests that were answered without being run, by method and code.",
+			ConstLabels: queueLabel(queue),
+		}, []string{"method", "code"}),
+		batches: prometheus.NewHistogram(histogram("amqpx_server_batch_size",
+			"How many calls were in a batch that came.", queue, batchSizes())),
+		figures: serverFigures(queue),
+		state:   linkState("amqpx_server_link_state", queue),
+	}
+	// No limit: a server has as many methods as were registered.
+	m.ran = newMethods(0, func(method string) handled {
+		return handled{m.queued.WithLabelValues(method), newByCode(func(code string) prometheus.Observer {
+			return m.took.WithLabelValues(method, code)
+		})}
+	})
+	m.refusals = newMethods(0, func(method string) *byCode[prometheus.Counter] {
+		if method == "" {
+			method = labelUnknown
+		}
+		return newByCode(func(code string) prometheus.Counter { return m.refused.WithLabelValues(method, code) })
+	})
+	return m
+}
+
+// Watch sets the server whose counters and link the metrics show; until then they show
+// only what they were told as its observer. A second call replaces the server, and the
+// counters begin where those of the new one stand.
+func (m *ServerMetrics) Watch(server ServerSource) { m.source.Store(&server) }
+
+// HandlerEnded implements [amqpx.ServerObserver].
+func (m *ServerMetrics) HandlerEnded(method string, code amqpx.Code, queued, took time.Duration) {
+	series := m.ran.of(method)
+	series.took.of(code).Observe(took.Seconds())
+	series.queued.Observe(queued.Seconds())
+}
+
+// RequestRefused implements [amqpx.ServerObserver].
+func (m *ServerMetrics) RequestRefused(method string, code amqpx.Code) {
+	m.refusals.of(method).of(code).Inc()
+}
+
+// BatchReceived implements [amqpx.ServerObserver].
+func (m *ServerMetrics) BatchReceived(calls int) { m.batches.Observe(float64(calls)) }
+
+// Describe implements [prometheus.Collector].
+func (m *ServerMetrics) Describe(ch chan<- *prometheus.Desc) {
+	m.took.Describe(ch)
+	m.queued.Describe(ch)
+	m.refused.Describe(ch)
+	m.batches.Describe(ch)
+	m.figures.describe(ch)
+	ch <- m.state
+}
+
+// Collect implements [prometheus.Collector]. It asks the server, never the broker, so it
+// returns at once whatever state the link is in.
+func (m *ServerMetrics) Collect(ch chan<- prometheus.Metric) {
+	m.took.Collect(ch)
+	m.queued.Collect(ch)
+	m.refused.Collect(ch)
+	m.batches.Collect(ch)
+	source := m.source.Load()
+	if source == nil {
+		return
+	}
+	stats := (*source).Stats()
+	m.figures.collect(ch, &stats)
+	collectState(ch, m.state, (*source).Status().State)
+}

@@ -1,0 +1,42 @@
+package amqpxprom
+
+import "rabbitmq-rpc/pkg/amqpx"
+
+// serverFigures are the metrics that a server counts by itself.
+func serverFigures(queue string) figures[amqpx.ServerStats] {
+	type stats = amqpx.ServerStats
+	f := figures[stats]{queue: queue}
+	f.counter("amqpx_server_requests_total", "Requests taken from the queue.",
+		func(s *stats) float64 { return float64(s.Requests) })
+	f.gauge("amqpx_server_requests_in_flight", "Requests taken from the queue that are not settled yet.",
+		func(s *stats) float64 { return float64(s.InFlight) })
+	f.gauge("amqpx_server_requests_waiting", "Requests that wait in the server for a worker.",
+		func(s *stats) float64 { return float64(s.Waiting) })
+	f.gauge("amqpx_server_workers", "Handlers that may run at once.",
+		func(s *stats) float64 { return float64(s.Workers) })
+	f.gauge("amqpx_server_workers_busy", "Handlers that run.",
+		func(s *stats) float64 { return float64(s.Busy) })
+	f.counter("amqpx_server_panics_total", "Handlers that panicked.",
+		func(s *stats) float64 { return float64(s.Panics) })
+	f.counter("amqpx_server_expired_requests_total", "Requests whose time was over before they could run.",
+		func(s *stats) float64 { return float64(s.Expired) })
+	f.counter("amqpx_server_shed_requests_total", "Refused requests that would have expired before a worker was free.",
+		func(s *stats) float64 { return float64(s.Shed) })
+	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the answer of the request they repeat.",
+		func(s *stats) float64 { return float64(s.Replayed) })
+	f.counter("amqpx_server_returned_requests_total", "Requests given back to the queue by a drain.",
+		func(s *stats) float64 { return float64(s.Returned) })
+	f.counter("amqpx_server_moved_requests_total", "Requests put into a queue again, because a server had lost them.",
+		func(s *stats) float64 { return float64(s.Moved) })
+	f.counter("amqpx_server_dead_letters_total", "Requests moved to the dead letters.",
+		func(s *stats) float64 { return float64(s.Dead) })
+	f.counter("amqpx_server_canceled_requests_total", "Requests that were given up because their callers had.",
+		func(s *stats) float64 { return float64(s.Canceled) })
+	f.counter("amqpx_server_batched_requests_total", "Requests that came in a batch.",
+		func(s *stats) float64 { return float64(s.Batched) })
+	f.counter("amqpx_server_reconnects_total", "Links to the broker that became ready after the first.",
+		func(s *stats) float64 { return float64(s.Reconnects) })
+	f.counter("amqpx_server_blocked_seconds_total", "How long the broker has blocked publishing.",
+		func(s *stats) float64 { return s.Blocked.Seconds() })
+	return f
+}
