@@ -1,9 +1,9 @@
-// Package health tells over HTTP whether a service lives and can work.
+// Package health tells over HTTP whether a service lives, can work and gets through, and
+// what it counts.
 package health
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/lifecycle"
@@ -23,19 +24,51 @@ type Source interface {
 	Status() amqpx.Status
 }
 
-// limit bounds every part of one exchange over HTTP.
-const limit = 5 * time.Second
+// service is what a [Server] answers for.
+type service struct {
+	source  Source
+	pinger  Pinger              // nil: no /pingz
+	metrics prometheus.Gatherer // nil: no /metrics
+}
 
-// Server answers GET /livez and GET /readyz. Make one with [Start].
+// Option adds something to what a [Server] answers.
+type Option func(*service)
+
+// WithMetrics adds /metrics, which shows what metrics has; [NewRegistry] makes some. Nil
+// adds nothing.
+func WithMetrics(metrics prometheus.Gatherer) Option {
+	return func(s *service) { s.metrics = metrics }
+}
+
+// WithPinger adds /pingz, for which pinger makes round trips. Nil adds nothing.
+func WithPinger(pinger Pinger) Option { return func(s *service) { s.pinger = pinger } }
+
+const (
+	// readLimit bounds how long a request may take to arrive.
+	readLimit = 5 * time.Second
+	// writeLimit bounds everything after that; a scraper waits no longer by default, and
+	// a ping takes less.
+	writeLimit = 10 * time.Second
+	// idleLimit lets a scraper that comes once a minute keep its connection.
+	idleLimit = 75 * time.Second
+)
+
+// Server answers GET /livez and /readyz, and /pingz and /metrics if it is told to. Make
+// one with [Start].
 type Server struct {
 	http   http.Server
 	addr   net.Addr
+	stop   context.CancelFunc // of what goes on beside requests
 	serves sync.WaitGroup
 }
 
 // Start listens on addr and answers for source until Stop. An address that cannot
 // be listened on is an error of the configuration.
-func Start(ctx context.Context, addr string, source Source, logger *zap.Logger) (*Server, error) {
+func Start(ctx context.Context, addr string, source Source, logger *zap.Logger, opts ...Option) (*Server, error) {
+	answered := service{source: source}
+	for _, o := range opts {
+		o(&answered)
+	}
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -46,13 +79,20 @@ func Start(ctx context.Context, addr string, source Source, logger *zap.Logger) 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("health server's log: %w", err), listener.Close())
 	}
-	s := &Server{addr: listener.Addr()}
+	// A service that drains still answers, so this outlives ctx and ends with Stop.
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s := &Server{addr: listener.Addr(), stop: stop}
+	var pings *pings
+	if answered.pinger != nil {
+		pings = newPings(answered.pinger)
+		s.serves.Go(func() { pings.run(ctx) })
+	}
 	s.http = http.Server{
-		Handler:           routes(source),
-		ReadHeaderTimeout: limit,
-		ReadTimeout:       limit,
-		WriteTimeout:      limit,
-		IdleTimeout:       limit,
+		Handler:           routes(answered, pings, logger),
+		ReadHeaderTimeout: readLimit,
+		ReadTimeout:       readLimit,
+		WriteTimeout:      writeLimit,
+		IdleTimeout:       idleLimit,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          errorLog,
 	}
@@ -68,36 +108,12 @@ func Start(ctx context.Context, addr string, source Source, logger *zap.Logger) 
 // Addr is the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// Stop waits for running answers until ctx ends, then cuts them off.
+// Stop ends a ping that is under way, waits for running answers until ctx ends, then
+// cuts them off.
 func (s *Server) Stop(ctx context.Context) {
+	s.stop()
 	if s.http.Shutdown(ctx) != nil {
 		_ = s.http.Close()
 	}
 	s.serves.Wait()
-}
-
-func routes(source Source) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, http.StatusOK, map[string]string{"state": "alive"})
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		status := source.Status()
-		code := http.StatusServiceUnavailable
-		if status.Ready() {
-			code = http.StatusOK
-		}
-		write(w, code, report(status))
-	})
-	return mux
-}
-
-func write(w http.ResponseWriter, code int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(code)
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false) // people read it, browsers do not
-	// An error here means that whoever asked has gone.
-	_ = encoder.Encode(body)
 }

@@ -75,7 +75,7 @@ func TestReadyz(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			recorder := httptest.NewRecorder()
-			routes(status(c.status)).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/readyz", http.NoBody))
+			answer(status(c.status)).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/readyz", http.NoBody))
 			if recorder.Code != c.code {
 				t.Errorf("status code %d, want %d", recorder.Code, c.code)
 			}
@@ -98,6 +98,9 @@ func TestReadyz(t *testing.T) {
 	}
 }
 
+// answer answers for a service that only has a link.
+func answer(source Source) http.Handler { return routes(service{source: source}, nil, zap.NewNop()) }
+
 func TestRoutes(t *testing.T) {
 	t.Parallel()
 	down := status{State: amqpx.StateReconnecting}
@@ -111,19 +114,21 @@ func TestRoutes(t *testing.T) {
 		{http.MethodPost, "/livez", 405, ""},
 		{http.MethodPost, "/readyz", 405, ""},
 		{http.MethodGet, "/", 404, ""},
+		{http.MethodGet, "/pingz", 404, ""},
+		{http.MethodGet, "/metrics", 404, ""},
 		{http.MethodGet, "/livez/x", 404, ""},
 	} {
 		recorder := httptest.NewRecorder()
-		routes(down).ServeHTTP(recorder, httptest.NewRequest(c.method, c.path, http.NoBody))
+		answer(down).ServeHTTP(recorder, httptest.NewRequest(c.method, c.path, http.NoBody))
 		if recorder.Code != c.code || (c.body != "" && recorder.Body.String() != c.body) {
 			t.Errorf("%s %s: %d %q, want %d %q", c.method, c.path, recorder.Code, recorder.Body, c.code, c.body)
 		}
 	}
 }
 
-func start(t *testing.T, addr string, source Source) *Server {
+func start(t *testing.T, addr string, source Source, opts ...Option) *Server {
 	t.Helper()
-	s, err := Start(t.Context(), addr, source, zap.NewNop())
+	s, err := Start(t.Context(), addr, source, zap.NewNop(), opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,77 @@
+package health
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+)
+
+// mostScrapes bounds the scrapes that run at once; beyond it they end with 503.
+const mostScrapes = 8
+
+// NewRegistry returns a registry of what every service shows, which is its build, the Go
+// runtime and the process, and of more.
+func NewRegistry(more ...prometheus.Collector) (*prometheus.Registry, error) {
+	registry := prometheus.NewRegistry()
+	var faults []error
+	for _, c := range append([]prometheus.Collector{
+		buildInfo(),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	}, more...) {
+		faults = append(faults, registry.Register(c))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return registry, nil
+}
+
+// buildInfo is 1 under labels that say which program this is.
+func buildInfo() prometheus.Collector {
+	version, revision := "unknown", "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if info.Main.Version != "" {
+			version = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+	}
+	built := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "rabbitmq_rpc_build_info",
+		Help: "Which program this is; always 1. Unknown is what the build did not know.",
+		ConstLabels: prometheus.Labels{
+			"version": version, "revision": revision, "go_version": runtime.Version(),
+		},
+	})
+	built.Set(1)
+	return built
+}
+
+// metrics answers GET /metrics. A metric that cannot be shown fails the whole answer, so
+// that the scraper tells of it.
+func metrics(from prometheus.Gatherer, logger *zap.Logger) http.Handler {
+	return promhttp.HandlerFor(from, promhttp.HandlerOpts{
+		EnableOpenMetrics:   true,
+		MaxRequestsInFlight: mostScrapes,
+		ErrorLog:            scrapeLog{logger},
+	})
+}
+
+// scrapeLog logs scrapes that failed.
+type scrapeLog struct{ logger *zap.Logger }
+
+// Println implements [promhttp.Logger].
+func (l scrapeLog) Println(v ...any) {
+	l.logger.Warn("metrics could not be shown", zap.String("error", fmt.Sprint(v...)))
+}
