@@ -19,6 +19,9 @@ type Queue struct {
 	Persistent bool `envconfig:"RPC_PERSISTENT" default:"false"`
 	// Batch chooses whether calls that wait anyway travel together.
 	Batch amqpx.BatchMode `envconfig:"RPC_BATCH" default:"auto" oneof:"auto off"`
+	// Control has servers answer questions about themselves and learn of calls that were
+	// given up.
+	Control bool `envconfig:"RPC_CONTROL" default:"true"`
 }
 
 // Validate checks what spans variables.
@@ -42,5 +45,6 @@ func (q *Queue) Options() []amqpx.Option {
 		amqpx.WithQueue(q.Queue()),
 		amqpx.WithPersistent(q.Persistent),
 		amqpx.WithBatch(q.Batch),
+		amqpx.WithControl(q.Control),
 	}
 }
