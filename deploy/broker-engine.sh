@@ -8,7 +8,8 @@ backend_create() {
 	image=$("$DEPLOY/images.sh" rabbitmq "$version")
 	docker create --name "$container" --label "rabbitmq-rpc.run=$RUN" --hostname "$name" \
 		--log-opt max-size=10m --stop-timeout 30 \
-		-p "127.0.0.1:$amqp_port:5672" -p "127.0.0.1:$management_port:15672" "$image" >/dev/null
+		-p "127.0.0.1:$amqp_port:5672" -p "127.0.0.1:$management_port:15672" \
+		-p "127.0.0.1:$metrics_port:15692" "$image" >/dev/null
 }
 
 backend_start() { docker start "$container" >/dev/null; }

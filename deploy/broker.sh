@@ -12,8 +12,8 @@
 #   broker.sh down-all          the same for every broker of this clone
 #
 # With a Docker engine it is a container, without one a plain process;
-# BROKER_KIND=engine|plain decides otherwise. Ports are free ones, unless
-# BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name them.
+# BROKER_KIND=engine|plain decides otherwise. Ports (AMQP, management, metrics) are
+# free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name the first two.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
 . "$(dirname "$0")/lib.sh"
 
@@ -47,6 +47,7 @@ up() {
 		version=$version
 		amqp_port=${BROKER_AMQP_PORT:-$(free_port)}
 		management_port=${BROKER_MANAGEMENT_PORT:-$(free_port)}
+		metrics_port=$(free_port)
 		dist_port=$(free_port)
 		epmd_port=$(free_port)
 	VARS
@@ -70,7 +71,7 @@ start() {
 # ready ends the wait early when the broker is gone: a dead one never serves.
 ready() {
 	rm -f "$state/gone"
-	serves "$amqp_port" && listening "$management_port" && return
+	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && return
 	backend_alive && return 1
 	backend_log | tail -n 15 >&2
 	: >"$state/gone"
@@ -80,6 +81,7 @@ print_env() {
 	cat <<-ENV
 		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port/
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
+		export AMQPX_TEST_METRICS_URL=http://127.0.0.1:$metrics_port
 		export AMQPX_TEST_BROKER=$name
 		export AMQPX_TEST_BROKER_MAJOR=$version
 		export AMQPX_TEST_BROKER_KIND=$kind
@@ -101,7 +103,7 @@ down_all() {
 	done
 }
 
-usage() { sed -n '2,/^# BROKER_AMQP/s/^# \{0,1\}//p' "$0" >&2; }
+usage() { sed -n '2,/^# free ones/s/^# \{0,1\}//p' "$0" >&2; }
 
 command=${1:-}
 case $command in

@@ -15,6 +15,7 @@ import (
 const (
 	envURL        = "AMQPX_TEST_AMQP_URL"
 	envManagement = "AMQPX_TEST_MANAGEMENT_URL"
+	envMetrics    = "AMQPX_TEST_METRICS_URL"
 	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
 	envMajor = "AMQPX_TEST_BROKER_MAJOR"
 )
@@ -37,6 +38,17 @@ func URL() string { return os.Getenv(envURL) }
 
 // ManagementURL is the URL of its management API and UI, with user and password.
 func ManagementURL() string { return os.Getenv(envManagement) }
+
+// MetricsURL is the URL of what its plugin rabbitmq_prometheus tells. Only a suite that
+// reads it must have it.
+func MetricsURL(t testing.TB) string {
+	t.Helper()
+	at := os.Getenv(envMetrics)
+	if at == "" {
+		t.Fatalf("%s is not set: where does the broker's plugin rabbitmq_prometheus listen?", envMetrics)
+	}
+	return at
+}
 
 // major is the version of the brokers that tests start.
 func major() string {
