@@ -20,7 +20,8 @@ stop_server
 load_env
 "$DEPLOY/broker.sh" down-all
 if engine; then
-	! compose_found || compose down -v --remove-orphans
+	# With the overlay, whose volume it is.
+	! compose_found || compose -f docker-compose.yml -f compose/observability.yml down -v --remove-orphans
 	# Brokers whose state was deleted under them.
 	docker ps -aq --filter "label=rabbitmq-rpc.run=$RUN" | xargs -r docker rm -fv >/dev/null
 fi
