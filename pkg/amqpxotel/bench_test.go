@@ -1,0 +1,46 @@
+package amqpxotel
+
+import (
+	"context"
+	"testing"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// dropped is an exporter that costs nothing.
+type dropped struct{}
+
+func (dropped) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
+func (dropped) Shutdown(context.Context) error                             { return nil }
+
+// What a call costs more, by side and by what becomes of its span.
+func BenchmarkCall(b *testing.B) {
+	sampled := func(s sdktrace.Sampler) []Option {
+		p := sdktrace.NewTracerProvider(sdktrace.WithSampler(s), sdktrace.WithSyncer(dropped{}))
+		b.Cleanup(func() { _ = p.Shutdown(context.Background()) })
+		return []Option{WithTracerProvider(p), WithPropagator(w3c())}
+	}
+	for name, options := range map[string][]Option{
+		"off":       nil, // the global provider and propagator, which nobody set
+		"unsampled": sampled(sdktrace.NeverSample()),
+		"sampled":   sampled(sdktrace.AlwaysSample()),
+	} {
+		for side, h := range map[string]amqpx.Handler{
+			"client": Client(options...)(answering(nil, nil)),
+			"server": Server(options...)(answering(nil, nil)),
+		} {
+			b.Run(name+"/"+side, func(b *testing.B) {
+				req := &amqpx.Request{Method: "greet", Body: []byte("world"), CorrelationID: "3b241101-e2bb-4255-8caf-4136c566a962"}
+				if side == "server" && name != "off" {
+					req.Header = map[string]any{traceparent: aParent}
+				}
+				b.ReportAllocs()
+				for b.Loop() {
+					_, _ = h(b.Context(), req)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package amqpxotel
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// Server returns middleware for servers: each run of a handler gets a span, the child of
+// its caller's, and the handler's context has it, so that calls the handler makes belong to
+// the same trace. It belongs outermost. It is safe for any number of goroutines, and for
+// several servers that share the same options.
+func Server(opts ...Option) amqpx.Middleware {
+	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
+	return func(next amqpx.Handler) amqpx.Handler {
+		return func(ctx context.Context, req *amqpx.Request) (answer []byte, err error) {
+			ctx, span := t.start(t.extract(ctx, req), req.Method)
+			if !span.IsRecording() {
+				return next(ctx, req)
+			}
+			err = errUnwound // unless next returns
+			defer func() { endRun(span, req, answer, err) }()
+			return next(ctx, req)
+		}
+	}
+}
+
+// endRun ends a server's span.
+func endRun(span trace.Span, req *amqpx.Request, answer []byte, err error) {
+	const most = 9
+	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
+	attributes = append(attributes, attribute.Float64(keyQueueWait, float64(req.Queued)/float64(time.Millisecond)))
+	if req.Redelivered {
+		attributes = append(attributes, attribute.Bool(keyRedelivered, true))
+	}
+	if req.OneWay {
+		attributes = append(attributes, attribute.Bool(keyOneWay, true))
+	}
+	if err == nil {
+		attributes = append(attributes, attribute.Int(keyAnswerBytes, len(answer)))
+	} else {
+		code := codeForCaller(err)
+		attributes = append(attributes, semconv.RPCResponseStatusCode(string(code)))
+		if isFault(code) {
+			attributes = append(attributes, semconv.ErrorTypeKey.String(string(code)))
+			span.SetStatus(codes.Error, message(err))
+		}
+	}
+	span.SetAttributes(attributes...)
+	span.End()
+}
+
+// codeForCaller is the code that the server sends: an error without one is internal.
+func codeForCaller(err error) amqpx.Code {
+	code := amqpx.CodeOf(err)
+	if _, coded := errors.AsType[*amqpx.Error](err); code == amqpx.CodeUnknown && !coded {
+		return amqpx.CodeInternal
+	}
+	return code
+}
+
+// isFault reports whether the server is to blame, and not its caller. The list is that of
+// the conventions for gRPC (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/).
+func isFault(code amqpx.Code) bool {
+	switch code {
+	case amqpx.CodeUnknown, amqpx.CodeDeadlineExceeded, amqpx.CodeUnimplemented,
+		amqpx.CodeInternal, amqpx.CodeUnavailable, amqpx.CodeDataLoss:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,91 @@
+package amqpxotel
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// scope is the name of what makes the spans.
+const scope = "rabbitmq-rpc/pkg/amqpxotel"
+
+// tracing starts the spans of one side.
+type tracing struct {
+	tracer     trace.Tracer
+	propagator propagation.TextMapPropagator
+	kind       trace.SpanKind
+	common     []attribute.KeyValue
+
+	// starts keeps what spans of a method start with, because making it costs more than
+	// the rest of a call that is not sampled.
+	starts sync.Map // of method to *start
+	kept   atomic.Int64
+}
+
+// mostStarts bounds what is kept. Clients may call methods of any name.
+const mostStarts = 1024
+
+// start is what the spans of a method start with.
+type start struct {
+	name    string
+	options []trace.SpanStartOption
+}
+
+func newTracing(kind trace.SpanKind, opts []Option, operation ...attribute.KeyValue) *tracing {
+	c := newConfig(opts)
+	common := slices.Concat(c.common, operation,
+		[]attribute.KeyValue{semconv.RPCSystemNameKey.String("amqpx"), semconv.MessagingSystemRabbitMQ})
+	return &tracing{
+		tracer:     c.provider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
+		propagator: c.propagator,
+		kind:       kind,
+		common:     common,
+	}
+}
+
+// start starts a span of a method.
+func (t *tracing) start(ctx context.Context, method string) (context.Context, trace.Span) {
+	s := t.startOf(method)
+	return t.tracer.Start(ctx, s.name, s.options...)
+}
+
+func (t *tracing) startOf(method string) *start {
+	if kept, ok := t.starts.Load(method); ok {
+		return kept.(*start) //nolint:forcetypeassert // nothing else is stored.
+	}
+	name := text(method)
+	s := &start{name: name, options: []trace.SpanStartOption{
+		trace.WithSpanKind(t.kind),
+		trace.WithAttributes(append(slices.Clone(t.common), semconv.RPCMethod(name))...),
+	}}
+	if t.kept.Load() < mostStarts {
+		if _, known := t.starts.LoadOrStore(strings.Clone(method), s); !known {
+			t.kept.Add(1)
+		}
+	}
+	return s
+}
+
+// mostText bounds a text in a span.
+const mostText = 256
+
+// text makes s fit for a span: an exporter refuses everything that it has at hand when one
+// text is no UTF-8, and ids are whatever a caller sent.
+func text(s string) string {
+	if len(s) > mostText {
+		cut := mostText
+		for cut > 0 && !utf8.RuneStart(s[cut]) { // not in the middle of a character
+			cut--
+		}
+		s = s[:cut] + "…"
+	}
+	return strings.ToValidUTF8(s, string(utf8.RuneError))
+}
