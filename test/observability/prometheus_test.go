@@ -1,0 +1,181 @@
+//go:build integration
+
+package observability
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// prometheus is a running server, which ends with its test.
+type prometheus struct {
+	t    *testing.T
+	base string
+}
+
+// startPrometheus starts Debian's with settings from a file.
+func startPrometheus(t *testing.T, settings string, flags ...string) *prometheus {
+	t.Helper()
+	addr := freeAddr(t)
+	rig.Run(t, nil, program(t, "prometheus"), append([]string{
+		"--config.file=" + settings, "--storage.tsdb.path=" + t.TempDir(),
+		"--web.listen-address=" + addr, "--log.level=warn",
+	}, flags...)...)
+	p := &prometheus{t: t, base: "http://" + addr}
+	rig.Eventually(t, "Prometheus is ready", func() bool {
+		_, code, err := p.get("/-/ready", nil)
+		return err == nil && code == http.StatusOK
+	})
+	return p
+}
+
+// of is the same server for a part of the test.
+func (p *prometheus) of(t *testing.T) *prometheus {
+	t.Helper()
+	return &prometheus{t: t, base: p.base}
+}
+
+// freeAddr returns an address of the loopback that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func (p *prometheus) get(path string, params url.Values) ([]byte, int, error) {
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.base+path+"?"+params.Encode(), http.NoBody)
+	if err != nil {
+		return nil, 0, err
+	}
+	req.Close = true // an idle connection would look like a leak
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	return body, resp.StatusCode, err
+}
+
+// ask asks the API, which must answer.
+func (p *prometheus) ask(into any, path string, params url.Values) {
+	p.t.Helper()
+	body, _, err := p.get("/api/v1/"+path, params)
+	if err != nil {
+		p.t.Fatalf("Prometheus: %v", err)
+	}
+	answer := struct {
+		Status, Error string
+		Data          json.RawMessage
+	}{}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		p.t.Fatalf("Prometheus: %s?%s: %v\n%s", path, params.Encode(), err, body)
+	}
+	if answer.Status != "success" {
+		p.t.Fatalf("Prometheus: %s %v: %s", path, params, answer.Error)
+	}
+	if err := json.Unmarshal(answer.Data, into); err != nil {
+		p.t.Fatalf("Prometheus: %s %v: %v", path, params, err)
+	}
+}
+
+// sample is one element of a query's result.
+type sample struct {
+	Metric    map[string]string
+	Value     [2]any          // a time and a text
+	Histogram json.RawMessage // instead of a value
+}
+
+// number is the sample's value; NaN also for what is no number.
+func (s sample) number() float64 {
+	text, _ := s.Value[1].(string)
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return math.NaN()
+	}
+	return v
+}
+
+// query evaluates an expression now; one that is wrong fails the test.
+func (p *prometheus) query(expr string) []sample {
+	p.t.Helper()
+	var answer struct {
+		ResultType string
+		Result     []sample
+	}
+	p.ask(&answer, "query", url.Values{"query": {expr}})
+	if answer.ResultType != "vector" {
+		p.t.Fatalf("%s: is a %s", expr, answer.ResultType)
+	}
+	return answer.Result
+}
+
+// shows reports whether an expression has anything to show.
+func (p *prometheus) shows(expr string) bool {
+	p.t.Helper()
+	for _, s := range p.query(expr) {
+		if s.Histogram != nil || !math.IsNaN(s.number()) {
+			return true
+		}
+	}
+	return false
+}
+
+// value is the only sample of an expression; ok is false while there is none.
+func (p *prometheus) value(expr string) (v float64, ok bool) {
+	p.t.Helper()
+	switch all := p.query(expr); len(all) {
+	case 0:
+		return 0, false
+	case 1:
+		return all[0].number(), true
+	default:
+		p.t.Fatalf("%s: has %d results", expr, len(all))
+		return 0, false
+	}
+}
+
+// counts waits until an expression has a value.
+func (p *prometheus) counts(expr string, want float64) {
+	p.t.Helper()
+	last := "nothing"
+	defer func() {
+		if p.t.Failed() {
+			p.t.Logf("%s: last it was %s", expr, last)
+		}
+	}()
+	rig.Eventually(p.t, fmt.Sprintf("%s is %v", expr, want), func() bool {
+		v, ok := p.value(expr)
+		if ok {
+			last = fmt.Sprint(v)
+		}
+		return ok && v == want
+	})
+}
+
+// names are the metrics that Prometheus has.
+func (p *prometheus) names(prefix string) []string {
+	p.t.Helper()
+	var all, mine []string
+	p.ask(&all, "label/__name__/values", nil)
+	for _, name := range all {
+		if strings.HasPrefix(name, prefix) {
+			mine = append(mine, name)
+		}
+	}
+	return mine
+}
