@@ -9,7 +9,10 @@ import (
 )
 
 // overAMQPX is this repository's library.
-type overAMQPX struct{ batch, direct, persistent, quorum bool }
+type overAMQPX struct {
+	batch, direct, persistent, quorum bool
+	telemetry
+}
 
 func (c overAMQPX) settings() string {
 	text := "pkg/amqpx, every call a message"
@@ -29,7 +32,7 @@ func (c overAMQPX) settings() string {
 	default:
 		text += ", transient messages"
 	}
-	return text + fmt.Sprintf(", publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
+	return text + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
 // serve implements native.
@@ -38,10 +41,12 @@ func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready
 	if env.Workers > 0 {
 		opts = append(opts, amqpx.WithWorkers(env.Workers))
 	}
+	watch, opts := c.ofServer(opts)
 	s, err := amqpx.NewServer(env.URL, opts...)
 	if err != nil {
 		return err
 	}
+	watch(s)
 	for _, method := range []string{methodQuick, methodSlow, methodEcho, methodHold} {
 		err := s.Handle(method, func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 			return h.answer(ctx, req.Method, req.Body)
@@ -68,11 +73,13 @@ func (c overAMQPX) dial(ctx context.Context, env environment) (caller, error) {
 	if env.InFlight > 0 {
 		opts = append(opts, amqpx.WithMaxInFlight(env.InFlight))
 	}
+	watch, opts := c.ofClient(opts)
 	//nolint:contextcheck // a client lives until Close, so it takes no context.
 	client, err := amqpx.NewClient(env.URL, opts...)
 	if err != nil {
 		return nil, err
 	}
+	watch(client)
 	if err := client.WaitReady(ctx); err != nil {
 		return nil, errors.Join(err, client.Close(ctx))
 	}

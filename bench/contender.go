@@ -72,6 +72,14 @@ const (
 	single       = "amqpx"
 	batched      = "amqpx-batch"
 	coreNATS     = "nats"
+
+	singleMetrics  = "amqpx-metrics"
+	singleSampled  = "amqpx-traces-1%"
+	singleTraced   = "amqpx-traces"
+	batchedMetrics = "amqpx-batch-metrics"
+	batchedSampled = "amqpx-batch-traces-1%"
+	batchedTraced  = "amqpx-batch-traces"
+
 	overGRPC     = "grpc"
 )
 
@@ -86,6 +94,12 @@ func entries() []entry {
 		{name: batched, contender: overAMQPX{batch: true}},
 		{name: "amqpx-batch-persistent", contender: overAMQPX{batch: true, persistent: true}},
 		{name: "amqpx-batch-quorum", contender: overAMQPX{batch: true, quorum: true}},
+		{name: singleMetrics, contender: overAMQPX{telemetry: telemetry{metrics: true}}, optional: true},
+		{name: singleSampled, contender: overAMQPX{telemetry: telemetry{metrics: true, sampled: sampledShare}}, optional: true},
+		{name: singleTraced, contender: overAMQPX{telemetry: telemetry{metrics: true, sampled: 1}}, optional: true},
+		{name: batchedMetrics, contender: overAMQPX{batch: true, telemetry: telemetry{metrics: true}}, optional: true},
+		{name: batchedSampled, contender: overAMQPX{batch: true, telemetry: telemetry{metrics: true, sampled: sampledShare}}, optional: true},
+		{name: batchedTraced, contender: overAMQPX{batch: true, telemetry: telemetry{metrics: true, sampled: 1}}, optional: true},
 		{name: "go-kit", contender: goKit{}},
 		{name: "watermill", contender: overWatermill{}},
 		{name: coreNATS, contender: overNATS{}},

@@ -79,10 +79,12 @@ const (
 	expServers = "servers"
 	expSlow    = "slow"
 	expMemory  = "memory"
+	// expTelemetry is not a part of all: it compares amqpx with itself.
+	expTelemetry = "telemetry"
 )
 
 func allExperiments() []string {
-	return []string{expTable, expCallers, expRate, expSize, expServers, expSlow, expMemory}
+	return []string{expTable, expCallers, expRate, expSize, expServers, expSlow, expMemory, expTelemetry}
 }
 
 // newExperiment plans the experiment of that name, for the chosen contenders.
@@ -99,6 +101,8 @@ func newExperiment(name string, o options) experiment {
 		e = serversExperiment(o)
 	case expSlow:
 		e = slowExperiment(o)
+	case expTelemetry:
+		e = telemetryExperiment(o)
 	case expMemory:
 		e = memoryExperiment(o)
 	default:

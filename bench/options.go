@@ -47,7 +47,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
 	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+expTable+": how many callers call at once")
 	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
-	fs.StringVar(&experiments, "experiment", expTable, "any of "+strings.Join(allExperiments(), ", ")+"; all is all but the first, which callers contains")
+	fs.StringVar(&experiments, "experiment", expTable, "any of "+strings.Join(allExperiments(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
 	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
@@ -64,9 +64,12 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	if o.callers, err = parseCallers(callers); err != nil {
 		return o, err
 	}
+	if experiments == expTelemetry && names == strings.Join(defaultContenders(), ",") {
+		names = strings.Join(telemetryContenders(), ",")
+	}
 	o.contenders = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
-		o.experiments = allExperiments()[1:]
+		o.experiments = allExperiments()[1 : len(allExperiments())-1]
 	}
 	if err := o.validate(); err != nil {
 		return o, err

@@ -14,7 +14,7 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := allExperiments()[1:]; !slices.Equal(o.experiments, want) {
+	if want := allExperiments()[1 : len(allExperiments())-1]; !slices.Equal(o.experiments, want) {
 		t.Errorf("experiments %v, want %v", o.experiments, want)
 	}
 	if !slices.Equal(o.callers, []int{1, 8}) {

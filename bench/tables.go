@@ -25,11 +25,7 @@ func (s *section) tables(callers []int) string {
 		for _, name := range baselines {
 			heads = append(heads, "× "+name)
 		}
-		cpu := "CPU µs/call client + server"
-		if s.brokerMeasured {
-			cpu += " + broker"
-		}
-		heads = append(heads, "p50 ms", "p99 ms", cpu, "allocs/call client + server")
+		heads = append(heads, "p50 ms", "p99 ms", s.headOfCPU(), "allocs/call client + server")
 		var rows [][]string
 		for _, e := range s.lineup {
 			rows = append(rows, s.cells(e.label, labelCallers(n), baselines))
@@ -37,6 +33,14 @@ func (s *section) tables(callers []int) string {
 		table(&b, heads, rows)
 	}
 	return b.String()
+}
+
+// headOfCPU names the sides whose processor time was measured.
+func (s *section) headOfCPU() string {
+	if s.brokerMeasured {
+		return "CPU µs/call client + server + broker"
+	}
+	return "CPU µs/call client + server"
 }
 
 func (s *section) cells(name, load string, baselines []string) []string {
