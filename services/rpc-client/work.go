@@ -32,11 +32,11 @@ type client interface {
 
 // work connects, makes the calls and reports.
 func work(drain, force context.Context, settings *Config, out *screen, stdout io.Writer, logger *zap.Logger) error {
-	c, metrics, err := newClient(settings, settings.options(logger)) //nolint:contextcheck // it lives until Close
+	c, shows, err := newClient(settings, settings.options(logger)) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}
-	probes, err := health.Start(drain, settings.HTTP.Addr, c, logger, health.WithMetrics(metrics))
+	probes, err := health.Start(drain, settings.HTTP.Addr, c, logger, shows...)
 	if err != nil {
 		return errors.Join(err, closeBy(force, c))
 	}

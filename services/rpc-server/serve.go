@@ -23,7 +23,7 @@ var errForced = errors.New("stopped by a second signal before the drain was done
 // serve runs the server until drain ends and what has begun is finished, or until
 // force ends.
 func serve(drain, force context.Context, settings *Config, logger *zap.Logger) error {
-	server, metrics, err := newServer(settings, settings.options(logger))
+	server, shows, err := newServer(settings, settings.options(logger))
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}
@@ -31,7 +31,7 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 	if err := register(server); err != nil {
 		return fmt.Errorf("register functions: %w", err)
 	}
-	probes, err := health.Start(drain, settings.HTTP.Addr, server, logger, health.WithMetrics(metrics))
+	probes, err := health.Start(drain, settings.HTTP.Addr, server, logger, shows...)
 	if err != nil {
 		return err
 	}

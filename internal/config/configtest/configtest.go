@@ -65,6 +65,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"RPC_QUEUE_DURABLE":  {"maybe", `"maybe" is not true or false`, IsEmpty},
 		"RPC_PERSISTENT":     {"2", `"2" is not true or false`, IsEmpty},
 		"RPC_BATCH":          {"on", `"on" is not one of: auto, off`, IsEmpty},
+		"RPC_CONTROL":        {"off", `"off" is not true or false`, IsEmpty},
 		"HTTP_ADDR":          {"8080", `"8080" is not an address such as :8080 or 127.0.0.1:8080`, IsEmpty},
 		"METRICS":            {"no", `"no" is not true or false`, IsEmpty},
 		"LOG_LEVEL":          {"loud", `"loud" is not one of: debug, info, warn, error`, IsEmpty},

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxprom"
+)
+
+// newClient returns a client, and what can be asked of it over HTTP besides how it is: its
+// metrics, and round trips, which need the control plane. Settings switch both off.
+func newClient(settings *Config, options []amqpx.ClientOption) (*amqpx.Client, []health.Option, error) {
+	metrics := amqpxprom.NewClientMetrics(settings.Queue.Name)
+	registry, err := health.NewRegistry(metrics)
+	if err != nil {
+		return nil, nil, err
+	}
+	var shows []health.Option
+	if settings.HTTP.Metrics {
+		options = append(options, amqpx.WithClientObserver(metrics))
+		shows = append(shows, health.WithMetrics(registry))
+	}
+	made, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), options...)
+	if err != nil {
+		return nil, nil, err
+	}
+	metrics.Watch(made)
+	if settings.Queue.Control {
+		shows = append(shows, health.WithPinger(made))
+	}
+	return made, shows, nil
+}
