@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"testing"
@@ -24,9 +25,7 @@ func sent(more map[attribute.Key]any) map[attribute.Key]any {
 		"messaging.operation.name": "send", "messaging.operation.type": "send",
 		"messaging.message.conversation_id": "id", "messaging.message.body.size": int64(5),
 	}
-	for k, v := range more {
-		all[k] = v
-	}
+	maps.Copy(all, more)
 	return all
 }
 

@@ -3,6 +3,7 @@ package amqpxotel
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -16,9 +17,7 @@ import (
 // processed is what every span of a server in these tests has.
 func processed(more map[attribute.Key]any) map[attribute.Key]any {
 	all := sent(map[attribute.Key]any{"messaging.operation.name": "process", "messaging.operation.type": "process"})
-	for k, v := range more {
-		all[k] = v
-	}
+	maps.Copy(all, more)
 	return all
 }
 

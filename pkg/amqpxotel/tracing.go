@@ -59,7 +59,7 @@ func (t *tracing) start(ctx context.Context, method string) (context.Context, tr
 
 func (t *tracing) startOf(method string) *start {
 	if kept, ok := t.starts.Load(method); ok {
-		return kept.(*start) //nolint:forcetypeassert // nothing else is stored.
+		return kept.(*start) //nolint:errcheck,forcetypeassert // nothing else is stored.
 	}
 	name := text(method)
 	s := &start{name: name, options: []trace.SpanStartOption{
