@@ -86,7 +86,7 @@ func (a *AMQP) resolveURL(faults *Faults) string {
 		faults.Addf(file, "is set together with AMQP_URL; set only one of them")
 		return file
 	}
-	content, err := readFile(a.URLFile)
+	content, err := ReadFile(a.URLFile)
 	if err != nil {
 		faults.Addf(file, "%v", err)
 		return file

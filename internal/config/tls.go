@@ -40,7 +40,7 @@ func (a *AMQP) loadTLS(urls []string, faults *Faults) {
 }
 
 func loadCA(name, path string, faults *Faults) *x509.CertPool {
-	pem, err := readFile(path)
+	pem, err := ReadFile(path)
 	if err != nil {
 		faults.Addf(name, "%v", err)
 		return nil
@@ -55,11 +55,11 @@ func loadCA(name, path string, faults *Faults) *x509.CertPool {
 // loadPair blames the file that is at fault where it can tell.
 func loadPair(certPath, keyPath string, faults *Faults) []tls.Certificate {
 	const cert, key = "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
-	certPEM, certErr := readFile(certPath)
+	certPEM, certErr := ReadFile(certPath)
 	if certErr != nil {
 		faults.Addf(cert, "%v", certErr)
 	}
-	keyPEM, keyErr := readFile(keyPath)
+	keyPEM, keyErr := ReadFile(keyPath)
 	if keyErr != nil {
 		faults.Addf(key, "%v", keyErr)
 	}
@@ -77,9 +77,9 @@ func loadPair(certPath, keyPath string, faults *Faults) []tls.Certificate {
 // maxFile bounds the files that a setting names; certificates and URLs are far smaller.
 const maxFile = 1 << 20
 
-// readFile reads a file that the operator named. What is not an ordinary file could
+// ReadFile reads a file that the operator named. What is not an ordinary file could
 // keep a service waiting, or have no end.
-func readFile(path string) ([]byte, error) {
+func ReadFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:

@@ -71,6 +71,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"LOG_LEVEL":          {"loud", `"loud" is not one of: debug, info, warn, error`, IsEmpty},
 		"LOG_FORMAT":         {"xml", `"xml" is not one of: json, console`, IsEmpty},
 	}
+	maps.Copy(all, Tracing())
 	maps.Copy(all, own)
 	return all
 }

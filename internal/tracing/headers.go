@@ -1,0 +1,59 @@
+package tracing
+
+import (
+	"net/url"
+	"strings"
+
+	"rabbitmq-rpc/internal/config"
+)
+
+// Headers are HTTP headers for the collector: key=value, separated by commas. However they
+// are printed, logged or encoded, only their names show: the values hold tokens.
+type Headers string
+
+// String returns the names.
+func (h Headers) String() string {
+	if trim(string(h)) == "" {
+		return ""
+	}
+	var names []string
+	for pair := range strings.SplitSeq(string(h), ",") {
+		name, _, ok := strings.Cut(pair, "=")
+		if name = trim(name); !ok || !isToken(name) { // it may be part of a value
+			name = "xxxxx"
+		}
+		names = append(names, name+"=xxxxx")
+	}
+	return strings.Join(names, ",")
+}
+
+// GoString keeps %#v from printing the values.
+func (h Headers) GoString() string { return "tracing.Headers(" + h.String() + ")" }
+
+// MarshalText keeps encoders, zap's among them, from writing the values.
+func (h Headers) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// check takes what the exporters take. They would leave out a pair that they cannot read,
+// and print it.
+func (h Headers) check(faults *config.Faults, name string) {
+	if trim(string(h)) == "" {
+		return
+	}
+	place := 0
+	for pair := range strings.SplitSeq(string(h), ",") {
+		place++
+		key, value, ok := strings.Cut(pair, "=")
+		_, err := url.PathUnescape(value)
+		if !ok || err != nil || !isToken(trim(key)) {
+			faults.Addf(name, "header %d is not key=value, with special characters of the value percent-encoded", place)
+		}
+	}
+}
+
+// isToken reports whether s may be the name of a header (RFC 9110, 5.6.2).
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		return !letter && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
+	})
+}

@@ -1,0 +1,30 @@
+package tracing
+
+import (
+	"context"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// Logged returns middleware that logs, such as [amqpx.AccessLog], with trace_id and span_id
+// in its lines. It belongs inside [Tracing.Server]. While tracing is off it is the
+// middleware itself.
+func (t *Tracing) Logged(log *zap.Logger, of func(*zap.Logger) amqpx.Middleware) amqpx.Middleware {
+	if t == nil {
+		return of(log)
+	}
+	return func(next amqpx.Handler) amqpx.Handler {
+		return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+			span := trace.SpanContextFromContext(ctx)
+			if !span.IsValid() {
+				return of(log)(next)(ctx, req)
+			}
+			// Lazy: most calls log nothing.
+			named := log.WithLazy(zap.Stringer("trace_id", span.TraceID()), zap.Stringer("span_id", span.SpanID()))
+			return of(named)(next)(ctx, req)
+		}
+	}
+}

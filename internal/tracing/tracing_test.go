@@ -1,0 +1,230 @@
+package tracing
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxotel"
+)
+
+// start starts tracing in an environment of these variables.
+func start(t *testing.T, env map[string]string) (*Tracing, *observer.ObservedLogs) {
+	t.Helper()
+	c, faults := load(t, env)
+	if faults != nil {
+		t.Fatalf("faults: %q", faults)
+	}
+	core, logs := observer.New(zap.DebugLevel)
+	tr, err := Start(t.Context(), c, Service{Name: "tester", Queue: "q", Broker: "amqp://u:hunter2@broker/"}, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr, logs
+}
+
+// run runs a handler once, as a server would.
+func (t *Tracing) run(ctx context.Context) {
+	h := amqpxotel.Server(t.options...)(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
+	_, _ = h(ctx, &amqpx.Request{Method: "greet", CorrelationID: "\xff\xfe"})
+}
+
+// within fails the test if f takes longer than d.
+func within(t *testing.T, d time.Duration, f func()) {
+	t.Helper()
+	begun := time.Now()
+	f()
+	if took := time.Since(begun); took > d {
+		t.Errorf("took %v, want at most %v", took, d)
+	}
+}
+
+// one returns the only line of a message.
+func one(t *testing.T, logs *observer.ObservedLogs, message string) observer.LoggedEntry {
+	t.Helper()
+	lines := logs.FilterMessage(message).All()
+	if len(lines) != 1 {
+		t.Fatalf("%d lines %q, want 1: %v", len(lines), message, logs.All())
+	}
+	return lines[0]
+}
+
+//nolint:paralleltest // sets the environment
+func TestExport(t *testing.T) {
+	for name, c := range map[string]struct {
+		serve          func(*testing.T) (string, <-chan export)
+		protocol, path string
+	}{
+		"http": {collect, "", "/v1/traces"},
+		"grpc": {collectGRPC, "grpc", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, exports := c.serve(t)
+			tr, logs := start(t, map[string]string{
+				"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": c.protocol,
+				"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2",
+				"OTEL_RESOURCE_ATTRIBUTES":   "team=blue%20sky,service.instance.id=seven",
+			})
+			tr.run(t.Context())
+			tr.Stop(t.Context())
+			got := receive(t, exports)
+			spans := got.spans()
+			if got.path != c.path || got.token != "Bearer hunter2" || len(spans) != 1 || spans[0].GetName() != "greet" {
+				t.Fatalf("got %+v", got)
+			}
+			host, err := os.Hostname()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]string{
+				"service.name": "tester", "service.version": version(), "service.instance.id": "seven", "host.name": host,
+				"team": "blue sky", "telemetry.sdk.language": "go", "telemetry.sdk.name": "opentelemetry", "telemetry.sdk.version": "1.47.0",
+			}
+			resource := map[string]string{}
+			for _, kv := range got.resources[0].GetResource().GetAttributes() {
+				resource[kv.GetKey()] = kv.GetValue().GetStringValue()
+			}
+			if !maps.Equal(resource, want) {
+				t.Errorf("resource %v, want %v", resource, want)
+			}
+			line := one(t, logs, "calls are traced")
+			if fields := fmt.Sprint(line.ContextMap()); fields != fmt.Sprintf("map[endpoint:%s protocol:%s]", url, cmp.Or(c.protocol, protocolHTTP)) {
+				t.Errorf("it says %s", fields)
+			}
+			if logs.Len() != 1 {
+				t.Errorf("it logged %v", logs.All())
+			}
+		})
+	}
+}
+
+// A collector that is away fails nothing, and costs the end of a service a bounded time.
+//
+//nolint:paralleltest // sets the environment
+func TestCollectorAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		url      func(*testing.T) string
+		protocol string
+		patience time.Duration // of Stop's context; 0: its own
+		most     time.Duration
+	}{
+		"refused":             {deadCollector, "http/protobuf", 0, 3 * time.Second},
+		"refused over grpc":   {deadCollector, "grpc", 100 * time.Millisecond, 2 * time.Second},
+		"silent":              {silentCollector, "http/protobuf", 100 * time.Millisecond, 2 * time.Second},
+		"silent over grpc":    {silentCollector, "grpc", 100 * time.Millisecond, 2 * time.Second},
+		"silent, no patience": {silentCollector, "http/protobuf", time.Nanosecond, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr, logs := start(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.url(t), "OTEL_EXPORTER_OTLP_PROTOCOL": c.protocol})
+			for range 3 {
+				tr.run(t.Context())
+			}
+			ctx := t.Context()
+			if c.patience > 0 {
+				bounded, cancel := context.WithTimeout(ctx, c.patience)
+				defer cancel()
+				ctx = bounded
+			}
+			within(t, c.most, func() { tr.Stop(ctx) })
+			line := one(t, logs, "spans could not be exported")
+			if line.Level != zapcore.WarnLevel || line.ContextMap()["spans"] != int64(3) {
+				t.Errorf("it says %v", line)
+			}
+		})
+	}
+}
+
+// Without an endpoint there is nothing, and everything may be asked of it.
+//
+//nolint:paralleltest // sets the environment, and counts goroutines
+func TestOff(t *testing.T) {
+	before := runtime.NumGoroutine()
+	tr, logs := start(t, map[string]string{"OTEL_SERVICE_NAME": "x", "OTEL_TRACES_SAMPLER": "always_on"})
+	if tr != nil || logs.Len() != 0 {
+		t.Errorf("tracing is on: %v", logs.All())
+	}
+	if _, err := amqpx.NewServer("amqp://h/", tr.Server()); err != nil {
+		t.Error(err)
+	}
+	log := zap.NewNop()
+	handed := false
+	tr.Logged(log, func(l *zap.Logger) amqpx.Middleware { handed = l == log; return nil })
+	tr.Stop(t.Context())
+	if !handed {
+		t.Error("the logger was replaced")
+	}
+	if after := runtime.NumGoroutine(); after > before {
+		t.Errorf("%d goroutines, %d before", after, before)
+	}
+	one := amqpx.WithMiddleware()
+	if fmt.Sprintf("%T", tr.Client()) != fmt.Sprintf("%T", one) {
+		t.Error("the option is not an empty one")
+	}
+}
+
+// More spans than the queue takes are told of.
+func TestFullQueue(t *testing.T) {
+	t.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+	t.Setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+	tr, logs := start(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": silentCollector(t)})
+	const spans = 50
+	for range spans {
+		tr.run(t.Context())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	tr.Stop(ctx)
+	dropped, _ := one(t, logs, "spans found no place in the queue for export").ContextMap()["spans"].(int64)
+	failed := int64(0)
+	for _, line := range logs.FilterMessage("spans could not be exported").All() {
+		n, _ := line.ContextMap()["spans"].(int64)
+		failed += n
+	}
+	if failed+dropped != spans || dropped == 0 {
+		t.Errorf("%d failed and %d were dropped, of %d", failed, dropped, spans)
+	}
+}
+
+//nolint:paralleltest // sets the environment
+func TestSamplerAndPropagators(t *testing.T) {
+	url, exports := collect(t)
+	tr, _ := start(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url + "/elsewhere",
+		"OTEL_TRACES_SAMPLER":                "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0", "OTEL_PROPAGATORS": "none",
+	})
+	var header map[string]any
+	call := amqpxotel.Client(tr.options...)(func(_ context.Context, req *amqpx.Request) ([]byte, error) { header = req.Header; return nil, nil })
+	_, _ = call(t.Context(), &amqpx.Request{Method: "greet"})
+	tr.Stop(t.Context())
+	if header != nil || len(exports) != 0 {
+		t.Errorf("sent %v, and %d exports", header, len(exports))
+	}
+}
+
+// What the exporter refuses is a fault of the configuration.
+//
+//nolint:paralleltest // sets the environment
+func TestStartFails(t *testing.T) {
+	c, faults := load(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h"})
+	if faults != nil {
+		t.Fatal(faults)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := Start(ctx, c, Service{Name: "x"}, zap.NewNop())
+	var coded interface{ ExitCode() int }
+	if !errors.As(err, &coded) || coded.ExitCode() != 2 {
+		t.Errorf("got %v", err)
+	}
+}
