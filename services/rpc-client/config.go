@@ -8,15 +8,17 @@ import (
 	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/tracing"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
 // Config is everything the client reads from the environment.
 type Config struct {
-	AMQP  config.AMQP
-	Queue config.Queue
-	HTTP  health.Config
-	Log   logging.Config
+	AMQP    config.AMQP
+	Queue   config.Queue
+	HTTP    health.Config
+	Log     logging.Config
+	Tracing tracing.Config
 
 	// Method is the function to call.
 	Method string `envconfig:"RPC_METHOD" default:"b" maxlen:"255"`
@@ -40,6 +42,8 @@ type Config struct {
 	Idempotent bool `envconfig:"RPC_IDEMPOTENT" default:"true"`
 	// ReportDir is where report.json goes; empty means nowhere.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
+
+	traces *tracing.Tracing // nil while tracing is off
 }
 
 // Validate checks what spans variables, and that the report can be written.
@@ -47,6 +51,7 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.AMQP.Validate(faults)
 	c.Queue.Validate(faults)
 	c.HTTP.Validate(faults)
+	c.Tracing.Validate(faults)
 	if c.Expect == "" {
 		c.Expect = c.Method
 	}
@@ -69,6 +74,7 @@ func (c *Config) callOptions() []amqpx.CallOption {
 // options returns the library's options for these settings.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	options := []amqpx.ClientOption{
+		c.traces.Client(), // outermost
 		amqpx.WithMiddleware(logAnswers(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithTimeout(c.Timeout),

@@ -17,6 +17,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/tracing"
 )
 
 const name = "rpc-client"
@@ -52,5 +53,12 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	terminal := openScreen(stderr)
 	logger := logging.New(settings.Log, name, terminal)
 	defer logging.Sync(logger)
+	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{
+		Name: name, Queue: settings.Queue.Name, Broker: settings.AMQP.URL.Reveal(),
+	}, logger)
+	if err != nil {
+		return err
+	}
+	defer settings.traces.Stop(force)
 	return work(drain, force, &settings, terminal, stdout, logger)
 }

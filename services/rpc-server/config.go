@@ -8,15 +8,17 @@ import (
 	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/tracing"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
 // Config is everything the server reads from the environment.
 type Config struct {
-	AMQP  config.AMQP
-	Queue config.Queue
-	HTTP  health.Config
-	Log   logging.Config
+	AMQP    config.AMQP
+	Queue   config.Queue
+	HTTP    health.Config
+	Log     logging.Config
+	Tracing tracing.Config
 
 	// Prefetch is how many unacknowledged requests the broker hands out to this
 	// server; 0 is twice the workers.
@@ -33,6 +35,8 @@ type Config struct {
 	ReplayAge   time.Duration `envconfig:"RPC_REPLAY_AGE" default:"1m" min:"0s" max:"24h"`
 	// DrainTimeout bounds the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
+
+	traces *tracing.Tracing // nil while tracing is off
 }
 
 // Validate checks what spans variables.
@@ -40,6 +44,7 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.AMQP.Validate(faults)
 	c.Queue.Validate(faults)
 	c.HTTP.Validate(faults)
+	c.Tracing.Validate(faults)
 }
 
 // options returns the library's options for these settings.
@@ -47,7 +52,8 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
 	options := []amqpx.ServerOption{
-		amqpx.WithMiddleware(amqpx.AccessLog(logger), amqpx.Recover(logger)),
+		c.traces.Server(), // outermost
+		amqpx.WithMiddleware(c.traces.Logged(logger, amqpx.AccessLog), c.traces.Logged(logger, amqpx.Recover)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithDrainTimeout(c.DrainTimeout),

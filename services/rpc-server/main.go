@@ -15,6 +15,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/tracing"
 )
 
 const name = "rpc-server"
@@ -49,5 +50,12 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	}
 	logger := logging.New(settings.Log, name, stderr)
 	defer logging.Sync(logger)
+	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{
+		Name: name, Queue: settings.Queue.Name, Broker: settings.AMQP.URL.Reveal(),
+	}, logger)
+	if err != nil {
+		return err
+	}
+	defer settings.traces.Stop(force)
 	return serve(drain, force, &settings, logger)
 }
