@@ -33,9 +33,10 @@ code=0
 call || code=$?
 
 say ''
-if [[ -f $REPORT_DIR/report.json ]]; then
-	say "report:        $REPORT_DIR/report.json"
-fi
-say "management UI: http://127.0.0.1:$MANAGEMENT_PORT (guest/guest)"
 say "make down      stops it all and leaves nothing behind"
+say "management UI: http://127.0.0.1:$MANAGEMENT_PORT (guest/guest)"
+# The last line of the output: the page for people.
+if [[ -f $REPORT_DIR/report.html ]]; then
+	say "report:        $REPORT_DIR/report.html"
+fi
 exit "$code"

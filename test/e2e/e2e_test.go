@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,7 @@ import (
 
 const (
 	requestQueue = "rpc_queue"
-	mostBytes    = 15_000_000 // of an image
+	mostBytes    = 30_000_000 // of an image; the client draws plots, with the fonts for it
 )
 
 func TestMakeUp(t *testing.T) {
@@ -28,10 +29,17 @@ func TestMakeUp(t *testing.T) {
 		t.Errorf("report: %+v, want 1000 calls and all of them ok", r)
 	}
 	last := lastLines(out, 3)
-	for _, want := range []string{s.report, "http://" + s.management + " (guest/guest)", "make down"} {
+	for _, want := range []string{"http://" + s.management + " (guest/guest)", "make down"} {
 		if !strings.Contains(last, want) {
 			t.Errorf("the last lines do not say %q:\n%s", want, last)
 		}
+	}
+	page, found := strings.CutPrefix(lastLines(out, 1), "report:")
+	if page = strings.TrimSpace(page); !found || page != filepath.Join(s.report, "report.html") {
+		t.Errorf("the last line names no page:\n%s", last)
+	}
+	if html, err := os.ReadFile(page); err != nil || !strings.Contains(string(html), "</html>") {
+		t.Errorf("%s is no page: %v", page, err)
 	}
 	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers(requestQueue) == 1 })
 
