@@ -17,6 +17,7 @@ need_pika() {
 for thing in "$@"; do
 	case $thing in
 	pika) need_pika ;;
+	promtool) need promtool prometheus ;;
 	chromium) command -v google-chrome >/dev/null || need chromium chromium ;;
 	*) need "$thing" "$thing" ;;
 	esac

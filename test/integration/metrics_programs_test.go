@@ -1,0 +1,146 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os/exec"
+	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// logged is a line of our programs' logs.
+type logged struct {
+	HTTPAddr string `json:"http_addr"`
+}
+
+// started starts one of our programs and returns where it answers over HTTP.
+func started(t *testing.T, service, says string, env ...string) (program *rig.Program, url string) {
+	t.Helper()
+	program = rig.Run(t, append(env, "HTTP_ADDR=127.0.0.1:0"), rig.Build(t, service))
+	var line logged
+	if err := json.Unmarshal([]byte(program.Says(says)), &line); err != nil || line.HTTPAddr == "" {
+		t.Fatalf("%s does not say where it answers: %v", service, err)
+	}
+	return program, "http://" + line.HTTPAddr
+}
+
+// What the programs show has every name that dashboards use, and follows Prometheus'
+// conventions; and each gets through to itself or to the other.
+func TestMetricsOfOurPrograms(t *testing.T) {
+	t.Parallel()
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Fatal("promtool is missing: install the package prometheus")
+	}
+	r := rig.New(t)
+	env := []string{"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name}
+	server, serverURL := started(t, "rpc-server", "server starts", env...)
+	server.Says(`"ready"`)
+	if _, err := r.Ready().Call(rig.Patience(t), "nobody", nil); amqpx.CodeOf(err) != amqpx.CodeUnimplemented {
+		t.Errorf("a method that nobody has: %v", err)
+	}
+	client, clientURL := started(t, "rpc-client", "client starts",
+		append(env, "RPC_CALLS=1000000000", "RPC_CONCURRENCY=4")...)
+	rig.Eventually(t, "the client has an answer", func() bool {
+		_, text := scrape(t, clientURL+"/metrics")
+		return read(t, text)["amqpx_client_call_duration_seconds{b,ok}"] > 0
+	})
+	for url, names := range map[string][]string{serverURL: serverNames(), clientURL: clientNames()} {
+		_, text := scrape(t, url+"/metrics")
+		got := read(t, text)
+		for _, name := range append(names, "rabbitmq_rpc_build_info", "go_goroutines", "process_cpu_seconds_total") {
+			if _, ok := got[name]; !ok {
+				t.Errorf("%s does not show %s", url, name)
+			}
+		}
+		check := exec.CommandContext(rig.Patience(t), promtool, "check", "metrics")
+		check.Stdin = bytes.NewReader(text)
+		if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("promtool check metrics, of %s: %v\n%s", url, err, out)
+		}
+		if code, text := scrape(t, url+"/pingz"); code != http.StatusOK || !bytes.HasPrefix(text, []byte(`{"state":"ok","took_ms":`)) {
+			t.Errorf("%s/pingz answers %d %s", url, code, text)
+		}
+	}
+	for _, p := range []*rig.Program{client, server} {
+		p.Terminate()
+		if err := p.Wait(); err != nil {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// clientNames are the series of a client that made calls of b; dashboards use them.
+func clientNames() []string {
+	return []string{
+		"amqpx_client_call_duration_seconds{b,ok}",
+		"amqpx_client_calls_in_flight",
+		"amqpx_client_resends_total",
+		"amqpx_client_retries_total",
+		"amqpx_client_rejected_calls_total",
+		"amqpx_client_late_answers_total",
+		"amqpx_client_duplicate_answers_total",
+		"amqpx_client_unknown_answers_total",
+		"amqpx_client_batched_calls_total",
+		"amqpx_client_batch_size",
+		"amqpx_client_reconnects_total",
+		"amqpx_client_blocked_seconds_total",
+		"amqpx_client_link_state{connecting}",
+		"amqpx_client_link_state{ready}",
+		"amqpx_client_link_state{blocked}",
+		"amqpx_client_link_state{reconnecting}",
+		"amqpx_client_link_state{draining}",
+		"amqpx_client_link_state{closed}",
+	}
+}
+
+// serverNames are the series of a server that was called for b, and for nothing it has.
+func serverNames() []string {
+	return []string{
+		"amqpx_server_handler_duration_seconds{b,ok}",
+		"amqpx_server_queue_wait_seconds{b}",
+		"amqpx_server_refused_requests_total{unknown,unimplemented}",
+		"amqpx_server_requests_total",
+		"amqpx_server_requests_in_flight",
+		"amqpx_server_requests_waiting",
+		"amqpx_server_workers",
+		"amqpx_server_workers_busy",
+		"amqpx_server_panics_total",
+		"amqpx_server_expired_requests_total",
+		"amqpx_server_shed_requests_total",
+		"amqpx_server_replayed_requests_total",
+		"amqpx_server_returned_requests_total",
+		"amqpx_server_moved_requests_total",
+		"amqpx_server_dead_letters_total",
+		"amqpx_server_canceled_requests_total",
+		"amqpx_server_batched_requests_total",
+		"amqpx_server_batch_size",
+		"amqpx_server_reconnects_total",
+		"amqpx_server_blocked_seconds_total",
+		"amqpx_server_link_state{connecting}",
+		"amqpx_server_link_state{ready}",
+		"amqpx_server_link_state{blocked}",
+		"amqpx_server_link_state{reconnecting}",
+		"amqpx_server_link_state{draining}",
+		"amqpx_server_link_state{closed}",
+	}
+}
+
+func TestMetricsSwitchedOff(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	server, url := started(t, "rpc-server", "server starts", "AMQP_URL="+r.URL, "RPC_QUEUE="+r.Queue.Name, "METRICS=false")
+	server.Says(`"ready"`)
+	if code, _ := scrape(t, url+"/metrics"); code != http.StatusNotFound {
+		t.Errorf("/metrics answers %d", code)
+	}
+	server.Terminate()
+	if err := server.Wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+}
