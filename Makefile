@@ -58,13 +58,14 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser suite fault chaos soak e2e test fuzz bench bench-compare
+.PHONY: unit integration interop browser observability suite fault chaos soak e2e test fuzz bench bench-compare
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
 	@cd test && go test -race -count=1 . ./fault/internal/...
 
 integration: ## tests against a private broker; BROKER=3 or 4
+	@deploy/need.sh promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
 
 interop: ## a Python client and a Python server on the other side
@@ -75,9 +76,13 @@ browser: ## a headless Chromium in the management UI
 	@deploy/need.sh chromium
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./browser/...
 
-suite: ## integration, interop and browser on one broker
-	@deploy/need.sh pika chromium
-	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/...
+observability: ## Prometheus reads a real pair, and answers the dashboard's queries
+	@deploy/need.sh promtool
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./observability/...
+
+suite: ## the four above on one broker
+	@deploy/need.sh pika chromium promtool
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/... ./observability/...
 
 # Part of every test run, it may have to share its machine: a later bound.
 fault: FAULTFLAGS ?= -bound 1s
@@ -94,14 +99,14 @@ e2e: ## what make up and make down do, from the outside
 	@cd test && go test -count=1 -timeout 8m -v -tags e2e ./e2e/...
 
 test: ## everything that must pass
-	@deploy/need.sh shellcheck pika chromium
+	@deploy/need.sh shellcheck pika chromium promtool
 	@$(MAKE) lint
 	@$(MAKE) unit
 	@$(MAKE) suite BROKER=3
 	@$(MAKE) suite BROKER=4
 	@$(MAKE) fault
 	@$(MAKE) e2e
-	@echo "passed: lint, unit, integration + interop + browser on RabbitMQ 3 and 4, faults, e2e"
+	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, e2e"
 
 fuzz: ## every fuzz target of the root module for FUZZTIME each; keeps what it finds
 	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r path dir; do \
