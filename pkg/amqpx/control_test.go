@@ -80,6 +80,15 @@ func TestFleetListsEveryServer(t *testing.T) {
 	})
 }
 
+// declare makes a queue.
+func (r *rig) declare(name string) {
+	r.broker.with(func(b *fakeBroker) {
+		if refused := b.declare(name, true, nil); refused != nil {
+			r.t.Error(refused)
+		}
+	})
+}
+
 // queueNames lists the broker's queues.
 func (r *rig) queueNames() (names []string) {
 	r.broker.with(func(b *fakeBroker) {
@@ -209,7 +218,7 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
-		r.broker.with(func(b *fakeBroker) { b.declare("flooder", true, nil) })
+		r.declare("flooder")
 		r.broker.holdConfirms()
 		for range 10 * controlAnswers {
 			r.toControl(amqp.Publishing{AppId: controlPing, ReplyTo: "flooder", CorrelationId: "1"})
@@ -227,7 +236,7 @@ func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
-		r.broker.with(func(b *fakeBroker) { b.declare("asker", true, nil) })
+		r.declare("asker")
 		for question, want := range map[string][2]bool{controlPing: {}, controlInfo: {true, false}, controlStats: {true, true}} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: "asker", CorrelationId: "7"})
 			var got Instance

@@ -28,6 +28,11 @@ func withDeadline(parent context.Context, deadline time.Time) *deadlineContext {
 	return &deadlineContext{parent: parent, deadline: deadline}
 }
 
+// begin makes it a child of parent, before anybody else has it; the deadline may be zero.
+func (c *deadlineContext) begin(parent context.Context, deadline time.Time) {
+	c.parent, c.deadline = parent, deadline
+}
+
 // end releases what the context holds; it counts as cancelled then.
 func (c *deadlineContext) end() {
 	c.ended.Store(true)

@@ -73,7 +73,9 @@ func (b *fakeBroker) option() Option { return onFake{b} }
 
 type onFake struct{ broker *fakeBroker }
 
-func (o onFake) applyClient(c *clientConfig) { c.dialer, c.batch, c.control = o.broker, BatchOff, false }
+func (o onFake) applyClient(c *clientConfig) {
+	c.dialer, c.batch, c.control = o.broker, BatchOff, false
+}
 
 func (o onFake) applyServer(c *serverConfig) {
 	c.dialer, c.batch, c.control, c.ackPause = o.broker, BatchOff, false, 0

@@ -29,6 +29,7 @@ func (o *observerNotes) BatchSent(calls int) { o.note("sent %d", calls) }
 func (o *observerNotes) HandlerEnded(method string, code Code, queued, took time.Duration) {
 	o.note("handler %s %s %v %v", method, code, queued, took)
 }
+
 func (o *observerNotes) RequestRefused(method string, code Code) {
 	o.note("refused %q %s", method, code)
 }

@@ -79,11 +79,12 @@ func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, now 
 
 // invoke runs the handler and answers, whichever way the handler ends.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *execution, begun time.Time) {
-	x.ctx.parent = ctx
+	var deadline time.Time
 	if j.in.budget != noBudget {
-		x.ctx.deadline = j.arrived.Add(j.in.budget)
+		deadline = j.arrived.Add(j.in.budget)
 	}
-	ctx = &x.ctx
+	x.ctx.begin(ctx, deadline)
+	ctx = &x.ctx //nolint:contextcheck // it is ctx's child.
 	defer x.ctx.end()
 	queued := begun.Sub(j.arrived)
 	s.load.started()
