@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // logAnswers logs how each call ended, at debug level. At any other level it costs
@@ -22,7 +23,7 @@ func logAnswers(logger *zap.Logger) amqpx.Middleware {
 			fields := []zap.Field{
 				zap.String("method", req.Method),
 				zap.String("correlation_id", req.CorrelationID),
-				zap.Float64("latency_ms", milliseconds(time.Since(start))),
+				zap.Float64("latency_ms", report.Milliseconds(time.Since(start))),
 			}
 			if err != nil {
 				fields = append(fields, zap.Stringer("code", amqpx.CodeOf(err)), zap.Error(err))

@@ -10,6 +10,7 @@ import (
 	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/internal/tracing"
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Config is everything the client reads from the environment.
@@ -27,9 +28,18 @@ type Config struct {
 	// Expect is the answer that every call must get. Empty means the method's name,
 	// which is what the functions a and b of rpc-server answer.
 	Expect string `envconfig:"RPC_EXPECT" empty:"ok"`
-	// Calls is how many calls to make.
+	// Calls is how many calls to make. Beside a Duration the default is no bound, and
+	// any other number is: whichever comes first ends the run.
 	Calls int `envconfig:"RPC_CALLS" default:"1000" min:"1" max:"1000000000"`
-	// Concurrency is how many calls are under way at once.
+	// Duration is how long calls begin, by time instead of by number; 0 is by number. The
+	// run ends when those under way have settled.
+	Duration time.Duration `envconfig:"RPC_DURATION" default:"0s" min:"0s" max:"168h"`
+	// Rate is how many calls begin a second, whatever became of those before (an open
+	// loop). Their latency counts from when they were due. 0 is a closed loop: each caller
+	// begins a call as soon as its last has settled.
+	Rate int `envconfig:"RPC_RATE" default:"0" min:"0" max:"10000000"`
+	// Concurrency is how many calls are under way at once. With a Rate it is how many may
+	// be, and at least 4096.
 	Concurrency int `envconfig:"RPC_CONCURRENCY" default:"1" min:"1" max:"65536"`
 	// Timeout is the deadline of each call. The default outlasts a restart of the
 	// broker.
@@ -40,7 +50,7 @@ type Config struct {
 	// leaves its outcome open. The functions a and b are pure, so that is safe; set
 	// it to false for a function that must not run twice.
 	Idempotent bool `envconfig:"RPC_IDEMPOTENT" default:"true"`
-	// ReportDir is where report.json goes; empty means nowhere.
+	// ReportDir is where report.json and report.html go; empty means nowhere.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
 
 	traces *tracing.Tracing // nil while tracing is off
@@ -56,7 +66,7 @@ func (c *Config) Validate(faults *config.Faults) {
 		c.Expect = c.Method
 	}
 	if c.ReportDir != "" {
-		if err := prepareDir(c.ReportDir); err != nil {
+		if err := report.PrepareDir(c.ReportDir); err != nil {
 			faults.Addf("RPC_REPORT_DIR", "%v", err)
 		}
 	}
@@ -73,6 +83,7 @@ func (c *Config) callOptions() []amqpx.CallOption {
 
 // options returns the library's options for these settings.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
+	atOnce := c.goal().inFlight
 	options := []amqpx.ClientOption{
 		c.traces.Client(), // outermost
 		amqpx.WithMiddleware(logAnswers(logger)),
@@ -80,8 +91,8 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 		amqpx.WithTimeout(c.Timeout),
 		amqpx.WithCallOptions(c.callOptions()...),
 		// The worst that this client can have under way is no overload of it.
-		amqpx.WithMaxInFlight(max(c.Concurrency, amqpx.DefaultMaxInFlight)),
-		amqpx.WithMaxInFlightBytes(max(c.Concurrency*len(c.Body), amqpx.DefaultMaxInFlightBytes)),
+		amqpx.WithMaxInFlight(max(atOnce, amqpx.DefaultMaxInFlight)),
+		amqpx.WithMaxInFlightBytes(max(atOnce*len(c.Body), amqpx.DefaultMaxInFlightBytes)),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)

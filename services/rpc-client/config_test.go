@@ -30,6 +30,8 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_BODY":        {"", "", ""}, // Any body is one.
 	"RPC_EXPECT":      {"", "", ""}, // Empty means the method's name.
 	"RPC_CALLS":       {"1e3", `"1e3" is not a whole number`, configtest.IsEmpty},
+	"RPC_DURATION":    {"169h", "169h0m0s is more than 168h0m0s", configtest.IsEmpty},
+	"RPC_RATE":        {"10000001", "10000001 is more than 10000000", configtest.IsEmpty},
 	"RPC_CONCURRENCY": {"0", "0 is less than 1", configtest.IsEmpty},
 	"RPC_TIMEOUT":     {"5", `"5" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 	"RPC_REPLY_MODE":  {"fax", `"fax" is not one of: queue, direct`, configtest.IsEmpty},
@@ -62,7 +64,8 @@ func TestDefaults(t *testing.T) {
 	if c.Queue.Name != amqpx.DefaultQueue || c.ReplyMode != amqpx.ReplyQueue {
 		t.Errorf("the defaults differ from the library's: %+v", c)
 	}
-	if c.Method != "b" || c.Body != "request" || c.Expect != "b" || c.Calls != 1000 || c.Concurrency != 1 || !c.Idempotent {
+	if c.Method != "b" || c.Body != "request" || c.Expect != "b" || c.Calls != 1000 || c.Concurrency != 1 || !c.Idempotent ||
+		c.Rate != 0 || c.Duration != 0 {
 		t.Errorf("got %+v", c)
 	}
 	client, err := amqpx.NewClient("amqp://127.0.0.1:1/", c.options(zap.NewNop())...)

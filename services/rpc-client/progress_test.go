@@ -7,30 +7,34 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 )
 
-func TestDrawable(t *testing.T) {
+// wide is a screen of some columns.
+func wide(columns int) (*screen, *bytes.Buffer) {
+	var out bytes.Buffer
+	return &screen{w: &out, size: func() int { return columns }}, &out
+}
+
+func counting(calls int64) goal { return goal{calls: calls, inFlight: 1} }
+
+func TestBarOnlyWhereItCanBeDrawn(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		columns int
-		term    string
-		bar     bool
-	}{
-		{100, "xterm", true},
-		{80, "xterm-256color", true},
-		{60, "xterm", false},
-		{20, "xterm", false},
-		{0, "xterm", false},
-		{100, "dumb", false},
-		{100, "", false},
-	} {
-		s := &screen{w: &bytes.Buffer{}, columns: drawable(c.columns, c.term)}
-		_, isBar := newProgress(s, 10, zap.NewNop()).(*bar)
-		if isBar != c.bar {
-			t.Errorf("%d columns of %q: bar %v, want %v", c.columns, c.term, isBar, c.bar)
+	for columns, want := range map[int]bool{100: true, 80: true, 20: true, 12: true, 11: false, 0: false} {
+		s, _ := wide(columns)
+		if _, isBar := newProgress(s, counting(10), zap.NewNop()).(*bar); isBar != want {
+			t.Errorf("%d columns: bar %v, want %v", columns, isBar, want)
+		}
+	}
+	if _, isBar := newProgress(&screen{}, counting(10), zap.NewNop()).(*bar); isBar {
+		t.Error("a bar without a terminal")
+	}
+	for kind, want := range map[string]bool{"xterm": true, "xterm-256color": true, "dumb": false, "": false} {
+		if canMove(kind) != want {
+			t.Errorf("TERM=%q: %v, want %v", kind, !want, want)
 		}
 	}
 }
@@ -42,7 +46,7 @@ func TestScreenOfNoTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = file.Close() }()
-	if openScreen(file).columns != 0 || openScreen(&bytes.Buffer{}).columns != 0 {
+	if openScreen(file).columns() != 0 || openScreen(&bytes.Buffer{}).columns() != 0 {
 		t.Error("a file is taken for a terminal")
 	}
 }
@@ -51,99 +55,197 @@ func TestLinesEveryTenth(t *testing.T) {
 	t.Parallel()
 	for calls, want := range map[int]int{1000: 10, 10: 10, 7: 7, 1: 1, 25: 10} {
 		core, logs := observer.New(zap.InfoLevel)
-		p := newProgress(&screen{}, calls, zap.New(core))
+		p := newProgress(&screen{}, counting(int64(calls)), zap.New(core))
+		if p.every() != 0 {
+			t.Errorf("a run by number ticks every %v", p.every())
+		}
 		count := newTally()
 		for range calls {
-			count.add(result{})
+			count.add(result{latency: 2 * time.Millisecond})
 			p.step(count)
 		}
-		p.finish()
+		p.finish(count)
 		if logs.Len() != want {
 			t.Errorf("%d calls: %d lines, want %d", calls, logs.Len(), want)
 		}
 		last := logs.All()[logs.Len()-1].ContextMap()
-		if last["percent"] != int64(100) || last["done"] != int64(calls) || last["errors"] != int64(0) {
+		if last["percent"] != int64(100) || last["done"] != int64(calls) || last["calls"] != int64(calls) || last["errors"] != int64(0) {
 			t.Errorf("%d calls: the last line is %v", calls, last)
+		}
+		for _, name := range []string{"p50_ms", "p99_ms"} {
+			if ms, ok := last[name].(float64); !ok || ms < 1.99 || ms > 2.01 {
+				t.Errorf("%s is %v, want 2", name, last[name])
+			}
 		}
 	}
 }
 
-// drawn runs a bar up to done of calls and returns what the terminal got.
-func drawn(done, calls int) string {
-	var out bytes.Buffer
-	s := &screen{w: &out, columns: 80}
-	p := newProgress(s, calls, zap.NewNop())
-	count := newTally()
-	for range done {
-		count.add(result{})
-		p.step(count)
+func TestLinesByTime(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		goal goal
+		want time.Duration
+	}{
+		{"ten minutes", goal{calls: noLimit, duration: 10 * time.Minute}, time.Minute},
+		{"ten seconds", goal{calls: noLimit, duration: 10 * time.Second}, 5 * time.Second},
+		{"open, by number", goal{calls: 6000, rate: 10}, time.Minute},
+		{"open, ends by number", goal{calls: 6000, rate: 10, duration: time.Hour}, time.Minute},
+		{"open, ends by time", goal{calls: 6000, rate: 1, duration: 10 * time.Minute}, time.Minute},
+	} {
+		if got := (&lines{goal: c.goal}).every(); got != c.want {
+			t.Errorf("%s: a line every %v, want %v", c.name, got, c.want)
+		}
 	}
-	p.finish()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		p := &lines{goal: goal{calls: noLimit, duration: 20 * time.Second}, logger: zap.New(core)}
+		count := newTally()
+		for second := range 3 {
+			<-time.After(5 * time.Second)
+			for range (second + 1) * 100 {
+				count.add(result{latency: time.Millisecond})
+				p.step(count)
+			}
+			p.tick(count)
+		}
+		p.finish(count) // says nothing new
+		all := logs.All()
+		if len(all) != 3 {
+			t.Fatalf("%d lines, want 3", len(all))
+		}
+		last := all[2].ContextMap()
+		if last["percent"] != int64(75) || last["done"] != int64(600) || last["calls_per_second"] != 40.0 || last["recent_calls_per_second"] != 60.0 {
+			t.Errorf("the last line is %v", last)
+		}
+		if _, told := last["calls"]; told {
+			t.Error("a number of calls is told that there is not")
+		}
+	})
+}
+
+// drawn runs a bar up to done of calls, in as many tenths of a second, and returns what
+// the terminal got.
+func drawn(t *testing.T, columns, done, calls int) string {
+	t.Helper()
+	s, out := wide(columns)
+	synctest.Test(t, func(*testing.T) {
+		p, count := newBar(s, counting(int64(calls))), newTally()
+		for range done {
+			<-time.After(p.every())
+			count.add(result{latency: 1500 * time.Microsecond})
+			p.step(count)
+			p.tick(count)
+		}
+		p.finish(count)
+	})
 	return out.String()
 }
 
-func TestBarHasNoColors(t *testing.T) {
+func TestBarShowsEverything(t *testing.T) {
 	t.Parallel()
-	got := drawn(20, 20)
-	if strings.Contains(got, "\x1b") {
-		t.Errorf("the bar has escape sequences: %q", got)
+	got := drawn(t, 100, 30, 40)
+	parts := strings.Split(strings.TrimSuffix(got, "\n"), wipe)
+	if len(parts) != 32 { // what is before the first, and the last twice
+		t.Errorf("drawn %d times: %q", len(parts)-1, got)
 	}
-	if !strings.Contains(got, "100%") || !strings.Contains(got, "(20/20") {
-		t.Errorf("the bar does not show the end: %q", got)
+	last := parts[len(parts)-1]
+	for _, want := range []string{" 75%", "|███", "10/s", "p50 1.5 p99 1.5 ms", "0 errors", "3s, 1s left"} {
+		if !strings.Contains(" "+last, want) {
+			t.Errorf("no %q in %q", want, last)
+		}
+	}
+	if strings.Contains(strings.ReplaceAll(got, "\x1b[K", ""), "\x1b") {
+		t.Errorf("the bar has colors: %q", got)
+	}
+	if end := drawn(t, 80, 20, 20); !strings.Contains(end, "100%") || strings.Contains(end[strings.LastIndex(end, wipe):], "left") {
+		t.Errorf("the end is %q", end)
 	}
 }
 
 func TestBarEndsItsLine(t *testing.T) {
 	t.Parallel()
-	for _, done := range []int{3, 20} {
-		if got := drawn(done, 20); !strings.HasSuffix(got, "\n") || strings.Count(got, "\n") != 1 {
+	for _, done := range []int{0, 3, 20} {
+		if got := drawn(t, 80, done, 20); !strings.HasSuffix(got, "\n") || strings.Count(got, "\n") != 1 {
 			t.Errorf("after %d of 20: %q", done, got)
 		}
 	}
-	if got := drawn(0, 20); got != "" {
-		t.Errorf("a bar without a step: %q", got)
-	}
+}
+
+// The rate is that of the last two seconds: a stall is seen.
+func TestBarShowsTheRecentRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, out := wide(80)
+		p, count := newBar(s, counting(1000)), newTally()
+		for i := range 60 {
+			<-time.After(p.every())
+			if i < 30 {
+				count.ok += 10
+			}
+			p.tick(count)
+		}
+		parts := strings.Split(out.String(), wipe)
+		if before, after := parts[30], parts[60]; !strings.Contains(before, "100/s") || !strings.Contains(after, " 0/s") {
+			t.Errorf("before the stall %q, after it %q", before, after)
+		}
+	})
 }
 
 func TestBarFitsItsTerminal(t *testing.T) {
 	t.Parallel()
-	for columns := 60; columns < 120; columns++ {
-		for _, calls := range []int{10, 1000, 1_000_000, 1_000_000_000} {
-			if barWidth(columns, calls) >= shortestBar {
-				synctest.Test(t, func(t *testing.T) { fits(t, columns, calls) })
+	synctest.Test(t, func(t *testing.T) {
+		for columns := fewest; columns < 140; columns++ {
+			for _, calls := range []int64{1, 10, 1000, 1_000_000, 1_000_000_000} {
+				fits(t, columns, goal{calls: calls})
 			}
+			fits(t, columns, goal{calls: noLimit, duration: 168 * time.Hour, rate: 10_000_000})
 		}
+	})
+}
+
+// fits draws the run in steps of a quarter.
+func fits(t *testing.T, columns int, g goal) {
+	t.Helper()
+	s, out := wide(columns)
+	p, count := newBar(s, g), newTally()
+	count.errors["unavailable"] = 123_456
+	for quarter := range int64(5) {
+		count.ok = min(g.calls, 1e9) * quarter / 4
+		p.tick(count)
+		<-time.After(20 * time.Minute)
 	}
-	if barWidth(80, 1_000_000) < shortestBar {
-		t.Error("a million calls get no bar in 80 columns")
+	for part := range strings.SplitSeq(out.String(), wipe) {
+		if width := utf8.RuneCountInString(part); width >= columns {
+			t.Errorf("%d columns, %+v: the bar takes %d: %q", columns, g, width, part)
+		}
+		if part != "" && !strings.Contains(part, "%") {
+			t.Errorf("%d columns: no share in %q", columns, part)
+		}
 	}
 }
 
-// fits draws a run of calls in 80 minutes, in steps of a quarter.
-func fits(t *testing.T, columns, calls int) {
-	t.Helper()
+// A terminal that is made narrower in the middle gets a narrower bar, and none while
+// there is no room.
+func TestBarFollowsItsTerminal(t *testing.T) {
+	t.Parallel()
 	var out bytes.Buffer
-	p := newBar(&screen{w: &out, columns: columns}, calls)
-	count := newTally()
-	for quarter := range 5 {
-		count.ok = int64(calls) * int64(quarter) / 4
-		p.step(count)
-		<-time.After(20 * time.Minute)
-	}
-	if !strings.Contains(out.String(), "100%") {
-		t.Errorf("no end is drawn: %q", out.String())
-	}
-	for part := range strings.SplitSeq(out.String(), "\r") {
-		if width := len([]rune(part)); width >= columns {
-			t.Errorf("%d columns, %d calls: the bar takes %d: %q", columns, calls, width, part)
+	columns := 100
+	s := &screen{w: &out, size: func() int { return columns }}
+	p, count := newBar(s, counting(10)), newTally()
+	for _, c := range []struct{ columns, least, most int }{{100, 60, 99}, {20, 10, 19}, {5, 0, 0}, {0, 0, 0}, {60, 40, 59}} {
+		out.Reset()
+		columns = c.columns
+		p.tick(count)
+		if got := utf8.RuneCountInString(strings.TrimPrefix(out.String(), wipe)); got < c.least || got > c.most {
+			t.Errorf("%d columns: %d are taken: %q", columns, got, out.String())
 		}
 	}
 }
 
 func TestScreenWipesTheBarForALine(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	s := &screen{w: &out, columns: 80}
+	s, out := wide(80)
 	write := func(text string) {
 		t.Helper()
 		if n, err := s.Write([]byte(text)); n != len(text) || err != nil {
@@ -151,13 +253,13 @@ func TestScreenWipesTheBarForALine(t *testing.T) {
 		}
 	}
 	write("one\n")
-	if _, err := (barWriter{s}).Write([]byte("bar")); err != nil {
+	if err := s.draw("bar"); err != nil {
 		t.Fatal(err)
 	}
 	write("two\n")
 	write("three\n")
 	s.endBar()
-	if want := "one\nbar\r\x1b[Ktwo\nthree\n"; out.String() != want {
+	if want := "one\n\r\x1b[Kbar\r\x1b[Ktwo\nthree\n"; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }

@@ -2,17 +2,14 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // counted returns a tally of latencies from 1 ms to ok ms, and of errors.
@@ -47,7 +44,7 @@ func TestReportArithmetic(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c.tally.calls += c.lost
-			r := newReport(c.tally, c.planned, amqpx.ClientStats{Duplicates: 6, Reconnects: 7})
+			r := newReport(c.tally, plan(c.planned, 1), amqpx.ClientStats{Duplicates: 6, Reconnects: 7})
 			sum := r.OK + r.Lost
 			for _, n := range r.Errors {
 				sum += n
@@ -61,8 +58,8 @@ func TestReportArithmetic(t *testing.T) {
 			if r.Seconds != 2 || r.CallsPerSecond != float64(r.Calls)/2 {
 				t.Errorf("%v calls in %v s are not %v a second", r.Calls, r.Seconds, r.CallsPerSecond)
 			}
-			if (r.err() != nil) != c.fails {
-				t.Errorf("err is %v", r.err())
+			if (r.Err() != nil) != c.fails {
+				t.Errorf("err is %v", r.Err())
 			}
 		})
 	}
@@ -70,14 +67,14 @@ func TestReportArithmetic(t *testing.T) {
 
 func TestReportLatency(t *testing.T) {
 	t.Parallel()
-	got := newReport(counted(1000, map[string]int64{"internal": 9}), 1009, amqpx.ClientStats{}).LatencyMS
-	want := latency{Min: 1, Mean: 500.5, P50: 500, P90: 900, P99: 990, P999: 999, Max: 1000}
+	got := newReport(counted(1000, map[string]int64{"internal": 9}), plan(1009, 1), amqpx.ClientStats{}).LatencyMS
+	want := report.Latency{Min: 1, Mean: 500.5, P50: 500, P90: 900, P99: 990, P999: 999, Max: 1000}
 	near := func(a, b float64) bool { return a > b*0.998 && a < b*1.002 }
 	if !near(got.Min, want.Min) || !near(got.Mean, want.Mean) || !near(got.P50, want.P50) || !near(got.P90, want.P90) ||
 		!near(got.P99, want.P99) || !near(got.P999, want.P999) || !near(got.Max, want.Max) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if none := newReport(counted(0, nil), 1, amqpx.ClientStats{}).LatencyMS; none != (latency{}) {
+	if none := newReport(counted(0, nil), plan(1, 1), amqpx.ClientStats{}).LatencyMS; none != (report.Latency{}) {
 		t.Errorf("latency of nothing: %+v", none)
 	}
 }
@@ -96,56 +93,17 @@ func TestReportInterrupted(t *testing.T) {
 	t.Parallel()
 	cut := counted(5, nil)
 	cut.interrupted = true
-	if r := newReport(cut, 10, amqpx.ClientStats{}); !r.Interrupted || r.err() != nil {
-		t.Errorf("a clean interrupted run: interrupted %v, %v", r.Interrupted, r.err())
+	if r := newReport(cut, plan(10, 1), amqpx.ClientStats{}); !r.Interrupted || r.Err() != nil {
+		t.Errorf("a clean interrupted run: interrupted %v, %v", r.Interrupted, r.Err())
 	}
-	if r := newReport(cut, 5, amqpx.ClientStats{}); r.Interrupted {
+	if r := newReport(cut, plan(5, 1), amqpx.ClientStats{}); r.Interrupted {
 		t.Error("a signal after the last call interrupted nothing")
-	}
-}
-
-func TestReportFile(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	r := newReport(counted(10, map[string]int64{"unavailable": 1}), 11, amqpx.ClientStats{})
-	for range 2 { // The second replaces the first.
-		path, err := r.write(dir)
-		if err != nil || path != filepath.Join(dir, "report.json") {
-			t.Fatalf("wrote %q, %v", path, err)
-		}
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("the directory holds %v, %v", entries, err)
-	}
-	info, err := entries[0].Info()
-	if err != nil || info.Mode() != 0o644 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	content, err := os.ReadFile(filepath.Join(dir, "report.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var fields map[string]any
-	if err := json.Unmarshal(content, &fields); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{
-		"calls", "calls_per_second", "duplicates", "errors", "interrupted", "latency_ms", "lost", "mismatched", "ok",
-		"reconnects", "seconds",
-	}
-	if got := slices.Sorted(maps.Keys(fields)); !slices.Equal(got, want) {
-		t.Errorf("fields %q, want %q", got, want)
-	}
-	parts, ok := fields["latency_ms"].(map[string]any)
-	if !ok || len(parts) != 7 {
-		t.Errorf("latency_ms is %v", fields["latency_ms"])
 	}
 }
 
 func TestReportWithoutErrorsHasAnEmptyObject(t *testing.T) {
 	t.Parallel()
-	content, err := json.Marshal(newReport(counted(1, nil), 1, amqpx.ClientStats{}))
+	content, err := json.Marshal(newReport(counted(1, nil), plan(1, 1), amqpx.ClientStats{}))
 	if err != nil || !strings.Contains(string(content), `"errors":{}`) {
 		t.Errorf("got %s, %v", content, err)
 	}
@@ -159,25 +117,4 @@ func occupied(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(file, "dir")
-}
-
-func TestReportDir(t *testing.T) {
-	t.Parallel()
-	missing := filepath.Join(t.TempDir(), "deep", "er")
-	if err := prepareDir(missing); err != nil {
-		t.Errorf("a missing directory is not made: %v", err)
-	}
-	if entries, err := os.ReadDir(missing); err != nil || len(entries) != 0 {
-		t.Errorf("something is left in it: %v, %v", entries, err)
-	}
-	if err := prepareDir(occupied(t)); err == nil {
-		t.Error("a directory below a file was accepted")
-	}
-	// procfs takes no files, not even root's.
-	if err := prepareDir("/proc/self/task"); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("a directory that cannot be written was accepted: %v", err)
-	}
-	if _, err := (&report{}).write(occupied(t)); err == nil {
-		t.Error("a report that cannot be written is no error")
-	}
 }

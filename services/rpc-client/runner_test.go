@@ -39,7 +39,12 @@ func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.
 	return f.answer(ctx, n)
 }
 
-func (f *fake) Status() amqpx.Status              { return f.status }
+func (f *fake) Status() amqpx.Status { return f.status }
+func (f *fake) Watch() (<-chan amqpx.Status, func()) {
+	updates := make(chan amqpx.Status, 1)
+	updates <- f.status
+	return updates, func() {}
+}
 func (f *fake) Stats() amqpx.ClientStats          { return f.stats }
 func (f *fake) WaitReady(context.Context) error   { return f.notReady }
 func (f *fake) Close(context.Context) error       { f.closed.Store(true); return f.closeErr }
@@ -57,8 +62,10 @@ func plan(calls, concurrency int) *Config {
 // silent is progress that nobody sees.
 type silent struct{ steps, finished int }
 
-func (s *silent) step(*tally) { s.steps++ }
-func (s *silent) finish()     { s.finished++ }
+func (s *silent) every() time.Duration { return 0 }
+func (s *silent) tick(*tally)          {}
+func (s *silent) step(*tally)          { s.steps++ }
+func (s *silent) finish(*tally)        { s.finished++ }
 
 func check(t *testing.T, got *tally, calls, ok int64, errs map[string]int64) {
 	t.Helper()

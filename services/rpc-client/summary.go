@@ -6,17 +6,18 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // writeSummary prints the report for people, names to the left and numbers to the
 // right.
-func writeSummary(w io.Writer, r *report, settings *Config) error {
+func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 	var b strings.Builder
 	row := func(label, format string, value any) {
 		fmt.Fprintf(&b, "  %-22s %12s\n", label, fmt.Sprintf(format, value))
 	}
-	fmt.Fprintf(&b, "%s: %q on queue %q, %d at a time\n",
-		headline(r, settings.Calls), settings.Method, settings.Queue.Name, settings.Concurrency)
+	fmt.Fprintf(&b, "%s: %q on queue %q, %s\n", headline(r), settings.Method, settings.Queue.Name, settings.goal())
 	row("calls", "%d", r.Calls)
 	row("ok", "%d", r.OK)
 	row("errors", "%d", r.Calls-r.OK-r.Lost)
@@ -29,6 +30,11 @@ func writeSummary(w io.Writer, r *report, settings *Config) error {
 	row("reconnects", "%d", r.Reconnects)
 	row("seconds", "%.3f", r.Seconds)
 	row("calls/s", "%.1f", r.CallsPerSecond)
+	if r.Rate != nil {
+		row("begun/s", "%.1f", r.Rate.Achieved)
+		row("begun/s, asked for", "%.1f", r.Rate.Asked)
+		row("due, not begun", "%d", r.Rate.NotBegun)
+	}
 	if r.OK > 0 {
 		writeLatency(row, &r.LatencyMS)
 	}
@@ -36,7 +42,7 @@ func writeSummary(w io.Writer, r *report, settings *Config) error {
 	return err
 }
 
-func writeLatency(row func(label, format string, value any), l *latency) {
+func writeLatency(row func(label, format string, value any), l *report.Latency) {
 	row("latency min (ms)", "%.3f", l.Min)
 	row("latency mean (ms)", "%.3f", l.Mean)
 	row("latency p50 (ms)", "%.3f", l.P50)
@@ -46,11 +52,11 @@ func writeLatency(row func(label, format string, value any), l *latency) {
 	row("latency max (ms)", "%.3f", l.Max)
 }
 
-func headline(r *report, planned int) string {
+func headline(r *report.Report) string {
 	switch {
 	case r.Interrupted:
-		return fmt.Sprintf("interrupted after %d of %d calls", r.Calls, planned)
-	case r.err() != nil:
+		return "interrupted after " + r.Progress()
+	case r.Err() != nil:
 		return "FAILED"
 	default:
 		return "every call was answered as expected"

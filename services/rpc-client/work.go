@@ -13,6 +13,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // closeTimeout bounds everything after the last call: closing the link, and
@@ -25,6 +26,8 @@ const linkTimeout = 5 * time.Second
 // client is the part of [amqpx.Client] that this service uses.
 type client interface {
 	caller
+	watcher
+	health.Source
 	WaitReady(ctx context.Context) error
 	Stats() amqpx.ClientStats
 	Close(ctx context.Context) error
@@ -47,35 +50,47 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 	}()
 	logger.Info("client starts", zap.Any("config", config.Describe(settings)),
 		zap.Stringer("http_addr", probes.Addr()))
-	return callAll(drain, force, c, settings, newProgress(out, settings.Calls, logger), stdout, logger)
+	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
 }
 
 // callAll makes the calls on c, closes it and reports. The error is nil if every
 // call made got the expected answer.
 func callAll(drain, force context.Context, c client, settings *Config, p progress, stdout io.Writer, logger *zap.Logger) error {
 	waitForLink(drain, c, min(linkTimeout, settings.Timeout), logger)
+	link := watchLink(c)
 	t := newRunner(settings, c, p, logger).run(drain, force)
+	link.end()
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
-	stats := c.Stats()
-	r := newReport(t, settings.Calls, stats)
-	logger.Info("client finished", zap.Int64("calls", r.Calls), zap.Int64("ok", r.OK),
-		zap.Bool("interrupted", r.Interrupted), zap.Uint64("resent", stats.Resent),
-		zap.Uint64("late", stats.Late), zap.Uint64("unknown", stats.Unknown))
-	err := r.err()
+	r := newReport(t, settings, c.Stats())
+	r.Events, r.EventsOmitted = link.during(t.start, t.elapsed), link.omitted
+	r.Broker = brokerOf(c.Status(), settings.AMQP.URL)
+	logFinished(r, logger)
+	err := r.Err()
 	if writeErr := writeSummary(stdout, r, settings); writeErr != nil {
 		err = errors.Join(err, fmt.Errorf("print the summary: %w", writeErr))
 	}
 	if settings.ReportDir == "" {
 		return err
 	}
-	path, writeErr := r.write(settings.ReportDir)
-	if writeErr == nil {
+	paths, writeErr := r.Write(settings.ReportDir)
+	for _, path := range paths {
 		logger.Info("report written", zap.String("path", path))
 	}
 	return errors.Join(err, writeErr)
+}
+
+// logFinished logs how the run went.
+func logFinished(r *report.Report, logger *zap.Logger) {
+	logger.Info("client finished", zap.Int64("calls", r.Calls), zap.Int64("ok", r.OK),
+		zap.Bool("interrupted", r.Interrupted), zap.Uint64("resent", r.Resent),
+		zap.Uint64("late", r.Late), zap.Uint64("unknown", r.Unknown))
+	if r.Rate != nil && !r.Rate.KeptUp {
+		logger.Warn("the rate was not kept", zap.Float64("asked", r.Rate.Asked), zap.Float64("achieved", r.Rate.Achieved),
+			zap.Int64("not_begun", r.Rate.NotBegun))
+	}
 }
 
 // waitForLink keeps the time it takes to connect out of the first call's latency.

@@ -20,15 +20,16 @@ import (
 
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-func readReport(t *testing.T, dir string) *report {
+func readReport(t *testing.T, dir string) *report.Report {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(dir, "report.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r report
+	var r report.Report
 	if err := json.Unmarshal(content, &r); err != nil {
 		t.Fatal(err)
 	}
@@ -41,12 +42,12 @@ func TestCallAllReports(t *testing.T) {
 		fake     *fake
 		err      string
 		headline string
-		want     report
+		want     report.Report
 	}{
 		"ok": {
 			&fake{answer: good, stats: amqpx.ClientStats{Duplicates: 1, Reconnects: 2}},
 			"", "every call was answered as expected: \"b\" on queue \"q\", 2 at a time\n",
-			report{Calls: 10, OK: 10, Duplicates: 1, Reconnects: 2},
+			report.Report{Calls: 10, OK: 10, Duplicates: 1, Reconnects: 2},
 		},
 		"failed": {
 			&fake{answer: func(_ context.Context, n int64) ([]byte, error) {
@@ -56,12 +57,12 @@ func TestCallAllReports(t *testing.T) {
 				return []byte("b"), nil
 			}},
 			"1 of 10 calls did not get the expected answer", "FAILED: \"b\" on queue \"q\", 2 at a time\n",
-			report{Calls: 10, OK: 9, Mismatched: 1},
+			report.Report{Calls: 10, OK: 9, Mismatched: 1},
 		},
 		"no clean close": {
 			&fake{answer: good, closeErr: errors.New("too slow")},
 			"", "every call was answered as expected",
-			report{Calls: 10, OK: 10},
+			report.Report{Calls: 10, OK: 10},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,7 +127,7 @@ func TestCallAllCannotReport(t *testing.T) {
 	settings.ReportDir = occupied(t)
 	f := &fake{status: connected(), answer: good}
 	err := callAll(t.Context(), t.Context(), f, settings, &silent{}, io.Discard, zap.NewNop())
-	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "write the report: ") {
+	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "write the report "+settings.ReportDir) {
 		t.Errorf("got %v", err)
 	}
 	closed, err := os.Create(filepath.Join(t.TempDir(), "out"))
@@ -142,7 +143,7 @@ func TestCallAllCannotReport(t *testing.T) {
 
 func TestSummaryIsAligned(t *testing.T) {
 	t.Parallel()
-	r := newReport(counted(990, map[string]int64{"unavailable": 7, "deadline_exceeded": 3}), 1000, amqpx.ClientStats{})
+	r := newReport(counted(990, map[string]int64{"unavailable": 7, "deadline_exceeded": 3}), plan(1000, 4), amqpx.ClientStats{})
 	var out bytes.Buffer
 	if err := writeSummary(&out, r, plan(1000, 4)); err != nil {
 		t.Fatal(err)
@@ -163,7 +164,7 @@ func TestSummaryIsAligned(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := writeSummary(&out, newReport(counted(0, nil), 1, amqpx.ClientStats{}), plan(1, 1)); err != nil {
+	if err := writeSummary(&out, newReport(counted(0, nil), plan(1, 1), amqpx.ClientStats{}), plan(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(out.String(), "latency") {

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+
+	"rabbitmq-rpc/services/rpc-client/internal/chart"
+)
+
+// bar draws on a terminal, without colors, in one line: how much is done, how fast it goes
+// at the moment, the latencies and errors so far, and the time.
+type bar struct {
+	out  *screen
+	goal goal
+	// recent are samples of the last window, the oldest first.
+	recent []sample
+}
+
+const (
+	redrawEvery = 100 * time.Millisecond
+	// window is what the rate shown is over.
+	window = 2 * time.Second
+)
+
+// Widths, in characters, of a bar between its brackets.
+const (
+	shortestBar = 8
+	longestBar  = 40
+)
+
+func newBar(s *screen, g goal) *bar { return &bar{out: s, goal: g, recent: []sample{{}}} }
+
+func (b *bar) every() time.Duration { return redrawEvery }
+
+func (b *bar) step(*tally) {}
+
+func (b *bar) tick(t *tally) {
+	now := sampleOf(t)
+	b.recent = append(b.recent, now)
+	for len(b.recent) > 2 && now.passed-b.recent[1].passed >= window {
+		b.recent = b.recent[1:]
+	}
+	// The terminal may have another width by now. What cannot be drawn is not worth
+	// ending the run.
+	if columns := b.out.columns(); columns > 0 {
+		_ = b.out.draw(b.line(columns-1, now, t))
+	}
+}
+
+func (b *bar) finish(t *tally) {
+	b.tick(t)
+	b.out.endBar()
+}
+
+// line returns what fits into columns: everything, or, as they get fewer, without the
+// latencies, the time, the bar.
+func (b *bar) line(columns int, now sample, t *tally) string {
+	share := b.goal.share(now.settled, now.passed)
+	rate := chart.Short(now.since(b.recent[0])) + "/s"
+	errs := fmt.Sprintf("%d errors", t.failed())
+	latencies := fmt.Sprintf("p50 %s p99 %s ms", shortLatency(t, 50), shortLatency(t, 99))
+	times := clock(share, now.passed)
+	for _, parts := range [][]string{{rate, latencies, errs, times}, {rate, errs, times}, {rate, errs}} {
+		text := strings.Join(parts, "  ")
+		const beside = len("100% || ") + 2
+		if width := columns - beside - len(text); width >= shortestBar {
+			return barAndText(share, min(width, longestBar), text)
+		}
+	}
+	text := fmt.Sprintf("%3.0f%% %s %s", share*100, rate, errs)
+	if len(text) > columns {
+		text = fmt.Sprintf("%.0f%% %s %d err", share*100, rate, t.failed())
+	}
+	return text[:min(len(text), columns)]
+}
+
+func shortLatency(t *tally, percent float64) string {
+	return chart.Short(inMilliseconds(t.latency.ValueAtPercentile(percent), time.Nanosecond))
+}
+
+// clock says how long the run has taken and, when that can be told, how long it still
+// takes.
+func clock(share float64, passed time.Duration) string {
+	text := passed.Truncate(time.Second).String()
+	if share <= 0 || share >= 1 {
+		return text
+	}
+	left := float64(passed) * (1 - share) / share
+	const most = 1000 * time.Hour // a guess beyond it says nothing
+	if left > float64(most) {
+		return text
+	}
+	return text + ", " + time.Duration(left).Round(time.Second).String() + " left"
+}
+
+// barAndText draws a bar with a text after it.
+func barAndText(share float64, width int, text string) string {
+	const steps = 1000
+	drawn := progressbar.NewOptions(steps,
+		progressbar.OptionSetWriter(io.Discard),
+		progressbar.OptionSetWidth(width),
+		progressbar.OptionSetDescription(text),
+		progressbar.OptionShowDescriptionAtLineEnd(),
+		progressbar.OptionSetPredictTime(false),
+		progressbar.OptionSetElapsedTime(false),
+		progressbar.OptionEnableColorCodes(false),
+		progressbar.OptionSetRenderBlankState(true),
+	)
+	if err := drawn.Set(int(share * steps)); err != nil {
+		return text
+	}
+	return strings.TrimSpace(drawn.String())
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// stallGrace is how long after its deadline a call may still settle. The library
+// settles every call in time; the grace only keeps a fault in it from making this
+// process hang.
+const stallGrace = 5 * time.Second
+
+// patience bounds the wait for the calls under way after an interruption; it is
+// less than what containers get between SIGTERM and SIGKILL.
+const patience = 20 * time.Second
+
+// collect counts results until the last one, or until no call settles any more.
+// It calls cut when drain ended and patience ran out.
+func (r *runner) collect(drain context.Context, cut func(), t *tally) {
+	stall := time.NewTicker(r.settings.Timeout + stallGrace)
+	defer stall.Stop()
+	redraw, stopRedraw := ticks(r.progress.every())
+	defer stopRedraw()
+	defer func() { r.progress.finish(t) }()
+	interrupted := drain.Done()
+	var impatient <-chan time.Time
+	var begunBefore, settledBefore int64
+	for {
+		select {
+		case res, open := <-r.results:
+			if !open {
+				return
+			}
+			r.record(t, res)
+		case <-redraw:
+			r.progress.tick(t)
+		case <-interrupted:
+			interrupted, impatient = nil, time.After(patience)
+			r.logger.Info("interrupted: no new calls, waiting for those under way")
+		case <-impatient:
+			r.logger.Warn("calls under way are cut off", zap.Duration("waited", patience))
+			cut()
+		case <-stall.C:
+			// Whatever was under way at the last tick should have settled by now.
+			if begunBefore > settledBefore && t.settled() == settledBefore {
+				r.logger.Error("calls did not settle", zap.Duration("silence", r.settings.Timeout+stallGrace))
+				return
+			}
+			begunBefore, settledBefore = min(r.taken.Load(), r.goal.calls), t.settled()
+		}
+	}
+}
+
+// ticks returns a channel that ticks, never if the interval is 0.
+func ticks(interval time.Duration) (<-chan time.Time, func()) {
+	if interval <= 0 {
+		return nil, func() {}
+	}
+	ticker := time.NewTicker(interval)
+	return ticker.C, ticker.Stop
+}
+
+// record counts one result. The first failure of each kind is worth a line; the
+// others are in the report, and at debug level in the log.
+func (r *runner) record(t *tally, res result) {
+	t.add(res)
+	if res.err != nil {
+		level := zap.DebugLevel
+		if t.errors[res.key] == 1 {
+			level = zap.WarnLevel
+		}
+		r.logger.Log(level, "call failed", zap.String("code", res.key), zap.Error(res.err))
+	}
+	r.progress.step(t)
+}

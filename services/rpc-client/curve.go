@@ -1,0 +1,64 @@
+package main
+
+import (
+	"math"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"rabbitmq-rpc/services/rpc-client/internal/report"
+)
+
+// percentiles returns the curve of a histogram: ten places from each nine to the next, as
+// far as there are calls to tell them apart, and the maximum. However many calls there
+// were, that is not much more than a hundred places.
+func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percentile {
+	count := h.TotalCount()
+	list := []report.Percentile{}
+	if count == 0 {
+		return list
+	}
+	add := func(percent float64) {
+		v := h.ValueAtPercentile(percent)
+		if percent == 0 {
+			v = h.Min()
+		}
+		list = append(list, report.Percentile{Percent: percent, MS: inMilliseconds(v, unit)})
+	}
+	for decade := 1.0; decade <= float64(count); decade *= 10 {
+		for _, step := range []float64{1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8} {
+			if beyond := decade * step; beyond <= float64(count) { // of so many calls, one is slower
+				const digits = 11
+				add(report.Round(100-100/beyond, digits))
+			}
+		}
+	}
+	return append(list, report.Percentile{Percent: 100, MS: inMilliseconds(h.Max(), unit)})
+}
+
+// mostBins bounds the columns of a histogram.
+const mostBins = 48
+
+// bins returns the distribution of latencies in columns that each take the same room on
+// a logarithmic axis. None is narrower than what the histogram tells apart.
+func bins(h *hdrhistogram.Histogram) []report.Bin {
+	if h.TotalCount() == 0 {
+		return []report.Bin{}
+	}
+	const narrowest = 1.01 // one percent
+	low, high := math.Log(max(float64(h.Min()), 1)), math.Log(float64(h.Max())+1)
+	number := min(max(int((high-low)/math.Log(narrowest)), 1), mostBins)
+	width := (high - low) / float64(number)
+	edge := func(i int) float64 { return report.Milliseconds(time.Duration(math.Exp(low + float64(i)*width))) }
+	list := make([]report.Bin, number)
+	for i := range list {
+		list[i] = report.Bin{FromMS: edge(i), ToMS: edge(i + 1)}
+	}
+	for _, bar := range h.Distribution() {
+		if bar.Count > 0 {
+			middle := math.Log(max(float64(bar.From+bar.To)/2, 1))
+			list[min(max(int((middle-low)/width), 0), number-1)].Calls += bar.Count
+		}
+	}
+	return list
+}

@@ -1,0 +1,145 @@
+package report
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"rabbitmq-rpc/services/rpc-client/internal/chart"
+)
+
+//go:embed page.html
+var pageHTML string
+
+//go:embed page.css
+var pageCSS string
+
+// page is what the template shows.
+type page struct {
+	*Report
+
+	Verdict verdict
+	Terms   []term
+	Figures map[string]*figure
+	CSS     template.CSS
+	// Policy allows the page its own style sheet and nothing else.
+	Policy string
+}
+
+// figure is a plot in each size.
+type figure struct{ Drawings []template.HTML }
+
+// pair is a row of a table.
+type pair struct{ Name, Value string }
+
+// datum is a figure of report.json as the page shows it.
+type datum struct{ Field, Value, Text string }
+
+// HTML returns the report for people: one file that needs no other.
+func (r *Report) HTML() ([]byte, error) {
+	figures, err := r.figures()
+	if err != nil {
+		return nil, fmt.Errorf("draw: %w", err)
+	}
+	sum := sha256.Sum256([]byte(pageCSS))
+	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
+		"'; base-uri 'none'; form-action 'none'"
+	t, err := template.New("page").Funcs(template.FuncMap{
+		"count": count, "number": number, "set": set, "unset": unset, "clock": clock, "iso": iso,
+	}).Parse(pageHTML)
+	if err != nil {
+		return nil, fmt.Errorf("parse the page: %w", err)
+	}
+	var out bytes.Buffer
+	err = t.Execute(&out, page{
+		Report: r, Verdict: r.verdict(), Terms: r.terms(), Figures: figures,
+		CSS: template.CSS(pageCSS), Policy: policy, //nolint:gosec // a file of this package.
+	})
+	return out.Bytes(), err
+}
+
+// sizes are the layouts of each figure; the style sheet shows one.
+func sizes() []chart.Size {
+	return []chart.Size{
+		{Name: "wide", Width: 832, Height: 270, Font: 12.5, Gutter: 36, XTicks: 9, YTicks: 5},
+		{Name: "narrow", Width: 380, Height: 270, Font: 13, Gutter: 36, XTicks: 5, YTicks: 5},
+	}
+}
+
+// figures draws those that there is something to show in.
+func (r *Report) figures() (map[string]*figure, error) {
+	drawn := make(map[string]*figure)
+	var wanted []*chart.Figure
+	if r.Calls > r.Lost && len(r.Timeline) > 0 {
+		wanted = append(wanted, r.throughput())
+	}
+	if r.OK > 0 {
+		wanted = append(wanted, r.latencyOverTime(), r.latencyCurve(), r.latencyHistogram())
+	}
+	if r.QueueWaitMS.Sampled > 0 {
+		wanted = append(wanted, r.serverTimes())
+	}
+	for _, f := range wanted {
+		all := new(figure)
+		for _, size := range sizes() {
+			svg, err := f.SVG(size)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", f.ID, err)
+			}
+			all.Drawings = append(all.Drawings, svg)
+		}
+		drawn[f.ID] = all
+	}
+	return drawn, nil
+}
+
+// count shows a whole number.
+func count(field string, n any) datum {
+	text := fmt.Sprint(n)
+	if whole, err := strconv.ParseUint(text, 10, 64); err == nil {
+		return datum{field, text, grouped(whole)}
+	}
+	return datum{field, text, text}
+}
+
+// number shows a number with some digits after the point.
+func number(field string, v float64, digits int) datum {
+	text := strconv.FormatFloat(v, 'f', digits, 64)
+	whole, rest, _ := strings.Cut(text, ".")
+	if n, err := strconv.ParseInt(whole, 10, 64); err == nil && n > 0 {
+		whole = grouped(n)
+	}
+	if rest != "" {
+		whole += "." + rest
+	}
+	return datum{field, strconv.FormatFloat(v, 'f', -1, 64), whole}
+}
+
+// set lists what has a value, by name.
+func set(m map[string]string) []pair {
+	list := make([]pair, 0, len(m))
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if m[name] != "" {
+			list = append(list, pair{name, m[name]})
+		}
+	}
+	return list
+}
+
+// unset lists the names of what has none.
+func unset(m map[string]string) []string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if m[name] == "" {
+			list = append(list, name)
+		}
+	}
+	return list
+}

@@ -1,0 +1,93 @@
+package report
+
+import (
+	"math"
+	"strconv"
+
+	"rabbitmq-rpc/services/rpc-client/internal/chart"
+)
+
+// shortest is the least time, in milliseconds, that figures tell apart.
+const shortest = 0.001
+
+// timeUnit is what the axes of time count in.
+type timeUnit struct {
+	seconds float64
+	name    string
+}
+
+func (r *Report) timeUnit() timeUnit {
+	const minute, hour = 60, 3600
+	switch length := r.length(); {
+	case length > 4*hour:
+		return timeUnit{hour, "hours"}
+	case length > 5*minute:
+		return timeUnit{minute, "minutes"}
+	default:
+		return timeUnit{1, "seconds"}
+	}
+}
+
+// length is the time that figures over time cover.
+func (r *Report) length() float64 {
+	if n := len(r.Timeline); n > 0 {
+		return max(r.Seconds, r.Timeline[n-1].Start+r.Timeline[n-1].Seconds)
+	}
+	return r.Seconds
+}
+
+func (r *Report) timeScale(u timeUnit) chart.Scale {
+	return chart.Scale{Label: u.name + " since the start", Max: max(r.length(), shortest) / u.seconds}
+}
+
+// milliseconds is an axis of latencies: logarithmic when they are far apart.
+func milliseconds(low, high float64) chart.Scale {
+	const far = 20
+	low, high = max(low, shortest), max(high, shortest)
+	s := chart.Scale{Label: "milliseconds", Min: 0, Max: headroom(high)}
+	if low < high/far {
+		s.Min, s.Log = low, true
+	}
+	return s
+}
+
+// headroom leaves some above the highest value.
+func headroom(high float64) float64 {
+	const share = 1.06
+	if high <= 0 {
+		return 1
+	}
+	return high * share
+}
+
+// place is where a percentile stands: each 9 more takes as much room.
+func place(percent float64) float64 { return -math.Log10(1 - percent/100) }
+
+// curve draws percentiles. The last is the maximum: it stands where the last one that
+// has calls beyond it would.
+func curve(list []Percentile, ink chart.Ink, dashed bool) chart.Line {
+	l := chart.Line{Ink: ink, Dashed: dashed}
+	for _, p := range list {
+		if p.Percent < 100 {
+			l.Points = append(l.Points, chart.Point{X: place(p.Percent), Y: max(p.MS, shortest)})
+		}
+	}
+	return l
+}
+
+// percentScale is an axis of percentiles, as far as the list goes.
+func percentScale(list []Percentile) chart.Scale {
+	s := chart.Scale{Label: "percentile", Max: 1, Ticks: []chart.Tick{{At: 0, Label: "0"}}}
+	for _, p := range list {
+		if p.Percent < 100 {
+			s.Max = max(s.Max, place(p.Percent))
+		}
+	}
+	s.Ticks = append(s.Ticks, chart.Tick{At: place(50), Label: "50"})
+	for nines := 1; float64(nines) <= s.Max+1e-9; nines++ {
+		places := max(nines-2, 0)
+		percent := 100 - math.Pow10(2-nines)
+		s.Ticks = append(s.Ticks, chart.Tick{At: float64(nines), Label: strconv.FormatFloat(percent, 'f', places, 64)})
+	}
+	return s
+}

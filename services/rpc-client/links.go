@@ -1,0 +1,131 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
+)
+
+// watcher is the part of [amqpx.Client] that tells what becomes of the link.
+type watcher interface {
+	Watch() (updates <-chan amqpx.Status, stop func())
+}
+
+// mostEvents bounds what is kept of a link that comes and goes.
+const mostEvents = 200
+
+// linkWatch notes what becomes of the link during a run.
+type linkWatch struct {
+	stop    chan struct{}
+	stopped sync.WaitGroup
+
+	// One goroutine uses these until it has stopped.
+	begun   bool
+	last    amqpx.Status
+	events  []linkEvent
+	omitted int
+}
+
+// linkEvent is a change of the link.
+type linkEvent struct {
+	at   time.Time
+	kind report.EventKind
+	text string
+}
+
+// watchLink watches until end is called.
+func watchLink(w watcher) *linkWatch {
+	l := &linkWatch{stop: make(chan struct{})}
+	updates, unwatch := w.Watch()
+	l.stopped.Go(func() { // ends with the watch
+		defer unwatch()
+		for {
+			select {
+			case s := <-updates:
+				l.note(s)
+			case <-l.stop:
+				select { // the last one may not have been read
+				case s := <-updates:
+					l.note(s)
+				default:
+				}
+				return
+			}
+		}
+	})
+	return l
+}
+
+// end stops watching.
+func (l *linkWatch) end() {
+	close(l.stop)
+	l.stopped.Wait()
+}
+
+// note compares a status with the one before. What was between them may be missing: a
+// watch tells of the newest.
+func (l *linkWatch) note(s amqpx.Status) {
+	up := s.State == amqpx.StateReady || s.State == amqpx.StateBlocked
+	wasUp := l.last.State == amqpx.StateReady || l.last.State == amqpx.StateBlocked
+	if l.last.State == amqpx.StateBlocked && s.State != amqpx.StateBlocked {
+		l.add(s.Since, report.EventUnblocked, "")
+	}
+	if (wasUp || !l.begun) && !up && s.State != amqpx.StateClosed {
+		l.add(s.Since, report.EventLost, errorText(s.Err))
+	}
+	switch {
+	case !up || s.Generation == l.last.Generation:
+	case s.Generation == 1:
+		l.add(s.Since, report.EventConnect, "")
+	default:
+		l.add(s.Since, report.EventReconnect, s.Broker)
+	}
+	if s.State == amqpx.StateBlocked && l.last.State != amqpx.StateBlocked {
+		l.add(s.Since, report.EventBlocked, s.Reason)
+	}
+	l.last, l.begun = s, true
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func (l *linkWatch) add(at time.Time, kind report.EventKind, text string) {
+	if len(l.events) >= mostEvents {
+		l.omitted++
+		return
+	}
+	l.events = append(l.events, linkEvent{at, kind, text})
+}
+
+// during returns the events of a run. Of what was before it, only what still holds counts:
+// that the broker blocks, or that there is no link.
+func (l *linkWatch) during(start time.Time, length time.Duration) []report.Event {
+	list := []report.Event{}
+	var before *report.Event
+	for _, e := range l.events {
+		offset := e.at.Sub(start)
+		shown := report.Event{At: report.Seconds(max(offset, 0)), Kind: e.kind, Text: e.text}
+		switch {
+		case offset > length:
+		case offset >= 0:
+			if before != nil {
+				list, before = append(list, *before), nil
+			}
+			list = append(list, shown)
+		case e.kind == report.EventBlocked || e.kind == report.EventLost:
+			before = &shown
+		default:
+			before = nil
+		}
+	}
+	if before != nil {
+		list = append(list, *before)
+	}
+	return list
+}

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// virtual returns a runner whose time is the test's.
+func virtual(settings *Config, f *fake) *runner {
+	r := newRunner(settings, f, &silent{}, zap.NewNop())
+	r.pace = pace{}
+	return r
+}
+
+// after answers after a time.
+func after(d time.Duration) func(context.Context, int64) ([]byte, error) {
+	return func(ctx context.Context, _ int64) ([]byte, error) {
+		select {
+		case <-time.After(d):
+			return []byte("b"), nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func TestOpenLoopByNumber(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(200, 1)
+		settings.Rate = 100
+		var begun []time.Duration
+		start := time.Now()
+		f := &fake{status: connected()}
+		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
+			begun = append(begun, time.Since(start)) // the next begins 10 ms later
+			return after(5*time.Millisecond)(ctx, n)
+		}
+		got := virtual(settings, f).run(t.Context(), t.Context())
+		check(t, got, 200, 200, map[string]int64{})
+		for n, at := range begun {
+			if want := time.Duration(n) * 10 * time.Millisecond; at != want {
+				t.Fatalf("call %d began at %v, want %v", n, at, want)
+			}
+		}
+		if got.elapsed != 1995*time.Millisecond || got.interrupted || got.behind != 0 {
+			t.Errorf("took %v, interrupted %v, behind %v", got.elapsed, got.interrupted, got.behind)
+		}
+		r := newReport(got, settings, amqpx.ClientStats{})
+		if r.Rate == nil || r.Rate.Asked != 100 || r.Rate.Achieved != 100 || !r.Rate.KeptUp || r.Rate.NotBegun != 0 || !r.Corrected {
+			t.Errorf("rate %+v, corrected %v", r.Rate, r.Corrected)
+		}
+		// The last call began 10 ms before the second was over, and one was enough.
+		if most := f.most.Load(); most != 1 {
+			t.Errorf("%d calls at once, want 1", most)
+		}
+	})
+}
+
+// A stall of a second shows in all the calls that were due in it, and not only in those
+// under way when it began: that is what the open loop is for.
+func TestOpenLoopShowsAStall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const stall, rate = time.Second, 1000
+		begin := time.Now()
+		stalled := func(ctx context.Context, _ int64) ([]byte, error) {
+			if now := time.Since(begin); now >= 2*time.Second && now < 2*time.Second+stall {
+				<-time.After(2*time.Second + stall - now)
+			} else {
+				<-time.After(time.Millisecond)
+			}
+			return []byte("b"), ctx.Err()
+		}
+		settings := plan(5*rate, 1)
+		settings.Rate, settings.Timeout = rate, 10*time.Second
+		open := virtual(settings, &fake{status: connected(), answer: stalled}).run(t.Context(), t.Context())
+		check(t, open, 5*rate, 5*rate, map[string]int64{})
+		// Of 5,000 calls 1,000 were held up, by a second to nothing: the slowest tenth by
+		// half a second and more.
+		if p90 := time.Duration(open.latency.ValueAtPercentile(90)); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
+			t.Errorf("p90 is %v, want about half a second", p90)
+		}
+		begin = time.Now()
+		settings.Rate = 0
+		closed := virtual(settings, &fake{status: connected(), answer: stalled}).run(t.Context(), t.Context())
+		if p90 := time.Duration(closed.latency.ValueAtPercentile(90)); p90 > 2*time.Millisecond {
+			t.Errorf("the closed loop's p90 is %v: it should miss the stall", p90)
+		}
+	})
+}
+
+// Beyond the bound calls wait for their turn, and that counts.
+func TestOpenLoopIsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(3*openInFlight, 1)
+		settings.Rate = 1_000_000
+		f := &fake{status: connected(), answer: after(500 * time.Millisecond)}
+		got := virtual(settings, f).run(t.Context(), t.Context())
+		check(t, got, 3*openInFlight, 3*openInFlight, map[string]int64{})
+		if most := f.most.Load(); most != openInFlight {
+			t.Errorf("%d calls at once, want %d", most, openInFlight)
+		}
+		if got.behind < 900*time.Millisecond || got.behind > time.Second {
+			t.Errorf("behind by %v, want two rounds", got.behind)
+		}
+		if slowest := time.Duration(got.latency.Max()); slowest < 1400*time.Millisecond {
+			t.Errorf("the slowest took %v, want three rounds", slowest)
+		}
+		if r := newReport(got, settings, amqpx.ClientStats{}).Rate; r.KeptUp || r.Achieved > 20_000 {
+			t.Errorf("rate %+v", r)
+		}
+	})
+}
+
+func TestOpenLoopByTime(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		calls, concurrency int
+		answer             time.Duration
+		made, notBegun     int64
+		elapsed            time.Duration
+	}{
+		"by time":        {defaultCalls, 1, time.Millisecond, 1000, 0, 9991 * time.Millisecond},
+		"number first":   {50, 1, time.Millisecond, 50, 0, 491 * time.Millisecond},
+		"time first":     {2000, 1, time.Millisecond, 1000, 0, 9991 * time.Millisecond},
+		"answers go on":  {defaultCalls, 1, 700 * time.Millisecond, 1000, 0, 10690 * time.Millisecond},
+		"never answered": {defaultCalls, 1, time.Hour, 101, 0, 2 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			settings := plan(c.calls, c.concurrency)
+			settings.Rate, settings.Duration = 100, 10*time.Second
+			f := &fake{status: connected(), answer: after(c.answer)}
+			got := virtual(settings, f).run(t.Context(), t.Context())
+			if got.calls < c.made-1 || got.calls > c.made+1 || got.interrupted || got.schedule.notBegun > c.notBegun+1 {
+				t.Errorf("%s: %d calls, %+v, interrupted %v", name, got.calls, got.schedule, got.interrupted)
+			}
+			if off := got.elapsed - c.elapsed; off > 20*time.Millisecond || off < -20*time.Millisecond {
+				t.Errorf("%s: took %v, want %v", name, got.elapsed, c.elapsed)
+			}
+			if got.givenUp != (name == "never answered") {
+				t.Errorf("%s: given up %v", name, got.givenUp)
+			}
+		})
+	}
+}
+
+// What was due and could not begin is told.
+func TestOpenLoopTellsWhatDidNotBegin(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(defaultCalls, 1)
+		settings.Rate, settings.Duration, settings.Timeout = 10_000, time.Second, 10*time.Second
+		got := virtual(settings, &fake{status: connected(), answer: after(3 * time.Second)}).run(t.Context(), t.Context())
+		check(t, got, openInFlight, openInFlight, map[string]int64{})
+		r := newReport(got, settings, amqpx.ClientStats{}).Rate
+		if r.NotBegun != 10_000-openInFlight || r.KeptUp || r.Achieved != openInFlight {
+			t.Errorf("rate %+v", r)
+		}
+	})
+}
+
+func TestOpenLoopInterrupted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(defaultCalls, 1)
+		settings.Rate = 10
+		drain, interrupt := context.WithCancel(t.Context())
+		time.AfterFunc(2050*time.Millisecond, interrupt)
+		got := virtual(settings, &fake{status: connected(), answer: after(time.Millisecond)}).run(drain, t.Context())
+		check(t, got, 21, 21, map[string]int64{})
+		if !got.interrupted || got.elapsed != 2050*time.Millisecond || got.schedule.notBegun != 0 {
+			t.Errorf("interrupted %v after %v, %+v", got.interrupted, got.elapsed, got.schedule)
+		}
+	})
+}
+
+// A slow pace is no stall, and a call that never returns is one.
+func TestOpenLoopStalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(4, 1)
+		settings.Rate = 1
+		settings.Timeout = time.Millisecond // with the grace, 5 s
+		slow := virtual(settings, &fake{status: connected(), answer: good})
+		slow.goal.rate, slow.goal.calls = 1, 60
+		check(t, slow.run(t.Context(), t.Context()), 60, 60, map[string]int64{})
+
+		released := make(chan struct{})
+		defer close(released)
+		f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+			if n == 2 {
+				<-released
+			}
+			return []byte("b"), nil
+		}}
+		got := virtual(settings, f).run(t.Context(), t.Context())
+		check(t, got, 4, 3, map[string]int64{})
+	})
+}
+
+func TestClosedLoopByTime(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		calls int
+		want  int64
+		took  time.Duration
+	}{
+		"by time":      {defaultCalls, 4 * 1000, 10 * time.Second},
+		"number first": {40, 40, 100 * time.Millisecond},
+		"time first":   {1_000_000, 4 * 1000, 10 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			settings := plan(c.calls, 4)
+			settings.Duration = 10 * time.Second
+			got := virtual(settings, &fake{status: connected(), answer: after(10 * time.Millisecond)}).run(t.Context(), t.Context())
+			// Whether the last round still begins at the very end is open.
+			if got.calls < c.want || got.calls > c.want+4 || got.ok != got.calls || got.interrupted || got.givenUp {
+				t.Errorf("%s: %d calls, %d ok, interrupted %v", name, got.calls, got.ok, got.interrupted)
+			}
+			if off := got.elapsed - c.took; off < 0 || off > 10*time.Millisecond {
+				t.Errorf("%s: took %v, want %v", name, got.elapsed, c.took)
+			}
+		})
+	}
+}
+
+// Without an answer a run by time must not fail calls as fast as it can until its time is
+// over.
+func TestClosedLoopByTimeGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		settings := plan(defaultCalls, 3)
+		settings.Duration = time.Hour
+		got := virtual(settings, &fake{answer: after(2 * time.Hour)}).run(t.Context(), t.Context())
+		if got.elapsed != time.Second || got.calls > 6 || !got.givenUp || got.interrupted || got.ok != 0 {
+			t.Errorf("%d calls in %v, given up %v", got.calls, got.elapsed, got.givenUp)
+		}
+		if r := newReport(got, settings, amqpx.ClientStats{}); r.Passed || !r.GivenUp || r.PlannedSeconds != 3600 || r.PlannedCalls != 0 {
+			t.Errorf("reported %+v", r)
+		}
+	})
+}
+
+// One of so many calls asks the server for its times.
+func TestCallsAreSampled(t *testing.T) {
+	t.Parallel()
+	asked := make(chan int, 100)
+	f := &sampler{asked: asked}
+	got := newRunner(plan(95, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+	if len(asked) != 10 {
+		t.Errorf("%d of 95 calls asked", len(asked))
+	}
+	if got.ok != 95 || got.server.queue.TotalCount() != 0 {
+		t.Errorf("%d ok, %d times though nobody told any", got.ok, got.server.queue.TotalCount())
+	}
+}
+
+// sampler counts the calls that come with an option.
+type sampler struct{ asked chan int }
+
+func (s *sampler) Call(_ context.Context, _ string, _ []byte, options ...amqpx.CallOption) ([]byte, error) {
+	if len(options) > 0 {
+		s.asked <- 1
+	}
+	return []byte("b"), nil
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// pace waits until moments, as exactly as the system can.
+type pace struct {
+	// fine is the last part of each wait, which nap takes: timers of the runtime may be a
+	// millisecond late, which would count as latency.
+	fine time.Duration
+	nap  func(time.Duration)
+}
+
+// shortestNap is how long a nap takes at least: calls that are due within one leave
+// together.
+const shortestNap = 100 * time.Microsecond
+
+// until waits for a moment and reports whether ctx was still alive then.
+func (p pace) until(ctx context.Context, at time.Time) bool {
+	if wait := time.Until(at) - p.fine; wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	if wait := time.Until(at); wait > 0 && p.nap != nil {
+		p.nap(max(wait, shortestNap))
+	}
+	return ctx.Err() == nil
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"rabbitmq-rpc/services/rpc-client/internal/report"
+)
+
+// timeline counts what settled when, in slices of one length. Whatever the run's length,
+// it holds no more than mostSlices: then each two become one.
+type timeline struct {
+	width  time.Duration
+	slices []slice
+}
+
+// slice is a part of the run.
+type slice struct {
+	ok, errors int64
+	latency    *hdrhistogram.Histogram // nil without an expected answer
+}
+
+const (
+	// firstWidth is how long slices are at first.
+	firstWidth = 10 * time.Millisecond
+	// mostSlices bounds them. Each may take 28 kB.
+	mostSlices = 200
+	// enoughSlices and enoughCalls are what a picture needs: beyond enoughSlices, slices
+	// of fewer calls than enoughCalls show more noise than course.
+	enoughSlices = 40
+	enoughCalls  = 20
+)
+
+func newTimeline() *timeline { return &timeline{width: firstWidth} }
+
+func (l *timeline) add(r result) {
+	at := int(r.ended / l.width)
+	for ; at >= mostSlices; at = int(r.ended / l.width) {
+		l.merge()
+	}
+	for at >= len(l.slices) {
+		l.slices = append(l.slices, slice{})
+	}
+	s := &l.slices[at]
+	if r.key != "" {
+		s.errors++
+		return
+	}
+	s.ok++
+	if s.latency == nil {
+		const lowest, digits = int64(time.Microsecond), 2
+		s.latency = hdrhistogram.New(lowest, int64(slowest), digits)
+	}
+	_ = s.latency.RecordValue(min(int64(r.latency), int64(slowest))) // within the bound
+}
+
+// merge makes one of each two slices.
+func (l *timeline) merge() {
+	l.width *= 2
+	half := l.slices[:0]
+	for i := 0; i < len(l.slices); i += 2 {
+		s := l.slices[i]
+		if i+1 < len(l.slices) {
+			s = s.with(l.slices[i+1])
+		}
+		half = append(half, s)
+	}
+	clear(l.slices[len(half):])
+	l.slices = half
+}
+
+// with returns what both slices hold together.
+func (s slice) with(other slice) slice {
+	s.ok, s.errors = s.ok+other.ok, s.errors+other.errors
+	switch {
+	case s.latency == nil:
+		s.latency = other.latency
+	case other.latency != nil:
+		s.latency.Merge(other.latency)
+	}
+	return s
+}
+
+// report returns the slices of a run that took a time, merged as far as it helps to see
+// something.
+func (l *timeline) report(elapsed time.Duration) []report.Slice {
+	var settled int64
+	for _, s := range l.slices {
+		settled += s.ok + s.errors
+	}
+	for len(l.slices) > enoughSlices && settled < enoughCalls*int64(len(l.slices)) {
+		l.merge()
+	}
+	// What is left over at the end belongs to the slice before: a rate over a moment is none.
+	if last := len(l.slices) - 1; last > 0 && elapsed-time.Duration(last)*l.width < l.width/2 {
+		l.slices[last-1] = l.slices[last-1].with(l.slices[last])
+		l.slices = l.slices[:last]
+	}
+	list := make([]report.Slice, 0, len(l.slices))
+	for i, s := range l.slices {
+		start := time.Duration(i) * l.width
+		length := l.width
+		if i == len(l.slices)-1 && elapsed > start {
+			length = elapsed - start
+		}
+		r := report.Slice{Start: report.Seconds(start), Seconds: report.Seconds(length), OK: s.ok, Errors: s.errors}
+		if s.ok > 0 {
+			r.P50MS = report.Milliseconds(time.Duration(s.latency.ValueAtPercentile(50)))
+			r.P99MS = report.Milliseconds(time.Duration(s.latency.ValueAtPercentile(99)))
+		}
+		list = append(list, r)
+	}
+	return list
+}

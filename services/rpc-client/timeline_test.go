@@ -1,0 +1,84 @@
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+func TestTimelineKeepsEveryCall(t *testing.T) {
+	t.Parallel()
+	for _, length := range []time.Duration{time.Millisecond, time.Second, time.Minute, 168 * time.Hour} {
+		l := newTimeline()
+		const calls = 10_000
+		for i := range calls {
+			r := result{ended: length * time.Duration(i) / calls, latency: 5 * time.Millisecond}
+			if i%10 == 0 {
+				r = result{ended: r.ended, key: "unavailable"}
+			}
+			l.add(r)
+		}
+		list := l.report(length)
+		if len(list) > mostSlices {
+			t.Errorf("%v: %d slices", length, len(list))
+		}
+		var ok, errs int64
+		covered := 0.0
+		for i, s := range list {
+			ok, errs, covered = ok+s.OK, errs+s.Errors, covered+s.Seconds
+			if i > 0 && s.Start <= list[i-1].Start || s.Seconds <= 0 {
+				t.Fatalf("%v: slice %d begins at %v and takes %v", length, i, s.Start, s.Seconds)
+			}
+			if s.OK > 0 && (s.P50MS < 4.9 || s.P50MS > 5.1 || s.P99MS < 4.9 || s.P99MS > 5.1) {
+				t.Fatalf("%v: slice %d has latencies %v and %v", length, i, s.P50MS, s.P99MS)
+			}
+		}
+		if ok != calls*9/10 || errs != calls/10 {
+			t.Errorf("%v: %d ok and %d errors are left", length, ok, errs)
+		}
+		if want := length.Seconds(); covered < want*0.999 || covered > want*1.001 {
+			t.Errorf("%v: the slices cover %v s", length, covered)
+		}
+	}
+}
+
+// A slice of a moment would show a rate out of all proportion.
+func TestTimelineHasNoScrap(t *testing.T) {
+	t.Parallel()
+	l := newTimeline()
+	for i := range 1000 {
+		l.add(result{ended: time.Duration(i) * time.Millisecond, latency: time.Millisecond})
+	}
+	l.add(result{ended: time.Second + time.Microsecond, latency: time.Millisecond})
+	list := l.report(time.Second + time.Microsecond)
+	last := list[len(list)-1]
+	if rate := float64(last.OK) / last.Seconds; rate < 900 || rate > 1100 {
+		t.Errorf("the last slice has %v calls a second: %+v", rate, last)
+	}
+}
+
+// Few calls in many slices are all noise: there are fewer slices then.
+func TestTimelineOfFewCalls(t *testing.T) {
+	t.Parallel()
+	l := newTimeline()
+	for i := range 30 {
+		l.add(result{ended: time.Duration(i) * 50 * time.Millisecond, latency: time.Millisecond})
+	}
+	if n := len(l.report(1500 * time.Millisecond)); n > enoughSlices {
+		t.Errorf("30 calls are in %d slices", n)
+	}
+	if list := newTimeline().report(time.Second); len(list) != 0 {
+		t.Errorf("nothing is in %d slices", len(list))
+	}
+}
+
+// A gap without calls has slices too, or the time in a figure would be wrong.
+func TestTimelineHasGaps(t *testing.T) {
+	t.Parallel()
+	l := newTimeline()
+	l.add(result{ended: 0, latency: time.Millisecond})
+	l.add(result{ended: 390 * time.Millisecond, key: "internal"})
+	list := l.report(400 * time.Millisecond)
+	if len(list) != 40 || list[20].OK+list[20].Errors != 0 || list[39].Errors != 1 || list[39].P50MS != 0 {
+		t.Errorf("%d slices: %+v", len(list), list)
+	}
+}
