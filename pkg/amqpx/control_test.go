@@ -180,6 +180,7 @@ func TestServerWithoutAControlPlane(t *testing.T) {
 			c := startClient(t, b, WithControl(true))
 			ready(t, s.WaitReady)
 			b.kick(nil)
+			settle()
 			ready(t, s.WaitReady)
 			ready(t, c.WaitReady)
 			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
