@@ -1,0 +1,230 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxotel"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// traced is one side whose calls are traced, apart from the other's as in two processes.
+type traced struct {
+	exporter *tracetest.InMemoryExporter
+	options  []amqpxotel.Option
+}
+
+func traceSide(t *testing.T) *traced {
+	t.Helper()
+	exporter := tracetest.NewInMemoryExporter()
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter))
+	t.Cleanup(func() { _ = provider.Shutdown(context.Background()) })
+	return &traced{exporter, []amqpxotel.Option{
+		amqpxotel.WithTracerProvider(provider),
+		amqpxotel.WithPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})),
+	}}
+}
+
+func (s *traced) client() amqpx.Option { return amqpx.WithMiddleware(amqpxotel.Client(s.options...)) }
+
+func (s *traced) server() amqpx.Option { return amqpx.WithMiddleware(amqpxotel.Server(s.options...)) }
+
+// byCall returns the spans by correlation id.
+func (s *traced) byCall(t *testing.T) map[string]tracetest.SpanStub {
+	t.Helper()
+	all := make(map[string]tracetest.SpanStub)
+	for _, span := range s.exporter.GetSpans() {
+		id, _ := ofSpan(span, "messaging.message.conversation_id").(string)
+		if _, twice := all[id]; twice || id == "" {
+			t.Errorf("call %q has two spans on one side", id)
+		}
+		all[id] = span
+	}
+	return all
+}
+
+// ofSpan returns an attribute of a span, nil without it.
+func ofSpan(s tracetest.SpanStub, name attribute.Key) any {
+	for _, kv := range s.Attributes {
+		if kv.Key == name {
+			return kv.Value.AsInterface()
+		}
+	}
+	return nil
+}
+
+// isChild checks that a server's span belongs to the client's span of the same call.
+func isChild(t *testing.T, id string, server, client tracetest.SpanStub) {
+	t.Helper()
+	if server.SpanKind != trace.SpanKindServer || client.SpanKind != trace.SpanKindClient {
+		t.Errorf("call %s: spans of kinds %v and %v", id, server.SpanKind, client.SpanKind)
+	}
+	if server.SpanContext.TraceID() != client.SpanContext.TraceID() ||
+		server.Parent.SpanID() != client.SpanContext.SpanID() || !server.Parent.IsRemote() {
+		t.Errorf("call %s: the server's span is no child of the client's", id)
+	}
+}
+
+func TestTracingOfSingleCalls(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	front, back := traceSide(t), traceSide(t)
+	server := r.Serve(rig.Methods{"echo": echo}, back.server())
+	client := r.Ready(front.client())
+	const calls = 10
+	for range calls {
+		rig.Call(t, client, "echo", []byte("x"), amqpx.Idempotent(), amqpx.WithHeader(map[string]any{"tenant": int64(7)}))
+	}
+	if err := server.Drain(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	if n := client.Stats().Batched; n != 0 {
+		t.Errorf("%d calls travelled together", n)
+	}
+	clients, servers := front.byCall(t), back.byCall(t)
+	if len(clients) != calls || len(servers) != calls {
+		t.Fatalf("%d and %d spans, want %d of each side", len(clients), len(servers), calls)
+	}
+	traces := make(map[trace.TraceID]bool)
+	for id, c := range clients {
+		isChild(t, id, servers[id], c)
+		traces[c.SpanContext.TraceID()] = true
+		if ofSpan(servers[id], "amqpx.idempotent") != true || ofSpan(servers[id], "messaging.message.id") != id ||
+			ofSpan(c, "amqpx.outcome") != "ran" {
+			t.Errorf("attributes %v, and %v", c.Attributes, servers[id].Attributes)
+		}
+		if wait, ok := ofSpan(servers[id], "amqpx.queue_wait_ms").(float64); !ok || wait < 0 {
+			t.Errorf("waited %v ms", wait)
+		}
+	}
+	if len(traces) != calls {
+		t.Errorf("%d calls are in %d traces", calls, len(traces))
+	}
+}
+
+func TestTracingOfCallsInBatches(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	front, back := traceSide(t), traceSide(t)
+	server := r.Serve(rig.Methods{"echo": echo}, back.server())
+	client := r.Ready(front.client())
+	openLane(t, client)
+	everyAnswerIsMine(t, client, 64, 10)
+	if err := server.Drain(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	sent, got := client.Stats(), server.Stats()
+	if sent.Batched == 0 || got.Batched != sent.Batched {
+		t.Errorf("%d calls left in batches, %d came in them", sent.Batched, got.Batched)
+	}
+	clients, servers := front.byCall(t), back.byCall(t)
+	if uint64(len(clients)) != sent.OK || len(servers) != len(clients) {
+		t.Fatalf("%d and %d spans, want %d of each side", len(clients), len(servers), sent.OK)
+	}
+	for id, c := range clients {
+		isChild(t, id, servers[id], c)
+	}
+}
+
+// A call that a handler makes is a grandchild.
+func TestTracingOfNestedCalls(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	front, middle := traceSide(t), traceSide(t)
+	inner := r.Client(middle.client())
+	r.Serve(rig.Methods{
+		"echo": echo,
+		"outer": func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+			return inner.Call(ctx, "echo", req.Body)
+		},
+	}, middle.server())
+	rig.Call(t, r.Ready(front.client()), "outer", []byte("x"))
+	rig.Eventually(t, "every span has ended", func() bool { return len(middle.exporter.GetSpans()) == 3 })
+	spans := middle.exporter.GetSpans() // in the order of their ends
+	last, call, first, root := spans[0], spans[1], spans[2], front.exporter.GetSpans()[0]
+	isChild(t, "outer", first, root)
+	isChild(t, "echo", last, call)
+	if call.Parent.SpanID() != first.SpanContext.SpanID() || call.Parent.IsRemote() {
+		t.Error("the call that the handler made is no child of the handler's span")
+	}
+	if last.SpanContext.TraceID() != root.SpanContext.TraceID() {
+		t.Error("they are in different traces")
+	}
+}
+
+// A trace context that cannot be read, whoever sends it, never harms a call.
+func TestTracingWithGarbage(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	back := traceSide(t)
+	r.Serve(rig.Methods{"echo": echo}, back.server())
+	inbox := r.Inbox()
+	single := map[string]any{
+		"text": "nonsense", "cut": "00-0af7651916cd43dd8448eb211c80319c", "number": int32(7), "float": 1.5, "bool": true,
+		"bytes": []byte{0xff, 0}, "nothing": nil, "list": []any{"00-"}, "table": amqp.Table{"traceparent": "x"}, "long": fmt.Sprintf("%01000d", 0),
+	}
+	ids := make([]string, 0, 2*len(single))
+	for name, v := range single {
+		ids = append(ids, name+" "+uuid.NewString()+" \xff")
+		r.Request(amqp.Publishing{
+			AppId: "echo", CorrelationId: ids[len(ids)-1], ReplyTo: inbox.Name, Body: []byte("x"),
+			Headers: amqp.Table{"traceparent": v, "tracestate": v, "baggage": v},
+		})
+	}
+	var batch [][]byte
+	for _, text := range []string{"", "nonsense", "00-\x00", "\xff"} {
+		header := rig.Record(rig.Field{Number: 1, Value: "traceparent"}, rig.Field{Number: 2, Value: text})
+		ids = append(ids, uuid.NewString())
+		batch = append(batch, rig.RawCall(ids[len(ids)-1], "echo", "x", rig.Field{Number: rig.CallHeader, Value: header}))
+	}
+	r.SendBatch(inbox.Name, batch...)
+	answers := inbox.AnswersTo(ids...)
+	for _, id := range ids {
+		if a := answers[id]; a.Body != "x" || a.Code != "" {
+			t.Errorf("call %q: %+v", id, a)
+		}
+	}
+	rig.Eventually(t, "every span has ended", func() bool { return len(back.exporter.GetSpans()) == len(ids) })
+	for _, span := range back.exporter.GetSpans() {
+		if span.Parent.IsValid() {
+			t.Errorf("a span has the parent %v", span.Parent)
+		}
+	}
+}
+
+// The library's own outcomes are told: here that no server ran the call.
+func TestTracingOfACallThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	front := traceSide(t)
+	client := r.Ready(front.client())
+	_, err := client.Call(rig.Patience(t), "echo", nil)
+	if amqpx.CodeOf(err) != amqpx.CodeUnavailable {
+		t.Fatalf("got %v", err)
+	}
+	span := front.exporter.GetSpans()[0]
+	got := make(map[attribute.Key]any)
+	for _, name := range []attribute.Key{"amqpx.outcome", "amqpx.remote", "error.type", "rpc.response.status_code"} {
+		got[name] = ofSpan(span, name)
+	}
+	want := map[attribute.Key]any{
+		"amqpx.outcome": "did not run", "amqpx.remote": false, "error.type": "unavailable", "rpc.response.status_code": "unavailable",
+	}
+	if !maps.Equal(got, want) || !strings.HasPrefix(span.Status.Description, amqpx.ErrUnroutable.Error()) {
+		t.Errorf("%v, status %+v", got, span.Status)
+	}
+}
