@@ -110,7 +110,10 @@ compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-co
 compose() (
 	cd "$ROOT"
 	file=$ENV_FILE
-	[[ -f $file ]] || file=/dev/null
+	if [[ ! -f $file ]]; then # v1 takes none but a regular one
+		file=$RUN/none.env
+		mkdir -p "$RUN" && : >"$file"
+	fi
 	if docker compose version >/dev/null 2>&1; then
 		exec docker compose --env-file "$file" "$@"
 	fi
