@@ -85,7 +85,7 @@ func Start(ctx context.Context, addr string, source Source, logger *zap.Logger, 
 	var pings *pings
 	if answered.pinger != nil {
 		pings = newPings(answered.pinger)
-		s.serves.Go(func() { pings.run(ctx) })
+		s.serves.Go(func() { pings.run(ctx) }) // ends with ctx, which Stop ends and awaits
 	}
 	s.http = http.Server{
 		Handler:           routes(answered, pings, logger),

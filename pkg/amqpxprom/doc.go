@@ -31,5 +31,6 @@
 //
 // # Cost
 //
-// Telling of a call takes no lock, no allocation, and about 60 ns; see the benchmarks.
+// Telling of a call takes no lock, no allocation, and about 50 ns on a client and 100 ns on
+// a server (go test -bench . ./pkg/amqpxprom).
 package amqpxprom
