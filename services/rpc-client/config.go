@@ -21,6 +21,10 @@ type Config struct {
 	Log     logging.Config
 	Tracing tracing.Config
 
+	// Mode is calls, or fleet to list the servers of the queue instead.
+	Mode string `envconfig:"RPC_MODE" default:"calls" oneof:"calls fleet"`
+	// FleetFormat is how the servers are listed: table or json.
+	FleetFormat string `envconfig:"RPC_FLEET_FORMAT" default:"table" oneof:"table json"`
 	// Method is the function to call.
 	Method string `envconfig:"RPC_METHOD" default:"b" maxlen:"255"`
 	// Body is the argument of every call; it may be empty.
@@ -64,6 +68,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.Tracing.Validate(faults)
 	if c.Expect == "" {
 		c.Expect = c.Method
+	}
+	if c.Mode == modeFleet && !c.Queue.Control && !faults.Has("RPC_CONTROL") {
+		faults.Addf("RPC_CONTROL", "is false, but the servers are asked through the control plane")
 	}
 	if c.ReportDir != "" {
 		if err := report.PrepareDir(c.ReportDir); err != nil {

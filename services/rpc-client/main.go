@@ -3,7 +3,9 @@
 // lists them.
 //
 //	rpc-client               call, print a summary; exit 0 if every call was
-//	                         answered as expected, 1 if not, 2 on bad settings
+//	                         answered as expected, 1 if not, 2 on bad settings.
+//	                         With RPC_MODE=fleet: list the servers of the queue; exit 1
+//	                         if there is none
 //	rpc-client healthcheck   exit 0 if the running client is ready, else 1
 package main
 
@@ -23,8 +25,9 @@ import (
 const name = "rpc-client"
 
 const usage = `usage: rpc-client [healthcheck]
-Calls a function over RabbitMQ and checks every answer. Settings come from the
-environment only: docs/operations.md lists them.
+Calls a function over RabbitMQ and checks every answer; with RPC_MODE=fleet it lists
+the servers instead. Settings come from the environment only: docs/operations.md
+lists them.
 `
 
 func main() {
@@ -53,6 +56,9 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	terminal := openScreen(stderr)
 	logger := logging.New(settings.Log, name, terminal)
 	defer logging.Sync(logger)
+	if settings.Mode == modeFleet {
+		return fleet(drain, force, &settings, stdout, logger)
+	}
 	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{
 		Name: name, Queue: settings.Queue.Name, Broker: settings.AMQP.URL.Reveal(),
 	}, logger)

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// modeFleet is the RPC_MODE that lists servers.
+const modeFleet = "fleet"
+
+// fleetTimeout bounds the question to the servers and their answers.
+const fleetTimeout = 10 * time.Second
+
+// errNoServers is what a list without anybody in it means to a script.
+var errNoServers = errors.New("no server answered")
+
+// lister is the part of [amqpx.Client] that lists servers.
+type lister interface {
+	WaitReady(ctx context.Context) error
+	Fleet(ctx context.Context) ([]amqpx.Instance, error)
+}
+
+// fleet connects, lists the servers of the queue and leaves.
+func fleet(drain, force context.Context, settings *Config, stdout io.Writer, logger *zap.Logger) error {
+	c, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), settings.options(logger)...) //nolint:contextcheck // it lives until Close
+	if err != nil {
+		return lifecycle.ConfigError(err)
+	}
+	err = listFleet(drain, c, settings.FleetFormat, stdout)
+	return errors.Join(err, closeBy(force, c))
+}
+
+// listFleet writes the servers that answer to w, in the format "table" or "json".
+func listFleet(ctx context.Context, c lister, format string, w io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
+	defer cancel()
+	if err := c.WaitReady(ctx); err != nil {
+		return fmt.Errorf("no link to the broker: %w", err)
+	}
+	servers, err := c.Fleet(ctx)
+	switch {
+	case errors.Is(err, amqpx.ErrUnroutable):
+		servers, err = nil, nil
+	case err != nil:
+		return fmt.Errorf("list the servers: %w", err)
+	}
+	if format == "json" {
+		err = writeFleetJSON(w, servers)
+	} else {
+		err = writeFleetTable(w, servers)
+	}
+	if err == nil && len(servers) == 0 {
+		return errNoServers
+	}
+	return err
+}
+
+func writeFleetJSON(w io.Writer, servers []amqpx.Instance) error {
+	if servers == nil {
+		servers = []amqpx.Instance{} // a list, and not null
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(servers)
+}
+
+// writeFleetTable writes a line for each server, and below it one for each function of
+// each.
+func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
+	if len(servers) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush tells
+	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "UPTIME", "BUSY", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
+	for _, s := range servers {
+		st := s.Stats
+		if st == nil {
+			st = &amqpx.InstanceStats{}
+		}
+		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), uptime(s.UptimeSeconds),
+			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),
+			count(st.Reconnects), fmt.Sprintf("%.1f", s.RoundTripMS))
+	}
+	row()
+	row("SERVER", "FUNCTION", "OK", "FAILED", "MEAN ms", "P50 ms", "P99 ms", "MAX ms")
+	for _, s := range servers {
+		for _, m := range s.Methods {
+			row(short(s.ID), plain(m.Name), count(m.OK), count(m.Failed),
+				millis(m.LatencyMS.Mean), millis(m.LatencyMS.P50), millis(m.LatencyMS.P99), millis(m.LatencyMS.Max))
+		}
+	}
+	return t.Flush()
+}
+
+// short is enough of an id to tell servers apart.
+func short(id string) string {
+	const enough = 8
+	return plain(id[:min(enough, len(id))])
+}
+
+// plain makes text of others fit to print: whoever answers chose it.
+func plain(text string) string {
+	const most = 40
+	if text == "" {
+		return "-"
+	}
+	if runes := []rune(text); len(runes) > most {
+		text = string(runes[:most]) + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+func uptime(seconds float64) string {
+	return time.Duration(seconds * float64(time.Second)).Round(time.Second).String()
+}
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }
+
+func millis(ms float64) string { return strconv.FormatFloat(ms, 'f', 3, 64) }
