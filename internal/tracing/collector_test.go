@@ -3,10 +3,13 @@ package tracing
 import (
 	"compress/gzip"
 	"context"
+	"encoding/pem"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -36,8 +39,35 @@ func (e export) spans() (all []*trace.Span) {
 // collect serves OTLP over HTTP and returns its URL.
 func collect(t *testing.T) (url string, exports <-chan export) {
 	t.Helper()
+	server, got := newCollector(t)
+	server.Start()
+	return server.URL, got
+}
+
+// collectTLS serves OTLP over HTTPS, and has its certificate trusted.
+func collectTLS(t *testing.T) (url string, exports <-chan export) {
+	t.Helper()
+	server, got := newCollector(t)
+	server.StartTLS()
+	t.Setenv("COLLECTOR_CERTIFICATE", certificateOf(t, server))
+	return server.URL, got
+}
+
+// certificateOf writes a server's certificate to a file and returns its path.
+func certificateOf(t *testing.T, server *httptest.Server) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func newCollector(t *testing.T) (*httptest.Server, <-chan export) {
+	t.Helper()
 	got := make(chan export, 16)
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		var from io.Reader = r.Body
 		if r.Header.Get("Content-Encoding") == "gzip" {
 			from, _ = gzip.NewReader(r.Body)
@@ -53,7 +83,7 @@ func collect(t *testing.T) (url string, exports <-chan export) {
 		got <- export{r.URL.Path, r.Header.Get("Authorization"), request.GetResourceSpans()}
 	}))
 	t.Cleanup(server.Close)
-	return server.URL, got
+	return server, got
 }
 
 // grpcCollector serves OTLP over gRPC.

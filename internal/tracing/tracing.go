@@ -53,6 +53,7 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 	if !c.On() {
 		return nil, nil //nolint:nilnil // off is no error.
 	}
+	ctx = context.WithoutCancel(ctx) // a service that is told to stop meanwhile is not badly set
 	log = log.Named("tracing")
 	library := newComplaints(log, "the tracing library complains")
 	otel.SetLogger(newLibraryLog(library))

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"testing"
@@ -66,15 +68,17 @@ func TestExport(t *testing.T) {
 		serve          func(*testing.T) (string, <-chan export)
 		protocol, path string
 	}{
-		"http": {collect, "", "/v1/traces"},
-		"grpc": {collectGRPC, "grpc", ""},
+		"http":  {collect, "", "/v1/traces"},
+		"https": {collectTLS, "", "/v1/traces"},
+		"grpc":  {collectGRPC, "grpc", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			url, exports := c.serve(t)
 			tr, logs := start(t, map[string]string{
 				"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": c.protocol,
-				"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2",
-				"OTEL_RESOURCE_ATTRIBUTES":   "team=blue%20sky,service.instance.id=seven",
+				"OTEL_EXPORTER_OTLP_CERTIFICATE": os.Getenv("COLLECTOR_CERTIFICATE"),
+				"OTEL_EXPORTER_OTLP_HEADERS":     "authorization=Bearer%20hunter2",
+				"OTEL_RESOURCE_ATTRIBUTES":       "team=blue%20sky,service.instance.id=seven",
 			})
 			tr.run(t.Context())
 			tr.Stop(t.Context())
@@ -212,9 +216,8 @@ func TestSamplerAndPropagators(t *testing.T) {
 	}
 }
 
-// What the exporter refuses is a fault of the configuration.
-//
-//nolint:paralleltest // sets the environment
+// What the exporter refuses, and was not judged before, is a fault of the configuration. That
+// a service is told to stop is none.
 func TestStartFails(t *testing.T) {
 	c, faults := load(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h"})
 	if faults != nil {
@@ -222,9 +225,19 @@ func TestStartFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := Start(ctx, c, Service{Name: "x"}, zap.NewNop())
-	var coded interface{ ExitCode() int }
-	if !errors.As(err, &coded) || coded.ExitCode() != 2 {
+	tr, err := Start(ctx, c, Service{Name: "x"}, zap.NewNop())
+	if err != nil {
+		t.Fatalf("while it is told to stop: %v", err)
+	}
+	tr.Stop(ctx)
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", certificateOf(t, server))
+	_, err = Start(t.Context(), c, Service{Name: "x"}, zap.NewNop())
+	if coded, ok := errors.AsType[interface {
+		error
+		ExitCode() int
+	}](err); !ok || coded.ExitCode() != 2 {
 		t.Errorf("got %v", err)
 	}
 }

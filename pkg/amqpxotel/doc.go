@@ -9,7 +9,8 @@
 // in the application headers traceparent, tracestate and baggage
 // (https://www.w3.org/TR/trace-context/), whether the call travels alone or in a batch,
 // and the span of the handler is its child. A request that is handed out twice has two
-// such children. A header that cannot be read is ignored.
+// such children. A header that cannot be read is ignored; of baggage, OpenTelemetry's global
+// error handler is told once in a process.
 //
 // # Spans
 //
