@@ -15,8 +15,7 @@ const complainEvery = time.Minute
 // complaints logs faults of one kind: the first at once, then at most one a minute, with
 // what the ones between have lost.
 type complaints struct {
-	log     *zap.Logger
-	message string
+	tell func(fields ...zap.Field)
 
 	mu    sync.Mutex
 	told  time.Time
@@ -24,9 +23,7 @@ type complaints struct {
 	spans int   // lost and not told
 }
 
-func newComplaints(log *zap.Logger, message string) *complaints {
-	return &complaints{log: log, message: message}
-}
+func newComplaints(tell func(fields ...zap.Field)) *complaints { return &complaints{tell: tell} }
 
 // hear takes a fault that lost nothing.
 func (c *complaints) hear(err error) { c.add(err, 0) }
@@ -64,7 +61,7 @@ func (c *complaints) flush() {
 	if spans > 0 {
 		fields = append(fields, zap.Int("spans", spans))
 	}
-	c.log.Warn(c.message, fields...)
+	c.tell(fields...)
 }
 
 // shortened bounds a text that may hold all of what a collector answered.

@@ -40,7 +40,7 @@ func FuzzEnvironment(f *testing.F) {
 	configtest.Fuzz(f, badValues, func(t *testing.T, c *Config) error {
 		t.Helper()
 		core, logs := observer.New(zap.DebugLevel)
-		complaints := newComplaints(zap.New(core), "complaint")
+		complaints := newComplaints(func(f ...zap.Field) { zap.New(core).Warn("complaint", f...) })
 		otel.SetLogger(newLibraryLog(complaints))
 		otel.SetErrorHandler(otel.ErrorHandlerFunc(complaints.hear))
 		e, err := newExporter(t.Context(), c.protocol())

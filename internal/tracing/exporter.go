@@ -13,6 +13,7 @@ import (
 type exporter struct {
 	sdktrace.SpanExporter
 
+	log    *zap.Logger
 	failed *complaints
 	counts counter
 	taken  atomic.Int64 // spans that were exported, or that could not be
@@ -32,7 +33,7 @@ func (e *exporter) sum() {
 	e.failed.flush()
 	// What is still under way after a cut is neither, and soon fails.
 	if lost := e.counts.ended.Load() - e.taken.Load(); lost > 0 {
-		e.failed.log.Warn("spans found no place in the queue for export", zap.Int64("spans", lost))
+		e.log.Warn("spans found no place in the queue for export", zap.Int64("spans", lost))
 	}
 }
 

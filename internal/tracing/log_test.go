@@ -42,7 +42,7 @@ func TestLinesHaveTheTrace(t *testing.T) {
 func TestComplaintsArePaced(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
-	c := newComplaints(zap.New(core), "trouble")
+	c := newComplaints(func(f ...zap.Field) { zap.New(core).Warn("trouble", f...) })
 	now := time.Now()
 	first, second := errors.New("first"), errors.New("second "+strings.Repeat("x", 1000)+"\xff")
 	if !c.note(first, 10, now) {
@@ -80,7 +80,7 @@ func TestLibraryLogHidesValues(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	core, logs := observer.New(zap.DebugLevel)
-	l := newLibraryLog(newComplaints(zap.New(core), "trouble")).WithName("n").WithValues("token", "hunter2")
+	l := newLibraryLog(newComplaints(func(f ...zap.Field) { zap.New(core).Warn("trouble", f...) })).WithName("n").WithValues("token", "hunter2")
 	l.Info("info", "token", "hunter2")
 	l.V(1).Info("warning", "token", "hunter2")
 	l.Error(errors.New("missing hunter2"), "parse headers", "input", "hunter2")

@@ -55,7 +55,7 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 	}
 	ctx = context.WithoutCancel(ctx) // a service that is told to stop meanwhile is not badly set
 	log = log.Named("tracing")
-	library := newComplaints(log, "the tracing library complains")
+	library := newComplaints(func(f ...zap.Field) { log.Warn("the tracing library complains", f...) })
 	otel.SetLogger(newLibraryLog(library))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(library.hear))
 	client, err := newExporter(ctx, c.protocol())
@@ -63,8 +63,10 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 		return nil, lifecycle.ConfigError(fmt.Errorf("export traces: %w", err))
 	}
 	t := &Tracing{
-		exporter: &exporter{SpanExporter: client, failed: newComplaints(log, "spans could not be exported")},
-		library:  library,
+		exporter: &exporter{SpanExporter: client, log: log, failed: newComplaints(func(f ...zap.Field) {
+			log.Warn("spans could not be exported", f...)
+		})},
+		library: library,
 	}
 	resource, err := newResource(ctx, s.Name)
 	if err != nil {
