@@ -66,8 +66,10 @@ func (b *bar) line(columns int, now sample, t *tally) string {
 	times := clock(share, now.passed)
 	for _, parts := range [][]string{{rate, latencies, errs, times}, {rate, errs, times}, {rate, errs}} {
 		text := strings.Join(parts, "  ")
-		const beside = len("100% || ") + 2
-		if width := columns - beside - len(text); width >= shortestBar {
+		// The text takes whole steps of room, so that the bar stands still while digits
+		// come and go.
+		const beside, step = len(" 100% ||  "), 8
+		if width := columns - beside - (len(text)+step-1)/step*step; width >= shortestBar {
 			return barAndText(share, min(width, longestBar), text)
 		}
 	}
@@ -113,5 +115,5 @@ func barAndText(share float64, width int, text string) string {
 	if err := drawn.Set(int(share * steps)); err != nil {
 		return text
 	}
-	return strings.TrimSpace(drawn.String())
+	return strings.TrimRight(strings.TrimPrefix(drawn.String(), "\r"), " ")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -72,8 +73,12 @@ func (l *linkWatch) note(s amqpx.Status) {
 	if l.last.State == amqpx.StateBlocked && s.State != amqpx.StateBlocked {
 		l.add(s.Since, report.EventUnblocked, "")
 	}
-	if (wasUp || !l.begun) && !up && s.State != amqpx.StateClosed {
+	switch {
+	case up || s.State == amqpx.StateClosed:
+	case wasUp:
 		l.add(s.Since, report.EventLost, errorText(s.Err))
+	case !l.begun:
+		l.add(s.Since, report.EventLost, strings.TrimSuffix("no link yet: "+errorText(s.Err), ": "))
 	}
 	switch {
 	case !up || s.Generation == l.last.Generation:

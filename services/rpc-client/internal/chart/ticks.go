@@ -54,6 +54,12 @@ func logTicks(low, high float64, n int) []Tick {
 			}
 		}
 	}
+	if len(ticks) < 2 { // too little of an axis for powers of ten
+		ticks = nil
+		for _, t := range linearTicks(math.Pow(10, low), math.Pow(10, high), n) {
+			ticks = append(ticks, Tick{At: math.Log10(t.At), Label: t.Label})
+		}
+	}
 	return ticks
 }
 

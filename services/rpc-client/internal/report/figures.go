@@ -99,6 +99,10 @@ func (r *Report) latencyHistogram() *chart.Figure {
 		f.Bars = append(f.Bars, chart.Bar{From: b.FromMS, To: b.ToMS, Y: float64(b.Calls)})
 	}
 	f.Y.Max = headroom(float64(most))
+	const narrow = 1.5
+	if f.X.Max < narrow*f.X.Min { // one value is no wall from end to end
+		f.X.Min, f.X.Max = f.X.Min/narrow, f.X.Max*narrow
+	}
 	return f
 }
 
@@ -120,12 +124,13 @@ func (r *Report) serverTimes() *chart.Figure {
 		}
 	}
 	all.Points = inside
-	low := shortest
+	low := high
 	for _, times := range [][]Percentile{r.QueueWaitMS.Percentiles, r.HandlerMS.Percentiles} {
-		if len(times) > 0 && times[0].MS > 0 {
+		if len(times) > 0 {
 			low = min(low, times[0].MS)
 		}
 	}
+	low = max(low, shortest)
 	return &chart.Figure{
 		ID: "server", Title: "Time inside the server",
 		Desc: fmt.Sprintf("Half of the sampled calls waited at most %v milliseconds for a worker, and their handlers ran at most %v.",
