@@ -18,6 +18,34 @@ type dashboard struct {
 			Datasource             source
 		}
 	}
+	Annotations struct {
+		List []struct {
+			Name, Expr string
+			Datasource source
+		}
+	}
+}
+
+// panelQueries are the queries of each panel, by its title.
+func (d dashboard) panelQueries() map[string][]string {
+	all := map[string][]string{}
+	for _, p := range d.Panels {
+		for _, q := range p.Targets {
+			all[p.Title] = append(all[p.Title], q.Expr)
+		}
+	}
+	return all
+}
+
+// queries are also those of annotations, which may have nothing to show.
+func (d dashboard) queries() map[string][]string {
+	all := d.panelQueries()
+	for _, a := range d.Annotations.List {
+		if a.Expr != "" {
+			all[a.Name] = append(all[a.Name], a.Expr)
+		}
+	}
+	return all
 }
 
 type panel struct {
@@ -91,6 +119,11 @@ func TestDashboardIsSound(t *testing.T) {
 		variables[v.Name] = v.Type
 		if v.Type == "query" {
 			chosen(t, v.Datasource, v.Name)
+		}
+	}
+	for _, a := range d.Annotations.List {
+		if a.Datasource.Type != "grafana" {
+			chosen(t, a.Datasource, a.Name)
 		}
 	}
 	if variables["datasource"] != "datasource" || variables["queue"] != "query" {

@@ -43,10 +43,10 @@ func (s *stage) targetsAreUp(t *testing.T) {
 // panels: every query has something to show.
 func (s *stage) panels(t *testing.T) {
 	p := s.classic.of(t)
-	for _, panel := range readDashboard(t).Panels {
-		for _, q := range panel.Targets {
-			expr := fill(t, q.Expr, s.queue)
-			rig.Eventually(t, fmt.Sprintf("panel %q shows %s", panel.Title, expr), func() bool { return p.shows(expr) })
+	for title, queries := range readDashboard(t).panelQueries() {
+		for _, q := range queries {
+			expr := fill(t, q, s.queue)
+			rig.Eventually(t, fmt.Sprintf("panel %q shows %s", title, expr), func() bool { return p.shows(expr) })
 		}
 	}
 }
@@ -75,16 +75,16 @@ func (s *stage) variables(t *testing.T) {
 func (s *stage) nativeQuantiles(t *testing.T) {
 	p := s.native.of(t)
 	tried := 0
-	for _, panel := range readDashboard(t).Panels {
-		for _, q := range panel.Targets {
-			expr := fill(t, q.Expr, s.queue)
+	for title, queries := range readDashboard(t).queries() {
+		for _, q := range queries {
+			expr := fill(t, q, s.queue)
 			p.query(expr)
 			native, _, both := strings.Cut(expr, nativeFirst)
 			if !both {
 				continue
 			}
 			tried++
-			rig.Eventually(t, fmt.Sprintf("panel %q shows %s", panel.Title, native), func() bool { return p.shows(native) })
+			rig.Eventually(t, fmt.Sprintf("panel %q shows %s", title, native), func() bool { return p.shows(native) })
 		}
 	}
 	if tried < 10 {
