@@ -96,10 +96,11 @@ func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
 // CodeOf returns err's code: that of the first [*Error] in its chain, else the
 // code of a context error, else [CodeUnknown]. It returns "" for nil.
 func CodeOf(err error) Code {
+	if err == nil {
+		return "" // before anything is allocated: this is asked of every call
+	}
 	var coded *Error
 	switch {
-	case err == nil:
-		return ""
 	case errors.As(err, &coded):
 		return coded.code
 	case errors.Is(err, context.DeadlineExceeded):
@@ -114,15 +115,14 @@ func CodeOf(err error) Code {
 // OutcomeOf returns err's outcome, [MayHaveRun] for an error of another type and
 // [Ran] for nil.
 func OutcomeOf(err error) Outcome {
-	var coded *Error
-	switch {
-	case err == nil:
+	if err == nil {
 		return Ran
-	case errors.As(err, &coded):
-		return coded.outcome
-	default:
-		return MayHaveRun
 	}
+	var coded *Error
+	if errors.As(err, &coded) {
+		return coded.outcome
+	}
+	return MayHaveRun
 }
 
 // localError makes an error of this side of the link.

@@ -115,3 +115,14 @@ func TestCodesAreAClosedSet(t *testing.T) {
 		}
 	}
 }
+
+// Middleware and observers ask of every call.
+//
+//nolint:paralleltest // counts allocations
+func TestAskingAboutAnAnswerTakesNoMemory(t *testing.T) {
+	wantSame(t, "allocations", testing.AllocsPerRun(100, func() {
+		if CodeOf(nil) != "" || OutcomeOf(nil) != Ran {
+			t.Error("an answer is no failure")
+		}
+	}), 0)
+}
