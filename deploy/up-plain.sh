@@ -6,7 +6,7 @@ readonly PAIR=$RUN/pair
 bring_up() {
 	say "plain processes and a private rabbitmq-server, because no Docker engine answers"
 	command -v go >/dev/null || die "go is missing: install Go 1.26 from https://go.dev/dl"
-	(cd "$ROOT" && go build -trimpath -o "$PAIR/bin/" ./services/...)
+	(cd "$ROOT" && go build -trimpath -ldflags "-X rabbitmq-rpc/internal/version.stamped=$VERSION" -o "$PAIR/bin/" ./services/...)
 	if [[ -f $RUN/brokers/pair/vars ]]; then
 		say "the broker of the last make up is still there: it keeps its ports"
 		"$DEPLOY/broker.sh" start pair

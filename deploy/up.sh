@@ -8,6 +8,9 @@
 load_env
 : "${AMQP_PORT:=5672}" "${MANAGEMENT_PORT:=15672}" "${REPORT_DIR:=$ROOT/report}"
 export AMQP_PORT MANAGEMENT_PORT
+# What the services say their version is.
+: "${VERSION:=$(git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo dev)}"
+export VERSION
 mkdir -p "$RUN"
 
 # free PORT VARIABLE: the port must not be taken by anybody else.

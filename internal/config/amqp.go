@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -59,6 +60,7 @@ func (a *AMQP) Validate(faults *Faults) {
 func (a *AMQP) Options(name string, logger *zap.Logger) []amqpx.Option {
 	options := []amqpx.Option{
 		amqpx.WithName(name),
+		amqpx.WithVersion(version.Of().Version),
 		amqpx.WithLogger(logger),
 		amqpx.WithHeartbeat(a.Heartbeat),
 		amqpx.WithDialTimeout(a.DialTimeout),

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/internal/version"
 )
 
 // mostScrapes bounds the scrapes that run at once; beyond it they end with 503.
@@ -36,22 +37,12 @@ func NewRegistry(more ...prometheus.Collector) (*prometheus.Registry, error) {
 
 // buildInfo is 1 under labels that say which program this is.
 func buildInfo() prometheus.Collector {
-	version, revision := "unknown", "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if info.Main.Version != "" {
-			version = info.Main.Version
-		}
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				revision = s.Value
-			}
-		}
-	}
+	build := version.Of()
 	built := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "rabbitmq_rpc_build_info",
 		Help: "Which program this is; always 1. Unknown is what the build did not know.",
 		ConstLabels: prometheus.Labels{
-			"version": version, "revision": revision, "go_version": runtime.Version(),
+			"version": build.Version, "revision": build.Revision, "go_version": runtime.Version(),
 		},
 	})
 	built.Set(1)

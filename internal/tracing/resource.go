@@ -2,11 +2,12 @@ package tracing
 
 import (
 	"context"
-	"runtime/debug"
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/sdk/resource"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+
+	"rabbitmq-rpc/internal/version"
 )
 
 // newResource says which process the spans are of. What OTEL_SERVICE_NAME and
@@ -18,18 +19,9 @@ func newResource(ctx context.Context, service string) (*resource.Resource, error
 		resource.WithTelemetrySDK(),
 		resource.WithAttributes(
 			semconv.ServiceName(service),
-			semconv.ServiceVersion(version()),
+			semconv.ServiceVersion(version.Of().Version),
 			semconv.ServiceInstanceID(uuid.NewString()),
 		),
 		resource.WithFromEnv(),
 	)
-}
-
-// version is what the build knows of itself: the module's version, "(devel)" if it was
-// built from a working copy.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

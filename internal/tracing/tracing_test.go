@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
@@ -92,7 +93,7 @@ func TestExport(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				"service.name": "tester", "service.version": version(), "service.instance.id": "seven", "host.name": host,
+				"service.name": "tester", "service.version": version.Of().Version, "service.instance.id": "seven", "host.name": host,
 				"team": "blue sky", "telemetry.sdk.language": "go", "telemetry.sdk.name": "opentelemetry", "telemetry.sdk.version": "1.47.0",
 			}
 			resource := map[string]string{}
