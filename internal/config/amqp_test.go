@@ -35,8 +35,8 @@ func TestAMQPDefaultsAreTheLibrarys(t *testing.T) {
 	if a.URL != "amqp://guest:guest@localhost:5672/" {
 		t.Errorf("URL is %s", a.URL)
 	}
-	if n := len(a.Options("test", zap.NewNop())); n != 6 {
-		t.Errorf("%d options without TLS, want 6", n)
+	if n := len(a.Options("test", zap.NewNop())); n != 7 {
+		t.Errorf("%d options without TLS, want 7", n)
 	}
 }
 

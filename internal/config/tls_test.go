@@ -94,7 +94,7 @@ func TestTLSConfig(t *testing.T) {
 	if a.tls.InsecureSkipVerify {
 		t.Error("the server's certificate is not verified")
 	}
-	if n := len(a.Options("test", zap.NewNop())); n != 7 {
-		t.Errorf("%d options with TLS, want 7", n)
+	if n := len(a.Options("test", zap.NewNop())); n != 8 {
+		t.Errorf("%d options with TLS, want 8", n)
 	}
 }
