@@ -139,7 +139,6 @@ func TestCallOptions(t *testing.T) {
 	}
 }
 
-//nolint:paralleltest // sets the environment
 func TestFleetNeedsTheControlPlane(t *testing.T) {
 	isolate(t)
 	t.Setenv("RPC_MODE", "fleet")

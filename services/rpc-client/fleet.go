@@ -52,7 +52,7 @@ func listFleet(ctx context.Context, c lister, format string, w io.Writer) error 
 	servers, err := c.Fleet(ctx)
 	switch {
 	case errors.Is(err, amqpx.ErrUnroutable):
-		servers, err = nil, nil
+		servers = nil
 	case err != nil:
 		return fmt.Errorf("list the servers: %w", err)
 	}

@@ -40,7 +40,7 @@ func roundStep(step float64) float64 {
 func logTicks(low, high float64, n int) []Tick {
 	parts := []float64{1}
 	switch decades := high - low; {
-	case 3*decades <= float64(n):
+	case 3*decades <= float64(n)+1:
 		parts = []float64{1, 2, 5}
 	case decades > float64(n):
 		return everyOther(low, high, int(math.Ceil(decades/float64(max(n, 1)))))

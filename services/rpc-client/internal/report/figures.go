@@ -130,7 +130,7 @@ func (r *Report) serverTimes() *chart.Figure {
 			low = min(low, times[0].MS)
 		}
 	}
-	low = max(low, shortest)
+	low = roundDown(max(low, shortest))
 	return &chart.Figure{
 		ID: "server", Title: "Time inside the server",
 		Desc: fmt.Sprintf("Half of the sampled calls waited at most %v milliseconds for a worker, and their handlers ran at most %v.",

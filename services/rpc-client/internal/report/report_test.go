@@ -194,3 +194,12 @@ func TestGrouped(t *testing.T) {
 		}
 	}
 }
+
+func TestRoundDown(t *testing.T) {
+	t.Parallel()
+	for v, want := range map[float64]float64{0.0013: 0.001, 0.3: 0.2, 1: 1, 1.99: 1, 7: 5, 9999: 5000} {
+		if got := roundDown(v); math.Abs(got-want) > want*1e-9 {
+			t.Errorf("%v is rounded to %v, want %v", v, got, want)
+		}
+	}
+}

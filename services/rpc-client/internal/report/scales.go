@@ -46,9 +46,20 @@ func milliseconds(low, high float64) chart.Scale {
 	low, high = max(low, shortest), max(high, shortest)
 	s := chart.Scale{Label: "milliseconds", Min: 0, Max: headroom(high)}
 	if low < high/far {
-		s.Min, s.Log = low, true
+		s.Min, s.Log = roundDown(low), true
 	}
 	return s
+}
+
+// roundDown returns 1, 2 or 5 times a power of ten, at most v.
+func roundDown(v float64) float64 {
+	power := math.Pow(10, math.Floor(math.Log10(v)))
+	for _, round := range []float64{5, 2} {
+		if v >= round*power {
+			return round * power
+		}
+	}
+	return power
 }
 
 // headroom leaves some above the highest value.
