@@ -173,7 +173,7 @@ func (v viewer) plots(name string) {
 		v.t.Errorf("%s: %d figures, want %d", name, len(shown), figures)
 	}
 	for i, p := range shown {
-		if p.Shown != 1 || p.Width < 300 || p.Height < 100 || len(p.Labels) < 8 {
+		if p.Shown != 1 || p.Width < 300 || p.Height < 100 || len(p.Labels) < 6 {
 			v.t.Errorf("%s: figure %d shows %d drawings, the first %v × %v with %d labels", name, i, p.Shown, p.Width, p.Height, len(p.Labels))
 		}
 		for _, l := range p.Labels {
