@@ -75,9 +75,16 @@ func (c *deadlineContext) Deadline() (time.Time, bool) {
 // Done implements context.Context.
 func (c *deadlineContext) Done() <-chan struct{} { return c.real().Done() }
 
-// Value implements context.Context. The standard library finds a context's cause by a
-// value, so this asks the real one.
-func (c *deadlineContext) Value(key any) any { return c.real().Value(key) }
+// Value implements context.Context. The standard library finds a context to hang others
+// on, and its cause, by a value under a key of this type, so for that the real one is
+// asked. All other values are the parent's: they are asked for by whoever traces calls, of
+// each of them.
+func (c *deadlineContext) Value(key any) any {
+	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.isMade() {
+		return c.real().Value(key)
+	}
+	return c.parent.Value(key)
+}
 
 // Err implements context.Context.
 func (c *deadlineContext) Err() error {

@@ -153,3 +153,18 @@ func goResult(c *Client, ctx context.Context, method string) <-chan result { //n
 	go func() { done <- resultOf(c.Go(ctx, method, nil)) }()
 	return done
 }
+
+// Tracing asks every call's context for its span: that must not cost a timer.
+func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	ctx := withDeadline(context.WithValue(t.Context(), key{}, "value"), time.Now().Add(time.Hour))
+	defer ctx.end()
+	wantSame(t, "value", ctx.Value(key{}), any("value"))
+	wantSame(t, "made", ctx.isMade(), false)
+	child, cancel := context.WithCancel(ctx) // hangs itself on the real one
+	defer cancel()
+	wantSame(t, "made", ctx.isMade(), true)
+	ctx.end()
+	wantIs(t, child.Err(), context.Canceled)
+}

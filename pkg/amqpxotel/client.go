@@ -19,14 +19,14 @@ func Client(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
 	return func(next amqpx.Handler) amqpx.Handler {
 		return func(ctx context.Context, req *amqpx.Request) (answer []byte, err error) {
-			ctx, span := t.start(ctx, req.Method)
-			sent := t.inject(ctx, req)
+			traced, span := t.start(ctx, req.Method)
+			sent := t.inject(traced, req)
 			if !span.IsRecording() {
-				return next(ctx, sent)
+				return next(ctx, sent) // nobody asks it for the span, and the client waits on it more cheaply
 			}
 			err = errUnwound // unless next returns
 			defer func() { endCall(span, req, answer, err) }()
-			return next(ctx, sent)
+			return next(traced, sent)
 		}
 	}
 }
