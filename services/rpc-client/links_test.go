@@ -106,7 +106,7 @@ func TestPrintable(t *testing.T) {
 func TestVersionsAreTold(t *testing.T) {
 	t.Parallel()
 	v := versions()
-	for _, name := range []string{"go", "platform", "amqpx"} {
+	for _, name := range []string{"go", "platform", "rpc-client"} {
 		if v[name] == "" {
 			t.Errorf("no %s in %v", name, v)
 		}

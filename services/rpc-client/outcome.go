@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
@@ -101,7 +102,7 @@ func versions() map[string]string {
 	if !ok {
 		return v
 	}
-	v["amqpx"] = strings.TrimSpace(info.Main.Path + " " + info.Main.Version)
+	v["rpc-client"] = version.Of().Version
 	for _, dependency := range info.Deps {
 		if dependency.Path == library {
 			v["amqp091-go"] = dependency.Version
