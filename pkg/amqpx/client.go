@@ -86,13 +86,13 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // run the call. The body must not be changed until Call returns, and is the caller's
 // again then.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+	watched := c.observe(method)
 	if _, ok := ctx.Deadline(); !ok {
-		bounded := withDeadline(ctx, time.Now().Add(c.cfg.timeout))
+		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
 		defer bounded.end()
 		ctx = bounded
 	}
 	req := c.newRequest(method, body, opts)
-	watched := c.observe(method)
 	answer, err := c.handler(ctx, req)
 	c.settled(watched, err)
 	return answer, err

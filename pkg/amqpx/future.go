@@ -59,7 +59,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	}
 	deadline, its := ctx.Deadline()
 	if !its {
-		deadline = time.Now().Add(c.cfg.timeout)
+		deadline = f.watched.now().Add(c.cfg.timeout)
 	}
 	k, watched, err := c.begin(req, deadline, !its, f)
 	if err != nil {

@@ -51,6 +51,14 @@ func (c *Client) observe(method string) (o observation) {
 	return o
 }
 
+// now is when the call begins: the clock is read once for each.
+func (o observation) now() time.Time {
+	if o.begun.IsZero() {
+		return time.Now()
+	}
+	return o.begun
+}
+
 // settled counts a call that ended.
 func (c *Client) settled(o observation, err error) {
 	if err == nil {
