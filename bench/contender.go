@@ -80,7 +80,7 @@ const (
 	batchedSampled = "amqpx-batch-traces-1%"
 	batchedTraced  = "amqpx-batch-traces"
 
-	overGRPC     = "grpc"
+	overGRPC = "grpc"
 )
 
 // entries lists the contenders in the order of the table.

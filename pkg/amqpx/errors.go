@@ -118,8 +118,7 @@ func OutcomeOf(err error) Outcome {
 	if err == nil {
 		return Ran
 	}
-	var coded *Error
-	if errors.As(err, &coded) {
+	if coded, ok := errors.AsType[*Error](err); ok {
 		return coded.outcome
 	}
 	return MayHaveRun
