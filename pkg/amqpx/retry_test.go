@@ -275,7 +275,6 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, refuses(10*time.Millisecond))
-				pass(comingUp)
 				sick(r)
 				var all sync.WaitGroup
 				for range calls {
@@ -350,7 +349,12 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			c := startClient(t, b, WithRetryBudget(0, 0))
 			ready(t, c.WaitReady)
 			b.fail(DefaultQueue, refusals...)
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer()), "x")
+			c = startClient(t, b, WithRetryBudget(0, 0))
+			ready(t, c.WaitReady)
+			b.fail(DefaultQueue, faultNack)
+			got := <-goCall(c, within(t, time.Minute), "m", nil) // who does not wait for a server
+			wantIs(t, got.err, ErrRefused)
 		})
 	})
 	t.Run("recovered", func(t *testing.T) {

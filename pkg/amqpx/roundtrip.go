@@ -276,7 +276,8 @@ func (c *Client) afterFate(k *call, f fate) (pause time.Duration, err error) {
 }
 
 // comingUp is how long after the link became ready the broker's refusals are taken for
-// those of a queue that is not up yet.
+// those of a queue that is not up yet; after the first link only for calls that wait for a
+// server.
 const comingUp = 5 * time.Second
 
 // queueIsComingUp reports whether the broker may refuse because the queue is being made
@@ -285,7 +286,8 @@ const comingUp = 5 * time.Second
 // of no budget: idle callers that wait for a broker are no overload.
 func (c *Client) queueIsComingUp(k *call) bool {
 	s := c.sup.current()
-	return k.noQueue || s == nil || time.Since(s.begun) < comingUp
+	return k.noQueue || s == nil ||
+		time.Since(s.begun) < comingUp && (s.generation > 1 || k.req.sent.waitForServer)
 }
 
 // gaveUp makes the error of a call whose context or time ended, with the reason why it

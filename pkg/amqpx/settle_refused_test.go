@@ -6,7 +6,6 @@ import "time"
 func refusedRows() []settleCase {
 	nacks := func(n int) func(*rig) {
 		return func(r *rig) {
-			pass(comingUp)
 			all := make([]fault, n)
 			for i := range all {
 				all[i] = faultNack
@@ -29,12 +28,6 @@ func refusedRows() []settleCase {
 			ready(r.t, r.client.WaitReady)
 		}
 	}
-	broke := func(arrange func(*rig)) func(*rig) {
-		return func(r *rig) {
-			client(func(*rig) {}, WithRetryBudget(0, 0))(r)
-			arrange(r)
-		}
-	}
 	const hint = 2 * time.Second
 	return []settleCase{
 		{row: "broker refused it, then took it", arrange: nacks(3), answer: "body", runs: 1},
@@ -44,7 +37,7 @@ func refusedRows() []settleCase {
 			takes: 9 * time.Second, // the next wait would have passed the deadline
 		},
 		{
-			row: "broker refused it, retry budget is empty", arrange: broke(nacks(1)),
+			row: "broker refused it, retry budget is empty", arrange: client(nacks(1), WithRetryBudget(0, 0)),
 			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: DidNotRun, text: `queue "rpc_queue"`,
 		},
 		{
