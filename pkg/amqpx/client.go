@@ -83,7 +83,8 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // Call calls a method and returns its answer. It settles by ctx's deadline, or by
 // the client's default when ctx has none, with the answer or an error that matches
 // [*Error]: its Code classifies it, its Outcome tells whether a server may have
-// run the call. The body must not be changed until Call returns, and is the caller's
+// run the call. When ctx is cancelled, so is the context of the call's handler
+// ([WithControl]). The body must not be changed until Call returns, and is the caller's
 // again then.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
 	watched := c.observe(method)

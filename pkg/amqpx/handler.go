@@ -38,7 +38,8 @@ type Request struct {
 // Handler answers one call. On a server it is the function itself; on a client
 // the innermost Handler sends the request and waits for the answer.
 //
-// The context carries the call's deadline and ends when the server is stopped
+// The context carries the call's deadline. It ends with that, when the caller gives the
+// call up and nobody else waits for it ([WithControl]), and when the server is stopped
 // hard. An [*Error] reaches the caller as it is; any other error, and a panic,
 // reach it as [CodeInternal] without their text. Handlers run concurrently, up to
 // the number of workers.
