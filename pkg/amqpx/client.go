@@ -209,7 +209,9 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if c.cancels != nil {
 		s.run(func() { c.sendCancels(s) })
 	}
-	startPublisher(s, c.route.outbox, c.returned)
+	// No call leaves earlier: whoever has an answer finds the link ready, and Close the
+	// session over which to delete the reply queue.
+	s.onReady = func() { startPublisher(s, c.route.outbox, c.returned) }
 	return nil
 }
 

@@ -135,6 +135,9 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 			st.State = StateBlocked
 		}
 	})
+	if s.onReady != nil {
+		s.onReady()
+	}
 	readySince := time.Now()
 	select {
 	case <-s.done:
