@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,6 +135,23 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		wantSame(t, "cancelled", s.Stats().Canceled, 1)
 		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
 		wantSame(t, "kept in mind", len(s.executions.ids), 0)
+	})
+}
+
+// What cannot be read in a message is no reason to let the others run on.
+func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		call := goCall(r.client, within(t, time.Minute), "m", nil)
+		<-w.begun
+		msg, _ := encodeCancel([]*Request{{CorrelationID: r.broker.sent[0].msg.CorrelationId, Method: "m"}})
+		msg.Body = append(record(appendText(nil, callMethod, strings.Repeat("x", maxShortString+1))), msg.Body...)
+		r.toControl(msg)
+		wantSame(t, "ended", len(w.ended), 1)
+		wantSame(t, "cancelled", r.server.Stats().Canceled, 1)
+		wantIs(t, (<-call).err, context.DeadlineExceeded)
 	})
 }
 

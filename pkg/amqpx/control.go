@@ -145,7 +145,7 @@ func (c *control) cannotRead(d *amqp.Delivery, err error) {
 
 // cancelCalls gives up the calls that a message names, in the format of a batch: of each
 // its id, its method, and its key if that differs from the id. Those that do not run here
-// may run elsewhere, or be on their way.
+// may run elsewhere, or be on their way. The error is the last of those that cannot be read.
 func (s *Server) cancelCalls(body []byte) error {
 	var room [64][]byte
 	records, err := appendRecords(room[:0], body)
@@ -155,7 +155,8 @@ func (s *Server) cancelCalls(body []byte) error {
 	for _, record := range records {
 		var in incoming
 		if failed := decodeCall(&in, record, "", s.nameOf); failed != nil {
-			return failed
+			err = failed
+			continue
 		}
 		m := s.methods[in.Method]
 		if m == nil {
@@ -166,7 +167,7 @@ func (s *Server) cancelCalls(body []byte) error {
 			x.ctx.end()
 		}
 	}
-	return nil
+	return err
 }
 
 // tell answers a question about this server.
