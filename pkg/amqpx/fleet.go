@@ -24,17 +24,20 @@ const (
 // Fleet asks every server of the request queue to describe itself, and returns the
 // answers, by name and then by age. Servers in other languages, and those without
 // [WithControl], are not in it. It waits until no further one has answered for half a
-// second, or ctx ends; what has come by then is no error.
+// second, the client's timeout is over, or ctx ends; what has come by then is no error.
 //
 // The error is an [*Error]. Without a server it matches [ErrUnroutable], without a link
 // [ErrNotConnected] or [ErrBlocked].
 func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	byID := make(map[string]Instance)
+	latest := time.Now().Add(c.cfg.timeout) // whatever comes: somebody may make servers up
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
 	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
+		if _, known := byID[in.ID]; !known {
+			quiet.Reset(min(fleetQuiet, time.Until(latest)))
+		}
 		byID[in.ID] = *in
-		quiet.Reset(fleetQuiet)
 		return len(byID) < mostInstances
 	})
 	if len(byID) == 0 && err != nil {

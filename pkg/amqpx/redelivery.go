@@ -98,7 +98,9 @@ func (s *Server) bury(j *job, lost int) {
 	if !ok {
 		return
 	}
+	// What was left of its time would end it before it runs, when it is tried again.
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
+	delete(msg.Headers, headerTimeout)
 	msg.Headers[headerDeadReason] = reason
 	msg.Headers[headerDeadQueue] = s.cfg.queue.Name
 	msg.Headers[headerDeadTime] = time.Now().UTC()

@@ -113,6 +113,43 @@ func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
 	})
 }
 
+// A dead letter has all its time when it is tried again, however short its caller's was.
+func TestDeadLetterThatIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := newFakeBroker()
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+				if runs.Add(1) < DefaultDeliveryLimit+1 {
+					pass(10 * time.Millisecond)
+					kill()
+					return untilDone(ctx, req)
+				}
+				pass(time.Minute)
+				return []byte("mended"), ctx.Err()
+			}}
+		}, WithDeliveryLimit(DefaultDeliveryLimit))
+		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		b.put(amqp.Publishing{
+			AppId: "m", ReplyTo: rawQueue, CorrelationId: "1", Expiration: "60000", Headers: amqp.Table{headerTimeout: int64(1000)},
+		})
+		for b.ready(DefaultQueue+".dead") == 0 {
+			pass(time.Second)
+		}
+		wantSame(t, "answers", len(b.take()), 1)
+		b.with(func(b *fakeBroker) {
+			dead := b.queues[DefaultQueue+".dead"]
+			b.queues[DefaultQueue].messages, dead.messages = dead.messages, nil
+			b.dispatch(b.queues[DefaultQueue])
+		})
+		pass(2 * time.Minute)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		wantSame(t, "answer", string(answers[0].Body), "mended")
+	})
+}
+
 // What dies beside a killer, over and over, is answered all the same.
 func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 	t.Parallel()
