@@ -72,6 +72,7 @@ func allGoals() []goal {
 		{"64 callers, single messages, metrics on against off", 0.97, 1, false, "", ratioOf(cell{singleMetrics, some}, cell{single, some}, rate)},
 		{"64 callers, single messages, metrics and 1 % traced against off", 0.97, 1, false, "", ratioOf(cell{singleSampled, some}, cell{single, some}, rate)},
 		{"64 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{batchedMetrics, some}, cell{batched, some}, rate)},
+		{"64 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{batchedSampled, some}, cell{batched, some}, rate)},
 		{"1,024 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{batchedMetrics, many}, cell{batched, many}, rate)},
 		{"1,024 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{batchedSampled, many}, cell{batched, many}, rate)},
 		{"1,024 callers, batch: p50 against loop's", 0.1, 1. / 15, true, "", ratioOf(cell{batched, many}, cell{baseline, many}, p50)},
