@@ -13,7 +13,7 @@ SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 BROKER ?= 3
 FUZZTIME ?= 30s
 # Most of these tests wait for something, so more run at once than there are processors.
-SUITE := go test -race -count=1 -parallel 6 -timeout 8m -tags integration
+SUITE := go test -race -count=1 -parallel 6 -timeout 20m -tags integration
 SEED ?= 1
 SOAK ?= 30m
 # The fault suite; what it writes is about the last run of each kind. FAULTFLAGS=-batch=off
@@ -96,7 +96,7 @@ soak: ## faults at random from SEED for SOAK
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)
 
 e2e: ## what make up and make down do, from the outside
-	@cd test && go test -count=1 -timeout 8m -v -tags e2e ./e2e/...
+	@cd test && go test -count=1 -timeout 20m -v -tags e2e ./e2e/...
 
 test: ## everything that must pass
 	@deploy/need.sh shellcheck pika chromium promtool

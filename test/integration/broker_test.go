@@ -94,7 +94,7 @@ func brokerGoes(t *testing.T, broker *rig.Broker, opt amqpx.CallOption, goes fun
 	}
 	client := r.Ready(amqpx.WithCallOptions(opts...))
 	const calls, callers = 1000, 4
-	ctx := rig.Within(t, 2*time.Minute)
+	ctx := rig.Within(t, 6*time.Minute)
 	next := make(chan int)
 	var all sync.WaitGroup
 	for range callers {
@@ -135,7 +135,7 @@ func callTime(opt amqpx.CallOption) time.Duration {
 	if opt == nil {
 		return 2 * time.Second
 	}
-	return time.Minute
+	return 3 * time.Minute
 }
 
 // brokerFreezes stops the broker's processes without ending a connection: only the

@@ -81,13 +81,12 @@ func TestManyCallersAtOnce(t *testing.T) {
 // answer to its own call.
 func everyAnswerIsMine(t testing.TB, client *amqpx.Client, callers, each int) {
 	t.Helper()
-	ctx := rig.Patience(t)
 	var all sync.WaitGroup
 	for caller := range callers {
 		all.Go(func() {
 			for i := range each {
 				want := fmt.Appendf(nil, "call %d of caller %d", i, caller)
-				got, err := client.Call(ctx, "echo", want)
+				got, err := client.Call(rig.Patience(t), "echo", want)
 				if err != nil || !bytes.Equal(got, want) {
 					t.Errorf("got %q, %v, want %q", got, err, want)
 					return

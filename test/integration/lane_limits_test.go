@@ -33,7 +33,6 @@ func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 		0, 0, 1, 2, 127, 128, 1000, 16 << 10, limit / 2, limit/2 + 1,
 		limit - 300, limit - 64, limit - 1, limit, limit + 1, 300 << 10,
 	}
-	ctx := rig.Patience(t)
 	var all sync.WaitGroup
 	for caller := range 64 {
 		random := rand.New(rand.NewPCG(1, uint64(caller)))
@@ -41,12 +40,12 @@ func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 			for range 3 {
 				for _, i := range random.Perm(len(sizes)) {
 					body := bytes.Repeat([]byte{byte(caller)}, sizes[i])
-					got, err := client.Call(ctx, "echo", body)
+					got, err := client.Call(rig.Patience(t), "echo", body)
 					if err != nil || !bytes.Equal(got, body) {
 						t.Errorf("%d bytes: got %d bytes, %v", len(body), len(got), err)
 					}
 				}
-				got, err := client.Call(ctx, "larger", bytes.Repeat([]byte{byte(caller)}, 1000))
+				got, err := client.Call(rig.Patience(t), "larger", bytes.Repeat([]byte{byte(caller)}, 1000))
 				if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{byte(caller)}, 100_000)) {
 					t.Errorf("a larger answer: got %d bytes, %v", len(got), err)
 				}
@@ -90,14 +89,13 @@ func TestHeadersShareTheLane(t *testing.T) {
 		{"text": "x", "flag": true, "nothing": nil},
 		{"list": []any{"x", int32(1)}},
 	}
-	ctx := rig.Patience(t)
 	before := client.Stats().Batched
 	var all sync.WaitGroup
 	for caller := range 64 {
 		all.Go(func() {
 			for i := range headers {
 				h := headers[(caller+i)%len(headers)]
-				got, err := client.Call(ctx, "headers", nil, amqpx.WithHeader(h))
+				got, err := client.Call(rig.Patience(t), "headers", nil, amqpx.WithHeader(h))
 				if want := described(h); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("got %.200q, %v, want %.200q", got, err, want)
 				}

@@ -145,12 +145,11 @@ func TestMetricsOfManyMethods(t *testing.T) {
 	t.Parallel()
 	const names = 10_000
 	m := measure(t, rig.Methods{"echo": echo})
-	ctx := rig.Patience(t)
 	var all sync.WaitGroup
 	for caller := range 50 {
 		all.Go(func() {
 			for i := caller; i < names; i += 50 {
-				_, err := m.client.Call(ctx, "method "+strconv.Itoa(i), nil)
+				_, err := m.client.Call(rig.Patience(t), "method "+strconv.Itoa(i), nil)
 				if amqpx.CodeOf(err) != amqpx.CodeUnimplemented {
 					t.Errorf("call %d: %v", i, err)
 				}

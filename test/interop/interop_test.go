@@ -118,12 +118,11 @@ func TestBothKindsOfServerShareAQueue(t *testing.T) {
 // callTogether makes calls from several callers at once.
 func callTogether(t *testing.T, client *amqpx.Client, callers, each int) {
 	t.Helper()
-	ctx := rig.Patience(t)
 	var all sync.WaitGroup
 	for range callers {
 		all.Go(func() {
 			for range each {
-				if got, err := client.Call(ctx, "a", []byte("request")); err != nil || string(got) != "a" {
+				if got, err := client.Call(rig.Patience(t), "a", []byte("request")); err != nil || string(got) != "a" {
 					t.Errorf("got %q, %v, want %q", got, err, "a")
 					return
 				}
