@@ -64,13 +64,21 @@ func TestScreenFollowsItsTerminal(t *testing.T) {
 	}
 }
 
-// A whole run on a terminal: the bar is drawn in its width and without colors, also where
-// they would be allowed, and the log lines stand above it, each whole.
+// A whole run on a terminal: the bar is drawn in its width and without colors, whether they
+// would be allowed or not, and the log lines stand above it, each whole.
 //
 //nolint:paralleltest // sets the environment
 func TestRunOnATerminal(t *testing.T) {
-	for _, columns := range []uint16{100, 20} {
+	for _, c := range []struct {
+		columns uint16
+		noColor string
+	}{{100, ""}, {100, "1"}, {20, "1"}} {
+		columns := c.columns
 		isolate(t)
+		t.Setenv("NO_COLOR", c.noColor)
+		if c.noColor == "" {
+			_ = os.Unsetenv("NO_COLOR") // and set as before after the test
+		}
 		for name, value := range map[string]string{
 			"TERM": "xterm", "AMQP_URL": "amqp://127.0.0.1:1/", "HTTP_ADDR": "127.0.0.1:0",
 			"RPC_CALLS": "20", "RPC_CONCURRENCY": "4", "RPC_TIMEOUT": "250ms",
@@ -95,7 +103,7 @@ func TestRunOnATerminal(t *testing.T) {
 			t.Errorf("only %d bars in %q", bars, text)
 		}
 		if left := strings.ReplaceAll(text, "\x1b[K", ""); strings.Contains(left, "\x1b") {
-			t.Errorf("there are colors in %q", text)
+			t.Errorf("NO_COLOR=%s: there are colors in %q", c.noColor, text)
 		}
 		for line := range strings.SplitSeq(text, "\n") {
 			parts := strings.Split(line, wipe)

@@ -28,7 +28,10 @@ type page struct {
 	Verdict verdict
 	Terms   []term
 	Figures map[string]*figure
-	CSS     template.CSS
+	// Listed are the events that the page shows, Unlisted says where the others are.
+	Listed   []Event
+	Unlisted string
+	CSS      template.CSS
 	// Policy allows the page its own style sheet and nothing else.
 	Policy string
 }
@@ -60,6 +63,7 @@ func (r *Report) HTML() ([]byte, error) {
 	var out bytes.Buffer
 	err = t.Execute(&out, page{
 		Report: r, Verdict: r.verdict(), Terms: r.terms(), Figures: figures,
+		Listed: r.Events[:min(len(r.Events), mostListed)], Unlisted: r.unlisted(),
 		CSS: template.CSS(pageCSS), Policy: policy, //nolint:gosec // a file of this package.
 	})
 	return out.Bytes(), err
@@ -98,6 +102,28 @@ func (r *Report) figures() (map[string]*figure, error) {
 		drawn[f.ID] = all
 	}
 	return drawn, nil
+}
+
+// mostListed bounds the events that the page shows.
+const mostListed = 20
+
+// unlisted says what became of the events that the page does not show; "" without any.
+func (r *Report) unlisted() string {
+	listed := min(len(r.Events), mostListed)
+	inJSON, omitted := len(r.Events)-listed, r.EventsOmitted
+	first := fmt.Sprintf("The first %d of %s; ", listed, grouped(len(r.Events)+omitted))
+	switch {
+	case inJSON == 0 && omitted == 0:
+		return ""
+	case omitted == 0:
+		return first + "the others are in report.json."
+	case listed == 0:
+		return fmt.Sprintf("Of %s changes of the link only the number is known.", grouped(omitted))
+	case inJSON == 0:
+		return first + "of the others only the number is known."
+	default:
+		return first + fmt.Sprintf("the next %d are in report.json, of the last %s only the number is known.", inJSON, grouped(omitted))
+	}
 }
 
 // count shows a whole number.

@@ -114,6 +114,42 @@ func TestPageOfOddRuns(t *testing.T) {
 	}
 }
 
+// The page says of every event where it is.
+func TestPageOfManyEvents(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kept, omitted, rows int
+		want                string
+	}{
+		{0, 0, 0, "The link to broker:5672 did not change during the run."},
+		{1, 0, 1, ""},
+		{20, 0, 20, ""},
+		{21, 0, 20, "The first 20 of 21; the others are in report.json."},
+		{200, 0, 20, "The first 20 of 200; the others are in report.json."},
+		{200, 1, 20, "The first 20 of 201; the next 180 are in report.json, of the last 1 only the number is known."},
+		{200, 12345, 20, "The first 20 of 12,545; the next 180 are in report.json, of the last 12,345 only the number is known."},
+		{20, 5, 20, "The first 20 of 25; of the others only the number is known."}, // the others kept were before the run
+		{0, 5, 0, "Of 5 changes of the link only the number is known."},
+	} {
+		r := sample()
+		r.Events, r.EventsOmitted = make([]Event, c.kept), c.omitted
+		_, section, _ := strings.Cut(render(t, r), ">Over time</h2>")
+		section, _, _ = strings.Cut(section, "</section>")
+		if rows := strings.Count(section, "<tr><td"); rows != c.rows {
+			t.Errorf("%d events and %d omitted: %d rows, want %d", c.kept, c.omitted, rows, c.rows)
+		}
+		var got string
+		if note := regexp.MustCompile(`<p class="note">([^<]*)</p>`).FindAllStringSubmatch(section, -1); len(note) == 1 {
+			got = note[0][1]
+		} else if len(note) > 1 {
+			t.Errorf("%d events and %d omitted: %d notes", c.kept, c.omitted, len(note))
+		}
+		if got != c.want {
+			t.Errorf("%d events and %d omitted: the page says %q, want %q", c.kept, c.omitted, got, c.want)
+		}
+	}
+}
+
 // Everything that comes from outside is shown as what it is.
 func TestPageEscapes(t *testing.T) {
 	t.Parallel()
