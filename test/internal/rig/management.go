@@ -94,7 +94,7 @@ func (m *Management) at(path, method string, body, into any) bool {
 	return true
 }
 
-// Tenant is a virtual host with a user of its own, removed with the test.
+// Tenant is a virtual host and a user of it, removed with the test.
 type Tenant struct {
 	Vhost, User, Password string
 
@@ -104,21 +104,36 @@ type Tenant struct {
 // Tenant makes a virtual host, and a user that may do nothing there yet.
 func (m *Management) Tenant() *Tenant {
 	m.t.Helper()
-	id := uuid.NewString()
-	n := &Tenant{Vhost: "vhost-" + id, User: "user-" + id, Password: "pass-word-" + uuid.NewString(), m: m}
-	m.Do(http.MethodPut, map[string]any{}, nil, "vhosts", n.Vhost)
+	vhost := "vhost-" + uuid.NewString()
+	m.Do(http.MethodPut, map[string]any{}, nil, "vhosts", vhost)
+	m.t.Cleanup(func() { m.Do(http.MethodDelete, nil, nil, "vhosts", vhost) })
+	return m.userOf(vhost)
+}
+
+// Another makes another user of the same virtual host, that may do nothing there yet.
+func (n *Tenant) Another() *Tenant {
+	n.m.t.Helper()
+	return n.m.userOf(n.Vhost)
+}
+
+func (m *Management) userOf(vhost string) *Tenant {
+	m.t.Helper()
+	n := &Tenant{Vhost: vhost, User: "user-" + uuid.NewString(), Password: "pass-word-" + uuid.NewString(), m: m}
 	m.Do(http.MethodPut, map[string]any{"password": n.Password, "tags": ""}, nil, "users", n.User)
-	m.t.Cleanup(func() {
-		m.Do(http.MethodDelete, nil, nil, "users", n.User)
-		m.Do(http.MethodDelete, nil, nil, "vhosts", n.Vhost)
-	})
+	m.t.Cleanup(func() { m.Do(http.MethodDelete, nil, nil, "users", n.User) })
 	return n
 }
 
 // Grant lets the user configure what the pattern matches, and write and read all.
 func (n *Tenant) Grant(configure string) {
 	n.m.t.Helper()
-	n.m.Do(http.MethodPut, map[string]string{"configure": configure, "write": ".*", "read": ".*"}, nil,
+	n.Permit(configure, ".*", ".*")
+}
+
+// Permit lets the user do what the patterns match.
+func (n *Tenant) Permit(configure, write, read string) {
+	n.m.t.Helper()
+	n.m.Do(http.MethodPut, map[string]string{"configure": configure, "write": write, "read": read}, nil,
 		"permissions", n.Vhost, n.User)
 }
 

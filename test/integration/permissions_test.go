@@ -1,0 +1,93 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// documented returns the patterns that docs/operations.md gives a user: configure, write
+// and read.
+func documented(t *testing.T, user string) [3]string {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join(rig.Root(t), "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pattern = `[\s\\]+'([^']+)'`
+	found := regexp.MustCompile(`set_permissions ` + user + strings.Repeat(pattern, 3) + `\n`).FindSubmatch(doc)
+	if found == nil {
+		t.Fatalf("docs/operations.md has no permissions of a %s", user)
+	}
+	return [3]string{string(found[1]), string(found[2]), string(found[3])}
+}
+
+// permitted returns the AMQP URL of a new user that has the documented permissions.
+func permitted(t *testing.T, owner *rig.Tenant, user string) string {
+	t.Helper()
+	n, p := owner.Another(), documented(t, user)
+	n.Permit(p[0], p[1], p[2])
+	return n.URL()
+}
+
+// With the permissions of the run book and no others, all works: calls alone and in
+// batches, cancels, pings, the list of servers, dead letters.
+func TestDocumentedPermissions(t *testing.T) {
+	t.Parallel()
+	owner := rig.Manage(t).Tenant()
+	owner.Grant(".*")
+	r := rig.On(t, owner.URL())
+	r.Queue.Name = amqpx.DefaultQueue // the virtual host is this test's own
+	servers := rig.Beyond(t, permitted(t, owner, "server"))
+	servers.Queue = r.Queue
+
+	c := &canceled{begun: make(chan string, 1), ended: make(chan string, 1)}
+	server := servers.Serve(rig.Methods{"echo": echo, "wait": c.handle})
+	client := r.ClientAt(permitted(t, owner, "client"))
+	rig.Connected(t, client)
+	if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
+		t.Errorf("got %q", got)
+	}
+	openLane(t, client)
+	ctx, cancel := context.WithCancel(rig.Patience(t))
+	call := begin(ctx, client, "wait", []byte("goes"))
+	rig.Recv(t, c.begun, "the handler to begin")
+	cancel()
+	if got := rig.Recv(t, c.ended, "the handler's context to end"); got != "goes context canceled" {
+		t.Errorf("the handler ended with %q", got)
+	}
+	rig.Recv(t, call, "the call to settle")
+	if _, err := server.Ping(rig.Patience(t)); err != nil {
+		t.Errorf("ping of a server to itself: %v", err)
+	}
+	watcher := r.ClientAt(permitted(t, owner, "watcher"))
+	rig.Connected(t, watcher)
+	listed(t, watcher, 1)
+	if _, err := watcher.Ping(rig.Patience(t)); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+	if err := server.Drain(); err != nil {
+		t.Error(err)
+	}
+
+	mortals(t, servers)
+	poison := begin(rig.Patience(t), client, "stop", []byte("poison"), amqpx.WaitForServer())
+	want{code: amqpx.CodeInternal, outcome: amqpx.MayHaveRun, remote: true}.
+		check(t, rig.Recv(t, poison, "the call to settle").err)
+	deadLetter(t, r)
+	for name, n := range map[string]uint64{
+		"server": server.Stats().Reconnects, "client": client.Stats().Reconnects, "watcher": watcher.Stats().Reconnects,
+	} {
+		if n != 0 {
+			t.Errorf("%s: %d reconnects", name, n)
+		}
+	}
+}
