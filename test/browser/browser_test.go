@@ -41,19 +41,22 @@ func tab(t *testing.T) context.Context {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("no browser: %v. Install the package chromium, or name another by %s", err, envChromium)
 	}
-	browser, stop := chromedp.NewExecAllocator(rig.Within(t, patience), append(
+	// It outlives the test's own context: what ends with that is killed, and writes on
+	// into its folder.
+	bounded, end := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+	browser, stop := chromedp.NewExecAllocator(bounded, append(
 		chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program),
 		chromedp.NoSandbox,
 		chromedp.DisableGPU,
 		chromedp.Flag("disable-background-networking", true),
-		chromedp.UserDataDir(t.TempDir()),
 		chromedp.WindowSize(1400, 1000),
 	)...)
 	ctx, closeTab := chromedp.NewContext(browser)
 	t.Cleanup(func() {
 		closeTab()
-		stop()
+		stop() // waits until its folder is gone
+		end()
 	})
 	return ctx
 }
@@ -76,6 +79,31 @@ func picture(ctx context.Context, t *testing.T, name string) {
 	}
 }
 
+// The management UI rewrites itself every 5 s, and what was found before is gone then. So
+// these find an element and use it in one step, inside the page.
+
+// element is JavaScript for the first element of an XPath.
+func element(xpath string) string {
+	return fmt.Sprintf(`document.evaluate(%q, document, null, XPathResult.FIRST_ORDERED_NODE_TYPE, null).singleNodeValue`, xpath)
+}
+
+// open clicks one element, again and again, until another is visible.
+func (v viewer) open(what, click, until string) {
+	v.t.Helper()
+	step := fmt.Sprintf(`(() => {
+		if (%s?.getClientRects().length > 0) return true;
+		%s?.click();
+		return false;
+	})()`, element(until), element(click))
+	rig.Eventually(v.t, what+" is shown", func() bool { return evaluate[bool](v, step) })
+}
+
+// text is what an element shows.
+func (v viewer) text(xpath string) string {
+	v.t.Helper()
+	return evaluate[string](v, element(xpath)+`?.innerText ?? ""`)
+}
+
 func TestManagementShowsTheQueueAndItsConsumers(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -93,55 +121,35 @@ func TestManagementShowsTheQueueAndItsConsumers(t *testing.T) {
 	user := ui.User.Username()
 	password, _ := ui.User.Password()
 	ui.User = nil
-	ctx := tab(t)
-	check := func(what string, err error) {
-		t.Helper()
-		if err != nil {
-			picture(ctx, t, "failed")
-			t.Fatalf("%s: %v", what, err)
+	v := viewer{t, tab(t)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			picture(v.ctx, t, "failed")
 		}
-	}
-	do := func(what string, steps ...chromedp.Action[chromedp.Void]) {
-		t.Helper()
-		check(what, chromedp.Do(ctx, steps...))
-	}
-	text := func(selector string) string {
-		t.Helper()
-		shown, err := chromedp.Run(ctx, chromedp.Text(selector))
-		check("read "+selector, err)
-		return shown
-	}
-	do("log in",
+	})
+	if err := chromedp.Do(v.ctx,
 		chromedp.Navigate(ui.String()),
 		chromedp.WaitVisible(`input[name="username"]`),
 		chromedp.SendKeys(`input[name="username"]`, user),
 		chromedp.SendKeys(`input[name="password"]`, password),
 		chromedp.Click(`input[type="submit"]`),
 		chromedp.WaitVisible(`a[href="#/queues"]`),
-	)
+	); err != nil {
+		t.Fatalf("log in: %v", err)
+	}
 	link := fmt.Sprintf(`//table[contains(@class,"list")]//a[normalize-space()="%s"]`, r.Queue.Name)
-	do("find the queue among the queues",
-		chromedp.Click(`a[href="#/queues"]`),
-		chromedp.WaitVisible(link),
-	)
-	if row := text(link + `/ancestor::tr`); !strings.Contains(row, r.Queue.Name) || !strings.Contains(row, "D") {
+	v.open("the queue among the queues", `//a[@href="#/queues"]`, link)
+	if row := v.text(link + `/ancestor::tr`); !strings.Contains(row, r.Queue.Name) || !strings.Contains(row, "D") {
 		t.Errorf("row %q, want the durable queue", row)
 	}
-	picture(ctx, t, "queues")
+	picture(v.ctx, t, "queues")
 
-	table := `//div[contains(@class,"section")][h2[contains(.,"Consumers")]]`
-	do("open the queue's page",
-		chromedp.Click(link),
-		chromedp.WaitVisible(fmt.Sprintf(`//h1[contains(.,"%s")]`, r.Queue.Name)),
-		chromedp.WaitVisible(table+`/h2[contains(.,"(2)")]`),
-	)
-	// The section is folded at first.
-	do("see the consumers",
-		chromedp.Click(table+`/h2`),
-		chromedp.WaitVisible(table+`//table`),
-	)
-	consumers := text(table + `//table`)
-	picture(ctx, t, "queue")
+	v.open("the queue's page", link, fmt.Sprintf(`//h1[contains(.,"%s")]`, r.Queue.Name))
+	section := `//div[contains(@class,"section")][h2[contains(.,"Consumers") and contains(.,"(2)")]]`
+	// It is folded at first.
+	v.open("the consumers", section+`/h2`, section+`//table`)
+	consumers := v.text(section + `//table`)
+	picture(v.ctx, t, "queue")
 	if tags := strings.Count(consumers, "browser-test-"); tags != 2 {
 		t.Errorf("%d of our consumers' tags are shown, want 2:\n%s", tags, consumers)
 	}
