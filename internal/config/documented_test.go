@@ -136,6 +136,36 @@ func TestEveryVariableIsInTheManual(t *testing.T) {
 	compare(t, "docs/operations.md", tableRows(t))
 }
 
+// What the compose files take is in the manual, and so is what they keep from the services.
+func TestEveryVariableOfComposeIsInTheManual(t *testing.T) {
+	t.Parallel()
+	manual, pair := read(t, "docs/operations.md"), read(t, "docker-compose.yml")
+	overlays, err := filepath.Glob(filepath.Join(root, "compose", "*.yml"))
+	if err != nil || len(overlays) == 0 {
+		t.Fatalf("no overlays: %v", err)
+	}
+	all := pair
+	for _, path := range overlays {
+		all += read(t, filepath.Join("compose", filepath.Base(path)))
+	}
+	taken := regexp.MustCompile(`\$\{([A-Z][A-Z0-9_]+)`).FindAllStringSubmatch(all, -1)
+	if len(taken) < 50 {
+		t.Fatalf("found only %d variables in the compose files", len(taken))
+	}
+	for _, m := range taken {
+		if !strings.Contains(manual, "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not name %s", m[1])
+		}
+	}
+	_, kept, _ := strings.Cut(manual, "The Compose file ignores")
+	kept, _, _ = strings.Cut(kept, "override file")
+	for _, name := range slices.Sorted(maps.Keys(tagged(t))) {
+		if strings.Contains(pair, name+": ${"+name+":-") == strings.Contains(kept, "`"+name+"`") {
+			t.Errorf("does compose hand %s on? docs/operations.md says something else", name)
+		}
+	}
+}
+
 func compare(t *testing.T, where string, listed map[string]string) {
 	t.Helper()
 	tags := tagged(t)
