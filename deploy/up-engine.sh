@@ -48,14 +48,15 @@ bring_up() {
 
 # call runs the client, alone (--no-deps), because Compose v2 would scale the servers
 # back to one. The report is copied out of its volume: the client's user may not write
-# to a folder of the host.
+# to a folder of the host. It has a folder of its own there, or an older one would be copied.
 call() {
-	local name code=0 tty=()
+	local name code=0 tty=() dir
 	name=rpc-client-$$
+	dir=/report/$(date +%s)-$$
 	[[ -t 0 && -t 1 ]] || tty=(-T)
-	compose run --no-deps "${tty[@]}" --name "$name" rpc-client || code=$?
+	compose run --no-deps "${tty[@]}" -e "RPC_REPORT_DIR=$dir" --name "$name" rpc-client || code=$?
 	mkdir -p "$REPORT_DIR"
-	docker cp "$name:/report/." "$REPORT_DIR" >/dev/null || say "no report was written"
+	docker cp "$name:$dir/." "$REPORT_DIR" >/dev/null || true # its message says why
 	docker rm -f "$name" >/dev/null
 	return "$code"
 }

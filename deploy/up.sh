@@ -32,6 +32,7 @@ else
 fi
 bring_up
 
+rm -f "$REPORT_DIR"/report.{json,html} # of an earlier run
 code=0
 call || code=$?
 
@@ -41,5 +42,7 @@ say "management UI: http://127.0.0.1:$MANAGEMENT_PORT (guest/guest)"
 # The last line of the output: the page for people.
 if [[ -f $REPORT_DIR/report.html ]]; then
 	say "report:        $REPORT_DIR/report.html"
+else
+	say "no report was written"
 fi
 exit "$code"

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -44,11 +45,24 @@ func TestMakeUp(t *testing.T) {
 	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers(requestQueue) == 1 })
 
 	s.must("make", "up") // again, beside what runs
+	s.noReport()
 	if s.containers {
 		t.Run("images", s.images)
 		t.Run("scale", s.scale)
 	} else {
 		t.Run("drain", s.drain)
+	}
+}
+
+// noReport is of a client that ends before it can write one: the earlier page is not named.
+func (s *stack) noReport() {
+	s.t.Helper()
+	out, err := s.output(s.t.Context(), "make", "up", "RPC_CALLS=none")
+	if err == nil || !strings.Contains(out, "\nno report was written\n") || strings.Contains(out, "\nreport:") {
+		s.t.Errorf("make up with a bad setting: %v, and its last lines are:\n%s", err, lastLines(out, 4))
+	}
+	if left, err := filepath.Glob(filepath.Join(s.report, "report.*")); err != nil || len(left) > 0 {
+		s.t.Errorf("after it there is the report of an earlier run: %q (%v)", left, err)
 	}
 }
 
@@ -76,6 +90,7 @@ func (s *stack) images(t *testing.T) {
 func (s *stack) scale(t *testing.T) {
 	s.compose("up -d --no-build --scale rpc-server=3 rpc-server")
 	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers(requestQueue) == 3 })
+	s.fleet(t, 3)
 
 	client := exec.CommandContext(t.Context(), "bash", "-c",
 		". deploy/lib.sh; load_env; compose run --no-deps --rm -T -e RPC_CALLS=20000 -e RPC_CONCURRENCY=8 rpc-client")
@@ -101,6 +116,34 @@ func (s *stack) scale(t *testing.T) {
 	state := strings.TrimSpace(s.must("docker", "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", server))
 	if state != "exited 0" {
 		t.Errorf("the stopped server is %q, want exited 0", state)
+	}
+}
+
+// fleet lists the servers with the command of the documents, which starts and stops none.
+func (s *stack) fleet(t *testing.T, want int) {
+	t.Helper()
+	before := s.compose("ps -q rpc-server")
+	for _, doc := range []string{"README.md", "docs/operations.md"} {
+		content, err := os.ReadFile(filepath.Join(s.root, doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := regexp.MustCompile(`(?m)^\$ docker compose (run .*RPC_MODE=fleet.*)$`).FindSubmatch(content)
+		if command == nil {
+			t.Fatalf("%s does not say how to list the servers", doc)
+		}
+		out, listed := s.compose(string(command[1])), 0
+		for line := range strings.Lines(out) {
+			if cells := strings.Fields(line); len(cells) > 2 && cells[1] == "rpc-server" {
+				listed++
+			}
+		}
+		if listed != want {
+			t.Errorf("%s: %d servers are listed, want %d:\n%s", command[1], listed, want, out)
+		}
+	}
+	if after := s.compose("ps -q rpc-server"); after != before {
+		t.Errorf("servers before and after they were listed:\n%s\n%s", before, after)
 	}
 }
 
