@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -26,11 +25,13 @@ type prometheus struct {
 // startPrometheus starts Debian's with settings from a file.
 func startPrometheus(t *testing.T, settings string, flags ...string) *prometheus {
 	t.Helper()
-	addr := freeAddr(t)
-	rig.Run(t, nil, program(t, "prometheus"), append([]string{
-		"--config.file=" + settings, "--storage.tsdb.path=" + t.TempDir(),
-		"--web.listen-address=" + addr, "--log.level=warn",
+	server := rig.Run(t, nil, program(t, "prometheus"), append([]string{
+		"--config.file=" + settings, "--storage.tsdb.path=" + t.TempDir(), "--web.listen-address=127.0.0.1:0",
 	}, flags...)...)
+	_, addr, said := strings.Cut(server.Says("Listening on"), "address=")
+	if !said {
+		t.Fatal("Prometheus does not say where it listens")
+	}
 	p := &prometheus{t: t, base: "http://" + addr}
 	rig.Eventually(t, "Prometheus is ready", func() bool {
 		_, code, err := p.get("/-/ready", nil)
@@ -43,17 +44,6 @@ func startPrometheus(t *testing.T, settings string, flags ...string) *prometheus
 func (p *prometheus) of(t *testing.T) *prometheus {
 	t.Helper()
 	return &prometheus{t: t, base: p.base}
-}
-
-// freeAddr returns an address of the loopback that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func (p *prometheus) get(path string, params url.Values) ([]byte, int, error) {

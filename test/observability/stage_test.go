@@ -5,7 +5,9 @@ package observability
 import (
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	"rabbitmq-rpc/test/internal/rig"
@@ -54,14 +56,22 @@ type running struct {
 	report string // folder of a client's report
 }
 
+// httpAddr is where a service says that it listens.
+var httpAddr = regexp.MustCompile(`"http_addr":"([^"]+)"`)
+
 // start starts a service on the rig's queue, with more of its settings.
 func start(t *testing.T, r *rig.Rig, binary string, settings ...string) *running {
 	t.Helper()
-	s := &running{addr: freeAddr(t)}
-	s.Program = rig.Run(t, append([]string{
-		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "HTTP_ADDR=" + s.addr,
-	}, settings...), binary)
-	s.Says(`"msg":"ready"`)
+	s := &running{Program: rig.Run(t, append([]string{
+		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "HTTP_ADDR=127.0.0.1:0",
+	}, settings...), binary)}
+	for ready := false; !ready || s.addr == ""; { // either line may be the first
+		said := s.Says("")
+		ready = ready || strings.Contains(said, `"msg":"ready"`)
+		if addr := httpAddr.FindStringSubmatch(said); addr != nil {
+			s.addr = addr[1]
+		}
+	}
 	return s
 }
 
