@@ -12,17 +12,18 @@ import (
 // compare-and-swap, so exactly one party settles an attempt, whoever comes first:
 //
 //	queued ──claim──▶ written ──ack──▶ confirmed
-//	  │                 │ nack, return, loss  │ the link was replaced
-//	  │ caller gave up  ▼                     ▼
-//	  └──▶ withdrawn   settled             settled
+//	  │                 │ nack, return │ loss    │ the link was replaced
+//	  │ caller gave up  ▼              ▼         ▼
+//	  └──▶ withdrawn   settled        lost     lost
 type stage uint32
 
 const (
-	stageSettled   stage = iota // no attempt is under way; the zero value
+	stageSettled   stage = iota // no attempt is under way, the last did not arrive; the zero value
 	stageQueued                 // handed to the publisher, not written
 	stageWithdrawn              // given up before it was written: it never runs
 	stageWritten                // written, the broker's word is open
 	stageConfirmed              // the broker has it; the answer is open
+	stageLost                   // no attempt is under way, the last may have arrived
 )
 
 // event is what a waiting call learns.
@@ -186,7 +187,11 @@ func (k *call) settle(f fate) {
 		k.move(stageWritten, stageConfirmed)
 		return
 	}
-	if k.move(stageWritten, stageSettled) {
+	after := stageSettled
+	if f == fateLost {
+		after = stageLost
+	}
+	if k.move(stageWritten, after) {
 		if f == fateUnsent {
 			k.sent.Add(-1)
 		}
@@ -203,7 +208,7 @@ func (k *call) linkReplaced(generation uint64, answersLost bool) {
 	if k.generation.Load() >= generation || !answersLost && !k.req.Idempotent {
 		return
 	}
-	if k.move(stageConfirmed, stageSettled) {
+	if k.move(stageConfirmed, stageLost) {
 		k.tell(event{fate: fateLost})
 	}
 }

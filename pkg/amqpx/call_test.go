@@ -36,6 +36,12 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		{"refused", fate(fateRefused), DidNotRun},
 		{"unroutable", fate(fateUnroutable), DidNotRun},
 		{"lost", fate(fateLost), MayHaveRun},
+		{"lost, which it has not heard of yet", func(k *call) { k.claim(1); k.settle(fateLost) }, MayHaveRun},
+		{"the link replaced, which it has not heard of yet", func(k *call) {
+			k.claim(1)
+			k.settle(fateConfirmed)
+			k.linkReplaced(2, true)
+		}, MayHaveRun},
 		{"lost, then queued again", func(k *call) { fate(fateLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 		{"lost, then refused", func(k *call) {
 			fate(fateLost)(k)
@@ -107,7 +113,7 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 		if n := len(k.events); n > 1 {
 			t.Fatalf("%d fates", n)
 		}
-		if outcome == DidNotRun && claimed.Load() && len(k.events) == 0 {
+		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).fate == fateLost) {
 			t.Fatal("told that it did not run, and it was sent")
 		}
 	}

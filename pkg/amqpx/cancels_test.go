@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -281,4 +282,56 @@ func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
 	if errors.Is(err, errBatchFormat) {
 		t.Error(err)
 	}
+}
+
+// Who asks for the same while the cancelled run unwinds has it run again.
+func TestCallThatJoinsACancelledExecution(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		unwinds := func(ctx context.Context, _ *Request) ([]byte, error) {
+			if runs.Add(1) > 1 {
+				return []byte("done"), nil
+			}
+			<-ctx.Done()
+			pass(100 * time.Millisecond)
+			return nil, ctx.Err()
+		}
+		r := startControlled(t, handlers{"m": unwinds})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		first := goCall(r.client, ctx, "m", nil, WithIdempotencyKey("key"))
+		settle()
+		cancel()
+		wantIs(t, (<-first).err, context.Canceled)
+		settle()
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key")), "done")
+		settle()
+		wantSame(t, "runs", runs.Load(), 2)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+	})
+}
+
+// A copy of the cancelled request is nobody else's call.
+func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		r := startControlled(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
+			<-ctx.Done()
+			pass(100 * time.Millisecond)
+			return nil, ctx.Err()
+		})})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		call := goCall(r.client, ctx, "m", nil, Idempotent())
+		settle()
+		copied := r.broker.messagesTo(DefaultQueue)[0].msg
+		cancel()
+		wantIs(t, (<-call).err, context.Canceled)
+		settle()
+		r.broker.put(copied)
+		pass(time.Second)
+		wantSame(t, "runs", runs.Load(), 1)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+		wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+	})
 }

@@ -122,7 +122,7 @@ func (l *callLane) look(s *session) (consumers int, exists bool) {
 // if that is safe: servers that do not unpack may be there. The others keep waiting.
 func (c *Client) leaveLane() {
 	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && k.batched.Load() && k.move(stageConfirmed, stageSettled) {
+		if k.req.Idempotent && k.batched.Load() && k.move(stageConfirmed, stageLost) {
 			k.tell(event{fate: fateLost})
 		}
 	}

@@ -227,6 +227,12 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 	synced := !slices.ContainsFunc(jobs, (*job).needsSync) || c.sync()
 	for _, j := range jobs {
 		if !synced {
+			// Whether the request comes again, nobody here knows; its caller must not wait.
+			for _, refusal := range j.refusals {
+				refusal.reply.failed.outcome = MayHaveRun
+				c.server.outbox.put(refusal)
+			}
+			j.refusals = nil
 			j.drop()
 			continue
 		}

@@ -164,6 +164,23 @@ func TestPings(t *testing.T) {
 	})
 }
 
+func TestServersPingWhoseLinkIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		r.broker.fail(r.server.pings.queue, faultCutUnconfirmed)
+		begun := time.Now()
+		_, err := r.server.Ping(t.Context())
+		wantIs(t, err, ErrNotConnected)
+		wantSame(t, "took", time.Since(begun), 0)
+		wantSame(t, "open", len(r.server.pings.open), 0)
+		settle()
+		ready(t, r.server.WaitReady)
+		_, err = r.server.Ping(within(t, time.Minute))
+		wantSame(t, "error", err, nil)
+	})
+}
+
 func TestServerWithoutAControlPlane(t *testing.T) {
 	t.Parallel()
 	for _, code := range []int{amqp.AccessRefused, amqp.PreconditionFailed} {

@@ -267,3 +267,39 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 		wantSame(t, "unacknowledged after the drain", b.unacked(DefaultQueue), 0)
 	})
 }
+
+// A drain that begins while the consumers are started waits for them, and hands what they
+// got back unmarked.
+func TestDrainWhileConsumersStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		starting := make(chan struct{})
+		b.with(func(b *fakeBroker) {
+			_ = b.declare(DefaultQueue, true, nil)
+			for range 5 {
+				b.queues[DefaultQueue].messages = append(b.queues[DefaultQueue].messages, &fakeMessage{msg: request("m")})
+			}
+			b.onCall = func(op, queue string) error {
+				if op == "consume" && queue == DefaultQueue+".retry" {
+					close(starting)
+					pass(5 * time.Millisecond)
+				}
+				return nil
+			}
+		})
+		s := startServer(t, b, handlers{"m": untilDone})
+		<-starting
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		b.with(func(b *fakeBroker) {
+			left := b.queues[DefaultQueue].messages
+			wantSame(t, "requests left", len(left), 5)
+			for _, m := range left {
+				wantSame(t, "marked as handed out", m.redelivered, false)
+			}
+		})
+	})
+}

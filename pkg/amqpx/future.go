@@ -57,6 +57,12 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.through(c.handler, req)
 		return f
 	}
+	// Close waits until the call is left to its events, or seen to by a goroutine.
+	if !c.pending.unlessClosed(func() { c.futures.Add(1) }) {
+		f.settle(nil, c.notTaken(ErrClosed))
+		return f
+	}
+	defer c.futures.Done()
 	deadline, its := ctx.Deadline()
 	if !its {
 		deadline = f.watched.now().Add(c.cfg.timeout)
@@ -114,6 +120,7 @@ func (f *Future) take(k *call, ev event) {
 		f.state = futureAwake
 		if !result {
 			k.events = make(chan event, mostEvents)
+			f.client.futures.Add(1) // here, so that Close, which tells every call before it waits, waits for it
 		}
 	}
 	events := k.events
@@ -125,9 +132,10 @@ func (f *Future) take(k *call, ev event) {
 		f.client.account(k, k.answer.timing)
 		f.settle(k.answer.body, nil)
 	case state == futureAsleep:
-		f.client.futures.Go(func() { // ends with the call, at the latest by Close
+		go func() { // ends with the call, at the latest by Close
+			defer f.client.futures.Done()
 			f.settle(f.client.seeThrough(f.ctx, k, nil, ev))
-		})
+		}()
 	case state == futureAwake && events != nil: // else it has settled
 		events <- ev
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -170,5 +171,41 @@ func TestFutureIsDoneForEverybody(t *testing.T) {
 		<-f.Done()
 		wantAnswer(t, resultOf(f), "x")
 		wantSame(t, "attempts", info.Attempts, 1)
+	})
+}
+
+// atDone is a context that does something when it is first asked for its end.
+type atDone struct {
+	context.Context //nolint:containedctx // it is one.
+
+	once sync.Once
+	do   func()
+}
+
+func (a *atDone) Done() <-chan struct{} {
+	a.once.Do(a.do)
+	return a.Context.Done()
+}
+
+// Close waits for a future that is being made meanwhile.
+func TestCloseWhileAFutureIsMade(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		startScript(t, b, silent)
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		pending := make(chan int, 1)
+		ctx := &atDone{Context: within(t, time.Hour), do: func() { // the call is registered, and not sent
+			go func() {
+				_ = c.Close(context.WithoutCancel(t.Context()))
+				pending <- c.pending.len()
+			}()
+			settle()
+		}}
+		f := c.Go(ctx, "m", nil)
+		wantSame(t, "pending after Close", <-pending, 0)
+		_, err := f.Wait()
+		wantIs(t, err, ErrClosed)
 	})
 }

@@ -28,16 +28,16 @@ func newJobQueue() *jobQueue {
 	return q
 }
 
-// put adds a job. It never waits.
-func (q *jobQueue) put(j *job) {
+// put adds jobs, with no others between them. It never waits.
+func (q *jobQueue) put(jobs ...*job) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.jobs) == cap(q.jobs) && q.first > len(q.jobs)/2 { // rather than to grow
+	if len(q.jobs)+len(jobs) > cap(q.jobs) && q.first > len(q.jobs)/2 { // rather than to grow
 		left := copy(q.jobs, q.jobs[q.first:])
 		clear(q.jobs[left:])
 		q.jobs, q.first = q.jobs[:left], 0
 	}
-	q.jobs = append(q.jobs, j)
+	q.jobs = append(q.jobs, jobs...)
 	q.wake()
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -159,4 +160,76 @@ func TestAccessLog(t *testing.T) {
 			wantSame(t, "answer_bytes", fields["answer_bytes"], any(int64(4)))
 		})
 	}
+}
+
+// againAfter is middleware that gives its first try so much time, and then tries the same
+// request again.
+func againAfter(d time.Duration, bounded func(context.Context, time.Duration) (context.Context, context.CancelFunc)) Middleware {
+	return func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			first, cancel := bounded(ctx, d)
+			defer cancel()
+			if answer, err := next(first, req); first.Err() == nil {
+				return answer, err
+			}
+			return next(ctx, req)
+		}
+	}
+}
+
+func canceledAfter(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	time.AfterFunc(d, cancel)
+	return ctx, cancel
+}
+
+// What a server still says about the first try is not about the second.
+func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		expired := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
+			in, _ := decodeRequest(&d)
+			send(encodeError(in, refusal(CodeDeadlineExceeded, "expired in the server"), timing{}, false))
+		}
+		second := make(chan string, 1)
+		result := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
+			second <- d.MessageId
+			send(resultTo(d))
+		}
+		startScript(t, b, each(after(2*time.Second, expired), after(5*time.Second, result)))
+		c := startClient(t, b, WithMiddleware(againAfter(time.Second, context.WithTimeout)))
+		ready(t, c.WaitReady)
+		got := <-goCall(c, within(t, time.Minute), "m", []byte("x"))
+		wantSame(t, "error", got.err, nil)
+		wantSame(t, "late answers", c.Stats().Late, 1)
+		wantSame(t, "key of the second", <-second, b.messagesTo(DefaultQueue)[0].msg.CorrelationId)
+	})
+}
+
+// A server that was told of the cancelled try runs the next one.
+func TestMiddlewareThatTriesAgainAfterACancelledTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		release := make(chan struct{})
+		busy := func(ctx context.Context, req *Request) ([]byte, error) { <-release; return echo(ctx, req) }
+		start := func() {
+			s := startServer(t, b, handlers{"m": echo, "busy": busy}, WithControl(true), WithWorkers(1), WithPrefetch(2))
+			ready(t, s.WaitReady)
+		}
+		start()
+		c := startClient(t, b, WithControl(true), WithMiddleware(againAfter(time.Second, canceledAfter)))
+		ready(t, c.WaitReady)
+		other := startClient(t, b)
+		first := goCall(other, within(t, time.Hour), "busy", nil)
+		settle()
+		call := goCall(c, within(t, time.Minute), "m", []byte("x"))
+		settle() // the first server has it in hand, and no room for another
+		start()
+		pass(2 * time.Second)
+		wantAnswer(t, <-call, "x")
+		close(release)
+		<-first
+	})
 }

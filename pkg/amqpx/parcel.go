@@ -78,9 +78,15 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		j.in.Redelivered = j.in.Redelivered || d.Redelivered
 	}
 	d.Body = nil
+	// At once: a job of another message between them could wait for the moves of those
+	// before it (awaitMoves) and keep the worker that those behind it need.
+	wait := make([]*job, 0, len(jobs))
 	for i := range jobs {
-		c.handOn(&jobs[i].job)
+		if j := &jobs[i].job; !s.shed(j) {
+			wait = append(wait, j)
+		}
 	}
+	s.jobs.put(wait...)
 }
 
 // batchedJob is a job that came in a batch, with its request.

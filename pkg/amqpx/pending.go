@@ -44,6 +44,7 @@ type slot struct {
 	id       string
 	call     *call // nil when it was settled
 	answered bool
+	over     []event // that end its call, in whichever round it is
 }
 
 // newPending returns a table of at most maxCalls calls with bodies of maxBytes
@@ -52,9 +53,9 @@ func newPending(maxCalls, maxBytes int) *pending {
 	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, slots: make(map[string]*slot), watches: make(watches)}
 }
 
-// add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id
-// that is in use, as when middleware sends one request twice at once, is replaced. With
-// watch the call learns when its deadline passes, if it comes after those of the others:
+// add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id that was
+// used before, as when middleware sends one request twice, is replaced: what is still to
+// come for the first must not be taken for the second's. With watch the call learns when its deadline passes, if it comes after those of the others:
 // watched says so.
 func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.mu.Lock()
@@ -66,9 +67,12 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 		return false, ErrTooManyCalls
 	}
 	id := k.req.CorrelationID
-	if s := p.slots[id]; s != nil && s.call != nil {
+	if s := p.slots[id]; s != nil {
 		again := *k.req
 		again.CorrelationID = newID()
+		if s.call == nil && again.IdempotencyKey == "" {
+			again.IdempotencyKey = id // a server that ran it knows it by that
+		}
 		k.req = &again
 		id = again.CorrelationID
 	}
@@ -83,6 +87,9 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 func (p *pending) expire() {
 	p.mu.Lock()
 	expired := p.due.expired(time.Now())
+	for _, k := range expired {
+		k.slot.over = append(k.slot.over, event{kind: eventExpired})
+	}
 	p.mu.Unlock()
 	for _, k := range expired {
 		k.tell(event{kind: eventExpired})
@@ -98,6 +105,10 @@ func (p *pending) renew(k *call) *call {
 	next.slot.call, next.slot.answered = next, false
 	p.due.replace(k, next)
 	p.watches.replace(k, next)
+	// What ended the call was told to the round before, which nobody listens to any more.
+	for _, ev := range next.slot.over {
+		next.events <- ev
+	}
 	return next
 }
 
@@ -189,6 +200,11 @@ func (p *pending) returned(r amqp.Return) {
 func (p *pending) snapshot() []*call {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.all()
+}
+
+// all is snapshot for a caller that holds mu.
+func (p *pending) all() []*call {
 	all := make([]*call, 0, p.calls)
 	for _, s := range p.slots {
 		if s.call != nil {
@@ -203,8 +219,12 @@ func (p *pending) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.due.stop()
+	all := p.all()
+	for _, k := range all {
+		k.slot.over = append(k.slot.over, event{kind: eventClosed})
+	}
 	p.mu.Unlock()
-	for _, k := range p.snapshot() {
+	for _, k := range all {
 		k.tell(event{kind: eventClosed})
 	}
 }

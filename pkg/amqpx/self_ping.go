@@ -58,7 +58,8 @@ func (p *selfPings) giveUp(id string) {
 // work then. It is for health checks at a low rate. The error is an [*Error]; it matches
 // [ErrNotConnected] or [ErrBlocked] where that is why, and ctx's error.
 func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
-	if s.sup.current() == nil {
+	sess := s.sup.current()
+	if sess == nil {
 		return 0, notConnected(s.Status())
 	}
 	id, begun := newID(), time.Now()
@@ -72,6 +73,10 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	select {
 	case <-answered:
 		return time.Since(begun), nil
+	case <-sess.done:
+		ping.over.Store(true)
+		s.outbox.withdrew()
+		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")
 	case <-ctx.Done():
 		ping.over.Store(true)
 		s.outbox.withdrew()

@@ -162,6 +162,11 @@ func (s *Server) setup(_ context.Context, sess *session) error {
 	if err := s.startControl(sess); err != nil {
 		return err
 	}
+	// A drain that begins now waits until it can end the subscriptions.
+	s.consumers.Add(1)
+	s.track.add(1)
+	defer s.consumers.Add(-1)
+	defer s.track.done()
 	if s.isDraining() {
 		return nil
 	}

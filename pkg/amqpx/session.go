@@ -108,7 +108,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 		})
 	}
 	blockings := s.pub.blockings()
-	cancels := s.subCh.NotifyCancel(make(chan string, 1))
+	cancels := s.subCh.NotifyCancel(make(chan string, mostConsumers))
 	s.run(func() {
 		for {
 			select {
@@ -130,6 +130,10 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 		}
 	})
 }
+
+// mostConsumers is how many consumers a session has on one channel: a cancellation that
+// finds no room holds up amqp091-go's reader, and so the end of the session, for 5 s.
+const mostConsumers = 3
 
 // errConsumerCanceled means that the broker ended the consumer, as it does when
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).

@@ -248,3 +248,24 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		wantSame(t, "open connections", b.openLinks(), 0)
 	})
 }
+
+// Three queues deleted at once: every consumer's cancellation finds somebody who takes it.
+func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
+	t.Parallel()
+	url, accepted := listenPeer(t, &peer{})
+	s, err := openSession(t.Context(), &config{dialer: realDialer(), dialTimeout: 5 * time.Second}, parseTarget(url), "test", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watch(func(amqp.Blocking) {})
+	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
+	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, mostConsumers))); err != nil {
+		t.Fatal(err)
+	}
+	<-s.done
+	begun := time.Now()
+	s.close()
+	if took := time.Since(begun); took > 3*time.Second { // amqp091-go gives up after 5 s
+		t.Errorf("the session took %v to end", took)
+	}
+}

@@ -86,7 +86,7 @@ func (v *supervisor) connect(ctx context.Context) (*session, error) {
 // attempt dials one broker and sets the session up, as one step within the dial
 // timeout.
 func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session, error) {
-	v.board.update(func(s *Status) { s.State, s.Broker = StateConnecting, target.address })
+	v.board.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, target.address, "" })
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.dialTimeout)
 	defer cancel()
 	s, err := openSession(ctx, v.cfg, target, v.role, v.shared)
@@ -144,6 +144,9 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	case <-ctx.Done():
 	}
 	v.setCurrent(nil)
+	if s.ended() { // said before close, which may take a while
+		v.board.update(func(st *Status) { st.State, st.Err, st.Reason = StateReconnecting, classify(s.target, s.cause), "" })
+	}
 	s.close()
 	if time.Since(readySince) >= settledAfter {
 		wait.Reset()
@@ -178,11 +181,12 @@ func (v *supervisor) noteBlocked(b amqp.Blocking) {
 		v.cfg.logger.Info("broker accepts publishing again")
 	}
 	v.board.update(func(s *Status) {
+		s.Reason = b.Reason // also of a link that is being set up
 		switch {
 		case b.Active && s.State == StateReady:
-			s.State, s.Reason = StateBlocked, b.Reason
+			s.State = StateBlocked
 		case !b.Active && s.State == StateBlocked:
-			s.State, s.Reason = StateReady, ""
+			s.State = StateReady
 		}
 	})
 }

@@ -58,3 +58,43 @@ func TestStatusAfterALoss(t *testing.T) {
 		}
 	})
 }
+
+// A lost link is no ready one, however long the session takes to end.
+func TestStatusWhileALostSessionEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.run(t)
+		ready(t, w.waitReady)
+		release := make(chan struct{})
+		w.current().run(func() { <-release })
+		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		settle()
+		wantSame(t, "state", w.board.get().State, StateReconnecting)
+		wantTexts(t, w.board.get().Err, "shutdown")
+		close(release)
+		ready(t, w.waitReady)
+	})
+}
+
+// The broker may block publishing while the session is set up.
+func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.onSetup = func(*session) error {
+			w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
+			w.broker.setAlarm("low on memory")
+			pass(time.Millisecond)
+			return nil
+		}
+		w.run(t)
+		pass(10 * time.Millisecond)
+		wantSame(t, "state", w.board.get().State, StateBlocked)
+		wantSame(t, "reason", w.board.get().Reason, "low on memory")
+		w.broker.setAlarm("")
+		settle()
+		wantSame(t, "state", w.board.get().State, StateReady)
+		wantSame(t, "reason", w.board.get().Reason, "")
+	})
+}

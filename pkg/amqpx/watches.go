@@ -49,6 +49,7 @@ func (p *pending) contextEnded(w *contextWatch) {
 	w.calls = nil
 	for _, k := range calls {
 		k.watch = nil
+		k.slot.over = append(k.slot.over, event{kind: eventGone})
 	}
 	p.watches.forget(w)
 	p.mu.Unlock()

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -139,5 +140,22 @@ func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []
 	// What a handler says whose time is over is no answer for good.
 	keep := err == nil || ctx.Err() == nil
 	ran, others := s.executions.end(x, r, keep)
+	if x.canceled && !keep {
+		others = s.runOthers(ran, others)
+	}
 	s.replyAll(ran, others, r)
+}
+
+// runOthers has the request of an execution that was cancelled run again for those that
+// joined it since, and returns the rest: nobody waits for those.
+func (s *Server) runOthers(ran *job, others []*job) (rest []*job) {
+	for _, j := range others {
+		sameCall := func(o *job) bool { return o.canceled && o.in.CorrelationID == j.in.CorrelationID }
+		if sameCall(ran) || slices.ContainsFunc(others, sameCall) {
+			rest = append(rest, j)
+		} else {
+			s.jobs.put(j)
+		}
+	}
+	return rest
 }

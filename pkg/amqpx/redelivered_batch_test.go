@@ -1,0 +1,42 @@
+package amqpx
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// A server died with batches in hand. The next one moves their calls on, and takes the
+// first copies while it still unpacks: no worker waits for a move that needs a worker.
+func TestBatchesThatComeAgainRun(t *testing.T) {
+	t.Parallel()
+	const batches, calls = 8, 300
+	for range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			b := newFakeBroker()
+			b.with(func(b *fakeBroker) {
+				_, _ = b.declare(DefaultQueue, true, nil), b.declare(batchQueueName, true, nil)
+				for i := range batches {
+					var body []byte
+					for n := range calls {
+						req := &Request{Method: "m", CorrelationID: fmt.Sprintf("%d-%d", i, n), Body: []byte("x")}
+						body = appendCall(body, req, 10*time.Minute, false, 0)
+					}
+					b.queues[batchQueueName].messages = append(b.queues[batchQueueName].messages, &fakeMessage{
+						redelivered: true, msg: amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: "answers", Body: body},
+					})
+				}
+			})
+			var runs atomic.Int64
+			s := startServer(t, b, handlers{"m": counted(&runs, echo)}, WithBatch(BatchAuto), WithWorkers(2))
+			ready(t, s.WaitReady)
+			pass(time.Hour)
+			wantSame(t, "runs", runs.Load(), batches*calls)
+			wantSame(t, "in flight", s.Stats().InFlight, 0)
+		})
+	}
+}

@@ -1,0 +1,76 @@
+package amqpx
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// A refusal begins another round of a call. What ends the call may come at that very
+// moment, and must not be lost with the round before.
+
+func TestCloseWhileCallsAreRefused(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			b := newFakeBroker()
+			startScript(t, b, after(10*time.Millisecond, refuses(0)))
+			c := startClient(t, b, WithRetryBudget(1, 1_000_000))
+			ready(t, c.WaitReady)
+			ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // nothing but Close ends them
+			defer cancel()
+			var calls []<-chan result
+			for range 200 {
+				calls = append(calls, goCall(c, ctx, "m", []byte("x"), Idempotent()))
+			}
+			pass(10*time.Millisecond - 1)
+			sleep(ctx, 1)
+			if err := c.Close(within(t, time.Minute)); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			pass(time.Hour)
+			for _, call := range calls {
+				if len(call) == 0 {
+					t.Fatal("an hour after Close a call has not settled")
+				}
+			}
+		})
+	}
+}
+
+func TestFuturesCancelledWhileTheyAreRefused(t *testing.T) {
+	t.Parallel()
+	const calls = 500
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		startScript(t, b, func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
+			if n <= calls {
+				after(10*time.Millisecond, refuses(0))(n, d, send)
+			}
+		})
+		c := startClient(t, b, WithRetryBudget(1, 1_000_000))
+		ready(t, c.WaitReady)
+		var futures []*Future
+		var cancels []func()
+		for range calls {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			cancels = append(cancels, cancel)
+			futures = append(futures, c.Go(ctx, "m", []byte("x"), Idempotent()))
+		}
+		sleep(t.Context(), 10*time.Millisecond)
+		for _, cancel := range cancels {
+			cancel()
+		}
+		pass(time.Hour)
+		for _, f := range futures {
+			select {
+			case <-f.Done():
+			default:
+				t.Fatal("an hour after its context ended a future has not settled")
+			}
+		}
+	})
+}
