@@ -121,14 +121,18 @@ func (s *stage) begin() {
 	for _, c := range s.clients {
 		c.untilServed(1)
 	}
-	const linksOfOne = 2 // one to publish, one to consume
-	links := linksOfOne * (len(s.servers) + len(s.clients))
+	// Of one: a connection to publish and one to consume, a channel on each and one for
+	// probes; a server has another for the control plane. With direct reply-to a client
+	// has one connection, and one channel less.
+	servers, clients := len(s.servers), len(s.clients)
+	want := rig.Census{Connections: 2 * (servers + clients), Channels: 4*servers + 3*clients}
 	if s.sc.load.direct {
-		links -= len(s.clients)
+		want.Connections -= clients
+		want.Channels -= clients
 	}
-	rig.Eventually(s.t, fmt.Sprintf("the broker counts %d connections", links), func() bool {
+	rig.Eventually(s.t, fmt.Sprintf("the broker counts %d connections and %d channels", want.Connections, want.Channels), func() bool {
 		s.before = s.manage.Census(s.tenant.Vhost)
-		return s.before.Connections == links && s.before.Channels >= links
+		return s.before.Connections == want.Connections && s.before.Channels == want.Channels
 	})
 }
 
