@@ -3,8 +3,8 @@
 package integration
 
 import (
+	"context"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -74,8 +74,10 @@ func TestAnswersForNobody(t *testing.T) {
 	requests := rawServer(t, r)
 	client := r.Ready()
 
-	abandoned := begin(rig.Within(t, 200*time.Millisecond), client, "b", nil)
+	ctx, giveUp := context.WithCancel(rig.Patience(t))
+	abandoned := begin(ctx, client, "b", nil)
 	late := rig.Recv(t, requests, "the request")
+	giveUp()
 	rig.Recv(t, abandoned, "the caller to give up")
 	call := begin(rig.Patience(t), client, "b", nil)
 	request := rig.Recv(t, requests, "the request")

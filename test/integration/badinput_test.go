@@ -27,7 +27,6 @@ func serversWell(t *testing.T, r *rig.Rig, s *rig.Server) {
 		t.Errorf("got %q, want %q", got, "b")
 	}
 	rig.Eventually(t, "nothing is in flight", func() bool { return s.Stats().InFlight == 0 })
-	rig.Manage(t).Settled(r.URL, r.Queue.Name)
 	if st := s.Stats(); st.Reconnects != 0 || st.Panics != 0 {
 		t.Errorf("server counted %+v, want no reconnect and no panic", st)
 	}

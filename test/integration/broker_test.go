@@ -143,12 +143,21 @@ func callTime(opt amqpx.CallOption) time.Duration {
 func brokerFreezes(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
-	heartbeat := amqpx.WithHeartbeat(time.Second)
+	// Not noticed before the call has left.
+	heartbeat := amqpx.WithHeartbeat(5 * time.Second)
 	r.Serve(rig.Methods{"b": letter}, heartbeat)
 	client := r.Ready(heartbeat, amqpx.WithCallOptions(amqpx.Idempotent(), amqpx.WaitForServer()))
 	rig.Call(t, client, "b", nil)
 	broker.Do("pause")
-	_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)
+	var err error
+	// Its processes may answer a last call while they are stopped.
+	rig.Eventually(t, "the broker is frozen", func() bool {
+		err = sent(func() error {
+			_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)
+			return err
+		})
+		return err != nil
+	})
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
 	rig.Eventually(t, "the client noticed", func() bool { return !client.Status().Ready() })
 	broker.Do("resume")

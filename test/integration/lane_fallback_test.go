@@ -44,6 +44,7 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 		rig.Eventually(t, "batches flow", func() bool { return client.Stats().Batched > before+10*callers })
 		if hard {
 			server.Close()
+			_ = server.Wait()
 		} else if err := server.Drain(); err != nil {
 			t.Errorf("drain: %v", err)
 		}
@@ -156,13 +157,14 @@ func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 	everyAnswerIsMine(t, b.Client, 16, 2) // nobody else waits
 	close(slow.release)
 	server.Close()
-	r.Serve(rig.Methods{"echo": echo, "work": echo})
+	_ = server.Wait()
+	last := r.Serve(rig.Methods{"echo": echo, "work": echo})
 	for i := 1; i < n; i += 2 {
 		if got := rig.Recv(t, calls[i], "another call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
 			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 		}
 	}
-	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+	nothingHeld(t, r, last)
 }
 
 // The lane's queue is somebody else's, and the broker refuses even to be asked about it:

@@ -72,7 +72,7 @@ func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
 	for range 2 {
 		rig.Recv(t, entered, "both to run")
 	}
-	serveOnce(t, r, h)
+	second := serveOnce(t, r, h)
 	first.Close()
 	got := inbox.AnswersTo("a", "b", "c")
 	for id, code := range map[string]string{"a": "unavailable", "b": "unavailable", "c": "unimplemented"} {
@@ -83,7 +83,9 @@ func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
 	if n := runs.Load(); n != 2 {
 		t.Errorf("%d runs, want 2", n)
 	}
-	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+	first.drain()
+	second.drain()
+	nothingLeft(t, r)
 }
 
 // The link to the server breaks under a batch, which comes back to the same server: it
@@ -104,7 +106,7 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 		rig.Recv(t, slow.entered, "all to run")
 	}
 	proxy.Cut()
-	rig.Eventually(t, "the batch comes back", func() bool { return server.Stats().Replayed == n })
+	rig.Eventually(t, "the batch comes back", func() bool { return server.Stats().Replayed >= n })
 	close(slow.release)
 	for i, c := range calls {
 		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
@@ -114,7 +116,7 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	if n := len(slow.entered); n != 0 {
 		t.Errorf("%d more runs", n)
 	}
-	rig.Manage(t).Settled(r.URL, r.BatchQueue())
+	nothingHeld(t, r, server)
 }
 
 // A call that stops every server that runs it takes those that travel with it along
@@ -126,7 +128,7 @@ func TestCallInABatchThatStopsEveryServer(t *testing.T) {
 			t.Parallel()
 			r := rig.New(t)
 			r.Queue.Type = kind
-			stops := mortals(t, r)
+			servers := mortals(t, r)
 			rig.Eventually(t, "a server unpacks", func() bool {
 				return len(rig.Manage(t).Queues(r.URL, r.BatchQueue())) == 1
 			})
@@ -147,14 +149,15 @@ func TestCallInABatchThatStopsEveryServer(t *testing.T) {
 			if a := got["poison"]; a.Code != "internal" || a.Ran != "" {
 				t.Errorf("the poison got %+v", a)
 			}
-			if n := stops.Load(); n != amqpx.DefaultDeliveryLimit {
+			if n := servers.stops.Load(); n != amqpx.DefaultDeliveryLimit {
 				t.Errorf("it ran %d times, want %d", n, amqpx.DefaultDeliveryLimit)
 			}
 			deadLetter(t, r)
-			rig.Manage(t).Settled(r.URL, r.BatchQueue())
 			if rest := rig.Call(t, r.Ready(), "echo", []byte("after")); string(rest) != "after" {
 				t.Errorf("the next call got %q", rest)
 			}
+			servers.drain()
+			nothingLeft(t, r)
 		})
 	}
 }

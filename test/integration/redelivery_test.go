@@ -5,6 +5,7 @@ package integration
 import (
 	"context"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,30 +16,54 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// mortals keeps one server of r alive, which the method "stop" stops, and counts how often
-// that ran.
-func mortals(t *testing.T, r *rig.Rig) *atomic.Int64 {
+// mortal is one server that is alive, and those that were before it.
+type mortal struct {
+	r     *rig.Rig
+	stops atomic.Int64 // how often one was stopped
+	again chan struct{}
+
+	mu  sync.Mutex
+	all []*rig.Server
+}
+
+// mortals keeps one server of r alive, which the method "stop" stops.
+func mortals(t *testing.T, r *rig.Rig) *mortal {
 	t.Helper()
-	var stops atomic.Int64
-	again := make(chan struct{}, 100)
-	again <- struct{}{}
+	m := &mortal{r: r, again: make(chan struct{}, 100)}
+	m.again <- struct{}{}
 	go func() { // a new server for each that was stopped; ends with the test
-		for range again {
-			var s *rig.Server
-			made := make(chan struct{})
-			s = r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-				<-made
-				stops.Add(1)
-				s.Close()
-				<-ctx.Done()
-				again <- struct{}{}
-				return nil, ctx.Err()
-			}})
-			close(made)
+		for range m.again {
+			m.start()
 		}
 	}()
-	t.Cleanup(func() { close(again) })
-	return &stops
+	t.Cleanup(func() { close(m.again) })
+	return m
+}
+
+func (m *mortal) start() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var s *rig.Server
+	made := make(chan struct{})
+	s = m.r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+		<-made
+		m.stops.Add(1)
+		s.Close()
+		<-ctx.Done()
+		m.again <- struct{}{}
+		return nil, ctx.Err()
+	}})
+	close(made)
+	m.all = append(m.all, s)
+}
+
+// drain ends the server that is alive, and waits for the end of the others.
+func (m *mortal) drain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.all {
+		_ = s.Drain() // most were stopped in the middle
+	}
 }
 
 // A request that stops every server that runs it ends in the dead letters; whoever
@@ -50,7 +75,7 @@ func TestRequestThatStopsEveryServer(t *testing.T) {
 			t.Parallel()
 			r := rig.New(t)
 			r.Queue.Type = kind
-			runs := mortals(t, r)
+			servers := mortals(t, r)
 			client := r.Ready(amqpx.WithCallOptions(amqpx.WaitForServer()))
 			poison := begin(rig.Patience(t), client, "stop", []byte("poison"))
 			var beside []<-chan outcome
@@ -64,7 +89,7 @@ func TestRequestThatStopsEveryServer(t *testing.T) {
 			}
 			err := rig.Recv(t, poison, "the call to settle").err
 			want{code: amqpx.CodeInternal, outcome: amqpx.MayHaveRun, remote: true}.check(t, err)
-			if n := runs.Load(); n != amqpx.DefaultDeliveryLimit {
+			if n := servers.stops.Load(); n != amqpx.DefaultDeliveryLimit {
 				t.Errorf("it ran %d times, want %d", n, amqpx.DefaultDeliveryLimit)
 			}
 			deadLetter(t, r)
@@ -91,8 +116,15 @@ func deadLetter(t *testing.T, r *rig.Rig) {
 	}
 }
 
-// serveOnce starts a server whose method runs at most once.
-func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) *amqpx.Server {
+// onceServer is a server whose method runs at most once.
+type onceServer struct {
+	*amqpx.Server
+
+	drain func() // waits for the end
+}
+
+// serveOnce starts such a server.
+func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) onceServer {
 	t.Helper()
 	server, err := amqpx.NewServer(r.URL, amqpx.WithQueue(r.Queue))
 	if err != nil {
@@ -112,10 +144,14 @@ func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) *amqpx.Server {
 		server.Close()
 		<-served
 	})
+	drain := func() {
+		stop()
+		rig.Recv(t, served, "the server to stop")
+	}
 	if err := server.WaitReady(rig.Patience(t)); err != nil {
 		t.Fatal(err)
 	}
-	return server
+	return onceServer{server, drain}
 }
 
 // The first server stops in the middle; the second is handed the request and must not
@@ -161,7 +197,7 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	call := begin(rig.Patience(t), client, "slow", []byte("x"))
 	rig.Recv(t, slow.entered, "the request to run")
 	proxy.Cut()
-	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().Replayed == 1 })
+	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().Replayed >= 1 })
 	close(slow.release)
 	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
 		t.Errorf("got %q, %v", got.answer, got.err)
@@ -169,7 +205,7 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	if n := len(slow.entered); n != 0 {
 		t.Errorf("%d more runs", n)
 	}
-	rig.Manage(t).Settled(r.URL, r.Queue.Name)
+	nothingHeld(t, r, server)
 }
 
 // A caller that asks again with its key, on another connection, gets the answer that
@@ -195,19 +231,25 @@ func TestStoredAnswer(t *testing.T) {
 }
 
 // With its one worker busy for longer than a call has time, a server refuses the call
-// at once, long before the call's deadline.
+// while that worker is still busy, and not when the call's time is over.
 func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
-	const takes = 100 * time.Millisecond
+	const takes, learns = 100 * time.Millisecond, 20
+	var runs atomic.Int64
+	release := make(chan struct{})
 	server := r.Serve(rig.Methods{"work": func(_ context.Context, _ *amqpx.Request) ([]byte, error) {
+		if runs.Add(1) > learns {
+			<-release
+			return nil, nil
+		}
 		timer := time.NewTimer(takes) // the work
 		defer timer.Stop()
 		<-timer.C
 		return nil, nil
 	}}, amqpx.WithWorkers(1), amqpx.WithPrefetch(100))
 	client := r.Ready()
-	for range 20 { // the server learns how long it takes
+	for range learns { // the server learns how long it takes
 		rig.Call(t, client, "work", nil)
 	}
 	var waiting []<-chan outcome
@@ -215,12 +257,10 @@ func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 		waiting = append(waiting, begin(rig.Patience(t), client, "work", nil))
 	}
 	rig.Eventually(t, "the server has them", func() bool { return server.Stats().InFlight == 30 })
-	begun := time.Now()
-	_, err := client.Call(rig.Within(t, 500*time.Millisecond), "work", nil)
-	if took := time.Since(begun); took > 250*time.Millisecond {
-		t.Errorf("the refusal took %v", took)
-	}
+	// The worker is held, so this cannot end as it does because there is one free.
+	_, err := client.Call(rig.Within(t, 2*time.Second), "work", nil)
 	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
+	close(release)
 	for _, call := range waiting {
 		if got := rig.Recv(t, call, "an answer"); got.err != nil {
 			t.Errorf("a call with time enough: %v", got.err)

@@ -83,7 +83,7 @@ func TestUnreachableBroker(t *testing.T) {
 	t.Parallel()
 	const secret = "not-for-the-log"
 	address := rig.Rewrite(t, rig.URL(), func(u *url.URL) {
-		u.Host, u.User = deadAddress(t), url.UserPassword("someone", secret)
+		u.Host, u.User = deadAddress, url.UserPassword("someone", secret)
 	})
 	bothSides(t, address, func(t *testing.T, p peer, logs *observer.ObservedLogs) {
 		t.Helper()

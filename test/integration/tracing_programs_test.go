@@ -48,7 +48,7 @@ func TestTracingOfOurPrograms(t *testing.T) {
 			test(t, p)
 		})
 	}
-	for name, endpoint := range map[string]string{"collector refuses": "http://" + deadAddress(t), "collector is silent": silentCollector(t)} {
+	for name, endpoint := range map[string]string{"collector refuses": "http://" + deadAddress, "collector is silent": silentCollector(t)} {
 		for _, protocol := range []string{"http/protobuf", "grpc"} {
 			t.Run(name+" "+protocol, func(t *testing.T) {
 				t.Parallel()

@@ -3,7 +3,6 @@ package rig
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -173,24 +172,6 @@ func vhostOf(t testing.TB, raw string) string {
 		t.Fatalf("the broker's URL: %v", err)
 	}
 	return uri.Vhost
-}
-
-// QueueStats is what the management API counts of a queue. It lags by seconds.
-type QueueStats struct {
-	Ready   *int `json:"messages_ready"`
-	Unacked *int `json:"messages_unacknowledged"`
-}
-
-// Settled waits until the broker counts nothing in a queue, neither waiting nor
-// unacknowledged.
-func (m *Management) Settled(amqpURL, queue string) {
-	m.t.Helper()
-	vhost := vhostOf(m.t, amqpURL)
-	Eventually(m.t, fmt.Sprintf("queue %s is empty and nothing unacknowledged", queue), func() bool {
-		var s QueueStats
-		found := m.Do(http.MethodGet, nil, &s, "queues", vhost, queue)
-		return found && s.Ready != nil && s.Unacked != nil && *s.Ready == 0 && *s.Unacked == 0
-	})
 }
 
 // Queues returns the names of the queues that begin with a prefix.
