@@ -104,6 +104,43 @@ func TestLaneThatIsDeserted(t *testing.T) {
 	})
 }
 
+// The last server that unpacks goes when nobody makes calls any more: those that are in its
+// batches hear of it all the same.
+func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		last := startServer(t, b, handlers{"m": untilDone, "open the lane": echo}, WithBatch(BatchAuto))
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		calls := r.batchOf(3, "m", Idempotent())
+		pass(20 * time.Second)
+		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchOff)).WaitReady)
+		begun := time.Now()
+		last.Close()
+		for _, call := range calls {
+			wantSame(t, "error", (<-call).err, nil)
+		}
+		if took := time.Since(begun); took > 2*laneCheck {
+			t.Errorf("answered %v after the last server that unpacks had gone", took)
+		}
+		var looks atomic.Int64
+		b.with(func(b *fakeBroker) {
+			b.onCall = func(op, _ string) error {
+				if op == "declare passive" {
+					looks.Add(1)
+				}
+				return nil
+			}
+		})
+		pass(time.Hour)
+		if n := looks.Load(); n > 2 {
+			t.Errorf("%d looks while nobody waits", n)
+		}
+	})
+}
+
 // A call that kills servers takes those that travel with it along only once.
 func TestRedeliveredBatchIsSplit(t *testing.T) {
 	t.Parallel()

@@ -10,12 +10,12 @@ import (
 
 // callLane is what a client knows of the batch lane: whether servers unpack batches at
 // the moment, and which batches came back. Only servers that unpack declare its queue,
-// and consume it, so the broker is asked for its consumers; while nobody asks for the
-// lane, neither does the client. Safe for concurrent use.
+// and consume it, so the broker is asked for its consumers; while no call is made or under
+// way, it is not asked. Safe for concurrent use.
 type callLane struct {
 	queue   string
 	servers atomic.Int32    // that unpack; 0: the lane is shut
-	wanted  chan struct{}   // has a token when a call would have used the lane
+	wanted  chan struct{}   // has a token when somebody wants to know
 	seq     atomic.Uint64   // of batches
 	onSent  func(calls int) // is told of each batch
 
@@ -38,16 +38,21 @@ func newCallLane(queue string, onSent func(calls int)) *callLane {
 
 // use returns the lane's queue, or "" while no server unpacks.
 func (l *callLane) use() string {
+	l.want()
+	if l.servers.Load() == 0 {
+		return ""
+	}
+	return l.queue
+}
+
+// want has the client look at the queue.
+func (l *callLane) want() {
 	if len(l.wanted) == 0 {
 		select {
 		case l.wanted <- struct{}{}:
 		default:
 		}
 	}
-	if l.servers.Load() == 0 {
-		return ""
-	}
-	return l.queue
 }
 
 // shut has calls travel alone until the next look at the queue.
@@ -94,6 +99,9 @@ func (c *Client) watchLane(s *session) {
 		l.servers.Store(int32(min(consumers, math.MaxInt32))) //nolint:gosec // bounded.
 		if consumers == 0 {
 			c.leaveLane()
+		}
+		if c.pending.len() > 0 { // one in a batch must hear when nobody is left to take it
+			l.want()
 		}
 		if exists {
 			missing.Reset()

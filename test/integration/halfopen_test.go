@@ -202,8 +202,8 @@ func TestHalfOpenLink(t *testing.T) {
 		made++
 	}
 	t.Logf("%d calls beside a dead consumer", made)
-	if made < 5 {
-		t.Errorf("only %d calls before the broker gave the dead consumer up", made)
+	if made == 0 {
+		t.Error("no call before the broker gave the dead consumer up")
 	}
 	close(slow.release)
 	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {

@@ -176,13 +176,13 @@ func TestLaneQueueThatCannotBeAsked(t *testing.T) {
 	if _, err := r.Raw().QueueDeclare(r.BatchQueue(), false, false, true, false, nil); err != nil {
 		t.Fatal(err)
 	}
-	client := r.Ready()
-	for range 3 {
+	front := r.Proxy()
+	client := r.ClientAt(front.URL())
+	rig.Connected(t, client)
+	rig.Eventually(t, "the client has looked twice", func() bool {
 		everyAnswerIsMine(t, client, 64, 5)
-	}
-	load := loadOf(t, client, 16)
-	rig.Eventually(t, "the client has looked", func() bool { return client.Stats().OK > 3000 })
-	load.stop()
+		return len(front.Heard(rig.CloseChannel)) >= 2
+	})
 	if st := client.Stats(); st.Failed != 0 || st.Batched != 0 || st.Reconnects != 0 {
 		t.Errorf("client counted %+v, want the link left alone", st)
 	}

@@ -29,15 +29,16 @@ type Proxy struct {
 	muted  chan struct{} // closed by Unmute; nil while the broker may be heard
 }
 
-// Word is what a broker says of a message: class and method of AMQP 0-9-1 section 1.8.
+// Word is what a broker says of a message, or of a channel: class and method of AMQP 0-9-1 section 1.8.
 type Word uint32
 
 // The words that Heard knows.
 const (
-	Return  Word = 60<<16 | 50
-	Deliver Word = 60<<16 | 60
-	Ack     Word = 60<<16 | 80
-	Nack    Word = 60<<16 | 120
+	CloseChannel Word = 20<<16 | 40 // it refuses what was asked on it
+	Return       Word = 60<<16 | 50
+	Deliver      Word = 60<<16 | 60
+	Ack          Word = 60<<16 | 80
+	Nack         Word = 60<<16 | 120
 )
 
 // wordsKept bounds how many words of a kind are remembered for Heard.
@@ -60,10 +61,11 @@ func (r *Rig) Proxy() *Proxy {
 		broker:   net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)),
 		url:      Rewrite(r.t, r.URL, func(u *url.URL) { u.Host = l.Addr().String() }),
 		words: map[Word]chan struct{}{
-			Return:  make(chan struct{}, wordsKept),
-			Deliver: make(chan struct{}, wordsKept),
-			Ack:     make(chan struct{}, wordsKept),
-			Nack:    make(chan struct{}, wordsKept),
+			CloseChannel: make(chan struct{}, wordsKept),
+			Return:       make(chan struct{}, wordsKept),
+			Deliver:      make(chan struct{}, wordsKept),
+			Ack:          make(chan struct{}, wordsKept),
+			Nack:         make(chan struct{}, wordsKept),
 		},
 		pipes: make(map[*pipe]struct{}),
 	}
