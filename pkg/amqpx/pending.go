@@ -55,8 +55,8 @@ func newPending(maxCalls, maxBytes int) *pending {
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id that was
 // used before, as when middleware sends one request twice, is replaced: what is still to
-// come for the first must not be taken for the second's. With watch the call learns when its deadline passes, if it comes after those of the others:
-// watched says so.
+// come for the first must not be taken for the second's. With watch the call learns when its
+// deadline passes, if it comes after those of the others: watched says so.
 func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
