@@ -3,6 +3,7 @@
 
 backend_create() {
 	local image
+	[[ -z ${BROKER_JOIN:-} ]] || die "a broker in a container joins no cluster: set BROKER_KIND=plain"
 	container=rabbitmq-rpc-$name-$(cksum <<<"$state" | cut -d' ' -f1)
 	echo "container=$container" >>"$state/vars"
 	image=$("$DEPLOY/images.sh" rabbitmq "$version")
@@ -25,4 +26,4 @@ backend_remove() { docker rm -fv "$container" >/dev/null; }
 
 # In a stand-in root may not read the broker's cookie path by its own HOME, so the
 # command runs as the user that runs the broker.
-backend_ctl() { docker exec -u rabbitmq "$container" rabbitmqctl "$@"; }
+backend_tool() { docker exec -u rabbitmq "$container" "$@"; }

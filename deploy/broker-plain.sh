@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2154  # name, state, version, *_port come from broker.sh
 # Backend of broker.sh without an engine: RabbitMQ as a plain process with a
-# private epmd. The installed server is used if it is the wanted major version,
-# otherwise the one in a tree of Debian packages (rootfs.sh), entered by chroot.
+# private epmd, which brokers that form a cluster share, as they do the Erlang cookie.
+# The installed server is used if it is the wanted major version, otherwise the one in
+# a tree of Debian packages (rootfs.sh), entered by chroot.
 
 LIB=/usr/lib/rabbitmq
 
@@ -31,6 +32,25 @@ backend_create() {
 		loopback_users.guest = false
 		disk_free_limit.absolute = 50MB
 	CONF
+	printf '%s\n' "${BROKER_CONF:-}" >>"$state/rabbitmq.conf"
+	erl_args=${BROKER_ERL_ARGS:-}
+	echo "erl_args='$erl_args'" >>"$state/vars"
+	[[ -z ${BROKER_JOIN:-} ]] || join "$BROKER_JOIN"
+}
+
+# join BROKER prepares the new broker to become a member of that broker's cluster when it
+# starts for the first time: the same epmd, the same cookie, and that broker as its peer.
+join() {
+	local peer=$BROKERS/$1
+	[[ -f $peer/vars ]] || die "no broker $1 to join"
+	epmd_port=$(sed -n 's/^epmd_port=//p' "$peer/vars")
+	echo "epmd_port=$epmd_port" >>"$state/vars"
+	cp "$peer/.erlang.cookie" "$state/"
+	cat >>"$state/rabbitmq.conf" <<-CONF
+		cluster_formation.peer_discovery_backend = classic_config
+		cluster_formation.classic_config.nodes.1 = $1@localhost
+		cluster_formation.classic_config.nodes.2 = $name@localhost
+	CONF
 }
 
 # in_place runs a command with the broker's environment; in a tree, inside a mount
@@ -42,7 +62,7 @@ in_place() {
 		RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_CONFIG_FILE="$state/rabbitmq.conf" \
 		RABBITMQ_ENABLED_PLUGINS_FILE="$state/enabled_plugins" \
 		RABBITMQ_MNESIA_BASE="$state/data" RABBITMQ_LOG_BASE="$state/log" \
-		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1}' \
+		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} $erl_args" \
 		"$@"
 	if [[ -z $tree ]]; then
 		exec "$@"
@@ -76,7 +96,7 @@ gone() { ! alive "$1" && ! pgrep -s "$(<"$1")" -r D,R,S,T >/dev/null; }
 signal_group() { kill -s "$1" -- "-$(<"$state/server.pid")" 2>/dev/null || true; }
 
 backend_start() {
-	alive "$state/epmd.pid" || spawn "$state/epmd.pid" epmd -address 127.0.0.1 -port "$epmd_port"
+	listening "$epmd_port" || spawn "$state/epmd.pid" epmd -address 127.0.0.1 -port "$epmd_port"
 	until_true 10 listening "$epmd_port" || die "epmd does not serve port $epmd_port: $(tail -n 1 "$state/out")"
 	alive "$state/server.pid" || spawn "$state/server.pid" "$LIB/bin/rabbitmq-server"
 }
@@ -99,12 +119,11 @@ backend_resume() { signal_group CONT; }
 backend_disconnect() { die "broker $name is a plain process: only a container has a network of its own"; }
 backend_connect() { backend_disconnect; }
 backend_alive() { alive "$state/server.pid"; }
-backend_ctl() { (in_place "$LIB/bin/rabbitmqctl" "$@"); }
+backend_tool() { (in_place "$LIB/bin/$1" "${@:2}"); }
 backend_log() { cat "$state/out" "$state"/log/*.log 2>/dev/null; }
 
 backend_remove() {
 	backend_kill
-	alive "$state/epmd.pid" || return 0
-	kill -s KILL "$(<"$state/epmd.pid")"
+	! alive "$state/epmd.pid" || kill -s KILL "$(<"$state/epmd.pid")"
 	[[ -z $tree ]] || rm -rf "${tree:?}$state"
 }

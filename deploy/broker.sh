@@ -4,6 +4,7 @@
 #   broker.sh up NAME [3|4]     create and start it (3 unless told otherwise)
 #   broker.sh env NAME          print AMQPX_TEST_… lines for eval
 #   broker.sh ctl NAME ARGS…    run rabbitmqctl in it
+#   broker.sh tool NAME PROGRAM ARGS…     another of RabbitMQ's programs
 #   broker.sh stop|start|restart NAME     same ports, data kept
 #   broker.sh kill NAME         SIGKILL; start brings it back
 #   broker.sh pause|resume NAME freeze and thaw it
@@ -14,6 +15,10 @@
 # With a Docker engine it is a container, without one a plain process;
 # BROKER_KIND=engine|plain decides otherwise. Ports (AMQP, management, metrics) are
 # free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name the first two.
+#
+# For plain processes, read by up: BROKER_JOIN names a broker of this clone whose cluster
+# the new one joins (cluster.sh), BROKER_CONF has more lines for rabbitmq.conf, and
+# BROKER_ERL_ARGS more arguments for Erlang.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
 . "$(dirname "$0")/lib.sh"
 
@@ -108,7 +113,7 @@ usage() { sed -n '2,/^# free ones/s/^# \{0,1\}//p' "$0" >&2; }
 command=${1:-}
 case $command in
 down-all) down_all && exit ;;
-up | env | ctl | stop | start | restart | kill | pause | resume | disconnect | connect | down) ;;
+up | env | ctl | tool | stop | start | restart | kill | pause | resume | disconnect | connect | down) ;;
 *) usage && exit 2 ;;
 esac
 [[ $# -ge 2 ]] || { usage && exit 2; }
@@ -120,7 +125,8 @@ down) down "$1" ;;
 	load "$1" && shift
 	case $command in
 	env) print_env ;;
-	ctl) backend_ctl "$@" ;;
+	ctl) backend_tool rabbitmqctl "$@" ;;
+	tool) backend_tool "$@" ;;
 	start) start ;;
 	restart) backend_stop && start ;;
 	*) "backend_$command" ;;

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# A private cluster of three RabbitMQ nodes for tests, as plain processes: the brokers
+# NAME-1, NAME-2 and NAME-3 of broker.sh, which also stops, kills, pauses and starts each
+# of them.
+#
+#   cluster.sh up NAME [3|4]    create and start it (3 unless told otherwise)
+#   cluster.sh env NAME         print AMQPX_TEST_… lines for eval
+#   cluster.sh down NAME        stop it and remove everything it left
+#
+# CLUSTER_PARTITIONS is RabbitMQ's cluster_partition_handling (pause_minority). A node
+# that is silent counts as down after 6 to 10 s, not after RabbitMQ's 60 s.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+readonly NODES=(1 2 3)
+
+up() {
+	local name=$1 version=${2:-3} number starting=()
+	export BROKER_KIND=plain
+	# Schedulers that spin while they wait would take the processors from one another.
+	export BROKER_ERL_ARGS='-kernel net_ticktime 8 +sbwt none +sbwtdcpu none +sbwtdio none'
+	export BROKER_CONF="cluster_partition_handling = ${CLUSTER_PARTITIONS:-pause_minority}"
+	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
+	"$DEPLOY/broker.sh" up "$name-1" "$version"
+	for number in "${NODES[@]:1}"; do
+		BROKER_JOIN=$name-1 "$DEPLOY/broker.sh" up "$name-$number" "$version" &
+		starting+=($!)
+	done
+	for number in "${starting[@]}"; do
+		wait "$number" || die "cluster $name does not start: its log is above"
+	done
+	until_true 60 complete "$name" || die "cluster $name has less than ${#NODES[@]} nodes that run"
+	trap - EXIT
+}
+
+# complete NAME: its first node has all the others.
+complete() {
+	local running
+	running=$("$DEPLOY/broker.sh" ctl "$1-1" -q eval 'length(rabbit_nodes:all_running()).' 2>/dev/null) || return 1
+	[[ $running == "${#NODES[@]}" ]]
+}
+
+# print_env prints the variables of node 1, as of a single broker, and those of all nodes.
+print_env() {
+	local number urls='' brokers='' management=''
+	for number in "${NODES[@]}"; do
+		eval "$("$DEPLOY/broker.sh" env "$1-$number")"
+		urls+=,$AMQPX_TEST_AMQP_URL
+		management+=,$AMQPX_TEST_MANAGEMENT_URL
+		brokers+=,$AMQPX_TEST_BROKER
+	done
+	"$DEPLOY/broker.sh" env "$1-1"
+	cat <<-ENV
+		export AMQPX_TEST_CLUSTER_URLS=${urls#,}
+		export AMQPX_TEST_CLUSTER_MANAGEMENT_URLS=${management#,}
+		export AMQPX_TEST_CLUSTER_BROKERS=${brokers#,}
+	ENV
+}
+
+# down takes the first node down last: the epmd of all of them is its own.
+down() {
+	local number
+	for number in $(printf '%s\n' "${NODES[@]}" | sort -r); do
+		"$DEPLOY/broker.sh" down "$1-$number"
+	done
+}
+
+usage() { sed -n '2,/^# that is silent/s/^# \{0,1\}//p' "$0" >&2; }
+
+case ${1:-} in
+up | down) [[ -n ${2:-} ]] && "$@" ;;
+env) [[ -n ${2:-} ]] && print_env "$2" ;;
+*) usage && exit 2 ;;
+esac
