@@ -32,6 +32,7 @@ backend_create() {
 		loopback_users.guest = false
 		disk_free_limit.absolute = 50MB
 	CONF
+	tls_conf "127.0.0.1:$tls_port" "$state/tls" >>"$state/rabbitmq.conf"
 	printf '%s\n' "${BROKER_CONF:-}" >>"$state/rabbitmq.conf"
 	erl_args=${BROKER_ERL_ARGS:-}
 	echo "erl_args='$erl_args'" >>"$state/vars"

@@ -53,15 +53,40 @@ up() {
 		amqp_port=${BROKER_AMQP_PORT:-$(free_port)}
 		management_port=${BROKER_MANAGEMENT_PORT:-$(free_port)}
 		metrics_port=$(free_port)
+		tls_port=$(free_port)
 		dist_port=$(free_port)
 		epmd_port=$(free_port)
 	VARS
 	load "$name"
 	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
+	certify
 	backend_create
 	start
 	trap - EXIT
 	say "broker $name: RabbitMQ $version ($kind), AMQP on 127.0.0.1:$amqp_port, management on 127.0.0.1:$management_port"
+}
+
+# certify makes the certificate of the broker's TLS listener, which is its own authority.
+certify() {
+	need openssl openssl
+	mkdir -p "$state/tls"
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
+		-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+		-keyout "$state/tls/key.pem" -out "$state/tls/cert.pem" 2>"$state/tls/log" ||
+		die "openssl makes no certificate: $(tail -n 1 "$state/tls/log")"
+	chmod 644 "$state/tls/key.pem" # the broker of a container is another user
+}
+
+# tls_conf ADDRESS FOLDER prints the settings of a TLS listener with that certificate.
+tls_conf() {
+	cat <<-CONF
+		listeners.ssl.1 = $1
+		ssl_options.cacertfile = $2/cert.pem
+		ssl_options.certfile = $2/cert.pem
+		ssl_options.keyfile = $2/key.pem
+		ssl_options.verify = verify_none
+		ssl_options.fail_if_no_peer_cert = false
+	CONF
 }
 
 start() {
@@ -76,7 +101,7 @@ start() {
 # ready ends the wait early when the broker is gone: a dead one never serves.
 ready() {
 	rm -f "$state/gone"
-	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && return
+	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && listening "$tls_port" && return
 	backend_alive && return 1
 	backend_log | tail -n 15 >&2
 	: >"$state/gone"
@@ -85,6 +110,8 @@ ready() {
 print_env() {
 	cat <<-ENV
 		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port/
+		export AMQPX_TEST_AMQPS_URL=amqps://guest:guest@localhost:$tls_port/
+		export AMQPX_TEST_CA_FILE=$state/tls/cert.pem
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
 		export AMQPX_TEST_METRICS_URL=http://127.0.0.1:$metrics_port
 		export AMQPX_TEST_BROKER=$name

@@ -22,7 +22,7 @@ func (a *AMQP) loadTLS(urls []string, faults *Faults) {
 	if len(given) == 0 {
 		return
 	}
-	if len(urls) > 0 && !slices.ContainsFunc(urls, func(u string) bool { return strings.HasPrefix(u, "amqps:") }) {
+	if len(urls) > 0 && !slices.ContainsFunc(urls, isTLS) {
 		faults.Addf(given[0], "is set, but no broker URL begins with amqps://")
 	}
 	a.tls = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -37,6 +37,12 @@ func (a *AMQP) loadTLS(urls []string, faults *Faults) {
 	case a.TLSKeyFile != "":
 		faults.Addf(cert, "is missing: AMQP_TLS_KEY_FILE is set")
 	}
+}
+
+// isTLS reports whether a URL's scheme, which has no case, is amqps.
+func isTLS(raw string) bool {
+	scheme, _, _ := strings.Cut(raw, ":")
+	return strings.EqualFold(scheme, "amqps")
 }
 
 func loadCA(name, path string, faults *Faults) *x509.CertPool {

@@ -47,6 +47,7 @@ func TestTLSFiles(t *testing.T) {
 	}{
 		"all":          {"amqps://h/", map[string]string{ca: cert, crt: cert, ky: key}, nil},
 		"ca only":      {"amqps://h/", map[string]string{ca: cert}, nil},
+		"upper case":   {"AMQPS://h/", map[string]string{ca: cert}, nil},
 		"mixed URLs":   {"amqp://h/,amqps://h/", map[string]string{ca: cert}, nil},
 		"plain URL":    {"amqp://h/", map[string]string{ca: cert}, []string{ca + ": is set, but no broker URL begins with amqps://"}},
 		"ca missing":   {"amqps://h/", map[string]string{ca: missing}, []string{ca + ": stat /nonexistent/pem"}},

@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"strings"
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,29 +23,24 @@ type netDialer struct {
 }
 
 func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
-	conns := &openSocket{}
+	conns := &dialedSocket{}
 	stop := context.AfterFunc(ctx, conns.cut)
 	defer stop()
 
 	// Everything in amqp.Config that the library writes to is made afresh.
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(name)
-	var tlsConfig *tls.Config
-	if d.tls != nil {
-		tlsConfig = d.tls.Clone()
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		return nil, err
 	}
-	conn, err := amqp.DialConfig(url, amqp.Config{
-		Heartbeat:       d.heartbeat,
-		Properties:      properties,
-		TLSClientConfig: tlsConfig,
-		Dial: func(network, addr string) (net.Conn, error) {
-			raw, err := new(net.Dialer).DialContext(ctx, network, addr)
+	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
+		Heartbeat:  d.heartbeat,
+		Properties: properties,
+		Dial: func(network, _ string) (net.Conn, error) {
+			s, err := d.openSocket(ctx, network, uri)
 			if err != nil {
 				return nil, err
-			}
-			s := newSocket(raw, d.writeTimeout)
-			if strings.HasPrefix(url, "amqp:") {
-				s.frames = newFrameReader(raw) // under TLS there are no frames to see here
 			}
 			return conns.set(s), nil
 		},
@@ -71,15 +66,36 @@ func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
 	return l, nil
 }
 
-// openSocket holds the socket of a dial under way, so that the end of the context
+// openSocket connects to the node that uri names. The TLS handshake takes place here and
+// not in amqp091-go, so that the frame reader and the gathering of writes work on AMQP
+// frames under TLS as well.
+func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI) (*socket, error) {
+	raw, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
+	if err != nil {
+		return nil, err
+	}
+	s := newSocket(raw, d.writeTimeout)
+	if uri.Scheme == schemeTLS {
+		secure, err := d.handshake(ctx, raw, uri)
+		if err != nil {
+			_ = raw.Close()
+			return nil, err
+		}
+		s.Conn = secure
+	}
+	s.frames = newFrameReader(s.Conn)
+	return s, nil
+}
+
+// dialedSocket holds the socket of a dial under way, so that the end of the context
 // can cut it at any moment.
-type openSocket struct {
+type dialedSocket struct {
 	mu     sync.Mutex
 	socket *socket
 	isCut  bool
 }
 
-func (o *openSocket) set(s *socket) *socket {
+func (o *dialedSocket) set(s *socket) *socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.socket = s
@@ -89,13 +105,13 @@ func (o *openSocket) set(s *socket) *socket {
 	return s
 }
 
-func (o *openSocket) get() *socket {
+func (o *dialedSocket) get() *socket {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.socket
 }
 
-func (o *openSocket) cut() {
+func (o *dialedSocket) cut() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.isCut = true

@@ -15,6 +15,7 @@ type peer struct {
 	mute    []method      // methods that are not answered
 	hangUp  []method      // methods on which the connection is closed without a word
 	headers chan []byte   // the content header of every publish, without its first 14 bytes
+	frames  []byte        // written after every consume-ok
 	ended   chan struct{} // closed when the connection is
 	start   []byte        // the arguments of connection.start-ok
 	tags    map[uint16]uint64
@@ -106,5 +107,9 @@ func (p *peer) answer(channel uint16, m method, args []byte) {
 		p.send(channel, method{85, 11}, "")
 	case method{60, 10}: // qos
 		p.send(channel, method{60, 11}, "")
+	case method{60, 20}: // consume
+		tag := args[3+int(args[2]):]
+		p.send(channel, method{60, 21}, string(tag[:1+int(tag[0])]))
+		_, _ = p.conn.Write(p.frames)
 	}
 }

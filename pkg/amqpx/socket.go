@@ -21,6 +21,7 @@ const heldBytes = 64 << 10
 type socket struct {
 	net.Conn
 
+	raw     net.Conn // the connection below Conn: Conn itself, or the one below TLS
 	timeout time.Duration
 	frames  *frameReader // what Read reads, or nil for the connection itself
 
@@ -34,7 +35,7 @@ type socket struct {
 }
 
 func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
-	s := &socket{Conn: conn, timeout: writeTimeout}
+	s := &socket{Conn: conn, raw: conn, timeout: writeTimeout}
 	s.room.L = &s.mu
 	return s
 }
@@ -46,6 +47,10 @@ func (s *socket) Read(p []byte) (int, error) {
 	}
 	return s.frames.Read(p)
 }
+
+// Close closes the connection below TLS at once. tls.Conn's own Close would write an
+// alert first, for which it waits up to 5 s when the broker does not read.
+func (s *socket) Close() error { return s.raw.Close() }
 
 // Write gathers p, or writes it through when the socket is idle.
 func (s *socket) Write(p []byte) (int, error) {
@@ -106,7 +111,7 @@ func (s *socket) flush(p []byte) {
 		_, err = s.Conn.Write(p)
 	}
 	if err != nil {
-		_ = s.Conn.Close()
+		_ = s.Close()
 	}
 	s.mu.Lock()
 	s.writing = false

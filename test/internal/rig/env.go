@@ -16,6 +16,8 @@ const (
 	envURL        = "AMQPX_TEST_AMQP_URL"
 	envManagement = "AMQPX_TEST_MANAGEMENT_URL"
 	envMetrics    = "AMQPX_TEST_METRICS_URL"
+	envTLSURL     = "AMQPX_TEST_AMQPS_URL"
+	envCAFile     = "AMQPX_TEST_CA_FILE"
 	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
 	envMajor = "AMQPX_TEST_BROKER_MAJOR"
 )
@@ -48,6 +50,17 @@ func MetricsURL(t testing.TB) string {
 		t.Fatalf("%s is not set: where does the broker's plugin rabbitmq_prometheus listen?", envMetrics)
 	}
 	return at
+}
+
+// TLS returns the URL of the TLS listener of the broker under test, and the file with the
+// certificate of the authority that a client has to trust. Only tests of TLS must have them.
+func TLS(t testing.TB) (url, caFile string) {
+	t.Helper()
+	url, caFile = os.Getenv(envTLSURL), os.Getenv(envCAFile)
+	if url == "" || caFile == "" {
+		t.Fatalf("%s and %s are not set: where does the broker listen for TLS, and whom does a client trust?", envTLSURL, envCAFile)
+	}
+	return url, caFile
 }
 
 // major is the version of the brokers that tests start.
