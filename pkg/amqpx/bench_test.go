@@ -22,7 +22,7 @@ func BenchmarkDecodeRequest(b *testing.B) {
 	d := delivered(encodeRequest(req, "rpc_queue.reply", time.Second, false))
 	b.ReportAllocs()
 	for b.Loop() {
-		_, _ = decodeRequest(d)
+		_, _ = decodeRequest(d, "")
 	}
 }
 

@@ -26,7 +26,7 @@ func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
 		} {
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), c.method, nil, c.opts...), "")
 			sent := r.requests()
-			in, failed := decodeRequest(delivered(sent[len(sent)-1]))
+			in, failed := decodeRequest(delivered(sent[len(sent)-1]), "")
 			if failed != nil {
 				t.Fatal(failed)
 			}

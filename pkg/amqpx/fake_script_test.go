@@ -66,13 +66,13 @@ func silent(int, amqp.Delivery, func(amqp.Publishing)) {}
 
 // refusalTo is what an overloaded server of ours answers.
 func refusalTo(d amqp.Delivery, hint time.Duration) amqp.Publishing {
-	in, _ := decodeRequest(&d)
+	in, _ := decodeRequest(&d, "")
 	e := refusal(CodeResourceExhausted, "busy")
 	e.retryAfter = hint
 	return encodeError(in, e, timing{}, false)
 }
 
 func resultTo(d amqp.Delivery) amqp.Publishing {
-	in, _ := decodeRequest(&d)
+	in, _ := decodeRequest(&d, "")
 	return encodeResult(in, d.Body, timing{}, false)
 }

@@ -33,7 +33,7 @@ type job struct {
 // decode reads the request.
 func (j *job) decode() (*incoming, *Error) {
 	if j.in == nil {
-		j.in, j.failed = decodeRequest(j.delivery)
+		j.in, j.failed = decodeRequest(j.delivery, j.from.server.cfg.defaultMethod)
 		j.method = j.from.server.methods[j.in.Method]
 	}
 	return j.in, j.failed

@@ -136,7 +136,7 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 		j := &job{arrived: time.Now(), delivery: &amqp.Delivery{
 			AppId: msg.AppId, ReplyTo: msg.ReplyTo, CorrelationId: msg.CorrelationId, Headers: msg.Headers, Expiration: msg.Expiration,
 		}}
-		j.in, _ = decodeRequest(j.delivery)
+		j.in, _ = decodeRequest(j.delivery, "")
 		for _, step := range []struct {
 			after      time.Duration
 			budget     int64

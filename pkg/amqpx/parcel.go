@@ -95,8 +95,12 @@ type batchedJob struct {
 	incoming
 }
 
-// nameOf returns a method's name without a copy of its own if the server has it.
+// nameOf returns a method's name without a copy of its own if the server has it, and the
+// default method's for an empty name.
 func (s *Server) nameOf(name []byte) string {
+	if len(name) == 0 {
+		return s.cfg.defaultMethod
+	}
 	if m := s.methods[string(name)]; m != nil {
 		return m.name
 	}

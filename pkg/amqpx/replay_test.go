@@ -14,7 +14,9 @@ import (
 
 // keyed is a request with an idempotency key.
 func keyed(method, key, correlationID string) amqp.Publishing {
-	return with(request(method), func(p *amqp.Publishing) { p.MessageId, p.CorrelationId = key, correlationID })
+	return with(request(method), func(p *amqp.Publishing) {
+		p.MessageId, p.CorrelationId, p.Type = key, correlationID, typeCall
+	})
 }
 
 // numbered answers 1, 2, 3: it tells runs apart.

@@ -139,7 +139,7 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, each(silent, func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-					in, _ := decodeRequest(&d)
+					in, _ := decodeRequest(&d, "")
 					send(encodeError(in, refusal(refuse, "no"), timing{}, false))
 				}), WithRetryBudget(0, 1))
 				r.broker.fail(DefaultQueue, faultCutUnconfirmed)
@@ -171,7 +171,7 @@ func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, each(func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-					in, _ := decodeRequest(&d)
+					in, _ := decodeRequest(&d, "")
 					e := Errorf(CodeResourceExhausted, "busy")
 					e.outcome = MayHaveRun
 					send(encodeError(in, e, timing{}, false))

@@ -31,6 +31,8 @@ type serverConfig struct {
 	replayAge     time.Duration
 	ackPause      time.Duration
 
+	defaultMethod string // of requests that name none; "": they are refused
+
 	observer ServerObserver // nil: none
 }
 
@@ -66,6 +68,9 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	}
 	if c.deliveryLimit < 0 {
 		faults = append(faults, fmt.Errorf("delivery limit %d: want at least 1, or 0 for none", c.deliveryLimit))
+	}
+	if len(c.defaultMethod) > maxShortString {
+		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), maxShortString))
 	}
 	if c.replayBytes < 0 || c.replayAge < 0 {
 		faults = append(faults, fmt.Errorf("stored answers of %d bytes for %v: want 0 or more", c.replayBytes, c.replayAge))
@@ -118,4 +123,13 @@ func WithDeliveryLimit(n int) ServerOption {
 // duplicate still joins a request that runs at the moment.
 func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
+}
+
+// WithDefaultMethod sets the method of requests that name none, by neither the property
+// app_id nor the header rpc-method: programs that know only a queue for each function can
+// call one of this server's. The default, "", refuses such requests with
+// [CodeInvalidArgument]. A name of more than 255 bytes is an error of [NewServer]; one
+// without a handler is refused like any unknown method.
+func WithDefaultMethod(name string) ServerOption {
+	return serverOption(func(c *serverConfig) { c.defaultMethod = name })
 }

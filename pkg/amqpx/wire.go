@@ -19,6 +19,7 @@ const (
 	headerPrefix     = "rpc-"
 	headerTimeout    = headerPrefix + "timeout-ms"
 	headerIdempotent = headerPrefix + "idempotent"
+	headerMethod     = headerPrefix + "method"
 	headerCode       = headerPrefix + "code"
 	headerMessage    = headerPrefix + "message"
 	headerRan        = headerPrefix + "ran"
@@ -86,6 +87,39 @@ func wholeNumber(v any) (int64, bool) {
 		return i, err == nil
 	default:
 		return 0, false
+	}
+}
+
+// truth reads a header that is true or false, which peers that send only text write as
+// text.
+func truth(v any) (value, ok bool) {
+	switch b := v.(type) {
+	case bool:
+		return b, true
+	case string:
+		switch {
+		case strings.EqualFold(b, "true"):
+			return true, true
+		case strings.EqualFold(b, "false"):
+			return false, true
+		}
+	}
+	return false, false
+}
+
+// maxShown bounds how much of a header's value an error shows.
+const maxShown = 64
+
+// describe shows a header's value in an error: the value itself when it is text, else its
+// type, with the value of what is no container.
+func describe(v any) string {
+	switch t := v.(type) {
+	case string:
+		return strconv.Quote(truncate(t, maxShown))
+	case nil, []byte, []any, amqp.Table:
+		return fmt.Sprintf("%T", v)
+	default:
+		return fmt.Sprintf("%T %v", v, v)
 	}
 }
 

@@ -74,7 +74,7 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	if e.message == "" {
 		e.message, _ = d.Headers[headerMessage].(string)
 	}
-	if ran, said := d.Headers[headerRan].(bool); said && ran {
+	if ran, said := truth(d.Headers[headerRan]); said && ran {
 		e.outcome = Ran
 	} else if said {
 		e.outcome = DidNotRun

@@ -81,7 +81,8 @@ func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry
 }
 
 // decodeCall reads the record of a request into in, as decodeRequest would give it.
-// Nothing in it is a part of the record. intern makes a string of a method's name.
+// Nothing in it is a part of the record. intern makes a string of a method's name;
+// for an empty one it returns the default method, if there is one.
 func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte) string) *Error {
 	in.replyTo, in.budget, in.followsContract = replyTo, noBudget, true
 	in.OneWay = replyTo == ""
@@ -95,6 +96,9 @@ func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte)
 	}
 	if in.Idempotent && in.IdempotencyKey == "" {
 		in.IdempotencyKey = in.CorrelationID
+	}
+	if in.Method == "" {
+		in.Method = intern(nil)
 	}
 	in.Redelivered = in.resent
 	switch {

@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"cmp"
 	"encoding/binary"
 	"maps"
 	"math"
@@ -119,17 +120,26 @@ func FuzzDecodeRequest(f *testing.F) {
 		if which&8 != 0 {
 			headers[headerResent] = s.value(0)
 		}
+		if which&64 != 0 {
+			headers[headerMethod] = s.value(0)
+		}
 		maps.Copy(headers, s.table(0))
 		in, failed := decodeRequest(&amqp.Delivery{
 			AppId: method, ReplyTo: replyTo, CorrelationId: id, MessageId: key, Body: body, Headers: headers,
 			Type: typeOf(which >> 4), Expiration: s.text(),
-		})
+		}, "")
 		if in.budget != noBudget && (in.budget < 0 || in.budget > maxBudget) {
 			t.Errorf("budget %v", in.budget)
 		}
-		if in.Method != method || in.CorrelationID != id || in.replyTo != replyTo ||
+		named, _ := headers[headerMethod].(string)
+		if failed == nil && in.Method != cmp.Or(method, named) || in.CorrelationID != cmp.Or(id, key) || in.replyTo != replyTo ||
 			in.OneWay != (replyTo == "" || !safeReplyTo(replyTo)) {
 			t.Errorf("got %+v", in)
+		}
+		_, timed := headers[headerTimeout]
+		_, says := headers[headerIdempotent]
+		if knows := in.followsContract || timed || says; !knows && in.IdempotencyKey != "" || in.IdempotencyKey != "" && in.IdempotencyKey != key {
+			t.Errorf("idempotency key %q of message_id %q", in.IdempotencyKey, key)
 		}
 		if in.lostDeliveries < 0 || in.lostDeliveries > 0 && !in.Redelivered {
 			t.Errorf("%d lost deliveries, redelivered %v", in.lostDeliveries, in.Redelivered)
@@ -137,8 +147,8 @@ func FuzzDecodeRequest(f *testing.F) {
 		if failed != nil && (failed.code != CodeInvalidArgument || failed.outcome != DidNotRun || !utf8.ValidString(failed.message)) {
 			t.Errorf("error %+v", failed)
 		}
-		if failed == nil && (method == "" || replyTo != "" && id == "") {
-			t.Error("a request that cannot be answered was taken")
+		if failed == nil && (in.Method == "" || len(in.Method) > max(len(method), maxShortString)) {
+			t.Errorf("a request for method %q was taken", in.Method)
 		}
 		for name := range in.Header {
 			if strings.HasPrefix(name, headerPrefix) {
@@ -165,7 +175,7 @@ func FuzzCopy(f *testing.F) {
 		}
 		before := maps.Clone(d.Headers)
 		j := &job{delivery: &d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}
-		j.in, _ = decodeRequest(&d)
+		j.in, _ = decodeRequest(&d, "")
 		msg, err := copyOf(j)
 		if !reflect.DeepEqual(before, d.Headers) && !hasNaN(before) {
 			t.Errorf("the original changed from %v to %v", before, d.Headers)
@@ -177,7 +187,7 @@ func FuzzCopy(f *testing.F) {
 			t.Errorf("cannot be sent: %v", err)
 		}
 		d.Headers, d.Expiration = msg.Headers, msg.Expiration
-		again, _ := decodeRequest(&d)
+		again, _ := decodeRequest(&d, "")
 		if again.Method != j.in.Method || again.CorrelationID != j.in.CorrelationID || string(again.Body) != string(j.in.Body) ||
 			again.Idempotent != j.in.Idempotent || again.budget > max(j.in.budget, time.Millisecond) {
 			t.Errorf("%+v became %+v", j.in, again)
@@ -250,7 +260,7 @@ func FuzzRequestRoundTrip(f *testing.F) {
 		if id == "" || checkRequest(&req, math.MaxInt) != nil {
 			return
 		}
-		in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", left, false)))
+		in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", left, false)), "")
 		if failed != nil {
 			t.Fatal(failed)
 		}

@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -94,18 +95,17 @@ type incoming struct {
 
 const noBudget time.Duration = -1
 
-// decodeRequest reads a request from any client. The error, if any, is for the
-// caller; the request is filled in as far as it could be read, so that it can be
-// answered.
-func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
+// decodeRequest reads a request from any client. A request that names no method is one
+// for defaultMethod, if that is not "". The error, if any, is for the caller; the request
+// is filled in as far as it could be read, so that it can be answered.
+func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 	in := &incoming{
 		Request: Request{
-			Method:         d.AppId,
-			Body:           d.Body,
-			Header:         applicationHeader(d.Headers),
-			CorrelationID:  d.CorrelationId,
-			IdempotencyKey: d.MessageId,
-			OneWay:         d.ReplyTo == "",
+			Method:        d.AppId,
+			Body:          d.Body,
+			Header:        applicationHeader(d.Headers),
+			CorrelationID: cmp.Or(d.CorrelationId, d.MessageId),
+			OneWay:        d.ReplyTo == "",
 		},
 		replyTo: d.ReplyTo,
 		budget:  noBudget,
@@ -122,37 +122,71 @@ func decodeRequest(d *amqp.Delivery) (*incoming, *Error) {
 		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
 			in.budget = time.Duration(n) * time.Millisecond
 		}
+		in.IdempotencyKey = d.MessageId
 	}
-	if v, ok := d.Headers[headerTimeout]; ok {
-		in.followsContract, in.wantsTimes = true, true
-		if in.budget, ok = duration(v, time.Millisecond); !ok {
-			in.budget = noBudget
-			return in, refusal(CodeInvalidArgument, "header %s: want a whole number, got %T", headerTimeout, v)
+	if len(d.Headers) > 0 {
+		if failed := in.readHeaders(d); failed != nil {
+			return in, failed
 		}
-	}
-	if v, ok := d.Headers[headerIdempotent]; ok {
-		if in.Idempotent, ok = v.(bool); !ok {
-			return in, refusal(CodeInvalidArgument, "header %s: want true or false, got %T", headerIdempotent, v)
-		}
-	}
-	if v, ok := d.Headers[headerTimes].(bool); ok {
-		in.wantsTimes = v
-	}
-	in.resent, _ = d.Headers[headerResent].(bool)
-	if n, ok := wholeNumber(d.Headers[headerDeliveries]); ok {
-		in.lostDeliveries = int(min(max(n, 0), math.MaxInt32))
 	}
 	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0
-	if n, ok := wholeNumber(d.Headers[headerRetry]); ok {
-		in.retry = n
+	if in.Method == "" {
+		in.Method = defaultMethod
 	}
 	switch {
-	case d.AppId == "":
+	case in.Method == "":
 		return in, refusal(CodeInvalidArgument, "property app_id is empty: it names the method")
-	case d.ReplyTo != "" && d.CorrelationId == "":
-		return in, refusal(CodeInvalidArgument, "property correlation_id is empty: it names the call")
+	case len(in.Method) > maxShortString: // a header may be longer than a property
+		return in, refusal(CodeInvalidArgument, "method name of %d bytes: want 1 to %d", len(in.Method), maxShortString)
 	}
 	return in, nil
+}
+
+// readHeaders reads the headers of the contract. Programs that can send nothing but text,
+// as over STOMP, send true, false and whole numbers as text.
+func (in *incoming) readHeaders(d *amqp.Delivery) *Error {
+	h := d.Headers
+	if v, ok := h[headerMethod]; ok && in.Method == "" {
+		if in.Method, ok = v.(string); !ok {
+			return refusal(CodeInvalidArgument, "header %s: want text, got %s", headerMethod, describe(v))
+		}
+	}
+	if v, ok := h[headerTimeout]; ok {
+		in.followsContract, in.wantsTimes, in.IdempotencyKey = true, true, d.MessageId
+		n, ok := wholeNumber(v)
+		switch {
+		case !ok:
+			in.budget = noBudget
+			return refusal(CodeInvalidArgument, "header %s: want a whole number, got %s", headerTimeout, describe(v))
+		case n < 0:
+			in.budget = noBudget
+			return refusal(CodeInvalidArgument, "header %s: want 0 or more, got %s", headerTimeout, describe(v))
+		}
+		in.budget, _ = duration(v, time.Millisecond)
+	}
+	if v, ok := h[headerIdempotent]; ok {
+		in.IdempotencyKey = d.MessageId
+		if in.Idempotent, ok = truth(v); !ok {
+			return refusal(CodeInvalidArgument, "header %s: want true or false, got %s", headerIdempotent, describe(v))
+		}
+	}
+	if v, ok := truth(h[headerTimes]); ok {
+		in.wantsTimes = v
+	}
+	in.resent, _ = truth(h[headerResent])
+	if n, ok := wholeNumber(h[headerDeliveries]); ok {
+		in.lostDeliveries = int(min(max(n, 0), math.MaxInt32))
+	}
+	in.retry, _ = wholeNumber(h[headerRetry])
+	return nil
+}
+
+// expiredRefusal refuses a request whose time was over when a worker was free.
+func expiredRefusal(budget, queued time.Duration) *Error {
+	if budget == 0 {
+		return refusal(CodeDeadlineExceeded, "the call's time is 0 ms")
+	}
+	return refusal(CodeDeadlineExceeded, "expired after %v in the server, before a worker was free", queued)
 }
 
 // refusal is a coded error of the server for a request that it did not run.

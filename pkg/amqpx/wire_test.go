@@ -46,7 +46,7 @@ func TestRequestRoundTrip(t *testing.T) {
 		Method: "m", Body: []byte{0, 1}, CorrelationID: "id", IdempotencyKey: "key", Idempotent: true,
 		Header: map[string]any{"h": int32(1), "nested": amqp.Table{"x": []any{nil, "y"}}},
 	}
-	in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", time.Minute, false)))
+	in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", time.Minute, false)), "")
 	if failed != nil {
 		t.Fatal(failed)
 	}
@@ -78,22 +78,23 @@ func TestRequestsOfAnyClient(t *testing.T) {
 		{name: "of a plain client", d: amqp.Delivery{AppId: "b", ReplyTo: "r", CorrelationId: "id"}, budget: noBudget},
 		{name: "one-way", d: amqp.Delivery{AppId: "b"}, oneWay: true, budget: noBudget},
 		{name: "no method", d: amqp.Delivery{ReplyTo: "r", CorrelationId: "id"}, fails: "app_id is empty", budget: noBudget},
-		{name: "no correlation id", d: amqp.Delivery{AppId: "b", ReplyTo: "r"}, fails: "correlation_id is empty", budget: noBudget},
+		{name: "no correlation id", d: amqp.Delivery{AppId: "b", ReplyTo: "r"}, budget: noBudget},
 		{name: "budget by expiration", d: amqp.Delivery{AppId: "b", Type: typeCall, Expiration: "1500"}, budget: 1500 * time.Millisecond, oneWay: true},
 		{name: "expiration of a plain client", d: amqp.Delivery{AppId: "b", Expiration: "1500"}, budget: noBudget, oneWay: true},
 		{name: "expiration that is no number", d: amqp.Delivery{AppId: "b", Type: typeIdempotentCall, Expiration: "soon"}, budget: noBudget, oneWay: true},
 		{name: "budget as text", d: withHeader(headerTimeout, "1500"), budget: 1500 * time.Millisecond, oneWay: true},
 		{name: "budget of zero", d: withHeader(headerTimeout, int32(0)), oneWay: true},
-		{name: "negative budget", d: withHeader(headerTimeout, int64(-1)), oneWay: true},
+		{name: "negative budget", d: withHeader(headerTimeout, int64(-1)), fails: "rpc-timeout-ms: want 0 or more, got int64 -1", oneWay: true, budget: noBudget},
+		{name: "negative budget as text", d: withHeader(headerTimeout, "-1"), fails: `want 0 or more, got "-1"`, oneWay: true, budget: noBudget},
 		{name: "huge budget", d: withHeader(headerTimeout, uint64(math.MaxUint64)), budget: maxBudget, oneWay: true},
 		{name: "budget of a wrong type", d: withHeader(headerTimeout, true), fails: "rpc-timeout-ms: want a whole number, got bool", oneWay: true, budget: noBudget},
-		{name: "budget that is no number", d: withHeader(headerTimeout, "soon"), fails: "want a whole number, got string", oneWay: true, budget: noBudget},
-		{name: "fractional budget", d: withHeader(headerTimeout, 1.5), fails: "got float64", oneWay: true, budget: noBudget},
-		{name: "idempotent of a wrong type", d: withHeader(headerIdempotent, "yes"), fails: "rpc-idempotent: want true or false, got string", oneWay: true, budget: noBudget},
+		{name: "budget that is no number", d: withHeader(headerTimeout, "soon"), fails: `want a whole number, got "soon"`, oneWay: true, budget: noBudget},
+		{name: "fractional budget", d: withHeader(headerTimeout, 1.5), fails: "got float64 1.5", oneWay: true, budget: noBudget},
+		{name: "idempotent of a wrong type", d: withHeader(headerIdempotent, "yes"), fails: `rpc-idempotent: want true or false, got "yes"`, oneWay: true, budget: noBudget},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			in, failed := decodeRequest(&c.d)
+			in, failed := decodeRequest(&c.d, "")
 			if (failed != nil) != (c.fails != "") {
 				t.Fatalf("error %v", failed)
 			}
@@ -113,11 +114,11 @@ func withHeader(name string, v any) amqp.Delivery {
 func TestReservedHeadersDoNotReachTheHandler(t *testing.T) {
 	t.Parallel()
 	d := amqp.Delivery{AppId: "b", Headers: amqp.Table{headerTimeout: int64(1), "rpc-later": "x", "mine": "y"}}
-	in, _ := decodeRequest(&d)
+	in, _ := decodeRequest(&d, "")
 	if !maps.Equal(in.Header, map[string]any{"mine": "y"}) {
 		t.Errorf("header %v", in.Header)
 	}
-	in, _ = decodeRequest(&amqp.Delivery{AppId: "b", Headers: amqp.Table{headerTimeout: int64(1)}})
+	in, _ = decodeRequest(&amqp.Delivery{AppId: "b", Headers: amqp.Table{headerTimeout: int64(1)}}, "")
 	if in.Header != nil {
 		t.Errorf("header %v, want none", in.Header)
 	}

@@ -44,7 +44,7 @@ func (s *Server) process(handlers context.Context, j *job) {
 		failed = refusal(CodeUnimplemented, "method %q is unknown to this server", in.Method)
 	case in.budget != noBudget && queued >= in.budget:
 		s.counts.expired.Add(1)
-		failed = refusal(CodeDeadlineExceeded, "expired after %v in the server, before a worker was free", queued)
+		failed = expiredRefusal(in.budget, queued)
 	}
 	switch {
 	case failed != nil:

@@ -28,6 +28,8 @@ type Config struct {
 	// MaxLength and MaxBytes bound what waits in the queue; 0 is no bound.
 	MaxLength int `envconfig:"RPC_QUEUE_MAX_LENGTH" default:"0" min:"0" max:"1000000000"`
 	MaxBytes  int `envconfig:"RPC_QUEUE_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
+	// DefaultMethod is the function of requests that name none; empty: they are refused.
+	DefaultMethod string `envconfig:"RPC_DEFAULT_METHOD" empty:"ok" maxlen:"255"`
 	// DeliveryLimit is how often a request may be handed out; 0 is no limit.
 	DeliveryLimit int `envconfig:"RPC_DELIVERY_LIMIT" default:"5" min:"0" max:"1000"`
 	// ReplayBytes and ReplayAge bound the stored answers.
@@ -58,6 +60,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
+		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithReplay(c.ReplayBytes, c.ReplayAge),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {

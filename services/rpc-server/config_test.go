@@ -30,6 +30,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_WORKERS":          {"0", "0 is less than 1", configtest.IsEmpty},
 	"RPC_QUEUE_MAX_LENGTH": {"-1", "-1 is less than 0", configtest.IsEmpty},
 	"RPC_QUEUE_MAX_BYTES":  {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
+	"RPC_DEFAULT_METHOD":   {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
 	"RPC_DELIVERY_LIMIT":   {"1001", "1001 is more than 1000", configtest.IsEmpty},
 	"RPC_REPLAY_BYTES":     {"-1", "-1 is less than 0", configtest.IsEmpty},
 	"RPC_REPLAY_AGE":       {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},

@@ -43,6 +43,11 @@ func header(name string, value any) amqp.Publishing {
 	return amqp.Publishing{AppId: "b", CorrelationId: uuid.NewString(), Headers: amqp.Table{name: value}}
 }
 
+// anonymous returns a request without app_id.
+func anonymous(headers amqp.Table) amqp.Publishing {
+	return amqp.Publishing{CorrelationId: uuid.NewString(), Headers: headers}
+}
+
 func TestRequestsThatNoClientOfOursSends(t *testing.T) {
 	t.Parallel()
 	const (
@@ -66,7 +71,9 @@ func TestRequestsThatNoClientOfOursSends(t *testing.T) {
 			ContentType: "\xff\x00", ContentEncoding: strings.Repeat("e", 255), Type: "t", Priority: 255, DeliveryMode: 2,
 			Timestamp: time.Unix(math.MaxInt32, 0), Expiration: "60000", UserId: "",
 		}, ok, "b"},
-		{"no correlation_id", amqp.Publishing{AppId: "b"}, invalid, "correlation_id"},
+		{"no correlation_id", amqp.Publishing{AppId: "b"}, ok, "b"},
+		{"method by a header", anonymous(amqp.Table{"rpc-method": "b"}), ok, "b"},
+		{"method by a header that is no text", anonymous(amqp.Table{"rpc-method": true}), invalid, "want text, got bool true"},
 		{"no app_id", amqp.Publishing{CorrelationId: "1"}, invalid, "app_id"},
 		{"nothing but reply_to", amqp.Publishing{}, invalid, "app_id"},
 		{"255-byte app_id", amqp.Publishing{AppId: strings.Repeat("x", 255), CorrelationId: "1"}, unknown, "xxx"},
@@ -74,13 +81,14 @@ func TestRequestsThatNoClientOfOursSends(t *testing.T) {
 		{"app_id of another case", amqp.Publishing{AppId: "B", CorrelationId: "1"}, unknown, "method"},
 		{"budget as text", header("rpc-timeout-ms", "60000"), ok, "b"},
 		{"budget beyond measure", header("rpc-timeout-ms", int64(math.MaxInt64)), ok, "b"},
-		{"budget below zero", header("rpc-timeout-ms", int64(math.MinInt64)), deadline, "expired"},
-		{"budget of zero", header("rpc-timeout-ms", int8(0)), deadline, "expired"},
+		{"budget below zero", header("rpc-timeout-ms", int64(math.MinInt64)), invalid, "want 0 or more"},
+		{"budget of zero", header("rpc-timeout-ms", int8(0)), deadline, "the call's time is 0 ms"},
 		{"budget of words", header("rpc-timeout-ms", "soon"), invalid, "rpc-timeout-ms"},
 		{"budget of a float", header("rpc-timeout-ms", 1.5), invalid, "rpc-timeout-ms"},
 		{"budget of a table", header("rpc-timeout-ms", amqp.Table{"a": int32(1)}), invalid, "rpc-timeout-ms"},
 		{"budget of nothing", header("rpc-timeout-ms", nil), invalid, "rpc-timeout-ms"},
-		{"idempotent as text", header("rpc-idempotent", "yes"), invalid, "rpc-idempotent"},
+		{"idempotent as text", header("rpc-idempotent", "true"), ok, "b"},
+		{"idempotent as another text", header("rpc-idempotent", "yes"), invalid, `rpc-idempotent: want true or false, got "yes"`},
 		{"idempotent as a list", header("rpc-idempotent", []any{true}), invalid, "rpc-idempotent"},
 		{"an answer's headers", amqp.Publishing{AppId: "b", CorrelationId: "1", Headers: amqp.Table{
 			"rpc-code": "internal", "rpc-message": int32(7), "rpc-ran": "x", "rpc-later": nil,
