@@ -22,7 +22,7 @@ FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ## Running it
 
@@ -58,7 +58,7 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser observability suite fault chaos soak e2e test fuzz bench bench-compare
+.PHONY: unit integration interop browser observability suite fault chaos cluster cluster-short soak e2e test fuzz bench bench-compare
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
@@ -91,6 +91,13 @@ fault: ## a minute and a half of faults from SEED, with batches and without
 
 chaos: ## every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
+
+cluster: ## a cluster of three nodes, each of which is lost in every way; 15 minutes
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster$$'
+
+cluster-short: FAULTFLAGS ?= -bound 1s
+cluster-short: ## the same, only the gravest losses: a minute
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestClusterShort$$'
 
 soak: ## faults at random from SEED for SOAK
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)

@@ -19,7 +19,9 @@ up() {
 	export BROKER_KIND=plain
 	# Schedulers that spin while they wait would take the processors from one another.
 	export BROKER_ERL_ARGS='-kernel net_ticktime 8 +sbwt none +sbwtdcpu none +sbwtdio none'
-	export BROKER_CONF="cluster_partition_handling = ${CLUSTER_PARTITIONS:-pause_minority}"
+	BROKER_CONF="cluster_partition_handling = ${CLUSTER_PARTITIONS:-pause_minority}"
+	BROKER_CONF+=$'\n'"collect_statistics_interval = 1000"
+	export BROKER_CONF
 	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
 	"$DEPLOY/broker.sh" up "$name-1" "$version"
 	for number in "${NODES[@]:1}"; do

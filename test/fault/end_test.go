@@ -40,7 +40,7 @@ func (s *stage) end(row *report.Row) {
 		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
 		// The reply queues of killed clients expire after five minutes.
 		return now.Connections == s.before.Connections && now.Channels == s.before.Channels &&
-			now.Queues >= s.before.Queues && now.Queues <= s.before.Queues+s.killed
+			now.Queues >= s.before.Queues && now.Queues <= s.before.Queues+s.killed+s.orphans
 	})
 	for _, c := range s.clients {
 		if err := c.stop(); err != nil {
@@ -60,7 +60,7 @@ func (s *stage) end(row *report.Row) {
 		now := s.manage.Census(s.tenant.Vhost)
 		replies := s.manage.Queues(s.tenant.URL(), queueName+".reply.")
 		row.Held = fmt.Sprintf("%+v, reply queues %v, %d clients killed", now, replies, s.killed)
-		return now.Connections == 0 && now.Channels == 0 && len(replies) <= s.killed
+		return now.Connections == 0 && now.Channels == 0 && len(replies) <= s.killed+s.orphans
 	})
 	for _, p := range append(s.clients, s.servers...) {
 		switch {

@@ -35,6 +35,8 @@ type scenario struct {
 	batch amqpx.BatchMode
 	// lane scenarios are about the batch lane and mean nothing without it.
 	lane bool
+	// place is where things begin in a cluster; nil: the broker is a single one.
+	place *placement
 	// notice is within how many heartbeats a muted side must leave ready; 0: no matter.
 	notice float64
 }
@@ -129,6 +131,7 @@ func (s *stage) judge(row *report.Row) {
 		row.Recoveries = append(row.Recoveries, d)
 	}
 	s.judgeNotices(row, &clock)
+	s.judgeLosses(row, &clock)
 	s.judgeBatches(row)
 	row.Problems = slices.Concat(row.Problems, row.Leaks, s.judgeMemory())
 }

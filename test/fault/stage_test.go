@@ -33,6 +33,11 @@ type stage struct {
 	manage  *rig.Management
 	tenant  *rig.Tenant
 	proxies map[side]*proxy
+	// nodes are those of a cluster in the order of the scenario's roles; nil beside a
+	// single broker.
+	nodes []*clusterNode
+	// ways are the proxies of each process of a cluster's stage, one to each node.
+	ways map[string][]*proxy
 
 	servers, clients, gone []*process
 
@@ -41,6 +46,8 @@ type stage struct {
 	injected int         // faults
 	accepted []time.Time // the broker accepted connections again
 	muted    []mute      // a side's link fell silent
+	losses   []loss      // nodes of a cluster were lost
+	orphans  int         // reply queues that may have outlived their use
 	// held is the memory of each server after each flood.
 	held map[string][]float64
 }
@@ -76,8 +83,12 @@ func newStage(t testing.TB, sc scenario) *stage {
 	_, _ = name.Write([]byte(sc.name))
 	s := &stage{
 		t: t, sc: sc, dir: dir, proxies: make(map[side]*proxy), held: make(map[string][]float64),
+		ways:   make(map[string][]*proxy),
 		random: rand.New(rand.NewPCG(set.seed, name.Sum64())),
 		broker: rig.TheBroker(t), manage: rig.Manage(t),
+	}
+	if sc.place != nil {
+		s.takeCluster()
 	}
 	s.tenant = s.manage.Tenant()
 	s.tenant.Grant(".*")
@@ -88,7 +99,12 @@ func newStage(t testing.TB, sc scenario) *stage {
 	s.book = book
 	t.Cleanup(func() { _ = s.book.Close() })
 	for _, at := range []side{client, server} {
-		s.proxies[at] = newProxy(t, string(at), s.tenant.URL())
+		if sc.place == nil {
+			s.proxies[at] = newProxy(t, string(at), s.tenant.URL())
+		}
+	}
+	if sc.place != nil {
+		t.Cleanup(s.heal) // before the virtual host is removed
 	}
 	return s
 }
@@ -111,6 +127,9 @@ func (s *stage) begin() {
 	s.t.Helper()
 	if s.sc.before != nil {
 		s.sc.before(s)
+	}
+	if s.sc.place != nil {
+		s.declareQueues()
 	}
 	for range s.sc.load.servers {
 		s.addServer()
@@ -138,31 +157,51 @@ func (s *stage) begin() {
 
 func (s *stage) addServer() {
 	s.t.Helper()
-	p := startProcess(s.t, s.dir, true, "server", fmt.Sprintf("server-%d", len(s.servers)+1),
-		append(s.flags(server), "-workers", strconv.Itoa(s.sc.load.workers))...)
+	name := fmt.Sprintf("server-%d", len(s.servers)+1)
+	url, open := s.way(server, name, len(s.servers))
+	p := startProcess(s.t, s.dir, true, "server", name,
+		append(s.flags(url), "-workers", strconv.Itoa(s.sc.load.workers))...)
 	s.servers = append(s.servers, p)
 	p.untilReady(1)
+	open()
+}
+
+// way is how a process reaches the broker. In a cluster the process begins on the node that
+// the scenario says, because only that one is open to it until open is called.
+func (s *stage) way(at side, name string, number int) (url string, open func()) {
+	s.t.Helper()
+	if s.sc.place == nil {
+		return s.proxies[at].url, func() {}
+	}
+	home := s.sc.place.clients
+	if at == server {
+		home = s.sc.place.servers[number%len(s.sc.place.servers)]
+	}
+	return s.wayFrom(name, home)
 }
 
 func (s *stage) addClient() {
 	s.t.Helper()
 	l := s.sc.load
 	number := len(s.clients) + len(s.gone) + 1
+	name := fmt.Sprintf("client-%d", number)
+	url, open := s.way(client, name, number)
 	args := append(
-		s.flags(client),
+		s.flags(url),
 		"-workers", strconv.Itoa(l.callers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
 		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)
-	p := startProcess(s.t, s.dir, false, "client", fmt.Sprintf("client-%d", number), args...)
+	p := startProcess(s.t, s.dir, false, "client", name, args...)
 	s.clients = append(s.clients, p)
 	p.untilReady(1)
+	open()
 }
 
-func (s *stage) flags(at side) []string {
+func (s *stage) flags(url string) []string {
 	l := s.sc.load
 	return []string{
-		"-url", s.proxies[at].url, "-queue", queueName, "-kind", string(l.kind),
+		"-url", url, "-queue", queueName, "-kind", string(l.kind),
 		"-heartbeat", l.heartbeat.String(), "-persistent=" + strconv.FormatBool(l.persistent), "-batch", string(s.sc.batch),
 	}
 }

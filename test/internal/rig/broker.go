@@ -29,7 +29,7 @@ func StartBroker(t testing.TB) *Broker {
 	const short = 8
 	b := &Broker{
 		t:      t,
-		script: filepath.Join(Root(t), "deploy", "broker.sh"),
+		script: script(t),
 		name:   "own-" + uuid.NewString()[:short],
 	}
 	t.Cleanup(func() {
@@ -82,5 +82,11 @@ func TheBroker(t testing.TB) *Broker {
 	if name == "" {
 		t.Fatalf("%s is not set: this suite stops and starts its broker, so it needs one of deploy/broker.sh", envBroker)
 	}
-	return &Broker{t: t, script: filepath.Join(Root(t), "deploy", "broker.sh"), name: name, URL: URL()}
+	return &Broker{t: t, script: script(t), name: name, URL: URL()}
+}
+
+// script is the path of deploy/broker.sh.
+func script(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(Root(t), "deploy", "broker.sh")
 }

@@ -35,12 +35,26 @@ type Row struct {
 	// those from a link's silence to its end.
 	Recoveries []time.Duration `json:"recoveries_ns,omitempty"`
 	Notices    []time.Duration `json:"notices_ns,omitempty"`
+	// Losses are what the clients saw of the loss of nodes of a cluster.
+	Losses []Loss `json:"losses,omitempty"`
 	// Held is what the broker last counted, Leaks what was not given back.
 	Held  string   `json:"held"`
 	Leaks []string `json:"leaks,omitempty"`
 	// Problems are why the verdict is what it is.
 	Problems []string `json:"problems,omitempty"`
 	Verdict  string   `json:"verdict"`
+}
+
+// Loss is how one client got over the loss of nodes of a cluster.
+type Loss struct {
+	Client string `json:"client"`
+	// Gap is the longest time without an answer while the nodes were away; First is from
+	// the loss to the first answer to a call made after it.
+	Gap   time.Duration `json:"gap_ns"`
+	First time.Duration `json:"first_ns"`
+	// Outage: the request queue was away, too. Quiet: the nodes did not end, but fell silent.
+	Outage bool `json:"outage"`
+	Quiet  bool `json:"quiet"`
 }
 
 // Run is one run of the suite.
@@ -80,7 +94,45 @@ func (r Run) Markdown() string {
 	line(&b, sum)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a link's silence to its end", sum.Notices))
+	r.losses(&b)
 	return b.String()
+}
+
+// losses writes how the clients got over the loss of nodes, by scenario.
+func (r Run) losses(b *strings.Builder) {
+	if !slices.ContainsFunc(r.Rows, func(row Row) bool { return len(row.Losses) > 0 }) {
+		return
+	}
+	b.WriteString("\n| scenario | losses seen by clients | longest gap: median | longest | first answer: median | longest |\n" +
+		"|---|--:|--:|--:|--:|--:|\n")
+	write := func(name string, all []Loss) {
+		var gaps, firsts []time.Duration
+		for _, l := range all {
+			gaps, firsts = append(gaps, l.Gap), append(firsts, l.First)
+		}
+		if len(all) > 0 {
+			fmt.Fprintf(b, "| %s | %d | %v | %v | %v | %v |\n", name, len(all),
+				Quantile(gaps, 0.5).Round(time.Millisecond), slices.Max(gaps).Round(time.Millisecond),
+				Quantile(firsts, 0.5).Round(time.Millisecond), slices.Max(firsts).Round(time.Millisecond))
+		}
+	}
+	for _, row := range r.Rows {
+		write(row.Scenario, row.Losses)
+	}
+	write("**nodes that ended, request queue in service**", r.Survived())
+}
+
+// Survived are the losses of nodes that ended while the request queue stayed in service.
+func (r Run) Survived() []Loss {
+	var all []Loss
+	for _, row := range r.Rows {
+		for _, l := range row.Losses {
+			if !l.Outage && !l.Quiet {
+				all = append(all, l)
+			}
+		}
+	}
+	return all
 }
 
 // Recoveries are the times from the broker's return to the first answer, of all rows.
