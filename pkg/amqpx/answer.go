@@ -130,12 +130,14 @@ func (a *answer) done() {
 
 // forCaller turns a handler's error into what its caller may know: a coded error
 // as it is, the end of the handler's context as its code, anything else as
-// CodeInternal without its text, which is logged here.
+// CodeInternal without its text, which is logged here. A nil *Error has no code.
 func (s *Server) forCaller(in *incoming, err error) *Error {
-	var coded *Error
+	coded := codedError(err)
 	switch {
-	case errors.As(err, &coded):
+	case coded != nil && coded.code.Valid():
 		return coded
+	case coded != nil:
+		return Errorf(CodeUnknown, "%s", coded.message)
 	case errors.Is(err, context.DeadlineExceeded):
 		return Errorf(CodeDeadlineExceeded, "the call's time ran out in the handler")
 	case errors.Is(err, context.Canceled):
@@ -144,8 +146,18 @@ func (s *Server) forCaller(in *incoming, err error) *Error {
 	if _, panicked := errors.AsType[*panicError](err); panicked {
 		s.counts.panics.Add(1)
 	} else {
+		if bare, ok := err.(*Error); ok && bare == nil { //nolint:errorlint // with nothing around it.
+			err = errNilError
+		}
 		s.cfg.logger.Error("handler failed", zap.String("method", in.Method),
 			zap.String("correlation_id", in.CorrelationID), zap.Error(err))
 	}
-	return Errorf(CodeInternal, "internal error")
+	return internalError()
 }
+
+// errNilError is what is logged of a handler whose error is a nil *Error.
+var errNilError = errors.New("the handler returned a nil *amqpx.Error as error, which is not nil: " +
+	"declare the result of the function that made it as error")
+
+// internalError is the response of a handler that failed in a way its caller is not told.
+func internalError() *Error { return Errorf(CodeInternal, "internal error") }

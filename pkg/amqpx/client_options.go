@@ -45,7 +45,8 @@ type clientConfig struct {
 	retryBurst       int
 	callOptions      []CallOption
 	methods          map[string][]CallOption
-	observer         ClientObserver // nil: none
+	observers        []ClientObserver
+	observer         ClientObserver // all of them together; nil: none
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
@@ -63,6 +64,7 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	for _, o := range opts {
 		o.applyClient(c)
 	}
+	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}

@@ -65,10 +65,13 @@ func (s *Server) giveBack(j *job) {
 	s.move(j, j.queue, msg, j.settled)
 }
 
-// isDraining reports whether no further request may be started.
+// isDraining reports whether no further request may be started. That holds from the moment
+// Close is called, before Serve has noticed.
 func (s *Server) isDraining() bool {
 	select {
 	case <-s.draining:
+		return true
+	case <-s.stopNow:
 		return true
 	default:
 		return false

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // drained waits for Serve and checks what it returned and how long it took.
@@ -301,5 +303,87 @@ func TestDrainWhileConsumersStart(t *testing.T) {
 				wantSame(t, "marked as handed out", m.redelivered, false)
 			}
 		})
+	})
+}
+
+// Servers with different methods share a queue, so one that stops cannot tell what the others
+// would say to a request that it has not started.
+func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*running){
+		"drained": func(s *running) { s.stop(); settle() },
+		"closed":  func(s *running) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
+				for range 20 { // the server learns how long its handlers take
+					b.put(request("m"))
+					pass(3 * time.Second)
+				}
+				b.take()
+				b.put(request("m"))
+				settle()
+				b.put(request("new"))
+				b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(60_000)} }))
+				settle()
+				stop(s)
+				// Too little time for this server, which does not count any more.
+				b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+				settle()
+				wantSame(t, "refused", s.Stats().Refused, 0)
+				startServer(t, b, handlers{"m": slow, "new": echo})
+				settle()
+				if err := s.wait(t); name == "drained" && err != nil {
+					t.Errorf("Serve returned %v", err)
+				}
+				pass(time.Minute)
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 4)
+				for _, a := range answers {
+					wantSame(t, "code", a.Headers[headerCode], nil)
+				}
+				wantSame(t, "refused", s.Stats().Refused, 0)
+			})
+		})
+	}
+}
+
+// A request that is malformed, or whose time is over, is so for every server.
+func TestDrainingServerStillRefusesWhatEveryServerWould(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
+		b.put(request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: "soon"} }))
+		b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+		pass(1500 * time.Millisecond)
+		s.stop()
+		settle()
+		codes := map[any]int{}
+		for _, a := range b.take() {
+			codes[a.Headers[headerCode]]++
+			wantSame(t, "ran", a.Headers[headerRan], any(false))
+		}
+		wantSame(t, "malformed", codes["invalid_argument"], 1)
+		wantSame(t, "expired", codes["deadline_exceeded"], 1)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 0)
+		drained(t, s, nil, 500*time.Millisecond)
+	})
+}
+
+func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.Close()
+		b.put(request("m"))
+		b.put(request("new"))
+		_ = s.wait(t)
+		wantSame(t, "answers", len(b.take()), 0)
+		wantSame(t, "executions", s.Stats().OK, 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 2)
 	})
 }

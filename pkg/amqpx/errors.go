@@ -38,7 +38,9 @@ var (
 
 // Error is the one error type of calls. Handlers return it, made by [Errorf], to
 // choose the code and message that the caller gets: both are sent to the caller,
-// so neither may hold a secret. It is immutable and safe for concurrent use.
+// so neither may hold a secret. It is immutable and safe for concurrent use. The methods
+// of a nil *Error do not panic; as an error it has no code, which its caller sees as
+// [CodeInternal].
 type Error struct {
 	code       Code
 	message    string
@@ -50,7 +52,12 @@ type Error struct {
 
 // Errorf returns an error for a handler to return: its code and its formatted
 // text travel to the caller. Errors formatted with %w stay matchable on the
-// server, in its middleware and log; only their text is sent.
+// server, in its middleware and log; only their text is sent. A code outside the closed set
+// reaches the caller as [CodeUnknown].
+//
+// A function that passes the result on should declare its own result as error, not as
+// *Error: a nil *Error that is stored in an error is an error that is not nil
+// (https://go.dev/doc/faq#nil_error), so the call fails with [CodeInternal].
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{code: code, message: err.Error(), outcome: Ran, causes: []error{err}}
@@ -59,6 +66,9 @@ func Errorf(code Code, format string, args ...any) *Error {
 // Error returns the code, the message and, for errors made on this side, whether
 // the call may have run.
 func (e *Error) Error() string {
+	if e == nil {
+		return "a nil *amqpx.Error, which has no code"
+	}
 	var b strings.Builder
 	b.WriteString(string(e.code))
 	if e.message != "" {
@@ -74,34 +84,59 @@ func (e *Error) Error() string {
 }
 
 // Unwrap gives [errors.Is] and [errors.As] the sentinel and the cause.
-func (e *Error) Unwrap() []error { return e.causes }
+func (e *Error) Unwrap() []error {
+	if e == nil {
+		return nil
+	}
+	return e.causes
+}
 
-// Code returns the error's code.
-func (e *Error) Code() Code { return e.code }
+// Code returns the error's code; of a nil *Error it is [CodeUnknown].
+func (e *Error) Code() Code {
+	if e == nil {
+		return CodeUnknown
+	}
+	return e.code
+}
 
 // Message returns the text without the code.
-func (e *Error) Message() string { return e.message }
+func (e *Error) Message() string {
+	if e == nil {
+		return ""
+	}
+	return e.message
+}
 
 // Outcome tells whether the server may have run the call.
-func (e *Error) Outcome() Outcome { return e.outcome }
+func (e *Error) Outcome() Outcome {
+	if e == nil {
+		return MayHaveRun
+	}
+	return e.outcome
+}
 
 // Remote reports whether a server sent the error, as opposed to one that this
 // process made.
-func (e *Error) Remote() bool { return e.remote }
+func (e *Error) Remote() bool { return e != nil && e.remote }
 
 // RetryAfter is a hint how long to wait before calling again, of the server or, with
 // [CodeResourceExhausted], of the client; zero means that there is none.
-func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
+func (e *Error) RetryAfter() time.Duration {
+	if e == nil {
+		return 0
+	}
+	return e.retryAfter
+}
 
-// CodeOf returns err's code: that of the first [*Error] in its chain, else the
-// code of a context error, else [CodeUnknown]. It returns "" for nil.
+// CodeOf returns err's code: that of the first [*Error] in its chain that is not nil, else
+// the code of a context error, else [CodeUnknown]. It returns "" for nil.
 func CodeOf(err error) Code {
 	if err == nil {
 		return "" // before anything is allocated: this is asked of every call
 	}
-	var coded *Error
+	coded := codedError(err)
 	switch {
-	case errors.As(err, &coded):
+	case coded != nil:
 		return coded.code
 	case errors.Is(err, context.DeadlineExceeded):
 		return CodeDeadlineExceeded
@@ -118,10 +153,26 @@ func OutcomeOf(err error) Outcome {
 	if err == nil {
 		return Ran
 	}
-	if coded, ok := errors.AsType[*Error](err); ok {
-		return coded.outcome
+	return codedError(err).Outcome()
+}
+
+// codedError returns the first *Error in err's chain that is not nil, and nil without one.
+// [errors.As] would stop at a nil one.
+func codedError(err error) *Error {
+	if coded, ok := errors.AsType[*Error](err); !ok || coded != nil {
+		return coded
 	}
-	return MayHaveRun
+	switch wrapper := err.(type) { //nolint:errorlint // this is the walk along the chain.
+	case interface{ Unwrap() error }:
+		return codedError(wrapper.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, inner := range wrapper.Unwrap() {
+			if coded := codedError(inner); coded != nil {
+				return coded
+			}
+		}
+	}
+	return nil
 }
 
 // localError makes an error of this side of the link.

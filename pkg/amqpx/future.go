@@ -3,9 +3,12 @@ package amqpx
 import (
 	"bytes"
 	"context"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // Future is a call that was made with [Client.Go]. Its methods are safe for any number of
@@ -89,7 +92,19 @@ func (f *Future) through(h Handler, req *Request) {
 	if _, ok := f.ctx.Deadline(); !ok {
 		f.ctx = withDeadline(f.ctx, time.Now().Add(f.client.cfg.timeout))
 	}
-	work := func() { f.settle(h(f.ctx, req)) } // ends with the call, at the latest by Close
+	work := func() { // ends with the call, at the latest by Close
+		var answer []byte
+		err := error(localError(CodeInternal, MayHaveRun, nil, "the client's middleware ended its goroutine"))
+		defer func() {
+			if v := recover(); v != nil {
+				f.client.cfg.logger.Error("middleware panicked", zap.String("method", req.Method), zap.String("correlation_id", req.CorrelationID),
+					zap.String("panic", panicText(v)), zap.ByteString("stack", debug.Stack()))
+				answer, err = nil, localError(CodeInternal, MayHaveRun, nil, "the client's middleware panicked")
+			}
+			f.settle(answer, err)
+		}()
+		answer, err = h(f.ctx, req)
+	}
 	if !f.client.pending.unlessClosed(func() { f.client.futures.Go(work) }) {
 		f.settle(nil, localError(CodeUnavailable, DidNotRun, ErrClosed, ""))
 	}
@@ -143,7 +158,12 @@ func (f *Future) take(k *call, ev event) {
 
 // settle ends the future, once.
 func (f *Future) settle(answer []byte, err error) {
+	defer f.finish(answer, err) // also when an observer ends this goroutine
 	f.client.settled(f.watched, err)
+}
+
+// finish sets what Wait returns.
+func (f *Future) finish(answer []byte, err error) {
 	if bounded, ok := f.ctx.(*deadlineContext); ok {
 		bounded.end()
 	}

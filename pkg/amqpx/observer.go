@@ -1,6 +1,12 @@
 package amqpx
 
-import "time"
+import (
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
 
 // ClientObserver is told what a client does, as it happens: the hook for metrics
 // ([rabbitmq-rpc/pkg/amqpxprom] is one). What only adds up is in [Client.Stats]. Its
@@ -27,14 +33,104 @@ type ServerObserver interface {
 	BatchReceived(calls int)
 }
 
-// WithClientObserver sets the client's observer; the default is none.
+// WithClientObserver adds an observer to the client; nil is ignored, and the default is none.
+// Given several times, every observer is told, in the order of the options. An observer that
+// panics harms neither the call nor the process; it is logged once for each of its methods.
 func WithClientObserver(o ClientObserver) ClientOption {
-	return clientOption(func(c *clientConfig) { c.observer = o })
+	return clientOption(func(c *clientConfig) {
+		if o != nil {
+			c.observers = append(c.observers, o)
+		}
+	})
 }
 
-// WithServerObserver sets the server's observer; the default is none.
+// WithServerObserver adds an observer to the server. What holds for [WithClientObserver] holds
+// for it too.
 func WithServerObserver(o ServerObserver) ServerOption {
-	return serverOption(func(c *serverConfig) { c.observer = o })
+	return serverOption(func(c *serverConfig) {
+		if o != nil {
+			c.observers = append(c.observers, o)
+		}
+	})
+}
+
+// guardedClientObserver tells several observers and outlives what they do. It implements
+// ClientObserver.
+type guardedClientObserver struct {
+	observers              []ClientObserver
+	log                    *zap.Logger
+	callSettled, batchSent sync.Once // of the log entry that each of them panicked
+}
+
+// guardClientObservers returns nil for no observers.
+func guardClientObservers(observers []ClientObserver, log *zap.Logger) ClientObserver {
+	if len(observers) == 0 {
+		return nil
+	}
+	return &guardedClientObserver{observers: observers, log: log}
+}
+
+func (g *guardedClientObserver) CallSettled(method string, code Code, took time.Duration) {
+	for _, o := range g.observers {
+		guarded(g.log, "CallSettled", &g.callSettled, func() { o.CallSettled(method, code, took) })
+	}
+}
+
+func (g *guardedClientObserver) BatchSent(calls int) {
+	for _, o := range g.observers {
+		guarded(g.log, "BatchSent", &g.batchSent, func() { o.BatchSent(calls) })
+	}
+}
+
+// guardedServerObserver is guardedClientObserver for servers.
+type guardedServerObserver struct {
+	observers                                   []ServerObserver
+	log                                         *zap.Logger
+	handlerEnded, requestRefused, batchReceived sync.Once
+}
+
+// guardServerObservers returns nil for no observers.
+func guardServerObservers(observers []ServerObserver, log *zap.Logger) ServerObserver {
+	if len(observers) == 0 {
+		return nil
+	}
+	return &guardedServerObserver{observers: observers, log: log}
+}
+
+func (g *guardedServerObserver) HandlerEnded(method string, code Code, queued, took time.Duration) {
+	for _, o := range g.observers {
+		guarded(g.log, "HandlerEnded", &g.handlerEnded, func() { o.HandlerEnded(method, code, queued, took) })
+	}
+}
+
+func (g *guardedServerObserver) RequestRefused(method string, code Code) {
+	for _, o := range g.observers {
+		guarded(g.log, "RequestRefused", &g.requestRefused, func() { o.RequestRefused(method, code) })
+	}
+}
+
+func (g *guardedServerObserver) BatchReceived(calls int) {
+	for _, o := range g.observers {
+		guarded(g.log, "BatchReceived", &g.batchReceived, func() { o.BatchReceived(calls) })
+	}
+}
+
+// guarded calls a method of an observer. When the observer panics, or ends the goroutine,
+// that is logged once.
+func guarded(log *zap.Logger, method string, once *sync.Once, call func()) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		value := recover() // nil when the observer ended the goroutine, which goes on ending
+		once.Do(func() {
+			log.Error("observer panicked", zap.String("observer_method", method),
+				zap.String("panic", panicText(value)), zap.ByteString("stack", debug.Stack()))
+		})
+	}()
+	call()
+	returned = true
 }
 
 // observation is a call that an observer is to be told of; its zero value is for none.
@@ -67,8 +163,24 @@ func (c *Client) settled(o observation, err error) {
 		c.counts.failed.Add(1)
 	}
 	if c.cfg.observer != nil {
-		c.cfg.observer.CallSettled(o.method, CodeOf(err), time.Since(o.begun))
+		c.cfg.observer.CallSettled(o.method, c.codeOf(err), time.Since(o.begun))
 	}
+}
+
+// codeOf is CodeOf for an error that middleware may have made: its methods may panic.
+func (c *Client) codeOf(err error) (code Code) {
+	if err == nil {
+		return ""
+	}
+	if coded, ok := err.(*Error); ok { //nolint:errorlint // of this package, as nearly always.
+		return coded.Code()
+	}
+	defer func() {
+		if recover() != nil {
+			code = CodeUnknown
+		}
+	}()
+	return CodeOf(err)
 }
 
 // sentBatch counts calls that left in one message.

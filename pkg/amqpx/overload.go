@@ -41,7 +41,7 @@ func (l *load) wait(waiting int) time.Duration {
 // does not say "did not run": so its request need not be acknowledged before.
 func (s *Server) shed(j *job) bool {
 	wait := s.load.wait(s.jobs.len())
-	if wait == 0 {
+	if wait == 0 || s.isDraining() { // a server that drains leaves it to another
 		return false
 	}
 	in, failed := j.decode()

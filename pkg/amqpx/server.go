@@ -111,8 +111,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-s.stopNow:
 	}
+	close(s.draining) // before it is shown: a server that says so starts nothing more
 	s.sup.board.update(func(st *Status) { st.State = StateDraining })
-	close(s.draining)
 	s.startWorker(handlers) // gives back what waits while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)

@@ -33,7 +33,8 @@ type serverConfig struct {
 
 	defaultMethod string // of requests that name none; "": they are refused
 
-	observer ServerObserver // nil: none
+	observers []ServerObserver
+	observer  ServerObserver // all of them together; nil: none
 }
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
@@ -53,6 +54,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.prefetch == 0 {
 		c.prefetch = min(2*c.workers, maxPrefetch)
 	}
+	c.observer = guardServerObservers(c.observers, c.logger)
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}

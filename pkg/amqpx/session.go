@@ -160,8 +160,23 @@ func (s *session) canceled(tag string) bool {
 	return ok && c.tag == tag
 }
 
-// run starts f as a goroutine of the session; f must end when done is closed.
-func (s *session) run(f func()) { s.wg.Go(f) }
+// run starts f as a goroutine of the session; f must end when done is closed. Should other
+// people's code end the goroutine, such as an observer by runtime.Goexit, the session ends too.
+func (s *session) run(f func()) {
+	s.wg.Go(func() {
+		returned := false
+		defer func() {
+			if !returned {
+				s.fail(errGoroutineEnded)
+			}
+		}()
+		f()
+		returned = true
+	})
+}
+
+// errGoroutineEnded ends a session of which a goroutine did not return.
+var errGoroutineEnded = errors.New("a goroutine of the link was ended")
 
 // fail ends the session with its first cause.
 func (s *session) fail(cause error) {

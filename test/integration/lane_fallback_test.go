@@ -44,7 +44,6 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 		rig.Eventually(t, "batches flow", func() bool { return client.Stats().Batched > before+10*callers })
 		if hard {
 			server.Close()
-			_ = server.Wait()
 		} else if err := server.Drain(); err != nil {
 			t.Errorf("drain: %v", err)
 		}
@@ -157,7 +156,6 @@ func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 	everyAnswerIsMine(t, b.Client, 16, 2) // nobody else waits
 	close(slow.release)
 	server.Close()
-	_ = server.Wait()
 	last := r.Serve(rig.Methods{"echo": echo, "work": echo})
 	for i := 1; i < n; i += 2 {
 		if got := rig.Recv(t, calls[i], "another call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {

@@ -48,7 +48,7 @@ func (m *mortal) start() {
 	s = m.r.Start(rig.Methods{"echo": echo, "stop": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
 		<-made
 		m.stops.Add(1)
-		s.Close()
+		s.Server.Close()
 		<-ctx.Done()
 		m.again <- struct{}{}
 		return nil, ctx.Err()

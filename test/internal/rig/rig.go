@@ -80,6 +80,16 @@ type Server struct {
 // Stop begins a graceful stop and does not wait for it.
 func (s *Server) Stop() { s.stop() }
 
+// Close ends the server without waiting for handlers, and returns when Serve has: its
+// connections are closed then, so the broker has none of its consumers any more and gives
+// what the server had in hand to others. A handler of the server itself calls
+// Server.Server.Close, which does not wait.
+func (s *Server) Close() {
+	s.t.Helper()
+	s.Server.Close()
+	_ = s.Wait() // ErrDrainTimeout, if it cut handlers off
+}
+
 // Serve starts a server on the rig's queue and waits until it consumes.
 func (r *Rig) Serve(methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()
@@ -123,7 +133,7 @@ func (r *Rig) StartAt(url string, methods Methods, opts ...amqpx.ServerOption) *
 	}()
 	r.t.Cleanup(func() {
 		s.stop()
-		s.Close()
+		s.Server.Close()
 		<-s.done
 	})
 	return s
