@@ -88,7 +88,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // again then.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
 	watched := c.observe(method)
-	if _, ok := ctx.Deadline(); !ok {
+	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // roundTrip sees to it otherwise
 		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
 		defer bounded.end()
 		ctx = bounded

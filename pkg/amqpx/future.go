@@ -15,7 +15,8 @@ import (
 // goroutines.
 type Future struct {
 	client *Client
-	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
+	ctx    context.Context  //nolint:containedctx // of the call, for when it needs a goroutine.
+	own    *deadlineContext // ctx, when the future made it; nil when ctx is the caller's
 
 	watched observation
 
@@ -76,7 +77,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		return f
 	}
 	if !its && !watched {
-		f.ctx = withDeadline(ctx, deadline)
+		f.bound(deadline)
 	}
 	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
 	if f.ctx.Err() == nil {   // else the watch tells
@@ -86,11 +87,17 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	return f
 }
 
+// bound gives the call a context of its own with a deadline, which settle ends.
+func (f *Future) bound(deadline time.Time) {
+	f.own = withDeadline(f.ctx, deadline)
+	f.ctx = f.own
+}
+
 // through makes the call in a goroutine of its own.
 func (f *Future) through(h Handler, req *Request) {
 	req.Body = bytes.Clone(req.Body)
 	if _, ok := f.ctx.Deadline(); !ok {
-		f.ctx = withDeadline(f.ctx, time.Now().Add(f.client.cfg.timeout))
+		f.bound(time.Now().Add(f.client.cfg.timeout))
 	}
 	work := func() { // ends with the call, at the latest by Close
 		var answer []byte
@@ -164,8 +171,8 @@ func (f *Future) settle(answer []byte, err error) {
 
 // finish sets what Wait returns.
 func (f *Future) finish(answer []byte, err error) {
-	if bounded, ok := f.ctx.(*deadlineContext); ok {
-		bounded.end()
+	if f.own != nil {
+		f.own.end()
 	}
 	f.answer, f.err = answer, err
 	if done := f.done.Swap(settledFuture); done != nil {

@@ -39,10 +39,10 @@ type Request struct {
 // the innermost Handler sends the request and waits for the answer.
 //
 // The context carries the call's deadline. It ends with that, when the caller gives the
-// call up and nobody else waits for it ([WithControl]), and when the server is stopped
-// hard. An [*Error] reaches the caller as it is; any other error, and a panic,
-// reach it as [CodeInternal] without their text. Handlers run concurrently, up to
-// the number of workers.
+// call up and nobody else waits for it ([WithControl]), when the server is stopped
+// hard, and once the handler has returned. An [*Error] reaches the caller as it is; any
+// other error, and a panic, reach it as [CodeInternal] without their text. Handlers run
+// concurrently, up to the number of workers.
 type Handler func(ctx context.Context, req *Request) ([]byte, error)
 
 // Middleware wraps a Handler. The same middleware works on both sides.

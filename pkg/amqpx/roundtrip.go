@@ -24,22 +24,23 @@ const (
 )
 
 // roundTrip is the innermost Handler of a client: it sends the request, again when
-// that is safe, and waits for the answer.
-func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
-	deadline, _ := ctx.Deadline()
-	late, ours := ctx.(*deadlineContext)
-	ours = ours && !late.isMade()
-	k, watched, err := c.begin(req, deadline, ours, nil)
+// that is safe, and waits for the answer. A context without a deadline gets the client's
+// default: it is the caller's own, or middleware detached it.
+func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+	deadline, hasDeadline := ctx.Deadline()
+	if !hasDeadline {
+		deadline = time.Now().Add(c.cfg.timeout)
+	}
+	k, watched, err := c.begin(req, deadline, !hasDeadline, nil)
 	if err != nil {
 		return nil, err
 	}
-	var gone <-chan struct{}
-	if watched {
-		gone = late.parent.Done() // the pending table watches the deadline
-	} else {
-		gone = ctx.Done()
+	if !hasDeadline && !watched { // else the pending table watches the deadline
+		bounded := withDeadline(ctx, deadline)
+		defer bounded.end()
+		ctx = bounded
 	}
-	return c.seeThrough(ctx, k, gone, event{kind: eventTurn})
+	return c.seeThrough(ctx, k, ctx.Done(), event{kind: eventTurn})
 }
 
 // begin registers a call, for a future or for a goroutine that waits. Where the deadline
