@@ -58,7 +58,7 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser observability suite fault chaos cluster cluster-short soak e2e test fuzz bench bench-compare
+.PHONY: unit integration interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
@@ -101,6 +101,13 @@ cluster-short: ## the same, only the gravest losses: a minute
 
 soak: ## faults at random from SEED for SOAK
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)
+
+# The broker takes messages as large as RabbitMQ 3 does by default.
+hostile: export BROKER_CONF = max_message_size = 134217728
+hostile: FOR ?= 5m
+hostile: ## what ends or fills servers, sent for FOR to servers under 256 MiB
+	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 16 ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
+	@cat .run/hostile/hostile-$(BROKER).md
 
 e2e: ## what make up and make down do, from the outside
 	@cd test && go test -count=1 -timeout 20m -v -tags e2e ./e2e/...

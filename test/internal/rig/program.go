@@ -90,6 +90,16 @@ func (p *Program) Says(text string) string {
 	}
 }
 
+// Running reports whether the program has not ended.
+func (p *Program) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // Terminate asks the program to end.
 func (p *Program) Terminate() {
 	p.t.Helper()

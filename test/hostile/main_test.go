@@ -1,0 +1,61 @@
+//go:build hostile
+
+package hostile
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// settings are the flags of the test binary.
+type settings struct {
+	lasts    time.Duration
+	out      string
+	programs string // folder of the built programs
+}
+
+// set is written by TestMain, before any test.
+//
+//nolint:gochecknoglobals // flags are the process's own.
+var set settings
+
+func TestMain(m *testing.M) {
+	flag.DurationVar(&set.lasts, "for", 10*time.Second, "how long each input is sent")
+	flag.StringVar(&set.out, "out", "", "folder for the table")
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "hostile")
+	if err == nil {
+		set.programs = dir
+		err = build("./hostile/server", "../services/rpc-server")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		_ = os.RemoveAll(dir)
+		os.Exit(1)
+	}
+	rig.Main(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// build compiles programs, each in the folder of its module.
+func build(programs ...string) error {
+	for _, program := range programs {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(set.programs, filepath.Base(program)), ".") //nolint:noctx // before any test.
+		cmd.Dir = filepath.Join("..", program)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", program, err, out)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+// Command server is a server whose handlers do what handlers should not. Its settings are
+// the library's defaults, but for the longest time of a handler.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	url := flag.String("url", "", "AMQP URL")
+	queue := flag.String("queue", "", "request queue")
+	flag.Parse()
+	logger, err := zap.NewProduction()
+	if err != nil {
+		return err
+	}
+	server, err := amqpx.NewServer(*url, amqpx.WithLogger(logger),
+		amqpx.WithQueue(amqpx.Queue{Name: *queue, Type: amqpx.QueueClassic, Durable: true}))
+	if err != nil {
+		return err
+	}
+	for method, handler := range map[string]amqpx.Handler{"b": ordinary, "typed-nil": typedNil, "wrapped-nil": wrappedNil, "forever": forever} {
+		if err := server.Handle(method, handler); err != nil {
+			return err
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return server.Serve(ctx)
+}
+
+func ordinary(context.Context, *amqpx.Request) ([]byte, error) { return []byte("b"), nil }
+
+// check finds nothing wrong, and says so with a nil pointer.
+func check() *amqpx.Error { return nil }
+
+func typedNil(context.Context, *amqpx.Request) ([]byte, error) { return nil, check() }
+
+func wrappedNil(context.Context, *amqpx.Request) ([]byte, error) {
+	return nil, fmt.Errorf("checked: %w", check())
+}
+
+// forever ends only with its context.
+func forever(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
