@@ -61,10 +61,11 @@ print_env() {
 
 # down takes the first node down last: the epmd of all of them is its own.
 down() {
-	local number
+	local number code=0
 	for number in $(printf '%s\n' "${NODES[@]}" | sort -r); do
-		"$DEPLOY/broker.sh" down "$1-$number"
+		"$DEPLOY/broker.sh" down "$1-$number" || code=$?
 	done
+	return "$code"
 }
 
 usage() { sed -n '2,/^# that is silent/s/^# \{0,1\}//p' "$0" >&2; }
