@@ -53,8 +53,8 @@ func WithIdempotencyKey(key string) CallOption {
 // with [ErrUnroutable].
 func WaitForServer() CallOption { return func(c *callConfig) { c.waitForServer = true } }
 
-// WithHeader adds application headers. Names that begin with "rpc-" are reserved
-// and make the call fail with [CodeInvalidArgument].
+// WithHeader adds application headers. Names that begin with "rpc-", and "CC" and "BCC",
+// by which a broker routes, are reserved and make the call fail with [CodeInvalidArgument].
 func WithHeader(header map[string]any) CallOption {
 	return func(c *callConfig) {
 		merged := maps.Clone(c.header)

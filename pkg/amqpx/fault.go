@@ -95,6 +95,17 @@ func classify(target brokerTarget, err error) *linkError {
 	return f
 }
 
+// classifyEnd is classify for the end of a link that was ready. Its set-up was accepted,
+// so the next attempt need not wait for an operator: if one is needed, it will say so.
+func classifyEnd(target brokerTarget, err error) *linkError {
+	f := classify(target, err)
+	f.needsOperator = false
+	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.PreconditionFailed {
+		f.plain = "the broker closed a channel"
+	}
+	return f
+}
+
 // explainProtocol words the reply codes of AMQP 0-9-1 section 1.8.2 and says
 // whether an operator is needed. The library reports a login that the broker
 // ended without a word as ErrCredentials.

@@ -62,7 +62,7 @@ func (m *moved) settle(f fate) {
 }
 
 // brokerHeaders are what the broker itself writes, or would act on.
-func brokerHeaders() []string { return []string{"CC", "BCC", "x-delivery-count", "x-acquired-count"} }
+func brokerHeaders() []string { return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"} }
 
 // copyOf returns the message of a request with less time left, for another queue of
 // the same broker, or why it cannot be copied. What the broker itself wrote into it,

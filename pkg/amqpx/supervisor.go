@@ -145,7 +145,7 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	}
 	v.setCurrent(nil)
 	if s.ended() { // said before close, which may take a while
-		v.board.update(func(st *Status) { st.State, st.Err, st.Reason = StateReconnecting, classify(s.target, s.cause), "" })
+		v.board.update(func(st *Status) { st.State, st.Err, st.Reason = StateReconnecting, classifyEnd(s.target, s.cause), "" })
 	}
 	s.close()
 	if time.Since(readySince) >= settledAfter {
@@ -154,7 +154,7 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	if s.cause == nil {
 		return ctx.Err()
 	}
-	return classify(s.target, s.cause)
+	return classifyEnd(s.target, s.cause)
 }
 
 // report shows a fault in the status and logs it when it is news: at error level

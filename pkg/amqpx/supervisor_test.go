@@ -369,3 +369,33 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 		wantSame(t, "open connections", w.broker.openLinks(), 0)
 	})
 }
+
+// What ends a link that was ready is tried again at once: only a fault of the set-up waits
+// for an operator.
+func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []*amqp.Error{
+		{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"},
+		{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - write access to exchange 'amq.default' refused"},
+		{Code: amqp.NotImplemented, Server: true, Reason: "NOT_IMPLEMENTED"},
+	} {
+		t.Run(reason.Reason, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatched(t, testURL)
+				w.run(t)
+				ready(t, w.waitReady)
+				pass(settledAfter)
+				lost := time.Now()
+				w.broker.kick(reason)
+				<-w.gone()
+				ready(t, w.waitReady)
+				if took := time.Since(lost); took > DefaultBackoffMin {
+					t.Errorf("the link was back after %v", took)
+				}
+				wantSame(t, "errors in the log", len(w.logged("error")), 0)
+				wantSame(t, "warnings in the log", len(w.logged("warn")), 1)
+			})
+		})
+	}
+}

@@ -33,6 +33,10 @@ const (
 	headerDeadReason = headerPrefix + "dead-reason"
 	headerDeadQueue  = headerPrefix + "dead-queue"
 	headerDeadTime   = headerPrefix + "dead-time"
+	// headerCC and headerBCC name further queues, to which the broker routes a copy; a
+	// value other than a list ends the channel (https://www.rabbitmq.com/docs/sender-selected).
+	headerCC  = "CC"
+	headerBCC = "BCC"
 	// headerUnreadable stands for headers that could not be read; see frameReader.
 	headerUnreadable = headerPrefix + "unreadable"
 )
@@ -141,8 +145,11 @@ func milliseconds(d time.Duration) int64 {
 // take, or that this package reserves.
 func checkHeader(h map[string]any) error {
 	for name := range h {
-		if strings.HasPrefix(name, headerPrefix) {
+		switch {
+		case strings.HasPrefix(name, headerPrefix):
 			return fmt.Errorf("header %q: names with %q are reserved", name, headerPrefix)
+		case name == headerCC, name == headerBCC:
+			return fmt.Errorf("header %q: the broker would route the message by it", name)
 		}
 	}
 	return checkTable(h)

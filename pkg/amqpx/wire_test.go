@@ -142,6 +142,8 @@ func TestCheckRequest(t *testing.T) {
 		{"long key", Request{Method: "m", IdempotencyKey: strings.Repeat("k", 256)}, "idempotency key of 256 bytes"},
 		{"large body", Request{Method: "m", Body: make([]byte, 11)}, "body of 11 bytes, limit 10"},
 		{"reserved header", Request{Method: "m", Header: map[string]any{"rpc-x": 1}}, `header "rpc-x"`},
+		{"header by which a broker routes", Request{Method: "m", Header: map[string]any{"CC": []any{"other"}}}, `header "CC"`},
+		{"header by which a broker routes unseen", Request{Method: "m", Header: map[string]any{"BCC": nil}}, `header "BCC"`},
 		{"long header name", Request{Method: "m", Header: map[string]any{strings.Repeat("h", 256): 1}}, "name of 256 bytes"},
 		{"long name inside a header", nested(amqp.Table{strings.Repeat("h", 256): nil}), "name of 256 bytes"},
 		{"long name inside an array", nested([]any{amqp.Table{strings.Repeat("h", 256): nil}}), "name of 256 bytes"},
