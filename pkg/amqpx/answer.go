@@ -94,6 +94,9 @@ func (a *answer) fits(b *batch) bool {
 // takers implements mate: one client takes them all.
 func (a *answer) takers() int { return 1 }
 
+// mustLeave implements mate.
+func (a *answer) mustLeave() bool { return false }
+
 // board implements mate.
 func (a *answer) board(b *batch) {
 	b.persistent = a.server.cfg.persistent

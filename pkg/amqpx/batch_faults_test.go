@@ -39,7 +39,7 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 		fresh := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto))
 		ready(t, fresh.WaitReady)
 		burstOf()
-		pass(2 * laneCheckMax) // by then the client has looked again
+		pass(2 * lookMissingMax) // by then the client has looked again
 		burstOf()
 		pass(time.Second)
 		burstOf()
@@ -122,7 +122,7 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 		for _, call := range calls {
 			wantSame(t, "error", (<-call).err, nil)
 		}
-		if took := time.Since(begun); took > 2*laneCheck {
+		if took := time.Since(begun); took > 2*lookEvery {
 			t.Errorf("answered %v after the last server that unpacks had gone", took)
 		}
 		var looks atomic.Int64
@@ -135,7 +135,7 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 			}
 		})
 		pass(time.Hour)
-		if n := looks.Load(); n > 2 {
+		if n := looks.Load(); n > 2*2 { // of two queues each
 			t.Errorf("%d looks while nobody waits", n)
 		}
 	})
@@ -193,7 +193,8 @@ func TestBatchOverALostLink(t *testing.T) {
 		{"lost before the confirm", faultLostUnconfirmed, false, CodeUnavailable, MayHaveRun},
 		{"lost before the confirm, idempotent", faultLostUnconfirmed, true, "", Ran},
 		{"lost after the confirm", faultCutConfirmed, false, "", Ran},
-		{"refused once", faultNack, false, "", Ran},
+		{"nacked once", faultNack, false, CodeUnavailable, MayHaveRun},
+		{"nacked once, idempotent", faultNack, true, "", Ran},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

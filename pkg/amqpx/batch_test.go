@@ -130,9 +130,9 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		other := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto))
 		ready(t, other.WaitReady)
-		pass(2 * laneCheck)
+		pass(2 * lookEvery)
 		r.openLane() // the client looks again
-		pass(2 * laneCheck)
+		pass(2 * lookEvery)
 		for i, done := range r.batchOf(4*fairShare, "m") {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}

@@ -12,9 +12,9 @@ import (
 // compare-and-swap, so exactly one party settles an attempt, whoever comes first:
 //
 //	queued ──claim──▶ written ──ack──▶ confirmed
-//	  │                 │ nack, return │ loss    │ the link was replaced
-//	  │ caller gave up  ▼              ▼         ▼
-//	  └──▶ withdrawn   settled        lost     lost
+//	  │                 │ return       │ nack, loss │ the link was replaced, the
+//	  │ caller gave up  ▼              ▼            ▼ queue is gone, nobody serves it
+//	  └──▶ withdrawn   settled        lost        lost
 type stage uint32
 
 const (
@@ -41,6 +41,7 @@ const (
 	eventClosed                    // the client is closed
 	eventGone                      // its context has ended
 	eventTurn                      // it is time for an attempt
+	eventFull                      // it was nacked, and the queue is at its bound
 )
 
 // mostEvents is how many events a call can have that nobody has read: one of each kind.
@@ -51,7 +52,12 @@ type route struct {
 	queue      string // the request queue
 	replyTo    string
 	persistent bool
+	// nackProves says that a nack proves that the request was not delivered: the queue is a
+	// quorum queue, which rejects a message only before it is written to its log.
+	nackProves bool
 	outbox     *outbox
+	watch      *queueWatch
+	gate       *queueGate
 	lane       *callLane // nil when the batch lane is off
 }
 
@@ -88,11 +94,13 @@ type call struct {
 	// not taken for the answer to the retry.
 	round int64
 
-	lastFate  fate                        // of the attempt before
-	uncertain bool                        // an earlier attempt may have arrived
-	noQueue   bool                        // an earlier attempt found none
-	refusal   *Error                      // the server's, when that ended the last attempt
-	wait      *backoff.ExponentialBackOff // between attempts; nil before the first wait
+	lastFate  fate   // of the attempt before
+	uncertain bool   // an earlier attempt may have arrived
+	refusal   *Error // the server's, when that ended the last attempt
+	// unknownBefore is how many answers to unknown calls had come when it was made.
+	unknownBefore uint64
+	probes        uint64                      // the epoch of the gate in which it has the turn; 0: it has not
+	wait          *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
 
 // newCall returns a call for a goroutine that waits.
@@ -116,7 +124,8 @@ func (k *call) next() *call {
 	k.withdraw() // answered before a re-send left
 	n := newCall(k.req, k.route)
 	n.deadline, n.future = k.deadline, k.future
-	n.round, n.uncertain, n.noQueue, n.wait = k.round+1, k.uncertain, k.noQueue, k.wait
+	n.round, n.uncertain, n.wait, n.probes = k.round+1, k.uncertain, k.wait, k.probes
+	n.unknownBefore = k.unknownBefore
 	n.sent.Store(k.sent.Load())
 	return n
 }
@@ -140,6 +149,7 @@ func (k *call) send() {
 	k.resent = k.uncertain
 	k.batched.Store(false)
 	k.stage.Store(uint32(stageQueued))
+	k.route.watch.want()
 	k.route.outbox.put(k)
 }
 
@@ -185,10 +195,13 @@ func (k *call) settle(f fate) {
 	}
 	if f == fateConfirmed {
 		k.move(stageWritten, stageConfirmed)
+		if k.route.gate.isShut.Load() && !k.batched.Load() {
+			k.route.gate.open()
+		}
 		return
 	}
 	after := stageSettled
-	if f == fateLost {
+	if f == fateLost || f == fateRefused && !k.route.nackProves {
 		after = stageLost
 	}
 	if k.move(stageWritten, after) {

@@ -33,7 +33,7 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		{"written", func(k *call) { k.claim(1) }, MayHaveRun},
 		{"confirmed", func(k *call) { k.claim(1); k.settle(fateConfirmed) }, MayHaveRun},
 		{"unsent", fate(fateUnsent), DidNotRun},
-		{"refused", fate(fateRefused), DidNotRun},
+		{"nacked", fate(fateRefused), MayHaveRun},
 		{"unroutable", fate(fateUnroutable), DidNotRun},
 		{"lost", fate(fateLost), MayHaveRun},
 		{"lost, which it has not heard of yet", func(k *call) { k.claim(1); k.settle(fateLost) }, MayHaveRun},
@@ -48,7 +48,7 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 			k.stage.Store(uint32(stageQueued))
 			fate(fateRefused)(k)
 		}, MayHaveRun},
-		{"refused, then queued again", func(k *call) { fate(fateRefused)(k); k.stage.Store(uint32(stageQueued)) }, DidNotRun},
+		{"nacked, then queued again", func(k *call) { fate(fateRefused)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

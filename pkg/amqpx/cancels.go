@@ -58,7 +58,7 @@ func (c *Client) giveUp(req *Request, cause error, outcome Outcome) {
 // own, because a missing exchange ends the channel; how often it looks for one is bounded.
 func (c *Client) sendCancels(s *session) {
 	var ch channel
-	missing := newBackoff(laneCheck, laneCheckMax)
+	missing := newBackoff(lookEvery, lookMissingMax)
 	var notBefore time.Time
 	for {
 		select {
@@ -73,7 +73,7 @@ func (c *Client) sendCancels(s *session) {
 		if ch == nil || ch.IsClosed() {
 			var err error
 			if ch, err = openControl(s, c.cfg.queue.controlExchange()); err != nil {
-				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), laneCheck))
+				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
 				continue
 			}
 			missing.Reset()

@@ -245,7 +245,7 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 1)
 		r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = bound })
-		pass(2 * laneCheck)
+		pass(2 * lookEvery)
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 2)
 		wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)

@@ -20,6 +20,7 @@ type Client struct {
 	handler Handler // the round trip inside the middleware
 	route   route
 	pending *pending
+	watch   *queueWatch
 	budget  *retryBudget
 	counts  clientCounts
 	cancels *cancels // nil without a control plane
@@ -59,11 +60,13 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	c.watch = newQueueWatch()
+	c.route.watch, c.route.gate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	if cfg.replyMode == ReplyQueue {
 		c.route.replyTo = cfg.queue.Name + ".reply." + newID()
 	}
 	if cfg.batch == BatchAuto {
-		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch)
+		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch, c.route.outbox.rouse)
 	}
 	if cfg.control {
 		c.cancels = newCancels()
@@ -196,16 +199,15 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	if err := c.startLooks(s); err != nil {
+		return err
+	}
 	r := &replies{client: c}
 	s.run(func() { r.read(s, deliveries, direct) })
 	for _, k := range c.pending.snapshot() {
 		k.linkReplaced(s.generation, c.answersLost)
 	}
 	c.answersLost = false
-	if l := c.route.lane; l != nil {
-		l.shut()
-		s.run(func() { c.watchLane(s) })
-	}
 	if c.cancels != nil {
 		s.run(func() { c.sendCancels(s) })
 	}

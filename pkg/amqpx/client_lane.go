@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 )
 
 // callLane is what a client knows of the batch lane: whether servers unpack batches at
@@ -13,50 +15,41 @@ import (
 // and consume it, so the broker is asked for its consumers; while no call is made or under
 // way, it is not asked. Safe for concurrent use.
 type callLane struct {
-	queue   string
-	servers atomic.Int32    // that unpack; 0: the lane is shut
-	wanted  chan struct{}   // has a token when somebody wants to know
-	seq     atomic.Uint64   // of batches
-	onSent  func(calls int) // is told of each batch
+	queue    string
+	servers  atomic.Int32    // that unpack; 0: the lane is shut
+	messages atomic.Int64    // that waited in the queue at the last look
+	seq      atomic.Uint64   // of batches
+	onSent   func(calls int) // is told of each batch
+	onShut   func()          // is told when the lane shuts
 
-	mu   sync.Mutex
-	back map[string]bool // batches that the broker gave back and that are not settled yet
+	mu        sync.Mutex
+	back      map[string]bool // batches that the broker gave back and that are not settled yet
+	notBefore time.Time       // until then the lane stays shut, because a batch was nacked
+	refusals  *backoff.ExponentialBackOff
 }
 
-const (
-	// laneCheck is how often a client asks whether the lane's queue has consumers, and
-	// at first whether it exists.
-	laneCheck = time.Second
-	// laneCheckMax is how long it waits while there is no such queue: the broker logs
-	// a line each time.
-	laneCheckMax = 30 * time.Second
-)
-
-func newCallLane(queue string, onSent func(calls int)) *callLane {
-	return &callLane{queue: queue, onSent: onSent, wanted: make(chan struct{}, 1), back: make(map[string]bool)}
+func newCallLane(queue string, onSent func(calls int), onShut func()) *callLane {
+	return &callLane{
+		queue: queue, onSent: onSent, onShut: onShut,
+		back: make(map[string]bool), refusals: newBackoff(lookEvery, lookMissingMax),
+	}
 }
 
 // use returns the lane's queue, or "" while no server unpacks.
 func (l *callLane) use() string {
-	l.want()
 	if l.servers.Load() == 0 {
 		return ""
 	}
 	return l.queue
 }
 
-// want has the client look at the queue.
-func (l *callLane) want() {
-	if len(l.wanted) == 0 {
-		select {
-		case l.wanted <- struct{}{}:
-		default:
-		}
+// shut has calls travel alone until the next look at the queue, those too that wait for a
+// place in the lane.
+func (l *callLane) shut() {
+	if l.servers.Swap(0) > 0 {
+		l.onShut()
 	}
 }
-
-// shut has calls travel alone until the next look at the queue.
-func (l *callLane) shut() { l.servers.Store(0) }
 
 // nextID returns an id for a batch, which is only for this client to know it again.
 func (l *callLane) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
@@ -78,52 +71,28 @@ func (l *callLane) cameBack(id string) bool {
 	return came
 }
 
-// watchLane opens and shuts the lane while a session lasts.
-func (c *Client) watchLane(s *session) {
-	l := c.route.lane
-	missing := newBackoff(laneCheck, laneCheckMax)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-l.wanted:
-		case <-s.done:
-			return
-		}
-		select { // not sooner than a while after the last time
-		case <-timer.C:
-		case <-s.done:
-			return
-		}
-		consumers, exists := l.look(s)
-		l.servers.Store(int32(min(consumers, math.MaxInt32))) //nolint:gosec // bounded.
-		if consumers == 0 {
-			c.leaveLane()
-		}
-		if c.pending.len() > 0 { // one in a batch must hear when nobody is left to take it
-			l.want()
-		}
-		if exists {
-			missing.Reset()
-			timer.Reset(laneCheck)
-		} else {
-			timer.Reset(max(missing.NextBackOff(), laneCheck))
-		}
+// found opens or shuts the lane after a look at its queue.
+func (l *callLane) found(st queueState) {
+	l.mu.Lock()
+	open := !time.Now().Before(l.notBefore)
+	if open && st.consumers > 0 {
+		l.refusals.Reset()
 	}
+	l.mu.Unlock()
+	l.messages.Store(int64(st.messages))
+	if !open || st.consumers == 0 {
+		l.shut()
+		return
+	}
+	l.servers.Store(int32(min(st.consumers, math.MaxInt32))) //nolint:gosec // bounded.
 }
 
-// look asks the broker for the lane's queue. One that it does not tell of, because it
-// is another's, or not ours to see, is as good as none.
-func (l *callLane) look(s *session) (consumers int, exists bool) {
-	err := onOwnChannel(s.sub, func(ch channel) error {
-		q, err := ch.QueueDeclarePassive(l.queue, true, false, false, false, nil)
-		consumers = q.Consumers
-		return err
-	})
-	if err != nil {
-		return 0, false
-	}
-	return consumers, true
+// refused shuts the lane for a while that grows: the broker nacked a batch.
+func (l *callLane) refused() {
+	l.mu.Lock()
+	l.notBefore = time.Now().Add(max(l.refusals.NextBackOff(), lookEvery))
+	l.mu.Unlock()
+	l.shut()
 }
 
 // leaveLane has the calls that are in batches, of which nobody takes any, sent again,
@@ -157,6 +126,9 @@ func (k *call) fits(b *batch) bool {
 // deadlineShare is the share of its time by which a call may expire too early because of
 // those that it travels with: an eighth.
 const deadlineShare = 8
+
+// mustLeave implements mate.
+func (k *call) mustLeave() bool { return k.route.lane.servers.Load() == 0 }
 
 // takers implements mate.
 func (k *call) takers() int { return max(int(k.route.lane.servers.Load()), 1) }

@@ -13,9 +13,16 @@ import (
 var (
 	// ErrUnroutable is returned when no request queue exists to route the call to.
 	ErrUnroutable = errors.New("no queue to route the request to")
-	// ErrRefused is returned when the broker refused the request (basic.nack), such
-	// as a full queue whose overflow policy is reject-publish.
+	// ErrRefused is returned when the broker nacked the request (basic.nack) and the queue
+	// may be at a bound whose overflow policy is reject-publish. A nack alone does not prove
+	// that the request was not delivered, so the outcome is [MayHaveRun].
 	ErrRefused = errors.New("the broker refused the request")
+	// ErrQueueUnavailable is returned when the request queue takes no messages and is not
+	// at a bound: its node is down, it moves, or it has no majority.
+	ErrQueueUnavailable = errors.New("the queue does not take messages")
+	// ErrNoServer is returned when the request was confirmed and no server has consumed the
+	// queue since: a server that comes before the request expires runs it.
+	ErrNoServer = errors.New("no server consumes the queue")
 	// ErrTooManyCalls is returned at once when as many calls, or bytes of them, are
 	// under way as the client allows. The call was not sent.
 	ErrTooManyCalls = errors.New("too many calls in flight")

@@ -18,11 +18,24 @@ func (c *fakeChannel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
-// Qos implements channel.
+// sync implements channel: its answer comes after everything that was sent before.
 func (c *fakeChannel) sync() error {
-	return c.do("sync", "", func() *amqp.Error { return nil })
+	answered := make(chan struct{})
+	err := c.do("sync", "", func() *amqp.Error {
+		c.link.post(func() { close(answered) })
+		return nil
+	})
+	if err == nil {
+		select {
+		case <-answered:
+		case <-c.link.gone:
+			return amqp.ErrClosed
+		}
+	}
+	return err
 }
 
+// Qos implements channel.
 func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
 	return c.do("qos", "", func() *amqp.Error { c.prefetch = prefetch; return nil })
 }

@@ -21,6 +21,7 @@ const (
 	faultLostUnconfirmed       // written, the link breaks, the message does not arrive
 	faultCutConfirmed          // the message arrives and is confirmed, then the link breaks
 	faultNack                  // the broker refuses the message
+	faultNackArrived           // the message arrives and is refused all the same
 	faultSwallow               // the broker confirms the message and loses it
 	faultTwice                 // the message arrives twice
 )
@@ -84,7 +85,7 @@ func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publi
 	b.sent = append(b.sent, sentMessage{key: key, mandatory: mandatory, msg: msg, at: time.Now()})
 	acked := f != faultNack
 	if f != faultNack && f != faultSwallow {
-		acked = b.route(c, key, mandatory, msg)
+		acked = b.route(c, key, mandatory, msg) && f != faultNackArrived
 	}
 	switch f {
 	case faultTwice:

@@ -55,7 +55,7 @@ func TestGoSettlesLikeCall(t *testing.T) {
 			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultLostUnconfirmed) },
 		},
 		{
-			name: "nacked once", method: "echo", answer: "body",
+			name: "nacked once, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
 			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNack) },
 		},
 	} {

@@ -41,6 +41,8 @@ type mate interface {
 	board(b *batch)
 	// takers returns how many take what is sent in the lane, in turn.
 	takers() int
+	// mustLeave reports whether the lane is shut, so that what waits in it travels alone.
+	mustLeave() bool
 }
 
 // lane is the messages to one queue that wait for each other.
@@ -140,6 +142,14 @@ const fairShare = 16
 // what waits is shared among those that take it: in one batch one of them would have all
 // of it to do.
 func (p *publisher) writeLane(l *lane) {
+	if l.waiting[0].mustLeave() {
+		for _, m := range l.waiting {
+			p.publishAlone(m) // when the session has ended the message is told that it was not sent
+		}
+		clear(l.waiting)
+		l.waiting = l.waiting[:0]
+		return
+	}
 	takers := l.waiting[0].takers()
 	share := max((len(l.waiting)+takers-1)/takers, fairShare)
 	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.ended() {
@@ -224,6 +234,8 @@ func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 func (b *batch) settle(f fate) {
 	if b.calls != nil && b.calls.cameBack(b.id) {
 		f = fateUnsent
+	} else if b.calls != nil && f == fateRefused {
+		b.calls.refused()
 	}
 	for _, m := range b.mates {
 		m.settle(f)

@@ -8,7 +8,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-func testRoute() *route { return &route{queue: "q", outbox: newOutbox()} }
+func testRoute() *route {
+	return &route{queue: "q", outbox: newOutbox(), watch: newQueueWatch(), gate: newQueueGate()}
+}
 
 func pendingCall(id string) *call {
 	return newCall(&Request{CorrelationID: id}, testRoute())

@@ -13,7 +13,8 @@ type fate uint8
 const (
 	// fateConfirmed: the broker took responsibility for the message.
 	fateConfirmed fate = iota
-	// fateRefused: the broker said no (basic.nack).
+	// fateRefused: the broker nacked the message (basic.nack). That proves nothing: a queue
+	// whose process ends has its unconfirmed messages nacked, delivered ones as well.
 	fateRefused
 	// fateUnroutable: the broker returned the message, no queue took it.
 	fateUnroutable
@@ -21,6 +22,8 @@ const (
 	fateUnsent
 	// fateLost: the link ended before the broker's word; it may have arrived.
 	fateLost
+	// fateUnserved: the broker confirmed the message, and no server consumes its queue.
+	fateUnserved
 )
 
 // outgoing is a message on its way out. The publisher calls claim and then, if it

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"strings"
 	"time"
 )
 
@@ -58,7 +59,7 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 		own.Header = maps.Clone(own.Header)
 		req = &own
 	}
-	k = &call{req: req, route: &c.route, deadline: deadline, future: f}
+	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
 	if f == nil {
 		k.events = make(chan event, mostEvents)
 	}
@@ -76,6 +77,7 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
 	defer func() {
 		k.withdraw() // answered before a re-send left
+		k.endProbe()
 		c.pending.remove(k)
 	}()
 	answer, t, err := c.exchange(ctx, k, gone, ev)
@@ -122,12 +124,15 @@ func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev
 		switch ev.kind {
 		case eventTurn:
 			ev = k.attempt(gone)
-		case eventFate:
-			pause, err := c.afterFate(k, ev.fate)
-			if err != nil {
-				return nil, timing{}, err
+		case eventFate, eventFull:
+			var err error
+			if ev, err = c.afterEvent(k, gone, ev); err == nil {
+				continue
 			}
-			ev = k.pause(gone, pause)
+			if k.hasArrived() { // an answer is better than the error
+				return k.read(&k.answer)
+			}
+			return nil, timing{}, err
 		case eventAnswered:
 			return k.read(&k.answer)
 		case eventExpired, eventGone, eventClosed:
@@ -157,9 +162,14 @@ func (k *call) attempt(gone <-chan struct{}) event {
 	case <-gone:
 		return event{kind: eventGone}
 	default:
-		k.send()
-		return k.await(gone, nil)
 	}
+	if k.probes == 0 && k.route.gate.isShut.Load() && k.mayPark() {
+		if ev := k.park(gone); ev.kind != eventTurn {
+			return ev
+		}
+	}
+	k.send()
+	return k.await(gone, nil)
 }
 
 // await waits for an event, the end of the caller's context, or, unless it is nil, for
@@ -196,7 +206,7 @@ func (k *call) hasArrived() bool {
 				return true
 			case eventFate:
 				k.note(ev.fate)
-			case eventExpired, eventClosed, eventGone, eventTurn:
+			case eventExpired, eventClosed, eventGone, eventTurn, eventFull:
 			}
 		default:
 			return false
@@ -240,55 +250,135 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 // note keeps what an attempt's fate proves.
 func (k *call) note(f fate) {
 	k.lastFate = f
-	k.uncertain = k.uncertain || f == fateLost
-	k.noQueue = k.noQueue || f == fateUnroutable
+	k.uncertain = k.uncertain || f == fateLost || f == fateUnserved || f == fateRefused && !k.route.nackProves
 }
 
-// afterFate decides what follows an attempt that got no answer: another one, at
-// once or after a pause, or the error.
-func (c *Client) afterFate(k *call, f fate) (pause time.Duration, err error) {
+// afterEvent decides what follows an attempt that got no answer.
+func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, error) {
+	if ev.kind == eventFull {
+		return c.afterFull(k, gone)
+	}
+	return c.afterFate(k, gone, ev.fate)
+}
+
+// afterFate decides what follows an attempt that got no answer: another one, at once or
+// after a wait, or the error.
+func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error) {
 	k.note(f)
 	outcome := k.outcome()
+	again := event{kind: eventTurn}
 	switch f {
 	case fateUnsent:
-		return 0, nil
+		return again, nil
 	case fateLost:
 		if k.req.Idempotent {
-			return 0, nil
+			return again, nil
 		}
-		return 0, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
+		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
+	case fateUnserved:
+		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
 	case fateUnroutable:
-		if k.req.sent.waitForServer {
-			return k.nextWait(), nil
+		if c.route.gate.shut(false) {
+			c.resendConfirmed() // what was in the queue is gone with it
 		}
-		return 0, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue))
+		k.endProbe()
+		if k.mayPark() {
+			return k.park(gone), nil
+		}
+		return again, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue))
 	default: // refused
-		if c.queueIsComingUp(k) {
-			return k.nextWait(), nil
-		}
-		wait, ok := c.mayRetry(k, 0)
-		if ok {
-			return wait, nil
-		}
-		e := localError(CodeResourceExhausted, outcome, ErrRefused, fmt.Sprintf("queue %q", k.route.queue))
-		e.retryAfter = wait
-		return 0, e
+		return c.afterNack(k, gone)
 	}
 }
 
-// comingUp is how long after the link became ready the broker's refusals are taken for
-// those of a queue that is not up yet; after the first link only for calls that wait for a
-// server.
-const comingUp = 5 * time.Second
+// afterNack decides what follows a nack, of which the broker does not say the reason: it
+// asks for the queue. A queue that is at its bound is overload, for which there is the
+// retry budget. Any other that refuses is down, moves, or has no majority; that passes, and
+// costs no budget. Only an idempotent call is sent again, unless the nack proves that it did
+// not run.
+func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
+	full := c.route.gate.isFull()
+	if !full {
+		if ev, over := k.awaitLook(gone); over {
+			return ev, nil
+		}
+	}
+	st, batched := c.watch.last(), k.batched.Load()
+	full = full || st.full() || batched && c.route.lane.messages.Load() > 0
+	switch {
+	case !k.req.Idempotent && k.uncertain:
+		return event{}, c.nackError(k, full, k.nextWait())
+	case batched: // the lane is shut now
+		return k.pause(gone, k.nextWait()), nil
+	case full && c.route.gate.isFull():
+		k.endProbe()
+		return c.afterFull(k, gone)
+	case full && k.probes != 0: // a second nack: the first may have been of a queue that ended
+		c.route.gate.full()
+		k.probes = 0
+		return c.afterFull(k, gone)
+	}
+	if c.route.gate.shut(true) && !full {
+		c.resendConfirmed() // may be gone with what the queue's process had in memory
+	}
+	k.endProbe()
+	if !st.away && !full {
+		c.renewLink()
+	}
+	return k.park(gone), nil
+}
 
-// queueIsComingUp reports whether the broker may refuse because the queue is being made
-// or recovered, as RabbitMQ does while a quorum queue elects its leader, and not because
-// it is full: the broker does not say. Such a call is sent again, with growing waits, out
-// of no budget: idle callers that wait for a broker are no overload.
-func (c *Client) queueIsComingUp(k *call) bool {
-	s := c.sup.current()
-	return k.noQueue || s == nil ||
-		time.Since(s.begun) < comingUp && (s.generation > 1 || k.req.sent.waitForServer)
+// awaitLook waits for the end of a look at the queues. An event of the call comes first.
+func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
+	limit := time.NewTimer(lookTimeout + lookSoonest)
+	defer limit.Stop()
+	select {
+	case ev := <-k.events:
+		return ev, true
+	case <-gone:
+		return event{kind: eventGone}, true
+	case <-k.route.watch.next():
+	case <-limit.C: // there is no link, or it is slow
+	}
+	return event{}, false
+}
+
+// afterFull decides what follows a nack by a queue that is at its bound: another attempt
+// out of the retry budget, or the error.
+func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
+	wait, ok := c.mayRetry(k, 0)
+	if ok {
+		return k.pause(gone, wait), nil
+	}
+	return event{}, c.nackError(k, true, wait)
+}
+
+// nackError makes the error of a call whose request the broker nacked.
+func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
+	detail := fmt.Sprintf("queue %q", k.route.queue)
+	if !full {
+		return localError(CodeUnavailable, k.outcome(), ErrQueueUnavailable, detail)
+	}
+	e := localError(CodeResourceExhausted, k.outcome(), ErrRefused, detail)
+	e.retryAfter = hint
+	return e
+}
+
+// refusedLinkAfter is how long the broker may nack every request on a link, though the
+// queue answers and is not at its bound, before the link is replaced. RabbitMQ 3.10 and
+// 3.11 do so for as long as a channel lives that first published to a quorum queue while
+// that elected its leader.
+const refusedLinkAfter = 2 * time.Second
+
+// errLinkRefused means that a link was given up because the broker nacks what is published
+// on it.
+var errLinkRefused = errors.New("the broker nacks every request on this link, though the queue is there and not full")
+
+// renewLink ends a session on which the broker has nacked every request for a while.
+func (c *Client) renewLink() {
+	if s := c.sup.current(); s != nil && c.route.gate.mayRenew(time.Since(s.begun)) {
+		s.fail(errLinkRefused)
+	}
 }
 
 // gaveUp makes the error of a call whose context or time ended, with the reason why it
@@ -299,28 +389,60 @@ func (c *Client) gaveUp(k *call, cause error) error {
 		return localError(CodeUnavailable, outcome, ErrClosed, "")
 	}
 	c.giveUp(k.req, cause, outcome)
-	st := c.Status()
-	var sentinel error
-	detail := fmt.Sprintf("no answer from queue %q", k.route.queue)
-	switch {
-	case st.State == StateBlocked:
-		sentinel, detail = ErrBlocked, st.Reason
-	case st.State != StateReady:
-		if sentinel, detail = ErrNotConnected, ""; st.Err != nil {
-			detail = st.Err.Error()
-		}
-	case outcome == DidNotRun && k.lastFate == fateUnroutable:
-		sentinel, detail = ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue)
-	case outcome == DidNotRun && k.lastFate == fateRefused:
-		sentinel, detail = ErrRefused, fmt.Sprintf("queue %q", k.route.queue)
-	}
+	detail, sentinel := c.reasonOf(k)
 	e := contextError(cause, outcome, sentinel, detail)
 	switch {
 	case e.code != CodeDeadlineExceeded:
-	case errors.Is(sentinel, ErrUnroutable):
+	case errors.Is(sentinel, ErrUnroutable), errors.Is(sentinel, ErrQueueUnavailable):
 		e.code = CodeUnavailable
 	case errors.Is(sentinel, ErrRefused):
 		e.code = CodeResourceExhausted
 	}
 	return e
+}
+
+// reasonOf says why a call got no answer, as far as the client knows.
+func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
+	st, at := c.Status(), stage(k.stage.Load())
+	queue := fmt.Sprintf("queue %q", k.route.queue)
+	waits := at == stageSettled || at == stageLost // for its next attempt
+	shut := waits && c.route.gate.isShut.Load()
+	switch {
+	case st.State == StateBlocked:
+		return st.Reason, ErrBlocked
+	case st.State != StateReady:
+		if st.Err != nil {
+			detail = st.Err.Error()
+		}
+		return detail, ErrNotConnected
+	case waits && k.lastFate == fateUnroutable, shut && k.lastFate != fateRefused && c.route.gate.refusing() == 0:
+		return "no " + queue, ErrUnroutable
+	case waits && k.lastFate == fateRefused && (c.route.gate.isFull() || c.watch.last().full()):
+		return queue, ErrRefused
+	case shut, waits && k.lastFate == fateRefused:
+		return queue, ErrQueueUnavailable
+	}
+	return "no answer from " + queue + c.observed(k, at), nil
+}
+
+// observed is what the client noticed that may explain a call which got no answer.
+func (c *Client) observed(k *call, at stage) string {
+	var all []string
+	switch at {
+	case stageWithdrawn:
+		all = append(all, "it was not sent, because the broker has not confirmed earlier requests")
+	case stageWritten:
+		all = append(all, "the broker has not confirmed the request")
+	default:
+		if text := c.watch.last().text(); text != "" {
+			all = append(all, text)
+		}
+	}
+	if n := c.counts.unknown.Load() - k.unknownBefore; n > 0 {
+		all = append(all, fmt.Sprintf("%d answers to unknown calls came meanwhile", n))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(all, ", ")
 }

@@ -1,6 +1,9 @@
 package amqpx
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // refusedRows are the rows of calls that are refused because there is too much to do.
 func refusedRows() []settleCase {
@@ -28,17 +31,58 @@ func refusedRows() []settleCase {
 			ready(r.t, r.client.WaitReady)
 		}
 	}
+	// full has the queue at its bound, without a server.
+	full := func(r *rig) {
+		r.server.stop()
+		_ = r.server.wait(r.t)
+		r.broker.with(func(b *fakeBroker) { b.queues[DefaultQueue].maxLength = 1 })
+		r.broker.put(request("m"))
+	}
+	idempotent := []CallOption{Idempotent()}
 	const hint = 2 * time.Second
 	return []settleCase{
-		{row: "broker refused it, then took it", arrange: nacks(3), answer: "body", runs: 1},
 		{
-			row: "broker refused it until the deadline", arrange: nacks(1000), timeout: 10 * time.Second,
-			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: DidNotRun,
+			row: "nacked", arrange: nacks(1),
+			code: CodeUnavailable, is: []error{ErrQueueUnavailable}, outcome: MayHaveRun, text: `queue "rpc_queue"`,
+		},
+		{
+			row: "nacked, waits for a server", arrange: nacks(1), opts: []CallOption{WaitForServer()},
+			code: CodeUnavailable, is: []error{ErrQueueUnavailable}, outcome: MayHaveRun,
+		},
+		{
+			row: "nacked, idempotent", arrange: client(nacks(3), WithRetryBudget(0, 0)), opts: idempotent,
+			answer: "body", runs: 1,
+		},
+		{
+			row: "nacked until the deadline, idempotent", arrange: nacks(1000), timeout: 10 * time.Second, opts: idempotent,
+			code: CodeUnavailable, is: []error{ErrQueueUnavailable, context.DeadlineExceeded}, outcome: MayHaveRun,
+			takes: 10 * time.Second,
+		},
+		{
+			row: "nacked, and answered all the same", arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNackArrived) },
+			answer: "body", runs: 1,
+		},
+		{
+			row: "queue is full", arrange: full,
+			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: MayHaveRun, text: `queue "rpc_queue"`,
+		},
+		{
+			row: "queue is full, idempotent", arrange: full, opts: idempotent,
+			during: func(r *rig, _ context.CancelFunc) {
+				pass(20 * time.Second)
+				r.broker.with(func(b *fakeBroker) { b.queues[DefaultQueue].messages = nil })
+				startServer(r.t, r.broker, handlers{"m": echo})
+			},
+			answer: "body", takes: 20 * time.Second,
+		},
+		{
+			row: "queue is full until the deadline, idempotent", arrange: full, timeout: 10 * time.Second, opts: idempotent,
+			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: MayHaveRun,
 			takes: 9 * time.Second, // the next wait would have passed the deadline
 		},
 		{
-			row: "broker refused it, retry budget is empty", arrange: client(nacks(1), WithRetryBudget(0, 0)),
-			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: DidNotRun, text: `queue "rpc_queue"`,
+			row: "queue is full, retry budget is empty, idempotent", arrange: client(full, WithRetryBudget(0, 0)), opts: idempotent,
+			code: CodeResourceExhausted, is: []error{ErrRefused}, outcome: MayHaveRun, text: `queue "rpc_queue"`,
 		},
 		{
 			row: "server refused it, then ran it", arrange: instead(each(refuses(hint), refuses(hint), runs)),

@@ -1,0 +1,462 @@
+package amqpx
+
+import (
+	"errors"
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// queueWatch looks at the request queue, and at the queue of the batch lane, with passive
+// declarations: about once a second while calls are pending, and soon after the broker
+// refused or returned a request. It uses one channel, which is opened with the session: a
+// channel that the broker refuses to open would end the connection. Only a declaration that
+// fails closes it, and then another one takes its place at the next look. Safe for
+// concurrent use.
+type queueWatch struct {
+	wanted  chan struct{} // has a token when a call wants the queue to be looked at
+	urgent  chan struct{} // has a token when a call waits for the result
+	servers atomic.Int32  // consumers of the request queue at the last look
+	others  atomic.Int32  // those of them that do not unpack batches
+
+	mu     sync.Mutex
+	state  queueState
+	looked chan struct{} // closed at the end of the next look; nil while nobody waits for it
+}
+
+// queueState is what the last look at the request queue found.
+type queueState struct {
+	known     bool // the broker said whether the queue is there
+	away      bool // there is no queue, its node is down, or the broker does not answer for it
+	missing   bool // the broker said that there is none, or that its node is down
+	messages  int  // that wait in the queue
+	consumers int
+}
+
+// full reports whether the queue may be at its bound: one that is empty is not.
+func (st queueState) full() bool { return st.known && !st.away && st.messages > 0 }
+
+const (
+	// lookEvery is how often a client looks at the queues while calls are pending.
+	lookEvery = time.Second
+	// lookSoonest is how long after a look the next one is made for calls that were refused.
+	lookSoonest = 100 * time.Millisecond
+	// lookMissingMax bounds the pause between looks at a queue that does not exist: the
+	// broker logs a line for each of them.
+	lookMissingMax = 30 * time.Second
+	// lookTimeout is how long the broker may take to answer one question.
+	lookTimeout = time.Second
+)
+
+func newQueueWatch() *queueWatch {
+	return &queueWatch{wanted: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+}
+
+// want asks for a look at the queues.
+func (w *queueWatch) want() {
+	if len(w.wanted) == 0 {
+		select {
+		case w.wanted <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// next asks for a look that begins from now on and returns a channel that is closed when
+// it has ended.
+func (w *queueWatch) next() <-chan struct{} {
+	w.mu.Lock()
+	if w.looked == nil {
+		w.looked = make(chan struct{})
+	}
+	looked := w.looked
+	w.mu.Unlock()
+	select {
+	case w.urgent <- struct{}{}:
+	default:
+	}
+	return looked
+}
+
+// last returns the result of the last look.
+func (w *queueWatch) last() queueState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
+}
+
+// forget drops what is known, for a new session.
+func (w *queueWatch) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state = queueState{}
+}
+
+// waiting takes the channel of the calls that wait for the look that begins now.
+func (w *queueWatch) waiting() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	waiting := w.looked
+	w.looked = nil
+	return waiting
+}
+
+// found keeps the result of a look and wakes the calls that wait for it.
+func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueState) {
+	w.mu.Lock()
+	before, w.state = w.state, st
+	w.mu.Unlock()
+	if waiting != nil {
+		close(waiting)
+	}
+	return before
+}
+
+// queueLooker makes the looks of one session. It is for one goroutine.
+type queueLooker struct {
+	client *Client
+	s      *session
+	ch     channel // nil when the last question closed it, or it does not answer
+	queue  lookedQueue
+	lane   lookedQueue
+	// unserved is since when no server consumes; zero while one does.
+	unserved time.Time
+	control  controlCheck
+}
+
+// lookedQueue is one of the queues that are looked at.
+type lookedQueue struct {
+	name    string
+	missing *backoff.ExponentialBackOff // between looks while there is none
+	due     time.Time                   // of the next look
+	open    <-chan answeredLook         // a question that is not answered yet; else nil
+	barred  bool                        // the broker does not tell this user of the queue
+}
+
+type answeredLook struct {
+	ch    channel
+	found amqp.Queue
+	err   error
+}
+
+// startLooks opens the channel for looks, and looks while the session lasts.
+func (c *Client) startLooks(s *session) error {
+	ch, err := s.sub.channel()
+	if err != nil {
+		return err
+	}
+	l := &queueLooker{client: c, s: s, ch: ch}
+	l.queue = lookedQueue{name: c.route.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+	if lane := c.route.lane; lane != nil {
+		l.lane = lookedQueue{name: lane.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+		lane.shut()
+	}
+	c.watch.forget()
+	s.run(l.run)
+	return nil
+}
+
+// run looks until the session ends.
+func (l *queueLooker) run() {
+	w := l.client.watch
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		urgent := false
+		select {
+		case <-w.wanted:
+		case <-w.urgent:
+			urgent = true
+		case <-l.s.done:
+			return
+		}
+		if !l.pace(timer, urgent) {
+			return
+		}
+		l.look()
+		if l.client.pending.len() > 0 {
+			w.want()
+		}
+		timer.Reset(lookEvery)
+	}
+}
+
+// pace waits until the next look is due: a while after the last one, a shorter while when
+// calls wait for the result. It reports false when the session has ended.
+func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
+	for !urgent {
+		select {
+		case <-timer.C:
+			return true
+		case <-l.client.watch.urgent:
+			urgent = true
+		case <-l.s.done:
+			return false
+		}
+	}
+	soon := time.NewTimer(lookSoonest)
+	defer soon.Stop()
+	select {
+	case <-timer.C:
+	case <-soon.C:
+	case <-l.s.done:
+		return false
+	}
+	return true
+}
+
+// look asks the broker for both queues and acts on what it says.
+func (l *queueLooker) look() {
+	c, now := l.client, time.Now()
+	if waiting := c.watch.waiting(); waiting != nil || !now.Before(l.queue.due) {
+		found, err := l.ask(&l.queue)
+		st := stateOf(found, err)
+		l.queue.plan(st)
+		before := c.watch.found(st, waiting)
+		c.queueChanged(before, st)
+	}
+	if c.route.lane != nil && !now.Before(l.lane.due) {
+		found, err := l.ask(&l.lane)
+		st := stateOf(found, err)
+		l.lane.plan(st)
+		if c.route.lane.found(st); st.consumers == 0 {
+			c.leaveLane()
+		}
+	}
+	l.count()
+	l.checkServed()
+}
+
+// errNoLook means that a queue was not asked for, or that no answer came in time.
+var errNoLook = errors.New("the broker does not answer for the queue")
+
+// ask asks the broker for one queue. A question that gets no answer in time stays open, and
+// its channel with it: the other queue is asked for on another one, and this one again once
+// the answer has come.
+func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
+	if q.barred {
+		return amqp.Queue{}, errNoLook
+	}
+	if q.open == nil {
+		answer := make(chan answeredLook, 1)
+		q.open = answer
+		ch := l.ch
+		l.ch = nil
+		l.s.run(func() { // ends with the session at the latest: its sockets are cut
+			answer <- lookAt(l.s, ch, q.name)
+		})
+	}
+	timer := time.NewTimer(lookTimeout)
+	defer timer.Stop()
+	select {
+	case a := <-q.open:
+		q.open = nil
+		return l.answered(a)
+	case <-timer.C:
+	case <-l.s.done:
+	}
+	return amqp.Queue{}, errNoLook
+}
+
+// lookAt makes one passive declaration, on a new channel when there is none.
+func lookAt(s *session, ch channel, queue string) (a answeredLook) {
+	if a.ch = ch; a.ch == nil {
+		if a.ch, a.err = s.sub.channel(); a.err != nil {
+			return a
+		}
+	}
+	a.found, a.err = a.ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	return a
+}
+
+// answered keeps the channel of a question for the next one.
+func (l *queueLooker) answered(a answeredLook) (amqp.Queue, error) {
+	switch {
+	case a.err != nil: // that closed it
+	case l.ch == nil:
+		l.ch = a.ch
+	default:
+		_ = a.ch.Close() // another took its place
+	}
+	return a.found, a.err
+}
+
+// stateOf reads the broker's answer.
+func stateOf(found amqp.Queue, err error) queueState {
+	var refused *amqp.Error
+	switch {
+	case err == nil:
+		return queueState{known: true, messages: found.Messages, consumers: found.Consumers}
+	case errors.As(err, &refused) && refused.Code == amqp.NotFound:
+		return queueState{known: true, away: true, missing: true}
+	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.ResourceLocked):
+		return queueState{} // another's, or not ours to see
+	default:
+		return queueState{known: true, away: true}
+	}
+}
+
+// plan decides when to look at the queue again.
+func (q *lookedQueue) plan(st queueState) {
+	pause := lookEvery
+	switch {
+	case !st.known:
+		q.barred = true
+	case st.missing:
+		pause = max(q.missing.NextBackOff(), lookEvery)
+	case !st.away:
+		q.missing.Reset()
+	}
+	q.due = time.Now().Add(pause - lookSoonest)
+}
+
+// count keeps how many servers consume, and how many of them do not unpack batches.
+func (l *queueLooker) count() {
+	w := l.client.watch
+	all := int32(min(w.last().consumers, math.MaxInt32)) //nolint:gosec // bounded.
+	w.servers.Store(all)
+	if lane := l.client.route.lane; lane != nil {
+		w.others.Store(max(all-lane.servers.Load(), 0))
+	}
+}
+
+// queueChanged acts on what became of the request queue since the look before. Requests
+// that the broker had confirmed are gone, or may be, when the queue is missing, when it is
+// back, and when servers consume it again after all of them had gone.
+func (c *Client) queueChanged(before, now queueState) {
+	switch {
+	case now.missing && !before.missing:
+		c.route.gate.shut(false)
+		c.resendConfirmed()
+	case before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
+		c.resendConfirmed()
+	}
+}
+
+// resendConfirmed has the idempotent calls whose requests the broker had confirmed sent
+// again. The requests of those in batches are in another queue (leaveLane).
+func (c *Client) resendConfirmed() {
+	for _, k := range c.pending.snapshot() {
+		if k.req.Idempotent && !k.batched.Load() && k.move(stageConfirmed, stageLost) {
+			k.tell(event{fate: fateLost})
+		}
+	}
+}
+
+// checkServed tells the calls that wait in a queue which no server has consumed at two
+// looks, unless servers listen to the control plane: one that drains consumes no more and
+// still answers what it has begun.
+func (l *queueLooker) checkServed() {
+	c, st := l.client, l.client.watch.last()
+	lane := c.route.lane
+	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 {
+		l.unserved = time.Time{}
+		return
+	}
+	if l.unserved.IsZero() {
+		l.unserved = time.Now()
+		return
+	}
+	if time.Since(l.unserved) < lookEvery-lookSoonest || l.someServerListens() {
+		return
+	}
+	for _, k := range c.pending.snapshot() {
+		if !k.req.sent.waitForServer && k.move(stageConfirmed, stageLost) {
+			k.tell(event{fate: fateUnserved})
+		}
+	}
+}
+
+// controlCheck asks whether a server listens to the control plane: a message that no queue
+// takes comes back. The message is a cancellation of no calls, which says nothing.
+type controlCheck struct {
+	ch       channel // nil until it is needed, and when a failure closed it
+	returned <-chan amqp.Return
+	open     <-chan controlAnswer // a question that is not answered yet; else nil
+	after    time.Time            // before that the exchange is not looked for again
+}
+
+type controlAnswer struct {
+	controlCheck
+
+	listens bool
+	err     error
+}
+
+// someServerListens reports whether a server has a queue at the control plane's exchange.
+// A server that drains consumes no requests and still listens. Where nobody can tell it
+// reports true.
+func (l *queueLooker) someServerListens() bool {
+	k := &l.control
+	switch {
+	case !l.client.cfg.control || k.ch == nil && k.open == nil && time.Now().Before(k.after):
+		return false
+	case l.s.gate.opening() != nil:
+		return true
+	}
+	if k.open == nil {
+		answer := make(chan controlAnswer, 1)
+		k.open = answer
+		exchange, check := l.client.cfg.queue.controlExchange(), *k
+		l.s.run(func() { answer <- check.ask(l.s, exchange) }) // ends with the session at the latest
+	}
+	timer := time.NewTimer(lookTimeout)
+	defer timer.Stop()
+	select {
+	case a := <-k.open:
+		k.open, k.ch, k.returned = nil, a.ch, a.returned
+		var refused *amqp.Error
+		if a.err == nil {
+			return a.listens
+		}
+		k.ch, k.after = nil, time.Now().Add(lookMissingMax)
+		return !errors.As(a.err, &refused) || refused.Code != amqp.NotFound
+	case <-timer.C:
+	case <-l.s.done:
+	}
+	return true
+}
+
+// ask publishes the message and sees whether it comes back.
+func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
+	a.controlCheck = k
+	if a.ch == nil {
+		if a.ch, a.err = openControl(s, exchange); a.err != nil {
+			return a
+		}
+		a.returned = a.ch.NotifyReturn(make(chan amqp.Return, 1))
+	}
+	if a.err = a.ch.publishToAll(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
+		return a
+	}
+	if a.err = a.ch.sync(); a.err != nil { // a return comes before its answer
+		return a
+	}
+	select {
+	case <-a.returned:
+	default:
+		a.listens = true
+	}
+	return a
+}
+
+// text says what explains a call that ended silently.
+func (st queueState) text() string {
+	switch {
+	case !st.known:
+		return ""
+	case st.missing:
+		return "there is no such queue, or its node is down"
+	case st.away:
+		return "the broker does not answer for the queue"
+	case st.consumers == 0:
+		return "the queue has no consumers"
+	default:
+		return strconv.Itoa(st.consumers) + " servers consume it"
+	}
+}

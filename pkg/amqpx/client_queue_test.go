@@ -1,0 +1,278 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// deserted returns a broker with the request queue, which no server consumes, and a client.
+func deserted(t *testing.T, opts ...ClientOption) *rig {
+	t.Helper()
+	b := newFakeBroker()
+	b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+	r := &rig{t: t, broker: b, client: startClient(t, b, opts...)}
+	ready(t, r.client.WaitReady)
+	return r
+}
+
+// Calls that wait for a queue do not ask for it one by one.
+func TestOneProbeForAllCallsThatWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const calls = 100
+		b := newFakeBroker()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		var waiting []<-chan result
+		for i := range calls {
+			waiting = append(waiting, goCall(c, within(t, time.Minute), "m", fmt.Append(nil, i), WaitForServer()))
+		}
+		pass(20 * time.Second)
+		sent := len(b.messagesTo(DefaultQueue))
+		if probes := sent - calls; probes < 20 || probes > 200 {
+			t.Errorf("%d requests in 20 s for %d calls", sent, calls)
+		}
+		more := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
+		given := goCall(c, within(t, 5*time.Second), "m", nil, WaitForServer())
+		got := <-given
+		wantIs(t, got.err, ErrUnroutable, context.DeadlineExceeded)
+		wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
+		startServer(t, b, handlers{"m": echo})
+		begun := time.Now()
+		for i, done := range waiting {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+		wantAnswer(t, <-more, "x")
+		if took := time.Since(begun); took > probeMax {
+			t.Errorf("answered %v after the server came", took)
+		}
+	})
+}
+
+// The call whose turn it is to probe may end; another one takes its place.
+func TestTurnToProbePassesOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		for i := range 50 { // some of them end while they have the turn
+			goCall(c, within(t, time.Duration(i)*37*time.Millisecond+time.Millisecond), "m", nil, WaitForServer())
+		}
+		last := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
+		pass(10 * time.Second)
+		startServer(t, b, handlers{"m": echo})
+		got := <-last
+		wantAnswer(t, got, "x")
+		if got.took > 10*time.Second+probeMax {
+			t.Errorf("took %v", got.took)
+		}
+	})
+}
+
+func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]CallOption{"": nil, "idempotent": {Idempotent()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := deserted(t, WithControl(true))
+				waits := goCall(r.client, within(t, time.Minute), "m", []byte("x"), append(opts, WaitForServer())...)
+				got := <-goCall(r.client, within(t, time.Minute), "m", nil, opts...)
+				wantIs(t, got.err, ErrNoServer)
+				wantSame(t, "code", CodeOf(got.err), CodeUnavailable)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+				if got.took < lookEvery/2 || got.took > 2*time.Second {
+					t.Errorf("took %v", got.took)
+				}
+				pass(10 * time.Second)
+				startServer(t, r.broker, handlers{"m": echo})
+				wantAnswer(t, <-waits, "x")
+			})
+		})
+	}
+}
+
+func TestCallThatWaitsInVainSaysThatThereAreNoConsumers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := deserted(t)
+		got := <-goCall(r.client, within(t, 5*time.Second), "m", nil, WaitForServer())
+		wantIs(t, got.err, context.DeadlineExceeded)
+		if text := got.err.Error(); !strings.Contains(text, "the queue has no consumers") {
+			t.Errorf("text %q", text)
+		}
+	})
+}
+
+// One look without a consumer is no proof: the only server may restart.
+func TestMomentWithoutServerIsNoOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow})
+		pass(time.Minute)
+		r.server.stop()
+		_ = r.server.wait(t)
+		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
+		pass(lookEvery - 2*lookSoonest)
+		startServer(t, r.broker, handlers{"m": slow})
+		wantAnswer(t, <-done, "x")
+	})
+}
+
+// A server that drains consumes nothing any more and finishes what it has begun.
+func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			sleep(ctx, 15*time.Second)
+			return req.Body, nil
+		}})
+		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
+		pass(time.Second)
+		r.server.stop()
+		got := <-done
+		wantAnswer(t, got, "x")
+		wantSame(t, "took", got.took, 15*time.Second)
+		pass(time.Second)
+		wantIs(t, (<-goCall(r.client, within(t, time.Minute), "m", nil)).err, ErrNoServer)
+	})
+}
+
+// What the broker confirmed is gone with its queue, though the client's link stays.
+func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := deserted(t)
+		safe := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer())
+		unsafe := goCall(r.client, within(t, time.Minute), "m", nil, WaitForServer())
+		pass(500 * time.Millisecond)
+		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		pass(10 * time.Second)
+		startServer(t, r.broker, handlers{"m": echo})
+		got := <-safe
+		wantAnswer(t, got, "x")
+		if got.took > 12*time.Second {
+			t.Errorf("took %v", got.took)
+		}
+		var last sentMessage
+		for _, m := range r.broker.messagesTo(DefaultQueue) {
+			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[headerResent] == true {
+				last = m
+			}
+		}
+		wantSame(t, "marked as sent again", last.msg.Headers[headerResent] == true, true)
+		gotUnsafe := <-unsafe
+		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
+		wantSame(t, "generation", r.client.Status().Generation, 1)
+	})
+}
+
+func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		all := make([]fault, 1000)
+		for i := range all {
+			all[i] = faultNack
+		}
+		r.broker.fail(DefaultQueue, all...)
+		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
+		updates, stop := r.client.Watch()
+		defer stop()
+		for st := range updates {
+			if st.Generation == 2 {
+				break
+			}
+		}
+		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
+		got := <-done
+		wantAnswer(t, got, "x")
+		if got.took < refusedLinkAfter || got.took > 3*refusedLinkAfter {
+			t.Errorf("took %v", got.took)
+		}
+	})
+}
+
+// countCalls counts the calls of one kind to the broker.
+func countCalls(b *fakeBroker, op string) *atomic.Int64 {
+	var n atomic.Int64
+	b.with(func(b *fakeBroker) {
+		b.onCall = func(o, _ string) error {
+			if o == op {
+				n.Add(1)
+			}
+			return nil
+		}
+	})
+	return &n
+}
+
+// A channel that the broker refuses to open would end the link.
+func TestLooksOpenNoChannels(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": untilDone})
+		opened := countCalls(r.broker, "channel")
+		waiting := r.batchOf(3, "m")
+		pass(30 * time.Second)
+		wantSame(t, "channels opened", opened.Load(), 0)
+		looks := countCalls(r.broker, "declare passive")
+		pass(10 * time.Second)
+		if n := looks.Load(); n < 18 || n > 22 {
+			t.Errorf("%d looks at two queues in 10 s", n)
+		}
+		for _, done := range waiting {
+			<-done
+		}
+	})
+}
+
+// A queue of the batch lane that the broker does not answer for costs nothing but batches.
+func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		var channels atomic.Int64
+		r.broker.with(func(b *fakeBroker) {
+			b.onCall = func(op, name string) error {
+				if op == "channel" {
+					channels.Add(1)
+				}
+				if op == "declare passive" && name == batchQueueName {
+					return errHang
+				}
+				return nil
+			}
+		})
+		for range 60 {
+			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			pass(time.Second)
+		}
+		wantSame(t, "the lane is open to", r.client.route.lane.servers.Load(), 0)
+		wantSame(t, "channels opened", channels.Load(), 1)
+		wantSame(t, "generation", r.client.Status().Generation, 1)
+		wantIs(t, (<-goCall(r.client, within(t, time.Minute), "m", nil)).err)
+	})
+}
+
+// Calls that wait for a place in the lane leave alone when it shuts.
+func TestNackedBatchShutsTheLane(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		r.broker.fail(batchQueueName, faultNack)
+		for i, done := range r.batchOf(4, "m", Idempotent()) {
+			wantAnswer(t, <-done, fmt.Sprint(i))
+		}
+		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 1)
+		wantSame(t, "the lane is open to", r.client.route.lane.servers.Load(), 0)
+		pass(time.Minute)
+		r.openLane()
+	})
+}
