@@ -36,14 +36,11 @@ func (s *Server) reply(j *job, r reply) {
 	s.outbox.put(&j.answer)
 }
 
-// refuse answers a job that no handler of this server ran. That a call in a batch did
-// not run can be said when all the others in it are settled; an idempotent one may be
-// sent again whatever became of it, so it is told less, and at once.
+// refuse answers a job that no handler of this server ran. That a request did not run can
+// be said when its message is acknowledged, which for a call in a batch is when all the
+// others in it are settled; see parcel.bound.
 func (s *Server) refuse(j *job, e *Error) {
 	s.refused(j, e.code)
-	if j.parcel != nil && j.in.Idempotent && e.outcome == DidNotRun {
-		e.outcome = MayHaveRun
-	}
 	r := s.refusalOf(j, e)
 	if j.in.OneWay || r.failed.outcome != DidNotRun {
 		s.reply(j, r)

@@ -271,7 +271,7 @@ func TestRefusalInABatchFollowsTheOthers(t *testing.T) {
 		})
 		began := time.Now()
 		idempotent := <-waiting[2]
-		wantSame(t, "waited", time.Since(began), 0)
+		wantSame(t, "waited", time.Since(began), minRefusalPatience)
 		wantSame(t, "code", CodeOf(idempotent.err), CodeUnimplemented)
 		wantSame(t, "outcome", OutcomeOf(idempotent.err), MayHaveRun)
 		<-waiting[0]

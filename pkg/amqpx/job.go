@@ -107,11 +107,15 @@ func (j *job) comesAgain() bool {
 }
 
 // refuseLater has a refusal sent when the job's message is acknowledged, and settles
-// the job.
+// the job, which belongs to the refusal then.
 func (j *job) refuseLater(refusal *answer) {
 	j.refused = true
+	p, patience := j.parcel, refusalPatience(j)
 	j.onMessage(func(m *job) { m.refusals = append(m.refusals, refusal) })
 	j.settled()
+	if p != nil && patience > 0 {
+		p.bound(refusal, patience)
+	}
 }
 
 // moving notes that a counted copy of the request is on its way.

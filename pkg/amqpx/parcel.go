@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -137,4 +138,58 @@ func (p *parcel) giveBack() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requeue = true
+}
+
+// minRefusalPatience is how long the refusal of a call in a batch waits for the others in
+// it, at least.
+const minRefusalPatience = 500 * time.Millisecond
+
+// refusalPatience returns how long the refusal of a job waits for the acknowledgement of
+// the job's message before it is sent without "did not run"; 0 is without a bound. To an
+// idempotent call the difference matters little, as it may be sent again either way. Any
+// other one waits for most of its time, so that its caller still gets the refusal's code.
+func refusalPatience(j *job) time.Duration {
+	switch {
+	case j.in.Idempotent:
+		return minRefusalPatience
+	case j.in.budget == noBudget:
+		return 0
+	default:
+		left := j.in.budget - time.Since(j.arrived)
+		return max(left-left/4, minRefusalPatience)
+	}
+}
+
+// bound sends a refusal after patience, if its batch is not done with by then. As the
+// batch may be handed out again, the refusal no longer says that the call did not run.
+func (p *parcel) bound(refusal *answer, patience time.Duration) {
+	if p.done() {
+		return
+	}
+	time.AfterFunc(patience, func() {
+		if p.withdraw(refusal) {
+			refusal.reply.failed.outcome = MayHaveRun
+			refusal.server.outbox.put(refusal)
+		}
+	})
+}
+
+// done reports whether every job of the batch has left.
+func (p *parcel) done() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open == 0
+}
+
+// withdraw takes a refusal from those that are sent when the batch is acknowledged. It
+// reports false when the batch is done with: then they belong to the acknowledgement.
+func (p *parcel) withdraw(refusal *answer) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.Index(p.message.refusals, refusal)
+	if p.open == 0 || i < 0 {
+		return false
+	}
+	p.message.refusals = slices.Delete(p.message.refusals, i, i+1)
+	return true
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -136,9 +135,6 @@ func (in *incoming) setBytes(f field, intern func([]byte) string) *Error {
 	case callID:
 		return setText(&in.CorrelationID, "id", f.bytes)
 	case callMethod:
-		if !utf8.Valid(f.bytes) {
-			return setText(&in.Method, "method", f.bytes)
-		}
 		in.Method = intern(f.bytes)
 	case callBody:
 		in.Body = bytes.Clone(f.bytes)
@@ -163,10 +159,10 @@ func (in *incoming) setNumber(f field) {
 	}
 }
 
-// setText reads a short string.
+// setText reads a short string: like a property of a message, any bytes.
 func setText(to *string, what string, text []byte) *Error {
-	if len(text) > maxShortString || !utf8.Valid(text) {
-		return refusal(CodeInvalidArgument, "%s of %d bytes: want UTF-8 of at most %d", what, len(text), maxShortString)
+	if len(text) > maxShortString {
+		return refusal(CodeInvalidArgument, "%s of %d bytes: want at most %d", what, len(text), maxShortString)
 	}
 	*to = string(text)
 	return nil

@@ -17,6 +17,8 @@ func checkRequest(req *Request, maxBody int) error {
 	switch {
 	case req.Method == "" || len(req.Method) > maxShortString:
 		return fmt.Errorf("method name of %d bytes: want 1 to %d", len(req.Method), maxShortString)
+	case len(req.CorrelationID) > maxShortString: // of middleware
+		return fmt.Errorf("correlation id of %d bytes: want at most %d", len(req.CorrelationID), maxShortString)
 	case len(req.IdempotencyKey) > maxShortString:
 		return fmt.Errorf("idempotency key of %d bytes: want at most %d", len(req.IdempotencyKey), maxShortString)
 	case len(req.Body) > maxBody:

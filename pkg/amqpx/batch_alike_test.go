@@ -1,0 +1,160 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// seen answers with all that the handler sees of its request.
+func seen(_ context.Context, req *Request) ([]byte, error) {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "method %q body %q idempotent %v", req.Method, req.Body, req.Idempotent)
+	if req.IdempotencyKey != req.CorrelationID {
+		fmt.Fprintf(&b, " key %q", req.IdempotencyKey)
+	}
+	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
+		fmt.Fprintf(&b, " header %q=%#v", name, req.Header[name])
+	}
+	return b.Bytes(), nil
+}
+
+// wantSameEnd compares what a call ended in with what it ended in alone.
+func wantSameEnd(t *testing.T, alone, batched result) {
+	t.Helper()
+	if !bytes.Equal(alone.answer, batched.answer) {
+		t.Errorf("alone %q, in a batch %q", alone.answer, batched.answer)
+	}
+	if CodeOf(alone.err) != CodeOf(batched.err) || OutcomeOf(alone.err) != OutcomeOf(batched.err) {
+		t.Errorf("alone %v (%v), in a batch %v (%v)", alone.err, OutcomeOf(alone.err), batched.err, OutcomeOf(batched.err))
+	}
+	if fmt.Sprint(alone.err) != fmt.Sprint(batched.err) {
+		t.Errorf("alone %v, in a batch %v", alone.err, batched.err)
+	}
+}
+
+// What a call ends in does not depend on whether it happens to share a message.
+func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
+	t.Parallel()
+	const odd = "\xff\x00 odd"
+	for _, c := range []struct {
+		name   string
+		method string
+		body   string
+		opts   []CallOption
+	}{
+		{name: "plain", method: "m", body: "x"},
+		{name: "empty body", method: "m"},
+		{name: "method that is not UTF-8", method: odd, body: "x"},
+		{name: "longest method", method: strings.Repeat("m", 255), body: "x"},
+		{name: "method that is too long", method: strings.Repeat("m", 256), body: "x"},
+		{name: "no method", method: "", body: "x"},
+		{name: "unknown method", method: "nothing", body: "x"},
+		{name: "unknown method, idempotent", method: "nothing", body: "x", opts: []CallOption{Idempotent()}},
+		{name: "unknown method that is not UTF-8", method: "\xfe", body: "x"},
+		{name: "key that is not UTF-8", method: "m", body: "x", opts: []CallOption{WithIdempotencyKey("\xff\xfe")}},
+		{name: "longest key", method: "m", body: "x", opts: []CallOption{WithIdempotencyKey(strings.Repeat("k", 255))}},
+		{name: "key that is too long", method: "m", body: "x", opts: []CallOption{WithIdempotencyKey(strings.Repeat("k", 256))}},
+		{name: "header value that is not UTF-8", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": "\xff"})}},
+		{name: "header name that is not UTF-8", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"\xff": "v"})}},
+		{name: "header without a name", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"": ""})}},
+		{name: "header name that is too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{strings.Repeat("h", 256): "v"})}},
+		{name: "reserved header", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"rpc-x": "v"})}},
+		{name: "headers that nearly fill a batch", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", batchBytes-200)})}},
+		{name: "headers that are too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", maxHeaderBytes)})}},
+		{name: "body that nearly fills a batch", method: "m", body: strings.Repeat("b", batchBytes-200)},
+		{name: "body that is larger than a batch", method: "m", body: strings.Repeat("b", batchBytes+1)},
+		{name: "body that is too large", method: "m", body: strings.Repeat("b", 1<<20+1)},
+		{name: "answer that is too large", method: "large", body: "x"},
+		{name: "coded error", method: "coded", body: "x"},
+		{name: "error text that is not UTF-8", method: "garbled", body: "x"},
+		{name: "uncoded error", method: "uncoded", body: "x"},
+		{name: "panic", method: "panic", body: "x", opts: []CallOption{Idempotent()}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				methods := handlers{
+					"m": seen, odd: seen, strings.Repeat("m", 255): seen, "open the lane": echo,
+					"large":   func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
+					"coded":   func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
+					"garbled": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "\xff\xfe") },
+					"uncoded": func(context.Context, *Request) ([]byte, error) { return nil, errors.New("secret") },
+					"panic":   func(context.Context, *Request) ([]byte, error) { panic("boom") },
+				}
+				r := startRig(t, methods, WithBatch(BatchAuto), WithMaxMessageSize(1<<20))
+				r.openLane()
+				alone := <-goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), c.opts...)
+				ends := r.together(func() []<-chan result {
+					call := goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), c.opts...)
+					settle()
+					mate := goCall(r.client, within(t, time.Minute), "m", []byte("mate"))
+					settle()
+					return []<-chan result{call, mate}
+				})
+				wantSameEnd(t, alone, <-ends[0])
+				if mate := <-ends[1]; mate.err != nil {
+					t.Errorf("the other in the batch: %v", mate.err)
+				}
+			})
+		})
+	}
+}
+
+// A refusal waits for the slow calls in its batch only as long as its caller can.
+func TestRefusalDoesNotWaitForeverForTheOthersInItsBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"stuck": untilDone})
+		const timeout = 8 * time.Second
+		ends := r.together(func() []<-chan result {
+			stuck := goCall(r.client, within(t, timeout), "stuck", nil)
+			settle()
+			refused := goCall(r.client, within(t, timeout), "nothing", nil)
+			settle()
+			return []<-chan result{stuck, refused, goCall(r.client, within(t, timeout), "nothing", nil, Idempotent())}
+		})
+		for _, c := range []struct {
+			end  <-chan result
+			took time.Duration
+		}{{ends[2], minRefusalPatience}, {ends[1], timeout - timeout/4}} {
+			got := <-c.end
+			wantSame(t, "code", CodeOf(got.err), CodeUnimplemented)
+			wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the batch may come again
+			wantSame(t, "time", got.took, c.took)
+		}
+		<-ends[0]
+		settle()
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+	})
+}
+
+// The refusals of a batch whose link is lost are not sent: the batch comes again.
+func TestRefusalsOfALostBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"slow": slow})
+		ends := r.together(func() []<-chan result {
+			a := goCall(r.client, within(t, time.Minute), "slow", nil, Idempotent())
+			settle()
+			return []<-chan result{a, goCall(r.client, within(t, time.Minute), "nothing", nil, Idempotent())}
+		})
+		r.broker.kick(nil)
+		got := <-ends[1]
+		wantSame(t, "code", CodeOf(got.err), CodeUnimplemented)
+		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+		if got := <-ends[0]; got.err != nil {
+			t.Errorf("the other in the batch: %v", got.err)
+		}
+		pass(time.Minute)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+	})
+}
