@@ -90,8 +90,8 @@ func (s *stage) urlAt(n *clusterNode) string {
 func (s *stage) declareQueues() {
 	s.t.Helper()
 	const name = "first"
-	url, open := s.wayFrom(name, s.sc.place.queue)
-	p := startProcess(s.t, s.dir, false, "server", name, s.flags(url)...)
+	urls, open := s.wayFrom(name, s.sc.place.queue)
+	p := startProcess(s.t, s.dir, false, "server", name, s.flags(urls)...)
 	p.untilReady(1)
 	open()
 	if err := p.stop(); err != nil {
