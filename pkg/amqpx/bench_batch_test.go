@@ -88,20 +88,22 @@ func BenchmarkNewID(b *testing.B) {
 }
 
 func BenchmarkExecutions(b *testing.B) {
-	e := newExecutions(DefaultReplayBytes, DefaultReplayAge)
-	m := &serverMethod{name: "b", known: make(map[string]*execution)}
+	e := newExecutions(DefaultReplayBytes, DefaultReplayAge, false)
+	m := &serverMethod{name: "b", known: make(map[requestID]*execution)}
 	ids := make([]string, 1<<16)
 	for i := range ids {
 		ids[i] = fmt.Sprintf("7b1b2f0e-97d4-4a3b-bb6e-%012d", i)
 	}
-	n := 0
+	n, body := 0, []byte("request")
 	b.ReportAllocs()
 	for b.Loop() {
-		j := &job{method: m, in: &incoming{Request: Request{CorrelationID: ids[n%len(ids)]}, followsContract: true}}
+		r := &invocation{job: &job{method: m, in: &incoming{
+			Request: Request{CorrelationID: ids[n%len(ids)], User: "guest", Body: body}, replyTo: "rpc_queue.reply", followsContract: true,
+		}}}
 		now := time.Now()
-		x, _, _ := e.begin(j, now)
-		x.ended = now
-		e.end(x, reply{body: []byte("b")}, true)
+		id, _ := r.job.in.identity()
+		_, x := e.begin(r, id, now)
+		e.end(x, response{body: []byte("b")}, true, true, now)
 		n++
 	}
 }

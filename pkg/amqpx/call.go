@@ -55,6 +55,7 @@ type route struct {
 	// nackProves says that a nack proves that the request was not delivered: the queue is a
 	// quorum queue, which rejects a message only before it is written to its log.
 	nackProves bool
+	user       brokerUser
 	outbox     *outbox
 	watch      *queueWatch
 	gate       *queueGate
@@ -183,6 +184,7 @@ func (k *call) claim(generation uint64) bool {
 func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	markAgain(&msg, k.resent, k.round)
+	msg.UserId = k.route.user.get()
 	return k.route.queue, true, msg
 }
 

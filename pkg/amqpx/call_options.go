@@ -44,6 +44,15 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) that
 // every re-send carries; the default is the call's correlation id. It declares the
 // call idempotent.
+//
+// Within a minute by default ([WithReplay]), the same server runs requests with one method
+// and key of one user of the broker ([Request.User]; [WithDedupScope] tells other
+// identities) once, and gives all of them the response of that run. A key names one
+// request: with another body it fails with [CodeFailedPrecondition] and [DidNotRun]. Only
+// final results are kept, so a call that failed with a code such as [CodeUnavailable] runs
+// again. Two servers on one queue know nothing of each other's requests: what must not
+// happen twice needs the key in a database that they share. Whoever has the same user can
+// get the response of a key that it knows.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
 }

@@ -81,10 +81,21 @@ func (c *Client) sendCancels(s *session) {
 		for len(waiting) > 0 {
 			var msg amqp.Publishing
 			msg, waiting = encodeCancel(waiting)
+			c.signCancel(&msg)
 			if ch.publishToAll(c.cfg.queue.controlExchange(), msg) != nil {
 				break // the next one opens another channel
 			}
 		}
+	}
+}
+
+// signCancel marks a cancellation as that of this client: servers end only calls of the
+// same user and reply_to. The address of direct reply-to is not known here, and belongs to
+// another channel: there the ids alone, which nobody can guess, say whose the calls are.
+func (c *Client) signCancel(msg *amqp.Publishing) {
+	msg.UserId = c.route.user.get()
+	if c.cfg.replyMode == ReplyQueue {
+		msg.ReplyTo = c.route.replyTo
 	}
 }
 

@@ -182,6 +182,11 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 // setup makes a new session serve: reply route, answers, publisher. Then it tells
 // the calls that the session before had confirmed.
 func (c *Client) setup(_ context.Context, s *session) error {
+	if c.cfg.userID {
+		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
+			return err
+		}
+	}
 	direct := c.cfg.replyMode == ReplyDirect
 	var args amqp.Table
 	if direct {

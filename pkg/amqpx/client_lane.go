@@ -138,7 +138,7 @@ func (k *call) board(b *batch) {
 	left := k.budget(b.now)
 	if len(b.mates) == 0 {
 		b.calls, b.replyTo, b.persistent = k.route.lane, k.route.replyTo, k.route.persistent
-		b.id, b.least = b.calls.nextID(), left
+		b.id, b.least, b.user = b.calls.nextID(), left, k.route.user.get()
 	}
 	k.batched.Store(true)
 	b.least, b.most = min(b.least, left), max(b.most, left)

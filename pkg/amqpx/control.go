@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
@@ -118,7 +119,7 @@ func (c *control) take(d *amqp.Delivery) {
 	case "": // an answer to this server's own ping
 		s.pings.answered(d.CorrelationId)
 	case controlCancel:
-		if err := s.cancelCalls(d.Body); err != nil {
+		if err := s.cancelCalls(d); err != nil {
 			c.cannotRead(d, err)
 		}
 	case controlPing, controlInfo, controlStats:
@@ -143,28 +144,30 @@ func (c *control) cannotRead(d *amqp.Delivery, err error) {
 	log("dropped a control message that cannot be read", zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
 }
 
-// cancelCalls gives up the calls that a message names, in the format of a batch: of each
-// its id, its method, and its key if that differs from the id. Those that do not run here
-// may run elsewhere, or be on their way. The error is the last of those that cannot be read.
-func (s *Server) cancelCalls(body []byte) error {
+// cancelCalls ends the calls that a message names, in the format of a batch: of each its
+// id, its method, and its key if that differs from the id. They are those of the caller that
+// sent the message: its user and its reply_to must be theirs. Calls that do not run here may
+// run elsewhere, or be on their way. The error is the last of those that cannot be read.
+func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	var room [64][]byte
-	records, err := appendRecords(room[:0], body)
+	records, err := appendRecords(room[:0], d.Body)
 	if err != nil {
 		return err
 	}
+	user, now := s.callerOf(d), time.Now()
 	for _, record := range records {
-		var in incoming
-		if failed := decodeCall(&in, record, "", s.nameOf); failed != nil {
+		in := incoming{Request: Request{User: user}}
+		if failed := decodeCall(&in, record, d.ReplyTo, s.nameOf); failed != nil {
 			err = failed
 			continue
 		}
 		m := s.methods[in.Method]
-		if m == nil {
+		if m == nil || in.CorrelationID == "" {
 			continue
 		}
-		if x := s.executions.cancel(m, keyOf(&in), in.CorrelationID); x != nil {
+		for _, r := range s.dedup.cancel(m, &in, now) {
 			s.counts.canceled.Add(1)
-			x.ctx.end()
+			r.end()
 		}
 	}
 	return err

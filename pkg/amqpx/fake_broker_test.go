@@ -24,6 +24,7 @@ type fakeBroker struct {
 	queues  map[string]*fakeQueue
 	fanouts map[string][]string // exchanges, and the queues bound to each
 	links   []*fakeLink
+	user    string // of every link, as the broker knows it
 	alarm   string // why publishing is blocked; "" while it is not
 	linkSeq int
 
@@ -64,7 +65,7 @@ type fakeMessage struct {
 }
 
 func newFakeBroker() *fakeBroker {
-	return &fakeBroker{queues: make(map[string]*fakeQueue), fanouts: make(map[string][]string), faults: make(map[string][]fault)}
+	return &fakeBroker{user: "app", queues: make(map[string]*fakeQueue), fanouts: make(map[string][]string), faults: make(map[string][]fault)}
 }
 
 // option makes clients and servers use this broker, and have every call travel alone and

@@ -131,6 +131,9 @@ func (b *fakeBroker) hasFanout(name string) *amqp.Error {
 func (c *fakeChannel) publishToAll(exchange string, msg amqp.Publishing) error {
 	return c.do("publish", exchange, func() *amqp.Error {
 		b := c.link.broker
+		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {
+			return refused
+		}
 		b.sent = append(b.sent, sentMessage{key: exchange, mandatory: true, msg: msg, at: time.Now()})
 		routed := false
 		for _, queue := range b.fanouts[exchange] {
@@ -144,6 +147,15 @@ func (c *fakeChannel) publishToAll(exchange string, msg amqp.Publishing) error {
 		}
 		return b.hasFanout(exchange)
 	})
+}
+
+// checkUser is what a broker says of a message's user_id. The caller holds mu.
+func (b *fakeBroker) checkUser(user string) *amqp.Error {
+	if user == "" || user == b.user {
+		return nil
+	}
+	return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
+		"PRECONDITION_FAILED - user_id property set to '%s' but authenticated user was '%s'", user, b.user)}
 }
 
 // QueueDeclarePassive implements channel.

@@ -70,6 +70,12 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 	if msg.ReplyTo == directReplyTo {
 		msg.ReplyTo = c.replyAddress()
 	}
+	if refused := b.checkUser(msg.UserId); refused != nil {
+		c.except(refused)
+		lost := &fakeConfirm{done: make(chan struct{})}
+		close(lost.done)
+		return lost, nil
+	}
 	f := b.nextFault(key)
 	if err := f.before(c.link); err != nil {
 		return nil, err
@@ -141,7 +147,7 @@ func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
 		Headers: m.msg.Headers, DeliveryMode: m.msg.DeliveryMode, CorrelationId: m.msg.CorrelationId,
 		ReplyTo: m.msg.ReplyTo, Expiration: m.msg.Expiration, MessageId: m.msg.MessageId,
 		ContentType: m.msg.ContentType, Priority: m.msg.Priority, Type: m.msg.Type,
-		AppId: m.msg.AppId, Body: m.msg.Body,
+		AppId: m.msg.AppId, UserId: m.msg.UserId, Body: m.msg.Body,
 	}
 	c.link.post(func() {
 		select {

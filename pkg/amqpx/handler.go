@@ -27,6 +27,10 @@ type Request struct {
 	// Redelivered says that an earlier run may have happened: the broker handed the
 	// request out before, or its caller sent it before. Server only.
 	Redelivered bool
+	// User is the user that the broker has validated the caller as (the user_id
+	// property, https://www.rabbitmq.com/docs/validated-user-id), or "" for a request
+	// that does not tell. Server only.
+	User string
 	// Queued is how long the request waited in this server for a worker. Server only.
 	Queued time.Duration
 	// OneWay says that the caller wants no answer (no reply_to). Server only.

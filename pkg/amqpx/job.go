@@ -20,10 +20,10 @@ type job struct {
 	answer   answer        // that it is answered with
 	whole    bool          // it stands for a batch
 
-	refused bool // its refusal is sent when its message is acknowledged, and ends it
-	left    bool // it counts no more for its parcel
-	// canceled says that the caller has given up; guarded by executions.mu while it runs.
-	canceled bool
+	refused bool  // its refusal is sent when its message is acknowledged, and ends it
+	left    bool  // it counts no more for its parcel
+	turn    *turn // of a request that waits for a worker again; the job is nothing else then
+	invoked *invocation
 
 	// Of the message, see onMessage: what is to be done when it is acknowledged.
 	refusals []*answer // to be sent then
@@ -34,6 +34,7 @@ type job struct {
 func (j *job) decode() (*incoming, *Error) {
 	if j.in == nil {
 		j.in, j.failed = decodeRequest(j.delivery, j.from.server.cfg.defaultMethod)
+		j.in.User = j.from.server.callerOf(j.delivery)
 		j.method = j.from.server.methods[j.in.Method]
 	}
 	return j.in, j.failed

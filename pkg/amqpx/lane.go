@@ -206,6 +206,7 @@ type batch struct {
 	calls      *callLane // of a batch of calls, else nil
 	id         string    // of a batch of calls
 	replyTo    string
+	user       string        // of the broker, of all the calls
 	least      time.Duration // that a call in it has left
 	most       time.Duration // and the most
 	persistent bool
@@ -224,7 +225,7 @@ func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	if b.calls == nil {
 		return b.key, false, msg
 	}
-	msg.ContentType, msg.CorrelationId, msg.ReplyTo = contentTypeCalls, b.id, b.replyTo
+	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = contentTypeCalls, b.id, b.replyTo, b.user
 	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)
 	return b.key, true, msg
 }

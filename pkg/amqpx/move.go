@@ -20,9 +20,10 @@ type moved struct {
 	done   func() // what follows the confirm
 }
 
-// move publishes msg to queue and calls done, which settles the job, when the broker
-// has it.
+// move publishes msg, a copy of the job's request, to queue and calls done, which settles
+// the job, when the broker has it.
 func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
+	s.sign(&msg, j.in.User)
 	if _, counted := msg.Headers[headerDeliveries]; counted {
 		j.moving()
 	}
@@ -66,8 +67,8 @@ func brokerHeaders() []string { return []string{headerCC, headerBCC, "x-delivery
 
 // copyOf returns the message of a request with less time left, for another queue of
 // the same broker, or why it cannot be copied. What the broker itself wrote into it,
-// or would act on, is left out: the user, whom it compares with the connection's; the
-// routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
+// or would act on, is left out: the user, whom it compares with the connection's (move puts
+// this server's own in its place); the routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
 // a quorum queue.
 func copyOf(j *job) (amqp.Publishing, error) {
 	if j.parcel != nil {

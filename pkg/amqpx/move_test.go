@@ -35,7 +35,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		wantSame(t, "copies", len(copies), 1)
 		got := copies[0]
 		wantSame(t, "mandatory", got.mandatory, true)
-		wantSame(t, "headers", len(got.msg.Headers), 2)
+		wantSame(t, "headers", len(got.msg.Headers), 3)
 		wantSame(t, "mine", got.msg.Headers["mine"], any("kept"))
 		wantSame(t, "deliveries", got.msg.Headers[headerDeliveries], any(int64(1)))
 		wantSame(t, "expiration", got.msg.Expiration, "5000")

@@ -65,6 +65,7 @@ type config struct {
 	persistent     bool
 	batch          BatchMode
 	control        bool
+	userID         bool
 	version        string
 	maxMessageSize int
 	heartbeat      time.Duration
@@ -84,6 +85,7 @@ func defaultConfig() config {
 		queue:          Queue{Name: DefaultQueue, Type: QueueClassic, Durable: true},
 		batch:          BatchAuto,
 		control:        true,
+		userID:         true,
 		maxMessageSize: DefaultMaxMessageSize,
 		heartbeat:      DefaultHeartbeat,
 		dialTimeout:    DefaultDialTimeout,

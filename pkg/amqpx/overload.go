@@ -36,8 +36,7 @@ func (l *load) wait(waiting int) time.Duration {
 }
 
 // shed refuses a request at once when it would expire before a worker is free, unless
-// it needs none because the same request runs here; it reports whether the job is
-// dealt with. To an idempotent call, which may be sent again whatever became of it, it
+// the same request runs here, or has run; it reports whether the job is dealt with. To an idempotent call, which may be sent again whatever became of it, it
 // does not say "did not run": so its request need not be acknowledged before.
 func (s *Server) shed(j *job) bool {
 	wait := s.load.wait(s.jobs.len())
@@ -45,15 +44,11 @@ func (s *Server) shed(j *job) bool {
 		return false
 	}
 	in, failed := j.decode()
-	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay {
+	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay || s.dedup.knows(j) {
 		return false
 	}
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
 	e.retryAfter = wait
-	if s.executions.join(j) {
-		s.counts.replayed.Add(1)
-		return true
-	}
 	if in.Idempotent || in.Redelivered {
 		e.outcome = MayHaveRun
 	}

@@ -61,13 +61,13 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		wantSame(t, "refused", s.Stats().Refused, 1)
 		b.put(keyed("m", "key", "first"))
 		pass(3 * time.Second)
-		b.put(with(keyed("m", "key", "again"), budget(500))) // needs no worker
+		b.put(with(keyed("m", "key", "again"), budget(500))) // may need no handler
 		b.take()
 		b.put(with(request("m"), budget(60_000))) // has the time to wait
 		b.put(request("m"))                       // sets no limit
 		pass(time.Minute)
 		wantSame(t, "executions", runs.Load(), 34)
-		wantSame(t, "replayed", s.Stats().Replayed, 1)
+		wantSame(t, "expired", s.Stats().Expired, 1)
 		wantSame(t, "shed in the end", s.Stats().Shed, 1)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)

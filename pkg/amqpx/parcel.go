@@ -71,12 +71,14 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	}
 	p.open = len(records)
 	jobs := make([]batchedJob, len(records))
+	user := s.callerOf(d)
 	for i, record := range records {
 		j := &jobs[i]
 		j.job = job{from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived, in: &j.incoming, parcel: p}
 		j.failed = decodeCall(j.in, record, d.ReplyTo, s.nameOf)
 		j.method = s.methods[j.in.Method]
 		j.in.Redelivered = j.in.Redelivered || d.Redelivered
+		j.in.User = user
 	}
 	d.Body = nil
 	// At once: a job of another message between them could wait for the moves of those

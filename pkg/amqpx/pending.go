@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"bytes"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ const (
 	verdictRedelivered                // the same answer again, after a reconnect
 	verdictLate                       // its call was given up
 	verdictUnknown                    // no such call
+	verdictCanceled                   // its call was canceled, and so the server says
 )
 
 // pending is the table of calls that wait for an answer, by correlation id.
@@ -54,8 +56,8 @@ func newPending(maxCalls, maxBytes int) *pending {
 }
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id that was
-// used before, as when middleware sends one request twice, is replaced: what is still to
-// come for the first must not be taken for the second's. With watch the call learns when its
+// used before, as when middleware sends one request twice, is replaced (see anew): what is
+// still to come for the first must not be taken for the second's. With watch the call learns when its
 // deadline passes, if it comes after those of the others: watched says so.
 func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.mu.Lock()
@@ -68,19 +70,35 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	}
 	id := k.req.CorrelationID
 	if s := p.slots[id]; s != nil {
-		again := *k.req
-		again.CorrelationID = newID()
-		if s.call == nil && again.IdempotencyKey == "" {
-			again.IdempotencyKey = id // a server that ran it knows it by that
-		}
-		k.req = &again
-		id = again.CorrelationID
+		k.req = s.anew(k.req)
+		id = k.req.CorrelationID
 	}
 	p.calls++
 	p.bytes += len(k.req.Body)
 	k.slot = &slot{id: id, call: k}
 	p.slots[id] = k.slot
 	return watch && p.due.add(k, p.expire), nil
+}
+
+// anew returns the request of a call whose correlation id s has. After a send that got no
+// response, or has none yet, it repeats that one: the idempotency key says so, and a server
+// that runs it, or has run it, does not run it again. After a response it is another call,
+// unless the application chose a key.
+func (s *slot) anew(req *Request) *Request {
+	again := *req
+	again.CorrelationID = newID()
+	chosen := req.IdempotencyKey != "" && req.IdempotencyKey != s.id
+	switch {
+	case chosen:
+	case s.answered, s.call != nil && (!req.Idempotent || !bytes.Equal(s.call.req.Body, req.Body)):
+		again.IdempotencyKey = ""
+		if req.Idempotent {
+			again.IdempotencyKey = again.CorrelationID
+		}
+	default:
+		again.IdempotencyKey = s.id
+	}
+	return &again
 }
 
 // expire tells the calls whose deadline has passed.
@@ -179,6 +197,9 @@ func (s *slot) match(a *received) (*call, verdict) {
 		k.answer, k.echoed = a.reply, a.echoed
 		return k, verdictTaken
 	case k == nil && !s.answered:
+		if failed := a.reply.failed; failed != nil && failed.code == CodeCanceled {
+			return nil, verdictCanceled
+		}
 		return nil, verdictLate
 	case a.redelivered:
 		return nil, verdictRedelivered

@@ -48,14 +48,12 @@ func (s *Server) awaitMoves(j *job) bool {
 // handedOutBefore settles a request that may have run before, if it must not just run,
 // and reports whether it did.
 func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
-	again := j.delivery.Redelivered || m.atMostOnce && j.in.Redelivered
+	again := j.delivery.Redelivered || m.atMostOnce && j.wasHandedOut()
 	switch {
-	case !again, s.executions.knows(j):
+	case !again, s.dedup.knows(j):
 		return false
 	case m.atMostOnce:
-		e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", j.in.Method)
-		e.outcome = MayHaveRun
-		s.refuse(j, e)
+		s.refuse(j, handedOutOnce(m.name))
 		return true
 	case s.cfg.deliveryLimit == 0:
 		return false
@@ -74,6 +72,16 @@ func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
 		s.move(j, queue, msg, j.settled)
 	}
 	return true
+}
+
+// wasHandedOut reports whether an earlier run of a request may have happened.
+func (j *job) wasHandedOut() bool { return j.delivery.Redelivered || j.in.Redelivered }
+
+// handedOutOnce is the error of a request that may have run, and must not run again.
+func handedOutOnce(method string) *Error {
+	e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", method)
+	e.outcome = MayHaveRun
+	return e
 }
 
 // copyOrRefuse returns the copy with its count. A request with headers that this

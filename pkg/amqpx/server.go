@@ -22,10 +22,10 @@ type Server struct {
 	outbox  *outbox
 	workers sync.WaitGroup
 	load    load
-	// executions knows which requests run, and what the last ones came to.
-	executions *executions
-	track      tracker // consumers and unsettled requests
-	moves      tracker // counted copies whose originals are not acknowledged
+	dedup   dedupStore
+	user    brokerUser // of copies of requests
+	track   tracker    // consumers and unsettled requests
+	moves   tracker    // counted copies whose originals are not acknowledged
 	// consumers and parcels are how many of track's are no requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
@@ -51,16 +51,16 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg:        cfg,
-		methods:    make(map[string]*serverMethod),
-		jobs:       newJobQueue(),
-		outbox:     newOutbox(),
-		load:       load{workers: int64(cfg.workers)},
-		executions: newExecutions(cfg.replayBytes, cfg.replayAge),
-		adopted:    make(map[string]bool),
-		draining:   make(chan struct{}),
-		stopNow:    make(chan struct{}),
-		self:       newInstance(),
+		cfg:      cfg,
+		methods:  make(map[string]*serverMethod),
+		jobs:     newJobQueue(),
+		outbox:   newOutbox(),
+		load:     load{workers: int64(cfg.workers)},
+		dedup:    newExecutions(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
+		adopted:  make(map[string]bool),
+		draining: make(chan struct{}),
+		stopNow:  make(chan struct{}),
+		self:     newInstance(),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
 	return s, nil
@@ -80,7 +80,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
 	recovered := Recover(s.cfg.logger)
-	m := &serverMethod{name: name, known: make(map[string]*execution), handler: Chain(h, append([]Middleware{recovered}, s.cfg.middleware...)...)}
+	m := &serverMethod{name: name, known: make(map[requestID]*execution), handler: Chain(s.deduplicate(h), append([]Middleware{recovered}, s.cfg.middleware...)...)}
 	for _, o := range opts {
 		o(m)
 	}
@@ -144,6 +144,11 @@ func (s *Server) WaitReady(ctx context.Context) error { return s.sup.waitReady(c
 // setup makes a new session serve: queues, publisher, consumer. Consuming comes
 // last, so no request arrives before its answer can leave.
 func (s *Server) setup(_ context.Context, sess *session) error {
+	if s.cfg.userID {
+		if err := s.user.verify(sess, s.cfg.logger); err != nil {
+			return err
+		}
+	}
 	queues := []Queue{s.cfg.queue}
 	if s.cfg.batch == BatchAuto {
 		queues = append(queues, s.cfg.queue.batchQueue())

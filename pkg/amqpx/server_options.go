@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -29,6 +30,7 @@ type serverConfig struct {
 	deliveryLimit int
 	replayBytes   int
 	replayAge     time.Duration
+	dedupScope    func(ctx context.Context, req *Request) string // nil: the user
 	ackPause      time.Duration
 
 	defaultMethod string // of requests that name none; "": they are refused
@@ -119,10 +121,24 @@ func WithDeliveryLimit(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.deliveryLimit = n })
 }
 
-// WithReplay bounds the memory and the age of the stored answers, from which a request
-// that arrives again (the same method and message_id) is answered without being run.
-// The defaults are [DefaultReplayBytes] and [DefaultReplayAge]. With 0 bytes, a
-// duplicate still joins a request that runs at the moment.
+// WithReplay bounds the memory and the age of the stored responses, from which a request
+// that repeats another is answered without being run. The defaults are
+// [DefaultReplayBytes] and [DefaultReplayAge]. With 0 bytes there is no deduplication: a
+// request that repeats another is run like any other.
+//
+// A request repeats another if it has the same method, the same body, and the same
+// idempotency key of the same user ([Request.User]); where either is missing, the same key
+// or correlation id and the same reply_to. A request with another body under the same key
+// is refused with [CodeFailedPrecondition]. While the first one runs, the others wait for
+// it, and occupy no worker. Only final results are stored: results, and errors whose codes
+// are none of [CodeUnavailable], [CodeResourceExhausted], [CodeAborted],
+// [CodeDeadlineExceeded], [CodeCanceled], [CodeUnauthenticated], [CodePermissionDenied] and
+// [CodeInternal]. Middleware runs for every request, whether it repeats another or not,
+// and must not change a response in place.
+//
+// The store is this process's own: of two servers on one queue each runs a request that
+// reaches both, also one that comes again later. What must not happen twice needs a key
+// in the handler's own database.
 func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
 }
@@ -134,4 +150,14 @@ func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
 // without a handler is refused like any unknown method.
 func WithDefaultMethod(name string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.defaultMethod = name })
+}
+
+// WithDedupScope sets who an idempotency key belongs to: keys of different scopes are
+// different keys. The default, nil, is the user that the broker has validated
+// ([Request.User]), and for an anonymous request its reply_to. Set it where callers share
+// one user of the broker, as behind a gateway, and prove who they are in another way. It
+// is called inside the middleware, so ctx has what that put there, for each request with an
+// idempotency key, concurrently. With "" the default holds for the request.
+func WithDedupScope(scope func(ctx context.Context, req *Request) string) ServerOption {
+	return serverOption(func(c *serverConfig) { c.dedupScope = scope })
 }

@@ -43,7 +43,7 @@ func (n *clientCounts) dropped(v verdict) {
 		n.duplicates.Add(1)
 	case verdictUnknown:
 		n.unknown.Add(1)
-	case verdictTaken, verdictRedelivered:
+	case verdictTaken, verdictRedelivered, verdictCanceled:
 	}
 }
 

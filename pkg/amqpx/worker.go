@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,26 +14,37 @@ func (s *Server) startWorker(handlers context.Context) {
 	s.workers.Go(func() { s.work(handlers) })
 }
 
-// work runs jobs until the server quits. A handler that ends its goroutine
-// (runtime.Goexit) takes the worker with it, so another one takes its place.
+// work runs jobs until the server quits, or until another worker has taken its place. A
+// handler that ends its goroutine (runtime.Goexit) takes the worker with it, so another
+// one takes its place.
 func (s *Server) work(handlers context.Context) {
-	normal := false
+	last := false // no other worker is to take its place
+	var j *job
 	defer func() {
-		if !normal {
+		if !last && (j == nil || j.invoked == nil || j.invoked.retire()) {
 			s.startWorker(handlers)
 		}
 	}()
-	for j := s.jobs.take(); j != nil; j = s.jobs.take() {
+	for j = s.jobs.take(); j != nil; j = s.jobs.take() {
+		if j.turn != nil {
+			if last = j.turn.take(&s.load); last {
+				return
+			}
+			continue
+		}
 		s.process(handlers, j)
+		if j.invoked != nil && !j.invoked.retire() {
+			last = true
+			return
+		}
 	}
-	normal = true
+	last = true
 }
 
-// process settles one job in one of these ways: skipped, refused, given back, moved,
-// joined to another of the same request, answered from the store, or run. A server that
-// drains only refuses what every server would: requests that are malformed or whose time
-// is over. All else that it has not started it leaves to other servers, which may have
-// other methods.
+// process settles one job in one of these ways: skipped, refused, given back, moved, or run
+// through the middleware. A server that drains only refuses what every server would:
+// requests that are malformed or whose time is over. All else that it has not started it
+// leaves to other servers, which may have other methods.
 func (s *Server) process(handlers context.Context, j *job) {
 	if j.comesAgain() {
 		j.over()
@@ -56,40 +66,24 @@ func (s *Server) process(handlers context.Context, j *job) {
 		s.refuse(j, refusal(CodeUnimplemented, "method %q is unknown to this server", in.Method))
 	case s.handedOutBefore(j, m):
 	case in.lostDeliveries == 0:
-		s.execute(handlers, j, m, now)
+		s.invoke(handlers, j, m, now)
 	case s.awaitMoves(j):
-		s.execute(handlers, j, m, time.Now())
+		s.invoke(handlers, j, m, time.Now())
 	default:
 		j.over()
 	}
 }
 
-// execute runs the handler, unless the same request runs already or has run.
-func (s *Server) execute(handlers context.Context, j *job, m *serverMethod, now time.Time) {
-	x, again, canceled := s.executions.begin(j, now)
-	switch {
-	case canceled:
-		s.counts.canceled.Add(1)
-		j.settled()
-	case x != nil:
-		s.invoke(handlers, j, m, x, now)
-	case again != nil:
-		s.counts.replayed.Add(1)
-		s.reply(j, *again)
-	default: // joined
-		s.counts.replayed.Add(1)
-	}
-}
-
-// invoke runs the handler and answers, whichever way the handler ends.
-func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *execution, begun time.Time) {
+// invoke runs the middleware and the handler, and answers, whichever way they end.
+func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
 	var deadline time.Time
 	if j.in.budget != noBudget {
 		deadline = j.arrived.Add(j.in.budget)
 	}
-	x.ctx.begin(ctx, deadline)
-	ctx = &x.ctx //nolint:contextcheck // it is ctx's child.
-	defer x.ctx.end()
+	r := newInvocation(j)
+	r.begin(ctx, deadline)
+	defer r.end()
+	j.invoked = r
 	queued := begun.Sub(j.arrived)
 	s.load.started()
 	body, err := []byte(nil), errGoexit
@@ -98,15 +92,25 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, x *executi
 		if v := recover(); v != nil { // of middleware, or the logger, outside Recover
 			body, err = nil, &panicError{panicText(v)}
 		}
-		ended := time.Now()
-		took := ended.Sub(begun)
-		x.ended = ended
-		s.load.ended(took)
+		took := time.Since(begun)
+		s.release(r, took)
 		j.in.restore(&asArrived)
-		s.finish(ctx, j.in, x, body, err, timing{queue: queued, handler: took})
+		s.finish(r, body, err, timing{queue: queued, handler: took})
 	}()
 	j.in.Queued = queued
-	body, err = m.handler(ctx, &j.in.Request)
+	body, err = m.handler(r, &j.in.Request) //nolint:contextcheck // r is ctx's child.
+}
+
+// release counts the worker of a request out that was at work for the given time, less
+// what it waited for an execution of the same request.
+func (s *Server) release(r *invocation, took time.Duration) {
+	if !r.retire() {
+		return
+	}
+	r.mu.Lock()
+	took -= r.waited
+	r.mu.Unlock()
+	s.load.ended(took)
 }
 
 // restore undoes what a handler changed, against its documentation, in the parts of a
@@ -122,87 +126,83 @@ func (in *incoming) restore(asArrived *Request) {
 // errGoexit is what a handler came to that neither returned nor panicked.
 var errGoexit = errors.New("the handler ended its goroutine")
 
-// finish answers every job of an execution that ended. After a hard stop it stays
-// silent: the requests were not acknowledged and go to another server. The error and the
-// observer are other people's code: whatever they do, every job is answered.
-func (s *Server) finish(ctx context.Context, in *incoming, x *execution, body []byte, err error, t timing) {
-	r := reply{body: body, timing: t}
-	silent := false
+// ending is what becomes of a request whose middleware has ended.
+type ending uint8
+
+const (
+	endsAnswered ending = iota
+	endsRefused         // the deduplication layer refused it
+	endsReplayed        // with the response of another execution
+	endsStopped         // a hard stop interrupted it: it goes to another server
+)
+
+// finish answers a request whose middleware has ended. After a hard stop it stays silent:
+// the request is not acknowledged and goes to another server. The error and the observer
+// are other people's code: whatever they do, the request is answered.
+func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
+	j, res, how := r.job, reply{body: body, timing: t}, endsAnswered
+	var refusal *Error
 	defer func() {
-		if silent {
-			s.leaveToOthers(x)
+		switch how {
+		case endsStopped:
+			j.over()
+			return
+		case endsRefused:
+			s.refuse(j, refusal)
+			return
+		case endsReplayed:
+		case endsAnswered:
+			if res.failed == nil {
+				s.counts.ok.Add(1)
+			} else {
+				s.counts.failed.Add(1)
+			}
+			j.method.times.ended(res.failed == nil, t.handler)
+		}
+		if r.silent.Load() { // another request of the same call is answered
+			j.settled()
 			return
 		}
-		if r.failed == nil {
-			s.counts.ok.Add(1)
-		} else {
-			s.counts.failed.Add(1)
-		}
-		x.method.times.ended(r.failed == nil, t.handler)
-		// What a handler says whose time is over is no answer for good.
-		keep := err == nil || ctx.Err() == nil
-		ran, others := s.executions.end(x, r, keep)
-		if x.canceled && !keep {
-			others = s.runOthers(ran, others)
-		}
-		s.replyAll(ran, others, r)
+		s.reply(j, res)
 	}()
+	if r.isReplayed() {
+		how = endsReplayed
+	}
 	if err == nil && len(body) > s.cfg.maxMessageSize {
 		err = Errorf(CodeResourceExhausted, "%w: answer of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
 	}
 	code := Code("")
 	if err != nil {
-		r.body, r.failed = nil, internalError() // also if err's own methods end this goroutine
-		if silent = s.judge(ctx, in, err, &r); silent {
-			return
+		res.body, res.failed = nil, internalError() // also if err's own methods end this goroutine
+		switch {
+		case errors.Is(context.Cause(r), errServerStopped):
+			how = endsStopped
+		default:
+			if refusal = r.refusedWith(err); refusal != nil {
+				how = endsRefused
+			} else {
+				s.judge(j.in, err, &res)
+			}
 		}
-		code = r.failed.code
+		code = res.failed.code
 	}
-	if s.cfg.observer != nil {
-		s.cfg.observer.HandlerEnded(x.method.name, code, t.queue, t.handler)
+	if s.cfg.observer != nil && how == endsAnswered {
+		s.cfg.observer.HandlerEnded(j.method.name, code, t.queue, t.handler)
 	}
 }
 
-// judge makes the response of a handler that returned err. It reports true if err means
-// only that the server was stopped. When a method of err panics, the response stays as it is.
-func (s *Server) judge(ctx context.Context, in *incoming, err error, r *reply) (stopped bool) {
+// judge makes the response of a handler that returned err. When a method of err panics, the
+// response stays as it is.
+func (s *Server) judge(in *incoming, err error, r *reply) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.CorrelationID),
 				zap.String("error", fmt.Sprintf("its error, of type %T, panicked: %s", err, panicText(v))))
 		}
 	}()
-	if errors.Is(context.Cause(ctx), errServerStopped) {
-		return true
-	}
 	failed := *s.forCaller(in, err)
 	failed.outcome = Ran // even if it is the error of a call that the handler made
 	failed.message = truncate(failed.message, s.cfg.maxMessageSize)
 	failed.causes = nil // they stay here, and must not stay in memory
 	r.failed = &failed
-	return false
-}
-
-// leaveToOthers ends the jobs of an execution that a hard stop interrupted: their requests
-// are not acknowledged.
-func (s *Server) leaveToOthers(x *execution) {
-	ran, others := s.executions.end(x, reply{}, false)
-	ran.over()
-	for _, j := range others {
-		j.over()
-	}
-}
-
-// runOthers has the request of an execution that was cancelled run again for those that
-// joined it since, and returns the rest: nobody waits for those.
-func (s *Server) runOthers(ran *job, others []*job) (rest []*job) {
-	for _, j := range others {
-		sameCall := func(o *job) bool { return o.canceled && o.in.CorrelationID == j.in.CorrelationID }
-		if sameCall(ran) || slices.ContainsFunc(others, sameCall) {
-			rest = append(rest, j)
-		} else {
-			s.jobs.put(j)
-		}
-	}
-	return rest
 }

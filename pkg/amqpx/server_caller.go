@@ -1,0 +1,125 @@
+package amqpx
+
+import (
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Who called. The broker checks the user_id of a message against the user of the
+// connection that it came through (https://www.rabbitmq.com/docs/validated-user-id), so it
+// is an identity that nobody can forge; a message without it is anonymous, and tells its
+// caller only by its reply_to.
+
+// scopeKind says what the scope of a requestID is.
+type scopeKind uint8
+
+const (
+	scopeUser        scopeKind = iota // the user_id; "" for an anonymous request
+	scopeApplication                  // what WithDedupScope returned
+)
+
+// requestID identifies a request among those of one method.
+type requestID struct {
+	kind  scopeKind
+	scope string
+	// replyTo is empty for an id that is shared, and for one that is too long to be a
+	// number of a program: such a request may come again with another reply_to, see
+	// isSameRequest.
+	replyTo string
+	id      string
+}
+
+// identity is what a request is known by.
+type identity struct {
+	requestID
+
+	// shared says that the id is an idempotency key of an identified caller: it means the
+	// same request whatever the reply_to is.
+	shared bool
+}
+
+// uniqueID is how long an id is at least, in bytes, to be taken for one that no two
+// programs choose: the length of a UUID's bytes. Programs that number their calls have
+// shorter ones.
+const uniqueID = 16
+
+// key returns what a request is known by, or "". A correlation id is good for that
+// only from callers that follow our contract: others may use it again.
+func (in *incoming) key() string {
+	if in.IdempotencyKey == "" && in.followsContract {
+		return in.CorrelationID
+	}
+	return in.IdempotencyKey
+}
+
+// identity returns what a request is known by; false means that nothing tells whether another
+// one repeats it. An idempotency key belongs to the user that made it. A correlation id,
+// and the key of an anonymous caller, belongs to whoever has the reply_to; where there is
+// none either, nobody can tell.
+func (in *incoming) identity() (identity, bool) {
+	id := identity{requestID{scope: in.User, id: in.key()}, in.IdempotencyKey != "" && in.User != ""}
+	switch {
+	case id.id == "", in.replyTo == "" && !id.shared:
+		return id, false
+	case !id.shared && len(id.id) < uniqueID:
+		id.replyTo = in.replyTo
+	}
+	return id, true
+}
+
+// callKey identifies a call: who made it, and its correlation id.
+type callKey struct{ user, replyTo, id string }
+
+// callKey returns the key of a request's call. An address of direct reply-to is known to
+// servers only, and changes with each connection, so it is left out where the id alone
+// cannot be guessed. A one-way request has no reply_to, and no cancellation matches it.
+func (in *incoming) callKey() callKey {
+	k := callKey{user: in.User, replyTo: in.replyTo, id: in.CorrelationID}
+	if len(k.id) >= uniqueID && strings.HasPrefix(k.replyTo, directReplyTo) {
+		k.replyTo = directReplyTo
+	}
+	return k
+}
+
+// headerUser names the caller of a request that a server has copied.
+const headerUser = headerPrefix + "user"
+
+// headerDeath is the broker's own mark of a message that it has dead-lettered
+// (https://www.rabbitmq.com/docs/dlx).
+const headerDeath = "x-death"
+
+// callerOf returns the user that sent a message, or "". A copy that a server made has that
+// server's user and names the caller in a header, which counts only from servers of this
+// server's own user. The broker does not validate anew what it dead-letters, so the
+// user_id of such a message proves nothing: whoever can bind a queue could have another's
+// message routed here.
+func (s *Server) callerOf(d *amqp.Delivery) string {
+	if d.UserId == "" || !s.cfg.userID {
+		return ""
+	}
+	if _, dead := d.Headers[headerDeath]; dead {
+		return ""
+	}
+	if d.UserId == s.user.get() {
+		if caller, copied := d.Headers[headerUser].(string); copied {
+			return caller
+		}
+	}
+	return d.UserId
+}
+
+// sign marks the copy of a request as this server's own, and as that of its caller. A dead
+// letter only names the caller: whoever moves it back may be another user, whom the broker
+// would refuse, and the request is anonymous then.
+func (s *Server) sign(msg *amqp.Publishing, caller string) {
+	delete(msg.Headers, headerUser)
+	user := s.user.get()
+	if user == "" {
+		return
+	}
+	setHeader(msg, headerUser, caller)
+	if _, dead := msg.Headers[headerDeadReason]; !dead {
+		msg.UserId = user
+	}
+}

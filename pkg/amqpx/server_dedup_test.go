@@ -1,0 +1,641 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// otherReplies is the reply queue of another program than that of rawQueue.
+const otherReplies = rawQueue + " of another"
+
+// change changes a message.
+type change func(*amqp.Publishing)
+
+func from(replyTo string) change  { return func(p *amqp.Publishing) { p.ReplyTo = replyTo } }
+func ofUser(user string) change   { return func(p *amqp.Publishing) { p.UserId = user } }
+func withBody(body string) change { return func(p *amqp.Publishing) { p.Body = []byte(body) } }
+func withToken(token string) change {
+	return func(p *amqp.Publishing) { p.Headers = amqp.Table{"token": token} }
+}
+func resent(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} }
+
+// sent is a request of a program that follows the contract.
+func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
+	msg := keyed("m", messageID, correlationID)
+	for _, c := range changes {
+		c(&msg)
+	}
+	return msg
+}
+
+// checkToken is the authentication that a service has in its middleware.
+func checkToken(next Handler) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		if req.Header["token"] != "right" {
+			return nil, Errorf(CodeUnauthenticated, "no")
+		}
+		return next(ctx, req)
+	}
+}
+
+// answerOf returns the code, or the body, of the only answer so far.
+func answerOf(t *testing.T, b *fakeBroker) string {
+	t.Helper()
+	answers := b.take()
+	if len(answers) != 1 {
+		t.Fatalf("%d answers, want 1", len(answers))
+	}
+	if code, failed := answers[0].Headers[headerCode]; failed {
+		return fmt.Sprint(code)
+	}
+	return string(answers[0].Body)
+}
+
+func TestMiddlewareRunsForDuplicates(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]ServerOption{
+		"store": nil, "no store": {WithReplay(0, time.Minute)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": numbered(&runs)}, append(opts, WithMiddleware(checkToken))...)
+				b.put(sent("1", "key", withToken("right")))
+				settle()
+				b.put(sent("2", "key"))
+				settle()
+				wantSame(t, "without a token, while it runs", answerOf(t, b), "unauthenticated")
+				pass(time.Second)
+				wantSame(t, "the first", answerOf(t, b), "1")
+				b.put(sent("3", "key"))
+				settle()
+				wantSame(t, "without a token, afterwards", answerOf(t, b), "unauthenticated")
+				b.put(sent("4", "other"))
+				settle()
+				wantSame(t, "without a token, before", answerOf(t, b), "unauthenticated")
+				b.put(sent("5", "other", withToken("right")))
+				pass(time.Second)
+				wantSame(t, "with a token", answerOf(t, b), "2")
+				wantSame(t, "replayed", s.Stats().Replayed, 0)
+			})
+		})
+	}
+}
+
+// What numbers its calls, or is anonymous, never gets another's response.
+func TestWhoseRequestARequestRepeats(t *testing.T) {
+	t.Parallel()
+	id := newID()
+	for _, c := range []struct {
+		name          string
+		first, second amqp.Publishing
+		runs          int64
+	}{
+		{"number of another program", sent("1", ""), sent("1", "", from(otherReplies)), 2},
+		{"number of another program of the same user", sent("1", "", ofUser("a")), sent("1", "", ofUser("a"), from(otherReplies)), 2},
+		{"number of another program, sent again", sent("1", ""), sent("1", "", from(otherReplies), resent), 2},
+		{"unique id of another program", sent(id, ""), sent(id, "", from(otherReplies)), 2},
+		{"unique id, sent again after a reconnect", sent(id, ""), sent(id, "", from(otherReplies), resent), 1},
+		{"the same with another body", sent(id, ""), sent(id, "", from(otherReplies), resent, withBody("x")), 2},
+		{"the same of another user", sent(id, "", ofUser("a")), sent(id, "", from(otherReplies), resent, ofUser("b")), 2},
+		{"the same number and reply_to", sent("1", ""), sent("1", ""), 1},
+		{"key of the same user", sent("1", "k", ofUser("a")), sent("2", "k", ofUser("a"), from(otherReplies)), 1},
+		{"key of another user", sent("1", "k", ofUser("a")), sent("1", "k", ofUser("b")), 2},
+		{"key of nobody known", sent("1", "k"), sent("1", "k", ofUser("a")), 2},
+		{"key of an anonymous caller", sent("1", "k"), sent("2", "k"), 1},
+		{"key of another anonymous caller", sent("1", "k"), sent("2", "k", from(otherReplies)), 2},
+		{"unique key of another anonymous caller", sent("1", id), sent("2", id, from(otherReplies)), 2},
+		{"one way", sent("1", "", from("")), sent("1", "", from("")), 2},
+		{"one way, key of nobody known", sent("1", "k", from("")), sent("1", "k", from("")), 2},
+		{"one way, key of a user", sent("1", "k", from(""), ofUser("a")), sent("1", "k", from(""), ofUser("a")), 1},
+	} {
+		for between, wait := range map[string]time.Duration{"while it runs": time.Millisecond, "afterwards": 2 * time.Second} {
+			t.Run(c.name+", "+between, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var runs atomic.Int64
+					b, s := serve(t, handlers{"m": numbered(&runs)})
+					b.put(c.first)
+					pass(wait)
+					b.put(c.second)
+					pass(10 * time.Second)
+					wantSame(t, "executions", runs.Load(), c.runs)
+					wantSame(t, "replayed", s.Stats().Replayed, uint64(2-c.runs))
+					wantSame(t, "in flight", s.Stats().InFlight, 0)
+				})
+			})
+		}
+	}
+}
+
+func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": numbered(&runs)})
+		b.put(sent("1", "key"))
+		settle()
+		for i, between := range []time.Duration{time.Second, 0} { // while it runs, afterwards
+			b.put(sent("2", "key", withBody("other")))
+			settle()
+			answers := b.take()
+			wantSame(t, "answers", len(answers), 1)
+			wantSame(t, "code", answers[0].Headers[headerCode], any("failed_precondition"))
+			wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
+			pass(between)
+			b.take()
+		}
+		b.put(sent("3", "key"))
+		settle()
+		wantSame(t, "the first body again", answerOf(t, b), "1")
+		wantSame(t, "executions", runs.Load(), 1)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
+
+func TestOnlyFinalResultsAreStored(t *testing.T) {
+	t.Parallel()
+	final := map[Code]bool{
+		CodeUnknown: true, CodeInvalidArgument: true, CodeNotFound: true, CodeAlreadyExists: true, CodeFailedPrecondition: true,
+		CodeOutOfRange: true, CodeUnimplemented: true, CodeDataLoss: true,
+		CodeUnavailable: false, CodeResourceExhausted: false, CodeAborted: false, CodeDeadlineExceeded: false, CodeCanceled: false,
+		CodeUnauthenticated: false, CodePermissionDenied: false, CodeInternal: false,
+	}
+	for code, stored := range final {
+		t.Run(string(code), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, _ := serve(t, handlers{"m": counted(&runs, func(context.Context, *Request) ([]byte, error) {
+					return nil, fmt.Errorf("wrapped: %w", Errorf(code, "text"))
+				})})
+				for i := range 2 {
+					b.put(sent(strconv.Itoa(i), "key"))
+					settle()
+					wantSame(t, "code", answerOf(t, b), string(code))
+				}
+				wantSame(t, "stored", runs.Load() == 1, stored)
+			})
+		})
+	}
+}
+
+// Duplicates wait while others have the workers.
+func TestDuplicateThatWaitsOccupiesNoWorker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs, other atomic.Int64
+		b, s := serve(t, handlers{"m": numbered(&runs), "n": numbered(&other)}, WithWorkers(2), WithPrefetch(100))
+		b.put(sent("first", "key"))
+		settle()
+		for i := range 50 {
+			b.put(sent(strconv.Itoa(i), "key"))
+		}
+		settle()
+		b.put(request("n"))
+		settle()
+		wantSame(t, "another request runs", other.Load(), 1)
+		wantSame(t, "busy", s.Stats().Busy, 2)
+		pass(10 * time.Second)
+		wantSame(t, "executions", runs.Load(), 1)
+		wantSame(t, "replayed", s.Stats().Replayed, 50)
+		wantSame(t, "answers", len(b.take()), 52)
+		wantSame(t, "busy", s.Stats().Busy, 0)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+// mostRuns counts executions and how many there are at once.
+type mostRuns struct{ runs, now, most atomic.Int64 }
+
+func (m *mostRuns) handler(h Handler) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		m.runs.Add(1)
+		if n := m.now.Add(1); n > m.most.Load() {
+			m.most.Store(n)
+		}
+		defer m.now.Add(-1)
+		return h(ctx, req)
+	}
+}
+
+// After an execution that says nothing about them, those that waited run, one after the
+// other, each on one of the workers.
+func TestDuplicatesRunAfterAnExecutionThatIsNotTheirs(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]Handler{
+		"refused the first one's credentials": func(ctx context.Context, _ *Request) ([]byte, error) {
+			sleep(ctx, time.Second)
+			return nil, Errorf(CodePermissionDenied, "no")
+		},
+		"ran out of the first one's time": untilDone,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var m, others mostRuns
+				b, s := serve(t, handlers{"m": m.handler(h), "n": others.handler(slow)}, WithWorkers(2), WithPrefetch(100))
+				for i := range 5 {
+					b.put(sent(strconv.Itoa(i), "key", func(p *amqp.Publishing) { p.Expiration = strconv.Itoa(1000 * (i + 1)) }))
+					settle()
+				}
+				for range 10 {
+					b.put(request("n"))
+				}
+				pass(time.Minute)
+				wantSame(t, "at once", m.most.Load(), 1)
+				wantSame(t, "all at once", m.most.Load()+others.most.Load() <= 3, true)
+				wantSame(t, "executions of others", others.runs.Load(), 10)
+				wantSame(t, "answers", len(b.take()), 15)
+				wantSame(t, "busy", s.Stats().Busy, 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				b.put(request("n"))
+				b.put(request("n"))
+				settle()
+				wantSame(t, "workers in the end", others.now.Load(), 2)
+			})
+		})
+	}
+}
+
+func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func() ([]byte, error){
+		"coded":   func() ([]byte, error) { return nil, Errorf(CodeUnavailable, "text") },
+		"uncoded": func() ([]byte, error) { return nil, errors.New("text") },
+		"panic":   func() ([]byte, error) { panic("text") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
+					sleep(ctx, time.Second)
+					return fail()
+				})})
+				b.put(sent("1", "key"))
+				b.put(sent("2", "key"))
+				pass(10 * time.Second)
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 2)
+				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "executions", runs.Load(), 1)
+				wantSame(t, "failed", s.Stats().Failed, 1)
+				b.put(sent("3", "key"))
+				pass(10 * time.Second)
+				wantSame(t, "executions", runs.Load(), 2)
+			})
+		})
+	}
+}
+
+func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
+			sleep(ctx, time.Second)
+			return []byte(strings.Repeat("x", 5000)), nil
+		})}, WithReplay(1000, time.Minute))
+		b.put(sent("1", "key"))
+		b.put(sent("2", "key"))
+		pass(10 * time.Second)
+		for _, a := range b.take() {
+			wantSame(t, "size", len(a.Body), 5000)
+		}
+		wantSame(t, "executions", runs.Load(), 1)
+		wantSame(t, "replayed", s.Stats().Replayed, 1)
+		if e, _ := s.dedup.(*executions); e.bytes != 0 || len(s.methods["m"].known) != 0 {
+			t.Errorf("kept: %d bytes, %d executions", e.bytes, len(s.methods["m"].known))
+		}
+	})
+}
+
+func TestWaitingDuplicatesAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": numbered(&runs)}, WithPrefetch(2*maxWaitingDuplicates))
+		b.put(sent("first", "key"))
+		settle()
+		for i := range maxWaitingDuplicates + 10 {
+			b.put(sent(strconv.Itoa(i), "key"))
+		}
+		settle()
+		refused := b.take()
+		wantSame(t, "refused", len(refused), 10)
+		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+		pass(10 * time.Second)
+		wantSame(t, "answers", len(b.take()), maxWaitingDuplicates+1)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
+
+func TestWithoutAStoreADuplicateIsRunLikeAnyOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": numbered(&runs)}, WithReplay(0, time.Minute))
+		for i := range 3 {
+			b.put(sent(strconv.Itoa(i), "key"))
+			settle()
+		}
+		wantSame(t, "run at once", runs.Load(), 3)
+		b.put(sent("4", "key", withBody("other")))
+		pass(10 * time.Second)
+		wantSame(t, "executions", runs.Load(), 4)
+		wantSame(t, "replayed", s.Stats().Replayed, 0)
+	})
+}
+
+type tenantKey struct{}
+
+// tenants puts the tenant that a request names into its context.
+func tenants(next Handler) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		tenant, _ := req.Header["token"].(string)
+		return next(context.WithValue(ctx, tenantKey{}, tenant), req)
+	}
+}
+
+func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		scope := func(ctx context.Context, _ *Request) string {
+			tenant, _ := ctx.Value(tenantKey{}).(string)
+			return tenant
+		}
+		b, s := serve(t, handlers{"m": numbered(&runs)}, WithMiddleware(tenants), WithDedupScope(scope))
+		for i, c := range []struct {
+			tenant, user, replyTo, body string
+			runs                        int64
+		}{
+			{"a", "gateway", rawQueue, "1", 1},
+			{"a", "other gateway", otherReplies, "1", 1},
+			{"b", "gateway", rawQueue, "2", 2},
+			{"", "a", rawQueue, "3", 3}, // no scope: the user, of that name
+			{"", "a", otherReplies, "3", 3},
+		} {
+			msg := sent(strconv.Itoa(i), "key", withToken(c.tenant), ofUser(c.user), withBody(c.body), from(c.replyTo))
+			b.put(msg)
+			settle()
+			b.put(with(msg, func(p *amqp.Publishing) { p.CorrelationId += " at the same time" }))
+			pass(10 * time.Second)
+			wantSame(t, "executions", runs.Load(), c.runs)
+		}
+		b.lost(sent("0", "key", withToken("a"), ofUser("gateway"), withBody("1")))
+		pass(10 * time.Second)
+		wantSame(t, "executions", runs.Load(), 3)
+		wantSame(t, "moved", s.Stats().Moved, 0) // it was known
+		pass(2 * time.Minute)
+		b.put(sent("9", "new", withToken("a")))
+		pass(10 * time.Second)
+		e, _ := s.dedup.(*executions)
+		wantSame(t, "known", len(s.methods["m"].known), 1)
+		wantSame(t, "known calls", len(e.calls), 1)
+	})
+}
+
+// Middleware of a server may call the handler again, or more than once at a time.
+func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
+	t.Parallel()
+	again := func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			_, _ = next(ctx, req)
+			return next(ctx, req)
+		}
+	}
+	atOnce := func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			first := make(chan struct{})
+			go func() { // the test's bubble waits for it
+				defer close(first)
+				_, _ = next(ctx, req)
+			}()
+			defer func() { <-first }()
+			return next(ctx, req)
+		}
+	}
+	for name, m := range map[string]Middleware{"again": again, "at once": atOnce} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": numbered(&runs)}, WithMiddleware(m))
+				b.put(sent("1", "key"))
+				pass(10 * time.Second)
+				wantSame(t, "executions", runs.Load(), 2)
+				wantSame(t, "answers", len(b.take()), 1)
+				e, _ := s.dedup.(*executions)
+				wantSame(t, "stored", len(s.methods["m"].known), 1)
+				wantSame(t, "bytes", e.bytes, e.oldest.size())
+			})
+		})
+	}
+}
+
+func TestDrainWithDuplicatesThatWait(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		limit time.Duration
+		want  error
+	}{
+		"in time": {time.Minute, nil}, "cut short": {100 * time.Millisecond, ErrDrainTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
+					sleep(ctx, 2*time.Second)
+					return req.Body, ctx.Err()
+				})}, WithWorkers(2), WithPrefetch(20), WithDrainTimeout(c.limit))
+				for i := range 10 {
+					b.put(sent(strconv.Itoa(i), "key"))
+				}
+				settle()
+				s.stop()
+				wantIs(t, s.wait(t), c.want)
+				settle()
+				answered, left := len(b.take()), b.ready(DefaultQueue)
+				wantSame(t, "answered and left", answered+left, 10)
+				wantSame(t, "answered", answered > 0, c.want == nil)
+				wantSame(t, "executions", runs.Load(), 1)
+			})
+		})
+	}
+}
+
+// A method that runs at most once: what was handed out before is answered from the store
+// through the middleware, or refused.
+func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := newFakeBroker()
+		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		entered, leave := make(chan struct{}, 10), make(chan struct{}, 10)
+		hold := func(next Handler) Handler {
+			return func(ctx context.Context, req *Request) ([]byte, error) {
+				entered <- struct{}{}
+				<-leave
+				return next(ctx, req)
+			}
+		}
+		srv, err := NewServer(testURL, b.option(), WithMiddleware(hold), WithQueue(Queue{Name: "once", Durable: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := srv.Handle("m", numbered(&runs), AtMostOnce()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- srv.Serve(ctx) }()
+		ready(t, srv.WaitReady)
+		lost := func(msg amqp.Publishing) {
+			b.with(func(b *fakeBroker) {
+				q := b.queues["once"]
+				q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
+				b.dispatch(q)
+			})
+		}
+		b.putIn("once", sent("1", "key"))
+		leave <- struct{}{}
+		pass(10 * time.Second)
+		wantSame(t, "first", answerOf(t, b), "1")
+		lost(sent("1", "key"))
+		leave <- struct{}{}
+		settle()
+		wantSame(t, "from the store", answerOf(t, b), "1")
+		wantSame(t, "middleware ran", len(entered), 2)
+		lost(sent("1", "key"))
+		settle()
+		wantSame(t, "in the middleware", len(entered), 3)
+		pass(2 * DefaultReplayAge) // meanwhile it is forgotten
+		leave <- struct{}{}
+		settle()
+		wantSame(t, "forgotten", answerOf(t, b), "unavailable")
+		lost(sent("1", "key"))
+		settle()
+		wantSame(t, "unknown", answerOf(t, b), "unavailable")
+		wantSame(t, "executions", runs.Load(), 1)
+		stop()
+		wantIs(t, <-served)
+	})
+}
+
+// Everybody writes it first: a failed call is made again by calling next again.
+func TestRetryMiddleware(t *testing.T) {
+	t.Parallel()
+	retry := func(attempts int, again ...Code) Middleware {
+		return func(next Handler) Handler {
+			return func(ctx context.Context, req *Request) (answer []byte, err error) {
+				for range attempts {
+					try, cancel := context.WithTimeout(ctx, 10*time.Second)
+					answer, err = next(try, req)
+					cancel()
+					if err == nil || CodeOf(err) != again[0] {
+						return answer, err
+					}
+				}
+				return answer, err
+			}
+		}
+	}
+	for name, opts := range map[string][]CallOption{"plain": nil, "idempotent": {Idempotent()}} {
+		for _, c := range []struct {
+			name  string
+			again Code
+			h     func(run int64) ([]byte, error)
+			runs  int64
+			code  Code
+		}{
+			{"transient", CodeUnavailable, func(run int64) ([]byte, error) {
+				if run < 5 {
+					return nil, Errorf(CodeUnavailable, "not yet")
+				}
+				return []byte("done"), nil
+			}, 5, ""},
+			{"for good", CodeUnavailable, func(int64) ([]byte, error) { return nil, Errorf(CodeUnavailable, "never") }, 5, CodeUnavailable},
+			{"after a final result", CodeNotFound, func(run int64) ([]byte, error) {
+				if run < 3 {
+					return nil, Errorf(CodeNotFound, "not there yet")
+				}
+				return []byte("done"), nil
+			}, 3, ""},
+		} {
+			t.Run(c.name+", "+name, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var runs atomic.Int64
+					b, _ := serve(t, handlers{"m": func(context.Context, *Request) ([]byte, error) { return c.h(runs.Add(1)) }})
+					client := startClient(t, b, WithMiddleware(retry(5, c.again)))
+					got := <-goCall(client, within(t, time.Minute), "m", nil, opts...)
+					wantSame(t, "code", CodeOf(got.err), c.code)
+					wantSame(t, "executions", runs.Load(), c.runs)
+				})
+			})
+		}
+	}
+	t.Run("after no answer", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			var runs atomic.Int64
+			b, s := serve(t, handlers{"m": func(context.Context, *Request) ([]byte, error) {
+				runs.Add(1)
+				pass(15 * time.Second) // it does not look at its context
+				return []byte("done"), nil
+			}})
+			client := startClient(t, b, WithMiddleware(retry(5, CodeDeadlineExceeded)))
+			got := <-goCall(client, within(t, time.Minute), "m", nil)
+			wantAnswer(t, got, "done")
+			wantSame(t, "executions", runs.Load(), 1)
+			wantSame(t, "replayed", s.Stats().Replayed, 1)
+		})
+	})
+}
+
+// Middleware that makes several requests of one has made several calls.
+func TestMiddlewareThatSendsAnotherBody(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]CallOption{"plain": nil, "idempotent": {Idempotent()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, _ := serve(t, handlers{"m": counted(&runs, echo)})
+				pages := func(next Handler) Handler {
+					return func(ctx context.Context, req *Request) (all []byte, err error) {
+						for _, page := range []string{"1", "2", "3"} {
+							part := *req
+							part.Body = []byte(page)
+							answer, err := next(ctx, &part)
+							if err != nil {
+								return nil, err
+							}
+							all = append(all, answer...)
+						}
+						return all, nil
+					}
+				}
+				client := startClient(t, b, WithMiddleware(pages))
+				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", nil, opts...), "123")
+				wantSame(t, "executions", runs.Load(), 3)
+			})
+		})
+	}
+}
