@@ -141,10 +141,10 @@ func (s *stage) begin() {
 		c.untilServed(1)
 	}
 	// Of one: a connection to publish and one to consume, a channel on each and one for
-	// probes; a server has another for the control plane. With direct reply-to a client
-	// has one connection, and one channel less.
+	// probes; a server has another for the control plane, a client one to look at queues.
+	// With direct reply-to a client has one connection, and one channel less.
 	servers, clients := len(s.servers), len(s.clients)
-	want := rig.Census{Connections: 2 * (servers + clients), Channels: 4*servers + 3*clients}
+	want := rig.Census{Connections: 2 * (servers + clients), Channels: 4*servers + 4*clients}
 	if s.sc.load.direct {
 		want.Connections -= clients
 		want.Channels -= clients
