@@ -46,10 +46,13 @@ func newReport(t *tally, settings *Config, stats amqpx.ClientStats) *report.Repo
 		Started:        t.start.UTC().Truncate(time.Microsecond),
 		Finished:       t.start.Add(t.elapsed).UTC().Truncate(time.Microsecond),
 	}
-	r.Passed = r.Err() == nil
 	if g.calls != noLimit {
 		r.PlannedCalls = g.calls
+		if t.givenUp {
+			r.NotTried = g.calls - t.calls
+		}
 	}
+	r.Passed = r.Err() == nil
 	if t.elapsed > 0 {
 		r.CallsPerSecond = report.Round(float64(t.calls)/t.elapsed.Seconds(), 1)
 	}

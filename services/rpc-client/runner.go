@@ -22,13 +22,15 @@ const sampleEvery = 10
 const keyMismatched = "mismatched"
 
 var (
-	errNeverAnswered = errors.New("not tried: no call was answered since the start, and one waited out its deadline")
+	errNeverAnswered = errors.New("no call was answered since the start, and no server can be found")
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
 // caller is the part of [amqpx.Client] that calls are made with.
 type caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
+	Ping(ctx context.Context) (took time.Duration, err error)
+	Consumers(ctx context.Context) (int, error)
 }
 
 // result is how one call ended.
@@ -56,9 +58,12 @@ type runner struct {
 
 	// taken counts the calls that were begun; it may pass goal.calls.
 	taken atomic.Int64
-	// served is set by the first answer, right or wrong, and expired by the first
-	// call that waited out its deadline.
-	served, expired atomic.Bool
+	// served is set by the first answer, right or wrong.
+	served atomic.Bool
+	// silent counts the calls that waited out their deadlines since the last search for a
+	// server; searching says that one is under way.
+	silent    atomic.Int64
+	searching atomic.Bool
 	// stop ends the beginning of calls.
 	stop context.CancelCauseFunc
 	// results is closed when every worker has ended.
@@ -128,14 +133,6 @@ func (r *runner) run(drain, force context.Context) *tally {
 
 // call makes call n, which was due at a moment, bounded by its timeout.
 func (r *runner) call(force context.Context, n int64, due time.Time) result {
-	// A broker or a server that was out of reach for a whole call, from the start
-	// on, is most likely misconfigured: the other calls need not wait one by one.
-	if r.expired.Load() && !r.served.Load() {
-		if !r.goal.counted() {
-			r.stop(errNeverAnswered)
-		}
-		return result{key: amqpx.CodeUnavailable.String(), err: errNeverAnswered, ended: time.Since(r.start)}
-	}
 	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
 	defer cancel()
 	res := result{late: time.Since(due)}
@@ -152,7 +149,7 @@ func (r *runner) call(force context.Context, n int64, due time.Time) result {
 	case err == nil, errors.As(err, &coded) && coded.Remote():
 		r.served.Store(true)
 	case errors.Is(err, context.DeadlineExceeded):
-		r.expired.Store(true)
+		r.noteSilence(force)
 	}
 	switch {
 	case err != nil:
@@ -163,6 +160,39 @@ func (r *runner) call(force context.Context, n int64, due time.Time) result {
 		res.latency = end.Sub(due)
 	}
 	return res
+}
+
+const (
+	// enoughSilence is how many calls must wait out their deadlines, without any answer,
+	// before servers are searched for. One call may have been swallowed by a faulty server.
+	enoughSilence = 3
+	// searchTimeout bounds the search.
+	searchTimeout = 2 * time.Second
+)
+
+// noteSilence counts a call that waited out its deadline. A broker, or servers, that are out
+// of reach from the start on are most likely misconfigured: when several calls were silent and
+// no server can be found, the run ends, as the other calls would only wait one by one.
+func (r *runner) noteSilence(ctx context.Context) {
+	if r.silent.Add(1) < enoughSilence || r.served.Load() || !r.searching.CompareAndSwap(false, true) {
+		return
+	}
+	defer r.searching.Store(false)
+	if !r.findsServer(ctx) && !r.served.Load() {
+		r.stop(errNeverAnswered)
+	}
+	r.silent.Store(0)
+}
+
+// findsServer reports whether a server answers a ping, or any program consumes the queue.
+func (r *runner) findsServer(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+	if consumers, err := r.link.Consumers(ctx); err == nil && consumers > 0 {
+		return true
+	}
+	_, err := r.link.Ping(ctx)
+	return err == nil
 }
 
 func mismatch(answer []byte, want string) error {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,7 +23,11 @@ type fake struct {
 	status   amqpx.Status
 	stats    amqpx.ClientStats
 	notReady error
-	closeErr error
+	// consumers and pings are what a search for servers finds.
+	consumers int
+	pings     bool
+	searches  atomic.Int64
+	closeErr  error
 
 	calls, underWay, most atomic.Int64
 	closed                atomic.Bool
@@ -37,6 +43,18 @@ func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.
 		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "called %q with %q", method, body)
 	}
 	return f.answer(ctx, n)
+}
+
+func (f *fake) Ping(context.Context) (time.Duration, error) {
+	if !f.pings {
+		return 0, amqpx.Errorf(amqpx.CodeUnavailable, "no server answered")
+	}
+	return time.Millisecond, nil
+}
+
+func (f *fake) Consumers(context.Context) (int, error) {
+	f.searches.Add(1)
+	return f.consumers, nil
 }
 
 func (f *fake) Status() amqpx.Status { return f.status }
@@ -208,12 +226,65 @@ func TestRunNeverAnswered(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		got := newRunner(plan(1000, 2), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
-		check(t, got, 1000, 0, map[string]int64{"deadline_exceeded": 2, "unavailable": 998})
-		if got.elapsed != time.Second {
-			t.Errorf("took %v, want one call's timeout", got.elapsed)
+		settings := plan(1000, 1)
+		got := newRunner(settings, f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		check(t, got, enoughSilence, 0, map[string]int64{"deadline_exceeded": enoughSilence})
+		if got.elapsed != enoughSilence*time.Second {
+			t.Errorf("took %v, want %d calls' timeouts", got.elapsed, enoughSilence)
+		}
+		r := newReport(got, settings, amqpx.ClientStats{})
+		if !r.GivenUp || r.Passed || r.NotTried != 1000-enoughSilence || r.Calls != r.OK+r.Failed()+r.Lost {
+			t.Errorf("reported %+v", r)
+		}
+		if err := r.Err(); err == nil || !strings.Contains(err.Error(), "997 were not tried: no call was answered") {
+			t.Errorf("error %v", err)
+		}
+		var out bytes.Buffer
+		if err := writeSummary(&out, r, settings); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"not tried 997", "given up: no call was answered"} {
+			if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
+				t.Errorf("no %q in\n%s", want, out.String())
+			}
 		}
 	})
+}
+
+// A call that a faulty server swallowed proves nothing of the servers beside it, nor do
+// several while one can be found.
+func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
+	t.Parallel()
+	swallowed := func(n int64) func(context.Context, int64) ([]byte, error) {
+		return func(ctx context.Context, call int64) ([]byte, error) {
+			if call > n {
+				return []byte("b"), nil
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	}
+	for name, c := range map[string]struct {
+		f                *fake
+		silent, searches int64
+	}{
+		"one call":              {&fake{answer: swallowed(1)}, 1, 0},
+		"two calls":             {&fake{answer: swallowed(2)}, 2, 0},
+		"the queue is consumed": {&fake{answer: swallowed(7), consumers: 1}, 7, 2},
+		"a server answers":      {&fake{answer: swallowed(7), pings: true}, 7, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c.f.status = connected()
+				got := newRunner(plan(100, 1), c.f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+				check(t, got, 100, 100-c.silent, map[string]int64{"deadline_exceeded": c.silent})
+				if n := c.f.searches.Load(); n != c.searches || got.givenUp {
+					t.Errorf("searched %d times, want %d; given up: %v", n, c.searches, got.givenUp)
+				}
+			})
+		})
+	}
 }
 
 func TestRunWaitsAgainOnceAnswered(t *testing.T) {

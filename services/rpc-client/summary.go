@@ -25,8 +25,13 @@ func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 		row("  "+code, "%d", r.Errors[code])
 	}
 	row("lost", "%d", r.Lost)
+	if r.NotTried > 0 {
+		row("not tried", "%d", r.NotTried)
+	}
 	row("duplicates", "%d", r.Duplicates)
 	row("mismatched", "%d", r.Mismatched)
+	row("late answers", "%d", r.Late)
+	row("unknown answers", "%d", r.Unknown)
 	row("reconnects", "%d", r.Reconnects)
 	row("seconds", "%.3f", r.Seconds)
 	row("calls/s", "%.1f", r.CallsPerSecond)
@@ -37,6 +42,9 @@ func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 	}
 	if r.OK > 0 {
 		writeLatency(row, &r.LatencyMS)
+	}
+	if why := r.WhyGivenUp(); why != "" {
+		fmt.Fprintf(&b, "given up: %s\n", why)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

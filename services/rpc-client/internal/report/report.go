@@ -40,8 +40,10 @@ type Report struct {
 	Corrected bool `json:"corrected"`
 	// Interrupted says that a signal ended the run before the last planned call.
 	Interrupted bool `json:"interrupted"`
-	// GivenUp says that the run ended early because no call was ever answered.
-	GivenUp bool `json:"given_up,omitempty"`
+	// GivenUp says that the run ended early because no call was ever answered and no server
+	// could be found; NotTried counts the planned calls that it did not make.
+	GivenUp  bool  `json:"given_up,omitempty"`
+	NotTried int64 `json:"not_tried,omitempty"`
 	// PlannedCalls and PlannedSeconds are what bounds the run; 0: not that.
 	PlannedCalls   int64   `json:"planned_calls,omitempty"`
 	PlannedSeconds float64 `json:"planned_seconds,omitempty"`
@@ -163,10 +165,25 @@ const (
 
 // Err returns nil if every call got the expected answer, so far as calls were made.
 func (r *Report) Err() error {
-	if bad := r.Calls - r.OK; bad > 0 {
+	bad := r.Calls - r.OK
+	switch {
+	case r.NotTried > 0:
+		return fmt.Errorf("%d of %d calls did not get the expected answer, and %d were not tried: %s", bad, r.Calls, r.NotTried, nobodyServes)
+	case bad > 0:
 		return fmt.Errorf("%d of %d calls did not get the expected answer", bad, r.Calls)
 	}
 	return nil
+}
+
+// nobodyServes is why a run is given up.
+const nobodyServes = "no call was answered since the start, no server answered a ping, and no program consumes the queue"
+
+// WhyGivenUp returns why the run ended early, "" if it was not given up.
+func (r *Report) WhyGivenUp() string {
+	if !r.GivenUp {
+		return ""
+	}
+	return nobodyServes
 }
 
 // Failed counts the calls that settled with something else than the expected answer.

@@ -28,7 +28,7 @@ func (r *Report) verdict() verdict {
 		v.Notes = append(v.Notes, "A signal ended the run early, after "+r.progress(grouped[int64])+". What was under way then was waited for.")
 	}
 	if r.GivenUp {
-		v.Notes = append(v.Notes, "The run ended early, after "+r.progress(grouped[int64])+": no call was answered since the start, and one waited out its deadline.")
+		v.Notes = append(v.Notes, "The run ended early, after "+r.progress(grouped[int64])+": "+nobodyServes+". The calls that were not tried are not among the errors.")
 	}
 	if r.Lost > 0 {
 		v.Notes = append(v.Notes, "Lost calls never settled, neither with an answer nor with an error. That is a fault of the library.")
