@@ -95,9 +95,12 @@ type call struct {
 	// not taken for the answer to the retry.
 	round int64
 
-	lastFate  fate   // of the attempt before
-	uncertain bool   // an earlier attempt may have arrived
-	refusal   *Error // the server's, when that ended the last attempt
+	lastFate  fate     // of the attempt before
+	uncertain bool     // an earlier attempt may have arrived
+	refusal   *Error   // the server's, when that ended the last attempt
+	elsewhere int      // how often a server refused it as unimplemented
+	refusers  []string // the servers that did and said who they are
+	alone     bool     // it travels in no batch
 	// unknownBefore is how many answers to unknown calls had come when it was made.
 	unknownBefore uint64
 	probes        uint64                      // the epoch of the gate in which it has the turn; 0: it has not
@@ -127,6 +130,7 @@ func (k *call) next() *call {
 	n.deadline, n.future = k.deadline, k.future
 	n.round, n.uncertain, n.wait, n.probes = k.round+1, k.uncertain, k.wait, k.probes
 	n.unknownBefore = k.unknownBefore
+	n.elsewhere, n.refusers, n.alone = k.elsewhere, k.refusers, k.elsewhere > 0
 	n.sent.Store(k.sent.Load())
 	return n
 }

@@ -21,6 +21,7 @@ type Client struct {
 	route   route
 	pending *pending
 	watch   *queueWatch
+	nowhere nowhere
 	budget  *retryBudget
 	counts  clientCounts
 	cancels *cancels // nil without a control plane

@@ -108,7 +108,7 @@ func (c *Client) leaveLane() {
 // lane implements mate.
 func (k *call) lane() string {
 	l := k.route.lane
-	if l == nil || !batchable(k.req) || callSize(k.req) > batchBytes {
+	if l == nil || k.alone || !batchable(k.req) || callSize(k.req) > batchBytes {
 		return ""
 	}
 	return l.use()

@@ -31,6 +31,7 @@ type queueWatch struct {
 
 // queueState is what the last look at the request queue found.
 type queueState struct {
+	at        time.Time
 	known     bool // the broker said whether the queue is there
 	away      bool // there is no queue, its node is down, or the broker does not answer for it
 	missing   bool // the broker said that there is none, or that its node is down
@@ -108,6 +109,7 @@ func (w *queueWatch) waiting() chan struct{} {
 
 // found keeps the result of a look and wakes the calls that wait for it.
 func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueState) {
+	st.at = time.Now()
 	w.mu.Lock()
 	before, w.state = w.state, st
 	w.mu.Unlock()
@@ -126,6 +128,7 @@ type queueLooker struct {
 	lane   lookedQueue
 	// unserved is since when no server consumes; zero while one does.
 	unserved time.Time
+	looked   time.Time // when the last look ended
 	control  controlCheck
 }
 
@@ -179,6 +182,7 @@ func (l *queueLooker) run() {
 			return
 		}
 		l.look()
+		l.looked = time.Now()
 		if l.client.pending.len() > 0 {
 			w.want()
 		}
@@ -199,7 +203,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 			return false
 		}
 	}
-	soon := time.NewTimer(lookSoonest)
+	soon := time.NewTimer(lookSoonest - time.Since(l.looked))
 	defer soon.Stop()
 	select {
 	case <-timer.C:

@@ -29,7 +29,8 @@ const (
 	CodeAborted Code = "aborted"
 	// CodeOutOfRange: the request reaches past what is there.
 	CodeOutOfRange Code = "out_of_range"
-	// CodeUnimplemented: no server knows the method.
+	// CodeUnimplemented: the server that got the request does not have the method. The client
+	// has tried the others: none of them had it, or none that had it was met.
 	CodeUnimplemented Code = "unimplemented"
 	// CodeInternal: the handler failed in a way it did not classify, or panicked.
 	CodeInternal Code = "internal"

@@ -54,6 +54,7 @@ type Error struct {
 	outcome    Outcome
 	remote     bool
 	retryAfter time.Duration
+	server     string // that refused the call as unimplemented; "" if it does not say
 	causes     []error
 }
 

@@ -82,9 +82,8 @@ func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, 
 	}()
 	answer, t, err := c.exchange(ctx, k, gone, ev)
 	for k.refusal != nil {
-		wait, ok := c.mayRetry(k, k.refusal.retryAfter)
+		wait, ok := c.afterRefusal(k, gone)
 		if !ok {
-			k.refusal.retryAfter = wait
 			break
 		}
 		k = c.pending.renew(k)
@@ -92,6 +91,17 @@ func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, 
 	}
 	c.account(k, t)
 	return answer, err
+}
+
+// afterRefusal decides whether a call that a server refused is sent again, after a wait.
+func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration, ok bool) {
+	if k.refusal.code == CodeUnimplemented {
+		return c.mayTryElsewhere(k, gone)
+	}
+	if wait, ok = c.mayRetry(k, k.refusal.retryAfter); !ok {
+		k.refusal.retryAfter = wait
+	}
+	return wait, ok
 }
 
 // account tells how a call went.
@@ -229,8 +239,9 @@ func (k *call) read(a *reply) ([]byte, timing, error) {
 		}
 	}
 	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.Idempotent
-	if failed.code == CodeResourceExhausted && harmless {
+	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
 		k.refusal = failed
+		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still get that request
 	}
 	return nil, a.timing, failed
 }

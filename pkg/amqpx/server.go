@@ -30,6 +30,7 @@ type Server struct {
 	consumers, parcels atomic.Int64
 	counts             serverCounts
 	self               instance
+	unknown            unknownMethods // to this server
 	pings              selfPings
 	controlAnswers     atomic.Int64 // on their way
 	// adopted names the queues that were used with other properties; only setup,

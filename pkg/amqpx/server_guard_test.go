@@ -207,7 +207,7 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 				t.Errorf("ended after %v with %v", got.took, got.err)
 			}
 		}
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
+		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer()), "x")
 	})
 }
 

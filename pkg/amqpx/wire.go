@@ -28,6 +28,7 @@ const (
 	headerHandler    = headerPrefix + "handler-us"
 	headerResent     = headerPrefix + "resent"
 	headerRetry      = headerPrefix + "retry"
+	headerServer     = headerPrefix + "server"
 	headerTimes      = headerPrefix + "times"
 	headerDeliveries = headerPrefix + "deliveries"
 	headerDeadReason = headerPrefix + "dead-reason"

@@ -43,6 +43,9 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 	if e.outcome == DidNotRun && in.followsContract {
 		msg.Headers[headerRetry] = in.retry
 	}
+	if e.server != "" && in.followsContract {
+		msg.Headers[headerServer] = e.server
+	}
 	if e.retryAfter > 0 {
 		msg.Headers[headerRetryAfter] = milliseconds(e.retryAfter)
 	}
@@ -80,6 +83,7 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 		e.outcome = DidNotRun
 	}
 	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)
+	e.server, _ = d.Headers[headerServer].(string)
 	return nil, t, e
 }
 

@@ -63,7 +63,7 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case s.isDraining():
 		s.giveBack(j)
 	case m == nil:
-		s.refuse(j, refusal(CodeUnimplemented, "method %q is unknown to this server", in.Method))
+		s.refuse(j, s.unimplemented(in.Method))
 	case s.handedOutBefore(j, m):
 	case in.lostDeliveries == 0:
 		s.invoke(handlers, j, m, now)

@@ -1,0 +1,149 @@
+//go:build integration
+
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// The queue outlives its servers, so the broker takes a call that nobody will answer.
+func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]amqpx.CallOption{"": nil, "idempotent": {amqpx.Idempotent()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			if err := r.Serve(rig.Methods{"b": letter}).Drain(); err != nil {
+				t.Fatal(err)
+			}
+			client := r.Ready()
+			waits := begin(rig.Patience(t), client, "b", nil, append(opts, amqpx.WaitForServer())...)
+			begun := time.Now()
+			_, err := client.Call(rig.Patience(t), "b", nil, opts...)
+			want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrNoServer}}.check(t, err)
+			if took := time.Since(begun); took > 4*time.Second { // 2 s on an idle machine
+				t.Errorf("took %v", took)
+			}
+			r.Serve(rig.Methods{"b": letter})
+			if got := rig.Recv(t, waits, "the answer"); got.err != nil {
+				t.Errorf("a call that waits for a server: %v", got.err)
+			}
+		})
+	}
+}
+
+// A server that drains consumes nothing any more, and answers what it has begun.
+func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	slow := hold()
+	server := r.Serve(rig.Methods{"slow": slow.handle})
+	client := r.Ready()
+	done := begin(rig.Patience(t), client, "slow", []byte("x"))
+	rig.Recv(t, slow.entered, "the handler to run")
+	server.Stop()
+	_, err := client.Call(rig.Within(t, 5*time.Second), "slow", nil) // long enough for several looks
+	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun}.check(t, err)
+	close(slow.release)
+	if got := rig.Recv(t, done, "the answer"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the answer of the server that drains", got.answer, got.err)
+	}
+}
+
+// What the broker confirmed is gone with its queue, though the client's link stays.
+func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	r.Declare(true, nil)
+	client := r.Ready(amqpx.WithCallOptions(amqpx.WaitForServer(), amqpx.Idempotent()))
+	done := begin(rig.Patience(t), client, "b", []byte("x"))
+	raw := r.Raw()
+	rig.Eventually(t, "the request is in the queue", func() bool {
+		q, err := raw.QueueDeclarePassive(r.Queue.Name, true, false, false, false, nil)
+		return err == nil && q.Messages == 1
+	})
+	if _, err := raw.QueueDelete(r.Queue.Name, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	r.Serve(rig.Methods{"b": letter})
+	if got := rig.Recv(t, done, "the answer"); got.err != nil {
+		t.Errorf("got %v, want the answer", got.err)
+	}
+	if st := client.Status(); st.Generation != 1 {
+		t.Errorf("link %d, want the first", st.Generation)
+	}
+}
+
+// While a deployment rolls on, servers of one queue have different methods.
+func TestMethodOfOneServerIsFound(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []amqpx.BatchMode{amqpx.BatchAuto, amqpx.BatchOff} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			r := rig.New(t)
+			for i := range 3 {
+				methods := rig.Methods{"old": letter}
+				if i == 2 {
+					methods["b"] = letter
+				}
+				r.Serve(methods, amqpx.WithBatch(mode))
+			}
+			client := r.Ready(amqpx.WithBatch(mode), amqpx.WithRetryBudget(0, 0))
+			var callers sync.WaitGroup
+			var failed sync.Map
+			for range 32 {
+				callers.Go(func() {
+					for range 30 {
+						if _, err := client.Call(rig.Patience(t), "b", nil); err != nil {
+							failed.Store(err.Error(), true)
+						}
+					}
+				})
+			}
+			callers.Wait()
+			failed.Range(func(text, _ any) bool { t.Error(text); return true })
+
+			begun := time.Now()
+			_, err := client.Call(rig.Patience(t), "of no server", nil)
+			want{code: amqpx.CodeUnimplemented, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
+			if took := time.Since(begun); took > 5*time.Second { // some 100 ms on an idle machine
+				t.Errorf("a method of no server took %v", took)
+			}
+		})
+	}
+}
+
+// A queue whose process ended for good takes nothing; calls that may wait do so, and no link
+// is given up for it.
+func TestQueueThatStoppedIsNoOverload(t *testing.T) {
+	t.Parallel()
+	b := rig.StartBroker(t)
+	r := rig.On(t, b.URL)
+	r.Serve(rig.Methods{"b": letter}, amqpx.WithBatch(amqpx.BatchOff))
+	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
+	rig.Call(t, client, "b", nil)
+	b.Ctl("eval", fmt.Sprintf(`[begin case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)) of
+		{ok, Q} -> exit(amqqueue:get_pid(Q), kill); _ -> ok end, timer:sleep(300) end || _ <- lists:seq(1, 8)].`, r.Queue.Name))
+	err := sent(func() error {
+		_, err := client.Call(rig.Within(t, 5*time.Second), "b", nil)
+		return err
+	})
+	if errors.Is(err, amqpx.ErrRefused) || amqpx.CodeOf(err) == amqpx.CodeResourceExhausted {
+		t.Errorf("%v: the queue is not full", err)
+	}
+	if amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
+		t.Errorf("%v, want an open outcome", err)
+	}
+	done := begin(rig.Patience(t), client, "b", nil, amqpx.Idempotent())
+	b.Do("restart")
+	if got := rig.Recv(t, done, "the answer after the restart"); got.err != nil {
+		t.Errorf("an idempotent call: %v", got.err)
+	}
+}
