@@ -9,8 +9,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// answerTries bounds how often an answer that the broker refuses is published.
-const answerTries = 3
+const (
+	// nackedPauseMin and nackedPauseMax bound the pauses before a response that the broker
+	// nacked is published again, as when its queue's process restarts.
+	nackedPauseMin = 20 * time.Millisecond
+	nackedPauseMax = time.Second
+	// nackedFor is how long a response is published again for a call without a deadline.
+	nackedFor = 30 * time.Second
+)
 
 // answer is one answer on its way to its caller. Its confirm acknowledges the
 // request: the broker always holds either the request or the answer. Only a refusal
@@ -21,8 +27,18 @@ type answer struct {
 	job    *job
 	reply  reply
 	tries  int
+	route  responseRoute
 	acked  bool // its request is acknowledged
 }
+
+// responseRoute is the connection on which a response is published.
+type responseRoute uint8
+
+const (
+	routeMain     responseRoute = iota // that of the server's session
+	routeDirect                        // that for direct reply-to
+	routeIsolated                      // that for suspects
+)
 
 // reply answers a job. A one-way call has no answer: it is acknowledged as it is.
 // Without a link the answer waits in the outbox for the next one: the reply queue
@@ -33,7 +49,37 @@ func (s *Server) reply(j *job, r reply) {
 		return
 	}
 	j.answer = answer{server: s, job: j, reply: r}
-	s.outbox.put(&j.answer)
+	j.answer.send()
+}
+
+// send publishes the response on the connection that it belongs on.
+func (a *answer) send() {
+	s, in := a.server, a.job.in
+	switch direct := isDirectAddress(in.replyTo); {
+	case direct && s.suspects.isAvoided(in.replyTo):
+		a.undeliverable(errAvoided)
+	case a.route == routeIsolated || s.suspects.isSuspect(in):
+		a.isolate()
+	case direct:
+		a.route = routeDirect
+		s.direct.outbox.put(a)
+	default:
+		a.route = routeMain
+		s.outbox.put(a)
+	}
+}
+
+// isolate publishes the response alone.
+func (a *answer) isolate() {
+	a.route = routeIsolated
+	a.server.isolate(a)
+}
+
+// undeliverable implements isolable: the request is acknowledged, so that it cannot end
+// another connection.
+func (a *answer) undeliverable(cause error) {
+	a.server.noteUndeliverable(a.job.in.replyTo, a.job.in.CorrelationID, cause)
+	a.done()
 }
 
 // refuse answers a job that no handler of this server ran. That a request did not run can
@@ -104,20 +150,38 @@ func (a *answer) board(b *batch) {
 func (a *answer) settle(f fate) {
 	switch {
 	case f == fateConfirmed:
+		if a.route == routeIsolated {
+			a.server.suspects.clear(a.job.in)
+		}
 		a.done()
 	case f == fateRefused:
-		if a.tries++; a.tries < answerTries {
-			a.server.outbox.put(a)
-			return
-		}
-		a.server.cfg.logger.Warn("the broker refused an answer, its caller gets none",
-			zap.String("reply_to", a.job.in.replyTo), zap.String("correlation_id", a.job.in.CorrelationID))
-		a.done()
-	case a.acked: // for the next session: its request does not come again
-		a.server.outbox.put(a)
+		a.nacked()
+	case f == fateUnsent && (a.acked || a.route != routeMain): // its request does not come again
+		a.send()
+	case a.acked || a.route != routeMain:
+		a.isolate() // it may be what ended the connection
 	default:
+		a.server.suspects.noteUnconfirmed(a.job.in)
 		a.job.over() // lost with its session: the request comes again
 	}
+}
+
+// nacked publishes a response again after a pause, while its caller waits.
+func (a *answer) nacked() {
+	s, j := a.server, a.job
+	left := nackedFor - time.Since(j.arrived)
+	if j.in.budget != noBudget {
+		left = j.in.budget - time.Since(j.arrived)
+	}
+	if left <= 0 {
+		s.logs.nackedResponse.of(s.cfg.logger).Warn("the broker refused an answer, its caller gets none",
+			zap.String("reply_to", j.in.replyTo), zap.String("correlation_id", j.in.CorrelationID), zap.Int("tries", a.tries+1))
+		a.done()
+		return
+	}
+	pause := min(growingPause(nackedPauseMin, nackedPauseMax, a.tries), left)
+	a.tries++
+	s.delayed.after(pause, a.send)
 }
 
 func (a *answer) done() {

@@ -230,14 +230,14 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 			// Whether the request comes again, nobody here knows; its caller must not wait.
 			for _, refusal := range j.refusals {
 				refusal.reply.failed.outcome = MayHaveRun
-				c.server.outbox.put(refusal)
+				refusal.send()
 			}
 			j.refusals = nil
 			j.drop()
 			continue
 		}
 		for _, refusal := range j.refusals {
-			c.server.outbox.put(refusal)
+			refusal.send()
 		}
 		if !j.refused {
 			j.over()

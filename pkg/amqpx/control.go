@@ -38,7 +38,6 @@ type control struct {
 	ch         channel
 	queue      string
 	deliveries <-chan amqp.Delivery
-	told       bool // of a message that cannot be read
 }
 
 // errControlEnded ends a session whose control queue is gone.
@@ -133,15 +132,10 @@ func (c *control) take(d *amqp.Delivery) {
 	}
 }
 
-// cannotRead says, once in a session, that something strange was sent: each time would
-// let a flood of it fill the log.
+// cannotRead logs that a control message was dropped.
 func (c *control) cannotRead(d *amqp.Delivery, err error) {
-	log := c.server.cfg.logger.Warn
-	if c.told {
-		log = c.server.cfg.logger.Debug
-	}
-	c.told = true
-	log("dropped a control message that cannot be read", zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
+	c.server.logs.badControl.of(c.server.cfg.logger).Warn("dropped a control message that cannot be read",
+		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
 }
 
 // cancelCalls ends the calls that a message names, in the format of a batch: of each its
@@ -185,18 +179,22 @@ func (s *Server) tell(d *amqp.Delivery) {
 		s.cfg.logger.Error("server cannot be described", zap.Error(err))
 		return
 	}
-	s.outbox.put(&controlMessage{to: d.ReplyTo, open: &s.controlAnswers, msg: amqp.Publishing{
+	m := &controlMessage{server: s, to: d.ReplyTo, msg: amqp.Publishing{
 		ContentType: "application/json", CorrelationId: d.CorrelationId, Body: body,
-	}})
+	}}
+	if s.suspects.isAvoided(d.ReplyTo) {
+		m.undeliverable(errAvoided)
+		return
+	}
+	s.direct.outbox.put(m)
 }
 
-// controlMessage is an answer, or a server's ping to itself, on its way. What is lost is
-// not sent again: whoever asked asks again.
+// controlMessage is a response of the control plane, or a server's ping to itself.
 type controlMessage struct {
-	to   string
-	msg  amqp.Publishing
-	open *atomic.Int64 // counts those under way; may be nil
-	over atomic.Bool   // nobody waits for it
+	server *Server // of a response; nil of a ping
+	to     string
+	msg    amqp.Publishing
+	over   atomic.Bool // nobody waits for it
 }
 
 // claim implements outgoing.
@@ -210,9 +208,21 @@ func (m *controlMessage) envelope() (key string, mandatory bool, msg amqp.Publis
 	return m.to, false, m.msg
 }
 
-// settle implements outgoing.
-func (m *controlMessage) settle(fate) {
-	if m.open != nil {
-		m.open.Add(-1)
+// settle implements outgoing. A ping that is lost is not sent again.
+func (m *controlMessage) settle(f fate) {
+	switch {
+	case m.server == nil:
+	case f == fateUnsent:
+		m.server.direct.outbox.put(m)
+	case f == fateLost:
+		m.server.isolate(m) // it may be what ended the connection
+	default:
+		m.server.controlAnswers.Add(-1)
 	}
+}
+
+// undeliverable implements isolable.
+func (m *controlMessage) undeliverable(cause error) {
+	m.server.controlAnswers.Add(-1)
+	m.server.noteUndeliverable(m.to, m.msg.CorrelationId, cause)
 }

@@ -58,6 +58,9 @@ func (s *Server) giveBack(j *job) {
 	}
 	s.counts.returned.Add(1)
 	msg, err := copyOf(j)
+	if err == nil {
+		err = checkFrame(&msg, j.from.sess.pub.frameSize())
+	}
 	if err != nil || j.delivery.Redelivered {
 		j.requeue()
 		return

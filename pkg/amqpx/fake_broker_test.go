@@ -28,11 +28,13 @@ type fakeBroker struct {
 	alarm   string // why publishing is blocked; "" while it is not
 	linkSeq int
 
-	faults  map[string][]fault // by route, see routeOf
-	holding bool               // confirms are held back
-	held    []func()
-	onDial  func(ctx context.Context, url, name string) error
-	onCall  func(op, name string) error
+	faults    map[string][]fault // by route, see routeOf
+	holding   bool               // confirms are held back
+	held      []func()
+	onDial    func(ctx context.Context, url, name string) error
+	onCall    func(op, name string) error
+	frameSize int                                        // 0: no limit
+	fatal     func(key string, msg amqp.Publishing) bool // messages that end their connection with an exception
 
 	dials []string      // URLs, in the order they were dialed
 	sent  []sentMessage // every publish that reached the broker

@@ -24,6 +24,7 @@ const (
 	faultNackArrived           // the message arrives and is refused all the same
 	faultSwallow               // the broker confirms the message and loses it
 	faultTwice                 // the message arrives twice
+	faultException             // the broker ends the connection with an exception
 )
 
 var (
@@ -80,6 +81,10 @@ func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publi
 	b := c.link.broker
 	if f == faultLostUnconfirmed {
 		c.link.end(brokenSocket())
+		return
+	}
+	if f == faultException || b.fatal != nil && b.fatal(key, msg) {
+		c.link.end(&amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
 		return
 	}
 	b.sent = append(b.sent, sentMessage{key: key, mandatory: mandatory, msg: msg, at: time.Now()})

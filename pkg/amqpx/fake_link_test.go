@@ -180,6 +180,7 @@ func (l *fakeLink) call(op, name string) error {
 
 func (l *fakeLink) closed() <-chan *amqp.Error      { return l.ended }
 func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *fakeLink) frameSize() int                  { return l.broker.frameSize }
 func (l *fakeLink) release()                        {}
 
 func (l *fakeLink) hold() {

@@ -75,6 +75,7 @@ type InstanceStats struct {
 	Moved          uint64  `json:"moved"`
 	Dead           uint64  `json:"dead"`
 	Batched        uint64  `json:"batched"`
+	Undeliverable  uint64  `json:"undeliverable"`
 	Reconnects     uint64  `json:"reconnects"`
 	BlockedSeconds float64 `json:"blocked_seconds"`
 }
@@ -124,6 +125,6 @@ func (s *Server) instanceStats() *InstanceStats {
 		Requests: st.Requests, InFlight: st.InFlight, Waiting: st.Waiting, Busy: st.Busy,
 		OK: st.OK, Failed: st.Failed, Panics: st.Panics, Refused: st.Refused, Expired: st.Expired, Shed: st.Shed,
 		Replayed: st.Replayed, Canceled: st.Canceled, Returned: st.Returned, Moved: st.Moved, Dead: st.Dead,
-		Batched: st.Batched, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
+		Batched: st.Batched, Undeliverable: st.Undeliverable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
 	}
 }

@@ -125,6 +125,15 @@ func (j *job) moving() {
 	j.onMessage(func(m *job) { m.moves++ })
 }
 
+// notMoving notes that there is no counted copy after all, as the broker did not take any.
+func (j *job) notMoving() {
+	moves := 0
+	j.onMessage(func(m *job) { moves, m.moves = min(m.moves, 1), max(m.moves-1, 0) })
+	for range moves {
+		j.from.server.moves.done()
+	}
+}
+
 // onMessage calls f with the job that stands for the request's message.
 func (j *job) onMessage(f func(*job)) {
 	if j.parcel == nil {

@@ -18,16 +18,29 @@ type moved struct {
 	key    string
 	msg    amqp.Publishing
 	done   func() // what follows the confirm
+	tries  int    // how often the broker has nacked it
+
+	counted bool // with a count of deliveries; see job.moving
 }
 
 // move publishes msg, a copy of the job's request, to queue and calls done, which settles
 // the job, when the broker has it.
 func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
 	s.sign(&msg, j.in.User)
-	if _, counted := msg.Headers[headerDeliveries]; counted {
-		j.moving()
+	_, counted := msg.Headers[headerDeliveries]
+	(&moved{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
+}
+
+// send publishes the copy, alone if it may have ended a connection.
+func (m *moved) send() {
+	if m.counted {
+		m.job.moving()
 	}
-	s.outbox.put(&moved{server: s, job: j, key: queue, msg: msg, done: done})
+	if m.server.suspects.isSuspect(m.job.in) {
+		m.server.isolate(m)
+		return
+	}
+	m.server.outbox.put(m)
 }
 
 // withdrawn implements outgoing.
@@ -53,17 +66,78 @@ func (m *moved) settle(f fate) {
 	switch {
 	case f == fateConfirmed && !m.job.from.sess.ended():
 		m.done()
-	case f == fateRefused:
-		m.server.cfg.logger.Warn("the broker refused to move a request", zap.String("to", m.key),
-			zap.String("correlation_id", m.msg.CorrelationId))
-		m.job.requeue()
+	case f == fateRefused && !m.job.from.sess.ended():
+		m.nacked()
 	default:
+		if f == fateLost {
+			m.server.suspects.noteUnconfirmed(m.job.in)
+		}
 		m.job.over() // the broker hands the original out again
 	}
 }
 
+const (
+	// movePauseMin and movePauseMax bound the pauses before a request that the broker would
+	// not take in another queue is moved again.
+	movePauseMin = 100 * time.Millisecond
+	movePauseMax = 30 * time.Second
+)
+
+// nacked holds the original back, unacknowledged, and moves the request again after a pause.
+// A server that drains gives it back instead.
+func (m *moved) nacked() {
+	s := m.server
+	s.logs.nackedMove.of(s.cfg.logger).Warn("the broker refused to move a request", zap.String("to", m.key),
+		zap.String("correlation_id", m.msg.CorrelationId), zap.Int("tries", m.tries+1))
+	m.notTaken()
+	if s.isDraining() {
+		m.job.requeue()
+		return
+	}
+	pause := growingPause(movePauseMin, movePauseMax, m.tries)
+	m.tries++
+	s.delayed.after(pause, m.again)
+}
+
+// again moves the request again, unless it is delivered again by itself, or a server that
+// drains gives it back.
+func (m *moved) again() {
+	switch {
+	case m.job.from.sess.ended():
+		m.job.over()
+	case m.server.isDraining():
+		m.job.requeue()
+	default:
+		m.send()
+	}
+}
+
+// notTaken notes that the broker did not take the copy.
+func (m *moved) notTaken() {
+	if m.counted {
+		m.job.notMoving()
+	}
+}
+
+// undeliverable implements isolable: the request is refused, as one that cannot be moved.
+func (m *moved) undeliverable(cause error) {
+	m.server.counts.undeliverable.Add(1)
+	m.server.logs.undeliverable.of(m.server.cfg.logger).Warn("refused a request of which a copy ends the connection",
+		zap.String("to", m.key), zap.String("correlation_id", m.msg.CorrelationId), zap.Error(cause))
+	m.notTaken()
+	if m.job.from.sess.ended() {
+		m.job.over()
+		return
+	}
+	e := Errorf(CodeInvalidArgument, "handed out before, and the broker does not take a copy: %v", cause)
+	e.outcome = MayHaveRun
+	m.server.refuse(m.job, e)
+}
+
 // brokerHeaders are what the broker itself writes, or would act on.
-func brokerHeaders() []string { return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"} }
+func brokerHeaders() []string {
+	return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"}
+}
 
 // copyOf returns the message of a request with less time left, for another queue of
 // the same broker, or why it cannot be copied. What the broker itself wrote into it,

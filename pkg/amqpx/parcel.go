@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -62,24 +63,36 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	var room [64][]byte
 	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
-	s.track.add(len(records) + 1)
+	s.track.add(1)
 	s.receivedBatch(len(records))
-	if err != nil || len(records) == 0 {
-		s.cfg.logger.Warn("dropped a batch that cannot be read", zap.String("reply_to", d.ReplyTo), zap.Error(err))
-		p.message.settled()
-		return
-	}
-	p.open = len(records)
-	jobs := make([]batchedJob, len(records))
+	jobs := make([]batchedJob, 0, len(records))
 	user := s.callerOf(d)
-	for i, record := range records {
-		j := &jobs[i]
+	for _, record := range records {
+		jobs = append(jobs, batchedJob{})
+		j := &jobs[len(jobs)-1]
 		j.job = job{from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived, in: &j.incoming, parcel: p}
 		j.failed = decodeCall(j.in, record, d.ReplyTo, s.nameOf)
 		j.method = s.methods[j.in.Method]
 		j.in.Redelivered = j.in.Redelivered || d.Redelivered
 		j.in.User = user
+		if j.in.CorrelationID == "" && d.ReplyTo != "" {
+			// Nobody could tell whose response it is, and a batch of such records would be
+			// answered with many times its size.
+			s.refused(&j.job, CodeInvalidArgument)
+			jobs = jobs[:len(jobs)-1]
+			err = errNoID
+		}
 	}
+	if err != nil || len(records) == 0 {
+		s.logs.badBatch.of(s.cfg.logger).Warn("dropped a batch, or calls in it, that cannot be read",
+			zap.String("reply_to", d.ReplyTo), zap.Int("dropped", len(records)-len(jobs)), zap.Error(err))
+	}
+	if len(jobs) == 0 {
+		p.message.settled()
+		return
+	}
+	p.open = len(jobs)
+	s.track.add(len(jobs))
 	d.Body = nil
 	// At once: a job of another message between them could wait for the moves of those
 	// before it (awaitMoves) and keep the worker that those behind it need.
@@ -91,6 +104,9 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	}
 	s.jobs.put(wait...)
 }
+
+// errNoID is why a call in a batch is dropped.
+var errNoID = errors.New("a call without an id")
 
 // batchedJob is a job that came in a batch, with its request.
 type batchedJob struct {
@@ -171,7 +187,7 @@ func (p *parcel) bound(refusal *answer, patience time.Duration) {
 	time.AfterFunc(patience, func() {
 		if p.withdraw(refusal) {
 			refusal.reply.failed.outcome = MayHaveRun
-			refusal.server.outbox.put(refusal)
+			refusal.send()
 		}
 	})
 }

@@ -191,7 +191,7 @@ func (p *publisher) publish(out outgoing, l *lane) {
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel was closed before the last frame of the message was written,
 		// and a broker drops a message that is not whole.
-		p.s.fail(err)
+		p.s.channelClosed(err)
 		out.settle(fateUnsent)
 	default:
 		p.s.fail(err)

@@ -56,7 +56,7 @@ func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
 		s.refuse(j, handedOutOnce(m.name))
 		return true
 	case s.cfg.deliveryLimit == 0:
-		return false
+		return s.resetDeliveryCount(j)
 	}
 	lost := j.in.lostDeliveries + 1
 	if lost >= s.cfg.deliveryLimit {
@@ -84,18 +84,51 @@ func handedOutOnce(method string) *Error {
 	return e
 }
 
+// brokerCountMax is the count of deliveries by the broker at which a server without a
+// delivery limit puts a request into its queue anew. It is below the limit of 20 that
+// quorum queues of RabbitMQ 4 have of themselves, at which they drop a message.
+const brokerCountMax = 10
+
+// resetDeliveryCount puts a request into its queue as a new message when the broker has
+// counted many deliveries of it, so that the broker's own limit does not drop it. It
+// reports whether it did.
+func (s *Server) resetDeliveryCount(j *job) bool {
+	if n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"]); !ok || n < brokerCountMax {
+		return false
+	}
+	if msg, ok := s.copyOrRefuse(j, j.in.lostDeliveries+1); ok {
+		s.counts.moved.Add(1)
+		s.move(j, s.cfg.queue.Name, msg, j.settled)
+	}
+	return true
+}
+
 // copyOrRefuse returns the copy with its count. A request with headers that this
 // process can read and not write is refused: it could not be counted.
 func (s *Server) copyOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 	msg, err := copyOf(j)
 	if err != nil {
-		e := Errorf(CodeInvalidArgument, "handed out before, and cannot be counted: %v", err)
-		e.outcome = MayHaveRun
-		s.refuse(j, e)
+		s.refuseUncounted(j, err)
 		return msg, false
 	}
 	setHeader(&msg, headerDeliveries, int64(lost))
-	return msg, true
+	return msg, s.fitsOrRefuse(j, &msg)
+}
+
+// fitsOrRefuse refuses a request whose copy does not fit a frame of the connection with
+// the headers that it was given.
+func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
+	err := checkFrame(msg, j.from.sess.pub.frameSize())
+	if err != nil {
+		s.refuseUncounted(j, err)
+	}
+	return err == nil
+}
+
+func (s *Server) refuseUncounted(j *job, err error) {
+	e := Errorf(CodeInvalidArgument, "handed out before, and cannot be counted: %v", err)
+	e.outcome = MayHaveRun
+	s.refuse(j, e)
 }
 
 // bury moves a request to the dead letters and tells its caller.
@@ -112,6 +145,9 @@ func (s *Server) bury(j *job, lost int) {
 	msg.Headers[headerDeadReason] = reason
 	msg.Headers[headerDeadQueue] = s.cfg.queue.Name
 	msg.Headers[headerDeadTime] = time.Now().UTC()
+	if !s.fitsOrRefuse(j, &msg) {
+		return
+	}
 	s.move(j, dead, msg, func() {
 		s.counts.dead.Add(1)
 		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),

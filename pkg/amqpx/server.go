@@ -32,7 +32,14 @@ type Server struct {
 	self               instance
 	unknown            unknownMethods // to this server
 	pings              selfPings
-	controlAnswers     atomic.Int64 // on their way
+	// direct and isolated are the connections for messages that must not harm the
+	// session's; see server_side_connection.go.
+	direct, isolated *sideConnection
+	suspects         *suspects
+	delayed          delayed
+	logs             serverLogs
+	previous         *session     // the one before, of setup
+	controlAnswers   atomic.Int64 // on their way
 	// adopted names the queues that were used with other properties; only setup,
 	// which runs once at a time, reads and writes it.
 	adopted map[string]bool
@@ -62,8 +69,11 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		draining: make(chan struct{}),
 		stopNow:  make(chan struct{}),
 		self:     newInstance(),
+		suspects: newSuspects(),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
+	s.direct = newSideConnection(s, "server direct", s.publishDirect)
+	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
 	return s, nil
 }
 
@@ -106,7 +116,10 @@ func (s *Server) Serve(ctx context.Context) error {
 	for range s.cfg.workers {
 		s.startWorker(handlers)
 	}
-	link.Go(func() { s.sup.run(linked) }) // ends when unlink is called
+	link.Go(func() { s.sup.run(linked) }) // these end when unlink is called
+	link.Go(func() { s.direct.run(linked) })
+	link.Go(func() { s.isolated.run(linked) })
+	defer s.delayed.close()
 
 	select {
 	case <-ctx.Done():
@@ -114,6 +127,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	close(s.draining) // before it is shown: a server that says so starts nothing more
 	s.sup.board.update(func(st *Status) { st.State = StateDraining })
+	s.delayed.flush()
 	s.startWorker(handlers) // gives back what waits while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
@@ -145,6 +159,10 @@ func (s *Server) WaitReady(ctx context.Context) error { return s.sup.waitReady(c
 // setup makes a new session serve: queues, publisher, consumer. Consuming comes
 // last, so no request arrives before its answer can leave.
 func (s *Server) setup(_ context.Context, sess *session) error {
+	if s.previous != nil {
+		s.suspects.sessionEnded(s.previous.cause)
+	}
+	s.previous = sess
 	if s.cfg.userID {
 		if err := s.user.verify(sess, s.cfg.logger); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -292,22 +293,26 @@ func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
 func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name    string
-		faults  []fault
-		answers int
-		warns   int
+		name     string
+		refusals int
+		answers  int
+		warns    int
 	}{
-		{"twice", []fault{faultNack, faultNack}, 1, 0},
-		{"for good", []fault{faultNack, faultNack, faultNack}, 0, 1},
+		{"for a while", 10, 1, 0},
+		{"until the caller's time is over", 1000, 0, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				log, logs := observed(zap.WarnLevel)
 				b, s := serve(t, handlers{"m": echo}, WithLogger(log))
-				b.fail(rawQueue, c.faults...)
-				b.put(request("m"))
+				b.fail(rawQueue, slices.Repeat([]fault{faultNack}, c.refusals)...)
+				msg := request("m")
+				msg.Headers = amqp.Table{headerTimeout: int64(20_000)}
+				b.put(msg)
+				pass(25 * time.Second)
 				settle()
+				wantSame(t, "published", len(b.messagesTo(rawQueue)) <= 60, true) // with pauses of up to 1 s
 				wantSame(t, "answers", len(b.take()), c.answers)
 				wantSame(t, "warnings", logs.Len(), c.warns)
 				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)

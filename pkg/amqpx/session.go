@@ -186,6 +186,21 @@ func (s *session) fail(cause error) {
 	})
 }
 
+// closedReasonWait bounds the wait for the reason of a closed channel.
+const closedReasonWait = time.Second
+
+// channelClosed ends the session after a call that found its channel closed. The watcher
+// of the channel is about to learn the reason, so that its cause is the one to keep.
+func (s *session) channelClosed(err error) {
+	timer := time.NewTimer(closedReasonWait)
+	defer timer.Stop()
+	select {
+	case <-s.done:
+	case <-timer.C:
+		s.fail(err)
+	}
+}
+
 // ended reports whether the session failed or was closed.
 func (s *session) ended() bool {
 	select {

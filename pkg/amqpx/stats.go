@@ -91,6 +91,9 @@ type ServerStats struct {
 	Moved, Dead uint64
 	// Batched counts the requests that came in a batch.
 	Batched uint64
+	// Undeliverable counts the responses, and the copies of requests, that were dropped
+	// because they ended the connection they were published on.
+	Undeliverable uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
 	// Blocked is how long the broker has blocked publishing, all times together.
@@ -103,25 +106,29 @@ type ServerStats struct {
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
 	shed, replayed, moved, dead, batched, canceled           atomic.Uint64
+	undeliverable                                            atomic.Uint64
 }
 
 // Stats returns the counters.
 func (s *Server) Stats() ServerStats {
 	return ServerStats{
-		Requests:   s.counts.requests.Load(),
-		InFlight:   uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
-		OK:         s.counts.ok.Load(),
-		Failed:     s.counts.failed.Load(),
-		Panics:     s.counts.panics.Load(),
-		Refused:    s.counts.refused.Load(),
-		Expired:    s.counts.expired.Load(),
-		Shed:       s.counts.shed.Load(),
-		Replayed:   s.counts.replayed.Load(),
-		Canceled:   s.counts.canceled.Load(),
-		Returned:   s.counts.returned.Load(),
-		Moved:      s.counts.moved.Load(),
-		Dead:       s.counts.dead.Load(),
-		Batched:    s.counts.batched.Load(),
+		Requests: s.counts.requests.Load(),
+		InFlight: uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
+		OK:       s.counts.ok.Load(),
+		Failed:   s.counts.failed.Load(),
+		Panics:   s.counts.panics.Load(),
+		Refused:  s.counts.refused.Load(),
+		Expired:  s.counts.expired.Load(),
+		Shed:     s.counts.shed.Load(),
+		Replayed: s.counts.replayed.Load(),
+		Canceled: s.counts.canceled.Load(),
+		Returned: s.counts.returned.Load(),
+		Moved:    s.counts.moved.Load(),
+		Dead:     s.counts.dead.Load(),
+		Batched:  s.counts.batched.Load(),
+
+		Undeliverable: s.counts.undeliverable.Load(),
+
 		Reconnects: reconnects(s.Status()),
 		Blocked:    s.sup.board.blockedFor(),
 		Workers:    s.cfg.workers,

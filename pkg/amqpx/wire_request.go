@@ -86,6 +86,8 @@ type incoming struct {
 	// budget is how long the call may take from its arrival here; noBudget when the
 	// caller set no limit.
 	budget time.Duration
+	// expired says that the request's time was over in another queue.
+	expired bool
 	// followsContract says that the caller follows this contract: it reads our headers,
 	// and uses no correlation id twice. Others get answers without extras.
 	followsContract bool
@@ -131,6 +133,9 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 			return in, failed
 		}
 	}
+	if in.followsContract && len(d.Headers) > 0 {
+		in.readDeath(d)
+	}
 	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0
 	if in.Method == "" {
 		in.Method = defaultMethod
@@ -142,6 +147,27 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 		return in, refusal(CodeInvalidArgument, "method name of %d bytes: want 1 to %d", len(in.Method), maxShortString)
 	}
 	return in, nil
+}
+
+// readDeath reads x-death, the record of a request that a policy has dead-lettered: that
+// removes its expiration (https://www.rabbitmq.com/docs/dlx#effects). A request that expired
+// is over. One that was dead-lettered for another reason has at most its first budget.
+func (in *incoming) readDeath(d *amqp.Delivery) {
+	deaths, _ := d.Headers["x-death"].([]any)
+	for _, v := range deaths {
+		death, _ := v.(amqp.Table)
+		expiration, _ := death["original-expiration"].(string)
+		n, err := strconv.ParseUint(expiration, 10, 32)
+		if err != nil {
+			continue
+		}
+		if death["reason"] == "expired" {
+			in.expired = true
+		}
+		if in.budget == noBudget {
+			in.budget = time.Duration(n) * time.Millisecond
+		}
+	}
 }
 
 // readHeaders reads the headers of the contract. Programs that can send nothing but text,

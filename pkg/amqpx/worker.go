@@ -57,6 +57,10 @@ func (s *Server) process(handlers context.Context, j *job) {
 		s.counts.expired.Add(1)
 		failed = expiredRefusal(in.budget, queued)
 	}
+	if failed == nil && in.expired {
+		s.counts.expired.Add(1)
+		failed = refusal(CodeDeadlineExceeded, "expired in another queue, which dead-lettered it")
+	}
 	switch {
 	case failed != nil:
 		s.refuse(j, failed)

@@ -13,7 +13,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 	m.Watch(serverSource{state: amqpx.StateDraining, stats: amqpx.ServerStats{
 		Requests: 1, InFlight: 2, OK: 3, Failed: 4, Panics: 5, Refused: 6, Expired: 7, Shed: 8, Replayed: 9,
 		Returned: 10, Moved: 11, Dead: 12, Batched: 13, Reconnects: 14, Blocked: 1500 * time.Millisecond,
-		Workers: 16, Busy: 17, Waiting: 18, Canceled: 19,
+		Workers: 16, Busy: 17, Waiting: 18, Canceled: 19, Undeliverable: 20,
 	}})
 	m.HandlerEnded("a", "", time.Second, time.Millisecond)
 	m.HandlerEnded("a", amqpx.CodeInternal, 0, 2*time.Millisecond)
@@ -44,6 +44,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		"amqpx_server_workers_busy":                                  17,
 		"amqpx_server_requests_waiting":                              18,
 		"amqpx_server_canceled_requests_total":                       19,
+		"amqpx_server_undeliverable_responses_total":                 20,
 		"amqpx_server_link_state{connecting}":                        0,
 		"amqpx_server_link_state{ready}":                             0,
 		"amqpx_server_link_state{blocked}":                           0,

@@ -118,6 +118,7 @@ func serverNames() []string {
 		"amqpx_server_moved_requests_total",
 		"amqpx_server_dead_letters_total",
 		"amqpx_server_canceled_requests_total",
+		"amqpx_server_undeliverable_responses_total",
 		"amqpx_server_batched_requests_total",
 		"amqpx_server_batch_size",
 		"amqpx_server_reconnects_total",

@@ -37,7 +37,7 @@ func StartBroker(t testing.TB) *Broker {
 		defer cancel()
 		b.run(ctx, "down", b.name)
 	})
-	b.run(t.Context(), "up", b.name, major())
+	b.run(t.Context(), "up", b.name, Major())
 	vars := b.run(t.Context(), "env", b.name)
 	found := regexp.MustCompile(envURL + `=(\S+)`).FindSubmatch(vars)
 	if found == nil {

@@ -63,8 +63,8 @@ func TLS(t testing.TB) (url, caFile string) {
 	return url, caFile
 }
 
-// major is the version of the brokers that tests start.
-func major() string {
+// Major is the version of the brokers that tests start.
+func Major() string {
 	if v := os.Getenv(envMajor); v != "" {
 		return v
 	}

@@ -1,0 +1,214 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// A response can end the connection that it is published on. RabbitMQ 3 does so for an
+// address of direct reply-to on a node that does not run, and such an address is perfectly
+// formed: no check can tell it from a good one. So the responses to direct reply-to, and
+// those of the control plane, are published on connections of their own, and a response
+// that ends one costs nobody else anything. docs/adr/0012 has the reasons.
+
+// isDirectAddress reports whether a reply_to is an address of direct reply-to.
+func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, directReplyTo) }
+
+// isolable is an outbound message that can be published alone.
+type isolable interface {
+	outgoing
+	// undeliverable ends the message: it ended the connection on which it was alone.
+	undeliverable(cause error)
+}
+
+// sideConnection is a connection of a server for messages that must not harm its own. It is
+// dialed when a message waits, again and again with growing pauses. One goroutine, run,
+// owns it.
+type sideConnection struct {
+	server  *Server
+	sup     *supervisor // only dials: status and log are those of the server's own connection
+	outbox  *outbox
+	publish func(ctx context.Context, sess *session) // returns when the session, ctx or the need has ended
+}
+
+func newSideConnection(s *Server, role string, publish func(context.Context, *session)) *sideConnection {
+	cfg := s.cfg.config
+	cfg.logger = zap.NewNop()
+	nothing := func(context.Context, *session) error { return nil }
+	return &sideConnection{server: s, sup: newSupervisor(&cfg, role, true, nothing), outbox: newOutbox(), publish: publish}
+}
+
+// run keeps the connection alive while messages wait, until ctx ends.
+func (c *sideConnection) run(ctx context.Context) {
+	cfg := c.sup.cfg
+	wait := newBackoff(cfg.backoffMin, max(cfg.backoffMin, min(cfg.backoffMax, passingFaultMax)))
+	for c.isNeeded(ctx) {
+		sess, err := c.sup.connect(ctx)
+		if err == nil {
+			begun := time.Now()
+			c.publish(ctx, sess)
+			sess.close()
+			err = sess.cause
+			if time.Since(begun) >= settledAfter {
+				wait.Reset()
+			}
+		}
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		c.server.logs.sideConnection.of(c.server.cfg.logger).Warn("a connection for responses ended, reconnecting",
+			zap.String("role", c.sup.role), zap.Error(err))
+		sleep(ctx, wait.NextBackOff())
+	}
+}
+
+// isNeeded waits until a message waits; false means that ctx has ended.
+func (c *sideConnection) isNeeded(ctx context.Context) bool {
+	for c.outbox.len() == 0 && ctx.Err() == nil {
+		select {
+		case <-c.outbox.wake:
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// publishDirect publishes the responses to direct reply-to and those of the control plane.
+func (s *Server) publishDirect(ctx context.Context, sess *session) {
+	startPublisher(sess, s.direct.outbox, func(amqp.Return) {}) // none of them is mandatory
+	select {
+	case <-sess.done:
+	case <-ctx.Done():
+	}
+}
+
+const (
+	// isolatedIdle is how long the connection for suspects stays open without one.
+	isolatedIdle = 5 * time.Second
+	// isolatedTries bounds how often a message is published alone that is lost with its
+	// connection for reasons that may be none of its own.
+	isolatedTries = 3
+)
+
+// isolated is a message that is published alone.
+type isolated struct {
+	isolable
+
+	tries int
+}
+
+// isolate publishes a message that may have ended a connection: alone, so that it is
+// known whether it does.
+func (s *Server) isolate(out isolable) { s.isolated.outbox.put(&isolated{isolable: out}) }
+
+// publishIsolated publishes one message after the other, each when the broker has confirmed
+// the one before.
+func (s *Server) publishIsolated(ctx context.Context, sess *session) {
+	returns := sess.pubCh.NotifyReturn(make(chan amqp.Return, 1))
+	for {
+		waiting := s.isolated.outbox.takeAll(nil)
+		for i, out := range waiting {
+			if !s.publishAlone(ctx, sess, out, returns) {
+				s.isolated.outbox.putBack(waiting[i+1:])
+				return
+			}
+		}
+		idle := time.NewTimer(isolatedIdle)
+		select {
+		case <-s.isolated.outbox.wake:
+			idle.Stop()
+		case <-idle.C:
+			return
+		case <-sess.done:
+			idle.Stop()
+			return
+		case <-ctx.Done():
+			idle.Stop()
+			return
+		}
+	}
+}
+
+// publishAlone publishes one message and waits for its confirm. It returns false when the
+// session has ended, or ctx has; then the message waits for the next connection, unless it
+// is what ended this one.
+func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, returns <-chan amqp.Return) bool {
+	for opening := sess.gate.opening(); opening != nil; opening = sess.gate.opening() {
+		select {
+		case <-opening:
+			continue
+		case <-sess.done:
+		case <-ctx.Done():
+		}
+		s.isolated.outbox.put(out)
+		return false
+	}
+	if !out.claim(sess.generation) {
+		return true
+	}
+	key, mandatory, msg := out.envelope()
+	confirm, err := sess.pubCh.publish(key, mandatory, msg)
+	switch {
+	case errors.Is(err, amqp.ErrClosed): // it was not sent
+		sess.channelClosed(err)
+		s.isolated.outbox.put(out)
+		return false
+	case err != nil:
+		sess.fail(err)
+		s.blame(out, err)
+		return false
+	}
+	select {
+	case <-confirm.Done():
+	case <-ctx.Done():
+		s.isolated.outbox.put(out)
+		return false
+	}
+	switch {
+	case confirm.Acked():
+		select {
+		case <-returns: // a broker returns a message before it confirms it
+			out.settle(fateUnroutable)
+		default:
+			out.settle(fateConfirmed)
+		}
+		return true
+	case !sess.pubCh.IsClosed():
+		out.settle(fateRefused)
+		return true
+	}
+	<-sess.done // a channel that has ended ends its session
+	s.blame(out, sess.cause)
+	return false
+}
+
+// blame handles a message that was alone on a connection that ended.
+func (s *Server) blame(out outgoing, cause error) {
+	m, ok := out.(*isolated)
+	if !ok {
+		return
+	}
+	if m.tries++; isException(cause) || m.tries == isolatedTries {
+		m.undeliverable(cause)
+		return
+	}
+	s.isolated.outbox.put(m)
+}
+
+// noteUndeliverable counts and logs a message that ended the connection it was published on.
+func (s *Server) noteUndeliverable(to, correlationID string, cause error) {
+	s.counts.undeliverable.Add(1)
+	if isDirectAddress(to) {
+		s.suspects.avoid(to)
+	}
+	s.logs.undeliverable.of(s.cfg.logger).Warn("dropped a response that ends the connection it is published on",
+		zap.String("reply_to", to), zap.String("correlation_id", correlationID), zap.Error(cause))
+}
+
+// errAvoided is why a response to an address that has ended a connection is not published.
+var errAvoided = errors.New("its address has ended a connection before")

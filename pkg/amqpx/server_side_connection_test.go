@@ -1,0 +1,182 @@
+package amqpx
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// deadNode is a perfectly formed address of direct reply-to whose node does not run.
+const deadNode = directReplyTo + ".g1h3DnJlcGx5QDEyMzQ1Njc4AAADAQAAAABmESIz.MDEyMzQ1Njc4OWFiY2RlZg=="
+
+// endsAtDeadNodes makes the broker end the connection of whoever publishes to such an address.
+func endsAtDeadNodes(b *fakeBroker) {
+	b.with(func(b *fakeBroker) {
+		b.fatal = func(key string, _ amqp.Publishing) bool { return strings.HasPrefix(key, deadNode) }
+	})
+}
+
+func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*amqp.Publishing){
+		"without a key": func(*amqp.Publishing) {},
+		"with a key":    func(msg *amqp.Publishing) { msg.MessageId = "key" },
+		"our contract":  func(msg *amqp.Publishing) { msg.Type = typeCall },
+		"unknown method": func(msg *amqp.Publishing) {
+			msg.AppId = "unknown" // its refusal says "did not run": it is sent when the request is acknowledged
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				log, logs := observed(zap.WarnLevel)
+				r := startRig(t, handlers{"m": echo}, WithLogger(log))
+				endsAtDeadNodes(r.broker)
+				direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
+				ready(t, direct.WaitReady)
+				for n := range 5 {
+					msg := amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: fmt.Sprint("id", n)}
+					change(&msg)
+					r.broker.put(msg)
+					r.broker.put(msg) // again: to an address that is known by now
+					wantAnswer(t, <-goCall(direct, within(t, time.Minute), "m", []byte("x")), "x")
+					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("y")), "y")
+				}
+				pass(30 * time.Second)
+				settle()
+				stats := r.server.Stats()
+				wantSame(t, "reconnects", stats.Reconnects, 0)
+				wantSame(t, "undeliverable", stats.Undeliverable, 10)
+				wantSame(t, "in flight", stats.InFlight, 0)
+				wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+				wantSame(t, "lines", logs.FilterMessageSnippet("dropped a response").Len(), 1)
+			})
+		})
+	}
+}
+
+func TestInnocentResponsesArriveAfterTheEndOfTheirConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo})
+		direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
+		ready(t, direct.WaitReady)
+		endsAtDeadNodes(r.broker)
+		r.broker.holdConfirms() // so that all of them are unconfirmed when the connection ends
+		var calls []<-chan result
+		for n := range 20 {
+			calls = append(calls, goCall(direct, within(t, time.Minute), "m", []byte(fmt.Sprint(n))))
+		}
+		settle()
+		r.broker.put(amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: "id"})
+		settle()
+		r.broker.releaseConfirms()
+		for n, call := range calls {
+			wantAnswer(t, <-call, fmt.Sprint(n))
+		}
+		pass(time.Minute)
+		settle()
+		wantSame(t, "undeliverable", r.server.Stats().Undeliverable, 1)
+		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+		wantSame(t, "duplicates are not more than what was unconfirmed", direct.Stats().Duplicates <= 20, true)
+	})
+}
+
+func TestControlMessageFromADeadNodeHarmsNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		endsAtDeadNodes(r.broker)
+		for _, question := range []string{controlPing, controlInfo, controlStats} {
+			r.toControl(amqp.Publishing{AppId: question, ReplyTo: deadNode + question, CorrelationId: "id"})
+		}
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		pass(10 * time.Second)
+		fleet, err := r.client.Fleet(within(t, time.Minute))
+		if err != nil || len(fleet) != 1 {
+			t.Errorf("fleet %v, %v", fleet, err)
+		}
+		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
+		wantSame(t, "undeliverable", r.server.Stats().Undeliverable, 3)
+		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
+	})
+}
+
+// TestMessageThatEndsTheServersConnection tries messages to ordinary queues that the broker
+// ends the server's connection for.
+func TestMessageThatEndsTheServersConnection(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fatal func(key string, msg amqp.Publishing) bool
+		// reconnects is how often the server's connection may end by one request.
+		reconnects uint64
+	}{
+		"response":      {func(key string, _ amqp.Publishing) bool { return key == "evil" }, 1},
+		"every message": {func(_ string, msg amqp.Publishing) bool { return msg.CorrelationId == "evil" }, 2},
+		"burial, and its response": {func(key string, _ amqp.Publishing) bool {
+			return key == "evil" || key == DefaultQueue+deadSuffix
+		}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": echo})
+				client := startClient(t, b)
+				ready(t, client.WaitReady)
+				b.with(func(b *fakeBroker) { _ = b.declare("evil", true, nil); b.fatal = c.fatal })
+				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil", MessageId: "key"})
+				b.put(amqp.Publishing{
+					AppId: "m", ReplyTo: "evil", CorrelationId: "evil",
+					Headers: amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}, // the next loss is the last
+				})
+				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil"})
+				pass(time.Minute)
+				settle()
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				if got := s.Stats().Reconnects; got > 3*c.reconnects {
+					t.Errorf("%d reconnects, want at most %d", got, 3*c.reconnects)
+				}
+				wantSame(t, "some were dropped", s.Stats().Undeliverable > 0, true)
+				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+			})
+		})
+	}
+}
+
+func TestSideConnectionThatCannotBeDialed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.WarnLevel)
+		r := startRig(t, handlers{"m": echo}, WithLogger(log))
+		direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
+		ready(t, direct.WaitReady)
+		away := true
+		var dials int
+		r.broker.with(func(b *fakeBroker) {
+			b.onDial = func(_ context.Context, _, name string) error {
+				if strings.Contains(name, "server direct") {
+					if dials++; away {
+						return errCut
+					}
+				}
+				return nil
+			}
+		})
+		call := goCall(direct, within(t, time.Minute), "m", []byte("x"))
+		pass(20 * time.Second)
+		if dials < 5 || dials > 100 {
+			t.Errorf("%d dials in 20 s", dials)
+		}
+		wantSame(t, "lines", logs.FilterMessageSnippet("a connection for responses ended").Len(), 1)
+		away = false
+		wantAnswer(t, <-call, "x")
+	})
+}

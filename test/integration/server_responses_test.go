@@ -1,0 +1,128 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// deadNode returns a perfectly formed address of direct reply-to, as RabbitMQ writes them,
+// on a node that does not run: the name holds a hash of the node's name.
+func deadNode() string {
+	id := uuid.New()
+	name := fmt.Sprintf("reply@%d", 10_000_000+int(id[0]))
+	term := append([]byte{131, 88, 119, byte(len(name))}, name...)
+	term = append(term, 0, 0, 3, id[1], 0, 0, 0, 0, 0x66, id[2], id[3], id[4])
+	return "amq.rabbitmq.reply-to." + base64.StdEncoding.EncodeToString(term) + "." + base64.StdEncoding.EncodeToString(id[:])
+}
+
+func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	core, logs := observer.New(zap.WarnLevel)
+	one := r.Serve(rig.Methods{"b": letter}, amqpx.WithBatch(amqpx.BatchAuto), amqpx.WithLogger(zap.New(core)))
+	two := r.Serve(rig.Methods{"b": letter}, amqpx.WithBatch(amqpx.BatchAuto))
+	queue, direct := r.Ready(), r.Ready(amqpx.WithReplyMode(amqpx.ReplyDirect))
+	control := r.Queue.Name + ".control"
+	raw := r.Raw()
+	const rounds = 5
+	for n := range rounds {
+		id := fmt.Sprint(n)
+		known := deadNode()
+		for _, msg := range []amqp.Publishing{
+			{AppId: "b", ReplyTo: deadNode(), CorrelationId: id},
+			{AppId: "b", ReplyTo: deadNode(), CorrelationId: id, MessageId: uuid.NewString()},
+			{AppId: "b", ReplyTo: known, CorrelationId: id, Type: "rpc.v1", Expiration: "60000"},
+			{AppId: "b", ReplyTo: known, CorrelationId: id, Type: "rpc.v1", Expiration: "60000"},
+			{AppId: "unknown", ReplyTo: deadNode(), CorrelationId: id},
+		} {
+			r.Request(msg)
+		}
+		r.SendBatch(deadNode(), rig.RawCall("1", "b", ""), rig.RawCall("2", "b", ""), rig.RawCall("3", "unknown", ""))
+		for _, question := range []string{"ping", "stats"} {
+			err := raw.Publish(control, "", false, false, amqp.Publishing{AppId: question, ReplyTo: deadNode(), CorrelationId: id})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 20 {
+			if got := rig.Call(t, queue, "b", nil); string(got) != "b" {
+				t.Errorf("got %q", got)
+			}
+		}
+		if got := rig.Call(t, direct, "b", nil); string(got) != "b" {
+			t.Errorf("over direct reply-to: got %q", got)
+		}
+	}
+	for _, s := range []*rig.Server{one, two} {
+		rig.Eventually(t, "nothing is in flight", func() bool { return s.Stats().InFlight == 0 })
+		if got := s.Stats().Reconnects; got != 0 {
+			t.Errorf("the server's link was lost %d times", got)
+		}
+	}
+	if left := r.Inspect().Messages; left != 0 {
+		t.Errorf("%d requests were not acknowledged", left)
+	}
+	rig.Eventually(t, "both servers describe themselves", func() bool {
+		fleet, err := queue.Fleet(rig.Within(t, 10*time.Second))
+		return err == nil && len(fleet) == 2
+	})
+	if got := logs.FilterMessage("dropped a response that ends the connection it is published on").Len(); got > 2 {
+		t.Errorf("%d lines for one kind of fault", got)
+	}
+	if rig.Major() == "3" && one.Stats().Undeliverable+two.Stats().Undeliverable < 5*rounds {
+		t.Errorf("%d + %d responses were dropped, want those to all made-up addresses", one.Stats().Undeliverable, two.Stats().Undeliverable)
+	}
+	for _, s := range []*rig.Server{one, two} {
+		if err := s.Drain(); err != nil {
+			t.Errorf("drain: %v", err)
+		}
+	}
+}
+
+// TestResponseThatTheBrokerDoesNotTake has handlers return more than the broker takes: it
+// ends the channel of whoever publishes that.
+func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
+	t.Parallel()
+	broker := rig.StartBroker(t)
+	broker.Ctl("eval", "application:set_env(rabbit,max_message_size,65536), persistent_term:put(max_message_size,65536).")
+	r := rig.On(t, broker.URL)
+	var runs atomic.Int64
+	large := func(context.Context, *amqpx.Request) ([]byte, error) {
+		runs.Add(1)
+		return make([]byte, 200_000), nil
+	}
+	server := r.Serve(rig.Methods{"b": letter, "large": large})
+	client := r.Ready()
+	inbox := r.Inbox()
+	for n, key := range []string{"", uuid.NewString()} {
+		r.Request(amqp.Publishing{AppId: "large", ReplyTo: inbox.Name, CorrelationId: fmt.Sprint(n), MessageId: key})
+		rig.Eventually(t, "it is given up", func() bool { return server.Stats().Undeliverable == uint64(n+1) })
+		if got := rig.Call(t, client, "b", nil, amqpx.Idempotent()); string(got) != "b" {
+			t.Errorf("got %q", got)
+		}
+	}
+	rig.Eventually(t, "nothing is in flight", func() bool { return server.Stats().InFlight == 0 })
+	if got := server.Stats().Reconnects; got > 2 {
+		t.Errorf("the server's link was lost %d times by two requests", got)
+	}
+	if got := runs.Load(); got > 3 { // the one without a key runs again
+		t.Errorf("%d runs", got)
+	}
+	if left := r.Inspect().Messages; left != 0 {
+		t.Errorf("%d requests were not acknowledged", left)
+	}
+}
