@@ -1,0 +1,198 @@
+package amqpx
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// redelivered gives a request as a consumer that took it and gave it back leaves it.
+func redelivered(b *fakeBroker, queue string, msg amqp.Publishing) {
+	b.with(func(b *fakeBroker) {
+		b.requeue(b.queues[queue], &fakeMessage{msg: msg})
+		b.dispatch(b.queues[queue])
+	})
+}
+
+func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.WarnLevel)
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithLogger(log), WithWorkers(4))
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		dead := DefaultQueue + deadSuffix
+		b.with(func(b *fakeBroker) {
+
+			b.queues[dead].maxLength = 1
+			b.queues[dead].messages = []*fakeMessage{{}}
+		})
+		msg := with(request("m"), func(m *amqp.Publishing) {
+			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
+		})
+		for range 3 {
+			redelivered(b, DefaultQueue, msg)
+		}
+		pass(time.Minute)
+		settle()
+		tries := len(b.messagesTo(dead))
+		if tries < 3*5 || tries > 3*20 {
+			t.Errorf("%d tries in a minute for 3 requests", tries)
+		}
+		if got := logs.FilterMessage("the broker refused to move a request").Len(); got > 3 {
+			t.Errorf("%d lines in a minute", got)
+		}
+		wantSame(t, "runs", runs.Load(), 0)
+		wantSame(t, "held", b.unacked(DefaultQueue), 3)
+		// A request that a server has lost still runs: the moves that wait do not hold it up.
+		lost := with(request("m"), func(m *amqp.Publishing) { m.CorrelationId = "lost" })
+		redelivered(b, DefaultQueue, lost)
+		pass(time.Second)
+		settle()
+		wantSame(t, "runs", runs.Load(), 1)
+		b.with(func(b *fakeBroker) { b.queues[dead].maxLength = 0 })
+		pass(time.Minute)
+		settle()
+		wantSame(t, "dead letters", b.ready(dead), 4)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
+
+func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		dead := DefaultQueue + deadSuffix
+		b.with(func(b *fakeBroker) {
+			b.queues[dead].maxLength = 1
+			b.queues[dead].messages = []*fakeMessage{{}}
+		})
+		redelivered(b, DefaultQueue, with(request("m"), func(m *amqp.Publishing) {
+			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
+		}))
+		pass(time.Minute) // its pauses are long by now
+		begun := time.Now()
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Error(err)
+		}
+		wantSame(t, "the drain waits for no pause", time.Since(begun) < time.Second, true)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, deliveries := range map[string]int64{"to be moved": 0, "to be buried": DefaultDeliveryLimit - 1} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": counted(&runs, echo)})
+				b.with(func(b *fakeBroker) { b.frameSize = 8192 })
+				msg := with(request("m"), func(m *amqp.Publishing) {
+					m.Headers = amqp.Table{"x": strings.Repeat("h", 8140)}
+					if deliveries > 0 {
+						m.Headers[headerDeliveries] = deliveries
+					}
+				})
+				redelivered(b, DefaultQueue, msg)
+				settle()
+				answers := b.take()
+				if len(answers) != 1 || answers[0].Headers[headerCode] != string(CodeInvalidArgument) {
+					t.Fatalf("answers %v", answers)
+				}
+				wantSame(t, "runs", runs.Load(), 0)
+				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+			})
+		})
+	}
+}
+
+func TestPropertiesSizeIsExact(t *testing.T) {
+	t.Parallel()
+	const frame = 4096
+	msg := amqp.Publishing{
+		ContentType: "a", ContentEncoding: "bc", CorrelationId: "id", ReplyTo: "to", Expiration: "1", MessageId: "m", Type: "t",
+		AppId: "app", DeliveryMode: 2, Priority: 1, Timestamp: time.Unix(1, 0),
+		Headers: amqp.Table{
+			"nil": nil, "bool": true, "int8": int8(1), "byte": byte(1), "int16": int16(1), "int32": int32(1), "int64": int64(1),
+			"f32": float32(1), "f64": 1.0, "decimal": amqp.Decimal{}, "text": "text", "bytes": []byte("b"), "time": time.Unix(1, 0),
+			"table": amqp.Table{"x": "y"}, "list": []any{"a", int64(1)},
+		},
+	}
+	wantSame(t, "size", propertiesSize(&msg), 230)
+	msg.Headers["fill"] = ""
+	msg.Headers["fill"] = strings.Repeat("x", frame-frameOverhead-propertiesSize(&msg))
+	wantSame(t, "fits", checkFrame(&msg, frame), nil)
+	msg.Headers["fill"] = msg.Headers["fill"].(string) + "x" //nolint:forcetypeassert // it is one.
+	if checkFrame(&msg, frame) == nil {
+		t.Error("one byte too many fits")
+	}
+}
+
+func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
+	t.Parallel()
+	death := func(reason, expiration string) []any {
+		d := amqp.Table{"reason": reason, "queue": "another", "count": int64(1)}
+		if expiration != "" {
+			d["original-expiration"] = expiration
+		}
+		return []any{d}
+	}
+	for name, c := range map[string]struct {
+		kind   string
+		deaths []any
+		code   Code
+	}{
+		"expired":                          {typeCall, death("expired", "2000"), CodeDeadlineExceeded},
+		"expired, then rejected":           {typeIdempotentCall, append(death("rejected", ""), death("expired", "2000")...), CodeDeadlineExceeded},
+		"rejected":                         {typeCall, death("rejected", "2000"), ""},
+		"rejected, its time is over":       {typeCall, death("rejected", "0"), CodeDeadlineExceeded},
+		"expired by the queue's own limit": {typeCall, death("expired", ""), ""},
+		"a delay of another program":       {"", death("expired", "2000"), ""},
+		"malformed":                        {typeCall, []any{"death", amqp.Table{"original-expiration": 7}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, s := serve(t, handlers{"m": counted(&runs, echo)})
+				b.put(with(request("m"), func(m *amqp.Publishing) {
+					m.Type, m.Headers = c.kind, amqp.Table{"x-death": c.deaths}
+				}))
+				settle()
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 1)
+				code, _ := answers[0].Headers[headerCode].(string)
+				wantSame(t, "code", Code(code), c.code)
+				wantSame(t, "runs", runs.Load() == 1, c.code == "")
+				wantSame(t, "expired", s.Stats().Expired == 1, c.code != "")
+			})
+		})
+	}
+}
+
+func TestServerWithoutALimitResetsTheBrokersCount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithDeliveryLimit(0))
+		redelivered(b, DefaultQueue, with(request("m"), func(m *amqp.Publishing) {
+			m.Headers = amqp.Table{"x-delivery-count": int64(brokerCountMax)}
+		}))
+		settle()
+		wantSame(t, "moved", s.Stats().Moved, 1)
+		wantSame(t, "runs", runs.Load(), 1)
+		_, has := b.messagesTo(DefaultQueue)[0].msg.Headers["x-delivery-count"]
+		wantSame(t, "the copy has the count", has, false)
+		wantSame(t, "answers", len(b.take()), 1)
+	})
+}
