@@ -13,6 +13,7 @@ type job struct {
 	queue    string         // where it is given back to
 	delivery *amqp.Delivery // it came in
 	arrived  time.Time
+	place    int           // of the worker that has it in hand
 	in       *incoming     // nil until it was decoded
 	method   *serverMethod // nil if it is unknown
 	failed   *Error        // why it is refused, if decoding found so

@@ -11,21 +11,39 @@ import (
 
 func TestEstimateOfTheWaitForAWorker(t *testing.T) {
 	t.Parallel()
-	l := load{workers: 2}
-	wantSame(t, "idle", l.wait(5), 0)
+	l := newLoad(2)
+	now := l.start.Add(time.Hour)
+	run := func(ages ...time.Duration) { // has handlers run for so long
+		l.busy.Store(int64(len(ages)))
+		for i, age := range ages {
+			l.take(&invocation{place: i}, now.Add(-age))
+		}
+	}
+	waits := func(name string, want ...time.Duration) {
+		t.Helper()
+		for waiting, want := range want {
+			if got := l.wait(waiting, now); got < want*95/100 || got > want*101/100 {
+				t.Errorf("%s, behind %d: %v, want about %v", name, waiting, got, want)
+			}
+		}
+	}
+	wantSame(t, "idle", l.wait(5, now), 0)
+	run(time.Minute, time.Minute)
+	waits("stuck from the start", time.Minute, 90*time.Second, 2*time.Minute)
+	run()
 	for range 100 {
 		l.started()
 		l.ended(time.Second)
 	}
-	wantSame(t, "idle again", l.wait(5), 0)
-	l.started()
-	wantSame(t, "one of two is free", l.wait(0), 0)
-	l.started()
-	for waiting, want := range []time.Duration{500 * time.Millisecond, time.Second, 1500 * time.Millisecond} {
-		if got := l.wait(waiting); got < want*95/100 || got > want {
-			t.Errorf("behind %d: %v, want about %v", waiting, got, want)
-		}
-	}
+	wantSame(t, "idle again", l.wait(5, now), 0)
+	run(0)
+	wantSame(t, "one of two is free", l.wait(0, now), 0)
+	run(0, 0)
+	waits("both have begun", 500*time.Millisecond, time.Second, 1500*time.Millisecond)
+	run(0, time.Hour)
+	waits("one is stuck", time.Second, 2*time.Second)
+	run(time.Hour, 11*time.Second)
+	waits("both take long", 11*time.Second, 22*time.Second)
 }
 
 // A call that would expire before a worker is free learns it at once, not at its

@@ -20,8 +20,9 @@ type Server struct {
 	methods map[string]*serverMethod
 	jobs    *jobQueue
 	outbox  *outbox
-	workers sync.WaitGroup
+	workers tracker // but for those that are stuck
 	load    load
+	stuck   stuckHandlers
 	dedup   dedupStore
 	user    brokerUser // of copies of requests
 	track   tracker    // consumers and unsettled requests
@@ -63,7 +64,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		methods:  make(map[string]*serverMethod),
 		jobs:     newJobQueue(),
 		outbox:   newOutbox(),
-		load:     load{workers: int64(cfg.workers)},
+		load:     newLoad(cfg.workers),
 		dedup:    newExecutions(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
 		adopted:  make(map[string]bool),
 		draining: make(chan struct{}),
@@ -104,7 +105,8 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 // finish, waits until the broker has their answers, and closes the link. It returns
 // nil after a clean drain and [ErrDrainTimeout] when the time limit, or Close, cut
 // off handlers: their contexts were cancelled, and the broker hands their requests
-// to another server. A server serves once.
+// to another server. Handlers that are stuck ([WithMaxHandlerTime]) are not waited for. A
+// server serves once.
 func (s *Server) Serve(ctx context.Context) error {
 	if !s.serving.CompareAndSwap(false, true) {
 		return errors.New("amqpx: Serve was called twice")
@@ -113,8 +115,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	// The link outlives ctx: lost during the drain, it is dialed again for the answers.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var link sync.WaitGroup
-	for range s.cfg.workers {
-		s.startWorker(handlers)
+	for place := range s.cfg.workers {
+		s.startWorker(handlers, place)
+	}
+	var watchdog sync.WaitGroup
+	drained := make(chan struct{})
+	if s.cfg.maxHandlerTime > 0 {
+		s.startWatchdog(&watchdog, drained)
 	}
 	link.Go(func() { s.sup.run(linked) }) // these end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
@@ -128,14 +135,16 @@ func (s *Server) Serve(ctx context.Context) error {
 	close(s.draining) // before it is shown: a server that says so starts nothing more
 	s.sup.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.flush()
-	s.startWorker(handlers) // gives back what waits while every worker is busy
+	s.startWorker(handlers, s.cfg.workers) // gives back what waits while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
 	unlink()
 	link.Wait()
+	close(drained)
+	watchdog.Wait()
 	s.jobs.close()
 	if err == nil {
-		s.workers.Wait()
+		<-s.workers.whenIdle()
 	}
 	return err
 }

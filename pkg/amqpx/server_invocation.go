@@ -21,7 +21,12 @@ type invocation struct {
 	body       []byte
 	handedOut  bool // an earlier run may have happened
 
+	begun time.Time    // when its worker took it
+	works atomic.Int64 // since when it has its worker, see load
+
 	mu       sync.Mutex
+	place    int           // of its worker
+	answered bool          // the watchdog has answered it: its handler is stuck
 	lent     bool          // another worker took the place of its worker
 	over     bool          // the middleware has returned
 	refusal  *Error        // of the deduplication layer: the handler was not run
@@ -97,8 +102,9 @@ func (s *Server) lendWorker(r *invocation) {
 		return
 	}
 	r.lent = true
+	s.load.places[r.place].Store(nil)
 	s.load.busy.Add(-1)
-	s.startWorker(r.parent)
+	s.startWorker(r.parent, r.place)
 }
 
 // turn is a request in the queue of jobs that waits for a worker to go home for it.
@@ -112,10 +118,10 @@ type turn struct {
 // no more handlers run than there are workers. It reports false if ctx ended first.
 func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 	r.mu.Lock()
-	lent := r.lent
+	lent, answered := r.lent, r.answered
 	r.mu.Unlock()
-	if !lent {
-		return true
+	if !lent || answered {
+		return !lent
 	}
 	t := &turn{of: r, taken: make(chan struct{})}
 	s.jobs.put(&job{turn: t})
@@ -132,15 +138,16 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 
 // take gives a request the place of the worker that calls it, which then ends. A request
 // whose time is over needs none.
-func (t *turn) take(l *load) bool {
+func (t *turn) take(l *load, place int) bool {
 	r := t.of
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over || !r.lent || t.withdrawn {
+	if r.over || !r.lent || t.withdrawn || r.answered {
 		return false
 	}
-	r.lent = false
+	r.lent, r.place = false, place
 	l.busy.Add(1)
+	l.take(r, time.Now())
 	close(t.taken)
 	return true
 }

@@ -13,6 +13,10 @@ const (
 	DefaultWorkers = 64
 	// DefaultDrainTimeout bounds a graceful stop.
 	DefaultDrainTimeout = 20 * time.Second
+	// DefaultMaxHandlerTime is the longest time of a handler: ten times the default deadline
+	// of calls, and well below the half hour after which RabbitMQ closes the channel of a
+	// consumer that does not acknowledge (https://www.rabbitmq.com/docs/consumers).
+	DefaultMaxHandlerTime = 5 * time.Minute
 	// DefaultDeliveryLimit is how often a request may be handed out.
 	DefaultDeliveryLimit = 5
 	// DefaultReplayBytes and DefaultReplayAge bound the stored answers.
@@ -26,6 +30,8 @@ type serverConfig struct {
 	workers      int
 	prefetch     int
 	drainTimeout time.Duration
+
+	maxHandlerTime time.Duration // 0: no limit
 
 	deliveryLimit int
 	replayBytes   int
@@ -41,9 +47,12 @@ type serverConfig struct {
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	c := &serverConfig{
-		config:        defaultConfig(),
-		workers:       DefaultWorkers,
-		drainTimeout:  DefaultDrainTimeout,
+		config:       defaultConfig(),
+		workers:      DefaultWorkers,
+		drainTimeout: DefaultDrainTimeout,
+
+		maxHandlerTime: DefaultMaxHandlerTime,
+
 		deliveryLimit: DefaultDeliveryLimit,
 		replayBytes:   DefaultReplayBytes,
 		replayAge:     DefaultReplayAge,
@@ -60,7 +69,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}
-	faults := []error{c.validate()}
+	faults := []error{c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}
@@ -109,6 +118,20 @@ func WithPrefetch(n int) ServerOption {
 // still run are cancelled. The default is [DefaultDrainTimeout].
 func WithDrainTimeout(d time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.drainTimeout = d })
+}
+
+// WithMaxHandlerTime bounds how long a handler may run; the default is
+// [DefaultMaxHandlerTime]. The handler's context ends then with
+// [context.DeadlineExceeded], or at its caller's deadline if that is earlier, so it is also
+// the deadline of requests that set none. 0 sets no limit.
+//
+// A handler that has not returned a second later is stuck. Its caller gets
+// [CodeDeadlineExceeded] with [MayHaveRun], its request is acknowledged and not run again,
+// what it returns at last is dropped, and another worker takes its place. At most as many as
+// there are workers are replaced at a time; beyond that a stuck handler keeps its worker
+// until it returns. [ServerStats] counts them.
+func WithMaxHandlerTime(d time.Duration) ServerOption {
+	return serverOption(func(c *serverConfig) { c.maxHandlerTime = d })
 }
 
 // WithDeliveryLimit sets how often a request may be handed out before it goes to the

@@ -160,7 +160,9 @@ func TestDeadlineReachesTheHandler(t *testing.T) {
 		answer := b.take()[0]
 		wantSame(t, "code", answer.Headers[headerCode], any("deadline_exceeded"))
 		b.put(request("m"))
-		wantSame(t, "time left without a budget", <-left, -1)
+		wantSame(t, "time left without a budget", <-left, DefaultMaxHandlerTime)
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": int64(3_600_000)} }))
+		wantSame(t, "time left with a long budget", <-left, DefaultMaxHandlerTime)
 	})
 }
 

@@ -101,6 +101,12 @@ type ServerStats struct {
 	// Workers is how many handlers may run at once, Busy how many do, Waiting how many
 	// requests wait in this server for a worker.
 	Workers, Busy, Waiting int
+	// Stuck is how many handlers run on though their time limit has passed and their
+	// requests were answered ([WithMaxHandlerTime]). While it is more than Workers, some of
+	// them hold workers, and the server does less than it should.
+	Stuck int
+	// OldestHandler is how long the handler that began first has run; 0 while none runs.
+	OldestHandler time.Duration
 }
 
 type serverCounts struct {
@@ -111,6 +117,7 @@ type serverCounts struct {
 
 // Stats returns the counters.
 func (s *Server) Stats() ServerStats {
+	stuck, _ := s.stuck.count()
 	return ServerStats{
 		Requests: s.counts.requests.Load(),
 		InFlight: uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
@@ -134,6 +141,9 @@ func (s *Server) Stats() ServerStats {
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
 		Waiting:    s.jobs.len(),
+
+		Stuck:         stuck,
+		OldestHandler: s.oldestHandler(),
 	}
 }
 

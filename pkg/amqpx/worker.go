@@ -9,38 +9,6 @@ import (
 	"go.uber.org/zap"
 )
 
-// startWorker starts a worker, which ends when the queue of jobs is closed.
-func (s *Server) startWorker(handlers context.Context) {
-	s.workers.Go(func() { s.work(handlers) })
-}
-
-// work runs jobs until the server quits, or until another worker has taken its place. A
-// handler that ends its goroutine (runtime.Goexit) takes the worker with it, so another
-// one takes its place.
-func (s *Server) work(handlers context.Context) {
-	last := false // no other worker is to take its place
-	var j *job
-	defer func() {
-		if !last && (j == nil || j.invoked == nil || j.invoked.retire()) {
-			s.startWorker(handlers)
-		}
-	}()
-	for j = s.jobs.take(); j != nil; j = s.jobs.take() {
-		if j.turn != nil {
-			if last = j.turn.take(&s.load); last {
-				return
-			}
-			continue
-		}
-		s.process(handlers, j)
-		if j.invoked != nil && !j.invoked.retire() {
-			last = true
-			return
-		}
-	}
-	last = true
-}
-
 // process settles one job in one of these ways: skipped, refused, given back, moved, or run
 // through the middleware. A server that drains only refuses what every server would:
 // requests that are malformed or whose time is over. All else that it has not started it
@@ -78,43 +46,30 @@ func (s *Server) process(handlers context.Context, j *job) {
 	}
 }
 
-// invoke runs the middleware and the handler, and answers, whichever way they end.
+// invoke runs the middleware and the handler, and answers, whichever way they end, unless
+// the watchdog has answered for them.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
-	var deadline time.Time
-	if j.in.budget != noBudget {
-		deadline = j.arrived.Add(j.in.budget)
-	}
 	r := newInvocation(j)
-	r.begin(ctx, deadline)
+	r.begin(ctx, s.limitOf(j.in, j.arrived, begun))
 	defer r.end()
 	j.invoked = r
 	queued := begun.Sub(j.arrived)
-	s.load.started()
-	body, err := []byte(nil), errGoexit
+	j.in.Queued = queued
 	asArrived := j.in.Request
+	s.begin(r, begun)
+	body, err := []byte(nil), errGoexit
 	defer func() {
 		if v := recover(); v != nil { // of middleware, or the logger, outside Recover
 			body, err = nil, &panicError{panicText(v)}
 		}
 		took := time.Since(begun)
-		s.release(r, took)
+		if !s.release(r, took) {
+			return
+		}
 		j.in.restore(&asArrived)
 		s.finish(r, body, err, timing{queue: queued, handler: took})
 	}()
-	j.in.Queued = queued
 	body, err = m.handler(r, &j.in.Request) //nolint:contextcheck // r is ctx's child.
-}
-
-// release counts the worker of a request out that was at work for the given time, less
-// what it waited for an execution of the same request.
-func (s *Server) release(r *invocation, took time.Duration) {
-	if !r.retire() {
-		return
-	}
-	r.mu.Lock()
-	took -= r.waited
-	r.mu.Unlock()
-	s.load.ended(took)
 }
 
 // restore undoes what a handler changed, against its documentation, in the parts of a
