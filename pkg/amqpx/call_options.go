@@ -64,6 +64,11 @@ func WaitForServer() CallOption { return func(c *callConfig) { c.waitForServer =
 
 // WithHeader adds application headers. Names that begin with "rpc-", and "CC" and "BCC",
 // by which a broker routes, are reserved and make the call fail with [CodeInvalidArgument].
+// So does a value that cannot be sent: a pointer, a struct other than [time.Time], a function,
+// a channel, a complex number, a whole number above 2^63 - 1, and a [time.Duration],
+// which would have no unit there. Texts, numbers, true and false, and bytes of any named type,
+// slices, arrays, and maps with text as keys are sent, at most 16 levels deep; a time.Time in
+// whole seconds. All headers together may take 64 KiB.
 func WithHeader(header map[string]any) CallOption {
 	return func(c *callConfig) {
 		merged := maps.Clone(c.header)

@@ -15,7 +15,9 @@ type Request struct {
 	// Body is the argument, opaque to this package. The handler may keep it.
 	Body []byte
 	// Header holds the application headers; the names that begin with "rpc-" are
-	// this package's and are not in it. It may be nil.
+	// this package's and are not in it. It may be nil. The values that a server gets are
+	// bool, string, []byte, time.Time, whole numbers and floats of any size, amqp091.Decimal,
+	// nil, and of these []any and map[string]any.
 	Header map[string]any
 	// CorrelationID identifies the call; the answer carries it back.
 	CorrelationID string

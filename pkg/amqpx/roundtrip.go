@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -51,13 +50,8 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
-	if err := checkRequest(req, c.cfg.maxMessageSize); err != nil {
+	if req, err = sendable(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
-	}
-	if !req.sent.ours {
-		own := *req
-		own.Header = maps.Clone(own.Header)
-		req = &own
 	}
 	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
 	if f == nil {

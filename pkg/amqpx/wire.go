@@ -234,7 +234,7 @@ func applicationHeader(h amqp.Table) map[string]any {
 		if own == nil {
 			own = make(map[string]any, len(h))
 		}
-		own[name] = v
+		own[name] = receivedValue(v)
 	}
 	return own
 }

@@ -30,6 +30,23 @@ func checkRequest(req *Request, maxBody int) error {
 	}
 }
 
+// sendable returns the request as it can be sent, with headers of the types that AMQP has,
+// or why it cannot. A request that others have seen is copied: it is theirs to change again.
+func sendable(req *Request, maxBody int) (*Request, error) {
+	header, err := encodeHeader(req.Header)
+	if err != nil {
+		return nil, err
+	}
+	if !req.sent.ours {
+		own := *req
+		own.Header = maps.Clone(header)
+		req = &own
+	} else if len(header) > 0 {
+		req.Header = header
+	}
+	return req, checkRequest(req, maxBody)
+}
+
 // encodeRequest makes the message of a call, with headers only if it has some of its own.
 // budget is the time that is left.
 func encodeRequest(req *Request, replyTo string, budget time.Duration, persistent bool) amqp.Publishing {

@@ -44,9 +44,13 @@ func TestRequestRoundTrip(t *testing.T) {
 	t.Parallel()
 	req := Request{
 		Method: "m", Body: []byte{0, 1}, CorrelationID: "id", IdempotencyKey: "key", Idempotent: true,
-		Header: map[string]any{"h": int32(1), "nested": amqp.Table{"x": []any{nil, "y"}}},
+		Header: map[string]any{"h": int32(1), "nested": map[string]any{"x": []any{nil, map[string]any{"y": "z"}}}},
 	}
-	in, failed := decodeRequest(delivered(encodeRequest(&req, "reply", time.Minute, false)), "")
+	sent, err := sendable(&req, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, failed := decodeRequest(delivered(encodeRequest(sent, "reply", time.Minute, false)), "")
 	if failed != nil {
 		t.Fatal(failed)
 	}
