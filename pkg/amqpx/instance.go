@@ -128,11 +128,7 @@ func (s *Server) instanceStats() *InstanceStats {
 		Requests: st.Requests, InFlight: st.InFlight, Waiting: st.Waiting, Busy: st.Busy,
 		OK: st.OK, Failed: st.Failed, Panics: st.Panics, Refused: st.Refused, Expired: st.Expired, Shed: st.Shed,
 		Replayed: st.Replayed, Canceled: st.Canceled, Returned: st.Returned, Moved: st.Moved, Dead: st.Dead,
-<<<<<<< HEAD
 		Batched: st.Batched, Undeliverable: st.Undeliverable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
-=======
-		Batched: st.Batched, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
 		Stuck: st.Stuck, OldestHandlerSeconds: st.OldestHandler.Seconds(),
->>>>>>> 1d1eca1 (amqpx: a time limit for handlers; one that is stuck is answered for and replaced, and counts in the estimate of waits)
 	}
 }
