@@ -142,12 +142,13 @@ func (s *stage) begin() {
 	}
 	// Of one: a connection to publish and one to consume, a channel on each and one for
 	// probes; a server has another for the control plane, a client one to look at queues.
-	// With direct reply-to a client has one connection, and one channel less.
+	// With direct reply-to a client has one connection, and one channel less, and a server
+	// another connection for those responses, with two channels.
 	servers, clients := len(s.servers), len(s.clients)
 	want := rig.Census{Connections: 2 * (servers + clients), Channels: 4*servers + 4*clients}
 	if s.sc.load.direct {
-		want.Connections -= clients
-		want.Channels -= clients
+		want.Connections += servers - clients
+		want.Channels += 2*servers - clients
 	}
 	rig.Eventually(s.t, fmt.Sprintf("the broker counts %d connections and %d channels", want.Connections, want.Channels), func() bool {
 		s.before = s.manage.Census(s.tenant.Vhost)
