@@ -24,11 +24,17 @@ type Source interface {
 	Status() amqpx.Status
 }
 
+// Handlers tells of the handlers of a server; [amqpx.Server] does.
+type Handlers interface {
+	Stats() amqpx.ServerStats
+}
+
 // service is what a [Server] answers for.
 type service struct {
-	source  Source
-	pinger  Pinger              // nil: no /pingz
-	metrics prometheus.Gatherer // nil: no /metrics
+	source   Source
+	handlers Handlers            // nil: there are none
+	pinger   Pinger              // nil: no /pingz
+	metrics  prometheus.Gatherer // nil: no /metrics
 }
 
 // Option adds something to what a [Server] answers.
@@ -38,6 +44,13 @@ type Option func(*service)
 // adds nothing.
 func WithMetrics(metrics prometheus.Gatherer) Option {
 	return func(s *service) { s.metrics = metrics }
+}
+
+// WithHandlers has /readyz tell of stuck handlers, and say that a server is not ready while
+// they hold workers: every worker that may be started in their place was started. Nil adds
+// nothing.
+func WithHandlers(handlers Handlers) Option {
+	return func(s *service) { s.handlers = handlers }
 }
 
 // WithPinger adds /pingz, for which pinger makes round trips. Nil adds nothing.

@@ -39,37 +39,37 @@ func TestReadyz(t *testing.T) {
 		"ready": {
 			amqpx.Status{State: amqpx.StateReady, Broker: "b:5672", Generation: 2, Reason: "old"},
 			200,
-			readiness{"ready", "", "b:5672", 2},
+			readiness{"ready", "", "b:5672", 2, 0},
 		},
 		"first attempt": {
 			amqpx.Status{State: amqpx.StateConnecting, Broker: "b:5672"},
 			503,
-			readiness{"connecting", "not connected to the broker yet", "b:5672", 0},
+			readiness{"connecting", "not connected to the broker yet", "b:5672", 0, 0},
 		},
 		"never connected": {
 			amqpx.Status{State: amqpx.StateReconnecting, Broker: "b:5672", Err: errRefused},
 			503,
-			readiness{"reconnecting", "not connected to the broker yet: read tcp a->b: connection refused", "b:5672", 0},
+			readiness{"reconnecting", "not connected to the broker yet: read tcp a->b: connection refused", "b:5672", 0, 0},
 		},
 		"link lost": {
 			amqpx.Status{State: amqpx.StateReconnecting, Err: errRefused, Generation: 1},
 			503,
-			readiness{"reconnecting", "lost the link to the broker, connecting again: read tcp a->b: connection refused", "", 1},
+			readiness{"reconnecting", "lost the link to the broker, connecting again: read tcp a->b: connection refused", "", 1, 0},
 		},
 		"blocked": {
 			amqpx.Status{State: amqpx.StateBlocked, Reason: "low on memory", Generation: 1},
 			503,
-			readiness{"blocked", "the broker blocks publishing: low on memory", "", 1},
+			readiness{"blocked", "the broker blocks publishing: low on memory", "", 1, 0},
 		},
 		"draining": {
 			amqpx.Status{State: amqpx.StateDraining, Generation: 1},
 			503,
-			readiness{"draining", "shutting down: finishing what has begun", "", 1},
+			readiness{"draining", "shutting down: finishing what has begun", "", 1, 0},
 		},
 		"closed": {
 			amqpx.Status{State: amqpx.StateClosed, Generation: 1},
 			503,
-			readiness{"closed", "shut down", "", 1},
+			readiness{"closed", "shut down", "", 1, 0},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -190,5 +190,31 @@ func TestStartNamesABusyAddress(t *testing.T) {
 	_, err := Start(t.Context(), s.Addr().String(), status{}, zap.NewNop())
 	if lifecycle.ExitCode(err) != lifecycle.ExitConfig || !strings.HasPrefix(err.Error(), "HTTP_ADDR: listen tcp "+s.Addr().String()) {
 		t.Errorf("got %v, exit code %d", err, lifecycle.ExitCode(err))
+	}
+}
+
+type handlers amqpx.ServerStats
+
+func (h handlers) Stats() amqpx.ServerStats { return amqpx.ServerStats(h) }
+
+func TestReadyzTellsOfStuckHandlers(t *testing.T) {
+	t.Parallel()
+	for stuck, c := range map[int]struct {
+		code   int
+		reason string
+	}{
+		0: {200, ""},
+		4: {200, ""},
+		5: {503, "handlers are stuck: 1 of 4 workers wait for them"},
+	} {
+		s := start(t, "127.0.0.1:0", status{State: amqpx.StateReady}, WithHandlers(handlers{Workers: 4, Stuck: stuck}))
+		code, body, _ := get(t, s, "/readyz", "")
+		var got readiness
+		if err := json.Unmarshal([]byte(body), &got); err != nil {
+			t.Fatal(err)
+		}
+		if code != c.code || got.Reason != c.reason || got.StuckHandlers != stuck {
+			t.Errorf("%d stuck: %d, %+v", stuck, code, got)
+		}
 	}
 }

@@ -1,6 +1,10 @@
 package health
 
-import "rabbitmq-rpc/pkg/amqpx"
+import (
+	"fmt"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
 
 // readiness is the body of /readyz.
 type readiness struct {
@@ -12,6 +16,24 @@ type readiness struct {
 	Broker string `json:"broker"`
 	// Generation counts the links that became ready.
 	Generation uint64 `json:"generation"`
+	// StuckHandlers counts the handlers that run on though their time limit has passed.
+	StuckHandlers int `json:"stuck_handlers,omitempty"`
+}
+
+// ready reports whether the service can work, and what it tells of that.
+func (s *service) ready() (bool, readiness) {
+	status := s.source.Status()
+	answer, ready := report(status), status.Ready()
+	if s.handlers == nil {
+		return ready, answer
+	}
+	stats := s.handlers.Stats()
+	answer.StuckHandlers = stats.Stuck
+	if held := stats.Stuck - stats.Workers; ready && held > 0 {
+		answer.Reason = fmt.Sprintf("handlers are stuck: %d of %d workers wait for them", held, stats.Workers)
+		ready = false
+	}
+	return ready, answer
 }
 
 func report(s amqpx.Status) readiness {

@@ -14,12 +14,12 @@ func routes(answered service, pings *pings, logger *zap.Logger) http.Handler {
 		write(w, http.StatusOK, map[string]string{"state": "alive"})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		status := answered.source.Status()
+		ready, answer := answered.ready()
 		code := http.StatusServiceUnavailable
-		if status.Ready() {
+		if ready {
 			code = http.StatusOK
 		}
-		write(w, code, report(status))
+		write(w, code, answer)
 	})
 	if pings != nil {
 		mux.Handle("GET /pingz", pings)

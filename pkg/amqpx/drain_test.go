@@ -326,11 +326,14 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 				b.put(request("m"))
 				settle()
 				b.put(request("new"))
-				b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(60_000)} }))
+				budget := func(id string, ms int64) func(*amqp.Publishing) {
+					return func(p *amqp.Publishing) { p.CorrelationId, p.Headers = id, amqp.Table{headerTimeout: ms} }
+				}
+				b.put(with(request("new"), budget("long", 60_000)))
 				settle()
 				stop(s)
 				// Too little time for this server, which does not count any more.
-				b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+				b.put(with(request("new"), budget("short", 1000)))
 				settle()
 				wantSame(t, "refused", s.Stats().Refused, 0)
 				startServer(t, b, handlers{"m": slow, "new": echo})

@@ -16,6 +16,10 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Workers) })
 	f.gauge("amqpx_server_workers_busy", "Handlers that run.",
 		func(s *stats) float64 { return float64(s.Busy) })
+	f.gauge("amqpx_server_stuck_handlers", "Handlers that run on though their time limit has passed.",
+		func(s *stats) float64 { return float64(s.Stuck) })
+	f.gauge("amqpx_server_oldest_handler_seconds", "How long the handler that began first has run.",
+		func(s *stats) float64 { return s.OldestHandler.Seconds() })
 	f.counter("amqpx_server_panics_total", "Handlers that panicked.",
 		func(s *stats) float64 { return float64(s.Panics) })
 	f.counter("amqpx_server_expired_requests_total", "Requests whose time was over before they could run.",

@@ -84,14 +84,14 @@ func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush tells
-	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "UPTIME", "BUSY", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
+	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
 	for _, s := range servers {
 		st := s.Stats
 		if st == nil {
 			st = &amqpx.InstanceStats{}
 		}
 		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), uptime(s.UptimeSeconds),
-			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),
+			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Stuck), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),
 			count(st.Reconnects), fmt.Sprintf("%.1f", s.RoundTripMS))
 	}
 	row()

@@ -26,7 +26,7 @@ func twoServers() []amqpx.Instance {
 		{
 			ID: "0123456789", Name: "rpc-server", Version: "v1", Host: "one", PID: 7, State: "ready", UptimeSeconds: 90, Workers: 64, RoundTripMS: 1.25,
 			Methods: []amqpx.MethodInfo{{Name: "b", OK: 1000, Failed: 2, LatencyMS: amqpx.Latency{Mean: 0.5, P50: 0.25, P99: 1.5, Max: 2}}},
-			Stats:   &amqpx.InstanceStats{Requests: 1002, OK: 1000, Failed: 2, Busy: 3},
+			Stats:   &amqpx.InstanceStats{Requests: 1002, OK: 1000, Failed: 2, Busy: 3, Stuck: 1},
 		},
 		{ID: "ab", Name: "evil\x1b[2J\n\tname" + strings.Repeat("x", 100), State: "draining"},
 	}
@@ -40,7 +40,7 @@ func TestFleetAsATable(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	fields := strings.Fields(lines[1])
-	want := []string{"01234567", "rpc-server", "v1", "one", "7", "ready", "1m30s", "3/64", "0", "1002", "1000", "2", "0", "1.2"}
+	want := []string{"01234567", "rpc-server", "v1", "one", "7", "ready", "1m30s", "3/64", "1", "0", "1002", "1000", "2", "0", "1.2"}
 	if strings.Join(fields, " ") != strings.Join(want, " ") {
 		t.Errorf("line %q, want %q", fields, want)
 	}

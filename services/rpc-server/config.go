@@ -35,6 +35,8 @@ type Config struct {
 	// ReplayBytes and ReplayAge bound the stored answers.
 	ReplayBytes int           `envconfig:"RPC_REPLAY_BYTES" default:"8388608" min:"0" max:"10000000000"`
 	ReplayAge   time.Duration `envconfig:"RPC_REPLAY_AGE" default:"1m" min:"0s" max:"24h"`
+	// MaxHandlerTime bounds how long a handler may run; 0 is no limit.
+	MaxHandlerTime time.Duration `envconfig:"RPC_MAX_HANDLER_TIME" default:"5m" min:"0s" max:"24h"`
 	// DrainTimeout bounds the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 
@@ -58,6 +60,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 		amqpx.WithMiddleware(c.traces.Logged(logger, amqpx.AccessLog), c.traces.Logged(logger, amqpx.Recover)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
+		amqpx.WithMaxHandlerTime(c.MaxHandlerTime),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),

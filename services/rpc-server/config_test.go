@@ -34,6 +34,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_DELIVERY_LIMIT":   {"1001", "1001 is more than 1000", configtest.IsEmpty},
 	"RPC_REPLAY_BYTES":     {"-1", "-1 is less than 0", configtest.IsEmpty},
 	"RPC_REPLAY_AGE":       {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_MAX_HANDLER_TIME": {"-1s", "-1s is less than 0s", configtest.IsEmpty},
 	"RPC_DRAIN_TIMEOUT":    {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
 

@@ -24,6 +24,7 @@ func newServer(settings *Config, options []amqpx.ServerOption) (*amqpx.Server, [
 		return nil, nil, err
 	}
 	metrics.Watch(made)
+	shows = append(shows, health.WithHandlers(made))
 	if settings.Queue.Control {
 		shows = append(shows, health.WithPinger(made))
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/internal/rig"
 )
@@ -76,4 +78,49 @@ func TestHandlerAndObserverThatMisbehave(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Handlers that ignore their contexts take no worker for ever, nor the one place of the
+// queue of requests that were lost, and every caller is answered.
+func TestStuckHandlers(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	stuck := hold()
+	t.Cleanup(func() { close(stuck.release) })
+	const workers = 2
+	server := r.Serve(rig.Methods{"stuck": stuck.handle, "echo": echo}, amqpx.WithWorkers(workers), amqpx.WithPrefetch(2*workers),
+		amqpx.WithMaxHandlerTime(500*time.Millisecond))
+	client, inbox := r.Ready(), r.Inbox()
+	timedOut := want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, remote: true}
+	for range workers {
+		timedOut.check(t, rig.Recv(t, begin(rig.Patience(t), client, "stuck", nil), "an answer for a stuck handler").err)
+	}
+	if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
+		t.Errorf("got %q", got)
+	}
+	// Two more, without a time of their own, out of the retry queue.
+	for _, id := range []string{"a", "b"} {
+		r.Publish(r.Queue.Name+".retry", amqp.Publishing{
+			AppId: "stuck", CorrelationId: id, ReplyTo: inbox.Name, Headers: amqp.Table{"rpc-deliveries": int64(2)},
+		})
+	}
+	for id, a := range inbox.AnswersTo("a", "b") {
+		if a.Code != "deadline_exceeded" || a.Ran != "" {
+			t.Errorf("call %q got %+v", id, a)
+		}
+	}
+	if st := server.Stats(); st.Stuck != 2*workers || st.OldestHandler < time.Second {
+		t.Errorf("server counted %+v", st)
+	}
+	if fleet := listed(t, client, 1); fleet[0].Stats.Stuck != 2*workers {
+		t.Errorf("listed as %+v", fleet[0].Stats)
+	}
+	for range 2 * workers {
+		stuck.release <- struct{}{}
+	}
+	rig.Eventually(t, "the handlers end", func() bool { return server.Stats().Stuck == 0 })
+	if got := rig.Call(t, client, "echo", []byte("y")); string(got) != "y" {
+		t.Errorf("got %q", got)
+	}
+	nothingHeld(t, r, server)
 }

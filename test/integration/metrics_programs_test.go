@@ -110,6 +110,8 @@ func serverNames() []string {
 		"amqpx_server_requests_waiting",
 		"amqpx_server_workers",
 		"amqpx_server_workers_busy",
+		"amqpx_server_stuck_handlers",
+		"amqpx_server_oldest_handler_seconds",
 		"amqpx_server_panics_total",
 		"amqpx_server_expired_requests_total",
 		"amqpx_server_shed_requests_total",
