@@ -43,8 +43,9 @@ func inputs() []input {
 		{name: "unreadable-headers-upper", about: "the same with the scheme AMQP://", every: often, send: unreadable, url: func(url string) string {
 			return strings.Replace(url, "amqp://", "AMQP://", 1)
 		}},
-		{name: "forever", about: "200 requests without a deadline whose handlers end only with their contexts", program: "server", every: 5 * time.Second, send: endless},
-		{name: "typed-nil", about: "handlers that return nil pointers as errors, bare and wrapped", program: "server", every: often, send: nils},
+		{name: "forever", about: "200 requests without a deadline whose handlers end only with their contexts", program: "server", every: 5 * time.Second, send: requests(200, "forever")},
+		{name: "deaf", about: "30 requests whose handlers take 5 s although they may take 0.5 s, deaf to their contexts", program: "server", every: 2 * time.Second, send: requests(30, "deaf")},
+		{name: "typed-nil", about: "handlers that return nil pointers as errors, bare and wrapped", program: "server", every: often, send: requests(1, "typed-nil", "wrapped-nil")},
 	}
 }
 
@@ -141,19 +142,15 @@ func unreadable(a *attack) error {
 	return nil
 }
 
-func endless(a *attack) error {
-	messages := make([]amqp.Publishing, 200)
-	for i := range messages {
-		messages[i] = amqp.Publishing{AppId: "forever", CorrelationId: uuid.NewString(), ReplyTo: "nobody"}
-	}
-	return a.publish("", a.queue, messages...)
-}
-
-func nils(a *attack) error {
-	for _, method := range []string{"typed-nil", "wrapped-nil"} {
-		if err := a.publish("", a.queue, amqp.Publishing{AppId: method, CorrelationId: uuid.NewString(), ReplyTo: "nobody"}); err != nil {
-			return err
+// requests sends n requests to each of some functions.
+func requests(n int, methods ...string) func(*attack) error {
+	return func(a *attack) error {
+		var messages []amqp.Publishing
+		for _, method := range methods {
+			for range n {
+				messages = append(messages, amqp.Publishing{AppId: method, CorrelationId: uuid.NewString(), ReplyTo: "nobody"})
+			}
 		}
+		return a.publish("", a.queue, messages...)
 	}
-	return nil
 }

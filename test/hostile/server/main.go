@@ -9,11 +9,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx"
 )
+
+// longest is how long a handler may run, a moment.
+const longest = 500 * time.Millisecond
 
 func main() {
 	if err := run(); err != nil {
@@ -30,12 +34,14 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	server, err := amqpx.NewServer(*url, amqpx.WithLogger(logger),
+	server, err := amqpx.NewServer(*url, amqpx.WithLogger(logger), amqpx.WithMaxHandlerTime(longest),
 		amqpx.WithQueue(amqpx.Queue{Name: *queue, Type: amqpx.QueueClassic, Durable: true}))
 	if err != nil {
 		return err
 	}
-	for method, handler := range map[string]amqpx.Handler{"b": ordinary, "typed-nil": typedNil, "wrapped-nil": wrappedNil, "forever": forever} {
+	for method, handler := range map[string]amqpx.Handler{
+		"b": ordinary, "typed-nil": typedNil, "wrapped-nil": wrappedNil, "forever": forever, "deaf": deaf,
+	} {
 		if err := server.Handle(method, handler); err != nil {
 			return err
 		}
@@ -60,4 +66,10 @@ func wrappedNil(context.Context, *amqpx.Request) ([]byte, error) {
 func forever(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
+}
+
+// deaf takes ten times as long as it may, whatever becomes of its context.
+func deaf(context.Context, *amqpx.Request) ([]byte, error) {
+	<-time.After(10 * longest)
+	return []byte("late"), nil
 }
