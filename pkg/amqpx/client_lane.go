@@ -21,6 +21,7 @@ type callLane struct {
 	seq      atomic.Uint64   // of batches
 	onSent   func(calls int) // is told of each batch
 	onShut   func()          // is told when the lane shuts
+	owed     int32           // to servers that do not unpack, see goesAlone
 
 	mu        sync.Mutex
 	back      map[string]bool // batches that the broker gave back and that are not settled yet
@@ -111,7 +112,23 @@ func (k *call) lane() string {
 	if l == nil || k.alone || !batchable(k.req) || callSize(k.req) > batchBytes {
 		return ""
 	}
+	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
+		return ""
+	}
 	return l.use()
+}
+
+// goesAlone picks the calls that stay out of the lane for the servers that do not unpack: of
+// those calls, which all servers take in turn, the others get a share too, so they are twice
+// as many as the calls of these servers would be, and with at least as many such servers as
+// others all of them. It is for the publisher's writer only.
+func (l *callLane) goesAlone(others int32) bool {
+	all := others + l.servers.Load()
+	if l.owed += min(2*others, all); l.owed < all {
+		return false
+	}
+	l.owed -= all
+	return true
 }
 
 // fits implements mate. The broker drops a batch when the first call in it expires, so

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -275,4 +276,51 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 		pass(time.Minute)
 		r.openLane()
 	})
+}
+
+func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		ours := startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			sleep(ctx, 50*time.Millisecond)
+			return req.Body, nil
+		}, "open the lane": echo}, WithBatch(BatchAuto))
+		ready(t, ours.WaitReady)
+		for range 2 {
+			startScript(t, b, after(50*time.Millisecond, runs))
+		}
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		const callers, each = 64, 10
+		before := ours.Stats().Requests
+		var all sync.WaitGroup
+		for range callers {
+			all.Go(func() {
+				for range each {
+					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+				}
+			})
+		}
+		all.Wait()
+		if got := ours.Stats().Requests - before; got < callers*each/4 || got > callers*each/2 {
+			t.Errorf("the server that unpacks took %d of %d calls, want about a third", got, callers*each)
+		}
+	})
+}
+
+func TestShareOfCallsThatGoAlone(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ unpack, others, want int32 }{{9, 1, 200}, {3, 1, 500}, {1, 1, 1000}, {1, 5, 1000}} {
+		l := newCallLane("q", nil, func() {})
+		l.servers.Store(c.unpack)
+		n := int32(0)
+		for range 1000 {
+			if l.goesAlone(c.others) {
+				n++
+			}
+		}
+		wantSame(t, fmt.Sprintf("alone of 1000 with %d and %d servers", c.unpack, c.others), n, c.want)
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/internal/rig"
 )
@@ -145,5 +147,41 @@ func TestQueueThatStoppedIsNoOverload(t *testing.T) {
 	b.Do("restart")
 	if got := rig.Recv(t, done, "the answer after the restart"); got.err != nil {
 		t.Errorf("an idempotent call: %v", got.err)
+	}
+}
+
+// Servers in other languages read no batches, and get their share beside one that does.
+func TestMixedFleetSharesTheCalls(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	const callers, each = 64, 10
+	ours := r.Serve(rig.Methods{"b": letter})
+	for range 2 {
+		requests := rawServer(t, r)
+		answers := r.Raw()
+		go func() { // ends with the test's channels
+			for d := range requests {
+				_ = answers.PublishWithContext(t.Context(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: []byte("b")})
+			}
+		}()
+	}
+	client := r.Ready()
+	if n, err := client.Consumers(rig.Patience(t)); n != 3 || err != nil { // which has it look
+		t.Fatalf("%d consumers, %v, want 3", n, err)
+	}
+	before := ours.Stats().Requests
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			for range each {
+				if _, err := client.Call(rig.Patience(t), "b", nil); err != nil {
+					t.Errorf("call: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if got := ours.Stats().Requests - before; got > callers*each/2 {
+		t.Errorf("ours took %d of %d calls, want about a third", got, callers*each)
 	}
 }
