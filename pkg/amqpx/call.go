@@ -52,6 +52,7 @@ type route struct {
 	queue      string // the request queue
 	replyTo    string
 	persistent bool
+	timed      bool // attempts have a time limit
 	// nackProves says that a nack proves that the request was not delivered: the queue is a
 	// quorum queue, which rejects a message only before it is written to its log.
 	nackProves bool
@@ -73,6 +74,7 @@ type call struct {
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
 	sent       atomic.Int32  // how often it was written
+	sentAt     atomic.Int64  // when the last attempt was written, in ns; only where attempts are timed
 	returned   atomic.Bool   // the broker gave the last attempt back
 	batched    atomic.Bool   // the last attempt travelled in a batch
 	// events never blocks its senders: a call gets each kind at most once, but for an
@@ -180,6 +182,9 @@ func (k *call) claim(generation uint64) bool {
 		return false
 	}
 	k.sent.Add(1)
+	if k.route.timed {
+		k.sentAt.Store(time.Now().UnixNano())
+	}
 	return true
 }
 

@@ -63,6 +63,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c.watch = newQueueWatch()
 	c.route.watch, c.route.gate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
+	c.route.timed = cfg.attemptTimeout > 0
 	if cfg.replyMode == ReplyQueue {
 		c.route.replyTo = cfg.queue.Name + ".reply." + newID()
 	}
@@ -216,6 +217,9 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	c.answersLost = false
 	if c.cancels != nil {
 		s.run(func() { c.sendCancels(s) })
+	}
+	if c.route.timed {
+		s.run(func() { c.checkAttempts(s) })
 	}
 	// No call leaves earlier: whoever has an answer finds the link ready, and Close the
 	// session over which to delete the reply queue.

@@ -39,6 +39,7 @@ type clientConfig struct {
 
 	replyMode        ReplyMode
 	timeout          time.Duration
+	attemptTimeout   time.Duration // of idempotent calls; 0: none
 	maxInFlight      int
 	maxInFlightBytes int
 	retryRatio       float64
@@ -85,6 +86,9 @@ func (c *clientConfig) validateClient() error {
 	}
 	if c.timeout <= 0 {
 		faults = append(faults, fmt.Errorf("timeout %v: want more than 0", c.timeout))
+	}
+	if c.attemptTimeout < 0 || c.attemptTimeout > maxBudget {
+		faults = append(faults, fmt.Errorf("attempt timeout %v: want 0 to %v", c.attemptTimeout, maxBudget))
 	}
 	if c.maxInFlight < 1 {
 		faults = append(faults, fmt.Errorf("max in flight %d: want at least 1", c.maxInFlight))

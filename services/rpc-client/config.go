@@ -54,6 +54,9 @@ type Config struct {
 	// leaves its outcome open. The functions a and b are pure, so that is safe; set
 	// it to false for a function that must not run twice.
 	Idempotent bool `envconfig:"RPC_IDEMPOTENT" default:"true"`
+	// AttemptTimeout is how long one attempt of an idempotent call waits for its answer
+	// before the call is sent again; 0 sets no limit.
+	AttemptTimeout time.Duration `envconfig:"RPC_ATTEMPT_TIMEOUT" default:"0s" min:"0s" max:"1h"`
 	// ReportDir is where report.json and report.html go; empty means nowhere.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
 
@@ -96,6 +99,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 		amqpx.WithMiddleware(logAnswers(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithTimeout(c.Timeout),
+		amqpx.WithAttemptTimeout(c.AttemptTimeout),
 		amqpx.WithCallOptions(c.callOptions()...),
 		// The worst that this client can have under way is no overload of it.
 		amqpx.WithMaxInFlight(max(atOnce, amqpx.DefaultMaxInFlight)),

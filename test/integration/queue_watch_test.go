@@ -185,3 +185,27 @@ func TestMixedFleetSharesTheCalls(t *testing.T) {
 		t.Errorf("ours took %d of %d calls, want about a third", got, callers*each)
 	}
 }
+
+// A server that acknowledges a request and answers nothing holds an idempotent call no
+// longer than an attempt may take.
+func TestSwallowedCallIsSentAgain(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	requests := rawServer(t, r)
+	answers := r.Raw()
+	client := r.Ready(amqpx.WithAttemptTimeout(200 * time.Millisecond))
+	done := begin(rig.Patience(t), client, "b", []byte("x"), amqpx.Idempotent())
+	first := rig.Recv(t, requests, "the request")
+	again := rig.Recv(t, requests, "the request, sent again")
+	if again.CorrelationId != first.CorrelationId || again.MessageId != first.MessageId || again.Headers["rpc-resent"] != true {
+		t.Errorf("sent again as %+v", again)
+	}
+	if err := answers.PublishWithContext(t.Context(), "", first.ReplyTo, false, false, amqp.Publishing{
+		CorrelationId: first.CorrelationId, Body: []byte("x"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := rig.Recv(t, done, "the answer"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the answer to the first attempt", got.answer, got.err)
+	}
+}
