@@ -50,7 +50,7 @@ const mostEvents = int(eventTurn) + 1
 // route is the way of a client's calls, which all of them share.
 type route struct {
 	queue      string // the request queue
-	replyTo    string
+	replyTo    string // only setup changes it, while no session publishes
 	persistent bool
 	timed      bool // attempts have a time limit
 	// nackProves says that a nack proves that the request was not delivered: the queue is a

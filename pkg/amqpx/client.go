@@ -3,12 +3,9 @@ package amqpx
 import (
 	"context"
 	"maps"
-	"math"
 	"sync"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"go.uber.org/zap"
 )
 
 // Client calls methods that servers answer on a request queue. All its methods are
@@ -29,6 +26,9 @@ type Client struct {
 	// Only setup uses these.
 	linked      int32 // how many sessions it has set up, or tried to
 	answersLost bool  // the reply queue was made anew and no call told yet
+	// replyQueueAway is why the reply queue is to be replaced; nil while it is not.
+	replyQueueAway error
+	abandoned      []string // reply queues that were replaced and are to be deleted
 
 	futures sync.WaitGroup // goroutines of calls made with Go
 
@@ -65,7 +65,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	c.route.watch, c.route.gate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
 	if cfg.replyMode == ReplyQueue {
-		c.route.replyTo = cfg.queue.Name + ".reply." + newID()
+		c.route.replyTo = newReplyQueueName(cfg.queue)
 	}
 	if cfg.batch == BatchAuto {
 		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch, c.route.outbox.rouse)
@@ -157,30 +157,6 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 }
 
-// deleteReplyQueue removes the reply queue, so that it does not linger until it
-// expires. Without a link it is left to expire.
-func (c *Client) deleteReplyQueue(ctx context.Context) {
-	s := c.sup.current()
-	if s == nil || c.cfg.replyMode != ReplyQueue {
-		return
-	}
-	timer := time.AfterFunc(closeTimeout, s.cut)
-	defer timer.Stop()
-	defer context.AfterFunc(ctx, s.cut)()
-	// Cancelled first: the broker would cancel the consumer of a deleted queue, which
-	// is a failure of the session.
-	err := s.subCh.Cancel(replyConsumer, false)
-	if err == nil {
-		err = onOwnChannel(s.sub, func(ch channel) error {
-			_, err := ch.QueueDelete(c.route.replyTo, false, false, false)
-			return err
-		})
-	}
-	if err != nil {
-		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", c.route.replyTo), zap.Error(err))
-	}
-}
-
 // setup makes a new session serve: reply route, answers, publisher. Then it tells
 // the calls that the session before had confirmed.
 func (c *Client) setup(_ context.Context, s *session) error {
@@ -190,21 +166,23 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		}
 	}
 	direct := c.cfg.replyMode == ReplyDirect
-	var args amqp.Table
 	if direct {
 		c.answersLost = true
 	} else {
-		existed, err := declareReplyQueue(s.sub, c.route.replyTo)
-		if err != nil {
+		lost, err := c.openReplyQueue(s)
+		// Kept, should this attempt fail further on: the next one finds the new queue.
+		if c.answersLost = c.answersLost || lost; err != nil {
 			return err
 		}
-		// Kept, should this attempt fail further on: the next one finds the new queue.
-		c.answersLost = c.answersLost || !existed
-		args = c.nextPriority()
+		s.replyTo = c.route.replyTo
 	}
-	deliveries, err := s.subCh.Consume(c.route.replyTo, replyConsumer, direct, false, false, false, args)
+	deliveries, err := c.consumeResponses(s, direct)
 	if err != nil {
 		return err
+	}
+	if names := c.abandoned; len(names) > 0 {
+		c.abandoned = nil
+		s.run(func() { c.deleteAbandoned(s, names) })
 	}
 	if err := c.startLooks(s); err != nil {
 		return err
@@ -225,15 +203,6 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	// session over which to delete the reply queue.
 	s.onReady = func() { startPublisher(s, c.route.outbox, c.returned) }
 	return nil
-}
-
-// nextPriority returns the arguments of a consumer that comes before the ones of
-// all earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a link
-// goes silent, the broker notices later than we do: until then the dead consumer is
-// still there, and half of the answers would go to it.
-func (c *Client) nextPriority() amqp.Table {
-	c.linked = min(c.linked, math.MaxInt32-1) + 1
-	return amqp.Table{"x-priority": c.linked}
 }
 
 // returned notes a request that the broker gave back.

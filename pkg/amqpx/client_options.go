@@ -38,6 +38,7 @@ type clientConfig struct {
 	config
 
 	replyMode        ReplyMode
+	replyQueueType   QueueType
 	timeout          time.Duration
 	attemptTimeout   time.Duration // of idempotent calls; 0: none
 	maxInFlight      int
@@ -54,6 +55,7 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	c := &clientConfig{
 		config:           defaultConfig(),
 		replyMode:        ReplyQueue,
+		replyQueueType:   QueueClassic,
 		timeout:          DefaultTimeout,
 		maxInFlight:      DefaultMaxInFlight,
 		maxInFlightBytes: DefaultMaxInFlightBytes,
@@ -83,6 +85,9 @@ func (c *clientConfig) validateClient() error {
 	var faults []error
 	if c.replyMode != ReplyQueue && c.replyMode != ReplyDirect {
 		faults = append(faults, fmt.Errorf("reply mode %q: want %q or %q", c.replyMode, ReplyQueue, ReplyDirect))
+	}
+	if c.replyQueueType != QueueClassic && c.replyQueueType != QueueQuorum {
+		faults = append(faults, fmt.Errorf("reply queue type %q: want %q or %q", c.replyQueueType, QueueClassic, QueueQuorum))
 	}
 	if c.timeout <= 0 {
 		faults = append(faults, fmt.Errorf("timeout %v: want more than 0", c.timeout))
@@ -117,6 +122,15 @@ func (o clientOption) applyClient(c *clientConfig) { o(c) }
 // WithReplyMode chooses how answers come back; the default is [ReplyQueue].
 func WithReplyMode(m ReplyMode) ClientOption {
 	return clientOption(func(c *clientConfig) { c.replyMode = m })
+}
+
+// WithReplyQueueType sets the type of the reply queue in the mode [ReplyQueue]; the default
+// is [QueueClassic]. A classic queue lives on one node of a cluster: when that node goes down,
+// the client takes a new queue, and the answers in the old one are lost, so a call that is not
+// idempotent ends with [ErrOutcomeUnknown]. A [QueueQuorum] queue survives its node, and costs
+// the replication of every answer.
+func WithReplyQueueType(t QueueType) ClientOption {
+	return clientOption(func(c *clientConfig) { c.replyQueueType = t })
 }
 
 // WithTimeout sets the deadline of calls whose context has none; the default is

@@ -87,6 +87,8 @@ func classify(target brokerTarget, err error) *linkError {
 		// Under an orchestrator a broker that was not started yet has no name, so
 		// even "no such host" is worth a quick retry.
 		f.plain = "the host name was not found"
+	case errors.Is(err, errReplyQueueSilent):
+		f.plain = "no answer in time"
 	case errors.Is(err, errConsumerCanceled), errors.Is(err, errLinkEnded), errors.Is(err, errDeaf):
 		f.plain = "the link was lost"
 	default:
@@ -122,6 +124,8 @@ func explainProtocol(target brokerTarget, err *amqp.Error) (plain string, operat
 	case err.Code == amqp.PreconditionFailed, err.Code == amqp.ResourceLocked,
 		err.Code == amqp.NotImplemented:
 		return "the broker refused the set-up", true
+	case err.Code == amqp.NotFound && strings.Contains(err.Reason, "home node"):
+		return "the node that a queue lives on is down", false
 	case err.Code == amqp.NotFound:
 		return "a queue is missing", false
 	case err.Code == amqp.ConnectionForced:

@@ -26,6 +26,7 @@ type session struct {
 	subCh      channel
 	probeCh    channel // on the publishing connection
 	gate       gate
+	replyTo    string // the reply queue of a client, else ""
 	onReady    func() // called once the link counts as ready; may be nil
 
 	done  chan struct{} // closed when the session failed or is to end

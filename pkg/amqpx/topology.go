@@ -118,25 +118,22 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) error {
 	return nil
 }
 
-// declareReplyQueue makes sure the client's reply queue exists and reports
-// whether it was there before: on a later generation, an absent queue means that
-// the answers in it are lost.
-func declareReplyQueue(l link, name string) (existed bool, err error) {
-	passive := onOwnChannel(l, func(ch channel) error {
+// findReplyQueue looks for a client's reply queue.
+func findReplyQueue(l link, name string) error {
+	return onOwnChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	})
-	var missing *amqp.Error
-	if passive == nil {
-		return true, nil
+}
+
+// declareReplyQueue makes a client's reply queue.
+func declareReplyQueue(l link, name string, kind QueueType) error {
+	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
+	if kind == QueueQuorum {
+		args[amqp.QueueTypeArg] = string(QueueQuorum)
 	}
-	if !errors.As(passive, &missing) || missing.Code != amqp.NotFound {
-		return false, passive
-	}
-	return false, onOwnChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{
-			amqp.QueueTTLArg: replyExpiry.Milliseconds(),
-		})
+	return onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclare(name, true, false, false, false, args)
 		return err
 	})
 }

@@ -50,6 +50,8 @@ type Config struct {
 	Timeout time.Duration `envconfig:"RPC_TIMEOUT" default:"30s" min:"1ms" max:"1h"`
 	// ReplyMode is queue or direct.
 	ReplyMode amqpx.ReplyMode `envconfig:"RPC_REPLY_MODE" default:"queue" oneof:"queue direct"`
+	// ReplyQueueType is classic or quorum; it counts with the reply mode queue.
+	ReplyQueueType amqpx.QueueType `envconfig:"RPC_REPLY_QUEUE_TYPE" default:"classic" oneof:"classic quorum"`
 	// Idempotent lets a call be sent again when the link is lost at a moment that
 	// leaves its outcome open. The functions a and b are pure, so that is safe; set
 	// it to false for a function that must not run twice.
@@ -98,6 +100,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 		c.traces.Client(), // outermost
 		amqpx.WithMiddleware(logAnswers(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
+		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),
 		amqpx.WithAttemptTimeout(c.AttemptTimeout),
 		amqpx.WithCallOptions(c.callOptions()...),

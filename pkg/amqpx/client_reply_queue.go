@@ -1,0 +1,213 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// The reply queue of a client. A classic queue lives on one node of a cluster, and while
+// that node is down no other node can declare the queue or consume from it: RabbitMQ 3
+// answers 404, RabbitMQ 4 does not answer. The client then takes a queue with a new name on
+// the node that it is connected to, and counts the responses in the old queue as lost
+// (docs/adr/0002).
+
+const (
+	// replyQueueGrace is how long the broker may take to answer the declaration of the reply
+	// queue before a new queue is declared beside it. The first answer decides, so that a
+	// broker that is merely slow does not cost the responses in the old queue.
+	replyQueueGrace = 500 * time.Millisecond
+	// replyConsumeLimit is how long the broker may take to answer the subscription to the
+	// reply queue before the queue counts as unavailable.
+	replyConsumeLimit = 2 * time.Second
+	// abandonedRetry and abandonedTries bound the attempts to delete a reply queue that was
+	// given up. Later it expires by itself.
+	abandonedRetry = 10 * time.Second
+	abandonedTries = 6
+	// maxAbandoned bounds the reply queues that the client remembers in order to delete them.
+	maxAbandoned = 16
+)
+
+// errReplyQueueSilent means that the broker did not answer the subscription to the reply queue.
+var errReplyQueueSilent = errors.New("the broker does not answer for the reply queue: is the node that it lives on down?")
+
+// newReplyQueueName returns the name of a reply queue for the request queue.
+func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
+
+// openReplyQueue makes sure that the reply queue exists, under a new name when the broker
+// does not give access to the old one. lost reports that the responses in the old queue are
+// lost: on a later generation, an absent queue means the same.
+func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
+	if c.replyQueueAway != nil { // the session before could not consume from it
+		return true, c.replaceReplyQueue(s, c.replyQueueAway)
+	}
+	old := c.route.replyTo
+	found := s.inGoroutine(func() error { return findReplyQueue(s.sub, old) })
+	grace := time.NewTimer(replyQueueGrace)
+	defer grace.Stop()
+	select {
+	case err := <-found:
+		return c.replyQueueFound(s, err)
+	case <-grace.C:
+	case <-s.done:
+		return false, s.cause
+	}
+	fresh := newReplyQueueName(c.cfg.queue)
+	select {
+	case err := <-found:
+		return c.replyQueueFound(s, err)
+	case err := <-s.inGoroutine(func() error { return declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType) }):
+		if err != nil {
+			return false, err
+		}
+		c.useReplyQueue(fresh, errReplyQueueSilent)
+		return true, nil
+	case <-s.done:
+		return false, s.cause
+	}
+}
+
+// inGoroutine calls f, which may wait for the broker for ever, in a goroutine of the session.
+// It ends at the latest when the session cuts its connections.
+func (s *session) inGoroutine(f func() error) <-chan error {
+	done := make(chan error, 1)
+	s.run(func() { done <- f() })
+	return done
+}
+
+// replyQueueFound decides by the broker's answer to the search for the reply queue.
+func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
+	if err == nil || !isNotFound(err) {
+		return false, err
+	}
+	err = declareReplyQueue(s.sub, c.route.replyTo, c.cfg.replyQueueType)
+	if replyQueueAway(err) {
+		err = c.replaceReplyQueue(s, err)
+	}
+	return err == nil, err
+}
+
+// isNotFound reports whether the broker answered 404.
+func isNotFound(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && refused.Code == amqp.NotFound
+}
+
+// replyQueueAway reports whether a fault is one of the reply queue alone, which a queue of
+// another name on the same node need not have.
+func replyQueueAway(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && (refused.Code == amqp.NotFound || refused.Code == amqp.ResourceLocked || refused.Code == amqp.PreconditionFailed)
+}
+
+// replaceReplyQueue declares a reply queue under a new name and uses it from now on.
+func (c *Client) replaceReplyQueue(s *session, cause error) error {
+	fresh := newReplyQueueName(c.cfg.queue)
+	if err := declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType); err != nil {
+		return err
+	}
+	c.useReplyQueue(fresh, cause)
+	return nil
+}
+
+// useReplyQueue replaces the reply queue by another, which exists.
+func (c *Client) useReplyQueue(fresh string, cause error) {
+	c.cfg.logger.Warn("reply queue replaced, the responses in it are lost",
+		zap.String("queue", c.route.replyTo), zap.String("new", fresh), zap.Error(cause))
+	if len(c.abandoned) < maxAbandoned {
+		c.abandoned = append(c.abandoned, c.route.replyTo)
+	}
+	c.route.replyTo, c.replyQueueAway = fresh, nil
+}
+
+// consumeResponses subscribes to the reply queue.
+func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery, error) {
+	if direct {
+		return s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
+	}
+	var deliveries <-chan amqp.Delivery
+	priority := c.nextPriority()
+	subscribed := s.inGoroutine(func() (err error) {
+		deliveries, err = s.subCh.Consume(s.replyTo, replyConsumer, false, false, false, false, priority)
+		return err
+	})
+	limit := time.NewTimer(replyConsumeLimit)
+	defer limit.Stop()
+	select {
+	case err := <-subscribed:
+		if replyQueueAway(err) {
+			c.replyQueueAway = err
+		}
+		return deliveries, err
+	case <-limit.C:
+		c.replyQueueAway = errReplyQueueSilent
+		return nil, errReplyQueueSilent
+	case <-s.done:
+		return nil, s.cause
+	}
+}
+
+// nextPriority returns the arguments of a consumer that comes before the ones of
+// all earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a link
+// goes silent, the broker notices later than we do: until then the dead consumer is
+// still there, and half of the answers would go to it.
+func (c *Client) nextPriority() amqp.Table {
+	c.linked = min(c.linked, math.MaxInt32-1) + 1
+	return amqp.Table{"x-priority": c.linked}
+}
+
+// deleteAbandoned deletes the reply queues that were given up while a session lasts, as soon
+// as the broker can reach them. It tries each a few times in a session; after that, and when
+// the client ends before, a queue expires by itself.
+func (c *Client) deleteAbandoned(s *session, names []string) {
+	again := time.NewTicker(abandonedRetry)
+	defer again.Stop()
+	for range abandonedTries {
+		var left []string
+		for _, name := range names {
+			if onOwnChannel(s.sub, func(ch channel) error {
+				_, err := ch.QueueDelete(name, false, false, false)
+				return err
+			}) != nil {
+				left = append(left, name)
+			}
+		}
+		if names = left; len(names) == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-s.done:
+			c.abandoned = names // for the next session, which is set up when this goroutine has ended
+			return
+		}
+	}
+}
+
+// deleteReplyQueue removes the reply queue, so that it does not linger until it
+// expires. Without a link it is left to expire.
+func (c *Client) deleteReplyQueue(ctx context.Context) {
+	s := c.sup.current()
+	if s == nil || c.cfg.replyMode != ReplyQueue {
+		return
+	}
+	timer := time.AfterFunc(closeTimeout, s.cut)
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, s.cut)()
+	// Cancelled first: the broker would cancel the consumer of a deleted queue, which
+	// is a failure of the session.
+	err := s.subCh.Cancel(replyConsumer, false)
+	if err == nil {
+		err = onOwnChannel(s.sub, func(ch channel) error {
+			_, err := ch.QueueDelete(s.replyTo, false, false, false)
+			return err
+		})
+	}
+	if err != nil {
+		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", s.replyTo), zap.Error(err))
+	}
+}

@@ -1,0 +1,173 @@
+package amqpx
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// nodeDown is what a broker does about a queue whose node is down: for each operation on the
+// queue the error to return, or errHang.
+type nodeDown map[string]error
+
+func homeNodeDown() error {
+	return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - home node 'cl1@localhost' of durable queue 'q' in vhost '/' is down or inaccessible"}
+}
+
+// deadReplyQueues are the ways in which a reply queue cannot be had, and how long a client may
+// take to have another.
+func deadReplyQueues() map[string]struct {
+	down nodeDown
+	most time.Duration
+} {
+	type way = struct {
+		down nodeDown
+		most time.Duration
+	}
+	return map[string]way{
+		"404, as RabbitMQ 3 answers": {
+			nodeDown{"declare passive": homeNodeDown(), "declare": homeNodeDown(), "consume": homeNodeDown(), "delete": homeNodeDown()},
+			DefaultBackoffMin,
+		},
+		"no answer, as from RabbitMQ 4": {
+			nodeDown{"declare passive": errHang, "declare": errHang, "consume": errHang, "delete": errHang},
+			DefaultBackoffMin + replyQueueGrace,
+		},
+		"the subscription alone is refused": {nodeDown{"consume": homeNodeDown()}, 4 * DefaultBackoffMin},
+		"the subscription alone is not answered": {
+			nodeDown{"consume": errHang}, 4*DefaultBackoffMin + replyConsumeLimit,
+		},
+		"the queue has other properties": {
+			nodeDown{
+				"declare passive": missing("q"),
+				"declare":         &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - inequivalent arg"},
+			}, DefaultBackoffMin,
+		},
+	}
+}
+
+func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
+	t.Parallel()
+	for name, c := range deadReplyQueues() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				log, logs := observer.New(zap.WarnLevel)
+				release := make(chan struct{})
+				held := func(context.Context, *Request) ([]byte, error) {
+					<-release
+					return []byte("answer"), nil
+				}
+				r := startRig(t, handlers{"held": held, "echo": echo}, WithLogger(zap.New(log)))
+				again := goCall(r.client, within(t, time.Minute), "held", nil, Idempotent())
+				once := goCall(r.client, within(t, time.Minute), "held", nil)
+				settle()
+				old := r.client.route.replyTo
+				var down atomic.Bool
+				down.Store(true)
+				r.broker.with(func(b *fakeBroker) {
+					b.onCall = func(op, name string) error {
+						if name != old || !down.Load() {
+							return nil
+						}
+						return c.down[op]
+					}
+				})
+				start := time.Now()
+				r.broker.kick(nil)
+				settle()
+				ready(t, r.client.WaitReady)
+				if took := time.Since(start); took > c.most {
+					t.Errorf("ready after %v, want at most %v", took, c.most)
+				}
+				got := <-once
+				wantIs(t, got.err, ErrOutcomeUnknown)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+				close(release)
+				wantAnswer(t, <-again, "answer")
+				wantAnswer(t, <-goCall(r.client, within(t, time.Second), "echo", []byte("x")), "x")
+				wantSame(t, "log lines about it", len(logs.FilterMessage("reply queue replaced, the responses in it are lost").All()), 1)
+				if r.client.route.replyTo == old {
+					t.Error("the client still uses the old reply queue")
+				}
+				down.Store(false)
+				r.broker.kick(nil) // ends what waits for the broker
+				settle()
+				ready(t, r.client.WaitReady)
+				pass(2 * abandonedRetry)
+				if names := r.broker.queueNames(); slices.Contains(names, old) {
+					t.Errorf("the old reply queue is left: %v", names)
+				}
+			})
+		})
+	}
+}
+
+// A broker that is slow for the reply queue, as for any other, costs no response.
+func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		r := startRig(t, handlers{"held": func(context.Context, *Request) ([]byte, error) {
+			<-release
+			return []byte("answer"), nil
+		}})
+		once := goCall(r.client, within(t, time.Minute), "held", nil)
+		settle()
+		old := r.client.route.replyTo
+		r.broker.with(func(b *fakeBroker) {
+			b.onCall = func(op, _ string) error {
+				if op == "declare passive" || op == "declare" {
+					<-time.After(2 * replyQueueGrace)
+				}
+				return nil
+			}
+		})
+		r.broker.kick(nil)
+		settle()
+		ready(t, r.client.WaitReady)
+		close(release)
+		wantAnswer(t, <-once, "answer")
+		wantSame(t, "reply queue", r.client.route.replyTo, old)
+	})
+}
+
+// A fault that is not the reply queue's is reported as it is.
+func TestReplyQueueOfAClientWithoutPermission(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onCall = func(op, _ string) error {
+			if op == "declare passive" {
+				return &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - access to queue refused"}
+			}
+			return nil
+		}
+		c := startClient(t, b)
+		wantTexts(t, c.WaitReady(within(t, time.Second)), "no permission")
+		wantSame(t, "queues", len(b.queueNames()), 0)
+	})
+}
+
+func TestReplyQueueType(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		c := startClient(t, b, WithReplyQueueType(QueueQuorum))
+		ready(t, c.WaitReady)
+		b.with(func(b *fakeBroker) {
+			args := b.queues[c.route.replyTo].args
+			wantSame[any](t, "type", args[amqp.QueueTypeArg], "quorum")
+			wantSame[any](t, "expires", args[amqp.QueueTTLArg], replyExpiry.Milliseconds())
+		})
+		_, err := NewClient(testURL, WithReplyQueueType("stream"))
+		wantTexts(t, err, `reply queue type "stream"`)
+	})
+}
