@@ -26,10 +26,10 @@ const (
 	memory = 256 << 20
 	// interval is from one call of the ordinary client to its next.
 	interval = 10 * time.Millisecond
-	// deadline of its calls.
-	deadline = 10 * time.Second
+	// deadline of its calls, that of rpc-client.
+	deadline = 30 * time.Second
 	// patience is how long the broker may take to confirm.
-	patience = 30 * time.Second
+	patience = time.Minute
 	// share of its calls that must be answered; in the last third all of them must.
 	share = 0.99
 )

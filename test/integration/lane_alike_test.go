@@ -67,8 +67,12 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 	}
 	methods := rig.Methods{
 		"seen": seen, odd: seen,
-		"coded":   func(context.Context, *amqpx.Request) ([]byte, error) { return nil, amqpx.Errorf(amqpx.CodeNotFound, "none") },
-		"garbled": func(context.Context, *amqpx.Request) ([]byte, error) { return nil, amqpx.Errorf(amqpx.CodeAborted, "\xff\xfe") },
+		"coded": func(context.Context, *amqpx.Request) ([]byte, error) {
+			return nil, amqpx.Errorf(amqpx.CodeNotFound, "none")
+		},
+		"garbled": func(context.Context, *amqpx.Request) ([]byte, error) {
+			return nil, amqpx.Errorf(amqpx.CodeAborted, "\xff\xfe")
+		},
 		"uncoded": func(context.Context, *amqpx.Request) ([]byte, error) { return nil, errors.New("a secret") },
 	}
 	lonely := rig.New(t)
