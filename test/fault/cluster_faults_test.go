@@ -31,9 +31,10 @@ func paced(kind amqpx.QueueType, changes ...func(*load)) load {
 	return l
 }
 
-func direct(l *load)     { l.direct = true }
-func persistent(l *load) { l.persistent = true }
-func one(l *load)        { l.clients = 1 }
+func direct(l *load)      { l.direct = true }
+func keptReplies(l *load) { l.replies = amqpx.QueueQuorum }
+func persistent(l *load)  { l.persistent = true }
+func one(l *load)         { l.clients = 1 }
 
 // clusterScenarios are faults of a cluster of three nodes.
 func clusterScenarios() []scenario {
@@ -51,6 +52,10 @@ func clusterScenarios() []scenario {
 		{
 			name: "kill-reply-classic", about: "the same, classic persistent request queue on another node",
 			load: paced(classic, persistent), place: replyAtRisk(), fault: loseOne(killed(), replyQueueNode), times: 1,
+		},
+		{
+			name: "kill-reply-kept", about: "the same, quorum reply queues", load: paced(quorum, keptReplies),
+			place: replyAtRisk(), fault: loseOne(killed(), replyQueueNode), times: 2,
 		},
 		{
 			name: "kill-reply-direct", about: "the node of the links of clients that use direct reply-to",

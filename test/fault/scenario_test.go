@@ -51,6 +51,7 @@ type load struct {
 	deadline, impatience, heartbeat time.Duration
 	longest                         time.Duration
 	kind                            amqpx.QueueType
+	replies                         amqpx.QueueType // of the reply queues; "" is classic
 	persistent, direct              bool
 }
 

@@ -193,6 +193,9 @@ func (s *stage) addClient() {
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
 		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)
+	if l.replies != "" {
+		args = append(args, "-replies", string(l.replies))
+	}
 	p := startProcess(s.t, s.dir, false, "client", name, args...)
 	s.clients = append(s.clients, p)
 	p.untilReady(1)

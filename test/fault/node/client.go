@@ -49,6 +49,8 @@ func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 	}
 	if n.direct {
 		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
+	} else {
+		opts = append(opts, amqpx.WithReplyQueueType(amqpx.QueueType(n.replies)))
 	}
 	client, err := amqpx.NewClient(n.url, opts...)
 	if err != nil {

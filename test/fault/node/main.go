@@ -36,6 +36,7 @@ type options struct {
 	deadline, impatience time.Duration
 	longest              time.Duration
 	direct               bool
+	replies              string
 }
 
 func parse(args []string) (mode string, o options, err error) {
@@ -62,6 +63,7 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.DurationVar(&o.impatience, "impatience", amqpx.DefaultTimeout, "deadline of the others")
 	flags.DurationVar(&o.longest, "longest", 50*time.Millisecond, "the longest that a slow call takes")
 	flags.BoolVar(&o.direct, "direct", false, "use direct reply-to")
+	flags.StringVar(&o.replies, "replies", string(amqpx.QueueClassic), "type of the reply queue")
 	return args[0], o, flags.Parse(args[1:])
 }
 
