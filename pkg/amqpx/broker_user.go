@@ -98,9 +98,12 @@ func userIn(err error) string {
 	if !ok || refused.Code != amqp.PreconditionFailed {
 		return ""
 	}
-	_, told, _ := strings.Cut(refused.Reason, "authenticated user was '")
-	name, _, _ := strings.Cut(told, "'")
-	return name
+	const before = "authenticated user was '"
+	i := strings.LastIndex(refused.Reason, before)
+	if i < 0 {
+		return ""
+	}
+	return strings.TrimSuffix(refused.Reason[i+len(before):], "'")
 }
 
 // WithUserID chooses whether messages carry the user_id by which servers know their

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // watchedHandler is a handler that tells when it began and what its context ended with.
@@ -337,4 +340,81 @@ func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
 		wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
 	})
+}
+
+// A cancellation counts for the calls of the user and the reply_to that it comes from, and
+// is answered, before the request comes as well as while it runs.
+func TestWhoseCallsACancellationEnds(t *testing.T) {
+	t.Parallel()
+	long := newID()
+	direct := directReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // as RabbitMQ writes one
+	for _, c := range []struct {
+		name      string
+		id        string
+		request   []change
+		cancel    []change
+		wantEnded bool
+	}{
+		{"its own", "1", nil, []change{from(rawQueue)}, true},
+		{"its own, of a user", "1", []change{ofUser("a")}, []change{from(rawQueue), ofUser("a")}, true},
+		{"another program", "1", nil, []change{from(otherReplies)}, false},
+		{"nobody says whose, a number", "1", nil, nil, false},
+		{"nobody says whose", long, nil, nil, false},
+		{"another user", "1", []change{ofUser("a")}, []change{from(rawQueue), ofUser("b")}, false},
+		{"nobody known", "1", []change{ofUser("a")}, []change{from(rawQueue)}, false},
+		{"a user, of nobody's", "1", nil, []change{from(rawQueue), ofUser("a")}, false},
+		{"direct reply-to", long, []change{from(direct)}, nil, true},
+		{"direct reply-to of another user", long, []change{from(direct), ofUser("a")}, []change{ofUser("b")}, false},
+		{"direct reply-to, a number", "1", []change{from(direct)}, nil, false},
+		{"one way", long, []change{from("")}, nil, false},
+	} {
+		for _, before := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, before it comes %v", c.name, before), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					ended := make(chan error, 1)
+					b, s := serve(t, handlers{"m": func(ctx context.Context, _ *Request) ([]byte, error) {
+						sleep(ctx, time.Minute)
+						ended <- ctx.Err()
+						return []byte("done"), ctx.Err()
+					}}, WithControl(true), WithUserID(true))
+					msg := sent(c.id, "", c.request...)
+					cancel, _ := encodeCancel([]*Request{{CorrelationID: c.id, Method: "m"}})
+					for _, change := range c.cancel {
+						change(&cancel)
+					}
+					if before {
+						s.take(t, cancel)
+						b.put(msg)
+						settle()
+					} else {
+						b.put(msg)
+						settle()
+						s.take(t, cancel)
+						settle()
+					}
+					wantSame(t, "canceled", s.Stats().Canceled == 1, c.wantEnded)
+					if c.wantEnded && msg.ReplyTo == rawQueue {
+						wantSame(t, "answer", answerOf(t, b), "canceled")
+					}
+					if !c.wantEnded {
+						pass(2 * time.Minute)
+						if len(ended) != 1 {
+							t.Fatal("the handler did not run to its end")
+						}
+						wantSame(t, "ended by", <-ended, nil)
+					}
+					wantSame(t, "in flight", s.Stats().InFlight, 0)
+				})
+			})
+		}
+	}
+}
+
+// take has a server handle a message of the control plane.
+func (r *running) take(t *testing.T, msg amqp.Publishing) {
+	t.Helper()
+	if err := r.cancelCalls(&amqp.Delivery{ReplyTo: msg.ReplyTo, UserId: msg.UserId, Body: msg.Body}); err != nil {
+		t.Fatal(err)
+	}
 }

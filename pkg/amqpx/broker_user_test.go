@@ -1,0 +1,187 @@
+package amqpx
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// usersOf returns the user_id of each message to a queue.
+func usersOf(b *fakeBroker, queue string) (users []string) {
+	for _, m := range b.messagesTo(queue) {
+		users = append(users, m.msg.UserId)
+	}
+	return users
+}
+
+// whoCalls answers who called.
+func whoCalls(_ context.Context, req *Request) ([]byte, error) { return []byte(req.User), nil }
+
+func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, brokers string // user of every connection
+		opts          []Option
+		want          string
+	}{
+		{"the URL's", "app", nil, "app"},
+		{"another than the URL's", "CN=somebody", nil, "CN=somebody"},
+		{"switched off", "app", []Option{WithUserID(false)}, ""},
+	} {
+		for _, mode := range []BatchMode{BatchOff, BatchAuto} {
+			t.Run(c.name+", batch "+string(mode), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := newFakeBroker()
+					b.user = c.brokers
+					opts := append([]Option{WithBatch(mode)}, c.opts...)
+					serverOpts, clientOpts := make([]ServerOption, 0), make([]ClientOption, 0)
+					for _, o := range opts {
+						serverOpts, clientOpts = append(serverOpts, o), append(clientOpts, o)
+					}
+					s := startServer(t, b, handlers{"who": whoCalls, "open the lane": echo}, serverOpts...)
+					client := startClient(t, b, clientOpts...)
+					ready(t, s.WaitReady)
+					ready(t, client.WaitReady)
+					r := &rig{t: t, broker: b, client: client, server: s}
+					if mode == BatchAuto {
+						r.openLane()
+						for _, call := range r.batchOf(3, "who") {
+							wantAnswer(t, <-call, c.want)
+						}
+					}
+					wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
+					for _, user := range usersOf(b, DefaultQueue) {
+						wantSame(t, "user of a request", user, c.want)
+					}
+					for _, user := range usersOf(b, routeReplies) {
+						wantSame(t, "user of an answer", user, "")
+					}
+					b.kick(brokenSocket())
+					pass(10 * time.Second)
+					wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
+				})
+			})
+		}
+	}
+}
+
+// The name is tried on a channel that nobody else uses: neither a refusal nor silence harms
+// the session.
+func TestBrokerThatDoesNotConfirmTheUser(t *testing.T) {
+	t.Parallel()
+	refused := &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - write access to exchange 'amq.default' refused"}
+	for name, c := range map[string]struct {
+		hook func(tries int64) error
+		took time.Duration
+	}{
+		"refused": {func(int64) error { return refused }, 0},
+		"silent": {func(tries int64) error {
+			if tries > 2 {
+				return nil // the broker answers from the next session on
+			}
+			return errHang
+		}, userWait},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				var tries atomic.Int64
+				b.onCall = func(op, name string) error {
+					if op != "publish" || name != "" {
+						return nil
+					}
+					return c.hook(tries.Add(1))
+				}
+				log, logs := observed(zap.WarnLevel)
+				begun := time.Now()
+				s := startServer(t, b, handlers{"who": whoCalls}, WithLogger(log))
+				client := startClient(t, b, WithLogger(log))
+				ready(t, s.WaitReady)
+				ready(t, client.WaitReady)
+				wantSame(t, "took", time.Since(begun), c.took)
+				wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), "")
+				wantSame(t, "reconnects", client.Stats().Reconnects+s.Stats().Reconnects, 0)
+				warned := logs.FilterMessageSnippet("did not confirm the user").Len()
+				wantSame(t, "warned", warned, map[string]int{"refused": 2, "silent": 0}[name])
+			})
+		})
+	}
+}
+
+func TestUserInARefusal(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - user_id property set to 'srv' but authenticated user was 'cli'"}, "cli"},
+		{&amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - user_id property set to 'authenticated user was 'x'' but authenticated user was 'cli'"}, "cli"},
+		{&amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - user_id property set to 'a' but authenticated user was 'O'Brien'"}, "O'Brien"},
+		{&amqp.Error{Code: amqp.PreconditionFailed, Reason: "PRECONDITION_FAILED - something else"}, ""},
+		{&amqp.Error{Code: amqp.AccessRefused, Reason: "authenticated user was 'cli'"}, ""},
+		{amqp.ErrClosed, ""},
+	} {
+		wantSame(t, c.err.Error(), userIn(c.err), c.want)
+	}
+}
+
+// What a server copies keeps its caller, and nobody else's word is believed.
+func TestWhoCalledAfterAMove(t *testing.T) {
+	t.Parallel()
+	claim := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerUser: "admin"} }
+	dead := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerUser: "admin", headerDeath: []any{}} }
+	for _, c := range []struct {
+		name    string
+		changes []change
+		want    string
+	}{
+		{"a user", []change{ofUser("a")}, "a"},
+		{"nobody", nil, ""},
+		{"a user's claim", []change{ofUser("a"), claim}, "a"},
+		{"nobody's claim", []change{claim}, ""},
+		{"the server's user after a dead-lettering", []change{ofUser("app"), dead}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": whoCalls})
+				msg := sent("1", "")
+				for _, change := range c.changes {
+					change(&msg)
+				}
+				b.put(with(msg, func(p *amqp.Publishing) { p.CorrelationId = "2" }))
+				settle()
+				wantSame(t, "at first", answerOf(t, b), c.want)
+				b.lost(msg)
+				settle()
+				wantSame(t, "moved", s.Stats().Moved, 1)
+				wantSame(t, "after the move", answerOf(t, b), c.want)
+				if copies := usersOf(b, DefaultQueue); !slices.Equal(copies, []string{"app"}) {
+					t.Errorf("users of the copies: %q", copies)
+				}
+			})
+		})
+	}
+}
+
+// Dead letters have no user, so that anybody can move them back, and name their caller.
+func TestDeadLetterNamesItsCaller(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := serve(t, handlers{"m": whoCalls}, WithDeliveryLimit(1))
+		b.lost(sent("1", "", ofUser("a")))
+		settle()
+		letters := b.messagesTo(DefaultQueue + deadSuffix)
+		wantSame(t, "dead letters", len(letters), 1)
+		wantSame(t, "user", letters[0].msg.UserId, "")
+		wantSame(t, "caller", letters[0].msg.Headers[headerUser], any("a"))
+	})
+}
