@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"sync"
 
@@ -73,7 +74,9 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if cfg.control {
 		c.cancels = newCancels()
 	}
-	c.handler = Chain(c.roundTrip, cfg.middleware...)
+	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
+		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
+	}
 	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
 	c.stop = stop
@@ -92,6 +95,9 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // ([WithControl]). The body must not be changed until Call returns, and is the caller's
 // again then.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+	if err := c.checkCall(ctx, opts); err != nil {
+		return nil, err
+	}
 	watched := c.observe(method)
 	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // roundTrip sees to it otherwise
 		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
@@ -127,22 +133,40 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Requ
 }
 
 // Status returns where the link stands.
-func (c *Client) Status() Status { return c.sup.board.get() }
+func (c *Client) Status() Status {
+	if c == nil || c.sup == nil {
+		return Status{State: StateClosed, Err: errNoClient}
+	}
+	return c.sup.board.get()
+}
 
 // Watch returns a channel that at once receives the status and then each change.
 // A reader that is slow sees the newest and misses what was between. The channel
 // is never closed; stop ends the watch.
-func (c *Client) Watch() (updates <-chan Status, stop func()) { return c.sup.board.watch() }
+func (c *Client) Watch() (updates <-chan Status, stop func()) {
+	if c == nil || c.sup == nil {
+		return closedBoard(errNoClient).watch()
+	}
+	return c.sup.board.watch()
+}
 
 // WaitReady waits until the link is ready. When ctx ends first, the error holds
 // ctx's and the link's last fault. Calls wait by themselves; this is for start-up.
-func (c *Client) WaitReady(ctx context.Context) error { return c.sup.waitReady(ctx) }
+func (c *Client) WaitReady(ctx context.Context) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
+	return c.sup.waitReady(ctx)
+}
 
 // Close settles every pending call with [ErrClosed], deletes the reply queue, and
 // returns when every goroutine of the client has ended; when ctx ends first, the
 // connections are cut and Close returns its error. Further calls of Close do the
 // same.
 func (c *Client) Close(ctx context.Context) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
 	c.closeOnce.Do(func() {
 		c.pending.close()
 		close(c.closing)

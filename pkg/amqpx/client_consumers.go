@@ -11,6 +11,9 @@ import (
 // the queue. The answer is at most as old as the call. It is for health checks and reports
 // at a low rate.
 func (c *Client) Consumers(ctx context.Context) (int, error) {
+	if err := c.check(ctx); err != nil {
+		return 0, err
+	}
 	select {
 	case <-c.watch.next():
 	case <-ctx.Done():

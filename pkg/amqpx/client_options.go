@@ -64,14 +64,19 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 		methods:          make(map[string][]CallOption),
 	}
 	c.setURLs(url)
-	for _, o := range opts {
+	var nilOptions []error
+	for i, o := range opts {
+		if o == nil {
+			nilOptions = append(nilOptions, fmt.Errorf("option %d is nil", i+1))
+			continue
+		}
 		o.applyClient(c)
 	}
 	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}
-	if err := errors.Join(c.validate(), c.validateClient()); err != nil {
+	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)
 	}
 	return c, nil
@@ -107,7 +112,9 @@ func (c *clientConfig) validateClient() error {
 	if c.retryBurst < 0 || c.retryBurst > mostRetryBurst {
 		faults = append(faults, fmt.Errorf("retry burst %d: want 0 to %d", c.retryBurst, mostRetryBurst))
 	}
-	for method := range c.methods {
+	faults = append(faults, validateShared("WithCallOptions", c.callOptions))
+	for method, opts := range c.methods {
+		faults = append(faults, validateShared(fmt.Sprintf("WithMethod(%q)", method), opts))
 		if method == "" || len(method) > maxShortString {
 			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), maxShortString))
 		}

@@ -334,13 +334,13 @@ func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
 		b := newFakeBroker()
 		startServer(t, b, handlers{"m": slow})
 		var info CallInfo
-		c := startClient(t, b, WithCallOptions(WaitForServer(), WithCallInfo(&info)))
-		wantAnswer(t, <-goCall(c, t.Context(), "m", nil), "")
+		c := startClient(t, b, WithCallOptions(WaitForServer()))
+		wantAnswer(t, <-goCall(c, t.Context(), "m", nil, WithCallInfo(&info)), "")
 		wantSame(t, "handler took", info.Handler, 2*time.Second)
 		if info.Attempts < 1 || info.Queue != 0 {
 			t.Errorf("info %+v", info)
 		}
-		_, _ = c.Call(t.Context(), "unknown", nil)
+		_, _ = c.Call(t.Context(), "unknown", nil, WithCallInfo(&info))
 		wantSame(t, "handler took", info.Handler, 0)
 	})
 }

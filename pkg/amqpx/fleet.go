@@ -29,6 +29,9 @@ const (
 // The error is an [*Error]. Without a server it matches [ErrUnroutable], without a link
 // [ErrNotConnected] or [ErrBlocked].
 func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	byID := make(map[string]Instance)
 	latest := time.Now().Add(c.cfg.timeout) // whatever comes: somebody may make servers up
 	quiet := time.NewTimer(c.cfg.timeout)
@@ -63,6 +66,9 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 // first one's took. It is for health checks at a low rate; the errors are those of
 // [Client.Fleet].
 func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
+	if err := c.check(ctx); err != nil {
+		return 0, err
+	}
 	begun := time.Now()
 	timer := time.NewTimer(c.cfg.timeout)
 	defer timer.Stop()

@@ -55,6 +55,11 @@ var settledFuture = func() *chan struct{} {
 // What Call says about deadline, outcome and errors holds for the result. The body may
 // be changed as soon as Go has returned.
 func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
+	if err := c.checkCall(ctx, opts); err != nil {
+		f := &Future{err: err}
+		f.done.Store(settledFuture)
+		return f
+	}
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
@@ -185,6 +190,9 @@ func (f *Future) Done() <-chan struct{} {
 	if done := f.done.Load(); done != nil {
 		return *done
 	}
+	if f.client == nil { // nobody works for it
+		return *settledFuture
+	}
 	done := make(chan struct{})
 	if !f.done.CompareAndSwap(nil, &done) {
 		return *f.done.Load()
@@ -196,5 +204,8 @@ func (f *Future) Done() <-chan struct{} {
 // Calls settle by their deadlines, so it waits no longer than that.
 func (f *Future) Wait() ([]byte, error) {
 	<-f.Done()
+	if f.client == nil && f.err == nil {
+		return nil, misused(errNoFuture)
+	}
 	return f.answer, f.err
 }

@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -55,10 +54,12 @@ type Handler func(ctx context.Context, req *Request) ([]byte, error)
 type Middleware func(next Handler) Handler
 
 // Chain returns h wrapped by the middleware, the first of which is outermost: it
-// sees a request first and its result last.
+// sees a request first and its result last. A handler or middleware that is nil, which is a
+// mistake of whoever calls, makes it panic with words that say so.
 func Chain(h Handler, middleware ...Middleware) Handler {
-	for _, m := range slices.Backward(middleware) {
-		h = m(h)
+	wrapped, err := chain(h, middleware)
+	if err != nil {
+		panic("amqpx.Chain: " + err.Error())
 	}
-	return h
+	return wrapped
 }

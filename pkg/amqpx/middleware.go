@@ -55,8 +55,9 @@ func Recover(log *zap.Logger) Middleware {
 	}
 }
 
-// Timeout returns middleware that bounds every call by d, in addition to the
-// deadline it has.
+// Timeout returns middleware that ends the context of every call after d, if its deadline is
+// not earlier. On a client that bounds the call. A server's handler must heed its context:
+// nothing can end one that does not, see [WithMaxHandlerTime].
 func Timeout(d time.Duration) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {

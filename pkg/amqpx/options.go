@@ -194,7 +194,7 @@ func (c *config) setURLs(list string) {
 
 // validate reports every fault at once.
 func (c *config) validate() error {
-	faults := []error{c.queue.validate()}
+	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateNames()}
 	if len(c.urls) == 0 {
 		faults = append(faults, errors.New("no broker URL"))
 	}

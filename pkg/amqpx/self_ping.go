@@ -58,6 +58,9 @@ func (p *selfPings) giveUp(id string) {
 // work then. It is for health checks at a low rate. The error is an [*Error]; it matches
 // [ErrNotConnected] or [ErrBlocked] where that is why, and ctx's error.
 func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
+	if err := s.check(ctx); err != nil {
+		return 0, err
+	}
 	sess := s.sup.current()
 	if sess == nil {
 		return 0, notConnected(s.Status())

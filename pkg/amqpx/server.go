@@ -82,6 +82,8 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 // empty, longer than 255 bytes or taken, and a nil handler, are errors.
 func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
+	case s == nil || s.cfg == nil:
+		return misused(errNoServer)
 	case name == "" || len(name) > maxShortString:
 		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), maxShortString)
 	case h == nil:
@@ -91,9 +93,15 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	case s.serving.Load():
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
-	recovered := Recover(s.cfg.logger)
-	m := &serverMethod{name: name, known: make(map[requestID]*execution), handler: Chain(s.deduplicate(h), append([]Middleware{recovered}, s.cfg.middleware...)...)}
-	for _, o := range opts {
+	wrapped, err := chain(s.deduplicate(h), s.cfg.middleware)
+	if err != nil {
+		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
+	}
+	m := &serverMethod{name: name, known: make(map[requestID]*execution), handler: Chain(wrapped, Recover(s.cfg.logger))}
+	for i, o := range opts {
+		if o == nil {
+			return fmt.Errorf("amqpx: method %q: option %d is nil", name, i+1)
+		}
 		o(m)
 	}
 	s.methods[name] = m
@@ -108,6 +116,9 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 // to another server. Handlers that are stuck ([WithMaxHandlerTime]) are not waited for. A
 // server serves once.
 func (s *Server) Serve(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	if !s.serving.CompareAndSwap(false, true) {
 		return errors.New("amqpx: Serve was called twice")
 	}
@@ -115,6 +126,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	// The link outlives ctx: lost during the drain, it is dialed again for the answers.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var link sync.WaitGroup
+	if len(s.methods) == 0 {
+		s.cfg.logger.Warn("server has no methods: it refuses every request", zap.String("queue", s.cfg.queue.Name))
+	}
 	for place := range s.cfg.workers {
 		s.startWorker(handlers, place)
 	}
@@ -151,19 +165,42 @@ func (s *Server) Serve(ctx context.Context) error {
 
 // Close ends Serve without waiting for handlers: their contexts are cancelled and
 // their requests go to another server. It does not wait; Serve returns soon.
-func (s *Server) Close() { s.closeOnce.Do(func() { close(s.stopNow) }) }
+func (s *Server) Close() {
+	if s != nil && s.stopNow != nil {
+		s.closeOnce.Do(func() { close(s.stopNow) })
+	}
+}
 
 // Status returns where the link stands.
-func (s *Server) Status() Status { return s.sup.board.get() }
+func (s *Server) Status() Status {
+	if s == nil || s.sup == nil {
+		return Status{State: StateClosed, Err: errNoServer}
+	}
+	return s.sup.board.get()
+}
 
 // Watch returns a channel that at once receives the status and then each change.
 // A reader that is slow sees the newest and misses what was between. The channel
 // is never closed; stop ends the watch.
-func (s *Server) Watch() (updates <-chan Status, stop func()) { return s.sup.board.watch() }
+func (s *Server) Watch() (updates <-chan Status, stop func()) {
+	if s == nil || s.sup == nil {
+		return closedBoard(errNoServer).watch()
+	}
+	return s.sup.board.watch()
+}
 
 // WaitReady waits until the server consumes. When ctx ends first, the error holds
 // ctx's and the link's last fault.
-func (s *Server) WaitReady(ctx context.Context) error { return s.sup.waitReady(ctx) }
+func (s *Server) WaitReady(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	err := s.sup.waitReady(ctx)
+	if errors.Is(err, ErrClosed) {
+		return serverClosedError{}
+	}
+	return err
+}
 
 // setup makes a new session serve: queues, publisher, consumer. Consuming comes
 // last, so no request arrives before its answer can leave.

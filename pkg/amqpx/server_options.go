@@ -59,7 +59,12 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		ackPause:      ackPause,
 	}
 	c.setURLs(url)
-	for _, o := range opts {
+	var nilOptions []error
+	for i, o := range opts {
+		if o == nil {
+			nilOptions = append(nilOptions, fmt.Errorf("option %d is nil", i+1))
+			continue
+		}
 		o.applyServer(c)
 	}
 	if c.prefetch == 0 {
@@ -69,7 +74,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.dialer == nil {
 		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
 	}
-	faults := []error{c.validate(), handlerTimeFault(c.maxHandlerTime)}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}

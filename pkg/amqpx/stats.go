@@ -49,6 +49,9 @@ func (n *clientCounts) dropped(v verdict) {
 
 // Stats returns the counters.
 func (c *Client) Stats() ClientStats {
+	if c == nil || c.cfg == nil {
+		return ClientStats{}
+	}
 	return ClientStats{
 		OK:         c.counts.ok.Load(),
 		Failed:     c.counts.failed.Load(),
@@ -117,6 +120,9 @@ type serverCounts struct {
 
 // Stats returns the counters.
 func (s *Server) Stats() ServerStats {
+	if s == nil || s.cfg == nil {
+		return ServerStats{}
+	}
 	stuck, _ := s.stuck.count()
 	return ServerStats{
 		Requests: s.counts.requests.Load(),
