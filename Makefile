@@ -119,8 +119,9 @@ test: ## everything that must pass
 	@$(MAKE) suite BROKER=3
 	@$(MAKE) suite BROKER=4
 	@$(MAKE) fault
+	@$(MAKE) cluster-short
 	@$(MAKE) e2e
-	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, e2e"
+	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
 
 fuzz: ## every fuzz target of the root module for FUZZTIME each; keeps what it finds
 	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r path dir; do \
