@@ -20,57 +20,90 @@ const (
 	ackShare = 4
 )
 
-// consumer takes requests off the server's queues for one session and acknowledges them.
+// consumer takes requests off one of the server's queues for one session and acknowledges
+// them.
 type consumer struct {
 	server *Server
 	sess   *session
-	// requests, batches and retries are its subscriptions; the last two may be missing.
-	requests, batches, retries subscription
-	acks                       chan *job // answered, to be acknowledged
-	open                       openTags  // of acknowledge
+	ch     channel   // that it consumes on
+	main   *consumer // of a companion that of the request queue; nil of that one itself
+	// unpacks says that it takes batches.
+	unpacks  bool
+	prefetch int
+	sub      subscription
+	acks     chan *job // answered, to be acknowledged
+	open     openTags  // of acknowledge
 	// silent is closed when the broker hands out nothing more to this consumer.
 	silent chan struct{}
+	// done is closed when nothing can be acknowledged any more: the session has ended, or
+	// the channel of a companion.
+	done <-chan struct{}
+	// failed has a token when a companion's channel is to be closed.
+	failed chan struct{}
+	// canceled is closed when the broker has ended a companion's subscription.
+	canceled chan struct{}
 }
 
-// subscription is one queue that a consumer takes from.
+// subscription is the queue that a consumer takes from.
 type subscription struct {
 	queue      string
 	tag        string
-	deliveries <-chan amqp.Delivery // nil without a subscription, and when it has ended
+	deliveries <-chan amqp.Delivery // nil when it has ended
 }
 
+// newConsumer returns the consumer of the request queue.
 func newConsumer(s *Server, sess *session) *consumer {
 	return &consumer{
-		server: s,
-		sess:   sess,
-		acks:   make(chan *job, 2*s.cfg.prefetch+retryPrefetch),
+		server: s, sess: sess, ch: sess.subCh, done: sess.done, prefetch: s.cfg.prefetch,
+		acks:   make(chan *job, 2*s.cfg.prefetch),
 		silent: make(chan struct{}),
 	}
 }
 
 // start begins to consume; its goroutines run until the session ends.
-func (c *consumer) start() (err error) {
-	cfg := c.server.cfg
-	if c.requests, err = c.subscribe(cfg.queue.Name, cfg.prefetch); err != nil {
+func (c *consumer) start(queue string) error {
+	if err := c.subscribe(queue); err != nil {
 		return err
 	}
-	if cfg.batch == BatchAuto {
-		if c.batches, err = c.subscribe(cfg.queue.batchQueue().Name, cfg.prefetch); err != nil {
-			return err
-		}
-	}
-	if cfg.deliveryLimit > 0 {
-		if c.retries, err = c.subscribe(cfg.queue.retryQueue().Name, retryPrefetch); err != nil {
-			return err
-		}
-	}
 	c.run(c.receive)
-	if c.batches.deliveries != nil {
-		c.run(c.unpackAll)
-	}
 	c.sess.run(c.acknowledge)
 	return nil
 }
+
+// isOver reports whether nothing can be acknowledged any more.
+func (c *consumer) isOver() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// fail ends the session; of a companion only its channel.
+func (c *consumer) fail(err error) {
+	if c.main == nil {
+		c.sess.fail(err)
+		return
+	}
+	select {
+	case c.failed <- struct{}{}:
+	default:
+	}
+}
+
+// subscriptionEnded is called when deliveries end that were not cancelled here.
+func (c *consumer) subscriptionEnded() {
+	if c.main == nil {
+		c.sess.consumerEnded(c.sub.tag)
+		return
+	}
+	close(c.canceled)
+}
+
+// queueIsGone reports whether the consumer is over because the broker ended its
+// subscription, so that it does not hand the requests out again.
+func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.canceled(c.sub.tag) }
 
 // run starts a goroutine that hands out requests, which a drain waits for. It never
 // counts as a request, not even for a moment.
@@ -84,77 +117,61 @@ func (c *consumer) run(f func()) {
 	})
 }
 
-// subscribe begins one subscription. The prefetch holds for those that begin after
+// subscribe begins the subscription. The prefetch holds for those that begin after
 // it (https://www.rabbitmq.com/docs/consumer-prefetch).
-func (c *consumer) subscribe(queue string, prefetch int) (sub subscription, err error) {
-	if err := c.sess.subCh.Qos(prefetch, 0, false); err != nil {
-		return sub, err
+func (c *consumer) subscribe(queue string) (err error) {
+	if err := c.ch.Qos(c.prefetch, 0, false); err != nil {
+		return err
 	}
-	sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString()}
-	sub.deliveries, err = c.sess.subCh.Consume(queue, sub.tag, false, false, false, false, nil)
-	return sub, err
+	c.sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString()}
+	c.sub.deliveries, err = c.ch.Consume(queue, c.sub.tag, false, false, false, false, nil)
+	return err
 }
 
 // receive hands requests to the workers. When the server drains it ends the
-// subscriptions and takes what was on its way.
+// subscription and takes what was on its way. While many jobs wait it takes no batch.
 func (c *consumer) receive() {
 	draining := c.server.draining
-	for c.requests.deliveries != nil || c.retries.deliveries != nil {
+	for {
+		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
+		if c.unpacks && !c.server.jobs.hasRoom() {
+			deliveries, room = nil, c.server.jobs.room
+		}
 		select {
-		case d, ok := <-c.requests.deliveries:
-			c.received(&c.requests, d, ok)
-		case d, ok := <-c.retries.deliveries:
-			c.received(&c.retries, d, ok)
+		case d, ok := <-deliveries:
+			if !ok {
+				if !c.server.isDraining() {
+					c.subscriptionEnded()
+				}
+				return
+			}
+			c.handle(&d)
+		case <-room:
 		case <-draining:
 			draining = nil
-			if err := c.cancel(); err != nil {
-				c.sess.fail(err)
+			if err := c.ch.Cancel(c.sub.tag, false); err != nil {
+				c.fail(err)
 				return
 			}
 			close(c.silent)
-		case <-c.sess.done:
-			if c.sess.canceled(c.requests.tag) {
-				c.takeRest()
+		case <-c.done:
+			if c.queueIsGone() { // what the broker had sent before; the library closes the channel
+				for d := range c.sub.deliveries {
+					c.handle(&d)
+				}
 			}
 			return
 		}
 	}
 }
 
-// received takes a delivery, or notes the end of its subscription. While the server
-// drains, that is what it asked for.
-func (c *consumer) received(sub *subscription, d amqp.Delivery, ok bool) {
-	if ok {
-		c.take(d, sub.queue)
+// handle takes one delivery.
+func (c *consumer) handle(d *amqp.Delivery) {
+	if c.unpacks {
+		c.unpack(d)
 		return
 	}
-	sub.deliveries = nil
-	if !c.server.isDraining() {
-		c.sess.consumerEnded(sub.tag)
-	}
-}
-
-// takeRest takes what the broker had sent before it deleted the queue. The protocol
-// library closes the channel of a consumer that was cancelled.
-func (c *consumer) takeRest() {
-	if c.requests.deliveries == nil {
-		return
-	}
-	for d := range c.requests.deliveries {
-		c.take(d, c.requests.queue)
-	}
-}
-
-func (c *consumer) cancel() error {
-	for _, sub := range []*subscription{&c.requests, &c.batches, &c.retries} {
-		if sub.tag == "" {
-			continue
-		}
-		if err := c.sess.subCh.Cancel(sub.tag, false); err != nil {
-			return err
-		}
-	}
-	return nil
+	c.take(*d, c.sub.queue)
 }
 
 // take makes a job of a delivery.
@@ -196,7 +213,7 @@ func (c *consumer) acknowledge() {
 			}
 		case <-pause.C:
 			settled = c.ackAll(settled)
-		case <-c.sess.done:
+		case <-c.done:
 			for _, j := range settled {
 				j.drop()
 			}
@@ -249,9 +266,9 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 
 // sync waits until the broker has processed the acknowledgements.
 func (c *consumer) sync() bool {
-	err := c.sess.subCh.sync()
+	err := c.ch.sync()
 	if err != nil {
-		c.sess.fail(err)
+		c.fail(err)
 	}
 	return err == nil
 }
@@ -272,8 +289,8 @@ func (c *consumer) ackTags(tags []uint64) {
 }
 
 func (c *consumer) ack(tag uint64, allBefore bool) {
-	if err := c.sess.subCh.Ack(tag, allBefore); err != nil {
-		c.sess.fail(err)
+	if err := c.ch.Ack(tag, allBefore); err != nil {
+		c.fail(err)
 	}
 }
 

@@ -60,8 +60,7 @@ func (s *Server) startControl(sess *session) error {
 		return nil
 	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.PreconditionFailed):
 		s.pings.through("")
-		if !s.adopted[exchange] {
-			s.adopted[exchange] = true
+		if s.firstTime(exchange) {
 			s.cfg.logger.Warn("no control plane: the broker refused it", zap.String("exchange", exchange), zap.String("reason", refused.Reason))
 		}
 		return nil

@@ -50,11 +50,17 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 // has that mark already keeps it. It waits until the consumer has ended: before that
 // the broker may hand it right back.
 func (s *Server) giveBack(j *job) {
-	select {
-	case <-j.from.silent:
-	case <-j.from.sess.done:
-		j.over() // the broker hands it out again
-		return
+	consumers := []*consumer{j.from}
+	if j.parcel != nil { // its copy goes to the request queue
+		consumers = append(consumers, j.from.main)
+	}
+	for _, c := range consumers {
+		select {
+		case <-c.silent:
+		case <-j.from.done:
+			j.over() // the broker hands it out again
+			return
+		}
 	}
 	s.counts.returned.Add(1)
 	msg, err := copyOf(j)

@@ -75,7 +75,10 @@ func classify(target brokerTarget, err error) *linkError {
 		hostname x509.HostnameError
 		verify   *tls.CertificateVerificationError
 	)
+	stream, isStream := errors.AsType[*streamError](err)
 	switch {
+	case isStream:
+		f.plain, f.needsOperator, f.cause = stream.Error(), true, nil
 	case errors.Is(err, context.DeadlineExceeded):
 		// First, because calls on a link that was cut in time report a protocol error.
 		f.plain = "no answer in time"

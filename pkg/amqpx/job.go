@@ -55,10 +55,10 @@ func (j *job) settled() {
 	case j.from.acks <- j:
 		// Nobody reads the acks of a session that ended, and the channel may have had
 		// room all the same.
-		if j.from.sess.ended() {
+		if j.from.isOver() {
 			j.from.dropAcks()
 		}
-	case <-j.from.sess.done:
+	case <-j.from.done:
 		j.drop()
 	}
 }
@@ -72,7 +72,7 @@ func (j *job) requeue() {
 		return
 	}
 	if err := j.delivery.Nack(false, true); err != nil {
-		j.from.sess.fail(err)
+		j.from.fail(err)
 	}
 	j.drop()
 }
@@ -105,7 +105,7 @@ func (j *job) over() {
 // comesAgain reports whether the broker hands the job's request out again anyway:
 // its session has ended, and its queue was not deleted.
 func (j *job) comesAgain() bool {
-	return j.from.sess.ended() && !j.from.sess.canceled(j.delivery.ConsumerTag)
+	return j.from.isOver() && !j.from.queueIsGone()
 }
 
 // refuseLater has a refusal sent when the job's message is acknowledged, and settles

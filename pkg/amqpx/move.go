@@ -3,6 +3,7 @@ package amqpx
 import (
 	"maps"
 	"strconv"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -49,7 +50,7 @@ func (m *moved) withdrawn() bool { return false }
 // claim implements outgoing. Without its session the original comes again by itself,
 // and a copy would be one too many.
 func (m *moved) claim(uint64) bool {
-	if m.job.from.sess.ended() {
+	if m.job.from.isOver() {
 		m.job.over()
 		return false
 	}
@@ -61,12 +62,15 @@ func (m *moved) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.key, true, m.msg
 }
 
-// settle implements outgoing. A copy that was returned has ended the session before.
+// settle implements outgoing.
 func (m *moved) settle(f fate) {
+	if f == fateConfirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
+		f = fateUnroutable
+	}
 	switch {
-	case f == fateConfirmed && !m.job.from.sess.ended():
+	case f == fateConfirmed && !m.job.from.isOver():
 		m.done()
-	case f == fateRefused && !m.job.from.sess.ended():
+	case (f == fateRefused || f == fateUnroutable) && !m.job.from.isOver():
 		m.nacked()
 	default:
 		if f == fateLost {
@@ -103,11 +107,14 @@ func (m *moved) nacked() {
 // drains gives it back.
 func (m *moved) again() {
 	switch {
-	case m.job.from.sess.ended():
+	case m.job.from.isOver():
 		m.job.over()
 	case m.server.isDraining():
 		m.job.requeue()
 	default:
+		if m.key == m.server.cfg.queue.retryQueue().Name {
+			m.key = m.server.cfg.queue.Name // it runs among the others, counted all the same
+		}
 		m.send()
 	}
 }
@@ -125,7 +132,7 @@ func (m *moved) undeliverable(cause error) {
 	m.server.logs.undeliverable.of(m.server.cfg.logger).Warn("refused a request of which a copy ends the connection",
 		zap.String("to", m.key), zap.String("correlation_id", m.msg.CorrelationId), zap.Error(cause))
 	m.notTaken()
-	if m.job.from.sess.ended() {
+	if m.job.from.isOver() {
 		m.job.over()
 		return
 	}
@@ -202,4 +209,36 @@ func restOf(expiration string, held time.Duration) string {
 		return ""
 	}
 	return strconv.FormatInt(max(ms-held.Milliseconds(), 1), 10)
+}
+
+// returnedCopies are the copies that the broker returned and has not confirmed yet. Its zero
+// value is ready to use. Safe for concurrent use.
+type returnedCopies struct {
+	mu   sync.Mutex
+	open map[returnedCopy]int
+}
+
+type returnedCopy struct{ queue, correlationID, messageID string }
+
+func (r *returnedCopies) add(queue, correlationID, messageID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open == nil {
+		r.open = make(map[returnedCopy]int)
+	}
+	r.open[returnedCopy{queue, correlationID, messageID}]++
+}
+
+// take reports whether a copy was returned.
+func (r *returnedCopies) take(queue, correlationID, messageID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := returnedCopy{queue, correlationID, messageID}
+	n := r.open[key]
+	if n <= 1 {
+		delete(r.open, key)
+	} else {
+		r.open[key] = n - 1
+	}
+	return n > 0
 }

@@ -21,36 +21,6 @@ type parcel struct {
 	requeue bool // one is given back as it is, so all are
 }
 
-// unpackAll makes jobs of batches until the session, or the subscription, ends. While
-// many jobs wait it takes no batch.
-func (c *consumer) unpackAll() {
-	sub := &c.batches
-	for {
-		deliveries := sub.deliveries
-		if !c.server.jobs.hasRoom() {
-			deliveries = nil
-		}
-		select {
-		case d, ok := <-deliveries:
-			if !ok {
-				if !c.server.isDraining() {
-					c.sess.consumerEnded(sub.tag)
-				}
-				return
-			}
-			c.unpack(&d)
-		case <-c.server.jobs.room:
-		case <-c.sess.done:
-			if c.sess.canceled(sub.tag) {
-				for d := range sub.deliveries { // closed by the library
-					c.unpack(&d)
-				}
-			}
-			return
-		}
-	}
-}
-
 // unpack hands the calls in a batch to the workers. What is no batch, in its queue, is
 // an ordinary request.
 func (c *consumer) unpack(d *amqp.Delivery) {

@@ -40,7 +40,7 @@ func (q Queue) deadQueue() Queue {
 func (s *Server) awaitMoves(j *job) bool {
 	select {
 	case <-s.moves.whenIdle():
-	case <-j.from.sess.done:
+	case <-j.from.done:
 	}
 	return !j.comesAgain()
 }
@@ -64,7 +64,7 @@ func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
 		return true
 	}
 	queue := s.cfg.queue.Name
-	if lost > 1 {
+	if lost > 1 && s.retryUp.Load() { // else it runs among the others, counted all the same
 		queue = s.cfg.queue.retryQueue().Name
 	}
 	if msg, ok := s.copyOrRefuse(j, lost); ok {

@@ -39,11 +39,13 @@ type Server struct {
 	suspects         *suspects
 	delayed          delayed
 	logs             serverLogs
-	previous         *session     // the one before, of setup
-	controlAnswers   atomic.Int64 // on their way
-	// adopted names the queues that were used with other properties; only setup,
-	// which runs once at a time, reads and writes it.
-	adopted map[string]bool
+	previous         *session // the one before, of setup
+	// batchesUp, retryUp and deadUp say which companions of the request queue are there.
+	batchesUp, retryUp, deadUp atomic.Bool
+	returned                   returnedCopies
+	controlAnswers             atomic.Int64 // on their way
+	// adopted names the queues that were used with other properties.
+	adopted sync.Map
 
 	serving   atomic.Bool
 	draining  chan struct{} // closed when no further request is started
@@ -66,7 +68,6 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		outbox:   newOutbox(),
 		load:     newLoad(cfg.workers),
 		dedup:    newExecutions(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
-		adopted:  make(map[string]bool),
 		draining: make(chan struct{}),
 		stopNow:  make(chan struct{}),
 		self:     newInstance(),
@@ -204,7 +205,7 @@ func (s *Server) WaitReady(ctx context.Context) error {
 
 // setup makes a new session serve: queues, publisher, consumer. Consuming comes
 // last, so no request arrives before its answer can leave.
-func (s *Server) setup(_ context.Context, sess *session) error {
+func (s *Server) setup(ctx context.Context, sess *session) error {
 	if s.previous != nil {
 		s.suspects.sessionEnded(s.previous.cause)
 	}
@@ -214,21 +215,17 @@ func (s *Server) setup(_ context.Context, sess *session) error {
 			return err
 		}
 	}
-	queues := []Queue{s.cfg.queue}
-	if s.cfg.batch == BatchAuto {
-		queues = append(queues, s.cfg.queue.batchQueue())
+	var difference string
+	found, err := s.cfg.queue.declareOrAdopt(sess.sub, func(reason string) { difference = reason })
+	if err != nil {
+		return fmt.Errorf("declare queue %q: %w", s.cfg.queue.Name, err)
 	}
-	if s.cfg.deliveryLimit > 0 {
-		queues = append(queues, s.cfg.queue.retryQueue(), s.cfg.queue.deadQueue())
+	if difference != "" {
+		s.warnAdopted(s.cfg.queue, difference, found.againstBatches(s.cfg.queue))
 	}
-	for _, q := range queues {
-		if err := q.declareOrAdopt(sess.sub, func(reason string) { s.warnAdopted(q, reason) }); err != nil {
-			return err
-		}
-	}
-	// Answers are not mandatory, so what comes back is a moved request: its queue is
-	// missing, and the next session declares it.
-	startPublisher(sess, s.outbox, func(amqp.Return) { sess.fail(errQueueMissing) })
+	companions := s.companions(found)
+	// Answers are not mandatory, so what comes back is a moved request.
+	startPublisher(sess, s.outbox, func(r amqp.Return) { s.copyReturned(sess, companions, &r) })
 	if err := s.startControl(sess); err != nil {
 		return err
 	}
@@ -240,18 +237,32 @@ func (s *Server) setup(_ context.Context, sess *session) error {
 	if s.isDraining() {
 		return nil
 	}
-	return newConsumer(s, sess).start()
+	main := newConsumer(s, sess)
+	s.startCompanions(ctx, main, companions)
+	return main.start(s.cfg.queue.Name)
+}
+
+// firstTime reports whether a name was not told of yet.
+func (s *Server) firstTime(name string) bool {
+	_, again := s.adopted.LoadOrStore(name, true)
+	return !again
 }
 
 // errQueueMissing ends a session that could not move a request.
 var errQueueMissing = errors.New("a queue of the server was deleted")
 
-func (s *Server) warnAdopted(q Queue, difference string) {
-	if s.adopted[q.Name] {
+// warnAdopted logs, once, that a queue is used as it is. noBatches is the argument because
+// of which the server takes no batches, or "".
+func (s *Server) warnAdopted(q Queue, difference, noBatches string) {
+	if !s.firstTime(q.Name) {
 		return
 	}
-	s.adopted[q.Name] = true
-	s.cfg.logger.Warn("queue exists with other properties and is used as it is",
+	fields := []zap.Field{
 		zap.String("queue", q.Name), zap.String("wanted_type", string(q.Type)),
-		zap.Bool("wanted_durable", q.Durable), zap.String("difference", difference))
+		zap.Bool("wanted_durable", q.Durable), zap.String("difference", difference),
+	}
+	if noBatches != "" {
+		fields = append(fields, zap.String("no_batches", "requests in batches would escape "+noBatches))
+	}
+	s.cfg.logger.Warn("queue exists with other properties and is used as it is", fields...)
 }

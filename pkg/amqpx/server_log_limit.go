@@ -43,5 +43,7 @@ type serverLogs struct {
 	undeliverable  logLimit // responses that end the connection they are published on
 	nackedResponse logLimit
 	nackedMove     logLimit
+
+	companion      logLimit // queues that the server does without
 	sideConnection logLimit // the connections of server_side_connection.go are down
 }

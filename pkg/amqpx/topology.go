@@ -1,8 +1,12 @@
 package amqpx
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"regexp"
+	"strconv"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -95,27 +99,104 @@ func (q Queue) arguments() amqp.Table {
 	return args
 }
 
-// declareOrAdopt declares the request queue. When one exists with other
-// properties it is adopted as it is; warn is told the difference.
+// declareOrAdopt declares a queue. When one exists with other properties it is adopted as it
+// is; warn is told the difference, and the properties are learnt. A stream is refused.
 // A failed declaration closes its channel, so each try has a channel of its own
 // and the session's channels never see the exception.
-func (q Queue) declareOrAdopt(l link, warn func(difference string)) error {
-	declareErr := onOwnChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclare(q.Name, q.Durable, false, false, false, q.arguments())
-		return err
-	})
-	var refused *amqp.Error
-	if !errors.As(declareErr, &refused) || refused.Code != amqp.PreconditionFailed {
-		return declareErr
+func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue, error) {
+	found := foundQueue{arguments: q.arguments()}
+	durable, autoDelete := q.Durable, false
+	difference := ""
+	for range maxDifferences {
+		err := onOwnChannel(l, func(ch channel) error {
+			_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, found.arguments)
+			return err
+		})
+		var refused *amqp.Error
+		if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed {
+			if err == nil && difference != "" {
+				warn(difference)
+			}
+			return found, err
+		}
+		difference = cmp.Or(difference, refused.Reason)
+		name, value, ok := currentArgument(refused.Reason)
+		if !ok {
+			break
+		}
+		switch name {
+		case "durable":
+			durable = value == "true"
+		case "auto_delete":
+			autoDelete = value == "true"
+		default:
+			found.set(name, value)
+		}
+		if value == queueStream && name == amqp.QueueTypeArg {
+			return found, &streamError{q.Name}
+		}
 	}
 	if err := onOwnChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
 		return err
 	}); err != nil {
-		return err
+		return found, err
 	}
-	warn(refused.Reason)
-	return nil
+	warn(difference)
+	return found, nil
+}
+
+const (
+	// maxDifferences bounds the declarations that learn what a queue is like.
+	maxDifferences = 16
+	// queueStream is a type of queue that RPC cannot use.
+	queueStream = "stream"
+)
+
+// streamError refuses a request queue that is a stream.
+type streamError struct{ queue string }
+
+func (e *streamError) Error() string {
+	return fmt.Sprintf("queue %q is a stream: it hands every request to every server", e.queue)
+}
+
+// set notes an argument of the queue; nil means that the queue does not have it.
+func (f *foundQueue) set(name string, value any) {
+	args := maps.Clone(f.arguments)
+	if args == nil {
+		args = amqp.Table{}
+	}
+	if value == nil {
+		delete(args, name)
+	} else {
+		args[name] = value
+	}
+	f.arguments = args
+}
+
+// inequivalent matches what RabbitMQ says when a queue is declared with other properties
+// than it has. It names the first property that differs.
+var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)' for queue .* but current is (?:(none)|the value '(.*)' of type '(\w+)'|'(.*)')$`)
+
+// currentArgument reads the name and the value of a property from a refused declaration.
+func currentArgument(reason string) (name string, value any, ok bool) {
+	m := inequivalent.FindStringSubmatch(reason)
+	if m == nil {
+		return "", nil, false
+	}
+	name, none, typed, kind, plain := m[1], m[2], m[3], m[4], m[5]
+	switch {
+	case none != "":
+		return name, nil, true
+	case kind == "":
+		return name, plain, true
+	case kind == "bool":
+		return name, typed == "true", true
+	case kind == "longstr":
+		return name, typed, true
+	}
+	n, err := strconv.ParseInt(typed, 10, 64)
+	return name, n, err == nil
 }
 
 // findReplyQueue looks for a client's reply queue.

@@ -1,0 +1,243 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// The companions of the request queue are the queue of batches, that of requests that run
+// one at a time, and that of the dead letters. A server serves without those that it cannot
+// have: each is declared and consumed on channels of its own, so that a queue that is away,
+// or never answers, costs nothing but its own function.
+
+const (
+	// companionWait bounds how long a new session waits for its companions.
+	companionWait = time.Second
+	// companionRetry is the time between two attempts to have a companion.
+	companionRetry = 30 * time.Second
+)
+
+// companion is a queue beside the request queue, for one session.
+type companion struct {
+	queue    Queue
+	prefetch int // 0: nothing consumes it here
+	unpacks  bool
+	up       *atomic.Bool // of the server
+	step     atomic.Value // what is under way, for the log
+	// missing has a token when the broker returned a message to it.
+	missing chan struct{}
+}
+
+// errNoAnswer is why a server does without a companion whose declaration never ended.
+var errNoAnswer = errors.New("the broker does not answer")
+
+// errSubscriptionEnded is why a server does without a companion that it had.
+var errSubscriptionEnded = errors.New("the broker ended the subscription: was the queue deleted?")
+
+// companions returns the queues that a server wants beside the request queue, with the type
+// of that one. A request queue with properties that batches would go round has no batches.
+func (s *Server) companions(found foundQueue) []*companion {
+	var all []*companion
+	base := s.cfg.queue
+	base.Type = found.queueType(base.Type)
+	if base.Type == QueueQuorum {
+		base.Durable = true
+	}
+	if s.cfg.batch == BatchAuto && found.againstBatches(s.cfg.queue) == "" {
+		all = append(all, &companion{queue: base.batchQueue(), prefetch: s.cfg.prefetch, unpacks: true, up: &s.batchesUp})
+	}
+	if s.cfg.deliveryLimit > 0 {
+		all = append(all, &companion{queue: base.retryQueue(), prefetch: retryPrefetch, up: &s.retryUp},
+			&companion{queue: base.deadQueue(), up: &s.deadUp})
+	}
+	for _, k := range all {
+		k.missing = make(chan struct{}, 1)
+	}
+	return all
+}
+
+// startCompanions starts to keep the companions and waits for them for a moment.
+func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*companion) {
+	var opened []<-chan struct{}
+	for _, k := range all {
+		k.up.Store(false)
+		first := make(chan struct{})
+		opened = append(opened, first)
+		main.sess.run(func() { s.keepCompanion(main, k, first) })
+	}
+	timer := time.NewTimer(companionWait)
+	defer timer.Stop()
+	late := false
+	for i, first := range opened {
+		if !late {
+			select {
+			case <-first:
+				continue
+			case <-timer.C:
+				late = true
+			case <-main.sess.done:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-first:
+		default:
+			s.warnCompanion(all[i], errNoAnswer)
+		}
+	}
+}
+
+// keepCompanion has a companion until the session ends, and tries again when that fails.
+// first is closed after the first attempt.
+func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct{}) {
+	sess := main.sess
+	for attempt := 0; ; attempt++ {
+		c, err := s.openCompanion(main, k)
+		if err == nil {
+			k.up.Store(true)
+		}
+		if attempt == 0 {
+			close(first)
+		}
+		if err == nil {
+			err = k.wait(sess, c)
+			k.up.Store(false)
+			if err == errQueueMissing { //nolint:errorlint // it is this very value: the queue is declared anew at once.
+				continue
+			}
+		}
+		if sess.ended() {
+			return
+		}
+		s.warnCompanion(k, err)
+		timer := time.NewTimer(companionRetry)
+		select {
+		case <-timer.C:
+		case <-sess.done:
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// wait returns why a companion is lost.
+func (k *companion) wait(sess *session, c *consumer) error {
+	var done, canceled <-chan struct{}
+	if c != nil {
+		done, canceled = c.done, c.canceled
+	}
+	select {
+	case <-canceled:
+		return errSubscriptionEnded
+	case <-done:
+		return errSubscriptionEnded
+	case <-k.missing:
+		return errQueueMissing
+	case <-sess.done:
+		return nil
+	}
+}
+
+// openCompanion declares the queue and begins to consume it, if the server does. It blocks
+// as long as the broker does not answer, at most until the session ends.
+func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
+	sess := main.sess
+	k.step.Store("declare")
+	if _, err := k.queue.declareOrAdopt(sess.sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
+		return nil, err
+	}
+	if k.prefetch == 0 || s.isDraining() {
+		return nil, nil //nolint:nilnil // it is only declared.
+	}
+	k.step.Store("consume")
+	ch, err := sess.sub.channel()
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	c := &consumer{
+		server: s, sess: sess, ch: ch, main: main, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		acks:   make(chan *job, 2*k.prefetch),
+		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),
+	}
+	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
+	sess.run(func() {
+		defer close(done)
+		select {
+		case <-ended:
+		case <-c.failed:
+			_ = ch.Close()
+		case <-sess.done:
+		}
+	})
+	return c, c.start(k.queue.Name)
+}
+
+// warnCompanion logs that the server does without a companion.
+func (s *Server) warnCompanion(k *companion, err error) {
+	step, _ := k.step.Load().(string)
+	s.logs.companion.of(s.cfg.logger).Warn("a queue cannot be used, the server does without it",
+		zap.String("queue", k.queue.Name), zap.String("step", step), zap.Error(err))
+}
+
+// copyReturned handles a copy of a request that the broker returned: its queue is missing.
+func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
+	for _, k := range all {
+		if k.queue.Name == r.RoutingKey {
+			s.returned.add(r.RoutingKey, r.CorrelationId, r.MessageId)
+			select {
+			case k.missing <- struct{}{}:
+			default:
+			}
+			return
+		}
+	}
+	sess.fail(errQueueMissing)
+}
+
+// foundQueue is what a server knows of the request queue after it was declared.
+type foundQueue struct {
+	arguments amqp.Table
+}
+
+// queueType returns the type of the queue.
+func (f foundQueue) queueType(wanted QueueType) QueueType {
+	switch t, _ := f.arguments[amqp.QueueTypeArg].(string); t {
+	case string(QueueQuorum):
+		return QueueQuorum
+	case string(QueueClassic):
+		return QueueClassic
+	default:
+		return wanted
+	}
+}
+
+// againstBatches returns an argument of the queue whose effect requests in batches would
+// escape, as these travel through a queue of their own; "" if there is none.
+func (f foundQueue) againstBatches(wanted Queue) string {
+	for name, value := range f.arguments {
+		switch name {
+		case amqp.QueueTypeArg, "x-queue-mode", "x-queue-version", "x-queue-master-locator", "x-queue-leader-locator",
+			"x-quorum-initial-group-size", "x-quorum-target-group-size", amqp.QueueOverflowArg, amqp.QueueTTLArg, "x-delivery-limit":
+			continue // they do not change what happens to a request
+		case amqp.SingleActiveConsumerArg:
+			if value == false {
+				continue
+			}
+		case amqp.QueueMaxLenArg, amqp.QueueMaxLenBytesArg:
+			if fmt.Sprint(wanted.arguments()[name]) == fmt.Sprint(value) {
+				continue // the queue of batches has it as well
+			}
+		}
+		return name
+	}
+	return ""
+}
