@@ -22,8 +22,10 @@ import (
 )
 
 const (
-	// memory is what a server may use, as in docker-compose.yml.
-	memory = 256 << 20
+	// memory is what a server may use, and collected what its runtime keeps below where it
+	// can, both as in docker-compose.yml.
+	memory    = 256 << 20
+	collected = "GOMEMLIMIT=200MiB"
 	// interval is from one call of the ordinary client to its next.
 	interval = 10 * time.Millisecond
 	// deadline of its calls, that of rpc-client.
@@ -200,7 +202,7 @@ func start(t *testing.T, r *row, limit *rig.MemoryLimit, tenant *rig.Tenant, que
 	if r.url != nil {
 		at = r.url(at)
 	}
-	env := []string{"RPC_QUEUE=" + queue, "HTTP_ADDR=127.0.0.1:0", "METRICS=false"}
+	env := []string{"RPC_QUEUE=" + queue, "HTTP_ADDR=127.0.0.1:0", "METRICS=false", collected}
 	if r.tls {
 		secure, ca := rig.TLS(t)
 		host := ""
