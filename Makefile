@@ -58,7 +58,7 @@ tools: ## install the pinned lint tools into .bin
 
 ## Testing
 
-.PHONY: unit integration interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
+.PHONY: unit integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 unit: ## tests that need no broker, with the race detector
 	@go test -race -count=1 ./...
 	@cd bench && go test -race -count=1 ./...
@@ -67,6 +67,12 @@ unit: ## tests that need no broker, with the race detector
 integration: ## tests against a private broker; BROKER=3 or 4
 	@deploy/need.sh promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
+
+repeat: TIMES ?= 10
+repeat: RUN ?= .
+repeat: ## the integration suite TIMES times beside a load, up to the first failure; BROKER=3 or 4, RUN=regexp
+	@deploy/need.sh promtool
+	@deploy/repeat.sh $(TIMES) $(BROKER) '$(value RUN)' $(SUITE)
 
 interop: ## a Python client and a Python server on the other side
 	@deploy/need.sh pika
