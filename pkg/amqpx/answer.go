@@ -116,14 +116,17 @@ func (a *answer) withdrawn() bool { return false }
 func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
 	if r.failed != nil {
-		return in.replyTo, false, encodeError(in, r.failed, r.timing, persistent)
+		msg = encodeError(in, r.failed, r.timing, persistent)
+	} else {
+		msg = encodeResult(in, r.body, r.timing, persistent)
 	}
-	return in.replyTo, false, encodeResult(in, r.body, r.timing, persistent)
+	r.props.addTo(&msg, r.failed != nil)
+	return in.replyTo, false, msg
 }
 
 // lane implements mate. Who sends batches reads them.
 func (a *answer) lane() string {
-	if a.job.parcel == nil || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
+	if a.job.parcel == nil || !a.reply.props.batchable() || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
 		return ""
 	}
 	return a.job.in.replyTo

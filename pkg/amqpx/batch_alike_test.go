@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -20,10 +21,26 @@ func seen(_ context.Context, req *Request) ([]byte, error) {
 	if req.IdempotencyKey != req.CorrelationID {
 		fmt.Fprintf(&b, " key %q", req.IdempotencyKey)
 	}
+	fmt.Fprintf(&b, " content %q %q", req.ContentType, req.ContentEncoding)
 	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
 		fmt.Fprintf(&b, " header %q=%#v", name, req.Header[name])
 	}
 	return b.Bytes(), nil
+}
+
+// described describes its response, in a way that the request's body names.
+func described(ctx context.Context, req *Request) ([]byte, error) {
+	value := any(string(req.Body))
+	if value == "7" {
+		value = 7
+	}
+	if err := errors.Join(SetResponseContentType(ctx, "text/plain", "identity"), SetResponseHeader(ctx, "h", value)); err != nil {
+		return nil, err
+	}
+	if value == "error" {
+		return nil, Errorf(CodeNotFound, "none")
+	}
+	return []byte("described"), nil
 }
 
 // wantSameEnd compares what a call ended in with what it ended in alone.
@@ -72,6 +89,14 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 		{name: "body that nearly fills a batch", method: "m", body: strings.Repeat("b", batchBytes-200)},
 		{name: "body that is larger than a batch", method: "m", body: strings.Repeat("b", batchBytes+1)},
 		{name: "body that is too large", method: "m", body: strings.Repeat("b", 1<<20+1)},
+		{name: "header values of an application's own types", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": label("v"), "n": []int{1}})}},
+		{name: "content type", method: "m", body: "x", opts: []CallOption{WithContentType("application/json", "\xff")}},
+		{name: "content type that is too long", method: "m", body: "x", opts: []CallOption{WithContentType(strings.Repeat("c", 256), "")}},
+		{name: "content type of batches", method: "m", body: "x", opts: []CallOption{WithContentType(contentTypeCalls, "")}},
+		{name: "response with a content type and headers", method: "described", body: "x"},
+		{name: "response with headers that are no text", method: "described", body: "7"},
+		{name: "error with headers", method: "described", body: "error"},
+		{name: "response with headers beyond a batch", method: "described", body: strings.Repeat("h", 60<<10)},
 		{name: "answer that is too large", method: "large", body: "x"},
 		{name: "coded error", method: "coded", body: "x"},
 		{name: "error text that is not UTF-8", method: "garbled", body: "x"},
@@ -83,23 +108,29 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				methods := handlers{
 					"m": seen, odd: seen, strings.Repeat("m", 255): seen, "open the lane": echo,
-					"large":   func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
-					"coded":   func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
-					"garbled": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "\xff\xfe") },
-					"uncoded": func(context.Context, *Request) ([]byte, error) { return nil, errors.New("secret") },
-					"panic":   func(context.Context, *Request) ([]byte, error) { panic("boom") },
+					"described": described,
+					"large":     func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
+					"coded":     func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
+					"garbled":   func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "\xff\xfe") },
+					"uncoded":   func(context.Context, *Request) ([]byte, error) { return nil, errors.New("secret") },
+					"panic":     func(context.Context, *Request) ([]byte, error) { panic("boom") },
 				}
 				r := startRig(t, methods, WithBatch(BatchAuto), WithMaxMessageSize(1<<20))
 				r.openLane()
-				alone := <-goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), c.opts...)
+				var info, batchedInfo CallInfo
+				options := func(info *CallInfo) []CallOption { return append(slices.Clone(c.opts), WithCallInfo(info)) }
+				alone := <-goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), options(&info)...)
 				ends := r.together(func() []<-chan result {
-					call := goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), c.opts...)
+					call := goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), options(&batchedInfo)...)
 					settle()
 					mate := goCall(r.client, within(t, time.Minute), "m", []byte("mate"))
 					settle()
 					return []<-chan result{call, mate}
 				})
 				wantSameEnd(t, alone, <-ends[0])
+				if !reflect.DeepEqual(info.Response, batchedInfo.Response) {
+					t.Errorf("alone %+v, in a batch %+v", info.Response, batchedInfo.Response)
+				}
 				if mate := <-ends[1]; mate.err != nil {
 					t.Errorf("the other in the batch: %v", mate.err)
 				}

@@ -49,8 +49,9 @@ const mostEvents = int(eventTurn) + 1
 
 // route is the way of a client's calls, which all of them share.
 type route struct {
-	queue      string // the request queue
-	replyTo    string // only setup changes it, while no session publishes
+	queue      string                // the request queue
+	check      func(*Response) error // of responses that would be results; nil: none
+	replyTo    string                // only setup changes it, while no session publishes
 	persistent bool
 	timed      bool // attempts have a time limit
 	// nackProves says that a nack proves that the request was not delivered: the queue is a
@@ -96,6 +97,10 @@ type call struct {
 	// carry it and answers echo it, so that a second copy of an earlier refusal is
 	// not taken for the answer to the retry.
 	round int64
+
+	responded bool        // a response was read
+	response  *properties // of that
+	body      []byte      // of that, if it was a result
 
 	lastFate  fate     // of the attempt before
 	uncertain bool     // an earlier attempt may have arrived

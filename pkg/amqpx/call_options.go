@@ -14,6 +14,8 @@ type callConfig struct {
 	waitForServer  bool
 	header         map[string]any
 	info           *CallInfo
+
+	contentType, contentEncoding string
 }
 
 // sentWith is what a request keeps of its options.
@@ -34,6 +36,10 @@ type CallInfo struct {
 	Queue time.Duration
 	// Handler is how long the handler ran; zero when the server did not say.
 	Handler time.Duration
+	// CorrelationID identified the call, as in a server's log.
+	CorrelationID string
+	// Response is the response that settled the call; nil when none arrived.
+	Response *Response
 }
 
 // Idempotent declares that running the call twice does no harm. Only such a call
@@ -78,6 +84,13 @@ func WithHeader(header map[string]any) CallOption {
 		maps.Copy(merged, header)
 		c.header = merged
 	}
+}
+
+// WithContentType sets the content type and the content encoding of the request's body, such
+// as "application/json" and "gzip"; "" is none, the default. Each is at most 255 bytes long.
+// Servers of this package hand them to the handler and read no body themselves.
+func WithContentType(contentType, contentEncoding string) CallOption {
+	return func(c *callConfig) { c.contentType, c.contentEncoding = contentType, contentEncoding }
 }
 
 // WithCallInfo has info filled in when the call returns. It asks the server for the

@@ -56,7 +56,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c := &Client{
 		cfg:     cfg,
-		route:   route{queue: cfg.queue.Name, replyTo: directReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
+		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: directReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
 		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
 		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
@@ -125,6 +125,7 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Requ
 		}
 	}
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
+	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
 	if req.IdempotencyKey == "" && req.Idempotent {
 		req.IdempotencyKey = req.CorrelationID

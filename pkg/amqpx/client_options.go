@@ -48,7 +48,8 @@ type clientConfig struct {
 	callOptions      []CallOption
 	methods          map[string][]CallOption
 	observers        []ClientObserver
-	observer         ClientObserver // all of them together; nil: none
+	responseCheck    func(*Response) error // nil: none
+	observer         ClientObserver        // all of them together; nil: none
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {

@@ -146,7 +146,7 @@ func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
 		Acknowledger: c, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.redelivered,
 		Headers: m.msg.Headers, DeliveryMode: m.msg.DeliveryMode, CorrelationId: m.msg.CorrelationId,
 		ReplyTo: m.msg.ReplyTo, Expiration: m.msg.Expiration, MessageId: m.msg.MessageId,
-		ContentType: m.msg.ContentType, Priority: m.msg.Priority, Type: m.msg.Type,
+		ContentType: m.msg.ContentType, ContentEncoding: m.msg.ContentEncoding, Priority: m.msg.Priority, Type: m.msg.Type,
 		AppId: m.msg.AppId, UserId: m.msg.UserId, Body: m.msg.Body,
 	}
 	c.link.post(func() {

@@ -137,7 +137,7 @@ func (f *Future) sleep(k *call) {
 // take takes an event of the call. This is the goroutine of whoever reports it, which
 // must not wait: only a result takes no more than a moment.
 func (f *Future) take(k *call, ev event) {
-	result := ev.kind == eventAnswered && k.answer.failed == nil
+	result := ev.kind == eventAnswered && k.answer.failed == nil && k.route.check == nil
 	f.mu.Lock()
 	state := f.state
 	switch {
@@ -156,6 +156,7 @@ func (f *Future) take(k *call, ev event) {
 	case state == futureAsleep && result:
 		k.withdraw() // answered before a re-send left
 		f.client.pending.remove(k)
+		k.keep(&k.answer)
 		f.client.account(k, k.answer.timing)
 		f.settle(k.answer.body, nil)
 	case state == futureAsleep:

@@ -18,6 +18,9 @@ type Request struct {
 	// bool, string, []byte, time.Time, whole numbers and floats of any size, amqp091.Decimal,
 	// nil, and of these []any and map[string]any.
 	Header map[string]any
+	// ContentType and ContentEncoding describe the body, if the caller says so; they are at
+	// most 255 bytes long ([WithContentType]).
+	ContentType, ContentEncoding string
 	// CorrelationID identifies the call; the answer carries it back.
 	CorrelationID string
 	// IdempotencyKey is the same on every re-send of a call (the message_id

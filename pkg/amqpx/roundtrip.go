@@ -105,7 +105,10 @@ func (c *Client) account(k *call, t timing) {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
 	if info := k.req.sent.info; info != nil {
-		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler}
+		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler, CorrelationID: k.req.CorrelationID}
+		if k.responded {
+			info.Response = k.response.response(k.body)
+		}
 	}
 }
 
@@ -218,11 +221,20 @@ func (k *call) hasArrived() bool {
 	}
 }
 
+// keep notes the response for the caller's [CallInfo].
+func (k *call) keep(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
+
 // read reads the call's answer. A refusal speaks for the one request it answers: it
 // proves nothing about an earlier one that may have arrived.
 func (k *call) read(a *reply) ([]byte, timing, error) {
+	k.keep(a)
 	failed := a.failed
 	if failed == nil {
+		if k.route.check != nil {
+			if failed = k.check(a); failed != nil {
+				return nil, a.timing, failed
+			}
+		}
 		return a.body, a.timing, nil
 	}
 	if failed.outcome == DidNotRun {

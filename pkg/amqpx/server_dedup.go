@@ -21,6 +21,7 @@ type reply struct {
 	body   []byte
 	failed *Error // nil for a result
 	timing timing
+	props  *properties // nil when there are none
 }
 
 // dedupStore decides which requests repeat others. The one in memory, executions, is the
@@ -104,8 +105,9 @@ type execution struct {
 
 // response is what a handler returned.
 type response struct {
-	body []byte
-	err  *Error
+	body  []byte
+	err   *Error
+	props *properties // nil when there are none
 }
 
 // entryOverhead estimates what a stored response takes beside its ids and its body.
@@ -327,6 +329,7 @@ func (x *execution) size() int {
 	if x.response.err != nil {
 		n += len(x.response.err.message)
 	}
+	n += x.response.props.size()
 	return n
 }
 
@@ -397,6 +400,9 @@ func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 	r.mu.Lock()
 	r.replayed = true
 	r.mu.Unlock()
+	if props := x.response.props; props != nil {
+		r.response.Store(props)
+	}
 	if failed := x.response.err; failed != nil {
 		again := *failed
 		return nil, &again
@@ -442,6 +448,7 @@ func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, 
 	err = errGoexit
 	defer func() {
 		res, final, shared := responseOf(ctx, body, err)
+		res.props = r.response.Load()
 		if s.dedup.end(x, res, final, shared, time.Now()) {
 			r.silent.Store(true)
 		}

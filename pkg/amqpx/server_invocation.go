@@ -33,7 +33,8 @@ type invocation struct {
 	replayed bool          // it got the response of the request that it repeats
 	waited   time.Duration // for executions of the same request
 
-	silent atomic.Bool // another request of the same call responds
+	response atomic.Pointer[properties] // that the handler has set; nil: none
+	silent   atomic.Bool                // another request of the same call responds
 
 	// The lock of the dedupStore guards these; takes may be read after the execution's
 	// done is closed.

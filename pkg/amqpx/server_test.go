@@ -197,7 +197,10 @@ func TestAnswerSaysWhereTheTimeWent(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})
 		var info CallInfo
 		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil, WithCallInfo(&info)), "")
-		wantSame(t, "info", info, CallInfo{Attempts: 1, Handler: 2 * time.Second})
+		if info.Response == nil || info.CorrelationID == "" {
+			t.Errorf("got %+v", info)
+		}
+		wantSame(t, "info", info, CallInfo{Attempts: 1, Handler: 2 * time.Second, CorrelationID: info.CorrelationID, Response: info.Response})
 	})
 }
 

@@ -62,7 +62,10 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 		return nil, t, &Error{code: CodeDataLoss, message: "the answer's headers cannot be read", remote: true, outcome: MayHaveRun}
 	}
 	raw, failed := d.Headers[headerCode]
-	if !failed {
+	switch {
+	case !failed && d.Type == typeError: // of a server that does not know this contract
+		return nil, t, &Error{code: CodeUnknown, message: string(d.Body), remote: true, outcome: Ran}
+	case !failed:
 		return d.Body, t, nil
 	}
 	text, _ := raw.(string)
@@ -101,6 +104,7 @@ type received struct {
 func receive(d *amqp.Delivery) received {
 	a := received{redelivered: d.Redelivered}
 	a.body, a.timing, a.failed = decodeAnswer(d)
+	a.props = receivedProperties(d)
 	if a.failed != nil {
 		a.round, a.echoed = wholeNumber(d.Headers[headerRetry])
 	}

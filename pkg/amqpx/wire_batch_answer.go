@@ -3,6 +3,7 @@ package amqpx
 import (
 	"bytes"
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -18,6 +19,10 @@ const (
 	answerRetryAfter = 6
 	answerQueueTime  = 7
 	answerHandler    = 8
+
+	answerContentType = 9
+	answerEncoding    = 10
+	answerHeader      = 11
 )
 
 // Values of answerRan. Without it the server cannot tell.
@@ -32,8 +37,17 @@ func answerSize(id string, r reply) int {
 	if r.failed != nil {
 		n += len(r.failed.code) + len(r.failed.message)
 	}
+	if p := r.props; p != nil {
+		n += len(p.contentType) + len(p.contentEncoding) + headersSize(p.header) + propertiesOverhead
+	}
 	return n
 }
+
+// propertiesOverhead bounds what the tags and lengths of an answer's properties take.
+const propertiesOverhead = 8
+
+// maxAnswerHeaders bounds the headers that a reader takes of one answer in a batch.
+const maxAnswerHeaders = 1024
 
 // appendAnswer appends the record of what a request came to.
 func appendAnswer(b []byte, in *incoming, r reply) []byte {
@@ -41,7 +55,14 @@ func appendAnswer(b []byte, in *incoming, r reply) []byte {
 	b = appendText(b, answerID, in.CorrelationID)
 	b = appendNumber(b, answerQueueTime, uint64(max(r.timing.queue.Microseconds(), 0)))
 	b = appendNumber(b, answerHandler, uint64(max(r.timing.handler.Microseconds(), 0)))
+	if r.props != nil {
+		b = appendHeaders(b, answerHeader, r.props.header)
+	}
 	if r.failed == nil {
+		if r.props != nil {
+			b = appendText(b, answerContentType, r.props.contentType)
+			b = appendText(b, answerEncoding, r.props.contentEncoding)
+		}
 		return endRecord(appendBlob(b, answerBody, r.body), start)
 	}
 	b = appendText(b, answerBody, r.failed.message)
@@ -103,6 +124,8 @@ func (a *received) decode(record []byte) (id []byte) {
 			body = f.bytes
 		case f.number == answerCode:
 			code = f.bytes
+		case f.number >= answerContentType && f.number <= answerHeader:
+			a.setProperty(f)
 		}
 	}
 	if len(code) == 0 {
@@ -119,6 +142,29 @@ func (a *received) decode(record []byte) (id []byte) {
 	failed := e // only an error has to outlive this
 	a.failed = &failed
 	return id
+}
+
+// setProperty reads a content type, a content encoding or a header. What cannot be read is
+// left out.
+func (a *received) setProperty(f field) {
+	if a.props == nil {
+		a.props = &properties{}
+	}
+	switch f.number {
+	case answerContentType:
+		a.props.contentType = string(f.bytes)
+	case answerEncoding:
+		a.props.contentEncoding = string(f.bytes)
+	case answerHeader:
+		name, value, ok := readHeader(f.bytes)
+		if !ok || strings.HasPrefix(name, headerPrefix) || len(a.props.header) >= maxAnswerHeaders {
+			return
+		}
+		if a.props.header == nil {
+			a.props.header = make(map[string]any)
+		}
+		a.props.header[name] = value
+	}
 }
 
 // setNumber reads one field of an answer, which may be of an error.

@@ -10,15 +10,17 @@ import (
 
 // Field numbers of a call's record, and of a header in it.
 const (
-	callID         = 1
-	callMethod     = 2
-	callBody       = 3
-	callTimeout    = 4
-	callMessageID  = 5
-	callIdempotent = 6
-	callResent     = 7
-	callRetry      = 8
-	callHeader     = 9
+	callID          = 1
+	callMethod      = 2
+	callBody        = 3
+	callTimeout     = 4
+	callMessageID   = 5
+	callIdempotent  = 6
+	callResent      = 7
+	callRetry       = 8
+	callHeader      = 9
+	callContentType = 10
+	callEncoding    = 11
 
 	headerName  = 1
 	headerValue = 2
@@ -26,22 +28,37 @@ const (
 
 // batchable reports whether a request can travel in a batch: headers are text there.
 func batchable(req *Request) bool {
-	for _, v := range req.Header {
-		if _, ok := v.(string); !ok {
-			return false
-		}
-	}
-	return true
+	return allText(req.Header)
 }
 
 // callSize bounds what appendCall appends.
 func callSize(req *Request) int {
-	n := recordOverhead + len(req.CorrelationID) + len(req.Method) + len(req.Body) + len(req.IdempotencyKey)
-	for name, value := range req.Header {
+	n := recordOverhead + len(req.CorrelationID) + len(req.Method) + len(req.Body) + len(req.IdempotencyKey) +
+		len(req.ContentType) + len(req.ContentEncoding)
+	return n + headersSize(req.Header)
+}
+
+// headersSize bounds what appendHeaders appends.
+func headersSize(header map[string]any) (n int) {
+	for name, value := range header {
 		v, _ := value.(string) // batchable
 		n += headerRecordSize(name, v) + 2*protowire.SizeVarint(maxHeaderBytes)
 	}
 	return n
+}
+
+// appendHeaders appends headers, which are text, as fields of a record.
+func appendHeaders(b []byte, number protowire.Number, header map[string]any) []byte {
+	for name, v := range header {
+		value, _ := v.(string)
+		b = protowire.AppendTag(b, number, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(headerRecordSize(name, value))) //nolint:gosec // a length.
+		b = protowire.AppendTag(b, headerName, protowire.BytesType)
+		b = protowire.AppendString(b, name)
+		b = protowire.AppendTag(b, headerValue, protowire.BytesType)
+		b = protowire.AppendString(b, value)
+	}
+	return b
 }
 
 func headerRecordSize(name, value string) int {
@@ -67,15 +84,9 @@ func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry
 	if retry > 0 {
 		b = appendNumber(b, callRetry, uint64(retry))
 	}
-	for name, v := range req.Header {
-		value, _ := v.(string)
-		b = protowire.AppendTag(b, callHeader, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(headerRecordSize(name, value))) //nolint:gosec // a length.
-		b = protowire.AppendTag(b, headerName, protowire.BytesType)
-		b = protowire.AppendString(b, name)
-		b = protowire.AppendTag(b, headerValue, protowire.BytesType)
-		b = protowire.AppendString(b, value)
-	}
+	b = appendText(b, callContentType, req.ContentType)
+	b = appendText(b, callEncoding, req.ContentEncoding)
+	b = appendHeaders(b, callHeader, req.Header)
 	return endRecord(b, start)
 }
 
@@ -140,6 +151,10 @@ func (in *incoming) setBytes(f field, intern func([]byte) string) *Error {
 		in.Body = bytes.Clone(f.bytes)
 	case callMessageID:
 		return setText(&in.IdempotencyKey, "message_id", f.bytes)
+	case callContentType:
+		return setText(&in.ContentType, "content_type", f.bytes)
+	case callEncoding:
+		return setText(&in.ContentEncoding, "content_encoding", f.bytes)
 	case callHeader:
 		return in.addHeader(f.bytes)
 	}
@@ -170,10 +185,25 @@ func setText(to *string, what string, text []byte) *Error {
 
 // addHeader reads a header. A record of it that is no message is refused.
 func (in *incoming) addHeader(record []byte) *Error {
-	if !isMessage(record) {
+	name, value, ok := readHeader(record)
+	switch {
+	case !ok:
 		return refusal(CodeInvalidArgument, "a header cannot be read")
+	case strings.HasPrefix(name, headerPrefix): // not the application's
+		return nil
 	}
-	var name, value string
+	if in.Header == nil {
+		in.Header = make(map[string]any)
+	}
+	in.Header[name] = value
+	return nil
+}
+
+// readHeader reads the record of a header, unless it is no message or its name is too long.
+func readHeader(record []byte) (name, value string, ok bool) {
+	if !isMessage(record) {
+		return "", "", false
+	}
 	for len(record) > 0 {
 		var f field
 		f, record = nextField(record)
@@ -184,15 +214,5 @@ func (in *incoming) addHeader(record []byte) *Error {
 			value = string(f.bytes)
 		}
 	}
-	switch {
-	case len(name) > maxShortString:
-		return refusal(CodeInvalidArgument, "a header cannot be read")
-	case strings.HasPrefix(name, headerPrefix): // not the application's
-		return nil
-	}
-	if in.Header == nil {
-		in.Header = make(map[string]any)
-	}
-	in.Header[name] = value
-	return nil
+	return name, value, len(name) <= maxShortString
 }

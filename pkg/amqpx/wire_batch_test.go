@@ -171,6 +171,9 @@ func TestWhatIsNoBatch(t *testing.T) {
 func FuzzDecodeBatch(f *testing.F) {
 	f.Add(appendCall(nil, &Request{Method: "m", CorrelationID: "id", Header: map[string]any{"a": "b"}}, time.Second, true, 1), "reply")
 	f.Add(appendAnswer(nil, &incoming{Request: Request{CorrelationID: "id"}}, reply{failed: Errorf(CodeAborted, "no")}), "")
+	f.Add(appendAnswer(nil, &incoming{Request: Request{CorrelationID: "id"}}, reply{props: &properties{
+		contentType: "text/plain", contentEncoding: "gzip", header: map[string]any{"a": "b"},
+	}}), "")
 	f.Add([]byte{0x0a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80}, "reply")
 	f.Fuzz(func(t *testing.T, body []byte, replyTo string) {
 		all, failed, err := readCalls(body, replyTo)
@@ -193,6 +196,11 @@ func FuzzDecodeBatch(f *testing.F) {
 			if a.timing.queue < 0 || a.timing.handler < 0 || a.timing.queue > maxBudget || a.timing.handler > maxBudget || a.round < 0 {
 				t.Errorf("answer %+v", a.received)
 			}
+			for name := range a.props.response(nil).Header {
+				if strings.HasPrefix(name, headerPrefix) || len(name) > maxShortString {
+					t.Errorf("header %q", name)
+				}
+			}
 			if e := a.failed; e != nil && (!e.code.Valid() || !e.remote || a.body != nil || e.retryAfter < 0 || e.retryAfter > maxBudget) {
 				t.Errorf("error %+v", e)
 			}
@@ -209,7 +217,7 @@ func FuzzCallInABatchRoundTrip(f *testing.F) {
 		if idempotent && key == "" {
 			key = id
 		}
-		req := Request{Method: method, CorrelationID: id, IdempotencyKey: key, Idempotent: idempotent, Body: body}
+		req := Request{Method: method, CorrelationID: id, IdempotencyKey: key, Idempotent: idempotent, Body: body, ContentType: name, ContentEncoding: value}
 		if name != "" {
 			req.Header = map[string]any{name: value}
 		}

@@ -24,10 +24,14 @@ func checkRequest(req *Request, maxBody int) error {
 	case len(req.Body) > maxBody:
 		return fmt.Errorf("%w: body of %d bytes, limit %d", ErrTooLarge, len(req.Body), maxBody)
 	case len(req.Header) > 0:
-		return checkHeader(req.Header)
-	default:
-		return nil
+		if err := checkHeader(req.Header); err != nil {
+			return err
+		}
 	}
+	if req.ContentType != "" || req.ContentEncoding != "" {
+		return checkContent(req.ContentType, req.ContentEncoding)
+	}
+	return nil
 }
 
 // sendable returns the request as it can be sent, with headers of the types that AMQP has,
@@ -55,15 +59,17 @@ func encodeRequest(req *Request, replyTo string, budget time.Duration, persisten
 		kind = typeIdempotentCall
 	}
 	msg := amqp.Publishing{
-		Headers:       maps.Clone(amqp.Table(req.Header)),
-		Type:          kind,
-		AppId:         req.Method,
-		ReplyTo:       replyTo,
-		CorrelationId: req.CorrelationID,
-		MessageId:     req.IdempotencyKey,
-		Expiration:    strconv.FormatInt(milliseconds(min(budget, maxBudget)), 10),
-		DeliveryMode:  deliveryMode(persistent),
-		Body:          req.Body,
+		Headers:         maps.Clone(amqp.Table(req.Header)),
+		ContentType:     req.ContentType,
+		ContentEncoding: req.ContentEncoding,
+		Type:            kind,
+		AppId:           req.Method,
+		ReplyTo:         replyTo,
+		CorrelationId:   req.CorrelationID,
+		MessageId:       req.IdempotencyKey,
+		Expiration:      strconv.FormatInt(milliseconds(min(budget, maxBudget)), 10),
+		DeliveryMode:    deliveryMode(persistent),
+		Body:            req.Body,
 	}
 	if req.sent.info != nil {
 		setHeader(&msg, headerTimes, true)
@@ -122,11 +128,13 @@ const noBudget time.Duration = -1
 func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 	in := &incoming{
 		Request: Request{
-			Method:        d.AppId,
-			Body:          d.Body,
-			Header:        applicationHeader(d.Headers),
-			CorrelationID: cmp.Or(d.CorrelationId, d.MessageId),
-			OneWay:        d.ReplyTo == "",
+			Method:          d.AppId,
+			Body:            d.Body,
+			Header:          applicationHeader(d.Headers),
+			ContentType:     d.ContentType,
+			ContentEncoding: d.ContentEncoding,
+			CorrelationID:   cmp.Or(d.CorrelationId, d.MessageId),
+			OneWay:          d.ReplyTo == "",
 		},
 		replyTo: d.ReplyTo,
 		budget:  noBudget,

@@ -19,6 +19,7 @@ func delivered(p amqp.Publishing) *amqp.Delivery {
 	return &amqp.Delivery{
 		Headers: p.Headers, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo, Expiration: p.Expiration,
 		MessageId: p.MessageId, AppId: p.AppId, Type: p.Type, Body: p.Body, DeliveryMode: p.DeliveryMode,
+		ContentType: p.ContentType, ContentEncoding: p.ContentEncoding,
 	}
 }
 

@@ -130,6 +130,10 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	if err == nil && len(body) > s.cfg.maxMessageSize {
 		err = Errorf(CodeResourceExhausted, "%w: answer of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
 	}
+	res.props = r.response.Load()
+	if err == nil && res.props != nil {
+		err = r.checkResponse(res.props)
+	}
 	code := Code("")
 	if err != nil {
 		res.body, res.failed = nil, internalError() // also if err's own methods end this goroutine
