@@ -118,16 +118,17 @@ func (k *call) lane() string {
 	return l.use()
 }
 
-// goesAlone picks the calls that stay out of the lane for the servers that do not unpack: of
-// those calls, which all servers take in turn, the others get a share too, so they are twice
-// as many as the calls of these servers would be, and with at least as many such servers as
-// others all of them. It is for the publisher's writer only.
+// goesAlone picks the calls that stay out of the lane for the servers that do not unpack.
+// All servers take those calls in turn, so they are twice as many as the share of these
+// servers, and at most three of four: what the lane is for must go on. It is for the
+// publisher's writer only.
 func (l *callLane) goesAlone(others int32) bool {
+	const most, of = 3, 4
 	all := others + l.servers.Load()
-	if l.owed += min(2*others, all); l.owed < all {
+	if l.owed += min(2*of*others, most*all); l.owed < of*all {
 		return false
 	}
-	l.owed -= all
+	l.owed -= of * all
 	return true
 }
 

@@ -304,15 +304,15 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if got := ours.Stats().Requests - before; got < callers*each/4 || got > callers*each/2 {
-			t.Errorf("the server that unpacks took %d of %d calls, want about a third", got, callers*each)
+		if got := ours.Stats().Requests - before; got < callers*each/4 || got > callers*each*6/10 {
+			t.Errorf("the server that unpacks took %d of %d calls, want about half", got, callers*each)
 		}
 	})
 }
 
 func TestShareOfCallsThatGoAlone(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ unpack, others, want int32 }{{9, 1, 200}, {3, 1, 500}, {1, 1, 1000}, {1, 5, 1000}} {
+	for _, c := range []struct{ unpack, others, want int32 }{{9, 1, 200}, {3, 1, 500}, {1, 1, 750}, {1, 5, 750}} {
 		l := newCallLane("q", nil, func() {})
 		l.servers.Store(c.unpack)
 		n := int32(0)

@@ -122,7 +122,7 @@ func WithPersistent(on bool) Option { return option(func(c *config) { c.persiste
 // answers to one client. Each keeps its own deadline, outcome and code. A client uses
 // batches while servers take them from the queue "<queue>.batch", which servers with
 // BatchAuto declare; others, in whatever language, share the request queue with them, and
-// while they do twice their share of the calls travels alone.
+// while they do twice their share of the calls travels alone, at most three of four.
 func WithBatch(m BatchMode) Option { return option(func(c *config) { c.batch = m }) }
 
 // WithControl chooses whether there is a control plane; the default is true. Servers then
