@@ -36,11 +36,13 @@ type queueState struct {
 	away      bool // there is no queue, its node is down, or the broker does not answer for it
 	missing   bool // the broker said that there is none, or that its node is down
 	messages  int  // that wait in the queue
+	filled    bool // messages waited at this look and at the one before, if there was one
 	consumers int
 }
 
-// full reports whether the queue may be at its bound: one that is empty is not.
-func (st queueState) full() bool { return st.known && !st.away && st.messages > 0 }
+// full reports whether the queue may be at its bound: one that is empty is not, nor one that
+// was a moment ago, such as a queue that has just recovered its messages from the disk.
+func (st queueState) full() bool { return st.known && !st.away && st.filled }
 
 const (
 	// lookEvery is how often a client looks at the queues while calls are pending.
@@ -111,7 +113,9 @@ func (w *queueWatch) waiting() chan struct{} {
 func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueState) {
 	st.at = time.Now()
 	w.mu.Lock()
-	before, w.state = w.state, st
+	before = w.state
+	st.filled = st.messages > 0 && (!before.known || before.messages > 0)
+	w.state = st
 	w.mu.Unlock()
 	if waiting != nil {
 		close(waiting)
