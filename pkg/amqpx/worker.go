@@ -58,7 +58,7 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time
 	asArrived := j.in.Request
 	s.begin(r, begun)
 	body, err := []byte(nil), errGoexit
-	defer func() {
+	defer func() { //nolint:contextcheck // r is the context.
 		if v := recover(); v != nil { // of middleware, or the logger, outside Recover
 			body, err = nil, &panicError{panicText(v)}
 		}
