@@ -29,6 +29,8 @@ type answer struct {
 	tries  int
 	route  responseRoute
 	acked  bool // its request is acknowledged
+	// replaced says that the reply stands for one that the broker does not take.
+	replaced bool
 }
 
 // responseRoute is the connection on which a response is published.
@@ -134,7 +136,7 @@ func (a *answer) lane() string {
 
 // fits implements mate.
 func (a *answer) fits(b *batch) bool {
-	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= batchBytes
+	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= b.limit
 }
 
 // takers implements mate: one client takes them all.
@@ -159,14 +161,34 @@ func (a *answer) settle(f fate) {
 		a.done()
 	case f == fateRefused:
 		a.nacked()
-	case f == fateUnsent && (a.acked || a.route != routeMain): // its request does not come again
+	case f == fateUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // its request does not come again
 		a.send()
+	case f == fateSuspect:
+		a.isolate() // it may be what ended the channel
 	case a.acked || a.route != routeMain:
 		a.isolate() // it may be what ended the connection
 	default:
 		a.server.suspects.noteUnconfirmed(a.job.in)
 		a.job.over() // lost with its session: the request comes again
 	}
+}
+
+// reject implements rejectable: the caller gets an error in place of a response that the
+// broker does not take. When it does not take that either, the request is acknowledged.
+func (a *answer) reject(cause error) {
+	code, told := CodeInternal, errors.New("the broker does not take the response")
+	if errors.Is(cause, ErrTooLarge) {
+		code, told = CodeResourceExhausted, cause
+	}
+	if a.replaced {
+		a.undeliverable(cause)
+		return
+	}
+	a.replaced = true
+	e := Errorf(code, "response: %w", told)
+	e.causes = nil // they stay here, and must not stay in memory
+	a.reply.body, a.reply.failed = nil, e
+	a.send()
 }
 
 // nacked publishes a response again after a pause, while its caller waits.

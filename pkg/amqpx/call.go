@@ -82,7 +82,11 @@ type call struct {
 	// attempt's fate, which is taken before the next attempt starts. A future that no
 	// goroutine sees to has none.
 	events chan event
-	resent bool // of this attempt: an earlier one may have arrived
+	// suspected counts the channels that ended while an attempt was unconfirmed, and rejection
+	// is why the broker does not take the request. The publisher writes them before it reports.
+	suspected int
+	rejection error
+	resent    bool // of this attempt: an earlier one may have arrived
 
 	// The pending table's lock guards these; the answer may be read after its event.
 	slot         *slot
@@ -217,7 +221,10 @@ func (k *call) settle(f fate) {
 		return
 	}
 	after := stageSettled
-	if f == fateLost || f == fateRefused && !k.route.nackProves {
+	if f == fateSuspect {
+		k.suspected++
+	}
+	if f == fateLost || f == fateSuspect || f == fateRefused && !k.route.nackProves {
 		after = stageLost
 	}
 	if k.move(stageWritten, after) {
@@ -227,6 +234,15 @@ func (k *call) settle(f fate) {
 		k.tell(event{fate: f})
 	}
 }
+
+// reject implements rejectable: the call fails for good.
+func (k *call) reject(cause error) {
+	k.rejection = cause
+	k.settle(fateRejected)
+}
+
+// suspicion implements suspect.
+func (k *call) suspicion() int { return k.suspected }
 
 // linkReplaced tells a confirmed call that a new session took over from the one
 // that wrote it. answersLost says that the reply queue, and what was in it, is

@@ -109,7 +109,7 @@ func (c *Client) leaveLane() {
 // lane implements mate.
 func (k *call) lane() string {
 	l := k.route.lane
-	if l == nil || k.alone || !batchable(k.req) || callSize(k.req) > batchBytes {
+	if l == nil || k.alone || k.suspected > 0 || !batchable(k.req) || callSize(k.req) > batchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -138,7 +138,7 @@ func (l *callLane) goesAlone(others int32) bool {
 func (k *call) fits(b *batch) bool {
 	left := k.budget(b.now)
 	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+callSize(k.req) <= batchBytes && most <= least+least/deadlineShare
+	return len(b.body)+callSize(k.req) <= b.limit && most <= least+least/deadlineShare
 }
 
 // deadlineShare is the share of its time by which a call may expire too early because of

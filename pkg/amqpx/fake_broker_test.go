@@ -28,11 +28,13 @@ type fakeBroker struct {
 	alarm   string // why publishing is blocked; "" while it is not
 	linkSeq int
 
-	faults    map[string][]fault // by route, see routeOf
-	holding   bool               // confirms are held back
-	held      []func()
-	onDial    func(ctx context.Context, url, name string) error
-	onCall    func(op, name string) error
+	faults  map[string][]fault // by route, see routeOf
+	holding bool               // confirms are held back
+	held    []func()
+	onDial  func(ctx context.Context, url, name string) error
+	onCall  func(op, name string) error
+	// onPublish returns the exception with which the broker ends the channel over a message.
+	onPublish func(key string, msg amqp.Publishing) *amqp.Error
 	frameSize int                                        // 0: no limit
 	fatal     func(key string, msg amqp.Publishing) bool // messages that end their connection with an exception
 

@@ -83,6 +83,12 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 	word := &fakeConfirm{done: make(chan struct{})}
 	c.confirms[word] = true
 	c.link.published = true
+	if b.onPublish != nil {
+		if refused := b.onPublish(key, msg); refused != nil {
+			c.except(refused)
+			return word, nil
+		}
+	}
 	arrive := func() { f.arrive(c, key, mandatory, msg, word) }
 	if b.alarm != "" {
 		c.link.postBlocking(amqp.Blocking{Active: true, Reason: b.alarm})

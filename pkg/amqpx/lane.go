@@ -160,7 +160,10 @@ func (p *publisher) writeLane(l *lane) {
 // publishFrom publishes the next batch of a lane: the first message and those behind it
 // that go with it, at most so many. One that is alone travels as it is.
 func (p *publisher) publishFrom(l *lane, most int) {
-	b := &batch{key: l.key, now: time.Now(), body: p.lanes.body[:0]}
+	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.lanes.body[:0]}
+	if limit := int(p.s.sizeLimit.Load()); limit > 0 {
+		b.limit = min(b.limit, limit)
+	}
 	left := l.waiting[:0]
 	for i, m := range l.waiting {
 		if len(b.mates) == most || len(left) == misfits {
@@ -180,12 +183,12 @@ func (p *publisher) publishFrom(l *lane, most int) {
 	switch len(b.mates) {
 	case 0:
 	case 1:
-		p.publish(b.mates[0], l)
+		p.publish(b.mates[0], l, false)
 	default:
 		if b.calls != nil {
 			b.calls.onSent(len(b.mates))
 		}
-		p.publish(b, l)
+		p.publish(b, l, false)
 	}
 }
 
@@ -202,6 +205,7 @@ type batch struct {
 	mates []mate
 	key   string
 	now   time.Time // when it was made up
+	limit int       // of its body in bytes
 	// What the mates set when they board.
 	calls      *callLane // of a batch of calls, else nil
 	id         string    // of a batch of calls
@@ -228,6 +232,14 @@ func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = contentTypeCalls, b.id, b.replyTo, b.user
 	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)
 	return b.key, true, msg
+}
+
+// reject implements rejectable: the broker took none of it, and its mates leave again in
+// smaller batches, or alone.
+func (b *batch) reject(error) {
+	for _, m := range b.mates {
+		m.settle(fateUnsent)
+	}
 }
 
 // settle implements outgoing: every mate has the fate of the batch. Calls in a batch

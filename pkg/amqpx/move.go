@@ -72,8 +72,13 @@ func (m *moved) settle(f fate) {
 		m.done()
 	case (f == fateRefused || f == fateUnroutable) && !m.job.from.isOver():
 		m.nacked()
+	case f == fateSuspect && !m.job.from.sess.ended():
+		m.server.isolate(m) // it may be what ended the channel
+	case f == fateUnsent && !m.job.from.sess.ended():
+		m.notTaken()
+		m.again()
 	default:
-		if f == fateLost {
+		if f == fateLost || f == fateSuspect {
 			m.server.suspects.noteUnconfirmed(m.job.in)
 		}
 		m.job.over() // the broker hands the original out again
@@ -125,6 +130,9 @@ func (m *moved) notTaken() {
 		m.job.notMoving()
 	}
 }
+
+// reject implements rejectable.
+func (m *moved) reject(cause error) { m.undeliverable(cause) }
 
 // undeliverable implements isolable: the request is refused, as one that cannot be moved.
 func (m *moved) undeliverable(cause error) {

@@ -22,6 +22,11 @@ const (
 	fateUnsent
 	// fateLost: the link ended before the broker's word; it may have arrived.
 	fateLost
+	// fateSuspect: the broker ended the channel because of a message, and this was one of
+	// those that were unconfirmed; it may have arrived.
+	fateSuspect
+	// fateRejected: the broker does not take the message, and has not.
+	fateRejected
 	// fateUnserved: the broker confirmed the message, and no server consumes its queue.
 	fateUnserved
 )
@@ -60,17 +65,25 @@ type publisher struct {
 	s           *session
 	outbox      *outbox
 	unconfirmed chan unconfirmed
-	returns     <-chan amqp.Return
 	onReturn    func(amqp.Return)
 
-	lanes lanes
-	taken []outgoing // of the writer, for reuse
+	// Of the writer.
+	on       *publishChannel
+	lanes    lanes
+	suspects []outgoing
+	taken    []outgoing // for reuse
 }
 
 type unconfirmed struct {
 	out  outgoing
 	word confirmation
 	lane *lane // nil for a message that is not counted
+	on   *publishChannel
+	size int // of the body
+	// alone says that nothing else was unconfirmed while the message was.
+	alone bool
+	// barrier is closed when all messages before are settled; there is no message then.
+	barrier chan struct{}
 }
 
 // startPublisher starts publishing what is in outbox, until the session ends.
@@ -79,8 +92,8 @@ func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
 		s:           s,
 		outbox:      outbox,
 		unconfirmed: make(chan unconfirmed, confirmWindow),
-		returns:     s.pubCh.NotifyReturn(make(chan amqp.Return, returnBuffer)),
 		onReturn:    onReturn,
+		on:          newPublishChannel(s, s.pubCh),
 		lanes:       newLanes(),
 	}
 	s.run(p.write)
@@ -96,12 +109,12 @@ func (p *publisher) write() {
 	for {
 		select {
 		case <-p.s.done:
-			p.outbox.putBack(p.lanes.rest())
+			p.outbox.putBack(append(p.suspects, p.lanes.rest()...))
 			return
 		case <-p.outbox.wake:
 		case <-p.lanes.freed:
 		}
-		if p.passGate() {
+		if p.passGate() && p.reopen() {
 			p.writeWaiting()
 		}
 	}
@@ -142,7 +155,7 @@ func (p *publisher) writeWaiting() {
 	taken := p.outbox.takeAll(p.taken)
 	alone := 0
 	for _, out := range taken {
-		if !p.joinLane(out) {
+		if !p.joinLane(out) && !p.joinSuspects(out) {
 			taken[alone] = out
 			alone++
 		}
@@ -152,6 +165,9 @@ func (p *publisher) writeWaiting() {
 	clear(taken[:alone])
 	p.taken = taken
 	p.writeLanes()
+	if len(p.suspects) > 0 {
+		p.trySuspects()
+	}
 }
 
 // inBursts calls write for 0 to n-1 and gathers what these write into few writes.
@@ -171,27 +187,36 @@ func (p *publisher) inBursts(n int, write func(i int)) {
 }
 
 // publishAlone publishes one message, unless it was withdrawn.
-func (p *publisher) publishAlone(out outgoing) {
+func (p *publisher) publishAlone(out outgoing) { p.publishOne(out, false) }
+
+// publishOne is publishAlone, of a message beside which nothing is unconfirmed if so told.
+func (p *publisher) publishOne(out outgoing, alone bool) {
 	if out.claim(p.s.generation) {
-		p.publish(out, nil)
+		p.publish(out, nil, alone)
 	}
 }
 
 // publish writes one message that was claimed. A publish that fails ends the session:
 // the library leaves open what reached the socket.
-func (p *publisher) publish(out outgoing, l *lane) {
+func (p *publisher) publish(out outgoing, l *lane, alone bool) {
 	key, mandatory, msg := out.envelope()
-	word, err := p.s.pubCh.publish(key, mandatory, msg)
+	if err := p.s.checkLimits(&msg); err != nil {
+		reject(out, err)
+		return
+	}
+	word, err := p.on.publish(key, mandatory, msg)
 	switch {
 	case err == nil:
 		if l != nil {
 			l.out.Add(1)
 		}
-		p.unconfirmed <- unconfirmed{out, word, l}
+		p.unconfirmed <- unconfirmed{out: out, word: word, lane: l, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel was closed before the last frame of the message was written,
 		// and a broker drops a message that is not whole.
-		p.s.channelClosed(err)
+		if <-p.on.over; p.on.reason == nil {
+			p.s.channelClosed(err)
+		}
 		out.settle(fateUnsent)
 	default:
 		p.s.fail(err)
@@ -203,12 +228,16 @@ func (p *publisher) publish(out outgoing, l *lane) {
 // ended and every message is settled: closing the channel settles the rest.
 func (p *publisher) confirm() {
 	for u := range p.unconfirmed {
-		p.await(u.word)
+		if u.barrier != nil {
+			close(u.barrier)
+			continue
+		}
+		p.await(u.on, u.word)
 		switch {
 		case u.word.Acked():
 			u.out.settle(fateConfirmed)
-		case p.s.pubCh.IsClosed():
-			u.out.settle(fateLost)
+		case u.on.IsClosed():
+			p.lost(u)
 		default:
 			u.out.settle(fateRefused)
 		}
@@ -223,24 +252,24 @@ func (p *publisher) confirm() {
 // message (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed),
 // and the library hands over a return before it reads on, so after the word the
 // return is in the channel already.
-func (p *publisher) await(word confirmation) {
+func (p *publisher) await(on *publishChannel, word confirmation) {
 	for {
 		select {
-		case r, ok := <-p.returns:
-			p.returned(r, ok)
+		case r, ok := <-on.returns:
+			p.returned(on, r, ok)
 		case <-word.Done():
-			for len(p.returns) > 0 {
-				r, ok := <-p.returns
-				p.returned(r, ok)
+			for len(on.returns) > 0 {
+				r, ok := <-on.returns
+				p.returned(on, r, ok)
 			}
 			return
 		}
 	}
 }
 
-func (p *publisher) returned(r amqp.Return, ok bool) {
+func (p *publisher) returned(on *publishChannel, r amqp.Return, ok bool) {
 	if !ok {
-		p.returns = nil
+		on.returns = nil
 		return
 	}
 	p.onReturn(r)

@@ -267,7 +267,7 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 // note keeps what an attempt's fate proves.
 func (k *call) note(f fate) {
 	k.lastFate = f
-	k.uncertain = k.uncertain || f == fateLost || f == fateUnserved || f == fateRefused && !k.route.nackProves
+	k.uncertain = k.uncertain || f == fateLost || f == fateSuspect || f == fateUnserved || f == fateRefused && !k.route.nackProves
 }
 
 // afterEvent decides what follows an attempt that got no answer.
@@ -287,7 +287,9 @@ func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error)
 	switch f {
 	case fateUnsent:
 		return again, nil
-	case fateLost:
+	case fateRejected:
+		return again, rejectedError(outcome, k.rejection)
+	case fateLost, fateSuspect:
 		if k.req.Idempotent {
 			return again, nil
 		}
@@ -306,6 +308,14 @@ func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error)
 	default: // refused
 		return c.afterNack(k, gone)
 	}
+}
+
+// rejectedError makes the error of a call whose request the broker does not take.
+func rejectedError(outcome Outcome, cause error) error {
+	if errors.Is(cause, ErrTooLarge) {
+		return localError(CodeInvalidArgument, outcome, nil, cause.Error(), cause)
+	}
+	return localError(CodeInvalidArgument, outcome, ErrRefused, cause.Error(), cause)
 }
 
 // afterNack decides what follows a nack, of which the broker does not say the reason: it

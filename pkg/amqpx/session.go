@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -26,8 +27,10 @@ type session struct {
 	subCh      channel
 	probeCh    channel // on the publishing connection
 	gate       gate
-	replyTo    string // the reply queue of a client, else ""
-	onReady    func() // called once the link counts as ready; may be nil
+	// sizeLimit is the largest body that the broker takes, once it has refused one; else 0.
+	sizeLimit atomic.Int64
+	replyTo   string // the reply queue of a client, else ""
+	onReady   func() // called once the link counts as ready; may be nil
 
 	done  chan struct{} // closed when the session failed or is to end
 	once  sync.Once
@@ -94,10 +97,13 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 	if s.sub != s.pub {
 		ends = append(ends, s.sub.closed(), s.subCh.NotifyClose(make(chan *amqp.Error, 1)))
 	}
-	for _, end := range ends {
+	for i, end := range ends {
 		s.run(func() {
 			select {
 			case reason, ok := <-end:
+				if i == 1 && s.survives(reason) {
+					return // the publisher opens another channel
+				}
 				// A close that we did not ask for is a failure, with or without a reason.
 				if ok && reason != nil {
 					s.fail(reason)

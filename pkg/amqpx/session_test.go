@@ -97,7 +97,7 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 
 func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	t.Parallel()
-	exception := &amqp.Error{Code: amqp.PreconditionFailed, Reason: "exception"}
+	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
 	for _, c := range []struct {
 		name string
 		end  func(*fakeBroker, *session)

@@ -31,15 +31,18 @@ type supervisor struct {
 	setup   func(ctx context.Context, s *session) error
 	targets []brokerTarget
 
-	board     statusBoard
-	lastFault string // the kind that was logged last, to say each once
+	// sizeLimits are the sizes of messages beyond which a broker ended the last session, by
+	// address. Only run uses them. Any other end may be a restart, with another limit.
+	sizeLimits map[string]int64
+	board      statusBoard
+	lastFault  string // the kind that was logged last, to say each once
 
 	mu      sync.Mutex
 	session *session
 }
 
 func newSupervisor(cfg *config, role string, shared bool, setup func(context.Context, *session) error) *supervisor {
-	v := &supervisor{cfg: cfg, role: role, shared: shared, setup: setup}
+	v := &supervisor{sizeLimits: make(map[string]int64), cfg: cfg, role: role, shared: shared, setup: setup}
 	for _, u := range cfg.urls {
 		v.targets = append(v.targets, parseTarget(u))
 	}
@@ -94,6 +97,7 @@ func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session
 		return nil, classify(target, err)
 	}
 	s.generation = v.board.get().Generation + 1
+	s.sizeLimit.Store(v.sizeLimits[target.address])
 	stop := context.AfterFunc(ctx, s.cut)
 	s.watch(func(b amqp.Blocking) { v.noteBlocked(b) })
 	if err := v.setup(ctx, s); err != nil {
@@ -153,6 +157,12 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	}
 	if s.cause == nil {
 		return ctx.Err()
+	}
+	delete(v.sizeLimits, s.target.address)
+	if refused, ok := errors.AsType[*amqp.Error](s.cause); ok {
+		if limit, ok := sizeLimitIn(refused); ok {
+			v.sizeLimits[s.target.address] = int64(limit)
+		}
 	}
 	return classifyEnd(s.target, s.cause)
 }
