@@ -143,7 +143,7 @@ func TestQueueFaults(t *testing.T) {
 			if got := strings.Join(load(t, &q), "|"); got != c.want {
 				t.Errorf("got  %q\nwant %q", got, c.want)
 			}
-			if len(q.Options()) != 4 {
+			if len(q.Options()) != 5 {
 				t.Error("options are missing")
 			}
 		})

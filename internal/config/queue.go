@@ -22,6 +22,8 @@ type Queue struct {
 	// Control has servers answer questions about themselves and learn of calls that were
 	// given up.
 	Control bool `envconfig:"RPC_CONTROL" default:"true"`
+	// MaxMessageBytes bounds the body of a request or an answer, sent or received.
+	MaxMessageBytes int `envconfig:"RPC_MAX_MESSAGE_BYTES" default:"16777216" min:"1" max:"536870912"`
 }
 
 // Validate checks what spans variables.
@@ -46,5 +48,6 @@ func (q *Queue) Options() []amqpx.Option {
 		amqpx.WithPersistent(q.Persistent),
 		amqpx.WithBatch(q.Batch),
 		amqpx.WithControl(q.Control),
+		amqpx.WithMaxMessageSize(q.MaxMessageBytes),
 	}
 }

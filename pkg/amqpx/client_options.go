@@ -75,7 +75,8 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	}
 	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
+		limits := contentLimits{maxBody: c.maxMessageSize}
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, limits: limits}
 	}
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)

@@ -31,7 +31,8 @@ type consumer struct {
 	unpacks  bool
 	prefetch int
 	sub      subscription
-	acks     chan *job // answered, to be acknowledged
+	acks     chan *job // done with, for the broker to be told
+	unread   chan *job // without their bodies, to be given back
 	open     openTags  // of acknowledge
 	// silent is closed when the broker hands out nothing more to this consumer.
 	silent chan struct{}
@@ -48,6 +49,7 @@ type consumer struct {
 type subscription struct {
 	queue      string
 	tag        string
+	counted    bool                 // its bodies are, see bytesInHand
 	deliveries <-chan amqp.Delivery // nil when it has ended
 }
 
@@ -56,6 +58,7 @@ func newConsumer(s *Server, sess *session) *consumer {
 	return &consumer{
 		server: s, sess: sess, ch: sess.subCh, done: sess.done, prefetch: s.cfg.prefetch,
 		acks:   make(chan *job, 2*s.cfg.prefetch),
+		unread: make(chan *job, 2*s.cfg.prefetch),
 		silent: make(chan struct{}),
 	}
 }
@@ -67,6 +70,7 @@ func (c *consumer) start(queue string) error {
 	}
 	c.run(c.receive)
 	c.sess.run(c.acknowledge)
+	c.sess.run(c.returnUnread)
 	return nil
 }
 
@@ -118,12 +122,16 @@ func (c *consumer) run(f func()) {
 }
 
 // subscribe begins the subscription. The prefetch holds for those that begin after
-// it (https://www.rabbitmq.com/docs/consumer-prefetch).
+// it (https://www.rabbitmq.com/docs/consumer-prefetch). The consumer's tag tells the frame
+// reader whether bodies are counted (kindOfConsumer): those of the retry queue are not.
 func (c *consumer) subscribe(queue string) (err error) {
 	if err := c.ch.Qos(c.prefetch, 0, false); err != nil {
 		return err
 	}
-	c.sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString()}
+	c.sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString(), counted: true}
+	if queue == c.server.cfg.queue.retryQueue().Name {
+		c.sub.tag, c.sub.counted = c.sub.tag+retrySuffix, false
+	}
 	c.sub.deliveries, err = c.ch.Consume(queue, c.sub.tag, false, false, false, false, nil)
 	return err
 }
@@ -131,6 +139,7 @@ func (c *consumer) subscribe(queue string) (err error) {
 // receive hands requests to the workers. When the server drains it ends the
 // subscription and takes what was on its way. While many jobs wait it takes no batch.
 func (c *consumer) receive() {
+	defer c.releaseRest()
 	draining := c.server.draining
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
@@ -171,14 +180,41 @@ func (c *consumer) handle(d *amqp.Delivery) {
 		c.unpack(d)
 		return
 	}
-	c.take(*d, c.sub.queue)
+	c.take(*d, c.sub.queue, c.claim(d))
 }
 
-// take makes a job of a delivery.
-func (c *consumer) take(d amqp.Delivery, queue string) {
+// claim takes over the count of a delivery's body, which its job releases.
+func (c *consumer) claim(d *amqp.Delivery) int64 {
+	if !c.sub.counted || len(d.Body) == 0 {
+		return 0
+	}
+	return c.sess.sub.claim(len(d.Body))
+}
+
+// releaseRest releases the bodies that the channel of a companion still had when it ended;
+// those of a session that ends are released with its connection.
+func (c *consumer) releaseRest() {
+	for c.main != nil && c.isOver() {
+		select {
+		case d, ok := <-c.sub.deliveries:
+			if !ok {
+				return
+			}
+			c.server.cfg.inHand.release(c.claim(&d))
+		case <-c.sess.done:
+			return
+		}
+	}
+}
+
+// take makes a job of a delivery, of whose body held bytes are counted.
+func (c *consumer) take(d amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
 	c.server.track.add(1)
-	c.handOn(&job{from: c, queue: queue, delivery: &d, arrived: time.Now()})
+	j := &job{from: c, queue: queue, delivery: &d, arrived: time.Now(), held: held}
+	if len(d.Body) > 0 || len(d.Headers) == 0 || !c.takeUnread(j) {
+		c.handOn(j)
+	}
 }
 
 // handOn gives a job to the workers.
@@ -235,9 +271,13 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 	if len(jobs) == 0 {
 		return jobs
 	}
-	tags := make([]uint64, len(jobs))
-	for i, j := range jobs {
-		tags[i] = j.delivery.DeliveryTag
+	tags := make([]uint64, 0, len(jobs))
+	for _, j := range jobs {
+		if j.disposition == disposeAck {
+			tags = append(tags, j.delivery.DeliveryTag)
+		} else {
+			c.nack(j)
+		}
 	}
 	slices.Sort(tags)
 	c.ackTags(tags)
@@ -256,7 +296,10 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 		for _, refusal := range j.refusals {
 			refusal.send()
 		}
-		if !j.refused {
+		switch {
+		case j.disposition == disposeRequeue:
+			j.drop()
+		case !j.refused:
 			j.over()
 		}
 	}
@@ -271,6 +314,14 @@ func (c *consumer) sync() bool {
 		c.fail(err)
 	}
 	return err == nil
+}
+
+// nack gives a message back to its queue, or rejects it.
+func (c *consumer) nack(j *job) {
+	c.open.settle([]uint64{j.delivery.DeliveryTag})
+	if err := j.delivery.Nack(false, j.disposition == disposeRequeue); err != nil {
+		c.fail(err)
+	}
 }
 
 // ackTags acknowledges settled requests; tags is in order.

@@ -31,6 +31,9 @@ const (
 	controlAnswers  = 64
 )
 
+// controlConsumer is the tag of the consumer of control messages.
+const controlConsumer = "control"
+
 // control listens to the control plane for one session of a server.
 type control struct {
 	server     *Server
@@ -86,7 +89,7 @@ func (c *control) listen(exchange string) (err error) {
 	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
 		return err
 	}
-	c.deliveries, err = c.ch.Consume(c.queue, "control", false, true, false, false, nil)
+	c.deliveries, err = c.ch.Consume(c.queue, controlConsumer, false, true, false, false, nil)
 	return err
 }
 

@@ -20,6 +20,7 @@ type netDialer struct {
 	heartbeat    time.Duration
 	writeTimeout time.Duration
 	tls          *tls.Config
+	limits       contentLimits
 }
 
 func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
@@ -83,7 +84,7 @@ func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI)
 		}
 		s.Conn = secure
 	}
-	s.frames = newFrameReader(s.Conn)
+	s.frames = newFrameReader(s.Conn, d.limits)
 	return s, nil
 }
 
@@ -142,6 +143,20 @@ func (l *netLink) frameSize() int                  { return l.conn.Config.FrameS
 func (l *netLink) hold()                           { l.socket.hold() }
 func (l *netLink) release()                        { l.socket.release() }
 func (l *netLink) cut()                            { _ = l.socket.Close() }
+
+func (l *netLink) claim(n int) int64 {
+	if l.socket.frames.limits.inHand == nil {
+		return 0
+	}
+	l.socket.frames.unclaimed.bytes.Add(-int64(n))
+	return int64(n)
+}
+
+func (l *netLink) abandon() {
+	if frames := l.socket.frames; frames.limits.inHand != nil {
+		frames.unclaimed.close(frames.limits.inHand)
+	}
+}
 
 func (l *netLink) close() {
 	timer := time.AfterFunc(closeTimeout, l.cut)

@@ -167,7 +167,7 @@ func TestSilentPeerIsNoticedInTime(t *testing.T) {
 		near, far := net.Pipe()
 		p := servePeer(far, &peer{})
 		s := newSocket(near, time.Minute)
-		s.frames = newFrameReader(near)
+		s.frames = newFrameReader(near, contentLimits{})
 		conn, err := amqp.Open(s, amqp.Config{Heartbeat: heartbeat, SASL: []amqp.Authentication{&amqp.PlainAuth{}}})
 		if err != nil {
 			t.Fatal(err)
@@ -188,6 +188,48 @@ func TestSilentPeerIsNoticedInTime(t *testing.T) {
 		}
 		wantSame(t, "noticed after", time.Since(heard), 3*heartbeat/2)
 		<-p.ended
+	})
+}
+
+// TestLargeBodyOverASlowNetwork: while a body is discarded, which takes longer than a peer
+// may be silent, the peer is not taken for dead.
+func TestLargeBodyOverASlowNetwork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const heartbeat, chunk, chunks = 10 * time.Second, 100_000, 100
+		near, far := net.Pipe()
+		p := servePeer(far, &peer{})
+		s := newSocket(near, time.Minute)
+		s.frames = newFrameReader(near, contentLimits{maxBody: chunk})
+		conn, err := amqp.Open(s, amqp.Config{Heartbeat: heartbeat, SASL: []amqp.Authentication{&amqp.PlainAuth{}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ch, err := conn.Channel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		deliveries, err := ch.Consume("q", "t", true, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, frame := range [][]byte{deliverFrame("t"), sized(chunks*chunk, contentHeader(nil))} {
+			if _, err := far.Write(frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range chunks {
+			pass(heartbeat)
+			if _, err := far.Write(frameOf(3, make([]byte, chunk))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := <-deliveries
+		drop, _ := droppedBodyOf(d.Headers)
+		wantSame(t, "dropped", drop, droppedBody{size: chunks * chunk, limit: chunk})
+		_ = near.Close()
+		<-p.ended
+		_ = conn.Close()
 	})
 }
 

@@ -91,8 +91,8 @@ func TestTLSConfigOfADial(t *testing.T) {
 	t.Parallel()
 	pair, ca := selfSigned(t)
 	pool := x509.NewCertPool()
-	pem, err := os.ReadFile(ca)
-	if err != nil || !pool.AppendCertsFromPEM(pem) {
+	text, err := os.ReadFile(ca)
+	if err != nil || !pool.AppendCertsFromPEM(text) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {

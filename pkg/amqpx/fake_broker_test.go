@@ -37,6 +37,9 @@ type fakeBroker struct {
 	onPublish func(key string, msg amqp.Publishing) *amqp.Error
 	frameSize int                                        // 0: no limit
 	fatal     func(key string, msg amqp.Publishing) bool // messages that end their connection with an exception
+	bounded   *serverConfig                              // of startBounded
+	once      string                                     // the method that startServer registers as one that runs at most once
+	rejected  int                                        // messages
 
 	dials []string      // URLs, in the order they were dialed
 	sent  []sentMessage // every publish that reached the broker

@@ -157,7 +157,7 @@ func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
 	}
 	c.link.post(func() {
 		select {
-		case to.out <- d:
+		case to.out <- c.link.bound(d):
 		case <-c.link.gone:
 		}
 	})
@@ -168,6 +168,9 @@ func (c *fakeChannel) Ack(tag uint64, multiple bool) error { return c.settle(tag
 
 // Nack implements amqp.Acknowledger.
 func (c *fakeChannel) Nack(tag uint64, multiple, requeue bool) error {
+	if !requeue {
+		c.link.broker.with(func(b *fakeBroker) { b.rejected++ })
+	}
 	return c.settle(tag, multiple, requeue)
 }
 

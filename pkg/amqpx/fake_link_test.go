@@ -2,7 +2,9 @@ package amqpx
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -26,6 +28,8 @@ type fakeLink struct {
 	events []func()      // what the broker sent and the client has not read
 	wake   chan struct{} // one slot: there are events, or the link is dead
 	gone   chan struct{} // closed when the link is dead
+
+	unclaimed unclaimedBodies
 
 	ended  chan *amqp.Error   // written by read only
 	blocks chan amqp.Blocking // written by read only
@@ -182,6 +186,52 @@ func (l *fakeLink) closed() <-chan *amqp.Error      { return l.ended }
 func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *fakeLink) frameSize() int                  { return l.broker.frameSize }
 func (l *fakeLink) release()                        {}
+
+// limits are those of a server that startBounded started, for its own links.
+func (l *fakeLink) limits() contentLimits {
+	if c := l.broker.bounded; c != nil && strings.Contains(l.name, " server") {
+		return contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
+	}
+	return contentLimits{}
+}
+
+func (l *fakeLink) claim(n int) int64 {
+	if l.limits().inHand == nil {
+		return 0
+	}
+	l.unclaimed.bytes.Add(-int64(n))
+	return int64(n)
+}
+
+func (l *fakeLink) abandon() {
+	if inHand := l.limits().inHand; inHand != nil {
+		l.unclaimed.close(inHand)
+	}
+}
+
+// bound drops the body of a delivery that is beyond the limits, as the frame reader of a
+// real link does.
+func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
+	limits, size := l.limits(), uint64(len(d.Body))
+	drop := droppedBody{size: size, limit: limits.maxBody}
+	switch {
+	case limits.maxBody > 0 && len(d.Body) > limits.maxBody && (size > smallBody || d.ContentType != contentTypeCalls):
+	case limits.inHand == nil || size == 0 || kindOfConsumer([]byte(d.ConsumerTag)) != contentRequest:
+		return d
+	case limits.inHand.take(size):
+		l.unclaimed.add(limits.inHand, size)
+		return d
+	default:
+		drop.noRoom = true
+	}
+	headers := maps.Clone(d.Headers)
+	if headers == nil {
+		headers = amqp.Table{}
+	}
+	headers[headerDropped] = drop.value()
+	d.Headers, d.Body = headers, nil
+	return d
+}
 
 func (l *fakeLink) hold() {
 	l.broker.mu.Lock()

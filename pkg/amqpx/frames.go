@@ -13,27 +13,45 @@ import (
 // deliver the message again, and one message would keep every server, or a client,
 // from ever being ready. Instead it arrives with headerUnreadable set and is refused.
 //
-// Only content headers are looked at; everything else passes as it is.
+// It also bounds the bodies that are read, see contentLimits: the content header tells
+// a body's size before the body arrives. A body beyond the bounds is discarded while it
+// is read, and its message arrives with an empty body and headerDropped set.
+//
+// Only content headers, and the methods before them where bodies are counted, are looked
+// at; everything else passes as it is.
 type frameReader struct {
-	r    *bufio.Reader
-	out  []byte // whole frames to hand on before reading further
-	pass int    // bytes of the current frame to hand on unseen
-	raw  bool   // the stream is not made of frames: hand on everything
+	r       *bufio.Reader
+	limits  contentLimits
+	out     []byte // whole frames to hand on before reading further
+	pass    int    // bytes of the current frame to hand on unseen
+	discard int    // bytes of the current frame to read and forget
+	raw     bool   // the stream is not made of frames: hand on everything
+
+	header []byte // the memory of the last content header, for reuse
+	// dropping has the channels on which a body is being discarded, with the bytes of it
+	// that are still to come.
+	dropping map[uint16]uint64
+	// kinds has the channels whose next content is not contentRequest.
+	kinds map[uint16]contentKind
+
+	unclaimed unclaimedBodies
 }
 
 // AMQP 0-9-1 section 2.3.5 and 4.2.3.
 const (
 	frameHeaderBytes = 7 // type, channel, size
 	frameTypes       = 8 // method, header, body, heartbeat are 1, 2, 3, 8
+	frameMethod      = 1
 	frameContent     = 2
+	frameBody        = 3
 	// frameMost bounds what is held of one frame; a larger one passes unseen, for the
 	// library to refuse: it negotiates at most 128 KiB.
 	frameMost = 1 << 20
 	readAhead = 64 << 10
 )
 
-func newFrameReader(r io.Reader) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(r, readAhead)}
+func newFrameReader(r io.Reader, limits contentLimits) *frameReader {
+	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits}
 }
 
 // Read implements io.Reader. It fills p with what has arrived and blocks only for
@@ -53,6 +71,10 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 		case f.pass > 0:
 			n, err = f.r.Read(rest[:min(len(rest), f.pass)])
 			f.pass -= n
+		case f.discard > 0:
+			n, err = f.r.Discard(min(f.discard, max(f.r.Buffered(), 1)))
+			f.discard -= n
+			n = 0
 		default:
 			err = f.next()
 		}
@@ -70,17 +92,25 @@ func (f *frameReader) ready() bool {
 		return true
 	}
 	buffered := f.r.Buffered()
-	if f.raw || f.pass > 0 {
+	if f.raw || f.pass > 0 || f.discard > 0 {
 		return buffered > 0
 	}
 	if buffered < frameHeaderBytes {
 		return false
 	}
 	head, err := f.r.Peek(frameHeaderBytes)
-	if err != nil || head[0] != frameContent {
-		return err == nil
+	if err != nil {
+		return false
 	}
-	return buffered >= frameHeaderBytes+int(binary.BigEndian.Uint32(head[3:]))+1
+	size := int(binary.BigEndian.Uint32(head[3:]))
+	switch head[0] {
+	case frameMethod:
+		return buffered >= f.methodPrefix(size)
+	case frameContent:
+		return buffered >= frameHeaderBytes+size+1
+	default:
+		return true
+	}
 }
 
 // next takes up the next frame: a content header whole, any other to be passed.
@@ -98,50 +128,92 @@ func (f *frameReader) next() error {
 		f.raw = true // cut off in the middle: the library says so
 		return nil   //nolint:nilerr // the reader returns the error again, after the bytes before it.
 	}
-	size := binary.BigEndian.Uint32(head[3:])
-	if head[0] != frameContent || size > frameMost {
+	kind, channel, size := head[0], binary.BigEndian.Uint16(head[1:]), binary.BigEndian.Uint32(head[3:])
+	if len(f.dropping) > 0 && f.dropped(kind, channel, size) {
+		return nil
+	}
+	if kind == frameMethod {
+		if err := f.noteMethod(channel, int(size)); err != nil {
+			return err
+		}
+	}
+	if kind != frameContent || size > frameMost {
 		f.pass = frameHeaderBytes + int(size) + 1
 		return nil
 	}
-	frame := make([]byte, frameHeaderBytes+int(size)+1)
+	frame := slices.Grow(f.header[:0], frameHeaderBytes+int(size)+1)[:frameHeaderBytes+int(size)+1]
+	if len(frame) <= readAhead {
+		f.header = frame
+	}
 	if _, err := io.ReadFull(f.r, frame); err != nil {
 		return err
 	}
-	f.out = withReadableTable(frame)
+	f.out = f.bounded(channel, withReadableTable(frame))
 	return nil
 }
 
-// withReadableTable returns a content header frame as it is, or with its table
-// replaced when the library could not read it. The properties that precede the
-// table are content-type and content-encoding (section 4.2.6.1, basic class).
-func withReadableTable(frame []byte) []byte {
-	const (
-		flagsAt         = frameHeaderBytes + 12 // after class, weight and body size
-		contentType     = 1 << 15
-		contentEncoding = 1 << 14
-		headers         = 1 << 13
-	)
+// tableOf returns where the content of a content header's table begins and ends, and where
+// its length is, or would be. The properties before it are content-type and
+// content-encoding (section 4.2.6.1, basic class). ok is false if the frame is malformed.
+func tableOf(frame []byte) (lengthAt, begin, end int, ok bool) {
 	payload := frame[:len(frame)-1]
 	if len(payload) < flagsAt+2 {
-		return frame
+		return 0, 0, 0, false
 	}
 	flags := binary.BigEndian.Uint16(payload[flagsAt:])
 	at := flagsAt + 2
-	for _, property := range []uint16{contentType, contentEncoding} {
+	for _, property := range []uint16{flagContentType, flagContentEncoding} {
 		if flags&property != 0 && at < len(payload) {
 			at += 1 + int(payload[at])
 		}
 	}
-	if flags&headers == 0 || at+4 > len(payload) {
+	if at > len(payload) {
+		return 0, 0, 0, false
+	}
+	if flags&flagHeaders == 0 {
+		return at, at, at, true
+	}
+	if at+4 > len(payload) {
+		return 0, 0, 0, false
+	}
+	end = at + 4 + int(binary.BigEndian.Uint32(payload[at:]))
+	return at, at + 4, end, end <= len(payload)
+}
+
+// Of a content header: where the property flags are, after class, weight and body size,
+// and the flags of the properties up to the table.
+const (
+	bodySizeAt          = frameHeaderBytes + 4
+	flagsAt             = frameHeaderBytes + 12
+	flagContentType     = 1 << 15
+	flagContentEncoding = 1 << 14
+	flagHeaders         = 1 << 13
+)
+
+// withReadableTable returns a content header frame as it is, or with its table
+// replaced when the library could not read it.
+func withReadableTable(frame []byte) []byte {
+	lengthAt, begin, end, ok := tableOf(frame)
+	if !ok || readableTable(frame[begin:end]) {
 		return frame
 	}
-	end := at + 4 + int(binary.BigEndian.Uint32(payload[at:]))
-	if end > len(payload) || readableTable(payload[at+4:end]) {
-		return frame
-	}
-	mark := append([]byte{byte(len(headerUnreadable))}, headerUnreadable...)
-	mark = append(mark, 't', 1)
-	replaced := slices.Concat(frame[:at], binary.BigEndian.AppendUint32(nil, uint32(len(mark))), mark, frame[end:]) //nolint:gosec // a few bytes.
-	binary.BigEndian.PutUint32(replaced[3:], uint32(len(replaced)-frameHeaderBytes-1))                              //nolint:gosec // at most frameMost.
+	return withTable(frame, lengthAt, end, unreadableMark())
+}
+
+// unreadableMark is the entry of a table that could not be read.
+func unreadableMark() []byte {
+	return append(appendShortString(nil, headerUnreadable), 't', 1)
+}
+
+// withTable returns a copy of a content header frame with another table.
+func withTable(frame []byte, lengthAt, end int, table []byte) []byte {
+	replaced := slices.Concat(frame[:lengthAt], binary.BigEndian.AppendUint32(nil, uint32(len(table))), table, frame[end:]) //nolint:gosec // at most frameMost.
+	flags := binary.BigEndian.Uint16(replaced[flagsAt:]) | flagHeaders
+	binary.BigEndian.PutUint16(replaced[flagsAt:], flags)
+	binary.BigEndian.PutUint32(replaced[3:], uint32(len(replaced)-frameHeaderBytes-1)) //nolint:gosec // at most frameMost.
 	return replaced
+}
+
+func appendShortString(b []byte, text string) []byte {
+	return append(append(b, byte(len(text))), text...)
 }

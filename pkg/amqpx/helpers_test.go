@@ -83,7 +83,11 @@ func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOp
 		t.Fatal(err)
 	}
 	for name, h := range methods {
-		if err := s.Handle(name, h); err != nil {
+		var opts []HandleOption
+		if name == b.once {
+			opts = append(opts, AtMostOnce())
+		}
+		if err := s.Handle(name, h, opts...); err != nil {
 			t.Fatal(err)
 		}
 	}

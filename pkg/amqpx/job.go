@@ -29,7 +29,22 @@ type job struct {
 	// Of the message, see onMessage: what is to be done when it is acknowledged.
 	refusals []*answer // to be sent then
 	moves    int       // counted copies that are on their way, see awaitMoves
+	// held is how many bytes of its body are counted, see bytesInHand.
+	held int64
+	// unread is the size of its body if that was not read for want of room.
+	unread int64
+	// disposition is what the broker is told of it.
+	disposition disposition
 }
+
+// disposition is what the broker is told of a message that is done with.
+type disposition uint8
+
+const (
+	disposeAck     disposition = iota // it is acknowledged
+	disposeReject                     // it is rejected: dropped, or dead-lettered by a policy
+	disposeRequeue                    // it goes back to its queue, marked as redelivered
+)
 
 // decode reads the request.
 func (j *job) decode() (*incoming, *Error) {
@@ -37,6 +52,9 @@ func (j *job) decode() (*incoming, *Error) {
 		j.in, j.failed = decodeRequest(j.delivery, j.from.server.cfg.defaultMethod)
 		j.in.User = j.from.server.callerOf(j.delivery)
 		j.method = j.from.server.methods[j.in.Method]
+		if j.in.tooLarge {
+			j.tooLarge()
+		}
 	}
 	return j.in, j.failed
 }
@@ -51,6 +69,11 @@ func (j *job) settled() {
 		}
 		return
 	}
+	j.dispose()
+}
+
+// dispose has the broker told of a message that is done with.
+func (j *job) dispose() {
 	select {
 	case j.from.acks <- j:
 		// Nobody reads the acks of a session that ended, and the channel may have had
@@ -71,10 +94,8 @@ func (j *job) requeue() {
 		j.over()
 		return
 	}
-	if err := j.delivery.Nack(false, true); err != nil {
-		j.from.fail(err)
-	}
-	j.drop()
+	j.disposition = disposeRequeue
+	j.dispose()
 }
 
 // drop ends a message that was not acknowledged, and with it what waited for that.
@@ -95,6 +116,9 @@ func (j *job) over() {
 	s := j.from.server
 	for range j.moves {
 		s.moves.done()
+	}
+	if j.held > 0 {
+		s.cfg.inHand.release(j.held)
 	}
 	s.track.done()
 	if j.whole {

@@ -31,6 +31,12 @@ type link interface {
 	// hold gathers writes until release sends them in one piece.
 	hold()
 	release()
+	// claim takes over the count of a delivered body of n bytes, which the caller has to
+	// release: it returns the bytes that were counted (see bytesInHand).
+	claim(n int) int64
+	// abandon releases the bodies that were counted and not claimed. It is called when the
+	// link has ended and no delivery is received any more.
+	abandon()
 	// close ends the link politely within a short bound.
 	close()
 	// cut closes the socket at once.

@@ -136,9 +136,11 @@ func WithControl(on bool) Option { return option(func(c *config) { c.control = o
 // default is none.
 func WithVersion(v string) Option { return option(func(c *config) { c.version = v }) }
 
-// WithMaxMessageSize bounds the body of a request or an answer in bytes; the
-// default is [DefaultMaxMessageSize]. A broker closes the channel of whoever sends
-// more than its own limit, so keep this at or below it.
+// WithMaxMessageSize bounds the body of a request or an answer in bytes, sent or received;
+// the default is [DefaultMaxMessageSize]. A body beyond it is discarded while it arrives,
+// so it takes no memory: a server refuses the request with [CodeInvalidArgument], a call
+// whose answer it was fails with [CodeResourceExhausted] and [ErrTooLarge]. A broker closes
+// the channel of whoever sends more than its own limit, so keep this at or below it.
 func WithMaxMessageSize(n int) Option { return option(func(c *config) { c.maxMessageSize = n }) }
 
 // WithHeartbeat sets the heartbeat interval, at least 1 s; the default is

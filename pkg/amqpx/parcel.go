@@ -25,11 +25,15 @@ type parcel struct {
 // an ordinary request.
 func (c *consumer) unpack(d *amqp.Delivery) {
 	s := c.server
+	held := c.claim(d)
 	if d.ContentType != contentTypeCalls {
-		c.take(*d, s.cfg.queue.Name)
+		c.take(*d, s.cfg.queue.Name, held)
 		return
 	}
-	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true}}
+	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true, held: held}}
+	if len(d.Body) == 0 && c.takeUnreadBatch(p.message) {
+		return
+	}
 	var room [64][]byte
 	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
@@ -45,12 +49,17 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		j.method = s.methods[j.in.Method]
 		j.in.Redelivered = j.in.Redelivered || d.Redelivered
 		j.in.User = user
-		if j.in.CorrelationID == "" && d.ReplyTo != "" {
+		switch size := len(j.in.Body); {
+		case j.in.CorrelationID == "" && d.ReplyTo != "":
 			// Nobody could tell whose response it is, and a batch of such records would be
 			// answered with many times its size.
 			s.refused(&j.job, CodeInvalidArgument)
 			jobs = jobs[:len(jobs)-1]
 			err = errNoID
+		case size > s.cfg.maxMessageSize && j.failed == nil:
+			s.counts.tooLarge.Add(1)
+			drop := droppedBody{size: uint64(size), limit: s.cfg.maxMessageSize} //nolint:gosec // a length.
+			j.failed = refusal(CodeInvalidArgument, "%s", drop.tooLarge())
 		}
 	}
 	if err != nil || len(records) == 0 {

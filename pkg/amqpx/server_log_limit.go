@@ -39,6 +39,8 @@ func (l *logLimit) of(logger *zap.Logger) *zap.Logger {
 // serverLogs are the limited log lines of a server, one limit for each kind of fault.
 type serverLogs struct {
 	badBatch       logLimit // batches, and records in them, that cannot be read
+	tooLarge       logLimit // one-way requests and batches that are too large
+	deferred       logLimit // requests that find no room
 	badControl     logLimit // control messages that cannot be read
 	undeliverable  logLimit // responses that end the connection they are published on
 	nackedResponse logLimit

@@ -22,6 +22,8 @@ const (
 	// DefaultReplayBytes and DefaultReplayAge bound the stored answers.
 	DefaultReplayBytes = 8 << 20
 	DefaultReplayAge   = time.Minute
+	// DefaultMaxBytesInHand bounds the bodies of the requests that a server has in hand.
+	DefaultMaxBytesInHand = 64 << 20
 )
 
 type serverConfig struct {
@@ -38,6 +40,9 @@ type serverConfig struct {
 	replayAge     time.Duration
 	dedupScope    func(ctx context.Context, req *Request) string // nil: the user
 	ackPause      time.Duration
+
+	maxBytesInHand int
+	inHand         *bytesInHand
 
 	defaultMethod string // of requests that name none; "": they are refused
 
@@ -71,8 +76,13 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		c.prefetch = min(2*c.workers, maxPrefetch)
 	}
 	c.observer = guardServerObservers(c.observers, c.logger)
+	if c.maxBytesInHand == 0 {
+		c.maxBytesInHand = max(DefaultMaxBytesInHand, c.maxMessageSize)
+	}
+	c.inHand = &bytesInHand{limit: int64(c.maxBytesInHand)}
 	if c.dialer == nil {
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls}
+		limits := contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, limits: limits}
 	}
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {
@@ -89,6 +99,9 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	}
 	if len(c.defaultMethod) > maxShortString {
 		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), maxShortString))
+	}
+	if c.maxBytesInHand < c.maxMessageSize {
+		faults = append(faults, fmt.Errorf("max bytes in hand %d: want at least the max message size, %d", c.maxBytesInHand, c.maxMessageSize))
 	}
 	if c.replayBytes < 0 || c.replayAge < 0 {
 		faults = append(faults, fmt.Errorf("stored answers of %d bytes for %v: want 0 or more", c.replayBytes, c.replayAge))
@@ -188,4 +201,16 @@ func WithDefaultMethod(name string) ServerOption {
 // idempotency key, concurrently. With "" the default holds for the request.
 func WithDedupScope(scope func(ctx context.Context, req *Request) string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.dedupScope = scope })
+}
+
+// WithMaxBytesInHand bounds the memory that the bodies of requests take: those that were
+// delivered to this server and are not acknowledged, in bytes. The default, 0, is
+// [DefaultMaxBytesInHand], or the limit of [WithMaxMessageSize] if that is larger; it must
+// not be smaller. The prefetch bounds the number of requests, this their size: a request
+// beyond it is discarded while it arrives, and delivered again when there is room; one of
+// a method that runs at most once is refused with [CodeResourceExhausted] instead. One
+// eighth is kept for requests and batches of at most 64 KiB, and one request of the retry
+// queue is always taken beside it.
+func WithMaxBytesInHand(n int) ServerOption {
+	return serverOption(func(c *serverConfig) { c.maxBytesInHand = n })
 }

@@ -236,6 +236,9 @@ func (s *session) close() {
 	}
 	closers.Wait()
 	s.wg.Wait()
+	if s.sub != nil {
+		s.sub.abandon()
+	}
 }
 
 // cut closes the sockets, which makes every blocked call return.

@@ -81,6 +81,12 @@ type ServerStats struct {
 	Refused, Expired uint64
 	// Shed counts those of the refused that would have expired before a worker was free.
 	Shed uint64
+	// TooLarge counts the requests and batches whose bodies were beyond the limit of
+	// [WithMaxMessageSize]: they were not read.
+	TooLarge uint64
+	// Deferred counts the deliveries for whose bodies there was no room (see
+	// [WithMaxBytesInHand]): they are delivered again when there is.
+	Deferred uint64
 	// Replayed counts the duplicates that were not run: they got the answer of the
 	// request they repeat.
 	Replayed uint64
@@ -110,12 +116,16 @@ type ServerStats struct {
 	Stuck int
 	// OldestHandler is how long the handler that began first has run; 0 while none runs.
 	OldestHandler time.Duration
+	// BytesInHand is the size of the bodies of the requests that this server has and has
+	// not acknowledged, see [WithMaxBytesInHand].
+	BytesInHand int64
 }
 
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
 	shed, replayed, moved, dead, batched, canceled           atomic.Uint64
 	undeliverable                                            atomic.Uint64
+	tooLarge, deferred                                       atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -147,6 +157,10 @@ func (s *Server) Stats() ServerStats {
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
 		Waiting:    s.jobs.len(),
+
+		TooLarge:    s.counts.tooLarge.Load(),
+		Deferred:    s.counts.deferred.Load(),
+		BytesInHand: s.cfg.inHand.held.Load(),
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),

@@ -40,6 +40,8 @@ const (
 	headerBCC = "BCC"
 	// headerUnreadable stands for headers that could not be read; see frameReader.
 	headerUnreadable = headerPrefix + "unreadable"
+	// headerDropped stands for a body that was not read; see contentLimits.
+	headerDropped = headerPrefix + "dropped"
 )
 
 // The type property of requests whose callers follow this contract. It says in a few

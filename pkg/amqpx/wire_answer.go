@@ -58,6 +58,9 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	var t timing
 	t.queue, _ = duration(d.Headers[headerQueueTime], time.Microsecond)
 	t.handler, _ = duration(d.Headers[headerHandler], time.Microsecond)
+	if drop, ok := droppedBodyOf(d.Headers); ok {
+		return nil, t, tooLargeAnswer(d.Headers, drop)
+	}
 	if _, ok := d.Headers[headerUnreadable]; ok {
 		return nil, t, &Error{code: CodeDataLoss, message: "the answer's headers cannot be read", remote: true, outcome: MayHaveRun}
 	}
@@ -88,6 +91,24 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)
 	e.server, _ = d.Headers[headerServer].(string)
 	return nil, t, e
+}
+
+// tooLargeAnswer is the error of a call whose answer was beyond the client's limit. An
+// answer without a code is that of a handler.
+func tooLargeAnswer(h amqp.Table, drop droppedBody) *Error {
+	e := &Error{code: CodeResourceExhausted, message: "answer: " + drop.tooLarge(), causes: []error{ErrTooLarge}}
+	_, failed := h[headerCode]
+	_, unreadable := h[headerUnreadable]
+	ran, said := h[headerRan].(bool)
+	switch {
+	case unreadable, failed && !said:
+		e.outcome = MayHaveRun
+	case failed && !ran:
+		e.outcome = DidNotRun
+	default:
+		e.outcome = Ran
+	}
+	return e
 }
 
 // received is an answer as a client got it.

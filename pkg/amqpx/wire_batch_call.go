@@ -183,8 +183,18 @@ func setText(to *string, what string, text []byte) *Error {
 	return nil
 }
 
-// addHeader reads a header. A record of it that is no message is refused.
+// headerRecordOverhead is what a header counts beside its bytes: it takes a place in a map.
+const headerRecordOverhead = 16
+
+// addHeader reads a header. Its bytes are counted before it is kept, so that a record of
+// many headers takes no more memory than its own. A record of it that is no message is refused.
 func (in *incoming) addHeader(record []byte) *Error {
+	if in.headerBytes > maxHeaderBytes {
+		return nil // refused already
+	}
+	if in.headerBytes += len(record) + headerRecordOverhead; in.headerBytes > maxHeaderBytes {
+		return refusal(CodeInvalidArgument, "headers of more than %d bytes", maxHeaderBytes)
+	}
 	name, value, ok := readHeader(record)
 	switch {
 	case !ok:

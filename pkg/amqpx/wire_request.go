@@ -118,6 +118,10 @@ type incoming struct {
 	wantsTimes bool
 	// retry counts the refusals that the request follows; a refusal echoes it.
 	retry int64
+	// headerBytes counts the headers of a record in a batch.
+	headerBytes int
+	// tooLarge says that the body was beyond the limit, and was not read.
+	tooLarge bool
 }
 
 const noBudget time.Duration = -1
@@ -143,7 +147,9 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 		in.OneWay = true // there is nowhere to send even the refusal
 		return in, refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
 	}
-	if _, ok := d.Headers[headerUnreadable]; ok {
+	drop, dropped := droppedBodyOf(d.Headers)
+	_, unreadable := d.Headers[headerUnreadable]
+	if unreadable && !dropped {
 		return in, refusal(CodeInvalidArgument, "headers nested deeper than %d or of more than %d entries", readableDepth, readableEntries)
 	}
 	if d.Type == typeCall || d.Type == typeIdempotentCall {
@@ -161,11 +167,14 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 	if in.followsContract && len(d.Headers) > 0 {
 		in.readDeath(d)
 	}
-	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0
+	in.Redelivered = d.Redelivered || in.resent || in.lostDeliveries > 0 || unreadable
 	if in.Method == "" {
 		in.Method = defaultMethod
 	}
 	switch {
+	case dropped && !drop.noRoom:
+		in.tooLarge = true
+		return in, refusal(CodeInvalidArgument, "%s", drop.tooLarge())
 	case in.Method == "":
 		return in, refusal(CodeInvalidArgument, "property app_id is empty: it names the method")
 	case len(in.Method) > maxShortString: // a header may be longer than a property

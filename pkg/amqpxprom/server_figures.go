@@ -26,6 +26,12 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Expired) })
 	f.counter("amqpx_server_shed_requests_total", "Refused requests that would have expired before a worker was free.",
 		func(s *stats) float64 { return float64(s.Shed) })
+	f.counter("amqpx_server_too_large_requests_total", "Requests and batches beyond the size limit, which were not read.",
+		func(s *stats) float64 { return float64(s.TooLarge) })
+	f.counter("amqpx_server_deferred_requests_total", "Deliveries for whose bodies there was no room.",
+		func(s *stats) float64 { return float64(s.Deferred) })
+	f.gauge("amqpx_server_bytes_in_hand", "Bytes of the bodies of requests that are not acknowledged.",
+		func(s *stats) float64 { return float64(s.BytesInHand) })
 	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the answer of the request they repeat.",
 		func(s *stats) float64 { return float64(s.Replayed) })
 	f.counter("amqpx_server_returned_requests_total", "Requests given back to the queue by a drain.",

@@ -37,6 +37,9 @@ type Config struct {
 	ReplayAge   time.Duration `envconfig:"RPC_REPLAY_AGE" default:"1m" min:"0s" max:"24h"`
 	// MaxHandlerTime bounds how long a handler may run; 0 is no limit.
 	MaxHandlerTime time.Duration `envconfig:"RPC_MAX_HANDLER_TIME" default:"5m" min:"0s" max:"24h"`
+	// MaxBytesInHand bounds the bodies of the requests that were delivered and are not
+	// acknowledged.
+	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
 	// DrainTimeout bounds the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 
@@ -49,6 +52,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.Queue.Validate(faults)
 	c.HTTP.Validate(faults)
 	c.Tracing.Validate(faults)
+	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
+		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
+	}
 }
 
 // options returns the library's options for these settings.
@@ -62,6 +68,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithMaxHandlerTime(c.MaxHandlerTime),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
+		amqpx.WithMaxBytesInHand(c.MaxBytesInHand),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithReplay(c.ReplayBytes, c.ReplayAge),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,16 +27,17 @@ func load(t *testing.T) (*Config, []string) {
 
 // badValues has a wrong value of every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
-	"RPC_PREFETCH":         {"65536", "65536 is more than 65535", configtest.IsEmpty},
-	"RPC_WORKERS":          {"0", "0 is less than 1", configtest.IsEmpty},
-	"RPC_QUEUE_MAX_LENGTH": {"-1", "-1 is less than 0", configtest.IsEmpty},
-	"RPC_QUEUE_MAX_BYTES":  {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
-	"RPC_DEFAULT_METHOD":   {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
-	"RPC_DELIVERY_LIMIT":   {"1001", "1001 is more than 1000", configtest.IsEmpty},
-	"RPC_REPLAY_BYTES":     {"-1", "-1 is less than 0", configtest.IsEmpty},
-	"RPC_REPLAY_AGE":       {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
-	"RPC_MAX_HANDLER_TIME": {"-1s", "-1s is less than 0s", configtest.IsEmpty},
-	"RPC_DRAIN_TIMEOUT":    {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_PREFETCH":          {"65536", "65536 is more than 65535", configtest.IsEmpty},
+	"RPC_WORKERS":           {"0", "0 is less than 1", configtest.IsEmpty},
+	"RPC_QUEUE_MAX_LENGTH":  {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_QUEUE_MAX_BYTES":   {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
+	"RPC_DEFAULT_METHOD":    {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
+	"RPC_DELIVERY_LIMIT":    {"1001", "1001 is more than 1000", configtest.IsEmpty},
+	"RPC_REPLAY_BYTES":      {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_REPLAY_AGE":        {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_MAX_HANDLER_TIME":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},
+	"RPC_MAX_BYTES_IN_HAND": {"0", "0 is less than 1", configtest.IsEmpty},
+	"RPC_DRAIN_TIMEOUT":     {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
 
 //nolint:paralleltest // sets the environment
@@ -50,6 +52,16 @@ func FuzzEnvironment(f *testing.F) {
 }
 
 //nolint:paralleltest // sets the environment
+func TestBytesInHandHoldAMessage(t *testing.T) {
+	isolate(t)
+	t.Setenv("RPC_MAX_BYTES_IN_HAND", "16777215")
+	want := []string{"RPC_MAX_BYTES_IN_HAND: 16777215 is less than RPC_MAX_MESSAGE_BYTES, 16777216"}
+	if _, got := load(t); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+//nolint:paralleltest // sets the environment
 func TestDefaults(t *testing.T) {
 	isolate(t)
 	c, faults := load(t)
@@ -57,7 +69,8 @@ func TestDefaults(t *testing.T) {
 		t.Fatalf("faults: %q", faults)
 	}
 	if c.Workers != amqpx.DefaultWorkers || c.DrainTimeout != amqpx.DefaultDrainTimeout ||
-		c.DeliveryLimit != amqpx.DefaultDeliveryLimit || c.ReplayBytes != amqpx.DefaultReplayBytes || c.ReplayAge != amqpx.DefaultReplayAge || c.Queue.Name != amqpx.DefaultQueue {
+		c.DeliveryLimit != amqpx.DefaultDeliveryLimit || c.ReplayBytes != amqpx.DefaultReplayBytes || c.ReplayAge != amqpx.DefaultReplayAge ||
+		c.MaxBytesInHand != amqpx.DefaultMaxBytesInHand || c.Queue.MaxMessageBytes != amqpx.DefaultMaxMessageSize || c.Queue.Name != amqpx.DefaultQueue {
 		t.Errorf("the defaults differ from the library's: %+v", c)
 	}
 	if _, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(zap.NewNop())...); err != nil {

@@ -1,0 +1,251 @@
+package amqpx
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"slices"
+	"testing"
+	"testing/iotest"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// onChannel puts a frame on another channel.
+func onChannel(channel uint16, frame []byte) []byte {
+	frame = slices.Clone(frame)
+	binary.BigEndian.PutUint16(frame[1:], channel)
+	return frame
+}
+
+// sized gives a content header a body size.
+func sized(size int, header []byte) []byte {
+	header = slices.Clone(header)
+	binary.BigEndian.PutUint64(header[bodySizeAt:], uint64(size))
+	return header
+}
+
+// typed makes a content header with a content type and no table.
+func typed(contentType string, size int) []byte {
+	payload := append([]byte{0, 60, 0, 0}, make([]byte, 8)...)
+	payload = binary.BigEndian.AppendUint16(payload, flagContentType|1<<10)
+	payload = appendShortString(appendShortString(payload, contentType), "id")
+	return sized(size, frameOf(frameContent, payload))
+}
+
+// limited returns the limits of a server.
+func limited(maxBody int, inHand int64) contentLimits {
+	return contentLimits{maxBody: maxBody, inHand: &bytesInHand{limit: inHand}}
+}
+
+// readFrames reads a whole stream, at once and byte by byte, and returns its frames
+// without heartbeats.
+func readFrames(t *testing.T, limits contentLimits, stream ...[]byte) (frames [][]byte, heartbeats int) {
+	t.Helper()
+	whole := slices.Concat(stream...)
+	read := func(r io.Reader) []byte {
+		l := limits
+		if l.inHand != nil {
+			l.inHand = &bytesInHand{limit: limits.inHand.limit}
+			l.inHand.held.Store(limits.inHand.held.Load())
+		}
+		got, err := io.ReadAll(newFrameReader(r, l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	got := read(bytes.NewReader(whole))
+	if pieces := read(iotest.OneByteReader(bytes.NewReader(whole))); !bytes.Equal(got, pieces) {
+		t.Errorf("read at once %q, in pieces %q", got, pieces)
+	}
+	for len(got) > 0 {
+		n := frameHeaderBytes + int(binary.BigEndian.Uint32(got[3:])) + 1
+		if got[0] == frameTypes {
+			heartbeats++
+		} else {
+			frames = append(frames, got[:n])
+		}
+		got = got[n:]
+	}
+	return frames, heartbeats
+}
+
+// tableIn reads the table of a content header as amqp091-go does, as far as these tests
+// need it: text and true.
+func tableIn(t *testing.T, frame []byte) amqp.Table {
+	t.Helper()
+	_, begin, end, ok := tableOf(frame)
+	if !ok || binary.BigEndian.Uint16(frame[flagsAt:])&flagHeaders == 0 {
+		t.Fatalf("no table in %q", frame)
+	}
+	if !readableTable(frame[begin:end]) {
+		t.Fatalf("table %q cannot be read", frame[begin:end])
+	}
+	table := amqp.Table{}
+	for b := frame[begin:end]; len(b) > 0; {
+		name := string(b[1 : 1+int(b[0])])
+		b = b[1+int(b[0]):]
+		size, _ := fieldSize(b)
+		switch b[0] {
+		case 'S':
+			table[name] = string(b[5 : 1+size])
+		case 't':
+			table[name] = b[1] != 0
+		default:
+			table[name] = nil
+		}
+		b = b[1+size:]
+	}
+	return table
+}
+
+// wantDropped checks that a content header is that of a message without its body.
+func wantDropped(t *testing.T, frame []byte, want droppedBody) amqp.Table {
+	t.Helper()
+	wantSame(t, "body size", binary.BigEndian.Uint64(frame[bodySizeAt:]), 0)
+	table := tableIn(t, frame)
+	got, ok := droppedBodyOf(table)
+	wantSame(t, "marked", ok, true)
+	wantSame(t, "what was dropped", got, want)
+	if !bytes.HasSuffix(frame, []byte("\x02id\xCE")) {
+		t.Errorf("the properties after the table are gone: %q", frame)
+	}
+	return table
+}
+
+func TestBodyBeyondTheLimitIsDropped(t *testing.T) {
+	t.Parallel()
+	const limit = 100_000
+	big, fits := bytes.Repeat([]byte("x"), 60_000), bytes.Repeat([]byte("y"), 50_000)
+	text := []byte("\x01aS\x00\x00\x00\x01b")
+	other := [][]byte{ // a message that may be read, on a channel of its own
+		onChannel(2, frameOf(1, []byte("m"))), onChannel(2, sized(limit, contentHeader(text))),
+		onChannel(2, frameOf(3, fits)), onChannel(2, frameOf(3, fits)),
+	}
+	after := [][]byte{sized(2, contentHeader(nil)), frameOf(3, []byte("ok")), sized(0, contentHeader(nil))}
+	for name, limits := range map[string]contentLimits{"client": {maxBody: limit}, "server": limited(limit, 1<<30)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			frames, heartbeats := readFrames(t, limits, slices.Concat([][]byte{
+				sized(2*len(big), contentHeader(text)), other[0], frameOf(3, big), other[1], other[2], frameOf(3, big), other[3],
+			}, after)...)
+			if len(frames) != 1+len(other)+len(after) {
+				t.Fatalf("%d frames", len(frames))
+			}
+			table := wantDropped(t, frames[0], droppedBody{size: 120_000, limit: limit})
+			wantSame(t, "a header of the message", table["a"], any("b"))
+			for i, want := range slices.Concat(other, after) {
+				if !bytes.Equal(frames[1+i], want) {
+					t.Errorf("frame %d became %q", i, frames[1+i][:min(len(frames[1+i]), 100)])
+				}
+			}
+			wantSame(t, "signs of life", heartbeats, 2)
+		})
+	}
+}
+
+func TestDroppedBodyThatIsCutOff(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string][]byte{"by a method": frameOf(1, []byte("close")), "by another message": sized(1, contentHeader(nil))} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			body := frameOf(3, []byte("z"))
+			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(nil)), frameOf(3, make([]byte, 500)), next, body)
+			wantDropped(t, frames[0], droppedBody{size: 1000, limit: 10})
+			if len(frames) != 3 || !bytes.Equal(frames[1], next) || !bytes.Equal(frames[2], body) {
+				t.Errorf("then %q", frames[1:])
+			}
+		})
+	}
+}
+
+func TestMarkOfADroppedBody(t *testing.T) {
+	t.Parallel()
+	want := droppedBody{size: 1000, limit: 10}
+	forged := append(appendShortString(nil, headerDropped), "S\x00\x00\x00\x07true 9 9"[:12]...)
+	for name, c := range map[string]struct {
+		table []byte
+		lost  bool // the table is replaced
+	}{
+		"no header":         {nil, false},
+		"forged before":     {forged, false},
+		"unreadable":        {deepTable(40), true},
+		"full":              {wideTable(readableEntries), true},
+		"fills a frame":     {bytes.Repeat([]byte("\x01kV"), 1340), true},
+		"nearly fills one":  {bytes.Repeat([]byte("\x01kV"), 1200), false},
+		"of greatest depth": {deepTable(readableDepth + 1), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(c.table)), frameOf(3, make([]byte, 1000)))
+			table := wantDropped(t, frames[0], want)
+			wantSame(t, "table is lost", table[headerUnreadable] == any(true), c.lost)
+			if len(frames[0]) > max(minFrameMax, len(contentHeader(c.table))) {
+				t.Errorf("a frame of %d bytes", len(frames[0]))
+			}
+		})
+	}
+	if _, ok := droppedBodyOf(amqp.Table{headerDropped: "false 1000 10"}); ok {
+		t.Error("a mark of another program counts")
+	}
+}
+
+func TestBatchMayBeLargerThanARequest(t *testing.T) {
+	t.Parallel()
+	for contentType, passes := range map[string]bool{contentTypeCalls: true, contentTypeAnswers: true, "text/plain": false} {
+		frames, _ := readFrames(t, limited(1000, 1<<20), typed(contentType, 2000), frameOf(3, make([]byte, 2000)))
+		wantSame(t, contentType, len(frames), map[bool]int{true: 2, false: 1}[passes])
+		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, smallBody+1), frameOf(3, make([]byte, smallBody+1)))
+		wantDropped(t, frames[0], droppedBody{size: smallBody + 1, limit: 1000})
+	}
+}
+
+func TestBodiesBeyondTheBytesInHand(t *testing.T) {
+	t.Parallel()
+	const large = smallBody + 1
+	message := func(consumer string, size int) []byte {
+		return slices.Concat(deliverFrame(consumer), sized(size, contentHeader(nil)), frameOf(3, make([]byte, size)))
+	}
+	returned := slices.Concat(frameOf(1, []byte("\x00\x3c\x00\x32...")), sized(large, contentHeader(nil)), frameOf(3, make([]byte, large)))
+	for name, c := range map[string]struct {
+		held   int64 // before
+		stream []byte
+		limit  int // of a body, 0: the room
+		counts int64
+		passes bool
+	}{
+		"room":                {0, message("c", large), 0, large, true},
+		"alone":               {0, message("c", 3*large), 0, 3 * large, true},
+		"no room":             {large, message("c", large), 0, 0, false},
+		"room for small ones": {large, message("c", 100), 0, 100, true},
+		"no room for any":     {2 * large, message("c", 100), 0, 0, false},
+		"empty":               {3 * large, message("c", 0), 0, 0, true},
+		"retry queue":         {3 * large, message("c"+retrySuffix, large), 0, 0, true},
+		"returned":            {3 * large, returned, 0, 0, true},
+		"control":             {3 * large, message(controlConsumer, 100), 0, 0, true},
+		"large control":       {0, message(controlConsumer, large), controlBody, 0, false},
+		"then a request":      {large, append(message("c"+retrySuffix, 0), message("c", large)...), 0, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			limits := limited(4*large, 2*large)
+			limits.inHand.held.Store(c.held)
+			f := newFrameReader(bytes.NewReader(c.stream), limits)
+			got, err := io.ReadAll(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSame(t, "passes unchanged", bytes.Equal(got, c.stream), c.passes)
+			wantSame(t, "counted", limits.inHand.held.Load(), c.held+c.counts)
+			wantSame(t, "unclaimed", f.unclaimed.bytes.Load(), c.counts)
+			f.unclaimed.close(limits.inHand)
+			f.unclaimed.add(limits.inHand, 0)
+			wantSame(t, "held when the link has ended", limits.inHand.held.Load(), c.held)
+			frames, _ := readFrames(t, limits, c.stream)
+			if i := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == frameBody && len(f) > frameHeaderBytes+1 }); (i >= 0) != (c.passes && name != "empty") {
+				t.Errorf("body at %d", i)
+			}
+		})
+	}
+}

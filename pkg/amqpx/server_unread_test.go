@@ -1,0 +1,285 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// large is the size of a body that counts as a large one.
+const large = smallBody + 1
+
+// startBounded starts a server whose links drop bodies as real ones do.
+func startBounded(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
+	t.Helper()
+	bounded := serverOption(func(c *serverConfig) { b.bounded = c })
+	return serving(t, b, startServer(t, b, methods, append([]ServerOption{bounded}, opts...)...))
+}
+
+// serving waits until a server is ready and makes a queue for the answers to raw requests.
+func serving(t *testing.T, b *fakeBroker, s *running) *running {
+	t.Helper()
+	ready(t, s.WaitReady)
+	b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, false, nil) })
+	return s
+}
+
+// bulky is a raw request of a program that knows no contract.
+func bulky(method, id string, size int) amqp.Publishing {
+	return amqp.Publishing{AppId: method, CorrelationId: id, ReplyTo: rawQueue, Body: bytes.Repeat([]byte("x"), size)}
+}
+
+// wantEmpty checks that nothing is left of any request.
+func wantEmpty(t *testing.T, b *fakeBroker, s *running) {
+	t.Helper()
+	wantSame(t, "bytes in hand", s.Stats().BytesInHand, 0)
+	wantSame(t, "in flight", s.Stats().InFlight, 0)
+	for _, queue := range []string{DefaultQueue, DefaultQueue + retrySuffix, DefaultQueue + deadSuffix} {
+		wantSame(t, queue, b.ready(queue)+b.unacked(queue), 0)
+	}
+}
+
+func TestRequestBeyondTheLimit(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		queue  string
+		change func(*amqp.Publishing)
+		ran    any // the header of the answer
+	}{
+		"fresh":       {DefaultQueue, func(*amqp.Publishing) {}, false},
+		"in .batch":   {batchQueueName, func(*amqp.Publishing) {}, false},
+		"in .retry":   {DefaultQueue + retrySuffix, func(m *amqp.Publishing) { m.Headers = amqp.Table{headerDeliveries: int64(2)} }, nil},
+		"sent again":  {DefaultQueue, func(m *amqp.Publishing) { m.Headers = amqp.Table{headerResent: true} }, nil},
+		"no such one": {DefaultQueue, func(m *amqp.Publishing) { m.AppId = "unknown" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				var runs atomic.Int64
+				s := startBounded(t, b, handlers{"m": counted(&runs, echo)}, WithMaxMessageSize(large), WithBatch(BatchAuto))
+				msg := bulky("m", "1", large+1)
+				c.change(&msg)
+				b.putIn(c.queue, msg)
+				settle()
+				answers := b.take()
+				if len(answers) != 1 {
+					t.Fatalf("%d answers", len(answers))
+				}
+				wantSame(t, "code", answers[0].Headers[headerCode], any(string(CodeInvalidArgument)))
+				wantSame(t, "ran", answers[0].Headers[headerRan], c.ran)
+				want := fmt.Sprintf("%v: body of %d bytes, limit %d", ErrTooLarge, large+1, large)
+				wantSame(t, "text", string(answers[0].Body), want)
+				wantSame(t, "executions", runs.Load(), 0)
+				wantSame(t, "too large", s.Stats().TooLarge, 1)
+				b.put(bulky("m", "2", large))
+				settle()
+				wantSame(t, "answers to the next", len(b.take()), 1)
+				pass(time.Second)
+				wantEmpty(t, b, s)
+			})
+		})
+	}
+}
+
+func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		s := startBounded(t, b, handlers{"m": echo}, WithMaxMessageSize(10), WithBatch(BatchAuto))
+		one := bulky("m", "1", 11)
+		one.ReplyTo = ""
+		b.put(one)
+		b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, Body: make([]byte, large)})
+		pass(time.Second)
+		b.with(func(b *fakeBroker) { wantSame(t, "rejected", b.rejected, 2) })
+		wantSame(t, "too large", s.Stats().TooLarge, 2)
+		wantEmpty(t, b, s)
+		b.put(bulky("m", "2", 5)) // acknowledgements of many still work
+		pass(time.Second)
+		wantSame(t, "answers", len(b.take()), 1)
+		wantEmpty(t, b, s)
+	})
+}
+
+func TestBatchedRequestBeyondTheLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		s := startBounded(t, b, handlers{"m": echo}, WithMaxMessageSize(10), WithBatch(BatchAuto))
+		var body []byte
+		for id, size := range map[string]int{"big": 11, "fits": 10} {
+			body = appendCall(body, &Request{Method: "m", CorrelationID: id, Body: make([]byte, size)}, time.Minute, false, 0)
+		}
+		b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: rawQueue, Body: body})
+		pass(time.Second)
+		codes := map[string]Code{}
+		for _, msg := range b.take() {
+			if msg.ContentType != contentTypeAnswers { // the first one travels alone
+				code, _ := msg.Headers[headerCode].(string)
+				codes[msg.CorrelationId] = Code(code)
+				continue
+			}
+			answers, err := decodeAnswers(msg.Body, false, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range answers {
+				codes[string(a.id)] = ""
+				if a.failed != nil {
+					codes[string(a.id)] = a.failed.code
+				}
+			}
+		}
+		wantSame(t, "answers", len(codes), 2)
+		wantSame(t, "the large one", codes["big"], CodeInvalidArgument)
+		wantSame(t, "the other", codes["fits"], Code(""))
+		wantSame(t, "too large", s.Stats().TooLarge, 1)
+		wantEmpty(t, b, s)
+	})
+}
+
+// TestMoreThanThereIsRoomFor: all requests are answered, one after the other, however
+// little there is room for, and however few deliveries a request may have.
+func TestMoreThanThereIsRoomFor(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		opts    []ServerOption
+		refused bool // those that find no room
+	}{
+		"default limit": {nil, false},
+		"no limit":      {[]ServerOption{WithDeliveryLimit(0)}, false},
+		"limit 3":       {[]ServerOption{WithDeliveryLimit(3)}, false},
+		"limit 1":       {[]ServerOption{WithDeliveryLimit(1)}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				const calls = 24
+				b := newFakeBroker()
+				slow := func(_ context.Context, req *Request) ([]byte, error) {
+					<-time.After(100 * time.Millisecond)
+					return req.Body[:1], nil
+				}
+				s := startBounded(t, b, handlers{"m": slow, "small": echo}, append(c.opts, WithMaxMessageSize(large), WithMaxBytesInHand(3*large))...)
+				var most atomic.Int64
+				stop := make(chan struct{})
+				defer close(stop)
+				go watchBytes(s, &most, stop)
+				for i := range calls {
+					b.put(bulky("m", string(rune('a'+i)), large))
+				}
+				settle()
+				b.put(bulky("small", "small", 10)) // is not held up
+				settle()
+				first := b.take()
+				wantSame(t, "answers at once", c.refused || len(first) == 1, true)
+				answers := map[string]int{}
+				for range 10 * calls {
+					pass(time.Second)
+					for _, a := range b.take() {
+						answers[a.CorrelationId]++
+						if code := a.Headers[headerCode]; code != nil && (!c.refused || code != string(CodeResourceExhausted)) {
+							t.Errorf("code %v: %s", code, a.Body)
+						}
+					}
+				}
+				for _, a := range first {
+					answers[a.CorrelationId]++
+				}
+				wantSame(t, "answered", len(answers), calls+1)
+				for id, n := range answers {
+					wantSame(t, "answers to "+id, n, 1)
+				}
+				if s.Stats().Deferred == 0 {
+					t.Error("all had room")
+				}
+				if most.Load() > 3*large {
+					t.Errorf("%d bytes were in hand", most.Load())
+				}
+				wantSame(t, "dead letters", s.Stats().Dead, 0)
+				wantEmpty(t, b, s)
+			})
+		})
+	}
+}
+
+func watchBytes(s *running, most *atomic.Int64, stop chan struct{}) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			most.Store(max(most.Load(), s.Stats().BytesInHand))
+		case <-stop:
+			return
+		}
+	}
+}
+
+func TestNoRoomForARequestThatRunsAtMostOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		release := make(chan struct{})
+		hold := func(context.Context, *Request) ([]byte, error) { <-release; return nil, nil }
+		once := serverOption(func(c *serverConfig) { b.bounded, b.once = c, "once" })
+		s := serving(t, b, startServer(t, b, handlers{"hold": hold, "once": echo}, once, WithMaxMessageSize(large), WithMaxBytesInHand(large)))
+		b.put(bulky("hold", "1", large))
+		settle()
+		b.put(bulky("once", "2", large))
+		pass(time.Second)
+		answers := b.take()
+		if len(answers) != 1 {
+			t.Fatalf("%d answers", len(answers))
+		}
+		wantSame(t, "code", answers[0].Headers[headerCode], any(string(CodeResourceExhausted)))
+		wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+		close(release)
+		pass(time.Second)
+		wantEmpty(t, b, s)
+	})
+}
+
+// TestUnreadRequestsAreGivenBack: by a drain at once, and by the end of the session.
+func TestUnreadRequestsAreGivenBack(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"drain", "lost link"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				release := make(chan struct{})
+				hold := func(context.Context, *Request) ([]byte, error) { <-release; return nil, nil }
+				s := startBounded(t, b, handlers{"hold": hold}, WithMaxMessageSize(large), WithMaxBytesInHand(large))
+				b.put(bulky("hold", "1", large))
+				settle()
+				for id := range 5 {
+					b.put(bulky("hold", string(rune('a'+id)), large))
+				}
+				pass(time.Second)
+				wantSame(t, "deferred", s.Stats().Deferred, 5)
+				if how == "drain" {
+					s.stop()
+					pass(time.Millisecond)
+					wantSame(t, "given back", b.ready(DefaultQueue), 5)
+					close(release)
+					wantSame(t, "drain", s.wait(t), nil)
+					wantSame(t, "bytes in hand", s.Stats().BytesInHand, 0)
+					return
+				}
+				b.kick(nil)
+				pass(time.Second)
+				close(release)
+				pass(10 * time.Second)
+				wantEmpty(t, b, s)
+			})
+		})
+	}
+}
