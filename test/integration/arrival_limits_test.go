@@ -96,8 +96,8 @@ func TestMoreRequestsThanThereIsRoomFor(t *testing.T) {
 			t.Parallel()
 			const (
 				calls = 24
-				size  = 3 * mebibyte
-				room  = 8 * mebibyte
+				size  = mebibyte / 4
+				room  = mebibyte
 			)
 			r := rig.New(t)
 			r.Queue.Type = kind
