@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -158,12 +159,13 @@ func TestSideConnectionThatCannotBeDialed(t *testing.T) {
 		r := startRig(t, handlers{"m": echo}, WithLogger(log))
 		direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
 		ready(t, direct.WaitReady)
-		away := true
-		var dials int
+		var away atomic.Bool
+		away.Store(true)
+		var dials atomic.Int64
 		r.broker.with(func(b *fakeBroker) {
 			b.onDial = func(_ context.Context, _, name string) error {
 				if strings.Contains(name, "server direct") {
-					if dials++; away {
+					if dials.Add(1); away.Load() {
 						return errCut
 					}
 				}
@@ -172,11 +174,11 @@ func TestSideConnectionThatCannotBeDialed(t *testing.T) {
 		})
 		call := goCall(direct, within(t, time.Minute), "m", []byte("x"))
 		pass(20 * time.Second)
-		if dials < 5 || dials > 100 {
-			t.Errorf("%d dials in 20 s", dials)
+		if n := dials.Load(); n < 5 || n > 100 {
+			t.Errorf("%d dials in 20 s", n)
 		}
 		wantSame(t, "lines", logs.FilterMessageSnippet("a connection for responses ended").Len(), 1)
-		away = false
+		away.Store(false)
 		wantAnswer(t, <-call, "x")
 	})
 }

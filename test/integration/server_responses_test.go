@@ -109,7 +109,11 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	client := r.Ready()
 	inbox := r.Inbox()
 	for n, key := range []string{"", uuid.NewString()} {
-		r.Request(amqp.Publishing{AppId: "large", ReplyTo: inbox.Name, CorrelationId: fmt.Sprint(n), MessageId: key})
+		msg := amqp.Publishing{AppId: "large", ReplyTo: inbox.Name, CorrelationId: fmt.Sprint(n), MessageId: key}
+		if key != "" {
+			msg.Type = "rpc.v1"
+		}
+		r.Request(msg)
 		rig.Eventually(t, "it is given up", func() bool { return server.Stats().Undeliverable == uint64(n+1) })
 		if got := rig.Call(t, client, "b", nil, amqpx.Idempotent()); string(got) != "b" {
 			t.Errorf("got %q", got)
