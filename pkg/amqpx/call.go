@@ -200,6 +200,7 @@ func (k *call) claim(generation uint64) bool {
 // envelope implements outgoing. Every request is mandatory: without a queue the
 // broker returns it, and the caller learns at once that nobody serves.
 func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	k.batched.Store(false) // also of one that boarded a batch which no other call joined
 	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	markAgain(&msg, k.resent, k.round)
 	msg.UserId = k.route.user.get()

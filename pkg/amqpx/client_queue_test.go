@@ -200,6 +200,26 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 	})
 }
 
+// A call that boarded a batch which no other call joined travels alone: its nacks count
+// for the link, and its confirm opens the gate.
+func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startBatching(t, handlers{"m": echo})
+		all := make([]fault, 1000)
+		for i := range all {
+			all[i] = faultNack
+		}
+		r.broker.fail(DefaultQueue, all...)
+		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
+		pass(refusedLinkAfter + 2*time.Second)
+		wantSame(t, "generation", r.client.Status().Generation, 2)
+		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
+		wantAnswer(t, <-done, "x")
+		wantSame(t, "the gate is shut", r.client.route.gate.isShut.Load(), false)
+	})
+}
+
 // countCalls counts the calls of one kind to the broker.
 func countCalls(b *fakeBroker, op string) *atomic.Int64 {
 	var n atomic.Int64
