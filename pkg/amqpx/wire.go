@@ -130,13 +130,14 @@ func describe(v any) string {
 	}
 }
 
-// duration reads a header that counts units, between zero and maxBudget.
-func duration(v any, unit time.Duration) (time.Duration, bool) {
+// duration reads a header that counts units, between zero and maxBudget. What is no whole
+// number is zero.
+func duration(v any, unit time.Duration) time.Duration {
 	n, ok := wholeNumber(v)
 	if !ok {
-		return 0, false
+		return 0
 	}
-	return time.Duration(min(max(n, 0), int64(maxBudget/unit))) * unit, true
+	return time.Duration(min(max(n, 0), int64(maxBudget/unit))) * unit
 }
 
 // milliseconds rounds up, so that a rest of a millisecond is not no time at all.

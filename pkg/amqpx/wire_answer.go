@@ -56,8 +56,8 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 // headers describe.
 func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	var t timing
-	t.queue, _ = duration(d.Headers[headerQueueTime], time.Microsecond)
-	t.handler, _ = duration(d.Headers[headerHandler], time.Microsecond)
+	t.queue = duration(d.Headers[headerQueueTime], time.Microsecond)
+	t.handler = duration(d.Headers[headerHandler], time.Microsecond)
 	if drop, ok := droppedBodyOf(d.Headers); ok {
 		return nil, t, tooLargeAnswer(d.Headers, drop)
 	}
@@ -88,7 +88,7 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	} else if said {
 		e.outcome = DidNotRun
 	}
-	e.retryAfter, _ = duration(d.Headers[headerRetryAfter], time.Millisecond)
+	e.retryAfter = duration(d.Headers[headerRetryAfter], time.Millisecond)
 	e.server, _ = d.Headers[headerServer].(string)
 	return nil, t, e
 }

@@ -22,21 +22,31 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 	}{
 		{
 			name: "message_id alone is no idempotency key", d: amqp.Delivery{AppId: "b", CorrelationId: "1", MessageId: "7"},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "key", in.IdempotencyKey, "") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "key", in.IdempotencyKey, "")
+			},
 		},
 		{
 			name: "message_id with the contract's type is one", d: amqp.Delivery{AppId: "b", CorrelationId: "1", MessageId: "7", Type: typeCall},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "key", in.IdempotencyKey, "7") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "key", in.IdempotencyKey, "7")
+			},
 		},
 		{
 			name: "message_id with rpc-timeout-ms is one",
 			d:    amqp.Delivery{AppId: "b", CorrelationId: "1", MessageId: "7", Headers: amqp.Table{"rpc-timeout-ms": "1000"}},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "key", in.IdempotencyKey, "7") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "key", in.IdempotencyKey, "7")
+			},
 		},
 		{
 			name: "message_id with rpc-idempotent is one",
 			d:    amqp.Delivery{AppId: "b", CorrelationId: "1", MessageId: "7", Headers: amqp.Table{"rpc-idempotent": "true"}},
 			want: func(t *testing.T, in *incoming) {
+				t.Helper()
 				wantSame(t, "key", in.IdempotencyKey, "7")
 				wantSame(t, "idempotent", in.Idempotent, true)
 			},
@@ -44,27 +54,45 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 		{
 			name: "a copy that a server moved has no key either",
 			d:    amqp.Delivery{AppId: "b", CorrelationId: "1", MessageId: "7", Headers: amqp.Table{"rpc-deliveries": int64(1)}},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "key", in.IdempotencyKey, "") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "key", in.IdempotencyKey, "")
+			},
 		},
 		{
 			name: "without correlation_id the message_id is echoed", d: amqp.Delivery{AppId: "b", ReplyTo: "r", MessageId: "7"},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "correlation id", in.CorrelationID, "7") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "correlation id", in.CorrelationID, "7")
+			},
 		},
 		{
 			name: "without either it is empty", d: amqp.Delivery{AppId: "b", ReplyTo: "r"},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "correlation id", in.CorrelationID, "") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "correlation id", in.CorrelationID, "")
+			},
 		},
 		{
 			name: "method by header", d: amqp.Delivery{Headers: amqp.Table{"rpc-method": "b"}}, defaultMethod: "a",
-			want: func(t *testing.T, in *incoming) { wantSame(t, "method", in.Method, "b") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "method", in.Method, "b")
+			},
 		},
 		{
 			name: "app_id comes before the header", d: amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-method": "a"}},
-			want: func(t *testing.T, in *incoming) { wantSame(t, "method", in.Method, "b") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "method", in.Method, "b")
+			},
 		},
 		{
 			name: "default method", d: amqp.Delivery{}, defaultMethod: "a",
-			want: func(t *testing.T, in *incoming) { wantSame(t, "method", in.Method, "a") },
+			want: func(t *testing.T, in *incoming) {
+				t.Helper()
+				wantSame(t, "method", in.Method, "a")
+			},
 		},
 		{name: "no method at all", d: amqp.Delivery{}, fails: "property app_id is empty: it names the method", code: CodeInvalidArgument},
 		{
@@ -79,6 +107,7 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 			name: "true and false as text",
 			d:    amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-idempotent": "True", "rpc-times": "true", "rpc-resent": "TRUE"}},
 			want: func(t *testing.T, in *incoming) {
+				t.Helper()
 				wantSame(t, "idempotent, times, resent", [3]bool{in.Idempotent, in.wantsTimes, in.resent}, [3]bool{true, true, true})
 				wantSame(t, "redelivered", in.Redelivered, true)
 			},
@@ -86,6 +115,7 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 		{
 			name: "numbers as text", d: amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-retry": "2", "rpc-deliveries": "3"}},
 			want: func(t *testing.T, in *incoming) {
+				t.Helper()
 				wantSame(t, "retry", in.retry, 2)
 				wantSame(t, "deliveries", in.lostDeliveries, 3)
 			},

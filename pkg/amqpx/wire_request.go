@@ -224,7 +224,7 @@ func (in *incoming) readHeaders(d *amqp.Delivery) *Error {
 			in.budget = noBudget
 			return refusal(CodeInvalidArgument, "header %s: want 0 or more, got %s", headerTimeout, describe(v))
 		}
-		in.budget, _ = duration(v, time.Millisecond)
+		in.budget = duration(v, time.Millisecond)
 	}
 	if v, ok := h[headerIdempotent]; ok {
 		in.IdempotencyKey = d.MessageId
