@@ -23,7 +23,6 @@ func TestRequestBeyondTheLimitIsNotRead(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	inbox := r.Inbox()
-	r.Declare(true, amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": inbox.Name})
 	var runs atomic.Int64
 	server := r.Serve(rig.Methods{
 		"b": letter,
@@ -49,17 +48,31 @@ func TestRequestBeyondTheLimitIsNotRead(t *testing.T) {
 			}
 		}
 	}
-	r.Request(amqp.Publishing{AppId: "run", MessageId: "one way", Body: body})
-	if got := inbox.Next(); got.MessageId != "one way" || len(got.Body) != len(body) || got.Headers["x-death"] == nil {
-		t.Errorf("dead letter %q of %d bytes with %v", got.MessageId, len(got.Body), got.Headers)
-	}
 	toAll(t, r, amqp.Publishing{AppId: "ping", CorrelationId: "1", ReplyTo: inbox.Name, Body: body})
 	inbox.Next() // the server's answer
-	if st := server.Stats(); st.TooLarge != 16 || runs.Load() != 0 {
+	if st := server.Stats(); st.TooLarge != 15 || runs.Load() != 0 {
 		t.Errorf("%d too large, %d executions", st.TooLarge, runs.Load())
 	}
 	serversWell(t, r, server)
 	rig.Eventually(t, "no bytes are in hand", func() bool { return server.Stats().BytesInHand == 0 })
+}
+
+// TestOneWayRequestBeyondTheLimit: nobody can be told, so a dead-letter policy keeps it.
+func TestOneWayRequestBeyondTheLimit(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	inbox := r.Inbox()
+	r.Declare(true, amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": inbox.Name})
+	server := r.Serve(rig.Methods{"b": letter}, amqpx.WithMaxMessageSize(mebibyte))
+	body := make([]byte, 3*mebibyte)
+	r.Request(amqp.Publishing{AppId: "b", MessageId: "one way", Body: body})
+	if got := inbox.Next(); got.MessageId != "one way" || len(got.Body) != len(body) || got.Headers["x-death"] == nil {
+		t.Errorf("dead letter %q of %d bytes with %v", got.MessageId, len(got.Body), got.Headers)
+	}
+	if n := server.Stats().TooLarge; n != 1 {
+		t.Errorf("%d too large", n)
+	}
+	serversWell(t, r, server)
 }
 
 func TestAnswerBeyondTheLimitIsNotRead(t *testing.T) {
