@@ -1,0 +1,83 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// limited returns a rig on a broker of its own that takes no message larger than limit.
+func limited(t *testing.T, limit int) *rig.Rig {
+	t.Helper()
+	b := rig.StartBroker(t)
+	// RabbitMQ 4 reads the setting when it starts, and keeps it in a persistent term.
+	b.Ctl("eval", fmt.Sprintf("application:set_env(rabbit, max_message_size, %[1]d), persistent_term:put(max_message_size, %[1]d).", limit))
+	return rig.On(t, b.URL)
+}
+
+func TestMessageAboveTheBrokersLimit(t *testing.T) {
+	t.Parallel()
+	r := limited(t, 65536)
+	server := r.Serve(rig.Methods{"echo": echo, "large": func(context.Context, *amqpx.Request) ([]byte, error) {
+		return make([]byte, 200_000), nil
+	}})
+	client := r.Ready()
+	for range 3 {
+		var innocent []<-chan outcome
+		for range 20 {
+			innocent = append(innocent, begin(rig.Patience(t), client, "echo", []byte("x"), amqpx.Idempotent()))
+		}
+		_, err := client.Call(rig.Patience(t), "echo", make([]byte, 200_000), amqpx.Idempotent())
+		want{code: amqpx.CodeInvalidArgument, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrTooLarge}}.check(t, err)
+		_, err = client.Call(rig.Patience(t), "large", nil)
+		want{code: amqpx.CodeResourceExhausted, outcome: amqpx.Ran, remote: true}.check(t, err)
+		for _, call := range innocent {
+			if got := rig.Recv(t, call, "a call to settle"); got.err != nil || string(got.answer) != "x" {
+				t.Errorf("an innocent call: %q, %v", got.answer, got.err)
+			}
+		}
+	}
+	if got := client.Stats().Reconnects + server.Stats().Reconnects; got != 0 {
+		t.Errorf("%d reconnects", got)
+	}
+}
+
+func TestBatchesBelowTheBrokersLimit(t *testing.T) {
+	t.Parallel()
+	r := limited(t, 16384)
+	server := r.Serve(rig.Methods{"echo": echo}, amqpx.WithBatch(amqpx.BatchAuto))
+	client := r.Ready(amqpx.WithBatch(amqpx.BatchAuto))
+	openLane(t, client)
+	failed := 0
+	for range 20 {
+		var calls []<-chan outcome
+		for range 64 {
+			calls = append(calls, begin(rig.Patience(t), client, "echo", make([]byte, 1000)))
+		}
+		for _, call := range calls {
+			// One that was unconfirmed when the limit was learned is not sent again.
+			if got := rig.Recv(t, call, "a call to settle"); errors.Is(got.err, amqpx.ErrOutcomeUnknown) {
+				failed++
+			} else if got.err != nil {
+				t.Errorf("a call: %v", got.err)
+			}
+		}
+	}
+	if got := client.Stats().Reconnects + server.Stats().Reconnects; got != 0 {
+		t.Errorf("%d reconnects", got)
+	}
+	if failed > 64 {
+		t.Errorf("%d calls failed while the limit was learned", failed)
+	}
+	_, err := client.Call(rig.Patience(t), "echo", make([]byte, 20_000))
+	want{code: amqpx.CodeInvalidArgument, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrTooLarge}}.check(t, err)
+	if client.Stats().Batched == 0 {
+		t.Error("no call travelled in a batch")
+	}
+}
