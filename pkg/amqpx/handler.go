@@ -57,12 +57,13 @@ type Handler func(ctx context.Context, req *Request) ([]byte, error)
 type Middleware func(next Handler) Handler
 
 // Chain returns h wrapped by the middleware, the first of which is outermost: it
-// sees a request first and its result last. A handler or middleware that is nil, which is a
-// mistake of whoever calls, makes it panic with words that say so.
+// sees a request first and its result last. If h or a middleware is nil, the
+// result refuses every call with [CodeInternal] and words that say so.
 func Chain(h Handler, middleware ...Middleware) Handler {
 	wrapped, err := chain(h, middleware)
 	if err != nil {
-		panic("amqpx.Chain: " + err.Error())
+		refusal := localError(CodeInternal, DidNotRun, nil, "amqpx.Chain: "+err.Error())
+		return func(context.Context, *Request) ([]byte, error) { return nil, refusal }
 	}
 	return wrapped
 }

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
 // Mistakes in the use of this package are errors that name the mistake, at the moment that it
-// is made, and no panics. Only [Chain], which has no error to return, panics with its words.
+// is made, and no panics. Only [Chain], which has no error to return, tells with each call.
 
 var (
 	errNoClient   = errors.New("this Client was not made by NewClient")
@@ -23,7 +24,7 @@ var (
 type serverClosedError struct{}
 
 func (serverClosedError) Error() string        { return "server closed" }
-func (serverClosedError) Is(target error) bool { return target == ErrClosed } //nolint:errorlint // this is Is.
+func (serverClosedError) Is(target error) bool { return target == ErrClosed }
 
 // misused makes the error of a mistake, for what a caller made.
 func misused(mistake error) error {
@@ -74,11 +75,11 @@ func chain(h Handler, middleware []Middleware) (Handler, error) {
 	if h == nil {
 		return nil, errors.New("the handler is nil")
 	}
-	for i := len(middleware) - 1; i >= 0; i-- {
-		if middleware[i] == nil {
+	for i, m := range slices.Backward(middleware) {
+		if m == nil {
 			return nil, fmt.Errorf("middleware %d is nil", i+1)
 		}
-		if h = middleware[i](h); h == nil {
+		if h = m(h); h == nil {
 			return nil, fmt.Errorf("middleware %d returned a nil handler", i+1)
 		}
 	}

@@ -136,7 +136,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	var watchdog sync.WaitGroup
 	drained := make(chan struct{})
 	if s.cfg.maxHandlerTime > 0 {
-		s.startWatchdog(&watchdog, drained)
+		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
 	link.Go(func() { s.sup.run(linked) }) // these end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
