@@ -12,10 +12,10 @@ import (
 )
 
 // redelivered gives a request as a consumer that took it and gave it back leaves it.
-func redelivered(b *fakeBroker, queue string, msg amqp.Publishing) {
+func redelivered(b *fakeBroker, msg amqp.Publishing) {
 	b.with(func(b *fakeBroker) {
-		b.requeue(b.queues[queue], &fakeMessage{msg: msg})
-		b.dispatch(b.queues[queue])
+		b.requeue(b.queues[DefaultQueue], &fakeMessage{msg: msg})
+		b.dispatch(b.queues[DefaultQueue])
 	})
 }
 
@@ -29,7 +29,6 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		ready(t, client.WaitReady)
 		dead := DefaultQueue + deadSuffix
 		b.with(func(b *fakeBroker) {
-
 			b.queues[dead].maxLength = 1
 			b.queues[dead].messages = []*fakeMessage{{}}
 		})
@@ -37,7 +36,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
 		})
 		for range 3 {
-			redelivered(b, DefaultQueue, msg)
+			redelivered(b, msg)
 		}
 		pass(time.Minute)
 		settle()
@@ -52,7 +51,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		wantSame(t, "held", b.unacked(DefaultQueue), 3)
 		// A request that a server has lost still runs: the moves that wait do not hold it up.
 		lost := with(request("m"), func(m *amqp.Publishing) { m.CorrelationId = "lost" })
-		redelivered(b, DefaultQueue, lost)
+		redelivered(b, lost)
 		pass(time.Second)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)
@@ -73,7 +72,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 			b.queues[dead].maxLength = 1
 			b.queues[dead].messages = []*fakeMessage{{}}
 		})
-		redelivered(b, DefaultQueue, with(request("m"), func(m *amqp.Publishing) {
+		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
 			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
 		}))
 		pass(time.Minute) // its pauses are long by now
@@ -102,7 +101,7 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 						m.Headers[headerDeliveries] = deliveries
 					}
 				})
-				redelivered(b, DefaultQueue, msg)
+				redelivered(b, msg)
 				settle()
 				answers := b.take()
 				if len(answers) != 1 || answers[0].Headers[headerCode] != string(CodeInvalidArgument) {
@@ -130,9 +129,10 @@ func TestPropertiesSizeIsExact(t *testing.T) {
 	}
 	wantSame(t, "size", propertiesSize(&msg), 230)
 	msg.Headers["fill"] = ""
-	msg.Headers["fill"] = strings.Repeat("x", frame-frameOverhead-propertiesSize(&msg))
+	fill := strings.Repeat("x", frame-frameOverhead-propertiesSize(&msg))
+	msg.Headers["fill"] = fill
 	wantSame(t, "fits", checkFrame(&msg, frame), nil)
-	msg.Headers["fill"] = msg.Headers["fill"].(string) + "x" //nolint:forcetypeassert // it is one.
+	msg.Headers["fill"] = fill + "x"
 	if checkFrame(&msg, frame) == nil {
 		t.Error("one byte too many fits")
 	}
@@ -185,7 +185,7 @@ func TestServerWithoutALimitResetsTheBrokersCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithDeliveryLimit(0))
-		redelivered(b, DefaultQueue, with(request("m"), func(m *amqp.Publishing) {
+		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
 			m.Headers = amqp.Table{"x-delivery-count": int64(brokerCountMax)}
 		}))
 		settle()
