@@ -72,7 +72,12 @@ def main():
     record = batch.message(
         (batch.CALL_ID, call.encode()), (batch.CALL_METHOD, function.encode())
     )
-    operator.tell(batch.batch([record]), app_id="cancel", content_type=batch.CALLS)
+    operator.tell(
+        batch.batch([record]),
+        app_id="cancel",
+        content_type=batch.CALLS,
+        reply_to=operator.inbox,  # of the call: a cancellation counts for its caller only
+    )
     server = operator.wait_until(lambda stats: stats["busy"] == 0 and stats["in_flight"] == 0)
     print(json.dumps(server), flush=True)
     connection.close()
