@@ -36,15 +36,9 @@ func (s *stage) end(row *report.Row) {
 	s.t.Helper()
 	s.served()
 	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
-		now := s.manage.Census(s.tenant.Vhost)
+		now := s.count()
 		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
-		// The reply queues of killed clients expire after five minutes. A client whose last
-		// look at a queue failed opens that channel again with the next one; one whose look
-		// RabbitMQ never answers, as 3.10 may after a node was suspended, opens another.
-		looks := len(s.clients)
-		return now.Connections == s.before.Connections &&
-			now.Channels >= s.before.Channels-looks && now.Channels <= s.before.Channels+looks &&
-			now.Queues >= s.before.Queues && now.Queues <= s.before.Queues+s.killed+s.orphans
+		return s.within(now)
 	})
 	for _, c := range s.clients {
 		if err := c.stop(); err != nil {
@@ -61,7 +55,7 @@ func (s *stage) end(row *report.Row) {
 		}
 	}
 	rig.Eventually(s.t, "nothing is left at the broker", func() bool {
-		now := s.manage.Census(s.tenant.Vhost)
+		now := s.count()
 		replies := s.manage.Queues(s.tenant.URL(), queueName+".reply.")
 		row.Held = fmt.Sprintf("%+v, reply queues %v, %d clients killed", now, replies, s.killed)
 		return now.Connections == 0 && now.Channels == 0 && len(replies) <= s.killed+s.orphans
