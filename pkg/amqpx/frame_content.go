@@ -42,7 +42,7 @@ type bytesInHand struct {
 // take counts a body of size bytes if there is room for it. A body always has room while
 // nothing else is counted.
 func (b *bytesInHand) take(size uint64) bool {
-	n := int64(min(size, 1<<62)) //nolint:gosec // bounded.
+	n := int64(min(size, 1<<62))
 	held := b.held.Add(n)
 	if held <= b.boundOf(n) || held == n {
 		return true
@@ -174,7 +174,7 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	switch {
 	case size == 0:
 		return frame
-	case drop.limit > 0 && size > uint64(drop.limit) && (size > smallBody || !isBatch(frame)): //nolint:gosec // positive.
+	case drop.limit > 0 && size > uint64(drop.limit) && (size > smallBody || !isBatch(frame)):
 	case kind != contentRequest || f.limits.inHand == nil:
 		return frame
 	case f.limits.inHand.take(size):

@@ -11,10 +11,10 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// onChannel puts a frame on another channel.
-func onChannel(channel uint16, frame []byte) []byte {
+// onOtherChannel puts a frame on channel 2.
+func onOtherChannel(frame []byte) []byte {
 	frame = slices.Clone(frame)
-	binary.BigEndian.PutUint16(frame[1:], channel)
+	binary.BigEndian.PutUint16(frame[1:], 2)
 	return frame
 }
 
@@ -120,8 +120,8 @@ func TestBodyBeyondTheLimitIsDropped(t *testing.T) {
 	big, fits := bytes.Repeat([]byte("x"), 60_000), bytes.Repeat([]byte("y"), 50_000)
 	text := []byte("\x01aS\x00\x00\x00\x01b")
 	other := [][]byte{ // a message that may be read, on a channel of its own
-		onChannel(2, frameOf(1, []byte("m"))), onChannel(2, sized(limit, contentHeader(text))),
-		onChannel(2, frameOf(3, fits)), onChannel(2, frameOf(3, fits)),
+		onOtherChannel(frameOf(1, []byte("m"))), onOtherChannel(sized(limit, contentHeader(text))),
+		onOtherChannel(frameOf(3, fits)), onOtherChannel(frameOf(3, fits)),
 	}
 	after := [][]byte{sized(2, contentHeader(nil)), frameOf(3, []byte("ok")), sized(0, contentHeader(nil))}
 	for name, limits := range map[string]contentLimits{"client": {maxBody: limit}, "server": limited(limit, 1<<30)} {

@@ -215,5 +215,5 @@ func withTable(frame []byte, lengthAt, end int, table []byte) []byte {
 }
 
 func appendShortString(b []byte, text string) []byte {
-	return append(append(b, byte(len(text))), text...)
+	return append(append(b, byte(len(text))), text...) //nolint:gosec // at most 255 bytes.
 }

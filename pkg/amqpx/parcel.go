@@ -58,7 +58,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 			err = errNoID
 		case size > s.cfg.maxMessageSize && j.failed == nil:
 			s.counts.tooLarge.Add(1)
-			drop := droppedBody{size: uint64(size), limit: s.cfg.maxMessageSize} //nolint:gosec // a length.
+			drop := droppedBody{size: uint64(size), limit: s.cfg.maxMessageSize}
 			j.failed = refusal(CodeInvalidArgument, "%s", drop.tooLarge())
 		}
 	}

@@ -173,7 +173,7 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	sess.run(func() {
 		defer close(done)
 		select {
-		case <-ended:
+		case <-ended: //nolint:errcheck // whatever the reason is.
 		case <-c.failed:
 			_ = ch.Close()
 		case <-sess.done:

@@ -51,7 +51,6 @@ func FuzzEnvironment(f *testing.F) {
 	})
 }
 
-//nolint:paralleltest // sets the environment
 func TestBytesInHandHoldAMessage(t *testing.T) {
 	isolate(t)
 	t.Setenv("RPC_MAX_BYTES_IN_HAND", "16777215")
