@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -282,4 +284,28 @@ func TestUnreadRequestsAreGivenBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestServedRequestIsForgotten: a worker that waits for the next request does not keep the
+// last one, with its body, in memory.
+func TestServedRequestIsForgotten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		var served []weak.Pointer[Request]
+		keep := func(_ context.Context, req *Request) ([]byte, error) {
+			served = append(served, weak.Make(req))
+			return nil, nil
+		}
+		startBounded(t, b, handlers{"m": keep}, WithWorkers(1))
+		b.put(bulky("m", "1", 10))
+		pass(time.Second)
+		wantSame(t, "executions", len(served), 1)
+		for range 10 {
+			if runtime.GC(); served[0].Value() == nil {
+				return
+			}
+		}
+		t.Error("the request is still in memory")
+	})
 }

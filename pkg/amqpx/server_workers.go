@@ -130,7 +130,11 @@ func (s *Server) work(handlers context.Context, place int) {
 			s.workers.done()
 		}
 	}()
-	for j = s.jobs.take(); j != nil; j = s.jobs.take() {
+	next := func() *job {
+		j = nil // a worker that waits must not keep the last request, and its body, in memory
+		return s.jobs.take()
+	}
+	for j = next(); j != nil; j = next() {
 		j.place = place
 		if j.turn != nil {
 			if last = j.turn.take(&s.load, place); last {
