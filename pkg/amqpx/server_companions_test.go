@@ -1,0 +1,78 @@
+package amqpx
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+func TestCompanionThatIsAwayComesBack(t *testing.T) {
+	t.Parallel()
+	for _, suffix := range []string{".batch", retrySuffix, deadSuffix} {
+		for name, fault := range map[string]error{
+			"missing": &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - home node is down"},
+			"silent":  errHang, // until the link ends
+		} {
+			t.Run(suffix+" "+name, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := newFakeBroker()
+					var away atomic.Bool
+					away.Store(true)
+					b.onCall = func(op, queue string) error {
+						if away.Load() && op == "declare" && queue == DefaultQueue+suffix {
+							return fault
+						}
+						return nil
+					}
+					log, logs := observed(zap.WarnLevel)
+					s := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto), WithLogger(log))
+					client := startClient(t, b)
+					begun := time.Now()
+					ready(t, s.WaitReady)
+					ready(t, client.WaitReady)
+					wantSame(t, "the server is ready in time", time.Since(begun) <= companionWait, true)
+					wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+					warned := logs.FilterMessage("a queue cannot be used, the server does without it").All()
+					if len(warned) != 1 || warned[0].ContextMap()["queue"] != DefaultQueue+suffix {
+						t.Errorf("warned %v", warned)
+					}
+					away.Store(false)
+					if fault == errHang { //nolint:errorlint // it is this very value.
+						b.kick(nil) // only a new link asks anew
+					}
+					pass(companionRetry)
+					settle()
+					wantSame(t, "the queue is there", strings.Contains(strings.Join(b.queueNames(), " "), DefaultQueue+suffix), true)
+					wantSame(t, "ready", s.Status().Ready(), true)
+				})
+			})
+		}
+	}
+}
+
+// A request that was lost twice runs among the others while its own queue is away, and is
+// counted all the same.
+func TestLostRequestWithoutARetryQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, echo)})
+		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+retrySuffix) })
+		s.retryUp.Store(false)
+		redelivered(b, with(request("m"), func(m *amqp.Publishing) { m.Headers = amqp.Table{headerDeliveries: int64(1)} }))
+		pass(time.Minute)
+		settle()
+		wantSame(t, "runs", runs.Load(), 1)
+		wantSame(t, "answers", len(b.take()), 1)
+		moved := b.messagesTo(DefaultQueue)
+		wantSame(t, "moved to its own queue", len(moved), 1)
+		wantSame(t, "count", moved[0].msg.Headers[headerDeliveries], any(int64(2)))
+		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+	})
+}
