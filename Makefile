@@ -112,7 +112,7 @@ soak: ## faults at random from SEED for SOAK
 hostile: export BROKER_CONF = max_message_size = 134217728
 hostile: FOR ?= 5m
 hostile: ## what ends or fills servers, sent for FOR to servers under 256 MiB
-	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 16 ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
+	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
 	@cat .run/hostile/hostile-$(BROKER).md
 
 e2e: ## what make up and make down do, from the outside

@@ -111,7 +111,7 @@ type row struct {
 	problems       []string
 }
 
-// TestHostileInputs sends every input to a server of its own, all at once, while ordinary
+// TestHostileInputs sends every input to a server of its own, some at a time, while ordinary
 // clients call each: `make hostile`.
 func TestHostileInputs(t *testing.T) {
 	all := inputs()
