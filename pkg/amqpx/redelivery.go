@@ -55,7 +55,7 @@ func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
 	case m.atMostOnce:
 		s.refuse(j, handedOutOnce(m.name))
 		return true
-	case s.cfg.deliveryLimit == 0:
+	case s.cfg.deliveryLimit == 0, s.deferred.take(j):
 		return s.resetDeliveryCount(j)
 	}
 	lost := j.in.lostDeliveries + 1
@@ -93,7 +93,7 @@ const brokerCountMax = 10
 // counted many deliveries of it, so that the broker's own limit does not drop it. It
 // reports whether it did.
 func (s *Server) resetDeliveryCount(j *job) bool {
-	if n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"]); !ok || n < brokerCountMax {
+	if !j.isNearBrokerLimit() {
 		return false
 	}
 	if msg, ok := s.copyOrRefuse(j, j.in.lostDeliveries+1); ok {
@@ -101,6 +101,13 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 		s.move(j, s.cfg.queue.Name, msg, j.settled)
 	}
 	return true
+}
+
+// isNearBrokerLimit reports whether the broker has counted so many deliveries of a request
+// that it may soon drop it.
+func (j *job) isNearBrokerLimit() bool {
+	n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"])
+	return ok && n >= brokerCountMax
 }
 
 // copyOrRefuse returns the copy with its count. A request with headers that this

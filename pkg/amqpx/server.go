@@ -43,6 +43,7 @@ type Server struct {
 	// batchesUp, retryUp and deadUp say which companions of the request queue are there.
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
+	deferred                   deferredRequests
 	controlAnswers             atomic.Int64 // on their way
 	// adopted names the queues that were used with other properties.
 	adopted sync.Map

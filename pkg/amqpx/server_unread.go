@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -56,16 +57,72 @@ func (c *consumer) takeUnread(j *job) bool {
 		e.retryAfter = unreadRetryAfter
 		s.refuse(j, e)
 	default:
+		s.deferred.add(j)
 		c.keepUnread(j, drop)
 	}
 	return true
 }
 
 // endsWhenRedelivered reports whether a request would go to the dead letters if it were
-// given back now: the broker marks it as redelivered, like one that a server lost.
+// given back now, to be taken by another server: the broker marks it as redelivered, like one
+// that a server lost. Or the broker itself would soon drop it.
 func (s *Server) endsWhenRedelivered(j *job) bool {
 	limit := s.cfg.deliveryLimit
-	return limit > 0 && !j.delivery.Redelivered && j.in.lostDeliveries+1 >= limit
+	return limit > 0 && !j.delivery.Redelivered && j.in.lostDeliveries+1 >= limit || j.isNearBrokerLimit()
+}
+
+// maxDeferred bounds how many deferred requests a server remembers.
+const maxDeferred = 4096
+
+// deferredRequests are the requests that this server has given back for want of room, and
+// that no server had lost before. They come again marked as redelivered: then no server has
+// lost them either, and they need not go through the retry queue. One that kills servers is
+// counted all the same, as the next server remembers nothing of it. Its zero value is ready
+// to use. Safe for concurrent use.
+type deferredRequests struct {
+	mu       sync.Mutex
+	requests map[deferredRequest]int
+}
+
+// deferredRequest is what tells one request from others.
+type deferredRequest struct{ method, correlationID, messageID, replyTo string }
+
+func deferredRequestOf(j *job) deferredRequest {
+	d := j.delivery
+	return deferredRequest{j.in.Method, d.CorrelationId, d.MessageId, d.ReplyTo}
+}
+
+// add remembers a request that is to be given back.
+func (r *deferredRequests) add(j *job) {
+	if j.delivery.Redelivered {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.requests == nil || len(r.requests) >= maxDeferred {
+		r.requests = make(map[deferredRequest]int)
+	}
+	r.requests[deferredRequestOf(j)]++
+}
+
+// take reports whether a redelivered request was given back by this server, and forgets it.
+func (r *deferredRequests) take(j *job) bool {
+	if j.parcel != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := deferredRequestOf(j)
+	n := r.requests[key]
+	switch {
+	case n == 0:
+		return false
+	case n == 1:
+		delete(r.requests, key)
+	default:
+		r.requests[key] = n - 1
+	}
+	return true
 }
 
 // takeUnreadBatch takes a batch that arrived without its body, and reports whether it did.

@@ -206,6 +206,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 					t.Errorf("%d bytes were in hand", most.Load())
 				}
 				wantSame(t, "dead letters", s.Stats().Dead, 0)
+				wantSame(t, "counted as lost", s.Stats().Moved, 0)
 				wantEmpty(t, b, s)
 			})
 		})
@@ -307,5 +308,33 @@ func TestServedRequestIsForgotten(t *testing.T) {
 			}
 		}
 		t.Error("the request is still in memory")
+	})
+}
+
+// TestLargeRequestsThatKillEveryServer: that they are given back for want of room does not
+// hide that they kill servers.
+func TestLargeRequestsThatKillEveryServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const killers = 5
+		b := newFakeBroker()
+		var runs atomic.Int64
+		bounded := serverOption(func(c *serverConfig) { b.bounded = c })
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{"kill": killing(&runs, kill), "m": echo}
+		}, bounded, WithMaxMessageSize(large), WithMaxBytesInHand(2*large))
+		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		for range killers { // all alike
+			b.put(bulky("kill", "1", large))
+		}
+		pass(time.Hour)
+		wantSame(t, "dead letters", b.ready(DefaultQueue+deadSuffix), killers)
+		if n := runs.Load(); n > killers*DefaultDeliveryLimit {
+			t.Errorf("%d executions", n)
+		}
+		b.put(bulky("m", "2", 10))
+		pass(time.Second)
+		last := b.take()
+		wantSame(t, "the next is answered", last[len(last)-1].CorrelationId, "2")
 	})
 }
