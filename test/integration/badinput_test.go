@@ -295,7 +295,7 @@ func TestHeadersOfEveryType(t *testing.T) {
 		"float32": float32(1.5), "float64": math.Pi,
 		"string": "ä\x00\xff", "empty": "", "bytes": []byte{0, 255}, "nil": nil,
 		"decimal": amqp.Decimal{Scale: 2, Value: 314}, "time": time.Unix(1<<31, 0).UTC(),
-		"list": []any{"x", int32(1), nil, []any{true}}, "table": amqp.Table{"deeper": amqp.Table{"x": true}},
+		"list": []any{"x", int32(1), nil, []any{true}}, "table": map[string]any{"deeper": map[string]any{"x": true}},
 		"": "no name",
 	}
 	rig.Call(t, client, "b", nil, amqpx.WithHeader(headers))

@@ -63,7 +63,7 @@ func TestLinkLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 // joined waits until the request was sent again and joined the one that runs.
 func (h *held) joined(t *testing.T) {
 	t.Helper()
-	rig.Eventually(t, "the request is sent again", func() bool { return h.server.Stats().Replayed == 1 })
+	rig.Eventually(t, "the request is sent again", func() bool { return h.server.Stats().InFlight == 2 })
 }
 
 // confirmed cuts a client's link after the broker confirmed its request.

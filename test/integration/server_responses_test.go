@@ -93,8 +93,8 @@ func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
 	}
 }
 
-// TestResponseThatTheBrokerDoesNotTake has handlers return more than the broker takes: it
-// ends the channel of whoever publishes that.
+// TestResponseThatTheBrokerDoesNotTake has handlers return more than the broker takes, which
+// ends the channel that publishes it. The callers hear that the response is too large.
 func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	t.Parallel()
 	broker := rig.StartBroker(t)
@@ -114,7 +114,10 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 			msg.Type = "rpc.v1"
 		}
 		r.Request(msg)
-		rig.Eventually(t, "it is given up", func() bool { return server.Stats().Undeliverable == uint64(n+1) })
+		got := rig.Recv(t, inbox.Answers, "the response")
+		if code := got.Headers["rpc-code"]; code != string(amqpx.CodeResourceExhausted) || got.CorrelationId != msg.CorrelationId {
+			t.Errorf("got %q with code %v", got.CorrelationId, code)
+		}
 		if got := rig.Call(t, client, "b", nil, amqpx.Idempotent()); string(got) != "b" {
 			t.Errorf("got %q", got)
 		}
