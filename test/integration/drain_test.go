@@ -174,8 +174,8 @@ func TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged(t *testing.T) {
 	}
 }
 
-// A broker that refuses an answer is asked a few times. Then the request is given
-// up, with a warning, rather than run for ever.
+// A response that the broker nacks is published again while the call has time. Then the
+// request is given up, with a warning, rather than run for ever.
 func TestReplyQueueThatRefuses(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -187,7 +187,7 @@ func TestReplyQueueThatRefuses(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	r.Request(amqp.Publishing{AppId: "b", ReplyTo: full, CorrelationId: "1"})
+	r.Request(amqp.Publishing{AppId: "b", ReplyTo: full, CorrelationId: "1", Headers: amqp.Table{"rpc-timeout-ms": 2000}})
 	const warning = "the broker refused an answer, its caller gets none"
 	rig.Eventually(t, "the server warned", func() bool { return logs.FilterMessage(warning).Len() == 1 })
 	if got := string(rig.Call(t, r.Ready(), "b", nil)); got != "b" {

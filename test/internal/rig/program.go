@@ -73,7 +73,7 @@ func Run(t testing.TB, env []string, name string, args ...string) *Program {
 // Says waits for a line that contains text and returns it.
 func (p *Program) Says(text string) string {
 	p.t.Helper()
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(2 * patience)
 	defer timer.Stop()
 	for {
 		select {
@@ -85,7 +85,7 @@ func (p *Program) Says(text string) string {
 				return line
 			}
 		case <-timer.C:
-			p.t.Fatalf("waited %v for %s to say %q", patience, p.cmd.Path, text)
+			p.t.Fatalf("waited %v for %s to say %q", 2*patience, p.cmd.Path, text)
 		}
 	}
 }
