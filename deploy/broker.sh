@@ -50,12 +50,12 @@ up() {
 	cat >"$state/vars" <<-VARS
 		kind=$kind
 		version=$version
-		amqp_port=${BROKER_AMQP_PORT:-$(free_port)}
-		management_port=${BROKER_MANAGEMENT_PORT:-$(free_port)}
-		metrics_port=$(free_port)
-		tls_port=$(free_port)
-		dist_port=$(free_port)
-		epmd_port=$(free_port)
+		amqp_port=${BROKER_AMQP_PORT:-$(reserve_port)}
+		management_port=${BROKER_MANAGEMENT_PORT:-$(reserve_port)}
+		metrics_port=$(reserve_port)
+		tls_port=$(reserve_port)
+		dist_port=$(reserve_port)
+		epmd_port=$(reserve_port)
 	VARS
 	load "$name"
 	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
@@ -124,6 +124,7 @@ down() {
 	[[ -f $BROKERS/$1/vars ]] || return 0
 	load "$1"
 	backend_remove
+	release_ports "$state/vars"
 	rm -rf "$state"
 	rmdir --ignore-fail-on-non-empty "$BROKERS"
 }

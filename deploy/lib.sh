@@ -73,6 +73,29 @@ free_port() {
 	echo "$port"
 }
 
+# reserve_port is free_port for a broker: the port is its own also while it does not
+# listen, before it has started and while a test has stopped it. release_ports ends that,
+# or else the time of four hours.
+reserve_port() {
+	local port ports=$CACHE/ports
+	mkdir -p "$ports"
+	find "$ports" -mindepth 1 -maxdepth 1 -mmin +240 -delete 2>/dev/null || true
+	while :; do
+		port=$(free_port)
+		mkdir -p "$ports"
+		! mkdir "$ports/$port" 2>/dev/null || break
+	done
+	echo "$port"
+}
+
+# release_ports FILE gives back the ports in the lines NAME_port=NUMBER of a file.
+release_ports() {
+	local port
+	while read -r port; do
+		rmdir "$CACHE/ports/$port" 2>/dev/null || true
+	done < <(sed -n 's/.*_port=\([0-9]*\)$/\1/p' "$1")
+}
+
 # until_true SECONDS COMMAND… repeats the command until it succeeds or time is up.
 until_true() {
 	local end=$((SECONDS + $1))
