@@ -393,8 +393,8 @@ func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
 	}
 }
 
-// replay gives a request the response of the execution that it repeats. Middleware may
-// change what it gets.
+// replay returns the stored response of execution x for the duplicate request r. The
+// response is a copy, because middleware may change the slice that replay returns.
 func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 	s.counts.replayed.Add(1)
 	r.mu.Lock()

@@ -13,9 +13,10 @@ type invocation struct {
 	deadlineContext
 
 	job *job
-	// What the request was when it arrived: middleware may change what it has of it.
+	// The fields id to handedOut hold the values of the request on arrival, because
+	// middleware may change the Request that it passes on.
 	id         identity
-	identified bool // id is good for something
+	identified bool // the request can be matched with a duplicate by id
 	call       callKey
 	key        string // the idempotency key
 	body       []byte
