@@ -216,6 +216,7 @@ func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 		wantSame(t, "generation", r.client.Status().Generation, 2)
 		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
 		wantAnswer(t, <-done, "x")
+		settle() // the confirm may come after the answer
 		wantSame(t, "the gate is shut", r.client.route.gate.isShut.Load(), false)
 	})
 }

@@ -36,11 +36,6 @@ func (g *givenUp) remember(id callKey, now time.Time) {
 	g.next = (g.next + 1) % mostGivenUp
 }
 
-// isCanceled reports whether a call was canceled before its request came, and forgets it.
-func (g *givenUp) isCanceled(call callKey, now time.Time) bool {
-	return len(g.ids) > 0 && g.forgive(call, now)
-}
-
 // forgive reports whether a call is kept in mind, and forgets it.
 func (g *givenUp) forgive(id callKey, now time.Time) bool {
 	if len(g.ids) == 0 {
@@ -75,7 +70,7 @@ func (e *executions) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 	found := false
 	if x != nil {
 		for _, r := range append([]*invocation{x.runner}, x.waiters...) {
-			if r.call != call {
+			if r.call() != call {
 				continue
 			}
 			found = true
@@ -105,11 +100,11 @@ func (e *executions) findCall(m *serverMethod, in *incoming, call callKey) *exec
 	if len(id.id) < uniqueID {
 		id.replyTo = in.replyTo
 	}
-	if x := m.known[id]; x != nil {
+	if x := m.known.find(&id, e.slotOf(&id)); x != nil {
 		return x
 	}
 	id.replyTo = ""
-	return m.known[id]
+	return m.known.find(&id, e.slotOf(&id))
 }
 
 // abandon returns the request that runs, the first time that nobody waits for it any more

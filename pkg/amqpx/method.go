@@ -5,7 +5,7 @@ type serverMethod struct {
 	name       string
 	handler    Handler
 	atMostOnce bool
-	known      map[requestID]*execution // of executions
+	known      executionTable // of executions
 	times      handlerTimes
 }
 

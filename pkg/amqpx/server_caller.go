@@ -71,16 +71,18 @@ func (in *incoming) identity() (identity, bool) {
 // callKey identifies a call: who made it, and its correlation id.
 type callKey struct{ user, replyTo, id string }
 
-// callKey returns the key of a request's call. An address of direct reply-to is known to
+// newCallKey returns the key of a call. An address of direct reply-to is known to
 // servers only, and changes with each connection, so it is left out where the id alone
 // cannot be guessed. A one-way request has no reply_to, and no cancellation matches it.
-func (in *incoming) callKey() callKey {
-	k := callKey{user: in.User, replyTo: in.replyTo, id: in.CorrelationID}
-	if len(k.id) >= uniqueID && strings.HasPrefix(k.replyTo, directReplyTo) {
-		k.replyTo = directReplyTo
+func newCallKey(user, replyTo, id string) callKey {
+	if len(id) >= uniqueID && strings.HasPrefix(replyTo, directReplyTo) {
+		replyTo = directReplyTo
 	}
-	return k
+	return callKey{user: user, replyTo: replyTo, id: id}
 }
+
+// callKey returns the key of a request's call.
+func (in *incoming) callKey() callKey { return newCallKey(in.User, in.replyTo, in.CorrelationID) }
 
 // headerUser names the caller of a request that a server has copied.
 const headerUser = headerPrefix + "user"

@@ -87,10 +87,11 @@ type executions struct {
 type execution struct {
 	method  *serverMethod
 	id      identity
-	call    callKey // of the request that runs; only set if executions.calls is used
-	replyTo string  // of the request that runs
-	hash    uint64  // of its body
-	known   bool    // method.known has it: duplicates find it
+	call    *callKey // of the request that runs; nil unless executions.calls is used
+	replyTo string   // of the request that runs
+	hash    uint64   // of its body
+	slot    uint64   // where method.known has it
+	known   bool     // method.known has it: duplicates find it
 
 	runner   *invocation // the request that runs; nil afterwards
 	waiters  []*invocation
@@ -125,17 +126,43 @@ func newExecutions(maxBytes int, maxAge time.Duration, applicationScopes bool) *
 // own, so nobody can make two bodies of one hash.
 func (e *executions) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, body) }
 
+// executionTable finds executions by hashes of the ids of their requests: a map with an id
+// as its key hashes and compares all of its parts again at each lookup. An id whose hash
+// another one has is not entered, so that duplicates of its request run; with 64 bits and a
+// seed of this process's own that does not happen in practice.
+type executionTable map[uint64]*execution
+
+// slotOf returns the key of an id in an executionTable.
+func (e *executions) slotOf(id *requestID) uint64 {
+	slot := maphash.String(e.seed, id.id) + uint64(id.kind)
+	for _, part := range [...]string{id.scope, id.replyTo} {
+		slot *= 31 // so that parts that change places make another hash
+		if part != "" {
+			slot += maphash.String(e.seed, part)
+		}
+	}
+	return slot
+}
+
+// find returns the execution of an id, or nil.
+func (t executionTable) find(id *requestID, slot uint64) *execution {
+	if x := t[slot]; x != nil && x.id.requestID == *id {
+		return x
+	}
+	return nil
+}
+
 // knows implements dedupStore.
 func (e *executions) knows(j *job) bool {
 	id, ok := j.in.identity()
 	if !ok || j.method == nil || e.maxBytes == 0 {
 		return false
 	}
-	hash := e.hashOf(j.in.Body)
+	hash, slot := e.hashOf(j.in.Body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.evict(time.Now())
-	x := j.method.known[id.requestID]
+	x := j.method.known.find(&id.requestID, slot)
 	if e.calls != nil {
 		x = e.calls[j.in.callKey()]
 	}
@@ -157,14 +184,14 @@ func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
 // begin implements dedupStore.
 func (e *executions) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
 	j := r.job
-	hash := e.hashOf(r.body)
+	hash, slot := e.hashOf(r.body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.isCanceled(r.call, now) {
+	if len(e.ids) > 0 && e.forgive(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)
-	known := j.method.known[id.requestID]
+	known := j.method.known.find(&id.requestID, slot)
 	if known != nil && known == r.ran && known.stored { // middleware runs the handler again
 		e.remove(known)
 		known = nil
@@ -184,12 +211,13 @@ func (e *executions) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	if r.ran == nil && j.method.atMostOnce && r.handedOut {
 		return dedupMayRan, nil
 	}
-	x := &execution{method: j.method, id: id, replyTo: j.in.replyTo, hash: hash, runner: r, known: known == nil}
-	if x.known {
-		j.method.known[id.requestID] = x
+	x := &execution{method: j.method, id: id, replyTo: j.in.replyTo, hash: hash, slot: slot, runner: r}
+	if x.known = j.method.known[slot] == nil; x.known {
+		j.method.known[slot] = x
 		if e.calls != nil {
-			x.call = r.call
-			e.calls[x.call] = x
+			call := r.call()
+			x.call = &call
+			e.calls[call] = x
 		}
 	}
 	r.ran = x
@@ -203,8 +231,11 @@ func (e *executions) wait(r *invocation, x *execution) {
 	}
 	x.waiters = append(x.waiters, r)
 	e.waiting++
-	if e.calls != nil && e.calls[r.call] == nil {
-		e.calls[r.call] = x
+	if e.calls == nil {
+		return
+	}
+	if call := r.call(); e.calls[call] == nil {
+		e.calls[call] = x
 	}
 }
 
@@ -227,8 +258,8 @@ func (e *executions) unwait(r *invocation, x *execution) {
 	if e.calls == nil {
 		return
 	}
-	if r.call != x.call && e.calls[r.call] == x {
-		delete(e.calls, r.call)
+	if call := r.call(); (x.call == nil || call != *x.call) && e.calls[call] == x {
+		delete(e.calls, call)
 	}
 }
 
@@ -262,15 +293,16 @@ func (e *executions) end(x *execution, r response, final, shared bool, now time.
 // a re-send, only the newest, whose session is more likely to live. It reports whether one
 // of them responds for the request that ran.
 func (x *execution) handOver(runner *invocation, waiters []*invocation, shared bool) (silent bool) {
-	responds := make(map[callKey]bool, len(waiters))
+	responds, ran := make(map[callKey]bool, len(waiters)), runner.call()
 	for _, w := range slices.Backward(waiters) {
-		w.takes = shared || w.call == runner.call
+		call := w.call()
+		w.takes = shared || call == ran
 		if w.takes {
-			w.silent.Store(responds[w.call])
-			responds[w.call] = true
+			w.silent.Store(responds[call])
+			responds[call] = true
 		}
 	}
-	return responds[runner.call]
+	return responds[ran]
 }
 
 // store keeps an execution that has ended. The caller holds mu.
@@ -316,11 +348,13 @@ func (e *executions) remove(x *execution) {
 
 // forget lets nobody find an execution any more. The caller holds mu.
 func (e *executions) forget(x *execution) {
-	if x.method.known[x.id.requestID] == x {
-		delete(x.method.known, x.id.requestID)
+	if !x.known {
+		return
 	}
-	if e.calls != nil && e.calls[x.call] == x {
-		delete(e.calls, x.call)
+	x.known = false
+	delete(x.method.known, x.slot)
+	if x.call != nil && e.calls[*x.call] == x {
+		delete(e.calls, *x.call)
 	}
 }
 
@@ -341,26 +375,26 @@ func (s *Server) deduplicate(h Handler) Handler {
 			return h(ctx, req)
 		}
 		id, ok := r.id, r.identified
-		if s.cfg.dedupScope != nil && r.key != "" {
+		if s.cfg.dedupScope != nil && r.keyed {
 			if scope := s.cfg.dedupScope(ctx, req); scope != "" {
-				id, ok = identity{requestID{kind: scopeApplication, scope: scope, id: r.key}, true}, true
+				id, ok = identity{requestID{kind: scopeApplication, scope: scope, id: r.id.id}, true}, true
 			}
 		}
 		if !ok {
 			return h(ctx, req)
 		}
-		return s.runOnce(ctx, r, id, func() ([]byte, error) { return h(ctx, req) })
+		return s.runOnce(ctx, r, id, h, req)
 	}
 }
 
 // runOnce runs the handler of a request, or gives the response of the request that it
 // repeats.
-func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, handler func() ([]byte, error)) ([]byte, error) {
+func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, h Handler, req *Request) ([]byte, error) {
 	for {
 		decision, x := s.dedup.begin(r, id, time.Now())
 		switch decision {
 		case dedupRun:
-			return s.runExecution(ctx, r, x, handler)
+			return s.runExecution(ctx, r, x, h, req)
 		case dedupReplay:
 			return s.replay(r, x)
 		case dedupWait:
@@ -444,7 +478,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 }
 
 // runExecution runs the handler and ends the execution, whichever way the handler ends.
-func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, handler func() ([]byte, error)) (body []byte, err error) {
+func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, h Handler, req *Request) (body []byte, err error) {
 	err = errGoexit
 	defer func() {
 		res, final, shared := responseOf(ctx, body, err)
@@ -457,7 +491,7 @@ func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, 
 		err = ctx.Err()
 		return nil, err
 	}
-	return handler()
+	return h(ctx, req)
 }
 
 // responseOf decides what the requests that wait for an execution get, and whether its

@@ -15,12 +15,12 @@ type invocation struct {
 	job *job
 	// The fields id to handedOut hold the values of the request on arrival, because
 	// middleware may change the Request that it passes on.
-	id         identity
-	identified bool // the request can be matched with a duplicate by id
-	call       callKey
-	key        string // the idempotency key
-	body       []byte
-	handedOut  bool // an earlier run may have happened
+	id            identity
+	identified    bool // the request can be matched with a duplicate by id
+	keyed         bool // its id is an idempotency key
+	handedOut     bool // an earlier run may have happened
+	correlationID string
+	body          []byte
 
 	begun time.Time    // when its worker took it
 	works atomic.Int64 // since when it has its worker, see load
@@ -45,9 +45,14 @@ type invocation struct {
 }
 
 func newInvocation(j *job) *invocation {
-	r := &invocation{job: j, call: j.in.callKey(), key: j.in.IdempotencyKey, body: j.in.Body, handedOut: j.wasHandedOut()}
+	r := &invocation{job: j, correlationID: j.in.CorrelationID, body: j.in.Body, keyed: j.in.IdempotencyKey != "", handedOut: j.wasHandedOut()}
 	r.id, r.identified = j.in.identity()
 	return r
+}
+
+// call identifies the call that the request belongs to.
+func (r *invocation) call() callKey {
+	return newCallKey(r.id.scope, r.job.in.replyTo, r.correlationID)
 }
 
 // invocationKey is the key under which a context has its invocation.

@@ -237,7 +237,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 func (s *Server) answerFor(r *invocation, limit time.Duration, replaced bool) {
 	j, took := r.job, time.Since(r.begun)
 	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", j.method.name),
-		zap.String("correlation_id", r.call.id), zap.Duration("took", took), zap.Bool("replaced", replaced))
+		zap.String("correlation_id", r.correlationID), zap.Duration("took", took), zap.Bool("replaced", replaced))
 	e := Errorf(CodeDeadlineExceeded, "the handler did not end within %v", limit)
 	e.outcome = MayHaveRun
 	t := timing{queue: r.begun.Sub(j.arrived), handler: took}
