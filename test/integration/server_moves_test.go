@@ -46,10 +46,11 @@ func TestMoveToAFullQueueIsNoHotLoop(t *testing.T) {
 	if got := logs.FilterMessage("the broker refused to move a request").Len(); got < 1 || got > 2 {
 		t.Errorf("%d lines", got)
 	}
-	if _, err := r.Raw().QueuePurge(dead, false); err != nil {
+	// Whoever takes the dead letters makes room, at once; the pauses have grown with the time
+	// that the queue was full, and are not waited for much longer than that.
+	if _, err := r.Raw().Consume(dead, "", true, false, false, false, nil); err != nil {
 		t.Fatal(err)
 	}
-	broker.Ctl("clear_policy", "full")
 	rig.Eventually(t, "all are dead letters", func() bool { return server.Stats().Dead == n })
 	rig.Eventually(t, "all are acknowledged", func() bool { return server.Stats().InFlight == 0 && r.Inspect().Messages == 0 })
 }
