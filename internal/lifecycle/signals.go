@@ -6,17 +6,32 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
-// Signals returns two contexts that the process's signals end. The first SIGTERM
-// or SIGINT ends drain: take no new work, finish what has begun. The second ends
-// force: stop now. After that the signals have their usual effect again, so a
-// third one kills a process that hangs. The end of parent ends both.
+// repeatWindow is how long after the first signal another one is taken for the same. GNU
+// timeout signals its child and then the child's process group; a terminal signals a whole
+// process group, and make, npm and sudo relay what they get themselves.
+const repeatWindow = time.Second
+
+// Signals returns two contexts that the process's signals end. The first SIGTERM, SIGINT or
+// SIGHUP ends drain: take no new work, finish what has begun. Another one, at least
+// a second later, ends force: stop now. After that the signals have their usual
+// effect again, so a third one kills a process that hangs. The end of parent ends both
+// contexts. A SIGHUP that the process was started to ignore, as by nohup, stays ignored.
+//
+// SIGPIPE is ignored from now on: a write to a pipe that nobody reads fails with EPIPE,
+// on standard output and standard error too, where Go ends a process by default.
 //
 // stop releases everything; both contexts are over when it returns. Call it once.
 func Signals(parent context.Context) (drain, force context.Context, stop func()) {
+	signal.Ignore(syscall.SIGPIPE)
 	received := make(chan os.Signal, 2)
-	signal.Notify(received, syscall.SIGTERM, syscall.SIGINT)
+	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	signal.Notify(received, signals...)
 	return watch(parent, received, func() { signal.Stop(received) })
 }
 
@@ -30,11 +45,19 @@ func watch(parent context.Context, received <-chan os.Signal, release func()) (d
 	go func() {
 		defer close(done)
 		defer release()
-		for _, cancel := range []func(){cancelDrain, cancelForce} {
+		var first time.Time // when the first signal came
+		for {
 			select {
-			case <-received:
-				cancel()
 			case <-force.Done():
+				return
+			case <-received:
+			}
+			switch {
+			case first.IsZero():
+				first = time.Now()
+				cancelDrain()
+			case time.Since(first) >= repeatWindow:
+				cancelForce()
 				return
 			}
 		}

@@ -2,10 +2,12 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"os"
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestSignalsInTurn(t *testing.T) {
@@ -24,6 +26,15 @@ func TestSignalsInTurn(t *testing.T) {
 		if drain.Err() == nil || force.Err() != nil || released != 0 {
 			t.Fatal("the first signal must end drain only")
 		}
+		for range 3 { // as from a wrapper that relays it
+			received <- syscall.SIGTERM
+		}
+		time.Sleep(repeatWindow - 1)
+		synctest.Wait()
+		if force.Err() != nil {
+			t.Fatal("signals within a second must count as one")
+		}
+		time.Sleep(1)
 		received <- syscall.SIGINT
 		synctest.Wait()
 		if force.Err() == nil {
@@ -63,18 +74,43 @@ func TestSignalsStop(t *testing.T) {
 //
 //nolint:paralleltest // see above
 func TestSignalsOfTheProcess(t *testing.T) {
-	drain, force, stop := Signals(t.Context())
-	defer stop()
-	for i, c := range []struct {
-		signal syscall.Signal
-		done   <-chan struct{}
-	}{{syscall.SIGTERM, drain.Done()}, {syscall.SIGINT, force.Done()}} {
-		if err := syscall.Kill(os.Getpid(), c.signal); err != nil {
+	for _, first := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		drain, force, stop := Signals(t.Context())
+		if err := syscall.Kill(os.Getpid(), first); err != nil {
 			t.Fatal(err)
 		}
-		<-c.done
-		if i == 0 && force.Err() != nil {
-			t.Fatal("the first signal ended force")
+		<-drain.Done()
+		if force.Err() != nil {
+			t.Errorf("%v ended force", first)
 		}
+		stop()
+	}
+}
+
+// Not parallel: SIGPIPE is a matter of the whole process.
+//
+//nolint:paralleltest // see above
+func TestPipeThatNobodyReads(t *testing.T) {
+	_, _, stop := Signals(t.Context())
+	defer stop()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	standard, err := syscall.Dup(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(standard)
+	defer syscall.Dup3(standard, 1, 0) //nolint:errcheck // nothing can be done about it.
+	if err := syscall.Dup3(int(w.Fd()), 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stdout.WriteString("nobody reads this"); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("got %v, want EPIPE", err)
 	}
 }

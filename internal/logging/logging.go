@@ -3,10 +3,15 @@ package logging
 
 import (
 	"io"
+	"os"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+
+	"rabbitmq-rpc/internal/config"
+	"rabbitmq-rpc/internal/version"
 )
 
 // Config is the logger's settings. It is a part of a
@@ -14,8 +19,35 @@ import (
 type Config struct {
 	// Level is the least severe level that is logged.
 	Level string `envconfig:"LOG_LEVEL" default:"info" oneof:"debug info warn error"`
-	// Format is json for machines or console for people.
-	Format string `envconfig:"LOG_FORMAT" default:"json" oneof:"json console"`
+	// Format is json for machines, console for people, or auto: console where the log goes
+	// to a terminal, else json.
+	Format string `envconfig:"LOG_FORMAT" default:"auto" oneof:"auto json console"`
+}
+
+// formatConsole is the format for people.
+const formatConsole = "console"
+
+// For returns c with the format that auto means for a log that goes to w.
+func (c Config) For(w io.Writer) Config {
+	if c.Format == "auto" {
+		c.Format = "json"
+		if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+			c.Format = formatConsole
+		}
+	}
+	return c
+}
+
+// StartFields returns what the first line of a service says of it: its version, and its
+// settings, spec. A machine gets all settings, people only those that differ from the
+// defaults, and the others at level debug.
+func StartFields(l *zap.Logger, c Config, spec any) []zap.Field {
+	shown := config.Describe(spec)
+	if c.Format == formatConsole {
+		l.Debug("all settings", zap.Any("config", shown))
+		shown = config.Changed(spec)
+	}
+	return []zap.Field{zap.String("version", version.Of().Version), zap.Any("config", shown)}
 }
 
 // New returns a logger that writes to w, which need not be safe for concurrent
@@ -40,7 +72,7 @@ func encoder(format string) zapcore.Encoder {
 	c.TimeKey = "time"
 	c.EncodeTime = utc
 	c.EncodeDuration = zapcore.StringDurationEncoder
-	if format == "console" {
+	if format == formatConsole {
 		c.EncodeLevel = zapcore.CapitalLevelEncoder
 		return zapcore.NewConsoleEncoder(c)
 	}

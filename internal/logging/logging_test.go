@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -82,5 +85,51 @@ func TestSyncForgivesPipes(t *testing.T) {
 	Sync(log)
 	if got := strings.Count(out.String(), "\n"); got != 1 {
 		t.Errorf("%d lines, want 1: %s", got, out.String())
+	}
+}
+
+func TestFormatOfTheScreen(t *testing.T) {
+	t.Parallel()
+	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, c := range []struct {
+		format string
+		w      io.Writer
+		want   string
+	}{{"auto", file, "json"}, {"auto", &bytes.Buffer{}, "json"}, {"console", file, "console"}, {"json", file, "json"}} {
+		if got := (Config{Format: c.format}).For(c.w).Format; got != c.want {
+			t.Errorf("%s on %T: got %s, want %s", c.format, c.w, got, c.want)
+		}
+	}
+}
+
+func TestFirstLine(t *testing.T) {
+	t.Parallel()
+	spec := struct {
+		Calls int           `envconfig:"RPC_CALLS" default:"1000"`
+		Wait  time.Duration `envconfig:"RPC_TIMEOUT" default:"1m"`
+		Name  string        `envconfig:"RPC_QUEUE" default:"rpc_queue"`
+	}{Calls: 5, Wait: time.Minute, Name: "rpc_queue"}
+	const changed, all = `{"RPC_CALLS":"5"}`, `{"RPC_CALLS":"5","RPC_QUEUE":"rpc_queue","RPC_TIMEOUT":"1m0s"}`
+	for _, c := range []struct{ format, level, want string }{
+		{"json", "info", all}, {"console", "info", changed}, {"console", "debug", all},
+	} {
+		var out bytes.Buffer
+		settings := Config{Level: c.level, Format: c.format}
+		log := New(settings, "svc", &out)
+		log.With(StartFields(log, settings, &spec)...).Info("starts")
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		if c.level == "debug" && len(lines) != 2 || c.level == "info" && len(lines) != 1 {
+			t.Fatalf("%s, %s: %q", c.format, c.level, lines)
+		}
+		if !strings.Contains(lines[0], c.want) {
+			t.Errorf("%s, %s: got %s, want %s", c.format, c.level, lines[0], c.want)
+		}
+		if last := lines[len(lines)-1]; !strings.Contains(last, `"version"`) {
+			t.Errorf("no version in %s", last)
+		}
 	}
 }

@@ -54,6 +54,7 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	}
 	terminal := openScreen(stderr)
+	settings.Log = settings.Log.For(stderr)
 	logger := logging.New(settings.Log, name, terminal)
 	defer logging.Sync(logger)
 	if settings.Mode == modeFleet {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -113,9 +114,14 @@ func TestRunOnATerminal(t *testing.T) {
 				}
 			}
 			last := parts[len(parts)-1]
-			if strings.HasPrefix(last, "{") != strings.HasSuffix(last, "}") {
+			// A line of the log for people begins with its time.
+			if year := time.Now().UTC().Format("2006-"); strings.HasPrefix(last, year) != strings.HasSuffix(last, "}") {
 				t.Errorf("%d columns: not a whole line: %q", columns, last)
 			}
+		}
+		first, _, _ := strings.Cut(text, "\n")
+		if !strings.Contains(first, "client starts") || strings.Contains(first, "RPC_WORKERS") || len(first) > 400 {
+			t.Errorf("%d columns: the first line is %q", columns, first)
 		}
 		if !strings.Contains(text, "100%") || !strings.Contains(text, "20 err") {
 			t.Errorf("%d columns: the end is missing: %q", columns, text)

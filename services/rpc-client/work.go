@@ -3,15 +3,14 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
 	"go.uber.org/zap"
 
-	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
@@ -48,8 +47,8 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 		defer cancel()
 		probes.Stop(ctx)
 	}()
-	logger.Info("client starts", zap.Any("config", config.Describe(settings)),
-		zap.Stringer("http_addr", probes.Addr()))
+	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("client starts", zap.Stringer("broker", settings.AMQP.URL),
+		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", probes.Addr()))
 	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
 }
 
@@ -67,19 +66,27 @@ func callAll(drain, force context.Context, c client, settings *Config, p progres
 	r := newReport(t, settings, c.Stats())
 	r.Events, r.EventsOmitted = link.during(t.start, t.elapsed), link.omitted
 	r.Broker = brokerOf(c.Status(), settings.AMQP.URL)
-	logFinished(r, logger)
+	return publish(r, settings, stdout, logger)
+}
+
+// publish writes the report, prints the summary and logs how the run went. The exit code
+// does not depend on whether somebody reads the summary.
+func publish(r *report.Report, settings *Config, stdout io.Writer, logger *zap.Logger) error {
 	err := r.Err()
-	if writeErr := writeSummary(stdout, r, settings); writeErr != nil {
-		err = errors.Join(err, fmt.Errorf("print the summary: %w", writeErr))
+	var paths []string
+	if settings.ReportDir != "" {
+		var writeErr error
+		paths, writeErr = r.Write(settings.ReportDir)
+		err = errors.Join(err, writeErr)
 	}
-	if settings.ReportDir == "" {
-		return err
+	if printErr := writeSummary(stdout, r, settings); printErr != nil {
+		logger.Error("summary was not printed", zap.Error(printErr))
 	}
-	paths, writeErr := r.Write(settings.ReportDir)
+	logFinished(r, logger)
 	for _, path := range paths {
 		logger.Info("report written", zap.String("path", path))
 	}
-	return errors.Join(err, writeErr)
+	return err
 }
 
 // logFinished logs how the run went.

@@ -130,14 +130,28 @@ func TestCallAllCannotReport(t *testing.T) {
 	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "write the report "+settings.ReportDir) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestCallAllWithoutAReader has nobody read the summary: the report and the exit code are
+// those of the run.
+func TestCallAllWithoutAReader(t *testing.T) {
+	t.Parallel()
 	closed, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil || closed.Close() != nil {
 		t.Fatal(err)
 	}
-	settings.ReportDir = ""
-	err = callAll(t.Context(), t.Context(), f, settings, &silent{}, closed, zap.NewNop())
-	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "print the summary: ") {
+	settings := plan(1, 1)
+	settings.ReportDir = t.TempDir()
+	core, logs := observer.New(zap.InfoLevel)
+	f := &fake{status: connected(), answer: good}
+	if err := callAll(t.Context(), t.Context(), f, settings, &silent{}, closed, zap.New(core)); err != nil {
 		t.Errorf("got %v", err)
+	}
+	if r := readReport(t, settings.ReportDir); !r.Passed || r.OK != 1 {
+		t.Errorf("reported %+v", r)
+	}
+	if logs.FilterMessage("summary was not printed").Len() != 1 {
+		t.Errorf("logged %v", logs.All())
 	}
 }
 

@@ -1,7 +1,7 @@
 // Command rpc-server serves the functions a and b from a RabbitMQ queue. Its
 // settings come from the environment; docs/operations.md lists them.
 //
-//	rpc-server               serve until SIGTERM or SIGINT, then drain and exit 0
+//	rpc-server               serve until SIGTERM, SIGINT or SIGHUP, then drain and exit 0
 //	rpc-server healthcheck   exit 0 if the running server is ready, else 1
 package main
 
@@ -48,6 +48,7 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	if err := config.Load(&settings); err != nil {
 		return err
 	}
+	settings.Log = settings.Log.For(stderr)
 	logger := logging.New(settings.Log, name, stderr)
 	defer logging.Sync(logger)
 	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{

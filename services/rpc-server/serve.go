@@ -8,9 +8,9 @@ import (
 
 	"go.uber.org/zap"
 
-	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -41,8 +41,8 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		defer cancel()
 		probes.Stop(ctx)
 	}()
-	logger.Info("server starts", zap.Any("config", config.Describe(settings)),
-		zap.Stringer("http_addr", probes.Addr()))
+	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("server starts", zap.Stringer("broker", settings.AMQP.URL),
+		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", probes.Addr()))
 	return serveUntil(drain, force, server, logger)
 }
 

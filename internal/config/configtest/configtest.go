@@ -70,7 +70,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"HTTP_ADDR":             {"8080", `"8080" is not an address such as :8080 or 127.0.0.1:8080`, IsEmpty},
 		"METRICS":               {"no", `"no" is not true or false`, IsEmpty},
 		"LOG_LEVEL":             {"loud", `"loud" is not one of: debug, info, warn, error`, IsEmpty},
-		"LOG_FORMAT":            {"xml", `"xml" is not one of: json, console`, IsEmpty},
+		"LOG_FORMAT":            {"xml", `"xml" is not one of: auto, json, console`, IsEmpty},
 	}
 	maps.Copy(all, Tracing())
 	maps.Copy(all, own)

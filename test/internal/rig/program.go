@@ -103,8 +103,14 @@ func (p *Program) Running() bool {
 // Terminate asks the program to end.
 func (p *Program) Terminate() {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		p.t.Errorf("terminate %s: %v", p.cmd.Path, err)
+	p.Signal(syscall.SIGTERM)
+}
+
+// Signal sends the program a signal.
+func (p *Program) Signal(signal os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.t.Errorf("signal %s: %v", p.cmd.Path, err)
 	}
 }
 
