@@ -75,17 +75,22 @@ type Server struct {
 	serves sync.WaitGroup
 }
 
-// Start listens on addr and answers for source until Stop. An address that cannot
-// be listened on is an error of the configuration.
-func Start(ctx context.Context, addr string, source Source, logger *zap.Logger, opts ...Option) (*Server, error) {
-	answered := service{source: source}
-	for _, o := range opts {
-		o(&answered)
-	}
+// Listen listens on addr, for Start. An address that cannot be listened on is an error of
+// the configuration.
+func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, lifecycle.ConfigError(fmt.Errorf("HTTP_ADDR: %w", err))
+	}
+	return listener, nil
+}
+
+// Start answers for source on listener until Stop.
+func Start(ctx context.Context, listener net.Listener, source Source, logger *zap.Logger, opts ...Option) (*Server, error) {
+	answered := service{source: source}
+	for _, o := range opts {
+		o(&answered)
 	}
 	// What clients of the HTTP server do wrong is no concern of the service.
 	errorLog, err := zap.NewStdLogAt(logger, zap.DebugLevel)

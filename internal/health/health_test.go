@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -128,7 +129,7 @@ func TestRoutes(t *testing.T) {
 
 func start(t *testing.T, addr string, source Source, opts ...Option) *Server {
 	t.Helper()
-	s, err := Start(t.Context(), addr, source, zap.NewNop(), opts...)
+	s, err := Start(t.Context(), listening(t, addr), source, zap.NewNop(), opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +140,7 @@ func start(t *testing.T, addr string, source Source, opts ...Option) *Server {
 func TestStartServesAndStops(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.InfoLevel)
-	s, err := Start(t.Context(), "127.0.0.1:0", status{State: amqpx.StateReady}, zap.New(core))
+	s, err := Start(t.Context(), listening(t, "127.0.0.1:0"), status{State: amqpx.StateReady}, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +188,7 @@ func TestServerHasTimeouts(t *testing.T) {
 func TestStartNamesABusyAddress(t *testing.T) {
 	t.Parallel()
 	s := start(t, "127.0.0.1:0", status{})
-	_, err := Start(t.Context(), s.Addr().String(), status{}, zap.NewNop())
+	_, err := Listen(t.Context(), s.Addr().String())
 	if lifecycle.ExitCode(err) != lifecycle.ExitConfig || !strings.HasPrefix(err.Error(), "HTTP_ADDR: listen tcp "+s.Addr().String()) {
 		t.Errorf("got %v, exit code %d", err, lifecycle.ExitCode(err))
 	}
@@ -217,4 +218,13 @@ func TestReadyzTellsOfStuckHandlers(t *testing.T) {
 			t.Errorf("%d stuck: %d, %+v", stuck, code, got)
 		}
 	}
+}
+
+func listening(t *testing.T, addr string) net.Listener {
+	t.Helper()
+	listener, err := Listen(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener
 }

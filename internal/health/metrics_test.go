@@ -144,7 +144,7 @@ func TestMetricsThatCannotBeShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.WarnLevel)
-	s, err := Start(t.Context(), "127.0.0.1:0", status{}, zap.New(core), WithMetrics(registry))
+	s, err := Start(t.Context(), listening(t, "127.0.0.1:0"), status{}, zap.New(core), WithMetrics(registry))
 	if err != nil {
 		t.Fatal(err)
 	}

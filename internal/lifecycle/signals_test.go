@@ -29,12 +29,12 @@ func TestSignalsInTurn(t *testing.T) {
 		for range 3 { // as from a wrapper that relays it
 			received <- syscall.SIGTERM
 		}
-		time.Sleep(repeatWindow - 1)
+		<-time.After(repeatWindow - 1)
 		synctest.Wait()
 		if force.Err() != nil {
 			t.Fatal("signals within a second must count as one")
 		}
-		time.Sleep(1)
+		<-time.After(1)
 		received <- syscall.SIGINT
 		synctest.Wait()
 		if force.Err() == nil {
@@ -97,7 +97,7 @@ func TestPipeThatNobodyReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestPipeThatNobodyReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Close(standard)
+	defer func() { _ = syscall.Close(standard) }()
 	defer syscall.Dup3(standard, 1, 0) //nolint:errcheck // nothing can be done about it.
 	if err := syscall.Dup3(int(w.Fd()), 1, 0); err != nil {
 		t.Fatal(err)

@@ -22,28 +22,26 @@ type Config struct {
 	// Format is json for machines, console for people, or auto: console where the log goes
 	// to a terminal, else json.
 	Format string `envconfig:"LOG_FORMAT" default:"auto" oneof:"auto json console"`
+
+	onTerminal bool
 }
 
-// formatConsole is the format for people.
-const formatConsole = "console"
-
-// For returns c with the format that auto means for a log that goes to w.
+// For returns c for a log that goes to w, which tells what the format auto means.
 func (c Config) For(w io.Writer) Config {
-	if c.Format == "auto" {
-		c.Format = "json"
-		if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-			c.Format = formatConsole
-		}
-	}
+	file, ok := w.(*os.File)
+	c.onTerminal = ok && term.IsTerminal(int(file.Fd()))
 	return c
 }
+
+// forPeople reports whether the format is the one for people.
+func (c Config) forPeople() bool { return c.Format == "console" || c.Format == "auto" && c.onTerminal }
 
 // StartFields returns what the first line of a service says of it: its version, and its
 // settings, spec. A machine gets all settings, people only those that differ from the
 // defaults, and the others at level debug.
 func StartFields(l *zap.Logger, c Config, spec any) []zap.Field {
 	shown := config.Describe(spec)
-	if c.Format == formatConsole {
+	if c.forPeople() {
 		l.Debug("all settings", zap.Any("config", shown))
 		shown = config.Changed(spec)
 	}
@@ -59,7 +57,7 @@ func New(c Config, service string, w io.Writer) *zap.Logger {
 		level = zapcore.InfoLevel
 	}
 	sink := zapcore.Lock(zapcore.AddSync(w))
-	core := zapcore.NewCore(encoder(c.Format), sink, level)
+	core := zapcore.NewCore(encoder(c.forPeople()), sink, level)
 	return zap.New(core, zap.ErrorOutput(sink)).With(zap.String("service", service))
 }
 
@@ -67,12 +65,12 @@ func New(c Config, service string, w io.Writer) *zap.Logger {
 // standard error cannot be synced, and says so.
 func Sync(l *zap.Logger) { _ = l.Sync() }
 
-func encoder(format string) zapcore.Encoder {
+func encoder(forPeople bool) zapcore.Encoder {
 	c := zap.NewProductionEncoderConfig()
 	c.TimeKey = "time"
 	c.EncodeTime = utc
 	c.EncodeDuration = zapcore.StringDurationEncoder
-	if format == formatConsole {
+	if forPeople {
 		c.EncodeLevel = zapcore.CapitalLevelEncoder
 		return zapcore.NewConsoleEncoder(c)
 	}

@@ -94,14 +94,14 @@ func TestFormatOfTheScreen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	for _, c := range []struct {
-		format string
-		w      io.Writer
-		want   string
-	}{{"auto", file, "json"}, {"auto", &bytes.Buffer{}, "json"}, {"console", file, "console"}, {"json", file, "json"}} {
-		if got := (Config{Format: c.format}).For(c.w).Format; got != c.want {
-			t.Errorf("%s on %T: got %s, want %s", c.format, c.w, got, c.want)
+		format    string
+		w         io.Writer
+		forPeople bool
+	}{{"auto", file, false}, {"auto", &bytes.Buffer{}, false}, {"console", file, true}, {"json", file, false}} {
+		if got := (Config{Format: c.format}).For(c.w).forPeople(); got != c.forPeople {
+			t.Errorf("%s on %T: for people: %v", c.format, c.w, got)
 		}
 	}
 }

@@ -34,11 +34,18 @@ type client interface {
 
 // work connects, makes the calls and reports.
 func work(drain, force context.Context, settings *Config, out *screen, stdout io.Writer, logger *zap.Logger) error {
+	listener, err := health.Listen(drain, settings.HTTP.Addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = listener.Close() }()
+	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("client starts", zap.Stringer("broker", settings.AMQP.URL),
+		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", listener.Addr()))
 	c, shows, err := newClient(settings, settings.options(logger)) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}
-	probes, err := health.Start(drain, settings.HTTP.Addr, c, logger, shows...)
+	probes, err := health.Start(drain, listener, c, logger, shows...)
 	if err != nil {
 		return errors.Join(err, closeBy(force, c))
 	}
@@ -47,8 +54,6 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 		defer cancel()
 		probes.Stop(ctx)
 	}()
-	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("client starts", zap.Stringer("broker", settings.AMQP.URL),
-		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", probes.Addr()))
 	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
 }
 

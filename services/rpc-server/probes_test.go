@@ -31,7 +31,11 @@ func asked(t *testing.T, path string, env ...string) (code int, body string) {
 		t.Fatal(err)
 	}
 	defer made.Close()
-	probes, err := health.Start(t.Context(), settings.HTTP.Addr, made, zap.NewNop(), shows...)
+	listener, err := health.Listen(t.Context(), settings.HTTP.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes, err := health.Start(t.Context(), listener, made, zap.NewNop(), shows...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,12 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 	if err := register(server); err != nil {
 		return fmt.Errorf("register functions: %w", err)
 	}
-	probes, err := health.Start(drain, settings.HTTP.Addr, server, logger, shows...)
+	listener, err := health.Listen(drain, settings.HTTP.Addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = listener.Close() }()
+	probes, err := health.Start(drain, listener, server, logger, shows...)
 	if err != nil {
 		return err
 	}
