@@ -72,7 +72,7 @@ func (c *Client) sendCancels(s *session) {
 		}
 		if ch == nil || ch.IsClosed() {
 			var err error
-			if ch, err = openControl(s, c.cfg.queue.controlExchange()); err != nil {
+			if ch, err = openControl(s.pub, c.cfg.queue.controlExchange()); err != nil {
 				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
 				continue
 			}
@@ -100,8 +100,8 @@ func (c *Client) signCancel(msg *amqp.Publishing) {
 }
 
 // openControl opens a channel to publish to the control plane, which must be there.
-func openControl(s *session, exchange string) (channel, error) {
-	ch, err := s.pub.channel()
+func openControl(l link, exchange string) (channel, error) {
+	ch, err := l.channel()
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,8 @@ type Client struct {
 	budget  *retryBudget
 	counts  clientCounts
 	cancels *cancels // nil without a control plane
+	// unanswered decides when the client looks for another node.
+	unanswered unanswered
 
 	// Only setup uses these.
 	linked      int32 // how many sessions it has set up, or tried to
@@ -62,6 +64,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	c.unanswered.wait = unansweredFirst
 	c.watch = newQueueWatch()
 	c.route.watch, c.route.gate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
@@ -223,6 +226,9 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	}
 	if c.route.timed {
 		s.run(func() { c.checkAttempts(s) })
+	}
+	if len(c.otherNodes(s)) > 0 {
+		s.run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	}
 	// No call leaves earlier: whoever has an answer finds the link ready, and Close the
 	// session over which to delete the reply queue.

@@ -434,7 +434,7 @@ func (l *queueLooker) someServerListens() bool {
 func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 	a.controlCheck = k
 	if a.ch == nil {
-		if a.ch, a.err = openControl(s, exchange); a.err != nil {
+		if a.ch, a.err = openControl(s.pub, exchange); a.err != nil {
 			return a
 		}
 		a.returned = a.ch.NotifyReturn(make(chan amqp.Return, 1))

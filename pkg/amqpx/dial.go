@@ -139,6 +139,7 @@ func (l *netLink) channel() (channel, error) {
 
 func (l *netLink) closed() <-chan *amqp.Error      { return l.ended }
 func (l *netLink) blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *netLink) received() uint64                { return l.socket.received.Load() }
 func (l *netLink) frameSize() int                  { return l.conn.Config.FrameSize }
 func (l *netLink) hold()                           { l.socket.hold() }
 func (l *netLink) release()                        { l.socket.release() }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -28,11 +29,15 @@ type fakeBroker struct {
 	alarm   string // why publishing is blocked; "" while it is not
 	linkSeq int
 
+	heartbeats atomic.Uint64
+	mute       atomic.Bool // it sends no heartbeats
+
 	faults  map[string][]fault // by route, see routeOf
 	holding bool               // confirms are held back
 	held    []func()
 	onDial  func(ctx context.Context, url, name string) error
 	onCall  func(op, name string) error
+	nacks   func(link, key string) bool // messages that the broker nacks on a connection
 	// onPublish returns the exception with which the broker ends the channel over a message.
 	onPublish func(key string, msg amqp.Publishing) *amqp.Error
 	frameSize int                                        // 0: no limit

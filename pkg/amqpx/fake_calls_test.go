@@ -21,7 +21,7 @@ func (c *fakeChannel) Confirm(bool) error {
 // sync implements channel: its answer comes after everything that was sent before.
 func (c *fakeChannel) sync() error {
 	answered := make(chan struct{})
-	err := c.do("sync", "", func() *amqp.Error {
+	err := c.do("sync", c.link.name, func() *amqp.Error {
 		c.link.post(func() { close(answered) })
 		return nil
 	})

@@ -88,6 +88,9 @@ func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publi
 		return
 	}
 	b.sent = append(b.sent, sentMessage{key: key, mandatory: mandatory, msg: msg, at: time.Now()})
+	if b.nacks != nil && b.nacks(c.link.name, key) {
+		f = faultNack
+	}
 	acked := f != faultNack
 	if f != faultNack && f != faultSwallow {
 		acked = b.route(c, key, mandatory, msg) && f != faultNackArrived

@@ -195,6 +195,14 @@ func (l *fakeLink) limits() contentLimits {
 	return contentLimits{}
 }
 
+// received implements link: heartbeats come unless the broker is mute.
+func (l *fakeLink) received() uint64 {
+	if l.broker.mute.Load() {
+		return l.broker.heartbeats.Load()
+	}
+	return l.broker.heartbeats.Add(1)
+}
+
 func (l *fakeLink) claim(n int) int64 {
 	if l.limits().inHand == nil {
 		return 0

@@ -95,13 +95,18 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 	case st.State == StateBlocked:
 		return localError(CodeUnavailable, DidNotRun, ErrBlocked, st.Reason)
 	}
+	return c.askThrough(ctx, s.pub, question, enough, take)
+}
+
+// askThrough is ask on a connection, for callers that know it to be open.
+func (c *Client) askThrough(ctx context.Context, l link, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
 	q := &inquiry{
-		session: s, exchange: c.cfg.queue.controlExchange(), question: question,
+		link: l, exchange: c.cfg.queue.controlExchange(), question: question,
 		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
 	}
 	defer close(q.over)
 	begun := time.Now()
-	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the session
+	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the connection
 		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
 	}
 	for {
@@ -128,7 +133,7 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 // inquiry is one question on its way, with a channel and a queue of its own: what goes
 // wrong with it costs no call anything.
 type inquiry struct {
-	session            *session
+	link               link
 	exchange, question string
 	answers            chan amqp.Delivery
 	failed             chan error
@@ -136,9 +141,9 @@ type inquiry struct {
 }
 
 // run asks and passes the answers on until the inquiry is over. The calls to the broker
-// take no context; they end with the session.
+// take no context; they end with the connection.
 func (q *inquiry) run() {
-	ch, err := openControl(q.session, q.exchange)
+	ch, err := openControl(q.link, q.exchange)
 	if ch != nil {
 		defer ch.Close() //nolint:errcheck // it may be closed by its failure.
 	}

@@ -26,6 +26,8 @@ type link interface {
 	closed() <-chan *amqp.Error
 	// blockings receives the broker's connection.blocked and unblocked.
 	blockings() <-chan amqp.Blocking
+	// received counts the reads in which something came from the broker, be it a heartbeat.
+	received() uint64
 	// frameSize is the negotiated size of a frame in bytes; 0 is no limit.
 	frameSize() int
 	// hold gathers writes until release sends them in one piece.

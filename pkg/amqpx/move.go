@@ -32,12 +32,15 @@ func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
 	(&moved{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
-// send publishes the copy, alone if it may have ended a connection.
+// send publishes the copy: alone if it may have ended a connection, and also after a nack.
+// RabbitMQ 3.10 and 3.11 nack all that is published to a quorum queue on a channel that first
+// published to it while it elected its leader, until the node of the leader before is back;
+// the connection for single messages is a newer one.
 func (m *moved) send() {
 	if m.counted {
 		m.job.moving()
 	}
-	if m.server.suspects.isSuspect(m.job.in) {
+	if m.tries > 0 || m.server.suspects.isSuspect(m.job.in) {
 		m.server.isolate(m)
 		return
 	}
@@ -89,7 +92,7 @@ const (
 	// movePauseMin and movePauseMax bound the pauses before a request that the broker would
 	// not take in another queue is moved again.
 	movePauseMin = 100 * time.Millisecond
-	movePauseMax = 30 * time.Second
+	movePauseMax = 5 * time.Second
 )
 
 // nacked holds the original back, unacknowledged, and moves the request again after a pause.

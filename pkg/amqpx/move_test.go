@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"math"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -93,6 +94,34 @@ func TestMoveThatFails(t *testing.T) {
 				wantSame(t, "refusals logged", logs.FilterMessage("the broker refused to move a request").Len(), c.warns)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
 				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+			})
+		})
+	}
+}
+
+// RabbitMQ 3.10 and 3.11 nack everything that is published to a quorum queue on a channel
+// opened while the queue elected its leader, until the node of the leader before is back: a
+// lost request does not wait for that node.
+func TestMoveThatAChannelWillNeverTake(t *testing.T) {
+	t.Parallel()
+	for name, elects := range map[string]time.Duration{"after the election": 0, "in the election": 1500 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": echo})
+				elected := time.Now().Add(elects)
+				b.with(func(b *fakeBroker) {
+					b.nacks = func(link, key string) bool {
+						return key == DefaultQueue && (strings.HasSuffix(link, "publish") || time.Now().Before(elected))
+					}
+				})
+				for range 20 {
+					b.lost(request("m"))
+				}
+				pass(elects + 2500*time.Millisecond)
+				wantSame(t, "answers", len(b.take()), 20)
+				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
 			})
 		})
 	}

@@ -161,6 +161,7 @@ func (c *Client) settled(o observation, err error) {
 		c.counts.ok.Add(1)
 	} else {
 		c.counts.failed.Add(1)
+		c.noteUnanswered(err)
 	}
 	if c.cfg.observer != nil {
 		c.cfg.observer.CallSettled(o.method, c.codeOf(err), time.Since(o.begun))

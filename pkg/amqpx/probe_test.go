@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,6 +45,60 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 				t.Errorf("given up after %v", took)
 			}
 			wantIs(t, s.cause, errDeaf)
+		})
+	}
+}
+
+// RabbitMQ does not read from a connection while a queue without a majority takes nothing:
+// the connection for publishing is slow then, not dead, as its heartbeats show. One on which
+// nothing comes is dead, and so is one that never answers.
+func TestPublishingConnectionThatIsSlow(t *testing.T) {
+	t.Parallel()
+	const heartbeat = 10 * time.Second
+	for name, c := range map[string]struct {
+		mute  bool          // no heartbeats come
+		after time.Duration // the broker answers again; 0: never
+		lasts time.Duration // the session, from then on; 0: it does not end
+	}{
+		"and answers later": {after: 80 * time.Second},
+		"and mute":          {mute: true, lasts: 2 * heartbeat},
+		"for ever":          {lasts: 95 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				s := mustOpen(t, b)
+				s.watch(func(amqp.Blocking) {})
+				reads := make(chan struct{})
+				b.onCall = func(op, link string) error {
+					if op == "sync" && strings.HasSuffix(link, "publish") {
+						select {
+						case <-reads:
+						case <-s.done:
+							return errCut
+						}
+					}
+					return nil
+				}
+				b.mute.Store(c.mute)
+				s.probe(heartbeat)
+				begun := time.Now()
+				if c.after > 0 {
+					pass(c.after)
+					close(reads)
+					pass(time.Hour)
+					if s.ended() {
+						t.Fatalf("ended: %v", s.cause)
+					}
+					return
+				}
+				<-s.done
+				wantIs(t, s.cause, errDeaf)
+				if took := time.Since(begun); took < heartbeat || took > c.lasts {
+					t.Errorf("given up after %v, want at most %v", took, c.lasts)
+				}
+			})
 		})
 	}
 }

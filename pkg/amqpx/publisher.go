@@ -235,6 +235,9 @@ func (p *publisher) confirm() {
 		p.await(u.on, u.word)
 		switch {
 		case u.word.Acked():
+			if !p.s.confirmed.Load() {
+				p.s.confirmed.Store(true)
+			}
 			u.out.settle(fateConfirmed)
 		case u.on.IsClosed():
 			p.lost(u)

@@ -38,6 +38,9 @@ func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool)
 				}
 				return
 			}
+			if !s.answered.Load() {
+				s.answered.Store(true)
+			}
 			r.take(&d)
 			last, open = d.DeliveryTag, open+1
 			if open < answersAckEvery {

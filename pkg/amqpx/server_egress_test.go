@@ -41,7 +41,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		pass(time.Minute)
 		settle()
 		tries := len(b.messagesTo(dead))
-		if tries < 3*5 || tries > 3*20 {
+		if tries < 3*5 || tries > 3*30 {
 			t.Errorf("%d tries in a minute for 3 requests", tries)
 		}
 		if got := logs.FilterMessage("the broker refused to move a request").Len(); got > 3 {

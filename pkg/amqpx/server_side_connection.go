@@ -90,6 +90,9 @@ func (s *Server) publishDirect(ctx context.Context, sess *session) {
 const (
 	// isolatedIdle is how long the connection for suspects stays open without one.
 	isolatedIdle = 5 * time.Second
+	// isolatedNacked is how old the connection must be to be replaced after a nack: another
+	// channel may be what the queue takes messages from, see moved.send.
+	isolatedNacked = time.Second
 	// isolatedTries bounds how often a message is published alone that is lost with its
 	// connection for reasons that may be none of its own.
 	isolatedTries = 3
@@ -135,8 +138,8 @@ func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 }
 
 // publishAlone publishes one message and waits for its confirm. It returns false when the
-// session has ended, or ctx has; then the message waits for the next connection, unless it
-// is what ended this one.
+// session has ended, ctx has, or the connection is to be replaced; then the message waits for
+// the next connection, unless it is what ended this one, or has its result.
 func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, returns <-chan amqp.Return) bool {
 	for opening := sess.gate.opening(); opening != nil; opening = sess.gate.opening() {
 		select {
@@ -180,7 +183,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, 
 		return true
 	case !sess.pubCh.IsClosed():
 		out.settle(fateRefused)
-		return true
+		return time.Since(sess.begun) < isolatedNacked
 	}
 	<-sess.done // a channel that has ended ends its session
 	s.blame(out, sess.cause)

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,10 @@ type session struct {
 	// sizeLimit is the largest body that the broker takes, once it has refused one; else 0.
 	sizeLimit atomic.Int64
 	replyTo   string // the reply queue of a client, else ""
-	onReady   func() // called once the link counts as ready; may be nil
+	// answered and confirmed are set when a response, and when a confirm, has come; whoever
+	// reads them resets them.
+	answered, confirmed atomic.Bool
+	onReady             func() // called once the link counts as ready; may be nil
 
 	done  chan struct{} // closed when the session failed or is to end
 	once  sync.Once
@@ -222,6 +226,9 @@ func (s *session) ended() bool {
 // failed is cut: waiting for a dead peer would only delay the next attempt.
 func (s *session) close() {
 	s.fail(nil)
+	if underMaintenance(s.cause) {
+		s.awaitBroker(maintenanceWait)
+	}
 	var closers sync.WaitGroup
 	for i, l := range []link{s.pub, s.sub} {
 		if l == nil || i == 1 && s.sub == s.pub {
@@ -238,6 +245,34 @@ func (s *session) close() {
 	s.wg.Wait()
 	if s.sub != nil {
 		s.sub.abandon()
+	}
+}
+
+// maintenanceWait bounds how long a session waits for a node under maintenance to close its
+// second connection.
+const maintenanceWait = time.Second
+
+// underMaintenance reports whether a connection ended because its node is drained for
+// maintenance. RabbitMQ 3 lists the connections of the node, closes one after the other, and
+// fails the drain when one of them has ended meanwhile (`rabbitmq-upgrade drain`: noproc).
+func underMaintenance(cause error) bool {
+	closed, ok := errors.AsType[*amqp.Error](cause)
+	return ok && closed.Code == amqp.ConnectionForced && strings.Contains(closed.Reason, "maintenance mode")
+}
+
+// awaitBroker waits until the broker has closed every connection, at most so long.
+func (s *session) awaitBroker(most time.Duration) {
+	limit := time.NewTimer(most)
+	defer limit.Stop()
+	for _, l := range []link{s.pub, s.sub} {
+		if l == nil {
+			continue
+		}
+		select {
+		case <-l.closed(): //nolint:errcheck // the reason is known.
+		case <-limit.C:
+			return
+		}
 	}
 }
 

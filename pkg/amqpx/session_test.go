@@ -138,6 +138,41 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	}
 }
 
+// RabbitMQ 3 fails to drain a node when a connection on its list ends before its turn, so the
+// session leaves it to the node to close the second one, for a moment.
+func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
+	t.Parallel()
+	drained := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - Node was put into maintenance mode"}
+	stopped := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"}
+	for name, c := range map[string]struct {
+		reason *amqp.Error
+		second time.Duration // after which the node closes the second connection
+		took   time.Duration // until the session is closed
+	}{
+		"soon":          {drained, maintenanceWait / 2, maintenanceWait / 2},
+		"late":          {drained, time.Hour, maintenanceWait},
+		"not a drain":   {stopped, time.Hour, 0},
+		"no connection": {nil, time.Hour, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newFakeBroker()
+				s := mustOpen(t, b)
+				s.watch(func(amqp.Blocking) {})
+				second := time.AfterFunc(c.second, func() { b.with(func(*fakeBroker) { fakeOf(s.sub).end(c.reason) }) })
+				defer second.Stop()
+				b.with(func(*fakeBroker) { fakeOf(s.pub).end(c.reason) })
+				<-s.done
+				begun := time.Now()
+				s.close()
+				wantSame(t, "time until the session was closed", time.Since(begun), c.took)
+				wantSame(t, "open connections", b.openLinks(), 0)
+			})
+		})
+	}
+}
+
 // fakeOf and channelOf return what is behind the seam; in these tests it is a fake.
 func fakeOf(l link) *fakeLink {
 	f, _ := l.(*fakeLink)

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +26,8 @@ type socket struct {
 	timeout time.Duration
 	frames  *frameReader // what Read reads, or nil for the connection itself
 
+	received atomic.Uint64 // reads in which something came
+
 	mu      sync.Mutex
 	room    sync.Cond // signalled when a write ended
 	buf     []byte    // gathered, not yet written
@@ -41,11 +44,16 @@ func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
 }
 
 // Read reads what the broker sent.
-func (s *socket) Read(p []byte) (int, error) {
+func (s *socket) Read(p []byte) (n int, err error) {
 	if s.frames == nil {
-		return s.Conn.Read(p)
+		n, err = s.Conn.Read(p)
+	} else {
+		n, err = s.frames.Read(p)
 	}
-	return s.frames.Read(p)
+	if n > 0 {
+		s.received.Add(1)
+	}
+	return n, err
 }
 
 // Close closes the connection below TLS at once. tls.Conn's own Close would write an

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type supervisor struct {
 	// sizeLimits are the sizes of messages beyond which a broker ended the last session, by
 	// address. Only run uses them. Any other end may be a restart, with another limit.
 	sizeLimits map[string]int64
+	preferred  string // the address of the node to try first next time; "" for any
 	board      statusBoard
 	lastFault  string // the kind that was logged last, to say each once
 
@@ -72,8 +74,8 @@ func (v *supervisor) run(ctx context.Context) {
 
 // connect tries every URL once, in an order shuffled anew each time.
 func (v *supervisor) connect(ctx context.Context) (*session, error) {
-	faults := make([]error, len(v.targets))       // in the URLs' order, so equal faults read alike
-	for _, i := range rand.Perm(len(v.targets)) { //nolint:gosec // spreads load, guards nothing.
+	faults := make([]error, len(v.targets)) // in the URLs' order, so equal faults read alike
+	for _, i := range v.order() {
 		s, err := v.attempt(ctx, v.targets[i])
 		if err == nil {
 			return s, nil
@@ -84,6 +86,24 @@ func (v *supervisor) connect(ctx context.Context) (*session, error) {
 		}
 	}
 	return nil, errors.Join(faults...)
+}
+
+// order returns the targets in the order to try them: shuffled, after the preferred one.
+func (v *supervisor) order() []int {
+	order := rand.Perm(len(v.targets)) //nolint:gosec // spreads load, guards nothing.
+	slices.SortStableFunc(order, func(a, b int) int {
+		return v.rank(a) - v.rank(b)
+	})
+	v.preferred = ""
+	return order
+}
+
+// rank is 0 for the preferred target and 1 for every other.
+func (v *supervisor) rank(i int) int {
+	if v.targets[i].address == v.preferred {
+		return 0
+	}
+	return 1
 }
 
 // attempt dials one broker and sets the session up, as one step within the dial
@@ -157,6 +177,9 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	}
 	if s.cause == nil {
 		return ctx.Err()
+	}
+	if elsewhere, ok := errors.AsType[*servedElsewhereError](s.cause); ok {
+		v.preferred = elsewhere.address
 	}
 	delete(v.sizeLimits, s.target.address)
 	if refused, ok := errors.AsType[*amqp.Error](s.cause); ok {

@@ -1,0 +1,182 @@
+package amqpx
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+)
+
+// A node of a cluster that is on the wrong side of a partition, such as one that was
+// suspended for a while, keeps its connections open and answers whatever it can answer
+// alone. A client there is ready, and none of its calls is answered, while the other nodes
+// serve. So a client that knows several nodes and gets no response asks, first here, then by
+// way of the others, whether servers answer, and leaves for a node where they do.
+
+const (
+	// unansweredFirst, unansweredGrowth and unansweredMost bound how long no response may come
+	// before the client asks. The time grows with each question until a response comes, so
+	// that a client whose servers are all gone asks less and less often, and one that has left
+	// a node in vain stays for longer.
+	unansweredFirst  = 10 * time.Second
+	unansweredGrowth = 3
+	unansweredMost   = 5 * time.Minute
+	// unansweredCalls is how many calls must have failed without a response meanwhile.
+	unansweredCalls = 3
+	// unansweredCheck is the pause between two checks of these bounds.
+	unansweredCheck = time.Second
+	// servedLimit is how long servers, and a node, may take to answer.
+	servedLimit = 3 * time.Second
+)
+
+// unanswered is what a client knows of its calls that got no response.
+type unanswered struct {
+	failed atomic.Int64  // calls since the last response
+	wait   time.Duration // until the next question; only checkAnswered uses it
+}
+
+// servedElsewhereError ends a session on which nothing is answered, while servers answer by
+// way of another node.
+type servedElsewhereError struct{ address string }
+
+func (e *servedElsewhereError) Error() string {
+	return "no call is answered here, and servers answer by way of " + e.address
+}
+
+func (e *servedElsewhereError) Unwrap() error { return errLinkEnded }
+
+// noteUnanswered counts a call that failed without a response, as far as its code tells.
+func (c *Client) noteUnanswered(err error) {
+	switch c.codeOf(err) {
+	case CodeDeadlineExceeded, CodeUnavailable:
+		c.unanswered.failed.Add(1)
+	default:
+	}
+}
+
+// otherNodes returns the nodes of the client's list that a session is not connected to, in a
+// random order.
+func (c *Client) otherNodes(s *session) []brokerTarget {
+	var others []brokerTarget
+	for _, i := range rand.Perm(len(c.sup.targets)) { //nolint:gosec // spreads load, guards nothing.
+		if t := c.sup.targets[i]; t.address != s.target.address {
+			others = append(others, t)
+		}
+	}
+	return others
+}
+
+// checkAnswered ends the session when no call is answered on it for a while though servers
+// answer by way of another node.
+func (c *Client) checkAnswered(s *session) {
+	tick := time.NewTicker(unansweredCheck)
+	defer tick.Stop()
+	u := &c.unanswered
+	since, confirmed := time.Now(), time.Time{}
+	u.failed.Store(0)
+	for {
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+		if s.confirmed.Swap(false) {
+			confirmed = time.Now()
+		}
+		if s.answered.Swap(false) {
+			since, u.wait = time.Now(), unansweredFirst
+			u.failed.Store(0)
+			continue
+		}
+		if time.Since(since) < u.wait || u.failed.Load() < unansweredCalls || s.gate.opening() != nil {
+			continue
+		}
+		if !c.isServed(s, confirmed.After(since.Add(unansweredFirst/2))) {
+			u.wait = min(unansweredGrowth*u.wait, unansweredMost)
+			if address, ok := c.servedElsewhere(s); ok {
+				s.fail(&servedElsewhereError{address})
+				return
+			}
+		}
+		since = time.Now()
+		u.failed.Store(0)
+	}
+}
+
+// isServed reports whether servers get the client's requests: one answers a ping, as slow
+// handlers do not keep it from doing, or, where servers are programs that know no pings, the
+// broker confirms requests to a queue that has consumers. A node without a majority may still
+// list consumers, and confirms nothing.
+func (c *Client) isServed(s *session, confirmed bool) bool {
+	ctx, cancel := withinSession(s, servedLimit)
+	defer cancel()
+	if c.isPinged(ctx, s.pub) {
+		return true
+	}
+	n, err := c.Consumers(ctx)
+	return err == nil && n > 0 && confirmed
+}
+
+// withinSession returns a context that ends with the session, or after a while.
+func withinSession(s *session, most time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), most) //nolint:forbidigo // a session lives beyond any caller's context.
+	s.run(func() {                                                 // ends with the context at the latest
+		select {
+		case <-s.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, cancel
+}
+
+// isPinged reports whether a server answers a ping over a connection.
+func (c *Client) isPinged(ctx context.Context, l link) (answered bool) {
+	if !c.cfg.control {
+		return false
+	}
+	_ = c.askThrough(ctx, l, controlPing, nil, func(*Instance) (more bool) {
+		answered = true
+		return false
+	})
+	return answered
+}
+
+// servedElsewhere returns the address of another node by way of which servers answer, or
+// over which the request queue has consumers.
+func (c *Client) servedElsewhere(s *session) (address string, ok bool) {
+	for _, t := range c.otherNodes(s) {
+		if c.servesAt(s, t) {
+			return t.address, true
+		}
+		if s.ended() {
+			break
+		}
+	}
+	return "", false
+}
+
+// servesAt asks one node on a connection of its own.
+func (c *Client) servesAt(s *session, t brokerTarget) bool {
+	ctx, cancel := withinSession(s, min(c.cfg.dialTimeout, 2*servedLimit))
+	defer cancel()
+	l, err := c.cfg.dialer.dial(ctx, t.url, c.cfg.name+" client look")
+	if err != nil {
+		return false
+	}
+	defer l.close()
+	stop := context.AfterFunc(ctx, l.cut)
+	defer stop()
+	pinging, over := context.WithTimeout(ctx, servedLimit)
+	defer over()
+	if c.isPinged(pinging, l) {
+		return true
+	}
+	consumers := 0
+	_ = onOwnChannel(l, func(ch channel) error {
+		q, err := ch.QueueDeclarePassive(c.route.queue, true, false, false, false, nil)
+		consumers = q.Consumers
+		return err
+	})
+	return consumers > 0
+}

@@ -1,0 +1,187 @@
+package amqpx
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// sides are the nodes of a cluster on both sides of a partition. A client begins on the left
+// one, as nobody can dial the right one before.
+type sides struct {
+	left, right *fakeBroker
+	dials       atomic.Int64 // of the right one, by the client
+	open        atomic.Bool
+}
+
+const sidesURL = "amqp://app:secret@left.test:5672/,amqp://app:secret@right.test:5672/"
+
+func (s *sides) dial(ctx context.Context, url, name string) (link, error) {
+	if !strings.Contains(url, "right") {
+		return s.left.dial(ctx, url, name)
+	}
+	if !s.open.Load() {
+		return nil, errCut
+	}
+	s.dials.Add(1)
+	return s.right.dial(ctx, url, name)
+}
+
+func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
+
+// foreign is a consumer of the request queue that answers nothing and knows no control plane.
+func foreign(t *testing.T, b *fakeBroker) {
+	t.Helper()
+	l, err := b.dial(t.Context(), testURL, "foreign")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := l.channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.Consume(DefaultQueue, "tag", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+}
+
+// callsFor has calls made twice a second for a while and returns how many were answered in
+// the last five seconds.
+func callsFor(t *testing.T, c *Client, d time.Duration) (answered int64) {
+	t.Helper()
+	var n atomic.Int64
+	var calls sync.WaitGroup
+	for begun := time.Now(); time.Since(begun) < d; pass(500 * time.Millisecond) {
+		late := d-time.Since(begun) < 5*time.Second
+		calls.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			if _, err := c.Call(ctx, "m", nil, Idempotent()); err == nil && late {
+				n.Add(1)
+			}
+		})
+	}
+	calls.Wait()
+	return n.Load()
+}
+
+// A client on a node where no call is answered leaves for one by way of which servers answer,
+// and stays where the node is not what its calls wait for.
+func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
+	t.Parallel()
+	serve := func(h Handler, control bool) func(*testing.T, *fakeBroker) {
+		return func(t *testing.T, b *fakeBroker) {
+			t.Helper()
+			s := startServer(t, b, handlers{"m": h}, WithControl(control))
+			ready(t, s.WaitReady)
+		}
+	}
+	nobody := func(*testing.T, *fakeBroker) {}
+	for name, c := range map[string]struct {
+		left, right func(*testing.T, *fakeBroker)
+		leaves      bool
+		dials       int64 // of the other node, at most; 0: any number
+		answered    bool
+	}{
+		"no server":                         {left: nobody, right: serve(echo, true), leaves: true, answered: true},
+		"no server, and others without one": {left: nobody, right: serve(echo, false), leaves: true, answered: true},
+		"consumers of the past": {
+			left: func(t *testing.T, b *fakeBroker) {
+				t.Helper()
+				foreign(t, b)
+				b.with(func(b *fakeBroker) { b.holding = true })
+			},
+			right: serve(echo, true), leaves: true, answered: true,
+		},
+		"no queue": {
+			left:  func(_ *testing.T, b *fakeBroker) { b.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) }) },
+			right: serve(echo, true), leaves: true, answered: true,
+		},
+		"slow handlers":       {left: serve(untilDone, true), right: serve(echo, true), dials: -1},
+		"slow other programs": {left: foreign, right: serve(echo, true), dials: -1},
+		"no server anywhere":  {left: nobody, right: nobody, dials: 5},
+		"answers":             {left: serve(echo, true), right: serve(echo, true), dials: -1, answered: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &sides{left: newFakeBroker(), right: newFakeBroker()}
+				for _, b := range []*fakeBroker{s.left, s.right} {
+					b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+				}
+				log, logs := observed(zap.WarnLevel)
+				client, err := NewClient(sidesURL, s.left.option(), s, WithControl(true), WithLogger(log))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer client.Close(within(t, time.Minute)) //nolint:errcheck // not what is tested.
+				ready(t, client.WaitReady)
+				c.left(t, s.left)
+				c.right(t, s.right)
+				s.open.Store(true)
+				answered := callsFor(t, client, 5*time.Minute)
+				wantSame(t, "moved", strings.Contains(client.Status().Broker, "right"), c.leaves)
+				wantSame(t, "calls were answered in the end", answered > 0, c.answered)
+				moves := logs.FilterMessage("link down, reconnecting").All()
+				if c.leaves != (len(moves) == 1) {
+					t.Errorf("log: %v", moves)
+				}
+				switch n := s.dials.Load(); {
+				case c.dials == -1:
+					wantSame(t, "dials of the other node", n, 0)
+				case c.dials > 0 && n > c.dials:
+					t.Errorf("the other node was dialed %d times, want at most %d times", n, c.dials)
+				}
+			})
+		})
+	}
+}
+
+// A client that left a node in vain, because nothing is answered on the next one either,
+// does not go to and fro.
+func TestClientDoesNotFlapBetweenNodes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &sides{left: newFakeBroker(), right: newFakeBroker()}
+		for _, b := range []*fakeBroker{s.left, s.right} {
+			b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+			foreign(t, b)
+		}
+		client, err := NewClient(sidesURL, s.left.option(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close(within(t, time.Minute)) //nolint:errcheck // not what is tested.
+		ready(t, client.WaitReady)
+		for _, b := range []*fakeBroker{s.left, s.right} {
+			b.with(func(b *fakeBroker) { b.holding = true })
+		}
+		s.open.Store(true)
+		_ = callsFor(t, client, 15*time.Minute)
+		// After 10, 30, 90, 270 and then each 300 s.
+		if n := client.Stats().Reconnects; n < 3 || n > 6 {
+			t.Errorf("%d moves in 15 minutes", n)
+		}
+	})
+}
+
+// With one node there is none to leave for.
+func TestClientOfOneNodeStays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+		client := startClient(t, b, WithControl(true))
+		ready(t, client.WaitReady)
+		_ = callsFor(t, client, 5*time.Minute)
+		wantSame(t, "reconnects", client.Stats().Reconnects, 0)
+		wantSame(t, "dials", len(b.dials), 2)
+	})
+}
