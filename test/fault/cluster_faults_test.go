@@ -36,6 +36,8 @@ func keptReplies(l *load) { l.replies = amqpx.QueueQuorum }
 func persistent(l *load)  { l.persistent = true }
 func one(l *load)         { l.clients = 1 }
 
+func slowHeartbeat(l *load) { l.heartbeat = 20 * time.Second }
+
 // clusterScenarios are faults of a cluster of three nodes.
 func clusterScenarios() []scenario {
 	const quorum, classic = amqpx.QueueQuorum, amqpx.QueueClassic
@@ -116,6 +118,10 @@ func clusterScenarios() []scenario {
 			load: paced(quorum), place: replyAtRisk(), fault: suspend(replyQueueNode),
 		},
 		{
+			name: "suspended-link", about: "the node of the links for 14 s, which heartbeats of 20 s do not notice, then partitioned, then restarted",
+			load: paced(quorum, slowHeartbeat), place: replyAtRisk(), fault: suspendFor(20*time.Second, replyQueueNode),
+		},
+		{
 			name: "suspended-leader", about: "SIGSTOP to the node of the leader for 14 s, then restarted",
 			load: paced(quorum), place: queueAtRisk(), fault: suspend(requestQueueNode),
 		},
@@ -188,14 +194,17 @@ func minority(s *stage) {
 // suspend stops the process of a node for longer than the others wait for it. When it goes on,
 // RabbitMQ stays partitioned: clients that are there must find another node, until the operator
 // restarts that one.
-func suspend(role func(*stage) *clusterNode) func(*stage) {
+func suspend(role func(*stage) *clusterNode) func(*stage) { return suspendFor(away, role) }
+
+// suspendFor is suspend with a time between the node's going on and its restart.
+func suspendFor(d time.Duration, role func(*stage) *clusterNode) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
 		n := role(s)
 		s.lose(suspended(), n)
 		s.wait(14 * time.Second)
 		n.Do("resume")
-		s.wait(away)
+		s.wait(d)
 		s.regain(suspended(), n)
 	}
 }
