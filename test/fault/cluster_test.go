@@ -13,7 +13,7 @@ import (
 // TestCluster loses, cuts off and drains the nodes of a cluster of three, and proves how soon
 // clients are answered again where the request queue stayed in service: `make cluster`.
 func TestCluster(t *testing.T) {
-	judgeCluster(t, table(t, "cluster", "make cluster", set.batch, clusterScenarios()))
+	judgeCluster(t, table(t, "cluster", "make cluster", set.batch, slices.Concat(clusterScenarios(), memberScenarios())))
 }
 
 // TestClusterShort is a selection of TestCluster: `make cluster-short`.
