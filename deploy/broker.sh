@@ -109,8 +109,8 @@ ready() {
 
 print_env() {
 	cat <<-ENV
-		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port/
-		export AMQPX_TEST_AMQPS_URL=amqps://guest:guest@localhost:$tls_port/
+		export AMQPX_TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:$amqp_port
+		export AMQPX_TEST_AMQPS_URL=amqps://guest:guest@localhost:$tls_port
 		export AMQPX_TEST_CA_FILE=$state/tls/cert.pem
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
 		export AMQPX_TEST_METRICS_URL=http://127.0.0.1:$metrics_port

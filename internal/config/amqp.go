@@ -20,7 +20,7 @@ import (
 type AMQP struct {
 	// URL lists the broker's nodes, separated by commas. After Validate it holds
 	// what URLFile gave, when that is set.
-	URL Secret `envconfig:"AMQP_URL" default:"amqp://guest:guest@localhost:5672/" empty:"ok"`
+	URL Secret `envconfig:"AMQP_URL" default:"amqp://guest:guest@localhost:5672" empty:"ok"`
 	// URLFile names a file that holds the URL, such as a mounted secret; it wins
 	// over URL's default. Setting both is a fault.
 	URLFile string `envconfig:"AMQP_URL_FILE" empty:"ok"`

@@ -32,7 +32,7 @@ func TestAMQPDefaultsAreTheLibrarys(t *testing.T) {
 		a.BackoffMax != amqpx.DefaultBackoffMax {
 		t.Errorf("the defaults differ from the library's: %+v", a)
 	}
-	if a.URL != "amqp://guest:guest@localhost:5672/" {
+	if a.URL != "amqp://guest:guest@localhost:5672" {
 		t.Errorf("URL is %s", a.URL)
 	}
 	if n := len(a.Options("test", zap.NewNop())); n != 7 {
