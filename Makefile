@@ -111,8 +111,9 @@ soak: ## faults at random from SEED for SOAK
 # The broker takes messages as large as RabbitMQ 3 does by default.
 hostile: export BROKER_CONF = max_message_size = 134217728
 hostile: FOR ?= 5m
-hostile: ## what ends or fills servers, sent for FOR to servers under 256 MiB
-	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
+hostile: RUN ?= .
+hostile: ## what ends or fills servers, sent for FOR to servers under 256 MiB; RUN=regexp
+	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 -run 'TestHostileInputs/inputs/$(value RUN)' ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
 	@cat .run/hostile/hostile-$(BROKER).md
 
 e2e: ## what make up and make down do, from the outside

@@ -21,9 +21,10 @@ type settings struct {
 	lasts    time.Duration
 	out      string
 	programs string // folder of the built programs
+	began    bool   // a test has, so that -run matches one
 }
 
-// set is written by TestMain, before any test.
+// set is written by TestMain before any test, and by TestHostileInputs, which is alone.
 //
 //nolint:gochecknoglobals // flags are the process's own.
 var set settings
@@ -44,6 +45,10 @@ func TestMain(m *testing.M) {
 	}
 	rig.Main(m, goleak.Cleanup(func(code int) {
 		_ = os.RemoveAll(dir)
+		if code == 0 && !set.began {
+			fmt.Fprintf(os.Stderr, "-run %s matches no test\n", flag.Lookup("test.run").Value)
+			code = 1
+		}
 		os.Exit(code)
 	}))
 }
