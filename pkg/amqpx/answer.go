@@ -113,8 +113,8 @@ func (a *answer) claim(uint64) bool { return true }
 // withdrawn implements outgoing.
 func (a *answer) withdrawn() bool { return false }
 
-// envelope implements outgoing. An answer is not mandatory: a caller that is gone
-// needs none.
+// envelope implements outgoing. The broker returns a mandatory response that no queue takes,
+// which is only counted: a caller that is gone needs none.
 func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
 	if r.failed != nil {
@@ -123,7 +123,7 @@ func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 		msg = encodeResult(in, r.body, r.timing, persistent)
 	}
 	r.props.addTo(&msg, r.failed != nil)
-	return in.replyTo, false, msg
+	return in.replyTo, a.server.returnsCount(in.replyTo), msg
 }
 
 // lane implements mate. Who sends batches reads them.
@@ -147,14 +147,19 @@ func (a *answer) mustLeave() bool { return false }
 
 // board implements mate.
 func (a *answer) board(b *batch) {
-	b.persistent = a.server.cfg.persistent
+	if len(b.mates) == 0 {
+		b.persistent, b.mandatory = a.server.cfg.persistent, a.server.returnsCount(b.key)
+	}
 	b.body = appendAnswer(b.body, a.job.in, a.reply)
 }
 
 // settle implements outgoing.
 func (a *answer) settle(f fate) {
 	switch {
-	case f == fateConfirmed:
+	case f == fateConfirmed, f == fateUnroutable:
+		if f == fateUnroutable {
+			a.server.counts.unroutable.Add(1)
+		}
 		if a.route == routeIsolated {
 			a.server.suspects.clear(a.job.in)
 		}
@@ -187,7 +192,7 @@ func (a *answer) reject(cause error) {
 	a.replaced = true
 	e := Errorf(code, "response: %w", told)
 	e.causes = nil // they stay here, and must not stay in memory
-	a.reply.body, a.reply.failed = nil, e
+	a.reply.body, a.reply.failed, a.reply.props = nil, e, nil
 	a.send()
 }
 

@@ -43,7 +43,7 @@ func TestCallOnTheWire(t *testing.T) {
 		}
 		answer := r.broker.messagesTo(routeReplies)[0]
 		wantSame(t, "answer's correlation id", answer.msg.CorrelationId, sent.msg.CorrelationId)
-		wantSame(t, "answer is mandatory", answer.mandatory, false)
+		wantSame(t, "answer is mandatory", answer.mandatory, true)
 		wantSame(t, "answer's headers", len(answer.msg.Headers), 0)
 	})
 }

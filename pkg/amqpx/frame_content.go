@@ -90,9 +90,10 @@ func (u *unclaimedBodies) close(b *bytesInHand) {
 type contentKind uint8
 
 const (
-	contentRequest contentKind = iota // counted
-	contentOther                      // not counted: what was returned, and the retry queue
-	contentControl                    // a message of the control plane
+	contentRequest  contentKind = iota // counted
+	contentOther                       // not counted: the retry queue
+	contentControl                     // a message of the control plane
+	contentReturned                    // a message that came back: only a batch is read
 )
 
 // methodMost is how much of a method's arguments is looked at: class, method and the
@@ -127,7 +128,9 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 	case deliver:
 		tag := args[5:min(5+int(args[4]), len(args))]
 		f.setKind(channel, kindOfConsumer(tag))
-	case returned, got:
+	case returned:
+		f.setKind(channel, contentReturned)
+	case got:
 		f.setKind(channel, contentOther)
 	}
 	return nil
@@ -168,8 +171,12 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	kind := f.kinds[channel]
 	delete(f.kinds, channel)
 	drop := droppedBody{size: size, limit: f.limits.maxBody}
-	if kind == contentControl {
+	switch kind {
+	case contentControl:
 		drop.limit = controlBody
+	case contentReturned:
+		drop.limit = smallBody
+	case contentRequest, contentOther:
 	}
 	switch {
 	case size == 0:

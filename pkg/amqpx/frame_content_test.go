@@ -207,7 +207,9 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 	message := func(consumer string, size int) []byte {
 		return slices.Concat(deliverFrame(consumer), sized(size, contentHeader(nil)), frameOf(3, make([]byte, size)))
 	}
-	returned := slices.Concat(frameOf(1, []byte("\x00\x3c\x00\x32...")), sized(large, contentHeader(nil)), frameOf(3, make([]byte, large)))
+	returned := func(size int) []byte {
+		return slices.Concat(frameOf(1, []byte("\x00\x3c\x00\x32...")), sized(size, contentHeader(nil)), frameOf(3, make([]byte, size)))
+	}
 	for name, c := range map[string]struct {
 		held   int64 // before
 		stream []byte
@@ -222,7 +224,8 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		"no room for any":     {2 * large, message("c", 100), 0, 0, false},
 		"empty":               {3 * large, message("c", 0), 0, 0, true},
 		"retry queue":         {3 * large, message("c"+retrySuffix, large), 0, 0, true},
-		"returned":            {3 * large, returned, 0, 0, true},
+		"returned":            {3 * large, returned(smallBody), 0, 0, true},
+		"large returned":      {0, returned(large), smallBody, 0, false},
 		"control":             {3 * large, message(controlConsumer, 100), 0, 0, true},
 		"large control":       {0, message(controlConsumer, large), controlBody, 0, false},
 		"then a request":      {large, append(message("c"+retrySuffix, 0), message("c", large)...), 0, 0, false},

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -28,6 +29,36 @@ func checkFrame(msg *amqp.Publishing, frameSize int) error {
 	}
 	return nil
 }
+
+// tracingHeaders are the W3C headers of a request in the order in which they are left out of
+// one that does not fit a frame.
+func tracingHeaders() []string { return []string{"baggage", "tracestate", "traceparent"} }
+
+// fitFrame leaves tracing headers out of a message whose properties do not fit a frame of the
+// connection, as many as it takes. It refuses a message that does not fit without them.
+func fitFrame(msg *amqp.Publishing, frameSize int) error {
+	tooLarge := checkFrame(msg, frameSize)
+	if tooLarge == nil {
+		return nil
+	}
+	fitting := *msg
+	fitting.Headers = maps.Clone(msg.Headers) // those of the request are not changed
+	for _, name := range tracingHeaders() {
+		if _, ok := fitting.Headers[name]; !ok {
+			continue
+		}
+		delete(fitting.Headers, name)
+		if checkFrame(&fitting, frameSize) == nil {
+			msg.Headers = fitting.Headers
+			return nil
+		}
+	}
+	return tooLarge
+}
+
+// mayExceedFrame reports whether headers that fit a batch may not fit a frame of the
+// connection.
+func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }
 
 // propertiesSize returns the size of a content header, encoded as amqp091-go does it.
 func propertiesSize(msg *amqp.Publishing) int {

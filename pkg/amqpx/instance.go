@@ -76,6 +76,7 @@ type InstanceStats struct {
 	Dead           uint64  `json:"dead"`
 	Batched        uint64  `json:"batched"`
 	Undeliverable  uint64  `json:"undeliverable"`
+	Unroutable     uint64  `json:"unroutable"`
 	Reconnects     uint64  `json:"reconnects"`
 	BlockedSeconds float64 `json:"blocked_seconds"`
 
@@ -128,7 +129,7 @@ func (s *Server) instanceStats() *InstanceStats {
 		Requests: st.Requests, InFlight: st.InFlight, Waiting: st.Waiting, Busy: st.Busy,
 		OK: st.OK, Failed: st.Failed, Panics: st.Panics, Refused: st.Refused, Expired: st.Expired, Shed: st.Shed,
 		Replayed: st.Replayed, Canceled: st.Canceled, Returned: st.Returned, Moved: st.Moved, Dead: st.Dead,
-		Batched: st.Batched, Undeliverable: st.Undeliverable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
+		Batched: st.Batched, Undeliverable: st.Undeliverable, Unroutable: st.Unroutable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
 		Stuck: st.Stuck, OldestHandlerSeconds: st.OldestHandler.Seconds(),
 	}
 }

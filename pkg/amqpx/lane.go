@@ -98,7 +98,8 @@ func (s *lanes) rest() []outgoing {
 	return all
 }
 
-// joinLane has a message wait in its lane, if it has one.
+// joinLane has a message wait in its lane, if it has one. A message that does not fit a frame
+// of the connection has none: whether it can be sent does not depend on others.
 func (p *publisher) joinLane(out outgoing) bool {
 	m, ok := out.(mate)
 	if !ok {
@@ -107,6 +108,11 @@ func (p *publisher) joinLane(out outgoing) bool {
 	key := m.lane()
 	if key == "" {
 		return false
+	}
+	if size := p.s.pub.frameSize(); mayExceedFrame(size) {
+		if _, _, msg := m.envelope(); checkFrame(&msg, size) != nil {
+			return false
+		}
 	}
 	p.lanes.add(key, m)
 	return true
@@ -214,6 +220,7 @@ type batch struct {
 	least      time.Duration // that a call in it has left
 	most       time.Duration // and the most
 	persistent bool
+	mandatory  bool   // of a batch of responses
 	body       []byte // valid until it is published
 }
 
@@ -227,7 +234,7 @@ func (b *batch) withdrawn() bool { return false }
 func (b *batch) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	msg = amqp.Publishing{ContentType: contentTypeAnswers, DeliveryMode: deliveryMode(b.persistent), Body: b.body}
 	if b.calls == nil {
-		return b.key, false, msg
+		return b.key, b.mandatory, msg
 	}
 	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = contentTypeCalls, b.id, b.replyTo, b.user
 	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)

@@ -110,7 +110,7 @@ func (q Queue) validateName() error {
 	if !utf8.ValidString(q.Name) {
 		faults = append(faults, fmt.Errorf("WithQueue: queue name %q: want valid UTF-8", q.Name))
 	}
-	for _, suffix := range []string{".batch", retrySuffix, deadSuffix, ".control"} {
+	for _, suffix := range []string{batchSuffix, retrySuffix, deadSuffix, ".control"} {
 		if strings.HasSuffix(q.Name, suffix) {
 			faults = append(faults, fmt.Errorf("WithQueue: queue name %q: names that end with %q are those of another queue's companions", q.Name, suffix))
 		}

@@ -102,7 +102,7 @@ func (s *session) checkLimits(msg *amqp.Publishing) error {
 		return tooLarge(len(msg.Body), limit)
 	}
 	if len(msg.Headers) > 0 {
-		return checkFrame(msg, s.pub.frameSize())
+		return fitFrame(msg, s.pub.frameSize())
 	}
 	return nil
 }

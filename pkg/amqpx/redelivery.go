@@ -17,6 +17,7 @@ import (
 // travels with the message and works alike on every type of queue.
 
 const (
+	batchSuffix = ".batch"
 	retrySuffix = ".retry"
 	deadSuffix  = ".dead"
 	// maxDead bounds the dead letters; beyond it the oldest are dropped.
@@ -35,11 +36,12 @@ func (q Queue) deadQueue() Queue {
 
 // awaitMoves holds back a request that some server has lost, which may be what killed
 // it, while originals of this server's own moves are not acknowledged: killed now, it
-// would leave original and copy, and so two killers of each. False means that the
-// request must not run here, because the broker hands it out again.
+// would leave original and copy, and so two killers of each. A drain ends the wait. False
+// means that the request must not run here, because the broker hands it out again.
 func (s *Server) awaitMoves(j *job) bool {
 	select {
 	case <-s.moves.whenIdle():
+	case <-s.draining:
 	case <-j.from.done:
 	}
 	return !j.comesAgain()
@@ -125,7 +127,7 @@ func (s *Server) copyOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 // fitsOrRefuse refuses a request whose copy does not fit a frame of the connection with
 // the headers that it was given.
 func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
-	err := checkFrame(msg, j.from.sess.pub.frameSize())
+	err := fitFrame(msg, j.from.sess.pub.frameSize())
 	if err != nil {
 		s.refuseUncounted(j, err)
 	}

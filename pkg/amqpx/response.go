@@ -99,7 +99,7 @@ func changeResponse(ctx context.Context, change func(*properties) error) error {
 const ownProperties = 4 << 10
 
 // checkResponse refuses properties that do not fit a frame of the connection beside what
-// this package adds, and takes them from the response.
+// this package adds.
 func (r *invocation) checkResponse(p *properties) error {
 	var msg amqp.Publishing
 	p.addTo(&msg, false)

@@ -225,8 +225,7 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 		s.warnAdopted(s.cfg.queue, difference, found.againstBatches(s.cfg.queue))
 	}
 	companions := s.companions(found)
-	// Answers are not mandatory, so what comes back is a moved request.
-	startPublisher(sess, s.outbox, func(r amqp.Return) { s.copyReturned(sess, companions, &r) })
+	startPublisher(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
 	if err := s.startControl(sess); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -187,6 +188,42 @@ func (s *Server) warnCompanion(k *companion, err error) {
 	step, _ := k.step.Load().(string)
 	s.logs.companion.of(s.cfg.logger).Warn("a queue cannot be used, the server does without it",
 		zap.String("queue", k.queue.Name), zap.String("step", step), zap.Error(err))
+}
+
+// returnsCount reports whether the return of a response to replyTo is to be counted. RabbitMQ
+// returns every mandatory message to an address of direct reply-to, and one to a queue of this
+// server would be taken for a copy of a request.
+func (s *Server) returnsCount(replyTo string) bool {
+	return !isDirectAddress(replyTo) && !s.cfg.queue.owns(replyTo)
+}
+
+// owns reports whether a queue is the request queue or one of its companions.
+func (q Queue) owns(name string) bool {
+	companion, found := strings.CutPrefix(name, q.Name)
+	if !found {
+		return false
+	}
+	switch companion {
+	case "", batchSuffix, retrySuffix, deadSuffix:
+		return true
+	default:
+		return false
+	}
+}
+
+// returnedMessage handles a message that the broker returned, which is a copy of a request if
+// it is for a queue of this server, and otherwise responses.
+func (s *Server) returnedMessage(sess *session, companions []*companion, r *amqp.Return) {
+	switch {
+	case s.cfg.queue.owns(r.RoutingKey):
+		s.copyReturned(sess, companions, r)
+	case r.ContentType == contentTypeAnswers:
+		var room [64][]byte
+		records, _ := appendRecords(room[:0], r.Body) // they were encoded here
+		s.counts.unroutable.Add(uint64(len(records)))
+	default:
+		s.counts.unroutable.Add(1)
+	}
 }
 
 // copyReturned handles a copy of a request that the broker returned: its queue is missing.

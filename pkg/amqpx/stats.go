@@ -103,6 +103,9 @@ type ServerStats struct {
 	// Undeliverable counts the responses, and the copies of requests, that were dropped
 	// because they ended the connection they were published on.
 	Undeliverable uint64
+	// Unroutable counts the responses that no queue took: their callers are gone, or named a
+	// reply_to that is no queue. Responses to direct reply-to are not among them.
+	Unroutable uint64
 	// Reconnects counts the links that became ready after the first.
 	Reconnects uint64
 	// Blocked is how long the broker has blocked publishing, all times together.
@@ -124,7 +127,7 @@ type ServerStats struct {
 type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
 	shed, replayed, moved, dead, batched, canceled           atomic.Uint64
-	undeliverable                                            atomic.Uint64
+	undeliverable, unroutable                                atomic.Uint64
 	tooLarge, deferred                                       atomic.Uint64
 }
 
@@ -151,6 +154,7 @@ func (s *Server) Stats() ServerStats {
 		Batched:  s.counts.batched.Load(),
 
 		Undeliverable: s.counts.undeliverable.Load(),
+		Unroutable:    s.counts.unroutable.Load(),
 
 		Reconnects: reconnects(s.Status()),
 		Blocked:    s.sup.board.blockedFor(),

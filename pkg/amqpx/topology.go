@@ -51,7 +51,7 @@ const replyExpiry = 5 * time.Minute
 
 // batchQueue is the queue of the batch lane.
 func (q Queue) batchQueue() Queue {
-	q.Name += ".batch"
+	q.Name += batchSuffix
 	return q
 }
 

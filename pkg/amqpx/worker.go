@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,10 +40,12 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case s.handedOutBefore(j, m):
 	case in.lostDeliveries == 0:
 		s.invoke(handlers, j, m, now)
-	case s.awaitMoves(j):
-		s.invoke(handlers, j, m, time.Now())
-	default:
+	case !s.awaitMoves(j):
 		j.over()
+	case s.isDraining():
+		s.giveBack(j)
+	default:
+		s.invoke(handlers, j, m, time.Now())
 	}
 }
 
@@ -130,9 +133,11 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	if err == nil && len(body) > s.cfg.maxMessageSize {
 		err = Errorf(CodeResourceExhausted, "%w: answer of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
 	}
-	res.props = r.response.Load()
-	if err == nil && res.props != nil {
-		err = r.checkResponse(res.props)
+	if res.props = r.response.Load(); res.props != nil {
+		if tooLarge := r.checkResponse(res.props); tooLarge != nil {
+			res.props = nil // an error that has them would not fit either
+			err = cmp.Or(err, tooLarge)
+		}
 	}
 	code := Code("")
 	if err != nil {

@@ -42,6 +42,8 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Dead) })
 	f.counter("amqpx_server_undeliverable_responses_total", "Responses dropped because they ended the connection they were published on.",
 		func(s *stats) float64 { return float64(s.Undeliverable) })
+	f.counter("amqpx_server_unroutable_answers_total", "Responses that no queue took: their callers are gone, or named no queue.",
+		func(s *stats) float64 { return float64(s.Unroutable) })
 	f.counter("amqpx_server_canceled_requests_total", "Requests that were given up because their callers had.",
 		func(s *stats) float64 { return float64(s.Canceled) })
 	f.counter("amqpx_server_batched_requests_total", "Requests that came in a batch.",

@@ -1,0 +1,59 @@
+package amqpx
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Responses that no queue takes are counted, and harm nobody.
+func TestUnroutableResponsesAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		const n = 10
+		for i := range n {
+			b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "nobody", fmt.Sprint(i) }))
+			b.put(with(request("unknown"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "amq.direct/key", fmt.Sprint(i) }))
+			b.put(with(request("m"), func(p *amqp.Publishing) { p.CorrelationId = fmt.Sprint("good", i) }))
+		}
+		settle()
+		wantSame(t, "answers", len(b.take()), n)
+		st := s.Stats()
+		wantSame(t, "unroutable", st.Unroutable, 2*n)
+		wantSame(t, "reconnects", st.Reconnects, 0)
+		wantSame(t, "in flight", st.InFlight, 0)
+		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+	})
+}
+
+// A response to an address of direct reply-to, or to a queue of the server itself, is not
+// mandatory: the broker returns every message of the first kind, and the second would be taken
+// for a copy of a request.
+func TestWhichResponsesAreMandatory(t *testing.T) {
+	t.Parallel()
+	s := &Server{cfg: &serverConfig{config: config{queue: Queue{Name: "q"}}}}
+	for replyTo, want := range map[string]bool{
+		"q.reply.1": true, "nobody": true, "amq.gen-1": true, "q.control": true, "q.dead.x": true, "x": true,
+		"q": false, "q.batch": false, "q.retry": false, "q.dead": false, directReplyTo + ".x": false,
+	} {
+		wantSame(t, replyTo, s.returnsCount(replyTo), want)
+	}
+}
+
+// A response whose reply_to is a companion that was deleted is not taken for a copy.
+func TestResponseToAMissingCompanion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		dead := DefaultQueue + deadSuffix
+		b.with(func(b *fakeBroker) { delete(b.queues, dead) })
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = dead }))
+		settle()
+		wantSame(t, "unroutable", s.Stats().Unroutable, 0)
+		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
