@@ -23,15 +23,15 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	begun := time.Now()
 	timer := time.NewTimer(s.cfg.drainTimeout)
 	defer timer.Stop()
-	select {
-	case <-s.track.whenIdle():
+	if s.awaitIdle(timer.C) {
 		s.cfg.logger.Info("drained", zap.Duration("took", time.Since(begun)))
 		return nil
-	case <-timer.C:
-	case <-s.stopNow:
 	}
 	cut := s.Stats().InFlight
-	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)))
+	sess := s.sup.current()
+	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
+		zap.Int("not_published", s.outbox.len()+s.direct.outbox.len()+s.isolated.outbox.len()),
+		zap.Bool("blocked", sess != nil && sess.gate.opening() != nil))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
@@ -43,6 +43,26 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 		return nil
 	}
 	return fmt.Errorf("amqpx: %w: %d unfinished", ErrDrainTimeout, cut)
+}
+
+// awaitIdle waits until nothing is under way; false means that the time is over, or that Close
+// was called.
+func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
+	updates, stop := s.sup.board.watch() // the status at once, and when the broker blocks publishing
+	defer stop()
+	idle := s.track.whenIdle()
+	for {
+		select {
+		case <-idle:
+			return true
+		case <-updates:
+			s.takeBackMoves()
+		case <-timeout:
+			return false
+		case <-s.stopNow:
+			return false
+		}
+	}
 }
 
 // giveBack returns a request that was not started to its queue, as a copy: the
@@ -65,7 +85,7 @@ func (s *Server) giveBack(j *job) {
 	s.counts.returned.Add(1)
 	msg, err := copyOf(j)
 	if err == nil {
-		err = checkFrame(&msg, j.from.sess.pub.frameSize())
+		err = fitFrame(&msg, j.from.sess.pub.frameSize())
 	}
 	if err != nil || j.delivery.Redelivered {
 		j.requeue()

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -388,5 +389,49 @@ func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
 		wantSame(t, "answers", len(b.take()), 0)
 		wantSame(t, "executions", s.Stats().OK, 0)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 2)
+	})
+}
+
+// A drain does not wait until a broker that blocks publishing takes copies of requests: it
+// gives the originals back.
+func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
+		s.sup.current().gate.set(true)
+		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
+		redelivered(b, request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s and is not answered
+		b.put(request("m"))
+		b.put(request("m"))
+		settle()
+		wantSame(t, "copies", s.Stats().Moved, 1)
+		s.stop()
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 3)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+// A request that waits until copies of others are confirmed does not run once a drain begins.
+func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithWorkers(2))
+		b.holdConfirms()
+		redelivered(b, request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(1)} }))
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "returned", s.Stats().Returned > 0, true)
+		b.releaseConfirms()
+		drained(t, s, nil, 0)
+		wantSame(t, "runs", runs.Load(), 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 2)
 	})
 }

@@ -45,19 +45,51 @@ func (m *moved) send() {
 		return
 	}
 	m.server.outbox.put(m)
+	m.server.takeBackMoves()
 }
 
 // withdrawn implements outgoing.
 func (m *moved) withdrawn() bool { return false }
 
 // claim implements outgoing. Without its session the original comes again by itself,
-// and a copy would be one too many.
+// and a copy would be one too many. A server that drains leaves the counting of a request to
+// the next one.
 func (m *moved) claim(uint64) bool {
 	if m.job.from.isOver() {
 		m.job.over()
 		return false
 	}
+	if m.counted && m.server.isDraining() {
+		m.takeBack()
+		return false
+	}
 	return true
+}
+
+// takeBack gives the original of a copy that was not published back to the broker.
+func (m *moved) takeBack() {
+	m.notTaken()
+	m.job.requeue()
+}
+
+// takeBackMoves gives the requests back whose copies wait until the broker takes messages
+// again, if this server drains: the drain need not wait for that. The broker takes the
+// originals back, which go over the connection that it does not block.
+func (s *Server) takeBackMoves() {
+	if !s.isDraining() {
+		return
+	}
+	sess := s.sup.current()
+	if sess == nil || sess.sub == sess.pub || sess.gate.opening() == nil {
+		return
+	}
+	for _, out := range s.outbox.takeOut(func(out outgoing) bool {
+		m, ok := out.(*moved)
+		return ok && m.job.from.sess == sess
+	}) {
+		m, _ := out.(*moved)
+		m.takeBack()
+	}
 }
 
 // envelope implements outgoing. A copy must not vanish with a missing queue.
@@ -109,6 +141,9 @@ func (m *moved) nacked() {
 	pause := growingPause(movePauseMin, movePauseMax, m.tries)
 	m.tries++
 	s.delayed.after(pause, m.again)
+	if s.isDraining() { // it began after the look above
+		s.delayed.flush()
+	}
 }
 
 // again moves the request again, unless it is delivered again by itself, or a server that

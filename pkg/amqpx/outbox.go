@@ -59,6 +59,23 @@ func (o *outbox) takeAll(spare []outgoing) []outgoing {
 	return all
 }
 
+// takeOut takes the messages out that match, and leaves the others in their order.
+func (o *outbox) takeOut(match func(outgoing) bool) (out []outgoing) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	rest := o.waiting[:0]
+	for _, m := range o.waiting {
+		if match(m) {
+			out = append(out, m)
+		} else {
+			rest = append(rest, m)
+		}
+	}
+	clear(o.waiting[len(rest):])
+	o.waiting = rest
+	return out
+}
+
 // withdrew is told of a message that was put in and will not be granted its claim.
 // Without a link nobody takes such messages out, so they are swept from time to time.
 func (o *outbox) withdrew() {

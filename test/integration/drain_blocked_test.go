@@ -1,0 +1,61 @@
+//go:build integration
+
+package integration
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// A drain does not wait for a broker that blocks publishing: requests whose copies it cannot
+// publish it gives back as they are.
+func TestDrainWhileTheBrokerBlocksPublishing(t *testing.T) {
+	t.Parallel()
+	broker := rig.StartBroker(t)
+	r := rig.On(t, broker.URL)
+	r.Declare(true, nil)
+	// A connection that publishes nothing, which the broker does not block, holds requests.
+	holder, err := rig.Dial(t, r.URL).Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := holder.Consume(r.Queue.Name, "holder", false, false, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []amqp.Delivery
+	for range 4 {
+		r.Request(amqp.Publishing{AppId: "b", CorrelationId: uuid.NewString()})
+		held = append(held, rig.Recv(t, taken, "a request"))
+	}
+	if err := holder.Cancel("holder", false); err != nil {
+		t.Fatal(err)
+	}
+	giveBack := func(d *amqp.Delivery) {
+		if err := d.Nack(false, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := r.Serve(rig.Methods{"b": letter})
+	broker.Ctl("set_vm_memory_high_watermark", "0.0000001")
+	giveBack(&held[0]) // the server publishes its copy, which makes the broker block
+	rig.Eventually(t, "the broker blocks", func() bool { return server.Status().State == amqpx.StateBlocked })
+	for i := range held[1:] {
+		giveBack(&held[1+i])
+	}
+	rig.Eventually(t, "the copies wait", func() bool { return server.Stats().Moved == 4 })
+	begun := time.Now()
+	if err := server.Drain(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	if took := time.Since(begun); took > 10*time.Second { // half of what a drain may take
+		t.Errorf("the drain took %v", took)
+	}
+	rig.Eventually(t, "the requests are in the queue", func() bool { return r.Inspect().Messages == 3 })
+}
