@@ -1,12 +1,8 @@
 package config
 
 import (
-	"crypto/tls"
-	"fmt"
-	"net/url"
+	"errors"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,9 +16,10 @@ import (
 type AMQP struct {
 	// URL lists the broker's nodes, separated by commas. After Validate it holds
 	// what URLFile gave, when that is set.
-	URL Secret `envconfig:"AMQP_URL" default:"amqp://guest:guest@localhost:5672" empty:"ok"`
+	URL Secret `envconfig:"AMQP_URL" default:"amqp://guest:guest@localhost:5672" empty:"ok" url:"ok"`
 	// URLFile names a file that holds the URL, such as a mounted secret; it wins
-	// over URL's default. Setting both is a fault.
+	// over URL's default. Setting both is a fault. This file and those of TLS are read
+	// again for each attempt to connect.
 	URLFile string `envconfig:"AMQP_URL_FILE" empty:"ok"`
 	// TLSCAFile names a PEM file of the certificates to trust instead of the
 	// system's.
@@ -40,17 +37,14 @@ type AMQP struct {
 	BackoffMin time.Duration `envconfig:"AMQP_BACKOFF_MIN" default:"100ms" min:"1ms" max:"10m"`
 	BackoffMax time.Duration `envconfig:"AMQP_BACKOFF_MAX" default:"10s" min:"1ms" max:"1h"`
 
-	tls *tls.Config
+	files *brokerFiles // made by Validate
 }
 
-// Validate resolves the URL, loads the TLS files and checks what spans variables.
+// Validate resolves the URL, tries the TLS files and checks what spans variables.
 func (a *AMQP) Validate(faults *Faults) {
-	source := a.resolveURL(faults)
-	urls := splitURLs(a.URL)
-	if !faults.Has(source) {
-		checkURLs(source, urls, faults)
-	}
-	a.loadTLS(urls, faults)
+	a.files = &brokerFiles{url: a.URLFile, ca: a.TLSCAFile, cert: a.TLSCertFile, key: a.TLSKeyFile}
+	a.resolveURL(faults)
+	a.checkTLS(faults)
 	if a.BackoffMax < a.BackoffMin && !faults.Has("AMQP_BACKOFF_MIN") {
 		faults.Addf("AMQP_BACKOFF_MAX", "%v is less than AMQP_BACKOFF_MIN, %v", a.BackoffMax, a.BackoffMin)
 	}
@@ -67,81 +61,44 @@ func (a *AMQP) Options(name string, logger *zap.Logger) []amqpx.Option {
 		amqpx.WithWriteTimeout(a.WriteTimeout),
 		amqpx.WithBackoff(a.BackoffMin, a.BackoffMax),
 	}
-	if a.tls != nil {
-		options = append(options, amqpx.WithTLS(a.tls))
+	if a.files != nil && a.files.any() {
+		options = append(options, amqpx.WithBrokers(a.files.read))
 	}
 	return options
 }
 
-// resolveURL puts what URLFile holds into URL and returns the variable that the
-// URL came from.
-func (a *AMQP) resolveURL(faults *Faults) string {
+// CertificateEnd returns when the client's certificate ends, as its file has it now, or false
+// if there is none.
+func (a *AMQP) CertificateEnd() (time.Time, bool) {
+	if a.files == nil {
+		return time.Time{}, false
+	}
+	return a.files.certificateEnd()
+}
+
+// resolveURL checks the URL, and puts what URLFile holds into it.
+func (a *AMQP) resolveURL(faults *Faults) {
 	const env, file = "AMQP_URL", "AMQP_URL_FILE"
 	given := os.Getenv(env) != ""
 	switch {
+	case faults.Has(file):
+		return
 	case a.URLFile == "" && a.URL == "":
 		faults.Addf(env, "is empty; unset it for the default or give it a value")
-		return env
+		return
 	case a.URLFile == "":
-		return env
+		if _, err := amqpx.ParseURLs(a.URL.Reveal()); err != nil {
+			faults.Addf(env, "%v", err)
+		}
+		return
 	case given:
 		faults.Addf(file, "is set together with AMQP_URL; set only one of them")
-		return file
+		return
 	}
-	content, err := ReadFile(a.URLFile)
-	if err != nil {
-		faults.Addf(file, "%v", err)
-		return file
+	list, err := readURLs(a.URLFile)
+	if fault, ok := errors.AsType[*fileFault](err); ok {
+		faults.Addf(file, "%v", fault.err)
+		return
 	}
-	a.URL = Secret(strings.TrimSpace(string(content)))
-	if a.URL == "" {
-		faults.Addf(file, "%s is empty", a.URLFile)
-	}
-	return file
-}
-
-// splitURLs leaves out empty entries, as a trailing comma makes them.
-func splitURLs(list Secret) []string {
-	var urls []string
-	for u := range strings.SplitSeq(list.Reveal(), ",") {
-		if u = strings.TrimSpace(u); u != "" {
-			urls = append(urls, u)
-		}
-	}
-	return urls
-}
-
-// checkURLs names a bad URL by its place: its text may hold a password.
-func checkURLs(source string, urls []string, faults *Faults) {
-	if len(urls) == 0 {
-		faults.Addf(source, "holds no URL")
-	}
-	var complaints []string
-	for i, raw := range urls {
-		if complaint := checkURL(raw); complaint != "" {
-			complaints = append(complaints, fmt.Sprintf("URL %d of %d %s", i+1, len(urls), complaint))
-		}
-	}
-	if len(complaints) > 0 {
-		faults.Addf(source, "%s", strings.Join(complaints, "; "))
-	}
-}
-
-func checkURL(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return "is not a URL such as amqp://user:password@host:5672/vhost" +
-			" (special characters of a password must be percent-encoded)"
-	}
-	port, portErr := strconv.ParseUint(u.Port(), 10, 16)
-	switch {
-	case u.Scheme != "amqp" && u.Scheme != "amqps":
-		return "must begin with amqp:// or amqps://"
-	case u.Hostname() == "":
-		return "names no host"
-	case u.Port() != "" && (portErr != nil || port == 0):
-		return "has a port outside 1 to 65535"
-	default:
-		return ""
-	}
+	a.URL = Secret(list)
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"strings"
 
 	"github.com/kelseyhightower/envconfig"
 )
@@ -31,6 +32,9 @@ func Changed(spec any) map[string]string {
 func (s setting) described() string {
 	const most = 100
 	text := fmt.Sprint(s.value.Interface())
+	if s.value.Kind() == reflect.String && text == s.value.String() && strings.Contains(text, "://") {
+		text = Hidden // a URL may hold a secret, and this one was not taken apart
+	}
 	if len(text) > most {
 		text = text[:most] + "…"
 	}

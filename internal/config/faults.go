@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,24 @@ func oneLine(text string) string {
 	}
 	quoted := strconv.Quote(text)
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
+
+// Add adds the faults of others.
+func (f *Faults) Add(others *Faults) {
+	for _, x := range others.list {
+		f.Addf(x.name, "%s", x.text)
+	}
+}
+
+// All yields the names of variables and what is wrong with them.
+func (f *Faults) All() iter.Seq2[string, string] {
+	return func(yield func(name, text string) bool) {
+		for _, x := range f.list {
+			if !yield(x.name, x.text) {
+				return
+			}
+		}
+	}
 }
 
 // Has reports whether the variable name has a fault.

@@ -1,10 +1,8 @@
 package config
 
 import (
-	"fmt"
 	"os"
 	"reflect"
-	"strconv"
 	"strings"
 	"time"
 
@@ -63,27 +61,30 @@ func (s setting) load(faults *Faults) {
 		faults.Addf(s.name, "%s is not %s", s.shown(), s.kind())
 		return
 	}
-	s.value.Set(one.Elem().Field(0))
+	value := one.Elem().Field(0)
+	if value.Kind() == reflect.String && s.field.Tag.Get("url") != "ok" && strings.Contains(value.String(), "://") {
+		faults.Addf(s.name, "is a URL, which belongs into another variable")
+		return
+	}
+	s.value.Set(value)
 	s.check(faults)
 }
 
 // shown is the variable's value as a fault may quote it.
 func (s setting) shown() string {
-	const most = 60
 	raw, set := os.LookupEnv(s.name)
 	if !set {
 		raw = s.field.Tag.Get("default")
 	}
-	if s.secret() || strings.Contains(raw, "://") {
-		return "the value"
+	switch s.value.Kind() {
+	case reflect.Bool:
+		return QuoteWord(raw, "true", "false", "yes", "no", "on", "off")
+	case reflect.String:
+		return QuoteWord(raw, strings.Fields(s.field.Tag.Get("oneof"))...)
+	default:
+		return QuoteNumber(raw)
 	}
-	if len(raw) > most {
-		return fmt.Sprintf("%q…", raw[:most])
-	}
-	return strconv.Quote(raw)
 }
-
-func (s setting) secret() bool { return s.field.Type == reflect.TypeFor[Secret]() }
 
 // kind says in words what the field takes.
 func (s setting) kind() string {

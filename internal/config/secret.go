@@ -1,13 +1,17 @@
 package config
 
 import (
-	"net/url"
 	"strings"
+
+	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Secret is a comma-separated list of URLs that may hold passwords. However it is
-// printed, logged or encoded, the passwords are replaced by "xxxxx"; [Secret.Reveal]
-// gives them away.
+// Hidden stands for a text that is not shown.
+const Hidden = "xxxxx"
+
+// Secret is a comma-separated list of broker URLs, which hold passwords. However it is
+// printed, logged or encoded, only the scheme, user, host and port of each URL show, and
+// nothing of a list that [amqpx.ParseURLs] refuses; [Secret.Reveal] gives all of it.
 type Secret string
 
 // Reveal returns the text with its passwords.
@@ -15,11 +19,18 @@ func (s Secret) Reveal() string { return string(s) }
 
 // String returns the text without its passwords.
 func (s Secret) String() string {
-	parts := strings.Split(string(s), ",")
-	for i, p := range parts {
-		parts[i] = redact(strings.TrimSpace(p))
+	if strings.TrimSpace(string(s)) == "" {
+		return ""
 	}
-	return strings.Join(parts, ",")
+	urls, err := amqpx.ParseURLs(string(s))
+	if err != nil {
+		return Hidden
+	}
+	shown := make([]string, len(urls))
+	for i, u := range urls {
+		shown[i] = u.String()
+	}
+	return strings.Join(shown, ",")
 }
 
 // GoString keeps %#v from printing the passwords.
@@ -27,16 +38,3 @@ func (s Secret) GoString() string { return "config.Secret(" + s.String() + ")" }
 
 // MarshalText keeps encoders, zap's among them, from writing the passwords.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// redact hides the password of one URL, and all of what it cannot tell apart.
-func redact(raw string) string {
-	u, err := url.Parse(raw)
-	switch {
-	case raw == "":
-		return ""
-	case err != nil || u.Host == "":
-		return "xxxxx"
-	default:
-		return u.Redacted()
-	}
-}

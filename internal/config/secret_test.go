@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -15,12 +16,14 @@ func TestSecretString(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ in, want string }{
 		{"", ""},
-		{"amqp://host/", "amqp://host/"},
-		{"amqp://user:hunter2@host:5672/v", "amqp://user:xxxxx@host:5672/v"},
-		{"amqp://u:hunter2@a/, amqps://u:hunter2@b/", "amqp://u:xxxxx@a/,amqps://u:xxxxx@b/"},
+		{"amqp://host/", "amqp://guest@host:5672"},
+		{"amqp://user:hunter2@host:5672/v", "amqp://user@host:5672"},
+		{"amqp://u:hunter2@a/, amqps://u:hunter2@b/", "amqp://u@a:5672,amqps://u@b:5671"},
 		{"amqp://u:hunter%zz2@a/", "xxxxx"},
+		{"amqp://h/,amqp://u:12/hunter2@a/", "xxxxx"},
+		{"amqp://h/?password=hunter2", "xxxxx"},
 		{"u:hunter2@a", "xxxxx"},
-		{"amqp://u:hun,ter2@a/", "xxxxx,xxxxx"},
+		{"amqp://u:hun,ter2@a/", "xxxxx"},
 		{"hunter2", "xxxxx"},
 	} {
 		if got := Secret(c.in).String(); got != c.want {
@@ -46,11 +49,61 @@ func TestSecretNeverPrinted(t *testing.T) {
 		if strings.Contains(text, "hunter2") {
 			t.Errorf("%s shows the password: %s", how, text)
 		}
-		if !strings.Contains(text, "user:xxxxx@host") {
+		if !strings.Contains(text, "user@host:5672") {
 			t.Errorf("%s does not show the URL: %s", how, text)
 		}
 	}
 	if got := a.URL.Reveal(); got != "amqp://user:hunter2@host/" {
 		t.Errorf("Reveal returned %q", got)
 	}
+}
+
+// FuzzSecret puts a secret into every shape of a URL, in the variable of URLs and in others.
+// No fault may show it, nor what a service logs of its settings, unless it stands where the
+// user or the host does.
+func FuzzSecret(f *testing.F) {
+	const marker = "4711-hunter2-S3cr3t"
+	for _, form := range []string{
+		"amqp://guest:$@h:5672/", "amqp://guest:123/$@h/", "amqp://guest:1?$@h/", "amqp://u:1#$@h/", "amqp://a;amqp://u:$@b//",
+		"amqp://guest:12,amqp://$@h/", "amqp://$@h/", "amqp://h/?password=$", "amqp://h/guest:$", "ampq://u:$@h", "$", "u:$@h", "=$,a=",
+	} {
+		before, after, _ := strings.Cut(form, "$")
+		f.Add(before, after)
+	}
+	f.Fuzz(func(t *testing.T, before, after string) {
+		value := before + marker + after
+		if strings.ContainsRune(value, 0) {
+			return // no environment can hold it
+		}
+		for _, name := range []string{"AMQP_URL", "AMQP_URL_FILE", "AMQP_TLS_CA_FILE", "AMQP_HEARTBEAT", "RPC_QUEUE_TYPE", "RPC_BATCH", "RPC_CONTROL"} {
+			var s struct {
+				AMQP
+				Queue
+			}
+			isolate(t, &s)
+			t.Setenv(name, value)
+			var faults Faults
+			for _, one := range settings(&s) {
+				one.load(&faults)
+			}
+			s.AMQP.Validate(&faults)
+			s.Queue.Validate(&faults)
+			if err := faults.Err(); err != nil {
+				if strings.Contains(err.Error(), marker) {
+					t.Errorf("%s=%q is shown: %v", name, value, err)
+				}
+				continue
+			}
+			shown := fmt.Sprint(Describe(&s), fmt.Sprintf("%v %+v %#v", s.AMQP, s.AMQP, s.AMQP))
+			for entry := range strings.SplitSeq(value, ",") {
+				u, err := url.Parse(strings.TrimSpace(entry))
+				if err == nil && (u.User != nil && strings.Contains(u.User.Username(), marker) || strings.Contains(u.Hostname(), marker)) {
+					shown = "" // nothing tells it from a name
+				}
+			}
+			if strings.Contains(shown, marker) {
+				t.Errorf("%s=%q is shown: %s", name, value, shown)
+			}
+		}
+	})
 }

@@ -38,7 +38,7 @@ func metrics(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]string{"rabbitmq_rpc_build_info": ""}
+	found := map[string]string{"rabbitmq_rpc_build_info": "", "rabbitmq_rpc_certificate_not_after_seconds": ""}
 	for _, f := range families {
 		found[f.GetName()] = f.GetHelp()
 	}

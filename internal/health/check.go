@@ -51,7 +51,7 @@ func Check(ctx context.Context, addr string) error {
 func targets(addr string) (hosts []string, port string, err error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, "", fmt.Errorf("HTTP_ADDR: %w", err)
+		return nil, "", errors.New("HTTP_ADDR: is not an address such as :8080 or 127.0.0.1:8080")
 	}
 	if ip, parseErr := netip.ParseAddr(host); host == "" || (parseErr == nil && ip.IsUnspecified()) {
 		return []string{"127.0.0.1", "::1"}, port, nil

@@ -94,10 +94,10 @@ func TestCheckSelf(t *testing.T) {
 	}
 	for value, want := range map[string]string{
 		"":         "HTTP_ADDR: is empty",
-		"8080":     `HTTP_ADDR: "8080" is not an address such as :8080`,
-		":http":    `HTTP_ADDR: ":http" is not an address such as :8080`,
-		":99999":   `HTTP_ADDR: ":99999" is not an address such as :8080`,
-		"::1:8080": `HTTP_ADDR: "::1:8080" is not an address such as :8080`,
+		"8080":     `HTTP_ADDR: is not an address such as :8080`,
+		":http":    `HTTP_ADDR: is not an address such as :8080`,
+		":99999":   `HTTP_ADDR: is not an address such as :8080`,
+		"::1:8080": `HTTP_ADDR: is not an address such as :8080`,
 	} {
 		t.Setenv("HTTP_ADDR", value)
 		err := CheckSelf(t.Context())

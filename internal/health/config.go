@@ -23,6 +23,6 @@ func (c *Config) Validate(faults *config.Faults) {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		faults.Addf("HTTP_ADDR", "%q is not an address such as :8080 or 127.0.0.1:8080", c.Addr)
+		faults.Addf("HTTP_ADDR", "is not an address such as :8080 or 127.0.0.1:8080")
 	}
 }

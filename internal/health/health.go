@@ -113,6 +113,7 @@ func Start(ctx context.Context, listener net.Listener, source Source, logger *za
 		IdleTimeout:       idleLimit,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          errorLog,
+		ConnState:         newConnections(maxConnections).note,
 	}
 	// Ends when Stop shuts the server down.
 	s.serves.Go(func() {

@@ -2,6 +2,7 @@ package tracing
 
 import (
 	"crypto/x509"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -10,17 +11,20 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// oneOf takes a word that is empty or in the list.
-func oneOf(faults *config.Faults, name, word string, words ...string) {
-	if word = trim(word); word != "" && !slices.Contains(words, word) {
-		faults.Addf(name, "%q is not one of: %s", cut(word), strings.Join(words, ", "))
-	}
+// isWord reports whether a value is one of the words, in any case.
+func isWord(value string, words ...string) bool {
+	return slices.Contains(words, strings.ToLower(trim(value)))
+}
+
+// notOneOf says that a value is none of the words.
+func notOneOf(value string, words ...string) string {
+	return config.QuoteWord(value, words...) + " is not one of: " + strings.Join(words, ", ")
 }
 
 // checkEndpoint takes what the exporters for HTTP and for gRPC understand alike. It never
 // quotes the URL: it may hold a password.
-func checkEndpoint(faults *config.Faults, name string, endpoint config.Secret) {
-	raw := trim(endpoint.Reveal())
+func checkEndpoint(faults *config.Faults, name string, endpoint Endpoint) {
+	raw := trim(string(endpoint))
 	if raw == "" {
 		return
 	}
@@ -51,27 +55,23 @@ func checkCertificate(faults *config.Faults, name, path, endpoint string) {
 	}
 }
 
-// checkAttributes takes pairs whose values are percent-encoded. What is no UTF-8 would make
-// every export fail.
-func checkAttributes(faults *config.Faults, name, pairs string) {
-	for pair := range strings.SplitSeq(trim(pairs), ",") {
+// faultOfAttributes takes pairs whose values are percent-encoded. What is no UTF-8 would make
+// every export fail. A pair is named by its place: its text may be a secret.
+func faultOfAttributes(pairs string) string {
+	if trim(pairs) == "" {
+		return ""
+	}
+	place := 0
+	for pair := range strings.SplitSeq(pairs, ",") {
+		place++
 		key, value, ok := strings.Cut(pair, "=")
 		plain, err := url.PathUnescape(trim(value))
 		switch {
-		case trim(pairs) == "":
 		case !ok || err != nil || trim(key) == "":
-			faults.Addf(name, "%q is not key=value, with special characters percent-encoded", cut(pair))
+			return fmt.Sprintf("attribute %d is not key=value, with special characters percent-encoded", place)
 		case !utf8.ValidString(key + plain):
-			faults.Addf(name, "%q is no UTF-8", cut(pair))
+			return fmt.Sprintf("attribute %d is no UTF-8", place)
 		}
 	}
-}
-
-// cut bounds what a fault quotes.
-func cut(s string) string {
-	const most = 60
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
+	return ""
 }

@@ -15,7 +15,8 @@ const complainEvery = time.Minute
 // complaints logs faults of one kind: the first at once, then at most one a minute, with
 // what the ones between have lost.
 type complaints struct {
-	tell func(fields ...zap.Field)
+	tell    func(fields ...zap.Field)
+	secrets []string // taken out of every text
 
 	mu    sync.Mutex
 	told  time.Time
@@ -23,7 +24,9 @@ type complaints struct {
 	spans int   // lost and not told
 }
 
-func newComplaints(tell func(fields ...zap.Field)) *complaints { return &complaints{tell: tell} }
+func newComplaints(tell func(fields ...zap.Field), secrets ...string) *complaints {
+	return &complaints{tell: tell, secrets: secrets}
+}
 
 // hear takes a fault that lost nothing.
 func (c *complaints) hear(err error) { c.add(err, 0) }
@@ -57,7 +60,7 @@ func (c *complaints) flush() {
 	if err == nil {
 		return
 	}
-	fields := []zap.Field{zap.String("error", shortened(err.Error()))}
+	fields := []zap.Field{zap.String("error", shortened(withoutSecrets(err.Error(), c.secrets)))}
 	if spans > 0 {
 		fields = append(fields, zap.Int("spans", spans))
 	}

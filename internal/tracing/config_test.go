@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,6 +44,7 @@ func FuzzEnvironment(f *testing.F) {
 		complaints := newComplaints(func(f ...zap.Field) { zap.New(core).Warn("complaint", f...) })
 		otel.SetLogger(newLibraryLog(complaints))
 		otel.SetErrorHandler(otel.ErrorHandlerFunc(complaints.hear))
+		c.warn(zap.NewNop())
 		e, err := newExporter(t.Context(), c.protocol())
 		if err == nil {
 			err = e.Shutdown(t.Context())
@@ -55,13 +57,15 @@ func FuzzEnvironment(f *testing.F) {
 	})
 }
 
+// What an export needs is a fault while tracing is on, and is ignored while it is off.
+//
 //nolint:paralleltest // sets the environment
-func TestMoreBadValues(t *testing.T) {
+func TestWhatAnExportNeeds(t *testing.T) {
 	junk := filepath.Join(t.TempDir(), "junk")
 	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const headers, endpoint = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_ENDPOINT"
+	const headers, endpoint, certificate = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_CERTIFICATE"
 	const header = "header %d is not key=value, with special characters of the value percent-encoded"
 	const noURL = "is not a URL such as http://collector:4318 or https://collector:4318"
 	for _, c := range []struct{ name, value, want string }{
@@ -76,30 +80,94 @@ func TestMoreBadValues(t *testing.T) {
 		{endpoint, "http://", noURL},
 		{endpoint, "http://u:hunter2@h/", "holds a user name or password, which exporters leave out; put them into OTEL_EXPORTER_OTLP_HEADERS"},
 		{endpoint, "http://h/?token=hunter2", "has a query or a fragment, which exporters leave out"},
-		{"OTEL_EXPORTER_OTLP_CERTIFICATE", junk, junk + " holds no PEM certificate"},
-		{"OTEL_EXPORTER_OTLP_CERTIFICATE", os.DevNull, "/dev/null is not an ordinary file"},
-		{"OTEL_EXPORTER_OTLP_TIMEOUT", "0", `"0" is not a whole number of milliseconds`},
-		{"OTEL_RESOURCE_ATTRIBUTES", "a=1,=2", `"=2" is not key=value, with special characters percent-encoded`},
-		{"OTEL_RESOURCE_ATTRIBUTES", "a=%zz", `"a=%zz" is not key=value, with special characters percent-encoded`},
-		{"OTEL_RESOURCE_ATTRIBUTES", "a=%ff", `"a=%ff" is no UTF-8`},
-		{"OTEL_PROPAGATORS", "tracecontext,jaeger", `"jaeger" is not one of: tracecontext, baggage, none`},
+		{certificate, junk, junk + " holds no PEM certificate"},
+		{certificate, os.DevNull, "/dev/null is not an ordinary file"},
+		{certificate, "/nonexistent/hunter2", "no such file or directory"},
+		{certificate, "https://u:hunter2@h/", "no such file or directory"},
 	} {
-		t.Run(c.name+"="+c.value, func(t *testing.T) {
-			_, got := load(t, map[string]string{c.name: c.value})
-			if want := []string{c.name + ": " + c.want}; !slices.Equal(got, want) {
-				t.Errorf("got  %q\nwant %q", got, want)
-			}
-		})
+		for off, with := range map[string]map[string]string{
+			"on": nil, "disabled": {"OTEL_SDK_DISABLED": "TRUE"}, "no exporter": {"OTEL_TRACES_EXPORTER": "none"},
+		} {
+			t.Run(c.name+"="+c.value+" "+off, func(t *testing.T) {
+				env := map[string]string{endpoint: "https://h", c.name: c.value}
+				maps.Copy(env, with)
+				settings, got := load(t, env)
+				if want := []string{c.name + ": " + c.want}; with == nil && !slices.Equal(got, want) {
+					t.Errorf("got  %q\nwant %q", got, want)
+				}
+				if with == nil {
+					return
+				}
+				if got != nil || !slices.Equal(settings.ignored, []ignored{{c.name, c.want}}) {
+					t.Errorf("faults %q, ignored %q, want only %s", got, settings.ignored, c.want)
+				}
+			})
+		}
+	}
+}
+
+// What is not understood is ignored, with a warning, whether tracing is on or off
+// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+//
+//nolint:paralleltest // sets the environment
+func TestWhatIsNotUnderstoodIsIgnored(t *testing.T) {
+	const pair = "is not key=value, with special characters percent-encoded"
+	const protocols, samplers = "http/protobuf, http/json, grpc", "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off, parentbased_traceidratio"
+	for _, c := range []struct{ name, value, why, left string }{
+		{"OTEL_SDK_DISABLED", "yes", `"yes" is not one of: true, false`, ""},
+		{"OTEL_TRACES_EXPORTER", "console", "the value is not one of: otlp, none", ""},
+		{"OTEL_TRACES_EXPORTER", "otlp,console", "the value is not one of: otlp, none", "otlp"},
+		{"OTEL_TRACES_EXPORTER", "none,otlp", `"none" stands beside other words`, "otlp"},
+		{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc,http", "the value is not one of: " + protocols, ""},
+		{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "gprc", `"gprc" is not one of: ` + protocols, ""},
+		{"OTEL_EXPORTER_OTLP_TIMEOUT", "0", `"0" is not a whole number of milliseconds`, ""},
+		{"OTEL_EXPORTER_OTLP_TIMEOUT", "10s", `"10s" is not a whole number of milliseconds`, ""},
+		{"OTEL_RESOURCE_ATTRIBUTES", "hunter2", "attribute 1 " + pair, ""},
+		{"OTEL_RESOURCE_ATTRIBUTES", "a=1,=hunter2", "attribute 2 " + pair, ""},
+		{"OTEL_RESOURCE_ATTRIBUTES", "a=%zz", "attribute 1 " + pair, ""},
+		{"OTEL_RESOURCE_ATTRIBUTES", "a=%ff", "attribute 1 is no UTF-8", ""},
+		{"OTEL_SERVICE_NAME", "\xff", "is no UTF-8", ""},
+		{"OTEL_TRACES_SAMPLER", "xray", "the value is not one of: " + samplers, ""},
+		{"OTEL_TRACES_SAMPLER", "always_onn", `"always_onn" is not one of: ` + samplers, ""},
+		{"OTEL_TRACES_SAMPLER_ARG", "endpoint=hunter2", "is set without a sampler that takes a ratio", ""},
+		{"OTEL_PROPAGATORS", "tracecontext,baggage,b3", `"b3" is not one of: tracecontext, baggage, none`, "tracecontext,baggage"},
+		{"OTEL_PROPAGATORS", "hunter2", "the value is not one of: tracecontext, baggage, none", ""},
+		{"OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "the value is not one of: gzip, none", ""},
+	} {
+		for _, endpoint := range []string{"", "http://127.0.0.1:1"} {
+			t.Run(c.name+"="+c.value+" "+endpoint, func(t *testing.T) {
+				settings, faults := load(t, map[string]string{c.name: c.value, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+				if faults != nil {
+					t.Fatalf("faults: %q", faults)
+				}
+				if shown, ok := config.Describe(settings)[c.name]; ok && shown != c.left {
+					t.Errorf("described as %q, want %q", shown, c.left)
+				}
+				core, logs := observer.New(zap.DebugLevel)
+				tr, err := Start(t.Context(), settings, Service{Name: "tester", Queue: "q"}, zap.New(core))
+				if err != nil {
+					t.Fatal(err)
+				}
+				tr.Stop(t.Context())
+				line := one(t, logs, "a setting of OpenTelemetry is ignored").ContextMap()
+				if line["variable"] != c.name || line["reason"] != c.why {
+					t.Errorf("got  %q\nwant %q", line, c.why)
+				}
+				if n := logs.FilterMessage("the tracing library complains").Len(); n > 0 || (tr != nil) != (endpoint != "") {
+					t.Errorf("%d complaints of the library, tracing %v", n, tr)
+				}
+			})
+		}
 	}
 }
 
 //nolint:paralleltest // sets the environment
 func TestSamplerRatio(t *testing.T) {
 	for arg, bad := range map[string]bool{"": false, "0": false, "0.25": false, "1": false, "1.1": true, "-1": true, "NaN": true, "x": true} {
-		for sampler, matters := range map[string]bool{"traceidratio": true, "parentbased_traceidratio": true, "always_on": false, "": false} {
-			_, got := load(t, map[string]string{"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": arg})
-			if want := bad && matters; (got != nil) != want {
-				t.Errorf("%s with %q: %q", sampler, arg, got)
+		for sampler, takes := range map[string]bool{"traceidratio": true, "parentbased_traceidratio": true, "always_on": false, "": false} {
+			c, got := load(t, map[string]string{"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": arg})
+			if want := arg != "" && (bad || !takes); (len(c.ignored) > 0) != want || got != nil {
+				t.Errorf("%s with %q: %q, %q", sampler, arg, c.ignored, got)
 			}
 		}
 	}
@@ -114,7 +182,7 @@ func TestOn(t *testing.T) {
 	}{
 		"nothing":        {nil, "", protocolHTTP},
 		"base":           {map[string]string{base: "http://b"}, "http://b", protocolHTTP},
-		"traces":         {map[string]string{traces: "http://t/x"}, "http://t/x", protocolHTTP},
+		"traces":         {map[string]string{traces: "http://t/x"}, "http://t", protocolHTTP},
 		"both":           {map[string]string{base: "http://b", traces: "http://t"}, "http://t", protocolHTTP},
 		"grpc":           {map[string]string{base: "http://b", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://b", protocolGRPC},
 		"traces in json": {map[string]string{base: "http://b", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "http://b", protocolJSON},
@@ -139,8 +207,8 @@ func TestOn(t *testing.T) {
 func TestHeadersAreNotShown(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"": "", "authorization=Bearer%20hunter2,x-id=hunter2": "authorization=xxxxx,x-id=xxxxx",
-		"hunter2": "xxxxx=xxxxx", "Bearer hunter2=": "xxxxx=xxxxx", "a=b,hun ter2=": "a=xxxxx,xxxxx=xxxxx",
+		"": "", "authorization=Bearer%20hunter2,x-id=hunter2": "2 headers",
+		"hunter2": "1 header", "Bearer hunter2=": "1 header", "a=b,hunter2=c": "2 headers",
 	} {
 		c := Config{Headers: Headers(in)}
 		encoded, err := json.Marshal(c)
@@ -158,5 +226,41 @@ func TestHeadersAreNotShown(t *testing.T) {
 				t.Errorf("%q is shown: %s", in, text)
 			}
 		}
+	}
+}
+
+// The texts of exporters hold the whole URL, and collectors may answer with what they got.
+func TestErrorsOfExportersLoseTheirSecrets(t *testing.T) {
+	t.Parallel()
+	secrets := Headers("authorization=Bearer%20hunter2,x=hun%2Cter2, y=z").secrets()
+	for text, want := range map[string]string{
+		`Post "http://u:hunter2@h:1/hunter2/v1/traces?x=hunter2": dial tcp: refused`: `Post "http://h:1": dial tcp: refused`,
+		`failed to send to https://h/hunter2: 401 (body: Bearer hunter2, hun,ter2)`:  `failed to send to https://h 401 (body: xxxxx, xxxxx)`,
+		`z stays`: `z stays`,
+	} {
+		if got := withoutSecrets(text, secrets); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+//nolint:paralleltest // sets the environment
+func TestEndpointAndAttributesAreNotShown(t *testing.T) {
+	c, faults := load(t, map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1/hunter2/otlp", "OTEL_RESOURCE_ATTRIBUTES": "api.token=hunter2,b=c",
+	})
+	if faults != nil {
+		t.Fatalf("faults: %q", faults)
+	}
+	described := config.Describe(c)
+	if e, a := described["OTEL_EXPORTER_OTLP_ENDPOINT"], described["OTEL_RESOURCE_ATTRIBUTES"]; e != "http://127.0.0.1:1" || a != "2 attributes" {
+		t.Errorf("endpoint %q, attributes %q", e, a)
+	}
+	encoded, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(encoded) + fmt.Sprintf("%v %+v %#v", *c, *c, *c); strings.Contains(text, "hunter2") {
+		t.Errorf("shown: %s", text)
 	}
 }

@@ -48,24 +48,27 @@ type Tracing struct {
 }
 
 // Start starts the tracing of a service, or returns nil if it is off. It does not wait for
-// a collector. What the SDK itself complains of goes to the log from then on.
+// a collector. What the settings hold and is ignored goes to the log, also while tracing is
+// off, and what the SDK itself complains of from then on.
 func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing, error) {
+	log = log.Named("tracing")
+	c.warn(log)
 	if !c.On() {
 		return nil, nil //nolint:nilnil // off is no error.
 	}
 	ctx = context.WithoutCancel(ctx) // a service that is told to stop meanwhile is not badly set
-	log = log.Named("tracing")
-	library := newComplaints(func(f ...zap.Field) { log.Warn("the tracing library complains", f...) })
+	secrets := append(c.Headers.secrets(), c.TracesHeaders.secrets()...)
+	library := newComplaints(func(f ...zap.Field) { log.Warn("the tracing library complains", f...) }, secrets...)
 	otel.SetLogger(newLibraryLog(library))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(library.hear))
 	client, err := newExporter(ctx, c.protocol())
 	if err != nil {
-		return nil, lifecycle.ConfigError(fmt.Errorf("export traces: %w", err))
+		return nil, lifecycle.ConfigError(fmt.Errorf("export traces: %s", withoutSecrets(err.Error(), secrets)))
 	}
 	t := &Tracing{
 		exporter: &exporter{SpanExporter: client, log: log, failed: newComplaints(func(f ...zap.Field) {
 			log.Warn("spans could not be exported", f...)
-		})},
+		}, secrets...)},
 		library: library,
 	}
 	resource, err := newResource(ctx, s.Name)

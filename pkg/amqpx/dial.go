@@ -20,6 +20,7 @@ type netDialer struct {
 	heartbeat    time.Duration
 	writeTimeout time.Duration
 	tls          *tls.Config
+	source       *brokerSource // whose configuration comes before tls; may be nil
 	limits       contentLimits
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 
@@ -35,13 +37,17 @@ func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI) (n
 	return conn, nil
 }
 
-// tlsConfig returns the TLS configuration for one connection: the one of WithTLS or, if
-// there is none, one made of the URL's query parameters cacertfile, certfile and keyfile.
+// tlsConfig returns the TLS configuration for one connection: the one of WithBrokers,
+// else of WithTLS or, if there is none, one made of the URL's query parameters cacertfile, certfile and keyfile.
 // The name that the broker's certificate must have is the configuration's ServerName,
 // else the query parameter server_name_indication, else the URL's host.
 func (d netDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
-	if d.tls != nil {
-		config = d.tls.Clone()
+	given := d.tls
+	if newer := d.source.tls(); newer != nil {
+		given = newer
+	}
+	if given != nil {
+		config = given.Clone()
 	} else if config, err = tlsConfigOf(uri); err != nil {
 		return nil, err
 	}
@@ -61,19 +67,28 @@ func tlsConfigOf(uri amqp.URI) (*tls.Config, error) {
 	if uri.CACertFile != "" {
 		pem, err := os.ReadFile(uri.CACertFile)
 		if err != nil {
-			return nil, fmt.Errorf("cacertfile of the broker URL: %w", err)
+			return nil, fmt.Errorf("cacertfile of the broker URL: %w", withoutPath(err))
 		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("cacertfile of the broker URL: %s holds no PEM certificate", uri.CACertFile)
+			return nil, errors.New("cacertfile of the broker URL holds no PEM certificate")
 		}
 	}
 	if uri.CertFile != "" && uri.KeyFile != "" {
 		pair, err := tls.LoadX509KeyPair(uri.CertFile, uri.KeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("certfile and keyfile of the broker URL: %w", err)
+			return nil, fmt.Errorf("certfile and keyfile of the broker URL: %w", withoutPath(err))
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
 	return config, nil
+}
+
+// withoutPath returns the cause of an error of a file without its name, which came from a
+// URL and may be anything.
+func withoutPath(err error) error {
+	if failed, ok := errors.AsType[*fs.PathError](err); ok {
+		return failed.Err
+	}
+	return err
 }

@@ -67,7 +67,7 @@ func kindOfFault(err error) string {
 // classify turns the error of one attempt, or the end of one link, into a
 // linkError.
 func classify(target brokerTarget, err error) *linkError {
-	f := &linkError{broker: target.address, cause: err}
+	f := &linkError{broker: target.address, cause: target.redact(err)}
 	var (
 		protocol *amqp.Error
 		dns      *net.DNSError
@@ -143,19 +143,15 @@ type brokerTarget struct {
 	url     string // with the password: only for dialing
 	address string
 	user    string
-	vhost   string
+	vhost   string  // as it may be shown
+	hidden  *string // the virtual host that must not be shown; nil: none
 }
 
-// parseTarget reads a URL that validateURL accepted.
+// parseTarget reads a URL that [ParseURLs] accepted.
 func parseTarget(url string) brokerTarget {
-	uri, err := amqp.ParseURI(url)
-	if err != nil {
+	u, fault := parseURL(url)
+	if fault != "" {
 		return brokerTarget{url: url, address: "?"}
 	}
-	return brokerTarget{
-		url:     url,
-		address: net.JoinHostPort(uri.Host, fmt.Sprint(uri.Port)),
-		user:    uri.Username,
-		vhost:   uri.Vhost,
-	}
+	return u.target()
 }

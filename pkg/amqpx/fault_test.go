@@ -89,7 +89,6 @@ func TestFaultWithoutCauseHasText(t *testing.T) {
 func TestParseTarget(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]brokerTarget{
-		"amqp://":                        {address: "localhost:5672", user: "guest", vhost: "/"},
 		"amqps://h":                      {address: "h:5671", user: "guest", vhost: "/"},
 		"amqp://u:p@[::1]:99/%2Fv%20w":   {address: "[::1]:99", user: "u", vhost: "/v w"},
 		"amqp://a%40b:p%2Fq@h:1/":        {address: "h:1", user: "a@b", vhost: "/"},

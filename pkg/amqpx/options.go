@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
 
@@ -59,7 +57,8 @@ const (
 
 // config is what both sides share. It is frozen at construction.
 type config struct {
-	urls           []string
+	urlList        string
+	urls           []BrokerURL // of urlList, once it was validated
 	name           string
 	queue          Queue
 	persistent     bool
@@ -74,6 +73,7 @@ type config struct {
 	backoffMin     time.Duration
 	backoffMax     time.Duration
 	tls            *tls.Config
+	source         *brokerSource // nil: urls and tls stay as they are
 	middleware     []Middleware
 	logger         *zap.Logger
 	dialer         dialer
@@ -185,23 +185,15 @@ func WithLogger(l *zap.Logger) Option {
 	return option(func(c *config) { c.logger = l.Named("amqpx") })
 }
 
-// setURLs splits a comma-separated list of broker URLs.
-func (c *config) setURLs(list string) {
-	for u := range strings.SplitSeq(list, ",") {
-		if u = strings.TrimSpace(u); u != "" {
-			c.urls = append(c.urls, u)
-		}
-	}
-}
-
 // validate reports every fault at once.
 func (c *config) validate() error {
 	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateNames()}
-	if len(c.urls) == 0 {
-		faults = append(faults, errors.New("no broker URL"))
+	var err error
+	if c.urls, err = ParseURLs(c.urlList); err != nil {
+		faults = append(faults, fmt.Errorf("broker URLs: %w", err))
 	}
-	for i, u := range c.urls {
-		faults = append(faults, validateURL(i, u))
+	if c.source != nil {
+		c.source.start(c.urlList, c.urls, c.logger)
 	}
 	if c.batch != BatchAuto && c.batch != BatchOff {
 		faults = append(faults, fmt.Errorf("batch mode %q: want %q or %q", c.batch, BatchAuto, BatchOff))
@@ -228,13 +220,4 @@ func (c *config) validate() error {
 		faults = append(faults, fmt.Errorf("backoff from %v to %v: the second must not be less", c.backoffMin, c.backoffMax))
 	}
 	return errors.Join(faults...)
-}
-
-// validateURL names a bad URL by its place in the list: its text may hold a
-// password, and the parsers' errors quote it.
-func validateURL(index int, raw string) error {
-	if uri, err := amqp.ParseURI(raw); err != nil || uri.Port < 1 || uri.Port > 65535 {
-		return fmt.Errorf("broker URL %d: want amqp://user:password@host:port/vhost or amqps, with reserved characters percent-encoded", index+1)
-	}
-	return nil
 }

@@ -63,7 +63,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		replayAge:     DefaultReplayAge,
 		ackPause:      ackPause,
 	}
-	c.setURLs(url)
+	c.urlList = url
 	var nilOptions []error
 	for i, o := range opts {
 		if o == nil {
@@ -82,7 +82,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	c.inHand = &bytesInHand{limit: int64(c.maxBytesInHand)}
 	if c.dialer == nil {
 		limits := contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, limits: limits}
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, source: c.source, limits: limits}
 	}
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {

@@ -29,7 +29,9 @@ type supervisor struct {
 	shared bool   // one connection for publishing and consuming
 	// setup declares topology and starts consumers on a new session. It is part of
 	// the attempt: when it fails the session is closed and tried again.
-	setup   func(ctx context.Context, s *session) error
+	setup func(ctx context.Context, s *session) error
+	// targets are the brokers of the last attempt to connect. Only connect changes them, while
+	// there is no session.
 	targets []brokerTarget
 
 	// sizeLimits are the sizes of messages beyond which a broker ended the last session, by
@@ -44,11 +46,9 @@ type supervisor struct {
 }
 
 func newSupervisor(cfg *config, role string, shared bool, setup func(context.Context, *session) error) *supervisor {
-	v := &supervisor{sizeLimits: make(map[string]int64), cfg: cfg, role: role, shared: shared, setup: setup}
-	for _, u := range cfg.urls {
-		v.targets = append(v.targets, parseTarget(u))
+	return &supervisor{
+		sizeLimits: make(map[string]int64), cfg: cfg, role: role, shared: shared, setup: setup, targets: targetsOf(cfg.urls),
 	}
-	return v
 }
 
 // run keeps a session alive until ctx ends.
@@ -74,6 +74,9 @@ func (v *supervisor) run(ctx context.Context) {
 
 // connect tries every URL once, in an order shuffled anew each time.
 func (v *supervisor) connect(ctx context.Context) (*session, error) {
+	if v.cfg.source != nil {
+		v.targets = targetsOf(v.cfg.source.refresh())
+	}
 	faults := make([]error, len(v.targets)) // in the URLs' order, so equal faults read alike
 	for _, i := range v.order() {
 		s, err := v.attempt(ctx, v.targets[i])

@@ -34,7 +34,10 @@ func newWatched(t *testing.T, urls string) *watched {
 	w := &watched{broker: newFakeBroker(), logs: logs, ended: make(chan struct{})}
 	cfg := defaultConfig()
 	cfg.dialer, cfg.logger = w.broker, log
-	cfg.setURLs(urls)
+	var err error
+	if cfg.urls, err = ParseURLs(urls); err != nil {
+		t.Fatal(err)
+	}
 	w.cfg = &cfg
 	return w
 }

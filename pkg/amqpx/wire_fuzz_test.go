@@ -351,23 +351,3 @@ func FuzzURL(f *testing.F) {
 		}
 	})
 }
-
-// FuzzPasswordIsNeverShown puts a password into every shape of URL.
-func FuzzPasswordIsNeverShown(f *testing.F) {
-	f.Add("amqp://app:", "@host/")
-	f.Add("", "")
-	f.Add("amqp://host/", "?x")
-	f.Add("amqp://a:b@host:", "/")
-	const password = "pa55word-pa55word"
-	f.Fuzz(func(t *testing.T, before, after string) {
-		url := before + password + after
-		_, err := newClientConfig(url, nil)
-		if err != nil && strings.Contains(err.Error(), password) {
-			t.Errorf("shown in %q", err)
-		}
-		_, err = newServerConfig(url, nil)
-		if err != nil && strings.Contains(err.Error(), password) {
-			t.Errorf("shown in %q", err)
-		}
-	})
-}

@@ -1,15 +1,13 @@
 package amqpxotel
 
 import (
-	"net/url"
-	"strconv"
-	"strings"
-
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"rabbitmq-rpc/pkg/amqpx"
 )
 
 // Option configures [Client] and [Server].
@@ -67,25 +65,8 @@ func WithQueue(name string) Option {
 // else of it is kept. If it lists several brokers, or is none, spans name no broker.
 func WithBrokerURL(broker string) Option {
 	return func(c *config) {
-		if host, port, ok := endpoint(strings.Trim(broker, ", ")); ok {
-			c.common = append(c.common, semconv.ServerAddress(text(host)), semconv.ServerPort(port))
+		if list, err := amqpx.ParseURLs(broker); err == nil && len(list) == 1 {
+			c.common = append(c.common, semconv.ServerAddress(text(list[0].Host())), semconv.ServerPort(list[0].Port()))
 		}
 	}
-}
-
-// endpoint returns a broker's host and port.
-func endpoint(broker string) (host string, port int, ok bool) {
-	const plain, secure = 5672, 5671
-	u, err := url.Parse(broker)
-	if err != nil || u.Hostname() == "" || strings.Contains(broker, ",") {
-		return "", 0, false
-	}
-	port = plain
-	if u.Scheme == "amqps" {
-		port = secure
-	}
-	if p := u.Port(); p != "" {
-		port, err = strconv.Atoi(p)
-	}
-	return u.Hostname(), port, err == nil
 }

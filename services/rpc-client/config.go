@@ -28,10 +28,10 @@ type Config struct {
 	// Method is the function to call.
 	Method string `envconfig:"RPC_METHOD" default:"b" maxlen:"255"`
 	// Body is the argument of every call; it may be empty.
-	Body string `envconfig:"RPC_BODY" default:"request" empty:"ok"`
+	Body string `envconfig:"RPC_BODY" default:"request" empty:"ok" url:"ok"`
 	// Expect is the answer that every call must get. Empty means the method's name,
 	// which is what the functions a and b of rpc-server answer.
-	Expect string `envconfig:"RPC_EXPECT" empty:"ok"`
+	Expect string `envconfig:"RPC_EXPECT" empty:"ok" url:"ok"`
 	// Calls is how many calls to make. Beside a Duration the default is no bound, and
 	// any other number is: whichever comes first ends the run.
 	Calls int `envconfig:"RPC_CALLS" default:"1000" min:"1" max:"1000000000"`

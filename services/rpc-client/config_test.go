@@ -26,12 +26,12 @@ func load(t *testing.T) (*Config, []string) {
 
 // badValues has a wrong value of every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
-	"RPC_MODE":             {"list", `"list" is not one of: calls, fleet`, configtest.IsEmpty},
-	"RPC_FLEET_FORMAT":     {"yaml", `"yaml" is not one of: table, json`, configtest.IsEmpty},
+	"RPC_MODE":             {"list", `the value is not one of: calls, fleet`, configtest.IsEmpty},
+	"RPC_FLEET_FORMAT":     {"yaml", `the value is not one of: table, json`, configtest.IsEmpty},
 	"RPC_METHOD":           {strings.Repeat("m", 256), "has 256 bytes, more than 255", configtest.IsEmpty},
 	"RPC_BODY":             {"", "", ""}, // Any body is one.
 	"RPC_EXPECT":           {"", "", ""}, // Empty means the method's name.
-	"RPC_CALLS":            {"1e3", `"1e3" is not a whole number`, configtest.IsEmpty},
+	"RPC_CALLS":            {"1e3", `the value is not a whole number`, configtest.IsEmpty},
 	"RPC_DURATION":         {"169h", "169h0m0s is more than 168h0m0s", configtest.IsEmpty},
 	"RPC_RATE":             {"10000001", "10000001 is more than 10000000", configtest.IsEmpty},
 	"RPC_CONCURRENCY":      {"0", "0 is less than 1", configtest.IsEmpty},
@@ -40,7 +40,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_IDEMPOTENT":       {"yes", `"yes" is not true or false`, configtest.IsEmpty},
 	"RPC_ATTEMPT_TIMEOUT":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},
 	"RPC_REPORT_DIR":       {"/proc/self/no", "mkdir /proc/self/no: no such file or directory", ""},
-	"RPC_REPLY_QUEUE_TYPE": {"stream", `"stream" is not one of: classic, quorum`, configtest.IsEmpty},
+	"RPC_REPLY_QUEUE_TYPE": {"stream", `the value is not one of: classic, quorum`, configtest.IsEmpty},
 })
 
 //nolint:paralleltest // sets the environment

@@ -82,7 +82,7 @@ func TestBrokerOf(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]string{
 		"amqp://u:hunter2@h:5672/v":                 "h:5672",
-		"amqp://u:hunter2@h/,amqp://i/":             "h",
+		"amqp://u:hunter2@h/,amqp://i/":             "h:5672",
 		"amqps://u:hunter2@[::1]:5671/ , amqp://i/": "[::1]:5671",
 		"amqp://u:hunter%zz2@h/":                    "",
 	} {

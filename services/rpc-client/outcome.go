@@ -2,7 +2,6 @@ package main
 
 import (
 	"maps"
-	"net/url"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -141,9 +140,9 @@ func brokerOf(status amqpx.Status, urls config.Secret) string {
 	if status.Broker != "" {
 		return status.Broker
 	}
-	first, _, _ := strings.Cut(urls.Reveal(), ",")
-	if u, err := url.Parse(strings.TrimSpace(first)); err == nil {
-		return u.Host
+	list, err := amqpx.ParseURLs(urls.Reveal())
+	if err != nil {
+		return ""
 	}
-	return ""
+	return list[0].Address()
 }

@@ -10,7 +10,7 @@ import (
 // metrics, and round trips, which need the control plane. Settings switch both off.
 func newClient(settings *Config, options []amqpx.ClientOption) (*amqpx.Client, []health.Option, error) {
 	metrics := amqpxprom.NewClientMetrics(settings.Queue.Name)
-	registry, err := health.NewRegistry(metrics)
+	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))
 	if err != nil {
 		return nil, nil, err
 	}

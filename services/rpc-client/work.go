@@ -54,6 +54,7 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 		defer cancel()
 		probes.Stop(ctx)
 	}()
+	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
 	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
 }
 

@@ -227,7 +227,7 @@ func TestRunWithBadConfiguration(t *testing.T) {
 	code, out := execute(t.Context(), &diag)
 	const want = "rpc-client: bad configuration:\n" +
 		"  RPC_CALLS: \"x\" is not a whole number\n" +
-		"  AMQP_URL: URL 1 of 1 must begin with amqp:// or amqps://\n" +
+		"  AMQP_URL: the URL does not begin with amqp:// or amqps://\n" +
 		"  RPC_REPORT_DIR: mkdir /proc/self/no: no such file or directory\n"
 	if code != 2 || out != "" || diag.String() != want {
 		t.Errorf("exit code %d, %q, %q", code, out, diag.String())

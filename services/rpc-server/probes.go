@@ -10,7 +10,7 @@ import (
 // metrics, and round trips, which need the control plane. Settings switch both off.
 func newServer(settings *Config, options []amqpx.ServerOption) (*amqpx.Server, []health.Option, error) {
 	metrics := amqpxprom.NewServerMetrics(settings.Queue.Name)
-	registry, err := health.NewRegistry(metrics)
+	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))
 	if err != nil {
 		return nil, nil, err
 	}

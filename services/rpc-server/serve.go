@@ -46,6 +46,7 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		defer cancel()
 		probes.Stop(ctx)
 	}()
+	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
 	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("server starts", zap.Stringer("broker", settings.AMQP.URL),
 		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", probes.Addr()))
 	return serveUntil(drain, force, server, logger)

@@ -50,26 +50,26 @@ const Password = "hunter2"
 func WithShared(own map[string]Bad) map[string]Bad {
 	const noTLS = "is set, but no broker URL begins with amqps://"
 	all := map[string]Bad{
-		"AMQP_URL":              {"http://u:" + Password + "@h/", "URL 1 of 1 must begin with amqp:// or amqps://", IsEmpty},
-		"AMQP_URL_FILE":         {"/nonexistent/url", "stat /nonexistent/url: no such file or directory", ""},
+		"AMQP_URL":              {"http://u:" + Password + "@h/", "the URL does not begin with amqp:// or amqps://", IsEmpty},
+		"AMQP_URL_FILE":         {"/nonexistent/url", "no such file or directory", ""},
 		"AMQP_TLS_CA_FILE":      {"/nonexistent/ca", noTLS, ""},
 		"AMQP_TLS_CERT_FILE":    {"/nonexistent/cert", noTLS, ""},
 		"AMQP_TLS_KEY_FILE":     {"/nonexistent/key", noTLS, ""},
 		"AMQP_HEARTBEAT":        {"10", `"10" is not a duration such as 500ms, 5s or 2m`, IsEmpty},
-		"AMQP_DIAL_TIMEOUT":     {"soon", `"soon" is not a duration such as 500ms, 5s or 2m`, IsEmpty},
+		"AMQP_DIAL_TIMEOUT":     {"soon", `the value is not a duration such as 500ms, 5s or 2m`, IsEmpty},
 		"AMQP_WRITE_TIMEOUT":    {"-1s", `-1s is less than 1ms`, IsEmpty},
 		"AMQP_BACKOFF_MIN":      {"0s", `0s is less than 1ms`, IsEmpty},
 		"AMQP_BACKOFF_MAX":      {"2h", `2h0m0s is more than 1h0m0s`, IsEmpty},
 		"RPC_QUEUE":             {"amq.x", "begins with amq., which the broker reserves", IsEmpty},
-		"RPC_QUEUE_TYPE":        {"stream", `"stream" is not one of: classic, quorum`, IsEmpty},
-		"RPC_QUEUE_DURABLE":     {"maybe", `"maybe" is not true or false`, IsEmpty},
+		"RPC_QUEUE_TYPE":        {"stream", `the value is not one of: classic, quorum`, IsEmpty},
+		"RPC_QUEUE_DURABLE":     {"maybe", `the value is not true or false`, IsEmpty},
 		"RPC_PERSISTENT":        {"2", `"2" is not true or false`, IsEmpty},
 		"RPC_BATCH":             {"on", `"on" is not one of: auto, off`, IsEmpty},
 		"RPC_CONTROL":           {"off", `"off" is not true or false`, IsEmpty},
 		"RPC_MAX_MESSAGE_BYTES": {"16MB", `"16MB" is not a whole number`, IsEmpty},
-		"HTTP_ADDR":             {"8080", `"8080" is not an address such as :8080 or 127.0.0.1:8080`, IsEmpty},
+		"HTTP_ADDR":             {"8080", `is not an address such as :8080 or 127.0.0.1:8080`, IsEmpty},
 		"METRICS":               {"no", `"no" is not true or false`, IsEmpty},
-		"LOG_LEVEL":             {"loud", `"loud" is not one of: debug, info, warn, error`, IsEmpty},
+		"LOG_LEVEL":             {"loud", `the value is not one of: debug, info, warn, error`, IsEmpty},
 		"LOG_FORMAT":            {"xml", `"xml" is not one of: auto, json, console`, IsEmpty},
 	}
 	maps.Copy(all, Tracing())
@@ -111,7 +111,8 @@ func TestBad[T any, S interface {
 		Isolate(t, S(new(T)))
 		want := 0
 		for name, bad := range table {
-			if bad.Fault != "" && !strings.HasPrefix(name, "AMQP_TLS_") && name != "AMQP_URL_FILE" {
+			tracing := strings.HasPrefix(name, "OTEL_") // a bad endpoint turns the others into faults
+			if bad.Fault != "" && !strings.HasPrefix(name, "AMQP_TLS_") && name != "AMQP_URL_FILE" && !tracing {
 				t.Setenv(name, bad.Value)
 				want++
 			}

@@ -1,0 +1,179 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// brokerFiles are the files that say how the broker is reached. They are read again for
+// each attempt to connect, so that a rotated password or certificate needs no restart. Each
+// file is opened by its name anew, so that it may be replaced in any way, also as a volume
+// of Kubernetes does it, where a folder above is a symbolic link. Safe for concurrent use.
+type brokerFiles struct {
+	url, ca, cert, key string // their names; empty: there is none
+
+	mu    sync.Mutex
+	roots *x509.CertPool // the last that could be read
+	pair  *tls.Certificate
+}
+
+// fileFault is what is wrong with the file that a variable names.
+type fileFault struct {
+	variable string
+	err      error
+}
+
+func (f *fileFault) Error() string { return f.variable + ": " + f.err.Error() }
+
+// any reports whether there is a file at all.
+func (f *brokerFiles) any() bool { return f.url != "" || f.hasTLS() }
+
+func (f *brokerFiles) hasTLS() bool { return f.ca != "" || f.cert != "" || f.key != "" }
+
+// read is the source of [amqpx.WithBrokers]. What cannot be read stays as it was, and is
+// part of the error.
+func (f *brokerFiles) read() (amqpx.Brokers, error) {
+	var now amqpx.Brokers
+	var faults []error
+	if f.url != "" {
+		list, fault := readURLs(f.url)
+		if fault != nil {
+			faults = append(faults, fault)
+		}
+		now.URLs = list
+	}
+	if f.hasTLS() {
+		config, fault := f.readTLS()
+		now.TLS = config
+		for _, one := range fault {
+			faults = append(faults, one)
+		}
+	}
+	return now, errors.Join(faults...)
+}
+
+// readURLs returns the list that a file holds, or "" and what is wrong with it.
+func readURLs(path string) (string, error) {
+	const variable = "AMQP_URL_FILE"
+	content, err := ReadFile(path)
+	list := strings.TrimSpace(string(content))
+	switch {
+	case err != nil:
+	case list == "":
+		err = fmt.Errorf("%s is empty", path)
+	default:
+		_, err = amqpx.ParseURLs(list)
+	}
+	if err != nil {
+		return "", &fileFault{variable, err}
+	}
+	return list, nil
+}
+
+// readTLS returns a configuration of what the files hold or, where they cannot be read,
+// held last. Files that are being replaced one after the other may not fit together for a
+// moment: then both the certificate and its key stay.
+func (f *brokerFiles) readTLS() (*tls.Config, []*fileFault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var faults []*fileFault
+	if f.ca != "" {
+		roots, err := readRoots(f.ca)
+		if err != nil {
+			faults = append(faults, &fileFault{"AMQP_TLS_CA_FILE", err})
+		} else {
+			f.roots = roots
+		}
+	}
+	if f.cert != "" && f.key != "" {
+		pair, fault := readPair(f.cert, f.key)
+		faults = append(faults, fault...)
+		if pair != nil {
+			f.pair = pair
+		}
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.roots}
+	if f.pair != nil {
+		config.Certificates = []tls.Certificate{*f.pair}
+	}
+	return config, faults
+}
+
+func readRoots(path string) (*x509.CertPool, error) {
+	text, err := ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	return roots, nil
+}
+
+// readPair blames the file that is at fault where it can tell.
+func readPair(certPath, keyPath string) (*tls.Certificate, []*fileFault) {
+	const cert, key = "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
+	var faults []*fileFault
+	certPEM, err := ReadFile(certPath)
+	if err != nil {
+		faults = append(faults, &fileFault{cert, err})
+	}
+	keyPEM, err := ReadFile(keyPath)
+	if err != nil {
+		faults = append(faults, &fileFault{key, err})
+	}
+	if faults != nil {
+		return nil, faults
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, []*fileFault{{cert, fmt.Errorf("%s with the key %s: %w", certPath, keyPath, err)}}
+	}
+	return &pair, nil
+}
+
+// certificateEnd returns when the first certificate of the file ends, or false if there is
+// none.
+func (f *brokerFiles) certificateEnd() (time.Time, bool) {
+	if f.cert == "" {
+		return time.Time{}, false
+	}
+	text, err := ReadFile(f.cert)
+	if err == nil {
+		if end, ok := firstEnd(text); ok {
+			return end, true
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pair == nil || f.pair.Leaf == nil {
+		return time.Time{}, false
+	}
+	return f.pair.Leaf.NotAfter, true
+}
+
+// firstEnd returns the earliest end of the certificates in a PEM file.
+func firstEnd(text []byte) (end time.Time, ok bool) {
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return end, ok
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if block.Type != "CERTIFICATE" || err != nil {
+			continue
+		}
+		if !ok || certificate.NotAfter.Before(end) {
+			end, ok = certificate.NotAfter, true
+		}
+	}
+}

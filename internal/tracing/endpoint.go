@@ -1,0 +1,98 @@
+package tracing
+
+import (
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"rabbitmq-rpc/internal/config"
+)
+
+// Endpoint is a collector's URL. However it is printed, logged or encoded, only its scheme,
+// host and port show: user, path and query may hold a token.
+type Endpoint string
+
+// String returns scheme, host and port.
+func (e Endpoint) String() string {
+	raw := trim(string(e))
+	if raw == "" {
+		return ""
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return config.Hidden
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+// GoString keeps %#v from printing more than String.
+func (e Endpoint) GoString() string { return "tracing.Endpoint(" + e.String() + ")" }
+
+// MarshalText keeps encoders from writing more than String.
+func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// Attributes are what OTEL_RESOURCE_ATTRIBUTES adds to the resource: key=value, separated by
+// commas. However they are printed, only their number shows.
+type Attributes string
+
+// String returns how many there are.
+func (a Attributes) String() string { return countOf(string(a), "attribute") }
+
+// GoString keeps %#v from printing the attributes.
+func (a Attributes) GoString() string { return "tracing.Attributes(" + a.String() + ")" }
+
+// MarshalText keeps encoders from writing the attributes.
+func (a Attributes) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// countOf says how many pairs a list has. Their names are not shown: a value with a raw
+// comma looks like a name.
+func countOf(list, what string) string {
+	if trim(list) == "" {
+		return ""
+	}
+	n := strings.Count(list, ",") + 1
+	if n > 1 {
+		what += "s"
+	}
+	return strconv.Itoa(n) + " " + what
+}
+
+// urlInText matches a URL inside a text, such as an exporter's error.
+var urlInText = regexp.MustCompile(`(?i)\bhttps?://[^\s"'<>]+`)
+
+// withoutSecrets returns a text without what is no origin in its URLs, and without any of
+// the secrets.
+func withoutSecrets(text string, secrets []string) string {
+	text = urlInText.ReplaceAllStringFunc(text, func(found string) string {
+		u, err := url.Parse(strings.TrimRight(found, ":,.;)"))
+		if err != nil {
+			return config.Hidden
+		}
+		return u.Scheme + "://" + u.Host
+	})
+	for _, secret := range secrets {
+		text = strings.ReplaceAll(text, secret, config.Hidden)
+	}
+	return text
+}
+
+// secrets returns the values of the headers, as they are set and as they are sent.
+func (h Headers) secrets() []string {
+	const least = 4 // what is shorter is in any text
+	var found []string
+	for pair := range strings.SplitSeq(string(h), ",") {
+		_, value, _ := strings.Cut(pair, "=")
+		value = trim(value)
+		plain, err := url.PathUnescape(value)
+		if err != nil {
+			plain = value
+		}
+		for _, text := range append([]string{value, plain}, strings.Fields(plain)...) {
+			if len(text) >= least {
+				found = append(found, text)
+			}
+		}
+	}
+	return found
+}

@@ -1,0 +1,285 @@
+package amqpx
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// BrokerURL is the URL of one broker, taken apart. However it is printed, logged or
+// encoded, only its scheme, user, host and port show. [ParseURLs] makes them.
+type BrokerURL struct {
+	scheme, user, host string
+	port               int
+	vhost              string  // as it may be shown
+	hidden             *string // the virtual host that must not be shown; nil: none
+	raw                *string // a pointer, because fmt prints the fields of unexported fields
+}
+
+// ParseURLs takes a list of broker URLs, separated by commas, apart. It refuses what would
+// put a part of a password elsewhere, such as a password with a raw slash, and lists that
+// are written in another way. The error names each bad URL by its place and never quotes
+// any of it.
+func ParseURLs(list string) ([]BrokerURL, error) {
+	if strings.HasPrefix(list, "\uFEFF") {
+		return nil, errors.New("the list begins with a byte order mark; save the file as UTF-8 without one")
+	}
+	if !utf8.ValidString(list) || strings.ContainsRune(list, 0) {
+		return nil, errors.New("the list is no UTF-8 text")
+	}
+	var entries []string
+	for entry := range strings.SplitSeq(list, ",") {
+		if entry = strings.TrimSpace(entry); entry != "" {
+			entries = append(entries, entry)
+		}
+	}
+	if len(entries) == 0 {
+		return nil, errNoURL
+	}
+	var faults []string
+	urls := make([]BrokerURL, 0, len(entries))
+	for i, entry := range entries {
+		u, fault := parseURL(entry)
+		if fault == faultScheme && len(entries) > 1 {
+			fault += "; each broker of a list has a whole URL, as in " + listForm + ", and a comma in a password is written %2C"
+		}
+		if fault != "" {
+			faults = append(faults, placeOf(i, len(entries))+" "+fault)
+			continue
+		}
+		urls = append(urls, u)
+	}
+	if len(faults) > 0 {
+		return nil, errors.New(strings.Join(faults, "; "))
+	}
+	return urls, nil
+}
+
+var errNoURL = errors.New("no broker URL")
+
+// The forms that the faults of URLs show.
+const (
+	urlForm  = "amqp://user:password@host:5672/vhost"
+	listForm = "amqp://user:password@host1/vhost,amqp://user:password@host2/vhost"
+)
+
+const (
+	faultScheme = "does not begin with amqp:// or amqps://"
+	faultForm   = "is not of the form " + urlForm + ", with special characters of the password percent-encoded"
+)
+
+// placeOf names an entry of a list.
+func placeOf(i, of int) string {
+	names := []string{"first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"}
+	switch {
+	case of == 1:
+		return "the URL"
+	case i < len(names):
+		return "the " + names[i] + " URL"
+	default:
+		return "URL " + strconv.Itoa(i+1)
+	}
+}
+
+// parseURL takes one URL apart, or says what is wrong with it in words that follow "the URL".
+func parseURL(raw string) (_ BrokerURL, fault string) {
+	if fault := faultOfText(raw); fault != "" {
+		return BrokerURL{}, fault
+	}
+	_, rest, _ := strings.Cut(raw, "://")
+	authority, tail := rest, ""
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		authority, tail = rest[:i], rest[i:]
+	}
+	path, query, _ := strings.Cut(tail, "?")
+	faults := []string{faultOfTail(path, tail), faultOfAuthority(authority), faultOfQuery(query)}
+	if i := slices.IndexFunc(faults, func(f string) bool { return f != "" }); i >= 0 {
+		return BrokerURL{}, faults[i]
+	}
+	uri, err := amqp.ParseURI(raw)
+	if err != nil {
+		return BrokerURL{}, faultForm
+	}
+	u := BrokerURL{scheme: uri.Scheme, user: uri.Username, host: uri.Host, port: uri.Port, vhost: uri.Vhost, raw: &raw}
+	if !mayShowVhost(uri.Vhost, authority) {
+		u.vhost, u.hidden = "…", &uri.Vhost
+	}
+	return u, ""
+}
+
+// mayShowVhost reports whether a virtual host can be no part of a secret: it has no
+// delimiter of a URL, and the password is in its own place.
+func mayShowVhost(vhost, authority string) bool {
+	if vhost == "/" {
+		return true
+	}
+	return strings.Contains(authority, "@") && !strings.ContainsAny(vhost, `@:;?#&=|"'`) && !strings.ContainsFunc(vhost, unicode.IsControl)
+}
+
+// faultOfText judges a URL before it is taken apart.
+func faultOfText(raw string) string {
+	lower := strings.ToLower(raw)
+	switch {
+	case strings.ContainsAny(raw[:1]+raw[len(raw)-1:], "\"'`"):
+		return "is in quotes; leave them out"
+	case strings.ContainsFunc(raw, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
+		return "holds a space or a line break; URLs are separated by commas, as in " + listForm + ", and a space in a password is written %20"
+	case strings.Count(raw, "://") > 1:
+		return "holds two URLs; separate them by commas, as in " + listForm
+	case strings.ContainsAny(raw, ";|"):
+		return "holds a ; or |; URLs are separated by commas, as in " + listForm + ", and in a password they are written %3B and %7C"
+	case !strings.HasPrefix(lower, schemePlain+"://") && !strings.HasPrefix(lower, schemeTLS+"://"):
+		return faultScheme
+	case strings.Contains(raw, "#"):
+		return "holds a #, which a password has as %23"
+	default:
+		return ""
+	}
+}
+
+// faultOfTail judges what follows the host: an @ or a colon there means that a password
+// ended too early.
+func faultOfTail(path, tail string) string {
+	switch {
+	case strings.Contains(tail, "@"):
+		return "has an @ after a / or ?; in a password these are written %2F and %3F, and an @ in a virtual host %40"
+	case strings.Contains(path, ":"):
+		return "has a colon after the host; user and password stand before it, as in " + urlForm + ", and a colon in a virtual host is written %3A"
+	default:
+		return ""
+	}
+}
+
+func faultOfAuthority(authority string) string {
+	address := authority
+	if at := strings.LastIndex(authority, "@"); at >= 0 {
+		_, password, _ := strings.Cut(authority[:at], ":")
+		if password == "" {
+			return "has a user without a password; want " + urlForm
+		}
+		address = authority[at+1:]
+	}
+	host, port := address, ""
+	if i := strings.LastIndex(address, ":"); i > strings.LastIndex(address, "]") {
+		host, port = address[:i], address[i+1:]
+		n, err := strconv.ParseUint(port, 10, 32)
+		switch {
+		case err != nil:
+			return "has no number as its port; in a password / is written %2F, and an @ stands before the host, as in " + urlForm
+		case n < 1 || n > 65535:
+			return "has a port outside 1 to 65535"
+		}
+	}
+	switch {
+	case host == "":
+		return "names no host"
+	case !isHost(host):
+		return "has a host that is none; want " + urlForm + ", with special characters of the password percent-encoded"
+	default:
+		return ""
+	}
+}
+
+// isHost reports whether text is a name, an IPv4 address or, in brackets, one of IPv6.
+func isHost(text string) bool {
+	if inner, ok := strings.CutPrefix(text, "["); ok {
+		inner, closed := strings.CutSuffix(inner, "]")
+		zoned, err := url.PathUnescape(inner)
+		ip, parseErr := netip.ParseAddr(zoned)
+		return closed && err == nil && parseErr == nil && ip.Is6()
+	}
+	return !strings.ContainsFunc(text, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-._", r)
+	})
+}
+
+// faultOfQuery takes the parameters that amqp091-go reads
+// (https://www.rabbitmq.com/docs/uri-query-parameters). Others would be left out without a
+// word, and may be a password.
+func faultOfQuery(query string) string {
+	known := []string{
+		"cacertfile", "certfile", "keyfile", "server_name_indication", "auth_mechanism", "heartbeat",
+		"connection_timeout", "channel_max",
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return faultForm
+	}
+	for name := range values {
+		if !slices.Contains(known, name) {
+			return "has a query parameter that is none of " + strings.Join(known, ", ") + "; in a password ? is written %3F"
+		}
+	}
+	return ""
+}
+
+// String returns scheme, user, host and port.
+func (u BrokerURL) String() string {
+	if u.raw == nil {
+		return ""
+	}
+	shown := url.URL{Scheme: u.scheme, Host: u.Address()}
+	if u.user != "" {
+		shown.User = url.User(u.user)
+	}
+	return shown.String()
+}
+
+// GoString keeps %#v from printing more than [BrokerURL.String].
+func (u BrokerURL) GoString() string { return fmt.Sprintf("amqpx.BrokerURL(%s)", u) }
+
+// MarshalText keeps encoders from writing more than [BrokerURL.String].
+func (u BrokerURL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// Host returns the name or the address of the broker.
+func (u BrokerURL) Host() string { return u.host }
+
+// Port returns the port, which is 5672 or, for amqps, 5671 if the URL has none.
+func (u BrokerURL) Port() int { return u.port }
+
+// Address returns host:port.
+func (u BrokerURL) Address() string { return net.JoinHostPort(u.host, strconv.Itoa(u.port)) }
+
+// TLS reports whether the scheme is amqps.
+func (u BrokerURL) TLS() bool { return u.scheme == schemeTLS }
+
+// target returns what a session needs of the URL.
+func (u BrokerURL) target() brokerTarget {
+	return brokerTarget{url: *u.raw, address: u.Address(), user: u.user, vhost: u.vhost, hidden: u.hidden}
+}
+
+func targetsOf(urls []BrokerURL) []brokerTarget {
+	targets := make([]brokerTarget, len(urls))
+	for i, u := range urls {
+		targets[i] = u.target()
+	}
+	return targets
+}
+
+// redact returns err with a text that lacks the virtual host, where that must not be
+// shown: the broker quotes the name of one that it does not have.
+func (t brokerTarget) redact(err error) error {
+	if t.hidden == nil || err == nil || !strings.Contains(err.Error(), *t.hidden) {
+		return err
+	}
+	return &redactedError{error: err, hidden: *t.hidden}
+}
+
+// redactedError is an error whose text does not show the virtual host.
+type redactedError struct {
+	error
+
+	hidden string
+}
+
+func (e *redactedError) Error() string { return strings.ReplaceAll(e.error.Error(), e.hidden, "…") }
+func (e *redactedError) Unwrap() error { return e.error }

@@ -1,0 +1,84 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// FuzzSecret puts a secret into every shape of a list of URLs. No error of a constructor or of
+// an attempt to connect, no status and no line of the log may show it, unless it stands where
+// the user, the host or a virtual host beside a password does.
+func FuzzSecret(f *testing.F) {
+	for form := range misspelled() {
+		before, after, _ := strings.Cut(form, "$x")
+		f.Add(before, strings.ReplaceAll(after, "$x", marker))
+	}
+	for _, form := range []string{"amqp://u:$x@127.0.0.1:1/v", "amqps://u:$x@127.0.0.1:1//?heartbeat=5", "amqp://h/,amqp://u:p$x@[::1]:1/"} {
+		before, after, _ := strings.Cut(form, "$x")
+		f.Add(before, after)
+	}
+	f.Fuzz(func(t *testing.T, before, after string) {
+		list := before + marker + after
+		urls, err := ParseURLs(list)
+		_, clientErr := newClientConfig(list, nil)
+		_, serverErr := newServerConfig(list, nil)
+		if (err == nil) != (clientErr == nil) || (err == nil) != (serverErr == nil) {
+			t.Errorf("%q is refused by one and not by another: %v, %v, %v", list, err, clientErr, serverErr)
+		}
+		shown := fmt.Sprint(err, clientErr, serverErr, urls)
+		for _, u := range urls {
+			if strings.Contains(u.user, marker) || strings.Contains(u.host, marker) || strings.Contains(u.vhost, marker) {
+				return // nothing tells it from a name
+			}
+			shown += shownOf(t, u)
+		}
+		if strings.Contains(shown, marker) {
+			t.Errorf("%q is shown: %s", list, shown)
+		}
+	})
+}
+
+// shownOf returns all that is shown of a URL by attempts to connect that fail.
+func shownOf(t *testing.T, u BrokerURL) string {
+	t.Helper()
+	target := u.target()
+	uri, err := amqp.ParseURI(target.url)
+	if err != nil {
+		t.Fatalf("a URL that was accepted cannot be read: %v", err)
+	}
+	core, logs := observer.New(zap.DebugLevel)
+	cfg := defaultConfig()
+	cfg.logger = zap.New(core)
+	v := newSupervisor(&cfg, "test", true, nil)
+	causes := []error{
+		&net.DNSError{Err: "no such host", Name: u.Host(), IsNotFound: true},
+		&amqp.Error{Code: amqp.NotAllowed, Reason: "NOT_ALLOWED - vhost " + uri.Vhost + " not found"},
+		&amqp.Error{Code: amqp.AccessRefused, Reason: "ACCESS_REFUSED - access to vhost '" + uri.Vhost + "' refused for user '" + uri.Username + "'"},
+		amqp.ErrCredentials, amqp.ErrSASL, context.DeadlineExceeded,
+	}
+	if uri.Host == "127.0.0.1" && uri.Port == 1 { // nobody listens there
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := netDialer{heartbeat: time.Second, writeTimeout: time.Second}.dial(ctx, target.url, "test")
+		causes = append(causes, err)
+	}
+	for _, cause := range causes {
+		v.lastFault = ""
+		v.report(errors.Join(classify(target, cause)))
+	}
+	var text strings.Builder
+	for _, line := range logs.All() {
+		fmt.Fprintln(&text, line.Message, line.ContextMap())
+	}
+	fmt.Fprintln(&text, v.board.get(), v.board.get().Err, u, target.address, target.vhost)
+	return text.String()
+}
