@@ -15,6 +15,9 @@ import (
 	"go.uber.org/zap"
 )
 
+// certificates counts those that were made.
+var certificates int64 //nolint:gochecknoglobals // no test here runs beside another that makes some
+
 // certificate returns a self-signed certificate and its key as PEM.
 func certificate(t *testing.T) (cert, key string) {
 	t.Helper()
@@ -22,7 +25,9 @@ func certificate(t *testing.T) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true}
+	certificates++
+	end := time.Now().Add(time.Duration(certificates) * time.Hour) // of each another
+	template := &x509.Certificate{SerialNumber: big.NewInt(certificates), NotAfter: end, IsCA: true}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)

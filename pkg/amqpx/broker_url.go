@@ -268,7 +268,7 @@ func targetsOf(urls []BrokerURL) []brokerTarget {
 // redact returns err with a text that lacks the virtual host, where that must not be
 // shown: the broker quotes the name of one that it does not have.
 func (t brokerTarget) redact(err error) error {
-	if t.hidden == nil || err == nil || !strings.Contains(err.Error(), *t.hidden) {
+	if t.hidden == nil || err == nil {
 		return err
 	}
 	return &redactedError{error: err, hidden: *t.hidden}
@@ -281,5 +281,9 @@ type redactedError struct {
 	hidden string
 }
 
-func (e *redactedError) Error() string { return strings.ReplaceAll(e.error.Error(), e.hidden, "…") }
+func (e *redactedError) Error() string {
+	quoted := strconv.Quote(e.hidden) // as it is in the text of an amqp.Error
+	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
+}
+
 func (e *redactedError) Unwrap() error { return e.error }
