@@ -10,7 +10,8 @@ import (
 type readiness struct {
 	// State is the link's state, such as "ready" or "reconnecting".
 	State string `json:"state"`
-	// Reason says in plain words why the service is not ready; empty when it is.
+	// Reason says in plain words why the service is not ready. Of a client that is, it says
+	// what is wrong with the request queue.
 	Reason string `json:"reason"`
 	// Broker is the host:port of the current or last broker.
 	Broker string `json:"broker"`
@@ -43,7 +44,7 @@ func report(s amqpx.Status) readiness {
 func reason(s amqpx.Status) string {
 	switch s.State {
 	case amqpx.StateReady:
-		return ""
+		return s.Reason
 	case amqpx.StateBlocked:
 		return because("the broker blocks publishing", s.Reason)
 	case amqpx.StateDraining:

@@ -204,8 +204,7 @@ func (a *answer) nacked() {
 		left = j.in.budget - time.Since(j.arrived)
 	}
 	if left <= 0 {
-		s.logs.nackedResponse.of(s.cfg.logger).Warn("the broker refused an answer, its caller gets none",
-			zap.String("reply_to", j.in.replyTo), zap.String("correlation_id", j.in.CorrelationID), zap.Int("tries", a.tries+1))
+		s.noteNacked(nackedResponse{j.in.replyTo, j.in.CorrelationID, a.tries + 1})
 		a.done()
 		return
 	}

@@ -254,7 +254,13 @@ func (u BrokerURL) TLS() bool { return u.scheme == schemeTLS }
 
 // target returns what a session needs of the URL.
 func (u BrokerURL) target() brokerTarget {
-	return brokerTarget{url: *u.raw, address: u.Address(), user: u.user, vhost: u.vhost, hidden: u.hidden}
+	return brokerTarget{url: *u.raw, address: u.Address(), user: u.user, vhost: u.vhost, hidden: u.hidden, external: usesExternal(*u.raw)}
+}
+
+// usesExternal reports whether the user is the one in the client certificate.
+func usesExternal(url string) bool {
+	uri, err := amqp.ParseURI(url)
+	return err == nil && slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
 }
 
 func targetsOf(urls []BrokerURL) []brokerTarget {

@@ -72,7 +72,7 @@ func shownOf(t *testing.T, u BrokerURL) string {
 		causes = append(causes, err)
 	}
 	for _, cause := range causes {
-		v.lastFault = ""
+		v.faults = faultLog{}
 		v.report(errors.Join(classify(target, cause)))
 	}
 	var text strings.Builder

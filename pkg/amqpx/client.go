@@ -190,7 +190,7 @@ func (c *Client) Close(ctx context.Context) error {
 func (c *Client) setup(_ context.Context, s *session) error {
 	if c.cfg.userID {
 		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
-			return err
+			return atStep(stepVerifyUser, "", err)
 		}
 	}
 	direct := c.cfg.replyMode == ReplyDirect

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,11 +33,12 @@ type queueWatch struct {
 // queueState is what the last look at the request queue found.
 type queueState struct {
 	at        time.Time
-	known     bool // the broker said whether the queue is there
-	away      bool // there is no queue, its node is down, or the broker does not answer for it
-	missing   bool // the broker said that there is none, or that its node is down
-	messages  int  // that wait in the queue
-	filled    bool // messages waited at this look and at the one before, if there was one
+	known     bool      // the broker said whether the queue is there
+	away      bool      // there is no queue, its node is down, or the broker does not answer for it
+	missing   bool      // the broker said that there is none, or that its node is down
+	fault     FaultKind // why it is away
+	messages  int       // that wait in the queue
+	filled    bool      // messages waited at this look and at the one before, if there was one
 	consumers int
 }
 
@@ -187,7 +189,7 @@ func (l *queueLooker) run() {
 		}
 		l.look()
 		l.looked = time.Now()
-		if l.client.pending.len() > 0 {
+		if l.client.pending.len() > 0 || w.last().away {
 			w.want()
 		}
 		timer.Reset(lookEvery)
@@ -227,6 +229,7 @@ func (l *queueLooker) look() {
 		l.queue.plan(st)
 		before := c.watch.found(st, waiting)
 		c.queueChanged(before, st)
+		c.showQueue(st)
 	}
 	if c.route.lane != nil && !now.Before(l.lane.due) {
 		found, err := l.ask(&l.lane)
@@ -301,11 +304,11 @@ func stateOf(found amqp.Queue, err error) queueState {
 	case err == nil:
 		return queueState{known: true, messages: found.Messages, consumers: found.Consumers}
 	case errors.As(err, &refused) && refused.Code == amqp.NotFound:
-		return queueState{known: true, away: true, missing: true}
+		return queueState{known: true, away: true, missing: true, fault: faultOf(brokerTarget{}, err)}
 	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.ResourceLocked):
 		return queueState{} // another's, or not ours to see
 	default:
-		return queueState{known: true, away: true}
+		return queueState{known: true, away: true, fault: FaultQueueSilent}
 	}
 }
 
@@ -343,6 +346,24 @@ func (c *Client) queueChanged(before, now queueState) {
 		c.resendConfirmed()
 	case before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
 		c.resendConfirmed()
+	}
+}
+
+// showQueue says in the status of a link that is ready what is wrong with the request queue.
+func (c *Client) showQueue(st queueState) {
+	reason := ""
+	switch {
+	case st.away:
+		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + st.text()
+	case c.route.gate.refusing() > 0 && !c.route.gate.isFull():
+		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + ErrQueueUnavailable.Error()
+	}
+	if now := c.Status(); now.State == StateReady && now.Reason != reason {
+		c.sup.board.update(func(s *Status) {
+			if s.State == StateReady {
+				s.Reason = reason
+			}
+		})
 	}
 }
 
@@ -458,10 +479,10 @@ func (st queueState) text() string {
 	switch {
 	case !st.known:
 		return ""
-	case st.missing:
-		return "there is no such queue, or its node is down"
+	case st.fault == FaultQueueMissing:
+		return "there is no such queue"
 	case st.away:
-		return "the broker does not answer for the queue"
+		return strings.ReplaceAll(rowOf(st.fault).words, "queue {queue}", "the queue")
 	case st.consumers == 0:
 		return "the queue has no consumers"
 	default:

@@ -33,7 +33,7 @@ const (
 )
 
 // errReplyQueueSilent means that the broker did not answer the subscription to the reply queue.
-var errReplyQueueSilent = errors.New("the broker does not answer for the reply queue: is the node that it lives on down?")
+var errReplyQueueSilent error = &kindError{kind: FaultQueueSilent}
 
 // newReplyQueueName returns the name of a reply queue for the request queue.
 func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
@@ -127,10 +127,13 @@ func (c *Client) useReplyQueue(fresh string, cause error) {
 // consumeResponses subscribes to the reply queue.
 func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery, error) {
 	if direct {
-		return s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
+		s.consumed.Store(new(directReplyTo))
+		deliveries, err := s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
+		return deliveries, atStep(stepConsume, directReplyTo, err)
 	}
 	var deliveries <-chan amqp.Delivery
 	priority := c.nextPriority()
+	s.consumed.Store(&s.replyTo)
 	subscribed := s.inGoroutine(func() (err error) {
 		deliveries, err = s.subCh.Consume(s.replyTo, replyConsumer, false, false, false, false, priority)
 		return err
@@ -142,10 +145,10 @@ func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery
 		if replyQueueAway(err) {
 			c.replyQueueAway = err
 		}
-		return deliveries, err
+		return deliveries, atStep(stepConsume, s.replyTo, err)
 	case <-limit.C:
 		c.replyQueueAway = errReplyQueueSilent
-		return nil, errReplyQueueSilent
+		return nil, atStep(stepConsume, s.replyTo, errReplyQueueSilent)
 	case <-s.done:
 		return nil, s.cause
 	}

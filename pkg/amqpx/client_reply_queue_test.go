@@ -151,7 +151,7 @@ func TestReplyQueueOfAClientWithoutPermission(t *testing.T) {
 			return nil
 		}
 		c := startClient(t, b)
-		wantTexts(t, c.WaitReady(within(t, time.Second)), "no permission")
+		wantTexts(t, c.WaitReady(within(t, time.Second)), `has no configure permission`)
 		wantSame(t, "queues", len(b.queueNames()), 0)
 	})
 }

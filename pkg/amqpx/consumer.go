@@ -132,8 +132,11 @@ func (c *consumer) subscribe(queue string) (err error) {
 	if queue == c.server.cfg.queue.retryQueue().Name {
 		c.sub.tag, c.sub.counted = c.sub.tag+retrySuffix, false
 	}
+	if c.main == nil {
+		c.sess.consumed.Store(&queue)
+	}
 	c.sub.deliveries, err = c.ch.Consume(queue, c.sub.tag, false, false, false, false, nil)
-	return err
+	return atStep(stepConsume, queue, err)
 }
 
 // receive hands requests to the workers. When the server drains it ends the

@@ -44,31 +44,76 @@ type control struct {
 }
 
 // errControlEnded ends a session whose control queue is gone.
-var errControlEnded = errors.New("the queue of the control plane was deleted")
+var errControlEnded error = &kindError{FaultQueueDeleted, errors.New("that of the control plane")}
+
+// controlRetry is the time between two attempts to have the control plane.
+const controlRetry = 15 * time.Second
 
 // startControl begins to listen. It uses a channel of its own, so that a broker that
-// refuses costs nothing but the control plane.
+// refuses costs nothing but the control plane: the server serves without it and tries again.
 func (s *Server) startControl(sess *session) error {
 	if !s.cfg.control {
 		return nil
 	}
+	err := s.listenToControl(sess)
+	if err == nil || !isChannelException(err) {
+		return err
+	}
+	s.pings.through("")
+	s.warnNoControl(sess, err)
+	sess.run(func() { s.retryControl(sess) })
+	return nil
+}
+
+// retryControl tries to have the control plane until it has, or the session ends.
+func (s *Server) retryControl(sess *session) {
+	again := time.NewTicker(controlRetry)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+		case <-sess.done:
+			return
+		}
+		err := s.listenToControl(sess)
+		if err == nil || sess.ended() {
+			return
+		}
+		s.warnNoControl(sess, err)
+	}
+}
+
+// listenToControl begins to listen.
+func (s *Server) listenToControl(sess *session) error {
 	exchange := s.cfg.queue.controlExchange()
 	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
-	err := c.listen(exchange)
-	var refused *amqp.Error
-	switch {
-	case err == nil:
-		s.pings.through(c.queue)
-		sess.run(c.read)
-		return nil
-	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.PreconditionFailed):
-		s.pings.through("")
-		if s.firstTime(exchange) {
-			s.cfg.logger.Warn("no control plane: the broker refused it", zap.String("exchange", exchange), zap.String("reason", refused.Reason))
-		}
-		return nil
+	if err := c.listen(exchange); err != nil {
+		return atStep(stepControl, "", err)
+	}
+	s.pings.through(c.queue)
+	sess.run(c.read)
+	return nil
+}
+
+// warnNoControl logs that the server does without the control plane.
+func (s *Server) warnNoControl(sess *session, err error) {
+	fault := classify(sess.target, err)
+	s.logs.noControl.of(s.cfg.logger).Warn("no control plane: the broker refused it",
+		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.kind)), zap.Error(fault))
+}
+
+// isChannelException reports whether the broker refused something by the end of a channel,
+// which leaves the connection as it is.
+func isChannelException(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	if !ok || !refused.Server {
+		return false
+	}
+	switch refused.Code {
+	case amqp.AccessRefused, amqp.NotFound, amqp.ResourceLocked, amqp.PreconditionFailed:
+		return true
 	default:
-		return err
+		return false
 	}
 }
 

@@ -36,12 +36,14 @@ func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
 	if err != nil {
 		return nil, err
 	}
+	var opening error // why there is no socket
 	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
 		Heartbeat:  d.heartbeat,
 		Properties: properties,
 		Dial: func(network, _ string) (net.Conn, error) {
 			s, err := d.openSocket(ctx, network, uri)
 			if err != nil {
+				opening = err
 				return nil, err
 			}
 			return conns.set(s), nil
@@ -52,6 +54,13 @@ func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
 		if ctx.Err() != nil {
 			// The library calls a socket cut during login a wrong password.
 			err = ctx.Err()
+		}
+		if opening != nil {
+			return nil, atStep(stepConnect, "", opening)
+		}
+		err = conns.get().explainDial(err)
+		if at, ok := errors.AsType[*stepError](err); ok && at.step == stepAMQP && errors.Is(err, context.DeadlineExceeded) && d.speaksHTTP(ctx, uri) {
+			err = atStep(stepAMQP, "", &kindError{FaultPortHTTP, at.cause})
 		}
 		return nil, err
 	}
@@ -78,10 +87,10 @@ func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI)
 	}
 	s := newSocket(raw, d.writeTimeout)
 	if uri.Scheme == schemeTLS {
-		secure, err := d.handshake(ctx, raw, uri)
+		secure, err := d.handshake(ctx, raw, uri, &s.certificate)
 		if err != nil {
 			_ = raw.Close()
-			return nil, err
+			return nil, atStep(stepTLS, "", errors.Join(ctx.Err(), err))
 		}
 		s.Conn = secure
 	}

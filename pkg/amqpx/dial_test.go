@@ -85,7 +85,7 @@ func TestDialThatHangsEndsWithItsContext(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 			<-(<-accepted).ended
-			wantSame(t, "plain words", classify(parseTarget(url), err).plain, "no answer in time")
+			wantSame(t, "plain words", classify(parseTarget(url), err).words, "no answer in time")
 		})
 	}
 }
@@ -98,7 +98,7 @@ func TestDialFaultsInPlainWords(t *testing.T) {
 		plain  string
 	}{
 		{"wrong password", method{10, 11}, `wrong user name or password for user "app"`},
-		{"missing vhost", method{10, 40}, `virtual host "/" is missing or closed to user "app"`},
+		{"missing vhost", method{10, 40}, `virtual host "/" is closed to user "app"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -106,8 +106,8 @@ func TestDialFaultsInPlainWords(t *testing.T) {
 			_, err := realDialer().dial(t.Context(), url, "")
 			<-(<-accepted).ended
 			f := classify(parseTarget(url), err)
-			wantSame(t, "plain words", f.plain, c.plain)
-			wantSame(t, "needs operator", f.needsOperator, true)
+			wantSame(t, "plain words", f.words, c.plain)
+			wantSame(t, "pace", f.pace, paceSlow)
 		})
 	}
 }
@@ -122,8 +122,8 @@ func TestDialOfAClosedPort(t *testing.T) {
 	url := fmt.Sprintf("amqp://app:secret@%s/", l.Addr())
 	_, err = realDialer().dial(t.Context(), url, "")
 	f := classify(parseTarget(url), err)
-	wantSame(t, "plain words", f.plain, "no connection")
-	wantSame(t, "needs operator", f.needsOperator, false)
+	wantSame(t, "plain words", f.words, "no connection: nothing accepts one at this address")
+	wantSame(t, "pace", f.pace, paceQuick)
 	wantTexts(t, f, l.Addr().String(), "connection refused")
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -24,15 +24,17 @@ const (
 // transport from the URL: the user, the virtual host, the SASL mechanisms and the query.
 func plainURL(url string, uri amqp.URI) string { return schemePlain + url[len(uri.Scheme):] }
 
-// handshake performs the TLS handshake on raw. It ends with ctx.
-func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI) (net.Conn, error) {
+// handshake performs the TLS handshake on raw, and notes in own what becomes of the client
+// certificate. It ends with ctx.
+func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, own *clientCertificate) (net.Conn, error) {
 	config, err := d.tlsConfig(uri)
 	if err != nil {
-		return nil, err
+		return nil, &kindError{FaultTLSFiles, err}
 	}
+	own.watch(config)
 	conn := tls.Client(raw, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, err
+		return nil, own.handshakeFault(err)
 	}
 	return conn, nil
 }

@@ -146,7 +146,7 @@ func TestHandshakeEndsWithItsContext(t *testing.T) {
 	if ctx.Err() == nil || err == nil {
 		t.Errorf("error %v", err)
 	}
-	wantSame(t, "error", err, context.Canceled)
+	wantIs(t, err, context.Canceled)
 }
 
 func TestPlainURLKeepsEverythingElse(t *testing.T) {

@@ -29,8 +29,9 @@ var (
 	// ErrOutcomeUnknown is returned when the link was lost at a moment that leaves
 	// open whether the request reached a server.
 	ErrOutcomeUnknown = errors.New("the link was lost before the outcome was known")
-	// ErrNotConnected is returned when a call ended while no link to a broker was up.
-	ErrNotConnected = errors.New("not connected to a broker")
+	// ErrNotConnected is returned when a call ended while no link to a broker was up: a broker
+	// could not be reached, or refused a step of the set-up. The text has the fault of each.
+	ErrNotConnected = errors.New("no connection to a broker is ready")
 	// ErrBlocked is returned when a call ended while the broker blocked publishing
 	// (https://www.rabbitmq.com/docs/connection-blocked).
 	ErrBlocked = errors.New("the broker blocks publishing")

@@ -121,6 +121,10 @@ func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {
 // caller holds mu.
 func (b *fakeBroker) declare(name string, durable bool, args amqp.Table) *amqp.Error {
 	if q := b.queues[name]; q != nil {
+		if args[amqp.QueueTypeArg] == string(QueueClassic) { // as if there were none
+			args = maps.Clone(args)
+			delete(args, amqp.QueueTypeArg)
+		}
 		if q.durable != durable || !maps.Equal(q.args, args) {
 			return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
 				"PRECONDITION_FAILED - inequivalent arg 'durable' for queue '%s' in vhost '/'", name)}

@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // frameReader reads AMQP frames for amqp091-go and replaces header tables that it
@@ -35,6 +38,55 @@ type frameReader struct {
 	kinds map[uint16]contentKind
 
 	unclaimed unclaimedBodies
+	peer      peerStart
+}
+
+// peerStart notes how a connection began and, if it ended before AMQP was under way, why.
+type peerStart struct {
+	methods atomic.Int32           // that arrived, up to methodsOfHandshake
+	alien   atomic.Pointer[string] // what the peer sent instead of frames
+	ended   chan struct{}          // closed when reading failed
+	once    sync.Once
+	cause   error // why, set before ended is closed
+}
+
+const (
+	// methodsOfHandshake are connection.start, tune and open-ok.
+	methodsOfHandshake = 3
+	// alienBytes is how much is kept of what a peer sent that does not speak AMQP.
+	alienBytes = 8
+	// reasonWait is how long a failed write waits for the reader to learn the reason, while
+	// the peer has sent nothing yet: the alert of a broker that refuses a certificate arrives
+	// as the connection breaks.
+	reasonWait = 200 * time.Millisecond
+)
+
+// handshake returns how many methods have arrived, up to methodsOfHandshake, what the peer
+// sent instead, and why reading ended, if it did.
+func (f *frameReader) handshake() (methods int32, alien string, ended error) {
+	if text := f.peer.alien.Load(); text != nil {
+		alien = *text
+	}
+	select {
+	case <-f.peer.ended:
+		ended = f.peer.cause
+	default:
+	}
+	return f.peer.methods.Load(), alien, ended
+}
+
+// awaitReason waits a moment until the reader knows why the connection ended, if the peer
+// has sent nothing.
+func (f *frameReader) awaitReason() {
+	if f.peer.methods.Load() > 0 {
+		return
+	}
+	limit := time.NewTimer(reasonWait)
+	defer limit.Stop()
+	select {
+	case <-f.peer.ended:
+	case <-limit.C:
+	}
 }
 
 // AMQP 0-9-1 section 2.3.5 and 4.2.3.
@@ -51,7 +103,7 @@ const (
 )
 
 func newFrameReader(r io.Reader, limits contentLimits) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits}
+	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits, peer: peerStart{ended: make(chan struct{})}}
 }
 
 // Read implements io.Reader. It fills p with what has arrived and blocks only for
@@ -82,6 +134,12 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 	}
 	if total > 0 {
 		err = nil // it comes again
+	}
+	if err != nil {
+		f.peer.once.Do(func() {
+			f.peer.cause = err
+			close(f.peer.ended)
+		})
 	}
 	return total, err
 }
@@ -121,6 +179,10 @@ func (f *frameReader) next() error {
 	}
 	if first[0] == 0 || first[0] > frameTypes {
 		f.raw = true // "AMQP…", a broker of another version, or no broker at all
+		if start, err := f.r.Peek(min(alienBytes, f.r.Buffered())); err == nil {
+			text := string(start)
+			f.peer.alien.Store(&text)
+		}
 		return nil
 	}
 	head, err := f.r.Peek(frameHeaderBytes)
@@ -133,6 +195,9 @@ func (f *frameReader) next() error {
 		return nil
 	}
 	if kind == frameMethod {
+		if n := f.peer.methods.Load(); n < methodsOfHandshake {
+			f.peer.methods.Store(n + 1)
+		}
 		if err := f.noteMethod(channel, int(size)); err != nil {
 			return err
 		}

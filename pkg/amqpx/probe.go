@@ -1,12 +1,11 @@
 package amqpx
 
 import (
-	"errors"
 	"time"
 )
 
 // errDeaf means that the broker answers nothing, though it may still send heartbeats.
-var errDeaf = errors.New("the broker does not answer")
+var errDeaf error = &kindError{kind: FaultUnresponsive}
 
 // slowPeriods bounds how long a publishing connection counts as slow, in multiples of the
 // time after which a connection without an answer counts as dead.

@@ -384,6 +384,9 @@ func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
 func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
 	detail := fmt.Sprintf("queue %q", k.route.queue)
 	if !full {
+		if st := c.watch.last(); st.away {
+			detail += ": " + st.text()
+		}
 		return localError(CodeUnavailable, k.outcome(), ErrQueueUnavailable, detail)
 	}
 	e := localError(CodeResourceExhausted, k.outcome(), ErrRefused, detail)
@@ -399,7 +402,7 @@ const refusedLinkAfter = 2 * time.Second
 
 // errLinkRefused means that a link was given up because the broker nacks what is published
 // on it.
-var errLinkRefused = errors.New("the broker nacks every request on this link, though the queue is there and not full")
+var errLinkRefused error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
 
 // renewLink ends a session on which the broker has nacked every request for a while.
 func (c *Client) renewLink() {

@@ -39,7 +39,8 @@ type Server struct {
 	suspects         *suspects
 	delayed          delayed
 	logs             serverLogs
-	previous         *session // the one before, of setup
+	nacked           chan nackedToLog // nacked responses of which the reason is to be found
+	previous         *session         // the one before, of setup
 	// batchesUp, retryUp and deadUp say which companions of the request queue are there.
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
@@ -73,6 +74,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		stopNow:  make(chan struct{}),
 		self:     newInstance(),
 		suspects: newSuspects(),
+		nacked:   make(chan nackedToLog, 1),
 	}
 	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
@@ -213,13 +215,13 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	s.previous = sess
 	if s.cfg.userID {
 		if err := s.user.verify(sess, s.cfg.logger); err != nil {
-			return err
+			return atStep(stepVerifyUser, "", err)
 		}
 	}
 	var difference string
 	found, err := s.cfg.queue.declareOrAdopt(sess.sub, func(reason string) { difference = reason })
 	if err != nil {
-		return fmt.Errorf("declare queue %q: %w", s.cfg.queue.Name, err)
+		return err
 	}
 	if difference != "" {
 		s.warnAdopted(s.cfg.queue, difference, found.againstBatches(s.cfg.queue))
@@ -234,6 +236,7 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	s.track.add(1)
 	defer s.consumers.Add(-1)
 	defer s.track.done()
+	sess.run(func() { s.explainNacked(sess) })
 	if s.isDraining() {
 		return nil
 	}
@@ -249,7 +252,7 @@ func (s *Server) firstTime(name string) bool {
 }
 
 // errQueueMissing ends a session that could not move a request.
-var errQueueMissing = errors.New("a queue of the server was deleted")
+var errQueueMissing error = &kindError{FaultQueueDeleted, errors.New("a request could not be moved to it")}
 
 // warnAdopted logs, once, that a queue is used as it is. noBatches is the argument because
 // of which the server takes no batches, or "".

@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -36,10 +35,10 @@ type companion struct {
 }
 
 // errNoAnswer is why a server does without a companion whose declaration never ended.
-var errNoAnswer = errors.New("the broker does not answer")
+var errNoAnswer error = &kindError{kind: FaultQueueSilent}
 
 // errSubscriptionEnded is why a server does without a companion that it had.
-var errSubscriptionEnded = errors.New("the broker ended the subscription: was the queue deleted?")
+var errSubscriptionEnded error = &kindError{kind: FaultConsumerCanceled}
 
 // companions returns the queues that a server wants beside the request queue, with the type
 // of that one. A request queue with properties that batches would go round has no batches.
@@ -91,7 +90,7 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 		select {
 		case <-first:
 		default:
-			s.warnCompanion(all[i], errNoAnswer)
+			s.warnCompanion(main.sess, all[i], errNoAnswer)
 		}
 	}
 }
@@ -118,7 +117,7 @@ func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct
 		if sess.ended() {
 			return
 		}
-		s.warnCompanion(k, err)
+		s.warnCompanion(sess, k, err)
 		timer := time.NewTimer(companionRetry)
 		select {
 		case <-timer.C:
@@ -151,14 +150,14 @@ func (k *companion) wait(sess *session, c *consumer) error {
 // as long as the broker does not answer, at most until the session ends.
 func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
 	sess := main.sess
-	k.step.Store("declare")
+	k.step.Store(stepDeclare)
 	if _, err := k.queue.declareOrAdopt(sess.sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
 		return nil, err
 	}
 	if k.prefetch == 0 || s.isDraining() {
 		return nil, nil //nolint:nilnil // it is only declared.
 	}
-	k.step.Store("consume")
+	k.step.Store(stepConsume)
 	ch, err := sess.sub.channel()
 	if err != nil {
 		return nil, err
@@ -184,10 +183,11 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 }
 
 // warnCompanion logs that the server does without a companion.
-func (s *Server) warnCompanion(k *companion, err error) {
+func (s *Server) warnCompanion(sess *session, k *companion, err error) {
 	step, _ := k.step.Load().(string)
+	fault := classify(sess.target, atStep(step, k.queue.Name, err))
 	s.logs.companion.of(s.cfg.logger).Warn("a queue cannot be used, the server does without it",
-		zap.String("queue", k.queue.Name), zap.String("step", step), zap.Error(err))
+		zap.String("queue", k.queue.Name), zap.String("step", step), zap.String("fault", string(fault.kind)), zap.Error(fault))
 }
 
 // returnsCount reports whether the return of a response to replyTo is to be counted. RabbitMQ

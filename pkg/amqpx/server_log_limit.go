@@ -46,6 +46,7 @@ type serverLogs struct {
 	nackedResponse logLimit
 	nackedMove     logLimit
 
+	noControl      logLimit // the control plane could not be had
 	companion      logLimit // queues that the server does without
 	sideConnection logLimit // the connections of server_side_connection.go are down
 }

@@ -34,7 +34,8 @@ type session struct {
 	// answered and confirmed are set when a response, and when a confirm, has come; whoever
 	// reads them resets them.
 	answered, confirmed atomic.Bool
-	onReady             func() // called once the link counts as ready; may be nil
+	onReady             func()                 // called once the link counts as ready; may be nil
+	consumed            atomic.Pointer[string] // the queue of the consumer, once it is known
 
 	done  chan struct{} // closed when the session failed or is to end
 	once  sync.Once
@@ -43,7 +44,7 @@ type session struct {
 }
 
 // errLinkEnded stands for an end whose reason the library did not keep.
-var errLinkEnded = errors.New("the connection ended without a reason")
+var errLinkEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
 
 // openSession dials and opens the channels. When it fails nothing stays open.
 func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
@@ -69,7 +70,7 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 	stop := context.AfterFunc(ctx, s.cut)
 	defer stop()
 	if err := s.openChannels(shared); err != nil {
-		return nil, errors.Join(ctx.Err(), err)
+		return nil, atStep(stepChannel, "", errors.Join(ctx.Err(), err))
 	}
 	return s, nil
 }
@@ -78,6 +79,7 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 // beside the publishing one: a method in the middle of a message's frames would end
 // the connection.
 func (s *session) openChannels(shared bool) (err error) {
+	defer func() { err = atStep(stepChannel, "", err) }()
 	if s.pubCh, err = s.pub.channel(); err != nil {
 		return err
 	}
@@ -104,16 +106,12 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 	for i, end := range ends {
 		s.run(func() {
 			select {
-			case reason, ok := <-end:
+			case reason := <-end:
 				if i == 1 && s.survives(reason) {
 					return // the publisher opens another channel
 				}
 				// A close that we did not ask for is a failure, with or without a reason.
-				if ok && reason != nil {
-					s.fail(reason)
-				} else {
-					s.fail(errLinkEnded)
-				}
+				s.connectionEnded(i, reason)
 			case <-s.done:
 			}
 		})
@@ -132,7 +130,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok {
-					s.fail(&consumerCanceledError{tag})
+					s.fail(s.atConsume(&consumerCanceledError{tag}))
 				}
 				cancels = nil
 			case <-s.done:
@@ -148,7 +146,30 @@ const mostConsumers = 3
 
 // errConsumerCanceled means that the broker ended the consumer, as it does when
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
-var errConsumerCanceled = errors.New("the broker cancelled the consumer: was its queue deleted?")
+var errConsumerCanceled error = &kindError{kind: FaultConsumerCanceled}
+
+// connectionEnded ends the session by the end of one of its connections or, when i is odd,
+// of one of its channels.
+func (s *session) connectionEnded(i int, reason *amqp.Error) {
+	switch {
+	case reason == nil:
+		s.fail(errLinkEnded)
+	case i == 1 && s.sub != s.pub:
+		s.fail(atStep(stepPublish, "", reason))
+	case i%2 == 1:
+		s.fail(s.atConsume(reason))
+	default:
+		s.fail(reason)
+	}
+}
+
+// atConsume says of an error that it is one of the consumer.
+func (s *session) atConsume(err error) error {
+	if queue := s.consumed.Load(); queue != nil {
+		return atStep(stepConsume, *queue, err)
+	}
+	return err
+}
 
 // consumerCanceledError is errConsumerCanceled with the tag of the consumer.
 type consumerCanceledError struct{ tag string }
@@ -160,7 +181,7 @@ func (c *consumerCanceledError) Unwrap() error { return errConsumerCanceled }
 // channel has ended too, its watcher knows the better reason.
 func (s *session) consumerEnded(tag string) {
 	if !s.subCh.IsClosed() {
-		s.fail(&consumerCanceledError{tag})
+		s.fail(s.atConsume(&consumerCanceledError{tag}))
 	}
 }
 
@@ -187,7 +208,7 @@ func (s *session) run(f func()) {
 }
 
 // errGoroutineEnded ends a session of which a goroutine did not return.
-var errGoroutineEnded = errors.New("a goroutine of the link was ended")
+var errGoroutineEnded error = &kindError{FaultLocal, errors.New("a goroutine of the link was ended")}
 
 // fail ends the session with its first cause.
 func (s *session) fail(cause error) {

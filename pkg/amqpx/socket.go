@@ -26,7 +26,8 @@ type socket struct {
 	timeout time.Duration
 	frames  *frameReader // what Read reads, or nil for the connection itself
 
-	received atomic.Uint64 // reads in which something came
+	received    atomic.Uint64     // reads in which something came
+	certificate clientCertificate // under TLS
 
 	mu      sync.Mutex
 	room    sync.Cond // signalled when a write ended
@@ -119,6 +120,9 @@ func (s *socket) flush(p []byte) {
 		_, err = s.Conn.Write(p)
 	}
 	if err != nil {
+		if s.frames != nil {
+			s.frames.awaitReason()
+		}
 		_ = s.Close()
 	}
 	s.mu.Lock()

@@ -50,7 +50,11 @@ type Status struct {
 	State State
 	// Err is the last failure; nil while ready. It stays while reconnecting.
 	Err error
-	// Reason is the broker's text while blocked, such as "low on memory".
+	// Fault is the kind of Err, for programs; "" while ready. Where several nodes were tried,
+	// it is the first one that needs an operator, or else the one of the node that came furthest.
+	Fault FaultKind
+	// Reason is the broker's text while blocked, such as "low on memory". While a client is
+	// ready it says what is wrong with the request queue, as far as its calls noticed.
 	Reason string
 	// Broker is the address (host:port) of the current or last broker.
 	Broker string

@@ -39,7 +39,7 @@ type supervisor struct {
 	sizeLimits map[string]int64
 	preferred  string // the address of the node to try first next time; "" for any
 	board      statusBoard
-	lastFault  string // the kind that was logged last, to say each once
+	faults     faultLog
 
 	mu      sync.Mutex
 	session *session
@@ -65,7 +65,7 @@ func (v *supervisor) run(ctx context.Context) {
 		}
 		v.report(err)
 		pause := wait.NextBackOff()
-		if _, every := needsOperator(err); every {
+		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
 			pause = v.cfg.backoffMax // any other fault may pass by itself
 		}
 		sleep(ctx, pause)
@@ -153,11 +153,10 @@ func (v *supervisor) setCurrent(s *session) {
 // keep waits for the end of a ready session, closes it, and returns why it ended.
 func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
 	v.setCurrent(s)
-	v.lastFault = ""
 	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
 		zap.Uint64("generation", s.generation))
 	v.board.update(func(st *Status) {
-		st.State, st.Err, st.Generation = StateReady, nil, s.generation
+		st.State, st.Err, st.Fault, st.Generation = StateReady, nil, "", s.generation
 		if s.gate.opening() != nil {
 			st.State = StateBlocked
 		}
@@ -172,11 +171,12 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	}
 	v.setCurrent(nil)
 	if s.ended() { // said before close, which may take a while
-		v.board.update(func(st *Status) { st.State, st.Err, st.Reason = StateReconnecting, classifyEnd(s.target, s.cause), "" })
+		v.showFault(classifyEnd(s.target, s.cause))
 	}
 	s.close()
 	if time.Since(readySince) >= settledAfter {
 		wait.Reset()
+		v.faults = faultLog{}
 	}
 	if s.cause == nil {
 		return ctx.Err()
@@ -193,20 +193,24 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	return classifyEnd(s.target, s.cause)
 }
 
-// report shows a fault in the status and logs it when it is news: at error level
-// when it needs an operator.
+// report shows a fault in the status and logs it when it is news, or goes on for a while: at
+// error level when it needs an operator.
 func (v *supervisor) report(err error) {
-	v.board.update(func(s *Status) { s.State, s.Err, s.Reason = StateReconnecting, err, "" })
+	v.showFault(err)
 	log := v.cfg.logger.Warn
-	if some, _ := needsOperator(err); some {
+	if some, _ := needsOperator(err); some || v.faults.isStubborn(err) {
 		log = v.cfg.logger.Error
 	}
-	fault := kindOfFault(err)
-	if fault == v.lastFault {
+	if !v.faults.note(kindOfFault(err)) {
 		log = v.cfg.logger.Debug
 	}
-	v.lastFault = fault
-	log("link down, reconnecting", zap.String("role", v.role), zap.Error(err))
+	log("link down, reconnecting", zap.String("role", v.role), zap.String("fault", string(kindOf(err))),
+		zap.Int("attempts", v.faults.attempts), zap.Error(err))
+}
+
+// showFault shows a fault in the status.
+func (v *supervisor) showFault(err error) {
+	v.board.update(func(s *Status) { s.State, s.Err, s.Fault, s.Reason = StateReconnecting, err, kindOf(err), "" })
 }
 
 // noteBlocked shows the broker's alarm in the status.

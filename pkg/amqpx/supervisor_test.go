@@ -199,7 +199,8 @@ func (w *watched) gone() <-chan struct{} {
 	return gone
 }
 
-func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItOnce(t *testing.T) {
+// A fault that goes on is said at once, and again every half a minute.
+func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItNowAndThen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
@@ -207,10 +208,14 @@ func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItOnce(t *testing.T) {
 		w.run(t)
 		pass(time.Minute + time.Second)
 		wantSame(t, "dials", len(w.dialed), 7)
-		wantSame(t, "errors logged", len(w.logged("error")), 1)
+		wantSame(t, "errors logged", len(w.logged("error")), 3)
 		wantSame(t, "warnings logged", len(w.logged("warn")), 0)
+		line := w.logs.FilterLevelExact(zap.ErrorLevel).All()[2].ContextMap()
+		wantSame(t, "attempts in the third line", line["attempts"], any(int64(7)))
+		wantSame(t, "fault in the third line", line["fault"], any("credentials"))
 		st := w.board.get()
 		wantSame(t, "state", st.State, StateReconnecting)
+		wantSame(t, "fault", st.Fault, FaultCredentials)
 		wantTexts(t, st.Err, `wrong user name or password for user "app"`)
 	})
 }
@@ -234,7 +239,7 @@ func TestSupervisorRetriesQuicklyWhileAnyNodeMayComeBack(t *testing.T) {
 				if n := len(w.dialed) / 2; n < 80 {
 					t.Errorf("%d rounds in a minute: want about 120", n)
 				}
-				wantSame(t, "errors logged", len(w.logged("error")), 1)
+				wantSame(t, "errors logged", len(w.logged("error")), 2)
 			})
 		})
 	}
@@ -401,4 +406,48 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Two faults in turn are said as often as one, and a link that is ready only for moments
+// does not make them news.
+func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		var dials atomic.Int64
+		w.broker.onDial = func(context.Context, string, string) error {
+			switch dials.Add(1) % 3 {
+			case 0:
+				return errCut
+			case 1:
+				return &kindError{kind: FaultClosedEarly}
+			}
+			time.AfterFunc(100*time.Millisecond, func() { w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
+			return nil
+		}
+		w.run(t)
+		pass(29 * time.Second)
+		wantSame(t, "warnings", len(w.logged("warn")), 3)
+		pass(30 * time.Second)
+		wantSame(t, "warnings after a while", len(w.logged("warn")), 6)
+	})
+}
+
+// What a broker answers to the set-up by the end of the connection is no lost link: when it
+// does so again and again, it waits for an operator.
+func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched(t, testURL)
+		w.onSetup = func(*session) error {
+			return atStep(stepDeclare, "q", &amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
+		}
+		w.run(t)
+		pass(5 * time.Second)
+		quick := len(w.dialed)
+		pass(time.Minute)
+		if slow := len(w.dialed) - quick; quick < repeatedFaults || quick > 12 || slow > 7 {
+			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
+		}
+	})
 }

@@ -107,6 +107,7 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue,
 	found := foundQueue{arguments: q.arguments()}
 	durable, autoDelete := q.Durable, false
 	difference := ""
+	var first *amqp.Error
 	for range maxDifferences {
 		err := onOwnChannel(l, func(ch channel) error {
 			_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, found.arguments)
@@ -114,11 +115,15 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue,
 		})
 		var refused *amqp.Error
 		if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed {
+			if err == nil {
+				difference, err = q.checkType(l, durable, autoDelete, &found, difference)
+			}
 			if err == nil && difference != "" {
 				warn(difference)
 			}
-			return found, err
+			return found, atStep(stepDeclare, q.Name, err)
 		}
+		first = cmp.Or(first, refused)
 		difference = cmp.Or(difference, refused.Reason)
 		name, value, ok := currentArgument(refused.Reason)
 		if !ok {
@@ -133,17 +138,51 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue,
 			found.set(name, value)
 		}
 		if value == queueStream && name == amqp.QueueTypeArg {
-			return found, &streamError{q.Name}
+			return found, atStep(stepDeclare, q.Name, errStream)
 		}
 	}
 	if err := onOwnChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
 		return err
 	}); err != nil {
-		return found, err
+		if isNotFound(err) { // the queue is not there, so the refusal was of a new one
+			err = first
+		}
+		return found, atStep(stepDeclare, q.Name, err)
 	}
 	warn(difference)
 	return found, nil
+}
+
+// checkType finds out whether a queue that was declared without a type is a classic one: the
+// virtual host may have another default. It returns the difference to tell, and refuses a
+// stream.
+func (q Queue) checkType(l link, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
+	if _, known := found.arguments[amqp.QueueTypeArg]; known {
+		return difference, nil
+	}
+	args := maps.Clone(found.arguments)
+	if args == nil {
+		args = amqp.Table{}
+	}
+	args[amqp.QueueTypeArg] = string(QueueClassic)
+	err := onOwnChannel(l, func(ch channel) error {
+		_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, args)
+		return err
+	})
+	refused, ok := errors.AsType[*amqp.Error](err)
+	if !ok || refused.Code != amqp.PreconditionFailed {
+		return difference, err
+	}
+	name, value, ok := currentArgument(refused.Reason)
+	if !ok || name != amqp.QueueTypeArg || value == nil {
+		return difference, nil
+	}
+	if value == queueStream {
+		return difference, errStream
+	}
+	found.set(name, value)
+	return cmp.Or(difference, refused.Reason), nil
 }
 
 const (
@@ -153,12 +192,8 @@ const (
 	queueStream = "stream"
 )
 
-// streamError refuses a request queue that is a stream.
-type streamError struct{ queue string }
-
-func (e *streamError) Error() string {
-	return fmt.Sprintf("queue %q is a stream: it hands every request to every server", e.queue)
-}
+// errStream refuses a request queue that is a stream.
+var errStream error = &kindError{kind: FaultQueueStream}
 
 // set notes an argument of the queue; nil means that the queue does not have it.
 func (f *foundQueue) set(name string, value any) {
@@ -201,10 +236,10 @@ func currentArgument(reason string) (name string, value any, ok bool) {
 
 // findReplyQueue looks for a client's reply queue.
 func findReplyQueue(l link, name string) error {
-	return onOwnChannel(l, func(ch channel) error {
+	return atStep(stepDeclare, name, onOwnChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
-	})
+	}))
 }
 
 // declareReplyQueue makes a client's reply queue.
@@ -213,17 +248,17 @@ func declareReplyQueue(l link, name string, kind QueueType) error {
 	if kind == QueueQuorum {
 		args[amqp.QueueTypeArg] = string(QueueQuorum)
 	}
-	return onOwnChannel(l, func(ch channel) error {
+	return atStep(stepDeclare, name, onOwnChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclare(name, true, false, false, false, args)
 		return err
-	})
+	}))
 }
 
 // onOwnChannel runs f on a channel that is thrown away afterwards.
 func onOwnChannel(l link, f func(channel) error) error {
 	ch, err := l.channel()
 	if err != nil {
-		return err
+		return atStep(stepChannel, "", err)
 	}
 	if err := f(ch); err != nil {
 		return err

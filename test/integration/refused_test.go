@@ -151,7 +151,7 @@ func TestMissingVirtualHost(t *testing.T) {
 	bothSides(t, strings.ReplaceAll(address, "%252F", "%2F"), func(t *testing.T, p peer, logs *observer.ObservedLogs) {
 		t.Helper()
 		err := fails(t, logs, p, 3)
-		if !strings.Contains(err.Error(), `virtual host "no/such" is missing or closed to user`) {
+		if !strings.Contains(err.Error(), `virtual host "no/such" does not exist`) {
 			t.Errorf("%q does not say what is wrong", err)
 		}
 		saidOnce(t, logs, err, zap.ErrorLevel, "")
@@ -167,13 +167,13 @@ func TestPermissionsComeAndGo(t *testing.T) {
 	client := r.Client(amqpx.WithCallOptions(amqpx.WaitForServer()))
 
 	err := fails(t, logs, server, 2)
-	closed := fmt.Sprintf("virtual host %q is missing or closed to user %q", tenant.Vhost, tenant.User)
+	closed := fmt.Sprintf("virtual host %q is closed to user %q", tenant.Vhost, tenant.User)
 	if !strings.Contains(err.Error(), closed) {
 		t.Errorf("%q does not say %s", err, closed)
 	}
 
 	tenant.Grant("nothing") // may enter, but not declare
-	refused := fmt.Sprintf("no permission for user %q", tenant.User)
+	refused := fmt.Sprintf("user %q has no configure permission", tenant.User)
 	rig.Eventually(t, "the fault names the permission", func() bool {
 		st := server.Status()
 		return st.Err != nil && strings.Contains(st.Err.Error(), refused) && !st.Ready()

@@ -50,7 +50,7 @@ func TestServerServesWithoutAQueueThatNeverAnswers(t *testing.T) {
 				}
 			}
 			warned := logs.FilterMessage("a queue cannot be used, the server does without it").All()
-			if len(warned) != 1 || warned[0].ContextMap()["queue"] != r.Queue.Name+suffix || warned[0].ContextMap()["step"] != "declare" {
+			if len(warned) != 1 || warned[0].ContextMap()["queue"] != r.Queue.Name+suffix || warned[0].ContextMap()["step"] != "declare queue" {
 				t.Errorf("warned %v", warned)
 			}
 			if got := server.Stats().Reconnects; got != 0 {

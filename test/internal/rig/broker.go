@@ -19,6 +19,9 @@ type Broker struct {
 	t      testing.TB
 	script string
 	name   string
+	env    []string // for deploy/broker.sh, beside that of the test
+	// TLSURL is the URL of its TLS listener, and CAFile whom a client there has to trust.
+	TLSURL, CAFile string
 	// URL is its AMQP URL; it stays the same over restarts.
 	URL string
 }
@@ -26,11 +29,19 @@ type Broker struct {
 // StartBroker starts a broker, of the version that AMQPX_TEST_BROKER_MAJOR names.
 func StartBroker(t testing.TB) *Broker {
 	t.Helper()
+	return StartBrokerWith(t, "")
+}
+
+// StartBrokerWith is StartBroker with more lines for rabbitmq.conf. Only brokers that are
+// plain processes read them.
+func StartBrokerWith(t testing.TB, conf string) *Broker {
+	t.Helper()
 	const short = 8
 	b := &Broker{
 		t:      t,
 		script: script(t),
 		name:   "own-" + uuid.NewString()[:short],
+		env:    []string{"BROKER_CONF=" + conf},
 	}
 	t.Cleanup(func() {
 		ctx, cancel := afterwards(t)
@@ -39,11 +50,13 @@ func StartBroker(t testing.TB) *Broker {
 	})
 	b.run(t.Context(), "up", b.name, Major())
 	vars := b.run(t.Context(), "env", b.name)
-	found := regexp.MustCompile(envURL + `=(\S+)`).FindSubmatch(vars)
-	if found == nil {
-		t.Fatalf("deploy/broker.sh env does not say %s: %s", envURL, vars)
+	for name, value := range map[string]*string{envURL: &b.URL, envTLSURL: &b.TLSURL, envCAFile: &b.CAFile} {
+		found := regexp.MustCompile(name + `=(\S+)`).FindSubmatch(vars)
+		if found == nil {
+			t.Fatalf("deploy/broker.sh env does not say %s: %s", name, vars)
+		}
+		*value = string(found[1])
 	}
-	b.URL = string(found[1])
 	return b
 }
 
@@ -64,6 +77,7 @@ func (b *Broker) run(ctx context.Context, args ...string) []byte {
 	b.t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, b.script, args...)
+	cmd.Env = append(os.Environ(), b.env...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second // the broker may hold the pipes open
 	if err := cmd.Run(); err != nil {

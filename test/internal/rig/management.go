@@ -142,6 +142,27 @@ func (n *Tenant) Revoke() {
 	n.m.Do(http.MethodDelete, nil, nil, "permissions", n.Vhost, n.User)
 }
 
+// LimitVhost sets a limit of the virtual host, such as max-queues; a negative one is none.
+func (n *Tenant) LimitVhost(name string, value int) {
+	n.m.t.Helper()
+	n.m.limit(value, "vhost-limits", n.Vhost, name)
+}
+
+// LimitUser sets a limit of the user, such as max-channels; a negative one is none.
+func (n *Tenant) LimitUser(name string, value int) {
+	n.m.t.Helper()
+	n.m.limit(value, "user-limits", n.User, name)
+}
+
+func (m *Management) limit(value int, path ...string) {
+	m.t.Helper()
+	if value < 0 {
+		m.Do(http.MethodDelete, nil, nil, path...)
+		return
+	}
+	m.Do(http.MethodPut, map[string]int{"value": value}, nil, path...)
+}
+
 // URL is the tenant's own AMQP URL on the broker under test.
 func (n *Tenant) URL() string { return n.URLWith(n.Password) }
 

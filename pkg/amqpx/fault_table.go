@@ -1,0 +1,231 @@
+package amqpx
+
+// FaultKind names a kind of fault of a connection to a broker: why it cannot be made, or
+// why it ended. It is meant for programs; people read [Status.Err]. docs/operations.md
+// has a row for each kind.
+type FaultKind string
+
+// The kinds of faults of the network and of the port.
+const (
+	// FaultHostUnknown: no address is known for the host's name.
+	FaultHostUnknown FaultKind = "host_unknown"
+	// FaultUnreachable: nothing accepts a connection at the address.
+	FaultUnreachable FaultKind = "unreachable"
+	// FaultNoAnswer: the broker accepted the connection and did not answer in time.
+	FaultNoAnswer FaultKind = "no_answer"
+	// FaultClosedEarly: the connection ended before the broker sent anything.
+	FaultClosedEarly FaultKind = "closed_early"
+	// FaultNotAMQP: the port speaks another protocol.
+	FaultNotAMQP FaultKind = "not_amqp"
+	// FaultPortHTTP: the port speaks HTTP, like the management plugin's.
+	FaultPortHTTP FaultKind = "port_http"
+	// FaultPortTLS: the port speaks TLS and the URL begins with amqp.
+	FaultPortTLS FaultKind = "port_tls"
+	// FaultPortPlain: the port speaks AMQP without TLS and the URL begins with amqps.
+	FaultPortPlain FaultKind = "port_plain"
+	// FaultConnectionLost: the connection ended without a reason.
+	FaultConnectionLost FaultKind = "connection_lost"
+	// FaultUnresponsive: the broker answers nothing on a connection that is open.
+	FaultUnresponsive FaultKind = "unresponsive"
+)
+
+// The kinds of faults of TLS and of the login.
+const (
+	// FaultBrokerCertificate: this process does not trust the broker's certificate.
+	FaultBrokerCertificate FaultKind = "broker_certificate"
+	// FaultClientCertificateMissing: the broker asks for a client certificate.
+	FaultClientCertificateMissing FaultKind = "client_certificate_missing"
+	// FaultClientCertificateExpired: the client certificate is not valid any more, or not yet.
+	FaultClientCertificateExpired FaultKind = "client_certificate_expired"
+	// FaultClientCertificate: the broker does not accept the client certificate.
+	FaultClientCertificate FaultKind = "client_certificate"
+	// FaultTLSHandshake: the two sides have no version or cipher of TLS in common, or the
+	// handshake failed for another reason.
+	FaultTLSHandshake FaultKind = "tls_handshake"
+	// FaultTLSFiles: the TLS files that the URL or the settings name cannot be used.
+	FaultTLSFiles FaultKind = "tls_files"
+	// FaultCredentials: the user name or the password is wrong.
+	FaultCredentials FaultKind = "credentials"
+	// FaultGuest: guest was refused, which may log in only from the broker's own machine.
+	FaultGuest FaultKind = "guest"
+	// FaultCertificateUser: no user has the name in the client certificate.
+	FaultCertificateUser FaultKind = "certificate_user"
+	// FaultLoginMechanism: the broker offers no login mechanism that the URL allows.
+	FaultLoginMechanism FaultKind = "login_mechanism"
+	// FaultVhostMissing: the virtual host does not exist.
+	FaultVhostMissing FaultKind = "vhost_missing"
+	// FaultVhostClosed: the user has no permissions in the virtual host.
+	FaultVhostClosed FaultKind = "vhost_closed"
+	// FaultVhostDown: the virtual host exists and does not run.
+	FaultVhostDown FaultKind = "vhost_down"
+)
+
+// The kinds of faults of limits, permissions and features.
+const (
+	// FaultConnectionLimit: a limit of connections, of the user, virtual host or node, is reached.
+	FaultConnectionLimit FaultKind = "connection_limit"
+	// FaultChannelLimit: a limit of channels, of the user or node, is reached.
+	FaultChannelLimit FaultKind = "channel_limit"
+	// FaultChannelMax: a connection may have too few channels (channel_max).
+	FaultChannelMax FaultKind = "channel_max"
+	// FaultConsumerLimit: a channel may have too few consumers (consumer_max_per_channel).
+	FaultConsumerLimit FaultKind = "consumer_limit"
+	// FaultQueueLimit: a limit of queues, of the virtual host or cluster, is reached.
+	FaultQueueLimit FaultKind = "queue_limit"
+	// FaultPermission: the user lacks a permission.
+	FaultPermission FaultKind = "permission"
+	// FaultFeatureForbidden: the broker forbids a deprecated feature, such as transient queues.
+	FaultFeatureForbidden FaultKind = "feature_forbidden"
+	// FaultNotImplemented: the broker does not know what was asked of it.
+	FaultNotImplemented FaultKind = "not_implemented"
+)
+
+// The kinds of faults of queues.
+const (
+	// FaultQueueMissing: there is no such queue.
+	FaultQueueMissing FaultKind = "queue_missing"
+	// FaultExchangeMissing: there is no such exchange.
+	FaultExchangeMissing FaultKind = "exchange_missing"
+	// FaultQueueNodeDown: the node that the queue lives on is down.
+	FaultQueueNodeDown FaultKind = "queue_node_down"
+	// FaultQueueStopped: the queue's process crashed or was stopped by its supervisor.
+	FaultQueueStopped FaultKind = "queue_stopped"
+	// FaultQueueSilent: the broker answers, but not for the queue.
+	FaultQueueSilent FaultKind = "queue_silent"
+	// FaultQueueInUse: another consumer has the queue for itself.
+	FaultQueueInUse FaultKind = "queue_in_use"
+	// FaultQueueExclusive: the queue is exclusive to another connection.
+	FaultQueueExclusive FaultKind = "queue_exclusive"
+	// FaultQueueDiffers: the queue exists with other properties.
+	FaultQueueDiffers FaultKind = "queue_differs"
+	// FaultQueueProperties: the broker does not make a queue with these properties.
+	FaultQueueProperties FaultKind = "queue_properties"
+	// FaultQueueStream: the queue is a stream.
+	FaultQueueStream FaultKind = "queue_stream"
+	// FaultQueueDeleted: a queue was deleted while it was in use.
+	FaultQueueDeleted FaultKind = "queue_deleted"
+	// FaultConsumerCanceled: the broker ended a subscription.
+	FaultConsumerCanceled FaultKind = "consumer_canceled"
+)
+
+// The kinds of faults of connections that were ready, and what remains.
+const (
+	// FaultBrokerClosed: the broker closed the connection, as when it shuts down.
+	FaultBrokerClosed FaultKind = "broker_closed"
+	// FaultAckTimeout: the broker's consumer_timeout passed for a request.
+	FaultAckTimeout FaultKind = "ack_timeout"
+	// FaultMessageTooLarge: a message was larger than the broker takes.
+	FaultMessageTooLarge FaultKind = "message_too_large"
+	// FaultMessagesNacked: the broker nacks every message on a connection.
+	FaultMessagesNacked FaultKind = "messages_nacked"
+	// FaultChannelClosed: the broker closed a channel for another reason.
+	FaultChannelClosed FaultKind = "channel_closed"
+	// FaultSetUpRefused: the broker refused a step of the set-up for another reason.
+	FaultSetUpRefused FaultKind = "set_up_refused"
+	// FaultProtocol: the two sides do not agree about the protocol.
+	FaultProtocol FaultKind = "protocol"
+	// FaultBrokerInternal: the broker failed in itself.
+	FaultBrokerInternal FaultKind = "broker_internal"
+	// FaultLocal: this process ended the connection.
+	FaultLocal FaultKind = "local"
+)
+
+// pace is how soon an attempt follows a fault of the set-up.
+type pace bool
+
+const (
+	// paceQuick is for faults that may pass by themselves: pauses of up to passingFaultMax.
+	paceQuick pace = false
+	// paceSlow is for faults that last until an operator acts: pauses of the longest backoff.
+	paceSlow pace = true
+)
+
+// Whose fault it is.
+const (
+	ofNetwork  = "network"
+	ofBroker   = "broker"
+	ofOperator = "broker's settings"
+	ofSettings = "own settings"
+	ofOthers   = "other programs"
+	ofProgram  = "this program"
+)
+
+// faultRow is what is said of one kind of fault, and what follows it. In words, {user},
+// {vhost}, {queue} and {access} stand for the names of the attempt.
+type faultRow struct {
+	kind  FaultKind
+	words string
+	whose string
+	pace  pace
+}
+
+// faultTable has a row for every kind of fault. docs/operations.md shows the same rows, with
+// what to do, and a test compares the two.
+var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
+	{FaultHostUnknown, "the host name was not found", ofSettings, paceQuick},
+	{FaultUnreachable, "no connection: nothing accepts one at this address", ofNetwork, paceQuick},
+	{FaultNoAnswer, "no answer in time", ofNetwork, paceQuick},
+	{FaultClosedEarly, "the connection was closed before the broker said anything", ofNetwork, paceQuick},
+	{FaultNotAMQP, "the port does not speak AMQP 0-9-1", ofSettings, paceSlow},
+	{FaultPortHTTP, "the port speaks HTTP, not AMQP: it may be that of the management UI", ofSettings, paceSlow},
+	{FaultPortTLS, "the port speaks TLS: the URL has to begin with amqps://", ofSettings, paceSlow},
+	{FaultPortPlain, "the port does not speak TLS: the URL has to begin with amqp://", ofSettings, paceSlow},
+	{FaultConnectionLost, "the connection was lost", ofNetwork, paceQuick},
+	{FaultUnresponsive, "the broker does not answer", ofBroker, paceQuick},
+
+	{FaultBrokerCertificate, "the broker's TLS certificate was not accepted", ofOperator, paceSlow},
+	{FaultClientCertificateMissing, "the broker asks for a client certificate, and there is none", ofSettings, paceSlow},
+	{FaultClientCertificateExpired, "the client certificate has expired or is not valid yet", ofSettings, paceSlow},
+	{FaultClientCertificate, "the broker does not accept the client certificate", ofSettings, paceSlow},
+	{FaultTLSHandshake, "the TLS handshake failed", ofSettings, paceSlow},
+	{FaultTLSFiles, "the TLS files cannot be used", ofSettings, paceSlow},
+	{FaultCredentials, "wrong user name or password for user {user}", ofSettings, paceSlow},
+	{FaultGuest, "wrong password for user {user}, or guest may log in from the broker's own machine only", ofSettings, paceSlow},
+	{FaultCertificateUser, "the broker has no user with the name in the client certificate", ofOperator, paceSlow},
+	{FaultLoginMechanism, "the broker offers no login mechanism that the URL allows", ofOperator, paceSlow},
+	{FaultVhostMissing, "virtual host {vhost} does not exist", ofSettings, paceSlow},
+	{FaultVhostClosed, "virtual host {vhost} is closed to user {user}", ofOperator, paceSlow},
+	{FaultVhostDown, "virtual host {vhost} is down", ofBroker, paceQuick},
+
+	{FaultConnectionLimit, "a limit of connections is reached", ofOperator, paceQuick},
+	{FaultChannelLimit, "a limit of channels is reached", ofOperator, paceQuick},
+	{FaultChannelMax, "the connection may have too few channels: channel_max is too low", ofOperator, paceSlow},
+	{FaultConsumerLimit, "the channel may have too few consumers: consumer_max_per_channel is too low", ofOperator, paceSlow},
+	{FaultQueueLimit, "a limit of queues is reached, and queue {queue} would be another one", ofOperator, paceSlow},
+	{FaultPermission, "user {user} has no {access} permission", ofOperator, paceSlow},
+	{FaultFeatureForbidden, "the broker forbids a feature that was asked for, such as queues that are not durable", ofOperator, paceSlow},
+	{FaultNotImplemented, "the broker does not know what was asked of it", ofBroker, paceSlow},
+
+	{FaultQueueMissing, "there is no queue {queue}", ofOthers, paceQuick},
+	{FaultExchangeMissing, "there is no exchange of this name", ofOthers, paceQuick},
+	{FaultQueueNodeDown, "the node that queue {queue} lives on is down", ofBroker, paceQuick},
+	{FaultQueueStopped, "queue {queue} has crashed, or its supervisor has stopped it", ofBroker, paceSlow},
+	{FaultQueueSilent, "the broker does not answer for queue {queue}: its node is down, it has no majority, or it was stopped", ofBroker, paceQuick},
+	{FaultQueueInUse, "another consumer has queue {queue} for itself", ofOthers, paceQuick},
+	{FaultQueueExclusive, "queue {queue} belongs to another connection alone", ofOthers, paceQuick},
+	{FaultQueueDiffers, "queue {queue} exists with other properties", ofSettings, paceSlow},
+	{FaultQueueProperties, "the broker makes no queue {queue} with these properties", ofSettings, paceSlow},
+	{FaultQueueStream, "queue {queue} is a stream: it hands every request to every server", ofOperator, paceSlow},
+	{FaultQueueDeleted, "a queue was deleted while it was in use", ofOthers, paceQuick},
+	{FaultConsumerCanceled, "the broker ended the subscription: the queue was deleted, or its node went down", ofBroker, paceQuick},
+
+	{FaultBrokerClosed, "the broker closed the connection", ofBroker, paceQuick},
+	{FaultAckTimeout, "the broker's consumer_timeout passed: a request was in hand for too long", ofOperator, paceQuick},
+	{FaultMessageTooLarge, "a message was larger than the broker takes", ofOperator, paceQuick},
+	{FaultMessagesNacked, "the broker nacks every message on this connection", ofBroker, paceQuick},
+	{FaultChannelClosed, "the broker closed a channel", ofBroker, paceQuick},
+	{FaultSetUpRefused, "the broker refused the set-up", ofBroker, paceSlow},
+	{FaultProtocol, "the broker and this program do not agree about the protocol", ofBroker, paceQuick},
+	{FaultBrokerInternal, "the broker failed in itself", ofBroker, paceQuick},
+	{FaultLocal, "the connection was ended by this program", ofProgram, paceQuick},
+}
+
+// rowOf returns the row of a kind.
+func rowOf(kind FaultKind) faultRow {
+	for _, row := range faultTable {
+		if row.kind == kind {
+			return row
+		}
+	}
+	return faultRow{kind: kind, words: string(kind), whose: ofBroker}
+}

@@ -1,0 +1,259 @@
+//go:build integration
+
+package integration
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// A broker that asks for a client certificate says in TLS alone what it does not like.
+func TestClientCertificates(t *testing.T) {
+	t.Parallel()
+	broker := rig.StartBrokerWith(t, "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true")
+	pem, err := os.ReadFile(broker.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	trusted, err := tls.LoadX509KeyPair(broker.CAFile, strings.TrimSuffix(broker.CAFile, "cert.pem")+"key.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for name, c := range map[string]struct {
+		own  []tls.Certificate
+		want amqpx.FaultKind
+	}{
+		"none":              {nil, amqpx.FaultClientCertificateMissing},
+		"expired":           {[]tls.Certificate{signedBy(t, trusted, now.Add(-time.Hour))}, amqpx.FaultClientCertificateExpired},
+		"unknown authority": {[]tls.Certificate{signedBy(t, signedBy(t, trusted, now.Add(time.Hour)), now.Add(time.Hour))}, amqpx.FaultClientCertificate},
+	} {
+		for version, number := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
+			t.Run(name+" with TLS "+version, func(t *testing.T) {
+				t.Parallel()
+				r := rig.Beyond(t, broker.TLSURL)
+				client, logs := startingClient(t, r, broker.TLSURL, amqpx.WithTLS(&tls.Config{
+					MinVersion: tls.VersionTLS12, MaxVersion: number, RootCAs: pool, GetClientCertificate: offering(c.own),
+				}))
+				faulty{c.want, []string{"TLS handshake: "}, zap.ErrorLevel}.check(t, client, logs)
+			})
+		}
+	}
+	t.Run("good", func(t *testing.T) {
+		t.Parallel()
+		rig.Connected(t, rig.Beyond(t, broker.TLSURL).ClientAt(broker.TLSURL, amqpx.WithTLS(&tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{signedBy(t, trusted, now.Add(time.Hour))},
+		})))
+	})
+}
+
+// offering offers a certificate whatever authorities the broker names.
+func offering(own []tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if len(own) == 0 {
+			return new(tls.Certificate), nil
+		}
+		return &own[0], nil
+	}
+}
+
+// signedBy makes a certificate that is valid until then.
+func signedBy(t *testing.T, authority tls.Certificate, until time.Time) tls.Certificate {
+	t.Helper()
+	parent, err := x509.ParseCertificate(authority.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const day = 24 * time.Hour
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "client"},
+		NotBefore: until.Add(-day), NotAfter: until,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	made, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, authority.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{made}, PrivateKey: key}
+}
+
+// What a broker refuses by its settings, what is wrong with a queue or a virtual host, and
+// what ends a connection that was ready, on one broker of its own.
+func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
+	t.Parallel()
+	address := elsewhere(t)
+	conf := "loopback_users.guest = true\nlisteners.tcp.2 = " + address
+	if rig.Major() != "3" {
+		conf += "\ndeprecated_features.permit.transient_nonexcl_queues = false"
+	}
+	broker := rig.StartBrokerWith(t, conf)
+	for _, setting := range []string{"channel_tick_interval", "consumer_timeout"} {
+		broker.Ctl("eval", "application:set_env(rabbit, "+setting+", 1000).")
+	}
+	t.Run("acknowledgement that takes too long", func(t *testing.T) {
+		t.Parallel()
+		acknowledgesTooLate(t, broker)
+	})
+	t.Run("transient queue", func(t *testing.T) {
+		t.Parallel()
+		if rig.Major() == "3" {
+			return // it has no such setting
+		}
+		r := rig.Beyond(t, broker.URL)
+		r.Queue.Durable = false
+		server, logs := startingServer(t, r, broker.URL)
+		faulty{amqpx.FaultFeatureForbidden, []string{"declare queue", r.Queue.Name, "forbids a feature"}, zap.ErrorLevel}.check(t, server, logs)
+	})
+	t.Run("guest from elsewhere", func(t *testing.T) {
+		t.Parallel()
+		remote := rig.Rewrite(t, broker.URL, func(u *url.URL) { u.Host = address })
+		client, logs := startingClient(t, rig.Beyond(t, remote), remote)
+		faulty{amqpx.FaultGuest, []string{"authenticate: ", "from the broker's own machine only"}, zap.ErrorLevel}.check(t, client, logs)
+	})
+	t.Run("stopped queue", func(t *testing.T) {
+		t.Parallel()
+		stopsRequestQueue(t, broker)
+	})
+	t.Run("virtual host that is down", func(t *testing.T) {
+		t.Parallel()
+		bringsVirtualHostDown(t, broker)
+	})
+	t.Run("default queue types", func(t *testing.T) {
+		t.Parallel()
+		hasDefaultQueueTypes(t, broker)
+	})
+}
+
+// vhostOf makes a virtual host and returns its URL.
+func vhostOf(t *testing.T, b *rig.Broker, name string, args ...string) string {
+	t.Helper()
+	b.Ctl(append([]string{"add_vhost", name}, args...)...)
+	b.Ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+	return rig.Rewrite(t, b.URL, func(u *url.URL) { u.Path = "/" + name })
+}
+
+// acknowledgesTooLate: what ends a connection that was ready is no fault of the set-up.
+func acknowledgesTooLate(t *testing.T, broker *rig.Broker) {
+	t.Helper()
+	r := rig.On(t, broker.URL)
+	core, logs := observer.New(zap.DebugLevel)
+	held := hold()
+	r.Serve(rig.Methods{"b": held.handle}, amqpx.WithLogger(zap.New(core)), amqpx.WithBackoff(time.Millisecond, time.Hour))
+	defer close(held.release)
+	begin(rig.Patience(t), r.Ready(), "b", nil)
+	line := faultLine(t, logs, amqpx.FaultAckTimeout)
+	if line.Level != zapcore.WarnLevel {
+		t.Errorf("logged at %s", line.Level)
+	}
+	rig.Eventually(t, "the server is ready again, without an operator's pause", func() bool {
+		return logs.FilterMessage("ready").Len() > 1
+	})
+}
+
+// faultLine waits for the line that tells a fault.
+func faultLine(t *testing.T, logs *observer.ObservedLogs, kind amqpx.FaultKind) observer.LoggedEntry {
+	t.Helper()
+	is := zap.String("fault", string(kind))
+	rig.Eventually(t, "the fault "+string(kind), func() bool { return logs.FilterField(is).Len() > 0 })
+	return logs.FilterField(is).All()[0]
+}
+
+// stopsRequestQueue: a request queue that its supervisor has stopped is named, with the step.
+func stopsRequestQueue(t *testing.T, broker *rig.Broker) {
+	t.Helper()
+	r := rig.Beyond(t, broker.URL)
+	r.Serve(rig.Methods{"b": letter}).Drain() //nolint:errcheck // it only makes the queue.
+	stopQueue(t, broker, r.Queue.Name)
+	server, logs := startingServer(t, r, broker.URL, amqpx.WithDialTimeout(time.Second))
+	want := faulty{amqpx.FaultQueueSilent, []string{"declare queue", r.Queue.Name, "it was stopped"}, zap.WarnLevel}
+	want.check(t, server, logs)
+	client := r.Ready()
+	_, err := client.Call(rig.Within(t, 3*time.Second), "b", nil)
+	if err == nil || !strings.Contains(err.Error(), "the broker does not answer for the queue") {
+		t.Errorf("the call ended with %v", err)
+	}
+	rig.Eventually(t, "the status of the client says what is wrong", func() bool {
+		st := client.Status()
+		return st.Ready() && strings.Contains(st.Reason, "the broker does not answer for the queue")
+	})
+}
+
+// bringsVirtualHostDown: a virtual host that is down comes back.
+func bringsVirtualHostDown(t *testing.T, broker *rig.Broker) {
+	t.Helper()
+	r := rig.Beyond(t, vhostOf(t, broker, "down"))
+	broker.Ctl("eval", `rabbit_vhost_sup_sup:stop_and_delete_vhost(<<"down">>).`)
+	server, logs := startingServer(t, r, r.URL)
+	faulty{amqpx.FaultVhostDown, []string{"open virtual host: ", "is down"}, zap.WarnLevel}.check(t, server, logs)
+	broker.Ctl("restart_vhost", "-p", "down")
+	becomesReady(t, server)
+}
+
+// hasDefaultQueueTypes: in a virtual host queues may be streams, or quorum queues, if nobody
+// says what they are.
+func hasDefaultQueueTypes(t *testing.T, broker *rig.Broker) {
+	t.Helper()
+	streams, quorums := vhostOf(t, broker, "stream", "--default-queue-type", "stream"), vhostOf(t, broker, "quorum", "--default-queue-type", "quorum")
+	for _, limit := range []int{0, 5} {
+		r := rig.Beyond(t, streams)
+		server, logs := startingServer(t, r, r.URL, amqpx.WithDeliveryLimit(limit))
+		faulty{amqpx.FaultQueueStream, []string{"declare queue", r.Queue.Name, "is a stream"}, zap.ErrorLevel}.check(t, server, logs)
+	}
+	r := rig.On(t, quorums)
+	core, logs := observer.New(zap.DebugLevel)
+	r.Serve(rig.Methods{"b": letter}, amqpx.WithLogger(zap.New(core)))
+	if got := rig.Call(t, r.Ready(), "b", nil); string(got) != "b" {
+		t.Errorf("got %q", got)
+	}
+	lines := logs.FilterMessage("queue exists with other properties and is used as it is")
+	if lines.Len() != 1 || lines.All()[0].ContextMap()["queue"] != r.Queue.Name {
+		t.Errorf("%d lines about the type of the queue: %v", lines.Len(), lines.All())
+	}
+}
+
+// elsewhere returns a free port at an address of this machine that is not a loopback one.
+func elsewhere(t *testing.T) string {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range addresses {
+		ip, ok := address.(*net.IPNet)
+		if !ok || ip.IP.IsLoopback() || ip.IP.To4() == nil {
+			continue
+		}
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort(ip.IP.String(), "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		return l.Addr().String()
+	}
+	t.Fatalf("this machine has loopback addresses only: %v", addresses)
+	return ""
+}
