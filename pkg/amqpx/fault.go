@@ -194,6 +194,14 @@ func (f *linkError) explain(target brokerTarget, queue string) {
 // so the next attempt need not wait for an operator: if one is needed, it will say so.
 func classifyEnd(target brokerTarget, err error) *linkError {
 	f := classify(target, err)
+	if f.kind == FaultUnreachable { // what is not known better
+		f.kind = FaultConnectionLost
+		f.explain(target, "")
+	}
+	if elsewhere, ok := errors.AsType[*servedElsewhereError](err); ok {
+		f.kind, f.cause = FaultServedElsewhere, elsewhere
+		f.explain(target, "")
+	}
 	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.PreconditionFailed {
 		f.kind = endOf(refused.Reason)
 		f.explain(target, "")

@@ -118,6 +118,8 @@ const (
 	FaultMessageTooLarge FaultKind = "message_too_large"
 	// FaultMessagesNacked: the broker nacks every message on a connection.
 	FaultMessagesNacked FaultKind = "messages_nacked"
+	// FaultServedElsewhere: no call is answered by way of this node, and some are by another.
+	FaultServedElsewhere FaultKind = "served_elsewhere"
 	// FaultChannelClosed: the broker closed a channel for another reason.
 	FaultChannelClosed FaultKind = "channel_closed"
 	// FaultSetUpRefused: the broker refused a step of the set-up for another reason.
@@ -213,6 +215,7 @@ var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
 	{FaultAckTimeout, "the broker's consumer_timeout passed: a request was in hand for too long", ofOperator, paceQuick},
 	{FaultMessageTooLarge, "a message was larger than the broker takes", ofOperator, paceQuick},
 	{FaultMessagesNacked, "the broker nacks every message on this connection", ofBroker, paceQuick},
+	{FaultServedElsewhere, "calls are answered by way of another node", ofBroker, paceQuick},
 	{FaultChannelClosed, "the broker closed a channel", ofBroker, paceQuick},
 	{FaultSetUpRefused, "the broker refused the set-up", ofBroker, paceSlow},
 	{FaultProtocol, "the broker and this program do not agree about the protocol", ofBroker, paceQuick},
