@@ -38,9 +38,14 @@ func TestReadyz(t *testing.T) {
 		want   readiness
 	}{
 		"ready": {
-			amqpx.Status{State: amqpx.StateReady, Broker: "b:5672", Generation: 2, Reason: "old"},
+			amqpx.Status{State: amqpx.StateReady, Broker: "b:5672", Generation: 2},
 			200,
 			readiness{"ready", "", "b:5672", 2, 0},
+		},
+		"ready, and the request queue is not": {
+			amqpx.Status{State: amqpx.StateReady, Broker: "b:5672", Generation: 2, Reason: `request queue "q": its node is down`},
+			200,
+			readiness{"ready", `request queue "q": its node is down`, "b:5672", 2, 0},
 		},
 		"first attempt": {
 			amqpx.Status{State: amqpx.StateConnecting, Broker: "b:5672"},
