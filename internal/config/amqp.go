@@ -96,7 +96,7 @@ func (a *AMQP) resolveURL(faults *Faults) {
 		return
 	}
 	list, err := readURLs(a.URLFile)
-	if fault, ok := errors.AsType[*fileFault](err); ok {
+	if fault, ok := errors.AsType[*fileError](err); ok {
 		faults.Addf(file, "%v", fault.err)
 		return
 	}

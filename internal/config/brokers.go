@@ -25,13 +25,13 @@ type brokerFiles struct {
 	pair  *tls.Certificate
 }
 
-// fileFault is what is wrong with the file that a variable names.
-type fileFault struct {
+// fileError is what is wrong with the file that a variable names.
+type fileError struct {
 	variable string
 	err      error
 }
 
-func (f *fileFault) Error() string { return f.variable + ": " + f.err.Error() }
+func (f *fileError) Error() string { return f.variable + ": " + f.err.Error() }
 
 // any reports whether there is a file at all.
 func (f *brokerFiles) any() bool { return f.url != "" || f.hasTLS() }
@@ -73,7 +73,7 @@ func readURLs(path string) (string, error) {
 		_, err = amqpx.ParseURLs(list)
 	}
 	if err != nil {
-		return "", &fileFault{variable, err}
+		return "", &fileError{variable, err}
 	}
 	return list, nil
 }
@@ -81,14 +81,14 @@ func readURLs(path string) (string, error) {
 // readTLS returns a configuration of what the files hold or, where they cannot be read,
 // held last. Files that are being replaced one after the other may not fit together for a
 // moment: then both the certificate and its key stay.
-func (f *brokerFiles) readTLS() (*tls.Config, []*fileFault) {
+func (f *brokerFiles) readTLS() (*tls.Config, []*fileError) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var faults []*fileFault
+	var faults []*fileError
 	if f.ca != "" {
 		roots, err := readRoots(f.ca)
 		if err != nil {
-			faults = append(faults, &fileFault{"AMQP_TLS_CA_FILE", err})
+			faults = append(faults, &fileError{"AMQP_TLS_CA_FILE", err})
 		} else {
 			f.roots = roots
 		}
@@ -120,23 +120,23 @@ func readRoots(path string) (*x509.CertPool, error) {
 }
 
 // readPair blames the file that is at fault where it can tell.
-func readPair(certPath, keyPath string) (*tls.Certificate, []*fileFault) {
+func readPair(certPath, keyPath string) (*tls.Certificate, []*fileError) {
 	const cert, key = "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
-	var faults []*fileFault
+	var faults []*fileError
 	certPEM, err := ReadFile(certPath)
 	if err != nil {
-		faults = append(faults, &fileFault{cert, err})
+		faults = append(faults, &fileError{cert, err})
 	}
 	keyPEM, err := ReadFile(keyPath)
 	if err != nil {
-		faults = append(faults, &fileFault{key, err})
+		faults = append(faults, &fileError{key, err})
 	}
 	if faults != nil {
 		return nil, faults
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return nil, []*fileFault{{cert, fmt.Errorf("%s with the key %s: %w", certPath, keyPath, err)}}
+		return nil, []*fileError{{cert, fmt.Errorf("%s with the key %s: %w", certPath, keyPath, err)}}
 	}
 	return &pair, nil
 }

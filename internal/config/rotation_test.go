@@ -11,6 +11,8 @@ import (
 
 // Files are read again whenever they are asked for, through symbolic links as Kubernetes swaps
 // them; what makes no sense leaves the last good value in force.
+//
+//nolint:paralleltest // sets the environment
 func TestFilesAreReadAgain(t *testing.T) {
 	oldCert, oldKey := certificate(t)
 	newCert, newKey := certificate(t)

@@ -68,8 +68,8 @@ var errNoURL = errors.New("no broker URL")
 
 // The forms that the faults of URLs show.
 const (
-	urlForm  = "amqp://user:password@host:5672/vhost"
-	listForm = "amqp://user:password@host1/vhost,amqp://user:password@host2/vhost"
+	urlForm  = "amqp://user:password@host:5672/vhost"                              //nolint:gosec // no password is in it
+	listForm = "amqp://user:password@host1/vhost,amqp://user:password@host2/vhost" //nolint:gosec // nor here
 )
 
 const (
@@ -168,10 +168,10 @@ func faultOfAuthority(authority string) string {
 		}
 		address = authority[at+1:]
 	}
-	host, port := address, ""
+	host := address
 	if i := strings.LastIndex(address, ":"); i > strings.LastIndex(address, "]") {
-		host, port = address[:i], address[i+1:]
-		n, err := strconv.ParseUint(port, 10, 32)
+		host = address[:i]
+		n, err := strconv.ParseUint(address[i+1:], 10, 32)
 		switch {
 		case err != nil:
 			return "has no number as its port; in a password / is written %2F, and an @ stands before the host, as in " + urlForm

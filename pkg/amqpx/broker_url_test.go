@@ -113,15 +113,15 @@ func showsMarker(text string) bool {
 func TestGoodURLs(t *testing.T) {
 	t.Parallel()
 	for list, want := range map[string]string{
-		"amqp://h":                              "amqp://guest@h:5672",
-		"amqps://h":                             "amqps://guest@h:5671",
-		"AMQPS://u:$x@h/v":                      "amqps://u@h:5671",
-		" amqp://u:$x@a/ ,amqps://u:$x@[::1]/,": "amqp://u@a:5672 amqps://u@[::1]:5671",
-		"amqp://u:$x@h:1//":                     "amqp://u@h:1",
-		"amqp://u:$x@x@h/%2F":                   "amqp://u@h:5672",
-		"amqp://u%40b:%2F%3F%23%40$x@h/":        "amqp://u%40b@h:5672",
-		"amqp://:$x@h/":                         "amqp://h:5672",
-		"amqp://u:$x@bücher.example:1":          "amqp://u@b%C3%BCcher.example:1",
+		"amqp://h":                             "amqp://guest@h:5672",
+		"amqps://h":                            "amqps://guest@h:5671",
+		"AMQPS://u:$x@h/v":                     "amqps://u@h:5671",
+		"amqp://u:$x@a/ ,amqps://u:$x@[::1]/,": "amqp://u@a:5672 amqps://u@[::1]:5671",
+		"amqp://u:$x@h:1//":                    "amqp://u@h:1",
+		"amqp://u:$x@x@h/%2F":                  "amqp://u@h:5672",
+		"amqp://u%40b:%2F%3F%23%40$x@h/":       "amqp://u%40b@h:5672",
+		"amqp://:$x@h/":                        "amqp://h:5672",
+		"amqp://u:$x@bücher.example:1":         "amqp://u@b%C3%BCcher.example:1",
 		"amqps://h/?auth_mechanism=external&heartbeat=5&connection_timeout=1&channel_max=9": "amqps://guest@h:5671",
 		"amqp://u:$x@[fe80::1%25eth0]:1/": "amqp://u@[fe80::1%25eth0]:1",
 	} {

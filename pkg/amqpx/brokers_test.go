@@ -30,11 +30,12 @@ func TestBrokersAreAskedForAtEachDial(t *testing.T) {
 			{Brokers{URLs: "amqp://u:last@d/"}, nil},
 		}
 		asked := 0
-		WithBrokers(func() (Brokers, error) {
+		apply, _ := WithBrokers(func() (Brokers, error) {
 			reply := replies[min(asked, len(replies)-1)]
 			asked++
 			return reply.brokers, reply.err
-		}).(option)(w.cfg)
+		}).(option)
+		apply(w.cfg)
 		w.cfg.source.start("amqp://u:old@a/", w.cfg.urls, w.cfg.logger)
 		var dialed []string
 		done := make(chan struct{})
