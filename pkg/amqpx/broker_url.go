@@ -258,8 +258,8 @@ func (u BrokerURL) target() brokerTarget {
 }
 
 // usesExternal reports whether the user is the one in the client certificate.
-func usesExternal(url string) bool {
-	uri, err := amqp.ParseURI(url)
+func usesExternal(raw string) bool {
+	uri, err := amqp.ParseURI(raw)
 	return err == nil && slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
 }
 

@@ -34,26 +34,31 @@ type clientCertificate struct {
 
 // watch notes it when the configuration is used.
 func (c *clientCertificate) watch(config *tls.Config) {
-	get := config.GetClientCertificate
-	if get == nil {
-		own := config.Certificates
-		get = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) { // as crypto/tls does it
-			for i := range own {
-				if info.SupportsCertificate(&own[i]) == nil {
-					return &own[i], nil
-				}
-			}
-			return new(tls.Certificate), nil
-		}
-	}
+	get, own := config.GetClientCertificate, config.Certificates
 	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		c.asked.Store(true)
-		certificate, err := get(info)
-		if err == nil && len(certificate.Certificate) > 0 {
+		certificate := firstSupported(own, info)
+		if get != nil {
+			var err error
+			if certificate, err = get(info); err != nil {
+				return nil, err
+			}
+		}
+		if certificate != nil && len(certificate.Certificate) > 0 {
 			c.offered.Store(certificate)
 		}
-		return certificate, err
+		return certificate, nil
 	}
+}
+
+// firstSupported picks a certificate as crypto/tls does: an empty one if none fits.
+func firstSupported(own []tls.Certificate, info *tls.CertificateRequestInfo) *tls.Certificate {
+	for i := range own {
+		if info.SupportsCertificate(&own[i]) == nil {
+			return &own[i]
+		}
+	}
+	return new(tls.Certificate)
 }
 
 // kind returns the kind of the fault if the broker refuses the client for its certificate.

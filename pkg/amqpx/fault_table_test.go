@@ -24,7 +24,11 @@ func TestFaultTableIsWhole(t *testing.T) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		if spec, ok := n.(*ast.ValueSpec); ok {
 			if kind, ok := spec.Type.(*ast.Ident); ok && kind.Name == "FaultKind" {
-				text, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+				literal, ok := spec.Values[0].(*ast.BasicLit)
+				if !ok {
+					t.Fatalf("%v is no literal", spec.Names)
+				}
+				text, err := strconv.Unquote(literal.Value)
 				if err != nil {
 					t.Fatal(err)
 				}

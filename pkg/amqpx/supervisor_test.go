@@ -444,9 +444,10 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 		}
 		w.run(t)
 		pass(5 * time.Second)
-		quick := len(w.dialed)
+		attempts := func() int { return w.logs.FilterMessage("link down, reconnecting").Len() }
+		quick := attempts()
 		pass(time.Minute)
-		if slow := len(w.dialed) - quick; quick < repeatedFaults || quick > 12 || slow > 7 {
+		if slow := attempts() - quick; quick < repeatedFaults || quick > 12 || slow > 7 {
 			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
 		}
 	})

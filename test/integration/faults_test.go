@@ -48,16 +48,16 @@ func (f faulty) check(t *testing.T, p peer, logs *observer.ObservedLogs) {
 }
 
 // starting is a process that is about to meet a fault.
-func startingServer(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) (peer, *observer.ObservedLogs) {
+func startingServer(t *testing.T, r *rig.Rig, address string, opts ...amqpx.ServerOption) (peer, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	return r.StartAt(url, rig.Methods{"b": letter}, append(opts, amqpx.WithLogger(zap.New(core)))...), logs
+	return r.StartAt(address, rig.Methods{"b": letter}, append(opts, amqpx.WithLogger(zap.New(core)))...), logs
 }
 
-func startingClient(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ClientOption) (peer, *observer.ObservedLogs) {
+func startingClient(t *testing.T, r *rig.Rig, address string, opts ...amqpx.ClientOption) (peer, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	return r.ClientAt(url, append(opts, amqpx.WithLogger(zap.New(core)))...), logs
+	return r.ClientAt(address, append(opts, amqpx.WithLogger(zap.New(core)))...), logs
 }
 
 // ready waits until the fault has gone, without a restart.
@@ -79,14 +79,22 @@ func TestLimits(t *testing.T) {
 		at   int
 		want faulty
 	}{
-		"connections of the user": {func(n *rig.Tenant, v int) { n.LimitUser("max-connections", v) }, 1,
-			faulty{amqpx.FaultConnectionLimit, []string{"a limit of connections is reached", "open virtual host"}, zap.WarnLevel}},
-		"connections of the virtual host": {func(n *rig.Tenant, v int) { n.LimitVhost("max-connections", v) }, 0,
-			faulty{amqpx.FaultConnectionLimit, []string{"a limit of connections is reached"}, zap.WarnLevel}},
-		"channels of the user": {func(n *rig.Tenant, v int) { n.LimitUser("max-channels", v) }, 2,
-			faulty{amqpx.FaultChannelLimit, []string{"open channel", "a limit of channels is reached"}, zap.WarnLevel}},
-		"queues of the virtual host": {func(n *rig.Tenant, v int) { n.LimitVhost("max-queues", v) }, 0,
-			faulty{amqpx.FaultQueueLimit, []string{"declare queue", "a limit of queues is reached"}, zap.ErrorLevel}},
+		"connections of the user": {
+			func(n *rig.Tenant, v int) { n.LimitUser("max-connections", v) }, 1,
+			faulty{amqpx.FaultConnectionLimit, []string{"a limit of connections is reached", "open virtual host"}, zap.WarnLevel},
+		},
+		"connections of the virtual host": {
+			func(n *rig.Tenant, v int) { n.LimitVhost("max-connections", v) }, 0,
+			faulty{amqpx.FaultConnectionLimit, []string{"a limit of connections is reached"}, zap.WarnLevel},
+		},
+		"channels of the user": {
+			func(n *rig.Tenant, v int) { n.LimitUser("max-channels", v) }, 2,
+			faulty{amqpx.FaultChannelLimit, []string{"open channel", "a limit of channels is reached"}, zap.WarnLevel},
+		},
+		"queues of the virtual host": {
+			func(n *rig.Tenant, v int) { n.LimitVhost("max-queues", v) }, 0,
+			faulty{amqpx.FaultQueueLimit, []string{"declare queue", "a limit of queues is reached"}, zap.ErrorLevel},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -213,8 +221,10 @@ func TestRefusedLogins(t *testing.T) {
 		want faulty
 	}{
 		"wrong password": {tenant.URLWith("wrong"), faulty{amqpx.FaultCredentials, []string{"authenticate: ", "wrong user name or password"}, zap.ErrorLevel}},
-		"missing virtual host": {rig.Rewrite(t, rig.URL(), func(u *url.URL) { u.Path = "/limit" }),
-			faulty{amqpx.FaultVhostMissing, []string{"open virtual host: ", `"limit" does not exist`}, zap.ErrorLevel}},
+		"missing virtual host": {
+			rig.Rewrite(t, rig.URL(), func(u *url.URL) { u.Path = "/limit" }),
+			faulty{amqpx.FaultVhostMissing, []string{"open virtual host: ", `"limit" does not exist`}, zap.ErrorLevel},
+		},
 		"closed virtual host": {tenant.URL(), faulty{amqpx.FaultVhostClosed, []string{"open virtual host: ", "is closed to user"}, zap.ErrorLevel}},
 	} {
 		t.Run(name, func(t *testing.T) {
