@@ -115,16 +115,62 @@ suite_of() {
 	esac
 }
 
-# load_env exports what .env sets; the environment wins over it.
+# load_env exports what .env sets; the environment wins over it. Compose reads the file as
+# well, and its versions differ in all but plain lines, so that others are refused. An empty
+# value means the default, as it does in the Compose file. No value is quoted: it may be a
+# secret.
 load_env() {
-	local line name value
+	local line name value number=0 seen=' '
 	[[ -f $ENV_FILE ]] || return 0
 	while IFS= read -r line || [[ -n $line ]]; do
-		[[ $line =~ ^[A-Z][A-Z0-9_]*= ]] || continue
+		number=$((number + 1))
+		[[ -n $line && $line != \#* ]] || continue
+		value=$(env_fault "$line" "$seen")
+		[[ -z $value ]] || die "$ENV_FILE, line $number: $value"
 		name=${line%%=*} value=${line#*=}
-		value=${value#[\"\']} value=${value%[\"\']}
-		[[ -n ${!name+set} ]] || export "$name=$value"
+		seen+="$name "
+		[[ $value != [\"\']* ]] || value=${value:1:-1}
+		[[ -z $value || -n ${!name+set} ]] || export "$name=$value"
 	done <"$ENV_FILE"
+}
+
+# env_fault LINE NAMES prints what is wrong with a line of .env, of which those before set
+# these names: nothing with NAME=value, or with quotes around the value.
+env_fault() {
+	local line=$1 name=${1%%=*} value=${1#*=}
+	case $line in
+	*$'\r'*) echo "it ends with a carriage return: save the file with line ends of Unix" ;;
+	$'\xef\xbb\xbf'*) echo "the file begins with a byte order mark: save it without" ;;
+	export[[:space:]]*) echo "leave out export: write NAME=value" ;;
+	*)
+		if [[ ! $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then
+			echo "write NAME=value, without a space before or after NAME, or begin a comment with #"
+		elif [[ $2 == *" $name "* ]]; then
+			echo "$name is set by a line above: remove one of them"
+		elif [[ ${#value} -gt 1 && ($value == \'*\' || $value == \"*\") ]]; then
+			quoted_fault "${value:0:1}" "${value:1:-1}"
+		else
+			plain_fault "$value"
+		fi
+		;;
+	esac
+}
+
+quoted_fault() {
+	case $2 in
+	*"$1"*) echo "a quote stands within quotes of its kind" ;;
+	*\\*) echo "a backslash stands within quotes: leave the quotes out" ;;
+	*\$*) [[ $1 == \' ]] || echo "a \$ begins the name of a variable: put the value into single quotes" ;;
+	esac
+}
+
+plain_fault() {
+	case $1 in
+	*\$*) echo "a \$ begins the name of a variable: put the value into single quotes" ;;
+	[\"\']* | *[\"\']) echo "a quote stands at one end of the value only" ;;
+	[[:space:]]* | *[[:space:]]) echo "a space stands at an end of the value: remove it, or put the value into quotes" ;;
+	*[[:space:]]\#*) echo "a # after a space begins a comment: put it on a line of its own, or the value into quotes" ;;
+	esac
 }
 
 compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; }
