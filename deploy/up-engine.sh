@@ -19,6 +19,34 @@ choose_images() {
 	remember RABBITMQ_IMAGE GO_IMAGE GOPROXY
 }
 
+# keep_broker refuses another broker image than that of the broker which is there: on the
+# data of another version a broker may not start.
+keep_broker() {
+	local container image
+	container=$(compose ps -a -q rabbitmq 2>/dev/null || compose ps -q rabbitmq)
+	[[ -n $container ]] || return 0
+	image=$(docker inspect -f '{{.Config.Image}}' "$container")
+	[[ $image == "$RABBITMQ_IMAGE" ]] ||
+		die "the broker that is there, and its data, are of $image, not $RABBITMQ_IMAGE: make down removes both"
+}
+
+# check_settings ends a run whose settings a service would refuse, before the broker is
+# waited for.
+check_settings() {
+	local service
+	for service in rpc-server rpc-client; do
+		compose run --rm --no-deps -T "$service" check || die "$service does not take these settings"
+	done
+}
+
+# broker_trouble says why a broker is not healthy, if it is not.
+broker_trouble() {
+	! healthy rabbitmq || return 0
+	say "rabbitmq is not healthy; the end of its log:"
+	compose logs --tail 20 rabbitmq >&2
+	say "If its data are of another version of RabbitMQ, make down removes them."
+}
+
 # remember NAME… puts these variables into .env.
 remember() {
 	local name
@@ -39,11 +67,16 @@ bring_up() {
 	GOPROXY=${GOPROXY:-$(go env GOPROXY 2>/dev/null || true)}
 	export GOPROXY
 	choose_images
+	keep_broker
 	running rabbitmq || free_ports
 	say "building the images (log: $RUN/build.log)"
 	compose build >"$RUN/build.log" 2>&1 || die "the images do not build: $(tail -n 20 "$RUN/build.log")"
+	check_settings
 	compose up -d rabbitmq rpc-server || die "compose could not start broker and server: its messages are above"
-	until_true 90 healthy rpc-server || die "rpc-server is not healthy after 90 s: $(compose logs --tail 20 rpc-server)"
+	until_true 120 healthy rpc-server || {
+		broker_trouble
+		die "rpc-server is not healthy after 120 s: $(compose logs --tail 20 rpc-server)"
+	}
 }
 
 # call runs the client, alone (--no-deps), because Compose v2 would scale the servers

@@ -7,7 +7,10 @@ bring_up() {
 	say "plain processes and a private rabbitmq-server, because no Docker engine answers"
 	command -v go >/dev/null || die "go is missing: install Go 1.26 from https://go.dev/dl"
 	(cd "$ROOT" && go build -trimpath -ldflags "-X rabbitmq-rpc/internal/version.stamped=$VERSION" -o "$PAIR/bin/" ./services/...)
+	"$PAIR/bin/rpc-server" check || die "rpc-server does not take these settings"
+	"$PAIR/bin/rpc-client" check || die "rpc-client does not take these settings"
 	if [[ -f $RUN/brokers/pair/vars ]]; then
+		keep_broker
 		say "the broker of the last make up is still there: it keeps its ports"
 		"$DEPLOY/broker.sh" start pair
 	else
@@ -19,6 +22,14 @@ bring_up() {
 	export AMQP_URL=$AMQPX_TEST_AMQP_URL
 	MANAGEMENT_PORT=${AMQPX_TEST_MANAGEMENT_URL##*:}
 	start_server
+}
+
+# keep_broker refuses another version than that of the broker which is there.
+keep_broker() {
+	local version
+	version=$(sed -n 's/^version=//p' "$RUN/brokers/pair/vars")
+	[[ ${RABBITMQ_VERSION:-$version} == "$version" ]] ||
+		die "the broker that is there, and its data, are of RabbitMQ $version, not $RABBITMQ_VERSION: make down removes both"
 }
 
 # start_server starts rpc-server in a session of its own, unless it runs.

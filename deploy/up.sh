@@ -30,9 +30,9 @@ else
 	# shellcheck source=deploy/up-plain.sh
 	. "$DEPLOY/up-plain.sh"
 fi
+rm -f "$REPORT_DIR"/report.{json,html} # of an earlier run
 bring_up
 
-rm -f "$REPORT_DIR"/report.{json,html} # of an earlier run
 code=0
 call || code=$?
 

@@ -10,6 +10,9 @@ const (
 	CommandServe Command = ""
 	// CommandHealthcheck asks the running service how it is.
 	CommandHealthcheck Command = "healthcheck"
+	// CommandCheck reads the settings and ends: with an error that names what is wrong
+	// with them, if anything is.
+	CommandCheck Command = "check"
 	// CommandHelp prints the usage.
 	CommandHelp Command = "help"
 )
@@ -24,9 +27,11 @@ func ParseArgs(args []string) (Command, error) {
 		switch args[0] {
 		case "healthcheck":
 			return CommandHealthcheck, nil
+		case "check":
+			return CommandCheck, nil
 		case "help", "-h", "-help", "--help":
 			return CommandHelp, nil
 		}
 	}
-	return "", ConfigError(fmt.Errorf("unknown arguments %q: want none, healthcheck or help", args))
+	return "", ConfigError(fmt.Errorf("unknown arguments %q: want none, check, healthcheck or help", args))
 }

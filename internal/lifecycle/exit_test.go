@@ -41,6 +41,7 @@ func TestParseArgs(t *testing.T) {
 	}{
 		{nil, CommandServe, false},
 		{[]string{"healthcheck"}, CommandHealthcheck, false},
+		{[]string{"check"}, CommandCheck, false},
 		{[]string{"--help"}, CommandHelp, false},
 		{[]string{"-h"}, CommandHelp, false},
 		{[]string{"help"}, CommandHelp, false},

@@ -6,6 +6,7 @@
 //	                         answered as expected, 1 if not, 2 on bad settings.
 //	                         With RPC_MODE=fleet: list the servers of the queue; exit 1
 //	                         if there is none
+//	rpc-client check         exit 0 if the settings are good, else 2
 //	rpc-client healthcheck   exit 0 if the running client is ready, else 1
 package main
 
@@ -24,7 +25,7 @@ import (
 
 const name = "rpc-client"
 
-const usage = `usage: rpc-client [healthcheck]
+const usage = `usage: rpc-client [check | healthcheck]
 Calls a function over RabbitMQ and checks every answer; with RPC_MODE=fleet it lists
 the servers instead. Settings come from the environment only: docs/operations.md
 lists them.
@@ -47,10 +48,10 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	case lifecycle.CommandHealthcheck:
 		return health.CheckSelf(drain)
-	case lifecycle.CommandServe:
+	case lifecycle.CommandServe, lifecycle.CommandCheck:
 	}
 	var settings Config
-	if err := config.Load(&settings); err != nil {
+	if err := config.Load(&settings); err != nil || command == lifecycle.CommandCheck {
 		return err
 	}
 	terminal := openScreen(stderr)

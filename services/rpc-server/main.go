@@ -2,6 +2,7 @@
 // settings come from the environment; docs/operations.md lists them.
 //
 //	rpc-server               serve until SIGTERM, SIGINT or SIGHUP, then drain and exit 0
+//	rpc-server check         exit 0 if the settings are good, else 2
 //	rpc-server healthcheck   exit 0 if the running server is ready, else 1
 package main
 
@@ -20,7 +21,7 @@ import (
 
 const name = "rpc-server"
 
-const usage = `usage: rpc-server [healthcheck]
+const usage = `usage: rpc-server [check | healthcheck]
 Serves functions from a RabbitMQ queue. Settings come from the environment only:
 docs/operations.md lists them.
 `
@@ -42,11 +43,14 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	case lifecycle.CommandHealthcheck:
 		return health.CheckSelf(drain)
-	case lifecycle.CommandServe:
+	case lifecycle.CommandServe, lifecycle.CommandCheck:
 	}
 	var settings Config
 	if err := config.Load(&settings); err != nil {
 		return err
+	}
+	if command == lifecycle.CommandCheck {
+		return check(&settings)
 	}
 	settings.Log = settings.Log.For(stderr)
 	logger := logging.New(settings.Log, name, stderr)

@@ -52,6 +52,17 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 	return serveUntil(drain, force, server, logger)
 }
 
+// check makes a server of the settings, without a connection, and finds what config.Load
+// cannot.
+func check(settings *Config) error {
+	server, _, err := newServer(settings, settings.options(zap.NewNop()))
+	if err != nil {
+		return lifecycle.ConfigError(err)
+	}
+	server.Close()
+	return nil
+}
+
 // service is the part of [amqpx.Server] that runs and stops.
 type service interface {
 	Serve(ctx context.Context) error

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"rabbitmq-rpc/test/internal/rig"
 )
@@ -45,7 +46,8 @@ func TestMakeUp(t *testing.T) {
 	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers(requestQueue) == 1 })
 
 	s.must("make", "up") // again, beside what runs
-	s.noReport()
+	s.badSettings()
+	s.otherVersion()
 	if s.containers {
 		t.Run("images", s.images)
 		t.Run("scale", s.scale)
@@ -54,15 +56,29 @@ func TestMakeUp(t *testing.T) {
 	}
 }
 
-// noReport is of a client that ends before it can write one: the earlier page is not named.
-func (s *stack) noReport() {
+// badSettings end make up soon, with the variable on the screen, and leave no report of an
+// earlier run.
+func (s *stack) badSettings() {
 	s.t.Helper()
-	out, err := s.output(s.t.Context(), "make", "up", "RPC_CALLS=none")
-	if err == nil || !strings.Contains(out, "\nno report was written\n") || strings.Contains(out, "\nreport:") {
-		s.t.Errorf("make up with a bad setting: %v, and its last lines are:\n%s", err, lastLines(out, 4))
+	for variable, value := range map[string]string{"RPC_CALLS": "none", "RPC_QUEUE_TYPE": "quorm", "RPC_PREFETCH": "-1"} {
+		begun := time.Now()
+		out, err := s.output(s.t.Context(), "make", "up", variable+"="+value)
+		if err == nil || !strings.Contains(out, variable) || strings.Contains(out, "\nreport:") {
+			s.t.Errorf("make up %s=%s: %v, and its last lines are:\n%s", variable, value, err, lastLines(out, 4))
+		}
+		s.t.Logf("make up %s=%s ended after %v", variable, value, time.Since(begun).Round(time.Second))
 	}
 	if left, err := filepath.Glob(filepath.Join(s.report, "report.*")); err != nil || len(left) > 0 {
 		s.t.Errorf("after it there is the report of an earlier run: %q (%v)", left, err)
+	}
+}
+
+// otherVersion asks for another RabbitMQ than the one that is there with its data.
+func (s *stack) otherVersion() {
+	s.t.Helper()
+	out, err := s.output(s.t.Context(), "make", "up", "RABBITMQ_VERSION=4", "RABBITMQ_IMAGE=rabbitmq:4-management")
+	if err == nil || !strings.Contains(out, "the broker that is there, and its data, are of") {
+		s.t.Errorf("make up with another version: %v, and its last lines are:\n%s", err, lastLines(out, 4))
 	}
 }
 
