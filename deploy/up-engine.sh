@@ -35,7 +35,7 @@ keep_broker() {
 check_settings() {
 	local service
 	for service in rpc-server rpc-client; do
-		compose run --rm --no-deps -T "$service" check || die "$service does not take these settings"
+		compose run --rm --no-deps -T -e RPC_REPORT_DIR=/report "$service" check || die "$service does not take these settings"
 	done
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -59,7 +61,8 @@ type Config struct {
 	// AttemptTimeout is how long one attempt of an idempotent call waits for its answer
 	// before the call is sent again; 0 sets no limit.
 	AttemptTimeout time.Duration `envconfig:"RPC_ATTEMPT_TIMEOUT" default:"0s" min:"0s" max:"1h"`
-	// ReportDir is where report.json and report.html go; empty means nowhere.
+	// ReportDir is where report.json and report.html go; empty means nowhere. {hostname} in
+	// it is replaced, so that several containers that share a volume keep apart.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
 
 	traces *tracing.Tracing // nil while tracing is off
@@ -76,6 +79,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	}
 	if c.Mode == modeFleet && !c.Queue.Control && !faults.Has("RPC_CONTROL") {
 		faults.Addf("RPC_CONTROL", "is false, but the servers are asked through the control plane")
+	}
+	if host, err := os.Hostname(); err == nil {
+		c.ReportDir = strings.ReplaceAll(c.ReportDir, "{hostname}", host)
 	}
 	if c.ReportDir != "" {
 		if err := report.PrepareDir(c.ReportDir); err != nil {

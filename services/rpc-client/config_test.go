@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +58,21 @@ func FuzzEnvironment(f *testing.F) {
 		}
 		return client.Close(t.Context())
 	}, "RPC_REPORT_DIR") // a folder that is taken is made
+}
+
+//nolint:paralleltest // sets the environment
+func TestReportDirOfTheHost(t *testing.T) {
+	isolate(t)
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	t.Setenv("RPC_REPORT_DIR", filepath.Join(dir, "{hostname}"))
+	c, faults := load(t)
+	if want := filepath.Join(dir, host); faults != nil || c.ReportDir != want {
+		t.Errorf("got %q, %q, want %q", c.ReportDir, faults, want)
+	}
 }
 
 //nolint:paralleltest // sets the environment

@@ -234,6 +234,20 @@ func TestRunWithBadConfiguration(t *testing.T) {
 	}
 }
 
+// TestCheck reads the settings without a broker.
+func TestCheck(t *testing.T) {
+	isolate(t)
+	t.Setenv("AMQP_URL", "amqp://127.0.0.1:1")
+	var diag bytes.Buffer
+	if code, out := execute(t.Context(), &diag, "check"); code != 0 || out != "" || diag.Len() > 0 {
+		t.Errorf("exit code %d, %q, %q", code, out, diag.String())
+	}
+	t.Setenv("RPC_CALLS", "x")
+	if code, _ := execute(t.Context(), &diag, "check"); code != 2 || !strings.Contains(diag.String(), "RPC_CALLS") {
+		t.Errorf("bad settings: exit code %d, %q", code, diag.String())
+	}
+}
+
 func TestRunWithArguments(t *testing.T) {
 	isolate(t)
 	if code, out := execute(t.Context(), io.Discard, "help"); code != 0 || out != usage {

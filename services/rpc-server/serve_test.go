@@ -163,6 +163,18 @@ func TestRunWithBadConfiguration(t *testing.T) {
 	}
 }
 
+// TestCheck reads the settings without a broker.
+func TestCheck(t *testing.T) {
+	isolate(t)
+	if code, _, diag := execute(t.Context(), "check"); code != 0 || diag != "" {
+		t.Errorf("exit code %d, %q", code, diag)
+	}
+	t.Setenv("RPC_WORKERS", "0")
+	if code, _, diag := execute(t.Context(), "check"); code != 2 || !strings.Contains(diag, "RPC_WORKERS") {
+		t.Errorf("bad settings: exit code %d, %q", code, diag)
+	}
+}
+
 func TestRunWithBusyPort(t *testing.T) {
 	isolate(t)
 	var listen net.ListenConfig

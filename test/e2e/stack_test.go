@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,31 @@ func (s *stack) output(ctx context.Context, name string, args ...string) (string
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.root, s.env, &out, &out
 	err := cmd.Run()
 	return out.String(), err
+}
+
+// outputWith is output of a command with more variables.
+func (s *stack) outputWith(ctx context.Context, env, command []string, args ...string) (string, error) {
+	with := *s
+	with.env = slices.Concat(s.env, env)
+	all := slices.Concat(command, args)
+	return with.output(ctx, all[0], all[1:]...)
+}
+
+// envFile is the stack's own .env, which may not be there yet.
+func (s *stack) envFile() string {
+	s.t.Helper()
+	for _, v := range slices.Backward(s.env) {
+		if file, found := strings.CutPrefix(v, "ENV_FILE="); found {
+			if _, err := os.Stat(file); err != nil {
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					s.t.Fatal(err)
+				}
+			}
+			return file
+		}
+	}
+	s.t.Fatal("no ENV_FILE")
+	return ""
 }
 
 // must is output of a program that has to succeed.
