@@ -40,6 +40,15 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case s.handedOutBefore(j, m):
 	case in.lostDeliveries == 0:
 		s.invoke(handlers, j, m, now)
+	default:
+		s.invokeAfterMoves(handlers, j, m)
+	}
+}
+
+// invokeAfterMoves runs a request that servers have lost once the copies of others are
+// settled, unless the server began to drain meanwhile.
+func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMethod) {
+	switch {
 	case !s.awaitMoves(j):
 		j.over()
 	case s.isDraining():

@@ -60,7 +60,6 @@ func FuzzEnvironment(f *testing.F) {
 	}, "RPC_REPORT_DIR") // a folder that is taken is made
 }
 
-//nolint:paralleltest // sets the environment
 func TestReportDirOfTheHost(t *testing.T) {
 	isolate(t)
 	host, err := os.Hostname()

@@ -41,6 +41,7 @@ func TestCompose(t *testing.T) {
 
 // composeUp has one version of Compose bring the pair up.
 func (s *stack) composeUp(t *testing.T, version string, command []string) {
+	t.Helper()
 	command = append(command, "--env-file", s.envFile())
 	run := func(args ...string) (string, error) {
 		return s.outputWith(t.Context(), nil, command, args...)
