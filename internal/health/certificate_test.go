@@ -1,6 +1,7 @@
 package health
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,8 +31,13 @@ func TestEndOfTheCertificateIsWarnedOf(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
-		end := time.Now().Add(15*24*time.Hour + time.Hour)
-		defer WatchCertificate(t.Context(), func() (time.Time, bool) { return end, true }, zap.New(core))()
+		var end atomic.Pointer[time.Time]
+		ends := func(after time.Duration) {
+			at := time.Now().Add(after)
+			end.Store(&at)
+		}
+		ends(15*24*time.Hour + time.Hour)
+		defer WatchCertificate(t.Context(), func() (time.Time, bool) { return *end.Load(), true }, zap.New(core))()
 		for day := range 18 {
 			synctest.Wait()
 			got, want := logs.TakeAll(), ""
@@ -49,7 +55,7 @@ func TestEndOfTheCertificateIsWarnedOf(t *testing.T) {
 			}
 			time.Sleep(24 * time.Hour) //nolint:forbidigo // the clock of synctest
 		}
-		end = time.Now().Add(90 * 24 * time.Hour)
+		ends(90 * 24 * time.Hour)
 		logs.TakeAll()
 		time.Sleep(24 * time.Hour) //nolint:forbidigo // the clock of synctest
 		synctest.Wait()

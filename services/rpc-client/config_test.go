@@ -33,7 +33,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_METHOD":           {strings.Repeat("m", 256), "has 256 bytes, more than 255", configtest.IsEmpty},
 	"RPC_BODY":             {"", "", ""}, // Any body is one.
 	"RPC_EXPECT":           {"", "", ""}, // Empty means the method's name.
-	"RPC_CALLS":            {"1e3", `the value is not a whole number`, configtest.IsEmpty},
+	"RPC_CALLS":            {"1e3", `"1e3" is not a whole number`, configtest.IsEmpty},
 	"RPC_DURATION":         {"169h", "169h0m0s is more than 168h0m0s", configtest.IsEmpty},
 	"RPC_RATE":             {"10000001", "10000001 is more than 10000000", configtest.IsEmpty},
 	"RPC_CONCURRENCY":      {"0", "0 is less than 1", configtest.IsEmpty},
