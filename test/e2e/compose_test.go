@@ -32,7 +32,7 @@ func TestCompose(t *testing.T) {
 		t.Log("no Docker engine answers: there is no Compose")
 		return
 	}
-	s.must("bash", "-c", `. deploy/lib.sh; load_env; VERSION=dev RABBITMQ_IMAGE="" GO_IMAGE=""
+	s.must("bash", "-c", `. deploy/lib.sh; load_env; export GOPROXY=${GOPROXY:-$(go env GOPROXY)}
 		. deploy/up-engine.sh; choose_images; compose build`)
 	for version, command := range s.composes() {
 		t.Run(version, func(t *testing.T) { s.composeUp(t, version, command) })
