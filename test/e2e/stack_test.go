@@ -82,12 +82,11 @@ func (s *stack) output(ctx context.Context, name string, args ...string) (string
 	return out.String(), err
 }
 
-// outputWith is output of a command with more variables.
-func (s *stack) outputWith(ctx context.Context, env, command []string, args ...string) (string, error) {
+// outputWith is output with one more variable.
+func (s *stack) outputWith(ctx context.Context, variable, name string, args ...string) (string, error) {
 	with := *s
-	with.env = slices.Concat(s.env, env)
-	all := slices.Concat(command, args)
-	return with.output(ctx, all[0], all[1:]...)
+	with.env = append(slices.Clone(s.env), variable)
+	return with.output(ctx, name, args...)
 }
 
 // envFile is the stack's own .env, which may not be there yet.
