@@ -13,6 +13,7 @@ backend_create() {
 		-p "127.0.0.1:$metrics_port:15692" -p "127.0.0.1:$tls_port:5671" "$image" >/dev/null
 	mkdir -p "$state/conf.d"
 	tls_conf 0.0.0.0:5671 /etc/rabbitmq/tls >"$state/conf.d/20-tls.conf"
+	printf '%s\n' "${BROKER_CONF:-}" >"$state/conf.d/30-more.conf"
 	for folder in tls conf.d; do
 		docker cp "$state/$folder" "$container:/etc/rabbitmq/" >/dev/null
 	done

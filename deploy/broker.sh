@@ -16,9 +16,9 @@
 # BROKER_KIND=engine|plain decides otherwise. Ports (AMQP, management, metrics) are
 # free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name the first two.
 #
-# For plain processes, read by up: BROKER_JOIN names a broker of this clone whose cluster
-# the new one joins (cluster.sh), BROKER_CONF has more lines for rabbitmq.conf, and
-# BROKER_ERL_ARGS more arguments for Erlang.
+# Read by up: BROKER_CONF has more lines for rabbitmq.conf. For plain processes only,
+# BROKER_JOIN names a broker of this clone whose cluster the new one joins (cluster.sh), and
+# BROKER_ERL_ARGS has more arguments for Erlang.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
 . "$(dirname "$0")/lib.sh"
 
@@ -98,10 +98,14 @@ start() {
 	[[ ! -e $state/gone ]] || die "broker $name ended while it started: its log is above"
 }
 
-# ready ends the wait early when the broker is gone: a dead one never serves.
+# ready ends the wait early when the broker is gone: a dead one never serves. It asks for
+# that at each tenth look, because to ask costs more than the look.
+looks=0
 ready() {
 	rm -f "$state/gone"
 	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && listening "$tls_port" && return
+	looks=$((looks + 1))
+	((looks % 10 == 0)) || return 1
 	backend_alive && return 1
 	backend_log | tail -n 15 >&2
 	: >"$state/gone"

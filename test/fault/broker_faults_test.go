@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -67,7 +66,7 @@ func brokerScenarios() []scenario {
 
 // containerScenarios are faults that only a broker in a container can have.
 func containerScenarios() []scenario {
-	if os.Getenv("AMQPX_TEST_BROKER_KIND") != "engine" {
+	if rig.BrokerKind() != "engine" {
 		return nil
 	}
 	return []scenario{{

@@ -32,8 +32,7 @@ func StartBroker(t testing.TB) *Broker {
 	return StartBrokerWith(t, "")
 }
 
-// StartBrokerWith is StartBroker with more lines for rabbitmq.conf. Only brokers that are
-// plain processes read them.
+// StartBrokerWith is StartBroker with more lines for rabbitmq.conf.
 func StartBrokerWith(t testing.TB, conf string) *Broker {
 	t.Helper()
 	const short = 8

@@ -18,6 +18,7 @@ const (
 	envMetrics    = "AMQPX_TEST_METRICS_URL"
 	envTLSURL     = "AMQPX_TEST_AMQPS_URL"
 	envCAFile     = "AMQPX_TEST_CA_FILE"
+	envKind       = "AMQPX_TEST_BROKER_KIND"
 	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
 	envMajor = "AMQPX_TEST_BROKER_MAJOR"
 )
@@ -37,6 +38,9 @@ func Main(m *testing.M, opts ...goleak.Option) {
 
 // URL is the AMQP URL of the broker under test.
 func URL() string { return os.Getenv(envURL) }
+
+// BrokerKind is plain if brokers are processes of this machine, else engine.
+func BrokerKind() string { return os.Getenv(envKind) }
 
 // ManagementURL is the URL of its management API and UI, with user and password.
 func ManagementURL() string { return os.Getenv(envManagement) }
