@@ -219,7 +219,7 @@ func (p *publisher) publish(out outgoing, l *lane, alone bool) {
 		}
 		out.settle(fateUnsent)
 	default:
-		p.s.fail(err)
+		p.s.fail(atStep(stepPublish, "", err))
 		out.settle(fateLost)
 	}
 }

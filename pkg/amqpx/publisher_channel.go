@@ -42,7 +42,7 @@ func newPublishChannel(s *session, ch channel) *publishChannel {
 			switch {
 			case s.survives(reason):
 			case reason != nil:
-				s.fail(reason)
+				s.fail(atStep(stepPublish, "", reason))
 			default:
 				s.fail(errLinkEnded)
 			}
@@ -188,7 +188,7 @@ func (p *publisher) reopen() bool {
 		err = ch.Confirm(false)
 	}
 	if err != nil {
-		p.s.fail(err)
+		p.s.fail(atStep(stepPublish, "", err))
 		return false
 	}
 	p.on = newPublishChannel(p.s, ch)
