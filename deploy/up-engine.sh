@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2153  # sourced by up.sh, which sets the variables
 # The pair in containers, by compose.
 
-# choose_images says which base images it takes, and why. Stand-ins are written to
-# .env, so that plain "docker compose up" finds them later.
+# choose_images says which base images it takes, and why. Stand-ins go into .env
+# (remember_images), so that plain "docker compose up" finds them later.
 choose_images() {
 	local version=3
 	if [[ ${RABBITMQ_IMAGE:-} == *standin* ]]; then # chosen earlier: is it still here?
@@ -16,8 +16,10 @@ choose_images() {
 		return
 	fi
 	say "compose with $RABBITMQ_IMAGE and $GO_IMAGE (now in .env), because an engine answers but no registry"
-	remember RABBITMQ_IMAGE GO_IMAGE GOPROXY
 }
+
+# remember_images keeps the choice of stand-ins, once it is known to be a good one.
+remember_images() { [[ $RABBITMQ_IMAGE$GO_IMAGE != *standin* ]] || remember RABBITMQ_IMAGE GO_IMAGE GOPROXY; }
 
 # keep_broker refuses another broker image than that of the broker which is there: on the
 # data of another version a broker may not start.
@@ -68,6 +70,7 @@ bring_up() {
 	export GOPROXY
 	choose_images
 	keep_broker
+	remember_images
 	running rabbitmq || free_ports
 	say "building the images (log: $RUN/build.log)"
 	compose build >"$RUN/build.log" 2>&1 || die "the images do not build: $(tail -n 20 "$RUN/build.log")"
