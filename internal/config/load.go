@@ -55,7 +55,7 @@ func (s setting) load(faults *Faults) {
 		faults.Addf(s.name, "is empty; unset it for the default or give it a value")
 		return
 	}
-	// A struct of this one field, so that envconfig reads it whatever the others hold.
+	// envconfig stops at the first bad field of a struct, so each field gets a struct of its own.
 	one := reflect.New(reflect.StructOf([]reflect.StructField{s.field}))
 	if err := envconfig.Process("", one.Interface()); err != nil {
 		faults.Addf(s.name, "%s is not %s", s.shown(), s.kind())

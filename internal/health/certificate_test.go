@@ -53,11 +53,11 @@ func TestEndOfTheCertificateIsWarnedOf(t *testing.T) {
 			if want == "the client's certificate ends soon" && got[0].ContextMap()["days_left"] != int64(15-day) {
 				t.Errorf("day %d: %v", day, got[0].ContextMap())
 			}
-			time.Sleep(24 * time.Hour) //nolint:forbidigo // the clock of synctest
+			<-time.After(24 * time.Hour)
 		}
 		ends(90 * 24 * time.Hour)
 		logs.TakeAll()
-		time.Sleep(24 * time.Hour) //nolint:forbidigo // the clock of synctest
+		<-time.After(24 * time.Hour)
 		synctest.Wait()
 		if got := logs.TakeAll(); len(got) > 0 {
 			t.Errorf("after a new certificate: %v", got)

@@ -90,7 +90,7 @@ func placeOf(i, of int) string {
 	}
 }
 
-// parseURL takes one URL apart, or says what is wrong with it in words that follow "the URL".
+// parseURL parses one URL. A fault is the predicate of a sentence whose subject is the URL.
 func parseURL(raw string) (_ BrokerURL, fault string) {
 	if fault := faultOfText(raw); fault != "" {
 		return BrokerURL{}, fault

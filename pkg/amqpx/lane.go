@@ -144,9 +144,9 @@ func (s *lanes) signal() {
 // fairShare is how many messages may travel together however many take them.
 const fairShare = 16
 
-// writeLane publishes what a lane's window allows. A broker hands batches out in turn, so
-// what waits is shared among those that take it: in one batch one of them would have all
-// of it to do.
+// writeLane publishes what a lane's window allows. A broker hands batches to its consumers
+// in turn, so the waiting messages are divided by the number of consumers: one large batch
+// would keep one consumer busy and leave the others idle.
 func (p *publisher) writeLane(l *lane) {
 	if l.waiting[0].mustLeave() {
 		for _, m := range l.waiting {
@@ -163,8 +163,8 @@ func (p *publisher) writeLane(l *lane) {
 	}
 }
 
-// publishFrom publishes the next batch of a lane: the first message and those behind it
-// that go with it, at most so many. One that is alone travels as it is.
+// publishFrom publishes the next batch of a lane: the first message and at most most-1 later
+// messages that fit the same batch. A batch of one message is published as a single message.
 func (p *publisher) publishFrom(l *lane, most int) {
 	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.lanes.body[:0]}
 	if limit := int(p.s.sizeLimit.Load()); limit > 0 {

@@ -148,7 +148,7 @@ func (s *Server) bury(j *job, lost int) {
 	if !ok {
 		return
 	}
-	// What was left of its time would end it before it runs, when it is tried again.
+	// A dead letter has no expiration: a person moves it back after the call's deadline.
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
 	delete(msg.Headers, headerTimeout)
 	msg.Headers[headerDeadReason] = reason
