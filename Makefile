@@ -67,29 +67,29 @@ unit: ## tests that need no broker, with the race detector
 	@cd bench && go test -race -count=1 ./...
 	@cd test && go test -race -count=1 . ./fault/internal/...
 
-integration: ## tests against a private broker; BROKER=3 or 4
+integration: build ## tests against a private broker; BROKER=3 or 4
 	@deploy/need.sh promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
 
 repeat: TIMES ?= 10
 repeat: RUN ?= .
-repeat: ## the integration suite TIMES times beside a load, up to the first failure; BROKER=3 or 4, RUN=regexp
+repeat: build ## the integration suite TIMES times beside a load, up to the first failure; BROKER=3 or 4, RUN=regexp
 	@deploy/need.sh promtool
 	@deploy/repeat.sh $(TIMES) $(BROKER) '$(value RUN)' $(SUITE)
 
-interop: ## a Python client and a Python server on the other side
+interop: build ## a Python client and a Python server on the other side
 	@deploy/need.sh pika
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./interop/...
 
-browser: ## a headless Chromium in the management UI
+browser: build ## a headless Chromium in the management UI
 	@deploy/need.sh chromium
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./browser/...
 
-observability: ## Prometheus reads a real pair, and answers the dashboard's queries
+observability: build ## Prometheus reads a real pair, and answers the dashboard's queries
 	@deploy/need.sh promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./observability/...
 
-suite: ## the four above on one broker
+suite: build ## the four above on one broker
 	@deploy/need.sh pika chromium promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/... ./observability/...
 

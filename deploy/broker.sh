@@ -10,7 +10,7 @@
 #   broker.sh pause|resume NAME freeze and thaw it
 #   broker.sh disconnect|connect NAME     its network; a container's only
 #   broker.sh down NAME         stop it and remove everything it left
-#   broker.sh down-all          the same for every broker of this clone
+#   broker.sh down-all [PREFIX] the same for every broker of this clone whose name begins so
 #
 # With a Docker engine it is a container, without one a plain process;
 # BROKER_KIND=engine|plain decides otherwise. Ports (AMQP, management, metrics) are
@@ -141,7 +141,7 @@ down() {
 
 down_all() {
 	local vars
-	for vars in "$BROKERS"/*/vars; do
+	for vars in "$BROKERS/${1:-}"*/vars; do
 		[[ ! -f $vars ]] || down "$(basename "$(dirname "$vars")")"
 	done
 }
@@ -150,7 +150,7 @@ usage() { sed -n '2,/^# free ones/s/^# \{0,1\}//p' "$0" >&2; }
 
 command=${1:-}
 case $command in
-down-all) down_all && exit ;;
+down-all) down_all "${2:-}" && exit ;;
 up | env | ctl | tool | stop | start | restart | kill | pause | resume | disconnect | connect | down) ;;
 *) usage && exit 2 ;;
 esac

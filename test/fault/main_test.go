@@ -60,13 +60,13 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 		os.Exit(1)
 	}
-	cleanUp := goleak.Cleanup(func(code int) {
+	rig.AtEnd(func(code int) int {
 		_ = os.RemoveAll(dir)
-		os.Exit(code)
+		return code
 	})
 	// A toxic that ends its link leaves the goroutines before it in the chain behind.
 	const toxics, links = "github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run", "github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"
-	rig.Main(m, cleanUp, goleak.IgnoreAnyFunction(toxics), goleak.IgnoreAnyFunction(links))
+	rig.Main(m, goleak.IgnoreAnyFunction(toxics), goleak.IgnoreAnyFunction(links))
 }
 
 func buildNode() error {

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -43,14 +41,15 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 		os.Exit(1)
 	}
-	rig.Main(m, goleak.Cleanup(func(code int) {
+	rig.AtEnd(func(code int) int {
 		_ = os.RemoveAll(dir)
 		if code == 0 && !set.began {
 			fmt.Fprintf(os.Stderr, "-run %s matches no test\n", flag.Lookup("test.run").Value)
-			code = 1
+			return 1
 		}
-		os.Exit(code)
-	}))
+		return code
+	})
+	rig.Main(m)
 }
 
 // build compiles programs, each in the folder of its module.

@@ -21,6 +21,9 @@ func TestBrokerInTrouble(t *testing.T) {
 	t.Parallel()
 	broker := rig.StartBroker(t)
 	t.Run("alarm", func(t *testing.T) { brokerBlocks(t, broker) })
+	t.Run("alarm under a drain", func(t *testing.T) { drainWhileTheBrokerBlocks(t, broker) })
+	t.Run("nack of what runs", func(t *testing.T) { nackIsNoProof(t, broker) })
+	t.Run("queue that stopped", func(t *testing.T) { queueThatStoppedIsNoOverload(t, broker) })
 	t.Run("restart", func(t *testing.T) {
 		brokerGoes(t, broker, amqpx.Idempotent(), func() { broker.Do("restart") })
 	})

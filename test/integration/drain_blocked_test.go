@@ -13,11 +13,10 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A drain does not wait for a broker that blocks publishing: requests whose copies it cannot
-// publish it gives back as they are.
-func TestDrainWhileTheBrokerBlocksPublishing(t *testing.T) {
-	t.Parallel()
-	broker := rig.StartBroker(t)
+// drainWhileTheBrokerBlocks drains a server while the broker blocks publishing: it gives
+// requests whose copies it cannot publish back as they are, and does not wait.
+func drainWhileTheBrokerBlocks(t *testing.T, broker *rig.Broker) {
+	t.Helper()
 	r := rig.On(t, broker.URL)
 	r.Declare(true, nil)
 	// A connection that publishes nothing, which the broker does not block, holds requests.
@@ -44,6 +43,7 @@ func TestDrainWhileTheBrokerBlocksPublishing(t *testing.T) {
 	}
 	server := r.Serve(rig.Methods{"b": letter})
 	broker.Ctl("set_vm_memory_high_watermark", "0.0000001")
+	t.Cleanup(func() { broker.Ctl("set_vm_memory_high_watermark", "0.9") })
 	giveBack(&held[0]) // the server publishes its copy, which makes the broker block
 	rig.Eventually(t, "the broker blocks", func() bool { return server.Status().State == amqpx.StateBlocked })
 	for i := range held[1:] {

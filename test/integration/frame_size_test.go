@@ -16,14 +16,6 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// withSmallFrames returns a rig on a broker with frame_max = 8192.
-func withSmallFrames(t *testing.T) *rig.Rig {
-	t.Helper()
-	broker := rig.StartBroker(t)
-	broker.Ctl("eval", "application:set_env(rabbit,frame_max,8192).")
-	return rig.On(t, broker.URL)
-}
-
 // amidOthers runs f while callers make calls of "b" that must all succeed.
 func amidOthers(t *testing.T, client *amqpx.Client, f func()) {
 	t.Helper()
@@ -52,7 +44,7 @@ func amidOthers(t *testing.T, client *amqpx.Client, f func()) {
 // of tracing headers that do not fit baggage is left out first.
 func TestRequestThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
-	r := withSmallFrames(t)
+	r := rig.On(t, limited.For(t).URL)
 	var runs atomic.Int64
 	server := r.Serve(rig.Methods{
 		"echo": echo,
@@ -103,7 +95,7 @@ func TestRequestThatFitsNoFrame(t *testing.T) {
 // the caller hears, also to a program in another language.
 func TestResponseThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
-	r := withSmallFrames(t)
+	r := rig.On(t, limited.For(t).URL)
 	server := r.Serve(rig.Methods{
 		"b": letter,
 		"large": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
@@ -113,7 +105,7 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 			if err := amqpx.SetResponseHeader(ctx, "x", strings.Repeat("x", 4000)); err != nil {
 				return nil, err
 			}
-			return nil, amqpx.Errorf(amqpx.CodeAborted, "%s", strings.Repeat("y", 20000))
+			return nil, amqpx.Errorf(amqpx.CodeAborted, "%s", strings.Repeat("y", 12000))
 		},
 	})
 	client := r.Ready()

@@ -5,25 +5,20 @@ package integration
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// limited returns a rig on a broker of its own that takes no message larger than limit.
-func limited(t *testing.T, limit int) *rig.Rig {
-	t.Helper()
-	b := rig.StartBroker(t)
-	// RabbitMQ 4 reads the setting when it starts, and keeps it in a persistent term.
-	b.Ctl("eval", fmt.Sprintf("application:set_env(rabbit, max_message_size, %[1]d), persistent_term:put(max_message_size, %[1]d).", limit))
-	return rig.On(t, b.URL)
-}
+// limited is a broker that takes no frame larger than 8 KiB and no message larger than 16 KiB.
+//
+//nolint:gochecknoglobals // several tests share it.
+var limited = rig.Shared("frame_max = 8192\nmax_message_size = 16384")
 
 func TestMessageAboveTheBrokersLimit(t *testing.T) {
 	t.Parallel()
-	r := limited(t, 65536)
+	r := rig.On(t, limited.For(t).URL)
 	server := r.Serve(rig.Methods{"echo": echo, "large": func(context.Context, *amqpx.Request) ([]byte, error) {
 		return make([]byte, 200_000), nil
 	}})
@@ -50,7 +45,7 @@ func TestMessageAboveTheBrokersLimit(t *testing.T) {
 
 func TestBatchesBelowTheBrokersLimit(t *testing.T) {
 	t.Parallel()
-	r := limited(t, 16384)
+	r := rig.On(t, limited.For(t).URL)
 	server := r.Serve(rig.Methods{"echo": echo}, amqpx.WithBatch(amqpx.BatchAuto))
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchAuto))
 	openLane(t, client)

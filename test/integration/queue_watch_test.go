@@ -4,7 +4,6 @@ package integration
 
 import (
 	"errors"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -122,17 +121,15 @@ func TestMethodOfOneServerIsFound(t *testing.T) {
 	}
 }
 
-// A queue whose process ended for good takes nothing; calls that may wait do so, and no link
-// is given up for it.
-func TestQueueThatStoppedIsNoOverload(t *testing.T) {
-	t.Parallel()
-	b := rig.StartBroker(t)
+// queueThatStoppedIsNoOverload ends the process of a queue for good, so that it takes nothing:
+// calls that may wait do so, and no link is given up for it.
+func queueThatStoppedIsNoOverload(t *testing.T, b *rig.Broker) {
+	t.Helper()
 	r := rig.On(t, b.URL)
 	r.Serve(rig.Methods{"b": letter}, amqpx.WithBatch(amqpx.BatchOff))
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	rig.Call(t, client, "b", nil)
-	b.Ctl("eval", fmt.Sprintf(`[begin case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)) of
-		{ok, Q} -> exit(amqqueue:get_pid(Q), kill); _ -> ok end, timer:sleep(300) end || _ <- lists:seq(1, 8)].`, r.Queue.Name))
+	stopQueue(t, b, r.Queue.Name)
 	err := sent(func() error {
 		_, err := client.Call(rig.Within(t, 5*time.Second), "b", nil)
 		return err
@@ -143,7 +140,7 @@ func TestQueueThatStoppedIsNoOverload(t *testing.T) {
 	if amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
 		t.Errorf("%v, want an open outcome", err)
 	}
-	done := begin(rig.Patience(t), client, "b", nil, amqpx.Idempotent())
+	done := begin(rig.Within(t, callTime(amqpx.Idempotent())), client, "b", nil, amqpx.Idempotent())
 	b.Do("restart")
 	if got := rig.Recv(t, done, "the answer after the restart"); got.err != nil {
 		t.Errorf("an idempotent call: %v", got.err)

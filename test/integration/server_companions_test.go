@@ -34,7 +34,7 @@ func stopQueue(t *testing.T, b *rig.Broker, queue string) {
 
 func TestServerServesWithoutAQueueThatNeverAnswers(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
+	broker := limited.For(t)
 	for _, suffix := range []string{".batch", ".retry", ".dead"} {
 		t.Run(suffix, func(t *testing.T) {
 			t.Parallel()

@@ -19,16 +19,15 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestMoveToAFullQueueIsNoHotLoop has `.dead` and `.retry` bounded by a policy for all queues.
+// TestMoveToAFullQueueIsNoHotLoop has `.dead` and `.retry` bounded by a policy.
 func TestMoveToAFullQueueIsNoHotLoop(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
-	r := rig.On(t, broker.URL)
+	r := rig.New(t)
 	core, logs := observer.New(zap.WarnLevel)
 	server := r.Serve(rig.Methods{"b": letter}, amqpx.WithLogger(zap.New(core)))
 	client := r.Ready()
 	dead := r.Queue.Name + ".dead"
-	broker.Ctl("set_policy", "full", ".*\\.(dead|retry)$", `{"max-length":1,"overflow":"reject-publish"}`, "--apply-to", "queues")
+	rig.Manage(t).Policy(r.URL, "^"+r.Queue.Name+"\\.(dead|retry)$", map[string]any{"max-length": 1, "overflow": "reject-publish"})
 	r.Publish(dead, amqp.Publishing{})
 	const n = 5
 	for i := range n {
@@ -91,11 +90,10 @@ func TestNoDeliveryLimitMeansNone(t *testing.T) {
 // expires in one request queue into another.
 func TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
-	first, second := rig.On(t, broker.URL), rig.On(t, broker.URL)
+	first, second := rig.New(t), rig.New(t)
 	first.Declare(true, nil)
-	broker.Ctl("set_policy", "dlx", "^"+first.Queue.Name+"$",
-		fmt.Sprintf(`{"dead-letter-exchange":"","dead-letter-routing-key":%q}`, second.Queue.Name), "--apply-to", "queues")
+	rig.Manage(t).Policy(first.URL, "^"+first.Queue.Name+"$",
+		map[string]any{"dead-letter-exchange": "", "dead-letter-routing-key": second.Queue.Name})
 	var runs atomic.Int64
 	server := second.Serve(rig.Methods{"b": func(context.Context, *amqpx.Request) ([]byte, error) {
 		runs.Add(1)
@@ -121,9 +119,7 @@ func TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun(t *testing.T) {
 // TestCopyThatFitsNoFrame gives a request back whose copy is larger than a frame.
 func TestCopyThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
-	broker.Ctl("eval", "application:set_env(rabbit,frame_max,8192).")
-	r := rig.On(t, broker.URL)
+	r := rig.On(t, limited.For(t).URL)
 	server := r.Serve(rig.Methods{"b": letter})
 	inbox := r.Inbox()
 	giveBack(t, r, amqp.Publishing{
@@ -141,8 +137,7 @@ func TestCopyThatFitsNoFrame(t *testing.T) {
 // TestResponseIsPublishedAgainWhileItsQueueIsAway nacks responses for longer than a moment.
 func TestResponseIsPublishedAgainWhileItsQueueIsAway(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
-	r := rig.On(t, broker.URL)
+	r := rig.New(t)
 	core, logs := observer.New(zap.WarnLevel)
 	server := r.Serve(rig.Methods{"b": letter}, amqpx.WithLogger(zap.New(core)))
 	name := r.Queue.Name + ".full"

@@ -97,9 +97,7 @@ func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
 // ends the channel that publishes it. The callers hear that the response is too large.
 func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBroker(t)
-	broker.Ctl("eval", "application:set_env(rabbit,max_message_size,65536), persistent_term:put(max_message_size,65536).")
-	r := rig.On(t, broker.URL)
+	r := rig.On(t, limited.For(t).URL)
 	var runs atomic.Int64
 	large := func(context.Context, *amqpx.Request) ([]byte, error) {
 		runs.Add(1)

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -33,7 +35,30 @@ func Main(m *testing.M, opts ...goleak.Option) {
 			os.Exit(1)
 		}
 	}
-	goleak.VerifyTestMain(m, opts...)
+	goleak.VerifyTestMain(m, append(opts, goleak.Cleanup(func(code int) {
+		atEnd.Lock()
+		defer atEnd.Unlock()
+		for _, f := range slices.Backward(atEnd.calls) {
+			code = f(code)
+		}
+		os.Exit(code)
+	}))...)
+}
+
+// atEnd is what Main calls after the last test.
+//
+//nolint:gochecknoglobals // what tests share ends with the process.
+var atEnd struct {
+	sync.Mutex
+	calls []func(code int) int
+}
+
+// AtEnd has Main call f after the last test, the last f first. It is given the exit code and
+// returns the one to end with.
+func AtEnd(f func(code int) int) {
+	atEnd.Lock()
+	defer atEnd.Unlock()
+	atEnd.calls = append(atEnd.calls, f)
 }
 
 // URL is the AMQP URL of the broker under test.

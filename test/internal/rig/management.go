@@ -163,6 +163,14 @@ func (m *Management) limit(value int, path ...string) {
 	m.Do(http.MethodPut, map[string]int{"value": value}, nil, path...)
 }
 
+// Policy sets a policy for the queues that the pattern matches, and removes it with the test.
+func (m *Management) Policy(amqpURL, pattern string, definition map[string]any) {
+	m.t.Helper()
+	path := []string{"policies", vhostOf(m.t, amqpURL), "policy-" + uuid.NewString()}
+	m.Do(http.MethodPut, map[string]any{"pattern": pattern, "apply-to": "queues", "definition": definition}, nil, path...)
+	m.t.Cleanup(func() { m.Do(http.MethodDelete, nil, nil, path...) })
+}
+
 // URL is the tenant's own AMQP URL on the broker under test.
 func (n *Tenant) URL() string { return n.URLWith(n.Password) }
 

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -128,14 +129,50 @@ func (p *Program) Wait() error {
 	}
 }
 
-// Build compiles one of the repository's services and returns the program's path.
+// programs are the services that Build has compiled.
+//
+//nolint:gochecknoglobals // tests that run at once share them.
+var programs struct {
+	sync.Mutex
+	dir   string
+	built map[string]bool
+}
+
+// Build compiles one of the repository's services, once for all tests, and returns the
+// program's path.
 func Build(t testing.TB, service string) string {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), service)
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./services/"+service)
+	programs.Lock()
+	defer programs.Unlock()
+	if err := makeProgramsDir(); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(programs.dir, service)
+	if programs.built[service] {
+		return program
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, "./services/"+service) // as make build does
 	cmd.Dir = Root(t)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", service, err, out)
 	}
+	programs.built[service] = true
 	return program
+}
+
+// makeProgramsDir makes the folder of the programs, which goes with the process.
+func makeProgramsDir() error {
+	if programs.dir != "" {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "services")
+	if err != nil {
+		return err
+	}
+	AtEnd(func(code int) int {
+		_ = os.RemoveAll(dir)
+		return code
+	})
+	programs.dir, programs.built = dir, map[string]bool{}
+	return nil
 }
