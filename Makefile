@@ -102,11 +102,11 @@ chaos: ## every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
 cluster: ## a cluster of three nodes, each of which is lost in every way; 15 minutes
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
 cluster-short: ## the same, only the gravest losses: a minute
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestClusterShort$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status)$$'
 
 soak: ## faults at random from SEED for SOAK
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)

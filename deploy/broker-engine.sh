@@ -2,7 +2,7 @@
 # Backend of broker.sh with an engine: RabbitMQ in a container.
 
 backend_create() {
-	local image folder
+	local image what
 	[[ -z ${BROKER_JOIN:-} ]] || die "a broker in a container joins no cluster: set BROKER_KIND=plain"
 	container=rabbitmq-rpc-$name-$(cksum <<<"$state" | cut -d' ' -f1)
 	echo "container=$container" >>"$state/vars"
@@ -10,12 +10,14 @@ backend_create() {
 	docker create --name "$container" --label "rabbitmq-rpc.run=$RUN" --hostname "$name" \
 		--log-opt max-size=10m --stop-timeout 30 \
 		-p "127.0.0.1:$amqp_port:5672" -p "127.0.0.1:$management_port:15672" \
-		-p "127.0.0.1:$metrics_port:15692" -p "127.0.0.1:$tls_port:5671" "$image" >/dev/null
+		-p "127.0.0.1:$metrics_port:15692" -p "127.0.0.1:$tls_port:5671" \
+		-p "127.0.0.1:$stomp_port:61613" "$image" >/dev/null
 	mkdir -p "$state/conf.d"
 	tls_conf 0.0.0.0:5671 /etc/rabbitmq/tls >"$state/conf.d/20-tls.conf"
 	printf '%s\n' "${BROKER_CONF:-}" >"$state/conf.d/30-more.conf"
-	for folder in tls conf.d; do
-		docker cp "$state/$folder" "$container:/etc/rabbitmq/" >/dev/null
+	plugins >"$state/enabled_plugins"
+	for what in tls conf.d enabled_plugins; do
+		docker cp "$state/$what" "$container:/etc/rabbitmq/" >/dev/null
 	done
 }
 

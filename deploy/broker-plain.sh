@@ -22,13 +22,14 @@ backend_create() {
 		mkdir -p "$tree$state"
 	fi
 	echo "tree=$tree" >>"$state/vars"
-	echo '[rabbitmq_management,rabbitmq_prometheus].' >"$state/enabled_plugins"
+	plugins >"$state/enabled_plugins"
 	cat >"$state/rabbitmq.conf" <<-CONF
 		listeners.tcp.1 = 127.0.0.1:$amqp_port
 		management.tcp.ip = 127.0.0.1
 		management.tcp.port = $management_port
 		prometheus.tcp.ip = 127.0.0.1
 		prometheus.tcp.port = $metrics_port
+		stomp.listeners.tcp.1 = 127.0.0.1:$stomp_port
 		loopback_users.guest = false
 		disk_free_limit.absolute = 50MB
 	CONF

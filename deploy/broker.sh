@@ -54,6 +54,7 @@ up() {
 		management_port=${BROKER_MANAGEMENT_PORT:-$(reserve_port)}
 		metrics_port=$(reserve_port)
 		tls_port=$(reserve_port)
+		stomp_port=$(reserve_port)
 		dist_port=$(reserve_port)
 		epmd_port=$(reserve_port)
 	VARS
@@ -95,6 +96,13 @@ tls_conf() {
 	CONF
 }
 
+# plugins prints the list of the broker's plugins: RabbitMQ 4 speaks AMQP 1.0 without one.
+plugins() {
+	local amqp1=''
+	[[ $version != 3 ]] || amqp1=,rabbitmq_amqp1_0
+	echo "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stomp$amqp1]."
+}
+
 start() {
 	backend_start
 	if ! until_true "$START_TIMEOUT" ready; then
@@ -109,7 +117,8 @@ start() {
 looks=0
 ready() {
 	rm -f "$state/gone"
-	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && listening "$tls_port" && return
+	serves "$amqp_port" && listening "$management_port" && listening "$metrics_port" && listening "$tls_port" &&
+		listening "$stomp_port" && return
 	looks=$((looks + 1))
 	((looks % 10 == 0)) || return 1
 	backend_alive && return 1
@@ -123,6 +132,7 @@ print_env() {
 		export AMQPX_TEST_AMQPS_URL=amqps://guest:guest@localhost:$tls_port
 		export AMQPX_TEST_CA_FILE=$state/tls/cert.pem
 		export AMQPX_TEST_MANAGEMENT_URL=http://guest:guest@127.0.0.1:$management_port
+		export AMQPX_TEST_STOMP=127.0.0.1:$stomp_port
 		export AMQPX_TEST_METRICS_URL=http://127.0.0.1:$metrics_port
 		export AMQPX_TEST_BROKER=$name
 		export AMQPX_TEST_BROKER_MAJOR=$version

@@ -5,6 +5,7 @@ go 1.26.0
 replace rabbitmq-rpc => ../
 
 require (
+	github.com/Azure/go-amqp v1.7.0
 	github.com/Shopify/toxiproxy/v2 v2.12.0
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0

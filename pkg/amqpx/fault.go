@@ -167,7 +167,8 @@ func classify(target brokerTarget, err error) *linkError {
 	f.explain(target, queue)
 	switch f.kind { //nolint:exhaustive // these say it all.
 	case FaultNoAnswer, FaultQueueSilent:
-		f.quiet = f.step != "" // the cause is that of the calls that were cut off
+		// The cause is that of the calls that were cut off, unless the broker gave one.
+		f.quiet = f.step != "" && !failedInside(err)
 	}
 	if known, ok := errors.AsType[*kindError](err); ok && known.cause == nil {
 		f.quiet = true
@@ -232,7 +233,11 @@ func faultOf(target brokerTarget, err error) FaultKind {
 	case isCertificateError(err):
 		return FaultBrokerCertificate
 	case errors.As(err, &protocol):
-		return kindOfException(target, protocol)
+		kind := kindOfException(target, protocol)
+		if kind == FaultBrokerInternal && at != nil && at.step == stepConsume {
+			return FaultQueueSilent // a quorum queue without a majority
+		}
+		return kind
 	case errors.As(err, &dns):
 		// Under an orchestrator a broker that was not started yet has no name, so
 		// even "no such host" is worth a quick retry.
@@ -244,6 +249,12 @@ func faultOf(target brokerTarget, err error) FaultKind {
 	default:
 		return FaultConnectionLost
 	}
+}
+
+// failedInside reports whether the broker answered with 541 internal-error.
+func failedInside(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && refused.Server && refused.Code == amqp.InternalError
 }
 
 // kindOfException reads the reply codes of AMQP 0-9-1 section 1.8.2 and RabbitMQ's texts

@@ -59,6 +59,7 @@ func TestClassify(t *testing.T) {
 		{"queue stopped", told(404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor"), FaultQueueStopped, `queue "q" has crashed`},
 		{"queue crashed", told(404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart"), FaultQueueStopped, `queue "q" has crashed`},
 		{"queue without majority", told(404, "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout"), FaultQueueSilent, `does not answer for queue "q"`},
+		{"quorum queue without majority", atStep(stepConsume, "q", told(541, "INTERNAL_ERROR")), FaultQueueSilent, `does not answer for queue "q": its node is down, it has no majority, or it was stopped: channel shutdown error: Exception (541)`},
 		{"stream", atStep(stepDeclare, "q", errStream), FaultQueueStream, `queue "q" is a stream`},
 		{"transient queues", told(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nIts use is not permitted per the configuration"), FaultFeatureForbidden, "forbids a feature"},
 		{"broker stops", told(320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"), FaultBrokerClosed, "the broker closed the connection"},

@@ -304,7 +304,11 @@ func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error)
 		if k.mayPark() {
 			return k.park(gone), nil
 		}
-		return again, localError(CodeUnavailable, outcome, ErrUnroutable, fmt.Sprintf("no queue %q", k.route.queue))
+		if ev, over := c.lookOnce(k, gone); over {
+			return ev, nil
+		}
+		detail, sentinel := c.noQueue(k)
+		return again, localError(CodeUnavailable, outcome, sentinel, detail)
 	default: // refused
 		return c.afterNack(k, gone)
 	}
@@ -368,6 +372,25 @@ func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	case <-limit.C: // there is no link, or it is slow
 	}
 	return event{}, false
+}
+
+// lookOnce waits for a look at the queue of a request that the broker returned, unless the
+// last look has found it away: the broker logs a line for each look at a queue that is missing.
+func (c *Client) lookOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
+	if c.watch.last().away {
+		return event{}, false
+	}
+	return k.awaitLook(gone)
+}
+
+// noQueue explains why the broker returned a request: there is no queue, or there is one
+// that lives on a node which is down.
+func (c *Client) noQueue(k *call) (detail string, sentinel error) {
+	queue := fmt.Sprintf("queue %q", k.route.queue)
+	if st := c.watch.last(); st.away && st.fault != FaultQueueMissing {
+		return queue + ": " + st.text(), ErrQueueUnavailable
+	}
+	return "no " + queue, ErrUnroutable
 }
 
 // afterFull decides what follows a nack by a queue that is at its bound: another attempt
@@ -446,7 +469,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 		}
 		return detail, ErrNotConnected
 	case waits && k.lastFate == fateUnroutable, shut && k.lastFate != fateRefused && c.route.gate.refusing() == 0:
-		return "no " + queue, ErrUnroutable
+		return c.noQueue(k)
 	case waits && k.lastFate == fateRefused && (c.route.gate.isFull() || c.watch.last().full()):
 		return queue, ErrRefused
 	case shut, waits && k.lastFate == fateRefused:

@@ -20,6 +20,9 @@ import (
 func TestBrokerInTrouble(t *testing.T) {
 	t.Parallel()
 	broker := rig.StartBroker(t)
+	if rig.Major() != "3" {
+		t.Run("limits of the node", func(t *testing.T) { nodeLimits(t, broker) })
+	}
 	t.Run("alarm", func(t *testing.T) { brokerBlocks(t, broker) })
 	t.Run("alarm under a drain", func(t *testing.T) { drainWhileTheBrokerBlocks(t, broker) })
 	t.Run("nack of what runs", func(t *testing.T) { nackIsNoProof(t, broker) })

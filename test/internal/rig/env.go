@@ -19,6 +19,7 @@ const (
 	envManagement = "AMQPX_TEST_MANAGEMENT_URL"
 	envMetrics    = "AMQPX_TEST_METRICS_URL"
 	envTLSURL     = "AMQPX_TEST_AMQPS_URL"
+	envStomp      = "AMQPX_TEST_STOMP"
 	envCAFile     = "AMQPX_TEST_CA_FILE"
 	envKind       = "AMQPX_TEST_BROKER_KIND"
 	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
@@ -108,4 +109,15 @@ func Root(t testing.TB) string {
 		t.Fatalf("find the repository: %v", err)
 	}
 	return filepath.Dir(filepath.Dir(strings.TrimSpace(string(gomod))))
+}
+
+// Stomp is the address where the broker under test speaks STOMP. Only a suite that does must
+// have it.
+func Stomp(t testing.TB) string {
+	t.Helper()
+	at := os.Getenv(envStomp)
+	if at == "" {
+		t.Fatalf("%s is not set: where does the broker's plugin rabbitmq_stomp listen?", envStomp)
+	}
+	return at
 }
