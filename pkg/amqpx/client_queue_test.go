@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // deserted returns a broker with the request queue, which no server consumes, and a client.
@@ -344,4 +346,31 @@ func TestShareOfCallsThatGoAlone(t *testing.T) {
 		}
 		wantSame(t, fmt.Sprintf("alone of 1000 with %d and %d servers", c.unpack, c.others), n, c.want)
 	}
+}
+
+func TestConsumersOfTheRequestQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		count := func() int {
+			t.Helper()
+			n, err := client.Consumers(within(t, time.Minute))
+			if err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		wantSame(t, "consumers of no queue", count(), 0)
+		startScript(t, b, func(int, amqp.Delivery, func(amqp.Publishing)) {})
+		wantSame(t, "consumers beside a program that answers nothing", count(), 1)
+		ours := startServer(t, b, handlers{"m": echo})
+		ready(t, ours.WaitReady)
+		wantSame(t, "consumers beside ours", count(), 2)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := client.Consumers(gone)
+		wantSame(t, "code", CodeOf(err), CodeCanceled)
+	})
 }

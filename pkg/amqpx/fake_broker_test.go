@@ -14,7 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fakeBroker is RabbitMQ in memory, behind the seam of link.go: queues, the default
+// fakeBroker is RabbitMQ in memory, behind the seam of transport.go: queues, the default
 // exchange, competing consumers with prefetch, acknowledgements, confirms, mandatory
 // returns, expiration, direct reply-to, alarms; and faults on demand. It does no I/O
 // and holds its lock only for a moment, so it works under testing/synctest. What the

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Batches on the wire: several requests (wire_batch_call.go), or several answers
-// (wire_batch_answer.go), in one body, in the wire format of protocol buffers
+// Batches on the wire: several requests (wire_call.go), or several answers
+// (wire_response.go), in one body, in the wire format of protocol buffers
 // (https://protobuf.dev/programming-guides/encoding/), so that any language reads them.
 // docs/protocol.md has the messages. What a record means is what the properties and
 // headers of a message that travels alone mean.

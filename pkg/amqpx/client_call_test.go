@@ -1,0 +1,154 @@
+package amqpx
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// queuedCall is a call that was handed to the publisher.
+func queuedCall(idempotent bool) *call {
+	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent}, testRoute())
+	k.stage.Store(uint32(stageQueued))
+	return k
+}
+
+func writtenCall(idempotent bool) *call {
+	k := queuedCall(idempotent)
+	k.claim(1)
+	return k
+}
+
+func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
+	t.Parallel()
+	fate := func(f fate) func(*call) {
+		return func(k *call) { k.claim(1); k.settle(f); k.note((<-k.events).fate) }
+	}
+	for _, c := range []struct {
+		name  string
+		steps func(*call)
+		want  Outcome
+	}{
+		{"queued", func(*call) {}, DidNotRun},
+		{"written", func(k *call) { k.claim(1) }, MayHaveRun},
+		{"confirmed", func(k *call) { k.claim(1); k.settle(fateConfirmed) }, MayHaveRun},
+		{"unsent", fate(fateUnsent), DidNotRun},
+		{"nacked", fate(fateRefused), MayHaveRun},
+		{"unroutable", fate(fateUnroutable), DidNotRun},
+		{"lost", fate(fateLost), MayHaveRun},
+		{"lost, which it has not heard of yet", func(k *call) { k.claim(1); k.settle(fateLost) }, MayHaveRun},
+		{"the link replaced, which it has not heard of yet", func(k *call) {
+			k.claim(1)
+			k.settle(fateConfirmed)
+			k.linkReplaced(2, true)
+		}, MayHaveRun},
+		{"lost, then queued again", func(k *call) { fate(fateLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"lost, then refused", func(k *call) {
+			fate(fateLost)(k)
+			k.stage.Store(uint32(stageQueued))
+			fate(fateRefused)(k)
+		}, MayHaveRun},
+		{"nacked, then queued again", func(k *call) { fate(fateRefused)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			k := queuedCall(true)
+			c.steps(k)
+			wantSame(t, "outcome", k.outcome(), c.want)
+			if c.want == DidNotRun && k.claim(2) {
+				t.Error("a call that surely did not run was sent after all")
+			}
+		})
+	}
+}
+
+func TestCallAfterALostLink(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name                 string
+		idempotent, lost     bool
+		generation           uint64
+		confirmed, givenBack bool
+	}{
+		{name: "not idempotent", generation: 2, confirmed: true},
+		{name: "idempotent", idempotent: true, generation: 2, confirmed: true, givenBack: true},
+		{name: "answers are gone", lost: true, generation: 2, confirmed: true, givenBack: true},
+		{name: "written by the new link already", lost: true, idempotent: true, generation: 1, confirmed: true},
+		{name: "not confirmed: its publisher settles it", lost: true, idempotent: true, generation: 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			k := writtenCall(c.idempotent)
+			if c.confirmed {
+				k.settle(fateConfirmed)
+			}
+			k.linkReplaced(c.generation, c.lost)
+			wantSame(t, "given back", len(k.events) == 1, c.givenBack)
+		})
+	}
+}
+
+func TestCallIsSettledByExactlyOneParty(t *testing.T) {
+	t.Parallel()
+	for range 2000 {
+		k := queuedCall(true)
+		var claimed atomic.Bool
+		var wg sync.WaitGroup
+		outcome := MayHaveRun
+		start := make(chan struct{})
+		party := func(f func()) { wg.Go(func() { <-start; f() }) }
+		party(func() {
+			if k.claim(1) {
+				claimed.Store(true)
+				k.settle(fateConfirmed)
+			}
+		})
+		party(func() { k.settle(fateUnroutable) })
+		party(func() { k.settle(fateLost) })
+		party(func() { k.settle(fateRefused) })
+		party(func() { k.linkReplaced(2, true) })
+		party(func() { outcome = k.outcome() })
+		close(start)
+		wg.Wait()
+		if n := len(k.events); n > 1 {
+			t.Fatalf("%d fates", n)
+		}
+		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).fate == fateLost) {
+			t.Fatal("told that it did not run, and it was sent")
+		}
+	}
+}
+
+func TestCallThatGaveUpIsNotSent(t *testing.T) {
+	t.Parallel()
+	for range 2000 {
+		k := queuedCall(false)
+		var claimed bool
+		outcome := MayHaveRun
+		var wg sync.WaitGroup
+		wg.Go(func() { claimed = k.claim(1) })
+		wg.Go(func() { outcome = k.outcome() })
+		wg.Wait()
+		if claimed == (outcome == DidNotRun) {
+			t.Fatalf("claimed %v, outcome %v", claimed, outcome)
+		}
+	}
+}
+
+func TestIDsAreRandomUUIDs(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	for range 10_000 {
+		text := newID()
+		id, err := uuid.Parse(text)
+		if err != nil || id.Version() != 4 || id.Variant() != uuid.RFC4122 {
+			t.Fatalf("%q is no UUID of version 4: %v", text, err)
+		}
+		if seen[text] {
+			t.Fatalf("%q twice", text)
+		}
+		seen[text] = true
+	}
+}

@@ -1,0 +1,325 @@
+package amqpx
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// cancels are the calls that their callers gave up and that a server may have in hand:
+// the control plane tells the servers, which then end the handlers' contexts. Nothing of
+// it is used, nor sent, before somebody gives up. Safe for concurrent use.
+type cancels struct {
+	wake chan struct{} // has a token while calls wait
+
+	mu      sync.Mutex
+	waiting []*Request
+}
+
+// mostCancels bounds the calls that wait to be told of. Those beyond it run to their end.
+const mostCancels = 4096
+
+func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
+
+// add has the servers told of a call. It never waits.
+func (c *cancels) add(req *Request) {
+	c.mu.Lock()
+	if len(c.waiting) < mostCancels {
+		c.waiting = append(c.waiting, req)
+	}
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the calls that wait.
+func (c *cancels) take() []*Request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.waiting
+	c.waiting = nil
+	return all
+}
+
+// giveUp tells the servers that nobody waits for a call any more, if its caller gave it up
+// and one of them may have it. A call whose time is over needs no word: they know its time.
+func (c *Client) giveUp(req *Request, cause error, outcome Outcome) {
+	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
+		c.cancels.add(req)
+	}
+}
+
+// sendCancels tells the servers while a session lasts. It publishes on a channel of its
+// own, because a missing exchange ends the channel; how often it looks for one is bounded.
+func (c *Client) sendCancels(s *session) {
+	var ch channel
+	missing := newBackoff(lookEvery, lookMissingMax)
+	var notBefore time.Time
+	for {
+		select {
+		case <-c.cancels.wake:
+		case <-s.done:
+			return
+		}
+		waiting := c.cancels.take()
+		if s.gate.opening() != nil || time.Now().Before(notBefore) {
+			continue // the handlers run to their end
+		}
+		if ch == nil || ch.IsClosed() {
+			var err error
+			if ch, err = openControl(s.pub, c.cfg.queue.controlExchange()); err != nil {
+				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
+				continue
+			}
+			missing.Reset()
+		}
+		for len(waiting) > 0 {
+			var msg amqp.Publishing
+			msg, waiting = encodeCancel(waiting)
+			c.signCancel(&msg)
+			if ch.publishToAll(c.cfg.queue.controlExchange(), msg) != nil {
+				break // the next one opens another channel
+			}
+		}
+	}
+}
+
+// signCancel marks a cancellation as that of this client: servers end only calls of the
+// same user and reply_to. The address of direct reply-to is not known here, and belongs to
+// another channel: there the ids alone, which nobody can guess, say whose the calls are.
+func (c *Client) signCancel(msg *amqp.Publishing) {
+	msg.UserId = c.route.user.get()
+	if c.cfg.replyMode == ReplyQueue {
+		msg.ReplyTo = c.route.replyTo
+	}
+}
+
+// openControl opens a channel to publish to the control plane, which must be there.
+func openControl(l link, exchange string) (channel, error) {
+	ch, err := l.channel()
+	if err != nil {
+		return nil, err
+	}
+	return ch, ch.ExchangeDeclarePassive(exchange, amqp.ExchangeFanout, true, false, false, false, nil)
+}
+
+// encodeCancel makes a message of as many calls as fit a batch, and returns the others.
+func encodeCancel(calls []*Request) (msg amqp.Publishing, rest []*Request) {
+	var body []byte
+	n := 0
+	for ; n < len(calls) && n < batchCalls && len(body) < batchBytes; n++ {
+		var start int
+		req := calls[n]
+		body, start = beginRecord(body)
+		body = appendText(body, callID, req.CorrelationID)
+		body = appendText(body, callMethod, req.Method)
+		if req.IdempotencyKey != req.CorrelationID {
+			body = appendText(body, callMessageID, req.IdempotencyKey)
+		}
+		body = endRecord(body, start)
+	}
+	return amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls, Body: body}, calls[n:]
+}
+
+const (
+	// fleetQuiet is how long no further server answers before the list is taken for
+	// whole: how many there are, nobody knows.
+	fleetQuiet = 500 * time.Millisecond
+	// mostInstances bounds the list.
+	mostInstances = 10_000
+)
+
+// Fleet asks every server of the request queue to describe itself, and returns the
+// answers, by name and then by age. Servers in other languages, and those without
+// [WithControl], are not in it. It waits until no further one has answered for half a
+// second, the client's timeout is over, or ctx ends; what has come by then is no error.
+//
+// The error is an [*Error]. Without a server it matches [ErrUnroutable], without a link
+// [ErrNotConnected] or [ErrBlocked].
+func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
+	byID := make(map[string]Instance)
+	latest := time.Now().Add(c.cfg.timeout) // whatever comes: somebody may make servers up
+	quiet := time.NewTimer(c.cfg.timeout)
+	defer quiet.Stop()
+	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
+		if _, known := byID[in.ID]; !known {
+			quiet.Reset(min(fleetQuiet, time.Until(latest)))
+		}
+		byID[in.ID] = *in
+		return len(byID) < mostInstances
+	})
+	if len(byID) == 0 && err != nil {
+		return nil, err
+	}
+	all := make([]Instance, 0, len(byID))
+	for _, in := range byID {
+		all = append(all, in)
+	}
+	slices.SortFunc(all, func(a, b Instance) int {
+		if byName := strings.Compare(a.Name, b.Name); byName != 0 {
+			return byName
+		}
+		if byAge := a.Started.Compare(b.Started); byAge != 0 {
+			return byAge
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return all, nil
+}
+
+// Ping asks the servers of the request queue for a sign of life, and returns how long the
+// first one's took. It is for health checks at a low rate; the errors are those of
+// [Client.Fleet].
+func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
+	if err := c.check(ctx); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	timer := time.NewTimer(c.cfg.timeout)
+	defer timer.Stop()
+	answered := false
+	err = c.ask(ctx, controlPing, timer.C, func(*Instance) (more bool) {
+		took, answered = time.Since(begun), true
+		return false
+	})
+	if answered {
+		return took, nil
+	}
+	return 0, err
+}
+
+// ask puts a question to every server and hands each answer to take, until that wants no
+// more, enough has a value, or ctx ends.
+func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+	s := c.sup.current()
+	switch st := c.Status(); {
+	case st.State == StateClosed:
+		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
+	case s == nil:
+		return notConnected(st)
+	case st.State == StateBlocked:
+		return localError(CodeUnavailable, DidNotRun, ErrBlocked, st.Reason)
+	}
+	return c.askThrough(ctx, s.pub, question, enough, take)
+}
+
+// askThrough is ask on a connection, for callers that know it to be open.
+func (c *Client) askThrough(ctx context.Context, l link, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+	q := &inquiry{
+		link: l, exchange: c.cfg.queue.controlExchange(), question: question,
+		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
+	}
+	defer close(q.over)
+	begun := time.Now()
+	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the connection
+		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
+	}
+	for {
+		select {
+		case d := <-q.answers:
+			var in Instance
+			if d.CorrelationId != question || json.Unmarshal(d.Body, &in) != nil {
+				continue // not from a server of ours
+			}
+			in.RoundTripMS = float64(time.Since(begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
+			if !take(&in) {
+				return nil
+			}
+		case err := <-q.failed:
+			return err
+		case <-enough:
+			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server answered")
+		case <-ctx.Done():
+			return noAnswer(ctx, c.Status())
+		}
+	}
+}
+
+// inquiry is one question on its way, with a channel and a queue of its own: what goes
+// wrong with it costs no call anything.
+type inquiry struct {
+	link               link
+	exchange, question string
+	answers            chan amqp.Delivery
+	failed             chan error
+	over               chan struct{}
+}
+
+// run asks and passes the answers on until the inquiry is over. The calls to the broker
+// take no context; they end with the connection.
+func (q *inquiry) run() {
+	ch, err := openControl(q.link, q.exchange)
+	if ch != nil {
+		defer ch.Close() //nolint:errcheck // it may be closed by its failure.
+	}
+	if err == nil {
+		err = q.passOn(ch)
+	}
+	if err != nil {
+		q.failed <- q.explain(err)
+	}
+}
+
+// passOn publishes the question and reads the answers.
+func (q *inquiry) passOn(ch channel) error {
+	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
+	if err != nil {
+		return err
+	}
+	answers, err := ch.Consume(replies.Name, "", true, true, false, false, nil)
+	if err != nil {
+		return err
+	}
+	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
+	if err := ch.publishToAll(q.exchange, amqp.Publishing{
+		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
+		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
+	}); err != nil {
+		return err
+	}
+	for {
+		select {
+		case d, ok := <-answers:
+			if !ok {
+				return errLinkEnded
+			}
+			select {
+			case q.answers <- d:
+			case <-q.over:
+				return nil
+			}
+		case <-returned:
+			return errNobodyListens
+		case <-q.over:
+			return nil
+		}
+	}
+}
+
+// questionExpires is how long a question waits for a server that is busy.
+const questionExpires = 10 * time.Second
+
+// errNobodyListens means that no server has a queue at the exchange.
+var errNobodyListens = errors.New("no server listens")
+
+// explain makes the error of an inquiry that failed.
+func (q *inquiry) explain(err error) error {
+	var refused *amqp.Error
+	if errors.Is(err, errNobodyListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
+		return localError(CodeUnavailable, DidNotRun, ErrUnroutable, fmt.Sprintf("no server listens at exchange %q", q.exchange))
+	}
+	return localError(CodeUnavailable, MayHaveRun, ErrNotConnected, err.Error(), err)
+}

@@ -1,0 +1,474 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// watchedHandler is a handler that tells when it began and what its context ended with.
+type watchedHandler struct {
+	begun chan string
+	ended chan error
+}
+
+func newWatchedHandler() *watchedHandler {
+	return &watchedHandler{begun: make(chan string, 100), ended: make(chan error, 100)}
+}
+
+func (w *watchedHandler) run(ctx context.Context, req *Request) ([]byte, error) {
+	w.begun <- string(req.Body)
+	<-ctx.Done()
+	w.ended <- ctx.Err()
+	return nil, ctx.Err()
+}
+
+func TestCancelledCallEndsItsHandlersContext(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]CallOption{
+		"plain": nil, "idempotent": {Idempotent()}, "its own key": {WithIdempotencyKey("key")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatchedHandler()
+				r := startControlled(t, handlers{"m": w.run})
+				other := startServer(t, r.broker, handlers{"m": w.run}, WithControl(true))
+				ready(t, other.WaitReady)
+				ctx, cancel := context.WithCancel(within(t, time.Minute))
+				first, second := goCall(r.client, ctx, "m", []byte("first"), opts...), goCall(r.client, within(t, time.Minute), "m", []byte("second"))
+				<-w.begun
+				<-w.begun
+				begun := time.Now()
+				cancel()
+				wantIs(t, (<-first).err, context.Canceled)
+				settle()
+				wantSame(t, "handlers ended", len(w.ended), 1)
+				wantIs(t, <-w.ended, context.Canceled)
+				wantSame(t, "took", time.Since(begun), 0)
+				wantSame(t, "cancelled", r.server.Stats().Canceled+other.Stats().Canceled, 1)
+				wantSame(t, "answers nobody waits for", r.client.Stats().Late, 0)
+				wantSame(t, "in flight", r.server.Stats().InFlight+other.Stats().InFlight, 1)
+				wantIs(t, (<-second).err, context.DeadlineExceeded)
+			})
+		})
+	}
+}
+
+func TestCancelledFutureEndsItsHandlersContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		ctx, cancel := context.WithCancel(t.Context())
+		f := r.client.Go(ctx, "m", nil)
+		<-w.begun
+		cancel()
+		_, err := f.Wait()
+		wantIs(t, err, context.Canceled)
+		wantIs(t, <-w.ended, context.Canceled)
+	})
+}
+
+func TestCancelledCallsOfABatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		startServer(t, b, handlers{"m": w.run, "open the lane": echo}, WithBatch(BatchAuto), WithControl(true))
+		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithControl(true))}
+		ready(t, r.client.WaitReady)
+		r.openLane()
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		calls := r.together(func() (waiting []<-chan result) {
+			for range 3 {
+				waiting = append(waiting, goCall(r.client, ctx, "m", nil))
+				settle()
+			}
+			return append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("stays")))
+		})
+		settle()
+		wantSame(t, "running", len(w.begun), 4)
+		cancel()
+		settle()
+		wantSame(t, "ended", len(w.ended), 3)
+		for _, call := range calls[:3] {
+			wantIs(t, (<-call).err, context.Canceled)
+		}
+		told := 0
+		r.broker.with(func(b *fakeBroker) {
+			for _, m := range b.sent {
+				if m.key == controlExchangeName {
+					told++
+				}
+			}
+		})
+		if told < 1 || told > 3 {
+			t.Errorf("%d messages for three calls", told)
+		}
+		wantIs(t, (<-calls[3]).err, context.DeadlineExceeded)
+	})
+}
+
+func TestCancelledBeforeItRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		s := startServer(t, b, handlers{"m": w.run}, WithControl(true), WithWorkers(1), WithPrefetch(1))
+		c := startClient(t, b, WithControl(true))
+		ready(t, c.WaitReady)
+		first := goCall(c, within(t, time.Minute), "m", []byte("first"))
+		settle()
+		ctx, cancel := context.WithCancel(within(t, time.Hour))
+		second := goCall(c, ctx, "m", []byte("second")) // stays at the broker
+		settle()
+		cancel()
+		wantIs(t, (<-second).err, context.Canceled)
+		wantIs(t, (<-first).err, context.DeadlineExceeded)
+		settle()
+		wantSame(t, "began", len(w.begun), 1)
+		wantSame(t, "cancelled", s.Stats().Canceled, 1)
+		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		e, _ := s.dedup.(*executions)
+		wantSame(t, "kept in mind", len(e.ids), 0)
+	})
+}
+
+// What cannot be read in a message is no reason to let the others run on.
+func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		call := goCall(r.client, within(t, time.Minute), "m", nil)
+		<-w.begun
+		msg, _ := encodeCancel([]*Request{{CorrelationID: r.broker.sent[0].msg.CorrelationId, Method: "m"}})
+		msg.ReplyTo, msg.UserId = r.broker.sent[0].msg.ReplyTo, r.broker.sent[0].msg.UserId
+		msg.Body = append(record(appendText(nil, callMethod, strings.Repeat("x", maxShortString+1))), msg.Body...)
+		r.toControl(msg)
+		wantSame(t, "ended", len(w.ended), 1)
+		wantSame(t, "cancelled", r.server.Stats().Canceled, 1)
+		wantSame(t, "code", CodeOf((<-call).err), CodeCanceled)
+	})
+}
+
+// Who else waits for the same execution keeps it alive.
+func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(ctx context.Context, _ *Request) ([]byte, error) {
+			sleep(ctx, time.Second)
+			return []byte("done"), ctx.Err()
+		}
+		r := startControlled(t, handlers{"m": slow})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		first := goCall(r.client, ctx, "m", nil, WithIdempotencyKey("key"))
+		settle()
+		second := goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key"))
+		settle()
+		cancel()
+		wantIs(t, (<-first).err, context.Canceled)
+		wantAnswer(t, <-second, "done")
+		wantSame(t, "cancelled", r.server.Stats().Canceled, 0)
+	})
+}
+
+func TestCallWhoseTimeIsOverIsNotToldOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		wantIs(t, (<-goCall(r.client, within(t, time.Second), "m", nil)).err, context.DeadlineExceeded)
+		settle()
+		r.broker.with(func(b *fakeBroker) {
+			wantSame(t, "told", slices.ContainsFunc(b.sent, func(m sentMessage) bool { return m.key == controlExchangeName }), false)
+		})
+	})
+}
+
+// Without an exchange the client looks for one seldom, and calls lose nothing.
+func TestCancelledWithoutAControlPlane(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		b := newFakeBroker()
+		looks := 0
+		b.onCall = func(op, _ string) error {
+			if op == "look for exchange" {
+				looks++
+			}
+			return nil
+		}
+		startServer(t, b, handlers{"m": w.run})
+		c := startClient(t, b, WithControl(true))
+		ready(t, c.WaitReady)
+		for range 20 {
+			ctx, cancel := context.WithCancel(t.Context())
+			call := goCall(c, ctx, "m", nil)
+			<-w.begun
+			cancel()
+			wantIs(t, (<-call).err, context.Canceled)
+			pass(100 * time.Millisecond)
+		}
+		if looks < 1 || looks > 3 {
+			t.Errorf("%d looks in 2 s", looks)
+		}
+		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
+	})
+}
+
+func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatchedHandler()
+		r := startControlled(t, handlers{"m": w.run})
+		cancelOne := func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			call := goCall(r.client, ctx, "m", nil)
+			<-w.begun
+			cancel()
+			<-call
+			settle()
+		}
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 1)
+		var bound []string
+		r.broker.with(func(b *fakeBroker) {
+			bound = b.fanouts[controlExchangeName]
+			delete(b.fanouts, controlExchangeName)
+		})
+		cancelOne()
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 1)
+		r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = bound })
+		pass(2 * lookEvery)
+		cancelOne()
+		wantSame(t, "ended", len(w.ended), 2)
+		wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)
+	})
+}
+
+func TestGivenUpCallsAreForgotten(t *testing.T) {
+	t.Parallel()
+	var g givenUp
+	now := time.Unix(0, 0)
+	for i := range mostGivenUp + 10 {
+		g.remember(callKey{id: strconv.Itoa(i)}, now)
+	}
+	wantSame(t, "kept", len(g.ids), mostGivenUp)
+	wantSame(t, "the oldest", g.forgive(callKey{id: "0"}, now), false)
+	wantSame(t, "the newest", g.forgive(callKey{id: strconv.Itoa(mostGivenUp + 9)}, now), true)
+	wantSame(t, "twice", g.forgive(callKey{id: strconv.Itoa(mostGivenUp + 9)}, now), false)
+	wantSame(t, "too old", g.forgive(callKey{id: strconv.Itoa(mostGivenUp)}, now.Add(givenUpAge+1)), false)
+	wantSame(t, "kept", len(g.ids), 0)
+}
+
+func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
+	t.Parallel()
+	calls := make([]*Request, batchCalls+1)
+	for i := range calls {
+		calls[i] = &Request{CorrelationID: newID(), Method: "m"}
+	}
+	msg, rest := encodeCancel(calls)
+	wantSame(t, "left", len(rest), 1)
+	records, err := appendRecords(nil, msg.Body)
+	if err != nil || len(records) != batchCalls {
+		t.Errorf("%d records, %v", len(records), err)
+	}
+	if errors.Is(err, errBatchFormat) {
+		t.Error(err)
+	}
+}
+
+// Who asks for the same while the cancelled run unwinds has it run again.
+func TestCallThatJoinsACancelledExecution(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		unwinds := func(ctx context.Context, _ *Request) ([]byte, error) {
+			if runs.Add(1) > 1 {
+				return []byte("done"), nil
+			}
+			<-ctx.Done()
+			pass(100 * time.Millisecond)
+			return nil, ctx.Err()
+		}
+		r := startControlled(t, handlers{"m": unwinds})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		first := goCall(r.client, ctx, "m", nil, WithIdempotencyKey("key"))
+		settle()
+		cancel()
+		wantIs(t, (<-first).err, context.Canceled)
+		settle()
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key")), "done")
+		settle()
+		wantSame(t, "runs", runs.Load(), 2)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+	})
+}
+
+// A copy of the cancelled request is nobody else's call.
+func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		r := startControlled(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
+			<-ctx.Done()
+			pass(100 * time.Millisecond)
+			return nil, ctx.Err()
+		})})
+		ctx, cancel := context.WithCancel(within(t, time.Minute))
+		call := goCall(r.client, ctx, "m", nil, Idempotent())
+		settle()
+		copied := r.broker.messagesTo(DefaultQueue)[0].msg
+		cancel()
+		wantIs(t, (<-call).err, context.Canceled)
+		settle()
+		r.broker.put(copied)
+		pass(time.Second)
+		wantSame(t, "runs", runs.Load(), 1)
+		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+		wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+	})
+}
+
+// A cancellation counts for the calls of the user and the reply_to that it comes from, and
+// is answered, before the request comes as well as while it runs.
+func TestWhoseCallsACancellationEnds(t *testing.T) {
+	t.Parallel()
+	long := newID()
+	direct := directReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // as RabbitMQ writes one
+	for _, c := range []struct {
+		name      string
+		id        string
+		request   []change
+		cancel    []change
+		wantEnded bool
+	}{
+		{"its own", "1", nil, []change{from(rawQueue)}, true},
+		{"its own, of a user", "1", []change{ofUser("a")}, []change{from(rawQueue), ofUser("a")}, true},
+		{"another program", "1", nil, []change{from(otherReplies)}, false},
+		{"nobody says whose, a number", "1", nil, nil, false},
+		{"nobody says whose", long, nil, nil, false},
+		{"another user", "1", []change{ofUser("a")}, []change{from(rawQueue), ofUser("b")}, false},
+		{"nobody known", "1", []change{ofUser("a")}, []change{from(rawQueue)}, false},
+		{"a user, of nobody's", "1", nil, []change{from(rawQueue), ofUser("a")}, false},
+		{"direct reply-to", long, []change{from(direct)}, nil, true},
+		{"direct reply-to of another user", long, []change{from(direct), ofUser("a")}, []change{ofUser("b")}, false},
+		{"direct reply-to, a number", "1", []change{from(direct)}, nil, false},
+		{"one way", long, []change{from("")}, nil, false},
+	} {
+		for _, before := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, before it comes %v", c.name, before), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					ended := make(chan error, 1)
+					b, s := serve(t, handlers{"m": func(ctx context.Context, _ *Request) ([]byte, error) {
+						sleep(ctx, time.Minute)
+						ended <- ctx.Err()
+						return []byte("done"), ctx.Err()
+					}}, WithControl(true), WithUserID(true))
+					msg := sent(c.id, "", c.request...)
+					cancel, _ := encodeCancel([]*Request{{CorrelationID: c.id, Method: "m"}})
+					for _, change := range c.cancel {
+						change(&cancel)
+					}
+					if before {
+						s.take(t, cancel)
+						b.put(msg)
+						settle()
+					} else {
+						b.put(msg)
+						settle()
+						s.take(t, cancel)
+						settle()
+					}
+					wantSame(t, "canceled", s.Stats().Canceled == 1, c.wantEnded)
+					if c.wantEnded && msg.ReplyTo == rawQueue {
+						wantSame(t, "answer", answerOf(t, b), "canceled")
+					}
+					if !c.wantEnded {
+						pass(2 * time.Minute)
+						if len(ended) != 1 {
+							t.Fatal("the handler did not run to its end")
+						}
+						wantSame(t, "ended by", <-ended, nil)
+					}
+					wantSame(t, "in flight", s.Stats().InFlight, 0)
+				})
+			})
+		}
+	}
+}
+
+// take has a server handle a message of the control plane.
+func (r *running) take(t *testing.T, msg amqp.Publishing) {
+	t.Helper()
+	if err := r.cancelCalls(&amqp.Delivery{ReplyTo: msg.ReplyTo, UserId: msg.UserId, Body: msg.Body}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Whoever answers without end, in the name of servers that are not there, keeps nobody.
+func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		id   func(i int) string
+		took time.Duration
+		more int // than the one server that is there
+	}{
+		"of one":        {func(int) string { return "made up" }, fleetQuiet, 1},
+		"of ever other": {func(i int) string { return fmt.Sprint(i) }, DefaultTimeout, 300},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startControlled(t, handlers{"m": echo})
+				over := make(chan struct{})
+				defer close(over)
+				go r.answerAll(over, c.id)
+				begun := time.Now()
+				fleet, err := r.client.Fleet(t.Context())
+				if took := time.Since(begun); took < c.took || took > c.took+time.Second/2 {
+					t.Errorf("took %v, want about %v", took, c.took)
+				}
+				if n := len(fleet) - 1; n < c.more*9/10 || n > c.more*11/10 {
+					t.Errorf("%d made up servers, want about %d", n, c.more)
+				}
+				wantSame(t, "error", err, nil)
+			})
+		})
+	}
+}
+
+// answerAll answers whoever asks the servers, ten times a second.
+func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
+	tick := time.NewTicker(time.Second / 10)
+	defer tick.Stop()
+	for i := 0; ; i++ {
+		select {
+		case <-over:
+			return
+		case <-tick.C:
+		}
+		r.broker.with(func(b *fakeBroker) {
+			for name, q := range b.queues {
+				if strings.HasPrefix(name, "amq.gen-") {
+					msg := amqp.Publishing{CorrelationId: controlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
+					q.messages = append(q.messages, &fakeMessage{msg: msg})
+					b.dispatch(q)
+				}
+			}
+		})
+	}
+}

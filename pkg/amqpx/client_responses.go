@@ -1,0 +1,289 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+const (
+	// answersAckEvery and answersAckPause bound how many answers, and for how long, are
+	// handled but not acknowledged. After a reconnect they come again and are dropped.
+	answersAckEvery = 128
+	answersAckPause = 200 * time.Millisecond
+)
+
+// replies reads a client's reply queue for one session. It is for one goroutine.
+type replies struct {
+	client *Client
+	batch  []batchedAnswer // of the last one, for reuse
+}
+
+// read hands every answer to its call. Answers are acknowledged late and
+// many at once: an answer that the broker pushed into a dying connection must come
+// again, and one acknowledgement for each would double the traffic.
+func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
+	tick := time.NewTicker(answersAckPause)
+	defer tick.Stop()
+	var last uint64 // the newest tag
+	var open int    // handled and not acknowledged
+	for {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				select {
+				case <-r.client.closing: // we cancelled it
+				default:
+					s.consumerEnded(replyConsumer)
+				}
+				return
+			}
+			if !s.answered.Load() {
+				s.answered.Store(true)
+			}
+			r.take(&d)
+			last, open = d.DeliveryTag, open+1
+			if open < answersAckEvery {
+				continue
+			}
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+		if open > 0 && !direct {
+			if err := s.subCh.Ack(last, true); err != nil {
+				s.fail(err)
+				return
+			}
+			open = 0
+		}
+	}
+}
+
+// take hands the answers in a message to their calls.
+func (r *replies) take(d *amqp.Delivery) {
+	c := r.client
+	if d.ContentType != contentTypeAnswers {
+		c.counts.dropped(c.pending.answer(d))
+		return
+	}
+	var err error
+	if r.batch, err = decodeAnswers(d.Body, d.Redelivered, r.batch[:0]); err != nil {
+		c.counts.dropped(verdictUnknown)
+		return
+	}
+	c.pending.answerAll(r.batch)
+	for i := range r.batch {
+		c.counts.dropped(r.batch[i].verdict)
+	}
+	clear(r.batch)
+}
+
+// The reply queue of a client. A classic queue lives on one node of a cluster, and while
+// that node is down no other node can declare the queue or consume from it: RabbitMQ 3
+// answers 404, RabbitMQ 4 does not answer. The client then takes a queue with a new name on
+// the node that it is connected to, and counts the responses in the old queue as lost
+// (docs/adr/0002).
+
+const (
+	// replyQueueGrace is how long the broker may take to answer the declaration of the reply
+	// queue before a new queue is declared beside it. The first answer decides, so that a
+	// broker that is merely slow does not cost the responses in the old queue.
+	replyQueueGrace = 500 * time.Millisecond
+	// replyConsumeLimit is how long the broker may take to answer the subscription to the
+	// reply queue before the queue counts as unavailable.
+	replyConsumeLimit = 2 * time.Second
+	// abandonedRetry and abandonedTries bound the attempts to delete a reply queue that was
+	// given up. Later it expires by itself.
+	abandonedRetry = 10 * time.Second
+	abandonedTries = 6
+	// maxAbandoned bounds the reply queues that the client remembers in order to delete them.
+	maxAbandoned = 16
+)
+
+// errReplyQueueSilent means that the broker did not answer the subscription to the reply queue.
+var errReplyQueueSilent error = &kindError{kind: FaultQueueSilent}
+
+// newReplyQueueName returns the name of a reply queue for the request queue.
+func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
+
+// openReplyQueue makes sure that the reply queue exists, under a new name when the broker
+// does not give access to the old one. lost reports that the responses in the old queue are
+// lost: on a later generation, an absent queue means the same.
+func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
+	if c.replyQueueAway != nil { // the session before could not consume from it
+		return true, c.replaceReplyQueue(s, c.replyQueueAway)
+	}
+	old := c.route.replyTo
+	found := s.inGoroutine(func() error { return findReplyQueue(s.sub, old) })
+	grace := time.NewTimer(replyQueueGrace)
+	defer grace.Stop()
+	select {
+	case err := <-found:
+		return c.replyQueueFound(s, err)
+	case <-grace.C:
+	case <-s.done:
+		return false, s.cause
+	}
+	fresh := newReplyQueueName(c.cfg.queue)
+	select {
+	case err := <-found:
+		return c.replyQueueFound(s, err)
+	case err := <-s.inGoroutine(func() error { return declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType) }):
+		if err != nil {
+			return false, err
+		}
+		c.useReplyQueue(fresh, errReplyQueueSilent)
+		return true, nil
+	case <-s.done:
+		return false, s.cause
+	}
+}
+
+// inGoroutine calls f, which may wait for the broker for ever, in a goroutine of the session.
+// It ends at the latest when the session cuts its connections.
+func (s *session) inGoroutine(f func() error) <-chan error {
+	done := make(chan error, 1)
+	s.run(func() { done <- f() })
+	return done
+}
+
+// replyQueueFound decides by the broker's answer to the search for the reply queue.
+func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
+	if err == nil || !isNotFound(err) {
+		return false, err
+	}
+	err = declareReplyQueue(s.sub, c.route.replyTo, c.cfg.replyQueueType)
+	if replyQueueAway(err) {
+		err = c.replaceReplyQueue(s, err)
+	}
+	return err == nil, err
+}
+
+// isNotFound reports whether the broker answered 404.
+func isNotFound(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && refused.Code == amqp.NotFound
+}
+
+// replyQueueAway reports whether a fault is one of the reply queue alone, which a queue of
+// another name on the same node need not have.
+func replyQueueAway(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && (refused.Code == amqp.NotFound || refused.Code == amqp.ResourceLocked || refused.Code == amqp.PreconditionFailed)
+}
+
+// replaceReplyQueue declares a reply queue under a new name and uses it from now on.
+func (c *Client) replaceReplyQueue(s *session, cause error) error {
+	fresh := newReplyQueueName(c.cfg.queue)
+	if err := declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType); err != nil {
+		return err
+	}
+	c.useReplyQueue(fresh, cause)
+	return nil
+}
+
+// useReplyQueue replaces the reply queue by another, which exists.
+func (c *Client) useReplyQueue(fresh string, cause error) {
+	c.cfg.logger.Warn("reply queue replaced, the responses in it are lost",
+		zap.String("queue", c.route.replyTo), zap.String("new", fresh), zap.Error(cause))
+	if len(c.abandoned) < maxAbandoned {
+		c.abandoned = append(c.abandoned, c.route.replyTo)
+	}
+	c.route.replyTo, c.replyQueueAway = fresh, nil
+}
+
+// consumeResponses subscribes to the reply queue.
+func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery, error) {
+	if direct {
+		s.consumed.Store(new(directReplyTo))
+		deliveries, err := s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
+		return deliveries, atStep(stepConsume, directReplyTo, err)
+	}
+	var deliveries <-chan amqp.Delivery
+	priority := c.nextPriority()
+	s.consumed.Store(&s.replyTo)
+	subscribed := s.inGoroutine(func() (err error) {
+		deliveries, err = s.subCh.Consume(s.replyTo, replyConsumer, false, false, false, false, priority)
+		return err
+	})
+	limit := time.NewTimer(replyConsumeLimit)
+	defer limit.Stop()
+	select {
+	case err := <-subscribed:
+		if replyQueueAway(err) {
+			c.replyQueueAway = err
+		}
+		return deliveries, atStep(stepConsume, s.replyTo, err)
+	case <-limit.C:
+		c.replyQueueAway = errReplyQueueSilent
+		return nil, atStep(stepConsume, s.replyTo, errReplyQueueSilent)
+	case <-s.done:
+		return nil, s.cause
+	}
+}
+
+// nextPriority returns the arguments of a consumer that comes before the ones of
+// all earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a link
+// goes silent, the broker notices later than we do: until then the dead consumer is
+// still there, and half of the answers would go to it.
+func (c *Client) nextPriority() amqp.Table {
+	c.linked = min(c.linked, math.MaxInt32-1) + 1
+	return amqp.Table{"x-priority": c.linked}
+}
+
+// deleteAbandoned deletes the reply queues that were given up while a session lasts, as soon
+// as the broker can reach them. It tries each a few times in a session; after that, and when
+// the client ends before, a queue expires by itself.
+func (c *Client) deleteAbandoned(s *session, names []string) {
+	again := time.NewTicker(abandonedRetry)
+	defer again.Stop()
+	for range abandonedTries {
+		var left []string
+		for _, name := range names {
+			if onOwnChannel(s.sub, func(ch channel) error {
+				_, err := ch.QueueDelete(name, false, false, false)
+				return err
+			}) != nil {
+				left = append(left, name)
+			}
+		}
+		if names = left; len(names) == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-s.done:
+			c.abandoned = names // for the next session, which is set up when this goroutine has ended
+			return
+		}
+	}
+}
+
+// deleteReplyQueue removes the reply queue, so that it does not linger until it
+// expires. Without a link it is left to expire.
+func (c *Client) deleteReplyQueue(ctx context.Context) {
+	s := c.sup.current()
+	if s == nil || c.cfg.replyMode != ReplyQueue {
+		return
+	}
+	timer := time.AfterFunc(closeTimeout, s.cut)
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, s.cut)()
+	// Cancelled first: the broker would cancel the consumer of a deleted queue, which
+	// is a failure of the session.
+	err := s.subCh.Cancel(replyConsumer, false)
+	if err == nil {
+		err = onOwnChannel(s.sub, func(ch channel) error {
+			_, err := ch.QueueDelete(s.replyTo, false, false, false)
+			return err
+		})
+	}
+	if err != nil {
+		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", s.replyTo), zap.Error(err))
+	}
+}

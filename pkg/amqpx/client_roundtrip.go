@@ -1,0 +1,543 @@
+package amqpx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// Bounds of the wait before a request that did not run is sent again.
+const (
+	resendMin = 20 * time.Millisecond
+	resendMax = time.Second
+)
+
+// Bounds of the hint with ErrTooManyCalls, random so that the refused do not come
+// back all at once.
+const (
+	fullRetryMin = 50 * time.Millisecond
+	fullRetryMax = 150 * time.Millisecond
+)
+
+// roundTrip is the innermost Handler of a client: it sends the request, again when
+// that is safe, and waits for the answer. A context without a deadline gets the client's
+// default: it is the caller's own, or middleware detached it.
+func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+	deadline, hasDeadline := ctx.Deadline()
+	if !hasDeadline {
+		deadline = time.Now().Add(c.cfg.timeout)
+	}
+	k, watched, err := c.begin(req, deadline, !hasDeadline, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !hasDeadline && !watched { // else the pending table watches the deadline
+		bounded := withDeadline(ctx, deadline)
+		defer bounded.end()
+		ctx = bounded
+	}
+	return c.seeThrough(ctx, k, ctx.Done(), event{kind: eventTurn})
+}
+
+// begin registers a call, for a future or for a goroutine that waits. Where the deadline
+// is only the client's own, the pending table watches it for all calls together, if it
+// can: watched says so.
+func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (k *call, watched bool, err error) {
+	if req.sent.info != nil {
+		*req.sent.info = CallInfo{}
+	}
+	if req, err = sendable(req, c.cfg.maxMessageSize); err != nil {
+		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
+	}
+	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
+	if f == nil {
+		k.events = make(chan event, mostEvents)
+	}
+	if watched, err = c.pending.add(k, ours); err != nil {
+		return nil, false, c.notTaken(err)
+	}
+	// A call that gives up may leave the publisher in the middle of its body, which
+	// belongs to the caller again then.
+	k.req.Body = bytes.Clone(k.req.Body)
+	c.budget.earn()
+	return k, watched, nil
+}
+
+// seeThrough takes a call from an event to its end.
+func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
+	defer func() {
+		k.withdraw() // answered before a re-send left
+		k.endProbe()
+		c.pending.remove(k)
+	}()
+	answer, t, err := c.exchange(ctx, k, gone, ev)
+	for k.refusal != nil {
+		wait, ok := c.afterRefusal(k, gone)
+		if !ok {
+			break
+		}
+		k = c.pending.renew(k)
+		answer, t, err = c.exchange(ctx, k, gone, k.pause(gone, wait))
+	}
+	c.account(k, t)
+	return answer, err
+}
+
+// afterRefusal decides whether a call that a server refused is sent again, after a wait.
+func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration, ok bool) {
+	if k.refusal.code == CodeUnimplemented {
+		return c.mayTryElsewhere(k, gone)
+	}
+	if wait, ok = c.mayRetry(k, k.refusal.retryAfter); !ok {
+		k.refusal.retryAfter = wait
+	}
+	return wait, ok
+}
+
+// account tells how a call went.
+func (c *Client) account(k *call, t timing) {
+	sends := int(k.sent.Load())
+	if sends > 1 {
+		c.counts.resent.Add(uint64(sends - 1))
+	}
+	if info := k.req.sent.info; info != nil {
+		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler, CorrelationID: k.req.CorrelationID}
+		if k.responded {
+			info.Response = k.response.response(k.body)
+		}
+	}
+}
+
+// notTaken makes the error of a call that the pending table refused. It is not
+// retried here: the bound is there to be felt.
+func (c *Client) notTaken(sentinel error) error {
+	if errors.Is(sentinel, ErrClosed) {
+		return localError(CodeUnavailable, DidNotRun, sentinel, "")
+	}
+	c.counts.refused.Add(1)
+	e := localError(CodeResourceExhausted, DidNotRun, sentinel,
+		fmt.Sprintf("at most %d, of %d bytes together", c.cfg.maxInFlight, c.cfg.maxInFlightBytes))
+	e.retryAfter = fullRetryMin + rand.N(fullRetryMax-fullRetryMin) //nolint:gosec // spreads load, guards nothing.
+	return e
+}
+
+// exchange makes attempts until one is answered or nothing more may be sent.
+func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
+	for {
+		switch ev.kind {
+		case eventTurn:
+			ev = k.attempt(gone)
+		case eventFate, eventFull:
+			var err error
+			if ev, err = c.afterEvent(k, gone, ev); err == nil {
+				continue
+			}
+			if k.hasArrived() { // an answer is better than the error
+				return k.read(&k.answer)
+			}
+			return nil, timing{}, err
+		case eventAnswered:
+			return k.read(&k.answer)
+		case eventExpired, eventGone, eventClosed:
+			if k.hasArrived() { // which is better than the error of giving up
+				return k.read(&k.answer)
+			}
+			return nil, timing{}, c.gaveUp(k, why(ctx, ev))
+		}
+	}
+}
+
+// why returns the error that an event means: nil when the client is closed.
+func why(ctx context.Context, ev event) error {
+	switch ev.kind {
+	case eventExpired:
+		return context.DeadlineExceeded
+	case eventClosed:
+		return nil
+	default:
+		return ctx.Err()
+	}
+}
+
+// attempt sends a request, unless the caller has gone already, and waits.
+func (k *call) attempt(gone <-chan struct{}) event {
+	select {
+	case <-gone:
+		return event{kind: eventGone}
+	default:
+	}
+	if k.probes == 0 && k.route.gate.isShut.Load() && k.mayPark() {
+		if ev := k.park(gone); ev.kind != eventTurn {
+			return ev
+		}
+	}
+	k.send()
+	return k.await(gone, nil)
+}
+
+// await waits for an event, the end of the caller's context, or, unless it is nil, for
+// after.
+func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
+	select {
+	case ev := <-k.events:
+		return ev
+	case <-gone:
+		return event{kind: eventGone}
+	case <-after:
+		return event{kind: eventTurn}
+	}
+}
+
+// pause waits before the next attempt; any event ends it.
+func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
+	if d <= 0 {
+		return event{kind: eventTurn}
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	return k.await(gone, timer.C)
+}
+
+// hasArrived reports whether an answer has arrived that nobody has seen, and notes the
+// fates of attempts.
+func (k *call) hasArrived() bool {
+	for {
+		select {
+		case ev := <-k.events:
+			switch ev.kind {
+			case eventAnswered:
+				return true
+			case eventFate:
+				k.note(ev.fate)
+			case eventExpired, eventClosed, eventGone, eventTurn, eventFull:
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// keep notes the response for the caller's [CallInfo].
+func (k *call) keep(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
+
+// read reads the call's answer. A refusal speaks for the one request it answers: it
+// proves nothing about an earlier one that may have arrived.
+func (k *call) read(a *reply) ([]byte, timing, error) {
+	k.keep(a)
+	failed := a.failed
+	if failed == nil {
+		if k.route.check != nil {
+			if failed = k.check(a); failed != nil {
+				return nil, a.timing, failed
+			}
+		}
+		return a.body, a.timing, nil
+	}
+	if failed.outcome == DidNotRun {
+		// Without the echo it may be an earlier refusal's copy, and the retry run.
+		k.uncertain = k.uncertain || k.round > 0 && !k.echoed
+		if k.uncertain {
+			failed.outcome = MayHaveRun
+		}
+	}
+	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.Idempotent
+	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
+		k.refusal = failed
+		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still get that request
+	}
+	return nil, a.timing, failed
+}
+
+// mayRetry decides whether a call that was refused may be tried again: after a wait
+// of at least the server's hint, within the call's deadline, and out of the budget.
+// When it may not, the wait is a hint for the caller.
+func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok bool) {
+	wait = hint + k.nextWait()
+	if time.Until(k.deadline) <= wait || !c.budget.spend() {
+		return wait, false
+	}
+	c.counts.retried.Add(1)
+	return wait, true
+}
+
+// note keeps what an attempt's fate proves.
+func (k *call) note(f fate) {
+	k.lastFate = f
+	k.uncertain = k.uncertain || f == fateLost || f == fateSuspect || f == fateUnserved || f == fateRefused && !k.route.nackProves
+}
+
+// afterEvent decides what follows an attempt that got no answer.
+func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, error) {
+	if ev.kind == eventFull {
+		return c.afterFull(k, gone)
+	}
+	return c.afterFate(k, gone, ev.fate)
+}
+
+// afterFate decides what follows an attempt that got no answer: another one, at once or
+// after a wait, or the error.
+func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error) {
+	k.note(f)
+	outcome := k.outcome()
+	again := event{kind: eventTurn}
+	switch f {
+	case fateUnsent:
+		return again, nil
+	case fateRejected:
+		return again, rejectedError(outcome, k.rejection)
+	case fateLost, fateSuspect:
+		if k.req.Idempotent {
+			return again, nil
+		}
+		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
+	case fateUnserved:
+		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
+	case fateUnroutable:
+		if c.route.gate.shut(false) {
+			c.resendConfirmed() // what was in the queue is gone with it
+		}
+		k.endProbe()
+		if k.mayPark() {
+			return k.park(gone), nil
+		}
+		if ev, over := c.lookOnce(k, gone); over {
+			return ev, nil
+		}
+		detail, sentinel := c.noQueue(k)
+		return again, localError(CodeUnavailable, outcome, sentinel, detail)
+	default: // refused
+		return c.afterNack(k, gone)
+	}
+}
+
+// rejectedError makes the error of a call whose request the broker does not take.
+func rejectedError(outcome Outcome, cause error) error {
+	if errors.Is(cause, ErrTooLarge) {
+		return localError(CodeInvalidArgument, outcome, nil, cause.Error(), cause)
+	}
+	return localError(CodeInvalidArgument, outcome, ErrRefused, cause.Error(), cause)
+}
+
+// afterNack decides what follows a nack, of which the broker does not say the reason: it
+// asks for the queue. A queue that is at its bound is overload, for which there is the
+// retry budget. Any other that refuses is down, moves, or has no majority; that passes, and
+// costs no budget. Only an idempotent call is sent again, unless the nack proves that it did
+// not run.
+func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
+	full := c.route.gate.isFull()
+	if !full {
+		if ev, over := k.awaitLook(gone); over {
+			return ev, nil
+		}
+	}
+	st, batched := c.watch.last(), k.batched.Load()
+	full = full || st.full() || batched && c.route.lane.messages.Load() > 0
+	switch {
+	case !k.req.Idempotent && k.uncertain:
+		return event{}, c.nackError(k, full, k.nextWait())
+	case batched: // the lane is shut now
+		return k.pause(gone, k.nextWait()), nil
+	case full && c.route.gate.isFull():
+		k.endProbe()
+		return c.afterFull(k, gone)
+	case full && k.probes != 0: // a second nack: the first may have been of a queue that ended
+		c.route.gate.full()
+		k.probes = 0
+		return c.afterFull(k, gone)
+	}
+	if c.route.gate.shut(true) && !full {
+		c.resendConfirmed() // may be gone with what the queue's process had in memory
+	}
+	k.endProbe()
+	if !st.away && !full {
+		c.renewLink()
+	}
+	return k.park(gone), nil
+}
+
+// awaitLook waits for the end of a look at the queues. An event of the call comes first.
+func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
+	limit := time.NewTimer(lookTimeout + lookSoonest)
+	defer limit.Stop()
+	select {
+	case ev := <-k.events:
+		return ev, true
+	case <-gone:
+		return event{kind: eventGone}, true
+	case <-k.route.watch.next():
+	case <-limit.C: // there is no link, or it is slow
+	}
+	return event{}, false
+}
+
+// lookOnce waits for a look at the queue of a request that the broker returned, unless the
+// last look has found it away: the broker logs a line for each look at a queue that is missing.
+func (c *Client) lookOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
+	if c.watch.last().away {
+		return event{}, false
+	}
+	return k.awaitLook(gone)
+}
+
+// noQueue explains why the broker returned a request: there is no queue, or there is one
+// that lives on a node which is down.
+func (c *Client) noQueue(k *call) (detail string, sentinel error) {
+	queue := fmt.Sprintf("queue %q", k.route.queue)
+	if st := c.watch.last(); st.away && st.fault != FaultQueueMissing {
+		return queue + ": " + st.text(), ErrQueueUnavailable
+	}
+	return "no " + queue, ErrUnroutable
+}
+
+// afterFull decides what follows a nack by a queue that is at its bound: another attempt
+// out of the retry budget, or the error.
+func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
+	wait, ok := c.mayRetry(k, 0)
+	if ok {
+		return k.pause(gone, wait), nil
+	}
+	return event{}, c.nackError(k, true, wait)
+}
+
+// nackError makes the error of a call whose request the broker nacked.
+func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
+	detail := fmt.Sprintf("queue %q", k.route.queue)
+	if !full {
+		if st := c.watch.last(); st.away {
+			detail += ": " + st.text()
+		}
+		return localError(CodeUnavailable, k.outcome(), ErrQueueUnavailable, detail)
+	}
+	e := localError(CodeResourceExhausted, k.outcome(), ErrRefused, detail)
+	e.retryAfter = hint
+	return e
+}
+
+// refusedLinkAfter is how long the broker may nack every request on a link, though the
+// queue answers and is not at its bound, before the link is replaced. RabbitMQ 3.10 and
+// 3.11 do so for as long as a channel lives that first published to a quorum queue while
+// that elected its leader.
+const refusedLinkAfter = 2 * time.Second
+
+// errLinkRefused means that a link was given up because the broker nacks what is published
+// on it.
+var errLinkRefused error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
+
+// renewLink ends a session on which the broker has nacked every request for a while.
+func (c *Client) renewLink() {
+	if s := c.sup.current(); s != nil && c.route.gate.mayRenew(time.Since(s.begun)) {
+		s.fail(errLinkRefused)
+	}
+}
+
+// gaveUp makes the error of a call whose context or time ended, with the reason why it
+// got no further; without a cause the client was closed.
+func (c *Client) gaveUp(k *call, cause error) error {
+	outcome := k.outcome()
+	if cause == nil {
+		return localError(CodeUnavailable, outcome, ErrClosed, "")
+	}
+	c.giveUp(k.req, cause, outcome)
+	detail, sentinel := c.reasonOf(k)
+	e := contextError(cause, outcome, sentinel, detail)
+	switch {
+	case e.code != CodeDeadlineExceeded:
+	case errors.Is(sentinel, ErrUnroutable), errors.Is(sentinel, ErrQueueUnavailable):
+		e.code = CodeUnavailable
+	case errors.Is(sentinel, ErrRefused):
+		e.code = CodeResourceExhausted
+	}
+	return e
+}
+
+// reasonOf says why a call got no answer, as far as the client knows.
+func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
+	st, at := c.Status(), stage(k.stage.Load())
+	queue := fmt.Sprintf("queue %q", k.route.queue)
+	waits := at == stageSettled || at == stageLost // for its next attempt
+	shut := waits && c.route.gate.isShut.Load()
+	switch {
+	case st.State == StateBlocked:
+		return st.Reason, ErrBlocked
+	case st.State != StateReady:
+		if st.Err != nil {
+			detail = st.Err.Error()
+		}
+		return detail, ErrNotConnected
+	case waits && k.lastFate == fateUnroutable, shut && k.lastFate != fateRefused && c.route.gate.refusing() == 0:
+		return c.noQueue(k)
+	case waits && k.lastFate == fateRefused && (c.route.gate.isFull() || c.watch.last().full()):
+		return queue, ErrRefused
+	case shut, waits && k.lastFate == fateRefused:
+		return queue, ErrQueueUnavailable
+	}
+	return "no answer from " + queue + c.observed(k, at), nil
+}
+
+// observed is what the client noticed that may explain a call which got no answer.
+func (c *Client) observed(k *call, at stage) string {
+	var all []string
+	switch at {
+	case stageWithdrawn:
+		all = append(all, "it was not sent, because the broker has not confirmed earlier requests")
+	case stageWritten:
+		all = append(all, "the broker has not confirmed the request")
+	default:
+		if text := c.watch.last().text(); text != "" {
+			all = append(all, text)
+		}
+	}
+	if n := c.counts.unknown.Load() - k.unknownBefore; n > 0 {
+		all = append(all, fmt.Sprintf("%d answers to unknown calls came meanwhile", n))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(all, ", ")
+}
+
+// attemptCheckMin and attemptCheckMax bound the pause between two checks of the time that
+// attempts have had, an eighth of their time limit.
+const (
+	attemptCheckMin = 5 * time.Millisecond
+	attemptCheckMax = time.Second
+)
+
+// attemptDoublings bounds how often the time limit of a call's attempts doubles.
+const attemptDoublings = 10
+
+// WithAttemptTimeout has an idempotent call sent again under the same ids, marked as re-sent,
+// when the broker confirmed its request and no answer has come for d, as when a server
+// acknowledged the request and lost it. Each further attempt of the call gets twice the time
+// of the one before, so that slow servers are not flooded; the call's deadline bounds them
+// all. The first answer counts, whichever attempt it belongs to. Calls that are not
+// idempotent are not affected. The default, 0, sets no limit; a negative one is an error. The
+// limit is kept to an eighth of d, at best to 5 ms.
+func WithAttemptTimeout(d time.Duration) ClientOption {
+	return clientOption(func(c *clientConfig) { c.attemptTimeout = d })
+}
+
+// checkAttempts sends calls again whose attempts have had their time, while a session lasts.
+func (c *Client) checkAttempts(s *session) {
+	limit := c.cfg.attemptTimeout
+	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return
+		}
+		now := time.Now().UnixNano()
+		for _, k := range c.pending.snapshot() {
+			doublings := min(max(k.sent.Load()-1, 0), attemptDoublings)
+			if k.req.Idempotent && now-k.sentAt.Load() >= int64(limit)<<doublings && k.move(stageConfirmed, stageLost) {
+				k.tell(event{fate: fateLost})
+			}
+		}
+	}
+}

@@ -1,0 +1,416 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// The control plane. Every server listens, on a queue of its own, to what is published to
+// a fanout exchange: calls that were given up (server_cancels.go), and questions about the
+// server (server_info.go). docs/protocol.md has the messages.
+
+// What a control message says (its app_id).
+const (
+	controlCancel = "cancel"
+	controlPing   = "ping"
+	controlInfo   = "info"
+	controlStats  = "stats"
+)
+
+const (
+	// controlPrefetch, controlLength and controlAnswers bound what a flood of control
+	// messages can take up: in this process, in its queue, where the oldest go, and as
+	// answers on their way.
+	controlPrefetch = 64
+	controlLength   = 1024
+	controlAnswers  = 64
+)
+
+// controlConsumer is the tag of the consumer of control messages.
+const controlConsumer = "control"
+
+// control listens to the control plane for one session of a server.
+type control struct {
+	server     *Server
+	sess       *session
+	ch         channel
+	queue      string
+	deliveries <-chan amqp.Delivery
+}
+
+// errControlEnded ends a session whose control queue is gone.
+var errControlEnded error = &kindError{FaultQueueDeleted, errors.New("that of the control plane")}
+
+// controlRetry is the time between two attempts to have the control plane.
+const controlRetry = 15 * time.Second
+
+// startControl begins to listen. It uses a channel of its own, so that a broker that
+// refuses costs nothing but the control plane: the server serves without it and tries again.
+func (s *Server) startControl(sess *session) error {
+	if !s.cfg.control {
+		return nil
+	}
+	err := s.listenToControl(sess)
+	if err == nil || !isChannelException(err) {
+		return err
+	}
+	s.pings.through("")
+	s.warnNoControl(sess, err)
+	sess.run(func() { s.retryControl(sess) })
+	return nil
+}
+
+// retryControl tries to have the control plane until it has, or the session ends.
+func (s *Server) retryControl(sess *session) {
+	again := time.NewTicker(controlRetry)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+		case <-sess.done:
+			return
+		}
+		err := s.listenToControl(sess)
+		if err == nil || sess.ended() {
+			return
+		}
+		s.warnNoControl(sess, err)
+	}
+}
+
+// listenToControl begins to listen.
+func (s *Server) listenToControl(sess *session) error {
+	exchange := s.cfg.queue.controlExchange()
+	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
+	if err := c.listen(exchange); err != nil {
+		return atStep(stepControl, "", err)
+	}
+	s.pings.through(c.queue)
+	sess.run(c.read)
+	return nil
+}
+
+// warnNoControl logs that the server does without the control plane.
+func (s *Server) warnNoControl(sess *session, err error) {
+	fault := classify(sess.target, err)
+	s.logs.noControl.of(s.cfg.logger).Warn("no control plane: the broker refused it",
+		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.kind)), zap.Error(fault))
+}
+
+// isChannelException reports whether the broker refused something by the end of a channel,
+// which leaves the connection as it is.
+func isChannelException(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	if !ok || !refused.Server {
+		return false
+	}
+	switch refused.Code {
+	case amqp.AccessRefused, amqp.NotFound, amqp.ResourceLocked, amqp.PreconditionFailed:
+		return true
+	default:
+		return false
+	}
+}
+
+// listen declares the exchange, and a queue that ends with this link.
+func (c *control) listen(exchange string) (err error) {
+	if c.ch, err = c.sess.sub.channel(); err != nil {
+		return err
+	}
+	if err = c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+		return err
+	}
+	if _, err = c.ch.QueueDeclare(c.queue, false, true, true, false, amqp.Table{amqp.QueueMaxLenArg: int64(controlLength)}); err != nil {
+		return err
+	}
+	if err = c.ch.QueueBind(c.queue, "", exchange, false, nil); err != nil {
+		return err
+	}
+	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
+		return err
+	}
+	c.deliveries, err = c.ch.Consume(c.queue, controlConsumer, false, true, false, false, nil)
+	return err
+}
+
+// read handles control messages until the session ends.
+func (c *control) read() {
+	for {
+		select {
+		case d, ok := <-c.deliveries:
+			if !ok {
+				c.sess.fail(errControlEnded)
+				return
+			}
+			c.take(&d)
+			if err := c.ch.Ack(d.DeliveryTag, false); err != nil {
+				c.sess.fail(err)
+				return
+			}
+		case <-c.sess.done:
+			return
+		}
+	}
+}
+
+// take handles one message.
+func (c *control) take(d *amqp.Delivery) {
+	s := c.server
+	switch d.AppId {
+	case "": // an answer to this server's own ping
+		s.pings.answered(d.CorrelationId)
+	case controlCancel:
+		if err := s.cancelCalls(d); err != nil {
+			c.cannotRead(d, err)
+		}
+	case controlPing, controlInfo, controlStats:
+		if d.ReplyTo == "" || !safeReplyTo(d.ReplyTo) {
+			c.cannotRead(d, errors.New("no reply_to to answer to"))
+			return
+		}
+		s.tell(d)
+	default:
+		c.cannotRead(d, errors.New("unknown app_id"))
+	}
+}
+
+// cannotRead logs that a control message was dropped.
+func (c *control) cannotRead(d *amqp.Delivery, err error) {
+	c.server.logs.badControl.of(c.server.cfg.logger).Warn("dropped a control message that cannot be read",
+		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
+}
+
+// cancelCalls ends the calls that a message names, in the format of a batch: of each its
+// id, its method, and its key if that differs from the id. They are those of the caller that
+// sent the message: its user and its reply_to must be theirs. Calls that do not run here may
+// run elsewhere, or be on their way. The error is the last of those that cannot be read.
+func (s *Server) cancelCalls(d *amqp.Delivery) error {
+	var room [64][]byte
+	records, err := appendRecords(room[:0], d.Body)
+	if err != nil {
+		return err
+	}
+	user, now := s.callerOf(d), time.Now()
+	for _, record := range records {
+		in := incoming{Request: Request{User: user}}
+		if failed := decodeCall(&in, record, d.ReplyTo, s.nameOf); failed != nil {
+			err = failed
+			continue
+		}
+		m := s.methods[in.Method]
+		if m == nil || in.CorrelationID == "" {
+			continue
+		}
+		for _, r := range s.dedup.cancel(m, &in, now) {
+			s.counts.canceled.Add(1)
+			r.end()
+		}
+	}
+	return err
+}
+
+// tell answers a question about this server.
+func (s *Server) tell(d *amqp.Delivery) {
+	if s.controlAnswers.Add(1) > controlAnswers {
+		s.controlAnswers.Add(-1) // whoever floods gets fewer answers than questions
+		return
+	}
+	body, err := s.describe(d.AppId)
+	if err != nil { // there is nothing in it that cannot be encoded
+		s.controlAnswers.Add(-1)
+		s.cfg.logger.Error("server cannot be described", zap.Error(err))
+		return
+	}
+	m := &controlMessage{server: s, to: d.ReplyTo, msg: amqp.Publishing{
+		ContentType: "application/json", CorrelationId: d.CorrelationId, Body: body,
+	}}
+	if s.suspects.isAvoided(d.ReplyTo) {
+		m.undeliverable(errAvoided)
+		return
+	}
+	s.direct.outbox.put(m)
+}
+
+// controlMessage is a response of the control plane, or a server's ping to itself.
+type controlMessage struct {
+	server *Server // of a response; nil of a ping
+	to     string
+	msg    amqp.Publishing
+	over   atomic.Bool // nobody waits for it
+}
+
+// claim implements outgoing.
+func (m *controlMessage) claim(uint64) bool { return !m.over.Load() }
+
+// withdrawn implements outgoing.
+func (m *controlMessage) withdrawn() bool { return m.over.Load() }
+
+// envelope implements outgoing.
+func (m *controlMessage) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+	return m.to, false, m.msg
+}
+
+// settle implements outgoing. A ping that is lost is not sent again.
+func (m *controlMessage) settle(f fate) {
+	switch {
+	case m.server == nil:
+	case f == fateUnsent:
+		m.server.direct.outbox.put(m)
+	case f == fateLost:
+		m.server.isolate(m) // it may be what ended the connection
+	default:
+		m.server.controlAnswers.Add(-1)
+	}
+}
+
+// undeliverable implements isolable.
+func (m *controlMessage) undeliverable(cause error) {
+	m.server.controlAnswers.Add(-1)
+	m.server.noteUndeliverable(m.to, m.msg.CorrelationId, cause)
+}
+
+// selfPings are the pings of a server to itself. Safe for concurrent use; its zero value
+// has no queue to ping.
+type selfPings struct {
+	mu    sync.Mutex
+	queue string // of the control plane; "" without one
+	open  map[string]chan struct{}
+}
+
+// through sets the queue that pings go through.
+func (p *selfPings) through(queue string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue = queue
+}
+
+// begin registers a ping and returns the queue to send it to.
+func (p *selfPings) begin(id string) (queue string, answered <-chan struct{}) {
+	done := make(chan struct{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = make(map[string]chan struct{})
+	}
+	p.open[id] = done
+	return p.queue, done
+}
+
+// answered ends a ping; one that is not open is ignored.
+func (p *selfPings) answered(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if done := p.open[id]; done != nil {
+		close(done)
+		delete(p.open, id)
+	}
+}
+
+// giveUp forgets a ping.
+func (p *selfPings) giveUp(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.open, id)
+}
+
+// Ping sends this server a question over the broker, answers it, and returns how long
+// the answer took: both connections, the broker's routing and this server's consumer
+// work then. It is for health checks at a low rate. The error is an [*Error]; it matches
+// [ErrNotConnected] or [ErrBlocked] where that is why, and ctx's error.
+func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
+	if err := s.check(ctx); err != nil {
+		return 0, err
+	}
+	sess := s.sup.current()
+	if sess == nil {
+		return 0, notConnected(s.Status())
+	}
+	id, begun := newID(), time.Now()
+	queue, answered := s.pings.begin(id)
+	defer s.pings.giveUp(id)
+	if queue == "" {
+		return 0, localError(CodeUnimplemented, DidNotRun, nil, "this server has no control plane")
+	}
+	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: controlPing, ReplyTo: queue, CorrelationId: id}}
+	s.outbox.put(ping)
+	select {
+	case <-answered:
+		return time.Since(begun), nil
+	case <-sess.done:
+		ping.over.Store(true)
+		s.outbox.withdrew()
+		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")
+	case <-ctx.Done():
+		ping.over.Store(true)
+		s.outbox.withdrew()
+		return 0, noAnswer(ctx, s.Status())
+	}
+}
+
+// notConnected is the error of a question that cannot be asked.
+func notConnected(st Status) *Error {
+	if st.Err == nil {
+		return localError(CodeUnavailable, DidNotRun, ErrNotConnected, st.State.String())
+	}
+	return localError(CodeUnavailable, DidNotRun, ErrNotConnected, st.Err.Error())
+}
+
+// noAnswer is the error of a question that nobody answered in time.
+func noAnswer(ctx context.Context, st Status) *Error {
+	if st.State == StateBlocked {
+		return contextError(ctx.Err(), MayHaveRun, ErrBlocked, st.Reason)
+	}
+	return contextError(ctx.Err(), MayHaveRun, nil, fmt.Sprintf("no answer, the link is %v", st.State))
+}
+
+// logInterval is the time between two log lines of one logLimit.
+const logInterval = 30 * time.Second
+
+// logLimit limits the log lines about faults that other programs can cause at any rate.
+// The first fault is logged at once; after that at most one line is logged every
+// logInterval, with the number of the faults that were not logged before it. Its zero
+// value is ready to use. Safe for concurrent use.
+type logLimit struct {
+	mu      sync.Mutex
+	next    time.Time // no line is logged before
+	skipped int       // faults since the last line
+}
+
+// of returns logger, or one that logs nothing while the limit is reached.
+func (l *logLimit) of(logger *zap.Logger) *zap.Logger {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Before(l.next) {
+		l.skipped++
+		return zap.NewNop()
+	}
+	if l.skipped > 0 {
+		logger = logger.With(zap.Int("not_logged", l.skipped))
+	}
+	l.next, l.skipped = now.Add(logInterval), 0
+	return logger
+}
+
+// serverLogs are the limited log lines of a server, one limit for each kind of fault.
+type serverLogs struct {
+	badBatch       logLimit // batches, and records in them, that cannot be read
+	tooLarge       logLimit // one-way requests and batches that are too large
+	deferred       logLimit // requests that find no room
+	badControl     logLimit // control messages that cannot be read
+	undeliverable  logLimit // responses that end the connection they are published on
+	nackedResponse logLimit
+	nackedMove     logLimit
+
+	noControl      logLimit // the control plane could not be had
+	companion      logLimit // queues that the server does without
+	sideConnection logLimit // the connections of server_side_connection.go are down
+}

@@ -1,0 +1,348 @@
+package amqpx
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+const controlExchangeName = DefaultQueue + ".control"
+
+// startControlled is a rig with a control plane.
+func startControlled(t *testing.T, methods handlers, opts ...Option) *rig {
+	t.Helper()
+	return startRig(t, methods, append([]Option{WithControl(true)}, opts...)...)
+}
+
+// toControl publishes to the control plane as anybody may.
+func (r *rig) toControl(msg amqp.Publishing) {
+	r.t.Helper()
+	l, err := r.broker.dial(r.t.Context(), testURL, "somebody")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer l.close()
+	ch, err := l.channel()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := ch.publishToAll(controlExchangeName, msg); err != nil {
+		r.t.Fatal(err)
+	}
+	settle()
+}
+
+func TestFleetListsEveryServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		fail := func(context.Context, *Request) ([]byte, error) {
+			pass(2 * time.Second)
+			return nil, Errorf(CodeNotFound, "no")
+		}
+		r := startControlled(t, handlers{"m": echo, "fail": fail}, WithName("one"), WithVersion("1.2.3"))
+		other := startServer(t, r.broker, handlers{"m": echo}, WithControl(true), WithName("other"), WithWorkers(7), WithBatch(BatchAuto))
+		ready(t, other.WaitReady)
+		<-goCall(r.client, within(t, time.Minute), "fail", nil)
+		begun := time.Now()
+		fleet, err := r.client.Fleet(within(t, time.Minute))
+		if err != nil || len(fleet) != 2 {
+			t.Fatalf("fleet %+v, %v", fleet, err)
+		}
+		wantSame(t, "took", time.Since(begun), fleetQuiet)
+		one, two := fleet[0], fleet[1]
+		wantSame(t, "names", one.Name+" "+two.Name, "one other")
+		wantSame(t, "version", one.Version, "1.2.3")
+		wantSame(t, "state", one.State, "ready")
+		wantSame(t, "queue", one.Queue, DefaultQueue)
+		wantSame(t, "workers", two.Workers, 7)
+		wantSame(t, "batch", two.Batch, true)
+		wantSame(t, "uptime", one.UptimeSeconds, 2)
+		wantSame(t, "requests", one.Stats.Requests+two.Stats.Requests, 1)
+		if one.ID == two.ID || one.ID == "" || one.PID == 0 || one.Host == "" {
+			t.Errorf("identities %+v and %+v", one, two)
+		}
+		wantSame(t, "methods", len(one.Methods)+len(two.Methods), 3)
+		failed := one.Methods[0]
+		wantSame(t, "method", failed.Name, "fail")
+		wantSame(t, "failed", failed.Failed, 1)
+		if ms := failed.LatencyMS; ms.Mean < 1980 || ms.P99 < 1980 || ms.Max > 2020 {
+			t.Errorf("latency %+v", ms)
+		}
+		wantSame(t, "queues left", strings.Contains(strings.Join(r.queueNames(), " "), "amq.gen"), true) // gone with its link
+	})
+}
+
+// declare makes a queue.
+func (r *rig) declare(name string) {
+	r.broker.with(func(b *fakeBroker) {
+		if refused := b.declare(name, true, nil); refused != nil {
+			r.t.Error(refused)
+		}
+	})
+}
+
+// queueNames lists the broker's queues.
+func (r *rig) queueNames() (names []string) {
+	r.broker.with(func(b *fakeBroker) {
+		for name := range b.queues {
+			names = append(names, name)
+		}
+	})
+	return names
+}
+
+func TestQuestionsWithoutAnybodyToAnswer(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		arrange func(*rig)
+		is      error
+	}{
+		"no exchange": {func(r *rig) { r.broker.with(func(b *fakeBroker) { delete(b.fanouts, controlExchangeName) }) }, ErrUnroutable},
+		"no server": {func(r *rig) {
+			r.server.stop()
+			_ = r.server.wait(r.t)
+		}, ErrUnroutable},
+		"no link": {func(r *rig) {
+			r.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+			r.broker.kick(nil)
+		}, ErrNotConnected},
+		"blocked": {func(r *rig) {
+			_, _ = r.client.Call(within(r.t, time.Minute), "m", nil)
+			r.broker.setAlarm("low on memory")
+		}, ErrBlocked},
+		"closed": {func(r *rig) { _ = r.client.Close(within(r.t, time.Minute)) }, ErrClosed},
+		"never answered": {func(r *rig) {
+			r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = []string{DefaultQueue + ".dead"} })
+		}, context.DeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startControlled(t, handlers{"m": echo})
+				c.arrange(r)
+				settle()
+				_, err := r.client.Fleet(within(t, 10*time.Second))
+				wantIs(t, err, c.is)
+				_, err = r.client.Ping(within(t, 10*time.Second))
+				wantIs(t, err, c.is)
+			})
+		})
+	}
+}
+
+func TestPings(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		for range 3 {
+			if _, err := r.client.Ping(within(t, time.Minute)); err != nil {
+				t.Errorf("client: %v", err)
+			}
+			if _, err := r.server.Ping(within(t, time.Minute)); err != nil {
+				t.Errorf("server: %v", err)
+			}
+		}
+		r.broker.setAlarm("low on memory")
+		_, err := r.server.Ping(within(t, time.Second))
+		wantIs(t, err, ErrBlocked, context.DeadlineExceeded)
+		r.broker.setAlarm("")
+		settle()
+		r.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		r.broker.kick(nil)
+		settle()
+		_, err = r.server.Ping(within(t, time.Second))
+		wantIs(t, err, ErrNotConnected)
+		wantSame(t, "open", len(r.server.pings.open), 0)
+	})
+}
+
+func TestServersPingWhoseLinkIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		r.broker.fail(r.server.pings.queue, faultCutUnconfirmed)
+		begun := time.Now()
+		_, err := r.server.Ping(t.Context())
+		wantIs(t, err, ErrNotConnected)
+		wantSame(t, "took", time.Since(begun), 0)
+		wantSame(t, "open", len(r.server.pings.open), 0)
+		settle()
+		ready(t, r.server.WaitReady)
+		_, err = r.server.Ping(within(t, time.Minute))
+		wantSame(t, "error", err, nil)
+	})
+}
+
+func TestServerWithoutAControlPlane(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int{amqp.AccessRefused, amqp.PreconditionFailed} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newFakeBroker()
+			b.onCall = func(op, _ string) error {
+				if op == "declare exchange" {
+					return &amqp.Error{Code: code, Server: true, Reason: "refused"}
+				}
+				return nil
+			}
+			core, logs := observer.New(zap.WarnLevel)
+			s := startServer(t, b, handlers{"m": echo}, WithControl(true), WithLogger(zap.New(core)))
+			c := startClient(t, b, WithControl(true))
+			ready(t, s.WaitReady)
+			b.kick(nil)
+			settle()
+			ready(t, s.WaitReady)
+			ready(t, c.WaitReady)
+			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+			wantSame(t, "warnings", logs.FilterMessage("no control plane: the broker refused it").Len(), 1)
+			_, err := s.Ping(within(t, time.Minute))
+			wantSame(t, "code", CodeOf(err), CodeUnimplemented)
+		})
+	}
+}
+
+func TestStrangeControlMessagesAreDropped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		r := startControlled(t, handlers{"m": echo}, WithLogger(zap.New(core)))
+		for range 3 {
+			for _, msg := range []amqp.Publishing{
+				{AppId: "reboot", ReplyTo: "somewhere"},
+				{AppId: strings.Repeat("x", 255)},
+				{AppId: controlPing},
+				{AppId: controlStats, ReplyTo: directReplyTo + ".made.up"},
+				{AppId: controlCancel, Body: []byte("\xff\xff\xff")},
+				{AppId: controlCancel, Body: []byte{0x0a, 0}},
+				{CorrelationId: "nobody asked"},
+			} {
+				r.toControl(msg)
+			}
+		}
+		wantSame(t, "warnings", logs.FilterMessage("dropped a control message that cannot be read").Len(), 1)
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
+	})
+}
+
+func TestFloodOfQuestionsIsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		r.declare("flooder")
+		r.broker.holdConfirms()
+		for range 10 * controlAnswers {
+			r.toControl(amqp.Publishing{AppId: controlPing, ReplyTo: "flooder", CorrelationId: "1"})
+		}
+		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers)
+		r.broker.releaseConfirms()
+		settle()
+		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
+		r.toControl(amqp.Publishing{AppId: controlInfo, ReplyTo: "flooder", CorrelationId: "1"})
+		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers+1)
+	})
+}
+
+func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		r.declare("asker")
+		for question, want := range map[string][2]bool{controlPing: {}, controlInfo: {true, false}, controlStats: {true, true}} {
+			r.toControl(amqp.Publishing{AppId: question, ReplyTo: "asker", CorrelationId: "7"})
+			var got Instance
+			r.broker.with(func(b *fakeBroker) {
+				q := b.queues["asker"]
+				msg := q.messages[0].msg
+				q.messages = nil
+				wantSame(t, "correlation id", msg.CorrelationId, "7")
+				if err := json.Unmarshal(msg.Body, &got); err != nil {
+					t.Error(err)
+				}
+			})
+			wantSame(t, question+" tells of methods and counts", [2]bool{got.Methods != nil, got.Stats != nil}, want)
+		}
+	})
+}
+
+func TestControlPlaneSurvivesTheLossOfItsQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		r.broker.with(func(b *fakeBroker) {
+			for name, q := range b.queues {
+				if strings.HasPrefix(name, controlExchangeName) {
+					b.remove(q)
+				}
+			}
+		})
+		settle()
+		ready(t, r.server.WaitReady)
+		_, err := r.server.Ping(within(t, time.Minute))
+		wantSame(t, "error", err, nil)
+		wantSame(t, "reconnects", r.server.Stats().Reconnects, 1)
+	})
+}
+
+func TestNothingIsPublishedWhileNobodyAsks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		r := startControlled(t, handlers{"m": counted(&runs, echo)})
+		for range 10 {
+			<-goCall(r.client, within(t, time.Minute), "m", nil)
+		}
+		r.broker.with(func(b *fakeBroker) {
+			wantSame(t, "messages", len(b.sent), 20)
+			for _, m := range b.sent {
+				wantSame(t, "to the control plane", strings.HasPrefix(m.key, controlExchangeName), false)
+			}
+		})
+	})
+}
+
+func TestLogLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.WarnLevel)
+		var limit logLimit
+		for range 10 {
+			limit.of(log).Warn("fault")
+		}
+		wantSame(t, "lines", logs.Len(), 1)
+		pass(logInterval)
+		limit.of(log).Warn("fault")
+		wantSame(t, "lines", logs.Len(), 2)
+		wantSame(t, "not logged", logs.All()[1].ContextMap()["not_logged"], any(int64(9)))
+	})
+}
+
+func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.WarnLevel)
+		b, s := serve(t, handlers{"m": echo}, WithBatch(BatchAuto), WithLogger(log))
+		put := func(body []byte) {
+			b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: rawQueue, Body: body})
+		}
+		for range 100 {
+			put([]byte("no batch"))
+			put([]byte{0x0a, 0, 0x0a, 0, 0x0a, 0}) // three empty records
+		}
+		// A call with an id, between two without, is answered.
+		put(append(append([]byte{0x0a, 0}, 0x0a, 6, 0x0a, 1, 'i', 0x12, 1, 'm'), 0x0a, 0))
+		settle()
+		wantSame(t, "lines", logs.FilterMessageSnippet("dropped a batch").Len(), 1)
+		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "refused", s.Stats().Refused, 302)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+		wantSame(t, "left", b.ready(batchQueueName)+b.unacked(batchQueueName), 0)
+	})
+}

@@ -1,0 +1,182 @@
+package amqpx
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Instance is one server as it describes itself ([Client.Fleet]). Its JSON is the answer
+// to the questions of the control plane: to "ping" without Methods and Stats, to "info"
+// without Stats and the methods' counts.
+type Instance struct {
+	// ID is made anew with each [Server]; Name and Version are [WithName] and [WithVersion].
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"`
+	// Host and PID tell where it runs.
+	Host string `json:"host"`
+	PID  int    `json:"pid"`
+	// Queue is the request queue.
+	Queue string `json:"queue"`
+	// State is that of its link ([State.String]): ready, blocked or draining.
+	State string `json:"state"`
+	// Started is by its own clock; UptimeSeconds needs no clocks that agree.
+	Started       time.Time `json:"started"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	// RoundTripMS is how long its answer took, in milliseconds. The one who asked sets it.
+	RoundTripMS float64 `json:"round_trip_ms,omitempty"`
+	// Workers, Prefetch and Batch are its settings.
+	Workers  int  `json:"workers,omitempty"`
+	Prefetch int  `json:"prefetch,omitempty"`
+	Batch    bool `json:"batch,omitempty"`
+	// Methods are its functions by name.
+	Methods []MethodInfo `json:"methods,omitempty"`
+	// Stats counts what it did.
+	Stats *InstanceStats `json:"stats,omitempty"`
+}
+
+// MethodInfo is one function of a server.
+type MethodInfo struct {
+	Name       string `json:"name"`
+	AtMostOnce bool   `json:"at_most_once,omitempty"`
+	// OK and Failed count the handlers that returned a result or an error.
+	OK     uint64 `json:"ok"`
+	Failed uint64 `json:"failed"`
+	// LatencyMS is how long the handlers ran since the server was made, in milliseconds.
+	LatencyMS Latency `json:"latency_ms"`
+}
+
+// Latency sums up times, in milliseconds and exact to two digits.
+type Latency struct {
+	Mean float64 `json:"mean"`
+	P50  float64 `json:"p50"`
+	P99  float64 `json:"p99"`
+	Max  float64 `json:"max"`
+}
+
+// InstanceStats are the [ServerStats] of an instance.
+type InstanceStats struct {
+	Requests       uint64  `json:"requests"`
+	InFlight       uint64  `json:"in_flight"`
+	Waiting        int     `json:"waiting"`
+	Busy           int     `json:"busy"`
+	OK             uint64  `json:"ok"`
+	Failed         uint64  `json:"failed"`
+	Panics         uint64  `json:"panics"`
+	Refused        uint64  `json:"refused"`
+	Expired        uint64  `json:"expired"`
+	Shed           uint64  `json:"shed"`
+	Replayed       uint64  `json:"replayed"`
+	Canceled       uint64  `json:"canceled"`
+	Returned       uint64  `json:"returned"`
+	Moved          uint64  `json:"moved"`
+	Dead           uint64  `json:"dead"`
+	Batched        uint64  `json:"batched"`
+	Undeliverable  uint64  `json:"undeliverable"`
+	Unroutable     uint64  `json:"unroutable"`
+	Reconnects     uint64  `json:"reconnects"`
+	BlockedSeconds float64 `json:"blocked_seconds"`
+
+	Stuck                int     `json:"stuck"`
+	OldestHandlerSeconds float64 `json:"oldest_handler_seconds"`
+}
+
+// instance is what does not change of a server's description.
+type instance struct {
+	id      string
+	host    string
+	started time.Time
+}
+
+func newInstance() instance {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return instance{id: newID(), host: host, started: time.Now()}
+}
+
+// describe answers a question about the server.
+func (s *Server) describe(question string) ([]byte, error) {
+	in := Instance{
+		ID: s.self.id, Name: s.cfg.name, Version: s.cfg.version, Host: s.self.host, PID: os.Getpid(),
+		Queue: s.cfg.queue.Name, State: s.Status().State.String(),
+		Started: s.self.started.UTC(), UptimeSeconds: time.Since(s.self.started).Seconds(),
+	}
+	if question == controlPing {
+		return json.Marshal(in)
+	}
+	in.Workers, in.Prefetch, in.Batch = s.cfg.workers, s.cfg.prefetch, s.cfg.batch == BatchAuto
+	for _, name := range slices.Sorted(maps.Keys(s.methods)) {
+		m := MethodInfo{Name: name, AtMostOnce: s.methods[name].atMostOnce}
+		if question == controlStats {
+			s.methods[name].times.sumUp(&m)
+		}
+		in.Methods = append(in.Methods, m)
+	}
+	if question == controlStats {
+		in.Stats = s.instanceStats()
+	}
+	return json.Marshal(in)
+}
+
+func (s *Server) instanceStats() *InstanceStats {
+	st := s.Stats()
+	return &InstanceStats{
+		Requests: st.Requests, InFlight: st.InFlight, Waiting: st.Waiting, Busy: st.Busy,
+		OK: st.OK, Failed: st.Failed, Panics: st.Panics, Refused: st.Refused, Expired: st.Expired, Shed: st.Shed,
+		Replayed: st.Replayed, Canceled: st.Canceled, Returned: st.Returned, Moved: st.Moved, Dead: st.Dead,
+		Batched: st.Batched, Undeliverable: st.Undeliverable, Unroutable: st.Unroutable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
+		Stuck: st.Stuck, OldestHandlerSeconds: st.OldestHandler.Seconds(),
+	}
+}
+
+// handlerTimes sums up how one method's handlers ended. Its zero value is ready; safe for
+// concurrent use.
+type handlerTimes struct {
+	ok, failed atomic.Uint64
+
+	mu   sync.Mutex
+	took *hdrhistogram.Histogram // in µs; nil before the first
+}
+
+// slowestHandler is the longest time that is told apart.
+const slowestHandler = time.Hour
+
+// ended counts a handler that ended.
+func (h *handlerTimes) ended(ok bool, took time.Duration) {
+	if ok {
+		h.ok.Add(1)
+	} else {
+		h.failed.Add(1)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.took == nil {
+		const digits = 2
+		h.took = hdrhistogram.New(1, slowestHandler.Microseconds(), digits)
+	}
+	_ = h.took.RecordValue(min(took.Microseconds(), slowestHandler.Microseconds())) // within its bounds
+}
+
+// sumUp fills in what there is to tell.
+func (h *handlerTimes) sumUp(m *MethodInfo) {
+	m.OK, m.Failed = h.ok.Load(), h.failed.Load()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.took == nil {
+		return
+	}
+	const perMS = 1000
+	m.LatencyMS = Latency{
+		Mean: h.took.Mean() / perMS, P50: float64(h.took.ValueAtPercentile(50)) / perMS,
+		P99: float64(h.took.ValueAtPercentile(99)) / perMS, Max: float64(h.took.Max()) / perMS,
+	}
+}

@@ -1,0 +1,538 @@
+package amqpx
+
+import (
+	"context"
+	"math"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// fleet starts a server whenever the one before was killed by a handler, as an
+// orchestrator does. A kill is a hard stop: nothing in hand is answered.
+func fleet(t *testing.T, b *fakeBroker, methods func(kill func()) handlers, opts ...ServerOption) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for ctx.Err() == nil {
+			s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for name, h := range methods(s.Close) {
+				if err := s.Handle(name, h); err != nil {
+					t.Error(err)
+				}
+			}
+			_ = s.Serve(ctx)
+		}
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-over
+	})
+	settle()
+}
+
+// killing is a handler that kills its server.
+func killing(runs *atomic.Int64, kill func()) Handler {
+	return counted(runs, func(ctx context.Context, req *Request) ([]byte, error) {
+		kill()
+		return untilDone(ctx, req)
+	})
+}
+
+func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		opts  []ServerOption
+		runs  int64
+		queue Queue
+	}{
+		{name: "default limit", runs: DefaultDeliveryLimit, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 1", opts: []ServerOption{WithDeliveryLimit(1)}, runs: 1, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 2", opts: []ServerOption{WithDeliveryLimit(2)}, runs: 2, queue: Queue{Name: DefaultQueue, Durable: true}},
+		{name: "limit 9, quorum queue", opts: []ServerOption{WithDeliveryLimit(9)}, runs: 9, queue: Queue{Name: "q", Type: QueueQuorum, Durable: true}},
+		{name: "queue that is not durable", runs: DefaultDeliveryLimit, queue: Queue{Name: "q"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b := newFakeBroker()
+				fleet(t, b, func(kill func()) handlers {
+					return handlers{"kill": killing(&runs, kill), "m": echo}
+				}, append(c.opts, WithQueue(c.queue))...)
+				client := startClient(t, b, WithQueue(c.queue))
+				ready(t, client.WaitReady)
+				got := <-goCall(client, within(t, time.Hour), "kill", []byte("poison"), WithIdempotencyKey("key"))
+				wantSame(t, "code", CodeOf(got.err), CodeInternal)
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+				wantTexts(t, got.err, `moved to queue "`+c.queue.Name+`.dead"`)
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantDead(t, b, c.queue.Name+".dead", c.runs)
+				wantSame(t, "left", b.ready(c.queue.Name)+b.ready(c.queue.Name+".retry"), 0)
+				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+			})
+		})
+	}
+}
+
+// wantDead looks at the one dead letter.
+func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
+	t.Helper()
+	b.with(func(b *fakeBroker) {
+		q := b.queues[queue]
+		if len(q.messages) != 1 {
+			t.Fatalf("%d dead letters", len(q.messages))
+		}
+		m := q.messages[0].msg
+		wantSame(t, "durable", q.durable, true)
+		wantSame(t, "bound", q.args["x-max-length"], any(int64(maxDead)))
+		wantSame(t, "body", string(m.Body), "poison")
+		wantSame(t, "method", m.AppId, "kill")
+		wantSame(t, "key", m.MessageId, "key")
+		wantSame(t, "delivery mode", m.DeliveryMode, amqp.Persistent)
+		wantSame(t, "expiration", m.Expiration, "")
+		wantSame(t, "deliveries", m.Headers[headerDeliveries], any(deliveries))
+		wantSame(t, "its queue", m.Headers[headerDeadQueue], any(strings.TrimSuffix(queue, ".dead")))
+		if reason, _ := m.Headers[headerDeadReason].(string); !strings.Contains(reason, "never answered") {
+			t.Errorf("reason %q", reason)
+		}
+		if at, _ := m.Headers[headerDeadTime].(time.Time); time.Since(at) > time.Hour || at.IsZero() {
+			t.Errorf("time %v", at)
+		}
+	})
+}
+
+// A dead letter has all its time when it is tried again, however short its caller's was.
+func TestDeadLetterThatIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := newFakeBroker()
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+				if runs.Add(1) < DefaultDeliveryLimit+1 {
+					pass(10 * time.Millisecond)
+					kill()
+					return untilDone(ctx, req)
+				}
+				pass(time.Minute)
+				return []byte("mended"), ctx.Err()
+			}}
+		}, WithDeliveryLimit(DefaultDeliveryLimit))
+		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		b.put(amqp.Publishing{
+			AppId: "m", ReplyTo: rawQueue, CorrelationId: "1", Expiration: "60000", Headers: amqp.Table{headerTimeout: int64(1000)},
+		})
+		for b.ready(DefaultQueue+".dead") == 0 {
+			pass(time.Second)
+		}
+		wantSame(t, "answers", len(b.take()), 1)
+		b.with(func(b *fakeBroker) {
+			dead := b.queues[DefaultQueue+".dead"]
+			b.queues[DefaultQueue].messages, dead.messages = dead.messages, nil
+			b.dispatch(b.queues[DefaultQueue])
+		})
+		pass(2 * time.Minute)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		wantSame(t, "answer", string(answers[0].Body), "mended")
+	})
+}
+
+// What dies beside a killer, over and over, is answered all the same.
+func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var kills atomic.Int64
+		b := newFakeBroker()
+		for range 3 {
+			fleet(t, b, func(kill func()) handlers {
+				return handlers{"kill": killing(&kills, kill), "slow": slow}
+			}, WithWorkers(8), WithBackoff(time.Millisecond, time.Millisecond))
+		}
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		killer := goCall(client, within(t, 5*time.Minute), "kill", nil)
+		var calls []<-chan result
+		for range 100 {
+			calls = append(calls, goCall(client, within(t, 5*time.Minute), "slow", []byte("x")))
+		}
+		for _, done := range calls {
+			wantAnswer(t, <-done, "x")
+		}
+		wantSame(t, "code of the killer", CodeOf((<-killer).err), CodeInternal)
+		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
+		b.with(func(b *fakeBroker) { wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), 1) })
+	})
+}
+
+// A server that dies while it moves one killer must not leave it twice.
+func TestKillersDoNotMultiply(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const killers = 8
+		var kills [killers]atomic.Int64
+		b := newFakeBroker()
+		for range 2 {
+			fleet(t, b, func(kill func()) handlers {
+				return handlers{"kill": func(ctx context.Context, req *Request) ([]byte, error) {
+					return killing(&kills[req.Body[0]], kill)(ctx, req)
+				}}
+			}, WithBackoff(time.Millisecond, time.Millisecond))
+		}
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		var calls []<-chan result
+		for i := range killers {
+			calls = append(calls, goCall(client, within(t, time.Hour), "kill", []byte{byte(i)}))
+		}
+		for i, done := range calls {
+			wantSame(t, "code", CodeOf((<-done).err), CodeInternal)
+			if n := kills[i].Load(); n > DefaultDeliveryLimit {
+				t.Errorf("killer %d ran %d times", i, n)
+			}
+		}
+		b.with(func(b *fakeBroker) {
+			wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), killers)
+		})
+	})
+}
+
+func TestNoDeliveryLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := newFakeBroker()
+		fleet(t, b, func(kill func()) handlers {
+			return handlers{"kill": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
+				if runs.Load() < 20 {
+					kill()
+					return untilDone(ctx, req)
+				}
+				wantSame(t, "redelivered", req.Redelivered, true)
+				return []byte("at last"), nil
+			})}
+		}, WithDeliveryLimit(0))
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		wantAnswer(t, <-goCall(client, within(t, time.Hour), "kill", nil), "at last")
+		wantSame(t, "executions", runs.Load(), 20)
+		wantSame(t, "queues", len(b.queueNames()), 2)
+	})
+}
+
+func TestAtMostOnce(t *testing.T) {
+	t.Parallel()
+	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} })
+	for _, c := range []struct {
+		name string
+		put  func(b *fakeBroker)
+		runs int64
+		code any
+	}{
+		{"for the first time", func(b *fakeBroker) { b.put(keyed("m", "key", "id")) }, 1, nil},
+		{"handed out before", func(b *fakeBroker) { b.lost(keyed("m", "key", "id")) }, 0, "unavailable"},
+		{"sent before", func(b *fakeBroker) { b.put(resent) }, 0, "unavailable"},
+		{"sent before, to this server", func(b *fakeBroker) {
+			b.put(keyed("m", "key", "id"))
+			settle()
+			b.take()
+			b.put(resent)
+		}, 1, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b := newFakeBroker()
+				b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+				s, err := NewServer(testURL, b.option())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Handle("m", counted(&runs, echo), AtMostOnce()); err != nil {
+					t.Fatal(err)
+				}
+				go s.Serve(t.Context()) //nolint:errcheck // ends with the test.
+				ready(t, s.WaitReady)
+				c.put(b)
+				settle()
+				answer := b.take()[0]
+				wantSame(t, "code", answer.Headers[headerCode], c.code)
+				if ran, said := answer.Headers[headerRan]; said {
+					t.Errorf("the answer says %s: %v", headerRan, ran)
+				}
+				wantSame(t, "executions", runs.Load(), c.runs)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+			})
+		})
+	}
+}
+
+// What was in other hands may have run there: no refusal may say otherwise.
+func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
+	t.Parallel()
+	budget := func(ms int64) amqp.Publishing {
+		return with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: ms} })
+	}
+	for _, c := range []struct {
+		name string
+		msg  amqp.Publishing
+		code string
+	}{
+		{"unknown method", request("nobody knows"), "unimplemented"},
+		{"expired", budget(0), "deadline_exceeded"},
+		{"shed", budget(1000), "resource_exhausted"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(10))
+				s.load.average.Store(int64(time.Minute)) // as if its handlers took that long
+				if c.name == "shed" {
+					b.put(request("m"))
+					settle()
+				}
+				b.lost(c.msg)
+				pass(time.Minute)
+				answer := b.take()[0]
+				wantSame(t, "code", answer.Headers[headerCode], any(c.code))
+				if _, says := answer.Headers[headerRan]; says {
+					t.Errorf("headers %v", answer.Headers)
+				}
+			})
+		})
+	}
+}
+
+// A draining server that was handed a lost request leaves the mark on it.
+func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
+		b.put(request("m"))
+		settle()
+		b.lost(keyed("m", "key", "lost"))
+		b.put(keyed("m", "key", "fresh"))
+		settle()
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Error(err)
+		}
+		b.with(func(b *fakeBroker) {
+			left := b.queues[DefaultQueue].messages
+			wantSame(t, "left for other servers", len(left), 2)
+			for _, m := range left {
+				wantSame(t, "marked "+m.msg.CorrelationId, m.redelivered, m.msg.CorrelationId == "lost")
+			}
+		})
+	})
+}
+
+// "Did not run" is only said of a request that cannot come again.
+func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
+	t.Parallel()
+	for _, f := range []fault{faultNone, faultUnsent, faultCutBefore, faultLostUnconfirmed, faultCutUnconfirmed, faultCutConfirmed} {
+		t.Run(strconv.Itoa(int(f)), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": echo})
+				b.fail(rawQueue, f)
+				b.put(request("nobody knows"))
+				pass(time.Minute)
+				answers := b.take()
+				if len(answers) < 1 {
+					t.Fatal("no answer")
+				}
+				wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+				wantSame(t, "handed out", s.Stats().Requests, 1)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+			})
+		})
+	}
+}
+
+// lost puts a request into the queue as one that a server has lost.
+func (b *fakeBroker) lost(msg amqp.Publishing) {
+	b.with(func(b *fakeBroker) {
+		q := b.queues[DefaultQueue]
+		q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
+		b.dispatch(q)
+	})
+}
+
+func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		msg := with(keyed("m", "key", "id"), func(p *amqp.Publishing) {
+			p.Headers = amqp.Table{"mine": "kept", "CC": []any{"elsewhere"}, "x-delivery-count": int64(3)}
+			p.Expiration, p.ContentType, p.Type, p.Priority = "5000", "text/plain", "type", 3
+		})
+		b.lost(msg)
+		settle()
+		wantSame(t, "answers", len(b.take()), 1)
+		copies := b.messagesTo(DefaultQueue)
+		wantSame(t, "copies", len(copies), 1)
+		got := copies[0]
+		wantSame(t, "mandatory", got.mandatory, true)
+		wantSame(t, "headers", len(got.msg.Headers), 3)
+		wantSame(t, "mine", got.msg.Headers["mine"], any("kept"))
+		wantSame(t, "deliveries", got.msg.Headers[headerDeliveries], any(int64(1)))
+		wantSame(t, "expiration", got.msg.Expiration, "5000")
+		wantSame(t, "content type", got.msg.ContentType, "text/plain")
+		wantSame(t, "type", got.msg.Type, "type")
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Moved: 1, Workers: DefaultWorkers})
+		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+	})
+}
+
+func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var running, most atomic.Int64
+		b, s := serve(t, handlers{"m": mostAtOnce(&running, &most)})
+		for range 4 {
+			b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int32(1)} }))
+		}
+		pass(time.Minute)
+		wantSame(t, "answers", len(b.take()), 4)
+		wantSame(t, "most at once", most.Load(), 1)
+		wantSame(t, "to the retry queue", len(b.messagesTo(DefaultQueue+".retry")), 4)
+		wantSame(t, "moved", s.Stats().Moved, 4)
+	})
+}
+
+func TestMoveThatFails(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name       string
+		fault      fault
+		reconnects uint64
+		warns      int
+	}{
+		{"refused", faultNack, 0, 1},
+		{"link lost, copy did not arrive", faultLostUnconfirmed, 1, 0},
+		{"link lost, copy arrived", faultCutUnconfirmed, 1, 0},
+		{"link lost after the confirm", faultCutConfirmed, 1, 0},
+		{"not written", faultUnsent, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				log, logs := observed(zap.WarnLevel)
+				b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithLogger(log))
+				b.fail(DefaultQueue, c.fault)
+				b.lost(keyed("m", "key", "id"))
+				pass(time.Minute)
+				if answers := len(b.take()); answers < 1 || answers > 3 { // one for each copy, at most
+					t.Errorf("%d answers", answers)
+				}
+				wantSame(t, "executions", runs.Load(), 1)
+				wantSame(t, "reconnects", s.Stats().Reconnects, c.reconnects)
+				wantSame(t, "refusals logged", logs.FilterMessage("the broker refused to move a request").Len(), c.warns)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+			})
+		})
+	}
+}
+
+// RabbitMQ 3.10 and 3.11 nack everything that is published to a quorum queue on a channel
+// opened while the queue elected its leader, until the node of the leader before is back: a
+// lost request does not wait for that node.
+func TestMoveThatAChannelWillNeverTake(t *testing.T) {
+	t.Parallel()
+	for name, elects := range map[string]time.Duration{"after the election": 0, "in the election": 1500 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": echo})
+				elected := time.Now().Add(elects)
+				b.with(func(b *fakeBroker) {
+					b.nacks = func(link, key string) bool {
+						return key == DefaultQueue && (strings.HasSuffix(link, "publish") || time.Now().Before(elected))
+					}
+				})
+				for range 20 {
+					b.lost(request("m"))
+				}
+				pass(elects + 2500*time.Millisecond)
+				wantSame(t, "answers", len(b.take()), 20)
+				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+			})
+		})
+	}
+}
+
+// The queue to move to was deleted: nothing is lost, and it is made again.
+func TestMoveToAMissingQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+".dead") })
+		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit)} }))
+		pass(time.Minute)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		wantSame(t, "code", answers[0].Headers[headerCode], any("internal"))
+		wantSame(t, "dead letters", b.ready(DefaultQueue+".dead"), 1)
+		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+		wantSame(t, "dead", s.Stats().Dead, 1)
+	})
+}
+
+func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"x": math.NaN()} }))
+		settle()
+		answer := b.take()[0]
+		wantSame(t, "code", answer.Headers[headerCode], any("invalid_argument"))
+		wantSame(t, "ran", answer.Headers[headerRan], nil)
+		wantSame(t, "moved", s.Stats().Moved, 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		msg := with(request("m"), func(p *amqp.Publishing) { p.Headers, p.Expiration = amqp.Table{headerTimeout: "9000"}, "8000" })
+		j := &job{arrived: time.Now(), delivery: &amqp.Delivery{
+			AppId: msg.AppId, ReplyTo: msg.ReplyTo, CorrelationId: msg.CorrelationId, Headers: msg.Headers, Expiration: msg.Expiration,
+		}}
+		j.in, _ = decodeRequest(j.delivery, "")
+		for _, step := range []struct {
+			after      time.Duration
+			budget     int64
+			expiration string
+		}{{0, 9000, "8000"}, {3 * time.Second, 6000, "5000"}, {10 * time.Second, 1, "1"}} {
+			pass(step.after)
+			got, err := copyOf(j)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSame(t, "budget", got.Headers[headerTimeout], any(step.budget))
+			wantSame(t, "expiration", got.Expiration, step.expiration)
+		}
+		wantSame(t, "original", j.delivery.Headers[headerTimeout], any("9000"))
+	})
+}

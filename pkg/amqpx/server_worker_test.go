@@ -1,0 +1,427 @@
+package amqpx
+
+import (
+	"context"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+)
+
+// stuckHandler is a handler that does not care about its context.
+type stuckHandler struct {
+	entered atomic.Int64
+	causes  chan error // what its contexts said at the end
+	release chan struct{}
+	end     func() // how it ends; nil: it returns
+}
+
+// newStuckHandler returns one that is released when the test ends.
+func newStuckHandler(t *testing.T) *stuckHandler {
+	t.Helper()
+	h := &stuckHandler{causes: make(chan error, 100), release: make(chan struct{}, 100)}
+	t.Cleanup(func() { close(h.release) })
+	return h
+}
+
+func (h *stuckHandler) handle(ctx context.Context, _ *Request) ([]byte, error) {
+	h.entered.Add(1)
+	<-h.release
+	h.causes <- ctx.Err()
+	if h.end != nil {
+		h.end()
+	}
+	return []byte("too late"), nil
+}
+
+// wantTimeout checks the answer of a request whose handler was stuck.
+func wantTimeout(t *testing.T, a amqp.Publishing) {
+	t.Helper()
+	wantSame(t, "code", a.Headers[headerCode], any("deadline_exceeded"))
+	wantSame(t, "ran", a.Headers[headerRan], nil)
+}
+
+func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(){
+		"returns": nil, "panics": func() { panic("boom") }, "ends its goroutine": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				log, logs := observed(zap.InfoLevel)
+				stuck := newStuckHandler(t)
+				stuck.end = end
+				var notes observerNotes
+				b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(1), WithPrefetch(4),
+					WithMaxHandlerTime(10*time.Second), WithLogger(log), WithServerObserver(&notes))
+				b.put(request("stuck"))
+				b.put(request("m"))
+				pass(9 * time.Second)
+				wantSame(t, "answers before the limit", len(b.take()), 0)
+				st := s.Stats()
+				wantSame(t, "stuck before the limit", st.Stuck, 0)
+				wantSame(t, "oldest handler", st.OldestHandler, 9*time.Second)
+				pass(4 * time.Second)
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 2)
+				wantTimeout(t, answers[0])
+				wantSame(t, "answer of the next", string(answers[1].Body), "request")
+				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				st = s.Stats()
+				wantSame(t, "stuck", st.Stuck, 1)
+				wantSame(t, "busy", st.Busy, 0)
+				wantSame(t, "oldest handler", st.OldestHandler, 13*time.Second)
+				entry := logs.FilterMessage("handler is stuck: its time limit has passed and it runs on")
+				wantSame(t, "logged", entry.Len(), 1)
+				wantSame(t, "replaced", entry.All()[0].ContextMap()["replaced"], any(true))
+
+				stuck.release <- struct{}{}
+				settle()
+				wantSame(t, "its context said", <-stuck.causes, context.DeadlineExceeded)
+				wantSame(t, "answers in the end", len(b.take()), 0)
+				b.put(request("m"))
+				settle()
+				wantSame(t, "answers of the one worker", len(b.take()), 1)
+				wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 2, Failed: 1, Workers: 1})
+				wantSame(t, "end logged", logs.FilterMessage("stuck handler ended").Len(), 1)
+				notes.mu.Lock()
+				wantSame(t, "observed", len(notes.notes), 3)
+				notes.mu.Unlock()
+			})
+		})
+	}
+}
+
+func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(2), WithPrefetch(10), WithMaxHandlerTime(10*time.Second))
+		for range 6 {
+			b.put(request("stuck"))
+		}
+		pass(13 * time.Second)
+		wantSame(t, "stuck at first", s.Stats().Stuck, 2)
+		pass(13 * time.Second)
+		wantSame(t, "stuck in the end", s.Stats().Stuck, 4)
+		wantSame(t, "busy", s.Stats().Busy, 2)
+		wantSame(t, "answers", len(b.take()), 4)
+		pass(time.Minute)
+		wantSame(t, "started", stuck.entered.Load(), 4)
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(20_000)} }))
+		settle()
+		refused := b.take()
+		wantSame(t, "refused at once", len(refused), 1)
+		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+
+		for range 4 { // whichever return, there are two workers again, and those take the rest
+			stuck.release <- struct{}{}
+		}
+		settle()
+		wantSame(t, "started", stuck.entered.Load(), 6)
+		wantSame(t, "stuck", s.Stats().Stuck, 0)
+		stuck.release <- struct{}{}
+		stuck.release <- struct{}{}
+		settle()
+		late := b.take()
+		wantSame(t, "answers", len(late), 2)
+		for _, a := range late {
+			wantSame(t, "answer", string(a.Body), "too late")
+		}
+		b.put(request("stuck"))
+		b.put(request("stuck"))
+		b.put(request("stuck"))
+		settle()
+		wantSame(t, "workers", s.Stats().Busy, 2)
+	})
+}
+
+// A place that comes free beyond the bound is used again.
+func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newStuckHandler(t), newStuckHandler(t)
+		b, s := serve(t, handlers{"first": first.handle, "second": second.handle, "m": echo},
+			WithWorkers(1), WithPrefetch(10), WithMaxHandlerTime(10*time.Second))
+		b.put(request("first"))
+		b.put(request("second"))
+		pass(30 * time.Second)
+		wantSame(t, "stuck", s.Stats().Stuck, 2)
+		b.put(request("m"))
+		pass(time.Minute)
+		wantSame(t, "answers", len(b.take()), 2)
+		first.release <- struct{}{}
+		pass(2 * time.Second)
+		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "stuck", s.Stats().Stuck, 1)
+		second.release <- struct{}{}
+		settle()
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 1, Failed: 2, Workers: 1})
+	})
+}
+
+// The queue of requests that were lost has one place in each server.
+func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, _ := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithMaxHandlerTime(10*time.Second))
+		retry := Queue{Name: DefaultQueue}.retryQueue().Name
+		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(2)} }
+		b.putIn(retry, with(request("stuck"), lost))
+		b.putIn(retry, with(request("m"), lost))
+		pass(5 * time.Second)
+		wantSame(t, "behind it", b.ready(retry), 1)
+		pass(10 * time.Second)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 2)
+		wantTimeout(t, answers[0])
+		wantSame(t, "answer of the next", string(answers[1].Body), "request")
+		wantSame(t, "left", b.ready(retry)+b.unacked(retry), 0)
+	})
+}
+
+// Everybody who waits for a stuck handler is answered, and its batch acknowledged.
+func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		r := startRig(t, handlers{"stuck": stuck.handle, "m": echo, "open the lane": echo}, WithBatch(BatchAuto), limit{5 * time.Second})
+		r.openLane()
+		for _, call := range r.batchOf(3, "stuck") {
+			got := <-call
+			wantSame(t, "code", CodeOf(got.err), CodeDeadlineExceeded)
+			wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
+		}
+		r.broker.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		r.broker.put(keyed("stuck", "key", "first"))
+		r.broker.put(keyed("stuck", "key", "second"))
+		pass(10 * time.Second)
+		answers := r.broker.take()
+		wantSame(t, "answers of duplicates", len(answers), 2)
+		for _, a := range answers {
+			wantTimeout(t, a)
+		}
+		wantSame(t, "unacknowledged", r.broker.unacked(DefaultQueue)+r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "stuck", r.server.Stats().Stuck, 4)
+		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+	})
+}
+
+// limit is WithMaxHandlerTime where an Option is wanted.
+type limit struct{ d time.Duration }
+
+func (limit) applyClient(*clientConfig)     {}
+func (l limit) applyServer(c *serverConfig) { c.maxHandlerTime = l.d }
+
+func TestDrainDoesNotWaitForStuckHandlers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle, "m": slow}, WithWorkers(1), WithMaxHandlerTime(10*time.Second))
+		b.put(request("stuck"))
+		b.put(request("stuck"))
+		pass(30 * time.Second) // one is replaced, the other keeps the worker
+		wantSame(t, "stuck", s.Stats().Stuck, 2)
+		s.stop()
+		drained(t, s, nil, 0)
+		wantSame(t, "answers", len(b.take()), 2)
+	})
+}
+
+// One that gets stuck while the server drains holds the drain no longer than that.
+func TestHandlerThatGetsStuckDuringADrain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(5*time.Second), WithDrainTimeout(time.Minute))
+		b.put(request("stuck"))
+		settle()
+		s.stop()
+		drained(t, s, nil, 6*time.Second)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		wantTimeout(t, answers[0])
+	})
+}
+
+func TestWithoutATimeLimitAHandlerHasAllTheTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(0))
+		b.put(request("stuck"))
+		pass(24 * time.Hour)
+		st := s.Stats()
+		wantSame(t, "stuck", st.Stuck, 0)
+		wantSame(t, "oldest handler", st.OldestHandler, 24*time.Hour)
+		stuck.release <- struct{}{}
+		settle()
+		wantSame(t, "answer", string(b.take()[0].Body), "too late")
+		wantSame(t, "its context said", <-stuck.causes, error(nil))
+	})
+}
+
+// Handlers that never ended tell the estimate of waits too.
+func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(4), WithPrefetch(20))
+		for range 4 {
+			b.put(request("stuck"))
+		}
+		pass(time.Minute)
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(2000)} }))
+		settle()
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		wantSame(t, "code", answers[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "shed", s.Stats().Shed, 1)
+	})
+}
+
+func TestObserverThatEndsTheWatchdog(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(10*time.Second),
+			WithServerObserver(hostileObserver{runtime.Goexit}))
+		b.put(request("stuck"))
+		b.put(request("stuck"))
+		pass(30 * time.Second)
+		wantSame(t, "answers", len(b.take()), 2)
+		wantSame(t, "stuck", s.Stats().Stuck, 2)
+	})
+}
+
+func TestFleetTellsOfStuckHandlers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := newStuckHandler(t)
+		r := startRig(t, handlers{"stuck": stuck.handle}, WithControl(true), limit{10 * time.Second})
+		call := goCall(r.client, within(t, time.Minute), "stuck", nil)
+		pass(20 * time.Second)
+		wantSame(t, "code", CodeOf((<-call).err), CodeDeadlineExceeded)
+		fleet, err := r.client.Fleet(within(t, time.Minute))
+		if err != nil || len(fleet) != 1 {
+			t.Fatalf("%d servers, %v", len(fleet), err)
+		}
+		wantSame(t, "stuck", fleet[0].Stats.Stuck, 1)
+		if oldest := fleet[0].Stats.OldestHandlerSeconds; oldest < 20 || oldest > 21 {
+			t.Errorf("oldest handler %v s", oldest)
+		}
+	})
+}
+
+func TestEstimateOfTheWaitForAWorker(t *testing.T) {
+	t.Parallel()
+	l := newLoad(2)
+	now := l.start.Add(time.Hour)
+	run := func(ages ...time.Duration) { // has handlers run for so long
+		l.busy.Store(int64(len(ages)))
+		for i, age := range ages {
+			l.take(&invocation{place: i}, now.Add(-age))
+		}
+	}
+	waits := func(name string, want ...time.Duration) {
+		t.Helper()
+		for waiting, want := range want {
+			if got := l.wait(waiting, now); got < want*95/100 || got > want*101/100 {
+				t.Errorf("%s, behind %d: %v, want about %v", name, waiting, got, want)
+			}
+		}
+	}
+	wantSame(t, "idle", l.wait(5, now), 0)
+	run(time.Minute, time.Minute)
+	waits("stuck from the start", time.Minute, 90*time.Second, 2*time.Minute)
+	run()
+	for range 100 {
+		l.started()
+		l.ended(time.Second)
+	}
+	wantSame(t, "idle again", l.wait(5, now), 0)
+	run(0)
+	wantSame(t, "one of two is free", l.wait(0, now), 0)
+	run(0, 0)
+	waits("both have begun", 500*time.Millisecond, time.Second, 1500*time.Millisecond)
+	run(0, time.Hour)
+	waits("one is stuck", time.Second, 2*time.Second)
+	run(time.Hour, 11*time.Second)
+	waits("both take long", 11*time.Second, 22*time.Second)
+}
+
+// A call that would expire before a worker is free learns it at once, not at its
+// deadline, and when to come again.
+func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, slow)}, WithWorkers(1), WithPrefetch(10))
+		budget := func(ms int64) func(*amqp.Publishing) {
+			return func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: ms} }
+		}
+		for range 30 { // the server learns how long its handlers take
+			b.put(request("m"))
+			pass(3 * time.Second)
+		}
+		b.take()
+		b.put(request("m"))
+		settle()
+		begun := time.Now()
+		b.put(with(request("m"), budget(500)))
+		settle()
+		wantSame(t, "time to the refusal", time.Since(begun), 0)
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 1)
+		h := answers[0].Headers
+		wantSame(t, "code", h[headerCode], any("resource_exhausted"))
+		wantSame(t, "ran", h[headerRan], any(false))
+		if after, _ := h[headerRetryAfter].(int64); after < 1500 || after > 2000 {
+			t.Errorf("retry after %v ms", h[headerRetryAfter])
+		}
+		wantSame(t, "shed", s.Stats().Shed, 1)
+		wantSame(t, "refused", s.Stats().Refused, 1)
+		b.put(keyed("m", "key", "first"))
+		pass(3 * time.Second)
+		b.put(with(keyed("m", "key", "again"), budget(500))) // may need no handler
+		b.take()
+		b.put(with(request("m"), budget(60_000))) // has the time to wait
+		b.put(request("m"))                       // sets no limit
+		pass(time.Minute)
+		wantSame(t, "executions", runs.Load(), 34)
+		wantSame(t, "expired", s.Stats().Expired, 1)
+		wantSame(t, "shed in the end", s.Stats().Shed, 1)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+	})
+}
+
+func TestQueueBound(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		queue Queue
+		args  amqp.Table
+	}{
+		{"none", Queue{}, nil},
+		{"messages", Queue{MaxLength: 5}, amqp.Table{"x-max-length": int64(5), "x-overflow": "reject-publish"}},
+		{"bytes, quorum", Queue{MaxBytes: 7, Type: QueueQuorum, Durable: true}, amqp.Table{
+			"x-max-length-bytes": int64(7), "x-overflow": "reject-publish", "x-queue-type": "quorum",
+		}},
+		{"of the dead letters", Queue{}.deadQueue(), amqp.Table{"x-max-length": int64(maxDead)}},
+	} {
+		got := c.queue.arguments()
+		if len(got) != len(c.args) || (got == nil) != (c.args == nil) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.args)
+		}
+		for name, want := range c.args {
+			wantSame(t, c.name+": "+name, got[name], want)
+		}
+	}
+}
