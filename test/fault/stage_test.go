@@ -172,11 +172,14 @@ type census struct {
 // API.
 func (s *stage) count() census {
 	s.t.Helper()
-	listed := func(list string) int {
-		return strings.Count(s.broker.Ctl("-q", list, "vhost"), s.tenant.Vhost)
+	text := s.broker.Eval(`iolist_to_binary(["connections ", [[V, " "] || [{vhost, V}] <- rabbit_networking:connection_info_all([vhost])],
+		"channels ", [[V, " "] || [{vhost, V}] <- rabbit_channel:info_all([vhost])]]).`)
+	connections, channels, both := strings.Cut(text, "channels ")
+	if !both {
+		s.t.Fatalf("the broker counts %s", text)
 	}
 	return census{
-		Connections: listed("list_connections"), Channels: listed("list_channels"),
+		Connections: strings.Count(connections, s.tenant.Vhost), Channels: strings.Count(channels, s.tenant.Vhost),
 		Queues: len(s.manage.Queues(s.tenant.URL(), "")),
 	}
 }
