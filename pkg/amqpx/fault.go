@@ -352,7 +352,7 @@ func kindOfPrecondition(text string) FaultKind {
 	switch {
 	case strings.Contains(text, "limit") && strings.Contains(text, "reached"):
 		return FaultQueueLimit
-	case strings.Contains(text, "inequivalent arg"):
+	case strings.Contains(text, "inequivalent arg") && !strings.Contains(text, "for exchange"):
 		return FaultQueueDiffers
 	case strings.Contains(text, "invalid arg"), strings.Contains(text, "invalid property"):
 		return FaultQueueProperties

@@ -51,6 +51,7 @@ func TestClassify(t *testing.T) {
 		{"exclusive", told(405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration."), FaultQueueExclusive, `queue "q" belongs`},
 		{"other properties", told(406, "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'"), FaultQueueDiffers, `queue "q" exists with other properties`},
 		{"properties of a stream", atStep(stepDeclare, "q.dead", told(406, "PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q.dead' in vhost 'ds' of queue type rabbit_stream_queue")), FaultQueueProperties, `no queue "q.dead"`},
+		{"exchange of another program", told(406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'queue.control' in vhost '/': received 'fanout' but current is 'direct'"), FaultSetUpRefused, "refused the set-up"},
 		{"refused otherwise", told(406, "PRECONDITION_FAILED - something"), FaultSetUpRefused, "refused the set-up"},
 		{"not implemented", told(540, "NOT_IMPLEMENTED - queue.declare"), FaultNotImplemented, "does not know"},
 		{"queue missing", told(404, "NOT_FOUND - no queue 'q' in vhost '/'"), FaultQueueMissing, `no queue "q"`},

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
 	"net"
 	"net/url"
@@ -25,20 +26,43 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
+// mutualTLS is a broker that asks for a client certificate.
+//
+//nolint:gochecknoglobals // several tests share it.
+var mutualTLS = rig.Shared("ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true")
+
+// authorityOf returns the authority that the broker trusts: its own certificate.
+func authorityOf(t *testing.T, b *rig.Broker) tls.Certificate {
+	t.Helper()
+	authority, err := tls.LoadX509KeyPair(b.CAFile, strings.TrimSuffix(b.CAFile, "cert.pem")+"key.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority
+}
+
+// pemOf returns a certificate and its key as they stand in files.
+func pemOf(t *testing.T, c tls.Certificate) (cert, key string) {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
 // A broker that asks for a client certificate says in TLS alone what it does not like.
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
-	broker := rig.StartBrokerWith(t, "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true")
-	pem, err := os.ReadFile(broker.CAFile)
+	broker := mutualTLS.For(t)
+	authority, err := os.ReadFile(broker.CAFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	trusted, err := tls.LoadX509KeyPair(broker.CAFile, strings.TrimSuffix(broker.CAFile, "cert.pem")+"key.pem")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pool.AppendCertsFromPEM(authority)
+	trusted := authorityOf(t, broker)
 	now := time.Now()
 	for name, c := range map[string]struct {
 		own  []tls.Certificate
@@ -128,16 +152,15 @@ func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
 		t.Parallel()
 		acknowledgesTooLate(t, broker)
 	})
-	t.Run("transient queue", func(t *testing.T) {
-		t.Parallel()
-		if rig.Major() == "3" {
-			return // it has no such setting
-		}
-		r := rig.Beyond(t, broker.URL)
-		r.Queue.Durable = false
-		server, logs := startingServer(t, r, broker.URL)
-		faulty{amqpx.FaultFeatureForbidden, []string{"declare queue", r.Queue.Name, "forbids a feature"}, zap.ErrorLevel}.check(t, server, logs)
-	})
+	if rig.Major() != "3" { // which has no such setting
+		t.Run("transient queue", func(t *testing.T) {
+			t.Parallel()
+			r := rig.Beyond(t, broker.URL)
+			r.Queue.Durable = false
+			server, logs := startingServer(t, r, broker.URL)
+			faulty{amqpx.FaultFeatureForbidden, []string{"declare queue", r.Queue.Name, "forbids a feature"}, zap.ErrorLevel}.check(t, server, logs)
+		})
+	}
 	t.Run("guest from elsewhere", func(t *testing.T) {
 		t.Parallel()
 		client, logs := startingClient(t, rig.Beyond(t, guests), guests)

@@ -42,16 +42,35 @@ func permitted(t *testing.T, owner *rig.Tenant, user string) string {
 // batches, cancels, pings, the list of servers, dead letters.
 func TestDocumentedPermissions(t *testing.T) {
 	t.Parallel()
+	t.Run("a user for each purpose", func(t *testing.T) {
+		t.Parallel()
+		worksWith(t, func(owner *rig.Tenant, purpose string) string { return permitted(t, owner, purpose) })
+	})
+	t.Run("one user for all", func(t *testing.T) {
+		t.Parallel()
+		url := ""
+		worksWith(t, func(owner *rig.Tenant, _ string) string {
+			if url == "" {
+				url = permitted(t, owner, "pair")
+			}
+			return url
+		})
+	})
+}
+
+// worksWith makes a server and two clients whose URLs user returns, and tries all that they do.
+func worksWith(t *testing.T, user func(owner *rig.Tenant, purpose string) string) {
+	t.Helper()
 	owner := rig.Manage(t).Tenant()
 	owner.Grant(".*")
 	r := rig.On(t, owner.URL())
 	r.Queue.Name = amqpx.DefaultQueue // the virtual host is this test's own
-	servers := rig.Beyond(t, permitted(t, owner, "server"))
+	servers := rig.Beyond(t, user(owner, "server"))
 	servers.Queue = r.Queue
 
 	c := &canceled{begun: make(chan string, 1), ended: make(chan string, 1)}
 	server := servers.Serve(rig.Methods{"echo": echo, "wait": c.handle})
-	client := r.ClientAt(permitted(t, owner, "client"))
+	client := r.ClientAt(user(owner, "client"))
 	rig.Connected(t, client)
 	if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
 		t.Errorf("got %q", got)
@@ -68,7 +87,7 @@ func TestDocumentedPermissions(t *testing.T) {
 	if _, err := server.Ping(rig.Patience(t)); err != nil {
 		t.Errorf("ping of a server to itself: %v", err)
 	}
-	watcher := r.ClientAt(permitted(t, owner, "watcher"))
+	watcher := r.ClientAt(user(owner, "watcher"))
 	rig.Connected(t, watcher)
 	listed(t, watcher, 1)
 	if _, err := watcher.Ping(rig.Patience(t)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -71,20 +72,7 @@ func TestRotatedPasswordIsReadAtTheNextDial(t *testing.T) {
 	files := newVolume(t, map[string]string{"url": with(tenant.Password)})
 	t.Setenv("AMQP_URL", "")
 	t.Setenv("AMQP_URL_FILE", files.path("url"))
-	t.Setenv("AMQP_BACKOFF_MAX", "200ms")
-	var settings config.AMQP
-	if err := config.Load(&settings); err != nil {
-		t.Fatal(err)
-	}
-	var options []amqpx.ClientOption
-	for _, o := range settings.Options("rotation", zap.NewNop()) {
-		options = append(options, o)
-	}
-	client, err := amqpx.NewClient(settings.URL.Reveal(), options...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = client.Close(context.WithoutCancel(t.Context())) }()
+	client := clientOfTheEnvironment(t)
 	rig.Connected(t, client)
 
 	const changed = "rotated-4711"
@@ -100,4 +88,60 @@ func TestRotatedPasswordIsReadAtTheNextDial(t *testing.T) {
 		st := client.Status()
 		return st.Ready() && st.Generation == 2
 	})
+}
+
+// clientOfTheEnvironment makes a client as the services do, from AMQP_… variables.
+func clientOfTheEnvironment(t *testing.T) *amqpx.Client {
+	t.Helper()
+	t.Setenv("AMQP_BACKOFF_MAX", "200ms")
+	var settings config.AMQP
+	if err := config.Load(&settings); err != nil {
+		t.Fatal(err)
+	}
+	var options []amqpx.ClientOption
+	for _, o := range settings.Options("rotation", zap.NewNop()) {
+		options = append(options, o)
+	}
+	client, err := amqpx.NewClient(settings.URL.Reveal(), options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close(context.WithoutCancel(t.Context())) })
+	return client
+}
+
+// TestRotatedCertificatesAreReadAtTheNextDial begins with a client certificate that has
+// expired, replaces it, and then replaces the authority that the client trusts.
+func TestRotatedCertificatesAreReadAtTheNextDial(t *testing.T) {
+	broker := mutualTLS.For(t)
+	authority, err := os.ReadFile(broker.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := authorityOf(t, broker)
+	content := func(ca string, until time.Time) map[string]string {
+		cert, key := pemOf(t, signedBy(t, signer, until))
+		return map[string]string{"ca": ca, "crt": cert, "key": key}
+	}
+	day := time.Now().Add(time.Hour)
+	files := newVolume(t, content(string(authority), time.Now().Add(-time.Hour)))
+	t.Setenv("AMQP_URL", broker.TLSURL)
+	t.Setenv("AMQP_TLS_CA_FILE", files.path("ca"))
+	t.Setenv("AMQP_TLS_CERT_FILE", files.path("crt"))
+	t.Setenv("AMQP_TLS_KEY_FILE", files.path("key"))
+	client := clientOfTheEnvironment(t)
+	says := func(kind amqpx.FaultKind) {
+		t.Helper()
+		rig.Eventually(t, "the fault "+string(kind), func() bool { return client.Status().Fault == kind })
+	}
+	says(amqpx.FaultClientCertificateExpired)
+	files.swap(content(string(authority), day))
+	rig.Connected(t, client)
+
+	another, _ := pemOf(t, signedBy(t, signer, day))
+	files.swap(content(another, day))
+	broker.Ctl("close_all_connections", "certificates are rotated")
+	says(amqpx.FaultBrokerCertificate)
+	files.swap(content(string(authority), day))
+	rig.Eventually(t, "the client trusts the broker again", func() bool { return client.Status().Ready() })
 }

@@ -176,7 +176,7 @@ func (r *Report) Err() error {
 }
 
 // nobodyServes is why a run is given up.
-const nobodyServes = "no call was answered since the start, no server answered a ping, and no program consumes the queue"
+const nobodyServes = "no call was answered since the start, no server answered a ping, and no consumer of the queue was seen"
 
 // WhyGivenUp returns why the run ended early, "" if it was not given up.
 func (r *Report) WhyGivenUp() string {

@@ -157,7 +157,7 @@ func TestVerdict(t *testing.T) {
 	for name, want := range map[string]struct{ mood, headline, notes string }{
 		"no call":    {"none", "No call was made", "[]"},
 		"one call":   {"good", "Passed: every call got the expected answer", "[]"},
-		"all failed": {"bad", "Failed: 100 of 100 calls did not get the expected answer", "[The run ended early, after 100 calls and 30.0 of 60 seconds: no call was answered since the start, no server answered a ping, and no program consumes the queue. The calls that were not tried are not among the errors.]"},
+		"all failed": {"bad", "Failed: 100 of 100 calls did not get the expected answer", "[The run ended early, after 100 calls and 30.0 of 60 seconds: no call was answered since the start, no server answered a ping, and no consumer of the queue was seen. The calls that were not tried are not among the errors.]"},
 		"all lost":   {"bad", "Failed: 4 of 4 calls did not get the expected answer", "[Lost calls never settled, neither with an answer nor with an error. That is a fault of the library.]"},
 		"interrupted": {
 			"good", "Passed: every call got the expected answer",
