@@ -25,7 +25,7 @@ func (r *rig) openLane() {
 	r.t.Helper()
 	wantAnswer(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
 	settle()
-	if r.client.route.lane.servers.Load() == 0 {
+	if r.client.route.batch.servers.Load() == 0 {
 		r.t.Fatal("the lane is not open")
 	}
 }
@@ -35,7 +35,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.t.Helper()
 	r.broker.holdConfirms()
 	var fillers []<-chan result
-	for range laneWindow + int(r.client.route.lane.servers.Load()) - 1 {
+	for range batchWindow + int(r.client.route.batch.servers.Load()) - 1 {
 		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "open the lane", nil))
 		settle()
 	}
@@ -73,9 +73,9 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 		wantSame(t, "content type", batches[0].msg.ContentType, contentTypeCalls)
 		wantSame(t, "mandatory", batches[0].mandatory, true)
 		wantSame(t, "expiration", batches[0].msg.Expiration, "60000")
-		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+laneWindow)
+		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+batchWindow)
 		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
-		wantSame(t, "server's requests", r.server.Stats().Requests, 1+laneWindow+5)
+		wantSame(t, "server's requests", r.server.Stats().Requests, 1+batchWindow+5)
 		wantSame(t, "requests that came in batches", r.server.Stats().Batched, 5)
 		wantSame(t, "calls that were sent in batches", r.client.Stats().Batched, 5)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
@@ -133,11 +133,11 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 		pass(2 * lookEvery)
 		r.openLane() // the client looks again
 		pass(2 * lookEvery)
-		for i, done := range r.batchOf(4*fairShare, "m") {
+		for i, done := range r.batchOf(4*minShare, "m") {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
-		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*fairShare)
-		wantSame(t, "at the other", other.Stats().Batched, 2*fairShare)
+		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*minShare)
+		wantSame(t, "at the other", other.Stats().Batched, 2*minShare)
 	})
 }
 
@@ -158,7 +158,7 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 				r := startBatching(t, handlers{"m": echo})
 				r.broker.holdConfirms()
 				var fillers []<-chan result
-				for range laneWindow {
+				for range batchWindow {
 					fillers = append(fillers, goCall(r.client, within(t, time.Minute), "m", nil))
 				}
 				settle()

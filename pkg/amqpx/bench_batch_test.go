@@ -88,7 +88,7 @@ func BenchmarkNewID(b *testing.B) {
 }
 
 func BenchmarkExecutions(b *testing.B) {
-	e := newExecutions(DefaultReplayBytes, DefaultReplayAge, false)
+	e := newDedupCache(DefaultReplayBytes, DefaultReplayAge, false)
 	m := &serverMethod{name: "b", known: make(executionTable)}
 	ids := make([]string, 1<<16)
 	for i := range ids {
@@ -117,7 +117,7 @@ func BenchmarkJobQueue(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		q.put(j)
-		q.take()
+		q.pop()
 	}
 }
 
@@ -126,6 +126,6 @@ func BenchmarkDeadlineContext(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		ctx := withDeadline(b.Context(), deadline)
-		ctx.end()
+		ctx.cancel()
 	}
 }

@@ -73,7 +73,7 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	}
 	for _, cause := range causes {
 		v.faults = faultLog{}
-		v.report(errors.Join(classify(target, cause)))
+		v.reportFault(errors.Join(classify(target, cause)))
 	}
 	var text strings.Builder
 	for _, line := range logs.All() {

@@ -66,13 +66,13 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c.unanswered.wait = unansweredFirst
 	c.watch = newQueueWatch()
-	c.route.watch, c.route.gate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
+	c.route.watch, c.route.queueGate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
 	if cfg.replyMode == ReplyQueue {
 		c.route.replyTo = newReplyQueueName(cfg.queue)
 	}
 	if cfg.batch == BatchAuto {
-		c.route.lane = newCallLane(cfg.queue.batchQueue().Name, c.sentBatch, c.route.outbox.rouse)
+		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, c.recordBatchSent, c.route.outbox.notify)
 	}
 	if cfg.control {
 		c.cancels = newCancels()
@@ -97,19 +97,19 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 // run the call. When ctx is cancelled, so is the context of the call's handler
 // ([WithControl]). The body must not be changed until Call returns, and is the caller's
 // again then.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
 	watched := c.observe(method)
 	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // roundTrip sees to it otherwise
 		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
-		defer bounded.end()
+		defer bounded.cancel()
 		ctx = bounded
 	}
 	req := c.newRequest(method, body, opts)
 	answer, err := c.handler(ctx, req)
-	c.settled(watched, err)
+	c.recordCall(watched, err)
 	return answer, err
 }
 
@@ -215,14 +215,14 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if err := c.startLooks(s); err != nil {
 		return err
 	}
-	r := &replies{client: c}
+	r := &responseReader{client: c}
 	s.run(func() { r.read(s, deliveries, direct) })
 	for _, k := range c.pending.snapshot() {
-		k.linkReplaced(s.generation, c.answersLost)
+		k.sessionReplaced(s.generation, c.answersLost)
 	}
 	c.answersLost = false
 	if c.cancels != nil {
-		s.run(func() { c.sendCancels(s) })
+		s.run(func() { c.publishCancels(s) })
 	}
 	if c.route.timed {
 		s.run(func() { c.checkAttempts(s) })
@@ -238,8 +238,8 @@ func (c *Client) setup(_ context.Context, s *session) error {
 
 // returned notes a request that the broker gave back.
 func (c *Client) returned(r amqp.Return) {
-	if r.ContentType == contentTypeCalls && c.route.lane != nil {
-		c.route.lane.returned(r.CorrelationId)
+	if r.ContentType == contentTypeCalls && c.route.batch != nil {
+		c.route.batch.returned(r.CorrelationId)
 	} else {
 		c.pending.returned(r)
 	}

@@ -10,70 +10,70 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// callLane is what a client knows of the batch lane: whether servers unpack batches at
+// batchTarget is what a client knows of the batch lane: whether servers unpack batches at
 // the moment, and which batches came back. Only servers that unpack declare its queue,
 // and consume it, so the broker is asked for its consumers; while no call is made or under
 // way, it is not asked. Safe for concurrent use.
-type callLane struct {
-	queue    string
-	servers  atomic.Int32    // that unpack; 0: the lane is shut
-	messages atomic.Int64    // that waited in the queue at the last look
-	seq      atomic.Uint64   // of batches
-	onSent   func(calls int) // is told of each batch
-	onShut   func()          // is told when the lane shuts
-	owed     int32           // to servers that do not unpack, see goesAlone
+type batchTarget struct {
+	queue     string
+	servers   atomic.Int32    // that unpack; 0: the lane is shut
+	messages  atomic.Int64    // that waited in the queue at the last look
+	seq       atomic.Uint64   // of batches
+	onSent    func(calls int) // is told of each batch
+	onShut    func()          // is told when the lane shuts
+	aloneOwed int32           // to servers that do not unpack, see goesAlone
 
-	mu        sync.Mutex
-	back      map[string]bool // batches that the broker gave back and that are not settled yet
-	notBefore time.Time       // until then the lane stays shut, because a batch was nacked
-	refusals  *backoff.ExponentialBackOff
+	mu          sync.Mutex
+	returnedIDs map[string]bool // batches that the broker gave back and that are not settled yet
+	notBefore   time.Time       // until then the lane stays shut, because a batch was nacked
+	refusals    *backoff.ExponentialBackOff
 }
 
-func newCallLane(queue string, onSent func(calls int), onShut func()) *callLane {
-	return &callLane{
+func newBatchTarget(queue string, onSent func(calls int), onShut func()) *batchTarget {
+	return &batchTarget{
 		queue: queue, onSent: onSent, onShut: onShut,
-		back: make(map[string]bool), refusals: newBackoff(lookEvery, lookMissingMax),
+		returnedIDs: make(map[string]bool), refusals: newBackoff(lookEvery, lookMissingMax),
 	}
 }
 
-// use returns the lane's queue, or "" while no server unpacks.
-func (l *callLane) use() string {
+// queueName returns the lane's queue, or "" while no server unpacks.
+func (l *batchTarget) queueName() string {
 	if l.servers.Load() == 0 {
 		return ""
 	}
 	return l.queue
 }
 
-// shut has calls travel alone until the next look at the queue, those too that wait for a
+// disable has calls travel alone until the next look at the queue, those too that wait for a
 // place in the lane.
-func (l *callLane) shut() {
+func (l *batchTarget) disable() {
 	if l.servers.Swap(0) > 0 {
 		l.onShut()
 	}
 }
 
 // nextID returns an id for a batch, which is only for this client to know it again.
-func (l *callLane) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
+func (l *batchTarget) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
 
 // returned notes a batch that the broker gave back: no server unpacks any more.
-func (l *callLane) returned(id string) {
+func (l *batchTarget) returned(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.back[id] = true
-	l.shut()
+	l.returnedIDs[id] = true
+	l.disable()
 }
 
-// cameBack reports whether a batch was given back. It is asked once for each.
-func (l *callLane) cameBack(id string) bool {
+// takeReturned reports whether a batch was given back. It is asked once for each.
+func (l *batchTarget) takeReturned(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	came := l.back[id]
-	delete(l.back, id)
+	came := l.returnedIDs[id]
+	delete(l.returnedIDs, id)
 	return came
 }
 
 // found opens or shuts the lane after a look at its queue.
-func (l *callLane) found(st queueState) {
+func (l *batchTarget) found(st queueState) {
 	l.mu.Lock()
 	open := !time.Now().Before(l.notBefore)
 	if open && st.consumers > 0 {
@@ -82,53 +82,53 @@ func (l *callLane) found(st queueState) {
 	l.mu.Unlock()
 	l.messages.Store(int64(st.messages))
 	if !open || st.consumers == 0 {
-		l.shut()
+		l.disable()
 		return
 	}
 	l.servers.Store(int32(min(st.consumers, math.MaxInt32))) //nolint:gosec // bounded.
 }
 
 // refused shuts the lane for a while that grows: the broker nacked a batch.
-func (l *callLane) refused() {
+func (l *batchTarget) refused() {
 	l.mu.Lock()
 	l.notBefore = time.Now().Add(max(l.refusals.NextBackOff(), lookEvery))
 	l.mu.Unlock()
-	l.shut()
+	l.disable()
 }
 
-// leaveLane has the calls that are in batches, of which nobody takes any, sent again,
+// resendBatched has the calls that are in batches, of which nobody takes any, sent again,
 // if that is safe: servers that do not unpack may be there. The others keep waiting.
-func (c *Client) leaveLane() {
+func (c *Client) resendBatched() {
 	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && k.batched.Load() && k.move(stageConfirmed, stageLost) {
-			k.tell(event{fate: fateLost})
+		if k.req.Idempotent && k.batched.Load() && k.transition(stageConfirmed, stageLost) {
+			k.notify(event{result: resultLost})
 		}
 	}
 }
 
-// lane implements mate.
-func (k *call) lane() string {
-	l := k.route.lane
-	if l == nil || k.alone || k.suspected > 0 || !batchable(k.req) || callSize(k.req) > batchBytes {
+// batchKey implements mate.
+func (k *call) batchKey() string {
+	l := k.route.batch
+	if l == nil || k.alone || k.suspected > 0 || !fitsBatch(k.req) || callSize(k.req) > batchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
 		return ""
 	}
-	return l.use()
+	return l.queueName()
 }
 
 // goesAlone picks the calls that stay out of the lane for the servers that do not unpack.
 // All servers take those calls in turn, so they are twice as many as the share of these
 // servers, and at most three of four: what the lane is for must go on. It is for the
 // publisher's writer only.
-func (l *callLane) goesAlone(others int32) bool {
+func (l *batchTarget) goesAlone(others int32) bool {
 	const most, of = 3, 4
 	all := others + l.servers.Load()
-	if l.owed += min(2*of*others, most*all); l.owed < of*all {
+	if l.aloneOwed += min(2*of*others, most*all); l.aloneOwed < of*all {
 		return false
 	}
-	l.owed -= of * all
+	l.aloneOwed -= of * all
 	return true
 }
 
@@ -145,17 +145,17 @@ func (k *call) fits(b *batch) bool {
 // those that it travels with: an eighth.
 const deadlineShare = 8
 
-// mustLeave implements mate.
-func (k *call) mustLeave() bool { return k.route.lane.servers.Load() == 0 }
+// mustTravelAlone implements mate.
+func (k *call) mustTravelAlone() bool { return k.route.batch.servers.Load() == 0 }
 
-// takers implements mate.
-func (k *call) takers() int { return max(int(k.route.lane.servers.Load()), 1) }
+// consumers implements mate.
+func (k *call) consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
 
-// board implements mate.
-func (k *call) board(b *batch) {
+// appendTo implements mate.
+func (k *call) appendTo(b *batch) {
 	left := k.budget(b.now)
-	if len(b.mates) == 0 {
-		b.calls, b.replyTo, b.persistent = k.route.lane, k.route.replyTo, k.route.persistent
+	if len(b.messages) == 0 {
+		b.calls, b.replyTo, b.persistent = k.route.batch, k.route.replyTo, k.route.persistent
 		b.id, b.least, b.user = b.calls.nextID(), left, k.route.user.get()
 	}
 	k.batched.Store(true)

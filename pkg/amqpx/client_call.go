@@ -23,7 +23,7 @@ type stage uint32
 const (
 	stageSettled   stage = iota // no attempt is under way, the last did not arrive; the zero value
 	stageQueued                 // handed to the publisher, not written
-	stageWithdrawn              // given up before it was written: it never runs
+	stageCanceled               // given up before it was written: it never runs
 	stageWritten                // written, the broker's word is open
 	stageConfirmed              // the broker has it; the answer is open
 	stageLost                   // no attempt is under way, the last may have arrived
@@ -31,24 +31,24 @@ const (
 
 // event is what a waiting call learns.
 type event struct {
-	kind eventKind
-	fate fate
+	kind   eventKind
+	result publishResult
 }
 
 type eventKind uint8
 
 const (
-	eventFate     eventKind = iota // the fate of its attempt
-	eventAnswered                  // it has an answer
-	eventExpired                   // its deadline has passed
-	eventClosed                    // the client is closed
-	eventGone                      // its context has ended
-	eventTurn                      // it is time for an attempt
-	eventFull                      // it was nacked, and the queue is at its bound
+	eventPublished eventKind = iota // the fate of its attempt
+	eventAnswered                   // it has an answer
+	eventExpired                    // its deadline has passed
+	eventClosed                     // the client is closed
+	eventCanceled                   // its context has ended
+	eventAttempt                    // it is time for an attempt
+	eventFull                       // it was nacked, and the queue is at its bound
 )
 
-// mostEvents is how many events a call can have that nobody has read: one of each kind.
-const mostEvents = int(eventTurn) + 1
+// maxEvents is how many events a call can have that nobody has read: one of each kind.
+const maxEvents = int(eventAttempt) + 1
 
 // route is the way of a client's calls, which all of them share.
 type route struct {
@@ -63,8 +63,8 @@ type route struct {
 	user       brokerUser
 	outbox     *outbox
 	watch      *queueWatch
-	gate       *queueGate
-	lane       *callLane // nil when the batch lane is off
+	queueGate  *queueGate
+	batch      *batchTarget // nil when the batch lane is off
 }
 
 // call is one pending call. The goroutine inside Client.Call owns it and is the
@@ -92,13 +92,13 @@ type call struct {
 	resent    bool // of this attempt: an earlier one may have arrived
 
 	// The pending table's lock guards these; the answer may be read after its event.
-	slot         *slot
-	answer       reply
-	echoed       bool // the answer told which round it answers
-	listed       bool // among those that have the client's own deadline
-	older, newer *call
-	watch        *contextWatch // of a future, while its context is watched
-	watchPlace   int
+	entry            *pendingEntry
+	answer           reply
+	echoed           bool // the answer told which round it answers
+	inDeadlines      bool // among those that have the client's own deadline
+	prevDue, nextDue *call
+	watcher          *ctxWatcher // of a future, while its context is watched
+	watcherIndex     int
 
 	// round counts the refusals of servers that the call was retried after. Requests
 	// carry it and answers echo it, so that a second copy of an earlier refusal is
@@ -109,12 +109,12 @@ type call struct {
 	response  *properties // of that
 	body      []byte      // of that, if it was a result
 
-	lastFate  fate     // of the attempt before
-	uncertain bool     // an earlier attempt may have arrived
-	refusal   *Error   // the server's, when that ended the last attempt
-	elsewhere int      // how often a server refused it as unimplemented
-	refusers  []string // the servers that did and said who they are
-	alone     bool     // it travels in no batch
+	lastResult publishResult // of the attempt before
+	uncertain  bool          // an earlier attempt may have arrived
+	refusal    *Error        // the server's, when that ended the last attempt
+	elsewhere  int           // how often a server refused it as unimplemented
+	refusers   []string      // the servers that did and said who they are
+	alone      bool          // it travels in no batch
 	// unknownBefore is how many answers to unknown calls had come when it was made.
 	unknownBefore uint64
 	probes        uint64                      // the epoch of the gate in which it has the turn; 0: it has not
@@ -123,23 +123,23 @@ type call struct {
 
 // newCall returns a call for a goroutine that waits.
 func newCall(req *Request, r *route) *call {
-	return &call{req: req, route: r, events: make(chan event, mostEvents)}
+	return &call{req: req, route: r, events: make(chan event, maxEvents)}
 }
 
-// tell hands an event to whoever waits for the call. It never waits.
-func (k *call) tell(ev event) {
+// notify hands an event to whoever waits for the call. It never waits.
+func (k *call) notify(ev event) {
 	if k.future != nil {
-		k.future.take(k, ev)
+		k.future.onEvent(k, ev)
 	} else {
 		k.events <- ev
 	}
 }
 
-// next returns the call for the round after a server's refusal: the same request
+// nextRound returns the call for the round after a server's refusal: the same request
 // under the same id. It is another value, because the broker's word on the refused
 // attempt may still be on its way and must not be taken for the next one's.
-func (k *call) next() *call {
-	k.withdraw() // answered before a re-send left
+func (k *call) nextRound() *call {
+	k.cancelSend() // answered before a re-send left
 	n := newCall(k.req, k.route)
 	n.deadline, n.future = k.deadline, k.future
 	n.round, n.uncertain, n.wait, n.probes = k.round+1, k.uncertain, k.wait, k.probes
@@ -157,8 +157,8 @@ func (k *call) nextWait() time.Duration {
 	return max(k.wait.NextBackOff(), time.Millisecond)
 }
 
-// move makes one step and reports whether this party made it.
-func (k *call) move(from, to stage) bool {
+// transition makes one step and reports whether this party made it.
+func (k *call) transition(from, to stage) bool {
 	return k.stage.CompareAndSwap(uint32(from), uint32(to))
 }
 
@@ -172,25 +172,25 @@ func (k *call) send() {
 	k.route.outbox.put(k)
 }
 
-// withdraw takes back an attempt that was not written, and reports whether it did.
-func (k *call) withdraw() bool {
-	if !k.move(stageQueued, stageWithdrawn) {
+// cancelSend takes back an attempt that was not written, and reports whether it did.
+func (k *call) cancelSend() bool {
+	if !k.transition(stageQueued, stageCanceled) {
 		return false
 	}
-	k.route.outbox.withdrew()
+	k.route.outbox.noteCanceled()
 	return true
 }
 
-// withdrawn implements outgoing.
-func (k *call) withdrawn() bool { return stage(k.stage.Load()) == stageWithdrawn }
+// canceled implements outgoing.
+func (k *call) canceled() bool { return stage(k.stage.Load()) == stageCanceled }
 
 // budget is the time that the call has left.
 func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
 
-// claim implements outgoing.
-func (k *call) claim(generation uint64) bool {
+// beginSend implements outgoing.
+func (k *call) beginSend(generation uint64) bool {
 	k.generation.Store(generation)
-	if !k.move(stageQueued, stageWritten) {
+	if !k.transition(stageQueued, stageWritten) {
 		return false
 	}
 	k.sent.Add(1)
@@ -200,9 +200,9 @@ func (k *call) claim(generation uint64) bool {
 	return true
 }
 
-// envelope implements outgoing. Every request is mandatory: without a queue the
+// publishing implements outgoing. Every request is mandatory: without a queue the
 // broker returns it, and the caller learns at once that nobody serves.
-func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+func (k *call) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	k.batched.Store(false) // also of one that boarded a batch which no other call joined
 	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	markAgain(&msg, k.resent, k.round)
@@ -210,61 +210,61 @@ func (k *call) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	return k.route.queue, true, msg
 }
 
-// settle implements outgoing. A message that the broker gave back is settled by its
+// onResult implements outgoing. A message that the broker gave back is settled by its
 // confirm, which follows at once: settled by the return, its confirm could come when
 // the next attempt is under way, and would be taken for that one's.
-func (k *call) settle(f fate) {
+func (k *call) onResult(f publishResult) {
 	if k.returned.Swap(false) {
-		f = fateUnroutable
+		f = resultReturned
 	}
-	if f == fateConfirmed {
-		k.move(stageWritten, stageConfirmed)
-		if k.route.gate.isShut.Load() && !k.batched.Load() {
-			k.route.gate.open()
+	if f == resultConfirmed {
+		k.transition(stageWritten, stageConfirmed)
+		if k.route.queueGate.isShut.Load() && !k.batched.Load() {
+			k.route.queueGate.open()
 		}
 		return
 	}
 	after := stageSettled
-	if f == fateSuspect {
+	if f == resultSuspect {
 		k.suspected++
 	}
-	if f == fateLost || f == fateSuspect || f == fateRefused && !k.route.nackProves {
+	if f == resultLost || f == resultSuspect || f == resultNacked && !k.route.nackProves {
 		after = stageLost
 	}
-	if k.move(stageWritten, after) {
-		if f == fateUnsent {
+	if k.transition(stageWritten, after) {
+		if f == resultUnsent {
 			k.sent.Add(-1)
 		}
-		k.tell(event{fate: f})
+		k.notify(event{result: f})
 	}
 }
 
 // reject implements rejectable: the call fails for good.
 func (k *call) reject(cause error) {
 	k.rejection = cause
-	k.settle(fateRejected)
+	k.onResult(resultRejected)
 }
 
 // suspicion implements suspect.
 func (k *call) suspicion() int { return k.suspected }
 
-// linkReplaced tells a confirmed call that a new session took over from the one
+// sessionReplaced tells a confirmed call that a new session took over from the one
 // that wrote it. answersLost says that the reply queue, and what was in it, is
 // gone. An idempotent call is given back to its caller, who re-sends it: its request
 // may be gone with the old link's broker, and nobody here can tell. Any other keeps
 // waiting for its answer, unless that is gone.
-func (k *call) linkReplaced(generation uint64, answersLost bool) {
+func (k *call) sessionReplaced(generation uint64, answersLost bool) {
 	if k.generation.Load() >= generation || !answersLost && !k.req.Idempotent {
 		return
 	}
-	if k.move(stageConfirmed, stageLost) {
-		k.tell(event{fate: fateLost})
+	if k.transition(stageConfirmed, stageLost) {
+		k.notify(event{result: resultLost})
 	}
 }
 
 // outcome tells what is certain when the caller gives up now.
 func (k *call) outcome() Outcome {
-	unsent := k.withdraw() || stage(k.stage.Load()) == stageSettled
+	unsent := k.cancelSend() || stage(k.stage.Load()) == stageSettled
 	if unsent && !k.uncertain {
 		return DidNotRun
 	}

@@ -17,14 +17,14 @@ func queuedCall(idempotent bool) *call {
 
 func writtenCall(idempotent bool) *call {
 	k := queuedCall(idempotent)
-	k.claim(1)
+	k.beginSend(1)
 	return k
 }
 
 func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 	t.Parallel()
-	fate := func(f fate) func(*call) {
-		return func(k *call) { k.claim(1); k.settle(f); k.note((<-k.events).fate) }
+	fate := func(f publishResult) func(*call) {
+		return func(k *call) { k.beginSend(1); k.onResult(f); k.recordResult((<-k.events).result) }
 	}
 	for _, c := range []struct {
 		name  string
@@ -32,32 +32,32 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		want  Outcome
 	}{
 		{"queued", func(*call) {}, DidNotRun},
-		{"written", func(k *call) { k.claim(1) }, MayHaveRun},
-		{"confirmed", func(k *call) { k.claim(1); k.settle(fateConfirmed) }, MayHaveRun},
-		{"unsent", fate(fateUnsent), DidNotRun},
-		{"nacked", fate(fateRefused), MayHaveRun},
-		{"unroutable", fate(fateUnroutable), DidNotRun},
-		{"lost", fate(fateLost), MayHaveRun},
-		{"lost, which it has not heard of yet", func(k *call) { k.claim(1); k.settle(fateLost) }, MayHaveRun},
+		{"written", func(k *call) { k.beginSend(1) }, MayHaveRun},
+		{"confirmed", func(k *call) { k.beginSend(1); k.onResult(resultConfirmed) }, MayHaveRun},
+		{"unsent", fate(resultUnsent), DidNotRun},
+		{"nacked", fate(resultNacked), MayHaveRun},
+		{"unroutable", fate(resultReturned), DidNotRun},
+		{"lost", fate(resultLost), MayHaveRun},
+		{"lost, which it has not heard of yet", func(k *call) { k.beginSend(1); k.onResult(resultLost) }, MayHaveRun},
 		{"the link replaced, which it has not heard of yet", func(k *call) {
-			k.claim(1)
-			k.settle(fateConfirmed)
-			k.linkReplaced(2, true)
+			k.beginSend(1)
+			k.onResult(resultConfirmed)
+			k.sessionReplaced(2, true)
 		}, MayHaveRun},
-		{"lost, then queued again", func(k *call) { fate(fateLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"lost, then queued again", func(k *call) { fate(resultLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 		{"lost, then refused", func(k *call) {
-			fate(fateLost)(k)
+			fate(resultLost)(k)
 			k.stage.Store(uint32(stageQueued))
-			fate(fateRefused)(k)
+			fate(resultNacked)(k)
 		}, MayHaveRun},
-		{"nacked, then queued again", func(k *call) { fate(fateRefused)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"nacked, then queued again", func(k *call) { fate(resultNacked)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			k := queuedCall(true)
 			c.steps(k)
 			wantSame(t, "outcome", k.outcome(), c.want)
-			if c.want == DidNotRun && k.claim(2) {
+			if c.want == DidNotRun && k.beginSend(2) {
 				t.Error("a call that surely did not run was sent after all")
 			}
 		})
@@ -82,9 +82,9 @@ func TestCallAfterALostLink(t *testing.T) {
 			t.Parallel()
 			k := writtenCall(c.idempotent)
 			if c.confirmed {
-				k.settle(fateConfirmed)
+				k.onResult(resultConfirmed)
 			}
-			k.linkReplaced(c.generation, c.lost)
+			k.sessionReplaced(c.generation, c.lost)
 			wantSame(t, "given back", len(k.events) == 1, c.givenBack)
 		})
 	}
@@ -100,22 +100,22 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 		start := make(chan struct{})
 		party := func(f func()) { wg.Go(func() { <-start; f() }) }
 		party(func() {
-			if k.claim(1) {
+			if k.beginSend(1) {
 				claimed.Store(true)
-				k.settle(fateConfirmed)
+				k.onResult(resultConfirmed)
 			}
 		})
-		party(func() { k.settle(fateUnroutable) })
-		party(func() { k.settle(fateLost) })
-		party(func() { k.settle(fateRefused) })
-		party(func() { k.linkReplaced(2, true) })
+		party(func() { k.onResult(resultReturned) })
+		party(func() { k.onResult(resultLost) })
+		party(func() { k.onResult(resultNacked) })
+		party(func() { k.sessionReplaced(2, true) })
 		party(func() { outcome = k.outcome() })
 		close(start)
 		wg.Wait()
 		if n := len(k.events); n > 1 {
 			t.Fatalf("%d fates", n)
 		}
-		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).fate == fateLost) {
+		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).result == resultLost) {
 			t.Fatal("told that it did not run, and it was sent")
 		}
 	}
@@ -128,7 +128,7 @@ func TestCallThatGaveUpIsNotSent(t *testing.T) {
 		var claimed bool
 		outcome := MayHaveRun
 		var wg sync.WaitGroup
-		wg.Go(func() { claimed = k.claim(1) })
+		wg.Go(func() { claimed = k.beginSend(1) })
 		wg.Go(func() { outcome = k.outcome() })
 		wg.Wait()
 		if claimed == (outcome == DidNotRun) {

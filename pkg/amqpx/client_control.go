@@ -24,15 +24,15 @@ type cancels struct {
 	waiting []*Request
 }
 
-// mostCancels bounds the calls that wait to be told of. Those beyond it run to their end.
-const mostCancels = 4096
+// maxCancels bounds the calls that wait to be told of. Those beyond it run to their end.
+const maxCancels = 4096
 
 func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
 
 // add has the servers told of a call. It never waits.
 func (c *cancels) add(req *Request) {
 	c.mu.Lock()
-	if len(c.waiting) < mostCancels {
+	if len(c.waiting) < maxCancels {
 		c.waiting = append(c.waiting, req)
 	}
 	c.mu.Unlock()
@@ -51,17 +51,17 @@ func (c *cancels) take() []*Request {
 	return all
 }
 
-// giveUp tells the servers that nobody waits for a call any more, if its caller gave it up
+// sendCancel tells the servers that nobody waits for a call any more, if its caller gave it up
 // and one of them may have it. A call whose time is over needs no word: they know its time.
-func (c *Client) giveUp(req *Request, cause error, outcome Outcome) {
+func (c *Client) sendCancel(req *Request, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
 		c.cancels.add(req)
 	}
 }
 
-// sendCancels tells the servers while a session lasts. It publishes on a channel of its
+// publishCancels tells the servers while a session lasts. It publishes on a channel of its
 // own, because a missing exchange ends the channel; how often it looks for one is bounded.
-func (c *Client) sendCancels(s *session) {
+func (c *Client) publishCancels(s *session) {
 	var ch channel
 	missing := newBackoff(lookEvery, lookMissingMax)
 	var notBefore time.Time
@@ -72,7 +72,7 @@ func (c *Client) sendCancels(s *session) {
 			return
 		}
 		waiting := c.cancels.take()
-		if s.gate.opening() != nil || time.Now().Before(notBefore) {
+		if s.flow.unblocked() != nil || time.Now().Before(notBefore) {
 			continue // the handlers run to their end
 		}
 		if ch == nil || ch.IsClosed() {
@@ -87,7 +87,7 @@ func (c *Client) sendCancels(s *session) {
 			var msg amqp.Publishing
 			msg, waiting = encodeCancel(waiting)
 			c.signCancel(&msg)
-			if ch.publishToAll(c.cfg.queue.controlExchange(), msg) != nil {
+			if ch.publishFanout(c.cfg.queue.controlExchange(), msg) != nil {
 				break // the next one opens another channel
 			}
 		}
@@ -105,7 +105,7 @@ func (c *Client) signCancel(msg *amqp.Publishing) {
 }
 
 // openControl opens a channel to publish to the control plane, which must be there.
-func openControl(l link, exchange string) (channel, error) {
+func openControl(l brokerConn, exchange string) (channel, error) {
 	ch, err := l.channel()
 	if err != nil {
 		return nil, err
@@ -135,8 +135,8 @@ const (
 	// fleetQuiet is how long no further server answers before the list is taken for
 	// whole: how many there are, nobody knows.
 	fleetQuiet = 500 * time.Millisecond
-	// mostInstances bounds the list.
-	mostInstances = 10_000
+	// maxInstances bounds the list.
+	maxInstances = 10_000
 )
 
 // Fleet asks every server of the request queue to describe itself, and returns the
@@ -159,7 +159,7 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 			quiet.Reset(min(fleetQuiet, time.Until(latest)))
 		}
 		byID[in.ID] = *in
-		return len(byID) < mostInstances
+		return len(byID) < maxInstances
 	})
 	if len(byID) == 0 && err != nil {
 		return nil, err
@@ -217,9 +217,9 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 }
 
 // askThrough is ask on a connection, for callers that know it to be open.
-func (c *Client) askThrough(ctx context.Context, l link, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
-	q := &inquiry{
-		link: l, exchange: c.cfg.queue.controlExchange(), question: question,
+func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+	q := &query{
+		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
 		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
 	}
 	defer close(q.over)
@@ -248,10 +248,10 @@ func (c *Client) askThrough(ctx context.Context, l link, question string, enough
 	}
 }
 
-// inquiry is one question on its way, with a channel and a queue of its own: what goes
+// query is one question on its way, with a channel and a queue of its own: what goes
 // wrong with it costs no call anything.
-type inquiry struct {
-	link               link
+type query struct {
+	conn               brokerConn
 	exchange, question string
 	answers            chan amqp.Delivery
 	failed             chan error
@@ -260,21 +260,21 @@ type inquiry struct {
 
 // run asks and passes the answers on until the inquiry is over. The calls to the broker
 // take no context; they end with the connection.
-func (q *inquiry) run() {
-	ch, err := openControl(q.link, q.exchange)
+func (q *query) run() {
+	ch, err := openControl(q.conn, q.exchange)
 	if ch != nil {
 		defer ch.Close() //nolint:errcheck // it may be closed by its failure.
 	}
 	if err == nil {
-		err = q.passOn(ch)
+		err = q.collect(ch)
 	}
 	if err != nil {
-		q.failed <- q.explain(err)
+		q.failed <- q.wrapError(err)
 	}
 }
 
-// passOn publishes the question and reads the answers.
-func (q *inquiry) passOn(ch channel) error {
+// collect publishes the question and reads the answers.
+func (q *query) collect(ch channel) error {
 	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
 		return err
@@ -284,7 +284,7 @@ func (q *inquiry) passOn(ch channel) error {
 		return err
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
-	if err := ch.publishToAll(q.exchange, amqp.Publishing{
+	if err := ch.publishFanout(q.exchange, amqp.Publishing{
 		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
 		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
 	}); err != nil {
@@ -294,7 +294,7 @@ func (q *inquiry) passOn(ch channel) error {
 		select {
 		case d, ok := <-answers:
 			if !ok {
-				return errLinkEnded
+				return errConnectionEnded
 			}
 			select {
 			case q.answers <- d:
@@ -302,7 +302,7 @@ func (q *inquiry) passOn(ch channel) error {
 				return nil
 			}
 		case <-returned:
-			return errNobodyListens
+			return errNoServerListens
 		case <-q.over:
 			return nil
 		}
@@ -312,13 +312,13 @@ func (q *inquiry) passOn(ch channel) error {
 // questionExpires is how long a question waits for a server that is busy.
 const questionExpires = 10 * time.Second
 
-// errNobodyListens means that no server has a queue at the exchange.
-var errNobodyListens = errors.New("no server listens")
+// errNoServerListens means that no server has a queue at the exchange.
+var errNoServerListens = errors.New("no server listens")
 
-// explain makes the error of an inquiry that failed.
-func (q *inquiry) explain(err error) error {
+// wrapError makes the error of an inquiry that failed.
+func (q *query) wrapError(err error) error {
 	var refused *amqp.Error
-	if errors.Is(err, errNobodyListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
+	if errors.Is(err, errNoServerListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
 		return localError(CodeUnavailable, DidNotRun, ErrUnroutable, fmt.Sprintf("no server listens at exchange %q", q.exchange))
 	}
 	return localError(CodeUnavailable, MayHaveRun, ErrNotConnected, err.Error(), err)

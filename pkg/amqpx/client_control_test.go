@@ -139,7 +139,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		wantSame(t, "began", len(w.begun), 1)
 		wantSame(t, "cancelled", s.Stats().Canceled, 1)
 		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
-		e, _ := s.dedup.(*executions)
+		e, _ := s.dedup.(*dedupCache)
 		wantSame(t, "kept in mind", len(e.ids), 0)
 	})
 }
@@ -260,16 +260,16 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 
 func TestGivenUpCallsAreForgotten(t *testing.T) {
 	t.Parallel()
-	var g givenUp
+	var g canceledCalls
 	now := time.Unix(0, 0)
-	for i := range mostGivenUp + 10 {
+	for i := range maxCanceledIDs + 10 {
 		g.remember(callKey{id: strconv.Itoa(i)}, now)
 	}
-	wantSame(t, "kept", len(g.ids), mostGivenUp)
-	wantSame(t, "the oldest", g.forgive(callKey{id: "0"}, now), false)
-	wantSame(t, "the newest", g.forgive(callKey{id: strconv.Itoa(mostGivenUp + 9)}, now), true)
-	wantSame(t, "twice", g.forgive(callKey{id: strconv.Itoa(mostGivenUp + 9)}, now), false)
-	wantSame(t, "too old", g.forgive(callKey{id: strconv.Itoa(mostGivenUp)}, now.Add(givenUpAge+1)), false)
+	wantSame(t, "kept", len(g.ids), maxCanceledIDs)
+	wantSame(t, "the oldest", g.takeCanceled(callKey{id: "0"}, now), false)
+	wantSame(t, "the newest", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs + 9)}, now), true)
+	wantSame(t, "twice", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs + 9)}, now), false)
+	wantSame(t, "too old", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs)}, now.Add(givenUpAge+1)), false)
 	wantSame(t, "kept", len(g.ids), 0)
 }
 

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// deadlines are the calls that have the client's own deadline, in its order: as it is
+// deadlineList are the calls that have the client's own deadline, in its order: as it is
 // the same time after each call's begin, a list and one timer serve all of them. The
 // pending table's lock guards it.
-type deadlines struct {
+type deadlineList struct {
 	oldest, newest *call
 	timer          *time.Timer // runs until the oldest's deadline, or an earlier one's; nil at first
 	running        bool
@@ -20,15 +20,15 @@ const deadlineSlack = time.Millisecond
 
 // add puts a call behind the others, or returns false if its place is not there. When
 // a deadline has passed, expire is called.
-func (l *deadlines) add(k *call, expire func()) bool {
+func (l *deadlineList) add(k *call, expire func()) bool {
 	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) {
 		return false
 	}
-	k.listed, k.older = true, l.newest
+	k.inDeadlines, k.prevDue = true, l.newest
 	if l.newest == nil {
 		l.oldest = k
 	} else {
-		l.newest.newer = k
+		l.newest.nextDue = k
 	}
 	l.newest = k
 	switch {
@@ -43,42 +43,42 @@ func (l *deadlines) add(k *call, expire func()) bool {
 }
 
 // remove takes a call out, if it is in. The timer is left to run.
-func (l *deadlines) remove(k *call) {
-	if !k.listed {
+func (l *deadlineList) remove(k *call) {
+	if !k.inDeadlines {
 		return
 	}
-	l.link(k.older, k.newer)
-	k.listed, k.older, k.newer = false, nil, nil
+	l.link(k.prevDue, k.nextDue)
+	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
 }
 
 // replace puts a call in the place of another, if that is in.
-func (l *deadlines) replace(k, by *call) {
-	if !k.listed {
+func (l *deadlineList) replace(k, by *call) {
+	if !k.inDeadlines {
 		return
 	}
-	older, newer := k.older, k.newer
-	k.listed, k.older, k.newer = false, nil, nil
-	by.listed = true
+	older, newer := k.prevDue, k.nextDue
+	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
+	by.inDeadlines = true
 	l.link(older, by)
 	l.link(by, newer)
 }
 
 // link makes two calls neighbours; nil stands for the end of the list.
-func (l *deadlines) link(older, newer *call) {
+func (l *deadlineList) link(older, newer *call) {
 	if older == nil {
 		l.oldest = newer
 	} else {
-		older.newer = newer
+		older.nextDue = newer
 	}
 	if newer == nil {
 		l.newest = older
 	} else {
-		newer.older = older
+		newer.prevDue = older
 	}
 }
 
 // expired takes out the calls whose deadline has passed, and winds the timer again.
-func (l *deadlines) expired(now time.Time) (all []*call) {
+func (l *deadlineList) expired(now time.Time) (all []*call) {
 	for k := l.oldest; k != nil && !k.deadline.After(now); k = l.oldest {
 		l.remove(k)
 		all = append(all, k)
@@ -90,18 +90,18 @@ func (l *deadlines) expired(now time.Time) (all []*call) {
 }
 
 // stop ends the timer.
-func (l *deadlines) stop() {
+func (l *deadlineList) stop() {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
 }
 
-// watches tell calls that nobody waits for when their contexts end. Calls made with the
+// ctxWatchers tell calls that nobody waits for when their contexts end. Calls made with the
 // same context share one watch. The pending table's lock guards them.
-type watches map[<-chan struct{}]*contextWatch
+type ctxWatchers map[<-chan struct{}]*ctxWatcher
 
-// contextWatch is the calls of one context.
-type contextWatch struct {
+// ctxWatcher is the calls of one context.
+type ctxWatcher struct {
 	done  <-chan struct{}
 	calls []*call     // each knows its place
 	stop  func() bool // ends the watch; nil until it is set up
@@ -114,13 +114,13 @@ func (p *pending) watch(ctx context.Context, k *call) {
 		return
 	}
 	p.mu.Lock()
-	w := p.watches[done]
+	w := p.watchers[done]
 	fresh := w == nil
 	if fresh {
-		w = &contextWatch{done: done}
-		p.watches[done] = w
+		w = &ctxWatcher{done: done}
+		p.watchers[done] = w
 	}
-	k.watch, k.watchPlace = w, len(w.calls)
+	k.watcher, k.watcherIndex = w, len(w.calls)
 	w.calls = append(w.calls, k)
 	p.mu.Unlock()
 	if !fresh {
@@ -129,7 +129,7 @@ func (p *pending) watch(ctx context.Context, k *call) {
 	stop := context.AfterFunc(ctx, func() { p.contextEnded(w) })
 	p.mu.Lock()
 	w.stop = stop
-	abandoned := p.watches[done] != w
+	abandoned := p.watchers[done] != w
 	p.mu.Unlock()
 	if abandoned {
 		stop()
@@ -137,23 +137,23 @@ func (p *pending) watch(ctx context.Context, k *call) {
 }
 
 // contextEnded tells the calls of a context.
-func (p *pending) contextEnded(w *contextWatch) {
+func (p *pending) contextEnded(w *ctxWatcher) {
 	p.mu.Lock()
 	calls := w.calls
 	w.calls = nil
 	for _, k := range calls {
-		k.watch = nil
-		k.slot.over = append(k.slot.over, event{kind: eventGone})
+		k.watcher = nil
+		k.entry.terminal = append(k.entry.terminal, event{kind: eventCanceled})
 	}
-	p.watches.forget(w)
+	p.watchers.forget(w)
 	p.mu.Unlock()
 	for _, k := range calls {
-		k.tell(event{kind: eventGone})
+		k.notify(event{kind: eventCanceled})
 	}
 }
 
 // forget takes a watch out. The caller holds the table's lock.
-func (all watches) forget(w *contextWatch) {
+func (all ctxWatchers) forget(w *ctxWatcher) {
 	if all[w.done] == w {
 		delete(all, w.done)
 	}
@@ -161,15 +161,15 @@ func (all watches) forget(w *contextWatch) {
 
 // remove takes a call out of its watch, if it has one, and returns what ends the watch
 // when that was its last. The caller holds the table's lock.
-func (all watches) remove(k *call) (stop func() bool) {
-	w := k.watch
+func (all ctxWatchers) remove(k *call) (stop func() bool) {
+	w := k.watcher
 	if w == nil {
 		return nil
 	}
-	k.watch = nil
+	k.watcher = nil
 	last := len(w.calls) - 1
-	w.calls[k.watchPlace] = w.calls[last]
-	w.calls[k.watchPlace].watchPlace = k.watchPlace
+	w.calls[k.watcherIndex] = w.calls[last]
+	w.calls[k.watcherIndex].watcherIndex = k.watcherIndex
 	w.calls[last] = nil
 	if w.calls = w.calls[:last]; last > 0 {
 		return nil
@@ -180,9 +180,9 @@ func (all watches) remove(k *call) (stop func() bool) {
 
 // replace puts a call in the place of another in its watch. The caller holds the table's
 // lock.
-func (all watches) replace(k, by *call) {
-	if w := k.watch; w != nil {
-		w.calls[k.watchPlace] = by
-		by.watch, by.watchPlace, k.watch = w, k.watchPlace, nil
+func (all ctxWatchers) replace(k, by *call) {
+	if w := k.watcher; w != nil {
+		w.calls[k.watcherIndex] = by
+		by.watcher, by.watcherIndex, k.watcher = w, k.watcherIndex, nil
 	}
 }

@@ -57,7 +57,7 @@ func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 func TestDeadlinesKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l deadlines
+		var l deadlineList
 		begun := time.Now()
 		var calls []*call
 		for i := range 6 {
@@ -93,17 +93,17 @@ func TestDeadlineContext(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		made  bool // somebody asked before
-		then  func(c *deadlineContext, cancel context.CancelCauseFunc)
+		then  func(c *lazyContext, cancel context.CancelCauseFunc)
 		want  error
 		cause error
 	}{
-		{"under way", false, func(*deadlineContext, context.CancelCauseFunc) {}, nil, nil},
-		{"deadline", false, func(*deadlineContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
-		{"deadline, made", true, func(*deadlineContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
-		{"ended", false, func(c *deadlineContext, _ context.CancelCauseFunc) { c.end() }, context.Canceled, context.Canceled},
-		{"ended, made", true, func(c *deadlineContext, _ context.CancelCauseFunc) { c.end() }, context.Canceled, context.Canceled},
-		{"parent", false, func(_ *deadlineContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
-		{"parent, made", true, func(_ *deadlineContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
+		{"under way", false, func(*lazyContext, context.CancelCauseFunc) {}, nil, nil},
+		{"deadline", false, func(*lazyContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"deadline, made", true, func(*lazyContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"ended", false, func(c *lazyContext, _ context.CancelCauseFunc) { c.cancel() }, context.Canceled, context.Canceled},
+		{"ended, made", true, func(c *lazyContext, _ context.CancelCauseFunc) { c.cancel() }, context.Canceled, context.Canceled},
+		{"parent", false, func(_ *lazyContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
+		{"parent, made", true, func(_ *lazyContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -111,7 +111,7 @@ func TestDeadlineContext(t *testing.T) {
 				parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "value"))
 				defer cancel(nil)
 				ctx := withDeadline(parent, time.Now().Add(time.Minute))
-				defer ctx.end()
+				defer ctx.cancel()
 				if c.made {
 					ctx.Done()
 				}
@@ -159,12 +159,12 @@ func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
 	t.Parallel()
 	type key struct{}
 	ctx := withDeadline(context.WithValue(t.Context(), key{}, "value"), time.Now().Add(time.Hour))
-	defer ctx.end()
+	defer ctx.cancel()
 	wantSame(t, "value", ctx.Value(key{}), any("value"))
-	wantSame(t, "made", ctx.isMade(), false)
+	wantSame(t, "made", ctx.created(), false)
 	child, cancel := context.WithCancel(ctx) // hangs itself on the real one
 	defer cancel()
-	wantSame(t, "made", ctx.isMade(), true)
-	ctx.end()
+	wantSame(t, "made", ctx.created(), true)
+	ctx.cancel()
 	wantIs(t, child.Err(), context.Canceled)
 }

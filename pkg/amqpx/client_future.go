@@ -15,8 +15,8 @@ import (
 // goroutines.
 type Future struct {
 	client *Client
-	ctx    context.Context  //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *deadlineContext // ctx, when the future made it; nil when ctx is the caller's
+	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
+	own    *lazyContext    // ctx, when the future made it; nil when ctx is the caller's
 
 	watched observation
 
@@ -63,12 +63,12 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		f.through(c.handler, req)
+		f.runInGoroutine(c.handler, req)
 		return f
 	}
 	// Close waits until the call is left to its events, or seen to by a goroutine.
 	if !c.pending.unlessClosed(func() { c.futures.Add(1) }) {
-		f.settle(nil, c.notTaken(ErrClosed))
+		f.settle(nil, c.limitError(ErrClosed))
 		return f
 	}
 	defer c.futures.Done()
@@ -88,7 +88,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if f.ctx.Err() == nil {   // else the watch tells
 		k.send()
 	}
-	f.sleep(k)
+	f.park(k)
 	return f
 }
 
@@ -98,8 +98,8 @@ func (f *Future) bound(deadline time.Time) {
 	f.ctx = f.own
 }
 
-// through makes the call in a goroutine of its own.
-func (f *Future) through(h Handler, req *Request) {
+// runInGoroutine makes the call in a goroutine of its own.
+func (f *Future) runInGoroutine(h Handler, req *Request) {
 	req.Body = bytes.Clone(req.Body)
 	if _, ok := f.ctx.Deadline(); !ok {
 		f.bound(time.Now().Add(f.client.cfg.timeout))
@@ -122,21 +122,21 @@ func (f *Future) through(h Handler, req *Request) {
 	}
 }
 
-// sleep leaves the call to its events.
-func (f *Future) sleep(k *call) {
+// park leaves the call to its events.
+func (f *Future) park(k *call) {
 	f.mu.Lock()
 	f.state = futureAsleep
 	early := f.early
 	f.early = nil
 	f.mu.Unlock()
 	for _, ev := range early {
-		f.take(k, ev)
+		f.onEvent(k, ev)
 	}
 }
 
-// take takes an event of the call. This is the goroutine of whoever reports it, which
+// onEvent takes an event of the call. This is the goroutine of whoever reports it, which
 // must not wait: only a result takes no more than a moment.
-func (f *Future) take(k *call, ev event) {
+func (f *Future) onEvent(k *call, ev event) {
 	result := ev.kind == eventAnswered && k.answer.failed == nil && k.route.check == nil
 	f.mu.Lock()
 	state := f.state
@@ -146,7 +146,7 @@ func (f *Future) take(k *call, ev event) {
 	case state == futureAsleep:
 		f.state = futureAwake
 		if !result {
-			k.events = make(chan event, mostEvents)
+			k.events = make(chan event, maxEvents)
 			f.client.futures.Add(1) // here, so that Close, which tells every call before it waits, waits for it
 		}
 	}
@@ -154,15 +154,15 @@ func (f *Future) take(k *call, ev event) {
 	f.mu.Unlock()
 	switch {
 	case state == futureAsleep && result:
-		k.withdraw() // answered before a re-send left
+		k.cancelSend() // answered before a re-send left
 		f.client.pending.remove(k)
-		k.keep(&k.answer)
+		k.keepResponse(&k.answer)
 		f.client.account(k, k.answer.timing)
 		f.settle(k.answer.body, nil)
 	case state == futureAsleep:
 		go func() { // ends with the call, at the latest by Close
 			defer f.client.futures.Done()
-			f.settle(f.client.seeThrough(f.ctx, k, nil, ev))
+			f.settle(f.client.runCall(f.ctx, k, nil, ev))
 		}()
 	case state == futureAwake && events != nil: // else it has settled
 		events <- ev
@@ -172,13 +172,13 @@ func (f *Future) take(k *call, ev event) {
 // settle ends the future, once.
 func (f *Future) settle(answer []byte, err error) {
 	defer f.finish(answer, err) // also when an observer ends this goroutine
-	f.client.settled(f.watched, err)
+	f.client.recordCall(f.watched, err)
 }
 
 // finish sets what Wait returns.
 func (f *Future) finish(answer []byte, err error) {
 	if f.own != nil {
-		f.own.end()
+		f.own.cancel()
 	}
 	f.answer, f.err = answer, err
 	if done := f.done.Swap(settledFuture); done != nil {

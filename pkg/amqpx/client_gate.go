@@ -147,7 +147,7 @@ func (g *queueGate) refusing() time.Duration {
 func (g *queueGate) mayRenew(age time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.refusedFrom.IsZero() || time.Since(g.refusedFrom) < refusedLinkAfter || age < refusedLinkAfter<<min(g.renewals, 4) {
+	if g.refusedFrom.IsZero() || time.Since(g.refusedFrom) < nackedConnectionAfter || age < nackedConnectionAfter<<min(g.renewals, 4) {
 		return false
 	}
 	g.renewals++
@@ -164,31 +164,31 @@ func (g *queueGate) passage() (opened <-chan struct{}, epoch uint64) {
 
 // park holds a call back until the gate opens or the call has the turn to probe.
 func (k *call) park(gone <-chan struct{}) event {
-	g := k.route.gate
+	g := k.route.queueGate
 	opened, _ := g.passage()
 	if opened == nil {
-		return event{kind: eventTurn}
+		return event{kind: eventAttempt}
 	}
 	select {
 	case ev := <-k.events:
 		return ev
 	case <-gone:
-		return event{kind: eventGone}
+		return event{kind: eventCanceled}
 	case <-opened:
-		if k.lastFate == fateRefused && g.isFull() {
+		if k.lastResult == resultNacked && g.isFull() {
 			return event{kind: eventFull}
 		}
-		return event{kind: eventTurn}
+		return event{kind: eventAttempt}
 	case <-g.turn:
 		_, k.probes = g.passage()
-		return event{kind: eventTurn}
+		return event{kind: eventAttempt}
 	}
 }
 
 // endProbe gives the turn back, if the call has it.
 func (k *call) endProbe() {
 	if k.probes != 0 {
-		k.route.gate.pass(k.probes)
+		k.route.queueGate.pass(k.probes)
 		k.probes = 0
 	}
 }
@@ -197,7 +197,7 @@ func (k *call) endProbe() {
 // it was told to wait for a server, an earlier attempt of it, an idempotent one, left, or it
 // was nacked and did not run.
 func (k *call) mayPark() bool {
-	return k.req.sent.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastFate == fateRefused
+	return k.req.sent.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
 }
 
 // retryBudget is a token bucket that keeps retries to a share of the calls, so that

@@ -85,8 +85,8 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	return c, nil
 }
 
-// mostRetryBurst keeps the retry budget's arithmetic far from its bounds.
-const mostRetryBurst = 1_000_000
+// maxRetryBurst keeps the retry budget's arithmetic far from its bounds.
+const maxRetryBurst = 1_000_000
 
 // validateClient reports every fault of what servers do not share.
 func (c *clientConfig) validateClient() error {
@@ -112,8 +112,8 @@ func (c *clientConfig) validateClient() error {
 	if !(c.retryRatio >= 0 && c.retryRatio <= 1) { // not a number is neither
 		faults = append(faults, fmt.Errorf("retry ratio %v: want 0 to 1", c.retryRatio))
 	}
-	if c.retryBurst < 0 || c.retryBurst > mostRetryBurst {
-		faults = append(faults, fmt.Errorf("retry burst %d: want 0 to %d", c.retryBurst, mostRetryBurst))
+	if c.retryBurst < 0 || c.retryBurst > maxRetryBurst {
+		faults = append(faults, fmt.Errorf("retry burst %d: want 0 to %d", c.retryBurst, maxRetryBurst))
 	}
 	faults = append(faults, validateShared("WithCallOptions", c.callOptions))
 	for method, opts := range c.methods {

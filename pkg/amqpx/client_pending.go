@@ -8,20 +8,20 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// remembered is how many settled calls are kept in mind to tell a duplicate or a
+// maxRecent is how many settled calls are kept in mind to tell a duplicate or a
 // late answer from one that belongs to nobody.
-const remembered = 4096
+const maxRecent = 4096
 
-// verdict says whose an answer was.
-type verdict uint8
+// matchResult says whose an answer was.
+type matchResult uint8
 
 const (
-	verdictTaken       verdict = iota // it settled its call
-	verdictDuplicate                  // its call has an answer already
-	verdictRedelivered                // the same answer again, after a reconnect
-	verdictLate                       // its call was given up
-	verdictUnknown                    // no such call
-	verdictCanceled                   // its call was canceled, and so the server says
+	verdictTaken       matchResult = iota // it settled its call
+	verdictDuplicate                      // its call has an answer already
+	verdictRedelivered                    // the same answer again, after a reconnect
+	verdictLate                           // its call was given up
+	verdictUnknown                        // no such call
+	verdictCanceled                       // its call was canceled, and so the server says
 )
 
 // pending is the table of calls that wait for an answer, by correlation id.
@@ -30,29 +30,29 @@ const (
 type pending struct {
 	maxCalls, maxBytes int
 
-	mu      sync.Mutex
-	closed  bool
-	slots   map[string]*slot // of the calls that wait, and of the last that were settled
-	calls   int              // how many of them wait
-	bytes   int              // of the calls' bodies
-	ring    []*slot          // the last settled ones, in the order they are forgotten
-	next    int
-	due     deadlines
-	watches watches
+	mu        sync.Mutex
+	closed    bool
+	entries   map[string]*pendingEntry // of the calls that wait, and of the last that were settled
+	calls     int                      // how many of them wait
+	bytes     int                      // of the calls' bodies
+	recent    []*pendingEntry          // the last settled ones, in the order they are forgotten
+	next      int
+	deadlines deadlineList
+	watchers  ctxWatchers
 }
 
-// slot is a call's place in the table.
-type slot struct {
+// pendingEntry is a call's place in the table.
+type pendingEntry struct {
 	id       string
 	call     *call // nil when it was settled
 	answered bool
-	over     []event // that end its call, in whichever round it is
+	terminal []event // that end its call, in whichever round it is
 }
 
 // newPending returns a table of at most maxCalls calls with bodies of maxBytes
 // together.
 func newPending(maxCalls, maxBytes int) *pending {
-	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, slots: make(map[string]*slot), watches: make(watches)}
+	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, entries: make(map[string]*pendingEntry), watchers: make(ctxWatchers)}
 }
 
 // add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id that was
@@ -69,22 +69,22 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 		return false, ErrTooManyCalls
 	}
 	id := k.req.CorrelationID
-	if s := p.slots[id]; s != nil {
+	if s := p.entries[id]; s != nil {
 		k.req = s.anew(k.req)
 		id = k.req.CorrelationID
 	}
 	p.calls++
 	p.bytes += len(k.req.Body)
-	k.slot = &slot{id: id, call: k}
-	p.slots[id] = k.slot
-	return watch && p.due.add(k, p.expire), nil
+	k.entry = &pendingEntry{id: id, call: k}
+	p.entries[id] = k.entry
+	return watch && p.deadlines.add(k, p.expire), nil
 }
 
 // anew returns the request of a call whose correlation id s has. After a send that got no
 // response, or has none yet, it repeats that one: the idempotency key says so, and a server
 // that runs it, or has run it, does not run it again. After a response it is another call,
 // unless the application chose a key.
-func (s *slot) anew(req *Request) *Request {
+func (s *pendingEntry) anew(req *Request) *Request {
 	again := *req
 	again.CorrelationID = newID()
 	chosen := req.IdempotencyKey != "" && req.IdempotencyKey != s.id
@@ -104,27 +104,27 @@ func (s *slot) anew(req *Request) *Request {
 // expire tells the calls whose deadline has passed.
 func (p *pending) expire() {
 	p.mu.Lock()
-	expired := p.due.expired(time.Now())
+	expired := p.deadlines.expired(time.Now())
 	for _, k := range expired {
-		k.slot.over = append(k.slot.over, event{kind: eventExpired})
+		k.entry.terminal = append(k.entry.terminal, event{kind: eventExpired})
 	}
 	p.mu.Unlock()
 	for _, k := range expired {
-		k.tell(event{kind: eventExpired})
+		k.notify(event{kind: eventExpired})
 	}
 }
 
 // renew puts the next round of a call in its place: it takes an answer again.
 func (p *pending) renew(k *call) *call {
-	next := k.next()
+	next := k.nextRound()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next.slot = k.slot
-	next.slot.call, next.slot.answered = next, false
-	p.due.replace(k, next)
-	p.watches.replace(k, next)
+	next.entry = k.entry
+	next.entry.call, next.entry.answered = next, false
+	p.deadlines.replace(k, next)
+	p.watchers.replace(k, next)
 	// What ended the call was told to the round before, which nobody listens to any more.
-	for _, ev := range next.slot.over {
+	for _, ev := range next.entry.terminal {
 		next.events <- ev
 	}
 	return next
@@ -133,7 +133,7 @@ func (p *pending) renew(k *call) *call {
 // remove ends a call's registration; an answer that comes later is dropped.
 func (p *pending) remove(k *call) {
 	p.mu.Lock()
-	stop := p.watches.remove(k)
+	stop := p.watchers.remove(k)
 	p.forget(k)
 	p.mu.Unlock()
 	if stop != nil {
@@ -143,29 +143,29 @@ func (p *pending) remove(k *call) {
 
 // forget makes a call one of the last that were settled. The caller holds mu.
 func (p *pending) forget(k *call) {
-	p.due.remove(k)
+	p.deadlines.remove(k)
 	p.calls--
 	p.bytes -= len(k.req.Body)
-	k.slot.call = nil
-	if len(p.ring) < remembered {
-		p.ring = append(p.ring, k.slot)
+	k.entry.call = nil
+	if len(p.recent) < maxRecent {
+		p.recent = append(p.recent, k.entry)
 		return
 	}
-	if oldest := p.ring[p.next]; p.slots[oldest.id] == oldest { // its id may be in use again
-		delete(p.slots, oldest.id)
+	if oldest := p.recent[p.next]; p.entries[oldest.id] == oldest { // its id may be in use again
+		delete(p.entries, oldest.id)
 	}
-	p.ring[p.next] = k.slot
-	p.next = (p.next + 1) % remembered
+	p.recent[p.next] = k.entry
+	p.next = (p.next + 1) % maxRecent
 }
 
 // answer hands an answer that came alone to its call and says whose it was.
-func (p *pending) answer(d *amqp.Delivery) verdict {
+func (p *pending) answer(d *amqp.Delivery) matchResult {
 	a := receive(d)
 	p.mu.Lock()
-	k, v := p.slots[d.CorrelationId].match(&a)
+	k, v := p.entries[d.CorrelationId].match(&a)
 	p.mu.Unlock()
 	if k != nil {
-		k.tell(event{kind: eventAnswered})
+		k.notify(event{kind: eventAnswered})
 	}
 	return v
 }
@@ -175,19 +175,19 @@ func (p *pending) answerAll(answers []batchedAnswer) {
 	p.mu.Lock()
 	for i := range answers {
 		a := &answers[i]
-		a.call, a.verdict = p.slots[string(a.id)].match(&a.received)
+		a.call, a.verdict = p.entries[string(a.id)].match(&a.received)
 	}
 	p.mu.Unlock()
 	for i := range answers {
 		if k := answers[i].call; k != nil {
-			k.tell(event{kind: eventAnswered})
+			k.notify(event{kind: eventAnswered})
 		}
 	}
 }
 
 // match gives an answer to the call that it settles, or says why there is none. The
 // caller holds the table's lock.
-func (s *slot) match(a *received) (*call, verdict) {
+func (s *pendingEntry) match(a *received) (*call, matchResult) {
 	if s == nil {
 		return nil, verdictUnknown
 	}
@@ -212,7 +212,7 @@ func (s *slot) match(a *received) (*call, verdict) {
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.slots[r.CorrelationId]; s != nil && s.call != nil {
+	if s := p.entries[r.CorrelationId]; s != nil && s.call != nil {
 		s.call.returned.Store(true)
 	}
 }
@@ -227,7 +227,7 @@ func (p *pending) snapshot() []*call {
 // all is snapshot for a caller that holds mu.
 func (p *pending) all() []*call {
 	all := make([]*call, 0, p.calls)
-	for _, s := range p.slots {
+	for _, s := range p.entries {
 		if s.call != nil {
 			all = append(all, s.call)
 		}
@@ -239,14 +239,14 @@ func (p *pending) all() []*call {
 func (p *pending) close() {
 	p.mu.Lock()
 	p.closed = true
-	p.due.stop()
+	p.deadlines.stop()
 	all := p.all()
 	for _, k := range all {
-		k.slot.over = append(k.slot.over, event{kind: eventClosed})
+		k.entry.terminal = append(k.entry.terminal, event{kind: eventClosed})
 	}
 	p.mu.Unlock()
 	for _, k := range all {
-		k.tell(event{kind: eventClosed})
+		k.notify(event{kind: eventClosed})
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 func testRoute() *route {
-	return &route{queue: "q", outbox: newOutbox(), watch: newQueueWatch(), gate: newQueueGate()}
+	return &route{queue: "q", outbox: newOutbox(), watch: newQueueWatch(), queueGate: newQueueGate()}
 }
 
 func pendingCall(id string) *call {
@@ -28,7 +28,7 @@ func TestPendingVerdicts(t *testing.T) {
 		before      func(*pending, *call)
 		id          string
 		redelivered bool
-		want        verdict
+		want        matchResult
 	}{
 		{"first answer", waits, "a", false, verdictTaken},
 		{"first answer, redelivered", waits, "a", true, verdictTaken},
@@ -70,12 +70,12 @@ func answered(p *pending, k *call) { p.answer(answerTo(k.req.CorrelationID, fals
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
 	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
-	for i := range remembered + 3 {
+	for i := range maxRecent + 3 {
 		k := pendingCall(fmt.Sprint(i))
 		mustAdd(t, p, k)
 		p.remove(k)
 	}
-	for i := range remembered + 3 {
+	for i := range maxRecent + 3 {
 		want := verdictLate
 		if i < 3 {
 			want = verdictUnknown
@@ -84,7 +84,7 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 			t.Errorf("call %d: verdict %v, want %v", i, got, want)
 		}
 	}
-	wantSame(t, "remembered", len(p.slots), remembered)
+	wantSame(t, "remembered", len(p.entries), maxRecent)
 	wantSame(t, "pending", p.len(), 0)
 }
 
@@ -113,15 +113,15 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 	mustAdd(t, p, b)
 	for _, k := range []*call{a, b} {
 		k.stage.Store(uint32(stageQueued))
-		k.claim(1)
+		k.beginSend(1)
 	}
 	p.returned(amqp.Return{CorrelationId: "nobody"})
 	p.returned(amqp.Return{CorrelationId: "a"})
 	wantSame(t, "fates before the confirm", len(a.events), 0)
-	a.settle(fateConfirmed)
-	b.settle(fateConfirmed)
+	a.onResult(resultConfirmed)
+	b.onResult(resultConfirmed)
 	wantSame(t, "fates of a", len(a.events), 1)
-	wantSame(t, "fate of a", (<-a.events).fate, fateUnroutable)
+	wantSame(t, "fate of a", (<-a.events).result, resultReturned)
 	wantSame(t, "fates of b", len(b.events), 0)
 	wantSame(t, "mark left for the next attempt", a.returned.Load(), false)
 }
@@ -142,7 +142,7 @@ func TestPendingHandsAnAnswerToOneOfManyReaders(t *testing.T) {
 	for i := range 200 {
 		k := pendingCall(fmt.Sprint(i))
 		mustAdd(t, p, k)
-		verdicts := make(chan verdict, 4)
+		verdicts := make(chan matchResult, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {
 			wg.Go(func() { verdicts <- p.answer(answerTo(k.req.CorrelationID, false)) })

@@ -163,9 +163,9 @@ func (c *Client) startLooks(s *session) error {
 	}
 	l := &queueLooker{client: c, s: s, ch: ch}
 	l.queue = lookedQueue{name: c.route.queue, missing: newBackoff(lookEvery, lookMissingMax)}
-	if lane := c.route.lane; lane != nil {
+	if lane := c.route.batch; lane != nil {
 		l.lane = lookedQueue{name: lane.queue, missing: newBackoff(lookEvery, lookMissingMax)}
-		lane.shut()
+		lane.disable()
 	}
 	c.watch.forget()
 	s.run(l.run)
@@ -233,12 +233,12 @@ func (l *queueLooker) look() {
 		c.queueChanged(before, st)
 		c.showQueue(st)
 	}
-	if c.route.lane != nil && !now.Before(l.lane.due) {
+	if c.route.batch != nil && !now.Before(l.lane.due) {
 		found, err := l.ask(&l.lane)
 		st := stateOf(found, err)
 		l.lane.plan(st)
-		if c.route.lane.found(st); st.consumers == 0 {
-			c.leaveLane()
+		if c.route.batch.found(st); st.consumers == 0 {
+			c.resendBatched()
 		}
 	}
 	l.count()
@@ -333,7 +333,7 @@ func (l *queueLooker) count() {
 	w := l.client.watch
 	all := int32(min(w.last().consumers, math.MaxInt32)) //nolint:gosec // bounded.
 	w.servers.Store(all)
-	if lane := l.client.route.lane; lane != nil {
+	if lane := l.client.route.batch; lane != nil {
 		w.others.Store(max(all-lane.servers.Load(), 0))
 	}
 }
@@ -344,7 +344,7 @@ func (l *queueLooker) count() {
 func (c *Client) queueChanged(before, now queueState) {
 	switch {
 	case now.missing && !before.missing:
-		c.route.gate.shut(false)
+		c.route.queueGate.shut(false)
 		c.resendConfirmed()
 	case before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
 		c.resendConfirmed()
@@ -357,7 +357,7 @@ func (c *Client) showQueue(st queueState) {
 	switch {
 	case st.away:
 		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + st.text()
-	case c.route.gate.refusing() > 0 && !c.route.gate.isFull():
+	case c.route.queueGate.refusing() > 0 && !c.route.queueGate.isFull():
 		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + ErrQueueUnavailable.Error()
 	}
 	if now := c.Status(); now.State == StateReady && now.Reason != reason {
@@ -370,11 +370,11 @@ func (c *Client) showQueue(st queueState) {
 }
 
 // resendConfirmed has the idempotent calls whose requests the broker had confirmed sent
-// again. The requests of those in batches are in another queue (leaveLane).
+// again. The requests of those in batches are in another queue (resendBatched).
 func (c *Client) resendConfirmed() {
 	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && !k.batched.Load() && k.move(stageConfirmed, stageLost) {
-			k.tell(event{fate: fateLost})
+		if k.req.Idempotent && !k.batched.Load() && k.transition(stageConfirmed, stageLost) {
+			k.notify(event{result: resultLost})
 		}
 	}
 }
@@ -384,7 +384,7 @@ func (c *Client) resendConfirmed() {
 // still answers what it has begun.
 func (l *queueLooker) checkServed() {
 	c, st := l.client, l.client.watch.last()
-	lane := c.route.lane
+	lane := c.route.batch
 	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 {
 		l.unserved = time.Time{}
 		return
@@ -397,8 +397,8 @@ func (l *queueLooker) checkServed() {
 		return
 	}
 	for _, k := range c.pending.snapshot() {
-		if !k.req.sent.waitForServer && k.move(stageConfirmed, stageLost) {
-			k.tell(event{fate: fateUnserved})
+		if !k.req.sent.waitForServer && k.transition(stageConfirmed, stageLost) {
+			k.notify(event{result: resultUnserved})
 		}
 	}
 }
@@ -427,7 +427,7 @@ func (l *queueLooker) someServerListens() bool {
 	switch {
 	case !l.client.cfg.control || k.ch == nil && k.open == nil && time.Now().Before(k.after):
 		return false
-	case l.s.gate.opening() != nil:
+	case l.s.flow.unblocked() != nil:
 		return true
 	}
 	if k.open == nil {
@@ -462,10 +462,10 @@ func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 		}
 		a.returned = a.ch.NotifyReturn(make(chan amqp.Return, 1))
 	}
-	if a.err = a.ch.publishToAll(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
+	if a.err = a.ch.publishFanout(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
 		return a
 	}
-	if a.err = a.ch.sync(); a.err != nil { // a return comes before its answer
+	if a.err = a.ch.barrier(); a.err != nil { // a return comes before its answer
 		return a
 	}
 	select {

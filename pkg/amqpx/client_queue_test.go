@@ -196,7 +196,7 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
 		got := <-done
 		wantAnswer(t, got, "x")
-		if got.took < refusedLinkAfter || got.took > 3*refusedLinkAfter {
+		if got.took < nackedConnectionAfter || got.took > 3*nackedConnectionAfter {
 			t.Errorf("took %v", got.took)
 		}
 	})
@@ -214,12 +214,12 @@ func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 		}
 		r.broker.fail(DefaultQueue, all...)
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
-		pass(refusedLinkAfter + 2*time.Second)
+		pass(nackedConnectionAfter + 2*time.Second)
 		wantSame(t, "generation", r.client.Status().Generation, 2)
 		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
 		wantAnswer(t, <-done, "x")
 		settle() // the confirm may come after the answer
-		wantSame(t, "the gate is shut", r.client.route.gate.isShut.Load(), false)
+		wantSame(t, "the gate is shut", r.client.route.queueGate.isShut.Load(), false)
 	})
 }
 
@@ -278,7 +278,7 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 			pass(time.Second)
 		}
-		wantSame(t, "the lane is open to", r.client.route.lane.servers.Load(), 0)
+		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
 		wantSame(t, "channels opened", channels.Load(), 1)
 		wantSame(t, "generation", r.client.Status().Generation, 1)
 		wantIs(t, (<-goCall(r.client, within(t, time.Minute), "m", nil)).err)
@@ -295,7 +295,7 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
 		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 1)
-		wantSame(t, "the lane is open to", r.client.route.lane.servers.Load(), 0)
+		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
 		pass(time.Minute)
 		r.openLane()
 	})
@@ -336,7 +336,7 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 func TestShareOfCallsThatGoAlone(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ unpack, others, want int32 }{{9, 1, 200}, {3, 1, 500}, {1, 1, 750}, {1, 5, 750}} {
-		l := newCallLane("q", nil, func() {})
+		l := newBatchTarget("q", nil, func() {})
 		l.servers.Store(c.unpack)
 		n := int32(0)
 		for range 1000 {

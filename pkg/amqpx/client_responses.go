@@ -17,8 +17,8 @@ const (
 	answersAckPause = 200 * time.Millisecond
 )
 
-// replies reads a client's reply queue for one session. It is for one goroutine.
-type replies struct {
+// responseReader reads a client's reply queue for one session. It is for one goroutine.
+type responseReader struct {
 	client *Client
 	batch  []batchedAnswer // of the last one, for reuse
 }
@@ -26,7 +26,7 @@ type replies struct {
 // read hands every answer to its call. Answers are acknowledged late and
 // many at once: an answer that the broker pushed into a dying connection must come
 // again, and one acknowledgement for each would double the traffic.
-func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
+func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
 	tick := time.NewTicker(answersAckPause)
 	defer tick.Stop()
 	var last uint64 // the newest tag
@@ -45,7 +45,7 @@ func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool)
 			if !s.answered.Load() {
 				s.answered.Store(true)
 			}
-			r.take(&d)
+			r.handle(&d)
 			last, open = d.DeliveryTag, open+1
 			if open < answersAckEvery {
 				continue
@@ -64,8 +64,8 @@ func (r *replies) read(s *session, deliveries <-chan amqp.Delivery, direct bool)
 	}
 }
 
-// take hands the answers in a message to their calls.
-func (r *replies) take(d *amqp.Delivery) {
+// handle hands the answers in a message to their calls.
+func (r *responseReader) handle(d *amqp.Delivery) {
 	c := r.client
 	if d.ContentType != contentTypeAnswers {
 		c.counts.dropped(c.pending.answer(d))
@@ -245,7 +245,7 @@ func (c *Client) deleteAbandoned(s *session, names []string) {
 	for range abandonedTries {
 		var left []string
 		for _, name := range names {
-			if onOwnChannel(s.sub, func(ch channel) error {
+			if withTempChannel(s.sub, func(ch channel) error {
 				_, err := ch.QueueDelete(name, false, false, false)
 				return err
 			}) != nil {
@@ -278,7 +278,7 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 	// is a failure of the session.
 	err := s.subCh.Cancel(replyConsumer, false)
 	if err == nil {
-		err = onOwnChannel(s.sub, func(ch channel) error {
+		err = withTempChannel(s.sub, func(ch channel) error {
 			_, err := ch.QueueDelete(s.replyTo, false, false, false)
 			return err
 		})

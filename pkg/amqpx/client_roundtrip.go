@@ -26,7 +26,7 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, again when
 // that is safe, and waits for the answer. A context without a deadline gets the client's
 // default: it is the caller's own, or middleware detached it.
-func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a deadlineContext is its parent's child.
+func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	deadline, hasDeadline := ctx.Deadline()
 	if !hasDeadline {
 		deadline = time.Now().Add(c.cfg.timeout)
@@ -37,10 +37,10 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 	}
 	if !hasDeadline && !watched { // else the pending table watches the deadline
 		bounded := withDeadline(ctx, deadline)
-		defer bounded.end()
+		defer bounded.cancel()
 		ctx = bounded
 	}
-	return c.seeThrough(ctx, k, ctx.Done(), event{kind: eventTurn})
+	return c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
 }
 
 // begin registers a call, for a future or for a goroutine that waits. Where the deadline
@@ -55,10 +55,10 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	}
 	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
 	if f == nil {
-		k.events = make(chan event, mostEvents)
+		k.events = make(chan event, maxEvents)
 	}
 	if watched, err = c.pending.add(k, ours); err != nil {
-		return nil, false, c.notTaken(err)
+		return nil, false, c.limitError(err)
 	}
 	// A call that gives up may leave the publisher in the middle of its body, which
 	// belongs to the caller again then.
@@ -67,21 +67,21 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	return k, watched, nil
 }
 
-// seeThrough takes a call from an event to its end.
-func (c *Client) seeThrough(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
+// runCall takes a call from an event to its end.
+func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
 	defer func() {
-		k.withdraw() // answered before a re-send left
+		k.cancelSend() // answered before a re-send left
 		k.endProbe()
 		c.pending.remove(k)
 	}()
-	answer, t, err := c.exchange(ctx, k, gone, ev)
+	answer, t, err := c.awaitResponse(ctx, k, gone, ev)
 	for k.refusal != nil {
 		wait, ok := c.afterRefusal(k, gone)
 		if !ok {
 			break
 		}
 		k = c.pending.renew(k)
-		answer, t, err = c.exchange(ctx, k, gone, k.pause(gone, wait))
+		answer, t, err = c.awaitResponse(ctx, k, gone, k.pause(gone, wait))
 	}
 	c.account(k, t)
 	return answer, err
@@ -112,9 +112,9 @@ func (c *Client) account(k *call, t timing) {
 	}
 }
 
-// notTaken makes the error of a call that the pending table refused. It is not
+// limitError makes the error of a call that the pending table refused. It is not
 // retried here: the bound is there to be felt.
-func (c *Client) notTaken(sentinel error) error {
+func (c *Client) limitError(sentinel error) error {
 	if errors.Is(sentinel, ErrClosed) {
 		return localError(CodeUnavailable, DidNotRun, sentinel, "")
 	}
@@ -125,34 +125,34 @@ func (c *Client) notTaken(sentinel error) error {
 	return e
 }
 
-// exchange makes attempts until one is answered or nothing more may be sent.
-func (c *Client) exchange(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
+// awaitResponse makes attempts until one is answered or nothing more may be sent.
+func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
 	for {
 		switch ev.kind {
-		case eventTurn:
+		case eventAttempt:
 			ev = k.attempt(gone)
-		case eventFate, eventFull:
+		case eventPublished, eventFull:
 			var err error
 			if ev, err = c.afterEvent(k, gone, ev); err == nil {
 				continue
 			}
-			if k.hasArrived() { // an answer is better than the error
-				return k.read(&k.answer)
+			if k.drainEvents() { // an answer is better than the error
+				return k.decode(&k.answer)
 			}
 			return nil, timing{}, err
 		case eventAnswered:
-			return k.read(&k.answer)
-		case eventExpired, eventGone, eventClosed:
-			if k.hasArrived() { // which is better than the error of giving up
-				return k.read(&k.answer)
+			return k.decode(&k.answer)
+		case eventExpired, eventCanceled, eventClosed:
+			if k.drainEvents() { // which is better than the error of giving up
+				return k.decode(&k.answer)
 			}
-			return nil, timing{}, c.gaveUp(k, why(ctx, ev))
+			return nil, timing{}, c.abandonError(k, eventCause(ctx, ev))
 		}
 	}
 }
 
-// why returns the error that an event means: nil when the client is closed.
-func why(ctx context.Context, ev event) error {
+// eventCause returns the error that an event means: nil when the client is closed.
+func eventCause(ctx context.Context, ev event) error {
 	switch ev.kind {
 	case eventExpired:
 		return context.DeadlineExceeded
@@ -167,11 +167,11 @@ func why(ctx context.Context, ev event) error {
 func (k *call) attempt(gone <-chan struct{}) event {
 	select {
 	case <-gone:
-		return event{kind: eventGone}
+		return event{kind: eventCanceled}
 	default:
 	}
-	if k.probes == 0 && k.route.gate.isShut.Load() && k.mayPark() {
-		if ev := k.park(gone); ev.kind != eventTurn {
+	if k.probes == 0 && k.route.queueGate.isShut.Load() && k.mayPark() {
+		if ev := k.park(gone); ev.kind != eventAttempt {
 			return ev
 		}
 	}
@@ -186,34 +186,34 @@ func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
 	case ev := <-k.events:
 		return ev
 	case <-gone:
-		return event{kind: eventGone}
+		return event{kind: eventCanceled}
 	case <-after:
-		return event{kind: eventTurn}
+		return event{kind: eventAttempt}
 	}
 }
 
 // pause waits before the next attempt; any event ends it.
 func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
 	if d <= 0 {
-		return event{kind: eventTurn}
+		return event{kind: eventAttempt}
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	return k.await(gone, timer.C)
 }
 
-// hasArrived reports whether an answer has arrived that nobody has seen, and notes the
+// drainEvents reports whether an answer has arrived that nobody has seen, and notes the
 // fates of attempts.
-func (k *call) hasArrived() bool {
+func (k *call) drainEvents() bool {
 	for {
 		select {
 		case ev := <-k.events:
 			switch ev.kind {
 			case eventAnswered:
 				return true
-			case eventFate:
-				k.note(ev.fate)
-			case eventExpired, eventClosed, eventGone, eventTurn, eventFull:
+			case eventPublished:
+				k.recordResult(ev.result)
+			case eventExpired, eventClosed, eventCanceled, eventAttempt, eventFull:
 			}
 		default:
 			return false
@@ -221,13 +221,13 @@ func (k *call) hasArrived() bool {
 	}
 }
 
-// keep notes the response for the caller's [CallInfo].
-func (k *call) keep(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
+// keepResponse notes the response for the caller's [CallInfo].
+func (k *call) keepResponse(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
 
-// read reads the call's answer. A refusal speaks for the one request it answers: it
+// decode reads the call's answer. A refusal speaks for the one request it answers: it
 // proves nothing about an earlier one that may have arrived.
-func (k *call) read(a *reply) ([]byte, timing, error) {
-	k.keep(a)
+func (k *call) decode(a *reply) ([]byte, timing, error) {
+	k.keepResponse(a)
 	failed := a.failed
 	if failed == nil {
 		if k.route.check != nil {
@@ -264,10 +264,10 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 	return wait, true
 }
 
-// note keeps what an attempt's fate proves.
-func (k *call) note(f fate) {
-	k.lastFate = f
-	k.uncertain = k.uncertain || f == fateLost || f == fateSuspect || f == fateUnserved || f == fateRefused && !k.route.nackProves
+// recordResult keeps what an attempt's fate proves.
+func (k *call) recordResult(f publishResult) {
+	k.lastResult = f
+	k.uncertain = k.uncertain || f == resultLost || f == resultSuspect || f == resultUnserved || f == resultNacked && !k.route.nackProves
 }
 
 // afterEvent decides what follows an attempt that got no answer.
@@ -275,29 +275,29 @@ func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, err
 	if ev.kind == eventFull {
 		return c.afterFull(k, gone)
 	}
-	return c.afterFate(k, gone, ev.fate)
+	return c.afterPublish(k, gone, ev.result)
 }
 
-// afterFate decides what follows an attempt that got no answer: another one, at once or
+// afterPublish decides what follows an attempt that got no answer: another one, at once or
 // after a wait, or the error.
-func (c *Client) afterFate(k *call, gone <-chan struct{}, f fate) (event, error) {
-	k.note(f)
+func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publishResult) (event, error) {
+	k.recordResult(f)
 	outcome := k.outcome()
-	again := event{kind: eventTurn}
+	again := event{kind: eventAttempt}
 	switch f {
-	case fateUnsent:
+	case resultUnsent:
 		return again, nil
-	case fateRejected:
+	case resultRejected:
 		return again, rejectedError(outcome, k.rejection)
-	case fateLost, fateSuspect:
+	case resultLost, resultSuspect:
 		if k.req.Idempotent {
 			return again, nil
 		}
 		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
-	case fateUnserved:
+	case resultUnserved:
 		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
-	case fateUnroutable:
-		if c.route.gate.shut(false) {
+	case resultReturned:
+		if c.route.queueGate.shut(false) {
 			c.resendConfirmed() // what was in the queue is gone with it
 		}
 		k.endProbe()
@@ -328,33 +328,33 @@ func rejectedError(outcome Outcome, cause error) error {
 // costs no budget. Only an idempotent call is sent again, unless the nack proves that it did
 // not run.
 func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
-	full := c.route.gate.isFull()
+	full := c.route.queueGate.isFull()
 	if !full {
 		if ev, over := k.awaitLook(gone); over {
 			return ev, nil
 		}
 	}
 	st, batched := c.watch.last(), k.batched.Load()
-	full = full || st.full() || batched && c.route.lane.messages.Load() > 0
+	full = full || st.full() || batched && c.route.batch.messages.Load() > 0
 	switch {
 	case !k.req.Idempotent && k.uncertain:
 		return event{}, c.nackError(k, full, k.nextWait())
 	case batched: // the lane is shut now
 		return k.pause(gone, k.nextWait()), nil
-	case full && c.route.gate.isFull():
+	case full && c.route.queueGate.isFull():
 		k.endProbe()
 		return c.afterFull(k, gone)
 	case full && k.probes != 0: // a second nack: the first may have been of a queue that ended
-		c.route.gate.full()
+		c.route.queueGate.full()
 		k.probes = 0
 		return c.afterFull(k, gone)
 	}
-	if c.route.gate.shut(true) && !full {
+	if c.route.queueGate.shut(true) && !full {
 		c.resendConfirmed() // may be gone with what the queue's process had in memory
 	}
 	k.endProbe()
 	if !st.away && !full {
-		c.renewLink()
+		c.replaceConnection()
 	}
 	return k.park(gone), nil
 }
@@ -367,7 +367,7 @@ func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	case ev := <-k.events:
 		return ev, true
 	case <-gone:
-		return event{kind: eventGone}, true
+		return event{kind: eventCanceled}, true
 	case <-k.route.watch.next():
 	case <-limit.C: // there is no link, or it is slow
 	}
@@ -417,31 +417,31 @@ func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
 	return e
 }
 
-// refusedLinkAfter is how long the broker may nack every request on a link, though the
+// nackedConnectionAfter is how long the broker may nack every request on a link, though the
 // queue answers and is not at its bound, before the link is replaced. RabbitMQ 3.10 and
 // 3.11 do so for as long as a channel lives that first published to a quorum queue while
 // that elected its leader.
-const refusedLinkAfter = 2 * time.Second
+const nackedConnectionAfter = 2 * time.Second
 
-// errLinkRefused means that a link was given up because the broker nacks what is published
+// errConnectionNacked means that a link was given up because the broker nacks what is published
 // on it.
-var errLinkRefused error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
+var errConnectionNacked error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
 
-// renewLink ends a session on which the broker has nacked every request for a while.
-func (c *Client) renewLink() {
-	if s := c.sup.current(); s != nil && c.route.gate.mayRenew(time.Since(s.begun)) {
-		s.fail(errLinkRefused)
+// replaceConnection ends a session on which the broker has nacked every request for a while.
+func (c *Client) replaceConnection() {
+	if s := c.sup.current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.start)) {
+		s.fail(errConnectionNacked)
 	}
 }
 
-// gaveUp makes the error of a call whose context or time ended, with the reason why it
+// abandonError makes the error of a call whose context or time ended, with the reason why it
 // got no further; without a cause the client was closed.
-func (c *Client) gaveUp(k *call, cause error) error {
+func (c *Client) abandonError(k *call, cause error) error {
 	outcome := k.outcome()
 	if cause == nil {
 		return localError(CodeUnavailable, outcome, ErrClosed, "")
 	}
-	c.giveUp(k.req, cause, outcome)
+	c.sendCancel(k.req, cause, outcome)
 	detail, sentinel := c.reasonOf(k)
 	e := contextError(cause, outcome, sentinel, detail)
 	switch {
@@ -459,7 +459,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	st, at := c.Status(), stage(k.stage.Load())
 	queue := fmt.Sprintf("queue %q", k.route.queue)
 	waits := at == stageSettled || at == stageLost // for its next attempt
-	shut := waits && c.route.gate.isShut.Load()
+	shut := waits && c.route.queueGate.isShut.Load()
 	switch {
 	case st.State == StateBlocked:
 		return st.Reason, ErrBlocked
@@ -468,11 +468,11 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 			detail = st.Err.Error()
 		}
 		return detail, ErrNotConnected
-	case waits && k.lastFate == fateUnroutable, shut && k.lastFate != fateRefused && c.route.gate.refusing() == 0:
+	case waits && k.lastResult == resultReturned, shut && k.lastResult != resultNacked && c.route.queueGate.refusing() == 0:
 		return c.noQueue(k)
-	case waits && k.lastFate == fateRefused && (c.route.gate.isFull() || c.watch.last().full()):
+	case waits && k.lastResult == resultNacked && (c.route.queueGate.isFull() || c.watch.last().full()):
 		return queue, ErrRefused
-	case shut, waits && k.lastFate == fateRefused:
+	case shut, waits && k.lastResult == resultNacked:
 		return queue, ErrQueueUnavailable
 	}
 	return "no answer from " + queue + c.observed(k, at), nil
@@ -482,7 +482,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 func (c *Client) observed(k *call, at stage) string {
 	var all []string
 	switch at {
-	case stageWithdrawn:
+	case stageCanceled:
 		all = append(all, "it was not sent, because the broker has not confirmed earlier requests")
 	case stageWritten:
 		all = append(all, "the broker has not confirmed the request")
@@ -535,8 +535,8 @@ func (c *Client) checkAttempts(s *session) {
 		now := time.Now().UnixNano()
 		for _, k := range c.pending.snapshot() {
 			doublings := min(max(k.sent.Load()-1, 0), attemptDoublings)
-			if k.req.Idempotent && now-k.sentAt.Load() >= int64(limit)<<doublings && k.move(stageConfirmed, stageLost) {
-				k.tell(event{fate: fateLost})
+			if k.req.Idempotent && now-k.sentAt.Load() >= int64(limit)<<doublings && k.transition(stageConfirmed, stageLost) {
+				k.notify(event{result: resultLost})
 			}
 		}
 	}

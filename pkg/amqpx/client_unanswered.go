@@ -18,13 +18,13 @@ import (
 // way of the others, whether servers answer, and leaves for a node where they do.
 
 const (
-	// unansweredFirst, unansweredGrowth and unansweredMost bound how long no response may come
+	// unansweredFirst, unansweredGrowth and maxUnansweredPause bound how long no response may come
 	// before the client asks. The time grows with each question until a response comes, so
 	// that a client whose servers are all gone asks less and less often, and one that has left
 	// a node in vain stays for longer.
-	unansweredFirst  = 10 * time.Second
-	unansweredGrowth = 3
-	unansweredMost   = 5 * time.Minute
+	unansweredFirst    = 10 * time.Second
+	unansweredGrowth   = 3
+	maxUnansweredPause = 5 * time.Minute
 	// unansweredCalls is how many calls must have failed without a response meanwhile.
 	unansweredCalls = 3
 	// unansweredCheck is the pause between two checks of these bounds.
@@ -47,7 +47,7 @@ func (e *servedElsewhereError) Error() string {
 	return "no call is answered here, and servers answer by way of " + e.address
 }
 
-func (e *servedElsewhereError) Unwrap() error { return errLinkEnded }
+func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
 
 // noteUnanswered counts a call that failed without a response, as far as its code tells.
 func (c *Client) noteUnanswered(err error) {
@@ -92,11 +92,11 @@ func (c *Client) checkAnswered(s *session) {
 			u.failed.Store(0)
 			continue
 		}
-		if time.Since(since) < u.wait || u.failed.Load() < unansweredCalls || s.gate.opening() != nil {
+		if time.Since(since) < u.wait || u.failed.Load() < unansweredCalls || s.flow.unblocked() != nil {
 			continue
 		}
 		if !c.isServed(s, confirmed.After(since.Add(unansweredFirst/2))) {
-			u.wait = min(unansweredGrowth*u.wait, unansweredMost)
+			u.wait = min(unansweredGrowth*u.wait, maxUnansweredPause)
 			if address, ok := c.servedElsewhere(s); ok {
 				s.fail(&servedElsewhereError{address})
 				return
@@ -135,7 +135,7 @@ func withinSession(s *session, most time.Duration) (context.Context, context.Can
 }
 
 // isPinged reports whether a server answers a ping over a connection.
-func (c *Client) isPinged(ctx context.Context, l link) (answered bool) {
+func (c *Client) isPinged(ctx context.Context, l brokerConn) (answered bool) {
 	if !c.cfg.control {
 		return false
 	}
@@ -177,7 +177,7 @@ func (c *Client) servesAt(s *session, t brokerTarget) bool {
 		return true
 	}
 	consumers := 0
-	_ = onOwnChannel(l, func(ch channel) error {
+	_ = withTempChannel(l, func(ch channel) error {
 		q, err := ch.QueueDeclarePassive(c.route.queue, true, false, false, false, nil)
 		consumers = q.Consumers
 		return err
@@ -202,8 +202,8 @@ const (
 	elsewhereWaitMax = 64 * time.Millisecond
 	// nowhereFor is how long a method that no server has is known as that.
 	nowhereFor = time.Second
-	// nowhereMost bounds how many of these are remembered.
-	nowhereMost = 1024
+	// maxMissingMethods bounds how many of these are remembered.
+	maxMissingMethods = 1024
 )
 
 // nowhere remembers the methods that no server had a moment ago. Safe for concurrent use.
@@ -224,7 +224,7 @@ func (n *nowhere) has(method string) bool {
 func (n *nowhere) add(method string) (first bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.until == nil || len(n.until) >= nowhereMost {
+	if n.until == nil || len(n.until) >= maxMissingMethods {
 		n.until = make(map[string]time.Time)
 	}
 	n.until[method] = time.Now().Add(nowhereFor)

@@ -26,7 +26,7 @@ type sides struct {
 
 const sidesURL = "amqp://app:secret@left.test:5672/,amqp://app:secret@right.test:5672/"
 
-func (s *sides) dial(ctx context.Context, url, name string) (link, error) {
+func (s *sides) dial(ctx context.Context, url, name string) (brokerConn, error) {
 	if !strings.Contains(url, "right") {
 		return s.left.dial(ctx, url, name)
 	}

@@ -28,7 +28,7 @@ type netDialer struct {
 	limits       contentLimits
 }
 
-func (d netDialer) dial(ctx context.Context, url, name string) (link, error) {
+func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, error) {
 	conns := &dialedSocket{}
 	stop := context.AfterFunc(ctx, conns.cut)
 	defer stop()
@@ -155,8 +155,8 @@ func (l *netLink) closed() <-chan *amqp.Error      { return l.ended }
 func (l *netLink) blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *netLink) received() uint64                { return l.socket.received.Load() }
 func (l *netLink) frameSize() int                  { return l.conn.Config.FrameSize }
-func (l *netLink) hold()                           { l.socket.hold() }
-func (l *netLink) release()                        { l.socket.release() }
+func (l *netLink) cork()                           { l.socket.cork() }
+func (l *netLink) uncork()                         { l.socket.uncork() }
 func (l *netLink) cut()                            { _ = l.socket.Close() }
 
 func (l *netLink) claim(n int) int64 {
@@ -187,9 +187,9 @@ type netChannel struct {
 	turn chan struct{}
 }
 
-// sync implements channel by a method that the broker answers in its turn, and that
+// barrier implements channel by a method that the broker answers in its turn, and that
 // changes nothing: the prefetch is that of consumers to come, of which there are none.
-func (c *netChannel) sync() error {
+func (c *netChannel) barrier() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
 	return c.Channel.Qos(1, 0, false)
@@ -210,7 +210,7 @@ func (c *netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (c
 	return confirm, nil
 }
 
-func (c *netChannel) publishToAll(exchange string, msg amqp.Publishing) error {
+func (c *netChannel) publishFanout(exchange string, msg amqp.Publishing) error {
 	return c.Publish(exchange, "", true, false, msg)
 }
 

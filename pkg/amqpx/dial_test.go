@@ -61,12 +61,12 @@ func TestDialedLinkPublishesAndCloses(t *testing.T) {
 	if err := ch.Confirm(false); err != nil {
 		t.Fatal(err)
 	}
-	l.hold()
+	l.cork()
 	word, err := ch.publish("q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.release()
+	l.uncork()
 	<-word.Done()
 	wantSame(t, "confirmed", word.Acked(), true)
 	l.close()

@@ -95,7 +95,7 @@ func (o onFake) applyServer(c *serverConfig) {
 }
 
 // dial implements dialer.
-func (b *fakeBroker) dial(ctx context.Context, url, name string) (link, error) {
+func (b *fakeBroker) dial(ctx context.Context, url, name string) (brokerConn, error) {
 	b.mu.Lock()
 	b.dials = append(b.dials, url)
 	hook := b.onDial

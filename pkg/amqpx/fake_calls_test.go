@@ -18,8 +18,8 @@ func (c *fakeChannel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
-// sync implements channel: its answer comes after everything that was sent before.
-func (c *fakeChannel) sync() error {
+// barrier implements channel: its answer comes after everything that was sent before.
+func (c *fakeChannel) barrier() error {
 	answered := make(chan struct{})
 	err := c.do("sync", c.link.name, func() *amqp.Error {
 		c.link.post(func() { close(answered) })
@@ -127,8 +127,8 @@ func (b *fakeBroker) hasFanout(name string) *amqp.Error {
 	return nil
 }
 
-// publishToAll implements channel.
-func (c *fakeChannel) publishToAll(exchange string, msg amqp.Publishing) error {
+// publishFanout implements channel.
+func (c *fakeChannel) publishFanout(exchange string, msg amqp.Publishing) error {
 	return c.do("publish", exchange, func() *amqp.Error {
 		b := c.link.broker
 		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {

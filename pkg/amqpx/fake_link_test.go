@@ -185,7 +185,7 @@ func (l *fakeLink) call(op, name string) error {
 func (l *fakeLink) closed() <-chan *amqp.Error      { return l.ended }
 func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *fakeLink) frameSize() int                  { return l.broker.frameSize }
-func (l *fakeLink) release()                        {}
+func (l *fakeLink) uncork()                         {}
 
 // limits are those of a server that startBounded started, for its own links.
 func (l *fakeLink) limits() contentLimits {
@@ -241,7 +241,7 @@ func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
 	return d
 }
 
-func (l *fakeLink) hold() {
+func (l *fakeLink) cork() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.holds++

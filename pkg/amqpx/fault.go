@@ -12,9 +12,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// linkError is why an attempt failed or a link ended, in words an operator can act
+// connectionError is why an attempt failed or a link ended, in words an operator can act
 // on. It never holds a URL with a password.
-type linkError struct {
+type connectionError struct {
 	broker string // host:port
 	kind   FaultKind
 	step   string // of the set-up that failed, with the queue; "" if it is not known
@@ -26,7 +26,7 @@ type linkError struct {
 	cause error
 }
 
-func (f *linkError) Error() string {
+func (f *connectionError) Error() string {
 	text := "broker " + f.broker + ": "
 	if f.step != "" {
 		text += f.step + ": "
@@ -38,7 +38,7 @@ func (f *linkError) Error() string {
 	return text + ": " + f.cause.Error()
 }
 
-func (f *linkError) Unwrap() error { return f.cause }
+func (f *connectionError) Unwrap() error { return f.cause }
 
 // The steps of an attempt, as faults name them.
 const (
@@ -107,14 +107,14 @@ func (e *kindError) Error() string {
 func (e *kindError) Unwrap() error { return e.cause }
 
 // faultsIn returns the faults of the nodes that were tried.
-func faultsIn(err error) []*linkError {
+func faultsIn(err error) []*connectionError {
 	all := []error{err}
 	if nodes, ok := err.(interface{ Unwrap() []error }); ok {
 		all = nodes.Unwrap()
 	}
-	var faults []*linkError
+	var faults []*connectionError
 	for _, e := range all {
-		if f, ok := errors.AsType[*linkError](e); ok {
+		if f, ok := errors.AsType[*connectionError](e); ok {
 			faults = append(faults, f)
 		}
 	}
@@ -125,16 +125,16 @@ func faultsIn(err error) []*linkError {
 // one, lasts until an operator acts.
 func needsOperator(err error) (some, every bool) {
 	faults := faultsIn(err)
-	isSlow := func(f *linkError) bool { return f.pace == paceSlow }
+	isSlow := func(f *connectionError) bool { return f.pace == paceSlow }
 	some = slices.ContainsFunc(faults, isSlow)
-	every = len(faults) > 0 && !slices.ContainsFunc(faults, func(f *linkError) bool { return !isSlow(f) })
+	every = len(faults) > 0 && !slices.ContainsFunc(faults, func(f *connectionError) bool { return !isSlow(f) })
 	return some, every
 }
 
 // kindOf returns the kind of the first fault in err that needs an operator, or else that of
 // the fault that came furthest.
 func kindOf(err error) FaultKind {
-	var best *linkError
+	var best *connectionError
 	for _, f := range faultsIn(err) {
 		if best == nil || f.pace == paceSlow && best.pace == paceQuick || f.pace == best.pace && best.step == stepConnect && f.step != stepConnect {
 			best = f
@@ -146,9 +146,9 @@ func kindOf(err error) FaultKind {
 	return best.kind
 }
 
-// kindOfFault names what the faults joined in err have in common with the same ones
+// faultKey names what the faults joined in err have in common with the same ones
 // a moment later: not their causes, which hold port numbers.
-func kindOfFault(err error) string {
+func faultKey(err error) string {
 	var kinds []string
 	for _, f := range faultsIn(err) {
 		kinds = append(kinds, f.broker+": "+f.step+": "+string(f.kind))
@@ -156,9 +156,9 @@ func kindOfFault(err error) string {
 	return strings.Join(kinds, "; ")
 }
 
-// classify turns the error of one attempt into a linkError.
-func classify(target brokerTarget, err error) *linkError {
-	f := &linkError{broker: target.address, cause: target.redact(err)}
+// classify turns the error of one attempt into a connectionError.
+func classify(target brokerTarget, err error) *connectionError {
+	f := &connectionError{broker: target.address, cause: target.redact(err)}
 	queue := ""
 	if at, ok := errors.AsType[*stepError](err); ok {
 		f.step, queue, f.cause = at.text(), at.queue, target.redact(at.cause)
@@ -177,7 +177,7 @@ func classify(target brokerTarget, err error) *linkError {
 }
 
 // explain sets the words and the pace of the kind.
-func (f *linkError) explain(target brokerTarget, queue string) {
+func (f *connectionError) explain(target brokerTarget, queue string) {
 	row := rowOf(f.kind)
 	f.pace = row.pace
 	access := ""
@@ -193,7 +193,7 @@ func (f *linkError) explain(target brokerTarget, queue string) {
 
 // classifyEnd is classify for the end of a link that was ready. Its set-up was accepted,
 // so the next attempt need not wait for an operator: if one is needed, it will say so.
-func classifyEnd(target brokerTarget, err error) *linkError {
+func classifyEnd(target brokerTarget, err error) *connectionError {
 	f := classify(target, err)
 	if f.kind == FaultUnreachable { // what is not known better
 		f.kind = FaultConnectionLost
@@ -242,7 +242,7 @@ func faultOf(target brokerTarget, err error) FaultKind {
 		// Under an orchestrator a broker that was not started yet has no name, so
 		// even "no such host" is worth a quick retry.
 		return FaultHostUnknown
-	case errors.Is(err, errLinkEnded):
+	case errors.Is(err, errConnectionEnded):
 		return FaultConnectionLost
 	case at == nil, errors.As(err, &dial) && dial.Op == "dial":
 		return FaultUnreachable
@@ -492,7 +492,7 @@ func (l *faultLog) note(fault string) bool {
 // the end of the connection that it will go on until an operator acts.
 func (l *faultLog) isStubborn(err error) bool {
 	faults := faultsIn(err)
-	return l.repeated >= repeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *linkError) bool {
+	return l.repeated >= repeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *connectionError) bool {
 		return f.pace == paceQuick && (f.ended || f.kind != FaultBrokerInternal && f.kind != FaultProtocol)
 	})
 }

@@ -70,9 +70,9 @@ func TestClassify(t *testing.T) {
 		{"certificate", x509.UnknownAuthorityError{}, FaultBrokerCertificate, "TLS certificate was not accepted"},
 		{"host name of the certificate", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, FaultBrokerCertificate, "TLS certificate"},
 		{"consumer cancelled", atStep(stepConsume, "q", &consumerCanceledError{"t"}), FaultConsumerCanceled, `consume from queue "q": the broker ended the subscription`},
-		{"no reason", errLinkEnded, FaultConnectionLost, "the connection was lost"},
-		{"deaf", errDeaf, FaultUnresponsive, "the broker does not answer"},
-		{"nacks", errLinkRefused, FaultMessagesNacked, "nacks every message on this connection: the queue is there and not full"},
+		{"no reason", errConnectionEnded, FaultConnectionLost, "the connection was lost"},
+		{"deaf", errUnresponsive, FaultUnresponsive, "the broker does not answer"},
+		{"nacks", errConnectionNacked, FaultMessagesNacked, "nacks every message on this connection: the queue is there and not full"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +123,7 @@ func TestRefusedLogin(t *testing.T) {
 
 func TestFaultsOfSeveralNodes(t *testing.T) {
 	t.Parallel()
-	ours, theirs := &linkError{pace: paceSlow}, &linkError{}
+	ours, theirs := &connectionError{pace: paceSlow}, &connectionError{}
 	for _, c := range []struct {
 		name        string
 		err         error
@@ -142,7 +142,7 @@ func TestFaultsOfSeveralNodes(t *testing.T) {
 
 func TestFaultWithoutCauseHasText(t *testing.T) {
 	t.Parallel()
-	wantSame(t, "text", (&linkError{broker: "b", words: "p"}).Error(), "broker b: p")
+	wantSame(t, "text", (&connectionError{broker: "b", words: "p"}).Error(), "broker b: p")
 }
 
 func TestParseTarget(t *testing.T) {
@@ -166,10 +166,10 @@ func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
 	refused := func(port int) error { return fmt.Errorf("read 127.0.0.1:%d: connection refused", port) }
 	one := errors.Join(classify(a, refused(1)), classify(b, amqp.ErrClosed))
 	again := errors.Join(classify(a, refused(2)), classify(b, &amqp.Error{Code: amqp.FrameError, Reason: "EOF"}))
-	if kindOfFault(one) != kindOfFault(again) {
-		t.Errorf("%q is not %q", kindOfFault(one), kindOfFault(again))
+	if faultKey(one) != faultKey(again) {
+		t.Errorf("%q is not %q", faultKey(one), faultKey(again))
 	}
-	if kindOfFault(one) == kindOfFault(classify(a, amqp.ErrCredentials)) {
+	if faultKey(one) == faultKey(classify(a, amqp.ErrCredentials)) {
 		t.Error("a wrong password is taken for a refused connection")
 	}
 }

@@ -98,9 +98,9 @@ const (
 	contentReturned                    // a message that came back: only a batch is read
 )
 
-// methodMost is how much of a method's arguments is looked at: class, method and the
+// maxMethodFrame is how much of a method's arguments is looked at: class, method and the
 // consumer's tag.
-const methodMost = 4 + 1 + maxShortString
+const maxMethodFrame = 4 + 1 + maxShortString
 
 // methodPrefix returns how many bytes of a method frame must have arrived before it is
 // handed on.
@@ -108,7 +108,7 @@ func (f *frameReader) methodPrefix(size int) int {
 	if f.limits.inHand == nil {
 		return frameHeaderBytes
 	}
-	return frameHeaderBytes + min(size, methodMost)
+	return frameHeaderBytes + min(size, maxMethodFrame)
 }
 
 // noteMethod looks at a method frame, which is next: one with content says of which kind

@@ -51,8 +51,8 @@ func (q *jobQueue) wake() {
 	}
 }
 
-// take waits for a job; nil means that there will be none.
-func (q *jobQueue) take() *job {
+// pop waits for a job; nil means that there will be none.
+func (q *jobQueue) pop() *job {
 	q.mu.Lock()
 	for q.first == len(q.jobs) && !q.closed {
 		q.idle++
@@ -106,48 +106,48 @@ func (q *jobQueue) close() {
 	q.work.Broadcast()
 }
 
-// tracker counts work under way and tells when there is none. Unlike a WaitGroup
+// idleTracker counts work under way and tells when there is none. Unlike a WaitGroup
 // it allows work to be added while somebody waits. Its zero value is ready.
-type tracker struct {
+type idleTracker struct {
 	mu   sync.Mutex
 	n    int
 	idle chan struct{} // closed when n reaches zero; nil while nobody waits
 }
 
-func (t *tracker) add(n int) {
+func (t *idleTracker) add(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.n += n
 }
 
-func (t *tracker) done() {
+func (t *idleTracker) done() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.n--
-	t.tell()
+	t.notifyIdle()
 }
 
 // whenIdle returns a channel that is closed once nothing is under way.
-func (t *tracker) whenIdle() <-chan struct{} {
+func (t *idleTracker) whenIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.idle == nil {
 		t.idle = make(chan struct{})
 	}
 	idle := t.idle
-	t.tell()
+	t.notifyIdle()
 	return idle
 }
 
-// tell closes the waiters' channel when it is time. The caller holds mu.
-func (t *tracker) tell() {
+// notifyIdle closes the waiters' channel when it is time. The caller holds mu.
+func (t *idleTracker) notifyIdle() {
 	if t.n == 0 && t.idle != nil {
 		close(t.idle)
 		t.idle = nil
 	}
 }
 
-func (t *tracker) count() int {
+func (t *idleTracker) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.n

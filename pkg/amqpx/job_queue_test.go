@@ -21,7 +21,7 @@ func TestJobsAreTakenInOrder(t *testing.T) {
 	}
 	take := func(n int) {
 		for range n {
-			taken = append(taken, q.take().queue)
+			taken = append(taken, q.pop().queue)
 		}
 	}
 	for range 200 { // never empty, so that it has to make room at the front
@@ -46,7 +46,7 @@ func TestBlockedWorkersHoldNothingUp(t *testing.T) {
 		var all sync.WaitGroup
 		for range workers {
 			all.Go(func() {
-				for j := q.take(); j != nil; j = q.take() {
+				for j := q.pop(); j != nil; j = q.pop() {
 					began <- j.queue
 					<-end
 				}
@@ -72,16 +72,16 @@ func TestQueueTellsWhenItHasRoom(t *testing.T) {
 		q.put(&job{})
 	}
 	wantSame(t, "room", q.hasRoom(), false)
-	q.take()
+	q.pop()
 	wantSame(t, "tokens while it is full", len(q.room), 0)
-	q.take()
+	q.pop()
 	<-q.room
 	wantSame(t, "room again", q.hasRoom(), true)
 }
 
 func TestTrackerIsIdleAtOnceWithoutWork(t *testing.T) {
 	t.Parallel()
-	var tr tracker
+	var tr idleTracker
 	<-tr.whenIdle()
 	wantSame(t, "count", tr.count(), 0)
 }
@@ -89,7 +89,7 @@ func TestTrackerIsIdleAtOnceWithoutWork(t *testing.T) {
 func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var tr tracker
+		var tr idleTracker
 		tr.add(1)
 		tr.add(1)
 		first, second := tr.whenIdle(), tr.whenIdle()
@@ -116,7 +116,7 @@ func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 
 func TestTrackerFromManyGoroutines(t *testing.T) {
 	t.Parallel()
-	var tr tracker
+	var tr idleTracker
 	tr.add(1)
 	idle := tr.whenIdle()
 	var wg sync.WaitGroup

@@ -9,47 +9,47 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fate is what became of one message that was handed to a publisher.
-type fate uint8
+// publishResult is what became of one message that was handed to a publisher.
+type publishResult uint8
 
 const (
-	// fateConfirmed: the broker took responsibility for the message.
-	fateConfirmed fate = iota
-	// fateRefused: the broker nacked the message (basic.nack). That proves nothing: a queue
+	// resultConfirmed: the broker took responsibility for the message.
+	resultConfirmed publishResult = iota
+	// resultNacked: the broker nacked the message (basic.nack). That proves nothing: a queue
 	// whose process ends has its unconfirmed messages nacked, delivered ones as well.
-	fateRefused
-	// fateUnroutable: the broker returned the message, no queue took it.
-	fateUnroutable
-	// fateUnsent: it never left this process.
-	fateUnsent
-	// fateLost: the link ended before the broker's word; it may have arrived.
-	fateLost
-	// fateSuspect: the broker ended the channel because of a message, and this was one of
+	resultNacked
+	// resultReturned: the broker returned the message, no queue took it.
+	resultReturned
+	// resultUnsent: it never left this process.
+	resultUnsent
+	// resultLost: the link ended before the broker's word; it may have arrived.
+	resultLost
+	// resultSuspect: the broker ended the channel because of a message, and this was one of
 	// those that were unconfirmed; it may have arrived.
-	fateSuspect
-	// fateRejected: the broker does not take the message, and has not.
-	fateRejected
-	// fateUnserved: the broker confirmed the message, and no server consumes its queue.
-	fateUnserved
+	resultSuspect
+	// resultRejected: the broker does not take the message, and has not.
+	resultRejected
+	// resultUnserved: the broker confirmed the message, and no server consumes its queue.
+	resultUnserved
 )
 
-// outgoing is a message on its way out. The publisher calls claim and then, if it
+// outbound is a message on its way out. The publisher calls claim and then, if it
 // was granted, settle exactly once.
-type outgoing interface {
-	// claim is asked right before the message is written, in the generation that
+type outbound interface {
+	// beginSend is asked right before the message is written, in the generation that
 	// writes it; false skips the message, which then was certainly not sent.
-	claim(generation uint64) bool
-	// envelope returns what to publish and the queue it goes to.
-	envelope() (key string, mandatory bool, msg amqp.Publishing)
-	// settle tells the message's fate.
-	settle(f fate)
-	// withdrawn reports that a claim will not be granted any more.
-	withdrawn() bool
+	beginSend(generation uint64) bool
+	// publishing returns what to publish and the queue it goes to.
+	publishing() (key string, mandatory bool, msg amqp.Publishing)
+	// onResult tells the message's fate.
+	onResult(f publishResult)
+	// canceled reports that a claim will not be granted any more.
+	canceled() bool
 }
 
 const (
-	// burst bounds how many messages leave in one write.
-	burst = 256
+	// maxBurst bounds how many messages leave in one write.
+	maxBurst = 256
 	// confirmWindow bounds the messages that await the broker's word.
 	confirmWindow = 4096
 	// quietYields is how often the publisher yields without a new message coming before
@@ -71,17 +71,17 @@ type publisher struct {
 
 	// Of the writer.
 	on       *publishChannel
-	lanes    lanes
-	suspects []outgoing
-	taken    []outgoing // for reuse
+	batchers batchers
+	suspects []outbound
+	drained  []outbound // for reuse
 }
 
 type unconfirmed struct {
-	out  outgoing
-	word confirmation
-	lane *lane // nil for a message that is not counted
-	on   *publishChannel
-	size int // of the body
+	out     outbound
+	confirm confirmation
+	batcher *batcher // nil for a message that is not counted
+	on      *publishChannel
+	size    int // of the body
 	// alone says that nothing else was unconfirmed while the message was.
 	alone bool
 	// barrier is closed when all messages before are settled; there is no message then.
@@ -96,11 +96,11 @@ func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
 		unconfirmed: make(chan unconfirmed, confirmWindow),
 		onReturn:    onReturn,
 		on:          newPublishChannel(s, s.pubCh),
-		lanes:       newLanes(),
+		batchers:    newBatchers(),
 	}
 	s.run(p.write)
 	s.run(p.confirm)
-	outbox.rouse()
+	outbox.notify()
 }
 
 // write publishes until the session ends. While the broker blocks publishing it
@@ -111,22 +111,22 @@ func (p *publisher) write() {
 	for {
 		select {
 		case <-p.s.done:
-			p.outbox.putBack(append(p.suspects, p.lanes.rest()...))
+			p.outbox.pushFront(append(p.suspects, p.batchers.takeWaiting()...))
 			return
 		case <-p.outbox.wake:
-		case <-p.lanes.freed:
+		case <-p.batchers.slotFreed:
 		}
-		if p.passGate() && p.reopen() {
+		if p.waitUnblocked() && p.reopen() {
 			p.writeWaiting()
 		}
 	}
 }
 
-// passGate waits until the broker takes messages; false means that the session
+// waitUnblocked waits until the broker takes messages; false means that the session
 // ended.
-func (p *publisher) passGate() bool {
+func (p *publisher) waitUnblocked() bool {
 	for {
-		opening := p.s.gate.opening()
+		opening := p.s.flow.unblocked()
 		if opening == nil {
 			return !p.s.ended()
 		}
@@ -138,10 +138,10 @@ func (p *publisher) passGate() bool {
 	}
 }
 
-// gather lets those that are about to send join. A sender wakes this goroutine with its
+// coalesce lets those that are about to send join. A sender wakes this goroutine with its
 // message ahead of others that are ready to run, so this one yields to them as long as
 // their messages come. That waits for nobody: it returns at once when nobody is ready.
-func (p *publisher) gather() {
+func (p *publisher) coalesce() {
 	waiting := p.outbox.len()
 	for quiet := 0; quiet < quietYields && waiting < batchCalls; quiet++ {
 		runtime.Gosched()
@@ -153,55 +153,55 @@ func (p *publisher) gather() {
 
 // writeWaiting publishes what waits.
 func (p *publisher) writeWaiting() {
-	p.gather()
-	taken := p.outbox.takeAll(p.taken)
+	p.coalesce()
+	taken := p.outbox.drain(p.drained)
 	alone := 0
 	for _, out := range taken {
-		if !p.joinLane(out) && !p.joinSuspects(out) {
+		if !p.joinBatch(out) && !p.joinSuspects(out) {
 			taken[alone] = out
 			alone++
 		}
 	}
 	clear(taken[alone:])
-	p.inBursts(alone, func(i int) { p.publishAlone(taken[i]) })
+	p.writeCorked(alone, func(i int) { p.publishAlone(taken[i]) })
 	clear(taken[:alone])
-	p.taken = taken
-	p.writeLanes()
+	p.drained = taken
+	p.writeBatches()
 	if len(p.suspects) > 0 {
 		p.trySuspects()
 	}
 }
 
-// inBursts calls write for 0 to n-1 and gathers what these write into few writes.
-func (p *publisher) inBursts(n int, write func(i int)) {
+// writeCorked calls write for 0 to n-1 and gathers what these write into few writes.
+func (p *publisher) writeCorked(n int, write func(i int)) {
 	if n == 1 {
 		write(0)
 		return
 	}
 	for i := 0; i < n; {
-		end := min(i+burst, n)
-		p.s.pub.hold()
+		end := min(i+maxBurst, n)
+		p.s.pub.cork()
 		for ; i < end; i++ {
 			write(i)
 		}
-		p.s.pub.release()
+		p.s.pub.uncork()
 	}
 }
 
 // publishAlone publishes one message, unless it was withdrawn.
-func (p *publisher) publishAlone(out outgoing) { p.publishOne(out, false) }
+func (p *publisher) publishAlone(out outbound) { p.publishOne(out, false) }
 
 // publishOne is publishAlone, of a message beside which nothing is unconfirmed if so told.
-func (p *publisher) publishOne(out outgoing, alone bool) {
-	if out.claim(p.s.generation) {
+func (p *publisher) publishOne(out outbound, alone bool) {
+	if out.beginSend(p.s.generation) {
 		p.publish(out, nil, alone)
 	}
 }
 
 // publish writes one message that was claimed. A publish that fails ends the session:
 // the library leaves open what reached the socket.
-func (p *publisher) publish(out outgoing, l *lane, alone bool) {
-	key, mandatory, msg := out.envelope()
+func (p *publisher) publish(out outbound, l *batcher, alone bool) {
+	key, mandatory, msg := out.publishing()
 	if err := p.s.checkLimits(&msg); err != nil {
 		reject(out, err)
 		return
@@ -210,19 +210,19 @@ func (p *publisher) publish(out outgoing, l *lane, alone bool) {
 	switch {
 	case err == nil:
 		if l != nil {
-			l.out.Add(1)
+			l.unconfirmed.Add(1)
 		}
-		p.unconfirmed <- unconfirmed{out: out, word: word, lane: l, on: p.on, size: len(msg.Body), alone: alone}
+		p.unconfirmed <- unconfirmed{out: out, confirm: word, batcher: l, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel was closed before the last frame of the message was written,
 		// and a broker drops a message that is not whole.
 		if <-p.on.over; p.on.reason == nil {
 			p.s.channelClosed(err)
 		}
-		out.settle(fateUnsent)
+		out.onResult(resultUnsent)
 	default:
 		p.s.fail(atStep(stepPublish, "", err))
-		out.settle(fateLost)
+		out.onResult(resultLost)
 	}
 }
 
@@ -234,20 +234,20 @@ func (p *publisher) confirm() {
 			close(u.barrier)
 			continue
 		}
-		p.await(u.on, u.word)
+		p.await(u.on, u.confirm)
 		switch {
-		case u.word.Acked():
+		case u.confirm.Acked():
 			if !p.s.confirmed.Load() {
 				p.s.confirmed.Store(true)
 			}
-			u.out.settle(fateConfirmed)
+			u.out.onResult(resultConfirmed)
 		case u.on.IsClosed():
 			p.lost(u)
 		default:
-			u.out.settle(fateRefused)
+			u.out.onResult(resultNacked)
 		}
-		if u.lane != nil {
-			p.free(u.lane)
+		if u.batcher != nil {
+			p.releaseSlot(u.batcher)
 		}
 	}
 }
@@ -316,7 +316,7 @@ func newPublishChannel(s *session, ch channel) *publishChannel {
 			case reason != nil:
 				s.fail(atStep(stepPublish, "", reason))
 			default:
-				s.fail(errLinkEnded)
+				s.fail(errConnectionEnded)
 			}
 		case <-s.done:
 			if reason, ok := errors.AsType[*amqp.Error](s.cause); ok && isAboutMessage(reason) {
@@ -360,11 +360,11 @@ func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
 type rejectable interface{ reject(cause error) }
 
 // reject settles a message that the broker does not take, and so certainly has not.
-func reject(out outgoing, cause error) {
+func reject(out outbound, cause error) {
 	if r, ok := out.(rejectable); ok {
 		r.reject(cause)
 	} else {
-		out.settle(fateLost)
+		out.onResult(resultLost)
 	}
 }
 
@@ -403,7 +403,7 @@ func groupSize(suspicion int) int {
 }
 
 // joinSuspects takes a message that is a suspect.
-func (p *publisher) joinSuspects(out outgoing) bool {
+func (p *publisher) joinSuspects(out outbound) bool {
 	m, ok := out.(suspect)
 	if !ok || m.suspicion() == 0 {
 		return false
@@ -424,7 +424,7 @@ func (p *publisher) trySuspects() {
 			}
 		}
 		group := p.suspects[:n]
-		p.inBursts(n, func(i int) { p.publishOne(group[i], n == 1) })
+		p.writeCorked(n, func(i int) { p.publishOne(group[i], n == 1) })
 		p.suspects = p.suspects[n:]
 		if !p.barrier() {
 			return
@@ -472,7 +472,7 @@ func (p *publisher) lost(u unconfirmed) {
 	<-u.on.over
 	reason := u.on.reason
 	if reason == nil {
-		u.out.settle(fateLost)
+		u.out.onResult(resultLost)
 		return
 	}
 	limit, ok := sizeLimitIn(reason)
@@ -485,6 +485,6 @@ func (p *publisher) lost(u unconfirmed) {
 	case u.alone:
 		reject(u.out, reason)
 	default:
-		u.out.settle(fateSuspect)
+		u.out.onResult(resultSuspect)
 	}
 }

@@ -41,14 +41,14 @@ func (d *diary) String() string {
 	return strings.Join(d.lines, ", ")
 }
 
-func (l *letter) claim(uint64) bool { return !l.gone }
-func (l *letter) withdrawn() bool   { return l.gone }
+func (l *letter) beginSend(uint64) bool { return !l.gone }
+func (l *letter) canceled() bool        { return l.gone }
 
-func (l *letter) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+func (l *letter) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return l.key, true, amqp.Publishing{CorrelationId: l.id}
 }
 
-func (l *letter) settle(f fate) {
+func (l *letter) onResult(f publishResult) {
 	l.diary.note("%s %s", l.id, []string{"confirmed", "refused", "unroutable", "unsent", "lost"}[f])
 }
 
@@ -203,13 +203,13 @@ func TestPublisherGathersWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
-		for i := range burst + 10 {
+		for i := range maxBurst + 10 {
 			o.post("q", fmt.Sprint(i))
 		}
 		o.start()
 		settle()
 		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
-		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), burst+10)
+		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), maxBurst+10)
 		o.post("q", "lone")
 		settle()
 		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
@@ -222,11 +222,11 @@ func TestPublisherWritesNothingWhileBlocked(t *testing.T) {
 		o := newOffice(t)
 		o.start()
 		settle() // the publisher waits for a message with the gate open
-		o.sess.gate.set(true)
+		o.sess.flow.set(true)
 		o.post("q", "a", "b")
 		o.want(t, "")
 		wantSame(t, "sent", len(o.broker.messagesTo("q")), 0)
-		o.sess.gate.set(false)
+		o.sess.flow.set(false)
 		o.want(t, "a confirmed, b confirmed")
 	})
 }
@@ -237,7 +237,7 @@ func TestPublisherLeavesWhatItMayNotWriteForTheNextSession(t *testing.T) {
 		o := newOffice(t)
 		o.start()
 		settle()
-		o.sess.gate.set(true)
+		o.sess.flow.set(true)
 		o.post("q", "a")
 		settle()
 		o.broker.kick(nil)

@@ -172,7 +172,7 @@ func TestStoredAnswersAreBounded(t *testing.T) {
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "answers", len(b.take()), 6)
-				if e, _ := s.dedup.(*executions); e.bytes > e.maxBytes || e.bytes < 0 || len(s.methods["m"].known) > 3 {
+				if e, _ := s.dedup.(*dedupCache); e.bytes > e.maxBytes || e.bytes < 0 || len(s.methods["m"].known) > 3 {
 					t.Errorf("stored: %d bytes of %d, %d requests", e.bytes, e.maxBytes, len(s.methods["m"].known))
 				}
 			})

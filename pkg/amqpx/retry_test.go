@@ -219,13 +219,13 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 func TestRoundThatIsOverIsNotSent(t *testing.T) {
 	t.Parallel()
 	k := queuedCall(true)
-	n := k.next()
-	if k.claim(1) {
+	n := k.nextRound()
+	if k.beginSend(1) {
 		t.Error("a re-send left after the refusal that ended its round")
 	}
 	n.stage.Store(uint32(stageQueued))
-	k.settle(fateLost) // late news of the round before
-	if !n.claim(1) || len(n.events) != 0 {
+	k.onResult(resultLost) // late news of the round before
+	if !n.beginSend(1) || len(n.events) != 0 {
 		t.Error("the next round was settled by the one before")
 	}
 }

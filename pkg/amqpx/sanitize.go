@@ -96,9 +96,9 @@ const (
 	frameMethod      = 1
 	frameContent     = 2
 	frameBody        = 3
-	// frameMost bounds what is held of one frame; a larger one passes unseen, for the
+	// maxFrame bounds what is held of one frame; a larger one passes unseen, for the
 	// library to refuse: it negotiates at most 128 KiB.
-	frameMost = 1 << 20
+	maxFrame  = 1 << 20
 	readAhead = 64 << 10
 )
 
@@ -202,7 +202,7 @@ func (f *frameReader) next() error {
 			return err
 		}
 	}
-	if kind != frameContent || size > frameMost {
+	if kind != frameContent || size > maxFrame {
 		f.pass = frameHeaderBytes + int(size) + 1
 		return nil
 	}
@@ -272,10 +272,10 @@ func unreadableMark() []byte {
 
 // withTable returns a copy of a content header frame with another table.
 func withTable(frame []byte, lengthAt, end int, table []byte) []byte {
-	replaced := slices.Concat(frame[:lengthAt], binary.BigEndian.AppendUint32(nil, uint32(len(table))), table, frame[end:]) //nolint:gosec // at most frameMost.
+	replaced := slices.Concat(frame[:lengthAt], binary.BigEndian.AppendUint32(nil, uint32(len(table))), table, frame[end:]) //nolint:gosec // at most maxFrame.
 	flags := binary.BigEndian.Uint16(replaced[flagsAt:]) | flagHeaders
 	binary.BigEndian.PutUint16(replaced[flagsAt:], flags)
-	binary.BigEndian.PutUint32(replaced[3:], uint32(len(replaced)-frameHeaderBytes-1)) //nolint:gosec // at most frameMost.
+	binary.BigEndian.PutUint32(replaced[3:], uint32(len(replaced)-frameHeaderBytes-1)) //nolint:gosec // at most maxFrame.
 	return replaced
 }
 

@@ -21,13 +21,13 @@ type Server struct {
 	methods map[string]*serverMethod
 	jobs    *jobQueue
 	outbox  *outbox
-	workers tracker // but for those that are stuck
+	workers idleTracker // but for those that are stuck
 	load    load
 	stuck   stuckHandlers
 	dedup   dedupStore
-	user    brokerUser // of copies of requests
-	track   tracker    // consumers and unsettled requests
-	moves   tracker    // counted copies whose originals are not acknowledged
+	user    brokerUser  // of copies of requests
+	track   idleTracker // consumers and unsettled requests
+	moves   idleTracker // counted copies whose originals are not acknowledged
 	// consumers and parcels are how many of track's are no requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
@@ -70,7 +70,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		jobs:     newJobQueue(),
 		outbox:   newOutbox(),
 		load:     newLoad(cfg.workers),
-		dedup:    newExecutions(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
+		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
 		draining: make(chan struct{}),
 		stopNow:  make(chan struct{}),
 		self:     newInstance(),
@@ -293,7 +293,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	sess := s.sup.current()
 	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
 		zap.Int("not_published", s.outbox.len()+s.direct.outbox.len()+s.isolated.outbox.len()),
-		zap.Bool("blocked", sess != nil && sess.gate.opening() != nil))
+		zap.Bool("blocked", sess != nil && sess.flow.unblocked() != nil))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
@@ -318,7 +318,7 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 		case <-idle:
 			return true
 		case <-updates:
-			s.takeBackMoves()
+			s.cancelRepublishing()
 		case <-timeout:
 			return false
 		case <-s.stopNow:
@@ -327,11 +327,11 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 	}
 }
 
-// giveBack returns a request that was not started to its queue, as a copy: the
+// requeueCopy returns a request that was not started to its queue, as a copy: the
 // original would be marked as handed out, which it was not to any handler. One that
 // has that mark already keeps it. It waits until the consumer has ended: before that
 // the broker may hand it right back.
-func (s *Server) giveBack(j *job) {
+func (s *Server) requeueCopy(j *job) {
 	consumers := []*consumer{j.from}
 	if j.parcel != nil { // its copy goes to the request queue
 		consumers = append(consumers, j.from.main)
@@ -340,12 +340,12 @@ func (s *Server) giveBack(j *job) {
 		select {
 		case <-c.silent:
 		case <-j.from.done:
-			j.over() // the broker hands it out again
+			j.finish() // the broker hands it out again
 			return
 		}
 	}
 	s.counts.returned.Add(1)
-	msg, err := copyOf(j)
+	msg, err := clonePublishing(j)
 	if err == nil {
 		err = fitFrame(&msg, j.from.sess.pub.frameSize())
 	}
@@ -353,7 +353,7 @@ func (s *Server) giveBack(j *job) {
 		j.requeue()
 		return
 	}
-	s.move(j, j.queue, msg, j.settled)
+	s.republish(j, j.queue, msg, j.ack)
 }
 
 // isDraining reports whether no further request may be started. That holds from the moment

@@ -5,23 +5,23 @@ import (
 )
 
 const (
-	// mostGivenUp and givenUpAge bound how many calls that were canceled are kept in
+	// maxCanceledIDs and givenUpAge bound how many calls that were canceled are kept in
 	// mind, and for how long: their requests may still be on their way here.
-	mostGivenUp = 4096
-	givenUpAge  = 5 * time.Minute
+	maxCanceledIDs = 4096
+	givenUpAge     = 5 * time.Minute
 )
 
-// givenUp remembers the calls whose callers canceled them and that do not run here. Its
+// canceledCalls remembers the calls whose callers canceled them and that do not run here. Its
 // zero value is empty. The lock of executions guards it.
-type givenUp struct {
-	ids   map[callKey]bool
-	ring  []callKey // the same in the order they are forgotten
-	next  int
-	since time.Time // the last one
+type canceledCalls struct {
+	ids    map[callKey]bool
+	recent []callKey // the same in the order they are forgotten
+	next   int
+	since  time.Time // the last one
 }
 
 // remember keeps a call in mind.
-func (g *givenUp) remember(id callKey, now time.Time) {
+func (g *canceledCalls) remember(id callKey, now time.Time) {
 	if g.ids[id] {
 		return
 	}
@@ -29,22 +29,22 @@ func (g *givenUp) remember(id callKey, now time.Time) {
 		g.ids = make(map[callKey]bool)
 	}
 	g.ids[id], g.since = true, now
-	if len(g.ring) < mostGivenUp {
-		g.ring = append(g.ring, id)
+	if len(g.recent) < maxCanceledIDs {
+		g.recent = append(g.recent, id)
 		return
 	}
-	delete(g.ids, g.ring[g.next])
-	g.ring[g.next] = id
-	g.next = (g.next + 1) % mostGivenUp
+	delete(g.ids, g.recent[g.next])
+	g.recent[g.next] = id
+	g.next = (g.next + 1) % maxCanceledIDs
 }
 
-// forgive reports whether a call is kept in mind, and forgets it.
-func (g *givenUp) forgive(id callKey, now time.Time) bool {
+// takeCanceled reports whether a call is kept in mind, and forgets it.
+func (g *canceledCalls) takeCanceled(id callKey, now time.Time) bool {
 	if len(g.ids) == 0 {
 		return false
 	}
 	if now.Sub(g.since) > givenUpAge {
-		*g = givenUp{}
+		*g = canceledCalls{}
 		return false
 	}
 	gone := g.ids[id]
@@ -55,7 +55,7 @@ func (g *givenUp) forgive(id callKey, now time.Time) bool {
 // cancel implements dedupStore. in is the call as the cancellation names it: who sent that,
 // the id, and the idempotency key if there is another. A request that others of the same
 // id wait for goes on.
-func (e *executions) cancel(m *serverMethod, in *incoming, now time.Time) (end []*invocation) {
+func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end []*invocation) {
 	call := in.callKey()
 	if call.replyTo == "" { // of a client with direct reply-to
 		if len(call.id) < uniqueID {
@@ -94,7 +94,7 @@ func (e *executions) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 
 // findCall returns the execution that a call takes part in, if there is one. The caller
 // holds mu.
-func (e *executions) findCall(m *serverMethod, in *incoming, call callKey) *execution {
+func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) *execution {
 	if e.calls != nil {
 		return e.calls[call]
 	}

@@ -31,9 +31,9 @@ type consumer struct {
 	unpacks  bool
 	prefetch int
 	sub      subscription
-	acks     chan *job // done with, for the broker to be told
-	unread   chan *job // without their bodies, to be given back
-	open     openTags  // of acknowledge
+	acks     chan *job   // done with, for the broker to be told
+	unread   chan *job   // without their bodies, to be given back
+	open     unackedTags // of acknowledge
 	// silent is closed when the broker hands out nothing more to this consumer.
 	silent chan struct{}
 	// done is closed when nothing can be acknowledged any more: the session has ended, or
@@ -183,7 +183,7 @@ func (c *consumer) handle(d *amqp.Delivery) {
 		c.unpack(d)
 		return
 	}
-	c.take(*d, c.sub.queue, c.claim(d))
+	c.accept(*d, c.sub.queue, c.claim(d))
 }
 
 // claim takes over the count of a delivery's body, which its job releases.
@@ -210,18 +210,18 @@ func (c *consumer) releaseRest() {
 	}
 }
 
-// take makes a job of a delivery, of whose body held bytes are counted.
-func (c *consumer) take(d amqp.Delivery, queue string, held int64) {
+// accept makes a job of a delivery, of whose body held bytes are counted.
+func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
 	c.server.track.add(1)
 	j := &job{from: c, queue: queue, delivery: &d, arrived: time.Now(), held: held}
 	if len(d.Body) > 0 || len(d.Headers) == 0 || !c.takeUnread(j) {
-		c.handOn(j)
+		c.submit(j)
 	}
 }
 
-// handOn gives a job to the workers.
-func (c *consumer) handOn(j *job) {
+// submit gives a job to the workers.
+func (c *consumer) submit(j *job) {
 	if !c.server.shed(j) {
 		c.server.jobs.put(j)
 	}
@@ -244,7 +244,7 @@ func (c *consumer) acknowledge() {
 				settled = append(settled, <-c.acks)
 			}
 			switch {
-			case !c.mayWait(settled):
+			case !c.canDelayAck(settled):
 				pause.Stop()
 				settled = c.ackAll(settled)
 			case first:
@@ -262,11 +262,11 @@ func (c *consumer) acknowledge() {
 	}
 }
 
-// mayWait reports whether the acknowledgement of settled requests may come later: few of
+// canDelayAck reports whether the acknowledgement of settled requests may come later: few of
 // the prefetch are taken up, nothing depends on it, and no drain waits.
-func (c *consumer) mayWait(settled []*job) bool {
+func (c *consumer) canDelayAck(settled []*job) bool {
 	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.prefetch/ackShare &&
-		!slices.ContainsFunc(settled, (*job).needsSync) && !c.server.isDraining()
+		!slices.ContainsFunc(settled, (*job).needsAckBarrier) && !c.server.isDraining()
 }
 
 // ackAll acknowledges settled requests and returns an empty list.
@@ -284,7 +284,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 	}
 	slices.Sort(tags)
 	c.ackTags(tags)
-	synced := !slices.ContainsFunc(jobs, (*job).needsSync) || c.sync()
+	synced := !slices.ContainsFunc(jobs, (*job).needsAckBarrier) || c.sync()
 	for _, j := range jobs {
 		if !synced {
 			// Whether the request comes again, nobody here knows; its caller must not wait.
@@ -303,7 +303,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 		case j.disposition == disposeRequeue:
 			j.drop()
 		case !j.refused:
-			j.over()
+			j.finish()
 		}
 	}
 	clear(jobs)
@@ -312,7 +312,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 
 // sync waits until the broker has processed the acknowledgements.
 func (c *consumer) sync() bool {
-	err := c.ch.sync()
+	err := c.ch.barrier()
 	if err != nil {
 		c.fail(err)
 	}
@@ -321,7 +321,7 @@ func (c *consumer) sync() bool {
 
 // nack gives a message back to its queue, or rejects it.
 func (c *consumer) nack(j *job) {
-	c.open.settle([]uint64{j.delivery.DeliveryTag})
+	c.open.ack([]uint64{j.delivery.DeliveryTag})
 	if err := j.delivery.Nack(false, j.disposition == disposeRequeue); err != nil {
 		c.fail(err)
 	}
@@ -330,10 +330,10 @@ func (c *consumer) nack(j *job) {
 // ackTags acknowledges settled requests; tags is in order.
 func (c *consumer) ackTags(tags []uint64) {
 	if len(tags) > 1 {
-		c.sess.sub.hold()
-		defer c.sess.sub.release()
+		c.sess.sub.cork()
+		defer c.sess.sub.uncork()
 	}
-	together, single := c.open.settle(tags)
+	together, single := c.open.ack(tags)
 	if len(together) > 0 {
 		c.ack(together[len(together)-1], true)
 	}
@@ -360,18 +360,18 @@ func (c *consumer) dropAcks() {
 	}
 }
 
-// openTags tells which requests of one channel may be acknowledged together: AMQP
+// unackedTags tells which requests of one channel may be acknowledged together: AMQP
 // acknowledges "this one and all before it" in one frame, which is wrong while one
 // before it is still open. It holds at most a prefetch of tags. Its zero value is
 // that of a new channel, whose delivery tags begin at 1.
-type openTags struct {
+type unackedTags struct {
 	highest uint64   // the highest tag that was settled
 	gaps    []uint64 // the tags below it that were not, in order
 }
 
-// settle notes tags, in order, as settled. All of together may be acknowledged by
+// ack notes tags, in order, as settled. All of together may be acknowledged by
 // its last one, those of single only one by one.
-func (o *openTags) settle(tags []uint64) (together, single []uint64) {
+func (o *unackedTags) ack(tags []uint64) (together, single []uint64) {
 	for _, tag := range tags {
 		if tag <= o.highest {
 			if i, ok := slices.BinarySearch(o.gaps, tag); ok {

@@ -19,9 +19,9 @@ func TestOpenTagsSettle(t *testing.T) {
 		{"on both sides of another gap", []uint64{5, 9}, []uint64{5}, []uint64{9}},
 		{"the gap closes", []uint64{8, 10}, []uint64{8, 10}, nil},
 	}
-	var o openTags
+	var o unackedTags
 	for _, s := range steps {
-		together, single := o.settle(s.tags)
+		together, single := o.ack(s.tags)
 		if !slices.Equal(together, s.together) || !slices.Equal(single, s.single) {
 			t.Errorf("%s: together %v, single %v; want %v and %v", s.name, together, single, s.together, s.single)
 		}
@@ -36,7 +36,7 @@ func TestOpenTagsSettle(t *testing.T) {
 func TestOpenTagsAcknowledgeWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	const prefetch, total = 32, 5000
-	var o openTags
+	var o unackedTags
 	open, acked := map[uint64]bool{}, 0
 	for next := uint64(1); next <= total || len(open) > 0; {
 		for ; len(open) < prefetch && next <= total; next++ {
@@ -49,7 +49,7 @@ func TestOpenTagsAcknowledgeWhatIsSettled(t *testing.T) {
 			}
 		}
 		slices.Sort(tags)
-		together, single := o.settle(tags)
+		together, single := o.ack(tags)
 		if len(together) > 0 {
 			last := together[len(together)-1]
 			for tag := range maps.Clone(open) {

@@ -150,7 +150,7 @@ func (c *control) read() {
 				c.sess.fail(errControlEnded)
 				return
 			}
-			c.take(&d)
+			c.handle(&d)
 			if err := c.ch.Ack(d.DeliveryTag, false); err != nil {
 				c.sess.fail(err)
 				return
@@ -161,29 +161,29 @@ func (c *control) read() {
 	}
 }
 
-// take handles one message.
-func (c *control) take(d *amqp.Delivery) {
+// handle handles one message.
+func (c *control) handle(d *amqp.Delivery) {
 	s := c.server
 	switch d.AppId {
 	case "": // an answer to this server's own ping
 		s.pings.answered(d.CorrelationId)
 	case controlCancel:
 		if err := s.cancelCalls(d); err != nil {
-			c.cannotRead(d, err)
+			c.warnMalformed(d, err)
 		}
 	case controlPing, controlInfo, controlStats:
 		if d.ReplyTo == "" || !safeReplyTo(d.ReplyTo) {
-			c.cannotRead(d, errors.New("no reply_to to answer to"))
+			c.warnMalformed(d, errors.New("no reply_to to answer to"))
 			return
 		}
-		s.tell(d)
+		s.respondToQuery(d)
 	default:
-		c.cannotRead(d, errors.New("unknown app_id"))
+		c.warnMalformed(d, errors.New("unknown app_id"))
 	}
 }
 
-// cannotRead logs that a control message was dropped.
-func (c *control) cannotRead(d *amqp.Delivery, err error) {
+// warnMalformed logs that a control message was dropped.
+func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 	c.server.logs.badControl.of(c.server.cfg.logger).Warn("dropped a control message that cannot be read",
 		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
 }
@@ -211,14 +211,14 @@ func (s *Server) cancelCalls(d *amqp.Delivery) error {
 		}
 		for _, r := range s.dedup.cancel(m, &in, now) {
 			s.counts.canceled.Add(1)
-			r.end()
+			r.cancel()
 		}
 	}
 	return err
 }
 
-// tell answers a question about this server.
-func (s *Server) tell(d *amqp.Delivery) {
+// respondToQuery answers a question about this server.
+func (s *Server) respondToQuery(d *amqp.Delivery) {
 	if s.controlAnswers.Add(1) > controlAnswers {
 		s.controlAnswers.Add(-1) // whoever floods gets fewer answers than questions
 		return
@@ -247,24 +247,24 @@ type controlMessage struct {
 	over   atomic.Bool // nobody waits for it
 }
 
-// claim implements outgoing.
-func (m *controlMessage) claim(uint64) bool { return !m.over.Load() }
+// beginSend implements outgoing.
+func (m *controlMessage) beginSend(uint64) bool { return !m.over.Load() }
 
-// withdrawn implements outgoing.
-func (m *controlMessage) withdrawn() bool { return m.over.Load() }
+// canceled implements outgoing.
+func (m *controlMessage) canceled() bool { return m.over.Load() }
 
-// envelope implements outgoing.
-func (m *controlMessage) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+// publishing implements outgoing.
+func (m *controlMessage) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.to, false, m.msg
 }
 
-// settle implements outgoing. A ping that is lost is not sent again.
-func (m *controlMessage) settle(f fate) {
+// onResult implements outgoing. A ping that is lost is not sent again.
+func (m *controlMessage) onResult(f publishResult) {
 	switch {
 	case m.server == nil:
-	case f == fateUnsent:
+	case f == resultUnsent:
 		m.server.direct.outbox.put(m)
-	case f == fateLost:
+	case f == resultLost:
 		m.server.isolate(m) // it may be what ended the connection
 	default:
 		m.server.controlAnswers.Add(-1)
@@ -314,7 +314,7 @@ func (p *selfPings) answered(id string) {
 	}
 }
 
-// giveUp forgets a ping.
+// sendCancel forgets a ping.
 func (p *selfPings) giveUp(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -346,11 +346,11 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 		return time.Since(begun), nil
 	case <-sess.done:
 		ping.over.Store(true)
-		s.outbox.withdrew()
+		s.outbox.noteCanceled()
 		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")
 	case <-ctx.Done():
 		ping.over.Store(true)
-		s.outbox.withdrew()
+		s.outbox.noteCanceled()
 		return 0, noAnswer(ctx, s.Status())
 	}
 }

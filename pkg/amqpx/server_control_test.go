@@ -34,7 +34,7 @@ func (r *rig) toControl(msg amqp.Publishing) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := ch.publishToAll(controlExchangeName, msg); err != nil {
+	if err := ch.publishFanout(controlExchangeName, msg); err != nil {
 		r.t.Fatal(err)
 	}
 	settle()

@@ -41,7 +41,7 @@ type dedupStore interface {
 	// the request that runs if nobody waits for that any more.
 	leave(r *invocation, x *execution) (unwanted *invocation)
 	// knows reports whether a request runs, or has a stored response.
-	knows(j *job) bool
+	has(j *job) bool
 	// cancel marks the requests of a call that its caller canceled and returns those whose
 	// contexts are to end.
 	cancel(m *serverMethod, in *incoming, now time.Time) []*invocation
@@ -64,10 +64,10 @@ const (
 // a goroutine of its own.
 const maxWaitingDuplicates = 1024
 
-// executions is the dedupStore in memory: which requests run, and for a while the
+// dedupCache is the dedupStore in memory: which requests run, and for a while the
 // responses of the last ones. What runs is bounded by the prefetch, what is stored by
 // bytes and age. Safe for concurrent use.
-type executions struct {
+type dedupCache struct {
 	maxBytes int // 0: duplicates are run like other requests
 	maxAge   time.Duration
 	seed     maphash.Seed
@@ -80,18 +80,18 @@ type executions struct {
 	// calls knows executions by the calls of their requests. It is nil unless the
 	// application tells the scopes, which are known only inside the middleware.
 	calls map[callKey]*execution
-	givenUp
+	canceledCalls
 }
 
 // execution is one run of a handler, and for a while its response.
 type execution struct {
-	method  *serverMethod
-	id      identity
-	call    *callKey // of the request that runs; nil unless executions.calls is used
-	replyTo string   // of the request that runs
-	hash    uint64   // of its body
-	slot    uint64   // where method.known has it
-	known   bool     // method.known has it: duplicates find it
+	method   *serverMethod
+	id       identity
+	call     *callKey // of the request that runs; nil unless executions.calls is used
+	replyTo  string   // of the request that runs
+	hash     uint64   // of its body
+	hashSlot uint64   // where method.known has it
+	known    bool     // method.known has it: duplicates find it
 
 	runner   *invocation // the request that runs; nil afterwards
 	waiters  []*invocation
@@ -114,8 +114,8 @@ type response struct {
 // entryOverhead estimates what a stored response takes beside its ids and its body.
 const entryOverhead = 256
 
-func newExecutions(maxBytes int, maxAge time.Duration, applicationScopes bool) *executions {
-	e := &executions{maxBytes: maxBytes, maxAge: maxAge, seed: maphash.MakeSeed()}
+func newDedupCache(maxBytes int, maxAge time.Duration, applicationScopes bool) *dedupCache {
+	e := &dedupCache{maxBytes: maxBytes, maxAge: maxAge, seed: maphash.MakeSeed()}
 	if applicationScopes {
 		e.calls = make(map[callKey]*execution)
 	}
@@ -124,7 +124,7 @@ func newExecutions(maxBytes int, maxAge time.Duration, applicationScopes bool) *
 
 // hashOf returns the hash by which two bodies are told apart. Its seed is this process's
 // own, so nobody can make two bodies of one hash.
-func (e *executions) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, body) }
+func (e *dedupCache) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, body) }
 
 // executionTable finds executions by hashes of the ids of their requests: a map with an id
 // as its key hashes and compares all of its parts again at each lookup. An id whose hash
@@ -133,7 +133,7 @@ func (e *executions) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, b
 type executionTable map[uint64]*execution
 
 // slotOf returns the key of an id in an executionTable.
-func (e *executions) slotOf(id *requestID) uint64 {
+func (e *dedupCache) slotOf(id *requestID) uint64 {
 	slot := maphash.String(e.seed, id.id) + uint64(id.kind)
 	for _, part := range [...]string{id.scope, id.replyTo} {
 		slot *= 31 // so that parts that change places make another hash
@@ -152,8 +152,8 @@ func (t executionTable) find(id *requestID, slot uint64) *execution {
 	return nil
 }
 
-// knows implements dedupStore.
-func (e *executions) knows(j *job) bool {
+// has implements dedupStore.
+func (e *dedupCache) has(j *job) bool {
 	id, ok := j.in.identity()
 	if !ok || j.method == nil || e.maxBytes == 0 {
 		return false
@@ -182,12 +182,12 @@ func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
 }
 
 // begin implements dedupStore.
-func (e *executions) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
+func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
 	j := r.job
 	hash, slot := e.hashOf(r.body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.ids) > 0 && e.forgive(r.call(), now) {
+	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)
@@ -211,7 +211,7 @@ func (e *executions) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	if r.ran == nil && j.method.atMostOnce && r.handedOut {
 		return dedupMayRan, nil
 	}
-	x := &execution{method: j.method, id: id, replyTo: j.in.replyTo, hash: hash, slot: slot, runner: r}
+	x := &execution{method: j.method, id: id, replyTo: j.in.replyTo, hash: hash, hashSlot: slot, runner: r}
 	if x.known = j.method.known[slot] == nil; x.known {
 		j.method.known[slot] = x
 		if e.calls != nil {
@@ -225,7 +225,7 @@ func (e *executions) begin(r *invocation, id identity, now time.Time) (dedupDeci
 }
 
 // wait adds a request to those that wait. The caller holds mu.
-func (e *executions) wait(r *invocation, x *execution) {
+func (e *dedupCache) wait(r *invocation, x *execution) {
 	if x.done == nil {
 		x.done = make(chan struct{})
 	}
@@ -240,7 +240,7 @@ func (e *executions) wait(r *invocation, x *execution) {
 }
 
 // leave implements dedupStore.
-func (e *executions) leave(r *invocation, x *execution) (unwanted *invocation) {
+func (e *dedupCache) leave(r *invocation, x *execution) (unwanted *invocation) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	i := slices.Index(x.waiters, r)
@@ -253,7 +253,7 @@ func (e *executions) leave(r *invocation, x *execution) (unwanted *invocation) {
 }
 
 // unwait notes that a request does not wait any more. The caller holds mu.
-func (e *executions) unwait(r *invocation, x *execution) {
+func (e *dedupCache) unwait(r *invocation, x *execution) {
 	e.waiting--
 	if e.calls == nil {
 		return
@@ -264,7 +264,7 @@ func (e *executions) unwait(r *invocation, x *execution) {
 }
 
 // end implements dedupStore.
-func (e *executions) end(x *execution, r response, final, shared bool, now time.Time) (silent bool) {
+func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.Time) (silent bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	runner, waiters := x.runner, x.waiters
@@ -306,7 +306,7 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 }
 
 // store keeps an execution that has ended. The caller holds mu.
-func (e *executions) store(x *execution) {
+func (e *dedupCache) store(x *execution) {
 	x.stored = true
 	if e.newest == nil {
 		e.oldest = x
@@ -318,7 +318,7 @@ func (e *executions) store(x *execution) {
 }
 
 // evict forgets what is too old or too much. The caller holds mu.
-func (e *executions) evict(now time.Time) {
+func (e *dedupCache) evict(now time.Time) {
 	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || now.Sub(x.ended) > e.maxAge); x = e.oldest {
 		e.bytes -= x.size()
 		e.forget(x)
@@ -329,7 +329,7 @@ func (e *executions) evict(now time.Time) {
 }
 
 // remove forgets one stored execution. The caller holds mu.
-func (e *executions) remove(x *execution) {
+func (e *dedupCache) remove(x *execution) {
 	e.forget(x)
 	e.bytes -= x.size()
 	var before *execution
@@ -347,12 +347,12 @@ func (e *executions) remove(x *execution) {
 }
 
 // forget lets nobody find an execution any more. The caller holds mu.
-func (e *executions) forget(x *execution) {
+func (e *dedupCache) forget(x *execution) {
 	if !x.known {
 		return
 	}
 	x.known = false
-	delete(x.method.known, x.slot)
+	delete(x.method.known, x.hashSlot)
 	if x.call != nil && e.calls[*x.call] == x {
 		delete(e.calls, *x.call)
 	}
@@ -419,7 +419,7 @@ func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
 		s.counts.canceled.Add(1)
 		return r.refuse(refusal(CodeCanceled, "its caller canceled it before it ran"))
 	case dedupMayRan:
-		return r.refuse(handedOutOnce(r.job.method.name))
+		return r.refuse(deliveredOnceError(r.job.method.name))
 	default:
 		e := Errorf(CodeResourceExhausted, "%d duplicates of requests wait already", maxWaitingDuplicates)
 		e.outcome = MayHaveRun
@@ -461,7 +461,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 	}
 	if unwanted := s.dedup.leave(r, x); unwanted != nil {
 		s.counts.canceled.Add(1)
-		unwanted.end()
+		unwanted.cancel()
 	}
 	select {
 	case <-x.done: // at the same time

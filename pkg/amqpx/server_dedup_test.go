@@ -317,7 +317,7 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 		}
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "replayed", s.Stats().Replayed, 1)
-		if e, _ := s.dedup.(*executions); e.bytes != 0 || len(s.methods["m"].known) != 0 {
+		if e, _ := s.dedup.(*dedupCache); e.bytes != 0 || len(s.methods["m"].known) != 0 {
 			t.Errorf("kept: %d bytes, %d executions", e.bytes, len(s.methods["m"].known))
 		}
 	})
@@ -403,7 +403,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 		pass(2 * time.Minute)
 		b.put(sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
-		e, _ := s.dedup.(*executions)
+		e, _ := s.dedup.(*dedupCache)
 		wantSame(t, "known", len(s.methods["m"].known), 1)
 		wantSame(t, "known calls", len(e.calls), 1)
 	})
@@ -439,7 +439,7 @@ func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 2)
 				wantSame(t, "answers", len(b.take()), 1)
-				e, _ := s.dedup.(*executions)
+				e, _ := s.dedup.(*dedupCache)
 				wantSame(t, "stored", len(s.methods["m"].known), 1)
 				wantSame(t, "bytes", e.bytes, e.oldest.size())
 			})

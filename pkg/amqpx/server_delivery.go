@@ -18,22 +18,22 @@ type job struct {
 	queue    string         // where it is given back to
 	delivery *amqp.Delivery // it came in
 	arrived  time.Time
-	place    int           // of the worker that has it in hand
-	in       *incoming     // nil until it was decoded
-	method   *serverMethod // nil if it is unknown
-	failed   *Error        // why it is refused, if decoding found so
-	parcel   *parcel       // of a request that came in a batch, else nil
-	answer   answer        // that it is answered with
-	whole    bool          // it stands for a batch
+	place    int              // of the worker that has it in hand
+	in       *incoming        // nil until it was decoded
+	method   *serverMethod    // nil if it is unknown
+	failed   *Error           // why it is refused, if decoding found so
+	parcel   *parcel          // of a request that came in a batch, else nil
+	answer   outboundResponse // that it is answered with
+	whole    bool             // it stands for a batch
 
-	refused bool  // its refusal is sent when its message is acknowledged, and ends it
-	left    bool  // it counts no more for its parcel
-	turn    *turn // of a request that waits for a worker again; the job is nothing else then
-	invoked *invocation
+	refused   bool  // its refusal is sent when its message is acknowledged, and ends it
+	completed bool  // it counts no more for its parcel
+	turn      *turn // of a request that waits for a worker again; the job is nothing else then
+	invoked   *invocation
 
 	// Of the message, see onMessage: what is to be done when it is acknowledged.
-	refusals []*answer // to be sent then
-	moves    int       // counted copies that are on their way, see awaitMoves
+	refusals     []*outboundResponse // to be sent then
+	republishing int                 // counted copies that are on their way, see waitRepublished
 	// held is how many bytes of its body are counted, see bytesInHand.
 	held int64
 	// unread is the size of its body if that was not read for want of room.
@@ -64,13 +64,13 @@ func (j *job) decode() (*incoming, *Error) {
 	return j.in, j.failed
 }
 
-// settled acknowledges a request whose answer the broker has. In another session
+// ack acknowledges a request whose answer the broker has. In another session
 // than its own there is nothing to acknowledge: the broker hands it out again.
-func (j *job) settled() {
+func (j *job) ack() {
 	if j.parcel != nil {
-		j.leave(true)
+		j.complete(true)
 		if !j.refused {
-			j.over()
+			j.finish()
 		}
 		return
 	}
@@ -94,9 +94,9 @@ func (j *job) dispose() {
 // requeue gives a request back to the broker as it is, which marks it as handed out.
 func (j *job) requeue() {
 	if j.parcel != nil {
-		j.parcel.giveBack()
-		j.leave(true)
-		j.over()
+		j.parcel.requeueAll()
+		j.complete(true)
+		j.finish()
 		return
 	}
 	j.disposition = disposeRequeue
@@ -106,20 +106,20 @@ func (j *job) requeue() {
 // drop ends a message that was not acknowledged, and with it what waited for that.
 func (j *job) drop() {
 	for _, refusal := range j.refusals {
-		refusal.job.over()
+		refusal.job.finish()
 	}
 	if !j.refused {
-		j.over()
+		j.finish()
 	}
 }
 
-// over ends a job: nothing more is done about it here.
-func (j *job) over() {
+// finish ends a job: nothing more is done about it here.
+func (j *job) finish() {
 	if j.parcel != nil {
-		j.leave(false)
+		j.complete(false)
 	}
 	s := j.from.server
-	for range j.moves {
+	for range j.republishing {
 		s.moves.done()
 	}
 	if j.held > 0 {
@@ -131,34 +131,34 @@ func (j *job) over() {
 	}
 }
 
-// comesAgain reports whether the broker hands the job's request out again anyway:
+// willBeRedelivered reports whether the broker hands the job's request out again anyway:
 // its session has ended, and its queue was not deleted.
-func (j *job) comesAgain() bool {
+func (j *job) willBeRedelivered() bool {
 	return j.from.isOver() && !j.from.queueIsGone()
 }
 
-// refuseLater has a refusal sent when the job's message is acknowledged, and settles
+// refuseAfterAck has a refusal sent when the job's message is acknowledged, and settles
 // the job, which belongs to the refusal then.
-func (j *job) refuseLater(refusal *answer) {
+func (j *job) refuseAfterAck(refusal *outboundResponse) {
 	j.refused = true
 	p, patience := j.parcel, refusalPatience(j)
 	j.onMessage(func(m *job) { m.refusals = append(m.refusals, refusal) })
-	j.settled()
+	j.ack()
 	if p != nil && patience > 0 {
 		p.bound(refusal, patience)
 	}
 }
 
-// moving notes that a counted copy of the request is on its way.
-func (j *job) moving() {
+// beginRepublish notes that a counted copy of the request is on its way.
+func (j *job) beginRepublish() {
 	j.from.server.moves.add(1)
-	j.onMessage(func(m *job) { m.moves++ })
+	j.onMessage(func(m *job) { m.republishing++ })
 }
 
-// notMoving notes that there is no counted copy after all, as the broker did not take any.
-func (j *job) notMoving() {
+// endRepublish notes that there is no counted copy after all, as the broker did not take any.
+func (j *job) endRepublish() {
 	moves := 0
-	j.onMessage(func(m *job) { moves, m.moves = min(m.moves, 1), max(m.moves-1, 0) })
+	j.onMessage(func(m *job) { moves, m.republishing = min(m.republishing, 1), max(m.republishing-1, 0) })
 	for range moves {
 		j.from.server.moves.done()
 	}
@@ -175,9 +175,9 @@ func (j *job) onMessage(f func(*job)) {
 	f(j.parcel.message)
 }
 
-// needsSync reports whether something depends on the broker having processed the
+// needsAckBarrier reports whether something depends on the broker having processed the
 // acknowledgement, which it does not confirm.
-func (j *job) needsSync() bool { return j.moves > 0 || len(j.refusals) > 0 }
+func (j *job) needsAckBarrier() bool { return j.republishing > 0 || len(j.refusals) > 0 }
 
 // parcel is a batch of requests in a server. Each of them is a job like any other; their
 // message is acknowledged when all of them are settled.
@@ -196,7 +196,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	s := c.server
 	held := c.claim(d)
 	if d.ContentType != contentTypeCalls {
-		c.take(*d, s.cfg.queue.Name, held)
+		c.accept(*d, s.cfg.queue.Name, held)
 		return
 	}
 	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true, held: held}}
@@ -207,7 +207,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
 	s.track.add(1)
-	s.receivedBatch(len(records))
+	s.recordBatchReceived(len(records))
 	jobs := make([]batchedJob, 0, len(records))
 	user := s.callerOf(d)
 	for _, record := range records {
@@ -222,7 +222,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		case j.in.CorrelationID == "" && d.ReplyTo != "":
 			// Nobody could tell whose response it is, and a batch of such records would be
 			// answered with many times its size.
-			s.refused(&j.job, CodeInvalidArgument)
+			s.recordRefusal(&j.job, CodeInvalidArgument)
 			jobs = jobs[:len(jobs)-1]
 			err = errNoID
 		case size > s.cfg.maxMessageSize && j.failed == nil:
@@ -236,14 +236,14 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 			zap.String("reply_to", d.ReplyTo), zap.Int("dropped", len(records)-len(jobs)), zap.Error(err))
 	}
 	if len(jobs) == 0 {
-		p.message.settled()
+		p.message.ack()
 		return
 	}
 	p.open = len(jobs)
 	s.track.add(len(jobs))
 	d.Body = nil
 	// At once: a job of another message between them could wait for the moves of those
-	// before it (awaitMoves) and keep the worker that those behind it need.
+	// before it (waitRepublished) and keep the worker that those behind it need.
 	wait := make([]*job, 0, len(jobs))
 	for i := range jobs {
 		if j := &jobs[i].job; !s.shed(j) {
@@ -274,12 +274,12 @@ func (s *Server) nameOf(name []byte) string {
 	return string(name)
 }
 
-// leave counts a job out, once. Settled means that its request is done with.
-func (j *job) leave(settled bool) {
-	if j.left {
+// complete counts a job out, once. Settled means that its request is done with.
+func (j *job) complete(settled bool) {
+	if j.completed {
 		return
 	}
-	j.left = true
+	j.completed = true
 	p := j.parcel
 	p.mu.Lock()
 	p.open--
@@ -295,12 +295,12 @@ func (j *job) leave(settled bool) {
 	case requeue:
 		p.message.requeue()
 	default:
-		p.message.settled()
+		p.message.ack()
 	}
 }
 
-// giveBack has the whole batch given back when all its jobs have left.
-func (p *parcel) giveBack() {
+// requeueAll has the whole batch given back when all its jobs have left.
+func (p *parcel) requeueAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requeue = true
@@ -328,7 +328,7 @@ func refusalPatience(j *job) time.Duration {
 
 // bound sends a refusal after patience, if its batch is not done with by then. As the
 // batch may be handed out again, the refusal no longer says that the call did not run.
-func (p *parcel) bound(refusal *answer, patience time.Duration) {
+func (p *parcel) bound(refusal *outboundResponse, patience time.Duration) {
 	if p.done() {
 		return
 	}
@@ -349,7 +349,7 @@ func (p *parcel) done() bool {
 
 // withdraw takes a refusal from those that are sent when the batch is acknowledged. It
 // reports false when the batch is done with: then they belong to the acknowledgement.
-func (p *parcel) withdraw(refusal *answer) bool {
+func (p *parcel) withdraw(refusal *outboundResponse) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := slices.Index(p.message.refusals, refusal)

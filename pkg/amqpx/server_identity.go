@@ -193,9 +193,9 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late bool, refused error) {
 	ch, result := s.probeCh, make(chan error, 1)
 	s.run(func() { // ends with the session at the latest
-		err := ch.publishToAll("", amqp.Publishing{UserId: name, AppId: "user"})
+		err := ch.publishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
-			err = ch.sync()
+			err = ch.barrier()
 		}
 		if err == nil {
 			u.name.Store(&name)
@@ -206,7 +206,7 @@ func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late 
 	case err := <-result:
 		return false, err
 	case <-s.done:
-		return false, errLinkEnded
+		return false, errConnectionEnded
 	case <-limit:
 		return true, nil
 	}

@@ -12,7 +12,7 @@ import (
 // invocation is one request on its way through the middleware of a server, and the
 // context of that. It begins when a worker takes the request.
 type invocation struct {
-	deadlineContext
+	lazyContext
 
 	job *job
 	// The fields id to handedOut hold the values of the request on arrival, because
@@ -47,7 +47,7 @@ type invocation struct {
 }
 
 func newInvocation(j *job) *invocation {
-	r := &invocation{job: j, correlationID: j.in.CorrelationID, body: j.in.Body, keyed: j.in.IdempotencyKey != "", handedOut: j.wasHandedOut()}
+	r := &invocation{job: j, correlationID: j.in.CorrelationID, body: j.in.Body, keyed: j.in.IdempotencyKey != "", handedOut: j.wasDeliveredBefore()}
 	r.id, r.identified = j.in.identity()
 	return r
 }
@@ -65,7 +65,7 @@ func (r *invocation) Value(key any) any {
 	if key == (invocationKey{}) {
 		return r
 	}
-	return r.deadlineContext.Value(key)
+	return r.lazyContext.Value(key)
 }
 
 // refuse notes that the request was not run, for the given reason.

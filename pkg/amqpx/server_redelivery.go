@@ -37,53 +37,53 @@ func (q Queue) deadQueue() Queue {
 	return Queue{Name: q.Name + deadSuffix, Type: q.Type, Durable: true, MaxLength: maxDead, dropHead: true}
 }
 
-// awaitMoves holds back a request that some server has lost, which may be what killed
+// waitRepublished holds back a request that some server has lost, which may be what killed
 // it, while originals of this server's own moves are not acknowledged: killed now, it
 // would leave original and copy, and so two killers of each. A drain ends the wait. False
 // means that the request must not run here, because the broker hands it out again.
-func (s *Server) awaitMoves(j *job) bool {
+func (s *Server) waitRepublished(j *job) bool {
 	select {
 	case <-s.moves.whenIdle():
 	case <-s.draining:
 	case <-j.from.done:
 	}
-	return !j.comesAgain()
+	return !j.willBeRedelivered()
 }
 
-// handedOutBefore settles a request that may have run before, if it must not just run,
+// handleRedelivered settles a request that may have run before, if it must not just run,
 // and reports whether it did.
-func (s *Server) handedOutBefore(j *job, m *serverMethod) bool {
-	again := j.delivery.Redelivered || m.atMostOnce && j.wasHandedOut()
+func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
+	again := j.delivery.Redelivered || m.atMostOnce && j.wasDeliveredBefore()
 	switch {
-	case !again, s.dedup.knows(j):
+	case !again, s.dedup.has(j):
 		return false
 	case m.atMostOnce:
-		s.refuse(j, handedOutOnce(m.name))
+		s.refuse(j, deliveredOnceError(m.name))
 		return true
 	case s.cfg.deliveryLimit == 0, s.deferred.take(j):
 		return s.resetDeliveryCount(j)
 	}
 	lost := j.in.lostDeliveries + 1
 	if lost >= s.cfg.deliveryLimit {
-		s.bury(j, lost)
+		s.deadLetter(j, lost)
 		return true
 	}
 	queue := s.cfg.queue.Name
 	if lost > 1 && s.retryUp.Load() { // else it runs among the others, counted all the same
 		queue = s.cfg.queue.retryQueue().Name
 	}
-	if msg, ok := s.copyOrRefuse(j, lost); ok {
+	if msg, ok := s.cloneOrRefuse(j, lost); ok {
 		s.counts.moved.Add(1)
-		s.move(j, queue, msg, j.settled)
+		s.republish(j, queue, msg, j.ack)
 	}
 	return true
 }
 
-// wasHandedOut reports whether an earlier run of a request may have happened.
-func (j *job) wasHandedOut() bool { return j.delivery.Redelivered || j.in.Redelivered }
+// wasDeliveredBefore reports whether an earlier run of a request may have happened.
+func (j *job) wasDeliveredBefore() bool { return j.delivery.Redelivered || j.in.Redelivered }
 
-// handedOutOnce is the error of a request that may have run, and must not run again.
-func handedOutOnce(method string) *Error {
+// deliveredOnceError is the error of a request that may have run, and must not run again.
+func deliveredOnceError(method string) *Error {
 	e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", method)
 	e.outcome = MayHaveRun
 	return e
@@ -101,9 +101,9 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 	if !j.isNearBrokerLimit() {
 		return false
 	}
-	if msg, ok := s.copyOrRefuse(j, j.in.lostDeliveries+1); ok {
+	if msg, ok := s.cloneOrRefuse(j, j.in.lostDeliveries+1); ok {
 		s.counts.moved.Add(1)
-		s.move(j, s.cfg.queue.Name, msg, j.settled)
+		s.republish(j, s.cfg.queue.Name, msg, j.ack)
 	}
 	return true
 }
@@ -115,10 +115,10 @@ func (j *job) isNearBrokerLimit() bool {
 	return ok && n >= brokerCountMax
 }
 
-// copyOrRefuse returns the copy with its count. A request with headers that this
+// cloneOrRefuse returns the copy with its count. A request with headers that this
 // process can read and not write is refused: it could not be counted.
-func (s *Server) copyOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
-	msg, err := copyOf(j)
+func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
+	msg, err := clonePublishing(j)
 	if err != nil {
 		s.refuseUncounted(j, err)
 		return msg, false
@@ -143,11 +143,11 @@ func (s *Server) refuseUncounted(j *job, err error) {
 	s.refuse(j, e)
 }
 
-// bury moves a request to the dead letters and tells its caller.
-func (s *Server) bury(j *job, lost int) {
+// deadLetter moves a request to the dead letters and tells its caller.
+func (s *Server) deadLetter(j *job, lost int) {
 	dead := s.cfg.queue.deadQueue().Name
 	reason := fmt.Sprintf("handed out %d times and never answered", lost)
-	msg, ok := s.copyOrRefuse(j, lost)
+	msg, ok := s.cloneOrRefuse(j, lost)
 	if !ok {
 		return
 	}
@@ -160,7 +160,7 @@ func (s *Server) bury(j *job, lost int) {
 	if !s.fitsOrRefuse(j, &msg) {
 		return
 	}
-	s.move(j, dead, msg, func() {
+	s.republish(j, dead, msg, func() {
 		s.counts.dead.Add(1)
 		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),
 			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.CorrelationID), zap.Int("deliveries", lost))
@@ -170,10 +170,10 @@ func (s *Server) bury(j *job, lost int) {
 	})
 }
 
-// moved is a copy of a request on its way to another queue, or to the end of its
+// republished is a copy of a request on its way to another queue, or to the end of its
 // own. The original is acknowledged when the broker has the copy, so the request is
 // never nowhere; a crash between the two leaves it twice.
-type moved struct {
+type republished struct {
 	server *Server
 	job    *job
 	key    string
@@ -184,99 +184,99 @@ type moved struct {
 	counted bool // with a count of deliveries; see job.moving
 }
 
-// move publishes msg, a copy of the job's request, to queue and calls done, which settles
+// republish publishes msg, a copy of the job's request, to queue and calls done, which settles
 // the job, when the broker has it.
-func (s *Server) move(j *job, queue string, msg amqp.Publishing, done func()) {
+func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func()) {
 	s.sign(&msg, j.in.User)
 	_, counted := msg.Headers[headerDeliveries]
-	(&moved{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
+	(&republished{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
 // send publishes the copy: alone if it may have ended a connection, and also after a nack.
 // RabbitMQ 3.10 and 3.11 nack all that is published to a quorum queue on a channel that first
 // published to it while it elected its leader, until the node of the leader before is back;
 // the connection for single messages is a newer one.
-func (m *moved) send() {
+func (m *republished) send() {
 	if m.counted {
-		m.job.moving()
+		m.job.beginRepublish()
 	}
 	if m.tries > 0 || m.server.suspects.isSuspect(m.job.in) {
 		m.server.isolate(m)
 		return
 	}
 	m.server.outbox.put(m)
-	m.server.takeBackMoves()
+	m.server.cancelRepublishing()
 }
 
-// withdrawn implements outgoing.
-func (m *moved) withdrawn() bool { return false }
+// canceled implements outgoing.
+func (m *republished) canceled() bool { return false }
 
-// claim implements outgoing. Without its session the original comes again by itself,
+// beginSend implements outgoing. Without its session the original comes again by itself,
 // and a copy would be one too many. A server that drains leaves the counting of a request to
 // the next one.
-func (m *moved) claim(uint64) bool {
+func (m *republished) beginSend(uint64) bool {
 	if m.job.from.isOver() {
-		m.job.over()
+		m.job.finish()
 		return false
 	}
 	if m.counted && m.server.isDraining() {
-		m.takeBack()
+		m.cancelRepublish()
 		return false
 	}
 	return true
 }
 
-// takeBack gives the original of a copy that was not published back to the broker.
-func (m *moved) takeBack() {
+// cancelRepublish gives the original of a copy that was not published back to the broker.
+func (m *republished) cancelRepublish() {
 	m.notTaken()
 	m.job.requeue()
 }
 
-// takeBackMoves gives the requests back whose copies wait until the broker takes messages
+// cancelRepublishing gives the requests back whose copies wait until the broker takes messages
 // again, if this server drains: the drain need not wait for that. The broker takes the
 // originals back, which go over the connection that it does not block.
-func (s *Server) takeBackMoves() {
+func (s *Server) cancelRepublishing() {
 	if !s.isDraining() {
 		return
 	}
 	sess := s.sup.current()
-	if sess == nil || sess.sub == sess.pub || sess.gate.opening() == nil {
+	if sess == nil || sess.sub == sess.pub || sess.flow.unblocked() == nil {
 		return
 	}
-	for _, out := range s.outbox.takeOut(func(out outgoing) bool {
-		m, ok := out.(*moved)
+	for _, out := range s.outbox.takeMatching(func(out outbound) bool {
+		m, ok := out.(*republished)
 		return ok && m.job.from.sess == sess
 	}) {
-		m, _ := out.(*moved)
-		m.takeBack()
+		m, _ := out.(*republished)
+		m.cancelRepublish()
 	}
 }
 
-// envelope implements outgoing. A copy must not vanish with a missing queue.
-func (m *moved) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+// publishing implements outgoing. A copy must not vanish with a missing queue.
+func (m *republished) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.key, true, m.msg
 }
 
-// settle implements outgoing.
-func (m *moved) settle(f fate) {
-	if f == fateConfirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
-		f = fateUnroutable
+// onResult implements outgoing.
+func (m *republished) onResult(f publishResult) {
+	if f == resultConfirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
+		f = resultReturned
 	}
 	switch {
-	case f == fateConfirmed && !m.job.from.isOver():
+	case f == resultConfirmed && !m.job.from.isOver():
 		m.done()
-	case (f == fateRefused || f == fateUnroutable) && !m.job.from.isOver():
+	case (f == resultNacked || f == resultReturned) && !m.job.from.isOver():
 		m.nacked()
-	case f == fateSuspect && !m.job.from.sess.ended():
+	case f == resultSuspect && !m.job.from.sess.ended():
 		m.server.isolate(m) // it may be what ended the channel
-	case f == fateUnsent && !m.job.from.sess.ended():
+	case f == resultUnsent && !m.job.from.sess.ended():
 		m.notTaken()
 		m.again()
 	default:
-		if f == fateLost || f == fateSuspect {
+		if f == resultLost || f == resultSuspect {
 			m.server.suspects.noteUnconfirmed(m.job.in)
 		}
-		m.job.over() // the broker hands the original out again
+		m.job.finish() // the broker hands the original out again
 	}
 }
 
@@ -289,7 +289,7 @@ const (
 
 // nacked holds the original back, unacknowledged, and moves the request again after a pause.
 // A server that drains gives it back instead.
-func (m *moved) nacked() {
+func (m *republished) nacked() {
 	s := m.server
 	s.logs.nackedMove.of(s.cfg.logger).Warn("the broker refused to move a request", zap.String("to", m.key),
 		zap.String("correlation_id", m.msg.CorrelationId), zap.Int("tries", m.tries+1))
@@ -308,10 +308,10 @@ func (m *moved) nacked() {
 
 // again moves the request again, unless it is delivered again by itself, or a server that
 // drains gives it back.
-func (m *moved) again() {
+func (m *republished) again() {
 	switch {
 	case m.job.from.isOver():
-		m.job.over()
+		m.job.finish()
 	case m.server.isDraining():
 		m.job.requeue()
 	default:
@@ -322,24 +322,24 @@ func (m *moved) again() {
 	}
 }
 
-// notTaken notes that the broker did not take the copy.
-func (m *moved) notTaken() {
+// limitError notes that the broker did not take the copy.
+func (m *republished) notTaken() {
 	if m.counted {
-		m.job.notMoving()
+		m.job.endRepublish()
 	}
 }
 
 // reject implements rejectable.
-func (m *moved) reject(cause error) { m.undeliverable(cause) }
+func (m *republished) reject(cause error) { m.undeliverable(cause) }
 
 // undeliverable implements isolable: the request is refused, as one that cannot be moved.
-func (m *moved) undeliverable(cause error) {
+func (m *republished) undeliverable(cause error) {
 	m.server.counts.undeliverable.Add(1)
 	m.server.logs.undeliverable.of(m.server.cfg.logger).Warn("refused a request of which a copy ends the connection",
 		zap.String("to", m.key), zap.String("correlation_id", m.msg.CorrelationId), zap.Error(cause))
 	m.notTaken()
 	if m.job.from.isOver() {
-		m.job.over()
+		m.job.finish()
 		return
 	}
 	e := Errorf(CodeInvalidArgument, "handed out before, and the broker does not take a copy: %v", cause)
@@ -352,14 +352,14 @@ func brokerHeaders() []string {
 	return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"}
 }
 
-// copyOf returns the message of a request with less time left, for another queue of
+// clonePublishing returns the message of a request with less time left, for another queue of
 // the same broker, or why it cannot be copied. What the broker itself wrote into it,
 // or would act on, is left out: the user, whom it compares with the connection's (move puts
 // this server's own in its place); the routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
 // a quorum queue.
-func copyOf(j *job) (amqp.Publishing, error) {
+func clonePublishing(j *job) (amqp.Publishing, error) {
 	if j.parcel != nil {
-		return copyOfBatched(j), nil
+		return clonePublishingOfBatched(j), nil
 	}
 	d := j.delivery
 	if err := checkTable(d.Headers); err != nil {
@@ -384,7 +384,7 @@ func copyOf(j *job) (amqp.Publishing, error) {
 		Priority:        d.Priority,
 		CorrelationId:   d.CorrelationId,
 		ReplyTo:         d.ReplyTo,
-		Expiration:      restOf(d.Expiration, held),
+		Expiration:      remainingTTL(d.Expiration, held),
 		MessageId:       d.MessageId,
 		Timestamp:       d.Timestamp,
 		Type:            d.Type,
@@ -393,8 +393,8 @@ func copyOf(j *job) (amqp.Publishing, error) {
 	}, nil
 }
 
-// copyOfBatched returns the message of a request that came in a batch, to travel alone.
-func copyOfBatched(j *job) amqp.Publishing {
+// clonePublishingOfBatched returns the message of a request that came in a batch, to travel alone.
+func clonePublishingOfBatched(j *job) amqp.Publishing {
 	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
 	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
 	if j.in.budget == noBudget {
@@ -407,9 +407,9 @@ func copyOfBatched(j *job) amqp.Publishing {
 	return msg
 }
 
-// restOf shortens an expiration by the time that a server held the message. How long
+// remainingTTL shortens an expiration by the time that a server held the message. How long
 // it was in the queue before, the broker does not say.
-func restOf(expiration string, held time.Duration) string {
+func remainingTTL(expiration string, held time.Duration) string {
 	ms, err := strconv.ParseInt(expiration, 10, 64)
 	if err != nil {
 		return ""

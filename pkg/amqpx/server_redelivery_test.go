@@ -526,7 +526,7 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 			expiration string
 		}{{0, 9000, "8000"}, {3 * time.Second, 6000, "5000"}, {10 * time.Second, 1, "1"}} {
 			pass(step.after)
-			got, err := copyOf(j)
+			got, err := clonePublishing(j)
 			if err != nil {
 				t.Fatal(err)
 			}

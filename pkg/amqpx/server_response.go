@@ -21,11 +21,11 @@ const (
 	nackedFor = 30 * time.Second
 )
 
-// answer is one answer on its way to its caller. Its confirm acknowledges the
+// outboundResponse is one answer on its way to its caller. Its confirm acknowledges the
 // request: the broker always holds either the request or the answer. Only a refusal
 // that says "did not run" is sent after its request was acknowledged, or the request
 // could come again, and run.
-type answer struct {
+type outboundResponse struct {
 	server *Server
 	job    *job
 	reply  reply
@@ -50,15 +50,15 @@ const (
 // outlives the link.
 func (s *Server) reply(j *job, r reply) {
 	if j.in.OneWay {
-		j.settled()
+		j.ack()
 		return
 	}
-	j.answer = answer{server: s, job: j, reply: r}
+	j.answer = outboundResponse{server: s, job: j, reply: r}
 	j.answer.send()
 }
 
 // send publishes the response on the connection that it belongs on.
-func (a *answer) send() {
+func (a *outboundResponse) send() {
 	s, in := a.server, a.job.in
 	switch direct := isDirectAddress(in.replyTo); {
 	case direct && s.suspects.isAvoided(in.replyTo):
@@ -75,14 +75,14 @@ func (a *answer) send() {
 }
 
 // isolate publishes the response alone.
-func (a *answer) isolate() {
+func (a *outboundResponse) isolate() {
 	a.route = routeIsolated
 	a.server.isolate(a)
 }
 
 // undeliverable implements isolable: the request is acknowledged, so that it cannot end
 // another connection.
-func (a *answer) undeliverable(cause error) {
+func (a *outboundResponse) undeliverable(cause error) {
 	a.server.noteUndeliverable(a.job.in.replyTo, a.job.in.CorrelationID, cause)
 	a.done()
 }
@@ -91,14 +91,14 @@ func (a *answer) undeliverable(cause error) {
 // be said when its message is acknowledged, which for a call in a batch is when all the
 // others in it are settled; see parcel.bound.
 func (s *Server) refuse(j *job, e *Error) {
-	s.refused(j, e.code)
+	s.recordRefusal(j, e.code)
 	r := s.refusalOf(j, e)
 	if j.in.OneWay || r.failed.outcome != DidNotRun {
 		s.reply(j, r)
 		return
 	}
-	j.answer = answer{server: s, job: j, reply: r, acked: true}
-	j.refuseLater(&j.answer)
+	j.answer = outboundResponse{server: s, job: j, reply: r, acked: true}
+	j.refuseAfterAck(&j.answer)
 }
 
 // refusalOf is what a refused job comes to. That it did not run is only said of a
@@ -110,15 +110,15 @@ func (s *Server) refusalOf(j *job, e *Error) reply {
 	return reply{failed: e, timing: timing{queue: time.Since(j.arrived)}}
 }
 
-// claim implements outgoing: an answer is always worth sending.
-func (a *answer) claim(uint64) bool { return true }
+// beginSend implements outgoing: an answer is always worth sending.
+func (a *outboundResponse) beginSend(uint64) bool { return true }
 
-// withdrawn implements outgoing.
-func (a *answer) withdrawn() bool { return false }
+// canceled implements outgoing.
+func (a *outboundResponse) canceled() bool { return false }
 
-// envelope implements outgoing. The broker returns a mandatory response that no queue takes,
+// publishing implements outgoing. The broker returns a mandatory response that no queue takes,
 // which is only counted: a caller that is gone needs none.
-func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
+func (a *outboundResponse) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
 	if r.failed != nil {
 		msg = encodeError(in, r.failed, r.timing, persistent)
@@ -129,8 +129,8 @@ func (a *answer) envelope() (key string, mandatory bool, msg amqp.Publishing) {
 	return in.replyTo, a.server.returnsCount(in.replyTo), msg
 }
 
-// lane implements mate. Who sends batches reads them.
-func (a *answer) lane() string {
+// batchKey implements mate. Who sends batches reads them.
+func (a *outboundResponse) batchKey() string {
 	if a.job.parcel == nil || !a.reply.props.batchable() || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
 		return ""
 	}
@@ -138,52 +138,52 @@ func (a *answer) lane() string {
 }
 
 // fits implements mate.
-func (a *answer) fits(b *batch) bool {
+func (a *outboundResponse) fits(b *batch) bool {
 	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= b.limit
 }
 
-// takers implements mate: one client takes them all.
-func (a *answer) takers() int { return 1 }
+// consumers implements mate: one client takes them all.
+func (a *outboundResponse) consumers() int { return 1 }
 
-// mustLeave implements mate.
-func (a *answer) mustLeave() bool { return false }
+// mustTravelAlone implements mate.
+func (a *outboundResponse) mustTravelAlone() bool { return false }
 
-// board implements mate.
-func (a *answer) board(b *batch) {
-	if len(b.mates) == 0 {
+// appendTo implements mate.
+func (a *outboundResponse) appendTo(b *batch) {
+	if len(b.messages) == 0 {
 		b.persistent, b.mandatory = a.server.cfg.persistent, a.server.returnsCount(b.key)
 	}
 	b.body = appendAnswer(b.body, a.job.in, a.reply)
 }
 
-// settle implements outgoing.
-func (a *answer) settle(f fate) {
+// onResult implements outgoing.
+func (a *outboundResponse) onResult(f publishResult) {
 	switch {
-	case f == fateConfirmed, f == fateUnroutable:
-		if f == fateUnroutable {
+	case f == resultConfirmed, f == resultReturned:
+		if f == resultReturned {
 			a.server.counts.unroutable.Add(1)
 		}
 		if a.route == routeIsolated {
 			a.server.suspects.clear(a.job.in)
 		}
 		a.done()
-	case f == fateRefused:
+	case f == resultNacked:
 		a.nacked()
-	case f == fateUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // its request does not come again
+	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // its request does not come again
 		a.send()
-	case f == fateSuspect:
+	case f == resultSuspect:
 		a.isolate() // it may be what ended the channel
 	case a.acked || a.route != routeMain:
 		a.isolate() // it may be what ended the connection
 	default:
 		a.server.suspects.noteUnconfirmed(a.job.in)
-		a.job.over() // lost with its session: the request comes again
+		a.job.finish() // lost with its session: the request comes again
 	}
 }
 
 // reject implements rejectable: the caller gets an error in place of a response that the
 // broker does not take. When it does not take that either, the request is acknowledged.
-func (a *answer) reject(cause error) {
+func (a *outboundResponse) reject(cause error) {
 	code, told := CodeInternal, errors.New("the broker does not take the response")
 	if errors.Is(cause, ErrTooLarge) {
 		code, told = CodeResourceExhausted, cause
@@ -200,7 +200,7 @@ func (a *answer) reject(cause error) {
 }
 
 // nacked publishes a response again after a pause, while its caller waits.
-func (a *answer) nacked() {
+func (a *outboundResponse) nacked() {
 	s, j := a.server, a.job
 	left := nackedFor - time.Since(j.arrived)
 	if j.in.budget != noBudget {
@@ -216,11 +216,11 @@ func (a *answer) nacked() {
 	s.delayed.after(pause, a.send)
 }
 
-func (a *answer) done() {
+func (a *outboundResponse) done() {
 	if a.acked {
-		a.job.over()
+		a.job.finish()
 	} else {
-		a.job.settled()
+		a.job.ack()
 	}
 }
 
@@ -501,7 +501,7 @@ func (s *Server) explainNacked(sess *session) {
 // lookAtReplyQueue says what is wrong with a queue that nacks; nothing if it is there.
 func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
 	found := s.inGoroutine(func() error {
-		return onOwnChannel(s.sub, func(ch channel) error {
+		return withTempChannel(s.sub, func(ch channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 			return err
 		})

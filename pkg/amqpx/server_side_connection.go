@@ -21,7 +21,7 @@ func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, di
 
 // isolable is an outbound message that can be published alone.
 type isolable interface {
-	outgoing
+	outbound
 	// undeliverable ends the message: it ended the connection on which it was alone.
 	undeliverable(cause error)
 }
@@ -114,10 +114,10 @@ func (s *Server) isolate(out isolable) { s.isolated.outbox.put(&isolated{isolabl
 func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 	returns := sess.pubCh.NotifyReturn(make(chan amqp.Return, 1))
 	for {
-		waiting := s.isolated.outbox.takeAll(nil)
+		waiting := s.isolated.outbox.drain(nil)
 		for i, out := range waiting {
 			if !s.publishAlone(ctx, sess, out, returns) {
-				s.isolated.outbox.putBack(waiting[i+1:])
+				s.isolated.outbox.pushFront(waiting[i+1:])
 				return
 			}
 		}
@@ -140,8 +140,8 @@ func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 // publishAlone publishes one message and waits for its confirm. It returns false when the
 // session has ended, ctx has, or the connection is to be replaced; then the message waits for
 // the next connection, unless it is what ended this one, or has its result.
-func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, returns <-chan amqp.Return) bool {
-	for opening := sess.gate.opening(); opening != nil; opening = sess.gate.opening() {
+func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, returns <-chan amqp.Return) bool {
+	for opening := sess.flow.unblocked(); opening != nil; opening = sess.flow.unblocked() {
 		select {
 		case <-opening:
 			continue
@@ -151,10 +151,10 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, 
 		s.isolated.outbox.put(out)
 		return false
 	}
-	if !out.claim(sess.generation) {
+	if !out.beginSend(sess.generation) {
 		return true
 	}
-	key, mandatory, msg := out.envelope()
+	key, mandatory, msg := out.publishing()
 	confirm, err := sess.pubCh.publish(key, mandatory, msg)
 	switch {
 	case errors.Is(err, amqp.ErrClosed): // it was not sent
@@ -176,14 +176,14 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, 
 	case confirm.Acked():
 		select {
 		case <-returns: // a broker returns a message before it confirms it
-			out.settle(fateUnroutable)
+			out.onResult(resultReturned)
 		default:
-			out.settle(fateConfirmed)
+			out.onResult(resultConfirmed)
 		}
 		return true
 	case !sess.pubCh.IsClosed():
-		out.settle(fateRefused)
-		return time.Since(sess.begun) < isolatedNacked
+		out.onResult(resultNacked)
+		return time.Since(sess.start) < isolatedNacked
 	}
 	<-sess.done // a channel that has ended ends its session
 	s.blame(out, sess.cause)
@@ -191,7 +191,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outgoing, 
 }
 
 // blame handles a message that was alone on a connection that ended.
-func (s *Server) blame(out outgoing, cause error) {
+func (s *Server) blame(out outbound, cause error) {
 	m, ok := out.(*isolated)
 	if !ok {
 		return

@@ -774,7 +774,7 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
-		s.sup.current().gate.set(true)
+		s.sup.current().flow.set(true)
 		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
 		redelivered(b, request("m"))
 		settle()

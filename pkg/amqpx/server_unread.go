@@ -143,7 +143,7 @@ func (c *consumer) takeUnreadBatch(message *job) bool {
 	s.logs.tooLarge.of(s.cfg.logger).Warn("rejected a batch that is too large", zap.String("queue", c.sub.queue),
 		zap.String("reply_to", message.delivery.ReplyTo), zap.String("reason", drop.tooLarge()))
 	message.disposition = disposeReject
-	message.settled()
+	message.ack()
 	return true
 }
 
@@ -156,7 +156,7 @@ func (c *consumer) keepUnread(j *job, drop droppedBody) {
 	select {
 	case c.unread <- j:
 	case <-c.done:
-		j.over()
+		j.finish()
 	}
 }
 
@@ -231,12 +231,12 @@ func (c *consumer) returnAll(waiting []*job) []*job {
 // delivers them again by itself.
 func (c *consumer) forgetUnread(waiting []*job) {
 	for _, j := range waiting {
-		j.over()
+		j.finish()
 	}
 	for {
 		select {
 		case j := <-c.unread:
-			j.over()
+			j.finish()
 		default:
 			return
 		}

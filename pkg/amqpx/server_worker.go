@@ -135,7 +135,7 @@ func (s *Server) work(handlers context.Context, place int) {
 	}()
 	next := func() *job {
 		j = nil // a worker that waits must not keep the last request, and its body, in memory
-		return s.jobs.take()
+		return s.jobs.pop()
 	}
 	for j = next(); j != nil; j = next() {
 		j.place = place
@@ -232,12 +232,12 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 		}()
 	}
 	if fresh {
-		s.answerFor(r, limit, replace)
+		s.respondFor(r, limit, replace)
 	}
 }
 
-// answerFor answers a request whose handler is stuck.
-func (s *Server) answerFor(r *invocation, limit time.Duration, replaced bool) {
+// respondFor answers a request whose handler is stuck.
+func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 	j, took := r.job, time.Since(r.begun)
 	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", j.method.name),
 		zap.String("correlation_id", r.correlationID), zap.Duration("took", took), zap.Bool("replaced", replaced))
@@ -247,7 +247,7 @@ func (s *Server) answerFor(r *invocation, limit time.Duration, replaced bool) {
 	s.counts.failed.Add(1)
 	j.method.times.ended(false, took)
 	if r.silent.Load() { // another request of the same call is answered
-		j.settled()
+		j.ack()
 	} else {
 		s.reply(j, reply{failed: e, timing: t})
 	}
@@ -299,8 +299,8 @@ func handlerTimeFault(d time.Duration) error {
 // requests that are malformed or whose time is over. All else that it has not started it
 // leaves to other servers, which may have other methods.
 func (s *Server) process(handlers context.Context, j *job) {
-	if j.comesAgain() {
-		j.over()
+	if j.willBeRedelivered() {
+		j.finish()
 		return
 	}
 	in, failed := j.decode()
@@ -318,10 +318,10 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case failed != nil:
 		s.refuse(j, failed)
 	case s.isDraining():
-		s.giveBack(j)
+		s.requeueCopy(j)
 	case m == nil:
 		s.refuse(j, s.unimplemented(in.Method))
-	case s.handedOutBefore(j, m):
+	case s.handleRedelivered(j, m):
 	case in.lostDeliveries == 0:
 		s.invoke(handlers, j, m, now)
 	default:
@@ -333,10 +333,10 @@ func (s *Server) process(handlers context.Context, j *job) {
 // settled, unless the server began to drain meanwhile.
 func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMethod) {
 	switch {
-	case !s.awaitMoves(j):
-		j.over()
+	case !s.waitRepublished(j):
+		j.finish()
 	case s.isDraining():
-		s.giveBack(j)
+		s.requeueCopy(j)
 	default:
 		s.invoke(handlers, j, m, time.Now())
 	}
@@ -346,8 +346,8 @@ func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMet
 // the watchdog has answered for them.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
 	r := newInvocation(j)
-	r.begin(ctx, s.limitOf(j.in, j.arrived, begun))
-	defer r.end()
+	r.init(ctx, s.limitOf(j.in, j.arrived, begun))
+	defer r.cancel()
 	j.invoked = r
 	queued := begun.Sub(j.arrived)
 	j.in.Queued = queued
@@ -400,7 +400,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	defer func() {
 		switch how {
 		case endsStopped:
-			j.over()
+			j.finish()
 			return
 		case endsRefused:
 			s.refuse(j, refusal)
@@ -415,7 +415,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 			j.method.times.ended(res.failed == nil, t.handler)
 		}
 		if r.silent.Load() { // another request of the same call is answered
-			j.settled()
+			j.ack()
 			return
 		}
 		s.reply(j, res)
@@ -539,7 +539,7 @@ func (s *Server) shed(j *job) bool {
 		return false
 	}
 	in, failed := j.decode()
-	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay || s.dedup.knows(j) {
+	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay || s.dedup.has(j) {
 		return false
 	}
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)

@@ -21,13 +21,13 @@ import (
 // for both.
 type session struct {
 	generation uint64
-	begun      time.Time
+	start      time.Time
 	target     brokerTarget
-	pub, sub   link // the same one when shared
+	pub, sub   brokerConn // the same one when shared
 	pubCh      channel
 	subCh      channel
 	probeCh    channel // on the publishing connection
-	gate       gate
+	flow       flow
 	// sizeLimit is the largest body that the broker takes, once it has refused one; else 0.
 	sizeLimit atomic.Int64
 	replyTo   string // the reply queue of a client, else ""
@@ -43,12 +43,12 @@ type session struct {
 	wg    sync.WaitGroup
 }
 
-// errLinkEnded stands for an end whose reason the library did not keep.
-var errLinkEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
+// errConnectionEnded stands for an end whose reason the library did not keep.
+var errConnectionEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
 
 // openSession dials and opens the channels. When it fails nothing stays open.
 func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
-	s := &session{begun: time.Now(), target: target, done: make(chan struct{})}
+	s := &session{start: time.Now(), target: target, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.fail(err)
@@ -117,7 +117,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 		})
 	}
 	blockings := s.pub.blockings()
-	cancels := s.subCh.NotifyCancel(make(chan string, mostConsumers))
+	cancels := s.subCh.NotifyCancel(make(chan string, maxConsumers))
 	s.run(func() {
 		for {
 			select {
@@ -126,7 +126,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 					blockings = nil
 					continue
 				}
-				s.gate.set(b.Active)
+				s.flow.set(b.Active)
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok {
@@ -140,9 +140,9 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 	})
 }
 
-// mostConsumers is how many consumers a session has on one channel: a cancellation that
+// maxConsumers is how many consumers a session has on one channel: a cancellation that
 // finds no room holds up amqp091-go's reader, and so the end of the session, for 5 s.
-const mostConsumers = 3
+const maxConsumers = 3
 
 // errConsumerCanceled means that the broker ended the consumer, as it does when
 // its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
@@ -153,7 +153,7 @@ var errConsumerCanceled error = &kindError{kind: FaultConsumerCanceled}
 func (s *session) connectionEnded(i int, reason *amqp.Error) {
 	switch {
 	case reason == nil:
-		s.fail(errLinkEnded)
+		s.fail(errConnectionEnded)
 	case i == 1 && s.sub != s.pub:
 		s.fail(atStep(stepPublish, "", reason))
 	case i%2 == 1:
@@ -251,7 +251,7 @@ func (s *session) close() {
 		s.awaitBroker(maintenanceWait)
 	}
 	var closers sync.WaitGroup
-	for i, l := range []link{s.pub, s.sub} {
+	for i, l := range []brokerConn{s.pub, s.sub} {
 		if l == nil || i == 1 && s.sub == s.pub {
 			continue
 		}
@@ -285,7 +285,7 @@ func underMaintenance(cause error) bool {
 func (s *session) awaitBroker(most time.Duration) {
 	limit := time.NewTimer(most)
 	defer limit.Stop()
-	for _, l := range []link{s.pub, s.sub} {
+	for _, l := range []brokerConn{s.pub, s.sub} {
 		if l == nil {
 			continue
 		}
@@ -303,34 +303,34 @@ func (s *session) cut() {
 	s.sub.cut()
 }
 
-// gate is shut while the broker blocks publishing. Its zero value is open.
-type gate struct {
-	mu   sync.Mutex
-	shut chan struct{} // closed when the gate opens; nil while open
+// flow is shut while the broker blocks publishing. Its zero value is open.
+type flow struct {
+	mu      sync.Mutex
+	blocked chan struct{} // closed when the gate opens; nil while open
 }
 
-func (g *gate) set(shut bool) {
+func (g *flow) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case shut && g.shut == nil:
-		g.shut = make(chan struct{})
-	case !shut && g.shut != nil:
-		close(g.shut)
-		g.shut = nil
+	case shut && g.blocked == nil:
+		g.blocked = make(chan struct{})
+	case !shut && g.blocked != nil:
+		close(g.blocked)
+		g.blocked = nil
 	}
 }
 
-// opening returns nil while the gate is open, else a channel that is closed when
+// unblocked returns nil while the gate is open, else a channel that is closed when
 // it opens.
-func (g *gate) opening() <-chan struct{} {
+func (g *flow) unblocked() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.shut
+	return g.blocked
 }
 
-// errDeaf means that the broker answers nothing, though it may still send heartbeats.
-var errDeaf error = &kindError{kind: FaultUnresponsive}
+// errUnresponsive means that the broker answers nothing, though it may still send heartbeats.
+var errUnresponsive error = &kindError{kind: FaultUnresponsive}
 
 // slowPeriods bounds how long a publishing connection counts as slow, in multiples of the
 // time after which a connection without an answer counts as dead.
@@ -361,8 +361,8 @@ func (s *session) probe(heartbeat time.Duration) {
 				case <-s.done:
 					return
 				}
-				if !s.answers(ch, heartbeat+heartbeat/2) {
-					s.fail(errDeaf)
+				if !s.respondsWithin(ch, heartbeat+heartbeat/2) {
+					s.fail(errUnresponsive)
 					return
 				}
 			}
@@ -370,14 +370,14 @@ func (s *session) probe(heartbeat time.Duration) {
 	}
 }
 
-// answers reports whether the broker answers on ch in time, or need not.
-func (s *session) answers(ch channel, within time.Duration) bool {
-	if ch == s.probeCh && s.gate.opening() != nil {
+// respondsWithin reports whether the broker answers on ch in time, or need not.
+func (s *session) respondsWithin(ch channel, within time.Duration) bool {
+	if ch == s.probeCh && s.flow.unblocked() != nil {
 		return true
 	}
 	answered := make(chan struct{})
 	s.run(func() { // ends with the session at the latest: its sockets are cut
-		_ = ch.sync() // an error ends the channel, which is watched
+		_ = ch.barrier() // an error ends the channel, which is watched
 		close(answered)
 	})
 	heard := s.pub.received()
@@ -391,7 +391,7 @@ func (s *session) answers(ch channel, within time.Duration) bool {
 			return true
 		case <-limit.C:
 		}
-		if ch == s.probeCh && s.gate.opening() != nil {
+		if ch == s.probeCh && s.flow.unblocked() != nil {
 			select { // it stopped reading before it could answer
 			case <-answered:
 			case <-s.done:

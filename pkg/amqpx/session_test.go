@@ -105,8 +105,8 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	}{
 		{"publishing connection", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(exception) }, exception},
 		{"consuming connection", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(exception) }, exception},
-		{"publishing connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(nil) }, errLinkEnded},
-		{"consuming connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(nil) }, errLinkEnded},
+		{"publishing connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(nil) }, errConnectionEnded},
+		{"consuming connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(nil) }, errConnectionEnded},
 		{"exception on the publishing channel", func(_ *fakeBroker, s *session) { channelOf(s.pubCh).except(exception) }, exception},
 		{"exception on the consuming channel", func(_ *fakeBroker, s *session) { channelOf(s.subCh).except(exception) }, exception},
 		{"queue of the consumer deleted", func(b *fakeBroker, _ *session) { b.remove(b.queues["q"]) }, errConsumerCanceled},
@@ -174,7 +174,7 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 }
 
 // fakeOf and channelOf return what is behind the seam; in these tests it is a fake.
-func fakeOf(l link) *fakeLink {
+func fakeOf(l brokerConn) *fakeLink {
 	f, _ := l.(*fakeLink)
 	return f
 }
@@ -234,14 +234,14 @@ func TestSessionFollowsTheAlarm(t *testing.T) {
 		fakeOf(s.pub).published = true
 		b.setAlarm("low on disk")
 		wantSame(t, "alarm", <-told, amqp.Blocking{Active: true, Reason: "low on disk"})
-		opening := s.gate.opening()
+		opening := s.flow.unblocked()
 		if opening == nil {
 			t.Fatal("the gate is open during an alarm")
 		}
 		b.setAlarm("")
 		wantSame(t, "end of the alarm", <-told, amqp.Blocking{})
 		<-opening
-		if s.gate.opening() != nil {
+		if s.flow.unblocked() != nil {
 			t.Error("the gate is shut after the alarm")
 		}
 	})
@@ -249,12 +249,12 @@ func TestSessionFollowsTheAlarm(t *testing.T) {
 
 func TestGateSetTwice(t *testing.T) {
 	t.Parallel()
-	var g gate
+	var g flow
 	g.set(false)
 	g.set(true)
-	first := g.opening()
+	first := g.unblocked()
 	g.set(true)
-	if g.opening() != first {
+	if g.unblocked() != first {
 		t.Error("who waits would miss the opening")
 	}
 	g.set(false)
@@ -294,7 +294,7 @@ func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	}
 	s.watch(func(amqp.Blocking) {})
 	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
-	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, mostConsumers))); err != nil {
+	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
 		t.Fatal(err)
 	}
 	<-s.done
@@ -340,7 +340,7 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 			if took := time.Since(begun); took < heartbeat || took > 2*heartbeat {
 				t.Errorf("given up after %v", took)
 			}
-			wantIs(t, s.cause, errDeaf)
+			wantIs(t, s.cause, errUnresponsive)
 		})
 	}
 }
@@ -390,7 +390,7 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 					return
 				}
 				<-s.done
-				wantIs(t, s.cause, errDeaf)
+				wantIs(t, s.cause, errUnresponsive)
 				if took := time.Since(begun); took < heartbeat || took > c.lasts {
 					t.Errorf("given up after %v, want at most %v", took, c.lasts)
 				}
@@ -414,10 +414,10 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 			defer s.close()
 			s.watch(func(amqp.Blocking) {})
 			b.deafen()
-			s.gate.set(before)
+			s.flow.set(before)
 			s.probe(heartbeat)
 			pass(heartbeat)
-			s.gate.set(true)
+			s.flow.set(true)
 			pass(time.Hour)
 			if s.ended() {
 				t.Errorf("ended: %v", s.cause)

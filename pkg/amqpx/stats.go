@@ -39,7 +39,7 @@ type clientCounts struct {
 	batched                   atomic.Uint64
 }
 
-func (n *clientCounts) dropped(v verdict) {
+func (n *clientCounts) dropped(v matchResult) {
 	switch v {
 	case verdictLate:
 		n.late.Add(1)
@@ -329,8 +329,8 @@ func (o observation) now() time.Time {
 	return o.begun
 }
 
-// settled counts a call that ended.
-func (c *Client) settled(o observation, err error) {
+// recordCall counts a call that ended.
+func (c *Client) recordCall(o observation, err error) {
 	if err == nil {
 		c.counts.ok.Add(1)
 	} else {
@@ -358,16 +358,16 @@ func (c *Client) codeOf(err error) (code Code) {
 	return CodeOf(err)
 }
 
-// sentBatch counts calls that left in one message.
-func (c *Client) sentBatch(calls int) {
+// recordBatchSent counts calls that left in one message.
+func (c *Client) recordBatchSent(calls int) {
 	c.counts.batched.Add(uint64(calls)) //nolint:gosec // a length is never negative.
 	if c.cfg.observer != nil {
 		c.cfg.observer.BatchSent(calls)
 	}
 }
 
-// refused tells of a request that is answered without being run.
-func (s *Server) refused(j *job, code Code) {
+// recordRefusal tells of a request that is answered without being run.
+func (s *Server) recordRefusal(j *job, code Code) {
 	s.counts.refused.Add(1)
 	if s.cfg.observer == nil {
 		return
@@ -379,8 +379,8 @@ func (s *Server) refused(j *job, code Code) {
 	s.cfg.observer.RequestRefused(name, code)
 }
 
-// receivedBatch counts requests that came in one message.
-func (s *Server) receivedBatch(calls int) {
+// recordBatchReceived counts requests that came in one message.
+func (s *Server) recordBatchReceived(calls int) {
 	s.counts.requests.Add(uint64(calls)) //nolint:gosec // a length is never negative.
 	s.counts.batched.Add(uint64(calls))  //nolint:gosec // a length is never negative.
 	if s.cfg.observer != nil {

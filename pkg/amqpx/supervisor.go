@@ -59,12 +59,12 @@ func (v *supervisor) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		s, err := v.connect(ctx)
 		if err == nil {
-			err = v.keep(ctx, s, wait)
+			err = v.runSession(ctx, s, wait)
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		v.report(err)
+		v.reportFault(err)
 		pause := wait.NextBackOff()
 		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
 			pause = v.cfg.backoffMax // any other fault may pass by itself
@@ -151,14 +151,14 @@ func (v *supervisor) setCurrent(s *session) {
 	v.session = s
 }
 
-// keep waits for the end of a ready session, closes it, and returns why it ended.
-func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
+// runSession waits for the end of a ready session, closes it, and returns why it ended.
+func (v *supervisor) runSession(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
 	v.setCurrent(s)
 	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
 		zap.Uint64("generation", s.generation))
 	v.board.update(func(st *Status) {
 		st.State, st.Err, st.Fault, st.Generation = StateReady, nil, "", s.generation
-		if s.gate.opening() != nil {
+		if s.flow.unblocked() != nil {
 			st.State = StateBlocked
 		}
 	})
@@ -194,15 +194,15 @@ func (v *supervisor) keep(ctx context.Context, s *session, wait *backoff.Exponen
 	return classifyEnd(s.target, s.cause)
 }
 
-// report shows a fault in the status and logs it when it is news, or goes on for a while: at
+// reportFault shows a fault in the status and logs it when it is news, or goes on for a while: at
 // error level when it needs an operator.
-func (v *supervisor) report(err error) {
+func (v *supervisor) reportFault(err error) {
 	v.showFault(err)
 	log := v.cfg.logger.Warn
 	if some, _ := needsOperator(err); some || v.faults.isStubborn(err) {
 		log = v.cfg.logger.Error
 	}
-	if !v.faults.note(kindOfFault(err)) {
+	if !v.faults.note(faultKey(err)) {
 		log = v.cfg.logger.Debug
 	}
 	log("link down, reconnecting", zap.String("role", v.role), zap.String("fault", string(kindOf(err))),

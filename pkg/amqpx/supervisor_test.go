@@ -268,7 +268,7 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.onSetup = func(s *session) error {
 			if w.setups < 4 {
-				return onOwnChannel(s.sub, func(ch channel) error {
+				return withTempChannel(s.sub, func(ch channel) error {
 					_, err := ch.QueueDeclarePassive("missing", true, false, false, false, nil)
 					return err
 				})

@@ -103,13 +103,13 @@ func (q Queue) arguments() amqp.Table {
 // is; warn is told the difference, and the properties are learnt. A stream is refused.
 // A failed declaration closes its channel, so each try has a channel of its own
 // and the session's channels never see the exception.
-func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue, error) {
+func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (foundQueue, error) {
 	found := foundQueue{arguments: q.arguments()}
 	durable, autoDelete := q.Durable, false
 	difference := ""
 	var first *amqp.Error
 	for range maxDifferences {
-		err := onOwnChannel(l, func(ch channel) error {
+		err := withTempChannel(l, func(ch channel) error {
 			_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, found.arguments)
 			return err
 		})
@@ -141,7 +141,7 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue,
 			return found, atStep(stepDeclare, q.Name, errStream)
 		}
 	}
-	if err := onOwnChannel(l, func(ch channel) error {
+	if err := withTempChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
 		return err
 	}); err != nil {
@@ -157,7 +157,7 @@ func (q Queue) declareOrAdopt(l link, warn func(difference string)) (foundQueue,
 // checkType finds out whether a queue that was declared without a type is a classic one: the
 // virtual host may have another default. It returns the difference to tell, and refuses a
 // stream.
-func (q Queue) checkType(l link, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
+func (q Queue) checkType(l brokerConn, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
 	if _, known := found.arguments[amqp.QueueTypeArg]; known {
 		return difference, nil
 	}
@@ -166,7 +166,7 @@ func (q Queue) checkType(l link, durable, autoDelete bool, found *foundQueue, di
 		args = amqp.Table{}
 	}
 	args[amqp.QueueTypeArg] = string(QueueClassic)
-	err := onOwnChannel(l, func(ch channel) error {
+	err := withTempChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, args)
 		return err
 	})
@@ -235,27 +235,27 @@ func currentArgument(reason string) (name string, value any, ok bool) {
 }
 
 // findReplyQueue looks for a client's reply queue.
-func findReplyQueue(l link, name string) error {
-	return atStep(stepDeclare, name, onOwnChannel(l, func(ch channel) error {
+func findReplyQueue(l brokerConn, name string) error {
+	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	}))
 }
 
 // declareReplyQueue makes a client's reply queue.
-func declareReplyQueue(l link, name string, kind QueueType) error {
+func declareReplyQueue(l brokerConn, name string, kind QueueType) error {
 	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
 	if kind == QueueQuorum {
 		args[amqp.QueueTypeArg] = string(QueueQuorum)
 	}
-	return atStep(stepDeclare, name, onOwnChannel(l, func(ch channel) error {
+	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclare(name, true, false, false, false, args)
 		return err
 	}))
 }
 
-// onOwnChannel runs f on a channel that is thrown away afterwards.
-func onOwnChannel(l link, f func(channel) error) error {
+// withTempChannel runs f on a channel that is thrown away afterwards.
+func withTempChannel(l brokerConn, f func(channel) error) error {
 	ch, err := l.channel()
 	if err != nil {
 		return atStep(stepChannel, "", err)

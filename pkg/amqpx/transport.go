@@ -18,12 +18,12 @@ import (
 type dialer interface {
 	// dial opens a link to the broker at url and names it in the broker's list of
 	// connections. It ends, with the socket cut, when ctx does.
-	dial(ctx context.Context, url, name string) (link, error)
+	dial(ctx context.Context, url, name string) (brokerConn, error)
 }
 
-// link is one connection to a broker. Its calls block on the broker and take no
+// brokerConn is one connection to a broker. Its calls block on the broker and take no
 // context; cut makes them return.
-type link interface {
+type brokerConn interface {
 	channel() (channel, error)
 	// closed receives the reason when the link ends; it is closed without one when
 	// the reason is not known.
@@ -34,9 +34,9 @@ type link interface {
 	received() uint64
 	// frameSize is the negotiated size of a frame in bytes; 0 is no limit.
 	frameSize() int
-	// hold gathers writes until release sends them in one piece.
-	hold()
-	release()
+	// cork gathers writes until release sends them in one piece.
+	cork()
+	uncork()
 	// claim takes over the count of a delivered body of n bytes, which the caller has to
 	// release: it returns the bytes that were counted (see bytesInHand).
 	claim(n int) int64
@@ -52,8 +52,8 @@ type link interface {
 // channel is one AMQP channel, with the calls named as in amqp091-go.
 type channel interface {
 	publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error)
-	// publishToAll publishes to a fanout exchange, mandatory, and asks for no confirm.
-	publishToAll(exchange string, msg amqp.Publishing) error
+	// publishFanout publishes to a fanout exchange, mandatory, and asks for no confirm.
+	publishFanout(exchange string, msg amqp.Publishing) error
 	Confirm(noWait bool) error
 	Qos(prefetchCount, prefetchSize int, global bool) error
 	Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error)
@@ -65,9 +65,9 @@ type channel interface {
 	ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
-	// sync returns when the broker has processed what was sent on the channel before. It
+	// barrier returns when the broker has processed what was sent on the channel before. It
 	// is not for a channel that publishes: it would come between a message's frames.
-	sync() error
+	barrier() error
 	NotifyClose(c chan *amqp.Error) chan *amqp.Error
 	NotifyReturn(c chan amqp.Return) chan amqp.Return
 	NotifyCancel(c chan string) chan string
@@ -83,8 +83,8 @@ type confirmation interface {
 	Acked() bool
 }
 
-// heldBytes is how much a held socket gathers before it writes all the same.
-const heldBytes = 64 << 10
+// maxCorkedBytes is how much a held socket gathers before it writes all the same.
+const maxCorkedBytes = 64 << 10
 
 // socket is the net.Conn under amqp091-go. It adds the two things that library
 // leaves out: a deadline for every write, so that a broker that stops reading
@@ -110,7 +110,7 @@ type socket struct {
 	buf     []byte    // gathered, not yet written
 	spare   []byte    // the buffer of the last write, for reuse
 	writing bool
-	held    bool
+	corked  bool
 	err     error
 }
 
@@ -141,35 +141,35 @@ func (s *socket) Close() error { return s.raw.Close() }
 func (s *socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.writing && len(s.buf) >= heldBytes && s.err == nil {
+	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
 		s.room.Wait()
 	}
 	if s.err != nil {
 		return 0, s.err
 	}
-	if !s.writing && len(s.buf) == 0 && (!s.held || len(p) >= heldBytes) {
+	if !s.writing && len(s.buf) == 0 && (!s.corked || len(p) >= maxCorkedBytes) {
 		s.flush(p)
 	} else {
 		s.buf = append(s.buf, p...)
 	}
-	if !s.writing && (!s.held || len(s.buf) >= heldBytes) {
+	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
 		s.flushGathered() // what is here, and what others gathered meanwhile
 	}
 	return len(p), s.err
 }
 
-// hold makes writes gather until release.
-func (s *socket) hold() {
+// cork makes writes gather until release.
+func (s *socket) cork() {
 	s.mu.Lock()
-	s.held = true
+	s.corked = true
 	s.mu.Unlock()
 }
 
-// release writes what was gathered.
-func (s *socket) release() {
+// uncork writes what was gathered.
+func (s *socket) uncork() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held = false
+	s.corked = false
 	if !s.writing {
 		s.flushGathered()
 	}

@@ -86,13 +86,13 @@ func TestHeldSocketWritesOnceAtRelease(t *testing.T) {
 	t.Parallel()
 	c := &slowConn{}
 	s := newSocket(c, time.Second)
-	s.hold()
+	s.cork()
 	mustWrite(t, s, "a", "b", "c")
 	c.want(t)
-	s.release()
+	s.uncork()
 	c.want(t, "abc")
 	mustWrite(t, s, "d")
-	s.release()
+	s.uncork()
 	c.want(t, "abc", "d")
 }
 
@@ -100,12 +100,12 @@ func TestHeldSocketGathersABoundedAmount(t *testing.T) {
 	t.Parallel()
 	c := &slowConn{}
 	s := newSocket(c, time.Second)
-	s.hold()
-	mustWrite(t, s, "a", strings.Repeat("b", heldBytes-2))
+	s.cork()
+	mustWrite(t, s, "a", strings.Repeat("b", maxCorkedBytes-2))
 	c.want(t)
 	mustWrite(t, s, "c")
-	c.want(t, "a"+strings.Repeat("b", heldBytes-2)+"c")
-	mustWrite(t, s, strings.Repeat("d", heldBytes))
+	c.want(t, "a"+strings.Repeat("b", maxCorkedBytes-2)+"c")
+	mustWrite(t, s, strings.Repeat("d", maxCorkedBytes))
 	wantSame(t, "writes", len(c.writes), 2)
 }
 
@@ -117,8 +117,8 @@ func TestSocketGathersWhileAWriteIsInProgress(t *testing.T) {
 		go mustWrite(t, s, "a")
 		settle()
 		mustWrite(t, s, "b", "c") // do not wait
-		s.hold()
-		s.release() // nor does a release
+		s.cork()
+		s.uncork() // nor does a release
 		c.gate <- struct{}{}
 		c.gate <- struct{}{}
 		settle()
@@ -133,7 +133,7 @@ func TestSocketMakesWritersWaitWhenItsBufferIsFull(t *testing.T) {
 		s := newSocket(c, time.Second)
 		go mustWrite(t, s, "a")
 		settle()
-		mustWrite(t, s, strings.Repeat("b", heldBytes))
+		mustWrite(t, s, strings.Repeat("b", maxCorkedBytes))
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -148,7 +148,7 @@ func TestSocketMakesWritersWaitWhenItsBufferIsFull(t *testing.T) {
 		close(c.gate)
 		<-done
 		settle()
-		c.want(t, "a", strings.Repeat("b", heldBytes), "c")
+		c.want(t, "a", strings.Repeat("b", maxCorkedBytes), "c")
 	})
 }
 
@@ -163,7 +163,7 @@ func TestFailedWriteEndsTheConnectionAndIsReportedFromThenOn(t *testing.T) {
 			first <- err
 		}()
 		settle()
-		mustWrite(t, s, strings.Repeat("b", heldBytes)) // gathered: its error comes later
+		mustWrite(t, s, strings.Repeat("b", maxCorkedBytes)) // gathered: its error comes later
 		waiting := make(chan error, 1)
 		go func() {
 			_, err := s.Write([]byte("c"))
@@ -176,7 +176,7 @@ func TestFailedWriteEndsTheConnectionAndIsReportedFromThenOn(t *testing.T) {
 		wantIs(t, <-waiting, errCut)
 		_, err := s.Write([]byte("d"))
 		wantIs(t, err, errCut)
-		s.release()
+		s.uncork()
 		c.want(t)
 		wantSame(t, "closed", c.closed, true)
 	})
@@ -210,7 +210,7 @@ func TestSocketKeepsEveryWriteWholeAndInOrder(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				if i%7 == 0 {
-					s.hold()
+					s.cork()
 				}
 				record := bytes.Repeat([]byte{byte('a' + w)}, size)
 				record[0], record[1] = byte(i), byte(i>>8)
@@ -218,15 +218,15 @@ func TestSocketKeepsEveryWriteWholeAndInOrder(t *testing.T) {
 					t.Error(err)
 				}
 				if i%7 == 3 {
-					s.release()
+					s.uncork()
 				}
 			}
-			s.release()
+			s.uncork()
 		})
 	}
 	go func() {
 		wg.Wait()
-		s.release()
+		s.uncork()
 		_ = s.Close()
 	}()
 	next := map[byte]int{}

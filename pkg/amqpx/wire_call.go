@@ -279,8 +279,8 @@ const (
 	headerValue = 2
 )
 
-// batchable reports whether a request can travel in a batch: headers are text there.
-func batchable(req *Request) bool {
+// fitsBatch reports whether a request can travel in a batch: headers are text there.
+func fitsBatch(req *Request) bool {
 	return allText(req.Header)
 }
 

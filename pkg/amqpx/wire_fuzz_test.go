@@ -176,7 +176,7 @@ func FuzzCopy(f *testing.F) {
 		before := maps.Clone(d.Headers)
 		j := &job{delivery: &d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}
 		j.in, _ = decodeRequest(&d, "")
-		msg, err := copyOf(j)
+		msg, err := clonePublishing(j)
 		if !reflect.DeepEqual(before, d.Headers) && !hasNaN(before) {
 			t.Errorf("the original changed from %v to %v", before, d.Headers)
 		}

@@ -230,7 +230,7 @@ type batchedAnswer struct {
 
 	id      []byte // a part of the batch's body
 	call    *call  // that it settles
-	verdict verdict
+	verdict matchResult
 }
 
 // decodeAnswers appends the answers of a batch; with an error there are none. But for
