@@ -8,7 +8,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// overAMQPX is this repository's library.
+// overAMQPX measures this repository's library, pkg/amqpx.
 type overAMQPX struct {
 	batch, direct, persistent, quorum bool
 	telemetry
@@ -56,7 +56,7 @@ func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready
 		}
 	}
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx) }() // ends when ctx does; awaited below
+	go func() { served <- s.Serve(ctx) }() // ends with ctx; awaited below
 	if err := s.WaitReady(ctx); err != nil {
 		return errors.Join(err, <-served)
 	}

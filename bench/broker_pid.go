@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// findBroker finds the process on this machine that listens on the port of a broker's
-// URL; 0 when it is not there, or another user's.
+// findBroker returns the ID of the local process listening on the port of the broker's URL, or
+// 0 if no such process exists or if another user owns the process.
 func findBroker(raw string) int {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -42,8 +42,8 @@ func findBroker(raw string) int {
 	return 0
 }
 
-// listeners returns the inodes of the sockets that listen on a port, from the text of
-// a table of /proc/net.
+// listeners returns the inodes of the sockets listening on the port. The table is the text of
+// /proc/net/tcp or /proc/net/tcp6.
 func listeners(table string, port uint64) []string {
 	const listening = "0A"
 	var inodes []string

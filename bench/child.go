@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// childArg, as the only argument, makes this program one side of a contender. It
-// then reads a brief and commands as JSON lines and answers each with one. The end
-// of its input ends it, so it never outlives the conductor.
+// childArg as the only argument makes this program a process of a contender. The process reads
+// a brief and then commands as JSON lines, and sends a JSON reply for each line. The end of
+// the input ends the process, so a child never outlives the conductor.
 const childArg = "child"
 
-// role is a side of a contender.
+// role is the role of a contender's process.
 type role string
 
 const (
 	roleServer role = "server"
 	roleClient role = "client"
-	roleBroker role = "broker" // of a contender that brings its own
+	roleBroker role = "broker" // of a contender with its own broker
 )
 
-// brief tells a child what it is.
+// brief configures a child process.
 type brief struct {
 	Role       role        `json:"role"`
 	Contender  string      `json:"contender"`
@@ -33,26 +33,27 @@ type brief struct {
 	CPUProfile string      `json:"cpu_profile,omitempty"` // a file
 }
 
-// command asks for one of its parts or, without any, for the usage so far.
+// command is a task for a child process. Without any field set it only requests the usage so
+// far.
 type command struct {
 	Turn    *turn `json:"turn,omitempty"`
-	Hold    int   `json:"hold,omitempty"`    // a client begins that many calls, which the server holds
-	Release bool  `json:"release,omitempty"` // a server lets the held calls go
-	Settle  bool  `json:"settle,omitempty"`  // a client waits for the held calls
+	Hold    int   `json:"hold,omitempty"`    // a client starts this many calls, which the server holds
+	Release bool  `json:"release,omitempty"` // a server releases the held calls
+	Settle  bool  `json:"settle,omitempty"`  // a client waits for the responses of the held calls
 }
 
-// reply answers the brief and every command.
+// reply is a child's message after the brief and after every command.
 type reply struct {
 	Error    string   `json:"error,omitempty"`
-	Endpoint string   `json:"endpoint,omitempty"` // to the brief, of what listens itself
+	Endpoint string   `json:"endpoint,omitempty"` // in the reply to the brief: the address of a process that listens
 	Outcome  *outcome `json:"outcome,omitempty"`
 	Usage    usage    `json:"usage"`
 }
 
-// endTimeout bounds the clean end of one side.
+// endTimeout bounds the clean end of a process.
 const endTimeout = 5 * time.Second
 
-// serveChild is the whole life of a child.
+// serveChild runs a child process from its brief to the end of its input.
 func serveChild(ctx context.Context, in io.Reader, out io.Writer) error {
 	commands := json.NewDecoder(in)
 	replies := json.NewEncoder(out)

@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// servingChild serves until the commands end.
+// servingChild runs serve until the commands end.
 func servingChild(ctx context.Context, serve func(ctx context.Context, ready func(string)) error, commands *json.Decoder, replies *json.Encoder, release func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -20,7 +20,7 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 		return errors.Join(errors.New("the server ended early"), err)
 	}
 	listened := make(chan error, 1)
-	go func() { // ends when the input does, or with the process
+	go func() { // ends with the input or with the process
 		listened <- obey(commands, replies, endpoint, func(cmd command) (*outcome, error) {
 			if cmd.Release {
 				release()
@@ -37,7 +37,7 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 	}
 }
 
-// clientChild does what it is told until the commands end.
+// clientChild dials the contender's server and executes commands until the input ends.
 func clientChild(ctx context.Context, c native, env environment, commands *json.Decoder, replies *json.Encoder) error {
 	under, err := c.dial(ctx, env)
 	if err != nil {
@@ -61,7 +61,8 @@ func clientChild(ctx context.Context, c native, env environment, commands *json.
 	return errors.Join(err, under.close(ctx))
 }
 
-// obey says that this side is ready and then does what it is told.
+// obey reports that the process is ready, then executes each command with do and replies with
+// the outcome and the usage so far.
 func obey(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*outcome, error)) error {
 	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
 		return err

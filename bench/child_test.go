@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// child runs serveChild as a process would, and talks to it.
+// child runs serveChild in this process and exchanges JSON lines over pipes.
 type child struct {
 	t    *testing.T
 	in   *io.PipeWriter
@@ -53,7 +53,8 @@ func (c *child) end() {
 	}
 }
 
-// The contenders that need no RabbitMQ show that the sides of all understand each other.
+// TestSides runs the contenders without RabbitMQ, with all their processes as children, and
+// checks their results and usage.
 func TestSides(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{coreNATS, overGRPC} {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// closed has callers that call one after the other until the time or the number of
-// calls is up.
+// closed runs the callers of a closed loop: each makes one call after another until the turn's
+// duration or its number of calls is used up.
 func (d *driver) closed(ctx context.Context) {
 	var (
 		callers sync.WaitGroup

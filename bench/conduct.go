@@ -12,16 +12,16 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// conductor runs one whole measurement.
+// conductor runs a whole measurement.
 type conductor struct {
 	opts   options
 	log    io.Writer
 	queues []string
 }
 
-// conduct parses args, measures, and prints the report on standard output. Progress
-// goes to standard error. When an experiment fails, what it and those before it measured
-// is reported all the same.
+// conduct parses args, runs the experiments and prints the report on standard output. Progress
+// goes to standard error. If an experiment fails, the report still contains its samples and
+// the earlier experiments.
 func conduct(ctx context.Context, args []string) error {
 	opts, err := parseOptions(args, os.Stderr)
 	if err != nil {
@@ -52,7 +52,7 @@ func conduct(ctx context.Context, args []string) error {
 	return errors.Join(err, c.deleteQueues(), r.publish(os.Stdout, opts.out))
 }
 
-// run does one experiment.
+// run executes an experiment.
 func (c *conductor) run(ctx context.Context, e experiment) (*section, error) {
 	s := newSection(e, c.opts)
 	if e.name == expMemory {
@@ -77,7 +77,8 @@ func (c *conductor) run(ctx context.Context, e experiment) (*section, error) {
 	return s, errors.Join(faults...)
 }
 
-// rounds lets the crews take turns at every load. The first round warms up.
+// rounds runs every load in every round, with each crew in turn. The first round is the
+// warm-up and is not recorded.
 func (c *conductor) rounds(ctx context.Context, s *section, crews []*crew) error {
 	p := newPacing()
 	for round := range c.opts.rounds + 1 {
@@ -121,7 +122,7 @@ func (c *conductor) newQueue(contender string) string {
 	return name
 }
 
-// deleteQueues deletes the request queues and amqpx's companions of them.
+// deleteQueues deletes the request queues and amqpx's further queues.
 func (c *conductor) deleteQueues() error {
 	conn, err := amqp.Dial(c.opts.url)
 	if err != nil {

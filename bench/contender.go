@@ -6,42 +6,43 @@ import (
 	"time"
 )
 
-// contender is one way to make remote calls. Each has a file of its own.
+// contender is a way to make remote calls. Each contender has its own file.
 type contender interface {
-	// settings states, in a line of the report, what was chosen for it.
+	// settings describes the contender's configuration in a line of the report.
 	settings() string
 }
 
-// native is a contender whose sides run in this program.
+// native is a contender whose processes run this program.
 type native interface {
 	contender
-	// serve answers calls on env's queue until ctx ends. It calls ready once, when
-	// calls can come, with the address to dial where it has one of its own.
+	// serve answers calls on env's queue until ctx ends. When the server accepts calls, serve
+	// calls ready once. The endpoint is the address to dial, or empty if clients use the
+	// broker.
 	serve(ctx context.Context, env environment, h *handler, ready func(endpoint string)) error
-	// dial makes a caller.
+	// dial returns a caller.
 	dial(ctx context.Context, env environment) (caller, error)
 }
 
-// foreign is a contender whose sides are other programs, which follow the same
-// protocol on their standard streams.
+// foreign is a contender whose processes are other programs, which follow the same protocol on
+// their standard streams.
 type foreign interface {
 	contender
 	program(r role) []string
 }
 
-// brokered is a contender with a broker of its own, a third process.
+// brokered is a contender with its own broker as a third process.
 type brokered interface {
 	broker(ctx context.Context, ready func(endpoint string)) error
 }
 
-// caller is the calling side of a contender, safe for any number of goroutines.
+// caller is the calling side of a contender, safe for concurrent use.
 type caller interface {
-	// call sends one request and returns its answer.
+	// call sends a request and returns the response.
 	call(ctx context.Context, method string, body []byte) ([]byte, error)
 	close(ctx context.Context) error
 }
 
-// environment is where and how a contender runs.
+// environment configures the processes of a contender.
 type environment struct {
 	URL      string        `json:"url"`
 	Queue    string        `json:"queue"`               // its own request queue
@@ -52,23 +53,24 @@ type environment struct {
 	Async    bool          `json:"async,omitempty"`     // held calls have no goroutines
 }
 
-// callTimeout is the deadline of calls that have one, amqpx's default.
+// callTimeout is the deadline of calls, if a contender sets a deadline; the value is amqpx's
+// default.
 const callTimeout = 30 * time.Second
 
-// entry is a contender under its name in the table.
+// entry is a contender with its name in the tables.
 type entry struct {
 	name string
 	contender
-	// optional ones run only when they are asked for.
+	// optional contenders run only when -contenders lists them.
 	optional bool
-	// sequential ones have one call at a time.
+	// sequential contenders make a single call at a time.
 	sequential bool
 }
 
-// Names of the contenders that others are compared with.
+// Names of the contenders that serve as a base of comparison.
 const (
 	baseline     = "loop"
-	baselineSame = "loop-same" // what amqpx sends and waits for, written by hand
+	baselineSame = "loop-same" // sends and awaits the same messages as amqpx, written by hand
 	single       = "amqpx"
 	batched      = "amqpx-batch"
 	coreNATS     = "nats"
@@ -83,7 +85,7 @@ const (
 	overGRPC = "grpc"
 )
 
-// entries lists the contenders in the order of the table.
+// entries lists the contenders in the order of the tables.
 func entries() []entry {
 	return []entry{
 		{name: baseline, contender: loop{}},

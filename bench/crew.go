@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// crew is an entrant's processes.
+// crew holds the processes of one entrant.
 type crew struct {
 	entrant entrant
 	queue   string
-	broker  *side // of its own; nil for most
+	broker  *side // the entrant's own broker; nil for most entrants
 	servers []*side
 	client  *side
 }
 
-// startCrew starts the sides of an entrant, those that others need first.
+// startCrew starts the processes of an entrant in the order broker, servers, client.
 func (c *conductor) startCrew(ctx context.Context, e entrant) (_ *crew, err error) {
 	k := &crew{entrant: e, queue: c.newQueue(e.contender)}
 	defer func() {
@@ -61,8 +61,8 @@ func (c *conductor) startCrew(ctx context.Context, e entrant) (_ *crew, err erro
 	return k, err
 }
 
-// programOf returns the command line of a side: this program, another build of it, or
-// a foreign one. Empty means this program.
+// programOf returns the command line of a process: a foreign program, another build of this
+// program, or nil for this program.
 func programOf(e entry, build string, r role) []string {
 	if f, ok := e.contender.(foreign); ok {
 		return f.program(r)
@@ -73,7 +73,7 @@ func programOf(e entry, build string, r role) []string {
 	return nil
 }
 
-// stop ends the processes, callers first.
+// stop ends the processes, the client first.
 func (k *crew) stop() error {
 	var faults []error
 	for _, s := range slices.Concat([]*side{k.client}, k.servers, []*side{k.broker}) {
@@ -84,14 +84,14 @@ func (k *crew) stop() error {
 	return errors.Join(faults...)
 }
 
-// consumed is what the processes of a crew have used so far.
+// consumed is the usage of a crew's processes since their start.
 type consumed struct {
 	client, server usage
 	broker         time.Duration
 }
 
-// consumption asks all for their usage. The servers' are summed, but for the memory,
-// which is that of the largest.
+// consumption collects the usage of all processes of the crew. The usages of the servers are
+// added up, except for memory: the figure is the largest server's.
 func (c *conductor) consumption(k *crew) (consumed, error) {
 	var total consumed
 	r, err := k.client.ask(command{})
@@ -115,7 +115,7 @@ func (c *conductor) consumption(k *crew) (consumed, error) {
 	return total, err
 }
 
-// turn lets one crew work and reads what its processes used for it.
+// turn runs one turn with a crew and measures the usage of the crew's processes.
 func (c *conductor) turn(k *crew, t turn) (Sample, error) {
 	before, err := c.consumption(k)
 	if err != nil {

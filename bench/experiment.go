@@ -6,53 +6,54 @@ import (
 	"time"
 )
 
-// experiment is one question to the contenders: who runs, and under which loads.
+// experiment is a comparison: the entrants and their loads.
 type experiment struct {
 	name, title string
-	note        string // what the reader has to know
+	note        string // explains the experiment in the report
 	lineup      []entrant
 	loads       []load
 	render      func(*section) string
 	plots       []plotted
 }
 
-// entrant is a contender under the conditions of an experiment.
+// entrant is a contender with the environment of an experiment.
 type entrant struct {
 	label     string // in tables
 	contender string
-	program   string // the build to run it from; empty: this one
+	program   string // build of this program to run; empty: the running program
 	servers   int
 	env       environment
 
 	sequential bool
 }
 
-// load is one column of an experiment.
+// load is a column of an experiment.
 type load struct {
 	label string
-	x     float64 // its place on a plot's axis
+	x     float64 // its position on the plot's x axis
 	turn  turn
-	// most says that the turn finds the entrant's maximum rate.
+	// most marks the turn that measures the entrant's maximum rate.
 	most bool
-	// share, unless it is 0, sets the open loop's rate to that part of the maximum.
+	// share, if not 0, sets the rate of the open loop to this part of the maximum rate.
 	share float64
 }
 
-// reach is the part of its maximum up to which an entrant is asked for fixed rates:
-// beyond it the length of the turn decides, not the contender.
+// reach is the largest part of an entrant's maximum rate at which a fixed rate is measured.
+// Above this part the length of the turn determines the result, not the contender.
 const reach = 0.8
 
-// Loads that experiments share.
+// Shared loads of the experiments.
 const (
 	heavyCallers = 1024
-	// openInFlight is the most calls of an open loop at once.
+	// openInFlight is the largest number of concurrent calls in an open loop.
 	openInFlight = 4096
 	heldCalls    = 100_000
-	// slowRate and slowEvery are the load of the experiment with slow calls.
+	// slowRate and slowEvery define the load of the experiment with slow calls: calls per
+	// second, and the interval of slow calls.
 	slowRate, slowEvery = 5000, 100
 )
 
-// Labels of loads that goals look up.
+// Labels of loads in the goals.
 const (
 	labelMost   = "maximum, closed loop"
 	labelHalf   = "half of maximum"
@@ -70,7 +71,7 @@ func labelCallers(n int) string {
 	return fmt.Sprintf("%d callers", n)
 }
 
-// The names of experiments, in the order of the report.
+// Names of the experiments, in the order of the report.
 const (
 	expTable   = "table"
 	expCallers = "callers"
@@ -79,7 +80,7 @@ const (
 	expServers = "servers"
 	expSlow    = "slow"
 	expMemory  = "memory"
-	// expTelemetry is not a part of all: it compares amqpx with itself.
+	// expTelemetry is not part of "all", because it compares amqpx with itself.
 	expTelemetry = "telemetry"
 )
 
@@ -87,7 +88,7 @@ func allExperiments() []string {
 	return []string{expTable, expCallers, expRate, expSize, expServers, expSlow, expMemory, expTelemetry}
 }
 
-// newExperiment plans the experiment of that name, for the chosen contenders.
+// newExperiment builds the named experiment for the chosen contenders.
 func newExperiment(name string, o options) experiment {
 	var e experiment
 	switch name {
@@ -112,8 +113,8 @@ func newExperiment(name string, o options) experiment {
 	return e
 }
 
-// lineupOf makes entrants of the chosen contenders, or of those among them that names
-// lists.
+// lineupOf returns an entrant for each chosen contender. If names are given, only contenders
+// with these names are included.
 func lineupOf(o options, env environment, names ...string) []entrant {
 	var all []entrant
 	for _, label := range o.contenders {

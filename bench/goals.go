@@ -6,16 +6,16 @@ import (
 	"strings"
 )
 
-// goal is a figure that the library has to reach.
+// goal is a performance target of the library.
 type goal struct {
 	what      string
 	must, aim float64
-	atMost    bool // else at least
+	atMost    bool // the bounds are upper bounds; otherwise lower bounds
 	unit      string
 	measured  func(*Report) Spread
 }
 
-// goals renders those that the run measured.
+// goals renders the goals for which the run has measurements.
 func (r *Report) goals() string {
 	var rows [][]string
 	for _, g := range allGoals() {
@@ -41,7 +41,7 @@ func (r *Report) goals() string {
 	return b.String()
 }
 
-// verdict compares a median with both bounds.
+// verdict compares a median with the bounds aim and must.
 func (g goal) verdict(median float64) string {
 	reached := func(bound float64) bool {
 		if g.atMost {
@@ -59,7 +59,7 @@ func (g goal) verdict(median float64) string {
 	}
 }
 
-// allGoals are in the order of the report.
+// allGoals returns the goals in the order of the report.
 func allGoals() []goal {
 	one, some, many := labelCallers(1), labelCallers(64), labelCallers(heavyCallers)
 	return []goal{
@@ -87,7 +87,7 @@ func allGoals() []goal {
 	}
 }
 
-// ratioOf compares two cells of the first section that has both.
+// ratioOf returns the ratio of two cells in the first section that has samples of both.
 func ratioOf(of, against cell, figure func(Sample) float64) func(*Report) Spread {
 	return func(r *Report) Spread {
 		for _, s := range r.Sections {
@@ -99,7 +99,7 @@ func ratioOf(of, against cell, figure func(Sample) float64) func(*Report) Spread
 	}
 }
 
-// figureOf takes a figure from the first section that has the cell.
+// figureOf returns a figure from the first section that has samples of the cell.
 func figureOf(of cell, figure func(Sample) float64) func(*Report) Spread {
 	return func(r *Report) Spread {
 		for _, s := range r.Sections {

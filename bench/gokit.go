@@ -11,9 +11,10 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// goKit is the AMQP transport of github.com/go-kit/kit. Its default Deliverer opens a
-// consumer for every call and never ends one, so from the second call of a queue on
-// answers go to consumers that nobody reads. This one consumes once.
+// goKit measures the AMQP transport of github.com/go-kit/kit. The transport's default
+// Deliverer opens a consumer for every call and never cancels the consumer. From the second
+// call on a queue, responses therefore go to consumers that are no longer read. The Deliverer
+// here consumes the reply queue once.
 type goKit struct{}
 
 func (goKit) settings() string {
@@ -21,7 +22,7 @@ func (goKit) settings() string {
 		"because the default one loses answers; ids set by a RequestFunc; no publisher confirms, a request acked after its answer was written, one connection each side, prefetch %d, Subscriber inline in the consuming goroutine, transient messages", loopPrefetch)
 }
 
-// goKitCall is the user's type of a request.
+// goKitCall is the request type for go-kit's endpoints.
 type goKitCall struct {
 	method string
 	body   []byte
@@ -53,7 +54,7 @@ func (goKit) serve(ctx context.Context, env environment, h *handler, ready func(
 	).ServeDelivery(k.pub)
 	var workers sync.WaitGroup
 	for range max(1, env.Workers) {
-		workers.Go(func() { // ends when the link does
+		workers.Go(func() { // ends with the connection
 			for d := range requests {
 				serve(&d)
 				_ = d.Ack(false)
@@ -63,12 +64,12 @@ func (goKit) serve(ctx context.Context, env environment, h *handler, ready func(
 	ready("")
 	workers.Wait()
 	if ctx.Err() != nil {
-		return nil // the end that we asked for
+		return nil // the requested end
 	}
 	return errors.New("the requests ended")
 }
 
-// encodeGoKit puts a call or an answer into a message.
+// encodeGoKit writes a request or a response into a message.
 func encodeGoKit(_ context.Context, p *amqp.Publishing, value any) error {
 	switch v := value.(type) {
 	case goKitCall:

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// grpcUnary is gRPC without anything between its sides.
+// grpcUnary measures gRPC, with a direct connection between client and server.
 type grpcUnary struct{}
 
 func (grpcUnary) settings() string {
@@ -33,7 +33,7 @@ func (grpcUnary) serve(ctx context.Context, _ environment, h *handler, ready fun
 	return s.Serve(listener)
 }
 
-// grpcDesc describes the service, one method for each of the handler's.
+// grpcDesc describes the service, with one gRPC method for each method of the handler.
 func grpcDesc() *grpc.ServiceDesc {
 	desc := &grpc.ServiceDesc{ServiceName: grpcService, HandlerType: (*any)(nil)}
 	for _, method := range []string{methodQuick, methodSlow, methodEcho, methodHold} {

@@ -7,24 +7,24 @@ import (
 	"time"
 )
 
-// The methods that every server has.
+// Methods of every server.
 const (
-	methodQuick = "b"    // takes requestBody, answers answerBody
+	methodQuick = "b"    // expects requestBody, returns answerBody
 	methodSlow  = "slow" // the same after slowness
-	methodEcho  = "echo" // answers what it gets
-	methodHold  = "hold" // as methodQuick, but not before it is released
+	methodEcho  = "echo" // returns the request body
+	methodHold  = "hold" // like methodQuick, but only after release
 )
 
-// What calls of a fixed size carry.
+// Bodies of calls of a fixed size.
 const (
 	requestBody = "request"
 	answerBody  = "b"
 )
 
-// slowness is how long a slow call runs.
+// slowness is the run time of a slow call.
 const slowness = 200 * time.Millisecond
 
-// handler is what every contender's server runs.
+// handler is the handler of every contender's server.
 type handler struct {
 	sleep time.Duration // of every call
 
@@ -36,10 +36,10 @@ func newHandler(sleep time.Duration) *handler {
 	return &handler{sleep: sleep, released: make(chan struct{})}
 }
 
-// release lets the held calls go, and those to come.
+// release lets the held calls continue, and all later calls of methodHold.
 func (h *handler) release() { h.once.Do(func() { close(h.released) }) }
 
-// answer runs one call.
+// answer handles one call.
 func (h *handler) answer(ctx context.Context, method string, body []byte) ([]byte, error) {
 	if h.sleep > 0 {
 		if err := pause(ctx, h.sleep); err != nil {
@@ -69,7 +69,7 @@ func (h *handler) answer(ctx context.Context, method string, body []byte) ([]byt
 	return []byte(answerBody), nil
 }
 
-// pause waits for d or the end of ctx.
+// pause waits until d has passed or ctx ends.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -8,33 +8,33 @@ import (
 	"time"
 )
 
-// starter is a caller whose calls need no goroutine while they wait.
+// starter is a caller with calls that need no goroutine while they wait.
 type starter interface {
 	start(ctx context.Context, method string, body []byte) started
 }
 
-// started is such a call.
+// started is a call in flight, made by a starter.
 type started interface {
-	// Done returns a channel that is closed when the call has settled.
+	// Done returns a channel, closed when the call is settled.
 	Done() <-chan struct{}
-	// Wait waits for the answer.
+	// Wait waits for the response.
 	Wait() ([]byte, error)
 }
 
-// held is calls that stay in flight until the server releases them.
+// held is a set of calls in flight until the server releases them.
 type held struct {
 	calls   int
 	begun   time.Time
-	settled chan error // one for each call in a goroutine
-	started []started  // the calls that have none
+	settled chan error // receives one error for each call in a goroutine
+	started []started  // the calls without goroutines
 }
 
-// settling is how long held calls are left alone once all have begun, so that what
-// was gathered on the way is sent.
+// settling is the pause after the start of the last held call, in which the contender can send
+// requests still in its buffers.
 const settling = time.Second
 
-// holdCalls begins that many calls, each in a goroutine or, when async, without one, and
-// returns when all are in flight.
+// holdCalls starts the given number of calls, each in a goroutine or, if async is true,
+// without a goroutine, and returns when all are in flight.
 func holdCalls(ctx context.Context, c caller, calls int, async bool) (*held, error) {
 	h := &held{calls: calls, begun: time.Now()}
 	if async {
@@ -55,7 +55,7 @@ func holdCalls(ctx context.Context, c caller, calls int, async bool) (*held, err
 	return h, h.stillHeld()
 }
 
-// inGoroutines begins all calls.
+// inGoroutines starts each call in its own goroutine.
 func (h *held) inGoroutines(ctx context.Context, c caller) error {
 	h.settled = make(chan error, h.calls)
 	var begun atomic.Int64
@@ -73,8 +73,9 @@ func (h *held) inGoroutines(ctx context.Context, c caller) error {
 	return nil
 }
 
-// stillHeld finds calls that settled by themselves: any in a goroutine, and the first
-// or last of the others, because to ask one costs memory.
+// stillHeld returns an error if a call was settled too early. All calls in goroutines are
+// checked. Of the calls without goroutines only the first and the last are checked, because
+// Done allocates memory for each call.
 func (h *held) stillHeld() error {
 	early := errors.New("a held call settled before it was released")
 	select {
@@ -96,7 +97,7 @@ func (h *held) stillHeld() error {
 	return nil
 }
 
-// settle waits for the answers.
+// settle waits for the responses.
 func (h *held) settle(ctx context.Context) (outcome, error) {
 	for i := range h.calls {
 		if err := h.settleOne(ctx, i); err != nil {

@@ -32,7 +32,7 @@ func TestHeldCallsMustBeHeld(t *testing.T) {
 	})
 }
 
-// futures is scripted, with calls that are begun and awaited apart.
+// futures is a scripted caller that implements starter.
 type futures struct{ scripted }
 
 type future struct {

@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-// lines draws one figure of every entrant against the loads.
+// lines returns a line for each entrant: the figure over the loads.
 func (s *section) lines(figure func(Sample) float64) []line {
 	var all []line
 	for _, e := range s.lineup {
@@ -11,8 +11,8 @@ func (s *section) lines(figure func(Sample) float64) []line {
 	return all
 }
 
-// points takes the loads that have a place on the axis and samples, all above 0, where
-// a logarithmic axis ends.
+// points returns the loads with an x position and samples, all above 0, because a logarithmic
+// axis cannot show 0.
 func (s *section) points(entrant string, figure func(Sample) float64) []point {
 	var all []point
 	for _, l := range s.loads {
@@ -23,7 +23,8 @@ func (s *section) points(entrant string, figure func(Sample) float64) []point {
 	return all
 }
 
-// latencyLines draws three percentiles of every entrant, of which the legend names one.
+// latencyLines returns three lines for each entrant: p50, p99 and p99.9. Only the p50 line has
+// a name in the legend.
 func (s *section) latencyLines() []line {
 	var all []line
 	for _, e := range s.lineup {
@@ -38,7 +39,7 @@ func (s *section) latencyLines() []line {
 	return all
 }
 
-// fleetLines draws rates against the number of server processes.
+// fleetLines returns a line for each contender: the rate over the number of server processes.
 func (s *section) fleetLines() []line {
 	var all []line
 	for _, e := range s.lineup {
@@ -53,5 +54,5 @@ func (s *section) fleetLines() []line {
 	return all
 }
 
-// colourOf gives a contender the same colour in every plot.
+// colourOf returns the contender's colour, which is the same in every plot.
 func colourOf(e entrant) int { return slices.Index(allContenders(), e.contender) }

@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// turn asks for one load. With a rate it is an open loop, else a closed one.
+// turn describes a load for a client: an open loop if a rate is set, otherwise a closed loop.
 type turn struct {
-	Callers   int           `json:"callers,omitempty"`   // of a closed loop, which call one after the other
+	Callers   int           `json:"callers,omitempty"`   // of a closed loop; each makes one call at a time
 	Rate      float64       `json:"rate,omitempty"`      // of an open loop, in calls per second
 	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
 	Duration  time.Duration `json:"duration"`
 	MaxCalls  int           `json:"max_calls"`
 	Body      int           `json:"body,omitempty"`       // bytes each way; 0: requestBody and answerBody
-	SlowEvery int           `json:"slow_every,omitempty"` // each call with a number divisible by it is slow; 0: none
+	SlowEvery int           `json:"slow_every,omitempty"` // every SlowEvery-th call is slow; 0: none
 }
 
-// outcome is what one turn measured.
+// outcome is the result of a turn.
 type outcome struct {
 	Calls   int64         `json:"calls"`
 	Elapsed time.Duration `json:"elapsed"`
-	All     latencies     `json:"all"` // but the slow ones
+	All     latencies     `json:"all"` // without slow calls
 	Slow    latencies     `json:"slow"`
-	// Missed counts calls of an open loop that could not begin before it was given up.
-	// The latencies hold how long they had waited by then.
+	// Missed counts the calls of an open loop not started before the loop was aborted. The
+	// latencies include their waiting times until then.
 	Missed int64 `json:"missed,omitempty"`
 }
 
-// latencies are in microseconds.
+// latencies holds percentiles in microseconds.
 type latencies struct {
 	P50  int64 `json:"p50"`
 	P99  int64 `json:"p99"`
@@ -38,10 +38,10 @@ type latencies struct {
 	Max  int64 `json:"max"`
 }
 
-// stuck bounds a turn beyond its duration: a call that takes longer is a fault.
+// stuck bounds a turn beyond its duration. A longer call is an error.
 const stuck = 30 * time.Second
 
-// drive runs one turn. The first wrong answer or error ends it.
+// drive runs a turn. The first wrong response or error ends the turn.
 func drive(ctx context.Context, c caller, t turn) (outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -60,11 +60,11 @@ func drive(ctx context.Context, c caller, t turn) (outcome, error) {
 	return d.outcome(elapsed), nil
 }
 
-// driver is a turn under way.
+// driver runs a turn.
 type driver struct {
 	turn   turn
 	caller caller
-	body   []byte // what is echoed; nil: requestBody
+	body   []byte // request body for methodEcho; nil: requestBody
 	begun  time.Time
 	fail   context.CancelCauseFunc
 
@@ -92,7 +92,7 @@ func (d *driver) outcome(elapsed time.Duration) outcome {
 	}
 }
 
-// call makes the next call, checks its answer and records how long ago it was due.
+// call makes the next call, checks the response and records the time since the call was due.
 func (d *driver) call(ctx context.Context, shard int, due time.Time) {
 	rec, method, body, want := d.fast, methodQuick, []byte(requestBody), []byte(answerBody)
 	if d.body != nil {
@@ -108,7 +108,7 @@ func (d *driver) call(ctx context.Context, shard int, due time.Time) {
 	rec.record(shard, time.Since(due))
 }
 
-// checkedCall makes one call and checks its answer.
+// checkedCall makes a call and checks the response.
 func checkedCall(ctx context.Context, c caller, method string, body, want []byte) error {
 	got, err := c.call(ctx, method, body)
 	return checkAnswer(got, err, want)

@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// scripted answers like a server whose calls take a time of their own.
+// scripted is a caller that responds after a duration given by takes.
 type scripted struct {
 	mu    sync.Mutex
 	calls []time.Time
 	takes func(n int, method string) time.Duration
-	body  string // of answers; empty: the right one
+	body  string // of responses; empty: the right body
 }
 
 // call implements caller.
@@ -55,7 +55,7 @@ func TestClosedLoop(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Sixteen calls take 10 ms, and four 50 ms.
+		// Sixteen calls take 10 ms, and four take 50 ms.
 		if o.Calls != 20 || o.Elapsed != 360*time.Millisecond {
 			t.Errorf("%d calls in %v, want 20 in 360ms", o.Calls, o.Elapsed)
 		}

@@ -7,22 +7,23 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// loop is RPC written by hand over amqp091-go: what a good engineer writes in an
-// afternoon, without reconnecting, deadlines for the server or typed errors.
+// loop is RPC written by hand over amqp091-go, as a good engineer writes it in an afternoon,
+// without reconnecting, deadlines for the server or typed errors.
 type loop struct {
 	confirms bool // publisher confirms on both sides; else none
-	split    bool // a connection each for publishing and consuming, on both sides
+	split    bool // separate connections for publishing and consuming, on both sides
 	direct   bool // direct reply-to instead of an exclusive reply queue
-	// deadlines has messages carry what amqpx's do: the time budget as expiration and
-	// header, and in answers the times in the server.
+	// deadlines adds the deadline information of amqpx to the messages: the time budget as
+	// expiration and header in requests, and the server's times in responses.
 	deadlines bool
 }
 
 const (
-	// loopPrefetch is ample for the loads and equal to amqpx's default. Where workers
-	// are set it is twice their number, as amqpx's is.
+	// loopPrefetch is sufficient for the loads and equal to amqpx's default. If workers are
+	// set, the prefetch is twice the number of workers, as in amqpx.
 	loopPrefetch = 128
-	// directReplyTo is https://www.rabbitmq.com/docs/direct-reply-to.
+	// directReplyTo is RabbitMQ's pseudo-queue for direct reply-to, see
+	// https://www.rabbitmq.com/docs/direct-reply-to.
 	directReplyTo = "amq.rabbitmq.reply-to"
 )
 
@@ -49,7 +50,7 @@ func (l loop) settings() string {
 	return text + fmt.Sprintf(", prefetch %d and the handler inline in the consuming goroutine, unless workers are set, transient messages", loopPrefetch)
 }
 
-// prefetchOf says how many requests a server of env has at once.
+// prefetchOf returns the prefetch of a server in env.
 func prefetchOf(env environment) int {
 	if env.Workers > 0 {
 		return 2 * env.Workers
@@ -57,7 +58,7 @@ func prefetchOf(env environment) int {
 	return loopPrefetch
 }
 
-// loopLink is the connections and channels of one side.
+// loopLink holds the connections and channels of a client or server.
 type loopLink struct {
 	conns    []*amqp.Connection
 	pub, sub *amqp.Channel
@@ -85,7 +86,7 @@ func (l loop) open(url string) (_ *loopLink, err error) {
 	return k, err
 }
 
-// channel opens one channel on a connection of its own.
+// channel opens a new connection and one channel on it.
 func (k *loopLink) channel(url string) (*amqp.Channel, error) {
 	conn, err := amqp.Dial(url)
 	if err != nil {

@@ -28,7 +28,7 @@ func (l loop) dial(_ context.Context, env environment) (caller, error) {
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}
-	go c.read(answers) // ends when the link does
+	go c.read(answers) // ends with the connection
 	return c, nil
 }
 
@@ -37,13 +37,13 @@ type loopCaller struct {
 	link      *loopLink
 	queue     string
 	replyTo   string
-	ended     chan struct{} // closed when no more answers come
+	ended     chan struct{} // closed when no more responses arrive
 
 	mu      sync.Mutex
 	waiting map[string]chan []byte
 }
 
-// read hands each answer to its caller.
+// read passes each response to the waiting call.
 func (c *loopCaller) read(answers <-chan amqp.Delivery) {
 	defer close(c.ended)
 	for d := range answers {
@@ -71,7 +71,7 @@ func (c *loopCaller) call(ctx context.Context, method string, body []byte) ([]by
 	return c.exchange(ctx, request)
 }
 
-// exchange sends a request and waits for its answer.
+// exchange sends a request and waits for the response.
 func (c *loopCaller) exchange(ctx context.Context, request amqp.Publishing) ([]byte, error) {
 	answer := make(chan []byte, 1)
 	c.mu.Lock()

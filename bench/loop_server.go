@@ -29,7 +29,7 @@ func (l loop) serve(ctx context.Context, env environment, h *handler, ready func
 	close(s.unconfirmed)
 	acks.Wait()
 	if ctx.Err() != nil {
-		return nil // the end that we asked for
+		return nil // the requested end
 	}
 	return errors.Join(err, errors.New("the requests ended"))
 }
@@ -56,8 +56,8 @@ func (s *loopServer) consume(queue string, prefetch int) (<-chan amqp.Delivery, 
 	return s.link.sub.Consume(queue, "", false, false, false, false, nil)
 }
 
-// work answers requests in that many goroutines, at least one, until there are no
-// more.
+// work processes requests in the given number of goroutines, at least one, until the
+// deliveries end.
 func (s *loopServer) work(ctx context.Context, requests <-chan amqp.Delivery, workers int) error {
 	faults := make(chan error, max(1, workers))
 	for range cap(faults) {
@@ -94,11 +94,11 @@ func (s *loopServer) answerAll(ctx context.Context, requests <-chan amqp.Deliver
 	return nil
 }
 
-// ackConfirmed acks each request whose answer the broker confirmed.
+// ackConfirmed acknowledges each request after the broker confirmed its response.
 func (s *loopServer) ackConfirmed() {
 	for u := range s.unconfirmed {
 		if u.confirm.Wait() {
-			_ = u.request.Ack(false) // the consumer ends when the link does
+			_ = u.request.Ack(false) // the consumer ends with the connection
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Machine is where a report was measured.
+// Machine describes the machine and the software of a measurement.
 type Machine struct {
 	CPU    string // the processor's model; empty when unknown
 	Cores  int
@@ -18,7 +18,7 @@ type Machine struct {
 	Go     string
 	Broker string
 	Load   string // the load average before the run; empty when unknown
-	// Modules are the contenders' libraries with their versions; empty when unknown.
+	// Modules lists the contenders' libraries with versions; empty when unknown.
 	Modules string
 }
 
@@ -41,7 +41,7 @@ func readMachine(url string) (Machine, error) {
 	return m, conn.Close()
 }
 
-// modules lists what the contenders are made of.
+// modules returns the versions of the contenders' libraries.
 func modules() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -61,7 +61,7 @@ func modules() string {
 	return strings.Join(all, ", ")
 }
 
-// cpuModel reads the model's name where the system tells it.
+// cpuModel returns the processor's model name, or "" if the system does not report a name.
 func cpuModel() string {
 	text, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -75,7 +75,8 @@ func cpuModel() string {
 	return ""
 }
 
-// loadAverage reads the last minute's load where the system tells it.
+// loadAverage returns the load average of the last minute, or "" if the system does not report
+// a load.
 func loadAverage() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

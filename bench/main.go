@@ -1,18 +1,18 @@
-// Bench measures ways to make remote calls side by side in one run, and prints
-// markdown tables; with -out it keeps them, with plots, in a directory.
+// Bench measures several ways to make remote calls side by side in one run, and prints
+// Markdown tables. With -out it also writes the tables, with plots, to a directory.
 //
-// Every contender runs as processes of its own, one that calls and one or more that
-// answer, as it would in production: no heap, scheduler or poller is shared between
-// the sides or between contenders. This process only conducts. In each round the
-// contenders take turns, A B C A B C …, after a warm-up; figures are medians over the
-// rounds, and a ratio compares two contenders within the same round.
+// Every contender runs in its own processes, one client and one or more servers, as in
+// production: the sides and the contenders share no heap, scheduler or poller. This process
+// only coordinates. In each round the contenders take turns, A B C A B C …, after a warm-up.
+// Figures are medians over the rounds, and a ratio compares two contenders within the same
+// round.
 //
-// An experiment (-experiment) is a lineup of contenders and a row of loads: closed
-// loops of callers, open loops of a constant rate, bodies of several sizes, several
-// server processes, slow calls among fast ones, and very many calls at once.
+// An experiment (-experiment) is a lineup of contenders and a series of loads: closed loops of
+// callers, open loops of a constant rate, bodies of several sizes, several server processes,
+// slow calls among fast calls, and very many concurrent calls.
 //
-// Every answer is checked. Exit code: 0 for a complete run, 1 when anything went
-// wrong, 2 for bad arguments.
+// Every response is checked. Exit code: 0 for a complete run, 1 after any error, 2 for bad
+// arguments.
 package main
 
 import (

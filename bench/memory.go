@@ -5,8 +5,8 @@ import (
 	"errors"
 )
 
-// memory measures every entrant in fresh processes, in every round: what a process
-// once had does not come back at once.
+// memory measures every entrant in fresh processes in every round, because a process does not
+// return freed memory to the system at once.
 func (c *conductor) memory(ctx context.Context, s *section) error {
 	for round := range c.opts.rounds {
 		for _, e := range s.lineup {
@@ -18,7 +18,7 @@ func (c *conductor) memory(ctx context.Context, s *section) error {
 				{s.loads[1], func(k *crew, l load) (Sample, error) { return c.turn(k, l.turn) }},
 			} {
 				if e.env.Async && step.load.label != labelHeld {
-					continue // its other load has nothing of its own
+					continue // the other load does not differ for Async
 				}
 				k, err := c.startCrew(ctx, e)
 				if err != nil {
@@ -36,7 +36,8 @@ func (c *conductor) memory(ctx context.Context, s *section) error {
 	return nil
 }
 
-// hold measures a client with many calls in flight, and then lets them settle.
+// hold measures a client with many calls in flight, then releases the calls and waits for the
+// responses.
 func (c *conductor) hold(k *crew) (Sample, error) {
 	before, err := c.consumption(k)
 	if err != nil {

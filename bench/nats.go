@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// overNATS is core NATS request-reply: no persistence, at most once.
+// overNATS measures core NATS request-reply: no persistence, at most once.
 type overNATS struct{}
 
 func (overNATS) settings() string {
@@ -19,7 +19,8 @@ func (overNATS) settings() string {
 
 const (
 	natsMethod = "Method"
-	// natsBuffer is ample for what waits on a client; its default drops beyond 64 MiB.
+	// natsBuffer is the limit of pending messages of a subscription; the limit in bytes is
+	// off. The client's default drops messages beyond 64 MiB.
 	natsBuffer = 1 << 20
 )
 
@@ -53,7 +54,7 @@ func (overNATS) serve(ctx context.Context, env environment, h *handler, ready fu
 		if err = errors.Join(err, m.Respond(body)); err != nil {
 			select {
 			case faults <- err:
-			default: // one is enough
+			default: // the first error is enough
 			}
 		}
 	}

@@ -7,21 +7,20 @@ import (
 	"time"
 )
 
-// tick is how long the open loop sleeps at least: calls that are due within one leave
-// together.
+// tick is the shortest sleep of the open loop. Calls due within the same tick start together.
 const tick = 100 * time.Microsecond
 
-// overrun is how far an open loop may fall behind its schedule before it is given up.
+// overrun is the delay behind the schedule after which an open loop is aborted.
 const overrun = 5 * time.Second
 
-// open has calls begin at a constant rate. Each counts from the moment when it was due
-// and not from when it was sent, and none is left out: when a contender falls behind,
-// the calls that wait for their turn show it.
+// open starts calls at a constant rate. The latency of each call is measured from the time at
+// which the call was due, not from its sending, and every call is counted. If a contender
+// falls behind, the latencies of the waiting calls show the delay.
 func (d *driver) open(ctx context.Context, sleep func(time.Duration)) {
 	due := make(chan time.Time)
 	var callers sync.WaitGroup
 	for i := range d.turn.InFlight {
-		callers.Go(func() { // ends when the schedule does
+		callers.Go(func() { // ends with the schedule
 			for at := range due {
 				d.call(ctx, i, at)
 			}
@@ -32,8 +31,8 @@ func (d *driver) open(ctx context.Context, sleep func(time.Duration)) {
 	callers.Wait()
 }
 
-// schedule hands out every call when it is due, or as soon after it as a caller is
-// free. It returns how many calls were left when it gave up.
+// schedule starts every call at its due time, or later as soon as a caller is free. The result
+// is the number of calls not started before the loop was aborted.
 func (d *driver) schedule(ctx context.Context, due chan<- time.Time, sleep func(time.Duration)) (missed int64) {
 	calls := min(int64(d.turn.Rate*d.turn.Duration.Seconds()), int64(d.turn.MaxCalls))
 	deadline := time.NewTimer(d.turn.Duration + overrun)
@@ -57,13 +56,13 @@ func (d *driver) schedule(ctx context.Context, due chan<- time.Time, sleep func(
 	return 0
 }
 
-// due is when call n of an open loop has to begin.
+// due returns the scheduled start of call n of an open loop.
 func (d *driver) due(n int64) time.Time {
 	return d.begun.Add(time.Duration(float64(n) / d.turn.Rate * float64(time.Second)))
 }
 
-// preciseSleep sleeps to some ten microseconds, where a timer of the runtime may be a
-// millisecond late.
+// preciseSleep sleeps with a precision of some ten microseconds. A timer of the Go runtime may
+// be a millisecond late.
 func preciseSleep(d time.Duration) {
 	ts := syscall.NsecToTimespec(d.Nanoseconds())
 	_ = syscall.Nanosleep(&ts, nil) // a signal may end it early: the caller looks at the clock again

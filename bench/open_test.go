@@ -38,7 +38,8 @@ func TestOpenLoopKeepsItsSchedule(t *testing.T) {
 func TestOpenLoopCountsFromTheSchedule(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		// The first call blocks the only place for 100 ms, in which ten more fall due.
+		// The first call blocks the only caller for 100 ms. Ten more calls fall due in this
+		// time.
 		s := &scripted{takes: func(n int, _ string) time.Duration {
 			if n == 0 {
 				return 100 * time.Millisecond
@@ -51,7 +52,7 @@ func TestOpenLoopCountsFromTheSchedule(t *testing.T) {
 			t.Errorf("%d calls, %d missed, in %v, want 20, 0, in 190ms", o.Calls, o.Missed, elapsed)
 		}
 		near(t, "max", o.All.Max, 100_000)
-		// They waited 90, 80, … 10 and 0 ms; the other nine not at all.
+		// The delayed calls waited 90, 80, … 10 and 0 ms; the other nine calls did not wait.
 		h := d.fast.merged()
 		near(t, "tenth call of twenty", h.ValueAtQuantile(55), 10_000)
 		near(t, "nineteenth call of twenty", h.ValueAtQuantile(95), 90_000)

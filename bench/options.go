@@ -15,10 +15,11 @@ import (
 // errUsage marks bad arguments.
 var errUsage = errors.New("bad arguments")
 
-// urlVariable names the broker to measure on; deploy/broker.sh prints it.
+// urlVariable is the environment variable with the broker's URL; deploy/broker.sh prints its
+// value.
 const urlVariable = "AMQPX_TEST_AMQP_URL"
 
-// options is one run's settings.
+// options holds the settings of one run.
 type options struct {
 	url        string
 	rounds     int
@@ -117,8 +118,8 @@ func (o options) validate() error {
 	return nil
 }
 
-// splitLabel takes NAME@FILE apart: a contender, and the build of this program to
-// run it from, which is empty for this very one.
+// splitLabel splits NAME@FILE into the contender's name and the path of another build of this
+// program. The path is empty for the running program.
 func splitLabel(label string) (name, program string) {
 	name, program, _ = strings.Cut(label, "@")
 	return name, program

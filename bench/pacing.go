@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-// pacing turns loads that depend on an entrant's maximum rate into turns.
+// pacing computes the turns of loads with a rate based on an entrant's maximum rate.
 type pacing struct {
 	maxima  map[string][]float64 // of each round so far, the warm-up included
 	skipped map[[2]string]bool   // entrant and load
@@ -12,11 +12,11 @@ func newPacing() *pacing {
 	return &pacing{maxima: make(map[string][]float64), skipped: make(map[[2]string]bool)}
 }
 
-// found notes a maximum.
+// found records a measured maximum rate.
 func (p *pacing) found(e entrant, rate float64) { p.maxima[e.label] = append(p.maxima[e.label], rate) }
 
-// turn returns what an entrant has to do, or false when it sits a load out. Whether it
-// does is decided by the first round that counts, so that all have the same samples.
+// turn returns an entrant's turn, or false if the entrant skips the load. The first recorded
+// round decides about fixed rates, so that every load has a sample of each round or none.
 func (p *pacing) turn(e entrant, l load, round int) (turn, bool) {
 	t := l.turn
 	if e.sequential && t.Callers != 1 {

@@ -15,7 +15,7 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// plotted is a plot of an experiment.
+// plotted describes a plot of an experiment.
 type plotted struct {
 	file, title, x, y string
 	linear            bool                   // else both axes are logarithmic
@@ -23,12 +23,12 @@ type plotted struct {
 	lines             func(*section) []line
 }
 
-// line is one series: medians joined by a line.
+// line is one series of a plot: medians connected by a line.
 type line struct {
-	name   string // in the legend; empty: not there
+	name   string // in the legend; empty: not listed
 	colour int
 	dash   int  // 0 is solid
-	bars   bool // from the lowest to the highest
+	bars   bool // error bars from the lowest to the highest value
 	points []point
 }
 
@@ -39,7 +39,7 @@ type point struct {
 
 const plotWidth, plotHeight = 24 * vg.Centimeter, 14 * vg.Centimeter
 
-// errNothing says that there is nothing to plot.
+// errNothing means that no line has a point.
 var errNothing = errors.New("no points")
 
 // writePlot renders lines as SVG.
@@ -52,7 +52,7 @@ func writePlot(file string, p plotted, lines []line) error {
 	if _, err := canvas.WriteTo(&svg); err != nil {
 		return err
 	}
-	// A reader without that font takes another of its kind.
+	// The list adds fallbacks for readers without the font Liberation Sans.
 	return writeFile(file, bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,sans-serif")))
 }
 
@@ -91,14 +91,14 @@ func drawPlot(canvas draw.Canvas, p plotted, lines []line) error {
 		fig.X.Tick.Marker, fig.Y.Tick.Marker = p.ticks(lines), plainTicks{plot.LogTicks{Prec: -1}}
 		fig.Y.Min, fig.Y.Max = decade(fig.Y.Min, math.Floor), decade(fig.Y.Max, math.Ceil)
 		for _, axis := range []*plot.Axis{&fig.X, &fig.Y} {
-			if axis.Min == axis.Max { // a logarithm leaves no other room
+			if axis.Min == axis.Max { // a logarithmic axis needs some range
 				axis.Min, axis.Max = axis.Min/2, axis.Max*2
 			}
 		}
 	}
 	canvas.SetColor(color.White)
 	canvas.Fill(canvas.Rectangle.Path())
-	// The legend stands beside the figure, so that it covers no line.
+	// The legend is drawn beside the plot, so that it covers no line.
 	const legendWidth = 6 * vg.Centimeter
 	right := draw.Crop(canvas, canvas.Max.X-canvas.Min.X-legendWidth, 0, 0, -2*vg.Centimeter)
 	fig.Draw(draw.Crop(canvas, 0.3*vg.Centimeter, -legendWidth-0.3*vg.Centimeter, 0.2*vg.Centimeter, -0.2*vg.Centimeter))
@@ -131,7 +131,7 @@ func addLine(fig *plot.Plot, legend *plot.Legend, l line) error {
 	return nil
 }
 
-// spreads implements what the plotters read.
+// spreads implements the plotters' interfaces for points.
 type spreads []point
 
 // Len implements plotter.XYer.
@@ -145,7 +145,7 @@ func (s spreads) YError(i int) (low, high float64) {
 	return s[i].y.Median - s[i].y.Low, s[i].y.High - s[i].y.Median
 }
 
-// plainTicks writes numbers out, with a letter for the thousands.
+// plainTicks labels ticks with plain numbers, shortened with k and M.
 type plainTicks struct{ plot.Ticker }
 
 // Ticks implements plot.Ticker.
@@ -170,7 +170,7 @@ func short(v float64) string {
 	}
 }
 
-// ticks marks where points are.
+// ticks returns a tick at the x position of each point.
 func (p plotted) ticks(lines []line) plot.ConstantTicks {
 	label := p.tick
 	if label == nil {
@@ -189,12 +189,12 @@ func (p plotted) ticks(lines []line) plot.ConstantTicks {
 	return ticks
 }
 
-// decade rounds to a power of ten.
+// decade rounds v to a power of ten.
 func decade(v float64, round func(float64) float64) float64 {
 	return math.Pow(10, round(math.Log10(v)))
 }
 
-// palette gives every contender, by its place in the list of all, a colour that differs.
+// palette returns the colour of the contender at index i of all contenders.
 func palette(i int) color.Color {
 	colours := []color.RGBA{
 		{0x00, 0x72, 0xb2, 0xff}, // the loops: blue to grey
@@ -205,7 +205,7 @@ func palette(i int) color.Color {
 		{0xd5, 0x5e, 0x00, 0xff},
 		{0xcc, 0x79, 0xa7, 0xff},
 		{0x6a, 0x3d, 0x9a, 0xff},
-		{0x7c, 0xc2, 0x2a, 0xff}, // the others
+		{0x7c, 0xc2, 0x2a, 0xff}, // other contenders
 		{0x4b, 0x6b, 0x1b, 0xff},
 		{0x00, 0x9e, 0x73, 0xff},
 		{0x1b, 0x1b, 0x1b, 0xff},

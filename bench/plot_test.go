@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// regexpImage finds the files of the images in a markdown text.
+// regexpImage matches the images in a Markdown text and captures their file names.
 func regexpImage() *regexp.Regexp { return regexp.MustCompile(`!\[[^]]*\]\(([^)]+)\)`) }
 
 func TestPlotIsSVG(t *testing.T) {
@@ -73,7 +73,7 @@ func TestPlotOfNothing(t *testing.T) {
 	}
 }
 
-// parseSVG returns the texts of a picture, and the styles of its paths.
+// parseSVG returns the texts of an SVG file and the styles of its paths.
 func parseSVG(t *testing.T, file string) (texts map[string]bool, paths string) {
 	t.Helper()
 	f, err := os.Open(file)

@@ -2,7 +2,7 @@ package main
 
 import _ "embed"
 
-// python is a pair of Python programs over pika.
+// python measures a pair of Python programs with pika.
 type python struct{}
 
 func (python) settings() string {
@@ -18,7 +18,7 @@ var pythonServer string
 //go:embed python/client.py
 var pythonClient string
 
-// program implements foreign. The distribution's interpreter is the one with pika.
+// program implements foreign with the distribution's interpreter, for which pika is installed.
 func (python) program(r role) []string {
 	script := pythonServer
 	if r == roleClient {

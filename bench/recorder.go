@@ -7,7 +7,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// recorder collects latencies of many callers in a few histograms.
+// recorder collects the latencies of many callers in a few histograms.
 type recorder struct{ shards [16]shard }
 
 type shard struct {
@@ -23,7 +23,8 @@ func newRecorder() *recorder {
 	return r
 }
 
-// newHistogram counts microseconds up to a minute, to three digits.
+// newHistogram returns a histogram of microseconds up to one minute, with three significant
+// digits.
 func newHistogram() *hdrhistogram.Histogram {
 	return hdrhistogram.New(1, time.Minute.Microseconds(), 3)
 }

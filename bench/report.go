@@ -31,8 +31,8 @@ func newReport(o options, args []string) *Report {
 	return r
 }
 
-// commandOf is what repeats a run with these arguments. The broker's URL may hold a
-// password, and another machine has another.
+// commandOf returns the command to repeat a run with these arguments. The broker's URL is
+// omitted, because it may contain a password and differs between machines.
 func commandOf(args []string) string {
 	var kept []string
 	for i := 0; i < len(args); i++ {
@@ -71,8 +71,8 @@ func (r *Report) Markdown() string {
 	return b.String()
 }
 
-// publish writes the report to w and, when there is a directory, with its plots into
-// that.
+// publish writes the report to w and, if dir is not empty, the report and the plots to this
+// directory.
 func (r *Report) publish(w io.Writer, dir string) error {
 	if len(r.Sections) == 0 {
 		return nil
@@ -94,7 +94,7 @@ func (r *Report) publish(w io.Writer, dir string) error {
 	return writeFile(filepath.Join(dir, "results.md"), []byte("# Results\n\n"+text))
 }
 
-// writeFile makes a file that others may read.
+// writeFile creates a file with the default permissions, readable by other users.
 func writeFile(name string, content []byte) error {
 	f, err := os.Create(name) //nolint:gosec // the user of this tool named the directory.
 	if err != nil {
@@ -104,7 +104,7 @@ func writeFile(name string, content []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// join joins what is not empty.
+// join joins the non-empty parts.
 func join(sep string, parts ...string) string {
 	var kept []string
 	for _, p := range parts {
@@ -115,7 +115,7 @@ func join(sep string, parts ...string) string {
 	return strings.Join(kept, sep)
 }
 
-// prefixed puts prefix before text that is not empty.
+// prefixed returns text with the prefix, or "" if text is empty.
 func prefixed(prefix, text string) string {
 	if text == "" {
 		return ""

@@ -40,7 +40,8 @@ func testReport() *Report {
 	r := newReport(o, []string{"-rounds", "3"})
 	r.Machine = Machine{Cores: 2, OS: "linux/amd64", Go: "go1.26", Broker: "RabbitMQ 3.10"}
 	s := newSection(newExperiment(expTable, o), o)
-	// Every round is twice as fast as the one before, the ratio within each is not.
+	// The rate doubles from round to round; the ratio within a round does not change that
+	// much.
 	for i, rate := range []float64{100, 200, 400} {
 		s.add(baseline, "1 caller", Sample{Rate: rate, P50: 1})
 		s.add(single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: Cost{CPU: 10, Allocs: 20}, Server: Cost{CPU: 11, Allocs: 21}})

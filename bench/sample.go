@@ -2,27 +2,27 @@ package main
 
 import "time"
 
-// Sample is one entrant's turn in one round.
+// Sample holds the figures of an entrant's turn in a round.
 type Sample struct {
 	Rate           float64 // calls per second
-	P50, P99, P999 float64 // latency in milliseconds, of all calls but slow ones
+	P50, P99, P999 float64 // latency in milliseconds, without slow calls
 	SlowP50        float64
 	SlowP99        float64
-	Missed         float64 // calls that an open loop gave up
+	Missed         float64 // calls of an open loop that did not start before the loop was aborted
 	Client         Cost
 	Server         Cost
 	BrokerCPU      float64 // microseconds for one call; 0 when not measured
 	Memory         Memory
 }
 
-// Cost is what one side used for one call.
+// Cost is the usage per call on the client's or the server's side.
 type Cost struct {
 	CPU    float64 // microseconds of processor time
 	Allocs float64
 	Bytes  float64
 }
 
-// Memory is resident memory at the end of a turn, in megabytes.
+// Memory is the resident memory at the end of a turn, in megabytes.
 type Memory struct {
 	Client, ClientPeak, ServerPeak float64
 	ClientStacks, ClientHeap       float64 // of Go programs
@@ -69,7 +69,7 @@ func perCall(d time.Duration, calls int64) float64 {
 	return float64(d.Nanoseconds()) / 1e3 / float64(calls)
 }
 
-// Figures of a sample, for tables, plots and goals.
+// Figures of a sample for tables, plots and goals.
 func rate(s Sample) float64    { return s.Rate }
 func p50(s Sample) float64     { return s.P50 }
 func p99(s Sample) float64     { return s.P99 }

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// section is what one experiment measured. Samples of one entrant and load are in the
-// order of the rounds, so equal places of two entrants were measured together.
+// section holds the samples of one experiment. The samples of an entrant and load are in the
+// order of the rounds, so equal indexes of two entrants belong to the same round.
 type section struct {
 	experiment
 
-	// brokerMeasured says that samples hold the broker's processor time.
+	// brokerMeasured is true if the samples contain the broker's processor time.
 	brokerMeasured bool
-	// cut says that the experiment failed before its end.
+	// cut is true if the experiment failed before its end.
 	cut bool
 
 	samples map[cell][]Sample
@@ -26,13 +26,13 @@ func newSection(e experiment, o options) *section {
 	return &section{experiment: e, brokerMeasured: o.brokerPID != 0, samples: make(map[cell][]Sample)}
 }
 
-// add appends the next round's sample.
+// add appends the sample of the next round.
 func (s *section) add(entrant, load string, sample Sample) {
 	at := cell{entrant, load}
 	s.samples[at] = append(s.samples[at], sample)
 }
 
-// series takes one figure out of every round.
+// series returns one figure of each round.
 func (s *section) series(entrant, load string, figure func(Sample) float64) []float64 {
 	var all []float64
 	for _, sample := range s.samples[cell{entrant, load}] {
@@ -55,7 +55,7 @@ func (s *section) ratio(of, against cell, figure func(Sample) float64) Spread {
 	return spreadOf(ratios)
 }
 
-// takesPart says whether an entrant is in the lineup.
+// takesPart reports whether an entrant is in the lineup.
 func (s *section) takesPart(label string) bool {
 	for _, e := range s.lineup {
 		if e.label == label {
@@ -79,7 +79,7 @@ func (s *section) markdown() string {
 	return b.String()
 }
 
-// medians renders medians with one verb, joined by a plus sign.
+// medians formats medians with the verb and joins them with a plus sign.
 func medians(verb string, spreads ...Spread) string {
 	var all []string
 	for _, s := range spreads {
@@ -91,7 +91,7 @@ func medians(verb string, spreads ...Spread) string {
 	return strings.Join(all, " + ")
 }
 
-// grouped renders a whole number with its thousands apart.
+// grouped formats a whole number with commas between the thousands.
 func grouped(n float64) string {
 	digits := strconv.FormatFloat(n, 'f', 0, 64)
 	for i := len(digits) - 3; i > 0; i -= 3 {
@@ -100,7 +100,8 @@ func grouped(n float64) string {
 	return digits
 }
 
-// table writes a table whose first column holds names and whose others hold figures.
+// table writes a Markdown table. The first column is left-aligned, and the other columns are
+// right-aligned.
 func table(b *strings.Builder, heads []string, rows [][]string) {
 	b.WriteString("\n")
 	row(b, heads...)

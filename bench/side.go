@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// side is a child process as the conductor sees it.
+// side is a child process, seen from the conductor.
 type side struct {
 	name string // for errors
 	cmd  *exec.Cmd
@@ -19,11 +19,11 @@ type side struct {
 	send *json.Encoder
 	recv *json.Decoder
 
-	endpoint string // where it listens, if it said so
+	endpoint string // the address it listens on; empty if it does not listen
 }
 
-// startSide starts one side of a contender, as the given command line or, without
-// one, as a child of this program, and waits until it is ready.
+// startSide starts one process of a contender and waits until the process is ready. An empty
+// program starts this program as a child.
 func startSide(ctx context.Context, b brief, program []string) (_ *side, err error) {
 	if len(program) == 0 {
 		exe, err := os.Executable()
@@ -74,9 +74,10 @@ func (s *side) named(err error) error {
 	return fmt.Errorf("%s: %w", s.name, err)
 }
 
-// stop ends the process politely, and by force when it does not listen.
+// stop closes the process's input, which ends the process, and kills the process if it does
+// not end in time.
 func (s *side) stop() error {
-	_ = s.in.Close() // what ends it
+	_ = s.in.Close() // the end of its input ends the process
 	timer := time.AfterFunc(2*endTimeout, func() { _ = s.cmd.Process.Kill() })
 	defer timer.Stop()
 	if err := s.cmd.Wait(); err != nil {

@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// Spread sums up one figure over the rounds.
+// Spread summarises one figure over the rounds.
 type Spread struct{ Median, Low, High float64 }
 
-// spreadOf returns the median and the ends of values; NaN when there are none.
+// spreadOf returns the median, the lowest and the highest of values, or NaN for no values.
 func spreadOf(values []float64) Spread {
 	if len(values) == 0 {
 		return Spread{math.NaN(), math.NaN(), math.NaN()}
@@ -23,7 +23,7 @@ func spreadOf(values []float64) Spread {
 	return Spread{Median: median, Low: sorted[0], High: sorted[len(sorted)-1]}
 }
 
-// format renders the spread with one verb for each number.
+// format formats the three numbers with the verb.
 func (s Spread) format(verb string) string {
 	if math.IsNaN(s.Median) {
 		return "–"

@@ -5,8 +5,7 @@ import (
 	"strings"
 )
 
-// tables renders one table for each number of callers, with ratios against the
-// baselines.
+// tables renders a table for each number of callers, with ratios to the baselines.
 func (s *section) tables(callers []int) string {
 	var b strings.Builder
 	var baselines []string
@@ -35,7 +34,7 @@ func (s *section) tables(callers []int) string {
 	return b.String()
 }
 
-// headOfCPU names the sides whose processor time was measured.
+// headOfCPU returns the column title for the processor time, with the measured sides.
 func (s *section) headOfCPU() string {
 	if s.brokerMeasured {
 		return "CPU µs/call client + server + broker"
@@ -61,7 +60,7 @@ func (s *section) cells(name, load string, baselines []string) []string {
 	)
 }
 
-// grid renders one figure of every entrant at every load.
+// grid renders a figure of every entrant at every load.
 func (s *section) grid(unit string, figure func(Sample) float64, verb string) string {
 	var b strings.Builder
 	heads := []string{unit}
@@ -101,7 +100,7 @@ func (s *section) latencies() string {
 	return b.String()
 }
 
-// fleets renders rates and their growth with the server processes.
+// fleets renders the rates, and their ratios to the rate with a single server process.
 func (s *section) fleets() string {
 	var b strings.Builder
 	var rows [][]string

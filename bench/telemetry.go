@@ -13,15 +13,15 @@ import (
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
-// telemetry is what a contender tells about itself: Prometheus metrics, and spans of a
-// share of its calls, which are batched for an exporter that drops them. The zero value
-// tells nothing.
+// telemetry configures the telemetry of a contender: Prometheus metrics, and spans for a
+// sampled share of calls. The spans are batched for an exporter that drops them. The zero
+// value means no telemetry.
 type telemetry struct {
 	metrics bool
 	sampled float64
 }
 
-// sampledShare is what a busy service would sample.
+// sampledShare is a sampling rate that suits a busy service.
 const sampledShare = 0.01
 
 func (o telemetry) settings() string {
@@ -35,7 +35,8 @@ func (o telemetry) settings() string {
 	return text
 }
 
-// ofServer returns a server's options, and what to do with the server.
+// ofServer returns the server's options with the telemetry added, and a function to call with
+// the new server.
 func (o telemetry) ofServer(opts []amqpx.ServerOption) (watch func(*amqpx.Server), all []amqpx.ServerOption) {
 	if o.sampled > 0 {
 		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Server(amqpxotel.WithTracerProvider(o.tracer()))))
@@ -50,7 +51,8 @@ func (o telemetry) ofServer(opts []amqpx.ServerOption) (watch func(*amqpx.Server
 	}, append(opts, amqpx.WithServerObserver(m))
 }
 
-// ofClient returns a client's options, and what to do with the client.
+// ofClient returns the client's options with the telemetry added, and a function to call with
+// the new client.
 func (o telemetry) ofClient(opts []amqpx.ClientOption) (watch func(*amqpx.Client), all []amqpx.ClientOption) {
 	if o.sampled > 0 {
 		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Client(amqpxotel.WithTracerProvider(o.tracer()))))
@@ -70,12 +72,12 @@ func (o telemetry) tracer() *trace.TracerProvider {
 		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(o.sampled))))
 }
 
-// telemetryContenders are those of the experiment.
+// telemetryContenders returns the contenders of the telemetry experiment.
 func telemetryContenders() []string {
 	return []string{single, singleMetrics, singleSampled, singleTraced, batched, batchedMetrics, batchedSampled, batchedTraced}
 }
 
-// telemetryExperiment compares amqpx with itself.
+// telemetryExperiment compares amqpx with and without telemetry.
 func telemetryExperiment(o options) experiment {
 	e := tableExperiment(o)
 	e.title = "The cost of telemetry"
@@ -85,7 +87,7 @@ func telemetryExperiment(o options) experiment {
 	return e
 }
 
-// telemetryCosts renders throughput against the same without telemetry.
+// telemetryCosts renders the throughput relative to the same contender without telemetry.
 func (s *section) telemetryCosts() string {
 	var b strings.Builder
 	for _, l := range s.loads {

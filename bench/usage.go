@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// usage is what a process has used since it began.
+// usage is the resource usage of a process since its start.
 type usage struct {
 	CPU     time.Duration `json:"cpu"`
 	Mallocs uint64        `json:"mallocs"`
@@ -22,7 +22,7 @@ type usage struct {
 	Heap    uint64        `json:"heap"`
 }
 
-// used reads this process's usage.
+// used returns the usage of this process.
 func used() (usage, error) {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
@@ -40,8 +40,8 @@ func used() (usage, error) {
 	return u, nil
 }
 
-// statusBytes finds one size, such as "VmRSS:  512 kB", in a process's status; 0 when
-// it is not there.
+// statusBytes returns a size from a process's status, such as "VmRSS:  512 kB", in bytes, or 0
+// if the status has no such line.
 func statusBytes(status, name string) uint64 {
 	for line := range strings.Lines(status) {
 		fields := strings.Fields(line)
@@ -53,7 +53,7 @@ func statusBytes(status, name string) uint64 {
 	return 0
 }
 
-// plus sums the work; memory is that of the larger.
+// plus adds up processor time and allocations; memory is the larger value of both.
 func (u usage) plus(v usage) usage {
 	return usage{CPU: u.CPU + v.CPU, Mallocs: u.Mallocs + v.Mallocs, Bytes: u.Bytes + v.Bytes, RSS: max(u.RSS, v.RSS), Peak: max(u.Peak, v.Peak)}
 }
@@ -62,8 +62,8 @@ func (u usage) since(before usage) usage {
 	return usage{CPU: u.CPU - before.CPU, Mallocs: u.Mallocs - before.Mallocs, Bytes: u.Bytes - before.Bytes}
 }
 
-// threadsCPU sums the processor time of a process's threads, to the nanosecond;
-// zero for pid 0. It reads /proc, where there is one.
+// threadsCPU adds up the processor time of a process's threads, to the nanosecond; 0 for pid
+// 0. The figures come from /proc.
 func threadsCPU(pid int) (time.Duration, error) {
 	if pid == 0 {
 		return 0, nil

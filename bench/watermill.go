@@ -13,18 +13,18 @@ import (
 	"github.com/google/uuid"
 )
 
-// overWatermill is watermill's request-reply over its AMQP publisher and subscriber.
-// As documented it declares and consumes a reply queue for every call; here all calls
-// of a client share one.
+// overWatermill measures watermill's request-reply over its AMQP publisher and subscriber. As
+// documented, watermill declares and consumes a reply queue for every call; here all calls of
+// a client share one reply queue.
 type overWatermill struct{}
 
 const (
-	// watermillHandlers is how many subscriptions a server has, because each has one
-	// message at a time.
+	// watermillHandlers is the number of subscriptions of a server. A subscription processes
+	// one message at a time.
 	watermillHandlers = 64
-	// watermillChannels is the size of a publisher's pool of channels.
+	// watermillChannels is the size of a publisher's channel pool.
 	watermillChannels = 16
-	// watermillPrefetch is of each subscription.
+	// watermillPrefetch is the prefetch of each subscription.
 	watermillPrefetch = 128
 )
 
@@ -78,7 +78,7 @@ func (c overWatermill) serve(ctx context.Context, env environment, h *handler, r
 			return errors.Join(err, subscriber.Close())
 		}
 	}
-	go func() { // ends when the router runs, or with it
+	go func() { // ends when the router runs, or with ctx
 		select {
 		case <-router.Running():
 			ready("")
@@ -88,7 +88,7 @@ func (c overWatermill) serve(ctx context.Context, env environment, h *handler, r
 	return router.Run(ctx)
 }
 
-// watermillBackend sends replies, and listens for them where there is a subscriber.
+// watermillBackend sends responses and, if replies is not nil, receives them.
 func watermillBackend(publisher message.Publisher, replies message.Subscriber) (requestreply.Backend[[]byte], error) {
 	return requestreply.NewPubSubBackend(requestreply.PubSubBackendConfig{
 		Publisher: publisher,

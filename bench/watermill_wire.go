@@ -11,20 +11,20 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// The names of what messages carry beside the body.
+// Metadata keys of the messages.
 const (
 	watermillMethod  = "method"
 	watermillReplyTo = "reply_to"
 	watermillFault   = "fault"
 )
 
-// watermillCommand is the user's type of a request.
+// watermillCommand is the request type for watermill.
 type watermillCommand struct {
 	method, replyTo string
 	body            []byte
 }
 
-// watermillCommands puts commands into messages.
+// watermillCommands converts between commands and messages.
 type watermillCommands struct{}
 
 // Marshal implements cqrs.CommandEventMarshaler.
@@ -55,7 +55,7 @@ func (watermillCommands) Name(any) string { return "call" }
 // NameFromMessage implements cqrs.CommandEventMarshaler.
 func (watermillCommands) NameFromMessage(*message.Message) string { return "call" }
 
-// watermillReplies puts results into messages.
+// watermillReplies converts between results and messages.
 type watermillReplies struct{}
 
 // MarshalReply implements requestreply.BackendPubsubMarshaler.
@@ -76,14 +76,14 @@ func (watermillReplies) UnmarshalReply(m *message.Message) (requestreply.Reply[[
 	return r, nil
 }
 
-// sharedReplies gives every call its reply out of one subscription. Its topics are
-// operation ids.
+// sharedReplies distributes the responses of one subscription to the calls. Its topics are
+// operation IDs.
 type sharedReplies struct {
 	mu      sync.Mutex
 	waiting map[string]chan *message.Message
 }
 
-// newSharedReplies consumes queue until the subscriber is closed.
+// newSharedReplies consumes the queue until the subscriber is closed.
 func newSharedReplies(ctx context.Context, subscriber message.Subscriber, queue string) (*sharedReplies, error) {
 	replies, err := subscriber.Subscribe(ctx, queue)
 	if err != nil {
@@ -122,5 +122,6 @@ func (s *sharedReplies) Subscribe(ctx context.Context, operation string) (<-chan
 	return reply, nil
 }
 
-// Close implements message.Subscriber; the subscription is another's.
+// Close implements message.Subscriber. It does nothing, because dial's subscriber owns the
+// subscription.
 func (s *sharedReplies) Close() error { return nil }

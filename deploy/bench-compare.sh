@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bench-compare.sh REV [PATTERN] [ROUNDS] compares the micro-benchmarks of pkg/amqpx as
-# they are here with those of a git revision: both are built once and take turns, and
-# benchstat tells what differs. They need no broker.
+# bench-compare.sh REV [PATTERN] [ROUNDS] compares the micro-benchmarks of pkg/amqpx in the
+# working copy with a git revision: both are built once and run alternately, and benchstat
+# shows the differences. The benchmarks need no broker.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -17,7 +17,7 @@ trap 'git -C "$ROOT" worktree remove --force "$tree" 2>/dev/null; rm -rf "$work"
 git -C "$ROOT" worktree add --quiet --detach "$tree" "$base"
 (cd "$tree" && go test -c -o "$work/old" ./pkg/amqpx)
 (cd "$ROOT" && go test -c -o "$work/new" ./pkg/amqpx)
-cd "$work" # with no testdata: benchmarks only
+cd "$work" # without testdata: benchmarks only
 for round in $(seq "$rounds"); do
 	say "round $round of $rounds"
 	for which in old new; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154  # name, state, version, *_port come from broker.sh
-# Backend of broker.sh with an engine: RabbitMQ in a container.
+# Backend of broker.sh with a Docker engine: RabbitMQ in a container.
 
 backend_create() {
 	local image what
@@ -32,6 +32,6 @@ backend_alive() { [[ $(docker inspect -f '{{.State.Running}}' "$container") == t
 backend_log() { docker logs "$container" 2>&1; }
 backend_remove() { docker rm -fv "$container" >/dev/null; }
 
-# In a stand-in root may not read the broker's cookie path by its own HOME, so the
-# command runs as the user that runs the broker.
+# In a stand-in image, root has another HOME and so does not find the broker's cookie;
+# therefore the command runs as the broker's user.
 backend_tool() { docker exec -u rabbitmq "$container" "$@"; }

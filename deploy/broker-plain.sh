@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2154  # name, state, version, *_port come from broker.sh
-# Backend of broker.sh without an engine: RabbitMQ as a plain process with a
-# private epmd, which brokers that form a cluster share, as they do the Erlang cookie.
-# The installed server is used if it is the wanted major version, otherwise the one in
-# a tree of Debian packages (rootfs.sh), entered by chroot.
+# Backend of broker.sh without an engine: RabbitMQ as a plain process with a private
+# epmd. Brokers of one cluster share the epmd and the Erlang cookie. If the installed
+# server has another major version, the server runs from a tree of Debian packages
+# (rootfs.sh), by chroot.
 
 LIB=/usr/lib/rabbitmq
 
@@ -40,8 +40,8 @@ backend_create() {
 	[[ -z ${BROKER_JOIN:-} ]] || join "$BROKER_JOIN"
 }
 
-# join BROKER prepares the new broker to become a member of that broker's cluster when it
-# starts for the first time: the same epmd, the same cookie, and that broker as its peer.
+# join BROKER prepares the new broker to join the cluster of BROKER at its first start: with
+# the same epmd, the same cookie, and BROKER as its peer.
 join() {
 	local peer=$BROKERS/$1
 	[[ -f $peer/vars ]] || die "no broker $1 to join"
@@ -55,8 +55,8 @@ join() {
 	CONF
 }
 
-# in_place runs a command with the broker's environment; in a tree, inside a mount
-# namespace of its own, where the state folder has the same path in- and outside.
+# in_place runs a command with the broker's environment; in a tree, in a separate mount
+# namespace, where the state folder has the same path inside and outside.
 in_place() {
 	set -- env -i HOME="$state" PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
 		ERL_EPMD_PORT="$epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 \
@@ -75,8 +75,8 @@ in_place() {
 		tree=$1; shift 2; exec chroot "$tree" "$@"' sh "$tree" "$state" "$@"
 }
 
-# spawn PIDFILE COMMAND… starts it detached, in a session (process group) of its own,
-# and in a folder that stays: a broker fails in one that is removed.
+# spawn PIDFILE COMMAND… starts the command detached, in a new session (process group),
+# and in the state folder, because a broker fails if its working folder is removed.
 spawn() {
 	local pid_file=$1
 	shift
@@ -88,13 +88,13 @@ spawn() {
 	)
 }
 
-# alive PIDFILE: that process runs (a zombie does not).
+# alive PIDFILE tells whether the process runs (a zombie does not).
 alive() { [[ -f $1 && $(ps -o stat= -p "$(<"$1")") == [!Z]* ]]; }
 
-# gone PIDFILE: nor does anything in its session.
+# gone PIDFILE tells whether no process of the session runs any more.
 gone() { ! alive "$1" && ! pgrep -s "$(<"$1")" -r D,R,S,T >/dev/null; }
 
-# signal_group SIGNAL sends it to the server and all its helpers.
+# signal_group SIGNAL sends the signal to the server and all its helpers.
 signal_group() { kill -s "$1" -- "-$(<"$state/server.pid")" 2>/dev/null || true; }
 
 backend_start() {

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# A private RabbitMQ for tests: its own ports, its own data, nothing shared.
+# A private RabbitMQ for tests, with its own ports and data.
 #
-#   broker.sh up NAME [3|4]     create and start it (3 unless told otherwise)
+#   broker.sh up NAME [3|4]     create and start a broker (default: 3)
 #   broker.sh env NAME          print AMQPX_TEST_… lines for eval
-#   broker.sh ctl NAME ARGS…    run rabbitmqctl in it
-#   broker.sh tool NAME PROGRAM ARGS…     another of RabbitMQ's programs
+#   broker.sh ctl NAME ARGS…    run rabbitmqctl in the broker
+#   broker.sh tool NAME PROGRAM ARGS…     run another program of RabbitMQ
 #   broker.sh stop|start|restart NAME     same ports, data kept
-#   broker.sh kill NAME         SIGKILL; start brings it back
-#   broker.sh pause|resume NAME freeze and thaw it
-#   broker.sh disconnect|connect NAME     its network; a container's only
-#   broker.sh down NAME         stop it and remove everything it left
-#   broker.sh down-all [PREFIX] the same for every broker of this clone whose name begins so
+#   broker.sh kill NAME         SIGKILL; start restarts the broker
+#   broker.sh pause|resume NAME freeze and thaw the broker
+#   broker.sh disconnect|connect NAME     the network; containers only
+#   broker.sh down NAME         stop the broker and remove all its data
+#   broker.sh down-all [PREFIX] the same for every broker of this clone with that prefix
 #
-# With a Docker engine it is a container, without one a plain process;
-# BROKER_KIND=engine|plain decides otherwise. Ports (AMQP, management, metrics) are
-# free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT name the first two.
+# With a Docker engine the broker is a container, without an engine a plain process;
+# BROKER_KIND=engine|plain overrides this. Ports (AMQP, management, metrics) are
+# free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT set the first two.
 #
-# Read by up: BROKER_CONF has more lines for rabbitmq.conf. For plain processes only,
-# BROKER_JOIN names a broker of this clone whose cluster the new one joins (cluster.sh), and
-# BROKER_ERL_ARGS has more arguments for Erlang.
+# up reads BROKER_CONF, additional lines for rabbitmq.conf, and for plain processes only
+# BROKER_JOIN, a broker of this clone whose cluster the new broker joins (cluster.sh), and
+# BROKER_ERL_ARGS, additional arguments for Erlang.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
 . "$(dirname "$0")/lib.sh"
 
 readonly BROKERS=$RUN/brokers
 readonly START_TIMEOUT=${BROKER_START_TIMEOUT:-90}
 
-# load NAME reads what up wrote and selects the backend: functions backend_*.
+# load NAME reads the variables that up wrote and sources the backend: the functions backend_*.
 load() {
 	name=$1
 	state=$BROKERS/$name
@@ -59,10 +59,10 @@ up() {
 		epmd_port=$(reserve_port)
 	VARS
 	load "$name"
-	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
+	trap 'down "$name"' EXIT # remove everything after a failure
 	certify
 	backend_create
-	if [[ $kind == engine ]]; then # one at a time: three at once take five times as long as one
+	if [[ $kind == engine ]]; then # one at a time: three at once take five times as long as one alone
 		mkdir -p "$CACHE"
 		exec 8>"$CACHE/start.lock"
 		flock 8
@@ -73,7 +73,7 @@ up() {
 	say "broker $name: RabbitMQ $version ($kind), AMQP on 127.0.0.1:$amqp_port, management on 127.0.0.1:$management_port"
 }
 
-# certify makes the certificate of the broker's TLS listener, which is its own authority.
+# certify creates a self-signed certificate for the broker's TLS listener.
 certify() {
 	need openssl openssl
 	mkdir -p "$state/tls"
@@ -81,7 +81,7 @@ certify() {
 		-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
 		-keyout "$state/tls/key.pem" -out "$state/tls/cert.pem" 2>"$state/tls/log" ||
 		die "openssl makes no certificate: $(tail -n 1 "$state/tls/log")"
-	chmod 644 "$state/tls/key.pem" # the broker of a container is another user
+	chmod 644 "$state/tls/key.pem" # the broker in a container runs as another user
 }
 
 # tls_conf ADDRESS FOLDER prints the settings of a TLS listener with that certificate.
@@ -112,8 +112,8 @@ start() {
 	[[ ! -e $state/gone ]] || die "broker $name ended while it started: its log is above"
 }
 
-# ready ends the wait early when the broker is gone: a dead one never serves. It asks for
-# that at each tenth look, because to ask costs more than the look.
+# ready also succeeds if the broker has ended, because a dead broker never serves. It checks for
+# the end only at every tenth call, because this check costs more than the others.
 looks=0
 ready() {
 	rm -f "$state/gone"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Removes what make down keeps: images, caches of this project, tools and .env.
+# Removes the files that make down keeps: images, caches of this project, tools and .env.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 

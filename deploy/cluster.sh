@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A private cluster of three RabbitMQ nodes for tests, as plain processes: the brokers
-# NAME-1, NAME-2 and NAME-3 of broker.sh, which also stops, kills, pauses and starts each
-# of them.
+# NAME-1, NAME-2 and NAME-3 of broker.sh, which can also stop, kill, pause and start each
+# node.
 #
-#   cluster.sh up NAME [3|4]    create and start it (3 unless told otherwise)
+#   cluster.sh up NAME [3|4]    create and start a cluster (default: 3)
 #   cluster.sh env NAME         print AMQPX_TEST_… lines for eval
-#   cluster.sh down NAME        stop it and remove everything it left
+#   cluster.sh down NAME        stop the cluster and remove all its data
 #
 # CLUSTER_PARTITIONS is RabbitMQ's cluster_partition_handling (pause_minority). A node
 # that is silent counts as down after 6 to 10 s, not after RabbitMQ's 60 s.
@@ -17,12 +17,12 @@ readonly NODES=(1 2 3)
 up() {
 	local name=$1 version=${2:-3} number starting=()
 	export BROKER_KIND=plain
-	# Schedulers that spin while they wait would take the processors from one another.
+	# Spinning schedulers of several nodes would compete for the processors.
 	export BROKER_ERL_ARGS='-kernel net_ticktime 8 +sbwt none +sbwtdcpu none +sbwtdio none'
 	BROKER_CONF="cluster_partition_handling = ${CLUSTER_PARTITIONS:-pause_minority}"
 	BROKER_CONF+=$'\n'"collect_statistics_interval = 1000"
 	export BROKER_CONF
-	trap 'down "$name"' EXIT # nothing is left of an attempt that fails
+	trap 'down "$name"' EXIT # remove everything after a failure
 	"$DEPLOY/broker.sh" up "$name-1" "$version"
 	for number in "${NODES[@]:1}"; do
 		BROKER_JOIN=$name-1 "$DEPLOY/broker.sh" up "$name-$number" "$version" &
@@ -35,14 +35,15 @@ up() {
 	trap - EXIT
 }
 
-# complete NAME: its first node has all the others.
+# complete NAME tells whether the first node sees all nodes running.
 complete() {
 	local running
 	running=$("$DEPLOY/broker.sh" ctl "$1-1" -q eval 'length(rabbit_nodes:all_running()).' 2>/dev/null) || return 1
 	[[ $running == "${#NODES[@]}" ]]
 }
 
-# print_env prints the variables of node 1, as of a single broker, and those of all nodes.
+# print_env prints the variables of node 1, as for a single broker, and the variables of the
+# cluster.
 print_env() {
 	local number urls='' brokers='' management=''
 	for number in "${NODES[@]}"; do
@@ -59,7 +60,7 @@ print_env() {
 	ENV
 }
 
-# down takes the first node down last: the epmd of all of them is its own.
+# down removes the first node last, because all nodes use its epmd.
 down() {
 	local number code=0
 	for number in $(printf '%s\n' "${NODES[@]}" | sort -r); do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# compose-v2.sh prints the folder that DOCKER_CONFIG has to name for "docker compose" to be
-# Compose v2: the one in force if it is there already, else one with a plugin that is built
+# compose-v2.sh prints the value of DOCKER_CONFIG with which "docker compose" is Compose v2:
+# the folder in force if Compose v2 is installed, else a folder with a plugin that is built
 # once per machine, for the end-to-end test.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -28,6 +28,6 @@ if [[ ! -x $plugin ]]; then
 	} >"$dir/log" 2>&1 || die "Compose $VERSION does not build: $(tail -n 5 "$dir/log")"
 	mv "$plugin.new" "$plugin"
 fi
-# What the caller's own folder says of registries holds here too.
+# The caller's settings for registries apply here too.
 [[ ! -f ${DOCKER_CONFIG:-$HOME/.docker}/config.json ]] || cp "${DOCKER_CONFIG:-$HOME/.docker}/config.json" "$dir/"
 echo "$dir"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# down.sh stops what up.sh started and removes what it left behind.
-# down.sh server stops only a plain server: drains it and waits for its end.
+# down.sh stops everything that up.sh started and removes its data.
+# down.sh server only stops a plain server: the server drains, and the script waits for its end.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -20,9 +20,9 @@ stop_server
 load_env
 "$DEPLOY/broker.sh" down-all
 if engine; then
-	# With the overlay, whose volume it is.
+	# With the overlay, so that its volume is removed too.
 	! compose_found || compose -f docker-compose.yml -f compose/observability.yml down -v --remove-orphans
-	# Brokers whose state was deleted under them.
+	# Brokers whose state folder was deleted.
 	docker ps -aq --filter "label=rabbitmq-rpc.run=$RUN" | xargs -r docker rm -fv >/dev/null
 fi
 rm -rf "$RUN"

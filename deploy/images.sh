@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# images.sh rabbitmq 3|4 and images.sh go print the image to use: the official one
-# if it is here or can be pulled, otherwise a stand-in under a name of its own,
+# images.sh rabbitmq 3|4 and images.sh go print the image to use: the official image
+# if it is present or can be pulled, otherwise a stand-in image with a separate name,
 # built once from Debian's packages. images.sh remove deletes the stand-ins.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -12,7 +12,7 @@ present() { docker image inspect "$1" >/dev/null 2>&1; }
 
 pullable() { timeout "$PULL_TIMEOUT" docker pull -q "$1" >/dev/null 2>&1; }
 
-# choose OFFICIAL STANDIN COMMAND… prints one of the two; COMMAND builds the stand-in.
+# choose OFFICIAL STANDIN COMMAND… prints one of the two names; COMMAND builds the stand-in.
 choose() {
 	local official=$1 standin=$2
 	shift 2
@@ -27,10 +27,10 @@ choose() {
 	echo "$standin"
 }
 
-# stage TREE: a copy of the tree in $stage, to lay files over it.
+# stage TREE copies the tree to $stage, where files can be added.
 stage() { cp -a --reflink=auto "$1/." "$stage/"; }
 
-# import IMAGE CHANGE… makes an image of what is staged.
+# import IMAGE CHANGE… creates an image from $stage.
 import() {
 	local image=$1 change changes=()
 	shift
@@ -49,7 +49,7 @@ build_rabbitmq() {
 		'USER rabbitmq' 'VOLUME /var/lib/rabbitmq' 'EXPOSE 5672 15672' 'CMD ["rabbitmq-server"]'
 }
 
-# The Go builder: Debian, this machine's Go and the certificates that it trusts.
+# The Go builder: Debian, this machine's Go, and the certificates that this machine trusts.
 build_go() {
 	local certs=/etc/ssl/certs/ca-certificates.crt
 	command -v go >/dev/null || die "go is missing: install Go 1.26 from https://go.dev/dl"

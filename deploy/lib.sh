@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: places, messages, packages, ports.
+# Shared by the scripts of this folder: paths, messages, packages, ports.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEPLOY=$ROOT/deploy
-RUN=${RPC_RUN_DIR:-$ROOT/.run} # state of what runs; git ignores it
+RUN=${RPC_RUN_DIR:-$ROOT/.run} # state of running programs; ignored by git
 ENV_FILE=${ENV_FILE:-$ROOT/.env}
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rabbitmq-rpc
 # shellcheck disable=SC2034  # read by the scripts that source this file
@@ -17,8 +17,8 @@ die() {
 	exit 1
 }
 
-# need COMMAND PACKAGE installs the Debian package when the command is missing
-# and we may; otherwise it names the package. A service is never started by it.
+# need COMMAND PACKAGE installs the Debian package if the command is missing, or, without
+# the rights to install, fails and names the package. It never starts a service.
 need() {
 	command -v "$1" >/dev/null && return
 	if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
@@ -47,23 +47,23 @@ apt_install() {
 	return "$code"
 }
 
-# engine tells whether a Docker engine answers.
+# engine tells whether a Docker engine responds.
 engine() {
 	command -v docker >/dev/null && timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 }
 
-# listening PORT tells whether anything accepts connections on 127.0.0.1:PORT.
+# listening PORT tells whether any program accepts connections on 127.0.0.1:PORT.
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# serves PORT tells whether an AMQP 0-9-1 broker answers on 127.0.0.1:PORT:
-# it gets our protocol header and must begin a method frame (type 1).
+# serves PORT tells whether an AMQP 0-9-1 broker responds on 127.0.0.1:PORT: after
+# the protocol header, the broker must begin a method frame (type 1).
 serves() (
 	exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
 	printf 'AMQP\0\0\11\1' >&3
 	IFS= read -r -N 1 -t 5 byte <&3 && [[ $byte == $'\1' ]]
 )
 
-# free_port prints a port of 127.0.0.1 that nobody listens on.
+# free_port prints a port of 127.0.0.1 without a listener.
 free_port() {
 	local port
 	while :; do
@@ -73,9 +73,9 @@ free_port() {
 	echo "$port"
 }
 
-# reserve_port is free_port for a broker: the port is its own also while it does not
-# listen, before it has started and while a test has stopped it. release_ports ends that,
-# or else the time of four hours.
+# reserve_port is free_port for a broker: the port stays reserved while the broker does not
+# listen, before its start and while a test has stopped the broker. The reservation ends with
+# release_ports, or after four hours.
 reserve_port() {
 	local port ports=$CACHE/ports
 	mkdir -p "$ports"
@@ -88,7 +88,7 @@ reserve_port() {
 	echo "$port"
 }
 
-# release_ports FILE gives back the ports in the lines NAME_port=NUMBER of a file.
+# release_ports FILE releases the ports in the lines NAME_port=NUMBER of a file.
 release_ports() {
 	local port
 	while read -r port; do
@@ -96,7 +96,7 @@ release_ports() {
 	done < <(sed -n 's/.*_port=\([0-9]*\)$/\1/p' "$1")
 }
 
-# until_true SECONDS COMMAND… repeats the command until it succeeds or time is up.
+# until_true SECONDS COMMAND… repeats the command until the command succeeds or time is up.
 until_true() {
 	local end=$((SECONDS + $1))
 	shift
@@ -106,7 +106,7 @@ until_true() {
 	done
 }
 
-# suite_of VERSION prints the Debian release that carries that major RabbitMQ.
+# suite_of VERSION prints the Debian release with that major version of RabbitMQ.
 suite_of() {
 	case $1 in
 	3) echo bookworm ;;
@@ -115,10 +115,10 @@ suite_of() {
 	esac
 }
 
-# load_env exports what .env sets; the environment wins over it. Compose reads the file as
-# well, and its versions differ in all but plain lines, so that others are refused. An empty
-# value means the default, as it does in the Compose file. No value is quoted: it may be a
-# secret.
+# load_env exports the variables of .env; the environment takes precedence. Compose reads the
+# file as well, and its versions agree only on plain lines, so all other lines are refused. An
+# empty value means the default, as in the Compose file. Errors never show a value, which may
+# be a secret.
 load_env() {
 	local line name value number=0 seen=' '
 	[[ -f $ENV_FILE ]] || return 0
@@ -134,8 +134,8 @@ load_env() {
 	done <"$ENV_FILE"
 }
 
-# env_fault LINE NAMES prints what is wrong with a line of .env, of which those before set
-# these names: nothing with NAME=value, or with quotes around the value.
+# env_fault LINE NAMES prints the fault of a line of .env, or nothing if the line is
+# NAME=value, with or without quotes around the value. NAMES are the names set by earlier lines.
 env_fault() {
 	local line=$1 name=${1%%=*} value=${1#*=}
 	case $line in
@@ -175,11 +175,11 @@ plain_fault() {
 
 compose_found() { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; }
 
-# compose runs Compose v2 or v1, whichever is there, in the project's folder.
+# compose runs Compose v2, or v1 if v2 is missing, in the project's folder.
 compose() (
 	cd "$ROOT"
 	file=$ENV_FILE
-	if [[ ! -f $file ]]; then # v1 takes none but a regular one
+	if [[ ! -f $file ]]; then # v1 accepts only a regular file
 		file=$RUN/none.env
 		mkdir -p "$RUN" && : >"$file"
 	fi

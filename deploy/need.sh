@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# need.sh THING… sees to it that programs the tests need are there: installs the
-# Debian package when it may, otherwise names it.
+# need.sh THING… ensures that programs needed by the tests are installed: it installs
+# the Debian package, or, without the rights to install, fails and names the package.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# need_pika asks the distribution's own Python, which the package is for.
+# need_pika checks the distribution's Python, for which the package is made.
 need_pika() {
 	/usr/bin/python3 -c 'import pika' 2>/dev/null && return
 	if [[ $(id -u) == 0 ]]; then
@@ -14,8 +14,8 @@ need_pika() {
 	die "Python's pika is missing: install the package python3-pika"
 }
 
-# need_rabbitmq installs RabbitMQ where it may. Brokers of tests are then plain processes,
-# which start several times faster than containers; without it they are containers.
+# need_rabbitmq installs RabbitMQ if it has the rights. Brokers of tests are then plain
+# processes, which start several times faster than containers; otherwise they are containers.
 need_rabbitmq() {
 	[[ ! -d /usr/lib/rabbitmq ]] || return 0
 	if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs the integration suite again and again beside a load from outside, and stops at the
-# first failure: repeat.sh TIMES BROKER REGEXP COMMAND..., where COMMAND runs the suite once.
+# Runs the integration suite repeatedly under CPU load, and stops at the first failure:
+# repeat.sh TIMES BROKER REGEXP COMMAND..., where COMMAND runs the suite once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 times=$1 broker=$2 regexp=$3
 shift 3
 
-# One busy loop for each processor, less urgent than the tests. Each ends by itself.
+# One busy loop per processor, with a lower priority than the tests and a time limit.
 load=()
 trap 'kill "${load[@]}" 2>/dev/null || true' EXIT
 for ((i = $(nproc); i > 0; i--)); do

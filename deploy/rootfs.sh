@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# rootfs.sh SUITE [PACKAGE…] builds a tree of Debian SUITE with the packages in
-# it, once, and prints where it lies. Needs root; takes a minute the first time.
+# rootfs.sh SUITE [PACKAGE…] builds a tree of Debian SUITE with the packages, once,
+# and prints its path. Needs root; takes a minute the first time.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 readonly TREES=$CACHE/rootfs
 
-# base TREE: the bare distribution with CA certificates, from DEBIAN_MIRROR or else
-# from debootstrap's own choice.
+# base TREE builds the bare distribution with CA certificates, from DEBIAN_MIRROR or else
+# from debootstrap's default mirror.
 base() {
 	need debootstrap debootstrap
 	debootstrap --variant=minbase --include=ca-certificates "$suite" "$1" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
@@ -16,7 +16,7 @@ base() {
 	chmod 755 "$1/usr/sbin/policy-rc.d"
 }
 
-# extended TREE PACKAGE…: a copy of the base tree with the packages installed.
+# extended TREE PACKAGE… builds a copy of the base tree with the packages installed.
 extended() {
 	local tree=$1
 	shift

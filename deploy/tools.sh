@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the pinned lint tools into ./.bin. They are built once per machine:
-# the binaries live in the cache folder, .bin holds links to them.
+# Installs the pinned lint tools into ./.bin. The tools are built once per machine:
+# the binaries are in the cache folder, and .bin contains links.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +10,7 @@ github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 '
 
-# install_tool MODULE@VERSION builds it unless the cache has it, then links it.
+# install_tool MODULE@VERSION builds the tool unless it is in the cache, and then links it.
 install_tool() {
 	local spec=$1 name dir
 	name=$(basename "${spec%@*}")

@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2153  # sourced by up.sh, which sets the variables
-# The pair in containers, by compose.
+# The server and the client in containers, by compose.
 
-# choose_images says which base images it takes, and why. Stand-ins go into .env
-# (remember_images), so that plain "docker compose up" finds them later.
+# choose_images chooses the base images, and prints the choice and the reason. The names of
+# stand-ins are written to .env (remember_images), so that plain "docker compose up" finds them.
 choose_images() {
 	local version=3
-	if [[ ${RABBITMQ_IMAGE:-} == *standin* ]]; then # chosen earlier: is it still here?
+	if [[ ${RABBITMQ_IMAGE:-} == *standin* ]]; then # chosen earlier: is it still present?
 		version=${RABBITMQ_IMAGE##*:} RABBITMQ_IMAGE=''
 	fi
 	[[ ${GO_IMAGE:-} != *standin* ]] || GO_IMAGE=''
@@ -18,11 +18,11 @@ choose_images() {
 	say "compose with $RABBITMQ_IMAGE and $GO_IMAGE (now in .env), because an engine answers but no registry"
 }
 
-# remember_images keeps the choice of stand-ins, once it is known to be a good one.
+# remember_images stores the choice of stand-ins, after keep_broker has accepted the choice.
 remember_images() { [[ $RABBITMQ_IMAGE$GO_IMAGE != *standin* ]] || remember RABBITMQ_IMAGE GO_IMAGE GOPROXY; }
 
-# keep_broker refuses another broker image than that of the broker which is there: on the
-# data of another version a broker may not start.
+# keep_broker refuses a broker image that differs from the existing broker's image, because a
+# broker may not start on the data of another version.
 keep_broker() {
 	local container image
 	container=$(compose ps -a -q rabbitmq 2>/dev/null || compose ps -q rabbitmq)
@@ -32,8 +32,7 @@ keep_broker() {
 		die "the broker that is there, and its data, are of $image, not $RABBITMQ_IMAGE: make down removes both"
 }
 
-# check_settings ends a run whose settings a service would refuse, before the broker is
-# waited for.
+# check_settings ends a run with invalid settings before the wait for the broker.
 check_settings() {
 	local service
 	for service in rpc-server rpc-client; do
@@ -41,7 +40,7 @@ check_settings() {
 	done
 }
 
-# broker_trouble says why a broker is not healthy, if it is not.
+# broker_trouble prints the log of a broker that is not healthy.
 broker_trouble() {
 	! healthy rabbitmq || return 0
 	say "rabbitmq is not healthy; the end of its log:"
@@ -49,7 +48,7 @@ broker_trouble() {
 	say "If its data are of another version of RabbitMQ, make down removes them."
 }
 
-# remember NAME… puts these variables into .env.
+# remember NAME… writes these variables to .env.
 remember() {
 	local name
 	for name in "$@"; do
@@ -82,9 +81,9 @@ bring_up() {
 	}
 }
 
-# call runs the client, alone (--no-deps), because Compose v2 would scale the servers
-# back to one. The report is copied out of its volume: the client's user may not write
-# to a folder of the host. It has a folder of its own there, or an older one would be copied.
+# call runs only the client (--no-deps), because Compose v2 would scale the servers back to
+# one. The report is copied from the volume, because the client's user may not write to a
+# folder of the host. Each run has a separate folder, so that no older report is copied.
 call() {
 	local name code=0 tty=() dir
 	name=rpc-client-$$
@@ -92,7 +91,7 @@ call() {
 	[[ -t 0 && -t 1 ]] || tty=(-T)
 	compose run --no-deps "${tty[@]}" -e "RPC_REPORT_DIR=$dir" --name "$name" rpc-client || code=$?
 	mkdir -p "$REPORT_DIR"
-	docker cp "$name:$dir/." "$REPORT_DIR" >/dev/null || true # its message says why
+	docker cp "$name:$dir/." "$REPORT_DIR" >/dev/null || true # docker prints the reason
 	docker rm -f "$name" >/dev/null
 	return "$code"
 }

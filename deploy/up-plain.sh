@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2153  # sourced by up.sh, which sets the variables
-# The pair as plain processes beside a private broker.
+# The server and the client as plain processes, with a private broker.
 
 readonly PAIR=$RUN/pair
 
@@ -24,7 +24,7 @@ bring_up() {
 	start_server
 }
 
-# keep_broker refuses another version than that of the broker which is there.
+# keep_broker refuses a version that differs from the existing broker's version.
 keep_broker() {
 	local version
 	version=$(sed -n 's/^version=//p' "$RUN/brokers/pair/vars")
@@ -32,7 +32,7 @@ keep_broker() {
 		die "the broker that is there, and its data, are of RabbitMQ $version, not $RABBITMQ_VERSION: make down removes both"
 }
 
-# start_server starts rpc-server in a session of its own, unless it runs.
+# start_server starts rpc-server in a new session; a running rpc-server is stopped first.
 start_server() {
 	[[ ! -f $PAIR/server.pid ]] || "$DEPLOY/down.sh" server
 	HTTP_ADDR=127.0.0.1:$(free_port)

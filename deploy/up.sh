@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The main job in one command: broker, server, and a client that makes its calls,
-# whose exit code is the result. What is there decides how: containers, containers
-# on stand-in images where no registry answers, plain processes without an engine.
+# Starts a broker, a server, and a client that makes its calls; the exit code is the
+# client's. With a Docker engine they are containers, on stand-in images if no registry
+# responds; without an engine they are plain processes.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 load_env
 : "${AMQP_PORT:=5672}" "${MANAGEMENT_PORT:=15672}" "${REPORT_DIR:=$ROOT/report}"
 export AMQP_PORT MANAGEMENT_PORT
-# What the services say their version is.
+# The version that the services report.
 : "${VERSION:=$(git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo dev)}"
 export VERSION
 mkdir -p "$RUN"
 
-# free PORT VARIABLE: the port must not be taken by anybody else.
+# free PORT VARIABLE fails if another program uses the port.
 free() {
 	! listening "$1" || die "port $1 is taken: set $2 to another one, such as make up $2=$(free_port)"
 }
@@ -30,7 +30,7 @@ else
 	# shellcheck source=deploy/up-plain.sh
 	. "$DEPLOY/up-plain.sh"
 fi
-rm -f "$REPORT_DIR"/report.{json,html} # of an earlier run
+rm -f "$REPORT_DIR"/report.{json,html} # from an earlier run
 bring_up
 
 code=0
@@ -39,7 +39,7 @@ call || code=$?
 say ''
 say "make down      stops it all and leaves nothing behind"
 say "management UI: http://127.0.0.1:$MANAGEMENT_PORT (guest/guest)"
-# The last line of the output: the page for people.
+# The last line of the output is the report for people.
 if [[ -f $REPORT_DIR/report.html ]]; then
 	say "report:        $REPORT_DIR/report.html"
 else

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# with-broker.sh VERSION COMMAND… runs the command in the module DIR (test) beside a
-# private broker of that version, which is taken down whatever happens. With
-# AMQPX_TEST_AMQP_URL set there is a broker already, and none is started.
+# with-broker.sh VERSION COMMAND… runs the command in the module DIR (default: test) with
+# a private broker of that version, which is always removed at the end. If
+# AMQPX_TEST_AMQP_URL is set, the command uses that broker, and no broker is started.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# with-cluster.sh VERSION COMMAND… runs the command in the module DIR (test) beside a
-# private cluster of three nodes of that version, which is taken down whatever happens.
-# With AMQPX_TEST_CLUSTER_URLS set there is a cluster already, and none is started.
+# with-cluster.sh VERSION COMMAND… runs the command in the module DIR (default: test) with
+# a private cluster of three nodes of that version, which is always removed at the end. If
+# AMQPX_TEST_CLUSTER_URLS is set, the command uses that cluster, and no cluster is started.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 

@@ -1,5 +1,5 @@
-// Package test holds the tests that need more than the module under test: brokers,
-// browsers, programs in other languages. Each kind has a folder of its own.
+// Package test holds tests with needs beyond the module under test: brokers, browsers,
+// programs in other languages. Each kind has its own folder.
 package test
 
 import (
@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Every test that the table of docs/reliability.md names is there.
+// TestDocumentedTestsExist: every test in the table of docs/reliability.md exists.
 func TestDocumentedTestsExist(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile(filepath.Join("..", "docs", "reliability.md"))

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// loaded has the scripts of deploy/ read an .env file, and returns what they say the
-// variable A is then.
+// loaded reads an .env file with the scripts of deploy/, and returns the value of the variable
+// A and the scripts' error output.
 func loaded(t *testing.T, content string) (value, complaint string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), ".env")
@@ -27,8 +27,8 @@ func loaded(t *testing.T, content string) (value, complaint string) {
 	return out.String(), strings.ReplaceAll(errs.String(), file, ".env")
 }
 
-// TestEnvFileLinesThatAllReadersReadAlike are read, the others refused by their number and
-// without their value, which may be a secret.
+// TestEnvFileLinesThatAllReadersReadAlike: lines understood alike by all readers are accepted.
+// Other lines are refused with their number and without their value, which may be a secret.
 func TestEnvFileLinesThatAllReadersReadAlike(t *testing.T) {
 	t.Parallel()
 	for content, want := range map[string]string{
@@ -81,7 +81,7 @@ func TestEnvFileLinesThatAllReadersReadAlike(t *testing.T) {
 	}
 }
 
-// TestExampleEnvFile has every line of .env.example in force.
+// TestExampleEnvFile activates every line of .env.example.
 func TestExampleEnvFile(t *testing.T) {
 	t.Parallel()
 	example, err := os.ReadFile("../.env.example")

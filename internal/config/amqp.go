@@ -11,36 +11,37 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// AMQP is how both services reach the broker. It is a part of a
-// service's settings.
+// AMQP holds the settings of the connection to the broker, which both services have. It is a
+// part of a service's settings.
 type AMQP struct {
-	// URL lists the broker's nodes, separated by commas. After Validate it holds
-	// what URLFile gave, when that is set.
+	// URL lists the URLs of the broker's nodes, separated by commas. If URLFile is set,
+	// Validate sets URL to the content of the file.
 	URL Secret `envconfig:"AMQP_URL" default:"amqp://guest:guest@localhost:5672" empty:"ok" url:"ok"`
-	// URLFile names a file that holds the URL, such as a mounted secret; it wins
-	// over URL's default. Setting both is a fault. This file and those of TLS are read
-	// again for each attempt to connect.
+	// URLFile is the path of a file that contains the URL, such as a mounted secret; it
+	// overrides URL's default. Setting both variables is a fault. This file and the TLS files
+	// are read again for each attempt to connect.
 	URLFile string `envconfig:"AMQP_URL_FILE" empty:"ok"`
-	// TLSCAFile names a PEM file of the certificates to trust instead of the
+	// TLSCAFile is the path of a PEM file of the certificates to trust instead of the
 	// system's.
 	TLSCAFile string `envconfig:"AMQP_TLS_CA_FILE" empty:"ok"`
-	// TLSCertFile and TLSKeyFile name the PEM files of the client's certificate.
+	// TLSCertFile and TLSKeyFile are the paths of the PEM files of the client's certificate.
 	TLSCertFile string `envconfig:"AMQP_TLS_CERT_FILE" empty:"ok"`
 	TLSKeyFile  string `envconfig:"AMQP_TLS_KEY_FILE" empty:"ok"`
-	// Heartbeat is the interval asked for; the broker may lower it.
+	// Heartbeat is the requested interval; the broker may lower it.
 	Heartbeat time.Duration `envconfig:"AMQP_HEARTBEAT" default:"10s" min:"1s" max:"10m"`
-	// DialTimeout bounds one attempt to connect and set up.
+	// DialTimeout limits one attempt to connect, including the setup.
 	DialTimeout time.Duration `envconfig:"AMQP_DIAL_TIMEOUT" default:"5s" min:"1ms" max:"10m"`
-	// WriteTimeout bounds one write to the socket.
+	// WriteTimeout limits one write to the socket.
 	WriteTimeout time.Duration `envconfig:"AMQP_WRITE_TIMEOUT" default:"10s" min:"1ms" max:"10m"`
-	// BackoffMin and BackoffMax bound the wait between attempts to connect.
+	// BackoffMin and BackoffMax are the bounds of the wait between attempts to connect.
 	BackoffMin time.Duration `envconfig:"AMQP_BACKOFF_MIN" default:"100ms" min:"1ms" max:"10m"`
 	BackoffMax time.Duration `envconfig:"AMQP_BACKOFF_MAX" default:"10s" min:"1ms" max:"1h"`
 
-	files *brokerFiles // made by Validate
+	files *brokerFiles // set by Validate
 }
 
-// Validate resolves the URL, tries the TLS files and checks what spans variables.
+// Validate resolves the URL, checks the TLS files and the rules that involve several
+// variables.
 func (a *AMQP) Validate(faults *Faults) {
 	a.files = &brokerFiles{url: a.URLFile, ca: a.TLSCAFile, cert: a.TLSCertFile, key: a.TLSKeyFile}
 	a.resolveURL(faults)
@@ -67,8 +68,8 @@ func (a *AMQP) Options(name string, logger *zap.Logger) []amqpx.Option {
 	return options
 }
 
-// CertificateEnd returns when the client's certificate ends, as its file has it now, or false
-// if there is none.
+// CertificateEnd returns the end of the client's certificate, read from its file now, or false
+// if there is no certificate.
 func (a *AMQP) CertificateEnd() (time.Time, bool) {
 	if a.files == nil {
 		return time.Time{}, false
@@ -76,7 +77,7 @@ func (a *AMQP) CertificateEnd() (time.Time, bool) {
 	return a.files.certificateEnd()
 }
 
-// resolveURL checks the URL, and puts what URLFile holds into it.
+// resolveURL checks the URL, or replaces it with the content of URLFile.
 func (a *AMQP) resolveURL(faults *Faults) {
 	const env, file = "AMQP_URL", "AMQP_URL_FILE"
 	given := os.Getenv(env) != ""

@@ -13,19 +13,20 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// brokerFiles are the files that say how the broker is reached. They are read again for
-// each attempt to connect, so that a rotated password or certificate needs no restart. Each
-// file is opened by its name anew, so that it may be replaced in any way, also as a volume
-// of Kubernetes does it, where a folder above is a symbolic link. Safe for concurrent use.
+// brokerFiles holds the paths of the files with the URL and the certificates of the broker.
+// The files are read again for each attempt to connect, so that a rotated password or
+// certificate needs no restart. Each file is opened by name each time, so that it may be
+// replaced in any way, also through a symbolic link above it, as in volumes of Kubernetes.
+// brokerFiles is safe for concurrent use.
 type brokerFiles struct {
-	url, ca, cert, key string // their names; empty: there is none
+	url, ca, cert, key string // paths; empty: no such file
 
 	mu    sync.Mutex
-	roots *x509.CertPool // the last that could be read
+	roots *x509.CertPool // the last valid certificates
 	pair  *tls.Certificate
 }
 
-// fileError is what is wrong with the file that a variable names.
+// fileError is a fault of the file that a variable names.
 type fileError struct {
 	variable string
 	err      error
@@ -33,13 +34,13 @@ type fileError struct {
 
 func (f *fileError) Error() string { return f.variable + ": " + f.err.Error() }
 
-// any reports whether there is a file at all.
+// any reports whether any file is set.
 func (f *brokerFiles) any() bool { return f.url != "" || f.hasTLS() }
 
 func (f *brokerFiles) hasTLS() bool { return f.ca != "" || f.cert != "" || f.key != "" }
 
-// read is the source of [amqpx.WithBrokers]. What cannot be read stays as it was, and is
-// part of the error.
+// read is the source of [amqpx.WithBrokers]. If a file cannot be read, its last valid content
+// stays in force, and the fault is part of the error.
 func (f *brokerFiles) read() (amqpx.Brokers, error) {
 	var now amqpx.Brokers
 	var faults []error
@@ -60,7 +61,7 @@ func (f *brokerFiles) read() (amqpx.Brokers, error) {
 	return now, errors.Join(faults...)
 }
 
-// readURLs returns the list that a file holds, or "" and what is wrong with it.
+// readURLs returns the list of URLs in a file, or "" and the fault.
 func readURLs(path string) (string, error) {
 	const variable = "AMQP_URL_FILE"
 	content, err := ReadFile(path)
@@ -78,9 +79,9 @@ func readURLs(path string) (string, error) {
 	return list, nil
 }
 
-// readTLS returns a configuration of what the files hold or, where they cannot be read,
-// held last. Files that are being replaced one after the other may not fit together for a
-// moment: then both the certificate and its key stay.
+// readTLS returns a configuration from the current content of the files or, if a file cannot
+// be read, from its last valid content. While files are replaced one after the other, the
+// certificate and the key may not match for a moment: then the last valid pair stays in force.
 func (f *brokerFiles) readTLS() (*tls.Config, []*fileError) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -119,7 +120,7 @@ func readRoots(path string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// readPair blames the file that is at fault where it can tell.
+// readPair reports the faulty file, as far as it is known.
 func readPair(certPath, keyPath string) (*tls.Certificate, []*fileError) {
 	const cert, key = "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
 	var faults []*fileError
@@ -141,8 +142,8 @@ func readPair(certPath, keyPath string) (*tls.Certificate, []*fileError) {
 	return &pair, nil
 }
 
-// certificateEnd returns when the first certificate of the file ends, or false if there is
-// none.
+// certificateEnd returns the earliest end of the certificates in the file, or, if the file
+// cannot be read, the end of the last valid certificate. It returns false if neither exists.
 func (f *brokerFiles) certificateEnd() (time.Time, bool) {
 	if f.cert == "" {
 		return time.Time{}, false

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// check applies the bounds that the field's tags name.
+// check applies the bounds in the field's tags.
 func (s setting) check(faults *Faults) {
 	switch {
 	case s.field.Type == reflect.TypeFor[time.Duration]():

@@ -18,8 +18,8 @@ import (
 
 const root = "../.."
 
-// tagged returns the variables of every struct tag in the services and in what
-// they share, with their defaults.
+// tagged returns the variables of every struct tag in the services and in their shared
+// packages, with the defaults.
 func tagged(t *testing.T) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
@@ -68,7 +68,7 @@ func read(t *testing.T, name string) string {
 	return string(content)
 }
 
-// exampleLines returns NAME=value lines, also those that are commented out.
+// exampleLines returns NAME=value lines, including commented lines.
 func exampleLines(t *testing.T) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
@@ -100,12 +100,12 @@ func tableRows(t *testing.T) map[string]string {
 	return found
 }
 
-// readElsewhere reports whether name is read by what builds and runs the services,
-// so that it may be listed although no service reads it. That compose hands it on
-// to a service is not enough.
+// readElsewhere reports whether the build or the start scripts read the variable name, which
+// may then be listed although no service reads it. Variables that compose only passes to a
+// service do not count.
 func readElsewhere(t *testing.T, name string) bool {
 	t.Helper()
-	if strings.HasPrefix(name, "COMPOSE_") || name == "GOMEMLIMIT" { // Go's runtime reads that
+	if strings.HasPrefix(name, "COMPOSE_") || name == "GOMEMLIMIT" { // read by the Go runtime
 		return true
 	}
 	handedOn := regexp.MustCompile(`(?m)^ *` + name + `: *\$\{` + name + `\b.*$`)
@@ -136,7 +136,8 @@ func TestEveryVariableIsInTheManual(t *testing.T) {
 	compare(t, "docs/operations.md", tableRows(t))
 }
 
-// What the compose files take is in the manual, and so is what they keep from the services.
+// The manual lists the variables that the compose files read, and the variables that are not
+// passed to the services.
 func TestEveryVariableOfComposeIsInTheManual(t *testing.T) {
 	t.Parallel()
 	manual, pair := read(t, "docs/operations.md"), read(t, "docker-compose.yml")
@@ -178,7 +179,7 @@ func compare(t *testing.T, where string, listed map[string]string) {
 		case !ok:
 			t.Errorf("%s does not list %s", where, name)
 		case name == "AMQP_URL":
-			// Under compose the broker has another name than localhost.
+			// Under compose the broker's name is not localhost.
 		case value != tags[name]:
 			t.Errorf("%s gives %s the default %q, the code %q", where, name, value, tags[name])
 		}

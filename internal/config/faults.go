@@ -9,25 +9,23 @@ import (
 	"unicode"
 )
 
-// Faults collects everything that is wrong with the environment. Its zero value
-// is ready to use.
+// Faults collects all faults of the environment. Its zero value is ready to use.
 type Faults struct {
 	list []fault
 }
 
 type fault struct{ name, text string }
 
-// Addf adds a fault of the variable name. The text must not hold a secret. A
-// variable that has a fault already keeps only its first: what follows from an
-// unreadable value is noise.
+// Addf adds a fault of the variable name. The text must not contain a secret. Only the first
+// fault of a variable is kept, because faults that follow from an unreadable value are noise.
 func (f *Faults) Addf(name, format string, args ...any) {
 	if !f.Has(name) {
 		f.list = append(f.list, fault{name, oneLine(fmt.Sprintf(format, args...))})
 	}
 }
 
-// oneLine shows control characters, such as a line's end in a file's name, as escapes:
-// a value must not write lines of its own.
+// oneLine escapes control characters, such as a newline in a file's name, so that a value
+// cannot add lines to the output.
 func oneLine(text string) string {
 	if !strings.ContainsFunc(text, unicode.IsControl) {
 		return text
@@ -36,14 +34,14 @@ func oneLine(text string) string {
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
-// Add adds the faults of others.
+// Add adds the faults of another collection.
 func (f *Faults) Add(others *Faults) {
 	for _, x := range others.list {
 		f.Addf(x.name, "%s", x.text)
 	}
 }
 
-// All yields the names of variables and what is wrong with them.
+// All yields the names of variables and their faults.
 func (f *Faults) All() iter.Seq2[string, string] {
 	return func(yield func(name, text string) bool) {
 		for _, x := range f.list {
@@ -59,7 +57,7 @@ func (f *Faults) Has(name string) bool {
 	return slices.ContainsFunc(f.list, func(x fault) bool { return x.name == name })
 }
 
-// Err returns the faults as an [*Error], or nil when there is none.
+// Err returns the faults as an [*Error], or nil if there are none.
 func (f *Faults) Err() error {
 	if len(f.list) == 0 {
 		return nil
@@ -71,17 +69,17 @@ func (f *Faults) Err() error {
 	return &Error{Lines: lines}
 }
 
-// Error is a bad configuration.
+// Error is the error of an invalid configuration.
 type Error struct {
-	// Lines holds one text for each fault, in the order they were found; each
-	// begins with the variable's name.
+	// Lines holds one text per fault, in the order of detection; each text begins with the
+	// variable's name.
 	Lines []string
 }
 
-// Error lists every fault on a line of its own.
+// Error lists every fault on a separate line.
 func (e *Error) Error() string {
 	return "bad configuration:\n  " + strings.Join(e.Lines, "\n  ")
 }
 
-// ExitCode is the process's exit code for bad configuration.
+// ExitCode returns the process's exit code for an invalid configuration.
 func (e *Error) ExitCode() int { return 2 }

@@ -7,12 +7,13 @@ import (
 	"os"
 )
 
-// maxFile bounds the files that a setting names; certificates and URLs are far smaller.
+// maxFile is the maximum size of a file that a setting names; certificates and URLs are far
+// smaller.
 const maxFile = 1 << 20
 
-// ReadFile reads a file that the operator named. What is not an ordinary file could
-// keep a service waiting, or have no end. The error does not hold the name of a file that
-// is not there: it may be a secret that got into the wrong variable.
+// ReadFile reads a file that the operator named. Only regular files are read, because another
+// kind could block the service or have no end. If the file does not exist, the error omits the
+// path, which may be a secret in the wrong variable.
 func ReadFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -30,7 +31,7 @@ func ReadFile(path string) ([]byte, error) {
 	return content, nil
 }
 
-// withoutPath returns the cause of an error of a file without the file's name.
+// withoutPath returns the cause of a file error without the file's path.
 func withoutPath(err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
 		return failed.Err

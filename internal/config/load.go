@@ -9,14 +9,14 @@ import (
 	"github.com/kelseyhightower/envconfig"
 )
 
-// Spec is a struct of settings. Validate judges what no tag of a single field
-// can; it runs after every field was read, also when some could not be.
+// Spec is a struct of settings. Validate checks the rules that the tags of a single field
+// cannot express; it runs after all fields were read, even if some were invalid.
 type Spec interface {
 	Validate(faults *Faults)
 }
 
-// Load fills spec, a pointer to a struct, from the environment. The error is a
-// [*Error] that names every bad variable; spec is then only partly filled.
+// Load fills spec, a pointer to a struct, from the environment. The error is an [*Error] with
+// every fault; spec is then only partly filled.
 func Load(spec Spec) error {
 	var faults Faults
 	for _, s := range settings(spec) {
@@ -33,8 +33,8 @@ type setting struct {
 	field reflect.StructField
 }
 
-// settings lists the fields of the struct that spec points to, those of structs
-// inside it in their place. Other fields without a variable are left out.
+// settings lists the fields of the struct that spec points to, including the fields of nested
+// structs. Other fields without a variable are left out.
 func settings(spec any) []setting {
 	var list []setting
 	v := reflect.Indirect(reflect.ValueOf(spec))
@@ -55,7 +55,8 @@ func (s setting) load(faults *Faults) {
 		faults.Addf(s.name, "is empty; unset it for the default or give it a value")
 		return
 	}
-	// envconfig stops at the first bad field of a struct, so each field gets a struct of its own.
+	// envconfig stops at the first invalid field of a struct, so each field gets a separate
+	// struct.
 	one := reflect.New(reflect.StructOf([]reflect.StructField{s.field}))
 	if err := envconfig.Process("", one.Interface()); err != nil {
 		faults.Addf(s.name, "%s is not %s", s.shown(), s.kind())
@@ -70,7 +71,7 @@ func (s setting) load(faults *Faults) {
 	s.check(faults)
 }
 
-// shown is the variable's value as a fault may quote it.
+// shown returns the variable's value in a form that is safe for a fault.
 func (s setting) shown() string {
 	raw, set := os.LookupEnv(s.name)
 	if !set {
@@ -86,7 +87,7 @@ func (s setting) shown() string {
 	}
 }
 
-// kind says in words what the field takes.
+// kind describes the type of the field in words.
 func (s setting) kind() string {
 	switch {
 	case s.field.Type == reflect.TypeFor[time.Duration]():

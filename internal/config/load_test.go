@@ -33,7 +33,7 @@ func (s *spec) Validate(faults *Faults) {
 	}
 }
 
-// isolate unsets every variable of s for the time of the test.
+// isolate unsets every variable of s for the duration of the test.
 func isolate(t *testing.T, s any) {
 	t.Helper()
 	for name := range Describe(s) {
@@ -99,7 +99,7 @@ func TestLoadFaults(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"TEST_COUNT", "many", `TEST_COUNT: the value is not a whole number`},
 		{"TEST_COUNT", "1.5", `TEST_COUNT: "1.5" is not a whole number`},
-		// Eight to envconfig, ten to everybody else.
+		// Eight for envconfig, ten for people.
 		{"TEST_COUNT", "010", `TEST_COUNT: "010" is not a whole number`},
 		{"TEST_COUNT", "0x10", `TEST_COUNT: the value is not a whole number`},
 		{"TEST_COUNT", "0", `TEST_COUNT: 0 is less than 1`},

@@ -6,27 +6,27 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Queue is the request queue and what travels over it, which both services must describe
-// alike. It is a part of a service's settings.
+// Queue holds the settings of the request queue and its messages, which must be equal in both
+// services. It is a part of a service's settings.
 type Queue struct {
 	// Name is the queue's name.
 	Name string `envconfig:"RPC_QUEUE" default:"rpc_queue" maxlen:"200"`
 	// Type is classic or quorum.
 	Type amqpx.QueueType `envconfig:"RPC_QUEUE_TYPE" default:"classic" oneof:"classic quorum"`
-	// Durable makes the queue outlive a restart of the broker.
+	// Durable makes the queue survive a restart of the broker.
 	Durable bool `envconfig:"RPC_QUEUE_DURABLE" default:"true"`
-	// Persistent makes the broker write the messages to disk as well.
+	// Persistent makes the broker also write the messages to disk.
 	Persistent bool `envconfig:"RPC_PERSISTENT" default:"false"`
-	// Batch chooses whether calls that wait anyway travel together.
+	// Batch enables batches of calls that have to wait anyway.
 	Batch amqpx.BatchMode `envconfig:"RPC_BATCH" default:"auto" oneof:"auto off"`
-	// Control has servers answer questions about themselves and learn of calls that were
-	// given up.
+	// Control enables the control plane: servers respond to queries about themselves and
+	// receive cancellations of calls.
 	Control bool `envconfig:"RPC_CONTROL" default:"true"`
-	// MaxMessageBytes bounds the body of a request or an answer, sent or received.
+	// MaxMessageBytes limits the body of a request or a response, sent or received.
 	MaxMessageBytes int `envconfig:"RPC_MAX_MESSAGE_BYTES" default:"16777216" min:"1" max:"536870912"`
 }
 
-// Validate checks what spans variables.
+// Validate checks rules that involve several variables.
 func (q *Queue) Validate(faults *Faults) {
 	if q.Type == amqpx.QueueQuorum && !q.Durable && !faults.Has("RPC_QUEUE_DURABLE") {
 		faults.Addf("RPC_QUEUE_DURABLE", "is false, but a quorum queue is always durable")
@@ -36,7 +36,7 @@ func (q *Queue) Validate(faults *Faults) {
 	}
 }
 
-// Queue returns the queue as the library describes it.
+// Queue returns the library's description of the queue.
 func (q *Queue) Queue() amqpx.Queue {
 	return amqpx.Queue{Name: q.Name, Type: q.Type, Durable: q.Durable}
 }

@@ -7,18 +7,18 @@ import (
 	"unicode"
 )
 
-// tiny is the most bytes of a value that is quoted whatever it is.
+// tiny is the maximum length in bytes of a value that is always quoted.
 const tiny = 3
 
-// theValue stands for a value that a fault does not quote.
+// theValue replaces a value that a fault does not quote.
 const theValue = "the value"
 
-// almostNumber matches a number with at most two letters after it, in spaces and quotes.
+// almostNumber matches a number followed by at most two letters, in spaces and quotes.
 var almostNumber = regexp.MustCompile(`^[\s"']{0,4}[-+]?[0-9][0-9.,_]{0,30}[A-Za-zµ]{0,2}[\s"']{0,4}$`)
 
-// QuoteNumber quotes a value for a fault of a setting that takes a number or a duration.
-// Anything that is far from one may be a secret that got into the wrong variable: it is
-// "the value".
+// QuoteNumber quotes a value for a fault of a number or a duration. A value that does not
+// resemble a number may be a secret in the wrong variable; QuoteNumber then returns "the
+// value".
 func QuoteNumber(value string) string {
 	if len(value) <= tiny || almostNumber.MatchString(value) {
 		return strconv.Quote(value)
@@ -26,8 +26,8 @@ func QuoteNumber(value string) string {
 	return theValue
 }
 
-// QuoteWord quotes a value for a fault of a setting that takes one of a few words. What is
-// no misspelling of one of them may be a secret: it is "the value".
+// QuoteWord quotes a value for a fault of a setting with a fixed set of words. A value that is
+// not a misspelling of an allowed word may be a secret; QuoteWord then returns "the value".
 func QuoteWord(value string, words ...string) string {
 	const most = 40
 	if len(value) > most {
@@ -45,7 +45,7 @@ func QuoteWord(value string, words ...string) string {
 	return theValue
 }
 
-// plainWord keeps the letters and digits of a word, in lower case.
+// plainWord returns the letters and digits of a word, in lower case.
 func plainWord(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) || unicode.IsDigit(r) {
@@ -55,8 +55,8 @@ func plainWord(s string) string {
 	}, s)
 }
 
-// distance is how many letters have to be put in, taken out or replaced to make b of a
-// (Levenshtein).
+// distance returns the Levenshtein distance of a and b: the number of letters to insert,
+// delete or replace.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

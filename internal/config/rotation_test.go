@@ -9,8 +9,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Files are read again whenever they are asked for, through symbolic links as Kubernetes swaps
-// them; what makes no sense leaves the last good value in force.
+// Files are read again at each use, through symbolic links as Kubernetes swaps them; after
+// invalid content the last valid value stays in force.
 //
 //nolint:paralleltest // sets the environment
 func TestFilesAreReadAgain(t *testing.T) {

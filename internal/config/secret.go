@@ -6,12 +6,12 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Hidden stands for a text that is not shown.
+// Hidden replaces a text that is not shown.
 const Hidden = "xxxxx"
 
-// Secret is a comma-separated list of broker URLs, which hold passwords. However it is
-// printed, logged or encoded, only the scheme, user, host and port of each URL show, and
-// nothing of a list that [amqpx.ParseURLs] refuses; [Secret.Reveal] gives all of it.
+// Secret is a comma-separated list of broker URLs, which contain passwords. When a Secret is
+// printed, logged or encoded, only the scheme, user, host and port of each URL are shown, and
+// no part of a list that [amqpx.ParseURLs] refuses; [Secret.Reveal] returns the whole text.
 type Secret string
 
 // Reveal returns the text with its passwords.
@@ -33,8 +33,8 @@ func (s Secret) String() string {
 	return strings.Join(shown, ",")
 }
 
-// GoString keeps %#v from printing the passwords.
+// GoString prevents %#v from printing the passwords.
 func (s Secret) GoString() string { return "config.Secret(" + s.String() + ")" }
 
-// MarshalText keeps encoders, zap's among them, from writing the passwords.
+// MarshalText prevents encoders, such as zap's, from writing the passwords.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

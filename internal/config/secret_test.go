@@ -58,9 +58,9 @@ func TestSecretNeverPrinted(t *testing.T) {
 	}
 }
 
-// FuzzSecret puts a secret into every shape of a URL, in the variable of URLs and in others.
-// No fault may show it, nor what a service logs of its settings, unless it stands where the
-// user or the host does.
+// FuzzSecret puts a secret into URLs of every shape, in the variable for URLs and in further
+// variables. No fault and no logged setting may show the secret, unless it stands in the place
+// of the user or the host.
 func FuzzSecret(f *testing.F) {
 	const marker = "4711-hunter2-S3cr3t"
 	for _, form := range []string{
@@ -73,7 +73,7 @@ func FuzzSecret(f *testing.F) {
 	f.Fuzz(func(t *testing.T, before, after string) {
 		value := before + marker + after
 		if strings.ContainsRune(value, 0) {
-			return // no environment can hold it
+			return // not possible in an environment
 		}
 		for _, name := range []string{"AMQP_URL", "AMQP_URL_FILE", "AMQP_TLS_CA_FILE", "AMQP_HEARTBEAT", "RPC_QUEUE_TYPE", "RPC_BATCH", "RPC_CONTROL"} {
 			var s struct {
@@ -98,7 +98,7 @@ func FuzzSecret(f *testing.F) {
 			for entry := range strings.SplitSeq(value, ",") {
 				u, err := url.Parse(strings.TrimSpace(entry))
 				if err == nil && (u.User != nil && strings.Contains(u.User.Username(), marker) || strings.Contains(u.Hostname(), marker)) {
-					shown = "" // nothing tells it from a name
+					shown = "" // indistinguishable from a name
 				}
 			}
 			if strings.Contains(shown, marker) {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// checkTLS judges the certificate files. Without any of them, amqps URLs use the library's
-// default, which trusts the system's certificates.
+// checkTLS checks the certificate files. Without certificate files, amqps URLs use the
+// library's default, which trusts the system's certificates.
 func (a *AMQP) checkTLS(faults *Faults) {
 	const ca, cert, key = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
 	given := make([]string, 0, 3)
@@ -33,7 +33,7 @@ func (a *AMQP) checkTLS(faults *Faults) {
 	}
 }
 
-// isTLS reports whether a URL's scheme, which has no case, is amqps.
+// isTLS reports whether a URL's scheme is amqps, in upper or lower case.
 func isTLS(raw string) bool {
 	scheme, _, _ := strings.Cut(strings.TrimSpace(raw), ":")
 	return strings.EqualFold(scheme, "amqps")

@@ -15,7 +15,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// certificates counts those that were made.
+// certificates counts the certificates made.
 var certificates int64 //nolint:gochecknoglobals // no test here runs beside another that makes some
 
 // certificate returns a self-signed certificate and its key as PEM.
@@ -26,7 +26,7 @@ func certificate(t *testing.T) (cert, key string) {
 		t.Fatal(err)
 	}
 	certificates++
-	end := time.Now().Add(time.Duration(certificates) * time.Hour) // of each another
+	end := time.Now().Add(time.Duration(certificates) * time.Hour) // different for each certificate
 	template := &x509.Certificate{SerialNumber: big.NewInt(certificates), NotAfter: end, IsCA: true}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {

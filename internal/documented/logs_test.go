@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// levels are the methods of a logger that operators see lines of.
+// levels returns the methods of a logger whose lines operators see.
 func levels() []string { return []string{"Info", "Warn", "Error"} }
 
 // messages returns the constant texts of the log lines in the code, with their places.
@@ -46,8 +46,8 @@ func messages(t *testing.T) map[string]string {
 	return found
 }
 
-// message returns the text of a call that logs: of a logger's method, of Log with the level
-// before it, or of such a method in a variable named log.
+// message returns the text of a logging call: a logger's method, Log with a level as its first
+// argument, or a method of a variable named log.
 func message(call *ast.CallExpr) string {
 	place := 0
 	switch f := call.Fun.(type) {

@@ -1,5 +1,5 @@
-// Package documented has no code: its tests hold the manual, docs/operations.md, to what the
-// code does.
+// Package documented has no code: its tests check that the manual, docs/operations.md, agrees
+// with the code.
 package documented
 
 import (
@@ -12,7 +12,8 @@ import (
 
 const root = "../.."
 
-// section returns the text of the manual below a heading, up to the next of its level.
+// section returns the text of the manual below a heading, up to the next heading of the same
+// level.
 func section(t *testing.T, heading string) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(root, "docs", "operations.md"))
@@ -28,7 +29,7 @@ func section(t *testing.T, heading string) string {
 	return text
 }
 
-// firstCells returns what is in code quotes in the first column of a section's tables.
+// firstCells returns the text in code quotes in the first column of a section's tables.
 func firstCells(t *testing.T, heading string) map[string]bool {
 	t.Helper()
 	quoted := regexp.MustCompile("`([^`]+)`")

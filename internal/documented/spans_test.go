@@ -14,7 +14,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
-// attributes returns the names of all attributes of spans, of both sides.
+// attributes returns the names of all attributes of client and server spans.
 func attributes(t *testing.T) map[string]bool {
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()

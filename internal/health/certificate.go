@@ -9,23 +9,23 @@ import (
 )
 
 const (
-	// certificateNotice is how long before its end a certificate is warned of.
+	// certificateNotice is the time before a certificate's end at which warnings start.
 	certificateNotice = 14 * 24 * time.Hour
-	// certificateCheck is the pace of these warnings.
+	// certificateCheck is the interval of the warnings.
 	certificateCheck = 24 * time.Hour
 )
 
-// CertificateEnd tells when the client's certificate ends, or false if there is none.
+// CertificateEnd returns the end of the client's certificate, or false if there is none.
 type CertificateEnd func() (end time.Time, ok bool)
 
-// certificateCollector shows the end of a certificate while there is one.
+// certificateCollector reports the end of a certificate, if there is a certificate.
 type certificateCollector struct {
 	end         CertificateEnd
 	description *prometheus.Desc
 }
 
-// CertificateMetric returns the metric of the end of the client's certificate. It asks end
-// at each scrape.
+// CertificateMetric returns the metric of the end of the client's certificate. It calls end at
+// each scrape.
 func CertificateMetric(end CertificateEnd) prometheus.Collector {
 	return &certificateCollector{end: end, description: prometheus.NewDesc("rabbitmq_rpc_certificate_not_after_seconds",
 		"When the client's TLS certificate ends, in seconds since the epoch; absent without one.", nil, nil)}
@@ -41,8 +41,8 @@ func (c *certificateCollector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// WatchCertificate logs at once, and then once a day, that the client's certificate ends
-// within 14 days or has ended. stop ends it and returns when it has ended.
+// WatchCertificate logs, at once and then daily, if the client's certificate ends within 14
+// days or has ended. stop ends the watch and returns when the goroutine has ended.
 func WatchCertificate(ctx context.Context, end CertificateEnd, logger *zap.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

@@ -26,7 +26,8 @@ func TestCertificateMetric(t *testing.T) {
 	}
 }
 
-// A certificate is warned of from 14 days before its end, once a day, until it is replaced.
+// Warnings start 14 days before a certificate's end and are logged daily until the certificate
+// is replaced.
 func TestEndOfTheCertificateIsWarnedOf(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

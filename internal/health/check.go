@@ -14,10 +14,10 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// checkTimeout bounds one check; a container's health check waits no longer.
+// checkTimeout limits one check; a container's health check has the same timeout.
 const checkTimeout = 3 * time.Second
 
-// CheckSelf is [Check] of the address that the environment names.
+// CheckSelf runs [Check] with the address in the environment.
 func CheckSelf(ctx context.Context) error {
 	var c Config
 	if err := config.Load(&c); err != nil {
@@ -26,8 +26,8 @@ func CheckSelf(ctx context.Context) error {
 	return Check(ctx, c.Addr)
 }
 
-// Check asks the service that listens on addr, the value of its own HTTP_ADDR,
-// whether it is ready. The error says why not.
+// Check asks the service that listens on addr, the value of the service's HTTP_ADDR, whether
+// it is ready. The error is the reason if it is not ready.
 func Check(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -46,8 +46,8 @@ func Check(ctx context.Context, addr string) error {
 	return errors.Join(failures...)
 }
 
-// targets lists the hosts to try for a listen address: one that means every
-// interface is reached over the loopback ones.
+// targets lists the hosts to try for a listen address. If the address means every interface,
+// these are the loopback addresses.
 func targets(addr string) (hosts []string, port string, err error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -59,7 +59,7 @@ func targets(addr string) (hosts []string, port string, err error) {
 	return []string{host}, port, nil
 }
 
-// ask reports whether something answered at url, and an error unless it is ready.
+// ask reports whether a service responded at url, and returns an error unless it is ready.
 func ask(ctx context.Context, url string) (answered bool, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

@@ -7,12 +7,11 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Config is where the service answers, and for what. It is a part of a service's
-// settings.
+// Config holds the settings of the HTTP server. It is a part of a service's settings.
 type Config struct {
-	// Addr is host:port; an empty host means every interface, port 0 any free one.
+	// Addr is host:port; an empty host means every interface, port 0 any free port.
 	Addr string `envconfig:"HTTP_ADDR" default:":8080"`
-	// Metrics has the service count for /metrics.
+	// Metrics enables /metrics.
 	Metrics bool `envconfig:"METRICS" default:"true"`
 }
 

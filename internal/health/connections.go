@@ -7,18 +7,19 @@ import (
 	"time"
 )
 
-// maxConnections bounds the connections to the HTTP server. A scraper and the probes of an
-// orchestrator need a handful.
+// maxConnections is the maximum number of connections to the HTTP server. A scraper and an
+// orchestrator's probes need a handful.
 const maxConnections = 100
 
-// connections bounds the connections of an HTTP server: one too many takes the place of the
-// one that has waited longest for a request, and is closed itself if all of them are being
-// answered. So connections that are only held open keep no probe out. Safe for concurrent use.
+// connections limits the connections of an HTTP server. A connection beyond the limit replaces
+// the connection that has waited longest for a request; if every connection has a request in
+// progress, the new connection is closed. Therefore idle connections cannot lock out probes.
+// connections is safe for concurrent use.
 type connections struct {
 	most int
 
 	mu   sync.Mutex
-	open map[net.Conn]time.Time // since when it waits for a request; zero: it is being answered
+	open map[net.Conn]time.Time // start of the wait for a request; zero: a request is in progress
 }
 
 func newConnections(most int) *connections {
@@ -28,11 +29,11 @@ func newConnections(most int) *connections {
 // note is a hook for [http.Server.ConnState].
 func (c *connections) note(conn net.Conn, state http.ConnState) {
 	if tooMany := c.change(conn, state); tooMany != nil {
-		_ = tooMany.Close() // its state changes then, which comes back here
+		_ = tooMany.Close() // this changes its state, which calls note again
 	}
 }
 
-// change keeps the state of a connection and returns one that must be closed, or nil.
+// change records the state of a connection and returns a connection to close, or nil.
 func (c *connections) change(conn net.Conn, state http.ConnState) (tooMany net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,8 +61,8 @@ func (c *connections) change(conn net.Conn, state http.ConnState) (tooMany net.C
 	return nil
 }
 
-// longestWaiting returns the connection that has waited longest for a request, or the other
-// one if none waits.
+// longestWaiting returns the connection that has waited longest for a request, or other if
+// every connection has a request in progress.
 func (c *connections) longestWaiting(other net.Conn) net.Conn {
 	longest, since := other, time.Time{}
 	for conn, waits := range c.open {

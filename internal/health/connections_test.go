@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Connections that are only held open, silent or between two requests, keep no probe out.
+// Idle connections, before or between requests, do not lock out probes.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := start(t, "127.0.0.1:0", status{State: amqpx.StateReady})
@@ -29,8 +29,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if err := Check(context.WithoutCancel(t.Context()), s.Addr().String()); err != nil {
 		t.Errorf("a probe beside %d connections: %v", len(open), err)
 	}
-	// The first ones had to go: their end can be read at once, without the 5 s of a
-	// connection that sends no request.
+	// The first connections had to be closed: a read ends at once, before the limit of 5 s for
+	// a connection without a request.
 	_ = open[0].SetReadDeadline(time.Now().Add(readLimit / 2))
 	if _, err := open[0].Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("the first of too many connections: %v, want its end", err)
@@ -53,7 +53,7 @@ func TestOnlyConnectionsThatWaitGiveWay(t *testing.T) {
 	if got := c.change(conns[2], http.StateNew); got != conns[1] {
 		t.Error("the connection that waits did not give way")
 	}
-	c.change(conns[1], http.StateClosed) // it was forgotten before
+	c.change(conns[1], http.StateClosed) // already removed
 	c.change(conns[2], http.StateActive)
 	if got := c.change(conns[3], http.StateNew); got != conns[3] {
 		t.Error("a connection that is being answered gave way")
@@ -62,7 +62,7 @@ func TestOnlyConnectionsThatWaitGiveWay(t *testing.T) {
 	if got := c.change(conns[3], http.StateNew); got != conns[0] {
 		t.Error("the connection that is idle did not give way")
 	}
-	c.change(conns[0], http.StateActive) // a request that came in its last moment
+	c.change(conns[0], http.StateActive) // a request that arrived just before the close
 	if len(c.open) != 2 {
 		t.Errorf("%d connections are known, want 2", len(c.open))
 	}
@@ -79,7 +79,7 @@ func TestLargeHeadersAreRefused(t *testing.T) {
 	_, _ = io.WriteString(conn, "GET /livez HTTP/1.1\r\nHost: h\r\nX: "+strings.Repeat("x", 1<<20)) // the server may stop reading
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return // reset, as it sent more than was read
+		return // reset, because more was sent than was read
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusRequestHeaderFieldsTooLarge {

@@ -1,5 +1,5 @@
-// Package health tells over HTTP whether a service lives, can work and gets through, and
-// what it counts.
+// Package health reports over HTTP whether a service is alive, is ready and can reach the
+// broker, and serves its metrics.
 package health
 
 import (
@@ -18,65 +18,64 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Source tells the state of the link to the broker; [amqpx.Client] and
-// [amqpx.Server] are sources.
+// Source reports the state of the connection to the broker; [amqpx.Client] and [amqpx.Server]
+// implement it.
 type Source interface {
 	Status() amqpx.Status
 }
 
-// Handlers tells of the handlers of a server; [amqpx.Server] does.
+// Handlers reports the statistics of a server's handlers; [amqpx.Server] implements it.
 type Handlers interface {
 	Stats() amqpx.ServerStats
 }
 
-// service is what a [Server] answers for.
+// service is the service that a [Server] reports on.
 type service struct {
 	source   Source
-	handlers Handlers            // nil: there are none
+	handlers Handlers            // nil: no handlers
 	pinger   Pinger              // nil: no /pingz
 	metrics  prometheus.Gatherer // nil: no /metrics
 }
 
-// Option adds something to what a [Server] answers.
+// Option extends the responses of a [Server].
 type Option func(*service)
 
-// WithMetrics adds /metrics, which shows what metrics has; [NewRegistry] makes some. Nil
-// adds nothing.
+// WithMetrics adds /metrics, which serves the given metrics; [NewRegistry] returns a suitable
+// registry. Nil adds nothing.
 func WithMetrics(metrics prometheus.Gatherer) Option {
 	return func(s *service) { s.metrics = metrics }
 }
 
-// WithHandlers has /readyz tell of stuck handlers, and say that a server is not ready while
-// they hold workers: every worker that may be started in their place was started. Nil adds
-// nothing.
+// WithHandlers adds the number of stuck handlers to /readyz. A server is not ready while stuck
+// handlers occupy workers, that is, after every possible replacement worker was started. Nil
+// adds nothing.
 func WithHandlers(handlers Handlers) Option {
 	return func(s *service) { s.handlers = handlers }
 }
 
-// WithPinger adds /pingz, for which pinger makes round trips. Nil adds nothing.
+// WithPinger adds /pingz, which makes round trips with pinger. Nil adds nothing.
 func WithPinger(pinger Pinger) Option { return func(s *service) { s.pinger = pinger } }
 
 const (
-	// readLimit bounds how long a request may take to arrive.
+	// readLimit limits the time in which a request must arrive.
 	readLimit = 5 * time.Second
-	// writeLimit bounds everything after that; a scraper waits no longer by default, and
-	// a ping takes less.
+	// writeLimit limits the time for the rest of the request. It equals the default timeout of
+	// a scraper, and a ping takes less.
 	writeLimit = 10 * time.Second
-	// idleLimit lets a scraper that comes once a minute keep its connection.
+	// idleLimit lets a scraper with an interval of a minute keep its connection.
 	idleLimit = 75 * time.Second
 )
 
-// Server answers GET /livez and /readyz, and /pingz and /metrics if it is told to. Make
-// one with [Start].
+// Server responds to GET /livez and /readyz, and, if enabled, to /pingz and /metrics. Create
+// it with [Start].
 type Server struct {
 	http   http.Server
 	addr   net.Addr
-	stop   context.CancelFunc // of what goes on beside requests
+	stop   context.CancelFunc // ends the goroutines beside requests
 	serves sync.WaitGroup
 }
 
-// Listen listens on addr, for Start. An address that cannot be listened on is an error of
-// the configuration.
+// Listen listens on addr, for Start. A failure is an error of the configuration.
 func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", addr)
@@ -86,24 +85,25 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// Start answers for source on listener until Stop.
+// Start serves the state of source on listener until Stop.
 func Start(ctx context.Context, listener net.Listener, source Source, logger *zap.Logger, opts ...Option) (*Server, error) {
 	answered := service{source: source}
 	for _, o := range opts {
 		o(&answered)
 	}
-	// What clients of the HTTP server do wrong is no concern of the service.
+	// Errors of HTTP clients are of no concern to the service.
 	errorLog, err := zap.NewStdLogAt(logger, zap.DebugLevel)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("health server's log: %w", err), listener.Close())
 	}
-	// A service that drains still answers, so this outlives ctx and ends with Stop.
+	// A service responds also while it drains, so this context ends with Stop and not with
+	// ctx.
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Server{addr: listener.Addr(), stop: stop}
 	var pings *pings
 	if answered.pinger != nil {
 		pings = newPings(answered.pinger)
-		s.serves.Go(func() { pings.run(ctx) }) // ends with ctx, which Stop ends and awaits
+		s.serves.Go(func() { pings.run(ctx) }) // ends with ctx, which Stop ends; Stop waits
 	}
 	s.http = http.Server{
 		Handler:           routes(answered, pings, logger),
@@ -124,11 +124,11 @@ func Start(ctx context.Context, listener net.Listener, source Source, logger *za
 	return s, nil
 }
 
-// Addr is the address that the server listens on.
+// Addr returns the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// Stop ends a ping that is under way, waits for running answers until ctx ends, then
-// cuts them off.
+// Stop cancels a ping in progress, waits for other responses in progress until ctx ends, and
+// then closes all connections.
 func (s *Server) Stop(ctx context.Context) {
 	s.stop()
 	if s.http.Shutdown(ctx) != nil {

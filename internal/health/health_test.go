@@ -18,7 +18,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// The library's two ends are what the service feeds in.
+// The services pass the library's client and server.
 var (
 	_ Source = (*amqpx.Client)(nil)
 	_ Source = (*amqpx.Server)(nil)
@@ -104,7 +104,7 @@ func TestReadyz(t *testing.T) {
 	}
 }
 
-// answer answers for a service that only has a link.
+// answer returns the routes of a service with only a connection.
 func answer(source Source) http.Handler { return routes(service{source: source}, nil, zap.NewNop()) }
 
 func TestRoutes(t *testing.T) {

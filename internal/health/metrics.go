@@ -14,11 +14,11 @@ import (
 	"rabbitmq-rpc/internal/version"
 )
 
-// mostScrapes bounds the scrapes that run at once; beyond it they end with 503.
+// mostScrapes is the maximum number of concurrent scrapes; further scrapes get status 503.
 const mostScrapes = 8
 
-// NewRegistry returns a registry of what every service shows, which is its build, the Go
-// runtime and the process, and of more.
+// NewRegistry returns a registry with the metrics of every service, which are the build, the
+// Go runtime and the process, and with more.
 func NewRegistry(more ...prometheus.Collector) (*prometheus.Registry, error) {
 	registry := prometheus.NewRegistry()
 	var faults []error
@@ -35,7 +35,7 @@ func NewRegistry(more ...prometheus.Collector) (*prometheus.Registry, error) {
 	return registry, nil
 }
 
-// buildInfo is 1 under labels that say which program this is.
+// buildInfo returns a metric with the value 1 whose labels identify the build.
 func buildInfo() prometheus.Collector {
 	build := version.Of()
 	built := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -49,8 +49,8 @@ func buildInfo() prometheus.Collector {
 	return built
 }
 
-// metrics answers GET /metrics. A metric that cannot be shown fails the whole answer, so
-// that the scraper tells of it.
+// metrics responds to GET /metrics. A metric that cannot be collected fails the whole scrape,
+// so that the scraper reports the error.
 func metrics(from prometheus.Gatherer, logger *zap.Logger) http.Handler {
 	return promhttp.HandlerFor(from, promhttp.HandlerOpts{
 		EnableOpenMetrics:   true,
@@ -59,7 +59,7 @@ func metrics(from prometheus.Gatherer, logger *zap.Logger) http.Handler {
 	})
 }
 
-// scrapeLog logs scrapes that failed.
+// scrapeLog logs failed scrapes.
 type scrapeLog struct{ logger *zap.Logger }
 
 // Println implements [promhttp.Logger].

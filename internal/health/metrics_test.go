@@ -19,7 +19,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// get asks a server for path and returns its answer.
+// get requests path from a server and returns the response.
 func get(t *testing.T, s *Server, path, accept string) (code int, body string, header http.Header) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Addr().String()+path, http.NoBody)
@@ -80,7 +80,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// What a scraper asks for: the format with exemplars, the one with native histograms.
+// The formats that a scraper requests: with exemplars, and with native histograms.
 func TestMetricsInOtherFormats(t *testing.T) {
 	t.Parallel()
 	s := withMetrics(t)
@@ -130,7 +130,7 @@ func TestRegistryNamesWhatIsThereTwice(t *testing.T) {
 	}
 }
 
-// broken is a metric that cannot be shown.
+// broken is a metric that cannot be collected.
 type broken struct{ prometheus.Gauge }
 
 func (b broken) Collect(ch chan<- prometheus.Metric) {

@@ -8,41 +8,42 @@ import (
 
 // Pinger makes round trips through the broker.
 type Pinger interface {
-	// Ping makes one and returns how long it took. It returns soon after ctx has ended.
+	// Ping makes one round trip and returns its duration. It returns soon after ctx has ended.
 	Ping(ctx context.Context) (time.Duration, error)
 }
 
 const (
-	// pingLimit bounds one round trip.
+	// pingLimit limits one round trip.
 	pingLimit = 2 * time.Second
-	// pingPause is between two of them, however many ask: whoever may ask /pingz must not
-	// be able to load the broker. Meanwhile the last result is told.
+	// pingPause is the minimum time between two round trips, for any number of requests, so
+	// that clients of /pingz cannot load the broker. In between, /pingz returns the last
+	// result.
 	pingPause = time.Second
 )
 
-// pings makes the round trips that are asked for. Safe for concurrent use.
+// pings makes round trips on request. It is safe for concurrent use.
 type pings struct {
 	pinger Pinger
 	asks   chan chan<- pinged
 	ended  chan struct{} // closed when run has ended
 }
 
-// pinged is what came of a round trip.
+// pinged is the result of a round trip.
 type pinged struct {
 	took time.Duration
 	err  error
-	at   time.Time // when it ended; zero: none was made
+	at   time.Time // end of the round trip; zero: no round trip yet
 }
 
 // pingReport is the body of /pingz.
 type pingReport struct {
 	// State is "ok" or "failed".
 	State string `json:"state"`
-	// Reason says why it failed.
+	// Reason is the reason of a failure.
 	Reason string `json:"reason,omitempty"`
-	// TookMS is how long the round trip took, in milliseconds; absent if it failed.
+	// TookMS is the duration of the round trip in milliseconds; absent after a failure.
 	TookMS float64 `json:"took_ms,omitzero"`
-	// AgeMS is how long ago it ended, in milliseconds.
+	// AgeMS is the time since the end of the round trip, in milliseconds.
 	AgeMS float64 `json:"age_ms"`
 }
 
@@ -50,8 +51,8 @@ func newPings(pinger Pinger) *pings {
 	return &pings{pinger: pinger, asks: make(chan chan<- pinged), ended: make(chan struct{})}
 }
 
-// run answers those who ask until ctx ends, one after the other: who asks while a ping
-// is under way waits for it, and finds its result fresh enough.
+// run handles requests one after the other until ctx ends. A request that arrives during a
+// round trip waits, and then receives the result, which is recent enough.
 func (p *pings) run(ctx context.Context) {
 	defer close(p.ended)
 	var last pinged
@@ -64,9 +65,9 @@ func (p *pings) run(ctx context.Context) {
 				last = p.ping(ctx)
 			}
 			if ctx.Err() != nil {
-				return // the ping was cut short, which says nothing about the broker
+				return // the canceled ping says nothing about the broker
 			}
-			answer <- last // it has room
+			answer <- last // never blocks: the channel is buffered
 		}
 	}
 }
@@ -78,9 +79,9 @@ func (p *pings) ping(ctx context.Context) pinged {
 	return pinged{took: took, err: err, at: time.Now()}
 }
 
-// ServeHTTP answers GET /pingz.
+// ServeHTTP responds to GET /pingz.
 func (p *pings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer := make(chan pinged, 1) // so that nobody waits for one who has gone
+	answer := make(chan pinged, 1) // buffered, so that run never waits for a client that has gone
 	asks := p.asks
 	for {
 		select {
@@ -108,5 +109,5 @@ func (p pinged) report() (code int, body pingReport) {
 	return http.StatusServiceUnavailable, body
 }
 
-// milliseconds keeps the microseconds, and no more.
+// milliseconds returns d in milliseconds, truncated to microseconds.
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -16,7 +16,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// fakePinger makes round trips of some length, and counts them.
+// fakePinger makes round trips of a fixed duration, and counts them.
 type fakePinger struct {
 	took  time.Duration
 	err   error
@@ -33,7 +33,7 @@ func (f *fakePinger) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// running has pings that end with the test.
+// running starts pings that end with the test.
 func running(t *testing.T, pinger Pinger) (p *pings, stop func()) {
 	t.Helper()
 	p = newPings(pinger)
@@ -45,7 +45,7 @@ func running(t *testing.T, pinger Pinger) (p *pings, stop func()) {
 	}
 }
 
-// ping asks for a ping and returns what is answered.
+// ping requests /pingz and returns the response.
 func ping(ctx context.Context, t *testing.T, p *pings) (int, pingReport) {
 	t.Helper()
 	recorder := httptest.NewRecorder()
@@ -144,7 +144,7 @@ func pass(t *testing.T, d time.Duration) {
 	}
 }
 
-// Who asked first may leave: the others get the result all the same.
+// The first client may disconnect: all other clients still get the result.
 func TestPingOutlivesWhoAskedForIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestStopEndsAPing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, stop := running(t, &fakePinger{took: time.Hour})
 		var all sync.WaitGroup
-		for range 2 { // one pings, one waits
+		for range 2 { // the first pings, the second waits
 			all.Go(func() {
 				code, body := ping(t.Context(), t, p)
 				if want := (pingReport{State: "failed", Reason: "shutting down"}); code != 503 || body != want {

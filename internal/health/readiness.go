@@ -8,20 +8,20 @@ import (
 
 // readiness is the body of /readyz.
 type readiness struct {
-	// State is the link's state, such as "ready" or "reconnecting".
+	// State is the state of the connection, such as "ready" or "reconnecting".
 	State string `json:"state"`
-	// Reason says in plain words why the service is not ready. Of a client that is, it says
-	// what is wrong with the request queue.
+	// Reason says in plain words why the service is not ready. For a client that is ready,
+	// Reason describes a problem with the request queue.
 	Reason string `json:"reason"`
 	// Broker is the host:port of the current or last broker.
 	Broker string `json:"broker"`
-	// Generation counts the links that became ready.
+	// Generation counts the connections that became ready.
 	Generation uint64 `json:"generation"`
-	// StuckHandlers counts the handlers that run on though their time limit has passed.
+	// StuckHandlers counts the handlers that still run after their time limit.
 	StuckHandlers int `json:"stuck_handlers,omitempty"`
 }
 
-// ready reports whether the service can work, and what it tells of that.
+// ready reports whether the service is ready, and returns the body of /readyz.
 func (s *service) ready() (bool, readiness) {
 	status := s.source.Status()
 	answer, ready := report(status), status.Ready()

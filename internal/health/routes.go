@@ -7,7 +7,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// routes leads to what the service has; pings is nil without a pinger.
+// routes returns the handler of the service's paths; pings is nil without a pinger.
 func routes(answered service, pings *pings, logger *zap.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -35,7 +35,7 @@ func write(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
 	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false) // people read it, browsers do not
-	// An error here means that whoever asked has gone.
+	encoder.SetEscapeHTML(false) // people read the body, browsers do not
+	// An error here means that the client has gone.
 	_ = encoder.Encode(body)
 }

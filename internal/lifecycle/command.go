@@ -2,23 +2,22 @@ package lifecycle
 
 import "fmt"
 
-// Command is what a service was asked to do.
+// Command is the command of a service's command line.
 type Command string
 
 const (
-	// CommandServe is the service's work; it has no argument.
+	// CommandServe runs the service; this command has no argument.
 	CommandServe Command = ""
-	// CommandHealthcheck asks the running service how it is.
+	// CommandHealthcheck queries the readiness of the running service.
 	CommandHealthcheck Command = "healthcheck"
-	// CommandCheck reads the settings and ends: with an error that names what is wrong
-	// with them, if anything is.
+	// CommandCheck reads the settings and exits, with an error that names all faults.
 	CommandCheck Command = "check"
 	// CommandHelp prints the usage.
 	CommandHelp Command = "help"
 )
 
-// ParseArgs reads a service's arguments, without the program's name. There is at
-// most one; settings come from the environment only.
+// ParseArgs parses a service's arguments, without the program's name. At most one argument is
+// allowed; settings come from the environment only.
 func ParseArgs(args []string) (Command, error) {
 	if len(args) == 0 {
 		return CommandServe, nil

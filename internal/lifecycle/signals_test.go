@@ -26,7 +26,7 @@ func TestSignalsInTurn(t *testing.T) {
 		if drain.Err() == nil || force.Err() != nil || released != 0 {
 			t.Fatal("the first signal must end drain only")
 		}
-		for range 3 { // as from a wrapper that relays it
+		for range 3 { // as from a wrapper that relays the signal
 			received <- syscall.SIGTERM
 		}
 		<-time.After(repeatWindow - 1)

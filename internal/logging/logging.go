@@ -1,4 +1,4 @@
-// Package logging makes the services' logger.
+// Package logging creates the services' logger.
 package logging
 
 import (
@@ -14,19 +14,19 @@ import (
 	"rabbitmq-rpc/internal/version"
 )
 
-// Config is the logger's settings. It is a part of a
-// service's settings.
+// Config holds the logger's settings. It is a part of a service's settings.
 type Config struct {
-	// Level is the least severe level that is logged.
+	// Level is the minimum level of logged lines.
 	Level string `envconfig:"LOG_LEVEL" default:"info" oneof:"debug info warn error"`
-	// Format is json for machines, console for people, or auto: console where the log goes
-	// to a terminal, else json.
+	// Format is json for machines, console for people, or auto: console if the log goes to a
+	// terminal, else json.
 	Format string `envconfig:"LOG_FORMAT" default:"auto" oneof:"auto json console"`
 
 	onTerminal bool
 }
 
-// For returns c for a log that goes to w, which tells what the format auto means.
+// For returns c for a log that goes to w. The writer determines the meaning of the format
+// auto.
 func (c Config) For(w io.Writer) Config {
 	file, ok := w.(*os.File)
 	c.onTerminal = ok && term.IsTerminal(int(file.Fd()))
@@ -36,9 +36,9 @@ func (c Config) For(w io.Writer) Config {
 // forPeople reports whether the format is the one for people.
 func (c Config) forPeople() bool { return c.Format == "console" || c.Format == "auto" && c.onTerminal }
 
-// StartFields returns what the first line of a service says of it: its version, and its
-// settings, spec. A machine gets all settings, people only those that differ from the
-// defaults, and the others at level debug.
+// StartFields returns the fields of a service's first log line: its version, and its settings,
+// spec. The json format includes all settings; the console format includes only changes from
+// the defaults, and logs all settings at level debug.
 func StartFields(l *zap.Logger, c Config, spec any) []zap.Field {
 	shown := config.Describe(spec)
 	if c.forPeople() {
@@ -48,9 +48,8 @@ func StartFields(l *zap.Logger, c Config, spec any) []zap.Field {
 	return []zap.Field{zap.String("version", version.Of().Version), zap.Any("config", shown)}
 }
 
-// New returns a logger that writes to w, which need not be safe for concurrent
-// use. Nothing is sampled: under load every line is there. A Level or Format
-// outside its set means the default.
+// New returns a logger that writes to w, which need not be safe for concurrent use. No lines
+// are sampled away, even under load. An invalid Level or Format means the default.
 func New(c Config, service string, w io.Writer) *zap.Logger {
 	level, err := zapcore.ParseLevel(c.Level)
 	if err != nil {
@@ -61,8 +60,8 @@ func New(c Config, service string, w io.Writer) *zap.Logger {
 	return zap.New(core, zap.ErrorOutput(sink)).With(zap.String("service", service))
 }
 
-// Sync flushes the logger. Its error is of no use: a terminal or a pipe on
-// standard error cannot be synced, and says so.
+// Sync flushes the logger. Its error is ignored, because a terminal or a pipe on standard
+// error cannot be synced and always returns an error.
 func Sync(l *zap.Logger) { _ = l.Sync() }
 
 func encoder(forPeople bool) zapcore.Encoder {
@@ -77,7 +76,7 @@ func encoder(forPeople bool) zapcore.Encoder {
 	return zapcore.NewJSONEncoder(c)
 }
 
-// utc writes times that sort and compare across machines.
+// utc writes times that can be sorted and compared across machines.
 func utc(t time.Time, e zapcore.PrimitiveArrayEncoder) {
 	e.AppendString(t.UTC().Format("2006-01-02T15:04:05.000000Z"))
 }

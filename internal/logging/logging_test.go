@@ -72,7 +72,7 @@ func TestNothingIsSampled(t *testing.T) {
 	}
 }
 
-// unsyncable is what a pipe is to Sync.
+// unsyncable fails to sync, like a pipe.
 type unsyncable struct{ bytes.Buffer }
 
 func (*unsyncable) Sync() error { return errors.New("sync /dev/stderr: invalid argument") }

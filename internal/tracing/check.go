@@ -11,18 +11,18 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// isWord reports whether a value is one of the words, in any case.
+// isWord reports whether a value is one of the words, in upper or lower case.
 func isWord(value string, words ...string) bool {
 	return slices.Contains(words, strings.ToLower(trim(value)))
 }
 
-// notOneOf says that a value is none of the words.
+// notOneOf returns the fault of a value that is none of the words.
 func notOneOf(value string, words ...string) string {
 	return config.QuoteWord(value, words...) + " is not one of: " + strings.Join(words, ", ")
 }
 
-// checkEndpoint takes what the exporters for HTTP and for gRPC understand alike. It never
-// quotes the URL: it may hold a password.
+// checkEndpoint accepts the URLs that the exporters for HTTP and for gRPC interpret in the
+// same way. Faults never quote the URL, which may contain a password.
 func checkEndpoint(faults *config.Faults, name string, endpoint Endpoint) {
 	raw := trim(string(endpoint))
 	if raw == "" {
@@ -39,7 +39,7 @@ func checkEndpoint(faults *config.Faults, name string, endpoint Endpoint) {
 	}
 }
 
-// checkCertificate takes a file of certificates, for an endpoint that shows one.
+// checkCertificate accepts a file of certificates if the endpoint uses TLS.
 func checkCertificate(faults *config.Faults, name, path, endpoint string) {
 	if path = trim(path); path == "" {
 		return
@@ -55,8 +55,8 @@ func checkCertificate(faults *config.Faults, name, path, endpoint string) {
 	}
 }
 
-// faultOfAttributes takes pairs whose values are percent-encoded. What is no UTF-8 would make
-// every export fail. A pair is named by its place: its text may be a secret.
+// faultOfAttributes checks pairs whose values are percent-encoded. Invalid UTF-8 would make
+// every export fail. A fault names a pair by its position, because its text may be a secret.
 func faultOfAttributes(pairs string) string {
 	if trim(pairs) == "" {
 		return ""

@@ -20,7 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// export is what a collector got in one request.
+// export is the content of one request to a collector.
 type export struct {
 	path, token string
 	resources   []*trace.ResourceSpans
@@ -44,7 +44,7 @@ func collect(t *testing.T) (url string, exports <-chan export) {
 	return server.URL, got
 }
 
-// collectTLS serves OTLP over HTTPS, and has its certificate trusted.
+// collectTLS serves OTLP over HTTPS, and makes the exporter trust its certificate.
 func collectTLS(t *testing.T) (url string, exports <-chan export) {
 	t.Helper()
 	server, got := newCollector(t)
@@ -93,7 +93,7 @@ type grpcCollector struct {
 	got chan<- export
 }
 
-// Export takes an export.
+// Export receives an export.
 func (c grpcCollector) Export(ctx context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	e := export{resources: r.GetResourceSpans()}
 	if md, ok := metadata.FromIncomingContext(ctx); ok && len(md.Get("authorization")) > 0 {
@@ -132,7 +132,7 @@ func deadCollector(t *testing.T) string {
 	return "http://" + l.Addr().String()
 }
 
-// silentCollector takes connections and says nothing.
+// silentCollector accepts connections and never responds.
 func silentCollector(t *testing.T) string {
 	t.Helper()
 	l := listen(t)

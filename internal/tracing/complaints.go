@@ -8,37 +8,37 @@ import (
 	"go.uber.org/zap"
 )
 
-// complainEvery is the pace of one kind of complaint in the log. A collector that is away
-// fails an export every few seconds.
+// complainEvery is the minimum time between log lines of one kind. While a collector is
+// unreachable, an export fails every few seconds.
 const complainEvery = time.Minute
 
-// complaints logs faults of one kind: the first at once, then at most one a minute, with
-// what the ones between have lost.
+// complaints logs faults of one kind: the first at once, and then at most one per minute, with
+// the number of spans lost since the last line.
 type complaints struct {
 	tell    func(fields ...zap.Field)
-	secrets []string // taken out of every text
+	secrets []string // removed from every text
 
 	mu    sync.Mutex
 	told  time.Time
-	err   error // the last that was not told; nil: none
-	spans int   // lost and not told
+	err   error // the last fault not yet logged; nil: none
+	spans int   // lost and not yet logged
 }
 
 func newComplaints(tell func(fields ...zap.Field), secrets ...string) *complaints {
 	return &complaints{tell: tell, secrets: secrets}
 }
 
-// hear takes a fault that lost nothing.
+// hear adds a fault without lost spans.
 func (c *complaints) hear(err error) { c.add(err, 0) }
 
-// add takes a fault that lost spans.
+// add adds a fault with lost spans.
 func (c *complaints) add(err error, spans int) {
 	if c.note(err, spans, time.Now()) {
 		c.flush()
 	}
 }
 
-// note keeps a fault and reports whether it is time to tell.
+// note stores a fault and reports whether a log line is due.
 func (c *complaints) note(err error, spans int, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,7 +51,7 @@ func (c *complaints) note(err error, spans int, now time.Time) bool {
 	return due
 }
 
-// flush tells what was not told.
+// flush logs the faults that were not yet logged.
 func (c *complaints) flush() {
 	c.mu.Lock()
 	err, spans := c.err, c.spans
@@ -67,7 +67,7 @@ func (c *complaints) flush() {
 	c.tell(fields...)
 }
 
-// shortened bounds a text that may hold all of what a collector answered.
+// shortened limits a text that may contain a collector's whole response.
 func shortened(s string) string {
 	const most = 300
 	if len(s) > most {

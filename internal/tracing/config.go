@@ -12,52 +12,53 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Config is what a service reads of OpenTelemetry's standard variables
-// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). It
-// is a part of a service's settings.
+// Config holds the standard variables of OpenTelemetry that a service reads
+// (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). It is a
+// part of a service's settings.
 //
-// The SDK reads most of them itself: they are here to be judged before. As their standard
-// has it, empty is the same as unset, and what is not understood is ignored.
+// The SDK itself reads most of the variables; Config exists to check them first. As the
+// standard requires, an empty variable counts as unset, and invalid values are ignored.
 type Config struct {
-	// Disabled turns tracing off, whatever else is set.
+	// Disabled turns tracing off, regardless of all other settings.
 	Disabled string `envconfig:"OTEL_SDK_DISABLED" empty:"ok" url:"ok"`
 	// Exporter is otlp, the default, or none.
 	Exporter string `envconfig:"OTEL_TRACES_EXPORTER" empty:"ok" url:"ok"`
-	// Endpoint is the collector's URL, below which the path for traces is added;
-	// TracesEndpoint is the whole URL and comes first. Without both, tracing is off.
+	// Endpoint is the collector's URL, to which the path for traces is added; TracesEndpoint
+	// is the complete URL and takes precedence. Without both, tracing is off.
 	Endpoint       Endpoint `envconfig:"OTEL_EXPORTER_OTLP_ENDPOINT" empty:"ok" url:"ok"`
 	TracesEndpoint Endpoint `envconfig:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" empty:"ok" url:"ok"`
-	// Protocol is http/protobuf, the default, http/json or grpc; TracesProtocol comes first.
+	// Protocol is http/protobuf, the default, http/json or grpc; TracesProtocol takes
+	// precedence.
 	Protocol       string `envconfig:"OTEL_EXPORTER_OTLP_PROTOCOL" empty:"ok" url:"ok"`
 	TracesProtocol string `envconfig:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" empty:"ok" url:"ok"`
-	// Headers are sent to the collector, such as its token; TracesHeaders come first.
+	// Headers are sent to the collector, for example a token; TracesHeaders take precedence.
 	Headers       Headers `envconfig:"OTEL_EXPORTER_OTLP_HEADERS" empty:"ok" url:"ok"`
 	TracesHeaders Headers `envconfig:"OTEL_EXPORTER_OTLP_TRACES_HEADERS" empty:"ok" url:"ok"`
-	// Certificate names a PEM file of the certificates to trust.
+	// Certificate is the path of a PEM file of the certificates to trust.
 	Certificate string `envconfig:"OTEL_EXPORTER_OTLP_CERTIFICATE" empty:"ok" url:"ok"`
-	// Timeout bounds one attempt to export, in milliseconds.
+	// Timeout limits one attempt to export, in milliseconds.
 	Timeout string `envconfig:"OTEL_EXPORTER_OTLP_TIMEOUT" empty:"ok" url:"ok"`
 	// ServiceName is the resource's service.name; the default is the service's own name.
 	ServiceName string `envconfig:"OTEL_SERVICE_NAME" empty:"ok" url:"ok"`
 	// Attributes are added to the resource: key=value, separated by commas.
 	Attributes Attributes `envconfig:"OTEL_RESOURCE_ATTRIBUTES" empty:"ok" url:"ok"`
-	// Sampler decides which calls are recorded, SamplerArg at which ratio.
+	// Sampler selects the calls to record, SamplerArg the ratio.
 	Sampler    string `envconfig:"OTEL_TRACES_SAMPLER" empty:"ok" url:"ok"`
 	SamplerArg string `envconfig:"OTEL_TRACES_SAMPLER_ARG" empty:"ok" url:"ok"`
-	// Propagators are tracecontext and baggage, the default, one of them, or none.
+	// Propagators are tracecontext and baggage, the default, only one of the two, or none.
 	Propagators string `envconfig:"OTEL_PROPAGATORS" empty:"ok" url:"ok"`
 
-	ignored []ignored // found by Validate
+	ignored []ignored // set by Validate
 }
 
-// Protocols that the exporter speaks.
+// Protocols of the exporter.
 const (
 	protocolHTTP = "http/protobuf"
 	protocolJSON = "http/json"
 	protocolGRPC = "grpc"
 )
 
-// Propagators and exporters that there are.
+// The supported propagators and exporters.
 const (
 	traceContext = "tracecontext"
 	baggage      = "baggage"
@@ -65,10 +66,9 @@ const (
 	exporterOTLP = "otlp"
 )
 
-// Validate judges every variable. As OpenTelemetry's standard has it, a value that is not
-// understood is ignored, and a warning is logged when tracing starts. Only what there is no
-// default for is a fault, and only while tracing is on: an endpoint, headers or a
-// certificate that cannot be used.
+// Validate checks every variable. As OpenTelemetry's standard requires, invalid values are
+// ignored, and a warning is logged when tracing starts. A value is a fault only if tracing is
+// on and no default exists: an unusable endpoint, header or certificate.
 func (c *Config) Validate(faults *config.Faults) {
 	c.ignored = nil
 	if trim(c.Disabled) != "" && !isWord(c.Disabled, "true", "false") {
@@ -97,7 +97,7 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.checkExport(faults)
 }
 
-// checkExport judges what an export cannot do without.
+// checkExport checks the variables that every export needs.
 func (c *Config) checkExport(faults *config.Faults) {
 	var found config.Faults
 	checkEndpoint(&found, "OTEL_EXPORTER_OTLP_ENDPOINT", c.Endpoint)
@@ -114,23 +114,23 @@ func (c *Config) checkExport(faults *config.Faults) {
 	}
 }
 
-// ignored is a variable that is ignored, and why.
+// ignored is an ignored variable and the reason.
 type ignored struct{ name, why string }
 
-// ignore has a variable ignored.
+// ignore records that a variable is ignored, and clears its value.
 func (c *Config) ignore(name string, value *string, why string) {
 	c.ignored = append(c.ignored, ignored{name, why})
 	*value = ""
 }
 
-// keepOne ignores a word that is none of those.
+// keepOne ignores a value that is none of the words.
 func (c *Config) keepOne(name string, value *string, words ...string) {
 	if word := trim(*value); word != "" && !slices.Contains(words, word) {
 		c.ignore(name, value, notOneOf(word, words...))
 	}
 }
 
-// keepKnown ignores what is none of the words in a list, and none beside others.
+// keepKnown removes unknown words from a list, and "none" if the list has further words.
 func (c *Config) keepKnown(name string, value *string, words ...string) {
 	var known, unknown []string
 	for word := range strings.SplitSeq(*value, ",") {
@@ -152,7 +152,7 @@ func (c *Config) keepKnown(name string, value *string, words ...string) {
 	*value = strings.Join(known, ",")
 }
 
-// checkSampler also checks the ratio, which counts if the sampler takes one.
+// checkSampler also checks the ratio, which matters only if the sampler uses a ratio.
 func (c *Config) checkSampler() {
 	const name = "OTEL_TRACES_SAMPLER_ARG"
 	const ratio, parentRatio = "traceidratio", "parentbased_traceidratio"
@@ -173,12 +173,12 @@ func (c *Config) checkSampler() {
 	}
 }
 
-// warn logs what is ignored, and takes it out of the environment, from which the SDK would
-// read it and complain in its own words.
+// warn logs the ignored variables and removes them from the environment; otherwise the SDK
+// would read them and log its own errors.
 func (c *Config) warn(log *zap.Logger) {
 	for _, v := range c.ignored {
 		log.Warn("a setting of OpenTelemetry is ignored", zap.String("variable", v.name), zap.String("reason", v.why))
-		_ = os.Unsetenv(v.name) // it fails only for names that are none
+		_ = os.Unsetenv(v.name) // Unsetenv fails only for invalid names
 	}
 }
 
@@ -187,7 +187,7 @@ func (c *Config) On() bool {
 	return c.endpoint() != "" && !strings.EqualFold(trim(c.Disabled), "true") && c.Exporter != none
 }
 
-// endpoint is the scheme, host and port of the URL in force.
+// endpoint returns the scheme, host and port of the URL in force.
 func (c *Config) endpoint() string {
 	if e := trim(c.TracesEndpoint.String()); e != "" {
 		return e
@@ -195,7 +195,7 @@ func (c *Config) endpoint() string {
 	return trim(c.Endpoint.String())
 }
 
-// protocol is the protocol in force.
+// protocol returns the protocol in force.
 func (c *Config) protocol() string {
 	for _, p := range []string{c.TracesProtocol, c.Protocol} {
 		if p = trim(p); p != "" {

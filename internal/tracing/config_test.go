@@ -19,7 +19,7 @@ import (
 	"rabbitmq-rpc/internal/config/configtest"
 )
 
-// load returns the settings of the test's environment, which has only these variables.
+// load returns the settings of the test's environment, which contains only these variables.
 func load(t *testing.T, env map[string]string) (*Config, []string) {
 	t.Helper()
 	configtest.Isolate(t, &Config{})
@@ -30,13 +30,14 @@ func load(t *testing.T, env map[string]string) (*Config, []string) {
 	return &c, configtest.Load(t, &c)
 }
 
-// badValues has a wrong value of every variable.
+// badValues holds an invalid value for every variable.
 var badValues = configtest.Tracing() //nolint:gochecknoglobals // a table
 
 //nolint:paralleltest // sets the environment
 func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 
-// FuzzEnvironment: what the settings take, the exporters take without a complaint.
+// FuzzEnvironment checks that the exporters accept all settings that Config accepts, without
+// an error in the log.
 func FuzzEnvironment(f *testing.F) {
 	configtest.Fuzz(f, badValues, func(t *testing.T, c *Config) error {
 		t.Helper()
@@ -57,7 +58,7 @@ func FuzzEnvironment(f *testing.F) {
 	})
 }
 
-// What an export needs is a fault while tracing is on, and is ignored while it is off.
+// Values that an export needs are faults while tracing is on, and are ignored while it is off.
 //
 //nolint:paralleltest // sets the environment
 func TestWhatAnExportNeeds(t *testing.T) {
@@ -106,7 +107,7 @@ func TestWhatAnExportNeeds(t *testing.T) {
 	}
 }
 
-// What is not understood is ignored, with a warning, whether tracing is on or off
+// Invalid values are ignored, with a warning, whether tracing is on or off
 // (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
 //
 //nolint:paralleltest // sets the environment
@@ -203,7 +204,7 @@ func TestOn(t *testing.T) {
 	}
 }
 
-// However the settings are printed, the tokens are not.
+// Tokens are hidden in every printed form of the settings.
 func TestHeadersAreNotShown(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
@@ -229,7 +230,7 @@ func TestHeadersAreNotShown(t *testing.T) {
 	}
 }
 
-// The texts of exporters hold the whole URL, and collectors may answer with what they got.
+// The errors of exporters contain the whole URL, and collectors may echo the request.
 func TestErrorsOfExportersLoseTheirSecrets(t *testing.T) {
 	t.Parallel()
 	secrets := Headers("authorization=Bearer%20hunter2,x=hun%2Cter2, y=z").secrets()

@@ -9,11 +9,11 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Endpoint is a collector's URL. However it is printed, logged or encoded, only its scheme,
-// host and port show: user, path and query may hold a token.
+// Endpoint is a collector's URL. When an Endpoint is printed, logged or encoded, only the
+// scheme, host and port are shown, because user, path and query may contain a token.
 type Endpoint string
 
-// String returns scheme, host and port.
+// String returns the scheme, host and port.
 func (e Endpoint) String() string {
 	raw := trim(string(e))
 	if raw == "" {
@@ -26,27 +26,27 @@ func (e Endpoint) String() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// GoString keeps %#v from printing more than String.
+// GoString prevents %#v from printing more than String.
 func (e Endpoint) GoString() string { return "tracing.Endpoint(" + e.String() + ")" }
 
-// MarshalText keeps encoders from writing more than String.
+// MarshalText prevents encoders from writing more than String.
 func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
 
-// Attributes are what OTEL_RESOURCE_ATTRIBUTES adds to the resource: key=value, separated by
-// commas. However they are printed, only their number shows.
+// Attributes holds the value of OTEL_RESOURCE_ATTRIBUTES: key=value, separated by commas. When
+// Attributes are printed, only their number is shown.
 type Attributes string
 
-// String returns how many there are.
+// String returns the number of attributes.
 func (a Attributes) String() string { return countOf(string(a), "attribute") }
 
-// GoString keeps %#v from printing the attributes.
+// GoString prevents %#v from printing the attributes.
 func (a Attributes) GoString() string { return "tracing.Attributes(" + a.String() + ")" }
 
-// MarshalText keeps encoders from writing the attributes.
+// MarshalText prevents encoders from writing the attributes.
 func (a Attributes) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
-// countOf says how many pairs a list has. Their names are not shown: a value with a raw
-// comma looks like a name.
+// countOf returns the number of pairs in a list, in words. Names are not shown, because a
+// value with an unescaped comma looks like a name.
 func countOf(list, what string) string {
 	if trim(list) == "" {
 		return ""
@@ -61,8 +61,7 @@ func countOf(list, what string) string {
 // urlInText matches a URL inside a text, such as an exporter's error.
 var urlInText = regexp.MustCompile(`(?i)\bhttps?://[^\s"'<>]+`)
 
-// withoutSecrets returns a text without what is no origin in its URLs, and without any of
-// the secrets.
+// withoutSecrets reduces the URLs in a text to scheme and host, and replaces the secrets.
 func withoutSecrets(text string, secrets []string) string {
 	text = urlInText.ReplaceAllStringFunc(text, func(found string) string {
 		u, err := url.Parse(strings.TrimRight(found, ":,.;)"))
@@ -77,9 +76,9 @@ func withoutSecrets(text string, secrets []string) string {
 	return text
 }
 
-// secrets returns the values of the headers, as they are set and as they are sent.
+// secrets returns the values of the headers, both encoded and decoded.
 func (h Headers) secrets() []string {
-	const least = 4 // what is shorter is in any text
+	const least = 4 // shorter values occur in any text
 	var found []string
 	for pair := range strings.SplitSeq(string(h), ",") {
 		_, value, _ := strings.Cut(pair, "=")

@@ -8,18 +8,18 @@ import (
 	"go.uber.org/zap"
 )
 
-// exporter tells the log of spans that are lost. The SDK would tell only a handler that all
-// of a process shares, and not of those that found no place in its queue.
+// exporter logs lost spans. The SDK would report only failed exports, and only to a handler
+// that is global to the process; spans dropped because the queue is full are not reported.
 type exporter struct {
 	sdktrace.SpanExporter
 
 	log    *zap.Logger
 	failed *complaints
 	counts counter
-	taken  atomic.Int64 // spans that were exported, or that could not be
+	taken  atomic.Int64 // spans passed to ExportSpans, exported or not
 }
 
-// ExportSpans exports spans. That it fails is told here.
+// ExportSpans exports spans. A failure is logged here, and not returned.
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	e.taken.Add(int64(len(spans)))
 	if err := e.SpanExporter.ExportSpans(ctx, spans); err != nil {
@@ -28,10 +28,10 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 	return nil
 }
 
-// sum tells what was not told before, after the last export.
+// sum logs the unreported losses after the last export.
 func (e *exporter) sum() {
 	e.failed.flush()
-	// What is still under way after a cut is neither, and soon fails.
+	// An export that is still in progress after a cut counts as taken, and will soon fail.
 	if lost := e.counts.ended.Load() - e.taken.Load(); lost > 0 {
 		e.log.Warn("spans found no place in the queue for export", zap.Int64("spans", lost))
 	}

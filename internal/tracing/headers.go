@@ -7,21 +7,21 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Headers are HTTP headers for the collector: key=value, separated by commas. However they
-// are printed, logged or encoded, only their number shows: the values hold tokens.
+// Headers are HTTP headers for the collector: key=value, separated by commas. When Headers are
+// printed, logged or encoded, only their number is shown, because the values contain tokens.
 type Headers string
 
-// String returns how many there are.
+// String returns the number of headers.
 func (h Headers) String() string { return countOf(string(h), "header") }
 
-// GoString keeps %#v from printing the values.
+// GoString prevents %#v from printing the values.
 func (h Headers) GoString() string { return "tracing.Headers(" + h.String() + ")" }
 
-// MarshalText keeps encoders, zap's among them, from writing the values.
+// MarshalText prevents encoders, such as zap's, from writing the values.
 func (h Headers) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
-// check takes what the exporters take. They would leave out a pair that they cannot read,
-// and print it.
+// check accepts only pairs that the exporters can parse. The exporters would drop an invalid
+// pair and print its text.
 func (h Headers) check(faults *config.Faults, name string) {
 	if trim(string(h)) == "" {
 		return
@@ -37,7 +37,7 @@ func (h Headers) check(faults *config.Faults, name string) {
 	}
 }
 
-// isToken reports whether s may be the name of a header (RFC 9110, 5.6.2).
+// isToken reports whether s is a valid name of a header (RFC 9110, 5.6.2).
 func isToken(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'

@@ -6,8 +6,8 @@ import (
 	"github.com/go-logr/logr"
 )
 
-// libraryLog is where the SDK logs. Its debug and info lines are left out, and so are the
-// values and errors in the others: they quote settings, such as a header with a token.
+// libraryLog receives the SDK's log. Debug and info lines are dropped, and so are the values
+// and errors in error lines, because they quote settings, such as a header with a token.
 type libraryLog struct{ complaints *complaints }
 
 func newLibraryLog(c *complaints) logr.Logger { return logr.New(libraryLog{c}) }
@@ -21,7 +21,7 @@ func (libraryLog) Enabled(int) bool { return false }
 // Info implements [logr.LogSink].
 func (libraryLog) Info(int, string, ...any) {}
 
-// Error implements [logr.LogSink]. The message says what the SDK was about.
+// Error implements [logr.LogSink]. The message names the SDK's failed operation.
 func (l libraryLog) Error(_ error, message string, _ ...any) { l.complaints.hear(errors.New(message)) }
 
 // WithValues implements [logr.LogSink].

@@ -9,9 +9,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Logged returns middleware that logs, such as [amqpx.AccessLog], with trace_id and span_id
-// in its lines. It belongs inside [Tracing.Server]. While tracing is off it is the
-// middleware itself.
+// Logged returns a logging middleware, such as [amqpx.AccessLog], whose lines include trace_id
+// and span_id. It must be inside [Tracing.Server]. While tracing is off, Logged returns the
+// middleware without the ids.
 func (t *Tracing) Logged(log *zap.Logger, of func(*zap.Logger) amqpx.Middleware) amqpx.Middleware {
 	if t == nil {
 		return of(log)

@@ -58,7 +58,7 @@ func TestComplaintsArePaced(t *testing.T) {
 		t.Error("nothing is told after a while")
 	}
 	c.flush()
-	c.flush() // nothing to tell
+	c.flush() // nothing to log
 	c.hear(first)
 	lines := logs.All()
 	if len(lines) != 2 || lines[0].ContextMap()["spans"] != int64(10) || lines[1].ContextMap()["spans"] != int64(50) {
@@ -69,13 +69,13 @@ func TestComplaintsArePaced(t *testing.T) {
 	}
 }
 
-// said is the error that a line tells.
+// said returns the error in a log line.
 func said(line observer.LoggedEntry) string {
 	text, _ := line.ContextMap()["error"].(string)
 	return text
 }
 
-// The SDK quotes what it cannot read, which may be a token.
+// The SDK quotes values that it cannot parse, for example a token.
 func TestLibraryLogHidesValues(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

@@ -10,9 +10,9 @@ import (
 	"rabbitmq-rpc/internal/version"
 )
 
-// newResource says which process the spans are of. What OTEL_SERVICE_NAME and
-// OTEL_RESOURCE_ATTRIBUTES give comes first. An error means that something could not be
-// found out, such as the host's name; the rest is there.
+// newResource describes this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override
+// its attributes. An error means a missing attribute, such as the host's name; the resource
+// holds all other attributes.
 func newResource(ctx context.Context, service string) (*resource.Resource, error) {
 	return resource.New(ctx,
 		resource.WithHost(),

@@ -1,6 +1,6 @@
-// Package tracing exports the services' traces over OTLP, as OpenTelemetry's standard
-// variables say. Without an endpoint among them it does nothing: no exporter, no goroutine,
-// no middleware.
+// Package tracing exports the services' traces over OTLP, configured by OpenTelemetry's
+// standard variables. Without an endpoint, tracing is off: there is no exporter, no goroutine
+// and no middleware.
 package tracing
 
 import (
@@ -21,25 +21,25 @@ import (
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
-// stopTimeout bounds what Stop waits for a collector, cutTimeout what it then waits for the
-// exporter to give up.
+// stopTimeout limits how long Stop waits for a collector, and cutTimeout how long Stop then
+// waits for the exporter to return.
 const (
 	stopTimeout = 5 * time.Second
 	cutTimeout  = time.Second
 )
 
-// Service says whose spans they are.
+// Service describes the service that makes the spans.
 type Service struct {
-	// Name is the service's name, unless OTEL_SERVICE_NAME gives another.
+	// Name is the service's name, unless OTEL_SERVICE_NAME sets another name.
 	Name string
 	// Queue is the request queue's name.
 	Queue string
-	// Broker is the broker's URL. Only its host and port go into spans.
+	// Broker is the broker's URL. Only the host and port appear in spans.
 	Broker string
 }
 
-// Tracing is a service's tracing; nil is tracing that is off. Its methods are safe for any
-// number of goroutines.
+// Tracing is a service's tracing; nil means that tracing is off. Its methods are safe for
+// concurrent use.
 type Tracing struct {
 	provider *sdktrace.TracerProvider
 	exporter *exporter
@@ -47,16 +47,16 @@ type Tracing struct {
 	options  []amqpxotel.Option
 }
 
-// Start starts the tracing of a service, or returns nil if it is off. It does not wait for
-// a collector. What the settings hold and is ignored goes to the log, also while tracing is
-// off, and what the SDK itself complains of from then on.
+// Start starts the tracing of a service, or returns nil if tracing is off. Start does not wait
+// for a collector. Ignored settings are logged, even if tracing is off; errors of the SDK are
+// logged from then on.
 func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing, error) {
 	log = log.Named("tracing")
 	c.warn(log)
 	if !c.On() {
 		return nil, nil //nolint:nilnil // off is no error.
 	}
-	ctx = context.WithoutCancel(ctx) // a service that is told to stop meanwhile is not badly set
+	ctx = context.WithoutCancel(ctx) // a signal to stop at this moment must not look like a wrong setting
 	secrets := append(c.Headers.secrets(), c.TracesHeaders.secrets()...)
 	library := newComplaints(func(f ...zap.Field) { log.Warn("the tracing library complains", f...) }, secrets...)
 	otel.SetLogger(newLibraryLog(library))
@@ -90,7 +90,7 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 	return t, nil
 }
 
-// newExporter makes the exporter of a protocol; it reads the rest of the variables.
+// newExporter returns the exporter of a protocol; the exporter reads the other variables.
 func newExporter(ctx context.Context, protocol string) (*otlptrace.Exporter, error) {
 	if protocol == protocolGRPC {
 		return otlptracegrpc.New(ctx)
@@ -111,11 +111,11 @@ func newPropagator(names []string) propagation.TextMapPropagator {
 	return propagation.NewCompositeTextMapPropagator(list...)
 }
 
-// Client returns the option that traces a client's calls. It comes first among options, so
-// that its middleware is outermost.
+// Client returns the option that traces a client's calls. It must be the first option, so that
+// its middleware is outermost.
 func (t *Tracing) Client() amqpx.Option { return t.option(amqpxotel.Client) }
 
-// Server returns the option that traces a server's calls. It comes first among options.
+// Server returns the option that traces a server's calls. It must be the first option.
 func (t *Tracing) Server() amqpx.Option { return t.option(amqpxotel.Server) }
 
 func (t *Tracing) option(middleware func(...amqpxotel.Option) amqpx.Middleware) amqpx.Option {
@@ -125,9 +125,9 @@ func (t *Tracing) option(middleware func(...amqpxotel.Option) amqpx.Middleware) 
 	return amqpx.WithMiddleware(middleware(t.options...))
 }
 
-// Stop exports what is left and ends every goroutine. It waits no longer than stopTimeout
-// and a moment; when ctx ends, only that moment. What is lost is logged and is no error: a
-// collector that does not answer must not make a service fail.
+// Stop exports the remaining spans and ends every goroutine. It waits at most stopTimeout and
+// cutTimeout; after the end of ctx, at most cutTimeout. Lost spans are logged and are not an
+// error: a collector that does not respond must not make a service fail.
 func (t *Tracing) Stop(ctx context.Context) {
 	if t == nil {
 		return
@@ -135,14 +135,14 @@ func (t *Tracing) Stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	done := make(chan struct{})
-	go func() { // ends when the exporter has, which the cut below sees to
+	go func() { // ends after the exporter, which the cut below stops
 		defer close(done)
 		_ = t.provider.Shutdown(context.WithoutCancel(ctx))
 	}()
 	select {
 	case <-done:
 	case <-ctx.Done():
-		_ = t.exporter.Shutdown(ctx) // cuts off the export that is under way, and fails the next
+		_ = t.exporter.Shutdown(ctx) // cancels the export in progress, and makes the next fail
 		timer := time.NewTimer(cutTimeout)
 		defer timer.Stop()
 		select {

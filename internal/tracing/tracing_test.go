@@ -22,7 +22,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
-// start starts tracing in an environment of these variables.
+// start starts tracing with these variables in the environment.
 func start(t *testing.T, env map[string]string) (*Tracing, *observer.ObservedLogs) {
 	t.Helper()
 	c, faults := load(t, env)
@@ -53,7 +53,7 @@ func within(t *testing.T, d time.Duration, f func()) {
 	}
 }
 
-// one returns the only line of a message.
+// one returns the only line with a message.
 func one(t *testing.T, logs *observer.ObservedLogs, message string) observer.LoggedEntry {
 	t.Helper()
 	lines := logs.FilterMessage(message).All()
@@ -114,7 +114,8 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// A collector that is away fails nothing, and costs the end of a service a bounded time.
+// An unreachable collector makes no call fail, and delays the end of a service for a bounded
+// time.
 //
 //nolint:paralleltest // sets the environment
 func TestCollectorAway(t *testing.T) {
@@ -150,7 +151,7 @@ func TestCollectorAway(t *testing.T) {
 	}
 }
 
-// Without an endpoint there is nothing, and everything may be asked of it.
+// Without an endpoint tracing is off, and all methods may still be called.
 //
 //nolint:paralleltest // sets the environment, and counts goroutines
 func TestOff(t *testing.T) {
@@ -178,7 +179,7 @@ func TestOff(t *testing.T) {
 	}
 }
 
-// More spans than the queue takes are told of.
+// Spans dropped because the queue is full are logged.
 func TestFullQueue(t *testing.T) {
 	t.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
 	t.Setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
@@ -217,8 +218,8 @@ func TestSamplerAndPropagators(t *testing.T) {
 	}
 }
 
-// What the exporter refuses, and was not judged before, is a fault of the configuration. That
-// a service is told to stop is none.
+// An error of the exporter for a value that Validate accepted is a fault of the configuration.
+// A signal to stop is not.
 func TestStartFails(t *testing.T) {
 	c, faults := load(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h"})
 	if faults != nil {

@@ -1,24 +1,24 @@
-// Package version tells which build of the services this is.
+// Package version identifies the build of the services.
 package version
 
 import "runtime/debug"
 
-// stamped is what the build was told its version is:
+// stamped is the version passed to the build:
 //
 //	go build -ldflags "-X rabbitmq-rpc/internal/version.stamped=v1.2.3"
 //
 //nolint:gochecknoglobals // the linker writes only to package variables.
 var stamped string
 
-// unknown is what a build says of itself that was told nothing.
+// unknown replaces values that the build does not know.
 const unknown = "unknown"
 
-// Build is what a program knows of its own build; "unknown" stands for what it does not.
+// Build describes a program's own build; unknown values are "unknown".
 type Build struct {
-	// Version is what the build was told, else the module's version, which is "(devel)"
-	// for one that was built from a working copy.
+	// Version is the version passed to the build, else the module's version, which is
+	// "(devel)" for a build from a working copy.
 	Version string
-	// Revision is the commit, if the build saw the repository.
+	// Revision is the commit, if the build had access to the repository.
 	Revision string
 }
 

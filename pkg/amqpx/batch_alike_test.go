@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// seen answers with all that the handler sees of its request.
+// seen is a handler that returns a description of its request.
 func seen(_ context.Context, req *Request) ([]byte, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "method %q body %q idempotent %v", req.Method, req.Body, req.Idempotent)
@@ -28,7 +28,8 @@ func seen(_ context.Context, req *Request) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// described describes its response, in a way that the request's body names.
+// described is a handler that sets its response's content type and header, depending on the
+// request's body.
 func described(ctx context.Context, req *Request) ([]byte, error) {
 	value := any(string(req.Body))
 	if value == "7" {
@@ -43,7 +44,7 @@ func described(ctx context.Context, req *Request) ([]byte, error) {
 	return []byte("described"), nil
 }
 
-// wantSameEnd compares what a call ended in with what it ended in alone.
+// wantSameEnd compares a call's result in a batch with its result alone.
 func wantSameEnd(t *testing.T, alone, batched result) {
 	t.Helper()
 	if !bytes.Equal(alone.answer, batched.answer) {
@@ -57,7 +58,7 @@ func wantSameEnd(t *testing.T, alone, batched result) {
 	}
 }
 
-// What a call ends in does not depend on whether it happens to share a message.
+// A call has the same result alone and in a batch.
 func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 	t.Parallel()
 	const odd = "\xff\x00 odd"
@@ -139,7 +140,8 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 	}
 }
 
-// A refusal waits for the slow calls in its batch only as long as its caller can.
+// A refusal waits for slow calls in the same batch only until shortly before its caller's
+// deadline.
 func TestRefusalDoesNotWaitForeverForTheOthersInItsBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,7 +160,7 @@ func TestRefusalDoesNotWaitForeverForTheOthersInItsBatch(t *testing.T) {
 		}{{ends[2], minRefusalPatience}, {ends[1], timeout - timeout/4}} {
 			got := <-c.end
 			wantSame(t, "code", CodeOf(got.err), CodeUnimplemented)
-			wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the batch may come again
+			wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the batch may be redelivered
 			wantSame(t, "time", got.took, c.took)
 		}
 		<-ends[0]
@@ -168,7 +170,8 @@ func TestRefusalDoesNotWaitForeverForTheOthersInItsBatch(t *testing.T) {
 	})
 }
 
-// The refusals of a batch whose link is lost are not sent: the batch comes again.
+// When the connection is lost, refusals in a batch are not sent: the broker delivers the batch
+// again.
 func TestRefusalsOfALostBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -39,7 +39,7 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 		fresh := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto))
 		ready(t, fresh.WaitReady)
 		burstOf()
-		pass(2 * lookMissingMax) // by then the client has looked again
+		pass(2 * lookMissingMax) // the client has checked the batch queue again
 		burstOf()
 		pass(time.Second)
 		burstOf()
@@ -49,7 +49,8 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 	})
 }
 
-// A batch whose queue is gone comes back, and its calls leave alone.
+// If the batch queue was deleted, the broker returns a batch, and the client sends its calls
+// alone.
 func TestBatchThatComesBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -77,8 +78,8 @@ func TestBatchThatComesBack(t *testing.T) {
 	})
 }
 
-// When nobody unpacks any more, what waits in the lane's queue leaves again alone, if
-// that is safe.
+// When no server consumes the batch queue any more, the client sends the idempotent calls in
+// the queue again, alone. Other calls wait for a server.
 func TestLaneThatIsDeserted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -104,8 +105,8 @@ func TestLaneThatIsDeserted(t *testing.T) {
 	})
 }
 
-// The last server that unpacks goes when nobody makes calls any more: those that are in its
-// batches hear of it all the same.
+// The last consumer of the batch queue ends while the client makes no new calls: the calls in
+// its batches are still sent again, alone.
 func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -135,13 +136,14 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 			}
 		})
 		pass(time.Hour)
-		if n := looks.Load(); n > 2*2 { // of two queues each
+		if n := looks.Load(); n > 2*2 { // each look declares two queues passively
 			t.Errorf("%d looks while nobody waits", n)
 		}
 	})
 }
 
-// A call that kills servers takes those that travel with it along only once.
+// A call that kills servers takes the other calls in its batch down only once, because the next
+// server splits the redelivered batch.
 func TestRedeliveredBatchIsSplit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 
 const batchQueueName = DefaultQueue + ".batch"
 
-// startBatching is a rig whose client knows that servers unpack.
+// startBatching starts a rig, and its client learns of a consumer of the batch queue.
 func startBatching(t *testing.T, methods handlers) *rig {
 	t.Helper()
 	methods["open the lane"] = echo
@@ -20,7 +20,7 @@ func startBatching(t *testing.T, methods handlers) *rig {
 	return r
 }
 
-// openLane makes the client look for servers that unpack.
+// openLane makes the client look for consumers of the batch queue.
 func (r *rig) openLane() {
 	r.t.Helper()
 	wantAnswer(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
@@ -30,7 +30,7 @@ func (r *rig) openLane() {
 	}
 }
 
-// together makes calls that leave in one batch: while others fill the window they wait.
+// together makes calls leave in one batch: the calls wait while filler calls occupy the window.
 func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.t.Helper()
 	r.broker.holdConfirms()
@@ -49,7 +49,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	return waiting
 }
 
-// batchOf makes n calls that travel together.
+// batchOf makes n calls in one batch.
 func (r *rig) batchOf(n int, method string, opts ...CallOption) []<-chan result {
 	r.t.Helper()
 	return r.together(func() (waiting []<-chan result) {
@@ -123,7 +123,8 @@ func TestLoneCallsTravelAlone(t *testing.T) {
 	})
 }
 
-// The broker hands batches out in turn, so what waits is shared among the servers.
+// The client divides the waiting calls by the number of servers, because the broker delivers
+// batches to the servers in turn.
 func TestCallsAreSharedAmongTheServers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -141,7 +142,7 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 	})
 }
 
-// What cannot share a batch leaves at once, by itself.
+// A call that cannot share a batch leaves at once, alone.
 func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -176,8 +177,8 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 	}
 }
 
-// The broker drops a batch as a whole, when the first in it expires, so only calls with
-// about the same time left share one.
+// The broker drops a whole batch when its first call expires, so only calls with similar
+// deadlines share a batch.
 func TestCallsWithOtherDeadlinesTravelApart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -257,7 +258,8 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 	})
 }
 
-// "Did not run" is said of a call in a batch when the broker cannot hand it out again.
+// A refused call in a batch gets the outcome "did not run" only when the broker cannot deliver
+// the batch again, so the refusal follows the other responses.
 func TestRefusalInABatchFollowsTheOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

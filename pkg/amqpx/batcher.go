@@ -10,68 +10,72 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The batch lane. A broker's limit is messages for each second, so calls, and answers,
-// that wait anyway travel in one message. The clock is the broker's confirm: at most
-// batchWindow messages of a lane are unconfirmed; the first leaves at once, and what
-// comes while the window is full leaves together when a confirm frees a place. There is
-// no timer, and a slow handler delays nothing, because a confirm does not wait for it.
+// Batching. A broker's throughput is limited by messages per second, so waiting requests, and
+// waiting responses, travel together in one message. The broker's confirms set the pace: at
+// most batchWindow messages of a batcher are unconfirmed. The first message leaves at once;
+// messages arriving while the window is full leave together when a confirm frees a place.
+// There is no timer, and a slow handler delays nothing, because confirms do not wait for
+// handlers.
 
 const (
-	// batchWindow bounds the unconfirmed messages of one lane; each taker more than one
-	// adds one.
+	// batchWindow bounds the unconfirmed messages of a batcher. Each consumer beyond the first
+	// raises the bound by 1.
 	batchWindow = 2
-	// batchCalls and batchBytes bound a batch. With its records a batch of that size
-	// fits one frame of a broker's default, and a server holds at most a prefetch of
-	// them.
+	// batchCalls and batchBytes bound a batch, in messages and in bytes. A batch of this size
+	// with its records' overhead fits in a frame of a broker's default size, and a server
+	// holds at most a prefetch of batches.
 	batchCalls = 512
 	batchBytes = 64 << 10
-	// maxSkipped bounds how many messages are passed over in the search for mates.
+	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
 
-// batchable is an outgoing message that can travel with others of its kind.
+// batchable is an outbound message that can travel in a batch with others of its kind.
 type batchable interface {
 	outbound
-	// batchKey returns the queue to which it may travel with others; "" means that it must
-	// travel alone, and not wait for anything.
+	// batchKey returns the queue of the batch. "" means that the message must travel alone and
+	// without waiting.
 	batchKey() string
-	// fits reports whether it may join the batch.
+	// fits reports whether the message may join batch b.
 	fits(b *batch) bool
-	// appendTo adds the message, which was claimed, to a batch.
+	// appendTo appends the message, whose beginSend returned true, to batch b.
 	appendTo(b *batch)
-	// consumers returns how many take what is sent in the lane, in turn.
+	// consumers returns the number of consumers among which the broker distributes the
+	// batches.
 	consumers() int
-	// mustTravelAlone reports whether the lane is shut, so that what waits in it travels alone.
+	// mustTravelAlone reports whether batching is disabled, so that waiting messages travel
+	// alone.
 	mustTravelAlone() bool
 }
 
-// batcher is the messages to one queue that wait for each other.
+// batcher collects the messages to one queue that wait for a place in the window.
 type batcher struct {
 	key         string
 	waiting     []batchable
-	unconfirmed atomic.Int32 // unconfirmed messages
+	unconfirmed atomic.Int32 // messages
 }
 
-// hasRoom reports whether the lane may send now, to so many takers.
+// hasRoom reports whether the window has a place now, with this number of consumers.
 func (l *batcher) hasRoom(takers int) bool { return int(l.unconfirmed.Load()) < batchWindow+takers-1 }
 
-// batchers are those of one publisher. Its writer owns them, but for the windows.
+// batchers are the batchers of one publisher. Its writer owns all fields except the windows
+// (batcher.unconfirmed), windowFull and slotFreed.
 type batchers struct {
 	byKey      map[string]*batcher
-	busy       []*batcher    // those in which messages wait
+	busy       []*batcher    // the batchers with waiting messages
 	windowFull atomic.Bool   // messages wait for a place in a window
-	slotFreed  chan struct{} // has a token when a place has come free for them
-	body       []byte        // of the last batch, for reuse
+	slotFreed  chan struct{} // has a token when a place has become free for them
+	body       []byte        // the buffer of the last batch, for reuse
 }
 
-// maxIdleBatchers is how many lanes are kept before those without messages are dropped.
+// maxIdleBatchers is the number of batchers at which those without messages are dropped.
 const maxIdleBatchers = 1024
 
 func newBatchers() batchers {
 	return batchers{byKey: make(map[string]*batcher), slotFreed: make(chan struct{}, 1)}
 }
 
-// add has m wait in the lane of key.
+// add appends m to the waiting messages of the batcher with this key.
 func (s *batchers) add(key string, m batchable) {
 	l := s.byKey[key]
 	if l == nil {
@@ -87,7 +91,7 @@ func (s *batchers) add(key string, m batchable) {
 	l.waiting = append(l.waiting, m)
 }
 
-// takeWaiting empties the lanes, for the next session.
+// takeWaiting returns all waiting messages, for the next session.
 func (s *batchers) takeWaiting() []outbound {
 	var all []outbound
 	for _, l := range s.busy {
@@ -98,8 +102,9 @@ func (s *batchers) takeWaiting() []outbound {
 	return all
 }
 
-// joinBatch has a message wait in its lane, if it has one. A message that does not fit a frame
-// of the connection has none: whether it can be sent does not depend on others.
+// joinBatch adds out to its batcher, if there is a batcher, and reports whether there is. A
+// message too large for a frame of the connection has no batcher: it must not fail, or
+// succeed, because of other messages.
 func (p *publisher) joinBatch(out outbound) bool {
 	m, ok := out.(batchable)
 	if !ok {
@@ -118,7 +123,7 @@ func (p *publisher) joinBatch(out outbound) bool {
 	return true
 }
 
-// writeBatches publishes what the windows allow.
+// writeBatches publishes as many messages as the windows allow.
 func (p *publisher) writeBatches() {
 	busy := p.batchers.busy
 	p.writeCorked(len(busy), func(i int) {
@@ -127,13 +132,13 @@ func (p *publisher) writeBatches() {
 	p.batchers.busy = slices.DeleteFunc(busy, func(l *batcher) bool { return len(l.waiting) == 0 })
 	p.batchers.windowFull.Store(len(p.batchers.busy) > 0)
 	for _, l := range p.batchers.busy {
-		if l.hasRoom(l.waiting[0].consumers()) { // it came free before stuck was known
+		if l.hasRoom(l.waiting[0].consumers()) { // the place became free before windowFull was set
 			p.batchers.wake()
 		}
 	}
 }
 
-// wake has the writer look at the lanes again.
+// wake makes the writer look at the batchers again.
 func (s *batchers) wake() {
 	select {
 	case s.slotFreed <- struct{}{}:
@@ -141,16 +146,16 @@ func (s *batchers) wake() {
 	}
 }
 
-// minShare is how many messages may travel together however many take them.
+// minShare is the least share of the waiting messages in a batch, for any number of consumers.
 const minShare = 16
 
-// writeBatcher publishes what a lane's window allows. A broker hands batches to its consumers
-// in turn, so the waiting messages are divided by the number of consumers: one large batch
-// would keep one consumer busy and leave the others idle.
+// writeBatcher publishes as many messages of a batcher as its window allows. A broker
+// distributes batches among the consumers in turn, so the waiting messages are divided by the
+// number of consumers: a single large batch would leave all consumers but the first idle.
 func (p *publisher) writeBatcher(l *batcher) {
 	if l.waiting[0].mustTravelAlone() {
 		for _, m := range l.waiting {
-			p.publishAlone(m) // when the session has ended the message is told that it was not sent
+			p.publishAlone(m) // if the session has ended, the message's result is resultUnsent
 		}
 		clear(l.waiting)
 		l.waiting = l.waiting[:0]
@@ -163,8 +168,8 @@ func (p *publisher) writeBatcher(l *batcher) {
 	}
 }
 
-// publishBatch publishes the next batch of a lane: the first message and at most most-1 later
-// messages that fit the same batch. A batch of one message is published as a single message.
+// publishBatch publishes the next batch of a batcher: the first message and at most most-1
+// fitting later messages. A batch of one message is published as a single message.
 func (p *publisher) publishBatch(l *batcher, most int) {
 	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.batchers.body[:0]}
 	if limit := int(p.s.sizeLimit.Load()); limit > 0 {
@@ -198,7 +203,7 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 	}
 }
 
-// releaseSlot gives a lane a place in its window back. It runs on the goroutine of confirms.
+// releaseSlot frees a place in the window of a batcher. It runs on the goroutine of confirm.
 func (p *publisher) releaseSlot(l *batcher) {
 	l.unconfirmed.Add(-1)
 	if p.batchers.windowFull.Load() {
@@ -206,31 +211,31 @@ func (p *publisher) releaseSlot(l *batcher) {
 	}
 }
 
-// batch is several messages in one. It implements outgoing.
+// batch is one message with several batchable messages in it. It implements outbound.
 type batch struct {
 	messages []batchable
 	key      string
-	now      time.Time // when it was made up
-	limit    int       // of its body in bytes
-	// What the mates set when they board.
-	calls      *batchTarget // of a batch of calls, else nil
-	id         string       // of a batch of calls
+	now      time.Time // the time of its creation
+	limit    int       // of the body in bytes
+	// The next fields are set by appendTo of the messages.
+	calls      *batchTarget // of a batch of requests, else nil
+	id         string       // of a batch of requests
 	replyTo    string
-	user       string        // of the broker, of all the calls
-	least      time.Duration // that a call in it has left
-	most       time.Duration // and the most
+	user       string        // the broker's user, of all the requests
+	least      time.Duration // the shortest remaining time of the requests
+	most       time.Duration // the longest remaining time of the requests
 	persistent bool
 	mandatory  bool   // of a batch of responses
-	body       []byte // valid until it is published
+	body       []byte // valid until the batch is published
 }
 
-// beginSend implements outgoing; the mates were claimed one by one when they boarded.
+// beginSend implements outbound; beginSend of each message was called before its appendTo.
 func (b *batch) beginSend(uint64) bool { return true }
 
-// canceled implements outgoing.
+// canceled implements outbound.
 func (b *batch) canceled() bool { return false }
 
-// publishing implements outgoing.
+// publishing implements outbound.
 func (b *batch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	msg = amqp.Publishing{ContentType: contentTypeAnswers, DeliveryMode: deliveryMode(b.persistent), Body: b.body}
 	if b.calls == nil {
@@ -241,16 +246,16 @@ func (b *batch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return b.key, true, msg
 }
 
-// reject implements rejectable: the broker took none of it, and its mates leave again in
-// smaller batches, or alone.
+// reject implements rejectable: the broker accepted no part of the batch, and its messages are
+// sent again in smaller batches, or alone.
 func (b *batch) reject(error) {
 	for _, m := range b.messages {
 		m.onResult(resultUnsent)
 	}
 }
 
-// onResult implements outgoing: every mate has the fate of the batch. Calls in a batch
-// that came back have not been anywhere, and leave again, alone.
+// onResult implements outbound: every message gets the result of the batch. The requests of a
+// returned batch reached no queue, and are sent again alone.
 func (b *batch) onResult(f publishResult) {
 	if b.calls != nil && b.calls.takeReturned(b.id) {
 		f = resultUnsent

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// benchCalls is how many calls a benchmark puts into one batch.
+// benchCalls is the number of calls in a benchmark's batch.
 const benchCalls = 100
 
-// perCall reports the cost of one of the calls in a batch.
+// perCall reports the cost per call of a batch.
 func perCall(b *testing.B) {
 	b.Helper()
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchCalls, "ns/call")
@@ -111,7 +111,7 @@ func BenchmarkExecutions(b *testing.B) {
 func BenchmarkJobQueue(b *testing.B) {
 	q := newJobQueue()
 	j := &job{}
-	for range 64 { // others that wait
+	for range 64 { // waiting jobs
 		q.put(j)
 	}
 	b.ReportAllocs()

@@ -18,14 +18,14 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// deliverFrame makes a basic.deliver to the consumer.
+// deliverFrame returns a basic.deliver frame for the consumer.
 func deliverFrame(consumer string) []byte {
 	args := append([]byte{0, 60, 0, 60, byte(len(consumer))}, consumer...)
 	args = append(args, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 9)
 	return frameOf(1, append(args, "rpc_queue"...))
 }
 
-// BenchmarkFrames reads deliveries as they come from a broker: method, content header, body.
+// BenchmarkFrames reads deliveries in a broker's form: method, content header, body.
 func BenchmarkFrames(b *testing.B) {
 	for name, body := range map[string]int{"small": 7, "batch": 64 << 10} {
 		b.Run(name, func(b *testing.B) {
@@ -49,7 +49,7 @@ func BenchmarkFrames(b *testing.B) {
 	}
 }
 
-// benchHeader is the content header of a request without a table.
+// benchHeader returns the content header of a request without a header table.
 func benchHeader(body int) []byte {
 	payload := append([]byte{0, 60, 0, 0}, 0, 0, 0, 0, 0, byte(body>>16), byte(body>>8), byte(body))
 	payload = append(payload, 0x10>>1, 0xC8) // flags

@@ -44,7 +44,7 @@ func BenchmarkDecodeAnswer(b *testing.B) {
 
 func BenchmarkPending(b *testing.B) {
 	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
-	for i := range 1000 { // others that wait
+	for i := range 1000 { // calls in progress
 		mustAdd(b, p, pendingCall("waiting "+strconv.Itoa(i)))
 	}
 	k := pendingCall("id")
@@ -65,8 +65,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.Run("many callers, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 64) })
 }
 
-// benchRoundTrip makes calls over the broker in memory, callers times as many at once as
-// there are processors, or one.
+// benchRoundTrip makes calls over the broker in memory: sequentially if callers is 1, else
+// callers times GOMAXPROCS at once.
 func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	b.Helper()
 	broker := newFakeBroker()

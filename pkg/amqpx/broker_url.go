@@ -15,20 +15,20 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// BrokerURL is the URL of one broker, taken apart. However it is printed, logged or
-// encoded, only its scheme, user, host and port show. [ParseURLs] makes them.
+// BrokerURL is the parsed URL of one broker. In print, logs and encodings it shows only its
+// scheme, user, host and port. [ParseURLs] returns values of this type.
 type BrokerURL struct {
 	scheme, user, host string
 	port               int
-	vhost              string  // as it may be shown
-	hidden             *string // the virtual host that must not be shown; nil: none
+	vhost              string  // in a form that may be shown
+	hidden             *string // the virtual host if it must not be shown, else nil
 	raw                *string // a pointer, because fmt prints the fields of unexported fields
 }
 
-// ParseURLs takes a list of broker URLs, separated by commas, apart. It refuses what would
-// put a part of a password elsewhere, such as a password with a raw slash, and lists that
-// are written in another way. The error names each bad URL by its place and never quotes
-// any of it.
+// ParseURLs parses a list of broker URLs, separated by commas. It refuses URLs in which a part
+// of the password would end up in another place, for example a password with a raw slash, and
+// lists in another format. The error identifies each bad URL by its position and never quotes
+// any text of the list.
 func ParseURLs(list string) ([]BrokerURL, error) {
 	if strings.HasPrefix(list, "\uFEFF") {
 		return nil, errors.New("the list begins with a byte order mark; save the file as UTF-8 without one")
@@ -66,7 +66,7 @@ func ParseURLs(list string) ([]BrokerURL, error) {
 
 var errNoURL = errors.New("no broker URL")
 
-// The forms that the faults of URLs show.
+// The forms of URLs in error texts.
 const (
 	urlForm  = "amqp://user:password@host:5672/vhost"                              //nolint:gosec // no password is in it
 	listForm = "amqp://user:password@host1/vhost,amqp://user:password@host2/vhost" //nolint:gosec // nor here
@@ -77,7 +77,7 @@ const (
 	faultForm   = "is not of the form " + urlForm + ", with special characters of the password percent-encoded"
 )
 
-// placeOf names an entry of a list.
+// placeOf returns the name of an entry of the list, for an error text.
 func placeOf(i, of int) string {
 	names := []string{"first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"}
 	switch {
@@ -90,7 +90,7 @@ func placeOf(i, of int) string {
 	}
 }
 
-// parseURL parses one URL. A fault is the predicate of a sentence whose subject is the URL.
+// parseURL parses one URL. A fault is the predicate of a sentence with the URL as its subject.
 func parseURL(raw string) (_ BrokerURL, fault string) {
 	if fault := faultOfText(raw); fault != "" {
 		return BrokerURL{}, fault
@@ -116,7 +116,7 @@ func parseURL(raw string) (_ BrokerURL, fault string) {
 	return u, ""
 }
 
-// mayShowVhost reports whether a virtual host can be no part of a secret: it has no
+// mayShowVhost reports whether a virtual host is certainly no part of a secret: it has no
 // delimiter of a URL, and the password is in its own place.
 func mayShowVhost(vhost, authority string) bool {
 	if vhost == "/" {
@@ -125,7 +125,7 @@ func mayShowVhost(vhost, authority string) bool {
 	return strings.Contains(authority, "@") && !strings.ContainsAny(vhost, `@:;?#&=|"'`) && !strings.ContainsFunc(vhost, unicode.IsControl)
 }
 
-// faultOfText judges a URL before it is taken apart.
+// faultOfText checks the text of a whole URL.
 func faultOfText(raw string) string {
 	lower := strings.ToLower(raw)
 	switch {
@@ -146,8 +146,8 @@ func faultOfText(raw string) string {
 	}
 }
 
-// faultOfTail judges what follows the host: an @ or a colon there means that a password
-// ended too early.
+// faultOfTail checks the text after the host: an @ or a colon in it means that the password
+// was cut off too early.
 func faultOfTail(path, tail string) string {
 	switch {
 	case strings.Contains(tail, "@"):
@@ -189,7 +189,7 @@ func faultOfAuthority(authority string) string {
 	}
 }
 
-// isHost reports whether text is a name, an IPv4 address or, in brackets, one of IPv6.
+// isHost reports whether text is a name, an IPv4 address or an IPv6 address in brackets.
 func isHost(text string) bool {
 	if inner, ok := strings.CutPrefix(text, "["); ok {
 		inner, closed := strings.CutSuffix(inner, "]")
@@ -202,9 +202,9 @@ func isHost(text string) bool {
 	})
 }
 
-// faultOfQuery takes the parameters that amqp091-go reads
-// (https://www.rabbitmq.com/docs/uri-query-parameters). Others would be left out without a
-// word, and may be a password.
+// faultOfQuery accepts the parameters that amqp091-go reads
+// (https://www.rabbitmq.com/docs/uri-query-parameters). The library would ignore any other
+// parameter silently, and its text may be a part of a password.
 func faultOfQuery(query string) string {
 	known := []string{
 		"cacertfile", "certfile", "keyfile", "server_name_indication", "auth_mechanism", "heartbeat",
@@ -234,16 +234,16 @@ func (u BrokerURL) String() string {
 	return shown.String()
 }
 
-// GoString keeps %#v from printing more than [BrokerURL.String].
+// GoString limits the output of %#v to the text of [BrokerURL.String].
 func (u BrokerURL) GoString() string { return fmt.Sprintf("amqpx.BrokerURL(%s)", u) }
 
-// MarshalText keeps encoders from writing more than [BrokerURL.String].
+// MarshalText limits the output of encoders to the text of [BrokerURL.String].
 func (u BrokerURL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
 // Host returns the name or the address of the broker.
 func (u BrokerURL) Host() string { return u.host }
 
-// Port returns the port, which is 5672 or, for amqps, 5671 if the URL has none.
+// Port returns the port. The default is 5672 or, for amqps, 5671.
 func (u BrokerURL) Port() int { return u.port }
 
 // Address returns host:port.
@@ -252,12 +252,13 @@ func (u BrokerURL) Address() string { return net.JoinHostPort(u.host, strconv.It
 // TLS reports whether the scheme is amqps.
 func (u BrokerURL) TLS() bool { return u.scheme == schemeTLS }
 
-// target returns what a session needs of the URL.
+// target returns the URL's data for a session.
 func (u BrokerURL) target() brokerTarget {
 	return brokerTarget{url: *u.raw, address: u.Address(), user: u.user, vhost: u.vhost, hidden: u.hidden, external: usesExternal(*u.raw)}
 }
 
-// usesExternal reports whether the user is the one in the client certificate.
+// usesExternal reports whether the broker takes the user from the client certificate (SASL
+// EXTERNAL).
 func usesExternal(raw string) bool {
 	uri, err := amqp.ParseURI(raw)
 	return err == nil && slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
@@ -271,8 +272,8 @@ func targetsOf(urls []BrokerURL) []brokerTarget {
 	return targets
 }
 
-// redact returns err with a text that lacks the virtual host, where that must not be
-// shown: the broker quotes the name of one that it does not have.
+// redact returns err without the virtual host in its text, if the virtual host must not be
+// shown: for an unknown virtual host the broker's error quotes the name.
 func (t brokerTarget) redact(err error) error {
 	if t.hidden == nil || err == nil {
 		return err
@@ -288,7 +289,7 @@ type redactedError struct {
 }
 
 func (e *redactedError) Error() string {
-	quoted := strconv.Quote(e.hidden) // as it is in the text of an amqp.Error
+	quoted := strconv.Quote(e.hidden) // the form in the text of an amqp.Error
 	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
 }
 

@@ -14,9 +14,9 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// FuzzSecret puts a secret into every shape of a list of URLs. No error of a constructor or of
-// an attempt to connect, no status and no line of the log may show it, unless it stands where
-// the user, the host or a virtual host beside a password does.
+// FuzzSecret puts a secret into every form of a list of URLs. The secret must not show in an
+// error of a constructor or of an attempt to connect, in a status or in the log, except in the
+// place of the user, the host, or a virtual host in a URL with a password.
 func FuzzSecret(f *testing.F) {
 	for form := range misspelled() {
 		before, after, _ := strings.Cut(form, "$x")
@@ -37,7 +37,7 @@ func FuzzSecret(f *testing.F) {
 		shown := fmt.Sprint(err, clientErr, serverErr, urls)
 		for _, u := range urls {
 			if strings.Contains(u.user, marker) || strings.Contains(u.host, marker) || strings.Contains(u.vhost, marker) {
-				return // nothing tells it from a name
+				return // here the secret cannot be told from a name
 			}
 			shown += shownOf(t, u)
 		}
@@ -47,7 +47,7 @@ func FuzzSecret(f *testing.F) {
 	})
 }
 
-// shownOf returns all that is shown of a URL by attempts to connect that fail.
+// shownOf returns all texts about a URL that failing attempts to connect show.
 func shownOf(t *testing.T, u BrokerURL) string {
 	t.Helper()
 	target := u.target()
@@ -65,7 +65,7 @@ func shownOf(t *testing.T, u BrokerURL) string {
 		&amqp.Error{Code: amqp.AccessRefused, Reason: "ACCESS_REFUSED - access to vhost '" + uri.Vhost + "' refused for user '" + uri.Username + "'"},
 		amqp.ErrCredentials, amqp.ErrSASL, context.DeadlineExceeded,
 	}
-	if uri.Host == "127.0.0.1" && uri.Port == 1 { // nobody listens there
+	if uri.Host == "127.0.0.1" && uri.Port == 1 { // no program listens there
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := netDialer{heartbeat: time.Second, writeTimeout: time.Second}.dial(ctx, target.url, "test")

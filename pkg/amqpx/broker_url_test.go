@@ -11,11 +11,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// marker is the secret in the URLs below. It begins with a digit, so that a part of it can
-// be taken for a port.
+// marker is the secret in the URLs below. The digits at the start make a part of the secret
+// look like a port.
 const marker = "4711-hunter2-S3cr3t"
 
-// misspelled are lists of URLs as people have written them, each with the fault that it is.
+// misspelled returns lists of URLs with typical mistakes, each with the fault to report.
 func misspelled() map[string]string {
 	const (
 		space  = "holds a space or a line break; URLs are separated by commas, as in " + listForm
@@ -105,7 +105,7 @@ func TestMisspelledURLsAreRefusedByPlaceAndNotQuoted(t *testing.T) {
 	}
 }
 
-// showsMarker reports whether a text has the marker or a part of it.
+// showsMarker reports whether a text contains the marker or a part of it.
 func showsMarker(text string) bool {
 	return strings.Contains(text, "hunter2") || strings.Contains(text, "S3cr3t") || strings.Contains(text, "4711")
 }
@@ -155,12 +155,12 @@ func TestBrokerURLShowsNoPassword(t *testing.T) {
 	wantSame(t, "TLS", urls[0].TLS(), true)
 }
 
-// The broker quotes the name of a virtual host that it does not have.
+// For a missing virtual host the broker's error quotes the name.
 func TestVirtualHostThatMayBeASecretIsNotShown(t *testing.T) {
 	t.Parallel()
 	const text = "NOT_ALLOWED - vhost " + marker + " not found"
 	for url, shows := range map[string]bool{
-		"amqp://h/" + marker:               false, // there is no password in its place
+		"amqp://h/" + marker:               false, // there is no password before the host
 		"amqp://u:p@h/" + marker + "%3Ax":  false,
 		"amqp://u:p@h/u%40" + marker:       false,
 		"amqp://u:p@h/" + marker:           true,

@@ -9,9 +9,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Client calls methods that servers answer on a request queue. All its methods are
-// safe for any number of goroutines. One client for each process and queue is
-// enough; it holds two connections ([ReplyDirect]: one).
+// Client calls methods of the servers on a request queue. All its methods are safe for
+// concurrent use. One client for each process and queue is enough; it holds two connections
+// ([ReplyDirect]: one).
 type Client struct {
 	cfg     *clientConfig
 	sup     *supervisor
@@ -23,15 +23,16 @@ type Client struct {
 	budget  *retryBudget
 	counts  clientCounts
 	cancels *cancels // nil without a control plane
-	// unanswered decides when the client looks for another node.
+	// unanswered counts the calls without a response, to decide when the client looks for
+	// another node.
 	unanswered unanswered
 
-	// Only setup uses these.
-	linked      int32 // how many sessions it has set up, or tried to
-	answersLost bool  // the reply queue was made anew and no call told yet
-	// replyQueueAway is why the reply queue is to be replaced; nil while it is not.
+	// Only setup uses the fields up to abandoned.
+	linked      int32 // how many session set-ups were started
+	answersLost bool  // the reply queue was replaced, and the calls were not notified yet
+	// replyQueueAway is the reason to replace the reply queue; nil while the queue is usable.
 	replyQueueAway error
-	abandoned      []string // reply queues that were replaced and are to be deleted
+	abandoned      []string // replaced reply queues to delete
 
 	futures sync.WaitGroup // goroutines of calls made with Go
 
@@ -44,13 +45,13 @@ type Client struct {
 // directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
 const directReplyTo = "amq.rabbitmq.reply-to"
 
-// replyConsumer is the tag of the one consumer on the session's channel.
+// replyConsumer is the tag of the only consumer on the session's channel.
 const replyConsumer = "answers"
 
-// NewClient returns a client of the broker at url, which may be a comma-separated
-// list of the nodes of a cluster. It reports every fault of its arguments at once
-// and does not wait for the broker: it connects in the background, keeps
-// connecting until Close, and calls wait for it within their deadlines.
+// NewClient returns a client of the broker at url, which may be a comma-separated list of the
+// nodes of a cluster. It reports every fault of its arguments at once and does not wait for
+// the broker: the client connects in the background and reconnects until Close, and calls wait
+// for the connection within their deadlines.
 func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	cfg, err := newClientConfig(url, opts)
 	if err != nil {
@@ -86,23 +87,22 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
 		c.sup.run(ctx)
-		c.futures.Wait() // their calls have been told
+		c.futures.Wait() // their calls have been notified
 	}()
 	return c, nil
 }
 
-// Call calls a method and returns its answer. It settles by ctx's deadline, or by
-// the client's default when ctx has none, with the answer or an error that matches
-// [*Error]: its Code classifies it, its Outcome tells whether a server may have
-// run the call. When ctx is cancelled, so is the context of the call's handler
-// ([WithControl]). The body must not be changed until Call returns, and is the caller's
-// again then.
+// Call calls a method and returns the body of the response. It settles by ctx's deadline, or
+// by the client's default when ctx has no deadline. An error matches [*Error]: its Code
+// classifies the error, its Outcome states whether a server may have run the call. When ctx is
+// canceled, the context of the call's handler is canceled too ([WithControl]). The body must
+// not be changed until Call returns.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
 	watched := c.observe(method)
-	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // roundTrip sees to it otherwise
+	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // without middleware roundTrip sets the deadline
 		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
 		defer bounded.cancel()
 		ctx = bounded
@@ -113,7 +113,8 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	return answer, err
 }
 
-// newRequest makes the request of a call.
+// newRequest returns the request of a call, with the options of the client, the method and the
+// call.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Request {
 	req := &Request{Method: method, Body: body, CorrelationID: newID()}
 	req.sent.ours = len(c.cfg.middleware) == 0
@@ -136,7 +137,7 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Requ
 	return req
 }
 
-// Status returns where the link stands.
+// Status returns the state of the connection.
 func (c *Client) Status() Status {
 	if c == nil || c.sup == nil {
 		return Status{State: StateClosed, Err: errNoClient}
@@ -144,9 +145,9 @@ func (c *Client) Status() Status {
 	return c.sup.board.get()
 }
 
-// Watch returns a channel that at once receives the status and then each change.
-// A reader that is slow sees the newest and misses what was between. The channel
-// is never closed; stop ends the watch.
+// Watch returns a channel that receives the current status at once and then each change. A
+// slow reader receives the newest status and misses the earlier changes. The channel is never
+// closed; stop ends the subscription.
 func (c *Client) Watch() (updates <-chan Status, stop func()) {
 	if c == nil || c.sup == nil {
 		return closedBoard(errNoClient).watch()
@@ -154,8 +155,9 @@ func (c *Client) Watch() (updates <-chan Status, stop func()) {
 	return c.sup.board.watch()
 }
 
-// WaitReady waits until the link is ready. When ctx ends first, the error holds
-// ctx's and the link's last fault. Calls wait by themselves; this is for start-up.
+// WaitReady waits until the connection is ready. When ctx ends first, the error holds ctx's
+// error and the last fault of the connection. Calls wait for the connection without WaitReady;
+// it is meant for start-up.
 func (c *Client) WaitReady(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {
 		return err
@@ -163,10 +165,10 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	return c.sup.waitReady(ctx)
 }
 
-// Close settles every pending call with [ErrClosed], deletes the reply queue, and
-// returns when every goroutine of the client has ended; when ctx ends first, the
-// connections are cut and Close returns its error. Further calls of Close do the
-// same.
+// Close settles every pending call with [ErrClosed], deletes the reply queue, and returns when
+// every goroutine of the client has ended. When ctx ends first, Close returns ctx's error; if
+// the deletion is still under way then, Close cuts the connections. Further calls of Close
+// only wait.
 func (c *Client) Close(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {
 		return err
@@ -185,8 +187,8 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 }
 
-// setup makes a new session serve: reply route, answers, publisher. Then it tells
-// the calls that the session before had confirmed.
+// setup prepares a new session: reply queue, response consumer, publisher. Then it notifies
+// the calls whose requests were confirmed in the previous session.
 func (c *Client) setup(_ context.Context, s *session) error {
 	if c.cfg.userID {
 		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
@@ -198,7 +200,8 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		c.answersLost = true
 	} else {
 		lost, err := c.openReplyQueue(s)
-		// Kept, should this attempt fail further on: the next one finds the new queue.
+		// answersLost is kept if this attempt fails later: the next attempt finds the new
+		// queue.
 		if c.answersLost = c.answersLost || lost; err != nil {
 			return err
 		}
@@ -230,13 +233,13 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	if len(c.otherNodes(s)) > 0 {
 		s.run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	}
-	// No call leaves earlier: whoever has an answer finds the link ready, and Close the
-	// session over which to delete the reply queue.
+	// No request is sent before the session is ready: a caller with a response then finds the
+	// connection ready, and Close finds the session for deleting the reply queue.
 	s.onReady = func() { startPublisher(s, c.route.outbox, c.returned) }
 	return nil
 }
 
-// returned notes a request that the broker gave back.
+// returned records a request returned by the broker.
 func (c *Client) returned(r amqp.Return) {
 	if r.ContentType == contentTypeCalls && c.route.batch != nil {
 		c.route.batch.returned(r.CorrelationId)

@@ -10,22 +10,22 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// batchTarget is what a client knows of the batch lane: whether servers unpack batches at
-// the moment, and which batches came back. Only servers that unpack declare its queue,
-// and consume it, so the broker is asked for its consumers; while no call is made or under
-// way, it is not asked. Safe for concurrent use.
+// batchTarget is a client's knowledge of the batch queue: whether servers unpack batches at
+// the moment, and which batches were returned. Only servers that unpack batches declare and
+// consume the queue, so the client asks the broker for the number of consumers; without calls
+// the client does not ask. Safe for concurrent use.
 type batchTarget struct {
 	queue     string
-	servers   atomic.Int32    // that unpack; 0: the lane is shut
-	messages  atomic.Int64    // that waited in the queue at the last look
-	seq       atomic.Uint64   // of batches
-	onSent    func(calls int) // is told of each batch
-	onShut    func()          // is told when the lane shuts
-	aloneOwed int32           // to servers that do not unpack, see goesAlone
+	servers   atomic.Int32    // servers that unpack batches; 0: batching is disabled
+	messages  atomic.Int64    // messages in the queue at the last look
+	seq       atomic.Uint64   // number of batches
+	onSent    func(calls int) // called for each batch
+	onShut    func()          // called when batching is disabled
+	aloneOwed int32           // for servers that do not unpack batches, see goesAlone
 
 	mu          sync.Mutex
-	returnedIDs map[string]bool // batches that the broker gave back and that are not settled yet
-	notBefore   time.Time       // until then the lane stays shut, because a batch was nacked
+	returnedIDs map[string]bool // returned batches, until their confirms
+	notBefore   time.Time       // batching stays disabled until then, because a batch was nacked
 	refusals    *backoff.ExponentialBackOff
 }
 
@@ -36,7 +36,7 @@ func newBatchTarget(queue string, onSent func(calls int), onShut func()) *batchT
 	}
 }
 
-// queueName returns the lane's queue, or "" while no server unpacks.
+// queueName returns the batch queue's name, or "" while no server unpacks batches.
 func (l *batchTarget) queueName() string {
 	if l.servers.Load() == 0 {
 		return ""
@@ -44,18 +44,18 @@ func (l *batchTarget) queueName() string {
 	return l.queue
 }
 
-// disable has calls travel alone until the next look at the queue, those too that wait for a
-// place in the lane.
+// disable makes calls travel alone until the next look at the queue, including the calls that
+// wait for a place in a batch.
 func (l *batchTarget) disable() {
 	if l.servers.Swap(0) > 0 {
 		l.onShut()
 	}
 }
 
-// nextID returns an id for a batch, which is only for this client to know it again.
+// nextID returns an id by which this client recognizes a batch.
 func (l *batchTarget) nextID() string { return strconv.FormatUint(l.seq.Add(1), 36) }
 
-// returned notes a batch that the broker gave back: no server unpacks any more.
+// returned records a batch returned by the broker: no server unpacks batches any more.
 func (l *batchTarget) returned(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -63,7 +63,7 @@ func (l *batchTarget) returned(id string) {
 	l.disable()
 }
 
-// takeReturned reports whether a batch was given back. It is asked once for each.
+// takeReturned reports whether a batch was returned, and removes the record.
 func (l *batchTarget) takeReturned(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,7 +72,7 @@ func (l *batchTarget) takeReturned(id string) bool {
 	return came
 }
 
-// found opens or shuts the lane after a look at its queue.
+// found enables or disables batching after a look at the queue.
 func (l *batchTarget) found(st queueState) {
 	l.mu.Lock()
 	open := !time.Now().Before(l.notBefore)
@@ -88,7 +88,7 @@ func (l *batchTarget) found(st queueState) {
 	l.servers.Store(int32(min(st.consumers, math.MaxInt32))) //nolint:gosec // bounded.
 }
 
-// refused shuts the lane for a while that grows: the broker nacked a batch.
+// refused disables batching for a growing pause, after a nack of a batch.
 func (l *batchTarget) refused() {
 	l.mu.Lock()
 	l.notBefore = time.Now().Add(max(l.refusals.NextBackOff(), lookEvery))
@@ -96,8 +96,8 @@ func (l *batchTarget) refused() {
 	l.disable()
 }
 
-// resendBatched has the calls that are in batches, of which nobody takes any, sent again,
-// if that is safe: servers that do not unpack may be there. The others keep waiting.
+// resendBatched re-sends the idempotent calls in batches when the batch queue has no consumer:
+// there may be servers that do not unpack batches. Other calls keep waiting.
 func (c *Client) resendBatched() {
 	for _, k := range c.pending.snapshot() {
 		if k.req.Idempotent && k.batched.Load() && k.transition(stageConfirmed, stageLost) {
@@ -106,7 +106,7 @@ func (c *Client) resendBatched() {
 	}
 }
 
-// batchKey implements mate.
+// batchKey implements batchable.
 func (k *call) batchKey() string {
 	l := k.route.batch
 	if l == nil || k.alone || k.suspected > 0 || !fitsBatch(k.req) || callSize(k.req) > batchBytes {
@@ -118,10 +118,10 @@ func (k *call) batchKey() string {
 	return l.queueName()
 }
 
-// goesAlone picks the calls that stay out of the lane for the servers that do not unpack.
-// All servers take those calls in turn, so they are twice as many as the share of these
-// servers, and at most three of four: what the lane is for must go on. It is for the
-// publisher's writer only.
+// goesAlone selects the calls that travel alone, for the servers that do not unpack batches.
+// All servers take these calls in turn, so twice the share of these servers travels alone, and
+// at most three calls of four: batching must remain useful. Only the publisher's writer calls
+// goesAlone.
 func (l *batchTarget) goesAlone(others int32) bool {
 	const most, of = 3, 4
 	all := others + l.servers.Load()
@@ -132,26 +132,26 @@ func (l *batchTarget) goesAlone(others int32) bool {
 	return true
 }
 
-// fits implements mate. The broker drops a batch when the first call in it expires, so
-// that none runs whose caller has gone, and knows of no other time; so only calls with
-// about the same time left travel together.
+// fits implements batchable. A batch has one expiration, the shortest time left of its calls,
+// so that no call runs after its caller has gone. Therefore only calls with about the same
+// time left travel together.
 func (k *call) fits(b *batch) bool {
 	left := k.budget(b.now)
 	least, most := min(b.least, left), max(b.most, left)
 	return len(b.body)+callSize(k.req) <= b.limit && most <= least+least/deadlineShare
 }
 
-// deadlineShare is the share of its time by which a call may expire too early because of
-// those that it travels with: an eighth.
+// deadlineShare is the largest share of its remaining time by which a call may expire early
+// because of the batch: an eighth.
 const deadlineShare = 8
 
-// mustTravelAlone implements mate.
+// mustTravelAlone implements batchable.
 func (k *call) mustTravelAlone() bool { return k.route.batch.servers.Load() == 0 }
 
-// consumers implements mate.
+// consumers implements batchable.
 func (k *call) consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
 
-// appendTo implements mate.
+// appendTo implements batchable.
 func (k *call) appendTo(b *batch) {
 	left := k.budget(b.now)
 	if len(b.messages) == 0 {

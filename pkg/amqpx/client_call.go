@@ -11,25 +11,27 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// stage is how far one attempt of a call has come. Each move is one
-// compare-and-swap, so exactly one party settles an attempt, whoever comes first:
+// stage is the progress of an attempt of a call. Each transition is a single compare-and-swap,
+// so exactly one goroutine ends an attempt:
 //
-//	queued ──claim──▶ written ──ack──▶ confirmed
-//	  │                 │ return       │ nack, loss │ the link was replaced, the
-//	  │ caller gave up  ▼              ▼            ▼ queue is gone, nobody serves it
-//	  └──▶ withdrawn   settled        lost        lost
+//	queued    → written    the publisher begins to send the request
+//	queued    → canceled   the caller cancels the call
+//	written   → confirmed  confirm
+//	written   → settled    return, not sent, rejected, or a nack by a quorum queue
+//	written   → lost       any other nack, or loss of the connection
+//	confirmed → lost       the connection was replaced, the queue is gone, or has no consumer
 type stage uint32
 
 const (
 	stageSettled   stage = iota // no attempt is under way, the last did not arrive; the zero value
 	stageQueued                 // handed to the publisher, not written
-	stageCanceled               // given up before it was written: it never runs
-	stageWritten                // written, the broker's word is open
-	stageConfirmed              // the broker has it; the answer is open
+	stageCanceled               // canceled before the write: it never runs
+	stageWritten                // written, not confirmed yet
+	stageConfirmed              // confirmed; the response is outstanding
 	stageLost                   // no attempt is under way, the last may have arrived
 )
 
-// event is what a waiting call learns.
+// event is a notification to a waiting call.
 type event struct {
 	kind   eventKind
 	result publishResult
@@ -38,95 +40,96 @@ type event struct {
 type eventKind uint8
 
 const (
-	eventPublished eventKind = iota // the fate of its attempt
-	eventAnswered                   // it has an answer
-	eventExpired                    // its deadline has passed
+	eventPublished eventKind = iota // the publish result of the attempt
+	eventAnswered                   // a response has arrived
+	eventExpired                    // the deadline has passed
 	eventClosed                     // the client is closed
-	eventCanceled                   // its context has ended
-	eventAttempt                    // it is time for an attempt
-	eventFull                       // it was nacked, and the queue is at its bound
+	eventCanceled                   // the context has ended
+	eventAttempt                    // the next attempt is due
+	eventFull                       // the request was nacked, and the queue is at its bound
 )
 
-// maxEvents is how many events a call can have that nobody has read: one of each kind.
+// maxEvents bounds a call's unread events: one event of each kind up to eventAttempt.
 const maxEvents = int(eventAttempt) + 1
 
-// route is the way of a client's calls, which all of them share.
+// route has the settings and the state shared by all calls of a client.
 type route struct {
 	queue      string                // the request queue
-	check      func(*Response) error // of responses that would be results; nil: none
+	check      func(*Response) error // checks successful responses; nil: no check
 	replyTo    string                // only setup changes it, while no session publishes
 	persistent bool
 	timed      bool // attempts have a time limit
-	// nackProves says that a nack proves that the request was not delivered: the queue is a
-	// quorum queue, which rejects a message only before it is written to its log.
+	// nackProves means that a nacked request was certainly not delivered: the queue is a
+	// quorum queue, which rejects a message only before writing the message to its log.
 	nackProves bool
 	user       brokerUser
 	outbox     *outbox
 	watch      *queueWatch
 	queueGate  *queueGate
-	batch      *batchTarget // nil when the batch lane is off
+	batch      *batchTarget // nil without batches
 }
 
-// call is one pending call. The goroutine inside Client.Call owns it and is the
-// only one that starts attempts; the session's goroutines report through events.
+// call is a pending call. The goroutine inside Client.Call owns the call, and no other
+// goroutine starts attempts; the session's goroutines report through events.
 type call struct {
 	req      *Request
 	route    *route
 	deadline time.Time
-	future   *Future // that is to settle; nil when a goroutine waits for the call
+	future   *Future // of Client.Go; nil when a goroutine waits for the call
 
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
-	sent       atomic.Int32  // how often it was written
-	sentAt     atomic.Int64  // when the last attempt was written, in ns; only where attempts are timed
-	returned   atomic.Bool   // the broker gave the last attempt back
-	batched    atomic.Bool   // the last attempt travelled in a batch
-	// events never blocks its senders: a call gets each kind at most once, but for an
-	// attempt's fate, which is taken before the next attempt starts. A future that no
-	// goroutine sees to has none.
+	sent       atomic.Int32  // number of written attempts
+	sentAt     atomic.Int64  // time of the last write, in ns; only with route.timed
+	returned   atomic.Bool   // the broker returned the last attempt
+	batched    atomic.Bool   // the last attempt was sent in a batch
+	// events never blocks its senders: a call gets each kind at most once, except for the
+	// publish result of an attempt, which is read before the next attempt starts. It is nil
+	// for a future without a goroutine.
 	events chan event
-	// suspected counts the channels that ended while an attempt was unconfirmed, and rejection
-	// is why the broker does not take the request. The publisher writes them before it reports.
+	// suspected counts the channels that ended while an attempt was unconfirmed. rejection is
+	// the broker's reason for rejecting the request. The publisher sets both before reporting.
 	suspected int
 	rejection error
-	resent    bool // of this attempt: an earlier one may have arrived
+	resent    bool // of this attempt: an earlier attempt may have arrived
 
-	// The pending table's lock guards these; the answer may be read after its event.
+	// The pending table's lock guards the fields up to watcherIndex; answer may be read after
+	// eventAnswered.
 	entry            *pendingEntry
 	answer           reply
-	echoed           bool // the answer told which round it answers
-	inDeadlines      bool // among those that have the client's own deadline
+	echoed           bool // the response named the round it answers
+	inDeadlines      bool // in the list of calls with the client's default deadline
 	prevDue, nextDue *call
-	watcher          *ctxWatcher // of a future, while its context is watched
+	watcher          *ctxWatcher // watcher of a future's context
 	watcherIndex     int
 
-	// round counts the refusals of servers that the call was retried after. Requests
-	// carry it and answers echo it, so that a second copy of an earlier refusal is
-	// not taken for the answer to the retry.
+	// round counts the server refusals after which the call was retried. Requests carry the
+	// round and responses echo it, so that a second copy of an earlier refusal is not mistaken
+	// for the response to the retry.
 	round int64
 
 	responded bool        // a response was read
-	response  *properties // of that
-	body      []byte      // of that, if it was a result
+	response  *properties // properties of the response
+	body      []byte      // body of the response, if a result
 
-	lastResult publishResult // of the attempt before
+	lastResult publishResult // publish result of the last attempt
 	uncertain  bool          // an earlier attempt may have arrived
-	refusal    *Error        // the server's, when that ended the last attempt
-	elsewhere  int           // how often a server refused it as unimplemented
-	refusers   []string      // the servers that did and said who they are
-	alone      bool          // it travels in no batch
-	// unknownBefore is how many answers to unknown calls had come when it was made.
+	refusal    *Error        // the server's refusal, if it ended the last attempt
+	elsewhere  int           // number of refusals as unimplemented
+	refusers   []string      // known ids of the servers that refused as unimplemented
+	alone      bool          // not to be sent in a batch
+	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
-	probes        uint64                      // the epoch of the gate in which it has the turn; 0: it has not
+	probes        uint64                      // epoch of the queue gate in which the call may probe; 0: it may not
 	wait          *backoff.ExponentialBackOff // between attempts; nil before the first wait
 }
 
-// newCall returns a call for a goroutine that waits.
+// newCall returns a call for a waiting goroutine.
 func newCall(req *Request, r *route) *call {
 	return &call{req: req, route: r, events: make(chan event, maxEvents)}
 }
 
-// notify hands an event to whoever waits for the call. It never waits.
+// notify delivers an event to the call's future or waiting goroutine. It never blocks.
 func (k *call) notify(ev event) {
 	if k.future != nil {
 		k.future.onEvent(k, ev)
@@ -135,11 +138,11 @@ func (k *call) notify(ev event) {
 	}
 }
 
-// nextRound returns the call for the round after a server's refusal: the same request
-// under the same id. It is another value, because the broker's word on the refused
-// attempt may still be on its way and must not be taken for the next one's.
+// nextRound returns the call for the round after a server's refusal: the same request under
+// the same id. The call is a new value, because the publish result of the refused attempt may
+// still arrive and must not be mistaken for the result of the next attempt.
 func (k *call) nextRound() *call {
-	k.cancelSend() // answered before a re-send left
+	k.cancelSend() // the response came before a re-send was written
 	n := newCall(k.req, k.route)
 	n.deadline, n.future = k.deadline, k.future
 	n.round, n.uncertain, n.wait, n.probes = k.round+1, k.uncertain, k.wait, k.probes
@@ -149,7 +152,7 @@ func (k *call) nextRound() *call {
 	return n
 }
 
-// nextWait returns how long to wait before the next attempt.
+// nextWait returns the wait before the next attempt.
 func (k *call) nextWait() time.Duration {
 	if k.wait == nil {
 		k.wait = newBackoff(resendMin, resendMax)
@@ -157,13 +160,13 @@ func (k *call) nextWait() time.Duration {
 	return max(k.wait.NextBackOff(), time.Millisecond)
 }
 
-// transition makes one step and reports whether this party made it.
+// transition changes the stage from one value to another and reports success.
 func (k *call) transition(from, to stage) bool {
 	return k.stage.CompareAndSwap(uint32(from), uint32(to))
 }
 
-// send hands an attempt to the publisher. Without a link it waits in the outbox for
-// the next one.
+// send queues an attempt for the publisher. Without a connection the attempt waits in the
+// outbox for the next session.
 func (k *call) send() {
 	k.resent = k.uncertain
 	k.batched.Store(false)
@@ -172,7 +175,7 @@ func (k *call) send() {
 	k.route.outbox.put(k)
 }
 
-// cancelSend takes back an attempt that was not written, and reports whether it did.
+// cancelSend cancels an unwritten attempt and reports success.
 func (k *call) cancelSend() bool {
 	if !k.transition(stageQueued, stageCanceled) {
 		return false
@@ -181,13 +184,13 @@ func (k *call) cancelSend() bool {
 	return true
 }
 
-// canceled implements outgoing.
+// canceled implements outbound.
 func (k *call) canceled() bool { return stage(k.stage.Load()) == stageCanceled }
 
-// budget is the time that the call has left.
+// budget returns the time left until the deadline.
 func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
 
-// beginSend implements outgoing.
+// beginSend implements outbound.
 func (k *call) beginSend(generation uint64) bool {
 	k.generation.Store(generation)
 	if !k.transition(stageQueued, stageWritten) {
@@ -200,19 +203,19 @@ func (k *call) beginSend(generation uint64) bool {
 	return true
 }
 
-// publishing implements outgoing. Every request is mandatory: without a queue the
-// broker returns it, and the caller learns at once that nobody serves.
+// publishing implements outbound. Every request is mandatory: without a queue the broker
+// returns the request, and the caller learns at once about the missing servers.
 func (k *call) publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	k.batched.Store(false) // also of one that boarded a batch which no other call joined
+	k.batched.Store(false) // set by appendTo, also for a batch of one call
 	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	markAgain(&msg, k.resent, k.round)
 	msg.UserId = k.route.user.get()
 	return k.route.queue, true, msg
 }
 
-// onResult implements outgoing. A message that the broker gave back is settled by its
-// confirm, which follows at once: settled by the return, its confirm could come when
-// the next attempt is under way, and would be taken for that one's.
+// onResult implements outbound. The confirm of a returned message, which follows the return at
+// once, ends the attempt. If the return ended the attempt, the confirm could arrive during the
+// next attempt and be mistaken for its confirm.
 func (k *call) onResult(f publishResult) {
 	if k.returned.Swap(false) {
 		f = resultReturned
@@ -248,11 +251,11 @@ func (k *call) reject(cause error) {
 // suspicion implements suspect.
 func (k *call) suspicion() int { return k.suspected }
 
-// sessionReplaced tells a confirmed call that a new session took over from the one
-// that wrote it. answersLost says that the reply queue, and what was in it, is
-// gone. An idempotent call is given back to its caller, who re-sends it: its request
-// may be gone with the old link's broker, and nobody here can tell. Any other keeps
-// waiting for its answer, unless that is gone.
+// sessionReplaced notifies a confirmed call when the session of its last attempt was replaced.
+// answersLost means the loss of the reply queue and its responses. An idempotent call is
+// notified so that its caller sends the request again: the request may be gone with the broker
+// of the old connection, and the client cannot find out. Any other call keeps waiting for its
+// response, unless answersLost is true.
 func (k *call) sessionReplaced(generation uint64, answersLost bool) {
 	if k.generation.Load() >= generation || !answersLost && !k.req.Idempotent {
 		return
@@ -262,7 +265,7 @@ func (k *call) sessionReplaced(generation uint64, answersLost bool) {
 	}
 }
 
-// outcome tells what is certain when the caller gives up now.
+// outcome returns the outcome of a call ending now, and cancels an unwritten attempt.
 func (k *call) outcome() Outcome {
 	unsent := k.cancelSend() || stage(k.stage.Load()) == stageSettled
 	if unsent && !k.uncertain {
@@ -271,8 +274,9 @@ func (k *call) outcome() Outcome {
 	return MayHaveRun
 }
 
-// newID returns a correlation id, a UUID of version 4 (RFC 9562 section 5.4). It is not
-// to be guessed: who knows a call's key can have its answer. Safe for concurrent use.
+// newID returns a correlation id, a UUID of version 4 (RFC 9562 section 5.4). The id must not
+// be guessable: a party that knows a call's key can obtain its response. Safe for concurrent
+// use.
 func newID() string {
 	s, _ := idSources.Get().(*idSource)
 	id := s.next()
@@ -280,13 +284,13 @@ func newID() string {
 	return id.String()
 }
 
-// idSources are sources of random bytes that nobody uses at the moment.
+// idSources are the idle sources of random bytes.
 //
 //nolint:gochecknoglobals // what is in it is the same for everybody.
 var idSources = sync.Pool{New: func() any { return &idSource{used: idBytes} }}
 
-// idBytes is how many random bytes are fetched at once: asking the system for each id
-// takes longer than all the rest of making one.
+// idBytes is the number of random bytes fetched at once: a system call for each id would take
+// longer than all other work for the id.
 const idBytes = 64 * len(uuid.UUID{})
 
 // idSource makes ids for one goroutine at a time.

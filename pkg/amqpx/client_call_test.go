@@ -8,7 +8,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// queuedCall is a call that was handed to the publisher.
+// queuedCall returns a call in the publisher's queue.
 func queuedCall(idempotent bool) *call {
 	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent}, testRoute())
 	k.stage.Store(uint32(stageQueued))

@@ -23,8 +23,8 @@ func hops() map[string]hop {
 	}
 }
 
-// startHops starts a caller, a server whose method "first" makes the hop, and the server of
-// the method "second", which runs until its context ends.
+// startHops starts a caller, a server with the method "first", which makes the hop, and a server
+// with the method "second", which runs until its context ends.
 func startHops(t *testing.T, h hop) (caller *Client, first, second *watchedHandler) {
 	t.Helper()
 	b := newFakeBroker()
@@ -103,7 +103,7 @@ func TestHandlersContextIsOverAfterTheHandler(t *testing.T) {
 	})
 }
 
-// A handler that makes a call with Go keeps its context when that call has settled.
+// A handler's context stays usable after a call made with Go has settled.
 func TestFutureLeavesTheCallersContextAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -137,8 +137,8 @@ func TestMiddlewareMayDetachTheContext(t *testing.T) {
 	})
 }
 
-// Middleware may send a request twice at once and return with the first response: the call
-// that is left over ends with the context that it got.
+// Middleware may send a request in a goroutine and return before the response. The remaining
+// call ends with the context of the outer call.
 func TestCallLeftOverByMiddlewareEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestCallLeftOverByMiddlewareEnds(t *testing.T) {
 					_, err := next(ctx, req)
 					leftOver.Store(&err)
 				}()
-				<-time.After(time.Second) // without a look at the context
+				<-time.After(time.Second) // ignores the context
 				return []byte("enough"), nil
 			}
 		}))

@@ -14,9 +14,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// cancels are the calls that their callers gave up and that a server may have in hand:
-// the control plane tells the servers, which then end the handlers' contexts. Nothing of
-// it is used, nor sent, before somebody gives up. Safe for concurrent use.
+// cancels holds the canceled calls that a server may have received. The control plane tells
+// the servers, which then end the handlers' contexts. Before the first cancellation nothing is
+// opened or sent. Safe for concurrent use.
 type cancels struct {
 	wake chan struct{} // has a token while calls wait
 
@@ -24,12 +24,13 @@ type cancels struct {
 	waiting []*Request
 }
 
-// maxCancels bounds the calls that wait to be told of. Those beyond it run to their end.
+// maxCancels bounds the canceled calls waiting to be published. The handlers of further
+// canceled calls run to their end.
 const maxCancels = 4096
 
 func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
 
-// add has the servers told of a call. It never waits.
+// add queues the cancellation of a call. It never blocks.
 func (c *cancels) add(req *Request) {
 	c.mu.Lock()
 	if len(c.waiting) < maxCancels {
@@ -42,7 +43,7 @@ func (c *cancels) add(req *Request) {
 	}
 }
 
-// take returns the calls that wait.
+// take returns and removes the waiting calls.
 func (c *cancels) take() []*Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,16 +52,16 @@ func (c *cancels) take() []*Request {
 	return all
 }
 
-// sendCancel tells the servers that nobody waits for a call any more, if its caller gave it up
-// and one of them may have it. A call whose time is over needs no word: they know its time.
+// sendCancel queues a cancellation if the caller canceled the call and a server may have the
+// request. An expired call needs no cancellation: servers know its deadline.
 func (c *Client) sendCancel(req *Request, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
 		c.cancels.add(req)
 	}
 }
 
-// publishCancels tells the servers while a session lasts. It publishes on a channel of its
-// own, because a missing exchange ends the channel; how often it looks for one is bounded.
+// publishCancels publishes cancellations while a session lasts. It uses its own channel,
+// because a missing exchange ends the channel; the looks for the exchange have growing pauses.
 func (c *Client) publishCancels(s *session) {
 	var ch channel
 	missing := newBackoff(lookEvery, lookMissingMax)
@@ -88,15 +89,15 @@ func (c *Client) publishCancels(s *session) {
 			msg, waiting = encodeCancel(waiting)
 			c.signCancel(&msg)
 			if ch.publishFanout(c.cfg.queue.controlExchange(), msg) != nil {
-				break // the next one opens another channel
+				break // the next cancellation opens another channel
 			}
 		}
 	}
 }
 
-// signCancel marks a cancellation as that of this client: servers end only calls of the
+// signCancel adds the identity of this client to a cancellation: servers end only calls of the
 // same user and reply_to. The address of direct reply-to is not known here, and belongs to
-// another channel: there the ids alone, which nobody can guess, say whose the calls are.
+// another channel: in this mode the ids alone, which cannot be guessed, prove the ownership.
 func (c *Client) signCancel(msg *amqp.Publishing) {
 	msg.UserId = c.route.user.get()
 	if c.cfg.replyMode == ReplyQueue {
@@ -104,7 +105,8 @@ func (c *Client) signCancel(msg *amqp.Publishing) {
 	}
 }
 
-// openControl opens a channel to publish to the control plane, which must be there.
+// openControl opens a channel for publishing to the control plane's exchange, which must
+// exist.
 func openControl(l brokerConn, exchange string) (channel, error) {
 	ch, err := l.channel()
 	if err != nil {
@@ -113,7 +115,8 @@ func openControl(l brokerConn, exchange string) (channel, error) {
 	return ch, ch.ExchangeDeclarePassive(exchange, amqp.ExchangeFanout, true, false, false, false, nil)
 }
 
-// encodeCancel makes a message of as many calls as fit a batch, and returns the others.
+// encodeCancel returns a message with as many calls as fit into a batch, and the remaining
+// calls.
 func encodeCancel(calls []*Request) (msg amqp.Publishing, rest []*Request) {
 	var body []byte
 	n := 0
@@ -132,26 +135,27 @@ func encodeCancel(calls []*Request) (msg amqp.Publishing, rest []*Request) {
 }
 
 const (
-	// fleetQuiet is how long no further server answers before the list is taken for
-	// whole: how many there are, nobody knows.
+	// fleetQuiet is how long no further server answers before the list counts as complete: the
+	// number of servers is unknown.
 	fleetQuiet = 500 * time.Millisecond
 	// maxInstances bounds the list.
 	maxInstances = 10_000
 )
 
-// Fleet asks every server of the request queue to describe itself, and returns the
-// answers, by name and then by age. Servers in other languages, and those without
-// [WithControl], are not in it. It waits until no further one has answered for half a
-// second, the client's timeout is over, or ctx ends; what has come by then is no error.
+// Fleet asks every server of the request queue to describe itself, and returns the answers,
+// sorted by name and then by age. The list does not include servers in other languages and
+// servers without [WithControl]. Fleet waits until no further server has answered for half a
+// second, the client's timeout is over, or ctx ends; if any server has answered by then, the
+// error is nil.
 //
-// The error is an [*Error]. Without a server it matches [ErrUnroutable], without a link
+// An error is an [*Error]. Without a server it matches [ErrUnroutable], without a connection
 // [ErrNotConnected] or [ErrBlocked].
 func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
 	}
 	byID := make(map[string]Instance)
-	latest := time.Now().Add(c.cfg.timeout) // whatever comes: somebody may make servers up
+	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send answers without end
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
 	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
@@ -180,9 +184,9 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	return all, nil
 }
 
-// Ping asks the servers of the request queue for a sign of life, and returns how long the
-// first one's took. It is for health checks at a low rate; the errors are those of
-// [Client.Fleet].
+// Ping asks the servers of the request queue for a sign of life, and returns the round-trip
+// time of the first answer. Ping is meant for health checks at a low rate; the errors are
+// those of [Client.Fleet].
 func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	if err := c.check(ctx); err != nil {
 		return 0, err
@@ -201,8 +205,8 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	return 0, err
 }
 
-// ask puts a question to every server and hands each answer to take, until that wants no
-// more, enough has a value, or ctx ends.
+// ask sends a question to every server and calls take with each answer, until take returns
+// false, enough has a value, or ctx ends.
 func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
 	s := c.sup.current()
 	switch st := c.Status(); {
@@ -216,7 +220,7 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 	return c.askThrough(ctx, s.pub, question, enough, take)
 }
 
-// askThrough is ask on a connection, for callers that know it to be open.
+// askThrough is ask on the given open connection.
 func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
 	q := &query{
 		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
@@ -232,7 +236,7 @@ func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, 
 		case d := <-q.answers:
 			var in Instance
 			if d.CorrelationId != question || json.Unmarshal(d.Body, &in) != nil {
-				continue // not from a server of ours
+				continue // not from a server of this package
 			}
 			in.RoundTripMS = float64(time.Since(begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
 			if !take(&in) {
@@ -248,8 +252,8 @@ func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, 
 	}
 }
 
-// query is one question on its way, with a channel and a queue of its own: what goes
-// wrong with it costs no call anything.
+// query is a question to the servers, with its own channel and queue, so that a fault of the
+// query does not affect calls.
 type query struct {
 	conn               brokerConn
 	exchange, question string
@@ -258,8 +262,8 @@ type query struct {
 	over               chan struct{}
 }
 
-// run asks and passes the answers on until the inquiry is over. The calls to the broker
-// take no context; they end with the connection.
+// run asks the question and passes the answers on until the query is over. The calls to the
+// broker take no context; they end with the connection.
 func (q *query) run() {
 	ch, err := openControl(q.conn, q.exchange)
 	if ch != nil {
@@ -309,13 +313,13 @@ func (q *query) collect(ch channel) error {
 	}
 }
 
-// questionExpires is how long a question waits for a server that is busy.
+// questionExpires is how long a question waits for a busy server.
 const questionExpires = 10 * time.Second
 
 // errNoServerListens means that no server has a queue at the exchange.
 var errNoServerListens = errors.New("no server listens")
 
-// wrapError makes the error of an inquiry that failed.
+// wrapError returns the error of a failed query.
 func (q *query) wrapError(err error) error {
 	var refused *amqp.Error
 	if errors.Is(err, errNoServerListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {

@@ -15,7 +15,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// watchedHandler is a handler that tells when it began and what its context ended with.
+// watchedHandler is a handler that reports the start of each run and the error of its context at
+// the end.
 type watchedHandler struct {
 	begun chan string
 	ended chan error
@@ -130,7 +131,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		first := goCall(c, within(t, time.Minute), "m", []byte("first"))
 		settle()
 		ctx, cancel := context.WithCancel(within(t, time.Hour))
-		second := goCall(c, ctx, "m", []byte("second")) // stays at the broker
+		second := goCall(c, ctx, "m", []byte("second")) // stays in the queue
 		settle()
 		cancel()
 		wantIs(t, (<-second).err, context.Canceled)
@@ -144,7 +145,8 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 	})
 }
 
-// What cannot be read in a message is no reason to let the others run on.
+// A malformed record in a cancellation message does not keep the other calls in the message
+// running.
 func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -162,7 +164,8 @@ func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
 	})
 }
 
-// Who else waits for the same execution keeps it alive.
+// A second call that waits for the same execution keeps the execution running when the first is
+// canceled.
 func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -196,7 +199,8 @@ func TestCallWhoseTimeIsOverIsNotToldOf(t *testing.T) {
 	})
 }
 
-// Without an exchange the client looks for one seldom, and calls lose nothing.
+// Without a control exchange, the client looks for the exchange seldom, and calls are not
+// affected.
 func TestCancelledWithoutAControlPlane(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -290,7 +294,8 @@ func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
 	}
 }
 
-// Who asks for the same while the cancelled run unwinds has it run again.
+// A call with the same key, made while the canceled handler is still returning, runs the handler
+// again.
 func TestCallThatJoinsACancelledExecution(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -317,7 +322,7 @@ func TestCallThatJoinsACancelledExecution(t *testing.T) {
 	})
 }
 
-// A copy of the cancelled request is nobody else's call.
+// A duplicate of the canceled request, with the same ids, does not run.
 func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -342,12 +347,12 @@ func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
 	})
 }
 
-// A cancellation counts for the calls of the user and the reply_to that it comes from, and
-// is answered, before the request comes as well as while it runs.
+// A cancellation applies only to calls with its sender's user and reply_to, whether the message
+// arrives before the request or while the handler runs. The canceled request is answered.
 func TestWhoseCallsACancellationEnds(t *testing.T) {
 	t.Parallel()
 	long := newID()
-	direct := directReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // as RabbitMQ writes one
+	direct := directReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // in RabbitMQ's form
 	for _, c := range []struct {
 		name      string
 		id        string
@@ -411,7 +416,7 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 	}
 }
 
-// take has a server handle a message of the control plane.
+// take passes a cancellation to the server.
 func (r *running) take(t *testing.T, msg amqp.Publishing) {
 	t.Helper()
 	if err := r.cancelCalls(&amqp.Delivery{ReplyTo: msg.ReplyTo, UserId: msg.UserId, Body: msg.Body}); err != nil {
@@ -419,13 +424,14 @@ func (r *running) take(t *testing.T, msg amqp.Publishing) {
 	}
 }
 
-// Whoever answers without end, in the name of servers that are not there, keeps nobody.
+// A sender of endless answers, in the name of servers that do not exist, cannot keep Fleet from
+// returning.
 func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		id   func(i int) string
 		took time.Duration
-		more int // than the one server that is there
+		more int // servers than the only real server
 	}{
 		"of one":        {func(int) string { return "made up" }, fleetQuiet, 1},
 		"of ever other": {func(i int) string { return fmt.Sprint(i) }, DefaultTimeout, 300},
@@ -451,7 +457,7 @@ func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
 	}
 }
 
-// answerAll answers whoever asks the servers, ten times a second.
+// answerAll sends an answer to every client that queries the servers, ten times a second.
 func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
 	tick := time.NewTicker(time.Second / 10)
 	defer tick.Stop()

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// deadlineList are the calls that have the client's own deadline, in its order: as it is
-// the same time after each call's begin, a list and one timer serve all of them. The
-// pending table's lock guards it.
+// deadlineList holds the calls with the client's default timeout. The timeout is constant, so
+// the calls are already ordered by deadline and one timer suffices. The pending table's lock
+// guards the list.
 type deadlineList struct {
 	oldest, newest *call
-	timer          *time.Timer // runs until the oldest's deadline, or an earlier one's; nil at first
+	timer          *time.Timer // runs until the oldest call's deadline or an earlier deadline; nil at first
 	running        bool
 }
 
-// deadlineSlack is how much later than its deadline a call may learn of it because it
-// was not added in order.
+// deadlineSlack is how late a call may learn of its deadline because it was added out of
+// order.
 const deadlineSlack = time.Millisecond
 
-// add puts a call behind the others, or returns false if its place is not there. When
-// a deadline has passed, expire is called.
+// add appends a call, or returns false if the call's deadline is before the newest call's by
+// more than deadlineSlack. expire is called when a deadline has passed.
 func (l *deadlineList) add(k *call, expire func()) bool {
 	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) {
 		return false
@@ -42,7 +42,7 @@ func (l *deadlineList) add(k *call, expire func()) bool {
 	return true
 }
 
-// remove takes a call out, if it is in. The timer is left to run.
+// remove removes a call, if present. The timer keeps running.
 func (l *deadlineList) remove(k *call) {
 	if !k.inDeadlines {
 		return
@@ -51,7 +51,7 @@ func (l *deadlineList) remove(k *call) {
 	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
 }
 
-// replace puts a call in the place of another, if that is in.
+// replace puts by in the place of k, if k is present.
 func (l *deadlineList) replace(k, by *call) {
 	if !k.inDeadlines {
 		return
@@ -63,7 +63,7 @@ func (l *deadlineList) replace(k, by *call) {
 	l.link(by, newer)
 }
 
-// link makes two calls neighbours; nil stands for the end of the list.
+// link makes two calls neighbors; nil stands for the end of the list.
 func (l *deadlineList) link(older, newer *call) {
 	if older == nil {
 		l.oldest = newer
@@ -77,7 +77,7 @@ func (l *deadlineList) link(older, newer *call) {
 	}
 }
 
-// expired takes out the calls whose deadline has passed, and winds the timer again.
+// expired removes and returns the calls whose deadline has passed, and restarts the timer.
 func (l *deadlineList) expired(now time.Time) (all []*call) {
 	for k := l.oldest; k != nil && !k.deadline.After(now); k = l.oldest {
 		l.remove(k)
@@ -96,18 +96,18 @@ func (l *deadlineList) stop() {
 	}
 }
 
-// ctxWatchers tell calls that nobody waits for when their contexts end. Calls made with the
-// same context share one watch. The pending table's lock guards them.
+// ctxWatchers notify calls without a goroutine when their contexts end. Calls with the same
+// context share a watcher. The pending table's lock guards ctxWatchers.
 type ctxWatchers map[<-chan struct{}]*ctxWatcher
 
-// ctxWatcher is the calls of one context.
+// ctxWatcher watches the context of its calls.
 type ctxWatcher struct {
 	done  <-chan struct{}
-	calls []*call     // each knows its place
-	stop  func() bool // ends the watch; nil until it is set up
+	calls []*call     // call.watcherIndex is the index in calls
+	stop  func() bool // ends the watch; nil until set
 }
 
-// watch has the call told when its context ends.
+// watch notifies the call when its context ends.
 func (p *pending) watch(ctx context.Context, k *call) {
 	done := ctx.Done()
 	if done == nil {
@@ -136,7 +136,7 @@ func (p *pending) watch(ctx context.Context, k *call) {
 	}
 }
 
-// contextEnded tells the calls of a context.
+// contextEnded notifies the calls of a context.
 func (p *pending) contextEnded(w *ctxWatcher) {
 	p.mu.Lock()
 	calls := w.calls
@@ -152,15 +152,15 @@ func (p *pending) contextEnded(w *ctxWatcher) {
 	}
 }
 
-// forget takes a watch out. The caller holds the table's lock.
+// forget removes a watcher. The caller holds the table's lock.
 func (all ctxWatchers) forget(w *ctxWatcher) {
 	if all[w.done] == w {
 		delete(all, w.done)
 	}
 }
 
-// remove takes a call out of its watch, if it has one, and returns what ends the watch
-// when that was its last. The caller holds the table's lock.
+// remove removes a call from its watcher, if any. It returns the watcher's stop function after
+// the last call, else nil. The caller holds the table's lock.
 func (all ctxWatchers) remove(k *call) (stop func() bool) {
 	w := k.watcher
 	if w == nil {
@@ -178,8 +178,7 @@ func (all ctxWatchers) remove(k *call) (stop func() bool) {
 	return w.stop
 }
 
-// replace puts a call in the place of another in its watch. The caller holds the table's
-// lock.
+// replace puts by in the place of k in k's watcher. The caller holds the table's lock.
 func (all ctxWatchers) replace(k, by *call) {
 	if w := k.watcher; w != nil {
 		w.calls[k.watcherIndex] = by

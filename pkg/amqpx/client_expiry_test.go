@@ -16,7 +16,7 @@ func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
 		var waiting []<-chan result
 		for range 5 {
 			waiting = append(waiting, goCall(r.client, t.Context(), "hangs", nil))
-			wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "") // comes and goes between them
+			wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "") // starts and ends between the waiting calls
 			pass(time.Second)
 		}
 		for _, done := range waiting {
@@ -25,12 +25,13 @@ func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
 			wantSame(t, "took", got.took, DefaultTimeout)
 		}
 		pass(2 * DefaultTimeout)
-		got := <-goCall(r.client, t.Context(), "hangs", nil) // the first in a list that was empty
+		got := <-goCall(r.client, t.Context(), "hangs", nil) // the first in an empty list
 		wantSame(t, "took", got.took, DefaultTimeout)
 	})
 }
 
-// Middleware that waits before it goes on puts calls out of the order of their deadlines.
+// Middleware that waits before it sends a request registers calls out of the order of their
+// deadlines. The calls still expire in time.
 func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -72,7 +73,7 @@ func TestDeadlinesKeepTheirOrder(t *testing.T) {
 		l.remove(calls[0])
 		l.remove(calls[2])
 		l.remove(calls[5])
-		l.remove(calls[5]) // twice does no harm
+		l.remove(calls[5]) // a second removal does no harm
 		by := pendingCall("in the place of 3")
 		by.deadline = calls[3].deadline
 		l.replace(calls[3], by)
@@ -92,7 +93,7 @@ func TestDeadlineContext(t *testing.T) {
 	errCause := errors.New("the cause")
 	for _, c := range []struct {
 		name  string
-		made  bool // somebody asked before
+		made  bool // the context was created before
 		then  func(c *lazyContext, cancel context.CancelCauseFunc)
 		want  error
 		cause error
@@ -134,7 +135,7 @@ func TestDeadlineContext(t *testing.T) {
 	}
 }
 
-// Deadlines may pass while calls are still being made.
+// Deadlines may pass while calls are being registered.
 func TestCallsWithNextToNoTime(t *testing.T) {
 	t.Parallel()
 	c := startClient(t, newFakeBroker(), WithTimeout(time.Nanosecond), WithCallOptions(WaitForServer()))
@@ -154,7 +155,7 @@ func goResult(c *Client, ctx context.Context, method string) <-chan result { //n
 	return done
 }
 
-// Tracing asks every call's context for its span: that must not cost a timer.
+// Tracing reads a value, the span, from every call's context. Reading must not create a timer.
 func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
 	t.Parallel()
 	type key struct{}
@@ -162,7 +163,7 @@ func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
 	defer ctx.cancel()
 	wantSame(t, "value", ctx.Value(key{}), any("value"))
 	wantSame(t, "made", ctx.created(), false)
-	child, cancel := context.WithCancel(ctx) // hangs itself on the real one
+	child, cancel := context.WithCancel(ctx) // registers with the real context
 	defer cancel()
 	wantSame(t, "made", ctx.created(), true)
 	ctx.cancel()

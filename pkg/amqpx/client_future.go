@@ -11,34 +11,33 @@ import (
 	"go.uber.org/zap"
 )
 
-// Future is a call that was made with [Client.Go]. Its methods are safe for any number of
-// goroutines.
+// Future is a call made with [Client.Go]. Its methods are safe for concurrent use.
 type Future struct {
 	client *Client
 	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *lazyContext    // ctx, when the future made it; nil when ctx is the caller's
+	own    *lazyContext    // ctx, if made by the future; nil if ctx is the caller's
 
 	watched observation
 
 	mu    sync.Mutex
 	state futureState
-	early []event // that came while it was being made
+	early []event // events received in futureMade
 
-	answer []byte // set before done is
+	answer []byte // set before done
 	err    error
-	// done is closed when the call has settled. It is made when somebody asks for it.
+	// done is closed when the call has settled. The channel is made on the first use of Done.
 	done atomic.Pointer[chan struct{}]
 }
 
 type futureState uint8
 
 const (
-	futureMade   futureState = iota // it is being made
-	futureAsleep                    // nobody is at work for the call; its next event wakes it
-	futureAwake                     // a goroutine sees to the call, or it has settled
+	futureMade   futureState = iota // being made
+	futureAsleep                    // no goroutine works for the call; the next event wakes the future
+	futureAwake                     // a goroutine works for the call, or the call has settled
 )
 
-// settledFuture is the done of futures that had settled before anybody asked.
+// settledFuture is the done channel of futures that settled before the first use of Done.
 //
 //nolint:gochecknoglobals // it never changes.
 var settledFuture = func() *chan struct{} {
@@ -47,13 +46,13 @@ var settledFuture = func() *chan struct{} {
 	return &c
 }()
 
-// Go makes a call like [Client.Call] and does not wait for it. A call that waits costs
-// some hundred bytes instead of a goroutine, so a hundred thousand may be under way at
-// once; [WithMaxInFlight] bounds them. With middleware each takes a goroutine all the
-// same, because middleware waits.
+// Go makes a call like [Client.Call] and does not wait for the response. A waiting call costs
+// some hundred bytes instead of a goroutine, so a hundred thousand calls may be in flight at
+// once; [WithMaxInFlight] bounds the number. With middleware every call takes a goroutine,
+// because middleware waits.
 //
-// What Call says about deadline, outcome and errors holds for the result. The body may
-// be changed as soon as Go has returned.
+// Deadline, outcome and errors are those of Call. The body may be changed as soon as Go has
+// returned.
 func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
 	if err := c.checkCall(ctx, opts); err != nil {
 		f := &Future{err: err}
@@ -66,7 +65,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.runInGoroutine(c.handler, req)
 		return f
 	}
-	// Close waits until the call is left to its events, or seen to by a goroutine.
+	// Close waits until the call is parked or has a goroutine.
 	if !c.pending.unlessClosed(func() { c.futures.Add(1) }) {
 		f.settle(nil, c.limitError(ErrClosed))
 		return f
@@ -85,20 +84,20 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.bound(deadline)
 	}
 	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
-	if f.ctx.Err() == nil {   // else the watch tells
+	if f.ctx.Err() == nil {   // otherwise the watch notifies the call
 		k.send()
 	}
 	f.park(k)
 	return f
 }
 
-// bound gives the call a context of its own with a deadline, which settle ends.
+// bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
 	f.own = withDeadline(f.ctx, deadline)
 	f.ctx = f.own
 }
 
-// runInGoroutine makes the call in a goroutine of its own.
+// runInGoroutine makes the call in a new goroutine.
 func (f *Future) runInGoroutine(h Handler, req *Request) {
 	req.Body = bytes.Clone(req.Body)
 	if _, ok := f.ctx.Deadline(); !ok {
@@ -122,7 +121,7 @@ func (f *Future) runInGoroutine(h Handler, req *Request) {
 	}
 }
 
-// park leaves the call to its events.
+// park makes the future react to events without a goroutine.
 func (f *Future) park(k *call) {
 	f.mu.Lock()
 	f.state = futureAsleep
@@ -134,8 +133,9 @@ func (f *Future) park(k *call) {
 	}
 }
 
-// onEvent takes an event of the call. This is the goroutine of whoever reports it, which
-// must not wait: only a result takes no more than a moment.
+// onEvent handles an event of the call. It runs on the reporting goroutine (the response
+// reader, the publisher or a timer) and must not block. A successful response settles the
+// future inline, unless the client checks responses; any other event starts a goroutine.
 func (f *Future) onEvent(k *call, ev event) {
 	result := ev.kind == eventAnswered && k.answer.failed == nil && k.route.check == nil
 	f.mu.Lock()
@@ -147,14 +147,14 @@ func (f *Future) onEvent(k *call, ev event) {
 		f.state = futureAwake
 		if !result {
 			k.events = make(chan event, maxEvents)
-			f.client.futures.Add(1) // here, so that Close, which tells every call before it waits, waits for it
+			f.client.futures.Add(1) // added here because Close notifies every call before waiting
 		}
 	}
 	events := k.events
 	f.mu.Unlock()
 	switch {
 	case state == futureAsleep && result:
-		k.cancelSend() // answered before a re-send left
+		k.cancelSend() // the response came before a re-send was written
 		f.client.pending.remove(k)
 		k.keepResponse(&k.answer)
 		f.client.account(k, k.answer.timing)
@@ -164,18 +164,18 @@ func (f *Future) onEvent(k *call, ev event) {
 			defer f.client.futures.Done()
 			f.settle(f.client.runCall(f.ctx, k, nil, ev))
 		}()
-	case state == futureAwake && events != nil: // else it has settled
+	case state == futureAwake && events != nil: // nil events: the call has settled
 		events <- ev
 	}
 }
 
-// settle ends the future, once.
+// settle settles the future, once.
 func (f *Future) settle(answer []byte, err error) {
 	defer f.finish(answer, err) // also when an observer ends this goroutine
 	f.client.recordCall(f.watched, err)
 }
 
-// finish sets what Wait returns.
+// finish sets the results of Wait.
 func (f *Future) finish(answer []byte, err error) {
 	if f.own != nil {
 		f.own.cancel()
@@ -191,7 +191,7 @@ func (f *Future) Done() <-chan struct{} {
 	if done := f.done.Load(); done != nil {
 		return *done
 	}
-	if f.client == nil { // nobody works for it
+	if f.client == nil { // not made by Client.Go, or failed in it at once
 		return *settledFuture
 	}
 	done := make(chan struct{})
@@ -201,8 +201,8 @@ func (f *Future) Done() <-chan struct{} {
 	return done
 }
 
-// Wait waits until the call has settled and returns what Call would have returned.
-// Calls settle by their deadlines, so it waits no longer than that.
+// Wait waits until the call has settled and returns the results of [Client.Call]. The wait
+// ends at the call's deadline at the latest.
 func (f *Future) Wait() ([]byte, error) {
 	<-f.Done()
 	if f.client == nil && f.err == nil {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// resultOf waits for a future.
+// resultOf waits for a future and returns its result.
 func resultOf(f *Future) result {
 	begun := time.Now()
 	answer, err := f.Wait()
@@ -23,7 +23,7 @@ func TestGoSettlesLikeCall(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		method  string
-		timeout time.Duration // 0: the client's own
+		timeout time.Duration // 0: the client's default
 		arrange func(*rig)
 		during  func(r *rig, cancel context.CancelFunc)
 		opts    []CallOption
@@ -100,7 +100,7 @@ func TestGoSettlesLikeCall(t *testing.T) {
 func TestCallsMadeWithGoTakeNoGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const calls, slack = 2000, 500 // other tests run beside this one
+		const calls, slack = 2000, 500 // other tests run in parallel
 		start := make(chan struct{})
 		r := startRig(t, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) {
 			<-start
@@ -174,7 +174,7 @@ func TestFutureIsDoneForEverybody(t *testing.T) {
 	})
 }
 
-// atDone is a context that does something when it is first asked for its end.
+// atDone is a context. Its first call of Done runs do.
 type atDone struct {
 	context.Context //nolint:containedctx // it is one.
 
@@ -187,7 +187,7 @@ func (a *atDone) Done() <-chan struct{} {
 	return a.Context.Done()
 }
 
-// Close waits for a future that is being made meanwhile.
+// Close during a call of Go settles the registered call.
 func TestCloseWhileAFutureIsMade(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestCloseWhileAFutureIsMade(t *testing.T) {
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
 		pending := make(chan int, 1)
-		ctx := &atDone{Context: within(t, time.Hour), do: func() { // the call is registered, and not sent
+		ctx := &atDone{Context: within(t, time.Hour), do: func() { // the call is registered but not sent
 			go func() {
 				_ = c.Close(context.WithoutCancel(t.Context()))
 				pending <- c.pending.len()

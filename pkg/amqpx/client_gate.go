@@ -8,30 +8,29 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// queueGate holds calls back while the request queue does not take messages, so that a
-// broker in trouble gets one request at a time from a client instead of one from every
-// call that waits. While the gate is shut, one parked call at a time has the turn: its
-// request is published as the probe. A confirm opens the gate for all. Safe for concurrent
-// use.
+// queueGate holds calls back while the request queue does not take messages. A broker in
+// trouble then gets a single request at a time from a client instead of a request from every
+// waiting call. While the gate is shut, one parked call at a time has the turn: its request is
+// published as the probe. A confirm opens the gate for all calls. Safe for concurrent use.
 type queueGate struct {
 	isShut atomic.Bool
 	turn   chan struct{} // has a token when the next parked call may publish
 
 	mu          sync.Mutex
-	opened      chan struct{} // closed when the gate opens; nil while it is open
-	epoch       uint64        // counts how often the gate was shut
-	refusedFrom time.Time     // since when the broker nacks; zero: it returned requests, or nothing is known
-	fullUntil   time.Time     // until then a nack means that the queue is at its bound
-	renewals    int           // links replaced since the gate was open
+	opened      chan struct{} // closed when the gate opens; nil while the gate is open
+	epoch       uint64        // number of times the gate was shut
+	refusedFrom time.Time     // start of the broker's nacks; zero: requests were returned, or nothing is known
+	fullUntil   time.Time     // until then a nack means a queue at its bound
+	renewals    int           // connections replaced since the gate was open
 	wait        *backoff.ExponentialBackOff
-	timer       *time.Timer // gives the turn; nil while none is due
+	timer       *time.Timer // grants the next turn; nil while no turn is due
 }
 
 const (
 	// probeMin and probeMax bound the wait before the next probe of a shut gate.
 	probeMin = 20 * time.Millisecond
 	probeMax = 500 * time.Millisecond
-	// fullFor is how long a queue counts as full after a nack proved that it is.
+	// fullFor is how long a queue counts as full after a nack proved the queue to be full.
 	fullFor = 5 * time.Second
 )
 
@@ -39,8 +38,8 @@ func newQueueGate() *queueGate {
 	return &queueGate{turn: make(chan struct{}, 1), wait: newBackoff(probeMin, probeMax)}
 }
 
-// shut shuts the gate because a request was nacked or returned, and reports whether it was
-// open. The first probe is due after a wait.
+// shut shuts the gate because a request was nacked or returned, and reports whether the gate
+// was open. The first probe is due after a wait.
 func (g *queueGate) shut(nacked bool) (was bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -60,7 +59,7 @@ func (g *queueGate) shut(nacked bool) (was bool) {
 	return true
 }
 
-// schedule gives the turn to a parked call after a wait. The caller holds mu.
+// schedule grants the turn to a parked call after a wait. The caller holds mu.
 func (g *queueGate) schedule() {
 	if g.timer == nil {
 		g.timer = time.AfterFunc(max(g.wait.NextBackOff(), time.Millisecond), g.grant)
@@ -81,8 +80,8 @@ func (g *queueGate) grant() {
 	}
 }
 
-// pass takes the turn back from the call that had it in an epoch: its probe failed, or the
-// call ended. Another parked call gets it after a wait.
+// pass ends the turn of the call that had it in an epoch: the probe failed, or the call ended.
+// Another parked call gets the turn after a wait.
 func (g *queueGate) pass(epoch uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -91,7 +90,7 @@ func (g *queueGate) pass(epoch uint64) {
 	}
 }
 
-// open lets every parked call go on: the broker has confirmed a request.
+// open opens the gate because the broker has confirmed a request.
 func (g *queueGate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -99,7 +98,7 @@ func (g *queueGate) open() {
 	g.release()
 }
 
-// full lets every parked call go on: a probe was nacked by a queue at its bound.
+// full opens the gate because a probe was nacked by a queue at its bound.
 func (g *queueGate) full() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -120,7 +119,7 @@ func (g *queueGate) release() {
 		g.timer = nil
 	}
 	select {
-	case <-g.turn: // of a probe that nobody needs any more
+	case <-g.turn: // the probe is not needed any more
 	default:
 	}
 }
@@ -142,8 +141,8 @@ func (g *queueGate) refusing() time.Duration {
 	return time.Since(g.refusedFrom)
 }
 
-// mayRenew reports whether a link of that age is to be replaced, because the broker has
-// nacked every request for a while. The pauses between such links grow.
+// mayRenew reports whether a connection of the given age is to be replaced, because the broker
+// has nacked every request for a while. The required age grows with each replaced connection.
 func (g *queueGate) mayRenew(age time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -154,15 +153,15 @@ func (g *queueGate) mayRenew(age time.Duration) bool {
 	return true
 }
 
-// passage returns what a call waits for while the gate is shut, and the gate's epoch; nil
-// when it is open.
+// passage returns the channel that is closed when the gate opens, and the gate's epoch; the
+// channel is nil while the gate is open.
 func (g *queueGate) passage() (opened <-chan struct{}, epoch uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.opened, g.epoch
 }
 
-// park holds a call back until the gate opens or the call has the turn to probe.
+// park holds a call back until the gate opens or the call gets the turn to probe.
 func (k *call) park(gone <-chan struct{}) event {
 	g := k.route.queueGate
 	opened, _ := g.passage()
@@ -185,7 +184,7 @@ func (k *call) park(gone <-chan struct{}) event {
 	}
 }
 
-// endProbe gives the turn back, if the call has it.
+// endProbe ends the call's turn, if any.
 func (k *call) endProbe() {
 	if k.probes != 0 {
 		k.route.queueGate.pass(k.probes)
@@ -193,23 +192,23 @@ func (k *call) endProbe() {
 	}
 }
 
-// mayPark reports whether the call waits while the request queue does not take messages:
-// it was told to wait for a server, an earlier attempt of it, an idempotent one, left, or it
-// was nacked and did not run.
+// mayPark reports whether the call waits while the request queue does not take messages. A
+// call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
+// have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
 	return k.req.sent.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
 }
 
-// retryBudget is a token bucket that keeps retries to a share of the calls, so that
-// they cannot multiply an outage: the "per-client retry budget" of
-// https://sre.google/sre-book/handling-overload/. It starts full. Safe for concurrent
+// retryBudget is a token bucket that limits retries to a share of the calls, so that retries
+// cannot multiply an outage: the "per-client retry budget" of
+// https://sre.google/sre-book/handling-overload/. The bucket starts full. Safe for concurrent
 // use.
 type retryBudget struct {
 	most, deposit int64 // in millionths of a retry
 	tokens        atomic.Int64
 }
 
-// retryCost is what one retry takes out of the bucket.
+// retryCost is the cost of a retry in the bucket's unit.
 const retryCost = 1_000_000
 
 func newRetryBudget(ratio float64, burst int) *retryBudget {
@@ -218,7 +217,7 @@ func newRetryBudget(ratio float64, burst int) *retryBudget {
 	return b
 }
 
-// earn deposits one call's share. While the bucket is full it writes nothing.
+// earn deposits a call's share. While the bucket is full it writes nothing.
 func (b *retryBudget) earn() {
 	for {
 		have := b.tokens.Load()
@@ -229,7 +228,7 @@ func (b *retryBudget) earn() {
 	}
 }
 
-// spend takes one retry out of the bucket; false means that too little is in it.
+// spend takes a retry out of the bucket; false means that the bucket holds too little.
 func (b *retryBudget) spend() bool {
 	for {
 		have := b.tokens.Load()

@@ -11,27 +11,27 @@ import (
 const (
 	// DefaultTimeout is the deadline of a call whose context has none.
 	DefaultTimeout = 30 * time.Second
-	// DefaultMaxInFlight bounds the calls that wait for an answer.
+	// DefaultMaxInFlight bounds the calls waiting for a response.
 	DefaultMaxInFlight = 65536
-	// DefaultMaxInFlightBytes bounds the memory of their bodies, 256 MiB.
+	// DefaultMaxInFlightBytes bounds the memory of their request bodies, 256 MiB.
 	DefaultMaxInFlightBytes = 256 << 20
-	// DefaultRetryRatio is how many retries each call adds to the retry budget.
+	// DefaultRetryRatio is the number of retries that each call adds to the retry budget.
 	DefaultRetryRatio = 0.1
-	// DefaultRetryBurst is how many retries the full retry budget holds.
+	// DefaultRetryBurst is the number of retries in the full retry budget.
 	DefaultRetryBurst = 100
 )
 
-// ReplyMode chooses how answers come back to a client.
+// ReplyMode chooses how responses reach a client.
 type ReplyMode string
 
 const (
-	// ReplyQueue is the default: one durable queue for each client, which expires
-	// unused after five minutes. It outlives the link, so answers wait there while
-	// the client reconnects.
+	// ReplyQueue is the default: one durable queue for each client, which expires after five
+	// minutes without use. The queue outlives the connection, so responses wait in the queue
+	// while the client reconnects.
 	ReplyQueue ReplyMode = "queue"
 	// ReplyDirect uses RabbitMQ's direct reply-to
-	// (https://www.rabbitmq.com/docs/direct-reply-to): no queue, but answers in
-	// flight are lost with the link, and publishing shares the consuming connection.
+	// (https://www.rabbitmq.com/docs/direct-reply-to): no queue, but responses in flight are
+	// lost with the connection, and publishing shares the consuming connection.
 	ReplyDirect ReplyMode = "direct"
 )
 
@@ -50,7 +50,7 @@ type clientConfig struct {
 	methods          map[string][]CallOption
 	observers        []ClientObserver
 	responseCheck    func(*Response) error // nil: none
-	observer         ClientObserver        // all of them together; nil: none
+	observer         ClientObserver        // all observers together; nil: none
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
@@ -85,10 +85,10 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	return c, nil
 }
 
-// maxRetryBurst keeps the retry budget's arithmetic far from its bounds.
+// maxRetryBurst keeps the arithmetic of the retry budget far from overflow.
 const maxRetryBurst = 1_000_000
 
-// validateClient reports every fault of what servers do not share.
+// validateClient reports every fault of the settings that only clients have.
 func (c *clientConfig) validateClient() error {
 	var faults []error
 	if c.replyMode != ReplyQueue && c.replyMode != ReplyDirect {
@@ -109,7 +109,7 @@ func (c *clientConfig) validateClient() error {
 	if c.maxInFlightBytes < c.maxMessageSize {
 		faults = append(faults, fmt.Errorf("max in flight %d bytes: want at least the max message size %d", c.maxInFlightBytes, c.maxMessageSize))
 	}
-	if !(c.retryRatio >= 0 && c.retryRatio <= 1) { // not a number is neither
+	if !(c.retryRatio >= 0 && c.retryRatio <= 1) { // NaN fails both comparisons
 		faults = append(faults, fmt.Errorf("retry ratio %v: want 0 to 1", c.retryRatio))
 	}
 	if c.retryBurst < 0 || c.retryBurst > maxRetryBurst {
@@ -129,16 +129,16 @@ type clientOption func(*clientConfig)
 
 func (o clientOption) applyClient(c *clientConfig) { o(c) }
 
-// WithReplyMode chooses how answers come back; the default is [ReplyQueue].
+// WithReplyMode chooses how responses reach the client; the default is [ReplyQueue].
 func WithReplyMode(m ReplyMode) ClientOption {
 	return clientOption(func(c *clientConfig) { c.replyMode = m })
 }
 
-// WithReplyQueueType sets the type of the reply queue in the mode [ReplyQueue]; the default
-// is [QueueClassic]. A classic queue lives on one node of a cluster: when that node goes down,
-// the client takes a new queue, and the answers in the old one are lost, so a call that is not
-// idempotent ends with [ErrOutcomeUnknown]. A [QueueQuorum] queue survives its node, and costs
-// the replication of every answer.
+// WithReplyQueueType sets the type of the reply queue in the mode [ReplyQueue]; the default is
+// [QueueClassic]. A classic queue lives on one node of a cluster: when the node goes down, the
+// client declares a new queue, and the responses in the old queue are lost, so a call that is
+// not idempotent ends with [ErrOutcomeUnknown]. A [QueueQuorum] queue survives the loss of its
+// node, and costs the replication of every response.
 func WithReplyQueueType(t QueueType) ClientOption {
 	return clientOption(func(c *clientConfig) { c.replyQueueType = t })
 }
@@ -149,45 +149,44 @@ func WithTimeout(d time.Duration) ClientOption {
 	return clientOption(func(c *clientConfig) { c.timeout = d })
 }
 
-// WithMaxInFlight bounds the calls that are under way at once; the default is
-// [DefaultMaxInFlight]. A call beyond the bound fails at once with
-// [ErrTooManyCalls], code [CodeResourceExhausted] and a RetryAfter hint, and has not
-// run: waiting would only hide the overload and use up the deadline.
+// WithMaxInFlight bounds the calls in flight; the default is [DefaultMaxInFlight]. A call
+// beyond the bound fails at once with [ErrTooManyCalls], code [CodeResourceExhausted] and a
+// RetryAfter hint, and has not run: waiting would only hide the overload and use up the
+// deadline.
 func WithMaxInFlight(n int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.maxInFlight = n })
 }
 
-// WithMaxInFlightBytes bounds the bytes of the request bodies that are under way at
-// once, of which the client keeps copies; the default is [DefaultMaxInFlightBytes].
-// It must be at least the maximum message size. A call beyond the bound fails like
-// one beyond [WithMaxInFlight].
+// WithMaxInFlightBytes bounds the bytes of the request bodies in flight, of which the client
+// keeps copies; the default is [DefaultMaxInFlightBytes]. The bound must be at least the
+// maximum message size. A call beyond the bound fails like a call beyond [WithMaxInFlight].
 func WithMaxInFlightBytes(n int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.maxInFlightBytes = n })
 }
 
-// WithRetryBudget bounds the retries of calls that were refused with
-// [CodeResourceExhausted] and did not run: by the broker, whose queue is full, or by
-// a server that has too much to do. A call is retried after a random wait that grows,
-// at least the server's hint, while its deadline leaves room and the budget lasts. The
-// budget starts with burst retries and never holds more; each call adds ratio of one,
-// 0 to 1. Without a retry left a call fails at once, with a RetryAfter hint. A burst of 0
-// means never to retry. The defaults are [DefaultRetryRatio] and [DefaultRetryBurst].
+// WithRetryBudget bounds the retries of calls that were refused with [CodeResourceExhausted]
+// and did not run: by the broker, whose queue is full, or by an overloaded server. A call is
+// retried after a random wait that grows and is at least the server's hint, while the call's
+// deadline and the budget allow. The budget starts with burst retries and never holds more;
+// each call adds ratio retries, 0 to 1. When the budget is empty, a refused call fails at once
+// with a RetryAfter hint. A burst of 0 means no retries. The defaults are [DefaultRetryRatio]
+// and [DefaultRetryBurst].
 //
-// Calls that wait for a server ([WaitForServer]) and calls sent again after a lost
-// link are not counted.
+// Calls that wait for a server ([WaitForServer]) and calls sent again after a lost connection
+// do not use the budget.
 func WithRetryBudget(ratio float64, burst int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.retryRatio, c.retryBurst = ratio, burst })
 }
 
-// WithMethod sets options for every call of one method, such as [Idempotent]. They
-// come after those of [WithCallOptions] and before a call's own. Given several times
-// for one method, they add up.
+// WithMethod sets options for every call of one method, such as [Idempotent]. They apply after
+// the options of [WithCallOptions] and before a call's own options. Options given several
+// times for one method add up.
 func WithMethod(method string, opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.methods[method] = append(c.methods[method], opts...) })
 }
 
-// WithCallOptions sets options for every call; those of [WithMethod] and a call's own
-// come after them.
+// WithCallOptions sets options for every call; the options of [WithMethod] and a call's own
+// options apply after them.
 func WithCallOptions(opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.callOptions = append(c.callOptions, opts...) })
 }
@@ -205,63 +204,63 @@ type callConfig struct {
 	contentType, contentEncoding string
 }
 
-// sentWith is what a request keeps of its options.
+// sentWith is the part of a call's options that its request keeps.
 type sentWith struct {
 	info          *CallInfo
 	waitForServer bool
-	ours          bool // nobody but the client itself sees the request
+	ours          bool // no middleware sees the request
 }
 
-// CallInfo tells how a call went. Pass one with [WithCallInfo]; it is filled in
+// CallInfo describes a finished call. Pass a CallInfo with [WithCallInfo]; its fields are set
 // when the call returns and must not be read before.
 type CallInfo struct {
-	// Attempts counts how often the request was sent: 1 unless it was re-sent, 0
-	// when it never left.
+	// Attempts counts how often the request was sent: 1 unless it was re-sent, 0 when it was
+	// never sent.
 	Attempts int
-	// Queue is how long the request waited inside the server for a worker; zero
-	// when the server did not say.
+	// Queue is how long the request waited inside the server for a worker; zero when the
+	// server did not report the time.
 	Queue time.Duration
-	// Handler is how long the handler ran; zero when the server did not say.
+	// Handler is how long the handler ran; zero when the server did not report the time.
 	Handler time.Duration
-	// CorrelationID identified the call, as in a server's log.
+	// CorrelationID identified the call, for example in a server's log.
 	CorrelationID string
-	// Response is the response that settled the call; nil when none arrived.
+	// Response is the response that settled the call; nil when no response arrived.
 	Response *Response
 }
 
-// Idempotent declares that running the call twice does no harm. Only such a call
-// is re-sent, under the same idempotency key, when the link is lost at a moment
-// that leaves its outcome open. [WithMethod] declares it for every call of a method.
+// Idempotent declares that running the call twice does no harm. Only an idempotent call is
+// re-sent, under the same idempotency key, when the connection is lost at a moment that leaves
+// the outcome open. [WithMethod] makes the declaration for every call of a method.
 func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true } }
 
-// WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) that
-// every re-send carries; the default is the call's correlation id. It declares the
-// call idempotent.
+// WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) carried by
+// every re-send; the default is the call's correlation id. The option also declares the call
+// idempotent.
 //
-// Within a minute by default ([WithReplay]), the same server runs requests with one method
-// and key of one user of the broker ([Request.User]; [WithDedupScope] tells other
-// identities) once, and gives all of them the response of that run. A key names one
-// request: with another body it fails with [CodeFailedPrecondition] and [DidNotRun]. Only
-// final results are kept, so a call that failed with a code such as [CodeUnavailable] runs
-// again. Two servers on one queue know nothing of each other's requests: what must not
-// happen twice needs the key in a database that they share. Whoever has the same user can
-// get the response of a key that it knows.
+// Within a minute by default ([WithReplay]), a server runs requests with the same method, key
+// and user of the broker ([Request.User]; [WithDedupScope] adds other identities) once, and
+// sends the response of this run to all of them. A key names one request: with another body
+// the call fails with [CodeFailedPrecondition] and [DidNotRun]. Only final results are stored,
+// so a call that failed with a code such as [CodeUnavailable] runs again. Two servers of one
+// queue do not know each other's requests: work that must not happen twice needs the key in a
+// database shared by the servers. A caller with the same user who knows a key can obtain its
+// response.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
 }
 
-// WaitForServer makes a call that finds no request queue wait, with backoff and
-// until its deadline, for a server to declare one. The default is to fail at once
-// with [ErrUnroutable].
+// WaitForServer makes a call wait when no request queue exists, with backoff and until the
+// call's deadline, for a server to declare the queue. The default is to fail at once with
+// [ErrUnroutable].
 func WaitForServer() CallOption { return func(c *callConfig) { c.waitForServer = true } }
 
-// WithHeader adds application headers. Names that begin with "rpc-", and "CC" and "BCC",
-// by which a broker routes, are reserved and make the call fail with [CodeInvalidArgument].
+// WithHeader adds application headers. Names beginning with "rpc-", and "CC" and "BCC", which
+// a broker uses for routing, are reserved and make the call fail with [CodeInvalidArgument].
 // So does a value that cannot be sent: a pointer, a struct other than [time.Time], a function,
-// a channel, a complex number, a whole number above 2^63 - 1, and a [time.Duration],
-// which would have no unit there. Texts, numbers, true and false, and bytes of any named type,
-// slices, arrays, and maps with text as keys are sent, at most 16 levels deep; a time.Time in
-// whole seconds. All headers together may take 64 KiB.
+// a channel, a complex number, a whole number above 2^63 - 1, and a [time.Duration], which
+// would lose its unit. Strings, numbers, booleans, bytes, slices, arrays, and maps with string
+// keys are sent, also of named types, at most 16 levels deep; a time.Time is sent in whole
+// seconds. All headers together may take 64 KiB.
 func WithHeader(header map[string]any) CallOption {
 	return func(c *callConfig) {
 		merged := maps.Clone(c.header)
@@ -275,12 +274,12 @@ func WithHeader(header map[string]any) CallOption {
 
 // WithContentType sets the content type and the content encoding of the request's body, such
 // as "application/json" and "gzip"; "" is none, the default. Each is at most 255 bytes long.
-// Servers of this package hand them to the handler and read no body themselves.
+// Servers of this package pass both to the handler and do not interpret the body.
 func WithContentType(contentType, contentEncoding string) CallOption {
 	return func(c *callConfig) { c.contentType, c.contentEncoding = contentType, contentEncoding }
 }
 
-// WithCallInfo has info filled in when the call returns. It asks the server for the
-// times, which takes headers in request and answer: they cost calls that travel alone an
+// WithCallInfo sets the fields of info when the call returns. The call asks the server for its
+// times, which takes headers in the request and the response: calls that travel alone lose an
 // eighth of their throughput.
 func WithCallInfo(info *CallInfo) CallOption { return func(c *callConfig) { c.info = info } }

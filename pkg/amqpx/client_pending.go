@@ -8,57 +8,58 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// maxRecent is how many settled calls are kept in mind to tell a duplicate or a
-// late answer from one that belongs to nobody.
+// maxRecent is the number of remembered settled calls, which tell a duplicate or late response
+// from a response to an unknown call.
 const maxRecent = 4096
 
-// matchResult says whose an answer was.
+// matchResult is the result of matching a response to a call.
 type matchResult uint8
 
 const (
-	verdictTaken       matchResult = iota // it settled its call
-	verdictDuplicate                      // its call has an answer already
-	verdictRedelivered                    // the same answer again, after a reconnect
-	verdictLate                           // its call was given up
+	verdictTaken       matchResult = iota // the response settles its call
+	verdictDuplicate                      // the call has a response already
+	verdictRedelivered                    // the same response again, after a reconnect
+	verdictLate                           // the call ended without a response
 	verdictUnknown                        // no such call
-	verdictCanceled                       // its call was canceled, and so the server says
+	verdictCanceled                       // the call was canceled, and the response confirms the cancellation
 )
 
-// pending is the table of calls that wait for an answer, by correlation id.
-// A call is in it before its request leaves and until Call returns, over every
-// re-send. Safe for concurrent use.
+// pending is the table of calls waiting for a response, by correlation id. It contains a call
+// from before the request is sent until Call returns, over every re-send. Safe for concurrent
+// use.
 type pending struct {
 	maxCalls, maxBytes int
 
 	mu        sync.Mutex
 	closed    bool
-	entries   map[string]*pendingEntry // of the calls that wait, and of the last that were settled
-	calls     int                      // how many of them wait
-	bytes     int                      // of the calls' bodies
-	recent    []*pendingEntry          // the last settled ones, in the order they are forgotten
+	entries   map[string]*pendingEntry // waiting calls, and the last settled calls
+	calls     int                      // number of waiting calls
+	bytes     int                      // size of their bodies
+	recent    []*pendingEntry          // the last settled calls, a ring in the order of removal
 	next      int
 	deadlines deadlineList
 	watchers  ctxWatchers
 }
 
-// pendingEntry is a call's place in the table.
+// pendingEntry is a call's entry in the table.
 type pendingEntry struct {
 	id       string
-	call     *call // nil when it was settled
+	call     *call // nil after the call has settled
 	answered bool
-	terminal []event // that end its call, in whichever round it is
+	terminal []event // events that end the call in any round
 }
 
-// newPending returns a table of at most maxCalls calls with bodies of maxBytes
-// together.
+// newPending returns a table for at most maxCalls calls, whose bodies have at most maxBytes in
+// total.
 func newPending(maxCalls, maxBytes int) *pending {
 	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, entries: make(map[string]*pendingEntry), watchers: make(ctxWatchers)}
 }
 
-// add registers a call, or returns ErrClosed or ErrTooManyCalls. A correlation id that was
-// used before, as when middleware sends one request twice, is replaced (see anew): what is
-// still to come for the first must not be taken for the second's. With watch the call learns when its
-// deadline passes, if it comes after those of the others: watched says so.
+// add registers call k, or returns ErrClosed or ErrTooManyCalls. If its correlation id is
+// already in the table, for example because middleware sends a request twice, k gets a new id
+// (see anew), so that a late response to the first send cannot match the second. If watch is
+// true and k's deadline is not before the deadline of the newest tracked call (deadlineSlack),
+// the table expires k and add returns watched = true.
 func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -80,10 +81,12 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	return watch && p.deadlines.add(k, p.expire), nil
 }
 
-// anew returns the request of a call whose correlation id s has. After a send that got no
-// response, or has none yet, it repeats that one: the idempotency key says so, and a server
-// that runs it, or has run it, does not run it again. After a response it is another call,
-// unless the application chose a key.
+// anew returns a copy of req with a new correlation id, for a call whose id is already in
+// entry s. The copy is a different call if the earlier send got a response, or is still
+// pending and req is not idempotent or has another body; an idempotent copy then has a new
+// key. Otherwise the copy repeats the earlier request under the earlier key: a server that
+// runs the earlier request, or has run it, does not run the copy. A key chosen by the
+// application is kept.
 func (s *pendingEntry) anew(req *Request) *Request {
 	again := *req
 	again.CorrelationID = newID()
@@ -101,7 +104,7 @@ func (s *pendingEntry) anew(req *Request) *Request {
 	return &again
 }
 
-// expire tells the calls whose deadline has passed.
+// expire notifies the calls whose deadline has passed.
 func (p *pending) expire() {
 	p.mu.Lock()
 	expired := p.deadlines.expired(time.Now())
@@ -114,7 +117,7 @@ func (p *pending) expire() {
 	}
 }
 
-// renew puts the next round of a call in its place: it takes an answer again.
+// renew replaces a call by its next round, which can receive a response again.
 func (p *pending) renew(k *call) *call {
 	next := k.nextRound()
 	p.mu.Lock()
@@ -123,14 +126,14 @@ func (p *pending) renew(k *call) *call {
 	next.entry.call, next.entry.answered = next, false
 	p.deadlines.replace(k, next)
 	p.watchers.replace(k, next)
-	// What ended the call was told to the round before, which nobody listens to any more.
+	// The events that end the call went to the previous round, which has no reader any more.
 	for _, ev := range next.entry.terminal {
 		next.events <- ev
 	}
 	return next
 }
 
-// remove ends a call's registration; an answer that comes later is dropped.
+// remove ends a call's registration; a later response is dropped.
 func (p *pending) remove(k *call) {
 	p.mu.Lock()
 	stop := p.watchers.remove(k)
@@ -141,7 +144,7 @@ func (p *pending) remove(k *call) {
 	}
 }
 
-// forget makes a call one of the last that were settled. The caller holds mu.
+// forget moves a call to the last settled calls. The caller holds mu.
 func (p *pending) forget(k *call) {
 	p.deadlines.remove(k)
 	p.calls--
@@ -151,14 +154,14 @@ func (p *pending) forget(k *call) {
 		p.recent = append(p.recent, k.entry)
 		return
 	}
-	if oldest := p.recent[p.next]; p.entries[oldest.id] == oldest { // its id may be in use again
+	if oldest := p.recent[p.next]; p.entries[oldest.id] == oldest { // the id may be in use again
 		delete(p.entries, oldest.id)
 	}
 	p.recent[p.next] = k.entry
 	p.next = (p.next + 1) % maxRecent
 }
 
-// answer hands an answer that came alone to its call and says whose it was.
+// answer delivers a single response to its call and returns the match.
 func (p *pending) answer(d *amqp.Delivery) matchResult {
 	a := receive(d)
 	p.mu.Lock()
@@ -170,7 +173,7 @@ func (p *pending) answer(d *amqp.Delivery) matchResult {
 	return v
 }
 
-// answerAll hands the answers of a batch to their calls and says whose they were.
+// answerAll delivers the responses of a batch to their calls and sets the match of each.
 func (p *pending) answerAll(answers []batchedAnswer) {
 	p.mu.Lock()
 	for i := range answers {
@@ -185,7 +188,7 @@ func (p *pending) answerAll(answers []batchedAnswer) {
 	}
 }
 
-// match gives an answer to the call that it settles, or says why there is none. The
+// match assigns a response to the call it settles, or returns the reason for no match. The
 // caller holds the table's lock.
 func (s *pendingEntry) match(a *received) (*call, matchResult) {
 	if s == nil {
@@ -208,7 +211,7 @@ func (s *pendingEntry) match(a *received) (*call, matchResult) {
 	}
 }
 
-// returned marks the call whose request the broker gave back.
+// returned marks the call whose request was returned by the broker.
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,14 +220,14 @@ func (p *pending) returned(r amqp.Return) {
 	}
 }
 
-// snapshot returns the calls that are pending now.
+// snapshot returns the pending calls.
 func (p *pending) snapshot() []*call {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.all()
 }
 
-// all is snapshot for a caller that holds mu.
+// all is snapshot for a caller holding mu.
 func (p *pending) all() []*call {
 	all := make([]*call, 0, p.calls)
 	for _, s := range p.entries {
@@ -235,7 +238,7 @@ func (p *pending) all() []*call {
 	return all
 }
 
-// close refuses further calls, and ends those that are pending.
+// close refuses further calls, and ends the pending calls.
 func (p *pending) close() {
 	p.mu.Lock()
 	p.closed = true
@@ -250,7 +253,8 @@ func (p *pending) close() {
 	}
 }
 
-// unlessClosed calls f, which does not wait, unless the table is closed.
+// unlessClosed calls f, which must not block, unless the table is closed. It reports whether f
+// was called.
 func (p *pending) unlessClosed(f func()) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -260,7 +264,7 @@ func (p *pending) unlessClosed(f func()) bool {
 	return !p.closed
 }
 
-// len returns how many calls are pending.
+// len returns the number of pending calls.
 func (p *pending) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -15,48 +15,48 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// queueWatch looks at the request queue, and at the queue of the batch lane, with passive
-// declarations: about once a second while calls are pending, and soon after the broker
-// refused or returned a request. It uses one channel, which is opened with the session: a
-// channel that the broker refuses to open would end the connection. Only a declaration that
-// fails closes it, and then another one takes its place at the next look. Safe for
-// concurrent use.
+// queueWatch looks at the request queue and at the batch queue with passive declarations:
+// about once a second while calls are pending, and soon after the broker nacked or returned a
+// request. The looks use a channel opened during the session's set-up, because the broker's
+// refusal to open a channel would end the connection. Only a failed declaration closes the
+// channel; the next look then opens a new channel. Safe for concurrent use.
 type queueWatch struct {
-	wanted  chan struct{} // has a token when a call wants the queue to be looked at
+	wanted  chan struct{} // has a token when a call requests a look
 	urgent  chan struct{} // has a token when a call waits for the result
 	servers atomic.Int32  // consumers of the request queue at the last look
-	others  atomic.Int32  // those of them that do not unpack batches
+	others  atomic.Int32  // consumers that do not unpack batches
 
 	mu     sync.Mutex
 	state  queueState
-	looked chan struct{} // closed at the end of the next look; nil while nobody waits for it
+	looked chan struct{} // closed at the end of the next look; nil without waiting calls
 }
 
-// queueState is what the last look at the request queue found.
+// queueState is the result of a look at a queue.
 type queueState struct {
 	at        time.Time
-	known     bool      // the broker said whether the queue is there
-	away      bool      // there is no queue, its node is down, or the broker does not answer for it
-	missing   bool      // the broker said that there is none, or that its node is down
-	fault     FaultKind // why it is away
-	messages  int       // that wait in the queue
-	filled    bool      // messages waited at this look and at the one before, if there was one
+	known     bool      // the broker said whether the queue exists
+	away      bool      // the queue is missing, its node is down, or the broker does not answer
+	missing   bool      // the broker said: no queue, or the queue's node is down
+	fault     FaultKind // reason for away
+	messages  int       // waiting in the queue
+	filled    bool      // messages waited at this look and, if any, at the previous look
 	consumers int
 }
 
-// full reports whether the queue may be at its bound: one that is empty is not, nor one that
-// was a moment ago, such as a queue that has just recovered its messages from the disk.
+// full reports whether the queue may be at its bound. An empty queue is not, nor a queue that
+// was empty at the previous look, for example while it recovered its messages from the disk.
 func (st queueState) full() bool { return st.known && !st.away && st.filled }
 
 const (
 	// lookEvery is how often a client looks at the queues while calls are pending.
 	lookEvery = time.Second
-	// lookSoonest is how long after a look the next one is made for calls that were refused.
+	// lookSoonest is the shortest pause between two looks, used when calls were nacked or
+	// returned.
 	lookSoonest = 100 * time.Millisecond
-	// lookMissingMax bounds the pause between looks at a queue that does not exist: the
-	// broker logs a line for each of them.
+	// lookMissingMax bounds the pause between looks at a missing queue: the broker logs a line
+	// for each such look.
 	lookMissingMax = 30 * time.Second
-	// lookTimeout is how long the broker may take to answer one question.
+	// lookTimeout is the time limit for the broker's answer to a look.
 	lookTimeout = time.Second
 )
 
@@ -64,7 +64,7 @@ func newQueueWatch() *queueWatch {
 	return &queueWatch{wanted: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 }
 
-// want asks for a look at the queues.
+// want requests a look at the queues.
 func (w *queueWatch) want() {
 	if len(w.wanted) == 0 {
 		select {
@@ -74,8 +74,8 @@ func (w *queueWatch) want() {
 	}
 }
 
-// next asks for a look that begins from now on and returns a channel that is closed when
-// it has ended.
+// next requests a look that begins from now on, and returns a channel closed at the end of the
+// look.
 func (w *queueWatch) next() <-chan struct{} {
 	w.mu.Lock()
 	if w.looked == nil {
@@ -97,14 +97,14 @@ func (w *queueWatch) last() queueState {
 	return w.state
 }
 
-// forget drops what is known, for a new session.
+// forget drops the last result, for a new session.
 func (w *queueWatch) forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state = queueState{}
 }
 
-// waiting takes the channel of the calls that wait for the look that begins now.
+// waiting takes the channel of the calls waiting for the look that begins now.
 func (w *queueWatch) waiting() chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -113,7 +113,7 @@ func (w *queueWatch) waiting() chan struct{} {
 	return waiting
 }
 
-// found keeps the result of a look and wakes the calls that wait for it.
+// found stores the result of a look, wakes the waiting calls, and returns the previous result.
 func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueState) {
 	st.at = time.Now()
 	w.mu.Lock()
@@ -127,26 +127,27 @@ func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueSt
 	return before
 }
 
-// queueLooker makes the looks of one session. It is for one goroutine.
+// queueLooker makes the looks of a session. It is used by a single goroutine.
 type queueLooker struct {
 	client *Client
 	s      *session
-	ch     channel // nil when the last question closed it, or it does not answer
+	ch     channel // nil when the last look closed the channel, or got no answer
 	queue  lookedQueue
 	lane   lookedQueue
-	// unserved is since when no server consumes; zero while one does.
+	// unserved is the time of the first look without a consumer; zero while there is a
+	// consumer.
 	unserved time.Time
 	looked   time.Time // when the last look ended
 	control  controlCheck
 }
 
-// lookedQueue is one of the queues that are looked at.
+// lookedQueue is a queue under observation.
 type lookedQueue struct {
 	name    string
-	missing *backoff.ExponentialBackOff // between looks while there is none
-	due     time.Time                   // of the next look
-	open    <-chan answeredLook         // a question that is not answered yet; else nil
-	barred  bool                        // the broker does not tell this user of the queue
+	missing *backoff.ExponentialBackOff // between looks at a missing queue
+	due     time.Time                   // time of the next look
+	open    <-chan answeredLook         // an unanswered question; else nil
+	barred  bool                        // this user may not see the queue
 }
 
 type answeredLook struct {
@@ -155,7 +156,7 @@ type answeredLook struct {
 	err   error
 }
 
-// startLooks opens the channel for looks, and looks while the session lasts.
+// startLooks opens the channel for looks, and starts to look until the session ends.
 func (c *Client) startLooks(s *session) error {
 	ch, err := s.sub.channel()
 	if err != nil {
@@ -198,8 +199,8 @@ func (l *queueLooker) run() {
 	}
 }
 
-// pace waits until the next look is due: a while after the last one, a shorter while when
-// calls wait for the result. It reports false when the session has ended.
+// pace waits until the next look is due: lookEvery after the last look, or lookSoonest when
+// calls wait for the result. It returns false when the session has ended.
 func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 	for !urgent {
 		select {
@@ -222,7 +223,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 	return true
 }
 
-// look asks the broker for both queues and acts on what it says.
+// look asks the broker for both queues and acts on the results.
 func (l *queueLooker) look() {
 	c, now := l.client, time.Now()
 	if waiting := c.watch.waiting(); waiting != nil || !now.Before(l.queue.due) {
@@ -245,12 +246,12 @@ func (l *queueLooker) look() {
 	l.checkServed()
 }
 
-// errNoLook means that a queue was not asked for, or that no answer came in time.
+// errNoLook means that the queue was not asked for, or that no answer came in time.
 var errNoLook = errors.New("the broker does not answer for the queue")
 
-// ask asks the broker for one queue. A question that gets no answer in time stays open, and
-// its channel with it: the other queue is asked for on another one, and this one again once
-// the answer has come.
+// ask asks the broker for a queue. A look without an answer in time stays open and keeps its
+// channel: the other queue then uses another channel, and this queue is asked for again after
+// the answer.
 func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 	if q.barred {
 		return amqp.Queue{}, errNoLook
@@ -260,7 +261,7 @@ func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 		q.open = answer
 		ch := l.ch
 		l.ch = nil
-		l.s.run(func() { // ends with the session at the latest: its sockets are cut
+		l.s.run(func() { // ends with the session at the latest, when the sockets are cut
 			answer <- lookAt(l.s, ch, q.name)
 		})
 	}
@@ -276,7 +277,7 @@ func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 	return amqp.Queue{}, errNoLook
 }
 
-// lookAt makes one passive declaration, on a new channel when there is none.
+// lookAt makes a passive declaration, on a new channel if ch is nil.
 func lookAt(s *session, ch channel, queue string) (a answeredLook) {
 	if a.ch = ch; a.ch == nil {
 		if a.ch, a.err = s.sub.channel(); a.err != nil {
@@ -287,19 +288,19 @@ func lookAt(s *session, ch channel, queue string) (a answeredLook) {
 	return a
 }
 
-// answered keeps the channel of a question for the next one.
+// answered keeps the channel of a finished look for the next look.
 func (l *queueLooker) answered(a answeredLook) (amqp.Queue, error) {
 	switch {
-	case a.err != nil: // that closed it
+	case a.err != nil: // the error closed the channel
 	case l.ch == nil:
 		l.ch = a.ch
 	default:
-		_ = a.ch.Close() // another took its place
+		_ = a.ch.Close() // another channel took its place
 	}
 	return a.found, a.err
 }
 
-// stateOf reads the broker's answer.
+// stateOf converts the broker's answer to a queueState.
 func stateOf(found amqp.Queue, err error) queueState {
 	var refused *amqp.Error
 	switch {
@@ -308,13 +309,13 @@ func stateOf(found amqp.Queue, err error) queueState {
 	case errors.As(err, &refused) && refused.Code == amqp.NotFound:
 		return queueState{known: true, away: true, missing: true, fault: faultOf(brokerTarget{}, err)}
 	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.ResourceLocked):
-		return queueState{} // another's, or not ours to see
+		return queueState{} // an exclusive queue of another connection, or no permission
 	default:
 		return queueState{known: true, away: true, fault: FaultQueueSilent}
 	}
 }
 
-// plan decides when to look at the queue again.
+// plan sets the time of the next look at the queue.
 func (q *lookedQueue) plan(st queueState) {
 	pause := lookEvery
 	switch {
@@ -328,7 +329,7 @@ func (q *lookedQueue) plan(st queueState) {
 	q.due = time.Now().Add(pause - lookSoonest)
 }
 
-// count keeps how many servers consume, and how many of them do not unpack batches.
+// count stores the number of consumers, and of the consumers that do not unpack batches.
 func (l *queueLooker) count() {
 	w := l.client.watch
 	all := int32(min(w.last().consumers, math.MaxInt32)) //nolint:gosec // bounded.
@@ -338,9 +339,9 @@ func (l *queueLooker) count() {
 	}
 }
 
-// queueChanged acts on what became of the request queue since the look before. Requests
-// that the broker had confirmed are gone, or may be, when the queue is missing, when it is
-// back, and when servers consume it again after all of them had gone.
+// queueChanged acts on a change of the request queue since the previous look. Confirmed
+// requests are lost, or may be, when the queue is missing, when it exists again, and when
+// servers consume it again after all servers had gone.
 func (c *Client) queueChanged(before, now queueState) {
 	switch {
 	case now.missing && !before.missing:
@@ -351,7 +352,7 @@ func (c *Client) queueChanged(before, now queueState) {
 	}
 }
 
-// showQueue says in the status of a link that is ready what is wrong with the request queue.
+// showQueue shows a fault of the request queue in the status of a ready connection.
 func (c *Client) showQueue(st queueState) {
 	reason := ""
 	switch {
@@ -369,8 +370,8 @@ func (c *Client) showQueue(st queueState) {
 	}
 }
 
-// resendConfirmed has the idempotent calls whose requests the broker had confirmed sent
-// again. The requests of those in batches are in another queue (resendBatched).
+// resendConfirmed re-sends the idempotent calls whose requests the broker had confirmed,
+// except calls in batches, whose requests are in another queue (resendBatched).
 func (c *Client) resendConfirmed() {
 	for _, k := range c.pending.snapshot() {
 		if k.req.Idempotent && !k.batched.Load() && k.transition(stageConfirmed, stageLost) {
@@ -379,9 +380,9 @@ func (c *Client) resendConfirmed() {
 	}
 }
 
-// checkServed tells the calls that wait in a queue which no server has consumed at two
-// looks, unless servers listen to the control plane: one that drains consumes no more and
-// still answers what it has begun.
+// checkServed ends the calls in a queue without a consumer at two looks, except calls with
+// WaitForServer, and unless servers listen to the control plane: a draining server consumes no
+// more requests, and still answers the requests it has started.
 func (l *queueLooker) checkServed() {
 	c, st := l.client, l.client.watch.last()
 	lane := c.route.batch
@@ -403,13 +404,13 @@ func (l *queueLooker) checkServed() {
 	}
 }
 
-// controlCheck asks whether a server listens to the control plane: a message that no queue
-// takes comes back. The message is a cancellation of no calls, which says nothing.
+// controlCheck asks whether a server listens to the control plane: the broker returns a
+// message that no queue accepts. The message is a cancellation of no calls, and has no effect.
 type controlCheck struct {
-	ch       channel // nil until it is needed, and when a failure closed it
+	ch       channel // nil before the first use, and after a failure
 	returned <-chan amqp.Return
-	open     <-chan controlAnswer // a question that is not answered yet; else nil
-	after    time.Time            // before that the exchange is not looked for again
+	open     <-chan controlAnswer // an unanswered question; else nil
+	after    time.Time            // before then the exchange is not looked for again
 }
 
 type controlAnswer struct {
@@ -419,9 +420,10 @@ type controlAnswer struct {
 	err     error
 }
 
-// someServerListens reports whether a server has a queue at the control plane's exchange.
-// A server that drains consumes no requests and still listens. Where nobody can tell it
-// reports true.
+// someServerListens reports whether a server has a queue at the control plane's exchange, as a
+// draining server does although it consumes no requests. Without WithControl, and for
+// lookMissingMax after a failed check, someServerListens returns false. Otherwise it returns
+// true if the answer is unknown.
 func (l *queueLooker) someServerListens() bool {
 	k := &l.control
 	switch {
@@ -453,7 +455,7 @@ func (l *queueLooker) someServerListens() bool {
 	return true
 }
 
-// ask publishes the message and sees whether it comes back.
+// ask publishes the message and checks whether the broker returns it.
 func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 	a.controlCheck = k
 	if a.ch == nil {
@@ -465,7 +467,7 @@ func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 	if a.err = a.ch.publishFanout(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
 		return a
 	}
-	if a.err = a.ch.barrier(); a.err != nil { // a return comes before its answer
+	if a.err = a.ch.barrier(); a.err != nil { // a return comes before the answer of the barrier
 		return a
 	}
 	select {
@@ -476,7 +478,7 @@ func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 	return a
 }
 
-// text says what explains a call that ended silently.
+// text returns the explanation for a call without a response.
 func (st queueState) text() string {
 	switch {
 	case !st.known:
@@ -492,11 +494,11 @@ func (st queueState) text() string {
 	}
 }
 
-// Consumers asks the broker how many consumers the request queue has: servers of any kind,
-// in any language. A queue that does not exist has none. The error is an [*Error]: that ctx
-// ended first, that the queue's node is down, or that the broker does not tell this user of
-// the queue. The answer is at most as old as the call. It is for health checks and reports
-// at a low rate.
+// Consumers asks the broker for the number of consumers of the request queue: servers of any
+// kind, in any language. A missing queue has no consumers. An error is an [*Error]: ctx ended
+// first, the queue's node is down, or the broker does not let this user see the queue. The
+// result is at most as old as the call. Consumers is meant for health checks and reports at a
+// low rate.
 func (c *Client) Consumers(ctx context.Context) (int, error) {
 	if err := c.check(ctx); err != nil {
 		return 0, err

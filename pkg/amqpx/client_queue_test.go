@@ -13,7 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// deserted returns a broker with the request queue, which no server consumes, and a client.
+// deserted returns a rig with a client and a request queue without consumers.
 func deserted(t *testing.T, opts ...ClientOption) *rig {
 	t.Helper()
 	b := newFakeBroker()
@@ -23,7 +23,7 @@ func deserted(t *testing.T, opts ...ClientOption) *rig {
 	return r
 }
 
-// Calls that wait for a queue do not ask for it one by one.
+// While the queue is missing, one call probes for all waiting calls.
 func TestOneProbeForAllCallsThatWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 		}
 		pass(20 * time.Second)
 		sent := len(b.messagesTo(DefaultQueue))
-		if sent < 20 || sent > calls+200 { // the gate may shut before all of them have left
+		if sent < 20 || sent > calls+200 { // the queue gate may close before all calls have left
 			t.Errorf("%d requests in 20 s for %d calls", sent, calls)
 		}
 		more := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
@@ -57,14 +57,14 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 	})
 }
 
-// The call whose turn it is to probe may end; another one takes its place.
+// When the probing call ends, another call becomes the probe.
 func TestTurnToProbePassesOn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
-		for i := range 50 { // some of them end while they have the turn
+		for i := range 50 { // some calls end while they are the probe
 			goCall(c, within(t, time.Duration(i)*37*time.Millisecond+time.Millisecond), "m", nil, WaitForServer())
 		}
 		last := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
@@ -113,7 +113,7 @@ func TestCallThatWaitsInVainSaysThatThereAreNoConsumers(t *testing.T) {
 	})
 }
 
-// One look without a consumer is no proof: the only server may restart.
+// One check without a consumer is no proof of an outage: the only server may be restarting.
 func TestMomentWithoutServerIsNoOutage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -128,7 +128,8 @@ func TestMomentWithoutServerIsNoOutage(t *testing.T) {
 	})
 }
 
-// A server that drains consumes nothing any more and finishes what it has begun.
+// A draining server has no consumer but finishes its handlers, so its calls do not fail with
+// ErrNoServer.
 func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -147,7 +148,8 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	})
 }
 
-// What the broker confirmed is gone with its queue, though the client's link stays.
+// A confirmed request is lost when its queue is deleted, even if the client's connection stays
+// open. The client sends an idempotent call again.
 func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -202,8 +204,8 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 	})
 }
 
-// A call that boarded a batch which no other call joined travels alone: its nacks count
-// for the link, and its confirm opens the gate.
+// The only call of a batch travels alone: its nacks count against the connection, and its
+// confirm opens the queue gate.
 func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -218,12 +220,12 @@ func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 		wantSame(t, "generation", r.client.Status().Generation, 2)
 		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
 		wantAnswer(t, <-done, "x")
-		settle() // the confirm may come after the answer
+		settle() // the confirm may arrive after the response
 		wantSame(t, "the gate is shut", r.client.route.queueGate.isShut.Load(), false)
 	})
 }
 
-// countCalls counts the calls of one kind to the broker.
+// countCalls counts the broker's synchronous calls of one operation.
 func countCalls(b *fakeBroker, op string) *atomic.Int64 {
 	var n atomic.Int64
 	b.with(func(b *fakeBroker) {
@@ -237,7 +239,8 @@ func countCalls(b *fakeBroker, op string) *atomic.Int64 {
 	return &n
 }
 
-// A channel that the broker refuses to open would end the link.
+// Checks of the queues open no new channels, because a refused channel.open would end the
+// connection.
 func TestLooksOpenNoChannels(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -257,7 +260,8 @@ func TestLooksOpenNoChannels(t *testing.T) {
 	})
 }
 
-// A queue of the batch lane that the broker does not answer for costs nothing but batches.
+// If the broker does not answer for the batch queue, the client sends no batches, and calls are
+// not affected otherwise.
 func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -285,7 +289,7 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
-// Calls that wait for a place in the lane leave alone when it shuts.
+// A nacked batch stops batching, and waiting calls leave alone.
 func TestNackedBatchShutsTheLane(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// A call leaves once the link counts as ready, not before: a caller that has its answer
-// and closes the client must find the link, to delete the reply queue over it.
+// A call leaves only after the connection counts as ready: a caller that gets its response and
+// then closes the client needs the connection to delete the reply queue.
 func TestCallWaitsUntilTheLinkCountsAsReady(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -11,21 +11,22 @@ import (
 )
 
 const (
-	// answersAckEvery and answersAckPause bound how many answers, and for how long, are
-	// handled but not acknowledged. After a reconnect they come again and are dropped.
+	// answersAckEvery and answersAckPause bound the number of responses that are handled and
+	// not acknowledged, and the time until their acknowledgement. After a reconnect these
+	// responses are delivered again and dropped.
 	answersAckEvery = 128
 	answersAckPause = 200 * time.Millisecond
 )
 
-// responseReader reads a client's reply queue for one session. It is for one goroutine.
+// responseReader reads a client's reply queue for a session. It is used by a single goroutine.
 type responseReader struct {
 	client *Client
-	batch  []batchedAnswer // of the last one, for reuse
+	batch  []batchedAnswer // the last batch's slice, for reuse
 }
 
-// read hands every answer to its call. Answers are acknowledged late and
-// many at once: an answer that the broker pushed into a dying connection must come
-// again, and one acknowledgement for each would double the traffic.
+// read delivers every response to its call. Responses are acknowledged late and many at once:
+// a response that the broker sent into a dying connection must be delivered again, and an
+// acknowledgement for each response would double the traffic.
 func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
 	tick := time.NewTicker(answersAckPause)
 	defer tick.Stop()
@@ -36,7 +37,7 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 		case d, ok := <-deliveries:
 			if !ok {
 				select {
-				case <-r.client.closing: // we cancelled it
+				case <-r.client.closing: // canceled by deleteReplyQueue
 				default:
 					s.consumerEnded(replyConsumer)
 				}
@@ -64,7 +65,7 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 	}
 }
 
-// handle hands the answers in a message to their calls.
+// handle delivers the responses in a message to their calls.
 func (r *responseReader) handle(d *amqp.Delivery) {
 	c := r.client
 	if d.ContentType != contentTypeAnswers {
@@ -83,25 +84,24 @@ func (r *responseReader) handle(d *amqp.Delivery) {
 	clear(r.batch)
 }
 
-// The reply queue of a client. A classic queue lives on one node of a cluster, and while
-// that node is down no other node can declare the queue or consume from it: RabbitMQ 3
-// answers 404, RabbitMQ 4 does not answer. The client then takes a queue with a new name on
-// the node that it is connected to, and counts the responses in the old queue as lost
-// (docs/adr/0002).
+// The reply queue of a client. A classic queue lives on one node of a cluster, and while this
+// node is down no other node can declare the queue or consume from it: RabbitMQ 3 answers 404,
+// RabbitMQ 4 does not answer. The client then declares a queue with a new name on the node of
+// its connection, and counts the responses in the old queue as lost (docs/adr/0002).
 
 const (
 	// replyQueueGrace is how long the broker may take to answer the declaration of the reply
-	// queue before a new queue is declared beside it. The first answer decides, so that a
-	// broker that is merely slow does not cost the responses in the old queue.
+	// queue before the client declares a new queue in parallel. The first answer decides, so
+	// that a slow broker does not cost the responses in the old queue.
 	replyQueueGrace = 500 * time.Millisecond
 	// replyConsumeLimit is how long the broker may take to answer the subscription to the
 	// reply queue before the queue counts as unavailable.
 	replyConsumeLimit = 2 * time.Second
-	// abandonedRetry and abandonedTries bound the attempts to delete a reply queue that was
-	// given up. Later it expires by itself.
+	// abandonedRetry and abandonedTries bound the attempts to delete an abandoned reply queue.
+	// Afterwards the queue expires.
 	abandonedRetry = 10 * time.Second
 	abandonedTries = 6
-	// maxAbandoned bounds the reply queues that the client remembers in order to delete them.
+	// maxAbandoned bounds the abandoned reply queues remembered for deletion.
 	maxAbandoned = 16
 )
 
@@ -111,11 +111,11 @@ var errReplyQueueSilent error = &kindError{kind: FaultQueueSilent}
 // newReplyQueueName returns the name of a reply queue for the request queue.
 func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
 
-// openReplyQueue makes sure that the reply queue exists, under a new name when the broker
-// does not give access to the old one. lost reports that the responses in the old queue are
-// lost: on a later generation, an absent queue means the same.
+// openReplyQueue makes sure that the reply queue exists, under a new name if the broker does
+// not give access to the old queue. lost reports the loss of the responses in the old queue:
+// in a later session, a missing queue also means lost responses.
 func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
-	if c.replyQueueAway != nil { // the session before could not consume from it
+	if c.replyQueueAway != nil { // the previous session could not consume from the queue
 		return true, c.replaceReplyQueue(s, c.replyQueueAway)
 	}
 	old := c.route.replyTo
@@ -144,15 +144,15 @@ func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
 	}
 }
 
-// inGoroutine calls f, which may wait for the broker for ever, in a goroutine of the session.
-// It ends at the latest when the session cuts its connections.
+// inGoroutine calls f, which may wait for the broker without end, in a goroutine of the
+// session. The goroutine ends at the latest when the session cuts its connections.
 func (s *session) inGoroutine(f func() error) <-chan error {
 	done := make(chan error, 1)
 	s.run(func() { done <- f() })
 	return done
 }
 
-// replyQueueFound decides by the broker's answer to the search for the reply queue.
+// replyQueueFound handles the broker's answer to the search for the reply queue.
 func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
 	if err == nil || !isNotFound(err) {
 		return false, err
@@ -170,8 +170,8 @@ func isNotFound(err error) bool {
 	return ok && refused.Code == amqp.NotFound
 }
 
-// replyQueueAway reports whether a fault is one of the reply queue alone, which a queue of
-// another name on the same node need not have.
+// replyQueueAway reports whether a fault concerns only the reply queue, so that a queue with
+// another name on the same node may work.
 func replyQueueAway(err error) bool {
 	refused, ok := errors.AsType[*amqp.Error](err)
 	return ok && (refused.Code == amqp.NotFound || refused.Code == amqp.ResourceLocked || refused.Code == amqp.PreconditionFailed)
@@ -187,7 +187,7 @@ func (c *Client) replaceReplyQueue(s *session, cause error) error {
 	return nil
 }
 
-// useReplyQueue replaces the reply queue by another, which exists.
+// useReplyQueue replaces the reply queue by another existing queue.
 func (c *Client) useReplyQueue(fresh string, cause error) {
 	c.cfg.logger.Warn("reply queue replaced, the responses in it are lost",
 		zap.String("queue", c.route.replyTo), zap.String("new", fresh), zap.Error(cause))
@@ -227,18 +227,18 @@ func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery
 	}
 }
 
-// nextPriority returns the arguments of a consumer that comes before the ones of
-// all earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a link
-// goes silent, the broker notices later than we do: until then the dead consumer is
-// still there, and half of the answers would go to it.
+// nextPriority returns the consumer arguments with a priority above the consumers of all
+// earlier sessions (https://www.rabbitmq.com/docs/consumer-priority). When a connection goes
+// silent, the broker notices later than the client: until then the dead consumer still exists,
+// and would receive half of the responses.
 func (c *Client) nextPriority() amqp.Table {
 	c.linked = min(c.linked, math.MaxInt32-1) + 1
 	return amqp.Table{"x-priority": c.linked}
 }
 
-// deleteAbandoned deletes the reply queues that were given up while a session lasts, as soon
-// as the broker can reach them. It tries each a few times in a session; after that, and when
-// the client ends before, a queue expires by itself.
+// deleteAbandoned deletes the abandoned reply queues while a session lasts, as soon as the
+// broker can reach the queues. It tries each queue a few times in a session; afterwards, and
+// when the client is closed earlier, a queue expires.
 func (c *Client) deleteAbandoned(s *session, names []string) {
 	again := time.NewTicker(abandonedRetry)
 	defer again.Stop()
@@ -264,8 +264,8 @@ func (c *Client) deleteAbandoned(s *session, names []string) {
 	}
 }
 
-// deleteReplyQueue removes the reply queue, so that it does not linger until it
-// expires. Without a link it is left to expire.
+// deleteReplyQueue deletes the reply queue at once. Without a connection the queue is left to
+// expire.
 func (c *Client) deleteReplyQueue(ctx context.Context) {
 	s := c.sup.current()
 	if s == nil || c.cfg.replyMode != ReplyQueue {
@@ -274,8 +274,8 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 	timer := time.AfterFunc(closeTimeout, s.cut)
 	defer timer.Stop()
 	defer context.AfterFunc(ctx, s.cut)()
-	// Cancelled first: the broker would cancel the consumer of a deleted queue, which
-	// is a failure of the session.
+	// The consumer is canceled first: the broker would cancel the consumer of a deleted queue,
+	// which is a failure of the session.
 	err := s.subCh.Cancel(replyConsumer, false)
 	if err == nil {
 		err = withTempChannel(s.sub, func(ch channel) error {

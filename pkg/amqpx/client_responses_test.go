@@ -13,16 +13,15 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// nodeDown is what a broker does about a queue whose node is down: for each operation on the
-// queue the error to return, or errHang.
+// nodeDown maps each operation on a queue with a dead node to the broker's error, or errHang.
 type nodeDown map[string]error
 
 func homeNodeDown() error {
 	return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - home node 'cl1@localhost' of durable queue 'q' in vhost '/' is down or inaccessible"}
 }
 
-// deadReplyQueues are the ways in which a reply queue cannot be had, and how long a client may
-// take to have another.
+// deadReplyQueues returns the ways to lose a reply queue, each with the longest time until the
+// client uses another queue.
 func deadReplyQueues() map[string]struct {
 	down nodeDown
 	most time.Duration
@@ -98,7 +97,7 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 					t.Error("the client still uses the old reply queue")
 				}
 				down.Store(false)
-				r.broker.kick(nil) // ends what waits for the broker
+				r.broker.kick(nil) // ends hanging operations
 				settle()
 				ready(t, r.client.WaitReady)
 				pass(2 * abandonedRetry)
@@ -110,7 +109,7 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 	}
 }
 
-// A broker that is slow for the reply queue, as for any other, costs no response.
+// If the broker is slow for all queues, the client keeps its reply queue and loses no response.
 func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -139,7 +138,7 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 	})
 }
 
-// A fault that is not the reply queue's is reported as it is.
+// A fault with a cause other than the reply queue is reported unchanged.
 func TestReplyQueueOfAClientWithoutPermission(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

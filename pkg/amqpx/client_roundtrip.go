@@ -16,16 +16,16 @@ const (
 	resendMax = time.Second
 )
 
-// Bounds of the hint with ErrTooManyCalls, random so that the refused do not come
-// back all at once.
+// Bounds of the hint with ErrTooManyCalls. The hint is random so that refused callers do not
+// return all at once.
 const (
 	fullRetryMin = 50 * time.Millisecond
 	fullRetryMax = 150 * time.Millisecond
 )
 
-// roundTrip is the innermost Handler of a client: it sends the request, again when
-// that is safe, and waits for the answer. A context without a deadline gets the client's
-// default: it is the caller's own, or middleware detached it.
+// roundTrip is the innermost Handler of a client: it sends the request, sends it again when
+// this is safe, and waits for the response. A context without a deadline, which is the
+// caller's own or was detached by middleware, gets the client's default deadline.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	deadline, hasDeadline := ctx.Deadline()
 	if !hasDeadline {
@@ -35,7 +35,7 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 	if err != nil {
 		return nil, err
 	}
-	if !hasDeadline && !watched { // else the pending table watches the deadline
+	if !hasDeadline && !watched { // otherwise the pending table tracks the deadline
 		bounded := withDeadline(ctx, deadline)
 		defer bounded.cancel()
 		ctx = bounded
@@ -43,9 +43,9 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 	return c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
 }
 
-// begin registers a call, for a future or for a goroutine that waits. Where the deadline
-// is only the client's own, the pending table watches it for all calls together, if it
-// can: watched says so.
+// begin registers a call, for a future or for a waiting goroutine. ours means that the
+// deadline is the client's default; if possible, the pending table then tracks the deadline
+// with one timer for all such calls and begin returns watched = true.
 func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (k *call, watched bool, err error) {
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
@@ -60,17 +60,17 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	if watched, err = c.pending.add(k, ours); err != nil {
 		return nil, false, c.limitError(err)
 	}
-	// A call that gives up may leave the publisher in the middle of its body, which
-	// belongs to the caller again then.
+	// A canceled call may return while the publisher still reads the body, which belongs to
+	// the caller after the return.
 	k.req.Body = bytes.Clone(k.req.Body)
 	c.budget.earn()
 	return k, watched, nil
 }
 
-// runCall takes a call from an event to its end.
+// runCall processes a call from its first event to its end.
 func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, error) {
 	defer func() {
-		k.cancelSend() // answered before a re-send left
+		k.cancelSend() // the response came before a re-send was written
 		k.endProbe()
 		c.pending.remove(k)
 	}()
@@ -87,7 +87,7 @@ func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev 
 	return answer, err
 }
 
-// afterRefusal decides whether a call that a server refused is sent again, after a wait.
+// afterRefusal decides whether a call refused by a server is sent again, and after which wait.
 func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration, ok bool) {
 	if k.refusal.code == CodeUnimplemented {
 		return c.mayTryElsewhere(k, gone)
@@ -98,7 +98,7 @@ func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration
 	return wait, ok
 }
 
-// account tells how a call went.
+// account counts a finished call's re-sends and fills its CallInfo.
 func (c *Client) account(k *call, t timing) {
 	sends := int(k.sent.Load())
 	if sends > 1 {
@@ -112,8 +112,8 @@ func (c *Client) account(k *call, t timing) {
 	}
 }
 
-// limitError makes the error of a call that the pending table refused. It is not
-// retried here: the bound is there to be felt.
+// limitError returns the error of a call refused by the pending table. Such a call is not
+// retried here: the caller is meant to notice the bound.
 func (c *Client) limitError(sentinel error) error {
 	if errors.Is(sentinel, ErrClosed) {
 		return localError(CodeUnavailable, DidNotRun, sentinel, "")
@@ -125,7 +125,7 @@ func (c *Client) limitError(sentinel error) error {
 	return e
 }
 
-// awaitResponse makes attempts until one is answered or nothing more may be sent.
+// awaitResponse makes attempts until a response arrives or no further attempt is allowed.
 func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
 	for {
 		switch ev.kind {
@@ -136,14 +136,14 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 			if ev, err = c.afterEvent(k, gone, ev); err == nil {
 				continue
 			}
-			if k.drainEvents() { // an answer is better than the error
+			if k.drainEvents() { // a response is better than the error
 				return k.decode(&k.answer)
 			}
 			return nil, timing{}, err
 		case eventAnswered:
 			return k.decode(&k.answer)
 		case eventExpired, eventCanceled, eventClosed:
-			if k.drainEvents() { // which is better than the error of giving up
+			if k.drainEvents() { // a response is better than the error
 				return k.decode(&k.answer)
 			}
 			return nil, timing{}, c.abandonError(k, eventCause(ctx, ev))
@@ -151,7 +151,7 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 	}
 }
 
-// eventCause returns the error that an event means: nil when the client is closed.
+// eventCause returns the error for an event: nil when the client is closed.
 func eventCause(ctx context.Context, ev event) error {
 	switch ev.kind {
 	case eventExpired:
@@ -163,7 +163,7 @@ func eventCause(ctx context.Context, ev event) error {
 	}
 }
 
-// attempt sends a request, unless the caller has gone already, and waits.
+// attempt sends a request, unless the caller's context has ended, and waits.
 func (k *call) attempt(gone <-chan struct{}) event {
 	select {
 	case <-gone:
@@ -179,8 +179,7 @@ func (k *call) attempt(gone <-chan struct{}) event {
 	return k.await(gone, nil)
 }
 
-// await waits for an event, the end of the caller's context, or, unless it is nil, for
-// after.
+// await waits for an event, the end of the caller's context, or after, if not nil.
 func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
 	select {
 	case ev := <-k.events:
@@ -202,8 +201,8 @@ func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
 	return k.await(gone, timer.C)
 }
 
-// drainEvents reports whether an answer has arrived that nobody has seen, and notes the
-// fates of attempts.
+// drainEvents reads the waiting events, records the publish results of attempts, and reports
+// whether a response has arrived.
 func (k *call) drainEvents() bool {
 	for {
 		select {
@@ -221,11 +220,11 @@ func (k *call) drainEvents() bool {
 	}
 }
 
-// keepResponse notes the response for the caller's [CallInfo].
+// keepResponse stores the response for the caller's [CallInfo].
 func (k *call) keepResponse(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
 
-// decode reads the call's answer. A refusal speaks for the one request it answers: it
-// proves nothing about an earlier one that may have arrived.
+// decode returns the result of the call's response. A refusal proves that its own request did
+// not run, and nothing about an earlier request that may have arrived.
 func (k *call) decode(a *reply) ([]byte, timing, error) {
 	k.keepResponse(a)
 	failed := a.failed
@@ -238,7 +237,8 @@ func (k *call) decode(a *reply) ([]byte, timing, error) {
 		return a.body, a.timing, nil
 	}
 	if failed.outcome == DidNotRun {
-		// Without the echo it may be an earlier refusal's copy, and the retry run.
+		// Without the echo the response may be a copy of an earlier refusal, and the retry may
+		// run.
 		k.uncertain = k.uncertain || k.round > 0 && !k.echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
@@ -247,14 +247,14 @@ func (k *call) decode(a *reply) ([]byte, timing, error) {
 	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.Idempotent
 	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
 		k.refusal = failed
-		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still get that request
+		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
 	}
 	return nil, a.timing, failed
 }
 
-// mayRetry decides whether a call that was refused may be tried again: after a wait
-// of at least the server's hint, within the call's deadline, and out of the budget.
-// When it may not, the wait is a hint for the caller.
+// mayRetry decides whether a refused call may be retried: after a wait of at least the
+// server's hint, within the call's deadline, and within the retry budget. Otherwise the wait
+// is a hint for the caller.
 func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok bool) {
 	wait = hint + k.nextWait()
 	if time.Until(k.deadline) <= wait || !c.budget.spend() {
@@ -264,13 +264,14 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 	return wait, true
 }
 
-// recordResult keeps what an attempt's fate proves.
+// recordResult stores the publish result of an attempt, and whether the request may have
+// arrived.
 func (k *call) recordResult(f publishResult) {
 	k.lastResult = f
 	k.uncertain = k.uncertain || f == resultLost || f == resultSuspect || f == resultUnserved || f == resultNacked && !k.route.nackProves
 }
 
-// afterEvent decides what follows an attempt that got no answer.
+// afterEvent decides the next step after an attempt without a response.
 func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, error) {
 	if ev.kind == eventFull {
 		return c.afterFull(k, gone)
@@ -278,8 +279,8 @@ func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, err
 	return c.afterPublish(k, gone, ev.result)
 }
 
-// afterPublish decides what follows an attempt that got no answer: another one, at once or
-// after a wait, or the error.
+// afterPublish decides the next step after an attempt without a response: another attempt, at
+// once or after a wait, or the error.
 func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publishResult) (event, error) {
 	k.recordResult(f)
 	outcome := k.outcome()
@@ -298,7 +299,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publishResult) (e
 		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
 	case resultReturned:
 		if c.route.queueGate.shut(false) {
-			c.resendConfirmed() // what was in the queue is gone with it
+			c.resendConfirmed() // the requests in the queue are gone too
 		}
 		k.endProbe()
 		if k.mayPark() {
@@ -309,12 +310,12 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publishResult) (e
 		}
 		detail, sentinel := c.noQueue(k)
 		return again, localError(CodeUnavailable, outcome, sentinel, detail)
-	default: // refused
+	default: // nacked
 		return c.afterNack(k, gone)
 	}
 }
 
-// rejectedError makes the error of a call whose request the broker does not take.
+// rejectedError returns the error of a call whose request the broker rejects.
 func rejectedError(outcome Outcome, cause error) error {
 	if errors.Is(cause, ErrTooLarge) {
 		return localError(CodeInvalidArgument, outcome, nil, cause.Error(), cause)
@@ -322,11 +323,11 @@ func rejectedError(outcome Outcome, cause error) error {
 	return localError(CodeInvalidArgument, outcome, ErrRefused, cause.Error(), cause)
 }
 
-// afterNack decides what follows a nack, of which the broker does not say the reason: it
-// asks for the queue. A queue that is at its bound is overload, for which there is the
-// retry budget. Any other that refuses is down, moves, or has no majority; that passes, and
-// costs no budget. Only an idempotent call is sent again, unless the nack proves that it did
-// not run.
+// afterNack decides the next step after a nack. The broker gives no reason for a nack, so the
+// client looks at the queue. A queue at its bound means overload, and retries use the retry
+// budget. Any other queue that nacks is down, moves, or has no majority; such a fault passes,
+// and attempts use no budget. Only an idempotent call is sent again, unless the nack proves
+// that the request did not run.
 func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
 	full := c.route.queueGate.isFull()
 	if !full {
@@ -339,18 +340,18 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
 	switch {
 	case !k.req.Idempotent && k.uncertain:
 		return event{}, c.nackError(k, full, k.nextWait())
-	case batched: // the lane is shut now
+	case batched: // batching is disabled now
 		return k.pause(gone, k.nextWait()), nil
 	case full && c.route.queueGate.isFull():
 		k.endProbe()
 		return c.afterFull(k, gone)
-	case full && k.probes != 0: // a second nack: the first may have been of a queue that ended
+	case full && k.probes != 0: // a second nack: the first may have come from an ending queue
 		c.route.queueGate.full()
 		k.probes = 0
 		return c.afterFull(k, gone)
 	}
 	if c.route.queueGate.shut(true) && !full {
-		c.resendConfirmed() // may be gone with what the queue's process had in memory
+		c.resendConfirmed() // the memory of the queue's process may be lost
 	}
 	k.endProbe()
 	if !st.away && !full {
@@ -359,7 +360,8 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
 	return k.park(gone), nil
 }
 
-// awaitLook waits for the end of a look at the queues. An event of the call comes first.
+// awaitLook waits for the end of a look at the queues. An event of the call ends the wait
+// early.
 func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	limit := time.NewTimer(lookTimeout + lookSoonest)
 	defer limit.Stop()
@@ -369,13 +371,13 @@ func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	case <-gone:
 		return event{kind: eventCanceled}, true
 	case <-k.route.watch.next():
-	case <-limit.C: // there is no link, or it is slow
+	case <-limit.C: // no connection, or a slow one
 	}
 	return event{}, false
 }
 
-// lookOnce waits for a look at the queue of a request that the broker returned, unless the
-// last look has found it away: the broker logs a line for each look at a queue that is missing.
+// lookOnce waits for a look at the queue of a returned request, unless the last look found no
+// queue: the broker logs a line for each look at a missing queue.
 func (c *Client) lookOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
 	if c.watch.last().away {
 		return event{}, false
@@ -383,8 +385,8 @@ func (c *Client) lookOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
 	return k.awaitLook(gone)
 }
 
-// noQueue explains why the broker returned a request: there is no queue, or there is one
-// that lives on a node which is down.
+// noQueue explains why the broker returned a request: the queue does not exist, or lives on a
+// node that is down.
 func (c *Client) noQueue(k *call) (detail string, sentinel error) {
 	queue := fmt.Sprintf("queue %q", k.route.queue)
 	if st := c.watch.last(); st.away && st.fault != FaultQueueMissing {
@@ -393,8 +395,8 @@ func (c *Client) noQueue(k *call) (detail string, sentinel error) {
 	return "no " + queue, ErrUnroutable
 }
 
-// afterFull decides what follows a nack by a queue that is at its bound: another attempt
-// out of the retry budget, or the error.
+// afterFull decides the next step after a nack by a queue at its bound: another attempt within
+// the retry budget, or the error.
 func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
 	wait, ok := c.mayRetry(k, 0)
 	if ok {
@@ -403,7 +405,7 @@ func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
 	return event{}, c.nackError(k, true, wait)
 }
 
-// nackError makes the error of a call whose request the broker nacked.
+// nackError returns the error of a call whose request was nacked.
 func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
 	detail := fmt.Sprintf("queue %q", k.route.queue)
 	if !full {
@@ -417,25 +419,25 @@ func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
 	return e
 }
 
-// nackedConnectionAfter is how long the broker may nack every request on a link, though the
-// queue answers and is not at its bound, before the link is replaced. RabbitMQ 3.10 and
-// 3.11 do so for as long as a channel lives that first published to a quorum queue while
-// that elected its leader.
+// nackedConnectionAfter is how long the broker may nack every request on a connection, while
+// the queue answers and is not at its bound, before the connection is replaced. RabbitMQ 3.10
+// and 3.11 do so for the lifetime of a channel whose first publish to a quorum queue came
+// during the election of the queue's leader.
 const nackedConnectionAfter = 2 * time.Second
 
-// errConnectionNacked means that a link was given up because the broker nacks what is published
-// on it.
+// errConnectionNacked means that a connection was replaced because the broker nacked all
+// messages published on the connection.
 var errConnectionNacked error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
 
-// replaceConnection ends a session on which the broker has nacked every request for a while.
+// replaceConnection ends a session in which the broker has nacked every request for a while.
 func (c *Client) replaceConnection() {
 	if s := c.sup.current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.start)) {
 		s.fail(errConnectionNacked)
 	}
 }
 
-// abandonError makes the error of a call whose context or time ended, with the reason why it
-// got no further; without a cause the client was closed.
+// abandonError returns the error of a call whose context or time ended, with the reason for
+// the lack of progress. A nil cause means that the client was closed.
 func (c *Client) abandonError(k *call, cause error) error {
 	outcome := k.outcome()
 	if cause == nil {
@@ -454,11 +456,11 @@ func (c *Client) abandonError(k *call, cause error) error {
 	return e
 }
 
-// reasonOf says why a call got no answer, as far as the client knows.
+// reasonOf returns the reason why a call got no response, as far as the client knows.
 func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	st, at := c.Status(), stage(k.stage.Load())
 	queue := fmt.Sprintf("queue %q", k.route.queue)
-	waits := at == stageSettled || at == stageLost // for its next attempt
+	waits := at == stageSettled || at == stageLost // for the next attempt
 	shut := waits && c.route.queueGate.isShut.Load()
 	switch {
 	case st.State == StateBlocked:
@@ -478,7 +480,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	return "no answer from " + queue + c.observed(k, at), nil
 }
 
-// observed is what the client noticed that may explain a call which got no answer.
+// observed returns the client's observations that may explain a call without a response.
 func (c *Client) observed(k *call, at stage) string {
 	var all []string
 	switch at {
@@ -500,8 +502,8 @@ func (c *Client) observed(k *call, at stage) string {
 	return ": " + strings.Join(all, ", ")
 }
 
-// attemptCheckMin and attemptCheckMax bound the pause between two checks of the time that
-// attempts have had, an eighth of their time limit.
+// attemptCheckMin and attemptCheckMax bound the pause between two checks of attempts for
+// WithAttemptTimeout. The pause is an eighth of the time limit.
 const (
 	attemptCheckMin = 5 * time.Millisecond
 	attemptCheckMax = time.Second
@@ -510,18 +512,20 @@ const (
 // attemptDoublings bounds how often the time limit of a call's attempts doubles.
 const attemptDoublings = 10
 
-// WithAttemptTimeout has an idempotent call sent again under the same ids, marked as re-sent,
-// when the broker confirmed its request and no answer has come for d, as when a server
-// acknowledged the request and lost it. Each further attempt of the call gets twice the time
-// of the one before, so that slow servers are not flooded; the call's deadline bounds them
-// all. The first answer counts, whichever attempt it belongs to. Calls that are not
-// idempotent are not affected. The default, 0, sets no limit; a negative one is an error. The
-// limit is kept to an eighth of d, at best to 5 ms.
+// WithAttemptTimeout sets a time limit for the attempts of idempotent calls. When the broker
+// has confirmed the request and no response arrives for d, for example because a server
+// acknowledged the request and lost it, the call is sent again under the same ids, marked as
+// re-sent. Each further attempt of a call gets twice the time of the previous attempt, to
+// protect slow servers; the call's deadline bounds all attempts. The first response counts,
+// whichever attempt it belongs to. Calls that are not idempotent are not affected. The
+// default, 0, sets no limit; a negative d is an error. The limit is checked at intervals of an
+// eighth of d, 5 ms to 1 s.
 func WithAttemptTimeout(d time.Duration) ClientOption {
 	return clientOption(func(c *clientConfig) { c.attemptTimeout = d })
 }
 
-// checkAttempts sends calls again whose attempts have had their time, while a session lasts.
+// checkAttempts re-sends the calls whose attempts have reached their time limit, while a
+// session lasts.
 func (c *Client) checkAttempts(s *session) {
 	limit := c.cfg.attemptTimeout
 	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))

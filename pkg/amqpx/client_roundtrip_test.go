@@ -8,8 +8,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A server that acknowledges a request and answers nothing holds an idempotent call no
-// longer than an attempt may take.
+// If a server acknowledges a request and sends no response, an idempotent call is sent again
+// after the attempt timeout.
 func TestSwallowedCallIsSentAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestAttemptTimeoutIsForIdempotentCalls(t *testing.T) {
 	})
 }
 
-// The answer to an earlier attempt counts, and what comes after it is a duplicate.
+// The response to an earlier attempt settles the call, and a later response is a duplicate.
 func TestLateAnswerOfAnEarlierAttemptCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

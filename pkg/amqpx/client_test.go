@@ -48,7 +48,7 @@ func TestCallOnTheWire(t *testing.T) {
 	})
 }
 
-// A caller that has gone before the call leaves sends nothing.
+// A call with an ended context sends no request.
 func TestCallWithAnEndedContextIsNotSent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
 		})
 		r.broker.restart()
 		ready(t, r.client.WaitReady)
-		wantSame(t, "queues", len(r.broker.queueNames()), 4) // three of them the server's
+		wantSame(t, "queues", len(r.broker.queueNames()), 4) // three are the server's
 	})
 }
 
@@ -148,7 +148,7 @@ func TestResentCallIsTheSameCall(t *testing.T) {
 			wantSame(t, "body", string(m.msg.Body), "body")
 		}
 		pass(5 * time.Second)
-		wantSame(t, "second answers", r.client.Stats().Duplicates, 0) // the server ran it once
+		wantSame(t, "second answers", r.client.Stats().Duplicates, 0) // the server ran the call once
 	})
 }
 
@@ -352,9 +352,9 @@ func TestDirectReplyTo(t *testing.T) {
 		ready(t, startServer(t, b, handlers{"m": slow}).WaitReady)
 		c := startClient(t, b, WithReplyMode(ReplyDirect))
 		ready(t, c.WaitReady)
-		wantSame(t, "connections", b.openLinks(), 3) // two of them the server's
+		wantSame(t, "connections", b.openLinks(), 3) // two are the server's
 		wantAnswer(t, <-goCall(c, t.Context(), "m", []byte("x")), "x")
-		wantSame(t, "queues", len(b.queueNames()), 3) // all of them the server's
+		wantSame(t, "queues", len(b.queueNames()), 3) // all are the server's
 
 		once := goCall(c, within(t, time.Minute), "m", []byte("x"))
 		again := goCall(c, within(t, time.Minute), "m", []byte("y"), Idempotent())

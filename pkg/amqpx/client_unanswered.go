@@ -11,36 +11,37 @@ import (
 	"go.uber.org/zap"
 )
 
-// A node of a cluster that is on the wrong side of a partition, such as one that was
-// suspended for a while, keeps its connections open and answers whatever it can answer
-// alone. A client there is ready, and none of its calls is answered, while the other nodes
-// serve. So a client that knows several nodes and gets no response asks, first here, then by
-// way of the others, whether servers answer, and leaves for a node where they do.
+// A node on the wrong side of a cluster's partition, such as a node that was suspended for a
+// while, keeps its connections open and answers everything it can answer alone. A client of
+// this node is ready, and none of its calls gets a response, while the other nodes serve.
+// Therefore a client that knows several nodes and receives no response asks whether servers
+// answer, first on its own node, then on the others, and moves to a node where servers answer.
 
 const (
-	// unansweredFirst, unansweredGrowth and maxUnansweredPause bound how long no response may come
-	// before the client asks. The time grows with each question until a response comes, so
-	// that a client whose servers are all gone asks less and less often, and one that has left
-	// a node in vain stays for longer.
+	// unansweredFirst, unansweredGrowth and maxUnansweredPause bound the time without a
+	// response before the client asks. The time grows with each question until a response
+	// arrives: a client without any servers asks less and less often, and a client that has
+	// left a node in vain stays longer.
 	unansweredFirst    = 10 * time.Second
 	unansweredGrowth   = 3
 	maxUnansweredPause = 5 * time.Minute
-	// unansweredCalls is how many calls must have failed without a response meanwhile.
+	// unansweredCalls is the number of calls that must have failed without a response
+	// meanwhile.
 	unansweredCalls = 3
 	// unansweredCheck is the pause between two checks of these bounds.
 	unansweredCheck = time.Second
-	// servedLimit is how long servers, and a node, may take to answer.
+	// servedLimit is the time limit for the answers of servers, and of a node.
 	servedLimit = 3 * time.Second
 )
 
-// unanswered is what a client knows of its calls that got no response.
+// unanswered has the state of a client's check for calls without a response.
 type unanswered struct {
 	failed atomic.Int64  // calls since the last response
-	wait   time.Duration // until the next question; only checkAnswered uses it
+	wait   time.Duration // until the next question; used only by checkAnswered
 }
 
-// servedElsewhereError ends a session on which nothing is answered, while servers answer by
-// way of another node.
+// servedElsewhereError ends a session without responses, when servers answer by way of another
+// node.
 type servedElsewhereError struct{ address string }
 
 func (e *servedElsewhereError) Error() string {
@@ -49,7 +50,7 @@ func (e *servedElsewhereError) Error() string {
 
 func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
 
-// noteUnanswered counts a call that failed without a response, as far as its code tells.
+// noteUnanswered counts a call that failed without a response, judged by its code.
 func (c *Client) noteUnanswered(err error) {
 	switch c.codeOf(err) {
 	case CodeDeadlineExceeded, CodeUnavailable:
@@ -58,8 +59,8 @@ func (c *Client) noteUnanswered(err error) {
 	}
 }
 
-// otherNodes returns the nodes of the client's list that a session is not connected to, in a
-// random order.
+// otherNodes returns the nodes of the client's list other than the session's node, in random
+// order.
 func (c *Client) otherNodes(s *session) []brokerTarget {
 	var others []brokerTarget
 	for _, i := range rand.Perm(len(c.sup.targets)) { //nolint:gosec // spreads load, guards nothing.
@@ -70,7 +71,7 @@ func (c *Client) otherNodes(s *session) []brokerTarget {
 	return others
 }
 
-// checkAnswered ends the session when no call is answered on it for a while though servers
+// checkAnswered ends the session when its calls get no response for a while although servers
 // answer by way of another node.
 func (c *Client) checkAnswered(s *session) {
 	tick := time.NewTicker(unansweredCheck)
@@ -107,9 +108,9 @@ func (c *Client) checkAnswered(s *session) {
 	}
 }
 
-// isServed reports whether servers get the client's requests: one answers a ping, as slow
-// handlers do not keep it from doing, or, where servers are programs that know no pings, the
-// broker confirms requests to a queue that has consumers. A node without a majority may still
+// isServed reports whether servers receive the client's requests. Either a server answers a
+// ping, which slow handlers do not prevent, or, with servers that do not know pings, the
+// broker confirms requests and the queue has consumers. A node without a majority may still
 // list consumers, and confirms nothing.
 func (c *Client) isServed(s *session, confirmed bool) bool {
 	ctx, cancel := withinSession(s, servedLimit)
@@ -146,8 +147,8 @@ func (c *Client) isPinged(ctx context.Context, l brokerConn) (answered bool) {
 	return answered
 }
 
-// servedElsewhere returns the address of another node by way of which servers answer, or
-// over which the request queue has consumers.
+// servedElsewhere returns the address of another node where servers answer, or where the
+// request queue has consumers.
 func (c *Client) servedElsewhere(s *session) (address string, ok bool) {
 	for _, t := range c.otherNodes(s) {
 		if c.servesAt(s, t) {
@@ -160,7 +161,7 @@ func (c *Client) servedElsewhere(s *session) (address string, ok bool) {
 	return "", false
 }
 
-// servesAt asks one node on a connection of its own.
+// servesAt asks a node on a new connection.
 func (c *Client) servesAt(s *session, t brokerTarget) bool {
 	ctx, cancel := withinSession(s, min(c.cfg.dialTimeout, 2*servedLimit))
 	defer cancel()
@@ -185,42 +186,42 @@ func (c *Client) servesAt(s *session, t brokerTarget) bool {
 	return consumers > 0
 }
 
-// Servers of one queue may have different methods, as while a deployment rolls on. A call
-// that a server refused as unimplemented, and that did not run, is sent again, alone, until
-// it comes to a server that has the method, or all of them have refused it. Servers name
-// themselves in such a refusal (rpc-server), so that the client can count them. This costs
-// no retry budget, and is bounded.
+// Servers of one queue may have different methods, for example during a rolling deployment. A
+// call that was refused as unimplemented and did not run is sent again, alone, until a server
+// has the method or all servers have refused the call. Servers name themselves in such a
+// refusal (rpc-server), so that the client can count the servers. These attempts use no retry
+// budget, and are bounded.
 
 const (
-	// elsewhereMax bounds the tries of a call at servers that name themselves, of which a
-	// call under load meets the same ones again.
+	// elsewhereMax bounds a call's tries at servers that name themselves. Under load a call
+	// meets the same servers again.
 	elsewhereMax = 64
-	// elsewhereNameless bounds the tries at servers that do not name themselves: twice for
-	// each, and at most so often.
+	// elsewhereNameless bounds the tries at servers that do not name themselves: two tries for
+	// each server, and at most elsewhereNameless in total.
 	elsewhereNameless = 8
 	// elsewhereWaitMax bounds the wait before a try, which doubles from 1 ms.
 	elsewhereWaitMax = 64 * time.Millisecond
-	// nowhereFor is how long a method that no server has is known as that.
+	// nowhereFor is how long a missing method is remembered.
 	nowhereFor = time.Second
-	// maxMissingMethods bounds how many of these are remembered.
+	// maxMissingMethods bounds the number of remembered missing methods.
 	maxMissingMethods = 1024
 )
 
-// nowhere remembers the methods that no server had a moment ago. Safe for concurrent use.
+// nowhere remembers the methods missing on all servers. Safe for concurrent use.
 type nowhere struct {
 	mu     sync.Mutex
 	until  map[string]time.Time
 	warned loggedNames
 }
 
-// has reports whether no server had the method a moment ago.
+// has reports whether the method was recently missing on all servers.
 func (n *nowhere) has(method string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return time.Now().Before(n.until[method])
 }
 
-// add notes that no server has the method, and reports whether that is news.
+// add records a method that no server has, and reports whether the log line is due.
 func (n *nowhere) add(method string) (first bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -231,14 +232,14 @@ func (n *nowhere) add(method string) (first bool) {
 	return n.warned.add(method)
 }
 
-// loggedNames are the names that a log line was written for, of a bounded number, since
-// they come from outside. Its zero value is ready.
+// loggedNames has the names that were logged. Their number is bounded, because the names come
+// from other programs. The zero value is ready to use.
 type loggedNames struct{ names map[string]bool }
 
-// loggedNamesMax bounds the names that get a log line.
+// loggedNamesMax bounds the logged names.
 const loggedNamesMax = 100
 
-// add notes a name and reports whether it is to be logged.
+// add records a name and reports whether to log the name.
 func (l *loggedNames) add(name string) bool {
 	if l.names[name] || len(l.names) >= loggedNamesMax {
 		return false
@@ -250,8 +251,8 @@ func (l *loggedNames) add(name string) bool {
 	return true
 }
 
-// mayTryElsewhere decides whether a call that a server refused as unimplemented is tried at
-// another one, after a wait.
+// mayTryElsewhere decides whether a call refused as unimplemented is sent to another server,
+// after a wait.
 func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Duration, ok bool) {
 	if id := k.refusal.server; id != "" && !slices.Contains(k.refusers, id) {
 		k.refusers = append(k.refusers, id)
@@ -260,8 +261,8 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 	if c.nowhere.has(k.req.Method) {
 		return 0, false
 	}
-	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > lookSoonest { // a second one may have come
-		_, _ = k.awaitLook(gone) // an event that ends the call is told to its next round too
+	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > lookSoonest { // a second server may have started
+		_, _ = k.awaitLook(gone) // the call's next round also gets an event that ends the call
 	}
 	servers := c.watch.last().consumers
 	tries := min(2*servers, elsewhereNameless)

@@ -16,11 +16,11 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// sides are the nodes of a cluster on both sides of a partition. A client begins on the left
-// one, as nobody can dial the right one before.
+// sides holds the nodes of a cluster on the two sides of a partition. A client starts on the
+// left node, as dials of the right node fail until open is set.
 type sides struct {
 	left, right *fakeBroker
-	dials       atomic.Int64 // of the right one, by the client
+	dials       atomic.Int64 // of the right node, by the client
 	open        atomic.Bool
 }
 
@@ -39,7 +39,7 @@ func (s *sides) dial(ctx context.Context, url, name string) (brokerConn, error) 
 
 func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
 
-// foreign is a consumer of the request queue that answers nothing and knows no control plane.
+// foreign starts a consumer of the request queue without responses and without a control plane.
 func foreign(t *testing.T, b *fakeBroker) {
 	t.Helper()
 	l, err := b.dial(t.Context(), testURL, "foreign")
@@ -56,8 +56,8 @@ func foreign(t *testing.T, b *fakeBroker) {
 	t.Cleanup(l.close)
 }
 
-// callsFor has calls made twice a second for a while and returns how many were answered in
-// the last five seconds.
+// callsFor makes two calls a second for the duration d and returns the number of successes among
+// the calls of the last five seconds.
 func callsFor(t *testing.T, c *Client, d time.Duration) (answered int64) {
 	t.Helper()
 	var n atomic.Int64
@@ -76,8 +76,8 @@ func callsFor(t *testing.T, c *Client, d time.Duration) (answered int64) {
 	return n.Load()
 }
 
-// A client on a node where no call is answered leaves for one by way of which servers answer,
-// and stays where the node is not what its calls wait for.
+// A client moves from a node without responses to another node with answering servers, and
+// stays when the node is not the reason for the wait.
 func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 	t.Parallel()
 	serve := func(h Handler, control bool) func(*testing.T, *fakeBroker) {
@@ -148,8 +148,7 @@ func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 	}
 }
 
-// A client that left a node in vain, because nothing is answered on the next one either,
-// does not go to and fro.
+// A client does not flap between two nodes when the calls on both are unanswered.
 func TestClientDoesNotFlapBetweenNodes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -169,14 +168,14 @@ func TestClientDoesNotFlapBetweenNodes(t *testing.T) {
 		}
 		s.open.Store(true)
 		_ = callsFor(t, client, 15*time.Minute)
-		// After 10, 30, 90, 270 and then each 300 s.
+		// Moves come after 10, 30, 90, 270 and then every 300 s.
 		if n := client.Stats().Reconnects; n < 3 || n > 6 {
 			t.Errorf("%d moves in 15 minutes", n)
 		}
 	})
 }
 
-// With one node there is none to leave for.
+// A client with only one broker URL stays.
 func TestClientOfOneNodeStays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -190,7 +189,7 @@ func TestClientOfOneNodeStays(t *testing.T) {
 	})
 }
 
-// rolling starts servers of which only the last has the method "new", and a client.
+// rolling starts a client and servers. Only the last server has the method "new".
 func rolling(t *testing.T, servers int, log *zap.Logger, opts ...Option) *rig {
 	t.Helper()
 	r := &rig{t: t, broker: newFakeBroker()}
@@ -255,7 +254,7 @@ func TestMethodOfNoServerFailsSoon(t *testing.T) {
 					if limit := time.Duration(servers-1) * 200 * time.Millisecond; got.took > limit {
 						t.Errorf("took %v, want at most %v", got.took, limit)
 					}
-					most = 1 // it is known for a while
+					most = 1 // the client remembers the missing method for a while
 				}
 				wantSame(t, "lines of the client", logs.FilterMessage("no server has the method").Len(), 1)
 			})
@@ -263,7 +262,7 @@ func TestMethodOfNoServerFailsSoon(t *testing.T) {
 	}
 }
 
-// What a handler itself calls unimplemented has run.
+// An unimplemented error from a handler is final, as the handler has run.
 func TestHandlersUnimplementedIsFinal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -278,7 +277,7 @@ func TestHandlersUnimplementedIsFinal(t *testing.T) {
 	})
 }
 
-// Servers in other languages do not say who they are: the tries are bounded by their number.
+// Servers in other languages send no identity, so the number of servers bounds the attempts.
 func TestNamelessServersAreTriedABoundedNumberOfTimes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

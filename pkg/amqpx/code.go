@@ -1,13 +1,13 @@
 package amqpx
 
-// Code classifies a failed call. The set is closed and its texts are what
-// travels in the rpc-code header; they are the names that gRPC and Connect use
+// Code classifies a failed call. The set is closed. The texts travel in the rpc-code header
+// and are the names used by gRPC and Connect
 // (https://connectrpc.com/docs/protocol#error-codes).
 type Code string
 
 // The codes, each with the meaning a caller may rely on.
 const (
-	// CodeCanceled: the caller gave the call up.
+	// CodeCanceled: the caller canceled the call.
 	CodeCanceled Code = "canceled"
 	// CodeUnknown: a peer sent a code outside this set.
 	CodeUnknown Code = "unknown"
@@ -15,7 +15,7 @@ const (
 	CodeInvalidArgument Code = "invalid_argument"
 	// CodeDeadlineExceeded: the call's time ran out.
 	CodeDeadlineExceeded Code = "deadline_exceeded"
-	// CodeNotFound: something the request names does not exist.
+	// CodeNotFound: something named by the request does not exist.
 	CodeNotFound Code = "not_found"
 	// CodeAlreadyExists: something the request would create exists.
 	CodeAlreadyExists Code = "already_exists"
@@ -27,18 +27,19 @@ const (
 	CodeFailedPrecondition Code = "failed_precondition"
 	// CodeAborted: a conflict ended the work; the whole operation may be tried again.
 	CodeAborted Code = "aborted"
-	// CodeOutOfRange: the request reaches past what is there.
+	// CodeOutOfRange: the request reaches past the end of the data.
 	CodeOutOfRange Code = "out_of_range"
-	// CodeUnimplemented: the server that got the request does not have the method. The client
-	// has tried the others: none of them had it, or none that had it was met.
+	// CodeUnimplemented: the server that received the request does not have the method. The
+	// client has tried the other servers: none of them had the method, or no try reached a
+	// server with the method.
 	CodeUnimplemented Code = "unimplemented"
-	// CodeInternal: the handler failed in a way it did not classify, or panicked.
+	// CodeInternal: the handler failed without choosing a code, or panicked.
 	CodeInternal Code = "internal"
 	// CodeUnavailable: the service could not be reached; trying again may work.
 	CodeUnavailable Code = "unavailable"
 	// CodeDataLoss: data was lost or damaged for good.
 	CodeDataLoss Code = "data_loss"
-	// CodeUnauthenticated: the caller did not prove who it is.
+	// CodeUnauthenticated: the caller did not prove its identity.
 	CodeUnauthenticated Code = "unauthenticated"
 )
 
@@ -58,17 +59,17 @@ func (c Code) Valid() bool {
 	}
 }
 
-// Outcome tells whether the server may have run a failed call. It decides
-// whether calling again is safe.
+// Outcome states whether a server may have run a failed call. It decides whether calling again
+// is safe.
 type Outcome uint8
 
 const (
-	// MayHaveRun is the zero value and the honest default: the request left this
-	// process and nothing proves what became of it.
+	// MayHaveRun is the zero value and the default: the request left this process, and nothing
+	// proves whether a server ran the call.
 	MayHaveRun Outcome = iota
 	// DidNotRun is a guarantee: no handler was started for the call, and none will be.
 	DidNotRun
-	// Ran means that a handler ran and said how it ended.
+	// Ran means that a handler ran and reported its result.
 	Ran
 )
 

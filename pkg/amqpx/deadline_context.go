@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// lazyContext is what context.WithDeadline makes, but made late: until somebody
-// waits for it, or asks for a value, it costs no timer and no place in its parent.
-// Most calls end before anybody does.
+// lazyContext is like a context of context.WithDeadline, but the real context is created only
+// when a goroutine waits for its end. Until then it needs no timer and no entry in its parent.
+// Most calls end before.
 type lazyContext struct {
 	parent   context.Context //nolint:containedctx // this is a context.
-	deadline time.Time       // zero: it ends only with its parent or by end
+	deadline time.Time       // zero: ends only with its parent, or by cancel
 	ended    atomic.Bool
-	made     atomic.Pointer[realContext] // nil until it is needed
+	made     atomic.Pointer[realContext] // nil until needed
 }
 
 type realContext struct {
@@ -22,18 +22,18 @@ type realContext struct {
 	cancel context.CancelFunc
 }
 
-// withDeadline returns a context that ends with its parent, at the deadline, or when
-// end is called.
+// withDeadline returns a context that ends with its parent, at the deadline, or when cancel is
+// called.
 func withDeadline(parent context.Context, deadline time.Time) *lazyContext {
 	return &lazyContext{parent: parent, deadline: deadline}
 }
 
-// init makes it a child of parent, before anybody else has it; the deadline may be zero.
+// init sets the parent and the deadline, which may be zero, before c has other users.
 func (c *lazyContext) init(parent context.Context, deadline time.Time) {
 	c.parent, c.deadline = parent, deadline
 }
 
-// cancel releases what the context holds; it counts as cancelled then.
+// cancel ends the context and releases its resources.
 func (c *lazyContext) cancel() {
 	c.ended.Store(true)
 	if m := c.made.Load(); m != nil {
@@ -41,7 +41,7 @@ func (c *lazyContext) cancel() {
 	}
 }
 
-// created reports whether there is a real context.
+// created reports whether the real context exists.
 func (c *lazyContext) created() bool { return c.made.Load() != nil }
 
 func (c *lazyContext) real() context.Context {
@@ -75,10 +75,10 @@ func (c *lazyContext) Deadline() (time.Time, bool) {
 // Done implements context.Context.
 func (c *lazyContext) Done() <-chan struct{} { return c.real().Done() }
 
-// Value implements context.Context. The standard library finds a context to hang others
-// on, and its cause, by a value under a key of this type, so for that the real one is
-// asked. All other values are the parent's: they are asked for by whoever traces calls, of
-// each of them.
+// Value implements context.Context. The standard library looks up the parent of a new context,
+// and the cause, with a key of type *int, for which the real context is needed. Any other
+// value is taken from the parent if there is no real context yet: tracing libraries look up
+// values in every call.
 func (c *lazyContext) Value(key any) any {
 	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.created() {
 		return c.real().Value(key)

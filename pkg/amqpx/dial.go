@@ -16,7 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// closeTimeout bounds a polite close; after it the socket is cut.
+// closeTimeout bounds the closing handshake; then the socket is cut.
 const closeTimeout = time.Second
 
 // netDialer dials real brokers.
@@ -24,7 +24,7 @@ type netDialer struct {
 	heartbeat    time.Duration
 	writeTimeout time.Duration
 	tls          *tls.Config
-	source       *brokerSource // whose configuration comes before tls; may be nil
+	source       *brokerSource // its configuration takes precedence over tls; may be nil
 	limits       contentLimits
 }
 
@@ -33,14 +33,14 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 	stop := context.AfterFunc(ctx, conns.cut)
 	defer stop()
 
-	// Everything in amqp.Config that the library writes to is made afresh.
+	// All fields of amqp.Config that the library writes to are created for each call.
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName(name)
 	uri, err := amqp.ParseURI(url)
 	if err != nil {
 		return nil, err
 	}
-	var opening error // why there is no socket
+	var opening error // the reason why there is no socket
 	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
 		Heartbeat:  d.heartbeat,
 		Properties: properties,
@@ -56,7 +56,7 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 	if err != nil {
 		conns.cut()
 		if ctx.Err() != nil {
-			// The library calls a socket cut during login a wrong password.
+			// The library reports ErrCredentials for a socket that was cut during login.
 			err = ctx.Err()
 		}
 		if opening != nil {
@@ -81,9 +81,9 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 	return l, nil
 }
 
-// openSocket connects to the node that uri names. The TLS handshake takes place here and
-// not in amqp091-go, so that the frame reader and the gathering of writes work on AMQP
-// frames under TLS as well.
+// openSocket connects to the node in uri. The TLS handshake takes place here and not in
+// amqp091-go, so that the frame reader and the coalescing of writes also work on AMQP frames
+// under TLS.
 func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI) (*socket, error) {
 	raw, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
 	if err != nil {
@@ -102,8 +102,8 @@ func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI)
 	return s, nil
 }
 
-// dialedSocket holds the socket of a dial under way, so that the end of the context
-// can cut it at any moment.
+// dialedSocket holds the socket of a dial in progress, so that the end of the context can cut
+// the socket at any moment.
 type dialedSocket struct {
 	mu     sync.Mutex
 	socket *socket
@@ -135,7 +135,7 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink is a link over amqp091-go.
+// netLink implements brokerConn with amqp091-go.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket
@@ -179,16 +179,17 @@ func (l *netLink) close() {
 	_ = l.conn.Close()
 }
 
-// netChannel adapts a channel to the seam. The calls that wait for the broker's reply
-// take turns: the library would mix up the replies to two at the same time.
+// netChannel implements channel with amqp091-go. Methods that wait for the broker's answer
+// take turns: the library would mix up the answers to two concurrent methods.
 type netChannel struct {
 	*amqp.Channel
 
 	turn chan struct{}
 }
 
-// barrier implements channel by a method that the broker answers in its turn, and that
-// changes nothing: the prefetch is that of consumers to come, of which there are none.
+// barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
+// of later consumers on the channel, and there are none. The broker answers the methods of a
+// channel in order.
 func (c *netChannel) barrier() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
@@ -214,18 +215,18 @@ func (c *netChannel) publishFanout(exchange string, msg amqp.Publishing) error {
 	return c.Publish(exchange, "", true, false, msg)
 }
 
-// The schemes of broker URLs, as amqp091-go's parser returns them: in lower case,
-// however the URL was written.
+// The schemes of broker URLs as amqp091-go's parser returns them: in lower case, whatever the
+// case in the URL.
 const (
 	schemePlain = "amqp"
 	schemeTLS   = "amqps"
 )
 
-// plainURL returns url with the scheme amqp. amqp091-go then takes everything but the
-// transport from the URL: the user, the virtual host, the SASL mechanisms and the query.
+// plainURL returns url with the scheme amqp. amqp091-go then uses all of the URL except the
+// transport: the user, the virtual host, the SASL mechanisms and the query.
 func plainURL(url string, uri amqp.URI) string { return schemePlain + url[len(uri.Scheme):] }
 
-// handshake performs the TLS handshake on raw, and notes in own what becomes of the client
+// handshake performs the TLS handshake on raw and records in own the use of the client
 // certificate. It ends with ctx.
 func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, own *clientCertificate) (net.Conn, error) {
 	config, err := d.tlsConfig(uri)
@@ -240,10 +241,10 @@ func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, ow
 	return conn, nil
 }
 
-// tlsConfig returns the TLS configuration for one connection: the one of WithBrokers,
-// else of WithTLS or, if there is none, one made of the URL's query parameters cacertfile, certfile and keyfile.
-// The name that the broker's certificate must have is the configuration's ServerName,
-// else the query parameter server_name_indication, else the URL's host.
+// tlsConfig returns the TLS configuration for one connection: from WithBrokers, else from
+// WithTLS, else from the URL's query parameters cacertfile, certfile and keyfile. The name
+// expected in the broker's certificate is the configuration's ServerName, else the query
+// parameter server_name_indication, else the URL's host.
 func (d netDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 	given := d.tls
 	if newer := d.source.tls(); newer != nil {
@@ -263,7 +264,7 @@ func (d netDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 	return config, nil
 }
 
-// tlsConfigOf reads the files that the URL's query names
+// tlsConfigOf reads the TLS files given in the URL's query
 // (https://www.rabbitmq.com/docs/uri-query-parameters).
 func tlsConfigOf(uri amqp.URI) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
@@ -287,8 +288,8 @@ func tlsConfigOf(uri amqp.URI) (*tls.Config, error) {
 	return config, nil
 }
 
-// withoutPath returns the cause of an error of a file without its name, which came from a
-// URL and may be anything.
+// withoutPath removes the file's name from the error of a file operation. The name came from a
+// URL and may contain any text of the URL.
 func withoutPath(err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
 		return failed.Err

@@ -23,7 +23,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// listenPeer accepts connections on a loopback port and has p answer the first.
+// listenPeer accepts connections on a loopback port; p answers the first connection.
 func listenPeer(t *testing.T, p *peer) (url string, accepted <-chan *peer) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -168,8 +168,8 @@ func TestCutLinkReportsItsEnd(t *testing.T) {
 	l.close()
 }
 
-// The library gives a peer three halves of the heartbeat interval, which a broker fills
-// at least once. Nothing here may keep it from noticing.
+// The library allows a peer 1.5 heartbeat intervals of silence, and a living broker sends data
+// at least once in each. The code under test must not delay the detection.
 func TestSilentPeerIsNoticedInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -201,8 +201,8 @@ func TestSilentPeerIsNoticedInTime(t *testing.T) {
 	})
 }
 
-// TestLargeBodyOverASlowNetwork: while a body is discarded, which takes longer than a peer
-// may be silent, the peer is not taken for dead.
+// TestLargeBodyOverASlowNetwork: discarding a body takes longer than a peer may be silent, and
+// the peer must not count as dead meanwhile.
 func TestLargeBodyOverASlowNetwork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -258,8 +258,8 @@ func TestCloseOfALinkIsBounded(t *testing.T) {
 	<-(<-accepted).ended
 }
 
-// selfSigned returns a certificate for 127.0.0.1 and broker.test, and the file that a
-// client has to trust.
+// selfSigned returns a certificate for 127.0.0.1 and broker.test, and the name of a file with
+// the certificate for the client to trust.
 func selfSigned(t *testing.T) (pair tls.Certificate, file string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -281,7 +281,7 @@ func selfSigned(t *testing.T) (pair tls.Certificate, file string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, file
 }
 
-// listenTLSPeer is listenPeer behind TLS. The URL has the query.
+// listenTLSPeer is listenPeer with TLS. The URL gets the query.
 func listenTLSPeer(t *testing.T, pair tls.Certificate, p *peer, query string) (url string) {
 	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}})
@@ -289,7 +289,7 @@ func listenTLSPeer(t *testing.T, pair tls.Certificate, p *peer, query string) (u
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	go func() { // ends with the connection, or the listener
+	go func() { // ends with the connection or the listener
 		if conn, err := l.Accept(); err == nil {
 			servePeer(conn, p)
 		}
@@ -297,7 +297,7 @@ func listenTLSPeer(t *testing.T, pair tls.Certificate, p *peer, query string) (u
 	return "AMQPS://app:secret@" + l.Addr().String() + "/?" + query
 }
 
-// TestUnreadableTableUnderTLS: amqp091-go would end the connection on such a header.
+// TestUnreadableTableUnderTLS: amqp091-go would end the connection on such a header table.
 func TestUnreadableTableUnderTLS(t *testing.T) {
 	t.Parallel()
 	pair, ca := selfSigned(t)
@@ -337,7 +337,7 @@ func TestTLSConfigOfADial(t *testing.T) {
 	for name, c := range map[string]struct {
 		query string
 		given *tls.Config
-		text  string // of the error; none for a link
+		text  string // of the error; "" if the dial succeeds
 	}{
 		"nothing trusted":              {"", nil, "certificate"},
 		"authority of the URL":         {"cacertfile=" + ca, nil, ""},
@@ -364,7 +364,7 @@ func TestTLSConfigOfADial(t *testing.T) {
 	}
 }
 
-// TestHandshakeEndsWithItsContext dials a peer that says nothing.
+// TestHandshakeEndsWithItsContext dials a silent peer.
 func TestHandshakeEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Sentinels, matched with [errors.Is]. Every error a call returns is an [*Error]
-// that wraps at most one of them beside its cause.
+// Sentinels, matched with [errors.Is]. Every error of a call is an [*Error], which wraps at
+// most one sentinel beside its cause.
 var (
 	// ErrUnroutable is returned when no request queue exists to route the call to.
 	ErrUnroutable = errors.New("no queue to route the request to")
@@ -20,34 +20,36 @@ var (
 	// ErrQueueUnavailable is returned when the request queue takes no messages and is not
 	// at a bound: its node is down, it moves, or it has no majority.
 	ErrQueueUnavailable = errors.New("the queue does not take messages")
-	// ErrNoServer is returned when the request was confirmed and no server has consumed the
-	// queue since: a server that comes before the request expires runs it.
+	// ErrNoServer is returned when the broker confirmed the request and no server has consumed
+	// the queue since. A server that starts before the request expires runs the request.
 	ErrNoServer = errors.New("no server consumes the queue")
-	// ErrTooManyCalls is returned at once when as many calls, or bytes of them, are
-	// under way as the client allows. The call was not sent.
+	// ErrTooManyCalls is returned at once when the calls in flight, or the bytes of their
+	// bodies, have reached the client's limit. The call was not sent.
 	ErrTooManyCalls = errors.New("too many calls in flight")
-	// ErrOutcomeUnknown is returned when the link was lost at a moment that leaves
-	// open whether the request reached a server.
+	// ErrOutcomeUnknown is returned when the connection was lost at a moment that leaves open
+	// whether the request reached a server.
 	ErrOutcomeUnknown = errors.New("the link was lost before the outcome was known")
-	// ErrNotConnected is returned when a call ended while no link to a broker was up: a broker
-	// could not be reached, or refused a step of the set-up. The text has the fault of each.
+	// ErrNotConnected is returned when a call ended while no connection to a broker was ready:
+	// a broker could not be reached, or refused a step of the set-up. The text has the fault
+	// of each broker.
 	ErrNotConnected = errors.New("no connection to a broker is ready")
 	// ErrBlocked is returned when a call ended while the broker blocked publishing
 	// (https://www.rabbitmq.com/docs/connection-blocked).
 	ErrBlocked = errors.New("the broker blocks publishing")
-	// ErrTooLarge is returned when a request or an answer exceeds the size limit.
+	// ErrTooLarge is returned when a request or a response exceeds the size limit.
 	ErrTooLarge = errors.New("message exceeds the size limit")
-	// ErrClosed is returned by calls pending on, or made after, Close.
+	// ErrClosed is returned by calls that are pending when Close is called, and by later
+	// calls.
 	ErrClosed = errors.New("client closed")
-	// ErrDrainTimeout is returned by Serve when the drain's time limit cut off
-	// handlers that were still running.
+	// ErrDrainTimeout is returned by Serve when handlers were still running at the drain's
+	// time limit; their contexts were canceled.
 	ErrDrainTimeout = errors.New("drain timed out")
 )
 
-// Error is the one error type of calls. Handlers return it, made by [Errorf], to
-// choose the code and message that the caller gets: both are sent to the caller,
-// so neither may hold a secret. It is immutable and safe for concurrent use. The methods
-// of a nil *Error do not panic; as an error it has no code, which its caller sees as
+// Error is the error type of all calls. Handlers return an Error made by [Errorf] to choose
+// the code and the message for the caller. Both are sent to the caller, so neither may hold a
+// secret. An Error is immutable and safe for concurrent use. The methods of a nil *Error do
+// not panic; returned as an error, a nil *Error has no code, and the caller receives
 // [CodeInternal].
 type Error struct {
 	code       Code
@@ -55,25 +57,25 @@ type Error struct {
 	outcome    Outcome
 	remote     bool
 	retryAfter time.Duration
-	server     string // that refused the call as unimplemented; "" if it does not say
+	server     string // the server that refused the call as unimplemented; "" if not known
 	causes     []error
 }
 
-// Errorf returns an error for a handler to return: its code and its formatted
-// text travel to the caller. Errors formatted with %w stay matchable on the
-// server, in its middleware and log; only their text is sent. A code outside the closed set
-// reaches the caller as [CodeUnknown].
+// Errorf returns an error for a handler to return: its code and its formatted text travel to
+// the caller. Errors formatted with %w stay matchable on the server, in its middleware and
+// log; only their text is sent. A code outside the closed set reaches the caller as
+// [CodeUnknown].
 //
-// A function that passes the result on should declare its own result as error, not as
-// *Error: a nil *Error that is stored in an error is an error that is not nil
+// A function that passes the result on should declare its own result as error, not as *Error:
+// a nil *Error stored in an error is an error that is not nil
 // (https://go.dev/doc/faq#nil_error), so the call fails with [CodeInternal].
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{code: code, message: err.Error(), outcome: Ran, causes: []error{err}}
 }
 
-// Error returns the code, the message and, for errors made on this side, whether
-// the call may have run.
+// Error returns the code, the message and, for errors made by this process, whether the call
+// may have run.
 func (e *Error) Error() string {
 	if e == nil {
 		return "a nil *amqpx.Error, which has no code"
@@ -124,12 +126,11 @@ func (e *Error) Outcome() Outcome {
 	return e.outcome
 }
 
-// Remote reports whether a server sent the error, as opposed to one that this
-// process made.
+// Remote reports whether a server sent the error; otherwise this process made the error.
 func (e *Error) Remote() bool { return e != nil && e.remote }
 
-// RetryAfter is a hint how long to wait before calling again, of the server or, with
-// [CodeResourceExhausted], of the client; zero means that there is none.
+// RetryAfter returns a hint how long to wait before calling again, from the server or, with
+// [CodeResourceExhausted], from the client. Zero means no hint.
 func (e *Error) RetryAfter() time.Duration {
 	if e == nil {
 		return 0
@@ -137,11 +138,11 @@ func (e *Error) RetryAfter() time.Duration {
 	return e.retryAfter
 }
 
-// CodeOf returns err's code: that of the first [*Error] in its chain that is not nil, else
-// the code of a context error, else [CodeUnknown]. It returns "" for nil.
+// CodeOf returns err's code: the code of the first non-nil [*Error] in err's chain, else the
+// code of a context error, else [CodeUnknown]. It returns "" for nil.
 func CodeOf(err error) Code {
 	if err == nil {
-		return "" // before anything is allocated: this is asked of every call
+		return "" // before any allocation: every call comes here
 	}
 	coded := codedError(err)
 	switch {
@@ -165,8 +166,8 @@ func OutcomeOf(err error) Outcome {
 	return codedError(err).Outcome()
 }
 
-// codedError returns the first *Error in err's chain that is not nil, and nil without one.
-// [errors.As] would stop at a nil one.
+// codedError returns the first non-nil *Error in err's chain, or nil. [errors.As] would stop
+// at a nil *Error.
 func codedError(err error) *Error {
 	if coded, ok := errors.AsType[*Error](err); !ok || coded != nil {
 		return coded
@@ -184,7 +185,7 @@ func codedError(err error) *Error {
 	return nil
 }
 
-// localError makes an error of this side of the link.
+// localError returns an error made by this process.
 func localError(code Code, outcome Outcome, sentinel error, detail string, causes ...error) *Error {
 	e := &Error{code: code, outcome: outcome, message: detail, causes: causes}
 	if sentinel != nil {
@@ -197,8 +198,8 @@ func localError(code Code, outcome Outcome, sentinel error, detail string, cause
 	return e
 }
 
-// contextError turns the end of a call's context into a coded error that still
-// matches the context's own error.
+// contextError turns the end of a call's context into a coded error, which still matches the
+// context's own error.
 func contextError(cause error, outcome Outcome, sentinel error, detail string) *Error {
 	code := CodeCanceled
 	if errors.Is(cause, context.DeadlineExceeded) {

@@ -116,7 +116,7 @@ func TestCodesAreAClosedSet(t *testing.T) {
 	}
 }
 
-// Middleware and observers ask of every call.
+// Middleware and observers call CodeOf and OutcomeOf for every call, so both must not allocate.
 //
 //nolint:paralleltest // counts allocations
 func TestAskingAboutAnAnswerTakesNoMemory(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// serve runs a server with one method until the function that it returns is called.
+// serve starts a server with the given method and returns a function to stop the server.
 func serve(broker *amqpx.MemoryBroker, method string, h amqpx.Handler) (stop func()) {
 	server, err := amqpx.NewServer(url, broker.Option())
 	if err == nil {
@@ -28,7 +28,7 @@ func serve(broker *amqpx.MemoryBroker, method string, h amqpx.Handler) (stop fun
 	}
 }
 
-// connect makes a client, and a function that closes it.
+// connect returns a client and a function to close the client.
 func connect(broker *amqpx.MemoryBroker, opts ...amqpx.ClientOption) (*amqpx.Client, func()) {
 	client, err := amqpx.NewClient(url, append([]amqpx.ClientOption{broker.Option()}, opts...)...)
 	if err != nil {

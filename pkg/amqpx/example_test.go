@@ -10,7 +10,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// In a program this is the broker's address, and there is no broker.Option().
+// In a program, url is the address of a RabbitMQ broker, and broker.Option() is left out.
 const url = "amqp://guest:guest@localhost:5672/"
 
 func Example() {
@@ -77,7 +77,7 @@ func ExampleOutcomeOf() {
 	client, done := connect(broker)
 	defer done()
 
-	// Nobody serves: the call certainly did not run.
+	// Without a server, the call certainly did not run.
 	_, err := client.Call(context.Background(), "pay", nil)
 	fmt.Println(errors.Is(err, amqpx.ErrUnroutable), amqpx.OutcomeOf(err))
 
@@ -134,7 +134,7 @@ func ExampleIdempotent() {
 	client, done := connect(broker)
 	defer done()
 
-	broker.LoseLink() // right after the request left: did it arrive?
+	broker.LoseLink() // the connection breaks after the request, before its confirm
 	answer, err := client.Call(context.Background(), "b", nil, amqpx.WithIdempotencyKey("order-7"))
 	fmt.Println(string(answer), err)
 	// Output:
@@ -169,7 +169,7 @@ func ExampleServer_Serve() {
 	defer done()
 	go func() {
 		<-begun
-		terminate() // while a handler runs
+		terminate() // while the handler runs
 	}()
 	answer, err := client.Call(context.Background(), "slow", nil, amqpx.WaitForServer())
 	fmt.Println(string(answer), err)

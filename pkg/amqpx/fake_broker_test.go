@@ -14,39 +14,38 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fakeBroker is RabbitMQ in memory, behind the seam of transport.go: queues, the default
+// fakeBroker is RabbitMQ in memory, behind the interfaces of transport.go: queues, the default
 // exchange, competing consumers with prefetch, acknowledgements, confirms, mandatory
 // returns, expiration, direct reply-to, alarms; and faults on demand. It does no I/O
-// and holds its lock only for a moment, so it works under testing/synctest. What the
-// broker sends to a client passes through one goroutine for each link, in order, as
-// in amqp091-go.
+// and holds its lock only for a moment, so tests can run under testing/synctest. One goroutine
+// for each connection passes the broker's messages to the client, in order, as in amqp091-go.
 type fakeBroker struct {
 	mu      sync.Mutex
 	queues  map[string]*fakeQueue
-	fanouts map[string][]string // exchanges, and the queues bound to each
+	fanouts map[string][]string // the queues bound to each exchange
 	links   []*fakeLink
-	user    string // of every link, as the broker knows it
-	alarm   string // why publishing is blocked; "" while it is not
+	user    string // the authenticated user of every connection
+	alarm   string // why publishing is blocked; "" without an alarm
 	linkSeq int
 
 	heartbeats atomic.Uint64
-	mute       atomic.Bool // it sends no heartbeats
+	mute       atomic.Bool // the broker sends no heartbeats
 
 	faults  map[string][]fault // by route, see routeOf
-	holding bool               // confirms are held back
+	holding bool               // the broker delays confirms
 	held    []func()
 	onDial  func(ctx context.Context, url, name string) error
 	onCall  func(op, name string) error
-	nacks   func(link, key string) bool // messages that the broker nacks on a connection
-	// onPublish returns the exception with which the broker ends the channel over a message.
+	nacks   func(link, key string) bool // selects the messages to nack on a connection
+	// onPublish returns the exception that ends the channel, or nil to take the message.
 	onPublish func(key string, msg amqp.Publishing) *amqp.Error
 	frameSize int                                        // 0: no limit
-	fatal     func(key string, msg amqp.Publishing) bool // messages that end their connection with an exception
-	bounded   *serverConfig                              // of startBounded
-	once      string                                     // the method that startServer registers as one that runs at most once
-	rejected  int                                        // messages
+	fatal     func(key string, msg amqp.Publishing) bool // selects messages that end their connection with an exception
+	bounded   *serverConfig                              // the limits of a server of startBounded
+	once      string                                     // the method that startServer registers with AtMostOnce
+	rejected  int                                        // calls of Nack without requeue
 
-	dials []string      // URLs, in the order they were dialed
+	dials []string      // URLs, in the order of dialing
 	sent  []sentMessage // every publish that reached the broker
 }
 
@@ -62,11 +61,11 @@ type fakeQueue struct {
 	name      string
 	durable   bool
 	args      amqp.Table
-	owner     *fakeLink // of an exclusive queue
+	owner     *fakeLink // the connection of an exclusive queue
 	messages  []*fakeMessage
-	consumers []*fakeConsumer // the next in turn first
+	consumers []*fakeConsumer // in turn, the next first
 	maxLength int             // with overflow reject-publish; 0: no bound
-	expired   int             // messages dropped by their expiration
+	expired   int             // messages dropped at their expiration
 	unused    *time.Timer     // x-expires
 }
 
@@ -80,8 +79,8 @@ func newFakeBroker() *fakeBroker {
 	return &fakeBroker{user: "app", queues: make(map[string]*fakeQueue), fanouts: make(map[string][]string), faults: make(map[string][]fault)}
 }
 
-// option makes clients and servers use this broker, and have every call travel alone and
-// no control plane unless another option follows. Servers acknowledge at once.
+// option makes clients and servers use this broker, without batches and without a control
+// plane unless a later option turns them on. Servers acknowledge at once.
 func (b *fakeBroker) option() Option { return onFake{b} }
 
 type onFake struct{ broker *fakeBroker }
@@ -113,15 +112,15 @@ func (b *fakeBroker) dial(ctx context.Context, url, name string) (brokerConn, er
 	b.linkSeq++
 	l := newFakeLink(b, name, b.linkSeq)
 	b.links = append(b.links, l)
-	go l.read() // ends when the link does
+	go l.read() // ends with the connection
 	return l, nil
 }
 
-// declare makes a queue, or reports the difference to the one that exists. The
+// declare creates a queue, or returns an error if the queue exists with other properties. The
 // caller holds mu.
 func (b *fakeBroker) declare(name string, durable bool, args amqp.Table) *amqp.Error {
 	if q := b.queues[name]; q != nil {
-		if args[amqp.QueueTypeArg] == string(QueueClassic) { // as if there were none
+		if args[amqp.QueueTypeArg] == string(QueueClassic) { // equal to no type
 			args = maps.Clone(args)
 			delete(args, amqp.QueueTypeArg)
 		}
@@ -137,7 +136,7 @@ func (b *fakeBroker) declare(name string, durable bool, args amqp.Table) *amqp.E
 	return nil
 }
 
-// startExpiry begins the time of an unused queue with x-expires. The caller holds mu.
+// startExpiry starts the x-expires timer of a queue without consumers. The caller holds mu.
 func (b *fakeBroker) startExpiry(q *fakeQueue) {
 	ms, ok := q.args[amqp.QueueTTLArg].(int64)
 	if !ok || len(q.consumers) > 0 {
@@ -171,7 +170,7 @@ func missing(name string) *amqp.Error {
 	return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no queue '%s' in vhost '/'", name)}
 }
 
-// route takes a message: false is a nack. The caller holds mu.
+// route puts a message into its queue and reports false for a nack. The caller holds mu.
 func (b *fakeBroker) route(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing) bool {
 	if strings.HasPrefix(key, directReplyTo+".") {
 		b.routeDirect(key, msg)
@@ -196,8 +195,8 @@ func (b *fakeBroker) route(c *fakeChannel, key string, mandatory bool, msg amqp.
 	return true
 }
 
-// routeDirect delivers to the consumer of a direct reply-to address, if it is still
-// there. The caller holds mu.
+// routeDirect delivers to the consumer of a direct reply-to address, if the consumer still
+// exists. The caller holds mu.
 func (b *fakeBroker) routeDirect(key string, msg amqp.Publishing) {
 	for _, l := range b.links {
 		for _, c := range l.channels {
@@ -213,8 +212,8 @@ func (b *fakeBroker) routeDirect(key string, msg amqp.Publishing) {
 	}
 }
 
-// dispatch hands messages to the queue's consumers in turn, as far as their prefetch
-// goes. The caller holds mu.
+// dispatch delivers messages to the queue's consumers in turn, up to their prefetch. The
+// caller holds mu.
 func (b *fakeBroker) dispatch(q *fakeQueue) {
 	for len(q.messages) > 0 {
 		m := q.messages[0]
@@ -234,7 +233,8 @@ func (b *fakeBroker) dispatch(q *fakeQueue) {
 	}
 }
 
-// nextConsumer returns the first in turn of those with room and the highest priority.
+// nextConsumer returns the index of the next consumer with room, of the highest priority, or
+// -1 if every consumer is at its prefetch.
 func (q *fakeQueue) nextConsumer() int {
 	next := -1
 	for i, c := range q.consumers {
@@ -245,14 +245,14 @@ func (q *fakeQueue) nextConsumer() int {
 	return next
 }
 
-// requeue puts a message back at the head. The caller holds mu.
+// requeue puts a message back at the head of its queue. The caller holds mu.
 func (b *fakeBroker) requeue(q *fakeQueue, m *fakeMessage) {
 	m.redelivered = true
 	q.messages = slices.Insert(q.messages, 0, m)
 }
 
-// setAlarm blocks publishing for a reason, or ends the block for "". As RabbitMQ
-// does, it tells only connections that have published, and stops reading from them.
+// setAlarm blocks publishing for a reason, or ends the block for "". Like RabbitMQ, the broker
+// notifies only connections with earlier publishes, and stops reading from these.
 func (b *fakeBroker) setAlarm(reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -272,8 +272,8 @@ func (b *fakeBroker) setAlarm(reason string) {
 	}
 }
 
-// kick ends every link with the reason that the broker gives, or with none: then
-// the socket just breaks.
+// kick ends every connection with the broker's exception, or with nil as for a socket that
+// breaks without an exception.
 func (b *fakeBroker) kick(reason *amqp.Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -282,8 +282,8 @@ func (b *fakeBroker) kick(reason *amqp.Error) {
 	}
 }
 
-// restart ends every link and forgets what a real restart forgets: queues that are
-// not durable, and transient messages outside quorum queues.
+// restart ends every connection and, like a real restart, loses queues that are not durable
+// and transient messages outside quorum queues.
 func (b *fakeBroker) restart() {
 	b.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure"})
 	b.mu.Lock()

@@ -18,7 +18,7 @@ func (c *fakeChannel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
-// barrier implements channel: its answer comes after everything that was sent before.
+// barrier implements channel: it returns after the client has read all earlier events.
 func (c *fakeChannel) barrier() error {
 	answered := make(chan struct{})
 	err := c.do("sync", c.link.name, func() *amqp.Error {
@@ -60,7 +60,7 @@ func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amq
 	return consumer.out, err
 }
 
-// Cancel implements channel: what was delivered before is still handed over.
+// Cancel implements channel. Earlier deliveries still reach the consumer.
 func (c *fakeChannel) Cancel(tag string, _ bool) error {
 	return c.do("cancel", tag, func() *amqp.Error {
 		consumer := c.consumers[tag]
@@ -74,7 +74,7 @@ func (c *fakeChannel) Cancel(tag string, _ bool) error {
 	})
 }
 
-// removeConsumer takes a consumer from its queue. The caller holds mu.
+// removeConsumer removes a consumer from its queue. The caller holds mu.
 func (b *fakeBroker) removeConsumer(consumer *fakeConsumer) {
 	if q := consumer.queue; q != nil {
 		q.consumers = slices.DeleteFunc(q.consumers, func(o *fakeConsumer) bool { return o == consumer })
@@ -119,7 +119,8 @@ func (c *fakeChannel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table)
 	})
 }
 
-// hasFanout is what a broker says of an exchange. The caller holds mu.
+// hasFanout returns the broker's exception for an exchange that does not exist, or nil. The
+// caller holds mu.
 func (b *fakeBroker) hasFanout(name string) *amqp.Error {
 	if b.fanouts[name] == nil {
 		return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no exchange '%s' in vhost '/'", name)}
@@ -149,7 +150,8 @@ func (c *fakeChannel) publishFanout(exchange string, msg amqp.Publishing) error 
 	})
 }
 
-// checkUser is what a broker says of a message's user_id. The caller holds mu.
+// checkUser returns the broker's exception for a user_id of another user, or nil. The caller
+// holds mu.
 func (b *fakeBroker) checkUser(user string) *amqp.Error {
 	if user == "" || user == b.user {
 		return nil
@@ -182,7 +184,7 @@ func (c *fakeChannel) QueueDelete(name string, _, _, _ bool) (int, error) {
 	})
 }
 
-// do makes one synchronous call; an error closes the channel, as in AMQP.
+// do makes one synchronous call. An exception closes the channel, as in AMQP.
 func (c *fakeChannel) do(op, name string, f func() *amqp.Error) error {
 	if err := c.link.call(op, name); err != nil {
 		return err
@@ -212,7 +214,7 @@ func (c *fakeChannel) NotifyReturn(n chan amqp.Return) chan amqp.Return {
 // NotifyCancel implements channel.
 func (c *fakeChannel) NotifyCancel(n chan string) chan string { return listen(c, &c.cancels, n) }
 
-// listen registers n; on a channel that has ended it is closed at once.
+// listen registers n, or closes n at once if the channel has ended.
 func listen[T any](c *fakeChannel, to *[]chan T, n chan T) chan T {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
@@ -231,8 +233,8 @@ func (c *fakeChannel) IsClosed() bool {
 	return c.over()
 }
 
-// over reports whether the client can still use the channel. The caller holds the
-// broker's lock.
+// over reports whether the channel or its connection has ended. The caller holds the broker's
+// lock.
 func (c *fakeChannel) over() bool { return c.closed || c.link.dead }
 
 // Close implements channel.

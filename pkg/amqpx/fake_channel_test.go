@@ -15,9 +15,9 @@ type fakeChannel struct {
 	link       *fakeLink
 	id         int
 	confirming bool
-	prefetch   int // of the consumers that begin from now on
+	prefetch   int // of consumers that start after Qos
 	closed     bool
-	silent     bool // shutdown has run: nothing will be notified any more
+	silent     bool // shutdown has run, and no listener receives more
 
 	tag       uint64
 	consumers map[string]*fakeConsumer
@@ -37,7 +37,7 @@ type fakeConsumer struct {
 	prefetch int
 	priority int32 // x-priority
 	unacked  int
-	out      chan amqp.Delivery // written by the link's reader only
+	out      chan amqp.Delivery // written by the connection's reader only
 }
 
 func (c *fakeConsumer) hasRoom() bool {
@@ -49,7 +49,7 @@ type unackedDelivery struct {
 	message  *fakeMessage
 }
 
-// fakeConfirm is the broker's word on one message.
+// fakeConfirm is the broker's confirm or nack of one message.
 type fakeConfirm struct {
 	done  chan struct{}
 	acked atomic.Bool
@@ -102,8 +102,8 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 	return word, nil
 }
 
-// postConfirm sends the broker's word, now or when confirms are no longer held. The
-// caller holds the broker's lock.
+// postConfirm sends a confirm or a nack, at once or in releaseConfirms. The caller holds the
+// broker's lock.
 func (c *fakeChannel) postConfirm(word *fakeConfirm, acked bool) {
 	send := func() {
 		c.link.post(func() {
@@ -127,7 +127,7 @@ func (c *fakeChannel) resolve(word *fakeConfirm) {
 	}
 }
 
-// postReturn gives a mandatory message back. The caller holds the broker's lock.
+// postReturn returns a mandatory message. The caller holds the broker's lock.
 func (c *fakeChannel) postReturn(key string, msg amqp.Publishing) {
 	r := amqp.Return{
 		ReplyCode: amqp.NoRoute, ReplyText: "NO_ROUTE", RoutingKey: key, Headers: msg.Headers,
@@ -188,7 +188,7 @@ func (c *fakeChannel) settle(tag uint64, multiple, requeue bool) error {
 	if multiple {
 		tags = slices.DeleteFunc(c.openTags(), func(t uint64) bool { return t > tag })
 	}
-	for _, t := range slices.Backward(tags) { // so that requeued messages keep their order
+	for _, t := range slices.Backward(tags) { // requeued messages keep their order
 		u := c.unacked[t]
 		if u == nil {
 			c.except(&amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - unknown delivery tag"})
@@ -237,7 +237,8 @@ func (c *fakeChannel) detach() {
 	}
 }
 
-// shutdown is the client's half: it tells every listener. Only the reader calls it.
+// shutdown is the client's half of a channel's end: every listener is notified and closed.
+// Only the connection's reader calls shutdown.
 func (c *fakeChannel) shutdown(reason *amqp.Error) {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()

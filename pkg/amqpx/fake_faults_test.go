@@ -9,34 +9,35 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fault is what goes wrong with one published message.
+// fault is the failure of one published message.
 type fault uint8
 
 const (
 	faultNone            fault = iota
 	faultUnsent                // the channel was closed before the message was written
-	faultCutBefore             // the link breaks in the write, the message does not arrive
-	faultCutWritten            // the link breaks in the write, the message arrives
-	faultCutUnconfirmed        // the message arrives, the link breaks before the confirm
-	faultLostUnconfirmed       // written, the link breaks, the message does not arrive
-	faultCutConfirmed          // the message arrives and is confirmed, then the link breaks
-	faultNack                  // the broker refuses the message
-	faultNackArrived           // the message arrives and is refused all the same
-	faultSwallow               // the broker confirms the message and loses it
+	faultCutBefore             // the connection breaks in the write, the message does not arrive
+	faultCutWritten            // the connection breaks in the write, the message arrives
+	faultCutUnconfirmed        // the message arrives, the connection breaks before the confirm
+	faultLostUnconfirmed       // the write succeeds, the connection breaks, the message does not arrive
+	faultCutConfirmed          // the message arrives and is confirmed, then the connection breaks
+	faultNack                  // the broker nacks the message
+	faultNackArrived           // the message arrives in the queue, and the broker nacks the message
+	faultSwallow               // the broker confirms the message and loses the message
 	faultTwice                 // the message arrives twice
 	faultException             // the broker ends the connection with an exception
 )
 
 var (
-	// errHang, returned by an onCall hook, hangs the call until the link is cut.
+	// errHang, returned by an onCall hook, hangs the call until the connection ends.
 	errHang = errors.New("hang")
 	errCut  = errors.New("write tcp 127.0.0.1:5672: broken pipe")
 )
 
-// routeReplies is the route of every message to a client.
+// routeReplies is the route of the messages to all reply queues.
 const routeReplies = "replies"
 
-// routeOf names what faults are set for: a queue, or the replies to all clients.
+// routeOf returns the route of a routing key: routeReplies for a reply queue, or the queue's
+// name. Faults are set for a route.
 func routeOf(key string) string {
 	if strings.Contains(key, ".reply.") || strings.HasPrefix(key, directReplyTo) {
 		return routeReplies
@@ -44,14 +45,14 @@ func routeOf(key string) string {
 	return key
 }
 
-// fail sets what goes wrong with the next messages on a route, in order.
+// fail sets the faults of the next messages on a route, in order.
 func (b *fakeBroker) fail(route string, faults ...fault) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.faults[route] = append(b.faults[route], faults...)
 }
 
-// nextFault takes the next fault of a route. The caller holds mu.
+// nextFault removes and returns the next fault of a route. The caller holds mu.
 func (b *fakeBroker) nextFault(key string) fault {
 	route := routeOf(key)
 	planned := b.faults[route]
@@ -62,7 +63,7 @@ func (b *fakeBroker) nextFault(key string) fault {
 	return planned[0]
 }
 
-// before is what goes wrong in the client's write. The caller holds the broker's lock.
+// before applies a fault of the client's write. The caller holds the broker's lock.
 func (f fault) before(l *fakeLink) error {
 	switch f {
 	case faultUnsent:
@@ -76,7 +77,8 @@ func (f fault) before(l *fakeLink) error {
 	}
 }
 
-// arrive is what the broker does with a message. The caller holds its lock.
+// arrive handles a message that reaches the broker, with its fault. The caller holds the
+// broker's lock.
 func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing, word *fakeConfirm) {
 	b := c.link.broker
 	if f == faultLostUnconfirmed {
@@ -114,7 +116,7 @@ func (f fault) arrive(c *fakeChannel, key string, mandatory bool, msg amqp.Publi
 	c.postConfirm(word, acked)
 }
 
-// holdConfirms keeps the broker's words back until releaseConfirms.
+// holdConfirms delays confirms and nacks until releaseConfirms.
 func (b *fakeBroker) holdConfirms() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -131,16 +133,16 @@ func (b *fakeBroker) releaseConfirms() {
 	b.held = nil
 }
 
-// The rest looks at the broker from outside.
+// The methods below read the broker's state, or change it, from a test.
 
-// messagesTo returns what reached the broker on a route, in order.
+// messagesTo returns the messages that reached the broker on a route, in order.
 func (b *fakeBroker) messagesTo(route string) []sentMessage {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(b.sent), func(m sentMessage) bool { return routeOf(m.key) != route })
 }
 
-// queueNames returns the names of the queues that exist, sorted.
+// queueNames returns the names of all queues, sorted.
 func (b *fakeBroker) queueNames() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,8 +154,8 @@ func (b *fakeBroker) queueNames() []string {
 	return names
 }
 
-// ready and unacked count the messages in a queue, and those out of it that nobody
-// acknowledged.
+// ready counts the messages in a queue that are not delivered; unacked counts deliveries
+// without an acknowledgement.
 func (b *fakeBroker) ready(queue string) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,24 +181,24 @@ func (b *fakeBroker) unacked(queue string) int {
 	return n
 }
 
-// openLinks counts the connections that are up.
+// openLinks counts the open connections.
 func (b *fakeBroker) openLinks() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.links)
 }
 
-// with changes or reads the broker under its lock.
+// with calls f under the broker's lock.
 func (b *fakeBroker) with(f func(*fakeBroker)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f(b)
 }
 
-// put places a request in the request queue, as any program might.
+// put puts a message into the request queue.
 func (b *fakeBroker) put(msg amqp.Publishing) { b.putIn(DefaultQueue, msg) }
 
-// putIn places a message in any queue.
+// putIn puts a message into a queue.
 func (b *fakeBroker) putIn(queue string, msg amqp.Publishing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -205,7 +207,7 @@ func (b *fakeBroker) putIn(queue string, msg amqp.Publishing) {
 	b.dispatch(q)
 }
 
-// take takes the answers to raw requests.
+// take removes and returns the responses to raw requests.
 func (b *fakeBroker) take() []amqp.Publishing {
 	b.mu.Lock()
 	defer b.mu.Unlock()

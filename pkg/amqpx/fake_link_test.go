@@ -9,8 +9,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// fakeLink is one connection to a fakeBroker. Fields are guarded by the broker's
-// lock unless they say otherwise.
+// fakeLink is one connection to a fakeBroker. The broker's lock guards the fields, except
+// where a comment says otherwise.
 type fakeLink struct {
 	broker *fakeBroker
 	name   string
@@ -18,16 +18,16 @@ type fakeLink struct {
 
 	channels  []*fakeChannel
 	published bool
-	told      bool     // of the alarm
+	told      bool     // the client knows of the alarm
 	backlog   []func() // publishes that a blocked broker has not read
-	holds     int      // how often writes were gathered
+	holds     int      // calls of cork
 	dead      bool
-	reason    *amqp.Error // why it died; nil when we closed it
-	closes    int         // how often close or cut was called
+	reason    *amqp.Error // why the connection ended; nil for close and kick(nil)
+	closes    int         // calls of close and cut
 
-	events []func()      // what the broker sent and the client has not read
-	wake   chan struct{} // one slot: there are events, or the link is dead
-	gone   chan struct{} // closed when the link is dead
+	events []func()      // sent by the broker, not yet read by the client
+	wake   chan struct{} // one slot: there are events, or the connection is dead
+	gone   chan struct{} // closed when the connection is dead
 
 	unclaimed unclaimedBodies
 
@@ -45,7 +45,7 @@ func newFakeLink(b *fakeBroker, name string, id int) *fakeLink {
 	}
 }
 
-// post queues what the client's reader does next. The caller holds the broker's lock.
+// post queues an event for the client's reader. The caller holds the broker's lock.
 func (l *fakeLink) post(event func()) {
 	if l.dead {
 		return
@@ -61,8 +61,8 @@ func (l *fakeLink) poke() {
 	}
 }
 
-// postBlocking tells the client of an alarm's begin or end, each once. The caller
-// holds the broker's lock.
+// postBlocking notifies the client of an alarm's start or end, once each. The caller holds the
+// broker's lock.
 func (l *fakeLink) postBlocking(b amqp.Blocking) {
 	if l.told == b.Active {
 		return
@@ -71,8 +71,8 @@ func (l *fakeLink) postBlocking(b amqp.Blocking) {
 	l.post(func() { l.blocks <- b })
 }
 
-// read handles events in order, and shuts every channel down when the link is dead,
-// as the reader goroutine of amqp091-go does.
+// read handles events in order, and shuts every channel down when the connection is dead,
+// like the reader goroutine of amqp091-go.
 func (l *fakeLink) read() {
 	for range l.wake {
 		for {
@@ -103,8 +103,8 @@ func (l *fakeLink) next() (event func(), dead bool) {
 	return event, false
 }
 
-// end kills the link: events that were not read are lost, deliveries that were not
-// acknowledged go back to their queues. The caller holds the broker's lock.
+// end ends the connection: unread events are lost, and unacknowledged deliveries return to
+// their queues. The caller holds the broker's lock.
 func (l *fakeLink) end(reason *amqp.Error) {
 	if l.dead {
 		return
@@ -124,9 +124,9 @@ func (l *fakeLink) end(reason *amqp.Error) {
 	l.poke()
 }
 
-// strand ends the client's half of the link only, as when the network swallows
-// everything: the broker keeps its consumers and goes on sending to them. The caller
-// holds the broker's lock.
+// strand ends only the client's half of the connection, as in a network that drops every
+// packet: the broker keeps the consumers and continues to send to them. The caller holds the
+// broker's lock.
 func (l *fakeLink) strand() {
 	l.dead, l.reason = true, brokenSocket()
 	l.events, l.backlog = nil, nil
@@ -145,7 +145,7 @@ func (l *fakeLink) shutdown() {
 	close(l.blocks)
 }
 
-// channel implements link.
+// channel implements brokerConn.
 func (l *fakeLink) channel() (channel, error) {
 	if err := l.call("channel", ""); err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func (l *fakeLink) channel() (channel, error) {
 	return c, nil
 }
 
-// call runs the hook for synchronous calls. errHang waits for the link's end.
+// call runs the hook for synchronous calls. errHang waits for the end of the connection.
 func (l *fakeLink) call(op, name string) error {
 	l.broker.mu.Lock()
 	hook := l.broker.onCall
@@ -187,7 +187,8 @@ func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *fakeLink) frameSize() int                  { return l.broker.frameSize }
 func (l *fakeLink) uncork()                         {}
 
-// limits are those of a server that startBounded started, for its own links.
+// limits returns the limits of a server of startBounded for the server's own connections, and
+// no limits for others.
 func (l *fakeLink) limits() contentLimits {
 	if c := l.broker.bounded; c != nil && strings.Contains(l.name, " server") {
 		return contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
@@ -195,7 +196,7 @@ func (l *fakeLink) limits() contentLimits {
 	return contentLimits{}
 }
 
-// received implements link: heartbeats come unless the broker is mute.
+// received implements brokerConn: heartbeats arrive unless the broker is mute.
 func (l *fakeLink) received() uint64 {
 	if l.broker.mute.Load() {
 		return l.broker.heartbeats.Load()
@@ -217,8 +218,8 @@ func (l *fakeLink) abandon() {
 	}
 }
 
-// bound drops the body of a delivery that is beyond the limits, as the frame reader of a
-// real link does.
+// bound drops the body of a delivery beyond the limits, like the frame reader of a real
+// connection.
 func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
 	limits, size := l.limits(), uint64(len(d.Body))
 	drop := droppedBody{size: size, limit: limits.maxBody}
@@ -247,7 +248,7 @@ func (l *fakeLink) cork() {
 	l.holds++
 }
 
-// close implements link: a polite end has no reason.
+// close implements brokerConn. The connection ends without a reason.
 func (l *fakeLink) close() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
@@ -255,7 +256,7 @@ func (l *fakeLink) close() {
 	l.end(nil)
 }
 
-// cut implements link.
+// cut implements brokerConn.
 func (l *fakeLink) cut() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
@@ -263,13 +264,13 @@ func (l *fakeLink) cut() {
 	l.end(brokenSocket())
 }
 
-// brokenSocket is what amqp091-go reports when the socket breaks.
+// brokenSocket returns the error of amqp091-go for a broken socket.
 func brokenSocket() *amqp.Error {
 	return &amqp.Error{Code: amqp.FrameError, Reason: "read tcp 127.0.0.1:5672: connection reset by peer"}
 }
 
-// replyAddress is the direct reply-to address of a channel.
+// replyAddress returns the direct reply-to address of the channel.
 func (c *fakeChannel) replyAddress() string {
-	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id, as RabbitMQ writes one
+	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id in RabbitMQ's form
 	return fmt.Sprintf("%s.%s.%d-%d", directReplyTo, process, c.link.id, c.id)
 }

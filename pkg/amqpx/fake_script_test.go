@@ -7,12 +7,12 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// script is a server that does with its n-th request, counted from 1, what a test
-// wants: send publishes an answer, now or later.
+// script is a server's reaction to its n-th request, counted from 1. The function send
+// publishes a response, at once or later.
 type script func(n int, d amqp.Delivery, send func(amqp.Publishing))
 
-// startScript serves the request queue by a script until the test ends. It declares
-// the queue as a server does.
+// startScript serves the request queue with a script until the test ends. The queue is
+// declared with a server's arguments.
 func startScript(t *testing.T, b *fakeBroker, s script) {
 	t.Helper()
 	l, err := b.dial(t.Context(), testURL, "script")
@@ -31,7 +31,7 @@ func startScript(t *testing.T, b *fakeBroker, s script) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { // ends with the link
+	go func() { // ends with the connection
 		n := 0
 		for d := range requests {
 			n++
@@ -40,7 +40,7 @@ func startScript(t *testing.T, b *fakeBroker, s script) {
 	}()
 }
 
-// refuses answers every request with a refusal and a hint.
+// refuses answers every request with a refusal and a hint when to retry.
 func refuses(hint time.Duration) script {
 	return func(_ int, d amqp.Delivery, send func(amqp.Publishing)) { send(refusalTo(d, hint)) }
 }
@@ -48,14 +48,14 @@ func refuses(hint time.Duration) script {
 // runs answers with the request's body.
 func runs(_ int, d amqp.Delivery, send func(amqp.Publishing)) { send(resultTo(d)) }
 
-// each follows one script for each request, the last for all further ones.
+// each runs one script for each request, in order, and the last for all further requests.
 func each(scripts ...script) script {
 	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
 		scripts[min(n, len(scripts))-1](n, d, send)
 	}
 }
 
-// after follows a script later.
+// after runs a script after the duration d.
 func after(d time.Duration, s script) script {
 	return func(n int, request amqp.Delivery, send func(amqp.Publishing)) {
 		time.AfterFunc(d, func() { s(n, request, send) })
@@ -64,7 +64,7 @@ func after(d time.Duration, s script) script {
 
 func silent(int, amqp.Delivery, func(amqp.Publishing)) {}
 
-// refusalTo is what an overloaded server of ours answers.
+// refusalTo returns the response of an overloaded server of this package.
 func refusalTo(d amqp.Delivery, hint time.Duration) amqp.Publishing {
 	in, _ := decodeRequest(&d, "")
 	e := refusal(CodeResourceExhausted, "busy")

@@ -12,16 +12,16 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// connectionError is why an attempt failed or a link ended, in words an operator can act
-// on. It never holds a URL with a password.
+// connectionError is the reason why an attempt to connect failed or a connection ended, in
+// words an operator can act on. It never contains a URL with a password.
 type connectionError struct {
 	broker string // host:port
 	kind   FaultKind
-	step   string // of the set-up that failed, with the queue; "" if it is not known
+	step   string // the failed step of the set-up, with the queue; "" if unknown
 	words  string
 	pace   pace
-	ended  bool // the link was ready before
-	// quiet leaves the cause out of the text, to which it would add nothing.
+	ended  bool // the connection was ready before
+	// quiet leaves the cause out of the text, because the cause would add no information.
 	quiet bool
 	cause error
 }
@@ -40,7 +40,7 @@ func (f *connectionError) Error() string {
 
 func (f *connectionError) Unwrap() error { return f.cause }
 
-// The steps of an attempt, as faults name them.
+// The steps of an attempt to connect, as errors name them.
 const (
 	stepConnect      = "connect"
 	stepTLS          = "TLS handshake"
@@ -64,12 +64,12 @@ const (
 // stepError is the error of one step of an attempt.
 type stepError struct {
 	step  string
-	queue string // that the step is about, or ""
+	queue string // the queue of the step, or ""
 	cause error
 }
 
-// atStep says at which step of an attempt err occurred. An error that says so already keeps
-// its own step; nil stays nil.
+// atStep adds to err the step of the attempt at which err occurred. An err with a step keeps
+// its own; nil stays nil.
 func atStep(step, queue string, err error) error {
 	if err == nil {
 		return nil
@@ -83,7 +83,7 @@ func atStep(step, queue string, err error) error {
 func (e *stepError) Error() string { return e.text() + ": " + e.cause.Error() }
 func (e *stepError) Unwrap() error { return e.cause }
 
-// text names the step and its queue.
+// text returns the name of the step and its queue.
 func (e *stepError) text() string {
 	if e.queue == "" {
 		return e.step
@@ -91,10 +91,10 @@ func (e *stepError) text() string {
 	return e.step + " " + strconv.Quote(e.queue)
 }
 
-// kindError is an error whose kind is known where it occurs.
+// kindError is an error with a kind that is known where the error occurs.
 type kindError struct {
 	kind  FaultKind
-	cause error // nil if the kind says it all
+	cause error // nil if the kind is the whole description
 }
 
 func (e *kindError) Error() string {
@@ -106,7 +106,7 @@ func (e *kindError) Error() string {
 
 func (e *kindError) Unwrap() error { return e.cause }
 
-// faultsIn returns the faults of the nodes that were tried.
+// faultsIn returns the faults in err, one for each node of a failed attempt to connect.
 func faultsIn(err error) []*connectionError {
 	all := []error{err}
 	if nodes, ok := err.(interface{ Unwrap() []error }); ok {
@@ -121,8 +121,8 @@ func faultsIn(err error) []*connectionError {
 	return faults
 }
 
-// needsOperator reports whether any of the faults joined in err, and whether every
-// one, lasts until an operator acts.
+// needsOperator reports whether some, and whether every, fault joined in err lasts until an
+// operator acts.
 func needsOperator(err error) (some, every bool) {
 	faults := faultsIn(err)
 	isSlow := func(f *connectionError) bool { return f.pace == paceSlow }
@@ -131,8 +131,8 @@ func needsOperator(err error) (some, every bool) {
 	return some, every
 }
 
-// kindOf returns the kind of the first fault in err that needs an operator, or else that of
-// the fault that came furthest.
+// kindOf returns the kind of the most telling fault in err: a fault for an operator before any
+// other, then a fault at a later step before a fault at the step of connecting, then the first.
 func kindOf(err error) FaultKind {
 	var best *connectionError
 	for _, f := range faultsIn(err) {
@@ -146,8 +146,8 @@ func kindOf(err error) FaultKind {
 	return best.kind
 }
 
-// faultKey names what the faults joined in err have in common with the same ones
-// a moment later: not their causes, which hold port numbers.
+// faultKey returns equal keys for equal faults at different times. The key leaves out the
+// causes, because their texts contain port numbers.
 func faultKey(err error) string {
 	var kinds []string
 	for _, f := range faultsIn(err) {
@@ -156,7 +156,7 @@ func faultKey(err error) string {
 	return strings.Join(kinds, "; ")
 }
 
-// classify turns the error of one attempt into a connectionError.
+// classify makes a connectionError of the error of one attempt to connect.
 func classify(target brokerTarget, err error) *connectionError {
 	f := &connectionError{broker: target.address, cause: target.redact(err)}
 	queue := ""
@@ -167,7 +167,8 @@ func classify(target brokerTarget, err error) *connectionError {
 	f.explain(target, queue)
 	switch f.kind { //nolint:exhaustive // these say it all.
 	case FaultNoAnswer, FaultQueueSilent:
-		// The cause is that of the calls that were cut off, unless the broker gave one.
+		// The cause is the error of an aborted call and says nothing, unless the broker sent
+		// an exception.
 		f.quiet = f.step != "" && !failedInside(err)
 	}
 	if known, ok := errors.AsType[*kindError](err); ok && known.cause == nil {
@@ -176,7 +177,7 @@ func classify(target brokerTarget, err error) *connectionError {
 	return f
 }
 
-// explain sets the words and the pace of the kind.
+// explain sets the words and the pace for the kind.
 func (f *connectionError) explain(target brokerTarget, queue string) {
 	row := rowOf(f.kind)
 	f.pace = row.pace
@@ -191,11 +192,12 @@ func (f *connectionError) explain(target brokerTarget, queue string) {
 		"{queue}", strconv.Quote(queue), "{access}", access).Replace(row.words)
 }
 
-// classifyEnd is classify for the end of a link that was ready. Its set-up was accepted,
-// so the next attempt need not wait for an operator: if one is needed, it will say so.
+// classifyEnd is classify for the end of a connection that was ready. The broker accepted its
+// set-up, so the next attempt need not wait for an operator: a fault of the set-up would show
+// in that attempt.
 func classifyEnd(target brokerTarget, err error) *connectionError {
 	f := classify(target, err)
-	if f.kind == FaultUnreachable { // what is not known better
+	if f.kind == FaultUnreachable { // no better kind is known
 		f.kind = FaultConnectionLost
 		f.explain(target, "")
 	}
@@ -211,7 +213,7 @@ func classifyEnd(target brokerTarget, err error) *connectionError {
 	return f
 }
 
-// faultOf returns the kind of the error of one attempt.
+// faultOf returns the kind of an error of one attempt to connect.
 func faultOf(target brokerTarget, err error) FaultKind {
 	var (
 		known    *kindError
@@ -225,7 +227,7 @@ func faultOf(target brokerTarget, err error) FaultKind {
 	case errors.As(err, &known):
 		return known.kind
 	case errors.Is(err, context.DeadlineExceeded):
-		// First, because calls on a link that was cut in time report a protocol error.
+		// First, because calls on a connection that was cut report a protocol error.
 		if at != nil && at.queue != "" {
 			return FaultQueueSilent
 		}
@@ -239,8 +241,8 @@ func faultOf(target brokerTarget, err error) FaultKind {
 		}
 		return kind
 	case errors.As(err, &dns):
-		// Under an orchestrator a broker that was not started yet has no name, so
-		// even "no such host" is worth a quick retry.
+		// Under an orchestrator the host name of a broker that has not started yet does not
+		// exist, so even "no such host" deserves a quick retry.
 		return FaultHostUnknown
 	case errors.Is(err, errConnectionEnded):
 		return FaultConnectionLost
@@ -257,9 +259,9 @@ func failedInside(err error) bool {
 	return ok && refused.Server && refused.Code == amqp.InternalError
 }
 
-// kindOfException reads the reply codes of AMQP 0-9-1 section 1.8.2 and RabbitMQ's texts
-// beside them. The library reports a login that the broker ended without a word as
-// ErrCredentials.
+// kindOfException interprets the reply codes of AMQP 0-9-1 section 1.8.2 and RabbitMQ's texts.
+// If the broker closes the connection during login without giving a reason, the library
+// reports ErrCredentials.
 func kindOfException(target brokerTarget, err *amqp.Error) FaultKind {
 	switch err {
 	case amqp.ErrCredentials:
@@ -313,7 +315,7 @@ func kindOfException(target brokerTarget, err *amqp.Error) FaultKind {
 	return FaultConnectionLost
 }
 
-// kindOfNotAllowed reads the text of a 530 not-allowed.
+// kindOfNotAllowed interprets the text of a 530 not-allowed.
 func kindOfNotAllowed(text string) FaultKind {
 	switch {
 	case strings.HasSuffix(text, "not found"):
@@ -331,7 +333,7 @@ func kindOfNotAllowed(text string) FaultKind {
 	}
 }
 
-// kindOfNotFound reads the text of a 404 not-found.
+// kindOfNotFound interprets the text of a 404 not-found.
 func kindOfNotFound(text string) FaultKind {
 	switch {
 	case strings.Contains(text, "home node"):
@@ -347,7 +349,7 @@ func kindOfNotFound(text string) FaultKind {
 	}
 }
 
-// kindOfPrecondition reads the text of a 406 precondition-failed in the set-up.
+// kindOfPrecondition interprets the text of a 406 precondition-failed during the set-up.
 func kindOfPrecondition(text string) FaultKind {
 	switch {
 	case strings.Contains(text, "limit") && strings.Contains(text, "reached"):
@@ -361,7 +363,7 @@ func kindOfPrecondition(text string) FaultKind {
 	}
 }
 
-// endOf reads the text of a 406 precondition-failed that ended a link which was ready.
+// endOf interprets the text of a 406 precondition-failed that ended a ready connection.
 func endOf(text string) FaultKind {
 	switch {
 	case strings.Contains(text, "message size"):
@@ -373,7 +375,7 @@ func endOf(text string) FaultKind {
 	}
 }
 
-// unquoted leaves out what stands between single quotes: names that people chose.
+// unquoted removes the text between single quotes: names chosen by users.
 func unquoted(text string) string {
 	var b strings.Builder
 	for i, part := range strings.Split(text, "'") {
@@ -384,15 +386,15 @@ func unquoted(text string) string {
 	return b.String()
 }
 
-// queueIn returns the name of the queue in a broker's text, or "".
+// queueIn returns the name of the queue in a text of the broker, or "".
 func queueIn(text string) string {
 	_, rest, _ := strings.Cut(text, "queue '")
 	name, _, _ := strings.Cut(rest, "'")
 	return name
 }
 
-// accessIn returns the permission that a refusal speaks of. RabbitMQ names it from 3.11 on;
-// before, the step tells.
+// accessIn returns the missing permission for an exception of the broker. RabbitMQ names the
+// permission from 3.11 on; for earlier versions the step implies the permission.
 func accessIn(step, text string) string {
 	for _, access := range []string{accessOfDeclare, accessOfPublish, accessOfConsume} {
 		if strings.Contains(text, access+" access") {
@@ -411,17 +413,17 @@ func accessIn(step, text string) string {
 	}
 }
 
-// brokerTarget is a broker's URL with the parts that may be shown.
+// brokerTarget is a broker's URL, with its parts in a form that may be shown.
 type brokerTarget struct {
 	url      string // with the password: only for dialing
 	address  string
 	user     string
-	vhost    string  // as it may be shown
-	hidden   *string // the virtual host that must not be shown; nil: none
-	external bool    // the user is the one in the client certificate
+	vhost    string  // in a form that may be shown
+	hidden   *string // the virtual host if it must not be shown, else nil
+	external bool    // the broker takes the user from the client certificate
 }
 
-// parseTarget reads a URL that [ParseURLs] accepted.
+// parseTarget parses a URL that [ParseURLs] accepted.
 func parseTarget(url string) brokerTarget {
 	u, fault := parseURL(url)
 	if fault != "" {
@@ -430,7 +432,7 @@ func parseTarget(url string) brokerTarget {
 	return u.target()
 }
 
-// wrongLogin returns the kind of a refused login, of which the broker never says the reason.
+// wrongLogin returns the likely kind of a refused login; the broker never gives the reason.
 func (t brokerTarget) wrongLogin() FaultKind {
 	switch {
 	case t.external:
@@ -453,25 +455,26 @@ func (t brokerTarget) isLoopback() bool {
 }
 
 const (
-	// faultAgain is how long a fault that goes on is not said again.
+	// faultAgain is the interval at which a lasting fault is logged again.
 	faultAgain = 30 * time.Second
-	// maxFaultsSaid bounds the faults of which the time is remembered.
+	// maxFaultsSaid bounds the number of faults with a remembered time.
 	maxFaultsSaid = 64
-	// repeatedFaults is how often in a row the broker may end the connection at the same step
-	// of the set-up before that counts as a fault for an operator.
+	// repeatedFaults is the number of times in a row for which the broker may end the
+	// connection at the same step of the set-up until the fault counts as a fault for an
+	// operator.
 	repeatedFaults = 5
 )
 
-// faultLog decides which faults are said. Its zero value is ready. It is for one goroutine.
+// faultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
 type faultLog struct {
 	said     map[string]time.Time
 	last     string
 	repeated int
-	attempts int // that failed since the link was ready for a while
+	attempts int // failed attempts since the connection was last ready for settledAfter
 }
 
-// note takes a fault and reports whether it is to be said: at once, and while it goes on
-// every faultAgain.
+// note records a fault and reports whether it must be logged: at its first occurrence, and
+// every faultAgain while it lasts.
 func (l *faultLog) note(fault string) bool {
 	l.attempts++
 	if l.repeated++; fault != l.last {
@@ -488,8 +491,9 @@ func (l *faultLog) note(fault string) bool {
 	return true
 }
 
-// isStubborn reports whether a broker has refused the same step of the set-up so often by
-// the end of the connection that it will go on until an operator acts.
+// isStubborn reports whether the same faults have occurred repeatedFaults times in a row, each
+// of them for an operator or an end of the connection by the broker during the set-up. They
+// will last until an operator acts.
 func (l *faultLog) isStubborn(err error) bool {
 	faults := faultsIn(err)
 	return l.repeated >= repeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *connectionError) bool {

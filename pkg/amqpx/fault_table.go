@@ -15,9 +15,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// FaultKind names a kind of fault of a connection to a broker: why it cannot be made, or
-// why it ended. It is meant for programs; people read [Status.Err]. docs/operations.md
-// has a row for each kind.
+// FaultKind names a kind of fault of a connection to a broker: the reason why the connection
+// cannot be made, or why it ended. The kind is for programs; the text for people is
+// [Status.Err]. docs/operations.md has a row for each kind.
 type FaultKind string
 
 // The kinds of faults of the network and of the port.
@@ -40,7 +40,7 @@ const (
 	FaultPortPlain FaultKind = "port_plain"
 	// FaultConnectionLost: the connection ended without a reason.
 	FaultConnectionLost FaultKind = "connection_lost"
-	// FaultUnresponsive: the broker answers nothing on a connection that is open.
+	// FaultUnresponsive: the broker does not answer on an open connection.
 	FaultUnresponsive FaultKind = "unresponsive"
 )
 
@@ -133,7 +133,8 @@ const (
 	FaultMessageTooLarge FaultKind = "message_too_large"
 	// FaultMessagesNacked: the broker nacks every message on a connection.
 	FaultMessagesNacked FaultKind = "messages_nacked"
-	// FaultServedElsewhere: no call is answered by way of this node, and some are by another.
+	// FaultServedElsewhere: no call through this node gets a response, and some calls through
+	// another node do.
 	FaultServedElsewhere FaultKind = "served_elsewhere"
 	// FaultChannelClosed: the broker closed a channel for another reason.
 	FaultChannelClosed FaultKind = "channel_closed"
@@ -141,13 +142,13 @@ const (
 	FaultSetUpRefused FaultKind = "set_up_refused"
 	// FaultProtocol: the two sides do not agree about the protocol.
 	FaultProtocol FaultKind = "protocol"
-	// FaultBrokerInternal: the broker failed in itself.
+	// FaultBrokerInternal: the broker failed internally.
 	FaultBrokerInternal FaultKind = "broker_internal"
 	// FaultLocal: this process ended the connection.
 	FaultLocal FaultKind = "local"
 )
 
-// pace is how soon an attempt follows a fault of the set-up.
+// pace tells how soon the next attempt to connect follows a fault of the set-up.
 type pace bool
 
 const (
@@ -157,7 +158,7 @@ const (
 	paceSlow pace = true
 )
 
-// Whose fault it is.
+// The possible causes of a fault, by responsibility.
 const (
 	ofNetwork  = "network"
 	ofBroker   = "broker"
@@ -167,8 +168,8 @@ const (
 	ofProgram  = "this program"
 )
 
-// faultRow is what is said of one kind of fault, and what follows it. In words, {user},
-// {vhost}, {queue} and {access} stand for the names of the attempt.
+// faultRow has the text, the responsibility and the pace of one kind of fault. In words,
+// {user}, {vhost}, {queue} and {access} are placeholders for names of the attempt to connect.
 type faultRow struct {
 	kind  FaultKind
 	words string
@@ -176,8 +177,8 @@ type faultRow struct {
 	pace  pace
 }
 
-// faultTable has a row for every kind of fault. docs/operations.md shows the same rows, with
-// what to do, and a test compares the two.
+// faultTable has a row for every kind of fault. docs/operations.md has the same rows, with the
+// action to take, and a test compares the two.
 var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
 	{FaultHostUnknown, "the host name was not found", ofSettings, paceQuick},
 	{FaultUnreachable, "no connection: nothing accepts one at this address", ofNetwork, paceQuick},
@@ -259,13 +260,13 @@ func isCertificateError(err error) bool {
 	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &hostname) || errors.As(err, &invalid)
 }
 
-// clientCertificate notes what happens to the client certificate in one TLS handshake.
+// clientCertificate records the use of the client certificate in one TLS handshake.
 type clientCertificate struct {
-	asked   atomic.Bool // the broker asked for one
+	asked   atomic.Bool // the broker requested a certificate
 	offered atomic.Pointer[tls.Certificate]
 }
 
-// watch notes it when the configuration is used.
+// watch makes config record the broker's request for a certificate and the certificate sent.
 func (c *clientCertificate) watch(config *tls.Config) {
 	get, own := config.GetClientCertificate, config.Certificates
 	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -284,7 +285,8 @@ func (c *clientCertificate) watch(config *tls.Config) {
 	}
 }
 
-// firstSupported picks a certificate as crypto/tls does: an empty one if none fits.
+// firstSupported chooses a certificate in the same way as crypto/tls: the first that the
+// broker supports, else an empty certificate.
 func firstSupported(own []tls.Certificate, info *tls.CertificateRequestInfo) *tls.Certificate {
 	for i := range own {
 		if info.SupportsCertificate(&own[i]) == nil {
@@ -294,7 +296,7 @@ func firstSupported(own []tls.Certificate, info *tls.CertificateRequestInfo) *tl
 	return new(tls.Certificate)
 }
 
-// kind returns the kind of the fault if the broker refuses the client for its certificate.
+// kind returns the kind of fault if the broker refuses the client's certificate.
 func (c *clientCertificate) kind() FaultKind {
 	offered := c.offered.Load()
 	if offered == nil {
@@ -308,7 +310,7 @@ func (c *clientCertificate) kind() FaultKind {
 	return FaultClientCertificate
 }
 
-// handshakeFault explains why the TLS handshake failed.
+// handshakeFault determines why the TLS handshake failed.
 func (c *clientCertificate) handshakeFault(err error) error {
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		if strings.HasPrefix(string(header.RecordHeader[:]), "HTTP") {
@@ -339,7 +341,7 @@ const (
 	alertCertificateRequired = 116
 )
 
-// kindOfAlert returns the kind of the fault that a broker's TLS alert tells, or "".
+// kindOfAlert returns the kind of fault for a TLS alert of the broker, or "".
 func (c *clientCertificate) kindOfAlert(err error) FaultKind {
 	alert, ok := alertOf(err)
 	if !ok {
@@ -353,15 +355,15 @@ func (c *clientCertificate) kindOfAlert(err error) FaultKind {
 	case alertBadCertificate, alertUnsupported, alertRevoked, alertCertificateUnknown, alertUnknownCA, alertAccessDenied:
 		return c.kind()
 	case alertHandshakeFailure:
-		if c.asked.Load() && c.offered.Load() == nil { // what TLS 1.2 says of a missing one
+		if c.asked.Load() && c.offered.Load() == nil { // the alert of TLS 1.2 for a missing certificate
 			return FaultClientCertificateMissing
 		}
 	}
 	return FaultTLSHandshake
 }
 
-// alertOf returns the alert that the peer sent. crypto/tls keeps its number to itself and
-// gives its text.
+// alertOf returns the alert that the peer sent. crypto/tls does not export the alert's number,
+// only its text.
 func alertOf(err error) (tls.AlertError, bool) {
 	op, ok := errors.AsType[*net.OpError](err)
 	if !ok || op.Op != "remote error" {
@@ -375,15 +377,16 @@ func alertOf(err error) (tls.AlertError, bool) {
 	return 0, false
 }
 
-// explainDial says at which step the AMQP handshake failed, and explains what the library
-// keeps to itself: what the peer sent instead of AMQP, and how the connection ended.
+// explainDial adds the failed step of the AMQP handshake to err, and details that the library
+// does not report: data of another protocol from the peer, and the reason for the end of the
+// connection.
 func (s *socket) explainDial(err error) error {
 	if s == nil || s.frames == nil {
 		return atStep(stepConnect, "", err)
 	}
 	started, peer, ended := s.frames.handshake()
 	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Server {
-		started-- // of the methods, connection.close is no progress
+		started-- // the method connection.close is no progress
 	}
 	switch {
 	case isContextError(err) && started <= 0:
@@ -409,7 +412,7 @@ func isContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// kindOfPort tells by the first bytes that a peer sent what its port speaks.
+// kindOfPort derives the protocol of a port from the first bytes that the peer sent.
 func kindOfPort(start string) FaultKind {
 	const alertRecord = "\x15\x03" // the type of the record and the first byte of its version
 	switch {
@@ -422,11 +425,11 @@ func kindOfPort(start string) FaultKind {
 	}
 }
 
-// httpWait is how long a peer may take to answer the question whether it speaks HTTP.
+// httpWait bounds the time for a peer's answer to the test for HTTP.
 const httpWait = 500 * time.Millisecond
 
-// speaksHTTP reports whether a peer that did not answer AMQP's protocol header answers HTTP:
-// such a peer waits for the end of a line, which AMQP never sends.
+// speaksHTTP reports whether a peer that did not answer AMQP's protocol header answers HTTP.
+// An HTTP server waits for the end of a line, which AMQP never sends.
 func (d netDialer) speaksHTTP(ctx context.Context, uri amqp.URI) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpWait)
 	defer cancel()

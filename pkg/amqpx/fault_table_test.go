@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// Every kind of fault that is exported has one row in the table, and no row is of another.
+// The table has a row for every exported kind of fault, and no other rows.
 func TestFaultTableIsWhole(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "fault_table.go", nil, 0)
@@ -53,7 +53,7 @@ func TestFaultTableIsWhole(t *testing.T) {
 	}
 }
 
-// The manual has the same table, with what to do.
+// The manual has the same table, with the action to take.
 func TestFaultTableIsInTheManual(t *testing.T) {
 	t.Parallel()
 	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))

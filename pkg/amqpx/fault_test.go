@@ -14,7 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// What brokers say, recorded from RabbitMQ 3.10 and 4.0, and what this package makes of it.
+// Errors of brokers, recorded from RabbitMQ 3.10 and 4.0, and their classification.
 func TestClassify(t *testing.T) {
 	t.Parallel()
 	told := func(code int, reason string) error {
@@ -91,7 +91,7 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// What ended a link that was ready is tried again at once, whatever it is.
+// After the end of a ready connection the next attempt is quick, whatever the reason.
 func TestClassifyEnd(t *testing.T) {
 	t.Parallel()
 	for reason, want := range map[string]FaultKind{
@@ -105,7 +105,7 @@ func TestClassifyEnd(t *testing.T) {
 	}
 }
 
-// Of a refused login the broker never says the reason, so the target tells what is likely.
+// The broker never gives the reason for a refused login; the kind follows from the target.
 func TestRefusedLogin(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]FaultKind{
@@ -158,8 +158,8 @@ func TestParseTarget(t *testing.T) {
 	}
 }
 
-// The texts of one fault differ from attempt to attempt, by a local port or by which
-// side of the link noticed first; the log tells it once all the same.
+// The texts of the same fault differ between attempts, for example by a local port or by the
+// side that noticed the end first; the log shows the fault only once all the same.
 func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
 	t.Parallel()
 	a, b := parseTarget("amqp://a"), parseTarget("amqp://b")

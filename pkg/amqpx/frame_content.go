@@ -13,36 +13,36 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// contentLimits bounds the message bodies that a connection reads into memory. Its zero
-// value bounds nothing.
+// contentLimits bounds the message bodies that a connection reads into memory. The zero value
+// has no bounds.
 type contentLimits struct {
-	// maxBody bounds the body of one message in bytes; 0 is no bound.
+	// maxBody bounds the body of a message in bytes; 0 is no bound.
 	maxBody int
-	// inHand counts the bodies of the requests that a server has; nil counts nothing.
+	// inHand counts the bodies of the requests in a server; nil counts nothing.
 	inHand *bytesInHand
 }
 
 const (
-	// smallBody is the body size up to which a request is ordinary: no batch of this
-	// package is larger. A batch may have it whatever maxBody is, as maxBody bounds the
-	// requests in it.
+	// smallBody is the body size up to which a request counts as small: no batch of this
+	// package is larger. The bound applies to batches even if maxBody is smaller, because
+	// maxBody bounds the single requests in a batch.
 	smallBody = batchBytes + 4<<10
 	// controlBody bounds the body of a message of the control plane.
 	controlBody = smallBody
-	// largeShare is the share of the bytes in hand that only small requests may use: one
+	// largeShare is the share of the bytes in hand that is reserved for small requests: one
 	// eighth.
 	largeShare = 8
 )
 
-// bytesInHand counts the bytes of the requests that were delivered to a server and are not
+// bytesInHand counts the bytes of the requests that were delivered to a server and are not yet
 // acknowledged. Safe for concurrent use.
 type bytesInHand struct {
 	limit int64
 	held  atomic.Int64
 }
 
-// take counts a body of size bytes if there is room for it. A body always has room while
-// nothing else is counted.
+// take counts a body of size bytes if there is room. There is always room if nothing else is
+// counted.
 func (b *bytesInHand) take(size uint64) bool {
 	n := int64(min(size, 1<<62))
 	held := b.held.Add(n)
@@ -55,10 +55,10 @@ func (b *bytesInHand) take(size uint64) bool {
 
 func (b *bytesInHand) release(n int64) { b.held.Add(-n) }
 
-// room returns how many bytes a large body may have now.
+// room returns the number of bytes available for a large body now.
 func (b *bytesInHand) room() int64 { return b.boundOf(smallBody+1) - b.held.Load() }
 
-// boundOf returns how many bytes may be counted together with a body of n bytes.
+// boundOf returns the bound of all counted bytes including a body of n bytes.
 func (b *bytesInHand) boundOf(n int64) int64 {
 	if n > smallBody {
 		return b.limit - b.limit/largeShare
@@ -66,9 +66,9 @@ func (b *bytesInHand) boundOf(n int64) int64 {
 	return b.limit
 }
 
-// unclaimedBodies counts the bytes of the bodies that a connection has counted and that no
-// consumer has yet received: amqp091-go may forget deliveries when the connection ends.
-// Safe for concurrent use.
+// unclaimedBodies counts the bytes of bodies that a connection has counted and no consumer has
+// received yet: amqp091-go may discard deliveries when the connection ends. Safe for
+// concurrent use.
 type unclaimedBodies struct {
 	bytes  atomic.Int64
 	closed atomic.Bool
@@ -81,29 +81,29 @@ func (u *unclaimedBodies) add(b *bytesInHand, size uint64) {
 	}
 }
 
-// close releases what no consumer received, and what the connection still counts. It is
-// called when no consumer receives any more.
+// close releases the unclaimed bytes, and from now on all bytes that the connection still
+// counts. It is called when no consumer receives deliveries any more.
 func (u *unclaimedBodies) close(b *bytesInHand) {
 	u.closed.Store(true)
 	b.release(u.bytes.Swap(0))
 }
 
-// contentKind says which bounds the content after a method has.
+// contentKind selects the bounds for the content after a method.
 type contentKind uint8
 
 const (
 	contentRequest  contentKind = iota // counted
 	contentOther                       // not counted: the retry queue
 	contentControl                     // a message of the control plane
-	contentReturned                    // a message that came back: only a batch is read
+	contentReturned                    // a returned message: only a batch is read
 )
 
-// maxMethodFrame is how much of a method's arguments is looked at: class, method and the
+// maxMethodFrame is the number of inspected bytes of a method: class, method and the
 // consumer's tag.
 const maxMethodFrame = 4 + 1 + maxShortString
 
-// methodPrefix returns how many bytes of a method frame must have arrived before it is
-// handed on.
+// methodPrefix returns the number of bytes of a method frame that must have arrived before the
+// frame is passed on.
 func (f *frameReader) methodPrefix(size int) int {
 	if f.limits.inHand == nil {
 		return frameHeaderBytes
@@ -111,8 +111,8 @@ func (f *frameReader) methodPrefix(size int) int {
 	return frameHeaderBytes + min(size, maxMethodFrame)
 }
 
-// noteMethod looks at a method frame, which is next: one with content says of which kind
-// the content is. Where nothing is counted all content is alike.
+// noteMethod inspects the next frame, which is a method, and records the kind of its content,
+// if the method has content. Without a count of bytes in hand all content is of one kind.
 func (f *frameReader) noteMethod(channel uint16, size int) error {
 	const basic, deliver, returned, got = 60, 60, 50, 71
 	if f.limits.inHand == nil {
@@ -138,8 +138,8 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 	return nil
 }
 
-// kindOfConsumer returns the kind of what is delivered to the consumer with this tag,
-// which the server chose.
+// kindOfConsumer returns the kind of a delivery to the consumer with this tag. The server
+// chose the tag.
 func kindOfConsumer(tag []byte) contentKind {
 	switch {
 	case len(tag) > len(retrySuffix) && string(tag[len(tag)-len(retrySuffix):]) == retrySuffix:
@@ -163,8 +163,8 @@ func (f *frameReader) setKind(channel uint16, kind contentKind) {
 	}
 }
 
-// bounded returns a content header as it is if its body may be read. Otherwise it has the
-// body discarded and returns a header of the same message without a body.
+// bounded returns a content header unchanged if its body may be read. Otherwise it marks the
+// body as to be discarded, and returns a header of the same message without a body.
 func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	if len(frame) < flagsAt+2+1 {
 		return frame
@@ -199,7 +199,7 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	return drop.mark(frame)
 }
 
-// isBatch reports whether a content header says that its body is a batch.
+// isBatch reports whether the content type in a content header is the type of a batch.
 func isBatch(frame []byte) bool {
 	if binary.BigEndian.Uint16(frame[flagsAt:])&flagContentType == 0 {
 		return false
@@ -209,12 +209,12 @@ func isBatch(frame []byte) bool {
 	return contentType == contentTypeCalls || contentType == contentTypeAnswers
 }
 
-// heartbeatFrame takes the place of a frame that is discarded, so that amqp091-go does
-// not take a broker that sends a large body over a slow network for dead.
+// heartbeatFrame replaces a discarded frame, so that amqp091-go does not consider a broker
+// dead while it sends a large body over a slow network.
 var heartbeatFrame = []byte{frameTypes, 0, 0, 0, 0, 0, 0, 0xCE} //nolint:gochecknoglobals // constant.
 
-// dropped has a body frame discarded if its body is. Another frame on the channel means
-// that the rest of the body does not come.
+// dropped discards a body frame if its body is to be discarded, and reports whether it did. A
+// frame of another type on the channel means that the rest of the body will not come.
 func (f *frameReader) dropped(kind byte, channel uint16, size uint32) bool {
 	left, ok := f.dropping[channel]
 	if !ok {
@@ -234,32 +234,32 @@ func (f *frameReader) dropped(kind byte, channel uint16, size uint32) bool {
 	return true
 }
 
-// droppedBody tells of a message whose body was not read.
+// droppedBody describes a discarded body.
 type droppedBody struct {
-	size   uint64 // of the body
-	limit  int    // of one body
-	noRoom bool   // the body is within the limit, and there was no room for it
+	size   uint64 // of the body in bytes
+	limit  int    // of a single body in bytes
+	noRoom bool   // the body is within the limit, but there was no room
 }
 
-// dropNonce is what the value of headerDropped begins with. It is random, so that no other
-// program can make a message look as if its body had been dropped here.
+// dropNonce is the prefix of the value of headerDropped. It is random, so that no other
+// program can forge a message with a body dropped here.
 var dropNonce = func() string { //nolint:gochecknoglobals // made once, constant.
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
 }()
 
-// minFrameMax is the smallest frame size that a peer may negotiate (AMQP 0-9-1 section
-// 4.2.3): a content header may grow up to it.
+// minFrameMax is the smallest frame size that a peer may negotiate (AMQP 0-9-1 section 4.2.3).
+// A content header may always grow to this size.
 const minFrameMax = 4096
 
-// mark returns a content header with body size 0 and headerDropped added to its table. If
-// the header would no longer fit in a frame, or could no longer be read, its table is
-// replaced, which headerUnreadable tells.
+// mark returns a content header with body size 0 and headerDropped added to its table. If the
+// header would no longer fit in a frame, or could no longer be read, the table is replaced,
+// with headerUnreadable set.
 func (d droppedBody) mark(frame []byte) []byte {
 	lengthAt, begin, end, ok := tableOf(frame)
 	if !ok {
-		return frame // amqp091-go refuses it
+		return frame // malformed: amqp091-go refuses the frame
 	}
 	value := d.value()
 	entry := append(appendShortString(nil, headerDropped), 'S')
@@ -274,18 +274,18 @@ func (d droppedBody) mark(frame []byte) []byte {
 	return marked
 }
 
-// value is the value of headerDropped.
+// value returns the value of headerDropped.
 func (d droppedBody) value() string {
 	return fmt.Sprintf("%s %t %d %d", dropNonce, d.noRoom, d.size, d.limit)
 }
 
-// tooLarge describes a body beyond the limit.
+// tooLarge returns the error text for a body beyond the limit.
 func (d droppedBody) tooLarge() string {
 	return fmt.Sprintf("%v: body of %d bytes, limit %d", ErrTooLarge, d.size, d.limit)
 }
 
-// droppedBodyOf reports whether a message's body was dropped when it arrived, and of
-// which kind it was.
+// droppedBodyOf returns the description of a message's dropped body; ok is false if the body
+// was not dropped.
 func droppedBodyOf(h amqp.Table) (d droppedBody, ok bool) {
 	value, ok := h[headerDropped].(string)
 	if !ok || !strings.HasPrefix(value, dropNonce) {
@@ -295,14 +295,15 @@ func droppedBodyOf(h amqp.Table) (d droppedBody, ok bool) {
 	return d, err == nil
 }
 
-// A message's properties travel in one frame, whose size the broker and the client have
-// negotiated. The broker ends the connection of whoever sends a larger one (501). Bodies
-// are cut into as many frames as they need.
+// A message's properties travel in a single frame, whose size the broker and the client have
+// negotiated. The broker ends the connection of the sender of a larger frame (501). Bodies are
+// split into as many frames as necessary.
 
 const (
-	// frameOverhead is what a frame has beside its payload.
+	// frameOverhead is the size of a frame without its payload.
 	frameOverhead = frameHeaderBytes + 1
-	// contentHeaderBytes are the class, weight, body size and flags of a content header.
+	// contentHeaderBytes is the size of class, weight, body size and flags in a content
+	// header.
 	contentHeaderBytes = 14
 )
 
@@ -317,19 +318,19 @@ func checkFrame(msg *amqp.Publishing, frameSize int) error {
 	return nil
 }
 
-// tracingHeaders are the W3C headers of a request in the order in which they are left out of
-// one that does not fit a frame.
+// tracingHeaders returns the W3C headers of a request in the order of their removal from a
+// message that does not fit a frame.
 func tracingHeaders() []string { return []string{"baggage", "tracestate", "traceparent"} }
 
-// fitFrame leaves tracing headers out of a message whose properties do not fit a frame of the
-// connection, as many as it takes. It refuses a message that does not fit without them.
+// fitFrame removes as many tracing headers as necessary from a message whose properties do not
+// fit a frame of the connection. It refuses a message that does not fit without them.
 func fitFrame(msg *amqp.Publishing, frameSize int) error {
 	tooLarge := checkFrame(msg, frameSize)
 	if tooLarge == nil {
 		return nil
 	}
 	fitting := *msg
-	fitting.Headers = maps.Clone(msg.Headers) // those of the request are not changed
+	fitting.Headers = maps.Clone(msg.Headers) // the headers of the request stay unchanged
 	for _, name := range tracingHeaders() {
 		if _, ok := fitting.Headers[name]; !ok {
 			continue
@@ -343,11 +344,11 @@ func fitFrame(msg *amqp.Publishing, frameSize int) error {
 	return tooLarge
 }
 
-// mayExceedFrame reports whether headers that fit a batch may not fit a frame of the
+// mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
 // connection.
 func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }
 
-// propertiesSize returns the size of a content header, encoded as amqp091-go does it.
+// propertiesSize returns the size of a content header in amqp091-go's encoding.
 func propertiesSize(msg *amqp.Publishing) int {
 	n := contentHeaderBytes
 	for _, text := range []string{

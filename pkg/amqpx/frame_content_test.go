@@ -16,21 +16,21 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// onOtherChannel puts a frame on channel 2.
+// onOtherChannel returns a frame for channel 2.
 func onOtherChannel(frame []byte) []byte {
 	frame = slices.Clone(frame)
 	binary.BigEndian.PutUint16(frame[1:], 2)
 	return frame
 }
 
-// sized gives a content header a body size.
+// sized returns a content header with a body size.
 func sized(size int, header []byte) []byte {
 	header = slices.Clone(header)
 	binary.BigEndian.PutUint64(header[bodySizeAt:], uint64(size))
 	return header
 }
 
-// typed makes a content header with a content type and no table.
+// typed returns a content header with a content type and no table.
 func typed(contentType string, size int) []byte {
 	payload := append([]byte{0, 60, 0, 0}, make([]byte, 8)...)
 	payload = binary.BigEndian.AppendUint16(payload, flagContentType|1<<10)
@@ -43,8 +43,8 @@ func limited(maxBody int, inHand int64) contentLimits {
 	return contentLimits{maxBody: maxBody, inHand: &bytesInHand{limit: inHand}}
 }
 
-// readFrames reads a whole stream, at once and byte by byte, and returns its frames
-// without heartbeats.
+// readFrames reads a stream twice, at once and byte by byte, and returns the frames without
+// heartbeats, and the number of heartbeats.
 func readFrames(t *testing.T, limits contentLimits, stream ...[]byte) (frames [][]byte, heartbeats int) {
 	t.Helper()
 	whole := slices.Concat(stream...)
@@ -76,8 +76,8 @@ func readFrames(t *testing.T, limits contentLimits, stream ...[]byte) (frames []
 	return frames, heartbeats
 }
 
-// tableIn reads the table of a content header as amqp091-go does, as far as these tests
-// need it: text and true.
+// tableIn decodes the table of a content header in the same way as amqp091-go, but only the
+// types in these tests: text and true.
 func tableIn(t *testing.T, frame []byte) amqp.Table {
 	t.Helper()
 	_, begin, end, ok := tableOf(frame)
@@ -105,7 +105,7 @@ func tableIn(t *testing.T, frame []byte) amqp.Table {
 	return table
 }
 
-// wantDropped checks that a content header is that of a message without its body.
+// wantDropped checks that a content header belongs to a message with a dropped body.
 func wantDropped(t *testing.T, frame []byte, want droppedBody) amqp.Table {
 	t.Helper()
 	wantSame(t, "body size", binary.BigEndian.Uint64(frame[bodySizeAt:]), 0)
@@ -124,7 +124,7 @@ func TestBodyBeyondTheLimitIsDropped(t *testing.T) {
 	const limit = 100_000
 	big, fits := bytes.Repeat([]byte("x"), 60_000), bytes.Repeat([]byte("y"), 50_000)
 	text := []byte("\x01aS\x00\x00\x00\x01b")
-	other := [][]byte{ // a message that may be read, on a channel of its own
+	other := [][]byte{ // a message within the limits, on a second channel
 		onOtherChannel(frameOf(1, []byte("m"))), onOtherChannel(sized(limit, contentHeader(text))),
 		onOtherChannel(frameOf(3, fits)), onOtherChannel(frameOf(3, fits)),
 	}
@@ -216,9 +216,9 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		return slices.Concat(frameOf(1, []byte("\x00\x3c\x00\x32...")), sized(size, contentHeader(nil)), frameOf(3, make([]byte, size)))
 	}
 	for name, c := range map[string]struct {
-		held   int64 // before
+		held   int64 // counted before the test
 		stream []byte
-		limit  int // of a body, 0: the room
+		limit  int // of a body; 0: the room decides
 		counts int64
 		passes bool
 	}{
@@ -265,7 +265,7 @@ func TestTracingHeadersThatDoNotFitAreLeftOut(t *testing.T) {
 	text := func(n int) string { return strings.Repeat("x", n) }
 	for name, c := range map[string]struct {
 		header amqp.Table
-		left   string // names that travel, sorted by fmt
+		left   string // names of the published headers, sorted by fmt
 		fits   bool
 	}{
 		"fits":                   {amqp.Table{"baggage": text(100), "traceparent": "p"}, "[baggage traceparent]", true},
@@ -292,7 +292,7 @@ func TestTracingHeadersThatDoNotFitAreLeftOut(t *testing.T) {
 	}
 }
 
-// Whether headers fit does not depend on whether a call could share a message.
+// The result of the check must be the same with and without batching.
 func TestCallThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
 	large := WithHeader(map[string]any{"x": strings.Repeat("x", 12000)})
@@ -334,8 +334,8 @@ func TestCallThatFitsNoFrame(t *testing.T) {
 	}
 }
 
-// A response whose headers do not fit a frame is replaced by an error without them; a handler
-// that failed keeps its error.
+// A response with headers too large for a frame is replaced by an error without them. If the
+// handler failed, the response keeps the handler's error.
 func TestResponseThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -9,60 +9,59 @@ import (
 	"go.uber.org/zap"
 )
 
-// Request is one call as handlers and middleware see it, on both sides. It must
-// not be changed once it was handed on; middleware that needs another request
-// passes a copy.
+// Request is one call as seen by handlers and middleware, on both sides. It must not be
+// changed after it was passed on; middleware that needs a different request passes a copy.
 type Request struct {
-	// Method is the function's name (the app_id property).
+	// Method is the method's name (the app_id property).
 	Method string
 	// Body is the argument, opaque to this package. The handler may keep it.
 	Body []byte
-	// Header holds the application headers; the names that begin with "rpc-" are
-	// this package's and are not in it. It may be nil. The values that a server gets are
-	// bool, string, []byte, time.Time, whole numbers and floats of any size, amqp091.Decimal,
-	// nil, and of these []any and map[string]any.
+	// Header holds the application headers, without the headers of this package, whose names
+	// begin with "rpc-". It may be nil. A server receives values of the types bool, string,
+	// []byte, time.Time, whole numbers and floats of any size, amqp091.Decimal, nil, and []any
+	// and map[string]any of these.
 	Header map[string]any
-	// ContentType and ContentEncoding describe the body, if the caller says so; they are at
-	// most 255 bytes long ([WithContentType]).
+	// ContentType and ContentEncoding describe the body; "" when the caller does not set them.
+	// Each is at most 255 bytes long ([WithContentType]).
 	ContentType, ContentEncoding string
-	// CorrelationID identifies the call; the answer carries it back.
+	// CorrelationID identifies the call; the response carries the same id.
 	CorrelationID string
-	// IdempotencyKey is the same on every re-send of a call (the message_id
-	// property). On the server it is empty when the caller sent none.
+	// IdempotencyKey is the same on every re-send of a call (the message_id property). On the
+	// server it is empty when the caller sent no key.
 	IdempotencyKey string
-	// Idempotent says that the caller declared the call safe to run twice.
+	// Idempotent is true if the caller declared the call safe to run twice.
 	Idempotent bool
-	// Redelivered says that an earlier run may have happened: the broker handed the
-	// request out before, or its caller sent it before. Server only.
+	// Redelivered is true if the request may have run before: the broker delivered the request
+	// before, or the caller sent the request before. Server only.
 	Redelivered bool
-	// User is the user that the broker has validated the caller as (the user_id
-	// property, https://www.rabbitmq.com/docs/validated-user-id), or "" for a request
-	// that does not tell. Server only.
+	// User is the caller's user name, as validated by the broker (the user_id property,
+	// https://www.rabbitmq.com/docs/validated-user-id), or "" for a request without the
+	// property. Server only.
 	User string
 	// Queued is how long the request waited in this server for a worker. Server only.
 	Queued time.Duration
-	// OneWay says that the caller wants no answer (no reply_to). Server only.
+	// OneWay is true if the caller wants no response (no reply_to). Server only.
 	OneWay bool
 
 	sent sentWith // client only
 }
 
-// Handler answers one call. On a server it is the function itself; on a client
-// the innermost Handler sends the request and waits for the answer.
+// Handler processes one call. On a server a Handler is the method's function; on a client the
+// innermost Handler sends the request and waits for the response.
 //
-// The context carries the call's deadline. It ends with that, when the caller gives the
-// call up and nobody else waits for it ([WithControl]), when the server is stopped
-// hard, and once the handler has returned. An [*Error] reaches the caller as it is; any
-// other error, and a panic, reach it as [CodeInternal] without their text. Handlers run
-// concurrently, up to the number of workers.
+// The context carries the call's deadline. It ends at the deadline, when the caller cancels
+// the call and no other caller waits for the same execution ([WithControl]), when the server
+// is stopped hard, and when the handler has returned. An [*Error] reaches the caller
+// unchanged; any other error, and a panic, reach the caller as [CodeInternal] without their
+// text. Handlers run concurrently, up to the number of workers.
 type Handler func(ctx context.Context, req *Request) ([]byte, error)
 
 // Middleware wraps a Handler. The same middleware works on both sides.
 type Middleware func(next Handler) Handler
 
-// Chain returns h wrapped by the middleware, the first of which is outermost: it
-// sees a request first and its result last. If h or a middleware is nil, the
-// result refuses every call with [CodeInternal] and words that say so.
+// Chain returns h wrapped by the middleware. The first middleware is outermost: it sees a
+// request first and the result last. If h or a middleware is nil, the returned Handler refuses
+// every call with [CodeInternal] and a text that names the mistake.
 func Chain(h Handler, middleware ...Middleware) Handler {
 	wrapped, err := chain(h, middleware)
 	if err != nil {
@@ -72,12 +71,12 @@ func Chain(h Handler, middleware ...Middleware) Handler {
 	return wrapped
 }
 
-// panicError is what Recover makes of a panic. Its text stays in this process.
+// panicError is the error into which Recover turns a panic. Its text stays in this process.
 type panicError struct{ text string }
 
 func (e *panicError) Error() string { return "panic: " + e.text }
 
-// maxPanicText bounds what is kept and logged of the value of a panic, in bytes.
+// maxPanicText bounds the stored and logged text of a panic's value, in bytes.
 const maxPanicText = 4096
 
 // panicText describes the value of a panic. fmt survives values whose own methods panic.
@@ -88,7 +87,7 @@ func panicText(value any) string {
 	return truncate(fmt.Sprint(value), maxPanicText)
 }
 
-// orNop returns a logger that drops everything in place of nil.
+// orNop returns log, or a logger that drops everything if log is nil.
 func orNop(log *zap.Logger) *zap.Logger {
 	if log == nil {
 		return zap.NewNop()
@@ -96,10 +95,10 @@ func orNop(log *zap.Logger) *zap.Logger {
 	return log
 }
 
-// Recover returns middleware that turns a panic into an error, which reaches the
-// caller as [CodeInternal] without its text, and logs it with its stack. A server
-// has it outermost already; add it to have middleware of your own see the error. A nil
-// logger logs nothing.
+// Recover returns middleware that turns a panic into an error and logs the panic with its
+// stack. The error reaches the caller as [CodeInternal] without its text. A server already has
+// Recover as its outermost middleware; add Recover inside your own middleware to make the
+// error visible there. A nil logger logs nothing.
 func Recover(log *zap.Logger) Middleware {
 	log = orNop(log)
 	return func(next Handler) Handler {
@@ -118,9 +117,9 @@ func Recover(log *zap.Logger) Middleware {
 	}
 }
 
-// Timeout returns middleware that ends the context of every call after d, if its deadline is
-// not earlier. On a client that bounds the call. A server's handler must heed its context:
-// nothing can end one that does not, see [WithMaxHandlerTime].
+// Timeout returns middleware that ends the context of every call after d, unless the call's
+// deadline is earlier. On a client this bounds the call. On a server the handler must heed its
+// context: nothing can end a handler that does not, see [WithMaxHandlerTime].
 func Timeout(d time.Duration) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -131,8 +130,8 @@ func Timeout(d time.Duration) Middleware {
 	}
 }
 
-// AccessLog returns middleware that logs every call once it ended: at debug level
-// when it succeeded, at info level with its code when it failed. A nil logger logs nothing.
+// AccessLog returns middleware that logs every finished call: at debug level when the call
+// succeeded, at info level with the code when the call failed. A nil logger logs nothing.
 func AccessLog(log *zap.Logger) Middleware {
 	log = orNop(log)
 	return func(next Handler) Handler {

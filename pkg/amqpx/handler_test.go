@@ -14,7 +14,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// tag is middleware that notes that it was called.
+// tag returns middleware to append its name to order at each request.
 func tag(order *[]string, name string) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -24,7 +24,7 @@ func tag(order *[]string, name string) Middleware {
 	}
 }
 
-// around is middleware that adds its name before and after, to body and answer.
+// around returns middleware that adds its name before the request body and after the response.
 func around(name string) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -36,7 +36,7 @@ func around(name string) Middleware {
 	}
 }
 
-// observed returns a logger and what it logs.
+// observed returns a logger and its recorded logs.
 func observed(level zapcore.Level) (*zap.Logger, *observer.ObservedLogs) {
 	core, logs := observer.New(level)
 	return zap.New(core), logs
@@ -162,8 +162,8 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
-// againAfter is middleware that gives its first try so much time, and then tries the same
-// request again.
+// againAfter returns middleware to end the first try after the duration d and then send the
+// same request again.
 func againAfter(d time.Duration, bounded func(context.Context, time.Duration) (context.Context, context.CancelFunc)) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -183,7 +183,7 @@ func canceledAfter(ctx context.Context, d time.Duration) (context.Context, conte
 	return ctx, cancel
 }
 
-// What a server still says about the first try is not about the second.
+// A late response to the first try does not answer the second.
 func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -207,7 +207,7 @@ func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 	})
 }
 
-// A server that was told of the cancelled try runs the next one.
+// A canceled try does not keep a server from running the next try of the same request.
 func TestMiddlewareThatTriesAgainAfterACancelledTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -225,7 +225,7 @@ func TestMiddlewareThatTriesAgainAfterACancelledTry(t *testing.T) {
 		first := goCall(other, within(t, time.Hour), "busy", nil)
 		settle()
 		call := goCall(c, within(t, time.Minute), "m", []byte("x"))
-		settle() // the first server has it in hand, and no room for another
+		settle() // the first server has the request, and no room for another
 		start()
 		pass(2 * time.Second)
 		wantAnswer(t, <-call, "x")

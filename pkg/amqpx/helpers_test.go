@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// testURL has a password, so that every test that looks at an error can look for it.
+// testURL contains a password, and tests of error texts check that the password is missing.
 const (
 	testURL      = "amqp://app:secret@broker.test:5672/"
 	testPassword = "secret"
@@ -23,14 +23,14 @@ type rig struct {
 	server *running
 }
 
-// running is a server whose Serve is under way.
+// running is a server with Serve in progress.
 type running struct {
 	*Server
-	stop   context.CancelFunc // begins the drain
-	result chan error         // what Serve returned
+	stop   context.CancelFunc // starts the drain
+	result chan error         // the result of Serve
 }
 
-// wait returns what Serve returned.
+// wait waits for Serve to end and returns its error.
 func (r *running) wait(t *testing.T) error {
 	t.Helper()
 	err := <-r.result
@@ -38,13 +38,13 @@ func (r *running) wait(t *testing.T) error {
 	return err
 }
 
-// handlers are the methods of a server.
+// handlers maps the methods of a server to their handlers.
 type handlers map[string]Handler
 
-// echo answers with its argument.
+// echo is a handler that returns the request's body.
 func echo(_ context.Context, req *Request) ([]byte, error) { return req.Body, nil }
 
-// counted counts the runs of a handler.
+// counted wraps a handler and counts its runs in n.
 func counted(n *atomic.Int64, h Handler) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		n.Add(1)
@@ -52,13 +52,13 @@ func counted(n *atomic.Int64, h Handler) Handler {
 	}
 }
 
-// untilDone is a handler that ends with its context.
+// untilDone is a handler that runs until its context ends.
 func untilDone(ctx context.Context, _ *Request) ([]byte, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
-// startClient makes a client that is closed when the test ends.
+// startClient creates a client and closes the client when the test ends.
 func startClient(t *testing.T, b *fakeBroker, opts ...ClientOption) *Client {
 	t.Helper()
 	c, err := NewClient(testURL, append([]ClientOption{b.option()}, opts...)...)
@@ -75,7 +75,7 @@ func startClient(t *testing.T, b *fakeBroker, opts ...ClientOption) *Client {
 	return c
 }
 
-// startServer serves until the test ends.
+// startServer creates a server and runs Serve until the test ends.
 func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
 	t.Helper()
 	s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
@@ -101,8 +101,8 @@ func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOp
 	return r
 }
 
-// startRig starts a client and a server and waits until both are ready. It is for
-// use inside a synctest bubble.
+// startRig starts a client and a server and waits until both are ready. Call startRig inside a
+// synctest bubble.
 func startRig(t *testing.T, methods handlers, opts ...Option) *rig {
 	t.Helper()
 	b := newFakeBroker()
@@ -131,7 +131,7 @@ func ready(t *testing.T, wait func(context.Context) error) {
 	settle()
 }
 
-// within gives a context of the test with a time limit.
+// within returns the test's context with a timeout.
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -139,14 +139,14 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// result is what a call returned, and how long it took.
+// result is the result of a call and its duration.
 type result struct {
 	answer []byte
 	err    error
 	took   time.Duration
 }
 
-// goCall makes a call in a goroutine.
+// goCall makes a call in a goroutine and returns a channel for the result.
 func goCall(c *Client, ctx context.Context, method string, body []byte, opts ...CallOption) <-chan result { //nolint:revive // the client is the subject.
 	done := make(chan result, 1)
 	begun := time.Now()
@@ -157,10 +157,10 @@ func goCall(c *Client, ctx context.Context, method string, body []byte, opts ...
 	return done
 }
 
-// settle lets every goroutine of the bubble run until it waits.
+// settle waits until every other goroutine of the bubble is blocked.
 func settle() { synctest.Wait() }
 
-// pass lets virtual time pass.
+// pass lets the bubble's virtual time advance by d.
 func pass(d time.Duration) {
 	timer := time.NewTimer(d)
 	<-timer.C

@@ -4,24 +4,24 @@ import (
 	"sync"
 )
 
-// jobQueue holds the jobs that wait for a worker, first come, first served. A worker
-// that takes a job wakes one other if there is more to do, so that handlers which take
-// long get as many workers as there are, and those which take no time are all run by one
-// that is awake already. Safe for concurrent use.
+// jobQueue is the first-in, first-out queue of the jobs for the workers. A worker which takes
+// a job wakes another worker if more jobs wait. So slow handlers occupy as many workers as
+// there are, and fast handlers run on a worker which is already awake. Safe for concurrent
+// use.
 type jobQueue struct {
-	// room has a token when few jobs wait again.
+	// room receives a token when few jobs wait again.
 	room chan struct{}
 
 	mu     sync.Mutex
 	work   sync.Cond
-	jobs   []*job // from first on
+	jobs   []*job // the waiting jobs begin at index first
 	first  int
 	idle   int  // workers that wait for a job
-	called bool // one of them was woken and has not come yet
+	called bool // a worker was woken and does not run yet
 	closed bool
 }
 
-// queueRoom is how many jobs may wait before no further batch is unpacked.
+// queueRoom is the number of waiting jobs from which no further batch is unpacked.
 const queueRoom = batchCalls
 
 func newJobQueue() *jobQueue {
@@ -30,11 +30,11 @@ func newJobQueue() *jobQueue {
 	return q
 }
 
-// put adds jobs, with no others between them. It never waits.
+// put appends jobs, with no other jobs between them. It never blocks.
 func (q *jobQueue) put(jobs ...*job) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.jobs)+len(jobs) > cap(q.jobs) && q.first > len(q.jobs)/2 { // rather than to grow
+	if len(q.jobs)+len(jobs) > cap(q.jobs) && q.first > len(q.jobs)/2 { // move the jobs instead of growing the slice
 		left := copy(q.jobs, q.jobs[q.first:])
 		clear(q.jobs[left:])
 		q.jobs, q.first = q.jobs[:left], 0
@@ -43,7 +43,7 @@ func (q *jobQueue) put(jobs ...*job) {
 	q.wake()
 }
 
-// wake calls a worker if that has a use. The caller holds mu.
+// wake wakes an idle worker if a job waits and no worker is waking up. The caller holds mu.
 func (q *jobQueue) wake() {
 	if q.idle > 0 && !q.called && q.first < len(q.jobs) {
 		q.called = true
@@ -51,7 +51,7 @@ func (q *jobQueue) wake() {
 	}
 }
 
-// pop waits for a job; nil means that there will be none.
+// pop waits for the next job; nil means: the queue is closed.
 func (q *jobQueue) pop() *job {
 	q.mu.Lock()
 	for q.first == len(q.jobs) && !q.closed {
@@ -81,15 +81,14 @@ func (q *jobQueue) pop() *job {
 	return j
 }
 
-// hasRoom reports whether another batch may be unpacked; if not, room gets a token when
-// it may.
+// hasRoom reports whether another batch may be unpacked. If not, room receives a token later.
 func (q *jobQueue) hasRoom() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.length() < queueRoom
 }
 
-// len returns how many jobs wait.
+// len returns the number of waiting jobs.
 func (q *jobQueue) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -98,7 +97,7 @@ func (q *jobQueue) len() int {
 
 func (q *jobQueue) length() int { return len(q.jobs) - q.first }
 
-// close sends the workers home.
+// close ends the workers: pop returns nil from now on.
 func (q *jobQueue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -106,12 +105,12 @@ func (q *jobQueue) close() {
 	q.work.Broadcast()
 }
 
-// idleTracker counts work under way and tells when there is none. Unlike a WaitGroup
-// it allows work to be added while somebody waits. Its zero value is ready.
+// idleTracker counts work in progress and signals when there is none. Unlike a WaitGroup it
+// allows work to be added while a goroutine waits. The zero value is ready to use.
 type idleTracker struct {
 	mu   sync.Mutex
 	n    int
-	idle chan struct{} // closed when n reaches zero; nil while nobody waits
+	idle chan struct{} // closed when n reaches zero; nil until a goroutine waits
 }
 
 func (t *idleTracker) add(n int) {
@@ -127,7 +126,7 @@ func (t *idleTracker) done() {
 	t.notifyIdle()
 }
 
-// whenIdle returns a channel that is closed once nothing is under way.
+// whenIdle returns a channel that is closed as soon as no work is in progress.
 func (t *idleTracker) whenIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,7 +138,7 @@ func (t *idleTracker) whenIdle() <-chan struct{} {
 	return idle
 }
 
-// notifyIdle closes the waiters' channel when it is time. The caller holds mu.
+// notifyIdle closes the channel of the waiting goroutines if n is zero. The caller holds mu.
 func (t *idleTracker) notifyIdle() {
 	if t.n == 0 && t.idle != nil {
 		close(t.idle)

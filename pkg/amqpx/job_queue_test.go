@@ -24,7 +24,7 @@ func TestJobsAreTakenInOrder(t *testing.T) {
 			taken = append(taken, q.pop().queue)
 		}
 	}
-	for range 200 { // never empty, so that it has to make room at the front
+	for range 200 { // the queue is never empty and has to make room at the front
 		put(7)
 		take(6)
 	}
@@ -36,7 +36,7 @@ func TestJobsAreTakenInOrder(t *testing.T) {
 	}
 }
 
-// One that blocks holds up nobody: the next worker is called before it begins.
+// A blocked worker delays no other job: a worker wakes the next before its job starts.
 func TestBlockedWorkersHoldNothingUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestTrackerTellsAllWaitersWhenTheLastWorkIsDone(t *testing.T) {
 		tr.add(1)
 		first, second := tr.whenIdle(), tr.whenIdle()
 		tr.done()
-		tr.add(1) // work may be added while somebody waits
+		tr.add(1) // work may be added during a wait
 		tr.done()
 		select {
 		case <-first:

@@ -17,17 +17,16 @@ import (
 const (
 	// DefaultQueue is the request queue's name.
 	DefaultQueue = "rpc_queue"
-	// DefaultHeartbeat is the heartbeat interval asked for; the broker may lower it.
+	// DefaultHeartbeat is the requested heartbeat interval; the broker may lower it.
 	DefaultHeartbeat = 10 * time.Second
-	// DefaultDialTimeout bounds one attempt to dial and set up. A broker tells of a
-	// wrong password only after about 3 s, so less than that hides the reason.
+	// DefaultDialTimeout bounds one attempt to dial and set up. A broker reports a wrong
+	// password only after about 3 s, so a shorter timeout hides the reason.
 	DefaultDialTimeout = 5 * time.Second
-	// DefaultWriteTimeout bounds one write to the socket; a write that takes longer
-	// ends the link.
+	// DefaultWriteTimeout bounds one write to the socket; a longer write ends the connection.
 	DefaultWriteTimeout = 10 * time.Second
-	// DefaultBackoffMin is the bound of the first wait between attempts.
+	// DefaultBackoffMin is the bound of the first wait between attempts to connect.
 	DefaultBackoffMin = 100 * time.Millisecond
-	// DefaultBackoffMax is the wait while a fault needs an operator.
+	// DefaultBackoffMax is the wait between attempts while a fault needs an operator.
 	DefaultBackoffMax = 10 * time.Second
 	// DefaultMaxMessageSize is RabbitMQ 4's own limit (max_message_size).
 	DefaultMaxMessageSize = 16 << 20
@@ -45,23 +44,23 @@ type ClientOption interface{ applyClient(*clientConfig) }
 // ServerOption configures a [Server].
 type ServerOption interface{ applyServer(*serverConfig) }
 
-// BatchMode chooses whether calls may travel together.
+// BatchMode chooses whether calls may travel in batches.
 type BatchMode string
 
 const (
-	// BatchAuto is the default: calls, and answers, that would have to wait travel
-	// together in one message while servers unpack such batches; a lone one travels
-	// alone, at once. See [WithBatch].
+	// BatchAuto is the default: calls and responses that would have to wait travel together in
+	// one message, while servers unpack such batches. A single call or response travels alone,
+	// at once. See [WithBatch].
 	BatchAuto BatchMode = "auto"
-	// BatchOff has every call and every answer travel alone, and a server take
-	// batches from nobody.
+	// BatchOff sends every call and every response alone; a server with BatchOff accepts no
+	// batches.
 	BatchOff BatchMode = "off"
 )
 
-// config is what both sides share. It is frozen at construction.
+// config is the settings shared by clients and servers. It does not change after construction.
 type config struct {
 	urlList        string
-	urls           []BrokerURL // of urlList, once it was validated
+	urls           []BrokerURL // parsed from urlList by validate
 	name           string
 	queue          Queue
 	persistent     bool
@@ -76,7 +75,7 @@ type config struct {
 	backoffMin     time.Duration
 	backoffMax     time.Duration
 	tls            *tls.Config
-	source         *brokerSource // nil: urls and tls stay as they are
+	source         *brokerSource // nil: urls and tls do not change
 	middleware     []Middleware
 	logger         *zap.Logger
 	dialer         dialer
@@ -105,52 +104,56 @@ type option func(*config)
 func (o option) applyClient(c *clientConfig) { o(&c.config) }
 func (o option) applyServer(c *serverConfig) { o(&c.config) }
 
-// WithQueue sets the request queue; the default is the durable classic queue
-// [DefaultQueue]. A queue that exists with other properties is adopted as it is.
+// WithQueue sets the request queue; the default is the durable classic queue [DefaultQueue].
+// An existing queue with other properties is used unchanged.
 func WithQueue(q Queue) Option { return option(func(c *config) { c.queue = q }) }
 
-// WithName sets the name that the broker's management UI shows for the
-// connections; the default is "amqpx".
+// WithName sets the name of the connections in the broker's management UI; the default is
+// "amqpx".
 func WithName(name string) Option { return option(func(c *config) { c.name = name }) }
 
-// WithPersistent makes the broker write messages to disk (delivery mode 2), so
-// that they survive its restart. It costs about a third of the sequential speed.
-// The default is transient; messages in a quorum queue are always on disk.
+// WithPersistent makes the broker write messages to disk (delivery mode 2), so the messages
+// survive a restart of the broker. This costs about a third of the sequential speed. The
+// default is transient; messages in a quorum queue are always on disk.
 func WithPersistent(on bool) Option { return option(func(c *config) { c.persistent = on }) }
 
-// WithBatch chooses whether calls may travel together; the default is [BatchAuto].
-// At most two messages of a client to the servers are unconfirmed, and one more for each
-// server beyond the first; calls made meanwhile
-// leave together when the broker confirms one, up to 512 of them or 64 KiB, and so do
-// answers to one client. Each keeps its own deadline, outcome and code. A client uses
-// batches while servers take them from the queue "<queue>.batch", which servers with
-// BatchAuto declare; others, in whatever language, share the request queue with them, and
-// while they do twice their share of the calls travels alone, at most three of four.
+// WithBatch chooses whether calls may travel in batches; the default is [BatchAuto]. At most
+// two of a client's messages to the servers are unconfirmed, plus one for each server beyond
+// the first. When the broker confirms a message, the calls made meanwhile leave together, up
+// to 512 calls or 64 KiB, and so do responses to one client. Each call keeps its own deadline,
+// outcome and code.
+//
+// A client sends batches while servers consume the queue "<queue>.batch", which is declared by
+// servers with BatchAuto. Other servers, in any language, share the request queue with these.
+// While such servers are present, twice their share of the calls travels alone, at most three
+// calls of four.
 func WithBatch(m BatchMode) Option { return option(func(c *config) { c.batch = m }) }
 
-// WithControl chooses whether there is a control plane; the default is true. Servers then
-// listen to questions about them ([Client.Fleet], [Client.Ping], [Server.Ping]) and to
-// calls that were given up, on a queue of their own at the fanout exchange
-// "<queue>.control", and clients tell of such calls. While nobody asks or gives up, nothing
-// is sent. A server that may not declare these says so once and does without them.
+// WithControl switches the control plane on or off; the default is true. Every server then has
+// a queue at the fanout exchange "<queue>.control", where it receives queries about the
+// servers ([Client.Fleet], [Client.Ping], [Server.Ping]) and cancellations, which clients send
+// for canceled calls. Without queries and cancellations nothing is sent. A server without the
+// permission to declare the exchange or the queue logs a warning, serves without the control
+// plane, and tries again every 15 s.
 func WithControl(on bool) Option { return option(func(c *config) { c.control = on }) }
 
-// WithVersion sets the version of the program, which [Client.Fleet] shows of servers; the
+// WithVersion sets the version of the program, which [Client.Fleet] shows for servers; the
 // default is none.
 func WithVersion(v string) Option { return option(func(c *config) { c.version = v }) }
 
-// WithMaxMessageSize bounds the body of a request or an answer in bytes, sent or received;
-// the default is [DefaultMaxMessageSize]. A body beyond it is discarded while it arrives,
-// so it takes no memory: a server refuses the request with [CodeInvalidArgument], a call
-// whose answer it was fails with [CodeResourceExhausted] and [ErrTooLarge]. A broker closes
-// the channel of whoever sends more than its own limit, so keep this at or below it.
+// WithMaxMessageSize bounds the body of a request or a response in bytes, sent or received;
+// the default is [DefaultMaxMessageSize]. A larger body is discarded while it arrives and
+// takes no memory: a server refuses such a request with [CodeInvalidArgument]; a call with
+// such a response fails with [CodeResourceExhausted] and [ErrTooLarge]. A broker closes the
+// channel of a sender that exceeds the broker's own limit, so keep this limit at or below the
+// broker's.
 func WithMaxMessageSize(n int) Option { return option(func(c *config) { c.maxMessageSize = n }) }
 
 // WithHeartbeat sets the heartbeat interval, at least 1 s; the default is
 // [DefaultHeartbeat] (https://www.rabbitmq.com/docs/heartbeats).
 func WithHeartbeat(d time.Duration) Option { return option(func(c *config) { c.heartbeat = d }) }
 
-// WithDialTimeout bounds one attempt: TCP, TLS, handshake and set-up together. The
+// WithDialTimeout bounds one attempt to connect: TCP, TLS, handshake and set-up together. The
 // default is [DefaultDialTimeout].
 func WithDialTimeout(d time.Duration) Option { return option(func(c *config) { c.dialTimeout = d }) }
 
@@ -160,11 +163,11 @@ func WithWriteTimeout(d time.Duration) Option {
 	return option(func(c *config) { c.writeTimeout = d })
 }
 
-// WithBackoff sets the bounds of the wait between attempts to connect. After a
-// fault that may pass by itself, such as a refused connection, it is random between
-// zero and a bound that doubles from first up to most, at most 1 s ("full jitter").
-// While a fault needs an operator, such as a wrong password, it is most. The defaults
-// are [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
+// WithBackoff sets the bounds of the wait between attempts to connect. After a fault that may
+// pass without an operator, such as a refused connection, the wait is random between zero and
+// a bound that doubles from first up to most, at most 1 s ("full jitter"). While a fault needs
+// an operator, such as a wrong password, the wait is most. The defaults are
+// [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
 func WithBackoff(first, most time.Duration) Option {
 	return option(func(c *config) { c.backoffMin, c.backoffMax = first, most })
 }
@@ -173,8 +176,8 @@ func WithBackoff(first, most time.Duration) Option {
 // server's name against the system's certificates.
 func WithTLS(t *tls.Config) Option { return option(func(c *config) { c.tls = t }) }
 
-// WithMiddleware adds middleware around every call, the first listed outermost.
-// Given several times, later ones are inner.
+// WithMiddleware adds middleware around every call, the first listed outermost. If the option
+// is given several times, later middleware is inner.
 func WithMiddleware(m ...Middleware) Option {
 	return option(func(c *config) { c.middleware = slices.Concat(c.middleware, m) })
 }
@@ -225,8 +228,9 @@ func (c *config) validate() error {
 	return errors.Join(faults...)
 }
 
-// Mistakes in the use of this package are errors that name the mistake, at the moment that it
-// is made, and no panics. Only [Chain], which has no error to return, tells with each call.
+// A mistake in the use of this package is reported as an error that names the mistake, at the
+// moment of the mistake, and not as a panic. Only [Chain], which returns no error, reports the
+// mistake with each call.
 
 var (
 	errNoClient   = errors.New("this Client was not made by NewClient")
@@ -236,18 +240,18 @@ var (
 	errNilOption  = errors.New("a CallOption is nil")
 )
 
-// serverClosedError is ErrClosed in the words of a server.
+// serverClosedError is ErrClosed with the text for a server.
 type serverClosedError struct{}
 
 func (serverClosedError) Error() string        { return "server closed" }
 func (serverClosedError) Is(target error) bool { return target == ErrClosed }
 
-// misused makes the error of a mistake, for what a caller made.
+// misused returns the error of a call for a mistake in the use of this package.
 func misused(mistake error) error {
 	return localError(CodeInvalidArgument, DidNotRun, nil, mistake.Error(), mistake)
 }
 
-// check returns the error of a client that was not made by NewClient, and of a nil context.
+// check returns an error if the client was not made by NewClient or the context is nil.
 func (c *Client) check(ctx context.Context) error {
 	switch {
 	case c == nil || c.cfg == nil:
@@ -259,7 +263,7 @@ func (c *Client) check(ctx context.Context) error {
 	}
 }
 
-// checkCall is check for a call.
+// checkCall is check for a call; it also reports a nil option.
 func (c *Client) checkCall(ctx context.Context, opts []CallOption) error {
 	for _, o := range opts {
 		if o == nil {
@@ -269,7 +273,7 @@ func (c *Client) checkCall(ctx context.Context, opts []CallOption) error {
 	return c.check(ctx)
 }
 
-// check returns the error of a server that was not made by NewServer, and of a nil context.
+// check returns an error if the server was not made by NewServer or the context is nil.
 func (s *Server) check(ctx context.Context) error {
 	switch {
 	case s == nil || s.cfg == nil:
@@ -281,12 +285,12 @@ func (s *Server) check(ctx context.Context) error {
 	}
 }
 
-// closedBoard is the status of what was never made.
+// closedBoard returns the status of a client or server that was not made by its constructor.
 func closedBoard(err error) *statusBoard {
 	return &statusBoard{current: Status{State: StateClosed, Err: err}}
 }
 
-// chain is Chain with an error for a handler that is nil.
+// chain is Chain with an error for a nil handler or middleware.
 func chain(h Handler, middleware []Middleware) (Handler, error) {
 	if h == nil {
 		return nil, errors.New("the handler is nil")
@@ -302,7 +306,7 @@ func chain(h Handler, middleware []Middleware) (Handler, error) {
 	return h, nil
 }
 
-// validateNames reports every fault of the names that the broker gets.
+// validateNames reports every fault of the connection name, and nil middleware.
 func (c *config) validateNames() error {
 	var faults []error
 	if len(c.name) > maxShortString || !utf8.ValidString(c.name) {
@@ -316,8 +320,8 @@ func (c *config) validateNames() error {
 	return errors.Join(faults...)
 }
 
-// validateName reports a queue name that the broker would refuse, or that is the name of
-// another queue's companion.
+// validateName reports a queue name that the broker would refuse, or the name of another
+// queue's companion.
 func (q Queue) validateName() error {
 	var faults []error
 	if strings.HasPrefix(q.Name, "amq.") {
@@ -334,7 +338,7 @@ func (q Queue) validateName() error {
 	return errors.Join(faults...)
 }
 
-// validateShared reports the options of calls that cannot hold for several calls.
+// validateShared reports call options that cannot apply to several calls.
 func validateShared(where string, opts []CallOption) error {
 	cfg := &callConfig{}
 	for i, o := range opts {

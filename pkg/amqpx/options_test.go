@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// badURLs are URLs that are refused; each holds the password.
+// badURLs returns invalid URLs. Each contains the password.
 func badURLs() []string {
 	return []string{
 		"http://app:secret@host/",
@@ -265,7 +265,7 @@ func TestWhatWasNeverMadeSaysSo(t *testing.T) {
 	})
 }
 
-// wantMistake checks the error of a mistake.
+// wantMistake checks err for the given mistake, CodeInvalidArgument and DidNotRun.
 func wantMistake(t *testing.T, what string, err, mistake error) {
 	t.Helper()
 	if !errors.Is(err, mistake) || CodeOf(err) != CodeInvalidArgument || OutcomeOf(err) != DidNotRun {

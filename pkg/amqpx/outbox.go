@@ -2,25 +2,25 @@ package amqpx
 
 import "sync"
 
-// outbox holds what waits for a publisher. It belongs to the client or the server
-// and outlives sessions: what no session has written leaves with the next one. It has
-// no bound of its own: calls are bounded by the pending table, answers by the prefetch.
-// Safe for concurrent use.
+// outbox is the queue of messages for a publisher. It belongs to the client or the server and
+// outlives sessions: the next session sends the unwritten messages of the last. The outbox has
+// no bound of its own: the pending table bounds calls, the prefetch bounds responses. Safe for
+// concurrent use.
 type outbox struct {
-	// wake has a token while there is something that no publisher has seen.
+	// wake has a token while there may be messages unknown to the publisher.
 	wake chan struct{}
 
 	mu       sync.Mutex
 	waiting  []outbound
-	canceled int // how many of them have been withdrawn
+	canceled int // the number of canceled messages among the waiting
 }
 
-// sweepThreshold is how many withdrawn messages may stay before a sweep is worth it.
+// sweepThreshold is the number of canceled messages before a sweep.
 const sweepThreshold = 64
 
 func newOutbox() *outbox { return &outbox{wake: make(chan struct{}, 1)} }
 
-// put adds a message. It never waits.
+// put adds a message without blocking.
 func (o *outbox) put(out outbound) {
 	o.mu.Lock()
 	o.waiting = append(o.waiting, out)
@@ -31,7 +31,7 @@ func (o *outbox) put(out outbound) {
 	}
 }
 
-// pushFront puts messages before all others, in their order.
+// pushFront inserts messages before all others, in the order of outs.
 func (o *outbox) pushFront(outs []outbound) {
 	if len(outs) == 0 {
 		return
@@ -49,8 +49,8 @@ func (o *outbox) notify() {
 	}
 }
 
-// drain empties the outbox into the messages that it returns. The caller gives it a
-// slice that it no longer uses, to be filled from now on.
+// drain returns all messages and empties the outbox. The outbox reuses spare as its new, empty
+// slice; the caller must not use spare afterwards.
 func (o *outbox) drain(spare []outbound) []outbound {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -59,7 +59,7 @@ func (o *outbox) drain(spare []outbound) []outbound {
 	return all
 }
 
-// takeMatching takes the messages out that match, and leaves the others in their order.
+// takeMatching removes and returns the matching messages. The rest keep their order.
 func (o *outbox) takeMatching(match func(outbound) bool) (out []outbound) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -76,8 +76,9 @@ func (o *outbox) takeMatching(match func(outbound) bool) (out []outbound) {
 	return out
 }
 
-// noteCanceled is told of a message that was put in and will not be granted its claim.
-// Without a link nobody takes such messages out, so they are swept from time to time.
+// noteCanceled counts a waiting message as canceled. Without a connection no publisher drains
+// the outbox, so noteCanceled removes all canceled messages when they number at least
+// sweepThreshold and half of the waiting messages.
 func (o *outbox) noteCanceled() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -95,7 +96,7 @@ func (o *outbox) noteCanceled() {
 	o.waiting, o.canceled = live, 0
 }
 
-// len returns how many messages wait.
+// len returns the number of waiting messages.
 func (o *outbox) len() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()

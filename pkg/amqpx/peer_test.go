@@ -8,23 +8,24 @@ import (
 	"slices"
 )
 
-// peer is the other end of a real AMQP connection, as little of a broker as the
-// protocol library needs: handshake, channels, confirms. It hands out what it got.
+// peer is the broker's end of a real AMQP connection, with the minimum of functions for the
+// protocol library: handshake, channels, confirms. The fields headers and start hold
+// received content headers and start-ok arguments for the test.
 type peer struct {
 	conn    net.Conn
-	mute    []method      // methods that are not answered
-	hangUp  []method      // methods on which the connection is closed without a word
+	mute    []method      // methods without an answer
+	hangUp  []method      // methods at which peer closes the connection without an exception
 	headers chan []byte   // the content header of every publish, without its first 14 bytes
 	frames  []byte        // written after every consume-ok
-	ended   chan struct{} // closed when the connection is
+	ended   chan struct{} // closed when the connection ends
 	start   []byte        // the arguments of connection.start-ok
 	tags    map[uint16]uint64
 }
 
-// method is a class and method id of AMQP 0-9-1.
+// method is a class id and a method id of AMQP 0-9-1.
 type method struct{ class, id uint16 }
 
-// servePeer answers on conn until it ends.
+// servePeer starts p on conn; p answers until the connection ends.
 func servePeer(conn net.Conn, p *peer) *peer {
 	p.conn, p.tags = conn, map[uint16]uint64{}
 	p.headers, p.ended = make(chan []byte, 1024), make(chan struct{})
@@ -41,7 +42,7 @@ func servePeer(conn net.Conn, p *peer) *peer {
 	return p
 }
 
-// send writes one method frame.
+// send writes a method frame.
 func (p *peer) send(channel uint16, m method, args string) {
 	var b bytes.Buffer
 	b.WriteByte(1)
@@ -53,7 +54,7 @@ func (p *peer) send(channel uint16, m method, args string) {
 	_, _ = p.conn.Write(b.Bytes())
 }
 
-// frame reads one frame and answers it; false ends the connection.
+// frame reads and answers one frame, or reports false to end the connection.
 func (p *peer) frame() bool {
 	head := make([]byte, 7)
 	if _, err := io.ReadFull(p.conn, head); err != nil {
@@ -84,7 +85,7 @@ func (p *peer) frame() bool {
 	return true
 }
 
-// confirm acknowledges one publish.
+// confirm acknowledges the next publish of the channel.
 func (p *peer) confirm(channel uint16) {
 	p.tags[channel]++
 	p.send(channel, method{60, 80}, string(binary.BigEndian.AppendUint64(nil, p.tags[channel]))+"\x00")

@@ -9,67 +9,69 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// publishResult is what became of one message that was handed to a publisher.
+// publishResult is the result of publishing one message.
 type publishResult uint8
 
 const (
 	// resultConfirmed: the broker took responsibility for the message.
 	resultConfirmed publishResult = iota
-	// resultNacked: the broker nacked the message (basic.nack). That proves nothing: a queue
-	// whose process ends has its unconfirmed messages nacked, delivered ones as well.
+	// resultNacked: the broker nacked the message (basic.nack). A consumer may have received
+	// the message: when a queue's process ends, the broker nacks all unconfirmed messages of
+	// the queue, delivered messages included.
 	resultNacked
-	// resultReturned: the broker returned the message, no queue took it.
+	// resultReturned: the broker returned the message (basic.return): no queue accepted it.
 	resultReturned
-	// resultUnsent: it never left this process.
+	// resultUnsent: the message never left this process.
 	resultUnsent
-	// resultLost: the link ended before the broker's word; it may have arrived.
+	// resultLost: the connection ended before the confirm; the message may have arrived.
 	resultLost
-	// resultSuspect: the broker ended the channel because of a message, and this was one of
-	// those that were unconfirmed; it may have arrived.
+	// resultSuspect: the broker ended the channel because of an unconfirmed message, perhaps
+	// this one; the message may have arrived.
 	resultSuspect
-	// resultRejected: the broker does not take the message, and has not.
+	// resultRejected: the broker refuses the message, and has not accepted it.
 	resultRejected
 	// resultUnserved: the broker confirmed the message, and no server consumes its queue.
 	resultUnserved
 )
 
-// outbound is a message on its way out. The publisher calls claim and then, if it
-// was granted, settle exactly once.
+// outbound is a message for a publisher. The publisher calls beginSend and, if the result is
+// true, calls onResult exactly once.
 type outbound interface {
-	// beginSend is asked right before the message is written, in the generation that
-	// writes it; false skips the message, which then was certainly not sent.
+	// beginSend is called right before the message is written, with the generation of the
+	// session. If the result is false, the publisher skips the message, which is certainly
+	// unsent.
 	beginSend(generation uint64) bool
-	// publishing returns what to publish and the queue it goes to.
+	// publishing returns the message and the queue to publish to.
 	publishing() (key string, mandatory bool, msg amqp.Publishing)
-	// onResult tells the message's fate.
+	// onResult receives the result of publishing.
 	onResult(f publishResult)
-	// canceled reports that a claim will not be granted any more.
+	// canceled reports whether beginSend will return false from now on.
 	canceled() bool
 }
 
 const (
-	// maxBurst bounds how many messages leave in one write.
+	// maxBurst bounds the messages in a write.
 	maxBurst = 256
-	// confirmWindow bounds the messages that await the broker's word.
+	// confirmWindow bounds the unconfirmed messages.
 	confirmWindow = 4096
-	// quietYields is how often the publisher yields without a new message coming before
-	// it writes.
+	// quietYields is the number of successive yields without a new message after which the
+	// publisher writes.
 	quietYields = 3
-	// returnBuffer holds the returns that arrive between two confirms.
+	// returnBuffer bounds the returns waiting between two confirms.
 	returnBuffer = 1024
 )
 
-// publisher writes one session's messages and settles each by the broker's word.
-// Two goroutines: write owns the channel for publishing, so that messages leave
-// in bursts and no caller ever blocks in a socket; confirm walks the messages in
-// the order they were written and waits for the word on each.
+// publisher writes the messages of one session and reports the result of each. It has two
+// goroutines. write owns the channel for publishing, so messages leave in bursts and no caller
+// ever blocks in a socket. confirm waits for the confirm of each message, in the order of
+// writing.
 type publisher struct {
 	s           *session
 	outbox      *outbox
 	unconfirmed chan unconfirmed
 	onReturn    func(amqp.Return)
 
-	// Of the writer.
+	// Owned by write.
 	on       *publishChannel
 	batchers batchers
 	suspects []outbound
@@ -79,16 +81,16 @@ type publisher struct {
 type unconfirmed struct {
 	out     outbound
 	confirm confirmation
-	batcher *batcher // nil for a message that is not counted
+	batcher *batcher // nil for a message outside the windows of batchers
 	on      *publishChannel
-	size    int // of the body
-	// alone says that nothing else was unconfirmed while the message was.
+	size    int // of the body in bytes
+	// alone: no other message was unconfirmed at the same time.
 	alone bool
-	// barrier is closed when all messages before are settled; there is no message then.
+	// barrier, if not nil, is closed when all earlier messages have a result; out is nil then.
 	barrier chan struct{}
 }
 
-// startPublisher starts publishing what is in outbox, until the session ends.
+// startPublisher publishes the messages in outbox until the session ends.
 func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
 	p := &publisher{
 		s:           s,
@@ -103,9 +105,8 @@ func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
 	outbox.notify()
 }
 
-// write publishes until the session ends. While the broker blocks publishing it
-// writes nothing, and takes nothing: until a message is claimed its caller can still
-// withdraw it.
+// write publishes until the session ends. While the broker blocks publishing, write takes no
+// message: the caller can cancel a message until beginSend is called.
 func (p *publisher) write() {
 	defer close(p.unconfirmed)
 	for {
@@ -122,7 +123,7 @@ func (p *publisher) write() {
 	}
 }
 
-// waitUnblocked waits until the broker takes messages; false means that the session
+// waitUnblocked waits until the broker accepts messages. It returns false if the session
 // ended.
 func (p *publisher) waitUnblocked() bool {
 	for {
@@ -138,9 +139,9 @@ func (p *publisher) waitUnblocked() bool {
 	}
 }
 
-// coalesce lets those that are about to send join. A sender wakes this goroutine with its
-// message ahead of others that are ready to run, so this one yields to them as long as
-// their messages come. That waits for nobody: it returns at once when nobody is ready.
+// coalesce lets other goroutines add messages. A sender wakes the publisher ahead of other
+// runnable goroutines, so the publisher yields to them as long as new messages arrive. It
+// returns at once when no other goroutine is runnable.
 func (p *publisher) coalesce() {
 	waiting := p.outbox.len()
 	for quiet := 0; quiet < quietYields && waiting < batchCalls; quiet++ {
@@ -151,7 +152,7 @@ func (p *publisher) coalesce() {
 	}
 }
 
-// writeWaiting publishes what waits.
+// writeWaiting publishes the waiting messages.
 func (p *publisher) writeWaiting() {
 	p.coalesce()
 	taken := p.outbox.drain(p.drained)
@@ -172,7 +173,7 @@ func (p *publisher) writeWaiting() {
 	}
 }
 
-// writeCorked calls write for 0 to n-1 and gathers what these write into few writes.
+// writeCorked calls write for 0 to n-1 and coalesces up to maxBurst messages in a write.
 func (p *publisher) writeCorked(n int, write func(i int)) {
 	if n == 1 {
 		write(0)
@@ -188,18 +189,18 @@ func (p *publisher) writeCorked(n int, write func(i int)) {
 	}
 }
 
-// publishAlone publishes one message, unless it was withdrawn.
+// publishAlone publishes one message, unless the message was canceled.
 func (p *publisher) publishAlone(out outbound) { p.publishOne(out, false) }
 
-// publishOne is publishAlone, of a message beside which nothing is unconfirmed if so told.
+// publishOne is publishAlone. If alone is true, no other message is unconfirmed.
 func (p *publisher) publishOne(out outbound, alone bool) {
 	if out.beginSend(p.s.generation) {
 		p.publish(out, nil, alone)
 	}
 }
 
-// publish writes one message that was claimed. A publish that fails ends the session:
-// the library leaves open what reached the socket.
+// publish writes one message after its beginSend. A failed publish ends the session: the
+// library does not report how much of the message reached the socket.
 func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 	key, mandatory, msg := out.publishing()
 	if err := p.s.checkLimits(&msg); err != nil {
@@ -214,8 +215,8 @@ func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 		}
 		p.unconfirmed <- unconfirmed{out: out, confirm: word, batcher: l, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
-		// The channel was closed before the last frame of the message was written,
-		// and a broker drops a message that is not whole.
+		// The channel was closed before the last frame of the message was written, and a
+		// broker drops an incomplete message.
 		if <-p.on.over; p.on.reason == nil {
 			p.s.channelClosed(err)
 		}
@@ -226,8 +227,8 @@ func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 	}
 }
 
-// confirm settles messages in the order they were written. It ends when write has
-// ended and every message is settled: closing the channel settles the rest.
+// confirm reports the results of messages in the order of writing. It ends after write has
+// ended and every message has a result: closing the channel completes the remaining confirms.
 func (p *publisher) confirm() {
 	for u := range p.unconfirmed {
 		if u.barrier != nil {
@@ -252,11 +253,11 @@ func (p *publisher) confirm() {
 	}
 }
 
-// await waits for the broker's word on one message and handles every return that
-// came before it. A broker sends basic.return before the basic.ack of the same
-// message (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed),
-// and the library hands over a return before it reads on, so after the word the
-// return is in the channel already.
+// await waits for the confirm of one message and handles every earlier return. A broker sends
+// basic.return before the basic.ack of the same message
+// (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and the library
+// passes a return on before reading further, so the return is already in the channel when the
+// confirm arrives.
 func (p *publisher) await(on *publishChannel, word confirmation) {
 	for {
 		select {
@@ -280,23 +281,23 @@ func (p *publisher) returned(on *publishChannel, r amqp.Return, ok bool) {
 	p.onReturn(r)
 }
 
-// A broker answers a message that it does not take with an exception, which ends the channel
-// and does not say which message it was. The publisher opens another channel on the same
-// connection, and finds the message among those that were unconfirmed: they are published
-// again in groups that shrink, with nothing else unconfirmed, and one that ends the channel
-// alone is the culprit (docs/adr/0014).
+// The broker refuses a message with an exception, which ends the channel and does not identify
+// the message. The publisher opens another channel on the same connection and searches for the
+// message among the unconfirmed ones: it publishes them again in shrinking groups, with no
+// other message unconfirmed, and a message that ends the channel alone is the culprit
+// (docs/adr/0014).
 
-// publishChannel is a channel that a publisher writes on. It ends with an exception of the
-// broker, or with its session.
+// publishChannel is a publisher's channel. It ends with an exception of the broker or with the
+// session.
 type publishChannel struct {
 	channel
 
 	returns <-chan amqp.Return
 	over    chan struct{} // closed when the channel has ended and reason is set
-	reason  *amqp.Error   // the exception that was about a message; nil for any other end
+	reason  *amqp.Error   // an exception about a message; nil for any other end
 }
 
-// newPublishChannel watches a channel of the session.
+// newPublishChannel wraps ch and watches for its end.
 func newPublishChannel(s *session, ch channel) *publishChannel {
 	on := &publishChannel{
 		channel: ch,
@@ -327,20 +328,20 @@ func newPublishChannel(s *session, ch channel) *publishChannel {
 	return on
 }
 
-// isAboutMessage reports whether an exception on a channel that only publishes is about one of
-// its messages: 406 precondition-failed or 311 content-too-large. Any other, such as a missing
-// permission, would meet every message.
+// isAboutMessage reports whether an exception on a channel for publishing is about one of its
+// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
+// exception, such as a missing permission, would affect every message.
 func isAboutMessage(reason *amqp.Error) bool {
 	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
 }
 
-// survives reports whether the session goes on after this end of its publishing channel. A
-// channel that also consumes takes the subscription with it.
+// survives reports whether the session continues after this end of its publishing channel. The
+// end of a channel for publishing and consuming also ends the consumer.
 func (s *session) survives(reason *amqp.Error) bool {
 	return s.sub != s.pub && isAboutMessage(reason)
 }
 
-// sizeLimitIn returns the largest message that the broker takes, if an exception tells it.
+// sizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
 func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
 	var size int
 	_, text, found := strings.Cut(reason.Reason, "message size ")
@@ -355,11 +356,11 @@ func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
 	return 0, false
 }
 
-// rejectable is an outgoing message that learns why it is not, or will not be, published. It
-// is called instead of settle.
+// rejectable is an outbound message with a method to receive the reason why it is not, and
+// will not be, published. The publisher calls reject instead of onResult.
 type rejectable interface{ reject(cause error) }
 
-// reject settles a message that the broker does not take, and so certainly has not.
+// reject reports that the broker refuses a message, and so has certainly not accepted it.
 func reject(out outbound, cause error) {
 	if r, ok := out.(rejectable); ok {
 		r.reject(cause)
@@ -368,7 +369,8 @@ func reject(out outbound, cause error) {
 	}
 }
 
-// checkLimits returns why a message cannot be published on the connection, or nil.
+// checkLimits returns the reason why a message cannot be published on the connection, or nil.
+// It may remove tracing headers from msg (see fitFrame).
 func (s *session) checkLimits(msg *amqp.Publishing) error {
 	if limit := int(s.sizeLimit.Load()); limit > 0 && len(msg.Body) > limit {
 		return tooLarge(len(msg.Body), limit)
@@ -383,13 +385,13 @@ func tooLarge(size, limit int) error {
 	return fmt.Errorf("%w: %d bytes, and the broker takes at most %d (max_message_size)", ErrTooLarge, size, limit)
 }
 
-// suspect is an outgoing message that may be what ended a channel.
+// suspect is an outbound message that may be the reason for the end of a channel.
 type suspect interface {
-	// suspicion is how many channels have ended while the message was unconfirmed.
+	// suspicion returns the number of channels that ended while the message was unconfirmed.
 	suspicion() int
 }
 
-// groupSize is how many suspects of the same suspicion are published together.
+// groupSize returns how many suspects with the same suspicion are published together.
 func groupSize(suspicion int) int {
 	const first, second = 64, 8
 	switch suspicion {
@@ -402,7 +404,7 @@ func groupSize(suspicion int) int {
 	}
 }
 
-// joinSuspects takes a message that is a suspect.
+// joinSuspects adds out to the suspects if a channel has ended while it was unconfirmed.
 func (p *publisher) joinSuspects(out outbound) bool {
 	m, ok := out.(suspect)
 	if !ok || m.suspicion() == 0 {
@@ -412,7 +414,7 @@ func (p *publisher) joinSuspects(out outbound) bool {
 	return true
 }
 
-// trySuspects publishes the suspects in groups, each with nothing else unconfirmed.
+// trySuspects publishes the suspects in groups, each without any other unconfirmed message.
 func (p *publisher) trySuspects() {
 	for len(p.suspects) > 0 && p.barrier() && p.reopen() {
 		most := len(p.suspects)
@@ -432,7 +434,7 @@ func (p *publisher) trySuspects() {
 	}
 }
 
-// barrier waits until every message that was written is settled; false means that the session
+// barrier waits until every written message has a result. It returns false if the session
 // ended.
 func (p *publisher) barrier() bool {
 	settled := make(chan struct{})
@@ -445,8 +447,8 @@ func (p *publisher) barrier() bool {
 	}
 }
 
-// reopen opens another channel when the one to publish on has ended; false means that the
-// session ended.
+// reopen opens another channel if the channel for publishing has ended. It returns false if
+// the session ended.
 func (p *publisher) reopen() bool {
 	if !p.on.IsClosed() {
 		return true
@@ -467,7 +469,7 @@ func (p *publisher) reopen() bool {
 	return true
 }
 
-// lost settles a message that was unconfirmed when its channel ended.
+// lost reports the result of a message that was unconfirmed when its channel ended.
 func (p *publisher) lost(u unconfirmed) {
 	<-u.on.over
 	reason := u.on.reason

@@ -15,15 +15,15 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// letter is an outgoing message that notes its fate in a diary.
+// letter is an outbound message. It writes its publish result into a diary.
 type letter struct {
 	id    string
 	key   string
-	gone  bool // it was withdrawn
+	gone  bool // canceled
 	diary *diary
 }
 
-// diary notes what happened, in order.
+// diary records events in order.
 type diary struct {
 	mu    sync.Mutex
 	lines []string
@@ -52,7 +52,7 @@ func (l *letter) onResult(f publishResult) {
 	l.diary.note("%s %s", l.id, []string{"confirmed", "refused", "unroutable", "unsent", "lost"}[f])
 }
 
-// office is a publisher on a session of its own, with one queue "q".
+// office is a publisher with its own session and a queue "q".
 type office struct {
 	*diary
 	broker *fakeBroker
@@ -221,7 +221,7 @@ func TestPublisherWritesNothingWhileBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		settle() // the publisher waits for a message with the gate open
+		settle() // the publisher waits for a message; the flow is open
 		o.sess.flow.set(true)
 		o.post("q", "a", "b")
 		o.want(t, "")
@@ -259,7 +259,7 @@ func TestPublisherEndsWithItsSession(t *testing.T) {
 	})
 }
 
-// maxSize is a broker that takes no message larger than limit.
+// maxSize makes a broker refuse messages larger than limit.
 func maxSize(limit int) func(string, amqp.Publishing) *amqp.Error {
 	return func(_ string, msg amqp.Publishing) *amqp.Error {
 		if len(msg.Body) <= limit {
@@ -270,7 +270,8 @@ func maxSize(limit int) func(string, amqp.Publishing) *amqp.Error {
 	}
 }
 
-// takesNoPoison is a broker that ends the channel over messages with this body.
+// takesNoPoison makes a broker end the channel for each message with body "poison" to
+// DefaultQueue.
 func takesNoPoison(count *atomic.Int64) func(string, amqp.Publishing) *amqp.Error {
 	return func(key string, msg amqp.Publishing) *amqp.Error {
 		if key != DefaultQueue || !bytes.Equal(msg.Body, []byte("poison")) {
@@ -352,7 +353,7 @@ func TestBatchesStayBelowTheSizeLimitOfTheBroker(t *testing.T) {
 	})
 }
 
-// One message that the broker does not take fails alone, among many that are unconfirmed.
+// A message refused by the broker fails alone, among many unconfirmed messages.
 func TestCulpritOfAChannelException(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []ReplyMode{ReplyQueue, ReplyDirect} {

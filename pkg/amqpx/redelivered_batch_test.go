@@ -10,8 +10,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A server died with batches in hand. The next one moves their calls on, and takes the
-// first copies while it still unpacks: no worker waits for a move that needs a worker.
+// Batches of a dead server are redelivered. The next server republishes their calls, and receives
+// the first copies while it still unpacks the batches. No worker may wait for a republish when
+// the republish needs a worker.
 func TestBatchesThatComeAgainRun(t *testing.T) {
 	t.Parallel()
 	const batches, calls = 8, 300

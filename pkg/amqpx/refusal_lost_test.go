@@ -9,8 +9,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The broker took the acknowledgement of a refused request, so that does not come again,
-// and the link is lost before the server knows: the caller still gets its refusal.
+// The broker has taken the acknowledgement of a refused request and will not redeliver the
+// request, but the barrier fails and the server cannot know. The caller still gets the refusal.
 func TestRefusalWhoseAcknowledgementIsOpen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -26,7 +26,7 @@ func TestRefusalWhoseAcknowledgementIsOpen(t *testing.T) {
 		})
 		got := <-goCall(r.client, within(t, time.Hour), "no such method", nil)
 		wantSame(t, "code", CodeOf(got.err), CodeUnimplemented)
-		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // had it come again, it might have
+		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // a redelivery might have run
 		if got.took > time.Minute {
 			t.Errorf("took %v", got.took)
 		}

@@ -9,8 +9,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// A refusal begins another round of a call. What ends the call may come at that very
-// moment, and must not be lost with the round before.
+// A refusal starts another round of a call. Close, or a cancellation, may come at the same
+// moment and must not be lost with the previous round.
 
 func TestCloseWhileCallsAreRefused(t *testing.T) {
 	t.Parallel()
@@ -20,7 +20,7 @@ func TestCloseWhileCallsAreRefused(t *testing.T) {
 			startScript(t, b, after(10*time.Millisecond, refuses(0)))
 			c := startClient(t, b, WithRetryBudget(1, 1_000_000))
 			ready(t, c.WaitReady)
-			ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // nothing but Close ends them
+			ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // only Close ends the calls
 			defer cancel()
 			var calls []<-chan result
 			for range 200 {

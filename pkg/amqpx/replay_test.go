@@ -12,14 +12,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// keyed is a request with an idempotency key.
+// keyed returns a request with an idempotency key.
 func keyed(method, key, correlationID string) amqp.Publishing {
 	return with(request(method), func(p *amqp.Publishing) {
 		p.MessageId, p.CorrelationId, p.Type = key, correlationID, typeCall
 	})
 }
 
-// numbered answers 1, 2, 3: it tells runs apart.
+// numbered returns a handler that answers with the number of its run: 1, 2, 3.
 func numbered(runs *atomic.Int64) Handler {
 	return func(ctx context.Context, _ *Request) ([]byte, error) {
 		n := runs.Add(1)
@@ -108,7 +108,8 @@ func TestWhatCountsAsADuplicate(t *testing.T) {
 	}
 }
 
-// A handler that its caller's deadline cut off has not said its last word.
+// A coded error is final and stored. The error of a panic, or of a handler cut off by its caller's
+// deadline, is not.
 func TestWhichErrorsAreStored(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -180,8 +181,8 @@ func TestStoredAnswersAreBounded(t *testing.T) {
 	}
 }
 
-// An answer that was lost with its link is sent again without another run, to callers
-// that follow the contract.
+// When a response is lost with its connection, the server sends the stored response again,
+// without another run, to callers that follow the contract.
 func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -216,7 +217,7 @@ func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
 	}
 }
 
-// cutServer breaks the server's connections; the client keeps its own.
+// cutServer breaks the server's connections, and leaves the client's connections open.
 func (r *rig) cutServer() {
 	r.broker.with(func(b *fakeBroker) {
 		for _, l := range append([]*fakeLink(nil), b.links...) {

@@ -13,7 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// startScripted starts a server that follows a script, and a client.
+// startScripted starts a client and a server with a script.
 func startScripted(t *testing.T, s script, opts ...ClientOption) *rig {
 	t.Helper()
 	r := &rig{t: t, broker: newFakeBroker()}
@@ -23,7 +23,7 @@ func startScripted(t *testing.T, s script, opts ...ClientOption) *rig {
 	return r
 }
 
-// requests returns the requests that reached the broker.
+// requests returns the requests in the order of their arrival at the broker.
 func (r *rig) requests() []amqp.Publishing {
 	var all []amqp.Publishing
 	for _, m := range r.broker.messagesTo(DefaultQueue) {
@@ -66,7 +66,7 @@ func TestEarlierRefusalsCopyDoesNotAnswerTheRetry(t *testing.T) {
 				send(first)
 			},
 			func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
-				send(first) // as when the server lost its link and had the request again
+				send(first) // as after a lost connection and a redelivery to the server
 				after(5*time.Second, runs)(n, d, send)
 			}))
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"))
@@ -99,7 +99,8 @@ func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T)
 	}
 }
 
-// withoutEcho answers as a server does that does not know of retries.
+// withoutEcho removes the retry header from responses, like a server without support for
+// retries.
 func withoutEcho(s script) script {
 	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
 		s(n, d, func(answer amqp.Publishing) {
@@ -145,7 +146,7 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 				r.broker.fail(DefaultQueue, faultCutUnconfirmed)
 				got := <-goCall(r.client, within(t, time.Minute), "m", nil, Idempotent())
 				wantSame(t, "code", CodeOf(got.err), refuse)
-				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the lost request may have
+				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the lost request may have run
 				for i, msg := range r.requests() {
 					wantSame(t, "resent", msg.Headers[headerResent] == true, i > 0)
 				}
@@ -154,8 +155,8 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 	}
 }
 
-// A server says of a re-sent request only that it may have run. An idempotent call is
-// retried all the same.
+// A server refuses a re-sent request with the outcome "may have run". An idempotent call is
+// retried after this refusal too.
 func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -184,8 +185,8 @@ func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
 	}
 }
 
-// A handler may return the error of a call that it made: that one did not run, the
-// handler did.
+// A handler may return the error of its own call. The inner call did not run, but the handler
+// ran.
 func TestErrorOfAHandlersOwnCallSaysThatTheHandlerRan(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -224,7 +225,7 @@ func TestRoundThatIsOverIsNotSent(t *testing.T) {
 		t.Error("a re-send left after the refusal that ended its round")
 	}
 	n.stage.Store(uint32(stageQueued))
-	k.onResult(resultLost) // late news of the round before
+	k.onResult(resultLost) // late result of the previous round
 	if !n.beginSend(1) || len(n.events) != 0 {
 		t.Error("the next round was settled by the one before")
 	}
@@ -265,7 +266,7 @@ func TestRetryBudgetEmptiesAndIsRefilledByCalls(t *testing.T) {
 func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 	t.Parallel()
 	const calls, most = 1000, 1000 + DefaultRetryBurst + 1000*DefaultRetryRatio
-	probes := map[string]int{"queue is full": 1} // a second nack proves that it is
+	probes := map[string]int{"queue is full": 1} // a second nack proves a full queue
 	outcomes := map[string]Outcome{"server refuses": DidNotRun, "queue is full": MayHaveRun}
 	for name, sick := range map[string]func(*rig){
 		"server refuses": func(*rig) {},
@@ -326,9 +327,9 @@ func TestRetryBudgetOfManySpenders(t *testing.T) {
 	}
 }
 
-// A queue that is made, or recovered, while calls wait refuses for a moment. That is
-// no overload, and a quorum queue's nack proves that the request did not run: the calls outlast
-// it, whatever the budget.
+// A queue nacks for a moment while the broker creates or recovers the queue. The nacks are no
+// overload, and a quorum queue's nack proves that the request did not run, so calls wait
+// for the queue with any retry budget.
 func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 	t.Parallel()
 	quorum := WithQueue(Queue{Name: DefaultQueue, Type: QueueQuorum, Durable: true})
@@ -359,7 +360,7 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			b.fail(DefaultQueue, refusals...)
 			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer()), "x")
 			b.fail(DefaultQueue, refusals...)
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x") // without it as well
+			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x") // without WaitForServer too
 		})
 	})
 	t.Run("recovered", func(t *testing.T) {

@@ -10,29 +10,29 @@ import (
 	"time"
 )
 
-// frameReader reads AMQP frames for amqp091-go and replaces header tables that it
-// could not read. That library ends the connection on a table of more than 8192
-// entries or nested deeper than 32, and RabbitMQ lets both through: the broker would
-// deliver the message again, and one message would keep every server, or a client,
-// from ever being ready. Instead it arrives with headerUnreadable set and is refused.
+// frameReader reads AMQP frames for amqp091-go and replaces header tables that the library
+// cannot read. The library ends the connection on a table of more than 8192 entries or nested
+// deeper than 32. RabbitMQ accepts both, and would redeliver the message: a single message
+// would keep every server, or a client, from ever being ready. Instead the message arrives
+// with headerUnreadable set and is refused.
 //
-// It also bounds the bodies that are read, see contentLimits: the content header tells
-// a body's size before the body arrives. A body beyond the bounds is discarded while it
-// is read, and its message arrives with an empty body and headerDropped set.
+// frameReader also bounds the bodies that are read, see contentLimits: the content header
+// tells a body's size before the body arrives. A body beyond the bounds is discarded while
+// being read, and its message arrives with an empty body and headerDropped set.
 //
-// Only content headers, and the methods before them where bodies are counted, are looked
-// at; everything else passes as it is.
+// frameReader inspects only content headers and, if bodies are counted, the methods before
+// them; all other frames pass unchanged.
 type frameReader struct {
 	r       *bufio.Reader
 	limits  contentLimits
-	out     []byte // whole frames to hand on before reading further
-	pass    int    // bytes of the current frame to hand on unseen
-	discard int    // bytes of the current frame to read and forget
-	raw     bool   // the stream is not made of frames: hand on everything
+	out     []byte // whole frames to return before reading further
+	pass    int    // bytes of the current frame to return unchanged
+	discard int    // bytes of the current frame to discard
+	raw     bool   // the stream has no frames: return all bytes unchanged
 
-	header []byte // the memory of the last content header, for reuse
-	// dropping has the channels on which a body is being discarded, with the bytes of it
-	// that are still to come.
+	header []byte // the buffer of the last content header, for reuse
+	// dropping maps a channel whose current body is discarded to the number of bytes still to
+	// come.
 	dropping map[uint16]uint64
 	// kinds has the channels whose next content is not contentRequest.
 	kinds map[uint16]contentKind
@@ -41,28 +41,28 @@ type frameReader struct {
 	peer      peerStart
 }
 
-// peerStart notes how a connection began and, if it ended before AMQP was under way, why.
+// peerStart records how a connection began and, if it ended before AMQP was established, why.
 type peerStart struct {
-	methods atomic.Int32           // that arrived, up to methodsOfHandshake
-	alien   atomic.Pointer[string] // what the peer sent instead of frames
+	methods atomic.Int32           // arrived methods, up to methodsOfHandshake
+	alien   atomic.Pointer[string] // the first bytes from the peer, if not AMQP frames
 	ended   chan struct{}          // closed when reading failed
 	once    sync.Once
-	cause   error // why, set before ended is closed
+	cause   error // the reason, set before ended is closed
 }
 
 const (
 	// methodsOfHandshake are connection.start, tune and open-ok.
 	methodsOfHandshake = 3
-	// alienBytes is how much is kept of what a peer sent that does not speak AMQP.
+	// alienBytes bounds the stored bytes of a peer that does not speak AMQP.
 	alienBytes = 8
-	// reasonWait is how long a failed write waits for the reader to learn the reason, while
-	// the peer has sent nothing yet: the alert of a broker that refuses a certificate arrives
-	// as the connection breaks.
+	// reasonWait bounds the time for which a failed write waits until the reader knows the
+	// reason, if the peer has sent no method yet: the TLS alert of a broker that refuses a
+	// certificate arrives while the connection breaks.
 	reasonWait = 200 * time.Millisecond
 )
 
-// handshake returns how many methods have arrived, up to methodsOfHandshake, what the peer
-// sent instead, and why reading ended, if it did.
+// handshake returns the number of arrived methods, up to methodsOfHandshake, the first bytes
+// from the peer if not AMQP frames, and the error that ended reading, if any.
 func (f *frameReader) handshake() (methods int32, alien string, ended error) {
 	if text := f.peer.alien.Load(); text != nil {
 		alien = *text
@@ -75,8 +75,8 @@ func (f *frameReader) handshake() (methods int32, alien string, ended error) {
 	return f.peer.methods.Load(), alien, ended
 }
 
-// awaitReason waits a moment until the reader knows why the connection ended, if the peer
-// has sent nothing.
+// awaitReason waits up to reasonWait until the reader knows why the connection ended. It
+// returns at once if a method has arrived.
 func (f *frameReader) awaitReason() {
 	if f.peer.methods.Load() > 0 {
 		return
@@ -96,8 +96,8 @@ const (
 	frameMethod      = 1
 	frameContent     = 2
 	frameBody        = 3
-	// maxFrame bounds what is held of one frame; a larger one passes unseen, for the
-	// library to refuse: it negotiates at most 128 KiB.
+	// maxFrame bounds the memory for a frame. A larger frame passes unchanged, and the library
+	// refuses it: it negotiates at most 128 KiB.
 	maxFrame  = 1 << 20
 	readAhead = 64 << 10
 )
@@ -106,7 +106,7 @@ func newFrameReader(r io.Reader, limits contentLimits) *frameReader {
 	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits, peer: peerStart{ended: make(chan struct{})}}
 }
 
-// Read implements io.Reader. It fills p with what has arrived and blocks only for
+// Read implements io.Reader. It fills p with the bytes that have arrived and blocks only for
 // the first byte.
 func (f *frameReader) Read(p []byte) (total int, err error) {
 	for total < len(p) && err == nil {
@@ -133,7 +133,7 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 		total += n
 	}
 	if total > 0 {
-		err = nil // it comes again
+		err = nil // the next call returns the error again
 	}
 	if err != nil {
 		f.peer.once.Do(func() {
@@ -144,7 +144,7 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 	return total, err
 }
 
-// ready reports whether more can be handed on without waiting for the network.
+// ready reports whether Read can return more bytes without waiting for the network.
 func (f *frameReader) ready() bool {
 	if len(f.out) > 0 {
 		return true
@@ -171,14 +171,14 @@ func (f *frameReader) ready() bool {
 	}
 }
 
-// next takes up the next frame: a content header whole, any other to be passed.
+// next starts the next frame: it reads a content header whole; any other frame will pass.
 func (f *frameReader) next() error {
 	first, err := f.r.Peek(1)
 	if err != nil {
 		return err
 	}
 	if first[0] == 0 || first[0] > frameTypes {
-		f.raw = true // "AMQP…", a broker of another version, or no broker at all
+		f.raw = true // "AMQP…" of a broker with another version, or no broker at all
 		if start, err := f.r.Peek(min(alienBytes, f.r.Buffered())); err == nil {
 			text := string(start)
 			f.peer.alien.Store(&text)
@@ -187,7 +187,7 @@ func (f *frameReader) next() error {
 	}
 	head, err := f.r.Peek(frameHeaderBytes)
 	if err != nil {
-		f.raw = true // cut off in the middle: the library says so
+		f.raw = true // a truncated frame: the library reports the error
 		return nil   //nolint:nilerr // the reader returns the error again, after the bytes before it.
 	}
 	kind, channel, size := head[0], binary.BigEndian.Uint16(head[1:]), binary.BigEndian.Uint32(head[3:])
@@ -217,9 +217,10 @@ func (f *frameReader) next() error {
 	return nil
 }
 
-// tableOf returns where the content of a content header's table begins and ends, and where
-// its length is, or would be. The properties before it are content-type and
-// content-encoding (section 4.2.6.1, basic class). ok is false if the frame is malformed.
+// tableOf returns the position of the table's length field in a content header frame, or where
+// the field would be, and the begin and the end of the table's content. Only the properties
+// content-type and content-encoding come before the table (section 4.2.6.1, basic class). ok
+// is false if the frame is malformed.
 func tableOf(frame []byte) (lengthAt, begin, end int, ok bool) {
 	payload := frame[:len(frame)-1]
 	if len(payload) < flagsAt+2 {
@@ -245,7 +246,7 @@ func tableOf(frame []byte) (lengthAt, begin, end int, ok bool) {
 	return at, at + 4, end, end <= len(payload)
 }
 
-// Of a content header: where the property flags are, after class, weight and body size,
+// Positions in a content header frame (the property flags follow class, weight and body size),
 // and the flags of the properties up to the table.
 const (
 	bodySizeAt          = frameHeaderBytes + 4
@@ -255,8 +256,8 @@ const (
 	flagHeaders         = 1 << 13
 )
 
-// withReadableTable returns a content header frame as it is, or with its table
-// replaced when the library could not read it.
+// withReadableTable returns a content header frame unchanged if the library can read its
+// table, else with a replaced table.
 func withReadableTable(frame []byte) []byte {
 	lengthAt, begin, end, ok := tableOf(frame)
 	if !ok || readableTable(frame[begin:end]) {
@@ -265,7 +266,7 @@ func withReadableTable(frame []byte) []byte {
 	return withTable(frame, lengthAt, end, unreadableMark())
 }
 
-// unreadableMark is the entry of a table that could not be read.
+// unreadableMark returns the entry that marks a replaced table.
 func unreadableMark() []byte {
 	return append(appendShortString(nil, headerUnreadable), 't', 1)
 }
@@ -283,7 +284,7 @@ func appendShortString(b []byte, text string) []byte {
 	return append(append(b, byte(len(text))), text...) //nolint:gosec // at most 255 bytes.
 }
 
-// Bounds of amqp091-go's reader, below which a table is certain to be read.
+// Limits of amqp091-go's reader. The library can certainly read a table within them.
 const (
 	readableDepth   = 32
 	readableEntries = 8192
@@ -294,7 +295,7 @@ const (
 // https://www.rabbitmq.com/docs/amqp-0-9-1-errata#section_3).
 func readableTable(b []byte) bool { return readableFields(b, 0, true) }
 
-// readableFields walks the fields of a table, or the values of an array.
+// readableFields checks the fields of a table, or the values of an array.
 func readableFields(b []byte, depth int, named bool) bool {
 	if depth > readableDepth {
 		return false
@@ -320,8 +321,8 @@ func readableFields(b []byte, depth int, named bool) bool {
 	return true
 }
 
-// fieldSize returns how many bytes follow a field's type octet, -1 when they are not
-// known, and whether they are a table or an array.
+// fieldSize returns the number of bytes after a field's type octet, or -1 if unknown, and
+// whether the field is a table or an array.
 func fieldSize(b []byte) (size int, container bool) {
 	switch b[0] {
 	case 'V':

@@ -8,19 +8,19 @@ import (
 	"testing/iotest"
 )
 
-// frameOf makes one frame.
+// frameOf returns a frame on channel 1.
 func frameOf(kind byte, payload []byte) []byte {
 	f := binary.BigEndian.AppendUint32([]byte{kind, 0, 1}, uint32(len(payload)))
 	return append(append(f, payload...), 0xCE)
 }
 
-// longBytes makes a long string or the content of a table.
+// longBytes encodes a long string or the content of a table.
 func longBytes(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
 }
 
-// contentHeader makes a content header with both properties before the table and
-// correlation-id after it.
+// contentHeader returns a content header with content-type and content-encoding before the
+// table and correlation-id after the table.
 func contentHeader(table []byte) []byte {
 	payload := append([]byte{0, 60, 0, 0}, make([]byte, 8)...)
 	payload = binary.BigEndian.AppendUint16(payload, 1<<15|1<<14|1<<13|1<<10)
@@ -30,7 +30,7 @@ func contentHeader(table []byte) []byte {
 	return frameOf(frameContent, payload)
 }
 
-// deepTable nests tables and arrays in turn.
+// deepTable returns tables and arrays, nested alternately.
 func deepTable(depth int) []byte {
 	var inner []byte
 	for i := range depth {
@@ -98,7 +98,7 @@ func TestUnreadableTablesAreReplaced(t *testing.T) {
 	}
 }
 
-// A header frame that has not arrived whole must not hold back the frames before it.
+// An incomplete header frame must not delay the frames before it.
 func TestFramesAreHandedOnAsTheyArrive(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()

@@ -12,53 +12,53 @@ import (
 	"go.uber.org/zap"
 )
 
-// Server answers the calls that arrive on a request queue. Several servers, on any
-// number of machines, share one queue: the broker spreads the requests. Handle is
-// called before Serve; the other methods are safe for any number of goroutines.
+// Server runs handlers for the requests that arrive on a request queue. Several servers, on
+// any number of machines, can consume one queue: the broker distributes the requests. Call
+// Handle before Serve; the other methods are safe for concurrent use.
 type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
 	methods map[string]*serverMethod
 	jobs    *jobQueue
 	outbox  *outbox
-	workers idleTracker // but for those that are stuck
+	workers idleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
 	dedup   dedupStore
-	user    brokerUser  // of copies of requests
-	track   idleTracker // consumers and unsettled requests
-	moves   idleTracker // counted copies whose originals are not acknowledged
-	// consumers and parcels are how many of track's are no requests.
+	user    brokerUser  // the user of copies of requests
+	track   idleTracker // consumers and unacknowledged requests
+	moves   idleTracker // copies with a delivery count whose originals are not acknowledged
+	// consumers and parcels count the entries of track beside the requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
 	self               instance
-	unknown            unknownMethods // to this server
+	unknown            unknownMethods // method names without a handler here
 	pings              selfPings
-	// direct and isolated are the connections for messages that must not harm the
-	// session's; see server_side_connection.go.
+	// direct and isolated are side connections for messages which could end the session's
+	// connection; see server_side_connection.go.
 	direct, isolated *sideConnection
 	suspects         *suspects
 	delayed          delayed
 	logs             serverLogs
-	nacked           chan nackedToLog // nacked responses of which the reason is to be found
-	previous         *session         // the one before, of setup
-	// batchesUp, retryUp and deadUp say which companions of the request queue are there.
+	nacked           chan nackedToLog // nacked responses whose reason is not known yet
+	previous         *session         // the session of the last call of setup
+	// batchesUp, retryUp and deadUp report which companions of the request queue are usable.
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
 	deferred                   deferredRequests
-	controlAnswers             atomic.Int64 // on their way
-	// adopted names the queues that were used with other properties.
+	controlAnswers             atomic.Int64 // unpublished responses of the control plane
+	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 
 	serving   atomic.Bool
-	draining  chan struct{} // closed when no further request is started
+	draining  chan struct{} // closed when the server starts no further request
 	stopNow   chan struct{} // closed by Close
 	closeOnce sync.Once
 }
 
-// NewServer returns a server for the broker at url, which may be a comma-separated
-// list of the nodes of a cluster. It reports every fault of its arguments at once
-// and does no I/O; Serve does.
+// NewServer returns a server for the broker at url, which may be a comma-separated list of the
+// nodes of a cluster. All invalid arguments are reported in one error. NewServer does no I/O;
+// Serve does.
 func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	cfg, err := newServerConfig(url, opts)
 	if err != nil {
@@ -83,8 +83,8 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	return s, nil
 }
 
-// Handle registers the handler of a method, before Serve is called. A name that is
-// empty, longer than 255 bytes or taken, and a nil handler, are errors.
+// Handle registers the handler of a method, before the call of Serve. A name that is empty,
+// longer than 255 bytes or already registered, and a nil handler, are errors.
 func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
@@ -113,13 +113,13 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	return nil
 }
 
-// Serve answers calls until ctx ends, over every loss of the link. Then it drains:
-// it stops consuming, gives back what no worker has started, lets the handlers
-// finish, waits until the broker has their answers, and closes the link. It returns
-// nil after a clean drain and [ErrDrainTimeout] when the time limit, or Close, cut
-// off handlers: their contexts were cancelled, and the broker hands their requests
-// to another server. Handlers that are stuck ([WithMaxHandlerTime]) are not waited for. A
-// server serves once.
+// Serve handles requests until ctx ends, and reconnects when the connection is lost. Then the
+// server drains: it stops consuming, requeues requests without a worker, lets the handlers
+// finish, waits for the confirms of their responses, and closes the connection. Serve returns
+// nil after a clean drain, or [ErrDrainTimeout] if the drain timeout or Close cut off
+// handlers: their contexts are canceled, and the broker delivers their requests to another
+// server. Serve does not wait for stuck handlers ([WithMaxHandlerTime]). A server can serve
+// only once.
 func (s *Server) Serve(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -128,7 +128,8 @@ func (s *Server) Serve(ctx context.Context) error {
 		return errors.New("amqpx: Serve was called twice")
 	}
 	handlers, cancelHandlers := context.WithCancelCause(context.WithoutCancel(ctx))
-	// The link outlives ctx: lost during the drain, it is dialed again for the answers.
+	// The connection outlives ctx: if it is lost during the drain, the server dials again to
+	// publish the responses.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var link sync.WaitGroup
 	if len(s.methods) == 0 {
@@ -142,7 +143,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.cfg.maxHandlerTime > 0 {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
-	link.Go(func() { s.sup.run(linked) }) // these end when unlink is called
+	link.Go(func() { s.sup.run(linked) }) // these goroutines end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
 	link.Go(func() { s.isolated.run(linked) })
 	defer s.delayed.close()
@@ -151,10 +152,10 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-s.stopNow:
 	}
-	close(s.draining) // before it is shown: a server that says so starts nothing more
+	close(s.draining) // before the status changes: a server with the status draining starts no request
 	s.sup.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.flush()
-	s.startWorker(handlers, s.cfg.workers) // gives back what waits while every worker is busy
+	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
 	unlink()
@@ -168,15 +169,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	return err
 }
 
-// Close ends Serve without waiting for handlers: their contexts are cancelled and
-// their requests go to another server. It does not wait; Serve returns soon.
+// Close ends Serve without waiting for handlers: their contexts are canceled and their
+// requests are delivered to another server. Close does not block; Serve returns soon after.
 func (s *Server) Close() {
 	if s != nil && s.stopNow != nil {
 		s.closeOnce.Do(func() { close(s.stopNow) })
 	}
 }
 
-// Status returns where the link stands.
+// Status returns the status of the server's connection.
 func (s *Server) Status() Status {
 	if s == nil || s.sup == nil {
 		return Status{State: StateClosed, Err: errNoServer}
@@ -184,9 +185,9 @@ func (s *Server) Status() Status {
 	return s.sup.board.get()
 }
 
-// Watch returns a channel that at once receives the status and then each change.
-// A reader that is slow sees the newest and misses what was between. The channel
-// is never closed; stop ends the watch.
+// Watch returns a channel with the current status and then each change. A slow reader receives
+// the newest status and misses intermediate ones. The channel is never closed; call stop to
+// end the subscription.
 func (s *Server) Watch() (updates <-chan Status, stop func()) {
 	if s == nil || s.sup == nil {
 		return closedBoard(errNoServer).watch()
@@ -194,8 +195,8 @@ func (s *Server) Watch() (updates <-chan Status, stop func()) {
 	return s.sup.board.watch()
 }
 
-// WaitReady waits until the server consumes. When ctx ends first, the error holds
-// ctx's and the link's last fault.
+// WaitReady waits until the server consumes. If ctx ends first, the error wraps the error of
+// ctx and the last fault of the connection.
 func (s *Server) WaitReady(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -207,8 +208,8 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	return err
 }
 
-// setup makes a new session serve: queues, publisher, consumer. Consuming comes
-// last, so no request arrives before its answer can leave.
+// setup prepares a new session: queues, publisher, consumer. The consumer starts last, so no
+// request arrives before the server can publish a response.
 func (s *Server) setup(ctx context.Context, sess *session) error {
 	if s.previous != nil {
 		s.suspects.sessionEnded(s.previous.cause)
@@ -246,17 +247,18 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	return main.start(s.cfg.queue.Name)
 }
 
-// firstTime reports whether a name was not told of yet.
+// firstTime records a queue's name and reports whether it is new.
 func (s *Server) firstTime(name string) bool {
 	_, again := s.adopted.LoadOrStore(name, true)
 	return !again
 }
 
-// errQueueMissing ends a session that could not move a request.
+// errQueueMissing: the broker returned a copy of a request because a queue is missing. For the
+// request queue the session ends; a companion is declared again.
 var errQueueMissing error = &kindError{FaultQueueDeleted, errors.New("a request could not be moved to it")}
 
-// warnAdopted logs, once, that a queue is used as it is. noBatches is the argument because
-// of which the server takes no batches, or "".
+// warnAdopted logs, once for each queue, the use of a queue with other properties. noBatches
+// is the queue argument because of which the server takes no batches, or "".
 func (s *Server) warnAdopted(q Queue, difference, noBatches string) {
 	if !s.firstTime(q.Name) {
 		return
@@ -271,16 +273,16 @@ func (s *Server) warnAdopted(q Queue, difference, noBatches string) {
 	s.cfg.logger.Warn("queue exists with other properties and is used as it is", fields...)
 }
 
-// hardStopGrace is how long handlers have to return once their contexts are
-// cancelled. A handler that takes longer is left behind.
+// hardStopGrace is how long handlers have to return once their contexts are canceled. Serve
+// does not wait longer for a handler.
 const hardStopGrace = time.Second
 
-// errServerStopped is the cause of a handler's context that a hard stop cancelled.
+// errServerStopped is the cause of a handler's context that a hard stop canceled.
 var errServerStopped = errors.New("the server was stopped")
 
-// drain finishes what was begun, within the time limit: consumers end, requests
-// that no worker started go back to the queue, handlers finish, their answers are
-// confirmed, their requests acknowledged.
+// drain finishes the work in progress within the drain timeout: consumers end, requests
+// without a worker are requeued, handlers finish, their responses are confirmed and their
+// requests acknowledged.
 func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	begun := time.Now()
 	timer := time.NewTimer(s.cfg.drainTimeout)
@@ -307,10 +309,10 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	return fmt.Errorf("amqpx: %w: %d unfinished", ErrDrainTimeout, cut)
 }
 
-// awaitIdle waits until nothing is under way; false means that the time is over, or that Close
-// was called.
+// awaitIdle waits until no work is in progress, and returns false if timeout fires first, or
+// if Close is called.
 func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
-	updates, stop := s.sup.board.watch() // the status at once, and when the broker blocks publishing
+	updates, stop := s.sup.board.watch() // receives the status at once, and when the broker blocks publishing
 	defer stop()
 	idle := s.track.whenIdle()
 	for {
@@ -327,20 +329,21 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 	}
 }
 
-// requeueCopy returns a request that was not started to its queue, as a copy: the
-// original would be marked as handed out, which it was not to any handler. One that
-// has that mark already keeps it. It waits until the consumer has ended: before that
-// the broker may hand it right back.
+// requeueCopy publishes a copy of an unstarted request to the request's queue and then
+// acknowledges the original: the broker would mark a requeued original as redelivered,
+// although no handler got the request. A request with the redelivered mark is requeued itself.
+// requeueCopy first waits until the consumer is canceled: before, the broker could deliver the
+// copy to this server.
 func (s *Server) requeueCopy(j *job) {
 	consumers := []*consumer{j.from}
-	if j.parcel != nil { // its copy goes to the request queue
+	if j.parcel != nil { // the copy goes to the request queue
 		consumers = append(consumers, j.from.main)
 	}
 	for _, c := range consumers {
 		select {
 		case <-c.silent:
 		case <-j.from.done:
-			j.finish() // the broker hands it out again
+			j.finish() // the broker delivers the request again
 			return
 		}
 	}
@@ -356,8 +359,8 @@ func (s *Server) requeueCopy(j *job) {
 	s.republish(j, j.queue, msg, j.ack)
 }
 
-// isDraining reports whether no further request may be started. That holds from the moment
-// Close is called, before Serve has noticed.
+// isDraining reports whether the server must not start further requests. This holds from the
+// moment Close is called, before Serve has noticed.
 func (s *Server) isDraining() bool {
 	select {
 	case <-s.draining:

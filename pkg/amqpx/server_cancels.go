@@ -5,22 +5,23 @@ import (
 )
 
 const (
-	// maxCanceledIDs and givenUpAge bound how many calls that were canceled are kept in
-	// mind, and for how long: their requests may still be on their way here.
+	// maxCanceledIDs and givenUpAge bound the number of canceled calls in a canceledCalls, and
+	// the time for which they are kept: their requests may still be on their way to this
+	// server.
 	maxCanceledIDs = 4096
 	givenUpAge     = 5 * time.Minute
 )
 
-// canceledCalls remembers the calls whose callers canceled them and that do not run here. Its
-// zero value is empty. The lock of executions guards it.
+// canceledCalls records canceled calls without a request in progress here. The zero value is
+// empty. The lock of dedupCache guards all fields.
 type canceledCalls struct {
 	ids    map[callKey]bool
-	recent []callKey // the same in the order they are forgotten
+	recent []callKey // the same calls, oldest first from next on
 	next   int
-	since  time.Time // the last one
+	since  time.Time // when the last call was added
 }
 
-// remember keeps a call in mind.
+// remember records a call; beyond maxCanceledIDs the new call replaces the oldest.
 func (g *canceledCalls) remember(id callKey, now time.Time) {
 	if g.ids[id] {
 		return
@@ -38,7 +39,7 @@ func (g *canceledCalls) remember(id callKey, now time.Time) {
 	g.next = (g.next + 1) % maxCanceledIDs
 }
 
-// takeCanceled reports whether a call is kept in mind, and forgets it.
+// takeCanceled reports whether a call is recorded, and removes the record.
 func (g *canceledCalls) takeCanceled(id callKey, now time.Time) bool {
 	if len(g.ids) == 0 {
 		return false
@@ -52,14 +53,14 @@ func (g *canceledCalls) takeCanceled(id callKey, now time.Time) bool {
 	return gone
 }
 
-// cancel implements dedupStore. in is the call as the cancellation names it: who sent that,
-// the id, and the idempotency key if there is another. A request that others of the same
-// id wait for goes on.
+// cancel implements dedupStore. in holds the fields of the cancellation: the sender, the id,
+// and the idempotency key if there is one. A running request continues while requests of other
+// calls wait for its result.
 func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end []*invocation) {
 	call := in.callKey()
 	if call.replyTo == "" { // of a client with direct reply-to
 		if len(call.id) < uniqueID {
-			return nil // anybody could count up to it
+			return nil // anybody could guess the id by counting
 		}
 		call.replyTo = directReplyTo
 	}
@@ -82,7 +83,7 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 			r.canceled = true
 		}
 	}
-	if !found { // its request may still come
+	if !found { // the request may still arrive
 		e.remember(call, now)
 		return nil
 	}
@@ -92,8 +93,7 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 	return end
 }
 
-// findCall returns the execution that a call takes part in, if there is one. The caller
-// holds mu.
+// findCall returns the execution in which a call takes part, or nil. The caller holds mu.
 func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) *execution {
 	if e.calls != nil {
 		return e.calls[call]
@@ -109,8 +109,8 @@ func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) *exec
 	return m.known.find(&id, e.slotOf(&id))
 }
 
-// abandon returns the request that runs, the first time that nobody waits for it any more
-// because all callers have canceled.
+// abandon returns the running request when all callers of the execution have canceled, but
+// only once.
 func (x *execution) abandon() *invocation {
 	if x.canceled || x.runner == nil || !x.runner.canceled {
 		return nil

@@ -11,37 +11,38 @@ import (
 	"go.uber.org/zap"
 )
 
-// The companions of the request queue are the queue of batches, that of requests that run
-// one at a time, and that of the dead letters. A server serves without those that it cannot
-// have: each is declared and consumed on channels of its own, so that a queue that is away,
-// or never answers, costs nothing but its own function.
+// Companions of the request queue: the batch queue, the retry queue, and the queue of dead
+// letters. A server runs without a companion which it cannot use. Each companion is declared
+// and consumed on a channel of its own, so a queue that is unavailable, or never responds,
+// only affects its own function.
 
 const (
 	// companionWait bounds how long a new session waits for its companions.
 	companionWait = time.Second
-	// companionRetry is the time between two attempts to have a companion.
+	// companionRetry is the time between two attempts to set up a companion.
 	companionRetry = 30 * time.Second
 )
 
 // companion is a queue beside the request queue, for one session.
 type companion struct {
 	queue    Queue
-	prefetch int // 0: nothing consumes it here
+	prefetch int // 0: this server does not consume the queue
 	unpacks  bool
-	up       *atomic.Bool // of the server
-	step     atomic.Value // what is under way, for the log
-	// missing has a token when the broker returned a message to it.
+	up       *atomic.Bool // a field of the server: the companion is usable
+	step     atomic.Value // the current step, for the log
+	// missing receives a token when the broker has returned a message to the queue.
 	missing chan struct{}
 }
 
-// errNoAnswer is why a server does without a companion whose declaration never ended.
+// errNoAnswer is the reason for a fault if the broker does not respond.
 var errNoAnswer error = &kindError{kind: FaultQueueSilent}
 
-// errSubscriptionEnded is why a server does without a companion that it had.
+// errSubscriptionEnded is the fault of a companion whose subscription has ended.
 var errSubscriptionEnded error = &kindError{kind: FaultConsumerCanceled}
 
-// companions returns the queues that a server wants beside the request queue, with the type
-// of that one. A request queue with properties that batches would go round has no batches.
+// companions returns the companions of the request queue according to the configuration, with
+// the type of the request queue. There is no batch queue if the request queue has a property
+// which batches would escape.
 func (s *Server) companions(found foundQueue) []*companion {
 	var all []*companion
 	base := s.cfg.queue
@@ -62,7 +63,8 @@ func (s *Server) companions(found foundQueue) []*companion {
 	return all
 }
 
-// startCompanions starts to keep the companions and waits for them for a moment.
+// startCompanions starts a goroutine for each companion, and waits up to companionWait for the
+// companions.
 func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*companion) {
 	var opened []<-chan struct{}
 	for _, k := range all {
@@ -95,8 +97,8 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 	}
 }
 
-// keepCompanion has a companion until the session ends, and tries again when that fails.
-// first is closed after the first attempt.
+// keepCompanion keeps a companion in use until the session ends, and tries again after a
+// fault. first is closed after the first attempt.
 func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct{}) {
 	sess := main.sess
 	for attempt := 0; ; attempt++ {
@@ -128,7 +130,7 @@ func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct
 	}
 }
 
-// wait returns why a companion is lost.
+// wait waits until a companion is lost, and returns the reason.
 func (k *companion) wait(sess *session, c *consumer) error {
 	var done, canceled <-chan struct{}
 	if c != nil {
@@ -146,8 +148,8 @@ func (k *companion) wait(sess *session, c *consumer) error {
 	}
 }
 
-// openCompanion declares the queue and begins to consume it, if the server does. It blocks
-// as long as the broker does not answer, at most until the session ends.
+// openCompanion declares the queue, and consumes it if the companion has a prefetch. It waits
+// for the broker until the session ends.
 func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
 	sess := main.sess
 	k.step.Store(stepDeclare)
@@ -182,7 +184,7 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	return c, c.start(k.queue.Name)
 }
 
-// warnCompanion logs that the server does without a companion.
+// warnCompanion logs that the server cannot use a companion.
 func (s *Server) warnCompanion(sess *session, k *companion, err error) {
 	step, _ := k.step.Load().(string)
 	fault := classify(sess.target, atStep(step, k.queue.Name, err))
@@ -190,9 +192,9 @@ func (s *Server) warnCompanion(sess *session, k *companion, err error) {
 		zap.String("queue", k.queue.Name), zap.String("step", step), zap.String("fault", string(fault.kind)), zap.Error(fault))
 }
 
-// returnsCount reports whether the return of a response to replyTo is to be counted. RabbitMQ
-// returns every mandatory message to an address of direct reply-to, and one to a queue of this
-// server would be taken for a copy of a request.
+// returnsCount reports whether the return of a response to replyTo is counted. RabbitMQ
+// returns every mandatory message to an address of direct reply-to. A returned response to a
+// queue of this server would be mistaken for a copy of a request.
 func (s *Server) returnsCount(replyTo string) bool {
 	return !isDirectAddress(replyTo) && !s.cfg.queue.owns(replyTo)
 }
@@ -211,22 +213,22 @@ func (q Queue) owns(name string) bool {
 	}
 }
 
-// returnedMessage handles a message that the broker returned, which is a copy of a request if
-// it is for a queue of this server, and otherwise responses.
+// returnedMessage handles a message which the broker has returned: a copy of a request, if the
+// routing key is a queue of this server, otherwise one or more responses.
 func (s *Server) returnedMessage(sess *session, companions []*companion, r *amqp.Return) {
 	switch {
 	case s.cfg.queue.owns(r.RoutingKey):
 		s.copyReturned(sess, companions, r)
 	case r.ContentType == contentTypeAnswers:
 		var room [64][]byte
-		records, _ := appendRecords(room[:0], r.Body) // they were encoded here
+		records, _ := appendRecords(room[:0], r.Body) // no error: this package has encoded the records
 		s.counts.unroutable.Add(uint64(len(records)))
 	default:
 		s.counts.unroutable.Add(1)
 	}
 }
 
-// copyReturned handles a copy of a request that the broker returned: its queue is missing.
+// copyReturned handles a returned copy of a request: its queue is missing.
 func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
 	for _, k := range all {
 		if k.queue.Name == r.RoutingKey {
@@ -241,12 +243,12 @@ func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
 	sess.fail(errQueueMissing)
 }
 
-// foundQueue is what a server knows of the request queue after it was declared.
+// foundQueue describes the request queue as the server found it at the declaration.
 type foundQueue struct {
 	arguments amqp.Table
 }
 
-// queueType returns the type of the queue.
+// queueType returns the type of the queue, or wanted if the type is unknown.
 func (f foundQueue) queueType(wanted QueueType) QueueType {
 	switch t, _ := f.arguments[amqp.QueueTypeArg].(string); t {
 	case string(QueueQuorum):
@@ -258,21 +260,21 @@ func (f foundQueue) queueType(wanted QueueType) QueueType {
 	}
 }
 
-// againstBatches returns an argument of the queue whose effect requests in batches would
-// escape, as these travel through a queue of their own; "" if there is none.
+// againstBatches returns the name of a queue argument whose effect batches would escape,
+// because they use another queue; "" if there is no such argument.
 func (f foundQueue) againstBatches(wanted Queue) string {
 	for name, value := range f.arguments {
 		switch name {
 		case amqp.QueueTypeArg, "x-queue-mode", "x-queue-version", "x-queue-master-locator", "x-queue-leader-locator",
 			"x-quorum-initial-group-size", "x-quorum-target-group-size", amqp.QueueOverflowArg, amqp.QueueTTLArg, "x-delivery-limit":
-			continue // they do not change what happens to a request
+			continue // no effect on the handling of a request
 		case amqp.SingleActiveConsumerArg:
 			if value == false {
 				continue
 			}
 		case amqp.QueueMaxLenArg, amqp.QueueMaxLenBytesArg:
 			if fmt.Sprint(wanted.arguments()[name]) == fmt.Sprint(value) {
-				continue // the queue of batches has it as well
+				continue // the batch queue has the same limit
 			}
 		}
 		return name

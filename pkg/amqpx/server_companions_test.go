@@ -16,7 +16,7 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 	for _, suffix := range []string{".batch", retrySuffix, deadSuffix} {
 		for name, fault := range map[string]error{
 			"missing": &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - home node is down"},
-			"silent":  errHang, // until the link ends
+			"silent":  errHang, // until the connection ends
 		} {
 			t.Run(suffix+" "+name, func(t *testing.T) {
 				t.Parallel()
@@ -44,7 +44,7 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 					}
 					away.Store(false)
 					if fault == errHang { //nolint:errorlint // it is this very value.
-						b.kick(nil) // only a new link asks anew
+						b.kick(nil) // the server asks again only on a new connection
 					}
 					pass(companionRetry)
 					settle()
@@ -56,8 +56,8 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 	}
 }
 
-// A request that was lost twice runs among the others while its own queue is away, and is
-// counted all the same.
+// While the retry queue is missing, a request lost for the second time is republished to the
+// request queue, with its delivery count, and runs.
 func TestLostRequestWithoutARetryQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

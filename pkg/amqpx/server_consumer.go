@@ -8,49 +8,49 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// retryPrefetch is how many requests of the retry queue a server has in hand: one,
-// so that one that kills its server takes no other with it.
+// retryPrefetch is the prefetch of the retry queue: 1, so that a request which kills a server
+// affects no other request.
 const retryPrefetch = 1
 
 const (
-	// ackPause is how long settled requests wait for others before they are
-	// acknowledged. A server that dies meanwhile leaves them to be handed out again.
+	// ackPause is how long completed requests wait before they are acknowledged together. If
+	// the server dies meanwhile, the broker delivers them again.
 	ackPause = 2 * time.Millisecond
-	// ackShare is the share of the prefetch that may wait so.
+	// ackShare bounds the requests that wait for ackPause: a share 1/ackShare of the prefetch.
 	ackShare = 4
 )
 
-// consumer takes requests off one of the server's queues for one session and acknowledges
-// them.
+// consumer consumes one of the server's queues during one session, and acknowledges the
+// requests.
 type consumer struct {
 	server *Server
 	sess   *session
-	ch     channel   // that it consumes on
-	main   *consumer // of a companion that of the request queue; nil of that one itself
-	// unpacks says that it takes batches.
+	ch     channel   // the channel of the subscription
+	main   *consumer // of a companion, the consumer of the request queue; else nil
+	// unpacks is true if the consumer takes batches.
 	unpacks  bool
 	prefetch int
 	sub      subscription
-	acks     chan *job   // done with, for the broker to be told
-	unread   chan *job   // without their bodies, to be given back
-	open     unackedTags // of acknowledge
-	// silent is closed when the broker hands out nothing more to this consumer.
+	acks     chan *job   // jobs whose messages are to be acknowledged, requeued or rejected
+	unread   chan *job   // jobs without bodies, to be requeued
+	open     unackedTags // used only by acknowledge
+	// silent is closed when the broker delivers nothing more to this consumer.
 	silent chan struct{}
-	// done is closed when nothing can be acknowledged any more: the session has ended, or
-	// the channel of a companion.
+	// done is closed when nothing can be acknowledged any more: the session has ended, or the
+	// channel of a companion.
 	done <-chan struct{}
-	// failed has a token when a companion's channel is to be closed.
+	// failed receives a token when a companion's channel must be closed.
 	failed chan struct{}
 	// canceled is closed when the broker has ended a companion's subscription.
 	canceled chan struct{}
 }
 
-// subscription is the queue that a consumer takes from.
+// subscription is a consumer's subscription to a queue.
 type subscription struct {
 	queue      string
 	tag        string
-	counted    bool                 // its bodies are, see bytesInHand
-	deliveries <-chan amqp.Delivery // nil when it has ended
+	counted    bool                 // bytesInHand counts the bodies
+	deliveries <-chan amqp.Delivery // closed when the subscription has ended
 }
 
 // newConsumer returns the consumer of the request queue.
@@ -63,7 +63,7 @@ func newConsumer(s *Server, sess *session) *consumer {
 	}
 }
 
-// start begins to consume; its goroutines run until the session ends.
+// start starts to consume. The goroutines run until the session ends.
 func (c *consumer) start(queue string) error {
 	if err := c.subscribe(queue); err != nil {
 		return err
@@ -74,7 +74,7 @@ func (c *consumer) start(queue string) error {
 	return nil
 }
 
-// isOver reports whether nothing can be acknowledged any more.
+// isOver reports whether acknowledgements are no longer possible.
 func (c *consumer) isOver() bool {
 	select {
 	case <-c.done:
@@ -84,7 +84,7 @@ func (c *consumer) isOver() bool {
 	}
 }
 
-// fail ends the session; of a companion only its channel.
+// fail ends the session, or only the channel of a companion.
 func (c *consumer) fail(err error) {
 	if c.main == nil {
 		c.sess.fail(err)
@@ -96,7 +96,7 @@ func (c *consumer) fail(err error) {
 	}
 }
 
-// subscriptionEnded is called when deliveries end that were not cancelled here.
+// subscriptionEnded is called when deliveries end without a cancellation by this server.
 func (c *consumer) subscriptionEnded() {
 	if c.main == nil {
 		c.sess.consumerEnded(c.sub.tag)
@@ -105,12 +105,12 @@ func (c *consumer) subscriptionEnded() {
 	close(c.canceled)
 }
 
-// queueIsGone reports whether the consumer is over because the broker ended its
-// subscription, so that it does not hand the requests out again.
+// queueIsGone reports whether the broker ended the subscription, and therefore does not
+// deliver the requests again.
 func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.canceled(c.sub.tag) }
 
-// run starts a goroutine that hands out requests, which a drain waits for. It never
-// counts as a request, not even for a moment.
+// run starts a goroutine for deliveries, which a drain waits for. The order of the counters
+// ensures that the goroutine never counts as a request.
 func (c *consumer) run(f func()) {
 	c.server.consumers.Add(1)
 	c.server.track.add(1)
@@ -121,9 +121,10 @@ func (c *consumer) run(f func()) {
 	})
 }
 
-// subscribe begins the subscription. The prefetch holds for those that begin after
-// it (https://www.rabbitmq.com/docs/consumer-prefetch). The consumer's tag tells the frame
-// reader whether bodies are counted (kindOfConsumer): those of the retry queue are not.
+// subscribe starts the subscription. The prefetch applies to subscriptions which start after
+// basic.qos (https://www.rabbitmq.com/docs/consumer-prefetch). The consumer's tag tells the
+// frame reader whether to count bodies (kindOfConsumer): bodies of the retry queue are not
+// counted.
 func (c *consumer) subscribe(queue string) (err error) {
 	if err := c.ch.Qos(c.prefetch, 0, false); err != nil {
 		return err
@@ -139,8 +140,8 @@ func (c *consumer) subscribe(queue string) (err error) {
 	return atStep(stepConsume, queue, err)
 }
 
-// receive hands requests to the workers. When the server drains it ends the
-// subscription and takes what was on its way. While many jobs wait it takes no batch.
+// receive passes requests to the workers. When the server drains, receive ends the
+// subscription and handles the remaining deliveries. While many jobs wait, it takes no batch.
 func (c *consumer) receive() {
 	defer c.releaseRest()
 	draining := c.server.draining
@@ -167,7 +168,7 @@ func (c *consumer) receive() {
 			}
 			close(c.silent)
 		case <-c.done:
-			if c.queueIsGone() { // what the broker had sent before; the library closes the channel
+			if c.queueIsGone() { // earlier deliveries; the library closes the channel
 				for d := range c.sub.deliveries {
 					c.handle(&d)
 				}
@@ -177,7 +178,7 @@ func (c *consumer) receive() {
 	}
 }
 
-// handle takes one delivery.
+// handle handles one delivery.
 func (c *consumer) handle(d *amqp.Delivery) {
 	if c.unpacks {
 		c.unpack(d)
@@ -186,7 +187,8 @@ func (c *consumer) handle(d *amqp.Delivery) {
 	c.accept(*d, c.sub.queue, c.claim(d))
 }
 
-// claim takes over the count of a delivery's body, which its job releases.
+// claim transfers the count of a delivery's body from the connection to the delivery's job,
+// which releases the count. It returns the counted bytes.
 func (c *consumer) claim(d *amqp.Delivery) int64 {
 	if !c.sub.counted || len(d.Body) == 0 {
 		return 0
@@ -194,8 +196,8 @@ func (c *consumer) claim(d *amqp.Delivery) int64 {
 	return c.sess.sub.claim(len(d.Body))
 }
 
-// releaseRest releases the bodies that the channel of a companion still had when it ended;
-// those of a session that ends are released with its connection.
+// releaseRest releases the bodies that are left in a companion's channel when the channel
+// ends. When a session ends, the bodies are released with the connection.
 func (c *consumer) releaseRest() {
 	for c.main != nil && c.isOver() {
 		select {
@@ -210,7 +212,7 @@ func (c *consumer) releaseRest() {
 	}
 }
 
-// accept makes a job of a delivery, of whose body held bytes are counted.
+// accept creates a job for a delivery; held is the number of counted bytes of the body.
 func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
 	c.server.track.add(1)
@@ -220,16 +222,16 @@ func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 	}
 }
 
-// submit gives a job to the workers.
+// submit passes a job to the workers, unless the job is shed.
 func (c *consumer) submit(j *job) {
 	if !c.server.shed(j) {
 		c.server.jobs.put(j)
 	}
 }
 
-// acknowledge acknowledges settled requests, late and many at once: each acknowledgement
-// is a write for us and a wake-up for the broker, and nobody waits for it. Where
-// somebody does, it is done at once.
+// acknowledge acknowledges completed requests late and together, because each acknowledgement
+// costs a write here and a wake-up in the broker. If anything depends on an acknowledgement,
+// it is sent at once.
 func (c *consumer) acknowledge() {
 	var settled []*job
 	pause := time.NewTimer(0)
@@ -262,14 +264,15 @@ func (c *consumer) acknowledge() {
 	}
 }
 
-// canDelayAck reports whether the acknowledgement of settled requests may come later: few of
-// the prefetch are taken up, nothing depends on it, and no drain waits.
+// canDelayAck reports whether the acknowledgement of completed requests may wait: they use a
+// small part of the prefetch, nothing depends on the acknowledgement, and the server does not
+// drain.
 func (c *consumer) canDelayAck(settled []*job) bool {
 	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.prefetch/ackShare &&
 		!slices.ContainsFunc(settled, (*job).needsAckBarrier) && !c.server.isDraining()
 }
 
-// ackAll acknowledges settled requests and returns an empty list.
+// ackAll acknowledges, requeues or rejects messages and returns an empty list.
 func (c *consumer) ackAll(jobs []*job) []*job {
 	if len(jobs) == 0 {
 		return jobs
@@ -287,7 +290,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 	synced := !slices.ContainsFunc(jobs, (*job).needsAckBarrier) || c.sync()
 	for _, j := range jobs {
 		if !synced {
-			// Whether the request comes again, nobody here knows; its caller must not wait.
+			// The broker may or may not deliver the request again; the caller must not wait.
 			for _, refusal := range j.refusals {
 				refusal.reply.failed.outcome = MayHaveRun
 				refusal.send()
@@ -310,7 +313,8 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 	return jobs[:0]
 }
 
-// sync waits until the broker has processed the acknowledgements.
+// sync waits until the broker has processed the acknowledgements; false means that the channel
+// has failed.
 func (c *consumer) sync() bool {
 	err := c.ch.barrier()
 	if err != nil {
@@ -319,7 +323,7 @@ func (c *consumer) sync() bool {
 	return err == nil
 }
 
-// nack gives a message back to its queue, or rejects it.
+// nack requeues or rejects a message.
 func (c *consumer) nack(j *job) {
 	c.open.ack([]uint64{j.delivery.DeliveryTag})
 	if err := j.delivery.Nack(false, j.disposition == disposeRequeue); err != nil {
@@ -327,7 +331,7 @@ func (c *consumer) nack(j *job) {
 	}
 }
 
-// ackTags acknowledges settled requests; tags is in order.
+// ackTags acknowledges requests; tags is in ascending order.
 func (c *consumer) ackTags(tags []uint64) {
 	if len(tags) > 1 {
 		c.sess.sub.cork()
@@ -348,7 +352,7 @@ func (c *consumer) ack(tag uint64, allBefore bool) {
 	}
 }
 
-// dropAcks forgets what could not be acknowledged any more.
+// dropAcks drops the jobs that can no longer be acknowledged.
 func (c *consumer) dropAcks() {
 	for {
 		select {
@@ -360,17 +364,17 @@ func (c *consumer) dropAcks() {
 	}
 }
 
-// unackedTags tells which requests of one channel may be acknowledged together: AMQP
-// acknowledges "this one and all before it" in one frame, which is wrong while one
-// before it is still open. It holds at most a prefetch of tags. Its zero value is
-// that of a new channel, whose delivery tags begin at 1.
+// unackedTags decides which deliveries of a channel can be acknowledged together. A basic.ack
+// with the multiple flag acknowledges a delivery and all earlier ones, which is wrong while an
+// earlier request is in progress. unackedTags holds at most a prefetch of tags. The zero value
+// is for a new channel, whose delivery tags begin at 1.
 type unackedTags struct {
-	highest uint64   // the highest tag that was settled
-	gaps    []uint64 // the tags below it that were not, in order
+	highest uint64   // the highest acknowledged tag
+	gaps    []uint64 // the lower tags without acknowledgement, in order
 }
 
-// ack notes tags, in order, as settled. All of together may be acknowledged by
-// its last one, those of single only one by one.
+// ack records tags, in ascending order, as acknowledged. The tags in together can be
+// acknowledged by one frame with the last tag, the tags in single only one by one.
 func (o *unackedTags) ack(tags []uint64) (together, single []uint64) {
 	for _, tag := range tags {
 		if tag <= o.highest {

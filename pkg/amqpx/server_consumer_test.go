@@ -31,8 +31,8 @@ func TestOpenTagsSettle(t *testing.T) {
 	}
 }
 
-// Whatever the order, every request is acknowledged once, and none before it is
-// settled.
+// In any order of completion, every request is acknowledged once, and never before its
+// completion.
 func TestOpenTagsAcknowledgeWhatIsSettled(t *testing.T) {
 	t.Parallel()
 	const prefetch, total = 32, 5000

@@ -13,11 +13,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// The control plane. Every server listens, on a queue of its own, to what is published to
-// a fanout exchange: calls that were given up (server_cancels.go), and questions about the
-// server (server_info.go). docs/protocol.md has the messages.
+// Control plane. Every server consumes, from a queue of its own, the messages to a fanout
+// exchange: cancellations of calls (server_cancels.go), and queries about the server
+// (server_info.go). docs/protocol.md describes the messages.
 
-// What a control message says (its app_id).
+// Kinds of control messages (app_id).
 const (
 	controlCancel = "cancel"
 	controlPing   = "ping"
@@ -26,9 +26,9 @@ const (
 )
 
 const (
-	// controlPrefetch, controlLength and controlAnswers bound what a flood of control
-	// messages can take up: in this process, in its queue, where the oldest go, and as
-	// answers on their way.
+	// controlPrefetch, controlLength and controlAnswers bound the resources which a flood of
+	// control messages can use: the deliveries in this process, the messages in its queue,
+	// where the broker drops the oldest, and the responses in progress.
 	controlPrefetch = 64
 	controlLength   = 1024
 	controlAnswers  = 64
@@ -37,7 +37,7 @@ const (
 // controlConsumer is the tag of the consumer of control messages.
 const controlConsumer = "control"
 
-// control listens to the control plane for one session of a server.
+// control receives control messages during one session of a server.
 type control struct {
 	server     *Server
 	sess       *session
@@ -49,11 +49,11 @@ type control struct {
 // errControlEnded ends a session whose control queue is gone.
 var errControlEnded error = &kindError{FaultQueueDeleted, errors.New("that of the control plane")}
 
-// controlRetry is the time between two attempts to have the control plane.
+// controlRetry is the time between two attempts to set up the control plane.
 const controlRetry = 15 * time.Second
 
-// startControl begins to listen. It uses a channel of its own, so that a broker that
-// refuses costs nothing but the control plane: the server serves without it and tries again.
+// startControl starts to receive control messages, on a channel of its own. If the broker
+// refuses this, the server serves without a control plane and tries again.
 func (s *Server) startControl(sess *session) error {
 	if !s.cfg.control {
 		return nil
@@ -68,7 +68,7 @@ func (s *Server) startControl(sess *session) error {
 	return nil
 }
 
-// retryControl tries to have the control plane until it has, or the session ends.
+// retryControl tries to set up the control plane until it succeeds or the session ends.
 func (s *Server) retryControl(sess *session) {
 	again := time.NewTicker(controlRetry)
 	defer again.Stop()
@@ -86,7 +86,7 @@ func (s *Server) retryControl(sess *session) {
 	}
 }
 
-// listenToControl begins to listen.
+// listenToControl starts to receive control messages.
 func (s *Server) listenToControl(sess *session) error {
 	exchange := s.cfg.queue.controlExchange()
 	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
@@ -98,15 +98,15 @@ func (s *Server) listenToControl(sess *session) error {
 	return nil
 }
 
-// warnNoControl logs that the server does without the control plane.
+// warnNoControl logs that the server has no control plane.
 func (s *Server) warnNoControl(sess *session, err error) {
 	fault := classify(sess.target, err)
 	s.logs.noControl.of(s.cfg.logger).Warn("no control plane: the broker refused it",
 		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.kind)), zap.Error(fault))
 }
 
-// isChannelException reports whether the broker refused something by the end of a channel,
-// which leaves the connection as it is.
+// isChannelException reports whether the broker refused an operation by closing the channel,
+// which leaves the connection open.
 func isChannelException(err error) bool {
 	refused, ok := errors.AsType[*amqp.Error](err)
 	if !ok || !refused.Server {
@@ -120,7 +120,7 @@ func isChannelException(err error) bool {
 	}
 }
 
-// listen declares the exchange, and a queue that ends with this link.
+// listen declares the exchange and a queue which is deleted when the connection ends.
 func (c *control) listen(exchange string) (err error) {
 	if c.ch, err = c.sess.sub.channel(); err != nil {
 		return err
@@ -161,11 +161,11 @@ func (c *control) read() {
 	}
 }
 
-// handle handles one message.
+// handle handles one control message.
 func (c *control) handle(d *amqp.Delivery) {
 	s := c.server
 	switch d.AppId {
-	case "": // an answer to this server's own ping
+	case "": // a response to this server's own ping
 		s.pings.answered(d.CorrelationId)
 	case controlCancel:
 		if err := s.cancelCalls(d); err != nil {
@@ -188,10 +188,11 @@ func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
 }
 
-// cancelCalls ends the calls that a message names, in the format of a batch: of each its
-// id, its method, and its key if that differs from the id. They are those of the caller that
-// sent the message: its user and its reply_to must be theirs. Calls that do not run here may
-// run elsewhere, or be on their way. The error is the last of those that cannot be read.
+// cancelCalls cancels the calls in a message, which has the format of a batch: a record has
+// the id of a call, its method, and its key if the key differs from the id. Only calls of the
+// message's sender, with the same user and reply_to, are canceled. A call without a request
+// here may run on another server, or its request may be on its way. The returned error is the
+// error of the last malformed record.
 func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	var room [64][]byte
 	records, err := appendRecords(room[:0], d.Body)
@@ -217,14 +218,14 @@ func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	return err
 }
 
-// respondToQuery answers a question about this server.
+// respondToQuery responds to a query about this server.
 func (s *Server) respondToQuery(d *amqp.Delivery) {
 	if s.controlAnswers.Add(1) > controlAnswers {
-		s.controlAnswers.Add(-1) // whoever floods gets fewer answers than questions
+		s.controlAnswers.Add(-1) // a flood of queries gets fewer responses than queries
 		return
 	}
 	body, err := s.describe(d.AppId)
-	if err != nil { // there is nothing in it that cannot be encoded
+	if err != nil { // not expected: every value can be encoded
 		s.controlAnswers.Add(-1)
 		s.cfg.logger.Error("server cannot be described", zap.Error(err))
 		return
@@ -241,31 +242,31 @@ func (s *Server) respondToQuery(d *amqp.Delivery) {
 
 // controlMessage is a response of the control plane, or a server's ping to itself.
 type controlMessage struct {
-	server *Server // of a response; nil of a ping
+	server *Server // of a response; nil for a ping
 	to     string
 	msg    amqp.Publishing
-	over   atomic.Bool // nobody waits for it
+	over   atomic.Bool // the caller does not wait any more
 }
 
-// beginSend implements outgoing.
+// beginSend implements outbound.
 func (m *controlMessage) beginSend(uint64) bool { return !m.over.Load() }
 
-// canceled implements outgoing.
+// canceled implements outbound.
 func (m *controlMessage) canceled() bool { return m.over.Load() }
 
-// publishing implements outgoing.
+// publishing implements outbound.
 func (m *controlMessage) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.to, false, m.msg
 }
 
-// onResult implements outgoing. A ping that is lost is not sent again.
+// onResult implements outbound. A lost ping is not sent again.
 func (m *controlMessage) onResult(f publishResult) {
 	switch {
 	case m.server == nil:
 	case f == resultUnsent:
 		m.server.direct.outbox.put(m)
 	case f == resultLost:
-		m.server.isolate(m) // it may be what ended the connection
+		m.server.isolate(m) // the message may have ended the connection
 	default:
 		m.server.controlAnswers.Add(-1)
 	}
@@ -277,22 +278,22 @@ func (m *controlMessage) undeliverable(cause error) {
 	m.server.noteUndeliverable(m.to, m.msg.CorrelationId, cause)
 }
 
-// selfPings are the pings of a server to itself. Safe for concurrent use; its zero value
-// has no queue to ping.
+// selfPings holds the pings of a server to itself. Safe for concurrent use; the zero value has
+// no queue for pings.
 type selfPings struct {
 	mu    sync.Mutex
-	queue string // of the control plane; "" without one
+	queue string // of the control plane; "" without a control plane
 	open  map[string]chan struct{}
 }
 
-// through sets the queue that pings go through.
+// through sets the queue for pings.
 func (p *selfPings) through(queue string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.queue = queue
 }
 
-// begin registers a ping and returns the queue to send it to.
+// begin registers a ping and returns its queue.
 func (p *selfPings) begin(id string) (queue string, answered <-chan struct{}) {
 	done := make(chan struct{})
 	p.mu.Lock()
@@ -304,7 +305,7 @@ func (p *selfPings) begin(id string) (queue string, answered <-chan struct{}) {
 	return p.queue, done
 }
 
-// answered ends a ping; one that is not open is ignored.
+// answered ends a ping; unknown ids are ignored.
 func (p *selfPings) answered(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -314,17 +315,17 @@ func (p *selfPings) answered(id string) {
 	}
 }
 
-// sendCancel forgets a ping.
+// giveUp removes a ping.
 func (p *selfPings) giveUp(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.open, id)
 }
 
-// Ping sends this server a question over the broker, answers it, and returns how long
-// the answer took: both connections, the broker's routing and this server's consumer
-// work then. It is for health checks at a low rate. The error is an [*Error]; it matches
-// [ErrNotConnected] or [ErrBlocked] where that is why, and ctx's error.
+// Ping sends a query to this server over the broker and returns the time until the response. A
+// success means that both connections, the broker's routing and this server's consumer work.
+// Ping is for health checks at a low rate. The error is an [*Error]. It matches the error of
+// ctx, and [ErrNotConnected] or [ErrBlocked] if this is the reason.
 func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	if err := s.check(ctx); err != nil {
 		return 0, err
@@ -355,7 +356,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// notConnected is the error of a question that cannot be asked.
+// notConnected returns the error of a query without a connection.
 func notConnected(st Status) *Error {
 	if st.Err == nil {
 		return localError(CodeUnavailable, DidNotRun, ErrNotConnected, st.State.String())
@@ -363,7 +364,7 @@ func notConnected(st Status) *Error {
 	return localError(CodeUnavailable, DidNotRun, ErrNotConnected, st.Err.Error())
 }
 
-// noAnswer is the error of a question that nobody answered in time.
+// noAnswer returns the error of a query without a response in time.
 func noAnswer(ctx context.Context, st Status) *Error {
 	if st.State == StateBlocked {
 		return contextError(ctx.Err(), MayHaveRun, ErrBlocked, st.Reason)
@@ -371,20 +372,20 @@ func noAnswer(ctx context.Context, st Status) *Error {
 	return contextError(ctx.Err(), MayHaveRun, nil, fmt.Sprintf("no answer, the link is %v", st.State))
 }
 
-// logInterval is the time between two log lines of one logLimit.
+// logInterval is the minimum time between two log lines of one logLimit.
 const logInterval = 30 * time.Second
 
-// logLimit limits the log lines about faults that other programs can cause at any rate.
-// The first fault is logged at once; after that at most one line is logged every
-// logInterval, with the number of the faults that were not logged before it. Its zero
-// value is ready to use. Safe for concurrent use.
+// logLimit limits the log lines about faults that other programs can cause at any rate. The
+// first fault is logged at once, later faults at most once every logInterval, with the number
+// of the faults that were not logged in between. The zero value is ready to use. Safe for
+// concurrent use.
 type logLimit struct {
 	mu      sync.Mutex
 	next    time.Time // no line is logged before
 	skipped int       // faults since the last line
 }
 
-// of returns logger, or one that logs nothing while the limit is reached.
+// of returns logger, or a logger that drops everything while the limit is reached.
 func (l *logLimit) of(logger *zap.Logger) *zap.Logger {
 	now := time.Now()
 	l.mu.Lock()
@@ -400,17 +401,17 @@ func (l *logLimit) of(logger *zap.Logger) *zap.Logger {
 	return logger
 }
 
-// serverLogs are the limited log lines of a server, one limit for each kind of fault.
+// serverLogs holds the limits for the log lines of a server, one for each kind of fault.
 type serverLogs struct {
-	badBatch       logLimit // batches, and records in them, that cannot be read
-	tooLarge       logLimit // one-way requests and batches that are too large
-	deferred       logLimit // requests that find no room
-	badControl     logLimit // control messages that cannot be read
-	undeliverable  logLimit // responses that end the connection they are published on
+	badBatch       logLimit // malformed batches and records of batches
+	tooLarge       logLimit // one-way requests and batches beyond the size limit
+	deferred       logLimit // requests without room for their bodies
+	badControl     logLimit // malformed control messages
+	undeliverable  logLimit // messages that end the connection on which they are published
 	nackedResponse logLimit
 	nackedMove     logLimit
 
-	noControl      logLimit // the control plane could not be had
-	companion      logLimit // queues that the server does without
-	sideConnection logLimit // the connections of server_side_connection.go are down
+	noControl      logLimit // the control plane cannot be set up
+	companion      logLimit // queues that the server cannot use
+	sideConnection logLimit // lost connections of server_side_connection.go
 }

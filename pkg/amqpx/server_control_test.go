@@ -16,13 +16,13 @@ import (
 
 const controlExchangeName = DefaultQueue + ".control"
 
-// startControlled is a rig with a control plane.
+// startControlled starts a rig with a control plane.
 func startControlled(t *testing.T, methods handlers, opts ...Option) *rig {
 	t.Helper()
 	return startRig(t, methods, append([]Option{WithControl(true)}, opts...)...)
 }
 
-// toControl publishes to the control plane as anybody may.
+// toControl publishes to the control plane from another connection.
 func (r *rig) toControl(msg amqp.Publishing) {
 	r.t.Helper()
 	l, err := r.broker.dial(r.t.Context(), testURL, "somebody")
@@ -76,11 +76,11 @@ func TestFleetListsEveryServer(t *testing.T) {
 		if ms := failed.LatencyMS; ms.Mean < 1980 || ms.P99 < 1980 || ms.Max > 2020 {
 			t.Errorf("latency %+v", ms)
 		}
-		wantSame(t, "queues left", strings.Contains(strings.Join(r.queueNames(), " "), "amq.gen"), true) // gone with its link
+		wantSame(t, "queues left", strings.Contains(strings.Join(r.queueNames(), " "), "amq.gen"), true) // deleted with its connection
 	})
 }
 
-// declare makes a queue.
+// declare creates a queue.
 func (r *rig) declare(name string) {
 	r.broker.with(func(b *fakeBroker) {
 		if refused := b.declare(name, true, nil); refused != nil {
@@ -336,7 +336,7 @@ func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
 			put([]byte("no batch"))
 			put([]byte{0x0a, 0, 0x0a, 0, 0x0a, 0}) // three empty records
 		}
-		// A call with an id, between two without, is answered.
+		// Of three calls, only the second has an id and is answered.
 		put(append(append([]byte{0x0a, 0}, 0x0a, 6, 0x0a, 1, 'i', 0x12, 1, 'm'), 0x0a, 0))
 		settle()
 		wantSame(t, "lines", logs.FilterMessageSnippet("dropped a batch").Len(), 1)

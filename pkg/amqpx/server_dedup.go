@@ -10,93 +10,92 @@ import (
 	"time"
 )
 
-// Deduplication. The innermost layer of a server, between its middleware and the handler
-// of a method, recognises a request that repeats another one: it waits for the execution
-// of that one, or gets its stored response, and the handler does not run again. Middleware
-// runs for every request, duplicates included. docs/adr/0010-deduplication.md has the
-// reasons.
+// Deduplication. The innermost layer of a server, between the middleware and the handler of a
+// method, recognises duplicates of a request. A duplicate waits for the execution of the first
+// request, or gets the stored response; the handler does not run again. Middleware runs for
+// every request, including duplicates. docs/adr/0010-deduplication.md has the reasons.
 
-// reply is a response: the body of a result, or an error.
+// reply is the content of a response: the body of a result, or an error.
 type reply struct {
 	body   []byte
 	failed *Error // nil for a result
 	timing timing
-	props  *properties // nil when there are none
+	props  *properties // nil if there are none
 }
 
-// dedupStore decides which requests repeat others. The one in memory, executions, is the
-// only one so far: it knows the requests of this process, so two servers run a request
-// that reaches both. A store that several servers share would implement the same.
+// dedupStore decides which requests are duplicates. The only implementation is dedupCache, in
+// memory: it knows the requests of this process, so two servers both run a request that
+// reaches both. A store which several servers share would implement the same interface.
 type dedupStore interface {
-	// begin decides about a request under its id. With dedupRun the caller runs the
-	// handler and calls end with the execution; with dedupWait it waits until done of the
-	// execution is closed, or calls leave.
+	// begin decides how to handle a request with the given id. After dedupRun the caller runs
+	// the handler and calls end with the execution. After dedupWait the caller waits until the
+	// execution's done channel is closed, or calls leave.
 	begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution)
-	// end ends an execution with the response for the requests that wait for it, and
-	// stores the response if final is true. With shared every request that waits takes
-	// the response, else only those of the call that ran. It reports whether another
-	// request of the same call responds to the caller.
+	// end ends an execution and hands its response to the waiting requests. It stores the
+	// response if final is true. If shared is true, every waiting request takes the response,
+	// otherwise only requests of the call that ran. It reports whether another request of the
+	// same call responds to the caller.
 	end(x *execution, r response, final, shared bool, now time.Time) (silent bool)
-	// leave takes a request that does not wait any more from its execution, and returns
-	// the request that runs if nobody waits for that any more.
+	// leave removes request r from the requests that wait for x. If no caller waits for x any
+	// more, it returns the request that runs, for the caller of leave to cancel.
 	leave(r *invocation, x *execution) (unwanted *invocation)
-	// knows reports whether a request runs, or has a stored response.
+	// has reports whether a duplicate of the request runs or has a stored response.
 	has(j *job) bool
-	// cancel marks the requests of a call that its caller canceled and returns those whose
-	// contexts are to end.
+	// cancel marks the requests of a canceled call and returns the requests whose contexts
+	// must be canceled.
 	cancel(m *serverMethod, in *incoming, now time.Time) []*invocation
 }
 
-// dedupDecision is what becomes of a request in the deduplication layer.
+// dedupDecision is the decision of the deduplication layer about a request.
 type dedupDecision uint8
 
 const (
 	dedupRun      dedupDecision = iota // run the handler, and call end
 	dedupReplay                        // respond with the response of the execution
 	dedupWait                          // wait for the execution
-	dedupConflict                      // the id was used for another body
-	dedupCanceled                      // its caller canceled it before it came
-	dedupMayRan                        // it may have run, and its method runs at most once
-	dedupTooMany                       // too many duplicates wait already
+	dedupConflict                      // the id was used with another body
+	dedupCanceled                      // the caller canceled the call before the request arrived
+	dedupMayRan                        // the request may have run, and its method runs at most once
+	dedupTooMany                       // too many duplicates are waiting
 )
 
-// maxWaitingDuplicates bounds how many duplicates wait for executions at once, each with
-// a goroutine of its own.
+// maxWaitingDuplicates bounds how many duplicates wait for executions at a time, each with its
+// own goroutine.
 const maxWaitingDuplicates = 1024
 
-// dedupCache is the dedupStore in memory: which requests run, and for a while the
-// responses of the last ones. What runs is bounded by the prefetch, what is stored by
-// bytes and age. Safe for concurrent use.
+// dedupCache is the dedupStore in memory. It knows the running requests, whose number is
+// bounded by the prefetch, and the last responses, which are bounded by bytes and age. Safe
+// for concurrent use.
 type dedupCache struct {
-	maxBytes int // 0: duplicates are run like other requests
+	maxBytes int // 0: duplicates run like other requests
 	maxAge   time.Duration
 	seed     maphash.Seed
 
-	mu      sync.Mutex // also of every method's known
-	oldest  *execution // of the stored ones, which are linked by next
+	mu      sync.Mutex // also guards the known table of every method
+	oldest  *execution // of the stored executions, which are linked by next
 	newest  *execution
 	bytes   int
-	waiting int // duplicates that wait, of all executions
-	// calls knows executions by the calls of their requests. It is nil unless the
-	// application tells the scopes, which are known only inside the middleware.
+	waiting int // duplicates that wait, for all executions
+	// calls maps the calls of requests to executions. It is nil unless the application sets
+	// the scopes (WithDedupScope), which are known only inside the middleware.
 	calls map[callKey]*execution
 	canceledCalls
 }
 
-// execution is one run of a handler, and for a while its response.
+// execution is one run of a handler, and later its stored response.
 type execution struct {
 	method   *serverMethod
 	id       identity
-	call     *callKey // of the request that runs; nil unless executions.calls is used
-	replyTo  string   // of the request that runs
-	hash     uint64   // of its body
-	hashSlot uint64   // where method.known has it
-	known    bool     // method.known has it: duplicates find it
+	call     *callKey // of the request that runs or ran; nil unless dedupCache.calls is used
+	replyTo  string   // of the request that runs or ran
+	hash     uint64   // of the body
+	hashSlot uint64   // the key in method.known
+	known    bool     // the execution is in method.known: duplicates find it
 
-	runner   *invocation // the request that runs; nil afterwards
+	runner   *invocation // the running request; nil afterwards
 	waiters  []*invocation
-	done     chan struct{} // closed at the end; nil while nobody has waited
-	canceled bool          // its context has ended because nobody waits for it any more
+	done     chan struct{} // closed at the end; nil until a request waits
+	canceled bool          // the context has ended because all callers have canceled
 
 	stored   bool
 	response response
@@ -104,14 +103,14 @@ type execution struct {
 	next     *execution
 }
 
-// response is what a handler returned.
+// response is the result of a handler.
 type response struct {
 	body  []byte
 	err   *Error
-	props *properties // nil when there are none
+	props *properties // nil if there are none
 }
 
-// entryOverhead estimates what a stored response takes beside its ids and its body.
+// entryOverhead estimates the memory of a stored response without its ids and body, in bytes.
 const entryOverhead = 256
 
 func newDedupCache(maxBytes int, maxAge time.Duration, applicationScopes bool) *dedupCache {
@@ -122,21 +121,21 @@ func newDedupCache(maxBytes int, maxAge time.Duration, applicationScopes bool) *
 	return e
 }
 
-// hashOf returns the hash by which two bodies are told apart. Its seed is this process's
-// own, so nobody can make two bodies of one hash.
+// hashOf returns the hash by which bodies are compared. The seed is random in each process, so
+// no client can create two bodies with the same hash.
 func (e *dedupCache) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, body) }
 
-// executionTable finds executions by hashes of the ids of their requests: a map with an id
-// as its key hashes and compares all of its parts again at each lookup. An id whose hash
-// another one has is not entered, so that duplicates of its request run; with 64 bits and a
-// seed of this process's own that does not happen in practice.
+// executionTable finds executions by the hash of a request's id: a map with the id as its key
+// would hash and compare all parts of the id at each lookup. If two ids have the same hash,
+// the second is not entered, and duplicates of its request run. With 64 bits and a random seed
+// this does not happen in practice.
 type executionTable map[uint64]*execution
 
 // slotOf returns the key of an id in an executionTable.
 func (e *dedupCache) slotOf(id *requestID) uint64 {
 	slot := maphash.String(e.seed, id.id) + uint64(id.kind)
 	for _, part := range [...]string{id.scope, id.replyTo} {
-		slot *= 31 // so that parts that change places make another hash
+		slot *= 31 // for different hashes when two parts are exchanged
 		if part != "" {
 			slot += maphash.String(e.seed, part)
 		}
@@ -169,14 +168,14 @@ func (e *dedupCache) has(j *job) bool {
 	return x != nil && x.hash == hash && x.isSameRequest(j.in, id.shared, hash)
 }
 
-// isSameRequest reports whether a request with the same id repeats the execution's, or
-// is that of another caller that uses the same id. Which body it has matters only to the
-// last rule.
+// isSameRequest reports whether a request with the same id is a duplicate of the execution's
+// request, and not the request of another caller with the same id. The hash of the body
+// matters only in the last case.
 func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
 	switch {
 	case x.replyTo == in.replyTo, shared && x.id.shared:
 		return true
-	default: // a caller that has another address after a reconnect
+	default: // a caller whose address has changed with a reconnect
 		return in.resent && x.hash == hash
 	}
 }
@@ -224,7 +223,7 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	return dedupRun, x
 }
 
-// wait adds a request to those that wait. The caller holds mu.
+// wait adds a request to the waiting requests of x. The caller holds mu.
 func (e *dedupCache) wait(r *invocation, x *execution) {
 	if x.done == nil {
 		x.done = make(chan struct{})
@@ -245,14 +244,14 @@ func (e *dedupCache) leave(r *invocation, x *execution) (unwanted *invocation) {
 	defer e.mu.Unlock()
 	i := slices.Index(x.waiters, r)
 	if i < 0 {
-		return nil // it has ended
+		return nil // the execution has ended
 	}
 	x.waiters = slices.Delete(x.waiters, i, i+1)
 	e.unwait(r, x)
 	return x.abandon()
 }
 
-// unwait notes that a request does not wait any more. The caller holds mu.
+// unwait removes the records of a request that waited for x. The caller holds mu.
 func (e *dedupCache) unwait(r *invocation, x *execution) {
 	e.waiting--
 	if e.calls == nil {
@@ -288,10 +287,10 @@ func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.
 	return silent
 }
 
-// handOver decides which of the requests that wait take the response of an execution, and
-// which of those respond: of several requests of one call, as after a loss of the link or
-// a re-send, only the newest, whose session is more likely to live. It reports whether one
-// of them responds for the request that ran.
+// handOver decides which waiting requests take the response of an execution, and which of
+// these respond to their callers. If several requests belong to one call, as after the loss of
+// a connection or a re-send, only the newest responds: its session is the most likely to be
+// alive. handOver reports whether a waiting request responds for the request that ran.
 func (x *execution) handOver(runner *invocation, waiters []*invocation, shared bool) (silent bool) {
 	responds, ran := make(map[callKey]bool, len(waiters)), runner.call()
 	for _, w := range slices.Backward(waiters) {
@@ -305,7 +304,7 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 	return responds[ran]
 }
 
-// store keeps an execution that has ended. The caller holds mu.
+// store adds an ended execution to the stored executions. The caller holds mu.
 func (e *dedupCache) store(x *execution) {
 	x.stored = true
 	if e.newest == nil {
@@ -317,7 +316,8 @@ func (e *dedupCache) store(x *execution) {
 	e.bytes += x.size()
 }
 
-// evict forgets what is too old or too much. The caller holds mu.
+// evict removes stored executions beyond maxAge or maxBytes, oldest first. The caller holds
+// mu.
 func (e *dedupCache) evict(now time.Time) {
 	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || now.Sub(x.ended) > e.maxAge); x = e.oldest {
 		e.bytes -= x.size()
@@ -328,7 +328,7 @@ func (e *dedupCache) evict(now time.Time) {
 	}
 }
 
-// remove forgets one stored execution. The caller holds mu.
+// remove removes a stored execution. The caller holds mu.
 func (e *dedupCache) remove(x *execution) {
 	e.forget(x)
 	e.bytes -= x.size()
@@ -346,7 +346,7 @@ func (e *dedupCache) remove(x *execution) {
 	}
 }
 
-// forget lets nobody find an execution any more. The caller holds mu.
+// forget removes an execution from the tables, so no request finds it. The caller holds mu.
 func (e *dedupCache) forget(x *execution) {
 	if !x.known {
 		return
@@ -367,11 +367,11 @@ func (x *execution) size() int {
 	return n
 }
 
-// deduplicate returns the innermost layer of a method's handler.
+// deduplicate returns h with deduplication, the innermost layer of a method's handler.
 func (s *Server) deduplicate(h Handler) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		r, _ := ctx.Value(invocationKey{}).(*invocation)
-		if r == nil { // middleware that passes a context of its own
+		if r == nil { // middleware has passed another context
 			return h(ctx, req)
 		}
 		id, ok := r.id, r.identified
@@ -387,8 +387,8 @@ func (s *Server) deduplicate(h Handler) Handler {
 	}
 }
 
-// runOnce runs the handler of a request, or gives the response of the request that it
-// repeats.
+// runOnce runs the handler of a request, or returns the response of an execution of the same
+// request.
 func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, h Handler, req *Request) ([]byte, error) {
 	for {
 		decision, x := s.dedup.begin(r, id, time.Now())
@@ -410,7 +410,7 @@ func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, h Hand
 	}
 }
 
-// refuseDuplicate makes the error of a request that is neither run nor replayed.
+// refuseDuplicate returns the error for a request that is neither run nor replayed.
 func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
 	switch decision {
 	case dedupConflict:
@@ -427,8 +427,8 @@ func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
 	}
 }
 
-// replay returns the stored response of execution x for the duplicate request r. The
-// response is a copy, because middleware may change the slice that replay returns.
+// replay returns the stored response of execution x for the duplicate request r. The response
+// is a copy, because middleware may change the slice that replay returns.
 func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 	s.counts.replayed.Add(1)
 	r.mu.Lock()
@@ -444,8 +444,8 @@ func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 	return bytes.Clone(x.response.body), nil
 }
 
-// awaitExecution waits until an execution has ended. Meanwhile another worker takes the
-// place of the request's. The error is that of a request whose context ended first.
+// awaitExecution waits until an execution has ended. Meanwhile another worker takes the place
+// of the request's worker. awaitExecution returns an error if ctx ends first.
 func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution) error {
 	s.lendWorker(r)
 	begun := time.Now()
@@ -464,7 +464,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 		unwanted.cancel()
 	}
 	select {
-	case <-x.done: // at the same time
+	case <-x.done: // the execution ended at the same time
 		return nil
 	default:
 	}
@@ -477,7 +477,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 	return r.refuse(e)
 }
 
-// runExecution runs the handler and ends the execution, whichever way the handler ends.
+// runExecution runs the handler and ends the execution, however the handler ends.
 func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, h Handler, req *Request) (body []byte, err error) {
 	err = errGoexit
 	defer func() {
@@ -494,11 +494,10 @@ func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, 
 	return h(ctx, req)
 }
 
-// responseOf decides what the requests that wait for an execution get, and whether its
-// response is final: only such a response is stored. An error that another try may not
-// meet is none, nor is what a handler says whose time is over. Those that wait already
-// share an error of the operation, but none that is about the request that ran: its time,
-// or its credentials.
+// responseOf returns the response of an execution. If final is true, the response is stored:
+// an error is not final if it may not occur on another attempt, or if the handler's context
+// has ended. If shared is true, the waiting requests take the response: they share an error of
+// the operation, but no error about the request that ran, such as its deadline or credentials.
 func responseOf(ctx context.Context, body []byte, err error) (r response, final, shared bool) {
 	if err == nil {
 		return response{body: body}, true, true
@@ -508,7 +507,7 @@ func responseOf(ctx context.Context, body []byte, err error) (r response, final,
 		coded = internalError()
 	}
 	kept := *coded
-	kept.causes = nil // they stay with the request that ran, and must not stay in memory
+	kept.causes = nil // causes belong to the request that ran and must not stay in memory
 	inTime := ctx.Err() == nil
 	switch kept.code {
 	case CodeDeadlineExceeded, CodeCanceled, CodeUnauthenticated, CodePermissionDenied:
@@ -520,8 +519,8 @@ func responseOf(ctx context.Context, body []byte, err error) (r response, final,
 	}
 }
 
-// ownError returns what a response keeps of a handler's error: the coded error in it, the
-// end of its context, or nil. What it calls is the application's, and may panic.
+// ownError returns the part of a handler's error which a response keeps: the coded error, an
+// error for the end of the context, or nil. Methods of err, which may panic, are called.
 func ownError(err error) (e *Error) {
 	defer func() {
 		if recover() != nil {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Everybody writes it first: a failed call is made again by calling next again.
+// The usual retry middleware repeats a failed call by calling next again.
 func TestRetryMiddleware(t *testing.T) {
 	t.Parallel()
 	retry := func(attempts int, again ...Code) Middleware {
@@ -67,7 +67,7 @@ func TestRetryMiddleware(t *testing.T) {
 			var runs atomic.Int64
 			b, s := serve(t, handlers{"m": func(context.Context, *Request) ([]byte, error) {
 				runs.Add(1)
-				pass(15 * time.Second) // it does not look at its context
+				pass(15 * time.Second) // ignores the context
 				return []byte("done"), nil
 			}})
 			client := startClient(t, b, WithMiddleware(retry(5, CodeDeadlineExceeded)))
@@ -79,7 +79,7 @@ func TestRetryMiddleware(t *testing.T) {
 	})
 }
 
-// Middleware that makes several requests of one has made several calls.
+// Requests with different bodies, sent by middleware for a single call, are separate calls.
 func TestMiddlewareThatSendsAnotherBody(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string][]CallOption{"plain": nil, "idempotent": {Idempotent()}} {

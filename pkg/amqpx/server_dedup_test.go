@@ -14,7 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// otherReplies is the reply queue of another program than that of rawQueue.
+// otherReplies is the reply queue of a program other than rawQueue's.
 const otherReplies = rawQueue + " of another"
 
 // change changes a message.
@@ -28,7 +28,7 @@ func withToken(token string) change {
 }
 func resent(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} }
 
-// sent is a request of a program that follows the contract.
+// sent returns a request of a program that follows the contract.
 func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
 	msg := keyed("m", messageID, correlationID)
 	for _, c := range changes {
@@ -37,7 +37,7 @@ func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
 	return msg
 }
 
-// checkToken is the authentication that a service has in its middleware.
+// checkToken is authentication middleware.
 func checkToken(next Handler) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		if req.Header["token"] != "right" {
@@ -47,7 +47,7 @@ func checkToken(next Handler) Handler {
 	}
 }
 
-// answerOf returns the code, or the body, of the only answer so far.
+// answerOf takes the only response to raw requests and returns its code, or its body.
 func answerOf(t *testing.T, b *fakeBroker) string {
 	t.Helper()
 	answers := b.take()
@@ -92,7 +92,7 @@ func TestMiddlewareRunsForDuplicates(t *testing.T) {
 	}
 }
 
-// What numbers its calls, or is anonymous, never gets another's response.
+// A caller with numbered calls, or without a user, never gets another caller's response.
 func TestWhoseRequestARequestRepeats(t *testing.T) {
 	t.Parallel()
 	id := newID()
@@ -145,7 +145,7 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 		b, s := serve(t, handlers{"m": numbered(&runs)})
 		b.put(sent("1", "key"))
 		settle()
-		for i, between := range []time.Duration{time.Second, 0} { // while it runs, afterwards
+		for i, between := range []time.Duration{time.Second, 0} { // during the run, after the run
 			b.put(sent("2", "key", withBody("other")))
 			settle()
 			answers := b.take()
@@ -191,7 +191,7 @@ func TestOnlyFinalResultsAreStored(t *testing.T) {
 	}
 }
 
-// Duplicates wait while others have the workers.
+// Waiting duplicates occupy no worker.
 func TestDuplicateThatWaitsOccupiesNoWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -217,7 +217,7 @@ func TestDuplicateThatWaitsOccupiesNoWorker(t *testing.T) {
 	})
 }
 
-// mostRuns counts executions and how many there are at once.
+// mostRuns counts executions, and the most concurrent executions.
 type mostRuns struct{ runs, now, most atomic.Int64 }
 
 func (m *mostRuns) handler(h Handler) Handler {
@@ -231,8 +231,8 @@ func (m *mostRuns) handler(h Handler) Handler {
 	}
 }
 
-// After an execution that says nothing about them, those that waited run, one after the
-// other, each on one of the workers.
+// When the result of an execution applies only to the first request (its credentials, its
+// deadline), the waiting duplicates run one after the other, each on a worker.
 func TestDuplicatesRunAfterAnExecutionThatIsNotTheirs(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]Handler{
@@ -362,7 +362,7 @@ func TestWithoutAStoreADuplicateIsRunLikeAnyOther(t *testing.T) {
 
 type tenantKey struct{}
 
-// tenants puts the tenant that a request names into its context.
+// tenants puts the tenant in a request's header into its context.
 func tenants(next Handler) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		tenant, _ := req.Header["token"].(string)
@@ -386,7 +386,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 			{"a", "gateway", rawQueue, "1", 1},
 			{"a", "other gateway", otherReplies, "1", 1},
 			{"b", "gateway", rawQueue, "2", 2},
-			{"", "a", rawQueue, "3", 3}, // no scope: the user, of that name
+			{"", "a", rawQueue, "3", 3}, // without a scope, the user with the same name counts
 			{"", "a", otherReplies, "3", 3},
 		} {
 			msg := sent(strconv.Itoa(i), "key", withToken(c.tenant), ofUser(c.user), withBody(c.body), from(c.replyTo))
@@ -399,7 +399,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 		b.lost(sent("0", "key", withToken("a"), ofUser("gateway"), withBody("1")))
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 3)
-		wantSame(t, "moved", s.Stats().Moved, 0) // it was known
+		wantSame(t, "moved", s.Stats().Moved, 0) // the key was known
 		pass(2 * time.Minute)
 		b.put(sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
@@ -409,7 +409,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 	})
 }
 
-// Middleware of a server may call the handler again, or more than once at a time.
+// A server's middleware may call the handler again, or several times at once.
 func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 	t.Parallel()
 	again := func(next Handler) Handler {
@@ -421,7 +421,7 @@ func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 	atOnce := func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
 			first := make(chan struct{})
-			go func() { // the test's bubble waits for it
+			go func() { // ends before the middleware returns
 				defer close(first)
 				_, _ = next(ctx, req)
 			}()
@@ -479,8 +479,8 @@ func TestDrainWithDuplicatesThatWait(t *testing.T) {
 	}
 }
 
-// A method that runs at most once: what was handed out before is answered from the store
-// through the middleware, or refused.
+// For a method that runs at most once, the server answers a redelivered request with the stored
+// response, through the middleware, or refuses the request.
 func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -525,7 +525,7 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		lost(sent("1", "key"))
 		settle()
 		wantSame(t, "in the middleware", len(entered), 3)
-		pass(2 * DefaultReplayAge) // meanwhile it is forgotten
+		pass(2 * DefaultReplayAge) // the stored response expires
 		leave <- struct{}{}
 		settle()
 		wantSame(t, "forgotten", answerOf(t, b), "unavailable")

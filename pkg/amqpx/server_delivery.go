@@ -11,47 +11,48 @@ import (
 	"go.uber.org/zap"
 )
 
-// job is one request on its way through a server, or the message that a batch of them
-// came in (parcel). One goroutine at a time owns it.
+// job is one request in a server, or a message with a batch of requests (see parcel). Only one
+// goroutine at a time owns a job.
 type job struct {
 	from     *consumer
-	queue    string         // where it is given back to
-	delivery *amqp.Delivery // it came in
+	queue    string         // the queue to which the request is returned
+	delivery *amqp.Delivery // the message of the request
 	arrived  time.Time
-	place    int              // of the worker that has it in hand
-	in       *incoming        // nil until it was decoded
-	method   *serverMethod    // nil if it is unknown
-	failed   *Error           // why it is refused, if decoding found so
-	parcel   *parcel          // of a request that came in a batch, else nil
-	answer   outboundResponse // that it is answered with
-	whole    bool             // it stands for a batch
+	place    int              // the index of its worker
+	in       *incoming        // nil until the request is decoded
+	method   *serverMethod    // nil if the method is unknown
+	failed   *Error           // the decoding error, for which the request is refused
+	parcel   *parcel          // the batch of the request; nil without a batch
+	answer   outboundResponse // the response to the request
+	whole    bool             // the job is the message of a batch
 
-	refused   bool  // its refusal is sent when its message is acknowledged, and ends it
-	completed bool  // it counts no more for its parcel
-	turn      *turn // of a request that waits for a worker again; the job is nothing else then
+	refused   bool  // the refusal is sent after the acknowledgement, and ends the job
+	completed bool  // the parcel does not wait for this job any more
+	turn      *turn // the wait of a request for a worker; the job has no other purpose then
 	invoked   *invocation
 
-	// Of the message, see onMessage: what is to be done when it is acknowledged.
-	refusals     []*outboundResponse // to be sent then
-	republishing int                 // counted copies that are on their way, see waitRepublished
-	// held is how many bytes of its body are counted, see bytesInHand.
+	// The fields below belong to the message of the request (see onMessage) and matter when
+	// the message is acknowledged.
+	refusals     []*outboundResponse // sent after the acknowledgement
+	republishing int                 // copies with a delivery count in progress, see waitRepublished
+	// held is how many bytes of the body bytesInHand counts for this job.
 	held int64
-	// unread is the size of its body if that was not read for want of room.
+	// unread is the size of a body that was dropped because bytesInHand had no room.
 	unread int64
-	// disposition is what the broker is told of it.
+	// disposition is how the consumer disposes of the message.
 	disposition disposition
 }
 
-// disposition is what the broker is told of a message that is done with.
+// disposition is the frame with which a consumer disposes of a message.
 type disposition uint8
 
 const (
-	disposeAck     disposition = iota // it is acknowledged
-	disposeReject                     // it is rejected: dropped, or dead-lettered by a policy
-	disposeRequeue                    // it goes back to its queue, marked as redelivered
+	disposeAck     disposition = iota // basic.ack
+	disposeReject                     // basic.nack without requeue: dropped, or dead-lettered by a policy
+	disposeRequeue                    // basic.nack with requeue: delivered again, marked as redelivered
 )
 
-// decode reads the request.
+// decode decodes the request on the first call and returns the same result afterwards.
 func (j *job) decode() (*incoming, *Error) {
 	if j.in == nil {
 		j.in, j.failed = decodeRequest(j.delivery, j.from.server.cfg.defaultMethod)
@@ -64,8 +65,8 @@ func (j *job) decode() (*incoming, *Error) {
 	return j.in, j.failed
 }
 
-// ack acknowledges a request whose answer the broker has. In another session
-// than its own there is nothing to acknowledge: the broker hands it out again.
+// ack acknowledges a request after the broker has confirmed the response. If the session of
+// the request has ended, ack only ends the job: the broker delivers the request again.
 func (j *job) ack() {
 	if j.parcel != nil {
 		j.complete(true)
@@ -77,12 +78,12 @@ func (j *job) ack() {
 	j.dispose()
 }
 
-// dispose has the broker told of a message that is done with.
+// dispose passes the message to the consumer's acknowledge goroutine.
 func (j *job) dispose() {
 	select {
 	case j.from.acks <- j:
-		// Nobody reads the acks of a session that ended, and the channel may have had
-		// room all the same.
+		// After the session has ended no goroutine reads acks, but the channel may have had
+		// room.
 		if j.from.isOver() {
 			j.from.dropAcks()
 		}
@@ -91,7 +92,7 @@ func (j *job) dispose() {
 	}
 }
 
-// requeue gives a request back to the broker as it is, which marks it as handed out.
+// requeue returns the original request to its queue; the broker marks it as redelivered.
 func (j *job) requeue() {
 	if j.parcel != nil {
 		j.parcel.requeueAll()
@@ -103,7 +104,8 @@ func (j *job) requeue() {
 	j.dispose()
 }
 
-// drop ends a message that was not acknowledged, and with it what waited for that.
+// drop ends a message without an acknowledgement, and the refusals that waited for the
+// acknowledgement.
 func (j *job) drop() {
 	for _, refusal := range j.refusals {
 		refusal.job.finish()
@@ -113,7 +115,7 @@ func (j *job) drop() {
 	}
 }
 
-// finish ends a job: nothing more is done about it here.
+// finish ends a job and releases its resources.
 func (j *job) finish() {
 	if j.parcel != nil {
 		j.complete(false)
@@ -131,14 +133,14 @@ func (j *job) finish() {
 	}
 }
 
-// willBeRedelivered reports whether the broker hands the job's request out again anyway:
-// its session has ended, and its queue was not deleted.
+// willBeRedelivered reports whether the broker delivers the job's request again in any case:
+// the session has ended, and the queue was not deleted.
 func (j *job) willBeRedelivered() bool {
 	return j.from.isOver() && !j.from.queueIsGone()
 }
 
-// refuseAfterAck has a refusal sent when the job's message is acknowledged, and settles
-// the job, which belongs to the refusal then.
+// refuseAfterAck acknowledges the job's message and sends the refusal after that. The refusal
+// owns the job from then on.
 func (j *job) refuseAfterAck(refusal *outboundResponse) {
 	j.refused = true
 	p, patience := j.parcel, refusalPatience(j)
@@ -149,13 +151,13 @@ func (j *job) refuseAfterAck(refusal *outboundResponse) {
 	}
 }
 
-// beginRepublish notes that a counted copy of the request is on its way.
+// beginRepublish records that a copy with a delivery count is being published.
 func (j *job) beginRepublish() {
 	j.from.server.moves.add(1)
 	j.onMessage(func(m *job) { m.republishing++ })
 }
 
-// endRepublish notes that there is no counted copy after all, as the broker did not take any.
+// endRepublish reverts beginRepublish, because the broker did not take the copy.
 func (j *job) endRepublish() {
 	moves := 0
 	j.onMessage(func(m *job) { moves, m.republishing = min(m.republishing, 1), max(m.republishing-1, 0) })
@@ -164,7 +166,7 @@ func (j *job) endRepublish() {
 	}
 }
 
-// onMessage calls f with the job that stands for the request's message.
+// onMessage calls f with the job of the request's message, which may be a batch.
 func (j *job) onMessage(f func(*job)) {
 	if j.parcel == nil {
 		f(j)
@@ -175,23 +177,23 @@ func (j *job) onMessage(f func(*job)) {
 	f(j.parcel.message)
 }
 
-// needsAckBarrier reports whether something depends on the broker having processed the
-// acknowledgement, which it does not confirm.
+// needsAckBarrier reports whether a refusal or a copy depends on the broker having processed
+// the acknowledgement, which AMQP does not confirm.
 func (j *job) needsAckBarrier() bool { return j.republishing > 0 || len(j.refusals) > 0 }
 
-// parcel is a batch of requests in a server. Each of them is a job like any other; their
-// message is acknowledged when all of them are settled.
+// parcel is a batch of requests in a server. Each request has its own job; the message of the
+// batch is acknowledged when all requests are completed.
 type parcel struct {
 	message *job
 
 	mu      sync.Mutex
-	open    int  // jobs that are neither settled nor over
-	unknown bool // one was over and not settled: the message comes again
-	requeue bool // one is given back as it is, so all are
+	open    int  // jobs that are not completed
+	unknown bool // a job ended and its request must be delivered again, so the whole batch is
+	requeue bool // a job requeued its request, so the whole batch is requeued
 }
 
-// unpack hands the calls in a batch to the workers. What is no batch, in its queue, is
-// an ordinary request.
+// unpack passes the requests of a batch to the workers. A message in the batch queue that is
+// not a batch is handled as a single request.
 func (c *consumer) unpack(d *amqp.Delivery) {
 	s := c.server
 	held := c.claim(d)
@@ -220,8 +222,8 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		j.in.User = user
 		switch size := len(j.in.Body); {
 		case j.in.CorrelationID == "" && d.ReplyTo != "":
-			// Nobody could tell whose response it is, and a batch of such records would be
-			// answered with many times its size.
+			// No call would match the response, and a batch of such records would cause
+			// responses of many times its size.
 			s.recordRefusal(&j.job, CodeInvalidArgument)
 			jobs = jobs[:len(jobs)-1]
 			err = errNoID
@@ -242,8 +244,9 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	p.open = len(jobs)
 	s.track.add(len(jobs))
 	d.Body = nil
-	// At once: a job of another message between them could wait for the moves of those
-	// before it (waitRepublished) and keep the worker that those behind it need.
+	// The jobs are queued without jobs of other messages between them: a job in between could
+	// wait for the copies of the jobs before it (waitRepublished), and would occupy the worker
+	// which the jobs behind it need.
 	wait := make([]*job, 0, len(jobs))
 	for i := range jobs {
 		if j := &jobs[i].job; !s.shed(j) {
@@ -253,17 +256,17 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	s.jobs.put(wait...)
 }
 
-// errNoID is why a call in a batch is dropped.
+// errNoID is why a request in a batch is dropped.
 var errNoID = errors.New("a call without an id")
 
-// batchedJob is a job that came in a batch, with its request.
+// batchedJob is the job of a request in a batch, with the decoded request.
 type batchedJob struct {
 	job
 	incoming
 }
 
-// nameOf returns a method's name without a copy of its own if the server has it, and the
-// default method's for an empty name.
+// nameOf returns the name of a method, without an allocation if the server has the method. An
+// empty name means the default method.
 func (s *Server) nameOf(name []byte) string {
 	if len(name) == 0 {
 		return s.cfg.defaultMethod
@@ -274,7 +277,8 @@ func (s *Server) nameOf(name []byte) string {
 	return string(name)
 }
 
-// complete counts a job out, once. Settled means that its request is done with.
+// complete marks the job as completed, once; the last job of a batch disposes of the message.
+// settled is false if the request must be delivered again.
 func (j *job) complete(settled bool) {
 	if j.completed {
 		return
@@ -299,21 +303,22 @@ func (j *job) complete(settled bool) {
 	}
 }
 
-// requeueAll has the whole batch given back when all its jobs have left.
+// requeueAll makes the last job requeue the whole batch.
 func (p *parcel) requeueAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requeue = true
 }
 
-// minRefusalPatience is how long the refusal of a call in a batch waits for the others in
-// it, at least.
+// minRefusalPatience is the minimum time that the refusal of a request in a batch waits for
+// the other requests of the batch.
 const minRefusalPatience = 500 * time.Millisecond
 
-// refusalPatience returns how long the refusal of a job waits for the acknowledgement of
-// the job's message before it is sent without "did not run"; 0 is without a bound. To an
-// idempotent call the difference matters little, as it may be sent again either way. Any
-// other one waits for most of its time, so that its caller still gets the refusal's code.
+// refusalPatience returns how long the refusal of a job waits for the acknowledgement of the
+// job's message before the refusal is sent without [DidNotRun]; 0 means without limit. For an
+// idempotent call the outcome matters little, because the call may be sent again either way.
+// Any other refusal waits for three quarters of the call's remaining time, so that the caller
+// still receives the code of the refusal.
 func refusalPatience(j *job) time.Duration {
 	switch {
 	case j.in.Idempotent:
@@ -326,8 +331,8 @@ func refusalPatience(j *job) time.Duration {
 	}
 }
 
-// bound sends a refusal after patience, if its batch is not done with by then. As the
-// batch may be handed out again, the refusal no longer says that the call did not run.
+// bound sends a refusal after patience if its batch is not completed by then. The broker may
+// deliver the batch again, so the outcome of the refusal is [MayHaveRun] then.
 func (p *parcel) bound(refusal *outboundResponse, patience time.Duration) {
 	if p.done() {
 		return
@@ -340,15 +345,15 @@ func (p *parcel) bound(refusal *outboundResponse, patience time.Duration) {
 	})
 }
 
-// done reports whether every job of the batch has left.
+// done reports whether every job of the batch is completed.
 func (p *parcel) done() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.open == 0
 }
 
-// withdraw takes a refusal from those that are sent when the batch is acknowledged. It
-// reports false when the batch is done with: then they belong to the acknowledgement.
+// withdraw removes a refusal from the refusals that are sent after the acknowledgement of the
+// batch. It returns false if the batch is completed: the acknowledgement sends the refusal.
 func (p *parcel) withdraw(refusal *outboundResponse) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -360,26 +365,26 @@ func (p *parcel) withdraw(refusal *outboundResponse) bool {
 	return true
 }
 
-// growingPause returns the pause before try number tries+1: between half and the whole of a
-// bound that doubles from first to most.
+// growingPause returns the pause before attempt tries+1: a random time between half of a bound
+// and the bound, which doubles with each attempt from first to most.
 func growingPause(first, most time.Duration, tries int) time.Duration {
 	bound := most
-	if tries < 16 { // more doublings are beyond every bound
+	if tries < 16 { // with more doublings the bound exceeds every value of most
 		bound = min(first<<tries, most)
 	}
 	return bound/2 + rand.N(bound/2+1) //nolint:gosec // spreads load, guards nothing.
 }
 
-// delayed publishes messages that the broker nacked again after a pause. The functions that
-// it calls must not block. Its timers end with the server. Its zero value is ready to use.
-// Safe for concurrent use.
+// delayed calls functions after a pause, to publish nacked messages again. The functions must
+// not block. The timers end with the server. The zero value is ready to use. Safe for
+// concurrent use.
 type delayed struct {
 	mu     sync.Mutex
 	timers map[*time.Timer]func()
 	closed bool
 }
 
-// after calls f after a pause, or at once by flush. After close it calls nothing.
+// after calls f after a pause, or when flush is called. After close it does nothing.
 func (d *delayed) after(pause time.Duration, f func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -402,14 +407,14 @@ func (d *delayed) after(pause time.Duration, f func()) {
 	d.timers[timer] = f
 }
 
-// flush ends every pause.
+// flush calls all waiting functions at once.
 func (d *delayed) flush() {
 	for _, f := range d.stop(false) {
 		f()
 	}
 }
 
-// close stops every timer.
+// close stops all timers.
 func (d *delayed) close() { d.stop(true) }
 
 func (d *delayed) stop(closed bool) []func() {

@@ -11,7 +11,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// redelivered gives a request as a consumer that took it and gave it back leaves it.
+// redelivered puts a request at the head of the request queue with the redelivered mark, like a
+// consumer's requeue.
 func redelivered(b *fakeBroker, msg amqp.Publishing) {
 	b.with(func(b *fakeBroker) {
 		b.requeue(b.queues[DefaultQueue], &fakeMessage{msg: msg})
@@ -49,7 +50,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		}
 		wantSame(t, "runs", runs.Load(), 0)
 		wantSame(t, "held", b.unacked(DefaultQueue), 3)
-		// A request that a server has lost still runs: the moves that wait do not hold it up.
+		// A lost request still runs: waiting republishes do not delay others.
 		lost := with(request("m"), func(m *amqp.Publishing) { m.CorrelationId = "lost" })
 		redelivered(b, lost)
 		pass(time.Second)
@@ -75,7 +76,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
 			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
 		}))
-		pass(time.Minute) // its pauses are long by now
+		pass(time.Minute) // the pauses between attempts are long
 		begun := time.Now()
 		s.stop()
 		if err := s.wait(t); err != nil {

@@ -13,13 +13,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// wrapping is an error type of a handler's author around another error.
+// wrapping is a handler author's error type around another error.
 type wrapping struct{ inner error }
 
 func (w wrapping) Error() string { return "wrapping" }
 func (w wrapping) Unwrap() error { return w.inner }
 
-// hostileError is an error of which one method does what no method should.
+// hostileError is an error with one harmful method.
 type hostileError struct {
 	method string
 	act    func()
@@ -35,7 +35,8 @@ func (h hostileError) Unwrap() error { h.on("Unwrap"); return nil }
 func (h hostileError) Is(error) bool { h.on("Is"); return false }
 func (h hostileError) As(any) bool   { h.on("As"); return false }
 
-// noError is what a validation returns whose result is declared as *Error.
+// noError returns a nil *Error, like a successful validation function with the result type
+// *Error.
 func noError() *Error { return nil }
 
 func TestWhateverErrorAHandlerReturnsTheServerAnswersAndLives(t *testing.T) {
@@ -137,7 +138,7 @@ func TestMethodsOfANilError(t *testing.T) {
 	wantSame(t, "OutcomeOf", OutcomeOf(behind), Ran)
 }
 
-// hostileObserver is an observer of which every method acts up.
+// hostileObserver is an observer. Every method calls act.
 type hostileObserver struct{ act func() }
 
 func (o hostileObserver) CallSettled(string, Code, time.Duration)                 { o.act() }
@@ -185,8 +186,8 @@ func TestObserverThatPanicsHarmsNoCall(t *testing.T) {
 	})
 }
 
-// What ends goroutines, as t.FailNow does in an observer, costs links and no process; each
-// call is answered.
+// If an observer ends its goroutine, like t.FailNow, the process loses connections but does not
+// end, and every call is settled.
 func TestObserverThatEndsItsGoroutine(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -229,7 +230,8 @@ func TestClientMiddlewareOfAFutureThatNeverReturns(t *testing.T) {
 	}
 }
 
-// The server keeps what the response depends on out of the handler's reach.
+// A handler that overwrites its request does not change the response: the server keeps its own
+// copy.
 func TestHandlerThatOverwritesItsRequestIsAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

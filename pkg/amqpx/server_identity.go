@@ -10,46 +10,44 @@ import (
 	"go.uber.org/zap"
 )
 
-// Who called. The broker checks the user_id of a message against the user of the
-// connection that it came through (https://www.rabbitmq.com/docs/validated-user-id), so it
-// is an identity that nobody can forge; a message without it is anonymous, and tells its
-// caller only by its reply_to.
+// Identity of callers. The broker checks the user_id of a message against the user of the
+// publishing connection (https://www.rabbitmq.com/docs/validated-user-id), so a user_id cannot
+// be forged. A message without user_id is anonymous: only its reply_to identifies the caller.
 
-// scopeKind says what the scope of a requestID is.
+// scopeKind is the kind of a requestID's scope.
 type scopeKind uint8
 
 const (
 	scopeUser        scopeKind = iota // the user_id; "" for an anonymous request
-	scopeApplication                  // what WithDedupScope returned
+	scopeApplication                  // the result of the function of WithDedupScope
 )
 
-// requestID identifies a request among those of one method.
+// requestID identifies a request among all requests for a method.
 type requestID struct {
 	kind  scopeKind
 	scope string
-	// replyTo is empty for an id that is shared, and for one that is too long to be a
-	// number of a program: such a request may come again with another reply_to, see
-	// isSameRequest.
+	// replyTo is empty for a shared id, and for an id that is too long for a counter of a
+	// program: such a request may be sent again with another reply_to, see isSameRequest.
 	replyTo string
 	id      string
 }
 
-// identity is what a request is known by.
+// identity is the requestID by which duplicates of a request are found.
 type identity struct {
 	requestID
 
-	// shared says that the id is an idempotency key of an identified caller: it means the
-	// same request whatever the reply_to is.
+	// shared is true for an idempotency key of an identified caller: the key means the same
+	// request with any reply_to.
 	shared bool
 }
 
-// uniqueID is how long an id is at least, in bytes, to be taken for one that no two
-// programs choose: the length of a UUID's bytes. Programs that number their calls have
-// shorter ones.
+// uniqueID is the minimum length, in bytes, of an id that is considered unique among all
+// programs: the length of a UUID's bytes. Programs which number their calls have shorter ids.
 const uniqueID = 16
 
-// key returns what a request is known by, or "". A correlation id is good for that
-// only from callers that follow our contract: others may use it again.
+// key returns the id of a request for deduplication, or "". A correlation id is used only if
+// the caller follows the contract of this package: other callers may use a correlation id
+// again.
 func (in *incoming) key() string {
 	if in.IdempotencyKey == "" && in.followsContract {
 		return in.CorrelationID
@@ -57,10 +55,10 @@ func (in *incoming) key() string {
 	return in.IdempotencyKey
 }
 
-// identity returns what a request is known by; false means that nothing tells whether another
-// one repeats it. An idempotency key belongs to the user that made it. A correlation id,
-// and the key of an anonymous caller, belongs to whoever has the reply_to; where there is
-// none either, nobody can tell.
+// identity returns the identity of a request; false means that duplicates cannot be
+// recognised. An idempotency key belongs to the user of the request. A correlation id, and the
+// key of an anonymous caller, belong to the reply_to; without a reply_to the request has no
+// identity.
 func (in *incoming) identity() (identity, bool) {
 	id := identity{requestID{scope: in.User, id: in.key()}, in.IdempotencyKey != "" && in.User != ""}
 	switch {
@@ -72,12 +70,12 @@ func (in *incoming) identity() (identity, bool) {
 	return id, true
 }
 
-// callKey identifies a call: who made it, and its correlation id.
+// callKey identifies a call by its caller and its correlation id.
 type callKey struct{ user, replyTo, id string }
 
-// newCallKey returns the key of a call. An address of direct reply-to is known to
-// servers only, and changes with each connection, so it is left out where the id alone
-// cannot be guessed. A one-way request has no reply_to, and no cancellation matches it.
+// newCallKey returns the key of a call. An address of direct reply-to is known only to servers
+// and changes with each connection, so it is not part of the key if the id cannot be guessed.
+// A one-way request has no reply_to, and no cancellation matches it.
 func newCallKey(user, replyTo, id string) callKey {
 	if len(id) >= uniqueID && strings.HasPrefix(replyTo, directReplyTo) {
 		replyTo = directReplyTo
@@ -85,21 +83,21 @@ func newCallKey(user, replyTo, id string) callKey {
 	return callKey{user: user, replyTo: replyTo, id: id}
 }
 
-// callKey returns the key of a request's call.
+// callKey returns the key of the request's call.
 func (in *incoming) callKey() callKey { return newCallKey(in.User, in.replyTo, in.CorrelationID) }
 
-// headerUser names the caller of a request that a server has copied.
+// headerUser holds the caller of a request in a copy by a server.
 const headerUser = headerPrefix + "user"
 
-// headerDeath is the broker's own mark of a message that it has dead-lettered
+// headerDeath is the header in which the broker records dead-lettering
 // (https://www.rabbitmq.com/docs/dlx).
 const headerDeath = "x-death"
 
-// callerOf returns the user that sent a message, or "". A copy that a server made has that
-// server's user and names the caller in a header, which counts only from servers of this
-// server's own user. The broker does not validate anew what it dead-letters, so the
-// user_id of such a message proves nothing: whoever can bind a queue could have another's
-// message routed here.
+// callerOf returns the user who sent a message, or "". A copy by a server has the server's
+// user and names the caller in a header, which counts only if the copy has this server's own
+// user. The user_id of a message which the broker has dead-lettered proves nothing, because
+// the broker does not validate such a message again: a user who can bind a queue could route
+// another user's message to the server.
 func (s *Server) callerOf(d *amqp.Delivery) string {
 	if d.UserId == "" || !s.cfg.userID {
 		return ""
@@ -115,9 +113,9 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	return d.UserId
 }
 
-// sign marks the copy of a request as this server's own, and as that of its caller. A dead
-// letter only names the caller: whoever moves it back may be another user, whom the broker
-// would refuse, and the request is anonymous then.
+// sign sets this server's user and the caller in the copy of a request. In a dead letter only
+// the caller is set: the broker would refuse a dead letter with this server's user when
+// another user moves the message back. The request is anonymous then.
 func (s *Server) sign(msg *amqp.Publishing, caller string) {
 	delete(msg.Headers, headerUser)
 	user := s.user.get()
@@ -130,21 +128,22 @@ func (s *Server) sign(msg *amqp.Publishing, caller string) {
 	}
 }
 
-// brokerUser is the name by which the broker knows the user of a session. It goes into the
+// brokerUser is the name under which the broker knows a session's user. The name is sent as
 // user_id of messages, which the broker compares with the user of the connection
-// (https://www.rabbitmq.com/docs/validated-user-id): one that differs ends the channel and
-// leaves everything on it in doubt. With OAuth 2, LDAP or certificates the name is not the
-// one in the URL, so it is tried first. The zero value has no name. Safe for concurrent use.
+// (https://www.rabbitmq.com/docs/validated-user-id). A wrong name ends the channel, and the
+// result of every message on the channel is unknown. With OAuth 2, LDAP or certificates the
+// name differs from the user in the URL, so a session tests the name first. The zero value has
+// no name. Safe for concurrent use.
 type brokerUser struct {
-	name atomic.Pointer[string] // verified for the session that began last
-	last string                 // verified in the session before; only verify uses it
+	name atomic.Pointer[string] // verified in the current session
+	last string                 // verified in the session before; used only by verify
 }
 
-// userWait bounds how long a session waits for its user's name: a broker that blocks
-// publishing does not answer.
+// userWait bounds how long a session waits for the verification: a broker that blocks
+// publishing does not respond.
 const userWait = time.Second
 
-// get returns the name, or "" while none is verified.
+// get returns the verified name, or "".
 func (u *brokerUser) get() string {
 	if name := u.name.Load(); name != nil {
 		return *name
@@ -152,9 +151,10 @@ func (u *brokerUser) get() string {
 	return ""
 }
 
-// verify finds out the name for a session that is being set up, by messages to nobody on
-// the channel of the probe, before anybody else uses that. The broker tells the name when
-// it refuses another. Without a name the session's messages are anonymous.
+// verify determines the name for a new session. It publishes messages, which no queue
+// receives, on the channel of the probe before the channel has other users. When the broker
+// refuses a name, the error contains the correct name. Without a name the session's messages
+// are anonymous.
 func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 	if name := u.name.Swap(nil); name != nil {
 		u.last = *name
@@ -174,7 +174,7 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 			return refused
 		}
 		var err error
-		if s.probeCh, err = s.pub.channel(); err != nil { // refused, it has ended
+		if s.probeCh, err = s.pub.channel(); err != nil { // the refusal has ended the channel
 			return err
 		}
 		told := userIn(refused)
@@ -187,12 +187,12 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 	return nil
 }
 
-// try sends a message to nobody with a name as its user_id. It returns the broker's refusal,
-// or that none has come so far: then the name is used from the moment that the broker
-// answers.
+// try publishes a message with name as its user_id, which no queue receives. It returns the
+// broker's refusal. If the broker does not respond before limit, late is true, and the name is
+// used as soon as the broker accepts the message.
 func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late bool, refused error) {
 	ch, result := s.probeCh, make(chan error, 1)
-	s.run(func() { // ends with the session at the latest
+	s.run(func() { // the goroutine ends with the session at the latest
 		err := ch.publishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
 			err = ch.barrier()
@@ -212,7 +212,7 @@ func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late 
 	}
 }
 
-// userIn returns the user's name that the refusal of another one tells, or "".
+// userIn returns the correct user name in the broker's refusal of another name, or "".
 func userIn(err error) string {
 	refused, ok := errors.AsType[*amqp.Error](err)
 	if !ok || refused.Code != amqp.PreconditionFailed {
@@ -226,8 +226,8 @@ func userIn(err error) string {
 	return strings.TrimSuffix(refused.Reason[i+len(before):], "'")
 }
 
-// WithUserID chooses whether messages carry the user_id by which servers know their
-// callers ([Request.User]), and whether servers believe it; the default is true. The name
-// is tried once for each link; a broker that does not confirm it leaves messages
-// anonymous. Switch it off where the broker does not validate the property.
+// WithUserID sets whether messages carry the user_id by which servers know their callers
+// ([Request.User]), and whether servers trust the property; the default is true. Each new
+// session tests the name once; if the broker does not confirm the name, messages are
+// anonymous. Switch the option off if the broker does not validate the property.
 func WithUserID(on bool) Option { return option(func(c *config) { c.userID = on }) }

@@ -20,7 +20,7 @@ func usersOf(b *fakeBroker, queue string) (users []string) {
 	return users
 }
 
-// whoCalls answers who called.
+// whoCalls is a handler that returns the caller's user.
 func whoCalls(_ context.Context, req *Request) ([]byte, error) { return []byte(req.User), nil }
 
 func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
@@ -72,8 +72,8 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 	}
 }
 
-// The name is tried on a channel that nobody else uses: neither a refusal nor silence harms
-// the session.
+// The session tries the user name on a separate channel, so neither a refusal nor a missing
+// answer harms the session.
 func TestBrokerThatDoesNotConfirmTheUser(t *testing.T) {
 	t.Parallel()
 	refused := &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - write access to exchange 'amq.default' refused"}
@@ -133,7 +133,7 @@ func TestUserInARefusal(t *testing.T) {
 	}
 }
 
-// What a server copies keeps its caller, and nobody else's word is believed.
+// A republished request keeps its caller. The user header of another sender is ignored.
 func TestWhoCalledAfterAMove(t *testing.T) {
 	t.Parallel()
 	claim := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerUser: "admin"} }
@@ -172,7 +172,8 @@ func TestWhoCalledAfterAMove(t *testing.T) {
 	}
 }
 
-// Dead letters have no user, so that anybody can move them back, and name their caller.
+// A dead letter has no user_id, so any user can move the message back, and names its caller in a
+// header.
 func TestDeadLetterNamesItsCaller(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

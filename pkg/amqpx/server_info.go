@@ -12,48 +12,50 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Instance is one server as it describes itself ([Client.Fleet]). Its JSON is the answer
-// to the questions of the control plane: to "ping" without Methods and Stats, to "info"
-// without Stats and the methods' counts.
+// Instance is one server's description of itself ([Client.Fleet]). Its JSON is the response to
+// the queries of the control plane. The response to "ping" is without Methods and Stats, the
+// response to "info" without Stats and the methods' counts.
 type Instance struct {
-	// ID is made anew with each [Server]; Name and Version are [WithName] and [WithVersion].
+	// ID is new for each [Server]; Name and Version are set with [WithName] and [WithVersion].
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Version string `json:"version,omitempty"`
-	// Host and PID tell where it runs.
+	// Host and PID identify the process.
 	Host string `json:"host"`
 	PID  int    `json:"pid"`
 	// Queue is the request queue.
 	Queue string `json:"queue"`
-	// State is that of its link ([State.String]): ready, blocked or draining.
+	// State is the state of the connection ([State.String]): ready, blocked or draining.
 	State string `json:"state"`
-	// Started is by its own clock; UptimeSeconds needs no clocks that agree.
+	// Started is a time of the server's clock; UptimeSeconds does not depend on the clocks.
 	Started       time.Time `json:"started"`
 	UptimeSeconds float64   `json:"uptime_seconds"`
-	// RoundTripMS is how long its answer took, in milliseconds. The one who asked sets it.
+	// RoundTripMS is the time until the response of the server, in milliseconds. The client
+	// sets this field.
 	RoundTripMS float64 `json:"round_trip_ms,omitempty"`
-	// Workers, Prefetch and Batch are its settings.
+	// Workers, Prefetch and Batch are settings of the server.
 	Workers  int  `json:"workers,omitempty"`
 	Prefetch int  `json:"prefetch,omitempty"`
 	Batch    bool `json:"batch,omitempty"`
-	// Methods are its functions by name.
+	// Methods are the methods of the server, sorted by name.
 	Methods []MethodInfo `json:"methods,omitempty"`
-	// Stats counts what it did.
+	// Stats are the counters of the server.
 	Stats *InstanceStats `json:"stats,omitempty"`
 }
 
-// MethodInfo is one function of a server.
+// MethodInfo describes one method of a server.
 type MethodInfo struct {
 	Name       string `json:"name"`
 	AtMostOnce bool   `json:"at_most_once,omitempty"`
 	// OK and Failed count the handlers that returned a result or an error.
 	OK     uint64 `json:"ok"`
 	Failed uint64 `json:"failed"`
-	// LatencyMS is how long the handlers ran since the server was made, in milliseconds.
+	// LatencyMS summarises the run times of the handlers since the server was created, in
+	// milliseconds.
 	LatencyMS Latency `json:"latency_ms"`
 }
 
-// Latency sums up times, in milliseconds and exact to two digits.
+// Latency summarises times in milliseconds, with a precision of two significant digits.
 type Latency struct {
 	Mean float64 `json:"mean"`
 	P50  float64 `json:"p50"`
@@ -88,7 +90,7 @@ type InstanceStats struct {
 	OldestHandlerSeconds float64 `json:"oldest_handler_seconds"`
 }
 
-// instance is what does not change of a server's description.
+// instance is the constant part of a server's description.
 type instance struct {
 	id      string
 	host    string
@@ -103,7 +105,7 @@ func newInstance() instance {
 	return instance{id: newID(), host: host, started: time.Now()}
 }
 
-// describe answers a question about the server.
+// describe returns the response to a query about the server.
 func (s *Server) describe(question string) ([]byte, error) {
 	in := Instance{
 		ID: s.self.id, Name: s.cfg.name, Version: s.cfg.version, Host: s.self.host, PID: os.Getpid(),
@@ -138,16 +140,16 @@ func (s *Server) instanceStats() *InstanceStats {
 	}
 }
 
-// handlerTimes sums up how one method's handlers ended. Its zero value is ready; safe for
-// concurrent use.
+// handlerTimes counts the ended handlers of a method, and their run times. The zero value is
+// ready to use; safe for concurrent use.
 type handlerTimes struct {
 	ok, failed atomic.Uint64
 
 	mu   sync.Mutex
-	took *hdrhistogram.Histogram // in µs; nil before the first
+	took *hdrhistogram.Histogram // in µs; nil before the first handler
 }
 
-// slowestHandler is the longest time that is told apart.
+// slowestHandler is the longest run time in the histogram; longer times count as this value.
 const slowestHandler = time.Hour
 
 // ended counts a handler that ended.
@@ -166,7 +168,7 @@ func (h *handlerTimes) ended(ok bool, took time.Duration) {
 	_ = h.took.RecordValue(min(took.Microseconds(), slowestHandler.Microseconds())) // within its bounds
 }
 
-// sumUp fills in what there is to tell.
+// sumUp sets the counts and latencies of m.
 func (h *handlerTimes) sumUp(m *MethodInfo) {
 	m.OK, m.Failed = h.ok.Load(), h.failed.Load()
 	h.mu.Lock()

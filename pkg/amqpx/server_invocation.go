@@ -9,41 +9,41 @@ import (
 	"go.uber.org/zap"
 )
 
-// invocation is one request on its way through the middleware of a server, and the
-// context of that. It begins when a worker takes the request.
+// invocation is one run of the server's middleware for a request, and the context of this run,
+// from the moment a worker takes the request.
 type invocation struct {
 	lazyContext
 
 	job *job
-	// The fields id to handedOut hold the values of the request on arrival, because
-	// middleware may change the Request that it passes on.
+	// The fields id to handedOut hold the values of the request on arrival, because middleware
+	// may change the Request for the next handler.
 	id            identity
-	identified    bool // the request can be matched with a duplicate by id
-	keyed         bool // its id is an idempotency key
-	handedOut     bool // an earlier run may have happened
+	identified    bool // a duplicate can be found by id
+	keyed         bool // the id is an idempotency key
+	handedOut     bool // the request may have run before
 	correlationID string
 	body          []byte
 
-	begun time.Time    // when its worker took it
-	works atomic.Int64 // since when it has its worker, see load
+	begun time.Time    // when a worker took the request
+	works atomic.Int64 // when the invocation got its current worker, see load
 
 	mu       sync.Mutex
 	place    int           // of its worker
-	answered bool          // the watchdog has answered it: its handler is stuck
+	answered bool          // the watchdog has responded: the handler is stuck
 	lent     bool          // another worker took the place of its worker
 	over     bool          // the middleware has returned
 	refusal  *Error        // of the deduplication layer: the handler was not run
-	replayed bool          // it got the response of the request that it repeats
+	replayed bool          // the request got the response of another execution
 	waited   time.Duration // for executions of the same request
 
-	response atomic.Pointer[properties] // that the handler has set; nil: none
+	response atomic.Pointer[properties] // the properties set by the handler; nil: none
 	silent   atomic.Bool                // another request of the same call responds
 
-	// The lock of the dedupStore guards these; takes may be read after the execution's
-	// done is closed.
-	ran      *execution // the last one of this request
-	takes    bool       // the response of the execution that it waited for
-	canceled bool       // its caller has canceled the call
+	// The lock of the dedupStore guards these fields; takes may be read after the execution's
+	// done channel is closed.
+	ran      *execution // the last execution of this request
+	takes    bool       // the request takes the response of the execution for which it waited
+	canceled bool       // the caller has canceled the call
 }
 
 func newInvocation(j *job) *invocation {
@@ -52,12 +52,12 @@ func newInvocation(j *job) *invocation {
 	return r
 }
 
-// call identifies the call that the request belongs to.
+// call returns the key of the request's call.
 func (r *invocation) call() callKey {
 	return newCallKey(r.id.scope, r.job.in.replyTo, r.correlationID)
 }
 
-// invocationKey is the key under which a context has its invocation.
+// invocationKey is the key under which a context stores its invocation.
 type invocationKey struct{}
 
 // Value implements context.Context.
@@ -68,7 +68,7 @@ func (r *invocation) Value(key any) any {
 	return r.lazyContext.Value(key)
 }
 
-// refuse notes that the request was not run, for the given reason.
+// refuse records why the request was not run, and returns e.
 func (r *invocation) refuse(e *Error) *Error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,8 +76,7 @@ func (r *invocation) refuse(e *Error) *Error {
 	return e
 }
 
-// refusedWith returns the error of refuse if it is in err, also if middleware has wrapped
-// it, or nil.
+// refusedWith returns the error passed to refuse if err wraps this error, or nil.
 func (r *invocation) refusedWith(err error) *Error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,15 +86,15 @@ func (r *invocation) refusedWith(err error) *Error {
 	return r.refusal
 }
 
-// isReplayed reports whether the request got the response of the one that it repeats.
+// isReplayed reports whether the request got the response of another execution.
 func (r *invocation) isReplayed() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.replayed
 }
 
-// retire ends an invocation whose middleware has returned. It reports whether its
-// goroutine still is a worker.
+// retire records that the middleware has returned. It reports whether the goroutine is still a
+// worker.
 func (r *invocation) retire() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +102,7 @@ func (r *invocation) retire() bool {
 	return !r.lent
 }
 
-// lendWorker has another worker take the place of a request that only waits.
+// lendWorker starts another worker in the place of a request's worker while the request waits.
 func (s *Server) lendWorker(r *invocation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,15 +115,15 @@ func (s *Server) lendWorker(r *invocation) {
 	s.startWorker(r.parent, r.place)
 }
 
-// turn is a request in the queue of jobs that waits for a worker to go home for it.
+// turn is an entry in the job queue: a request waits for the place of a worker.
 type turn struct {
 	of        *invocation
-	taken     chan struct{} // closed when it has its worker
-	withdrawn bool          // it needs none any more; guarded by the invocation's mu
+	taken     chan struct{} // closed when the request has a worker
+	withdrawn bool          // the request needs no worker any more; guarded by the invocation's mu
 }
 
-// regainWorker waits, after lendWorker, until a worker goes home for the request, so that
-// no more handlers run than there are workers. It reports false if ctx ended first.
+// regainWorker waits, after lendWorker, until a worker ends in favor of the request: at most
+// as many handlers run as there are workers. It returns false if ctx ends first.
 func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 	r.mu.Lock()
 	lent, answered := r.lent, r.answered
@@ -142,11 +141,11 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t.withdrawn = true
-	return !r.lent // it may have got its worker at the same time
+	return !r.lent // the request may have got a worker at the same time
 }
 
-// take gives a request the place of the worker that calls it, which then ends. A request
-// whose time is over needs none.
+// take gives the request the place of the calling worker, which then ends. It returns false if
+// the request needs no worker.
 func (t *turn) take(l *load, place int) bool {
 	r := t.of
 	r.mu.Lock()
@@ -161,15 +160,15 @@ func (t *turn) take(l *load, place int) bool {
 	return true
 }
 
-// unknownMethods logs each method name that requests ask for and the server does not have.
-// Safe for concurrent use.
+// unknownMethods logs, once each, the names of requested methods that the server does not
+// have. Safe for concurrent use.
 type unknownMethods struct {
 	mu     sync.Mutex
 	logged loggedNames
 }
 
-// unimplemented makes the refusal of a request for a method that the server does not have.
-// It names the server, so that the caller knows which ones refused.
+// unimplemented returns the refusal of a request for an unknown method. The refusal names the
+// server, so the caller knows which servers refused.
 func (s *Server) unimplemented(method string) *Error {
 	s.unknown.mu.Lock()
 	first := s.unknown.logged.add(method)

@@ -10,7 +10,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// With a queue go the requests in it, but not those that a server has in hand.
+// Deleting the queue loses the requests in the queue. The server still answers requests already
+// delivered.
 func TestQueueDeletedUnderTheServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +94,8 @@ func TestServerReturnsWhenItsQueueIsDeleted(t *testing.T) {
 	})
 }
 
-// stepped is a handler that tells when a run begins and waits for leave to end it.
+// stepped is a handler that reports the start of each run on begun, and ends a run with a
+// response from leave.
 type stepped struct {
 	begun chan *Request
 	leave chan []byte
@@ -127,8 +129,8 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 		h.leave <- []byte("one of two")
 		settle()
 		wantSame(t, "answers", len(b.take()), 1)
-		// One of the two runs acknowledged, or did not: the other's delivery has the same
-		// tag and must be open as long as it runs.
+		// The finished run may or may not have acknowledged a delivery. The other run's delivery
+		// has the same tag and must stay unacknowledged until its end.
 		if n := b.unacked(DefaultQueue); n > 1 {
 			t.Errorf("%d unacknowledged", n)
 		}
@@ -152,7 +154,7 @@ func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
 			for _, l := range append([]*fakeLink(nil), b.links...) {
 				l.end(nil)
 			}
-			b.queues[DefaultQueue].messages = nil // another server took it
+			b.queues[DefaultQueue].messages = nil // another server took the request
 		})
 		ready(t, s.WaitReady)
 		b.put(request("young")) // tag 1 again
@@ -179,7 +181,7 @@ func TestRequestsOfALostLinkThatWereNotStartedAreSkipped(t *testing.T) {
 		<-h.begun
 		b.kick(nil)
 		ready(t, s.WaitReady)
-		for range 4 { // the lost run and the three that were handed out again
+		for range 4 { // the lost run and three redelivered requests
 			h.leave <- nil
 		}
 		settle()

@@ -9,20 +9,20 @@ import (
 
 // Defaults of servers.
 const (
-	// DefaultWorkers is how many handlers run at once.
+	// DefaultWorkers is the number of handlers that run at once.
 	DefaultWorkers = 64
 	// DefaultDrainTimeout bounds a graceful stop.
 	DefaultDrainTimeout = 20 * time.Second
-	// DefaultMaxHandlerTime is the longest time of a handler: ten times the default deadline
-	// of calls, and well below the half hour after which RabbitMQ closes the channel of a
-	// consumer that does not acknowledge (https://www.rabbitmq.com/docs/consumers).
+	// DefaultMaxHandlerTime is the longest run time of a handler: ten times the default
+	// timeout of calls, and well below the half hour after which RabbitMQ closes the channel
+	// of a consumer that does not acknowledge (https://www.rabbitmq.com/docs/consumers).
 	DefaultMaxHandlerTime = 5 * time.Minute
-	// DefaultDeliveryLimit is how often a request may be handed out.
+	// DefaultDeliveryLimit is how often a request may be delivered.
 	DefaultDeliveryLimit = 5
-	// DefaultReplayBytes and DefaultReplayAge bound the stored answers.
+	// DefaultReplayBytes and DefaultReplayAge bound the stored responses.
 	DefaultReplayBytes = 8 << 20
 	DefaultReplayAge   = time.Minute
-	// DefaultMaxBytesInHand bounds the bodies of the requests that a server has in hand.
+	// DefaultMaxBytesInHand bounds the bodies of a server's unacknowledged requests, in bytes.
 	DefaultMaxBytesInHand = 64 << 20
 )
 
@@ -44,10 +44,10 @@ type serverConfig struct {
 	maxBytesInHand int
 	inHand         *bytesInHand
 
-	defaultMethod string // of requests that name none; "": they are refused
+	defaultMethod string // for requests without a method; "": such requests are refused
 
 	observers []ServerObserver
-	observer  ServerObserver // all of them together; nil: none
+	observer  ServerObserver // all observers together; nil: none
 }
 
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
@@ -112,128 +112,130 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	return c, nil
 }
 
-// maxPrefetch is what fits basic.qos's 16 bits.
+// maxPrefetch is the largest prefetch count in the 16 bits of basic.qos.
 const maxPrefetch = 1<<16 - 1
 
 type serverOption func(*serverConfig)
 
 func (o serverOption) applyServer(c *serverConfig) { o(c) }
 
-// WithWorkers sets how many handlers run at once; the default is [DefaultWorkers].
+// WithWorkers sets the number of handlers that run at once; the default is [DefaultWorkers].
 func WithWorkers(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.workers = n })
 }
 
-// WithPrefetch sets how many unacknowledged requests the broker hands to this
-// server (https://www.rabbitmq.com/docs/consumer-prefetch), and so bounds its
-// memory. The default, 0, is twice the workers: one for each worker, and one that
-// is on its way while an answer waits for its confirm.
+// WithPrefetch sets the number of unacknowledged requests delivered to this server
+// (https://www.rabbitmq.com/docs/consumer-prefetch). The prefetch bounds the server's memory.
+// The default, 0, is twice the workers: for each worker one running request, and one request
+// on its way while a response waits for its confirm.
 func WithPrefetch(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.prefetch = n })
 }
 
-// WithDrainTimeout bounds a graceful stop; after it the contexts of handlers that
-// still run are cancelled. The default is [DefaultDrainTimeout].
+// WithDrainTimeout bounds a graceful stop; afterwards the contexts of handlers that still run
+// are canceled. The default is [DefaultDrainTimeout].
 func WithDrainTimeout(d time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.drainTimeout = d })
 }
 
-// WithMaxHandlerTime bounds how long a handler may run; the default is
-// [DefaultMaxHandlerTime]. The handler's context ends then with
-// [context.DeadlineExceeded], or at its caller's deadline if that is earlier, so it is also
-// the deadline of requests that set none. 0 sets no limit.
+// WithMaxHandlerTime bounds the run time of a handler; the default is [DefaultMaxHandlerTime].
+// At the bound, or at the caller's deadline if earlier, the handler's context ends with
+// [context.DeadlineExceeded]. The bound is therefore also the deadline of requests without a
+// deadline. 0 means no bound.
 //
-// A handler that has not returned a second later is stuck. Its caller gets
-// [CodeDeadlineExceeded] with [MayHaveRun], its request is acknowledged and not run again,
-// what it returns at last is dropped, and another worker takes its place. At most as many as
-// there are workers are replaced at a time; beyond that a stuck handler keeps its worker
-// until it returns. [ServerStats] counts them.
+// A handler that has not returned a second later is stuck. The caller gets
+// [CodeDeadlineExceeded] with [MayHaveRun], the request is acknowledged and not run again, the
+// handler's later result is dropped, and another worker takes the stuck worker's place. At
+// most as many workers as [WithWorkers] allows are replaced at a time; beyond this number a
+// stuck handler keeps its worker until it returns. [ServerStats] counts stuck handlers.
 func WithMaxHandlerTime(d time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.maxHandlerTime = d })
 }
 
-// WithDeliveryLimit sets how often a request may be handed out before it goes to the
-// dead letters, a queue named after the request queue with ".dead" behind it, and its
-// caller gets [CodeInternal] with [MayHaveRun]: what kills every server that runs it
-// must end somewhere. Requests that were lost once run again like any other, after
-// that one at a time for each server, from the queue ".retry". The default is
-// [DefaultDeliveryLimit]. 0 sets no limit, and makes no queues.
+// WithDeliveryLimit sets how often a request may be delivered before it is dead-lettered:
+// republished to the queue named after the request queue with the suffix ".dead". The caller
+// gets [CodeInternal] with [MayHaveRun]. The limit stops a request that kills every server
+// running it. A request lost once runs again like any other request; after further losses it
+// runs from the queue with the suffix ".retry", one such request at a time for each server.
+// The default is [DefaultDeliveryLimit]. 0 means no limit, and no such queues are declared.
 func WithDeliveryLimit(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.deliveryLimit = n })
 }
 
-// WithReplay bounds the memory and the age of the stored responses, from which a request
-// that repeats another is answered without being run. The defaults are
-// [DefaultReplayBytes] and [DefaultReplayAge]. With 0 bytes there is no deduplication: a
-// request that repeats another is run like any other.
+// WithReplay bounds the memory and the age of the stored responses. A duplicate of a request
+// gets the stored response and is not run. The defaults are [DefaultReplayBytes] and
+// [DefaultReplayAge]. With 0 bytes there is no deduplication: duplicates run like other
+// requests.
 //
-// A request repeats another if it has the same method, the same body, and the same
-// idempotency key of the same user ([Request.User]); where either is missing, the same key
-// or correlation id and the same reply_to. A request with another body under the same key
-// is refused with [CodeFailedPrecondition]. While the first one runs, the others wait for
-// it, and occupy no worker. Only final results are stored: results, and errors whose codes
-// are none of [CodeUnavailable], [CodeResourceExhausted], [CodeAborted],
+// A request is a duplicate of an earlier request with the same method, the same body, and the
+// same idempotency key of the same user ([Request.User]). Without a key or a user, the key or
+// correlation id and the reply_to must be the same. A request with another body under the same
+// key is refused with [CodeFailedPrecondition]. While the first request runs, its duplicates
+// wait, and occupy no worker. Only final results are stored: results, and errors with a code
+// other than [CodeUnavailable], [CodeResourceExhausted], [CodeAborted],
 // [CodeDeadlineExceeded], [CodeCanceled], [CodeUnauthenticated], [CodePermissionDenied] and
-// [CodeInternal]. Middleware runs for every request, whether it repeats another or not,
-// and must not change a response in place.
+// [CodeInternal]. Middleware runs for every request, duplicate or not, and must not change a
+// response in place.
 //
-// The store is this process's own: of two servers on one queue each runs a request that
-// reaches both, also one that comes again later. What must not happen twice needs a key
-// in the handler's own database.
+// The store belongs to one process: when a request reaches two servers of one queue, at once
+// or later, both run the request. Work that must not happen twice needs a key in the handler's
+// own database.
 func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
 }
 
-// WithDefaultMethod sets the method of requests that name none, by neither the property
-// app_id nor the header rpc-method: programs that know only a queue for each function can
-// call one of this server's. The default, "", refuses such requests with
-// [CodeInvalidArgument]. A name of more than 255 bytes is an error of [NewServer]; one
-// without a handler is refused like any unknown method.
+// WithDefaultMethod sets the method of requests that name no method, neither in the property
+// app_id nor in the header rpc-method. Programs that use one queue for each function can then
+// call one of this server's methods. The default, "", refuses such requests with
+// [CodeInvalidArgument]. A name of more than 255 bytes is an error of [NewServer]; requests
+// for a name without a handler are refused like requests for any unknown method.
 func WithDefaultMethod(name string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.defaultMethod = name })
 }
 
-// WithDedupScope sets who an idempotency key belongs to: keys of different scopes are
-// different keys. The default, nil, is the user that the broker has validated
-// ([Request.User]), and for an anonymous request its reply_to. Set it where callers share
-// one user of the broker, as behind a gateway, and prove who they are in another way. It
-// is called inside the middleware, so ctx has what that put there, for each request with an
-// idempotency key, concurrently. With "" the default holds for the request.
+// WithDedupScope sets the owner of an idempotency key: equal keys of different scopes are
+// different keys. The default, nil, is the user validated by the broker ([Request.User]), and
+// for an anonymous request its reply_to. Set a scope where callers share one user of the
+// broker, as behind a gateway, and prove their identities in another way. The function is
+// called inside the middleware, so ctx has the middleware's values, for each request with an
+// idempotency key, concurrently. If the function returns "", the default applies to the
+// request.
 func WithDedupScope(scope func(ctx context.Context, req *Request) string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.dedupScope = scope })
 }
 
-// WithMaxBytesInHand bounds the memory that the bodies of requests take: those that were
-// delivered to this server and are not acknowledged, in bytes. The default, 0, is
-// [DefaultMaxBytesInHand], or the limit of [WithMaxMessageSize] if that is larger; it must
-// not be smaller. The prefetch bounds the number of requests, this their size: a request
-// beyond it is discarded while it arrives, and delivered again when there is room; one of
-// a method that runs at most once is refused with [CodeResourceExhausted] instead. One
-// eighth is kept for requests and batches of at most 64 KiB, and one request of the retry
-// queue is always taken beside it.
+// WithMaxBytesInHand bounds the memory of request bodies, in bytes: the bodies of requests
+// delivered to this server and not acknowledged. The default, 0, is [DefaultMaxBytesInHand],
+// or the limit of [WithMaxMessageSize] if larger; n must not be smaller than the latter. The
+// prefetch bounds the number of requests, this option their size. A request beyond the bound
+// is discarded while it arrives, and delivered again when there is room; for a method with
+// [AtMostOnce] the request is refused with [CodeResourceExhausted] instead. One eighth is
+// reserved for requests and batches of at most 64 KiB, and one request of the retry queue is
+// always accepted in addition.
 func WithMaxBytesInHand(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.maxBytesInHand = n })
 }
 
-// serverMethod is one registered function.
+// serverMethod is one registered method.
 type serverMethod struct {
 	name       string
 	handler    Handler
 	atMostOnce bool
-	known      executionTable // of executions
+	known      executionTable
 	times      handlerTimes
 }
 
 // HandleOption configures one method of a [Server].
 type HandleOption func(*serverMethod)
 
-// AtMostOnce makes the method run at most once for each request. The default is at
-// least once: what a server had in hand when it died, or lost its link, runs again.
-// With AtMostOnce a request that was handed out before, or that its caller has sent
-// before, is run only if it certainly has not been: if this very process ran it, and still
-// has its response ([WithReplay]), that is sent again; else the caller gets [CodeUnavailable] with [MayHaveRun].
+// AtMostOnce makes the method run at most once for each request. The default is at least once:
+// a server that dies, or loses its connection, leaves its unacknowledged requests to run
+// again. With AtMostOnce a request that was delivered before, or sent by its caller before,
+// runs only if it certainly has not run. If this same process ran the request and still stores
+// the response ([WithReplay]), the stored response is sent again; otherwise the caller gets
+// [CodeUnavailable] with [MayHaveRun].
 //
-// The guarantee is as good as the broker's redelivered flag (AMQP 0-9-1 section
-// 1.8.3.13). RabbitMQ keeps it over every loss of a link or a server; over the kill
-// of a node, for quorum queues and for messages that are not persistent.
+// The guarantee depends on the broker's redelivered flag (AMQP 0-9-1 section 1.8.3.13).
+// RabbitMQ keeps the flag when a connection or a server is lost; when a node is killed,
+// RabbitMQ keeps the flag for quorum queues and for messages that are not persistent.
 func AtMostOnce() HandleOption { return func(m *serverMethod) { m.atMostOnce = true } }

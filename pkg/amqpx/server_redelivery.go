@@ -11,36 +11,39 @@ import (
 	"go.uber.org/zap"
 )
 
-// A request that the broker hands out again was in the hands of a server that died,
-// or lost its link. It may be what killed that server, so such a request is moved,
-// with a count of its lost deliveries: the first time to the end of its queue, as
-// most losses have nothing to do with it; then to a queue of which every server takes
-// one at a time, so that a killer runs alone and what died beside it does not count;
-// at the limit to the dead letters. Classic queues count no deliveries, so the count
-// travels with the message and works alike on every type of queue.
+// Redelivered requests. A server that got such a request before has died or lost its
+// connection. The request may be the cause, so the next server republishes it with the count
+// of its lost deliveries: the first time to the end of its queue, because most losses have
+// another cause; then to the retry queue, from which every server takes one request at a time,
+// so a request that kills servers runs alone and no other request is counted with it; at the
+// delivery limit to the dead letters. Classic queues do not count deliveries, so the count is
+// a header of the message, which works on every type of queue.
 
 const (
 	batchSuffix = ".batch"
 	retrySuffix = ".retry"
 	deadSuffix  = ".dead"
-	// maxDead bounds the dead letters; beyond it the oldest are dropped.
+	// maxDead is the maximum length of the queue of dead letters; beyond, the oldest are
+	// dropped.
 	maxDead = 10_000
 )
 
-// retryQueue holds the requests that run one at a time.
+// retryQueue returns the queue of the requests that run one at a time.
 func (q Queue) retryQueue() Queue {
 	return Queue{Name: q.Name + retrySuffix, Type: q.Type, Durable: q.Durable}
 }
 
-// deadQueue holds the requests that nobody may run again. It outlives everything.
+// deadQueue returns the queue of dead letters, which no server consumes. It is always durable.
 func (q Queue) deadQueue() Queue {
 	return Queue{Name: q.Name + deadSuffix, Type: q.Type, Durable: true, MaxLength: maxDead, dropHead: true}
 }
 
-// waitRepublished holds back a request that some server has lost, which may be what killed
-// it, while originals of this server's own moves are not acknowledged: killed now, it
-// would leave original and copy, and so two killers of each. A drain ends the wait. False
-// means that the request must not run here, because the broker hands it out again.
+// waitRepublished delays a request which a server has lost, and which may have killed the
+// server, until the originals of this server's republished requests are acknowledged. If the
+// request killed this server earlier, each republished request would exist twice, as original
+// and copy, and requests that kill servers would multiply. A drain ends the wait.
+// waitRepublished returns false if the request must not run here, because the broker delivers
+// it again.
 func (s *Server) waitRepublished(j *job) bool {
 	select {
 	case <-s.moves.whenIdle():
@@ -50,8 +53,8 @@ func (s *Server) waitRepublished(j *job) bool {
 	return !j.willBeRedelivered()
 }
 
-// handleRedelivered settles a request that may have run before, if it must not just run,
-// and reports whether it did.
+// handleRedelivered applies the redelivery policy to a request which may have run before. The
+// result is true if the request was refused, republished or dead-lettered.
 func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 	again := j.delivery.Redelivered || m.atMostOnce && j.wasDeliveredBefore()
 	switch {
@@ -69,7 +72,7 @@ func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 		return true
 	}
 	queue := s.cfg.queue.Name
-	if lost > 1 && s.retryUp.Load() { // else it runs among the others, counted all the same
+	if lost > 1 && s.retryUp.Load() { // otherwise the request runs among all others, and is still counted
 		queue = s.cfg.queue.retryQueue().Name
 	}
 	if msg, ok := s.cloneOrRefuse(j, lost); ok {
@@ -79,24 +82,25 @@ func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 	return true
 }
 
-// wasDeliveredBefore reports whether an earlier run of a request may have happened.
+// wasDeliveredBefore reports whether the request may have run before.
 func (j *job) wasDeliveredBefore() bool { return j.delivery.Redelivered || j.in.Redelivered }
 
-// deliveredOnceError is the error of a request that may have run, and must not run again.
+// deliveredOnceError returns the error for a request which may have run and must not run
+// again.
 func deliveredOnceError(method string) *Error {
 	e := Errorf(CodeUnavailable, "handed out before, and method %q runs at most once", method)
 	e.outcome = MayHaveRun
 	return e
 }
 
-// brokerCountMax is the count of deliveries by the broker at which a server without a
-// delivery limit puts a request into its queue anew. It is below the limit of 20 that
-// quorum queues of RabbitMQ 4 have of themselves, at which they drop a message.
+// brokerCountMax is the broker's delivery count from which resetDeliveryCount republishes a
+// request, below the default limit of 20 in quorum queues of RabbitMQ 4, at which the broker
+// drops a message.
 const brokerCountMax = 10
 
-// resetDeliveryCount puts a request into its queue as a new message when the broker has
-// counted many deliveries of it, so that the broker's own limit does not drop it. It
-// reports whether it did.
+// resetDeliveryCount republishes a request to its queue as a new message before the broker's
+// own delivery limit drops the request. It reports true if the request was republished or
+// refused.
 func (s *Server) resetDeliveryCount(j *job) bool {
 	if !j.isNearBrokerLimit() {
 		return false
@@ -108,15 +112,15 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 	return true
 }
 
-// isNearBrokerLimit reports whether the broker has counted so many deliveries of a request
-// that it may soon drop it.
+// isNearBrokerLimit reports whether the broker may soon drop a request because of the number
+// of its deliveries.
 func (j *job) isNearBrokerLimit() bool {
 	n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"])
 	return ok && n >= brokerCountMax
 }
 
-// cloneOrRefuse returns the copy with its count. A request with headers that this
-// process can read and not write is refused: it could not be counted.
+// cloneOrRefuse returns a copy of the request with the count of lost deliveries. It refuses a
+// request whose headers this process can read but not write: the count could not be set.
 func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 	msg, err := clonePublishing(j)
 	if err != nil {
@@ -127,8 +131,8 @@ func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 	return msg, s.fitsOrRefuse(j, &msg)
 }
 
-// fitsOrRefuse refuses a request whose copy does not fit a frame of the connection with
-// the headers that it was given.
+// fitsOrRefuse refuses a request if its copy, with the added headers, does not fit a frame of
+// the connection.
 func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
 	err := fitFrame(msg, j.from.sess.pub.frameSize())
 	if err != nil {
@@ -143,7 +147,7 @@ func (s *Server) refuseUncounted(j *job, err error) {
 	s.refuse(j, e)
 }
 
-// deadLetter moves a request to the dead letters and tells its caller.
+// deadLetter republishes a request to the queue of dead letters and responds to the caller.
 func (s *Server) deadLetter(j *job, lost int) {
 	dead := s.cfg.queue.deadQueue().Name
 	reason := fmt.Sprintf("handed out %d times and never answered", lost)
@@ -151,7 +155,7 @@ func (s *Server) deadLetter(j *job, lost int) {
 	if !ok {
 		return
 	}
-	// A dead letter has no expiration: a person moves it back after the call's deadline.
+	// A dead letter does not expire: a person moves it back after the call's deadline.
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
 	delete(msg.Headers, headerTimeout)
 	msg.Headers[headerDeadReason] = reason
@@ -170,32 +174,33 @@ func (s *Server) deadLetter(j *job, lost int) {
 	})
 }
 
-// republished is a copy of a request on its way to another queue, or to the end of its
-// own. The original is acknowledged when the broker has the copy, so the request is
-// never nowhere; a crash between the two leaves it twice.
+// republished is a copy of a request on its way to another queue, or to the end of the same
+// queue. The original is acknowledged after the confirm of the copy, so the request is always
+// in a queue. A crash between the two leaves the request there twice.
 type republished struct {
 	server *Server
 	job    *job
 	key    string
 	msg    amqp.Publishing
-	done   func() // what follows the confirm
-	tries  int    // how often the broker has nacked it
+	done   func() // called after the confirm
+	tries  int    // the number of nacks
 
-	counted bool // with a count of deliveries; see job.moving
+	counted bool // the copy has a delivery count; see job.beginRepublish
 }
 
-// republish publishes msg, a copy of the job's request, to queue and calls done, which settles
-// the job, when the broker has it.
+// republish publishes msg, a copy of the job's request, to queue. After the confirm it calls
+// done, which acknowledges the original or responds to the caller.
 func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func()) {
 	s.sign(&msg, j.in.User)
 	_, counted := msg.Headers[headerDeliveries]
 	(&republished{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
-// send publishes the copy: alone if it may have ended a connection, and also after a nack.
-// RabbitMQ 3.10 and 3.11 nack all that is published to a quorum queue on a channel that first
-// published to it while it elected its leader, until the node of the leader before is back;
-// the connection for single messages is a newer one.
+// send publishes the copy. A copy which may have ended a connection, or which the broker has
+// nacked, is published alone on the isolated connection. RabbitMQ 3.10 and 3.11 nack all
+// messages to a quorum queue on a channel that first published to the queue during the
+// election of its leader, until the node of the previous leader is back; the isolated
+// connection is newer.
 func (m *republished) send() {
 	if m.counted {
 		m.job.beginRepublish()
@@ -208,12 +213,12 @@ func (m *republished) send() {
 	m.server.cancelRepublishing()
 }
 
-// canceled implements outgoing.
+// canceled implements outbound.
 func (m *republished) canceled() bool { return false }
 
-// beginSend implements outgoing. Without its session the original comes again by itself,
-// and a copy would be one too many. A server that drains leaves the counting of a request to
-// the next one.
+// beginSend implements outbound. If the session of the original has ended, the broker delivers
+// the original again, and a copy would be one too many. A draining server leaves the counting
+// of a request to the next server.
 func (m *republished) beginSend(uint64) bool {
 	if m.job.from.isOver() {
 		m.job.finish()
@@ -226,15 +231,15 @@ func (m *republished) beginSend(uint64) bool {
 	return true
 }
 
-// cancelRepublish gives the original of a copy that was not published back to the broker.
+// cancelRepublish requeues the original of an unpublished copy.
 func (m *republished) cancelRepublish() {
 	m.notTaken()
 	m.job.requeue()
 }
 
-// cancelRepublishing gives the requests back whose copies wait until the broker takes messages
-// again, if this server drains: the drain need not wait for that. The broker takes the
-// originals back, which go over the connection that it does not block.
+// cancelRepublishing requeues the originals of all copies, while the broker blocks publishing
+// and this server drains. So the drain need not wait for the broker: the broker does not block
+// the connection for consuming, on which originals are requeued.
 func (s *Server) cancelRepublishing() {
 	if !s.isDraining() {
 		return
@@ -252,12 +257,13 @@ func (s *Server) cancelRepublishing() {
 	}
 }
 
-// publishing implements outgoing. A copy must not vanish with a missing queue.
+// publishing implements outbound. The copy is mandatory, or it would be lost if its queue is
+// missing.
 func (m *republished) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.key, true, m.msg
 }
 
-// onResult implements outgoing.
+// onResult implements outbound.
 func (m *republished) onResult(f publishResult) {
 	if f == resultConfirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
 		f = resultReturned
@@ -268,7 +274,7 @@ func (m *republished) onResult(f publishResult) {
 	case (f == resultNacked || f == resultReturned) && !m.job.from.isOver():
 		m.nacked()
 	case f == resultSuspect && !m.job.from.sess.ended():
-		m.server.isolate(m) // it may be what ended the channel
+		m.server.isolate(m) // the copy may have ended the channel
 	case f == resultUnsent && !m.job.from.sess.ended():
 		m.notTaken()
 		m.again()
@@ -276,19 +282,19 @@ func (m *republished) onResult(f publishResult) {
 		if f == resultLost || f == resultSuspect {
 			m.server.suspects.noteUnconfirmed(m.job.in)
 		}
-		m.job.finish() // the broker hands the original out again
+		m.job.finish() // the broker delivers the original again
 	}
 }
 
 const (
-	// movePauseMin and movePauseMax bound the pauses before a request that the broker would
-	// not take in another queue is moved again.
+	// movePauseMin and movePauseMax bound the pauses before a nacked or returned copy is
+	// published again.
 	movePauseMin = 100 * time.Millisecond
 	movePauseMax = 5 * time.Second
 )
 
-// nacked holds the original back, unacknowledged, and moves the request again after a pause.
-// A server that drains gives it back instead.
+// nacked keeps the original unacknowledged and publishes the copy again after a pause. A
+// draining server requeues the original instead.
 func (m *republished) nacked() {
 	s := m.server
 	s.logs.nackedMove.of(s.cfg.logger).Warn("the broker refused to move a request", zap.String("to", m.key),
@@ -301,13 +307,13 @@ func (m *republished) nacked() {
 	pause := growingPause(movePauseMin, movePauseMax, m.tries)
 	m.tries++
 	s.delayed.after(pause, m.again)
-	if s.isDraining() { // it began after the look above
+	if s.isDraining() { // the drain began after the check above
 		s.delayed.flush()
 	}
 }
 
-// again moves the request again, unless it is delivered again by itself, or a server that
-// drains gives it back.
+// again publishes the copy again, unless the broker delivers the original again anyway, or the
+// server drains and requeues the original.
 func (m *republished) again() {
 	switch {
 	case m.job.from.isOver():
@@ -316,13 +322,13 @@ func (m *republished) again() {
 		m.job.requeue()
 	default:
 		if m.key == m.server.cfg.queue.retryQueue().Name {
-			m.key = m.server.cfg.queue.Name // it runs among the others, counted all the same
+			m.key = m.server.cfg.queue.Name // the request runs among all others, and is still counted
 		}
 		m.send()
 	}
 }
 
-// limitError notes that the broker did not take the copy.
+// notTaken reverts beginRepublish, because the broker did not take the copy.
 func (m *republished) notTaken() {
 	if m.counted {
 		m.job.endRepublish()
@@ -332,7 +338,7 @@ func (m *republished) notTaken() {
 // reject implements rejectable.
 func (m *republished) reject(cause error) { m.undeliverable(cause) }
 
-// undeliverable implements isolable: the request is refused, as one that cannot be moved.
+// undeliverable implements isolable. The request is refused, because it cannot be republished.
 func (m *republished) undeliverable(cause error) {
 	m.server.counts.undeliverable.Add(1)
 	m.server.logs.undeliverable.of(m.server.cfg.logger).Warn("refused a request of which a copy ends the connection",
@@ -347,16 +353,16 @@ func (m *republished) undeliverable(cause error) {
 	m.server.refuse(m.job, e)
 }
 
-// brokerHeaders are what the broker itself writes, or would act on.
+// brokerHeaders returns the headers which the broker writes or acts on.
 func brokerHeaders() []string {
 	return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"}
 }
 
-// clonePublishing returns the message of a request with less time left, for another queue of
-// the same broker, or why it cannot be copied. What the broker itself wrote into it,
-// or would act on, is left out: the user, whom it compares with the connection's (move puts
-// this server's own in its place); the routing of CC and BCC (https://www.rabbitmq.com/docs/sender-selected); the counts of
-// a quorum queue.
+// clonePublishing returns a copy of a request's message with the remaining time, for another
+// queue of the same broker, or an error if the message cannot be copied. The copy omits the
+// properties which the broker has written or would act on: the user, which the broker compares
+// with the connection's user (republish sets this server's own); the routing headers CC and
+// BCC (https://www.rabbitmq.com/docs/sender-selected); the delivery counts of a quorum queue.
 func clonePublishing(j *job) (amqp.Publishing, error) {
 	if j.parcel != nil {
 		return clonePublishingOfBatched(j), nil
@@ -393,7 +399,7 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 	}, nil
 }
 
-// clonePublishingOfBatched returns the message of a request that came in a batch, to travel alone.
+// clonePublishingOfBatched returns a message with a single request from a batch.
 func clonePublishingOfBatched(j *job) amqp.Publishing {
 	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
 	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
@@ -407,8 +413,8 @@ func clonePublishingOfBatched(j *job) amqp.Publishing {
 	return msg
 }
 
-// remainingTTL shortens an expiration by the time that a server held the message. How long
-// it was in the queue before, the broker does not say.
+// remainingTTL shortens an expiration by the time for which a server held the message. The
+// broker does not report the time in the queue before.
 func remainingTTL(expiration string, held time.Duration) string {
 	ms, err := strconv.ParseInt(expiration, 10, 64)
 	if err != nil {
@@ -417,8 +423,8 @@ func remainingTTL(expiration string, held time.Duration) string {
 	return strconv.FormatInt(max(ms-held.Milliseconds(), 1), 10)
 }
 
-// returnedCopies are the copies that the broker returned and has not confirmed yet. Its zero
-// value is ready to use. Safe for concurrent use.
+// returnedCopies counts returned copies until their confirms. The zero value is ready to use.
+// Safe for concurrent use.
 type returnedCopies struct {
 	mu   sync.Mutex
 	open map[returnedCopy]int
@@ -435,7 +441,7 @@ func (r *returnedCopies) add(queue, correlationID, messageID string) {
 	r.open[returnedCopy{queue, correlationID, messageID}]++
 }
 
-// take reports whether a copy was returned.
+// take reports whether a copy was returned, and removes the record.
 func (r *returnedCopies) take(queue, correlationID, messageID string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// fleet starts a server whenever the one before was killed by a handler, as an
-// orchestrator does. A kill is a hard stop: nothing in hand is answered.
+// fleet starts a server whenever a handler has killed the previous server, like an orchestrator.
+// A kill is a hard stop: requests in progress get no response.
 func fleet(t *testing.T, b *fakeBroker, methods func(kill func()) handlers, opts ...ServerOption) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -43,7 +43,7 @@ func fleet(t *testing.T, b *fakeBroker, methods func(kill func()) handlers, opts
 	settle()
 }
 
-// killing is a handler that kills its server.
+// killing returns a handler that kills its server.
 func killing(runs *atomic.Int64, kill func()) Handler {
 	return counted(runs, func(ctx context.Context, req *Request) ([]byte, error) {
 		kill()
@@ -88,7 +88,7 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 	}
 }
 
-// wantDead looks at the one dead letter.
+// wantDead checks the only dead letter.
 func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
 	t.Helper()
 	b.with(func(b *fakeBroker) {
@@ -115,7 +115,8 @@ func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
 	})
 }
 
-// A dead letter has all its time when it is tried again, however short its caller's was.
+// A dead letter that is moved back to the request queue runs without its caller's short
+// deadline.
 func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +153,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 	})
 }
 
-// What dies beside a killer, over and over, is answered all the same.
+// Requests that are lost beside a killer request, several times, are still answered.
 func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -179,7 +180,7 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 	})
 }
 
-// A server that dies while it moves one killer must not leave it twice.
+// A server that dies while republishing a killer request must not leave two copies.
 func TestKillersDoNotMultiply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -282,7 +283,7 @@ func TestAtMostOnce(t *testing.T) {
 	}
 }
 
-// What was in other hands may have run there: no refusal may say otherwise.
+// A redelivered request may have run in another server, so a refusal must not say "did not run".
 func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 	t.Parallel()
 	budget := func(ms int64) amqp.Publishing {
@@ -301,7 +302,7 @@ func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(10))
-				s.load.average.Store(int64(time.Minute)) // as if its handlers took that long
+				s.load.average.Store(int64(time.Minute)) // as after handlers of one minute
 				if c.name == "shed" {
 					b.put(request("m"))
 					settle()
@@ -318,7 +319,8 @@ func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 	}
 }
 
-// A draining server that was handed a lost request leaves the mark on it.
+// A draining server returns a lost request with the redelivered mark, and a fresh request without
+// the mark.
 func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -342,7 +344,7 @@ func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
 	})
 }
 
-// "Did not run" is only said of a request that cannot come again.
+// A server sends "did not run" only after a request is acknowledged and cannot be redelivered.
 func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 	t.Parallel()
 	for _, f := range []fault{faultNone, faultUnsent, faultCutBefore, faultLostUnconfirmed, faultCutUnconfirmed, faultCutConfirmed} {
@@ -366,7 +368,8 @@ func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 	}
 }
 
-// lost puts a request into the queue as one that a server has lost.
+// lost puts a request into the request queue, marked as redelivered, as after the loss of a
+// server.
 func (b *fakeBroker) lost(msg amqp.Publishing) {
 	b.with(func(b *fakeBroker) {
 		q := b.queues[DefaultQueue]
@@ -453,9 +456,9 @@ func TestMoveThatFails(t *testing.T) {
 	}
 }
 
-// RabbitMQ 3.10 and 3.11 nack everything that is published to a quorum queue on a channel
-// opened while the queue elected its leader, until the node of the leader before is back: a
-// lost request does not wait for that node.
+// RabbitMQ 3.10 and 3.11 nack every message to a quorum queue on a channel opened while the queue
+// elected its leader, until the node of the previous leader is back. A lost request does not wait
+// for this node.
 func TestMoveThatAChannelWillNeverTake(t *testing.T) {
 	t.Parallel()
 	for name, elects := range map[string]time.Duration{"after the election": 0, "in the election": 1500 * time.Millisecond} {
@@ -481,7 +484,8 @@ func TestMoveThatAChannelWillNeverTake(t *testing.T) {
 	}
 }
 
-// The queue to move to was deleted: nothing is lost, and it is made again.
+// If the target queue of a republish was deleted, the server declares the queue again and loses
+// no request.
 func TestMoveToAMissingQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

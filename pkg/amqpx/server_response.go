@@ -13,26 +13,27 @@ import (
 )
 
 const (
-	// nackedPauseMin and nackedPauseMax bound the pauses before a response that the broker
-	// nacked is published again, as when its queue's process restarts.
+	// nackedPauseMin and nackedPauseMax bound the pauses before a nacked response is published
+	// again. A broker nacks, for example, when the queue's process restarts.
 	nackedPauseMin = 20 * time.Millisecond
 	nackedPauseMax = time.Second
-	// nackedFor is how long a response is published again for a call without a deadline.
+	// nackedFor is how long a response to a call without a deadline is published again.
 	nackedFor = 30 * time.Second
 )
 
-// outboundResponse is one answer on its way to its caller. Its confirm acknowledges the
-// request: the broker always holds either the request or the answer. Only a refusal
-// that says "did not run" is sent after its request was acknowledged, or the request
-// could come again, and run.
+// outboundResponse is a response on its way to the caller. Its confirm acknowledges the
+// request, so the broker always holds the request or the response. Only a refusal with
+// [DidNotRun] is sent after the acknowledgement of its request: otherwise the broker could
+// deliver the request again, and it would run.
 type outboundResponse struct {
 	server *Server
 	job    *job
 	reply  reply
 	tries  int
 	route  responseRoute
-	acked  bool // its request is acknowledged
-	// replaced says that the reply stands for one that the broker does not take.
+	acked  bool // the acknowledgement of the request precedes the response
+	// replaced is true if the reply is an error in place of a response which the broker
+	// rejected.
 	replaced bool
 }
 
@@ -40,14 +41,14 @@ type outboundResponse struct {
 type responseRoute uint8
 
 const (
-	routeMain     responseRoute = iota // that of the server's session
-	routeDirect                        // that for direct reply-to
-	routeIsolated                      // that for suspects
+	routeMain     responseRoute = iota // the session's connection
+	routeDirect                        // the connection for direct reply-to
+	routeIsolated                      // the connection for suspects
 )
 
-// reply answers a job. A one-way call has no answer: it is acknowledged as it is.
-// Without a link the answer waits in the outbox for the next one: the reply queue
-// outlives the link.
+// reply sends the response to a job's request. A one-way request has no response and is only
+// acknowledged. Without a connection the response waits in the outbox for the next connection:
+// the reply queue outlives a connection.
 func (s *Server) reply(j *job, r reply) {
 	if j.in.OneWay {
 		j.ack()
@@ -57,7 +58,8 @@ func (s *Server) reply(j *job, r reply) {
 	j.answer.send()
 }
 
-// send publishes the response on the connection that it belongs on.
+// send puts the response into the outbox of the right connection. A response to an address
+// which has ended a connection is dropped.
 func (a *outboundResponse) send() {
 	s, in := a.server, a.job.in
 	switch direct := isDirectAddress(in.replyTo); {
@@ -74,22 +76,22 @@ func (a *outboundResponse) send() {
 	}
 }
 
-// isolate publishes the response alone.
+// isolate publishes the response alone on its connection.
 func (a *outboundResponse) isolate() {
 	a.route = routeIsolated
 	a.server.isolate(a)
 }
 
-// undeliverable implements isolable: the request is acknowledged, so that it cannot end
-// another connection.
+// undeliverable implements isolable. It acknowledges the request, so that the response cannot
+// end another connection.
 func (a *outboundResponse) undeliverable(cause error) {
 	a.server.noteUndeliverable(a.job.in.replyTo, a.job.in.CorrelationID, cause)
 	a.done()
 }
 
-// refuse answers a job that no handler of this server ran. That a request did not run can
-// be said when its message is acknowledged, which for a call in a batch is when all the
-// others in it are settled; see parcel.bound.
+// refuse responds to a request that no handler of this server ran. A refusal with [DidNotRun]
+// is sent after the acknowledgement of the request's message. A request in a batch is
+// acknowledged when all other requests of the batch are completed; see parcel.bound.
 func (s *Server) refuse(j *job, e *Error) {
 	s.recordRefusal(j, e.code)
 	r := s.refusalOf(j, e)
@@ -101,8 +103,8 @@ func (s *Server) refuse(j *job, e *Error) {
 	j.refuseAfterAck(&j.answer)
 }
 
-// refusalOf is what a refused job comes to. That it did not run is only said of a
-// request that was never in other hands.
+// refusalOf returns the response to a refused request. Its outcome is [DidNotRun] only if no
+// earlier delivery or sending of the request is known.
 func (s *Server) refusalOf(j *job, e *Error) reply {
 	if j.in.Redelivered && e.outcome == DidNotRun {
 		e.outcome = MayHaveRun
@@ -110,14 +112,14 @@ func (s *Server) refusalOf(j *job, e *Error) reply {
 	return reply{failed: e, timing: timing{queue: time.Since(j.arrived)}}
 }
 
-// beginSend implements outgoing: an answer is always worth sending.
+// beginSend implements outbound. A response is always sent.
 func (a *outboundResponse) beginSend(uint64) bool { return true }
 
-// canceled implements outgoing.
+// canceled implements outbound.
 func (a *outboundResponse) canceled() bool { return false }
 
-// publishing implements outgoing. The broker returns a mandatory response that no queue takes,
-// which is only counted: a caller that is gone needs none.
+// publishing implements outbound. The return of a mandatory response is only counted: a caller
+// without a reply queue needs no response.
 func (a *outboundResponse) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
 	if r.failed != nil {
@@ -129,7 +131,7 @@ func (a *outboundResponse) publishing() (key string, mandatory bool, msg amqp.Pu
 	return in.replyTo, a.server.returnsCount(in.replyTo), msg
 }
 
-// batchKey implements mate. Who sends batches reads them.
+// batchKey implements batchable. A client that sends batches can read batches.
 func (a *outboundResponse) batchKey() string {
 	if a.job.parcel == nil || !a.reply.props.batchable() || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
 		return ""
@@ -137,18 +139,18 @@ func (a *outboundResponse) batchKey() string {
 	return a.job.in.replyTo
 }
 
-// fits implements mate.
+// fits implements batchable.
 func (a *outboundResponse) fits(b *batch) bool {
 	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= b.limit
 }
 
-// consumers implements mate: one client takes them all.
+// consumers implements batchable. A reply queue has one consumer, the client.
 func (a *outboundResponse) consumers() int { return 1 }
 
-// mustTravelAlone implements mate.
+// mustTravelAlone implements batchable.
 func (a *outboundResponse) mustTravelAlone() bool { return false }
 
-// appendTo implements mate.
+// appendTo implements batchable.
 func (a *outboundResponse) appendTo(b *batch) {
 	if len(b.messages) == 0 {
 		b.persistent, b.mandatory = a.server.cfg.persistent, a.server.returnsCount(b.key)
@@ -156,7 +158,7 @@ func (a *outboundResponse) appendTo(b *batch) {
 	b.body = appendAnswer(b.body, a.job.in, a.reply)
 }
 
-// onResult implements outgoing.
+// onResult implements outbound.
 func (a *outboundResponse) onResult(f publishResult) {
 	switch {
 	case f == resultConfirmed, f == resultReturned:
@@ -169,20 +171,20 @@ func (a *outboundResponse) onResult(f publishResult) {
 		a.done()
 	case f == resultNacked:
 		a.nacked()
-	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // its request does not come again
+	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // no redelivery of the request
 		a.send()
 	case f == resultSuspect:
-		a.isolate() // it may be what ended the channel
+		a.isolate() // the response may have ended the channel
 	case a.acked || a.route != routeMain:
-		a.isolate() // it may be what ended the connection
+		a.isolate() // the response may have ended the connection
 	default:
 		a.server.suspects.noteUnconfirmed(a.job.in)
-		a.job.finish() // lost with its session: the request comes again
+		a.job.finish() // lost with its session: the broker delivers the request again
 	}
 }
 
-// reject implements rejectable: the caller gets an error in place of a response that the
-// broker does not take. When it does not take that either, the request is acknowledged.
+// reject implements rejectable. The caller gets an error in place of a response which the
+// broker rejects. If the broker rejects the error too, the request is only acknowledged.
 func (a *outboundResponse) reject(cause error) {
 	code, told := CodeInternal, errors.New("the broker does not take the response")
 	if errors.Is(cause, ErrTooLarge) {
@@ -194,12 +196,12 @@ func (a *outboundResponse) reject(cause error) {
 	}
 	a.replaced = true
 	e := Errorf(code, "response: %w", told)
-	e.causes = nil // they stay here, and must not stay in memory
+	e.causes = nil // causes are not sent and must not stay in memory
 	a.reply.body, a.reply.failed, a.reply.props = nil, e, nil
 	a.send()
 }
 
-// nacked publishes a response again after a pause, while its caller waits.
+// nacked publishes the response again after a pause, until the caller's deadline.
 func (a *outboundResponse) nacked() {
 	s, j := a.server, a.job
 	left := nackedFor - time.Since(j.arrived)
@@ -224,9 +226,10 @@ func (a *outboundResponse) done() {
 	}
 }
 
-// forCaller turns a handler's error into what its caller may know: a coded error
-// as it is, the end of the handler's context as its code, anything else as
-// CodeInternal without its text, which is logged here. A nil *Error has no code.
+// forCaller returns the error for the caller of a handler that returned err. A coded error is
+// unchanged, except that an invalid code, as in a nil *Error, becomes [CodeUnknown]. The end
+// of the handler's context becomes its code. Any other error becomes [CodeInternal] without
+// its text, which forCaller logs.
 func (s *Server) forCaller(in *incoming, err error) *Error {
 	coded := codedError(err)
 	switch {
@@ -251,46 +254,45 @@ func (s *Server) forCaller(in *incoming, err error) *Error {
 	return internalError()
 }
 
-// errNilError is what is logged of a handler whose error is a nil *Error.
+// errNilError is logged when a handler returns a nil *Error as its error.
 var errNilError = errors.New("the handler returned a nil *amqpx.Error as error, which is not nil: " +
 	"declare the result of the function that made it as error")
 
-// internalError is the response of a handler that failed in a way its caller is not told.
+// internalError returns the error for a caller who must not know how the handler failed.
 func internalError() *Error { return Errorf(CodeInternal, "internal error") }
 
-// Response is a response as a client received it; see [CallInfo] and [WithResponseCheck].
+// Response is a response that a client received; see [CallInfo] and [WithResponseCheck].
 type Response struct {
-	// Body is the result; nil for a failure, whose text is in the error.
+	// Body is the result. It is nil for a failure, whose text is in the error.
 	Body []byte
-	// ContentType and ContentEncoding describe the body; "" when the server did not say.
+	// ContentType and ContentEncoding describe the body; "" if the server did not set them.
 	ContentType, ContentEncoding string
-	// Type is the property type, which this package's servers do not set. "error" is read as
-	// a failure.
+	// Type is the AMQP property type, which this package's servers do not set. A response of
+	// type "error" is a failure.
 	Type string
-	// Header holds the application's headers, with values as in [Request.Header]. It may be
-	// nil.
+	// Header holds the application's headers, with values as in [Request.Header]; may be nil.
 	Header map[string]any
 }
 
-// properties are what a message says beside its body and what this package needs. A value
-// is not changed once it is shared.
+// properties holds the properties of a message which the application reads and sets. A value
+// is immutable once it is shared.
 type properties struct {
 	contentType, contentEncoding string
-	kind                         string // the property type
+	kind                         string // the AMQP property type
 	header                       map[string]any
 }
 
-// typeError is the property type of responses with which some libraries tell a failure.
+// typeError is the property type with which some libraries mark a failure.
 const typeError = "error"
 
-// errNoResponse is returned where a context is not that of a handler.
+// errNoResponse is returned for a context that is not a handler's.
 var errNoResponse = errors.New("amqpx: the context is not that of a server's handler")
 
-// SetResponseContentType sets the content type and the content encoding of the response to
-// the request that the handler with context ctx answers; "" is none. Responses that are
-// errors have none. Each is at most 255 bytes long. It may be called until the handler
-// returns, by any goroutine; the error says that ctx is not a handler's, or what cannot be
-// sent.
+// SetResponseContentType sets the content type and the content encoding of the response to the
+// request of the handler with context ctx; "" means none. Error responses have neither. Each
+// value may have at most 255 bytes. The function may be called by any goroutine until the
+// handler returns. It returns an error if ctx is not a handler's context, or if a value cannot
+// be sent.
 func SetResponseContentType(ctx context.Context, contentType, contentEncoding string) error {
 	if err := checkContent(contentType, contentEncoding); err != nil {
 		return err
@@ -301,11 +303,11 @@ func SetResponseContentType(ctx context.Context, contentType, contentEncoding st
 	})
 }
 
-// SetResponseHeader sets a header of the response to the request that the handler with
-// context ctx answers, also if that is an error. Names and values are bound as those of
-// [WithHeader]. It may be called until the handler returns, by any goroutine; the error says
-// that ctx is not a handler's, or what cannot be sent. The caller gets headers by
-// [WithCallInfo].
+// SetResponseHeader sets a header of the response to the request of the handler with context
+// ctx, including an error response. The limits of names and values are the limits of
+// [WithHeader]. The function may be called by any goroutine until the handler returns. It
+// returns an error if ctx is not a handler's context, or if the header cannot be sent. The
+// caller reads headers with [WithCallInfo].
 func SetResponseHeader(ctx context.Context, name string, value any) error {
 	sent, err := encodeHeader(map[string]any{name: value})
 	if err != nil {
@@ -322,7 +324,7 @@ func SetResponseHeader(ctx context.Context, name string, value any) error {
 	})
 }
 
-// changeResponse replaces the properties of a handler's response by a changed copy.
+// changeResponse atomically replaces the properties of a handler's response by a changed copy.
 func changeResponse(ctx context.Context, change func(*properties) error) error {
 	r, ok := ctx.Value(invocationKey{}).(*invocation)
 	if !ok {
@@ -343,17 +345,18 @@ func changeResponse(ctx context.Context, change func(*properties) error) error {
 	}
 }
 
-// ownProperties is the room in a frame for what this package adds to a response.
+// ownProperties is the space in a frame, in bytes, for the properties that this package adds
+// to a response.
 const ownProperties = 4 << 10
 
-// checkResponse refuses properties that do not fit a frame of the connection beside what
-// this package adds.
+// checkResponse returns an error if the properties do not fit a frame of the connection
+// together with the properties of this package.
 func (r *invocation) checkResponse(p *properties) error {
 	var msg amqp.Publishing
 	p.addTo(&msg, false)
 	size := r.job.from.sess.pub.frameSize()
 	if size == 0 {
-		return nil // no limit
+		return nil // the frame size has no limit
 	}
 	if err := checkFrame(&msg, max(size-ownProperties, ownProperties/2)); err != nil {
 		return Errorf(CodeResourceExhausted, "the response's %w", err)
@@ -361,7 +364,7 @@ func (r *invocation) checkResponse(p *properties) error {
 	return nil
 }
 
-// checkContent refuses a content type, or encoding, that cannot be sent.
+// checkContent returns an error for a content type or encoding that cannot be sent.
 func checkContent(contentType, contentEncoding string) error {
 	switch {
 	case len(contentType) > maxShortString || len(contentEncoding) > maxShortString:
@@ -373,7 +376,7 @@ func checkContent(contentType, contentEncoding string) error {
 	}
 }
 
-// addTo adds the properties to a response that travels alone.
+// addTo adds the properties to a response which is not in a batch.
 func (p *properties) addTo(msg *amqp.Publishing, failed bool) {
 	if p == nil {
 		return
@@ -386,10 +389,10 @@ func (p *properties) addTo(msg *amqp.Publishing, failed bool) {
 	}
 }
 
-// batchable reports whether the properties can travel in a batch: headers are text there.
+// batchable reports whether the properties fit the format of a batch, where headers are text.
 func (p *properties) batchable() bool { return p == nil || allText(p.header) }
 
-// allText reports whether all values of headers are text.
+// allText reports whether all header values are text.
 func allText(header map[string]any) bool {
 	for _, v := range header {
 		if _, ok := v.(string); !ok {
@@ -399,7 +402,7 @@ func allText(header map[string]any) bool {
 	return true
 }
 
-// size estimates the memory of the properties.
+// size estimates the memory of the properties in bytes.
 func (p *properties) size() int {
 	if p == nil {
 		return 0
@@ -408,7 +411,7 @@ func (p *properties) size() int {
 	return n + len(p.contentType) + len(p.contentEncoding)
 }
 
-// receivedProperties returns the properties of a response that came alone, or nil.
+// receivedProperties returns the properties of a response outside a batch, or nil.
 func receivedProperties(d *amqp.Delivery) *properties {
 	header := applicationHeader(d.Headers)
 	if header == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
@@ -417,7 +420,7 @@ func receivedProperties(d *amqp.Delivery) *properties {
 	return &properties{contentType: d.ContentType, contentEncoding: d.ContentEncoding, kind: d.Type, header: header}
 }
 
-// response returns what a client tells of the response to a call.
+// response returns the Response with these properties.
 func (p *properties) response(body []byte) *Response {
 	r := &Response{Body: body}
 	if p != nil {
@@ -426,17 +429,18 @@ func (p *properties) response(body []byte) *Response {
 	return r
 }
 
-// WithResponseCheck sets a function that is called with every response that would be a
-// result, and turns it into an error by returning one: for servers that tell a failure in
-// the body, as {"error": …}. An [*Error] reaches the caller with its code and message,
-// another error with [CodeUnknown] and its text; the outcome is [Ran] either way. The
-// function runs on the goroutine of the call and must be safe for concurrent use; its panic
-// is [CodeInternal]. Given twice, the last one counts; nil is none, the default.
+// WithResponseCheck sets a function that is called with every successful response, and turns
+// the response into an error by returning an error. It is for servers which report a failure
+// in the body, for example as {"error": …}. An [*Error] reaches the caller with its code and
+// message, any other error with [CodeUnknown] and its text; the outcome is [Ran] in both
+// cases. The function runs on the goroutine of the call and must be safe for concurrent use; a
+// panic becomes [CodeInternal]. If the option is given twice, the last function counts. The
+// default is nil: no check.
 func WithResponseCheck(check func(*Response) error) ClientOption {
 	return clientOption(func(c *clientConfig) { c.responseCheck = check })
 }
 
-// check asks the client's check about a response that would be a result.
+// check calls the function of WithResponseCheck with a successful response.
 func (k *call) check(a *reply) (failed *Error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -455,18 +459,18 @@ func (k *call) check(a *reply) (failed *Error) {
 	return localError(CodeUnknown, Ran, nil, strings.ToValidUTF8(err.Error(), "\uFFFD"), err)
 }
 
-// nackedResponse is a response that the broker nacked until its caller's deadline.
+// nackedResponse is a response which the broker nacked until the caller's deadline.
 type nackedResponse struct {
 	replyTo, correlationID string
 	tries                  int
 }
 
-// noteNacked has it logged that a caller gets no response. Why the broker nacks it does not
-// say, so the reply queue is looked at first, by a goroutine of the session that is ready.
+// noteNacked logs that a caller gets no response. A nack has no reason, so a goroutine of the
+// current session inspects the reply queue first.
 func (s *Server) noteNacked(r nackedResponse) {
 	log := s.logs.nackedResponse.of(s.cfg.logger)
 	if !log.Core().Enabled(zap.WarnLevel) {
-		return // said a moment ago
+		return // logged a moment ago
 	}
 	if s.sup.current() != nil && !isDirectAddress(r.replyTo) {
 		select {
@@ -478,14 +482,15 @@ func (s *Server) noteNacked(r nackedResponse) {
 	r.log(log, "", nil)
 }
 
-// nackedToLog is a nacked response with the logger that counts the ones before.
+// nackedToLog is a nacked response with its logger, which adds the number of lines that were
+// not logged before.
 type nackedToLog struct {
 	nackedResponse
 
 	logger *zap.Logger
 }
 
-// explainNacked logs nacked responses while the session lasts.
+// explainNacked logs nacked responses until the session ends.
 func (s *Server) explainNacked(sess *session) {
 	for {
 		select {
@@ -498,7 +503,7 @@ func (s *Server) explainNacked(sess *session) {
 	}
 }
 
-// lookAtReplyQueue says what is wrong with a queue that nacks; nothing if it is there.
+// lookAtReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
 func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
 	found := s.inGoroutine(func() error {
 		return withTempChannel(s.sub, func(ch channel) error {
@@ -523,7 +528,7 @@ func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
 	return fault.kind, fault
 }
 
-// log writes the line.
+// log logs the nacked response.
 func (r nackedResponse) log(logger *zap.Logger, kind FaultKind, err error) {
 	logger.Warn("the broker refused an answer, its caller gets none",
 		zap.String("reply_to", r.replyTo), zap.String("correlation_id", r.correlationID), zap.Int("tries", r.tries),

@@ -39,7 +39,7 @@ func TestHandlerDescribesItsResponse(t *testing.T) {
 	})
 }
 
-// Another request that gets the response of a run gets its properties too.
+// A duplicate gets the stored response with all its properties.
 func TestReplayedResponseIsDescribedAlike(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -83,7 +83,7 @@ func TestWhatAResponseCannotSay(t *testing.T) {
 	})
 }
 
-// aio-pika's RPC answers so when a function fails.
+// aio-pika's RPC sends a response of type "error" when a function fails.
 func TestResponseOfTypeErrorIsAFailure(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

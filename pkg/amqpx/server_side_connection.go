@@ -10,30 +10,31 @@ import (
 	"go.uber.org/zap"
 )
 
-// A response can end the connection that it is published on. RabbitMQ 3 does so for an
-// address of direct reply-to on a node that does not run, and such an address is perfectly
-// formed: no check can tell it from a good one. So the responses to direct reply-to, and
-// those of the control plane, are published on connections of their own, and a response
-// that ends one costs nobody else anything. docs/adr/0012 has the reasons.
+// A response can end the connection on which it is published. RabbitMQ 3 closes the connection
+// if the response goes to an address of direct reply-to on a node that does not run. Such an
+// address is well-formed, so no check can find the bad address. Therefore the responses to
+// direct reply-to, and the responses of the control plane, are published on separate
+// connections, where such a response affects no other work. docs/adr/0012 has the reasons.
 
 // isDirectAddress reports whether a reply_to is an address of direct reply-to.
 func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, directReplyTo) }
 
-// isolable is an outbound message that can be published alone.
+// isolable is an outbound message which can be published alone.
 type isolable interface {
 	outbound
-	// undeliverable ends the message: it ended the connection on which it was alone.
+	// undeliverable ends the message: the connection ended while the message was alone on the
+	// connection.
 	undeliverable(cause error)
 }
 
-// sideConnection is a connection of a server for messages that must not harm its own. It is
-// dialed when a message waits, again and again with growing pauses. One goroutine, run,
-// owns it.
+// sideConnection is a connection of a server for messages which could end the session's
+// connection. The server dials when a message waits, and again with growing pauses. Only the
+// goroutine of run uses it.
 type sideConnection struct {
 	server  *Server
-	sup     *supervisor // only dials: status and log are those of the server's own connection
+	sup     *supervisor // only dials: the server's status and log describe the session's connection
 	outbox  *outbox
-	publish func(ctx context.Context, sess *session) // returns when the session, ctx or the need has ended
+	publish func(ctx context.Context, sess *session) // returns when the session or ctx ends, or when idle
 }
 
 func newSideConnection(s *Server, role string, publish func(context.Context, *session)) *sideConnection {
@@ -67,7 +68,7 @@ func (c *sideConnection) run(ctx context.Context) {
 	}
 }
 
-// isNeeded waits until a message waits; false means that ctx has ended.
+// isNeeded waits for a message in the outbox; false means that ctx has ended.
 func (c *sideConnection) isNeeded(ctx context.Context) bool {
 	for c.outbox.len() == 0 && ctx.Err() == nil {
 		select {
@@ -78,9 +79,9 @@ func (c *sideConnection) isNeeded(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// publishDirect publishes the responses to direct reply-to and those of the control plane.
+// publishDirect publishes responses to direct reply-to and responses of the control plane.
 func (s *Server) publishDirect(ctx context.Context, sess *session) {
-	startPublisher(sess, s.direct.outbox, func(amqp.Return) {}) // none of them is mandatory
+	startPublisher(sess, s.direct.outbox, func(amqp.Return) {}) // no message is mandatory
 	select {
 	case <-sess.done:
 	case <-ctx.Done():
@@ -88,29 +89,28 @@ func (s *Server) publishDirect(ctx context.Context, sess *session) {
 }
 
 const (
-	// isolatedIdle is how long the connection for suspects stays open without one.
+	// isolatedIdle is how long the connection for suspects stays open without messages.
 	isolatedIdle = 5 * time.Second
-	// isolatedNacked is how old the connection must be to be replaced after a nack: another
-	// channel may be what the queue takes messages from, see moved.send.
+	// isolatedNacked is the age from which a connection is replaced after a nack: the queue
+	// may accept messages on another channel, see republished.send.
 	isolatedNacked = time.Second
-	// isolatedTries bounds how often a message is published alone that is lost with its
-	// connection for reasons that may be none of its own.
+	// isolatedTries bounds how often a message is published alone if its connections end for
+	// reasons that may have nothing to do with the message.
 	isolatedTries = 3
 )
 
-// isolated is a message that is published alone.
+// isolated is a message which is published alone.
 type isolated struct {
 	isolable
 
 	tries int
 }
 
-// isolate publishes a message that may have ended a connection: alone, so that it is
-// known whether it does.
+// isolate publishes a message which may have ended a connection alone, to find out whether the
+// message is the cause.
 func (s *Server) isolate(out isolable) { s.isolated.outbox.put(&isolated{isolable: out}) }
 
-// publishIsolated publishes one message after the other, each when the broker has confirmed
-// the one before.
+// publishIsolated publishes the messages one by one, each after the confirm of the previous.
 func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 	returns := sess.pubCh.NotifyReturn(make(chan amqp.Return, 1))
 	for {
@@ -137,9 +137,9 @@ func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 	}
 }
 
-// publishAlone publishes one message and waits for its confirm. It returns false when the
-// session has ended, ctx has, or the connection is to be replaced; then the message waits for
-// the next connection, unless it is what ended this one, or has its result.
+// publishAlone publishes one message and waits for its confirm. The result is false if the
+// session or ctx has ended, or if the connection is to be replaced. Then the message waits for
+// the next connection, unless it has a result or is undeliverable.
 func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, returns <-chan amqp.Return) bool {
 	for opening := sess.flow.unblocked(); opening != nil; opening = sess.flow.unblocked() {
 		select {
@@ -157,7 +157,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, 
 	key, mandatory, msg := out.publishing()
 	confirm, err := sess.pubCh.publish(key, mandatory, msg)
 	switch {
-	case errors.Is(err, amqp.ErrClosed): // it was not sent
+	case errors.Is(err, amqp.ErrClosed): // the message was not sent
 		sess.channelClosed(err)
 		s.isolated.outbox.put(out)
 		return false
@@ -175,7 +175,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, 
 	switch {
 	case confirm.Acked():
 		select {
-		case <-returns: // a broker returns a message before it confirms it
+		case <-returns: // a broker returns a message before the confirm
 			out.onResult(resultReturned)
 		default:
 			out.onResult(resultConfirmed)
@@ -185,12 +185,14 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, 
 		out.onResult(resultNacked)
 		return time.Since(sess.start) < isolatedNacked
 	}
-	<-sess.done // a channel that has ended ends its session
+	<-sess.done // a closed channel ends its session
 	s.blame(out, sess.cause)
 	return false
 }
 
-// blame handles a message that was alone on a connection that ended.
+// blame handles a message which was alone on a connection when the connection ended. The
+// message is undeliverable after an exception, or after isolatedTries attempts; otherwise
+// publishing is tried again.
 func (s *Server) blame(out outbound, cause error) {
 	m, ok := out.(*isolated)
 	if !ok {
@@ -203,7 +205,7 @@ func (s *Server) blame(out outbound, cause error) {
 	s.isolated.outbox.put(m)
 }
 
-// noteUndeliverable counts and logs a message that ended the connection it was published on.
+// noteUndeliverable counts and logs a message which ended the connection it was published on.
 func (s *Server) noteUndeliverable(to, correlationID string, cause error) {
 	s.counts.undeliverable.Add(1)
 	if isDirectAddress(to) {
@@ -213,5 +215,6 @@ func (s *Server) noteUndeliverable(to, correlationID string, cause error) {
 		zap.String("reply_to", to), zap.String("correlation_id", correlationID), zap.Error(cause))
 }
 
-// errAvoided is why a response to an address that has ended a connection is not published.
+// errAvoided is the reason why a response is not published: its address has ended a
+// connection.
 var errAvoided = errors.New("its address has ended a connection before")

@@ -13,10 +13,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// deadNode is a perfectly formed address of direct reply-to whose node does not run.
+// deadNode is a well-formed direct reply-to address of a stopped node.
 const deadNode = directReplyTo + ".g1h3DnJlcGx5QDEyMzQ1Njc4AAADAQAAAABmESIz.MDEyMzQ1Njc4OWFiY2RlZg=="
 
-// endsAtDeadNodes makes the broker end the connection of whoever publishes to such an address.
+// endsAtDeadNodes makes the broker end the connection of a publisher to a deadNode address.
 func endsAtDeadNodes(b *fakeBroker) {
 	b.with(func(b *fakeBroker) {
 		b.fatal = func(key string, _ amqp.Publishing) bool { return strings.HasPrefix(key, deadNode) }
@@ -30,7 +30,7 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 		"with a key":    func(msg *amqp.Publishing) { msg.MessageId = "key" },
 		"our contract":  func(msg *amqp.Publishing) { msg.Type = typeCall },
 		"unknown method": func(msg *amqp.Publishing) {
-			msg.AppId = "unknown" // its refusal says "did not run": it is sent when the request is acknowledged
+			msg.AppId = "unknown" // the refusal says "did not run" and is sent after the request is acknowledged
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 					msg := amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: fmt.Sprint("id", n)}
 					change(&msg)
 					r.broker.put(msg)
-					r.broker.put(msg) // again: to an address that is known by now
+					r.broker.put(msg) // again, when the server knows the address
 					wantAnswer(t, <-goCall(direct, within(t, time.Minute), "m", []byte("x")), "x")
 					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("y")), "y")
 				}
@@ -69,7 +69,7 @@ func TestInnocentResponsesArriveAfterTheEndOfTheirConnection(t *testing.T) {
 		direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
 		ready(t, direct.WaitReady)
 		endsAtDeadNodes(r.broker)
-		r.broker.holdConfirms() // so that all of them are unconfirmed when the connection ends
+		r.broker.holdConfirms() // all responses are unconfirmed when the connection ends
 		var calls []<-chan result
 		for n := range 20 {
 			calls = append(calls, goCall(direct, within(t, time.Minute), "m", []byte(fmt.Sprint(n))))
@@ -110,13 +110,13 @@ func TestControlMessageFromADeadNodeHarmsNobody(t *testing.T) {
 	})
 }
 
-// TestMessageThatEndsTheServersConnection tries messages to ordinary queues that the broker
-// ends the server's connection for.
+// TestMessageThatEndsTheServersConnection tries messages to ordinary queues for which the broker
+// ends the server's connection.
 func TestMessageThatEndsTheServersConnection(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		fatal func(key string, msg amqp.Publishing) bool
-		// reconnects is how often the server's connection may end by one request.
+		// reconnects is the most reconnects of the server for one request.
 		reconnects uint64
 	}{
 		"response":      {func(key string, _ amqp.Publishing) bool { return key == "evil" }, 1},

@@ -11,25 +11,24 @@ import (
 )
 
 const (
-	// maxSuspects bounds the requests, and the addresses, that a suspects remembers.
+	// maxSuspects bounds the number of requests, and the number of addresses, in suspects.
 	maxSuspects = 8192
-	// suspectAge is how long they are remembered.
+	// suspectAge is how long requests and addresses are remembered.
 	suspectAge = 5 * time.Minute
 )
 
 // suspects remembers the requests whose response, or copy, was unconfirmed when the broker
-// ended the server's connection with an exception. One of these messages may be the cause,
-// so when their requests are delivered again, their responses and copies are published
-// alone, on a connection of their own (isolated in server_side_connection.go). It also
-// remembers the addresses of direct reply-to that ended a connection. Safe for concurrent
-// use.
+// ended the server's connection with an exception. One of these messages may be the cause, so
+// when their requests are delivered again, the responses and copies are published alone on a
+// separate connection (isolated in server_side_connection.go). suspects also remembers the
+// addresses of direct reply-to which ended a connection. Safe for concurrent use.
 type suspects struct {
 	seed  maphash.Seed
 	count atomic.Int64 // of requests and addresses
 
 	mu          sync.Mutex
-	newest      time.Time // when the last one was added
-	unconfirmed []uint64  // of the session that has just ended, in the order of publishing
+	newest      time.Time // when the last entry was added
+	unconfirmed []uint64  // requests of the session which has just ended, in the order of publishing
 	requests    map[uint64]time.Time
 	addresses   map[string]time.Time
 }
@@ -38,15 +37,15 @@ func newSuspects() *suspects {
 	return &suspects{seed: maphash.MakeSeed(), requests: make(map[uint64]time.Time), addresses: make(map[string]time.Time)}
 }
 
-// isException reports whether the broker ended a connection or a channel because of
-// something that was sent on it.
+// isException reports whether the broker ended a connection or a channel because of a frame or
+// message from this process.
 func isException(cause error) bool {
 	e, ok := errors.AsType[*amqp.Error](cause)
 	return ok && e.Server && e.Code != amqp.ConnectionForced
 }
 
-// keyOf identifies a request over its deliveries. Two requests of one caller with equal
-// ids have the same key, which only costs the second one time.
+// keyOf identifies a request across deliveries. Two requests of one caller with equal ids have
+// the same key; then the second is published alone too, which only takes longer.
 func (s *suspects) keyOf(in *incoming) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -57,8 +56,8 @@ func (s *suspects) keyOf(in *incoming) uint64 {
 	return h.Sum64()
 }
 
-// noteUnconfirmed records a request whose message was unconfirmed when its session ended.
-// The broker handles messages in their order, so the first ones are the ones to keep.
+// noteUnconfirmed records a request whose message was unconfirmed when the session ended. The
+// broker handles messages in order, so the first maxSuspects requests are kept.
 func (s *suspects) noteUnconfirmed(in *incoming) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,8 +66,8 @@ func (s *suspects) noteUnconfirmed(in *incoming) {
 	}
 }
 
-// sessionEnded decides whether the requests that were noted are suspects. It is called
-// after the session has ended and before the next one consumes.
+// sessionEnded decides whether the recorded requests are suspects. It is called after the
+// session has ended and before the next session consumes.
 func (s *suspects) sessionEnded(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,7 +86,7 @@ func (s *suspects) sessionEnded(cause error) {
 	s.updateCount()
 }
 
-// isSuspect reports whether the messages of a request have to be published alone.
+// isSuspect reports whether the messages of a request must be published alone.
 func (s *suspects) isSuspect(in *incoming) bool {
 	if s.count.Load() == 0 {
 		return false
@@ -99,8 +98,8 @@ func (s *suspects) isSuspect(in *incoming) bool {
 	return s.isRecent(since) && ok
 }
 
-// isRecent reports whether less than suspectAge has passed. When it has passed for the
-// newest entry, all are dropped. It is called with mu held.
+// isRecent reports whether less than suspectAge has passed since the given time. If suspectAge
+// has passed since the newest entry, isRecent drops all entries. The caller holds mu.
 func (s *suspects) isRecent(since time.Time) bool {
 	now := time.Now()
 	if now.Sub(s.newest) >= suspectAge {
@@ -111,7 +110,7 @@ func (s *suspects) isRecent(since time.Time) bool {
 	return now.Sub(since) < suspectAge
 }
 
-// clear forgets a request whose message the broker took.
+// clear forgets a request after the broker has accepted its message.
 func (s *suspects) clear(in *incoming) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +118,7 @@ func (s *suspects) clear(in *incoming) {
 	s.updateCount()
 }
 
-// avoid records an address that ended a connection.
+// avoid records an address which ended a connection.
 func (s *suspects) avoid(address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +141,7 @@ func (s *suspects) isAvoided(address string) bool {
 	return s.isRecent(since) && ok
 }
 
-// updateCount is called with mu held.
+// updateCount sets count. The caller holds mu.
 func (s *suspects) updateCount() { s.count.Store(int64(len(s.requests) + len(s.addresses))) }
 
 func dropOld[K comparable](from map[K]time.Time, now time.Time) {

@@ -17,10 +17,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// rawQueue is where raw requests have their answers sent.
+// rawQueue is the reply queue of raw requests.
 const rawQueue = "raw.answers"
 
-// serve starts a server and waits until it is ready; raw answers have a queue.
+// serve declares rawQueue, starts a server and waits until the server is ready.
 func serve(t *testing.T, methods handlers, opts ...ServerOption) (*fakeBroker, *running) {
 	t.Helper()
 	b := newFakeBroker()
@@ -30,7 +30,7 @@ func serve(t *testing.T, methods handlers, opts ...ServerOption) (*fakeBroker, *
 	return b, s
 }
 
-// request is a request as a plain client sends it.
+// request returns a plain client's request.
 func request(method string) amqp.Publishing {
 	return amqp.Publishing{AppId: method, ReplyTo: rawQueue, CorrelationId: "id", Body: []byte("request")}
 }
@@ -327,7 +327,7 @@ func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 	}
 }
 
-// mostAtOnce is a slow handler that counts how many of it run.
+// mostAtOnce returns a slow handler that records its most concurrent runs.
 func mostAtOnce(running, most *atomic.Int64) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		most.Store(max(most.Load(), running.Add(1)))
@@ -387,7 +387,7 @@ func TestHandleRefusesBadRegistrations(t *testing.T) {
 	})
 }
 
-// drained waits for Serve and checks what it returned and how long it took.
+// drained waits for Serve and checks its error and its duration.
 func drained(t *testing.T, s *running, want error, takes time.Duration) {
 	t.Helper()
 	begun := time.Now()
@@ -544,7 +544,7 @@ func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
 		close(release)
-		settle() // the handler's goroutine ends, or the bubble would not
+		settle() // the handler's goroutine must end before the bubble
 		wantSame(t, "answers", len(b.take()), 0)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
 	})
@@ -609,8 +609,8 @@ func TestDrainLosesNoCall(t *testing.T) {
 	})
 }
 
-// Acknowledgements wait for each other, but not when much of the prefetch is taken up,
-// nor for a drain.
+// The server delays acknowledgements to send several together, but not when much of the prefetch
+// is unacknowledged, when a refusal waits, or in a drain.
 func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 	t.Parallel()
 	const prefetch = 40
@@ -647,8 +647,8 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 	})
 }
 
-// A drain that begins while the consumers are started waits for them, and hands what they
-// got back unmarked.
+// A drain that begins while the consumers start waits for the consumers, and returns their
+// deliveries without the redelivered mark.
 func TestDrainWhileConsumersStart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -683,8 +683,8 @@ func TestDrainWhileConsumersStart(t *testing.T) {
 	})
 }
 
-// Servers with different methods share a queue, so one that stops cannot tell what the others
-// would say to a request that it has not started.
+// Servers with different methods share a queue. A stopping server leaves requests without a
+// started handler to the other servers, because their answers may differ.
 func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(*running){
@@ -709,7 +709,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 				b.put(with(request("new"), budget("long", 60_000)))
 				settle()
 				stop(s)
-				// Too little time for this server, which does not count any more.
+				// The budget is too short for the stopping server, but not for another server.
 				b.put(with(request("new"), budget("short", 1000)))
 				settle()
 				wantSame(t, "refused", s.Stats().Refused, 0)
@@ -730,7 +730,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 	}
 }
 
-// A request that is malformed, or whose time is over, is so for every server.
+// A draining server still refuses a malformed or expired request, as every server would.
 func TestDrainingServerStillRefusesWhatEveryServerWould(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -768,8 +768,8 @@ func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
 	})
 }
 
-// A drain does not wait until a broker that blocks publishing takes copies of requests: it
-// gives the originals back.
+// A drain does not wait until a blocked broker takes copies of requests, and requeues the
+// originals.
 func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -778,7 +778,7 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
 		redelivered(b, request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s and is not answered
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response
 		b.put(request("m"))
 		b.put(request("m"))
 		settle()
@@ -790,7 +790,8 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	})
 }
 
-// A request that waits until copies of others are confirmed does not run once a drain begins.
+// After the start of a drain, a request that waits for the confirms of others' copies does not
+// run.
 func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

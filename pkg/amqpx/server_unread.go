@@ -7,23 +7,23 @@ import (
 	"go.uber.org/zap"
 )
 
-// Deliveries whose bodies were dropped when they arrived (frame_content.go). A body beyond
-// the limit is refused. A body that found no room is delivered again when there is room:
-// until then the server keeps the delivery, without its body, unacknowledged.
+// Deliveries whose bodies were dropped on arrival (frame_content.go). A request with a body
+// beyond the limit is refused. A request whose body had no room is delivered again later:
+// until there is room, the server keeps the delivery, without its body, unacknowledged.
 
 const (
-	// unreadPause is the time between two looks at the room for unread requests. While what
-	// was given back finds no room when it arrives, the time doubles up to unreadPauseMax,
-	// which bounds how often bodies travel in vain.
+	// unreadPause is the time between two checks of the room for unread requests. While
+	// requeued requests still find no room on arrival, the time doubles up to unreadPauseMax,
+	// which bounds how often bodies are transferred in vain.
 	unreadPause    = 10 * time.Millisecond
 	unreadPauseMax = 320 * time.Millisecond
-	// unreadRetryAfter is what the caller is told of a request that is refused for want of
-	// room.
+	// unreadRetryAfter is the pause before a retry in the refusal of a request without room.
 	unreadRetryAfter = time.Second
 )
 
-// tooLarge notes that the request of a job is beyond the limit. A one-way request has no
-// caller to tell: it is rejected, so that a dead-letter policy of the broker keeps it.
+// tooLarge records that a job's request is beyond the size limit. A one-way request has no
+// caller for an error and is rejected, so a dead-letter policy of the broker can keep the
+// request.
 func (j *job) tooLarge() {
 	s := j.from.server
 	s.counts.tooLarge.Add(1)
@@ -35,8 +35,8 @@ func (j *job) tooLarge() {
 		zap.String("method", j.in.Method), zap.String("reason", j.failed.message))
 }
 
-// takeUnread takes a request that arrived without its body, and reports whether it did: any
-// other request, and one that is refused whatever its body is, is handled as usual.
+// takeUnread handles a request without its body, for which there was no room on arrival. The
+// result is false for any other request, and for a request which is refused with any body.
 func (c *consumer) takeUnread(j *job) bool {
 	drop, ok := droppedBodyOf(j.delivery.Headers)
 	if !ok || !drop.noRoom {
@@ -63,28 +63,29 @@ func (c *consumer) takeUnread(j *job) bool {
 	return true
 }
 
-// endsWhenRedelivered reports whether a request would go to the dead letters if it were
-// given back now, to be taken by another server: the broker marks it as redelivered, like one
-// that a server lost. Or the broker itself would soon drop it.
+// endsWhenRedelivered reports whether another server would dead-letter the request if this
+// server requeued it now, because the broker marks the request as redelivered, like a lost
+// request. The result is also true if the broker would soon drop the request.
 func (s *Server) endsWhenRedelivered(j *job) bool {
 	limit := s.cfg.deliveryLimit
 	return limit > 0 && !j.delivery.Redelivered && j.in.lostDeliveries+1 >= limit || j.isNearBrokerLimit()
 }
 
-// maxDeferred bounds how many deferred requests a server remembers.
+// maxDeferred bounds the number of requests in deferredRequests; at the bound all records are
+// dropped.
 const maxDeferred = 4096
 
-// deferredRequests are the requests that this server has given back for want of room, and
-// that no server had lost before. They come again marked as redelivered: then no server has
-// lost them either, and they need not go through the retry queue. One that kills servers is
-// counted all the same, as the next server remembers nothing of it. Its zero value is ready
-// to use. Safe for concurrent use.
+// deferredRequests counts the requests which this server has requeued because there was no
+// room, and which no server had lost before. The broker delivers them again, marked as
+// redelivered although no server has lost them, so they need not go through the retry queue. A
+// request which kills servers is counted nevertheless, because the next server has no such
+// record. The zero value is ready to use. Safe for concurrent use.
 type deferredRequests struct {
 	mu       sync.Mutex
 	requests map[deferredRequest]int
 }
 
-// deferredRequest is what tells one request from others.
+// deferredRequest identifies a request.
 type deferredRequest struct{ method, correlationID, messageID, replyTo string }
 
 func deferredRequestOf(j *job) deferredRequest {
@@ -92,7 +93,7 @@ func deferredRequestOf(j *job) deferredRequest {
 	return deferredRequest{j.in.Method, d.CorrelationId, d.MessageId, d.ReplyTo}
 }
 
-// add remembers a request that is to be given back.
+// add records a request which is about to be requeued.
 func (r *deferredRequests) add(j *job) {
 	if j.delivery.Redelivered {
 		return
@@ -105,7 +106,7 @@ func (r *deferredRequests) add(j *job) {
 	r.requests[deferredRequestOf(j)]++
 }
 
-// take reports whether a redelivered request was given back by this server, and forgets it.
+// take reports whether this server requeued a redelivered request, and removes the record.
 func (r *deferredRequests) take(j *job) bool {
 	if j.parcel != nil {
 		return false
@@ -125,7 +126,7 @@ func (r *deferredRequests) take(j *job) bool {
 	return true
 }
 
-// takeUnreadBatch takes a batch that arrived without its body, and reports whether it did.
+// takeUnreadBatch handles a batch without its body, and returns false for any other batch.
 func (c *consumer) takeUnreadBatch(message *job) bool {
 	drop, ok := droppedBodyOf(message.delivery.Headers)
 	if !ok {
@@ -147,7 +148,7 @@ func (c *consumer) takeUnreadBatch(message *job) bool {
 	return true
 }
 
-// keepUnread keeps a delivery until there is room for its body.
+// keepUnread keeps a delivery, unacknowledged, until there is room for its body.
 func (c *consumer) keepUnread(j *job, drop droppedBody) {
 	s := c.server
 	j.unread = int64(drop.size) //nolint:gosec // at most the limit.
@@ -160,9 +161,9 @@ func (c *consumer) keepUnread(j *job, drop droppedBody) {
 	}
 }
 
-// returnUnread gives unread requests back to their queues, each time as many as there is
-// room for: all at once would only have most of them arrive in vain again. When the server
-// drains it gives back all of them. It runs until nothing can be acknowledged any more.
+// returnUnread requeues unread requests, at most as many at a time as there is room for: most
+// of the rest would find no room again. During a drain it requeues all. The goroutine runs
+// until acknowledgements are no longer possible.
 func (c *consumer) returnUnread() {
 	var waiting []*job
 	wait, deferred := unreadPause, c.server.counts.deferred.Load()
@@ -201,8 +202,8 @@ func (c *consumer) returnUnread() {
 	}
 }
 
-// returnFitting gives back the first of the unread requests that there is room for and
-// returns the rest.
+// returnFitting requeues the first unread requests for which there is room, and returns the
+// rest.
 func (c *consumer) returnFitting(waiting []*job) []*job {
 	inHand := c.server.cfg.inHand
 	room, idle := inHand.room(), inHand.held.Load() == 0
@@ -227,8 +228,8 @@ func (c *consumer) returnAll(waiting []*job) []*job {
 	return waiting[:0]
 }
 
-// forgetUnread ends the jobs of unread requests when nothing can be acknowledged any more: the broker
-// delivers them again by itself.
+// forgetUnread ends the jobs of unread requests when acknowledgements are no longer possible:
+// the broker delivers the requests again.
 func (c *consumer) forgetUnread(waiting []*job) {
 	for _, j := range waiting {
 		j.finish()

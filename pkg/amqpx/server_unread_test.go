@@ -14,17 +14,18 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// large is the size of a body that counts as a large one.
+// large is the size of the smallest large body.
 const large = smallBody + 1
 
-// startBounded starts a server whose links drop bodies as real ones do.
+// startBounded starts a server with connections that drop bodies beyond the limits, like real
+// connections.
 func startBounded(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
 	t.Helper()
 	bounded := serverOption(func(c *serverConfig) { b.bounded = c })
 	return serving(t, b, startServer(t, b, methods, append([]ServerOption{bounded}, opts...)...))
 }
 
-// serving waits until a server is ready and makes a queue for the answers to raw requests.
+// serving waits until a server is ready and declares rawQueue.
 func serving(t *testing.T, b *fakeBroker, s *running) *running {
 	t.Helper()
 	ready(t, s.WaitReady)
@@ -32,12 +33,12 @@ func serving(t *testing.T, b *fakeBroker, s *running) *running {
 	return s
 }
 
-// bulky is a raw request of a program that knows no contract.
+// bulky returns a raw request of a program without the contract.
 func bulky(method, id string, size int) amqp.Publishing {
 	return amqp.Publishing{AppId: method, CorrelationId: id, ReplyTo: rawQueue, Body: bytes.Repeat([]byte("x"), size)}
 }
 
-// wantEmpty checks that nothing is left of any request.
+// wantEmpty checks that no request is left in the queues or in the server.
 func wantEmpty(t *testing.T, b *fakeBroker, s *running) {
 	t.Helper()
 	wantSame(t, "bytes in hand", s.Stats().BytesInHand, 0)
@@ -123,7 +124,7 @@ func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 		pass(time.Second)
 		codes := map[string]Code{}
 		for _, msg := range b.take() {
-			if msg.ContentType != contentTypeAnswers { // the first one travels alone
+			if msg.ContentType != contentTypeAnswers { // the first response travels alone
 				code, _ := msg.Headers[headerCode].(string)
 				codes[msg.CorrelationId] = Code(code)
 				continue
@@ -147,13 +148,13 @@ func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 	})
 }
 
-// TestMoreThanThereIsRoomFor: all requests are answered, one after the other, however
-// little there is room for, and however few deliveries a request may have.
+// Every request is answered once, even if the server has room for few bodies at a time, and with
+// any delivery limit.
 func TestMoreThanThereIsRoomFor(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		opts    []ServerOption
-		refused bool // those that find no room
+		refused bool // requests without room are refused
 	}{
 		"default limit": {nil, false},
 		"no limit":      {[]ServerOption{WithDeliveryLimit(0)}, false},
@@ -178,7 +179,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 					b.put(bulky("m", string(rune('a'+i)), large))
 				}
 				settle()
-				b.put(bulky("small", "small", 10)) // is not held up
+				b.put(bulky("small", "small", 10)) // is not delayed
 				settle()
 				first := b.take()
 				wantSame(t, "answers at once", c.refused || len(first) == 1, true)
@@ -250,7 +251,7 @@ func TestNoRoomForARequestThatRunsAtMostOnce(t *testing.T) {
 	})
 }
 
-// TestUnreadRequestsAreGivenBack: by a drain at once, and by the end of the session.
+// A drain returns unread requests to the queue at once, and so does the end of a session.
 func TestUnreadRequestsAreGivenBack(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"drain", "lost link"} {
@@ -287,8 +288,7 @@ func TestUnreadRequestsAreGivenBack(t *testing.T) {
 	}
 }
 
-// TestServedRequestIsForgotten: a worker that waits for the next request does not keep the
-// last one, with its body, in memory.
+// An idle worker does not keep its last request, with the body, in memory.
 func TestServedRequestIsForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -311,8 +311,8 @@ func TestServedRequestIsForgotten(t *testing.T) {
 	})
 }
 
-// TestLargeRequestsThatKillEveryServer: that they are given back for want of room does not
-// hide that they kill servers.
+// Large requests that kill servers are dead-lettered, even if servers also return some to the
+// queue for lack of room.
 func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -324,7 +324,7 @@ func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 			return handlers{"kill": killing(&runs, kill), "m": echo}
 		}, bounded, WithMaxMessageSize(large), WithMaxBytesInHand(2*large))
 		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
-		for range killers { // all alike
+		for range killers { // all with the same ids
 			b.put(bulky("kill", "1", large))
 		}
 		pass(time.Hour)

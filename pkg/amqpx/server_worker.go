@@ -13,18 +13,19 @@ import (
 	"go.uber.org/zap"
 )
 
-// A handler has a time limit ([WithMaxHandlerTime]), at which its context ends. One that
-// runs on regardless is stuck: after stuckGrace the watchdog answers its request, which is
-// acknowledged then, and starts another worker in its place, up to as many as the server has
-// workers. The handler itself cannot be ended; what it returns at last is dropped.
+// A handler has a time limit ([WithMaxHandlerTime]), at which its context ends. A handler
+// which still runs stuckGrace later is stuck: the watchdog responds to the request,
+// acknowledges the request, and starts another worker in the place of the handler's worker. At
+// any time at most as many workers are replaced as the server has. A stuck handler cannot be
+// stopped; its late result is dropped.
 
-// stuckGrace is how long a handler has to return once its time limit has passed.
+// stuckGrace is how long a handler has to return after its time limit.
 const stuckGrace = time.Second
 
-// watchPauseMax bounds the pause between two looks at the handlers that run.
+// watchPauseMax is the longest pause between two checks of the running handlers.
 const watchPauseMax = time.Second
 
-// begin notes that the middleware and the handler of a request begin.
+// begin records the start of a request's middleware and handler.
 func (s *Server) begin(r *invocation, begun time.Time) {
 	r.begun = begun
 	r.place = r.job.place
@@ -32,9 +33,9 @@ func (s *Server) begin(r *invocation, begun time.Time) {
 	s.load.take(r, begun)
 }
 
-// release notes that the middleware of a request has ended after so long, and counts its
-// worker out, less what the request waited for an execution of the same request. It reports
-// whether the request is still to be answered.
+// release records that the middleware of a request ended after took. It updates the load,
+// without the time for which the request waited for an execution of the same request. It
+// reports whether the request still needs a response.
 func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	worker := r.retire()
 	r.mu.Lock()
@@ -49,7 +50,7 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	case !answered:
 	case worker:
 		s.load.busy.Add(-1)
-		s.workers.add(1) // it works on
+		s.workers.add(1) // the worker continues
 		fallthrough
 	default:
 		s.stuck.remove(r, !worker)
@@ -58,12 +59,12 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	return !answered
 }
 
-// stuckHandlers are the requests whose handlers run on though they were answered. Safe for
-// concurrent use.
+// stuckHandlers holds the requests whose handlers still run after the watchdog has responded.
+// Safe for concurrent use.
 type stuckHandlers struct {
 	mu       sync.Mutex
 	requests map[*invocation]bool
-	replaced int // of them
+	replaced int // requests whose worker was replaced
 }
 
 func (h *stuckHandlers) add(r *invocation) {
@@ -84,8 +85,8 @@ func (h *stuckHandlers) remove(r *invocation, replaced bool) {
 	}
 }
 
-// mayReplace reports whether one more worker may be started beside the stuck ones, of which
-// at most limit are replaced at a time, and counts it.
+// mayReplace reports whether the worker of one more stuck handler may be replaced, and counts
+// the replacement. At most limit workers are replaced at a time.
 func (h *stuckHandlers) mayReplace(limit int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -96,7 +97,7 @@ func (h *stuckHandlers) mayReplace(limit int) bool {
 	return true
 }
 
-// count returns how many there are, and when the first of them began.
+// count returns the number of stuck handlers, and the start of the oldest.
 func (h *stuckHandlers) count() (n int, oldest time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -108,19 +109,20 @@ func (h *stuckHandlers) count() (n int, oldest time.Time) {
 	return len(h.requests), oldest
 }
 
-// startWorker starts the worker of a place. It ends when the queue of jobs is closed, or
-// when another one has its place; one whose handler is stuck is not waited for.
+// startWorker starts the worker of a place (its index). The worker ends when the job queue is
+// closed, or when another worker has its place. Serve does not wait for a worker whose handler
+// is stuck.
 func (s *Server) startWorker(handlers context.Context, place int) {
 	s.workers.add(1)
 	go s.work(handlers, place)
 }
 
-// work runs jobs until the server quits, or until another worker has taken its place. A
-// handler that ends its goroutine (runtime.Goexit) takes the worker with it, so another
-// one takes its place.
+// work runs jobs until the job queue is closed, or until another worker has taken its place.
+// If a handler ends its goroutine (runtime.Goexit), the worker ends too and a new worker
+// starts in its place.
 func (s *Server) work(handlers context.Context, place int) {
-	last := false   // no other worker is to take its place
-	counted := true // in workers
+	last := false   // no new worker is needed in this place
+	counted := true // the server's workers tracker counts this worker
 	var j *job
 	defer func() {
 		if !last {
@@ -134,7 +136,7 @@ func (s *Server) work(handlers context.Context, place int) {
 		}
 	}()
 	next := func() *job {
-		j = nil // a worker that waits must not keep the last request, and its body, in memory
+		j = nil // a waiting worker must not keep the last request, and its body, in memory
 		return s.jobs.pop()
 	}
 	for j = next(); j != nil; j = next() {
@@ -153,8 +155,9 @@ func (s *Server) work(handlers context.Context, place int) {
 	last = true
 }
 
-// leaves tells the worker that has processed a job how it goes on: whether it ends, because
-// another worker has its place, whether it is counted, and which place it has.
+// leaves returns how a worker continues after the job: last if the worker must end because its
+// place is taken, counted if the server's workers tracker counts the worker, and its next
+// place.
 func (j *job) leaves(place int) (last, counted bool, next int) {
 	if j == nil || j.invoked == nil {
 		return false, true, place
@@ -166,8 +169,8 @@ func (j *job) leaves(place int) (last, counted bool, next int) {
 	return r.lent, !r.lent || !r.answered, r.place
 }
 
-// startWatchdog starts the watchdog, which ends when over is closed. An observer that ends
-// its goroutine has another one started.
+// startWatchdog starts the watchdog, which ends when over is closed. If an observer ends the
+// goroutine of the watchdog, a new watchdog starts.
 func (s *Server) startWatchdog(watchdog *sync.WaitGroup, over <-chan struct{}) {
 	watchdog.Go(func() {
 		returned := false
@@ -181,8 +184,8 @@ func (s *Server) startWatchdog(watchdog *sync.WaitGroup, over <-chan struct{}) {
 	})
 }
 
-// watchHandlers looks for stuck handlers until over is closed. It looks now and then: a
-// timer for each request would cost each request more.
+// watchHandlers looks for stuck handlers periodically until over is closed. A timer for each
+// request would make each request slower.
 func (s *Server) watchHandlers(over <-chan struct{}) {
 	limit := s.cfg.maxHandlerTime
 	pause := time.NewTicker(min(max(limit/4, 10*time.Millisecond), watchPauseMax))
@@ -202,14 +205,14 @@ func (s *Server) watchHandlers(over <-chan struct{}) {
 	}
 }
 
-// giveUpOn answers a request whose handler is stuck, and starts another worker if one more
-// may be started. After a hard stop it leaves the request to another server.
+// giveUpOn responds to a request whose handler is stuck, and starts another worker if
+// mayReplace allows. After a hard stop it leaves the request to another server.
 func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	if errors.Is(context.Cause(r), errServerStopped) {
 		return
 	}
 	r.mu.Lock()
-	if r.over || r.lent { // it has returned, or waits for another request
+	if r.over || r.lent { // the middleware has returned, or another worker has the place
 		r.mu.Unlock()
 		return
 	}
@@ -225,7 +228,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 		s.load.places[r.place].Store(nil)
 	}
 	r.mu.Unlock()
-	if replace { // once the request is answered, also when the observer ends this goroutine
+	if replace { // after the response, even if the observer ends this goroutine
 		defer func() {
 			s.load.busy.Add(-1)
 			s.startWorker(r.parent, r.place)
@@ -236,7 +239,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	}
 }
 
-// respondFor answers a request whose handler is stuck.
+// respondFor sends the response to a request whose handler is stuck.
 func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 	j, took := r.job, time.Since(r.begun)
 	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", j.method.name),
@@ -246,7 +249,7 @@ func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 	t := timing{queue: r.begun.Sub(j.arrived), handler: took}
 	s.counts.failed.Add(1)
 	j.method.times.ended(false, took)
-	if r.silent.Load() { // another request of the same call is answered
+	if r.silent.Load() { // another request of the same call responds
 		j.ack()
 	} else {
 		s.reply(j, reply{failed: e, timing: t})
@@ -256,8 +259,8 @@ func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 	}
 }
 
-// limitOf returns when a handler's context ends: at the deadline of its caller, or at the
-// server's own time limit if that is earlier. The zero time means never.
+// limitOf returns the deadline of a handler's context: the caller's deadline or the server's
+// time limit, whichever is earlier. The zero time means no deadline.
 func (s *Server) limitOf(in *incoming, arrived, begun time.Time) (deadline time.Time) {
 	if in.budget != noBudget {
 		deadline = arrived.Add(in.budget)
@@ -270,7 +273,7 @@ func (s *Server) limitOf(in *incoming, arrived, begun time.Time) (deadline time.
 	return deadline
 }
 
-// oldestHandler returns how long the handler that began first has run; 0 without one.
+// oldestHandler returns how long the oldest running handler has run; 0 if no handler runs.
 func (s *Server) oldestHandler() time.Duration {
 	now := time.Now()
 	_, first := s.stuck.count()
@@ -286,7 +289,7 @@ func (s *Server) oldestHandler() time.Duration {
 	return oldest
 }
 
-// handlerTimeFault reports a time limit that makes no sense.
+// handlerTimeFault returns an error for an invalid time limit.
 func handlerTimeFault(d time.Duration) error {
 	if d < 0 {
 		return fmt.Errorf("max handler time %v: want more than 0, or 0 for no limit", d)
@@ -294,10 +297,10 @@ func handlerTimeFault(d time.Duration) error {
 	return nil
 }
 
-// process settles one job in one of these ways: skipped, refused, given back, moved, or run
-// through the middleware. A server that drains only refuses what every server would:
-// requests that are malformed or whose time is over. All else that it has not started it
-// leaves to other servers, which may have other methods.
+// process handles one job: the request is skipped, refused, requeued, republished, or run
+// through the middleware. During a drain the server refuses only malformed and expired
+// requests, which every server would refuse. It requeues all other requests for other servers,
+// which may have other methods.
 func (s *Server) process(handlers context.Context, j *job) {
 	if j.willBeRedelivered() {
 		j.finish()
@@ -329,8 +332,8 @@ func (s *Server) process(handlers context.Context, j *job) {
 	}
 }
 
-// invokeAfterMoves runs a request that servers have lost once the copies of others are
-// settled, unless the server began to drain meanwhile.
+// invokeAfterMoves runs a request which servers have lost, after the originals of republished
+// requests are acknowledged. If the server began to drain meanwhile, it requeues the request.
 func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMethod) {
 	switch {
 	case !s.waitRepublished(j):
@@ -342,8 +345,8 @@ func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMet
 	}
 }
 
-// invoke runs the middleware and the handler, and answers, whichever way they end, unless
-// the watchdog has answered for them.
+// invoke runs the middleware and the handler. It responds however they end, unless the
+// watchdog has responded already.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
 	r := newInvocation(j)
 	r.init(ctx, s.limitOf(j.in, j.arrived, begun))
@@ -355,7 +358,7 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time
 	s.begin(r, begun)
 	body, err := []byte(nil), errGoexit
 	defer func() { //nolint:contextcheck // r is the context.
-		if v := recover(); v != nil { // of middleware, or the logger, outside Recover
+		if v := recover(); v != nil { // a panic of middleware or the logger, outside Recover
 			body, err = nil, &panicError{panicText(v)}
 		}
 		took := time.Since(begun)
@@ -368,8 +371,8 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time
 	body, err = m.handler(r, &j.in.Request) //nolint:contextcheck // r is ctx's child.
 }
 
-// restore undoes what a handler changed, against its documentation, in the parts of a
-// request that the response depends on.
+// restore reverts a handler's changes, which the documentation forbids, to the parts of the
+// request on which the response depends.
 func (in *incoming) restore(asArrived *Request) {
 	if in.Method != asArrived.Method || in.CorrelationID != asArrived.CorrelationID ||
 		in.IdempotencyKey != asArrived.IdempotencyKey || in.Idempotent != asArrived.Idempotent ||
@@ -378,22 +381,23 @@ func (in *incoming) restore(asArrived *Request) {
 	}
 }
 
-// errGoexit is what a handler came to that neither returned nor panicked.
+// errGoexit is the error of a handler that neither returned nor panicked.
 var errGoexit = errors.New("the handler ended its goroutine")
 
-// ending is what becomes of a request whose middleware has ended.
+// ending is how the middleware of a request ended.
 type ending uint8
 
 const (
 	endsAnswered ending = iota
-	endsRefused         // the deduplication layer refused it
-	endsReplayed        // with the response of another execution
-	endsStopped         // a hard stop interrupted it: it goes to another server
+	endsRefused         // the deduplication layer refused the request
+	endsReplayed        // the request gets the response of another execution
+	endsStopped         // a hard stop interrupted the request: another server will get it
 )
 
-// finish answers a request whose middleware has ended. After a hard stop it stays silent:
-// the request is not acknowledged and goes to another server. The error and the observer
-// are other people's code: whatever they do, the request is answered.
+// finish responds to a request after its middleware has ended. After a hard stop it sends no
+// response and does not acknowledge the request, which another server will get. The error's
+// methods and the observer are application code: finish responds even if they panic or end the
+// goroutine.
 func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	j, res, how := r.job, reply{body: body, timing: t}, endsAnswered
 	var refusal *Error
@@ -414,7 +418,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 			}
 			j.method.times.ended(res.failed == nil, t.handler)
 		}
-		if r.silent.Load() { // another request of the same call is answered
+		if r.silent.Load() { // another request of the same call responds
 			j.ack()
 			return
 		}
@@ -428,13 +432,13 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	}
 	if res.props = r.response.Load(); res.props != nil {
 		if tooLarge := r.checkResponse(res.props); tooLarge != nil {
-			res.props = nil // an error that has them would not fit either
+			res.props = nil // an error response with these properties would not fit either
 			err = cmp.Or(err, tooLarge)
 		}
 	}
 	code := Code("")
 	if err != nil {
-		res.body, res.failed = nil, internalError() // also if err's own methods end this goroutine
+		res.body, res.failed = nil, internalError() // for the case that a method of err ends this goroutine
 		switch {
 		case errors.Is(context.Cause(r), errServerStopped):
 			how = endsStopped
@@ -452,8 +456,8 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 	}
 }
 
-// judge makes the response of a handler that returned err. When a method of err panics, the
-// response stays as it is.
+// judge sets the response for a handler that returned err. If a method of err panics, the
+// response is unchanged.
 func (s *Server) judge(in *incoming, err error, r *reply) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -462,42 +466,41 @@ func (s *Server) judge(in *incoming, err error, r *reply) {
 		}
 	}()
 	failed := *s.forCaller(in, err)
-	failed.outcome = Ran // even if it is the error of a call that the handler made
+	failed.outcome = Ran // even if err is the error of a call by the handler
 	failed.message = truncate(failed.message, s.cfg.maxMessageSize)
-	failed.causes = nil // they stay here, and must not stay in memory
+	failed.causes = nil // causes are not sent and must not stay in memory
 	r.failed = &failed
 }
 
-// load estimates how long a request that arrives now waits for a worker. Safe for
-// concurrent use.
+// load estimates how long an arriving request waits for a worker. Safe for concurrent use.
 type load struct {
 	workers int64
 	start   time.Time
-	places  []atomic.Pointer[invocation] // what the workers run
+	places  []atomic.Pointer[invocation] // the request of each worker
 	busy    atomic.Int64
-	average atomic.Int64 // of the time a worker spends on one request, in ns
+	average atomic.Int64 // of a worker's time for one request, in ns
 }
 
-// newLoad returns the load of an idle server. Its last place is of a worker that comes when
-// the server drains.
+// newLoad returns the load of an idle server. The last place is for the worker that starts
+// during a drain.
 func newLoad(workers int) load {
 	return load{workers: int64(workers), start: time.Now(), places: make([]atomic.Pointer[invocation], workers+1)}
 }
 
-// loadWeight is the share of the newest time in the average: one eighth.
+// loadWeight is the inverse of the newest time's share in the average: one eighth.
 const loadWeight = 8
 
-// started and ended enclose the work on one request.
+// started and ended mark the start and the end of the work on one request.
 func (l *load) started() { l.busy.Add(1) }
 
 func (l *load) ended(took time.Duration) {
 	l.busy.Add(-1)
-	// An update that is lost to another at the same time does no harm to an estimate.
+	// Concurrent calls may lose an update, which does no harm to an estimate.
 	average := l.average.Load()
 	l.average.Store(average + (int64(took)-average)/loadWeight)
 }
 
-// take notes that a request has the worker of its place from now on.
+// take records that a request has the worker of its place from now on.
 func (l *load) take(r *invocation, now time.Time) {
 	r.works.Store(int64(now.Sub(l.start)))
 	l.places[r.place].Store(r)
@@ -508,11 +511,12 @@ func (l *load) age(r *invocation, now time.Time) time.Duration {
 	return max(now.Sub(l.start)-time.Duration(r.works.Load()), 0)
 }
 
-// wait estimates the wait of a request with waiting others before it: none while a worker is
-// free, else until as many have come free as it takes. A handler is expected to take the
-// average time, and one that runs longer as long again as it has run. While every handler
-// has exceeded the average, the first to end is expected after as long as it has done so:
-// handlers that never end let nobody wait.
+// wait estimates the wait of a request with waiting requests before it: 0 while a worker is
+// free, otherwise the time until waiting+1 workers become free. A handler is expected to take
+// the average time. A handler that has exceeded the average is expected to run as long again
+// as it has run. If every handler has exceeded the average, the first handler is expected to
+// end after as long as its time exceeds the average. So no request waits for handlers that
+// never end.
 func (l *load) wait(waiting int, now time.Time) time.Duration {
 	if l.busy.Load() < l.workers {
 		return 0
@@ -520,7 +524,7 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 	average := time.Duration(l.average.Load())
 	first, rate := time.Duration(math.MaxInt64), 0.0
 	for i := range l.workers {
-		age := time.Duration(0) // of one that only begins
+		age := time.Duration(0) // of a handler that starts now
 		if r := l.places[i].Load(); r != nil {
 			age = l.age(r, now)
 		}
@@ -530,12 +534,14 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 	return max(time.Duration(float64(waiting+1)/rate), first+time.Duration(float64(waiting)/rate))
 }
 
-// shed refuses a request at once when it would expire before a worker is free, unless
-// the same request runs here, or has run; it reports whether the job is dealt with. To an idempotent call, which may be sent again whatever became of it, it
-// does not say "did not run": so its request need not be acknowledged before.
+// shed refuses a request at once if it would expire before a worker is free, unless the same
+// request runs here or has run here. It reports whether the request was refused. Idempotent
+// and redelivered requests get the outcome [MayHaveRun] instead of [DidNotRun], so their
+// refusal need not wait for the acknowledgement. An idempotent call may be sent again after
+// either outcome.
 func (s *Server) shed(j *job) bool {
 	wait := s.load.wait(s.jobs.len(), j.arrived)
-	if wait == 0 || s.isDraining() { // a server that drains leaves it to another
+	if wait == 0 || s.isDraining() { // a draining server leaves the request to another server
 		return false
 	}
 	in, failed := j.decode()

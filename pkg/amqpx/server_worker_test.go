@@ -12,15 +12,15 @@ import (
 	"go.uber.org/zap"
 )
 
-// stuckHandler is a handler that does not care about its context.
+// stuckHandler is a handler that ignores its context.
 type stuckHandler struct {
 	entered atomic.Int64
-	causes  chan error // what its contexts said at the end
+	causes  chan error // errors of its contexts at the end
 	release chan struct{}
-	end     func() // how it ends; nil: it returns
+	end     func() // called at the end of a run; nil: the handler returns
 }
 
-// newStuckHandler returns one that is released when the test ends.
+// newStuckHandler returns a stuckHandler. The end of the test releases all its runs.
 func newStuckHandler(t *testing.T) *stuckHandler {
 	t.Helper()
 	h := &stuckHandler{causes: make(chan error, 100), release: make(chan struct{}, 100)}
@@ -38,7 +38,7 @@ func (h *stuckHandler) handle(ctx context.Context, _ *Request) ([]byte, error) {
 	return []byte("too late"), nil
 }
 
-// wantTimeout checks the answer of a request whose handler was stuck.
+// wantTimeout checks the response for a stuck handler.
 func wantTimeout(t *testing.T, a amqp.Publishing) {
 	t.Helper()
 	wantSame(t, "code", a.Headers[headerCode], any("deadline_exceeded"))
@@ -119,7 +119,7 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		wantSame(t, "refused at once", len(refused), 1)
 		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
 
-		for range 4 { // whichever return, there are two workers again, and those take the rest
+		for range 4 { // after four returns, in any order, two workers are free and take the rest
 			stuck.release <- struct{}{}
 		}
 		settle()
@@ -141,7 +141,7 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 	})
 }
 
-// A place that comes free beyond the bound is used again.
+// At the bound of stuck handlers, the return of a stuck handler lets the server replace another.
 func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -165,7 +165,8 @@ func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
 	})
 }
 
-// The queue of requests that were lost has one place in each server.
+// Each server runs one request of the retry queue at a time. A stuck handler gives up this place
+// for the next.
 func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -186,7 +187,8 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 	})
 }
 
-// Everybody who waits for a stuck handler is answered, and its batch acknowledged.
+// All requests that wait for a stuck handler are answered, duplicates and batches included, and
+// the batch is acknowledged.
 func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -213,7 +215,7 @@ func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 	})
 }
 
-// limit is WithMaxHandlerTime where an Option is wanted.
+// limit is WithMaxHandlerTime as an Option.
 type limit struct{ d time.Duration }
 
 func (limit) applyClient(*clientConfig)     {}
@@ -226,7 +228,7 @@ func TestDrainDoesNotWaitForStuckHandlers(t *testing.T) {
 		b, s := serve(t, handlers{"stuck": stuck.handle, "m": slow}, WithWorkers(1), WithMaxHandlerTime(10*time.Second))
 		b.put(request("stuck"))
 		b.put(request("stuck"))
-		pass(30 * time.Second) // one is replaced, the other keeps the worker
+		pass(30 * time.Second) // one handler is replaced, the other keeps the worker
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 		s.stop()
 		drained(t, s, nil, 0)
@@ -234,7 +236,7 @@ func TestDrainDoesNotWaitForStuckHandlers(t *testing.T) {
 	})
 }
 
-// One that gets stuck while the server drains holds the drain no longer than that.
+// A handler that gets stuck during a drain delays the drain only by the handler time limit.
 func TestHandlerThatGetsStuckDuringADrain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +269,7 @@ func TestWithoutATimeLimitAHandlerHasAllTheTime(t *testing.T) {
 	})
 }
 
-// Handlers that never ended tell the estimate of waits too.
+// The estimate of the wait for a worker also counts handlers that have never returned.
 func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -323,7 +325,7 @@ func TestEstimateOfTheWaitForAWorker(t *testing.T) {
 	t.Parallel()
 	l := newLoad(2)
 	now := l.start.Add(time.Hour)
-	run := func(ages ...time.Duration) { // has handlers run for so long
+	run := func(ages ...time.Duration) { // sets how long each handler has run
 		l.busy.Store(int64(len(ages)))
 		for i, age := range ages {
 			l.take(&invocation{place: i}, now.Add(-age))
@@ -356,8 +358,8 @@ func TestEstimateOfTheWaitForAWorker(t *testing.T) {
 	waits("both take long", 11*time.Second, 22*time.Second)
 }
 
-// A call that would expire before a worker is free learns it at once, not at its
-// deadline, and when to come again.
+// A server refuses a request at once if its deadline would pass before a worker is free. The
+// refusal says when to retry.
 func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

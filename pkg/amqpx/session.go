@@ -11,42 +11,44 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// session is one generation of a link: its connections, its channels, and every
-// goroutine that reads or writes them. It is built whole, fails whole, and is
-// closed and awaited whole before the next is built; nothing in it is replaced.
+// session is one generation of the connections of a client or server, with the channels and
+// every goroutine that reads or writes them. It is opened, fails and is closed as a whole, and
+// no part of a session is ever replaced, except the channel for publishing (see
+// publishChannel). The next session is opened after the last one has closed and its goroutines
+// have ended.
 //
-// Publishing and consuming have connections of their own, because a broker that
-// blocks publishing stops reading from the connection, and acknowledgements must
-// still flow (https://www.rabbitmq.com/docs/alarms). Direct reply-to forces one
-// for both.
+// Publishing and consuming have separate connections, because a broker that blocks publishing
+// stops reading from the connection, and acknowledgements must still flow
+// (https://www.rabbitmq.com/docs/alarms). Direct reply-to forces one connection for both
+// purposes.
 type session struct {
 	generation uint64
 	start      time.Time
 	target     brokerTarget
-	pub, sub   brokerConn // the same one when shared
+	pub, sub   brokerConn // equal if there is one connection for both
 	pubCh      channel
 	subCh      channel
 	probeCh    channel // on the publishing connection
 	flow       flow
-	// sizeLimit is the largest body that the broker takes, once it has refused one; else 0.
+	// sizeLimit is the broker's largest body in bytes, known after the first refusal; else 0.
 	sizeLimit atomic.Int64
 	replyTo   string // the reply queue of a client, else ""
-	// answered and confirmed are set when a response, and when a confirm, has come; whoever
-	// reads them resets them.
+	// answered is set when a response arrives, confirmed when a confirm arrives; the reader of
+	// a flag resets it.
 	answered, confirmed atomic.Bool
-	onReady             func()                 // called once the link counts as ready; may be nil
-	consumed            atomic.Pointer[string] // the queue of the consumer, once it is known
+	onReady             func()                 // called once the session counts as ready; may be nil
+	consumed            atomic.Pointer[string] // the queue of the consumer; nil until known
 
-	done  chan struct{} // closed when the session failed or is to end
+	done  chan struct{} // closed when the session failed or has to end
 	once  sync.Once
-	cause error // why, set before done is closed; nil when we ended it
+	cause error // the reason, set before done is closed; nil for an end that this process asked for
 	wg    sync.WaitGroup
 }
 
-// errConnectionEnded stands for an end whose reason the library did not keep.
+// errConnectionEnded is the end of a connection for which the library kept no reason.
 var errConnectionEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
 
-// openSession dials and opens the channels. When it fails nothing stays open.
+// openSession dials and opens the channels. After an error nothing stays open.
 func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
 	s := &session{start: time.Now(), target: target, done: make(chan struct{})}
 	defer func() {
@@ -75,9 +77,9 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 	return s, nil
 }
 
-// openChannels opens one channel to publish on, with confirms, one to consume, and one
-// beside the publishing one: a method in the middle of a message's frames would end
-// the connection.
+// openChannels opens a channel for publishing, with confirms, a channel for consuming, and a
+// channel for probes on the publishing connection. A probe on the publishing channel could
+// come between the frames of a message, which would end the connection.
 func (s *session) openChannels(shared bool) (err error) {
 	defer func() { err = atStep(stepChannel, "", err) }()
 	if s.pubCh, err = s.pub.channel(); err != nil {
@@ -96,8 +98,8 @@ func (s *session) openChannels(shared bool) (err error) {
 	return err
 }
 
-// watch starts to watch for every way a session can end, and for the broker
-// blocking it. It is called before the session is used, so no event is missed.
+// watch starts goroutines to watch for every end of the session, and for blocking by the
+// broker. It is called before the session is used, so no event is missed.
 func (s *session) watch(onBlocked func(amqp.Blocking)) {
 	ends := []<-chan *amqp.Error{s.pub.closed(), s.pubCh.NotifyClose(make(chan *amqp.Error, 1))}
 	if s.sub != s.pub {
@@ -110,7 +112,7 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 				if i == 1 && s.survives(reason) {
 					return // the publisher opens another channel
 				}
-				// A close that we did not ask for is a failure, with or without a reason.
+				// An unrequested close is a failure, with or without a reason.
 				s.connectionEnded(i, reason)
 			case <-s.done:
 			}
@@ -140,16 +142,17 @@ func (s *session) watch(onBlocked func(amqp.Blocking)) {
 	})
 }
 
-// maxConsumers is how many consumers a session has on one channel: a cancellation that
-// finds no room holds up amqp091-go's reader, and so the end of the session, for 5 s.
+// maxConsumers is the number of consumers of a session on one channel, and the size of the
+// buffer for their cancellations. A cancellation without room in the buffer would block
+// amqp091-go's reader, and so the end of the session, for 5 s.
 const maxConsumers = 3
 
-// errConsumerCanceled means that the broker ended the consumer, as it does when
-// its queue is deleted (https://www.rabbitmq.com/docs/consumer-cancel).
+// errConsumerCanceled means that the broker canceled the consumer, for example because its
+// queue was deleted (https://www.rabbitmq.com/docs/consumer-cancel).
 var errConsumerCanceled error = &kindError{kind: FaultConsumerCanceled}
 
-// connectionEnded ends the session by the end of one of its connections or, when i is odd,
-// of one of its channels.
+// connectionEnded ends the session because one of its connections ended or, if i is odd, one
+// of its channels.
 func (s *session) connectionEnded(i int, reason *amqp.Error) {
 	switch {
 	case reason == nil:
@@ -163,7 +166,7 @@ func (s *session) connectionEnded(i int, reason *amqp.Error) {
 	}
 }
 
-// atConsume says of an error that it is one of the consumer.
+// atConsume marks err as an error of the consumer.
 func (s *session) atConsume(err error) error {
 	if queue := s.consumed.Load(); queue != nil {
 		return atStep(stepConsume, *queue, err)
@@ -177,23 +180,24 @@ type consumerCanceledError struct{ tag string }
 func (c *consumerCanceledError) Error() string { return c.Unwrap().Error() }
 func (c *consumerCanceledError) Unwrap() error { return errConsumerCanceled }
 
-// consumerEnded is called when deliveries end that were not cancelled here. When the
-// channel has ended too, its watcher knows the better reason.
+// consumerEnded is called when deliveries end and this process did not cancel the consumer. If
+// the channel has ended too, its watcher knows a better reason.
 func (s *session) consumerEnded(tag string) {
 	if !s.subCh.IsClosed() {
 		s.fail(s.atConsume(&consumerCanceledError{tag}))
 	}
 }
 
-// canceled reports whether the session ended because the broker ended the consumer
-// with this tag. It is for use when the session has ended.
+// canceled reports whether the session ended because the broker canceled the consumer with
+// this tag. It may be called only after the end of the session.
 func (s *session) canceled(tag string) bool {
 	c, ok := errors.AsType[*consumerCanceledError](s.cause)
 	return ok && c.tag == tag
 }
 
-// run starts f as a goroutine of the session; f must end when done is closed. Should other
-// people's code end the goroutine, such as an observer by runtime.Goexit, the session ends too.
+// run starts f as a goroutine of the session; f must return when done is closed. If code of
+// the application, such as an observer, ends the goroutine with runtime.Goexit, the session
+// ends too.
 func (s *session) run(f func()) {
 	s.wg.Go(func() {
 		returned := false
@@ -207,10 +211,10 @@ func (s *session) run(f func()) {
 	})
 }
 
-// errGoroutineEnded ends a session of which a goroutine did not return.
+// errGoroutineEnded ends a session in which a goroutine ended without returning.
 var errGoroutineEnded error = &kindError{FaultLocal, errors.New("a goroutine of the link was ended")}
 
-// fail ends the session with its first cause.
+// fail ends the session; the first call sets the cause.
 func (s *session) fail(cause error) {
 	s.once.Do(func() {
 		s.cause = cause
@@ -221,8 +225,8 @@ func (s *session) fail(cause error) {
 // closedReasonWait bounds the wait for the reason of a closed channel.
 const closedReasonWait = time.Second
 
-// channelClosed ends the session after a call that found its channel closed. The watcher
-// of the channel is about to learn the reason, so that its cause is the one to keep.
+// channelClosed ends the session after a call found its channel closed. The watcher of the
+// channel is about to learn the reason, so its cause takes precedence.
 func (s *session) channelClosed(err error) {
 	timer := time.NewTimer(closedReasonWait)
 	defer timer.Stop()
@@ -243,8 +247,8 @@ func (s *session) ended() bool {
 	}
 }
 
-// close ends the session and returns when its goroutines have ended. A link that
-// failed is cut: waiting for a dead peer would only delay the next attempt.
+// close ends the session and returns when its goroutines have ended. The connections of a
+// failed session are cut: waiting for a dead peer would only delay the next attempt.
 func (s *session) close() {
 	s.fail(nil)
 	if underMaintenance(s.cause) {
@@ -269,19 +273,20 @@ func (s *session) close() {
 	}
 }
 
-// maintenanceWait bounds how long a session waits for a node under maintenance to close its
+// maintenanceWait bounds the time a session gives a node under maintenance to close the
 // second connection.
 const maintenanceWait = time.Second
 
 // underMaintenance reports whether a connection ended because its node is drained for
-// maintenance. RabbitMQ 3 lists the connections of the node, closes one after the other, and
-// fails the drain when one of them has ended meanwhile (`rabbitmq-upgrade drain`: noproc).
+// maintenance. RabbitMQ 3 lists the connections of the node, closes them in turn, and the
+// drain fails if a listed connection has ended meanwhile (`rabbitmq-upgrade drain`: noproc).
 func underMaintenance(cause error) bool {
 	closed, ok := errors.AsType[*amqp.Error](cause)
 	return ok && closed.Code == amqp.ConnectionForced && strings.Contains(closed.Reason, "maintenance mode")
 }
 
-// awaitBroker waits until the broker has closed every connection, at most so long.
+// awaitBroker waits until the broker has closed every connection, at most for the duration
+// most.
 func (s *session) awaitBroker(most time.Duration) {
 	limit := time.NewTimer(most)
 	defer limit.Stop()
@@ -303,10 +308,10 @@ func (s *session) cut() {
 	s.sub.cut()
 }
 
-// flow is shut while the broker blocks publishing. Its zero value is open.
+// flow is closed while the broker blocks publishing. Its zero value is open.
 type flow struct {
 	mu      sync.Mutex
-	blocked chan struct{} // closed when the gate opens; nil while open
+	blocked chan struct{} // closed when the flow opens; nil while open
 }
 
 func (g *flow) set(shut bool) {
@@ -321,31 +326,32 @@ func (g *flow) set(shut bool) {
 	}
 }
 
-// unblocked returns nil while the gate is open, else a channel that is closed when
-// it opens.
+// unblocked returns nil while the flow is open, else a channel that is closed when the flow
+// opens.
 func (g *flow) unblocked() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.blocked
 }
 
-// errUnresponsive means that the broker answers nothing, though it may still send heartbeats.
+// errUnresponsive means that the broker does not answer AMQP methods, though it may still send
+// heartbeats.
 var errUnresponsive error = &kindError{kind: FaultUnresponsive}
 
-// slowPeriods bounds how long a publishing connection counts as slow, in multiples of the
-// time after which a connection without an answer counts as dead.
+// slowPeriods bounds how long a publishing connection counts as slow, in multiples of the time
+// after which a connection without an answer counts as dead.
 const slowPeriods = 6
 
-// probe asks the broker for an answer on every connection, twice in each heartbeat, and
-// ends the session when none comes for one and a half. The heartbeats of the protocol
-// tell each side that it hears the other, not that it is heard: of that RabbitMQ
-// learns first, after two to three heartbeats. A broker that blocks publishing does
-// not read, so it need not answer.
+// probe sends the broker an AMQP method on every connection, twice in each heartbeat interval,
+// and ends the session when no answer comes within one and a half intervals. AMQP's heartbeats
+// tell a side whether the peer's data arrives, not whether its own data does. If the data of
+// this process is lost, RabbitMQ is the side to notice, after two to three intervals. A broker
+// that blocks publishing does not read, so an answer is not required then.
 //
-// RabbitMQ also reads no more from a connection that publishes faster than a queue takes
-// messages, and says nothing of it: a quorum queue without a majority takes none. So the
-// publishing connection of two counts as slow, not as dead, while heartbeats come on it;
-// that the broker answers otherwise is what the probe of the consuming one proves.
+// RabbitMQ also stops reading from a connection that publishes faster than a queue takes
+// messages, and sends no notice: a quorum queue without a majority takes none. So a separate
+// publishing connection counts as slow, not as dead, while heartbeats arrive on it; the probe
+// of the consuming connection proves that the broker still answers.
 func (s *session) probe(heartbeat time.Duration) {
 	channels := []channel{s.probeCh}
 	if s.sub != s.pub {
@@ -370,14 +376,15 @@ func (s *session) probe(heartbeat time.Duration) {
 	}
 }
 
-// respondsWithin reports whether the broker answers on ch in time, or need not.
+// respondsWithin reports whether the broker answers on ch in time, or is excused from
+// answering.
 func (s *session) respondsWithin(ch channel, within time.Duration) bool {
 	if ch == s.probeCh && s.flow.unblocked() != nil {
 		return true
 	}
 	answered := make(chan struct{})
-	s.run(func() { // ends with the session at the latest: its sockets are cut
-		_ = ch.barrier() // an error ends the channel, which is watched
+	s.run(func() { // the end of the session cuts the sockets and so ends this goroutine
+		_ = ch.barrier() // an error ends the channel, which has a watcher
 		close(answered)
 	})
 	heard := s.pub.received()
@@ -392,7 +399,7 @@ func (s *session) respondsWithin(ch channel, within time.Duration) bool {
 		case <-limit.C:
 		}
 		if ch == s.probeCh && s.flow.unblocked() != nil {
-			select { // it stopped reading before it could answer
+			select { // the broker stopped reading before it could answer
 			case <-answered:
 			case <-s.done:
 			}

@@ -19,7 +19,7 @@ func openOn(t *testing.T, b *fakeBroker, shared bool) (*session, error) {
 	return openSession(t.Context(), &cfg, parseTarget(testURL), "test", shared)
 }
 
-// mustOpen opens a session that is closed when the test ends.
+// mustOpen opens a session and closes the session at the end of the test.
 func mustOpen(t *testing.T, b *fakeBroker) *session {
 	t.Helper()
 	s, err := openOn(t, b, false)
@@ -70,7 +70,7 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					if op == "dial 2" && shared {
-						return // there is no second connection
+						return // there is only the first connection
 					}
 					b := newFakeBroker()
 					b.onDial = func(context.Context, string, string) error {
@@ -138,16 +138,16 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	}
 }
 
-// RabbitMQ 3 fails to drain a node when a connection on its list ends before its turn, so the
-// session leaves it to the node to close the second one, for a moment.
+// RabbitMQ 3 fails to drain a node when a connection on the node's list ends before its turn,
+// so the session gives the node a moment to close the second connection.
 func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 	t.Parallel()
 	drained := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - Node was put into maintenance mode"}
 	stopped := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"}
 	for name, c := range map[string]struct {
 		reason *amqp.Error
-		second time.Duration // after which the node closes the second connection
-		took   time.Duration // until the session is closed
+		second time.Duration // the time until the node closes the second connection
+		took   time.Duration // the time until the session is closed
 	}{
 		"soon":          {drained, maintenanceWait / 2, maintenanceWait / 2},
 		"late":          {drained, time.Hour, maintenanceWait},
@@ -173,7 +173,7 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 	}
 }
 
-// fakeOf and channelOf return what is behind the seam; in these tests it is a fake.
+// fakeOf and channelOf return the fake behind the interface.
 func fakeOf(l brokerConn) *fakeLink {
 	f, _ := l.(*fakeLink)
 	return f
@@ -197,7 +197,7 @@ func TestSessionThatWeEndHasNoCause(t *testing.T) {
 		if s.cause != nil {
 			t.Errorf("cause %v", s.cause)
 		}
-		s.fail(errCut) // too late to be the cause
+		s.fail(errCut) // too late for the cause
 		if s.cause != nil {
 			t.Errorf("cause %v", s.cause)
 		}
@@ -284,7 +284,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 	})
 }
 
-// Three queues deleted at once: every consumer's cancellation finds somebody who takes it.
+// After the deletion of three queues at once every consumer's cancellation has a receiver.
 func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
@@ -305,7 +305,7 @@ func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	}
 }
 
-// deafen makes the broker answer nothing on any channel.
+// deafen makes the fake broker stop answering on all channels.
 func (b *fakeBroker) deafen() {
 	b.with(func(b *fakeBroker) {
 		b.onCall = func(op, _ string) error {
@@ -345,16 +345,16 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 	}
 }
 
-// RabbitMQ does not read from a connection while a queue without a majority takes nothing:
-// the connection for publishing is slow then, not dead, as its heartbeats show. One on which
-// nothing comes is dead, and so is one that never answers.
+// RabbitMQ does not read from a connection while a queue without a majority takes no message:
+// the connection for publishing then counts as slow, not as dead, as its heartbeats show. A
+// connection without any data counts as dead, and so does a connection that never answers.
 func TestPublishingConnectionThatIsSlow(t *testing.T) {
 	t.Parallel()
 	const heartbeat = 10 * time.Second
 	for name, c := range map[string]struct {
-		mute  bool          // no heartbeats come
-		after time.Duration // the broker answers again; 0: never
-		lasts time.Duration // the session, from then on; 0: it does not end
+		mute  bool          // no heartbeats arrive
+		after time.Duration // the time until the broker answers again; 0: never
+		lasts time.Duration // the longest life of the session; 0: it does not end
 	}{
 		"and answers later": {after: 80 * time.Second},
 		"and mute":          {mute: true, lasts: 2 * heartbeat},
@@ -399,8 +399,8 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 	}
 }
 
-// A broker that blocks publishing reads nothing, so it need not answer: whether the
-// alarm came before the question or after it.
+// A broker that blocks publishing does not read, so no answer is required, whether the alarm
+// came before or after the probe.
 func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 	t.Parallel()
 	for _, before := range []bool{true, false} {

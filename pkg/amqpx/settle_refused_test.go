@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// refusedRows are the rows of calls that are refused because there is too much to do.
+// refusedRows returns the rows of calls refused because of overload.
 func refusedRows() []settleCase {
 	nacks := func(n int) func(*rig) {
 		return func(r *rig) {
@@ -31,7 +31,7 @@ func refusedRows() []settleCase {
 			ready(r.t, r.client.WaitReady)
 		}
 	}
-	// full has the queue at its bound, without a server.
+	// full stops the server and fills the queue to its bound.
 	full := func(r *rig) {
 		r.server.stop()
 		_ = r.server.wait(r.t)

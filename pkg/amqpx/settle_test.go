@@ -10,25 +10,25 @@ import (
 	"time"
 )
 
-// settleCase is one row of the table "what every call ends in".
+// settleCase is one row of the table of results of calls.
 type settleCase struct {
 	row     string
 	handler Handler
 	opts    []CallOption
-	// arrange prepares the rig; during runs while the call is under way.
+	// arrange prepares the rig; during runs while the call is in progress.
 	arrange func(r *rig)
 	during  func(r *rig, cancel context.CancelFunc)
 	timeout time.Duration // 1 minute when zero
 
-	answer  string // when no code is wanted
+	answer  string // the wanted response if code is empty
 	code    Code
 	is      []error
 	outcome Outcome
 	remote  bool
 	text    string // part of the error's text
 	runs    int64
-	pending uint64        // other calls that are still under way
-	takes   time.Duration // at least, and less than a second more
+	pending uint64        // other calls still in progress
+	takes   time.Duration // the least duration of the call; it takes less than a second more
 }
 
 func TestEveryCallSettles(t *testing.T) {
@@ -168,7 +168,7 @@ func brokerRows() []settleCase {
 		{
 			row: "connection blocked by an alarm", timeout: 5 * time.Second,
 			arrange: func(r *rig) {
-				_, _ = r.client.Call(r.t.Context(), "other", nil) // so that the broker knows a publisher
+				_, _ = r.client.Call(r.t.Context(), "other", nil) // the broker notifies only connections that have published
 				r.broker.setAlarm("low on memory")
 				settle()
 			},
@@ -176,7 +176,7 @@ func brokerRows() []settleCase {
 			text: "low on memory", takes: 5 * time.Second,
 		},
 		{
-			// The broker tells a connection of its alarm only when it publishes.
+			// The broker notifies a connection of an alarm only when the connection publishes.
 			row: "connection blocked by an alarm that the call itself finds", timeout: 5 * time.Second,
 			arrange: func(r *rig) { r.broker.setAlarm("low on memory") },
 			code:    CodeDeadlineExceeded, is: []error{ErrBlocked, context.DeadlineExceeded}, outcome: MayHaveRun,
@@ -196,7 +196,8 @@ func brokerRows() []settleCase {
 
 func lossBeforeConfirmRows() []settleCase {
 	on := func(f fault) func(*rig) { return func(r *rig) { r.broker.fail(DefaultQueue, f) } }
-	// The handlers are slow, or an answer might overtake the news of the loss.
+	// The handlers are slow because a fast response might arrive before the client notices the
+	// loss of the connection.
 	row := func(name string, f fault, runs int64) settleCase {
 		return settleCase{
 			row: name, arrange: on(f), runs: runs, handler: slow,
@@ -238,7 +239,8 @@ func lossAfterConfirmRows() []settleCase {
 		{
 			row: "link lost after the confirm, idempotent", handler: slow, opts: []CallOption{Idempotent()},
 			during: func(r *rig, _ context.CancelFunc) { r.cutClient() },
-			// The request may be gone with the broker: it is sent again. The server knows it.
+			// The client sends the request again, as the broker may have lost the message. The
+			// server recognises the duplicate.
 			answer: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
@@ -302,7 +304,7 @@ func callerRows() []settleCase {
 	}
 }
 
-// cutClient breaks the client's connections; the server keeps its own.
+// cutClient breaks the client's connections, and leaves the server's connections open.
 func (r *rig) cutClient() {
 	r.broker.with(func(b *fakeBroker) {
 		for _, l := range append([]*fakeLink(nil), b.links...) {
@@ -318,7 +320,7 @@ func (r *rig) dropReplyQueue() {
 	r.broker.with(func(b *fakeBroker) { b.remove(b.queues[r.client.route.replyTo]) })
 }
 
-// failConsume breaks the link at the next attempt to consume.
+// failConsume makes the next basic.consume fail like a broken connection.
 func (r *rig) failConsume() {
 	var failed atomic.Bool
 	r.broker.with(func(b *fakeBroker) {

@@ -9,24 +9,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// ClientStats counts what a client did since it was made.
+// ClientStats has the counts of a client since its construction.
 type ClientStats struct {
-	// OK and Failed count the calls that returned; InFlight those that did not yet.
+	// OK and Failed count the calls that returned; InFlight is the number of calls that have
+	// not returned.
 	OK, Failed, InFlight uint64
-	// Resent counts the requests sent beyond each call's first; a call is counted when
-	// it returns.
+	// Resent counts the requests sent beyond each call's first request; a call's re-sends are
+	// counted when the call returns.
 	Resent uint64
-	// Retried counts the retries that the retry budget allowed.
+	// Retried counts the retries allowed by the retry budget.
 	Retried uint64
 	// Refused counts the calls that failed at once with [ErrTooManyCalls].
 	Refused uint64
-	// Late counts answers that came after their call was given up, Duplicates
-	// second answers to one call, Unknown answers to no call of this client. All of
-	// them were dropped.
+	// Late counts responses to a call that had ended without a response, Duplicates second
+	// responses to a call, Unknown responses to no call of this client. All of these responses
+	// were dropped.
 	Late, Duplicates, Unknown uint64
-	// Batched counts the requests that were sent in a batch.
+	// Batched counts the requests sent in a batch.
 	Batched uint64
-	// Reconnects counts the links that became ready after the first.
+	// Reconnects counts the sessions that became ready after the first.
 	Reconnects uint64
 	// Blocked is how long the broker has blocked publishing, all times together.
 	Blocked time.Duration
@@ -72,59 +73,62 @@ func (c *Client) Stats() ClientStats {
 	}
 }
 
-// ServerStats counts what a server did since it was made.
+// ServerStats has the counts of a server since its construction.
 type ServerStats struct {
-	// Requests counts the requests taken from the queue; InFlight those of them that
-	// are not settled yet.
+	// Requests counts the requests received from the queue; InFlight is the number of these
+	// requests that are not finished yet.
 	Requests, InFlight uint64
-	// OK and Failed count the handlers that returned a result or an error; Panics
-	// counts those of the failed that panicked.
+	// OK and Failed count the handlers that returned a result or an error; Panics counts the
+	// failed handlers that panicked.
 	OK, Failed, Panics uint64
-	// Refused counts the requests that were answered without being run: malformed,
-	// or for an unknown method. Expired counts those whose time was over.
+	// Refused counts the requests that were answered with an error and not run: malformed
+	// requests, or requests for an unknown method. Expired counts the requests whose time was
+	// over.
 	Refused, Expired uint64
-	// Shed counts those of the refused that would have expired before a worker was free.
+	// Shed counts the refused requests whose deadline would have passed before a worker was
+	// free.
 	Shed uint64
-	// TooLarge counts the requests and batches whose bodies were beyond the limit of
-	// [WithMaxMessageSize]: they were not read.
+	// TooLarge counts the requests and batches with bodies beyond the limit of
+	// [WithMaxMessageSize]; these bodies were not read.
 	TooLarge uint64
-	// Deferred counts the deliveries for whose bodies there was no room (see
-	// [WithMaxBytesInHand]): they are delivered again when there is.
+	// Deferred counts the deliveries for whose bodies there was no room
+	// ([WithMaxBytesInHand]); they are delivered again when there is room.
 	Deferred uint64
-	// Replayed counts the duplicates that were not run: they got the answer of the
-	// request they repeat.
+	// Replayed counts the duplicates that were not run: they got the response of the request
+	// they repeat.
 	Replayed uint64
-	// Canceled counts the requests that were given up because their callers had: those
-	// whose handler's context was cancelled, and those that were not run any more.
+	// Canceled counts the requests canceled by their callers: the handler's context was
+	// canceled, or the request was not run.
 	Canceled uint64
-	// Returned counts the requests given back to the queue by a drain.
+	// Returned counts the requests that a drain requeued.
 	Returned uint64
-	// Moved counts the requests that were put into a queue again, because a server had
-	// lost them, and Dead those that went to the dead letters.
+	// Moved counts the requests that were republished because a server had lost them. Dead
+	// counts the dead-lettered requests.
 	Moved, Dead uint64
-	// Batched counts the requests that came in a batch.
+	// Batched counts the requests received in a batch.
 	Batched uint64
 	// Undeliverable counts the responses, and the copies of requests, that were dropped
-	// because they ended the connection they were published on.
+	// because they had ended the connection used to publish them.
 	Undeliverable uint64
-	// Unroutable counts the responses that no queue took: their callers are gone, or named a
-	// reply_to that is no queue. Responses to direct reply-to are not among them.
+	// Unroutable counts the responses that no queue accepted: the callers are gone, or named a
+	// reply_to that is no queue. Responses to direct reply-to are not counted.
 	Unroutable uint64
-	// Reconnects counts the links that became ready after the first.
+	// Reconnects counts the sessions that became ready after the first.
 	Reconnects uint64
 	// Blocked is how long the broker has blocked publishing, all times together.
 	Blocked time.Duration
-	// Workers is how many handlers may run at once, Busy how many do, Waiting how many
-	// requests wait in this server for a worker.
+	// Workers is the number of handlers that may run at once, Busy the number of running
+	// handlers, Waiting the number of requests waiting in this server for a worker.
 	Workers, Busy, Waiting int
-	// Stuck is how many handlers run on though their time limit has passed and their
-	// requests were answered ([WithMaxHandlerTime]). While it is more than Workers, some of
-	// them hold workers, and the server does less than it should.
+	// Stuck is the number of handlers that still run after their time limit, when their
+	// requests have been answered ([WithMaxHandlerTime]). While Stuck is more than Workers,
+	// some stuck handlers hold workers, and the capacity of the server is reduced.
 	Stuck int
-	// OldestHandler is how long the handler that began first has run; 0 while none runs.
+	// OldestHandler is the run time of the handler that started first; 0 while no handler
+	// runs.
 	OldestHandler time.Duration
-	// BytesInHand is the size of the bodies of the requests that this server has and has
-	// not acknowledged, see [WithMaxBytesInHand].
+	// BytesInHand is the size of the bodies of this server's unacknowledged requests, see
+	// [WithMaxBytesInHand].
 	BytesInHand int64
 }
 
@@ -182,34 +186,36 @@ func reconnects(st Status) uint64 {
 	return st.Generation - 1
 }
 
-// ClientObserver is told what a client does, as it happens: the hook for metrics
-// ([rabbitmq-rpc/pkg/amqpxprom] is one). What only adds up is in [Client.Stats]. Its
+// ClientObserver receives the events of a client as they happen. It is the hook for metrics
+// ([rabbitmq-rpc/pkg/amqpxprom] is an implementation); plain counts are in [Client.Stats]. The
 // methods are called for every call, by many goroutines at once, and must return at once.
 type ClientObserver interface {
-	// CallSettled is told of a call that returned: its method, its code, which is "" for
-	// an answer, and how long its caller waited, over every re-send.
+	// CallSettled is called when a call has returned, with its method, its code ("" for a
+	// result), and the time its caller waited, over every re-send.
 	CallSettled(method string, code Code, took time.Duration)
-	// BatchSent is told of a batch that left, and how many calls are in it.
+	// BatchSent is called when a batch is sent, with the number of calls in the batch.
 	BatchSent(calls int)
 }
 
-// ServerObserver is told what a server does, as it happens. What holds for
-// [ClientObserver] holds for it too; what only adds up is in [Server.Stats].
+// ServerObserver receives the events of a server as they happen. The rules of [ClientObserver]
+// apply; plain counts are in [Server.Stats].
 type ServerObserver interface {
-	// HandlerEnded is told of a handler that ended: its method, its code, which is "" for
-	// a result, how long the request had waited in this server for a worker, and how long
-	// the handler ran.
+	// HandlerEnded is called when a handler has ended, with its method, its code ("" for a
+	// result), the time the request had waited in this server for a worker, and the run time
+	// of the handler.
 	HandlerEnded(method string, code Code, queued, took time.Duration)
-	// RequestRefused is told of a request that was answered without being run. The method
-	// is "" unless this server has it: what callers send is no name to be trusted.
+	// RequestRefused is called when a request was answered with an error and not run. The
+	// method is "" unless this server has the method: a name sent by a caller is not to be
+	// trusted.
 	RequestRefused(method string, code Code)
-	// BatchReceived is told of a batch that came, and how many calls are in it.
+	// BatchReceived is called when a batch has arrived, with the number of calls in the batch.
 	BatchReceived(calls int)
 }
 
 // WithClientObserver adds an observer to the client; nil is ignored, and the default is none.
-// Given several times, every observer is told, in the order of the options. An observer that
-// panics harms neither the call nor the process; it is logged once for each of its methods.
+// If the option is given several times, every observer is called, in the order of the options.
+// A panic of an observer harms neither the call nor the process, and is logged once for each
+// method of the interface.
 func WithClientObserver(o ClientObserver) ClientOption {
 	return clientOption(func(c *clientConfig) {
 		if o != nil {
@@ -218,8 +224,7 @@ func WithClientObserver(o ClientObserver) ClientOption {
 	})
 }
 
-// WithServerObserver adds an observer to the server. What holds for [WithClientObserver] holds
-// for it too.
+// WithServerObserver adds an observer to the server. The rules of [WithClientObserver] apply.
 func WithServerObserver(o ServerObserver) ServerOption {
 	return serverOption(func(c *serverConfig) {
 		if o != nil {
@@ -228,12 +233,12 @@ func WithServerObserver(o ServerObserver) ServerOption {
 	})
 }
 
-// guardedClientObserver tells several observers and outlives what they do. It implements
+// guardedClientObserver calls several observers and recovers their panics. It implements
 // ClientObserver.
 type guardedClientObserver struct {
 	observers              []ClientObserver
 	log                    *zap.Logger
-	callSettled, batchSent sync.Once // of the log entry that each of them panicked
+	callSettled, batchSent sync.Once // one log entry for each panicking method
 }
 
 // guardClientObservers returns nil for no observers.
@@ -289,15 +294,15 @@ func (g *guardedServerObserver) BatchReceived(calls int) {
 	}
 }
 
-// guarded calls a method of an observer. When the observer panics, or ends the goroutine,
-// that is logged once.
+// guarded calls a method of an observer. A panic of the observer, or the end of the goroutine
+// by runtime.Goexit, is logged once.
 func guarded(log *zap.Logger, method string, once *sync.Once, call func()) {
 	returned := false
 	defer func() {
 		if returned {
 			return
 		}
-		value := recover() // nil when the observer ended the goroutine, which goes on ending
+		value := recover() // nil for runtime.Goexit, which continues
 		once.Do(func() {
 			log.Error("observer panicked", zap.String("observer_method", method),
 				zap.String("panic", panicText(value)), zap.ByteString("stack", debug.Stack()))
@@ -307,13 +312,13 @@ func guarded(log *zap.Logger, method string, once *sync.Once, call func()) {
 	returned = true
 }
 
-// observation is a call that an observer is to be told of; its zero value is for none.
+// observation is a call to be reported to an observer; the zero value is for no observer.
 type observation struct {
 	method string
 	begun  time.Time
 }
 
-// observe begins an observation, if there is an observer.
+// observe starts an observation, if there is an observer.
 func (c *Client) observe(method string) (o observation) {
 	if c.cfg.observer != nil {
 		o = observation{method: method, begun: time.Now()}
@@ -321,7 +326,7 @@ func (c *Client) observe(method string) (o observation) {
 	return o
 }
 
-// now is when the call begins: the clock is read once for each.
+// now returns the start time of the call, so that the clock is read once for each call.
 func (o observation) now() time.Time {
 	if o.begun.IsZero() {
 		return time.Now()
@@ -329,7 +334,7 @@ func (o observation) now() time.Time {
 	return o.begun
 }
 
-// recordCall counts a call that ended.
+// recordCall counts a settled call and reports it to the observer.
 func (c *Client) recordCall(o observation, err error) {
 	if err == nil {
 		c.counts.ok.Add(1)
@@ -342,7 +347,8 @@ func (c *Client) recordCall(o observation, err error) {
 	}
 }
 
-// codeOf is CodeOf for an error that middleware may have made: its methods may panic.
+// codeOf is CodeOf for an error that middleware may have made: the methods of such an error
+// may panic.
 func (c *Client) codeOf(err error) (code Code) {
 	if err == nil {
 		return ""
@@ -358,7 +364,7 @@ func (c *Client) codeOf(err error) (code Code) {
 	return CodeOf(err)
 }
 
-// recordBatchSent counts calls that left in one message.
+// recordBatchSent counts calls sent in one batch.
 func (c *Client) recordBatchSent(calls int) {
 	c.counts.batched.Add(uint64(calls)) //nolint:gosec // a length is never negative.
 	if c.cfg.observer != nil {
@@ -366,7 +372,7 @@ func (c *Client) recordBatchSent(calls int) {
 	}
 }
 
-// recordRefusal tells of a request that is answered without being run.
+// recordRefusal counts a request that is answered with an error and not run.
 func (s *Server) recordRefusal(j *job, code Code) {
 	s.counts.refused.Add(1)
 	if s.cfg.observer == nil {
@@ -379,7 +385,7 @@ func (s *Server) recordRefusal(j *job, code Code) {
 	s.cfg.observer.RequestRefused(name, code)
 }
 
-// recordBatchReceived counts requests that came in one message.
+// recordBatchReceived counts requests received in one batch.
 func (s *Server) recordBatchReceived(calls int) {
 	s.counts.requests.Add(uint64(calls)) //nolint:gosec // a length is never negative.
 	s.counts.batched.Add(uint64(calls))  //nolint:gosec // a length is never negative.

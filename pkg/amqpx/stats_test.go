@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// observerNotes notes what observers are told.
+// observerNotes records the calls of an observer's methods.
 type observerNotes struct {
 	mu    sync.Mutex
 	notes []string
@@ -35,7 +35,7 @@ func (o *observerNotes) RequestRefused(method string, code Code) {
 }
 func (o *observerNotes) BatchReceived(calls int) { o.note("received %d", calls) }
 
-// want compares what was noted with notes, in any order.
+// want compares the recorded notes with notes, in any order.
 func (o *observerNotes) want(t *testing.T, notes ...string) {
 	t.Helper()
 	o.mu.Lock()

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// State is where a client's or server's link to the broker stands.
+// State is the state of a client's or server's connection to the broker.
 type State uint8
 
 const (
@@ -15,10 +15,10 @@ const (
 	StateReady
 	// StateBlocked: ready, but the broker blocks publishing because of an alarm.
 	StateBlocked
-	// StateReconnecting: the last attempt failed or the link was lost; the next
-	// attempt follows after a backoff.
+	// StateReconnecting: the last attempt failed or the connection was lost; the next attempt
+	// follows after a backoff.
 	StateReconnecting
-	// StateDraining: a server stopped consuming and finishes what it began.
+	// StateDraining: a server has stopped consuming and finishes the requests it has started.
 	StateDraining
 	// StateClosed: closed for good.
 	StateClosed
@@ -44,35 +44,37 @@ func (s State) String() string {
 	}
 }
 
-// Status is a snapshot of a link. It never holds a password.
+// Status is a snapshot of a connection. It never holds a password.
 type Status struct {
-	// State is where the link stands.
+	// State is the state of the connection.
 	State State
-	// Err is the last failure; nil while ready. It stays while reconnecting.
+	// Err is the last failure; nil while ready. It is kept while reconnecting.
 	Err error
-	// Fault is the kind of Err, for programs; "" while ready. Where several nodes were tried,
-	// it is the first one that needs an operator, or else the one of the node that came furthest.
+	// Fault is the kind of Err, for programs; "" while ready. After attempts at several nodes
+	// it is the first fault that needs an operator, or else the fault of the node where the
+	// attempt got furthest.
 	Fault FaultKind
 	// Reason is the broker's text while blocked, such as "low on memory". While a client is
-	// ready it says what is wrong with the request queue, as far as its calls noticed.
+	// ready, Reason describes the fault of the request queue, as far as the client's calls
+	// noticed a fault.
 	Reason string
 	// Broker is the address (host:port) of the current or last broker.
 	Broker string
-	// Generation counts the links that became ready; the first is 1.
+	// Generation counts the sessions that became ready; the first is 1.
 	Generation uint64
 	// Since is when the state was entered.
 	Since time.Time
 }
 
-// Ready reports whether calls can flow: ready and not blocked.
+// Ready reports whether calls can flow: the connection is ready and not blocked.
 func (s Status) Ready() bool { return s.State == StateReady }
 
-// statusBoard holds the current Status and tells watchers of changes. Its zero
-// value is ready to use.
+// statusBoard holds the current Status and notifies watchers of changes. Its zero value is
+// ready to use.
 type statusBoard struct {
 	mu       sync.Mutex
 	current  Status
-	blocked  time.Duration // all times before the current state
+	blocked  time.Duration // in total, without the current state
 	watchers map[chan Status]struct{}
 }
 
@@ -83,9 +85,9 @@ func (b *statusBoard) get() Status {
 	return b.current
 }
 
-// update changes the status and offers it to every watcher. Closed is final, and
-// after draining only closed follows: a link that comes back to deliver the last
-// answers does not make the server ready again.
+// update changes the status and offers the new status to every watcher. Closed is final, and
+// after draining only closed follows: a new connection for the delivery of the last responses
+// does not make the server ready again.
 func (b *statusBoard) update(change func(*Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -109,7 +111,7 @@ func (b *statusBoard) update(change func(*Status)) {
 	}
 }
 
-// blockedFor returns how long the broker has blocked publishing.
+// blockedFor returns how long the broker has blocked publishing, in total.
 func (b *statusBoard) blockedFor() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -119,7 +121,7 @@ func (b *statusBoard) blockedFor() time.Duration {
 	return b.blocked
 }
 
-// watch registers a watcher, which at once receives the current status.
+// watch registers a watcher, which receives the current status at once.
 func (b *statusBoard) watch() (<-chan Status, func()) {
 	w := make(chan Status, 1)
 	b.mu.Lock()
@@ -136,9 +138,9 @@ func (b *statusBoard) watch() (<-chan Status, func()) {
 	}
 }
 
-// offer puts the newest value into a single-slot channel without ever blocking:
-// a value that was not taken yet is replaced. Only one goroutine at a time offers
-// (the board's lock), so the second send always finds the slot free.
+// offer puts the newest value into a single-slot channel and never blocks: an unread value is
+// replaced. Only one goroutine at a time offers (it holds the board's lock), so the second
+// send always finds the slot free.
 func offer(w chan Status, s Status) {
 	select {
 	case <-w:

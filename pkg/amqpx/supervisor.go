@@ -14,29 +14,30 @@ import (
 	"go.uber.org/zap"
 )
 
-// settledAfter is how long a link must stay ready before the backoff starts anew:
-// one that is accepted and dropped at once must not be dialed in a tight loop.
+// settledAfter is how long a session must stay ready before the backoff starts anew: a broker
+// may accept a connection and drop it at once, and must not be dialed in a tight loop.
 const settledAfter = 5 * time.Second
 
-// passingFaultMax bounds the wait after a fault that may pass by itself, such as a
-// broker that restarts: calls wait for the link meanwhile, and their deadlines run.
+// passingFaultMax bounds the wait after a fault that may pass by itself, such as the restart
+// of a broker: calls wait for the connection meanwhile, and their deadlines run.
 const passingFaultMax = time.Second
 
-// supervisor keeps one session alive: it is the only one that dials, and the only
-// writer of the status. amqp091-go's own recovery stays off; docs/adr/0001 says why.
+// supervisor keeps one session alive. Only the supervisor dials and writes the status.
+// amqp091-go's own recovery stays off; docs/adr/0001 has the reasons.
 type supervisor struct {
 	cfg    *config
 	role   string // names the connections
 	shared bool   // one connection for publishing and consuming
-	// setup declares topology and starts consumers on a new session. It is part of
-	// the attempt: when it fails the session is closed and tried again.
+	// setup declares topology and starts consumers on a new session. It is part of the attempt
+	// to connect: after an error the session is closed, and another attempt follows.
 	setup func(ctx context.Context, s *session) error
-	// targets are the brokers of the last attempt to connect. Only connect changes them, while
-	// there is no session.
+	// targets are the brokers of the last attempt to connect. Only connect changes the field,
+	// while there is no session.
 	targets []brokerTarget
 
-	// sizeLimits are the sizes of messages beyond which a broker ended the last session, by
-	// address. Only run uses them. Any other end may be a restart, with another limit.
+	// sizeLimits are brokers' limits on the size of a message, by address, from the exception
+	// that ended the last session. Any other end may be a restart with another limit, and
+	// deletes the entry. Only run uses the map.
 	sizeLimits map[string]int64
 	preferred  string // the address of the node to try first next time; "" for any
 	board      statusBoard
@@ -73,12 +74,12 @@ func (v *supervisor) run(ctx context.Context) {
 	}
 }
 
-// connect tries every URL once, in an order shuffled anew each time.
+// connect tries every URL once, in an order shuffled for each call.
 func (v *supervisor) connect(ctx context.Context) (*session, error) {
 	if v.cfg.source != nil {
 		v.targets = targetsOf(v.cfg.source.refresh())
 	}
-	faults := make([]error, len(v.targets)) // in the URLs' order, so equal faults read alike
+	faults := make([]error, len(v.targets)) // in the order of the URLs, so equal faults have equal texts
 	for _, i := range v.order() {
 		s, err := v.attempt(ctx, v.targets[i])
 		if err == nil {
@@ -92,7 +93,8 @@ func (v *supervisor) connect(ctx context.Context) (*session, error) {
 	return nil, errors.Join(faults...)
 }
 
-// order returns the targets in the order to try them: shuffled, after the preferred one.
+// order returns the indexes of the targets in the order of the attempts: the preferred target
+// first, the rest shuffled.
 func (v *supervisor) order() []int {
 	order := rand.Perm(len(v.targets)) //nolint:gosec // spreads load, guards nothing.
 	slices.SortStableFunc(order, func(a, b int) int {
@@ -110,8 +112,7 @@ func (v *supervisor) rank(i int) int {
 	return 1
 }
 
-// attempt dials one broker and sets the session up, as one step within the dial
-// timeout.
+// attempt dials one broker and sets the session up; the dial timeout bounds both together.
 func (v *supervisor) attempt(ctx context.Context, target brokerTarget) (*session, error) {
 	v.board.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, target.address, "" })
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.dialTimeout)
@@ -151,7 +152,7 @@ func (v *supervisor) setCurrent(s *session) {
 	v.session = s
 }
 
-// runSession waits for the end of a ready session, closes it, and returns why it ended.
+// runSession waits for the end of a ready session, closes the session, and returns the cause.
 func (v *supervisor) runSession(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
 	v.setCurrent(s)
 	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
@@ -171,7 +172,7 @@ func (v *supervisor) runSession(ctx context.Context, s *session, wait *backoff.E
 	case <-ctx.Done():
 	}
 	v.setCurrent(nil)
-	if s.ended() { // said before close, which may take a while
+	if s.ended() { // shown before close, which may take a while
 		v.showFault(classifyEnd(s.target, s.cause))
 	}
 	s.close()
@@ -194,8 +195,9 @@ func (v *supervisor) runSession(ctx context.Context, s *session, wait *backoff.E
 	return classifyEnd(s.target, s.cause)
 }
 
-// reportFault shows a fault in the status and logs it when it is news, or goes on for a while: at
-// error level when it needs an operator.
+// reportFault shows a fault in the status and logs the fault if it is new or was last logged
+// faultAgain ago: at error level if it needs an operator, else as a warning. Other occurrences
+// are logged at debug level.
 func (v *supervisor) reportFault(err error) {
 	v.showFault(err)
 	log := v.cfg.logger.Warn
@@ -214,7 +216,7 @@ func (v *supervisor) showFault(err error) {
 	v.board.update(func(s *Status) { s.State, s.Err, s.Fault, s.Reason = StateReconnecting, err, kindOf(err), "" })
 }
 
-// noteBlocked shows the broker's alarm in the status.
+// noteBlocked shows in the status whether the broker blocks publishing.
 func (v *supervisor) noteBlocked(b amqp.Blocking) {
 	if b.Active {
 		v.cfg.logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
@@ -222,7 +224,7 @@ func (v *supervisor) noteBlocked(b amqp.Blocking) {
 		v.cfg.logger.Info("broker accepts publishing again")
 	}
 	v.board.update(func(s *Status) {
-		s.Reason = b.Reason // also of a link that is being set up
+		s.Reason = b.Reason // also for a session in set-up
 		switch {
 		case b.Active && s.State == StateReady:
 			s.State = StateBlocked
@@ -232,8 +234,8 @@ func (v *supervisor) noteBlocked(b amqp.Blocking) {
 	})
 }
 
-// waitReady waits until the link is ready. When ctx ends first its error comes
-// joined with the link's last fault.
+// waitReady waits until the session is ready. If ctx ends first, it returns the error of ctx
+// joined with the last fault. It returns ErrClosed if the supervisor is closed or draining.
 func (v *supervisor) waitReady(ctx context.Context) error {
 	updates, stop := v.board.watch()
 	defer stop()
@@ -252,11 +254,11 @@ func (v *supervisor) waitReady(ctx context.Context) error {
 	}
 }
 
-// newBackoff returns waits with full jitter: each is random between zero and a
-// bound that doubles from first to most
-// (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
-// The library spreads a wait by a factor around its middle; the middle at half the
-// bound and a factor of 1 reach from zero to the bound.
+// newBackoff returns waits with full jitter: each wait is random between zero and a bound,
+// which doubles from first to most
+// (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). The library
+// spreads a wait by a factor around a middle; a middle of half the bound and a factor of 1
+// reach from zero to the bound.
 func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = max(first/2, 1)
@@ -277,23 +279,25 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Brokers is how the brokers are reached at one moment. What is left out is as it was
-// before.
+// Brokers has the addresses of the brokers and the TLS configuration at one moment. An empty
+// field leaves the earlier value in force.
 type Brokers struct {
-	// URLs is a list as [NewClient] takes it.
+	// URLs is a list of broker URLs in the format of [NewClient].
 	URLs string
-	// TLS is the configuration for amqps URLs, as [WithTLS] takes it. It must not be
-	// changed afterwards.
+	// TLS is the configuration for amqps URLs, as for [WithTLS]. It must not be changed
+	// afterwards.
 	TLS *tls.Config
 }
 
-// WithBrokers has source asked before each attempt to connect, so that a rotated password
-// or certificate is in use from the next one on; connections that are open stay. The
-// default is to use for ever what the constructor was given, which still has to be good.
+// WithBrokers sets a source of broker URLs and TLS configuration, which is called before each
+// attempt to connect. A rotated password or certificate is therefore in use from the next
+// attempt; open connections stay. By default the arguments of the constructor are used for
+// ever. They must be valid in any case.
 //
-// The source must return soon, must be safe for concurrent use, and its error must hold no
-// secret. Beside an error, what it returns still counts; what it leaves out, and a list
-// that [ParseURLs] refuses, is as it was before, and the log tells of it.
+// The source must return soon and be safe for concurrent use, and its error must contain no
+// secret. A result beside an error still counts. An empty field leaves the earlier value in
+// force, and so does a list that [ParseURLs] refuses. Such a list, and an error of the source,
+// are logged once until the fault changes.
 func WithBrokers(source func() (Brokers, error)) Option {
 	return option(func(c *config) {
 		c.source = nil
@@ -303,25 +307,25 @@ func WithBrokers(source func() (Brokers, error)) Option {
 	})
 }
 
-// brokerSource holds the last good answers of the source of WithBrokers. Safe for
-// concurrent use.
+// brokerSource holds the last valid results of the source of WithBrokers. Safe for concurrent
+// use.
 type brokerSource struct {
 	ask func() (Brokers, error)
 	log *zap.Logger
 
 	mu     sync.Mutex
 	list   string
-	urls   []BrokerURL // of list
-	config *tls.Config // nil: that of WithTLS
-	told   string      // the fault that was logged last
+	urls   []BrokerURL // parsed from list
+	config *tls.Config // nil: the configuration of WithTLS
+	told   string      // the last fault in the log
 }
 
-// start gives the source what the constructor was given.
+// start sets the initial values, from the arguments of the constructor.
 func (b *brokerSource) start(list string, urls []BrokerURL, log *zap.Logger) {
 	b.list, b.urls, b.log = list, urls, log
 }
 
-// refresh asks the source and returns the URLs that are in force.
+// refresh calls the source and returns the URLs in force.
 func (b *brokerSource) refresh() []BrokerURL {
 	now, fault := b.ask()
 	b.mu.Lock()
@@ -349,7 +353,7 @@ func (b *brokerSource) refresh() []BrokerURL {
 	return b.urls
 }
 
-// tls returns the configuration in force; nil is that of WithTLS.
+// tls returns the configuration in force; nil means the configuration of WithTLS.
 func (b *brokerSource) tls() *tls.Config {
 	if b == nil {
 		return nil

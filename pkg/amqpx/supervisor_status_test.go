@@ -59,7 +59,7 @@ func TestStatusAfterALoss(t *testing.T) {
 	})
 }
 
-// A lost link is no ready one, however long the session takes to end.
+// A lost connection does not count as ready, however long the session takes to end.
 func TestStatusWhileALostSessionEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestStatusWhileALostSessionEnds(t *testing.T) {
 	})
 }
 
-// The broker may block publishing while the session is set up.
+// The broker may block publishing while the session is being set up.
 func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// watched is a supervisor on its own, with what it logged and how it was set up.
+// watched is a supervisor without client or server, with its log and its set-up.
 type watched struct {
 	*supervisor
 	broker  *fakeBroker
@@ -29,7 +29,7 @@ type watched struct {
 	ended   chan struct{}
 }
 
-// newWatched makes a supervisor; run starts it.
+// newWatched returns a supervisor; run starts the supervisor.
 func newWatched(t *testing.T, urls string) *watched {
 	t.Helper()
 	log, logs := observed(zap.DebugLevel)
@@ -185,7 +185,7 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 	}
 }
 
-// gone is closed as soon as the link is not ready any more.
+// gone returns a channel that is closed as soon as the connection is not ready any more.
 func (w *watched) gone() <-chan struct{} {
 	gone := make(chan struct{})
 	updates, stop := w.board.watch()
@@ -201,7 +201,7 @@ func (w *watched) gone() <-chan struct{} {
 	return gone
 }
 
-// A fault that goes on is said at once, and again every half a minute.
+// A lasting fault is logged at once, and again every 30 s.
 func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItNowAndThen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -380,8 +380,8 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 	})
 }
 
-// What ends a link that was ready is tried again at once: only a fault of the set-up waits
-// for an operator.
+// After the end of a ready connection the supervisor dials at once: only a fault of the set-up
+// waits for an operator.
 func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 	t.Parallel()
 	for _, reason := range []*amqp.Error{
@@ -410,8 +410,8 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 	}
 }
 
-// Two faults in turn are said as often as one, and a link that is ready only for moments
-// does not make them news.
+// Two alternating faults are each logged as often as a single fault, and a connection that is
+// ready only for moments does not make them new.
 func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -435,8 +435,8 @@ func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 	})
 }
 
-// What a broker answers to the set-up by the end of the connection is no lost link: when it
-// does so again and again, it waits for an operator.
+// An exception of the broker during the set-up does not count as a lost connection: if the
+// exception recurs, the next attempts wait as for a fault for an operator.
 func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -518,8 +518,8 @@ func TestSleepEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// The source is asked before each attempt; what it leaves out or what makes no sense stays as
-// it was, and is logged once while it stays the same.
+// The source is called before each attempt. An empty field or an invalid value leaves the
+// earlier value in force, and a fault is logged once while it stays the same.
 func TestBrokersAreAskedForAtEachDial(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

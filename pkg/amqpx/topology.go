@@ -16,9 +16,9 @@ import (
 type QueueType string
 
 const (
-	// QueueClassic lives on one node (https://www.rabbitmq.com/docs/classic-queues).
-	// It is declared with no arguments, so it equals the queue that a client in any
-	// language declares with none.
+	// QueueClassic lives on one node (https://www.rabbitmq.com/docs/classic-queues). It is
+	// declared without arguments and is therefore equivalent to a queue that a client in any
+	// language declares without arguments.
 	QueueClassic QueueType = "classic"
 	// QueueQuorum is replicated and always on disk
 	// (https://www.rabbitmq.com/docs/quorum-queues).
@@ -27,35 +27,35 @@ const (
 
 // Queue describes the request queue. Only servers declare it.
 type Queue struct {
-	// Name is at most 212 bytes; names that begin with "amq." are the broker's.
+	// Name is at most 212 bytes long. Names with the prefix "amq." are reserved for the
+	// broker.
 	Name string
 	// Type defaults to [QueueClassic] when empty.
 	Type QueueType
-	// Durable keeps the queue over a broker's restart. A quorum queue must be.
+	// Durable preserves the queue when the broker restarts. A quorum queue must be durable.
 	Durable bool
-	// MaxLength and MaxBytes bound what waits in the queue, in messages and in bytes of
-	// their bodies (https://www.rabbitmq.com/docs/maxlength). The broker refuses a call
-	// beyond the bound, which ends with [CodeResourceExhausted]. 0, the default, is no
+	// MaxLength and MaxBytes bound the messages that wait in the queue, by number and by bytes
+	// of their bodies (https://www.rabbitmq.com/docs/maxlength). The broker refuses a request
+	// beyond a bound, and the call ends with [CodeResourceExhausted]. The default 0 is no
 	// bound.
 	MaxLength, MaxBytes int
 
-	dropHead bool // beyond a bound the oldest go, instead of the newest being refused
+	dropHead bool // beyond a bound the broker drops the oldest message, instead of refusing the newest
 }
 
-// maxQueueName leaves room for what the names of its companions, such as the reply
-// queues, add to a queue's name.
+// maxQueueName leaves room for the suffixes of companion queues, such as reply queues.
 const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
 
-// replyExpiry is how long a reply queue outlives its last consumer.
+// replyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
 const replyExpiry = 5 * time.Minute
 
-// batchQueue is the queue of the batch lane.
+// batchQueue returns the queue for batches of requests.
 func (q Queue) batchQueue() Queue {
 	q.Name += batchSuffix
 	return q
 }
 
-// controlExchange is the name of the control plane's exchange.
+// controlExchange returns the name of the control plane's exchange.
 func (q Queue) controlExchange() string { return q.Name + ".control" }
 
 func (q Queue) validate() error {
@@ -78,7 +78,7 @@ func (q Queue) validate() error {
 	return errors.Join(faults...)
 }
 
-// arguments returns nil when there are none.
+// arguments returns the arguments of the declaration, or nil if there are none.
 func (q Queue) arguments() amqp.Table {
 	args := amqp.Table{}
 	if q.Type == QueueQuorum {
@@ -99,10 +99,10 @@ func (q Queue) arguments() amqp.Table {
 	return args
 }
 
-// declareOrAdopt declares a queue. When one exists with other properties it is adopted as it
-// is; warn is told the difference, and the properties are learnt. A stream is refused.
-// A failed declaration closes its channel, so each try has a channel of its own
-// and the session's channels never see the exception.
+// declareOrAdopt declares a queue. An existing queue with other properties is adopted as it
+// is: declareOrAdopt passes the difference to warn and returns the queue's properties. It
+// refuses a stream. A failed declaration closes its channel, so each declaration has a channel
+// of its own and the session's channels never see the exception.
 func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (foundQueue, error) {
 	found := foundQueue{arguments: q.arguments()}
 	durable, autoDelete := q.Durable, false
@@ -145,7 +145,7 @@ func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (found
 		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
 		return err
 	}); err != nil {
-		if isNotFound(err) { // the queue is not there, so the refusal was of a new one
+		if isNotFound(err) { // the queue does not exist, so the broker refused to create it
 			err = first
 		}
 		return found, atStep(stepDeclare, q.Name, err)
@@ -154,9 +154,9 @@ func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (found
 	return found, nil
 }
 
-// checkType finds out whether a queue that was declared without a type is a classic one: the
-// virtual host may have another default. It returns the difference to tell, and refuses a
-// stream.
+// checkType finds out whether a queue declared without a type is a classic queue: the virtual
+// host may have another default type. It returns the difference to report, and an error if the
+// queue is a stream.
 func (q Queue) checkType(l brokerConn, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
 	if _, known := found.arguments[amqp.QueueTypeArg]; known {
 		return difference, nil
@@ -186,16 +186,16 @@ func (q Queue) checkType(l brokerConn, durable, autoDelete bool, found *foundQue
 }
 
 const (
-	// maxDifferences bounds the declarations that learn what a queue is like.
+	// maxDifferences bounds the declarations that determine a queue's properties.
 	maxDifferences = 16
-	// queueStream is a type of queue that RPC cannot use.
+	// queueStream is a type of queue without use for RPC.
 	queueStream = "stream"
 )
 
 // errStream refuses a request queue that is a stream.
 var errStream error = &kindError{kind: FaultQueueStream}
 
-// set notes an argument of the queue; nil means that the queue does not have it.
+// set records the value of a queue's argument; nil means that the queue lacks the argument.
 func (f *foundQueue) set(name string, value any) {
 	args := maps.Clone(f.arguments)
 	if args == nil {
@@ -209,11 +209,12 @@ func (f *foundQueue) set(name string, value any) {
 	f.arguments = args
 }
 
-// inequivalent matches what RabbitMQ says when a queue is declared with other properties
-// than it has. It names the first property that differs.
+// inequivalent matches RabbitMQ's error for a declaration with other properties than the queue
+// has. The error names the first property with a difference.
 var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)' for queue .* but current is (?:(none)|the value '(.*)' of type '(\w+)'|'(.*)')$`)
 
-// currentArgument reads the name and the value of a property from a refused declaration.
+// currentArgument returns the name and the value of the property in the error of a refused
+// declaration.
 func currentArgument(reason string) (name string, value any, ok bool) {
 	m := inequivalent.FindStringSubmatch(reason)
 	if m == nil {
@@ -234,7 +235,7 @@ func currentArgument(reason string) (name string, value any, ok bool) {
 	return name, n, err == nil
 }
 
-// findReplyQueue looks for a client's reply queue.
+// findReplyQueue checks that a client's reply queue exists.
 func findReplyQueue(l brokerConn, name string) error {
 	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
 		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
@@ -242,7 +243,7 @@ func findReplyQueue(l brokerConn, name string) error {
 	}))
 }
 
-// declareReplyQueue makes a client's reply queue.
+// declareReplyQueue declares a client's reply queue.
 func declareReplyQueue(l brokerConn, name string, kind QueueType) error {
 	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
 	if kind == QueueQuorum {
@@ -254,7 +255,8 @@ func declareReplyQueue(l brokerConn, name string, kind QueueType) error {
 	}))
 }
 
-// withTempChannel runs f on a channel that is thrown away afterwards.
+// withTempChannel runs f on a channel of its own. It closes the channel if f succeeds; after
+// an exception the channel is closed already.
 func withTempChannel(l brokerConn, f func(channel) error) error {
 	ch, err := l.channel()
 	if err != nil {

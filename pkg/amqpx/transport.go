@@ -10,40 +10,40 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The seam between this package and the protocol library: what the rest of the
-// package asks of a connection and a channel. dial.go fills it with amqp091-go;
-// unit tests fill it with a broker in memory.
+// The interface between this package and the AMQP library: the operations the package needs
+// from a connection and a channel. dial.go implements the interface with amqp091-go; unit
+// tests use a broker in memory.
 
-// dialer opens links.
+// dialer opens connections.
 type dialer interface {
-	// dial opens a link to the broker at url and names it in the broker's list of
-	// connections. It ends, with the socket cut, when ctx does.
+	// dial opens a connection to the broker at url and shows name in the broker's list of
+	// connections. When ctx ends, dial closes the socket and returns.
 	dial(ctx context.Context, url, name string) (brokerConn, error)
 }
 
-// brokerConn is one connection to a broker. Its calls block on the broker and take no
-// context; cut makes them return.
+// brokerConn is one connection to a broker. Its calls block on the broker and take no context;
+// cut makes them return.
 type brokerConn interface {
 	channel() (channel, error)
-	// closed receives the reason when the link ends; it is closed without one when
-	// the reason is not known.
+	// closed receives the reason when the connection ends. If the reason is not known, the
+	// channel is closed without a value.
 	closed() <-chan *amqp.Error
 	// blockings receives the broker's connection.blocked and unblocked.
 	blockings() <-chan amqp.Blocking
-	// received counts the reads in which something came from the broker, be it a heartbeat.
+	// received counts the reads of data from the broker, heartbeats included.
 	received() uint64
 	// frameSize is the negotiated size of a frame in bytes; 0 is no limit.
 	frameSize() int
-	// cork gathers writes until release sends them in one piece.
+	// cork buffers writes until uncork sends the buffer in one write.
 	cork()
 	uncork()
-	// claim takes over the count of a delivered body of n bytes, which the caller has to
-	// release: it returns the bytes that were counted (see bytesInHand).
+	// claim transfers the accounting of a delivered body of n bytes to the caller. It returns
+	// the number of counted bytes, which the caller has to release (see bytesInHand).
 	claim(n int) int64
-	// abandon releases the bodies that were counted and not claimed. It is called when the
-	// link has ended and no delivery is received any more.
+	// abandon releases the bytes of all counted and unclaimed bodies. It is called after the
+	// connection has ended and the last delivery was received.
 	abandon()
-	// close ends the link politely within a short bound.
+	// close closes the connection with AMQP's handshake, within a short bound.
 	close()
 	// cut closes the socket at once.
 	cut()
@@ -65,8 +65,9 @@ type channel interface {
 	ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
-	// barrier returns when the broker has processed what was sent on the channel before. It
-	// is not for a channel that publishes: it would come between a message's frames.
+	// barrier returns after the broker has processed all earlier methods of the channel. The
+	// method could come between the frames of a message, so barrier must not be used on a
+	// channel for publishing.
 	barrier() error
 	NotifyClose(c chan *amqp.Error) chan *amqp.Error
 	NotifyReturn(c chan amqp.Return) chan amqp.Return
@@ -75,39 +76,38 @@ type channel interface {
 	Close() error
 }
 
-// confirmation is the broker's pending word on one published message.
+// confirmation is the pending confirm of one published message.
 type confirmation interface {
-	// Done is closed when the broker confirmed, refused, or the channel ended.
+	// Done is closed when the broker confirmed or nacked the message, or the channel ended.
 	Done() <-chan struct{}
-	// Acked reports, after Done, whether the broker took the message.
+	// Acked reports, after Done, whether the broker confirmed the message.
 	Acked() bool
 }
 
-// maxCorkedBytes is how much a held socket gathers before it writes all the same.
+// maxCorkedBytes is the size of the buffer at which a corked socket writes all the same.
 const maxCorkedBytes = 64 << 10
 
-// socket is the net.Conn under amqp091-go. It adds the two things that library
-// leaves out: a deadline for every write, so that a broker that stops reading
-// cannot freeze a publisher for ever, and coalescing, so that many small frames
-// leave in one system call.
+// socket is the net.Conn under amqp091-go. It adds a deadline for every write, so that a
+// broker that stops reading cannot block a publisher for ever, and coalescing, so that many
+// small frames leave in one system call.
 //
-// An idle socket writes through. While it is held, or while another goroutine is
-// in the middle of a write, writes gather and leave together; they report the
-// error of an earlier write. A failed write closes the connection, which ends its
-// reader too. Safe for concurrent use.
+// An idle socket writes through. While the socket is corked, or while another goroutine
+// writes, writes are buffered and leave together; a buffered write reports the error of an
+// earlier write. A failed write closes the connection, which also ends the reader. Safe for
+// concurrent use.
 type socket struct {
 	net.Conn
 
-	raw     net.Conn // the connection below Conn: Conn itself, or the one below TLS
+	raw     net.Conn // the connection below Conn: Conn itself, or the TCP connection below TLS
 	timeout time.Duration
-	frames  *frameReader // what Read reads, or nil for the connection itself
+	frames  *frameReader // the source of Read; nil: Conn
 
-	received    atomic.Uint64     // reads in which something came
-	certificate clientCertificate // under TLS
+	received    atomic.Uint64     // reads of data
+	certificate clientCertificate // for TLS
 
 	mu      sync.Mutex
-	room    sync.Cond // signalled when a write ended
-	buf     []byte    // gathered, not yet written
+	room    sync.Cond // signaled when a write has ended
+	buf     []byte    // buffered, not yet written
 	spare   []byte    // the buffer of the last write, for reuse
 	writing bool
 	corked  bool
@@ -120,7 +120,7 @@ func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
 	return s
 }
 
-// Read reads what the broker sent.
+// Read reads data from the broker.
 func (s *socket) Read(p []byte) (n int, err error) {
 	if s.frames == nil {
 		n, err = s.Conn.Read(p)
@@ -133,11 +133,11 @@ func (s *socket) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Close closes the connection below TLS at once. tls.Conn's own Close would write an
-// alert first, for which it waits up to 5 s when the broker does not read.
+// Close closes the connection below TLS at once. tls.Conn's own Close would first write an
+// alert, and wait up to 5 s if the broker does not read.
 func (s *socket) Close() error { return s.raw.Close() }
 
-// Write gathers p, or writes it through when the socket is idle.
+// Write buffers p, or writes it through when the socket is idle.
 func (s *socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,19 +153,19 @@ func (s *socket) Write(p []byte) (int, error) {
 		s.buf = append(s.buf, p...)
 	}
 	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
-		s.flushGathered() // what is here, and what others gathered meanwhile
+		s.flushGathered() // p, and the bytes that were buffered meanwhile
 	}
 	return len(p), s.err
 }
 
-// cork makes writes gather until release.
+// cork makes the socket buffer writes until uncork.
 func (s *socket) cork() {
 	s.mu.Lock()
 	s.corked = true
 	s.mu.Unlock()
 }
 
-// uncork writes what was gathered.
+// uncork writes the buffered bytes.
 func (s *socket) uncork() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,8 +175,8 @@ func (s *socket) uncork() {
 	}
 }
 
-// flushGathered writes the gathered bytes and whatever gathers meanwhile. The
-// caller holds mu and found writing false.
+// flushGathered writes the buffered bytes, and the bytes buffered meanwhile. The caller holds
+// mu and has checked that writing is false.
 func (s *socket) flushGathered() {
 	for len(s.buf) > 0 && s.err == nil {
 		p := s.buf
@@ -186,8 +186,8 @@ func (s *socket) flushGathered() {
 	}
 }
 
-// flush writes p with mu released meanwhile. The caller holds mu and found
-// writing false.
+// flush writes p; it releases mu during the write. The caller holds mu and has checked that
+// writing is false.
 func (s *socket) flush(p []byte) {
 	s.writing = true
 	s.mu.Unlock()

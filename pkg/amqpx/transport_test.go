@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// slowConn is a net.Conn whose writes wait for a go-ahead, when there is a gate.
+// slowConn is a net.Conn. If gate is not nil, each write waits for a value from gate.
 type slowConn struct {
-	net.Conn // nil: any other call is a mistake
+	net.Conn // nil: any other call is a mistake of the test
 
 	mu       sync.Mutex
 	writes   []string
@@ -116,9 +116,9 @@ func TestSocketGathersWhileAWriteIsInProgress(t *testing.T) {
 		s := newSocket(c, time.Second)
 		go mustWrite(t, s, "a")
 		settle()
-		mustWrite(t, s, "b", "c") // do not wait
+		mustWrite(t, s, "b", "c") // buffered without waiting
 		s.cork()
-		s.uncork() // nor does a release
+		s.uncork() // uncork does not wait either
 		c.gate <- struct{}{}
 		c.gate <- struct{}{}
 		settle()
@@ -163,7 +163,7 @@ func TestFailedWriteEndsTheConnectionAndIsReportedFromThenOn(t *testing.T) {
 			first <- err
 		}()
 		settle()
-		mustWrite(t, s, strings.Repeat("b", maxCorkedBytes)) // gathered: its error comes later
+		mustWrite(t, s, strings.Repeat("b", maxCorkedBytes)) // buffered: the error comes later
 		waiting := make(chan error, 1)
 		go func() {
 			_, err := s.Write([]byte("c"))

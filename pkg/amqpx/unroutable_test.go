@@ -8,7 +8,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Responses that no queue takes are counted, and harm nobody.
+// Responses without a queue are counted, and harm no other request.
 func TestUnroutableResponsesAreCounted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -29,9 +29,9 @@ func TestUnroutableResponsesAreCounted(t *testing.T) {
 	})
 }
 
-// A response to an address of direct reply-to, or to a queue of the server itself, is not
-// mandatory: the broker returns every message of the first kind, and the second would be taken
-// for a copy of a request.
+// A response to a direct reply-to address, or to a queue of the server itself, is not mandatory.
+// The broker returns every message to a direct reply-to address, and a returned message to a
+// queue of the server would be taken for a copy of a request.
 func TestWhichResponsesAreMandatory(t *testing.T) {
 	t.Parallel()
 	s := &Server{cfg: &serverConfig{config: config{queue: Queue{Name: "q"}}}}
@@ -43,7 +43,7 @@ func TestWhichResponsesAreMandatory(t *testing.T) {
 	}
 }
 
-// A response whose reply_to is a companion that was deleted is not taken for a copy.
+// A response to a deleted companion queue is not taken for a copy of a request.
 func TestResponseToAMissingCompanion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -13,11 +13,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The wire contract, version 1, which docs/protocol.md specifies for programs in
-// other languages. This file and its two neighbours are the only place that knows
-// it, and they do no I/O.
+// The wire contract, version 1; docs/protocol.md specifies it for programs in other languages.
+// Only wire.go, wire_call.go, wire_response.go and wire_batch.go know the contract, and they
+// do no I/O.
 
-// Header names. Everything with the prefix is reserved.
+// Header names. All names with the prefix are reserved.
 const (
 	headerPrefix     = "rpc-"
 	headerTimeout    = headerPrefix + "timeout-ms"
@@ -37,41 +37,42 @@ const (
 	headerDeadReason = headerPrefix + "dead-reason"
 	headerDeadQueue  = headerPrefix + "dead-queue"
 	headerDeadTime   = headerPrefix + "dead-time"
-	// headerCC and headerBCC name further queues, to which the broker routes a copy; a
-	// value other than a list ends the channel (https://www.rabbitmq.com/docs/sender-selected).
+	// headerCC and headerBCC name further queues: the broker routes a copy of the message to
+	// each. A value other than a list ends the channel
+	// (https://www.rabbitmq.com/docs/sender-selected).
 	headerCC  = "CC"
 	headerBCC = "BCC"
-	// headerUnreadable stands for headers that could not be read; see frameReader.
+	// headerUnreadable replaces headers that could not be read; see frameReader.
 	headerUnreadable = headerPrefix + "unreadable"
-	// headerDropped stands for a body that was not read; see contentLimits.
+	// headerDropped marks a message without its body, which was discarded; see contentLimits.
 	headerDropped = headerPrefix + "dropped"
 )
 
-// The type property of requests whose callers follow this contract. It says in a few
-// bytes what would take a table of headers, and tables cost an eighth of the throughput.
+// The values of property type in requests of callers that follow this contract. The property
+// takes a few bytes instead of a table of headers; tables cost an eighth of the throughput.
 const (
 	typeCall           = "rpc.v1"
 	typeIdempotentCall = "rpc.v1.idempotent"
 )
 
 const (
-	// maxShortString is the longest AMQP short string: names, ids, keys.
+	// maxShortString is the size limit of an AMQP short string in bytes: names, ids, keys.
 	maxShortString = 255
-	// maxHeaderBytes bounds application headers: a message's properties must fit in
-	// one frame, of 128 KiB by default, or the broker closes the connection.
+	// maxHeaderBytes bounds application headers: a message's properties must fit in a single
+	// frame, of 128 KiB by default, or the broker closes the connection.
 	maxHeaderBytes = 64 << 10
-	// maxHeaderDepth bounds how deep application headers nest.
+	// maxHeaderDepth bounds the nesting of application headers.
 	maxHeaderDepth = 16
-	// maxMessageHeader bounds the copy of an error's text in a header; the body has
-	// all of it.
+	// maxMessageHeader bounds the copy of an error's text in a header; the body has the whole
+	// text.
 	maxMessageHeader = 1 << 10
-	// maxBudget bounds a time budget, 49.7 days: RabbitMQ closes the channel of
-	// whoever sends an expiration beyond 32 bits of milliseconds.
+	// maxBudget bounds a time budget, 49.7 days: RabbitMQ closes the channel of a sender whose
+	// expiration exceeds 32 bits of milliseconds.
 	maxBudget = (1<<32 - 1) * time.Millisecond
 )
 
-// wholeNumber reads a header that peers in other languages encode as any integer
-// type, or as text.
+// wholeNumber decodes a header which peers in other languages encode as any integer type, or
+// as text.
 func wholeNumber(v any) (int64, bool) {
 	switch n := v.(type) {
 	case int8:
@@ -100,8 +101,7 @@ func wholeNumber(v any) (int64, bool) {
 	}
 }
 
-// truth reads a header that is true or false, which peers that send only text write as
-// text.
+// truth decodes a boolean header. Peers without any type but text send "true" or "false".
 func truth(v any) (value, ok bool) {
 	switch b := v.(type) {
 	case bool:
@@ -117,11 +117,11 @@ func truth(v any) (value, ok bool) {
 	return false, false
 }
 
-// maxShown bounds how much of a header's value an error shows.
+// maxShown bounds the length of a header's value in an error.
 const maxShown = 64
 
-// describe shows a header's value in an error: the value itself when it is text, else its
-// type, with the value of what is no container.
+// describe formats a header's value for an error: text is quoted, a container is shown by its
+// type, any other value by its type and value.
 func describe(v any) string {
 	switch t := v.(type) {
 	case string:
@@ -133,8 +133,8 @@ func describe(v any) string {
 	}
 }
 
-// duration reads a header that counts units, between zero and maxBudget. What is no whole
-// number is zero.
+// duration decodes a header with a count of units; the result is between zero and maxBudget,
+// and zero for a value other than a whole number.
 func duration(v any, unit time.Duration) time.Duration {
 	n, ok := wholeNumber(v)
 	if !ok {
@@ -143,13 +143,13 @@ func duration(v any, unit time.Duration) time.Duration {
 	return time.Duration(min(max(n, 0), int64(maxBudget/unit))) * unit
 }
 
-// milliseconds rounds up, so that a rest of a millisecond is not no time at all.
+// milliseconds rounds up, so that a remainder below a millisecond does not become zero.
 func milliseconds(d time.Duration) int64 {
 	return int64((d + time.Millisecond - 1) / time.Millisecond)
 }
 
-// checkHeader refuses application headers that the broker, or the codec, would not
-// take, or that this package reserves.
+// checkHeader refuses application headers that the broker or the codec would not accept, and
+// reserved names.
 func checkHeader(h map[string]any) error {
 	for name := range h {
 		switch {
@@ -177,9 +177,9 @@ func checkTable(h amqp.Table) error {
 	return nil
 }
 
-// headerSize estimates the encoded size of a header, at least as large as it is, and
-// refuses what the codec's own Validate lets through: names that do not fit, which
-// would end the link, numbers that it cuts off, and nesting beyond any use.
+// headerSize returns an upper bound of the encoded size of a header. It refuses values that
+// the codec's own Validate accepts: names over the size limit, which would end the connection,
+// numbers that the codec would truncate, and nesting deeper than maxHeaderDepth.
 func headerSize(v any, depth int) (size int, err error) {
 	const perValue = 16 // a type octet and the largest fixed-size value
 	if depth > maxHeaderDepth {
@@ -222,7 +222,7 @@ func headerSize(v any, depth int) (size int, err error) {
 	return size, nil
 }
 
-// finite refuses what RabbitMQ cannot read: it closes the connection of the sender.
+// finite refuses numbers that RabbitMQ cannot read: it would close the sender's connection.
 func finite(x float64) error {
 	if math.IsInf(x, 0) || math.IsNaN(x) {
 		return fmt.Errorf("%v is not a number that RabbitMQ reads", x)
@@ -230,7 +230,8 @@ func finite(x float64) error {
 	return nil
 }
 
-// applicationHeader returns what is not ours out of h, or nil when nothing is.
+// applicationHeader returns the headers in h without the reserved names, or nil if none
+// remain.
 func applicationHeader(h amqp.Table) map[string]any {
 	var own map[string]any
 	for name, v := range h {
@@ -252,9 +253,9 @@ func deliveryMode(persistent bool) uint8 {
 	return amqp.Transient
 }
 
-// encodeHeader returns application headers with values of the types that AMQP has, or an
-// error that names the header and the type that cannot be sent. It returns h itself when
-// there is nothing to change; containers are always copied.
+// encodeHeader returns application headers with values of AMQP's types, or an error with the
+// name and the type of a header that cannot be sent. Without any change it returns h itself;
+// containers are always copied.
 func encodeHeader(h map[string]any) (map[string]any, error) {
 	own := h
 	copied := false
@@ -274,7 +275,7 @@ func encodeHeader(h map[string]any) (map[string]any, error) {
 	return own, nil
 }
 
-// sentValue returns v as a value of a type that amqp091-go writes, and whether that
+// sentValue converts v to a type that amqp091-go writes, and reports whether the result
 // differs from v.
 func sentValue(v any, depth int) (value any, changed bool, err error) {
 	if depth > maxHeaderDepth {
@@ -302,8 +303,8 @@ func sentValue(v any, depth int) (value any, changed bool, err error) {
 	return value, true, err
 }
 
-// reflectedValue is sentValue of a type that is none of Go's own, such as
-// []string, or a type whose underlying type is string.
+// reflectedValue is sentValue for types other than Go's own, such as []string, or a type with
+// underlying type string.
 func reflectedValue(v reflect.Value, depth int) (any, error) {
 	switch v.Kind() {
 	case reflect.Bool:
@@ -339,7 +340,7 @@ func reflectedValue(v reflect.Value, depth int) (any, error) {
 	return nil, fmt.Errorf("a value of type %v cannot be sent", v.Type())
 }
 
-// sentTable returns a table with the values of m.
+// sentTable converts m to a table.
 func sentTable(m map[string]any, depth int) (amqp.Table, error) {
 	table := make(amqp.Table, len(m))
 	for name, v := range m {
@@ -352,7 +353,7 @@ func sentTable(m map[string]any, depth int) (amqp.Table, error) {
 	return table, nil
 }
 
-// sentArray returns an array with the elements of a slice or an array.
+// sentArray converts a slice or an array to an array.
 func sentArray(v reflect.Value, depth int) ([]any, error) {
 	array := make([]any, v.Len())
 	for i := range array {
@@ -365,8 +366,8 @@ func sentArray(v reflect.Value, depth int) ([]any, error) {
 	return array, nil
 }
 
-// receivedValue returns the value of a header as applications get it: a table as
-// map[string]any, at any depth. What is a part of the message is not changed.
+// receivedValue converts the value of a received header for applications: a table becomes
+// map[string]any, at any depth. The message itself is not changed.
 func receivedValue(v any) any {
 	switch t := v.(type) {
 	case amqp.Table:
@@ -386,14 +387,14 @@ func receivedValue(v any) any {
 	}
 }
 
-// safeReplyTo reports whether an answer may be published to a reply_to. RabbitMQ
-// decodes a routing key of direct reply-to without care: one that it did not make
-// itself ends the publishing connection with an internal error, the request comes
-// back, and so one bad request would stop every server for good.
+// safeReplyTo reports whether a response may be published to this reply_to. RabbitMQ does not
+// validate a routing key of direct reply-to: a key of any other origin than RabbitMQ ends the
+// publishing connection with an internal error, and the request is redelivered. A single bad
+// request would thus stop every server for good.
 func safeReplyTo(replyTo string) bool {
 	address, direct := strings.CutPrefix(replyTo, directReplyTo)
 	if !direct || address == "" {
-		return true // a queue, or the pseudo-queue's bare name, which routes nowhere
+		return true // a queue, or the bare name of the pseudo-queue, which routes nowhere
 	}
 	process, key, whole := strings.Cut(strings.TrimPrefix(address, "."), ".")
 	if !strings.HasPrefix(address, ".") || !whole || key == "" || strings.Contains(key, ".") {
@@ -403,8 +404,8 @@ func safeReplyTo(replyTo string) bool {
 	return err == nil && isProcessID(term)
 }
 
-// isProcessID reports whether b is one Erlang process id in the external term
-// format (https://www.erlang.org/doc/apps/erts/erl_ext_dist.html).
+// isProcessID reports whether b is an Erlang process id in the external term format
+// (https://www.erlang.org/doc/apps/erts/erl_ext_dist.html).
 func isProcessID(b []byte) bool {
 	const (
 		version           = 131

@@ -8,29 +8,29 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Batches on the wire: several requests (wire_call.go), or several answers
+// Batches on the wire: several requests (wire_call.go), or several responses
 // (wire_response.go), in one body, in the wire format of protocol buffers
-// (https://protobuf.dev/programming-guides/encoding/), so that any language reads them.
-// docs/protocol.md has the messages. What a record means is what the properties and
-// headers of a message that travels alone mean.
+// (https://protobuf.dev/programming-guides/encoding/), which any language can read.
+// docs/protocol.md defines the messages. A record's fields have the meaning of the properties
+// and headers of a message outside a batch.
 
 const (
 	contentTypeCalls   = "application/vnd.amqpx.calls.v1"
 	contentTypeAnswers = "application/vnd.amqpx.answers.v1"
-	// maxBatchCalls is the most records that a reader takes.
+	// maxBatchCalls bounds the records of a batch; a reader refuses more.
 	maxBatchCalls = 4096
 )
 
-// fieldRecord is the one field of a batch.
+// fieldRecord is the only field of a batch.
 const fieldRecord = 1
 
-// recordOverhead bounds what the numbers, tags and lengths of a record take.
+// recordOverhead bounds the size of the numbers, tags and lengths of a record.
 const recordOverhead = 64
 
 var errBatchFormat = errors.New("not a batch")
 
-// lengthSize is the size of a record's length, which is written before the record is
-// known: a varint may have more bytes than it needs.
+// lengthSize is the size of a record's length, which is written before the length is known: a
+// varint may have more bytes than necessary.
 const lengthSize = 4
 
 func beginRecord(b []byte) (_ []byte, start int) {
@@ -68,7 +68,7 @@ func appendNumber(b []byte, number protowire.Number, n uint64) []byte {
 	return protowire.AppendVarint(b, n)
 }
 
-// field is one field of a record: a number, or bytes, or of a type that is of no use.
+// field is one field of a record: a number or bytes. A field of another type has no value.
 type field struct {
 	number int32
 	kind   protowire.Type
@@ -76,7 +76,7 @@ type field struct {
 	bytes  []byte
 }
 
-// nextField reads the first field of b; rest is nil if b is no message.
+// nextField reads the first field of b; rest is nil if b is malformed.
 func nextField(b []byte) (f field, rest []byte) {
 	number, kind, n := protowire.ConsumeTag(b)
 	if n < 0 {
@@ -108,8 +108,8 @@ func isMessage(b []byte) bool {
 	return true
 }
 
-// appendRecords appends the records of a batch, as parts of body, when all of it can be
-// read and it has not too many.
+// appendRecords appends the records of a batch, as slices of body. It returns an error if any
+// part is malformed, or if there are more than maxBatchCalls records.
 func appendRecords(records [][]byte, body []byte) ([][]byte, error) {
 	for b := body; len(b) > 0; {
 		var f field
@@ -130,7 +130,7 @@ func appendRecords(records [][]byte, body []byte) ([][]byte, error) {
 	return records, nil
 }
 
-// boundedDuration is n units, at most maxBudget.
+// boundedDuration returns n units, at most maxBudget.
 func boundedDuration(n uint64, unit time.Duration) time.Duration {
 	return time.Duration(min(n, uint64(maxBudget/unit))) * unit //nolint:gosec // bounded.
 }

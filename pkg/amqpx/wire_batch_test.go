@@ -46,7 +46,7 @@ func TestCallsInABatchOnTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range body {
-		body[i] = 0 // what was decoded does not refer to it
+		body[i] = 0 // the decoded calls must not refer to body
 	}
 	wantSame(t, "calls", len(got), len(all))
 	for i, in := range got {
@@ -82,7 +82,7 @@ func TestABatchIsTheseBytes(t *testing.T) {
 			"0a9e808000"+"0a026964"+"3800"+"4000"+"12026e6f"+"1a096e6f745f666f756e64"+"2001"+"2802"+"30e807")
 }
 
-// record makes a record of fields as another program might.
+// record encodes fields in the way of another program.
 func record(fields ...[]byte) []byte {
 	return appendBlob(nil, fieldRecord, bytes.Join(fields, nil))
 }
@@ -213,7 +213,7 @@ func FuzzCallInABatchRoundTrip(f *testing.F) {
 	f.Add("m", "id", "key", []byte("body"), int64(time.Second), true, "name", "value")
 	f.Fuzz(func(t *testing.T, method, id, key string, body []byte, budget int64, idempotent bool, name, value string) {
 		if key != "" {
-			idempotent = true // as CallOptions have it
+			idempotent = true // as with the CallOptions
 		}
 		if idempotent && key == "" {
 			key = id
@@ -246,7 +246,7 @@ func FuzzCallInABatchRoundTrip(f *testing.F) {
 	})
 }
 
-// TestHeadersOfABatchAreCounted: a record of many tiny headers makes no large map.
+// TestHeadersOfABatchAreCounted: a record with many tiny headers must not create a large map.
 //
 //nolint:paralleltest // it counts allocations
 func TestHeadersOfABatchAreCounted(t *testing.T) {

@@ -14,13 +14,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// checkRequest refuses a request that cannot travel. Method and key are AMQP short
-// strings (AMQP 0-9-1 section 4.2.5.3).
+// checkRequest refuses a request that cannot be sent. Method and key are AMQP short strings
+// (AMQP 0-9-1 section 4.2.5.3).
 func checkRequest(req *Request, maxBody int) error {
 	switch {
 	case req.Method == "" || len(req.Method) > maxShortString:
 		return fmt.Errorf("method name of %d bytes: want 1 to %d", len(req.Method), maxShortString)
-	case len(req.CorrelationID) > maxShortString: // of middleware
+	case len(req.CorrelationID) > maxShortString: // set by middleware
 		return fmt.Errorf("correlation id of %d bytes: want at most %d", len(req.CorrelationID), maxShortString)
 	case len(req.IdempotencyKey) > maxShortString:
 		return fmt.Errorf("idempotency key of %d bytes: want at most %d", len(req.IdempotencyKey), maxShortString)
@@ -37,8 +37,9 @@ func checkRequest(req *Request, maxBody int) error {
 	return nil
 }
 
-// sendable returns the request as it can be sent, with headers of the types that AMQP has,
-// or why it cannot. A request that others have seen is copied: it is theirs to change again.
+// sendable returns the request in the form to send, with headers of AMQP's types, or the
+// reason why it cannot be sent. A request visible to middleware is copied, because middleware
+// may change it again.
 func sendable(req *Request, maxBody int) (*Request, error) {
 	header, err := encodeHeader(req.Header)
 	if err != nil {
@@ -54,8 +55,8 @@ func sendable(req *Request, maxBody int) (*Request, error) {
 	return req, checkRequest(req, maxBody)
 }
 
-// encodeRequest makes the message of a call, with headers only if it has some of its own.
-// budget is the time that is left.
+// encodeRequest returns the message of an attempt, with a table of headers only if the request
+// needs one. budget is the remaining time.
 func encodeRequest(req *Request, replyTo string, budget time.Duration, persistent bool) amqp.Publishing {
 	kind := typeCall
 	if req.Idempotent {
@@ -87,8 +88,8 @@ func setHeader(msg *amqp.Publishing, name string, value any) {
 	msg.Headers[name] = value
 }
 
-// markAgain tells the server that the request is not the call's first: resent when
-// an earlier one may have arrived, retry how many refusals by servers it follows.
+// markAgain marks a request that is not the first of its call. resent: an earlier request may
+// have arrived. retry: the number of refusals by servers before this request.
 func markAgain(msg *amqp.Publishing, resent bool, retry int64) {
 	if resent {
 		setHeader(msg, headerResent, true)
@@ -98,40 +99,39 @@ func markAgain(msg *amqp.Publishing, resent bool, retry int64) {
 	}
 }
 
-// incoming is a request as it arrived at a server.
+// incoming is a request as received by a server.
 type incoming struct {
 	Request
 
 	replyTo string
-	// resent says that the caller sent this request before, and does not know what
-	// became of it.
+	// resent: the caller sent this request before, with unknown result.
 	resent bool
-	// lostDeliveries counts how often a server lost the request before it came to the
-	// queue that it was taken from.
+	// lostDeliveries counts how often servers lost the request before it was published to the
+	// present queue.
 	lostDeliveries int
-	// budget is how long the call may take from its arrival here; noBudget when the
-	// caller set no limit.
+	// budget is the remaining time at the request's arrival; noBudget: the caller set no
+	// limit.
 	budget time.Duration
-	// expired says that the request's time was over in another queue.
+	// expired: the request's time ended in another queue.
 	expired bool
-	// followsContract says that the caller follows this contract: it reads our headers,
-	// and uses no correlation id twice. Others get answers without extras.
+	// followsContract: the caller follows this contract. It reads the contract's headers, and
+	// uses no correlation id twice. Other callers get responses without extras.
 	followsContract bool
-	// wantsTimes says that the caller wants to know where the time went.
+	// wantsTimes: the caller wants the times of the call in the server.
 	wantsTimes bool
-	// retry counts the refusals that the request follows; a refusal echoes it.
+	// retry counts the refusals before this request; a further refusal echoes the number.
 	retry int64
-	// headerBytes counts the headers of a record in a batch.
+	// headerBytes counts the bytes of the headers of a record in a batch.
 	headerBytes int
-	// tooLarge says that the body was beyond the limit, and was not read.
+	// tooLarge: the body exceeded the limit and was discarded.
 	tooLarge bool
 }
 
 const noBudget time.Duration = -1
 
-// decodeRequest reads a request from any client. A request that names no method is one
-// for defaultMethod, if that is not "". The error, if any, is for the caller; the request
-// is filled in as far as it could be read, so that it can be answered.
+// decodeRequest decodes a request of any client. A request without a method gets
+// defaultMethod, if not "". The error, if any, is for the caller; the result contains all
+// fields that could be decoded, so that the server can respond.
 func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 	in := &incoming{
 		Request: Request{
@@ -147,7 +147,7 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 		budget:  noBudget,
 	}
 	if !safeReplyTo(d.ReplyTo) {
-		in.OneWay = true // there is nowhere to send even the refusal
+		in.OneWay = true // without an address there is no response, not even the refusal
 		return in, refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
 	}
 	drop, dropped := droppedBodyOf(d.Headers)
@@ -186,9 +186,10 @@ func decodeRequest(d *amqp.Delivery, defaultMethod string) (*incoming, *Error) {
 	return in, nil
 }
 
-// readDeath reads x-death, the record of a request that a policy has dead-lettered: that
-// removes its expiration (https://www.rabbitmq.com/docs/dlx#effects). A request that expired
-// is over. One that was dead-lettered for another reason has at most its first budget.
+// readDeath reads x-death, which the broker adds to a request when a policy dead-letters it,
+// and removes the expiration (https://www.rabbitmq.com/docs/dlx#effects). If the request
+// expired, its time is over. If it was dead-lettered for another reason, its budget is at most
+// the original.
 func (in *incoming) readDeath(d *amqp.Delivery) {
 	deaths, _ := d.Headers["x-death"].([]any)
 	for _, v := range deaths {
@@ -207,8 +208,8 @@ func (in *incoming) readDeath(d *amqp.Delivery) {
 	}
 }
 
-// readHeaders reads the headers of the contract. Programs that can send nothing but text,
-// as over STOMP, send true, false and whole numbers as text.
+// readHeaders reads the contract's headers. Programs limited to text headers, for example over
+// STOMP, send booleans and whole numbers as text.
 func (in *incoming) readHeaders(d *amqp.Delivery) *Error {
 	h := d.Headers
 	if v, ok := h[headerMethod]; ok && in.Method == "" {
@@ -246,7 +247,7 @@ func (in *incoming) readHeaders(d *amqp.Delivery) *Error {
 	return nil
 }
 
-// expiredRefusal refuses a request whose time was over when a worker was free.
+// expiredRefusal refuses a request whose time had ended before a worker was free.
 func expiredRefusal(budget, queued time.Duration) *Error {
 	if budget == 0 {
 		return refusal(CodeDeadlineExceeded, "the call's time is 0 ms")
@@ -254,14 +255,14 @@ func expiredRefusal(budget, queued time.Duration) *Error {
 	return refusal(CodeDeadlineExceeded, "expired after %v in the server, before a worker was free", queued)
 }
 
-// refusal is a coded error of the server for a request that it did not run.
+// refusal returns the coded error with which a server refuses a request without running it.
 func refusal(code Code, format string, args ...any) *Error {
 	e := Errorf(code, format, args...)
 	e.outcome = DidNotRun
 	return e
 }
 
-// Field numbers of a call's record, and of a header in it.
+// Field numbers of a call's record, and of a header's record in it.
 const (
 	callID          = 1
 	callMethod      = 2
@@ -279,28 +280,28 @@ const (
 	headerValue = 2
 )
 
-// fitsBatch reports whether a request can travel in a batch: headers are text there.
+// fitsBatch reports whether a request can travel in a batch: all its headers must be text.
 func fitsBatch(req *Request) bool {
 	return allText(req.Header)
 }
 
-// callSize bounds what appendCall appends.
+// callSize returns an upper bound of the bytes that appendCall appends.
 func callSize(req *Request) int {
 	n := recordOverhead + len(req.CorrelationID) + len(req.Method) + len(req.Body) + len(req.IdempotencyKey) +
 		len(req.ContentType) + len(req.ContentEncoding)
 	return n + headersSize(req.Header)
 }
 
-// headersSize bounds what appendHeaders appends.
+// headersSize returns an upper bound of the bytes that appendHeaders appends.
 func headersSize(header map[string]any) (n int) {
 	for name, value := range header {
-		v, _ := value.(string) // batchable
+		v, _ := value.(string) // a request in a batch has only text headers
 		n += headerRecordSize(name, v) + 2*protowire.SizeVarint(maxHeaderBytes)
 	}
 	return n
 }
 
-// appendHeaders appends headers, which are text, as fields of a record.
+// appendHeaders appends text headers as fields of a record.
 func appendHeaders(b []byte, number protowire.Number, header map[string]any) []byte {
 	for name, v := range header {
 		value, _ := v.(string)
@@ -318,7 +319,7 @@ func headerRecordSize(name, value string) int {
 	return protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue) + protowire.SizeBytes(len(value))
 }
 
-// appendCall appends a call's record. budget is the time that is left.
+// appendCall appends a call's record. budget is the remaining time.
 func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry int64) []byte {
 	b, start := beginRecord(b)
 	b = appendText(b, callID, req.CorrelationID)
@@ -343,9 +344,9 @@ func appendCall(b []byte, req *Request, budget time.Duration, resent bool, retry
 	return endRecord(b, start)
 }
 
-// decodeCall reads the record of a request into in, as decodeRequest would give it.
-// Nothing in it is a part of the record. intern makes a string of a method's name;
-// for an empty one it returns the default method, if there is one.
+// decodeCall decodes the record of a request into in, with the same result as decodeRequest.
+// The result does not refer to the record's memory. intern converts a method's name to a
+// string; for an empty name it returns the default method, if there is one.
 func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte) string) *Error {
 	in.replyTo, in.budget, in.followsContract = replyTo, noBudget, true
 	in.OneWay = replyTo == ""
@@ -366,11 +367,11 @@ func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte)
 	in.Redelivered = in.resent
 	switch {
 	case !safeReplyTo(replyTo):
-		in.OneWay = true // there is nowhere to send even the refusal
+		in.OneWay = true // without an address there is no response, not even the refusal
 		return refusal(CodeInvalidArgument, "property reply_to is not an address of direct reply-to")
 	case failed != nil:
 		return failed
-	case len(in.Header) > 0 && checkTable(in.Header) != nil: // it may have to go on alone
+	case len(in.Header) > 0 && checkTable(in.Header) != nil: // a server may have to republish the request alone
 		return refusal(CodeInvalidArgument, "%v", checkTable(in.Header))
 	case in.Method == "" || len(in.Method) > maxShortString:
 		return refusal(CodeInvalidArgument, "method name of %d bytes: want 1 to %d", len(in.Method), maxShortString)
@@ -381,8 +382,7 @@ func decodeCall(in *incoming, record []byte, replyTo string, intern func([]byte)
 	}
 }
 
-// set reads one field of a call; one of another type than it should have is as good as
-// none.
+// set decodes a field of a call; a field of a wrong type is ignored.
 func (in *incoming) set(f field, intern func([]byte) string) *Error {
 	switch f.kind {
 	case protowire.BytesType:
@@ -427,7 +427,7 @@ func (in *incoming) setNumber(f field) {
 	}
 }
 
-// setText reads a short string: like a property of a message, any bytes.
+// setText decodes a short string: like a property of a message it may have any bytes.
 func setText(to *string, what string, text []byte) *Error {
 	if len(text) > maxShortString {
 		return refusal(CodeInvalidArgument, "%s of %d bytes: want at most %d", what, len(text), maxShortString)
@@ -436,11 +436,13 @@ func setText(to *string, what string, text []byte) *Error {
 	return nil
 }
 
-// headerRecordOverhead is what a header counts beside its bytes: it takes a place in a map.
+// headerRecordOverhead is counted for each header in addition to its bytes, for the place in a
+// map.
 const headerRecordOverhead = 16
 
-// addHeader reads a header. Its bytes are counted before it is kept, so that a record of
-// many headers takes no more memory than its own. A record of it that is no message is refused.
+// addHeader decodes a header. The header's bytes are counted before the header is stored, so a
+// record of many headers takes no more memory than its own size. A malformed header is
+// refused.
 func (in *incoming) addHeader(record []byte) *Error {
 	if in.headerBytes > maxHeaderBytes {
 		return nil // refused already
@@ -462,7 +464,8 @@ func (in *incoming) addHeader(record []byte) *Error {
 	return nil
 }
 
-// readHeader reads the record of a header, unless it is no message or its name is too long.
+// readHeader decodes the record of a header. ok is false for a malformed record or a name over
+// the size limit.
 func readHeader(record []byte) (name, value string, ok bool) {
 	if !isMessage(record) {
 		return "", "", false

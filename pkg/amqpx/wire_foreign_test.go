@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Programs that know no contract: what their requests say, and what they are answered.
+// Requests of programs that do not know the contract, and the decoded results.
 func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -140,7 +140,7 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 	}
 }
 
-// Programs that number their messages do not get each other's answers.
+// Programs with numbered messages must not get responses to each other's requests.
 func TestMessageIDWithoutTheContractIsNoKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestDefaultMethodInABatch(t *testing.T) {
 	}
 }
 
-// A budget of nothing is no fault of the server's.
+// A budget of zero is not a fault of the server.
 func TestBudgetOfZeroIsToldAsThat(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// seed makes values of the bytes of a fuzzer.
+// seed derives values from the bytes of a fuzzer.
 type seed []byte
 
 func (s *seed) byte() byte {
@@ -42,7 +42,7 @@ func (s *seed) text() string {
 	return text
 }
 
-// value makes a value of any type that AMQP has.
+// value returns a value of any type of AMQP.
 func (s *seed) value(depth int) any {
 	kind := s.byte() % 19
 	if depth > 20 {
@@ -158,10 +158,10 @@ func FuzzDecodeRequest(f *testing.F) {
 	})
 }
 
-// typeOf makes the type property of a request.
+// typeOf returns a value for the type property of a request.
 func typeOf(n byte) string { return []string{"", typeCall, typeIdempotentCall, "other"}[n%4] }
 
-// FuzzCopy moves requests of any sender: what is sent on can be sent, and is the same
+// FuzzCopy republishes requests of any sender: the copy must be valid, and must be the same
 // request.
 func FuzzCopy(f *testing.F) {
 	f.Add("b", "id", "1000", []byte("request"), int64(time.Millisecond), []byte{1, 1, 'x', 12, 1, 'y', 'z'})
@@ -198,7 +198,7 @@ func FuzzCopy(f *testing.F) {
 	})
 }
 
-// hasNaN reports whether a table differs from itself.
+// hasNaN reports whether a table contains NaN, which differs from itself.
 func hasNaN(t amqp.Table) bool { return !reflect.DeepEqual(t, maps.Clone(t)) }
 
 func FuzzDecodeAnswer(f *testing.F) {
@@ -297,8 +297,8 @@ func FuzzAnswerRoundTrip(f *testing.F) {
 	})
 }
 
-// FuzzHeaders compares the check of headers with the real encoder: what it lets
-// through is encoded, fits, and arrives as it was.
+// FuzzHeaders compares the check of headers with the real encoder: accepted headers must
+// encode without error, within the estimated size.
 func FuzzHeaders(f *testing.F) {
 	f.Add([]byte{4, 1, 'a', 'b', 16, 1, 1, 'c', 'd', 12, 2, 'x', 'y', 'z', 'z'})
 	f.Add([]byte{1, 1, 'n', 'n', 9, 0, 0, 0, 0, 1, 0, 0, 0})

@@ -10,11 +10,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// timing says where a call's time went inside the server.
+// timing is the duration of a call's wait for a worker, and of its handler.
 type timing struct{ queue, handler time.Duration }
 
-// encodeResult makes the answer of a call that succeeded: correlation_id and body, and
-// the times for a caller that wants them.
+// encodeResult returns the response of a successful call: correlation_id and body, and the
+// times if the caller requested them.
 func encodeResult(in *incoming, body []byte, t timing, persistent bool) amqp.Publishing {
 	msg := amqp.Publishing{
 		CorrelationId: in.CorrelationID,
@@ -30,8 +30,8 @@ func encodeResult(in *incoming, body []byte, t timing, persistent bool) amqp.Pub
 	return msg
 }
 
-// encodeError makes the answer of a call that failed. The text is in the body too,
-// for a client that reads no headers.
+// encodeError returns the response of a failed call. The text is also in the body, for clients
+// that read no headers.
 func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publishing {
 	msg := encodeResult(in, []byte(e.message), t, persistent)
 	if msg.Headers == nil {
@@ -54,8 +54,7 @@ func encodeError(in *incoming, e *Error, t timing, persistent bool) amqp.Publish
 	return msg
 }
 
-// decodeAnswer reads an answer from any server: a body, or the error that the
-// headers describe.
+// decodeAnswer decodes a response of any server: a body, or the error in the headers.
 func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	var t timing
 	t.queue = duration(d.Headers[headerQueueTime], time.Microsecond)
@@ -68,7 +67,7 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	}
 	raw, failed := d.Headers[headerCode]
 	switch {
-	case !failed && d.Type == typeError: // of a server that does not know this contract
+	case !failed && d.Type == typeError: // from a server that does not know this contract
 		return nil, t, &Error{code: CodeUnknown, message: string(d.Body), remote: true, outcome: Ran}
 	case !failed:
 		return d.Body, t, nil
@@ -95,8 +94,8 @@ func decodeAnswer(d *amqp.Delivery) ([]byte, timing, *Error) {
 	return nil, t, e
 }
 
-// tooLargeAnswer is the error of a call whose answer was beyond the client's limit. An
-// answer without a code is that of a handler.
+// tooLargeAnswer returns the error of a call whose response exceeded the client's limit. A
+// response without a code is the result of a handler.
 func tooLargeAnswer(h amqp.Table, drop droppedBody) *Error {
 	e := &Error{code: CodeResourceExhausted, message: "answer: " + drop.tooLarge(), causes: []error{ErrTooLarge}}
 	_, failed := h[headerCode]
@@ -113,17 +112,17 @@ func tooLargeAnswer(h amqp.Table, drop droppedBody) *Error {
 	return e
 }
 
-// received is an answer as a client got it.
+// received is a response that arrived at a client.
 type received struct {
 	reply
 
-	// round is the rpc-retry that it echoes, if it does.
+	// round is the value of rpc-retry in the response; echoed tells whether there is a value.
 	round       int64
 	echoed      bool
 	redelivered bool
 }
 
-// receive reads an answer that came alone.
+// receive decodes a response outside a batch.
 func receive(d *amqp.Delivery) received {
 	a := received{redelivered: d.Redelivered}
 	a.body, a.timing, a.failed = decodeAnswer(d)
@@ -134,9 +133,8 @@ func receive(d *amqp.Delivery) received {
 	return a
 }
 
-// outdated reports whether an answer is a refusal that answers an earlier round of
-// its call. A server that ran the request answers for the whole call, whichever
-// request it had.
+// outdated reports whether a response is a refusal of an earlier round of its call. A server
+// that ran the request, of whatever round, responds for the whole call.
 func (a *received) outdated(round int64) bool {
 	if round == 0 || a.echoed && a.round == round || !a.echoed && !a.redelivered {
 		return false
@@ -152,7 +150,7 @@ func truncate(text string, n int) string {
 	return strings.ToValidUTF8(text, "")
 }
 
-// Field numbers of an answer's record.
+// Field numbers of a response's record.
 const (
 	answerID         = 1
 	answerBody       = 2
@@ -168,13 +166,13 @@ const (
 	answerHeader      = 11
 )
 
-// Values of answerRan. Without it the server cannot tell.
+// Values of answerRan. The field is missing if the server cannot tell whether the request ran.
 const (
 	ranNot uint64 = 1
 	ranYes uint64 = 2
 )
 
-// answerSize bounds what appendAnswer appends.
+// answerSize returns an upper bound of the bytes that appendAnswer appends.
 func answerSize(id string, r reply) int {
 	n := recordOverhead + len(id) + len(r.body)
 	if r.failed != nil {
@@ -186,13 +184,13 @@ func answerSize(id string, r reply) int {
 	return n
 }
 
-// propertiesOverhead bounds what the tags and lengths of an answer's properties take.
+// propertiesOverhead bounds the size of the tags and lengths of a response's properties.
 const propertiesOverhead = 8
 
-// maxAnswerHeaders bounds the headers that a reader takes of one answer in a batch.
+// maxAnswerHeaders bounds the headers that a reader accepts in a response of a batch.
 const maxAnswerHeaders = 1024
 
-// appendAnswer appends the record of what a request came to.
+// appendAnswer appends the record of a response.
 func appendAnswer(b []byte, in *incoming, r reply) []byte {
 	b, start := beginRecord(b)
 	b = appendText(b, answerID, in.CorrelationID)
@@ -224,17 +222,17 @@ func appendAnswer(b []byte, in *incoming, r reply) []byte {
 	return endRecord(b, start)
 }
 
-// batchedAnswer is an answer in a batch, and what became of it.
+// batchedAnswer is a response in a batch, with its call.
 type batchedAnswer struct {
 	received
 
-	id      []byte // a part of the batch's body
-	call    *call  // that it settles
+	id      []byte // refers to the batch's body
+	call    *call  // the call of the response
 	verdict matchResult
 }
 
-// decodeAnswers appends the answers of a batch; with an error there are none. But for
-// their ids they are no parts of the body.
+// decodeAnswers appends the responses of a batch to answers; after an error it appends none.
+// Only the ids refer to the memory of body.
 func decodeAnswers(body []byte, redelivered bool, answers []batchedAnswer) ([]batchedAnswer, error) {
 	var room [64][]byte
 	records, err := appendRecords(room[:0], body)
@@ -250,7 +248,7 @@ func decodeAnswers(body []byte, redelivered bool, answers []batchedAnswer) ([]ba
 	return answers, nil
 }
 
-// decode reads the record of an answer and returns the id of its call.
+// decode decodes the record of a response and returns the id of its call.
 func (a *received) decode(record []byte) (id []byte) {
 	var body, code []byte
 	e := Error{remote: true, outcome: MayHaveRun}
@@ -282,13 +280,13 @@ func (a *received) decode(record []byte) (id []byte) {
 	if e.code == CodeDeadlineExceeded {
 		e.causes = []error{context.DeadlineExceeded}
 	}
-	failed := e // only an error has to outlive this
+	failed := e // so that e stays on the stack in the absence of an error
 	a.failed = &failed
 	return id
 }
 
-// setProperty reads a content type, a content encoding or a header. What cannot be read is
-// left out.
+// setProperty decodes a content type, a content encoding or a header. It ignores a malformed
+// header.
 func (a *received) setProperty(f field) {
 	if a.props == nil {
 		a.props = &properties{}
@@ -310,7 +308,7 @@ func (a *received) setProperty(f field) {
 	}
 }
 
-// setNumber reads one field of an answer, which may be of an error.
+// setNumber decodes a numeric field of a response, into a or, for an error, into e.
 func (a *received) setNumber(e *Error, f field) {
 	switch f.number {
 	case answerRan:

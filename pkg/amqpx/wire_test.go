@@ -17,7 +17,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// delivered is the delivery that a message becomes.
+// delivered returns the delivery of a published message.
 func delivered(p amqp.Publishing) *amqp.Delivery {
 	return &amqp.Delivery{
 		Headers: p.Headers, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo, Expiration: p.Expiration,
@@ -329,8 +329,8 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		value any
-		sent  any    // of a type that AMQP has
-		got   any    // by the other side, if that differs
+		sent  any    // in a type of AMQP
+		got   any    // at the receiver, if different
 		fails string // part of the error
 	}{
 		{name: "nothing", value: nil, sent: nil},
@@ -389,7 +389,7 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 	}
 }
 
-// The caller's containers are its own again when the call has returned.
+// After the call has returned, the caller may change its containers.
 func TestHeadersAreCopied(t *testing.T) {
 	t.Parallel()
 	inner := map[string]any{"x": "y"}

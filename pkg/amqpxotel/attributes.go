@@ -9,7 +9,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Attributes of our own; doc.go says what they mean.
+// Attributes of this package; their meaning is in doc.go.
 const (
 	keyOutcome     = "amqpx.outcome"
 	keyRemote      = "amqpx.remote"
@@ -20,10 +20,10 @@ const (
 	keyOneWay      = "amqpx.one_way"
 )
 
-// errUnwound is what a call came to that neither returned an answer nor an error.
+// errUnwound is the error of a call that neither returned a response nor an error.
 var errUnwound = errors.New("it panicked, or ended its goroutine")
 
-// ofRequest appends what both sides say about a request.
+// ofRequest appends the attributes of a request that clients and servers share.
 func ofRequest(to []attribute.KeyValue, req *amqpx.Request) []attribute.KeyValue {
 	to = append(to, semconv.MessagingMessageBodySize(len(req.Body)))
 	if req.CorrelationID != "" {
@@ -44,7 +44,7 @@ func remote(err error) bool {
 	return ok && coded.Remote()
 }
 
-// message is the error's text without its code, which is an attribute.
+// message returns the error's text without the code, which is a separate attribute.
 func message(err error) string {
 	if coded, ok := errors.AsType[*amqpx.Error](err); ok {
 		return text(coded.Message())

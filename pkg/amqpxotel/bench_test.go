@@ -9,13 +9,13 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// dropped is an exporter that costs nothing.
+// dropped is an exporter that discards spans.
 type dropped struct{}
 
 func (dropped) ExportSpans(context.Context, []sdktrace.ReadOnlySpan) error { return nil }
 func (dropped) Shutdown(context.Context) error                             { return nil }
 
-// What a call costs more, by side and by what becomes of its span.
+// BenchmarkCall measures the cost of tracing a call, by side and by sampling.
 func BenchmarkCall(b *testing.B) {
 	sampled := func(s sdktrace.Sampler) []Option {
 		p := sdktrace.NewTracerProvider(sdktrace.WithSampler(s), sdktrace.WithSyncer(dropped{}))
@@ -23,7 +23,7 @@ func BenchmarkCall(b *testing.B) {
 		return []Option{WithTracerProvider(p), WithPropagator(w3c())}
 	}
 	for name, options := range map[string][]Option{
-		"off":       nil, // the global provider and propagator, which nobody set
+		"off":       nil, // the global provider and propagator, both unset
 		"unsampled": sampled(sdktrace.NeverSample()),
 		"sampled":   sampled(sdktrace.AlwaysSample()),
 	} {

@@ -14,16 +14,16 @@ const (
 	tracestate  = "tracestate"
 )
 
-// carrier lets a propagator read and write a request's headers. It is a
+// carrier lets a propagator read and write a request's headers. It implements
 // [go.opentelemetry.io/otel/propagation.TextMapCarrier].
 type carrier struct {
-	header map[string]any // the request's own: never written
-	copied map[string]any // with what was set; nil as long as nothing was
+	header map[string]any // the request's own headers: never written
+	copied map[string]any // the copy with the added headers; nil until the first Set
 	stated bool           // tracestate was set
 }
 
-// Get returns a header. One that is no text counts as missing: programs in other
-// languages may put anything there.
+// Get returns a header. A header that is not text counts as missing, because programs in other
+// languages may send any type.
 func (c *carrier) Get(key string) string {
 	header := c.header
 	if c.copied != nil {
@@ -32,7 +32,7 @@ func (c *carrier) Get(key string) string {
 	switch v := header[key].(type) {
 	case string:
 		return v
-	case []byte: // text as well, to some AMQP clients
+	case []byte: // some AMQP clients send text as bytes
 		return string(v)
 	default:
 		return ""
@@ -50,7 +50,7 @@ func (c *carrier) Set(key, value string) {
 	case key == tracestate:
 		c.stated = true
 	case key == traceparent && !c.stated:
-		// One that the caller put there belongs to another traceparent; ours comes first.
+		// The caller's tracestate belongs to another traceparent; Inject sets ours first.
 		delete(c.copied, tracestate)
 	}
 	c.copied[key] = value
@@ -59,8 +59,8 @@ func (c *carrier) Set(key, value string) {
 // Keys lists the headers.
 func (c *carrier) Keys() []string { return slices.Collect(maps.Keys(c.header)) }
 
-// inject returns the request with ctx's trace context in its headers. A request must not
-// be changed, so that is a copy, unless there is nothing to hand on.
+// inject returns the request with ctx's trace context in the headers. The result is a copy,
+// because a request must not be changed, or req itself if there is no context to propagate.
 func (t *tracing) inject(ctx context.Context, req *amqpx.Request) *amqpx.Request {
 	c := &carrier{header: req.Header}
 	t.propagator.Inject(ctx, c)

@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// recorder is where the spans of a test go.
+// recorder collects the spans of a test.
 type recorder struct {
 	t        *testing.T
 	exporter *tracetest.InMemoryExporter
@@ -32,7 +32,7 @@ func w3c() propagation.TextMapPropagator {
 	return propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
 }
 
-// only returns the one span that ended.
+// only returns the single span that ended.
 func (r *recorder) only() tracetest.SpanStub {
 	r.t.Helper()
 	spans := r.exporter.GetSpans()
@@ -68,13 +68,13 @@ func expect(t *testing.T, s tracetest.SpanStub, want map[attribute.Key]any) {
 	}
 }
 
-// answering is a handler that ends in what it is given.
+// answering returns a handler that returns answer and err.
 func answering(answer []byte, err error) amqpx.Handler {
 	return func(context.Context, *amqpx.Request) ([]byte, error) { return answer, err }
 }
 
-// wire is a server at the other end of a client's middleware: the request arrives with the
-// headers that the middleware gave it.
+// wire simulates a server behind a client's middleware: the request arrives with the headers
+// that the middleware set.
 func wire(server amqpx.Handler) amqpx.Handler {
 	return func(_ context.Context, req *amqpx.Request) ([]byte, error) {
 		arrived := *req

@@ -11,10 +11,10 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Client returns middleware for clients: each call gets a span, whose context travels with
-// the request. It belongs outermost, so that what other middleware takes is in the span and
-// what it logs can name it. It is safe for any number of goroutines, and for several
-// clients that share the same options.
+// Client returns middleware for clients. Each call gets a span, and the span's context is sent
+// with the request. The middleware should be the outermost, to include the time of other
+// middleware in the span and to give other middleware the span's id for logging. It is safe
+// for concurrent use, and clients with the same options may share it.
 func Client(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
 	return func(next amqpx.Handler) amqpx.Handler {
@@ -22,7 +22,7 @@ func Client(opts ...Option) amqpx.Middleware {
 			traced, span := t.start(ctx, req.Method)
 			sent := t.inject(traced, req)
 			if !span.IsRecording() {
-				return next(ctx, sent) // nobody asks it for the span, and the client waits on it more cheaply
+				return next(ctx, sent) // no code below reads the span, and waiting on the caller's own ctx is cheaper
 			}
 			err = errUnwound // unless next returns
 			defer func() { endCall(span, req, answer, err) }()

@@ -18,7 +18,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// sent is what every span of a client in these tests has.
+// sent returns the attributes of every client span in these tests, and more.
 func sent(more map[attribute.Key]any) map[attribute.Key]any {
 	all := map[attribute.Key]any{
 		"rpc.system.name": "amqpx", "rpc.method": "greet", "messaging.system": "rabbitmq",
@@ -84,7 +84,7 @@ func TestClientSpanOfAFailedCall(t *testing.T) {
 	}
 }
 
-// A call that ends in neither way ends its span, and goes on as it would without.
+// A call that panics or exits its goroutine ends its span, and unwinds as without middleware.
 func TestSpanOfACallThatUnwinds(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(){"panic": func() { panic("boo") }, "goexit": runtime.Goexit} {
@@ -131,7 +131,7 @@ func TestTextsAreBoundedAndValid(t *testing.T) {
 	}
 }
 
-// What is kept for methods does not grow with their number.
+// The cache of start options is bounded, however many methods are called.
 func TestManyMethods(t *testing.T) {
 	t.Parallel()
 	r := record(t)

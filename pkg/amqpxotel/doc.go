@@ -1,22 +1,23 @@
-// Package amqpxotel traces the calls of [rabbitmq-rpc/pkg/amqpx] with OpenTelemetry.
+// Package amqpxotel traces calls of [rabbitmq-rpc/pkg/amqpx] with OpenTelemetry.
 //
-// [Client] and [Server] are middleware, to be put outermost:
+// [Client] and [Server] return middleware, which should be the outermost:
 //
 //	client, err := amqpx.NewClient(url, amqpx.WithMiddleware(amqpxotel.Client()))
 //	server, err := amqpx.NewServer(url, amqpx.WithMiddleware(amqpxotel.Server()))
 //
-// A client's span lasts until its call settles, over every re-send. Its context travels
-// in the application headers traceparent, tracestate and baggage
-// (https://www.w3.org/TR/trace-context/), whether the call travels alone or in a batch,
-// and the span of the handler is its child. A request that is handed out twice has two
-// such children. A header that cannot be read is ignored; of baggage, OpenTelemetry's global
-// error handler is told once in a process.
+// A client's span lasts until the call settles and includes every re-send. The trace context
+// travels in the application headers traceparent, tracestate and baggage
+// (https://www.w3.org/TR/trace-context/), whether or not the call is sent in a batch, and the
+// handler's span is a child of the client's span. A request that is delivered twice has two
+// child spans. Unreadable headers are ignored; unreadable baggage is reported to
+// OpenTelemetry's global error handler once per process.
 //
 // # Spans
 //
-// A span's name is the method's, its kind CLIENT or SERVER, after the conventions for RPC
-// (https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/), with what those for
-// RabbitMQ add (https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/):
+// A span's name is the method's name and its kind is CLIENT or SERVER, as in the conventions
+// for RPC (https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/). Spans also have the
+// attributes of the conventions for RabbitMQ
+// (https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/):
 //
 //	rpc.system.name                    "amqpx"
 //	rpc.method                         the method
@@ -30,33 +31,33 @@
 //	messaging.message.body.size        bytes of the request
 //	server.address, server.port        the broker, see [WithBrokerURL]
 //
-// and attributes of our own:
+// and attributes of this package:
 //
 //	amqpx.outcome        "ran", "may have run" or "did not run"; client only
-//	amqpx.remote         whether a server sent the error, of a call that failed; client only
-//	amqpx.answer_bytes   bytes of the answer, if the call did not fail
+//	amqpx.remote         for a failed call, whether a server sent the error; client only
+//	amqpx.answer_bytes   bytes of the response, if the call did not fail
 //	amqpx.queue_wait_ms  how long the request waited in the server for a worker; server only
 //	amqpx.idempotent     true if the caller declared the call safe to run twice
 //	amqpx.redelivered    true if an earlier run may have happened; server only
-//	amqpx.one_way        true if the caller wants no answer; server only
+//	amqpx.one_way        true if the caller wants no response; server only
 //
-// Neither arguments nor answers are recorded. The description of a span's status is the
-// error's text, cut at 256 bytes: at a server also that of an error without a code, which
-// the caller does not see.
+// Neither arguments nor results are recorded. The description of a span's status is the
+// error's text, cut at 256 bytes. A server's span also has the text of an error without a
+// code, which the caller does not see.
 //
-// A client's span has the status Error if its call failed in any way. A server's has it
-// only if the server is to blame, by the list for gRPC: unknown, deadline_exceeded,
-// unimplemented, internal, unavailable, data_loss.
+// A client's span has the status Error if the call failed in any way. A server's span has the
+// status Error only if the server is to blame, by the list for gRPC: unknown,
+// deadline_exceeded, unimplemented, internal, unavailable, data_loss.
 //
-// # What it does not see
+// # Limits
 //
-// Requests that a server refuses without running them have no span there, and neither
-// have duplicates that it answers from its store. An answer beyond the size limit is
-// refused only after the span has ended.
+// A server has no span for a request that is refused without being run, nor for a duplicate
+// that gets a stored response. A response beyond the size limit is refused only after the span
+// has ended.
 //
 // # Cost
 //
-// Without an SDK, and for calls that are not sampled, nothing is recorded, but a valid
-// context is still handed on. Headers take calls that travel alone an eighth of their
-// throughput. With middleware a call made with [amqpx.Client.Go] takes a goroutine.
+// Without an SDK, and for calls that are not sampled, nothing is recorded, but a valid trace
+// context is still propagated. The headers cost calls that are not batched an eighth of their
+// throughput. With middleware, a call made with [amqpx.Client.Go] takes a goroutine.
 package amqpxotel

@@ -12,8 +12,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
-// A program that has set up OpenTelemetry's globals needs no options. Here a handler takes
-// the place of a broker with a server behind it, and spans are kept to be looked at.
+// A program that has set OpenTelemetry's globals needs no options. Here a handler replaces the
+// broker and the server, and spans are kept for inspection.
 func Example() {
 	spans := tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
@@ -24,7 +24,7 @@ func Example() {
 	greet := func(context.Context, *amqpx.Request) ([]byte, error) {
 		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "whom?")
 	}
-	handler := amqpx.Chain(greet, amqpxotel.Server(options...)) // amqpx.WithMiddleware does it
+	handler := amqpx.Chain(greet, amqpxotel.Server(options...)) // amqpx.WithMiddleware does the same
 	call := amqpx.Chain(handler, amqpxotel.Client(options...))
 
 	_, err := call(context.Background(), &amqpx.Request{Method: "greet"})

@@ -16,7 +16,7 @@ type Option func(*config)
 type config struct {
 	provider   trace.TracerProvider
 	propagator propagation.TextMapPropagator
-	// common is what all spans have.
+	// common holds the attributes of all spans.
 	common []attribute.KeyValue
 }
 
@@ -25,7 +25,7 @@ func newConfig(opts []Option) *config {
 	for _, o := range opts {
 		o(c)
 	}
-	// These two follow what the program sets later.
+	// Both globals delegate to the provider and the propagator that the program sets later.
 	if c.provider == nil {
 		c.provider = otel.GetTracerProvider()
 	}
@@ -35,23 +35,24 @@ func newConfig(opts []Option) *config {
 	return c
 }
 
-// WithTracerProvider sets where spans go. The default, and nil, is OpenTelemetry's global
-// provider, which drops them until the program sets another.
+// WithTracerProvider sets the provider of the tracer. The default, also for nil, is
+// OpenTelemetry's global provider, which drops spans until the program sets another provider.
 func WithTracerProvider(p trace.TracerProvider) Option {
 	return func(c *config) { c.provider = p }
 }
 
-// WithPropagator sets how trace context travels. The default, and nil, is OpenTelemetry's
-// global propagator, which hands nothing on until the program sets another; ordinarily
-// that is [propagation.TraceContext] together with [propagation.Baggage]. A propagator
-// that writes header names beginning with "rpc-" makes calls fail: they are reserved.
+// WithPropagator sets the propagator of trace context. The default, also for nil, is
+// OpenTelemetry's global propagator, which propagates nothing until the program sets another
+// propagator; ordinarily [propagation.TraceContext] together with [propagation.Baggage]. A
+// propagator that writes header names beginning with "rpc-" makes calls fail, because these
+// names are reserved.
 func WithPropagator(p propagation.TextMapPropagator) Option {
 	return func(c *config) { c.propagator = p }
 }
 
-// WithQueue names the request queue in the attribute messaging.destination.name; the
-// default is not to. The queue that a batch, or a request that is tried again, takes has
-// another name, but it is the same destination to the caller.
+// WithQueue sets the attribute messaging.destination.name to the name of the request queue. By
+// default the attribute is absent. Batches and redelivered requests use queues with other
+// names, but for the caller the destination is the same.
 func WithQueue(name string) Option {
 	return func(c *config) {
 		if name != "" {
@@ -60,9 +61,9 @@ func WithQueue(name string) Option {
 	}
 }
 
-// WithBrokerURL names the broker in the attributes server.address and server.port; the
-// default is not to. The URL is the one that the client or server is made with. Nothing
-// else of it is kept. If it lists several brokers, or is none, spans name no broker.
+// WithBrokerURL sets the attributes server.address and server.port from the URL of the client
+// or server. By default both are absent. No other part of the URL is kept. If the URL lists
+// several brokers, or is invalid, both attributes are absent.
 func WithBrokerURL(broker string) Option {
 	return func(c *config) {
 		if list, err := amqpx.ParseURLs(broker); err == nil && len(list) == 1 {

@@ -52,7 +52,7 @@ func TestServerSpanIsTheClientsChild(t *testing.T) {
 	}
 }
 
-// The request that the caller has is not changed, and its own headers travel.
+// The caller's request is not changed, and the caller's own headers are sent.
 func TestHeadersAreCopied(t *testing.T) {
 	t.Parallel()
 	r := record(t)
@@ -79,7 +79,7 @@ func TestHeadersAreCopied(t *testing.T) {
 	}
 }
 
-// Whatever there is travels: state and baggage, and without an SDK what came from outside.
+// All context is propagated: state, baggage, and without an SDK the incoming context.
 func TestContextIsHandedOn(t *testing.T) {
 	t.Parallel()
 	header := map[string]any{traceparent: aParent, tracestate: "a=1,b=2", "baggage": "tenant=blue"}
@@ -125,7 +125,7 @@ func TestContextIsHandedOn(t *testing.T) {
 	}
 }
 
-// Without anything to hand on, the request goes on as it is.
+// Without context to propagate, the request is passed on unchanged.
 func TestNothingToHandOn(t *testing.T) {
 	t.Parallel()
 	for name, options := range map[string][]Option{

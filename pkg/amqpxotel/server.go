@@ -13,10 +13,10 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Server returns middleware for servers: each run of a handler gets a span, the child of
-// its caller's, and the handler's context has it, so that calls the handler makes belong to
-// the same trace. It belongs outermost. It is safe for any number of goroutines, and for
-// several servers that share the same options.
+// Server returns middleware for servers. Each run of a handler gets a span, a child of the
+// caller's span. The handler's context carries the span, so calls made by the handler belong
+// to the same trace. The middleware should be the outermost. It is safe for concurrent use,
+// and servers with the same options may share it.
 func Server(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
 	return func(next amqpx.Handler) amqpx.Handler {
@@ -57,7 +57,7 @@ func endRun(span trace.Span, req *amqpx.Request, answer []byte, err error) {
 	span.End()
 }
 
-// codeForCaller is the code that the server sends: an error without one is internal.
+// codeForCaller returns the code that the server sends: internal for an error without a code.
 func codeForCaller(err error) amqpx.Code {
 	code := amqpx.CodeOf(err)
 	if _, coded := errors.AsType[*amqpx.Error](err); code == amqpx.CodeUnknown && !coded {
@@ -66,8 +66,8 @@ func codeForCaller(err error) amqpx.Code {
 	return code
 }
 
-// isFault reports whether the server is to blame, and not its caller. The list is that of
-// the conventions for gRPC (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/).
+// isFault reports whether the server, and not the caller, is to blame. The list is from the
+// conventions for gRPC (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/).
 func isFault(code amqpx.Code) bool {
 	switch code {
 	case amqpx.CodeUnknown, amqpx.CodeDeadlineExceeded, amqpx.CodeUnimplemented,

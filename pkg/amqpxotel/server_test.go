@@ -14,7 +14,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// processed is what every span of a server in these tests has.
+// processed returns the attributes of every server span in these tests, and more.
 func processed(more map[attribute.Key]any) map[attribute.Key]any {
 	all := sent(map[attribute.Key]any{"messaging.operation.name": "process", "messaging.operation.type": "process"})
 	maps.Copy(all, more)

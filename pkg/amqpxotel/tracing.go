@@ -14,26 +14,26 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// scope is the name of what makes the spans.
+// scope is the name of the instrumentation scope.
 const scope = "rabbitmq-rpc/pkg/amqpxotel"
 
-// tracing starts the spans of one side.
+// tracing starts the spans of a client or a server.
 type tracing struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
 	kind       trace.SpanKind
 	common     []attribute.KeyValue
 
-	// starts keeps what spans of a method start with, because making it costs more than
+	// starts caches the start options by method, because creating the options costs more than
 	// the rest of a call that is not sampled.
-	starts sync.Map // of method to *start
+	starts sync.Map // method to *start
 	kept   atomic.Int64
 }
 
-// mostStarts bounds what is kept. Clients may call methods of any name.
+// mostStarts limits the size of the cache. Clients may call methods of any name.
 const mostStarts = 1024
 
-// start is what the spans of a method start with.
+// start holds the name and the start options of a method's spans.
 type start struct {
 	name    string
 	options []trace.SpanStartOption
@@ -74,11 +74,11 @@ func (t *tracing) startOf(method string) *start {
 	return s
 }
 
-// mostText bounds a text in a span.
+// mostText is the maximum length in bytes of a text in a span.
 const mostText = 256
 
-// text makes s fit for a span: an exporter refuses everything that it has at hand when one
-// text is no UTF-8, and ids are whatever a caller sent.
+// text makes s valid for a span. An exporter drops a whole export if a single text is not
+// valid UTF-8, and callers may send any bytes as ids.
 func text(s string) string {
 	if len(s) > mostText {
 		cut := mostText

@@ -8,7 +8,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// atOnce runs f from one goroutine, and then from one on each processor.
+// atOnce runs f on one goroutine, and then on one goroutine per processor.
 func atOnce(b *testing.B, f func(i int)) {
 	b.Helper()
 	b.Run("alone", func(b *testing.B) {

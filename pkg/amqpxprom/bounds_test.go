@@ -68,7 +68,7 @@ func TestCodesAreAClosedSet(t *testing.T) {
 	}
 }
 
-// What is not UTF-8 would fail the scrape of everything.
+// Invalid UTF-8 in one label would fail the whole scrape.
 func TestNamesThatAreNoText(t *testing.T) {
 	t.Parallel()
 	client, server := NewClientMetrics("q\xff"), NewServerMetrics("\xc3")
@@ -97,7 +97,7 @@ func TestNamesThatAreNoText(t *testing.T) {
 	})
 }
 
-// A name that is too long to be sent is no name to be remembered.
+// A name that is too long to send is not stored.
 func TestLongNames(t *testing.T) {
 	t.Parallel()
 	m := NewClientMetrics("q")

@@ -15,17 +15,19 @@ var (
 	_ ClientSource         = (*amqpx.Client)(nil)
 )
 
-// DefaultMaxMethods is how many methods a client's metrics tell apart.
+// DefaultMaxMethods is the default number of method names in a client's metrics.
 const DefaultMaxMethods = 100
 
-// ClientSource is what [ClientMetrics.Watch] reads; an [amqpx.Client] is one.
+// ClientSource provides the statistics for [ClientMetrics.Watch]. An [amqpx.Client] is a
+// ClientSource.
 type ClientSource interface {
 	Stats() amqpx.ClientStats
 	Status() amqpx.Status
 }
 
-// ClientMetrics is the observer and the collector of one client's metrics, all named
-// amqpx_client_…; make one with [NewClientMetrics]. Safe for concurrent use.
+// ClientMetrics is the observer and the Prometheus collector of one client. All metric names
+// begin with amqpx_client_. Create a ClientMetrics with [NewClientMetrics]. Safe for
+// concurrent use.
 type ClientMetrics struct {
 	took    *prometheus.HistogramVec
 	batches prometheus.Histogram
@@ -35,15 +37,14 @@ type ClientMetrics struct {
 	source  atomic.Pointer[ClientSource]
 }
 
-// ClientOption changes a [ClientMetrics].
+// ClientOption configures a [ClientMetrics].
 type ClientOption func(*clientConfig)
 
 type clientConfig struct{ maxMethods int }
 
-// WithMaxMethods sets how many methods are told apart; calls of all others are counted
-// together, as those of method "other". The default is [DefaultMaxMethods], which less
-// than 1 also means. Each method that is told apart makes up to 17 histograms, one for
-// each code.
+// WithMaxMethods sets the number of method names with series of their own; calls of all
+// further methods are counted together as method "other". The default is [DefaultMaxMethods],
+// which also applies if n is less than 1. Each method has up to 17 histograms, one per code.
 func WithMaxMethods(n int) ClientOption {
 	return func(c *clientConfig) {
 		if n < 1 {
@@ -53,9 +54,8 @@ func WithMaxMethods(n int) ClientOption {
 	}
 }
 
-// NewClientMetrics returns the metrics of a client that calls the servers of queue. Give
-// them to the client with [amqpx.WithClientObserver] and then the client to them with
-// [ClientMetrics.Watch].
+// NewClientMetrics returns the metrics of a client of the servers of queue. Pass the metrics
+// to the client with [amqpx.WithClientObserver], and then the client to [ClientMetrics.Watch].
 func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
 	cfg := clientConfig{maxMethods: DefaultMaxMethods}
 	for _, o := range opts {
@@ -76,9 +76,9 @@ func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
 	}
 }
 
-// Watch sets the client whose counters and link the metrics show; until then they show
-// only what they were told as its observer. A second call replaces the client, and the
-// counters begin where those of the new one stand.
+// Watch sets the source of the counters and the connection state. Before the first call of
+// Watch, only the metrics from the observer are shown. A further call replaces the client; the
+// counters then show the values of the new client.
 func (m *ClientMetrics) Watch(client ClientSource) { m.source.Store(&client) }
 
 // CallSettled implements [amqpx.ClientObserver].
@@ -97,8 +97,8 @@ func (m *ClientMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.state
 }
 
-// Collect implements [prometheus.Collector]. It asks the client, never the broker, so it
-// returns at once whatever state the link is in.
+// Collect implements [prometheus.Collector]. Collect queries the client and never the broker,
+// and so returns at once in every state of the connection.
 func (m *ClientMetrics) Collect(ch chan<- prometheus.Metric) {
 	m.took.Collect(ch)
 	m.batches.Collect(ch)

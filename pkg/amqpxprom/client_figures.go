@@ -2,7 +2,7 @@ package amqpxprom
 
 import "rabbitmq-rpc/pkg/amqpx"
 
-// clientFigures are the metrics that a client counts by itself.
+// clientFigures returns the metrics of a client's statistics.
 func clientFigures(queue string) figures[amqpx.ClientStats] {
 	type stats = amqpx.ClientStats
 	f := figures[stats]{queue: queue}

@@ -11,8 +11,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
-// A client has its metrics from its first call on: they are made before it, and then
-// watch it.
+// The metrics are created before the client, so that they include its first call.
 func ExampleClientMetrics() {
 	metrics := amqpxprom.NewClientMetrics("orders", amqpxprom.WithMaxMethods(20))
 	client, err := amqpx.NewClient("amqp://guest:guest@localhost:1/",
@@ -27,11 +26,11 @@ func ExampleClientMetrics() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	_, err = client.Call(ctx, "ship", []byte("42")) // nobody listens there
+	_, err = client.Call(ctx, "ship", []byte("42")) // no server consumes from the queue
 	fmt.Println(amqpx.CodeOf(err))
 	_ = client.Close(context.Background())
 
-	families, err := registry.Gather() // promhttp.HandlerFor(registry, …) does it for Prometheus
+	families, err := registry.Gather() // promhttp.HandlerFor(registry, …) does this for Prometheus
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -6,14 +6,14 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// figure is a metric that is read from a snapshot S of counters at each scrape.
+// figure is a metric read from a snapshot S of counters at each scrape.
 type figure[S any] struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
 	of   func(*S) float64
 }
 
-// figures makes the figures of one queue.
+// figures holds the figures of one queue.
 type figures[S any] struct {
 	queue string
 	all   []figure[S]
@@ -43,7 +43,7 @@ func (f *figures[S]) collect(ch chan<- prometheus.Metric, stats *S) {
 	}
 }
 
-// linkState returns the description of a metric that tells where a link stands.
+// linkState returns the description of the metric for the state of a connection.
 func linkState(name, queue string) *prometheus.Desc {
 	return prometheus.NewDesc(name, "Where the link to the broker stands: 1 for the current state, 0 for the others.",
 		[]string{"state"}, queueLabel(queue))

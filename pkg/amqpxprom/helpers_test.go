@@ -29,7 +29,7 @@ type serverSource struct {
 func (s serverSource) Stats() amqpx.ServerStats { return s.stats }
 func (s serverSource) Status() amqpx.Status     { return amqpx.Status{State: s.state} }
 
-// gather scrapes c by a registry that checks every metric against its description.
+// gather scrapes c with a registry that checks every metric against its description.
 func gather(t testing.TB, c ...prometheus.Collector) []*dto.MetricFamily {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -45,8 +45,8 @@ func gather(t testing.TB, c ...prometheus.Collector) []*dto.MetricFamily {
 	return families
 }
 
-// scraped has what a scrape shows, by the metric's name and its labels but for the
-// queue, such as `x_total{b,ok}`: the value, or how often a histogram was told.
+// scraped maps each metric's name and labels without the queue, such as `x_total{b,ok}`, to
+// its value, or for a histogram to the number of observations.
 func scraped(t testing.TB, c prometheus.Collector) map[string]float64 {
 	t.Helper()
 	values := make(map[string]float64)
@@ -84,7 +84,7 @@ func value(m *dto.Metric) float64 {
 	}
 }
 
-// want compares values with a scrape of which only names that begin with prefix count.
+// want compares values with a scrape, of which only the names that begin with prefix count.
 func want(t *testing.T, c prometheus.Collector, prefix string, values map[string]float64) {
 	t.Helper()
 	got := scraped(t, c)

@@ -6,16 +6,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// What bounds a native histogram: at this factor two buckets in a row are at most 10 %
-// apart, 160 of them reach over six orders of magnitude, and one that needs more starts
-// anew, at most once an hour, rather than lose resolution.
+// Bounds of a native histogram: with this factor, adjacent buckets are at most 10 % apart and
+// 160 buckets span more than six orders of magnitude. A histogram that needs more buckets is
+// reset, at most once an hour, and does not lose resolution.
 const (
 	nativeFactor  = 1.1
 	nativeBuckets = 160
 	nativeReset   = time.Hour
 )
 
-// histogram returns the options of a histogram that is classic, with buckets, and native.
+// histogram returns the options of a histogram with both classic and native buckets.
 func histogram(name, help, queue string, buckets []float64) prometheus.HistogramOpts {
 	return prometheus.HistogramOpts{
 		Name:                            name,
@@ -28,11 +28,11 @@ func histogram(name, help, queue string, buckets []float64) prometheus.Histogram
 	}
 }
 
-// durations are the classic buckets of what takes time, in seconds.
+// durations returns the classic buckets of durations, in seconds.
 func durations() []float64 {
 	return []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
 }
 
-// batchSizes are the classic buckets of how many calls are in a batch, which amqpx
-// bounds to 512.
+// batchSizes returns the classic buckets of the number of calls in a batch; amqpx limits a
+// batch to 512 calls.
 func batchSizes() []float64 { return prometheus.ExponentialBuckets(1, 2, 10) }

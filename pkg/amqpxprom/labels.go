@@ -9,20 +9,20 @@ import (
 )
 
 const (
-	// labelOK is the code of a call that was answered.
+	// labelOK is the code of a successful call.
 	labelOK = "ok"
-	// labelOther is the method of calls by names beyond a client's limit.
+	// labelOther is the method of calls with names beyond a client's limit.
 	labelOther = "other"
-	// labelUnknown is the method of requests that a server has no method for.
+	// labelUnknown is the method of requests whose method the server does not have.
 	labelUnknown = "unknown"
 )
 
-// text makes s the value of a label, which must be UTF-8: another would fail the scrape
-// of the whole process.
+// text replaces invalid UTF-8 in s. An invalid label value would fail the scrape of the whole
+// process.
 func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
-// codeText is the label of a code. Codes are a closed set, whatever a caller has put
-// into an error.
+// codeText returns the label of a code. Labels are a closed set, even if a caller puts an
+// invalid code into an error.
 func codeText(c amqpx.Code) string {
 	switch {
 	case c == "":

@@ -7,16 +7,16 @@ import (
 	"sync/atomic"
 )
 
-// longestMethod is the longest name of a method that amqpx sends, in bytes. Names beyond
-// it are of calls that failed at once.
+// longestMethod is the maximum length in bytes of a method name in amqpx. A call with a longer
+// name fails at once.
 const longestMethod = 255
 
-// methods finds what belongs to a method. Every call goes through it, so it is a map that
-// is replaced and never changed, and read without a lock. Safe for concurrent use.
+// methods maps method names to values of type T. Every call reads the map, so the map is
+// replaced and never modified, and reads take no lock. methods is safe for concurrent use.
 type methods[T any] struct {
 	create func(label string) T
-	most   int      // names that are remembered; 0: no limit
-	other  func() T // what belongs to all the others
+	most   int      // maximum number of names; 0: no limit
+	other  func() T // value of all further names
 	known  atomic.Pointer[map[string]T]
 	mu     sync.Mutex // held to replace known
 }
@@ -44,7 +44,7 @@ func (m *methods[T]) of(name string) T {
 
 func (m *methods[T]) full(known map[string]T) bool { return m.most > 0 && len(known) >= m.most }
 
-// add remembers a name that comes up for the first time.
+// add adds a name at its first use.
 func (m *methods[T]) add(name string) T {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -57,7 +57,7 @@ func (m *methods[T]) add(name string) T {
 	}
 	more := make(map[string]T, len(known)+1)
 	maps.Copy(more, known)
-	// A copy, because the name may be a part of something large that must not stay.
+	// A clone: the name may be part of a large string, which must not stay in memory.
 	added := m.create(text(name))
 	more[strings.Clone(name)] = added
 	m.known.Store(&more)

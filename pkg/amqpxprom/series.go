@@ -8,11 +8,11 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// byCode finds the series of a code. Every call goes through it, so it is a list that is
-// replaced and never changed: few codes come up, and they are read without a lock. Safe
+// byCode maps codes to series. Every call reads the list, so the list is replaced and never
+// modified, and reads take no lock; a list suffices because few codes occur. byCode is safe
 // for concurrent use.
 type byCode[T any] struct {
-	create func(code string) T // must return the same for the same code
+	create func(code string) T // must return the same series for the same code
 	series atomic.Pointer[[]coded[T]]
 	mu     sync.Mutex // held to replace series
 }
@@ -37,8 +37,8 @@ func (b *byCode[T]) of(code amqpx.Code) T {
 	return b.add(code)
 }
 
-// add makes the series of a code that comes up for the first time. A code outside the
-// closed set is not remembered, because there is no end of those.
+// add creates the series of a code at its first use. An invalid code is not stored, because
+// the number of invalid codes is unbounded.
 func (b *byCode[T]) add(code amqpx.Code) T {
 	series := b.create(codeText(code))
 	if code != "" && !code.Valid() {

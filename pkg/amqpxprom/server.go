@@ -15,14 +15,16 @@ var (
 	_ ServerSource         = (*amqpx.Server)(nil)
 )
 
-// ServerSource is what [ServerMetrics.Watch] reads; an [amqpx.Server] is one.
+// ServerSource provides the statistics for [ServerMetrics.Watch]. An [amqpx.Server] is a
+// ServerSource.
 type ServerSource interface {
 	Stats() amqpx.ServerStats
 	Status() amqpx.Status
 }
 
-// ServerMetrics is the observer and the collector of one server's metrics, all named
-// amqpx_server_…; make one with [NewServerMetrics]. Safe for concurrent use.
+// ServerMetrics is the observer and the Prometheus collector of one server. All metric names
+// begin with amqpx_server_. Create a ServerMetrics with [NewServerMetrics]. Safe for
+// concurrent use.
 type ServerMetrics struct {
 	took    *prometheus.HistogramVec
 	queued  *prometheus.HistogramVec
@@ -37,14 +39,14 @@ type ServerMetrics struct {
 	source  atomic.Pointer[ServerSource]
 }
 
-// handled has the series of a method whose handler ran.
+// handled holds the series of a method whose handler ran.
 type handled struct {
 	queued prometheus.Observer
 	took   *byCode[prometheus.Observer]
 }
 
-// NewServerMetrics returns the metrics of a server of queue. Give them to the server with
-// [amqpx.WithServerObserver] and then the server to them with [ServerMetrics.Watch].
+// NewServerMetrics returns the metrics of a server of queue. Pass the metrics to the server
+// with [amqpx.WithServerObserver], and then the server to [ServerMetrics.Watch].
 func NewServerMetrics(queue string) *ServerMetrics {
 	m := &ServerMetrics{
 		took: prometheus.NewHistogramVec(histogram("amqpx_server_handler_duration_seconds",
@@ -61,7 +63,7 @@ func NewServerMetrics(queue string) *ServerMetrics {
 		figures: serverFigures(queue),
 		state:   linkState("amqpx_server_link_state", queue),
 	}
-	// No limit: a server has as many methods as were registered.
+	// No limit: only registered methods run.
 	m.ran = newMethods(0, func(method string) handled {
 		return handled{m.queued.WithLabelValues(method), newByCode(func(code string) prometheus.Observer {
 			return m.took.WithLabelValues(method, code)
@@ -76,9 +78,9 @@ func NewServerMetrics(queue string) *ServerMetrics {
 	return m
 }
 
-// Watch sets the server whose counters and link the metrics show; until then they show
-// only what they were told as its observer. A second call replaces the server, and the
-// counters begin where those of the new one stand.
+// Watch sets the source of the counters and the connection state. Before the first call of
+// Watch, only the metrics from the observer are shown. A further call replaces the server; the
+// counters then show the values of the new server.
 func (m *ServerMetrics) Watch(server ServerSource) { m.source.Store(&server) }
 
 // HandlerEnded implements [amqpx.ServerObserver].
@@ -106,8 +108,8 @@ func (m *ServerMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.state
 }
 
-// Collect implements [prometheus.Collector]. It asks the server, never the broker, so it
-// returns at once whatever state the link is in.
+// Collect implements [prometheus.Collector]. Collect queries the server and never the broker,
+// and so returns at once in every state of the connection.
 func (m *ServerMetrics) Collect(ch chan<- prometheus.Metric) {
 	m.took.Collect(ch)
 	m.queued.Collect(ch)

@@ -2,7 +2,7 @@ package amqpxprom
 
 import "rabbitmq-rpc/pkg/amqpx"
 
-// serverFigures are the metrics that a server counts by itself.
+// serverFigures returns the metrics of a server's statistics.
 func serverFigures(queue string) figures[amqpx.ServerStats] {
 	type stats = amqpx.ServerStats
 	f := figures[stats]{queue: queue}

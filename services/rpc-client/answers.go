@@ -10,8 +10,7 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// logAnswers logs how each call ended, at debug level. At any other level it costs
-// nothing.
+// logAnswers logs the result of each call at debug level. At other levels it costs nothing.
 func logAnswers(logger *zap.Logger) amqpx.Middleware {
 	return func(next amqpx.Handler) amqpx.Handler {
 		if !logger.Core().Enabled(zap.DebugLevel) {

@@ -11,18 +11,18 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/chart"
 )
 
-// bar draws on a terminal, without colors, in one line: how much is done, how fast it goes
-// at the moment, the latencies and errors so far, and the time.
+// bar draws one line on a terminal, without colors: the progress, the current rate, the
+// latencies and errors so far, and the time.
 type bar struct {
 	out  *screen
 	goal goal
-	// recent are samples of the last window, the oldest first.
+	// recent holds the samples of the last window, the oldest first.
 	recent []sample
 }
 
 const (
 	redrawEvery = 100 * time.Millisecond
-	// window is what the rate shown is over.
+	// window is the time over which the rate is averaged.
 	window = 2 * time.Second
 )
 
@@ -44,8 +44,7 @@ func (b *bar) tick(t *tally) {
 	for len(b.recent) > 2 && now.passed-b.recent[1].passed >= window {
 		b.recent = b.recent[1:]
 	}
-	// The terminal may have another width by now. What cannot be drawn is not worth
-	// ending the run.
+	// The width of the terminal may have changed. A drawing error must not end the run.
 	if columns := b.out.columns(); columns > 0 {
 		_ = b.out.draw(b.line(columns-1, now, t))
 	}
@@ -56,7 +55,7 @@ func (b *bar) finish(t *tally) {
 	b.out.endBar()
 }
 
-// line returns what fits into columns: everything, or, as they get fewer, without the
+// line returns the parts that fit into columns: all, or, as columns get fewer, without the
 // latencies, the time, the bar.
 func (b *bar) line(columns int, now sample, t *tally) string {
 	share := b.goal.share(now.settled, now.passed)
@@ -66,8 +65,8 @@ func (b *bar) line(columns int, now sample, t *tally) string {
 	times := clock(share, now.passed)
 	for _, parts := range [][]string{{rate, latencies, errs, times}, {rate, errs, times}, {rate, errs}} {
 		text := strings.Join(parts, "  ")
-		// The text takes whole steps of room, so that the bar stands still while digits
-		// come and go.
+		// The space for the text is rounded up, so that the bar does not move when the number
+		// of digits changes.
 		const beside, step = len(" 100% ||  "), 8
 		if width := columns - beside - (len(text)+step-1)/step*step; width >= shortestBar {
 			return barAndText(share, min(width, longestBar), text)
@@ -84,22 +83,21 @@ func shortLatency(t *tally, percent float64) string {
 	return chart.Short(inMilliseconds(t.latency.ValueAtPercentile(percent), time.Nanosecond))
 }
 
-// clock says how long the run has taken and, when that can be told, how long it still
-// takes.
+// clock returns the elapsed time and, if it can be estimated, the remaining time.
 func clock(share float64, passed time.Duration) string {
 	text := passed.Truncate(time.Second).String()
 	if share <= 0 || share >= 1 {
 		return text
 	}
 	left := float64(passed) * (1 - share) / share
-	const most = 1000 * time.Hour // a guess beyond it says nothing
+	const most = 1000 * time.Hour // a longer estimate is meaningless
 	if left > float64(most) {
 		return text
 	}
 	return text + ", " + time.Duration(left).Round(time.Second).String() + " left"
 }
 
-// barAndText draws a bar with a text after it.
+// barAndText draws a bar followed by text.
 func barAndText(share float64, width int, text string) string {
 	const steps = 1000
 	drawn := progressbar.NewOptions(steps,

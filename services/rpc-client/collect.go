@@ -7,17 +7,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// stallGrace is how long after its deadline a call may still settle. The library
-// settles every call in time; the grace only keeps a fault in it from making this
-// process hang.
+// stallGrace is the allowed time of a call beyond its deadline. The library settles every call
+// in time; the grace only keeps a fault in the library from hanging this process.
 const stallGrace = 5 * time.Second
 
-// patience bounds the wait for the calls under way after an interruption; it is
-// less than what containers get between SIGTERM and SIGKILL.
+// patience limits the wait for calls in progress after an interruption. It is shorter than the
+// time of a container between SIGTERM and SIGKILL.
 const patience = 20 * time.Second
 
-// collect counts results until the last one, or until no call settles any more.
-// It calls cut when drain ended and patience ran out.
+// collect counts results until the last result, or until no call settles any more. It calls
+// cut when drain has ended and patience has run out.
 func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 	stall := time.NewTicker(r.settings.Timeout + stallGrace)
 	defer stall.Stop()
@@ -43,7 +42,7 @@ func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 			r.logger.Warn("calls under way are cut off", zap.Duration("waited", patience))
 			cut()
 		case <-stall.C:
-			// Whatever was under way at the last tick should have settled by now.
+			// Every call in progress at the last tick should have settled by now.
 			if begunBefore > settledBefore && t.settled() == settledBefore {
 				r.logger.Error("calls did not settle", zap.Duration("silence", r.settings.Timeout+stallGrace))
 				return
@@ -53,7 +52,7 @@ func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 	}
 }
 
-// ticks returns a channel that ticks, never if the interval is 0.
+// ticks returns a channel that ticks at the interval, or never if the interval is 0.
 func ticks(interval time.Duration) (<-chan time.Time, func()) {
 	if interval <= 0 {
 		return nil, func() {}
@@ -62,8 +61,8 @@ func ticks(interval time.Duration) (<-chan time.Time, func()) {
 	return ticker.C, ticker.Stop
 }
 
-// record counts one result. The first failure of each kind is worth a line; the
-// others are in the report, and at debug level in the log.
+// record counts one result. The first failure of each kind is logged as a warning; further
+// failures are in the report, and in the log at debug level.
 func (r *runner) record(t *tally, res result) {
 	t.add(res)
 	if res.err != nil {

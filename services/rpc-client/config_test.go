@@ -13,25 +13,25 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// isolate unsets every variable of the client for the time of the test.
+// isolate unsets every variable of the client for the duration of the test.
 func isolate(t *testing.T) {
 	t.Helper()
 	configtest.Isolate(t, &Config{})
 }
 
-// load returns the faults of the test's environment.
+// load returns the settings and the faults of the test's environment.
 func load(t *testing.T) (*Config, []string) {
 	t.Helper()
 	var c Config
 	return &c, configtest.Load(t, &c)
 }
 
-// badValues has a wrong value of every variable.
+// badValues holds an invalid value for every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
 	"RPC_MODE":             {"list", `the value is not one of: calls, fleet`, configtest.IsEmpty},
 	"RPC_FLEET_FORMAT":     {"yaml", `the value is not one of: table, json`, configtest.IsEmpty},
 	"RPC_METHOD":           {strings.Repeat("m", 256), "has 256 bytes, more than 255", configtest.IsEmpty},
-	"RPC_BODY":             {"", "", ""}, // Any body is one.
+	"RPC_BODY":             {"", "", ""}, // Every body is valid.
 	"RPC_EXPECT":           {"", "", ""}, // Empty means the method's name.
 	"RPC_CALLS":            {"1e3", `"1e3" is not a whole number`, configtest.IsEmpty},
 	"RPC_DURATION":         {"169h", "169h0m0s is more than 168h0m0s", configtest.IsEmpty},
@@ -48,7 +48,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 //nolint:paralleltest // sets the environment
 func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 
-// FuzzEnvironment: what the settings take, the library takes.
+// FuzzEnvironment checks that all settings valid for Config are valid for the library.
 func FuzzEnvironment(f *testing.F) {
 	configtest.Fuzz(f, badValues, func(t *testing.T, c *Config) error {
 		t.Helper()
@@ -57,7 +57,7 @@ func FuzzEnvironment(f *testing.F) {
 			return err
 		}
 		return client.Close(t.Context())
-	}, "RPC_REPORT_DIR") // a folder that is taken is made
+	}, "RPC_REPORT_DIR") // accepting a folder creates it
 }
 
 func TestReportDirOfTheHost(t *testing.T) {
@@ -120,7 +120,7 @@ func TestEmptyBodyIsABody(t *testing.T) {
 	}
 }
 
-// What the library refuses has reached it.
+// An error of the library proves that the setting reached the library.
 //
 //nolint:paralleltest // sets the environment
 func TestSettingsReachTheLibrary(t *testing.T) {

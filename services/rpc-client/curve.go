@@ -9,9 +9,9 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// percentiles returns the curve of a histogram: ten places from each nine to the next, as
-// far as there are calls to tell them apart, and the maximum. However many calls there
-// were, that is not much more than a hundred places.
+// percentiles returns the percentile curve of a histogram: ten points from each nine to the
+// next, as far as the number of calls can distinguish points, and the maximum. For any number
+// of calls, the curve has not much more than a hundred points.
 func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percentile {
 	count := h.TotalCount()
 	list := []report.Percentile{}
@@ -27,7 +27,7 @@ func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percent
 	}
 	for decade := 1.0; decade <= float64(count); decade *= 10 {
 		for _, step := range []float64{1, 1.25, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 8} {
-			if beyond := decade * step; beyond <= float64(count) { // of so many calls, one is slower
+			if beyond := decade * step; beyond <= float64(count) { // one call in this many is slower
 				const digits = 11
 				add(report.Round(100-100/beyond, digits))
 			}
@@ -36,11 +36,11 @@ func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percent
 	return append(list, report.Percentile{Percent: 100, MS: inMilliseconds(h.Max(), unit)})
 }
 
-// mostBins bounds the columns of a histogram.
+// mostBins is the maximum number of columns of a histogram.
 const mostBins = 48
 
-// bins returns the distribution of latencies in columns that each take the same room on
-// a logarithmic axis. None is narrower than what the histogram tells apart.
+// bins returns the distribution of latencies in columns of equal width on a logarithmic axis.
+// No column is narrower than the resolution of the histogram.
 func bins(h *hdrhistogram.Histogram) []report.Bin {
 	if h.TotalCount() == 0 {
 		return []report.Bin{}

@@ -11,8 +11,7 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// spread returns a histogram of many latencies between a tenth of a millisecond and an
-// hour.
+// spread returns a histogram of many latencies between a tenth of a millisecond and an hour.
 func spread(t *testing.T, each int64) *hdrhistogram.Histogram {
 	t.Helper()
 	h := newTally().latency
@@ -83,8 +82,8 @@ func TestServerTimes(t *testing.T) {
 	for i := range 100 {
 		s.add(amqpx.CallInfo{Queue: time.Duration(i+1) * time.Millisecond, Handler: 250 * time.Microsecond})
 	}
-	s.add(amqpx.CallInfo{})                       // nobody told
-	s.add(amqpx.CallInfo{Queue: 100 * time.Hour}) // beyond the bound
+	s.add(amqpx.CallInfo{})                       // no times reported
+	s.add(amqpx.CallInfo{Queue: 100 * time.Hour}) // beyond the limit
 	got, handler := serverTime(s.queue), serverTime(s.handler)
 	if got.Sampled != 101 || got.P50 < 50.9 || got.P50 > 51.1 || got.Max < 7.1e6 {
 		t.Errorf("queue wait %+v", got)

@@ -17,22 +17,22 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// modeFleet is the RPC_MODE that lists servers.
+// modeFleet is the RPC_MODE for listing servers.
 const modeFleet = "fleet"
 
-// fleetTimeout bounds the question to the servers and their answers.
+// fleetTimeout limits the query to the servers, including the responses.
 const fleetTimeout = 10 * time.Second
 
-// errNoServers is what a list without anybody in it means to a script.
+// errNoServers makes an empty list an error for scripts.
 var errNoServers = errors.New("no server answered")
 
-// lister is the part of [amqpx.Client] that lists servers.
+// lister is the part of [amqpx.Client] for listing servers.
 type lister interface {
 	WaitReady(ctx context.Context) error
 	Fleet(ctx context.Context) ([]amqpx.Instance, error)
 }
 
-// fleet connects, lists the servers of the queue and leaves.
+// fleet connects, lists the servers of the queue and closes the client.
 func fleet(drain, force context.Context, settings *Config, stdout io.Writer, logger *zap.Logger) error {
 	c, err := amqpx.NewClient(settings.AMQP.URL.Reveal(), settings.options(logger)...) //nolint:contextcheck // it lives until Close
 	if err != nil {
@@ -42,7 +42,7 @@ func fleet(drain, force context.Context, settings *Config, stdout io.Writer, log
 	return errors.Join(err, closeBy(force, c))
 }
 
-// listFleet writes the servers that answer to w, in the format "table" or "json".
+// listFleet writes the responding servers to w, in the format "table" or "json".
 func listFleet(ctx context.Context, c lister, format string, w io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()
@@ -76,14 +76,14 @@ func writeFleetJSON(w io.Writer, servers []amqpx.Instance) error {
 	return encoder.Encode(servers)
 }
 
-// writeFleetTable writes a line for each server, and below it one for each function of
-// each.
+// writeFleetTable writes one line per server, followed by one line per function of each
+// server.
 func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
 	if len(servers) == 0 {
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush tells
+	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush returns the error
 	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
 	for _, s := range servers {
 		st := s.Stats
@@ -105,13 +105,13 @@ func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
 	return t.Flush()
 }
 
-// short is enough of an id to tell servers apart.
+// short returns a prefix of an id, long enough to distinguish servers.
 func short(id string) string {
 	const enough = 8
 	return plain(id[:min(enough, len(id))])
 }
 
-// plain makes text of others fit to print: whoever answers chose it.
+// plain makes text from a server safe to print: any program may respond.
 func plain(text string) string {
 	const most = 40
 	if text == "" {

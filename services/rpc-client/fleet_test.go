@@ -11,7 +11,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// servers is a fleet that answers, or fails.
+// servers is a fleet that responds or fails.
 type servers struct {
 	all      []amqpx.Instance
 	err      error

@@ -6,30 +6,31 @@ import (
 	"time"
 )
 
-// goal says when a run has made enough calls, and when they begin.
+// goal defines when the calls of a run start, and when the run ends.
 type goal struct {
-	// calls bounds how many; noLimit: time alone ends the run.
+	// calls is the maximum number of calls; noLimit: time alone ends the run.
 	calls int64
-	// duration is how long calls begin; 0: until there are enough.
+	// duration is the time in which calls are started; 0: until the number is reached.
 	duration time.Duration
-	// rate is how many calls begin a second, whatever the answers do; 0: each caller
-	// begins one as soon as its last has settled.
+	// rate is the number of calls started per second, independently of responses; 0: each
+	// caller starts a call as soon as the previous call has settled.
 	rate int64
-	// inFlight bounds the calls under way at once.
+	// inFlight is the maximum number of calls in progress.
 	inFlight int
 }
 
 const noLimit = math.MaxInt64
 
-// openInFlight is how many calls may be under way at once in an open loop, at least: a
-// bound that only a rate far beyond what is answered comes to. A call that is due beyond it
-// begins as soon as another settles, and its wait counts as latency.
+// openInFlight is the minimum of the limit on calls in progress in an open loop. Only a rate
+// far beyond the rate of responses reaches the limit. A call that is due while the limit is
+// reached starts as soon as another call settles, and the wait counts as latency.
 const openInFlight = 4096
 
-// defaultCalls is the default of RPC_CALLS. Beside RPC_DURATION it is no bound.
+// defaultCalls is the default of RPC_CALLS. Together with RPC_DURATION the default is not a
+// limit.
 const defaultCalls = 1000
 
-// goal returns what the settings ask for.
+// goal returns the goal that the settings define.
 func (c *Config) goal() goal {
 	g := goal{calls: int64(c.Calls), duration: c.Duration, rate: int64(c.Rate), inFlight: c.Concurrency}
 	if c.Duration > 0 && c.Calls == defaultCalls {
@@ -41,19 +42,19 @@ func (c *Config) goal() goal {
 	return g
 }
 
-// open reports whether calls begin at a rate.
+// open reports whether calls start at a fixed rate.
 func (g goal) open() bool { return g.rate > 0 }
 
-// counted reports whether the number of calls alone ends the run, whatever they end in.
+// counted reports whether the number of calls alone ends the run.
 func (g goal) counted() bool { return g.duration == 0 && !g.open() }
 
-// due is when call n of an open loop begins, counted from the start. Each is reckoned for
-// itself, so that no error adds up.
+// due returns when call n of an open loop starts, counted from the start of the run. Each time
+// is computed from n, so that no error accumulates.
 func (g goal) due(n int64) time.Duration {
 	return time.Duration(n/g.rate)*time.Second + time.Duration(n%g.rate)*time.Second/time.Duration(g.rate)
 }
 
-// dueBy counts the calls of an open loop that were due within a time.
+// dueBy returns the number of calls of an open loop that are due after the time passed.
 func (g goal) dueBy(passed time.Duration) int64 {
 	if g.duration > 0 {
 		passed = min(passed, g.duration-1)
@@ -63,7 +64,7 @@ func (g goal) dueBy(passed time.Duration) int64 {
 	return min(g.calls, whole*g.rate+rest*g.rate/second+1)
 }
 
-// expected is how long the run takes if every call is answered at once; 0: unknown.
+// expected returns the duration of the run if every call settles at once; 0: unknown.
 func (g goal) expected() time.Duration {
 	switch {
 	case g.open() && g.calls != noLimit && (g.duration == 0 || g.due(g.calls) < g.duration):
@@ -73,7 +74,7 @@ func (g goal) expected() time.Duration {
 	}
 }
 
-// share is how much of the run is done, from 0 to 1.
+// share returns the completed part of the run, from 0 to 1.
 func (g goal) share(settled int64, passed time.Duration) float64 {
 	done := 0.0
 	if g.calls != noLimit {
@@ -85,7 +86,7 @@ func (g goal) share(settled int64, passed time.Duration) float64 {
 	return min(done, 1)
 }
 
-// String says how calls begin.
+// String describes how calls start.
 func (g goal) String() string {
 	if g.open() {
 		return fmt.Sprintf("%d a second", g.rate)

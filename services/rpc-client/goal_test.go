@@ -23,7 +23,7 @@ func TestGoalOfTheSettings(t *testing.T) {
 	}
 }
 
-// The constant is the default of the variable.
+// The constant equals the default of the variable.
 //
 //nolint:paralleltest // sets the environment
 func TestDefaultCalls(t *testing.T) {
@@ -40,7 +40,7 @@ func TestDue(t *testing.T) {
 		if g.due(0) != 0 || g.due(rate) != time.Second || g.due(100*rate) != 100*time.Second {
 			t.Errorf("%d a second: %v, %v, %v", rate, g.due(0), g.due(rate), g.due(100*rate))
 		}
-		// A billion calls on, nothing has added up.
+		// After a billion calls, no error has accumulated.
 		if got, want := g.due(1_000_000_000), time.Duration(float64(1e9)/float64(rate)*1e9); got-want > time.Microsecond || want-got > time.Microsecond {
 			t.Errorf("%d a second: the billionth call is due at %v, want %v", rate, got, want)
 		}

@@ -9,27 +9,27 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// watcher is the part of [amqpx.Client] that tells what becomes of the link.
+// watcher is the part of [amqpx.Client] that reports the state of the connection.
 type watcher interface {
 	Watch() (updates <-chan amqpx.Status, stop func())
 }
 
-// mostEvents bounds what is kept of a link that comes and goes.
+// mostEvents limits the recorded events if the connection fails again and again.
 const mostEvents = 200
 
-// linkWatch notes what becomes of the link during a run.
+// linkWatch records the changes of the connection during a run.
 type linkWatch struct {
 	stop    chan struct{}
 	stopped sync.WaitGroup
 
-	// One goroutine uses these until it has stopped.
+	// Only the goroutine uses these fields until it has stopped.
 	begun   bool
 	last    amqpx.Status
 	events  []linkEvent
 	omitted int
 }
 
-// linkEvent is a change of the link.
+// linkEvent is a change of the connection.
 type linkEvent struct {
 	at   time.Time
 	kind report.EventKind
@@ -47,7 +47,7 @@ func watchLink(w watcher) *linkWatch {
 			case s := <-updates:
 				l.note(s)
 			case <-l.stop:
-				select { // the last one may not have been read
+				select { // the last status may be unread
 				case s := <-updates:
 					l.note(s)
 				default:
@@ -65,8 +65,8 @@ func (l *linkWatch) end() {
 	l.stopped.Wait()
 }
 
-// note compares a status with the one before. What was between them may be missing: a
-// watch tells of the newest.
+// note compares a status with the previous status. States in between may be missing, because a
+// watch reports only the newest status.
 func (l *linkWatch) note(s amqpx.Status) {
 	up := s.State == amqpx.StateReady || s.State == amqpx.StateBlocked
 	wasUp := l.last.State == amqpx.StateReady || l.last.State == amqpx.StateBlocked
@@ -108,8 +108,8 @@ func (l *linkWatch) add(at time.Time, kind report.EventKind, text string) {
 	l.events = append(l.events, linkEvent{at, kind, text})
 }
 
-// during returns the events of a run. Of what was before it, only what still holds counts:
-// that the broker blocks, or that there is no link.
+// during returns the events of a run. Of earlier events, only a state that still holds at the
+// start is included: the broker blocks, or the connection is down.
 func (l *linkWatch) during(start time.Time, length time.Duration) []report.Event {
 	list := []report.Event{}
 	var before *report.Event

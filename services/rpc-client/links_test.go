@@ -11,7 +11,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// watched tells of statuses that a test sends.
+// watched reports the statuses that a test sends.
 type watched struct {
 	updates chan amqpx.Status
 	stopped bool
@@ -64,7 +64,7 @@ func TestLinkEvents(t *testing.T) {
 	}
 }
 
-// A link that flaps for days takes no more memory than one that flaps for an hour.
+// A connection that flaps for days takes no more memory than after an hour.
 func TestLinkEventsAreBounded(t *testing.T) {
 	t.Parallel()
 	w := &watched{updates: make(chan amqpx.Status)}

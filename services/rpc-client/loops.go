@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// closed starts the callers of a closed loop: each begins a call as soon as its last has
-// settled, so the answers set the pace.
+// closed starts the callers of a closed loop: each caller starts a call as soon as the
+// previous call has settled, so responses set the pace.
 func (r *runner) closed(begin, force context.Context, workers *sync.WaitGroup) {
 	for range min(int64(r.goal.inFlight), r.goal.calls) {
 		// Ends when all calls are taken, begin ends, or the results are abandoned.
@@ -22,7 +22,7 @@ func (r *runner) closed(begin, force context.Context, workers *sync.WaitGroup) {
 	}
 }
 
-// deliver hands a result over and reports whether anybody took it.
+// deliver sends a result and reports whether the result was received.
 func (r *runner) deliver(res result) bool {
 	select {
 	case r.results <- res:
@@ -32,16 +32,16 @@ func (r *runner) deliver(res result) bool {
 	}
 }
 
-// schedule is how the beginning of calls went in an open loop.
+// schedule describes how well an open loop kept to its rate.
 type schedule struct {
 	begun int64
-	// took is the time in which they began, at least what the rate gives them.
+	// took is the time in which the calls started, at least the time that the rate allots.
 	took time.Duration
-	// notBegun counts the calls that were due and had not begun at the end.
+	// notBegun is the number of calls that were due and had not started at the end.
 	notBegun int64
 }
 
-// scheduled returns how the schedule of calls went that ends now.
+// scheduled returns the schedule of an open loop that ends now.
 func (r *runner) scheduled(begun int64) schedule {
 	took := time.Since(r.start)
 	return schedule{
@@ -51,11 +51,10 @@ func (r *runner) scheduled(begun int64) schedule {
 	}
 }
 
-// open begins calls when they are due, whatever became of those before: their latency
-// counts from that moment, so that a stall shows in all the calls that it held up and not
-// only in those that happened to be under way (coordinated omission). Callers are started
-// as they are needed, up to the bound; workers awaits them. It returns how many calls
-// began.
+// open starts calls when they are due, independently of earlier calls. Latency counts from the
+// due time, so a stall shows in all calls that it delayed and not only in the calls in
+// progress (coordinated omission). Callers are started as needed, up to the limit; workers
+// waits for them. open returns the number of calls started.
 func (r *runner) open(begin, force context.Context, workers *sync.WaitGroup) int64 {
 	due := make(chan int64)
 	defer close(due)
@@ -83,7 +82,7 @@ func (r *runner) open(begin, force context.Context, workers *sync.WaitGroup) int
 	return n
 }
 
-// handOver waits for a free caller, and reports whether there was one in time.
+// handOver waits for a free caller, and reports whether a caller became free in time.
 func (r *runner) handOver(begin context.Context, due chan<- int64, n int64) bool {
 	select {
 	case due <- n:
@@ -95,7 +94,7 @@ func (r *runner) handOver(begin context.Context, due chan<- int64, n int64) bool
 	}
 }
 
-// serve makes call n and then each that is due, until there are no more.
+// serve makes call n and then further due calls, until the channel is closed.
 func (r *runner) serve(force context.Context, n int64, due <-chan int64) {
 	for more := true; more; n, more = <-due {
 		r.taken.Add(1)

@@ -11,14 +11,14 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// virtual returns a runner whose time is the test's.
+// virtual returns a runner that uses the test's virtual time.
 func virtual(settings *Config, f *fake) *runner {
 	r := newRunner(settings, f, &silent{}, zap.NewNop())
 	r.pace = pace{}
 	return r
 }
 
-// after answers after a time.
+// after returns an answer function that responds after d.
 func after(d time.Duration) func(context.Context, int64) ([]byte, error) {
 	return func(ctx context.Context, _ int64) ([]byte, error) {
 		select {
@@ -39,7 +39,7 @@ func TestOpenLoopByNumber(t *testing.T) {
 		start := time.Now()
 		f := &fake{status: connected()}
 		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
-			begun = append(begun, time.Since(start)) // the next begins 10 ms later
+			begun = append(begun, time.Since(start)) // the next call starts 10 ms later
 			return after(5*time.Millisecond)(ctx, n)
 		}
 		got := virtual(settings, f).run(t.Context(), t.Context())
@@ -56,15 +56,15 @@ func TestOpenLoopByNumber(t *testing.T) {
 		if r.Rate == nil || r.Rate.Asked != 100 || r.Rate.Achieved != 100 || !r.Rate.KeptUp || r.Rate.NotBegun != 0 || !r.Corrected {
 			t.Errorf("rate %+v, corrected %v", r.Rate, r.Corrected)
 		}
-		// The last call began 10 ms before the second was over, and one was enough.
+		// The last call started 10 ms before the end of the second, and one caller sufficed.
 		if most := f.most.Load(); most != 1 {
 			t.Errorf("%d calls at once, want 1", most)
 		}
 	})
 }
 
-// A stall of a second shows in all the calls that were due in it, and not only in those
-// under way when it began: that is what the open loop is for.
+// A stall of a second must show in all calls that were due during the stall, and not only in
+// the calls in progress at its start: this is the purpose of the open loop.
 func TestOpenLoopShowsAStall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -82,8 +82,8 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 		settings.Rate, settings.Timeout = rate, 10*time.Second
 		open := virtual(settings, &fake{status: connected(), answer: stalled}).run(t.Context(), t.Context())
 		check(t, open, 5*rate, 5*rate, map[string]int64{})
-		// Of 5,000 calls 1,000 were held up, by a second to nothing: the slowest tenth by
-		// half a second and more.
+		// Of 5,000 calls, 1,000 were delayed, by a second down to zero: the slowest tenth by
+		// half a second or more.
 		if p90 := time.Duration(open.latency.ValueAtPercentile(90)); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
 			t.Errorf("p90 is %v, want about half a second", p90)
 		}
@@ -96,7 +96,7 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 	})
 }
 
-// Beyond the bound calls wait for their turn, and that counts.
+// Beyond the limit calls wait for a free caller, and the wait counts as latency.
 func TestOpenLoopIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestOpenLoopByTime(t *testing.T) {
 	}
 }
 
-// What was due and could not begin is told.
+// Calls that were due and could not start are reported.
 func TestOpenLoopTellsWhatDidNotBegin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -182,13 +182,13 @@ func TestOpenLoopInterrupted(t *testing.T) {
 	})
 }
 
-// A slow pace is no stall, and a call that never returns is one.
+// A slow rate is not a stall; a call that never returns is a stall.
 func TestOpenLoopStalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		settings := plan(4, 1)
 		settings.Rate = 1
-		settings.Timeout = time.Millisecond // with the grace, 5 s
+		settings.Timeout = time.Millisecond // 5 s, together with the grace
 		slow := virtual(settings, &fake{status: connected(), answer: good})
 		slow.goal.rate, slow.goal.calls = 1, 60
 		check(t, slow.run(t.Context(), t.Context()), 60, 60, map[string]int64{})
@@ -221,7 +221,7 @@ func TestClosedLoopByTime(t *testing.T) {
 			settings := plan(c.calls, 4)
 			settings.Duration = 10 * time.Second
 			got := virtual(settings, &fake{status: connected(), answer: after(10 * time.Millisecond)}).run(t.Context(), t.Context())
-			// Whether the last round still begins at the very end is open.
+			// Whether the last round still starts at the very end is open.
 			if got.calls < c.want || got.calls > c.want+4 || got.ok != got.calls || got.interrupted || got.givenUp {
 				t.Errorf("%s: %d calls, %d ok, interrupted %v", name, got.calls, got.ok, got.interrupted)
 			}
@@ -232,7 +232,7 @@ func TestClosedLoopByTime(t *testing.T) {
 	}
 }
 
-// Without an answer a run by time must not fail calls as fast as it can until its time is
+// Without any response, a timed run must not fail calls as fast as possible until the time is
 // over.
 func TestClosedLoopByTimeGivesUp(t *testing.T) {
 	t.Parallel()
@@ -249,7 +249,7 @@ func TestClosedLoopByTimeGivesUp(t *testing.T) {
 	})
 }
 
-// One of so many calls asks the server for its times.
+// One call in sampleEvery asks the server for its times.
 func TestCallsAreSampled(t *testing.T) {
 	t.Parallel()
 	asked := make(chan int, 100)
@@ -263,7 +263,7 @@ func TestCallsAreSampled(t *testing.T) {
 	}
 }
 
-// sampler counts the calls that come with an option.
+// sampler counts the calls with an option.
 type sampler struct{ asked chan int }
 
 func (s *sampler) Ping(context.Context) (time.Duration, error) { return 0, nil }

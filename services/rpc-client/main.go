@@ -1,6 +1,5 @@
-// Command rpc-client calls a function over RabbitMQ many times, checks every
-// answer and reports. Its settings come from the environment; docs/operations.md
-// lists them.
+// Command rpc-client calls a function over RabbitMQ many times, checks every result and
+// reports. The settings come from the environment; docs/operations.md lists them.
 //
 //	rpc-client               call, print a summary; exit 0 if every call was
 //	                         answered as expected, 1 if not, 2 on bad settings.

@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// newReport makes the report of a run from what was counted during it.
+// newReport returns the report of a run from the results counted during the run.
 func newReport(t *tally, settings *Config, stats amqpx.ClientStats) *report.Report {
 	g := settings.goal()
 	r := &report.Report{
@@ -79,7 +79,7 @@ func newLatency(t *tally) report.Latency {
 	}
 }
 
-// newRate compares the rate with the one that was asked for.
+// newRate compares the achieved rate with the requested rate.
 func newRate(t *tally, g goal) *report.Rate {
 	const enough = 0.99
 	r := &report.Rate{
@@ -95,8 +95,8 @@ func newRate(t *tally, g goal) *report.Rate {
 	return r
 }
 
-// versions says what ran. A program built without a version control system's data, as in
-// an image, has none to tell.
+// versions returns the versions of the program and its parts. A program built without the data
+// of a version control system, as in an image, has no revision.
 func versions() map[string]string {
 	const library = "github.com/rabbitmq/amqp091-go"
 	v := map[string]string{"go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
@@ -125,8 +125,8 @@ func versions() map[string]string {
 	return v
 }
 
-// printable mends texts that were cut in the middle of a letter, or never were text: JSON
-// would change them and HTML would not, and the two reports hold the same.
+// printable replaces invalid UTF-8, as in a text cut in the middle of a character. JSON would
+// replace it and HTML would not, and the two reports must hold the same text.
 func printable(texts map[string]string) map[string]string {
 	for name, text := range texts {
 		texts[name] = strings.ToValidUTF8(text, "\uFFFD")
@@ -134,8 +134,8 @@ func printable(texts map[string]string) map[string]string {
 	return texts
 }
 
-// brokerOf is the address of the broker: that of the link, or, when there never was one,
-// the one that the URL names.
+// brokerOf returns the address of the broker: the address of the connection, or, if no
+// connection was ever made, the address in the URL.
 func brokerOf(status amqpx.Status, urls config.Secret) string {
 	if status.Broker != "" {
 		return status.Broker

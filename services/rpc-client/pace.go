@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// pace waits until moments, as exactly as the system can.
+// pace waits until points in time, as precisely as the system allows.
 type pace struct {
-	// fine is the last part of each wait, which nap takes: timers of the runtime may be a
-	// millisecond late, which would count as latency.
+	// fine is the last part of each wait, which nap covers: timers of the runtime may be a
+	// millisecond late, and the delay would count as latency.
 	fine time.Duration
 	nap  func(time.Duration)
 }
 
-// shortestNap is how long a nap takes at least: calls that are due within one leave
+// shortestNap is the minimum duration of a nap; calls that are due within one nap start
 // together.
 const shortestNap = 100 * time.Microsecond
 
-// until waits for a moment and reports whether ctx was still alive then.
+// until waits for the time at and reports whether ctx was still alive then.
 func (p pace) until(ctx context.Context, at time.Time) bool {
 	if wait := time.Until(at) - p.fine; wait > 0 {
 		timer := time.NewTimer(wait)

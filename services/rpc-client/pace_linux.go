@@ -9,6 +9,6 @@ import (
 func newPace() pace {
 	return pace{fine: 2 * time.Millisecond, nap: func(d time.Duration) {
 		ts := syscall.NsecToTimespec(d.Nanoseconds())
-		_ = syscall.Nanosleep(&ts, nil) // a signal may end it early, which is harmless
+		_ = syscall.Nanosleep(&ts, nil) // a signal may end the nap early, which is harmless
 	}}
 }

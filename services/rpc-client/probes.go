@@ -6,8 +6,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
-// newClient returns a client, and what can be asked of it over HTTP besides how it is: its
-// metrics, and round trips, which need the control plane. Settings switch both off.
+// newClient returns a client, and the options of its HTTP server: the metrics, and round
+// trips, which need the control plane. Settings can switch off both.
 func newClient(settings *Config, options []amqpx.ClientOption) (*amqpx.Client, []health.Option, error) {
 	metrics := amqpxprom.NewClientMetrics(settings.Queue.Name)
 	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))

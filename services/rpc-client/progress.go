@@ -8,19 +8,19 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// progress shows how far the run is. One goroutine uses it.
+// progress shows the progress of the run. Only one goroutine uses it.
 type progress interface {
-	// every is how often to call tick; 0 is never.
+	// every returns the interval of tick; 0 means never.
 	every() time.Duration
-	// tick follows the time, also while nothing settles.
+	// tick is called at the interval, also while no call settles.
 	tick(t *tally)
-	// step follows each settled call.
+	// step is called after each settled call.
 	step(t *tally)
-	// finish follows the last.
+	// finish is called after the last call.
 	finish(t *tally)
 }
 
-// newProgress returns a bar where one can be drawn, else log lines.
+// newProgress returns a bar if the terminal can draw a bar, else log lines.
 func newProgress(s *screen, g goal, logger *zap.Logger) progress {
 	if s.columns() > 0 {
 		return newBar(s, g)
@@ -28,11 +28,11 @@ func newProgress(s *screen, g goal, logger *zap.Logger) progress {
 	return &lines{goal: g, logger: logger}
 }
 
-// rarest is how far log lines by time are apart at least.
+// rarest is the minimum time between log lines of a timed run.
 const rarest = 5 * time.Second
 
-// lines logs a line for every tenth of the run: of its calls, or, if time has a say in its
-// end or its pace, of its time, but then no more often than every five seconds.
+// lines logs a line for every tenth of the run: of the calls, or, if time limits or paces the
+// run, of the time, but then at most every five seconds.
 type lines struct {
 	goal   goal
 	logger *zap.Logger
@@ -85,7 +85,7 @@ func (l *lines) log(t *tally) {
 	l.last = now
 }
 
-// sample is how far a run was at a moment.
+// sample is the state of a run at a point in time.
 type sample struct {
 	passed  time.Duration
 	settled int64
@@ -93,7 +93,7 @@ type sample struct {
 
 func sampleOf(t *tally) sample { return sample{time.Since(t.start), t.settled()} }
 
-// since returns the calls a second that settled since an earlier sample.
+// since returns the rate of settled calls per second since an earlier sample.
 func (s sample) since(before sample) float64 {
 	if s.passed <= before.passed {
 		return 0

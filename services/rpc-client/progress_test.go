@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// wide is a screen of some columns.
+// wide returns a screen with the given number of columns.
 func wide(columns int) (*screen, *bytes.Buffer) {
 	var out bytes.Buffer
 	return &screen{w: &out, size: func() int { return columns }}, &out
@@ -109,7 +109,7 @@ func TestLinesByTime(t *testing.T) {
 			}
 			p.tick(count)
 		}
-		p.finish(count) // says nothing new
+		p.finish(count) // logs no further line
 		all := logs.All()
 		if len(all) != 3 {
 			t.Fatalf("%d lines, want 3", len(all))
@@ -124,8 +124,8 @@ func TestLinesByTime(t *testing.T) {
 	})
 }
 
-// drawn runs a bar up to done of calls, in as many tenths of a second, and returns what
-// the terminal got.
+// drawn draws a bar for done of calls, in as many tenths of a second, and returns the output
+// to the terminal.
 func drawn(t *testing.T, columns, done, calls int) string {
 	t.Helper()
 	s, out := wide(columns)
@@ -146,7 +146,7 @@ func TestBarShowsEverything(t *testing.T) {
 	t.Parallel()
 	got := drawn(t, 100, 30, 40)
 	parts := strings.Split(strings.TrimSuffix(got, "\n"), wipe)
-	if len(parts) != 32 { // what is before the first, and the last twice
+	if len(parts) != 32 { // the text before the first bar, and the last bar twice
 		t.Errorf("drawn %d times: %q", len(parts)-1, got)
 	}
 	last := parts[len(parts)-1]
@@ -172,7 +172,7 @@ func TestBarEndsItsLine(t *testing.T) {
 	}
 }
 
-// The rate is that of the last two seconds: a stall is seen.
+// The rate is averaged over the last two seconds, so that a stall is visible.
 func TestBarShowsTheRecentRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -225,7 +225,7 @@ func fits(t *testing.T, columns int, g goal) {
 	}
 }
 
-// A terminal that is made narrower in the middle gets a narrower bar, and none while
+// If the terminal gets narrower during the run, the bar gets narrower, and it disappears while
 // there is no room.
 func TestBarFollowsItsTerminal(t *testing.T) {
 	t.Parallel()

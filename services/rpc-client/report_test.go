@@ -109,7 +109,7 @@ func TestReportWithoutErrorsHasAnEmptyObject(t *testing.T) {
 	}
 }
 
-// occupied returns a path below a file: not even root can write there.
+// occupied returns a path below a file, where even root cannot write.
 func occupied(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "file")

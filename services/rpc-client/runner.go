@@ -13,12 +13,11 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// sampleEvery is of how many calls one asks the server for its times. Asking costs a call
-// that travels alone an eighth of its throughput, so this costs about 1 %.
+// sampleEvery is the interval, in calls, at which a call asks the server for its times. Asking
+// costs a call that is not batched an eighth of its throughput, so sampling costs about 1 %.
 const sampleEvery = 10
 
-// keyMismatched is the key of answers that were not the expected one, among the
-// codes of the errors.
+// keyMismatched counts unexpected results, next to the codes of the errors.
 const keyMismatched = "mismatched"
 
 var (
@@ -26,27 +25,28 @@ var (
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
-// caller is the part of [amqpx.Client] that calls are made with.
+// caller is the part of [amqpx.Client] that makes calls.
 type caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
 	Ping(ctx context.Context) (took time.Duration, err error)
 	Consumers(ctx context.Context) (int, error)
 }
 
-// result is how one call ended.
+// result is the result of one call.
 type result struct {
-	// latency is set for expected answers only.
+	// latency is set only for expected results.
 	latency time.Duration
-	// key is empty for the expected answer, else an error code or keyMismatched.
+	// key is empty for the expected result, else an error code or keyMismatched.
 	key string
 	err error
-	// ended is when, counted from the start; late is how long after it was due it began.
+	// ended is the time of the result, counted from the start; late is the delay of the call's
+	// start after it was due.
 	ended, late time.Duration
-	// info is there for calls that asked the server for its times.
+	// info is set for calls that asked the server for its times.
 	info *amqpx.CallInfo
 }
 
-// runner makes the planned calls. Use it once.
+// runner makes the planned calls. A runner is used only once.
 type runner struct {
 	settings *Config
 	goal     goal
@@ -56,19 +56,19 @@ type runner struct {
 	pace     pace
 	start    time.Time
 
-	// taken counts the calls that were begun; it may pass goal.calls.
+	// taken counts the started calls; it may exceed goal.calls.
 	taken atomic.Int64
-	// served is set by the first answer, right or wrong.
+	// served is set by the first response, expected or not.
 	served atomic.Bool
-	// silent counts the calls that waited out their deadlines since the last search for a
-	// server; searching says that one is under way.
+	// silent counts the calls that reached their deadlines since the last search for a server;
+	// searching is true during a search.
 	silent    atomic.Int64
 	searching atomic.Bool
-	// stop ends the beginning of calls.
+	// stop prevents further calls from starting.
 	stop context.CancelCauseFunc
 	// results is closed when every worker has ended.
 	results chan result
-	// abandoned is closed when nobody reads results any more.
+	// abandoned is closed when results has no reader any more.
 	abandoned chan struct{}
 }
 
@@ -86,10 +86,10 @@ func newRunner(settings *Config, link caller, p progress, logger *zap.Logger) *r
 	}
 }
 
-// run makes the calls and returns how they ended. The end of drain stops it from
-// beginning more; the end of force, or of the patience after drain, cuts off those
-// under way. It returns at the latest when no call has settled for twice the calls'
-// timeout and grace.
+// run makes the calls and returns the tally of results. When drain ends, no further calls
+// start; when force ends, or the patience after drain runs out, the calls in progress are
+// canceled. run returns at the latest when no call has settled for twice the sum of the calls'
+// timeout and the grace.
 func (r *runner) run(drain, force context.Context) *tally {
 	t := newTally()
 	r.start = t.start
@@ -104,7 +104,7 @@ func (r *runner) run(drain, force context.Context) *tally {
 	var workers sync.WaitGroup
 	schedules := make(chan schedule, 1)
 	if r.goal.open() {
-		// Ends when all calls are begun, begin ends, or the results are abandoned.
+		// Ends when all calls are started, begin ends, or the results are abandoned.
 		workers.Go(func() { schedules <- r.scheduled(r.open(begin, force, &workers)) })
 	} else {
 		r.closed(begin, force, &workers)
@@ -121,7 +121,7 @@ func (r *runner) run(drain, force context.Context) *tally {
 	if r.goal.open() {
 		select {
 		case t.schedule = <-schedules:
-		default: // it was abandoned before its end
+		default: // the schedule was abandoned before its end
 			t.schedule = r.scheduled(t.calls)
 		}
 	}
@@ -131,7 +131,7 @@ func (r *runner) run(drain, force context.Context) *tally {
 	return t
 }
 
-// call makes call n, which was due at a moment, bounded by its timeout.
+// call makes call n, which was due at the given time, with the configured timeout.
 func (r *runner) call(force context.Context, n int64, due time.Time) result {
 	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
 	defer cancel()
@@ -163,16 +163,18 @@ func (r *runner) call(force context.Context, n int64, due time.Time) result {
 }
 
 const (
-	// enoughSilence is how many calls must wait out their deadlines, without any answer,
-	// before servers are searched for. One call may have been swallowed by a faulty server.
+	// enoughSilence is the number of calls that must reach their deadlines, without any
+	// response, before servers are searched for. A faulty server may have swallowed a single
+	// call.
 	enoughSilence = 3
-	// searchTimeout bounds the search.
+	// searchTimeout limits the search.
 	searchTimeout = 2 * time.Second
 )
 
-// noteSilence counts a call that waited out its deadline. A broker, or servers, that are out
-// of reach from the start on are most likely misconfigured: when several calls were silent and
-// no server can be found, the run ends, as the other calls would only wait one by one.
+// noteSilence counts a call that reached its deadline. If a broker or servers are unreachable
+// from the start, the settings are most likely wrong. Therefore, if several calls got no
+// response and no server can be found, the run ends; further calls would only time out one by
+// one.
 func (r *runner) noteSilence(ctx context.Context) {
 	if r.silent.Add(1) < enoughSilence || r.served.Load() || !r.searching.CompareAndSwap(false, true) {
 		return
@@ -184,7 +186,7 @@ func (r *runner) noteSilence(ctx context.Context) {
 	r.silent.Store(0)
 }
 
-// findsServer reports whether a server answers a ping, or any program consumes the queue.
+// findsServer reports whether a server responds to a ping, or any program consumes the queue.
 func (r *runner) findsServer(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()

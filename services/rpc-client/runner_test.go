@@ -17,13 +17,13 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// fake is a client whose calls are answered by the function answer.
+// fake is a client whose calls return the results of the function answer.
 type fake struct {
 	answer   func(ctx context.Context, n int64) ([]byte, error)
 	status   amqpx.Status
 	stats    amqpx.ClientStats
 	notReady error
-	// consumers and pings are what a search for servers finds.
+	// consumers and pings are the results of a search for servers.
 	consumers int
 	pings     bool
 	searches  atomic.Int64
@@ -68,7 +68,7 @@ func (f *fake) WaitReady(context.Context) error   { return f.notReady }
 func (f *fake) Close(context.Context) error       { f.closed.Store(true); return f.closeErr }
 func good(context.Context, int64) ([]byte, error) { return []byte("b"), nil }
 
-// connected is the status of a client that has had a link.
+// connected returns the status of a client that has connected.
 func connected() amqpx.Status { return amqpx.Status{State: amqpx.StateReady, Generation: 1} }
 
 func plan(calls, concurrency int) *Config {
@@ -77,7 +77,7 @@ func plan(calls, concurrency int) *Config {
 	}
 }
 
-// silent is progress that nobody sees.
+// silent is a progress without output.
 type silent struct{ steps, finished int }
 
 func (s *silent) every() time.Duration { return 0 }
@@ -251,8 +251,8 @@ func TestRunNeverAnswered(t *testing.T) {
 	})
 }
 
-// A call that a faulty server swallowed proves nothing of the servers beside it, nor do
-// several while one can be found.
+// A call swallowed by one faulty server proves nothing about other servers; nor do several
+// such calls while a server can be found.
 func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 	t.Parallel()
 	swallowed := func(n int64) func(context.Context, int64) ([]byte, error) {
@@ -305,8 +305,8 @@ func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 	})
 }
 
-// A call that never returns would be a fault of the library; it is reported as
-// lost, and the run ends all the same.
+// A call that never returns would be a fault of the library. The call is reported as lost, and
+// the run ends nevertheless.
 func TestRunLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -8,20 +8,20 @@ import (
 	"golang.org/x/term"
 )
 
-// screen lets log lines and a progress bar share one terminal: a line first wipes
-// the bar, which is drawn again with its next step.
+// screen lets log lines and a progress bar share one terminal: a log line first erases the
+// bar, and the next step draws the bar again.
 type screen struct {
-	// size asks for the width of the terminal; nil where nothing can be drawn.
+	// size returns the width of the terminal; nil if no bar can be drawn.
 	size func() (columns int)
 
-	// The lock is held while writing: that is what keeps lines whole.
+	// mu is held while writing, so that lines stay whole.
 	mu    sync.Mutex
 	w     io.Writer
 	drawn bool
 }
 
-// openScreen finds out whether w is a terminal that a bar can be drawn on. There
-// are no colors, so NO_COLOR is honored as it is.
+// openScreen detects whether w is a terminal on which a bar can be drawn. The bar has no
+// colors, so NO_COLOR needs no support.
 func openScreen(w io.Writer) *screen {
 	s := &screen{w: w}
 	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) && canMove(os.Getenv("TERM")) {
@@ -36,14 +36,14 @@ func openScreen(w io.Writer) *screen {
 	return s
 }
 
-// canMove reports whether a terminal of that kind can go back to the begin of a line and
-// wipe it.
+// canMove reports whether a terminal of this kind can return to the start of a line and erase
+// the line.
 func canMove(kind string) bool { return kind != "" && kind != "dumb" }
 
-// fewest is how many columns something can be said in.
+// fewest is the minimum number of columns for a useful line.
 const fewest = 12
 
-// columns is the width to draw in at the moment; 0 where nothing can be drawn.
+// columns returns the current width; 0 if no bar can be drawn.
 func (s *screen) columns() int {
 	if s.size == nil {
 		return 0
@@ -54,7 +54,7 @@ func (s *screen) columns() int {
 	return 0
 }
 
-// wipe begins a line anew.
+// wipe returns to the start of the line and erases the line.
 const wipe = "\r\x1b[K"
 
 // Write writes a log line.
@@ -70,7 +70,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-// draw puts a bar in the place of the one before.
+// draw replaces the previous bar.
 func (s *screen) draw(bar string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +79,7 @@ func (s *screen) draw(bar string) error {
 	return err
 }
 
-// endBar leaves the bar where it is and goes on below it.
+// endBar keeps the bar on the terminal and continues below the bar.
 func (s *screen) endBar() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,8 +9,8 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// serverTimes are what servers told of the calls that asked, in microseconds, which is
-// what travels.
+// serverTimes holds the times that servers reported for the sampled calls, in microseconds,
+// the unit on the wire.
 type serverTimes struct{ queue, handler *hdrhistogram.Histogram }
 
 func newServerTimes() *serverTimes {
@@ -19,18 +19,18 @@ func newServerTimes() *serverTimes {
 	return &serverTimes{queue: hdrhistogram.New(1, most, digits), handler: hdrhistogram.New(1, most, digits)}
 }
 
-// add counts what a call was told. Two zeros are no times: an answer without any looks
-// the same.
+// add counts the times of a call. Two zeros are ignored, because a response without times
+// looks the same.
 func (s *serverTimes) add(info amqpx.CallInfo) {
 	if info.Queue == 0 && info.Handler == 0 {
 		return
 	}
 	most := slowest.Microseconds()
-	_ = s.queue.RecordValue(min(info.Queue.Microseconds(), most)) // within the bound, as the next
+	_ = s.queue.RecordValue(min(info.Queue.Microseconds(), most)) // within the limit, like the next
 	_ = s.handler.RecordValue(min(info.Handler.Microseconds(), most))
 }
 
-// serverTime returns what the report says of one of the times.
+// serverTime returns the report's entry for a histogram.
 func serverTime(h *hdrhistogram.Histogram) report.ServerTime {
 	at := func(percent float64) float64 { return inMilliseconds(h.ValueAtPercentile(percent), time.Microsecond) }
 	s := report.ServerTime{Sampled: h.TotalCount(), Percentiles: percentiles(h, time.Microsecond)}

@@ -10,8 +10,7 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// writeSummary prints the report for people, names to the left and numbers to the
-// right.
+// writeSummary prints the report for people, with names on the left and numbers on the right.
 func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 	var b strings.Builder
 	row := func(label, format string, value any) {

@@ -6,26 +6,26 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// tally counts how calls ended. One goroutine owns it.
+// tally counts the results of calls. One goroutine owns it.
 type tally struct {
 	start    time.Time
 	ok       int64
 	errors   map[string]int64
-	latency  *hdrhistogram.Histogram // of expected answers, in nanoseconds
+	latency  *hdrhistogram.Histogram // of expected results, in nanoseconds
 	timeline *timeline
 	server   *serverTimes
-	behind   time.Duration // how much too late a call began at worst
+	behind   time.Duration // the longest delay of a call's start
 
 	// Set at the end of the run.
-	calls       int64 // made, whether they settled or not
+	calls       int64 // calls made, settled or not
 	elapsed     time.Duration
 	interrupted bool
 	givenUp     bool
 	schedule    schedule // of an open loop
 }
 
-// slowest is the longest latency that is told apart. A call's timeout is at most an hour;
-// in an open loop its wait for its turn comes on top.
+// slowest is the upper bound of the latency histograms. A call's timeout is at most an hour;
+// an open loop adds the wait for a free caller.
 const slowest = 2 * time.Hour
 
 func newTally() *tally {
@@ -50,12 +50,11 @@ func (t *tally) add(r result) {
 		return
 	}
 	t.ok++
-	// It can only fail for a value beyond the bound, which this one cannot be.
+	// RecordValue fails only beyond the bound, and the value is within the bound.
 	_ = t.latency.RecordValue(min(int64(r.latency), int64(slowest)))
 }
 
-// failed counts the calls that settled with something else than the expected
-// answer.
+// failed returns the number of calls that settled without the expected result.
 func (t *tally) failed() int64 {
 	var sum int64
 	for _, n := range t.errors {

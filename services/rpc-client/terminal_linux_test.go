@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal opens a pseudo-terminal of some columns and returns both ends.
+// terminal opens a pseudo-terminal with the given number of columns and returns both ends.
 func terminal(t *testing.T, columns uint16) (screenSide, programSide *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
@@ -65,8 +65,8 @@ func TestScreenFollowsItsTerminal(t *testing.T) {
 	}
 }
 
-// A whole run on a terminal: the bar is drawn in its width and without colors, whether they
-// would be allowed or not, and the log lines stand above it, each whole.
+// A whole run on a terminal: the bar is as wide as the terminal and without colors, with or
+// without NO_COLOR, and the log lines stand above the bar, each line whole.
 //
 //nolint:paralleltest // sets the environment
 func TestRunOnATerminal(t *testing.T) {
@@ -78,7 +78,7 @@ func TestRunOnATerminal(t *testing.T) {
 		isolate(t)
 		t.Setenv("NO_COLOR", c.noColor)
 		if c.noColor == "" {
-			_ = os.Unsetenv("NO_COLOR") // and set as before after the test
+			_ = os.Unsetenv("NO_COLOR") // restored after the test
 		}
 		for name, value := range map[string]string{
 			"TERM": "xterm", "AMQP_URL": "amqp://127.0.0.1:1/", "HTTP_ADDR": "127.0.0.1:0",
@@ -108,13 +108,13 @@ func TestRunOnATerminal(t *testing.T) {
 		}
 		for line := range strings.SplitSeq(text, "\n") {
 			parts := strings.Split(line, wipe)
-			for _, bar := range parts[:len(parts)-1] { // what was wiped
+			for _, bar := range parts[:len(parts)-1] { // the erased bars
 				if bar != "" && !strings.Contains(bar, "%") || utf8.RuneCountInString(bar) >= int(columns) {
 					t.Errorf("%d columns: %q was wiped", columns, bar)
 				}
 			}
 			last := parts[len(parts)-1]
-			// A line of the log for people begins with its time.
+			// A line of the log for people begins with the time.
 			if year := time.Now().UTC().Format("2006-"); strings.HasPrefix(last, year) != strings.HasSuffix(last, "}") {
 				t.Errorf("%d columns: not a whole line: %q", columns, last)
 			}

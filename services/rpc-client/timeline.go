@@ -8,8 +8,8 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// timeline counts what settled when, in slices of one length. Whatever the run's length,
-// it holds no more than mostSlices: then each two become one.
+// timeline counts settled calls in time slices of equal width. The number of slices is at most
+// mostSlices: when more are needed, each two slices are merged.
 type timeline struct {
 	width  time.Duration
 	slices []slice
@@ -18,16 +18,16 @@ type timeline struct {
 // slice is a part of the run.
 type slice struct {
 	ok, errors int64
-	latency    *hdrhistogram.Histogram // nil without an expected answer
+	latency    *hdrhistogram.Histogram // nil without an expected result
 }
 
 const (
-	// firstWidth is how long slices are at first.
+	// firstWidth is the initial width of a slice.
 	firstWidth = 10 * time.Millisecond
-	// mostSlices bounds them. Each may take 28 kB.
+	// mostSlices is the maximum number of slices. Each slice may take 28 kB.
 	mostSlices = 200
-	// enoughSlices and enoughCalls are what a picture needs: beyond enoughSlices, slices
-	// of fewer calls than enoughCalls show more noise than course.
+	// enoughSlices and enoughCalls define a readable figure: with more slices than
+	// enoughSlices, slices of fewer calls than enoughCalls show more noise than trend.
 	enoughSlices = 40
 	enoughCalls  = 20
 )
@@ -52,10 +52,10 @@ func (l *timeline) add(r result) {
 		const lowest, digits = int64(time.Microsecond), 2
 		s.latency = hdrhistogram.New(lowest, int64(slowest), digits)
 	}
-	_ = s.latency.RecordValue(min(int64(r.latency), int64(slowest))) // within the bound
+	_ = s.latency.RecordValue(min(int64(r.latency), int64(slowest))) // within the limit
 }
 
-// merge makes one of each two slices.
+// merge merges each two slices.
 func (l *timeline) merge() {
 	l.width *= 2
 	half := l.slices[:0]
@@ -70,7 +70,7 @@ func (l *timeline) merge() {
 	l.slices = half
 }
 
-// with returns what both slices hold together.
+// with returns the sum of both slices.
 func (s slice) with(other slice) slice {
 	s.ok, s.errors = s.ok+other.ok, s.errors+other.errors
 	switch {
@@ -82,8 +82,7 @@ func (s slice) with(other slice) slice {
 	return s
 }
 
-// report returns the slices of a run that took a time, merged as far as it helps to see
-// something.
+// report returns the slices of a run of length elapsed, merged until they are readable.
 func (l *timeline) report(elapsed time.Duration) []report.Slice {
 	var settled int64
 	for _, s := range l.slices {
@@ -92,7 +91,8 @@ func (l *timeline) report(elapsed time.Duration) []report.Slice {
 	for len(l.slices) > enoughSlices && settled < enoughCalls*int64(len(l.slices)) {
 		l.merge()
 	}
-	// What is left over at the end belongs to the slice before: a rate over a moment is none.
+	// A short rest at the end is merged into the previous slice: a rate over so short a time
+	// would be meaningless.
 	if last := len(l.slices) - 1; last > 0 && elapsed-time.Duration(last)*l.width < l.width/2 {
 		l.slices[last-1] = l.slices[last-1].with(l.slices[last])
 		l.slices = l.slices[:last]

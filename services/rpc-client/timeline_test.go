@@ -41,7 +41,7 @@ func TestTimelineKeepsEveryCall(t *testing.T) {
 	}
 }
 
-// A slice of a moment would show a rate out of all proportion.
+// The rate of a very short slice would be out of proportion.
 func TestTimelineHasNoScrap(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()
@@ -56,7 +56,7 @@ func TestTimelineHasNoScrap(t *testing.T) {
 	}
 }
 
-// Few calls in many slices are all noise: there are fewer slices then.
+// Few calls in many slices would be all noise, so there are fewer slices.
 func TestTimelineOfFewCalls(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()
@@ -71,7 +71,7 @@ func TestTimelineOfFewCalls(t *testing.T) {
 	}
 }
 
-// A gap without calls has slices too, or the time in a figure would be wrong.
+// A gap without calls has slices too; otherwise the time in a figure would be wrong.
 func TestTimelineHasGaps(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()

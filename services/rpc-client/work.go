@@ -15,11 +15,11 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// closeTimeout bounds everything after the last call: closing the link, and
-// answers to health checks.
+// closeTimeout limits everything after the last call: closing the connection, and health
+// checks in progress.
 const closeTimeout = 5 * time.Second
 
-// linkTimeout bounds the wait for the first link, before the first call.
+// linkTimeout limits the wait for the first connection, before the first call.
 const linkTimeout = 5 * time.Second
 
 // client is the part of [amqpx.Client] that this service uses.
@@ -58,8 +58,8 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
 }
 
-// callAll makes the calls on c, closes it and reports. The error is nil if every
-// call made got the expected answer.
+// callAll makes the calls with c, closes c and reports. The error is nil if every call made
+// got the expected result.
 func callAll(drain, force context.Context, c client, settings *Config, p progress, stdout io.Writer, logger *zap.Logger) error {
 	waitForLink(drain, c, min(linkTimeout, settings.Timeout), logger)
 	link := watchLink(c)
@@ -75,8 +75,8 @@ func callAll(drain, force context.Context, c client, settings *Config, p progres
 	return publish(r, settings, stdout, logger)
 }
 
-// publish writes the report, prints the summary and logs how the run went. The exit code
-// does not depend on whether somebody reads the summary.
+// publish writes the report, prints the summary and logs the end of the run. The exit code
+// does not depend on whether the summary is read.
 func publish(r *report.Report, settings *Config, stdout io.Writer, logger *zap.Logger) error {
 	err := r.Err()
 	var paths []string
@@ -95,7 +95,7 @@ func publish(r *report.Report, settings *Config, stdout io.Writer, logger *zap.L
 	return err
 }
 
-// logFinished logs how the run went.
+// logFinished logs the end of the run.
 func logFinished(r *report.Report, logger *zap.Logger) {
 	logger.Info("client finished", zap.Int64("calls", r.Calls), zap.Int64("ok", r.OK),
 		zap.Bool("interrupted", r.Interrupted), zap.Uint64("resent", r.Resent),
@@ -106,8 +106,8 @@ func logFinished(r *report.Report, logger *zap.Logger) {
 	}
 }
 
-// waitForLink keeps the time it takes to connect out of the first call's latency.
-// Without a link the calls begin all the same: each waits until its own deadline.
+// waitForLink keeps the time of connecting out of the first call's latency. Without a
+// connection the calls start nevertheless: each waits until its own deadline.
 func waitForLink(drain context.Context, c client, limit time.Duration, logger *zap.Logger) {
 	ctx, cancel := context.WithTimeout(drain, limit)
 	defer cancel()
@@ -116,7 +116,7 @@ func waitForLink(drain context.Context, c client, limit time.Duration, logger *z
 	}
 }
 
-// closeBy closes c within closeTimeout, at once when force has ended.
+// closeBy closes c within closeTimeout, or at once when force has ended.
 func closeBy(force context.Context, c client) error {
 	ctx, cancel := context.WithTimeout(force, closeTimeout)
 	defer cancel()

@@ -132,8 +132,8 @@ func TestCallAllCannotReport(t *testing.T) {
 	}
 }
 
-// TestCallAllWithoutAReader has nobody read the summary: the report and the exit code are
-// those of the run.
+// TestCallAllWithoutAReader checks that the report and the exit code are correct even if the
+// summary cannot be written.
 func TestCallAllWithoutAReader(t *testing.T) {
 	t.Parallel()
 	closed, err := os.Create(filepath.Join(t.TempDir(), "out"))
@@ -304,7 +304,7 @@ func TestRunWithoutBroker(t *testing.T) {
 	}
 }
 
-// trigger is standard error that sends a signal to this process when text passes.
+// trigger is a standard error stream that sends a signal to this process when text is written.
 type trigger struct {
 	bytes.Buffer
 

@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Config is everything the server reads from the environment.
+// Config holds the settings from the server's environment.
 type Config struct {
 	AMQP    config.AMQP
 	Queue   config.Queue
@@ -20,33 +20,34 @@ type Config struct {
 	Log     logging.Config
 	Tracing tracing.Config
 
-	// Prefetch is how many unacknowledged requests the broker hands out to this
-	// server; 0 is twice the workers.
+	// Prefetch is the maximum number of requests delivered to this server and unacknowledged;
+	// 0 means twice the number of workers.
 	Prefetch int `envconfig:"RPC_PREFETCH" default:"0" min:"0" max:"65535"`
-	// Workers is how many calls run at once.
+	// Workers is the maximum number of concurrent calls.
 	Workers int `envconfig:"RPC_WORKERS" default:"64" min:"1" max:"65535"`
-	// MaxLength and MaxBytes bound what waits in the queue; 0 is no bound.
+	// MaxLength and MaxBytes limit the ready messages in the queue; 0 means no limit.
 	MaxLength int `envconfig:"RPC_QUEUE_MAX_LENGTH" default:"0" min:"0" max:"1000000000"`
 	MaxBytes  int `envconfig:"RPC_QUEUE_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
-	// DefaultMethod is the function of requests that name none; empty: they are refused.
+	// DefaultMethod is the function for requests without a method name; if it is empty, such
+	// requests are refused.
 	DefaultMethod string `envconfig:"RPC_DEFAULT_METHOD" empty:"ok" maxlen:"255"`
-	// DeliveryLimit is how often a request may be handed out; 0 is no limit.
+	// DeliveryLimit is the maximum number of deliveries of a request; 0 means no limit.
 	DeliveryLimit int `envconfig:"RPC_DELIVERY_LIMIT" default:"5" min:"0" max:"1000"`
-	// ReplayBytes and ReplayAge bound the stored answers.
+	// ReplayBytes and ReplayAge limit the stored responses.
 	ReplayBytes int           `envconfig:"RPC_REPLAY_BYTES" default:"8388608" min:"0" max:"10000000000"`
 	ReplayAge   time.Duration `envconfig:"RPC_REPLAY_AGE" default:"1m" min:"0s" max:"24h"`
-	// MaxHandlerTime bounds how long a handler may run; 0 is no limit.
+	// MaxHandlerTime is the time limit of a handler; 0 means no limit.
 	MaxHandlerTime time.Duration `envconfig:"RPC_MAX_HANDLER_TIME" default:"5m" min:"0s" max:"24h"`
-	// MaxBytesInHand bounds the bodies of the requests that were delivered and are not
-	// acknowledged.
+	// MaxBytesInHand limits the total size of the bodies of delivered requests that are not
+	// yet acknowledged.
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
-	// DrainTimeout bounds the graceful stop after the first signal.
+	// DrainTimeout limits the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 
 	traces *tracing.Tracing // nil while tracing is off
 }
 
-// Validate checks what spans variables.
+// Validate checks rules that involve several variables.
 func (c *Config) Validate(faults *config.Faults) {
 	c.AMQP.Validate(faults)
 	c.Queue.Validate(faults)

@@ -12,20 +12,20 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// isolate unsets every variable of the server for the time of the test.
+// isolate unsets every variable of the server for the duration of the test.
 func isolate(t *testing.T) {
 	t.Helper()
 	configtest.Isolate(t, &Config{})
 }
 
-// load returns the faults of the test's environment.
+// load returns the settings and the faults of the test's environment.
 func load(t *testing.T) (*Config, []string) {
 	t.Helper()
 	var c Config
 	return &c, configtest.Load(t, &c)
 }
 
-// badValues has a wrong value of every variable.
+// badValues holds an invalid value for every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
 	"RPC_PREFETCH":          {"65536", "65536 is more than 65535", configtest.IsEmpty},
 	"RPC_WORKERS":           {"0", "0 is less than 1", configtest.IsEmpty},
@@ -43,7 +43,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 //nolint:paralleltest // sets the environment
 func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 
-// FuzzEnvironment: what the settings take, the library takes.
+// FuzzEnvironment checks that all settings valid for Config are valid for the library.
 func FuzzEnvironment(f *testing.F) {
 	configtest.Fuzz(f, badValues, func(_ *testing.T, c *Config) error {
 		_, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(zap.NewNop())...)
@@ -77,7 +77,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// What the library refuses has reached it.
+// An error of the library proves that the setting reached the library.
 //
 //nolint:paralleltest // sets the environment
 func TestSettingsReachTheLibrary(t *testing.T) {

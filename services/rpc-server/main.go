@@ -1,5 +1,5 @@
-// Command rpc-server serves the functions a and b from a RabbitMQ queue. Its
-// settings come from the environment; docs/operations.md lists them.
+// Command rpc-server serves the functions a and b from a RabbitMQ queue. The settings come
+// from the environment; docs/operations.md lists them.
 //
 //	rpc-server               serve until SIGTERM, SIGINT or SIGHUP, then drain and exit 0
 //	rpc-server check         exit 0 if the settings are good, else 2

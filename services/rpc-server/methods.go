@@ -7,12 +7,12 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// registry is the part of [amqpx.Server] that takes functions.
+// registry is the part of [amqpx.Server] for registering functions.
 type registry interface {
 	Handle(method string, h amqpx.Handler, opts ...amqpx.HandleOption) error
 }
 
-// register adds every function that this server serves.
+// register registers every function of this server.
 func register(r registry) error {
 	return errors.Join(
 		r.Handle("a", answer("a")),
@@ -20,8 +20,8 @@ func register(r registry) error {
 	)
 }
 
-// answer returns a function that answers text whatever its argument. It is pure,
-// so running it twice does no harm.
+// answer returns a handler with the fixed result text. The handler is pure, so running it
+// twice does no harm.
 func answer(text string) amqpx.Handler {
 	return func(context.Context, *amqpx.Request) ([]byte, error) {
 		return []byte(text), nil

@@ -6,8 +6,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
-// newServer returns a server, and what can be asked of it over HTTP besides how it is: its
-// metrics, and round trips, which need the control plane. Settings switch both off.
+// newServer returns a server, and the options of its HTTP server: the metrics, the handlers,
+// and round trips, which need the control plane. Settings can switch off metrics and the
+// control plane.
 func newServer(settings *Config, options []amqpx.ServerOption) (*amqpx.Server, []health.Option, error) {
 	metrics := amqpxprom.NewServerMetrics(settings.Queue.Name)
 	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))

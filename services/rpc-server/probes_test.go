@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 )
 
-// asked returns what a server without a link answers, with variables set.
+// asked returns the HTTP response of a server without a connection, with variables set.
 func asked(t *testing.T, path string, env ...string) (code int, body string) {
 	t.Helper()
 	isolate(t)

@@ -14,13 +14,13 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// httpStopTimeout bounds the wait for answers to health checks at the end.
+// httpStopTimeout limits the wait, at the end, for health checks in progress.
 const httpStopTimeout = time.Second
 
-// errForced is returned when a second signal cut the drain off.
+// errForced is returned if a second signal ended the drain early.
 var errForced = errors.New("stopped by a second signal before the drain was done")
 
-// serve runs the server until drain ends and what has begun is finished, or until
+// serve runs the server until drain ends and all requests in progress are finished, or until
 // force ends.
 func serve(drain, force context.Context, settings *Config, logger *zap.Logger) error {
 	server, shows, err := newServer(settings, settings.options(logger))
@@ -41,7 +41,7 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		return err
 	}
 	defer func() {
-		// Ends early when force does.
+		// Ends early when force ends.
 		ctx, cancel := context.WithTimeout(force, httpStopTimeout)
 		defer cancel()
 		probes.Stop(ctx)
@@ -52,8 +52,8 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 	return serveUntil(drain, force, server, logger)
 }
 
-// check makes a server of the settings, without a connection, and finds what config.Load
-// cannot.
+// check creates a server from the settings, without a connection, to find faults that
+// config.Load cannot find.
 func check(settings *Config) error {
 	server, _, err := newServer(settings, settings.options(zap.NewNop()))
 	if err != nil {
@@ -63,7 +63,7 @@ func check(settings *Config) error {
 	return nil
 }
 
-// service is the part of [amqpx.Server] that runs and stops.
+// service is the part of [amqpx.Server] that runs and stops a server.
 type service interface {
 	Serve(ctx context.Context) error
 	Close()

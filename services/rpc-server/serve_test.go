@@ -54,8 +54,8 @@ func TestFunctions(t *testing.T) {
 	}
 }
 
-// fake is a server whose Serve returns when its context ends and, if it has to
-// finish something, when closed.
+// fake is a server whose Serve returns when its context ends or, if finish is set, when the
+// server is closed.
 type fake struct {
 	finish bool
 	err    error
@@ -191,7 +191,7 @@ func TestRunWithBusyPort(t *testing.T) {
 	}
 }
 
-// trigger is standard error that sends a signal to this process when text passes.
+// trigger is a standard error stream that sends a signal to this process when text is written.
 type trigger struct {
 	bytes.Buffer
 

@@ -1,7 +1,7 @@
 //go:build integration
 
-// Package browser looks at RabbitMQ's management UI as a person would: it logs in
-// and finds the request queue with its consumers.
+// Package browser uses RabbitMQ's management UI like a person: the tests log in and find the
+// request queue with its consumers.
 package browser
 
 import (
@@ -21,17 +21,17 @@ import (
 )
 
 const (
-	// envChromium names another browser than the one of Debian's package chromium.
+	// envChromium names a browser other than Debian's chromium.
 	envChromium = "AMQPX_CHROMIUM"
 	// envArtifacts names a folder for screenshots.
 	envArtifacts = "AMQPX_TEST_ARTIFACTS"
-	// patience is for everything together: the UI counts consumers every 5 s.
+	// patience bounds the whole test: the UI counts consumers every 5 s.
 	patience = 90 * time.Second
 )
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// tab opens a browser that ends with the test.
+// tab opens a browser, which ends with the test.
 func tab(t *testing.T) context.Context {
 	t.Helper()
 	program := os.Getenv(envChromium)
@@ -41,8 +41,8 @@ func tab(t *testing.T) context.Context {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("no browser: %v. Install the package chromium, or name another by %s", err, envChromium)
 	}
-	// It outlives the test's own context: what ends with that is killed, and writes on
-	// into its folder.
+	// The browser outlives the test's context: the end of this context would kill the browser
+	// while it still writes into its folder.
 	bounded, end := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 	browser, stop := chromedp.NewExecAllocator(bounded, append(
 		chromedp.DefaultExecAllocatorOptions[:],
@@ -61,7 +61,7 @@ func tab(t *testing.T) context.Context {
 	return ctx
 }
 
-// picture takes a screenshot, if a folder for it is named.
+// picture takes a screenshot, and writes the picture if a folder is configured.
 func picture(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
@@ -79,15 +79,15 @@ func picture(ctx context.Context, t *testing.T, name string) {
 	}
 }
 
-// The management UI rewrites itself every 5 s, and what was found before is gone then. So
-// these find an element and use it in one step, inside the page.
+// The management UI redraws itself every 5 s and removes elements found before. So the
+// functions below find and use an element in a single step, inside the page.
 
-// element is JavaScript for the first element of an XPath.
+// element returns JavaScript for the first element of an XPath.
 func element(xpath string) string {
 	return fmt.Sprintf(`document.evaluate(%q, document, null, XPathResult.FIRST_ORDERED_NODE_TYPE, null).singleNodeValue`, xpath)
 }
 
-// open clicks one element, again and again, until another is visible.
+// open clicks an element repeatedly until another element is visible.
 func (v viewer) open(what, click, until string) {
 	v.t.Helper()
 	step := fmt.Sprintf(`(() => {
@@ -98,7 +98,7 @@ func (v viewer) open(what, click, until string) {
 	rig.Eventually(v.t, what+" is shown", func() bool { return evaluate[bool](v, step) })
 }
 
-// text is what an element shows.
+// text returns the text of an element.
 func (v viewer) text(xpath string) string {
 	v.t.Helper()
 	return evaluate[string](v, element(xpath)+`?.innerText ?? ""`)
@@ -146,7 +146,7 @@ func TestManagementShowsTheQueueAndItsConsumers(t *testing.T) {
 
 	v.open("the queue's page", link, fmt.Sprintf(`//h1[contains(.,"%s")]`, r.Queue.Name))
 	section := `//div[contains(@class,"section")][h2[contains(.,"Consumers") and contains(.,"(2)")]]`
-	// It is folded at first.
+	// The section is folded at first.
 	v.open("the consumers", section+`/h2`, section+`//table`)
 	consumers := v.text(section + `//table`)
 	picture(v.ctx, t, "queue")

@@ -27,14 +27,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// evil is a body that must not become a part of the page.
+// evil is a body that must not become active content of the page.
 const evil = `<script>document.title = "taken over"</script><img src=x onerror=alert(1)>`
 
-// figures are the plots of a run that had answers.
+// figures is the number of plots for a run with responses.
 const figures = 5
 
-// reported runs rpc-client against a server that answers what it should, with a lost link
-// in the middle, and returns the folder of the reports.
+// reported runs rpc-client against a correct server, with a lost connection in the middle, and
+// returns the folder of the reports.
 func reported(t *testing.T) string {
 	t.Helper()
 	r := rig.New(t)
@@ -63,7 +63,7 @@ func reported(t *testing.T) string {
 	return dir
 }
 
-// noise collects what a page must not do.
+// noise collects a page's forbidden actions.
 type noise struct {
 	mu   sync.Mutex
 	said []string
@@ -75,7 +75,7 @@ func (n *noise) note(text string) {
 	n.said = append(n.said, text)
 }
 
-// listen notes what the console says and every request but the one for the page.
+// listen records console output and every request except the request for the page.
 func (n *noise) listen(ctx context.Context, t *testing.T, address string) {
 	t.Helper()
 	err := chromedp.Listen(ctx, func(ev any) {
@@ -103,7 +103,7 @@ func (n *noise) listen(ctx context.Context, t *testing.T, address string) {
 	}
 }
 
-// viewer looks at one page.
+// viewer inspects a page.
 type viewer struct {
 	t   *testing.T
 	ctx context.Context //nolint:containedctx // of the tab, which is what it stands for.
@@ -119,7 +119,7 @@ func evaluate[T any](v viewer, expression string) T {
 	return got
 }
 
-// look sets the width, the scheme and the medium of the page, and takes a picture.
+// look sets the width, the colour scheme and the medium of the page, and takes a picture.
 func (v viewer) look(name string, width int64, scheme, medium string) {
 	v.t.Helper()
 	_, err := chromedp.Call(v.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
@@ -147,7 +147,7 @@ func (v viewer) look(name string, width int64, scheme, medium string) {
 	v.plots(name)
 }
 
-// plots checks that each figure shows one drawing, and that all its words are inside and
+// plots checks that each figure shows one drawing, and that all its labels are inside and
 // large enough to read.
 func (v viewer) plots(name string) {
 	v.t.Helper()
@@ -185,7 +185,7 @@ func (v viewer) plots(name string) {
 	}
 }
 
-// value returns a value of report.json by its path. Names may have dots.
+// value returns a value of report.json by its path. Names may contain dots.
 func value(document any, path string) any {
 	if path == "" {
 		return document

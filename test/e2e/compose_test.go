@@ -13,8 +13,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestCompose uses the Compose file as users and CI jobs do, without make, by Compose v2,
-// which is built where it is missing. TestMakeUp uses whichever version is there.
+// TestCompose runs the Compose file without make, like users and CI jobs, with Compose v2,
+// which is built if missing. TestMakeUp uses the installed version.
 func TestCompose(t *testing.T) {
 	s := newStack(t)
 	if !s.containers {
@@ -43,7 +43,7 @@ func TestCompose(t *testing.T) {
 	s.threeReports(run)
 }
 
-// threeReports has three clients at once, each of which writes a report of its own.
+// threeReports runs three clients concurrently and checks that each writes a separate report.
 func (s *stack) threeReports(run func(args ...string) (string, error)) {
 	t := s.t
 	t.Helper()

@@ -1,6 +1,6 @@
-// Package e2e tests what a user does: make up, a look around, make down. Where a
-// Docker engine answers the pair runs in containers, otherwise as plain processes;
-// either way on ports, and with a name, of its own, beside whatever runs already.
+// Package e2e tests a user's steps: make up, some inspection, make down. With a Docker engine
+// the pair runs in containers, otherwise as plain processes. In both cases it uses separate
+// ports and a separate name, beside other running instances.
 //
 //	go test -v -tags e2e ./e2e/...
 package e2e

@@ -56,8 +56,8 @@ func TestMakeUp(t *testing.T) {
 	}
 }
 
-// badSettings end make up soon, with the variable on the screen, and leave no report of an
-// earlier run.
+// badSettings checks the early end of make up after wrong settings, with the variable's name
+// on the screen and without the report of an earlier run.
 func (s *stack) badSettings() {
 	s.t.Helper()
 	for variable, value := range map[string]string{"RPC_CALLS": "none", "RPC_QUEUE_TYPE": "quorm", "RPC_PREFETCH": "-1"} {
@@ -73,7 +73,8 @@ func (s *stack) badSettings() {
 	}
 }
 
-// otherVersion asks for another RabbitMQ than the one that is there with its data.
+// otherVersion requests a RabbitMQ version other than the version of the existing broker and
+// its data.
 func (s *stack) otherVersion() {
 	s.t.Helper()
 	out, err := s.output(s.t.Context(), "make", "up", "RABBITMQ_VERSION=4", "RABBITMQ_IMAGE=rabbitmq:4-management")
@@ -82,7 +83,7 @@ func (s *stack) otherVersion() {
 	}
 }
 
-// images are small and run as nobody in particular.
+// images checks the size of the images and their unprivileged user.
 func (s *stack) images(t *testing.T) {
 	for _, image := range []string{"rabbitmq-rpc/server:latest", "rabbitmq-rpc/client:latest"} {
 		var size int
@@ -101,8 +102,8 @@ func (s *stack) images(t *testing.T) {
 	}
 }
 
-// scale runs three servers and stops one in the middle of many calls: it drains,
-// exits 0, and no call is lost.
+// scale runs three servers and stops one of them during many calls: the server drains and
+// exits with 0, and no call is lost.
 func (s *stack) scale(t *testing.T) {
 	s.compose("up -d --no-build --scale rpc-server=3 rpc-server")
 	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers(requestQueue) == 3 })
@@ -124,7 +125,7 @@ func (s *stack) scale(t *testing.T) {
 	server := strings.Fields(s.compose("ps -q rpc-server"))[0]
 	s.must("docker", "stop", server)
 	waitFor(t, lines, `"client finished"`)
-	for range lines { // the rest is of no interest, but must be read
+	for range lines { // the remaining lines must be read, but are not checked
 	}
 	if err := client.Wait(); err != nil {
 		t.Errorf("the client, while one of three servers stopped: %v", err)
@@ -135,7 +136,7 @@ func (s *stack) scale(t *testing.T) {
 	}
 }
 
-// fleet lists the servers with the command of the documents, which starts and stops none.
+// fleet lists the servers with the documented command, which starts and stops no server.
 func (s *stack) fleet(t *testing.T, want int) {
 	t.Helper()
 	before := s.compose("ps -q rpc-server")
@@ -163,8 +164,8 @@ func (s *stack) fleet(t *testing.T, want int) {
 	}
 }
 
-// drain stops a second server with SIGTERM, as there is no engine to see the exit
-// code of the first.
+// drain stops a second server with SIGTERM, because without an engine the exit code of the
+// first is not available.
 func (s *stack) drain(t *testing.T) {
 	server := exec.CommandContext(t.Context(), filepath.Join(s.run, "pair", "bin", "rpc-server"))
 	server.Env = slices.Concat(s.env, []string{"AMQP_URL=amqp://guest:guest@" + s.amqp + "/", "HTTP_ADDR=127.0.0.1:0"})
@@ -181,7 +182,7 @@ func (s *stack) drain(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, lines, `"msg":"server stopped"`)
-	for range lines { // the rest is of no interest, but must be read
+	for range lines { // the remaining lines must be read, but are not checked
 	}
 	if err := server.Wait(); err != nil {
 		t.Errorf("server after SIGTERM: %v, want exit code 0", err)

@@ -26,7 +26,7 @@ func atoi(t *testing.T, s string) int {
 	return n
 }
 
-// follow sends what r says, line by line, until it ends.
+// follow returns the lines of r until its end.
 func follow(r io.Reader) <-chan string {
 	lines := make(chan string)
 	go func() { // ends when the process closes its output

@@ -26,14 +26,14 @@ type stack struct {
 	root       string
 	env        []string
 	project    string
-	run        string // state of what runs
+	run        string // state of the running stack
 	report     string // folder of report.json
 	amqp       string // host:port
 	management string // host:port
 	containers bool
 }
 
-// newStack prepares a run, of which nothing may be left after the test.
+// newStack prepares a run; nothing of the run may remain after the test.
 func newStack(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{
@@ -82,14 +82,14 @@ func (s *stack) output(ctx context.Context, name string, args ...string) (string
 	return out.String(), err
 }
 
-// outputWith is output with one more variable.
+// outputWith is output with a further variable.
 func (s *stack) outputWith(ctx context.Context, variable, name string, args ...string) (string, error) {
 	with := *s
 	with.env = append(slices.Clone(s.env), variable)
 	return with.output(ctx, name, args...)
 }
 
-// envFile is the stack's own .env, which may not be there yet.
+// envFile returns the path of the stack's .env file, and creates the file if needed.
 func (s *stack) envFile() string {
 	s.t.Helper()
 	for _, v := range slices.Backward(s.env) {
@@ -106,7 +106,7 @@ func (s *stack) envFile() string {
 	return ""
 }
 
-// must is output of a program that has to succeed.
+// must is output of a program that must succeed.
 func (s *stack) must(name string, args ...string) string {
 	s.t.Helper()
 	out, err := s.output(s.t.Context(), name, args...)
@@ -116,13 +116,13 @@ func (s *stack) must(name string, args ...string) string {
 	return out
 }
 
-// compose runs Compose v2 or v1, as the scripts do.
+// compose runs Compose v2 or v1, like the scripts.
 func (s *stack) compose(args string) string {
 	s.t.Helper()
 	return s.must("bash", "-c", ". deploy/lib.sh; load_env; compose "+args)
 }
 
-// down runs make down and looks for what it may have left.
+// down runs make down and checks that nothing remains.
 func (s *stack) down() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 2*time.Minute)
 	defer cancel()
@@ -152,7 +152,7 @@ func (s *stack) down() {
 	}
 }
 
-// result is the part of report.json that counts.
+// result is the checked part of report.json.
 type result struct {
 	Calls, OK, Lost, Mismatched int64
 	Errors                      map[string]int64
@@ -171,7 +171,7 @@ func (s *stack) readReport() result {
 	return r
 }
 
-// consumers asks the management API, as guest, how many serve the queue.
+// consumers asks the management API, as guest, for the number of the queue's consumers.
 func (s *stack) consumers(queue string) int {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet,

@@ -15,10 +15,10 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// brokerScenarios are faults of the broker.
+// brokerScenarios returns the faults of the broker.
 func brokerScenarios() []scenario {
 	const lasts = 20 * time.Second
-	// Restarts take most of their time to boot, and the figure of recovery wants many.
+	// Restarts take most of their time to boot, and the figure of recovery needs many samples.
 	const restarts = 10
 	quorum := with(func(l *load) { l.kind = amqpx.QueueQuorum })
 	persistent := with(func(l *load) { l.persistent = true })
@@ -58,13 +58,13 @@ func brokerScenarios() []scenario {
 		},
 	}
 	for i := range all {
-		// A deleted queue takes requests with it that the broker had confirmed.
+		// Deleting a queue also deletes requests confirmed by the broker.
 		all[i].rules.IdempotentOK = all[i].name != "queue-deleted"
 	}
 	return append(all, alarmScenarios()...)
 }
 
-// containerScenarios are faults that only a broker in a container can have.
+// containerScenarios returns the faults of a broker in a container.
 func containerScenarios() []scenario {
 	if rig.BrokerKind() != "engine" {
 		return nil
@@ -80,8 +80,8 @@ func containerScenarios() []scenario {
 	}}
 }
 
-// alarmScenarios make the broker block publishing for longer than half of the calls
-// are patient.
+// alarmScenarios make the broker block publishing for longer than the deadline of half of the
+// calls.
 func alarmScenarios() []scenario {
 	rules := check.Rules{IdempotentOK: true, Blocked: 100 * time.Millisecond}
 	return []scenario{
@@ -98,8 +98,8 @@ func alarmScenarios() []scenario {
 	}
 }
 
-// outage is a fault that ends the broker, starts it again and takes the time at which
-// it accepts connections.
+// outage returns a fault that ends the broker, starts it again and records the time of its
+// first accepted connection.
 func outage(how string) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
@@ -107,7 +107,7 @@ func outage(how string) func(*stage) {
 		s.broker.Do(how)
 		stop := make(chan struct{})
 		accepted := make(chan time.Time, 1)
-		go func() { // ends when the broker serves, or when it was started in vain
+		go func() { // ends when the broker serves or the start has failed
 			for !s.serves() {
 				select {
 				case <-stop:
@@ -125,7 +125,7 @@ func outage(how string) func(*stage) {
 	}
 }
 
-// serves reports whether the broker answers the protocol's header.
+// serves reports whether the broker answers a protocol header.
 func (s *stage) serves() bool {
 	const timeout = 5 * time.Second
 	address := ""
@@ -152,7 +152,7 @@ func frozen(d time.Duration) func(*stage) {
 	}
 }
 
-// frozenLong stops the broker until every link was given up.
+// frozenLong pauses the broker until every connection has been abandoned.
 func frozenLong(s *stage) {
 	s.broker.Do("pause")
 	s.silenced(client)
@@ -174,7 +174,8 @@ func closeConnections(s *stage) {
 	s.broker.Ctl("close_all_connections", "--vhost", s.tenant.Vhost, "fault suite")
 }
 
-// deleteQueues deletes the queues whose names begin with prefix.
+// deleteQueues deletes the queues with the given prefix. For the request queue's name it
+// deletes only this queue.
 func deleteQueues(prefix string) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
@@ -188,7 +189,7 @@ func deleteQueues(prefix string) func(*stage) {
 
 func revoke(s *stage) {
 	s.tenant.Revoke()
-	closeConnections(s) // what a channel was once allowed, it may go on with
+	closeConnections(s) // an open channel keeps its cached permissions
 	s.wait(2 * time.Second)
 	s.tenant.Grant(".*")
 }
@@ -200,8 +201,8 @@ func removeVhost(s *stage) {
 	s.tenant.Grant(".*")
 }
 
-// shortConsumerTimeout makes the broker close the channels of consumers that do not
-// acknowledge within a second, and look for them twice a second.
+// shortConsumerTimeout makes the broker close channels whose consumer has not acknowledged
+// within a second, and check twice a second.
 func shortConsumerTimeout(s *stage) {
 	set := func(timeout, tick string) {
 		s.broker.Ctl("eval", strings.Join([]string{
@@ -213,7 +214,7 @@ func shortConsumerTimeout(s *stage) {
 	s.t.Cleanup(func() { set("1800000", "60000") })
 }
 
-// expireReplies makes reply queues that nobody consumes disappear after a second.
+// expireReplies lets reply queues without consumers expire after a second.
 func expireReplies(s *stage) {
 	s.manage.Do(http.MethodPut, map[string]any{
 		"pattern": `\.reply\.`, "apply-to": "queues", "definition": map[string]any{"expires": 1000},

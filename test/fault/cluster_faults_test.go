@@ -12,16 +12,16 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// away is how long a node stays away: long enough to tell a client that waits for it from
-// one that goes on without it.
+// away is the absence of a lost node: long enough to distinguish a client waiting for the node
+// from a client that continues without it.
 const away = 6 * time.Second
 
-// The places of the scenarios. In each, node 0 is the first that is lost.
+// The placements of the scenarios. In each, node 0 is the first node to be lost.
 func replyAtRisk() *placement { return &placement{clients: 0, queue: 1, servers: []int{1, 2}} }
 func queueAtRisk() *placement { return &placement{queue: 0, clients: 1, servers: []int{1, 2}} }
 func linkAtRisk() *placement  { return &placement{servers: []int{0, 1}, queue: 2, clients: 1} }
 
-// paced is a load that leaves the processors some time, of quorum or classic queues.
+// paced returns a load that leaves the processors some time, for quorum or classic queues.
 func paced(kind amqpx.QueueType, changes ...func(*load)) load {
 	l := usual()
 	l.kind, l.rate, l.callers = kind, 300, 64
@@ -38,7 +38,7 @@ func one(l *load)         { l.clients = 1 }
 
 func slowHeartbeat(l *load) { l.heartbeat = 20 * time.Second }
 
-// clusterScenarios are faults of a cluster of three nodes.
+// clusterScenarios returns the faults of a cluster of three nodes.
 func clusterScenarios() []scenario {
 	const quorum, classic = amqpx.QueueQuorum, amqpx.QueueClassic
 	const single = amqpx.BatchOff
@@ -157,7 +157,7 @@ func clusterScenarios() []scenario {
 	return all
 }
 
-// loseOne is a fault that loses the node that has a role, and brings it back later.
+// loseOne returns a fault that loses the node with the given role and restores it later.
 func loseOne(how manner, role func(*stage) *clusterNode) func(*stage) {
 	return loseFor(away, how, role)
 }
@@ -172,7 +172,7 @@ func loseFor(d time.Duration, how manner, role func(*stage) *clusterNode) func(*
 	}
 }
 
-// rollNodes restarts each node once the one before is back.
+// rollNodes restarts the nodes in turn, each after the return of the previous node.
 func rollNodes(s *stage) {
 	for _, n := range s.nodes {
 		s.lose(stopped(), n)
@@ -182,7 +182,7 @@ func rollNodes(s *stage) {
 	}
 }
 
-// minority kills two nodes, so that no quorum queue has a majority.
+// minority kills two nodes, so quorum queues have no majority.
 func minority(s *stage) {
 	two := slices.Clone(s.nodes)
 	s.random.Shuffle(len(two), func(i, j int) { two[i], two[j] = two[j], two[i] })
@@ -191,12 +191,12 @@ func minority(s *stage) {
 	s.regain(killed(), two[:2]...)
 }
 
-// suspend stops the process of a node for longer than the others wait for it. When it goes on,
-// RabbitMQ stays partitioned: clients that are there must find another node, until the operator
-// restarts that one.
+// suspend pauses the process of a node for longer than the other nodes wait for it. After the
+// node resumes, RabbitMQ stays partitioned: clients of the node must find another node until
+// the operator restarts the suspended node.
 func suspend(role func(*stage) *clusterNode) func(*stage) { return suspendFor(away, role) }
 
-// suspendFor is suspend with a time between the node's going on and its restart.
+// suspendFor is suspend with a time between the node's resumption and its restart.
 func suspendFor(d time.Duration, role func(*stage) *clusterNode) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
@@ -209,8 +209,8 @@ func suspendFor(d time.Duration, role func(*stage) *clusterNode) func(*stage) {
 	}
 }
 
-// alone keeps a node from the others by a cookie that they do not know. It pauses itself until
-// it has them back (pause_minority).
+// alone isolates a node from the other nodes by a different Erlang cookie. The node pauses
+// itself until the cluster is joined again (pause_minority).
 func alone() manner {
 	return manner{
 		lose: func(n *clusterNode) {
@@ -221,17 +221,17 @@ func alone() manner {
 	}
 }
 
-// togetherAgain undoes it.
+// togetherAgain restores the cookie.
 const togetherAgain = "C = erlang:get_cookie(), [erlang:set_cookie(N, C) || N <- rabbit_nodes:all()]."
 
-// join undoes it at every node that can be asked.
+// join restores the cookie on every reachable node.
 func (s *stage) join() {
 	for _, n := range s.nodes {
 		_, _ = n.Tool("rabbitmqctl", "-q", "eval", togetherAgain)
 	}
 }
 
-// transferLeaders hands the leadership of every quorum queue to the next node.
+// transferLeaders transfers the leadership of every quorum queue to the next node.
 func transferLeaders(s *stage) {
 	s.t.Helper()
 	before := s.leaders()
@@ -241,7 +241,7 @@ func transferLeaders(s *stage) {
 	rig.Eventually(s.t, "the leadership has moved", func() bool { return s.leaders()[queueName] == next })
 }
 
-// rebalance spreads leaders and masters over the nodes.
+// rebalance distributes leaders and masters over the nodes.
 func rebalance(s *stage) {
 	s.t.Helper()
 	if out, err := s.alive().Tool("rabbitmq-queues", "-q", "rebalance", "all"); err != nil {
@@ -249,8 +249,8 @@ func rebalance(s *stage) {
 	}
 }
 
-// drainNode puts the node of the request queue under maintenance and revives it. The command of
-// RabbitMQ 3.10 may fail beside clients whose connections end together, and is then repeated.
+// drainNode puts the node of the request queue into maintenance and revives it. The command of
+// RabbitMQ 3.10 may fail while many connections end at the same time, and is then repeated.
 func drainNode(s *stage) {
 	s.t.Helper()
 	n := requestQueueNode(s)

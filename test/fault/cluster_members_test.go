@@ -11,8 +11,8 @@ import (
 	"rabbitmq-rpc/test/fault/internal/check"
 )
 
-// memberScenarios are faults of a cluster whose queues are not what the servers would make
-// them.
+// memberScenarios returns faults of a cluster whose queues differ from the servers' own
+// declarations.
 func memberScenarios() []scenario {
 	all := []scenario{
 		{
@@ -28,8 +28,8 @@ func memberScenarios() []scenario {
 	return all
 }
 
-// declareApart makes a quorum request queue on one node, and its companions as classic queues
-// on another.
+// declareApart declares a quorum request queue, and its companions as classic queues on
+// another node.
 func declareApart(s *stage) {
 	s.t.Helper()
 	s.declareAt(s.nodes[1], queueName, amqp.Table{amqp.QueueTypeArg: string(amqpx.QueueQuorum)})
@@ -54,5 +54,5 @@ func (s *stage) declareAt(n *clusterNode, queue string, args amqp.Table) {
 	}
 }
 
-// companionNode is the node of the companions that were declared apart.
+// companionNode returns the node of the companions declared by declareApart.
 func companionNode(s *stage) *clusterNode { return s.leaders()[queueName+".retry"] }

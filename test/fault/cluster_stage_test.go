@@ -19,15 +19,15 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// placement says on which of the cluster's nodes what begins: the leader or master of the
-// request queue and its companions, each server in turn, and the clients with their reply
-// queues. Numbers are roles: which node has which role is drawn from the seed.
+// placement assigns nodes of the cluster: for the leader or master of the request queue and
+// its companions, for each server in turn, and for the clients with their reply queues. The
+// numbers are roles; the seed determines the node of each role.
 type placement struct {
 	queue, clients int
 	servers        []int
 }
 
-// clusterNode is a node in its role.
+// clusterNode is a node with its role.
 type clusterNode struct {
 	rig.Node
 
@@ -35,18 +35,20 @@ type clusterNode struct {
 	down bool
 }
 
-// loss is a moment from which nodes were away, that at which they began to come back, and
-// that from which they served again.
+// loss records a loss of nodes: its time, the start of the nodes' return, and the time of
+// their service again.
 type loss struct {
 	at, back, until time.Time
 	clients         []string
-	// outage: the request queue was away, too, because its node or a majority was.
+	// outage means that the request queue was unavailable, too, because its node or a majority
+	// was lost.
 	outage bool
-	// quiet: the nodes neither end nor answer, so links to them must first be given up.
+	// quiet means that the nodes neither end nor respond, so clients must first abandon their
+	// connections.
 	quiet bool
 }
 
-// takeCluster finds the nodes, and gives each its role.
+// takeCluster finds the nodes and assigns the roles.
 func (s *stage) takeCluster() {
 	s.t.Helper()
 	for _, n := range rig.TheCluster(s.t) {
@@ -58,7 +60,7 @@ func (s *stage) takeCluster() {
 	}
 }
 
-// wayFrom makes a process's proxies, one to each node, and leaves only that to its home open
+// wayFrom creates a process's proxies, one per node. Only the proxy to the home node is open
 // until open is called.
 func (s *stage) wayFrom(name string, home int) (urls string, open func()) {
 	s.t.Helper()
@@ -79,14 +81,14 @@ func (s *stage) wayFrom(name string, home int) (urls string, open func()) {
 	}
 }
 
-// urlAt is the tenant's URL at a node.
+// urlAt returns the tenant's URL at a node.
 func (s *stage) urlAt(n *clusterNode) string {
 	host := ""
 	rig.Rewrite(s.t, n.URL, func(u *url.URL) { host = u.Host })
 	return rig.Rewrite(s.t, s.tenant.URL(), func(u *url.URL) { u.Host = host })
 }
 
-// declareQueues runs a server on the node that is to have the queues, until it is ready.
+// declareQueues runs a server on the intended node of the queues until it is ready.
 func (s *stage) declareQueues() {
 	s.t.Helper()
 	const name = "first"
@@ -119,7 +121,7 @@ func (s *stage) leaders() map[string]*clusterNode {
 	return at
 }
 
-// alive is a node that runs.
+// alive returns a running node.
 func (s *stage) alive() *clusterNode {
 	s.t.Helper()
 	for _, n := range s.nodes {
@@ -131,12 +133,12 @@ func (s *stage) alive() *clusterNode {
 	return nil
 }
 
-// The roles of a node, as faults look for them.
+// Nodes by role, for the faults.
 
 func requestQueueNode(s *stage) *clusterNode { return s.leaders()[queueName] }
 
-// replyQueueNode is the node of the first client's reply queue, and with direct reply-to that
-// of its link.
+// replyQueueNode returns the node of the first client's reply queue. With direct reply-to it
+// is the node of the client's connection.
 func replyQueueNode(s *stage) *clusterNode {
 	s.t.Helper()
 	if !s.sc.load.direct {
@@ -149,10 +151,10 @@ func replyQueueNode(s *stage) *clusterNode {
 	return s.linkNode(s.clients[0])
 }
 
-// serverNode is the node of the first server's link.
+// serverNode returns the node of the first server's connection.
 func serverNode(s *stage) *clusterNode { return s.linkNode(s.servers[0]) }
 
-// linkNode is the node that a process is connected to.
+// linkNode returns the node of a process's connection.
 func (s *stage) linkNode(p *process) *clusterNode {
 	s.t.Helper()
 	var on *clusterNode
@@ -173,15 +175,15 @@ func (s *stage) linkNode(p *process) *clusterNode {
 	return on
 }
 
-// manner is a way in which nodes are lost.
+// manner is a way to lose and restore nodes.
 type manner struct {
 	lose, regain func(*clusterNode)
-	// ends: the node accepts no connections, and its own end. Else links to it must first be
-	// given up.
+	// ends means that the node closes its connections and accepts no new ones. Otherwise
+	// clients must first abandon their connections.
 	ends bool
 }
 
-// do is a command of deploy/broker.sh.
+// do returns a command of deploy/broker.sh.
 func do(command string) func(*clusterNode) {
 	return func(n *clusterNode) { n.Do(command) }
 }
@@ -190,7 +192,8 @@ func killed() manner    { return manner{lose: do("kill"), regain: do("start"), e
 func stopped() manner   { return manner{lose: do("stop"), regain: do("start"), ends: true} }
 func suspended() manner { return manner{lose: do("pause"), regain: do("restart")} }
 
-// lose ends nodes and notes it. While they are away, nothing accepts connections in their place.
+// lose ends nodes and records the loss. During the absence, the proxies to the nodes accept no
+// connections.
 func (s *stage) lose(how manner, nodes ...*clusterNode) {
 	s.t.Helper()
 	at := s.leaders()[queueName]
@@ -212,7 +215,7 @@ func (s *stage) lose(how manner, nodes ...*clusterNode) {
 	}
 }
 
-// regain brings nodes back, and waits until every quorum queue has all of its members again.
+// regain restores nodes, and waits until every quorum queue has all of its members again.
 func (s *stage) regain(how manner, nodes ...*clusterNode) {
 	s.t.Helper()
 	l := &s.losses[len(s.losses)-1]
@@ -232,7 +235,7 @@ func (s *stage) regain(how manner, nodes ...*clusterNode) {
 	s.whole()
 }
 
-// each does something to every node at once, as nodes that were all away wait for one another.
+// each calls do for all nodes concurrently, because restarted nodes wait for each other.
 func each(nodes []*clusterNode, do func(*clusterNode)) {
 	var all sync.WaitGroup
 	for _, n := range nodes {
@@ -241,7 +244,7 @@ func each(nodes []*clusterNode, do func(*clusterNode)) {
 	all.Wait()
 }
 
-// shut closes every way to a node.
+// shut closes every proxy to a node.
 func (s *stage) shut(n *clusterNode) {
 	for _, way := range s.ways {
 		way[n.role].proxy.Stop()
@@ -259,7 +262,7 @@ func (s *stage) reopen(n *clusterNode) {
 }
 
 // whole waits until the cluster has all its nodes and no partition, and every quorum queue
-// could lose any of them.
+// tolerates the loss of any node.
 func (s *stage) whole() {
 	s.t.Helper()
 	rig.Eventually(s.t, "the cluster is whole", func() bool {
@@ -279,7 +282,7 @@ func (s *stage) whole() {
 	})
 }
 
-// heal leaves the cluster as the next scenario needs it, whatever happened.
+// heal restores the cluster for the next scenario after any outcome.
 func (s *stage) heal() {
 	for _, n := range s.nodes {
 		n.Do("resume")
@@ -289,8 +292,8 @@ func (s *stage) heal() {
 	s.whole()
 }
 
-// judgeLosses records how long the clients were without answers after nodes were lost, and
-// proves that where a majority remained they did not wait for the lost ones.
+// judgeLosses records the clients' time without responses after a loss of nodes. It proves
+// that clients with a remaining majority did not wait for the lost nodes.
 func (s *stage) judgeLosses(row *report.Row, clock *check.Clock) {
 	s.t.Helper()
 	for _, l := range s.losses {

@@ -14,14 +14,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestClusterStatus kills the node that a queue lives on, and looks at what a server that starts
-// then and a client say, each connected to another node. A queue that has no majority is made
-// as a quorum queue with one member.
+// TestClusterStatus kills the node of a queue and checks the status of a new server and the
+// error of a client's call, both connected to another node. The queue without a majority is a
+// quorum queue with one member.
 func TestClusterStatus(t *testing.T) {
 	nodes := rig.TheCluster(t)
 	dead := amqpx.FaultQueueNodeDown
 	if rig.Major() != "3" {
-		dead = amqpx.FaultQueueSilent // RabbitMQ 4 does not answer
+		dead = amqpx.FaultQueueSilent // RabbitMQ 4 does not respond
 	}
 	near, home := nodes[0], nodes[2]
 	cases := map[string]struct {

@@ -10,8 +10,8 @@ import (
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
-// TestCluster loses, cuts off and drains the nodes of a cluster of three, and proves how soon
-// clients are answered again where the request queue stayed in service: `make cluster`.
+// TestCluster loses, isolates and drains the nodes of a cluster of three, and proves how soon
+// clients receive responses again while the request queue stays in service: `make cluster`.
 func TestCluster(t *testing.T) {
 	judgeCluster(t, table(t, "cluster", "make cluster", set.batch, slices.Concat(clusterScenarios(), memberScenarios())))
 }
@@ -25,7 +25,7 @@ func TestClusterShort(t *testing.T) {
 	judgeCluster(t, table(t, "cluster-short", "make cluster-short", set.batch, short))
 }
 
-// judgeCluster proves how soon clients are answered again after a node's end.
+// judgeCluster checks how soon clients receive responses after a node's end.
 func judgeCluster(t *testing.T, run report.Run) {
 	t.Helper()
 	const median, enough = time.Second, 10
@@ -34,7 +34,7 @@ func judgeCluster(t *testing.T, run report.Run) {
 		gaps = append(gaps, l.Gap)
 	}
 	if len(gaps) < enough {
-		return // too few to tell a rank
+		return // too few for a quantile
 	}
 	if got := report.Quantile(gaps, 0.5); got > median {
 		t.Errorf("longest time without an answer after a node's end: median %v, want at most %v", got, median)

@@ -1,4 +1,4 @@
-// Package fault injects every fault we can into running pairs of client and server,
-// and proves from ledgers that every call settled and that what was said of it is
-// true. docs/reliability.md tells how to run it and what it found.
+// Package fault injects many kinds of faults into running pairs of client and server. Ledgers
+// prove a settled result and a true outcome for every call. docs/reliability.md describes the
+// usage and the results.
 package fault

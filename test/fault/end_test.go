@@ -10,12 +10,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// queue is the request queue.
+// queue returns the request queue.
 func (s *stage) queue() amqpx.Queue {
 	return amqpx.Queue{Name: queueName, Type: s.sc.load.kind, Durable: true}
 }
 
-// waiting is how many messages wait in a queue; the broker counts exactly.
+// waiting returns the exact number of ready messages in a queue.
 func (s *stage) waiting(queue string) int {
 	s.t.Helper()
 	conn := rig.Dial(s.t, s.tenant.URL())
@@ -31,7 +31,7 @@ func (s *stage) waiting(queue string) int {
 	return q.Messages
 }
 
-// end stops the load, then the servers, and proves that nothing is left behind.
+// end stops the clients, then the servers, and proves that no resource is left behind.
 func (s *stage) end(row *report.Row) {
 	s.t.Helper()
 	s.served()

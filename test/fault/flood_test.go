@@ -14,8 +14,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// floods is how many floods follow one another: what a server holds after the last is
-// compared with what it held after the one before.
+// floods is the number of consecutive floods. A server's memory after the last flood is
+// compared with its memory after the previous flood.
 const floods = 3
 
 // floodScenarios send a hundred thousand useless messages at a time.
@@ -36,12 +36,12 @@ func floodScenarios() []scenario {
 
 const (
 	floodSize = 100_000
-	// floodWindow is how many messages of a flood wait in the queue at once.
+	// floodWindow bounds the messages of a flood in the queue.
 	floodWindow = 1000
 )
 
-// flood is a fault that sends messages and waits for the answers to those that can
-// be answered.
+// flood returns a fault that sends messages and waits for the responses to the answerable
+// messages.
 func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
@@ -72,7 +72,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 	}
 }
 
-// mailbox opens a channel in confirm mode, with a queue of its own for answers.
+// mailbox opens a channel in confirm mode, with an exclusive queue for responses.
 func (s *stage) mailbox(conn *amqp.Connection) (ch *amqp.Channel, name string, answers <-chan amqp.Delivery) {
 	s.t.Helper()
 	ch, err := conn.Channel()
@@ -98,7 +98,7 @@ func unknown(i int, inbox string) amqp.Publishing {
 	}
 }
 
-// malformed makes messages of ten kinds, half of which can be answered.
+// malformed returns messages of ten kinds, half of them answerable.
 func malformed(i int, inbox string) amqp.Publishing {
 	m := unknown(i, inbox)
 	switch i % 10 {
@@ -126,7 +126,7 @@ func malformed(i int, inbox string) amqp.Publishing {
 	return m
 }
 
-// resident is the memory of a process in bytes.
+// resident returns the resident memory of a process in bytes.
 func resident(s *stage, pid int) float64 {
 	s.t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
@@ -140,7 +140,7 @@ func resident(s *stage, pid int) float64 {
 	return float64(pages * os.Getpagesize())
 }
 
-// judgeMemory proves that what servers held stayed within a fifth.
+// judgeMemory proves that the servers' memory changed by at most a fifth.
 func (s *stage) judgeMemory() (problems []string) {
 	const slack = 0.2
 	for name, held := range s.held {

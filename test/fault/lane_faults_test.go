@@ -15,10 +15,10 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// laneQueue is the queue of the batch lane.
+// laneQueue is the batch queue.
 const laneQueue = queueName + ".batch"
 
-// laneScenarios are faults of what only the batch lane has. Their crowds fill it.
+// laneScenarios returns faults of batching. Their many callers fill the batches.
 func laneScenarios() []scenario {
 	const lasts = 20 * time.Second
 	crowd := with(func(l *load) { l.callers = 128 })
@@ -48,19 +48,19 @@ func laneScenarios() []scenario {
 	}
 	for i := range all {
 		all[i].lane = true
-		// A deleted queue takes requests with it that the broker had confirmed.
+		// Deleting a queue also deletes requests confirmed by the broker.
 		all[i].rules.IdempotentOK = all[i].name != "lane-queue-deleted"
 	}
 	return all
 }
 
-// desertLane replaces the servers one by one, and expects that batches end and come back.
+// desertLane replaces the servers in turn, and expects batching to end and to resume.
 func desertLane(s *stage) {
 	s.t.Helper()
 	for _, p := range s.servers {
 		p.becomes("-batch=" + string(amqpx.BatchOff))
 	}
-	const noticed = 2500 * time.Millisecond // clients look once a second
+	const noticed = 2500 * time.Millisecond // clients check once a second
 	s.wait(noticed)
 	var before []uint64
 	for _, c := range s.clients {
@@ -80,7 +80,7 @@ func desertLane(s *stage) {
 	}
 }
 
-// call makes a call of the suite's own, and puts it on record.
+// call makes a call of the suite itself, with entries in the ledger.
 func (s *stage) call(ctx context.Context, client *amqpx.Client, id, method string, opts ...amqpx.CallOption) error {
 	deadline, _ := ctx.Deadline()
 	body := []byte(id + " 0s")
@@ -99,8 +99,7 @@ func (s *stage) call(ctx context.Context, client *amqpx.Client, id, method strin
 	return errors.Join(err, started, s.book.Write(e))
 }
 
-// buried expects that a killer's call ended as that of a dead letter, of which there is
-// one more.
+// buried expects the error of a dead-lettered call, and an additional dead letter.
 func (s *stage) buried(err error, before int) {
 	s.t.Helper()
 	if amqpx.CodeOf(err) != amqpx.CodeInternal || amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
@@ -111,8 +110,8 @@ func (s *stage) buried(err error, before int) {
 	}
 }
 
-// poisonTogether makes a call that kills whoever runs it while 64 others wait to leave
-// as well: they are answered, and only the killer ends among the dead letters.
+// poisonTogether makes a call that kills its server while 64 other calls wait to be sent. The
+// other calls must succeed, and only the killer is dead-lettered.
 func poisonTogether(s *stage) {
 	s.t.Helper()
 	dead := s.waiting(queueName + ".dead")

@@ -19,7 +19,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// settings are the flags of the test binary.
+// settings holds the flags of the test binary.
 type settings struct {
 	seed  uint64
 	scale float64
@@ -64,7 +64,7 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 		return code
 	})
-	// A toxic that ends its link leaves the goroutines before it in the chain behind.
+	// A toxic with an ended link leaves behind the goroutines before it in the chain.
 	const toxics, links = "github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run", "github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"
 	rig.Main(m, goleak.IgnoreAnyFunction(toxics), goleak.IgnoreAnyFunction(links))
 }

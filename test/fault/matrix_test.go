@@ -16,20 +16,20 @@ import (
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
-// scenarios is the whole matrix.
+// scenarios returns the whole matrix.
 func scenarios() []scenario {
 	return slices.Concat(tcpScenarios(), processScenarios(), brokerScenarios(), floodScenarios(), laneScenarios(), containerScenarios())
 }
 
-// TestMatrix runs every scenario, and proves how soon calls are answered again after
-// the broker's return: `make chaos`.
+// TestMatrix runs every scenario, and proves how soon calls succeed again after the broker's
+// return: `make chaos`.
 func TestMatrix(t *testing.T) {
 	matrix := slices.DeleteFunc(scenarios(), func(sc scenario) bool { return sc.lane && set.batch == string(amqpx.BatchOff) })
 	run := table(t, "chaos", "make chaos", set.batch, matrix)
 	const median, p99, enough = time.Second, 3 * time.Second, 20
 	all := run.Recoveries()
 	if len(all) < enough {
-		return // too few to tell a rank: single scenarios were asked for
+		return // too few for a quantile: single scenarios were selected
 	}
 	if got := report.Quantile(all, 0.5); got > median {
 		t.Errorf("from the broker's return to the first answer: median %v, want at most %v", got, median)
@@ -39,8 +39,8 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// TestShort injects one fault of each common kind into one pair, in an order drawn
-// from the seed, with batches and without: `make fault`, a part of `make test`.
+// TestShort injects a fault of each common kind into a pair, in an order drawn from the seed,
+// with batches and without: `make fault`, a part of `make test`.
 func TestShort(t *testing.T) {
 	modes := []amqpx.BatchMode{amqpx.BatchAuto, amqpx.BatchOff}
 	batch := "both"
@@ -56,7 +56,7 @@ func TestShort(t *testing.T) {
 	table(t, "short", "make fault", batch, all)
 }
 
-// short is a scenario of all short ones.
+// short returns a scenario made of all short scenarios.
 func short(t *testing.T, mode amqpx.BatchMode) scenario {
 	t.Helper()
 	all := slices.DeleteFunc(scenarios(), func(sc scenario) bool {
@@ -77,7 +77,7 @@ func short(t *testing.T, mode amqpx.BatchMode) scenario {
 	}
 }
 
-// table plays scenarios one after the other and writes the table of all that ran.
+// table runs scenarios in turn and writes their table.
 func table(t *testing.T, name, command, batch string, all []scenario) report.Run {
 	t.Helper()
 	run := report.Run{
@@ -86,7 +86,7 @@ func table(t *testing.T, name, command, batch string, all []scenario) report.Run
 	for _, sc := range all {
 		t.Run(sc.name, func(t *testing.T) {
 			var row report.Row
-			defer func() { // also of one that gives up
+			defer func() { // also after a fatal failure
 				run.Rows = append(run.Rows, row)
 				write(t, run, name)
 			}()
@@ -98,7 +98,7 @@ func table(t *testing.T, name, command, batch string, all []scenario) report.Run
 	return run
 }
 
-// repeats is what a target of the Makefile needs to do a run again.
+// repeats returns the arguments of a Makefile target for a repetition of the run.
 func repeats(batch string) string {
 	text := fmt.Sprintf(" BROKER=%s SEED=%d", major(), set.seed)
 	var flags []string
@@ -116,8 +116,8 @@ func repeats(batch string) string {
 	return text
 }
 
-// write writes a table as far as it goes into the folder for tables, so that a run that
-// is ended early has one, too.
+// write writes the table to the folder for tables after every scenario, so an interrupted run
+// has a table, too.
 func write(t *testing.T, run report.Run, name string) {
 	t.Helper()
 	if set.out == "" {
@@ -128,5 +128,5 @@ func write(t *testing.T, run report.Run, name string) {
 	}
 }
 
-// major is the version of the broker.
+// major returns the version of the broker.
 func major() string { return os.Getenv("AMQPX_TEST_BROKER_MAJOR") }

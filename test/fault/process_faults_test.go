@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// processScenarios are faults of the processes themselves.
+// processScenarios returns the faults of the processes themselves.
 func processScenarios() []scenario {
 	const lasts = 20 * time.Second
 	all := []scenario{
@@ -61,11 +61,11 @@ func processScenarios() []scenario {
 
 func killServer(s *stage) { s.one(s.servers).dies(syscall.SIGKILL) }
 
-// deliveries is the library's default bound.
+// deliveries is the library's default delivery limit.
 const deliveries = 5
 
-// poison makes a call that kills whoever runs it, and expects that it ends among the
-// dead letters, and its caller with a coded error.
+// poison makes a call that kills its server, and expects a dead-lettered request and a coded
+// error for its caller.
 func poison(s *stage) {
 	s.t.Helper()
 	dead := s.waiting(queueName + ".dead")
@@ -92,7 +92,7 @@ func roll(s *stage) {
 	}
 }
 
-// freeze is a fault that stops a process for up to d.
+// freeze returns a fault: a process is stopped for up to d.
 func freeze(at side, d time.Duration) func(*stage) {
 	return func(s *stage) {
 		s.freeze(s.one(s.at(at)), d/2+time.Duration(s.random.Int64N(int64(d/2))))

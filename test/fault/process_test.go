@@ -22,14 +22,14 @@ import (
 )
 
 const (
-	// restartPause is how long the supervisor waits before it starts a server anew.
+	// restartPause is the supervisor's pause before the restart of a server.
 	restartPause = 100 * time.Millisecond
-	// patience is how long what must happen may take.
+	// patience bounds the wait for an expected event.
 	patience = 60 * time.Second
 )
 
-// process is one client or server, and, for a server, the supervisor that starts it
-// again when it dies, as a container's restart policy does.
+// process is one client or server. For a server it includes a supervisor that restarts the
+// process after its death, like a container's restart policy.
 type process struct {
 	t    testing.TB
 	name string
@@ -40,13 +40,13 @@ type process struct {
 	cmd      *exec.Cmd
 	restarts bool
 	ok       uint64          // calls answered
-	batched  uint64          // calls that travelled in a batch
-	ready    int             // how often it became ready
-	ends     int             // how often it ended
-	summary  *report.Summary // of the last life that had one
+	batched  uint64          // calls sent in batches
+	ready    int             // number of times the process became ready
+	ends     int             // number of ends
+	summary  *report.Summary // the last one received
 	changed  chan struct{}   // closed and replaced at every change
-	over     chan struct{}   // closed when it ended for good
-	err      error           // of its last life, to be read after over
+	over     chan struct{}   // closed after the final end
+	err      error           // of the last run, valid after over is closed
 }
 
 func startProcess(t testing.TB, dir string, restarts bool, mode, name string, args ...string) *process {
@@ -66,7 +66,7 @@ func startProcess(t testing.TB, dir string, restarts bool, mode, name string, ar
 	return p
 }
 
-// change makes a change that others may wait for.
+// change makes a change and wakes its waiters.
 func (p *process) change(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,7 +75,7 @@ func (p *process) change(f func()) {
 	p.changed = make(chan struct{})
 }
 
-// until waits for a change after which ok holds.
+// until waits until ok returns true after a change.
 func (p *process) until(what string, ok func() bool) {
 	p.t.Helper()
 	timer := time.NewTimer(patience)
@@ -97,7 +97,7 @@ func (p *process) until(what string, ok func() bool) {
 	}
 }
 
-// supervise lives its lives, one after the other.
+// supervise runs the process, and restarts it if configured.
 func (p *process) supervise() {
 	defer close(p.over)
 	for {
@@ -137,7 +137,7 @@ func (p *process) live() error {
 	return cmd.Wait()
 }
 
-// hear reads what the program says until its end.
+// hear reads the program's lines until its end.
 func (p *process) hear(out io.Reader) {
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
@@ -160,7 +160,7 @@ func (p *process) hear(out io.Reader) {
 	}
 }
 
-// signal sends a signal to the process of the moment, if there is one.
+// signal sends a signal to the running process, if any.
 func (p *process) signal(s os.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,20 +169,20 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// pid of the process of the moment.
+// pid returns the process ID of the running process.
 func (p *process) pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cmd.Process.Pid
 }
 
-// untilReady waits until it has become ready n times.
+// untilReady waits until the process has become ready n times.
 func (p *process) untilReady(n int) {
 	p.t.Helper()
 	p.until("becomes ready", func() bool { return p.ready >= n })
 }
 
-// untilServed waits until a client got n more answers.
+// untilServed waits for n more responses to a client.
 func (p *process) untilServed(n uint64) {
 	p.t.Helper()
 	p.mu.Lock()
@@ -191,30 +191,30 @@ func (p *process) untilServed(n uint64) {
 	p.until("is served", func() bool { return p.ok >= goal })
 }
 
-// untilBatched waits until n more of a client's calls have travelled in a batch.
+// untilBatched waits until a client has sent n more calls in batches.
 func (p *process) untilBatched(n uint64) {
 	p.t.Helper()
 	goal := p.inBatches() + n
 	p.until("sends batches", func() bool { return p.batched >= goal })
 }
 
-// inBatches counts the calls that have travelled in a batch.
+// inBatches returns the number of calls sent in batches.
 func (p *process) inBatches() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.batched
 }
 
-// becomes ends a server gracefully, and has its supervisor start it with other flags,
-// which come after those that it had.
+// becomes ends a server gracefully and restarts it with the given flags after its previous
+// flags.
 func (p *process) becomes(flags ...string) {
 	p.t.Helper()
 	p.change(func() { p.args = slices.Concat(p.args, flags) })
 	p.dies(syscall.SIGTERM)
 }
 
-// dies waits for the end of the present life, which the signal brings about, and
-// for the next one to be ready if there is one.
+// dies sends the signals, waits for the end of the running process, and then for the restarted
+// process to be ready, if the process restarts.
 func (p *process) dies(signals ...os.Signal) {
 	p.t.Helper()
 	p.mu.Lock()
@@ -231,7 +231,7 @@ func (p *process) dies(signals ...os.Signal) {
 	p.untilReady(ready + 1)
 }
 
-// stop ends it gracefully and for good.
+// stop ends the process gracefully and for good.
 func (p *process) stop() error {
 	p.t.Helper()
 	p.change(func() { p.restarts = false })

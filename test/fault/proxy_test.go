@@ -21,7 +21,7 @@ const (
 	down = "downstream" // from the broker
 )
 
-// proxy is the way of some processes to the broker.
+// proxy is the path of some processes to the broker.
 type proxy struct {
 	t     testing.TB
 	proxy *toxiproxy.Proxy
@@ -44,7 +44,7 @@ func newProxy(t testing.TB, name, amqpURL string) *proxy {
 // attributes of a toxic.
 type attributes map[string]any
 
-// poison adds a toxic in one direction and returns what removes it.
+// poison adds a toxic in the given direction and returns a function to remove the toxic.
 func (p *proxy) poison(kind, stream string, a attributes) (heal func()) {
 	p.t.Helper()
 	name := kind + "-" + stream
@@ -62,7 +62,7 @@ func (p *proxy) poison(kind, stream string, a attributes) (heal func()) {
 	}
 }
 
-// cut closes every connection. With refuse, nobody gets through until restore.
+// cut closes every connection and refuses new connections until restore is called.
 func (p *proxy) cut() (restore func()) {
 	p.t.Helper()
 	p.proxy.Stop()

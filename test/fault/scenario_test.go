@@ -17,10 +17,10 @@ import (
 // scenario is one row of the matrix.
 type scenario struct {
 	name string
-	// about says what is injected, for readers of the table.
+	// about describes the fault in the table.
 	about string
-	// lasts is how long faults follow one another at scale 1. Each is injected at
-	// least once, or times times if that is set.
+	// lasts is the duration of the injections at scale 1. The fault is injected at least once,
+	// or times times if times is set.
 	lasts time.Duration
 	times int
 	// gap is the longest pause between two faults.
@@ -29,22 +29,23 @@ type scenario struct {
 	short bool
 	load  load
 	rules check.Rules
-	// before prepares the broker; fault injects once and heals.
+	// before prepares the broker; fault injects the fault once and heals it.
 	before, fault func(*stage)
-	// batch is whether calls may travel together; "" is as the flag -batch says.
+	// batch is the batch mode; "" is the value of the flag -batch.
 	batch amqpx.BatchMode
-	// lane scenarios are about the batch lane and mean nothing without it.
+	// lane scenarios test batching and are skipped without it.
 	lane bool
-	// place is where things begin in a cluster; nil: the broker is a single one.
+	// place is the placement in a cluster; nil means a single broker.
 	place *placement
-	// notice is within how many heartbeats a muted side must leave ready; 0: no matter.
+	// notice is the number of heartbeats within which a muted side must leave ready; 0
+	// disables the check.
 	notice float64
 }
 
-// load is what the pair does.
+// load describes the load of the pair.
 type load struct {
 	clients, servers, callers, padding int
-	// workers are those of a server; 0 is the library's default.
+	// workers is the number of a server's workers; 0 is the library's default.
 	workers                         int
 	mix                             string
 	rate                            float64
@@ -55,7 +56,7 @@ type load struct {
 	persistent, direct              bool
 }
 
-// usual is the load of a scenario that does not say otherwise.
+// usual returns the default load of a scenario.
 func usual() load {
 	return load{
 		clients: 2, servers: 2, callers: 32, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
@@ -64,7 +65,7 @@ func usual() load {
 	}
 }
 
-// with is the usual load with changes.
+// with returns the usual load with changes.
 func with(change func(*load)) load {
 	l := usual()
 	change(&l)
@@ -106,7 +107,7 @@ func play(t *testing.T, sc scenario, row *report.Row) {
 	}
 }
 
-// judge reads the ledgers and lists what is wrong.
+// judge reads the ledgers and lists the problems.
 func (s *stage) judge(row *report.Row) {
 	s.t.Helper()
 	var book check.Book
@@ -137,7 +138,8 @@ func (s *stage) judge(row *report.Row) {
 	row.Problems = slices.Concat(row.Problems, row.Leaks, s.judgeMemory())
 }
 
-// judgeBatches proves that calls took the lane, or did not, as the run says.
+// judgeBatches proves that calls were sent in batches, or were not, according to the batch
+// mode.
 func (s *stage) judgeBatches(row *report.Row) {
 	for _, c := range slices.Concat(s.clients, s.gone) {
 		row.Batched += c.inBatches()
@@ -150,7 +152,7 @@ func (s *stage) judgeBatches(row *report.Row) {
 	}
 }
 
-// judgeNotices proves that a side that heard nothing any more left ready in time.
+// judgeNotices proves that a side with a silent connection left ready in time.
 func (s *stage) judgeNotices(row *report.Row, clock *check.Clock) {
 	s.t.Helper()
 	for _, m := range s.muted {

@@ -14,10 +14,10 @@ import (
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
-// soakRate bounds the calls of a soak per second and client, and so the ledgers.
+// soakRate bounds the calls of a soak per second and client, and so the size of the ledgers.
 const soakRate = 300
 
-// TestSoak injects faults at random into one pair for long: `make soak`.
+// TestSoak injects random faults into one pair for a long time: `make soak`.
 func TestSoak(t *testing.T) {
 	menu := slices.DeleteFunc(scenarios(), func(sc scenario) bool {
 		return sc.load != load{} || sc.before != nil || !sc.rules.IdempotentOK || sc.lane && set.batch == string(amqpx.BatchOff)

@@ -21,8 +21,8 @@ import (
 // queueName is the request queue in the virtual host of a scenario.
 const queueName = "rpc"
 
-// stage is a pair under load: clients and servers in a virtual host of their own,
-// each side behind a proxy.
+// stage is a pair under load: clients and servers in a new virtual host, each side behind a
+// proxy.
 type stage struct {
 	t      testing.TB
 	sc     scenario
@@ -34,26 +34,26 @@ type stage struct {
 	manage  *rig.Management
 	tenant  *rig.Tenant
 	proxies map[side]*proxy
-	// nodes are those of a cluster in the order of the scenario's roles; nil beside a
-	// single broker.
+	// nodes are the nodes of a cluster in the order of the scenario's roles; nil for a single
+	// broker.
 	nodes []*clusterNode
-	// ways are the proxies of each process of a cluster's stage, one to each node.
+	// ways holds the proxies of each process in a cluster, one per node.
 	ways map[string][]*proxy
 
 	servers, clients, gone []*process
 
 	before   census
-	killed   int         // clients that could not clean up
+	killed   int         // clients without a chance to clean up
 	injected int         // faults
 	accepted []time.Time // the broker accepted connections again
-	muted    []mute      // a side's link fell silent
+	muted    []mute      // a side's connection fell silent
 	losses   []loss      // nodes of a cluster were lost
 	orphans  int         // reply queues that may have outlived their use
 	// held is the memory of each server after each flood.
 	held map[string][]float64
 }
 
-// side of the broker.
+// side is a side of the broker.
 type side string
 
 const (
@@ -61,13 +61,13 @@ const (
 	server side = "server"
 )
 
-// mute is a moment from which processes heard nothing any more.
+// mute records the time since which processes receive no data.
 type mute struct {
 	nodes []string
 	at    time.Time
 }
 
-// silenced notes that a side hears nothing from now on.
+// silenced records the start of a side's silence.
 func (s *stage) silenced(at side) {
 	m := mute{at: time.Now()}
 	for _, p := range s.at(at) {
@@ -110,7 +110,7 @@ func newStage(t testing.TB, sc scenario) *stage {
 	return s
 }
 
-// keep copies what a scenario wrote to a place beside the tables if it failed.
+// keep copies the files of a failed scenario to a folder beside the tables.
 func keep(t testing.TB, name, dir string) {
 	t.Helper()
 	if !t.Failed() || set.out == "" {
@@ -144,9 +144,8 @@ func (s *stage) begin() {
 	s.before = s.atRest()
 }
 
-// atRest returns what the broker counts when the pair has all that it needs: what it counted
-// a moment before, and at least two connections of each process, one of a client that uses
-// direct reply-to.
+// atRest waits for a stable count of the pair's resources: two equal counts in a row, with at
+// least two connections per process, or one for a client with direct reply-to.
 func (s *stage) atRest() census {
 	s.t.Helper()
 	least := 2 * (len(s.servers) + len(s.clients))
@@ -163,13 +162,13 @@ func (s *stage) atRest() census {
 	return last
 }
 
-// census is what a virtual host holds.
+// census counts the resources of a virtual host.
 type census struct {
 	Connections, Channels, Queues int
 }
 
-// count counts what the virtual host holds. The broker does so exactly, unlike its management
-// API.
+// count counts the resources of the virtual host. It asks the broker, whose counts are exact,
+// unlike the management API's.
 func (s *stage) count() census {
 	s.t.Helper()
 	text := s.broker.Eval(`iolist_to_binary(["connections ", [[V, " "] || [{vhost, V}] <- rabbit_networking:connection_info_all([vhost])],
@@ -184,11 +183,11 @@ func (s *stage) count() census {
 	}
 }
 
-// within reports whether a later count is that at the beginning. Channels are opened when they
-// are first needed, and a look at a queue that failed, or that RabbitMQ never answers, ends with
-// its channel: each process may have one more or less. Where direct reply-to is used, a server
-// has a connection for it once it needs it. Reply queues of killed clients expire after five
-// minutes.
+// within reports whether a later count equals the count at the beginning, with tolerances.
+// Channels are opened at their first use, and a queue check that fails, or gets no response
+// from RabbitMQ, ends with its channel: each process may have one channel more or less. With
+// direct reply-to a server has a further connection after its first use. Reply queues of
+// killed clients expire after five minutes.
 func (s *stage) within(now census) bool {
 	processes, more := len(s.servers)+len(s.clients), 0
 	if s.sc.load.direct {
@@ -210,8 +209,8 @@ func (s *stage) addServer() {
 	open()
 }
 
-// way is how a process reaches the broker. In a cluster the process begins on the node that
-// the scenario says, because only that one is open to it until open is called.
+// way returns the path of a process to the broker. In a cluster the process starts on the node
+// of the scenario's placement, because only this node is open until open is called.
 func (s *stage) way(at side, name string, number int) (url string, open func()) {
 	s.t.Helper()
 	if s.sc.place == nil {
@@ -253,7 +252,7 @@ func (s *stage) flags(url string) []string {
 	}
 }
 
-// record adds to the suite's own ledger.
+// record adds an entry to the suite's ledger.
 func (s *stage) record(e ledger.Entry) {
 	s.t.Helper()
 	if err := s.book.Write(e); err != nil {
@@ -261,7 +260,7 @@ func (s *stage) record(e ledger.Entry) {
 	}
 }
 
-// inject injects the scenario's fault once and puts on record how long it took.
+// inject injects the scenario's fault once and records its duration.
 func (s *stage) inject() {
 	s.t.Helper()
 	begun := time.Now()
@@ -270,13 +269,13 @@ func (s *stage) inject() {
 	s.record(ledger.Entry{Kind: ledger.Fault, Name: s.sc.name, At: begun, Until: time.Now()})
 }
 
-// pause lets time pass: a random part of d, at least half of it.
+// pause waits for a random time between d/2 and d.
 func (s *stage) pause(d time.Duration) {
 	s.t.Helper()
 	s.wait(d/2 + time.Duration(s.random.Int64N(int64(d/2)+1)))
 }
 
-// wait lets time pass while the load goes on.
+// wait waits for d while the load goes on.
 func (s *stage) wait(d time.Duration) {
 	s.t.Helper()
 	timer := time.NewTimer(d)
@@ -288,7 +287,7 @@ func (s *stage) wait(d time.Duration) {
 	}
 }
 
-// one picks a process.
+// one returns a random process.
 func (s *stage) one(of []*process) *process { return of[s.random.IntN(len(of))] }
 
 // at returns the processes of a side.
@@ -299,7 +298,7 @@ func (s *stage) at(where side) []*process {
 	return s.servers
 }
 
-// served waits until every client was answered again.
+// served waits until every client has received 50 more responses.
 func (s *stage) served() {
 	s.t.Helper()
 	const answers = 50
@@ -308,7 +307,7 @@ func (s *stage) served() {
 	}
 }
 
-// replaceClient puts a new client in the place of one that ended.
+// replaceClient starts a new client in place of an ended client.
 func (s *stage) replaceClient(p *process) {
 	s.t.Helper()
 	for i, c := range s.clients {
@@ -322,7 +321,7 @@ func (s *stage) replaceClient(p *process) {
 	s.addClient()
 }
 
-// killClient ends a client for good, without a chance to clean up.
+// killClient kills a client, which cannot clean up, and replaces it.
 func (s *stage) killClient(p *process) {
 	s.t.Helper()
 	p.signal(syscall.SIGKILL)
@@ -332,7 +331,7 @@ func (s *stage) killClient(p *process) {
 	s.replaceClient(p)
 }
 
-// freeze stops a process for a while and puts that on record.
+// freeze stops a process for a while and records the pause.
 func (s *stage) freeze(p *process, d time.Duration) {
 	s.t.Helper()
 	at := time.Now()

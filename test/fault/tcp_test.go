@@ -9,11 +9,10 @@ import (
 	"rabbitmq-rpc/test/fault/internal/check"
 )
 
-// both sides of the broker.
+// both returns both sides of the broker.
 func both() []side { return []side{client, server} }
 
-// tcpScenarios are the faults of the network that lose nothing but time, and those
-// that lose links.
+// tcpScenarios returns the faults of the network: delays, and losses of connections.
 func tcpScenarios() []scenario {
 	const lasts = 20 * time.Second
 	slow := []scenario{
@@ -68,7 +67,7 @@ func tcpScenarios() []scenario {
 	return append(all, halfOpenScenarios()...)
 }
 
-// noticeWithin is within how many heartbeats a mute link must be given up.
+// noticeWithin is the number of heartbeats within which a silent connection must be closed.
 const noticeWithin = 2.5
 
 // halfOpenScenarios lose data without a FIN, in one direction or both.
@@ -96,7 +95,7 @@ func halfOpenScenarios() []scenario {
 	return all
 }
 
-// toxic is a fault that poisons both directions for a while.
+// toxic returns a fault that adds a toxic in both directions for a while.
 func toxic(where []side, kind string, a attributes) func(*stage) {
 	return func(s *stage) {
 		for _, at := range where {
@@ -108,7 +107,7 @@ func toxic(where []side, kind string, a attributes) func(*stage) {
 	}
 }
 
-// reset is a fault that answers the next packet of each link with a RST.
+// reset returns a fault with a RST as the response to the next packet of each connection.
 func reset(at side) func(*stage) {
 	return func(s *stage) {
 		defer s.proxies[at].poison("reset_peer", down, attributes{"timeout": 0})()
@@ -116,7 +115,7 @@ func reset(at side) func(*stage) {
 	}
 }
 
-// cut is a fault that closes links and lets nobody through for a while.
+// cut returns a fault with closed connections, and refused new connections for a while.
 func cut(d time.Duration, where ...side) func(*stage) {
 	return func(s *stage) {
 		for _, at := range where {
@@ -128,8 +127,8 @@ func cut(d time.Duration, where ...side) func(*stage) {
 	}
 }
 
-// vanish is a fault that drops data until the links were given up for sure: the
-// processes must notice by themselves.
+// vanish returns a fault with lost data until the connections have surely been abandoned. The
+// processes must detect the loss themselves.
 func vanish(at side, streams ...string) func(*stage) {
 	return func(s *stage) {
 		for _, stream := range streams {

@@ -1,4 +1,4 @@
-// Package hostile sends a server what ends, loops or fills processes, for as long as it is
-// told, and proves that the server survives with 256 MiB of memory and that an ordinary
-// client beside it is served. docs/reliability.md tells how to run it.
+// Package hostile sends a server inputs meant to end, block or fill processes, for a
+// configurable time. The server must survive with 256 MiB of memory, and another client must
+// be served meanwhile. docs/reliability.md describes the usage.
 package hostile

@@ -23,21 +23,21 @@ import (
 )
 
 const (
-	// memory is what a server may use, and collected what its runtime keeps below where it
-	// can, both as in docker-compose.yml.
+	// memory is a server's memory limit, and collected the soft limit of its Go runtime, both
+	// as in docker-compose.yml.
 	memory    = 256 << 20
 	collected = "GOMEMLIMIT=200MiB"
-	// interval is from one call of the ordinary client to its next.
+	// interval is the time between two calls of the ordinary client.
 	interval = 10 * time.Millisecond
-	// deadline of its calls, that of rpc-client.
+	// deadline of the ordinary calls, as in rpc-client.
 	deadline = 30 * time.Second
-	// patience is how long the broker may take to confirm.
+	// patience bounds the wait for the broker's confirms.
 	patience = time.Minute
-	// share of its calls that must be answered; in the last third all of them must.
+	// share of the ordinary calls that must succeed; in the last third all must succeed.
 	share = 0.99
 )
 
-// attack is one input under way.
+// attack sends one input.
 type attack struct {
 	t       *testing.T
 	url     string
@@ -48,8 +48,8 @@ type attack struct {
 	refused int // by the broker
 }
 
-// publish sends messages to an exchange and waits until the broker has them. What the broker
-// itself does not take is no attack any more: it is counted.
+// publish sends messages to an exchange and waits for the broker's confirms. Messages refused
+// by the broker are no attack on the server and are only counted.
 func (a *attack) publish(exchange, key string, messages ...amqp.Publishing) error {
 	if a.ch == nil || a.ch.IsClosed() {
 		if err := a.open(); err != nil {
@@ -77,7 +77,7 @@ func (a *attack) publish(exchange, key string, messages ...amqp.Publishing) erro
 	return err
 }
 
-// open opens a channel, and a connection if there is none.
+// open opens a channel, and a connection if needed.
 func (a *attack) open() error {
 	if a.conn == nil || a.conn.IsClosed() {
 		conn, err := amqp.Dial(a.url)
@@ -96,12 +96,12 @@ func (a *attack) open() error {
 
 // outcome of one ordinary call.
 type outcome struct {
-	at   time.Duration // since the begin
+	at   time.Duration // since the start
 	took time.Duration
 	err  error
 }
 
-// row is what one input came to.
+// row is the result of one input.
 type row struct {
 	input
 
@@ -113,8 +113,8 @@ type row struct {
 	problems       []string
 }
 
-// TestHostileInputs sends every input to a server of its own, some at a time, while ordinary
-// clients call each: `make hostile`.
+// TestHostileInputs sends every input to a separate server, some inputs in parallel, while an
+// ordinary client calls each server: `make hostile`.
 func TestHostileInputs(t *testing.T) {
 	set.began = true
 	all := inputs()
@@ -149,7 +149,7 @@ func TestHostileInputs(t *testing.T) {
 	}
 }
 
-// play sends one input until its time is over, and looks at what became of server and client.
+// play sends one input for the configured time, and then checks the server and the client.
 func play(t *testing.T, r *row) {
 	t.Helper()
 	r.played = true
@@ -203,7 +203,7 @@ func play(t *testing.T, r *row) {
 	r.judge()
 }
 
-// start runs the server of an input under a limit.
+// start runs the server of an input under a memory limit.
 func start(t *testing.T, r *row, limit *rig.MemoryLimit, tenant *rig.Tenant, queue string) *rig.Program {
 	t.Helper()
 	at := tenant.URL()
@@ -244,7 +244,7 @@ func (a *attack) run(ctx context.Context, r *row) {
 	}
 }
 
-// ordinary makes calls at a steady rate until ctx ends, and returns what they ended in.
+// ordinary makes calls at a steady rate until ctx ends, and returns their outcomes.
 func ordinary(ctx context.Context, client *amqpx.Client, begun time.Time) []outcome {
 	var mu sync.Mutex
 	var all []outcome
@@ -270,7 +270,7 @@ func ordinary(ctx context.Context, client *amqpx.Client, begun time.Time) []outc
 	}
 }
 
-// counts returns how many calls were made and answered since a moment.
+// counts returns the numbers of calls and of successful calls since a moment.
 func (r *row) counts(since time.Duration) (calls, ok int) {
 	for _, o := range r.outcomes {
 		if o.at < since {
@@ -286,7 +286,7 @@ func (r *row) counts(since time.Duration) (calls, ok int) {
 
 func (r *row) lastThird() time.Duration { return set.lasts * 2 / 3 }
 
-// judge compares the calls with what is asked for.
+// judge compares the calls with the requirements.
 func (r *row) judge() {
 	calls, ok := r.counts(0)
 	if calls == 0 || float64(ok) < share*float64(calls) {
@@ -300,7 +300,7 @@ func (r *row) judge() {
 	}
 }
 
-// example is the last error.
+// example returns the last error.
 func (r *row) example() string {
 	for _, o := range slices.Backward(r.outcomes) {
 		if o.err != nil {
@@ -310,7 +310,7 @@ func (r *row) example() string {
 	return "none"
 }
 
-// table shows what all inputs came to.
+// table formats the results of all inputs.
 func table(rows []*row) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "RabbitMQ %s, servers under 256 MiB, %v of each input, 100 calls/s beside it\n\n", os.Getenv("AMQPX_TEST_BROKER_MAJOR"), set.lasts)

@@ -14,21 +14,21 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// input is what is sent to a server, again and again.
+// input is a message, or a set of messages, sent to a server repeatedly.
 type input struct {
 	name, about string
-	// program is the server, "rpc-server" unless it needs other handlers.
+	// program is the server's program: "rpc-server", unless the input needs other handlers.
 	program string
-	// every is the pause between two times that it is sent.
+	// every is the pause between two sendings.
 	every time.Duration
-	// url changes the URL that the server gets; tls has it connect by TLS.
+	// url changes the server's URL; tls makes the server connect by TLS.
 	url func(string) string
 	tls bool
-	// send publishes once. ch is a fresh channel that waits for confirms.
+	// send publishes the input once.
 	send func(a *attack) error
 }
 
-// inputs are all of them.
+// inputs returns all inputs.
 func inputs() []input {
 	const often, seldom = 500 * time.Millisecond, 3 * time.Second
 	return []input{
@@ -49,8 +49,8 @@ func inputs() []input {
 	}
 }
 
-// addresses are well-formed reply_to of direct reply-to to which RabbitMQ cannot deliver; some
-// versions end the connection that tries.
+// addresses returns well-formed reply_to addresses of direct reply-to to which RabbitMQ cannot
+// deliver. Some versions close the publisher's connection.
 func addresses() []string {
 	pid := func(tag byte, node string, id, serial uint32, rest ...byte) string {
 		term := append([]byte{131, tag, 119, byte(len(node))}, node...)
@@ -118,7 +118,7 @@ func manyHeaders(a *attack) error {
 	})
 }
 
-// unreadable sends headers that amqp091-go cannot read to every queue of the service.
+// unreadable sends headers that amqp091-go cannot decode to every queue of the service.
 func unreadable(a *attack) error {
 	const depth, number = 60, 9000
 	deep, many := amqp.Table{}, amqp.Table{}
@@ -142,7 +142,7 @@ func unreadable(a *attack) error {
 	return nil
 }
 
-// requests sends n requests to each of some functions.
+// requests sends n requests to each of the given methods.
 func requests(n int, methods ...string) func(*attack) error {
 	return func(a *attack) error {
 		var messages []amqp.Publishing

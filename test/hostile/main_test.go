@@ -14,15 +14,15 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// settings are the flags of the test binary.
+// settings holds the flags of the test binary.
 type settings struct {
 	lasts    time.Duration
 	out      string
 	programs string // folder of the built programs
-	began    bool   // a test has, so that -run matches one
+	began    bool   // a test has started, so -run matches a test
 }
 
-// set is written by TestMain before any test, and by TestHostileInputs, which is alone.
+// set is written by TestMain before any test, and by TestHostileInputs, the only test.
 //
 //nolint:gochecknoglobals // flags are the process's own.
 var set settings

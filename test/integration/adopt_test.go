@@ -38,7 +38,7 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 			if got := rig.Call(t, client, "b", nil); string(got) != "b" {
 				t.Errorf("got %q, want %q", got, "b")
 			}
-			proxy.Cut() // the next link adopts again, and says nothing
+			proxy.Cut() // the next connection adopts again, without a log line
 			rig.Eventually(t, "the server is back", func() bool { return server.Status().Generation > 1 })
 			rig.Call(t, client, "b", nil)
 
@@ -94,8 +94,9 @@ func replyQueue(t *testing.T, r *rig.Rig) string {
 	return queues[0]
 }
 
-// With the reply queue go the answers in it. What may run twice is sent again; for
-// the rest nobody can tell whether an answer was lost.
+// TestReplyQueueDeletedUnderTheClient deletes a reply queue with the responses in it. An
+// idempotent call is sent again; any other call has an unknown outcome, because a response may
+// have been lost.
 func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 	t.Parallel()
 	lose := func(t *testing.T, opts ...amqpx.CallOption) (*amqpx.Client, *held, <-chan outcome) {
@@ -119,7 +120,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		client, slow, call := lose(t)
 		want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrOutcomeUnknown}}.
 			check(t, rig.Recv(t, call, "the call to settle").err)
-		close(slow.release) // the queue comes back under its name, so the answer arrives
+		close(slow.release) // the queue is declared again with the same name, so the response arrives
 		rig.Eventually(t, "the late answer is counted", func() bool { return client.Stats().Late == 1 })
 	})
 	t.Run("idempotent", func(t *testing.T) {

@@ -18,7 +18,8 @@ import (
 
 const mebibyte = 1 << 20
 
-// TestRequestBeyondTheLimitIsNotRead: in every queue of a server.
+// TestRequestBeyondTheLimitIsNotRead: a request beyond the size limit is refused unread in
+// every queue of a server.
 func TestRequestBeyondTheLimitIsNotRead(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -49,7 +50,7 @@ func TestRequestBeyondTheLimitIsNotRead(t *testing.T) {
 		}
 	}
 	toAll(t, r, amqp.Publishing{AppId: "ping", CorrelationId: "1", ReplyTo: inbox.Name, Body: body})
-	inbox.Next() // the server's answer
+	inbox.Next() // the server's response
 	if st := server.Stats(); st.TooLarge != 15 || runs.Load() != 0 {
 		t.Errorf("%d too large, %d executions", st.TooLarge, runs.Load())
 	}
@@ -57,7 +58,8 @@ func TestRequestBeyondTheLimitIsNotRead(t *testing.T) {
 	rig.Eventually(t, "no bytes are in hand", func() bool { return server.Stats().BytesInHand == 0 })
 }
 
-// TestOneWayRequestBeyondTheLimit: nobody can be told, so a dead-letter policy keeps it.
+// TestOneWayRequestBeyondTheLimit: a dead-letter policy keeps a one-way request beyond the
+// limit, because no caller can receive an error.
 func TestOneWayRequestBeyondTheLimit(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -101,7 +103,8 @@ func TestAnswerBeyondTheLimitIsNotRead(t *testing.T) {
 	}
 }
 
-// TestMoreRequestsThanThereIsRoomFor: large requests wait in the queue, small ones go on.
+// TestMoreRequestsThanThereIsRoomFor: large requests wait in the queue while small requests
+// continue.
 func TestMoreRequestsThanThereIsRoomFor(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
@@ -145,7 +148,7 @@ func TestMoreRequestsThanThereIsRoomFor(t *testing.T) {
 			if len(answers) != calls {
 				t.Errorf("%d calls were answered", len(answers))
 			}
-			if n := most.Load(); n > room+size { // one of the retry queue beside it
+			if n := most.Load(); n > room+size { // one from the retry queue may be in addition
 				t.Errorf("%d bytes were in hand", n)
 			}
 			if n := server.Stats().Dead; n != 0 {

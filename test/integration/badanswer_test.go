@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// rawServer hands out one request as it came, for the test to answer.
+// rawServer consumes the request queue without the library. The test responds to the requests.
 func rawServer(t *testing.T, r *rig.Rig) <-chan amqp.Delivery {
 	t.Helper()
 	r.Declare(true, nil)

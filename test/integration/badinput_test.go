@@ -19,8 +19,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// serversWell checks that after all that was thrown at it a server serves, and that
-// neither it nor the broker holds anything back.
+// serversWell checks after a test's inputs for a working server, and for no request retained
+// by the server or the broker.
 func serversWell(t *testing.T, r *rig.Rig, s *rig.Server) {
 	t.Helper()
 	if got := rig.Call(t, r.Ready(), "b", []byte("request")); string(got) != "b" {
@@ -38,7 +38,7 @@ func serversWell(t *testing.T, r *rig.Rig, s *rig.Server) {
 	}
 }
 
-// header returns a request of one header, to a method that exists.
+// header returns a request with a single header, for an existing method.
 func header(name string, value any) amqp.Publishing {
 	return amqp.Publishing{AppId: "b", CorrelationId: uuid.NewString(), Headers: amqp.Table{name: value}}
 }
@@ -136,7 +136,8 @@ func nested(depth int) amqp.Table {
 	return table
 }
 
-// Where an answer goes is the requester's choice, so no reply_to may do harm.
+// TestAnswersToNowhere: no reply_to of a request can do harm, because the requester chooses it
+// freely.
 func TestAnswersToNowhere(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -145,14 +146,14 @@ func TestAnswersToNowhere(t *testing.T) {
 		"no such queue", strings.Repeat("q", 255), "\xff\xfe\x00",
 		"amq.rabbitmq.reply-to.garbage", "amq.rabbitmq.reply-to.", "amq.rabbitmq.reply-to.g1h2!!.~~",
 		"amq.rabbitmq.reply-to." + strings.Repeat("A", 200), "amq.rabbitmq.reply-to.g2EB.key",
-		r.Queue.Name, // its answers come back as requests without a reply_to
+		r.Queue.Name, // its responses come back as requests without a reply_to
 	}
 	for _, target := range targets {
 		for _, app := range []string{"b", "unknown", ""} {
 			r.Request(amqp.Publishing{AppId: app, ReplyTo: target, CorrelationId: "1"})
 		}
 	}
-	// Three answers arrive as requests, and have none themselves.
+	// Three responses arrive as requests without a reply_to, and get no responses themselves.
 	want := uint64(3*len(targets) + 3)
 	rig.Eventually(t, "all requests are settled", func() bool {
 		st := server.Stats()
@@ -165,8 +166,9 @@ func TestAnswersToNowhere(t *testing.T) {
 	serversWell(t, r, server)
 }
 
-// The broker itself refuses a request that names direct reply-to without
-// consuming from it: it closes the sender's channel, and no server sees it.
+// TestDirectReplyToWithoutConsumer: a request with direct reply-to needs a channel consuming
+// from direct reply-to. Otherwise the broker closes the sender's channel, and no server
+// receives the request.
 func TestDirectReplyToWithoutConsumer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -281,7 +283,7 @@ func TestRequestsThatCannotTravel(t *testing.T) {
 	}
 }
 
-// Whatever a header may hold arrives as it was sent.
+// TestHeadersOfEveryType: every type of header value arrives unchanged.
 func TestHeadersOfEveryType(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -15,8 +15,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A broker of its own is filled, restarted, killed and frozen. The parts run one
-// after another, because they share it.
+// TestBrokerInTrouble fills, restarts, kills and freezes a private broker. The parts share the
+// broker and run in sequence.
 func TestBrokerInTrouble(t *testing.T) {
 	t.Parallel()
 	broker := rig.StartBroker(t)
@@ -42,8 +42,8 @@ func TestBrokerInTrouble(t *testing.T) {
 	t.Run("frozen", func(t *testing.T) { brokerFreezes(t, broker) })
 }
 
-// brokerBlocks raises the memory alarm: calls end within their deadlines and say
-// why, and flow again afterwards.
+// brokerBlocks raises the memory alarm. Calls must end within their deadlines with the reason,
+// and succeed again after the alarm.
 func brokerBlocks(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
@@ -52,8 +52,8 @@ func brokerBlocks(t *testing.T, broker *rig.Broker) {
 	rig.Call(t, client, "b", nil)
 
 	broker.Ctl("set_vm_memory_high_watermark", "0.0001")
-	// The broker tells a connection only when it publishes, and may still take what
-	// it published then.
+	// The broker informs a connection only when it publishes, and may still accept this
+	// message.
 	const timeout = 500 * time.Millisecond
 	var err error
 	for range 20 {
@@ -87,9 +87,8 @@ func brokerBlocks(t *testing.T, broker *rig.Broker) {
 	}
 }
 
-// brokerGoes takes the broker away in the middle of 1,000 calls. Idempotent ones all
-// succeed; of the others each settles, with the answer or with an error that leaves
-// its outcome open.
+// brokerGoes stops the broker in the middle of 1,000 calls. All idempotent calls must succeed;
+// each other call must end with a response or with an error that leaves the outcome open.
 func brokerGoes(t *testing.T, broker *rig.Broker, opt amqpx.CallOption, goes func()) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
@@ -117,7 +116,7 @@ func brokerGoes(t *testing.T, broker *rig.Broker, opt amqpx.CallOption, goes fun
 	}
 	for i := range calls {
 		if i == calls/2 {
-			// Callers that are under way meet the end of the broker.
+			// Callers with a call in progress experience the end of the broker.
 			all.Go(goes)
 		}
 		next <- i
@@ -136,7 +135,8 @@ func brokerGoes(t *testing.T, broker *rig.Broker, opt amqpx.CallOption, goes fun
 	t.Logf("client %+v, server %+v", st, server.Stats())
 }
 
-// callTime is how much time a call has: one that is not sent again waits in vain.
+// callTime returns the time of a call: short if the call is not sent again, because it may
+// wait in vain.
 func callTime(opt amqpx.CallOption) time.Duration {
 	if opt == nil {
 		return 2 * time.Second
@@ -144,19 +144,19 @@ func callTime(opt amqpx.CallOption) time.Duration {
 	return 3 * time.Minute
 }
 
-// brokerFreezes stops the broker's processes without ending a connection: only the
-// heartbeat tells.
+// brokerFreezes stops the broker's processes without closing a connection, so only the
+// heartbeat detects the failure.
 func brokerFreezes(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
-	// Not noticed before the call has left.
+	// The heartbeat must not detect the failure before the call was sent.
 	heartbeat := amqpx.WithHeartbeat(5 * time.Second)
 	r.Serve(rig.Methods{"b": letter}, heartbeat)
 	client := r.Ready(heartbeat, amqpx.WithCallOptions(amqpx.Idempotent(), amqpx.WaitForServer()))
 	rig.Call(t, client, "b", nil)
 	broker.Do("pause")
 	var err error
-	// Its processes may answer a last call while they are stopped.
+	// The broker's processes may still answer a last call while they are being stopped.
 	rig.Eventually(t, "the broker is frozen", func() bool {
 		err = sent(func() error {
 			_, err := client.Call(rig.Within(t, 300*time.Millisecond), "b", nil)

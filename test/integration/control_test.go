@@ -19,7 +19,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// listed asks for the servers until there are n.
+// listed queries the servers until n servers respond.
 func listed(t *testing.T, client *amqpx.Client, n int) (fleet []amqpx.Instance) {
 	t.Helper()
 	rig.Eventually(t, fmt.Sprintf("%d servers answer", n), func() bool {
@@ -64,9 +64,9 @@ func TestFleetOfServers(t *testing.T) {
 	if ran != 100 {
 		t.Errorf("they ran %d calls together, want 100", ran)
 	}
-	// A server that drains is still there, one that lost its link comes back.
+	// A draining server is still listed, and a server that lost its connection comes back.
 	call := begin(rig.Patience(t), client, "run", []byte("x"))
-	for busyAt := ""; busyAt != "server 2"; { // the others do not know the method
+	for busyAt := ""; busyAt != "server 2"; { // the other servers do not know the method
 		select {
 		case <-busy.entered:
 			busyAt = "server 2"
@@ -92,7 +92,7 @@ func TestFleetWithoutServers(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	client := r.Ready()
-	for range 2 { // with no exchange, and with one that has no queue
+	for range 2 { // first without the exchange, then with an exchange that has no queue
 		if _, err := client.Fleet(rig.Patience(t)); !errors.Is(err, amqpx.ErrUnroutable) {
 			t.Errorf("got %v, want %v", err, amqpx.ErrUnroutable)
 		}
@@ -105,7 +105,7 @@ func TestFleetWithoutServers(t *testing.T) {
 	}
 }
 
-// canceled are handlers that tell what their contexts ended with.
+// canceled is a handler that reports the error of its context.
 type canceled struct{ begun, ended chan string }
 
 func (c *canceled) handle(ctx context.Context, req *amqpx.Request) ([]byte, error) {
@@ -174,7 +174,7 @@ func TestCancelReachesTheServerThatRunsTheCall(t *testing.T) {
 	}
 }
 
-// What comes to the control plane is anybody's; calls go on beside it.
+// TestFloodOfTheControlPlane: calls succeed during a flood of arbitrary control messages.
 func TestFloodOfTheControlPlane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -229,8 +229,8 @@ func TestServerThatMayNotHaveAControlPlane(t *testing.T) {
 	}
 }
 
-// BenchmarkCancel measures how long it takes from the end of a caller's context to the
-// end of its handler's: for calls that travel alone and for those of a batch.
+// BenchmarkCancel measures the time from the end of a caller's context to the end of the
+// handler's context, for single calls and for calls in a batch.
 func BenchmarkCancel(b *testing.B) {
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprint(callers, " callers"), func(b *testing.B) {

@@ -13,13 +13,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// drainWhileTheBrokerBlocks drains a server while the broker blocks publishing: it gives
-// requests whose copies it cannot publish back as they are, and does not wait.
+// drainWhileTheBrokerBlocks drains a server while the broker blocks publishing. Requests whose
+// copies cannot be published must be requeued without waiting.
 func drainWhileTheBrokerBlocks(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
 	r.Declare(true, nil)
-	// A connection that publishes nothing, which the broker does not block, holds requests.
+	// The requests are held by a connection without published messages, which the broker does
+	// not block.
 	holder, err := rig.Dial(t, r.URL).Channel()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +55,7 @@ func drainWhileTheBrokerBlocks(t *testing.T, broker *rig.Broker) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if took := time.Since(begun); took > 10*time.Second { // half of what a drain may take
+	if took := time.Since(begun); took > 10*time.Second { // half of the drain timeout
 		t.Errorf("the drain took %v", took)
 	}
 	rig.Eventually(t, "the requests are in the queue", func() bool { return r.Inspect().Messages == 3 })

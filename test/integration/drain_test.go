@@ -18,8 +18,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// Of two servers one drains under load: no caller notices. Calls are not
-// idempotent and not repeated here, so one that was lost would show.
+// TestDrainUnderLoad drains one of two servers under load. No caller may notice: the calls are
+// not idempotent and not repeated, so a lost call would show.
 func TestDrainUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -101,8 +101,8 @@ func TestDrainGivesBackWhatWasNotStarted(t *testing.T) {
 	}
 }
 
-// A handler that does not come to an end is cut off, and its request goes to
-// another server.
+// TestDrainTimeLimit: the drain timeout cancels an endless handler, and its request is
+// redelivered to another server.
 func TestDrainTimeLimit(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -131,8 +131,8 @@ func TestDrainTimeLimit(t *testing.T) {
 	}
 }
 
-// An answer's confirm acknowledges its request: without the broker's word on the
-// answer the request stays, and with it the request is gone.
+// TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged: a request is acknowledged only after
+// the broker confirmed the response.
 func TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -174,8 +174,8 @@ func TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged(t *testing.T) {
 	}
 }
 
-// A response that the broker nacks is published again while the call has time. Then the
-// request is given up, with a warning, rather than run for ever.
+// TestReplyQueueThatRefuses: a nacked response is published again until the call's deadline.
+// Then the server abandons the request with a warning, instead of running it forever.
 func TestReplyQueueThatRefuses(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -12,13 +12,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// nodeLimits sets the limits that are for all users of a broker, and looks at what a server says
-// of each. RabbitMQ 3.10 has only connection_max, and keeps further connections waiting then.
+// nodeLimits sets the limits for all users of a broker, and checks the server's reported fault
+// for each limit. RabbitMQ 3.10 has only connection_max, and then keeps further connections
+// waiting.
 func nodeLimits(t *testing.T, b *rig.Broker) {
 	t.Helper()
 	for _, c := range []struct {
 		setting string
-		limit   int // below what a server needs
+		limit   int // below the server's needs
 		want    faulty
 	}{
 		{"connection_max", 0, faulty{amqpx.FaultConnectionLimit, []string{"open virtual host", "a limit of connections is reached"}, zap.WarnLevel}},

@@ -26,12 +26,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// mutualTLS is a broker that asks for a client certificate.
+// mutualTLS is a broker that requires a client certificate.
 //
 //nolint:gochecknoglobals // several tests share it.
 var mutualTLS = rig.Shared("ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true")
 
-// authorityOf returns the authority that the broker trusts: its own certificate.
+// authorityOf returns the authority trusted by the broker: its own certificate.
 func authorityOf(t *testing.T, b *rig.Broker) tls.Certificate {
 	t.Helper()
 	authority, err := tls.LoadX509KeyPair(b.CAFile, strings.TrimSuffix(b.CAFile, "cert.pem")+"key.pem")
@@ -41,7 +41,7 @@ func authorityOf(t *testing.T, b *rig.Broker) tls.Certificate {
 	return authority
 }
 
-// pemOf returns a certificate and its key as they stand in files.
+// pemOf returns a certificate and its key in PEM format.
 func pemOf(t *testing.T, c tls.Certificate) (cert, key string) {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
@@ -52,7 +52,8 @@ func pemOf(t *testing.T, c tls.Certificate) (cert, key string) {
 		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// A broker that asks for a client certificate says in TLS alone what it does not like.
+// TestClientCertificates shows the reported fault for each kind of refused client certificate.
+// The broker reports the reason only through TLS.
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
 	broker := mutualTLS.For(t)
@@ -91,7 +92,7 @@ func TestClientCertificates(t *testing.T) {
 	})
 }
 
-// offering offers a certificate whatever authorities the broker names.
+// offering offers a certificate regardless of the broker's list of authorities.
 func offering(own []tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		if len(own) == 0 {
@@ -101,7 +102,7 @@ func offering(own []tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Cer
 	}
 }
 
-// signedBy makes a certificate that is valid until then.
+// signedBy creates a certificate with the given end of validity.
 func signedBy(t *testing.T, authority tls.Certificate, until time.Time) tls.Certificate {
 	t.Helper()
 	parent, err := x509.ParseCertificate(authority.Certificate[0])
@@ -125,8 +126,8 @@ func signedBy(t *testing.T, authority tls.Certificate, until time.Time) tls.Cert
 	return tls.Certificate{Certificate: [][]byte{made}, PrivateKey: key}
 }
 
-// What a broker refuses by its settings, what is wrong with a queue or a virtual host, and
-// what ends a connection that was ready, on one broker of its own.
+// TestFaultsOfABrokerOfItsOwn checks the reported faults for a broker's settings, for bad
+// queues and virtual hosts, and for the end of a ready connection, on a private broker.
 func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
 	t.Parallel()
 	address := elsewhere(t)
@@ -152,7 +153,7 @@ func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
 		t.Parallel()
 		acknowledgesTooLate(t, broker)
 	})
-	if rig.Major() != "3" { // which has no such setting
+	if rig.Major() != "3" { // RabbitMQ 3 has no such setting
 		t.Run("transient queue", func(t *testing.T) {
 			t.Parallel()
 			r := rig.Beyond(t, broker.URL)
@@ -180,7 +181,7 @@ func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
 	})
 }
 
-// vhostOf makes a virtual host and returns its URL.
+// vhostOf creates a virtual host and returns its URL.
 func vhostOf(t *testing.T, b *rig.Broker, name string, args ...string) string {
 	t.Helper()
 	b.Ctl(append([]string{"add_vhost", name}, args...)...)
@@ -188,7 +189,8 @@ func vhostOf(t *testing.T, b *rig.Broker, name string, args ...string) string {
 	return rig.Rewrite(t, b.URL, func(u *url.URL) { u.Path = "/" + name })
 }
 
-// acknowledgesTooLate: what ends a connection that was ready is no fault of the set-up.
+// acknowledgesTooLate shows that a late acknowledgement, which ends a ready connection, is not
+// treated as a setup fault.
 func acknowledgesTooLate(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, broker.URL)
@@ -206,7 +208,7 @@ func acknowledgesTooLate(t *testing.T, broker *rig.Broker) {
 	})
 }
 
-// faultLine waits for the line that tells a fault.
+// faultLine waits for the log line of a fault.
 func faultLine(t *testing.T, logs *observer.ObservedLogs, kind amqpx.FaultKind) observer.LoggedEntry {
 	t.Helper()
 	is := zap.String("fault", string(kind))
@@ -214,7 +216,8 @@ func faultLine(t *testing.T, logs *observer.ObservedLogs, kind amqpx.FaultKind) 
 	return logs.FilterField(is).All()[0]
 }
 
-// stopsRequestQueue: a request queue that its supervisor has stopped is named, with the step.
+// stopsRequestQueue checks that the fault of a request queue stopped by its supervisor names
+// the queue and the step.
 func stopsRequestQueue(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.Beyond(t, broker.URL)
@@ -234,7 +237,7 @@ func stopsRequestQueue(t *testing.T, broker *rig.Broker) {
 	})
 }
 
-// bringsVirtualHostDown: a virtual host that is down comes back.
+// bringsVirtualHostDown shows that a server recovers after its virtual host was down.
 func bringsVirtualHostDown(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	r := rig.Beyond(t, vhostOf(t, broker, "down"))
@@ -245,8 +248,8 @@ func bringsVirtualHostDown(t *testing.T, broker *rig.Broker) {
 	becomesReady(t, server)
 }
 
-// hasDefaultQueueTypes: in a virtual host queues may be streams, or quorum queues, if nobody
-// says what they are.
+// hasDefaultQueueTypes shows the effect of a virtual host's default queue type, stream or
+// quorum, on queues declared without a type.
 func hasDefaultQueueTypes(t *testing.T, broker *rig.Broker) {
 	t.Helper()
 	streams, quorums := vhostOf(t, broker, "stream", "--default-queue-type", "stream"), vhostOf(t, broker, "quorum", "--default-queue-type", "quorum")
@@ -267,7 +270,7 @@ func hasDefaultQueueTypes(t *testing.T, broker *rig.Broker) {
 	}
 }
 
-// elsewhere returns a free port at an address of this machine that is not a loopback one.
+// elsewhere returns a free port at a non-loopback address of this machine.
 func elsewhere(t *testing.T) string {
 	t.Helper()
 	addresses, err := net.InterfaceAddrs()

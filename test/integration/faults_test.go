@@ -15,14 +15,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// faulty is what a process that cannot connect must say.
+// faulty is the expected report of a process without a connection.
 type faulty struct {
 	kind  amqpx.FaultKind
 	texts []string // in the error
 	level zapcore.Level
 }
 
-// check waits until p has the fault, and looks at what it says.
+// check waits until p reports the fault, and checks the report.
 func (f faulty) check(t *testing.T, p peer, logs *observer.ObservedLogs) {
 	t.Helper()
 	var st amqpx.Status
@@ -47,7 +47,7 @@ func (f faulty) check(t *testing.T, p peer, logs *observer.ObservedLogs) {
 	t.Logf("%s: %v", f.kind, st.Err)
 }
 
-// starting is a process that is about to meet a fault.
+// startingServer starts a server for a test of a fault.
 func startingServer(t *testing.T, r *rig.Rig, address string, opts ...amqpx.ServerOption) (peer, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
@@ -60,7 +60,7 @@ func startingClient(t *testing.T, r *rig.Rig, address string, opts ...amqpx.Clie
 	return r.ClientAt(address, append(opts, amqpx.WithLogger(zap.New(core)))...), logs
 }
 
-// ready waits until the fault has gone, without a restart.
+// becomesReady waits until the fault has gone, without a restart.
 func becomesReady(t *testing.T, p peer) {
 	t.Helper()
 	if err := p.WaitReady(rig.Patience(t)); err != nil {
@@ -71,7 +71,8 @@ func becomesReady(t *testing.T, p peer) {
 	}
 }
 
-// Each limit has a name of its own, and the process comes back when it is lifted.
+// TestLimits: each limit has its own fault, and the process recovers after the limit is
+// lifted.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -113,7 +114,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// A URL that allows too few channels is the operator's fault.
+// TestTooFewChannels: a URL with too few channels is reported as the operator's fault.
 func TestTooFewChannels(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -121,7 +122,7 @@ func TestTooFewChannels(t *testing.T) {
 	faulty{amqpx.FaultChannelMax, []string{"open channel", "channel_max"}, zap.ErrorLevel}.check(t, server, logs)
 }
 
-// A missing permission is named with the step and the queue.
+// TestMissingPermissions: a missing permission is reported with the step and the queue.
 func TestMissingPermissions(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -153,7 +154,8 @@ func TestMissingPermissions(t *testing.T) {
 	}
 }
 
-// Without the write permission the connection ends with the first message.
+// TestMissingWritePermission: without the write permission the first message ends the
+// connection.
 func TestMissingWritePermission(t *testing.T) {
 	t.Parallel()
 	tenant := rig.Manage(t).Tenant()
@@ -174,7 +176,8 @@ func TestMissingWritePermission(t *testing.T) {
 	}
 }
 
-// A queue that another consumer has for itself is named, and waited for.
+// TestQueueInExclusiveUse: a queue with another, exclusive consumer is reported, and the
+// server waits for it.
 func TestQueueInExclusiveUse(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -191,7 +194,8 @@ func TestQueueInExclusiveUse(t *testing.T) {
 	becomesReady(t, server)
 }
 
-// A queue that is exclusive to another connection is named, and waited for.
+// TestExclusiveQueueOfAnotherConnection: a queue exclusive to another connection is reported,
+// and the server waits for it.
 func TestExclusiveQueueOfAnotherConnection(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -211,7 +215,7 @@ func TestExclusiveQueueOfAnotherConnection(t *testing.T) {
 	becomesReady(t, server)
 }
 
-// A virtual host, or a login, that is refused.
+// TestRefusedLogins checks the faults of refused logins and virtual hosts.
 func TestRefusedLogins(t *testing.T) {
 	t.Parallel()
 	tenant := rig.Manage(t).Tenant()
@@ -235,7 +239,7 @@ func TestRefusedLogins(t *testing.T) {
 	}
 }
 
-// A URL whose port or scheme is wrong.
+// TestWrongPorts checks the faults of URLs with a wrong port or scheme.
 func TestWrongPorts(t *testing.T) {
 	t.Parallel()
 	secure, caFile := rig.TLS(t)
@@ -269,8 +273,9 @@ func TestWrongPorts(t *testing.T) {
 	}
 }
 
-// The control plane is optional: a server at its limit of queues serves without it, says
-// why, and has it once the limit is lifted, without another connection.
+// TestControlPlaneComesLater: the control plane is optional: a server at its limit of queues
+// serves without the control plane, reports the reason, and gets the control plane on the same
+// connection after the limit is lifted.
 func TestControlPlaneComesLater(t *testing.T) {
 	t.Parallel()
 	tenant := rig.Manage(t).Tenant()

@@ -16,7 +16,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// amidOthers runs f while callers make calls of "b" that must all succeed.
+// amidOthers runs f while other callers make calls of "b" that must all succeed.
 func amidOthers(t *testing.T, client *amqpx.Client, f func()) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -40,8 +40,8 @@ func amidOthers(t *testing.T, client *amqpx.Client, f func()) {
 	others.Wait()
 }
 
-// A request whose headers do not fit a frame of the connection is refused and harms nobody;
-// of tracing headers that do not fit baggage is left out first.
+// TestRequestThatFitsNoFrame: a request with headers larger than a frame is refused without
+// harm to other calls. Of tracing headers that are too large, baggage is omitted first.
 func TestRequestThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
 	r := rig.On(t, limited.For(t).URL)
@@ -91,8 +91,8 @@ func TestRequestThatFitsNoFrame(t *testing.T) {
 	}
 }
 
-// A response whose headers do not fit a frame of the connection is replaced by an error that
-// the caller hears, also to a program in another language.
+// TestResponseThatFitsNoFrame: a response with headers larger than a frame is replaced by an
+// error for the caller, also for a program in another language.
 func TestResponseThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
 	r := rig.On(t, limited.For(t).URL)

@@ -17,16 +17,16 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// heartbeat leaves a test some time beyond the two heartbeats after which a silent link
-// is given up, and the broker its dead consumer for a while.
+// heartbeat leaves a test some time beyond the two heartbeats after which a silent connection
+// is abandoned, and keeps the dead consumer at the broker for a while.
 const heartbeat = 3 * time.Second
 
-// noticed is how soon a silent link must be given up, plus what the test itself takes.
+// noticed bounds the time until a silent connection is abandoned, with some time for the test
+// itself.
 const noticed = 5 * heartbeat / 2
 
-// hole is a proxy whose connections can be turned into half-open ones: nothing passes
-// any more, in one direction or in both, and neither end is told. Connections made
-// after that pass.
+// hole is a proxy that can make its connections half-open: data is lost in one direction or
+// both, without a signal to either end. Later connections work.
 type hole struct {
 	url string
 
@@ -42,15 +42,15 @@ type pair struct {
 	up, down       valve
 }
 
-// valve stops what passes in one direction.
+// valve stops the data of one direction.
 type valve struct {
 	mu   sync.Mutex
 	shut bool
-	gone chan struct{} // closed when the connection is given up
+	gone chan struct{} // closed when the connection ends
 }
 
-// pass copies until an end hangs up, or until the valve is shut; then it leaves
-// everything unread, and both ends open.
+// pass copies until an end closes or the valve is shut. After the shutting, it leaves all data
+// unread and both ends open.
 func (v *valve) pass(to, from net.Conn) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -149,7 +149,7 @@ func (h *hole) swallow(up, down bool) {
 	}
 }
 
-// givesUp waits until the client leaves the state ready, and returns how long it took.
+// givesUp waits until the client leaves the state ready, and returns the duration.
 func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
 	t.Helper()
 	begun := time.Now()
@@ -166,8 +166,8 @@ func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
 	return time.Since(begun)
 }
 
-// A link that falls silent is given up in time, and the reply queue's dead consumer,
-// which the broker still has, gets no answers from the moment the new one is there.
+// TestHalfOpenLink: a silent connection is abandoned in time. The dead consumer of the reply
+// queue, still known to the broker, receives no responses once the new consumer exists.
 func TestHalfOpenLink(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -176,7 +176,7 @@ func TestHalfOpenLink(t *testing.T) {
 	h := dig(t, r)
 	client := r.ClientAt(h.url, amqpx.WithHeartbeat(heartbeat))
 	rig.Connected(t, client)
-	// Idempotent: the broker's confirm may be swallowed, too.
+	// The call is idempotent, because the broker's confirm may be lost, too.
 	call := begin(rig.Patience(t), client, "slow", []byte("x"), amqpx.Idempotent())
 	rig.Recv(t, slow.entered, "the request")
 	h.swallow(true, true)
@@ -211,7 +211,7 @@ func TestHalfOpenLink(t *testing.T) {
 	}
 }
 
-// Muted, the broker is heard no more while it still hears us.
+// TestMuteBroker loses only the broker's data: the broker still receives the client's data.
 func TestMuteBroker(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -227,7 +227,7 @@ func TestMuteBroker(t *testing.T) {
 	}
 }
 
-// A broker that is heard and does not hear us is asked for answers that do not come.
+// TestDeafBroker loses only the client's data. The client's probes get no response.
 func TestDeafBroker(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -242,8 +242,9 @@ func TestDeafBroker(t *testing.T) {
 	}
 }
 
-// A peer that reads no more stalls the write of a large request. No call waits for it,
-// neither the one that is being written nor those behind it.
+// TestStalledPublishHoldsNoCall: a peer that no longer reads, and so stalls the write of a
+// large request, delays no call beyond its deadline: neither the call being written nor the
+// calls behind it.
 func TestStalledPublishHoldsNoCall(t *testing.T) {
 	r := rig.New(t)
 	slow := hold()
@@ -258,7 +259,8 @@ func TestStalledPublishHoldsNoCall(t *testing.T) {
 	for i := range 16 {
 		body, deadline := []byte("behind it"), time.Second
 		if i == 0 {
-			// More than sockets hold. To copy it alone takes its time under the race detector.
+			// The body exceeds the sockets' buffers. Copying it takes time under the race
+			// detector.
 			body, deadline = make([]byte, amqpx.DefaultMaxMessageSize), 4*time.Second
 		}
 		all.Go(func() {

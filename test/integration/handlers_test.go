@@ -14,7 +14,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// hostileObserver panics whatever it is told.
+// hostileObserver panics in every method.
 type hostileObserver struct{}
 
 func (hostileObserver) CallSettled(string, amqpx.Code, time.Duration) { panic("call settled") }
@@ -25,17 +25,19 @@ func (hostileObserver) HandlerEnded(string, amqpx.Code, time.Duration, time.Dura
 func (hostileObserver) RequestRefused(string, amqpx.Code) { panic("request refused") }
 func (hostileObserver) BatchReceived(int)                 { panic("batch received") }
 
-// validated is what a validation returns whose result is declared as *amqpx.Error.
+// validated returns a nil *amqpx.Error, like a validation function declared with this result
+// type.
 func validated() *amqpx.Error { return nil }
 
-// panickyError is an error that cannot even be asked for its text.
+// panickyError is an error whose methods panic.
 type panickyError struct{}
 
 func (panickyError) Error() string   { panic("no text") }
 func (panickyError) Is(error) bool   { panic("no comparison") }
 func (panickyError) Unwrap() []error { panic("nothing inside") }
 
-// Calls alone and in batches are answered, and every process lives.
+// TestHandlerAndObserverThatMisbehave: calls, alone and in batches, are answered and every
+// process survives.
 func TestHandlerAndObserverThatMisbehave(t *testing.T) {
 	t.Parallel()
 	for _, batch := range []amqpx.BatchMode{amqpx.BatchOff, amqpx.BatchAuto} {
@@ -80,8 +82,8 @@ func TestHandlerAndObserverThatMisbehave(t *testing.T) {
 	}
 }
 
-// Handlers that ignore their contexts take no worker for ever, nor the one place of the
-// queue of requests that were lost, and every caller is answered.
+// TestStuckHandlers: handlers which ignore their contexts block neither a worker forever nor
+// the single slot of the retry queue, and every caller gets a response.
 func TestStuckHandlers(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -98,7 +100,7 @@ func TestStuckHandlers(t *testing.T) {
 	if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
 		t.Errorf("got %q", got)
 	}
-	// Two more, without a time of their own, out of the retry queue.
+	// Two more requests without a deadline, from the retry queue.
 	for _, id := range []string{"a", "b"} {
 		r.Publish(r.Queue.Name+".retry", amqp.Publishing{
 			AppId: "stuck", CorrelationId: id, ReplyTo: inbox.Name, Headers: amqp.Table{"rpc-deliveries": int64(2)},

@@ -76,8 +76,8 @@ func TestManyCallersAtOnce(t *testing.T) {
 	}
 }
 
-// everyAnswerIsMine has many callers call at once, and each check that it gets the
-// answer to its own call.
+// everyAnswerIsMine makes calls from many concurrent callers and checks each response against
+// its call.
 func everyAnswerIsMine(t testing.TB, client *amqpx.Client, callers, each int) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -101,8 +101,8 @@ func TestOneOfSeveralBrokersIsDead(t *testing.T) {
 	r := rig.New(t)
 	r.Serve(rig.Methods{"b": letter})
 	dead := rig.Rewrite(t, r.URL, func(u *url.URL) { u.Host = deadAddress })
-	// The order is shuffled for each attempt: eight clients hardly ever all find the
-	// living broker first.
+	// The order is shuffled for each attempt: eight clients hardly ever all try the living
+	// broker first.
 	const clients = 8
 	for range clients {
 		client := r.ClientAt(dead + ", " + r.URL)
@@ -116,5 +116,5 @@ func TestOneOfSeveralBrokersIsDead(t *testing.T) {
 	}
 }
 
-// deadAddress is where nobody listens: no port that the system hands out.
+// deadAddress is an address without a listener; the system never assigns its port.
 const deadAddress = "127.0.0.1:1"

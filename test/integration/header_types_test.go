@@ -12,10 +12,11 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// color is a type of an application's own.
+// color is an application's own type.
 type color string
 
-// Headers of ordinary Go types arrive, as types that need no other package.
+// TestHeadersOfGoTypes: headers of ordinary Go types arrive as types that need no other
+// package.
 func TestHeadersOfGoTypes(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -43,5 +44,5 @@ func TestHeadersOfGoTypes(t *testing.T) {
 	}
 }
 
-// isMoment reports whether v is printed with the zone of the machine.
+// isMoment reports whether v is a time, which is printed in the machine's time zone.
 func isMoment(v any) bool { _, ok := v.(time.Time); return ok }

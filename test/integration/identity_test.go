@@ -17,11 +17,11 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// user answers who called.
+// user responds with the caller's user name.
 func user(_ context.Context, req *amqpx.Request) ([]byte, error) { return []byte(req.User), nil }
 
-// Handlers learn the user that the broker has validated: of calls alone and in batches, of
-// copies that servers made, and nothing of those who only say so.
+// TestUserIsTheBrokers: handlers receive the user validated by the broker, for single calls,
+// for batches and for copies made by servers, and no user that is only claimed.
 func TestUserIsTheBrokers(t *testing.T) {
 	t.Parallel()
 	owner := rig.Manage(t).Tenant()
@@ -73,7 +73,7 @@ func TestUserIsTheBrokers(t *testing.T) {
 	}
 }
 
-// A request that a server lost keeps its caller when the next one moves it.
+// TestMovedRequestKeepsItsCaller: a redelivered and republished request keeps its user.
 func TestMovedRequestKeepsItsCaller(t *testing.T) {
 	t.Parallel()
 	owner := rig.Manage(t).Tenant()
@@ -99,8 +99,8 @@ func TestMovedRequestKeepsItsCaller(t *testing.T) {
 	}
 }
 
-// What the library knows of the broker: a wrong user_id ends the channel with the right one
-// in its text, for a publish to nobody too.
+// TestBrokerTellsTheUser checks an assumption of the library: a wrong user_id ends the channel
+// with an error that contains the right user, also for an unroutable message.
 func TestBrokerTellsTheUser(t *testing.T) {
 	t.Parallel()
 	ch := rig.New(t).Raw()
@@ -115,15 +115,16 @@ func TestBrokerTellsTheUser(t *testing.T) {
 	}
 }
 
-// bank is a service in which every execution counts.
+// bank is a service that counts its executions.
 type bank struct{ transfers atomic.Int64 }
 
 func (b *bank) transfer(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	return []byte(fmt.Sprint(b.transfers.Add(1), " ", string(req.Body))), nil
 }
 
-// A key that somebody else uses, guesses or reads harms no caller: neither does the caller
-// get another's response, nor is its own request not run.
+// TestKeysBelongToTheirCallers: another user of an idempotency key, whether guessed or
+// observed, harms no caller: a caller never gets a stranger's response, and its own request
+// always runs.
 func TestKeysBelongToTheirCallers(t *testing.T) {
 	t.Parallel()
 	owner := rig.Manage(t).Tenant()
@@ -160,13 +161,13 @@ func TestKeysBelongToTheirCallers(t *testing.T) {
 	want("the victim", send(r, victims, "to my supplier", "v", key("order-1001", "")), "2 to my supplier")
 	want("the attacker as a user", send(theirs, attackers, "to me", "a", key("order-1002", attacker.User)), "3 to me")
 	want("the victim as a user", send(r, victims, "to my supplier", "v", key("order-1002", owner.User)), "4 to my supplier")
-	// Theft: the attacker asks for the response of a key, or of an id.
+	// Theft: the attacker requests the response of a key or of an ID.
 	want("theft by key", send(theirs, attackers, "to my supplier", "a", key("order-1001", "")), "failed_precondition")
 	want("theft by another's key", send(theirs, attackers, "to my supplier", "a", key("order-1002", "")), "5 to my supplier")
 	want("a call by its id", send(r, victims, "secret", "77", key("", "")), "6 secret")
 	want("theft by id", send(theirs, attackers, "secret", "77", key("", "")), "7 secret")
-	want("theft by id as key", send(theirs, attackers, "secret", "a", key("77", "")), "7 secret") // its own
-	// The victim's own duplicates are recognised, on whichever connection they come.
+	want("theft by id as key", send(theirs, attackers, "secret", "a", key("77", "")), "7 secret") // the attacker's own response
+	// The victim's own duplicates are recognised on any connection.
 	want("the victim again", send(r, victims, "to my supplier", "v2", key("order-1002", owner.User)), "4 to my supplier")
 	want("the victim elsewhere", send(r, r.Inbox(), "to my supplier", "v3", key("order-1002", owner.User)), "4 to my supplier")
 	want("the victim's other order", send(r, victims, "to another", "v4", key("order-1002", owner.User)), "failed_precondition")
@@ -181,7 +182,8 @@ func TestKeysBelongToTheirCallers(t *testing.T) {
 	}
 }
 
-// Programs that number their calls, as Java's RpcClient does, get their own responses.
+// TestProgramsThatNumberTheirCalls: programs with sequential correlation IDs, like Java's
+// RpcClient, get their own responses.
 func TestProgramsThatNumberTheirCalls(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -209,7 +211,8 @@ func TestProgramsThatNumberTheirCalls(t *testing.T) {
 	}
 }
 
-// Nobody cancels another's calls, neither before they come nor while they run.
+// TestCancellationsBelongToTheirCallers: a caller cannot cancel another user's calls, neither
+// before their arrival nor while they run.
 func TestCancellationsBelongToTheirCallers(t *testing.T) {
 	t.Parallel()
 	owner := rig.Manage(t).Tenant()
@@ -240,7 +243,7 @@ func TestCancellationsBelongToTheirCallers(t *testing.T) {
 			t.Fatal(err)
 		}
 		rig.Recv(t, word.Done(), "the confirm of a cancellation")
-		// A question that is answered was read behind it.
+		// The response to this ping shows that the server has read the cancellation before it.
 		inbox := from.Inbox()
 		if err := ch.Publish(r.Queue.Name+".control", "", true, false, amqp.Publishing{AppId: "ping", ReplyTo: inbox.Name, CorrelationId: "1"}); err != nil {
 			t.Fatal(err)
@@ -277,7 +280,7 @@ func TestCancellationsBelongToTheirCallers(t *testing.T) {
 	if n := server.Stats().Canceled; n != 0 {
 		t.Errorf("%d canceled", n)
 	}
-	// Its own caller may, and hears of it.
+	// The call's own caller may cancel, and gets the response.
 	cancel(r, amqp.Publishing{ReplyTo: inbox.Name}, "hold", "run1")
 	if n := server.Stats().Canceled; n != 1 {
 		t.Errorf("%d canceled, want 1", n)
@@ -292,8 +295,8 @@ func TestCancellationsBelongToTheirCallers(t *testing.T) {
 	}
 }
 
-// With direct reply-to a client does not know its own address; its calls can be canceled all
-// the same.
+// TestCancelWithDirectReplyTo: calls can be canceled with direct reply-to, although the client
+// does not know its own address.
 func TestCancelWithDirectReplyTo(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

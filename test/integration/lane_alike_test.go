@@ -15,7 +15,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// seen answers with all that the handler sees of its request.
+// seen responds with a description of its request.
 func seen(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	b := fmt.Appendf(nil, "method %q body %q idempotent %v", req.Method, req.Body, req.Idempotent)
 	if req.IdempotencyKey != req.CorrelationID {
@@ -27,7 +27,7 @@ func seen(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	return b, nil
 }
 
-// sentText returns the text that a server sent.
+// sentText returns the error text sent by a server.
 func sentText(err error) string {
 	if coded, ok := errors.AsType[*amqpx.Error](err); ok {
 		return coded.Message()
@@ -35,8 +35,8 @@ func sentText(err error) string {
 	return ""
 }
 
-// What a call ends in does not depend on whether it happens to share a message. The same
-// calls are made alone and in one batch.
+// TestCallsEndAlikeAloneAndInABatch makes the same calls alone and in a single batch, with
+// equal results.
 func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 	t.Parallel()
 	const odd = "\xff\x00 odd"
@@ -91,8 +91,8 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 		if string(alone.answer) != string(batched.answer) {
 			t.Errorf("%s: alone %q, in a batch %q", c.name, alone.answer, batched.answer)
 		}
-		// Where the others in the batch take their time, as on a busy machine, the refusal of
-		// an idempotent call does not wait for them and leaves the outcome open.
+		// If the other calls of the batch are slow, as on a busy machine, the refusal of an
+		// idempotent call is sent before their ends and leaves the outcome open.
 		open := amqpx.OutcomeOf(batched.err) == amqpx.MayHaveRun && strings.HasSuffix(c.name, "idempotent")
 		if amqpx.CodeOf(alone.err) != amqpx.CodeOf(batched.err) || sentText(alone.err) != sentText(batched.err) ||
 			amqpx.OutcomeOf(alone.err) != amqpx.OutcomeOf(batched.err) && !open {

@@ -14,7 +14,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// Whatever is in the lane's queue, it is dropped or answered, and harms nobody.
+// TestBatchesThatNoClientOfOursSends: any message in the batch queue is dropped or answered,
+// without harm to other calls.
 func TestBatchesThatNoClientOfOursSends(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -47,8 +48,7 @@ func TestBatchesThatNoClientOfOursSends(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// As many calls as a reader takes, without names or with everything that is odd, are
-// answered one by one.
+// TestLargestBatch: all calls of the largest permitted batch, 4096 calls, are answered.
 func TestLargestBatch(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -71,7 +71,8 @@ func TestLargestBatch(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// What is no batch, in the queue of batches, is a request.
+// TestRequestsInTheQueueOfBatches: a message of another content type in the batch queue is
+// handled as a request.
 func TestRequestsInTheQueueOfBatches(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -90,7 +91,8 @@ func TestRequestsInTheQueueOfBatches(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// Where the answers of a batch go is its sender's choice, so no reply_to may do harm.
+// TestAnswersOfBatchesToNowhere: no reply_to of a batch can do harm, because the sender
+// chooses any address.
 func TestAnswersOfBatchesToNowhere(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -100,10 +102,10 @@ func TestAnswersOfBatchesToNowhere(t *testing.T) {
 		"amq.rabbitmq.reply-to.g2EB.key", r.Queue.Name, r.BatchQueue(),
 	}
 	for i, target := range targets {
-		id := fmt.Sprint(i) // the answer to one id would be sent again
+		id := fmt.Sprint(i) // a repeated ID would get the stored response
 		r.SendBatch(target, rig.RawCall(id, "echo", "x"), rig.RawCall(id, "unknown", ""), rig.RawCall("", "", ""))
 	}
-	// Answers that arrive as requests have none themselves.
+	// Responses received as requests get no responses themselves.
 	rig.Eventually(t, "all are settled", func() bool {
 		st := server.Stats()
 		return st.OK == uint64(len(targets)-3) && st.InFlight == 0 && inspect(t, r, r.BatchQueue()).Messages == 0
@@ -111,8 +113,8 @@ func TestAnswersOfBatchesToNowhere(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// A draining server gives back what it has not begun, also calls that another sender
-// put into a batch and that could not travel alone as they are.
+// TestDrainOfABatchThatNoClientOfOursSends: a draining server requeues all calls not started
+// yet, including calls of a foreign batch with contents unfit for a single message.
 func TestDrainOfABatchThatNoClientOfOursSends(t *testing.T) {
 	t.Parallel()
 	header := func(name, value string) rig.Field {

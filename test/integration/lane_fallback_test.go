@@ -13,12 +13,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// pastBackoff is how long calls may take over the end of the last server that unpacks:
-// clients look once a second whether there is one.
+// pastBackoff bounds the duration of calls during the end of the last server with batch
+// support: clients check once a second for batch consumers.
 const pastBackoff = 5 * time.Second
 
-// A client finds out by itself that servers unpack batches, and that they do not any
-// more; on the way no call is lost.
+// TestLaneOpensAndShutsByItself: a client detects by itself when servers start and stop
+// accepting batches, without losing a call.
 func TestLaneOpensAndShutsByItself(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -48,7 +48,7 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 			t.Errorf("drain: %v", err)
 		}
 		load.goesOn()
-		// The lane may be opened by nobody now.
+		// No server may reopen the batch queue now.
 		before = client.Stats().Batched
 		load.goesOn()
 		if got := client.Stats().Batched; got != before {
@@ -64,14 +64,14 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 	}
 }
 
-// load is callers in closed loops, each of which checks its answers.
+// load is a set of callers in closed loops that check their responses.
 type load struct {
 	t       *testing.T
 	callers int
 	quit    chan struct{}
 	all     sync.WaitGroup
-	made    []atomic.Uint64 // answered, of each caller
-	longest atomic.Int64    // call
+	made    []atomic.Uint64 // successful calls of each caller
+	longest atomic.Int64    // longest call
 }
 
 func loadOf(t *testing.T, client *amqpx.Client, callers int) *load {
@@ -100,8 +100,8 @@ func loadOf(t *testing.T, client *amqpx.Client, callers int) *load {
 	return l
 }
 
-// goesOn waits until every caller was answered twice more: the first of these calls may
-// have been made before.
+// goesOn waits for two further responses to every caller: the first of these calls may have
+// started earlier.
 func (l *load) goesOn() {
 	l.t.Helper()
 	goals := make([]uint64, l.callers)
@@ -123,9 +123,9 @@ func (l *load) stop() {
 	l.all.Wait()
 }
 
-// A batch in the hands of the last server that unpacks, when that ends, comes back to a
-// queue that nobody takes from. Calls that are safe to repeat are sent again alone; the
-// others wait for a server that unpacks.
+// TestBatchThatNobodyUnpacksAnyMore shows the end of the last server with batch support while
+// it holds a batch: the batch returns to a queue without consumers. Idempotent calls are sent
+// again alone; the other calls wait for a server with batch support.
 func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -153,7 +153,7 @@ func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 		}
 	}
-	everyAnswerIsMine(t, b.Client, 16, 2) // nobody else waits
+	everyAnswerIsMine(t, b.Client, 16, 2) // no other call waits
 	close(slow.release)
 	server.Close()
 	last := r.Serve(rig.Methods{"echo": echo, "work": echo})
@@ -165,8 +165,9 @@ func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 	nothingHeld(t, r, last)
 }
 
-// The lane's queue is somebody else's, and the broker refuses even to be asked about it:
-// calls travel alone, and the link is left as it is.
+// TestLaneQueueThatCannotBeAsked: if the batch queue belongs to another connection, so that
+// the broker refuses even a passive declare, calls are sent alone and the connection stays
+// open.
 func TestLaneQueueThatCannotBeAsked(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -186,7 +187,8 @@ func TestLaneQueueThatCannotBeAsked(t *testing.T) {
 	}
 }
 
-// A queue of the lane that exists with other properties is used as it is.
+// TestLaneQueueThatExistsIsAdopted: an existing batch queue with other properties is used as
+// it is.
 func TestLaneQueueThatExistsIsAdopted(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -17,13 +17,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// What shares a batch is bounded in bytes; what does not fit arrives all the same.
+// TestBodiesOfEverySizeShareTheLane: batches are bounded in bytes, and larger calls arrive,
+// too.
 func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	server := r.Serve(rig.Methods{
 		"echo": echo,
-		// larger answers far more than it was asked.
+		// larger returns a response much larger than the request.
 		"larger": func(_ context.Context, req *amqpx.Request) ([]byte, error) { return bytes.Repeat(req.Body, 100), nil },
 	})
 	client := r.Ready()
@@ -56,8 +57,8 @@ func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 	laneWell(t, r, server, client)
 }
 
-// laneWell checks that after all that a client sent nothing is held back, and that
-// neither side lost its link. It ends the server, the only one there is.
+// laneWell checks after a client's calls for unacknowledged messages and lost connections on
+// either side. It drains the only server.
 func laneWell(t *testing.T, r *rig.Rig, server *rig.Server, client *amqpx.Client) {
 	t.Helper()
 	rig.Eventually(t, "nothing is in flight", func() bool { return server.Stats().InFlight == 0 })
@@ -70,7 +71,8 @@ func laneWell(t *testing.T, r *rig.Rig, server *rig.Server, client *amqpx.Client
 	nothingHeld(t, r, server)
 }
 
-// Text travels in a batch, other headers alone; both arrive as they were sent.
+// TestHeadersShareTheLane: calls with text headers are sent in batches and calls with other
+// headers alone, and all headers arrive unchanged.
 func TestHeadersShareTheLane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -109,7 +111,7 @@ func TestHeadersShareTheLane(t *testing.T) {
 	laneWell(t, r, server, client)
 }
 
-// described is a text that two sets of headers have in common only if they are equal.
+// described returns a text for a comparison of headers; only equal headers have equal texts.
 func described(h map[string]any) []byte {
 	var all []string
 	for name, v := range h {
@@ -119,7 +121,8 @@ func described(h map[string]any) []byte {
 	return []byte(strings.Join(all, "\n"))
 }
 
-// The bound of what a client has in flight holds for calls in batches, too.
+// TestBoundOfCallsThatShareTheLane: a client's limit of calls in flight also holds for calls
+// in batches.
 func TestBoundOfCallsThatShareTheLane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

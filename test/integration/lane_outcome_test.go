@@ -14,8 +14,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// Each call in a batch ends in what it would end in alone. Calls 8 and 9 cannot wait for the
-// slow call 6, so their refusals do not say that they did not run.
+// TestEveryCallInABatchHasAnOutcomeOfItsOwn: each call in a batch ends as it would end alone.
+// Calls 8 and 9 cannot wait for the slow call 6, so their refusals do not claim "did not run".
 func TestEveryCallInABatchHasAnOutcomeOfItsOwn(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -36,7 +36,7 @@ func TestEveryCallInABatchHasAnOutcomeOfItsOwn(t *testing.T) {
 	all := []struct {
 		record          []byte
 		id              string
-		code, ran, text string // text is within the body
+		code, ran, text string // text is a part of the body
 	}{
 		{rig.RawCall("1", "echo", "body", timeout(60_000)), "1", "", "", "body"},
 		{rig.RawCall("2", "echo", ""), "2", "", "", ""},
@@ -75,8 +75,8 @@ func TestEveryCallInABatchHasAnOutcomeOfItsOwn(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// laneServes checks that batches are still answered, and that nothing is held back. It ends
-// the server, the only one there is.
+// laneServes checks for working batches and for no unacknowledged message. It drains the only
+// server.
 func laneServes(t *testing.T, r *rig.Rig, server *rig.Server) {
 	t.Helper()
 	inbox := r.Inbox()
@@ -91,8 +91,9 @@ func laneServes(t *testing.T, r *rig.Rig, server *rig.Server) {
 	nothingHeld(t, r, server)
 }
 
-// A refusal that says "did not run" follows the other calls of its batch: until then the
-// broker could hand it out again. Those that run answer as soon as they are done.
+// TestFastCallsInABatchAreNotHeldBack: a "did not run" refusal is sent after the other calls
+// of its batch, because until then the broker could redeliver the batch. Executed calls are
+// answered as soon as they are done.
 func TestFastCallsInABatchAreNotHeldBack(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -111,7 +112,7 @@ func TestFastCallsInABatchAreNotHeldBack(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// Without reply_to all calls of a batch are one-way.
+// TestOneWayBatch: all calls of a batch without reply_to are one-way.
 func TestOneWayBatch(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -134,7 +135,8 @@ func TestOneWayBatch(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// Deadlines and contexts are those of single calls, not of their batch.
+// TestCallersInABatchGiveUpAlone: deadlines and contexts belong to the single calls of a
+// batch.
 func TestCallersInABatchGiveUpAlone(t *testing.T) {
 	t.Parallel()
 	for range 10 {
@@ -145,7 +147,7 @@ func TestCallersInABatchGiveUpAlone(t *testing.T) {
 	t.Error("the calls never travelled together")
 }
 
-// giveUpAlone returns false when a call came too late for the batch of the others.
+// giveUpAlone returns false if a call came too late for the batch.
 func giveUpAlone(t *testing.T) bool {
 	t.Helper()
 	r := rig.New(t)
@@ -155,7 +157,7 @@ func giveUpAlone(t *testing.T) bool {
 	openLane(t, b.Client)
 	var cancel context.CancelFunc
 	before := b.Stats().Batched
-	// Only calls with about the same time left travel together.
+	// Only calls with similar remaining time share a batch.
 	const n, long, short = 6, 5 * time.Second, 4700 * time.Millisecond
 	calls := b.together(n, func(i int) <-chan outcome {
 		switch i {
@@ -197,7 +199,8 @@ func giveUpAlone(t *testing.T) bool {
 	return true
 }
 
-// A call that gives up before its batch leaves never runs, and takes no other along.
+// TestCallThatLeavesItsBatchDidNotRun: a call canceled before its batch is sent never runs,
+// and the other calls of the batch do.
 func TestCallThatLeavesItsBatchDidNotRun(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

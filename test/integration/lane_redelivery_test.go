@@ -12,7 +12,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A server ends in the middle of a batch; the next one is handed it, and splits it.
+// TestServerEndsInTheMiddleOfABatch: a batch of a stopped server is redelivered to the next
+// server and split.
 func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
@@ -53,7 +54,8 @@ func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
 	}
 }
 
-// What runs at most once is not run again: its caller learns that nobody knows.
+// TestAtMostOnceInABatchOverTheEndOfAServer: a call with at-most-once semantics is not run
+// again: its caller gets an unknown outcome.
 func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -88,8 +90,8 @@ func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
 	nothingLeft(t, r)
 }
 
-// The link to the server breaks under a batch, which comes back to the same server: it
-// knows the calls that it runs.
+// TestServerKnowsABatchThatComesBack: after a lost connection a server recognises the running
+// calls of a redelivered batch.
 func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -119,8 +121,8 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	nothingHeld(t, r, server)
 }
 
-// A call that stops every server that runs it takes those that travel with it along
-// once; alone it goes on, to the dead letters.
+// TestCallInABatchThatStopsEveryServer: a call which stops every server affects the other
+// calls of its batch only once. Then it is redelivered alone, until it is dead-lettered.
 func TestCallInABatchThatStopsEveryServer(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {

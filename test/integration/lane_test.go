@@ -15,9 +15,9 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// These tests are about the batch lane: calls, and answers, that wait travel together.
+// These tests cover batching: waiting calls, and waiting responses, are sent together.
 
-// openLane makes calls of "echo" until some travel together.
+// openLane makes calls of "echo" until some are sent in a batch.
 func openLane(t testing.TB, client *amqpx.Client) {
 	t.Helper()
 	const callers = 64
@@ -27,7 +27,7 @@ func openLane(t testing.TB, client *amqpx.Client) {
 	})
 }
 
-// batcher is a client whose calls can be made to travel together.
+// batcher is a client whose calls can be forced into a batch.
 type batcher struct {
 	t       *testing.T
 	proxy   *rig.Proxy
@@ -35,11 +35,11 @@ type batcher struct {
 	*amqpx.Client
 }
 
-// filler is the method that batchers fill the lane's window with.
+// filler is the method of the calls that fill the window.
 const filler = "filler"
 
-// newBatcher returns such a client. Its servers need the methods that methods adds, and
-// openLane comes before together.
+// newBatcher returns a batcher. Its servers need the methods added by methods, and openLane
+// must precede together.
 func newBatcher(t *testing.T, r *rig.Rig) *batcher {
 	t.Helper()
 	b := &batcher{t: t, proxy: r.Proxy(), fillers: hold()}
@@ -49,14 +49,14 @@ func newBatcher(t *testing.T, r *rig.Rig) *batcher {
 	return b
 }
 
-// methods adds what a batcher needs to a server's.
+// methods adds a batcher's methods to a server's methods.
 func (b *batcher) methods(m rig.Methods) rig.Methods {
 	m[filler], m["echo"] = b.fillers.handle, echo
 	return m
 }
 
-// together makes n calls that leave in one batch: while the broker is not heard, two
-// others fill the lane's window.
+// together makes n calls that are sent in one batch: while the broker is muted, two filler
+// calls occupy the window.
 func (b *batcher) together(n int, call func(i int) <-chan outcome) []<-chan outcome {
 	b.t.Helper()
 	before := b.Stats()
@@ -72,9 +72,8 @@ func (b *batcher) together(n int, call func(i int) <-chan outcome) []<-chan outc
 	return calls
 }
 
-// fillWindow mutes the broker and fills the lane's window. The confirm of an earlier
-// message may be under way, which keeps a place taken and a call from leaving: then the
-// broker is heard, and it begins again.
+// fillWindow mutes the broker and fills the window. A pending confirm of an earlier message
+// may occupy a place and delay a filler; then fillWindow unmutes the broker and starts again.
 func (b *batcher) fillWindow() []<-chan outcome {
 	b.t.Helper()
 	const window, tries = 2, 10
@@ -101,7 +100,7 @@ func (b *batcher) fillWindow() []<-chan outcome {
 	return nil
 }
 
-// collect waits for the fillers' answers.
+// collect waits for the fillers' responses.
 func (b *batcher) collect(fillers []<-chan outcome) {
 	b.t.Helper()
 	for _, f := range fillers {
@@ -171,7 +170,7 @@ func TestCallersShareMessages(t *testing.T) {
 	}
 }
 
-// shared checks that calls, and their answers, took far fewer messages.
+// shared checks that the calls, and their responses, needed far fewer messages than calls.
 func shared(t *testing.T, calls, batched, requests, answers int) {
 	t.Helper()
 	const far = 3
@@ -181,7 +180,7 @@ func shared(t *testing.T, calls, batched, requests, answers int) {
 	}
 }
 
-// inspect counts what waits in a queue, and its consumers.
+// inspect returns the numbers of ready messages and of consumers of a queue.
 func inspect(t *testing.T, r *rig.Rig, queue string) amqp.Queue {
 	t.Helper()
 	ch := r.Raw()
@@ -193,8 +192,8 @@ func inspect(t *testing.T, r *rig.Rig, queue string) amqp.Queue {
 	return q
 }
 
-// nothingHeld ends the only server of the rig's queues, and checks that nothing comes back
-// to them: it held nothing back.
+// nothingHeld drains the only server of the rig's queues and checks that no message is
+// requeued: the server held no unacknowledged message.
 func nothingHeld(t *testing.T, r *rig.Rig, server *rig.Server) {
 	t.Helper()
 	if err := server.Drain(); err != nil {
@@ -203,7 +202,8 @@ func nothingHeld(t *testing.T, r *rig.Rig, server *rig.Server) {
 	nothingLeft(t, r)
 }
 
-// nothingLeft checks that the rig's queues are empty, which says all once no server is there.
+// nothingLeft checks that the rig's queues are empty. Without a server this proves that no
+// message is unacknowledged.
 func nothingLeft(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	for _, queue := range []string{r.Queue.Name, r.BatchQueue()} {
@@ -213,16 +213,16 @@ func nothingLeft(t *testing.T, r *rig.Rig) {
 	}
 }
 
-// unpacker is a server of the lane that a test plays itself.
+// unpacker is a server with batch support, played by a test.
 type unpacker struct {
 	t *testing.T
 	r *rig.Rig
-	// Batches is what clients send.
+	// Batches receives the clients' batches.
 	Batches <-chan amqp.Delivery
 }
 
-// unpack declares the lane's queue and consumes it. The calls that come alone are
-// echoed by a server without the lane.
+// unpack declares the batch queue and consumes it. A server without batch support echoes the
+// calls sent alone.
 func unpack(t *testing.T, r *rig.Rig) *unpacker {
 	t.Helper()
 	r.Serve(rig.Methods{"echo": echo}, amqpx.WithBatch(amqpx.BatchOff))
@@ -237,13 +237,13 @@ func unpack(t *testing.T, r *rig.Rig) *unpacker {
 	return &unpacker{t, r, batches}
 }
 
-// answer answers calls in one batch.
+// answer sends responses in one batch.
 func (u *unpacker) answer(replyTo string, records ...[]byte) {
 	u.t.Helper()
 	u.r.Publish(replyTo, amqp.Publishing{ContentType: rig.AnswersType, Body: rig.BatchOf(records...)})
 }
 
-// echoed is the answer to a call of echo.
+// echoed returns the response to a call of echo.
 func echoed(call []rig.Field) []byte {
 	return rig.Record(
 		rig.Field{Number: rig.AnswerID, Value: rig.Text(call, rig.CallID)},
@@ -251,8 +251,8 @@ func echoed(call []rig.Field) []byte {
 	)
 }
 
-// What our clients send can be read by a reader that shares no code with them, and they
-// take whatever is no answer of theirs without harm.
+// TestBatchAgainstAnotherReader: an independent implementation can read the clients' batches,
+// and clients ignore foreign responses without harm.
 func TestBatchAgainstAnotherReader(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -283,8 +283,8 @@ func TestBatchAgainstAnotherReader(t *testing.T) {
 	}
 }
 
-// echo checks a batch and answers it: the last call first, the first one alone, and
-// with all that an answer must not be.
+// echo checks a batch and responds: to the last call first, to the first call alone, and with
+// invalid responses in addition.
 func (u *unpacker) echo(d *amqp.Delivery) {
 	u.t.Helper()
 	calls := rig.Records(u.t, d.Body)
@@ -309,7 +309,8 @@ func (u *unpacker) echo(d *amqp.Delivery) {
 	})
 }
 
-// Calls of many clients in one queue, each with answers of its own.
+// TestClientsShareTheLane: many clients can share the batch queue, each with its own
+// responses.
 func TestClientsShareTheLane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -10,8 +10,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A hundred clients leave no queue behind; that they leave no goroutine is checked
-// after the last test (TestMain).
+// TestHundredClientsLeaveNothing: a hundred clients leave no queue behind. TestMain checks for
+// goroutines after the last test.
 func TestHundredClientsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -52,7 +52,7 @@ func TestHundredClientsLeaveNothing(t *testing.T) {
 	}
 }
 
-// Clients that are closed while they still connect end, too.
+// TestClientsClosedAtOnce: clients closed during their first connection attempt end, too.
 func TestClientsClosedAtOnce(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

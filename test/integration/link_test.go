@@ -13,8 +13,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// unheard cuts a client's link after its request arrived and before the broker's
-// confirm came back.
+// unheard cuts a client's connection after the arrival of its request and before the broker's
+// confirm.
 func unheard(t *testing.T, opts ...amqpx.CallOption) (*amqpx.Client, *held, <-chan outcome) {
 	t.Helper()
 	r := rig.New(t)
@@ -60,13 +60,13 @@ func TestLinkLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 	}
 }
 
-// joined waits until the request was sent again and joined the one that runs.
+// joined waits until the repeated request has joined the running one.
 func (h *held) joined(t *testing.T) {
 	t.Helper()
 	rig.Eventually(t, "the request is sent again", func() bool { return h.server.Stats().InFlight == 2 })
 }
 
-// confirmed cuts a client's link after the broker confirmed its request.
+// confirmed cuts a client's connection after the broker confirmed its request.
 func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOption) (*amqpx.Client, *held, <-chan outcome) {
 	t.Helper()
 	r := rig.New(t)
@@ -78,12 +78,12 @@ func confirmed(t *testing.T, client []amqpx.ClientOption, opts ...amqpx.CallOpti
 	call := begin(rig.Patience(t), c, "slow", []byte("once"), opts...)
 	rig.Recv(t, slow.entered, "the request to arrive")
 	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
-	rig.Call(t, c, "echo", nil) // when another call is through, the client has read the confirm
+	rig.Call(t, c, "echo", nil) // the response to another call shows that the client has read the confirm
 	proxy.Cut()
 	return c, slow, call
 }
 
-// reconnected waits for the link after the first.
+// reconnected waits for the next connection.
 func reconnected(t *testing.T, c *amqpx.Client) {
 	t.Helper()
 	rig.Eventually(t, "the client is ready again", func() bool {
@@ -117,12 +117,12 @@ func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
 	call := begin(rig.Patience(t), client, "slow", []byte("once"))
 	rig.Recv(t, slow.entered, "the request to arrive")
 	rig.Recv(t, proxy.Heard(rig.Ack), "the confirm")
-	rig.Call(t, client, "echo", nil) // when another call is through, the client has read the confirm
+	rig.Call(t, client, "echo", nil) // the response to another call shows that the client has read the confirm
 	proxy.Refuse(true)
 	proxy.Cut()
 	rig.Eventually(t, "the client noticed", func() bool { return !client.Status().Ready() })
 	close(slow.release)
-	if err := server.Drain(); err != nil { // so the broker has the answer
+	if err := server.Drain(); err != nil { // so the broker has the response
 		t.Fatalf("drain: %v", err)
 	}
 	proxy.Refuse(false)
@@ -152,7 +152,8 @@ func TestLinkLostAfterTheConfirmWithDirectReplies(t *testing.T) {
 	})
 }
 
-// A server that loses its link leaves its requests to the others.
+// TestServerCutOffWithUnansweredRequests: the requests of a server without a connection are
+// redelivered to other servers.
 func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -186,7 +187,7 @@ func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 			t.Error("the second server was not told that the request was handed out before")
 		}
 	}
-	close(slow.release) // what the first server has to say now, nobody needs
+	close(slow.release) // the first server's responses are no longer needed
 	if err := second.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
@@ -195,7 +196,7 @@ func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 	}
 }
 
-// Links that are cut all the time cost attempts, never a call.
+// TestLinksCutAgainAndAgain: frequent connection losses cost attempts, but no calls.
 func TestLinksCutAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -211,7 +212,7 @@ func TestLinksCutAgainAndAgain(t *testing.T) {
 		callers.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				body := strconv.Itoa(i)
-				// A call that has begun is finished, so it does not end with ctx.
+				// A started call is finished, so its context does not depend on ctx.
 				got, err := client.Call(rig.Patience(t), "echo", []byte(body))
 				if err != nil || string(got) != body {
 					t.Errorf("got %q, %v, want %q", got, err, body)
@@ -235,7 +236,7 @@ func TestLinksCutAgainAndAgain(t *testing.T) {
 	if got := client.Stats(); got.Failed != 0 || got.Reconnects == 0 {
 		t.Errorf("client counted %+v, want reconnects and no failed call", got)
 	}
-	// Requests whose acknowledgement was cut off run again, then nothing is left.
+	// Requests with a lost acknowledgement run again; then no request is left.
 	rig.Eventually(t, "the server is ready and idle", func() bool {
 		return server.Status().Ready() && server.Stats().InFlight == 0 && r.Inspect().Messages == 0
 	})
@@ -247,8 +248,8 @@ func TestLinksCutAgainAndAgain(t *testing.T) {
 	}
 }
 
-// A server that is stopped while its link is down waits for the next link, within
-// its drain's time, to deliver the answers that it has.
+// TestDrainWhileTheLinkIsDown: a server stopped without a connection waits for the next
+// connection, within its drain timeout, to deliver its responses.
 func TestDrainWhileTheLinkIsDown(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -275,7 +276,7 @@ func TestDrainWhileTheLinkIsDown(t *testing.T) {
 	}
 }
 
-// With nothing to deliver there is nothing to wait for.
+// TestDrainWithoutLinkOrWork: a drain without responses to deliver ends at once.
 func TestDrainWithoutLinkOrWork(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -17,7 +17,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// secured returns the URL of the broker's TLS listener and the option that trusts it.
+// secured returns the URL of the broker's TLS listener and an option that trusts its
+// certificate.
 func secured(t *testing.T) (url string, trust amqpx.Option) {
 	t.Helper()
 	url, caFile := rig.TLS(t)
@@ -38,8 +39,8 @@ func upper(url string) string {
 	return strings.ToUpper(scheme) + ":" + rest
 }
 
-// TestHeadersThatCannotBeRead sends what amqp091-go could not read over every kind of
-// connection: it harms neither the server nor the client that it reaches.
+// TestHeadersThatCannotBeRead sends headers that amqp091-go cannot read over every kind of
+// connection. They must harm neither the receiving server nor the receiving client.
 func TestHeadersThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	secure, trust := secured(t)
@@ -91,7 +92,8 @@ func toAll(t *testing.T, r *rig.Rig, msg amqp.Publishing) {
 	}
 }
 
-// poisonAnswer answers a call with headers that cannot be read, and the next one well.
+// poisonAnswer responds to a call with unreadable headers, and to the next call with a good
+// response.
 func poisonAnswer(t *testing.T, url string, trust amqpx.Option, headers amqp.Table) {
 	t.Helper()
 	r := rig.New(t)
@@ -114,7 +116,7 @@ func poisonAnswer(t *testing.T, url string, trust amqpx.Option, headers amqp.Tab
 	}
 }
 
-// TestTLSNeedsTrust: a broker whose certificate nobody vouches for gets no password.
+// TestTLSNeedsTrust: a client sends no password to a broker with an untrusted certificate.
 func TestTLSNeedsTrust(t *testing.T) {
 	t.Parallel()
 	url, _ := secured(t)

@@ -13,18 +13,18 @@ import (
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// echo answers its argument.
+// echo responds with the request body.
 func echo(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil }
 
-// letter answers what the server of this project answers: its own name.
+// letter responds like this project's server: with the method's name.
 func letter(_ context.Context, req *amqpx.Request) ([]byte, error) { return []byte(req.Method), nil }
 
-// held is a handler that says when it was entered and answers when it is told to,
-// whatever becomes of its context.
+// held is a handler that reports its start and returns only when it is released, regardless of
+// its context.
 type held struct {
 	entered chan *amqpx.Request
 	release chan struct{}
-	server  *rig.Server // that runs it, where a test asks for its counts
+	server  *rig.Server // the handler's server, for tests that read its counts
 }
 
 func hold() *held {
@@ -37,13 +37,13 @@ func (h *held) handle(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	return req.Body, nil
 }
 
-// outcome is what a call that runs beside the test ends in.
+// outcome is the result of a call made by begin.
 type outcome struct {
 	answer []byte
 	err    error
 }
 
-// begin makes a call beside the test.
+// begin makes a call in a goroutine.
 func begin(ctx context.Context, c *amqpx.Client, method string, body []byte, opts ...amqpx.CallOption) <-chan outcome {
 	settled := make(chan outcome, 1)
 	go func() { // ends with the call, at its deadline at the latest

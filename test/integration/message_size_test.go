@@ -11,7 +11,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// limited is a broker that takes no frame larger than 8 KiB and no message larger than 16 KiB.
+// limited is a broker with a limit of 8 KiB for frames and of 16 KiB for messages.
 //
 //nolint:gochecknoglobals // several tests share it.
 var limited = rig.Shared("frame_max = 8192\nmax_message_size = 16384")
@@ -56,7 +56,7 @@ func TestBatchesBelowTheBrokersLimit(t *testing.T) {
 			calls = append(calls, begin(rig.Patience(t), client, "echo", make([]byte, 1000)))
 		}
 		for _, call := range calls {
-			// One that was unconfirmed when the limit was learned is not sent again.
+			// A call that was unconfirmed when the client learned the limit is not sent again.
 			if got := rig.Recv(t, call, "a call to settle"); errors.Is(got.err, amqpx.ErrOutcomeUnknown) {
 				failed++
 			} else if got.err != nil {

@@ -13,12 +13,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// logged is a line of our programs' logs.
+// logged is a log line of this project's programs.
 type logged struct {
 	HTTPAddr string `json:"http_addr"`
 }
 
-// started starts one of our programs and returns where it answers over HTTP.
+// started starts a program of this project and returns the program's HTTP URL.
 func started(t *testing.T, service, says string, env ...string) (program *rig.Program, url string) {
 	t.Helper()
 	program = rig.Run(t, append(env, "HTTP_ADDR=127.0.0.1:0"), rig.Build(t, service))
@@ -29,8 +29,9 @@ func started(t *testing.T, service, says string, env ...string) (program *rig.Pr
 	return program, "http://" + line.HTTPAddr
 }
 
-// What the programs show has every name that dashboards use, and follows Prometheus'
-// conventions; and each gets through to itself or to the other.
+// TestMetricsOfOurPrograms: the programs export every metric used by dashboards, follow
+// Prometheus' naming conventions, and report a working path to themselves or to the other
+// side.
 func TestMetricsOfOurPrograms(t *testing.T) {
 	t.Parallel()
 	promtool, err := exec.LookPath("promtool")
@@ -75,7 +76,7 @@ func TestMetricsOfOurPrograms(t *testing.T) {
 	}
 }
 
-// clientNames are the series of a client that made calls of b; dashboards use them.
+// clientNames returns the series of a client after calls of b; dashboards use them.
 func clientNames() []string {
 	return []string{
 		"amqpx_client_call_duration_seconds{b,ok}",
@@ -99,7 +100,7 @@ func clientNames() []string {
 	}
 }
 
-// serverNames are the series of a server that was called for b, and for nothing it has.
+// serverNames returns the series of a server after requests for b and for an unknown method.
 func serverNames() []string {
 	return []string{
 		"amqpx_server_handler_duration_seconds{b,ok}",

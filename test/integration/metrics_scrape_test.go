@@ -20,11 +20,11 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// figures are what a scrape shows, by name and labels but for the queue, such as
-// `x_total{b,ok}`: the value of a metric, or how often a histogram was told.
+// figures holds the result of a scrape by name and labels without the queue, such as
+// `x_total{b,ok}`: the value of a metric, or the count of a histogram.
 type figures map[string]float64
 
-// sum adds up the series of a metric that have a label value.
+// sum adds up the series of a metric with the given label value.
 func (f figures) sum(name, label string) (total float64) {
 	for series, value := range f {
 		metric, labels, _ := strings.Cut(series, "{")
@@ -35,7 +35,7 @@ func (f figures) sum(name, label string) (total float64) {
 	return total
 }
 
-// read reads the text that a scrape gets.
+// read parses the text of a scrape.
 func read(t *testing.T, text []byte) figures {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -94,7 +94,7 @@ func shown(t *testing.T, c prometheus.Collector) figures {
 	return read(t, answer.Body.Bytes())
 }
 
-// scrape asks a program for its metrics.
+// scrape requests a program's metrics.
 func scrape(t *testing.T, url string) (code int, text []byte) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(rig.Patience(t), http.MethodGet, url, http.NoBody)

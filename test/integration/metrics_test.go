@@ -14,7 +14,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// measured is a client and a server with their metrics, each behind a proxy of its own.
+// measured is a client and a server with their metrics, each behind a separate proxy.
 type measured struct {
 	client        *amqpx.Client
 	server        *rig.Server
@@ -140,7 +140,8 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	}
 }
 
-// Ten thousand names of methods make a bounded number of series on either side.
+// TestMetricsOfManyMethods: ten thousand method names create a bounded number of series on
+// either side.
 func TestMetricsOfManyMethods(t *testing.T) {
 	t.Parallel()
 	const names = 10_000

@@ -12,8 +12,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// stallStore suspends the process that writes persistent messages to the disk, so that the
-// broker confirms none, until crashQueue.
+// stallStore suspends the process that writes persistent messages to the disk, until
+// crashQueue is called. Meanwhile the broker confirms no persistent message.
 func stallStore(b *rig.Broker, queue string) {
 	b.Ctl("eval", fmt.Sprintf(`spawn(fun() ->
 		S = rabbit_vhost_msg_store:vhost_store_pid(<<"/">>, msg_store_persistent),
@@ -28,8 +28,8 @@ func stallStore(b *rig.Broker, queue string) {
 	end).`, queue, crashes))
 }
 
-// crashes ends the name of a queue whose declaration crashes the one whose name it follows:
-// while a request waits, rabbitmqctl would take too long.
+// crashes is a suffix: declaring a queue with this suffix crashes the queue without it.
+// rabbitmqctl would take too long while a request waits.
 const crashes = ".crash"
 
 // crashQueue kills the process of a queue while its messages are unconfirmed, and lets the
@@ -41,14 +41,14 @@ func crashQueue(t *testing.T, r *rig.Rig) {
 	}
 }
 
-// run is one run of a handler.
+// run is an execution of a handler.
 type run struct {
 	server      int
 	redelivered bool
 }
 
-// nackIsNoProof has a broker nack requests that run: RabbitMQ hands a persistent message out
-// before it confirms it, and nacks it when the process of its queue ends in between.
+// nackIsNoProof makes a broker nack running requests: RabbitMQ delivers a persistent message
+// before its confirm, and nacks it if the queue's process ends in between.
 func nackIsNoProof(t *testing.T, b *rig.Broker) {
 	t.Helper()
 	for name, opts := range map[string][]amqpx.CallOption{"not idempotent": nil, "idempotent": {amqpx.Idempotent()}} {
@@ -58,7 +58,7 @@ func nackIsNoProof(t *testing.T, b *rig.Broker) {
 			runs := make(chan run, 16)
 			release := make(chan struct{})
 			var servers []*rig.Server
-			for i := range 2 { // the second does not know what the first has run
+			for i := range 2 { // the second server does not know the first's executions
 				servers = append(servers, r.Serve(rig.Methods{"pay": func(_ context.Context, req *amqpx.Request) ([]byte, error) {
 					runs <- run{i, req.Redelivered}
 					<-release
@@ -82,7 +82,7 @@ func nackIsNoProof(t *testing.T, b *rig.Broker) {
 				close(release)
 				return
 			}
-			servers[first.server].Close() // which would know a second request for the one that it runs
+			servers[first.server].Close() // this server would recognise a repeated request as a duplicate
 			if again := rig.Recv(t, runs, "the call to run at the other server"); again.server == first.server || !again.redelivered {
 				t.Errorf("then %+v ran it, want the other server, and a mark", again)
 			}

@@ -15,13 +15,13 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// overloaded checks the error of a call that was refused and certainly did not run.
+// overloaded checks the error of a refused call with the outcome "did not run".
 func overloaded(t *testing.T, err error, remote bool, is ...error) {
 	t.Helper()
 	exhausted(t, err, amqpx.DidNotRun, remote, is...)
 }
 
-// exhausted checks the error of a call that was refused.
+// exhausted checks the error of a refused call.
 func exhausted(t *testing.T, err error, outcome amqpx.Outcome, remote bool, is ...error) {
 	t.Helper()
 	want{code: amqpx.CodeResourceExhausted, outcome: outcome, remote: remote, is: is}.check(t, err)
@@ -46,7 +46,7 @@ func TestBoundsOfCallsInFlight(t *testing.T) {
 		client := r.Ready(c.opts...)
 		first := begin(rig.Patience(t), client, "slow", []byte(c.body))
 		rig.Recv(t, slow.entered, "the first call")
-		// The first call is not over before this one is refused.
+		// The first call is still in flight when this call is refused.
 		_, err := client.Call(rig.Within(t, 5*time.Second), "slow", []byte(c.body))
 		overloaded(t, err, false, amqpx.ErrTooManyCalls)
 		slow.release <- struct{}{}
@@ -59,8 +59,8 @@ func TestBoundsOfCallsInFlight(t *testing.T) {
 	}
 }
 
-// outage makes calls from many goroutines that all must be refused, and returns how
-// often they were sent.
+// outage makes calls from many goroutines, all of which must be refused, and returns the
+// number of sent requests.
 func outage(t *testing.T, client *amqpx.Client, calls int, remote bool, is ...error) (sent int) {
 	t.Helper()
 	next := make(chan struct{}, calls)
@@ -91,8 +91,8 @@ func outage(t *testing.T, client *amqpx.Client, calls int, remote bool, is ...er
 	return sent
 }
 
-// Retries stay within the budget while everything is refused, by the broker and by a
-// server.
+// TestRetriesDoNotMultiplyAnOutage: retries stay within the budget while every call is
+// refused, by the broker or by a server.
 func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 	t.Parallel()
 	const calls = 1000
@@ -150,7 +150,7 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 	})
 }
 
-// A server of ours that has too much to do refuses; the retry finds it free.
+// TestRefusedByABusyServerThenRun: the retry of a call refused by a busy server succeeds.
 func TestRefusedByABusyServerThenRun(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -171,7 +171,7 @@ func TestRefusedByABusyServerThenRun(t *testing.T) {
 	if again.CorrelationId != refused.CorrelationId || again.Headers["rpc-retry"] != int64(1) || again.Headers["rpc-resent"] != nil {
 		t.Errorf("retry of %s has id %s and headers %v", refused.CorrelationId, again.CorrelationId, again.Headers)
 	}
-	// A second copy of the refusal is not the answer to the retry.
+	// A second copy of the refusal must not match the retry.
 	r.Publish(refused.ReplyTo, amqp.Publishing{CorrelationId: refused.CorrelationId, Headers: amqp.Table{
 		"rpc-code": "resource_exhausted", "rpc-ran": false, "rpc-retry": int64(0),
 	}})

@@ -14,8 +14,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// documented returns the patterns that docs/operations.md gives a user: configure, write
-// and read.
+// documented returns a user's patterns in docs/operations.md: configure, write and read.
 func documented(t *testing.T, user string) [3]string {
 	t.Helper()
 	doc, err := os.ReadFile(filepath.Join(rig.Root(t), "docs", "operations.md"))
@@ -30,7 +29,7 @@ func documented(t *testing.T, user string) [3]string {
 	return [3]string{string(found[1]), string(found[2]), string(found[3])}
 }
 
-// permitted returns the AMQP URL of a new user that has the documented permissions.
+// permitted returns the AMQP URL of a new user with the documented permissions.
 func permitted(t *testing.T, owner *rig.Tenant, user string) string {
 	t.Helper()
 	n, p := owner.Another(), documented(t, user)
@@ -38,8 +37,8 @@ func permitted(t *testing.T, owner *rig.Tenant, user string) string {
 	return n.URL()
 }
 
-// With the permissions of the run book and no others, all works: calls alone and in
-// batches, cancels, pings, the list of servers, dead letters.
+// TestDocumentedPermissions: the permissions of the run book suffice for all functions: single
+// calls and batches, cancellations, pings, the list of servers, dead letters.
 func TestDocumentedPermissions(t *testing.T) {
 	t.Parallel()
 	t.Run("a user for each purpose", func(t *testing.T) {
@@ -58,13 +57,14 @@ func TestDocumentedPermissions(t *testing.T) {
 	})
 }
 
-// worksWith makes a server and two clients whose URLs user returns, and tries all that they do.
+// worksWith creates a server and two clients with the URLs returned by user, and tests all
+// their functions.
 func worksWith(t *testing.T, user func(owner *rig.Tenant, purpose string) string) {
 	t.Helper()
 	owner := rig.Manage(t).Tenant()
 	owner.Grant(".*")
 	r := rig.On(t, owner.URL())
-	r.Queue.Name = amqpx.DefaultQueue // the virtual host is this test's own
+	r.Queue.Name = amqpx.DefaultQueue // only this test uses the virtual host
 	servers := rig.Beyond(t, user(owner, "server"))
 	servers.Queue = r.Queue
 

@@ -13,8 +13,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestPolicyOfTheManualLeavesOurQueuesOut sets the policy of docs/operations.md, which is for
-// request queues and those of other programs, and not for the queues that we keep beside.
+// TestPolicyOfTheManualLeavesOurQueuesOut: the policy of docs/operations.md applies to request
+// queues and other programs' queues, but not to the library's further queues.
 func TestPolicyOfTheManualLeavesOurQueuesOut(t *testing.T) {
 	t.Parallel()
 	manual, err := os.ReadFile(filepath.Join(rig.Root(t), "docs", "operations.md"))

@@ -13,8 +13,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// deaf starts a program whose output nobody reads any more after its first line, and returns
-// the program and its end.
+// deaf starts a program, stops reading its output after the first line, and returns the
+// program and its end.
 func deaf(t *testing.T, program string, env ...string) (*os.Process, <-chan error) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -40,9 +40,9 @@ func deaf(t *testing.T, program string, env ...string) (*os.Process, <-chan erro
 	return cmd.Process, ended
 }
 
-// TestProgramsWhoseOutputNobodyReads has a server and a client whose output goes to a pipe
-// without a reader, as of `rpc-client | head -n 1`: the server serves and drains, the client
-// makes its calls, writes its report and leaves no queue behind.
+// TestProgramsWhoseOutputNobodyReads runs a server and a client with output to a pipe without
+// a reader, as in `rpc-client | head -n 1`. The server must serve and drain; the client must
+// make its calls, write its report and leave no queue behind.
 func TestProgramsWhoseOutputNobodyReads(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -64,7 +64,8 @@ func TestProgramsWhoseOutputNobodyReads(t *testing.T) {
 	}
 }
 
-// TestSignalsOfWrappers signals a busy server as terminals and GNU timeout do: it drains.
+// TestSignalsOfWrappers sends a busy server the signals of terminals and GNU timeout, and
+// shows that it drains.
 func TestSignalsOfWrappers(t *testing.T) {
 	t.Parallel()
 	program := rig.Build(t, "rpc-server")

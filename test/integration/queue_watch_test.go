@@ -14,7 +14,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// The queue outlives its servers, so the broker takes a call that nobody will answer.
+// TestWithoutAnyServerCallersHearSoon: callers soon get an error if the request queue has no
+// servers, although the broker accepts the requests.
 func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string][]amqpx.CallOption{"": nil, "idempotent": {amqpx.Idempotent()}} {
@@ -40,7 +41,8 @@ func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
 	}
 }
 
-// A server that drains consumes nothing any more, and answers what it has begun.
+// TestServerThatDrainsIsNotTakenForNone: a draining server, which has no consumers any more,
+// still answers its running calls.
 func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -50,7 +52,7 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	done := begin(rig.Patience(t), client, "slow", []byte("x"))
 	rig.Recv(t, slow.entered, "the handler to run")
 	server.Stop()
-	_, err := client.Call(rig.Within(t, 5*time.Second), "slow", nil) // long enough for several looks
+	_, err := client.Call(rig.Within(t, 5*time.Second), "slow", nil) // long enough for several checks
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun}.check(t, err)
 	close(slow.release)
 	if got := rig.Recv(t, done, "the answer"); got.err != nil || string(got.answer) != "x" {
@@ -58,7 +60,8 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	}
 }
 
-// What the broker confirmed is gone with its queue, though the client's link stays.
+// TestConfirmedCallOfAQueueThatEndedIsSentAgain: a confirmed request lost with its deleted
+// queue is sent again, although the client's connection stays open.
 func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -82,7 +85,8 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 	}
 }
 
-// While a deployment rolls on, servers of one queue have different methods.
+// TestMethodOfOneServerIsFound: a call finds its method during a rolling deployment, while the
+// servers of a queue have different methods.
 func TestMethodOfOneServerIsFound(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []amqpx.BatchMode{amqpx.BatchAuto, amqpx.BatchOff} {
@@ -121,8 +125,8 @@ func TestMethodOfOneServerIsFound(t *testing.T) {
 	}
 }
 
-// queueThatStoppedIsNoOverload ends the process of a queue for good, so that it takes nothing:
-// calls that may wait do so, and no link is given up for it.
+// queueThatStoppedIsNoOverload ends the process of a queue for good, so the queue accepts no
+// messages. Patient calls must wait, and no connection may be closed for this reason.
 func queueThatStoppedIsNoOverload(t *testing.T, b *rig.Broker) {
 	t.Helper()
 	r := rig.On(t, b.URL)
@@ -147,7 +151,8 @@ func queueThatStoppedIsNoOverload(t *testing.T, b *rig.Broker) {
 	}
 }
 
-// Servers in other languages read no batches, and get their share beside one that does.
+// TestMixedFleetSharesTheCalls: servers in other languages, which read no batches, get their
+// share beside a server that does.
 func TestMixedFleetSharesTheCalls(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -163,7 +168,7 @@ func TestMixedFleetSharesTheCalls(t *testing.T) {
 		}()
 	}
 	client := r.Ready()
-	if n, err := client.Consumers(rig.Patience(t)); n != 3 || err != nil { // which has it look
+	if n, err := client.Consumers(rig.Patience(t)); n != 3 || err != nil { // makes the client check
 		t.Fatalf("%d consumers, %v, want 3", n, err)
 	}
 	before := ours.Stats().Requests
@@ -183,8 +188,8 @@ func TestMixedFleetSharesTheCalls(t *testing.T) {
 	}
 }
 
-// A server that acknowledges a request and answers nothing holds an idempotent call no
-// longer than an attempt may take.
+// TestSwallowedCallIsSentAgain: an idempotent call is sent again after the attempt timeout if
+// a server acknowledged the request without a response.
 func TestSwallowedCallIsSentAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

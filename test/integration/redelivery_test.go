@@ -16,22 +16,22 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// mortal is one server that is alive, and those that were before it.
+// mortal holds the living server and its predecessors.
 type mortal struct {
 	r     *rig.Rig
-	stops atomic.Int64 // how often one was stopped
+	stops atomic.Int64 // number of stops
 	again chan struct{}
 
 	mu  sync.Mutex
 	all []*rig.Server
 }
 
-// mortals keeps one server of r alive, which the method "stop" stops.
+// mortals keeps a server of r alive; the method "stop" stops the server.
 func mortals(t *testing.T, r *rig.Rig) *mortal {
 	t.Helper()
 	m := &mortal{r: r, again: make(chan struct{}, 100)}
 	m.again <- struct{}{}
-	go func() { // a new server for each that was stopped; ends with the test
+	go func() { // a new server for each stopped server; ends with the test
 		for range m.again {
 			m.start()
 		}
@@ -57,17 +57,17 @@ func (m *mortal) start() {
 	m.all = append(m.all, s)
 }
 
-// drain ends the server that is alive, and waits for the end of the others.
+// drain ends the living server, and waits for the end of all.
 func (m *mortal) drain() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range m.all {
-		_ = s.Drain() // most were stopped in the middle
+		_ = s.Drain() // most of them were stopped in the middle
 	}
 }
 
-// A request that stops every server that runs it ends in the dead letters; whoever
-// waits beside it is answered. test/fault does the same with processes that die.
+// TestRequestThatStopsEveryServer: a request which stops every server is dead-lettered, and
+// other calls are answered. test/fault does the same with dying processes.
 func TestRequestThatStopsEveryServer(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []amqpx.QueueType{amqpx.QueueClassic, amqpx.QueueQuorum} {
@@ -100,7 +100,7 @@ func TestRequestThatStopsEveryServer(t *testing.T) {
 	}
 }
 
-// deadLetter takes the one dead letter and looks at it.
+// deadLetter takes the only dead letter and checks it.
 func deadLetter(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	d, ok, err := r.Raw().Get(r.Queue.Name+".dead", true)
@@ -116,14 +116,14 @@ func deadLetter(t *testing.T, r *rig.Rig) {
 	}
 }
 
-// onceServer is a server whose method runs at most once.
+// onceServer is a server with an at-most-once method.
 type onceServer struct {
 	*amqpx.Server
 
 	drain func() // waits for the end
 }
 
-// serveOnce starts such a server.
+// serveOnce starts a onceServer.
 func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) onceServer {
 	t.Helper()
 	server, err := amqpx.NewServer(r.URL, amqpx.WithQueue(r.Queue))
@@ -154,8 +154,8 @@ func serveOnce(t *testing.T, r *rig.Rig, h amqpx.Handler) onceServer {
 	return onceServer{server, drain}
 }
 
-// The first server stops in the middle; the second is handed the request and must not
-// run it. Its caller learns that at once.
+// TestAtMostOnceOverTheEndOfAServer: the second server does not run a redelivered at-most-once
+// request of a stopped server, and the caller gets an error at once.
 func TestAtMostOnceOverTheEndOfAServer(t *testing.T) {
 	t.Parallel()
 	for _, opts := range [][]amqpx.CallOption{nil, {amqpx.Idempotent()}} {
@@ -182,8 +182,8 @@ func TestAtMostOnceOverTheEndOfAServer(t *testing.T) {
 	}
 }
 
-// The link to the server breaks under a handler; the request comes back to the same
-// server, which knows it.
+// TestServerKnowsARequestThatComesBack: a server recognises a running request redelivered to
+// it after a lost connection.
 func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -208,8 +208,8 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	nothingHeld(t, r, server)
 }
 
-// A caller that asks again with its key, on another connection, gets the answer that
-// was given before.
+// TestStoredAnswer: a repeated call with the same key gets the stored response, also on
+// another connection.
 func TestStoredAnswer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -230,8 +230,9 @@ func TestStoredAnswer(t *testing.T) {
 	}
 }
 
-// With its one worker busy for longer than a call has time, a server refuses the call
-// while that worker is still busy, and not when the call's time is over.
+// TestBusyServerRefusesWhatWouldExpire: a server refuses a call if its only worker is busy for
+// longer than the call's deadline. The refusal comes while the worker is still busy, not at
+// the deadline.
 func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -249,7 +250,7 @@ func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 		return nil, nil
 	}}, amqpx.WithWorkers(1), amqpx.WithPrefetch(100))
 	client := r.Ready()
-	for range learns { // the server learns how long it takes
+	for range learns { // the server learns the duration
 		rig.Call(t, client, "work", nil)
 	}
 	var waiting []<-chan outcome
@@ -257,7 +258,7 @@ func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 		waiting = append(waiting, begin(rig.Patience(t), client, "work", nil))
 	}
 	rig.Eventually(t, "the server has them", func() bool { return server.Stats().InFlight == 30 })
-	// The worker is held, so this cannot end as it does because there is one free.
+	// The worker is blocked, so the refusal cannot come from a free worker.
 	_, err := client.Call(rig.Within(t, 2*time.Second), "work", nil)
 	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
 	close(release)

@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// bury has servers end under a request until it may run no more.
+// bury stops servers during a request until the delivery limit is reached.
 func bury(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	entered := make(chan struct{}, amqpx.DefaultDeliveryLimit+1)
@@ -28,8 +28,8 @@ func bury(t *testing.T, r *rig.Rig) {
 	}
 }
 
-// shovel moves the one dead letter back to the request queue, as the run book says, and
-// returns it.
+// shovel publishes the only dead letter to the request queue, as described in the run book.
+// The result is the dead letter.
 func shovel(t *testing.T, r *rig.Rig) amqp.Delivery {
 	t.Helper()
 	d, ok, err := r.Raw().Get(r.Queue.Name+".dead", false)
@@ -47,8 +47,9 @@ func shovel(t *testing.T, r *rig.Rig) amqp.Delivery {
 	return d
 }
 
-// A dead letter that is moved back runs on a mended server and is answered. The time that
-// its caller gave it does not count any more, or it would soon be over.
+// TestDeadLetterMovedBack: a dead letter republished to the request queue runs on a repaired
+// server and is answered. The caller's original time budget no longer applies; otherwise it
+// would soon expire.
 func TestDeadLetterMovedBack(t *testing.T) {
 	t.Parallel()
 	for name, msg := range map[string]amqp.Publishing{

@@ -20,14 +20,14 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// peer is what a client and a server have in common.
+// peer is the common interface of a client and a server.
 type peer interface {
 	Status() amqpx.Status
 	WaitReady(ctx context.Context) error
 }
 
-// bothSides runs a test with a client and with a server that reach for url, and
-// with what they log.
+// bothSides runs a test with a client and with a server for the address, and passes their
+// logs.
 func bothSides(t *testing.T, address string, f func(t *testing.T, p peer, logs *observer.ObservedLogs)) {
 	t.Helper()
 	t.Run("client", func(t *testing.T) {
@@ -42,7 +42,7 @@ func bothSides(t *testing.T, address string, f func(t *testing.T, p peer, logs *
 	})
 }
 
-// fails waits until n attempts have failed and returns the last one's error.
+// fails waits for n failed attempts and returns the last error.
 func fails(t *testing.T, logs *observer.ObservedLogs, p peer, n int) error {
 	t.Helper()
 	rig.Eventually(t, fmt.Sprintf("%d attempts have failed", n), func() bool {
@@ -55,8 +55,8 @@ func fails(t *testing.T, logs *observer.ObservedLogs, p peer, n int) error {
 	return st.Err
 }
 
-// saidOnce checks that a fault was logged once at a level that people see, and
-// that neither the log nor the error holds the secret.
+// saidOnce checks for a single log line of the fault at a visible level, without the secret in
+// the log or the error.
 func saidOnce(t *testing.T, logs *observer.ObservedLogs, err error, level zapcore.Level, secret string) {
 	t.Helper()
 	seen := 0
@@ -112,7 +112,8 @@ func TestUnreachableBroker(t *testing.T) {
 	})
 }
 
-// A broker that accepts and says nothing must not hold an attempt for ever.
+// TestSilentBroker: a broker which accepts a connection and sends nothing does not block an
+// attempt forever.
 func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -128,8 +129,8 @@ func TestSilentBroker(t *testing.T) {
 	}
 }
 
-// RabbitMQ tells of a wrong password only after 3 s. The default dial timeout must
-// leave it that time, or the reason is never seen.
+// TestWrongPassword: the error names a wrong password. RabbitMQ reports it only after 3 s, so
+// the default dial timeout must be longer.
 func TestWrongPassword(t *testing.T) {
 	t.Parallel()
 	const secret = "wrong-pass-word"
@@ -172,7 +173,7 @@ func TestPermissionsComeAndGo(t *testing.T) {
 		t.Errorf("%q does not say %s", err, closed)
 	}
 
-	tenant.Grant("nothing") // may enter, but not declare
+	tenant.Grant("nothing") // may connect, but not declare
 	refused := fmt.Sprintf("user %q has no configure permission", tenant.User)
 	rig.Eventually(t, "the fault names the permission", func() bool {
 		st := server.Status()

@@ -13,7 +13,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// Content types, encodings and headers travel in both directions, alone and in batches.
+// TestContentTypesAndHeadersTravelBothWays: content types, encodings and headers are
+// transferred in both directions, alone and in batches.
 func TestContentTypesAndHeadersTravelBothWays(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -49,13 +50,13 @@ func TestContentTypesAndHeadersTravelBothWays(t *testing.T) {
 	}) {
 		check("in a batch", rig.Recv(t, end, "a call in a batch"), &infos[i], "7")
 	}
-	// A header that is no text travels too, alone.
+	// A header of a non-text type is transferred, too; such a call is sent alone.
 	var number amqpx.CallInfo
 	got = rig.Recv(t, begin(rig.Patience(t), b.Client, "upper", nil, options(&number, 1<<40)...), "a call with a number")
 	check("a number", got, &number, int64(1<<40))
 }
 
-// An answer of type error is a failure, as aio-pika's patterns tell one.
+// TestAnswerOfTypeError: a response of type "error" is a failure, as in aio-pika's patterns.
 func TestAnswerOfTypeError(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

@@ -20,8 +20,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// volume is a folder of files as Kubernetes mounts a secret: the files are symbolic links
-// through the link ..data, which is replaced as a whole.
+// volume is a folder of files like a secret mounted by Kubernetes: the files are symbolic
+// links through the link ..data, which is replaced as a whole.
 type volume struct {
 	t   *testing.T
 	dir string
@@ -58,7 +58,7 @@ func (v *volume) swap(files map[string]string) {
 	v.must(os.Rename(v.path("..tmp"), v.path("..data")))
 }
 
-// TestRotatedPasswordIsReadAtTheNextDial changes the password of a user on the broker and the
+// TestRotatedPasswordIsReadAtTheNextDial changes a user's password on the broker and in the
 // file of the URL, and cuts the connections.
 func TestRotatedPasswordIsReadAtTheNextDial(t *testing.T) {
 	r := rig.New(t)
@@ -90,7 +90,7 @@ func TestRotatedPasswordIsReadAtTheNextDial(t *testing.T) {
 	})
 }
 
-// clientOfTheEnvironment makes a client as the services do, from AMQP_… variables.
+// clientOfTheEnvironment creates a client from AMQP_… variables, like the services.
 func clientOfTheEnvironment(t *testing.T) *amqpx.Client {
 	t.Helper()
 	t.Setenv("AMQP_BACKOFF_MAX", "200ms")
@@ -110,8 +110,8 @@ func clientOfTheEnvironment(t *testing.T) *amqpx.Client {
 	return client
 }
 
-// TestRotatedCertificatesAreReadAtTheNextDial begins with a client certificate that has
-// expired, replaces it, and then replaces the authority that the client trusts.
+// TestRotatedCertificatesAreReadAtTheNextDial starts with an expired client certificate,
+// replaces it, and then replaces the trusted authority.
 func TestRotatedCertificatesAreReadAtTheNextDial(t *testing.T) {
 	broker := mutualTLS.For(t)
 	authority, err := os.ReadFile(broker.CAFile)

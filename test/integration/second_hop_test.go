@@ -10,8 +10,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A handler that calls on with its own context passes the cancellation on: no middleware,
-// no context of its own.
+// TestCancellationReachesTheSecondHop: a handler's call with the handler's context is canceled
+// together with the handler, without middleware.
 func TestCancellationReachesTheSecondHop(t *testing.T) {
 	t.Parallel()
 	second := rig.New(t)

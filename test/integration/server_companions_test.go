@@ -15,8 +15,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// stopQueue kills a queue's process until its supervisor gives it up: from then on RabbitMQ
-// never answers a method that names the queue.
+// stopQueue kills a queue's process until its supervisor stops restarting it. From then on
+// RabbitMQ never responds to methods with the queue's name.
 func stopQueue(t *testing.T, b *rig.Broker, queue string) {
 	t.Helper()
 	const kill = `N = rabbit_misc:r(<<"/">>, queue, <<"%s">>),
@@ -77,7 +77,7 @@ func TestOptionalQueueDeletedUnderAServer(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	}
-	// One at the limit goes to the dead letters, whose queue is made anew.
+	// A request at the delivery limit is dead-lettered, and its queue is declared again.
 	inbox := r.Inbox()
 	giveBack(t, r, amqp.Publishing{
 		AppId: "b", ReplyTo: inbox.Name, CorrelationId: "1", Headers: amqp.Table{"rpc-deliveries": int64(amqpx.DefaultDeliveryLimit)},
@@ -90,8 +90,8 @@ func TestOptionalQueueDeletedUnderAServer(t *testing.T) {
 	}
 }
 
-// giveBack publishes a request to a consumer of the test, which gives it back when a
-// server consumes beside it.
+// giveBack delivers a request to a consumer of the test and then requeues the request, which
+// the server consumes.
 func giveBack(t *testing.T, r *rig.Rig, msg amqp.Publishing) {
 	t.Helper()
 	ch := r.Raw()
@@ -113,7 +113,7 @@ func TestAdoptedQueueClosesTheLane(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		args  amqp.Table
-		cause string // why there are no batches
+		cause string // reason for the absence of batches
 		kind  string // of the companions
 	}{
 		"single active consumer": {amqp.Table{"x-single-active-consumer": true}, "x-single-active-consumer", "classic"},
@@ -148,7 +148,7 @@ func TestAdoptedQueueClosesTheLane(t *testing.T) {
 			if hasLane != (c.cause == "") {
 				t.Errorf("queues %v", names)
 			}
-			// A companion of the other type could not be declared again as this one.
+			// A companion of the other type could not be declared again with this type.
 			ch := r.Raw()
 			_, err := ch.QueueDeclare(r.Queue.Name+".retry", true, false, false, false, amqp.Table{"x-queue-type": c.kind})
 			if err != nil {

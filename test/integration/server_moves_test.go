@@ -19,7 +19,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestMoveToAFullQueueIsNoHotLoop has `.dead` and `.retry` bounded by a policy.
+// TestMoveToAFullQueueIsNoHotLoop: republishing to a full queue is retried with pauses. A
+// policy bounds `.dead` and `.retry`.
 func TestMoveToAFullQueueIsNoHotLoop(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -45,8 +46,8 @@ func TestMoveToAFullQueueIsNoHotLoop(t *testing.T) {
 	if got := logs.FilterMessage("the broker refused to move a request").Len(); got < 1 || got > 2 {
 		t.Errorf("%d lines", got)
 	}
-	// Whoever takes the dead letters makes room, at once; the pauses have grown with the time
-	// that the queue was full, and are not waited for much longer than that.
+	// Consuming the dead letters makes room at once. The pauses have grown with the time of
+	// the full queue, but the wait is not much longer than this time.
 	if _, err := r.Raw().Consume(dead, "", true, false, false, false, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -54,8 +55,8 @@ func TestMoveToAFullQueueIsNoHotLoop(t *testing.T) {
 	rig.Eventually(t, "all are acknowledged", func() bool { return server.Stats().InFlight == 0 && r.Inspect().Messages == 0 })
 }
 
-// TestNoDeliveryLimitMeansNone delivers a request of a quorum queue more often than RabbitMQ
-// 4 does of itself.
+// TestNoDeliveryLimitMeansNone delivers a request of a quorum queue more often than RabbitMQ 4
+// does by default.
 func TestNoDeliveryLimitMeansNone(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -72,7 +73,7 @@ func TestNoDeliveryLimitMeansNone(t *testing.T) {
 				_, ok, err := ch.Get(r.Queue.Name, false)
 				return err == nil && ok
 			})
-			_ = ch.Close() // gives it back
+			_ = ch.Close() // requeues the request
 		}
 		server := r.Serve(rig.Methods{"b": slow.handle}, amqpx.WithDeliveryLimit(0))
 		rig.Recv(t, slow.entered, fmt.Sprintf("run %d", round))
@@ -86,8 +87,8 @@ func TestNoDeliveryLimitMeansNone(t *testing.T) {
 	}
 }
 
-// TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun has a policy dead-letter what
-// expires in one request queue into another.
+// TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun: expired requests do not run after
+// a policy has dead-lettered them into another request queue.
 func TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun(t *testing.T) {
 	t.Parallel()
 	first, second := rig.New(t), rig.New(t)
@@ -116,7 +117,7 @@ func TestRequestThatAPolicyDeadLetteredAfterItsTimeDoesNotRun(t *testing.T) {
 	}
 }
 
-// TestCopyThatFitsNoFrame gives a request back whose copy is larger than a frame.
+// TestCopyThatFitsNoFrame requeues a request whose copy is larger than a frame.
 func TestCopyThatFitsNoFrame(t *testing.T) {
 	t.Parallel()
 	r := rig.On(t, limited.For(t).URL)
@@ -134,7 +135,8 @@ func TestCopyThatFitsNoFrame(t *testing.T) {
 	}
 }
 
-// TestResponseIsPublishedAgainWhileItsQueueIsAway nacks responses for longer than a moment.
+// TestResponseIsPublishedAgainWhileItsQueueIsAway: responses nacked for longer than a moment
+// are published again.
 func TestResponseIsPublishedAgainWhileItsQueueIsAway(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

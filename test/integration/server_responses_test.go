@@ -19,8 +19,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// deadNode returns a perfectly formed address of direct reply-to, as RabbitMQ writes them,
-// on a node that does not run: the name holds a hash of the node's name.
+// deadNode returns a well-formed address of direct reply-to, in RabbitMQ's format, on a
+// stopped node: the name contains a hash of the node's name.
 func deadNode() string {
 	id := uuid.New()
 	name := fmt.Sprintf("reply@%d", 10_000_000+int(id[0]))
@@ -93,8 +93,8 @@ func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
 	}
 }
 
-// TestResponseThatTheBrokerDoesNotTake has handlers return more than the broker takes, which
-// ends the channel that publishes it. The callers hear that the response is too large.
+// TestResponseThatTheBrokerDoesNotTake: callers get an error about a too large response if a
+// handler's response exceeds the broker's limit, which ends the publishing channel.
 func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	t.Parallel()
 	r := rig.On(t, limited.For(t).URL)
@@ -124,7 +124,7 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	if got := server.Stats().Reconnects; got > 2 {
 		t.Errorf("the server's link was lost %d times by two requests", got)
 	}
-	if got := runs.Load(); got > 3 { // the one without a key runs again
+	if got := runs.Load(); got > 3 { // the request without a key runs again
 		t.Errorf("%d runs", got)
 	}
 	if left := r.Inspect().Messages; left != 0 {

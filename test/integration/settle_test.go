@@ -18,10 +18,10 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// These tests walk through the table of what a call can end in (docs/protocol.md),
-// row by row, against a real broker.
+// These tests check the table of outcomes in docs/protocol.md, row by row, against a real
+// broker.
 
-// want is what an error must say.
+// want describes an expected error.
 type want struct {
 	code    amqpx.Code
 	outcome amqpx.Outcome
@@ -148,7 +148,7 @@ func TestFullQueueRefuses(t *testing.T) {
 			outcome := amqpx.MayHaveRun
 			if kind == amqpx.QueueQuorum {
 				args[amqp.QueueTypeArg] = amqp.QueueTypeQuorum
-				outcome = amqpx.DidNotRun // its nack proves that
+				outcome = amqpx.DidNotRun // a quorum queue's nack proves it
 			}
 			r.Declare(true, args)
 			proxy := r.Proxy()
@@ -171,7 +171,7 @@ func TestFullQueueRefuses(t *testing.T) {
 	}
 }
 
-// The bound of the queue is a setting of the servers, who declare it.
+// TestServerBoundsItsQueue: the servers, which declare the queue, set its limits.
 func TestServerBoundsItsQueue(t *testing.T) {
 	t.Parallel()
 	for name, bound := range map[string]amqpx.Queue{"messages": {MaxLength: 3}, "bytes": {MaxBytes: 10}} {
@@ -196,23 +196,23 @@ func TestServerBoundsItsQueue(t *testing.T) {
 	}
 }
 
-// atDeadline returns the error of a call that was sent again and again in vain. A
-// deadline that falls between an attempt and the broker's word leaves the outcome
-// open, rightly, so the call is made anew then.
+// atDeadline returns the error of a call sent repeatedly in vain. If the deadline falls
+// between an attempt and its confirm or nack, the outcome is rightly unknown, and the call is
+// made again.
 func atDeadline(t *testing.T, client *amqpx.Client, reason error, opts ...amqpx.CallOption) (err error) {
 	t.Helper()
 	for range 10 {
 		if _, err = client.Call(rig.Within(t, 300*time.Millisecond), "b", nil, opts...); errors.Is(err, reason) {
 			break
 		}
-		if !errors.Is(err, amqpx.ErrQueueUnavailable) { // nor is it known yet why the broker refused
+		if !errors.Is(err, amqpx.ErrQueueUnavailable) { // and the reason of the broker's refusal is not known yet
 			want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun}.check(t, err)
 		}
 	}
 	return err
 }
 
-// expires makes a call whose deadline comes while it is under way, see sent.
+// expires makes a call whose deadline passes after the request was sent, see sent.
 func expires(t *testing.T, client *amqpx.Client, timeout time.Duration, method, body string) {
 	t.Helper()
 	err := sent(func() error {
@@ -222,8 +222,8 @@ func expires(t *testing.T, client *amqpx.Client, timeout time.Duration, method, 
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, is: []error{context.DeadlineExceeded}}.check(t, err)
 }
 
-// sent returns the error of a call that has left. A deadline that comes before that means
-// that the call did not run, rightly, so it is made anew then.
+// sent returns the error of a call whose request was sent. If the deadline passes earlier, the
+// call rightly did not run, and is made again.
 func sent(call func() error) (err error) {
 	for range 10 {
 		if err = call(); amqpx.OutcomeOf(err) != amqpx.DidNotRun {
@@ -233,7 +233,7 @@ func sent(call func() error) (err error) {
 	return err
 }
 
-// heardAnew waits until the broker has said a word again, twice.
+// heardAnew waits until the broker has sent the method w twice more.
 func heardAnew(t *testing.T, proxy *rig.Proxy, w rig.Word) {
 	t.Helper()
 	heard := proxy.Heard(w)
@@ -242,8 +242,8 @@ func heardAnew(t *testing.T, proxy *rig.Proxy, w rig.Word) {
 	}
 }
 
-// fill makes one-way requests until the broker refuses one. A quorum queue takes a
-// few more than its limit.
+// fill makes one-way requests until the broker refuses a request. A quorum queue accepts a few
+// more than its limit.
 func fill(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	ch := r.Raw()
@@ -273,8 +273,8 @@ func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
 	first := begin(rig.Patience(t), client, "busy", nil)
 	rig.Recv(t, busy.entered, "the worker to be busy")
 
-	// The server counts from the arrival, so the other call's end shows that the
-	// first one's time is over there too.
+	// The server measures from the arrival, so the end of the other call shows that the first
+	// call has expired there, too.
 	expires(t, client, 100*time.Millisecond, "run", "too late")
 	expires(t, client, 400*time.Millisecond, "run", "on the edge")
 
@@ -297,8 +297,8 @@ func TestExpiredInTheQueueNeverRuns(t *testing.T) {
 	r := rig.New(t)
 	r.Declare(true, nil)
 	client := r.Ready()
-	// The broker counts from the arrival, so the other call's end shows that the
-	// first one's time is over there too.
+	// The broker measures from the arrival, so the end of the other call shows that the first
+	// call has expired there, too.
 	expires(t, client, 100*time.Millisecond, "run", "too late")
 	expires(t, client, 400*time.Millisecond, "run", "on the edge")
 
@@ -318,7 +318,7 @@ func TestCallerGivesUp(t *testing.T) {
 	r := rig.New(t)
 	slow := hold()
 	server := r.Serve(rig.Methods{"slow": slow.handle, "b": letter})
-	const timeout = time.Second // so that the handler runs before
+	const timeout = time.Second // so that the handler runs before the timeout
 	client := r.Ready(amqpx.WithTimeout(timeout))
 
 	expires(t, client, timeout, "slow", "")
@@ -373,7 +373,7 @@ func TestCloseSettlesEveryCall(t *testing.T) {
 	}
 	_, err := client.Call(rig.Patience(t), "slow", nil)
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrClosed}}.check(t, err)
-	close(slow.release) // the answers are for nobody; the server does not mind
+	close(slow.release) // the responses have no receiver; this does not disturb the server
 }
 
 func TestCallInfo(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// otlpSpan is a span as a collector gets it.
+// otlpSpan is a span received by a collector.
 type otlpSpan struct {
 	resource   map[string]any
 	attributes map[string]any
@@ -29,7 +29,7 @@ func (s otlpSpan) trace() string  { return hex.EncodeToString(s.GetTraceId()) }
 func (s otlpSpan) id() string     { return hex.EncodeToString(s.GetSpanId()) }
 func (s otlpSpan) parent() string { return hex.EncodeToString(s.GetParentSpanId()) }
 
-// otlpCollector takes OTLP over HTTP.
+// otlpCollector receives OTLP over HTTP.
 type otlpCollector struct {
 	url         string
 	connections atomic.Int64
@@ -90,7 +90,7 @@ func (c *otlpCollector) of(kind tracepb.Span_SpanKind) map[string]otlpSpan {
 	return all
 }
 
-// plain returns attributes as Go's own values.
+// plain returns attributes as Go values.
 func plain(list []*common.KeyValue) map[string]any {
 	all := make(map[string]any)
 	for _, kv := range list {

@@ -17,10 +17,10 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// programs are our two programs, built.
+// programs holds the paths of the two built programs.
 type programs struct{ server, client string }
 
-// tracedPair is the programs on a queue of their own.
+// tracedPair runs the programs on a separate queue.
 type tracedPair struct {
 	programs
 
@@ -66,7 +66,7 @@ func (p *tracedPair) serve(env ...string) *rig.Program {
 	return server
 }
 
-// call runs the client, which must end well and soon, and returns how long it took.
+// call runs the client, which must succeed, and returns the duration.
 func (p *tracedPair) call(env ...string) time.Duration {
 	p.t.Helper()
 	begun := time.Now()
@@ -92,7 +92,7 @@ func testExport(t *testing.T, built programs) {
 	p.call("OTEL_EXPORTER_OTLP_ENDPOINT="+c.url, "OTEL_SERVICE_NAME=caller", "OTEL_RESOURCE_ATTRIBUTES=team=blue",
 		"RPC_CALLS=600", "RPC_CONCURRENCY=32")
 	line := server.Says(`"msg":"call"`)
-	// What one caller sends must not keep the spans of the others from the collector.
+	// A caller's invalid data must not prevent the export of other callers' spans.
 	inbox := p.r.Inbox()
 	p.r.Request(amqp.Publishing{AppId: "b", CorrelationId: "odd \xff", ReplyTo: inbox.Name})
 	if got := inbox.Next(); string(got.Body) != "b" {
@@ -148,7 +148,7 @@ func checkLine(t *testing.T, line string, spans map[string]otlpSpan) {
 	}
 }
 
-// silentCollector returns a URL where nobody answers.
+// silentCollector returns a URL with a listener but no responses.
 func silentCollector(t *testing.T) string {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -159,7 +159,7 @@ func silentCollector(t *testing.T) string {
 	return "http://" + l.Addr().String()
 }
 
-// A collector that is away fails nothing, and keeps nobody.
+// testWithoutACollector: an absent collector causes no failure and no long delay.
 func testWithoutACollector(t *testing.T, built programs, env ...string) {
 	t.Helper()
 	p := built.on(t)
@@ -176,7 +176,7 @@ func testWithoutACollector(t *testing.T, built programs, env ...string) {
 	server.Says("spans could not be exported")
 }
 
-// Tracing that is off reaches for no collector.
+// testTracingTurnedOff: disabled tracing makes no connection to a collector.
 func testTracingTurnedOff(t *testing.T, built programs) {
 	t.Helper()
 	p, c := built.on(t), startCollector(t)
@@ -190,7 +190,8 @@ func testTracingTurnedOff(t *testing.T, built programs) {
 	}
 }
 
-// Bad settings are told by name, without what may be a token, before anything starts.
+// testTracingBadlySet: bad settings are reported by name, without possible tokens, before the
+// program starts its work.
 func testTracingBadlySet(t *testing.T, built programs) {
 	t.Helper()
 	p := built.on(t)

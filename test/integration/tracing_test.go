@@ -22,7 +22,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// traced is one side whose calls are traced, apart from the other's as in two processes.
+// traced is one side with its own tracing, separate from the other side as in two processes.
 type traced struct {
 	exporter *tracetest.InMemoryExporter
 	options  []amqpxotel.Option
@@ -43,7 +43,7 @@ func (s *traced) client() amqpx.Option { return amqpx.WithMiddleware(amqpxotel.C
 
 func (s *traced) server() amqpx.Option { return amqpx.WithMiddleware(amqpxotel.Server(s.options...)) }
 
-// byCall returns the spans by correlation id.
+// byCall returns the spans by correlation ID.
 func (s *traced) byCall(t *testing.T) map[string]tracetest.SpanStub {
 	t.Helper()
 	all := make(map[string]tracetest.SpanStub)
@@ -57,7 +57,7 @@ func (s *traced) byCall(t *testing.T) map[string]tracetest.SpanStub {
 	return all
 }
 
-// ofSpan returns an attribute of a span, nil without it.
+// ofSpan returns an attribute of a span, or nil if the attribute is absent.
 func ofSpan(s tracetest.SpanStub, name attribute.Key) any {
 	for _, kv := range s.Attributes {
 		if kv.Key == name {
@@ -67,7 +67,7 @@ func ofSpan(s tracetest.SpanStub, name attribute.Key) any {
 	return nil
 }
 
-// isChild checks that a server's span belongs to the client's span of the same call.
+// isChild checks that a server's span is a child of the client's span of the same call.
 func isChild(t *testing.T, id string, server, client tracetest.SpanStub) {
 	t.Helper()
 	if server.SpanKind != trace.SpanKindServer || client.SpanKind != trace.SpanKindClient {
@@ -140,7 +140,7 @@ func TestTracingOfCallsInBatches(t *testing.T) {
 	}
 }
 
-// A call that a handler makes is a grandchild.
+// TestTracingOfNestedCalls: a handler's call is a grandchild.
 func TestTracingOfNestedCalls(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -166,7 +166,7 @@ func TestTracingOfNestedCalls(t *testing.T) {
 	}
 }
 
-// A trace context that cannot be read, whoever sends it, never harms a call.
+// TestTracingWithGarbage: an unreadable trace context from any sender never harms a call.
 func TestTracingWithGarbage(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -206,7 +206,8 @@ func TestTracingWithGarbage(t *testing.T) {
 	}
 }
 
-// The library's own outcomes are told: here that no server ran the call.
+// TestTracingOfACallThatNobodyTakes: a span has the library's outcome: here no server ran the
+// call.
 func TestTracingOfACallThatNobodyTakes(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

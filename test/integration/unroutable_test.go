@@ -15,8 +15,9 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// Responses that no queue takes are counted, alone and in batches, large ones as well, and harm
-// nobody. Those to direct reply-to arrive, and those to the server's own queues do not loop.
+// TestUnroutableResponses: unroutable responses are counted, alone and in batches, large
+// responses as well, and do no harm. Responses to direct reply-to arrive, and responses to the
+// server's own queues do not loop.
 func TestUnroutableResponses(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

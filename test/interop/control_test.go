@@ -12,7 +12,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// A program in another language lists servers and gives a call up.
+// TestControlPlaneFromPython: a program in another language can list servers and cancel a
+// call.
 func TestControlPlaneFromPython(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

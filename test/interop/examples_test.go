@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// example starts one of the programs of docs/interop.md.
+// example starts a program of docs/interop.md.
 func example(t *testing.T, name string, args ...string) *rig.Program {
 	t.Helper()
 	return script(t, "../../../docs/interop/"+name, args...)
@@ -26,7 +26,8 @@ func exampleServer(t *testing.T, r *rig.Rig) *rig.Program {
 	return p
 }
 
-// The server of docs/interop.md answers whatever comes, and goes on.
+// TestExampleServer: the server of docs/interop.md answers every kind of request and
+// continues.
 func TestExampleServer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -34,7 +35,7 @@ func TestExampleServer(t *testing.T) {
 	client := r.Ready()
 	for _, c := range []struct {
 		method, body, result string
-		code                 amqpx.Code // "" is a result
+		code                 amqpx.Code // "" expects a result
 		message              string
 		outcome              amqpx.Outcome
 	}{
@@ -61,8 +62,9 @@ func TestExampleServer(t *testing.T) {
 	}
 }
 
-// A request that the server in another language had in hand when it was killed comes to the
-// next, which does not say that a refused one did not run.
+// TestExampleServerTakesWhatComesAgain: a request left unacknowledged by a killed server is
+// redelivered to the server in another language. The refusal of a redelivered request does not
+// claim "did not run".
 func TestExampleServerTakesWhatComesAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -82,7 +84,7 @@ func TestExampleServerTakesWhatComesAgain(t *testing.T) {
 		rig.Recv(t, taken, "a request")
 	}
 	server := exampleServer(t, r)
-	if err := ch.Close(); err != nil { // gives both back, as the death of a server does
+	if err := ch.Close(); err != nil { // requeues both requests, like the death of a server
 		t.Fatal(err)
 	}
 	if got, err := echoed.Wait(); string(got) != "body" || err != nil {
@@ -96,7 +98,7 @@ func TestExampleServerTakesWhatComesAgain(t *testing.T) {
 	}
 }
 
-// The client of docs/interop.md tells errors from results.
+// TestExampleClient: the client of docs/interop.md distinguishes errors from results.
 func TestExampleClient(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

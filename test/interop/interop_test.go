@@ -54,8 +54,9 @@ func TestOurClientCallsPythonServer(t *testing.T) {
 	}
 }
 
-// A Python server dies of a function that it does not know, and its requests come
-// back to the next. The call that killed it ends at its deadline, and is gone then.
+// TestUnknownFunctionEndsPythonServers: a Python server dies of an unknown method and its
+// requests are redelivered to the next server. The fatal call ends at its deadline, and its
+// request has expired by then.
 func TestUnknownFunctionEndsPythonServers(t *testing.T) {
 	t.Parallel()
 	r := transient(t)
@@ -115,7 +116,7 @@ func TestBothKindsOfServerShareAQueue(t *testing.T) {
 	}
 }
 
-// callTogether makes calls from several callers at once.
+// callTogether makes calls from several concurrent callers.
 func callTogether(t *testing.T, client *amqpx.Client, callers, each int) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -132,7 +133,7 @@ func callTogether(t *testing.T, client *amqpx.Client, callers, each int) {
 	all.Wait()
 }
 
-// report is what this test reads of the client's report.json.
+// report is the checked part of the client's report.json.
 type report struct {
 	Calls  int            `json:"calls"`
 	OK     int            `json:"ok"`
@@ -184,7 +185,7 @@ func TestOurProgramsAndPythonOnes(t *testing.T) {
 	})
 }
 
-// settings are the variables of our programs for a rig.
+// settings returns the environment of this project's programs for a rig.
 func settings(r *rig.Rig) []string {
 	return []string{
 		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "RPC_QUEUE_DURABLE=" + strconv.FormatBool(r.Queue.Durable),

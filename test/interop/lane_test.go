@@ -11,10 +11,11 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// callers is how many call at once: enough that calls wait, and would share batches.
+// callers is the number of concurrent callers, large enough for batches.
 const callers = 64
 
-// A server that takes no batches never sees one.
+// TestLaneIsNotUsedWithoutAServerThatUnpacks: a server without support for batches never
+// receives a batch.
 func TestLaneIsNotUsedWithoutAServerThatUnpacks(t *testing.T) {
 	t.Parallel()
 	r := transient(t)
@@ -33,7 +34,8 @@ func TestLaneIsNotUsedWithoutAServerThatUnpacks(t *testing.T) {
 	}
 }
 
-// Ours takes the batches, and both kinds what travels alone.
+// TestMixedFleetWithTheLane: this project's server takes the batches, while both kinds of
+// servers take single requests.
 func TestMixedFleetWithTheLane(t *testing.T) {
 	t.Parallel()
 	r := transient(t)
@@ -58,7 +60,8 @@ func TestMixedFleetWithTheLane(t *testing.T) {
 	}
 }
 
-// A server in another language unpacks what our client sends, and answers in batches.
+// TestPythonServerUnpacks: a server in another language can unpack batches of requests and
+// respond in batches.
 func TestPythonServerUnpacks(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -80,7 +83,8 @@ func TestPythonServerUnpacks(t *testing.T) {
 	}
 }
 
-// A client in another language sends batches, and reads the answers.
+// TestPythonClientSendsBatches: a client in another language can send batches and read the
+// responses.
 func TestPythonClientSendsBatches(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)

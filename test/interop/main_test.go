@@ -1,7 +1,7 @@
 //go:build integration
 
-// Package interop tests both sides of the wire against programs that are not ours:
-// Python ones, in the shape that docs/protocol.md calls the core.
+// Package interop tests both sides of the protocol against foreign programs: Python programs
+// that implement the core of docs/protocol.md.
 package interop
 
 import (
@@ -16,12 +16,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// python is Debian's, which has the package python3-pika.
+// python is Debian's interpreter, for the package python3-pika.
 const python = "/usr/bin/python3"
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// script starts one of our Python programs.
+// script starts a Python program of this project.
 func script(t *testing.T, name string, args ...string) *rig.Program {
 	t.Helper()
 	return rig.Run(t, []string{"PYTHONUNBUFFERED=1"}, python, append([]string{filepath.Join("testdata", name)}, args...)...)
@@ -35,7 +35,7 @@ func pythonServer(t *testing.T, r *rig.Rig) *rig.Program {
 	return p
 }
 
-// answered stops a Python server and returns how many requests it answered.
+// answered stops a Python server and returns the number of requests it answered.
 func answered(t *testing.T, p *rig.Program) int {
 	t.Helper()
 	p.Terminate()
@@ -49,7 +49,7 @@ func answered(t *testing.T, p *rig.Program) int {
 	}
 }
 
-// callFromPython makes calls with the Python client and checks the answers.
+// callFromPython makes calls with the Python client and checks the responses.
 func callFromPython(t *testing.T, r *rig.Rig, plan map[string]int) {
 	t.Helper()
 	args := []string{r.URL, r.Queue.Name}
@@ -71,13 +71,13 @@ func callFromPython(t *testing.T, r *rig.Rig, plan map[string]int) {
 	}
 }
 
-// letter answers what the server of this project answers: its own name.
+// letter responds like this project's server: with the method's name.
 func letter(_ context.Context, req *amqpx.Request) ([]byte, error) { return []byte(req.Method), nil }
 
-// letters are the functions of the server of this project.
+// letters returns the methods of this project's server.
 func letters() rig.Methods { return rig.Methods{"a": letter, "b": letter} }
 
-// transient returns a rig whose queue is as a Python server declares it.
+// transient returns a rig with a queue as declared by a Python server.
 func transient(t *testing.T) *rig.Rig {
 	t.Helper()
 	r := rig.New(t)

@@ -19,19 +19,20 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// response is what a caller over another protocol is told.
+// response is the response received over another protocol.
 type response struct {
 	body, correlationID, code string
 }
 
-// request is what it sends: in the header rpc-method, where app is empty.
+// request is a request over another protocol. If app is empty, the method is sent in the
+// header rpc-method.
 type request struct {
 	app, method string
 	headers     map[string]string
 }
 
-// callsOfOtherProtocols are made over each protocol. Fields of the response that are empty
-// are not compared, but for the code.
+// callsOfOtherProtocols returns the calls made over each protocol. Empty fields of the
+// response are not compared, except for the code.
 func callsOfOtherProtocols() map[string]struct {
 	request
 	want response
@@ -47,7 +48,8 @@ func callsOfOtherProtocols() map[string]struct {
 	}
 }
 
-// Programs that speak STOMP call our server, and read the code of an error in its headers.
+// TestStompClientCallsOurServer: a STOMP program can call this project's server and read the
+// code of an error in the headers.
 func TestStompClientCallsOurServer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -78,8 +80,9 @@ func TestStompClientCallsOurServer(t *testing.T) {
 	}
 }
 
-// Programs that speak AMQP 1.0 call our server through RabbitMQ 4. The plugin of RabbitMQ 3
-// hands neither group-id nor application properties on, so that no request names its method.
+// TestAMQP10ClientCallsOurServer: an AMQP 1.0 program can call this project's server through
+// RabbitMQ 4. The plugin of RabbitMQ 3 forwards neither group-id nor application properties,
+// so no request can name its method.
 func TestAMQP10ClientCallsOurServer(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -164,8 +167,8 @@ func amqp1Dial(ctx context.Context, t *testing.T, r *rig.Rig) *amqp1.Session {
 	return session
 }
 
-// stomp is a connection that speaks STOMP 1.2, which is text: a command, headers and a body
-// that ends with a zero byte.
+// stomp is a connection for STOMP 1.2, a text protocol. A frame is a command, headers, and a
+// body terminated by a zero byte.
 type stomp struct {
 	t    *testing.T
 	conn net.Conn

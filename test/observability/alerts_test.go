@@ -12,13 +12,13 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// rule is an alert as Prometheus sees it.
+// rule is an alert in Prometheus's API.
 type rule struct {
 	Name, Query, Health, LastError string
 	Alerts                         []struct{ Labels map[string]string }
 }
 
-// rules are all alerts, by name.
+// rules returns all alerts by name.
 func (p *prometheus) rules() map[string]rule {
 	p.t.Helper()
 	var answer struct{ Groups []struct{ Rules []rule } }
@@ -32,7 +32,7 @@ func (p *prometheus) rules() map[string]rule {
 	return all
 }
 
-// active are the alerts, pending or firing, about a queue and its companions.
+// active returns the alerts, pending or firing, of a queue and its companions.
 func (p *prometheus) active(queue string) []string {
 	p.t.Helper()
 	names := map[string]bool{}
@@ -46,13 +46,14 @@ func (p *prometheus) active(queue string) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// expected are alerts that may be about our pair: it has a client whose calls all fail, and
-// the machine may be slow.
+// expected reports whether an alert may be active for the tested pair: all calls of one client
+// fail, and the machine may be slow.
 func expected(name string) bool {
 	return slices.Contains([]string{"RpcErrors", "RpcSlow", "RpcQueueGrows", "RpcWorkersBusy"}, name)
 }
 
-// alerts: each is evaluated, and no other is about a pair that is well.
+// alerts checks that Prometheus evaluates every alert and that no unexpected alert is active
+// for a healthy pair.
 func (s *stage) alerts(t *testing.T) {
 	p := s.classic.of(t)
 	for _, a := range readAlerts(t) {
@@ -67,8 +68,8 @@ func (s *stage) alerts(t *testing.T) {
 	}
 }
 
-// withoutServers stops them and then the clients: what Prometheus has counted is what the
-// clients report, and it tells that nobody serves.
+// withoutServers stops the servers and then the clients. Prometheus must report the missing
+// servers, and its counts must equal the clients' reports.
 func (s *stage) withoutServers(t *testing.T) {
 	p := s.classic.of(t)
 	for _, server := range s.servers {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// dashboard is the part of Grafana's JSON that is checked here.
+// dashboard is the checked part of Grafana's JSON.
 type dashboard struct {
 	UID        string
 	Panels     []panel
@@ -26,7 +26,7 @@ type dashboard struct {
 	}
 }
 
-// panelQueries are the queries of each panel, by its title.
+// panelQueries returns the queries of each panel by title.
 func (d dashboard) panelQueries() map[string][]string {
 	all := map[string][]string{}
 	for _, p := range d.Panels {
@@ -37,7 +37,8 @@ func (d dashboard) panelQueries() map[string][]string {
 	return all
 }
 
-// queries are also those of annotations, which may have nothing to show.
+// queries returns the queries of panels and of annotations. An annotation's query may have no
+// result.
 func (d dashboard) queries() map[string][]string {
 	all := d.panelQueries()
 	for _, a := range d.Annotations.List {
@@ -74,11 +75,11 @@ func readDashboard(t *testing.T) dashboard {
 	return d
 }
 
-// rateInterval is what $__rate_interval is here: four times as long as adapted has it between
-// two scrapes, and one more.
+// rateInterval is the value of $__rate_interval: four times the scrape interval set by
+// adapted, plus one interval.
 const rateInterval = "5s"
 
-// fill puts values in the place of a query's variables.
+// fill replaces the variables of a query by values.
 func fill(t *testing.T, expr, queue string) string {
 	t.Helper()
 	literal := strings.ReplaceAll(regexp.QuoteMeta(queue), `\`, `\\`)
@@ -131,7 +132,7 @@ func TestDashboardIsSound(t *testing.T) {
 	}
 }
 
-// chosen checks that a query goes to the data source that the viewer chose.
+// chosen checks that a query uses the data source chosen by the viewer.
 func chosen(t *testing.T, s source, what string) {
 	t.Helper()
 	if s != (source{"prometheus", "${datasource}"}) {

@@ -1,9 +1,8 @@
 //go:build integration
 
-// Package observability tests what compose/observability.yml shows people, on machines
-// that have no image registry: Debian's Prometheus, with the overlay's own settings, reads
-// real services and a real RabbitMQ, and then answers every query of the dashboard and
-// every alert.
+// Package observability tests the setup of compose/observability.yml on machines without an
+// image registry. Debian's Prometheus, with the overlay's own settings, scrapes real services
+// and a real RabbitMQ, and then evaluates every query of the dashboard and every alert.
 package observability
 
 import (
@@ -21,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// folder is where the overlay's files are.
+// folder returns the folder of the overlay's files.
 func folder(t *testing.T) string {
 	t.Helper()
 	return filepath.Join(rig.Root(t), "compose", "observability")
@@ -50,7 +49,7 @@ func readJSON(t *testing.T, into any, path ...string) {
 	}
 }
 
-// program finds one of the programs of Debian's package prometheus.
+// program returns the path of a program of Debian's package prometheus.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -60,7 +59,7 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// promtool runs one check, which must succeed.
+// promtool runs a check that must succeed.
 func promtool(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), program(t, "promtool"), args...).CombinedOutput()

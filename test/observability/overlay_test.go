@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// service is the part of a compose file that is checked here.
+// service is the checked part of a Compose file.
 type service struct {
 	Image          string
 	Ports, Volumes []string
@@ -33,7 +33,8 @@ func services(t *testing.T, file ...string) map[string]service {
 	return compose.Services
 }
 
-// What the overlay adds is pinned, bounded, and reached from this machine only.
+// TestOverlayIsBounded: the overlay's services have pinned images and limits, and are
+// reachable only from this machine.
 func TestOverlayIsBounded(t *testing.T) {
 	t.Parallel()
 	example := string(read(t, rig.Root(t), ".env.example"))
@@ -71,7 +72,7 @@ func TestOverlayIsBounded(t *testing.T) {
 	}
 }
 
-// mounted checks that what is mounted from here is here, and cannot be written to.
+// mounted checks for the existence and the read-only mount of the repository's files.
 func mounted(t *testing.T, volumes []string) {
 	t.Helper()
 	for _, v := range volumes {
@@ -86,7 +87,8 @@ func mounted(t *testing.T, volumes []string) {
 	}
 }
 
-// The names that Prometheus looks up are services of the compose files.
+// TestJobsReadServicesOfTheComposeFile: the host names in Prometheus's settings are services
+// of the Compose files.
 func TestJobsReadServicesOfTheComposeFile(t *testing.T) {
 	t.Parallel()
 	pair := services(t, "docker-compose.yml")

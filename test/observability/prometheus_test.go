@@ -16,13 +16,13 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// prometheus is a running server, which ends with its test.
+// prometheus is a running server that ends with its test.
 type prometheus struct {
 	t    *testing.T
 	base string
 }
 
-// startPrometheus starts Debian's with settings from a file.
+// startPrometheus starts Debian's Prometheus with settings from a file.
 func startPrometheus(t *testing.T, settings string, flags ...string) *prometheus {
 	t.Helper()
 	server := rig.Run(t, nil, program(t, "prometheus"), append([]string{
@@ -40,7 +40,7 @@ func startPrometheus(t *testing.T, settings string, flags ...string) *prometheus
 	return p
 }
 
-// of is the same server for a part of the test.
+// of returns the same server for a subtest.
 func (p *prometheus) of(t *testing.T) *prometheus {
 	t.Helper()
 	return &prometheus{t: t, base: p.base}
@@ -61,7 +61,7 @@ func (p *prometheus) get(path string, params url.Values) ([]byte, int, error) {
 	return body, resp.StatusCode, err
 }
 
-// ask asks the API, which must answer.
+// ask sends a query to the API, which must succeed.
 func (p *prometheus) ask(into any, path string, params url.Values) {
 	p.t.Helper()
 	body, _, err := p.get("/api/v1/"+path, params)
@@ -83,14 +83,14 @@ func (p *prometheus) ask(into any, path string, params url.Values) {
 	}
 }
 
-// sample is one element of a query's result.
+// sample is an element of a query's result.
 type sample struct {
 	Metric    map[string]string
 	Value     [2]any          // a time and a text
-	Histogram json.RawMessage // instead of a value
+	Histogram json.RawMessage // instead of Value
 }
 
-// number is the sample's value; NaN also for what is no number.
+// number returns the sample's value, or NaN if the value is not a number.
 func (s sample) number() float64 {
 	text, _ := s.Value[1].(string)
 	v, err := strconv.ParseFloat(text, 64)
@@ -100,7 +100,7 @@ func (s sample) number() float64 {
 	return v
 }
 
-// query evaluates an expression now; one that is wrong fails the test.
+// query evaluates an expression now. An invalid expression fails the test.
 func (p *prometheus) query(expr string) []sample {
 	p.t.Helper()
 	var answer struct {
@@ -114,7 +114,7 @@ func (p *prometheus) query(expr string) []sample {
 	return answer.Result
 }
 
-// shows reports whether an expression has anything to show.
+// shows reports whether an expression has a value.
 func (p *prometheus) shows(expr string) bool {
 	p.t.Helper()
 	for _, s := range p.query(expr) {
@@ -125,7 +125,7 @@ func (p *prometheus) shows(expr string) bool {
 	return false
 }
 
-// value is the only sample of an expression; ok is false while there is none.
+// value returns the only sample of an expression; ok is false without a sample.
 func (p *prometheus) value(expr string) (v float64, ok bool) {
 	p.t.Helper()
 	switch all := p.query(expr); len(all) {
@@ -139,7 +139,7 @@ func (p *prometheus) value(expr string) (v float64, ok bool) {
 	}
 }
 
-// counts waits until an expression has a value.
+// counts waits until an expression has the wanted value.
 func (p *prometheus) counts(expr string, want float64) {
 	p.t.Helper()
 	last := "nothing"
@@ -157,7 +157,7 @@ func (p *prometheus) counts(expr string, want float64) {
 	})
 }
 
-// names are the metrics that Prometheus has.
+// names returns the names of Prometheus's metrics with the prefix.
 func (p *prometheus) names(prefix string) []string {
 	p.t.Helper()
 	var all, mine []string

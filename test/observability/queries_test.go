@@ -13,12 +13,12 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// nativeFirst is between the two halves of a query that takes native histograms where they
-// are.
+// nativeFirst separates the two parts of a query with preference for native histograms.
 const nativeFirst = " or histogram_quantile("
 
-// Prometheus, with the overlay's settings, answers every query of the dashboard and of the
-// alerts about a pair that runs, and counts what the clients count.
+// TestQueriesAboutARealPair: Prometheus, with the overlay's settings, evaluates every query of
+// the dashboard and of the alerts for a running pair, and its counts equal the clients'
+// counts.
 func TestQueriesAboutARealPair(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
@@ -40,7 +40,7 @@ func (s *stage) targetsAreUp(t *testing.T) {
 	}
 }
 
-// panels: every query has something to show.
+// panels checks every query for a result.
 func (s *stage) panels(t *testing.T) {
 	p := s.classic.of(t)
 	for title, queries := range readDashboard(t).panelQueries() {
@@ -51,7 +51,7 @@ func (s *stage) panels(t *testing.T) {
 	}
 }
 
-// variables: the dashboard offers our queue.
+// variables checks the dashboard's offered queues for the test's queue.
 func (s *stage) variables(t *testing.T) {
 	values := regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
 	for _, v := range readDashboard(t).Templating.List {
@@ -70,8 +70,8 @@ func (s *stage) variables(t *testing.T) {
 	}
 }
 
-// nativeQuantiles: the half of the queries that is about native histograms, alone, has
-// something to show; and no query is wrong where they are.
+// nativeQuantiles checks the native part of each query for a result alone, and every query for
+// validity with native histograms.
 func (s *stage) nativeQuantiles(t *testing.T) {
 	p := s.native.of(t)
 	tried := 0
@@ -92,7 +92,7 @@ func (s *stage) nativeQuantiles(t *testing.T) {
 	}
 }
 
-// allShown: nothing is told that nobody sees.
+// allShown checks the dashboard for every metric.
 func (s *stage) allShown(t *testing.T) {
 	text := string(read(t, folder(t), "grafana", "dashboards", "rabbitmq-rpc.json"))
 	names := s.classic.of(t).names("amqpx_")

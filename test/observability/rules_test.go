@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// alert is a rule as it is written.
+// alert is an alerting rule in the rules file.
 type alert struct {
 	Alert, Expr         string
 	Labels, Annotations map[string]string
@@ -41,7 +41,8 @@ func TestPromtoolAccepts(t *testing.T) {
 	promtool(t, "test", "rules", filepath.Join(dir, "rules_test.yml"))
 }
 
-// Each alert says how bad it is and what to do, and rules_test.yml has seen it fire.
+// TestAlertsAreComplete: each alert has a severity and a runbook, and rules_test.yml tests its
+// firing.
 func TestAlertsAreComplete(t *testing.T) {
 	t.Parallel()
 	tried := string(read(t, folder(t), "prometheus", "rules_test.yml"))

@@ -10,17 +10,17 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// targets are the host:port of what each job reads.
+// targets holds the host:port addresses of each job's targets.
 type targets map[string][]string
 
-// settings is what the overlay gives to Prometheus.
+// settings is the part of the overlay's Prometheus settings used by the tests.
 type settings struct {
 	Global map[string]any   `yaml:"global"`
 	Rules  []string         `yaml:"rule_files"`
 	Jobs   []map[string]any `yaml:"scrape_configs"`
 }
 
-// overlaySettings reads them.
+// overlaySettings reads the overlay's settings.
 func overlaySettings(t *testing.T) settings {
 	t.Helper()
 	var s settings
@@ -31,15 +31,15 @@ func overlaySettings(t *testing.T) settings {
 	return s
 }
 
-// newerThanDebian are the settings that Prometheus 2.42, which is what Debian has, does not
-// know. There, a flag turns native histograms on.
+// newerThanDebian returns settings unknown to Prometheus 2.42, Debian's version. In this
+// version a flag enables native histograms.
 func newerThanDebian() []string {
 	return []string{"scrape_native_histograms", "always_scrape_classic_histograms"}
 }
 
-// adapted writes the overlay's settings to a folder and returns the file. Only this is
-// changed: where the targets are, settings that Debian's Prometheus does not know, and how
-// often it reads, so that tests need not wait.
+// adapted writes the overlay's settings to a folder and returns the file. It changes only the
+// targets, the settings unknown to Debian's Prometheus, and the intervals, so that tests need
+// not wait.
 func adapted(t *testing.T, at targets) string {
 	t.Helper()
 	s := overlaySettings(t)

@@ -13,18 +13,19 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// unknownMethod is a function that no server has: calls of it fail.
+// unknownMethod is a method without a handler: its calls fail.
 const unknownMethod = "missing"
 
-// stage is a pair that makes calls, and Prometheus that reads it.
+// stage is a pair under load, scraped by Prometheus.
 type stage struct {
 	queue            string
 	servers, clients []*running
-	// classic reads as any Prometheus does, native also has native histograms.
+	// classic scrapes classic histograms, native also scrapes native histograms.
 	classic, native *prometheus
 }
 
-// newStage starts two servers, a client whose calls are answered and one whose calls fail.
+// newStage starts two servers, and two clients: all calls of the first succeed and all calls
+// of the second fail.
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	r := rig.New(t)
@@ -48,7 +49,7 @@ func newStage(t *testing.T) *stage {
 	return s
 }
 
-// running is a service that runs as a program of its own.
+// running is a service in a separate program.
 type running struct {
 	*rig.Program
 
@@ -56,10 +57,10 @@ type running struct {
 	report string // folder of a client's report
 }
 
-// httpAddr is where a service says that it listens.
+// httpAddr matches a service's HTTP address in its log.
 var httpAddr = regexp.MustCompile(`"http_addr":"([^"]+)"`)
 
-// start starts a service on the rig's queue, with more of its settings.
+// start starts a service on the rig's queue, with further settings.
 func start(t *testing.T, r *rig.Rig, binary string, settings ...string) *running {
 	t.Helper()
 	s := &running{Program: rig.Run(t, append([]string{
@@ -75,8 +76,8 @@ func start(t *testing.T, r *rig.Rig, binary string, settings ...string) *running
 	return s
 }
 
-// startClient starts one that makes calls of a method at a rate until it is stopped. What
-// a client may wait for an answer is short, so that it ends soon after the servers have.
+// startClient starts a client with a constant rate of calls to a method until it is stopped.
+// The call timeout is short, so the client ends soon after the servers.
 func startClient(t *testing.T, r *rig.Rig, binary, method string, rate int) *running {
 	t.Helper()
 	report := t.TempDir()
@@ -86,13 +87,13 @@ func startClient(t *testing.T, r *rig.Rig, binary, method string, rate int) *run
 	return s
 }
 
-// result is the part of report.json that is compared.
+// result is the compared part of report.json.
 type result struct {
 	OK     int
 	Errors map[string]int
 }
 
-// result is what a client has counted itself; it must have ended.
+// result returns the counts of an ended client.
 func (s *running) result(t *testing.T) result {
 	t.Helper()
 	var r result

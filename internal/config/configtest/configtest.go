@@ -1,4 +1,4 @@
-// Package configtest holds what the tests of every service's settings have in common.
+// Package configtest provides helpers for tests of the services' settings.
 package configtest
 
 import (
@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Isolate unsets every variable of spec for the time of the test.
+// Isolate unsets every variable of spec for the duration of the test.
 func Isolate(t testing.TB, spec any) {
 	t.Helper()
 	for name := range config.Describe(spec) {
@@ -36,17 +36,17 @@ func Load(t testing.TB, spec config.Spec) []string {
 	return nil
 }
 
-// Bad is a wrong value of a variable and the fault it is, and the fault of an empty
-// value: "" where that is none.
+// Bad holds an invalid value of a variable and its fault, and the fault of an empty value: ""
+// if an empty value is valid.
 type Bad = struct{ Value, Fault, Empty string }
 
-// IsEmpty is the fault of an empty value where that is one.
+// IsEmpty is the fault of an empty value.
 const IsEmpty = "is empty; unset it for the default or give it a value"
 
-// Password is in one of the bad values, and must be in no fault.
+// Password is in one of the invalid values, and must not appear in any fault.
 const Password = "hunter2"
 
-// WithShared adds the variables that every service has to a service's own.
+// WithShared adds the variables of all services to a service's own variables.
 func WithShared(own map[string]Bad) map[string]Bad {
 	const noTLS = "is set, but no broker URL begins with amqps://"
 	all := map[string]Bad{
@@ -77,8 +77,8 @@ func WithShared(own map[string]Bad) map[string]Bad {
 	return all
 }
 
-// TestBad sets every variable of the table to its bad value, each alone and then all
-// together, and wants the faults told; the table must have every variable.
+// TestBad sets every variable of the table to its invalid value, first one at a time and then
+// all together, and checks the faults; the table must contain every variable.
 func TestBad[T any, S interface {
 	*T
 	config.Spec
@@ -99,7 +99,7 @@ func TestBad[T any, S interface {
 				}
 				got := Load(t, S(new(T)))
 				if len(got) > 0 && strings.HasPrefix(name, "AMQP_TLS_") {
-					got = got[:1] // The missing file, and its missing partner, follow.
+					got = got[:1] // The faults of the missing file and its missing partner follow.
 				}
 				if !slices.Equal(got, want) {
 					t.Errorf("got %q, want %q", got, want)
@@ -111,7 +111,7 @@ func TestBad[T any, S interface {
 		Isolate(t, S(new(T)))
 		want := 0
 		for name, bad := range table {
-			tracing := strings.HasPrefix(name, "OTEL_") // a bad endpoint turns the others into faults
+			tracing := strings.HasPrefix(name, "OTEL_") // a bad endpoint makes further variables faulty
 			if bad.Fault != "" && !strings.HasPrefix(name, "AMQP_TLS_") && name != "AMQP_URL_FILE" && !tracing {
 				t.Setenv(name, bad.Value)
 				want++

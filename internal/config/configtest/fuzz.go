@@ -9,9 +9,8 @@ import (
 	"rabbitmq-rpc/internal/config"
 )
 
-// Fuzz gives two variables any values: either they are taken, and then use takes the
-// settings too, or each fault is told in one line. The variables of the list without
-// are left alone.
+// Fuzz sets two variables to arbitrary values. Either the settings are valid, and then use
+// must accept them, or each fault is a single line. The variables in without are not set.
 func Fuzz[T any, S interface {
 	*T
 	config.Spec
@@ -24,7 +23,7 @@ func Fuzz[T any, S interface {
 	}
 	f.Fuzz(func(t *testing.T, which byte, value string, other byte, second string) {
 		if strings.ContainsRune(value+second, 0) {
-			return // no environment can hold it
+			return // not possible in an environment
 		}
 		settings := S(new(T))
 		Isolate(t, settings)

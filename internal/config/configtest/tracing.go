@@ -1,7 +1,7 @@
 package configtest
 
-// Tracing is WithShared's part for the variables of OpenTelemetry. While tracing is off, as
-// it is without an endpoint, none of them is a fault.
+// Tracing returns the entries of WithShared for the variables of OpenTelemetry. Without an
+// endpoint tracing is off, and then no value is a fault.
 func Tracing() map[string]Bad {
 	return map[string]Bad{
 		"OTEL_SDK_DISABLED":                  {"yes", "", ""},

@@ -18,11 +18,11 @@ import (
 
 const (
 	defaultCallers = 32
-	// closePatience bounds the client's own end.
+	// closePatience bounds the closing of the client.
 	closePatience = 10 * time.Second
-	// progressEvery is the pace of "ok N M".
+	// progressEvery is the interval of "ok N M".
 	progressEvery = 100 * time.Millisecond
-	// afterError is how long a caller waits before it calls again.
+	// afterError is a caller's pause after an error.
 	afterError = 20 * time.Millisecond
 )
 
@@ -31,12 +31,12 @@ type caller struct {
 	*node
 
 	client *amqpx.Client
-	mix    []string // a method as often as it weighs
+	mix    []string // each method as often as its weight
 	serial atomic.Uint64
 	ok     atomic.Uint64
 }
 
-// call runs a client until SIGTERM: callers in closed loops.
+// call runs a client with callers in closed loops until SIGTERM.
 func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 	mix, err := parseMix(n.mix)
 	if err != nil {
@@ -81,8 +81,7 @@ func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 	return errors.Join(err, n.summarize(s))
 }
 
-// load keeps the callers calling until SIGTERM. A second SIGTERM closes the client
-// under them.
+// load runs the callers until SIGTERM. A second SIGTERM closes the client during their calls.
 func (c *caller) load(ctx context.Context) error {
 	workers := c.workers
 	if workers == 0 {
@@ -127,10 +126,10 @@ func (c *caller) load(ctx context.Context) error {
 	}
 }
 
-// progress says how many calls were answered, and how many travelled in a batch.
+// progress prints the number of successful calls, and the number of calls sent in a batch.
 func (c *caller) progress() { c.say("ok %d %d", c.ok.Load(), c.client.Stats().Batched) }
 
-// rest waits until the caller's next turn and reports whether there is one.
+// rest waits for the caller's next turn. The result is false if the load was stopped.
 func (c *caller) rest(stop <-chan struct{}, workers int) bool {
 	if c.rate == 0 {
 		select {
@@ -143,7 +142,7 @@ func (c *caller) rest(stop <-chan struct{}, workers int) bool {
 	return wait(stop, time.Duration(float64(workers)/c.rate*float64(time.Second)))
 }
 
-// wait reports whether it was not stopped.
+// wait waits for d. The result is false if stop was closed before.
 func wait(stop <-chan struct{}, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -155,7 +154,7 @@ func wait(stop <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// one makes one call and reports whether another makes sense.
+// one makes a call and reports whether the caller should continue.
 func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
 	method := c.mix[random.IntN(len(c.mix))]
 	id := c.name + "-" + strconv.FormatUint(c.serial.Add(1), 36)

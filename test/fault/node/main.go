@@ -1,9 +1,9 @@
-// Command node is one process of the fault suite: a server or a client that uses
-// the library as any program does, and keeps the ledger.
+// Command node is a process of the fault suite: a server or a client. It uses the library like
+// any program, and keeps the ledger.
 //
-// It says on stdout what the suite waits for: "ready", "ok N M" as calls are answered,
-// M of them having travelled in a batch, and at its end "summary" with what it holds. SIGTERM ends it gracefully; a second
-// one at once.
+// Its lines on stdout are events for the suite: "ready", "ok N M" for N successful calls and M
+// calls sent in batches, and at the end "summary" with the resource usage. SIGTERM ends the
+// process gracefully, a second SIGTERM at once.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-// options are the command line.
+// options holds the command line.
 type options struct {
 	name, url, queue, kind, ledger string
 	batch                          string

@@ -16,7 +16,7 @@ import (
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
-// node is what both modes share.
+// node is the common part of both modes.
 type node struct {
 	options
 
@@ -26,15 +26,15 @@ type node struct {
 	mu      sync.Mutex // of out
 }
 
-// say tells the suite.
+// say prints a line for the suite.
 func (n *node) say(format string, args ...any) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	_, _ = fmt.Fprintf(n.out, format+"\n", args...)
 }
 
-// record writes to the ledger. A ledger that lacks an entry proves nothing, so a
-// failure ends the process.
+// record writes to the ledger. An incomplete ledger proves nothing, so a failure ends the
+// process.
 func (n *node) record(e ledger.Entry) {
 	e.At = time.Now()
 	if err := n.ledger.Write(e); err != nil {
@@ -43,7 +43,7 @@ func (n *node) record(e ledger.Entry) {
 	}
 }
 
-// follow records the states of a link until its channel is closed by stop.
+// follow records the connection states until done is closed.
 func (n *node) follow(states <-chan amqpx.Status, done <-chan struct{}) {
 	var last amqpx.State
 	for first := true; ; first = false {
@@ -59,17 +59,17 @@ func (n *node) follow(states <-chan amqpx.Status, done <-chan struct{}) {
 	}
 }
 
-// measure tells what the process holds, after collecting garbage.
+// measure returns the process's resource usage after a garbage collection.
 func measure() report.Held {
 	runtime.GC()
-	runtime.GC() // what pools kept over the first is gone after the second
+	runtime.GC() // the second collection also frees the contents of pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return report.Held{Goroutines: runtime.NumGoroutine(), HeapBytes: m.HeapAlloc, RSSBytes: rss()}
 }
 
-// settle measures until no more goroutines are left than before, or for a while. A probe
-// of the library may be under way at any one moment, but not at all of them.
+// settle measures until the number of goroutines is at most before, or until 50 attempts are
+// used up. A probe of the library may be running at any single moment, but not at all of them.
 func settle(before int) report.Held {
 	const attempts, pause = 50, 100 * time.Millisecond
 	tick := time.NewTicker(pause)
@@ -85,7 +85,7 @@ func settle(before int) report.Held {
 	return held
 }
 
-// rss is the resident memory, 0 where the system does not tell.
+// rss returns the resident memory, or 0 if the system does not report it.
 func rss() uint64 {
 	text, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
@@ -102,7 +102,7 @@ func rss() uint64 {
 	return pages * uint64(os.Getpagesize())
 }
 
-// tellGrowth writes the stacks of all goroutines to the log if there are more than before.
+// tellGrowth writes the stacks of all goroutines to the log if their number has grown.
 func tellGrowth(before, after report.Held) {
 	if after.Goroutines > before.Goroutines {
 		const room = 1 << 20
@@ -111,7 +111,7 @@ func tellGrowth(before, after report.Held) {
 	}
 }
 
-// summarize says what the process held, and the stacks if goroutines are left.
+// summarize prints the summary, and the stacks if goroutines are left.
 func (n *node) summarize(s report.Summary) error {
 	tellGrowth(s.Fresh, s.Closed)
 	line, err := json.Marshal(s)

@@ -19,7 +19,7 @@ func (n *node) serve(ctx context.Context, shared []amqpx.Option) error {
 	s := report.Summary{Node: n.name, Fresh: measure()}
 	var err error
 	s.Counts, err = n.served(ctx, shared)
-	s.Closed = settle(s.Fresh.Goroutines) // now that nothing refers to the server
+	s.Closed = settle(s.Fresh.Goroutines) // no reference to the server remains
 	return errors.Join(err, n.summarize(s))
 }
 
@@ -59,7 +59,7 @@ func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerS
 	return server.Stats(), err
 }
 
-// obey stops gracefully at the first signal and at once at the second.
+// obey stops the server gracefully at the first signal and at once at the second.
 func (n *node) obey(gracefully, atOnce func(), over <-chan struct{}) {
 	for _, act := range []func(){gracefully, atOnce} {
 		select {
@@ -71,7 +71,7 @@ func (n *node) obey(gracefully, atOnce func(), over <-chan struct{}) {
 	}
 }
 
-// register adds the functions of the suite.
+// register adds the methods of the suite.
 func (n *node) register(server *amqpx.Server) error {
 	return errors.Join(
 		server.Handle(ledger.Echo, n.recorded(echo)),
@@ -85,7 +85,7 @@ func (n *node) register(server *amqpx.Server) error {
 	)
 }
 
-// recorded puts the execution on record before the handler can do anything.
+// recorded records the execution before the handler runs.
 func (n *node) recorded(h amqpx.Handler) amqpx.Handler {
 	return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 		id, _, _ := strings.Cut(string(req.Body), " ")
@@ -98,7 +98,7 @@ func (n *node) recorded(h amqpx.Handler) amqpx.Handler {
 
 func echo(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil }
 
-// slow answers after the time that the body's second word says.
+// slow responds after the duration in the body's second word.
 func slow(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 	words := strings.SplitN(string(req.Body), " ", 3)
 	if len(words) < 2 {

@@ -1,5 +1,5 @@
-// Command server is a server whose handlers do what handlers should not. Its settings are
-// the library's defaults, but for the longest time of a handler.
+// Command server is a server with badly behaved handlers. Its settings are the library's
+// defaults, except for the maximum run time of a handler.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// longest is how long a handler may run, a moment.
+// longest is the maximum run time of a handler.
 const longest = 500 * time.Millisecond
 
 func main() {
@@ -53,7 +53,7 @@ func run() error {
 
 func ordinary(context.Context, *amqpx.Request) ([]byte, error) { return []byte("b"), nil }
 
-// check finds nothing wrong, and says so with a nil pointer.
+// check finds no fault, and returns a nil pointer.
 func check() *amqpx.Error { return nil }
 
 func typedNil(context.Context, *amqpx.Request) ([]byte, error) { return nil, check() }
@@ -68,7 +68,7 @@ func forever(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
-// deaf takes ten times as long as it may, whatever becomes of its context.
+// deaf ignores its context and takes ten times as long as permitted.
 func deaf(context.Context, *amqpx.Request) ([]byte, error) {
 	<-time.After(10 * longest)
 	return []byte("late"), nil

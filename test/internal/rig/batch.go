@@ -10,13 +10,13 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// The content types of the batch lane.
+// Content types of batches.
 const (
 	CallsType   = "application/vnd.amqpx.calls.v1"
 	AnswersType = "application/vnd.amqpx.answers.v1"
 )
 
-// Numbers of the fields of a call.
+// Field numbers of a call.
 const (
 	CallID         = 1
 	CallMethod     = 2
@@ -28,7 +28,7 @@ const (
 	CallHeader     = 9
 )
 
-// Numbers of the fields of an answer.
+// Field numbers of a response.
 const (
 	AnswerID   = 1
 	AnswerBody = 2
@@ -36,8 +36,8 @@ const (
 	AnswerRan  = 4
 )
 
-// Field is one field of a record: text, bytes or a number. This is a second reading of
-// the wire format, which shares no code with the library under test.
+// Field is one field of a record: text, bytes or a number. This is a second implementation of
+// the wire format and shares no code with the library under test.
 type Field struct {
 	Number uint64
 	Value  any // string, []byte or uint64
@@ -84,7 +84,7 @@ func BatchOf(records ...[]byte) []byte {
 	return b
 }
 
-// RawCall encodes a call and more of its fields.
+// RawCall encodes a call with further fields.
 func RawCall(id, method, body string, more ...Field) []byte {
 	return Record(append([]Field{{CallID, id}, {CallMethod, method}, {CallBody, body}}, more...)...)
 }
@@ -121,7 +121,7 @@ func Fields(t testing.TB, b []byte) []Field {
 	return all
 }
 
-// Text is the text of a record's field, and "" without it.
+// Text returns the text of a record's field, or "" if the field is absent.
 func Text(fields []Field, number uint64) string {
 	for _, f := range fields {
 		if b, ok := f.Value.([]byte); ok && f.Number == number {
@@ -131,7 +131,7 @@ func Text(fields []Field, number uint64) string {
 	return ""
 }
 
-// Number is the number in a record's field, and 0 without it.
+// Number returns the number in a record's field, or 0 if the field is absent.
 func Number(fields []Field, number uint64) uint64 {
 	for _, f := range fields {
 		if n, ok := f.Value.(uint64); ok && f.Number == number {
@@ -153,7 +153,7 @@ func Records(t testing.TB, body []byte) [][]Field {
 	return all
 }
 
-// BatchQueue is the queue of the rig's batch lane.
+// BatchQueue returns the name of the rig's batch queue.
 func (r *Rig) BatchQueue() string { return r.Queue.Name + ".batch" }
 
 // SendBatch sends a raw batch of calls.
@@ -162,17 +162,17 @@ func (r *Rig) SendBatch(replyTo string, records ...[]byte) {
 	r.Publish(r.BatchQueue(), amqp.Publishing{ContentType: CallsType, ReplyTo: replyTo, Body: BatchOf(records...)})
 }
 
-// RawAnswer is an answer that came in a batch or alone.
+// RawAnswer is a response, received in a batch or alone.
 type RawAnswer struct {
 	Body, Code string
-	// Ran is "yes", "no", or "" where the server could not tell.
+	// Ran is "yes", "no", or "" if the server did not know.
 	Ran string
-	// Together: it came in a batch.
+	// Together is true if the response came in a batch.
 	Together bool
 }
 
-// AnswersTo receives answers until all the calls have one. It returns the first of each
-// and counts the others: a call that was handed out again may be answered again.
+// AnswersTo receives responses until every call has a response. It returns the first response
+// of each call and counts the repeated ones, because a redelivered call may be answered again.
 func (b *Inbox) AnswersTo(ids ...string) map[string]RawAnswer {
 	b.t.Helper()
 	got := make(map[string]RawAnswer)
@@ -181,7 +181,7 @@ func (b *Inbox) AnswersTo(ids ...string) map[string]RawAnswer {
 			got[id] = a
 			return
 		}
-		// Each server that dies may have answered all of them before.
+		// Each server that dies may already have answered all calls.
 		if b.Repeated++; b.Repeated > amqpx.DefaultDeliveryLimit*len(ids) {
 			b.t.Fatalf("call %q is answered again and again", id)
 		}

@@ -16,20 +16,20 @@ import (
 	"github.com/google/uuid"
 )
 
-// Broker is a private RabbitMQ that a test may stop, kill and fill. It is taken
-// down with the test.
+// Broker is a private RabbitMQ for tests with stops, kills or floods. It is removed with the
+// test.
 type Broker struct {
 	t      testing.TB
 	script string
 	name   string
-	env    []string // for deploy/broker.sh, beside that of the test
-	// TLSURL is the URL of its TLS listener, and CAFile whom a client there has to trust.
+	env    []string // further variables for deploy/broker.sh
+	// TLSURL is the URL of the TLS listener, and CAFile the certificate file for its clients.
 	TLSURL, CAFile string
-	// URL is its AMQP URL; it stays the same over restarts.
+	// URL is the AMQP URL; restarts do not change it.
 	URL string
 }
 
-// StartBroker starts a broker, of the version that AMQPX_TEST_BROKER_MAJOR names.
+// StartBroker starts a broker of the version in AMQPX_TEST_BROKER_MAJOR.
 func StartBroker(t testing.TB) *Broker {
 	t.Helper()
 	return StartBrokerWith(t, "")
@@ -48,19 +48,19 @@ func StartBrokerWith(t testing.TB, conf string) *Broker {
 	return b
 }
 
-// SharedBroker is a private RabbitMQ with settings that several tests need. The first of
-// them starts it and Main takes it down, so a test must leave it as it was.
+// SharedBroker is a private RabbitMQ with settings for several tests. The first test starts
+// the broker and Main removes it, so every test must restore the broker's state.
 type SharedBroker struct {
 	conf string
 	mu   sync.Mutex
 	b    *Broker // nil until a test has started it
 }
 
-// Shared returns a broker that is started when it is first needed, with more lines for
-// rabbitmq.conf.
+// Shared returns a broker with further lines for rabbitmq.conf. The broker starts at its first
+// use.
 func Shared(conf string) *SharedBroker { return &SharedBroker{conf: conf} }
 
-// For returns the broker for one test.
+// For returns the broker for a test.
 func (s *SharedBroker) For(t testing.TB) *Broker {
 	t.Helper()
 	s.mu.Lock()
@@ -83,8 +83,8 @@ func (s *SharedBroker) For(t testing.TB) *Broker {
 	return &own
 }
 
-// newBroker returns a broker that is not started yet. Its name begins with that of the
-// broker under test, with which deploy/with-broker.sh takes it down whatever happens.
+// newBroker returns a broker before its start. Its name begins with the name of the broker
+// under test, so deploy/with-broker.sh removes it in any case.
 func newBroker(t testing.TB, conf string) *Broker {
 	t.Helper()
 	const short = 8
@@ -110,8 +110,8 @@ func (b *Broker) up() {
 	}
 }
 
-// Do runs one of the commands of deploy/broker.sh that take only a name: restart,
-// stop, start, kill, pause, resume, disconnect, connect. It may also be used while a test cleans up.
+// Do runs a command of deploy/broker.sh with only a name as argument: restart, stop, start,
+// kill, pause, resume, disconnect, connect. Use during a test's cleanup is permitted.
 func (b *Broker) Do(command string) {
 	b.t.Helper()
 	b.run(context.WithoutCancel(b.t.Context()), command, b.name)
@@ -144,10 +144,11 @@ func (b *Broker) try(ctx context.Context, args ...string) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-// envBroker is the name that deploy/broker.sh knows the broker under test by.
+// envBroker names the variable with the name of the broker under test, as used by
+// deploy/broker.sh.
 const envBroker = "AMQPX_TEST_BROKER"
 
-// TheBroker is the broker under test itself, for a suite that has it alone.
+// TheBroker returns the broker under test, for a suite with exclusive use.
 func TheBroker(t testing.TB) *Broker {
 	t.Helper()
 	name := os.Getenv(envBroker)
@@ -157,7 +158,7 @@ func TheBroker(t testing.TB) *Broker {
 	return &Broker{t: t, script: script(t), name: name, URL: URL()}
 }
 
-// script is the path of deploy/broker.sh.
+// script returns the path of deploy/broker.sh.
 func script(t testing.TB) string {
 	t.Helper()
 	return filepath.Join(Root(t), "deploy", "broker.sh")

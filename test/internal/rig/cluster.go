@@ -11,24 +11,24 @@ import (
 	"time"
 )
 
-// The variables that name the cluster under test, a list each, in the order of its nodes.
+// Variables for the cluster under test. Each holds a list in the order of the nodes.
 const (
 	envClusterURLs       = "AMQPX_TEST_CLUSTER_URLS"
 	envClusterManagement = "AMQPX_TEST_CLUSTER_MANAGEMENT_URLS"
 	envClusterBrokers    = "AMQPX_TEST_CLUSTER_BROKERS"
 )
 
-// Node is one member of the cluster under test.
+// Node is a member of the cluster under test.
 type Node struct {
 	*Broker
 
-	// Name is Erlang's name of the node, as RabbitMQ shows it.
+	// Name is the Erlang name of the node, as shown by RabbitMQ.
 	Name string
 	// ManagementURL is the URL of the node's management API, with user and password.
 	ManagementURL string
 }
 
-// TheCluster returns the nodes of the cluster under test, for a suite that has it alone.
+// TheCluster returns the nodes of the cluster under test, for a suite with exclusive use.
 func TheCluster(t testing.TB) []Node {
 	t.Helper()
 	list := func(name string) []string {
@@ -53,7 +53,7 @@ func TheCluster(t testing.TB) []Node {
 	return nodes
 }
 
-// ManageAt returns the management API of one node.
+// ManageAt returns the management API of a node.
 func ManageAt(t testing.TB, n Node) *Management {
 	t.Helper()
 	return &Management{t: t, base: n.ManagementURL}
@@ -65,7 +65,8 @@ func (b *Broker) Eval(expression string) string {
 	return strings.TrimSpace(b.Ctl("-q", "eval", expression))
 }
 
-// Tool runs one of RabbitMQ's programs in the broker. A failure is the caller's to judge.
+// Tool runs a program of RabbitMQ in the broker. The caller decides whether an error is a
+// failure.
 func (b *Broker) Tool(program string, args ...string) (string, error) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.t.Context()), patience)

@@ -13,7 +13,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The variables that name the broker under test.
+// Variables that describe the broker under test.
 const (
 	envURL        = "AMQPX_TEST_AMQP_URL"
 	envManagement = "AMQPX_TEST_MANAGEMENT_URL"
@@ -22,12 +22,12 @@ const (
 	envStomp      = "AMQPX_TEST_STOMP"
 	envCAFile     = "AMQPX_TEST_CA_FILE"
 	envKind       = "AMQPX_TEST_BROKER_KIND"
-	// envMajor is the RabbitMQ version, 3 or 4, of the brokers that tests start.
+	// envMajor is the RabbitMQ version, 3 or 4, of the brokers started by tests.
 	envMajor = "AMQPX_TEST_BROKER_MAJOR"
 )
 
-// Main is the TestMain of every package here: it fails at once without a broker,
-// and fails when a goroutine is left after the last test.
+// Main is the TestMain of every package here. It fails at once without a broker, and fails if
+// a goroutine is left after the last test.
 func Main(m *testing.M, opts ...goleak.Option) {
 	for _, name := range []string{envURL, envManagement} {
 		if os.Getenv(name) == "" {
@@ -46,7 +46,7 @@ func Main(m *testing.M, opts ...goleak.Option) {
 	}))...)
 }
 
-// atEnd is what Main calls after the last test.
+// atEnd holds the functions that Main calls after the last test.
 //
 //nolint:gochecknoglobals // what tests share ends with the process.
 var atEnd struct {
@@ -54,25 +54,25 @@ var atEnd struct {
 	calls []func(code int) int
 }
 
-// AtEnd has Main call f after the last test, the last f first. It is given the exit code and
-// returns the one to end with.
+// AtEnd registers f to be called by Main after the last test, in reverse order of
+// registration. f receives the exit code and returns the new exit code.
 func AtEnd(f func(code int) int) {
 	atEnd.Lock()
 	defer atEnd.Unlock()
 	atEnd.calls = append(atEnd.calls, f)
 }
 
-// URL is the AMQP URL of the broker under test.
+// URL returns the AMQP URL of the broker under test.
 func URL() string { return os.Getenv(envURL) }
 
-// BrokerKind is plain if brokers are processes of this machine, else engine.
+// BrokerKind returns plain if brokers are processes of this machine, otherwise engine.
 func BrokerKind() string { return os.Getenv(envKind) }
 
-// ManagementURL is the URL of its management API and UI, with user and password.
+// ManagementURL returns the URL of the broker's management API and UI, with user and password.
 func ManagementURL() string { return os.Getenv(envManagement) }
 
-// MetricsURL is the URL of what its plugin rabbitmq_prometheus tells. Only a suite that
-// reads it must have it.
+// MetricsURL returns the URL of the broker's plugin rabbitmq_prometheus. The variable is
+// required only for suites that read the metrics.
 func MetricsURL(t testing.TB) string {
 	t.Helper()
 	at := os.Getenv(envMetrics)
@@ -83,7 +83,7 @@ func MetricsURL(t testing.TB) string {
 }
 
 // TLS returns the URL of the TLS listener of the broker under test, and the file with the
-// certificate of the authority that a client has to trust. Only tests of TLS must have them.
+// authority's certificate for its clients. The variables are required only for tests of TLS.
 func TLS(t testing.TB) (url, caFile string) {
 	t.Helper()
 	url, caFile = os.Getenv(envTLSURL), os.Getenv(envCAFile)
@@ -93,7 +93,7 @@ func TLS(t testing.TB) (url, caFile string) {
 	return url, caFile
 }
 
-// Major is the version of the brokers that tests start.
+// Major returns the version of the brokers started by tests.
 func Major() string {
 	if v := os.Getenv(envMajor); v != "" {
 		return v
@@ -111,8 +111,8 @@ func Root(t testing.TB) string {
 	return filepath.Dir(filepath.Dir(strings.TrimSpace(string(gomod))))
 }
 
-// Stomp is the address where the broker under test speaks STOMP. Only a suite that does must
-// have it.
+// Stomp returns the STOMP address of the broker under test. The variable is required only for
+// suites that use STOMP.
 func Stomp(t testing.TB) string {
 	t.Helper()
 	at := os.Getenv(envStomp)

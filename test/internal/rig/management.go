@@ -14,7 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Management speaks with a broker's management API.
+// Management is a client of a broker's management API.
 type Management struct {
 	t    testing.TB
 	base string
@@ -26,8 +26,8 @@ func Manage(t testing.TB) *Management {
 	return &Management{t: t, base: ManagementURL()}
 }
 
-// Do makes one request; path elements are escaped. It reports whether the thing
-// asked for exists; any other failure fails the test.
+// Do makes one request; path elements are escaped. It reports whether the resource exists. Any
+// other failure fails the test.
 func (m *Management) Do(method string, body, into any, path ...string) bool {
 	m.t.Helper()
 	escaped := make([]string, len(path))
@@ -37,8 +37,8 @@ func (m *Management) Do(method string, body, into any, path ...string) bool {
 	return m.at(strings.Join(escaped, "/"), method, body, into)
 }
 
-// names returns the names of a list. To be asked for more, RabbitMQ 3 needs the
-// statistics of every item, and fails while a new one has none.
+// names returns the names of a list. It requests no other column, because RabbitMQ 3 then
+// needs the statistics of every item and fails while a new item has none.
 func (m *Management) names(path ...string) []string {
 	m.t.Helper()
 	for i, p := range path {
@@ -55,7 +55,7 @@ func (m *Management) names(path ...string) []string {
 	return names
 }
 
-// at makes one request to what follows /api/.
+// at makes one request to the path below /api/.
 func (m *Management) at(path, method string, body, into any) bool {
 	m.t.Helper()
 	ctx, cancel := afterwards(m.t)
@@ -93,14 +93,14 @@ func (m *Management) at(path, method string, body, into any) bool {
 	return true
 }
 
-// Tenant is a virtual host and a user of it, removed with the test.
+// Tenant is a virtual host and a user with access to it, removed with the test.
 type Tenant struct {
 	Vhost, User, Password string
 
 	m *Management
 }
 
-// Tenant makes a virtual host, and a user that may do nothing there yet.
+// Tenant creates a virtual host, and a user without permissions yet.
 func (m *Management) Tenant() *Tenant {
 	m.t.Helper()
 	vhost := "vhost-" + uuid.NewString()
@@ -109,7 +109,7 @@ func (m *Management) Tenant() *Tenant {
 	return m.userOf(vhost)
 }
 
-// Another makes another user of the same virtual host, that may do nothing there yet.
+// Another creates another user of the same virtual host, without permissions yet.
 func (n *Tenant) Another() *Tenant {
 	n.m.t.Helper()
 	return n.m.userOf(n.Vhost)
@@ -123,32 +123,35 @@ func (m *Management) userOf(vhost string) *Tenant {
 	return n
 }
 
-// Grant lets the user configure what the pattern matches, and write and read all.
+// Grant permits the user to configure resources that match the pattern, and to write and read
+// all.
 func (n *Tenant) Grant(configure string) {
 	n.m.t.Helper()
 	n.Permit(configure, ".*", ".*")
 }
 
-// Permit lets the user do what the patterns match.
+// Permit sets the user's permissions by patterns.
 func (n *Tenant) Permit(configure, write, read string) {
 	n.m.t.Helper()
 	n.m.Do(http.MethodPut, map[string]string{"configure": configure, "write": write, "read": read}, nil,
 		"permissions", n.Vhost, n.User)
 }
 
-// Revoke takes all permissions on the virtual host away.
+// Revoke removes all the user's permissions on the virtual host.
 func (n *Tenant) Revoke() {
 	n.m.t.Helper()
 	n.m.Do(http.MethodDelete, nil, nil, "permissions", n.Vhost, n.User)
 }
 
-// LimitVhost sets a limit of the virtual host, such as max-queues; a negative one is none.
+// LimitVhost sets a limit of the virtual host, such as max-queues. A negative value removes
+// the limit.
 func (n *Tenant) LimitVhost(name string, value int) {
 	n.m.t.Helper()
 	n.m.limit(value, "vhost-limits", n.Vhost, name)
 }
 
-// LimitUser sets a limit of the user, such as max-channels; a negative one is none.
+// LimitUser sets a limit of the user, such as max-channels. A negative value removes the
+// limit.
 func (n *Tenant) LimitUser(name string, value int) {
 	n.m.t.Helper()
 	n.m.limit(value, "user-limits", n.User, name)
@@ -163,7 +166,8 @@ func (m *Management) limit(value int, path ...string) {
 	m.Do(http.MethodPut, map[string]int{"value": value}, nil, path...)
 }
 
-// Policy sets a policy for the queues that the pattern matches, and removes it with the test.
+// Policy sets a policy for the queues that match the pattern, and removes the policy with the
+// test.
 func (m *Management) Policy(amqpURL, pattern string, definition map[string]any) {
 	m.t.Helper()
 	path := []string{"policies", vhostOf(m.t, amqpURL), "policy-" + uuid.NewString()}
@@ -171,10 +175,10 @@ func (m *Management) Policy(amqpURL, pattern string, definition map[string]any) 
 	m.t.Cleanup(func() { m.Do(http.MethodDelete, nil, nil, path...) })
 }
 
-// URL is the tenant's own AMQP URL on the broker under test.
+// URL returns the tenant's AMQP URL on the broker under test.
 func (n *Tenant) URL() string { return n.URLWith(n.Password) }
 
-// URLWith is the tenant's URL with another password.
+// URLWith returns the tenant's URL with another password.
 func (n *Tenant) URLWith(password string) string {
 	return Rewrite(n.m.t, URL(), func(u *url.URL) {
 		u.User = url.UserPassword(n.User, password)
@@ -203,7 +207,7 @@ func vhostOf(t testing.TB, raw string) string {
 	return uri.Vhost
 }
 
-// Queues returns the names of the queues that begin with a prefix.
+// Queues returns the names of the queues with the given prefix.
 func (m *Management) Queues(amqpURL, prefix string) []string {
 	m.t.Helper()
 	return slices.DeleteFunc(m.names("queues", vhostOf(m.t, amqpURL)), func(name string) bool {

@@ -11,18 +11,18 @@ import (
 	"github.com/google/uuid"
 )
 
-// MemoryLimit bounds the memory of a program by a control group of its own, or, where none
-// can be made, by the limit of a process's data.
+// MemoryLimit bounds the memory of a program by a new control group or, if a group cannot be
+// created, by the limit of a process's data.
 type MemoryLimit struct {
-	// Kind says which: "cgroup v1", "cgroup v2" or "ulimit -d".
+	// Kind is the kind of the limit: "cgroup v1", "cgroup v2" or "ulimit -d".
 	Kind string
 
 	bytes       int
 	folder, max string
 }
 
-// NewMemoryLimit makes a limit, which is removed with the test, after the programs that the
-// test starts later.
+// NewMemoryLimit creates a limit. Its removal at the end of the test comes after the end of
+// programs started later by the test.
 func NewMemoryLimit(t testing.TB, bytes int) *MemoryLimit {
 	t.Helper()
 	name := "amqpx-test-" + uuid.NewString()
@@ -50,7 +50,8 @@ func NewMemoryLimit(t testing.TB, bytes int) *MemoryLimit {
 	return &MemoryLimit{Kind: "ulimit -d", bytes: bytes}
 }
 
-// ownGroups are the control groups of this process by controller; that of version 2 is "".
+// ownGroups returns the control groups of this process by controller. The key of version 2 is
+// "".
 func ownGroups() map[string]string {
 	groups := make(map[string]string)
 	text, _ := os.ReadFile("/proc/self/cgroup")
@@ -76,7 +77,7 @@ func write(path string, text []byte) error {
 	return err
 }
 
-// Command is what starts a program within the limit.
+// Command returns a command line that starts a program within the limit.
 func (m *MemoryLimit) Command(program string, args ...string) []string {
 	enter := `echo $$ >"$0/cgroup.procs" && exec "$@"`
 	if m.folder == "" {
@@ -85,7 +86,7 @@ func (m *MemoryLimit) Command(program string, args ...string) []string {
 	return append([]string{"sh", "-c", enter, m.folder, program}, args...)
 }
 
-// Peak is the most memory that was used, 0 where nobody counts it.
+// Peak returns the maximum memory usage, or 0 if the system does not count it.
 func (m *MemoryLimit) Peak() int {
 	text, err := os.ReadFile(filepath.Join(m.folder, m.max))
 	if err != nil {

@@ -15,17 +15,17 @@ import (
 	"time"
 )
 
-// Program is another process that a test speaks with. It is killed with the test.
+// Program is another process, started by a test. It is killed at the end of the test.
 type Program struct {
 	t     testing.TB
 	cmd   *exec.Cmd
 	lines chan string // of stdout and stderr
 
 	done chan struct{}
-	err  error // of the process, to be read after done
+	err  error // the process's result, valid after done is closed
 }
 
-// linesKept bounds the lines that wait to be read.
+// linesKept bounds the buffer of unread lines; further lines are dropped.
 const linesKept = 1 << 16
 
 // Run starts a program with variables added to its environment.
@@ -65,7 +65,7 @@ func Run(t testing.TB, env []string, name string, args ...string) *Program {
 		_ = p.cmd.Process.Kill()
 		<-p.done
 		for range p.lines {
-			// Until the reader has ended, so that it logs no more.
+			// Wait until the reader has ended: it must not log after the test.
 		}
 	})
 	return p
@@ -115,7 +115,7 @@ func (p *Program) Signal(signal os.Signal) {
 	}
 }
 
-// Wait returns what the program's end means: nil for exit code 0.
+// Wait waits for the program's end and returns nil for exit code 0.
 func (p *Program) Wait() error {
 	p.t.Helper()
 	timer := time.NewTimer(2 * patience)
@@ -129,7 +129,7 @@ func (p *Program) Wait() error {
 	}
 }
 
-// programs are the services that Build has compiled.
+// programs holds the services compiled by Build.
 //
 //nolint:gochecknoglobals // tests that run at once share them.
 var programs struct {
@@ -138,8 +138,8 @@ var programs struct {
 	built map[string]bool
 }
 
-// Build compiles one of the repository's services, once for all tests, and returns the
-// program's path.
+// Build compiles a service of the repository, once for all tests, and returns the program's
+// path.
 func Build(t testing.TB, service string) string {
 	t.Helper()
 	programs.Lock()
@@ -160,7 +160,7 @@ func Build(t testing.TB, service string) string {
 	return program
 }
 
-// makeProgramsDir makes the folder of the programs, which goes with the process.
+// makeProgramsDir creates the folder of the programs. Main removes the folder.
 func makeProgramsDir() error {
 	if programs.dir != "" {
 		return nil

@@ -12,8 +12,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Proxy stands between a broker and whoever dials the proxy's URL, and loses links
-// on command. It knows enough of AMQP to tell when the broker's word passes.
+// Proxy stands between a broker and the clients of the proxy's URL, and closes connections on
+// command. It parses AMQP frames to detect the methods of type Word.
 type Proxy struct {
 	t        testing.TB
 	listener net.Listener
@@ -26,22 +26,23 @@ type Proxy struct {
 	pipes  map[*pipe]struct{}
 	closed bool
 	refuse bool
-	muted  chan struct{} // closed by Unmute; nil while the broker may be heard
+	muted  chan struct{} // closed by Unmute; nil while the broker's frames pass
 }
 
-// Word is what a broker says of a message, or of a channel: class and method of AMQP 0-9-1 section 1.8.
+// Word is a method of the broker about a message or a channel: class and method ID of AMQP
+// 0-9-1 section 1.8.
 type Word uint32
 
-// The words that Heard knows.
+// The methods known to Heard.
 const (
-	CloseChannel Word = 20<<16 | 40 // it refuses what was asked on it
+	CloseChannel Word = 20<<16 | 40 // refuses an operation on the channel
 	Return       Word = 60<<16 | 50
 	Deliver      Word = 60<<16 | 60
 	Ack          Word = 60<<16 | 80
 	Nack         Word = 60<<16 | 120
 )
 
-// wordsKept bounds how many words of a kind are remembered for Heard.
+// wordsKept bounds the methods of one kind remembered for Heard.
 const wordsKept = 1 << 16
 
 // Proxy returns a proxy in front of the rig's broker, which ends with the test.
@@ -77,7 +78,7 @@ func (r *Rig) Proxy() *Proxy {
 // URL is the AMQP URL that leads through the proxy.
 func (p *Proxy) URL() string { return p.url }
 
-// Cut ends every connection. New ones are welcome unless Refuse was called.
+// Cut closes every connection. New connections are accepted unless Refuse was called.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,15 +87,15 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Refuse makes the proxy hang up on whoever dials, or accept again.
+// Refuse switches the refusal of new connections on or off.
 func (p *Proxy) Refuse(on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refuse = on
 }
 
-// Mute holds back everything that the broker says. What is held back when a
-// connection is cut is lost.
+// Mute holds back all frames of the broker. Frames still held back when a connection is cut
+// are lost.
 func (p *Proxy) Mute() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,7 +104,7 @@ func (p *Proxy) Mute() {
 	}
 }
 
-// Unmute lets the broker be heard again.
+// Unmute lets the broker's frames pass again.
 func (p *Proxy) Unmute() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -113,8 +114,8 @@ func (p *Proxy) Unmute() {
 	}
 }
 
-// Heard receives once for every such word from the broker that was passed on. One
-// may confirm several messages.
+// Heard receives once for every such method forwarded from the broker. One Ack or Nack may
+// cover several messages.
 func (p *Proxy) Heard(w Word) <-chan struct{} { return p.words[w] }
 
 func (p *Proxy) close() {
@@ -174,8 +175,8 @@ func (p *Proxy) remove(c *pipe) {
 	delete(p.pipes, c)
 }
 
-// fromBroker passes frames on, one at a time (AMQP 0-9-1 section 2.3.5), until the
-// connection ends.
+// fromBroker forwards frames one at a time (AMQP 0-9-1 section 2.3.5) until the connection
+// ends.
 func (p *Proxy) fromBroker(c *pipe) {
 	const (
 		headSize  = 7 // type, channel, size
@@ -202,7 +203,7 @@ func (p *Proxy) fromBroker(c *pipe) {
 		if frame[typeIndex] == method {
 			select {
 			case p.words[Word(binary.BigEndian.Uint32(frame[headSize:]))] <- struct{}{}:
-			default: // another word, or too many
+			default: // another method, or too many
 			}
 		}
 	}
@@ -210,8 +211,8 @@ func (p *Proxy) fromBroker(c *pipe) {
 	<-c.gone
 }
 
-// audible waits until the broker may be heard; false means that the connection was
-// cut before.
+// audible waits until the broker's frames may pass. It returns false if the connection was cut
+// before.
 func (p *Proxy) audible(c *pipe) bool {
 	p.mu.Lock()
 	muted := p.muted
@@ -239,8 +240,8 @@ type pipe struct {
 	gone               chan struct{} // closed by close
 }
 
-// cut ends the connection so that the client still reads what was passed on: a
-// socket that is closed at once resets the connection and takes that away.
+// cut closes the broker's side and half-closes the client's, so the client can still read the
+// forwarded frames. An immediate close would reset the connection and discard the frames.
 func (c *pipe) cut() {
 	c.cutOnce.Do(func() {
 		close(c.severed)

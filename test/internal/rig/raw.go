@@ -7,7 +7,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Dial opens a connection of its own, without the library under test.
+// Dial opens a new connection without the library under test.
 func Dial(t testing.TB, url string) *amqp.Connection {
 	t.Helper()
 	conn, err := amqp.Dial(url)
@@ -32,7 +32,7 @@ func (r *Rig) Raw() *amqp.Channel {
 	return ch
 }
 
-// Declare makes the request queue before any server does.
+// Declare declares the request queue before any server does.
 func (r *Rig) Declare(durable bool, args amqp.Table) {
 	r.t.Helper()
 	if _, err := r.Raw().QueueDeclare(r.Queue.Name, durable, false, false, false, args); err != nil {
@@ -40,9 +40,9 @@ func (r *Rig) Declare(durable bool, args amqp.Table) {
 	}
 }
 
-// Inspect returns how many messages wait in the request queue, and its consumers.
-// The broker answers exactly, unlike its management API, but does not count what
-// is unacknowledged.
+// Inspect returns the number of ready messages in the request queue, and the number of its
+// consumers. These figures are exact, unlike the management API's, but exclude unacknowledged
+// messages.
 func (r *Rig) Inspect() amqp.Queue {
 	r.t.Helper()
 	ch := r.Raw()
@@ -56,18 +56,18 @@ func (r *Rig) Inspect() amqp.Queue {
 	return q
 }
 
-// Inbox is a raw exclusive queue for answers.
+// Inbox is an exclusive queue for responses, used without the library.
 type Inbox struct {
 	t testing.TB
-	// Name is for reply_to.
+	// Name is the queue's name, for reply_to.
 	Name string
-	// Answers is what arrives.
+	// Answers receives the responses.
 	Answers <-chan amqp.Delivery
-	// Repeated counts the answers beyond each call's first, see AnswersTo.
+	// Repeated counts the repeated responses of a call, see AnswersTo.
 	Repeated int
 }
 
-// Inbox declares a queue for answers and consumes it.
+// Inbox declares a queue for responses and consumes it.
 func (r *Rig) Inbox() *Inbox {
 	r.t.Helper()
 	ch := r.Raw()
@@ -82,13 +82,13 @@ func (r *Rig) Inbox() *Inbox {
 	return &Inbox{t: r.t, Name: q.Name, Answers: answers}
 }
 
-// Next returns the next answer.
+// Next returns the next response.
 func (b *Inbox) Next() amqp.Delivery {
 	b.t.Helper()
 	return Recv(b.t, b.Answers, "an answer")
 }
 
-// Publish sends a message to a queue and waits until the broker has it.
+// Publish sends a message to a queue and waits for the broker's confirm.
 func (r *Rig) Publish(queue string, msg amqp.Publishing) {
 	r.t.Helper()
 	ch := r.Raw()

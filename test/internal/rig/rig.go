@@ -14,16 +14,16 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// Methods are the functions of a server.
+// Methods holds the handlers of a server by method.
 type Methods map[string]amqpx.Handler
 
-// Rig is one test's part of a broker: a request queue that nobody else uses.
-// Everything it hands out is ended with the test, and the queue deleted.
+// Rig is one test's part of a broker, with an exclusive request queue. Its servers, clients
+// and connections end with the test, and the queue is deleted.
 type Rig struct {
 	t testing.TB
-	// URL is the broker's.
+	// URL is the broker's URL.
 	URL string
-	// Queue is the request queue. Change it before servers and clients are made.
+	// Queue is the request queue. Change it before creating servers and clients.
 	Queue amqpx.Queue
 
 	raw func() *amqp.Connection
@@ -55,8 +55,7 @@ func On(t testing.TB, url string) *Rig {
 	return r
 }
 
-// Beyond returns a rig on a broker that cannot be reached, so there is nothing to
-// clean up.
+// Beyond returns a rig on an unreachable broker, with nothing to clean up.
 func Beyond(t testing.TB, url string) *Rig {
 	t.Helper()
 	return &Rig{
@@ -67,23 +66,23 @@ func Beyond(t testing.TB, url string) *Rig {
 	}
 }
 
-// Server is a server that runs until it is drained or its test ends.
+// Server is a server that runs until a drain or the end of its test.
 type Server struct {
 	*amqpx.Server
 
 	t    testing.TB
 	stop context.CancelFunc
 	done chan struct{}
-	err  error // of Serve, to be read after done
+	err  error // the result of Serve, valid after done is closed
 }
 
-// Stop begins a graceful stop and does not wait for it.
+// Stop begins a graceful stop and returns at once.
 func (s *Server) Stop() { s.stop() }
 
-// Close ends the server without waiting for handlers, and returns when Serve has: its
-// connections are closed then, so the broker has none of its consumers any more and gives
-// what the server had in hand to others. A handler of the server itself calls
-// Server.Server.Close, which does not wait.
+// Close stops the server without waiting for handlers, and returns after Serve has returned.
+// The connections are closed by then, so the broker has no consumers of this server any more
+// and redelivers its unacknowledged requests to other servers. A handler of the server itself
+// must call Server.Server.Close, which does not wait.
 func (s *Server) Close() {
 	s.t.Helper()
 	s.Server.Close()
@@ -96,7 +95,7 @@ func (r *Rig) Serve(methods Methods, opts ...amqpx.ServerOption) *Server {
 	return r.ServeAt(r.URL, methods, opts...)
 }
 
-// ServeAt is Serve with a server that reaches the broker by another URL.
+// ServeAt is Serve with another broker URL.
 func (r *Rig) ServeAt(url string, methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()
 	s := r.StartAt(url, methods, opts...)
@@ -106,13 +105,13 @@ func (r *Rig) ServeAt(url string, methods Methods, opts ...amqpx.ServerOption) *
 	return s
 }
 
-// Start starts a server and does not wait for it.
+// Start starts a server and returns at once.
 func (r *Rig) Start(methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()
 	return r.StartAt(r.URL, methods, opts...)
 }
 
-// StartAt starts a server that reaches the broker by another URL.
+// StartAt is Start with another broker URL.
 func (r *Rig) StartAt(url string, methods Methods, opts ...amqpx.ServerOption) *Server {
 	r.t.Helper()
 	all := []amqpx.ServerOption{amqpx.WithLogger(r.logger()), amqpx.WithQueue(r.Queue), quickly()}
@@ -127,7 +126,7 @@ func (r *Rig) StartAt(url string, methods Methods, opts ...amqpx.ServerOption) *
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(r.t.Context()))
 	s := &Server{Server: server, t: r.t, stop: stop, done: make(chan struct{})}
-	go func() { // ends with the drain that the cleanup asks for
+	go func() { // ends with the drain in the cleanup
 		defer close(s.done)
 		s.err = server.Serve(ctx)
 	}()
@@ -139,14 +138,14 @@ func (r *Rig) StartAt(url string, methods Methods, opts ...amqpx.ServerOption) *
 	return s
 }
 
-// Drain stops the server gracefully and returns what Serve returned.
+// Drain stops the server gracefully and returns the result of Serve.
 func (s *Server) Drain() error {
 	s.t.Helper()
 	s.stop()
 	return s.Wait()
 }
 
-// Wait returns what Serve returned.
+// Wait waits for the server's end and returns the result of Serve.
 func (s *Server) Wait() error {
 	s.t.Helper()
 	Recv(s.t, s.done, "the server to stop")
@@ -159,7 +158,7 @@ func (r *Rig) Client(opts ...amqpx.ClientOption) *amqpx.Client {
 	return r.ClientAt(r.URL, opts...)
 }
 
-// ClientAt returns a client that reaches the broker by another URL.
+// ClientAt is Client with another broker URL.
 func (r *Rig) ClientAt(url string, opts ...amqpx.ClientOption) *amqpx.Client {
 	r.t.Helper()
 	all := []amqpx.ClientOption{amqpx.WithLogger(r.logger()), amqpx.WithQueue(r.Queue), quickly()}
@@ -177,7 +176,7 @@ func (r *Rig) ClientAt(url string, opts ...amqpx.ClientOption) *amqpx.Client {
 	return client
 }
 
-// Ready returns a client that is connected.
+// Ready returns a connected client.
 func (r *Rig) Ready(opts ...amqpx.ClientOption) *amqpx.Client {
 	r.t.Helper()
 	c := r.Client(opts...)
@@ -185,7 +184,7 @@ func (r *Rig) Ready(opts ...amqpx.ClientOption) *amqpx.Client {
 	return c
 }
 
-// Connected waits until a client is.
+// Connected waits until the client is connected.
 func Connected(t testing.TB, c *amqpx.Client) {
 	t.Helper()
 	if err := c.WaitReady(Patience(t)); err != nil {
@@ -193,7 +192,7 @@ func Connected(t testing.TB, c *amqpx.Client) {
 	}
 }
 
-// Call makes a call that must succeed and returns its answer.
+// Call makes a call that must succeed and returns the response.
 func Call(t testing.TB, c *amqpx.Client, method string, body []byte, opts ...amqpx.CallOption) []byte {
 	t.Helper()
 	answer, err := c.Call(Patience(t), method, body, opts...)
@@ -203,12 +202,12 @@ func Call(t testing.TB, c *amqpx.Client, method string, body []byte, opts ...amq
 	return answer
 }
 
-// quickly keeps tests of lost links short.
+// quickly shortens the backoff, for tests of lost connections.
 func quickly() amqpx.Option {
 	return amqpx.WithBackoff(10*time.Millisecond, 300*time.Millisecond)
 }
 
-// logger shows what the library logs when the test fails.
+// logger returns a logger whose lines appear if the test fails.
 func (r *Rig) logger() *zap.Logger {
 	return zaptest.NewLogger(r.t, zaptest.Level(zap.InfoLevel))
 }

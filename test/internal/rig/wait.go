@@ -7,14 +7,14 @@ import (
 )
 
 const (
-	// patience is how long anything that must happen may take on a busy machine.
-	// Only tests that fail wait as long.
+	// patience bounds the wait for any expected event on a busy machine. Only failing tests
+	// wait so long.
 	patience = 30 * time.Second
-	// pollEvery is the pace of Eventually.
+	// pollEvery is the interval of Eventually.
 	pollEvery = 50 * time.Millisecond
 )
 
-// Recv returns what comes out of ch, and fails the test if nothing does.
+// Recv returns the next value of ch, and fails the test if no value arrives.
 func Recv[T any](t testing.TB, ch <-chan T, what string) T {
 	t.Helper()
 	timer := time.NewTimer(patience)
@@ -28,8 +28,8 @@ func Recv[T any](t testing.TB, ch <-chan T, what string) T {
 	}
 }
 
-// Eventually polls until ok says that it holds. It is for what the broker tells no
-// event of.
+// Eventually polls until ok returns true. It is meant for conditions without an event from the
+// broker.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(patience)
@@ -53,13 +53,13 @@ func Within(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// Patience returns a context for what must succeed.
+// Patience returns a context for an operation that must succeed.
 func Patience(t testing.TB) context.Context {
 	t.Helper()
 	return Within(t, patience)
 }
 
-// afterwards returns a context for cleaning up, when the test's own has ended.
+// afterwards returns a context for cleanup after the end of the test's context.
 func afterwards(t testing.TB) (context.Context, context.CancelFunc) {
 	t.Helper()
 	return context.WithTimeout(context.WithoutCancel(t.Context()), patience)

@@ -18,7 +18,7 @@ func sizes() []Size {
 	}
 }
 
-// parse reads an SVG as strictly as XML is, and returns its elements.
+// parse reads an SVG as strict XML and returns its elements.
 func parse(t *testing.T, svg string) []xml.StartElement {
 	t.Helper()
 	var all []xml.StartElement
@@ -37,7 +37,7 @@ func parse(t *testing.T, svg string) []xml.StartElement {
 	}
 }
 
-// checkSVG holds what is true of every drawing.
+// checkSVG checks the properties of every drawing.
 func checkSVG(t *testing.T, svg string) {
 	t.Helper()
 	for _, bad := range []string{"NaN", "Inf", "style=", "<?xml", "<!--", "xmlns", "font-family", "#0102", "url(", "href"} {
@@ -125,7 +125,7 @@ func TestFigure(t *testing.T) {
 	}
 }
 
-// The sizes of a figure are in one page, so their ids must differ.
+// One page holds all sizes of a figure, so the ids must differ.
 func TestIDsAreUnique(t *testing.T) {
 	t.Parallel()
 	all := strings.Join(drawn(t, example()), "")
@@ -158,7 +158,7 @@ func TestFigureEscapes(t *testing.T) {
 	}
 }
 
-// Whatever the values, there is a drawing.
+// Every combination of values gives a valid drawing.
 func TestFigureOfAnything(t *testing.T) {
 	t.Parallel()
 	values := []float64{0, 1, -1, 1e-9, 1e12, math.NaN(), math.Inf(1), math.Inf(-1)}
@@ -200,7 +200,7 @@ func TestTicks(t *testing.T) {
 		low, high float64
 		want      string
 	}{
-		{false, 0, 10, "0 2 4 6 8 10"}, // two fewer than asked for would be 0 5 10
+		{false, 0, 10, "0 2 4 6 8 10"}, // two fewer than requested would be 0 5 10
 		{false, 0, 1000, "0 200 400 600 800 1000"},
 		{false, 0, 0.004, "0 0.001 0.002 0.003 0.004"},
 		{false, 0, 123456, "0 50k 100k"},
@@ -223,7 +223,7 @@ func TestTicks(t *testing.T) {
 	}
 }
 
-// A tick that is off by the last digit stands on the bound, not outside.
+// A tick beyond the bound by a rounding error is moved onto the bound.
 func TestTickAtTheBound(t *testing.T) {
 	t.Parallel()
 	s := Scale{Ticks: []Tick{{At: 4 + 1e-12}, {At: -1e-12}, {At: 3}}}

@@ -12,12 +12,12 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// Figure is a plot. All values must be finite, and above 0 on a logarithmic scale; what
-// is not is left out.
+// Figure is a plot. All values must be finite, and above 0 on a logarithmic scale; invalid
+// values are left out.
 type Figure struct {
-	// ID begins the ids in the SVG; it is unique in its page.
+	// ID is the prefix of the ids in the SVG; it is unique within the page.
 	ID string
-	// Title and Desc tell those who cannot see the figure what is in it.
+	// Title and Desc describe the figure for readers who cannot see it.
 	Title, Desc string
 	X, Y        Scale
 	Bands       []Band
@@ -26,15 +26,15 @@ type Figure struct {
 	Lines       []Line
 }
 
-// Scale is an axis and its bounds. Two equal bounds are moved apart.
+// Scale is an axis and its bounds. Equal bounds are moved apart.
 type Scale struct {
 	Label    string
 	Min, Max float64
 	Log      bool
-	Ticks    []Tick // none: round values
+	Ticks    []Tick // nil: round values
 }
 
-// Line joins points. A gap is a point whose Y is not a number.
+// Line joins points. A point whose Y is NaN makes a gap.
 type Line struct {
 	Ink    Ink
 	Dashed bool
@@ -43,34 +43,34 @@ type Line struct {
 	Points []Point
 }
 
-// Point is a place in a figure.
+// Point is a position in a figure.
 type Point struct{ X, Y float64 }
 
-// Bar is a column from the axis up.
+// Bar is a column that starts at the axis.
 type Bar struct{ From, To, Y float64 }
 
-// Mark is a moment.
+// Mark is a labelled vertical line at a point in time.
 type Mark struct {
 	X     float64
 	Label string
 	Ink   Ink
 }
 
-// Band is a time.
+// Band is a shaded range of time.
 type Band struct {
 	From, To float64
 	Ink      Ink
 }
 
-// Size is how a figure is laid out. A page shows one of several, so that words stay legible
-// on a phone.
+// Size is a layout of a figure. A page shows one of several layouts, so that labels stay
+// legible on a phone.
 type Size struct {
 	// Name is a class of the SVG.
 	Name          string
 	Width, Height float64
 	Font          float64
-	Gutter        float64 // room for the labels of the Y axis, so that figures line up
-	XTicks        int     // about as many labels
+	Gutter        float64 // width of the Y axis's labels, so that figures line up
+	XTicks        int     // approximate number of labels
 	YTicks        int
 }
 
@@ -87,7 +87,7 @@ func (f *Figure) SVG(s Size) (template.HTML, error) {
 	return rewrite(canvas, f, s)
 }
 
-// left is what the labels of the Y axis leave of the gutter.
+// left returns the part of the gutter that the labels of the Y axis leave free.
 func left(p *plot.Plot, s Size) vg.Length {
 	var widest vg.Length
 	for _, t := range p.Y.Tick.Marker.Ticks(p.Y.Min, p.Y.Max) {
@@ -96,7 +96,7 @@ func left(p *plot.Plot, s Size) vg.Length {
 	return max(vg.Points(s.Gutter)-widest, 0)
 }
 
-// layout makes the plot without what stands around it.
+// layout builds the plot without the surrounding labels.
 func (f *Figure) layout(s Size) *plot.Plot {
 	p := plot.New()
 	p.BackgroundColor, p.TextHandler = nil, handler()
@@ -135,7 +135,7 @@ func style(s Size, ink Ink) text.Style {
 	return text.Style{Color: ink.color(), Font: base, Handler: handler()}
 }
 
-// at is where a value stands on a linear axis.
+// at returns the position of a value on a linear axis.
 func (s *Scale) at(v float64) float64 {
 	if s.Log {
 		return math.Log10(v)
@@ -143,7 +143,7 @@ func (s *Scale) at(v float64) float64 {
 	return v
 }
 
-// bounds are where the ends of the axis stand.
+// bounds returns the positions of the ends of the axis.
 func (s *Scale) bounds() (low, high float64) {
 	low, high = s.at(s.Min), s.at(s.Max)
 	if !finite(low) || !finite(high) || low > high {
@@ -166,13 +166,13 @@ func (s *Scale) ticker(low, high float64, n int) plot.ConstantTicks {
 	}
 	marks := make([]plot.Tick, 0, len(ticks))
 	for _, t := range ticks {
-		// One that is off by the last digit would stand outside, and be cut off.
+		// A tick beyond the bound by a rounding error would be cut off.
 		marks = append(marks, plot.Tick{Value: within(t.At, low, high), Label: t.Label})
 	}
 	return marks
 }
 
-// within moves what is as good as a bound onto it.
+// within moves a value that equals a bound except for rounding onto the bound.
 func within(v, low, high float64) float64 {
 	slack := (high - low) * 1e-6
 	if v < low+slack && v > low-slack {

@@ -7,7 +7,7 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// addLine adds a line, in parts where it has gaps.
+// addLine adds a line, in parts if the line has gaps.
 func (f *Figure) addLine(p *plot.Plot, l Line) {
 	var part plotter.XYs
 	flush := func() {
@@ -22,7 +22,7 @@ func (f *Figure) addLine(p *plot.Plot, l Line) {
 			drawn.FillColor = Wash.color()
 		}
 		p.Add(drawn)
-		if len(part) == 1 { // a line has two ends
+		if len(part) == 1 { // a single point would not be visible as a line
 			p.Add(&plotter.Scatter{XYs: part, GlyphStyle: draw.GlyphStyle{
 				Color: l.Ink.color(), Radius: vg.Points(2.5), Shape: draw.CircleGlyph{},
 			}})
@@ -82,7 +82,7 @@ func box(c draw.Canvas, left, right, low, high vg.Length, ink Ink) {
 	c.FillPolygon(ink.color(), []vg.Point{{X: left, Y: low}, {X: right, Y: low}, {X: right, Y: high}, {X: left, Y: high}})
 }
 
-// band shades a time.
+// band shades a range of time.
 type band struct {
 	from, to float64
 	ink      Ink
@@ -95,7 +95,7 @@ func (b band) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 	x, _ := p.Transforms(&c)
 	left, right := max(x(b.from), c.Min.X), min(x(b.to), c.Max.X)
-	if right-left < vg.Points(2) { // a short time is still seen
+	if right-left < vg.Points(2) { // keep a short time visible
 		right = left + vg.Points(2)
 	}
 	if left <= c.Max.X && right >= c.Min.X {
@@ -103,7 +103,7 @@ func (b band) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 }
 
-// marks draws moments, each with its label in the first row that has room for it.
+// marks draws vertical lines, each with its label in the first row that has space.
 type marks struct {
 	figure *Figure
 	size   Size
@@ -113,7 +113,7 @@ type marks struct {
 func (m marks) Plot(c draw.Canvas, p *plot.Plot) {
 	const rows, margin = 3, 4
 	x, _ := p.Transforms(&c)
-	var taken [rows]vg.Length // up to where
+	var taken [rows]vg.Length // the end of the last label in each row
 	for _, mark := range m.figure.Marks {
 		at := m.figure.X.at(mark.X)
 		if !finite(at) || at < p.X.Min || at > p.X.Max {
@@ -126,7 +126,7 @@ func (m marks) Plot(c draw.Canvas, p *plot.Plot) {
 		label.YAlign = draw.YTop
 		begin := left + vg.Points(margin)
 		end := begin + label.Width(mark.Label)
-		if end > c.Max.X { // it stands before its line
+		if end > c.Max.X { // the label stands before its line
 			begin, end = 2*left-end, left
 		}
 		for row := range taken {

@@ -15,16 +15,16 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The first letter of every text in the SVG says how it is aligned. The letters are of
-// the private use area, so no label has them.
+// The first letter of every text in the SVG is its alignment. The letters are from Unicode's
+// private use area, so no label contains them.
 const (
 	anchorStart  = "\ue001"
 	anchorMiddle = "\ue002"
 	anchorEnd    = "\ue003"
 )
 
-// anchored has the browser align texts: it knows how wide they are in the page's font,
-// and this program does not.
+// anchored leaves the alignment of texts to the browser, because only the browser knows the
+// width of a text in the page's font.
 type anchored struct{ text.Plain }
 
 func handler() text.Handler { return anchored{text.Plain{Fonts: plot.DefaultTextHandler.Cache()}} }
@@ -43,9 +43,9 @@ func (h anchored) Draw(c vg.Canvas, txt string, sty text.Style, pt vg.Point) {
 	h.Plain.Draw(c, anchor+txt, sty, pt)
 }
 
-// rewrite makes of a drawing what stands in a page: without a prolog and a size of its
-// own, classes instead of colours, the page's font, and no style attribute, which a strict
-// content security policy forbids.
+// rewrite converts a drawing for embedding in a page: no prolog, no size, classes instead of
+// colours, the page's font, and no style attributes, which a strict content security policy
+// forbids.
 func rewrite(canvas *vgsvg.Canvas, f *Figure, s Size) (template.HTML, error) {
 	var raw, out bytes.Buffer
 	if _, err := canvas.WriteTo(&raw); err != nil {
@@ -65,7 +65,7 @@ func rewrite(canvas *vgsvg.Canvas, f *Figure, s Size) (template.HTML, error) {
 	return template.HTML(out.String()), nil //nolint:gosec // every text in it was escaped here.
 }
 
-// copyShapes copies what is inside the root element.
+// copyShapes copies the content of the root element.
 func copyShapes(out *bytes.Buffer, in *xml.Decoder) error {
 	for depth := 0; ; {
 		token, err := in.Token()
@@ -91,7 +91,7 @@ func copyShapes(out *bytes.Buffer, in *xml.Decoder) error {
 	}
 }
 
-// open writes a start tag, and the words of a text.
+// open writes a start tag, and the characters of a text element.
 func open(out *bytes.Buffer, t xml.StartElement, in *xml.Decoder) error {
 	fmt.Fprintf(out, "<%s", t.Name.Local)
 	for _, a := range t.Attr {

@@ -5,10 +5,10 @@ import (
 	"strconv"
 )
 
-// Tick is a labelled place on an axis.
+// Tick is a labelled position on an axis.
 type Tick struct {
 	At    float64
-	Label string // empty: a line of the grid only
+	Label string // empty: only a grid line
 }
 
 // linearTicks returns about n round values from low to high.
@@ -35,8 +35,8 @@ func roundStep(step float64) float64 {
 	return 10 * power
 }
 
-// logTicks returns powers of ten between two of their logarithms, and values between
-// them where there is room.
+// logTicks returns the powers of ten between the logarithms low and high, and values between
+// the powers if there is space.
 func logTicks(low, high float64, n int) []Tick {
 	parts := []float64{1}
 	switch decades := high - low; {
@@ -54,7 +54,7 @@ func logTicks(low, high float64, n int) []Tick {
 			}
 		}
 	}
-	if len(ticks) < 2 { // too little of an axis for powers of ten
+	if len(ticks) < 2 { // the range is too small for powers of ten
 		ticks = nil
 		for _, t := range linearTicks(math.Pow(10, low), math.Pow(10, high), n) {
 			ticks = append(ticks, Tick{At: math.Log10(t.At), Label: t.Label})
@@ -72,8 +72,8 @@ func everyOther(low, high float64, stride int) []Tick {
 	return ticks
 }
 
-// Short writes a number with at most three digits, and a letter for thousands, millions
-// and billions.
+// Short formats a number with at most three digits, and a letter for thousands, millions and
+// billions.
 func Short(v float64) string {
 	if !finite(v) {
 		return "0"
@@ -93,7 +93,7 @@ func Short(v float64) string {
 	return digits(v)
 }
 
-// digits writes three digits, or four before the point, without an exponent.
+// digits formats a number with three digits, or four before the point, without an exponent.
 func digits(v float64) string {
 	if v == 0 {
 		return "0"

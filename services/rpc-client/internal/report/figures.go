@@ -7,7 +7,7 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/chart"
 )
 
-// throughput shows what settled when, and what happened to the link meanwhile.
+// throughput shows settled calls over time, and the changes of the connection.
 func (r *Report) throughput() *chart.Figure {
 	u := r.timeUnit()
 	ok := chart.Line{Ink: chart.First, Steps: true, Fill: true}
@@ -43,7 +43,7 @@ func (r *Report) throughput() *chart.Figure {
 	return f
 }
 
-// latencyOverTime shows the latencies of what settled when.
+// latencyOverTime shows the latencies of settled calls over time.
 func (r *Report) latencyOverTime() *chart.Figure {
 	u := r.timeUnit()
 	median := chart.Line{Ink: chart.First}
@@ -69,7 +69,7 @@ func (r *Report) latencyOverTime() *chart.Figure {
 	return f
 }
 
-// latencyCurve shows how long which share of the calls took.
+// latencyCurve shows the latency by percentile.
 func (r *Report) latencyCurve() *chart.Figure {
 	return &chart.Figure{
 		ID: "percentiles", Title: "Latency by percentile",
@@ -81,7 +81,7 @@ func (r *Report) latencyCurve() *chart.Figure {
 	}
 }
 
-// latencyHistogram shows how many calls took how long.
+// latencyHistogram shows the distribution of the latencies.
 func (r *Report) latencyHistogram() *chart.Figure {
 	f := &chart.Figure{
 		ID: "histogram", Title: "Latency histogram",
@@ -100,14 +100,14 @@ func (r *Report) latencyHistogram() *chart.Figure {
 	}
 	f.Y.Max = headroom(float64(most))
 	const narrow = 1.5
-	if f.X.Max < narrow*f.X.Min { // one value is no wall from end to end
+	if f.X.Max < narrow*f.X.Min { // a single value must not fill the whole width
 		f.X.Min, f.X.Max = f.X.Min/narrow, f.X.Max*narrow
 	}
 	return f
 }
 
-// serverTimes shows where the time went: waiting for a worker, in the handler, and, to
-// compare with, all of it.
+// serverTimes shows the time inside the server: the wait for a worker, the handler, and, for
+// comparison, the whole latency.
 func (r *Report) serverTimes() *chart.Figure {
 	longest := r.QueueWaitMS.Percentiles
 	if len(r.HandlerMS.Percentiles) > len(longest) {
@@ -145,7 +145,7 @@ func (r *Report) serverTimes() *chart.Figure {
 	}
 }
 
-// markEvents shows what happened to the link in a figure over time.
+// markEvents adds the changes of the connection to a figure over time.
 func (r *Report) markEvents(f *chart.Figure, u timeUnit) {
 	since := make(map[EventKind]float64)
 	closeBand := func(kind EventKind, until float64) {

@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 )
 
-// Write puts report.json and report.html into dir and returns the paths of those that
-// were written. A failure of one does not keep the other from being written.
+// Write writes report.json and report.html to dir and returns the paths of the files written.
+// If one file fails, Write still writes the other file.
 func (r *Report) Write(dir string) (paths []string, err error) {
 	for _, f := range []struct {
 		name   string
@@ -39,8 +39,8 @@ func (r *Report) JSON() ([]byte, error) {
 	return append(content, '\n'), err
 }
 
-// replace writes a file in one step: whoever reads it sees all of it, or what was there
-// before. Nothing is left of one that cannot be written.
+// replace writes a file atomically: a reader sees either the whole new content or the old
+// content. After an error, no partial file remains.
 func replace(path string, content []byte) error {
 	temp, err := os.CreateTemp(filepath.Dir(path), ".report-*")
 	if err != nil {

@@ -52,8 +52,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// One that cannot be written does not keep the other from being written, and leaves
-// nothing behind.
+// If one file cannot be written, the other is written, and no partial file remains.
 func TestWriteOneOfTwo(t *testing.T) {
 	t.Parallel()
 	for blocked, other := range map[string]string{"report.json": "report.html", "report.html": "report.json"} {
@@ -77,7 +76,7 @@ func TestWriteOneOfTwo(t *testing.T) {
 func TestWriteNowhere(t *testing.T) {
 	t.Parallel()
 	vanished := filepath.Join(t.TempDir(), "vanished")
-	for _, dir := range []string{vanished, "/proc/self/task"} { // procfs takes no files, not even root's
+	for _, dir := range []string{vanished, "/proc/self/task"} { // procfs accepts no files, not even from root
 		paths, err := sample().Write(dir)
 		if err == nil || len(paths) != 0 {
 			t.Fatalf("%s: wrote %q, %v", dir, paths, err)

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A write that fails in the middle, as on a full disk, is told, leaves nothing half-written
-// behind, and the file that was there before stays.
+// A write that fails halfway, as on a full disk, returns an error and leaves no partial file,
+// and the old file stays.
 func TestWriteFull(t *testing.T) {
 	t.Parallel()
 	json, err := sample().JSON()
@@ -49,8 +49,8 @@ func TestWriteFull(t *testing.T) {
 	}
 }
 
-// writeFull writes a report in a process that from now on may write no larger file than
-// that: it must be one of its own. What is too large is named by full.
+// writeFull writes a report in this process, whose limit on the size of files it lowers
+// permanently: the test must run in a separate process. full names the files beyond the limit.
 func writeFull(t *testing.T, largest int, full []string) {
 	t.Helper()
 	const before = "the report before"

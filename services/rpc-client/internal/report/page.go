@@ -21,31 +21,31 @@ var pageHTML string
 //go:embed page.css
 var pageCSS string
 
-// page is what the template shows.
+// page is the data of the template.
 type page struct {
 	*Report
 
 	Verdict verdict
 	Terms   []term
 	Figures map[string]*figure
-	// Listed are the events that the page shows, Unlisted says where the others are.
+	// Listed holds the events on the page; Unlisted says where further events are.
 	Listed   []Event
 	Unlisted string
 	CSS      template.CSS
-	// Policy allows the page its own style sheet and nothing else.
+	// Policy allows the page's own style sheet and no other resource.
 	Policy string
 }
 
-// figure is a plot in each size.
+// figure holds the drawings of a plot, one per size.
 type figure struct{ Drawings []template.HTML }
 
 // pair is a row of a table.
 type pair struct{ Name, Value string }
 
-// datum is a figure of report.json as the page shows it.
+// datum is a value of report.json together with its text on the page.
 type datum struct{ Field, Value, Text string }
 
-// HTML returns the report for people: one file that needs no other.
+// HTML returns the report for people: a single self-contained file.
 func (r *Report) HTML() ([]byte, error) {
 	figures, err := r.figures()
 	if err != nil {
@@ -69,7 +69,7 @@ func (r *Report) HTML() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// sizes are the layouts of each figure; the style sheet shows one.
+// sizes returns the layouts of each figure; the style sheet shows one layout.
 func sizes() []chart.Size {
 	return []chart.Size{
 		{Name: "wide", Width: 832, Height: 270, Font: 12.5, Gutter: 36, XTicks: 9, YTicks: 5},
@@ -77,7 +77,7 @@ func sizes() []chart.Size {
 	}
 }
 
-// figures draws those that there is something to show in.
+// figures draws every figure that has data.
 func (r *Report) figures() (map[string]*figure, error) {
 	drawn := make(map[string]*figure)
 	var wanted []*chart.Figure
@@ -104,10 +104,11 @@ func (r *Report) figures() (map[string]*figure, error) {
 	return drawn, nil
 }
 
-// mostListed bounds the events that the page shows.
+// mostListed is the maximum number of events on the page.
 const mostListed = 20
 
-// unlisted says what became of the events that the page does not show; "" without any.
+// unlisted says where the events are that the page does not show; it returns "" if the page
+// shows all events.
 func (r *Report) unlisted() string {
 	listed := min(len(r.Events), mostListed)
 	inJSON, omitted := len(r.Events)-listed, r.EventsOmitted
@@ -126,7 +127,7 @@ func (r *Report) unlisted() string {
 	}
 }
 
-// count shows a whole number.
+// count formats an integer.
 func count(field string, n any) datum {
 	text := fmt.Sprint(n)
 	if whole, err := strconv.ParseUint(text, 10, 64); err == nil {
@@ -135,7 +136,7 @@ func count(field string, n any) datum {
 	return datum{field, text, text}
 }
 
-// number shows a number with some digits after the point.
+// number formats a number with the given number of decimals.
 func number(field string, v float64, digits int) datum {
 	text := strconv.FormatFloat(v, 'f', digits, 64)
 	whole, rest, _ := strings.Cut(text, ".")
@@ -148,7 +149,7 @@ func number(field string, v float64, digits int) datum {
 	return datum{field, strconv.FormatFloat(v, 'f', -1, 64), whole}
 }
 
-// set lists what has a value, by name.
+// set lists the names that have a value, in order.
 func set(m map[string]string) []pair {
 	list := make([]pair, 0, len(m))
 	for _, name := range slices.Sorted(maps.Keys(m)) {
@@ -159,7 +160,7 @@ func set(m map[string]string) []pair {
 	return list
 }
 
-// unset lists the names of what has none.
+// unset lists the names without a value, in order.
 func unset(m map[string]string) []string {
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(m)) {

@@ -31,7 +31,7 @@ func at(document any, path string) (any, bool) {
 	if !ok {
 		return nil, false
 	}
-	for name, value := range object { // names may have dots
+	for name, value := range object { // names may contain dots
 		if rest, found := strings.CutPrefix(path, name); found && (rest == "" || rest[0] == '.') {
 			if got, ok := at(value, strings.TrimPrefix(rest, ".")); ok {
 				return got, true
@@ -103,7 +103,7 @@ func TestPageOfOddRuns(t *testing.T) {
 		if len(page) > 250_000 {
 			t.Errorf("%s: %d bytes", name, len(page))
 		}
-		// Each figure is there in every size or replaced by words.
+		// Each figure is present in every size or replaced by text.
 		figures := strings.Count(page, "<figure>")
 		if drawings := strings.Count(page, "<svg"); drawings != figures*len(sizes()) {
 			t.Errorf("%s: %d drawings of %d figures", name, drawings, figures)
@@ -114,7 +114,7 @@ func TestPageOfOddRuns(t *testing.T) {
 	}
 }
 
-// The page says of every event where it is.
+// The page says where every event is.
 func TestPageOfManyEvents(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -128,7 +128,7 @@ func TestPageOfManyEvents(t *testing.T) {
 		{200, 0, 20, "The first 20 of 200; the others are in report.json."},
 		{200, 1, 20, "The first 20 of 201; the next 180 are in report.json, of the last 1 only the number is known."},
 		{200, 12345, 20, "The first 20 of 12,545; the next 180 are in report.json, of the last 12,345 only the number is known."},
-		{20, 5, 20, "The first 20 of 25; of the others only the number is known."}, // the others kept were before the run
+		{20, 5, 20, "The first 20 of 25; of the others only the number is known."}, // the other events were before the run
 		{0, 5, 0, "Of 5 changes of the link only the number is known."},
 	} {
 		r := sample()
@@ -150,7 +150,7 @@ func TestPageOfManyEvents(t *testing.T) {
 	}
 }
 
-// Everything that comes from outside is shown as what it is.
+// External text is escaped.
 func TestPageEscapes(t *testing.T) {
 	t.Parallel()
 	const evil = `<script>alert("x")</script><img src=x onerror=alert(1)>'"&</style></title>`
@@ -179,7 +179,7 @@ func TestPageEscapes(t *testing.T) {
 	}
 }
 
-// The page needs nothing but itself, and its policy allows nothing else.
+// The page needs no other resource, and its policy allows none.
 func TestPageStandsAlone(t *testing.T) {
 	t.Parallel()
 	page := render(t, sample())

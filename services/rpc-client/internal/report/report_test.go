@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// sample returns a report in which every field has a value of its own.
+// sample returns a report in which every field has a distinct value.
 func sample() *Report {
 	started := time.Date(2026, 3, 4, 5, 6, 7, 890_123_000, time.UTC)
 	r := &Report{
@@ -50,7 +50,7 @@ func sample() *Report {
 	return r
 }
 
-// odd are runs at the edges.
+// odd returns reports of unusual runs.
 func odd() map[string]*Report {
 	nothing := func() *Report {
 		return &Report{

@@ -7,10 +7,10 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/chart"
 )
 
-// shortest is the least time, in milliseconds, that figures tell apart.
+// shortest is the shortest time, in milliseconds, that figures can show.
 const shortest = 0.001
 
-// timeUnit is what the axes of time count in.
+// timeUnit is the unit of the time axes.
 type timeUnit struct {
 	seconds float64
 	name    string
@@ -28,7 +28,7 @@ func (r *Report) timeUnit() timeUnit {
 	}
 }
 
-// length is the time that figures over time cover.
+// length returns the time that figures over time cover.
 func (r *Report) length() float64 {
 	if n := len(r.Timeline); n > 0 {
 		return max(r.Seconds, r.Timeline[n-1].Start+r.Timeline[n-1].Seconds)
@@ -40,7 +40,7 @@ func (r *Report) timeScale(u timeUnit) chart.Scale {
 	return chart.Scale{Label: u.name + " since the start", Max: max(r.length(), shortest) / u.seconds}
 }
 
-// milliseconds is an axis of latencies: logarithmic when they are far apart.
+// milliseconds returns an axis of latencies, logarithmic if the range is wide.
 func milliseconds(low, high float64) chart.Scale {
 	const far = 20
 	low, high = max(low, shortest), max(high, shortest)
@@ -51,7 +51,7 @@ func milliseconds(low, high float64) chart.Scale {
 	return s
 }
 
-// roundDown returns 1, 2 or 5 times a power of ten, at most v.
+// roundDown returns the largest 1, 2 or 5 times a power of ten that is at most v.
 func roundDown(v float64) float64 {
 	power := math.Pow(10, math.Floor(math.Log10(v)))
 	for _, round := range []float64{5, 2} {
@@ -62,7 +62,7 @@ func roundDown(v float64) float64 {
 	return power
 }
 
-// headroom leaves some above the highest value.
+// headroom adds space above the highest value.
 func headroom(high float64) float64 {
 	const share = 1.06
 	if high <= 0 {
@@ -71,11 +71,11 @@ func headroom(high float64) float64 {
 	return high * share
 }
 
-// place is where a percentile stands: each 9 more takes as much room.
+// place returns the position of a percentile: each further 9 takes equal space.
 func place(percent float64) float64 { return -math.Log10(1 - percent/100) }
 
-// curve draws percentiles. The last is the maximum: it stands where the last one that
-// has calls beyond it would.
+// curve draws percentiles. The maximum, at 100 percent, is left out, because its position is
+// infinite.
 func curve(list []Percentile, ink chart.Ink, dashed bool) chart.Line {
 	l := chart.Line{Ink: ink, Dashed: dashed}
 	for _, p := range list {
@@ -86,7 +86,7 @@ func curve(list []Percentile, ink chart.Ink, dashed bool) chart.Line {
 	return l
 }
 
-// percentScale is an axis of percentiles, as far as the list goes.
+// percentScale returns an axis of percentiles that covers the list.
 func percentScale(list []Percentile) chart.Scale {
 	s := chart.Scale{Label: "percentile", Max: 1, Ticks: []chart.Tick{{At: 0, Label: "0"}}}
 	for _, p := range list {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// verdict is what the page says first.
+// verdict is the top of the page.
 type verdict struct {
 	// Mood is good, bad or none, a class of the style sheet.
 	Mood     string
@@ -39,7 +39,7 @@ func (r *Report) verdict() verdict {
 	return v
 }
 
-// Progress says how far the run came, of what was planned.
+// Progress returns the completed part of the planned run, in words.
 func (r *Report) Progress() string { return r.progress(func(n int64) string { return fmt.Sprint(n) }) }
 
 func (r *Report) progress(write func(int64) string) string {
@@ -54,7 +54,7 @@ func (r *Report) progress(write func(int64) string) string {
 	return text
 }
 
-// note says how well the rate was kept.
+// note says in words whether the rate was kept.
 func (r *Rate) note() string {
 	if r.KeptUp {
 		return fmt.Sprintf("Calls began at the rate that was asked for, %v a second. Their latencies count from the moment they were due.", r.Asked)
@@ -74,7 +74,7 @@ type term struct {
 	Bad   bool
 }
 
-// terms are ok + errors by code + lost, whose sum is the calls.
+// terms returns ok, the errors by code, and lost; the sum is the number of calls.
 func (r *Report) terms() []term {
 	all := []term{{Field: "ok", Count: r.OK, Words: "ok"}}
 	for _, code := range slices.Sorted(maps.Keys(r.Errors)) {
@@ -86,7 +86,7 @@ func (r *Report) terms() []term {
 	return append(all, term{Field: "lost", Count: r.Lost, Words: "lost", Bad: r.Lost > 0})
 }
 
-// grouped writes a number with commas between its thousands.
+// grouped formats a number with commas between thousands.
 func grouped[N int | int64 | uint64](n N) string {
 	digits := fmt.Sprint(n)
 	sign := ""

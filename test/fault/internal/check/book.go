@@ -7,7 +7,7 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-// call is all that the ledgers say of one call.
+// call combines all ledger entries of one call.
 type call struct {
 	node, method, sum     string
 	idempotent            bool
@@ -17,8 +17,8 @@ type call struct {
 	code, outcome, answer, text string
 	attempts                    int
 
-	// runs counts the executions, fresh those that the broker did not mark as
-	// handed out before.
+	// runs counts the executions, fresh the executions whose delivery was not marked as
+	// redelivered.
 	runs, fresh int
 }
 
@@ -30,13 +30,13 @@ type Book struct {
 	paused map[string][]span
 	killed map[string]time.Time
 	left   map[string]bool
-	// outages are when the broker was away.
+	// outages are the times without a broker.
 	outages []span
-	// quiet is when the last fault was over.
+	// quiet is the end of the last fault.
 	quiet time.Time
 }
 
-// Add takes an entry.
+// Add adds an entry.
 func (b *Book) Add(e ledger.Entry) {
 	switch e.Kind {
 	case ledger.Start:
@@ -92,8 +92,8 @@ func (b *Book) call(id string) *call {
 	return c
 }
 
-// latest is when the call must have returned: bound after its deadline, or after
-// the end of a pause of its client that lies there.
+// latest returns the latest permitted end of the call: bound after its deadline, or bound
+// after a pause of its client during this time.
 func (b *Book) latest(c *call, bound time.Duration) time.Time {
 	at := c.deadline.Add(bound)
 	pauses := b.paused[c.node]
@@ -106,19 +106,19 @@ func (b *Book) latest(c *call, bound time.Duration) time.Time {
 	return at
 }
 
-// comeback is how long a call must have after the broker's return: within it a client
-// is served again, at the 99th percentile.
+// comeback is the time a call needs before its deadline after the broker's return: within this
+// time clients are served again, at the 99th percentile.
 const comeback = 3 * time.Second
 
-// cutOff reports whether the broker was away at the call's deadline, or came back too
-// shortly before it.
+// cutOff reports whether the broker was away at the call's deadline, or returned less than
+// comeback before the deadline.
 func (b *Book) cutOff(c *call) bool {
 	return slices.ContainsFunc(b.outages, func(o span) bool {
 		return o.from.Before(c.deadline) && o.until.Add(comeback).After(c.deadline)
 	})
 }
 
-// standing is how long the client's process stood still while the call was open.
+// standing returns the pauses of the client's process during the call.
 func (b *Book) standing(c *call) time.Duration {
 	var sum time.Duration
 	for _, p := range b.paused[c.node] {

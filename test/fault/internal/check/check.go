@@ -9,13 +9,13 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-// Outcomes as the library names them.
+// Outcomes in the library's words.
 const (
 	didNotRun = "did not run"
 	ran       = "ran"
 )
 
-// blocked is how the library says that an alarm is the reason.
+// blocked is the part of the library's error text for an alarm.
 const blocked = "blocks publishing"
 
 // Check judges the collected entries.
@@ -50,7 +50,7 @@ func (b *Book) Check(rules Rules) Result {
 	return r
 }
 
-// well reports whether the call ended as it was meant to.
+// well reports whether the call ended as intended.
 func (c *call) well() bool {
 	if c.ends == 0 {
 		return false
@@ -60,14 +60,14 @@ func (c *call) well() bool {
 		return c.code == ledger.FailCode
 	case ledger.Panic:
 		return c.code == ledger.PanicCode && c.outcome == ran
-	case ledger.Kill: // its server died of it, so any error tells the truth
+	case ledger.Kill: // its server died, so any error is true
 		return c.code != ledger.OK
 	default:
 		return c.code == ledger.OK
 	}
 }
 
-// settled proves that the call ended exactly once, and in time.
+// settled checks for exactly one end of the call, in time.
 func (b *Book) settled(r *Result, id string, c *call, rules Rules) {
 	killed, dead := b.killed[c.node]
 	switch {
@@ -91,7 +91,7 @@ func (b *Book) settled(r *Result, id string, c *call, rules Rules) {
 	r.LongestStall = max(r.LongestStall, c.ended.Sub(c.made)-b.standing(c))
 }
 
-// executed proves that the call ran as often as its kind allows.
+// executed checks the number of executions against the limit for the kind of call.
 func executed(r *Result, id string, c *call, rules Rules) {
 	r.Duplicates += max(c.runs-1, 0)
 	switch {
@@ -106,7 +106,7 @@ func executed(r *Result, id string, c *call, rules Rules) {
 	}
 }
 
-// answered proves that what the caller was told is true.
+// answered checks the truth of the caller's result.
 func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 	if c.well() {
 		r.OK++
@@ -136,7 +136,7 @@ func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 	}
 }
 
-// comeBack proves that every client that is still there was served again after the faults.
+// comeBack checks the service of every remaining client after the faults.
 func (b *Book) comeBack(r *Result, recovered map[string]bool) {
 	for _, node := range slices.Sorted(maps.Keys(recovered)) {
 		if !b.left[node] && !recovered[node] {

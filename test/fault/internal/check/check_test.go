@@ -8,8 +8,7 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-// These tests doctor the ledger of a run in which all went well, and the checker
-// must find each wound, and no other.
+// These tests change the ledger of a good run. The checker must find exactly the change.
 
 const client = "client-1"
 
@@ -17,7 +16,7 @@ func at(d time.Duration) time.Time {
 	return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).Add(d)
 }
 
-// made, ended and run are the three entries of a good call.
+// made, ended and run return the three entries of a good call.
 func made(id, method string) ledger.Entry {
 	return ledger.Entry{
 		Kind: ledger.Start, Node: client, At: at(0), ID: id, Method: method,
@@ -41,7 +40,7 @@ func with(e ledger.Entry, change func(*ledger.Entry)) ledger.Entry {
 	return e
 }
 
-// again is an execution of call x that the broker marked.
+// again returns an execution of call x with the redelivered mark.
 func again() ledger.Entry {
 	return with(run("x"), func(e *ledger.Entry) { e.Redelivered = true })
 }
@@ -50,17 +49,17 @@ func idempotent(id string) ledger.Entry {
 	return with(made(id, ledger.Echo), func(e *ledger.Entry) { e.Idempotent = true })
 }
 
-// failed is an end with an error.
+// failed returns an end with an error.
 func failed(id, code, outcome string) ledger.Entry {
 	return with(ended(id), func(e *ledger.Entry) { e.Code, e.Outcome, e.Sum = code, outcome, "" })
 }
 
-// lastFault is over at d.
+// lastFault returns a fault with its end at d.
 func lastFault(d time.Duration) ledger.Entry {
 	return ledger.Entry{Kind: ledger.Fault, Name: "cut", At: at(0), Until: at(d)}
 }
 
-// judge checks a good call and what is added to it.
+// judge checks a good call together with further entries.
 func judge(rules check.Rules, more ...ledger.Entry) check.Result {
 	var b check.Book
 	for _, e := range append([]ledger.Entry{run("good"), ended("good"), made("good", ledger.Echo)}, more...) {
@@ -69,7 +68,7 @@ func judge(rules check.Rules, more ...ledger.Entry) check.Result {
 	return b.Check(rules)
 }
 
-// finds fails unless the rule is violated once, and it alone.
+// finds fails unless the rule, and no other rule, is violated once.
 func finds(t *testing.T, rule check.Rule, rules check.Rules, more ...ledger.Entry) check.Result {
 	t.Helper()
 	r := judge(rules, more...)
@@ -79,7 +78,7 @@ func finds(t *testing.T, rule check.Rule, rules check.Rules, more ...ledger.Entr
 	return r
 }
 
-// accepts fails if anything is violated.
+// accepts fails on any violation.
 func accepts(t *testing.T, rules check.Rules, more ...ledger.Entry) check.Result {
 	t.Helper()
 	r := judge(rules, more...)

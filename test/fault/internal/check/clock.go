@@ -8,8 +8,8 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-// Clock collects the entries of a run that tell how soon something followed. The
-// zero value is ready to use.
+// Clock collects the entries of a run that are needed to measure times. The zero value is
+// ready to use.
 type Clock struct {
 	answers []time.Time
 	sorted  bool
@@ -18,10 +18,10 @@ type Clock struct {
 	served  map[string][]served  // by client
 }
 
-// served is a call that was answered.
+// served is a call with a response.
 type served struct{ made, answered time.Time }
 
-// Add takes an entry.
+// Add adds an entry.
 func (k *Clock) Add(e ledger.Entry) {
 	switch {
 	case e.Kind == ledger.Start:
@@ -31,7 +31,7 @@ func (k *Clock) Add(e ledger.Entry) {
 		k.made[e.ID] = e.At
 	case e.Kind == ledger.End && e.Code == ledger.OK:
 		k.answers, k.sorted = append(k.answers, e.At), false
-		if made, ok := k.made[e.ID]; ok { // the same file says so before
+		if made, ok := k.made[e.ID]; ok { // the start precedes the end in the same file
 			k.served[e.Node] = append(k.served[e.Node], served{made, e.At})
 		}
 	case e.Kind == ledger.Status:
@@ -42,7 +42,7 @@ func (k *Clock) Add(e ledger.Entry) {
 	}
 }
 
-// AnsweredAfter is how long after a moment the first call was answered.
+// AnsweredAfter returns the time from a moment to the next response.
 func (k *Clock) AnsweredAfter(at time.Time) (time.Duration, bool) {
 	if !k.sorted {
 		slices.SortFunc(k.answers, time.Time.Compare)
@@ -55,7 +55,7 @@ func (k *Clock) AnsweredAfter(at time.Time) (time.Duration, bool) {
 	return k.answers[i].Sub(at), true
 }
 
-// LeftReady is how long after a moment a process said that its link is not ready.
+// LeftReady returns the time from a moment until a process's status was not ready.
 func (k *Clock) LeftReady(node string, at time.Time) (time.Duration, bool) {
 	for _, e := range k.states[node] { // in the order in which they were written
 		if !e.At.Before(at) && e.Name != "ready" {
@@ -65,11 +65,11 @@ func (k *Clock) LeftReady(node string, at time.Time) (time.Duration, bool) {
 	return 0, false
 }
 
-// LongestGap is the longest time without an answer of one client that overlaps the time
-// from a moment until another, and whether the client was answered again after it began.
+// LongestGap returns the client's longest time without a response that overlaps the time
+// between two moments, and whether a response ended the gap.
 func (k *Clock) LongestGap(client string, from, until time.Time) (longest time.Duration, ok bool) {
 	var last time.Time
-	for _, c := range k.served[client] { // in the order in which the answers came, or nearly so
+	for _, c := range k.served[client] { // in the order of the responses, or nearly so
 		if !last.IsZero() && c.answered.After(from) && last.Before(until) {
 			longest, ok = max(longest, c.answered.Sub(last)), true
 		}
@@ -80,8 +80,8 @@ func (k *Clock) LongestGap(client string, from, until time.Time) (longest time.D
 	return longest, ok && !last.Before(until)
 }
 
-// FirstAnswer is how long after a moment the first answer came to a call that the client
-// made after that moment.
+// FirstAnswer returns the time from a moment to the first response among the client's calls
+// made after this moment.
 func (k *Clock) FirstAnswer(client string, at time.Time) (time.Duration, bool) {
 	first := time.Time{}
 	for _, c := range k.served[client] {

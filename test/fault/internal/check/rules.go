@@ -1,6 +1,5 @@
-// Package check proves from the ledgers of a run what the library promises: every
-// call settled once and in time, with its own answer, and what was said of its
-// execution is true.
+// Package check proves the library's promises from the ledgers of a run: every call was
+// settled once and in time, with its own response and a true outcome.
 package check
 
 import (
@@ -8,31 +7,30 @@ import (
 	"time"
 )
 
-// DefaultBound is how long after its deadline a call may return.
+// DefaultBound is the time after its deadline within which a call must return.
 const DefaultBound = 250 * time.Millisecond
 
-// Rules are what a scenario promises beyond what always holds.
+// Rules are the promises of a scenario beyond the general rules.
 type Rules struct {
-	// Bound is how long after its deadline a call may return; 0 is [DefaultBound].
-	// Time in which the client's process was paused is added.
+	// Bound is the time after its deadline within which a call must return; 0 is
+	// [DefaultBound]. Pauses of the client's process are added.
 	Bound time.Duration
-	// IdempotentOK: no idempotent call may fail, but one inside whose deadline the
-	// broker did not come back from an outage.
+	// IdempotentOK forbids failures of idempotent calls, except calls whose deadline passed
+	// before the broker had returned from an outage.
 	IdempotentOK bool
-	// AllOK: nothing was lost, so no call may fail.
+	// AllOK forbids failures of calls, because nothing was lost.
 	AllOK bool
-	// Blocked is how far from its deadline a call may end that the broker kept from
-	// being sent by an alarm; 0 is no bound beyond the others.
+	// Blocked is the maximum distance between the deadline and the end of a call blocked by an
+	// alarm of the broker; 0 sets no bound beyond the others.
 	Blocked time.Duration
-	// Deliveries bounds how often a request that kills its server may be run; 0 is
-	// no bound.
+	// Deliveries bounds the executions of a request that kills its server; 0 sets no bound.
 	Deliveries int
 }
 
-// Rule names what was violated.
+// Rule names a rule by its violation.
 type Rule string
 
-// The rules that always hold, and those of [Rules].
+// The general rules, and the rules of [Rules].
 const (
 	NotUnique       Rule = "two calls have one id"
 	Lost            Rule = "a call never settled"
@@ -52,35 +50,36 @@ const (
 	NotRecovered    Rule = "a client got no answer after the last fault"
 )
 
-// Violation is one proof that a rule does not hold.
+// Violation is a proof of a broken rule.
 type Violation struct {
 	Rule Rule   `json:"rule"`
 	ID   string `json:"id"`
 	Text string `json:"text"`
 }
 
-// String says what was violated by which call.
+// String returns the rule, the call and the details.
 func (v Violation) String() string { return fmt.Sprintf("%s: %s: %s", v.Rule, v.ID, v.Text) }
 
-// Result is what a run's ledgers say.
+// Result is the judgement of a run's ledgers.
 type Result struct {
-	// Calls were made; OK of them ended as they were meant to, Errors are the others
-	// by code and outcome. Abandoned calls lost their client to SIGKILL.
+	// Calls is the number of calls. OK counts the calls with the intended end, Errors the
+	// other ends by code and outcome. Abandoned counts calls whose client was ended by
+	// SIGKILL.
 	Calls     int            `json:"calls"`
 	OK        int            `json:"ok"`
 	Errors    map[string]int `json:"errors"`
 	Abandoned int            `json:"abandoned"`
-	// Lost calls never settled.
+	// Lost counts calls that were never settled.
 	Lost int `json:"lost"`
-	// Duplicates counts executions beyond each call's first.
+	// Duplicates counts the repeated executions of calls.
 	Duplicates int `json:"duplicates"`
-	// Mismatched counts answers that belong to another call.
+	// Mismatched counts responses of other calls.
 	Mismatched int `json:"mismatched"`
-	// WrongDidNotRun counts executed calls that were said not to have run.
+	// WrongDidNotRun counts executed calls reported as not run.
 	WrongDidNotRun int `json:"wrong_did_not_run"`
-	// LongestStall is the longest that a call took.
+	// LongestStall is the longest duration of a call, without pauses of its client.
 	LongestStall time.Duration `json:"longest_stall_ns"`
-	// Violations are the first of each rule, Broken counts all of them.
+	// Violations holds the first violations of each rule, Broken counts all of them.
 	Violations []Violation  `json:"violations,omitempty"`
 	Broken     map[Rule]int `json:"broken,omitempty"`
 }

@@ -1,47 +1,46 @@
-// Package ledger is the record of a run of the fault suite: what clients asked and
-// got, what servers ran, and what was done to whom. Every process appends JSON lines
-// to a file of its own, one write(2) each, so that what was written before SIGKILL
-// is never lost.
+// Package ledger is the record of a run of the fault suite: the calls and results of clients,
+// the executions of servers, and the injected faults. Every process appends JSON lines to its
+// own file, with one write(2) per line, so entries written before SIGKILL are never lost.
 package ledger
 
 import "time"
 
-// Kind says what an entry records.
+// Kind is the kind of an entry.
 type Kind string
 
-// The kinds of entries, and who writes them.
+// The kinds of entries, and their writers.
 const (
 	// Start is written by a client before it makes a call.
 	Start Kind = "start"
-	// End is written by a client when the call returned.
+	// End is written by a client after the call returned.
 	End Kind = "end"
-	// Run is written by a server's handler before anything else, so an execution is
-	// on record before anybody can hear of it.
+	// Run is written at the start of a server's handler, so an execution is on record before
+	// its effects are visible.
 	Run Kind = "run"
-	// Status is written by a client or server whose link changed its state.
+	// Status is written by a client or server at a change of its connection's state.
 	Status Kind = "status"
-	// Fault is written by the suite: something was injected from At to Until.
+	// Fault is written by the suite: a fault was injected from At to Until.
 	Fault Kind = "fault"
 	// Outage is written by the suite: the broker was away from At to Until.
 	Outage Kind = "outage"
-	// Paused is written by the suite: the process Node stood still from At to Until.
+	// Paused is written by the suite: the process Node was stopped from At to Until.
 	Paused Kind = "paused"
-	// Left is written by the suite: the process Node was ended on purpose, and is not
-	// expected to see the end of the faults.
+	// Left is written by the suite: the process Node was ended on purpose, and need not see
+	// the end of the faults.
 	Left Kind = "left"
 	// Killed is written by the suite: the process Node was killed at At.
 	Killed Kind = "killed"
 )
 
-// Methods are the functions that servers of the suite have.
+// Methods of the suite's servers.
 const (
-	// Echo answers its body.
+	// Echo responds with the request body.
 	Echo = "echo"
 	// Once is Echo, declared at most once.
 	Once = "once"
-	// Slow is Echo after as long as the body says.
+	// Slow is Echo after the duration given in the body.
 	Slow = "slow"
-	// Fail answers the error FailCode with the body as its text.
+	// Fail responds with the error FailCode and the body as its text.
 	Fail = "fail"
 	// Panic panics.
 	Panic = "panic"
@@ -49,41 +48,41 @@ const (
 	Kill = "kill"
 )
 
-// The codes of calls that ended as they were meant to.
+// The codes of calls with the intended end.
 const (
 	OK        = "ok"
 	FailCode  = "aborted"
 	PanicCode = "internal"
 )
 
-// Entry is one line. Which fields are set depends on its kind.
+// Entry is one line. The kind determines the fields in use.
 type Entry struct {
 	Kind Kind `json:"kind"`
 	// Node names the process.
 	Node string `json:"node,omitempty"`
-	// At is when it happened, Until when it was over.
+	// At is the time of the event, Until the time of its end.
 	At    time.Time `json:"at"`
 	Until time.Time `json:"until,omitzero"`
 
 	// ID identifies the call: the first word of its body. (Start, End, Run)
 	ID     string `json:"id,omitempty"`
 	Method string `json:"method,omitempty"`
-	// Idempotent and Deadline are what the caller declared. (Start)
+	// Idempotent and Deadline are declared by the caller. (Start)
 	Idempotent bool      `json:"idempotent,omitempty"`
 	Deadline   time.Time `json:"deadline,omitzero"`
-	// Sum is the checksum of the body, or of what came back: the answer, or the text
-	// of a handler's error. (Start, End)
+	// Sum is the checksum of the body, or of the result: the response, or the text of a
+	// handler's error. (Start, End)
 	Sum string `json:"sum,omitempty"`
-	// Code, Outcome and Attempts are what the caller learned; Text is the error. (End)
+	// Code, Outcome and Attempts are the caller's result; Text is the error. (End)
 	Code     string `json:"code,omitempty"`
 	Outcome  string `json:"outcome,omitempty"`
 	Attempts int    `json:"attempts,omitempty"`
 	Text     string `json:"text,omitempty"`
-	// Redelivered is the broker's word that it handed the request out before. (Run)
+	// Redelivered is the broker's redelivered flag of the request. (Run)
 	Redelivered bool `json:"redelivered,omitempty"`
 	// PID is the server's process. (Run)
 	PID int `json:"pid,omitempty"`
 
-	// Name is the link's state or the fault. (Status, Fault)
+	// Name is the connection's state or the fault. (Status, Fault)
 	Name string `json:"name,omitempty"`
 }

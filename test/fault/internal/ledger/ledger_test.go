@@ -106,7 +106,8 @@ func TestNoLedgerIsAnError(t *testing.T) {
 	}
 }
 
-// The test's own program writes, says so and is killed: nothing written is lost.
+// TestKilledWriterLosesNothing: no written entry is lost if the writer is killed. The writer
+// is this test program, run again.
 func TestKilledWriterLosesNothing(t *testing.T) {
 	t.Parallel()
 	const env, lines = "LEDGER_TEST_FILE", 100

@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 )
 
-// Suffix is how the names of ledger files end.
+// Suffix is the ending of the names of ledger files.
 const Suffix = ".ledger"
 
 // ReadDir calls each for every entry of every ledger in a folder, file by file.
@@ -43,8 +43,8 @@ func readFile(path string, each func(Entry)) error {
 	return nil
 }
 
-// Read calls each for every line. A last line without its end was cut by the death
-// of its writer, who therefore never acted on it: it is left out.
+// Read calls each for every complete line. A last line without its end was cut by the death of
+// its writer before any action on the entry, and is left out.
 func Read(r io.Reader, each func(Entry)) error {
 	lines := bufio.NewReader(r)
 	for number := 1; ; number++ {

@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// Writer appends entries to a file. It is safe for concurrent use, also by several
-// processes on one file.
+// Writer appends entries to a file. Concurrent use is safe, also by several processes on the
+// same file.
 type Writer struct {
 	node string
 	file *os.File
@@ -25,8 +25,8 @@ func Open(path, node string) (*Writer, error) {
 	return &Writer{node: node, file: f}, nil
 }
 
-// Write appends an entry; it is in the file when Write returns. An entry that names
-// no process gets the writer's.
+// Write appends an entry; the entry is in the file when Write returns. Without a Node the
+// entry gets the writer's.
 func (w *Writer) Write(e Entry) error {
 	if e.Node == "" {
 		e.Node = w.node
@@ -44,7 +44,7 @@ func (w *Writer) Write(e Entry) error {
 // Close closes the file.
 func (w *Writer) Close() error { return w.file.Close() }
 
-// Sum is the checksum that entries carry in place of a body.
+// Sum returns the checksum used in entries in place of a body.
 func Sum(body []byte) string {
 	return strconv.FormatUint(crc64.Checksum(body, crc64.MakeTable(crc64.ECMA)), 36)
 }

@@ -1,33 +1,33 @@
-// Package report is what the fault suite tells of its runs.
+// Package report formats the results of the fault suite.
 package report
 
 import "fmt"
 
-// Held is what a process holds.
+// Held is the resource usage of a process.
 type Held struct {
 	Goroutines int    `json:"goroutines"`
 	HeapBytes  uint64 `json:"heap_bytes"`
 	RSSBytes   uint64 `json:"rss_bytes"`
 }
 
-// Summary is what a process of the suite held: before it made a client or server,
-// when that was ready, when the load was over, and after it was closed.
+// Summary holds the resource usage of a process of the suite: before it created a client or
+// server, when the client or server was ready, after the load, and after closing.
 type Summary struct {
 	Node  string `json:"node"`
 	Fresh Held   `json:"fresh"`
-	// Ready and Idle are nil of a server: its load has no end before it is closed.
+	// Ready and Idle are nil for a server, because its load ends only when it is closed.
 	Ready  *Held `json:"ready,omitempty"`
 	Idle   *Held `json:"idle,omitempty"`
 	Closed Held  `json:"closed"`
-	// Counts are the library's own.
+	// Counts are the library's statistics.
 	Counts any `json:"counts"`
 }
 
-// heapSlack is what a heap may have grown by: buffers and maps keep the size that
-// the load gave them.
+// heapSlack is the permitted growth of a heap: buffers and maps keep their size after the
+// load.
 const heapSlack = 4 << 20
 
-// Leaks says what the process did not give back.
+// Leaks describes the resources not released by the process.
 func (s Summary) Leaks() []string {
 	var leaks []string
 	if s.Ready != nil && s.Idle != nil && s.Idle.Goroutines > s.Ready.Goroutines {

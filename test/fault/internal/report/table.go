@@ -18,11 +18,11 @@ const (
 	Failed = "FAILED"
 )
 
-// Row is what one scenario came to.
+// Row is the result of one scenario.
 type Row struct {
 	Scenario string `json:"scenario"`
 	About    string `json:"about"`
-	// Batch is whether calls could travel together, Batched how many did.
+	// Batch is the batch mode, Batched the number of calls sent in batches.
 	Batch   string `json:"batch"`
 	Batched uint64 `json:"batched"`
 	// Injected counts the faults.
@@ -31,28 +31,29 @@ type Row struct {
 
 	check.Result
 
-	// Recoveries are the times from the broker's return to the first answer; Notices
-	// those from a link's silence to its end.
+	// Recoveries are the times from the broker's return to the first response, Notices the
+	// times from a connection's silence to its end.
 	Recoveries []time.Duration `json:"recoveries_ns,omitempty"`
 	Notices    []time.Duration `json:"notices_ns,omitempty"`
-	// Losses are what the clients saw of the loss of nodes of a cluster.
+	// Losses are the clients' views of the loss of nodes of a cluster.
 	Losses []Loss `json:"losses,omitempty"`
-	// Held is what the broker last counted, Leaks what was not given back.
+	// Held is the broker's last count, Leaks the resources not released.
 	Held  string   `json:"held"`
 	Leaks []string `json:"leaks,omitempty"`
-	// Problems are why the verdict is what it is.
+	// Problems are the reasons for the verdict.
 	Problems []string `json:"problems,omitempty"`
 	Verdict  string   `json:"verdict"`
 }
 
-// Loss is how one client got over the loss of nodes of a cluster.
+// Loss describes one client during the loss of nodes of a cluster.
 type Loss struct {
 	Client string `json:"client"`
-	// Gap is the longest time without an answer while the nodes were away; First is from
-	// the loss to the first answer to a call made after it.
+	// Gap is the longest time without a response while the nodes were away. First is the time
+	// from the loss to the first response among the calls made after the loss.
 	Gap   time.Duration `json:"gap_ns"`
 	First time.Duration `json:"first_ns"`
-	// Outage: the request queue was away, too. Quiet: the nodes did not end, but fell silent.
+	// Outage means that the request queue was unavailable, too. Quiet means that the nodes did
+	// not end, but stopped responding.
 	Outage bool `json:"outage"`
 	Quiet  bool `json:"quiet"`
 }
@@ -62,13 +63,13 @@ type Run struct {
 	Command string `json:"command"`
 	Seed    uint64 `json:"seed"`
 	Broker  string `json:"broker"`
-	// Batch is whether calls could travel together, "both" if it differs by row.
+	// Batch is the batch mode, or "both" if it differs by row.
 	Batch string    `json:"batch"`
 	Begun time.Time `json:"begun"`
 	Rows  []Row     `json:"rows"`
 }
 
-// Markdown is the run as a table, with the command that repeats it.
+// Markdown returns the run as a table, with the command to repeat the run.
 func (r Run) Markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "RabbitMQ %s, batch %s, seed %d: `%s`\n\n", r.Broker, r.Batch, r.Seed, r.Command)
@@ -98,7 +99,7 @@ func (r Run) Markdown() string {
 	return b.String()
 }
 
-// losses writes how the clients got over the loss of nodes, by scenario.
+// losses writes the clients' gaps after the loss of nodes, by scenario.
 func (r Run) losses(b *strings.Builder) {
 	if !slices.ContainsFunc(r.Rows, func(row Row) bool { return len(row.Losses) > 0 }) {
 		return
@@ -122,7 +123,7 @@ func (r Run) losses(b *strings.Builder) {
 	write("**nodes that ended, request queue in service**", r.Survived())
 }
 
-// Survived are the losses of nodes that ended while the request queue stayed in service.
+// Survived returns the losses of nodes that ended while the request queue stayed in service.
 func (r Run) Survived() []Loss {
 	var all []Loss
 	for _, row := range r.Rows {
@@ -135,7 +136,7 @@ func (r Run) Survived() []Loss {
 	return all
 }
 
-// Recoveries are the times from the broker's return to the first answer, of all rows.
+// Recoveries returns the times from the broker's return to the first response, of all rows.
 func (r Run) Recoveries() []time.Duration {
 	var all []time.Duration
 	for _, row := range r.Rows {
@@ -160,7 +161,7 @@ func (r Run) passed() int {
 	return n
 }
 
-// times says how long something took, by rank.
+// times formats quantiles of durations.
 func times(what string, all []time.Duration) string {
 	if len(all) == 0 {
 		return ""
@@ -170,7 +171,8 @@ func times(what string, all []time.Duration) string {
 		slices.Max(all).Round(time.Millisecond), len(all))
 }
 
-// Quantile is the smallest of the durations that at least the share q does not exceed.
+// Quantile returns the smallest duration with at least the share q of all durations at or
+// below it.
 func Quantile(all []time.Duration, q float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(all))
 	rank := int(q*float64(len(sorted)) + 0.999999)
