@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"strings"
@@ -67,9 +68,7 @@ func TestStompClientCallsOurServer(t *testing.T) {
 			if c.method != "" {
 				headers["rpc-method"] = c.method
 			}
-			for name, value := range c.headers {
-				headers[name] = value
-			}
+			maps.Copy(headers, c.headers)
 			conn.send("SEND", headers, "argument")
 			command, got, body := conn.receive()
 			if command != "MESSAGE" {
