@@ -69,8 +69,8 @@ func TestDrainGivesBackWhatWasNotStarted(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	busy := hold()
-	server := r.Serve(rig.Methods{"run": busy.handle}, amqpx.WithWorkers(1), amqpx.WithPrefetch(8))
-	client := r.Ready()
+	server := r.Serve(rig.Methods{"run": busy.handle}, amqpx.WithWorkers(1), amqpx.WithPrefetch(8), amqpx.WithBatch(amqpx.BatchOff))
+	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	const calls = 5
 	var pending []<-chan outcome
 	for range calls {
