@@ -13,8 +13,7 @@ import (
 )
 
 // nodeLimits sets the limits for all users of a broker, and checks the server's reported fault
-// for each limit. RabbitMQ 3.10 has only connection_max, and then keeps further connections
-// waiting.
+// for each limit. RabbitMQ 3.10 has only connection_max, and ignores a value set at runtime.
 func nodeLimits(t *testing.T, b *rig.Broker) {
 	t.Helper()
 	for _, c := range []struct {
