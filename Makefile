@@ -101,11 +101,11 @@ fault: ## inject faults from SEED for a minute and a half, with and without batc
 chaos: ## inject every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
-cluster: ## fail each node of a cluster of three in every way; 15 minutes
+cluster: ## fail each node of a cluster of three in every way; 20 minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
-cluster-short: ## like cluster, with only the gravest failures; a minute
+cluster-short: ## like cluster, with only the gravest failures; a minute and a half
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status)$$'
 
 soak: ## inject random faults from SEED for the time SOAK

@@ -12,7 +12,7 @@ if [[ -n ${AMQPX_TEST_AMQP_URL:-} ]]; then
 	export AMQPX_TEST_BROKER_MAJOR=${AMQPX_TEST_BROKER_MAJOR:-$version}
 else
 	name=test-$version-$$
-	trap '"$DEPLOY/broker.sh" down "$name" && "$DEPLOY/broker.sh" down-all "$name-own-"' EXIT
+	trap '"$DEPLOY/broker.sh" down-all "$name-own-" || true; "$DEPLOY/broker.sh" down "$name"' EXIT
 	trap 'exit 130' INT TERM
 	"$DEPLOY/broker.sh" up "$name" "$version"
 	eval "$("$DEPLOY/broker.sh" env "$name")"

@@ -14,9 +14,9 @@ import (
 )
 
 // brokerFiles holds the paths of the files with the URL and the certificates of the broker.
-// The files are read again for each attempt to connect, so that a rotated password or
-// certificate needs no restart. Each file is opened by name each time, so that it may be
-// replaced in any way, also through a symbolic link above it, as in volumes of Kubernetes.
+// Each attempt to connect reads the files again by name, so rotating a password or certificate
+// needs no restart, and files may also be replaced through a symbolic link in their paths, as
+// in volumes of Kubernetes.
 // brokerFiles is safe for concurrent use.
 type brokerFiles struct {
 	url, ca, cert, key string // paths; empty: no such file

@@ -1,0 +1,424 @@
+package amqpx
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func TestDrainOfAnIdleServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.stop()
+		drained(t, s, nil, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+		b.put(request("m"))
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
+	})
+}
+
+func TestDrainBeforeTheFirstLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		b.onDial = refusing(1<<30, errCut)
+		s := startServer(t, b, handlers{"m": echo})
+		pass(time.Minute)
+		s.stop()
+		drained(t, s, nil, 0)
+	})
+}
+
+func TestDrainLetsHandlersFinish(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow})
+		for range 5 {
+			b.put(request("m"))
+		}
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "state", s.Status().State, StateDraining)
+		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
+		b.put(request("m"))
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "answers", len(b.take()), 5)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
+		for range 6 {
+			b.put(request("m"))
+		}
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "given back", b.ready(DefaultQueue), 4)
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "answers", len(b.take()), 2)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 4)
+		wantSame(t, "returned", s.Stats().Returned, 4)
+	})
+}
+
+func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.holdConfirms()
+		b.put(request("m"))
+		settle()
+		s.stop()
+		go func() {
+			pass(3 * time.Second)
+			b.releaseConfirms()
+		}()
+		drained(t, s, nil, 3*time.Second)
+		wantSame(t, "unacknowledged or requeued", b.unacked(DefaultQueue)+b.ready(DefaultQueue), 0)
+	})
+}
+
+func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow})
+		b.put(request("m"))
+		settle()
+		s.stop()
+		settle()
+		b.with(func(b *fakeBroker) { b.onDial = refusing(5, errCut) })
+		b.kick(nil)
+		begun := time.Now()
+		if err := s.wait(t); err != nil {
+			t.Errorf("Serve returned %v", err)
+		}
+		if took := time.Since(begun); took < 2*time.Second || took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		wantSame(t, "answers", len(b.take()), 1)
+		b.with(func(b *fakeBroker) { wantSame(t, "consumers", len(b.queues[DefaultQueue].consumers), 0) })
+	})
+}
+
+func TestDrainWithoutALinkEndsInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithDrainTimeout(30*time.Second))
+		b.put(request("m"))
+		settle()
+		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
+		b.kick(nil)
+		settle()
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 31*time.Second)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestDrainCutsOffHandlersThatTakeTooLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle}, WithDrainTimeout(5*time.Second))
+		b.put(request("m"))
+		<-h.begun
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 5*time.Second)
+		wantSame(t, "answers", len(b.take()), 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b, s := serve(t, handlers{"m": func(context.Context, *Request) ([]byte, error) {
+			<-release
+			return []byte("too late"), nil
+		}}, WithDrainTimeout(5*time.Second))
+		b.put(request("m"))
+		settle()
+		s.stop()
+		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
+		close(release)
+		settle() // the handler's goroutine must end before the bubble
+		wantSame(t, "answers", len(b.take()), 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestSecondStopCutsTheDrainShort(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle})
+		b.put(request("m"))
+		<-h.begun
+		s.stop()
+		pass(3 * time.Second)
+		s.Close()
+		s.Close()
+		drained(t, s, ErrDrainTimeout, 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+	})
+}
+
+func TestCloseOfAnIdleServerCutsOffNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.Close()
+		drained(t, s, nil, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+	})
+}
+
+func TestCloseWithoutStopEndsServe(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newStepped()
+		b, s := serve(t, handlers{"m": h.handle})
+		b.put(request("m"))
+		<-h.begun
+		s.Close()
+		drained(t, s, ErrDrainTimeout, 0)
+		wantSame(t, "connections", b.openLinks(), 0)
+	})
+}
+
+func TestDrainLosesNoCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": slow}, WithBackoff(time.Millisecond, 10*time.Millisecond))
+		var calls []<-chan result
+		for range 500 {
+			calls = append(calls, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
+		}
+		settle()
+		second := startServer(t, r.broker, handlers{"m": slow})
+		ready(t, second.WaitReady)
+		r.server.stop()
+		for _, done := range calls {
+			wantAnswer(t, <-done, "x")
+		}
+		drained(t, r.server, nil, 0)
+		wantSame(t, "second answers", r.client.Stats().Duplicates, 0)
+	})
+}
+
+// The server delays acknowledgements to send several together, but not when much of the prefetch
+// is unacknowledged, when a refusal waits, or in a drain.
+func TestAcknowledgementsWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	const prefetch = 40
+	late := serverOption(func(c *serverConfig) { c.ackPause = ackPause })
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo}, late, WithPrefetch(prefetch))
+		send := func(n int) {
+			for range n {
+				b.put(request("m"))
+			}
+			settle()
+		}
+		send(3)
+		wantSame(t, "answers", len(b.take()), 3)
+		wantSame(t, "unacknowledged at once", b.unacked(DefaultQueue), 3)
+		pass(ackPause)
+		wantSame(t, "unacknowledged after the pause", b.unacked(DefaultQueue), 0)
+		send(prefetch / ackShare)
+		wantSame(t, "unacknowledged, of many", b.unacked(DefaultQueue), 0)
+		send(1)
+		b.put(request("nobody knows"))
+		settle()
+		wantSame(t, "unacknowledged when a refusal waits for it", b.unacked(DefaultQueue), 0)
+		send(1)
+		begun := time.Now()
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > ackPause {
+			t.Errorf("the drain took %v", took)
+		}
+		wantSame(t, "unacknowledged after the drain", b.unacked(DefaultQueue), 0)
+	})
+}
+
+// A drain that begins while the consumers start waits for the consumers, and returns their
+// deliveries without the redelivered mark.
+func TestDrainWhileConsumersStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newFakeBroker()
+		starting := make(chan struct{})
+		b.with(func(b *fakeBroker) {
+			_ = b.declare(DefaultQueue, true, nil)
+			for range 5 {
+				b.queues[DefaultQueue].messages = append(b.queues[DefaultQueue].messages, &fakeMessage{msg: request("m")})
+			}
+			b.onCall = func(op, queue string) error {
+				if op == "consume" && queue == DefaultQueue+".retry" {
+					close(starting)
+					pass(5 * time.Millisecond)
+				}
+				return nil
+			}
+		})
+		s := startServer(t, b, handlers{"m": untilDone})
+		<-starting
+		s.stop()
+		if err := s.wait(t); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		b.with(func(b *fakeBroker) {
+			left := b.queues[DefaultQueue].messages
+			wantSame(t, "requests left", len(left), 5)
+			for _, m := range left {
+				wantSame(t, "marked as handed out", m.redelivered, false)
+			}
+		})
+	})
+}
+
+// Servers with different methods share a queue. A stopping server leaves requests without a
+// started handler to the other servers, because their answers may differ.
+func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*running){
+		"drained": func(s *running) { s.stop(); settle() },
+		"closed":  func(s *running) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
+				for range 20 { // the server learns how long its handlers take
+					b.put(request("m"))
+					pass(3 * time.Second)
+				}
+				b.take()
+				b.put(request("m"))
+				settle()
+				b.put(request("new"))
+				budget := func(id string, ms int64) func(*amqp.Publishing) {
+					return func(p *amqp.Publishing) { p.CorrelationId, p.Headers = id, amqp.Table{headerTimeout: ms} }
+				}
+				b.put(with(request("new"), budget("long", 60_000)))
+				settle()
+				stop(s)
+				// The budget is too short for the stopping server, but not for another server.
+				b.put(with(request("new"), budget("short", 1000)))
+				settle()
+				wantSame(t, "refused", s.Stats().Refused, 0)
+				startServer(t, b, handlers{"m": slow, "new": echo})
+				settle()
+				if err := s.wait(t); name == "drained" && err != nil {
+					t.Errorf("Serve returned %v", err)
+				}
+				pass(time.Minute)
+				answers := b.take()
+				wantSame(t, "answers", len(answers), 4)
+				for _, a := range answers {
+					wantSame(t, "code", a.Headers[headerCode], nil)
+				}
+				wantSame(t, "refused", s.Stats().Refused, 0)
+			})
+		})
+	}
+}
+
+// A draining server still refuses a malformed or expired request, as every server would.
+func TestDrainingServerStillRefusesWhatEveryServerWould(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
+		b.put(request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: "soon"} }))
+		b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+		pass(1500 * time.Millisecond)
+		s.stop()
+		settle()
+		codes := map[any]int{}
+		for _, a := range b.take() {
+			codes[a.Headers[headerCode]]++
+			wantSame(t, "ran", a.Headers[headerRan], any(false))
+		}
+		wantSame(t, "malformed", codes["invalid_argument"], 1)
+		wantSame(t, "expired", codes["deadline_exceeded"], 1)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 0)
+		drained(t, s, nil, 500*time.Millisecond)
+	})
+}
+
+func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		s.Close()
+		b.put(request("m"))
+		b.put(request("new"))
+		_ = s.wait(t)
+		wantSame(t, "answers", len(b.take()), 0)
+		wantSame(t, "executions", s.Stats().OK, 0)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), 2)
+	})
+}
+
+// A drain does not wait until a blocked broker takes copies of requests, and requeues the
+// originals.
+func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
+		s.sup.current().flow.set(true)
+		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
+		redelivered(b, request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response
+		b.put(request("m"))
+		b.put(request("m"))
+		settle()
+		wantSame(t, "copies", s.Stats().Moved, 1)
+		s.stop()
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 3)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
+// After the start of a drain, a request that waits for the confirms of others' copies does not
+// run.
+func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithWorkers(2))
+		b.holdConfirms()
+		redelivered(b, request("m"))
+		settle()
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(1)} }))
+		settle()
+		s.stop()
+		settle()
+		wantSame(t, "returned", s.Stats().Returned > 0, true)
+		b.releaseConfirms()
+		drained(t, s, nil, 0)
+		wantSame(t, "runs", runs.Load(), 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "left in the queue", b.ready(DefaultQueue), 2)
+	})
+}
