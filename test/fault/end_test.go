@@ -34,6 +34,11 @@ func (s *stage) waiting(queue string) int {
 // end stops the clients, then the servers, and proves that no resource is left behind.
 func (s *stage) end(row *report.Row) {
 	s.t.Helper()
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("%s: counted last: %s", s.sc.name, row.Held)
+		}
+	}()
 	s.served()
 	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
 		now := s.count()

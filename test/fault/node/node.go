@@ -68,10 +68,11 @@ func measure() report.Held {
 	return report.Held{Goroutines: runtime.NumGoroutine(), HeapBytes: m.HeapAlloc, RSSBytes: rss()}
 }
 
-// settle measures until the number of goroutines is at most before, or until 50 attempts are
-// used up. A probe of the library may be running at any single moment, but not at all of them.
+// settle measures until the number of goroutines is at most before, or until 150 attempts are
+// used up. A probe of the library may be running at any single moment, but not at all of them,
+// and a goroutine that could not delete an abandoned reply queue tries again after 10 s.
 func settle(before int) report.Held {
-	const attempts, pause = 50, 100 * time.Millisecond
+	const attempts, pause = 150, 100 * time.Millisecond
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	held := measure()
