@@ -175,7 +175,7 @@ func (s *stage) count() census {
 	s.t.Helper()
 	text := s.broker.Eval(`
 		Own = fun() ->
-			[["connection ", V, 10] || P <- rabbit_networking:connections_local(), {vhost, V} <- try rabbit_reader:info(P, [vhost]) catch exit:_ -> [] end] ++
+			[["connection ", V, 10] || P <- rabbit_networking:connections(), node(P) == node(), {vhost, V} <- try rabbit_reader:info(P, [vhost]) catch exit:_ -> [] end] ++
 			[["channel ", V, 10] || P <- rabbit_channel:list_local(), {vhost, V} <- try rabbit_channel:info(P, [vhost]) catch exit:_ -> [] end]
 		end,
 		{Counts, []} = rpc:multicall([node() | nodes()], erlang, apply, [Own, []], 10000),
