@@ -107,25 +107,3 @@ func BenchmarkExecutions(b *testing.B) {
 		n++
 	}
 }
-
-func BenchmarkJobQueue(b *testing.B) {
-	q := newJobQueue()
-	j := &job{}
-	for range 64 { // waiting jobs
-		q.put(j)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		q.put(j)
-		q.pop()
-	}
-}
-
-func BenchmarkDeadlineContext(b *testing.B) {
-	deadline := time.Now().Add(time.Hour)
-	b.ReportAllocs()
-	for b.Loop() {
-		ctx := withDeadline(b.Context(), deadline)
-		ctx.cancel()
-	}
-}

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Client calls methods of the servers on a request queue. All its methods are safe for
@@ -103,8 +105,8 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	}
 	watched := c.observe(method)
 	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // without middleware roundTrip sets the deadline
-		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
-		defer bounded.cancel()
+		bounded := xsync.WithDeadline(ctx, watched.now().Add(c.cfg.timeout))
+		defer bounded.Cancel()
 		ctx = bounded
 	}
 	req := c.newRequest(method, body, opts)

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // batchTarget is a client's knowledge of the batch queue: whether servers unpack batches at
@@ -26,13 +26,13 @@ type batchTarget struct {
 	mu          sync.Mutex
 	returnedIDs map[string]bool // returned batches, until their confirms
 	notBefore   time.Time       // batching stays disabled until then, because a batch was nacked
-	refusals    *backoff.ExponentialBackOff
+	refusals    *xsync.Backoff
 }
 
 func newBatchTarget(queue string, onSent func(calls int), onShut func()) *batchTarget {
 	return &batchTarget{
 		queue: queue, onSent: onSent, onShut: onShut,
-		returnedIDs: make(map[string]bool), refusals: newBackoff(lookEvery, lookMissingMax),
+		returnedIDs: make(map[string]bool), refusals: xsync.NewBackoff(lookEvery, lookMissingMax),
 	}
 }
 

@@ -6,9 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // stage is the progress of an attempt of a call. Each transition is a single compare-and-swap,
@@ -120,8 +121,8 @@ type call struct {
 	alone      bool          // not to be sent in a batch
 	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
-	probes        uint64                      // epoch of the queue gate in which the call may probe; 0: it may not
-	wait          *backoff.ExponentialBackOff // between attempts; nil before the first wait
+	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not
+	wait          *xsync.Backoff // between attempts; nil before the first wait
 }
 
 // newCall returns a call for a waiting goroutine.
@@ -155,7 +156,7 @@ func (k *call) nextRound() *call {
 // nextWait returns the wait before the next attempt.
 func (k *call) nextWait() time.Duration {
 	if k.wait == nil {
-		k.wait = newBackoff(resendMin, resendMax)
+		k.wait = xsync.NewBackoff(resendMin, resendMax)
 	}
 	return max(k.wait.NextBackOff(), time.Millisecond)
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // cancels holds the canceled calls that a server may have received. The control plane tells
@@ -64,7 +66,7 @@ func (c *Client) sendCancel(req *Request, cause error, outcome Outcome) {
 // because a missing exchange ends the channel; the looks for the exchange have growing pauses.
 func (c *Client) publishCancels(s *session) {
 	var ch channel
-	missing := newBackoff(lookEvery, lookMissingMax)
+	missing := xsync.NewBackoff(lookEvery, lookMissingMax)
 	var notBefore time.Time
 	for {
 		select {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // watchedHandler is a handler that reports the start of each run and the error of its context at
@@ -170,7 +172,7 @@ func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		slow := func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return []byte("done"), ctx.Err()
 		}
 		r := startControlled(t, handlers{"m": slow})
@@ -379,7 +381,7 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					ended := make(chan error, 1)
 					b, s := serve(t, handlers{"m": func(ctx context.Context, _ *Request) ([]byte, error) {
-						sleep(ctx, time.Minute)
+						xsync.Sleep(ctx, time.Minute)
 						ended <- ctx.Err()
 						return []byte("done"), ctx.Err()
 					}}, WithControl(true), WithUserID(true))

@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Future is a call made with [Client.Go]. Its methods are safe for concurrent use.
 type Future struct {
 	client *Client
-	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *lazyContext    // ctx, if made by the future; nil if ctx is the caller's
+	ctx    context.Context    //nolint:containedctx // of the call, for when it needs a goroutine.
+	own    *xsync.LazyContext // ctx, if made by the future; nil if ctx is the caller's
 
 	watched observation
 
@@ -93,7 +95,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 
 // bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
-	f.own = withDeadline(f.ctx, deadline)
+	f.own = xsync.WithDeadline(f.ctx, deadline)
 	f.ctx = f.own
 }
 
@@ -178,7 +180,7 @@ func (f *Future) settle(answer []byte, err error) {
 // finish sets the results of Wait.
 func (f *Future) finish(answer []byte, err error) {
 	if f.own != nil {
-		f.own.cancel()
+		f.own.Cancel()
 	}
 	f.answer, f.err = answer, err
 	if done := f.done.Swap(settledFuture); done != nil {

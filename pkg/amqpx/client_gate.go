@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // queueGate holds calls back while the request queue does not take messages. A broker in
@@ -22,7 +22,7 @@ type queueGate struct {
 	refusedFrom time.Time     // start of the broker's nacks; zero: requests were returned, or nothing is known
 	fullUntil   time.Time     // until then a nack means a queue at its bound
 	renewals    int           // connections replaced since the gate was open
-	wait        *backoff.ExponentialBackOff
+	wait        *xsync.Backoff
 	timer       *time.Timer // grants the next turn; nil while no turn is due
 }
 
@@ -35,7 +35,7 @@ const (
 )
 
 func newQueueGate() *queueGate {
-	return &queueGate{turn: make(chan struct{}, 1), wait: newBackoff(probeMin, probeMax)}
+	return &queueGate{turn: make(chan struct{}, 1), wait: xsync.NewBackoff(probeMin, probeMax)}
 }
 
 // shut shuts the gate because a request was nacked or returned, and reports whether the gate

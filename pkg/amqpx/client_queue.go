@@ -11,8 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // queueWatch looks at the request queue and at the batch queue with passive declarations:
@@ -144,10 +145,10 @@ type queueLooker struct {
 // lookedQueue is a queue under observation.
 type lookedQueue struct {
 	name    string
-	missing *backoff.ExponentialBackOff // between looks at a missing queue
-	due     time.Time                   // time of the next look
-	open    <-chan answeredLook         // an unanswered question; else nil
-	barred  bool                        // this user may not see the queue
+	missing *xsync.Backoff      // between looks at a missing queue
+	due     time.Time           // time of the next look
+	open    <-chan answeredLook // an unanswered question; else nil
+	barred  bool                // this user may not see the queue
 }
 
 type answeredLook struct {
@@ -163,9 +164,9 @@ func (c *Client) startLooks(s *session) error {
 		return err
 	}
 	l := &queueLooker{client: c, s: s, ch: ch}
-	l.queue = lookedQueue{name: c.route.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+	l.queue = lookedQueue{name: c.route.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
 	if lane := c.route.batch; lane != nil {
-		l.lane = lookedQueue{name: lane.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+		l.lane = lookedQueue{name: lane.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
 		lane.disable()
 	}
 	c.watch.forget()

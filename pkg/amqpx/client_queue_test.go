@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // deserted returns a rig with a client and a request queue without consumers.
@@ -134,7 +136,7 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			sleep(ctx, 15*time.Second)
+			xsync.Sleep(ctx, 15*time.Second)
 			return req.Body, nil
 		}})
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
@@ -310,7 +312,7 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		ours := startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			sleep(ctx, 50*time.Millisecond)
+			xsync.Sleep(ctx, 50*time.Millisecond)
 			return req.Body, nil
 		}, "open the lane": echo}, WithBatch(BatchAuto))
 		ready(t, ours.WaitReady)

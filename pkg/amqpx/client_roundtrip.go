@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Bounds of the wait before a request that did not run is sent again.
@@ -36,8 +38,8 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 		return nil, err
 	}
 	if !hasDeadline && !watched { // otherwise the pending table tracks the deadline
-		bounded := withDeadline(ctx, deadline)
-		defer bounded.cancel()
+		bounded := xsync.WithDeadline(ctx, deadline)
+		defer bounded.Cancel()
 		ctx = bounded
 	}
 	return c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})

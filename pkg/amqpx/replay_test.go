@@ -10,6 +10,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // keyed returns a request with an idempotency key.
@@ -23,7 +25,7 @@ func keyed(method, key, correlationID string) amqp.Publishing {
 func numbered(runs *atomic.Int64) Handler {
 	return func(ctx context.Context, _ *Request) ([]byte, error) {
 		n := runs.Add(1)
-		sleep(ctx, time.Second)
+		xsync.Sleep(ctx, time.Second)
 		return []byte(strconv.FormatInt(n, 10)), nil
 	}
 }

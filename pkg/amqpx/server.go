@@ -10,7 +10,12 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
+
+// queueRoom is the number of waiting jobs from which no further batch is unpacked.
+const queueRoom = batchCalls
 
 // Server runs handlers for the requests that arrive on a request queue. Several servers, on
 // any number of machines, can consume one queue: the broker distributes the requests. Call
@@ -19,15 +24,15 @@ type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
 	methods map[string]*serverMethod
-	jobs    *jobQueue
+	jobs    *xsync.Queue[*job]
 	outbox  *outbox
-	workers idleTracker // without the stuck workers
+	workers xsync.IdleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
 	dedup   dedupStore
-	user    brokerUser  // the user of copies of requests
-	track   idleTracker // consumers and unacknowledged requests
-	moves   idleTracker // copies with a delivery count whose originals are not acknowledged
+	user    brokerUser        // the user of copies of requests
+	track   xsync.IdleTracker // consumers and unacknowledged requests
+	moves   xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
 	// consumers and parcels count the entries of track beside the requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
@@ -67,7 +72,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	s := &Server{
 		cfg:      cfg,
 		methods:  make(map[string]*serverMethod),
-		jobs:     newJobQueue(),
+		jobs:     xsync.NewQueue[*job](queueRoom),
 		outbox:   newOutbox(),
 		load:     newLoad(cfg.workers),
 		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
@@ -162,9 +167,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	link.Wait()
 	close(drained)
 	watchdog.Wait()
-	s.jobs.close()
+	s.jobs.Close()
 	if err == nil {
-		<-s.workers.whenIdle()
+		<-s.workers.WhenIdle()
 	}
 	return err
 }
@@ -235,9 +240,9 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	}
 	// A drain that begins now waits until it can end the subscriptions.
 	s.consumers.Add(1)
-	s.track.add(1)
+	s.track.Add(1)
 	defer s.consumers.Add(-1)
-	defer s.track.done()
+	defer s.track.Done()
 	sess.run(func() { s.explainNacked(sess) })
 	if s.isDraining() {
 		return nil
@@ -300,7 +305,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
 	select {
-	case <-s.track.whenIdle():
+	case <-s.track.WhenIdle():
 	case <-grace.C:
 	}
 	if cut == 0 {
@@ -314,7 +319,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 	updates, stop := s.sup.board.watch() // receives the status at once, and when the broker blocks publishing
 	defer stop()
-	idle := s.track.whenIdle()
+	idle := s.track.WhenIdle()
 	for {
 		select {
 		case <-idle:

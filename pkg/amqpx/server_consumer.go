@@ -113,10 +113,10 @@ func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.canceled(
 // ensures that the goroutine never counts as a request.
 func (c *consumer) run(f func()) {
 	c.server.consumers.Add(1)
-	c.server.track.add(1)
+	c.server.track.Add(1)
 	c.sess.run(func() {
 		defer c.server.consumers.Add(-1)
-		defer c.server.track.done()
+		defer c.server.track.Done()
 		f()
 	})
 }
@@ -147,8 +147,8 @@ func (c *consumer) receive() {
 	draining := c.server.draining
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
-		if c.unpacks && !c.server.jobs.hasRoom() {
-			deliveries, room = nil, c.server.jobs.room
+		if c.unpacks && !c.server.jobs.HasRoom() {
+			deliveries, room = nil, c.server.jobs.Room
 		}
 		select {
 		case d, ok := <-deliveries:
@@ -215,7 +215,7 @@ func (c *consumer) releaseRest() {
 // accept creates a job for a delivery; held is the number of counted bytes of the body.
 func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
-	c.server.track.add(1)
+	c.server.track.Add(1)
 	j := &job{from: c, queue: queue, delivery: &d, arrived: time.Now(), held: held}
 	if len(d.Body) > 0 || len(d.Headers) == 0 || !c.takeUnread(j) {
 		c.submit(j)
@@ -225,7 +225,7 @@ func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 // submit passes a job to the workers, unless the job is shed.
 func (c *consumer) submit(j *job) {
 	if !c.server.shed(j) {
-		c.server.jobs.put(j)
+		c.server.jobs.Put(j)
 	}
 }
 

@@ -212,7 +212,7 @@ func (s *Server) cancelCalls(d *amqp.Delivery) error {
 		}
 		for _, r := range s.dedup.cancel(m, &in, now) {
 			s.counts.canceled.Add(1)
-			r.cancel()
+			r.Cancel()
 		}
 	}
 	return err

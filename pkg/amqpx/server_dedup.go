@@ -447,7 +447,7 @@ func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 // awaitExecution waits until an execution has ended. Meanwhile another worker takes the place
 // of the request's worker. awaitExecution returns an error if ctx ends first.
 func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution) error {
-	s.lendWorker(r)
+	s.lendWorker(r) //nolint:contextcheck // the other worker outlives this request.
 	begun := time.Now()
 	defer func() {
 		r.mu.Lock()
@@ -461,7 +461,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 	}
 	if unwanted := s.dedup.leave(r, x); unwanted != nil {
 		s.counts.canceled.Add(1)
-		unwanted.cancel()
+		unwanted.Cancel()
 	}
 	select {
 	case <-x.done: // the execution ended at the same time

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // otherReplies is the reply queue of a program other than rawQueue's.
@@ -237,7 +239,7 @@ func TestDuplicatesRunAfterAnExecutionThatIsNotTheirs(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]Handler{
 		"refused the first one's credentials": func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return nil, Errorf(CodePermissionDenied, "no")
 		},
 		"ran out of the first one's time": untilDone,
@@ -282,7 +284,7 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
-					sleep(ctx, time.Second)
+					xsync.Sleep(ctx, time.Second)
 					return fail()
 				})})
 				b.put(sent("1", "key"))
@@ -306,7 +308,7 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return []byte(strings.Repeat("x", 5000)), nil
 		})}, WithReplay(1000, time.Minute))
 		b.put(sent("1", "key"))
@@ -460,7 +462,7 @@ func TestDrainWithDuplicatesThatWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
-					sleep(ctx, 2*time.Second)
+					xsync.Sleep(ctx, 2*time.Second)
 					return req.Body, ctx.Err()
 				})}, WithWorkers(2), WithPrefetch(20), WithDrainTimeout(c.limit))
 				for i := range 10 {

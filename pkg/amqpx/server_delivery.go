@@ -122,12 +122,12 @@ func (j *job) finish() {
 	}
 	s := j.from.server
 	for range j.republishing {
-		s.moves.done()
+		s.moves.Done()
 	}
 	if j.held > 0 {
 		s.cfg.inHand.release(j.held)
 	}
-	s.track.done()
+	s.track.Done()
 	if j.whole {
 		s.parcels.Add(-1)
 	}
@@ -153,7 +153,7 @@ func (j *job) refuseAfterAck(refusal *outboundResponse) {
 
 // beginRepublish records that a copy with a delivery count is being published.
 func (j *job) beginRepublish() {
-	j.from.server.moves.add(1)
+	j.from.server.moves.Add(1)
 	j.onMessage(func(m *job) { m.republishing++ })
 }
 
@@ -162,7 +162,7 @@ func (j *job) endRepublish() {
 	moves := 0
 	j.onMessage(func(m *job) { moves, m.republishing = min(m.republishing, 1), max(m.republishing-1, 0) })
 	for range moves {
-		j.from.server.moves.done()
+		j.from.server.moves.Done()
 	}
 }
 
@@ -208,7 +208,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 	var room [64][]byte
 	records, err := appendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
-	s.track.add(1)
+	s.track.Add(1)
 	s.recordBatchReceived(len(records))
 	jobs := make([]batchedJob, 0, len(records))
 	user := s.callerOf(d)
@@ -242,7 +242,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		return
 	}
 	p.open = len(jobs)
-	s.track.add(len(jobs))
+	s.track.Add(len(jobs))
 	d.Body = nil
 	// The jobs are queued without jobs of other messages between them: a job in between could
 	// wait for the copies of the jobs before it (waitRepublished), and would occupy the worker
@@ -253,7 +253,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 			wait = append(wait, j)
 		}
 	}
-	s.jobs.put(wait...)
+	s.jobs.Put(wait...)
 }
 
 // errNoID is why a request in a batch is dropped.

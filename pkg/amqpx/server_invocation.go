@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // invocation is one run of the server's middleware for a request, and the context of this run,
 // from the moment a worker takes the request.
 type invocation struct {
-	lazyContext
+	xsync.LazyContext
 
 	job *job
 	// The fields id to handedOut hold the values of the request on arrival, because middleware
@@ -65,7 +67,7 @@ func (r *invocation) Value(key any) any {
 	if key == (invocationKey{}) {
 		return r
 	}
-	return r.lazyContext.Value(key)
+	return r.LazyContext.Value(key)
 }
 
 // refuse records why the request was not run, and returns e.
@@ -112,7 +114,7 @@ func (s *Server) lendWorker(r *invocation) {
 	r.lent = true
 	s.load.places[r.place].Store(nil)
 	s.load.busy.Add(-1)
-	s.startWorker(r.parent, r.place)
+	s.startWorker(r.Parent(), r.place)
 }
 
 // turn is an entry in the job queue: a request waits for the place of a worker.
@@ -132,7 +134,7 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 		return !lent
 	}
 	t := &turn{of: r, taken: make(chan struct{})}
-	s.jobs.put(&job{turn: t})
+	s.jobs.Put(&job{turn: t})
 	select {
 	case <-t.taken:
 		return true

@@ -46,7 +46,7 @@ func (q Queue) deadQueue() Queue {
 // it again.
 func (s *Server) waitRepublished(j *job) bool {
 	select {
-	case <-s.moves.whenIdle():
+	case <-s.moves.WhenIdle():
 	case <-s.draining:
 	case <-j.from.done:
 	}

@@ -8,6 +8,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // A response can end the connection on which it is published. RabbitMQ 3 closes the connection
@@ -47,7 +49,7 @@ func newSideConnection(s *Server, role string, publish func(context.Context, *se
 // run keeps the connection alive while messages wait, until ctx ends.
 func (c *sideConnection) run(ctx context.Context) {
 	cfg := c.sup.cfg
-	wait := newBackoff(cfg.backoffMin, max(cfg.backoffMin, min(cfg.backoffMax, passingFaultMax)))
+	wait := xsync.NewBackoff(cfg.backoffMin, max(cfg.backoffMin, min(cfg.backoffMax, passingFaultMax)))
 	for c.isNeeded(ctx) {
 		sess, err := c.sup.connect(ctx)
 		if err == nil {
@@ -64,7 +66,7 @@ func (c *sideConnection) run(ctx context.Context) {
 		}
 		c.server.logs.sideConnection.of(c.server.cfg.logger).Warn("a connection for responses ended, reconnecting",
 			zap.String("role", c.sup.role), zap.Error(err))
-		sleep(ctx, wait.NextBackOff())
+		xsync.Sleep(ctx, wait.NextBackOff())
 	}
 }
 

@@ -134,7 +134,7 @@ func (c *consumer) takeUnreadBatch(message *job) bool {
 	}
 	s := c.server
 	s.parcels.Add(1)
-	s.track.add(1)
+	s.track.Add(1)
 	if drop.noRoom {
 		s.counts.deferred.Add(1)
 		c.keepUnread(message, drop)

@@ -50,7 +50,7 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	case !answered:
 	case worker:
 		s.load.busy.Add(-1)
-		s.workers.add(1) // the worker continues
+		s.workers.Add(1) // the worker continues
 		fallthrough
 	default:
 		s.stuck.remove(r, !worker)
@@ -113,7 +113,7 @@ func (h *stuckHandlers) count() (n int, oldest time.Time) {
 // closed, or when another worker has its place. Serve does not wait for a worker whose handler
 // is stuck.
 func (s *Server) startWorker(handlers context.Context, place int) {
-	s.workers.add(1)
+	s.workers.Add(1)
 	go s.work(handlers, place)
 }
 
@@ -132,14 +132,15 @@ func (s *Server) work(handlers context.Context, place int) {
 			s.startWorker(handlers, place)
 		}
 		if counted {
-			s.workers.done()
+			s.workers.Done()
 		}
 	}()
-	next := func() *job {
+	next := func() (open bool) {
 		j = nil // a waiting worker must not keep the last request, and its body, in memory
-		return s.jobs.pop()
+		j, open = s.jobs.Pop()
+		return open
 	}
-	for j = next(); j != nil; j = next() {
+	for next() {
 		j.place = place
 		if j.turn != nil {
 			if last = j.turn.take(&s.load, place); last {
@@ -220,7 +221,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	if fresh {
 		r.answered = true
 		s.stuck.add(r)
-		s.workers.done()
+		s.workers.Done()
 	}
 	replace := s.stuck.mayReplace(s.cfg.workers)
 	if replace {
@@ -231,7 +232,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	if replace { // after the response, even if the observer ends this goroutine
 		defer func() {
 			s.load.busy.Add(-1)
-			s.startWorker(r.parent, r.place)
+			s.startWorker(r.Parent(), r.place)
 		}()
 	}
 	if fresh {
@@ -349,8 +350,8 @@ func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMet
 // watchdog has responded already.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
 	r := newInvocation(j)
-	r.init(ctx, s.limitOf(j.in, j.arrived, begun))
-	defer r.cancel()
+	r.Init(ctx, s.limitOf(j.in, j.arrived, begun))
+	defer r.Cancel()
 	j.invoked = r
 	queued := begun.Sub(j.arrived)
 	j.in.Queued = queued
@@ -540,7 +541,7 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 // refusal need not wait for the acknowledgement. An idempotent call may be sent again after
 // either outcome.
 func (s *Server) shed(j *job) bool {
-	wait := s.load.wait(s.jobs.len(), j.arrived)
+	wait := s.load.wait(s.jobs.Len(), j.arrived)
 	if wait == 0 || s.isDraining() { // a draining server leaves the request to another server
 		return false
 	}

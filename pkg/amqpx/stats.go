@@ -147,7 +147,7 @@ func (s *Server) Stats() ServerStats {
 	stuck, _ := s.stuck.count()
 	return ServerStats{
 		Requests: s.counts.requests.Load(),
-		InFlight: uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
+		InFlight: uint64(max(int64(s.track.Count())-s.consumers.Load()-s.parcels.Load(), 0)),
 		OK:       s.counts.ok.Load(),
 		Failed:   s.counts.failed.Load(),
 		Panics:   s.counts.panics.Load(),
@@ -168,7 +168,7 @@ func (s *Server) Stats() ServerStats {
 		Blocked:    s.sup.board.blockedFor(),
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
-		Waiting:    s.jobs.len(),
+		Waiting:    s.jobs.Len(),
 
 		TooLarge:    s.counts.tooLarge.Load(),
 		Deferred:    s.counts.deferred.Load(),

@@ -9,9 +9,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // settledAfter is how long a session must stay ready before the backoff starts anew: a broker
@@ -56,7 +57,7 @@ func newSupervisor(cfg *config, role string, shared bool, setup func(context.Con
 // run keeps a session alive until ctx ends.
 func (v *supervisor) run(ctx context.Context) {
 	defer v.board.update(func(s *Status) { s.State = StateClosed })
-	wait := newBackoff(v.cfg.backoffMin, max(v.cfg.backoffMin, min(v.cfg.backoffMax, passingFaultMax)))
+	wait := xsync.NewBackoff(v.cfg.backoffMin, max(v.cfg.backoffMin, min(v.cfg.backoffMax, passingFaultMax)))
 	for ctx.Err() == nil {
 		s, err := v.connect(ctx)
 		if err == nil {
@@ -70,7 +71,7 @@ func (v *supervisor) run(ctx context.Context) {
 		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
 			pause = v.cfg.backoffMax // any other fault may pass by itself
 		}
-		sleep(ctx, pause)
+		xsync.Sleep(ctx, pause)
 	}
 }
 
@@ -153,7 +154,7 @@ func (v *supervisor) setCurrent(s *session) {
 }
 
 // runSession waits for the end of a ready session, closes the session, and returns the cause.
-func (v *supervisor) runSession(ctx context.Context, s *session, wait *backoff.ExponentialBackOff) error {
+func (v *supervisor) runSession(ctx context.Context, s *session, wait *xsync.Backoff) error {
 	v.setCurrent(s)
 	v.cfg.logger.Info("ready", zap.String("broker", s.target.address), zap.String("role", v.role),
 		zap.Uint64("generation", s.generation))
@@ -251,31 +252,6 @@ func (v *supervisor) waitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), v.board.get().Err)
 		}
-	}
-}
-
-// newBackoff returns waits with full jitter: each wait is random between zero and a bound,
-// which doubles from first to most
-// (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). The library
-// spreads a wait by a factor around a middle; a middle of half the bound and a factor of 1
-// reach from zero to the bound.
-func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval = max(first/2, 1)
-	b.MaxInterval = max(most/2, 1)
-	b.Multiplier = 2
-	b.RandomizationFactor = 1
-	b.Reset()
-	return b
-}
-
-// sleep waits for d or for the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }
 

@@ -1,4 +1,4 @@
-package amqpx
+package xsync
 
 import (
 	"context"
@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// lazyContext is like a context of context.WithDeadline, but the real context is created only
+// LazyContext is like a context of context.WithDeadline, but the real context is created only
 // when a goroutine waits for its end. Until then it needs no timer and no entry in its parent.
 // Most calls end before.
-type lazyContext struct {
+type LazyContext struct {
 	parent   context.Context //nolint:containedctx // this is a context.
-	deadline time.Time       // zero: ends only with its parent, or by cancel
+	deadline time.Time       // zero: ends only with its parent, or by Cancel
 	ended    atomic.Bool
 	made     atomic.Pointer[realContext] // nil until needed
 }
@@ -22,29 +22,32 @@ type realContext struct {
 	cancel context.CancelFunc
 }
 
-// withDeadline returns a context that ends with its parent, at the deadline, or when cancel is
+// WithDeadline returns a context that ends with its parent, at the deadline, or when Cancel is
 // called.
-func withDeadline(parent context.Context, deadline time.Time) *lazyContext {
-	return &lazyContext{parent: parent, deadline: deadline}
+func WithDeadline(parent context.Context, deadline time.Time) *LazyContext {
+	return &LazyContext{parent: parent, deadline: deadline}
 }
 
-// init sets the parent and the deadline, which may be zero, before c has other users.
-func (c *lazyContext) init(parent context.Context, deadline time.Time) {
+// Init sets the parent and the deadline, which may be zero, before c has other users.
+func (c *LazyContext) Init(parent context.Context, deadline time.Time) {
 	c.parent, c.deadline = parent, deadline
 }
 
-// cancel ends the context and releases its resources.
-func (c *lazyContext) cancel() {
+// Cancel ends the context and releases its resources.
+func (c *LazyContext) Cancel() {
 	c.ended.Store(true)
 	if m := c.made.Load(); m != nil {
 		m.cancel()
 	}
 }
 
-// created reports whether the real context exists.
-func (c *lazyContext) created() bool { return c.made.Load() != nil }
+// Parent returns the context that Init or WithDeadline was given.
+func (c *LazyContext) Parent() context.Context { return c.parent }
 
-func (c *lazyContext) real() context.Context {
+// Created reports whether the real context exists.
+func (c *LazyContext) Created() bool { return c.made.Load() != nil }
+
+func (c *LazyContext) real() context.Context {
 	if m := c.made.Load(); m != nil {
 		return m
 	}
@@ -65,7 +68,7 @@ func (c *lazyContext) real() context.Context {
 }
 
 // Deadline implements context.Context.
-func (c *lazyContext) Deadline() (time.Time, bool) {
+func (c *LazyContext) Deadline() (time.Time, bool) {
 	if c.deadline.IsZero() {
 		return c.parent.Deadline()
 	}
@@ -73,22 +76,22 @@ func (c *lazyContext) Deadline() (time.Time, bool) {
 }
 
 // Done implements context.Context.
-func (c *lazyContext) Done() <-chan struct{} { return c.real().Done() }
+func (c *LazyContext) Done() <-chan struct{} { return c.real().Done() }
 
 // Value implements context.Context. The standard library looks up the parent of a new context,
 // and the cause, with a key of type *int, for which the real context is needed. Any other
 // value is taken from the parent if there is no real context yet: tracing libraries look up
 // values in every call.
-func (c *lazyContext) Value(key any) any {
-	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.created() {
+func (c *LazyContext) Value(key any) any {
+	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.Created() {
 		return c.real().Value(key)
 	}
 	return c.parent.Value(key)
 }
 
 // Err implements context.Context.
-func (c *lazyContext) Err() error {
-	over := c.created() || c.ended.Load() || c.parent.Err() != nil ||
+func (c *LazyContext) Err() error {
+	over := c.Created() || c.ended.Load() || c.parent.Err() != nil ||
 		!c.deadline.IsZero() && !time.Now().Before(c.deadline)
 	if !over {
 		return nil
