@@ -25,7 +25,7 @@ const (
 	// with its records' overhead fits in a frame of a broker's default size, and a server
 	// holds at most a prefetch of batches.
 	batchCalls = 512
-	batchBytes = 64 << 10
+	batchBytes = maxBatchBody
 	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
@@ -266,3 +266,7 @@ func (b *batch) onResult(f publishResult) {
 		m.onResult(f)
 	}
 }
+
+// mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
+// connection.
+func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }

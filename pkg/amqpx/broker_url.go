@@ -271,26 +271,3 @@ func targetsOf(urls []BrokerURL) []brokerTarget {
 	}
 	return targets
 }
-
-// redact returns err without the virtual host in its text, if the virtual host must not be
-// shown: for an unknown virtual host the broker's error quotes the name.
-func (t brokerTarget) redact(err error) error {
-	if t.hidden == nil || err == nil {
-		return err
-	}
-	return &redactedError{error: err, hidden: *t.hidden}
-}
-
-// redactedError is an error whose text does not show the virtual host.
-type redactedError struct {
-	error
-
-	hidden string
-}
-
-func (e *redactedError) Error() string {
-	quoted := strconv.Quote(e.hidden) // the form in the text of an amqp.Error
-	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
-}
-
-func (e *redactedError) Unwrap() error { return e.error }

@@ -58,7 +58,8 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	core, logs := observer.New(zap.DebugLevel)
 	cfg := defaultConfig()
 	cfg.logger = zap.New(core)
-	v := newSupervisor(&cfg, "test", true, nil)
+	var board statusBoard
+	v := newSupervisor(cfg.connections("test", true, &board, nil))
 	causes := []error{
 		&net.DNSError{Err: "no such host", Name: u.Host(), IsNotFound: true},
 		&amqp.Error{Code: amqp.NotAllowed, Reason: "NOT_ALLOWED - vhost " + uri.Vhost + " not found"},
@@ -79,6 +80,6 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	for _, line := range logs.All() {
 		fmt.Fprintln(&text, line.Message, line.ContextMap())
 	}
-	fmt.Fprintln(&text, v.board.get(), v.board.get().Err, u, target.address, target.vhost)
+	fmt.Fprintln(&text, board.get(), board.get().Err, u, target.address, target.vhost)
 	return text.String()
 }

@@ -17,6 +17,7 @@ import (
 type Client struct {
 	cfg     *clientConfig
 	sup     *supervisor
+	board   statusBoard
 	handler Handler // the round trip inside the middleware
 	route   route
 	pending *pending
@@ -83,7 +84,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
 		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
 	}
-	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
+	c.sup = newSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
 	c.stop = stop
 	go func() { // ends when stop is called; Close waits for it
@@ -144,7 +145,7 @@ func (c *Client) Status() Status {
 	if c == nil || c.sup == nil {
 		return Status{State: StateClosed, Err: errNoClient}
 	}
-	return c.sup.board.get()
+	return c.board.get()
 }
 
 // Watch returns a channel that receives the current status at once and then each change. A
@@ -154,7 +155,7 @@ func (c *Client) Watch() (updates <-chan Status, stop func()) {
 	if c == nil || c.sup == nil {
 		return closedBoard(errNoClient).watch()
 	}
-	return c.sup.board.watch()
+	return c.board.watch()
 }
 
 // WaitReady waits until the connection is ready. When ctx ends first, the error holds ctx's
@@ -164,7 +165,7 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {
 		return err
 	}
-	return c.sup.waitReady(ctx)
+	return c.board.waitReady(ctx)
 }
 
 // Close settles every pending call with [ErrClosed], deletes the reply queue, and returns when

@@ -363,7 +363,7 @@ func (c *Client) showQueue(st queueState) {
 		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + ErrQueueUnavailable.Error()
 	}
 	if now := c.Status(); now.State == StateReady && now.Reason != reason {
-		c.sup.board.update(func(s *Status) {
+		c.board.update(func(s *Status) {
 			if s.State == StateReady {
 				s.Reason = reason
 			}

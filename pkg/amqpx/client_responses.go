@@ -133,7 +133,7 @@ func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
 	select {
 	case err := <-found:
 		return c.replyQueueFound(s, err)
-	case err := <-s.inGoroutine(func() error { return declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType) }):
+	case err := <-s.inGoroutine(func() error { return declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType == QueueQuorum) }):
 		if err != nil {
 			return false, err
 		}
@@ -157,17 +157,11 @@ func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
 	if err == nil || !isNotFound(err) {
 		return false, err
 	}
-	err = declareReplyQueue(s.sub, c.route.replyTo, c.cfg.replyQueueType)
+	err = declareReplyQueue(s.sub, c.route.replyTo, c.cfg.replyQueueType == QueueQuorum)
 	if replyQueueAway(err) {
 		err = c.replaceReplyQueue(s, err)
 	}
 	return err == nil, err
-}
-
-// isNotFound reports whether the broker answered 404.
-func isNotFound(err error) bool {
-	refused, ok := errors.AsType[*amqp.Error](err)
-	return ok && refused.Code == amqp.NotFound
 }
 
 // replyQueueAway reports whether a fault concerns only the reply queue, so that a queue with
@@ -180,7 +174,7 @@ func replyQueueAway(err error) bool {
 // replaceReplyQueue declares a reply queue under a new name and uses it from now on.
 func (c *Client) replaceReplyQueue(s *session, cause error) error {
 	fresh := newReplyQueueName(c.cfg.queue)
-	if err := declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType); err != nil {
+	if err := declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType == QueueQuorum); err != nil {
 		return err
 	}
 	c.useReplyQueue(fresh, cause)

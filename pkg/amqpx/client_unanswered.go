@@ -40,16 +40,6 @@ type unanswered struct {
 	wait   time.Duration // until the next question; used only by checkAnswered
 }
 
-// servedElsewhereError ends a session without responses, when servers answer by way of another
-// node.
-type servedElsewhereError struct{ address string }
-
-func (e *servedElsewhereError) Error() string {
-	return "no call is answered here, and servers answer by way of " + e.address
-}
-
-func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
-
 // noteUnanswered counts a call that failed without a response, judged by its code.
 func (c *Client) noteUnanswered(err error) {
 	switch c.codeOf(err) {
@@ -63,8 +53,8 @@ func (c *Client) noteUnanswered(err error) {
 // order.
 func (c *Client) otherNodes(s *session) []brokerTarget {
 	var others []brokerTarget
-	for _, i := range rand.Perm(len(c.sup.targets)) { //nolint:gosec // spreads load, guards nothing.
-		if t := c.sup.targets[i]; t.address != s.target.address {
+	for _, i := range rand.Perm(len(c.sup.brokers)) { //nolint:gosec // spreads load, guards nothing.
+		if t := c.sup.brokers[i]; t.address != s.target.address {
 			others = append(others, t)
 		}
 	}

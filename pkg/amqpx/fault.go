@@ -423,15 +423,6 @@ type brokerTarget struct {
 	external bool    // the broker takes the user from the client certificate
 }
 
-// parseTarget parses a URL that [ParseURLs] accepted.
-func parseTarget(url string) brokerTarget {
-	u, fault := parseURL(url)
-	if fault != "" {
-		return brokerTarget{url: url, address: "?"}
-	}
-	return u.target()
-}
-
 // wrongLogin returns the likely kind of a refused login; the broker never gives the reason.
 func (t brokerTarget) wrongLogin() FaultKind {
 	switch {
@@ -453,6 +444,39 @@ func (t brokerTarget) isLoopback() bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
+
+// redact returns err without the virtual host in its text, if the virtual host must not be
+// shown: for an unknown virtual host the broker's error quotes the name.
+func (t brokerTarget) redact(err error) error {
+	if t.hidden == nil || err == nil {
+		return err
+	}
+	return &redactedError{error: err, hidden: *t.hidden}
+}
+
+// redactedError is an error whose text does not show the virtual host.
+type redactedError struct {
+	error
+
+	hidden string
+}
+
+func (e *redactedError) Error() string {
+	quoted := strconv.Quote(e.hidden) // the form in the text of an amqp.Error
+	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
+}
+
+func (e *redactedError) Unwrap() error { return e.error }
+
+// servedElsewhereError ends a session without responses, when servers answer by way of another
+// node.
+type servedElsewhereError struct{ address string }
+
+func (e *servedElsewhereError) Error() string {
+	return "no call is answered here, and servers answer by way of " + e.address
+}
+
+func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
 
 const (
 	// faultAgain is the interval at which a lasting fault is logged again.

@@ -22,11 +22,14 @@ type contentLimits struct {
 	inHand *bytesInHand
 }
 
+// maxBatchBody bounds the body of a batch.
+const maxBatchBody = 64 << 10
+
 const (
 	// smallBody is the body size up to which a request counts as small: no batch of this
 	// package is larger. The bound applies to batches even if maxBody is smaller, because
 	// maxBody bounds the single requests in a batch.
-	smallBody = batchBytes + 4<<10
+	smallBody = maxBatchBody + 4<<10
 	// controlBody bounds the body of a message of the control plane.
 	controlBody = smallBody
 	// largeShare is the share of the bytes in hand that is reserved for small requests: one
@@ -138,13 +141,21 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 	return nil
 }
 
+// The tags of a server's consumers tell the frame reader the kind of a delivery.
+const (
+	// retryTagSuffix ends the tag of the consumer of redelivered requests.
+	retryTagSuffix = ".retry"
+	// controlTag is the tag of the consumer of control messages.
+	controlTag = "control"
+)
+
 // kindOfConsumer returns the kind of a delivery to the consumer with this tag. The server
 // chose the tag.
 func kindOfConsumer(tag []byte) contentKind {
 	switch {
-	case len(tag) > len(retrySuffix) && string(tag[len(tag)-len(retrySuffix):]) == retrySuffix:
+	case len(tag) > len(retryTagSuffix) && string(tag[len(tag)-len(retryTagSuffix):]) == retryTagSuffix:
 		return contentOther
-	case string(tag) == controlConsumer:
+	case string(tag) == controlTag:
 		return contentControl
 	default:
 		return contentRequest
@@ -343,10 +354,6 @@ func fitFrame(msg *amqp.Publishing, frameSize int) error {
 	}
 	return tooLarge
 }
-
-// mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
-// connection.
-func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }
 
 // propertiesSize returns the size of a content header in amqp091-go's encoding.
 func propertiesSize(msg *amqp.Publishing) int {

@@ -231,8 +231,8 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		"retry queue":         {3 * large, message("c"+retrySuffix, large), 0, 0, true},
 		"returned":            {3 * large, returned(smallBody), 0, 0, true},
 		"large returned":      {0, returned(large), smallBody, 0, false},
-		"control":             {3 * large, message(controlConsumer, 100), 0, 0, true},
-		"large control":       {0, message(controlConsumer, large), controlBody, 0, false},
+		"control":             {3 * large, message(controlTag, 100), 0, 0, true},
+		"large control":       {0, message(controlTag, large), controlBody, 0, false},
 		"then a request":      {large, append(message("c"+retrySuffix, 0), message("c", large)...), 0, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -189,3 +189,12 @@ func wantIs(t *testing.T, err error, targets ...error) {
 		}
 	}
 }
+
+// parseTarget returns the broker of a URL.
+func parseTarget(url string) brokerTarget {
+	u, fault := parseURL(url)
+	if fault != "" {
+		return brokerTarget{url: url, address: "?"}
+	}
+	return u.target()
+}

@@ -98,6 +98,23 @@ func defaultConfig() config {
 	}
 }
 
+// connections returns the settings of the connections for a role.
+func (c *config) connections(role string, shared bool, observer statusObserver, setup func(context.Context, *session) error) connectionConfig {
+	return connectionConfig{
+		name: c.name, role: role, shared: shared, targets: c.targets, dialer: c.dialer,
+		heartbeat: c.heartbeat, dialTimeout: c.dialTimeout, backoffMin: c.backoffMin, backoffMax: c.backoffMax,
+		logger: c.logger, observer: observer, setup: setup,
+	}
+}
+
+// targets returns the brokers for the next attempt to connect.
+func (c *config) targets() []brokerTarget {
+	if c.source != nil {
+		return targetsOf(c.source.refresh())
+	}
+	return targetsOf(c.urls)
+}
+
 // option is an Option made of one function on the shared config.
 type option func(*config)
 

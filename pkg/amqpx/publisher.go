@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -326,34 +325,6 @@ func newPublishChannel(s *session, ch channel) *publishChannel {
 		}
 	})
 	return on
-}
-
-// isAboutMessage reports whether an exception on a channel for publishing is about one of its
-// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
-// exception, such as a missing permission, would affect every message.
-func isAboutMessage(reason *amqp.Error) bool {
-	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
-}
-
-// survives reports whether the session continues after this end of its publishing channel. The
-// end of a channel for publishing and consuming also ends the consumer.
-func (s *session) survives(reason *amqp.Error) bool {
-	return s.sub != s.pub && isAboutMessage(reason)
-}
-
-// sizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
-func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
-	var size int
-	_, text, found := strings.Cut(reason.Reason, "message size ")
-	if !found {
-		return 0, false
-	}
-	for _, format := range []string{"%d is larger than configured max size %d", "%d is larger than max size %d"} {
-		if n, err := fmt.Sscanf(text, format, &size, &limit); err == nil && n == 2 {
-			return limit, limit > 0
-		}
-	}
-	return 0, false
 }
 
 // rejectable is an outbound message with a method to receive the reason why it is not, and

@@ -23,6 +23,7 @@ const queueRoom = batchCalls
 type Server struct {
 	cfg     *serverConfig
 	sup     *supervisor
+	board   statusBoard
 	methods map[string]*serverMethod
 	jobs    *xsync.Queue[*job]
 	outbox  *outbox
@@ -82,7 +83,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
 	}
-	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
+	s.sup = newSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
 	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
 	return s, nil
@@ -158,7 +159,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-s.stopNow:
 	}
 	close(s.draining) // before the status changes: a server with the status draining starts no request
-	s.sup.board.update(func(st *Status) { st.State = StateDraining })
+	s.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.flush()
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
@@ -187,7 +188,7 @@ func (s *Server) Status() Status {
 	if s == nil || s.sup == nil {
 		return Status{State: StateClosed, Err: errNoServer}
 	}
-	return s.sup.board.get()
+	return s.board.get()
 }
 
 // Watch returns a channel with the current status and then each change. A slow reader receives
@@ -197,7 +198,7 @@ func (s *Server) Watch() (updates <-chan Status, stop func()) {
 	if s == nil || s.sup == nil {
 		return closedBoard(errNoServer).watch()
 	}
-	return s.sup.board.watch()
+	return s.board.watch()
 }
 
 // WaitReady waits until the server consumes. If ctx ends first, the error wraps the error of
@@ -206,7 +207,7 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	err := s.sup.waitReady(ctx)
+	err := s.board.waitReady(ctx)
 	if errors.Is(err, ErrClosed) {
 		return serverClosedError{}
 	}
@@ -231,7 +232,7 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 		return err
 	}
 	if difference != "" {
-		s.warnAdopted(s.cfg.queue, difference, found.againstBatches(s.cfg.queue))
+		s.warnAdopted(s.cfg.queue, difference, againstBatches(found, s.cfg.queue))
 	}
 	companions := s.companions(found)
 	startPublisher(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
@@ -317,7 +318,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 // awaitIdle waits until no work is in progress, and returns false if timeout fires first, or
 // if Close is called.
 func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
-	updates, stop := s.sup.board.watch() // receives the status at once, and when the broker blocks publishing
+	updates, stop := s.board.watch() // receives the status at once, and when the broker blocks publishing
 	defer stop()
 	idle := s.track.WhenIdle()
 	for {

@@ -46,11 +46,11 @@ var errSubscriptionEnded error = &kindError{kind: FaultConsumerCanceled}
 func (s *Server) companions(found foundQueue) []*companion {
 	var all []*companion
 	base := s.cfg.queue
-	base.Type = found.queueType(base.Type)
+	base.Type = foundType(found, base.Type)
 	if base.Type == QueueQuorum {
 		base.Durable = true
 	}
-	if s.cfg.batch == BatchAuto && found.againstBatches(s.cfg.queue) == "" {
+	if s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == "" {
 		all = append(all, &companion{queue: base.batchQueue(), prefetch: s.cfg.prefetch, unpacks: true, up: &s.batchesUp})
 	}
 	if s.cfg.deliveryLimit > 0 {
@@ -243,13 +243,8 @@ func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
 	sess.fail(errQueueMissing)
 }
 
-// foundQueue describes the request queue as the server found it at the declaration.
-type foundQueue struct {
-	arguments amqp.Table
-}
-
-// queueType returns the type of the queue, or wanted if the type is unknown.
-func (f foundQueue) queueType(wanted QueueType) QueueType {
+// foundType returns the type of an adopted queue, or wanted if the type is unknown.
+func foundType(f foundQueue, wanted QueueType) QueueType {
 	switch t, _ := f.arguments[amqp.QueueTypeArg].(string); t {
 	case string(QueueQuorum):
 		return QueueQuorum
@@ -262,7 +257,7 @@ func (f foundQueue) queueType(wanted QueueType) QueueType {
 
 // againstBatches returns the name of a queue argument whose effect batches would escape,
 // because they use another queue; "" if there is no such argument.
-func (f foundQueue) againstBatches(wanted Queue) string {
+func againstBatches(f foundQueue, wanted Queue) string {
 	for name, value := range f.arguments {
 		switch name {
 		case amqp.QueueTypeArg, "x-queue-mode", "x-queue-version", "x-queue-master-locator", "x-queue-leader-locator",

@@ -131,7 +131,7 @@ func (c *consumer) subscribe(queue string) (err error) {
 	}
 	c.sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString(), counted: true}
 	if queue == c.server.cfg.queue.retryQueue().Name {
-		c.sub.tag, c.sub.counted = c.sub.tag+retrySuffix, false
+		c.sub.tag, c.sub.counted = c.sub.tag+retryTagSuffix, false
 	}
 	if c.main == nil {
 		c.sess.consumed.Store(&queue)

@@ -34,9 +34,6 @@ const (
 	controlAnswers  = 64
 )
 
-// controlConsumer is the tag of the consumer of control messages.
-const controlConsumer = "control"
-
 // control receives control messages during one session of a server.
 type control struct {
 	server     *Server
@@ -137,7 +134,7 @@ func (c *control) listen(exchange string) (err error) {
 	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
 		return err
 	}
-	c.deliveries, err = c.ch.Consume(c.queue, controlConsumer, false, true, false, false, nil)
+	c.deliveries, err = c.ch.Consume(c.queue, controlTag, false, true, false, false, nil)
 	return err
 }
 

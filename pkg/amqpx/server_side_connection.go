@@ -34,22 +34,21 @@ type isolable interface {
 // goroutine of run uses it.
 type sideConnection struct {
 	server  *Server
+	role    string
 	sup     *supervisor // only dials: the server's status and log describe the session's connection
 	outbox  *outbox
 	publish func(ctx context.Context, sess *session) // returns when the session or ctx ends, or when idle
 }
 
 func newSideConnection(s *Server, role string, publish func(context.Context, *session)) *sideConnection {
-	cfg := s.cfg.config
+	cfg := s.cfg.connections(role, true, noStatus{}, func(context.Context, *session) error { return nil })
 	cfg.logger = zap.NewNop()
-	nothing := func(context.Context, *session) error { return nil }
-	return &sideConnection{server: s, sup: newSupervisor(&cfg, role, true, nothing), outbox: newOutbox(), publish: publish}
+	return &sideConnection{server: s, role: role, sup: newSupervisor(cfg), outbox: newOutbox(), publish: publish}
 }
 
 // run keeps the connection alive while messages wait, until ctx ends.
 func (c *sideConnection) run(ctx context.Context) {
-	cfg := c.sup.cfg
-	wait := xsync.NewBackoff(cfg.backoffMin, max(cfg.backoffMin, min(cfg.backoffMax, passingFaultMax)))
+	wait := c.sup.newBackoff()
 	for c.isNeeded(ctx) {
 		sess, err := c.sup.connect(ctx)
 		if err == nil {
@@ -65,7 +64,7 @@ func (c *sideConnection) run(ctx context.Context) {
 			continue
 		}
 		c.server.logs.sideConnection.of(c.server.cfg.logger).Warn("a connection for responses ended, reconnecting",
-			zap.String("role", c.sup.role), zap.Error(err))
+			zap.String("role", c.role), zap.Error(err))
 		xsync.Sleep(ctx, wait.NextBackOff())
 	}
 }

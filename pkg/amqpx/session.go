@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,7 +50,7 @@ type session struct {
 var errConnectionEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
 
 // openSession dials and opens the channels. After an error nothing stays open.
-func openSession(ctx context.Context, cfg *config, target brokerTarget, role string, shared bool) (_ *session, err error) {
+func openSession(ctx context.Context, cfg *connectionConfig, target brokerTarget) (_ *session, err error) {
 	s := &session{start: time.Now(), target: target, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -57,8 +58,8 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 			s.close()
 		}
 	}()
-	name := cfg.name + " " + role
-	if shared {
+	name := cfg.name + " " + cfg.role
+	if cfg.shared {
 		s.pub, err = cfg.dialer.dial(ctx, target.url, name)
 		s.sub = s.pub
 	} else {
@@ -71,7 +72,7 @@ func openSession(ctx context.Context, cfg *config, target brokerTarget, role str
 	}
 	stop := context.AfterFunc(ctx, s.cut)
 	defer stop()
-	if err := s.openChannels(shared); err != nil {
+	if err := s.openChannels(cfg.shared); err != nil {
 		return nil, atStep(stepChannel, "", errors.Join(ctx.Err(), err))
 	}
 	return s, nil
@@ -411,4 +412,32 @@ func (s *session) respondsWithin(ch channel, within time.Duration) bool {
 		}
 		limit.Reset(within)
 	}
+}
+
+// survives reports whether the session continues after this end of its publishing channel. The
+// end of a channel for publishing and consuming also ends the consumer.
+func (s *session) survives(reason *amqp.Error) bool {
+	return s.sub != s.pub && isAboutMessage(reason)
+}
+
+// sizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
+func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
+	var size int
+	_, text, found := strings.Cut(reason.Reason, "message size ")
+	if !found {
+		return 0, false
+	}
+	for _, format := range []string{"%d is larger than configured max size %d", "%d is larger than max size %d"} {
+		if n, err := fmt.Sscanf(text, format, &size, &limit); err == nil && n == 2 {
+			return limit, limit > 0
+		}
+	}
+	return 0, false
+}
+
+// isAboutMessage reports whether an exception on a channel for publishing is about one of its
+// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
+// exception, such as a missing permission, would affect every message.
+func isAboutMessage(reason *amqp.Error) bool {
+	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
 }

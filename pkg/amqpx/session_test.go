@@ -14,9 +14,7 @@ import (
 // openOn opens a session on a broker, without a supervisor.
 func openOn(t *testing.T, b *fakeBroker, shared bool) (*session, error) {
 	t.Helper()
-	cfg := defaultConfig()
-	cfg.dialer = b
-	return openSession(t.Context(), &cfg, parseTarget(testURL), "test", shared)
+	return openSession(t.Context(), &connectionConfig{name: "amqpx", role: "test", shared: shared, dialer: b}, parseTarget(testURL))
 }
 
 // mustOpen opens a session and closes the session at the end of the test.
@@ -274,9 +272,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		cfg := defaultConfig()
-		cfg.dialer = b
-		_, err := openSession(ctx, &cfg, parseTarget(testURL), "test", false)
+		_, err := openSession(ctx, &connectionConfig{role: "test", dialer: b}, parseTarget(testURL))
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
@@ -288,7 +284,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
-	s, err := openSession(t.Context(), &config{dialer: realDialer(), dialTimeout: 5 * time.Second}, parseTarget(url), "test", true)
+	s, err := openSession(t.Context(), &connectionConfig{role: "test", shared: true, dialer: realDialer()}, parseTarget(url))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func (c *Client) Stats() ClientStats {
 		Unknown:    c.counts.unknown.Load(),
 		Batched:    c.counts.batched.Load(),
 		Reconnects: reconnects(c.Status()),
-		Blocked:    c.sup.board.blockedFor(),
+		Blocked:    c.board.blockedFor(),
 	}
 }
 
@@ -165,7 +165,7 @@ func (s *Server) Stats() ServerStats {
 		Unroutable:    s.counts.unroutable.Load(),
 
 		Reconnects: reconnects(s.Status()),
-		Blocked:    s.sup.board.blockedFor(),
+		Blocked:    s.board.blockedFor(),
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
 		Waiting:    s.jobs.Len(),

@@ -19,6 +19,7 @@ import (
 // watched is a supervisor without client or server, with its log and its set-up.
 type watched struct {
 	*supervisor
+	board   statusBoard
 	broker  *fakeBroker
 	cfg     *config
 	logs    *observer.ObservedLogs
@@ -46,13 +47,13 @@ func newWatched(t *testing.T, urls string) *watched {
 
 func (w *watched) run(t *testing.T) {
 	t.Helper()
-	w.supervisor = newSupervisor(w.cfg, "test", true, func(_ context.Context, s *session) error {
+	w.supervisor = newSupervisor(w.cfg.connections("test", true, &w.board, func(_ context.Context, s *session) error {
 		w.setups++
 		if w.onSetup != nil {
 			return w.onSetup(s)
 		}
 		return nil
-	})
+	}))
 	begun, inner := time.Now(), w.broker.onDial
 	w.broker.onDial = func(ctx context.Context, url, name string) error {
 		w.dialed = append(w.dialed, time.Since(begun))
@@ -100,7 +101,7 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.broker.onDial = refusing(100, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 101)
 		bound := 100 * time.Millisecond
 		for i := range 100 {
@@ -121,7 +122,7 @@ func TestSupervisorTriesEveryURLInAShuffledOrder(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b,amqp://c")
 		w.broker.onDial = refusing(3*60, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		orders := map[string]int{}
 		for round := range slices.Chunk(w.broker.dials[:3*60], 3) {
 			orders[strings.Join(round, " ")]++
@@ -146,7 +147,7 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 			return errCut
 		}
 		w.run(t)
-		err := w.waitReady(within(t, time.Second))
+		err := w.board.waitReady(within(t, time.Second))
 		wantTexts(t, err, "broker a:5672: wrong user name or password", "broker b:5672: no connection", "context deadline exceeded")
 		if strings.Contains(err.Error(), testPassword) {
 			t.Errorf("the password is in %q", err)
@@ -171,12 +172,12 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 				w.run(t)
 				var longest time.Duration
 				for range 40 {
-					ready(t, w.waitReady)
+					ready(t, w.board.waitReady)
 					pass(c.stays)
 					lost := time.Now()
 					w.broker.kick(nil)
 					<-w.gone()
-					ready(t, w.waitReady)
+					ready(t, w.board.waitReady)
 					longest = max(longest, time.Since(lost))
 				}
 				wantSame(t, "short waits only", longest <= w.cfg.backoffMin, c.resets)
@@ -253,7 +254,7 @@ func TestSupervisorWarnsOnceOfTheSameFault(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b")
 		w.broker.onDial = refusing(40, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "warnings", len(w.logged("warn")), 1)
 		wantSame(t, "at debug level", len(w.logged("debug")), 19)
 		w.broker.kick(nil)
@@ -277,7 +278,7 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 			return nil
 		}
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 4)
 		wantSame(t, "generation", w.board.get().Generation, 1)
 		wantSame(t, "open connections", w.broker.openLinks(), 1)
@@ -297,7 +298,7 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 			return s.subCh.Qos(1, 0, false)
 		}
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		if got := w.dialed[1]; got < DefaultDialTimeout || got > DefaultDialTimeout+DefaultBackoffMin {
 			t.Errorf("second dial after %v", got)
 		}
@@ -317,7 +318,7 @@ func TestSupervisorBoundsADialThatHangs(t *testing.T) {
 			return ctx.Err()
 		}
 		w.run(t)
-		wantTexts(t, w.waitReady(within(t, 21*time.Second)), "no answer in time")
+		wantTexts(t, w.board.waitReady(within(t, 21*time.Second)), "no answer in time")
 		settle()
 		if n := len(w.dialed); n < 4 || n > 5 {
 			t.Errorf("%d dials in 21 s", n)
@@ -356,7 +357,7 @@ func TestSupervisorStops(t *testing.T) {
 				wantSame(t, "took", time.Since(stopped), 0)
 				wantSame(t, "state", w.board.get().State, StateClosed)
 				wantSame(t, "open connections", w.broker.openLinks(), 0)
-				wantIs(t, w.waitReady(t.Context()), ErrClosed)
+				wantIs(t, w.board.waitReady(t.Context()), ErrClosed)
 			})
 		})
 	}
@@ -394,12 +395,12 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, testURL)
 				w.run(t)
-				ready(t, w.waitReady)
+				ready(t, w.board.waitReady)
 				pass(settledAfter)
 				lost := time.Now()
 				w.broker.kick(reason)
 				<-w.gone()
-				ready(t, w.waitReady)
+				ready(t, w.board.waitReady)
 				if took := time.Since(lost); took > DefaultBackoffMin {
 					t.Errorf("the link was back after %v", took)
 				}
