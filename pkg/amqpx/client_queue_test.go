@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // deserted returns a rig with a client and a request queue without consumers.
@@ -167,11 +169,11 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		}
 		var last sentMessage
 		for _, m := range r.broker.messagesTo(DefaultQueue) {
-			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[headerResent] == true {
+			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[wire.HeaderResent] == true {
 				last = m
 			}
 		}
-		wantSame(t, "marked as sent again", last.msg.Headers[headerResent] == true, true)
+		wantSame(t, "marked as sent again", last.msg.Headers[wire.HeaderResent] == true, true)
 		gotUnsafe := <-unsafe
 		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
 		wantSame(t, "generation", r.client.Status().Generation, 1)

@@ -10,6 +10,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Server runs handlers for the requests that arrive on a request queue. Several servers, on
@@ -89,8 +91,8 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
-	case name == "" || len(name) > maxShortString:
-		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), maxShortString)
+	case name == "" || len(name) > wire.MaxShortString:
+		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), wire.MaxShortString)
 	case h == nil:
 		return fmt.Errorf("amqpx: method %q: no handler", name)
 	case s.methods[name] != nil:

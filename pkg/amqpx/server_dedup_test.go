@@ -12,6 +12,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // otherReplies is the reply queue of a program other than rawQueue's.
@@ -26,7 +28,7 @@ func withBody(body string) change { return func(p *amqp.Publishing) { p.Body = [
 func withToken(token string) change {
 	return func(p *amqp.Publishing) { p.Headers = amqp.Table{"token": token} }
 }
-func resent(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} }
+func resent(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderResent: true} }
 
 // sent returns a request of a program that follows the contract.
 func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
@@ -54,7 +56,7 @@ func answerOf(t *testing.T, b *fakeBroker) string {
 	if len(answers) != 1 {
 		t.Fatalf("%d answers, want 1", len(answers))
 	}
-	if code, failed := answers[0].Headers[headerCode]; failed {
+	if code, failed := answers[0].Headers[wire.HeaderCode]; failed {
 		return fmt.Sprint(code)
 	}
 	return string(answers[0].Body)
@@ -150,8 +152,8 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 			settle()
 			answers := b.take()
 			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "code", answers[0].Headers[headerCode], any("failed_precondition"))
-			wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+			wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("failed_precondition"))
+			wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
 			pass(between)
 			b.take()
@@ -290,7 +292,7 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 				pass(10 * time.Second)
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "failed", s.Stats().Failed, 1)
 				b.put(sent("3", "key"))
@@ -336,7 +338,7 @@ func TestWaitingDuplicatesAreBounded(t *testing.T) {
 		settle()
 		refused := b.take()
 		wantSame(t, "refused", len(refused), 10)
-		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		pass(10 * time.Second)
 		wantSame(t, "answers", len(b.take()), maxWaitingDuplicates+1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)

@@ -8,6 +8,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // A response can end the connection on which it is published. RabbitMQ 3 closes the connection
@@ -17,7 +19,7 @@ import (
 // connections, where such a response affects no other work. docs/adr/0012 has the reasons.
 
 // isDirectAddress reports whether a reply_to is an address of direct reply-to.
-func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, directReplyTo) }
+func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, wire.DirectReplyTo) }
 
 // isolable is an outbound message which can be published alone.
 type isolable interface {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // QueueType is RabbitMQ's x-queue-type.
@@ -44,7 +46,7 @@ type Queue struct {
 }
 
 // maxQueueName leaves room for the suffixes of companion queues, such as reply queues.
-const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
+const maxQueueName = wire.MaxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
 
 // replyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
 const replyExpiry = 5 * time.Minute
