@@ -3,11 +3,12 @@ package amqpx
 import (
 	"maps"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Batching. A broker's throughput is limited by messages per second, so waiting requests, and
@@ -237,12 +238,12 @@ func (b *batch) canceled() bool { return false }
 
 // publishing implements outbound.
 func (b *batch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = amqp.Publishing{ContentType: contentTypeAnswers, DeliveryMode: deliveryMode(b.persistent), Body: b.body}
+	msg = amqp.Publishing{ContentType: wire.ContentTypeResponses, DeliveryMode: wire.DeliveryMode(b.persistent), Body: b.body}
 	if b.calls == nil {
 		return b.key, b.mandatory, msg
 	}
-	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = contentTypeCalls, b.id, b.replyTo, b.user
-	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)
+	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = wire.ContentTypeRequests, b.id, b.replyTo, b.user
+	msg.Expiration = wire.Expiration(b.least)
 	return b.key, true, msg
 }
 

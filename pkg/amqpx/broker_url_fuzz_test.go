@@ -83,3 +83,23 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	fmt.Fprintln(&text, board.get(), board.get().Err, u, target.address, target.vhost)
 	return text.String()
 }
+
+func FuzzURL(f *testing.F) {
+	for _, u := range append(badURLs(), testURL, "amqps://app:s%40cret@[::1]:1/%2f", "amqp://:@") {
+		f.Add(u)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		_, err := newClientConfig(raw, nil)
+		if err != nil {
+			return
+		}
+		for u := range strings.SplitSeq(raw, ",") {
+			if strings.TrimSpace(u) == "" {
+				continue
+			}
+			if target := parseTarget(strings.TrimSpace(u)); target.address == "?" {
+				t.Errorf("a URL that was accepted cannot be read: %q", u)
+			}
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -45,9 +46,6 @@ type Client struct {
 	stopped   chan struct{} // closed when the supervisor has ended
 }
 
-// directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
-const directReplyTo = "amq.rabbitmq.reply-to"
-
 // replyConsumer is the tag of the only consumer on the session's channel.
 const replyConsumer = "answers"
 
@@ -62,7 +60,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c := &Client{
 		cfg:     cfg,
-		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: directReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
+		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: wire.DirectReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
 		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
 		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
@@ -244,7 +242,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 
 // returned records a request returned by the broker.
 func (c *Client) returned(r amqp.Return) {
-	if r.ContentType == contentTypeCalls && c.route.batch != nil {
+	if r.ContentType == wire.ContentTypeRequests && c.route.batch != nil {
 		c.route.batch.returned(r.CorrelationId)
 	} else {
 		c.pending.returned(r)

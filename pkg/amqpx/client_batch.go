@@ -109,7 +109,7 @@ func (c *Client) resendBatched() {
 // batchKey implements batchable.
 func (k *call) batchKey() string {
 	l := k.route.batch
-	if l == nil || k.alone || k.suspected > 0 || !fitsBatch(k.req) || callSize(k.req) > batchBytes {
+	if l == nil || k.alone || k.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > batchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -138,7 +138,7 @@ func (l *batchTarget) goesAlone(others int32) bool {
 func (k *call) fits(b *batch) bool {
 	left := k.budget(b.now)
 	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+callSize(k.req) <= b.limit && most <= least+least/deadlineShare
+	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
 // deadlineShare is the largest share of its remaining time by which a call may expire early
@@ -160,5 +160,5 @@ func (k *call) appendTo(b *batch) {
 	}
 	k.batched.Store(true)
 	b.least, b.most = min(b.least, left), max(b.most, left)
-	b.body = appendCall(b.body, k.req, left, k.resent, k.round)
+	b.body = k.req.AppendTo(b.body, left)
 }

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -23,7 +24,7 @@ type cancels struct {
 	wake chan struct{} // has a token while calls wait
 
 	mu      sync.Mutex
-	waiting []*Request
+	waiting []wire.Cancellation
 }
 
 // maxCancels bounds the canceled calls waiting to be published. The handlers of further
@@ -33,10 +34,10 @@ const maxCancels = 4096
 func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
 
 // add queues the cancellation of a call. It never blocks.
-func (c *cancels) add(req *Request) {
+func (c *cancels) add(canceled wire.Cancellation) {
 	c.mu.Lock()
 	if len(c.waiting) < maxCancels {
-		c.waiting = append(c.waiting, req)
+		c.waiting = append(c.waiting, canceled)
 	}
 	c.mu.Unlock()
 	select {
@@ -46,7 +47,7 @@ func (c *cancels) add(req *Request) {
 }
 
 // take returns and removes the waiting calls.
-func (c *cancels) take() []*Request {
+func (c *cancels) take() []wire.Cancellation {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := c.waiting
@@ -56,9 +57,9 @@ func (c *cancels) take() []*Request {
 
 // sendCancel queues a cancellation if the caller canceled the call and a server may have the
 // request. An expired call needs no cancellation: servers know its deadline.
-func (c *Client) sendCancel(req *Request, cause error, outcome Outcome) {
+func (c *Client) sendCancel(req *wire.Request, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
-		c.cancels.add(req)
+		c.cancels.add(wire.Cancellation{ID: req.ID, Method: req.Method, Key: req.Key})
 	}
 }
 
@@ -119,21 +120,13 @@ func openControl(l brokerConn, exchange string) (channel, error) {
 
 // encodeCancel returns a message with as many calls as fit into a batch, and the remaining
 // calls.
-func encodeCancel(calls []*Request) (msg amqp.Publishing, rest []*Request) {
+func encodeCancel(calls []wire.Cancellation) (msg amqp.Publishing, rest []wire.Cancellation) {
 	var body []byte
 	n := 0
 	for ; n < len(calls) && n < batchCalls && len(body) < batchBytes; n++ {
-		var start int
-		req := calls[n]
-		body, start = beginRecord(body)
-		body = appendText(body, callID, req.CorrelationID)
-		body = appendText(body, callMethod, req.Method)
-		if req.IdempotencyKey != req.CorrelationID {
-			body = appendText(body, callMessageID, req.IdempotencyKey)
-		}
-		body = endRecord(body, start)
+		body = calls[n].AppendTo(body)
 	}
-	return amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls, Body: body}, calls[n:]
+	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, Body: body}, calls[n:]
 }
 
 const (
@@ -160,7 +153,7 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send answers without end
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
-	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
+	err := c.ask(ctx, wire.ControlStats, quiet.C, func(in *Instance) (more bool) {
 		if _, known := byID[in.ID]; !known {
 			quiet.Reset(min(fleetQuiet, time.Until(latest)))
 		}
@@ -197,7 +190,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	timer := time.NewTimer(c.cfg.timeout)
 	defer timer.Stop()
 	answered := false
-	err = c.ask(ctx, controlPing, timer.C, func(*Instance) (more bool) {
+	err = c.ask(ctx, wire.ControlPing, timer.C, func(*Instance) (more bool) {
 		took, answered = time.Since(begun), true
 		return false
 	})

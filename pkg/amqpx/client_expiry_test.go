@@ -80,7 +80,7 @@ func TestDeadlinesKeepTheirOrder(t *testing.T) {
 		l.replace(calls[3], by)
 		var ids []string
 		for _, k := range l.expired(begun.Add(time.Hour)) {
-			ids = append(ids, k.req.CorrelationID)
+			ids = append(ids, k.req.ID)
 		}
 		wantSame(t, "expired", fmt.Sprint(ids), "[1 in the place of 3 4]")
 		wantSame(t, "left", l.oldest == nil && l.newest == nil, true)

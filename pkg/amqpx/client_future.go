@@ -139,7 +139,7 @@ func (f *Future) park(k *call) {
 // reader, the publisher or a timer) and must not block. A successful response settles the
 // future inline, unless the client checks responses; any other event starts a goroutine.
 func (f *Future) onEvent(k *call, ev event) {
-	result := ev.kind == eventAnswered && k.answer.failed == nil && k.route.check == nil
+	result := ev.kind == eventAnswered && k.answer.Failure == nil && k.route.check == nil
 	f.mu.Lock()
 	state := f.state
 	switch {
@@ -158,9 +158,9 @@ func (f *Future) onEvent(k *call, ev event) {
 	case state == futureAsleep && result:
 		k.cancelSend() // the response came before a re-send was written
 		f.client.pending.remove(k)
-		k.keepResponse(&k.answer)
-		f.client.account(k, k.answer.timing)
-		f.settle(k.answer.body, nil)
+		k.responded = true
+		f.client.account(k, k.answer.Times)
+		f.settle(k.answer.Body, nil)
 	case state == futureAsleep:
 		go func() { // ends with the call, at the latest by Close
 			defer f.client.futures.Done()

@@ -196,7 +196,7 @@ func (k *call) endProbe() {
 // call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
 // have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
-	return k.req.sent.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
+	return k.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
 }
 
 // retryBudget is a token bucket that limits retries to a share of the calls, so that retries

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults of clients.
@@ -100,8 +102,8 @@ func (c *clientConfig) validateClient() error {
 	if c.timeout <= 0 {
 		faults = append(faults, fmt.Errorf("timeout %v: want more than 0", c.timeout))
 	}
-	if c.attemptTimeout < 0 || c.attemptTimeout > maxBudget {
-		faults = append(faults, fmt.Errorf("attempt timeout %v: want 0 to %v", c.attemptTimeout, maxBudget))
+	if c.attemptTimeout < 0 || c.attemptTimeout > wire.MaxBudget {
+		faults = append(faults, fmt.Errorf("attempt timeout %v: want 0 to %v", c.attemptTimeout, wire.MaxBudget))
 	}
 	if c.maxInFlight < 1 {
 		faults = append(faults, fmt.Errorf("max in flight %d: want at least 1", c.maxInFlight))
@@ -118,8 +120,8 @@ func (c *clientConfig) validateClient() error {
 	faults = append(faults, validateShared("WithCallOptions", c.callOptions))
 	for method, opts := range c.methods {
 		faults = append(faults, validateShared(fmt.Sprintf("WithMethod(%q)", method), opts))
-		if method == "" || len(method) > maxShortString {
-			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), maxShortString))
+		if method == "" || len(method) > wire.MaxShortString {
+			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 		}
 	}
 	return errors.Join(faults...)

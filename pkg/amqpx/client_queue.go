@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -399,7 +400,7 @@ func (l *queueLooker) checkServed() {
 		return
 	}
 	for _, k := range c.pending.snapshot() {
-		if !k.req.sent.waitForServer && k.transition(stageConfirmed, stageLost) {
+		if !k.waitForServer && k.transition(stageConfirmed, stageLost) {
 			k.notify(event{result: resultUnserved})
 		}
 	}
@@ -465,7 +466,7 @@ func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
 		}
 		a.returned = a.ch.NotifyReturn(make(chan amqp.Return, 1))
 	}
-	if a.err = a.ch.publishFanout(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
+	if a.err = a.ch.publishFanout(exchange, amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests}); a.err != nil {
 		return a
 	}
 	if a.err = a.ch.barrier(); a.err != nil { // a return comes before the answer of the barrier

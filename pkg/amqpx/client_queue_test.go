@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -169,11 +170,11 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		}
 		var last sentMessage
 		for _, m := range r.broker.messagesTo(DefaultQueue) {
-			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[headerResent] == true {
+			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[wire.HeaderResent] == true {
 				last = m
 			}
 		}
-		wantSame(t, "marked as sent again", last.msg.Headers[headerResent] == true, true)
+		wantSame(t, "marked as sent again", last.msg.Headers[wire.HeaderResent] == true, true)
 		gotUnsafe := <-unsafe
 		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
 		wantSame(t, "generation", r.client.Status().Generation, 1)

@@ -8,6 +8,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const (
@@ -21,7 +23,9 @@ const (
 // responseReader reads a client's reply queue for a session. It is used by a single goroutine.
 type responseReader struct {
 	client *Client
-	batch  []batchedAnswer // the last batch's slice, for reuse
+	// batch and matches are the slices of the last batch, for reuse.
+	batch   []wire.Response
+	matches []match
 }
 
 // read delivers every response to its call. Responses are acknowledged late and many at once:
@@ -68,20 +72,21 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 // handle delivers the responses in a message to their calls.
 func (r *responseReader) handle(d *amqp.Delivery) {
 	c := r.client
-	if d.ContentType != contentTypeAnswers {
+	if d.ContentType != wire.ContentTypeResponses {
 		c.counts.dropped(c.pending.answer(d))
 		return
 	}
 	var err error
-	if r.batch, err = decodeAnswers(d.Body, d.Redelivered, r.batch[:0]); err != nil {
+	if r.batch, err = wire.DecodeResponses(d.Body, d.Redelivered, r.batch[:0]); err != nil {
 		c.counts.dropped(verdictUnknown)
 		return
 	}
-	c.pending.answerAll(r.batch)
-	for i := range r.batch {
-		c.counts.dropped(r.batch[i].verdict)
+	r.matches = c.pending.answerAll(r.batch, r.matches[:0])
+	for _, m := range r.matches {
+		c.counts.dropped(m.result)
 	}
 	clear(r.batch)
+	clear(r.matches)
 }
 
 // The reply queue of a client. A classic queue lives on one node of a cluster, and while this
@@ -194,9 +199,9 @@ func (c *Client) useReplyQueue(fresh string, cause error) {
 // consumeResponses subscribes to the reply queue.
 func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery, error) {
 	if direct {
-		s.consumed.Store(new(directReplyTo))
-		deliveries, err := s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
-		return deliveries, atStep(stepConsume, directReplyTo, err)
+		s.consumed.Store(new(wire.DirectReplyTo))
+		deliveries, err := s.subCh.Consume(wire.DirectReplyTo, replyConsumer, true, false, false, false, nil)
+		return deliveries, atStep(stepConsume, wire.DirectReplyTo, err)
 	}
 	var deliveries <-chan amqp.Delivery
 	priority := c.nextPriority()

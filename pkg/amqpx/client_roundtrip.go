@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -52,10 +53,10 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
-	if req, err = sendable(req, c.cfg.maxMessageSize); err != nil {
+	k = &call{route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
+	if err = k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
-	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
 	if f == nil {
 		k.events = make(chan event, maxEvents)
 	}
@@ -101,15 +102,15 @@ func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration
 }
 
 // account counts a finished call's re-sends and fills its CallInfo.
-func (c *Client) account(k *call, t timing) {
+func (c *Client) account(k *call, t wire.Times) {
 	sends := int(k.sent.Load())
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
-	if info := k.req.sent.info; info != nil {
-		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler, CorrelationID: k.req.CorrelationID}
+	if info := k.info; info != nil {
+		*info = CallInfo{Attempts: sends, Queue: t.Queue, Handler: t.Handler, CorrelationID: k.req.ID}
 		if k.responded {
-			info.Response = k.response.response(k.body)
+			info.Response = newResponse(&k.answer)
 		}
 	}
 }
@@ -128,7 +129,7 @@ func (c *Client) limitError(sentinel error) error {
 }
 
 // awaitResponse makes attempts until a response arrives or no further attempt is allowed.
-func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
+func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, wire.Times, error) {
 	for {
 		switch ev.kind {
 		case eventAttempt:
@@ -139,16 +140,16 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 				continue
 			}
 			if k.drainEvents() { // a response is better than the error
-				return k.decode(&k.answer)
+				return k.readResponse()
 			}
-			return nil, timing{}, err
+			return nil, wire.Times{}, err
 		case eventAnswered:
-			return k.decode(&k.answer)
+			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
 			if k.drainEvents() { // a response is better than the error
-				return k.decode(&k.answer)
+				return k.readResponse()
 			}
-			return nil, timing{}, c.abandonError(k, eventCause(ctx, ev))
+			return nil, wire.Times{}, c.abandonError(k, eventCause(ctx, ev))
 		}
 	}
 }
@@ -222,26 +223,24 @@ func (k *call) drainEvents() bool {
 	}
 }
 
-// keepResponse stores the response for the caller's [CallInfo].
-func (k *call) keepResponse(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
-
-// decode returns the result of the call's response. A refusal proves that its own request did
-// not run, and nothing about an earlier request that may have arrived.
-func (k *call) decode(a *reply) ([]byte, timing, error) {
-	k.keepResponse(a)
-	failed := a.failed
-	if failed == nil {
+// readResponse returns the result of the call's response. A refusal proves that its own request
+// did not run, and nothing about an earlier request that may have arrived.
+func (k *call) readResponse() ([]byte, wire.Times, error) {
+	k.responded = true
+	a := &k.answer
+	if a.Failure == nil {
 		if k.route.check != nil {
-			if failed = k.check(a); failed != nil {
-				return nil, a.timing, failed
+			if failed := k.check(a); failed != nil {
+				return nil, a.Times, failed
 			}
 		}
-		return a.body, a.timing, nil
+		return a.Body, a.Times, nil
 	}
+	failed := errorOf(a.Failure)
 	if failed.outcome == DidNotRun {
 		// Without the echo the response may be a copy of an earlier refusal, and the retry may
 		// run.
-		k.uncertain = k.uncertain || k.round > 0 && !k.echoed
+		k.uncertain = k.uncertain || k.req.Retry > 0 && !a.Echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
@@ -251,7 +250,7 @@ func (k *call) decode(a *reply) ([]byte, timing, error) {
 		k.refusal = failed
 		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
 	}
-	return nil, a.timing, failed
+	return nil, a.Times, failed
 }
 
 // mayRetry decides whether a refused call may be retried: after a wait of at least the
@@ -445,7 +444,7 @@ func (c *Client) abandonError(k *call, cause error) error {
 	if cause == nil {
 		return localError(CodeUnavailable, outcome, ErrClosed, "")
 	}
-	c.sendCancel(k.req, cause, outcome)
+	c.sendCancel(&k.req, cause, outcome)
 	detail, sentinel := c.reasonOf(k)
 	e := contextError(cause, outcome, sentinel, detail)
 	switch {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // A node on the wrong side of a cluster's partition, such as a node that was suspended for a
@@ -130,7 +132,7 @@ func (c *Client) isPinged(ctx context.Context, l brokerConn) (answered bool) {
 	if !c.cfg.control {
 		return false
 	}
-	_ = c.askThrough(ctx, l, controlPing, nil, func(*Instance) (more bool) {
+	_ = c.askThrough(ctx, l, wire.ControlPing, nil, func(*Instance) (more bool) {
 		answered = true
 		return false
 	})
@@ -261,7 +263,7 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 	}
 	if servers < 2 || len(k.refusers) >= servers || k.elsewhere >= tries {
 		if c.nowhere.add(k.req.Method) {
-			c.cfg.logger.Warn("no server has the method", zap.String("method", truncate(k.req.Method, maxShortString)),
+			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.Method, wire.MaxShortString)),
 				zap.String("queue", k.route.queue), zap.Int("servers", servers))
 		}
 		return 0, false

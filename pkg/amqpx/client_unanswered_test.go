@@ -283,8 +283,7 @@ func TestNamelessServersAreTriedABoundedNumberOfTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		no := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-			in, _ := decodeRequest(&d, "")
-			send(encodeError(in, refusal(CodeUnimplemented, "no"), timing{}, false))
+			send(errorTo(d, refusal(CodeUnimplemented, "no")))
 		}
 		for range 3 {
 			startScript(t, b, no)

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // listenPeer accepts connections on a loopback port; p answers the first connection.
@@ -235,8 +237,8 @@ func TestLargeBodyOverASlowNetwork(t *testing.T) {
 			}
 		}
 		d := <-deliveries
-		drop, _ := droppedBodyOf(d.Headers)
-		wantSame(t, "dropped", drop, droppedBody{size: chunks * chunk, limit: chunk})
+		drop, _ := wire.DroppedBodyOf(d.Headers)
+		wantSame(t, "dropped", drop, wire.DroppedBody{Size: chunks * chunk, Limit: chunk})
 		_ = near.Close()
 		<-p.ended
 		_ = conn.Close()
@@ -319,7 +321,7 @@ func TestUnreadableTableUnderTLS(t *testing.T) {
 	}
 	select {
 	case d := <-deliveries:
-		wantSame(t, "headers", d.Headers[headerUnreadable], any(true))
+		wantSame(t, "headers", d.Headers[wire.HeaderUnreadable], any(true))
 		wantSame(t, "correlation id", d.CorrelationId, "id")
 	case reason := <-l.closed():
 		t.Fatalf("the link ended: %v", reason)

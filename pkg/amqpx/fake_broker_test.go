@@ -12,6 +12,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeBroker is RabbitMQ in memory, behind the interfaces of transport.go: queues, the default
@@ -172,7 +174,7 @@ func missing(name string) *amqp.Error {
 
 // route puts a message into its queue and reports false for a nack. The caller holds mu.
 func (b *fakeBroker) route(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing) bool {
-	if strings.HasPrefix(key, directReplyTo+".") {
+	if strings.HasPrefix(key, wire.DirectReplyTo+".") {
 		b.routeDirect(key, msg)
 		return true
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // The synchronous calls of fakeChannel.
@@ -45,7 +47,7 @@ func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amq
 	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
 	consumer.priority, _ = args["x-priority"].(int32)
 	err := c.do("consume", queue, func() *amqp.Error {
-		if queue != directReplyTo {
+		if queue != wire.DirectReplyTo {
 			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {
 				return missing(queue)
 			}

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeChannel is one channel of a fakeLink, and the Acknowledger of its deliveries.
@@ -67,7 +69,7 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 		return nil, amqp.ErrClosed
 	}
 	msg.Body, msg.Headers = bytes.Clone(msg.Body), maps.Clone(msg.Headers)
-	if msg.ReplyTo == directReplyTo {
+	if msg.ReplyTo == wire.DirectReplyTo {
 		msg.ReplyTo = c.replyAddress()
 	}
 	if refused := b.checkUser(msg.UserId); refused != nil {

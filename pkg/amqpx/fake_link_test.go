@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeLink is one connection to a fakeBroker. The broker's lock guards the fields, except
@@ -222,22 +224,22 @@ func (l *fakeLink) abandon() {
 // connection.
 func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
 	limits, size := l.limits(), uint64(len(d.Body))
-	drop := droppedBody{size: size, limit: limits.maxBody}
+	drop := wire.DroppedBody{Size: size, Limit: limits.maxBody}
 	switch {
-	case limits.maxBody > 0 && len(d.Body) > limits.maxBody && (size > smallBody || d.ContentType != contentTypeCalls):
+	case limits.maxBody > 0 && len(d.Body) > limits.maxBody && (size > smallBody || d.ContentType != wire.ContentTypeRequests):
 	case limits.inHand == nil || size == 0 || kindOfConsumer([]byte(d.ConsumerTag)) != contentRequest:
 		return d
 	case limits.inHand.take(size):
 		l.unclaimed.add(limits.inHand, size)
 		return d
 	default:
-		drop.noRoom = true
+		drop.NoRoom = true
 	}
 	headers := maps.Clone(d.Headers)
 	if headers == nil {
 		headers = amqp.Table{}
 	}
-	headers[headerDropped] = drop.value()
+	headers[wire.HeaderDropped] = drop.HeaderValue()
 	d.Headers, d.Body = headers, nil
 	return d
 }
@@ -272,5 +274,5 @@ func brokenSocket() *amqp.Error {
 // replyAddress returns the direct reply-to address of the channel.
 func (c *fakeChannel) replyAddress() string {
 	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id in RabbitMQ's form
-	return fmt.Sprintf("%s.%s.%d-%d", directReplyTo, process, c.link.id, c.id)
+	return fmt.Sprintf("%s.%s.%d-%d", wire.DirectReplyTo, process, c.link.id, c.id)
 }

@@ -1,16 +1,15 @@
 package amqpx
 
 import (
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"maps"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // contentLimits bounds the message bodies that a connection reads into memory. The zero value
@@ -103,7 +102,7 @@ const (
 
 // maxMethodFrame is the number of inspected bytes of a method: class, method and the
 // consumer's tag.
-const maxMethodFrame = 4 + 1 + maxShortString
+const maxMethodFrame = 4 + 1 + wire.MaxShortString
 
 // methodPrefix returns the number of bytes of a method frame that must have arrived before the
 // frame is passed on.
@@ -183,31 +182,31 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	size := binary.BigEndian.Uint64(frame[bodySizeAt:])
 	kind := f.kinds[channel]
 	delete(f.kinds, channel)
-	drop := droppedBody{size: size, limit: f.limits.maxBody}
+	drop := wire.DroppedBody{Size: size, Limit: f.limits.maxBody}
 	switch kind {
 	case contentControl:
-		drop.limit = controlBody
+		drop.Limit = controlBody
 	case contentReturned:
-		drop.limit = smallBody
+		drop.Limit = smallBody
 	case contentRequest, contentOther:
 	}
 	switch {
 	case size == 0:
 		return frame
-	case drop.limit > 0 && size > uint64(drop.limit) && (size > smallBody || !isBatch(frame)):
+	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > smallBody || !isBatch(frame)):
 	case kind != contentRequest || f.limits.inHand == nil:
 		return frame
 	case f.limits.inHand.take(size):
 		f.unclaimed.add(f.limits.inHand, size)
 		return frame
 	default:
-		drop.noRoom = true
+		drop.NoRoom = true
 	}
 	if f.dropping == nil {
 		f.dropping = make(map[uint16]uint64)
 	}
 	f.dropping[channel] = size
-	return drop.mark(frame)
+	return markDropped(frame, drop)
 }
 
 // isBatch reports whether the content type in a content header is the type of a batch.
@@ -216,8 +215,7 @@ func isBatch(frame []byte) bool {
 		return false
 	}
 	at := flagsAt + 3
-	contentType := string(frame[at:min(at+int(frame[at-1]), len(frame))])
-	return contentType == contentTypeCalls || contentType == contentTypeAnswers
+	return wire.IsBatch(string(frame[at:min(at+int(frame[at-1]), len(frame))]))
 }
 
 // heartbeatFrame replaces a discarded frame, so that amqp091-go does not consider a broker
@@ -245,35 +243,21 @@ func (f *frameReader) dropped(kind byte, channel uint16, size uint32) bool {
 	return true
 }
 
-// droppedBody describes a discarded body.
-type droppedBody struct {
-	size   uint64 // of the body in bytes
-	limit  int    // of a single body in bytes
-	noRoom bool   // the body is within the limit, but there was no room
-}
-
-// dropNonce is the prefix of the value of headerDropped. It is random, so that no other
-// program can forge a message with a body dropped here.
-var dropNonce = func() string { //nolint:gochecknoglobals // made once, constant.
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}()
-
 // minFrameMax is the smallest frame size that a peer may negotiate (AMQP 0-9-1 section 4.2.3).
 // A content header may always grow to this size.
 const minFrameMax = 4096
 
-// mark returns a content header with body size 0 and headerDropped added to its table. If the
+// markDropped returns a content header with body size 0 and the description of its discarded
+// body, as [wire.HeaderDropped], added to its table. If the
 // header would no longer fit in a frame, or could no longer be read, the table is replaced,
-// with headerUnreadable set.
-func (d droppedBody) mark(frame []byte) []byte {
+// with [wire.HeaderUnreadable] set.
+func markDropped(frame []byte, d wire.DroppedBody) []byte {
 	lengthAt, begin, end, ok := tableOf(frame)
 	if !ok {
 		return frame // malformed: amqp091-go refuses the frame
 	}
-	value := d.value()
-	entry := append(appendShortString(nil, headerDropped), 'S')
+	value := d.HeaderValue()
+	entry := append(appendShortString(nil, wire.HeaderDropped), 'S')
 	entry = binary.BigEndian.AppendUint32(entry, uint32(len(value))) //nolint:gosec // a few bytes.
 	entry = append(entry, value...)
 	table := append(append([]byte(nil), frame[begin:end]...), entry...)
@@ -283,27 +267,6 @@ func (d droppedBody) mark(frame []byte) []byte {
 	marked := withTable(frame, lengthAt, end, table)
 	binary.BigEndian.PutUint64(marked[bodySizeAt:], 0)
 	return marked
-}
-
-// value returns the value of headerDropped.
-func (d droppedBody) value() string {
-	return fmt.Sprintf("%s %t %d %d", dropNonce, d.noRoom, d.size, d.limit)
-}
-
-// tooLarge returns the error text for a body beyond the limit.
-func (d droppedBody) tooLarge() string {
-	return fmt.Sprintf("%v: body of %d bytes, limit %d", ErrTooLarge, d.size, d.limit)
-}
-
-// droppedBodyOf returns the description of a message's dropped body; ok is false if the body
-// was not dropped.
-func droppedBodyOf(h amqp.Table) (d droppedBody, ok bool) {
-	value, ok := h[headerDropped].(string)
-	if !ok || !strings.HasPrefix(value, dropNonce) {
-		return d, false
-	}
-	_, err := fmt.Sscanf(value[len(dropNonce):], "%t %d %d", &d.noRoom, &d.size, &d.limit)
-	return d, err == nil
 }
 
 // A message's properties travel in a single frame, whose size the broker and the client have

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // onOtherChannel returns a frame for channel 2.
@@ -106,11 +108,11 @@ func tableIn(t *testing.T, frame []byte) amqp.Table {
 }
 
 // wantDropped checks that a content header belongs to a message with a dropped body.
-func wantDropped(t *testing.T, frame []byte, want droppedBody) amqp.Table {
+func wantDropped(t *testing.T, frame []byte, want wire.DroppedBody) amqp.Table {
 	t.Helper()
 	wantSame(t, "body size", binary.BigEndian.Uint64(frame[bodySizeAt:]), 0)
 	table := tableIn(t, frame)
-	got, ok := droppedBodyOf(table)
+	got, ok := wire.DroppedBodyOf(table)
 	wantSame(t, "marked", ok, true)
 	wantSame(t, "what was dropped", got, want)
 	if !bytes.HasSuffix(frame, []byte("\x02id\xCE")) {
@@ -138,7 +140,7 @@ func TestBodyBeyondTheLimitIsDropped(t *testing.T) {
 			if len(frames) != 1+len(other)+len(after) {
 				t.Fatalf("%d frames", len(frames))
 			}
-			table := wantDropped(t, frames[0], droppedBody{size: 120_000, limit: limit})
+			table := wantDropped(t, frames[0], wire.DroppedBody{Size: 120_000, Limit: limit})
 			wantSame(t, "a header of the message", table["a"], any("b"))
 			for i, want := range slices.Concat(other, after) {
 				if !bytes.Equal(frames[1+i], want) {
@@ -157,7 +159,7 @@ func TestDroppedBodyThatIsCutOff(t *testing.T) {
 			t.Parallel()
 			body := frameOf(3, []byte("z"))
 			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(nil)), frameOf(3, make([]byte, 500)), next, body)
-			wantDropped(t, frames[0], droppedBody{size: 1000, limit: 10})
+			wantDropped(t, frames[0], wire.DroppedBody{Size: 1000, Limit: 10})
 			if len(frames) != 3 || !bytes.Equal(frames[1], next) || !bytes.Equal(frames[2], body) {
 				t.Errorf("then %q", frames[1:])
 			}
@@ -167,8 +169,8 @@ func TestDroppedBodyThatIsCutOff(t *testing.T) {
 
 func TestMarkOfADroppedBody(t *testing.T) {
 	t.Parallel()
-	want := droppedBody{size: 1000, limit: 10}
-	forged := append(appendShortString(nil, headerDropped), "S\x00\x00\x00\x07true 9 9"[:12]...)
+	want := wire.DroppedBody{Size: 1000, Limit: 10}
+	forged := append(appendShortString(nil, wire.HeaderDropped), "S\x00\x00\x00\x07true 9 9"[:12]...)
 	for name, c := range map[string]struct {
 		table []byte
 		lost  bool // the table is replaced
@@ -176,33 +178,33 @@ func TestMarkOfADroppedBody(t *testing.T) {
 		"no header":         {nil, false},
 		"forged before":     {forged, false},
 		"unreadable":        {deepTable(40), true},
-		"full":              {wideTable(readableEntries), true},
+		"full":              {wideTable(wire.ReadableEntries), true},
 		"fills a frame":     {bytes.Repeat([]byte("\x01kV"), 1340), true},
 		"nearly fills one":  {bytes.Repeat([]byte("\x01kV"), 1200), false},
-		"of greatest depth": {deepTable(readableDepth + 1), false},
+		"of greatest depth": {deepTable(wire.ReadableDepth + 1), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(c.table)), frameOf(3, make([]byte, 1000)))
 			table := wantDropped(t, frames[0], want)
-			wantSame(t, "table is lost", table[headerUnreadable] == any(true), c.lost)
+			wantSame(t, "table is lost", table[wire.HeaderUnreadable] == any(true), c.lost)
 			if len(frames[0]) > max(minFrameMax, len(contentHeader(c.table))) {
 				t.Errorf("a frame of %d bytes", len(frames[0]))
 			}
 		})
 	}
-	if _, ok := droppedBodyOf(amqp.Table{headerDropped: "false 1000 10"}); ok {
+	if _, ok := wire.DroppedBodyOf(amqp.Table{wire.HeaderDropped: "false 1000 10"}); ok {
 		t.Error("a mark of another program counts")
 	}
 }
 
 func TestBatchMayBeLargerThanARequest(t *testing.T) {
 	t.Parallel()
-	for contentType, passes := range map[string]bool{contentTypeCalls: true, contentTypeAnswers: true, "text/plain": false} {
+	for contentType, passes := range map[string]bool{wire.ContentTypeRequests: true, wire.ContentTypeResponses: true, "text/plain": false} {
 		frames, _ := readFrames(t, limited(1000, 1<<20), typed(contentType, 2000), frameOf(3, make([]byte, 2000)))
 		wantSame(t, contentType, len(frames), map[bool]int{true: 2, false: 1}[passes])
 		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, smallBody+1), frameOf(3, make([]byte, smallBody+1)))
-		wantDropped(t, frames[0], droppedBody{size: smallBody + 1, limit: 1000})
+		wantDropped(t, frames[0], wire.DroppedBody{Size: smallBody + 1, Limit: 1000})
 	}
 }
 
@@ -358,7 +360,7 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 			if len(answers) != 1 {
 				t.Fatalf("%s: answers %v", method, answers)
 			}
-			wantSame(t, method, answers[0].Headers[headerCode], any(string(code)))
+			wantSame(t, method, answers[0].Headers[wire.HeaderCode], any(string(code)))
 			wantSame(t, "has the header", answers[0].Headers["x"] != nil, false)
 		}
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)

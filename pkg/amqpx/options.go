@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults shared by clients and servers.
@@ -326,8 +328,8 @@ func chain(h Handler, middleware []Middleware) (Handler, error) {
 // validateNames reports every fault of the connection name, and nil middleware.
 func (c *config) validateNames() error {
 	var faults []error
-	if len(c.name) > maxShortString || !utf8.ValidString(c.name) {
-		faults = append(faults, fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), maxShortString))
+	if len(c.name) > wire.MaxShortString || !utf8.ValidString(c.name) {
+		faults = append(faults, fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), wire.MaxShortString))
 	}
 	for i, m := range c.middleware {
 		if m == nil {

@@ -8,17 +8,19 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // frameReader reads AMQP frames for amqp091-go and replaces header tables that the library
 // cannot read. The library ends the connection on a table of more than 8192 entries or nested
 // deeper than 32. RabbitMQ accepts both, and would redeliver the message: a single message
 // would keep every server, or a client, from ever being ready. Instead the message arrives
-// with headerUnreadable set and is refused.
+// with [wire.HeaderUnreadable] set and is refused.
 //
 // frameReader also bounds the bodies that are read, see contentLimits: the content header
 // tells a body's size before the body arrives. A body beyond the bounds is discarded while
-// being read, and its message arrives with an empty body and headerDropped set.
+// being read, and its message arrives with an empty body and [wire.HeaderDropped] set.
 //
 // frameReader inspects only content headers and, if bodies are counted, the methods before
 // them; all other frames pass unchanged.
@@ -268,7 +270,7 @@ func withReadableTable(frame []byte) []byte {
 
 // unreadableMark returns the entry that marks a replaced table.
 func unreadableMark() []byte {
-	return append(appendShortString(nil, headerUnreadable), 't', 1)
+	return append(appendShortString(nil, wire.HeaderUnreadable), 't', 1)
 }
 
 // withTable returns a copy of a content header frame with another table.
@@ -284,12 +286,6 @@ func appendShortString(b []byte, text string) []byte {
 	return append(append(b, byte(len(text))), text...) //nolint:gosec // at most 255 bytes.
 }
 
-// Limits of amqp091-go's reader. The library can certainly read a table within them.
-const (
-	readableDepth   = 32
-	readableEntries = 8192
-)
-
 // readableTable reports whether amqp091-go can read a field table (AMQP 0-9-1
 // section 4.2.5.5, with RabbitMQ's types,
 // https://www.rabbitmq.com/docs/amqp-0-9-1-errata#section_3).
@@ -297,11 +293,11 @@ func readableTable(b []byte) bool { return readableFields(b, 0, true) }
 
 // readableFields checks the fields of a table, or the values of an array.
 func readableFields(b []byte, depth int, named bool) bool {
-	if depth > readableDepth {
+	if depth > wire.ReadableDepth {
 		return false
 	}
 	for entries := 0; len(b) > 0; entries++ {
-		if entries >= readableEntries {
+		if entries >= wire.ReadableEntries {
 			return false
 		}
 		if named {

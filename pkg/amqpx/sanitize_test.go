@@ -6,6 +6,8 @@ import (
 	"io"
 	"testing"
 	"testing/iotest"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // frameOf returns a frame on channel 1.
@@ -54,7 +56,7 @@ func TestFramesPassUnchanged(t *testing.T) {
 		"\x01kl12345678\x01kd12345678\x01kT12345678\x01kS\x00\x00\x00\x01x\x01kx\x00\x00\x00\x00\x01kV")
 	stream := bytes.Join([][]byte{
 		frameOf(1, []byte("a method")), contentHeader(everyType), frameOf(3, bytes.Repeat([]byte("b"), 200_000)),
-		frameOf(8, nil), contentHeader(wideTable(readableEntries)), contentHeader(nil), frameOf(2, []byte("short")),
+		frameOf(8, nil), contentHeader(wideTable(wire.ReadableEntries)), contentHeader(nil), frameOf(2, []byte("short")),
 	}, nil)
 	for name, r := range map[string]io.Reader{
 		"whole": bytes.NewReader(stream), "byte by byte": iotest.OneByteReader(bytes.NewReader(stream)),
@@ -82,9 +84,9 @@ func TestWhatIsNoFramePassesUnchanged(t *testing.T) {
 
 func TestUnreadableTablesAreReplaced(t *testing.T) {
 	t.Parallel()
-	mark := append([]byte{byte(len(headerUnreadable))}, headerUnreadable+"t\x01"...)
+	mark := append([]byte{byte(len(wire.HeaderUnreadable))}, wire.HeaderUnreadable+"t\x01"...)
 	for name, table := range map[string][]byte{
-		"too deep": deepTable(readableDepth + 2), "far too deep": deepTable(3000), "too wide": wideTable(readableEntries + 1),
+		"too deep": deepTable(wire.ReadableDepth + 2), "far too deep": deepTable(3000), "too wide": wideTable(wire.ReadableEntries + 1),
 		"type of no AMQP": []byte("\x01k?"), "cut off": []byte("\x01kS\x00\x00\x00\x09x"), "no value": []byte("\x01k"), "name too long": []byte("\x09k"),
 	} {
 		after := frameOf(3, []byte("body"))
@@ -93,7 +95,7 @@ func TestUnreadableTablesAreReplaced(t *testing.T) {
 			t.Errorf("%s: became %q, %v", name, got[:min(len(got), 100)], err)
 		}
 	}
-	if !readableTable(deepTable(readableDepth + 1)) {
+	if !readableTable(deepTable(wire.ReadableDepth + 1)) {
 		t.Error("a table of the greatest depth is refused")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -95,8 +96,8 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
-	case name == "" || len(name) > maxShortString:
-		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), maxShortString)
+	case name == "" || len(name) > wire.MaxShortString:
+		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), wire.MaxShortString)
 	case h == nil:
 		return fmt.Errorf("amqpx: method %q: no handler", name)
 	case s.methods[name] != nil:

@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Companions of the request queue: the batch queue, the retry queue, and the queue of dead
@@ -219,9 +221,9 @@ func (s *Server) returnedMessage(sess *session, companions []*companion, r *amqp
 	switch {
 	case s.cfg.queue.owns(r.RoutingKey):
 		s.copyReturned(sess, companions, r)
-	case r.ContentType == contentTypeAnswers:
+	case r.ContentType == wire.ContentTypeResponses:
 		var room [64][]byte
-		records, _ := appendRecords(room[:0], r.Body) // no error: this package has encoded the records
+		records, _ := wire.AppendRecords(room[:0], r.Body) // no error: this package has encoded the records
 		s.counts.unroutable.Add(uint64(len(records)))
 	default:
 		s.counts.unroutable.Add(1)

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // retryPrefetch is the prefetch of the retry queue: 1, so that a request which kills a server
@@ -292,7 +294,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 		if !synced {
 			// The broker may or may not deliver the request again; the caller must not wait.
 			for _, refusal := range j.refusals {
-				refusal.reply.failed.outcome = MayHaveRun
+				refusal.response.Failure.Ran = wire.RanUnknown
 				refusal.send()
 			}
 			j.refusals = nil

@@ -11,19 +11,13 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Control plane. Every server consumes, from a queue of its own, the messages to a fanout
 // exchange: cancellations of calls (server_cancels.go), and queries about the server
 // (server_info.go). docs/protocol.md describes the messages.
-
-// Kinds of control messages (app_id).
-const (
-	controlCancel = "cancel"
-	controlPing   = "ping"
-	controlInfo   = "info"
-	controlStats  = "stats"
-)
 
 const (
 	// controlPrefetch, controlLength and controlAnswers bound the resources which a flood of
@@ -164,12 +158,12 @@ func (c *control) handle(d *amqp.Delivery) {
 	switch d.AppId {
 	case "": // a response to this server's own ping
 		s.pings.answered(d.CorrelationId)
-	case controlCancel:
+	case wire.ControlCancel:
 		if err := s.cancelCalls(d); err != nil {
 			c.warnMalformed(d, err)
 		}
-	case controlPing, controlInfo, controlStats:
-		if d.ReplyTo == "" || !safeReplyTo(d.ReplyTo) {
+	case wire.ControlPing, wire.ControlInfo, wire.ControlStats:
+		if d.ReplyTo == "" || !wire.SafeReplyTo(d.ReplyTo) {
 			c.warnMalformed(d, errors.New("no reply_to to answer to"))
 			return
 		}
@@ -182,7 +176,7 @@ func (c *control) handle(d *amqp.Delivery) {
 // warnMalformed logs that a control message was dropped.
 func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 	c.server.logs.badControl.of(c.server.cfg.logger).Warn("dropped a control message that cannot be read",
-		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
+		zap.String("app_id", wire.Truncate(d.AppId, wire.MaxShortString)), zap.Error(err))
 }
 
 // cancelCalls cancels the calls in a message, which has the format of a batch: a record has
@@ -192,19 +186,19 @@ func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 // error of the last malformed record.
 func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	var room [64][]byte
-	records, err := appendRecords(room[:0], d.Body)
+	records, err := wire.AppendRecords(room[:0], d.Body)
 	if err != nil {
 		return err
 	}
 	user, now := s.callerOf(d), time.Now()
 	for _, record := range records {
-		in := incoming{Request: Request{User: user}}
-		if failed := decodeCall(&in, record, d.ReplyTo, s.nameOf); failed != nil {
+		in := incoming{user: user}
+		if failed := formatRefusal(in.DecodeRecord(record, d.ReplyTo, s.nameOf)); failed != nil {
 			err = failed
 			continue
 		}
 		m := s.methods[in.Method]
-		if m == nil || in.CorrelationID == "" {
+		if m == nil || in.ID == "" {
 			continue
 		}
 		for _, r := range s.dedup.cancel(m, &in, now) {
@@ -337,7 +331,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	if queue == "" {
 		return 0, localError(CodeUnimplemented, DidNotRun, nil, "this server has no control plane")
 	}
-	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: controlPing, ReplyTo: queue, CorrelationId: id}}
+	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: wire.ControlPing, ReplyTo: queue, CorrelationId: id}}
 	s.outbox.put(ping)
 	select {
 	case <-answered:

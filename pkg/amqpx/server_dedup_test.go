@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -28,7 +29,7 @@ func withBody(body string) change { return func(p *amqp.Publishing) { p.Body = [
 func withToken(token string) change {
 	return func(p *amqp.Publishing) { p.Headers = amqp.Table{"token": token} }
 }
-func resent(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} }
+func resent(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderResent: true} }
 
 // sent returns a request of a program that follows the contract.
 func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
@@ -56,7 +57,7 @@ func answerOf(t *testing.T, b *fakeBroker) string {
 	if len(answers) != 1 {
 		t.Fatalf("%d answers, want 1", len(answers))
 	}
-	if code, failed := answers[0].Headers[headerCode]; failed {
+	if code, failed := answers[0].Headers[wire.HeaderCode]; failed {
 		return fmt.Sprint(code)
 	}
 	return string(answers[0].Body)
@@ -152,8 +153,8 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 			settle()
 			answers := b.take()
 			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "code", answers[0].Headers[headerCode], any("failed_precondition"))
-			wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+			wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("failed_precondition"))
+			wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
 			pass(between)
 			b.take()
@@ -292,7 +293,7 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 				pass(10 * time.Second)
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "failed", s.Stats().Failed, 1)
 				b.put(sent("3", "key"))
@@ -338,7 +339,7 @@ func TestWaitingDuplicatesAreBounded(t *testing.T) {
 		settle()
 		refused := b.take()
 		wantSame(t, "refused", len(refused), 10)
-		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		pass(10 * time.Second)
 		wantSame(t, "answers", len(b.take()), maxWaitingDuplicates+1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)

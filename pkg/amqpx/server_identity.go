@@ -8,6 +8,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Identity of callers. The broker checks the user_id of a message against the user of the
@@ -49,10 +51,10 @@ const uniqueID = 16
 // the caller follows the contract of this package: other callers may use a correlation id
 // again.
 func (in *incoming) key() string {
-	if in.IdempotencyKey == "" && in.followsContract {
-		return in.CorrelationID
+	if in.Key == "" && in.FollowsContract {
+		return in.ID
 	}
-	return in.IdempotencyKey
+	return in.Key
 }
 
 // identity returns the identity of a request; false means that duplicates cannot be
@@ -60,12 +62,12 @@ func (in *incoming) key() string {
 // key of an anonymous caller, belong to the reply_to; without a reply_to the request has no
 // identity.
 func (in *incoming) identity() (identity, bool) {
-	id := identity{requestID{scope: in.User, id: in.key()}, in.IdempotencyKey != "" && in.User != ""}
+	id := identity{requestID{scope: in.user, id: in.key()}, in.Key != "" && in.user != ""}
 	switch {
-	case id.id == "", in.replyTo == "" && !id.shared:
+	case id.id == "", in.ReplyTo == "" && !id.shared:
 		return id, false
 	case !id.shared && len(id.id) < uniqueID:
-		id.replyTo = in.replyTo
+		id.replyTo = in.ReplyTo
 	}
 	return id, true
 }
@@ -77,21 +79,14 @@ type callKey struct{ user, replyTo, id string }
 // and changes with each connection, so it is not part of the key if the id cannot be guessed.
 // A one-way request has no reply_to, and no cancellation matches it.
 func newCallKey(user, replyTo, id string) callKey {
-	if len(id) >= uniqueID && strings.HasPrefix(replyTo, directReplyTo) {
-		replyTo = directReplyTo
+	if len(id) >= uniqueID && strings.HasPrefix(replyTo, wire.DirectReplyTo) {
+		replyTo = wire.DirectReplyTo
 	}
 	return callKey{user: user, replyTo: replyTo, id: id}
 }
 
 // callKey returns the key of the request's call.
-func (in *incoming) callKey() callKey { return newCallKey(in.User, in.replyTo, in.CorrelationID) }
-
-// headerUser holds the caller of a request in a copy by a server.
-const headerUser = headerPrefix + "user"
-
-// headerDeath is the header in which the broker records dead-lettering
-// (https://www.rabbitmq.com/docs/dlx).
-const headerDeath = "x-death"
+func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, in.ID) }
 
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's
 // user and names the caller in a header, which counts only if the copy has this server's own
@@ -102,11 +97,11 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	if d.UserId == "" || !s.cfg.userID {
 		return ""
 	}
-	if _, dead := d.Headers[headerDeath]; dead {
+	if _, dead := d.Headers[wire.HeaderDeath]; dead {
 		return ""
 	}
 	if d.UserId == s.user.get() {
-		if caller, copied := d.Headers[headerUser].(string); copied {
+		if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
 			return caller
 		}
 	}
@@ -117,13 +112,13 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 // the caller is set: the broker would refuse a dead letter with this server's user when
 // another user moves the message back. The request is anonymous then.
 func (s *Server) sign(msg *amqp.Publishing, caller string) {
-	delete(msg.Headers, headerUser)
+	delete(msg.Headers, wire.HeaderUser)
 	user := s.user.get()
 	if user == "" {
 		return
 	}
-	setHeader(msg, headerUser, caller)
-	if _, dead := msg.Headers[headerDeadReason]; !dead {
+	wire.SetHeader(msg, wire.HeaderUser, caller)
+	if _, dead := msg.Headers[wire.HeaderDeadReason]; !dead {
 		msg.UserId = user
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -16,15 +17,9 @@ import (
 type invocation struct {
 	xsync.LazyContext
 
-	job *job
-	// The fields id to handedOut hold the values of the request on arrival, because middleware
-	// may change the Request for the next handler.
-	id            identity
-	identified    bool // a duplicate can be found by id
-	keyed         bool // the id is an idempotency key
-	handedOut     bool // the request may have run before
-	correlationID string
-	body          []byte
+	job        *job
+	id         identity
+	identified bool // a duplicate can be found by id
 
 	begun time.Time    // when a worker took the request
 	works atomic.Int64 // when the invocation got its current worker, see load
@@ -38,8 +33,8 @@ type invocation struct {
 	replayed bool          // the request got the response of another execution
 	waited   time.Duration // for executions of the same request
 
-	response atomic.Pointer[properties] // the properties set by the handler; nil: none
-	silent   atomic.Bool                // another request of the same call responds
+	response atomic.Pointer[wire.Properties] // the properties set by the handler; nil: none
+	silent   atomic.Bool                     // another request of the same call responds
 
 	// The lock of the dedupStore guards these fields; takes may be read after the execution's
 	// done channel is closed.
@@ -49,14 +44,14 @@ type invocation struct {
 }
 
 func newInvocation(j *job) *invocation {
-	r := &invocation{job: j, correlationID: j.in.CorrelationID, body: j.in.Body, keyed: j.in.IdempotencyKey != "", handedOut: j.wasDeliveredBefore()}
+	r := &invocation{job: j}
 	r.id, r.identified = j.in.identity()
 	return r
 }
 
 // call returns the key of the request's call.
 func (r *invocation) call() callKey {
-	return newCallKey(r.id.scope, r.job.in.replyTo, r.correlationID)
+	return newCallKey(r.id.scope, r.job.in.ReplyTo, r.job.in.ID)
 }
 
 // invocationKey is the key under which a context stores its invocation.
@@ -177,7 +172,7 @@ func (s *Server) unimplemented(method string) *Error {
 	s.unknown.mu.Unlock()
 	if first {
 		s.cfg.logger.Warn("request for a method that this server does not have",
-			zap.String("method", truncate(method, maxShortString)), zap.String("queue", s.cfg.queue.Name))
+			zap.String("method", wire.Truncate(method, wire.MaxShortString)), zap.String("queue", s.cfg.queue.Name))
 	}
 	e := refusal(CodeUnimplemented, "method %q is unknown to this server", method)
 	e.server = s.self.id

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults of servers.
@@ -97,8 +99,8 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.deliveryLimit < 0 {
 		faults = append(faults, fmt.Errorf("delivery limit %d: want at least 1, or 0 for none", c.deliveryLimit))
 	}
-	if len(c.defaultMethod) > maxShortString {
-		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), maxShortString))
+	if len(c.defaultMethod) > wire.MaxShortString {
+		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), wire.MaxShortString))
 	}
 	if c.maxBytesInHand < c.maxMessageSize {
 		faults = append(faults, fmt.Errorf("max bytes in hand %d: want at least the max message size, %d", c.maxBytesInHand, c.maxMessageSize))

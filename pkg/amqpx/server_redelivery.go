@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Redelivered requests. A server that got such a request before has died or lost its
@@ -66,7 +68,7 @@ func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 	case s.cfg.deliveryLimit == 0, s.deferred.take(j):
 		return s.resetDeliveryCount(j)
 	}
-	lost := j.in.lostDeliveries + 1
+	lost := j.in.LostDeliveries + 1
 	if lost >= s.cfg.deliveryLimit {
 		s.deadLetter(j, lost)
 		return true
@@ -105,7 +107,7 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 	if !j.isNearBrokerLimit() {
 		return false
 	}
-	if msg, ok := s.cloneOrRefuse(j, j.in.lostDeliveries+1); ok {
+	if msg, ok := s.cloneOrRefuse(j, j.in.LostDeliveries+1); ok {
 		s.counts.moved.Add(1)
 		s.republish(j, s.cfg.queue.Name, msg, j.ack)
 	}
@@ -115,7 +117,7 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 // isNearBrokerLimit reports whether the broker may soon drop a request because of the number
 // of its deliveries.
 func (j *job) isNearBrokerLimit() bool {
-	n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"])
+	n, ok := wire.WholeNumber(j.delivery.Headers["x-delivery-count"])
 	return ok && n >= brokerCountMax
 }
 
@@ -127,7 +129,7 @@ func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 		s.refuseUncounted(j, err)
 		return msg, false
 	}
-	setHeader(&msg, headerDeliveries, int64(lost))
+	wire.SetHeader(&msg, wire.HeaderDeliveries, int64(lost))
 	return msg, s.fitsOrRefuse(j, &msg)
 }
 
@@ -157,17 +159,17 @@ func (s *Server) deadLetter(j *job, lost int) {
 	}
 	// A dead letter does not expire: a person moves it back after the call's deadline.
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
-	delete(msg.Headers, headerTimeout)
-	msg.Headers[headerDeadReason] = reason
-	msg.Headers[headerDeadQueue] = s.cfg.queue.Name
-	msg.Headers[headerDeadTime] = time.Now().UTC()
+	delete(msg.Headers, wire.HeaderTimeout)
+	msg.Headers[wire.HeaderDeadReason] = reason
+	msg.Headers[wire.HeaderDeadQueue] = s.cfg.queue.Name
+	msg.Headers[wire.HeaderDeadTime] = time.Now().UTC()
 	if !s.fitsOrRefuse(j, &msg) {
 		return
 	}
 	s.republish(j, dead, msg, func() {
 		s.counts.dead.Add(1)
 		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),
-			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.CorrelationID), zap.Int("deliveries", lost))
+			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.ID), zap.Int("deliveries", lost))
 		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
 		e.outcome = MayHaveRun
 		s.reply(j, s.refusalOf(j, e))
@@ -191,8 +193,8 @@ type republished struct {
 // republish publishes msg, a copy of the job's request, to queue. After the confirm it calls
 // done, which acknowledges the original or responds to the caller.
 func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func()) {
-	s.sign(&msg, j.in.User)
-	_, counted := msg.Headers[headerDeliveries]
+	s.sign(&msg, j.in.user)
+	_, counted := msg.Headers[wire.HeaderDeliveries]
 	(&republished{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
@@ -355,7 +357,7 @@ func (m *republished) undeliverable(cause error) {
 
 // brokerHeaders returns the headers which the broker writes or acts on.
 func brokerHeaders() []string {
-	return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"}
+	return []string{wire.HeaderCC, wire.HeaderBCC, "x-delivery-count", "x-acquired-count"}
 }
 
 // clonePublishing returns a copy of a request's message with the remaining time, for another
@@ -368,7 +370,7 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 		return clonePublishingOfBatched(j), nil
 	}
 	d := j.delivery
-	if err := checkTable(d.Headers); err != nil {
+	if err := wire.CheckTable(d.Headers); err != nil {
 		return amqp.Publishing{}, err
 	}
 	headers := maps.Clone(d.Headers)
@@ -379,8 +381,8 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 		delete(headers, name)
 	}
 	held := time.Since(j.arrived)
-	if _, has := headers[headerTimeout]; has && j.in.budget != noBudget {
-		headers[headerTimeout] = max(milliseconds(j.in.budget-held), 1)
+	if _, has := headers[wire.HeaderTimeout]; has && j.in.Budget != wire.NoBudget {
+		headers[wire.HeaderTimeout] = max(wire.Milliseconds(j.in.Budget-held), 1)
 	}
 	return amqp.Publishing{
 		Headers:         headers,
@@ -401,12 +403,11 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 
 // clonePublishingOfBatched returns a message with a single request from a batch.
 func clonePublishingOfBatched(j *job) amqp.Publishing {
-	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
-	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
-	if j.in.budget == noBudget {
+	left := max(j.in.Budget-time.Since(j.arrived), time.Millisecond)
+	msg := j.in.Publishing(j.in.ReplyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
+	if j.in.Budget == wire.NoBudget {
 		msg.Expiration = ""
 	}
-	markAgain(&msg, j.in.resent, j.in.retry)
 	for _, name := range brokerHeaders() {
 		delete(msg.Headers, name)
 	}

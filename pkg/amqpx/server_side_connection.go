@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -19,7 +20,7 @@ import (
 // connections, where such a response affects no other work. docs/adr/0012 has the reasons.
 
 // isDirectAddress reports whether a reply_to is an address of direct reply-to.
-func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, directReplyTo) }
+func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, wire.DirectReplyTo) }
 
 // isolable is an outbound message which can be published alone.
 type isolable interface {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // QueueType is RabbitMQ's x-queue-type.
@@ -39,7 +41,7 @@ type Queue struct {
 }
 
 // maxQueueName leaves room for the suffixes of companion queues, such as reply queues.
-const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
+const maxQueueName = wire.MaxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
 
 // batchQueue returns the queue for batches of requests.
 func (q Queue) batchQueue() Queue {

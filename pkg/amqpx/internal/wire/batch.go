@@ -1,4 +1,4 @@
-package amqpx
+package wire
 
 import (
 	"errors"
@@ -8,18 +8,25 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Batches on the wire: several requests (wire_call.go), or several responses
-// (wire_response.go), in one body, in the wire format of protocol buffers
-// (https://protobuf.dev/programming-guides/encoding/), which any language can read.
-// docs/protocol.md defines the messages. A record's fields have the meaning of the properties
-// and headers of a message outside a batch.
+// Batches on the wire: several requests (request.go), or several responses (response.go), in
+// one body, in the wire format of protocol buffers
+// (https://protobuf.dev/programming-guides/encoding/), which any language can read. batch.proto
+// and docs/protocol.md define the messages. A record's fields have the meaning of the
+// properties and headers of a message outside a batch.
 
+// Content types of batches, and of cancellations, which have the format of a batch of requests.
 const (
-	contentTypeCalls   = "application/vnd.amqpx.calls.v1"
-	contentTypeAnswers = "application/vnd.amqpx.answers.v1"
-	// maxBatchCalls bounds the records of a batch; a reader refuses more.
-	maxBatchCalls = 4096
+	ContentTypeRequests  = "application/vnd.amqpx.calls.v1"
+	ContentTypeResponses = "application/vnd.amqpx.answers.v1"
 )
+
+// IsBatch reports whether a content type is the type of a batch.
+func IsBatch(contentType string) bool {
+	return contentType == ContentTypeRequests || contentType == ContentTypeResponses
+}
+
+// MaxBatchRecords bounds the records of a batch; a reader refuses more.
+const MaxBatchRecords = 4096
 
 // fieldRecord is the only field of a batch.
 const fieldRecord = 1
@@ -108,9 +115,9 @@ func isMessage(b []byte) bool {
 	return true
 }
 
-// appendRecords appends the records of a batch, as slices of body. It returns an error if any
-// part is malformed, or if there are more than maxBatchCalls records.
-func appendRecords(records [][]byte, body []byte) ([][]byte, error) {
+// AppendRecords appends the records of a batch, as slices of body. It returns an error if any
+// part is malformed, or if there are more than MaxBatchRecords records.
+func AppendRecords(records [][]byte, body []byte) ([][]byte, error) {
 	for b := body; len(b) > 0; {
 		var f field
 		if f, b = nextField(b); b == nil {
@@ -122,15 +129,15 @@ func appendRecords(records [][]byte, body []byte) ([][]byte, error) {
 		if !isMessage(f.bytes) {
 			return nil, errBatchFormat
 		}
-		if len(records) == maxBatchCalls {
-			return nil, fmt.Errorf("%w: more than %d records", errBatchFormat, maxBatchCalls)
+		if len(records) == MaxBatchRecords {
+			return nil, fmt.Errorf("%w: more than %d records", errBatchFormat, MaxBatchRecords)
 		}
 		records = append(records, f.bytes)
 	}
 	return records, nil
 }
 
-// boundedDuration returns n units, at most maxBudget.
+// boundedDuration returns n units, at most MaxBudget.
 func boundedDuration(n uint64, unit time.Duration) time.Duration {
-	return time.Duration(min(n, uint64(maxBudget/unit))) * unit //nolint:gosec // bounded.
+	return time.Duration(min(n, uint64(MaxBudget/unit))) * unit //nolint:gosec // bounded.
 }

@@ -1,7 +1,8 @@
-package amqpx
+package wire
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -13,67 +14,96 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The wire contract, version 1; docs/protocol.md specifies it for programs in other languages.
-// Only wire.go, wire_call.go, wire_response.go and wire_batch.go know the contract, and they
-// do no I/O.
-
 // Header names. All names with the prefix are reserved.
 const (
-	headerPrefix     = "rpc-"
-	headerTimeout    = headerPrefix + "timeout-ms"
-	headerIdempotent = headerPrefix + "idempotent"
-	headerMethod     = headerPrefix + "method"
-	headerCode       = headerPrefix + "code"
-	headerMessage    = headerPrefix + "message"
-	headerRan        = headerPrefix + "ran"
-	headerRetryAfter = headerPrefix + "retry-after-ms"
-	headerQueueTime  = headerPrefix + "queue-us"
-	headerHandler    = headerPrefix + "handler-us"
-	headerResent     = headerPrefix + "resent"
-	headerRetry      = headerPrefix + "retry"
-	headerServer     = headerPrefix + "server"
-	headerTimes      = headerPrefix + "times"
-	headerDeliveries = headerPrefix + "deliveries"
-	headerDeadReason = headerPrefix + "dead-reason"
-	headerDeadQueue  = headerPrefix + "dead-queue"
-	headerDeadTime   = headerPrefix + "dead-time"
-	// headerCC and headerBCC name further queues: the broker routes a copy of the message to
+	HeaderPrefix     = "rpc-"
+	HeaderTimeout    = HeaderPrefix + "timeout-ms"
+	HeaderIdempotent = HeaderPrefix + "idempotent"
+	HeaderMethod     = HeaderPrefix + "method"
+	HeaderCode       = HeaderPrefix + "code"
+	HeaderMessage    = HeaderPrefix + "message"
+	HeaderRan        = HeaderPrefix + "ran"
+	HeaderRetryAfter = HeaderPrefix + "retry-after-ms"
+	HeaderQueueTime  = HeaderPrefix + "queue-us"
+	HeaderHandler    = HeaderPrefix + "handler-us"
+	HeaderResent     = HeaderPrefix + "resent"
+	HeaderRetry      = HeaderPrefix + "retry"
+	HeaderServer     = HeaderPrefix + "server"
+	HeaderTimes      = HeaderPrefix + "times"
+	HeaderDeliveries = HeaderPrefix + "deliveries"
+	HeaderDeadReason = HeaderPrefix + "dead-reason"
+	HeaderDeadQueue  = HeaderPrefix + "dead-queue"
+	HeaderDeadTime   = HeaderPrefix + "dead-time"
+	// HeaderUser holds the caller of a request in a copy by a server.
+	HeaderUser = HeaderPrefix + "user"
+	// HeaderDeath is the header in which the broker records dead-lettering
+	// (https://www.rabbitmq.com/docs/dlx).
+	HeaderDeath = "x-death"
+	// HeaderCC and HeaderBCC name further queues: the broker routes a copy of the message to
 	// each. A value other than a list ends the channel
 	// (https://www.rabbitmq.com/docs/sender-selected).
-	headerCC  = "CC"
-	headerBCC = "BCC"
-	// headerUnreadable replaces headers that could not be read; see frameReader.
-	headerUnreadable = headerPrefix + "unreadable"
-	// headerDropped marks a message without its body, which was discarded; see contentLimits.
-	headerDropped = headerPrefix + "dropped"
+	HeaderCC  = "CC"
+	HeaderBCC = "BCC"
+	// HeaderUnreadable replaces a table of headers that this process could not read on arrival.
+	HeaderUnreadable = HeaderPrefix + "unreadable"
+	// HeaderDropped marks a message whose body this process discarded on arrival; see
+	// [DroppedBody].
+	HeaderDropped = HeaderPrefix + "dropped"
 )
 
 // The values of property type in requests of callers that follow this contract. The property
 // takes a few bytes instead of a table of headers; tables cost an eighth of the throughput.
 const (
-	typeCall           = "rpc.v1"
-	typeIdempotentCall = "rpc.v1.idempotent"
+	TypeRequest           = "rpc.v1"
+	TypeIdempotentRequest = "rpc.v1.idempotent"
+)
+
+// TypeError is the property type with which some libraries mark a failure.
+const TypeError = "error"
+
+// DirectReplyTo is the pseudo-queue of direct reply-to, and the prefix of its addresses
+// (https://www.rabbitmq.com/docs/direct-reply-to).
+const DirectReplyTo = "amq.rabbitmq.reply-to"
+
+// ReadableDepth and ReadableEntries bound the nesting and the entries of a received table of
+// headers: amqp091-go can certainly read a table within these limits.
+const (
+	ReadableDepth   = 32
+	ReadableEntries = 8192
 )
 
 const (
-	// maxShortString is the size limit of an AMQP short string in bytes: names, ids, keys.
-	maxShortString = 255
-	// maxHeaderBytes bounds application headers: a message's properties must fit in a single
+	// MaxShortString is the size limit of an AMQP short string in bytes: names, ids, keys.
+	MaxShortString = 255
+	// MaxHeaderBytes bounds application headers: a message's properties must fit in a single
 	// frame, of 128 KiB by default, or the broker closes the connection.
-	maxHeaderBytes = 64 << 10
-	// maxHeaderDepth bounds the nesting of application headers.
-	maxHeaderDepth = 16
+	MaxHeaderBytes = 64 << 10
+	// MaxHeaderDepth bounds the nesting of application headers.
+	MaxHeaderDepth = 16
 	// maxMessageHeader bounds the copy of an error's text in a header; the body has the whole
 	// text.
 	maxMessageHeader = 1 << 10
-	// maxBudget bounds a time budget, 49.7 days: RabbitMQ closes the channel of a sender whose
+	// MaxBudget bounds a time budget, 49.7 days: RabbitMQ closes the channel of a sender whose
 	// expiration exceeds 32 bits of milliseconds.
-	maxBudget = (1<<32 - 1) * time.Millisecond
+	MaxBudget = (1<<32 - 1) * time.Millisecond
 )
 
-// wholeNumber decodes a header which peers in other languages encode as any integer type, or
+// ErrTooLarge is the error of a request or a response that exceeds the size limit.
+var ErrTooLarge = errors.New("message exceeds the size limit")
+
+// FormatError is the error of a request that cannot be decoded. Its text is for the caller.
+type FormatError struct{ text string }
+
+// Error implements error.
+func (e *FormatError) Error() string { return e.text }
+
+func formatError(format string, args ...any) error {
+	return &FormatError{text: fmt.Sprintf(format, args...)}
+}
+
+// WholeNumber decodes a header which peers in other languages encode as any integer type, or
 // as text.
-func wholeNumber(v any) (int64, bool) {
+func WholeNumber(v any) (int64, bool) {
 	switch n := v.(type) {
 	case int8:
 		return int64(n), true
@@ -125,7 +155,7 @@ const maxShown = 64
 func describe(v any) string {
 	switch t := v.(type) {
 	case string:
-		return strconv.Quote(truncate(t, maxShown))
+		return strconv.Quote(Truncate(t, maxShown))
 	case nil, []byte, []any, amqp.Table:
 		return fmt.Sprintf("%T", v)
 	default:
@@ -133,37 +163,80 @@ func describe(v any) string {
 	}
 }
 
-// duration decodes a header with a count of units; the result is between zero and maxBudget,
+// Truncate cuts text to at most n bytes of valid UTF-8.
+func Truncate(text string, n int) string {
+	if len(text) > n {
+		text = text[:n]
+	}
+	return strings.ToValidUTF8(text, "")
+}
+
+// SetHeader sets a header of a message.
+func SetHeader(msg *amqp.Publishing, name string, value any) {
+	if msg.Headers == nil {
+		msg.Headers = amqp.Table{}
+	}
+	msg.Headers[name] = value
+}
+
+// allText reports whether all header values are text.
+func allText(header map[string]any) bool {
+	for _, v := range header {
+		if _, ok := v.(string); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// CheckContent returns an error for a content type or encoding that cannot be sent.
+func CheckContent(contentType, contentEncoding string) error {
+	switch {
+	case len(contentType) > MaxShortString || len(contentEncoding) > MaxShortString:
+		return fmt.Errorf("content type of %d bytes, content encoding of %d: want at most %d", len(contentType), len(contentEncoding), MaxShortString)
+	case IsBatch(contentType):
+		return fmt.Errorf("content type %q is reserved for batches", contentType)
+	default:
+		return nil
+	}
+}
+
+// duration decodes a header with a count of units; the result is between zero and MaxBudget,
 // and zero for a value other than a whole number.
 func duration(v any, unit time.Duration) time.Duration {
-	n, ok := wholeNumber(v)
+	n, ok := WholeNumber(v)
 	if !ok {
 		return 0
 	}
-	return time.Duration(min(max(n, 0), int64(maxBudget/unit))) * unit
+	return time.Duration(min(max(n, 0), int64(MaxBudget/unit))) * unit
 }
 
-// milliseconds rounds up, so that a remainder below a millisecond does not become zero.
-func milliseconds(d time.Duration) int64 {
+// Expiration returns the value of property expiration for a remaining time.
+func Expiration(budget time.Duration) string {
+	return strconv.FormatInt(Milliseconds(min(budget, MaxBudget)), 10)
+}
+
+// Milliseconds rounds up, so that a remainder below a millisecond does not become zero.
+func Milliseconds(d time.Duration) int64 {
 	return int64((d + time.Millisecond - 1) / time.Millisecond)
 }
 
-// checkHeader refuses application headers that the broker or the codec would not accept, and
+// CheckHeader refuses application headers that the broker or the codec would not accept, and
 // reserved names.
-func checkHeader(h map[string]any) error {
+func CheckHeader(h map[string]any) error {
 	for name := range h {
 		switch {
-		case strings.HasPrefix(name, headerPrefix):
-			return fmt.Errorf("header %q: names with %q are reserved", name, headerPrefix)
-		case name == headerCC, name == headerBCC:
+		case strings.HasPrefix(name, HeaderPrefix):
+			return fmt.Errorf("header %q: names with %q are reserved", name, HeaderPrefix)
+		case name == HeaderCC, name == HeaderBCC:
 			return fmt.Errorf("header %q: the broker would route the message by it", name)
 		}
 	}
-	return checkTable(h)
+	return CheckTable(h)
 }
 
-// checkTable refuses headers that cannot be sent.
-func checkTable(h amqp.Table) error {
+// CheckTable refuses headers that cannot be sent.
+func CheckTable(h amqp.Table) error {
 	if err := h.Validate(); err != nil {
 		return fmt.Errorf("header: %w", err)
 	}
@@ -171,19 +244,23 @@ func checkTable(h amqp.Table) error {
 	if err != nil {
 		return fmt.Errorf("header: %w", err)
 	}
-	if n > maxHeaderBytes {
-		return fmt.Errorf("headers of about %d bytes: want at most %d", n, maxHeaderBytes)
+	if n > MaxHeaderBytes {
+		return fmt.Errorf("headers of about %d bytes: want at most %d", n, MaxHeaderBytes)
 	}
 	return nil
 }
 
+// HeaderSize returns an upper bound of the encoded size of headers, or an error for headers
+// that cannot be sent.
+func HeaderSize(h map[string]any) (int, error) { return headerSize(amqp.Table(h), 0) }
+
 // headerSize returns an upper bound of the encoded size of a header. It refuses values that
 // the codec's own Validate accepts: names over the size limit, which would end the connection,
-// numbers that the codec would truncate, and nesting deeper than maxHeaderDepth.
+// numbers that the codec would truncate, and nesting deeper than MaxHeaderDepth.
 func headerSize(v any, depth int) (size int, err error) {
 	const perValue = 16 // a type octet and the largest fixed-size value
-	if depth > maxHeaderDepth {
-		return 0, fmt.Errorf("nested deeper than %d", maxHeaderDepth)
+	if depth > MaxHeaderDepth {
+		return 0, fmt.Errorf("nested deeper than %d", MaxHeaderDepth)
 	}
 	size = perValue
 	switch t := v.(type) {
@@ -201,8 +278,8 @@ func headerSize(v any, depth int) (size int, err error) {
 		size += len(t)
 	case amqp.Table:
 		for name, e := range t {
-			if len(name) > maxShortString {
-				return 0, fmt.Errorf("name of %d bytes: want at most %d", len(name), maxShortString)
+			if len(name) > MaxShortString {
+				return 0, fmt.Errorf("name of %d bytes: want at most %d", len(name), MaxShortString)
 			}
 			n, err := headerSize(e, depth+1)
 			if err != nil {
@@ -235,7 +312,7 @@ func finite(x float64) error {
 func applicationHeader(h amqp.Table) map[string]any {
 	var own map[string]any
 	for name, v := range h {
-		if strings.HasPrefix(name, headerPrefix) {
+		if strings.HasPrefix(name, HeaderPrefix) {
 			continue
 		}
 		if own == nil {
@@ -246,17 +323,18 @@ func applicationHeader(h amqp.Table) map[string]any {
 	return own
 }
 
-func deliveryMode(persistent bool) uint8 {
+// DeliveryMode returns the value of property delivery_mode.
+func DeliveryMode(persistent bool) uint8 {
 	if persistent {
 		return amqp.Persistent
 	}
 	return amqp.Transient
 }
 
-// encodeHeader returns application headers with values of AMQP's types, or an error with the
+// EncodeHeader returns application headers with values of AMQP's types, or an error with the
 // name and the type of a header that cannot be sent. Without any change it returns h itself;
 // containers are always copied.
-func encodeHeader(h map[string]any) (map[string]any, error) {
+func EncodeHeader(h map[string]any) (map[string]any, error) {
 	own := h
 	copied := false
 	for name, v := range h {
@@ -278,8 +356,8 @@ func encodeHeader(h map[string]any) (map[string]any, error) {
 // sentValue converts v to a type that amqp091-go writes, and reports whether the result
 // differs from v.
 func sentValue(v any, depth int) (value any, changed bool, err error) {
-	if depth > maxHeaderDepth {
-		return nil, false, fmt.Errorf("nested deeper than %d", maxHeaderDepth)
+	if depth > MaxHeaderDepth {
+		return nil, false, fmt.Errorf("nested deeper than %d", MaxHeaderDepth)
 	}
 	switch t := v.(type) {
 	case nil, bool, string, []byte, int8, uint8, int16, uint16, int32, uint32, int64, float32, float64, amqp.Decimal, time.Time:
@@ -387,12 +465,12 @@ func receivedValue(v any) any {
 	}
 }
 
-// safeReplyTo reports whether a response may be published to this reply_to. RabbitMQ does not
+// SafeReplyTo reports whether a response may be published to this reply_to. RabbitMQ does not
 // validate a routing key of direct reply-to: a key of any other origin than RabbitMQ ends the
 // publishing connection with an internal error, and the request is redelivered. A single bad
 // request would thus stop every server for good.
-func safeReplyTo(replyTo string) bool {
-	address, direct := strings.CutPrefix(replyTo, directReplyTo)
+func SafeReplyTo(replyTo string) bool {
+	address, direct := strings.CutPrefix(replyTo, DirectReplyTo)
 	if !direct || address == "" {
 		return true // a queue, or the bare name of the pseudo-queue, which routes nowhere
 	}
