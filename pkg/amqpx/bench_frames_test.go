@@ -59,5 +59,5 @@ func benchHeader(body int) []byte {
 }
 
 func benchReader(r io.Reader) *frameReader {
-	return newFrameReader(r, contentLimits{maxBody: DefaultMaxMessageSize, inHand: &bytesInHand{limit: 1 << 60}})
+	return newFrameReader(r, contentLimits{maxBody: 16 << 20, inHand: &bytesInHand{limit: 1 << 60}})
 }

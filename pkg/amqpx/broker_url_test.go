@@ -166,7 +166,7 @@ func TestVirtualHostThatMayBeASecretIsNotShown(t *testing.T) {
 		"amqp://u:p@h/" + marker:           true,
 		"amqp://u:p@h/%2F" + marker + "-x": true,
 	} {
-		target := parseTarget(url)
+		target := testTarget(url)
 		name := marker
 		if target.hidden != nil {
 			name = *target.hidden

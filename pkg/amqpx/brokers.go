@@ -81,7 +81,7 @@ func (b *brokerSource) refresh() []BrokerURL {
 	return b.urls
 }
 
-// tls returns the configuration in force; nil means the configuration of WithTLS.
+// tls returns the configuration in force, which is nil until the source returned one.
 func (b *brokerSource) tls() *tls.Config {
 	if b == nil {
 		return nil

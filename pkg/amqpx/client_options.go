@@ -79,7 +79,7 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
 		limits := contentLimits{maxBody: c.maxMessageSize}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, source: c.source, limits: limits}
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tlsConfig, limits: limits}
 	}
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)

@@ -23,9 +23,10 @@ const closeTimeout = time.Second
 type netDialer struct {
 	heartbeat    time.Duration
 	writeTimeout time.Duration
-	tls          *tls.Config
-	source       *brokerSource // its configuration takes precedence over tls; may be nil
-	limits       contentLimits
+	// tls returns the configuration for amqps URLs, or nil for the files of the URL. A nil tls
+	// is for the files of the URL too.
+	tls    func() *tls.Config
+	limits contentLimits
 }
 
 func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, error) {
@@ -246,14 +247,13 @@ func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, ow
 // expected in the broker's certificate is the configuration's ServerName, else the query
 // parameter server_name_indication, else the URL's host.
 func (d netDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
-	given := d.tls
-	if newer := d.source.tls(); newer != nil {
-		given = newer
+	if d.tls != nil {
+		config = d.tls().Clone() // nil stays nil
 	}
-	if given != nil {
-		config = given.Clone()
-	} else if config, err = tlsConfigOf(uri); err != nil {
-		return nil, err
+	if config == nil {
+		if config, err = tlsConfigOf(uri); err != nil {
+			return nil, err
+		}
 	}
 	if config.ServerName == "" {
 		config.ServerName = uri.ServerName

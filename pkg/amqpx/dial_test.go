@@ -354,7 +354,7 @@ func TestTLSConfigOfADial(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := realDialer()
-			d.tls = c.given
+			d.tls = func() *tls.Config { return c.given }
 			l, err := d.dial(t.Context(), listenTLSPeer(t, pair, &peer{}, c.query), "")
 			if err == nil {
 				l.close()
@@ -411,5 +411,26 @@ func TestPlainURLKeepsEverythingElse(t *testing.T) {
 		wantSame(t, "mechanism", plain.AuthMechanism[0], "external")
 		wantSame(t, "rest", plain.String(), uri.String())
 		wantSame(t, "heartbeat", plain.Heartbeat, uri.Heartbeat)
+	}
+}
+
+// After the deletion of three queues at once every consumer's cancellation has a receiver.
+func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
+	t.Parallel()
+	url, accepted := listenPeer(t, &peer{})
+	s, err := openSession(t.Context(), &connectionConfig{role: "test", shared: true, dialer: realDialer()}, parseTarget(url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watch(func(amqp.Blocking) {})
+	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
+	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
+		t.Fatal(err)
+	}
+	<-s.done
+	begun := time.Now()
+	s.close()
+	if took := time.Since(begun); took > 3*time.Second { // amqp091-go gives up after 5 s
+		t.Errorf("the session took %v to end", took)
 	}
 }

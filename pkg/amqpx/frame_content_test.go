@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-	"testing/synctest"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -230,12 +227,12 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		"room for small ones": {large, message("c", 100), 0, 100, true},
 		"no room for any":     {2 * large, message("c", 100), 0, 0, false},
 		"empty":               {3 * large, message("c", 0), 0, 0, true},
-		"retry queue":         {3 * large, message("c"+retrySuffix, large), 0, 0, true},
+		"retry queue":         {3 * large, message("c"+retryTagSuffix, large), 0, 0, true},
 		"returned":            {3 * large, returned(smallBody), 0, 0, true},
 		"large returned":      {0, returned(large), smallBody, 0, false},
 		"control":             {3 * large, message(controlTag, 100), 0, 0, true},
 		"large control":       {0, message(controlTag, large), controlBody, 0, false},
-		"then a request":      {large, append(message("c"+retrySuffix, 0), message("c", large)...), 0, 0, false},
+		"then a request":      {large, append(message("c"+retryTagSuffix, 0), message("c", large)...), 0, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -292,78 +289,4 @@ func TestTracingHeadersThatDoNotFitAreLeftOut(t *testing.T) {
 			wantSame(t, "the request's own headers", len(c.header), before)
 		})
 	}
-}
-
-// The result of the check must be the same with and without batching.
-func TestCallThatFitsNoFrame(t *testing.T) {
-	t.Parallel()
-	large := WithHeader(map[string]any{"x": strings.Repeat("x", 12000)})
-	traced := WithHeader(map[string]any{"baggage": strings.Repeat("x", smallFrame), "traceparent": "p"})
-	for _, mode := range []BatchMode{BatchOff, BatchAuto} {
-		t.Run(string(mode), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				r := startRig(t, handlers{"m": echo, "open the lane": echo}, WithBatch(mode))
-				r.broker.with(func(b *fakeBroker) { b.frameSize = smallFrame })
-				const n = 10
-				calls := func() (all []<-chan result) {
-					for range n {
-						for _, opts := range [][]CallOption{{large}, {large, Idempotent()}, nil, {traced}} {
-							all = append(all, goCall(r.client, within(t, time.Minute), "m", []byte("x"), opts...))
-						}
-					}
-					return all
-				}
-				var all []<-chan result
-				if mode == BatchAuto {
-					r.openLane()
-					all = r.together(calls)
-				} else {
-					all = calls()
-				}
-				for i, done := range all {
-					got := <-done
-					if i%4 > 1 {
-						wantAnswer(t, got, "x")
-						continue
-					}
-					wantSame(t, "code", CodeOf(got.err), CodeInvalidArgument)
-					wantSame(t, "outcome", OutcomeOf(got.err), DidNotRun)
-				}
-				wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)
-			})
-		})
-	}
-}
-
-// A response with headers too large for a frame is replaced by an error without them. If the
-// handler failed, the response keeps the handler's error.
-func TestResponseThatFitsNoFrame(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b, s := serve(t, handlers{
-			"m": func(ctx context.Context, _ *Request) ([]byte, error) {
-				return []byte("result"), SetResponseHeader(ctx, "x", strings.Repeat("x", 12000))
-			},
-			"failing": func(ctx context.Context, _ *Request) ([]byte, error) {
-				if err := SetResponseHeader(ctx, "x", strings.Repeat("x", 12000)); err != nil {
-					return nil, err
-				}
-				return nil, Errorf(CodeAborted, "%s", strings.Repeat("y", 20000))
-			},
-		})
-		b.with(func(b *fakeBroker) { b.frameSize = smallFrame })
-		for method, code := range map[string]Code{"m": CodeResourceExhausted, "failing": CodeAborted} {
-			b.put(request(method))
-			settle()
-			answers := b.take()
-			if len(answers) != 1 {
-				t.Fatalf("%s: answers %v", method, answers)
-			}
-			wantSame(t, method, answers[0].Headers[wire.HeaderCode], any(string(code)))
-			wantSame(t, "has the header", answers[0].Headers["x"] != nil, false)
-		}
-		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
-		wantSame(t, "undeliverable", s.Stats().Undeliverable, 0)
-	})
 }

@@ -117,6 +117,15 @@ func (c *config) targets() []brokerTarget {
 	return targetsOf(c.urls)
 }
 
+// tlsConfig returns the TLS configuration for the next attempt to connect, or nil if there is
+// none.
+func (c *config) tlsConfig() *tls.Config {
+	if newer := c.source.tls(); newer != nil {
+		return newer
+	}
+	return c.tls
+}
+
 // option is an Option made of one function on the shared config.
 type option func(*config)
 

@@ -84,7 +84,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	c.inHand = &bytesInHand{limit: int64(c.maxBytesInHand)}
 	if c.dialer == nil {
 		limits := contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, source: c.source, limits: limits}
+		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tlsConfig, limits: limits}
 	}
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {

@@ -14,7 +14,7 @@ import (
 // openOn opens a session on a broker, without a supervisor.
 func openOn(t *testing.T, b *fakeBroker, shared bool) (*session, error) {
 	t.Helper()
-	return openSession(t.Context(), &connectionConfig{name: "amqpx", role: "test", shared: shared, dialer: b}, parseTarget(testURL))
+	return openSession(t.Context(), &connectionConfig{name: "amqpx", role: "test", shared: shared, dialer: b}, testTarget(testURL))
 }
 
 // mustOpen opens a session and closes the session at the end of the test.
@@ -272,7 +272,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := openSession(ctx, &connectionConfig{role: "test", dialer: b}, parseTarget(testURL))
+		_, err := openSession(ctx, &connectionConfig{role: "test", dialer: b}, testTarget(testURL))
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
@@ -280,26 +280,6 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 	})
 }
 
-// After the deletion of three queues at once every consumer's cancellation has a receiver.
-func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
-	t.Parallel()
-	url, accepted := listenPeer(t, &peer{})
-	s, err := openSession(t.Context(), &connectionConfig{role: "test", shared: true, dialer: realDialer()}, parseTarget(url))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.watch(func(amqp.Blocking) {})
-	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
-	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
-		t.Fatal(err)
-	}
-	<-s.done
-	begun := time.Now()
-	s.close()
-	if took := time.Since(begun); took > 3*time.Second { // amqp091-go gives up after 5 s
-		t.Errorf("the session took %v to end", took)
-	}
-}
 
 // deafen makes the fake broker stop answering on all channels.
 func (b *fakeBroker) deafen() {

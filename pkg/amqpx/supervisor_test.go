@@ -498,7 +498,7 @@ func TestBrokersAreAskedForAtEachDial(t *testing.T) {
 		if !slices.Equal(dialed, want) {
 			t.Errorf("dialed %q", dialed)
 		}
-		if got := (netDialer{source: w.cfg.source}).source.tls(); got != fresh {
+		if got := w.cfg.tlsConfig(); got != fresh {
 			t.Errorf("the TLS configuration is %v", got)
 		}
 		const message = "how to reach the broker could not be read again, so it stays as it was"
