@@ -149,14 +149,6 @@ func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
 	}
 }
 
-// inGoroutine calls f, which may wait for the broker without end, in a goroutine of the
-// session. The goroutine ends at the latest when the session cuts its connections.
-func (s *session) inGoroutine(f func() error) <-chan error {
-	done := make(chan error, 1)
-	s.run(func() { done <- f() })
-	return done
-}
-
 // replyQueueFound handles the broker's answer to the search for the reply queue.
 func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
 	if err == nil || !isNotFound(err) {

@@ -202,7 +202,7 @@ func (p *publisher) publishOne(out outbound, alone bool) {
 // library does not report how much of the message reached the socket.
 func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 	key, mandatory, msg := out.publishing()
-	if err := p.s.checkLimits(&msg); err != nil {
+	if err := checkLimits(p.s, &msg); err != nil {
 		reject(out, err)
 		return
 	}
@@ -342,7 +342,7 @@ func reject(out outbound, cause error) {
 
 // checkLimits returns the reason why a message cannot be published on the connection, or nil.
 // It may remove tracing headers from msg (see fitFrame).
-func (s *session) checkLimits(msg *amqp.Publishing) error {
+func checkLimits(s *session, msg *amqp.Publishing) error {
 	if limit := int(s.sizeLimit.Load()); limit > 0 && len(msg.Body) > limit {
 		return tooLarge(len(msg.Body), limit)
 	}

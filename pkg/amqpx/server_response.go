@@ -422,7 +422,7 @@ func (s *Server) explainNacked(sess *session) {
 	for {
 		select {
 		case r := <-s.nacked:
-			kind, err := sess.lookAtReplyQueue(r.replyTo)
+			kind, err := lookAtReplyQueue(sess, r.replyTo)
 			r.log(r.logger, kind, err)
 		case <-sess.done:
 			return
@@ -431,7 +431,7 @@ func (s *Server) explainNacked(sess *session) {
 }
 
 // lookAtReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
-func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
+func lookAtReplyQueue(s *session, name string) (FaultKind, error) {
 	found := s.inGoroutine(func() error {
 		return withTempChannel(s.sub, func(ch channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)

@@ -212,6 +212,14 @@ func (s *session) run(f func()) {
 	})
 }
 
+// inGoroutine calls f, which may wait for the broker without end, in a goroutine of the
+// session. The goroutine ends at the latest when the session cuts its connections.
+func (s *session) inGoroutine(f func() error) <-chan error {
+	done := make(chan error, 1)
+	s.run(func() { done <- f() })
+	return done
+}
+
 // errGoroutineEnded ends a session in which a goroutine ended without returning.
 var errGoroutineEnded error = &kindError{FaultLocal, errors.New("a goroutine of the link was ended")}
 
