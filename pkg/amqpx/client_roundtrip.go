@@ -428,7 +428,7 @@ const nackedConnectionAfter = 2 * time.Second
 
 // errConnectionNacked means that a connection was replaced because the broker nacked all
 // messages published on the connection.
-var errConnectionNacked error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
+var errConnectionNacked error = &kindError{kind: FaultMessagesNacked, cause: errors.New("the queue is there and not full")}
 
 // replaceConnection ends a session in which the broker has nacked every request for a while.
 func (c *Client) replaceConnection() {

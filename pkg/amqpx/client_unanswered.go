@@ -91,7 +91,7 @@ func (c *Client) checkAnswered(s *session) {
 		if !c.isServed(s, confirmed.After(since.Add(unansweredFirst/2))) {
 			u.wait = min(unansweredGrowth*u.wait, maxUnansweredPause)
 			if address, ok := c.servedElsewhere(s); ok {
-				s.fail(&servedElsewhereError{address})
+				s.fail(&servedElsewhereError{address: address})
 				return
 			}
 		}

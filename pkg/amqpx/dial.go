@@ -65,7 +65,7 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 		}
 		err = conns.get().explainDial(err)
 		if at, ok := errors.AsType[*stepError](err); ok && at.step == stepAMQP && errors.Is(err, context.DeadlineExceeded) && d.speaksHTTP(ctx, uri) {
-			err = atStep(stepAMQP, "", &kindError{FaultPortHTTP, at.cause})
+			err = atStep(stepAMQP, "", &kindError{kind: FaultPortHTTP, cause: at.cause})
 		}
 		return nil, err
 	}
@@ -232,7 +232,7 @@ func plainURL(url string, uri amqp.URI) string { return schemePlain + url[len(ur
 func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, own *clientCertificate) (net.Conn, error) {
 	config, err := d.tlsConfig(uri)
 	if err != nil {
-		return nil, &kindError{FaultTLSFiles, err}
+		return nil, &kindError{kind: FaultTLSFiles, cause: err}
 	}
 	own.watch(config)
 	conn := tls.Client(raw, config)

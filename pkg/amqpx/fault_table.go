@@ -314,18 +314,18 @@ func (c *clientCertificate) kind() FaultKind {
 func (c *clientCertificate) handshakeFault(err error) error {
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		if strings.HasPrefix(string(header.RecordHeader[:]), "HTTP") {
-			return &kindError{FaultPortHTTP, err}
+			return &kindError{kind: FaultPortHTTP, cause: err}
 		}
-		return &kindError{FaultPortPlain, err} // a broker without TLS sends its protocol header
+		return &kindError{kind: FaultPortPlain, cause: err} // a broker without TLS sends its protocol header
 	}
 	if kind := c.kindOfAlert(err); kind != "" {
-		return &kindError{kind, err}
+		return &kindError{kind: kind, cause: err}
 	}
 	var network net.Error
 	if isCertificateError(err) || errors.Is(err, io.EOF) || errors.As(err, &network) {
 		return err
 	}
-	return &kindError{FaultTLSHandshake, err}
+	return &kindError{kind: FaultTLSHandshake, cause: err}
 }
 
 // The alerts of TLS by which a broker refuses a client's certificate (RFC 8446 section 6.2).
@@ -395,12 +395,12 @@ func (s *socket) explainDial(err error) error {
 		return atStep(stepAMQP, "", &kindError{kindOfPort(peer), errors.New("it sent " + strconv.QuoteToASCII(peer))})
 	case started <= 0 && !errors.Is(err, amqp.ErrSASL):
 		if kind := s.certificate.kindOfAlert(ended); kind != "" {
-			return atStep(stepTLS, "", &kindError{kind, ended})
+			return atStep(stepTLS, "", &kindError{kind: kind, cause: ended})
 		}
 		if ended != nil {
 			err = ended
 		}
-		return atStep(stepAMQP, "", &kindError{FaultClosedEarly, err})
+		return atStep(stepAMQP, "", &kindError{kind: FaultClosedEarly, cause: err})
 	case err == amqp.ErrSASL, started == 1: //nolint:errorlint // the library returns this very value.
 		return atStep(stepLogin, "", err)
 	default:

@@ -262,7 +262,7 @@ func (s *Server) firstTime(name string) bool {
 
 // errQueueMissing: the broker returned a copy of a request because a queue is missing. For the
 // request queue the session ends; a companion is declared again.
-var errQueueMissing error = &kindError{FaultQueueDeleted, errors.New("a request could not be moved to it")}
+var errQueueMissing error = &kindError{kind: FaultQueueDeleted, cause: errors.New("a request could not be moved to it")}
 
 // warnAdopted logs, once for each queue, the use of a queue with other properties. noBatches
 // is the queue argument because of which the server takes no batches, or "".

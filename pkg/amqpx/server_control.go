@@ -38,7 +38,7 @@ type control struct {
 }
 
 // errControlEnded ends a session whose control queue is gone.
-var errControlEnded error = &kindError{FaultQueueDeleted, errors.New("that of the control plane")}
+var errControlEnded error = &kindError{kind: FaultQueueDeleted, cause: errors.New("that of the control plane")}
 
 // controlRetry is the time between two attempts to set up the control plane.
 const controlRetry = 15 * time.Second

@@ -47,7 +47,7 @@ type session struct {
 }
 
 // errConnectionEnded is the end of a connection for which the library kept no reason.
-var errConnectionEnded error = &kindError{FaultConnectionLost, errors.New("it ended without a reason")}
+var errConnectionEnded error = &kindError{kind: FaultConnectionLost, cause: errors.New("it ended without a reason")}
 
 // openSession dials and opens the channels. After an error nothing stays open.
 func openSession(ctx context.Context, cfg *connectionConfig, target brokerTarget) (_ *session, err error) {
@@ -221,7 +221,7 @@ func (s *session) inGoroutine(f func() error) <-chan error {
 }
 
 // errGoroutineEnded ends a session in which a goroutine ended without returning.
-var errGoroutineEnded error = &kindError{FaultLocal, errors.New("a goroutine of the link was ended")}
+var errGoroutineEnded error = &kindError{kind: FaultLocal, cause: errors.New("a goroutine of the link was ended")}
 
 // fail ends the session; the first call sets the cause.
 func (s *session) fail(cause error) {
