@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -26,7 +27,7 @@ const (
 	// with its records' overhead fits in a frame of a broker's default size, and a server
 	// holds at most a prefetch of batches.
 	batchCalls = 512
-	batchBytes = maxBatchBody
+	batchBytes = transport.MaxBatchBody
 	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
@@ -115,8 +116,8 @@ func (p *publisher) joinBatch(out outbound) bool {
 	if key == "" {
 		return false
 	}
-	if size := p.s.pub.frameSize(); mayExceedFrame(size) {
-		if _, _, msg := m.publishing(); checkFrame(&msg, size) != nil {
+	if size := p.s.Pub.FrameSize(); mayExceedFrame(size) {
+		if _, _, msg := m.publishing(); transport.CheckFrame(&msg, size) != nil {
 			return false
 		}
 	}
@@ -164,7 +165,7 @@ func (p *publisher) writeBatcher(l *batcher) {
 	}
 	takers := l.waiting[0].consumers()
 	share := max((len(l.waiting)+takers-1)/takers, minShare)
-	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.ended() {
+	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.Ended() {
 		p.publishBatch(l, min(share, batchCalls))
 	}
 }
@@ -173,7 +174,7 @@ func (p *publisher) writeBatcher(l *batcher) {
 // fitting later messages. A batch of one message is published as a single message.
 func (p *publisher) publishBatch(l *batcher, most int) {
 	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.batchers.body[:0]}
-	if limit := int(p.s.sizeLimit.Load()); limit > 0 {
+	if limit := int(p.s.SizeLimit.Load()); limit > 0 {
 		b.limit = min(b.limit, limit)
 	}
 	left := l.waiting[:0]
@@ -184,7 +185,7 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 		}
 		if len(b.messages) > 0 && !m.fits(b) {
 			left = append(left, m)
-		} else if m.beginSend(p.s.generation) {
+		} else if m.beginSend(p.s.Generation) {
 			m.appendTo(b)
 			b.messages = append(b.messages, m)
 		}

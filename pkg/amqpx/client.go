@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -17,7 +18,7 @@ import (
 // ([ReplyDirect]: one).
 type Client struct {
 	cfg     *clientConfig
-	sup     *supervisor
+	sup     *transport.Supervisor
 	board   statusBoard
 	handler Handler // the round trip inside the middleware
 	route   route
@@ -82,12 +83,12 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
 		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
 	}
-	c.sup = newSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
+	c.sup = transport.NewSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
 	c.stop = stop
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
-		c.sup.run(ctx)
+		c.sup.Run(ctx)
 		c.futures.Wait() // their calls have been notified
 	}()
 	return c, nil
@@ -190,10 +191,10 @@ func (c *Client) Close(ctx context.Context) error {
 
 // setup prepares a new session: reply queue, response consumer, publisher. Then it notifies
 // the calls whose requests were confirmed in the previous session.
-func (c *Client) setup(_ context.Context, s *session) error {
+func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	if c.cfg.userID {
 		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
-			return atStep(stepVerifyUser, "", err)
+			return transport.AtStep(transport.StepVerifyUser, "", err)
 		}
 	}
 	direct := c.cfg.replyMode == ReplyDirect
@@ -206,7 +207,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		if c.answersLost = c.answersLost || lost; err != nil {
 			return err
 		}
-		s.replyTo = c.route.replyTo
+		s.ReplyTo = c.route.replyTo
 	}
 	deliveries, err := c.consumeResponses(s, direct)
 	if err != nil {
@@ -214,29 +215,29 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	}
 	if names := c.abandoned; len(names) > 0 {
 		c.abandoned = nil
-		s.run(func() { c.deleteAbandoned(s, names) })
+		s.Run(func() { c.deleteAbandoned(s, names) })
 	}
 	if err := c.startLooks(s); err != nil {
 		return err
 	}
 	r := &responseReader{client: c}
-	s.run(func() { r.read(s, deliveries, direct) })
+	s.Run(func() { r.read(s, deliveries, direct) })
 	for _, k := range c.pending.snapshot() {
-		k.sessionReplaced(s.generation, c.answersLost)
+		k.sessionReplaced(s.Generation, c.answersLost)
 	}
 	c.answersLost = false
 	if c.cancels != nil {
-		s.run(func() { c.publishCancels(s) })
+		s.Run(func() { c.publishCancels(s) })
 	}
 	if c.route.timed {
-		s.run(func() { c.checkAttempts(s) })
+		s.Run(func() { c.checkAttempts(s) })
 	}
 	if len(c.otherNodes(s)) > 0 {
-		s.run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
+		s.Run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.onReady = func() { startPublisher(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { startPublisher(s, c.route.outbox, c.returned) }
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -65,23 +66,23 @@ func (c *Client) sendCancel(req *wire.Request, cause error, outcome Outcome) {
 
 // publishCancels publishes cancellations while a session lasts. It uses its own channel,
 // because a missing exchange ends the channel; the looks for the exchange have growing pauses.
-func (c *Client) publishCancels(s *session) {
-	var ch channel
+func (c *Client) publishCancels(s *transport.Session) {
+	var ch transport.Channel
 	missing := xsync.NewBackoff(lookEvery, lookMissingMax)
 	var notBefore time.Time
 	for {
 		select {
 		case <-c.cancels.wake:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
 		waiting := c.cancels.take()
-		if s.flow.unblocked() != nil || time.Now().Before(notBefore) {
+		if s.Flow.Unblocked() != nil || time.Now().Before(notBefore) {
 			continue // the handlers run to their end
 		}
 		if ch == nil || ch.IsClosed() {
 			var err error
-			if ch, err = openControl(s.pub, c.cfg.queue.controlExchange()); err != nil {
+			if ch, err = openControl(s.Pub, c.cfg.queue.controlExchange()); err != nil {
 				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
 				continue
 			}
@@ -91,7 +92,7 @@ func (c *Client) publishCancels(s *session) {
 			var msg amqp.Publishing
 			msg, waiting = encodeCancel(waiting)
 			c.signCancel(&msg)
-			if ch.publishFanout(c.cfg.queue.controlExchange(), msg) != nil {
+			if ch.PublishFanout(c.cfg.queue.controlExchange(), msg) != nil {
 				break // the next cancellation opens another channel
 			}
 		}
@@ -110,8 +111,8 @@ func (c *Client) signCancel(msg *amqp.Publishing) {
 
 // openControl opens a channel for publishing to the control plane's exchange, which must
 // exist.
-func openControl(l brokerConn, exchange string) (channel, error) {
-	ch, err := l.channel()
+func openControl(l transport.Conn, exchange string) (transport.Channel, error) {
+	ch, err := l.Channel()
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +204,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 // ask sends a question to every server and calls take with each answer, until take returns
 // false, enough has a value, or ctx ends.
 func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
-	s := c.sup.current()
+	s := c.sup.Current()
 	switch st := c.Status(); {
 	case st.State == StateClosed:
 		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
@@ -212,11 +213,11 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 	case st.State == StateBlocked:
 		return localError(CodeUnavailable, DidNotRun, ErrBlocked, st.Reason)
 	}
-	return c.askThrough(ctx, s.pub, question, enough, take)
+	return c.askThrough(ctx, s.Pub, question, enough, take)
 }
 
 // askThrough is ask on the given open connection.
-func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
 	q := &query{
 		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
 		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
@@ -250,7 +251,7 @@ func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, 
 // query is a question to the servers, with its own channel and queue, so that a fault of the
 // query does not affect calls.
 type query struct {
-	conn               brokerConn
+	conn               transport.Conn
 	exchange, question string
 	answers            chan amqp.Delivery
 	failed             chan error
@@ -273,7 +274,7 @@ func (q *query) run() {
 }
 
 // collect publishes the question and reads the answers.
-func (q *query) collect(ch channel) error {
+func (q *query) collect(ch transport.Channel) error {
 	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
 		return err
@@ -283,7 +284,7 @@ func (q *query) collect(ch channel) error {
 		return err
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
-	if err := ch.publishFanout(q.exchange, amqp.Publishing{
+	if err := ch.PublishFanout(q.exchange, amqp.Publishing{
 		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
 		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
 	}); err != nil {
@@ -293,7 +294,7 @@ func (q *query) collect(ch channel) error {
 		select {
 		case d, ok := <-answers:
 			if !ok {
-				return errConnectionEnded
+				return transport.ErrConnectionEnded
 			}
 			select {
 			case q.answers <- d:

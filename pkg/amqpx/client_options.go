@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -78,8 +79,8 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	}
 	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
-		limits := contentLimits{maxBody: c.maxMessageSize}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tlsConfig, limits: limits}
+		limits := transport.ContentLimits{MaxBody: c.maxMessageSize}
+		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)

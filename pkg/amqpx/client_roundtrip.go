@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -428,12 +429,12 @@ const nackedConnectionAfter = 2 * time.Second
 
 // errConnectionNacked means that a connection was replaced because the broker nacked all
 // messages published on the connection.
-var errConnectionNacked error = &kindError{kind: FaultMessagesNacked, cause: errors.New("the queue is there and not full")}
+var errConnectionNacked error = &transport.KindError{Kind: FaultMessagesNacked, Cause: errors.New("the queue is there and not full")}
 
 // replaceConnection ends a session in which the broker has nacked every request for a while.
 func (c *Client) replaceConnection() {
-	if s := c.sup.current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.start)) {
-		s.fail(errConnectionNacked)
+	if s := c.sup.Current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.Start)) {
+		s.Fail(errConnectionNacked)
 	}
 }
 
@@ -527,14 +528,14 @@ func WithAttemptTimeout(d time.Duration) ClientOption {
 
 // checkAttempts re-sends the calls whose attempts have reached their time limit, while a
 // session lasts.
-func (c *Client) checkAttempts(s *session) {
+func (c *Client) checkAttempts(s *transport.Session) {
 	limit := c.cfg.attemptTimeout
 	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
 		now := time.Now().UnixNano()

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -95,8 +96,8 @@ func (o onFake) applyServer(c *serverConfig) {
 	c.dialer, c.batch, c.control, c.ackPause = o.broker, BatchOff, false, 0
 }
 
-// dial implements dialer.
-func (b *fakeBroker) dial(ctx context.Context, url, name string) (brokerConn, error) {
+// Dial implements dialer.
+func (b *fakeBroker) Dial(ctx context.Context, url, name string) (transport.Conn, error) {
 	b.mu.Lock()
 	b.dials = append(b.dials, url)
 	hook := b.onDial

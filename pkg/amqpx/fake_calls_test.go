@@ -20,8 +20,8 @@ func (c *fakeChannel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
-// barrier implements channel: it returns after the client has read all earlier events.
-func (c *fakeChannel) barrier() error {
+// Barrier implements channel: it returns after the client has read all earlier events.
+func (c *fakeChannel) Barrier() error {
 	answered := make(chan struct{})
 	err := c.do("sync", c.link.name, func() *amqp.Error {
 		c.link.post(func() { close(answered) })
@@ -130,8 +130,8 @@ func (b *fakeBroker) hasFanout(name string) *amqp.Error {
 	return nil
 }
 
-// publishFanout implements channel.
-func (c *fakeChannel) publishFanout(exchange string, msg amqp.Publishing) error {
+// PublishFanout implements channel.
+func (c *fakeChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	return c.do("publish", exchange, func() *amqp.Error {
 		b := c.link.broker
 		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {

@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -60,8 +61,8 @@ type fakeConfirm struct {
 func (f *fakeConfirm) Done() <-chan struct{} { return f.done }
 func (f *fakeConfirm) Acked() bool           { return f.acked.Load() }
 
-// publish implements channel.
-func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
+// PublishTo implements channel.
+func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -17,12 +17,12 @@ type script func(n int, d amqp.Delivery, send func(amqp.Publishing))
 // declared with a server's arguments.
 func startScript(t *testing.T, b *fakeBroker, s script) {
 	t.Helper()
-	l, err := b.dial(t.Context(), testURL, "script")
+	l, err := b.Dial(t.Context(), testURL, "script")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.cut)
-	ch, err := l.channel()
+	t.Cleanup(l.Cut)
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func startScript(t *testing.T, b *fakeBroker, s script) {
 		n := 0
 		for d := range requests {
 			n++
-			s(n, d, func(answer amqp.Publishing) { _, _ = ch.publish(d.ReplyTo, false, answer) })
+			s(n, d, func(answer amqp.Publishing) { _, _ = ch.PublishTo(d.ReplyTo, false, answer) })
 		}
 	}()
 }

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -80,7 +81,7 @@ type config struct {
 	source         *brokerSource // nil: urls and tls do not change
 	middleware     []Middleware
 	logger         *zap.Logger
-	dialer         dialer
+	dialer         transport.Dialer
 }
 
 func defaultConfig() config {
@@ -101,16 +102,16 @@ func defaultConfig() config {
 }
 
 // connections returns the settings of the connections for a role.
-func (c *config) connections(role string, shared bool, observer statusObserver, setup func(context.Context, *session) error) connectionConfig {
-	return connectionConfig{
-		name: c.name, role: role, shared: shared, targets: c.targets, dialer: c.dialer,
-		heartbeat: c.heartbeat, dialTimeout: c.dialTimeout, backoffMin: c.backoffMin, backoffMax: c.backoffMax,
-		logger: c.logger, observer: observer, setup: setup,
+func (c *config) connections(role string, shared bool, observer transport.Observer, setup func(context.Context, *transport.Session) error) transport.Config {
+	return transport.Config{
+		Name: c.name, Role: role, Shared: shared, Targets: c.targets, Dialer: c.dialer,
+		Heartbeat: c.heartbeat, DialTimeout: c.dialTimeout, BackoffMin: c.backoffMin, BackoffMax: c.backoffMax,
+		Logger: c.logger, Observer: observer, Setup: setup,
 	}
 }
 
 // targets returns the brokers for the next attempt to connect.
-func (c *config) targets() []brokerTarget {
+func (c *config) targets() []transport.Target {
 	if c.source != nil {
 		return targetsOf(c.source.refresh())
 	}

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -23,7 +24,7 @@ const queueRoom = batchCalls
 // Handle before Serve; the other methods are safe for concurrent use.
 type Server struct {
 	cfg     *serverConfig
-	sup     *supervisor
+	sup     *transport.Supervisor
 	board   statusBoard
 	methods map[string]*serverMethod
 	jobs    *xsync.Queue[*job]
@@ -47,8 +48,8 @@ type Server struct {
 	suspects         *suspects
 	delayed          delayed
 	logs             serverLogs
-	nacked           chan nackedToLog // nacked responses whose reason is not known yet
-	previous         *session         // the session of the last call of setup
+	nacked           chan nackedToLog   // nacked responses whose reason is not known yet
+	previous         *transport.Session // the session of the last call of setup
 	// batchesUp, retryUp and deadUp report which companions of the request queue are usable.
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
@@ -84,7 +85,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
 	}
-	s.sup = newSupervisor(cfg.connections("server", false, &s.board, s.setup))
+	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
 	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
 	return s, nil
@@ -150,7 +151,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.cfg.maxHandlerTime > 0 {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
-	link.Go(func() { s.sup.run(linked) }) // these goroutines end when unlink is called
+	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
 	link.Go(func() { s.isolated.run(linked) })
 	defer s.delayed.close()
@@ -217,18 +218,18 @@ func (s *Server) WaitReady(ctx context.Context) error {
 
 // setup prepares a new session: queues, publisher, consumer. The consumer starts last, so no
 // request arrives before the server can publish a response.
-func (s *Server) setup(ctx context.Context, sess *session) error {
+func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	if s.previous != nil {
-		s.suspects.sessionEnded(s.previous.cause)
+		s.suspects.sessionEnded(s.previous.Cause)
 	}
 	s.previous = sess
 	if s.cfg.userID {
 		if err := s.user.verify(sess, s.cfg.logger); err != nil {
-			return atStep(stepVerifyUser, "", err)
+			return transport.AtStep(transport.StepVerifyUser, "", err)
 		}
 	}
 	var difference string
-	found, err := s.cfg.queue.declareOrAdopt(sess.sub, func(reason string) { difference = reason })
+	found, err := s.cfg.queue.declareOrAdopt(sess.Sub, func(reason string) { difference = reason })
 	if err != nil {
 		return err
 	}
@@ -245,7 +246,7 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	s.track.Add(1)
 	defer s.consumers.Add(-1)
 	defer s.track.Done()
-	sess.run(func() { s.explainNacked(sess) })
+	sess.Run(func() { s.explainNacked(sess) })
 	if s.isDraining() {
 		return nil
 	}
@@ -262,7 +263,7 @@ func (s *Server) firstTime(name string) bool {
 
 // errQueueMissing: the broker returned a copy of a request because a queue is missing. For the
 // request queue the session ends; a companion is declared again.
-var errQueueMissing error = &kindError{kind: FaultQueueDeleted, cause: errors.New("a request could not be moved to it")}
+var errQueueMissing error = &transport.KindError{Kind: FaultQueueDeleted, Cause: errors.New("a request could not be moved to it")}
 
 // warnAdopted logs, once for each queue, the use of a queue with other properties. noBatches
 // is the queue argument because of which the server takes no batches, or "".
@@ -299,10 +300,10 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 		return nil
 	}
 	cut := s.Stats().InFlight
-	sess := s.sup.current()
+	sess := s.sup.Current()
 	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
 		zap.Int("not_published", s.outbox.len()+s.direct.outbox.len()+s.isolated.outbox.len()),
-		zap.Bool("blocked", sess != nil && sess.flow.unblocked() != nil))
+		zap.Bool("blocked", sess != nil && sess.Flow.Unblocked() != nil))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
@@ -357,7 +358,7 @@ func (s *Server) requeueCopy(j *job) {
 	s.counts.returned.Add(1)
 	msg, err := clonePublishing(j)
 	if err == nil {
-		err = fitFrame(&msg, j.from.sess.pub.frameSize())
+		err = transport.FitFrame(&msg, j.from.sess.Pub.FrameSize())
 	}
 	if err != nil || j.delivery.Redelivered {
 		j.requeue()

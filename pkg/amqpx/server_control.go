@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -31,21 +32,21 @@ const (
 // control receives control messages during one session of a server.
 type control struct {
 	server     *Server
-	sess       *session
-	ch         channel
+	sess       *transport.Session
+	ch         transport.Channel
 	queue      string
 	deliveries <-chan amqp.Delivery
 }
 
 // errControlEnded ends a session whose control queue is gone.
-var errControlEnded error = &kindError{kind: FaultQueueDeleted, cause: errors.New("that of the control plane")}
+var errControlEnded error = &transport.KindError{Kind: FaultQueueDeleted, Cause: errors.New("that of the control plane")}
 
 // controlRetry is the time between two attempts to set up the control plane.
 const controlRetry = 15 * time.Second
 
 // startControl starts to receive control messages, on a channel of its own. If the broker
 // refuses this, the server serves without a control plane and tries again.
-func (s *Server) startControl(sess *session) error {
+func (s *Server) startControl(sess *transport.Session) error {
 	if !s.cfg.control {
 		return nil
 	}
@@ -55,22 +56,22 @@ func (s *Server) startControl(sess *session) error {
 	}
 	s.pings.through("")
 	s.warnNoControl(sess, err)
-	sess.run(func() { s.retryControl(sess) })
+	sess.Run(func() { s.retryControl(sess) })
 	return nil
 }
 
 // retryControl tries to set up the control plane until it succeeds or the session ends.
-func (s *Server) retryControl(sess *session) {
+func (s *Server) retryControl(sess *transport.Session) {
 	again := time.NewTicker(controlRetry)
 	defer again.Stop()
 	for {
 		select {
 		case <-again.C:
-		case <-sess.done:
+		case <-sess.Done:
 			return
 		}
 		err := s.listenToControl(sess)
-		if err == nil || sess.ended() {
+		if err == nil || sess.Ended() {
 			return
 		}
 		s.warnNoControl(sess, err)
@@ -78,22 +79,22 @@ func (s *Server) retryControl(sess *session) {
 }
 
 // listenToControl starts to receive control messages.
-func (s *Server) listenToControl(sess *session) error {
+func (s *Server) listenToControl(sess *transport.Session) error {
 	exchange := s.cfg.queue.controlExchange()
 	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
 	if err := c.listen(exchange); err != nil {
-		return atStep(stepControl, "", err)
+		return transport.AtStep(transport.StepControl, "", err)
 	}
 	s.pings.through(c.queue)
-	sess.run(c.read)
+	sess.Run(c.read)
 	return nil
 }
 
 // warnNoControl logs that the server has no control plane.
-func (s *Server) warnNoControl(sess *session, err error) {
-	fault := classify(sess.target, err)
+func (s *Server) warnNoControl(sess *transport.Session, err error) {
+	fault := transport.Classify(sess.Target, err)
 	s.logs.noControl.of(s.cfg.logger).Warn("no control plane: the broker refused it",
-		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.kind)), zap.Error(fault))
+		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.Kind)), zap.Error(fault))
 }
 
 // isChannelException reports whether the broker refused an operation by closing the channel,
@@ -113,7 +114,7 @@ func isChannelException(err error) bool {
 
 // listen declares the exchange and a queue which is deleted when the connection ends.
 func (c *control) listen(exchange string) (err error) {
-	if c.ch, err = c.sess.sub.channel(); err != nil {
+	if c.ch, err = c.sess.Sub.Channel(); err != nil {
 		return err
 	}
 	if err = c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
@@ -128,7 +129,7 @@ func (c *control) listen(exchange string) (err error) {
 	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
 		return err
 	}
-	c.deliveries, err = c.ch.Consume(c.queue, controlTag, false, true, false, false, nil)
+	c.deliveries, err = c.ch.Consume(c.queue, transport.ControlTag, false, true, false, false, nil)
 	return err
 }
 
@@ -138,15 +139,15 @@ func (c *control) read() {
 		select {
 		case d, ok := <-c.deliveries:
 			if !ok {
-				c.sess.fail(errControlEnded)
+				c.sess.Fail(errControlEnded)
 				return
 			}
 			c.handle(&d)
 			if err := c.ch.Ack(d.DeliveryTag, false); err != nil {
-				c.sess.fail(err)
+				c.sess.Fail(err)
 				return
 			}
-		case <-c.sess.done:
+		case <-c.sess.Done:
 			return
 		}
 	}
@@ -321,7 +322,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	if err := s.check(ctx); err != nil {
 		return 0, err
 	}
-	sess := s.sup.current()
+	sess := s.sup.Current()
 	if sess == nil {
 		return 0, notConnected(s.Status())
 	}
@@ -336,7 +337,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	select {
 	case <-answered:
 		return time.Since(begun), nil
-	case <-sess.done:
+	case <-sess.Done:
 		ping.over.Store(true)
 		s.outbox.noteCanceled()
 		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")

@@ -27,16 +27,16 @@ func startControlled(t *testing.T, methods handlers, opts ...Option) *rig {
 // toControl publishes to the control plane from another connection.
 func (r *rig) toControl(msg amqp.Publishing) {
 	r.t.Helper()
-	l, err := r.broker.dial(r.t.Context(), testURL, "somebody")
+	l, err := r.broker.Dial(r.t.Context(), testURL, "somebody")
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer l.close()
-	ch, err := l.channel()
+	defer l.Close()
+	ch, err := l.Channel()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := ch.publishFanout(controlExchangeName, msg); err != nil {
+	if err := ch.PublishFanout(controlExchangeName, msg); err != nil {
 		r.t.Fatal(err)
 	}
 	settle()

@@ -37,9 +37,9 @@ type job struct {
 	// the message is acknowledged.
 	refusals     []*outboundResponse // sent after the acknowledgement
 	republishing int                 // copies with a delivery count in progress, see waitRepublished
-	// held is how many bytes of the body bytesInHand counts for this job.
+	// held is how many bytes of the body transport.BytesInHand counts for this job.
 	held int64
-	// unread is the size of a body that was dropped because bytesInHand had no room.
+	// unread is the size of a body that was dropped because transport.BytesInHand had no room.
 	unread int64
 	// disposition is how the consumer disposes of the message.
 	disposition disposition
@@ -147,7 +147,7 @@ func (j *job) finish() {
 		s.moves.Done()
 	}
 	if j.held > 0 {
-		s.cfg.inHand.release(j.held)
+		s.cfg.inHand.Release(j.held)
 	}
 	s.track.Done()
 	if j.whole {

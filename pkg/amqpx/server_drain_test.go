@@ -386,8 +386,8 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
-		s.sup.current().flow.set(true)
-		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
+		s.sup.Current().Flow.Set(true)
+		s.sup.NoteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
 		redelivered(b, request("m"))
 		settle()
 		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -130,13 +131,13 @@ func TestPropertiesSizeIsExact(t *testing.T) {
 			"table": amqp.Table{"x": "y"}, "list": []any{"a", int64(1)},
 		},
 	}
-	wantSame(t, "size", propertiesSize(&msg), 230)
+	wantSame(t, "size", transport.PropertiesSize(&msg), 230)
 	msg.Headers["fill"] = ""
-	fill := strings.Repeat("x", frame-frameOverhead-propertiesSize(&msg))
+	fill := strings.Repeat("x", frame-transport.FrameOverhead-transport.PropertiesSize(&msg))
 	msg.Headers["fill"] = fill
-	wantSame(t, "fits", checkFrame(&msg, frame), nil)
+	wantSame(t, "fits", transport.CheckFrame(&msg, frame), nil)
 	msg.Headers["fill"] = fill + "x"
-	if checkFrame(&msg, frame) == nil {
+	if transport.CheckFrame(&msg, frame) == nil {
 		t.Error("one byte too many fits")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -28,7 +29,7 @@ const (
 type requestID struct {
 	kind  scopeKind
 	scope string
-	// replyTo is empty for a shared id, and for an id that is too long for a counter of a
+	// ReplyTo is empty for a shared id, and for an id that is too long for a counter of a
 	// program: such a request may be sent again with another reply_to, see isSameRequest.
 	replyTo string
 	id      string
@@ -150,11 +151,11 @@ func (u *brokerUser) get() string {
 // receives, on the channel of the probe before the channel has other users. When the broker
 // refuses a name, the error contains the correct name. Without a name the session's messages
 // are anonymous.
-func (u *brokerUser) verify(s *session, log *zap.Logger) error {
+func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 	if name := u.name.Swap(nil); name != nil {
 		u.last = *name
 	}
-	name := s.target.user
+	name := s.Target.User
 	if u.last != "" {
 		name = u.last
 	}
@@ -165,11 +166,11 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 		if refused == nil || late {
 			return nil
 		}
-		if s.ended() {
+		if s.Ended() {
 			return refused
 		}
 		var err error
-		if s.probeCh, err = s.pub.channel(); err != nil { // the refusal has ended the channel
+		if s.ProbeCh, err = s.Pub.Channel(); err != nil { // the refusal has ended the channel
 			return err
 		}
 		told := userIn(refused)
@@ -185,12 +186,12 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 // try publishes a message with name as its user_id, which no queue receives. It returns the
 // broker's refusal. If the broker does not respond before limit, late is true, and the name is
 // used as soon as the broker accepts the message.
-func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late bool, refused error) {
-	ch, result := s.probeCh, make(chan error, 1)
-	s.run(func() { // the goroutine ends with the session at the latest
-		err := ch.publishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
+func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Time) (late bool, refused error) {
+	ch, result := s.ProbeCh, make(chan error, 1)
+	s.Run(func() { // the goroutine ends with the session at the latest
+		err := ch.PublishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
-			err = ch.barrier()
+			err = ch.Barrier()
 		}
 		if err == nil {
 			u.name.Store(&name)
@@ -200,8 +201,8 @@ func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late 
 	select {
 	case err := <-result:
 		return false, err
-	case <-s.done:
-		return false, errConnectionEnded
+	case <-s.Done:
+		return false, transport.ErrConnectionEnded
 	case <-limit:
 		return true, nil
 	}

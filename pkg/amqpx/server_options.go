@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -44,7 +45,7 @@ type serverConfig struct {
 	ackPause      time.Duration
 
 	maxBytesInHand int
-	inHand         *bytesInHand
+	inHand         *transport.BytesInHand
 
 	defaultMethod string // for requests without a method; "": such requests are refused
 
@@ -81,10 +82,10 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.maxBytesInHand == 0 {
 		c.maxBytesInHand = max(DefaultMaxBytesInHand, c.maxMessageSize)
 	}
-	c.inHand = &bytesInHand{limit: int64(c.maxBytesInHand)}
+	c.inHand = &transport.BytesInHand{Limit: int64(c.maxBytesInHand)}
 	if c.dialer == nil {
-		limits := contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tlsConfig, limits: limits}
+		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
+		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {

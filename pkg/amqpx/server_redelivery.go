@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -136,7 +137,7 @@ func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 // fitsOrRefuse refuses a request if its copy, with the added headers, does not fit a frame of
 // the connection.
 func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
-	err := fitFrame(msg, j.from.sess.pub.frameSize())
+	err := transport.FitFrame(msg, j.from.sess.Pub.FrameSize())
 	if err != nil {
 		s.refuseUncounted(j, err)
 	}
@@ -246,8 +247,8 @@ func (s *Server) cancelRepublishing() {
 	if !s.isDraining() {
 		return
 	}
-	sess := s.sup.current()
-	if sess == nil || sess.sub == sess.pub || sess.flow.unblocked() == nil {
+	sess := s.sup.Current()
+	if sess == nil || sess.Sub == sess.Pub || sess.Flow.Unblocked() == nil {
 		return
 	}
 	for _, out := range s.outbox.takeMatching(func(out outbound) bool {
@@ -275,9 +276,9 @@ func (m *republished) onResult(f publishResult) {
 		m.done()
 	case (f == resultNacked || f == resultReturned) && !m.job.from.isOver():
 		m.nacked()
-	case f == resultSuspect && !m.job.from.sess.ended():
+	case f == resultSuspect && !m.job.from.sess.Ended():
 		m.server.isolate(m) // the copy may have ended the channel
-	case f == resultUnsent && !m.job.from.sess.ended():
+	case f == resultUnsent && !m.job.from.sess.Ended():
 		m.notTaken()
 		m.again()
 	default:

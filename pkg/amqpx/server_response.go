@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -166,7 +167,7 @@ func (a *outboundResponse) onResult(f publishResult) {
 		a.done()
 	case f == resultNacked:
 		a.nacked()
-	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // no redelivery of the request
+	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.Ended()): // no redelivery of the request
 		a.send()
 	case f == resultSuspect:
 		a.isolate() // the response may have ended the channel
@@ -337,11 +338,11 @@ const ownProperties = 4 << 10
 func (r *invocation) checkResponse(p *wire.Properties) error {
 	var msg amqp.Publishing
 	p.AddTo(&msg, false)
-	size := r.job.from.sess.pub.frameSize()
+	size := r.job.from.sess.Pub.FrameSize()
 	if size == 0 {
 		return nil // the frame size has no limit
 	}
-	if err := checkFrame(&msg, max(size-ownProperties, ownProperties/2)); err != nil {
+	if err := transport.CheckFrame(&msg, max(size-ownProperties, ownProperties/2)); err != nil {
 		return Errorf(CodeResourceExhausted, "the response's %w", err)
 	}
 	return nil
@@ -399,7 +400,7 @@ func (s *Server) noteNacked(r nackedResponse) {
 	if !log.Core().Enabled(zap.WarnLevel) {
 		return // logged a moment ago
 	}
-	if s.sup.current() != nil && !isDirectAddress(r.replyTo) {
+	if s.sup.Current() != nil && !isDirectAddress(r.replyTo) {
 		select {
 		case s.nacked <- nackedToLog{r, log}:
 			return
@@ -418,22 +419,22 @@ type nackedToLog struct {
 }
 
 // explainNacked logs nacked responses until the session ends.
-func (s *Server) explainNacked(sess *session) {
+func (s *Server) explainNacked(sess *transport.Session) {
 	for {
 		select {
 		case r := <-s.nacked:
 			kind, err := lookAtReplyQueue(sess, r.replyTo)
 			r.log(r.logger, kind, err)
-		case <-sess.done:
+		case <-sess.Done:
 			return
 		}
 	}
 }
 
 // lookAtReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
-func lookAtReplyQueue(s *session, name string) (FaultKind, error) {
-	found := s.inGoroutine(func() error {
-		return withTempChannel(s.sub, func(ch channel) error {
+func lookAtReplyQueue(s *transport.Session, name string) (FaultKind, error) {
+	found := s.InGoroutine(func() error {
+		return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 			return err
 		})
@@ -445,14 +446,14 @@ func lookAtReplyQueue(s *session, name string) (FaultKind, error) {
 	case err = <-found:
 	case <-limit.C:
 		err = errNoAnswer
-	case <-s.done:
-		err = s.cause
+	case <-s.Done:
+		err = s.Cause
 	}
 	if err == nil {
 		return "", nil
 	}
-	fault := classify(s.target, atStep(stepPublishTo, name, err))
-	return fault.kind, fault
+	fault := transport.Classify(s.Target, transport.AtStep(transport.StepPublishTo, name, err))
+	return fault.Kind, fault
 }
 
 // log logs the nacked response.

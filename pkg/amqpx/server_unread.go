@@ -55,7 +55,7 @@ func (c *consumer) takeUnread(j *job) bool {
 		j.requeue()
 	case m.atMostOnce, !in.OneWay && s.endsWhenRedelivered(j):
 		e := refusal(CodeResourceExhausted, "the server has %d bytes of requests in hand and no room for %d more",
-			s.cfg.inHand.held.Load(), drop.Size)
+			s.cfg.inHand.Held.Load(), drop.Size)
 		e.retryAfter = unreadRetryAfter
 		s.refuse(j, e)
 	default:
@@ -155,7 +155,7 @@ func (c *consumer) keepUnread(j *job, drop wire.DroppedBody) {
 	s := c.server
 	j.unread = int64(drop.Size) //nolint:gosec // at most the limit.
 	s.logs.deferred.of(s.cfg.logger).Warn("no room for a request: it is delivered again when there is", zap.Uint64("bytes", drop.Size),
-		zap.Int64("bytes_in_hand", s.cfg.inHand.held.Load()), zap.Int64("max_bytes_in_hand", s.cfg.inHand.limit))
+		zap.Int64("bytes_in_hand", s.cfg.inHand.Held.Load()), zap.Int64("max_bytes_in_hand", s.cfg.inHand.Limit))
 	select {
 	case c.unread <- j:
 	case <-c.done:
@@ -208,7 +208,7 @@ func (c *consumer) returnUnread() {
 // rest.
 func (c *consumer) returnFitting(waiting []*job) []*job {
 	inHand := c.server.cfg.inHand
-	room, idle := inHand.room(), inHand.held.Load() == 0
+	room, idle := inHand.Room(), inHand.Held.Load() == 0
 	n := 0
 	for _, j := range waiting {
 		if room -= j.unread; room < 0 && !(idle && n == 0) {

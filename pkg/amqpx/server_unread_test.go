@@ -13,11 +13,12 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // large is the size of the smallest large body.
-const large = smallBody + 1
+const large = transport.SmallBody + 1
 
 // startBounded starts a server with connections that drop bodies beyond the limits, like real
 // connections.

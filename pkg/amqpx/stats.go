@@ -172,7 +172,7 @@ func (s *Server) Stats() ServerStats {
 
 		TooLarge:    s.counts.tooLarge.Load(),
 		Deferred:    s.counts.deferred.Load(),
-		BytesInHand: s.cfg.inHand.held.Load(),
+		BytesInHand: s.cfg.inHand.Held.Load(),
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),

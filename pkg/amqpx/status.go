@@ -115,13 +115,13 @@ func (b *statusBoard) update(change func(*Status)) {
 	}
 }
 
-// onConnecting implements statusObserver.
-func (b *statusBoard) onConnecting(address string) {
+// OnConnecting implements transport.Observer.
+func (b *statusBoard) OnConnecting(address string) {
 	b.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, address, "" })
 }
 
-// onReady implements statusObserver.
-func (b *statusBoard) onReady(generation uint64, blocked func() bool) {
+// OnReady implements transport.Observer.
+func (b *statusBoard) OnReady(generation uint64, blocked func() bool) {
 	b.update(func(s *Status) {
 		s.State, s.Err, s.Fault, s.Generation = StateReady, nil, "", generation
 		if blocked() {
@@ -130,8 +130,8 @@ func (b *statusBoard) onReady(generation uint64, blocked func() bool) {
 	})
 }
 
-// onBlocked implements statusObserver.
-func (b *statusBoard) onBlocked(blocking amqp.Blocking) {
+// OnBlocked implements transport.Observer.
+func (b *statusBoard) OnBlocked(blocking amqp.Blocking) {
 	b.update(func(s *Status) {
 		s.Reason = blocking.Reason // also for a session in set-up
 		switch {
@@ -143,13 +143,13 @@ func (b *statusBoard) onBlocked(blocking amqp.Blocking) {
 	})
 }
 
-// onFault implements statusObserver.
-func (b *statusBoard) onFault(err error, kind FaultKind) {
+// OnFault implements transport.Observer.
+func (b *statusBoard) OnFault(err error, kind FaultKind) {
 	b.update(func(s *Status) { s.State, s.Err, s.Fault, s.Reason = StateReconnecting, err, kind, "" })
 }
 
-// onClosed implements statusObserver.
-func (b *statusBoard) onClosed() { b.update(func(s *Status) { s.State = StateClosed }) }
+// OnClosed implements transport.Observer.
+func (b *statusBoard) OnClosed() { b.update(func(s *Status) { s.State = StateClosed }) }
 
 // waitReady waits until the state is StateReady. If ctx ends first, it returns the error of
 // ctx joined with the last fault. It returns ErrClosed when the state is closed or draining.
@@ -171,14 +171,14 @@ func (b *statusBoard) waitReady(ctx context.Context) error {
 	}
 }
 
-// noStatus is a statusObserver without effect.
+// noStatus is a transport.Observer without effect.
 type noStatus struct{}
 
-func (noStatus) onConnecting(string)         {}
-func (noStatus) onReady(uint64, func() bool) {}
-func (noStatus) onBlocked(amqp.Blocking)     {}
-func (noStatus) onFault(error, FaultKind)    {}
-func (noStatus) onClosed()                   {}
+func (noStatus) OnConnecting(string)         {}
+func (noStatus) OnReady(uint64, func() bool) {}
+func (noStatus) OnBlocked(amqp.Blocking)     {}
+func (noStatus) OnFault(error, FaultKind)    {}
+func (noStatus) OnClosed()                   {}
 
 // blockedFor returns how long the broker has blocked publishing, in total.
 func (b *statusBoard) blockedFor() time.Duration {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 func TestSupervisorShowsTheAlarm(t *testing.T) {
@@ -67,7 +69,7 @@ func TestStatusWhileALostSessionEnds(t *testing.T) {
 		w.run(t)
 		ready(t, w.board.waitReady)
 		release := make(chan struct{})
-		w.current().run(func() { <-release })
+		w.Current().Run(func() { <-release })
 		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
 		settle()
 		wantSame(t, "state", w.board.get().State, StateReconnecting)
@@ -82,7 +84,7 @@ func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(*session) error {
+		w.onSetup = func(*transport.Session) error {
 			w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
 			w.broker.setAlarm("low on memory")
 			pass(time.Millisecond)

@@ -14,17 +14,19 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // watched is a supervisor without client or server, with its log and its set-up.
 type watched struct {
-	*supervisor
+	*transport.Supervisor
 	board   statusBoard
 	broker  *fakeBroker
 	cfg     *config
 	logs    *observer.ObservedLogs
 	setups  int
-	onSetup func(*session) error
+	onSetup func(*transport.Session) error
 	dialed  []time.Duration // since the start
 	stop    context.CancelFunc
 	ended   chan struct{}
@@ -47,7 +49,7 @@ func newWatched(t *testing.T, urls string) *watched {
 
 func (w *watched) run(t *testing.T) {
 	t.Helper()
-	w.supervisor = newSupervisor(w.cfg.connections("test", true, &w.board, func(_ context.Context, s *session) error {
+	w.Supervisor = transport.NewSupervisor(w.cfg.connections("test", true, &w.board, func(_ context.Context, s *transport.Session) error {
 		w.setups++
 		if w.onSetup != nil {
 			return w.onSetup(s)
@@ -66,7 +68,7 @@ func (w *watched) run(t *testing.T) {
 	w.stop = stop
 	go func() {
 		defer close(w.ended)
-		w.supervisor.run(ctx)
+		w.Supervisor.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -108,7 +110,7 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 			if gap := w.dialed[i+1] - w.dialed[i]; gap > bound {
 				t.Errorf("wait %d was %v, more than %v", i, gap, bound)
 			}
-			bound = min(2*bound, passingFaultMax)
+			bound = min(2*bound, transport.PassingFaultMax)
 		}
 		if took := w.dialed[100]; took < 30*time.Second {
 			t.Errorf("100 waits took only %v", took)
@@ -163,7 +165,7 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 		resets bool
 	}{
 		{"link that dies at once", time.Second, false},
-		{"link that stayed", settledAfter, true},
+		{"link that stayed", transport.SettledAfter, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -267,9 +269,9 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			if w.setups < 4 {
-				return withTempChannel(s.sub, func(ch channel) error {
+				return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 					_, err := ch.QueueDeclarePassive("missing", true, false, false, false, nil)
 					return err
 				})
@@ -289,13 +291,13 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			if w.setups > 1 {
 				return nil
 			}
 			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
 			defer w.broker.with(func(b *fakeBroker) { b.onCall = nil })
-			return s.subCh.Qos(1, 0, false)
+			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
 		ready(t, w.board.waitReady)
@@ -367,9 +369,9 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
-			return s.subCh.Qos(1, 0, false)
+			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
 		pass(time.Second)
@@ -396,7 +398,7 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 				w := newWatched(t, testURL)
 				w.run(t)
 				ready(t, w.board.waitReady)
-				pass(settledAfter)
+				pass(transport.SettledAfter)
 				lost := time.Now()
 				w.broker.kick(reason)
 				<-w.gone()
@@ -423,7 +425,7 @@ func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 			case 0:
 				return errCut
 			case 1:
-				return &kindError{kind: FaultClosedEarly}
+				return &transport.KindError{Kind: FaultClosedEarly}
 			}
 			time.AfterFunc(100*time.Millisecond, func() { w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
 			return nil
@@ -442,15 +444,15 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(*session) error {
-			return atStep(stepDeclare, "q", &amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
+		w.onSetup = func(*transport.Session) error {
+			return transport.AtStep(transport.StepDeclare, "q", &amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
 		}
 		w.run(t)
 		pass(5 * time.Second)
 		attempts := func() int { return w.logs.FilterMessage("link down, reconnecting").Len() }
 		quick := attempts()
 		pass(time.Minute)
-		if slow := attempts() - quick; quick < repeatedFaults || quick > 12 || slow > 7 {
+		if slow := attempts() - quick; quick < transport.RepeatedFaults || quick > 12 || slow > 7 {
 			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -93,8 +94,8 @@ func (q Queue) arguments() amqp.Table {
 	return args
 }
 
-// declareOrAdopt declares the queue, or adopts an existing queue with other properties, which
+// transport.DeclareOrAdopt declares the queue, or adopts an existing queue with other properties, which
 // are passed to warn.
-func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (foundQueue, error) {
-	return declareOrAdopt(l, queueDeclaration{name: q.Name, durable: q.Durable, arguments: q.arguments()}, warn)
+func (q Queue) declareOrAdopt(l transport.Conn, warn func(difference string)) (transport.FoundQueue, error) {
+	return transport.DeclareOrAdopt(l, transport.QueueDeclaration{Name: q.Name, Durable: q.Durable, Arguments: q.arguments()}, warn)
 }

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"context"
@@ -16,20 +16,21 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// closeTimeout bounds the closing handshake; then the socket is cut.
-const closeTimeout = time.Second
+// CloseTimeout bounds the closing handshake; then the socket is cut.
+const CloseTimeout = time.Second
 
-// netDialer dials real brokers.
-type netDialer struct {
-	heartbeat    time.Duration
-	writeTimeout time.Duration
-	// tls returns the configuration for amqps URLs, or nil for the files of the URL. A nil tls
+// NetDialer dials real brokers.
+type NetDialer struct {
+	Heartbeat    time.Duration
+	WriteTimeout time.Duration
+	// TLS returns the configuration for amqps URLs, or nil for the files of the URL. A nil tls
 	// is for the files of the URL too.
-	tls    func() *tls.Config
-	limits contentLimits
+	TLS    func() *tls.Config
+	Limits ContentLimits
 }
 
-func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, error) {
+// Dial implements Dialer.
+func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 	conns := &dialedSocket{}
 	stop := context.AfterFunc(ctx, conns.cut)
 	defer stop()
@@ -43,7 +44,7 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 	}
 	var opening error // the reason why there is no socket
 	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
-		Heartbeat:  d.heartbeat,
+		Heartbeat:  d.Heartbeat,
 		Properties: properties,
 		Dial: func(network, _ string) (net.Conn, error) {
 			s, err := d.openSocket(ctx, network, uri)
@@ -61,11 +62,11 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 			err = ctx.Err()
 		}
 		if opening != nil {
-			return nil, atStep(stepConnect, "", opening)
+			return nil, AtStep(stepConnect, "", opening)
 		}
 		err = conns.get().explainDial(err)
 		if at, ok := errors.AsType[*stepError](err); ok && at.step == stepAMQP && errors.Is(err, context.DeadlineExceeded) && d.speaksHTTP(ctx, uri) {
-			err = atStep(stepAMQP, "", &kindError{kind: FaultPortHTTP, cause: at.cause})
+			err = AtStep(stepAMQP, "", &KindError{Kind: FaultPortHTTP, Cause: at.cause})
 		}
 		return nil, err
 	}
@@ -76,7 +77,7 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 		blocks: conn.NotifyBlocked(make(chan amqp.Blocking, 16)),
 	}
 	if !stop() {
-		l.cut()
+		l.Cut()
 		return nil, errors.Join(ctx.Err(), net.ErrClosed)
 	}
 	return l, nil
@@ -85,21 +86,21 @@ func (d netDialer) dial(ctx context.Context, url, name string) (brokerConn, erro
 // openSocket connects to the node in uri. The TLS handshake takes place here and not in
 // amqp091-go, so that the frame reader and the coalescing of writes also work on AMQP frames
 // under TLS.
-func (d netDialer) openSocket(ctx context.Context, network string, uri amqp.URI) (*socket, error) {
+func (d NetDialer) openSocket(ctx context.Context, network string, uri amqp.URI) (*socket, error) {
 	raw, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
 	if err != nil {
 		return nil, err
 	}
-	s := newSocket(raw, d.writeTimeout)
-	if uri.Scheme == schemeTLS {
+	s := newSocket(raw, d.WriteTimeout)
+	if uri.Scheme == SchemeTLS {
 		secure, err := d.handshake(ctx, raw, uri, &s.certificate)
 		if err != nil {
 			_ = raw.Close()
-			return nil, atStep(stepTLS, "", errors.Join(ctx.Err(), err))
+			return nil, AtStep(stepTLS, "", errors.Join(ctx.Err(), err))
 		}
 		s.Conn = secure
 	}
-	s.frames = newFrameReader(s.Conn, d.limits)
+	s.frames = newFrameReader(s.Conn, d.Limits)
 	return s, nil
 }
 
@@ -136,7 +137,7 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink implements brokerConn with amqp091-go.
+// netLink implements Conn with amqp091-go.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket
@@ -144,7 +145,7 @@ type netLink struct {
 	blocks <-chan amqp.Blocking
 }
 
-func (l *netLink) channel() (channel, error) {
+func (l *netLink) Channel() (Channel, error) {
 	ch, err := l.conn.Channel()
 	if err != nil {
 		return nil, err
@@ -152,30 +153,30 @@ func (l *netLink) channel() (channel, error) {
 	return &netChannel{Channel: ch, turn: make(chan struct{}, 1)}, nil
 }
 
-func (l *netLink) closed() <-chan *amqp.Error      { return l.ended }
-func (l *netLink) blockings() <-chan amqp.Blocking { return l.blocks }
-func (l *netLink) received() uint64                { return l.socket.received.Load() }
-func (l *netLink) frameSize() int                  { return l.conn.Config.FrameSize }
-func (l *netLink) cork()                           { l.socket.cork() }
-func (l *netLink) uncork()                         { l.socket.uncork() }
-func (l *netLink) cut()                            { _ = l.socket.Close() }
+func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
+func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *netLink) Received() uint64                { return l.socket.received.Load() }
+func (l *netLink) FrameSize() int                  { return l.conn.Config.FrameSize }
+func (l *netLink) Cork()                           { l.socket.cork() }
+func (l *netLink) Uncork()                         { l.socket.uncork() }
+func (l *netLink) Cut()                            { _ = l.socket.Close() }
 
-func (l *netLink) claim(n int) int64 {
-	if l.socket.frames.limits.inHand == nil {
+func (l *netLink) Claim(n int) int64 {
+	if l.socket.frames.limits.InHand == nil {
 		return 0
 	}
-	l.socket.frames.unclaimed.bytes.Add(-int64(n))
+	l.socket.frames.unclaimed.Bytes.Add(-int64(n))
 	return int64(n)
 }
 
-func (l *netLink) abandon() {
-	if frames := l.socket.frames; frames.limits.inHand != nil {
-		frames.unclaimed.close(frames.limits.inHand)
+func (l *netLink) Abandon() {
+	if frames := l.socket.frames; frames.limits.InHand != nil {
+		frames.unclaimed.Close(frames.limits.InHand)
 	}
 }
 
-func (l *netLink) close() {
-	timer := time.AfterFunc(closeTimeout, l.cut)
+func (l *netLink) Close() {
+	timer := time.AfterFunc(CloseTimeout, l.Cut)
 	defer timer.Stop()
 	_ = l.conn.Close()
 }
@@ -188,10 +189,10 @@ type netChannel struct {
 	turn chan struct{}
 }
 
-// barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
+// Barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
 // of later consumers on the channel, and there are none. The broker answers the methods of a
 // channel in order.
-func (c *netChannel) barrier() error {
+func (c *netChannel) Barrier() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
 	return c.Channel.Qos(1, 0, false)
@@ -204,7 +205,7 @@ func (c *netChannel) Cancel(consumer string, noWait bool) error {
 	return c.Channel.Cancel(consumer, noWait)
 }
 
-func (c *netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
+func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
 	confirm, err := c.PublishWithDeferredConfirm("", key, mandatory, false, msg)
 	if err != nil {
 		return nil, err
@@ -212,27 +213,27 @@ func (c *netChannel) publish(key string, mandatory bool, msg amqp.Publishing) (c
 	return confirm, nil
 }
 
-func (c *netChannel) publishFanout(exchange string, msg amqp.Publishing) error {
+func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	return c.Publish(exchange, "", true, false, msg)
 }
 
 // The schemes of broker URLs as amqp091-go's parser returns them: in lower case, whatever the
 // case in the URL.
 const (
-	schemePlain = "amqp"
-	schemeTLS   = "amqps"
+	SchemePlain = "amqp"
+	SchemeTLS   = "amqps"
 )
 
 // plainURL returns url with the scheme amqp. amqp091-go then uses all of the URL except the
 // transport: the user, the virtual host, the SASL mechanisms and the query.
-func plainURL(url string, uri amqp.URI) string { return schemePlain + url[len(uri.Scheme):] }
+func plainURL(url string, uri amqp.URI) string { return SchemePlain + url[len(uri.Scheme):] }
 
 // handshake performs the TLS handshake on raw and records in own the use of the client
 // certificate. It ends with ctx.
-func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, own *clientCertificate) (net.Conn, error) {
+func (d NetDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, own *clientCertificate) (net.Conn, error) {
 	config, err := d.tlsConfig(uri)
 	if err != nil {
-		return nil, &kindError{kind: FaultTLSFiles, cause: err}
+		return nil, &KindError{Kind: FaultTLSFiles, Cause: err}
 	}
 	own.watch(config)
 	conn := tls.Client(raw, config)
@@ -246,9 +247,9 @@ func (d netDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, ow
 // WithTLS, else from the URL's query parameters cacertfile, certfile and keyfile. The name
 // expected in the broker's certificate is the configuration's ServerName, else the query
 // parameter server_name_indication, else the URL's host.
-func (d netDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
-	if d.tls != nil {
-		config = d.tls().Clone() // nil stays nil
+func (d NetDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
+	if d.TLS != nil {
+		config = d.TLS().Clone() // nil stays nil
 	}
 	if config == nil {
 		if config, err = tlsConfigOf(uri); err != nil {

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bufio"
@@ -18,7 +18,7 @@ import (
 // would keep every server, or a client, from ever being ready. Instead the message arrives
 // with [wire.HeaderUnreadable] set and is refused.
 //
-// frameReader also bounds the bodies that are read, see contentLimits: the content header
+// frameReader also bounds the bodies that are read, see ContentLimits: the content header
 // tells a body's size before the body arrives. A body beyond the bounds is discarded while
 // being read, and its message arrives with an empty body and [wire.HeaderDropped] set.
 //
@@ -26,7 +26,7 @@ import (
 // them; all other frames pass unchanged.
 type frameReader struct {
 	r       *bufio.Reader
-	limits  contentLimits
+	limits  ContentLimits
 	out     []byte // whole frames to return before reading further
 	pass    int    // bytes of the current frame to return unchanged
 	discard int    // bytes of the current frame to discard
@@ -36,10 +36,10 @@ type frameReader struct {
 	// dropping maps a channel whose current body is discarded to the number of bytes still to
 	// come.
 	dropping map[uint16]uint64
-	// kinds has the channels whose next content is not contentRequest.
-	kinds map[uint16]contentKind
+	// kinds has the channels whose next content is not ContentRequest.
+	kinds map[uint16]ContentKind
 
-	unclaimed unclaimedBodies
+	unclaimed UnclaimedBodies
 	peer      peerStart
 }
 
@@ -104,7 +104,7 @@ const (
 	readAhead = 64 << 10
 )
 
-func newFrameReader(r io.Reader, limits contentLimits) *frameReader {
+func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
 	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits, peer: peerStart{ended: make(chan struct{})}}
 }
 

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"cmp"
@@ -11,44 +11,44 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// replyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
-const replyExpiry = 5 * time.Minute
+// ReplyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
+const ReplyExpiry = 5 * time.Minute
 
-// queueDeclaration is a queue as a program wants it.
-type queueDeclaration struct {
-	name      string
-	durable   bool
-	arguments amqp.Table
+// QueueDeclaration is a queue as a program wants it.
+type QueueDeclaration struct {
+	Name      string
+	Durable   bool
+	Arguments amqp.Table
 }
 
-// foundQueue describes a queue as declareOrAdopt found it.
-type foundQueue struct {
-	arguments amqp.Table
+// FoundQueue describes a queue as DeclareOrAdopt found it.
+type FoundQueue struct {
+	Arguments amqp.Table
 }
 
-// declareOrAdopt declares a queue. An existing queue with other properties is adopted as it
-// is: declareOrAdopt passes the difference to warn and returns the queue's properties. It
+// DeclareOrAdopt declares a queue. An existing queue with other properties is adopted as it
+// is: DeclareOrAdopt passes the difference to warn and returns the queue's properties. It
 // refuses a stream. A failed declaration closes its channel, so each declaration has a channel
 // of its own and the session's channels never see the exception.
-func declareOrAdopt(l brokerConn, q queueDeclaration, warn func(difference string)) (foundQueue, error) {
-	found := foundQueue{arguments: q.arguments}
-	durable, autoDelete := q.durable, false
+func DeclareOrAdopt(l Conn, q QueueDeclaration, warn func(difference string)) (FoundQueue, error) {
+	found := FoundQueue{Arguments: q.Arguments}
+	durable, autoDelete := q.Durable, false
 	difference := ""
 	var first *amqp.Error
 	for range maxDifferences {
-		err := withTempChannel(l, func(ch channel) error {
-			_, err := ch.QueueDeclare(q.name, durable, autoDelete, false, false, found.arguments)
+		err := WithTempChannel(l, func(ch Channel) error {
+			_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, found.Arguments)
 			return err
 		})
 		var refused *amqp.Error
 		if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed {
 			if err == nil {
-				difference, err = checkType(l, q.name, durable, autoDelete, &found, difference)
+				difference, err = checkType(l, q.Name, durable, autoDelete, &found, difference)
 			}
 			if err == nil && difference != "" {
 				warn(difference)
 			}
-			return found, atStep(stepDeclare, q.name, err)
+			return found, AtStep(StepDeclare, q.Name, err)
 		}
 		first = cmp.Or(first, refused)
 		difference = cmp.Or(difference, refused.Reason)
@@ -65,17 +65,17 @@ func declareOrAdopt(l brokerConn, q queueDeclaration, warn func(difference strin
 			found.set(name, value)
 		}
 		if value == queueStream && name == amqp.QueueTypeArg {
-			return found, atStep(stepDeclare, q.name, errStream)
+			return found, AtStep(StepDeclare, q.Name, ErrStream)
 		}
 	}
-	if err := withTempChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclarePassive(q.name, q.durable, false, false, false, nil)
+	if err := WithTempChannel(l, func(ch Channel) error {
+		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
 		return err
 	}); err != nil {
-		if isNotFound(err) { // the queue does not exist, so the broker refused to create it
+		if IsNotFound(err) { // the queue does not exist, so the broker refused to create it
 			err = first
 		}
-		return found, atStep(stepDeclare, q.name, err)
+		return found, AtStep(StepDeclare, q.Name, err)
 	}
 	warn(difference)
 	return found, nil
@@ -84,16 +84,16 @@ func declareOrAdopt(l brokerConn, q queueDeclaration, warn func(difference strin
 // checkType finds out whether a queue declared without a type is a classic queue: the virtual
 // host may have another default type. It returns the difference to report, and an error if the
 // queue is a stream.
-func checkType(l brokerConn, queue string, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
-	if _, known := found.arguments[amqp.QueueTypeArg]; known {
+func checkType(l Conn, queue string, durable, autoDelete bool, found *FoundQueue, difference string) (string, error) {
+	if _, known := found.Arguments[amqp.QueueTypeArg]; known {
 		return difference, nil
 	}
-	args := maps.Clone(found.arguments)
+	args := maps.Clone(found.Arguments)
 	if args == nil {
 		args = amqp.Table{}
 	}
 	args[amqp.QueueTypeArg] = amqp.QueueTypeClassic
-	err := withTempChannel(l, func(ch channel) error {
+	err := WithTempChannel(l, func(ch Channel) error {
 		_, err := ch.QueueDeclare(queue, durable, autoDelete, false, false, args)
 		return err
 	})
@@ -106,7 +106,7 @@ func checkType(l brokerConn, queue string, durable, autoDelete bool, found *foun
 		return difference, nil
 	}
 	if value == queueStream {
-		return difference, errStream
+		return difference, ErrStream
 	}
 	found.set(name, value)
 	return cmp.Or(difference, refused.Reason), nil
@@ -119,12 +119,12 @@ const (
 	queueStream = "stream"
 )
 
-// errStream refuses a request queue that is a stream.
-var errStream error = &kindError{kind: FaultQueueStream}
+// ErrStream refuses a request queue that is a stream.
+var ErrStream error = &KindError{Kind: FaultQueueStream}
 
 // set records the value of a queue's argument; nil means that the queue lacks the argument.
-func (f *foundQueue) set(name string, value any) {
-	args := maps.Clone(f.arguments)
+func (f *FoundQueue) set(name string, value any) {
+	args := maps.Clone(f.Arguments)
 	if args == nil {
 		args = amqp.Table{}
 	}
@@ -133,7 +133,7 @@ func (f *foundQueue) set(name string, value any) {
 	} else {
 		args[name] = value
 	}
-	f.arguments = args
+	f.Arguments = args
 }
 
 // inequivalent matches RabbitMQ's error for a declaration with other properties than the queue
@@ -162,32 +162,32 @@ func currentArgument(reason string) (name string, value any, ok bool) {
 	return name, n, err == nil
 }
 
-// findReplyQueue checks that a client's reply queue exists.
-func findReplyQueue(l brokerConn, name string) error {
-	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
+// FindReplyQueue checks that a client's reply queue exists.
+func FindReplyQueue(l Conn, name string) error {
+	return AtStep(StepDeclare, name, WithTempChannel(l, func(ch Channel) error {
 		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	}))
 }
 
-// declareReplyQueue declares a client's reply queue, a quorum queue or a classic queue.
-func declareReplyQueue(l brokerConn, name string, quorum bool) error {
-	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
+// DeclareReplyQueue declares a client's reply queue, a quorum queue or a classic queue.
+func DeclareReplyQueue(l Conn, name string, quorum bool) error {
+	args := amqp.Table{amqp.QueueTTLArg: ReplyExpiry.Milliseconds()}
 	if quorum {
 		args[amqp.QueueTypeArg] = amqp.QueueTypeQuorum
 	}
-	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
+	return AtStep(StepDeclare, name, WithTempChannel(l, func(ch Channel) error {
 		_, err := ch.QueueDeclare(name, true, false, false, false, args)
 		return err
 	}))
 }
 
-// withTempChannel runs f on a channel of its own. It closes the channel if f succeeds; after
+// WithTempChannel runs f on a channel of its own. It closes the channel if f succeeds; after
 // an exception the channel is closed already.
-func withTempChannel(l brokerConn, f func(channel) error) error {
-	ch, err := l.channel()
+func WithTempChannel(l Conn, f func(Channel) error) error {
+	ch, err := l.Channel()
 	if err != nil {
-		return atStep(stepChannel, "", err)
+		return AtStep(stepChannel, "", err)
 	}
 	if err := f(ch); err != nil {
 		return err
@@ -195,8 +195,8 @@ func withTempChannel(l brokerConn, f func(channel) error) error {
 	return ch.Close()
 }
 
-// isNotFound reports whether the broker answered 404.
-func isNotFound(err error) bool {
+// IsNotFound reports whether the broker answered 404.
+func IsNotFound(err error) bool {
 	refused, ok := errors.AsType[*amqp.Error](err)
 	return ok && refused.Code == amqp.NotFound
 }

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"context"
@@ -30,7 +30,7 @@ func TestClassify(t *testing.T) {
 		{"end of file", io.EOF, FaultUnreachable, "no connection"},
 		{"name not found", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "x", IsNotFound: true}}, FaultHostUnknown, "host name was not found"},
 		{"timeout", errors.Join(context.DeadlineExceeded, net.ErrClosed), FaultNoAnswer, "no answer in time"},
-		{"timeout of a queue", atStep(stepDeclare, "q", errors.Join(context.DeadlineExceeded, net.ErrClosed)), FaultQueueSilent, `declare queue "q": the broker does not answer for queue "q"`},
+		{"timeout of a queue", AtStep(StepDeclare, "q", errors.Join(context.DeadlineExceeded, net.ErrClosed)), FaultQueueSilent, `declare queue "q": the broker does not answer for queue "q"`},
 		{"wrong password", amqp.ErrCredentials, FaultCredentials, `wrong user name or password for user "app"`},
 		{"login refused", told(403, "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile."), FaultCredentials, `user "app"`},
 		{"no mechanism", amqp.ErrSASL, FaultLoginMechanism, "no login mechanism"},
@@ -44,13 +44,13 @@ func TestClassify(t *testing.T) {
 		{"limit of the node's channels", told(530, "NOT_ALLOWED - number of channels opened on node 'a@b' has reached the maximum allowed limit of (3)"), FaultChannelLimit, "limit of channels"},
 		{"too few channels", amqp.ErrChannelMax, FaultChannelMax, "too few channels"},
 		{"limit of consumers", told(530, "NOT_ALLOWED - reached maximum (1) of consumers per channel"), FaultConsumerLimit, "too few consumers"},
-		{"limit of queues", atStep(stepDeclare, "q", told(406, "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (0) is reached")), FaultQueueLimit, `queue "q"`},
-		{"no permission, RabbitMQ 3", atStep(stepConsume, "q", told(403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'app'")), FaultPermission, `consume from queue "q": user "app" has no read permission`},
-		{"no permission, RabbitMQ 4", atStep(stepDeclare, "q", told(403, "ACCESS_REFUSED - configure access to queue 'q' in vhost '/' refused for user 'app'")), FaultPermission, `declare queue "q": user "app" has no configure permission`},
+		{"limit of queues", AtStep(StepDeclare, "q", told(406, "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (0) is reached")), FaultQueueLimit, `queue "q"`},
+		{"no permission, RabbitMQ 3", AtStep(StepConsume, "q", told(403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'app'")), FaultPermission, `consume from queue "q": user "app" has no read permission`},
+		{"no permission, RabbitMQ 4", AtStep(StepDeclare, "q", told(403, "ACCESS_REFUSED - configure access to queue 'q' in vhost '/' refused for user 'app'")), FaultPermission, `declare queue "q": user "app" has no configure permission`},
 		{"in use", told(403, "ACCESS_REFUSED - queue 'x14' in vhost '/' in exclusive use"), FaultQueueInUse, `another consumer has queue "x14" for itself`},
 		{"exclusive", told(405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration."), FaultQueueExclusive, `queue "q" belongs`},
 		{"other properties", told(406, "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'"), FaultQueueDiffers, `queue "q" exists with other properties`},
-		{"properties of a stream", atStep(stepDeclare, "q.dead", told(406, "PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q.dead' in vhost 'ds' of queue type rabbit_stream_queue")), FaultQueueProperties, `no queue "q.dead"`},
+		{"properties of a stream", AtStep(StepDeclare, "q.dead", told(406, "PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q.dead' in vhost 'ds' of queue type rabbit_stream_queue")), FaultQueueProperties, `no queue "q.dead"`},
 		{"exchange of another program", told(406, "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'queue.control' in vhost '/': received 'fanout' but current is 'direct'"), FaultSetUpRefused, "refused the set-up"},
 		{"refused otherwise", told(406, "PRECONDITION_FAILED - something"), FaultSetUpRefused, "refused the set-up"},
 		{"not implemented", told(540, "NOT_IMPLEMENTED - queue.declare"), FaultNotImplemented, "does not know"},
@@ -60,8 +60,8 @@ func TestClassify(t *testing.T) {
 		{"queue stopped", told(404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor"), FaultQueueStopped, `queue "q" has crashed`},
 		{"queue crashed", told(404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart"), FaultQueueStopped, `queue "q" has crashed`},
 		{"queue without majority", told(404, "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout"), FaultQueueSilent, `does not answer for queue "q"`},
-		{"quorum queue without majority", atStep(stepConsume, "q", told(541, "INTERNAL_ERROR")), FaultQueueSilent, `does not answer for queue "q": its node is down, it has no majority, or it was stopped: channel shutdown error: Exception (541)`},
-		{"stream", atStep(stepDeclare, "q", errStream), FaultQueueStream, `queue "q" is a stream`},
+		{"quorum queue without majority", AtStep(StepConsume, "q", told(541, "INTERNAL_ERROR")), FaultQueueSilent, `does not answer for queue "q": its node is down, it has no majority, or it was stopped: channel shutdown error: Exception (541)`},
+		{"stream", AtStep(StepDeclare, "q", ErrStream), FaultQueueStream, `queue "q" is a stream`},
 		{"transient queues", told(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nIts use is not permitted per the configuration"), FaultFeatureForbidden, "forbids a feature"},
 		{"broker stops", told(320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"), FaultBrokerClosed, "the broker closed the connection"},
 		{"internal error", told(541, "INTERNAL_ERROR"), FaultBrokerInternal, "failed in itself"},
@@ -69,19 +69,19 @@ func TestClassify(t *testing.T) {
 		{"frame too large", told(501, "FRAME_ERROR - frame too large"), FaultProtocol, "do not agree"},
 		{"certificate", x509.UnknownAuthorityError{}, FaultBrokerCertificate, "TLS certificate was not accepted"},
 		{"host name of the certificate", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, FaultBrokerCertificate, "TLS certificate"},
-		{"consumer cancelled", atStep(stepConsume, "q", &consumerCanceledError{"t"}), FaultConsumerCanceled, `consume from queue "q": the broker ended the subscription`},
-		{"no reason", errConnectionEnded, FaultConnectionLost, "the connection was lost"},
-		{"deaf", errUnresponsive, FaultUnresponsive, "the broker does not answer"},
-		{"nacks", &kindError{kind: FaultMessagesNacked}, FaultMessagesNacked, "nacks every message on this connection: the queue is there and not full"},
+		{"consumer cancelled", AtStep(StepConsume, "q", &consumerCanceledError{"t"}), FaultConsumerCanceled, `consume from queue "q": the broker ended the subscription`},
+		{"no reason", ErrConnectionEnded, FaultConnectionLost, "the connection was lost"},
+		{"deaf", ErrUnresponsive, FaultUnresponsive, "the broker does not answer"},
+		{"nacks", &KindError{Kind: FaultMessagesNacked, Cause: errors.New("the queue is there and not full")}, FaultMessagesNacked, "nacks every message on this connection: the queue is there and not full"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			f := classify(parseTarget("amqp://app:secret@host:1234/%2Fv"), c.err)
+			f := Classify(parseTarget("amqp://app:secret@host:1234/%2Fv"), c.err)
 			text := f.Error()
 			if !strings.HasPrefix(text, "broker host:1234: ") || !strings.Contains(text, c.text) || strings.Contains(text, "secret") || strings.Contains(text, "{") {
 				t.Errorf("text %q: want the broker and %q in it, and no password", text, c.text)
 			}
-			wantSame(t, "kind", f.kind, c.kind)
+			wantSame(t, "kind", f.Kind, c.kind)
 			some, every := needsOperator(f)
 			wantSame(t, "needs operator", some, rowOf(c.kind).pace == paceSlow)
 			wantSame(t, "needs only an operator", every, some)
@@ -99,8 +99,8 @@ func TestClassifyEnd(t *testing.T) {
 		"PRECONDITION_FAILED - message size 200000 is larger than configured max size 65536":                     FaultMessageTooLarge,
 		"PRECONDITION_FAILED - unknown delivery tag 7":                                                           FaultChannelClosed,
 	} {
-		f := classifyEnd(parseTarget("amqp://host"), atStep(stepPublish, "", &amqp.Error{Code: 406, Reason: reason, Server: true}))
-		wantSame(t, reason, f.kind, want)
+		f := classifyEnd(parseTarget("amqp://host"), AtStep(StepPublish, "", &amqp.Error{Code: 406, Reason: reason, Server: true}))
+		wantSame(t, reason, f.Kind, want)
 		wantSame(t, "pace after "+reason, f.pace, paceQuick)
 	}
 }
@@ -117,13 +117,13 @@ func TestRefusedLogin(t *testing.T) {
 		"amqps://10.0.0.1?auth_mechanism=external":    FaultCertificateUser,
 		"amqps://10.0.0.1:1/?auth_mechanism=EXTERNAL": FaultCertificateUser,
 	} {
-		wantSame(t, url, classify(parseTarget(url), amqp.ErrCredentials).kind, want)
+		wantSame(t, url, Classify(parseTarget(url), amqp.ErrCredentials).Kind, want)
 	}
 }
 
 func TestFaultsOfSeveralNodes(t *testing.T) {
 	t.Parallel()
-	ours, theirs := &connectionError{pace: paceSlow}, &connectionError{}
+	ours, theirs := &ConnectionError{pace: paceSlow}, &ConnectionError{}
 	for _, c := range []struct {
 		name        string
 		err         error
@@ -142,18 +142,18 @@ func TestFaultsOfSeveralNodes(t *testing.T) {
 
 func TestFaultWithoutCauseHasText(t *testing.T) {
 	t.Parallel()
-	wantSame(t, "text", (&connectionError{broker: "b", words: "p"}).Error(), "broker b: p")
+	wantSame(t, "text", (&ConnectionError{broker: "b", words: "p"}).Error(), "broker b: p")
 }
 
 func TestParseTarget(t *testing.T) {
 	t.Parallel()
-	for url, want := range map[string]brokerTarget{
-		"amqps://h":                      {address: "h:5671", user: "guest", vhost: "/"},
-		"amqp://u:p@[::1]:99/%2Fv%20w":   {address: "[::1]:99", user: "u", vhost: "/v w"},
-		"amqp://a%40b:p%2Fq@h:1/":        {address: "h:1", user: "a@b", vhost: "/"},
-		"no URL at all with secret:text": {address: "?"},
+	for url, want := range map[string]Target{
+		"amqps://h":                      {Address: "h:5671", User: "guest", Vhost: "/"},
+		"amqp://u:p@[::1]:99/%2Fv%20w":   {Address: "[::1]:99", User: "u", Vhost: "/v w"},
+		"amqp://a%40b:p%2Fq@h:1/":        {Address: "h:1", User: "a@b", Vhost: "/"},
+		"no URL at all with secret:text": {Address: "?"},
 	} {
-		want.url = url
+		want.URL = url
 		wantSame(t, url, parseTarget(url), want)
 	}
 }
@@ -164,12 +164,12 @@ func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
 	t.Parallel()
 	a, b := parseTarget("amqp://a"), parseTarget("amqp://b")
 	refused := func(port int) error { return fmt.Errorf("read 127.0.0.1:%d: connection refused", port) }
-	one := errors.Join(classify(a, refused(1)), classify(b, amqp.ErrClosed))
-	again := errors.Join(classify(a, refused(2)), classify(b, &amqp.Error{Code: amqp.FrameError, Reason: "EOF"}))
+	one := errors.Join(Classify(a, refused(1)), Classify(b, amqp.ErrClosed))
+	again := errors.Join(Classify(a, refused(2)), Classify(b, &amqp.Error{Code: amqp.FrameError, Reason: "EOF"}))
 	if faultKey(one) != faultKey(again) {
 		t.Errorf("%q is not %q", faultKey(one), faultKey(again))
 	}
-	if faultKey(one) == faultKey(classify(a, amqp.ErrCredentials)) {
+	if faultKey(one) == faultKey(Classify(a, amqp.ErrCredentials)) {
 		t.Error("a wrong password is taken for a refused connection")
 	}
 }

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"go/ast"
@@ -56,7 +56,7 @@ func TestFaultTableIsWhole(t *testing.T) {
 // The manual has the same table, with the action to take.
 func TestFaultTableIsInTheManual(t *testing.T) {
 	t.Parallel()
-	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	manual, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "docs", "operations.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

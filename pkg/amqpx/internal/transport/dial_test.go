@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bytes"
@@ -44,42 +44,42 @@ func listenPeer(t *testing.T, p *peer) (url string, accepted <-chan *peer) {
 	return fmt.Sprintf("amqp://app:secret@%s/", l.Addr()), served
 }
 
-func realDialer() netDialer {
-	return netDialer{heartbeat: 10 * time.Second, writeTimeout: time.Second}
+func realDialer() NetDialer {
+	return NetDialer{Heartbeat: 10 * time.Second, WriteTimeout: time.Second}
 }
 
 func TestDialedLinkPublishesAndCloses(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
-	l, err := realDialer().dial(t.Context(), url, "the name")
+	l, err := realDialer().Dial(t.Context(), url, "the name")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := <-accepted
-	ch, err := l.channel()
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := ch.Confirm(false); err != nil {
 		t.Fatal(err)
 	}
-	l.cork()
-	word, err := ch.publish("q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
+	l.Cork()
+	word, err := ch.PublishTo("q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.uncork()
+	l.Uncork()
 	<-word.Done()
 	wantSame(t, "confirmed", word.Acked(), true)
-	l.close()
+	l.Close()
 	<-p.ended
-	if reason, ok := <-l.closed(); ok {
+	if reason, ok := <-l.Closed(); ok {
 		t.Errorf("closed by us with reason %v", reason)
 	}
 	if !bytes.Contains(p.start, []byte("the name")) {
 		t.Error("the connection has no name")
 	}
-	if _, err := ch.publish("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
+	if _, err := ch.PublishTo("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
 		t.Errorf("publish on a closed link: %v", err)
 	}
 }
@@ -92,12 +92,12 @@ func TestDialThatHangsEndsWithItsContext(t *testing.T) {
 			url, accepted := listenPeer(t, &peer{mute: []method{m}})
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			_, err := realDialer().dial(ctx, url, "")
+			_, err := realDialer().Dial(ctx, url, "")
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("error %v", err)
 			}
 			<-(<-accepted).ended
-			wantSame(t, "plain words", classify(parseTarget(url), err).words, "no answer in time")
+			wantSame(t, "plain words", Classify(parseTarget(url), err).words, "no answer in time")
 		})
 	}
 }
@@ -115,9 +115,9 @@ func TestDialFaultsInPlainWords(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			url, accepted := listenPeer(t, &peer{hangUp: []method{c.hangUp}})
-			_, err := realDialer().dial(t.Context(), url, "")
+			_, err := realDialer().Dial(t.Context(), url, "")
 			<-(<-accepted).ended
-			f := classify(parseTarget(url), err)
+			f := Classify(parseTarget(url), err)
 			wantSame(t, "plain words", f.words, c.plain)
 			wantSame(t, "pace", f.pace, paceSlow)
 		})
@@ -132,15 +132,15 @@ func TestDialOfAClosedPort(t *testing.T) {
 	}
 	_ = l.Close()
 	url := fmt.Sprintf("amqp://app:secret@%s/", l.Addr())
-	_, err = realDialer().dial(t.Context(), url, "")
-	f := classify(parseTarget(url), err)
+	_, err = realDialer().Dial(t.Context(), url, "")
+	f := Classify(parseTarget(url), err)
 	wantSame(t, "plain words", f.words, "no connection: nothing accepts one at this address")
 	wantSame(t, "pace", f.pace, paceQuick)
 	wantTexts(t, f, l.Addr().String(), "connection refused")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := realDialer().dial(ctx, url, ""); !errors.Is(err, context.Canceled) {
+	if _, err := realDialer().Dial(ctx, url, ""); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -148,26 +148,26 @@ func TestDialOfAClosedPort(t *testing.T) {
 func TestCutLinkReportsItsEnd(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{mute: []method{{85, 10}}})
-	l, err := realDialer().dial(t.Context(), url, "")
+	l, err := realDialer().Dial(t.Context(), url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := <-accepted
-	ch, err := l.channel()
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
 	hung := make(chan error, 1)
 	go func() { hung <- ch.Confirm(false) }()
-	l.cut()
+	l.Cut()
 	if err := <-hung; err == nil {
 		t.Error("a call that the broker did not answer succeeded")
 	}
-	if reason := <-l.closed(); reason == nil {
+	if reason := <-l.Closed(); reason == nil {
 		t.Error("a cut link ended without a reason")
 	}
 	<-p.ended
-	l.close()
+	l.Close()
 }
 
 // The library allows a peer 1.5 heartbeat intervals of silence, and a living broker sends data
@@ -179,7 +179,7 @@ func TestSilentPeerIsNoticedInTime(t *testing.T) {
 		near, far := net.Pipe()
 		p := servePeer(far, &peer{})
 		s := newSocket(near, time.Minute)
-		s.frames = newFrameReader(near, contentLimits{})
+		s.frames = newFrameReader(near, ContentLimits{})
 		conn, err := amqp.Open(s, amqp.Config{Heartbeat: heartbeat, SASL: []amqp.Authentication{&amqp.PlainAuth{}}})
 		if err != nil {
 			t.Fatal(err)
@@ -212,7 +212,7 @@ func TestLargeBodyOverASlowNetwork(t *testing.T) {
 		near, far := net.Pipe()
 		p := servePeer(far, &peer{})
 		s := newSocket(near, time.Minute)
-		s.frames = newFrameReader(near, contentLimits{maxBody: chunk})
+		s.frames = newFrameReader(near, ContentLimits{MaxBody: chunk})
 		conn, err := amqp.Open(s, amqp.Config{Heartbeat: heartbeat, SASL: []amqp.Authentication{&amqp.PlainAuth{}}})
 		if err != nil {
 			t.Fatal(err)
@@ -248,13 +248,13 @@ func TestLargeBodyOverASlowNetwork(t *testing.T) {
 func TestCloseOfALinkIsBounded(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{mute: []method{{10, 50}}})
-	l, err := realDialer().dial(t.Context(), url, "")
+	l, err := realDialer().Dial(t.Context(), url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	l.close()
-	if took := time.Since(begun); took > 3*closeTimeout {
+	l.Close()
+	if took := time.Since(begun); took > 3*CloseTimeout {
 		t.Errorf("took %v", took)
 	}
 	<-(<-accepted).ended
@@ -306,12 +306,12 @@ func TestUnreadableTableUnderTLS(t *testing.T) {
 	deliver := frameOf(1, []byte("\x00\x3c\x00\x3c\x01t\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x01q"))
 	p := &peer{frames: append(deliver, contentHeader(deepTable(40))...)}
 	url := listenTLSPeer(t, pair, p, "cacertfile="+ca)
-	l, err := realDialer().dial(t.Context(), url, "")
+	l, err := realDialer().Dial(t.Context(), url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.close()
-	ch, err := l.channel()
+	defer l.Close()
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +323,7 @@ func TestUnreadableTableUnderTLS(t *testing.T) {
 	case d := <-deliveries:
 		wantSame(t, "headers", d.Headers[wire.HeaderUnreadable], any(true))
 		wantSame(t, "correlation id", d.CorrelationId, "id")
-	case reason := <-l.closed():
+	case reason := <-l.Closed():
 		t.Fatalf("the link ended: %v", reason)
 	}
 }
@@ -354,10 +354,10 @@ func TestTLSConfigOfADial(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := realDialer()
-			d.tls = func() *tls.Config { return c.given }
-			l, err := d.dial(t.Context(), listenTLSPeer(t, pair, &peer{}, c.query), "")
+			d.TLS = func() *tls.Config { return c.given }
+			l, err := d.Dial(t.Context(), listenTLSPeer(t, pair, &peer{}, c.query), "")
 			if err == nil {
-				l.close()
+				l.Close()
 			}
 			if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
 				t.Errorf("error %v, want %q", err, c.text)
@@ -383,7 +383,7 @@ func TestHandshakeEndsWithItsContext(t *testing.T) {
 			_ = conn.Close()
 		}
 	}()
-	_, err = realDialer().dial(ctx, "amqps://"+l.Addr().String(), "")
+	_, err = realDialer().Dial(ctx, "amqps://"+l.Addr().String(), "")
 	if ctx.Err() == nil || err == nil {
 		t.Errorf("error %v", err)
 	}
@@ -400,13 +400,13 @@ func TestPlainURLKeepsEverythingElse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantSame(t, "scheme", uri.Scheme, schemeTLS)
+		wantSame(t, "scheme", uri.Scheme, SchemeTLS)
 		wantSame(t, "port", uri.Port, 5671)
 		plain, err := amqp.ParseURI(plainURL(url, uri))
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantSame(t, "plain scheme", plain.Scheme, schemePlain)
+		wantSame(t, "plain scheme", plain.Scheme, SchemePlain)
 		plain.Scheme, plain.Port = uri.Scheme, uri.Port
 		wantSame(t, "mechanism", plain.AuthMechanism[0], "external")
 		wantSame(t, "rest", plain.String(), uri.String())
@@ -418,18 +418,18 @@ func TestPlainURLKeepsEverythingElse(t *testing.T) {
 func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
-	s, err := openSession(t.Context(), &connectionConfig{role: "test", shared: true, dialer: realDialer()}, parseTarget(url))
+	s, err := OpenSession(t.Context(), &Config{Role: "test", Shared: true, Dialer: realDialer()}, parseTarget(url))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.watch(func(amqp.Blocking) {})
+	s.Watch(func(amqp.Blocking) {})
 	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
 	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
 		t.Fatal(err)
 	}
-	<-s.done
+	<-s.Done
 	begun := time.Now()
-	s.close()
+	s.Close()
 	if took := time.Since(begun); took > 3*time.Second { // amqp091-go gives up after 5 s
 		t.Errorf("the session took %v to end", took)
 	}

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bytes"
@@ -62,7 +62,7 @@ func TestFramesPassUnchanged(t *testing.T) {
 		"whole": bytes.NewReader(stream), "byte by byte": iotest.OneByteReader(bytes.NewReader(stream)),
 		"halves": iotest.HalfReader(bytes.NewReader(stream)), "error with data": iotest.DataErrReader(bytes.NewReader(stream)),
 	} {
-		got, err := io.ReadAll(newFrameReader(r, contentLimits{}))
+		got, err := io.ReadAll(newFrameReader(r, ContentLimits{}))
 		if err != nil || !bytes.Equal(got, stream) {
 			t.Errorf("%s: %d of %d bytes, %v", name, len(got), len(stream), err)
 		}
@@ -72,12 +72,12 @@ func TestFramesPassUnchanged(t *testing.T) {
 func TestWhatIsNoFramePassesUnchanged(t *testing.T) {
 	t.Parallel()
 	for _, stream := range []string{"", "AMQP\x00\x00\x09\x01", "HTTP/1.1 400 Bad Request\r\n\r\n", "\x01", "\x02\x00\x01\x00"} {
-		got, err := io.ReadAll(newFrameReader(iotest.OneByteReader(bytes.NewReader([]byte(stream))), contentLimits{}))
+		got, err := io.ReadAll(newFrameReader(iotest.OneByteReader(bytes.NewReader([]byte(stream))), ContentLimits{}))
 		if err != nil || string(got) != stream {
 			t.Errorf("%q became %q, %v", stream, got, err)
 		}
 	}
-	if _, err := io.ReadAll(newFrameReader(bytes.NewReader(contentHeader(nil)[:20]), contentLimits{})); err == nil {
+	if _, err := io.ReadAll(newFrameReader(bytes.NewReader(contentHeader(nil)[:20]), ContentLimits{})); err == nil {
 		t.Error("a frame that was cut off is no error")
 	}
 }
@@ -90,7 +90,7 @@ func TestUnreadableTablesAreReplaced(t *testing.T) {
 		"type of no AMQP": []byte("\x01k?"), "cut off": []byte("\x01kS\x00\x00\x00\x09x"), "no value": []byte("\x01k"), "name too long": []byte("\x09k"),
 	} {
 		after := frameOf(3, []byte("body"))
-		got, err := io.ReadAll(newFrameReader(bytes.NewReader(append(contentHeader(table), after...)), contentLimits{}))
+		got, err := io.ReadAll(newFrameReader(bytes.NewReader(append(contentHeader(table), after...)), ContentLimits{}))
 		if want := append(contentHeader(mark), after...); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: became %q, %v", name, got[:min(len(got), 100)], err)
 		}
@@ -108,7 +108,7 @@ func TestFramesAreHandedOnAsTheyArrive(t *testing.T) {
 	first := frameOf(1, []byte("first"))
 	go func() { _, _ = w.Write(append(first, contentHeader(nil)[:10]...)) }()
 	p := make([]byte, 4096)
-	n, err := newFrameReader(r, contentLimits{}).Read(p)
+	n, err := newFrameReader(r, ContentLimits{}).Read(p)
 	if err != nil || !bytes.Equal(p[:n], first) {
 		t.Errorf("read %q, %v", p[:n], err)
 	}
@@ -119,9 +119,9 @@ func FuzzFrames(f *testing.F) {
 	f.Add(contentHeader(wideTable(3)))
 	f.Add([]byte("AMQP\x00\x00\x09\x01"))
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		whole, _ := io.ReadAll(newFrameReader(bytes.NewReader(stream), contentLimits{}))
-		again, err := io.ReadAll(newFrameReader(bytes.NewReader(whole), contentLimits{}))
-		pieces, _ := io.ReadAll(newFrameReader(iotest.OneByteReader(bytes.NewReader(stream)), contentLimits{}))
+		whole, _ := io.ReadAll(newFrameReader(bytes.NewReader(stream), ContentLimits{}))
+		again, err := io.ReadAll(newFrameReader(bytes.NewReader(whole), ContentLimits{}))
+		pieces, _ := io.ReadAll(newFrameReader(iotest.OneByteReader(bytes.NewReader(stream)), ContentLimits{}))
 		if !bytes.Equal(whole, pieces) {
 			t.Errorf("read at once %q, in pieces %q", whole, pieces)
 		}

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bytes"
@@ -59,5 +59,5 @@ func benchHeader(body int) []byte {
 }
 
 func benchReader(r io.Reader) *frameReader {
-	return newFrameReader(r, contentLimits{maxBody: 16 << 20, inHand: &bytesInHand{limit: 1 << 60}})
+	return newFrameReader(r, ContentLimits{MaxBody: 16 << 20, InHand: &BytesInHand{Limit: 1 << 60}})
 }

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bytes"
@@ -38,20 +38,20 @@ func typed(contentType string, size int) []byte {
 }
 
 // limited returns the limits of a server.
-func limited(maxBody int, inHand int64) contentLimits {
-	return contentLimits{maxBody: maxBody, inHand: &bytesInHand{limit: inHand}}
+func limited(maxBody int, inHand int64) ContentLimits {
+	return ContentLimits{MaxBody: maxBody, InHand: &BytesInHand{Limit: inHand}}
 }
 
 // readFrames reads a stream twice, at once and byte by byte, and returns the frames without
 // heartbeats, and the number of heartbeats.
-func readFrames(t *testing.T, limits contentLimits, stream ...[]byte) (frames [][]byte, heartbeats int) {
+func readFrames(t *testing.T, limits ContentLimits, stream ...[]byte) (frames [][]byte, heartbeats int) {
 	t.Helper()
 	whole := slices.Concat(stream...)
 	read := func(r io.Reader) []byte {
 		l := limits
-		if l.inHand != nil {
-			l.inHand = &bytesInHand{limit: limits.inHand.limit}
-			l.inHand.held.Store(limits.inHand.held.Load())
+		if l.InHand != nil {
+			l.InHand = &BytesInHand{Limit: limits.InHand.Limit}
+			l.InHand.Held.Store(limits.InHand.Held.Load())
 		}
 		got, err := io.ReadAll(newFrameReader(r, l))
 		if err != nil {
@@ -128,7 +128,7 @@ func TestBodyBeyondTheLimitIsDropped(t *testing.T) {
 		onOtherChannel(frameOf(3, fits)), onOtherChannel(frameOf(3, fits)),
 	}
 	after := [][]byte{sized(2, contentHeader(nil)), frameOf(3, []byte("ok")), sized(0, contentHeader(nil))}
-	for name, limits := range map[string]contentLimits{"client": {maxBody: limit}, "server": limited(limit, 1<<30)} {
+	for name, limits := range map[string]ContentLimits{"client": {MaxBody: limit}, "server": limited(limit, 1<<30)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			frames, heartbeats := readFrames(t, limits, slices.Concat([][]byte{
@@ -155,7 +155,7 @@ func TestDroppedBodyThatIsCutOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			body := frameOf(3, []byte("z"))
-			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(nil)), frameOf(3, make([]byte, 500)), next, body)
+			frames, _ := readFrames(t, ContentLimits{MaxBody: 10}, sized(1000, contentHeader(nil)), frameOf(3, make([]byte, 500)), next, body)
 			wantDropped(t, frames[0], wire.DroppedBody{Size: 1000, Limit: 10})
 			if len(frames) != 3 || !bytes.Equal(frames[1], next) || !bytes.Equal(frames[2], body) {
 				t.Errorf("then %q", frames[1:])
@@ -182,7 +182,7 @@ func TestMarkOfADroppedBody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			frames, _ := readFrames(t, contentLimits{maxBody: 10}, sized(1000, contentHeader(c.table)), frameOf(3, make([]byte, 1000)))
+			frames, _ := readFrames(t, ContentLimits{MaxBody: 10}, sized(1000, contentHeader(c.table)), frameOf(3, make([]byte, 1000)))
 			table := wantDropped(t, frames[0], want)
 			wantSame(t, "table is lost", table[wire.HeaderUnreadable] == any(true), c.lost)
 			if len(frames[0]) > max(minFrameMax, len(contentHeader(c.table))) {
@@ -200,14 +200,14 @@ func TestBatchMayBeLargerThanARequest(t *testing.T) {
 	for contentType, passes := range map[string]bool{wire.ContentTypeRequests: true, wire.ContentTypeResponses: true, "text/plain": false} {
 		frames, _ := readFrames(t, limited(1000, 1<<20), typed(contentType, 2000), frameOf(3, make([]byte, 2000)))
 		wantSame(t, contentType, len(frames), map[bool]int{true: 2, false: 1}[passes])
-		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, smallBody+1), frameOf(3, make([]byte, smallBody+1)))
-		wantDropped(t, frames[0], wire.DroppedBody{Size: smallBody + 1, Limit: 1000})
+		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, SmallBody+1), frameOf(3, make([]byte, SmallBody+1)))
+		wantDropped(t, frames[0], wire.DroppedBody{Size: SmallBody + 1, Limit: 1000})
 	}
 }
 
 func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 	t.Parallel()
-	const large = smallBody + 1
+	const large = SmallBody + 1
 	message := func(consumer string, size int) []byte {
 		return slices.Concat(deliverFrame(consumer), sized(size, contentHeader(nil)), frameOf(3, make([]byte, size)))
 	}
@@ -227,28 +227,28 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		"room for small ones": {large, message("c", 100), 0, 100, true},
 		"no room for any":     {2 * large, message("c", 100), 0, 0, false},
 		"empty":               {3 * large, message("c", 0), 0, 0, true},
-		"retry queue":         {3 * large, message("c"+retryTagSuffix, large), 0, 0, true},
-		"returned":            {3 * large, returned(smallBody), 0, 0, true},
-		"large returned":      {0, returned(large), smallBody, 0, false},
-		"control":             {3 * large, message(controlTag, 100), 0, 0, true},
-		"large control":       {0, message(controlTag, large), controlBody, 0, false},
-		"then a request":      {large, append(message("c"+retryTagSuffix, 0), message("c", large)...), 0, 0, false},
+		"retry queue":         {3 * large, message("c"+RetryTagSuffix, large), 0, 0, true},
+		"returned":            {3 * large, returned(SmallBody), 0, 0, true},
+		"large returned":      {0, returned(large), SmallBody, 0, false},
+		"control":             {3 * large, message(ControlTag, 100), 0, 0, true},
+		"large control":       {0, message(ControlTag, large), controlBody, 0, false},
+		"then a request":      {large, append(message("c"+RetryTagSuffix, 0), message("c", large)...), 0, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			limits := limited(4*large, 2*large)
-			limits.inHand.held.Store(c.held)
+			limits.InHand.Held.Store(c.held)
 			f := newFrameReader(bytes.NewReader(c.stream), limits)
 			got, err := io.ReadAll(f)
 			if err != nil {
 				t.Fatal(err)
 			}
 			wantSame(t, "passes unchanged", bytes.Equal(got, c.stream), c.passes)
-			wantSame(t, "counted", limits.inHand.held.Load(), c.held+c.counts)
-			wantSame(t, "unclaimed", f.unclaimed.bytes.Load(), c.counts)
-			f.unclaimed.close(limits.inHand)
-			f.unclaimed.add(limits.inHand, 0)
-			wantSame(t, "held when the link has ended", limits.inHand.held.Load(), c.held)
+			wantSame(t, "counted", limits.InHand.Held.Load(), c.held+c.counts)
+			wantSame(t, "unclaimed", f.unclaimed.Bytes.Load(), c.counts)
+			f.unclaimed.Close(limits.InHand)
+			f.unclaimed.Add(limits.InHand, 0)
+			wantSame(t, "held when the link has ended", limits.InHand.Held.Load(), c.held)
 			frames, _ := readFrames(t, limits, c.stream)
 			if i := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == frameBody && len(f) > frameHeaderBytes+1 }); (i >= 0) != (c.passes && name != "empty") {
 				t.Errorf("body at %d", i)
@@ -278,7 +278,7 @@ func TestTracingHeadersThatDoNotFitAreLeftOut(t *testing.T) {
 			t.Parallel()
 			msg := amqp.Publishing{Headers: c.header}
 			before := len(c.header)
-			err := fitFrame(&msg, smallFrame)
+			err := FitFrame(&msg, smallFrame)
 			wantSame(t, "fits", err == nil, c.fits)
 			names := make(map[string]bool, len(msg.Headers))
 			for name := range msg.Headers {

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"context"
@@ -12,11 +12,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// connectionError is the reason why an attempt to connect failed or a connection ended, in
+// ConnectionError is the reason why an attempt to connect failed or a connection ended, in
 // words an operator can act on. It never contains a URL with a password.
-type connectionError struct {
+type ConnectionError struct {
 	broker string // host:port
-	kind   FaultKind
+	Kind   FaultKind
 	step   string // the failed step of the set-up, with the queue; "" if unknown
 	words  string
 	pace   pace
@@ -26,7 +26,7 @@ type connectionError struct {
 	cause error
 }
 
-func (f *connectionError) Error() string {
+func (f *ConnectionError) Error() string {
 	text := "broker " + f.broker + ": "
 	if f.step != "" {
 		text += f.step + ": "
@@ -38,7 +38,7 @@ func (f *connectionError) Error() string {
 	return text + ": " + f.cause.Error()
 }
 
-func (f *connectionError) Unwrap() error { return f.cause }
+func (f *ConnectionError) Unwrap() error { return f.cause }
 
 // The steps of an attempt to connect, as errors name them.
 const (
@@ -48,13 +48,13 @@ const (
 	stepLogin        = "authenticate"
 	stepVhost        = "open virtual host"
 	stepChannel      = "open channel"
-	stepDeclare      = "declare queue"
+	StepDeclare      = "declare queue"
 	stepDelete       = "delete queue"
-	stepConsume      = "consume from queue"
-	stepPublish      = "publish"
-	stepPublishTo    = "publish to queue"
-	stepControl      = "declare the control plane"
-	stepVerifyUser   = "publish to nobody"
+	StepConsume      = "consume from queue"
+	StepPublish      = "publish"
+	StepPublishTo    = "publish to queue"
+	StepControl      = "declare the control plane"
+	StepVerifyUser   = "publish to nobody"
 	accessOfDeclare  = "configure"
 	accessOfConsume  = "read"
 	accessOfPublish  = "write"
@@ -68,9 +68,9 @@ type stepError struct {
 	cause error
 }
 
-// atStep adds to err the step of the attempt at which err occurred. An err with a step keeps
+// AtStep adds to err the step of the attempt at which err occurred. An err with a step keeps
 // its own; nil stays nil.
-func atStep(step, queue string, err error) error {
+func AtStep(step, queue string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -91,30 +91,30 @@ func (e *stepError) text() string {
 	return e.step + " " + strconv.Quote(e.queue)
 }
 
-// kindError is an error with a kind that is known where the error occurs.
-type kindError struct {
-	kind  FaultKind
-	cause error // nil if the kind is the whole description
+// KindError is an error with a kind that is known where the error occurs.
+type KindError struct {
+	Kind  FaultKind
+	Cause error // nil if the kind is the whole description
 }
 
-func (e *kindError) Error() string {
-	if e.cause == nil {
-		return rowOf(e.kind).words
+func (e *KindError) Error() string {
+	if e.Cause == nil {
+		return rowOf(e.Kind).words
 	}
-	return e.cause.Error()
+	return e.Cause.Error()
 }
 
-func (e *kindError) Unwrap() error { return e.cause }
+func (e *KindError) Unwrap() error { return e.Cause }
 
 // faultsIn returns the faults in err, one for each node of a failed attempt to connect.
-func faultsIn(err error) []*connectionError {
+func faultsIn(err error) []*ConnectionError {
 	all := []error{err}
 	if nodes, ok := err.(interface{ Unwrap() []error }); ok {
 		all = nodes.Unwrap()
 	}
-	var faults []*connectionError
+	var faults []*ConnectionError
 	for _, e := range all {
-		if f, ok := errors.AsType[*connectionError](e); ok {
+		if f, ok := errors.AsType[*ConnectionError](e); ok {
 			faults = append(faults, f)
 		}
 	}
@@ -125,16 +125,16 @@ func faultsIn(err error) []*connectionError {
 // operator acts.
 func needsOperator(err error) (some, every bool) {
 	faults := faultsIn(err)
-	isSlow := func(f *connectionError) bool { return f.pace == paceSlow }
+	isSlow := func(f *ConnectionError) bool { return f.pace == paceSlow }
 	some = slices.ContainsFunc(faults, isSlow)
-	every = len(faults) > 0 && !slices.ContainsFunc(faults, func(f *connectionError) bool { return !isSlow(f) })
+	every = len(faults) > 0 && !slices.ContainsFunc(faults, func(f *ConnectionError) bool { return !isSlow(f) })
 	return some, every
 }
 
 // kindOf returns the kind of the most telling fault in err: a fault for an operator before any
 // other, then a fault at a later step before a fault at the step of connecting, then the first.
 func kindOf(err error) FaultKind {
-	var best *connectionError
+	var best *ConnectionError
 	for _, f := range faultsIn(err) {
 		if best == nil || f.pace == paceSlow && best.pace == paceQuick || f.pace == best.pace && best.step == stepConnect && f.step != stepConnect {
 			best = f
@@ -143,7 +143,7 @@ func kindOf(err error) FaultKind {
 	if best == nil {
 		return ""
 	}
-	return best.kind
+	return best.Kind
 }
 
 // faultKey returns equal keys for equal faults at different times. The key leaves out the
@@ -151,35 +151,35 @@ func kindOf(err error) FaultKind {
 func faultKey(err error) string {
 	var kinds []string
 	for _, f := range faultsIn(err) {
-		kinds = append(kinds, f.broker+": "+f.step+": "+string(f.kind))
+		kinds = append(kinds, f.broker+": "+f.step+": "+string(f.Kind))
 	}
 	return strings.Join(kinds, "; ")
 }
 
-// classify makes a connectionError of the error of one attempt to connect.
-func classify(target brokerTarget, err error) *connectionError {
-	f := &connectionError{broker: target.address, cause: target.redact(err)}
+// Classify makes a ConnectionError of the error of one attempt to connect.
+func Classify(target Target, err error) *ConnectionError {
+	f := &ConnectionError{broker: target.Address, cause: target.redact(err)}
 	queue := ""
 	if at, ok := errors.AsType[*stepError](err); ok {
 		f.step, queue, f.cause = at.text(), at.queue, target.redact(at.cause)
 	}
-	f.kind = faultOf(target, err)
+	f.Kind = FaultOf(target, err)
 	f.explain(target, queue)
-	switch f.kind { //nolint:exhaustive // these say it all.
+	switch f.Kind { //nolint:exhaustive // these say it all.
 	case FaultNoAnswer, FaultQueueSilent:
 		// The cause is the error of an aborted call and says nothing, unless the broker sent
 		// an exception.
 		f.quiet = f.step != "" && !failedInside(err)
 	}
-	if known, ok := errors.AsType[*kindError](err); ok && known.cause == nil {
+	if known, ok := errors.AsType[*KindError](err); ok && known.Cause == nil {
 		f.quiet = true
 	}
 	return f
 }
 
 // explain sets the words and the pace for the kind.
-func (f *connectionError) explain(target brokerTarget, queue string) {
-	row := rowOf(f.kind)
+func (f *ConnectionError) explain(target Target, queue string) {
+	row := rowOf(f.Kind)
 	f.pace = row.pace
 	access := ""
 	if refused, ok := errors.AsType[*amqp.Error](f.cause); ok {
@@ -188,35 +188,35 @@ func (f *connectionError) explain(target brokerTarget, queue string) {
 			queue = queueIn(refused.Reason)
 		}
 	}
-	f.words = strings.NewReplacer("{user}", strconv.Quote(target.user), "{vhost}", strconv.Quote(target.vhost),
+	f.words = strings.NewReplacer("{user}", strconv.Quote(target.User), "{vhost}", strconv.Quote(target.Vhost),
 		"{queue}", strconv.Quote(queue), "{access}", access).Replace(row.words)
 }
 
-// classifyEnd is classify for the end of a connection that was ready. The broker accepted its
+// classifyEnd is Classify for the end of a connection that was ready. The broker accepted its
 // set-up, so the next attempt need not wait for an operator: a fault of the set-up would show
 // in that attempt.
-func classifyEnd(target brokerTarget, err error) *connectionError {
-	f := classify(target, err)
-	if f.kind == FaultUnreachable { // no better kind is known
-		f.kind = FaultConnectionLost
+func classifyEnd(target Target, err error) *ConnectionError {
+	f := Classify(target, err)
+	if f.Kind == FaultUnreachable { // no better kind is known
+		f.Kind = FaultConnectionLost
 		f.explain(target, "")
 	}
-	if elsewhere, ok := errors.AsType[*servedElsewhereError](err); ok {
-		f.kind, f.cause = FaultServedElsewhere, elsewhere
+	if elsewhere, ok := errors.AsType[*ServedElsewhereError](err); ok {
+		f.Kind, f.cause = FaultServedElsewhere, elsewhere
 		f.explain(target, "")
 	}
 	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Code == amqp.PreconditionFailed {
-		f.kind = endOf(refused.Reason)
+		f.Kind = endOf(refused.Reason)
 		f.explain(target, "")
 	}
 	f.pace, f.ended = paceQuick, true
 	return f
 }
 
-// faultOf returns the kind of an error of one attempt to connect.
-func faultOf(target brokerTarget, err error) FaultKind {
+// FaultOf returns the kind of an error of one attempt to connect.
+func FaultOf(target Target, err error) FaultKind {
 	var (
-		known    *kindError
+		known    *KindError
 		protocol *amqp.Error
 		dns      *net.DNSError
 		at       *stepError
@@ -225,7 +225,7 @@ func faultOf(target brokerTarget, err error) FaultKind {
 	errors.As(err, &at)
 	switch {
 	case errors.As(err, &known):
-		return known.kind
+		return known.Kind
 	case errors.Is(err, context.DeadlineExceeded):
 		// First, because calls on a connection that was cut report a protocol error.
 		if at != nil && at.queue != "" {
@@ -236,7 +236,7 @@ func faultOf(target brokerTarget, err error) FaultKind {
 		return FaultBrokerCertificate
 	case errors.As(err, &protocol):
 		kind := kindOfException(target, protocol)
-		if kind == FaultBrokerInternal && at != nil && at.step == stepConsume {
+		if kind == FaultBrokerInternal && at != nil && at.step == StepConsume {
 			return FaultQueueSilent // a quorum queue without a majority
 		}
 		return kind
@@ -244,7 +244,7 @@ func faultOf(target brokerTarget, err error) FaultKind {
 		// Under an orchestrator the host name of a broker that has not started yet does not
 		// exist, so even "no such host" deserves a quick retry.
 		return FaultHostUnknown
-	case errors.Is(err, errConnectionEnded):
+	case errors.Is(err, ErrConnectionEnded):
 		return FaultConnectionLost
 	case at == nil, errors.As(err, &dial) && dial.Op == "dial":
 		return FaultUnreachable
@@ -262,7 +262,7 @@ func failedInside(err error) bool {
 // kindOfException interprets the reply codes of AMQP 0-9-1 section 1.8.2 and RabbitMQ's texts.
 // If the broker closes the connection during login without giving a reason, the library
 // reports ErrCredentials.
-func kindOfException(target brokerTarget, err *amqp.Error) FaultKind {
+func kindOfException(target Target, err *amqp.Error) FaultKind {
 	switch err {
 	case amqp.ErrCredentials:
 		return target.wrongLogin()
@@ -402,33 +402,33 @@ func accessIn(step, text string) string {
 		}
 	}
 	switch {
-	case strings.HasPrefix(step, stepDeclare), strings.HasPrefix(step, stepControl), strings.HasPrefix(step, stepDelete):
+	case strings.HasPrefix(step, StepDeclare), strings.HasPrefix(step, StepControl), strings.HasPrefix(step, stepDelete):
 		return accessOfDeclare
-	case strings.HasPrefix(step, stepConsume):
+	case strings.HasPrefix(step, StepConsume):
 		return accessOfConsume
-	case step == stepVerifyUser, step == stepPublish, strings.Contains(text, "access to exchange"):
+	case step == StepVerifyUser, step == StepPublish, strings.Contains(text, "access to exchange"):
 		return accessOfPublish
 	default:
 		return accessOfAnything
 	}
 }
 
-// brokerTarget is a broker's URL, with its parts in a form that may be shown.
-type brokerTarget struct {
-	url      string // with the password: only for dialing
-	address  string
-	user     string
-	vhost    string  // in a form that may be shown
-	hidden   *string // the virtual host if it must not be shown, else nil
-	external bool    // the broker takes the user from the client certificate
+// Target is a broker's URL, with its parts in a form that may be shown.
+type Target struct {
+	URL      string // with the password: only for dialing
+	Address  string
+	User     string
+	Vhost    string  // in a form that may be shown
+	Hidden   *string // the virtual host if it must not be shown, else nil
+	External bool    // the broker takes the user from the client certificate
 }
 
 // wrongLogin returns the likely kind of a refused login; the broker never gives the reason.
-func (t brokerTarget) wrongLogin() FaultKind {
+func (t Target) wrongLogin() FaultKind {
 	switch {
-	case t.external:
+	case t.External:
 		return FaultCertificateUser
-	case t.user == "guest" && !t.isLoopback():
+	case t.User == "guest" && !t.isLoopback():
 		return FaultGuest
 	default:
 		return FaultCredentials
@@ -436,8 +436,8 @@ func (t brokerTarget) wrongLogin() FaultKind {
 }
 
 // isLoopback reports whether the broker is on this machine.
-func (t brokerTarget) isLoopback() bool {
-	host, _, err := net.SplitHostPort(t.address)
+func (t Target) isLoopback() bool {
+	host, _, err := net.SplitHostPort(t.Address)
 	if err != nil {
 		return false
 	}
@@ -447,11 +447,11 @@ func (t brokerTarget) isLoopback() bool {
 
 // redact returns err without the virtual host in its text, if the virtual host must not be
 // shown: for an unknown virtual host the broker's error quotes the name.
-func (t brokerTarget) redact(err error) error {
-	if t.hidden == nil || err == nil {
+func (t Target) redact(err error) error {
+	if t.Hidden == nil || err == nil {
 		return err
 	}
-	return &redactedError{error: err, hidden: *t.hidden}
+	return &redactedError{error: err, hidden: *t.Hidden}
 }
 
 // redactedError is an error whose text does not show the virtual host.
@@ -468,38 +468,38 @@ func (e *redactedError) Error() string {
 
 func (e *redactedError) Unwrap() error { return e.error }
 
-// servedElsewhereError ends a session without responses, when servers answer by way of another
+// ServedElsewhereError ends a session without responses, when servers answer by way of another
 // node.
-type servedElsewhereError struct{ address string }
+type ServedElsewhereError struct{ Address string }
 
-func (e *servedElsewhereError) Error() string {
-	return "no call is answered here, and servers answer by way of " + e.address
+func (e *ServedElsewhereError) Error() string {
+	return "no call is answered here, and servers answer by way of " + e.Address
 }
 
-func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
+func (e *ServedElsewhereError) Unwrap() error { return ErrConnectionEnded }
 
 const (
 	// faultAgain is the interval at which a lasting fault is logged again.
 	faultAgain = 30 * time.Second
 	// maxFaultsSaid bounds the number of faults with a remembered time.
 	maxFaultsSaid = 64
-	// repeatedFaults is the number of times in a row for which the broker may end the
+	// RepeatedFaults is the number of times in a row for which the broker may end the
 	// connection at the same step of the set-up until the fault counts as a fault for an
 	// operator.
-	repeatedFaults = 5
+	RepeatedFaults = 5
 )
 
-// faultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
-type faultLog struct {
+// FaultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
+type FaultLog struct {
 	said     map[string]time.Time
 	last     string
 	repeated int
-	attempts int // failed attempts since the connection was last ready for settledAfter
+	attempts int // failed attempts since the connection was last ready for SettledAfter
 }
 
 // note records a fault and reports whether it must be logged: at its first occurrence, and
 // every faultAgain while it lasts.
-func (l *faultLog) note(fault string) bool {
+func (l *FaultLog) note(fault string) bool {
 	l.attempts++
 	if l.repeated++; fault != l.last {
 		l.repeated, l.last = 1, fault
@@ -515,12 +515,12 @@ func (l *faultLog) note(fault string) bool {
 	return true
 }
 
-// isStubborn reports whether the same faults have occurred repeatedFaults times in a row, each
+// isStubborn reports whether the same faults have occurred RepeatedFaults times in a row, each
 // of them for an operator or an end of the connection by the broker during the set-up. They
 // will last until an operator acts.
-func (l *faultLog) isStubborn(err error) bool {
+func (l *FaultLog) isStubborn(err error) bool {
 	faults := faultsIn(err)
-	return l.repeated >= repeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *connectionError) bool {
-		return f.pace == paceQuick && (f.ended || f.kind != FaultBrokerInternal && f.kind != FaultProtocol)
+	return l.repeated >= RepeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *ConnectionError) bool {
+		return f.pace == paceQuick && (f.ended || f.Kind != FaultBrokerInternal && f.Kind != FaultProtocol)
 	})
 }

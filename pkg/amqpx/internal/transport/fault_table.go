@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"context"
@@ -15,144 +15,87 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// FaultKind names a kind of fault of a connection to a broker: the reason why the connection
-// cannot be made, or why it ended. The kind is for programs; the text for people is
-// [Status.Err]. docs/operations.md has a row for each kind.
+// FaultKind names a kind of fault of a connection to a broker. Package amqpx documents the kinds.
 type FaultKind string
 
 // The kinds of faults of the network and of the port.
 const (
-	// FaultHostUnknown: no address is known for the host's name.
-	FaultHostUnknown FaultKind = "host_unknown"
-	// FaultUnreachable: nothing accepts a connection at the address.
-	FaultUnreachable FaultKind = "unreachable"
-	// FaultNoAnswer: the broker accepted the connection and did not answer in time.
-	FaultNoAnswer FaultKind = "no_answer"
-	// FaultClosedEarly: the connection ended before the broker sent anything.
-	FaultClosedEarly FaultKind = "closed_early"
-	// FaultNotAMQP: the port speaks another protocol.
-	FaultNotAMQP FaultKind = "not_amqp"
-	// FaultPortHTTP: the port speaks HTTP, like the management plugin's.
-	FaultPortHTTP FaultKind = "port_http"
-	// FaultPortTLS: the port speaks TLS and the URL begins with amqp.
-	FaultPortTLS FaultKind = "port_tls"
-	// FaultPortPlain: the port speaks AMQP without TLS and the URL begins with amqps.
-	FaultPortPlain FaultKind = "port_plain"
-	// FaultConnectionLost: the connection ended without a reason.
+	FaultHostUnknown    FaultKind = "host_unknown"
+	FaultUnreachable    FaultKind = "unreachable"
+	FaultNoAnswer       FaultKind = "no_answer"
+	FaultClosedEarly    FaultKind = "closed_early"
+	FaultNotAMQP        FaultKind = "not_amqp"
+	FaultPortHTTP       FaultKind = "port_http"
+	FaultPortTLS        FaultKind = "port_tls"
+	FaultPortPlain      FaultKind = "port_plain"
 	FaultConnectionLost FaultKind = "connection_lost"
-	// FaultUnresponsive: the broker does not answer on an open connection.
-	FaultUnresponsive FaultKind = "unresponsive"
+	FaultUnresponsive   FaultKind = "unresponsive"
 )
 
 // The kinds of faults of TLS and of the login.
 const (
-	// FaultBrokerCertificate: this process does not trust the broker's certificate.
-	FaultBrokerCertificate FaultKind = "broker_certificate"
-	// FaultClientCertificateMissing: the broker asks for a client certificate.
+	FaultBrokerCertificate        FaultKind = "broker_certificate"
 	FaultClientCertificateMissing FaultKind = "client_certificate_missing"
-	// FaultClientCertificateExpired: the client certificate is not valid any more, or not yet.
 	FaultClientCertificateExpired FaultKind = "client_certificate_expired"
-	// FaultClientCertificate: the broker does not accept the client certificate.
-	FaultClientCertificate FaultKind = "client_certificate"
-	// FaultTLSHandshake: the two sides have no version or cipher of TLS in common, or the
-	// handshake failed for another reason.
-	FaultTLSHandshake FaultKind = "tls_handshake"
-	// FaultTLSFiles: the TLS files that the URL or the settings name cannot be used.
-	FaultTLSFiles FaultKind = "tls_files"
-	// FaultCredentials: the user name or the password is wrong.
-	FaultCredentials FaultKind = "credentials"
-	// FaultGuest: guest was refused, which may log in only from the broker's own machine.
-	FaultGuest FaultKind = "guest"
-	// FaultCertificateUser: no user has the name in the client certificate.
-	FaultCertificateUser FaultKind = "certificate_user"
-	// FaultLoginMechanism: the broker offers no login mechanism that the URL allows.
-	FaultLoginMechanism FaultKind = "login_mechanism"
-	// FaultVhostMissing: the virtual host does not exist.
-	FaultVhostMissing FaultKind = "vhost_missing"
-	// FaultVhostClosed: the user has no permissions in the virtual host.
-	FaultVhostClosed FaultKind = "vhost_closed"
-	// FaultVhostDown: the virtual host exists and does not run.
-	FaultVhostDown FaultKind = "vhost_down"
+	FaultClientCertificate        FaultKind = "client_certificate"
+	FaultTLSHandshake             FaultKind = "tls_handshake"
+	FaultTLSFiles                 FaultKind = "tls_files"
+	FaultCredentials              FaultKind = "credentials"
+	FaultGuest                    FaultKind = "guest"
+	FaultCertificateUser          FaultKind = "certificate_user"
+	FaultLoginMechanism           FaultKind = "login_mechanism"
+	FaultVhostMissing             FaultKind = "vhost_missing"
+	FaultVhostClosed              FaultKind = "vhost_closed"
+	FaultVhostDown                FaultKind = "vhost_down"
 )
 
 // The kinds of faults of limits, permissions and features.
 const (
-	// FaultConnectionLimit: a limit of connections, of the user, virtual host or node, is reached.
-	FaultConnectionLimit FaultKind = "connection_limit"
-	// FaultChannelLimit: a limit of channels, of the user or node, is reached.
-	FaultChannelLimit FaultKind = "channel_limit"
-	// FaultChannelMax: a connection may have too few channels (channel_max).
-	FaultChannelMax FaultKind = "channel_max"
-	// FaultConsumerLimit: a channel may have too few consumers (consumer_max_per_channel).
-	FaultConsumerLimit FaultKind = "consumer_limit"
-	// FaultQueueLimit: a limit of queues, of the virtual host or cluster, is reached.
-	FaultQueueLimit FaultKind = "queue_limit"
-	// FaultPermission: the user lacks a permission.
-	FaultPermission FaultKind = "permission"
-	// FaultFeatureForbidden: the broker forbids a deprecated feature, such as transient queues.
+	FaultConnectionLimit  FaultKind = "connection_limit"
+	FaultChannelLimit     FaultKind = "channel_limit"
+	FaultChannelMax       FaultKind = "channel_max"
+	FaultConsumerLimit    FaultKind = "consumer_limit"
+	FaultQueueLimit       FaultKind = "queue_limit"
+	FaultPermission       FaultKind = "permission"
 	FaultFeatureForbidden FaultKind = "feature_forbidden"
-	// FaultNotImplemented: the broker does not know what was asked of it.
-	FaultNotImplemented FaultKind = "not_implemented"
+	FaultNotImplemented   FaultKind = "not_implemented"
 )
 
 // The kinds of faults of queues.
 const (
-	// FaultQueueMissing: there is no such queue.
-	FaultQueueMissing FaultKind = "queue_missing"
-	// FaultExchangeMissing: there is no such exchange.
-	FaultExchangeMissing FaultKind = "exchange_missing"
-	// FaultQueueNodeDown: the node that the queue lives on is down.
-	FaultQueueNodeDown FaultKind = "queue_node_down"
-	// FaultQueueStopped: the queue's process crashed or was stopped by its supervisor.
-	FaultQueueStopped FaultKind = "queue_stopped"
-	// FaultQueueSilent: the broker answers, but not for the queue.
-	FaultQueueSilent FaultKind = "queue_silent"
-	// FaultQueueInUse: another consumer has the queue for itself.
-	FaultQueueInUse FaultKind = "queue_in_use"
-	// FaultQueueExclusive: the queue is exclusive to another connection.
-	FaultQueueExclusive FaultKind = "queue_exclusive"
-	// FaultQueueDiffers: the queue exists with other properties.
-	FaultQueueDiffers FaultKind = "queue_differs"
-	// FaultQueueProperties: the broker does not make a queue with these properties.
-	FaultQueueProperties FaultKind = "queue_properties"
-	// FaultQueueStream: the queue is a stream.
-	FaultQueueStream FaultKind = "queue_stream"
-	// FaultQueueDeleted: a queue was deleted while it was in use.
-	FaultQueueDeleted FaultKind = "queue_deleted"
-	// FaultConsumerCanceled: the broker ended a subscription.
+	FaultQueueMissing     FaultKind = "queue_missing"
+	FaultExchangeMissing  FaultKind = "exchange_missing"
+	FaultQueueNodeDown    FaultKind = "queue_node_down"
+	FaultQueueStopped     FaultKind = "queue_stopped"
+	FaultQueueSilent      FaultKind = "queue_silent"
+	FaultQueueInUse       FaultKind = "queue_in_use"
+	FaultQueueExclusive   FaultKind = "queue_exclusive"
+	FaultQueueDiffers     FaultKind = "queue_differs"
+	FaultQueueProperties  FaultKind = "queue_properties"
+	FaultQueueStream      FaultKind = "queue_stream"
+	FaultQueueDeleted     FaultKind = "queue_deleted"
 	FaultConsumerCanceled FaultKind = "consumer_canceled"
 )
 
 // The kinds of faults of connections that were ready, and what remains.
 const (
-	// FaultBrokerClosed: the broker closed the connection, as when it shuts down.
-	FaultBrokerClosed FaultKind = "broker_closed"
-	// FaultAckTimeout: the broker's consumer_timeout passed for a request.
-	FaultAckTimeout FaultKind = "ack_timeout"
-	// FaultMessageTooLarge: a message was larger than the broker takes.
+	FaultBrokerClosed    FaultKind = "broker_closed"
+	FaultAckTimeout      FaultKind = "ack_timeout"
 	FaultMessageTooLarge FaultKind = "message_too_large"
-	// FaultMessagesNacked: the broker nacks every message on a connection.
-	FaultMessagesNacked FaultKind = "messages_nacked"
-	// FaultServedElsewhere: no call through this node gets a response, and some calls through
-	// another node do.
+	FaultMessagesNacked  FaultKind = "messages_nacked"
 	FaultServedElsewhere FaultKind = "served_elsewhere"
-	// FaultChannelClosed: the broker closed a channel for another reason.
-	FaultChannelClosed FaultKind = "channel_closed"
-	// FaultSetUpRefused: the broker refused a step of the set-up for another reason.
-	FaultSetUpRefused FaultKind = "set_up_refused"
-	// FaultProtocol: the two sides do not agree about the protocol.
-	FaultProtocol FaultKind = "protocol"
-	// FaultBrokerInternal: the broker failed internally.
-	FaultBrokerInternal FaultKind = "broker_internal"
-	// FaultLocal: this process ended the connection.
-	FaultLocal FaultKind = "local"
+	FaultChannelClosed   FaultKind = "channel_closed"
+	FaultSetUpRefused    FaultKind = "set_up_refused"
+	FaultProtocol        FaultKind = "protocol"
+	FaultBrokerInternal  FaultKind = "broker_internal"
+	FaultLocal           FaultKind = "local"
 )
 
 // pace tells how soon the next attempt to connect follows a fault of the set-up.
 type pace bool
 
 const (
-	// paceQuick is for faults that may pass by themselves: pauses of up to passingFaultMax.
+	// paceQuick is for faults that may pass by themselves: pauses of up to PassingFaultMax.
 	paceQuick pace = false
 	// paceSlow is for faults that last until an operator acts: pauses of the longest backoff.
 	paceSlow pace = true
@@ -239,6 +182,10 @@ var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
 	{FaultLocal, "the connection was ended by this program", ofProgram, paceQuick},
 }
 
+// WordsOf returns the text of a kind. It may have the placeholders {user}, {vhost}, {queue} and
+// {access}.
+func WordsOf(kind FaultKind) string { return rowOf(kind).words }
+
 // rowOf returns the row of a kind.
 func rowOf(kind FaultKind) faultRow {
 	for _, row := range faultTable {
@@ -314,18 +261,18 @@ func (c *clientCertificate) kind() FaultKind {
 func (c *clientCertificate) handshakeFault(err error) error {
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		if strings.HasPrefix(string(header.RecordHeader[:]), "HTTP") {
-			return &kindError{kind: FaultPortHTTP, cause: err}
+			return &KindError{Kind: FaultPortHTTP, Cause: err}
 		}
-		return &kindError{kind: FaultPortPlain, cause: err} // a broker without TLS sends its protocol header
+		return &KindError{Kind: FaultPortPlain, Cause: err} // a broker without TLS sends its protocol header
 	}
 	if kind := c.kindOfAlert(err); kind != "" {
-		return &kindError{kind: kind, cause: err}
+		return &KindError{Kind: kind, Cause: err}
 	}
 	var network net.Error
 	if isCertificateError(err) || errors.Is(err, io.EOF) || errors.As(err, &network) {
 		return err
 	}
-	return &kindError{kind: FaultTLSHandshake, cause: err}
+	return &KindError{Kind: FaultTLSHandshake, Cause: err}
 }
 
 // The alerts of TLS by which a broker refuses a client's certificate (RFC 8446 section 6.2).
@@ -382,7 +329,7 @@ func alertOf(err error) (tls.AlertError, bool) {
 // connection.
 func (s *socket) explainDial(err error) error {
 	if s == nil || s.frames == nil {
-		return atStep(stepConnect, "", err)
+		return AtStep(stepConnect, "", err)
 	}
 	started, peer, ended := s.frames.handshake()
 	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Server {
@@ -390,21 +337,21 @@ func (s *socket) explainDial(err error) error {
 	}
 	switch {
 	case isContextError(err) && started <= 0:
-		return atStep(stepAMQP, "", err)
+		return AtStep(stepAMQP, "", err)
 	case peer != "":
-		return atStep(stepAMQP, "", &kindError{kindOfPort(peer), errors.New("it sent " + strconv.QuoteToASCII(peer))})
+		return AtStep(stepAMQP, "", &KindError{kindOfPort(peer), errors.New("it sent " + strconv.QuoteToASCII(peer))})
 	case started <= 0 && !errors.Is(err, amqp.ErrSASL):
 		if kind := s.certificate.kindOfAlert(ended); kind != "" {
-			return atStep(stepTLS, "", &kindError{kind: kind, cause: ended})
+			return AtStep(stepTLS, "", &KindError{Kind: kind, Cause: ended})
 		}
 		if ended != nil {
 			err = ended
 		}
-		return atStep(stepAMQP, "", &kindError{kind: FaultClosedEarly, cause: err})
+		return AtStep(stepAMQP, "", &KindError{Kind: FaultClosedEarly, Cause: err})
 	case err == amqp.ErrSASL, started == 1: //nolint:errorlint // the library returns this very value.
-		return atStep(stepLogin, "", err)
+		return AtStep(stepLogin, "", err)
 	default:
-		return atStep(stepVhost, "", err)
+		return AtStep(stepVhost, "", err)
 	}
 }
 
@@ -430,7 +377,7 @@ const httpWait = 500 * time.Millisecond
 
 // speaksHTTP reports whether a peer that did not answer AMQP's protocol header answers HTTP.
 // An HTTP server waits for the end of a line, which AMQP never sends.
-func (d netDialer) speaksHTTP(ctx context.Context, uri amqp.URI) bool {
+func (d NetDialer) speaksHTTP(ctx context.Context, uri amqp.URI) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpWait)
 	defer cancel()
 	s, err := d.openSocket(ctx, "tcp", uri)

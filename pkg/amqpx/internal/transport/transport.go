@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"context"
@@ -14,46 +14,46 @@ import (
 // from a connection and a channel. dial.go implements the interface with amqp091-go; unit
 // tests use a broker in memory.
 
-// dialer opens connections.
-type dialer interface {
-	// dial opens a connection to the broker at url and shows name in the broker's list of
+// Dialer opens connections.
+type Dialer interface {
+	// Dial opens a connection to the broker at url and shows name in the broker's list of
 	// connections. When ctx ends, dial closes the socket and returns.
-	dial(ctx context.Context, url, name string) (brokerConn, error)
+	Dial(ctx context.Context, url, name string) (Conn, error)
 }
 
-// brokerConn is one connection to a broker. Its calls block on the broker and take no context;
+// Conn is one connection to a broker. Its calls block on the broker and take no context;
 // cut makes them return.
-type brokerConn interface {
-	channel() (channel, error)
-	// closed receives the reason when the connection ends. If the reason is not known, the
+type Conn interface {
+	Channel() (Channel, error)
+	// Closed receives the reason when the connection ends. If the reason is not known, the
 	// channel is closed without a value.
-	closed() <-chan *amqp.Error
-	// blockings receives the broker's connection.blocked and unblocked.
-	blockings() <-chan amqp.Blocking
-	// received counts the reads of data from the broker, heartbeats included.
-	received() uint64
-	// frameSize is the negotiated size of a frame in bytes; 0 is no limit.
-	frameSize() int
-	// cork buffers writes until uncork sends the buffer in one write.
-	cork()
-	uncork()
-	// claim transfers the accounting of a delivered body of n bytes to the caller. It returns
-	// the number of counted bytes, which the caller has to release (see bytesInHand).
-	claim(n int) int64
-	// abandon releases the bytes of all counted and unclaimed bodies. It is called after the
+	Closed() <-chan *amqp.Error
+	// Blockings receives the broker's connection.blocked and unblocked.
+	Blockings() <-chan amqp.Blocking
+	// Received counts the reads of data from the broker, heartbeats included.
+	Received() uint64
+	// FrameSize is the negotiated size of a frame in bytes; 0 is no limit.
+	FrameSize() int
+	// Cork buffers writes until uncork sends the buffer in one write.
+	Cork()
+	Uncork()
+	// Claim transfers the accounting of a delivered body of n bytes to the caller. It returns
+	// the number of counted bytes, which the caller has to release (see BytesInHand).
+	Claim(n int) int64
+	// Abandon releases the bytes of all counted and unclaimed bodies. It is called after the
 	// connection has ended and the last delivery was received.
-	abandon()
-	// close closes the connection with AMQP's handshake, within a short bound.
-	close()
-	// cut closes the socket at once.
-	cut()
+	Abandon()
+	// Close closes the connection with AMQP's handshake, within a short bound.
+	Close()
+	// Cut closes the socket at once.
+	Cut()
 }
 
-// channel is one AMQP channel, with the calls named as in amqp091-go.
-type channel interface {
-	publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error)
-	// publishFanout publishes to a fanout exchange, mandatory, and asks for no confirm.
-	publishFanout(exchange string, msg amqp.Publishing) error
+// Channel is one AMQP channel, with the calls named as in amqp091-go.
+type Channel interface {
+	PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error)
+	// PublishFanout publishes to a fanout exchange, mandatory, and asks for no confirm.
+	PublishFanout(exchange string, msg amqp.Publishing) error
 	Confirm(noWait bool) error
 	Qos(prefetchCount, prefetchSize int, global bool) error
 	Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error)
@@ -65,10 +65,10 @@ type channel interface {
 	ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error
 	QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error)
 	Ack(tag uint64, multiple bool) error
-	// barrier returns after the broker has processed all earlier methods of the channel. The
+	// Barrier returns after the broker has processed all earlier methods of the channel. The
 	// method could come between the frames of a message, so barrier must not be used on a
 	// channel for publishing.
-	barrier() error
+	Barrier() error
 	NotifyClose(c chan *amqp.Error) chan *amqp.Error
 	NotifyReturn(c chan amqp.Return) chan amqp.Return
 	NotifyCancel(c chan string) chan string
@@ -76,8 +76,8 @@ type channel interface {
 	Close() error
 }
 
-// confirmation is the pending confirm of one published message.
-type confirmation interface {
+// Confirmation is the pending confirm of one published message.
+type Confirmation interface {
 	// Done is closed when the broker confirmed or nacked the message, or the channel ended.
 	Done() <-chan struct{}
 	// Acked reports, after Done, whether the broker confirmed the message.

@@ -1,4 +1,4 @@
-package amqpx
+package transport
 
 import (
 	"encoding/binary"
@@ -12,89 +12,92 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// contentLimits bounds the message bodies that a connection reads into memory. The zero value
+// ContentLimits bounds the message bodies that a connection reads into memory. The zero value
 // has no bounds.
-type contentLimits struct {
-	// maxBody bounds the body of a message in bytes; 0 is no bound.
-	maxBody int
-	// inHand counts the bodies of the requests in a server; nil counts nothing.
-	inHand *bytesInHand
+type ContentLimits struct {
+	// MaxBody bounds the body of a message in bytes; 0 is no bound.
+	MaxBody int
+	// InHand counts the bodies of the requests in a server; nil counts nothing.
+	InHand *BytesInHand
 }
 
-// maxBatchBody bounds the body of a batch.
-const maxBatchBody = 64 << 10
+// MaxBatchBody bounds the body of a batch.
+const MaxBatchBody = 64 << 10
 
 const (
-	// smallBody is the body size up to which a request counts as small: no batch of this
-	// package is larger. The bound applies to batches even if maxBody is smaller, because
-	// maxBody bounds the single requests in a batch.
-	smallBody = maxBatchBody + 4<<10
+	// SmallBody is the body size up to which a request counts as small: no batch of this
+	// package is larger. The bound applies to batches even if MaxBody is smaller, because
+	// MaxBody bounds the single requests in a batch.
+	SmallBody = MaxBatchBody + 4<<10
 	// controlBody bounds the body of a message of the control plane.
-	controlBody = smallBody
+	controlBody = SmallBody
 	// largeShare is the share of the bytes in hand that is reserved for small requests: one
 	// eighth.
 	largeShare = 8
 )
 
-// bytesInHand counts the bytes of the requests that were delivered to a server and are not yet
+// BytesInHand counts the bytes of the requests that were delivered to a server and are not yet
 // acknowledged. Safe for concurrent use.
-type bytesInHand struct {
-	limit int64
-	held  atomic.Int64
+type BytesInHand struct {
+	Limit int64
+	Held  atomic.Int64
 }
 
-// take counts a body of size bytes if there is room. There is always room if nothing else is
+// Take counts a body of size bytes if there is room. There is always room if nothing else is
 // counted.
-func (b *bytesInHand) take(size uint64) bool {
+func (b *BytesInHand) Take(size uint64) bool {
 	n := int64(min(size, 1<<62))
-	held := b.held.Add(n)
+	held := b.Held.Add(n)
 	if held <= b.boundOf(n) || held == n {
 		return true
 	}
-	b.held.Add(-n)
+	b.Held.Add(-n)
 	return false
 }
 
-func (b *bytesInHand) release(n int64) { b.held.Add(-n) }
+// Release counts n bytes less.
+func (b *BytesInHand) Release(n int64) { b.Held.Add(-n) }
 
-// room returns the number of bytes available for a large body now.
-func (b *bytesInHand) room() int64 { return b.boundOf(smallBody+1) - b.held.Load() }
+// Room returns the number of bytes available for a large body now.
+func (b *BytesInHand) Room() int64 { return b.boundOf(SmallBody+1) - b.Held.Load() }
 
 // boundOf returns the bound of all counted bytes including a body of n bytes.
-func (b *bytesInHand) boundOf(n int64) int64 {
-	if n > smallBody {
-		return b.limit - b.limit/largeShare
+func (b *BytesInHand) boundOf(n int64) int64 {
+	if n > SmallBody {
+		return b.Limit - b.Limit/largeShare
 	}
-	return b.limit
+	return b.Limit
 }
 
-// unclaimedBodies counts the bytes of bodies that a connection has counted and no consumer has
+// UnclaimedBodies counts the bytes of bodies that a connection has counted and no consumer has
 // received yet: amqp091-go may discard deliveries when the connection ends. Safe for
 // concurrent use.
-type unclaimedBodies struct {
-	bytes  atomic.Int64
+type UnclaimedBodies struct {
+	Bytes  atomic.Int64
 	closed atomic.Bool
 }
 
-func (u *unclaimedBodies) add(b *bytesInHand, size uint64) {
-	u.bytes.Add(int64(size)) //nolint:gosec // it fits, or would not have been taken.
+// Add counts the body of a delivery that no consumer has claimed yet.
+func (u *UnclaimedBodies) Add(b *BytesInHand, size uint64) {
+	u.Bytes.Add(int64(size)) //nolint:gosec // it fits, or would not have been taken.
 	if u.closed.Load() {
-		b.release(u.bytes.Swap(0))
+		b.Release(u.Bytes.Swap(0))
 	}
 }
 
-// close releases the unclaimed bytes, and from now on all bytes that the connection still
+// Close releases the unclaimed bytes, and from now on all bytes that the connection still
 // counts. It is called when no consumer receives deliveries any more.
-func (u *unclaimedBodies) close(b *bytesInHand) {
+func (u *UnclaimedBodies) Close(b *BytesInHand) {
 	u.closed.Store(true)
-	b.release(u.bytes.Swap(0))
+	b.Release(u.Bytes.Swap(0))
 }
 
-// contentKind selects the bounds for the content after a method.
-type contentKind uint8
+// ContentKind selects the bounds for the content after a method.
+type ContentKind uint8
 
+// The kinds of content.
 const (
-	contentRequest  contentKind = iota // counted
+	ContentRequest  ContentKind = iota // counted
 	contentOther                       // not counted: the retry queue
 	contentControl                     // a message of the control plane
 	contentReturned                    // a returned message: only a batch is read
@@ -107,7 +110,7 @@ const maxMethodFrame = 4 + 1 + wire.MaxShortString
 // methodPrefix returns the number of bytes of a method frame that must have arrived before the
 // frame is passed on.
 func (f *frameReader) methodPrefix(size int) int {
-	if f.limits.inHand == nil {
+	if f.limits.InHand == nil {
 		return frameHeaderBytes
 	}
 	return frameHeaderBytes + min(size, maxMethodFrame)
@@ -117,7 +120,7 @@ func (f *frameReader) methodPrefix(size int) int {
 // if the method has content. Without a count of bytes in hand all content is of one kind.
 func (f *frameReader) noteMethod(channel uint16, size int) error {
 	const basic, deliver, returned, got = 60, 60, 50, 71
-	if f.limits.inHand == nil {
+	if f.limits.InHand == nil {
 		return nil
 	}
 	head, err := f.r.Peek(f.methodPrefix(size))
@@ -131,7 +134,7 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 	switch binary.BigEndian.Uint16(args[2:]) {
 	case deliver:
 		tag := args[5:min(5+int(args[4]), len(args))]
-		f.setKind(channel, kindOfConsumer(tag))
+		f.setKind(channel, KindOfConsumer(tag))
 	case returned:
 		f.setKind(channel, contentReturned)
 	case got:
@@ -142,30 +145,30 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 
 // The tags of a server's consumers tell the frame reader the kind of a delivery.
 const (
-	// retryTagSuffix ends the tag of the consumer of redelivered requests.
-	retryTagSuffix = ".retry"
-	// controlTag is the tag of the consumer of control messages.
-	controlTag = "control"
+	// RetryTagSuffix ends the tag of the consumer of redelivered requests.
+	RetryTagSuffix = ".retry"
+	// ControlTag is the tag of the consumer of control messages.
+	ControlTag = "control"
 )
 
-// kindOfConsumer returns the kind of a delivery to the consumer with this tag. The server
+// KindOfConsumer returns the kind of a delivery to the consumer with this tag. The server
 // chose the tag.
-func kindOfConsumer(tag []byte) contentKind {
+func KindOfConsumer(tag []byte) ContentKind {
 	switch {
-	case len(tag) > len(retryTagSuffix) && string(tag[len(tag)-len(retryTagSuffix):]) == retryTagSuffix:
+	case len(tag) > len(RetryTagSuffix) && string(tag[len(tag)-len(RetryTagSuffix):]) == RetryTagSuffix:
 		return contentOther
-	case string(tag) == controlTag:
+	case string(tag) == ControlTag:
 		return contentControl
 	default:
-		return contentRequest
+		return ContentRequest
 	}
 }
 
-func (f *frameReader) setKind(channel uint16, kind contentKind) {
+func (f *frameReader) setKind(channel uint16, kind ContentKind) {
 	switch {
-	case kind != contentRequest:
+	case kind != ContentRequest:
 		if f.kinds == nil {
-			f.kinds = make(map[uint16]contentKind)
+			f.kinds = make(map[uint16]ContentKind)
 		}
 		f.kinds[channel] = kind
 	case len(f.kinds) > 0:
@@ -182,22 +185,22 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	size := binary.BigEndian.Uint64(frame[bodySizeAt:])
 	kind := f.kinds[channel]
 	delete(f.kinds, channel)
-	drop := wire.DroppedBody{Size: size, Limit: f.limits.maxBody}
+	drop := wire.DroppedBody{Size: size, Limit: f.limits.MaxBody}
 	switch kind {
 	case contentControl:
 		drop.Limit = controlBody
 	case contentReturned:
-		drop.Limit = smallBody
-	case contentRequest, contentOther:
+		drop.Limit = SmallBody
+	case ContentRequest, contentOther:
 	}
 	switch {
 	case size == 0:
 		return frame
-	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > smallBody || !isBatch(frame)):
-	case kind != contentRequest || f.limits.inHand == nil:
+	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > SmallBody || !isBatch(frame)):
+	case kind != ContentRequest || f.limits.InHand == nil:
 		return frame
-	case f.limits.inHand.take(size):
-		f.unclaimed.add(f.limits.inHand, size)
+	case f.limits.InHand.Take(size):
+		f.unclaimed.Add(f.limits.InHand, size)
 		return frame
 	default:
 		drop.NoRoom = true
@@ -274,19 +277,19 @@ func markDropped(frame []byte, d wire.DroppedBody) []byte {
 // split into as many frames as necessary.
 
 const (
-	// frameOverhead is the size of a frame without its payload.
-	frameOverhead = frameHeaderBytes + 1
+	// FrameOverhead is the size of a frame without its payload.
+	FrameOverhead = frameHeaderBytes + 1
 	// contentHeaderBytes is the size of class, weight, body size and flags in a content
 	// header.
 	contentHeaderBytes = 14
 )
 
-// checkFrame refuses a message whose properties do not fit a frame of the connection.
-func checkFrame(msg *amqp.Publishing, frameSize int) error {
+// CheckFrame refuses a message whose properties do not fit a frame of the connection.
+func CheckFrame(msg *amqp.Publishing, frameSize int) error {
 	if frameSize <= 0 {
 		return nil // no limit
 	}
-	if n := frameOverhead + propertiesSize(msg); n > frameSize {
+	if n := FrameOverhead + PropertiesSize(msg); n > frameSize {
 		return fmt.Errorf("properties of %d bytes: the connection's frames hold %d", n, frameSize)
 	}
 	return nil
@@ -296,10 +299,10 @@ func checkFrame(msg *amqp.Publishing, frameSize int) error {
 // message that does not fit a frame.
 func tracingHeaders() []string { return []string{"baggage", "tracestate", "traceparent"} }
 
-// fitFrame removes as many tracing headers as necessary from a message whose properties do not
+// FitFrame removes as many tracing headers as necessary from a message whose properties do not
 // fit a frame of the connection. It refuses a message that does not fit without them.
-func fitFrame(msg *amqp.Publishing, frameSize int) error {
-	tooLarge := checkFrame(msg, frameSize)
+func FitFrame(msg *amqp.Publishing, frameSize int) error {
+	tooLarge := CheckFrame(msg, frameSize)
 	if tooLarge == nil {
 		return nil
 	}
@@ -310,7 +313,7 @@ func fitFrame(msg *amqp.Publishing, frameSize int) error {
 			continue
 		}
 		delete(fitting.Headers, name)
-		if checkFrame(&fitting, frameSize) == nil {
+		if CheckFrame(&fitting, frameSize) == nil {
 			msg.Headers = fitting.Headers
 			return nil
 		}
@@ -318,8 +321,8 @@ func fitFrame(msg *amqp.Publishing, frameSize int) error {
 	return tooLarge
 }
 
-// propertiesSize returns the size of a content header in amqp091-go's encoding.
-func propertiesSize(msg *amqp.Publishing) int {
+// PropertiesSize returns the size of a content header in amqp091-go's encoding.
+func PropertiesSize(msg *amqp.Publishing) int {
 	n := contentHeaderBytes
 	for _, text := range []string{
 		msg.ContentType, msg.ContentEncoding, msg.CorrelationId, msg.ReplyTo, msg.Expiration,
