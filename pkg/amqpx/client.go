@@ -109,16 +109,25 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		defer bounded.Cancel()
 		ctx = bounded
 	}
-	req := c.newRequest(method, body, opts)
-	answer, err := c.handler(ctx, req)
+	answer, err := c.send(ctx, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
 	return answer, err
 }
 
+// send sends a request through the middleware. Without middleware the request stays on the
+// stack.
+func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
+	if len(c.cfg.middleware) == 0 {
+		return c.roundTrip(ctx, &req)
+	}
+	shared := req // middleware may keep it
+	return c.handler(ctx, &shared)
+}
+
 // newRequest returns the request of a call, with the options of the client, the method and the
 // call.
-func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Request {
-	req := &Request{Method: method, Body: body, CorrelationID: newID()}
+func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
+	req := Request{Method: method, Body: body, CorrelationID: newID()}
 	req.sent.ours = len(c.cfg.middleware) == 0
 	lists := [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts}
 	if len(lists[0])+len(lists[1])+len(lists[2]) == 0 {

@@ -64,7 +64,8 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		f.runInGoroutine(c.handler, req)
+		shared := req
+		f.runInGoroutine(c.handler, &shared)
 		return f
 	}
 	// Close waits until the call is parked or has a goroutine.
@@ -77,7 +78,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if !its {
 		deadline = f.watched.now().Add(c.cfg.timeout)
 	}
-	k, watched, err := c.begin(req, deadline, !its, f)
+	k, watched, err := c.begin(&req, deadline, !its, f)
 	if err != nil {
 		f.settle(nil, err)
 		return f
