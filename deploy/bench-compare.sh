@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bench-compare.sh REV [PATTERN] [ROUNDS] compares the micro-benchmarks of pkg/amqpx in the
-# working copy with a git revision: both are built once and run alternately, and benchstat
-# shows the differences. The benchmarks need no broker.
+# bench-compare.sh REV [PATTERN] [ROUNDS] compares the micro-benchmarks of pkg/amqpx and its
+# internal packages in the working copy with a git revision: both are built once and run
+# alternately, and benchstat shows the differences. The benchmarks need no broker.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -15,13 +15,21 @@ work=$(mktemp -d)
 tree=$work/base
 trap 'git -C "$ROOT" worktree remove --force "$tree" 2>/dev/null; rm -rf "$work"' EXIT
 git -C "$ROOT" worktree add --quiet --detach "$tree" "$base"
-(cd "$tree" && go test -c -o "$work/old" ./pkg/amqpx)
-(cd "$ROOT" && go test -c -o "$work/new" ./pkg/amqpx)
+for package in amqpx amqpx/internal/wire; do
+	for which in old new; do
+		source=$ROOT
+		[[ $which == new ]] || source=$tree
+		# An older revision may not have the package.
+		[[ ! -d $source/pkg/$package ]] || (cd "$source" && go test -c -o "$work/$which-${package##*/}" "./pkg/$package")
+	done
+done
 cd "$work" # without testdata: benchmarks only
 for round in $(seq "$rounds"); do
 	say "round $round of $rounds"
 	for which in old new; do
-		"./$which" -test.run '^$' -test.bench "$pattern" -test.benchmem -test.benchtime 0.3s >>"$which.txt"
+		for benchmarks in "./$which"-*; do
+			"$benchmarks" -test.run '^$' -test.bench "$pattern" -test.benchmem -test.benchtime 0.3s >>"$which.txt"
+		done
 	done
 done
 "$ROOT/.bin/benchstat" "base=old.txt" "here=new.txt"

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // seen is a handler that returns a description of its request.
@@ -27,6 +29,9 @@ func seen(_ context.Context, req *Request) ([]byte, error) {
 	}
 	return b.Bytes(), nil
 }
+
+// variant is a type for header values.
+type variant string
 
 // described is a handler that sets its response's content type and header, depending on the
 // request's body.
@@ -86,14 +91,14 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 		{name: "header name that is too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{strings.Repeat("h", 256): "v"})}},
 		{name: "reserved header", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"rpc-x": "v"})}},
 		{name: "headers that nearly fill a batch", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", batchBytes-200)})}},
-		{name: "headers that are too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", maxHeaderBytes)})}},
+		{name: "headers that are too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", wire.MaxHeaderBytes)})}},
 		{name: "body that nearly fills a batch", method: "m", body: strings.Repeat("b", batchBytes-200)},
 		{name: "body that is larger than a batch", method: "m", body: strings.Repeat("b", batchBytes+1)},
 		{name: "body that is too large", method: "m", body: strings.Repeat("b", 1<<20+1)},
-		{name: "header values of an application's own types", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": label("v"), "n": []int{1}})}},
+		{name: "header values of an application's own types", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": variant("v"), "n": []int{1}})}},
 		{name: "content type", method: "m", body: "x", opts: []CallOption{WithContentType("application/json", "\xff")}},
 		{name: "content type that is too long", method: "m", body: "x", opts: []CallOption{WithContentType(strings.Repeat("c", 256), "")}},
-		{name: "content type of batches", method: "m", body: "x", opts: []CallOption{WithContentType(contentTypeCalls, "")}},
+		{name: "content type of batches", method: "m", body: "x", opts: []CallOption{WithContentType(wire.ContentTypeRequests, "")}},
 		{name: "response with a content type and headers", method: "described", body: "x"},
 		{name: "response with headers that are no text", method: "described", body: "7"},
 		{name: "error with headers", method: "described", body: "error"},

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
@@ -251,7 +253,7 @@ func TestBatchThatCannotBeReadIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		for _, body := range [][]byte{nil, []byte("no batch"), {0xff, 0xff}} {
-			r.broker.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: "nowhere", Body: body})
+			r.broker.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "nowhere", Body: body})
 			settle()
 		}
 		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)

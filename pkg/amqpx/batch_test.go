@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const batchQueueName = DefaultQueue + ".batch"
@@ -70,7 +72,7 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 		}
 		batches := r.broker.messagesTo(batchQueueName)
 		wantSame(t, "batches", len(batches), 1)
-		wantSame(t, "content type", batches[0].msg.ContentType, contentTypeCalls)
+		wantSame(t, "content type", batches[0].msg.ContentType, wire.ContentTypeRequests)
 		wantSame(t, "mandatory", batches[0].mandatory, true)
 		wantSame(t, "expiration", batches[0].msg.Expiration, "60000")
 		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+batchWindow)
@@ -101,7 +103,7 @@ func TestAnswersThatWaitTravelTogether(t *testing.T) {
 		settle()
 		var batches int
 		for _, m := range r.broker.messagesTo(routeReplies) {
-			if m.msg.ContentType == contentTypeAnswers {
+			if m.msg.ContentType == wire.ContentTypeResponses {
 				batches++
 			}
 		}

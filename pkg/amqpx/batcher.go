@@ -3,11 +3,13 @@ package amqpx
 import (
 	"maps"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Batching. A broker's throughput is limited by messages per second, so waiting requests, and
@@ -25,7 +27,7 @@ const (
 	// with its records' overhead fits in a frame of a broker's default size, and a server
 	// holds at most a prefetch of batches.
 	batchCalls = 512
-	batchBytes = 64 << 10
+	batchBytes = transport.MaxBatchBody
 	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
@@ -114,8 +116,8 @@ func (p *publisher) joinBatch(out outbound) bool {
 	if key == "" {
 		return false
 	}
-	if size := p.s.pub.frameSize(); mayExceedFrame(size) {
-		if _, _, msg := m.publishing(); checkFrame(&msg, size) != nil {
+	if size := p.s.Pub.FrameSize(); mayExceedFrame(size) {
+		if _, _, msg := m.publishing(); transport.CheckFrame(&msg, size) != nil {
 			return false
 		}
 	}
@@ -163,7 +165,7 @@ func (p *publisher) writeBatcher(l *batcher) {
 	}
 	takers := l.waiting[0].consumers()
 	share := max((len(l.waiting)+takers-1)/takers, minShare)
-	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.ended() {
+	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.Ended() {
 		p.publishBatch(l, min(share, batchCalls))
 	}
 }
@@ -172,7 +174,7 @@ func (p *publisher) writeBatcher(l *batcher) {
 // fitting later messages. A batch of one message is published as a single message.
 func (p *publisher) publishBatch(l *batcher, most int) {
 	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.batchers.body[:0]}
-	if limit := int(p.s.sizeLimit.Load()); limit > 0 {
+	if limit := int(p.s.SizeLimit.Load()); limit > 0 {
 		b.limit = min(b.limit, limit)
 	}
 	left := l.waiting[:0]
@@ -183,7 +185,7 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 		}
 		if len(b.messages) > 0 && !m.fits(b) {
 			left = append(left, m)
-		} else if m.beginSend(p.s.generation) {
+		} else if m.beginSend(p.s.Generation) {
 			m.appendTo(b)
 			b.messages = append(b.messages, m)
 		}
@@ -237,12 +239,12 @@ func (b *batch) canceled() bool { return false }
 
 // publishing implements outbound.
 func (b *batch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = amqp.Publishing{ContentType: contentTypeAnswers, DeliveryMode: deliveryMode(b.persistent), Body: b.body}
+	msg = amqp.Publishing{ContentType: wire.ContentTypeResponses, DeliveryMode: wire.DeliveryMode(b.persistent), Body: b.body}
 	if b.calls == nil {
 		return b.key, b.mandatory, msg
 	}
-	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = contentTypeCalls, b.id, b.replyTo, b.user
-	msg.Expiration = strconv.FormatInt(milliseconds(min(b.least, maxBudget)), 10)
+	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = wire.ContentTypeRequests, b.id, b.replyTo, b.user
+	msg.Expiration = wire.Expiration(b.least)
 	return b.key, true, msg
 }
 
@@ -266,3 +268,7 @@ func (b *batch) onResult(f publishResult) {
 		m.onResult(f)
 	}
 }
+
+// mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
+// connection.
+func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }

@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // BrokerURL is the parsed URL of one broker. In print, logs and encodings it shows only its
@@ -137,7 +139,7 @@ func faultOfText(raw string) string {
 		return "holds two URLs; separate them by commas, as in " + listForm
 	case strings.ContainsAny(raw, ";|"):
 		return "holds a ; or |; URLs are separated by commas, as in " + listForm + ", and in a password they are written %3B and %7C"
-	case !strings.HasPrefix(lower, schemePlain+"://") && !strings.HasPrefix(lower, schemeTLS+"://"):
+	case !strings.HasPrefix(lower, transport.SchemePlain+"://") && !strings.HasPrefix(lower, transport.SchemeTLS+"://"):
 		return faultScheme
 	case strings.Contains(raw, "#"):
 		return "holds a #, which a password has as %23"
@@ -250,11 +252,11 @@ func (u BrokerURL) Port() int { return u.port }
 func (u BrokerURL) Address() string { return net.JoinHostPort(u.host, strconv.Itoa(u.port)) }
 
 // TLS reports whether the scheme is amqps.
-func (u BrokerURL) TLS() bool { return u.scheme == schemeTLS }
+func (u BrokerURL) TLS() bool { return u.scheme == transport.SchemeTLS }
 
 // target returns the URL's data for a session.
-func (u BrokerURL) target() brokerTarget {
-	return brokerTarget{url: *u.raw, address: u.Address(), user: u.user, vhost: u.vhost, hidden: u.hidden, external: usesExternal(*u.raw)}
+func (u BrokerURL) target() transport.Target {
+	return transport.Target{URL: *u.raw, Address: u.Address(), User: u.user, Vhost: u.vhost, Hidden: u.hidden, External: usesExternal(*u.raw)}
 }
 
 // usesExternal reports whether the broker takes the user from the client certificate (SASL
@@ -264,33 +266,10 @@ func usesExternal(raw string) bool {
 	return err == nil && slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
 }
 
-func targetsOf(urls []BrokerURL) []brokerTarget {
-	targets := make([]brokerTarget, len(urls))
+func targetsOf(urls []BrokerURL) []transport.Target {
+	targets := make([]transport.Target, len(urls))
 	for i, u := range urls {
 		targets[i] = u.target()
 	}
 	return targets
 }
-
-// redact returns err without the virtual host in its text, if the virtual host must not be
-// shown: for an unknown virtual host the broker's error quotes the name.
-func (t brokerTarget) redact(err error) error {
-	if t.hidden == nil || err == nil {
-		return err
-	}
-	return &redactedError{error: err, hidden: *t.hidden}
-}
-
-// redactedError is an error whose text does not show the virtual host.
-type redactedError struct {
-	error
-
-	hidden string
-}
-
-func (e *redactedError) Error() string {
-	quoted := strconv.Quote(e.hidden) // the form in the text of an amqp.Error
-	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
-}
-
-func (e *redactedError) Unwrap() error { return e.error }

@@ -12,6 +12,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // FuzzSecret puts a secret into every form of a list of URLs. The secret must not show in an
@@ -51,14 +53,15 @@ func FuzzSecret(f *testing.F) {
 func shownOf(t *testing.T, u BrokerURL) string {
 	t.Helper()
 	target := u.target()
-	uri, err := amqp.ParseURI(target.url)
+	uri, err := amqp.ParseURI(target.URL)
 	if err != nil {
 		t.Fatalf("a URL that was accepted cannot be read: %v", err)
 	}
 	core, logs := observer.New(zap.DebugLevel)
 	cfg := defaultConfig()
 	cfg.logger = zap.New(core)
-	v := newSupervisor(&cfg, "test", true, nil)
+	var board statusBoard
+	v := transport.NewSupervisor(cfg.connections("test", true, &board, nil))
 	causes := []error{
 		&net.DNSError{Err: "no such host", Name: u.Host(), IsNotFound: true},
 		&amqp.Error{Code: amqp.NotAllowed, Reason: "NOT_ALLOWED - vhost " + uri.Vhost + " not found"},
@@ -68,17 +71,37 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	if uri.Host == "127.0.0.1" && uri.Port == 1 { // no program listens there
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := netDialer{heartbeat: time.Second, writeTimeout: time.Second}.dial(ctx, target.url, "test")
+		_, err := transport.NetDialer{Heartbeat: time.Second, WriteTimeout: time.Second}.Dial(ctx, target.URL, "test")
 		causes = append(causes, err)
 	}
 	for _, cause := range causes {
-		v.faults = faultLog{}
-		v.reportFault(errors.Join(classify(target, cause)))
+		v.Faults = transport.FaultLog{}
+		v.ReportFault(errors.Join(transport.Classify(target, cause)))
 	}
 	var text strings.Builder
 	for _, line := range logs.All() {
 		fmt.Fprintln(&text, line.Message, line.ContextMap())
 	}
-	fmt.Fprintln(&text, v.board.get(), v.board.get().Err, u, target.address, target.vhost)
+	fmt.Fprintln(&text, board.get(), board.get().Err, u, target.Address, target.Vhost)
 	return text.String()
+}
+
+func FuzzURL(f *testing.F) {
+	for _, u := range append(badURLs(), testURL, "amqps://app:s%40cret@[::1]:1/%2f", "amqp://:@") {
+		f.Add(u)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		_, err := newClientConfig(raw, nil)
+		if err != nil {
+			return
+		}
+		for u := range strings.SplitSeq(raw, ",") {
+			if strings.TrimSpace(u) == "" {
+				continue
+			}
+			if target := testTarget(strings.TrimSpace(u)); target.Address == "?" {
+				t.Errorf("a URL that was accepted cannot be read: %q", u)
+			}
+		}
+	})
 }

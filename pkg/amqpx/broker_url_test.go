@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // marker is the secret in the URLs below. The digits at the start make a part of the secret
@@ -166,13 +168,13 @@ func TestVirtualHostThatMayBeASecretIsNotShown(t *testing.T) {
 		"amqp://u:p@h/" + marker:           true,
 		"amqp://u:p@h/%2F" + marker + "-x": true,
 	} {
-		target := parseTarget(url)
+		target := testTarget(url)
 		name := marker
-		if target.hidden != nil {
-			name = *target.hidden
+		if target.Hidden != nil {
+			name = *target.Hidden
 		}
 		reason := strings.ReplaceAll(text, marker, name)
-		err := classify(target, &amqp.Error{Code: amqp.NotAllowed, Reason: reason})
+		err := transport.Classify(target, &amqp.Error{Code: amqp.NotAllowed, Reason: reason})
 		if got := strings.Contains(err.Error(), "hunter2"); got != shows {
 			t.Errorf("%s: %v", url, err)
 		}

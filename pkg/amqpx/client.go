@@ -7,6 +7,10 @@ import (
 	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Client calls methods of the servers on a request queue. All its methods are safe for
@@ -14,7 +18,8 @@ import (
 // ([ReplyDirect]: one).
 type Client struct {
 	cfg     *clientConfig
-	sup     *supervisor
+	sup     *transport.Supervisor
+	board   statusBoard
 	handler Handler // the round trip inside the middleware
 	route   route
 	pending *pending
@@ -42,9 +47,6 @@ type Client struct {
 	stopped   chan struct{} // closed when the supervisor has ended
 }
 
-// directReplyTo is the pseudo-queue of https://www.rabbitmq.com/docs/direct-reply-to.
-const directReplyTo = "amq.rabbitmq.reply-to"
-
 // replyConsumer is the tag of the only consumer on the session's channel.
 const replyConsumer = "answers"
 
@@ -59,7 +61,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c := &Client{
 		cfg:     cfg,
-		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: directReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
+		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: wire.DirectReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
 		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
 		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
@@ -81,12 +83,12 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
 		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
 	}
-	c.sup = newSupervisor(&cfg.config, "client", cfg.replyMode == ReplyDirect, c.setup)
+	c.sup = transport.NewSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
 	c.stop = stop
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
-		c.sup.run(ctx)
+		c.sup.Run(ctx)
 		c.futures.Wait() // their calls have been notified
 	}()
 	return c, nil
@@ -103,20 +105,29 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	}
 	watched := c.observe(method)
 	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // without middleware roundTrip sets the deadline
-		bounded := withDeadline(ctx, watched.now().Add(c.cfg.timeout))
-		defer bounded.cancel()
+		bounded := xsync.WithDeadline(ctx, watched.now().Add(c.cfg.timeout))
+		defer bounded.Cancel()
 		ctx = bounded
 	}
-	req := c.newRequest(method, body, opts)
-	answer, err := c.handler(ctx, req)
+	answer, err := c.send(ctx, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
 	return answer, err
 }
 
+// send sends a request through the middleware. Without middleware the request stays on the
+// stack.
+func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
+	if len(c.cfg.middleware) == 0 {
+		return c.roundTrip(ctx, &req)
+	}
+	shared := req // middleware may keep it
+	return c.handler(ctx, &shared)
+}
+
 // newRequest returns the request of a call, with the options of the client, the method and the
 // call.
-func (c *Client) newRequest(method string, body []byte, opts []CallOption) *Request {
-	req := &Request{Method: method, Body: body, CorrelationID: newID()}
+func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
+	req := Request{Method: method, Body: body, CorrelationID: newID()}
 	req.sent.ours = len(c.cfg.middleware) == 0
 	lists := [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts}
 	if len(lists[0])+len(lists[1])+len(lists[2]) == 0 {
@@ -142,7 +153,7 @@ func (c *Client) Status() Status {
 	if c == nil || c.sup == nil {
 		return Status{State: StateClosed, Err: errNoClient}
 	}
-	return c.sup.board.get()
+	return c.board.get()
 }
 
 // Watch returns a channel that receives the current status at once and then each change. A
@@ -152,7 +163,7 @@ func (c *Client) Watch() (updates <-chan Status, stop func()) {
 	if c == nil || c.sup == nil {
 		return closedBoard(errNoClient).watch()
 	}
-	return c.sup.board.watch()
+	return c.board.watch()
 }
 
 // WaitReady waits until the connection is ready. When ctx ends first, the error holds ctx's
@@ -162,7 +173,7 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {
 		return err
 	}
-	return c.sup.waitReady(ctx)
+	return c.board.waitReady(ctx)
 }
 
 // Close settles every pending call with [ErrClosed], deletes the reply queue, and returns when
@@ -189,10 +200,10 @@ func (c *Client) Close(ctx context.Context) error {
 
 // setup prepares a new session: reply queue, response consumer, publisher. Then it notifies
 // the calls whose requests were confirmed in the previous session.
-func (c *Client) setup(_ context.Context, s *session) error {
+func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	if c.cfg.userID {
 		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
-			return atStep(stepVerifyUser, "", err)
+			return transport.AtStep(transport.StepVerifyUser, "", err)
 		}
 	}
 	direct := c.cfg.replyMode == ReplyDirect
@@ -205,7 +216,7 @@ func (c *Client) setup(_ context.Context, s *session) error {
 		if c.answersLost = c.answersLost || lost; err != nil {
 			return err
 		}
-		s.replyTo = c.route.replyTo
+		s.ReplyTo = c.route.replyTo
 	}
 	deliveries, err := c.consumeResponses(s, direct)
 	if err != nil {
@@ -213,35 +224,35 @@ func (c *Client) setup(_ context.Context, s *session) error {
 	}
 	if names := c.abandoned; len(names) > 0 {
 		c.abandoned = nil
-		s.run(func() { c.deleteAbandoned(s, names) })
+		s.Run(func() { c.deleteAbandoned(s, names) })
 	}
 	if err := c.startLooks(s); err != nil {
 		return err
 	}
 	r := &responseReader{client: c}
-	s.run(func() { r.read(s, deliveries, direct) })
+	s.Run(func() { r.read(s, deliveries, direct) })
 	for _, k := range c.pending.snapshot() {
-		k.sessionReplaced(s.generation, c.answersLost)
+		k.sessionReplaced(s.Generation, c.answersLost)
 	}
 	c.answersLost = false
 	if c.cancels != nil {
-		s.run(func() { c.publishCancels(s) })
+		s.Run(func() { c.publishCancels(s) })
 	}
 	if c.route.timed {
-		s.run(func() { c.checkAttempts(s) })
+		s.Run(func() { c.checkAttempts(s) })
 	}
 	if len(c.otherNodes(s)) > 0 {
-		s.run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
+		s.Run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.onReady = func() { startPublisher(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { startPublisher(s, c.route.outbox, c.returned) }
 	return nil
 }
 
 // returned records a request returned by the broker.
 func (c *Client) returned(r amqp.Return) {
-	if r.ContentType == contentTypeCalls && c.route.batch != nil {
+	if r.ContentType == wire.ContentTypeRequests && c.route.batch != nil {
 		c.route.batch.returned(r.CorrelationId)
 	} else {
 		c.pending.returned(r)

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // batchTarget is a client's knowledge of the batch queue: whether servers unpack batches at
@@ -26,13 +26,13 @@ type batchTarget struct {
 	mu          sync.Mutex
 	returnedIDs map[string]bool // returned batches, until their confirms
 	notBefore   time.Time       // batching stays disabled until then, because a batch was nacked
-	refusals    *backoff.ExponentialBackOff
+	refusals    *xsync.Backoff
 }
 
 func newBatchTarget(queue string, onSent func(calls int), onShut func()) *batchTarget {
 	return &batchTarget{
 		queue: queue, onSent: onSent, onShut: onShut,
-		returnedIDs: make(map[string]bool), refusals: newBackoff(lookEvery, lookMissingMax),
+		returnedIDs: make(map[string]bool), refusals: xsync.NewBackoff(lookEvery, lookMissingMax),
 	}
 }
 
@@ -109,7 +109,7 @@ func (c *Client) resendBatched() {
 // batchKey implements batchable.
 func (k *call) batchKey() string {
 	l := k.route.batch
-	if l == nil || k.alone || k.suspected > 0 || !fitsBatch(k.req) || callSize(k.req) > batchBytes {
+	if l == nil || k.alone || k.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > batchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -138,7 +138,7 @@ func (l *batchTarget) goesAlone(others int32) bool {
 func (k *call) fits(b *batch) bool {
 	left := k.budget(b.now)
 	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+callSize(k.req) <= b.limit && most <= least+least/deadlineShare
+	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
 // deadlineShare is the largest share of its remaining time by which a call may expire early
@@ -160,5 +160,5 @@ func (k *call) appendTo(b *batch) {
 	}
 	k.batched.Store(true)
 	b.least, b.most = min(b.least, left), max(b.most, left)
-	b.body = appendCall(b.body, k.req, left, k.resent, k.round)
+	b.body = k.req.AppendTo(b.body, left)
 }

@@ -2,13 +2,16 @@ package amqpx
 
 import (
 	"crypto/rand"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // stage is the progress of an attempt of a call. Each transition is a single compare-and-swap,
@@ -72,10 +75,16 @@ type route struct {
 // call is a pending call. The goroutine inside Client.Call owns the call, and no other
 // goroutine starts attempts; the session's goroutines report through events.
 type call struct {
-	req      *Request
-	route    *route
-	deadline time.Time
-	future   *Future // of Client.Go; nil when a goroutine waits for the call
+	// req is the request in the form to send, made once when the call begins. A retry after a
+	// refusal is a new round of the call, with the next number in req.Retry: requests carry
+	// the number and responses echo it, so that a second copy of an earlier refusal is not
+	// mistaken for the response to the retry. req.Resent belongs to the current attempt.
+	req           wire.Request
+	route         *route
+	deadline      time.Time
+	future        *Future   // of Client.Go; nil when a goroutine waits for the call
+	info          *CallInfo // set when the call ends; nil if the caller does not want it
+	waitForServer bool
 
 	stage      atomic.Uint32
 	generation atomic.Uint64 // the session that wrote the last attempt
@@ -91,26 +100,17 @@ type call struct {
 	// the broker's reason for rejecting the request. The publisher sets both before reporting.
 	suspected int
 	rejection error
-	resent    bool // of this attempt: an earlier attempt may have arrived
 
 	// The pending table's lock guards the fields up to watcherIndex; answer may be read after
 	// eventAnswered.
 	entry            *pendingEntry
-	answer           reply
-	echoed           bool // the response named the round it answers
+	answer           wire.Response
 	inDeadlines      bool // in the list of calls with the client's default deadline
 	prevDue, nextDue *call
 	watcher          *ctxWatcher // watcher of a future's context
 	watcherIndex     int
 
-	// round counts the server refusals after which the call was retried. Requests carry the
-	// round and responses echo it, so that a second copy of an earlier refusal is not mistaken
-	// for the response to the retry.
-	round int64
-
-	responded bool        // a response was read
-	response  *properties // properties of the response
-	body      []byte      // body of the response, if a result
+	responded bool // a response was read: answer does not change any more
 
 	lastResult publishResult // publish result of the last attempt
 	uncertain  bool          // an earlier attempt may have arrived
@@ -120,13 +120,34 @@ type call struct {
 	alone      bool          // not to be sent in a batch
 	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
-	probes        uint64                      // epoch of the queue gate in which the call may probe; 0: it may not
-	wait          *backoff.ExponentialBackOff // between attempts; nil before the first wait
+	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not
+	wait          *xsync.Backoff // between attempts; nil before the first wait
 }
 
 // newCall returns a call for a waiting goroutine.
-func newCall(req *Request, r *route) *call {
-	return &call{req: req, route: r, events: make(chan event, maxEvents)}
+func newCall(req *wire.Request, r *route) *call {
+	return &call{req: *req, route: r, events: make(chan event, maxEvents)}
+}
+
+// setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
+// why the request cannot be sent. Headers visible to middleware are copied, because middleware
+// may change them again.
+func (k *call) setRequest(req *Request, maxBody int) error {
+	header, err := wire.EncodeHeader(req.Header)
+	if err != nil {
+		return err
+	}
+	if !req.sent.ours {
+		header = maps.Clone(header)
+	}
+	k.info, k.waitForServer = req.sent.info, req.sent.waitForServer
+	k.req = wire.Request{
+		Method: req.Method, Body: req.Body, Header: header,
+		ContentType: req.ContentType, ContentEncoding: req.ContentEncoding,
+		ID: req.CorrelationID, Key: req.IdempotencyKey, Idempotent: req.Idempotent,
+		WantsTimes: k.info != nil,
+	}
+	return k.req.Check(maxBody)
 }
 
 // notify delivers an event to the call's future or waiting goroutine. It never blocks.
@@ -143,9 +164,10 @@ func (k *call) notify(ev event) {
 // still arrive and must not be mistaken for the result of the next attempt.
 func (k *call) nextRound() *call {
 	k.cancelSend() // the response came before a re-send was written
-	n := newCall(k.req, k.route)
-	n.deadline, n.future = k.deadline, k.future
-	n.round, n.uncertain, n.wait, n.probes = k.round+1, k.uncertain, k.wait, k.probes
+	n := newCall(&k.req, k.route)
+	n.req.Retry++
+	n.deadline, n.future, n.info, n.waitForServer = k.deadline, k.future, k.info, k.waitForServer
+	n.uncertain, n.wait, n.probes = k.uncertain, k.wait, k.probes
 	n.unknownBefore = k.unknownBefore
 	n.elsewhere, n.refusers, n.alone = k.elsewhere, k.refusers, k.elsewhere > 0
 	n.sent.Store(k.sent.Load())
@@ -155,7 +177,7 @@ func (k *call) nextRound() *call {
 // nextWait returns the wait before the next attempt.
 func (k *call) nextWait() time.Duration {
 	if k.wait == nil {
-		k.wait = newBackoff(resendMin, resendMax)
+		k.wait = xsync.NewBackoff(resendMin, resendMax)
 	}
 	return max(k.wait.NextBackOff(), time.Millisecond)
 }
@@ -168,7 +190,7 @@ func (k *call) transition(from, to stage) bool {
 // send queues an attempt for the publisher. Without a connection the attempt waits in the
 // outbox for the next session.
 func (k *call) send() {
-	k.resent = k.uncertain
+	k.req.Resent = k.uncertain
 	k.batched.Store(false)
 	k.stage.Store(uint32(stageQueued))
 	k.route.watch.want()
@@ -207,8 +229,7 @@ func (k *call) beginSend(generation uint64) bool {
 // returns the request, and the caller learns at once about the missing servers.
 func (k *call) publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	k.batched.Store(false) // set by appendTo, also for a batch of one call
-	msg = encodeRequest(k.req, k.route.replyTo, k.budget(time.Now()), k.route.persistent)
-	markAgain(&msg, k.resent, k.round)
+	msg = k.req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	msg.UserId = k.route.user.get()
 	return k.route.queue, true, msg
 }

@@ -6,11 +6,13 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // queuedCall returns a call in the publisher's queue.
 func queuedCall(idempotent bool) *call {
-	k := newCall(&Request{CorrelationID: "id", Idempotent: idempotent}, testRoute())
+	k := newCall(&wire.Request{ID: "id", Idempotent: idempotent}, testRoute())
 	k.stage.Store(uint32(stageQueued))
 	return k
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 func TestCloseSettlesEveryCall(t *testing.T) {
@@ -81,8 +83,8 @@ func TestCloseAtAnyMoment(t *testing.T) {
 		{name: "during the backoff", onDial: refusing(1<<30, amqp.ErrCredentials), unready: true},
 		{name: "during a dial", onDial: hangDial, unready: true},
 		{name: "during the set-up", onCall: hangOn("declare"), unready: true},
-		{name: "broker does not answer cancel", onCall: hangOn("cancel"), takes: closeTimeout},
-		{name: "broker does not answer delete", onCall: hangOn("delete"), takes: closeTimeout},
+		{name: "broker does not answer cancel", onCall: hangOn("cancel"), takes: transport.CloseTimeout},
+		{name: "broker does not answer delete", onCall: hangOn("delete"), takes: transport.CloseTimeout},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -12,6 +12,10 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // cancels holds the canceled calls that a server may have received. The control plane tells
@@ -21,7 +25,7 @@ type cancels struct {
 	wake chan struct{} // has a token while calls wait
 
 	mu      sync.Mutex
-	waiting []*Request
+	waiting []wire.Cancellation
 }
 
 // maxCancels bounds the canceled calls waiting to be published. The handlers of further
@@ -31,10 +35,10 @@ const maxCancels = 4096
 func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
 
 // add queues the cancellation of a call. It never blocks.
-func (c *cancels) add(req *Request) {
+func (c *cancels) add(canceled wire.Cancellation) {
 	c.mu.Lock()
 	if len(c.waiting) < maxCancels {
-		c.waiting = append(c.waiting, req)
+		c.waiting = append(c.waiting, canceled)
 	}
 	c.mu.Unlock()
 	select {
@@ -44,7 +48,7 @@ func (c *cancels) add(req *Request) {
 }
 
 // take returns and removes the waiting calls.
-func (c *cancels) take() []*Request {
+func (c *cancels) take() []wire.Cancellation {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := c.waiting
@@ -54,31 +58,31 @@ func (c *cancels) take() []*Request {
 
 // sendCancel queues a cancellation if the caller canceled the call and a server may have the
 // request. An expired call needs no cancellation: servers know its deadline.
-func (c *Client) sendCancel(req *Request, cause error, outcome Outcome) {
+func (c *Client) sendCancel(req *wire.Request, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
-		c.cancels.add(req)
+		c.cancels.add(wire.Cancellation{ID: req.ID, Method: req.Method, Key: req.Key})
 	}
 }
 
 // publishCancels publishes cancellations while a session lasts. It uses its own channel,
 // because a missing exchange ends the channel; the looks for the exchange have growing pauses.
-func (c *Client) publishCancels(s *session) {
-	var ch channel
-	missing := newBackoff(lookEvery, lookMissingMax)
+func (c *Client) publishCancels(s *transport.Session) {
+	var ch transport.Channel
+	missing := xsync.NewBackoff(lookEvery, lookMissingMax)
 	var notBefore time.Time
 	for {
 		select {
 		case <-c.cancels.wake:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
 		waiting := c.cancels.take()
-		if s.flow.unblocked() != nil || time.Now().Before(notBefore) {
+		if s.Flow.Unblocked() != nil || time.Now().Before(notBefore) {
 			continue // the handlers run to their end
 		}
 		if ch == nil || ch.IsClosed() {
 			var err error
-			if ch, err = openControl(s.pub, c.cfg.queue.controlExchange()); err != nil {
+			if ch, err = openControl(s.Pub, c.cfg.queue.controlExchange()); err != nil {
 				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
 				continue
 			}
@@ -88,7 +92,7 @@ func (c *Client) publishCancels(s *session) {
 			var msg amqp.Publishing
 			msg, waiting = encodeCancel(waiting)
 			c.signCancel(&msg)
-			if ch.publishFanout(c.cfg.queue.controlExchange(), msg) != nil {
+			if ch.PublishFanout(c.cfg.queue.controlExchange(), msg) != nil {
 				break // the next cancellation opens another channel
 			}
 		}
@@ -107,8 +111,8 @@ func (c *Client) signCancel(msg *amqp.Publishing) {
 
 // openControl opens a channel for publishing to the control plane's exchange, which must
 // exist.
-func openControl(l brokerConn, exchange string) (channel, error) {
-	ch, err := l.channel()
+func openControl(l transport.Conn, exchange string) (transport.Channel, error) {
+	ch, err := l.Channel()
 	if err != nil {
 		return nil, err
 	}
@@ -117,21 +121,13 @@ func openControl(l brokerConn, exchange string) (channel, error) {
 
 // encodeCancel returns a message with as many calls as fit into a batch, and the remaining
 // calls.
-func encodeCancel(calls []*Request) (msg amqp.Publishing, rest []*Request) {
+func encodeCancel(calls []wire.Cancellation) (msg amqp.Publishing, rest []wire.Cancellation) {
 	var body []byte
 	n := 0
 	for ; n < len(calls) && n < batchCalls && len(body) < batchBytes; n++ {
-		var start int
-		req := calls[n]
-		body, start = beginRecord(body)
-		body = appendText(body, callID, req.CorrelationID)
-		body = appendText(body, callMethod, req.Method)
-		if req.IdempotencyKey != req.CorrelationID {
-			body = appendText(body, callMessageID, req.IdempotencyKey)
-		}
-		body = endRecord(body, start)
+		body = calls[n].AppendTo(body)
 	}
-	return amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls, Body: body}, calls[n:]
+	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, Body: body}, calls[n:]
 }
 
 const (
@@ -158,7 +154,7 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send answers without end
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
-	err := c.ask(ctx, controlStats, quiet.C, func(in *Instance) (more bool) {
+	err := c.ask(ctx, wire.ControlStats, quiet.C, func(in *Instance) (more bool) {
 		if _, known := byID[in.ID]; !known {
 			quiet.Reset(min(fleetQuiet, time.Until(latest)))
 		}
@@ -195,7 +191,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	timer := time.NewTimer(c.cfg.timeout)
 	defer timer.Stop()
 	answered := false
-	err = c.ask(ctx, controlPing, timer.C, func(*Instance) (more bool) {
+	err = c.ask(ctx, wire.ControlPing, timer.C, func(*Instance) (more bool) {
 		took, answered = time.Since(begun), true
 		return false
 	})
@@ -208,7 +204,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 // ask sends a question to every server and calls take with each answer, until take returns
 // false, enough has a value, or ctx ends.
 func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
-	s := c.sup.current()
+	s := c.sup.Current()
 	switch st := c.Status(); {
 	case st.State == StateClosed:
 		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
@@ -217,11 +213,11 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 	case st.State == StateBlocked:
 		return localError(CodeUnavailable, DidNotRun, ErrBlocked, st.Reason)
 	}
-	return c.askThrough(ctx, s.pub, question, enough, take)
+	return c.askThrough(ctx, s.Pub, question, enough, take)
 }
 
 // askThrough is ask on the given open connection.
-func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
 	q := &query{
 		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
 		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
@@ -255,7 +251,7 @@ func (c *Client) askThrough(ctx context.Context, l brokerConn, question string, 
 // query is a question to the servers, with its own channel and queue, so that a fault of the
 // query does not affect calls.
 type query struct {
-	conn               brokerConn
+	conn               transport.Conn
 	exchange, question string
 	answers            chan amqp.Delivery
 	failed             chan error
@@ -278,7 +274,7 @@ func (q *query) run() {
 }
 
 // collect publishes the question and reads the answers.
-func (q *query) collect(ch channel) error {
+func (q *query) collect(ch transport.Channel) error {
 	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
 		return err
@@ -288,7 +284,7 @@ func (q *query) collect(ch channel) error {
 		return err
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
-	if err := ch.publishFanout(q.exchange, amqp.Publishing{
+	if err := ch.PublishFanout(q.exchange, amqp.Publishing{
 		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
 		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
 	}); err != nil {
@@ -298,7 +294,7 @@ func (q *query) collect(ch channel) error {
 		select {
 		case d, ok := <-answers:
 			if !ok {
-				return errConnectionEnded
+				return transport.ErrConnectionEnded
 			}
 			select {
 			case q.answers <- d:

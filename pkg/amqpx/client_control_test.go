@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -13,6 +12,9 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // watchedHandler is a handler that reports the start of each run and the error of its context at
@@ -154,9 +156,10 @@ func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
 		r := startControlled(t, handlers{"m": w.run})
 		call := goCall(r.client, within(t, time.Minute), "m", nil)
 		<-w.begun
-		msg, _ := encodeCancel([]*Request{{CorrelationID: r.broker.sent[0].msg.CorrelationId, Method: "m"}})
+		msg, _ := encodeCancel([]wire.Cancellation{{ID: r.broker.sent[0].msg.CorrelationId, Method: "m"}})
 		msg.ReplyTo, msg.UserId = r.broker.sent[0].msg.ReplyTo, r.broker.sent[0].msg.UserId
-		msg.Body = append(record(appendText(nil, callMethod, strings.Repeat("x", maxShortString+1))), msg.Body...)
+		bad := wire.Cancellation{Method: strings.Repeat("x", wire.MaxShortString+1)}
+		msg.Body = append(bad.AppendTo(nil), msg.Body...)
 		r.toControl(msg)
 		wantSame(t, "ended", len(w.ended), 1)
 		wantSame(t, "cancelled", r.server.Stats().Canceled, 1)
@@ -170,7 +173,7 @@ func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		slow := func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return []byte("done"), ctx.Err()
 		}
 		r := startControlled(t, handlers{"m": slow})
@@ -279,18 +282,15 @@ func TestGivenUpCallsAreForgotten(t *testing.T) {
 
 func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
 	t.Parallel()
-	calls := make([]*Request, batchCalls+1)
+	calls := make([]wire.Cancellation, batchCalls+1)
 	for i := range calls {
-		calls[i] = &Request{CorrelationID: newID(), Method: "m"}
+		calls[i] = wire.Cancellation{ID: newID(), Method: "m"}
 	}
 	msg, rest := encodeCancel(calls)
 	wantSame(t, "left", len(rest), 1)
-	records, err := appendRecords(nil, msg.Body)
+	records, err := wire.AppendRecords(nil, msg.Body)
 	if err != nil || len(records) != batchCalls {
 		t.Errorf("%d records, %v", len(records), err)
-	}
-	if errors.Is(err, errBatchFormat) {
-		t.Error(err)
 	}
 }
 
@@ -352,7 +352,7 @@ func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
 func TestWhoseCallsACancellationEnds(t *testing.T) {
 	t.Parallel()
 	long := newID()
-	direct := directReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // in RabbitMQ's form
+	direct := wire.DirectReplyTo + ".g1h3AWEAAAABAAAAAgAAAAM=.key" // in RabbitMQ's form
 	for _, c := range []struct {
 		name      string
 		id        string
@@ -379,12 +379,12 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					ended := make(chan error, 1)
 					b, s := serve(t, handlers{"m": func(ctx context.Context, _ *Request) ([]byte, error) {
-						sleep(ctx, time.Minute)
+						xsync.Sleep(ctx, time.Minute)
 						ended <- ctx.Err()
 						return []byte("done"), ctx.Err()
 					}}, WithControl(true), WithUserID(true))
 					msg := sent(c.id, "", c.request...)
-					cancel, _ := encodeCancel([]*Request{{CorrelationID: c.id, Method: "m"}})
+					cancel, _ := encodeCancel([]wire.Cancellation{{ID: c.id, Method: "m"}})
 					for _, change := range c.cancel {
 						change(&cancel)
 					}
@@ -470,7 +470,7 @@ func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
 		r.broker.with(func(b *fakeBroker) {
 			for name, q := range b.queues {
 				if strings.HasPrefix(name, "amq.gen-") {
-					msg := amqp.Publishing{CorrelationId: controlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
+					msg := amqp.Publishing{CorrelationId: wire.ControlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
 					q.messages = append(q.messages, &fakeMessage{msg: msg})
 					b.dispatch(q)
 				}

@@ -2,11 +2,12 @@ package amqpx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
@@ -40,7 +41,7 @@ func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
 				if string(req.Body) == "late" {
-					sleep(ctx, 10*time.Second)
+					xsync.Sleep(ctx, 10*time.Second)
 				}
 				return next(ctx, req)
 			}
@@ -79,60 +80,12 @@ func TestDeadlinesKeepTheirOrder(t *testing.T) {
 		l.replace(calls[3], by)
 		var ids []string
 		for _, k := range l.expired(begun.Add(time.Hour)) {
-			ids = append(ids, k.req.CorrelationID)
+			ids = append(ids, k.req.ID)
 		}
 		wantSame(t, "expired", fmt.Sprint(ids), "[1 in the place of 3 4]")
 		wantSame(t, "left", l.oldest == nil && l.newest == nil, true)
 		l.stop()
 	})
-}
-
-func TestDeadlineContext(t *testing.T) {
-	t.Parallel()
-	type key struct{}
-	errCause := errors.New("the cause")
-	for _, c := range []struct {
-		name  string
-		made  bool // the context was created before
-		then  func(c *lazyContext, cancel context.CancelCauseFunc)
-		want  error
-		cause error
-	}{
-		{"under way", false, func(*lazyContext, context.CancelCauseFunc) {}, nil, nil},
-		{"deadline", false, func(*lazyContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
-		{"deadline, made", true, func(*lazyContext, context.CancelCauseFunc) { pass(time.Minute) }, context.DeadlineExceeded, context.DeadlineExceeded},
-		{"ended", false, func(c *lazyContext, _ context.CancelCauseFunc) { c.cancel() }, context.Canceled, context.Canceled},
-		{"ended, made", true, func(c *lazyContext, _ context.CancelCauseFunc) { c.cancel() }, context.Canceled, context.Canceled},
-		{"parent", false, func(_ *lazyContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
-		{"parent, made", true, func(_ *lazyContext, cancel context.CancelCauseFunc) { cancel(errCause) }, context.Canceled, errCause},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), key{}, "value"))
-				defer cancel(nil)
-				ctx := withDeadline(parent, time.Now().Add(time.Minute))
-				defer ctx.cancel()
-				if c.made {
-					ctx.Done()
-				}
-				c.then(ctx, cancel)
-				wantSame(t, "error", ctx.Err(), c.want)
-				wantSame(t, "cause", context.Cause(ctx), c.cause)
-				wantSame(t, "value", ctx.Value(key{}), any("value"))
-				select {
-				case <-ctx.Done():
-					wantSame(t, "done", c.want != nil, true)
-				default:
-					wantSame(t, "done", c.want != nil, false)
-				}
-				pass(2 * time.Minute)
-				if c.want != nil {
-					wantSame(t, "error for good", ctx.Err(), c.want)
-				}
-			})
-		})
-	}
 }
 
 // Deadlines may pass while calls are being registered.
@@ -153,19 +106,4 @@ func goResult(c *Client, ctx context.Context, method string) <-chan result { //n
 	done := make(chan result, 1)
 	go func() { done <- resultOf(c.Go(ctx, method, nil)) }()
 	return done
-}
-
-// Tracing reads a value, the span, from every call's context. Reading must not create a timer.
-func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
-	t.Parallel()
-	type key struct{}
-	ctx := withDeadline(context.WithValue(t.Context(), key{}, "value"), time.Now().Add(time.Hour))
-	defer ctx.cancel()
-	wantSame(t, "value", ctx.Value(key{}), any("value"))
-	wantSame(t, "made", ctx.created(), false)
-	child, cancel := context.WithCancel(ctx) // registers with the real context
-	defer cancel()
-	wantSame(t, "made", ctx.created(), true)
-	ctx.cancel()
-	wantIs(t, child.Err(), context.Canceled)
 }

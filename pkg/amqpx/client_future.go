@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Future is a call made with [Client.Go]. Its methods are safe for concurrent use.
 type Future struct {
 	client *Client
-	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *lazyContext    // ctx, if made by the future; nil if ctx is the caller's
+	ctx    context.Context    //nolint:containedctx // of the call, for when it needs a goroutine.
+	own    *xsync.LazyContext // ctx, if made by the future; nil if ctx is the caller's
 
 	watched observation
 
@@ -62,7 +64,8 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		f.runInGoroutine(c.handler, req)
+		shared := req
+		f.runInGoroutine(c.handler, &shared)
 		return f
 	}
 	// Close waits until the call is parked or has a goroutine.
@@ -75,7 +78,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if !its {
 		deadline = f.watched.now().Add(c.cfg.timeout)
 	}
-	k, watched, err := c.begin(req, deadline, !its, f)
+	k, watched, err := c.begin(&req, deadline, !its, f)
 	if err != nil {
 		f.settle(nil, err)
 		return f
@@ -93,7 +96,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 
 // bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
-	f.own = withDeadline(f.ctx, deadline)
+	f.own = xsync.WithDeadline(f.ctx, deadline)
 	f.ctx = f.own
 }
 
@@ -137,7 +140,7 @@ func (f *Future) park(k *call) {
 // reader, the publisher or a timer) and must not block. A successful response settles the
 // future inline, unless the client checks responses; any other event starts a goroutine.
 func (f *Future) onEvent(k *call, ev event) {
-	result := ev.kind == eventAnswered && k.answer.failed == nil && k.route.check == nil
+	result := ev.kind == eventAnswered && k.answer.Failure == nil && k.route.check == nil
 	f.mu.Lock()
 	state := f.state
 	switch {
@@ -156,9 +159,9 @@ func (f *Future) onEvent(k *call, ev event) {
 	case state == futureAsleep && result:
 		k.cancelSend() // the response came before a re-send was written
 		f.client.pending.remove(k)
-		k.keepResponse(&k.answer)
-		f.client.account(k, k.answer.timing)
-		f.settle(k.answer.body, nil)
+		k.responded = true
+		f.client.account(k, k.answer.Times)
+		f.settle(k.answer.Body, nil)
 	case state == futureAsleep:
 		go func() { // ends with the call, at the latest by Close
 			defer f.client.futures.Done()
@@ -178,7 +181,7 @@ func (f *Future) settle(answer []byte, err error) {
 // finish sets the results of Wait.
 func (f *Future) finish(answer []byte, err error) {
 	if f.own != nil {
-		f.own.cancel()
+		f.own.Cancel()
 	}
 	f.answer, f.err = answer, err
 	if done := f.done.Swap(settledFuture); done != nil {

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // queueGate holds calls back while the request queue does not take messages. A broker in
@@ -22,7 +22,7 @@ type queueGate struct {
 	refusedFrom time.Time     // start of the broker's nacks; zero: requests were returned, or nothing is known
 	fullUntil   time.Time     // until then a nack means a queue at its bound
 	renewals    int           // connections replaced since the gate was open
-	wait        *backoff.ExponentialBackOff
+	wait        *xsync.Backoff
 	timer       *time.Timer // grants the next turn; nil while no turn is due
 }
 
@@ -35,7 +35,7 @@ const (
 )
 
 func newQueueGate() *queueGate {
-	return &queueGate{turn: make(chan struct{}, 1), wait: newBackoff(probeMin, probeMax)}
+	return &queueGate{turn: make(chan struct{}, 1), wait: xsync.NewBackoff(probeMin, probeMax)}
 }
 
 // shut shuts the gate because a request was nacked or returned, and reports whether the gate
@@ -196,7 +196,7 @@ func (k *call) endProbe() {
 // call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
 // have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
-	return k.req.sent.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
+	return k.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
 }
 
 // retryBudget is a token bucket that limits retries to a share of the calls, so that retries

@@ -7,13 +7,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			sleep(ctx, 10*time.Millisecond)
+			xsync.Sleep(ctx, 10*time.Millisecond)
 			return req.Body, nil
 		}}, WithBackoff(time.Millisecond, 50*time.Millisecond))
 		var wg sync.WaitGroup

@@ -4,6 +4,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire/wiretest"
 )
 
 func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
@@ -26,14 +29,14 @@ func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
 		} {
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), c.method, nil, c.opts...), "")
 			sent := r.requests()
-			in, failed := decodeRequest(delivered(sent[len(sent)-1]), "")
-			if failed != nil {
-				t.Fatal(failed)
+			var in wire.Request
+			if err := in.Decode(wiretest.Delivered(sent[len(sent)-1]), ""); err != nil {
+				t.Fatal(err)
 			}
 			wantSame(t, "last", in.Header["last"], any(c.last))
 			wantSame(t, "headers", len(in.Header), c.headers)
 			wantSame(t, "idempotent", in.Idempotent, c.idempotent)
-			wantSame(t, "has a key", in.IdempotencyKey != "", c.idempotent)
+			wantSame(t, "has a key", in.Key != "", c.idempotent)
 		}
 	})
 }

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults of clients.
@@ -76,8 +79,8 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	}
 	c.observer = guardClientObservers(c.observers, c.logger)
 	if c.dialer == nil {
-		limits := contentLimits{maxBody: c.maxMessageSize}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, source: c.source, limits: limits}
+		limits := transport.ContentLimits{MaxBody: c.maxMessageSize}
+		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)
@@ -100,8 +103,8 @@ func (c *clientConfig) validateClient() error {
 	if c.timeout <= 0 {
 		faults = append(faults, fmt.Errorf("timeout %v: want more than 0", c.timeout))
 	}
-	if c.attemptTimeout < 0 || c.attemptTimeout > maxBudget {
-		faults = append(faults, fmt.Errorf("attempt timeout %v: want 0 to %v", c.attemptTimeout, maxBudget))
+	if c.attemptTimeout < 0 || c.attemptTimeout > wire.MaxBudget {
+		faults = append(faults, fmt.Errorf("attempt timeout %v: want 0 to %v", c.attemptTimeout, wire.MaxBudget))
 	}
 	if c.maxInFlight < 1 {
 		faults = append(faults, fmt.Errorf("max in flight %d: want at least 1", c.maxInFlight))
@@ -118,8 +121,8 @@ func (c *clientConfig) validateClient() error {
 	faults = append(faults, validateShared("WithCallOptions", c.callOptions))
 	for method, opts := range c.methods {
 		faults = append(faults, validateShared(fmt.Sprintf("WithMethod(%q)", method), opts))
-		if method == "" || len(method) > maxShortString {
-			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), maxShortString))
+		if method == "" || len(method) > wire.MaxShortString {
+			faults = append(faults, fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 		}
 	}
 	return errors.Join(faults...)

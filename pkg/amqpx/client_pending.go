@@ -6,6 +6,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // maxRecent is the number of remembered settled calls, which tell a duplicate or late response
@@ -23,6 +25,12 @@ const (
 	verdictUnknown                        // no such call
 	verdictCanceled                       // the call was canceled, and the response confirms the cancellation
 )
+
+// match is the match of a response of a batch.
+type match struct {
+	call   *call // the call that the response settles, or nil
+	result matchResult
+}
 
 // pending is the table of calls waiting for a response, by correlation id. It contains a call
 // from before the request is sent until Call returns, over every re-send. Safe for concurrent
@@ -57,7 +65,7 @@ func newPending(maxCalls, maxBytes int) *pending {
 
 // add registers call k, or returns ErrClosed or ErrTooManyCalls. If its correlation id is
 // already in the table, for example because middleware sends a request twice, k gets a new id
-// (see anew), so that a late response to the first send cannot match the second. If watch is
+// (see newIDs), so that a late response to the first send cannot match the second. If watch is
 // true and k's deadline is not before the deadline of the newest tracked call (deadlineSlack),
 // the table expires k and add returns watched = true.
 func (p *pending) add(k *call, watch bool) (watched bool, err error) {
@@ -69,39 +77,34 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	case p.calls >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
 		return false, ErrTooManyCalls
 	}
-	id := k.req.CorrelationID
-	if s := p.entries[id]; s != nil {
-		k.req = s.anew(k.req)
-		id = k.req.CorrelationID
+	if s := p.entries[k.req.ID]; s != nil {
+		s.newIDs(&k.req)
 	}
 	p.calls++
 	p.bytes += len(k.req.Body)
-	k.entry = &pendingEntry{id: id, call: k}
-	p.entries[id] = k.entry
+	k.entry = &pendingEntry{id: k.req.ID, call: k}
+	p.entries[k.req.ID] = k.entry
 	return watch && p.deadlines.add(k, p.expire), nil
 }
 
-// anew returns a copy of req with a new correlation id, for a call whose id is already in
-// entry s. The copy is a different call if the earlier send got a response, or is still
-// pending and req is not idempotent or has another body; an idempotent copy then has a new
-// key. Otherwise the copy repeats the earlier request under the earlier key: a server that
-// runs the earlier request, or has run it, does not run the copy. A key chosen by the
-// application is kept.
-func (s *pendingEntry) anew(req *Request) *Request {
-	again := *req
-	again.CorrelationID = newID()
-	chosen := req.IdempotencyKey != "" && req.IdempotencyKey != s.id
+// newIDs sets a new correlation id in the request of a call whose id is already in entry s. The
+// request is that of a different call if the earlier send got a response, or is still pending
+// and req is not idempotent or has another body; an idempotent request then gets a new key.
+// Otherwise req repeats the earlier request under the earlier key: a server that runs the
+// earlier request, or has run it, does not run req. A key chosen by the application is kept.
+func (s *pendingEntry) newIDs(req *wire.Request) {
+	req.ID = newID()
+	chosen := req.Key != "" && req.Key != s.id
 	switch {
 	case chosen:
 	case s.answered, s.call != nil && (!req.Idempotent || !bytes.Equal(s.call.req.Body, req.Body)):
-		again.IdempotencyKey = ""
+		req.Key = ""
 		if req.Idempotent {
-			again.IdempotencyKey = again.CorrelationID
+			req.Key = req.ID
 		}
 	default:
-		again.IdempotencyKey = s.id
+		req.Key = s.id
 	}
-	return &again
 }
 
 // expire notifies the calls whose deadline has passed.
@@ -163,7 +166,7 @@ func (p *pending) forget(k *call) {
 
 // answer delivers a single response to its call and returns the match.
 func (p *pending) answer(d *amqp.Delivery) matchResult {
-	a := receive(d)
+	a := wire.DecodeResponse(d)
 	p.mu.Lock()
 	k, v := p.entries[d.CorrelationId].match(&a)
 	p.mu.Unlock()
@@ -173,38 +176,42 @@ func (p *pending) answer(d *amqp.Delivery) matchResult {
 	return v
 }
 
-// answerAll delivers the responses of a batch to their calls and sets the match of each.
-func (p *pending) answerAll(answers []batchedAnswer) {
+// answerAll delivers the responses of a batch to their calls and appends the match of each to
+// matches.
+func (p *pending) answerAll(responses []wire.Response, matches []match) []match {
 	p.mu.Lock()
-	for i := range answers {
-		a := &answers[i]
-		a.call, a.verdict = p.entries[string(a.id)].match(&a.received)
+	for i := range responses {
+		a := &responses[i]
+		k, result := p.entries[string(a.ID)].match(a)
+		matches = append(matches, match{call: k, result: result})
 	}
 	p.mu.Unlock()
-	for i := range answers {
-		if k := answers[i].call; k != nil {
-			k.notify(event{kind: eventAnswered})
+	for _, m := range matches {
+		if m.call != nil {
+			m.call.notify(event{kind: eventAnswered})
 		}
 	}
+	return matches
 }
 
 // match assigns a response to the call it settles, or returns the reason for no match. The
 // caller holds the table's lock.
-func (s *pendingEntry) match(a *received) (*call, matchResult) {
+func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
 	if s == nil {
 		return nil, verdictUnknown
 	}
 	switch k := s.call; {
-	case k != nil && !s.answered && !a.outdated(k.round):
+	case k != nil && !s.answered && !a.Outdated(k.req.Retry):
 		s.answered = true
-		k.answer, k.echoed = a.reply, a.echoed
+		k.answer = *a
+		k.answer.ID = nil // it would keep the whole batch in memory
 		return k, verdictTaken
 	case k == nil && !s.answered:
-		if failed := a.reply.failed; failed != nil && failed.code == CodeCanceled {
+		if a.Failure != nil && a.Failure.Code == string(CodeCanceled) {
 			return nil, verdictCanceled
 		}
 		return nil, verdictLate
-	case a.redelivered:
+	case a.Redelivered:
 		return nil, verdictRedelivered
 	default:
 		return nil, verdictDuplicate

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func testRoute() *route {
@@ -13,7 +15,7 @@ func testRoute() *route {
 }
 
 func pendingCall(id string) *call {
-	return newCall(&Request{CorrelationID: id}, testRoute())
+	return newCall(&wire.Request{ID: id}, testRoute())
 }
 
 func answerTo(id string, redelivered bool) *amqp.Delivery {
@@ -65,7 +67,7 @@ func mustAdd(t testing.TB, p *pending, k *call) {
 	}
 }
 
-func answered(p *pending, k *call) { p.answer(answerTo(k.req.CorrelationID, false)) }
+func answered(p *pending, k *call) { p.answer(answerTo(k.req.ID, false)) }
 
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
@@ -91,15 +93,15 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 func TestPendingReplacesAnIDInUse(t *testing.T) {
 	t.Parallel()
 	p, first := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
-	second := newCall(first.req, testRoute()) // the very same request, as middleware may send it
+	second := newCall(&first.req, testRoute()) // the very same request, as middleware may send it
 	mustAdd(t, p, first)
 	mustAdd(t, p, second)
 	wantSame(t, "pending", p.len(), 2)
-	wantSame(t, "first id", first.req.CorrelationID, "a")
-	if second.req.CorrelationID == "a" {
+	wantSame(t, "first id", first.req.ID, "a")
+	if second.req.ID == "a" {
 		t.Error("two calls share an id")
 	}
-	p.answer(answerTo(second.req.CorrelationID, false))
+	p.answer(answerTo(second.req.ID, false))
 	wantSame(t, "answers of the first", len(first.events), 0)
 	wantSame(t, "answers of the second", len(second.events), 1)
 	p.remove(second)
@@ -145,7 +147,7 @@ func TestPendingHandsAnAnswerToOneOfManyReaders(t *testing.T) {
 		verdicts := make(chan matchResult, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {
-			wg.Go(func() { verdicts <- p.answer(answerTo(k.req.CorrelationID, false)) })
+			wg.Go(func() { verdicts <- p.answer(answerTo(k.req.ID, false)) })
 		}
 		wg.Go(func() { p.remove(k) })
 		wg.Wait()

@@ -11,8 +11,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // queueWatch looks at the request queue and at the batch queue with passive declarations:
@@ -130,8 +133,8 @@ func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueSt
 // queueLooker makes the looks of a session. It is used by a single goroutine.
 type queueLooker struct {
 	client *Client
-	s      *session
-	ch     channel // nil when the last look closed the channel, or got no answer
+	s      *transport.Session
+	ch     transport.Channel // nil when the last look closed the channel, or got no answer
 	queue  lookedQueue
 	lane   lookedQueue
 	// unserved is the time of the first look without a consumer; zero while there is a
@@ -144,32 +147,32 @@ type queueLooker struct {
 // lookedQueue is a queue under observation.
 type lookedQueue struct {
 	name    string
-	missing *backoff.ExponentialBackOff // between looks at a missing queue
-	due     time.Time                   // time of the next look
-	open    <-chan answeredLook         // an unanswered question; else nil
-	barred  bool                        // this user may not see the queue
+	missing *xsync.Backoff      // between looks at a missing queue
+	due     time.Time           // time of the next look
+	open    <-chan answeredLook // an unanswered question; else nil
+	barred  bool                // this user may not see the queue
 }
 
 type answeredLook struct {
-	ch    channel
+	ch    transport.Channel
 	found amqp.Queue
 	err   error
 }
 
 // startLooks opens the channel for looks, and starts to look until the session ends.
-func (c *Client) startLooks(s *session) error {
-	ch, err := s.sub.channel()
+func (c *Client) startLooks(s *transport.Session) error {
+	ch, err := s.Sub.Channel()
 	if err != nil {
 		return err
 	}
 	l := &queueLooker{client: c, s: s, ch: ch}
-	l.queue = lookedQueue{name: c.route.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+	l.queue = lookedQueue{name: c.route.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
 	if lane := c.route.batch; lane != nil {
-		l.lane = lookedQueue{name: lane.queue, missing: newBackoff(lookEvery, lookMissingMax)}
+		l.lane = lookedQueue{name: lane.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
 		lane.disable()
 	}
 	c.watch.forget()
-	s.run(l.run)
+	s.Run(l.run)
 	return nil
 }
 
@@ -184,7 +187,7 @@ func (l *queueLooker) run() {
 		case <-w.wanted:
 		case <-w.urgent:
 			urgent = true
-		case <-l.s.done:
+		case <-l.s.Done:
 			return
 		}
 		if !l.pace(timer, urgent) {
@@ -208,7 +211,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 			return true
 		case <-l.client.watch.urgent:
 			urgent = true
-		case <-l.s.done:
+		case <-l.s.Done:
 			return false
 		}
 	}
@@ -217,7 +220,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 	select {
 	case <-timer.C:
 	case <-soon.C:
-	case <-l.s.done:
+	case <-l.s.Done:
 		return false
 	}
 	return true
@@ -261,7 +264,7 @@ func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 		q.open = answer
 		ch := l.ch
 		l.ch = nil
-		l.s.run(func() { // ends with the session at the latest, when the sockets are cut
+		l.s.Run(func() { // ends with the session at the latest, when the sockets are cut
 			answer <- lookAt(l.s, ch, q.name)
 		})
 	}
@@ -272,15 +275,15 @@ func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 		q.open = nil
 		return l.answered(a)
 	case <-timer.C:
-	case <-l.s.done:
+	case <-l.s.Done:
 	}
 	return amqp.Queue{}, errNoLook
 }
 
 // lookAt makes a passive declaration, on a new channel if ch is nil.
-func lookAt(s *session, ch channel, queue string) (a answeredLook) {
+func lookAt(s *transport.Session, ch transport.Channel, queue string) (a answeredLook) {
 	if a.ch = ch; a.ch == nil {
-		if a.ch, a.err = s.sub.channel(); a.err != nil {
+		if a.ch, a.err = s.Sub.Channel(); a.err != nil {
 			return a
 		}
 	}
@@ -307,7 +310,7 @@ func stateOf(found amqp.Queue, err error) queueState {
 	case err == nil:
 		return queueState{known: true, messages: found.Messages, consumers: found.Consumers}
 	case errors.As(err, &refused) && refused.Code == amqp.NotFound:
-		return queueState{known: true, away: true, missing: true, fault: faultOf(brokerTarget{}, err)}
+		return queueState{known: true, away: true, missing: true, fault: transport.FaultOf(transport.Target{}, err)}
 	case errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.ResourceLocked):
 		return queueState{} // an exclusive queue of another connection, or no permission
 	default:
@@ -362,7 +365,7 @@ func (c *Client) showQueue(st queueState) {
 		reason = "request queue " + strconv.Quote(c.route.queue) + ": " + ErrQueueUnavailable.Error()
 	}
 	if now := c.Status(); now.State == StateReady && now.Reason != reason {
-		c.sup.board.update(func(s *Status) {
+		c.board.update(func(s *Status) {
 			if s.State == StateReady {
 				s.Reason = reason
 			}
@@ -398,7 +401,7 @@ func (l *queueLooker) checkServed() {
 		return
 	}
 	for _, k := range c.pending.snapshot() {
-		if !k.req.sent.waitForServer && k.transition(stageConfirmed, stageLost) {
+		if !k.waitForServer && k.transition(stageConfirmed, stageLost) {
 			k.notify(event{result: resultUnserved})
 		}
 	}
@@ -407,7 +410,7 @@ func (l *queueLooker) checkServed() {
 // controlCheck asks whether a server listens to the control plane: the broker returns a
 // message that no queue accepts. The message is a cancellation of no calls, and has no effect.
 type controlCheck struct {
-	ch       channel // nil before the first use, and after a failure
+	ch       transport.Channel // nil before the first use, and after a failure
 	returned <-chan amqp.Return
 	open     <-chan controlAnswer // an unanswered question; else nil
 	after    time.Time            // before then the exchange is not looked for again
@@ -429,14 +432,14 @@ func (l *queueLooker) someServerListens() bool {
 	switch {
 	case !l.client.cfg.control || k.ch == nil && k.open == nil && time.Now().Before(k.after):
 		return false
-	case l.s.flow.unblocked() != nil:
+	case l.s.Flow.Unblocked() != nil:
 		return true
 	}
 	if k.open == nil {
 		answer := make(chan controlAnswer, 1)
 		k.open = answer
 		exchange, check := l.client.cfg.queue.controlExchange(), *k
-		l.s.run(func() { answer <- check.ask(l.s, exchange) }) // ends with the session at the latest
+		l.s.Run(func() { answer <- check.ask(l.s, exchange) }) // ends with the session at the latest
 	}
 	timer := time.NewTimer(lookTimeout)
 	defer timer.Stop()
@@ -450,24 +453,24 @@ func (l *queueLooker) someServerListens() bool {
 		k.ch, k.after = nil, time.Now().Add(lookMissingMax)
 		return !errors.As(a.err, &refused) || refused.Code != amqp.NotFound
 	case <-timer.C:
-	case <-l.s.done:
+	case <-l.s.Done:
 	}
 	return true
 }
 
 // ask publishes the message and checks whether the broker returns it.
-func (k controlCheck) ask(s *session, exchange string) (a controlAnswer) {
+func (k controlCheck) ask(s *transport.Session, exchange string) (a controlAnswer) {
 	a.controlCheck = k
 	if a.ch == nil {
-		if a.ch, a.err = openControl(s.pub, exchange); a.err != nil {
+		if a.ch, a.err = openControl(s.Pub, exchange); a.err != nil {
 			return a
 		}
 		a.returned = a.ch.NotifyReturn(make(chan amqp.Return, 1))
 	}
-	if a.err = a.ch.publishFanout(exchange, amqp.Publishing{AppId: controlCancel, ContentType: contentTypeCalls}); a.err != nil {
+	if a.err = a.ch.PublishFanout(exchange, amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests}); a.err != nil {
 		return a
 	}
-	if a.err = a.ch.barrier(); a.err != nil { // a return comes before the answer of the barrier
+	if a.err = a.ch.Barrier(); a.err != nil { // a return comes before the answer of the barrier
 		return a
 	}
 	select {
@@ -486,7 +489,7 @@ func (st queueState) text() string {
 	case st.fault == FaultQueueMissing:
 		return "there is no such queue"
 	case st.away:
-		return strings.ReplaceAll(rowOf(st.fault).words, "queue {queue}", "the queue")
+		return strings.ReplaceAll(transport.WordsOf(st.fault), "queue {queue}", "the queue")
 	case st.consumers == 0:
 		return "the queue has no consumers"
 	default:

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // deserted returns a rig with a client and a request queue without consumers.
@@ -134,7 +137,7 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			sleep(ctx, 15*time.Second)
+			xsync.Sleep(ctx, 15*time.Second)
 			return req.Body, nil
 		}})
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
@@ -167,11 +170,11 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		}
 		var last sentMessage
 		for _, m := range r.broker.messagesTo(DefaultQueue) {
-			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[headerResent] == true {
+			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[wire.HeaderResent] == true {
 				last = m
 			}
 		}
-		wantSame(t, "marked as sent again", last.msg.Headers[headerResent] == true, true)
+		wantSame(t, "marked as sent again", last.msg.Headers[wire.HeaderResent] == true, true)
 		gotUnsafe := <-unsafe
 		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
 		wantSame(t, "generation", r.client.Status().Generation, 1)
@@ -310,7 +313,7 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		ours := startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
-			sleep(ctx, 50*time.Millisecond)
+			xsync.Sleep(ctx, 50*time.Millisecond)
 			return req.Body, nil
 		}, "open the lane": echo}, WithBatch(BatchAuto))
 		ready(t, ours.WaitReady)

@@ -8,6 +8,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const (
@@ -21,13 +24,15 @@ const (
 // responseReader reads a client's reply queue for a session. It is used by a single goroutine.
 type responseReader struct {
 	client *Client
-	batch  []batchedAnswer // the last batch's slice, for reuse
+	// batch and matches are the slices of the last batch, for reuse.
+	batch   []wire.Response
+	matches []match
 }
 
 // read delivers every response to its call. Responses are acknowledged late and many at once:
 // a response that the broker sent into a dying connection must be delivered again, and an
 // acknowledgement for each response would double the traffic.
-func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direct bool) {
+func (r *responseReader) read(s *transport.Session, deliveries <-chan amqp.Delivery, direct bool) {
 	tick := time.NewTicker(answersAckPause)
 	defer tick.Stop()
 	var last uint64 // the newest tag
@@ -39,12 +44,12 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 				select {
 				case <-r.client.closing: // canceled by deleteReplyQueue
 				default:
-					s.consumerEnded(replyConsumer)
+					s.ConsumerEnded(replyConsumer)
 				}
 				return
 			}
-			if !s.answered.Load() {
-				s.answered.Store(true)
+			if !s.Answered.Load() {
+				s.Answered.Store(true)
 			}
 			r.handle(&d)
 			last, open = d.DeliveryTag, open+1
@@ -52,12 +57,12 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 				continue
 			}
 		case <-tick.C:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
 		if open > 0 && !direct {
-			if err := s.subCh.Ack(last, true); err != nil {
-				s.fail(err)
+			if err := s.SubCh.Ack(last, true); err != nil {
+				s.Fail(err)
 				return
 			}
 			open = 0
@@ -68,20 +73,21 @@ func (r *responseReader) read(s *session, deliveries <-chan amqp.Delivery, direc
 // handle delivers the responses in a message to their calls.
 func (r *responseReader) handle(d *amqp.Delivery) {
 	c := r.client
-	if d.ContentType != contentTypeAnswers {
+	if d.ContentType != wire.ContentTypeResponses {
 		c.counts.dropped(c.pending.answer(d))
 		return
 	}
 	var err error
-	if r.batch, err = decodeAnswers(d.Body, d.Redelivered, r.batch[:0]); err != nil {
+	if r.batch, err = wire.DecodeResponses(d.Body, d.Redelivered, r.batch[:0]); err != nil {
 		c.counts.dropped(verdictUnknown)
 		return
 	}
-	c.pending.answerAll(r.batch)
-	for i := range r.batch {
-		c.counts.dropped(r.batch[i].verdict)
+	r.matches = c.pending.answerAll(r.batch, r.matches[:0])
+	for _, m := range r.matches {
+		c.counts.dropped(m.result)
 	}
 	clear(r.batch)
+	clear(r.matches)
 }
 
 // The reply queue of a client. A classic queue lives on one node of a cluster, and while this
@@ -106,7 +112,7 @@ const (
 )
 
 // errReplyQueueSilent means that the broker did not answer the subscription to the reply queue.
-var errReplyQueueSilent error = &kindError{kind: FaultQueueSilent}
+var errReplyQueueSilent error = &transport.KindError{Kind: FaultQueueSilent}
 
 // newReplyQueueName returns the name of a reply queue for the request queue.
 func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
@@ -114,60 +120,46 @@ func newReplyQueueName(requests Queue) string { return requests.Name + ".reply."
 // openReplyQueue makes sure that the reply queue exists, under a new name if the broker does
 // not give access to the old queue. lost reports the loss of the responses in the old queue:
 // in a later session, a missing queue also means lost responses.
-func (c *Client) openReplyQueue(s *session) (lost bool, err error) {
+func (c *Client) openReplyQueue(s *transport.Session) (lost bool, err error) {
 	if c.replyQueueAway != nil { // the previous session could not consume from the queue
 		return true, c.replaceReplyQueue(s, c.replyQueueAway)
 	}
 	old := c.route.replyTo
-	found := s.inGoroutine(func() error { return findReplyQueue(s.sub, old) })
+	found := s.InGoroutine(func() error { return transport.FindReplyQueue(s.Sub, old) })
 	grace := time.NewTimer(replyQueueGrace)
 	defer grace.Stop()
 	select {
 	case err := <-found:
 		return c.replyQueueFound(s, err)
 	case <-grace.C:
-	case <-s.done:
-		return false, s.cause
+	case <-s.Done:
+		return false, s.Cause
 	}
 	fresh := newReplyQueueName(c.cfg.queue)
 	select {
 	case err := <-found:
 		return c.replyQueueFound(s, err)
-	case err := <-s.inGoroutine(func() error { return declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType) }):
+	case err := <-s.InGoroutine(func() error { return transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum) }):
 		if err != nil {
 			return false, err
 		}
 		c.useReplyQueue(fresh, errReplyQueueSilent)
 		return true, nil
-	case <-s.done:
-		return false, s.cause
+	case <-s.Done:
+		return false, s.Cause
 	}
-}
-
-// inGoroutine calls f, which may wait for the broker without end, in a goroutine of the
-// session. The goroutine ends at the latest when the session cuts its connections.
-func (s *session) inGoroutine(f func() error) <-chan error {
-	done := make(chan error, 1)
-	s.run(func() { done <- f() })
-	return done
 }
 
 // replyQueueFound handles the broker's answer to the search for the reply queue.
-func (c *Client) replyQueueFound(s *session, err error) (lost bool, _ error) {
-	if err == nil || !isNotFound(err) {
+func (c *Client) replyQueueFound(s *transport.Session, err error) (lost bool, _ error) {
+	if err == nil || !transport.IsNotFound(err) {
 		return false, err
 	}
-	err = declareReplyQueue(s.sub, c.route.replyTo, c.cfg.replyQueueType)
+	err = transport.DeclareReplyQueue(s.Sub, c.route.replyTo, c.cfg.replyQueueType == QueueQuorum)
 	if replyQueueAway(err) {
 		err = c.replaceReplyQueue(s, err)
 	}
 	return err == nil, err
-}
-
-// isNotFound reports whether the broker answered 404.
-func isNotFound(err error) bool {
-	refused, ok := errors.AsType[*amqp.Error](err)
-	return ok && refused.Code == amqp.NotFound
 }
 
 // replyQueueAway reports whether a fault concerns only the reply queue, so that a queue with
@@ -178,9 +170,9 @@ func replyQueueAway(err error) bool {
 }
 
 // replaceReplyQueue declares a reply queue under a new name and uses it from now on.
-func (c *Client) replaceReplyQueue(s *session, cause error) error {
+func (c *Client) replaceReplyQueue(s *transport.Session, cause error) error {
 	fresh := newReplyQueueName(c.cfg.queue)
-	if err := declareReplyQueue(s.sub, fresh, c.cfg.replyQueueType); err != nil {
+	if err := transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum); err != nil {
 		return err
 	}
 	c.useReplyQueue(fresh, cause)
@@ -198,17 +190,17 @@ func (c *Client) useReplyQueue(fresh string, cause error) {
 }
 
 // consumeResponses subscribes to the reply queue.
-func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery, error) {
+func (c *Client) consumeResponses(s *transport.Session, direct bool) (<-chan amqp.Delivery, error) {
 	if direct {
-		s.consumed.Store(new(directReplyTo))
-		deliveries, err := s.subCh.Consume(directReplyTo, replyConsumer, true, false, false, false, nil)
-		return deliveries, atStep(stepConsume, directReplyTo, err)
+		s.Consumed.Store(new(wire.DirectReplyTo))
+		deliveries, err := s.SubCh.Consume(wire.DirectReplyTo, replyConsumer, true, false, false, false, nil)
+		return deliveries, transport.AtStep(transport.StepConsume, wire.DirectReplyTo, err)
 	}
 	var deliveries <-chan amqp.Delivery
 	priority := c.nextPriority()
-	s.consumed.Store(&s.replyTo)
-	subscribed := s.inGoroutine(func() (err error) {
-		deliveries, err = s.subCh.Consume(s.replyTo, replyConsumer, false, false, false, false, priority)
+	s.Consumed.Store(&s.ReplyTo)
+	subscribed := s.InGoroutine(func() (err error) {
+		deliveries, err = s.SubCh.Consume(s.ReplyTo, replyConsumer, false, false, false, false, priority)
 		return err
 	})
 	limit := time.NewTimer(replyConsumeLimit)
@@ -218,12 +210,12 @@ func (c *Client) consumeResponses(s *session, direct bool) (<-chan amqp.Delivery
 		if replyQueueAway(err) {
 			c.replyQueueAway = err
 		}
-		return deliveries, atStep(stepConsume, s.replyTo, err)
+		return deliveries, transport.AtStep(transport.StepConsume, s.ReplyTo, err)
 	case <-limit.C:
 		c.replyQueueAway = errReplyQueueSilent
-		return nil, atStep(stepConsume, s.replyTo, errReplyQueueSilent)
-	case <-s.done:
-		return nil, s.cause
+		return nil, transport.AtStep(transport.StepConsume, s.ReplyTo, errReplyQueueSilent)
+	case <-s.Done:
+		return nil, s.Cause
 	}
 }
 
@@ -239,13 +231,13 @@ func (c *Client) nextPriority() amqp.Table {
 // deleteAbandoned deletes the abandoned reply queues while a session lasts, as soon as the
 // broker can reach the queues. It tries each queue a few times in a session; afterwards, and
 // when the client is closed earlier, a queue expires.
-func (c *Client) deleteAbandoned(s *session, names []string) {
+func (c *Client) deleteAbandoned(s *transport.Session, names []string) {
 	again := time.NewTicker(abandonedRetry)
 	defer again.Stop()
 	for range abandonedTries {
 		var left []string
 		for _, name := range names {
-			if withTempChannel(s.sub, func(ch channel) error {
+			if transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 				_, err := ch.QueueDelete(name, false, false, false)
 				return err
 			}) != nil {
@@ -257,7 +249,7 @@ func (c *Client) deleteAbandoned(s *session, names []string) {
 		}
 		select {
 		case <-again.C:
-		case <-s.done:
+		case <-s.Done:
 			c.abandoned = names // for the next session, which is set up when this goroutine has ended
 			return
 		}
@@ -267,23 +259,23 @@ func (c *Client) deleteAbandoned(s *session, names []string) {
 // deleteReplyQueue deletes the reply queue at once. Without a connection the queue is left to
 // expire.
 func (c *Client) deleteReplyQueue(ctx context.Context) {
-	s := c.sup.current()
+	s := c.sup.Current()
 	if s == nil || c.cfg.replyMode != ReplyQueue {
 		return
 	}
-	timer := time.AfterFunc(closeTimeout, s.cut)
+	timer := time.AfterFunc(transport.CloseTimeout, s.Cut)
 	defer timer.Stop()
-	defer context.AfterFunc(ctx, s.cut)()
+	defer context.AfterFunc(ctx, s.Cut)()
 	// The consumer is canceled first: the broker would cancel the consumer of a deleted queue,
 	// which is a failure of the session.
-	err := s.subCh.Cancel(replyConsumer, false)
+	err := s.SubCh.Cancel(replyConsumer, false)
 	if err == nil {
-		err = withTempChannel(s.sub, func(ch channel) error {
-			_, err := ch.QueueDelete(s.replyTo, false, false, false)
+		err = transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
+			_, err := ch.QueueDelete(s.ReplyTo, false, false, false)
 			return err
 		})
 	}
 	if err != nil {
-		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", s.replyTo), zap.Error(err))
+		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", s.ReplyTo), zap.Error(err))
 	}
 }

@@ -11,6 +11,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // nodeDown maps each operation on a queue with a dead node to the broker's error, or errHang.
@@ -164,7 +166,7 @@ func TestReplyQueueType(t *testing.T) {
 		b.with(func(b *fakeBroker) {
 			args := b.queues[c.route.replyTo].args
 			wantSame[any](t, "type", args[amqp.QueueTypeArg], "quorum")
-			wantSame[any](t, "expires", args[amqp.QueueTTLArg], replyExpiry.Milliseconds())
+			wantSame[any](t, "expires", args[amqp.QueueTTLArg], transport.ReplyExpiry.Milliseconds())
 		})
 		_, err := NewClient(testURL, WithReplyQueueType("stream"))
 		wantTexts(t, err, `reply queue type "stream"`)

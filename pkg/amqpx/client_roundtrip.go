@@ -8,6 +8,10 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Bounds of the wait before a request that did not run is sent again.
@@ -36,8 +40,8 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 		return nil, err
 	}
 	if !hasDeadline && !watched { // otherwise the pending table tracks the deadline
-		bounded := withDeadline(ctx, deadline)
-		defer bounded.cancel()
+		bounded := xsync.WithDeadline(ctx, deadline)
+		defer bounded.Cancel()
 		ctx = bounded
 	}
 	return c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
@@ -50,10 +54,10 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
-	if req, err = sendable(req, c.cfg.maxMessageSize); err != nil {
+	k = &call{route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
+	if err = k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
-	k = &call{req: req, route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
 	if f == nil {
 		k.events = make(chan event, maxEvents)
 	}
@@ -99,15 +103,15 @@ func (c *Client) afterRefusal(k *call, gone <-chan struct{}) (wait time.Duration
 }
 
 // account counts a finished call's re-sends and fills its CallInfo.
-func (c *Client) account(k *call, t timing) {
+func (c *Client) account(k *call, t wire.Times) {
 	sends := int(k.sent.Load())
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
-	if info := k.req.sent.info; info != nil {
-		*info = CallInfo{Attempts: sends, Queue: t.queue, Handler: t.handler, CorrelationID: k.req.CorrelationID}
+	if info := k.info; info != nil {
+		*info = CallInfo{Attempts: sends, Queue: t.Queue, Handler: t.Handler, CorrelationID: k.req.ID}
 		if k.responded {
-			info.Response = k.response.response(k.body)
+			info.Response = newResponse(&k.answer)
 		}
 	}
 }
@@ -126,7 +130,7 @@ func (c *Client) limitError(sentinel error) error {
 }
 
 // awaitResponse makes attempts until a response arrives or no further attempt is allowed.
-func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, timing, error) {
+func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{}, ev event) ([]byte, wire.Times, error) {
 	for {
 		switch ev.kind {
 		case eventAttempt:
@@ -137,16 +141,16 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 				continue
 			}
 			if k.drainEvents() { // a response is better than the error
-				return k.decode(&k.answer)
+				return k.readResponse()
 			}
-			return nil, timing{}, err
+			return nil, wire.Times{}, err
 		case eventAnswered:
-			return k.decode(&k.answer)
+			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
 			if k.drainEvents() { // a response is better than the error
-				return k.decode(&k.answer)
+				return k.readResponse()
 			}
-			return nil, timing{}, c.abandonError(k, eventCause(ctx, ev))
+			return nil, wire.Times{}, c.abandonError(k, eventCause(ctx, ev))
 		}
 	}
 }
@@ -220,26 +224,24 @@ func (k *call) drainEvents() bool {
 	}
 }
 
-// keepResponse stores the response for the caller's [CallInfo].
-func (k *call) keepResponse(a *reply) { k.responded, k.response, k.body = true, a.props, a.body }
-
-// decode returns the result of the call's response. A refusal proves that its own request did
-// not run, and nothing about an earlier request that may have arrived.
-func (k *call) decode(a *reply) ([]byte, timing, error) {
-	k.keepResponse(a)
-	failed := a.failed
-	if failed == nil {
+// readResponse returns the result of the call's response. A refusal proves that its own request
+// did not run, and nothing about an earlier request that may have arrived.
+func (k *call) readResponse() ([]byte, wire.Times, error) {
+	k.responded = true
+	a := &k.answer
+	if a.Failure == nil {
 		if k.route.check != nil {
-			if failed = k.check(a); failed != nil {
-				return nil, a.timing, failed
+			if failed := k.check(a); failed != nil {
+				return nil, a.Times, failed
 			}
 		}
-		return a.body, a.timing, nil
+		return a.Body, a.Times, nil
 	}
+	failed := errorOf(a.Failure)
 	if failed.outcome == DidNotRun {
 		// Without the echo the response may be a copy of an earlier refusal, and the retry may
 		// run.
-		k.uncertain = k.uncertain || k.round > 0 && !k.echoed
+		k.uncertain = k.uncertain || k.req.Retry > 0 && !a.Echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
@@ -249,7 +251,7 @@ func (k *call) decode(a *reply) ([]byte, timing, error) {
 		k.refusal = failed
 		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
 	}
-	return nil, a.timing, failed
+	return nil, a.Times, failed
 }
 
 // mayRetry decides whether a refused call may be retried: after a wait of at least the
@@ -427,12 +429,12 @@ const nackedConnectionAfter = 2 * time.Second
 
 // errConnectionNacked means that a connection was replaced because the broker nacked all
 // messages published on the connection.
-var errConnectionNacked error = &kindError{FaultMessagesNacked, errors.New("the queue is there and not full")}
+var errConnectionNacked error = &transport.KindError{Kind: FaultMessagesNacked, Cause: errors.New("the queue is there and not full")}
 
 // replaceConnection ends a session in which the broker has nacked every request for a while.
 func (c *Client) replaceConnection() {
-	if s := c.sup.current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.start)) {
-		s.fail(errConnectionNacked)
+	if s := c.sup.Current(); s != nil && c.route.queueGate.mayRenew(time.Since(s.Start)) {
+		s.Fail(errConnectionNacked)
 	}
 }
 
@@ -443,7 +445,7 @@ func (c *Client) abandonError(k *call, cause error) error {
 	if cause == nil {
 		return localError(CodeUnavailable, outcome, ErrClosed, "")
 	}
-	c.sendCancel(k.req, cause, outcome)
+	c.sendCancel(&k.req, cause, outcome)
 	detail, sentinel := c.reasonOf(k)
 	e := contextError(cause, outcome, sentinel, detail)
 	switch {
@@ -526,14 +528,14 @@ func WithAttemptTimeout(d time.Duration) ClientOption {
 
 // checkAttempts re-sends the calls whose attempts have reached their time limit, while a
 // session lasts.
-func (c *Client) checkAttempts(s *session) {
+func (c *Client) checkAttempts(s *transport.Session) {
 	limit := c.cfg.attemptTimeout
 	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
 		now := time.Now().UnixNano()

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // If a server acknowledges a request and sends no response, an idempotent call is sent again
@@ -22,7 +24,7 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 		sent := r.requests()
 		wantSame(t, "requests", len(sent), 3)
 		for i, msg := range sent {
-			wantSame(t, "marked as sent again", msg.Headers[headerResent] == true, i > 0)
+			wantSame(t, "marked as sent again", msg.Headers[wire.HeaderResent] == true, i > 0)
 			wantSame(t, "correlation id", msg.CorrelationId, sent[0].CorrelationId)
 			wantSame(t, "idempotency key", msg.MessageId, sent[0].MessageId)
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestCallOnTheWire(t *testing.T) {
@@ -172,7 +174,7 @@ func TestResentCallCarriesTheBudgetThatIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := r.broker.messagesTo(DefaultQueue)[0]
-		left, _ := wholeNumber(sent.msg.Expiration)
+		left, _ := wire.WholeNumber(sent.msg.Expiration)
 		if want := time.Minute - sent.at.Sub(begun); time.Duration(left)*time.Millisecond > want+time.Millisecond && left < 60_000 {
 			t.Errorf("expiration of %d ms with %v left", left, want)
 		}

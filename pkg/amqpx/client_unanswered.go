@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // A node on the wrong side of a cluster's partition, such as a node that was suspended for a
@@ -40,16 +43,6 @@ type unanswered struct {
 	wait   time.Duration // until the next question; used only by checkAnswered
 }
 
-// servedElsewhereError ends a session without responses, when servers answer by way of another
-// node.
-type servedElsewhereError struct{ address string }
-
-func (e *servedElsewhereError) Error() string {
-	return "no call is answered here, and servers answer by way of " + e.address
-}
-
-func (e *servedElsewhereError) Unwrap() error { return errConnectionEnded }
-
 // noteUnanswered counts a call that failed without a response, judged by its code.
 func (c *Client) noteUnanswered(err error) {
 	switch c.codeOf(err) {
@@ -61,10 +54,10 @@ func (c *Client) noteUnanswered(err error) {
 
 // otherNodes returns the nodes of the client's list other than the session's node, in random
 // order.
-func (c *Client) otherNodes(s *session) []brokerTarget {
-	var others []brokerTarget
-	for _, i := range rand.Perm(len(c.sup.targets)) { //nolint:gosec // spreads load, guards nothing.
-		if t := c.sup.targets[i]; t.address != s.target.address {
+func (c *Client) otherNodes(s *transport.Session) []transport.Target {
+	var others []transport.Target
+	for _, i := range rand.Perm(len(c.sup.Brokers)) { //nolint:gosec // spreads load, guards nothing.
+		if t := c.sup.Brokers[i]; t.Address != s.Target.Address {
 			others = append(others, t)
 		}
 	}
@@ -73,7 +66,7 @@ func (c *Client) otherNodes(s *session) []brokerTarget {
 
 // checkAnswered ends the session when its calls get no response for a while although servers
 // answer by way of another node.
-func (c *Client) checkAnswered(s *session) {
+func (c *Client) checkAnswered(s *transport.Session) {
 	tick := time.NewTicker(unansweredCheck)
 	defer tick.Stop()
 	u := &c.unanswered
@@ -82,24 +75,24 @@ func (c *Client) checkAnswered(s *session) {
 	for {
 		select {
 		case <-tick.C:
-		case <-s.done:
+		case <-s.Done:
 			return
 		}
-		if s.confirmed.Swap(false) {
+		if s.Confirmed.Swap(false) {
 			confirmed = time.Now()
 		}
-		if s.answered.Swap(false) {
+		if s.Answered.Swap(false) {
 			since, u.wait = time.Now(), unansweredFirst
 			u.failed.Store(0)
 			continue
 		}
-		if time.Since(since) < u.wait || u.failed.Load() < unansweredCalls || s.flow.unblocked() != nil {
+		if time.Since(since) < u.wait || u.failed.Load() < unansweredCalls || s.Flow.Unblocked() != nil {
 			continue
 		}
 		if !c.isServed(s, confirmed.After(since.Add(unansweredFirst/2))) {
 			u.wait = min(unansweredGrowth*u.wait, maxUnansweredPause)
 			if address, ok := c.servedElsewhere(s); ok {
-				s.fail(&servedElsewhereError{address})
+				s.Fail(&transport.ServedElsewhereError{Address: address})
 				return
 			}
 		}
@@ -112,10 +105,10 @@ func (c *Client) checkAnswered(s *session) {
 // ping, which slow handlers do not prevent, or, with servers that do not know pings, the
 // broker confirms requests and the queue has consumers. A node without a majority may still
 // list consumers, and confirms nothing.
-func (c *Client) isServed(s *session, confirmed bool) bool {
+func (c *Client) isServed(s *transport.Session, confirmed bool) bool {
 	ctx, cancel := withinSession(s, servedLimit)
 	defer cancel()
-	if c.isPinged(ctx, s.pub) {
+	if c.isPinged(ctx, s.Pub) {
 		return true
 	}
 	n, err := c.Consumers(ctx)
@@ -123,11 +116,11 @@ func (c *Client) isServed(s *session, confirmed bool) bool {
 }
 
 // withinSession returns a context that ends with the session, or after a while.
-func withinSession(s *session, most time.Duration) (context.Context, context.CancelFunc) {
+func withinSession(s *transport.Session, most time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), most) //nolint:forbidigo // a session lives beyond any caller's context.
-	s.run(func() {                                                 // ends with the context at the latest
+	s.Run(func() {                                                 // ends with the context at the latest
 		select {
-		case <-s.done:
+		case <-s.Done:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -136,11 +129,11 @@ func withinSession(s *session, most time.Duration) (context.Context, context.Can
 }
 
 // isPinged reports whether a server answers a ping over a connection.
-func (c *Client) isPinged(ctx context.Context, l brokerConn) (answered bool) {
+func (c *Client) isPinged(ctx context.Context, l transport.Conn) (answered bool) {
 	if !c.cfg.control {
 		return false
 	}
-	_ = c.askThrough(ctx, l, controlPing, nil, func(*Instance) (more bool) {
+	_ = c.askThrough(ctx, l, wire.ControlPing, nil, func(*Instance) (more bool) {
 		answered = true
 		return false
 	})
@@ -149,12 +142,12 @@ func (c *Client) isPinged(ctx context.Context, l brokerConn) (answered bool) {
 
 // servedElsewhere returns the address of another node where servers answer, or where the
 // request queue has consumers.
-func (c *Client) servedElsewhere(s *session) (address string, ok bool) {
+func (c *Client) servedElsewhere(s *transport.Session) (address string, ok bool) {
 	for _, t := range c.otherNodes(s) {
 		if c.servesAt(s, t) {
-			return t.address, true
+			return t.Address, true
 		}
-		if s.ended() {
+		if s.Ended() {
 			break
 		}
 	}
@@ -162,15 +155,15 @@ func (c *Client) servedElsewhere(s *session) (address string, ok bool) {
 }
 
 // servesAt asks a node on a new connection.
-func (c *Client) servesAt(s *session, t brokerTarget) bool {
+func (c *Client) servesAt(s *transport.Session, t transport.Target) bool {
 	ctx, cancel := withinSession(s, min(c.cfg.dialTimeout, 2*servedLimit))
 	defer cancel()
-	l, err := c.cfg.dialer.dial(ctx, t.url, c.cfg.name+" client look")
+	l, err := c.cfg.dialer.Dial(ctx, t.URL, c.cfg.name+" client look")
 	if err != nil {
 		return false
 	}
-	defer l.close()
-	stop := context.AfterFunc(ctx, l.cut)
+	defer l.Close()
+	stop := context.AfterFunc(ctx, l.Cut)
 	defer stop()
 	pinging, over := context.WithTimeout(ctx, servedLimit)
 	defer over()
@@ -178,7 +171,7 @@ func (c *Client) servesAt(s *session, t brokerTarget) bool {
 		return true
 	}
 	consumers := 0
-	_ = withTempChannel(l, func(ch channel) error {
+	_ = transport.WithTempChannel(l, func(ch transport.Channel) error {
 		q, err := ch.QueueDeclarePassive(c.route.queue, true, false, false, false, nil)
 		consumers = q.Consumers
 		return err
@@ -271,7 +264,7 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 	}
 	if servers < 2 || len(k.refusers) >= servers || k.elsewhere >= tries {
 		if c.nowhere.add(k.req.Method) {
-			c.cfg.logger.Warn("no server has the method", zap.String("method", truncate(k.req.Method, maxShortString)),
+			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.Method, wire.MaxShortString)),
 				zap.String("queue", k.route.queue), zap.Int("servers", servers))
 		}
 		return 0, false

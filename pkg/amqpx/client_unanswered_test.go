@@ -14,6 +14,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // sides holds the nodes of a cluster on the two sides of a partition. A client starts on the
@@ -26,15 +28,15 @@ type sides struct {
 
 const sidesURL = "amqp://app:secret@left.test:5672/,amqp://app:secret@right.test:5672/"
 
-func (s *sides) dial(ctx context.Context, url, name string) (brokerConn, error) {
+func (s *sides) Dial(ctx context.Context, url, name string) (transport.Conn, error) {
 	if !strings.Contains(url, "right") {
-		return s.left.dial(ctx, url, name)
+		return s.left.Dial(ctx, url, name)
 	}
 	if !s.open.Load() {
 		return nil, errCut
 	}
 	s.dials.Add(1)
-	return s.right.dial(ctx, url, name)
+	return s.right.Dial(ctx, url, name)
 }
 
 func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
@@ -42,18 +44,18 @@ func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
 // foreign starts a consumer of the request queue without responses and without a control plane.
 func foreign(t *testing.T, b *fakeBroker) {
 	t.Helper()
-	l, err := b.dial(t.Context(), testURL, "foreign")
+	l, err := b.Dial(t.Context(), testURL, "foreign")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ch, err := l.channel()
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ch.Consume(DefaultQueue, "tag", true, false, false, false, nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.close)
+	t.Cleanup(l.Close)
 }
 
 // callsFor makes two calls a second for the duration d and returns the number of successes among
@@ -283,8 +285,7 @@ func TestNamelessServersAreTriedABoundedNumberOfTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		no := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-			in, _ := decodeRequest(&d, "")
-			send(encodeError(in, refusal(CodeUnimplemented, "no"), timing{}, false))
+			send(errorTo(d, refusal(CodeUnimplemented, "no")))
 		}
 		for range 3 {
 			startScript(t, b, no)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Sentinels, matched with [errors.Is]. Every error of a call is an [*Error], which wraps at
@@ -37,7 +39,7 @@ var (
 	// (https://www.rabbitmq.com/docs/connection-blocked).
 	ErrBlocked = errors.New("the broker blocks publishing")
 	// ErrTooLarge is returned when a request or a response exceeds the size limit.
-	ErrTooLarge = errors.New("message exceeds the size limit")
+	ErrTooLarge = wire.ErrTooLarge
 	// ErrClosed is returned by calls that are pending when Close is called, and by later
 	// calls.
 	ErrClosed = errors.New("client closed")
@@ -196,6 +198,71 @@ func localError(code Code, outcome Outcome, sentinel error, detail string, cause
 		}
 	}
 	return e
+}
+
+// refusal returns the coded error with which a server refuses a request without running it.
+func refusal(code Code, format string, args ...any) *Error {
+	e := Errorf(code, format, args...)
+	e.outcome = DidNotRun
+	return e
+}
+
+// formatRefusal returns the refusal of a request which the codec could not decode, or nil if err
+// is nil.
+func formatRefusal(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	return refusal(CodeInvalidArgument, "%w", err)
+}
+
+// failureOf returns the error as it travels in a response, without its causes.
+func failureOf(e *Error) *wire.Failure {
+	return &wire.Failure{
+		Code: string(e.code), Message: e.message, Ran: ranOf(e.outcome), RetryAfter: e.retryAfter, Server: e.server,
+	}
+}
+
+// errorOf returns the error of a call with this failure in its response.
+func errorOf(f *wire.Failure) *Error {
+	e := &Error{
+		code: Code(f.Code), message: f.Message, outcome: outcomeOf(f.Ran), remote: !f.TooLarge,
+		retryAfter: f.RetryAfter, server: f.Server,
+	}
+	if !e.code.Valid() {
+		e.code = CodeUnknown
+	}
+	switch {
+	case f.TooLarge:
+		e.causes = []error{ErrTooLarge}
+	case e.code == CodeDeadlineExceeded: // the caller need not know whose clock ran out first
+		e.causes = []error{context.DeadlineExceeded}
+	}
+	return e
+}
+
+// ranOf returns the outcome as it travels in a response.
+func ranOf(o Outcome) wire.Ran {
+	switch o {
+	case DidNotRun:
+		return wire.RanNo
+	case Ran:
+		return wire.RanYes
+	default:
+		return wire.RanUnknown
+	}
+}
+
+// outcomeOf is the inverse of ranOf.
+func outcomeOf(ran wire.Ran) Outcome {
+	switch ran {
+	case wire.RanNo:
+		return DidNotRun
+	case wire.RanYes:
+		return Ran
+	default:
+		return MayHaveRun
+	}
 }
 
 // contextError turns the end of a call's context into a coded error, which still matches the

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeBroker is RabbitMQ in memory, behind the interfaces of transport.go: queues, the default
@@ -93,8 +96,8 @@ func (o onFake) applyServer(c *serverConfig) {
 	c.dialer, c.batch, c.control, c.ackPause = o.broker, BatchOff, false, 0
 }
 
-// dial implements dialer.
-func (b *fakeBroker) dial(ctx context.Context, url, name string) (brokerConn, error) {
+// Dial implements dialer.
+func (b *fakeBroker) Dial(ctx context.Context, url, name string) (transport.Conn, error) {
 	b.mu.Lock()
 	b.dials = append(b.dials, url)
 	hook := b.onDial
@@ -172,7 +175,7 @@ func missing(name string) *amqp.Error {
 
 // route puts a message into its queue and reports false for a nack. The caller holds mu.
 func (b *fakeBroker) route(c *fakeChannel, key string, mandatory bool, msg amqp.Publishing) bool {
-	if strings.HasPrefix(key, directReplyTo+".") {
+	if strings.HasPrefix(key, wire.DirectReplyTo+".") {
 		b.routeDirect(key, msg)
 		return true
 	}

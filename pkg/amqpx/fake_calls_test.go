@@ -6,6 +6,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // The synchronous calls of fakeChannel.
@@ -18,8 +20,8 @@ func (c *fakeChannel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
-// barrier implements channel: it returns after the client has read all earlier events.
-func (c *fakeChannel) barrier() error {
+// Barrier implements channel: it returns after the client has read all earlier events.
+func (c *fakeChannel) Barrier() error {
 	answered := make(chan struct{})
 	err := c.do("sync", c.link.name, func() *amqp.Error {
 		c.link.post(func() { close(answered) })
@@ -45,7 +47,7 @@ func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amq
 	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
 	consumer.priority, _ = args["x-priority"].(int32)
 	err := c.do("consume", queue, func() *amqp.Error {
-		if queue != directReplyTo {
+		if queue != wire.DirectReplyTo {
 			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {
 				return missing(queue)
 			}
@@ -128,8 +130,8 @@ func (b *fakeBroker) hasFanout(name string) *amqp.Error {
 	return nil
 }
 
-// publishFanout implements channel.
-func (c *fakeChannel) publishFanout(exchange string, msg amqp.Publishing) error {
+// PublishFanout implements channel.
+func (c *fakeChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	return c.do("publish", exchange, func() *amqp.Error {
 		b := c.link.broker
 		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {

@@ -7,6 +7,9 @@ import (
 	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeChannel is one channel of a fakeLink, and the Acknowledger of its deliveries.
@@ -58,8 +61,8 @@ type fakeConfirm struct {
 func (f *fakeConfirm) Done() <-chan struct{} { return f.done }
 func (f *fakeConfirm) Acked() bool           { return f.acked.Load() }
 
-// publish implements channel.
-func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (confirmation, error) {
+// PublishTo implements channel.
+func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -67,7 +70,7 @@ func (c *fakeChannel) publish(key string, mandatory bool, msg amqp.Publishing) (
 		return nil, amqp.ErrClosed
 	}
 	msg.Body, msg.Headers = bytes.Clone(msg.Body), maps.Clone(msg.Headers)
-	if msg.ReplyTo == directReplyTo {
+	if msg.ReplyTo == wire.DirectReplyTo {
 		msg.ReplyTo = c.replyAddress()
 	}
 	if refused := b.checkUser(msg.UserId); refused != nil {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fault is the failure of one published message.
@@ -39,7 +41,7 @@ const routeReplies = "replies"
 // routeOf returns the route of a routing key: routeReplies for a reply queue, or the queue's
 // name. Faults are set for a route.
 func routeOf(key string) string {
-	if strings.Contains(key, ".reply.") || strings.HasPrefix(key, directReplyTo) {
+	if strings.Contains(key, ".reply.") || strings.HasPrefix(key, wire.DirectReplyTo) {
 		return routeReplies
 	}
 	return key

@@ -7,6 +7,9 @@ import (
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fakeLink is one connection to a fakeBroker. The broker's lock guards the fields, except
@@ -29,7 +32,7 @@ type fakeLink struct {
 	wake   chan struct{} // one slot: there are events, or the connection is dead
 	gone   chan struct{} // closed when the connection is dead
 
-	unclaimed unclaimedBodies
+	unclaimed transport.UnclaimedBodies
 
 	ended  chan *amqp.Error   // written by read only
 	blocks chan amqp.Blocking // written by read only
@@ -145,8 +148,8 @@ func (l *fakeLink) shutdown() {
 	close(l.blocks)
 }
 
-// channel implements brokerConn.
-func (l *fakeLink) channel() (channel, error) {
+// Channel implements transport.Conn.
+func (l *fakeLink) Channel() (transport.Channel, error) {
 	if err := l.call("channel", ""); err != nil {
 		return nil, err
 	}
@@ -182,39 +185,39 @@ func (l *fakeLink) call(op, name string) error {
 	return err
 }
 
-func (l *fakeLink) closed() <-chan *amqp.Error      { return l.ended }
-func (l *fakeLink) blockings() <-chan amqp.Blocking { return l.blocks }
-func (l *fakeLink) frameSize() int                  { return l.broker.frameSize }
-func (l *fakeLink) uncork()                         {}
+func (l *fakeLink) Closed() <-chan *amqp.Error      { return l.ended }
+func (l *fakeLink) Blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *fakeLink) FrameSize() int                  { return l.broker.frameSize }
+func (l *fakeLink) Uncork()                         {}
 
 // limits returns the limits of a server of startBounded for the server's own connections, and
 // no limits for others.
-func (l *fakeLink) limits() contentLimits {
+func (l *fakeLink) limits() transport.ContentLimits {
 	if c := l.broker.bounded; c != nil && strings.Contains(l.name, " server") {
-		return contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
+		return transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
 	}
-	return contentLimits{}
+	return transport.ContentLimits{}
 }
 
-// received implements brokerConn: heartbeats arrive unless the broker is mute.
-func (l *fakeLink) received() uint64 {
+// Received implements transport.Conn: heartbeats arrive unless the broker is mute.
+func (l *fakeLink) Received() uint64 {
 	if l.broker.mute.Load() {
 		return l.broker.heartbeats.Load()
 	}
 	return l.broker.heartbeats.Add(1)
 }
 
-func (l *fakeLink) claim(n int) int64 {
-	if l.limits().inHand == nil {
+func (l *fakeLink) Claim(n int) int64 {
+	if l.limits().InHand == nil {
 		return 0
 	}
-	l.unclaimed.bytes.Add(-int64(n))
+	l.unclaimed.Bytes.Add(-int64(n))
 	return int64(n)
 }
 
-func (l *fakeLink) abandon() {
-	if inHand := l.limits().inHand; inHand != nil {
-		l.unclaimed.close(inHand)
+func (l *fakeLink) Abandon() {
+	if inHand := l.limits().InHand; inHand != nil {
+		l.unclaimed.Close(inHand)
 	}
 }
 
@@ -222,42 +225,42 @@ func (l *fakeLink) abandon() {
 // connection.
 func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
 	limits, size := l.limits(), uint64(len(d.Body))
-	drop := droppedBody{size: size, limit: limits.maxBody}
+	drop := wire.DroppedBody{Size: size, Limit: limits.MaxBody}
 	switch {
-	case limits.maxBody > 0 && len(d.Body) > limits.maxBody && (size > smallBody || d.ContentType != contentTypeCalls):
-	case limits.inHand == nil || size == 0 || kindOfConsumer([]byte(d.ConsumerTag)) != contentRequest:
+	case limits.MaxBody > 0 && len(d.Body) > limits.MaxBody && (size > transport.SmallBody || d.ContentType != wire.ContentTypeRequests):
+	case limits.InHand == nil || size == 0 || transport.KindOfConsumer([]byte(d.ConsumerTag)) != transport.ContentRequest:
 		return d
-	case limits.inHand.take(size):
-		l.unclaimed.add(limits.inHand, size)
+	case limits.InHand.Take(size):
+		l.unclaimed.Add(limits.InHand, size)
 		return d
 	default:
-		drop.noRoom = true
+		drop.NoRoom = true
 	}
 	headers := maps.Clone(d.Headers)
 	if headers == nil {
 		headers = amqp.Table{}
 	}
-	headers[headerDropped] = drop.value()
+	headers[wire.HeaderDropped] = drop.HeaderValue()
 	d.Headers, d.Body = headers, nil
 	return d
 }
 
-func (l *fakeLink) cork() {
+func (l *fakeLink) Cork() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.holds++
 }
 
-// close implements brokerConn. The connection ends without a reason.
-func (l *fakeLink) close() {
+// Close implements transport.Conn. The connection ends without a reason.
+func (l *fakeLink) Close() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.closes++
 	l.end(nil)
 }
 
-// cut implements brokerConn.
-func (l *fakeLink) cut() {
+// Cut implements transport.Conn.
+func (l *fakeLink) Cut() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.closes++
@@ -272,5 +275,5 @@ func brokenSocket() *amqp.Error {
 // replyAddress returns the direct reply-to address of the channel.
 func (c *fakeChannel) replyAddress() string {
 	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id in RabbitMQ's form
-	return fmt.Sprintf("%s.%s.%d-%d", directReplyTo, process, c.link.id, c.id)
+	return fmt.Sprintf("%s.%s.%d-%d", wire.DirectReplyTo, process, c.link.id, c.id)
 }

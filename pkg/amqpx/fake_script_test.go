@@ -5,6 +5,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // script is a server's reaction to its n-th request, counted from 1. The function send
@@ -15,12 +17,12 @@ type script func(n int, d amqp.Delivery, send func(amqp.Publishing))
 // declared with a server's arguments.
 func startScript(t *testing.T, b *fakeBroker, s script) {
 	t.Helper()
-	l, err := b.dial(t.Context(), testURL, "script")
+	l, err := b.Dial(t.Context(), testURL, "script")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.cut)
-	ch, err := l.channel()
+	t.Cleanup(l.Cut)
+	ch, err := l.Channel()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +37,7 @@ func startScript(t *testing.T, b *fakeBroker, s script) {
 		n := 0
 		for d := range requests {
 			n++
-			s(n, d, func(answer amqp.Publishing) { _, _ = ch.publish(d.ReplyTo, false, answer) })
+			s(n, d, func(answer amqp.Publishing) { _, _ = ch.PublishTo(d.ReplyTo, false, answer) })
 		}
 	}()
 }
@@ -66,13 +68,27 @@ func silent(int, amqp.Delivery, func(amqp.Publishing)) {}
 
 // refusalTo returns the response of an overloaded server of this package.
 func refusalTo(d amqp.Delivery, hint time.Duration) amqp.Publishing {
-	in, _ := decodeRequest(&d, "")
 	e := refusal(CodeResourceExhausted, "busy")
 	e.retryAfter = hint
-	return encodeError(in, e, timing{}, false)
+	return errorTo(d, e)
 }
 
 func resultTo(d amqp.Delivery) amqp.Publishing {
-	in, _ := decodeRequest(&d, "")
-	return encodeResult(in, d.Body, timing{}, false)
+	return responseTo(&d, wire.Response{Body: d.Body})
+}
+
+// errorTo returns the response of a server of this package that answers with an error.
+func errorTo(d amqp.Delivery, e *Error) amqp.Publishing {
+	return responseTo(&d, wire.Response{Failure: failureOf(e)})
+}
+
+func responseTo(d *amqp.Delivery, r wire.Response) amqp.Publishing {
+	return r.Publishing(&decoded(d).Request, false)
+}
+
+// decoded returns a request as a server decodes it.
+func decoded(d *amqp.Delivery) *incoming {
+	in := &incoming{}
+	_ = in.Decode(d, "")
+	return in
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Request is one call as seen by handlers and middleware, on both sides. It must not be
@@ -84,7 +86,7 @@ func panicText(value any) string {
 	if value == nil {
 		return "the goroutine was ended (runtime.Goexit)"
 	}
-	return truncate(fmt.Sprint(value), maxPanicText)
+	return wire.Truncate(fmt.Sprint(value), maxPanicText)
 }
 
 // orNop returns log, or a logger that drops everything if log is nil.

@@ -189,8 +189,7 @@ func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newFakeBroker()
 		expired := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-			in, _ := decodeRequest(&d, "")
-			send(encodeError(in, refusal(CodeDeadlineExceeded, "expired in the server"), timing{}, false))
+			send(errorTo(d, refusal(CodeDeadlineExceeded, "expired in the server")))
 		}
 		second := make(chan string, 1)
 		result := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {

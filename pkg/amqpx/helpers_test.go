@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // testURL contains a password, and tests of error texts check that the password is missing.
@@ -188,4 +190,10 @@ func wantIs(t *testing.T, err error, targets ...error) {
 			t.Errorf("error %v does not match %v", err, target)
 		}
 	}
+}
+
+// testTarget returns the broker of a URL.
+func testTarget(url string) transport.Target {
+	u, _ := parseURL(url)
+	return u.target()
 }

@@ -11,6 +11,9 @@ import (
 	"unicode/utf8"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults shared by clients and servers.
@@ -78,7 +81,7 @@ type config struct {
 	source         *brokerSource // nil: urls and tls do not change
 	middleware     []Middleware
 	logger         *zap.Logger
-	dialer         dialer
+	dialer         transport.Dialer
 }
 
 func defaultConfig() config {
@@ -96,6 +99,32 @@ func defaultConfig() config {
 		backoffMax:     DefaultBackoffMax,
 		logger:         zap.NewNop(),
 	}
+}
+
+// connections returns the settings of the connections for a role.
+func (c *config) connections(role string, shared bool, observer transport.Observer, setup func(context.Context, *transport.Session) error) transport.Config {
+	return transport.Config{
+		Name: c.name, Role: role, Shared: shared, Targets: c.targets, Dialer: c.dialer,
+		Heartbeat: c.heartbeat, DialTimeout: c.dialTimeout, BackoffMin: c.backoffMin, BackoffMax: c.backoffMax,
+		Logger: c.logger, Observer: observer, Setup: setup,
+	}
+}
+
+// targets returns the brokers for the next attempt to connect.
+func (c *config) targets() []transport.Target {
+	if c.source != nil {
+		return targetsOf(c.source.refresh())
+	}
+	return targetsOf(c.urls)
+}
+
+// tlsConfig returns the TLS configuration for the next attempt to connect, or nil if there is
+// none.
+func (c *config) tlsConfig() *tls.Config {
+	if newer := c.source.tls(); newer != nil {
+		return newer
+	}
+	return c.tls
 }
 
 // option is an Option made of one function on the shared config.
@@ -309,8 +338,8 @@ func chain(h Handler, middleware []Middleware) (Handler, error) {
 // validateNames reports every fault of the connection name, and nil middleware.
 func (c *config) validateNames() error {
 	var faults []error
-	if len(c.name) > maxShortString || !utf8.ValidString(c.name) {
-		faults = append(faults, fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), maxShortString))
+	if len(c.name) > wire.MaxShortString || !utf8.ValidString(c.name) {
+		faults = append(faults, fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), wire.MaxShortString))
 	}
 	for i, m := range c.middleware {
 		if m == nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // badURLs returns invalid URLs. Each contains the password.
@@ -94,7 +96,7 @@ func TestDefaultsAreValid(t *testing.T) {
 	}
 	wantSame(t, "queue", c.queue, Queue{Name: "rpc_queue", Type: QueueClassic, Durable: true})
 	wantSame(t, "timeout", c.timeout, 30*time.Second)
-	if _, ok := c.dialer.(netDialer); !ok {
+	if _, ok := c.dialer.(transport.NetDialer); !ok {
 		t.Errorf("dialer %T", c.dialer)
 	}
 	s, err := newServerConfig("amqp://localhost", nil)

@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // publishResult is the result of publishing one message.
@@ -66,7 +67,7 @@ const (
 // ever blocks in a socket. confirm waits for the confirm of each message, in the order of
 // writing.
 type publisher struct {
-	s           *session
+	s           *transport.Session
 	outbox      *outbox
 	unconfirmed chan unconfirmed
 	onReturn    func(amqp.Return)
@@ -80,7 +81,7 @@ type publisher struct {
 
 type unconfirmed struct {
 	out     outbound
-	confirm confirmation
+	confirm transport.Confirmation
 	batcher *batcher // nil for a message outside the windows of batchers
 	on      *publishChannel
 	size    int // of the body in bytes
@@ -91,17 +92,17 @@ type unconfirmed struct {
 }
 
 // startPublisher publishes the messages in outbox until the session ends.
-func startPublisher(s *session, outbox *outbox, onReturn func(amqp.Return)) {
+func startPublisher(s *transport.Session, outbox *outbox, onReturn func(amqp.Return)) {
 	p := &publisher{
 		s:           s,
 		outbox:      outbox,
 		unconfirmed: make(chan unconfirmed, confirmWindow),
 		onReturn:    onReturn,
-		on:          newPublishChannel(s, s.pubCh),
+		on:          newPublishChannel(s, s.PubCh),
 		batchers:    newBatchers(),
 	}
-	s.run(p.write)
-	s.run(p.confirm)
+	s.Run(p.write)
+	s.Run(p.confirm)
 	outbox.notify()
 }
 
@@ -111,7 +112,7 @@ func (p *publisher) write() {
 	defer close(p.unconfirmed)
 	for {
 		select {
-		case <-p.s.done:
+		case <-p.s.Done:
 			p.outbox.pushFront(append(p.suspects, p.batchers.takeWaiting()...))
 			return
 		case <-p.outbox.wake:
@@ -127,13 +128,13 @@ func (p *publisher) write() {
 // ended.
 func (p *publisher) waitUnblocked() bool {
 	for {
-		opening := p.s.flow.unblocked()
+		opening := p.s.Flow.Unblocked()
 		if opening == nil {
-			return !p.s.ended()
+			return !p.s.Ended()
 		}
 		select {
 		case <-opening:
-		case <-p.s.done:
+		case <-p.s.Done:
 			return false
 		}
 	}
@@ -181,11 +182,11 @@ func (p *publisher) writeCorked(n int, write func(i int)) {
 	}
 	for i := 0; i < n; {
 		end := min(i+maxBurst, n)
-		p.s.pub.cork()
+		p.s.Pub.Cork()
 		for ; i < end; i++ {
 			write(i)
 		}
-		p.s.pub.uncork()
+		p.s.Pub.Uncork()
 	}
 }
 
@@ -194,7 +195,7 @@ func (p *publisher) publishAlone(out outbound) { p.publishOne(out, false) }
 
 // publishOne is publishAlone. If alone is true, no other message is unconfirmed.
 func (p *publisher) publishOne(out outbound, alone bool) {
-	if out.beginSend(p.s.generation) {
+	if out.beginSend(p.s.Generation) {
 		p.publish(out, nil, alone)
 	}
 }
@@ -203,11 +204,11 @@ func (p *publisher) publishOne(out outbound, alone bool) {
 // library does not report how much of the message reached the socket.
 func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 	key, mandatory, msg := out.publishing()
-	if err := p.s.checkLimits(&msg); err != nil {
+	if err := checkLimits(p.s, &msg); err != nil {
 		reject(out, err)
 		return
 	}
-	word, err := p.on.publish(key, mandatory, msg)
+	word, err := p.on.PublishTo(key, mandatory, msg)
 	switch {
 	case err == nil:
 		if l != nil {
@@ -218,11 +219,11 @@ func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 		// The channel was closed before the last frame of the message was written, and a
 		// broker drops an incomplete message.
 		if <-p.on.over; p.on.reason == nil {
-			p.s.channelClosed(err)
+			p.s.ChannelClosed(err)
 		}
 		out.onResult(resultUnsent)
 	default:
-		p.s.fail(atStep(stepPublish, "", err))
+		p.s.Fail(transport.AtStep(transport.StepPublish, "", err))
 		out.onResult(resultLost)
 	}
 }
@@ -238,8 +239,8 @@ func (p *publisher) confirm() {
 		p.await(u.on, u.confirm)
 		switch {
 		case u.confirm.Acked():
-			if !p.s.confirmed.Load() {
-				p.s.confirmed.Store(true)
+			if !p.s.Confirmed.Load() {
+				p.s.Confirmed.Store(true)
 			}
 			u.out.onResult(resultConfirmed)
 		case u.on.IsClosed():
@@ -258,7 +259,7 @@ func (p *publisher) confirm() {
 // (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and the library
 // passes a return on before reading further, so the return is already in the channel when the
 // confirm arrives.
-func (p *publisher) await(on *publishChannel, word confirmation) {
+func (p *publisher) await(on *publishChannel, word transport.Confirmation) {
 	for {
 		select {
 		case r, ok := <-on.returns:
@@ -290,7 +291,7 @@ func (p *publisher) returned(on *publishChannel, r amqp.Return, ok bool) {
 // publishChannel is a publisher's channel. It ends with an exception of the broker or with the
 // session.
 type publishChannel struct {
-	channel
+	transport.Channel
 
 	returns <-chan amqp.Return
 	over    chan struct{} // closed when the channel has ended and reason is set
@@ -298,62 +299,34 @@ type publishChannel struct {
 }
 
 // newPublishChannel wraps ch and watches for its end.
-func newPublishChannel(s *session, ch channel) *publishChannel {
+func newPublishChannel(s *transport.Session, ch transport.Channel) *publishChannel {
 	on := &publishChannel{
-		channel: ch,
+		Channel: ch,
 		returns: ch.NotifyReturn(make(chan amqp.Return, returnBuffer)),
 		over:    make(chan struct{}),
 	}
 	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
-	s.run(func() {
+	s.Run(func() {
 		defer close(on.over)
 		select {
 		case reason := <-ends:
-			if isAboutMessage(reason) {
+			if transport.IsAboutMessage(reason) {
 				on.reason = reason
 			}
 			switch {
-			case s.survives(reason):
+			case s.Survives(reason):
 			case reason != nil:
-				s.fail(atStep(stepPublish, "", reason))
+				s.Fail(transport.AtStep(transport.StepPublish, "", reason))
 			default:
-				s.fail(errConnectionEnded)
+				s.Fail(transport.ErrConnectionEnded)
 			}
-		case <-s.done:
-			if reason, ok := errors.AsType[*amqp.Error](s.cause); ok && isAboutMessage(reason) {
+		case <-s.Done:
+			if reason, ok := errors.AsType[*amqp.Error](s.Cause); ok && transport.IsAboutMessage(reason) {
 				on.reason = reason
 			}
 		}
 	})
 	return on
-}
-
-// isAboutMessage reports whether an exception on a channel for publishing is about one of its
-// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
-// exception, such as a missing permission, would affect every message.
-func isAboutMessage(reason *amqp.Error) bool {
-	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
-}
-
-// survives reports whether the session continues after this end of its publishing channel. The
-// end of a channel for publishing and consuming also ends the consumer.
-func (s *session) survives(reason *amqp.Error) bool {
-	return s.sub != s.pub && isAboutMessage(reason)
-}
-
-// sizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
-func sizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
-	var size int
-	_, text, found := strings.Cut(reason.Reason, "message size ")
-	if !found {
-		return 0, false
-	}
-	for _, format := range []string{"%d is larger than configured max size %d", "%d is larger than max size %d"} {
-		if n, err := fmt.Sscanf(text, format, &size, &limit); err == nil && n == 2 {
-			return limit, limit > 0
-		}
-	}
-	return 0, false
 }
 
 // rejectable is an outbound message with a method to receive the reason why it is not, and
@@ -370,13 +343,13 @@ func reject(out outbound, cause error) {
 }
 
 // checkLimits returns the reason why a message cannot be published on the connection, or nil.
-// It may remove tracing headers from msg (see fitFrame).
-func (s *session) checkLimits(msg *amqp.Publishing) error {
-	if limit := int(s.sizeLimit.Load()); limit > 0 && len(msg.Body) > limit {
+// It may remove tracing headers from msg (see transport.FitFrame).
+func checkLimits(s *transport.Session, msg *amqp.Publishing) error {
+	if limit := int(s.SizeLimit.Load()); limit > 0 && len(msg.Body) > limit {
 		return tooLarge(len(msg.Body), limit)
 	}
 	if len(msg.Headers) > 0 {
-		return fitFrame(msg, s.pub.frameSize())
+		return transport.FitFrame(msg, s.Pub.FrameSize())
 	}
 	return nil
 }
@@ -441,8 +414,8 @@ func (p *publisher) barrier() bool {
 	p.unconfirmed <- unconfirmed{barrier: settled}
 	select {
 	case <-settled:
-		return !p.s.ended()
-	case <-p.s.done:
+		return !p.s.Ended()
+	case <-p.s.Done:
 		return false
 	}
 }
@@ -454,15 +427,15 @@ func (p *publisher) reopen() bool {
 		return true
 	}
 	<-p.on.over
-	if p.s.ended() {
+	if p.s.Ended() {
 		return false
 	}
-	ch, err := p.s.pub.channel()
+	ch, err := p.s.Pub.Channel()
 	if err == nil {
 		err = ch.Confirm(false)
 	}
 	if err != nil {
-		p.s.fail(atStep(stepPublish, "", err))
+		p.s.Fail(transport.AtStep(transport.StepPublish, "", err))
 		return false
 	}
 	p.on = newPublishChannel(p.s, ch)
@@ -477,9 +450,9 @@ func (p *publisher) lost(u unconfirmed) {
 		u.out.onResult(resultLost)
 		return
 	}
-	limit, ok := sizeLimitIn(reason)
+	limit, ok := transport.SizeLimitIn(reason)
 	if ok {
-		p.s.sizeLimit.Store(int64(limit))
+		p.s.SizeLimit.Store(int64(limit))
 	}
 	switch {
 	case ok && u.size > limit:

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // letter is an outbound message. It writes its publish result into a diary.
@@ -56,7 +58,7 @@ func (l *letter) onResult(f publishResult) {
 type office struct {
 	*diary
 	broker *fakeBroker
-	sess   *session
+	sess   *transport.Session
 	outbox *outbox
 }
 
@@ -65,7 +67,7 @@ func newOffice(t *testing.T) *office {
 	o := &office{diary: &diary{}, broker: newFakeBroker(), outbox: newOutbox()}
 	o.broker.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
 	o.sess = mustOpen(t, o.broker)
-	o.sess.watch(func(amqp.Blocking) {})
+	o.sess.Watch(func(amqp.Blocking) {})
 	return o
 }
 
@@ -109,7 +111,7 @@ func TestPublisherTellsTheFate(t *testing.T) {
 				o.broker.fail("q", c.fault)
 				o.post("q", "a")
 				o.want(t, c.want)
-				wantSame(t, "session ended", o.sess.ended(), c.ends)
+				wantSame(t, "session ended", o.sess.Ended(), c.ends)
 			})
 		})
 	}
@@ -208,11 +210,11 @@ func TestPublisherGathersWhatWaits(t *testing.T) {
 		}
 		o.start()
 		settle()
-		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
+		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
 		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), maxBurst+10)
 		o.post("q", "lone")
 		settle()
-		wantSame(t, "gathered writes", fakeOf(o.sess.pub).holds, 2)
+		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
 	})
 }
 
@@ -222,11 +224,11 @@ func TestPublisherWritesNothingWhileBlocked(t *testing.T) {
 		o := newOffice(t)
 		o.start()
 		settle() // the publisher waits for a message; the flow is open
-		o.sess.flow.set(true)
+		o.sess.Flow.Set(true)
 		o.post("q", "a", "b")
 		o.want(t, "")
 		wantSame(t, "sent", len(o.broker.messagesTo("q")), 0)
-		o.sess.flow.set(false)
+		o.sess.Flow.Set(false)
 		o.want(t, "a confirmed, b confirmed")
 	})
 }
@@ -237,7 +239,7 @@ func TestPublisherLeavesWhatItMayNotWriteForTheNextSession(t *testing.T) {
 		o := newOffice(t)
 		o.start()
 		settle()
-		o.sess.flow.set(true)
+		o.sess.Flow.Set(true)
 		o.post("q", "a")
 		settle()
 		o.broker.kick(nil)
@@ -254,7 +256,7 @@ func TestPublisherEndsWithItsSession(t *testing.T) {
 		o.broker.holdConfirms()
 		o.post("q", "a")
 		settle()
-		o.sess.close() // returns only when both goroutines have ended
+		o.sess.Close() // returns only when both goroutines have ended
 		wantSame(t, "diary", o.String(), "a lost")
 	})
 }

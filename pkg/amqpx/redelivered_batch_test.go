@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Batches of a dead server are redelivered. The next server republishes their calls, and receives
@@ -24,11 +26,11 @@ func TestBatchesThatComeAgainRun(t *testing.T) {
 				for i := range batches {
 					var body []byte
 					for n := range calls {
-						req := &Request{Method: "m", CorrelationID: fmt.Sprintf("%d-%d", i, n), Body: []byte("x")}
-						body = appendCall(body, req, 10*time.Minute, false, 0)
+						req := &wire.Request{Method: "m", ID: fmt.Sprintf("%d-%d", i, n), Body: []byte("x")}
+						body = req.AppendTo(body, 10*time.Minute)
 					}
 					b.queues[batchQueueName].messages = append(b.queues[batchQueueName].messages, &fakeMessage{
-						redelivered: true, msg: amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: "answers", Body: body},
+						redelivered: true, msg: amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "answers", Body: body},
 					})
 				}
 			})

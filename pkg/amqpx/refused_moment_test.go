@@ -7,6 +7,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // A refusal starts another round of a call. Close, or a cancellation, may come at the same
@@ -27,7 +29,7 @@ func TestCloseWhileCallsAreRefused(t *testing.T) {
 				calls = append(calls, goCall(c, ctx, "m", []byte("x"), Idempotent()))
 			}
 			pass(10*time.Millisecond - 1)
-			sleep(ctx, 1)
+			xsync.Sleep(ctx, 1)
 			if err := c.Close(within(t, time.Minute)); err != nil {
 				t.Errorf("Close: %v", err)
 			}
@@ -60,7 +62,7 @@ func TestFuturesCancelledWhileTheyAreRefused(t *testing.T) {
 			cancels = append(cancels, cancel)
 			futures = append(futures, c.Go(ctx, "m", []byte("x"), Idempotent()))
 		}
-		sleep(t.Context(), 10*time.Millisecond)
+		xsync.Sleep(t.Context(), 10*time.Millisecond)
 		for _, cancel := range cancels {
 			cancel()
 		}

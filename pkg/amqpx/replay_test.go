@@ -10,12 +10,15 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // keyed returns a request with an idempotency key.
 func keyed(method, key, correlationID string) amqp.Publishing {
 	return with(request(method), func(p *amqp.Publishing) {
-		p.MessageId, p.CorrelationId, p.Type = key, correlationID, typeCall
+		p.MessageId, p.CorrelationId, p.Type = key, correlationID, wire.TypeRequest
 	})
 }
 
@@ -23,7 +26,7 @@ func keyed(method, key, correlationID string) amqp.Publishing {
 func numbered(runs *atomic.Int64) Handler {
 	return func(ctx context.Context, _ *Request) ([]byte, error) {
 		n := runs.Add(1)
-		sleep(ctx, time.Second)
+		xsync.Sleep(ctx, time.Second)
 		return []byte(strconv.FormatInt(n, 10)), nil
 	}
 }
@@ -81,7 +84,7 @@ func TestOneCallSentTwiceGetsOneAnswer(t *testing.T) {
 
 func TestWhatCountsAsADuplicate(t *testing.T) {
 	t.Parallel()
-	budget := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(60_000)} }
+	budget := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(60_000)} }
 	for _, c := range []struct {
 		name          string
 		first, second amqp.Publishing
@@ -127,12 +130,12 @@ func TestWhichErrorsAreStored(t *testing.T) {
 				var runs atomic.Int64
 				b, _ := serve(t, handlers{"m": counted(&runs, c.h)})
 				for range 2 {
-					b.put(with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+					b.put(with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
 					pass(5 * time.Second)
 				}
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "text of the second", string(answers[1].Body), string(answers[0].Body))
 				wantSame(t, "executions", runs.Load(), c.runs)
 			})

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // startScripted starts a client and a server with a script.
@@ -45,9 +47,9 @@ func TestRetryIsTheSameCallAndSaysWhichRefusalItFollows(t *testing.T) {
 		sent := r.requests()
 		wantSame(t, "requests", len(sent), 3)
 		for i, msg := range sent {
-			retry, _ := wholeNumber(msg.Headers[headerRetry])
+			retry, _ := wire.WholeNumber(msg.Headers[wire.HeaderRetry])
 			wantSame(t, "retry", retry, int64(i))
-			wantSame(t, "resent", msg.Headers[headerResent], nil)
+			wantSame(t, "resent", msg.Headers[wire.HeaderResent], nil)
 			wantSame(t, "correlation id", msg.CorrelationId, sent[0].CorrelationId)
 			wantSame(t, "idempotency key", msg.MessageId, "key")
 		}
@@ -104,7 +106,7 @@ func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T)
 func withoutEcho(s script) script {
 	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
 		s(n, d, func(answer amqp.Publishing) {
-			delete(answer.Headers, headerRetry)
+			delete(answer.Headers, wire.HeaderRetry)
 			send(answer)
 		})
 	}
@@ -140,15 +142,14 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, each(silent, func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-					in, _ := decodeRequest(&d, "")
-					send(encodeError(in, refusal(refuse, "no"), timing{}, false))
+					send(errorTo(d, refusal(refuse, "no")))
 				}), WithRetryBudget(0, 1))
 				r.broker.fail(DefaultQueue, faultCutUnconfirmed)
 				got := <-goCall(r.client, within(t, time.Minute), "m", nil, Idempotent())
 				wantSame(t, "code", CodeOf(got.err), refuse)
 				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the lost request may have run
 				for i, msg := range r.requests() {
-					wantSame(t, "resent", msg.Headers[headerResent] == true, i > 0)
+					wantSame(t, "resent", msg.Headers[wire.HeaderResent] == true, i > 0)
 				}
 			})
 		})
@@ -172,10 +173,9 @@ func TestRefusalOfAResentRequestIsRetried(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startScripted(t, each(func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
-					in, _ := decodeRequest(&d, "")
 					e := Errorf(CodeResourceExhausted, "busy")
 					e.outcome = MayHaveRun
-					send(encodeError(in, e, timing{}, false))
+					send(errorTo(d, e))
 				}, runs))
 				got := <-goCall(r.client, within(t, time.Minute), "m", nil, c.opts...)
 				wantSame(t, "code", CodeOf(got.err), c.code)
@@ -209,7 +209,7 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
 		var marks []bool
 		for _, msg := range r.requests() { // nacked, refused, nacked, run
-			marks = append(marks, msg.Headers[headerResent] == true)
+			marks = append(marks, msg.Headers[wire.HeaderResent] == true)
 		}
 		if want := []bool{false, true, true, true}; !slices.Equal(marks, want) {
 			t.Errorf("marked %v, want %v", marks, want)

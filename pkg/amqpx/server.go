@@ -10,24 +10,32 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
+
+// queueRoom is the number of waiting jobs from which no further batch is unpacked.
+const queueRoom = batchCalls
 
 // Server runs handlers for the requests that arrive on a request queue. Several servers, on
 // any number of machines, can consume one queue: the broker distributes the requests. Call
 // Handle before Serve; the other methods are safe for concurrent use.
 type Server struct {
 	cfg     *serverConfig
-	sup     *supervisor
+	sup     *transport.Supervisor
+	board   statusBoard
 	methods map[string]*serverMethod
-	jobs    *jobQueue
+	jobs    *xsync.Queue[*job]
 	outbox  *outbox
-	workers idleTracker // without the stuck workers
+	workers xsync.IdleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
 	dedup   dedupStore
-	user    brokerUser  // the user of copies of requests
-	track   idleTracker // consumers and unacknowledged requests
-	moves   idleTracker // copies with a delivery count whose originals are not acknowledged
+	user    brokerUser        // the user of copies of requests
+	track   xsync.IdleTracker // consumers and unacknowledged requests
+	moves   xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
 	// consumers and parcels count the entries of track beside the requests.
 	consumers, parcels atomic.Int64
 	counts             serverCounts
@@ -40,8 +48,8 @@ type Server struct {
 	suspects         *suspects
 	delayed          delayed
 	logs             serverLogs
-	nacked           chan nackedToLog // nacked responses whose reason is not known yet
-	previous         *session         // the session of the last call of setup
+	nacked           chan nackedToLog   // nacked responses whose reason is not known yet
+	previous         *transport.Session // the session of the last call of setup
 	// batchesUp, retryUp and deadUp report which companions of the request queue are usable.
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
@@ -67,7 +75,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	s := &Server{
 		cfg:      cfg,
 		methods:  make(map[string]*serverMethod),
-		jobs:     newJobQueue(),
+		jobs:     xsync.NewQueue[*job](queueRoom),
 		outbox:   newOutbox(),
 		load:     newLoad(cfg.workers),
 		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
@@ -77,7 +85,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
 	}
-	s.sup = newSupervisor(&cfg.config, "server", false, s.setup)
+	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
 	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
 	return s, nil
@@ -89,8 +97,8 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
-	case name == "" || len(name) > maxShortString:
-		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), maxShortString)
+	case name == "" || len(name) > wire.MaxShortString:
+		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), wire.MaxShortString)
 	case h == nil:
 		return fmt.Errorf("amqpx: method %q: no handler", name)
 	case s.methods[name] != nil:
@@ -143,7 +151,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.cfg.maxHandlerTime > 0 {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
-	link.Go(func() { s.sup.run(linked) }) // these goroutines end when unlink is called
+	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
 	link.Go(func() { s.isolated.run(linked) })
 	defer s.delayed.close()
@@ -153,7 +161,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-s.stopNow:
 	}
 	close(s.draining) // before the status changes: a server with the status draining starts no request
-	s.sup.board.update(func(st *Status) { st.State = StateDraining })
+	s.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.flush()
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
@@ -162,9 +170,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	link.Wait()
 	close(drained)
 	watchdog.Wait()
-	s.jobs.close()
+	s.jobs.Close()
 	if err == nil {
-		<-s.workers.whenIdle()
+		<-s.workers.WhenIdle()
 	}
 	return err
 }
@@ -182,7 +190,7 @@ func (s *Server) Status() Status {
 	if s == nil || s.sup == nil {
 		return Status{State: StateClosed, Err: errNoServer}
 	}
-	return s.sup.board.get()
+	return s.board.get()
 }
 
 // Watch returns a channel with the current status and then each change. A slow reader receives
@@ -192,7 +200,7 @@ func (s *Server) Watch() (updates <-chan Status, stop func()) {
 	if s == nil || s.sup == nil {
 		return closedBoard(errNoServer).watch()
 	}
-	return s.sup.board.watch()
+	return s.board.watch()
 }
 
 // WaitReady waits until the server consumes. If ctx ends first, the error wraps the error of
@@ -201,7 +209,7 @@ func (s *Server) WaitReady(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	err := s.sup.waitReady(ctx)
+	err := s.board.waitReady(ctx)
 	if errors.Is(err, ErrClosed) {
 		return serverClosedError{}
 	}
@@ -210,23 +218,23 @@ func (s *Server) WaitReady(ctx context.Context) error {
 
 // setup prepares a new session: queues, publisher, consumer. The consumer starts last, so no
 // request arrives before the server can publish a response.
-func (s *Server) setup(ctx context.Context, sess *session) error {
+func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	if s.previous != nil {
-		s.suspects.sessionEnded(s.previous.cause)
+		s.suspects.sessionEnded(s.previous.Cause)
 	}
 	s.previous = sess
 	if s.cfg.userID {
 		if err := s.user.verify(sess, s.cfg.logger); err != nil {
-			return atStep(stepVerifyUser, "", err)
+			return transport.AtStep(transport.StepVerifyUser, "", err)
 		}
 	}
 	var difference string
-	found, err := s.cfg.queue.declareOrAdopt(sess.sub, func(reason string) { difference = reason })
+	found, err := s.cfg.queue.declareOrAdopt(sess.Sub, func(reason string) { difference = reason })
 	if err != nil {
 		return err
 	}
 	if difference != "" {
-		s.warnAdopted(s.cfg.queue, difference, found.againstBatches(s.cfg.queue))
+		s.warnAdopted(s.cfg.queue, difference, againstBatches(found, s.cfg.queue))
 	}
 	companions := s.companions(found)
 	startPublisher(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
@@ -235,10 +243,10 @@ func (s *Server) setup(ctx context.Context, sess *session) error {
 	}
 	// A drain that begins now waits until it can end the subscriptions.
 	s.consumers.Add(1)
-	s.track.add(1)
+	s.track.Add(1)
 	defer s.consumers.Add(-1)
-	defer s.track.done()
-	sess.run(func() { s.explainNacked(sess) })
+	defer s.track.Done()
+	sess.Run(func() { s.explainNacked(sess) })
 	if s.isDraining() {
 		return nil
 	}
@@ -255,7 +263,7 @@ func (s *Server) firstTime(name string) bool {
 
 // errQueueMissing: the broker returned a copy of a request because a queue is missing. For the
 // request queue the session ends; a companion is declared again.
-var errQueueMissing error = &kindError{FaultQueueDeleted, errors.New("a request could not be moved to it")}
+var errQueueMissing error = &transport.KindError{Kind: FaultQueueDeleted, Cause: errors.New("a request could not be moved to it")}
 
 // warnAdopted logs, once for each queue, the use of a queue with other properties. noBatches
 // is the queue argument because of which the server takes no batches, or "".
@@ -292,15 +300,15 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 		return nil
 	}
 	cut := s.Stats().InFlight
-	sess := s.sup.current()
+	sess := s.sup.Current()
 	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
 		zap.Int("not_published", s.outbox.len()+s.direct.outbox.len()+s.isolated.outbox.len()),
-		zap.Bool("blocked", sess != nil && sess.flow.unblocked() != nil))
+		zap.Bool("blocked", sess != nil && sess.Flow.Unblocked() != nil))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)
 	defer grace.Stop()
 	select {
-	case <-s.track.whenIdle():
+	case <-s.track.WhenIdle():
 	case <-grace.C:
 	}
 	if cut == 0 {
@@ -312,9 +320,9 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 // awaitIdle waits until no work is in progress, and returns false if timeout fires first, or
 // if Close is called.
 func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
-	updates, stop := s.sup.board.watch() // receives the status at once, and when the broker blocks publishing
+	updates, stop := s.board.watch() // receives the status at once, and when the broker blocks publishing
 	defer stop()
-	idle := s.track.whenIdle()
+	idle := s.track.WhenIdle()
 	for {
 		select {
 		case <-idle:
@@ -350,7 +358,7 @@ func (s *Server) requeueCopy(j *job) {
 	s.counts.returned.Add(1)
 	msg, err := clonePublishing(j)
 	if err == nil {
-		err = fitFrame(&msg, j.from.sess.pub.frameSize())
+		err = transport.FitFrame(&msg, j.from.sess.Pub.FrameSize())
 	}
 	if err != nil || j.delivery.Redelivered {
 		j.requeue()

@@ -2,6 +2,8 @@ package amqpx
 
 import (
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const (
@@ -62,7 +64,7 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 		if len(call.id) < uniqueID {
 			return nil // anybody could guess the id by counting
 		}
-		call.replyTo = directReplyTo
+		call.replyTo = wire.DirectReplyTo
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -98,9 +100,9 @@ func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) *exec
 	if e.calls != nil {
 		return e.calls[call]
 	}
-	id := requestID{scope: in.User, id: in.key()}
+	id := requestID{scope: in.user, id: in.key()}
 	if len(id.id) < uniqueID {
-		id.replyTo = in.replyTo
+		id.replyTo = in.ReplyTo
 	}
 	if x := m.known.find(&id, e.slotOf(&id)); x != nil {
 		return x

@@ -9,6 +9,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Companions of the request queue: the batch queue, the retry queue, and the queue of dead
@@ -35,22 +38,22 @@ type companion struct {
 }
 
 // errNoAnswer is the reason for a fault if the broker does not respond.
-var errNoAnswer error = &kindError{kind: FaultQueueSilent}
+var errNoAnswer error = &transport.KindError{Kind: FaultQueueSilent}
 
 // errSubscriptionEnded is the fault of a companion whose subscription has ended.
-var errSubscriptionEnded error = &kindError{kind: FaultConsumerCanceled}
+var errSubscriptionEnded error = &transport.KindError{Kind: FaultConsumerCanceled}
 
 // companions returns the companions of the request queue according to the configuration, with
 // the type of the request queue. There is no batch queue if the request queue has a property
 // which batches would escape.
-func (s *Server) companions(found foundQueue) []*companion {
+func (s *Server) companions(found transport.FoundQueue) []*companion {
 	var all []*companion
 	base := s.cfg.queue
-	base.Type = found.queueType(base.Type)
+	base.Type = foundType(found, base.Type)
 	if base.Type == QueueQuorum {
 		base.Durable = true
 	}
-	if s.cfg.batch == BatchAuto && found.againstBatches(s.cfg.queue) == "" {
+	if s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == "" {
 		all = append(all, &companion{queue: base.batchQueue(), prefetch: s.cfg.prefetch, unpacks: true, up: &s.batchesUp})
 	}
 	if s.cfg.deliveryLimit > 0 {
@@ -71,7 +74,7 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 		k.up.Store(false)
 		first := make(chan struct{})
 		opened = append(opened, first)
-		main.sess.run(func() { s.keepCompanion(main, k, first) })
+		main.sess.Run(func() { s.keepCompanion(main, k, first) })
 	}
 	timer := time.NewTimer(companionWait)
 	defer timer.Stop()
@@ -83,7 +86,7 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 				continue
 			case <-timer.C:
 				late = true
-			case <-main.sess.done:
+			case <-main.sess.Done:
 				return
 			case <-ctx.Done():
 				return
@@ -116,14 +119,14 @@ func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct
 				continue
 			}
 		}
-		if sess.ended() {
+		if sess.Ended() {
 			return
 		}
 		s.warnCompanion(sess, k, err)
 		timer := time.NewTimer(companionRetry)
 		select {
 		case <-timer.C:
-		case <-sess.done:
+		case <-sess.Done:
 			timer.Stop()
 			return
 		}
@@ -131,7 +134,7 @@ func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct
 }
 
 // wait waits until a companion is lost, and returns the reason.
-func (k *companion) wait(sess *session, c *consumer) error {
+func (k *companion) wait(sess *transport.Session, c *consumer) error {
 	var done, canceled <-chan struct{}
 	if c != nil {
 		done, canceled = c.done, c.canceled
@@ -143,7 +146,7 @@ func (k *companion) wait(sess *session, c *consumer) error {
 		return errSubscriptionEnded
 	case <-k.missing:
 		return errQueueMissing
-	case <-sess.done:
+	case <-sess.Done:
 		return nil
 	}
 }
@@ -152,15 +155,15 @@ func (k *companion) wait(sess *session, c *consumer) error {
 // for the broker until the session ends.
 func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
 	sess := main.sess
-	k.step.Store(stepDeclare)
-	if _, err := k.queue.declareOrAdopt(sess.sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
+	k.step.Store(transport.StepDeclare)
+	if _, err := k.queue.declareOrAdopt(sess.Sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
 		return nil, err
 	}
 	if k.prefetch == 0 || s.isDraining() {
 		return nil, nil //nolint:nilnil // it is only declared.
 	}
-	k.step.Store(stepConsume)
-	ch, err := sess.sub.channel()
+	k.step.Store(transport.StepConsume)
+	ch, err := sess.Sub.Channel()
 	if err != nil {
 		return nil, err
 	}
@@ -172,27 +175,27 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),
 	}
 	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
-	sess.run(func() {
+	sess.Run(func() {
 		defer close(done)
 		select {
 		case <-ended: //nolint:errcheck // whatever the reason is.
 		case <-c.failed:
 			_ = ch.Close()
-		case <-sess.done:
+		case <-sess.Done:
 		}
 	})
 	return c, c.start(k.queue.Name)
 }
 
 // warnCompanion logs that the server cannot use a companion.
-func (s *Server) warnCompanion(sess *session, k *companion, err error) {
+func (s *Server) warnCompanion(sess *transport.Session, k *companion, err error) {
 	step, _ := k.step.Load().(string)
-	fault := classify(sess.target, atStep(step, k.queue.Name, err))
+	fault := transport.Classify(sess.Target, transport.AtStep(step, k.queue.Name, err))
 	s.logs.companion.of(s.cfg.logger).Warn("a queue cannot be used, the server does without it",
-		zap.String("queue", k.queue.Name), zap.String("step", step), zap.String("fault", string(fault.kind)), zap.Error(fault))
+		zap.String("queue", k.queue.Name), zap.String("step", step), zap.String("fault", string(fault.Kind)), zap.Error(fault))
 }
 
-// returnsCount reports whether the return of a response to replyTo is counted. RabbitMQ
+// returnsCount reports whether the return of a response to ReplyTo is counted. RabbitMQ
 // returns every mandatory message to an address of direct reply-to. A returned response to a
 // queue of this server would be mistaken for a copy of a request.
 func (s *Server) returnsCount(replyTo string) bool {
@@ -215,13 +218,13 @@ func (q Queue) owns(name string) bool {
 
 // returnedMessage handles a message which the broker has returned: a copy of a request, if the
 // routing key is a queue of this server, otherwise one or more responses.
-func (s *Server) returnedMessage(sess *session, companions []*companion, r *amqp.Return) {
+func (s *Server) returnedMessage(sess *transport.Session, companions []*companion, r *amqp.Return) {
 	switch {
 	case s.cfg.queue.owns(r.RoutingKey):
 		s.copyReturned(sess, companions, r)
-	case r.ContentType == contentTypeAnswers:
+	case r.ContentType == wire.ContentTypeResponses:
 		var room [64][]byte
-		records, _ := appendRecords(room[:0], r.Body) // no error: this package has encoded the records
+		records, _ := wire.AppendRecords(room[:0], r.Body) // no error: this package has encoded the records
 		s.counts.unroutable.Add(uint64(len(records)))
 	default:
 		s.counts.unroutable.Add(1)
@@ -229,7 +232,7 @@ func (s *Server) returnedMessage(sess *session, companions []*companion, r *amqp
 }
 
 // copyReturned handles a returned copy of a request: its queue is missing.
-func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
+func (s *Server) copyReturned(sess *transport.Session, all []*companion, r *amqp.Return) {
 	for _, k := range all {
 		if k.queue.Name == r.RoutingKey {
 			s.returned.add(r.RoutingKey, r.CorrelationId, r.MessageId)
@@ -240,17 +243,12 @@ func (s *Server) copyReturned(sess *session, all []*companion, r *amqp.Return) {
 			return
 		}
 	}
-	sess.fail(errQueueMissing)
+	sess.Fail(errQueueMissing)
 }
 
-// foundQueue describes the request queue as the server found it at the declaration.
-type foundQueue struct {
-	arguments amqp.Table
-}
-
-// queueType returns the type of the queue, or wanted if the type is unknown.
-func (f foundQueue) queueType(wanted QueueType) QueueType {
-	switch t, _ := f.arguments[amqp.QueueTypeArg].(string); t {
+// foundType returns the type of an adopted queue, or wanted if the type is unknown.
+func foundType(f transport.FoundQueue, wanted QueueType) QueueType {
+	switch t, _ := f.Arguments[amqp.QueueTypeArg].(string); t {
 	case string(QueueQuorum):
 		return QueueQuorum
 	case string(QueueClassic):
@@ -262,8 +260,8 @@ func (f foundQueue) queueType(wanted QueueType) QueueType {
 
 // againstBatches returns the name of a queue argument whose effect batches would escape,
 // because they use another queue; "" if there is no such argument.
-func (f foundQueue) againstBatches(wanted Queue) string {
-	for name, value := range f.arguments {
+func againstBatches(f transport.FoundQueue, wanted Queue) string {
+	for name, value := range f.Arguments {
 		switch name {
 		case amqp.QueueTypeArg, "x-queue-mode", "x-queue-version", "x-queue-master-locator", "x-queue-leader-locator",
 			"x-quorum-initial-group-size", "x-quorum-target-group-size", amqp.QueueOverflowArg, amqp.QueueTTLArg, "x-delivery-limit":

@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestCompanionThatIsAwayComesBack(t *testing.T) {
@@ -65,14 +67,14 @@ func TestLostRequestWithoutARetryQueue(t *testing.T) {
 		b, s := serve(t, handlers{"m": counted(&runs, echo)})
 		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+retrySuffix) })
 		s.retryUp.Store(false)
-		redelivered(b, with(request("m"), func(m *amqp.Publishing) { m.Headers = amqp.Table{headerDeliveries: int64(1)} }))
+		redelivered(b, with(request("m"), func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
 		pass(time.Minute)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)
 		wantSame(t, "answers", len(b.take()), 1)
 		moved := b.messagesTo(DefaultQueue)
 		wantSame(t, "moved to its own queue", len(moved), 1)
-		wantSame(t, "count", moved[0].msg.Headers[headerDeliveries], any(int64(2)))
+		wantSame(t, "count", moved[0].msg.Headers[wire.HeaderDeliveries], any(int64(2)))
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 	})
 }

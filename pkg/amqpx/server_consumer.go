@@ -6,6 +6,9 @@ import (
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // retryPrefetch is the prefetch of the retry queue: 1, so that a request which kills a server
@@ -24,9 +27,9 @@ const (
 // requests.
 type consumer struct {
 	server *Server
-	sess   *session
-	ch     channel   // the channel of the subscription
-	main   *consumer // of a companion, the consumer of the request queue; else nil
+	sess   *transport.Session
+	ch     transport.Channel // the channel of the subscription
+	main   *consumer         // of a companion, the consumer of the request queue; else nil
 	// unpacks is true if the consumer takes batches.
 	unpacks  bool
 	prefetch int
@@ -49,14 +52,14 @@ type consumer struct {
 type subscription struct {
 	queue      string
 	tag        string
-	counted    bool                 // bytesInHand counts the bodies
+	counted    bool                 // transport.BytesInHand counts the bodies
 	deliveries <-chan amqp.Delivery // closed when the subscription has ended
 }
 
 // newConsumer returns the consumer of the request queue.
-func newConsumer(s *Server, sess *session) *consumer {
+func newConsumer(s *Server, sess *transport.Session) *consumer {
 	return &consumer{
-		server: s, sess: sess, ch: sess.subCh, done: sess.done, prefetch: s.cfg.prefetch,
+		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, prefetch: s.cfg.prefetch,
 		acks:   make(chan *job, 2*s.cfg.prefetch),
 		unread: make(chan *job, 2*s.cfg.prefetch),
 		silent: make(chan struct{}),
@@ -69,8 +72,8 @@ func (c *consumer) start(queue string) error {
 		return err
 	}
 	c.run(c.receive)
-	c.sess.run(c.acknowledge)
-	c.sess.run(c.returnUnread)
+	c.sess.Run(c.acknowledge)
+	c.sess.Run(c.returnUnread)
 	return nil
 }
 
@@ -87,7 +90,7 @@ func (c *consumer) isOver() bool {
 // fail ends the session, or only the channel of a companion.
 func (c *consumer) fail(err error) {
 	if c.main == nil {
-		c.sess.fail(err)
+		c.sess.Fail(err)
 		return
 	}
 	select {
@@ -99,7 +102,7 @@ func (c *consumer) fail(err error) {
 // subscriptionEnded is called when deliveries end without a cancellation by this server.
 func (c *consumer) subscriptionEnded() {
 	if c.main == nil {
-		c.sess.consumerEnded(c.sub.tag)
+		c.sess.ConsumerEnded(c.sub.tag)
 		return
 	}
 	close(c.canceled)
@@ -107,23 +110,23 @@ func (c *consumer) subscriptionEnded() {
 
 // queueIsGone reports whether the broker ended the subscription, and therefore does not
 // deliver the requests again.
-func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.canceled(c.sub.tag) }
+func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.Canceled(c.sub.tag) }
 
 // run starts a goroutine for deliveries, which a drain waits for. The order of the counters
 // ensures that the goroutine never counts as a request.
 func (c *consumer) run(f func()) {
 	c.server.consumers.Add(1)
-	c.server.track.add(1)
-	c.sess.run(func() {
+	c.server.track.Add(1)
+	c.sess.Run(func() {
 		defer c.server.consumers.Add(-1)
-		defer c.server.track.done()
+		defer c.server.track.Done()
 		f()
 	})
 }
 
 // subscribe starts the subscription. The prefetch applies to subscriptions which start after
 // basic.qos (https://www.rabbitmq.com/docs/consumer-prefetch). The consumer's tag tells the
-// frame reader whether to count bodies (kindOfConsumer): bodies of the retry queue are not
+// frame reader whether to count bodies (transport.KindOfConsumer): bodies of the retry queue are not
 // counted.
 func (c *consumer) subscribe(queue string) (err error) {
 	if err := c.ch.Qos(c.prefetch, 0, false); err != nil {
@@ -131,13 +134,13 @@ func (c *consumer) subscribe(queue string) (err error) {
 	}
 	c.sub = subscription{queue: queue, tag: c.server.cfg.name + "-" + uuid.NewString(), counted: true}
 	if queue == c.server.cfg.queue.retryQueue().Name {
-		c.sub.tag, c.sub.counted = c.sub.tag+retrySuffix, false
+		c.sub.tag, c.sub.counted = c.sub.tag+transport.RetryTagSuffix, false
 	}
 	if c.main == nil {
-		c.sess.consumed.Store(&queue)
+		c.sess.Consumed.Store(&queue)
 	}
 	c.sub.deliveries, err = c.ch.Consume(queue, c.sub.tag, false, false, false, false, nil)
-	return atStep(stepConsume, queue, err)
+	return transport.AtStep(transport.StepConsume, queue, err)
 }
 
 // receive passes requests to the workers. When the server drains, receive ends the
@@ -147,8 +150,8 @@ func (c *consumer) receive() {
 	draining := c.server.draining
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
-		if c.unpacks && !c.server.jobs.hasRoom() {
-			deliveries, room = nil, c.server.jobs.room
+		if c.unpacks && !c.server.jobs.HasRoom() {
+			deliveries, room = nil, c.server.jobs.Room
 		}
 		select {
 		case d, ok := <-deliveries:
@@ -193,7 +196,7 @@ func (c *consumer) claim(d *amqp.Delivery) int64 {
 	if !c.sub.counted || len(d.Body) == 0 {
 		return 0
 	}
-	return c.sess.sub.claim(len(d.Body))
+	return c.sess.Sub.Claim(len(d.Body))
 }
 
 // releaseRest releases the bodies that are left in a companion's channel when the channel
@@ -205,8 +208,8 @@ func (c *consumer) releaseRest() {
 			if !ok {
 				return
 			}
-			c.server.cfg.inHand.release(c.claim(&d))
-		case <-c.sess.done:
+			c.server.cfg.inHand.Release(c.claim(&d))
+		case <-c.sess.Done:
 			return
 		}
 	}
@@ -215,7 +218,7 @@ func (c *consumer) releaseRest() {
 // accept creates a job for a delivery; held is the number of counted bytes of the body.
 func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
-	c.server.track.add(1)
+	c.server.track.Add(1)
 	j := &job{from: c, queue: queue, delivery: &d, arrived: time.Now(), held: held}
 	if len(d.Body) > 0 || len(d.Headers) == 0 || !c.takeUnread(j) {
 		c.submit(j)
@@ -225,7 +228,7 @@ func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
 // submit passes a job to the workers, unless the job is shed.
 func (c *consumer) submit(j *job) {
 	if !c.server.shed(j) {
-		c.server.jobs.put(j)
+		c.server.jobs.Put(j)
 	}
 }
 
@@ -292,7 +295,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 		if !synced {
 			// The broker may or may not deliver the request again; the caller must not wait.
 			for _, refusal := range j.refusals {
-				refusal.reply.failed.outcome = MayHaveRun
+				refusal.response.Failure.Ran = wire.RanUnknown
 				refusal.send()
 			}
 			j.refusals = nil
@@ -316,7 +319,7 @@ func (c *consumer) ackAll(jobs []*job) []*job {
 // sync waits until the broker has processed the acknowledgements; false means that the channel
 // has failed.
 func (c *consumer) sync() bool {
-	err := c.ch.barrier()
+	err := c.ch.Barrier()
 	if err != nil {
 		c.fail(err)
 	}
@@ -334,8 +337,8 @@ func (c *consumer) nack(j *job) {
 // ackTags acknowledges requests; tags is in ascending order.
 func (c *consumer) ackTags(tags []uint64) {
 	if len(tags) > 1 {
-		c.sess.sub.cork()
-		defer c.sess.sub.uncork()
+		c.sess.Sub.Cork()
+		defer c.sess.Sub.Uncork()
 	}
 	together, single := c.open.ack(tags)
 	if len(together) > 0 {

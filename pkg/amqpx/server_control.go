@@ -11,19 +11,14 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Control plane. Every server consumes, from a queue of its own, the messages to a fanout
 // exchange: cancellations of calls (server_cancels.go), and queries about the server
 // (server_info.go). docs/protocol.md describes the messages.
-
-// Kinds of control messages (app_id).
-const (
-	controlCancel = "cancel"
-	controlPing   = "ping"
-	controlInfo   = "info"
-	controlStats  = "stats"
-)
 
 const (
 	// controlPrefetch, controlLength and controlAnswers bound the resources which a flood of
@@ -34,27 +29,24 @@ const (
 	controlAnswers  = 64
 )
 
-// controlConsumer is the tag of the consumer of control messages.
-const controlConsumer = "control"
-
 // control receives control messages during one session of a server.
 type control struct {
 	server     *Server
-	sess       *session
-	ch         channel
+	sess       *transport.Session
+	ch         transport.Channel
 	queue      string
 	deliveries <-chan amqp.Delivery
 }
 
 // errControlEnded ends a session whose control queue is gone.
-var errControlEnded error = &kindError{FaultQueueDeleted, errors.New("that of the control plane")}
+var errControlEnded error = &transport.KindError{Kind: FaultQueueDeleted, Cause: errors.New("that of the control plane")}
 
 // controlRetry is the time between two attempts to set up the control plane.
 const controlRetry = 15 * time.Second
 
 // startControl starts to receive control messages, on a channel of its own. If the broker
 // refuses this, the server serves without a control plane and tries again.
-func (s *Server) startControl(sess *session) error {
+func (s *Server) startControl(sess *transport.Session) error {
 	if !s.cfg.control {
 		return nil
 	}
@@ -64,22 +56,22 @@ func (s *Server) startControl(sess *session) error {
 	}
 	s.pings.through("")
 	s.warnNoControl(sess, err)
-	sess.run(func() { s.retryControl(sess) })
+	sess.Run(func() { s.retryControl(sess) })
 	return nil
 }
 
 // retryControl tries to set up the control plane until it succeeds or the session ends.
-func (s *Server) retryControl(sess *session) {
+func (s *Server) retryControl(sess *transport.Session) {
 	again := time.NewTicker(controlRetry)
 	defer again.Stop()
 	for {
 		select {
 		case <-again.C:
-		case <-sess.done:
+		case <-sess.Done:
 			return
 		}
 		err := s.listenToControl(sess)
-		if err == nil || sess.ended() {
+		if err == nil || sess.Ended() {
 			return
 		}
 		s.warnNoControl(sess, err)
@@ -87,22 +79,22 @@ func (s *Server) retryControl(sess *session) {
 }
 
 // listenToControl starts to receive control messages.
-func (s *Server) listenToControl(sess *session) error {
+func (s *Server) listenToControl(sess *transport.Session) error {
 	exchange := s.cfg.queue.controlExchange()
 	c := &control{server: s, sess: sess, queue: exchange + "." + strings.ReplaceAll(newID(), "-", "")}
 	if err := c.listen(exchange); err != nil {
-		return atStep(stepControl, "", err)
+		return transport.AtStep(transport.StepControl, "", err)
 	}
 	s.pings.through(c.queue)
-	sess.run(c.read)
+	sess.Run(c.read)
 	return nil
 }
 
 // warnNoControl logs that the server has no control plane.
-func (s *Server) warnNoControl(sess *session, err error) {
-	fault := classify(sess.target, err)
+func (s *Server) warnNoControl(sess *transport.Session, err error) {
+	fault := transport.Classify(sess.Target, err)
 	s.logs.noControl.of(s.cfg.logger).Warn("no control plane: the broker refused it",
-		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.kind)), zap.Error(fault))
+		zap.String("exchange", s.cfg.queue.controlExchange()), zap.String("fault", string(fault.Kind)), zap.Error(fault))
 }
 
 // isChannelException reports whether the broker refused an operation by closing the channel,
@@ -122,7 +114,7 @@ func isChannelException(err error) bool {
 
 // listen declares the exchange and a queue which is deleted when the connection ends.
 func (c *control) listen(exchange string) (err error) {
-	if c.ch, err = c.sess.sub.channel(); err != nil {
+	if c.ch, err = c.sess.Sub.Channel(); err != nil {
 		return err
 	}
 	if err = c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
@@ -137,7 +129,7 @@ func (c *control) listen(exchange string) (err error) {
 	if err = c.ch.Qos(controlPrefetch, 0, false); err != nil {
 		return err
 	}
-	c.deliveries, err = c.ch.Consume(c.queue, controlConsumer, false, true, false, false, nil)
+	c.deliveries, err = c.ch.Consume(c.queue, transport.ControlTag, false, true, false, false, nil)
 	return err
 }
 
@@ -147,15 +139,15 @@ func (c *control) read() {
 		select {
 		case d, ok := <-c.deliveries:
 			if !ok {
-				c.sess.fail(errControlEnded)
+				c.sess.Fail(errControlEnded)
 				return
 			}
 			c.handle(&d)
 			if err := c.ch.Ack(d.DeliveryTag, false); err != nil {
-				c.sess.fail(err)
+				c.sess.Fail(err)
 				return
 			}
-		case <-c.sess.done:
+		case <-c.sess.Done:
 			return
 		}
 	}
@@ -167,12 +159,12 @@ func (c *control) handle(d *amqp.Delivery) {
 	switch d.AppId {
 	case "": // a response to this server's own ping
 		s.pings.answered(d.CorrelationId)
-	case controlCancel:
+	case wire.ControlCancel:
 		if err := s.cancelCalls(d); err != nil {
 			c.warnMalformed(d, err)
 		}
-	case controlPing, controlInfo, controlStats:
-		if d.ReplyTo == "" || !safeReplyTo(d.ReplyTo) {
+	case wire.ControlPing, wire.ControlInfo, wire.ControlStats:
+		if d.ReplyTo == "" || !wire.SafeReplyTo(d.ReplyTo) {
 			c.warnMalformed(d, errors.New("no reply_to to answer to"))
 			return
 		}
@@ -185,7 +177,7 @@ func (c *control) handle(d *amqp.Delivery) {
 // warnMalformed logs that a control message was dropped.
 func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 	c.server.logs.badControl.of(c.server.cfg.logger).Warn("dropped a control message that cannot be read",
-		zap.String("app_id", truncate(d.AppId, maxShortString)), zap.Error(err))
+		zap.String("app_id", wire.Truncate(d.AppId, wire.MaxShortString)), zap.Error(err))
 }
 
 // cancelCalls cancels the calls in a message, which has the format of a batch: a record has
@@ -195,24 +187,24 @@ func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 // error of the last malformed record.
 func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	var room [64][]byte
-	records, err := appendRecords(room[:0], d.Body)
+	records, err := wire.AppendRecords(room[:0], d.Body)
 	if err != nil {
 		return err
 	}
 	user, now := s.callerOf(d), time.Now()
 	for _, record := range records {
-		in := incoming{Request: Request{User: user}}
-		if failed := decodeCall(&in, record, d.ReplyTo, s.nameOf); failed != nil {
+		in := incoming{user: user}
+		if failed := formatRefusal(in.DecodeRecord(record, d.ReplyTo, s.nameOf)); failed != nil {
 			err = failed
 			continue
 		}
 		m := s.methods[in.Method]
-		if m == nil || in.CorrelationID == "" {
+		if m == nil || in.ID == "" {
 			continue
 		}
 		for _, r := range s.dedup.cancel(m, &in, now) {
 			s.counts.canceled.Add(1)
-			r.cancel()
+			r.Cancel()
 		}
 	}
 	return err
@@ -330,7 +322,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	if err := s.check(ctx); err != nil {
 		return 0, err
 	}
-	sess := s.sup.current()
+	sess := s.sup.Current()
 	if sess == nil {
 		return 0, notConnected(s.Status())
 	}
@@ -340,12 +332,12 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	if queue == "" {
 		return 0, localError(CodeUnimplemented, DidNotRun, nil, "this server has no control plane")
 	}
-	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: controlPing, ReplyTo: queue, CorrelationId: id}}
+	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: wire.ControlPing, ReplyTo: queue, CorrelationId: id}}
 	s.outbox.put(ping)
 	select {
 	case <-answered:
 		return time.Since(begun), nil
-	case <-sess.done:
+	case <-sess.Done:
 		ping.over.Store(true)
 		s.outbox.noteCanceled()
 		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")

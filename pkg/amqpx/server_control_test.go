@@ -12,6 +12,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const controlExchangeName = DefaultQueue + ".control"
@@ -25,16 +27,16 @@ func startControlled(t *testing.T, methods handlers, opts ...Option) *rig {
 // toControl publishes to the control plane from another connection.
 func (r *rig) toControl(msg amqp.Publishing) {
 	r.t.Helper()
-	l, err := r.broker.dial(r.t.Context(), testURL, "somebody")
+	l, err := r.broker.Dial(r.t.Context(), testURL, "somebody")
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer l.close()
-	ch, err := l.channel()
+	defer l.Close()
+	ch, err := l.Channel()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := ch.publishFanout(controlExchangeName, msg); err != nil {
+	if err := ch.PublishFanout(controlExchangeName, msg); err != nil {
 		r.t.Fatal(err)
 	}
 	settle()
@@ -217,10 +219,10 @@ func TestStrangeControlMessagesAreDropped(t *testing.T) {
 			for _, msg := range []amqp.Publishing{
 				{AppId: "reboot", ReplyTo: "somewhere"},
 				{AppId: strings.Repeat("x", 255)},
-				{AppId: controlPing},
-				{AppId: controlStats, ReplyTo: directReplyTo + ".made.up"},
-				{AppId: controlCancel, Body: []byte("\xff\xff\xff")},
-				{AppId: controlCancel, Body: []byte{0x0a, 0}},
+				{AppId: wire.ControlPing},
+				{AppId: wire.ControlStats, ReplyTo: wire.DirectReplyTo + ".made.up"},
+				{AppId: wire.ControlCancel, Body: []byte("\xff\xff\xff")},
+				{AppId: wire.ControlCancel, Body: []byte{0x0a, 0}},
 				{CorrelationId: "nobody asked"},
 			} {
 				r.toControl(msg)
@@ -239,13 +241,13 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 		r.declare("flooder")
 		r.broker.holdConfirms()
 		for range 10 * controlAnswers {
-			r.toControl(amqp.Publishing{AppId: controlPing, ReplyTo: "flooder", CorrelationId: "1"})
+			r.toControl(amqp.Publishing{AppId: wire.ControlPing, ReplyTo: "flooder", CorrelationId: "1"})
 		}
 		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers)
 		r.broker.releaseConfirms()
 		settle()
 		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
-		r.toControl(amqp.Publishing{AppId: controlInfo, ReplyTo: "flooder", CorrelationId: "1"})
+		r.toControl(amqp.Publishing{AppId: wire.ControlInfo, ReplyTo: "flooder", CorrelationId: "1"})
 		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers+1)
 	})
 }
@@ -255,7 +257,7 @@ func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
 		r.declare("asker")
-		for question, want := range map[string][2]bool{controlPing: {}, controlInfo: {true, false}, controlStats: {true, true}} {
+		for question, want := range map[string][2]bool{wire.ControlPing: {}, wire.ControlInfo: {true, false}, wire.ControlStats: {true, true}} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: "asker", CorrelationId: "7"})
 			var got Instance
 			r.broker.with(func(b *fakeBroker) {
@@ -330,7 +332,7 @@ func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
 		log, logs := observed(zap.WarnLevel)
 		b, s := serve(t, handlers{"m": echo}, WithBatch(BatchAuto), WithLogger(log))
 		put := func(body []byte) {
-			b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: rawQueue, Body: body})
+			b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
 		}
 		for range 100 {
 			put([]byte("no batch"))

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Deduplication. The innermost layer of a server, between the middleware and the handler of a
@@ -19,8 +21,17 @@ import (
 type reply struct {
 	body   []byte
 	failed *Error // nil for a result
-	timing timing
-	props  *properties // nil if there are none
+	times  wire.Times
+	props  *wire.Properties // nil if there are none
+}
+
+// toWire returns the response as it travels.
+func (r *reply) toWire() wire.Response {
+	w := wire.Response{Body: r.body, Properties: r.props, Times: r.times}
+	if r.failed != nil {
+		w.Failure = failureOf(r.failed)
+	}
+	return w
 }
 
 // dedupStore decides which requests are duplicates. The only implementation is dedupCache, in
@@ -107,7 +118,7 @@ type execution struct {
 type response struct {
 	body  []byte
 	err   *Error
-	props *properties // nil if there are none
+	props *wire.Properties // nil if there are none
 }
 
 // entryOverhead estimates the memory of a stored response without its ids and body, in bytes.
@@ -173,17 +184,17 @@ func (e *dedupCache) has(j *job) bool {
 // matters only in the last case.
 func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
 	switch {
-	case x.replyTo == in.replyTo, shared && x.id.shared:
+	case x.replyTo == in.ReplyTo, shared && x.id.shared:
 		return true
 	default: // a caller whose address has changed with a reconnect
-		return in.resent && x.hash == hash
+		return in.Resent && x.hash == hash
 	}
 }
 
 // begin implements dedupStore.
 func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
 	j := r.job
-	hash, slot := e.hashOf(r.body), e.slotOf(&id.requestID)
+	hash, slot := e.hashOf(j.in.Body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
@@ -207,10 +218,10 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 		e.wait(r, known)
 		return dedupWait, known
 	}
-	if r.ran == nil && j.method.atMostOnce && r.handedOut {
+	if r.ran == nil && j.method.atMostOnce && j.wasDeliveredBefore() {
 		return dedupMayRan, nil
 	}
-	x := &execution{method: j.method, id: id, replyTo: j.in.replyTo, hash: hash, hashSlot: slot, runner: r}
+	x := &execution{method: j.method, id: id, replyTo: j.in.ReplyTo, hash: hash, hashSlot: slot, runner: r}
 	if x.known = j.method.known[slot] == nil; x.known {
 		j.method.known[slot] = x
 		if e.calls != nil {
@@ -363,7 +374,7 @@ func (x *execution) size() int {
 	if x.response.err != nil {
 		n += len(x.response.err.message)
 	}
-	n += x.response.props.size()
+	n += x.response.props.Size()
 	return n
 }
 
@@ -375,7 +386,7 @@ func (s *Server) deduplicate(h Handler) Handler {
 			return h(ctx, req)
 		}
 		id, ok := r.id, r.identified
-		if s.cfg.dedupScope != nil && r.keyed {
+		if s.cfg.dedupScope != nil && r.job.in.Key != "" {
 			if scope := s.cfg.dedupScope(ctx, req); scope != "" {
 				id, ok = identity{requestID{kind: scopeApplication, scope: scope, id: r.id.id}, true}, true
 			}
@@ -447,7 +458,7 @@ func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 // awaitExecution waits until an execution has ended. Meanwhile another worker takes the place
 // of the request's worker. awaitExecution returns an error if ctx ends first.
 func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution) error {
-	s.lendWorker(r)
+	s.lendWorker(r) //nolint:contextcheck // the other worker outlives this request.
 	begun := time.Now()
 	defer func() {
 		r.mu.Lock()
@@ -461,7 +472,7 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 	}
 	if unwanted := s.dedup.leave(r, x); unwanted != nil {
 		s.counts.canceled.Add(1)
-		unwanted.cancel()
+		unwanted.Cancel()
 	}
 	select {
 	case <-x.done: // the execution ended at the same time

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // otherReplies is the reply queue of a program other than rawQueue's.
@@ -26,7 +29,7 @@ func withBody(body string) change { return func(p *amqp.Publishing) { p.Body = [
 func withToken(token string) change {
 	return func(p *amqp.Publishing) { p.Headers = amqp.Table{"token": token} }
 }
-func resent(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} }
+func resent(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderResent: true} }
 
 // sent returns a request of a program that follows the contract.
 func sent(correlationID, messageID string, changes ...change) amqp.Publishing {
@@ -54,7 +57,7 @@ func answerOf(t *testing.T, b *fakeBroker) string {
 	if len(answers) != 1 {
 		t.Fatalf("%d answers, want 1", len(answers))
 	}
-	if code, failed := answers[0].Headers[headerCode]; failed {
+	if code, failed := answers[0].Headers[wire.HeaderCode]; failed {
 		return fmt.Sprint(code)
 	}
 	return string(answers[0].Body)
@@ -150,8 +153,8 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 			settle()
 			answers := b.take()
 			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "code", answers[0].Headers[headerCode], any("failed_precondition"))
-			wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+			wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("failed_precondition"))
+			wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
 			pass(between)
 			b.take()
@@ -237,7 +240,7 @@ func TestDuplicatesRunAfterAnExecutionThatIsNotTheirs(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]Handler{
 		"refused the first one's credentials": func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return nil, Errorf(CodePermissionDenied, "no")
 		},
 		"ran out of the first one's time": untilDone,
@@ -282,7 +285,7 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
-					sleep(ctx, time.Second)
+					xsync.Sleep(ctx, time.Second)
 					return fail()
 				})})
 				b.put(sent("1", "key"))
@@ -290,7 +293,7 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 				pass(10 * time.Second)
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[headerCode], answers[0].Headers[headerCode])
+				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "failed", s.Stats().Failed, 1)
 				b.put(sent("3", "key"))
@@ -306,7 +309,7 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
-			sleep(ctx, time.Second)
+			xsync.Sleep(ctx, time.Second)
 			return []byte(strings.Repeat("x", 5000)), nil
 		})}, WithReplay(1000, time.Minute))
 		b.put(sent("1", "key"))
@@ -336,7 +339,7 @@ func TestWaitingDuplicatesAreBounded(t *testing.T) {
 		settle()
 		refused := b.take()
 		wantSame(t, "refused", len(refused), 10)
-		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		pass(10 * time.Second)
 		wantSame(t, "answers", len(b.take()), maxWaitingDuplicates+1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
@@ -460,7 +463,7 @@ func TestDrainWithDuplicatesThatWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
-					sleep(ctx, 2*time.Second)
+					xsync.Sleep(ctx, 2*time.Second)
 					return req.Body, ctx.Err()
 				})}, WithWorkers(2), WithPrefetch(20), WithDrainTimeout(c.limit))
 				for i := range 10 {

@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // job is one request in a server, or a message with a batch of requests (see parcel). Only one
@@ -35,9 +37,9 @@ type job struct {
 	// the message is acknowledged.
 	refusals     []*outboundResponse // sent after the acknowledgement
 	republishing int                 // copies with a delivery count in progress, see waitRepublished
-	// held is how many bytes of the body bytesInHand counts for this job.
+	// held is how many bytes of the body transport.BytesInHand counts for this job.
 	held int64
-	// unread is the size of a body that was dropped because bytesInHand had no room.
+	// unread is the size of a body that was dropped because transport.BytesInHand had no room.
 	unread int64
 	// disposition is how the consumer disposes of the message.
 	disposition disposition
@@ -52,13 +54,33 @@ const (
 	disposeRequeue                    // basic.nack with requeue: delivered again, marked as redelivered
 )
 
+// incoming is a request in a server.
+type incoming struct {
+	wire.Request // the request as it was received, which the handler cannot change
+
+	user   string  // the caller, see Server.callerOf
+	handed Request // the request that the middleware and the handler get
+}
+
+// hand returns the request for the middleware and the handler.
+func (in *incoming) hand(queued time.Duration) *Request {
+	in.handed = Request{
+		Method: in.Method, Body: in.Body, Header: in.Header,
+		ContentType: in.ContentType, ContentEncoding: in.ContentEncoding,
+		CorrelationID: in.ID, IdempotencyKey: in.Key, Idempotent: in.Idempotent,
+		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay,
+	}
+	return &in.handed
+}
+
 // decode decodes the request on the first call and returns the same result afterwards.
 func (j *job) decode() (*incoming, *Error) {
 	if j.in == nil {
-		j.in, j.failed = decodeRequest(j.delivery, j.from.server.cfg.defaultMethod)
-		j.in.User = j.from.server.callerOf(j.delivery)
-		j.method = j.from.server.methods[j.in.Method]
-		if j.in.tooLarge {
+		s := j.from.server
+		j.in = &incoming{user: s.callerOf(j.delivery)}
+		j.failed = formatRefusal(j.in.Decode(j.delivery, s.cfg.defaultMethod))
+		j.method = s.methods[j.in.Method]
+		if j.in.TooLarge {
 			j.tooLarge()
 		}
 	}
@@ -122,12 +144,12 @@ func (j *job) finish() {
 	}
 	s := j.from.server
 	for range j.republishing {
-		s.moves.done()
+		s.moves.Done()
 	}
 	if j.held > 0 {
-		s.cfg.inHand.release(j.held)
+		s.cfg.inHand.Release(j.held)
 	}
-	s.track.done()
+	s.track.Done()
 	if j.whole {
 		s.parcels.Add(-1)
 	}
@@ -153,7 +175,7 @@ func (j *job) refuseAfterAck(refusal *outboundResponse) {
 
 // beginRepublish records that a copy with a delivery count is being published.
 func (j *job) beginRepublish() {
-	j.from.server.moves.add(1)
+	j.from.server.moves.Add(1)
 	j.onMessage(func(m *job) { m.republishing++ })
 }
 
@@ -162,7 +184,7 @@ func (j *job) endRepublish() {
 	moves := 0
 	j.onMessage(func(m *job) { moves, m.republishing = min(m.republishing, 1), max(m.republishing-1, 0) })
 	for range moves {
-		j.from.server.moves.done()
+		j.from.server.moves.Done()
 	}
 }
 
@@ -197,7 +219,7 @@ type parcel struct {
 func (c *consumer) unpack(d *amqp.Delivery) {
 	s := c.server
 	held := c.claim(d)
-	if d.ContentType != contentTypeCalls {
+	if d.ContentType != wire.ContentTypeRequests {
 		c.accept(*d, s.cfg.queue.Name, held)
 		return
 	}
@@ -206,9 +228,9 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		return
 	}
 	var room [64][]byte
-	records, err := appendRecords(room[:0], d.Body)
+	records, err := wire.AppendRecords(room[:0], d.Body)
 	s.parcels.Add(1)
-	s.track.add(1)
+	s.track.Add(1)
 	s.recordBatchReceived(len(records))
 	jobs := make([]batchedJob, 0, len(records))
 	user := s.callerOf(d)
@@ -216,12 +238,12 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		jobs = append(jobs, batchedJob{})
 		j := &jobs[len(jobs)-1]
 		j.job = job{from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived, in: &j.incoming, parcel: p}
-		j.failed = decodeCall(j.in, record, d.ReplyTo, s.nameOf)
+		j.failed = formatRefusal(j.in.DecodeRecord(record, d.ReplyTo, s.nameOf))
 		j.method = s.methods[j.in.Method]
 		j.in.Redelivered = j.in.Redelivered || d.Redelivered
-		j.in.User = user
+		j.in.user = user
 		switch size := len(j.in.Body); {
-		case j.in.CorrelationID == "" && d.ReplyTo != "":
+		case j.in.ID == "" && d.ReplyTo != "":
 			// No call would match the response, and a batch of such records would cause
 			// responses of many times its size.
 			s.recordRefusal(&j.job, CodeInvalidArgument)
@@ -229,8 +251,8 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 			err = errNoID
 		case size > s.cfg.maxMessageSize && j.failed == nil:
 			s.counts.tooLarge.Add(1)
-			drop := droppedBody{size: uint64(size), limit: s.cfg.maxMessageSize}
-			j.failed = refusal(CodeInvalidArgument, "%s", drop.tooLarge())
+			drop := wire.DroppedBody{Size: uint64(size), Limit: s.cfg.maxMessageSize}
+			j.failed = refusal(CodeInvalidArgument, "%s", drop.TooLarge())
 		}
 	}
 	if err != nil || len(records) == 0 {
@@ -242,7 +264,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 		return
 	}
 	p.open = len(jobs)
-	s.track.add(len(jobs))
+	s.track.Add(len(jobs))
 	d.Body = nil
 	// The jobs are queued without jobs of other messages between them: a job in between could
 	// wait for the copies of the jobs before it (waitRepublished), and would occupy the worker
@@ -253,7 +275,7 @@ func (c *consumer) unpack(d *amqp.Delivery) {
 			wait = append(wait, j)
 		}
 	}
-	s.jobs.put(wait...)
+	s.jobs.Put(wait...)
 }
 
 // errNoID is why a request in a batch is dropped.
@@ -323,10 +345,10 @@ func refusalPatience(j *job) time.Duration {
 	switch {
 	case j.in.Idempotent:
 		return minRefusalPatience
-	case j.in.budget == noBudget:
+	case j.in.Budget == wire.NoBudget:
 		return 0
 	default:
-		left := j.in.budget - time.Since(j.arrived)
+		left := j.in.Budget - time.Since(j.arrived)
 		return max(left-left/4, minRefusalPatience)
 	}
 }
@@ -339,7 +361,7 @@ func (p *parcel) bound(refusal *outboundResponse, patience time.Duration) {
 	}
 	time.AfterFunc(patience, func() {
 		if p.withdraw(refusal) {
-			refusal.reply.failed.outcome = MayHaveRun
+			refusal.response.Failure.Ran = wire.RanUnknown
 			refusal.send()
 		}
 	})

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestDrainOfAnIdleServer(t *testing.T) {
@@ -314,7 +316,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 				settle()
 				b.put(request("new"))
 				budget := func(id string, ms int64) func(*amqp.Publishing) {
-					return func(p *amqp.Publishing) { p.CorrelationId, p.Headers = id, amqp.Table{headerTimeout: ms} }
+					return func(p *amqp.Publishing) { p.CorrelationId, p.Headers = id, amqp.Table{wire.HeaderTimeout: ms} }
 				}
 				b.put(with(request("new"), budget("long", 60_000)))
 				settle()
@@ -332,7 +334,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 4)
 				for _, a := range answers {
-					wantSame(t, "code", a.Headers[headerCode], nil)
+					wantSame(t, "code", a.Headers[wire.HeaderCode], nil)
 				}
 				wantSame(t, "refused", s.Stats().Refused, 0)
 			})
@@ -347,15 +349,15 @@ func TestDrainingServerStillRefusesWhatEveryServerWould(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
 		b.put(request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: "soon"} }))
-		b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(1000)} }))
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: "soon"} }))
+		b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
 		pass(1500 * time.Millisecond)
 		s.stop()
 		settle()
 		codes := map[any]int{}
 		for _, a := range b.take() {
-			codes[a.Headers[headerCode]]++
-			wantSame(t, "ran", a.Headers[headerRan], any(false))
+			codes[a.Headers[wire.HeaderCode]]++
+			wantSame(t, "ran", a.Headers[wire.HeaderRan], any(false))
 		}
 		wantSame(t, "malformed", codes["invalid_argument"], 1)
 		wantSame(t, "expired", codes["deadline_exceeded"], 1)
@@ -384,8 +386,8 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
-		s.sup.current().flow.set(true)
-		s.sup.noteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
+		s.sup.Current().Flow.Set(true)
+		s.sup.NoteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
 		redelivered(b, request("m"))
 		settle()
 		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response
@@ -410,7 +412,7 @@ func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
 		b.holdConfirms()
 		redelivered(b, request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(1)} }))
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
 		settle()
 		s.stop()
 		settle()

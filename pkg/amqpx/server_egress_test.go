@@ -9,6 +9,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // redelivered puts a request at the head of the request queue with the redelivered mark, like a
@@ -34,7 +37,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 			b.queues[dead].messages = []*fakeMessage{{}}
 		})
 		msg := with(request("m"), func(m *amqp.Publishing) {
-			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
+			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
 		})
 		for range 3 {
 			redelivered(b, msg)
@@ -74,7 +77,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 			b.queues[dead].messages = []*fakeMessage{{}}
 		})
 		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
-			m.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}
+			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
 		}))
 		pass(time.Minute) // the pauses between attempts are long
 		begun := time.Now()
@@ -99,13 +102,13 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 				msg := with(request("m"), func(m *amqp.Publishing) {
 					m.Headers = amqp.Table{"x": strings.Repeat("h", 8140)}
 					if deliveries > 0 {
-						m.Headers[headerDeliveries] = deliveries
+						m.Headers[wire.HeaderDeliveries] = deliveries
 					}
 				})
 				redelivered(b, msg)
 				settle()
 				answers := b.take()
-				if len(answers) != 1 || answers[0].Headers[headerCode] != string(CodeInvalidArgument) {
+				if len(answers) != 1 || answers[0].Headers[wire.HeaderCode] != string(CodeInvalidArgument) {
 					t.Fatalf("answers %v", answers)
 				}
 				wantSame(t, "runs", runs.Load(), 0)
@@ -128,13 +131,13 @@ func TestPropertiesSizeIsExact(t *testing.T) {
 			"table": amqp.Table{"x": "y"}, "list": []any{"a", int64(1)},
 		},
 	}
-	wantSame(t, "size", propertiesSize(&msg), 230)
+	wantSame(t, "size", transport.PropertiesSize(&msg), 230)
 	msg.Headers["fill"] = ""
-	fill := strings.Repeat("x", frame-frameOverhead-propertiesSize(&msg))
+	fill := strings.Repeat("x", frame-transport.FrameOverhead-transport.PropertiesSize(&msg))
 	msg.Headers["fill"] = fill
-	wantSame(t, "fits", checkFrame(&msg, frame), nil)
+	wantSame(t, "fits", transport.CheckFrame(&msg, frame), nil)
 	msg.Headers["fill"] = fill + "x"
-	if checkFrame(&msg, frame) == nil {
+	if transport.CheckFrame(&msg, frame) == nil {
 		t.Error("one byte too many fits")
 	}
 }
@@ -153,13 +156,13 @@ func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
 		deaths []any
 		code   Code
 	}{
-		"expired":                          {typeCall, death("expired", "2000"), CodeDeadlineExceeded},
-		"expired, then rejected":           {typeIdempotentCall, append(death("rejected", ""), death("expired", "2000")...), CodeDeadlineExceeded},
-		"rejected":                         {typeCall, death("rejected", "2000"), ""},
-		"rejected, its time is over":       {typeCall, death("rejected", "0"), CodeDeadlineExceeded},
-		"expired by the queue's own limit": {typeCall, death("expired", ""), ""},
+		"expired":                          {wire.TypeRequest, death("expired", "2000"), CodeDeadlineExceeded},
+		"expired, then rejected":           {wire.TypeIdempotentRequest, append(death("rejected", ""), death("expired", "2000")...), CodeDeadlineExceeded},
+		"rejected":                         {wire.TypeRequest, death("rejected", "2000"), ""},
+		"rejected, its time is over":       {wire.TypeRequest, death("rejected", "0"), CodeDeadlineExceeded},
+		"expired by the queue's own limit": {wire.TypeRequest, death("expired", ""), ""},
 		"a delay of another program":       {"", death("expired", "2000"), ""},
-		"malformed":                        {typeCall, []any{"death", amqp.Table{"original-expiration": 7}}, ""},
+		"malformed":                        {wire.TypeRequest, []any{"death", amqp.Table{"original-expiration": 7}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -172,7 +175,7 @@ func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
 				settle()
 				answers := b.take()
 				wantSame(t, "answers", len(answers), 1)
-				code, _ := answers[0].Headers[headerCode].(string)
+				code, _ := answers[0].Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				wantSame(t, "runs", runs.Load() == 1, c.code == "")
 				wantSame(t, "expired", s.Stats().Expired == 1, c.code != "")

@@ -8,6 +8,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Identity of callers. The broker checks the user_id of a message against the user of the
@@ -26,7 +29,7 @@ const (
 type requestID struct {
 	kind  scopeKind
 	scope string
-	// replyTo is empty for a shared id, and for an id that is too long for a counter of a
+	// ReplyTo is empty for a shared id, and for an id that is too long for a counter of a
 	// program: such a request may be sent again with another reply_to, see isSameRequest.
 	replyTo string
 	id      string
@@ -49,10 +52,10 @@ const uniqueID = 16
 // the caller follows the contract of this package: other callers may use a correlation id
 // again.
 func (in *incoming) key() string {
-	if in.IdempotencyKey == "" && in.followsContract {
-		return in.CorrelationID
+	if in.Key == "" && in.FollowsContract {
+		return in.ID
 	}
-	return in.IdempotencyKey
+	return in.Key
 }
 
 // identity returns the identity of a request; false means that duplicates cannot be
@@ -60,12 +63,12 @@ func (in *incoming) key() string {
 // key of an anonymous caller, belong to the reply_to; without a reply_to the request has no
 // identity.
 func (in *incoming) identity() (identity, bool) {
-	id := identity{requestID{scope: in.User, id: in.key()}, in.IdempotencyKey != "" && in.User != ""}
+	id := identity{requestID{scope: in.user, id: in.key()}, in.Key != "" && in.user != ""}
 	switch {
-	case id.id == "", in.replyTo == "" && !id.shared:
+	case id.id == "", in.ReplyTo == "" && !id.shared:
 		return id, false
 	case !id.shared && len(id.id) < uniqueID:
-		id.replyTo = in.replyTo
+		id.replyTo = in.ReplyTo
 	}
 	return id, true
 }
@@ -77,21 +80,14 @@ type callKey struct{ user, replyTo, id string }
 // and changes with each connection, so it is not part of the key if the id cannot be guessed.
 // A one-way request has no reply_to, and no cancellation matches it.
 func newCallKey(user, replyTo, id string) callKey {
-	if len(id) >= uniqueID && strings.HasPrefix(replyTo, directReplyTo) {
-		replyTo = directReplyTo
+	if len(id) >= uniqueID && strings.HasPrefix(replyTo, wire.DirectReplyTo) {
+		replyTo = wire.DirectReplyTo
 	}
 	return callKey{user: user, replyTo: replyTo, id: id}
 }
 
 // callKey returns the key of the request's call.
-func (in *incoming) callKey() callKey { return newCallKey(in.User, in.replyTo, in.CorrelationID) }
-
-// headerUser holds the caller of a request in a copy by a server.
-const headerUser = headerPrefix + "user"
-
-// headerDeath is the header in which the broker records dead-lettering
-// (https://www.rabbitmq.com/docs/dlx).
-const headerDeath = "x-death"
+func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, in.ID) }
 
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's
 // user and names the caller in a header, which counts only if the copy has this server's own
@@ -102,11 +98,11 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	if d.UserId == "" || !s.cfg.userID {
 		return ""
 	}
-	if _, dead := d.Headers[headerDeath]; dead {
+	if _, dead := d.Headers[wire.HeaderDeath]; dead {
 		return ""
 	}
 	if d.UserId == s.user.get() {
-		if caller, copied := d.Headers[headerUser].(string); copied {
+		if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
 			return caller
 		}
 	}
@@ -117,13 +113,13 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 // the caller is set: the broker would refuse a dead letter with this server's user when
 // another user moves the message back. The request is anonymous then.
 func (s *Server) sign(msg *amqp.Publishing, caller string) {
-	delete(msg.Headers, headerUser)
+	delete(msg.Headers, wire.HeaderUser)
 	user := s.user.get()
 	if user == "" {
 		return
 	}
-	setHeader(msg, headerUser, caller)
-	if _, dead := msg.Headers[headerDeadReason]; !dead {
+	wire.SetHeader(msg, wire.HeaderUser, caller)
+	if _, dead := msg.Headers[wire.HeaderDeadReason]; !dead {
 		msg.UserId = user
 	}
 }
@@ -155,11 +151,11 @@ func (u *brokerUser) get() string {
 // receives, on the channel of the probe before the channel has other users. When the broker
 // refuses a name, the error contains the correct name. Without a name the session's messages
 // are anonymous.
-func (u *brokerUser) verify(s *session, log *zap.Logger) error {
+func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 	if name := u.name.Swap(nil); name != nil {
 		u.last = *name
 	}
-	name := s.target.user
+	name := s.Target.User
 	if u.last != "" {
 		name = u.last
 	}
@@ -170,11 +166,11 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 		if refused == nil || late {
 			return nil
 		}
-		if s.ended() {
+		if s.Ended() {
 			return refused
 		}
 		var err error
-		if s.probeCh, err = s.pub.channel(); err != nil { // the refusal has ended the channel
+		if s.ProbeCh, err = s.Pub.Channel(); err != nil { // the refusal has ended the channel
 			return err
 		}
 		told := userIn(refused)
@@ -190,12 +186,12 @@ func (u *brokerUser) verify(s *session, log *zap.Logger) error {
 // try publishes a message with name as its user_id, which no queue receives. It returns the
 // broker's refusal. If the broker does not respond before limit, late is true, and the name is
 // used as soon as the broker accepts the message.
-func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late bool, refused error) {
-	ch, result := s.probeCh, make(chan error, 1)
-	s.run(func() { // the goroutine ends with the session at the latest
-		err := ch.publishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
+func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Time) (late bool, refused error) {
+	ch, result := s.ProbeCh, make(chan error, 1)
+	s.Run(func() { // the goroutine ends with the session at the latest
+		err := ch.PublishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
-			err = ch.barrier()
+			err = ch.Barrier()
 		}
 		if err == nil {
 			u.name.Store(&name)
@@ -205,8 +201,8 @@ func (u *brokerUser) try(s *session, name string, limit <-chan time.Time) (late 
 	select {
 	case err := <-result:
 		return false, err
-	case <-s.done:
-		return false, errConnectionEnded
+	case <-s.Done:
+		return false, transport.ErrConnectionEnded
 	case <-limit:
 		return true, nil
 	}

@@ -10,6 +10,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // usersOf returns the user_id of each message to a queue.
@@ -136,8 +138,8 @@ func TestUserInARefusal(t *testing.T) {
 // A republished request keeps its caller. The user header of another sender is ignored.
 func TestWhoCalledAfterAMove(t *testing.T) {
 	t.Parallel()
-	claim := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerUser: "admin"} }
-	dead := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerUser: "admin", headerDeath: []any{}} }
+	claim := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderUser: "admin"} }
+	dead := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderUser: "admin", wire.HeaderDeath: []any{}} }
 	for _, c := range []struct {
 		name    string
 		changes []change
@@ -183,6 +185,6 @@ func TestDeadLetterNamesItsCaller(t *testing.T) {
 		letters := b.messagesTo(DefaultQueue + deadSuffix)
 		wantSame(t, "dead letters", len(letters), 1)
 		wantSame(t, "user", letters[0].msg.UserId, "")
-		wantSame(t, "caller", letters[0].msg.Headers[headerUser], any("a"))
+		wantSame(t, "caller", letters[0].msg.Headers[wire.HeaderUser], any("a"))
 	})
 }

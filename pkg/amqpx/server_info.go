@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Instance is one server's description of itself ([Client.Fleet]). Its JSON is the response to
@@ -112,18 +114,18 @@ func (s *Server) describe(question string) ([]byte, error) {
 		Queue: s.cfg.queue.Name, State: s.Status().State.String(),
 		Started: s.self.started.UTC(), UptimeSeconds: time.Since(s.self.started).Seconds(),
 	}
-	if question == controlPing {
+	if question == wire.ControlPing {
 		return json.Marshal(in)
 	}
 	in.Workers, in.Prefetch, in.Batch = s.cfg.workers, s.cfg.prefetch, s.cfg.batch == BatchAuto
 	for _, name := range slices.Sorted(maps.Keys(s.methods)) {
 		m := MethodInfo{Name: name, AtMostOnce: s.methods[name].atMostOnce}
-		if question == controlStats {
+		if question == wire.ControlStats {
 			s.methods[name].times.sumUp(&m)
 		}
 		in.Methods = append(in.Methods, m)
 	}
-	if question == controlStats {
+	if question == wire.ControlStats {
 		in.Stats = s.instanceStats()
 	}
 	return json.Marshal(in)

@@ -7,22 +7,19 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // invocation is one run of the server's middleware for a request, and the context of this run,
 // from the moment a worker takes the request.
 type invocation struct {
-	lazyContext
+	xsync.LazyContext
 
-	job *job
-	// The fields id to handedOut hold the values of the request on arrival, because middleware
-	// may change the Request for the next handler.
-	id            identity
-	identified    bool // a duplicate can be found by id
-	keyed         bool // the id is an idempotency key
-	handedOut     bool // the request may have run before
-	correlationID string
-	body          []byte
+	job        *job
+	id         identity
+	identified bool // a duplicate can be found by id
 
 	begun time.Time    // when a worker took the request
 	works atomic.Int64 // when the invocation got its current worker, see load
@@ -36,8 +33,8 @@ type invocation struct {
 	replayed bool          // the request got the response of another execution
 	waited   time.Duration // for executions of the same request
 
-	response atomic.Pointer[properties] // the properties set by the handler; nil: none
-	silent   atomic.Bool                // another request of the same call responds
+	response atomic.Pointer[wire.Properties] // the properties set by the handler; nil: none
+	silent   atomic.Bool                     // another request of the same call responds
 
 	// The lock of the dedupStore guards these fields; takes may be read after the execution's
 	// done channel is closed.
@@ -47,14 +44,14 @@ type invocation struct {
 }
 
 func newInvocation(j *job) *invocation {
-	r := &invocation{job: j, correlationID: j.in.CorrelationID, body: j.in.Body, keyed: j.in.IdempotencyKey != "", handedOut: j.wasDeliveredBefore()}
+	r := &invocation{job: j}
 	r.id, r.identified = j.in.identity()
 	return r
 }
 
 // call returns the key of the request's call.
 func (r *invocation) call() callKey {
-	return newCallKey(r.id.scope, r.job.in.replyTo, r.correlationID)
+	return newCallKey(r.id.scope, r.job.in.ReplyTo, r.job.in.ID)
 }
 
 // invocationKey is the key under which a context stores its invocation.
@@ -65,7 +62,7 @@ func (r *invocation) Value(key any) any {
 	if key == (invocationKey{}) {
 		return r
 	}
-	return r.lazyContext.Value(key)
+	return r.LazyContext.Value(key)
 }
 
 // refuse records why the request was not run, and returns e.
@@ -112,7 +109,7 @@ func (s *Server) lendWorker(r *invocation) {
 	r.lent = true
 	s.load.places[r.place].Store(nil)
 	s.load.busy.Add(-1)
-	s.startWorker(r.parent, r.place)
+	s.startWorker(r.Parent(), r.place)
 }
 
 // turn is an entry in the job queue: a request waits for the place of a worker.
@@ -132,7 +129,7 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 		return !lent
 	}
 	t := &turn{of: r, taken: make(chan struct{})}
-	s.jobs.put(&job{turn: t})
+	s.jobs.Put(&job{turn: t})
 	select {
 	case <-t.taken:
 		return true
@@ -175,7 +172,7 @@ func (s *Server) unimplemented(method string) *Error {
 	s.unknown.mu.Unlock()
 	if first {
 		s.cfg.logger.Warn("request for a method that this server does not have",
-			zap.String("method", truncate(method, maxShortString)), zap.String("queue", s.cfg.queue.Name))
+			zap.String("method", wire.Truncate(method, wire.MaxShortString)), zap.String("queue", s.cfg.queue.Name))
 	}
 	e := refusal(CodeUnimplemented, "method %q is unknown to this server", method)
 	e.server = s.self.id

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Defaults of servers.
@@ -42,7 +45,7 @@ type serverConfig struct {
 	ackPause      time.Duration
 
 	maxBytesInHand int
-	inHand         *bytesInHand
+	inHand         *transport.BytesInHand
 
 	defaultMethod string // for requests without a method; "": such requests are refused
 
@@ -79,10 +82,10 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.maxBytesInHand == 0 {
 		c.maxBytesInHand = max(DefaultMaxBytesInHand, c.maxMessageSize)
 	}
-	c.inHand = &bytesInHand{limit: int64(c.maxBytesInHand)}
+	c.inHand = &transport.BytesInHand{Limit: int64(c.maxBytesInHand)}
 	if c.dialer == nil {
-		limits := contentLimits{maxBody: c.maxMessageSize, inHand: c.inHand}
-		c.dialer = netDialer{heartbeat: c.heartbeat, writeTimeout: c.writeTimeout, tls: c.tls, source: c.source, limits: limits}
+		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
+		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
 	if c.workers < 1 {
@@ -97,8 +100,8 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 	if c.deliveryLimit < 0 {
 		faults = append(faults, fmt.Errorf("delivery limit %d: want at least 1, or 0 for none", c.deliveryLimit))
 	}
-	if len(c.defaultMethod) > maxShortString {
-		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), maxShortString))
+	if len(c.defaultMethod) > wire.MaxShortString {
+		faults = append(faults, fmt.Errorf("default method name of %d bytes: want at most %d", len(c.defaultMethod), wire.MaxShortString))
 	}
 	if c.maxBytesInHand < c.maxMessageSize {
 		faults = append(faults, fmt.Errorf("max bytes in hand %d: want at least the max message size, %d", c.maxBytesInHand, c.maxMessageSize))

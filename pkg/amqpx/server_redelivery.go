@@ -9,6 +9,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Redelivered requests. A server that got such a request before has died or lost its
@@ -46,7 +49,7 @@ func (q Queue) deadQueue() Queue {
 // it again.
 func (s *Server) waitRepublished(j *job) bool {
 	select {
-	case <-s.moves.whenIdle():
+	case <-s.moves.WhenIdle():
 	case <-s.draining:
 	case <-j.from.done:
 	}
@@ -66,7 +69,7 @@ func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 	case s.cfg.deliveryLimit == 0, s.deferred.take(j):
 		return s.resetDeliveryCount(j)
 	}
-	lost := j.in.lostDeliveries + 1
+	lost := j.in.LostDeliveries + 1
 	if lost >= s.cfg.deliveryLimit {
 		s.deadLetter(j, lost)
 		return true
@@ -105,7 +108,7 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 	if !j.isNearBrokerLimit() {
 		return false
 	}
-	if msg, ok := s.cloneOrRefuse(j, j.in.lostDeliveries+1); ok {
+	if msg, ok := s.cloneOrRefuse(j, j.in.LostDeliveries+1); ok {
 		s.counts.moved.Add(1)
 		s.republish(j, s.cfg.queue.Name, msg, j.ack)
 	}
@@ -115,7 +118,7 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 // isNearBrokerLimit reports whether the broker may soon drop a request because of the number
 // of its deliveries.
 func (j *job) isNearBrokerLimit() bool {
-	n, ok := wholeNumber(j.delivery.Headers["x-delivery-count"])
+	n, ok := wire.WholeNumber(j.delivery.Headers["x-delivery-count"])
 	return ok && n >= brokerCountMax
 }
 
@@ -127,14 +130,14 @@ func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
 		s.refuseUncounted(j, err)
 		return msg, false
 	}
-	setHeader(&msg, headerDeliveries, int64(lost))
+	wire.SetHeader(&msg, wire.HeaderDeliveries, int64(lost))
 	return msg, s.fitsOrRefuse(j, &msg)
 }
 
 // fitsOrRefuse refuses a request if its copy, with the added headers, does not fit a frame of
 // the connection.
 func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
-	err := fitFrame(msg, j.from.sess.pub.frameSize())
+	err := transport.FitFrame(msg, j.from.sess.Pub.FrameSize())
 	if err != nil {
 		s.refuseUncounted(j, err)
 	}
@@ -157,17 +160,17 @@ func (s *Server) deadLetter(j *job, lost int) {
 	}
 	// A dead letter does not expire: a person moves it back after the call's deadline.
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
-	delete(msg.Headers, headerTimeout)
-	msg.Headers[headerDeadReason] = reason
-	msg.Headers[headerDeadQueue] = s.cfg.queue.Name
-	msg.Headers[headerDeadTime] = time.Now().UTC()
+	delete(msg.Headers, wire.HeaderTimeout)
+	msg.Headers[wire.HeaderDeadReason] = reason
+	msg.Headers[wire.HeaderDeadQueue] = s.cfg.queue.Name
+	msg.Headers[wire.HeaderDeadTime] = time.Now().UTC()
 	if !s.fitsOrRefuse(j, &msg) {
 		return
 	}
 	s.republish(j, dead, msg, func() {
 		s.counts.dead.Add(1)
 		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),
-			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.CorrelationID), zap.Int("deliveries", lost))
+			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.ID), zap.Int("deliveries", lost))
 		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
 		e.outcome = MayHaveRun
 		s.reply(j, s.refusalOf(j, e))
@@ -191,8 +194,8 @@ type republished struct {
 // republish publishes msg, a copy of the job's request, to queue. After the confirm it calls
 // done, which acknowledges the original or responds to the caller.
 func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func()) {
-	s.sign(&msg, j.in.User)
-	_, counted := msg.Headers[headerDeliveries]
+	s.sign(&msg, j.in.user)
+	_, counted := msg.Headers[wire.HeaderDeliveries]
 	(&republished{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
@@ -244,8 +247,8 @@ func (s *Server) cancelRepublishing() {
 	if !s.isDraining() {
 		return
 	}
-	sess := s.sup.current()
-	if sess == nil || sess.sub == sess.pub || sess.flow.unblocked() == nil {
+	sess := s.sup.Current()
+	if sess == nil || sess.Sub == sess.Pub || sess.Flow.Unblocked() == nil {
 		return
 	}
 	for _, out := range s.outbox.takeMatching(func(out outbound) bool {
@@ -273,9 +276,9 @@ func (m *republished) onResult(f publishResult) {
 		m.done()
 	case (f == resultNacked || f == resultReturned) && !m.job.from.isOver():
 		m.nacked()
-	case f == resultSuspect && !m.job.from.sess.ended():
+	case f == resultSuspect && !m.job.from.sess.Ended():
 		m.server.isolate(m) // the copy may have ended the channel
-	case f == resultUnsent && !m.job.from.sess.ended():
+	case f == resultUnsent && !m.job.from.sess.Ended():
 		m.notTaken()
 		m.again()
 	default:
@@ -355,7 +358,7 @@ func (m *republished) undeliverable(cause error) {
 
 // brokerHeaders returns the headers which the broker writes or acts on.
 func brokerHeaders() []string {
-	return []string{headerCC, headerBCC, "x-delivery-count", "x-acquired-count"}
+	return []string{wire.HeaderCC, wire.HeaderBCC, "x-delivery-count", "x-acquired-count"}
 }
 
 // clonePublishing returns a copy of a request's message with the remaining time, for another
@@ -368,7 +371,7 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 		return clonePublishingOfBatched(j), nil
 	}
 	d := j.delivery
-	if err := checkTable(d.Headers); err != nil {
+	if err := wire.CheckTable(d.Headers); err != nil {
 		return amqp.Publishing{}, err
 	}
 	headers := maps.Clone(d.Headers)
@@ -379,8 +382,8 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 		delete(headers, name)
 	}
 	held := time.Since(j.arrived)
-	if _, has := headers[headerTimeout]; has && j.in.budget != noBudget {
-		headers[headerTimeout] = max(milliseconds(j.in.budget-held), 1)
+	if _, has := headers[wire.HeaderTimeout]; has && j.in.Budget != wire.NoBudget {
+		headers[wire.HeaderTimeout] = max(wire.Milliseconds(j.in.Budget-held), 1)
 	}
 	return amqp.Publishing{
 		Headers:         headers,
@@ -401,12 +404,11 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 
 // clonePublishingOfBatched returns a message with a single request from a batch.
 func clonePublishingOfBatched(j *job) amqp.Publishing {
-	left := max(j.in.budget-time.Since(j.arrived), time.Millisecond)
-	msg := encodeRequest(&j.in.Request, j.in.replyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
-	if j.in.budget == noBudget {
+	left := max(j.in.Budget-time.Since(j.arrived), time.Millisecond)
+	msg := j.in.Publishing(j.in.ReplyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
+	if j.in.Budget == wire.NoBudget {
 		msg.Expiration = ""
 	}
-	markAgain(&msg, j.in.resent, j.in.retry)
 	for _, name := range brokerHeaders() {
 		delete(msg.Headers, name)
 	}

@@ -12,6 +12,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fleet starts a server whenever a handler has killed the previous server, like an orchestrator.
@@ -104,12 +106,12 @@ func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
 		wantSame(t, "key", m.MessageId, "key")
 		wantSame(t, "delivery mode", m.DeliveryMode, amqp.Persistent)
 		wantSame(t, "expiration", m.Expiration, "")
-		wantSame(t, "deliveries", m.Headers[headerDeliveries], any(deliveries))
-		wantSame(t, "its queue", m.Headers[headerDeadQueue], any(strings.TrimSuffix(queue, ".dead")))
-		if reason, _ := m.Headers[headerDeadReason].(string); !strings.Contains(reason, "never answered") {
+		wantSame(t, "deliveries", m.Headers[wire.HeaderDeliveries], any(deliveries))
+		wantSame(t, "its queue", m.Headers[wire.HeaderDeadQueue], any(strings.TrimSuffix(queue, ".dead")))
+		if reason, _ := m.Headers[wire.HeaderDeadReason].(string); !strings.Contains(reason, "never answered") {
 			t.Errorf("reason %q", reason)
 		}
-		if at, _ := m.Headers[headerDeadTime].(time.Time); time.Since(at) > time.Hour || at.IsZero() {
+		if at, _ := m.Headers[wire.HeaderDeadTime].(time.Time); time.Since(at) > time.Hour || at.IsZero() {
 			t.Errorf("time %v", at)
 		}
 	})
@@ -135,7 +137,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 		}, WithDeliveryLimit(DefaultDeliveryLimit))
 		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
 		b.put(amqp.Publishing{
-			AppId: "m", ReplyTo: rawQueue, CorrelationId: "1", Expiration: "60000", Headers: amqp.Table{headerTimeout: int64(1000)},
+			AppId: "m", ReplyTo: rawQueue, CorrelationId: "1", Expiration: "60000", Headers: amqp.Table{wire.HeaderTimeout: int64(1000)},
 		})
 		for b.ready(DefaultQueue+".dead") == 0 {
 			pass(time.Second)
@@ -237,7 +239,7 @@ func TestNoDeliveryLimit(t *testing.T) {
 
 func TestAtMostOnce(t *testing.T) {
 	t.Parallel()
-	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerResent: true} })
+	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderResent: true} })
 	for _, c := range []struct {
 		name string
 		put  func(b *fakeBroker)
@@ -272,9 +274,9 @@ func TestAtMostOnce(t *testing.T) {
 				c.put(b)
 				settle()
 				answer := b.take()[0]
-				wantSame(t, "code", answer.Headers[headerCode], c.code)
-				if ran, said := answer.Headers[headerRan]; said {
-					t.Errorf("the answer says %s: %v", headerRan, ran)
+				wantSame(t, "code", answer.Headers[wire.HeaderCode], c.code)
+				if ran, said := answer.Headers[wire.HeaderRan]; said {
+					t.Errorf("the answer says %s: %v", wire.HeaderRan, ran)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
@@ -287,7 +289,7 @@ func TestAtMostOnce(t *testing.T) {
 func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 	t.Parallel()
 	budget := func(ms int64) amqp.Publishing {
-		return with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: ms} })
+		return with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: ms} })
 	}
 	for _, c := range []struct {
 		name string
@@ -310,8 +312,8 @@ func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 				b.lost(c.msg)
 				pass(time.Minute)
 				answer := b.take()[0]
-				wantSame(t, "code", answer.Headers[headerCode], any(c.code))
-				if _, says := answer.Headers[headerRan]; says {
+				wantSame(t, "code", answer.Headers[wire.HeaderCode], any(c.code))
+				if _, says := answer.Headers[wire.HeaderRan]; says {
 					t.Errorf("headers %v", answer.Headers)
 				}
 			})
@@ -359,7 +361,7 @@ func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 				if len(answers) < 1 {
 					t.Fatal("no answer")
 				}
-				wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 				wantSame(t, "handed out", s.Stats().Requests, 1)
 				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
@@ -395,7 +397,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		wantSame(t, "mandatory", got.mandatory, true)
 		wantSame(t, "headers", len(got.msg.Headers), 3)
 		wantSame(t, "mine", got.msg.Headers["mine"], any("kept"))
-		wantSame(t, "deliveries", got.msg.Headers[headerDeliveries], any(int64(1)))
+		wantSame(t, "deliveries", got.msg.Headers[wire.HeaderDeliveries], any(int64(1)))
 		wantSame(t, "expiration", got.msg.Expiration, "5000")
 		wantSame(t, "content type", got.msg.ContentType, "text/plain")
 		wantSame(t, "type", got.msg.Type, "type")
@@ -410,7 +412,7 @@ func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
 		var running, most atomic.Int64
 		b, s := serve(t, handlers{"m": mostAtOnce(&running, &most)})
 		for range 4 {
-			b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int32(1)} }))
+			b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int32(1)} }))
 		}
 		pass(time.Minute)
 		wantSame(t, "answers", len(b.take()), 4)
@@ -491,11 +493,11 @@ func TestMoveToAMissingQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+".dead") })
-		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit)} }))
+		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
 		pass(time.Minute)
 		answers := b.take()
 		wantSame(t, "answers", len(answers), 1)
-		wantSame(t, "code", answers[0].Headers[headerCode], any("internal"))
+		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("internal"))
 		wantSame(t, "dead letters", b.ready(DefaultQueue+".dead"), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 		wantSame(t, "dead", s.Stats().Dead, 1)
@@ -509,8 +511,8 @@ func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
 		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"x": math.NaN()} }))
 		settle()
 		answer := b.take()[0]
-		wantSame(t, "code", answer.Headers[headerCode], any("invalid_argument"))
-		wantSame(t, "ran", answer.Headers[headerRan], nil)
+		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("invalid_argument"))
+		wantSame(t, "ran", answer.Headers[wire.HeaderRan], nil)
 		wantSame(t, "moved", s.Stats().Moved, 0)
 		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
 	})
@@ -519,11 +521,11 @@ func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
 func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		msg := with(request("m"), func(p *amqp.Publishing) { p.Headers, p.Expiration = amqp.Table{headerTimeout: "9000"}, "8000" })
+		msg := with(request("m"), func(p *amqp.Publishing) { p.Headers, p.Expiration = amqp.Table{wire.HeaderTimeout: "9000"}, "8000" })
 		j := &job{arrived: time.Now(), delivery: &amqp.Delivery{
 			AppId: msg.AppId, ReplyTo: msg.ReplyTo, CorrelationId: msg.CorrelationId, Headers: msg.Headers, Expiration: msg.Expiration,
 		}}
-		j.in, _ = decodeRequest(j.delivery, "")
+		j.in = decoded(j.delivery)
 		for _, step := range []struct {
 			after      time.Duration
 			budget     int64
@@ -534,9 +536,9 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wantSame(t, "budget", got.Headers[headerTimeout], any(step.budget))
+			wantSame(t, "budget", got.Headers[wire.HeaderTimeout], any(step.budget))
 			wantSame(t, "expiration", got.Expiration, step.expiration)
 		}
-		wantSame(t, "original", j.delivery.Headers[headerTimeout], any("9000"))
+		wantSame(t, "original", j.delivery.Headers[wire.HeaderTimeout], any("9000"))
 	})
 }

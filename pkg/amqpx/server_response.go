@@ -3,13 +3,15 @@ package amqpx
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 const (
@@ -26,13 +28,13 @@ const (
 // [DidNotRun] is sent after the acknowledgement of its request: otherwise the broker could
 // deliver the request again, and it would run.
 type outboundResponse struct {
-	server *Server
-	job    *job
-	reply  reply
-	tries  int
-	route  responseRoute
-	acked  bool // the acknowledgement of the request precedes the response
-	// replaced is true if the reply is an error in place of a response which the broker
+	server   *Server
+	job      *job
+	response wire.Response
+	tries    int
+	route    responseRoute
+	acked    bool // the acknowledgement of the request precedes the response
+	// replaced is true if the response is an error in place of a response which the broker
 	// rejected.
 	replaced bool
 }
@@ -54,7 +56,7 @@ func (s *Server) reply(j *job, r reply) {
 		j.ack()
 		return
 	}
-	j.answer = outboundResponse{server: s, job: j, reply: r}
+	j.answer = outboundResponse{server: s, job: j, response: r.toWire()}
 	j.answer.send()
 }
 
@@ -62,8 +64,8 @@ func (s *Server) reply(j *job, r reply) {
 // which has ended a connection is dropped.
 func (a *outboundResponse) send() {
 	s, in := a.server, a.job.in
-	switch direct := isDirectAddress(in.replyTo); {
-	case direct && s.suspects.isAvoided(in.replyTo):
+	switch direct := isDirectAddress(in.ReplyTo); {
+	case direct && s.suspects.isAvoided(in.ReplyTo):
 		a.undeliverable(errAvoided)
 	case a.route == routeIsolated || s.suspects.isSuspect(in):
 		a.isolate()
@@ -85,7 +87,7 @@ func (a *outboundResponse) isolate() {
 // undeliverable implements isolable. It acknowledges the request, so that the response cannot
 // end another connection.
 func (a *outboundResponse) undeliverable(cause error) {
-	a.server.noteUndeliverable(a.job.in.replyTo, a.job.in.CorrelationID, cause)
+	a.server.noteUndeliverable(a.job.in.ReplyTo, a.job.in.ID, cause)
 	a.done()
 }
 
@@ -99,7 +101,7 @@ func (s *Server) refuse(j *job, e *Error) {
 		s.reply(j, r)
 		return
 	}
-	j.answer = outboundResponse{server: s, job: j, reply: r, acked: true}
+	j.answer = outboundResponse{server: s, job: j, response: r.toWire(), acked: true}
 	j.refuseAfterAck(&j.answer)
 }
 
@@ -109,7 +111,7 @@ func (s *Server) refusalOf(j *job, e *Error) reply {
 	if j.in.Redelivered && e.outcome == DidNotRun {
 		e.outcome = MayHaveRun
 	}
-	return reply{failed: e, timing: timing{queue: time.Since(j.arrived)}}
+	return reply{failed: e, times: wire.Times{Queue: time.Since(j.arrived)}}
 }
 
 // beginSend implements outbound. A response is always sent.
@@ -121,27 +123,21 @@ func (a *outboundResponse) canceled() bool { return false }
 // publishing implements outbound. The return of a mandatory response is only counted: a caller
 // without a reply queue needs no response.
 func (a *outboundResponse) publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	in, r, persistent := a.job.in, a.reply, a.server.cfg.persistent
-	if r.failed != nil {
-		msg = encodeError(in, r.failed, r.timing, persistent)
-	} else {
-		msg = encodeResult(in, r.body, r.timing, persistent)
-	}
-	r.props.addTo(&msg, r.failed != nil)
-	return in.replyTo, a.server.returnsCount(in.replyTo), msg
+	in := a.job.in
+	return in.ReplyTo, a.server.returnsCount(in.ReplyTo), a.response.Publishing(&in.Request, a.server.cfg.persistent)
 }
 
 // batchKey implements batchable. A client that sends batches can read batches.
 func (a *outboundResponse) batchKey() string {
-	if a.job.parcel == nil || !a.reply.props.batchable() || answerSize(a.job.in.CorrelationID, a.reply) > batchBytes {
+	if a.job.parcel == nil || !a.response.FitsBatch() || a.response.BatchSize(&a.job.in.Request) > batchBytes {
 		return ""
 	}
-	return a.job.in.replyTo
+	return a.job.in.ReplyTo
 }
 
 // fits implements batchable.
 func (a *outboundResponse) fits(b *batch) bool {
-	return len(b.body)+answerSize(a.job.in.CorrelationID, a.reply) <= b.limit
+	return len(b.body)+a.response.BatchSize(&a.job.in.Request) <= b.limit
 }
 
 // consumers implements batchable. A reply queue has one consumer, the client.
@@ -155,7 +151,7 @@ func (a *outboundResponse) appendTo(b *batch) {
 	if len(b.messages) == 0 {
 		b.persistent, b.mandatory = a.server.cfg.persistent, a.server.returnsCount(b.key)
 	}
-	b.body = appendAnswer(b.body, a.job.in, a.reply)
+	b.body = a.response.AppendTo(b.body, &a.job.in.Request)
 }
 
 // onResult implements outbound.
@@ -171,7 +167,7 @@ func (a *outboundResponse) onResult(f publishResult) {
 		a.done()
 	case f == resultNacked:
 		a.nacked()
-	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.ended()): // no redelivery of the request
+	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.Ended()): // no redelivery of the request
 		a.send()
 	case f == resultSuspect:
 		a.isolate() // the response may have ended the channel
@@ -195,9 +191,8 @@ func (a *outboundResponse) reject(cause error) {
 		return
 	}
 	a.replaced = true
-	e := Errorf(code, "response: %w", told)
-	e.causes = nil // causes are not sent and must not stay in memory
-	a.reply.body, a.reply.failed, a.reply.props = nil, e, nil
+	a.response.Body, a.response.Properties = nil, nil
+	a.response.Failure = failureOf(Errorf(code, "response: %w", told))
 	a.send()
 }
 
@@ -205,11 +200,11 @@ func (a *outboundResponse) reject(cause error) {
 func (a *outboundResponse) nacked() {
 	s, j := a.server, a.job
 	left := nackedFor - time.Since(j.arrived)
-	if j.in.budget != noBudget {
-		left = j.in.budget - time.Since(j.arrived)
+	if j.in.Budget != wire.NoBudget {
+		left = j.in.Budget - time.Since(j.arrived)
 	}
 	if left <= 0 {
-		s.noteNacked(nackedResponse{j.in.replyTo, j.in.CorrelationID, a.tries + 1})
+		s.noteNacked(nackedResponse{j.in.ReplyTo, j.in.ID, a.tries + 1})
 		a.done()
 		return
 	}
@@ -249,7 +244,7 @@ func (s *Server) forCaller(in *incoming, err error) *Error {
 			err = errNilError
 		}
 		s.cfg.logger.Error("handler failed", zap.String("method", in.Method),
-			zap.String("correlation_id", in.CorrelationID), zap.Error(err))
+			zap.String("correlation_id", in.ID), zap.Error(err))
 	}
 	return internalError()
 }
@@ -274,17 +269,6 @@ type Response struct {
 	Header map[string]any
 }
 
-// properties holds the properties of a message which the application reads and sets. A value
-// is immutable once it is shared.
-type properties struct {
-	contentType, contentEncoding string
-	kind                         string // the AMQP property type
-	header                       map[string]any
-}
-
-// typeError is the property type with which some libraries mark a failure.
-const typeError = "error"
-
 // errNoResponse is returned for a context that is not a handler's.
 var errNoResponse = errors.New("amqpx: the context is not that of a server's handler")
 
@@ -294,11 +278,11 @@ var errNoResponse = errors.New("amqpx: the context is not that of a server's han
 // handler returns. It returns an error if ctx is not a handler's context, or if a value cannot
 // be sent.
 func SetResponseContentType(ctx context.Context, contentType, contentEncoding string) error {
-	if err := checkContent(contentType, contentEncoding); err != nil {
+	if err := wire.CheckContent(contentType, contentEncoding); err != nil {
 		return err
 	}
-	return changeResponse(ctx, func(p *properties) error {
-		p.contentType, p.contentEncoding = contentType, contentEncoding
+	return changeResponse(ctx, func(p *wire.Properties) error {
+		p.ContentType, p.ContentEncoding = contentType, contentEncoding
 		return nil
 	})
 }
@@ -309,30 +293,30 @@ func SetResponseContentType(ctx context.Context, contentType, contentEncoding st
 // returns an error if ctx is not a handler's context, or if the header cannot be sent. The
 // caller reads headers with [WithCallInfo].
 func SetResponseHeader(ctx context.Context, name string, value any) error {
-	sent, err := encodeHeader(map[string]any{name: value})
+	sent, err := wire.EncodeHeader(map[string]any{name: value})
 	if err != nil {
 		return err
 	}
-	return changeResponse(ctx, func(p *properties) error {
-		header := maps.Clone(p.header)
+	return changeResponse(ctx, func(p *wire.Properties) error {
+		header := maps.Clone(p.Header)
 		if header == nil {
 			header = make(map[string]any, 1)
 		}
 		header[name] = sent[name]
-		p.header = header
-		return checkHeader(header)
+		p.Header = header
+		return wire.CheckHeader(header)
 	})
 }
 
 // changeResponse atomically replaces the properties of a handler's response by a changed copy.
-func changeResponse(ctx context.Context, change func(*properties) error) error {
+func changeResponse(ctx context.Context, change func(*wire.Properties) error) error {
 	r, ok := ctx.Value(invocationKey{}).(*invocation)
 	if !ok {
 		return errNoResponse
 	}
 	for {
 		before := r.response.Load()
-		var changed properties
+		var changed wire.Properties
 		if before != nil {
 			changed = *before
 		}
@@ -351,80 +335,24 @@ const ownProperties = 4 << 10
 
 // checkResponse returns an error if the properties do not fit a frame of the connection
 // together with the properties of this package.
-func (r *invocation) checkResponse(p *properties) error {
+func (r *invocation) checkResponse(p *wire.Properties) error {
 	var msg amqp.Publishing
-	p.addTo(&msg, false)
-	size := r.job.from.sess.pub.frameSize()
+	p.AddTo(&msg, false)
+	size := r.job.from.sess.Pub.FrameSize()
 	if size == 0 {
 		return nil // the frame size has no limit
 	}
-	if err := checkFrame(&msg, max(size-ownProperties, ownProperties/2)); err != nil {
+	if err := transport.CheckFrame(&msg, max(size-ownProperties, ownProperties/2)); err != nil {
 		return Errorf(CodeResourceExhausted, "the response's %w", err)
 	}
 	return nil
 }
 
-// checkContent returns an error for a content type or encoding that cannot be sent.
-func checkContent(contentType, contentEncoding string) error {
-	switch {
-	case len(contentType) > maxShortString || len(contentEncoding) > maxShortString:
-		return fmt.Errorf("content type of %d bytes, content encoding of %d: want at most %d", len(contentType), len(contentEncoding), maxShortString)
-	case contentType == contentTypeCalls || contentType == contentTypeAnswers:
-		return fmt.Errorf("content type %q is reserved for batches", contentType)
-	default:
-		return nil
-	}
-}
-
-// addTo adds the properties to a response which is not in a batch.
-func (p *properties) addTo(msg *amqp.Publishing, failed bool) {
-	if p == nil {
-		return
-	}
-	if !failed {
-		msg.ContentType, msg.ContentEncoding = p.contentType, p.contentEncoding
-	}
-	for name, v := range p.header {
-		setHeader(msg, name, v)
-	}
-}
-
-// batchable reports whether the properties fit the format of a batch, where headers are text.
-func (p *properties) batchable() bool { return p == nil || allText(p.header) }
-
-// allText reports whether all header values are text.
-func allText(header map[string]any) bool {
-	for _, v := range header {
-		if _, ok := v.(string); !ok {
-			return false
-		}
-	}
-	return true
-}
-
-// size estimates the memory of the properties in bytes.
-func (p *properties) size() int {
-	if p == nil {
-		return 0
-	}
-	n, _ := headerSize(amqp.Table(p.header), 0)
-	return n + len(p.contentType) + len(p.contentEncoding)
-}
-
-// receivedProperties returns the properties of a response outside a batch, or nil.
-func receivedProperties(d *amqp.Delivery) *properties {
-	header := applicationHeader(d.Headers)
-	if header == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
-		return nil
-	}
-	return &properties{contentType: d.ContentType, contentEncoding: d.ContentEncoding, kind: d.Type, header: header}
-}
-
-// response returns the Response with these properties.
-func (p *properties) response(body []byte) *Response {
-	r := &Response{Body: body}
-	if p != nil {
-		r.ContentType, r.ContentEncoding, r.Type, r.Header = p.contentType, p.contentEncoding, p.kind, p.header
+// newResponse returns the response in the form for the application.
+func newResponse(a *wire.Response) *Response {
+	r := &Response{Body: a.Body}
+	if p := a.Properties; p != nil {
+		r.ContentType, r.ContentEncoding, r.Type, r.Header = p.ContentType, p.ContentEncoding, p.Type, p.Header
 	}
 	return r
 }
@@ -441,13 +369,13 @@ func WithResponseCheck(check func(*Response) error) ClientOption {
 }
 
 // check calls the function of WithResponseCheck with a successful response.
-func (k *call) check(a *reply) (failed *Error) {
+func (k *call) check(a *wire.Response) (failed *Error) {
 	defer func() {
 		if v := recover(); v != nil {
 			failed = localError(CodeInternal, Ran, nil, "the response check panicked: "+panicText(v))
 		}
 	}()
-	err := k.route.check(a.props.response(a.body))
+	err := k.route.check(newResponse(a))
 	if err == nil {
 		return nil
 	}
@@ -472,7 +400,7 @@ func (s *Server) noteNacked(r nackedResponse) {
 	if !log.Core().Enabled(zap.WarnLevel) {
 		return // logged a moment ago
 	}
-	if s.sup.current() != nil && !isDirectAddress(r.replyTo) {
+	if s.sup.Current() != nil && !isDirectAddress(r.replyTo) {
 		select {
 		case s.nacked <- nackedToLog{r, log}:
 			return
@@ -491,22 +419,22 @@ type nackedToLog struct {
 }
 
 // explainNacked logs nacked responses until the session ends.
-func (s *Server) explainNacked(sess *session) {
+func (s *Server) explainNacked(sess *transport.Session) {
 	for {
 		select {
 		case r := <-s.nacked:
-			kind, err := sess.lookAtReplyQueue(r.replyTo)
+			kind, err := lookAtReplyQueue(sess, r.replyTo)
 			r.log(r.logger, kind, err)
-		case <-sess.done:
+		case <-sess.Done:
 			return
 		}
 	}
 }
 
 // lookAtReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
-func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
-	found := s.inGoroutine(func() error {
-		return withTempChannel(s.sub, func(ch channel) error {
+func lookAtReplyQueue(s *transport.Session, name string) (FaultKind, error) {
+	found := s.InGoroutine(func() error {
+		return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 			return err
 		})
@@ -518,14 +446,14 @@ func (s *session) lookAtReplyQueue(name string) (FaultKind, error) {
 	case err = <-found:
 	case <-limit.C:
 		err = errNoAnswer
-	case <-s.done:
-		err = s.cause
+	case <-s.Done:
+		err = s.Cause
 	}
 	if err == nil {
 		return "", nil
 	}
-	fault := classify(s.target, atStep(stepPublishTo, name, err))
-	return fault.kind, fault
+	fault := transport.Classify(s.Target, transport.AtStep(transport.StepPublishTo, name, err))
+	return fault.Kind, fault
 }
 
 // log logs the nacked response.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestHandlerDescribesItsResponse(t *testing.T) {
@@ -64,8 +66,8 @@ func TestWhatAResponseCannotSay(t *testing.T) {
 			faults <- SetResponseHeader(ctx, "rpc-code", "x")
 			faults <- SetResponseHeader(ctx, "CC", "x")
 			faults <- SetResponseHeader(ctx, "h", new(int))
-			faults <- SetResponseHeader(ctx, "h", strings.Repeat("v", maxHeaderBytes))
-			faults <- SetResponseContentType(ctx, contentTypeAnswers, "")
+			faults <- SetResponseHeader(ctx, "h", strings.Repeat("v", wire.MaxHeaderBytes))
+			faults <- SetResponseContentType(ctx, wire.ContentTypeResponses, "")
 			faults <- SetResponseContentType(ctx, "", strings.Repeat("e", 256))
 			faults <- SetResponseHeader(context.WithoutCancel(t.Context()), "h", "v")
 			return nil, nil

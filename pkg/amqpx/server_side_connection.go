@@ -8,6 +8,10 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // A response can end the connection on which it is published. RabbitMQ 3 closes the connection
@@ -17,7 +21,7 @@ import (
 // connections, where such a response affects no other work. docs/adr/0012 has the reasons.
 
 // isDirectAddress reports whether a reply_to is an address of direct reply-to.
-func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, directReplyTo) }
+func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, wire.DirectReplyTo) }
 
 // isolable is an outbound message which can be published alone.
 type isolable interface {
@@ -32,30 +36,29 @@ type isolable interface {
 // goroutine of run uses it.
 type sideConnection struct {
 	server  *Server
-	sup     *supervisor // only dials: the server's status and log describe the session's connection
+	role    string
+	sup     *transport.Supervisor // only dials: the server's status and log describe the session's connection
 	outbox  *outbox
-	publish func(ctx context.Context, sess *session) // returns when the session or ctx ends, or when idle
+	publish func(ctx context.Context, sess *transport.Session) // returns when the session or ctx ends, or when idle
 }
 
-func newSideConnection(s *Server, role string, publish func(context.Context, *session)) *sideConnection {
-	cfg := s.cfg.config
-	cfg.logger = zap.NewNop()
-	nothing := func(context.Context, *session) error { return nil }
-	return &sideConnection{server: s, sup: newSupervisor(&cfg, role, true, nothing), outbox: newOutbox(), publish: publish}
+func newSideConnection(s *Server, role string, publish func(context.Context, *transport.Session)) *sideConnection {
+	cfg := s.cfg.connections(role, true, noStatus{}, func(context.Context, *transport.Session) error { return nil })
+	cfg.Logger = zap.NewNop()
+	return &sideConnection{server: s, role: role, sup: transport.NewSupervisor(cfg), outbox: newOutbox(), publish: publish}
 }
 
 // run keeps the connection alive while messages wait, until ctx ends.
 func (c *sideConnection) run(ctx context.Context) {
-	cfg := c.sup.cfg
-	wait := newBackoff(cfg.backoffMin, max(cfg.backoffMin, min(cfg.backoffMax, passingFaultMax)))
+	wait := c.sup.NewBackoff()
 	for c.isNeeded(ctx) {
-		sess, err := c.sup.connect(ctx)
+		sess, err := c.sup.Connect(ctx)
 		if err == nil {
 			begun := time.Now()
 			c.publish(ctx, sess)
-			sess.close()
-			err = sess.cause
-			if time.Since(begun) >= settledAfter {
+			sess.Close()
+			err = sess.Cause
+			if time.Since(begun) >= transport.SettledAfter {
 				wait.Reset()
 			}
 		}
@@ -63,8 +66,8 @@ func (c *sideConnection) run(ctx context.Context) {
 			continue
 		}
 		c.server.logs.sideConnection.of(c.server.cfg.logger).Warn("a connection for responses ended, reconnecting",
-			zap.String("role", c.sup.role), zap.Error(err))
-		sleep(ctx, wait.NextBackOff())
+			zap.String("role", c.role), zap.Error(err))
+		xsync.Sleep(ctx, wait.NextBackOff())
 	}
 }
 
@@ -80,10 +83,10 @@ func (c *sideConnection) isNeeded(ctx context.Context) bool {
 }
 
 // publishDirect publishes responses to direct reply-to and responses of the control plane.
-func (s *Server) publishDirect(ctx context.Context, sess *session) {
+func (s *Server) publishDirect(ctx context.Context, sess *transport.Session) {
 	startPublisher(sess, s.direct.outbox, func(amqp.Return) {}) // no message is mandatory
 	select {
-	case <-sess.done:
+	case <-sess.Done:
 	case <-ctx.Done():
 	}
 }
@@ -111,8 +114,8 @@ type isolated struct {
 func (s *Server) isolate(out isolable) { s.isolated.outbox.put(&isolated{isolable: out}) }
 
 // publishIsolated publishes the messages one by one, each after the confirm of the previous.
-func (s *Server) publishIsolated(ctx context.Context, sess *session) {
-	returns := sess.pubCh.NotifyReturn(make(chan amqp.Return, 1))
+func (s *Server) publishIsolated(ctx context.Context, sess *transport.Session) {
+	returns := sess.PubCh.NotifyReturn(make(chan amqp.Return, 1))
 	for {
 		waiting := s.isolated.outbox.drain(nil)
 		for i, out := range waiting {
@@ -127,7 +130,7 @@ func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 			idle.Stop()
 		case <-idle.C:
 			return
-		case <-sess.done:
+		case <-sess.Done:
 			idle.Stop()
 			return
 		case <-ctx.Done():
@@ -140,29 +143,29 @@ func (s *Server) publishIsolated(ctx context.Context, sess *session) {
 // publishAlone publishes one message and waits for its confirm. The result is false if the
 // session or ctx has ended, or if the connection is to be replaced. Then the message waits for
 // the next connection, unless it has a result or is undeliverable.
-func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, returns <-chan amqp.Return) bool {
-	for opening := sess.flow.unblocked(); opening != nil; opening = sess.flow.unblocked() {
+func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out outbound, returns <-chan amqp.Return) bool {
+	for opening := sess.Flow.Unblocked(); opening != nil; opening = sess.Flow.Unblocked() {
 		select {
 		case <-opening:
 			continue
-		case <-sess.done:
+		case <-sess.Done:
 		case <-ctx.Done():
 		}
 		s.isolated.outbox.put(out)
 		return false
 	}
-	if !out.beginSend(sess.generation) {
+	if !out.beginSend(sess.Generation) {
 		return true
 	}
 	key, mandatory, msg := out.publishing()
-	confirm, err := sess.pubCh.publish(key, mandatory, msg)
+	confirm, err := sess.PubCh.PublishTo(key, mandatory, msg)
 	switch {
 	case errors.Is(err, amqp.ErrClosed): // the message was not sent
-		sess.channelClosed(err)
+		sess.ChannelClosed(err)
 		s.isolated.outbox.put(out)
 		return false
 	case err != nil:
-		sess.fail(err)
+		sess.Fail(err)
 		s.blame(out, err)
 		return false
 	}
@@ -181,12 +184,12 @@ func (s *Server) publishAlone(ctx context.Context, sess *session, out outbound, 
 			out.onResult(resultConfirmed)
 		}
 		return true
-	case !sess.pubCh.IsClosed():
+	case !sess.PubCh.IsClosed():
 		out.onResult(resultNacked)
-		return time.Since(sess.start) < isolatedNacked
+		return time.Since(sess.Start) < isolatedNacked
 	}
-	<-sess.done // a closed channel ends its session
-	s.blame(out, sess.cause)
+	<-sess.Done // a closed channel ends its session
+	s.blame(out, sess.Cause)
 	return false
 }
 

@@ -11,10 +11,12 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // deadNode is a well-formed direct reply-to address of a stopped node.
-const deadNode = directReplyTo + ".g1h3DnJlcGx5QDEyMzQ1Njc4AAADAQAAAABmESIz.MDEyMzQ1Njc4OWFiY2RlZg=="
+const deadNode = wire.DirectReplyTo + ".g1h3DnJlcGx5QDEyMzQ1Njc4AAADAQAAAABmESIz.MDEyMzQ1Njc4OWFiY2RlZg=="
 
 // endsAtDeadNodes makes the broker end the connection of a publisher to a deadNode address.
 func endsAtDeadNodes(b *fakeBroker) {
@@ -28,7 +30,7 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 	for name, change := range map[string]func(*amqp.Publishing){
 		"without a key": func(*amqp.Publishing) {},
 		"with a key":    func(msg *amqp.Publishing) { msg.MessageId = "key" },
-		"our contract":  func(msg *amqp.Publishing) { msg.Type = typeCall },
+		"our contract":  func(msg *amqp.Publishing) { msg.Type = wire.TypeRequest },
 		"unknown method": func(msg *amqp.Publishing) {
 			msg.AppId = "unknown" // the refusal says "did not run" and is sent after the request is acknowledged
 		},
@@ -95,7 +97,7 @@ func TestControlMessageFromADeadNodeHarmsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
 		endsAtDeadNodes(r.broker)
-		for _, question := range []string{controlPing, controlInfo, controlStats} {
+		for _, question := range []string{wire.ControlPing, wire.ControlInfo, wire.ControlStats} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: deadNode + question, CorrelationId: "id"})
 		}
 		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
@@ -135,7 +137,7 @@ func TestMessageThatEndsTheServersConnection(t *testing.T) {
 				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil", MessageId: "key"})
 				b.put(amqp.Publishing{
 					AppId: "m", ReplyTo: "evil", CorrelationId: "evil",
-					Headers: amqp.Table{headerDeliveries: int64(DefaultDeliveryLimit - 1)}, // the next loss is the last
+					Headers: amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}, // the next loss is the last
 				})
 				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil"})
 				pass(time.Minute)

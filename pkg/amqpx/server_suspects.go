@@ -49,7 +49,7 @@ func isException(cause error) bool {
 func (s *suspects) keyOf(in *incoming) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
-	for _, text := range []string{in.replyTo, in.CorrelationID, in.IdempotencyKey, in.Method} {
+	for _, text := range []string{in.ReplyTo, in.ID, in.Key, in.Method} {
 		_, _ = h.WriteString(text)
 		_ = h.WriteByte(0)
 	}

@@ -15,6 +15,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // rawQueue is the reply queue of raw requests.
@@ -80,7 +82,7 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 				answers := b.take()
 				if !c.silent {
 					wantSame(t, "answers", len(answers), 1)
-					code, _ := answers[0].Headers[headerCode].(string)
+					code, _ := answers[0].Headers[wire.HeaderCode].(string)
 					wantSame(t, "code", Code(code), c.code)
 					wantSame(t, "correlation_id", answers[0].CorrelationId, c.msg.CorrelationId)
 				} else {
@@ -158,7 +160,7 @@ func TestDeadlineReachesTheHandler(t *testing.T) {
 		wantSame(t, "time left", <-left, 1500*time.Millisecond)
 		pass(2 * time.Second)
 		answer := b.take()[0]
-		wantSame(t, "code", answer.Headers[headerCode], any("deadline_exceeded"))
+		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("deadline_exceeded"))
 		b.put(request("m"))
 		wantSame(t, "time left without a budget", <-left, DefaultMaxHandlerTime)
 		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": int64(3_600_000)} }))
@@ -186,8 +188,8 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 		b.with(func(b *fakeBroker) { wantSame(t, "expired in the broker", b.queues[DefaultQueue].expired, 1) })
 		answers := b.take()
 		wantSame(t, "answers", len(answers), 2)
-		wantSame(t, "code", answers[1].Headers[headerCode], any("deadline_exceeded"))
-		wantSame(t, "ran", answers[1].Headers[headerRan], any(false))
+		wantSame(t, "code", answers[1].Headers[wire.HeaderCode], any("deadline_exceeded"))
+		wantSame(t, "ran", answers[1].Headers[wire.HeaderRan], any(false))
 	})
 }
 
@@ -219,7 +221,7 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 		answers := b.take()
 		wantSame(t, "answers", len(answers), 4)
 		for i, want := range []any{"internal", "internal", "internal", nil} {
-			wantSame(t, "code", answers[i].Headers[headerCode], want)
+			wantSame(t, "code", answers[i].Headers[wire.HeaderCode], want)
 		}
 		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3, Workers: 1})
 	})
@@ -237,7 +239,7 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 		b.put(request("panics"))
 		settle()
 		for _, a := range b.take() {
-			if strings.Contains(string(a.Body), "fire") || a.Headers[headerCode] != "internal" {
+			if strings.Contains(string(a.Body), "fire") || a.Headers[wire.HeaderCode] != "internal" {
 				t.Errorf("answer %+v", a)
 			}
 		}
@@ -267,7 +269,7 @@ func TestAnswerTooLarge(t *testing.T) {
 				b.put(request("m"))
 				settle()
 				answer := b.take()[0]
-				code, _ := answer.Headers[headerCode].(string)
+				code, _ := answer.Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
 					t.Errorf("answer of %d bytes", len(answer.Body))
@@ -313,7 +315,7 @@ func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo}, WithLogger(log))
 				b.fail(rawQueue, slices.Repeat([]fault{faultNack}, c.refusals)...)
 				msg := request("m")
-				msg.Headers = amqp.Table{headerTimeout: int64(20_000)}
+				msg.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)}
 				b.put(msg)
 				pass(25 * time.Second)
 				settle()

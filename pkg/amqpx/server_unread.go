@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Deliveries whose bodies were dropped on arrival (frame_content.go). A request with a body
@@ -38,8 +40,8 @@ func (j *job) tooLarge() {
 // takeUnread handles a request without its body, for which there was no room on arrival. The
 // result is false for any other request, and for a request which is refused with any body.
 func (c *consumer) takeUnread(j *job) bool {
-	drop, ok := droppedBodyOf(j.delivery.Headers)
-	if !ok || !drop.noRoom {
+	drop, ok := wire.DroppedBodyOf(j.delivery.Headers)
+	if !ok || !drop.NoRoom {
 		return false
 	}
 	s := c.server
@@ -53,7 +55,7 @@ func (c *consumer) takeUnread(j *job) bool {
 		j.requeue()
 	case m.atMostOnce, !in.OneWay && s.endsWhenRedelivered(j):
 		e := refusal(CodeResourceExhausted, "the server has %d bytes of requests in hand and no room for %d more",
-			s.cfg.inHand.held.Load(), drop.size)
+			s.cfg.inHand.Held.Load(), drop.Size)
 		e.retryAfter = unreadRetryAfter
 		s.refuse(j, e)
 	default:
@@ -68,7 +70,7 @@ func (c *consumer) takeUnread(j *job) bool {
 // request. The result is also true if the broker would soon drop the request.
 func (s *Server) endsWhenRedelivered(j *job) bool {
 	limit := s.cfg.deliveryLimit
-	return limit > 0 && !j.delivery.Redelivered && j.in.lostDeliveries+1 >= limit || j.isNearBrokerLimit()
+	return limit > 0 && !j.delivery.Redelivered && j.in.LostDeliveries+1 >= limit || j.isNearBrokerLimit()
 }
 
 // maxDeferred bounds the number of requests in deferredRequests; at the bound all records are
@@ -128,32 +130,32 @@ func (r *deferredRequests) take(j *job) bool {
 
 // takeUnreadBatch handles a batch without its body, and returns false for any other batch.
 func (c *consumer) takeUnreadBatch(message *job) bool {
-	drop, ok := droppedBodyOf(message.delivery.Headers)
+	drop, ok := wire.DroppedBodyOf(message.delivery.Headers)
 	if !ok {
 		return false
 	}
 	s := c.server
 	s.parcels.Add(1)
-	s.track.add(1)
-	if drop.noRoom {
+	s.track.Add(1)
+	if drop.NoRoom {
 		s.counts.deferred.Add(1)
 		c.keepUnread(message, drop)
 		return true
 	}
 	s.counts.tooLarge.Add(1)
 	s.logs.tooLarge.of(s.cfg.logger).Warn("rejected a batch that is too large", zap.String("queue", c.sub.queue),
-		zap.String("reply_to", message.delivery.ReplyTo), zap.String("reason", drop.tooLarge()))
+		zap.String("reply_to", message.delivery.ReplyTo), zap.String("reason", drop.TooLarge()))
 	message.disposition = disposeReject
 	message.ack()
 	return true
 }
 
 // keepUnread keeps a delivery, unacknowledged, until there is room for its body.
-func (c *consumer) keepUnread(j *job, drop droppedBody) {
+func (c *consumer) keepUnread(j *job, drop wire.DroppedBody) {
 	s := c.server
-	j.unread = int64(drop.size) //nolint:gosec // at most the limit.
-	s.logs.deferred.of(s.cfg.logger).Warn("no room for a request: it is delivered again when there is", zap.Uint64("bytes", drop.size),
-		zap.Int64("bytes_in_hand", s.cfg.inHand.held.Load()), zap.Int64("max_bytes_in_hand", s.cfg.inHand.limit))
+	j.unread = int64(drop.Size) //nolint:gosec // at most the limit.
+	s.logs.deferred.of(s.cfg.logger).Warn("no room for a request: it is delivered again when there is", zap.Uint64("bytes", drop.Size),
+		zap.Int64("bytes_in_hand", s.cfg.inHand.Held.Load()), zap.Int64("max_bytes_in_hand", s.cfg.inHand.Limit))
 	select {
 	case c.unread <- j:
 	case <-c.done:
@@ -206,7 +208,7 @@ func (c *consumer) returnUnread() {
 // rest.
 func (c *consumer) returnFitting(waiting []*job) []*job {
 	inHand := c.server.cfg.inHand
-	room, idle := inHand.room(), inHand.held.Load() == 0
+	room, idle := inHand.Room(), inHand.Held.Load() == 0
 	n := 0
 	for _, j := range waiting {
 		if room -= j.unread; room < 0 && !(idle && n == 0) {

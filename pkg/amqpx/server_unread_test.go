@@ -12,10 +12,13 @@ import (
 	"weak"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // large is the size of the smallest large body.
-const large = smallBody + 1
+const large = transport.SmallBody + 1
 
 // startBounded starts a server with connections that drop bodies beyond the limits, like real
 // connections.
@@ -57,8 +60,8 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 	}{
 		"fresh":       {DefaultQueue, func(*amqp.Publishing) {}, false},
 		"in .batch":   {batchQueueName, func(*amqp.Publishing) {}, false},
-		"in .retry":   {DefaultQueue + retrySuffix, func(m *amqp.Publishing) { m.Headers = amqp.Table{headerDeliveries: int64(2)} }, nil},
-		"sent again":  {DefaultQueue, func(m *amqp.Publishing) { m.Headers = amqp.Table{headerResent: true} }, nil},
+		"in .retry":   {DefaultQueue + retrySuffix, func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }, nil},
+		"sent again":  {DefaultQueue, func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderResent: true} }, nil},
 		"no such one": {DefaultQueue, func(m *amqp.Publishing) { m.AppId = "unknown" }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,8 +78,8 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 				if len(answers) != 1 {
 					t.Fatalf("%d answers", len(answers))
 				}
-				wantSame(t, "code", answers[0].Headers[headerCode], any(string(CodeInvalidArgument)))
-				wantSame(t, "ran", answers[0].Headers[headerRan], c.ran)
+				wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any(string(CodeInvalidArgument)))
+				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], c.ran)
 				want := fmt.Sprintf("%v: body of %d bytes, limit %d", ErrTooLarge, large+1, large)
 				wantSame(t, "text", string(answers[0].Body), want)
 				wantSame(t, "executions", runs.Load(), 0)
@@ -99,7 +102,7 @@ func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
 		one := bulky("m", "1", 11)
 		one.ReplyTo = ""
 		b.put(one)
-		b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, Body: make([]byte, large)})
+		b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, Body: make([]byte, large)})
 		pass(time.Second)
 		b.with(func(b *fakeBroker) { wantSame(t, "rejected", b.rejected, 2) })
 		wantSame(t, "too large", s.Stats().TooLarge, 2)
@@ -118,25 +121,25 @@ func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 		s := startBounded(t, b, handlers{"m": echo}, WithMaxMessageSize(10), WithBatch(BatchAuto))
 		var body []byte
 		for id, size := range map[string]int{"big": 11, "fits": 10} {
-			body = appendCall(body, &Request{Method: "m", CorrelationID: id, Body: make([]byte, size)}, time.Minute, false, 0)
+			body = (&wire.Request{Method: "m", ID: id, Body: make([]byte, size)}).AppendTo(body, time.Minute)
 		}
-		b.putIn(batchQueueName, amqp.Publishing{ContentType: contentTypeCalls, ReplyTo: rawQueue, Body: body})
+		b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
 		pass(time.Second)
 		codes := map[string]Code{}
 		for _, msg := range b.take() {
-			if msg.ContentType != contentTypeAnswers { // the first response travels alone
-				code, _ := msg.Headers[headerCode].(string)
+			if msg.ContentType != wire.ContentTypeResponses { // the first response travels alone
+				code, _ := msg.Headers[wire.HeaderCode].(string)
 				codes[msg.CorrelationId] = Code(code)
 				continue
 			}
-			answers, err := decodeAnswers(msg.Body, false, nil)
+			answers, err := wire.DecodeResponses(msg.Body, false, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, a := range answers {
-				codes[string(a.id)] = ""
-				if a.failed != nil {
-					codes[string(a.id)] = a.failed.code
+				codes[string(a.ID)] = ""
+				if a.Failure != nil {
+					codes[string(a.ID)] = Code(a.Failure.Code)
 				}
 			}
 		}
@@ -188,7 +191,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 					pass(time.Second)
 					for _, a := range b.take() {
 						answers[a.CorrelationId]++
-						if code := a.Headers[headerCode]; code != nil && (!c.refused || code != string(CodeResourceExhausted)) {
+						if code := a.Headers[wire.HeaderCode]; code != nil && (!c.refused || code != string(CodeResourceExhausted)) {
 							t.Errorf("code %v: %s", code, a.Body)
 						}
 					}
@@ -243,8 +246,8 @@ func TestNoRoomForARequestThatRunsAtMostOnce(t *testing.T) {
 		if len(answers) != 1 {
 			t.Fatalf("%d answers", len(answers))
 		}
-		wantSame(t, "code", answers[0].Headers[headerCode], any(string(CodeResourceExhausted)))
-		wantSame(t, "ran", answers[0].Headers[headerRan], any(false))
+		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any(string(CodeResourceExhausted)))
+		wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 		close(release)
 		pass(time.Second)
 		wantEmpty(t, b, s)

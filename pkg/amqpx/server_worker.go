@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // A handler has a time limit ([WithMaxHandlerTime]), at which its context ends. A handler
@@ -50,7 +52,7 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	case !answered:
 	case worker:
 		s.load.busy.Add(-1)
-		s.workers.add(1) // the worker continues
+		s.workers.Add(1) // the worker continues
 		fallthrough
 	default:
 		s.stuck.remove(r, !worker)
@@ -113,7 +115,7 @@ func (h *stuckHandlers) count() (n int, oldest time.Time) {
 // closed, or when another worker has its place. Serve does not wait for a worker whose handler
 // is stuck.
 func (s *Server) startWorker(handlers context.Context, place int) {
-	s.workers.add(1)
+	s.workers.Add(1)
 	go s.work(handlers, place)
 }
 
@@ -132,14 +134,15 @@ func (s *Server) work(handlers context.Context, place int) {
 			s.startWorker(handlers, place)
 		}
 		if counted {
-			s.workers.done()
+			s.workers.Done()
 		}
 	}()
-	next := func() *job {
+	next := func() (open bool) {
 		j = nil // a waiting worker must not keep the last request, and its body, in memory
-		return s.jobs.pop()
+		j, open = s.jobs.Pop()
+		return open
 	}
-	for j = next(); j != nil; j = next() {
+	for next() {
 		j.place = place
 		if j.turn != nil {
 			if last = j.turn.take(&s.load, place); last {
@@ -220,7 +223,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	if fresh {
 		r.answered = true
 		s.stuck.add(r)
-		s.workers.done()
+		s.workers.Done()
 	}
 	replace := s.stuck.mayReplace(s.cfg.workers)
 	if replace {
@@ -231,7 +234,7 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 	if replace { // after the response, even if the observer ends this goroutine
 		defer func() {
 			s.load.busy.Add(-1)
-			s.startWorker(r.parent, r.place)
+			s.startWorker(r.Parent(), r.place)
 		}()
 	}
 	if fresh {
@@ -243,27 +246,27 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 	j, took := r.job, time.Since(r.begun)
 	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", j.method.name),
-		zap.String("correlation_id", r.correlationID), zap.Duration("took", took), zap.Bool("replaced", replaced))
+		zap.String("correlation_id", j.in.ID), zap.Duration("took", took), zap.Bool("replaced", replaced))
 	e := Errorf(CodeDeadlineExceeded, "the handler did not end within %v", limit)
 	e.outcome = MayHaveRun
-	t := timing{queue: r.begun.Sub(j.arrived), handler: took}
+	t := wire.Times{Queue: r.begun.Sub(j.arrived), Handler: took}
 	s.counts.failed.Add(1)
 	j.method.times.ended(false, took)
 	if r.silent.Load() { // another request of the same call responds
 		j.ack()
 	} else {
-		s.reply(j, reply{failed: e, timing: t})
+		s.reply(j, reply{failed: e, times: t})
 	}
 	if s.cfg.observer != nil {
-		s.cfg.observer.HandlerEnded(j.method.name, e.code, t.queue, took)
+		s.cfg.observer.HandlerEnded(j.method.name, e.code, t.Queue, took)
 	}
 }
 
 // limitOf returns the deadline of a handler's context: the caller's deadline or the server's
 // time limit, whichever is earlier. The zero time means no deadline.
 func (s *Server) limitOf(in *incoming, arrived, begun time.Time) (deadline time.Time) {
-	if in.budget != noBudget {
-		deadline = arrived.Add(in.budget)
+	if in.Budget != wire.NoBudget {
+		deadline = arrived.Add(in.Budget)
 	}
 	if limit := s.cfg.maxHandlerTime; limit > 0 {
 		if own := begun.Add(limit); deadline.IsZero() || own.Before(deadline) {
@@ -309,11 +312,11 @@ func (s *Server) process(handlers context.Context, j *job) {
 	in, failed := j.decode()
 	m := j.method
 	now := time.Now()
-	if queued := now.Sub(j.arrived); failed == nil && in.budget != noBudget && queued >= in.budget {
+	if queued := now.Sub(j.arrived); failed == nil && in.Budget != wire.NoBudget && queued >= in.Budget {
 		s.counts.expired.Add(1)
-		failed = expiredRefusal(in.budget, queued)
+		failed = expiredRefusal(in.Budget, queued)
 	}
-	if failed == nil && in.expired {
+	if failed == nil && in.Expired {
 		s.counts.expired.Add(1)
 		failed = refusal(CodeDeadlineExceeded, "expired in another queue, which dead-lettered it")
 	}
@@ -325,11 +328,19 @@ func (s *Server) process(handlers context.Context, j *job) {
 	case m == nil:
 		s.refuse(j, s.unimplemented(in.Method))
 	case s.handleRedelivered(j, m):
-	case in.lostDeliveries == 0:
+	case in.LostDeliveries == 0:
 		s.invoke(handlers, j, m, now)
 	default:
 		s.invokeAfterMoves(handlers, j, m)
 	}
+}
+
+// expiredRefusal refuses a request whose time had ended before a worker was free.
+func expiredRefusal(budget, queued time.Duration) *Error {
+	if budget == 0 {
+		return refusal(CodeDeadlineExceeded, "the call's time is 0 ms")
+	}
+	return refusal(CodeDeadlineExceeded, "expired after %v in the server, before a worker was free", queued)
 }
 
 // invokeAfterMoves runs a request which servers have lost, after the originals of republished
@@ -349,12 +360,10 @@ func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMet
 // watchdog has responded already.
 func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
 	r := newInvocation(j)
-	r.init(ctx, s.limitOf(j.in, j.arrived, begun))
-	defer r.cancel()
+	r.Init(ctx, s.limitOf(j.in, j.arrived, begun))
+	defer r.Cancel()
 	j.invoked = r
 	queued := begun.Sub(j.arrived)
-	j.in.Queued = queued
-	asArrived := j.in.Request
 	s.begin(r, begun)
 	body, err := []byte(nil), errGoexit
 	defer func() { //nolint:contextcheck // r is the context.
@@ -365,20 +374,9 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time
 		if !s.release(r, took) {
 			return
 		}
-		j.in.restore(&asArrived)
-		s.finish(r, body, err, timing{queue: queued, handler: took})
+		s.finish(r, body, err, wire.Times{Queue: queued, Handler: took})
 	}()
-	body, err = m.handler(r, &j.in.Request) //nolint:contextcheck // r is ctx's child.
-}
-
-// restore reverts a handler's changes, which the documentation forbids, to the parts of the
-// request on which the response depends.
-func (in *incoming) restore(asArrived *Request) {
-	if in.Method != asArrived.Method || in.CorrelationID != asArrived.CorrelationID ||
-		in.IdempotencyKey != asArrived.IdempotencyKey || in.Idempotent != asArrived.Idempotent ||
-		in.Redelivered != asArrived.Redelivered || in.OneWay != asArrived.OneWay {
-		in.Request = *asArrived
-	}
+	body, err = m.handler(r, j.in.hand(queued)) //nolint:contextcheck // r is ctx's child.
 }
 
 // errGoexit is the error of a handler that neither returned nor panicked.
@@ -398,8 +396,8 @@ const (
 // response and does not acknowledge the request, which another server will get. The error's
 // methods and the observer are application code: finish responds even if they panic or end the
 // goroutine.
-func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
-	j, res, how := r.job, reply{body: body, timing: t}, endsAnswered
+func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
+	j, res, how := r.job, reply{body: body, times: t}, endsAnswered
 	var refusal *Error
 	defer func() {
 		switch how {
@@ -416,7 +414,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 			} else {
 				s.counts.failed.Add(1)
 			}
-			j.method.times.ended(res.failed == nil, t.handler)
+			j.method.times.ended(res.failed == nil, t.Handler)
 		}
 		if r.silent.Load() { // another request of the same call responds
 			j.ack()
@@ -452,7 +450,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 		code = res.failed.code
 	}
 	if s.cfg.observer != nil && how == endsAnswered {
-		s.cfg.observer.HandlerEnded(j.method.name, code, t.queue, t.handler)
+		s.cfg.observer.HandlerEnded(j.method.name, code, t.Queue, t.Handler)
 	}
 }
 
@@ -461,13 +459,13 @@ func (s *Server) finish(r *invocation, body []byte, err error, t timing) {
 func (s *Server) judge(in *incoming, err error, r *reply) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.CorrelationID),
+			s.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.ID),
 				zap.String("error", fmt.Sprintf("its error, of type %T, panicked: %s", err, panicText(v))))
 		}
 	}()
 	failed := *s.forCaller(in, err)
 	failed.outcome = Ran // even if err is the error of a call by the handler
-	failed.message = truncate(failed.message, s.cfg.maxMessageSize)
+	failed.message = wire.Truncate(failed.message, s.cfg.maxMessageSize)
 	failed.causes = nil // causes are not sent and must not stay in memory
 	r.failed = &failed
 }
@@ -540,15 +538,15 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 // refusal need not wait for the acknowledgement. An idempotent call may be sent again after
 // either outcome.
 func (s *Server) shed(j *job) bool {
-	wait := s.load.wait(s.jobs.len(), j.arrived)
+	wait := s.load.wait(s.jobs.Len(), j.arrived)
 	if wait == 0 || s.isDraining() { // a draining server leaves the request to another server
 		return false
 	}
 	in, failed := j.decode()
-	if failed != nil || in.budget == noBudget || in.budget > wait || in.OneWay || s.dedup.has(j) {
+	if failed != nil || in.Budget == wire.NoBudget || in.Budget > wait || in.OneWay || s.dedup.has(j) {
 		return false
 	}
-	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.budget)
+	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.Budget)
 	e.retryAfter = wait
 	if in.Idempotent || in.Redelivered {
 		e.outcome = MayHaveRun

@@ -10,6 +10,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // stuckHandler is a handler that ignores its context.
@@ -41,8 +43,8 @@ func (h *stuckHandler) handle(ctx context.Context, _ *Request) ([]byte, error) {
 // wantTimeout checks the response for a stuck handler.
 func wantTimeout(t *testing.T, a amqp.Publishing) {
 	t.Helper()
-	wantSame(t, "code", a.Headers[headerCode], any("deadline_exceeded"))
-	wantSame(t, "ran", a.Headers[headerRan], nil)
+	wantSame(t, "code", a.Headers[wire.HeaderCode], any("deadline_exceeded"))
+	wantSame(t, "ran", a.Headers[wire.HeaderRan], nil)
 }
 
 func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
@@ -113,11 +115,11 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		wantSame(t, "answers", len(b.take()), 4)
 		pass(time.Minute)
 		wantSame(t, "started", stuck.entered.Load(), 4)
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(20_000)} }))
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)} }))
 		settle()
 		refused := b.take()
 		wantSame(t, "refused at once", len(refused), 1)
-		wantSame(t, "code", refused[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 
 		for range 4 { // after four returns, in any order, two workers are free and take the rest
 			stuck.release <- struct{}{}
@@ -173,7 +175,7 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, _ := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithMaxHandlerTime(10*time.Second))
 		retry := Queue{Name: DefaultQueue}.retryQueue().Name
-		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{headerDeliveries: int64(2)} }
+		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }
 		b.putIn(retry, with(request("stuck"), lost))
 		b.putIn(retry, with(request("m"), lost))
 		pass(5 * time.Second)
@@ -279,11 +281,11 @@ func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
 			b.put(request("stuck"))
 		}
 		pass(time.Minute)
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: int64(2000)} }))
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(2000)} }))
 		settle()
 		answers := b.take()
 		wantSame(t, "answers", len(answers), 1)
-		wantSame(t, "code", answers[0].Headers[headerCode], any("resource_exhausted"))
+		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "shed", s.Stats().Shed, 1)
 	})
 }
@@ -366,7 +368,7 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, slow)}, WithWorkers(1), WithPrefetch(10))
 		budget := func(ms int64) func(*amqp.Publishing) {
-			return func(p *amqp.Publishing) { p.Headers = amqp.Table{headerTimeout: ms} }
+			return func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: ms} }
 		}
 		for range 30 { // the server learns how long its handlers take
 			b.put(request("m"))
@@ -382,10 +384,10 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		answers := b.take()
 		wantSame(t, "answers", len(answers), 1)
 		h := answers[0].Headers
-		wantSame(t, "code", h[headerCode], any("resource_exhausted"))
-		wantSame(t, "ran", h[headerRan], any(false))
-		if after, _ := h[headerRetryAfter].(int64); after < 1500 || after > 2000 {
-			t.Errorf("retry after %v ms", h[headerRetryAfter])
+		wantSame(t, "code", h[wire.HeaderCode], any("resource_exhausted"))
+		wantSame(t, "ran", h[wire.HeaderRan], any(false))
+		if after, _ := h[wire.HeaderRetryAfter].(int64); after < 1500 || after > 2000 {
+			t.Errorf("retry after %v ms", h[wire.HeaderRetryAfter])
 		}
 		wantSame(t, "shed", s.Stats().Shed, 1)
 		wantSame(t, "refused", s.Stats().Refused, 1)

@@ -9,25 +9,25 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // openOn opens a session on a broker, without a supervisor.
-func openOn(t *testing.T, b *fakeBroker, shared bool) (*session, error) {
+func openOn(t *testing.T, b *fakeBroker, shared bool) (*transport.Session, error) {
 	t.Helper()
-	cfg := defaultConfig()
-	cfg.dialer = b
-	return openSession(t.Context(), &cfg, parseTarget(testURL), "test", shared)
+	return transport.OpenSession(t.Context(), &transport.Config{Name: "amqpx", Role: "test", Shared: shared, Dialer: b}, testTarget(testURL))
 }
 
 // mustOpen opens a session and closes the session at the end of the test.
-func mustOpen(t *testing.T, b *fakeBroker) *session {
+func mustOpen(t *testing.T, b *fakeBroker) *transport.Session {
 	t.Helper()
 	s, err := openOn(t, b, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.generation = 1
-	t.Cleanup(s.close)
+	s.Generation = 1
+	t.Cleanup(s.Close)
 	return s
 }
 
@@ -54,8 +54,8 @@ func TestSessionHasAConnectionForEachDirection(t *testing.T) {
 					names = append(names, l.name)
 				}
 				wantSame(t, "connections", strings.Join(names, ", "), c.want)
-				wantSame(t, "one channel for both", s.pubCh == s.subCh, c.shared)
-				s.close()
+				wantSame(t, "one channel for both", s.PubCh == s.SubCh, c.shared)
+				s.Close()
 				wantSame(t, "connections after close", b.openLinks(), 0)
 			})
 		})
@@ -100,16 +100,16 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
 	for _, c := range []struct {
 		name string
-		end  func(*fakeBroker, *session)
+		end  func(*fakeBroker, *transport.Session)
 		want error
 	}{
-		{"publishing connection", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(exception) }, exception},
-		{"consuming connection", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(exception) }, exception},
-		{"publishing connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.pub).end(nil) }, errConnectionEnded},
-		{"consuming connection without a reason", func(_ *fakeBroker, s *session) { fakeOf(s.sub).end(nil) }, errConnectionEnded},
-		{"exception on the publishing channel", func(_ *fakeBroker, s *session) { channelOf(s.pubCh).except(exception) }, exception},
-		{"exception on the consuming channel", func(_ *fakeBroker, s *session) { channelOf(s.subCh).except(exception) }, exception},
-		{"queue of the consumer deleted", func(b *fakeBroker, _ *session) { b.remove(b.queues["q"]) }, errConsumerCanceled},
+		{"publishing connection", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Pub).end(exception) }, exception},
+		{"consuming connection", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Sub).end(exception) }, exception},
+		{"publishing connection without a reason", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Pub).end(nil) }, transport.ErrConnectionEnded},
+		{"consuming connection without a reason", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Sub).end(nil) }, transport.ErrConnectionEnded},
+		{"exception on the publishing channel", func(_ *fakeBroker, s *transport.Session) { channelOf(s.PubCh).except(exception) }, exception},
+		{"exception on the consuming channel", func(_ *fakeBroker, s *transport.Session) { channelOf(s.SubCh).except(exception) }, exception},
+		{"queue of the consumer deleted", func(b *fakeBroker, _ *transport.Session) { b.remove(b.queues["q"]) }, transport.ErrConsumerCanceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -117,20 +117,20 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 				b := newFakeBroker()
 				s := mustOpen(t, b)
 				b.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
-				s.watch(func(amqp.Blocking) {})
-				if _, err := s.subCh.Consume("q", "tag", false, false, false, false, nil); err != nil {
+				s.Watch(func(amqp.Blocking) {})
+				if _, err := s.SubCh.Consume("q", "tag", false, false, false, false, nil); err != nil {
 					t.Fatal(err)
 				}
 				settle()
-				if s.ended() {
-					t.Fatalf("ended early: %v", s.cause)
+				if s.Ended() {
+					t.Fatalf("ended early: %v", s.Cause)
 				}
 				b.with(func(b *fakeBroker) { c.end(b, s) })
-				<-s.done
-				wantIs(t, s.cause, c.want)
-				s.close()
+				<-s.Done
+				wantIs(t, s.Cause, c.want)
+				s.Close()
 				wantSame(t, "open connections", b.openLinks(), 0)
-				if fakeOf(s.pub).reason == nil && fakeOf(s.sub).reason == nil {
+				if fakeOf(s.Pub).reason == nil && fakeOf(s.Sub).reason == nil {
 					t.Error("a failed session was closed politely, which waits for a dead peer")
 				}
 			})
@@ -149,8 +149,8 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 		second time.Duration // the time until the node closes the second connection
 		took   time.Duration // the time until the session is closed
 	}{
-		"soon":          {drained, maintenanceWait / 2, maintenanceWait / 2},
-		"late":          {drained, time.Hour, maintenanceWait},
+		"soon":          {drained, transport.MaintenanceWait / 2, transport.MaintenanceWait / 2},
+		"late":          {drained, time.Hour, transport.MaintenanceWait},
 		"not a drain":   {stopped, time.Hour, 0},
 		"no connection": {nil, time.Hour, 0},
 	} {
@@ -159,13 +159,13 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newFakeBroker()
 				s := mustOpen(t, b)
-				s.watch(func(amqp.Blocking) {})
-				second := time.AfterFunc(c.second, func() { b.with(func(*fakeBroker) { fakeOf(s.sub).end(c.reason) }) })
+				s.Watch(func(amqp.Blocking) {})
+				second := time.AfterFunc(c.second, func() { b.with(func(*fakeBroker) { fakeOf(s.Sub).end(c.reason) }) })
 				defer second.Stop()
-				b.with(func(*fakeBroker) { fakeOf(s.pub).end(c.reason) })
-				<-s.done
+				b.with(func(*fakeBroker) { fakeOf(s.Pub).end(c.reason) })
+				<-s.Done
 				begun := time.Now()
-				s.close()
+				s.Close()
 				wantSame(t, "time until the session was closed", time.Since(begun), c.took)
 				wantSame(t, "open connections", b.openLinks(), 0)
 			})
@@ -174,12 +174,12 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 }
 
 // fakeOf and channelOf return the fake behind the interface.
-func fakeOf(l brokerConn) *fakeLink {
+func fakeOf(l transport.Conn) *fakeLink {
 	f, _ := l.(*fakeLink)
 	return f
 }
 
-func channelOf(c channel) *fakeChannel {
+func channelOf(c transport.Channel) *fakeChannel {
 	f, _ := c.(*fakeChannel)
 	return f
 }
@@ -188,18 +188,18 @@ func TestSessionThatWeEndHasNoCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := mustOpen(t, newFakeBroker())
-		s.watch(func(amqp.Blocking) {})
-		s.close()
-		s.close()
-		if fakeOf(s.pub).reason != nil || fakeOf(s.sub).reason != nil {
+		s.Watch(func(amqp.Blocking) {})
+		s.Close()
+		s.Close()
+		if fakeOf(s.Pub).reason != nil || fakeOf(s.Sub).reason != nil {
 			t.Error("a healthy session was cut")
 		}
-		if s.cause != nil {
-			t.Errorf("cause %v", s.cause)
+		if s.Cause != nil {
+			t.Errorf("cause %v", s.Cause)
 		}
-		s.fail(errCut) // too late for the cause
-		if s.cause != nil {
-			t.Errorf("cause %v", s.cause)
+		s.Fail(errCut) // too late for the cause
+		if s.Cause != nil {
+			t.Errorf("cause %v", s.Cause)
 		}
 	})
 }
@@ -208,16 +208,16 @@ func TestSessionAwaitsItsGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := mustOpen(t, newFakeBroker())
-		s.watch(func(amqp.Blocking) {})
+		s.Watch(func(amqp.Blocking) {})
 		finished := false
-		s.run(func() {
-			<-s.done
+		s.Run(func() {
+			<-s.Done
 			timer := time.NewTimer(time.Second)
 			<-timer.C
 			finished = true
 		})
-		s.fail(errCut)
-		s.close()
+		s.Fail(errCut)
+		s.Close()
 		if !finished {
 			t.Error("close returned before a goroutine of the session ended")
 		}
@@ -230,18 +230,18 @@ func TestSessionFollowsTheAlarm(t *testing.T) {
 		b := newFakeBroker()
 		s := mustOpen(t, b)
 		told := make(chan amqp.Blocking, 4)
-		s.watch(func(a amqp.Blocking) { told <- a })
-		fakeOf(s.pub).published = true
+		s.Watch(func(a amqp.Blocking) { told <- a })
+		fakeOf(s.Pub).published = true
 		b.setAlarm("low on disk")
 		wantSame(t, "alarm", <-told, amqp.Blocking{Active: true, Reason: "low on disk"})
-		opening := s.flow.unblocked()
+		opening := s.Flow.Unblocked()
 		if opening == nil {
 			t.Fatal("the gate is open during an alarm")
 		}
 		b.setAlarm("")
 		wantSame(t, "end of the alarm", <-told, amqp.Blocking{})
 		<-opening
-		if s.flow.unblocked() != nil {
+		if s.Flow.Unblocked() != nil {
 			t.Error("the gate is shut after the alarm")
 		}
 	})
@@ -249,16 +249,16 @@ func TestSessionFollowsTheAlarm(t *testing.T) {
 
 func TestGateSetTwice(t *testing.T) {
 	t.Parallel()
-	var g flow
-	g.set(false)
-	g.set(true)
-	first := g.unblocked()
-	g.set(true)
-	if g.unblocked() != first {
+	var g transport.Flow
+	g.Set(false)
+	g.Set(true)
+	first := g.Unblocked()
+	g.Set(true)
+	if g.Unblocked() != first {
 		t.Error("who waits would miss the opening")
 	}
-	g.set(false)
-	g.set(false)
+	g.Set(false)
+	g.Set(false)
 	<-first
 }
 
@@ -274,35 +274,12 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		cfg := defaultConfig()
-		cfg.dialer = b
-		_, err := openSession(ctx, &cfg, parseTarget(testURL), "test", false)
+		_, err := transport.OpenSession(ctx, &transport.Config{Role: "test", Dialer: b}, testTarget(testURL))
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
 		wantSame(t, "open connections", b.openLinks(), 0)
 	})
-}
-
-// After the deletion of three queues at once every consumer's cancellation has a receiver.
-func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
-	t.Parallel()
-	url, accepted := listenPeer(t, &peer{})
-	s, err := openSession(t.Context(), &config{dialer: realDialer(), dialTimeout: 5 * time.Second}, parseTarget(url), "test", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.watch(func(amqp.Blocking) {})
-	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
-	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
-		t.Fatal(err)
-	}
-	<-s.done
-	begun := time.Now()
-	s.close()
-	if took := time.Since(begun); took > 3*time.Second { // amqp091-go gives up after 5 s
-		t.Errorf("the session took %v to end", took)
-	}
 }
 
 // deafen makes the fake broker stop answering on all channels.
@@ -327,20 +304,20 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.close()
-			s.watch(func(amqp.Blocking) {})
-			s.probe(heartbeat)
+			defer s.Close()
+			s.Watch(func(amqp.Blocking) {})
+			s.Probe(heartbeat)
 			pass(10 * heartbeat)
-			if s.ended() {
-				t.Fatalf("ended while the broker answers: %v", s.cause)
+			if s.Ended() {
+				t.Fatalf("ended while the broker answers: %v", s.Cause)
 			}
 			b.deafen()
 			begun := time.Now()
-			<-s.done
+			<-s.Done
 			if took := time.Since(begun); took < heartbeat || took > 2*heartbeat {
 				t.Errorf("given up after %v", took)
 			}
-			wantIs(t, s.cause, errUnresponsive)
+			wantIs(t, s.Cause, transport.ErrUnresponsive)
 		})
 	}
 }
@@ -365,32 +342,32 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newFakeBroker()
 				s := mustOpen(t, b)
-				s.watch(func(amqp.Blocking) {})
+				s.Watch(func(amqp.Blocking) {})
 				reads := make(chan struct{})
 				b.onCall = func(op, link string) error {
 					if op == "sync" && strings.HasSuffix(link, "publish") {
 						select {
 						case <-reads:
-						case <-s.done:
+						case <-s.Done:
 							return errCut
 						}
 					}
 					return nil
 				}
 				b.mute.Store(c.mute)
-				s.probe(heartbeat)
+				s.Probe(heartbeat)
 				begun := time.Now()
 				if c.after > 0 {
 					pass(c.after)
 					close(reads)
 					pass(time.Hour)
-					if s.ended() {
-						t.Fatalf("ended: %v", s.cause)
+					if s.Ended() {
+						t.Fatalf("ended: %v", s.Cause)
 					}
 					return
 				}
-				<-s.done
-				wantIs(t, s.cause, errUnresponsive)
+				<-s.Done
+				wantIs(t, s.Cause, transport.ErrUnresponsive)
 				if took := time.Since(begun); took < heartbeat || took > c.lasts {
 					t.Errorf("given up after %v, want at most %v", took, c.lasts)
 				}
@@ -411,16 +388,16 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.close()
-			s.watch(func(amqp.Blocking) {})
+			defer s.Close()
+			s.Watch(func(amqp.Blocking) {})
 			b.deafen()
-			s.flow.set(before)
-			s.probe(heartbeat)
+			s.Flow.Set(before)
+			s.Probe(heartbeat)
 			pass(heartbeat)
-			s.flow.set(true)
+			s.Flow.Set(true)
 			pass(time.Hour)
-			if s.ended() {
-				t.Errorf("ended: %v", s.cause)
+			if s.Ended() {
+				t.Errorf("ended: %v", s.Cause)
 			}
 		})
 	}

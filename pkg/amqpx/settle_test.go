@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // settleCase is one row of the table of results of calls.
@@ -225,7 +227,7 @@ func lossBeforeConfirmRows() []settleCase {
 
 // slow is a handler that takes two seconds.
 func slow(ctx context.Context, req *Request) ([]byte, error) {
-	sleep(ctx, 2*time.Second)
+	xsync.Sleep(ctx, 2*time.Second)
 	return req.Body, nil
 }
 

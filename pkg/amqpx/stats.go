@@ -69,7 +69,7 @@ func (c *Client) Stats() ClientStats {
 		Unknown:    c.counts.unknown.Load(),
 		Batched:    c.counts.batched.Load(),
 		Reconnects: reconnects(c.Status()),
-		Blocked:    c.sup.board.blockedFor(),
+		Blocked:    c.board.blockedFor(),
 	}
 }
 
@@ -147,7 +147,7 @@ func (s *Server) Stats() ServerStats {
 	stuck, _ := s.stuck.count()
 	return ServerStats{
 		Requests: s.counts.requests.Load(),
-		InFlight: uint64(max(int64(s.track.count())-s.consumers.Load()-s.parcels.Load(), 0)),
+		InFlight: uint64(max(int64(s.track.Count())-s.consumers.Load()-s.parcels.Load(), 0)),
 		OK:       s.counts.ok.Load(),
 		Failed:   s.counts.failed.Load(),
 		Panics:   s.counts.panics.Load(),
@@ -165,14 +165,14 @@ func (s *Server) Stats() ServerStats {
 		Unroutable:    s.counts.unroutable.Load(),
 
 		Reconnects: reconnects(s.Status()),
-		Blocked:    s.sup.board.blockedFor(),
+		Blocked:    s.board.blockedFor(),
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
-		Waiting:    s.jobs.len(),
+		Waiting:    s.jobs.Len(),
 
 		TooLarge:    s.counts.tooLarge.Load(),
 		Deferred:    s.counts.deferred.Load(),
-		BytesInHand: s.cfg.inHand.held.Load(),
+		BytesInHand: s.cfg.inHand.Held.Load(),
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),

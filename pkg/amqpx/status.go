@@ -1,8 +1,12 @@
 package amqpx
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // State is the state of a client's or server's connection to the broker.
@@ -110,6 +114,71 @@ func (b *statusBoard) update(change func(*Status)) {
 		offer(w, b.current)
 	}
 }
+
+// OnConnecting implements transport.Observer.
+func (b *statusBoard) OnConnecting(address string) {
+	b.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, address, "" })
+}
+
+// OnReady implements transport.Observer.
+func (b *statusBoard) OnReady(generation uint64, blocked func() bool) {
+	b.update(func(s *Status) {
+		s.State, s.Err, s.Fault, s.Generation = StateReady, nil, "", generation
+		if blocked() {
+			s.State = StateBlocked
+		}
+	})
+}
+
+// OnBlocked implements transport.Observer.
+func (b *statusBoard) OnBlocked(blocking amqp.Blocking) {
+	b.update(func(s *Status) {
+		s.Reason = blocking.Reason // also for a session in set-up
+		switch {
+		case blocking.Active && s.State == StateReady:
+			s.State = StateBlocked
+		case !blocking.Active && s.State == StateBlocked:
+			s.State = StateReady
+		}
+	})
+}
+
+// OnFault implements transport.Observer.
+func (b *statusBoard) OnFault(err error, kind FaultKind) {
+	b.update(func(s *Status) { s.State, s.Err, s.Fault, s.Reason = StateReconnecting, err, kind, "" })
+}
+
+// OnClosed implements transport.Observer.
+func (b *statusBoard) OnClosed() { b.update(func(s *Status) { s.State = StateClosed }) }
+
+// waitReady waits until the state is StateReady. If ctx ends first, it returns the error of
+// ctx joined with the last fault. It returns ErrClosed when the state is closed or draining.
+func (b *statusBoard) waitReady(ctx context.Context) error {
+	updates, stop := b.watch()
+	defer stop()
+	for {
+		select {
+		case st := <-updates:
+			switch {
+			case st.Ready():
+				return nil
+			case st.State == StateClosed || st.State == StateDraining:
+				return ErrClosed
+			}
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), b.get().Err)
+		}
+	}
+}
+
+// noStatus is a transport.Observer without effect.
+type noStatus struct{}
+
+func (noStatus) OnConnecting(string)         {}
+func (noStatus) OnReady(uint64, func() bool) {}
+func (noStatus) OnBlocked(amqp.Blocking)     {}
+func (noStatus) OnFault(error, FaultKind)    {}
+func (noStatus) OnClosed()                   {}
 
 // blockedFor returns how long the broker has blocked publishing, in total.
 func (b *statusBoard) blockedFor() time.Duration {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 func TestSupervisorShowsTheAlarm(t *testing.T) {
@@ -15,14 +17,14 @@ func TestSupervisorShowsTheAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
 		w.broker.setAlarm("low on memory")
 		settle()
 		st := w.board.get()
 		wantSame(t, "state", st.State, StateBlocked)
 		wantSame(t, "reason", st.Reason, "low on memory")
-		if err := w.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
+		if err := w.board.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("ready while blocked: %v", err)
 		}
 		w.broker.setAlarm("")
@@ -31,7 +33,7 @@ func TestSupervisorShowsTheAlarm(t *testing.T) {
 		wantSame(t, "state", st.State, StateReady)
 		wantSame(t, "reason", st.Reason, "")
 		w.broker.kick(nil)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 	})
 }
 
@@ -40,7 +42,7 @@ func TestStatusAfterALoss(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "broker", w.board.get().Broker, "broker.test:5672")
 		w.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
 		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
@@ -50,7 +52,7 @@ func TestStatusAfterALoss(t *testing.T) {
 		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
 		wantSame(t, "generation", st.Generation, 1)
 		w.broker.with(func(b *fakeBroker) { b.onDial = nil })
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		st = w.board.get()
 		wantSame(t, "generation", st.Generation, 2)
 		if st.Err != nil {
@@ -65,15 +67,15 @@ func TestStatusWhileALostSessionEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		release := make(chan struct{})
-		w.current().run(func() { <-release })
+		w.Current().Run(func() { <-release })
 		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
 		settle()
 		wantSame(t, "state", w.board.get().State, StateReconnecting)
 		wantTexts(t, w.board.get().Err, "shutdown")
 		close(release)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 	})
 }
 
@@ -82,7 +84,7 @@ func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(*session) error {
+		w.onSetup = func(*transport.Session) error {
 			w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
 			w.broker.setAlarm("low on memory")
 			pass(time.Millisecond)

@@ -14,16 +14,19 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // watched is a supervisor without client or server, with its log and its set-up.
 type watched struct {
-	*supervisor
+	*transport.Supervisor
+	board   statusBoard
 	broker  *fakeBroker
 	cfg     *config
 	logs    *observer.ObservedLogs
 	setups  int
-	onSetup func(*session) error
+	onSetup func(*transport.Session) error
 	dialed  []time.Duration // since the start
 	stop    context.CancelFunc
 	ended   chan struct{}
@@ -46,13 +49,13 @@ func newWatched(t *testing.T, urls string) *watched {
 
 func (w *watched) run(t *testing.T) {
 	t.Helper()
-	w.supervisor = newSupervisor(w.cfg, "test", true, func(_ context.Context, s *session) error {
+	w.Supervisor = transport.NewSupervisor(w.cfg.connections("test", true, &w.board, func(_ context.Context, s *transport.Session) error {
 		w.setups++
 		if w.onSetup != nil {
 			return w.onSetup(s)
 		}
 		return nil
-	})
+	}))
 	begun, inner := time.Now(), w.broker.onDial
 	w.broker.onDial = func(ctx context.Context, url, name string) error {
 		w.dialed = append(w.dialed, time.Since(begun))
@@ -65,7 +68,7 @@ func (w *watched) run(t *testing.T) {
 	w.stop = stop
 	go func() {
 		defer close(w.ended)
-		w.supervisor.run(ctx)
+		w.Supervisor.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -100,14 +103,14 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.broker.onDial = refusing(100, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 101)
 		bound := 100 * time.Millisecond
 		for i := range 100 {
 			if gap := w.dialed[i+1] - w.dialed[i]; gap > bound {
 				t.Errorf("wait %d was %v, more than %v", i, gap, bound)
 			}
-			bound = min(2*bound, passingFaultMax)
+			bound = min(2*bound, transport.PassingFaultMax)
 		}
 		if took := w.dialed[100]; took < 30*time.Second {
 			t.Errorf("100 waits took only %v", took)
@@ -121,7 +124,7 @@ func TestSupervisorTriesEveryURLInAShuffledOrder(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b,amqp://c")
 		w.broker.onDial = refusing(3*60, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		orders := map[string]int{}
 		for round := range slices.Chunk(w.broker.dials[:3*60], 3) {
 			orders[strings.Join(round, " ")]++
@@ -146,7 +149,7 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 			return errCut
 		}
 		w.run(t)
-		err := w.waitReady(within(t, time.Second))
+		err := w.board.waitReady(within(t, time.Second))
 		wantTexts(t, err, "broker a:5672: wrong user name or password", "broker b:5672: no connection", "context deadline exceeded")
 		if strings.Contains(err.Error(), testPassword) {
 			t.Errorf("the password is in %q", err)
@@ -162,7 +165,7 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 		resets bool
 	}{
 		{"link that dies at once", time.Second, false},
-		{"link that stayed", settledAfter, true},
+		{"link that stayed", transport.SettledAfter, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -171,12 +174,12 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 				w.run(t)
 				var longest time.Duration
 				for range 40 {
-					ready(t, w.waitReady)
+					ready(t, w.board.waitReady)
 					pass(c.stays)
 					lost := time.Now()
 					w.broker.kick(nil)
 					<-w.gone()
-					ready(t, w.waitReady)
+					ready(t, w.board.waitReady)
 					longest = max(longest, time.Since(lost))
 				}
 				wantSame(t, "short waits only", longest <= w.cfg.backoffMin, c.resets)
@@ -253,7 +256,7 @@ func TestSupervisorWarnsOnceOfTheSameFault(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b")
 		w.broker.onDial = refusing(40, errCut)
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "warnings", len(w.logged("warn")), 1)
 		wantSame(t, "at debug level", len(w.logged("debug")), 19)
 		w.broker.kick(nil)
@@ -266,9 +269,9 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			if w.setups < 4 {
-				return withTempChannel(s.sub, func(ch channel) error {
+				return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 					_, err := ch.QueueDeclarePassive("missing", true, false, false, false, nil)
 					return err
 				})
@@ -277,7 +280,7 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 			return nil
 		}
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 4)
 		wantSame(t, "generation", w.board.get().Generation, 1)
 		wantSame(t, "open connections", w.broker.openLinks(), 1)
@@ -288,16 +291,16 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			if w.setups > 1 {
 				return nil
 			}
 			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
 			defer w.broker.with(func(b *fakeBroker) { b.onCall = nil })
-			return s.subCh.Qos(1, 0, false)
+			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
-		ready(t, w.waitReady)
+		ready(t, w.board.waitReady)
 		if got := w.dialed[1]; got < DefaultDialTimeout || got > DefaultDialTimeout+DefaultBackoffMin {
 			t.Errorf("second dial after %v", got)
 		}
@@ -317,7 +320,7 @@ func TestSupervisorBoundsADialThatHangs(t *testing.T) {
 			return ctx.Err()
 		}
 		w.run(t)
-		wantTexts(t, w.waitReady(within(t, 21*time.Second)), "no answer in time")
+		wantTexts(t, w.board.waitReady(within(t, 21*time.Second)), "no answer in time")
 		settle()
 		if n := len(w.dialed); n < 4 || n > 5 {
 			t.Errorf("%d dials in 21 s", n)
@@ -356,7 +359,7 @@ func TestSupervisorStops(t *testing.T) {
 				wantSame(t, "took", time.Since(stopped), 0)
 				wantSame(t, "state", w.board.get().State, StateClosed)
 				wantSame(t, "open connections", w.broker.openLinks(), 0)
-				wantIs(t, w.waitReady(t.Context()), ErrClosed)
+				wantIs(t, w.board.waitReady(t.Context()), ErrClosed)
 			})
 		})
 	}
@@ -366,9 +369,9 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(s *session) error {
+		w.onSetup = func(s *transport.Session) error {
 			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
-			return s.subCh.Qos(1, 0, false)
+			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
 		pass(time.Second)
@@ -394,12 +397,12 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, testURL)
 				w.run(t)
-				ready(t, w.waitReady)
-				pass(settledAfter)
+				ready(t, w.board.waitReady)
+				pass(transport.SettledAfter)
 				lost := time.Now()
 				w.broker.kick(reason)
 				<-w.gone()
-				ready(t, w.waitReady)
+				ready(t, w.board.waitReady)
 				if took := time.Since(lost); took > DefaultBackoffMin {
 					t.Errorf("the link was back after %v", took)
 				}
@@ -422,7 +425,7 @@ func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 			case 0:
 				return errCut
 			case 1:
-				return &kindError{kind: FaultClosedEarly}
+				return &transport.KindError{Kind: FaultClosedEarly}
 			}
 			time.AfterFunc(100*time.Millisecond, func() { w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
 			return nil
@@ -441,80 +444,17 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.onSetup = func(*session) error {
-			return atStep(stepDeclare, "q", &amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
+		w.onSetup = func(*transport.Session) error {
+			return transport.AtStep(transport.StepDeclare, "q", &amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
 		}
 		w.run(t)
 		pass(5 * time.Second)
 		attempts := func() int { return w.logs.FilterMessage("link down, reconnecting").Len() }
 		quick := attempts()
 		pass(time.Minute)
-		if slow := attempts() - quick; quick < repeatedFaults || quick > 12 || slow > 7 {
+		if slow := attempts() - quick; quick < transport.RepeatedFaults || quick > 12 || slow > 7 {
 			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
 		}
-	})
-}
-
-func TestBackoffHasFullJitterUnderADoublingBound(t *testing.T) {
-	t.Parallel()
-	const rounds = 2000
-	bounds := []time.Duration{100, 200, 400, 800, 1000, 1000, 1000}
-	lowest, highest := make([]time.Duration, len(bounds)), make([]time.Duration, len(bounds))
-	for round := range rounds {
-		b := newBackoff(100*time.Millisecond, time.Second)
-		for i, bound := range bounds {
-			bound *= time.Millisecond
-			d := b.NextBackOff()
-			if d < 0 || d > bound {
-				t.Fatalf("wait %d is %v: want 0 to %v", i, d, bound)
-			}
-			if round == 0 {
-				lowest[i] = d
-			}
-			lowest[i], highest[i] = min(lowest[i], d), max(highest[i], d)
-		}
-	}
-	for i, bound := range bounds {
-		bound *= time.Millisecond
-		if lowest[i] > bound/20 || highest[i] < bound*19/20 {
-			t.Errorf("wait %d spreads from %v to %v: want nearly 0 to %v", i, lowest[i], highest[i], bound)
-		}
-	}
-}
-
-func TestBackoffNeverStops(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBackoff(time.Millisecond, 2*time.Millisecond)
-		pass(24 * time.Hour)
-		for range 10_000 {
-			if d := b.NextBackOff(); d < 0 || d > 2*time.Millisecond {
-				t.Fatalf("wait of %v", d)
-			}
-		}
-	})
-}
-
-func TestBackoffOfTheSmallestBounds(t *testing.T) {
-	t.Parallel()
-	b := newBackoff(1, 1)
-	for range 100 {
-		if d := b.NextBackOff(); d < 0 || d > 2 {
-			t.Fatalf("wait of %v", d)
-		}
-	}
-}
-
-func TestSleepEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		sleep(ctx, time.Hour)
-		wantSame(t, "slept", time.Since(begun), time.Second)
-		sleep(t.Context(), time.Minute)
-		wantSame(t, "slept", time.Since(begun), time.Second+time.Minute)
 	})
 }
 
@@ -560,7 +500,7 @@ func TestBrokersAreAskedForAtEachDial(t *testing.T) {
 		if !slices.Equal(dialed, want) {
 			t.Errorf("dialed %q", dialed)
 		}
-		if got := (netDialer{source: w.cfg.source}).source.tls(); got != fresh {
+		if got := w.cfg.tlsConfig(); got != fresh {
 			t.Errorf("the TLS configuration is %v", got)
 		}
 		const message = "how to reach the broker could not be read again, so it stays as it was"

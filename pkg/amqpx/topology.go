@@ -1,15 +1,13 @@
 package amqpx
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"regexp"
-	"strconv"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // QueueType is RabbitMQ's x-queue-type.
@@ -44,10 +42,7 @@ type Queue struct {
 }
 
 // maxQueueName leaves room for the suffixes of companion queues, such as reply queues.
-const maxQueueName = maxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
-
-// replyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
-const replyExpiry = 5 * time.Minute
+const maxQueueName = wire.MaxShortString - len(".reply.") - len("00000000-0000-0000-0000-000000000000")
 
 // batchQueue returns the queue for batches of requests.
 func (q Queue) batchQueue() Queue {
@@ -99,171 +94,8 @@ func (q Queue) arguments() amqp.Table {
 	return args
 }
 
-// declareOrAdopt declares a queue. An existing queue with other properties is adopted as it
-// is: declareOrAdopt passes the difference to warn and returns the queue's properties. It
-// refuses a stream. A failed declaration closes its channel, so each declaration has a channel
-// of its own and the session's channels never see the exception.
-func (q Queue) declareOrAdopt(l brokerConn, warn func(difference string)) (foundQueue, error) {
-	found := foundQueue{arguments: q.arguments()}
-	durable, autoDelete := q.Durable, false
-	difference := ""
-	var first *amqp.Error
-	for range maxDifferences {
-		err := withTempChannel(l, func(ch channel) error {
-			_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, found.arguments)
-			return err
-		})
-		var refused *amqp.Error
-		if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed {
-			if err == nil {
-				difference, err = q.checkType(l, durable, autoDelete, &found, difference)
-			}
-			if err == nil && difference != "" {
-				warn(difference)
-			}
-			return found, atStep(stepDeclare, q.Name, err)
-		}
-		first = cmp.Or(first, refused)
-		difference = cmp.Or(difference, refused.Reason)
-		name, value, ok := currentArgument(refused.Reason)
-		if !ok {
-			break
-		}
-		switch name {
-		case "durable":
-			durable = value == "true"
-		case "auto_delete":
-			autoDelete = value == "true"
-		default:
-			found.set(name, value)
-		}
-		if value == queueStream && name == amqp.QueueTypeArg {
-			return found, atStep(stepDeclare, q.Name, errStream)
-		}
-	}
-	if err := withTempChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclarePassive(q.Name, q.Durable, false, false, false, nil)
-		return err
-	}); err != nil {
-		if isNotFound(err) { // the queue does not exist, so the broker refused to create it
-			err = first
-		}
-		return found, atStep(stepDeclare, q.Name, err)
-	}
-	warn(difference)
-	return found, nil
-}
-
-// checkType finds out whether a queue declared without a type is a classic queue: the virtual
-// host may have another default type. It returns the difference to report, and an error if the
-// queue is a stream.
-func (q Queue) checkType(l brokerConn, durable, autoDelete bool, found *foundQueue, difference string) (string, error) {
-	if _, known := found.arguments[amqp.QueueTypeArg]; known {
-		return difference, nil
-	}
-	args := maps.Clone(found.arguments)
-	if args == nil {
-		args = amqp.Table{}
-	}
-	args[amqp.QueueTypeArg] = string(QueueClassic)
-	err := withTempChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclare(q.Name, durable, autoDelete, false, false, args)
-		return err
-	})
-	refused, ok := errors.AsType[*amqp.Error](err)
-	if !ok || refused.Code != amqp.PreconditionFailed {
-		return difference, err
-	}
-	name, value, ok := currentArgument(refused.Reason)
-	if !ok || name != amqp.QueueTypeArg || value == nil {
-		return difference, nil
-	}
-	if value == queueStream {
-		return difference, errStream
-	}
-	found.set(name, value)
-	return cmp.Or(difference, refused.Reason), nil
-}
-
-const (
-	// maxDifferences bounds the declarations that determine a queue's properties.
-	maxDifferences = 16
-	// queueStream is a type of queue without use for RPC.
-	queueStream = "stream"
-)
-
-// errStream refuses a request queue that is a stream.
-var errStream error = &kindError{kind: FaultQueueStream}
-
-// set records the value of a queue's argument; nil means that the queue lacks the argument.
-func (f *foundQueue) set(name string, value any) {
-	args := maps.Clone(f.arguments)
-	if args == nil {
-		args = amqp.Table{}
-	}
-	if value == nil {
-		delete(args, name)
-	} else {
-		args[name] = value
-	}
-	f.arguments = args
-}
-
-// inequivalent matches RabbitMQ's error for a declaration with other properties than the queue
-// has. The error names the first property with a difference.
-var inequivalent = regexp.MustCompile(`inequivalent arg '([^']+)' for queue .* but current is (?:(none)|the value '(.*)' of type '(\w+)'|'(.*)')$`)
-
-// currentArgument returns the name and the value of the property in the error of a refused
-// declaration.
-func currentArgument(reason string) (name string, value any, ok bool) {
-	m := inequivalent.FindStringSubmatch(reason)
-	if m == nil {
-		return "", nil, false
-	}
-	name, none, typed, kind, plain := m[1], m[2], m[3], m[4], m[5]
-	switch {
-	case none != "":
-		return name, nil, true
-	case kind == "":
-		return name, plain, true
-	case kind == "bool":
-		return name, typed == "true", true
-	case kind == "longstr":
-		return name, typed, true
-	}
-	n, err := strconv.ParseInt(typed, 10, 64)
-	return name, n, err == nil
-}
-
-// findReplyQueue checks that a client's reply queue exists.
-func findReplyQueue(l brokerConn, name string) error {
-	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
-		return err
-	}))
-}
-
-// declareReplyQueue declares a client's reply queue.
-func declareReplyQueue(l brokerConn, name string, kind QueueType) error {
-	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
-	if kind == QueueQuorum {
-		args[amqp.QueueTypeArg] = string(QueueQuorum)
-	}
-	return atStep(stepDeclare, name, withTempChannel(l, func(ch channel) error {
-		_, err := ch.QueueDeclare(name, true, false, false, false, args)
-		return err
-	}))
-}
-
-// withTempChannel runs f on a channel of its own. It closes the channel if f succeeds; after
-// an exception the channel is closed already.
-func withTempChannel(l brokerConn, f func(channel) error) error {
-	ch, err := l.channel()
-	if err != nil {
-		return atStep(stepChannel, "", err)
-	}
-	if err := f(ch); err != nil {
-		return err
-	}
-	return ch.Close()
+// transport.DeclareOrAdopt declares the queue, or adopts an existing queue with other properties, which
+// are passed to warn.
+func (q Queue) declareOrAdopt(l transport.Conn, warn func(difference string)) (transport.FoundQueue, error) {
+	return transport.DeclareOrAdopt(l, transport.QueueDeclaration{Name: q.Name, Durable: q.Durable, Arguments: q.arguments()}, warn)
 }

@@ -6,6 +6,8 @@ import (
 	"testing/synctest"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Responses without a queue are counted, and harm no other request.
@@ -37,7 +39,7 @@ func TestWhichResponsesAreMandatory(t *testing.T) {
 	s := &Server{cfg: &serverConfig{config: config{queue: Queue{Name: "q"}}}}
 	for replyTo, want := range map[string]bool{
 		"q.reply.1": true, "nobody": true, "amq.gen-1": true, "q.control": true, "q.dead.x": true, "x": true,
-		"q": false, "q.batch": false, "q.retry": false, "q.dead": false, directReplyTo + ".x": false,
+		"q": false, "q.batch": false, "q.retry": false, "q.dead": false, wire.DirectReplyTo + ".x": false,
 	} {
 		wantSame(t, replyTo, s.returnsCount(replyTo), want)
 	}

@@ -1,0 +1,389 @@
+package transport
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
+
+// ContentLimits bounds the message bodies that a connection reads into memory. The zero value
+// has no bounds.
+type ContentLimits struct {
+	// MaxBody bounds the body of a message in bytes; 0 is no bound.
+	MaxBody int
+	// InHand counts the bodies of the requests in a server; nil counts nothing.
+	InHand *BytesInHand
+}
+
+// MaxBatchBody bounds the body of a batch.
+const MaxBatchBody = 64 << 10
+
+const (
+	// SmallBody is the body size up to which a request counts as small: no batch of this
+	// package is larger. The bound applies to batches even if MaxBody is smaller, because
+	// MaxBody bounds the single requests in a batch.
+	SmallBody = MaxBatchBody + 4<<10
+	// controlBody bounds the body of a message of the control plane.
+	controlBody = SmallBody
+	// largeShare is the share of the bytes in hand that is reserved for small requests: one
+	// eighth.
+	largeShare = 8
+)
+
+// BytesInHand counts the bytes of the requests that were delivered to a server and are not yet
+// acknowledged. Safe for concurrent use.
+type BytesInHand struct {
+	Limit int64
+	Held  atomic.Int64
+}
+
+// Take counts a body of size bytes if there is room. There is always room if nothing else is
+// counted.
+func (b *BytesInHand) Take(size uint64) bool {
+	n := int64(min(size, 1<<62))
+	held := b.Held.Add(n)
+	if held <= b.boundOf(n) || held == n {
+		return true
+	}
+	b.Held.Add(-n)
+	return false
+}
+
+// Release counts n bytes less.
+func (b *BytesInHand) Release(n int64) { b.Held.Add(-n) }
+
+// Room returns the number of bytes available for a large body now.
+func (b *BytesInHand) Room() int64 { return b.boundOf(SmallBody+1) - b.Held.Load() }
+
+// boundOf returns the bound of all counted bytes including a body of n bytes.
+func (b *BytesInHand) boundOf(n int64) int64 {
+	if n > SmallBody {
+		return b.Limit - b.Limit/largeShare
+	}
+	return b.Limit
+}
+
+// UnclaimedBodies counts the bytes of bodies that a connection has counted and no consumer has
+// received yet: amqp091-go may discard deliveries when the connection ends. Safe for
+// concurrent use.
+type UnclaimedBodies struct {
+	Bytes  atomic.Int64
+	closed atomic.Bool
+}
+
+// Add counts the body of a delivery that no consumer has claimed yet.
+func (u *UnclaimedBodies) Add(b *BytesInHand, size uint64) {
+	u.Bytes.Add(int64(size)) //nolint:gosec // it fits, or would not have been taken.
+	if u.closed.Load() {
+		b.Release(u.Bytes.Swap(0))
+	}
+}
+
+// Close releases the unclaimed bytes, and from now on all bytes that the connection still
+// counts. It is called when no consumer receives deliveries any more.
+func (u *UnclaimedBodies) Close(b *BytesInHand) {
+	u.closed.Store(true)
+	b.Release(u.Bytes.Swap(0))
+}
+
+// ContentKind selects the bounds for the content after a method.
+type ContentKind uint8
+
+// The kinds of content.
+const (
+	ContentRequest  ContentKind = iota // counted
+	contentOther                       // not counted: the retry queue
+	contentControl                     // a message of the control plane
+	contentReturned                    // a returned message: only a batch is read
+)
+
+// maxMethodFrame is the number of inspected bytes of a method: class, method and the
+// consumer's tag.
+const maxMethodFrame = 4 + 1 + wire.MaxShortString
+
+// methodPrefix returns the number of bytes of a method frame that must have arrived before the
+// frame is passed on.
+func (f *frameReader) methodPrefix(size int) int {
+	if f.limits.InHand == nil {
+		return frameHeaderBytes
+	}
+	return frameHeaderBytes + min(size, maxMethodFrame)
+}
+
+// noteMethod inspects the next frame, which is a method, and records the kind of its content,
+// if the method has content. Without a count of bytes in hand all content is of one kind.
+func (f *frameReader) noteMethod(channel uint16, size int) error {
+	const basic, deliver, returned, got = 60, 60, 50, 71
+	if f.limits.InHand == nil {
+		return nil
+	}
+	head, err := f.r.Peek(f.methodPrefix(size))
+	if err != nil {
+		return err
+	}
+	args := head[frameHeaderBytes:]
+	if len(args) < 5 || binary.BigEndian.Uint16(args) != basic {
+		return nil
+	}
+	switch binary.BigEndian.Uint16(args[2:]) {
+	case deliver:
+		tag := args[5:min(5+int(args[4]), len(args))]
+		f.setKind(channel, KindOfConsumer(tag))
+	case returned:
+		f.setKind(channel, contentReturned)
+	case got:
+		f.setKind(channel, contentOther)
+	}
+	return nil
+}
+
+// The tags of a server's consumers tell the frame reader the kind of a delivery.
+const (
+	// RetryTagSuffix ends the tag of the consumer of redelivered requests.
+	RetryTagSuffix = ".retry"
+	// ControlTag is the tag of the consumer of control messages.
+	ControlTag = "control"
+)
+
+// KindOfConsumer returns the kind of a delivery to the consumer with this tag. The server
+// chose the tag.
+func KindOfConsumer(tag []byte) ContentKind {
+	switch {
+	case len(tag) > len(RetryTagSuffix) && string(tag[len(tag)-len(RetryTagSuffix):]) == RetryTagSuffix:
+		return contentOther
+	case string(tag) == ControlTag:
+		return contentControl
+	default:
+		return ContentRequest
+	}
+}
+
+func (f *frameReader) setKind(channel uint16, kind ContentKind) {
+	switch {
+	case kind != ContentRequest:
+		if f.kinds == nil {
+			f.kinds = make(map[uint16]ContentKind)
+		}
+		f.kinds[channel] = kind
+	case len(f.kinds) > 0:
+		delete(f.kinds, channel)
+	}
+}
+
+// bounded returns a content header unchanged if its body may be read. Otherwise it marks the
+// body as to be discarded, and returns a header of the same message without a body.
+func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
+	if len(frame) < flagsAt+2+1 {
+		return frame
+	}
+	size := binary.BigEndian.Uint64(frame[bodySizeAt:])
+	kind := f.kinds[channel]
+	delete(f.kinds, channel)
+	drop := wire.DroppedBody{Size: size, Limit: f.limits.MaxBody}
+	switch kind {
+	case contentControl:
+		drop.Limit = controlBody
+	case contentReturned:
+		drop.Limit = SmallBody
+	case ContentRequest, contentOther:
+	}
+	switch {
+	case size == 0:
+		return frame
+	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > SmallBody || !isBatch(frame)):
+	case kind != ContentRequest || f.limits.InHand == nil:
+		return frame
+	case f.limits.InHand.Take(size):
+		f.unclaimed.Add(f.limits.InHand, size)
+		return frame
+	default:
+		drop.NoRoom = true
+	}
+	if f.dropping == nil {
+		f.dropping = make(map[uint16]uint64)
+	}
+	f.dropping[channel] = size
+	return markDropped(frame, drop)
+}
+
+// isBatch reports whether the content type in a content header is the type of a batch.
+func isBatch(frame []byte) bool {
+	if binary.BigEndian.Uint16(frame[flagsAt:])&flagContentType == 0 {
+		return false
+	}
+	at := flagsAt + 3
+	return wire.IsBatch(string(frame[at:min(at+int(frame[at-1]), len(frame))]))
+}
+
+// heartbeatFrame replaces a discarded frame, so that amqp091-go does not consider a broker
+// dead while it sends a large body over a slow network.
+var heartbeatFrame = []byte{frameTypes, 0, 0, 0, 0, 0, 0, 0xCE} //nolint:gochecknoglobals // constant.
+
+// dropped discards a body frame if its body is to be discarded, and reports whether it did. A
+// frame of another type on the channel means that the rest of the body will not come.
+func (f *frameReader) dropped(kind byte, channel uint16, size uint32) bool {
+	left, ok := f.dropping[channel]
+	if !ok {
+		return false
+	}
+	if kind != frameBody {
+		delete(f.dropping, channel)
+		return false
+	}
+	if left -= min(left, uint64(size)); left == 0 {
+		delete(f.dropping, channel)
+	} else {
+		f.dropping[channel] = left
+	}
+	f.discard = frameHeaderBytes + int(size) + 1
+	f.out = heartbeatFrame
+	return true
+}
+
+// minFrameMax is the smallest frame size that a peer may negotiate (AMQP 0-9-1 section 4.2.3).
+// A content header may always grow to this size.
+const minFrameMax = 4096
+
+// markDropped returns a content header with body size 0 and the description of its discarded
+// body, as [wire.HeaderDropped], added to its table. If the
+// header would no longer fit in a frame, or could no longer be read, the table is replaced,
+// with [wire.HeaderUnreadable] set.
+func markDropped(frame []byte, d wire.DroppedBody) []byte {
+	lengthAt, begin, end, ok := tableOf(frame)
+	if !ok {
+		return frame // malformed: amqp091-go refuses the frame
+	}
+	value := d.HeaderValue()
+	entry := append(appendShortString(nil, wire.HeaderDropped), 'S')
+	entry = binary.BigEndian.AppendUint32(entry, uint32(len(value))) //nolint:gosec // a few bytes.
+	entry = append(entry, value...)
+	table := append(append([]byte(nil), frame[begin:end]...), entry...)
+	if len(frame)+4+len(entry) > minFrameMax || !readableTable(table) {
+		table = append(unreadableMark(), entry...)
+	}
+	marked := withTable(frame, lengthAt, end, table)
+	binary.BigEndian.PutUint64(marked[bodySizeAt:], 0)
+	return marked
+}
+
+// A message's properties travel in a single frame, whose size the broker and the client have
+// negotiated. The broker ends the connection of the sender of a larger frame (501). Bodies are
+// split into as many frames as necessary.
+
+const (
+	// FrameOverhead is the size of a frame without its payload.
+	FrameOverhead = frameHeaderBytes + 1
+	// contentHeaderBytes is the size of class, weight, body size and flags in a content
+	// header.
+	contentHeaderBytes = 14
+)
+
+// CheckFrame refuses a message whose properties do not fit a frame of the connection.
+func CheckFrame(msg *amqp.Publishing, frameSize int) error {
+	if frameSize <= 0 {
+		return nil // no limit
+	}
+	if n := FrameOverhead + PropertiesSize(msg); n > frameSize {
+		return fmt.Errorf("properties of %d bytes: the connection's frames hold %d", n, frameSize)
+	}
+	return nil
+}
+
+// tracingHeaders returns the W3C headers of a request in the order of their removal from a
+// message that does not fit a frame.
+func tracingHeaders() []string { return []string{"baggage", "tracestate", "traceparent"} }
+
+// FitFrame removes as many tracing headers as necessary from a message whose properties do not
+// fit a frame of the connection. It refuses a message that does not fit without them.
+func FitFrame(msg *amqp.Publishing, frameSize int) error {
+	tooLarge := CheckFrame(msg, frameSize)
+	if tooLarge == nil {
+		return nil
+	}
+	fitting := *msg
+	fitting.Headers = maps.Clone(msg.Headers) // the headers of the request stay unchanged
+	for _, name := range tracingHeaders() {
+		if _, ok := fitting.Headers[name]; !ok {
+			continue
+		}
+		delete(fitting.Headers, name)
+		if CheckFrame(&fitting, frameSize) == nil {
+			msg.Headers = fitting.Headers
+			return nil
+		}
+	}
+	return tooLarge
+}
+
+// PropertiesSize returns the size of a content header in amqp091-go's encoding.
+func PropertiesSize(msg *amqp.Publishing) int {
+	n := contentHeaderBytes
+	for _, text := range []string{
+		msg.ContentType, msg.ContentEncoding, msg.CorrelationId, msg.ReplyTo, msg.Expiration,
+		msg.MessageId, msg.Type, msg.UserId, msg.AppId,
+	} {
+		if text != "" {
+			n += 1 + len(text)
+		}
+	}
+	if len(msg.Headers) > 0 {
+		n += encodedTableSize(msg.Headers)
+	}
+	for _, octet := range []uint8{msg.DeliveryMode, msg.Priority} {
+		if octet > 0 {
+			n++
+		}
+	}
+	if !msg.Timestamp.IsZero() {
+		n += 8
+	}
+	return n
+}
+
+// encodedTableSize returns the encoded size of a table: its length and its fields.
+func encodedTableSize(t amqp.Table) int {
+	n := 4
+	for name, v := range t {
+		n += 1 + len(name) + encodedFieldSize(v)
+	}
+	return n
+}
+
+// encodedFieldSize returns the encoded size of a value with its type (AMQP 0-9-1 section 4.2.1).
+func encodedFieldSize(v any) int {
+	const kind, length = 1, 4
+	switch v := v.(type) {
+	case nil:
+		return kind
+	case bool, byte, int8:
+		return kind + 1
+	case int16, uint16:
+		return kind + 2
+	case int, int32, uint32, float32:
+		return kind + 4
+	case amqp.Decimal:
+		return kind + 5
+	case string:
+		return kind + length + len(v)
+	case []byte:
+		return kind + length + len(v)
+	case amqp.Table:
+		return kind + encodedTableSize(v)
+	case []any:
+		n := kind + length
+		for _, e := range v {
+			n += encodedFieldSize(e)
+		}
+		return n
+	case int64, float64, time.Time:
+		return kind + 8
+	default:
+		return kind + 8
+	}
+}

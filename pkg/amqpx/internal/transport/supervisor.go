@@ -1,0 +1,250 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
+)
+
+// SettledAfter is how long a session must stay ready before the backoff starts anew: a broker
+// may accept a connection and drop it at once, and must not be dialed in a tight loop.
+const SettledAfter = 5 * time.Second
+
+// PassingFaultMax bounds the wait after a fault that may pass by itself, such as the restart
+// of a broker: calls wait for the connection meanwhile, and their deadlines run.
+const PassingFaultMax = time.Second
+
+// Observer receives the changes of a connection's state, one at a time.
+type Observer interface {
+	// OnConnecting reports an attempt to connect to the broker at an address.
+	OnConnecting(address string)
+	// OnReady reports a session that is ready. blocked tells whether the broker blocks publishing.
+	OnReady(generation uint64, blocked func() bool)
+	// OnBlocked reports that the broker blocks publishing, with the reason, or accepts
+	// publishing again. It is also called during the set-up of a session.
+	OnBlocked(b amqp.Blocking)
+	// OnFault reports a failed attempt to connect, or the end of a session.
+	OnFault(err error, kind FaultKind)
+	// OnClosed reports the end of the supervisor.
+	OnClosed()
+}
+
+// Config has the settings of a supervisor and its connections.
+type Config struct {
+	Name, Role  string          // the name of the connections in the broker's list
+	Shared      bool            // one connection for publishing and consuming
+	Targets     func() []Target // the brokers for the next attempt to connect
+	Dialer      Dialer
+	Heartbeat   time.Duration
+	DialTimeout time.Duration
+	BackoffMin  time.Duration
+	BackoffMax  time.Duration
+	Logger      *zap.Logger
+	Observer    Observer
+	// Setup declares topology and starts consumers on a new session. It is part of the attempt
+	// to connect: after an error the session is closed, and another attempt follows.
+	Setup func(ctx context.Context, s *Session) error
+}
+
+// NewBackoff returns the waits between attempts to connect, while faults may pass by
+// themselves.
+func (c *Config) NewBackoff() *xsync.Backoff {
+	return xsync.NewBackoff(c.BackoffMin, max(c.BackoffMin, min(c.BackoffMax, PassingFaultMax)))
+}
+
+// Supervisor keeps one session alive. Only the supervisor dials and reports to the observer.
+// amqp091-go's own recovery stays off; docs/adr/0001 has the reasons.
+type Supervisor struct {
+	Config
+
+	// Brokers are the targets of the last attempt to connect. Only connect changes the field,
+	// while there is no session.
+	Brokers []Target
+
+	// sizeLimits are brokers' limits on the size of a message, by address, from the exception
+	// that ended the last session. Any other end may be a restart with another limit, and
+	// deletes the entry. Only run uses the map.
+	sizeLimits map[string]int64
+	preferred  string // the address of the node to try first next time; "" for any
+	generation uint64 // of the last session that became ready
+	Faults     FaultLog
+
+	mu      sync.Mutex
+	session *Session
+}
+
+// NewSupervisor returns a supervisor; Run starts it.
+func NewSupervisor(cfg Config) *Supervisor {
+	return &Supervisor{Config: cfg, sizeLimits: make(map[string]int64)}
+}
+
+// Run keeps a session alive until ctx ends.
+func (v *Supervisor) Run(ctx context.Context) {
+	defer v.Observer.OnClosed()
+	wait := v.NewBackoff()
+	for ctx.Err() == nil {
+		s, err := v.Connect(ctx)
+		if err == nil {
+			err = v.runSession(ctx, s, wait)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		v.ReportFault(err)
+		pause := wait.NextBackOff()
+		if _, every := needsOperator(err); every || v.Faults.isStubborn(err) {
+			pause = v.BackoffMax // any other fault may pass by itself
+		}
+		xsync.Sleep(ctx, pause)
+	}
+}
+
+// Connect tries every URL once, in an order shuffled for each call.
+func (v *Supervisor) Connect(ctx context.Context) (*Session, error) {
+	v.Brokers = v.Targets()
+	faults := make([]error, len(v.Brokers)) // in the order of the URLs, so equal faults have equal texts
+	for _, i := range v.order() {
+		s, err := v.attempt(ctx, v.Brokers[i])
+		if err == nil {
+			return s, nil
+		}
+		faults[i] = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(faults...)
+}
+
+// order returns the indexes of the targets in the order of the attempts: the preferred target
+// first, the rest shuffled.
+func (v *Supervisor) order() []int {
+	order := rand.Perm(len(v.Brokers)) //nolint:gosec // spreads load, guards nothing.
+	slices.SortStableFunc(order, func(a, b int) int {
+		return v.rank(a) - v.rank(b)
+	})
+	v.preferred = ""
+	return order
+}
+
+// rank is 0 for the preferred target and 1 for every other.
+func (v *Supervisor) rank(i int) int {
+	if v.Brokers[i].Address == v.preferred {
+		return 0
+	}
+	return 1
+}
+
+// attempt dials one broker and sets the session up; the dial timeout bounds both together.
+func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, error) {
+	v.Observer.OnConnecting(target.Address)
+	ctx, cancel := context.WithTimeout(ctx, v.DialTimeout)
+	defer cancel()
+	s, err := OpenSession(ctx, &v.Config, target)
+	if err != nil {
+		return nil, Classify(target, err)
+	}
+	s.Generation = v.generation + 1
+	s.SizeLimit.Store(v.sizeLimits[target.Address])
+	stop := context.AfterFunc(ctx, s.Cut)
+	s.Watch(v.NoteBlocked)
+	if err := v.Setup(ctx, s); err != nil {
+		stop()
+		s.Fail(err)
+		s.Close()
+		return nil, Classify(target, errors.Join(ctx.Err(), err))
+	}
+	if !stop() {
+		s.Close()
+		return nil, Classify(target, ctx.Err())
+	}
+	s.Probe(v.Heartbeat)
+	return s, nil
+}
+
+// Current returns the session, or nil when there is none.
+func (v *Supervisor) Current() *Session {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.session
+}
+
+func (v *Supervisor) setCurrent(s *Session) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.session = s
+}
+
+// runSession waits for the end of a ready session, closes the session, and returns the cause.
+func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Backoff) error {
+	v.setCurrent(s)
+	v.Logger.Info("ready", zap.String("broker", s.Target.Address), zap.String("role", v.Role),
+		zap.Uint64("generation", s.Generation))
+	v.generation = s.Generation
+	v.Observer.OnReady(s.Generation, func() bool { return s.Flow.Unblocked() != nil })
+	if s.OnReady != nil {
+		s.OnReady()
+	}
+	readySince := time.Now()
+	select {
+	case <-s.Done:
+	case <-ctx.Done():
+	}
+	v.setCurrent(nil)
+	if s.Ended() { // shown before close, which may take a while
+		end := classifyEnd(s.Target, s.Cause)
+		v.Observer.OnFault(end, kindOf(end))
+	}
+	s.Close()
+	if time.Since(readySince) >= SettledAfter {
+		wait.Reset()
+		v.Faults = FaultLog{}
+	}
+	if s.Cause == nil {
+		return ctx.Err()
+	}
+	if elsewhere, ok := errors.AsType[*ServedElsewhereError](s.Cause); ok {
+		v.preferred = elsewhere.Address
+	}
+	delete(v.sizeLimits, s.Target.Address)
+	if refused, ok := errors.AsType[*amqp.Error](s.Cause); ok {
+		if limit, ok := SizeLimitIn(refused); ok {
+			v.sizeLimits[s.Target.Address] = int64(limit)
+		}
+	}
+	return classifyEnd(s.Target, s.Cause)
+}
+
+// ReportFault passes a fault to the observer and logs the fault if it is new or was last logged
+// faultAgain ago: at error level if it needs an operator, else as a warning. Other occurrences
+// are logged at debug level.
+func (v *Supervisor) ReportFault(err error) {
+	v.Observer.OnFault(err, kindOf(err))
+	log := v.Logger.Warn
+	if some, _ := needsOperator(err); some || v.Faults.isStubborn(err) {
+		log = v.Logger.Error
+	}
+	if !v.Faults.note(faultKey(err)) {
+		log = v.Logger.Debug
+	}
+	log("link down, reconnecting", zap.String("role", v.Role), zap.String("fault", string(kindOf(err))),
+		zap.Int("attempts", v.Faults.attempts), zap.Error(err))
+}
+
+// NoteBlocked logs and reports whether the broker blocks publishing.
+func (v *Supervisor) NoteBlocked(b amqp.Blocking) {
+	if b.Active {
+		v.Logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
+	} else {
+		v.Logger.Info("broker accepts publishing again")
+	}
+	v.Observer.OnBlocked(b)
+}

@@ -1,0 +1,76 @@
+package wire
+
+import (
+	"maps"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// protoFields returns the field numbers of each message in batch.proto.
+func protoFields(t *testing.T, text string) map[string]map[string]int {
+	t.Helper()
+	messages := make(map[string]map[string]int)
+	for _, m := range regexp.MustCompile(`(?s)message (\w+) \{(.*?)\}`).FindAllStringSubmatch(text, -1) {
+		messages[m[1]] = make(map[string]int)
+		for _, f := range regexp.MustCompile(`(\w+) = (\d+);`).FindAllStringSubmatch(m[2], -1) {
+			n, err := strconv.Atoi(f[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			messages[m[1]][f[1]] = n
+		}
+	}
+	return messages
+}
+
+func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
+	t.Parallel()
+	file, err := os.ReadFile("batch.proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := protoFields(t, string(file))
+	want := map[string]map[string]int{
+		"Requests":  {"requests": fieldRecord},
+		"Responses": {"responses": fieldRecord},
+		"Header":    {"name": headerName, "value": headerValue},
+		"Request": {
+			"id": requestID, "method": requestMethod, "body": requestBody, "timeout_ms": requestTimeout, "message_id": requestMessageID,
+			"idempotent": requestIdempotent, "resent": requestResent, "retry": requestRetry, "headers": requestHeader,
+			"content_type": requestContentType, "content_encoding": requestEncoding,
+		},
+		"Response": {
+			"id": responseID, "body": responseBody, "code": responseCode, "ran": responseRan, "retry": responseRetry,
+			"retry_after_ms": responseRetryAfter, "queue_us": responseQueueTime, "handler_us": responseHandler,
+			"content_type": responseContentType, "content_encoding": responseEncoding, "headers": responseHeader,
+		},
+	}
+	wantSame(t, "messages", len(got), len(want))
+	for name, fields := range want {
+		if !maps.Equal(got[name], fields) {
+			t.Errorf("message %s: the file has %v, the code %v", name, got[name], fields)
+		}
+	}
+}
+
+func TestProtoFileIsInTheDocumentation(t *testing.T) {
+	t.Parallel()
+	file, err := os.ReadFile("batch.proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, messages, ok := strings.Cut(string(file), "\n\n")
+	if !ok {
+		t.Fatal("no comment before the messages")
+	}
+	page, err := os.ReadFile("../../../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "```proto\n"+messages+"```\n") {
+		t.Error("docs/protocol.md does not have the messages of batch.proto")
+	}
+}

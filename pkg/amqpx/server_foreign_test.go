@@ -1,0 +1,89 @@
+package amqpx
+
+import (
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
+
+// Programs with numbered messages must not get responses to each other's requests.
+func TestMessageIDWithoutTheContractIsNoKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b, _ := serve(t, handlers{"m": counted(&runs, echo)})
+		for _, body := range []string{"apples", "pears"} {
+			b.put(with(request("m"), func(p *amqp.Publishing) { p.MessageId, p.Body = "1", []byte(body) }))
+			settle()
+			answers := b.take()
+			wantSame(t, "answers", len(answers), 1)
+			wantSame(t, "answer", string(answers[0].Body), body)
+		}
+		wantSame(t, "executions", runs.Load(), 2)
+	})
+}
+
+func TestRequestWithoutCorrelationIDIsAnswered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := serve(t, handlers{"m": echo})
+		for _, messageID := range []string{"7", ""} {
+			b.put(with(request("m"), func(p *amqp.Publishing) { p.CorrelationId, p.MessageId = "", messageID }))
+			settle()
+			answers := b.take()
+			wantSame(t, "answers", len(answers), 1)
+			wantSame(t, "answer", string(answers[0].Body), "request")
+			wantSame(t, "correlation id", answers[0].CorrelationId, messageID)
+		}
+	})
+}
+
+func TestDefaultMethod(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := serve(t, handlers{"m": echo}, WithDefaultMethod("m"))
+		b.put(request(""))
+		b.put(with(request(""), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-method": "n"} }))
+		settle()
+		answers := b.take()
+		wantSame(t, "answers", len(answers), 2)
+		codes := map[any]int{}
+		for _, a := range answers {
+			codes[a.Headers[wire.HeaderCode]]++
+		}
+		wantSame(t, "results", codes[nil], 1)
+		wantSame(t, "refusals", codes["unimplemented"], 1)
+	})
+}
+
+func TestDefaultMethodInABatch(t *testing.T) {
+	t.Parallel()
+	records, err := wire.AppendRecords(nil, (&wire.Request{ID: "id"}).AppendTo(nil, time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{cfg: &serverConfig{defaultMethod: "m"}}
+	var in incoming
+	if err := in.DecodeRecord(records[0], "r", s.nameOf); err != nil || in.Method != "m" {
+		t.Errorf("method %q, error %v", in.Method, err)
+	}
+}
+
+// A budget of zero is not a fault of the server.
+func TestBudgetOfZeroIsToldAsThat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := serve(t, handlers{"m": echo})
+		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "0"} }))
+		settle()
+		got := b.take()[0]
+		wantSame(t, "code", got.Headers[wire.HeaderCode], any("deadline_exceeded"))
+		wantSame(t, "text", string(got.Body), "the call's time is 0 ms")
+		wantSame(t, "ran", got.Headers[wire.HeaderRan], any(false))
+	})
+}
