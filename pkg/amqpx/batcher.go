@@ -4,12 +4,8 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
-	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
-	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Batching. A broker's throughput is limited by messages per second, so waiting requests, and
@@ -38,16 +34,32 @@ type batchable interface {
 	// batchKey returns the queue of the batch. "" means that the message must travel alone and
 	// without waiting.
 	batchKey() string
-	// fits reports whether the message may join batch b.
-	fits(b *batch) bool
-	// appendTo appends the message, whose beginSend returned true, to batch b.
-	appendTo(b *batch)
+	// newBatch returns an empty batch of messages with this key. Its body is at most limit
+	// bytes long and uses the memory of buffer.
+	newBatch(key string, limit int, buffer []byte) batch
 	// consumers returns the number of consumers among which the broker distributes the
 	// batches.
 	consumers() int
 	// mustTravelAlone reports whether batching is disabled, so that waiting messages travel
 	// alone.
 	mustTravelAlone() bool
+}
+
+// batch is one message with several batchable messages in it. Every message gets the result of
+// the batch.
+type batch interface {
+	outbound
+	rejectable
+	// add appends a message, whose beginSend returned true.
+	add(m batchable)
+	// fits reports whether another message may be added.
+	fits(m batchable) bool
+	// size returns the number of messages.
+	size() int
+	// sent is called before a batch of two or more messages is published.
+	sent()
+	// buffer returns the memory of the body. It is used again after the batch was published.
+	buffer() []byte
 }
 
 // batcher collects the messages to one queue that wait for a place in the window.
@@ -173,34 +185,36 @@ func (p *publisher) writeBatcher(l *batcher) {
 // publishBatch publishes the next batch of a batcher: the first message and at most most-1
 // fitting later messages. A batch of one message is published as a single message.
 func (p *publisher) publishBatch(l *batcher, most int) {
-	b := &batch{key: l.key, now: time.Now(), limit: batchBytes, body: p.batchers.body[:0]}
-	if limit := int(p.s.SizeLimit.Load()); limit > 0 {
-		b.limit = min(b.limit, limit)
+	limit := batchBytes
+	if accepted := int(p.s.SizeLimit.Load()); accepted > 0 {
+		limit = min(limit, accepted)
 	}
+	b := l.waiting[0].newBatch(l.key, limit, p.batchers.body[:0])
+	var first batchable
 	left := l.waiting[:0]
 	for i, m := range l.waiting {
-		if len(b.messages) == most || len(left) == maxSkipped {
+		if b.size() == most || len(left) == maxSkipped {
 			left = append(left, l.waiting[i:]...)
 			break
 		}
-		if len(b.messages) > 0 && !m.fits(b) {
+		if b.size() > 0 && !b.fits(m) {
 			left = append(left, m)
 		} else if m.beginSend(p.s.Generation) {
-			m.appendTo(b)
-			b.messages = append(b.messages, m)
+			if b.size() == 0 {
+				first = m
+			}
+			b.add(m)
 		}
 	}
 	clear(l.waiting[len(left):])
 	l.waiting = left
-	p.batchers.body = b.body
-	switch len(b.messages) {
+	p.batchers.body = b.buffer()
+	switch b.size() {
 	case 0:
 	case 1:
-		p.publish(b.messages[0], l, false)
+		p.publish(first, l, false)
 	default:
-		if b.calls != nil {
-			b.calls.onSent(len(b.messages))
-		}
+		b.sent()
 		p.publish(b, l, false)
 	}
 }
@@ -210,62 +224,6 @@ func (p *publisher) releaseSlot(l *batcher) {
 	l.unconfirmed.Add(-1)
 	if p.batchers.windowFull.Load() {
 		p.batchers.wake()
-	}
-}
-
-// batch is one message with several batchable messages in it. It implements outbound.
-type batch struct {
-	messages []batchable
-	key      string
-	now      time.Time // the time of its creation
-	limit    int       // of the body in bytes
-	// The next fields are set by appendTo of the messages.
-	calls      *batchTarget // of a batch of requests, else nil
-	id         string       // of a batch of requests
-	replyTo    string
-	user       string        // the broker's user, of all the requests
-	least      time.Duration // the shortest remaining time of the requests
-	most       time.Duration // the longest remaining time of the requests
-	persistent bool
-	mandatory  bool   // of a batch of responses
-	body       []byte // valid until the batch is published
-}
-
-// beginSend implements outbound; beginSend of each message was called before its appendTo.
-func (b *batch) beginSend(uint64) bool { return true }
-
-// canceled implements outbound.
-func (b *batch) canceled() bool { return false }
-
-// publishing implements outbound.
-func (b *batch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = amqp.Publishing{ContentType: wire.ContentTypeResponses, DeliveryMode: wire.DeliveryMode(b.persistent), Body: b.body}
-	if b.calls == nil {
-		return b.key, b.mandatory, msg
-	}
-	msg.ContentType, msg.CorrelationId, msg.ReplyTo, msg.UserId = wire.ContentTypeRequests, b.id, b.replyTo, b.user
-	msg.Expiration = wire.Expiration(b.least)
-	return b.key, true, msg
-}
-
-// reject implements rejectable: the broker accepted no part of the batch, and its messages are
-// sent again in smaller batches, or alone.
-func (b *batch) reject(error) {
-	for _, m := range b.messages {
-		m.onResult(resultUnsent)
-	}
-}
-
-// onResult implements outbound: every message gets the result of the batch. The requests of a
-// returned batch reached no queue, and are sent again alone.
-func (b *batch) onResult(f publishResult) {
-	if b.calls != nil && b.calls.takeReturned(b.id) {
-		f = resultUnsent
-	} else if b.calls != nil && f == resultNacked {
-		b.calls.refused()
-	}
-	for _, m := range b.messages {
-		m.onResult(f)
 	}
 }
 

@@ -7,6 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -132,15 +135,6 @@ func (l *batchTarget) goesAlone(others int32) bool {
 	return true
 }
 
-// fits implements batchable. A batch has one expiration, the shortest time left of its calls,
-// so that no call runs after its caller has gone. Therefore only calls with about the same
-// time left travel together.
-func (k *call) fits(b *batch) bool {
-	left := k.budget(b.now)
-	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
-}
-
 // deadlineShare is the largest share of its remaining time by which a call may expire early
 // because of the batch: an eighth.
 const deadlineShare = 8
@@ -151,14 +145,97 @@ func (k *call) mustTravelAlone() bool { return k.route.batch.servers.Load() == 0
 // consumers implements batchable.
 func (k *call) consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
 
-// appendTo implements batchable.
-func (k *call) appendTo(b *batch) {
-	left := k.budget(b.now)
-	if len(b.messages) == 0 {
-		b.calls, b.replyTo, b.persistent = k.route.batch, k.route.replyTo, k.route.persistent
-		b.id, b.least, b.user = b.calls.nextID(), left, k.route.user.get()
+// newBatch implements batchable.
+func (k *call) newBatch(key string, limit int, buffer []byte) batch {
+	return &callBatch{
+		queue: key, limit: limit, body: buffer, begun: time.Now(),
+		target: k.route.batch, replyTo: k.route.replyTo, persistent: k.route.persistent,
+	}
+}
+
+// callBatch is a batch of calls. It has one expiration, the shortest remaining time of its
+// calls, so that no call runs after its caller has gone.
+type callBatch struct {
+	calls       []*call
+	queue       string
+	target      *batchTarget
+	id          string
+	replyTo     string
+	user        string        // the broker's user, of all the calls
+	begun       time.Time     // when the batch was made
+	least, most time.Duration // the shortest and the longest remaining time of the calls
+	persistent  bool
+	limit       int    // of the body in bytes
+	body        []byte // valid until the batch is published
+}
+
+// fits implements batch. Only calls with about the same remaining time travel together.
+func (b *callBatch) fits(m batchable) bool {
+	k, ok := m.(*call)
+	if !ok {
+		return false
+	}
+	left := k.budget(b.begun)
+	least, most := min(b.least, left), max(b.most, left)
+	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
+}
+
+// add implements batch.
+func (b *callBatch) add(m batchable) {
+	k, ok := m.(*call)
+	if !ok {
+		return
+	}
+	left := k.budget(b.begun)
+	if len(b.calls) == 0 {
+		b.id, b.least, b.user = b.target.nextID(), left, k.route.user.get()
 	}
 	k.batched.Store(true)
+	b.calls = append(b.calls, k)
 	b.least, b.most = min(b.least, left), max(b.most, left)
 	b.body = k.req.AppendTo(b.body, left)
+}
+
+// size implements batch.
+func (b *callBatch) size() int { return len(b.calls) }
+
+// sent implements batch.
+func (b *callBatch) sent() { b.target.onSent(len(b.calls)) }
+
+// buffer implements batch.
+func (b *callBatch) buffer() []byte { return b.body }
+
+// beginSend implements outbound; beginSend of each call was called before add.
+func (b *callBatch) beginSend(uint64) bool { return true }
+
+// canceled implements outbound.
+func (b *callBatch) canceled() bool { return false }
+
+// publishing implements outbound.
+func (b *callBatch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+	return b.queue, true, amqp.Publishing{
+		ContentType: wire.ContentTypeRequests, DeliveryMode: wire.DeliveryMode(b.persistent), CorrelationId: b.id, ReplyTo: b.replyTo,
+		UserId: b.user, Expiration: wire.Expiration(b.least), Body: b.body,
+	}
+}
+
+// reject implements rejectable: the broker accepted no part of the batch, and its calls are
+// sent again in smaller batches, or alone.
+func (b *callBatch) reject(error) { b.notifyAll(resultUnsent) }
+
+// onResult implements outbound. The calls of a returned batch reached no queue, and are sent
+// again alone.
+func (b *callBatch) onResult(f publishResult) {
+	if b.target.takeReturned(b.id) {
+		f = resultUnsent
+	} else if f == resultNacked {
+		b.target.refused()
+	}
+	b.notifyAll(f)
+}
+
+func (b *callBatch) notifyAll(f publishResult) {
+	for _, k := range b.calls {
+		k.onResult(f)
+	}
 }

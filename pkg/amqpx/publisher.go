@@ -8,6 +8,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // publishResult is the result of publishing one message.
@@ -355,7 +356,7 @@ func checkLimits(s *transport.Session, msg *amqp.Publishing) error {
 }
 
 func tooLarge(size, limit int) error {
-	return fmt.Errorf("%w: %d bytes, and the broker takes at most %d (max_message_size)", ErrTooLarge, size, limit)
+	return fmt.Errorf("%w: %d bytes, and the broker takes at most %d (max_message_size)", wire.ErrTooLarge, size, limit)
 }
 
 // suspect is an outbound message that may be the reason for the end of a channel.

@@ -135,23 +135,74 @@ func (a *outboundResponse) batchKey() string {
 	return a.job.in.ReplyTo
 }
 
-// fits implements batchable.
-func (a *outboundResponse) fits(b *batch) bool {
-	return len(b.body)+a.response.BatchSize(&a.job.in.Request) <= b.limit
-}
-
 // consumers implements batchable. A reply queue has one consumer, the client.
 func (a *outboundResponse) consumers() int { return 1 }
 
 // mustTravelAlone implements batchable.
 func (a *outboundResponse) mustTravelAlone() bool { return false }
 
-// appendTo implements batchable.
-func (a *outboundResponse) appendTo(b *batch) {
-	if len(b.messages) == 0 {
-		b.persistent, b.mandatory = a.server.cfg.persistent, a.server.returnsCount(b.key)
+// newBatch implements batchable.
+func (a *outboundResponse) newBatch(key string, limit int, buffer []byte) batch {
+	return &responseBatch{
+		replyTo: key, limit: limit, body: buffer, persistent: a.server.cfg.persistent, mandatory: a.server.returnsCount(key),
 	}
-	b.body = a.response.AppendTo(b.body, &a.job.in.Request)
+}
+
+// responseBatch is a batch of responses to one client.
+type responseBatch struct {
+	responses  []*outboundResponse
+	replyTo    string
+	persistent bool
+	mandatory  bool
+	limit      int    // of the body in bytes
+	body       []byte // valid until the batch is published
+}
+
+// fits implements batch.
+func (b *responseBatch) fits(m batchable) bool {
+	a, ok := m.(*outboundResponse)
+	return ok && len(b.body)+a.response.BatchSize(&a.job.in.Request) <= b.limit
+}
+
+// add implements batch.
+func (b *responseBatch) add(m batchable) {
+	if a, ok := m.(*outboundResponse); ok {
+		b.responses = append(b.responses, a)
+		b.body = a.response.AppendTo(b.body, &a.job.in.Request)
+	}
+}
+
+// size implements batch.
+func (b *responseBatch) size() int { return len(b.responses) }
+
+// sent implements batch.
+func (b *responseBatch) sent() {}
+
+// buffer implements batch.
+func (b *responseBatch) buffer() []byte { return b.body }
+
+// beginSend implements outbound.
+func (b *responseBatch) beginSend(uint64) bool { return true }
+
+// canceled implements outbound.
+func (b *responseBatch) canceled() bool { return false }
+
+// publishing implements outbound.
+func (b *responseBatch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+	return b.replyTo, b.mandatory, amqp.Publishing{
+		ContentType: wire.ContentTypeResponses, DeliveryMode: wire.DeliveryMode(b.persistent), Body: b.body,
+	}
+}
+
+// reject implements rejectable: the broker accepted no part of the batch, and its responses
+// are sent again in smaller batches, or alone.
+func (b *responseBatch) reject(error) { b.onResult(resultUnsent) }
+
+// onResult implements outbound.
+func (b *responseBatch) onResult(f publishResult) {
+	for _, a := range b.responses {
+		a.onResult(f)
+	}
 }
 
 // onResult implements outbound.
