@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -90,10 +91,10 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 		{name: "header without a name", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"": ""})}},
 		{name: "header name that is too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{strings.Repeat("h", 256): "v"})}},
 		{name: "reserved header", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"rpc-x": "v"})}},
-		{name: "headers that nearly fill a batch", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", batchBytes-200)})}},
+		{name: "headers that nearly fill a batch", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", publish.MaxBatchBytes-200)})}},
 		{name: "headers that are too long", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": strings.Repeat("v", wire.MaxHeaderBytes)})}},
-		{name: "body that nearly fills a batch", method: "m", body: strings.Repeat("b", batchBytes-200)},
-		{name: "body that is larger than a batch", method: "m", body: strings.Repeat("b", batchBytes+1)},
+		{name: "body that nearly fills a batch", method: "m", body: strings.Repeat("b", publish.MaxBatchBytes-200)},
+		{name: "body that is larger than a batch", method: "m", body: strings.Repeat("b", publish.MaxBatchBytes+1)},
 		{name: "body that is too large", method: "m", body: strings.Repeat("b", 1<<20+1)},
 		{name: "header values of an application's own types", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"h": variant("v"), "n": []int{1}})}},
 		{name: "content type", method: "m", body: "x", opts: []CallOption{WithContentType("application/json", "\xff")}},

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -37,7 +38,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.t.Helper()
 	r.broker.holdConfirms()
 	var fillers []<-chan result
-	for range batchWindow + int(r.client.route.batch.servers.Load()) - 1 {
+	for range publish.BatchWindow + int(r.client.route.batch.servers.Load()) - 1 {
 		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "open the lane", nil))
 		settle()
 	}
@@ -75,9 +76,9 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 		wantSame(t, "content type", batches[0].msg.ContentType, wire.ContentTypeRequests)
 		wantSame(t, "mandatory", batches[0].mandatory, true)
 		wantSame(t, "expiration", batches[0].msg.Expiration, "60000")
-		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+batchWindow)
+		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+publish.BatchWindow)
 		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
-		wantSame(t, "server's requests", r.server.Stats().Requests, 1+batchWindow+5)
+		wantSame(t, "server's requests", r.server.Stats().Requests, 1+publish.BatchWindow+5)
 		wantSame(t, "requests that came in batches", r.server.Stats().Batched, 5)
 		wantSame(t, "calls that were sent in batches", r.client.Stats().Batched, 5)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
@@ -136,11 +137,11 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 		pass(2 * lookEvery)
 		r.openLane() // the client looks again
 		pass(2 * lookEvery)
-		for i, done := range r.batchOf(4*minShare, "m") {
+		for i, done := range r.batchOf(4*publish.MinShare, "m") {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
-		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*minShare)
-		wantSame(t, "at the other", other.Stats().Batched, 2*minShare)
+		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*publish.MinShare)
+		wantSame(t, "at the other", other.Stats().Batched, 2*publish.MinShare)
 	})
 }
 
@@ -152,7 +153,7 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 		body []byte
 		opt  CallOption
 	}{
-		{"too large", make([]byte, batchBytes+1), Idempotent()},
+		{"too large", make([]byte, publish.MaxBatchBytes+1), Idempotent()},
 		{"header that is no text", nil, WithHeader(map[string]any{"n": int64(1)})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -161,7 +162,7 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 				r := startBatching(t, handlers{"m": echo})
 				r.broker.holdConfirms()
 				var fillers []<-chan result
-				for range batchWindow {
+				for range publish.BatchWindow {
 					fillers = append(fillers, goCall(r.client, within(t, time.Minute), "m", nil))
 				}
 				settle()

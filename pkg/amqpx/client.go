@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -61,7 +62,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	}
 	c := &Client{
 		cfg:     cfg,
-		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: wire.DirectReplyTo, persistent: cfg.persistent, outbox: newOutbox()},
+		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: wire.DirectReplyTo, persistent: cfg.persistent, outbox: publish.NewOutbox()},
 		pending: newPending(cfg.maxInFlight, cfg.maxInFlightBytes),
 		budget:  newRetryBudget(cfg.retryRatio, cfg.retryBurst),
 		closing: make(chan struct{}),
@@ -75,7 +76,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		c.route.replyTo = newReplyQueueName(cfg.queue)
 	}
 	if cfg.batch == BatchAuto {
-		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, c.recordBatchSent, c.route.outbox.notify)
+		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, c.recordBatchSent, c.route.outbox.Notify)
 	}
 	if cfg.control {
 		c.cancels = newCancels()
@@ -246,7 +247,7 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.OnReady = func() { startPublisher(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { publish.Start(s, c.route.outbox, c.returned) }
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -104,15 +105,15 @@ func (l *batchTarget) refused() {
 func (c *Client) resendBatched() {
 	for _, k := range c.pending.snapshot() {
 		if k.req.Idempotent && k.batched.Load() && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: resultLost})
+			k.notify(event{result: publish.Lost})
 		}
 	}
 }
 
-// batchKey implements batchable.
-func (k *call) batchKey() string {
+// BatchKey implements publish.Batchable.
+func (k *call) BatchKey() string {
 	l := k.route.batch
-	if l == nil || k.alone || k.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > batchBytes {
+	if l == nil || k.alone || k.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxBatchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -139,14 +140,14 @@ func (l *batchTarget) goesAlone(others int32) bool {
 // because of the batch: an eighth.
 const deadlineShare = 8
 
-// mustTravelAlone implements batchable.
-func (k *call) mustTravelAlone() bool { return k.route.batch.servers.Load() == 0 }
+// MustTravelAlone implements publish.Batchable.
+func (k *call) MustTravelAlone() bool { return k.route.batch.servers.Load() == 0 }
 
-// consumers implements batchable.
-func (k *call) consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
+// Consumers implements publish.Batchable.
+func (k *call) Consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
 
-// newBatch implements batchable.
-func (k *call) newBatch(key string, limit int, buffer []byte) batch {
+// NewBatch implements publish.Batchable.
+func (k *call) NewBatch(key string, limit int, buffer []byte) publish.Batch {
 	return &callBatch{
 		queue: key, limit: limit, body: buffer, begun: time.Now(),
 		target: k.route.batch, replyTo: k.route.replyTo, persistent: k.route.persistent,
@@ -169,8 +170,8 @@ type callBatch struct {
 	body        []byte // valid until the batch is published
 }
 
-// fits implements batch. Only calls with about the same remaining time travel together.
-func (b *callBatch) fits(m batchable) bool {
+// Fits implements publish.Batch. Only calls with about the same remaining time travel together.
+func (b *callBatch) Fits(m publish.Batchable) bool {
 	k, ok := m.(*call)
 	if !ok {
 		return false
@@ -180,8 +181,8 @@ func (b *callBatch) fits(m batchable) bool {
 	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
-// add implements batch.
-func (b *callBatch) add(m batchable) {
+// Add implements publish.Batch.
+func (b *callBatch) Add(m publish.Batchable) {
 	k, ok := m.(*call)
 	if !ok {
 		return
@@ -196,46 +197,46 @@ func (b *callBatch) add(m batchable) {
 	b.body = k.req.AppendTo(b.body, left)
 }
 
-// size implements batch.
-func (b *callBatch) size() int { return len(b.calls) }
+// Size implements publish.Batch.
+func (b *callBatch) Size() int { return len(b.calls) }
 
-// sent implements batch.
-func (b *callBatch) sent() { b.target.onSent(len(b.calls)) }
+// Sent implements publish.Batch.
+func (b *callBatch) Sent() { b.target.onSent(len(b.calls)) }
 
-// buffer implements batch.
-func (b *callBatch) buffer() []byte { return b.body }
+// Buffer implements publish.Batch.
+func (b *callBatch) Buffer() []byte { return b.body }
 
-// beginSend implements outbound; beginSend of each call was called before add.
-func (b *callBatch) beginSend(uint64) bool { return true }
+// BeginSend implements publish.Outbound; BeginSend of each call was called before Add.
+func (b *callBatch) BeginSend(uint64) bool { return true }
 
-// canceled implements outbound.
-func (b *callBatch) canceled() bool { return false }
+// Canceled implements publish.Outbound.
+func (b *callBatch) Canceled() bool { return false }
 
-// publishing implements outbound.
-func (b *callBatch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+// Publishing implements publish.Outbound.
+func (b *callBatch) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return b.queue, true, amqp.Publishing{
 		ContentType: wire.ContentTypeRequests, DeliveryMode: wire.DeliveryMode(b.persistent), CorrelationId: b.id, ReplyTo: b.replyTo,
 		UserId: b.user, Expiration: wire.Expiration(b.least), Body: b.body,
 	}
 }
 
-// reject implements rejectable: the broker accepted no part of the batch, and its calls are
+// Reject implements publish.Rejectable: the broker accepted no part of the batch, and its calls are
 // sent again in smaller batches, or alone.
-func (b *callBatch) reject(error) { b.notifyAll(resultUnsent) }
+func (b *callBatch) Reject(error) { b.notifyAll(publish.Unsent) }
 
-// onResult implements outbound. The calls of a returned batch reached no queue, and are sent
+// OnResult implements publish.Outbound. The calls of a returned batch reached no queue, and are sent
 // again alone.
-func (b *callBatch) onResult(f publishResult) {
+func (b *callBatch) OnResult(f publish.Result) {
 	if b.target.takeReturned(b.id) {
-		f = resultUnsent
-	} else if f == resultNacked {
+		f = publish.Unsent
+	} else if f == publish.Nacked {
 		b.target.refused()
 	}
 	b.notifyAll(f)
 }
 
-func (b *callBatch) notifyAll(f publishResult) {
+func (b *callBatch) notifyAll(f publish.Result) {
 	for _, k := range b.calls {
-		k.onResult(f)
+		k.OnResult(f)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -37,7 +38,7 @@ const (
 // event is a notification to a waiting call.
 type event struct {
 	kind   eventKind
-	result publishResult
+	result publish.Result
 }
 
 type eventKind uint8
@@ -66,7 +67,7 @@ type route struct {
 	// quorum queue, which rejects a message only before writing the message to its log.
 	nackProves bool
 	user       brokerUser
-	outbox     *outbox
+	outbox     *publish.Outbox
 	watch      *queueWatch
 	queueGate  *queueGate
 	batch      *batchTarget // nil without batches
@@ -112,12 +113,12 @@ type call struct {
 
 	responded bool // a response was read: answer does not change any more
 
-	lastResult publishResult // publish result of the last attempt
-	uncertain  bool          // an earlier attempt may have arrived
-	refusal    *Error        // the server's refusal, if it ended the last attempt
-	elsewhere  int           // number of refusals as unimplemented
-	refusers   []string      // known ids of the servers that refused as unimplemented
-	alone      bool          // not to be sent in a batch
+	lastResult publish.Result // publish result of the last attempt
+	uncertain  bool           // an earlier attempt may have arrived
+	refusal    *Error         // the server's refusal, if it ended the last attempt
+	elsewhere  int            // number of refusals as unimplemented
+	refusers   []string       // known ids of the servers that refused as unimplemented
+	alone      bool           // not to be sent in a batch
 	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
 	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not
@@ -194,7 +195,7 @@ func (k *call) send() {
 	k.batched.Store(false)
 	k.stage.Store(uint32(stageQueued))
 	k.route.watch.want()
-	k.route.outbox.put(k)
+	k.route.outbox.Put(k)
 }
 
 // cancelSend cancels an unwritten attempt and reports success.
@@ -202,18 +203,18 @@ func (k *call) cancelSend() bool {
 	if !k.transition(stageQueued, stageCanceled) {
 		return false
 	}
-	k.route.outbox.noteCanceled()
+	k.route.outbox.NoteCanceled()
 	return true
 }
 
-// canceled implements outbound.
-func (k *call) canceled() bool { return stage(k.stage.Load()) == stageCanceled }
+// Canceled implements publish.Outbound.
+func (k *call) Canceled() bool { return stage(k.stage.Load()) == stageCanceled }
 
 // budget returns the time left until the deadline.
 func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
 
-// beginSend implements outbound.
-func (k *call) beginSend(generation uint64) bool {
+// BeginSend implements publish.Outbound.
+func (k *call) BeginSend(generation uint64) bool {
 	k.generation.Store(generation)
 	if !k.transition(stageQueued, stageWritten) {
 		return false
@@ -225,23 +226,23 @@ func (k *call) beginSend(generation uint64) bool {
 	return true
 }
 
-// publishing implements outbound. Every request is mandatory: without a queue the broker
+// Publishing implements publish.Outbound. Every request is mandatory: without a queue the broker
 // returns the request, and the caller learns at once about the missing servers.
-func (k *call) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+func (k *call) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	k.batched.Store(false) // set by appendTo, also for a batch of one call
 	msg = k.req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	msg.UserId = k.route.user.get()
 	return k.route.queue, true, msg
 }
 
-// onResult implements outbound. The confirm of a returned message, which follows the return at
+// OnResult implements publish.Outbound. The confirm of a returned message, which follows the return at
 // once, ends the attempt. If the return ended the attempt, the confirm could arrive during the
 // next attempt and be mistaken for its confirm.
-func (k *call) onResult(f publishResult) {
+func (k *call) OnResult(f publish.Result) {
 	if k.returned.Swap(false) {
-		f = resultReturned
+		f = publish.Returned
 	}
-	if f == resultConfirmed {
+	if f == publish.Confirmed {
 		k.transition(stageWritten, stageConfirmed)
 		if k.route.queueGate.isShut.Load() && !k.batched.Load() {
 			k.route.queueGate.open()
@@ -249,28 +250,28 @@ func (k *call) onResult(f publishResult) {
 		return
 	}
 	after := stageSettled
-	if f == resultSuspect {
+	if f == publish.Suspect {
 		k.suspected++
 	}
-	if f == resultLost || f == resultSuspect || f == resultNacked && !k.route.nackProves {
+	if f == publish.Lost || f == publish.Suspect || f == publish.Nacked && !k.route.nackProves {
 		after = stageLost
 	}
 	if k.transition(stageWritten, after) {
-		if f == resultUnsent {
+		if f == publish.Unsent {
 			k.sent.Add(-1)
 		}
 		k.notify(event{result: f})
 	}
 }
 
-// reject implements rejectable: the call fails for good.
-func (k *call) reject(cause error) {
+// Reject implements publish.Rejectable: the call fails for good.
+func (k *call) Reject(cause error) {
 	k.rejection = cause
-	k.onResult(resultRejected)
+	k.OnResult(publish.Rejected)
 }
 
-// suspicion implements suspect.
-func (k *call) suspicion() int { return k.suspected }
+// Suspicion implements suspect.
+func (k *call) Suspicion() int { return k.suspected }
 
 // sessionReplaced notifies a confirmed call when the session of its last attempt was replaced.
 // answersLost means the loss of the reply queue and its responses. An idempotent call is
@@ -282,7 +283,7 @@ func (k *call) sessionReplaced(generation uint64, answersLost bool) {
 		return
 	}
 	if k.transition(stageConfirmed, stageLost) {
-		k.notify(event{result: resultLost})
+		k.notify(event{result: publish.Lost})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -19,14 +20,14 @@ func queuedCall(idempotent bool) *call {
 
 func writtenCall(idempotent bool) *call {
 	k := queuedCall(idempotent)
-	k.beginSend(1)
+	k.BeginSend(1)
 	return k
 }
 
 func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 	t.Parallel()
-	fate := func(f publishResult) func(*call) {
-		return func(k *call) { k.beginSend(1); k.onResult(f); k.recordResult((<-k.events).result) }
+	fate := func(f publish.Result) func(*call) {
+		return func(k *call) { k.BeginSend(1); k.OnResult(f); k.recordResult((<-k.events).result) }
 	}
 	for _, c := range []struct {
 		name  string
@@ -34,32 +35,32 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		want  Outcome
 	}{
 		{"queued", func(*call) {}, DidNotRun},
-		{"written", func(k *call) { k.beginSend(1) }, MayHaveRun},
-		{"confirmed", func(k *call) { k.beginSend(1); k.onResult(resultConfirmed) }, MayHaveRun},
-		{"unsent", fate(resultUnsent), DidNotRun},
-		{"nacked", fate(resultNacked), MayHaveRun},
-		{"unroutable", fate(resultReturned), DidNotRun},
-		{"lost", fate(resultLost), MayHaveRun},
-		{"lost, which it has not heard of yet", func(k *call) { k.beginSend(1); k.onResult(resultLost) }, MayHaveRun},
+		{"written", func(k *call) { k.BeginSend(1) }, MayHaveRun},
+		{"confirmed", func(k *call) { k.BeginSend(1); k.OnResult(publish.Confirmed) }, MayHaveRun},
+		{"unsent", fate(publish.Unsent), DidNotRun},
+		{"nacked", fate(publish.Nacked), MayHaveRun},
+		{"unroutable", fate(publish.Returned), DidNotRun},
+		{"lost", fate(publish.Lost), MayHaveRun},
+		{"lost, which it has not heard of yet", func(k *call) { k.BeginSend(1); k.OnResult(publish.Lost) }, MayHaveRun},
 		{"the link replaced, which it has not heard of yet", func(k *call) {
-			k.beginSend(1)
-			k.onResult(resultConfirmed)
+			k.BeginSend(1)
+			k.OnResult(publish.Confirmed)
 			k.sessionReplaced(2, true)
 		}, MayHaveRun},
-		{"lost, then queued again", func(k *call) { fate(resultLost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"lost, then queued again", func(k *call) { fate(publish.Lost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 		{"lost, then refused", func(k *call) {
-			fate(resultLost)(k)
+			fate(publish.Lost)(k)
 			k.stage.Store(uint32(stageQueued))
-			fate(resultNacked)(k)
+			fate(publish.Nacked)(k)
 		}, MayHaveRun},
-		{"nacked, then queued again", func(k *call) { fate(resultNacked)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"nacked, then queued again", func(k *call) { fate(publish.Nacked)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			k := queuedCall(true)
 			c.steps(k)
 			wantSame(t, "outcome", k.outcome(), c.want)
-			if c.want == DidNotRun && k.beginSend(2) {
+			if c.want == DidNotRun && k.BeginSend(2) {
 				t.Error("a call that surely did not run was sent after all")
 			}
 		})
@@ -84,7 +85,7 @@ func TestCallAfterALostLink(t *testing.T) {
 			t.Parallel()
 			k := writtenCall(c.idempotent)
 			if c.confirmed {
-				k.onResult(resultConfirmed)
+				k.OnResult(publish.Confirmed)
 			}
 			k.sessionReplaced(c.generation, c.lost)
 			wantSame(t, "given back", len(k.events) == 1, c.givenBack)
@@ -102,14 +103,14 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 		start := make(chan struct{})
 		party := func(f func()) { wg.Go(func() { <-start; f() }) }
 		party(func() {
-			if k.beginSend(1) {
+			if k.BeginSend(1) {
 				claimed.Store(true)
-				k.onResult(resultConfirmed)
+				k.OnResult(publish.Confirmed)
 			}
 		})
-		party(func() { k.onResult(resultReturned) })
-		party(func() { k.onResult(resultLost) })
-		party(func() { k.onResult(resultNacked) })
+		party(func() { k.OnResult(publish.Returned) })
+		party(func() { k.OnResult(publish.Lost) })
+		party(func() { k.OnResult(publish.Nacked) })
 		party(func() { k.sessionReplaced(2, true) })
 		party(func() { outcome = k.outcome() })
 		close(start)
@@ -117,7 +118,7 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 		if n := len(k.events); n > 1 {
 			t.Fatalf("%d fates", n)
 		}
-		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).result == resultLost) {
+		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).result == publish.Lost) {
 			t.Fatal("told that it did not run, and it was sent")
 		}
 	}
@@ -130,7 +131,7 @@ func TestCallThatGaveUpIsNotSent(t *testing.T) {
 		var claimed bool
 		outcome := MayHaveRun
 		var wg sync.WaitGroup
-		wg.Go(func() { claimed = k.beginSend(1) })
+		wg.Go(func() { claimed = k.BeginSend(1) })
 		wg.Go(func() { outcome = k.outcome() })
 		wg.Wait()
 		if claimed == (outcome == DidNotRun) {

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -124,7 +125,7 @@ func openControl(l transport.Conn, exchange string) (transport.Channel, error) {
 func encodeCancel(calls []wire.Cancellation) (msg amqp.Publishing, rest []wire.Cancellation) {
 	var body []byte
 	n := 0
-	for ; n < len(calls) && n < batchCalls && len(body) < batchBytes; n++ {
+	for ; n < len(calls) && n < publish.MaxBatchMessages && len(body) < publish.MaxBatchBytes; n++ {
 		body = calls[n].AppendTo(body)
 	}
 	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, Body: body}, calls[n:]

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -282,14 +283,14 @@ func TestGivenUpCallsAreForgotten(t *testing.T) {
 
 func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
 	t.Parallel()
-	calls := make([]wire.Cancellation, batchCalls+1)
+	calls := make([]wire.Cancellation, publish.MaxBatchMessages+1)
 	for i := range calls {
 		calls[i] = wire.Cancellation{ID: newID(), Method: "m"}
 	}
 	msg, rest := encodeCancel(calls)
 	wantSame(t, "left", len(rest), 1)
 	records, err := wire.AppendRecords(nil, msg.Body)
-	if err != nil || len(records) != batchCalls {
+	if err != nil || len(records) != publish.MaxBatchMessages {
 		t.Errorf("%d records, %v", len(records), err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -174,7 +175,7 @@ func (k *call) park(gone <-chan struct{}) event {
 	case <-gone:
 		return event{kind: eventCanceled}
 	case <-opened:
-		if k.lastResult == resultNacked && g.isFull() {
+		if k.lastResult == publish.Nacked && g.isFull() {
 			return event{kind: eventFull}
 		}
 		return event{kind: eventAttempt}
@@ -196,7 +197,7 @@ func (k *call) endProbe() {
 // call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
 // have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
-	return k.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == resultNacked
+	return k.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == publish.Nacked
 }
 
 // retryBudget is a token bucket that limits retries to a share of the calls, so that retries

@@ -7,11 +7,12 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func testRoute() *route {
-	return &route{queue: "q", outbox: newOutbox(), watch: newQueueWatch(), queueGate: newQueueGate()}
+	return &route{queue: "q", outbox: publish.NewOutbox(), watch: newQueueWatch(), queueGate: newQueueGate()}
 }
 
 func pendingCall(id string) *call {
@@ -115,15 +116,15 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 	mustAdd(t, p, b)
 	for _, k := range []*call{a, b} {
 		k.stage.Store(uint32(stageQueued))
-		k.beginSend(1)
+		k.BeginSend(1)
 	}
 	p.returned(amqp.Return{CorrelationId: "nobody"})
 	p.returned(amqp.Return{CorrelationId: "a"})
 	wantSame(t, "fates before the confirm", len(a.events), 0)
-	a.onResult(resultConfirmed)
-	b.onResult(resultConfirmed)
+	a.OnResult(publish.Confirmed)
+	b.OnResult(publish.Confirmed)
 	wantSame(t, "fates of a", len(a.events), 1)
-	wantSame(t, "fate of a", (<-a.events).result, resultReturned)
+	wantSame(t, "fate of a", (<-a.events).result, publish.Returned)
 	wantSame(t, "fates of b", len(b.events), 0)
 	wantSame(t, "mark left for the next attempt", a.returned.Load(), false)
 }

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -378,7 +379,7 @@ func (c *Client) showQueue(st queueState) {
 func (c *Client) resendConfirmed() {
 	for _, k := range c.pending.snapshot() {
 		if k.req.Idempotent && !k.batched.Load() && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: resultLost})
+			k.notify(event{result: publish.Lost})
 		}
 	}
 }
@@ -402,7 +403,7 @@ func (l *queueLooker) checkServed() {
 	}
 	for _, k := range c.pending.snapshot() {
 		if !k.waitForServer && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: resultUnserved})
+			k.notify(event{result: publish.Unserved})
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -268,9 +269,9 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 
 // recordResult stores the publish result of an attempt, and whether the request may have
 // arrived.
-func (k *call) recordResult(f publishResult) {
+func (k *call) recordResult(f publish.Result) {
 	k.lastResult = f
-	k.uncertain = k.uncertain || f == resultLost || f == resultSuspect || f == resultUnserved || f == resultNacked && !k.route.nackProves
+	k.uncertain = k.uncertain || f == publish.Lost || f == publish.Suspect || f == publish.Unserved || f == publish.Nacked && !k.route.nackProves
 }
 
 // afterEvent decides the next step after an attempt without a response.
@@ -283,23 +284,23 @@ func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, err
 
 // afterPublish decides the next step after an attempt without a response: another attempt, at
 // once or after a wait, or the error.
-func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publishResult) (event, error) {
+func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publish.Result) (event, error) {
 	k.recordResult(f)
 	outcome := k.outcome()
 	again := event{kind: eventAttempt}
 	switch f {
-	case resultUnsent:
+	case publish.Unsent:
 		return again, nil
-	case resultRejected:
+	case publish.Rejected:
 		return again, rejectedError(outcome, k.rejection)
-	case resultLost, resultSuspect:
+	case publish.Lost, publish.Suspect:
 		if k.req.Idempotent {
 			return again, nil
 		}
 		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
-	case resultUnserved:
+	case publish.Unserved:
 		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
-	case resultReturned:
+	case publish.Returned:
 		if c.route.queueGate.shut(false) {
 			c.resendConfirmed() // the requests in the queue are gone too
 		}
@@ -472,11 +473,11 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 			detail = st.Err.Error()
 		}
 		return detail, ErrNotConnected
-	case waits && k.lastResult == resultReturned, shut && k.lastResult != resultNacked && c.route.queueGate.refusing() == 0:
+	case waits && k.lastResult == publish.Returned, shut && k.lastResult != publish.Nacked && c.route.queueGate.refusing() == 0:
 		return c.noQueue(k)
-	case waits && k.lastResult == resultNacked && (c.route.queueGate.isFull() || c.watch.last().full()):
+	case waits && k.lastResult == publish.Nacked && (c.route.queueGate.isFull() || c.watch.last().full()):
 		return queue, ErrRefused
-	case shut, waits && k.lastResult == resultNacked:
+	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
 	}
 	return "no answer from " + queue + c.observed(k, at), nil
@@ -542,7 +543,7 @@ func (c *Client) checkAttempts(s *transport.Session) {
 		for _, k := range c.pending.snapshot() {
 			doublings := min(max(k.sent.Load()-1, 0), attemptDoublings)
 			if k.req.Idempotent && now-k.sentAt.Load() >= int64(limit)<<doublings && k.transition(stageConfirmed, stageLost) {
-				k.notify(event{result: resultLost})
+				k.notify(event{result: publish.Lost})
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -43,14 +44,14 @@ func (d *diary) String() string {
 	return strings.Join(d.lines, ", ")
 }
 
-func (l *letter) beginSend(uint64) bool { return !l.gone }
-func (l *letter) canceled() bool        { return l.gone }
+func (l *letter) BeginSend(uint64) bool { return !l.gone }
+func (l *letter) Canceled() bool        { return l.gone }
 
-func (l *letter) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+func (l *letter) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return l.key, true, amqp.Publishing{CorrelationId: l.id}
 }
 
-func (l *letter) onResult(f publishResult) {
+func (l *letter) OnResult(f publish.Result) {
 	l.diary.note("%s %s", l.id, []string{"confirmed", "refused", "unroutable", "unsent", "lost"}[f])
 }
 
@@ -59,12 +60,12 @@ type office struct {
 	*diary
 	broker *fakeBroker
 	sess   *transport.Session
-	outbox *outbox
+	outbox *publish.Outbox
 }
 
 func newOffice(t *testing.T) *office {
 	t.Helper()
-	o := &office{diary: &diary{}, broker: newFakeBroker(), outbox: newOutbox()}
+	o := &office{diary: &diary{}, broker: newFakeBroker(), outbox: publish.NewOutbox()}
 	o.broker.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
 	o.sess = mustOpen(t, o.broker)
 	o.sess.Watch(func(amqp.Blocking) {})
@@ -72,12 +73,12 @@ func newOffice(t *testing.T) *office {
 }
 
 func (o *office) start() {
-	startPublisher(o.sess, o.outbox, func(r amqp.Return) { o.note("%s returned", r.CorrelationId) })
+	publish.Start(o.sess, o.outbox, func(r amqp.Return) { o.note("%s returned", r.CorrelationId) })
 }
 
 func (o *office) post(key string, ids ...string) {
 	for _, id := range ids {
-		o.outbox.put(&letter{id: id, key: key, diary: o.diary})
+		o.outbox.Put(&letter{id: id, key: key, diary: o.diary})
 	}
 }
 
@@ -185,7 +186,7 @@ func TestPublisherSettlesEverythingWhenTheLinkIsLost(t *testing.T) {
 		o.want(t, "a lost, b lost")
 		o.post("q", "c") // waits for the next session
 		o.want(t, "a lost, b lost")
-		wantSame(t, "waiting", o.outbox.len(), 1)
+		wantSame(t, "waiting", o.outbox.Len(), 1)
 	})
 }
 
@@ -194,7 +195,7 @@ func TestPublisherSkipsWhatWasWithdrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		o.outbox.put(&letter{id: "a", key: "q", diary: o.diary, gone: true})
+		o.outbox.Put(&letter{id: "a", key: "q", diary: o.diary, gone: true})
 		o.post("q", "b")
 		o.want(t, "b confirmed")
 		wantSame(t, "sent", len(o.broker.messagesTo("q")), 1)
@@ -205,13 +206,13 @@ func TestPublisherGathersWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
-		for i := range maxBurst + 10 {
+		for i := range publish.MaxBurst + 10 {
 			o.post("q", fmt.Sprint(i))
 		}
 		o.start()
 		settle()
 		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
-		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), maxBurst+10)
+		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), publish.MaxBurst+10)
 		o.post("q", "lone")
 		settle()
 		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
@@ -244,7 +245,7 @@ func TestPublisherLeavesWhatItMayNotWriteForTheNextSession(t *testing.T) {
 		settle()
 		o.broker.kick(nil)
 		o.want(t, "")
-		wantSame(t, "waiting", o.outbox.len(), 1)
+		wantSame(t, "waiting", o.outbox.Len(), 1)
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -221,12 +222,12 @@ func TestRoundThatIsOverIsNotSent(t *testing.T) {
 	t.Parallel()
 	k := queuedCall(true)
 	n := k.nextRound()
-	if k.beginSend(1) {
+	if k.BeginSend(1) {
 		t.Error("a re-send left after the refusal that ended its round")
 	}
 	n.stage.Store(uint32(stageQueued))
-	k.onResult(resultLost) // late result of the previous round
-	if !n.beginSend(1) || len(n.events) != 0 {
+	k.OnResult(publish.Lost) // late result of the previous round
+	if !n.BeginSend(1) || len(n.events) != 0 {
 		t.Error("the next round was settled by the one before")
 	}
 }

@@ -11,13 +11,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // queueRoom is the number of waiting jobs from which no further batch is unpacked.
-const queueRoom = batchCalls
+const queueRoom = publish.MaxBatchMessages
 
 // Server runs handlers for the requests that arrive on a request queue. Several servers, on
 // any number of machines, can consume one queue: the broker distributes the requests. Call
@@ -28,7 +29,7 @@ type Server struct {
 	board   statusBoard
 	methods map[string]*serverMethod
 	jobs    *xsync.Queue[*job]
-	outbox  *outbox
+	outbox  *publish.Outbox
 	workers xsync.IdleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
@@ -76,7 +77,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		cfg:      cfg,
 		methods:  make(map[string]*serverMethod),
 		jobs:     xsync.NewQueue[*job](queueRoom),
-		outbox:   newOutbox(),
+		outbox:   publish.NewOutbox(),
 		load:     newLoad(cfg.workers),
 		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
 		draining: make(chan struct{}),
@@ -237,7 +238,7 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 		s.warnAdopted(s.cfg.queue, difference, againstBatches(found, s.cfg.queue))
 	}
 	companions := s.companions(found)
-	startPublisher(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
+	publish.Start(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
 	if err := s.startControl(sess); err != nil {
 		return err
 	}
@@ -302,7 +303,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 	cut := s.Stats().InFlight
 	sess := s.sup.Current()
 	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
-		zap.Int("not_published", s.outbox.len()+s.direct.outbox.len()+s.isolated.outbox.len()),
+		zap.Int("not_published", s.outbox.Len()+s.direct.outbox.Len()+s.isolated.outbox.Len()),
 		zap.Bool("blocked", sess != nil && sess.Flow.Unblocked() != nil))
 	cancelHandlers(errServerStopped)
 	grace := time.NewTimer(hardStopGrace)

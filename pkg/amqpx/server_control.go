@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -229,7 +230,7 @@ func (s *Server) respondToQuery(d *amqp.Delivery) {
 		m.undeliverable(errAvoided)
 		return
 	}
-	s.direct.outbox.put(m)
+	s.direct.outbox.Put(m)
 }
 
 // controlMessage is a response of the control plane, or a server's ping to itself.
@@ -240,24 +241,24 @@ type controlMessage struct {
 	over   atomic.Bool // the caller does not wait any more
 }
 
-// beginSend implements outbound.
-func (m *controlMessage) beginSend(uint64) bool { return !m.over.Load() }
+// BeginSend implements publish.Outbound.
+func (m *controlMessage) BeginSend(uint64) bool { return !m.over.Load() }
 
-// canceled implements outbound.
-func (m *controlMessage) canceled() bool { return m.over.Load() }
+// Canceled implements publish.Outbound.
+func (m *controlMessage) Canceled() bool { return m.over.Load() }
 
-// publishing implements outbound.
-func (m *controlMessage) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+// Publishing implements publish.Outbound.
+func (m *controlMessage) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.to, false, m.msg
 }
 
-// onResult implements outbound. A lost ping is not sent again.
-func (m *controlMessage) onResult(f publishResult) {
+// OnResult implements publish.Outbound. A lost ping is not sent again.
+func (m *controlMessage) OnResult(f publish.Result) {
 	switch {
 	case m.server == nil:
-	case f == resultUnsent:
-		m.server.direct.outbox.put(m)
-	case f == resultLost:
+	case f == publish.Unsent:
+		m.server.direct.outbox.Put(m)
+	case f == publish.Lost:
 		m.server.isolate(m) // the message may have ended the connection
 	default:
 		m.server.controlAnswers.Add(-1)
@@ -333,17 +334,17 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 		return 0, localError(CodeUnimplemented, DidNotRun, nil, "this server has no control plane")
 	}
 	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: wire.ControlPing, ReplyTo: queue, CorrelationId: id}}
-	s.outbox.put(ping)
+	s.outbox.Put(ping)
 	select {
 	case <-answered:
 		return time.Since(begun), nil
 	case <-sess.Done:
 		ping.over.Store(true)
-		s.outbox.noteCanceled()
+		s.outbox.NoteCanceled()
 		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")
 	case <-ctx.Done():
 		ping.over.Store(true)
-		s.outbox.noteCanceled()
+		s.outbox.NoteCanceled()
 		return 0, noAnswer(ctx, s.Status())
 	}
 }

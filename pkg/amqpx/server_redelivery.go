@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -212,17 +213,17 @@ func (m *republished) send() {
 		m.server.isolate(m)
 		return
 	}
-	m.server.outbox.put(m)
+	m.server.outbox.Put(m)
 	m.server.cancelRepublishing()
 }
 
-// canceled implements outbound.
-func (m *republished) canceled() bool { return false }
+// Canceled implements publish.Outbound.
+func (m *republished) Canceled() bool { return false }
 
-// beginSend implements outbound. If the session of the original has ended, the broker delivers
+// BeginSend implements publish.Outbound. If the session of the original has ended, the broker delivers
 // the original again, and a copy would be one too many. A draining server leaves the counting
 // of a request to the next server.
-func (m *republished) beginSend(uint64) bool {
+func (m *republished) BeginSend(uint64) bool {
 	if m.job.from.isOver() {
 		m.job.finish()
 		return false
@@ -251,7 +252,7 @@ func (s *Server) cancelRepublishing() {
 	if sess == nil || sess.Sub == sess.Pub || sess.Flow.Unblocked() == nil {
 		return
 	}
-	for _, out := range s.outbox.takeMatching(func(out outbound) bool {
+	for _, out := range s.outbox.TakeMatching(func(out publish.Outbound) bool {
 		m, ok := out.(*republished)
 		return ok && m.job.from.sess == sess
 	}) {
@@ -260,29 +261,29 @@ func (s *Server) cancelRepublishing() {
 	}
 }
 
-// publishing implements outbound. The copy is mandatory, or it would be lost if its queue is
+// Publishing implements publish.Outbound. The copy is mandatory, or it would be lost if its queue is
 // missing.
-func (m *republished) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+func (m *republished) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return m.key, true, m.msg
 }
 
-// onResult implements outbound.
-func (m *republished) onResult(f publishResult) {
-	if f == resultConfirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
-		f = resultReturned
+// OnResult implements publish.Outbound.
+func (m *republished) OnResult(f publish.Result) {
+	if f == publish.Confirmed && m.server.returned.take(m.key, m.msg.CorrelationId, m.msg.MessageId) {
+		f = publish.Returned
 	}
 	switch {
-	case f == resultConfirmed && !m.job.from.isOver():
+	case f == publish.Confirmed && !m.job.from.isOver():
 		m.done()
-	case (f == resultNacked || f == resultReturned) && !m.job.from.isOver():
+	case (f == publish.Nacked || f == publish.Returned) && !m.job.from.isOver():
 		m.nacked()
-	case f == resultSuspect && !m.job.from.sess.Ended():
+	case f == publish.Suspect && !m.job.from.sess.Ended():
 		m.server.isolate(m) // the copy may have ended the channel
-	case f == resultUnsent && !m.job.from.sess.Ended():
+	case f == publish.Unsent && !m.job.from.sess.Ended():
 		m.notTaken()
 		m.again()
 	default:
-		if f == resultLost || f == resultSuspect {
+		if f == publish.Lost || f == publish.Suspect {
 			m.server.suspects.noteUnconfirmed(m.job.in)
 		}
 		m.job.finish() // the broker delivers the original again
@@ -338,8 +339,8 @@ func (m *republished) notTaken() {
 	}
 }
 
-// reject implements rejectable.
-func (m *republished) reject(cause error) { m.undeliverable(cause) }
+// Reject implements publish.Rejectable.
+func (m *republished) Reject(cause error) { m.undeliverable(cause) }
 
 // undeliverable implements isolable. The request is refused, because it cannot be republished.
 func (m *republished) undeliverable(cause error) {

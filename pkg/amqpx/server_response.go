@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -71,10 +72,10 @@ func (a *outboundResponse) send() {
 		a.isolate()
 	case direct:
 		a.route = routeDirect
-		s.direct.outbox.put(a)
+		s.direct.outbox.Put(a)
 	default:
 		a.route = routeMain
-		s.outbox.put(a)
+		s.outbox.Put(a)
 	}
 }
 
@@ -114,35 +115,35 @@ func (s *Server) refusalOf(j *job, e *Error) reply {
 	return reply{failed: e, times: wire.Times{Queue: time.Since(j.arrived)}}
 }
 
-// beginSend implements outbound. A response is always sent.
-func (a *outboundResponse) beginSend(uint64) bool { return true }
+// BeginSend implements publish.Outbound. A response is always sent.
+func (a *outboundResponse) BeginSend(uint64) bool { return true }
 
-// canceled implements outbound.
-func (a *outboundResponse) canceled() bool { return false }
+// Canceled implements publish.Outbound.
+func (a *outboundResponse) Canceled() bool { return false }
 
-// publishing implements outbound. The return of a mandatory response is only counted: a caller
+// Publishing implements publish.Outbound. The return of a mandatory response is only counted: a caller
 // without a reply queue needs no response.
-func (a *outboundResponse) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+func (a *outboundResponse) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	in := a.job.in
 	return in.ReplyTo, a.server.returnsCount(in.ReplyTo), a.response.Publishing(&in.Request, a.server.cfg.persistent)
 }
 
-// batchKey implements batchable. A client that sends batches can read batches.
-func (a *outboundResponse) batchKey() string {
-	if a.job.parcel == nil || !a.response.FitsBatch() || a.response.BatchSize(&a.job.in.Request) > batchBytes {
+// BatchKey implements publish.Batchable. A client that sends batches can read batches.
+func (a *outboundResponse) BatchKey() string {
+	if a.job.parcel == nil || !a.response.FitsBatch() || a.response.BatchSize(&a.job.in.Request) > publish.MaxBatchBytes {
 		return ""
 	}
 	return a.job.in.ReplyTo
 }
 
-// consumers implements batchable. A reply queue has one consumer, the client.
-func (a *outboundResponse) consumers() int { return 1 }
+// Consumers implements publish.Batchable. A reply queue has one consumer, the client.
+func (a *outboundResponse) Consumers() int { return 1 }
 
-// mustTravelAlone implements batchable.
-func (a *outboundResponse) mustTravelAlone() bool { return false }
+// MustTravelAlone implements publish.Batchable.
+func (a *outboundResponse) MustTravelAlone() bool { return false }
 
-// newBatch implements batchable.
-func (a *outboundResponse) newBatch(key string, limit int, buffer []byte) batch {
+// NewBatch implements publish.Batchable.
+func (a *outboundResponse) NewBatch(key string, limit int, buffer []byte) publish.Batch {
 	return &responseBatch{
 		replyTo: key, limit: limit, body: buffer, persistent: a.server.cfg.persistent, mandatory: a.server.returnsCount(key),
 	}
@@ -158,69 +159,69 @@ type responseBatch struct {
 	body       []byte // valid until the batch is published
 }
 
-// fits implements batch.
-func (b *responseBatch) fits(m batchable) bool {
+// Fits implements publish.Batch.
+func (b *responseBatch) Fits(m publish.Batchable) bool {
 	a, ok := m.(*outboundResponse)
 	return ok && len(b.body)+a.response.BatchSize(&a.job.in.Request) <= b.limit
 }
 
-// add implements batch.
-func (b *responseBatch) add(m batchable) {
+// Add implements publish.Batch.
+func (b *responseBatch) Add(m publish.Batchable) {
 	if a, ok := m.(*outboundResponse); ok {
 		b.responses = append(b.responses, a)
 		b.body = a.response.AppendTo(b.body, &a.job.in.Request)
 	}
 }
 
-// size implements batch.
-func (b *responseBatch) size() int { return len(b.responses) }
+// Size implements publish.Batch.
+func (b *responseBatch) Size() int { return len(b.responses) }
 
-// sent implements batch.
-func (b *responseBatch) sent() {}
+// Sent implements publish.Batch.
+func (b *responseBatch) Sent() {}
 
-// buffer implements batch.
-func (b *responseBatch) buffer() []byte { return b.body }
+// Buffer implements publish.Batch.
+func (b *responseBatch) Buffer() []byte { return b.body }
 
-// beginSend implements outbound.
-func (b *responseBatch) beginSend(uint64) bool { return true }
+// BeginSend implements publish.Outbound.
+func (b *responseBatch) BeginSend(uint64) bool { return true }
 
-// canceled implements outbound.
-func (b *responseBatch) canceled() bool { return false }
+// Canceled implements publish.Outbound.
+func (b *responseBatch) Canceled() bool { return false }
 
-// publishing implements outbound.
-func (b *responseBatch) publishing() (key string, mandatory bool, msg amqp.Publishing) {
+// Publishing implements publish.Outbound.
+func (b *responseBatch) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	return b.replyTo, b.mandatory, amqp.Publishing{
 		ContentType: wire.ContentTypeResponses, DeliveryMode: wire.DeliveryMode(b.persistent), Body: b.body,
 	}
 }
 
-// reject implements rejectable: the broker accepted no part of the batch, and its responses
+// Reject implements publish.Rejectable: the broker accepted no part of the batch, and its responses
 // are sent again in smaller batches, or alone.
-func (b *responseBatch) reject(error) { b.onResult(resultUnsent) }
+func (b *responseBatch) Reject(error) { b.OnResult(publish.Unsent) }
 
-// onResult implements outbound.
-func (b *responseBatch) onResult(f publishResult) {
+// OnResult implements publish.Outbound.
+func (b *responseBatch) OnResult(f publish.Result) {
 	for _, a := range b.responses {
-		a.onResult(f)
+		a.OnResult(f)
 	}
 }
 
-// onResult implements outbound.
-func (a *outboundResponse) onResult(f publishResult) {
+// OnResult implements publish.Outbound.
+func (a *outboundResponse) OnResult(f publish.Result) {
 	switch {
-	case f == resultConfirmed, f == resultReturned:
-		if f == resultReturned {
+	case f == publish.Confirmed, f == publish.Returned:
+		if f == publish.Returned {
 			a.server.counts.unroutable.Add(1)
 		}
 		if a.route == routeIsolated {
 			a.server.suspects.clear(a.job.in)
 		}
 		a.done()
-	case f == resultNacked:
+	case f == publish.Nacked:
 		a.nacked()
-	case f == resultUnsent && (a.acked || a.route != routeMain || !a.job.from.sess.Ended()): // no redelivery of the request
+	case f == publish.Unsent && (a.acked || a.route != routeMain || !a.job.from.sess.Ended()): // no redelivery of the request
 		a.send()
-	case f == resultSuspect:
+	case f == publish.Suspect:
 		a.isolate() // the response may have ended the channel
 	case a.acked || a.route != routeMain:
 		a.isolate() // the response may have ended the connection
@@ -230,9 +231,9 @@ func (a *outboundResponse) onResult(f publishResult) {
 	}
 }
 
-// reject implements rejectable. The caller gets an error in place of a response which the
+// Reject implements publish.Rejectable. The caller gets an error in place of a response which the
 // broker rejects. If the broker rejects the error too, the request is only acknowledged.
-func (a *outboundResponse) reject(cause error) {
+func (a *outboundResponse) Reject(cause error) {
 	code, told := CodeInternal, errors.New("the broker does not take the response")
 	if errors.Is(cause, ErrTooLarge) {
 		code, told = CodeResourceExhausted, cause

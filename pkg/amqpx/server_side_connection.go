@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -25,7 +26,7 @@ func isDirectAddress(replyTo string) bool { return strings.HasPrefix(replyTo, wi
 
 // isolable is an outbound message which can be published alone.
 type isolable interface {
-	outbound
+	publish.Outbound
 	// undeliverable ends the message: the connection ended while the message was alone on the
 	// connection.
 	undeliverable(cause error)
@@ -35,17 +36,17 @@ type isolable interface {
 // connection. The server dials when a message waits, and again with growing pauses. Only the
 // goroutine of run uses it.
 type sideConnection struct {
-	server  *Server
-	role    string
-	sup     *transport.Supervisor // only dials: the server's status and log describe the session's connection
-	outbox  *outbox
-	publish func(ctx context.Context, sess *transport.Session) // returns when the session or ctx ends, or when idle
+	server *Server
+	role   string
+	sup    *transport.Supervisor // only dials: the server's status and log describe the session's connection
+	outbox *publish.Outbox
+	send   func(ctx context.Context, sess *transport.Session) // returns when the session or ctx ends, or when idle
 }
 
-func newSideConnection(s *Server, role string, publish func(context.Context, *transport.Session)) *sideConnection {
+func newSideConnection(s *Server, role string, send func(context.Context, *transport.Session)) *sideConnection {
 	cfg := s.cfg.connections(role, true, noStatus{}, func(context.Context, *transport.Session) error { return nil })
 	cfg.Logger = zap.NewNop()
-	return &sideConnection{server: s, role: role, sup: transport.NewSupervisor(cfg), outbox: newOutbox(), publish: publish}
+	return &sideConnection{server: s, role: role, sup: transport.NewSupervisor(cfg), outbox: publish.NewOutbox(), send: send}
 }
 
 // run keeps the connection alive while messages wait, until ctx ends.
@@ -55,7 +56,7 @@ func (c *sideConnection) run(ctx context.Context) {
 		sess, err := c.sup.Connect(ctx)
 		if err == nil {
 			begun := time.Now()
-			c.publish(ctx, sess)
+			c.send(ctx, sess)
 			sess.Close()
 			err = sess.Cause
 			if time.Since(begun) >= transport.SettledAfter {
@@ -73,9 +74,9 @@ func (c *sideConnection) run(ctx context.Context) {
 
 // isNeeded waits for a message in the outbox; false means that ctx has ended.
 func (c *sideConnection) isNeeded(ctx context.Context) bool {
-	for c.outbox.len() == 0 && ctx.Err() == nil {
+	for c.outbox.Len() == 0 && ctx.Err() == nil {
 		select {
-		case <-c.outbox.wake:
+		case <-c.outbox.Wake:
 		case <-ctx.Done():
 		}
 	}
@@ -84,7 +85,7 @@ func (c *sideConnection) isNeeded(ctx context.Context) bool {
 
 // publishDirect publishes responses to direct reply-to and responses of the control plane.
 func (s *Server) publishDirect(ctx context.Context, sess *transport.Session) {
-	startPublisher(sess, s.direct.outbox, func(amqp.Return) {}) // no message is mandatory
+	publish.Start(sess, s.direct.outbox, func(amqp.Return) {}) // no message is mandatory
 	select {
 	case <-sess.Done:
 	case <-ctx.Done():
@@ -111,22 +112,22 @@ type isolated struct {
 
 // isolate publishes a message which may have ended a connection alone, to find out whether the
 // message is the cause.
-func (s *Server) isolate(out isolable) { s.isolated.outbox.put(&isolated{isolable: out}) }
+func (s *Server) isolate(out isolable) { s.isolated.outbox.Put(&isolated{isolable: out}) }
 
 // publishIsolated publishes the messages one by one, each after the confirm of the previous.
 func (s *Server) publishIsolated(ctx context.Context, sess *transport.Session) {
 	returns := sess.PubCh.NotifyReturn(make(chan amqp.Return, 1))
 	for {
-		waiting := s.isolated.outbox.drain(nil)
+		waiting := s.isolated.outbox.Drain(nil)
 		for i, out := range waiting {
 			if !s.publishAlone(ctx, sess, out, returns) {
-				s.isolated.outbox.pushFront(waiting[i+1:])
+				s.isolated.outbox.PushFront(waiting[i+1:])
 				return
 			}
 		}
 		idle := time.NewTimer(isolatedIdle)
 		select {
-		case <-s.isolated.outbox.wake:
+		case <-s.isolated.outbox.Wake:
 			idle.Stop()
 		case <-idle.C:
 			return
@@ -143,7 +144,7 @@ func (s *Server) publishIsolated(ctx context.Context, sess *transport.Session) {
 // publishAlone publishes one message and waits for its confirm. The result is false if the
 // session or ctx has ended, or if the connection is to be replaced. Then the message waits for
 // the next connection, unless it has a result or is undeliverable.
-func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out outbound, returns <-chan amqp.Return) bool {
+func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out publish.Outbound, returns <-chan amqp.Return) bool {
 	for opening := sess.Flow.Unblocked(); opening != nil; opening = sess.Flow.Unblocked() {
 		select {
 		case <-opening:
@@ -151,18 +152,18 @@ func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out 
 		case <-sess.Done:
 		case <-ctx.Done():
 		}
-		s.isolated.outbox.put(out)
+		s.isolated.outbox.Put(out)
 		return false
 	}
-	if !out.beginSend(sess.Generation) {
+	if !out.BeginSend(sess.Generation) {
 		return true
 	}
-	key, mandatory, msg := out.publishing()
+	key, mandatory, msg := out.Publishing()
 	confirm, err := sess.PubCh.PublishTo(key, mandatory, msg)
 	switch {
 	case errors.Is(err, amqp.ErrClosed): // the message was not sent
 		sess.ChannelClosed(err)
-		s.isolated.outbox.put(out)
+		s.isolated.outbox.Put(out)
 		return false
 	case err != nil:
 		sess.Fail(err)
@@ -172,20 +173,20 @@ func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out 
 	select {
 	case <-confirm.Done():
 	case <-ctx.Done():
-		s.isolated.outbox.put(out)
+		s.isolated.outbox.Put(out)
 		return false
 	}
 	switch {
 	case confirm.Acked():
 		select {
 		case <-returns: // a broker returns a message before the confirm
-			out.onResult(resultReturned)
+			out.OnResult(publish.Returned)
 		default:
-			out.onResult(resultConfirmed)
+			out.OnResult(publish.Confirmed)
 		}
 		return true
 	case !sess.PubCh.IsClosed():
-		out.onResult(resultNacked)
+		out.OnResult(publish.Nacked)
 		return time.Since(sess.Start) < isolatedNacked
 	}
 	<-sess.Done // a closed channel ends its session
@@ -196,7 +197,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out 
 // blame handles a message which was alone on a connection when the connection ended. The
 // message is undeliverable after an exception, or after isolatedTries attempts; otherwise
 // publishing is tried again.
-func (s *Server) blame(out outbound, cause error) {
+func (s *Server) blame(out publish.Outbound, cause error) {
 	m, ok := out.(*isolated)
 	if !ok {
 		return
@@ -205,7 +206,7 @@ func (s *Server) blame(out outbound, cause error) {
 		m.undeliverable(cause)
 		return
 	}
-	s.isolated.outbox.put(m)
+	s.isolated.outbox.Put(m)
 }
 
 // noteUndeliverable counts and logs a message which ended the connection it was published on.

@@ -1,4 +1,4 @@
-package amqpx
+package publish
 
 import (
 	"maps"
@@ -10,67 +10,68 @@ import (
 
 // Batching. A broker's throughput is limited by messages per second, so waiting requests, and
 // waiting responses, travel together in one message. The broker's confirms set the pace: at
-// most batchWindow messages of a batcher are unconfirmed. The first message leaves at once;
+// most BatchWindow messages of a batcher are unconfirmed. The first message leaves at once;
 // messages arriving while the window is full leave together when a confirm frees a place.
 // There is no timer, and a slow handler delays nothing, because confirms do not wait for
 // handlers.
 
+// Bounds of batches.
 const (
-	// batchWindow bounds the unconfirmed messages of a batcher. Each consumer beyond the first
+	// BatchWindow bounds the unconfirmed messages of a batcher. Each consumer beyond the first
 	// raises the bound by 1.
-	batchWindow = 2
-	// batchCalls and batchBytes bound a batch, in messages and in bytes. A batch of this size
+	BatchWindow = 2
+	// MaxBatchMessages and MaxBatchBytes bound a batch, in messages and in bytes. A batch of this size
 	// with its records' overhead fits in a frame of a broker's default size, and a server
 	// holds at most a prefetch of batches.
-	batchCalls = 512
-	batchBytes = transport.MaxBatchBody
+	MaxBatchMessages = 512
+	MaxBatchBytes    = transport.MaxBatchBody
 	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
 
-// batchable is an outbound message that can travel in a batch with others of its kind.
-type batchable interface {
-	outbound
-	// batchKey returns the queue of the batch. "" means that the message must travel alone and
+// Batchable is an outbound message that can travel in a batch with others of its kind.
+type Batchable interface {
+	Outbound
+	// BatchKey returns the queue of the batch. "" means that the message must travel alone and
 	// without waiting.
-	batchKey() string
-	// newBatch returns an empty batch of messages with this key. Its body is at most limit
+	BatchKey() string
+	// NewBatch returns an empty batch of messages with this key. Its body is at most limit
 	// bytes long and uses the memory of buffer.
-	newBatch(key string, limit int, buffer []byte) batch
-	// consumers returns the number of consumers among which the broker distributes the
+	NewBatch(key string, limit int, buffer []byte) Batch
+	// Consumers returns the number of consumers among which the broker distributes the
 	// batches.
-	consumers() int
-	// mustTravelAlone reports whether batching is disabled, so that waiting messages travel
+	Consumers() int
+	// MustTravelAlone reports whether batching is disabled, so that waiting messages travel
 	// alone.
-	mustTravelAlone() bool
+	MustTravelAlone() bool
 }
 
-// batch is one message with several batchable messages in it. Every message gets the result of
+// Batch is one message with several batchable messages in it. Every message gets the result of
 // the batch.
-type batch interface {
-	outbound
-	rejectable
-	// add appends a message, whose beginSend returned true.
-	add(m batchable)
-	// fits reports whether another message may be added.
-	fits(m batchable) bool
-	// size returns the number of messages.
-	size() int
-	// sent is called before a batch of two or more messages is published.
-	sent()
-	// buffer returns the memory of the body. It is used again after the batch was published.
-	buffer() []byte
+type Batch interface {
+	Outbound
+	Rejectable
+	// Add appends a message, whose BeginSend returned true.
+	Add(m Batchable)
+	// Fits reports whether another message may be added.
+	Fits(m Batchable) bool
+	// Size returns the number of messages.
+	Size() int
+	// Sent is called before a batch of two or more messages is published.
+	Sent()
+	// Buffer returns the memory of the body. It is used again after the batch was published.
+	Buffer() []byte
 }
 
 // batcher collects the messages to one queue that wait for a place in the window.
 type batcher struct {
 	key         string
-	waiting     []batchable
+	waiting     []Batchable
 	unconfirmed atomic.Int32 // messages
 }
 
 // hasRoom reports whether the window has a place now, with this number of consumers.
-func (l *batcher) hasRoom(takers int) bool { return int(l.unconfirmed.Load()) < batchWindow+takers-1 }
+func (l *batcher) hasRoom(takers int) bool { return int(l.unconfirmed.Load()) < BatchWindow+takers-1 }
 
 // batchers are the batchers of one publisher. Its writer owns all fields except the windows
 // (batcher.unconfirmed), windowFull and slotFreed.
@@ -90,7 +91,7 @@ func newBatchers() batchers {
 }
 
 // add appends m to the waiting messages of the batcher with this key.
-func (s *batchers) add(key string, m batchable) {
+func (s *batchers) add(key string, m Batchable) {
 	l := s.byKey[key]
 	if l == nil {
 		if len(s.byKey) >= maxIdleBatchers {
@@ -106,8 +107,8 @@ func (s *batchers) add(key string, m batchable) {
 }
 
 // takeWaiting returns all waiting messages, for the next session.
-func (s *batchers) takeWaiting() []outbound {
-	var all []outbound
+func (s *batchers) takeWaiting() []Outbound {
+	var all []Outbound
 	for _, l := range s.busy {
 		for _, m := range l.waiting {
 			all = append(all, m)
@@ -119,17 +120,17 @@ func (s *batchers) takeWaiting() []outbound {
 // joinBatch adds out to its batcher, if there is a batcher, and reports whether there is. A
 // message too large for a frame of the connection has no batcher: it must not fail, or
 // succeed, because of other messages.
-func (p *publisher) joinBatch(out outbound) bool {
-	m, ok := out.(batchable)
+func (p *publisher) joinBatch(out Outbound) bool {
+	m, ok := out.(Batchable)
 	if !ok {
 		return false
 	}
-	key := m.batchKey()
+	key := m.BatchKey()
 	if key == "" {
 		return false
 	}
 	if size := p.s.Pub.FrameSize(); mayExceedFrame(size) {
-		if _, _, msg := m.publishing(); transport.CheckFrame(&msg, size) != nil {
+		if _, _, msg := m.Publishing(); transport.CheckFrame(&msg, size) != nil {
 			return false
 		}
 	}
@@ -146,7 +147,7 @@ func (p *publisher) writeBatches() {
 	p.batchers.busy = slices.DeleteFunc(busy, func(l *batcher) bool { return len(l.waiting) == 0 })
 	p.batchers.windowFull.Store(len(p.batchers.busy) > 0)
 	for _, l := range p.batchers.busy {
-		if l.hasRoom(l.waiting[0].consumers()) { // the place became free before windowFull was set
+		if l.hasRoom(l.waiting[0].Consumers()) { // the place became free before windowFull was set
 			p.batchers.wake()
 		}
 	}
@@ -160,61 +161,61 @@ func (s *batchers) wake() {
 	}
 }
 
-// minShare is the least share of the waiting messages in a batch, for any number of consumers.
-const minShare = 16
+// MinShare is the least share of the waiting messages in a batch, for any number of consumers.
+const MinShare = 16
 
 // writeBatcher publishes as many messages of a batcher as its window allows. A broker
 // distributes batches among the consumers in turn, so the waiting messages are divided by the
 // number of consumers: a single large batch would leave all consumers but the first idle.
 func (p *publisher) writeBatcher(l *batcher) {
-	if l.waiting[0].mustTravelAlone() {
+	if l.waiting[0].MustTravelAlone() {
 		for _, m := range l.waiting {
-			p.publishAlone(m) // if the session has ended, the message's result is resultUnsent
+			p.publishAlone(m) // if the session has ended, the message's result is Unsent
 		}
 		clear(l.waiting)
 		l.waiting = l.waiting[:0]
 		return
 	}
-	takers := l.waiting[0].consumers()
-	share := max((len(l.waiting)+takers-1)/takers, minShare)
+	takers := l.waiting[0].Consumers()
+	share := max((len(l.waiting)+takers-1)/takers, MinShare)
 	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.Ended() {
-		p.publishBatch(l, min(share, batchCalls))
+		p.publishBatch(l, min(share, MaxBatchMessages))
 	}
 }
 
 // publishBatch publishes the next batch of a batcher: the first message and at most most-1
 // fitting later messages. A batch of one message is published as a single message.
 func (p *publisher) publishBatch(l *batcher, most int) {
-	limit := batchBytes
+	limit := MaxBatchBytes
 	if accepted := int(p.s.SizeLimit.Load()); accepted > 0 {
 		limit = min(limit, accepted)
 	}
-	b := l.waiting[0].newBatch(l.key, limit, p.batchers.body[:0])
-	var first batchable
+	b := l.waiting[0].NewBatch(l.key, limit, p.batchers.body[:0])
+	var first Batchable
 	left := l.waiting[:0]
 	for i, m := range l.waiting {
-		if b.size() == most || len(left) == maxSkipped {
+		if b.Size() == most || len(left) == maxSkipped {
 			left = append(left, l.waiting[i:]...)
 			break
 		}
-		if b.size() > 0 && !b.fits(m) {
+		if b.Size() > 0 && !b.Fits(m) {
 			left = append(left, m)
-		} else if m.beginSend(p.s.Generation) {
-			if b.size() == 0 {
+		} else if m.BeginSend(p.s.Generation) {
+			if b.Size() == 0 {
 				first = m
 			}
-			b.add(m)
+			b.Add(m)
 		}
 	}
 	clear(l.waiting[len(left):])
 	l.waiting = left
-	p.batchers.body = b.buffer()
-	switch b.size() {
+	p.batchers.body = b.Buffer()
+	switch b.Size() {
 	case 0:
 	case 1:
 		p.publish(first, l, false)
 	default:
-		b.sent()
+		b.Sent()
 		p.publish(b, l, false)
 	}
 }
@@ -229,4 +230,4 @@ func (p *publisher) releaseSlot(l *batcher) {
 
 // mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
 // connection.
-func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*batchBytes }
+func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*MaxBatchBytes }

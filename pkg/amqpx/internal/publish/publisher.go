@@ -1,4 +1,4 @@
-package amqpx
+package publish
 
 import (
 	"errors"
@@ -11,49 +11,49 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// publishResult is the result of publishing one message.
-type publishResult uint8
+// Result is the result of publishing one message.
+type Result uint8
 
 const (
-	// resultConfirmed: the broker took responsibility for the message.
-	resultConfirmed publishResult = iota
-	// resultNacked: the broker nacked the message (basic.nack). A consumer may have received
+	// Confirmed: the broker took responsibility for the message.
+	Confirmed Result = iota
+	// Nacked: the broker nacked the message (basic.nack). A consumer may have received
 	// the message: when a queue's process ends, the broker nacks all unconfirmed messages of
 	// the queue, delivered messages included.
-	resultNacked
-	// resultReturned: the broker returned the message (basic.return): no queue accepted it.
-	resultReturned
-	// resultUnsent: the message never left this process.
-	resultUnsent
-	// resultLost: the connection ended before the confirm; the message may have arrived.
-	resultLost
-	// resultSuspect: the broker ended the channel because of an unconfirmed message, perhaps
+	Nacked
+	// Returned: the broker returned the message (basic.return): no queue accepted it.
+	Returned
+	// Unsent: the message never left this process.
+	Unsent
+	// Lost: the connection ended before the confirm; the message may have arrived.
+	Lost
+	// Suspect: the broker ended the channel because of an unconfirmed message, perhaps
 	// this one; the message may have arrived.
-	resultSuspect
-	// resultRejected: the broker refuses the message, and has not accepted it.
-	resultRejected
-	// resultUnserved: the broker confirmed the message, and no server consumes its queue.
-	resultUnserved
+	Suspect
+	// Rejected: the broker refuses the message, and has not accepted it.
+	Rejected
+	// Unserved: the broker confirmed the message, and no server consumes its queue.
+	Unserved
 )
 
-// outbound is a message for a publisher. The publisher calls beginSend and, if the result is
-// true, calls onResult exactly once.
-type outbound interface {
-	// beginSend is called right before the message is written, with the generation of the
+// Outbound is a message for a publisher. The publisher calls BeginSend and, if the result is
+// true, calls OnResult exactly once.
+type Outbound interface {
+	// BeginSend is called right before the message is written, with the generation of the
 	// session. If the result is false, the publisher skips the message, which is certainly
 	// unsent.
-	beginSend(generation uint64) bool
-	// publishing returns the message and the queue to publish to.
-	publishing() (key string, mandatory bool, msg amqp.Publishing)
-	// onResult receives the result of publishing.
-	onResult(f publishResult)
-	// canceled reports whether beginSend will return false from now on.
-	canceled() bool
+	BeginSend(generation uint64) bool
+	// Publishing returns the message and the queue to publish to.
+	Publishing() (key string, mandatory bool, msg amqp.Publishing)
+	// OnResult receives the result of publishing.
+	OnResult(f Result)
+	// Canceled reports whether BeginSend will return false from now on.
+	Canceled() bool
 }
 
 const (
-	// maxBurst bounds the messages in a write.
-	maxBurst = 256
+	// MaxBurst bounds the messages in a write.
+	MaxBurst = 256
 	// confirmWindow bounds the unconfirmed messages.
 	confirmWindow = 4096
 	// quietYields is the number of successive yields without a new message after which the
@@ -69,19 +69,19 @@ const (
 // writing.
 type publisher struct {
 	s           *transport.Session
-	outbox      *outbox
+	outbox      *Outbox
 	unconfirmed chan unconfirmed
 	onReturn    func(amqp.Return)
 
 	// Owned by write.
 	on       *publishChannel
 	batchers batchers
-	suspects []outbound
-	drained  []outbound // for reuse
+	suspects []Outbound
+	drained  []Outbound // for reuse
 }
 
 type unconfirmed struct {
-	out     outbound
+	out     Outbound
 	confirm transport.Confirmation
 	batcher *batcher // nil for a message outside the windows of batchers
 	on      *publishChannel
@@ -92,8 +92,8 @@ type unconfirmed struct {
 	barrier chan struct{}
 }
 
-// startPublisher publishes the messages in outbox until the session ends.
-func startPublisher(s *transport.Session, outbox *outbox, onReturn func(amqp.Return)) {
+// Start publishes the messages in outbox until the session ends.
+func Start(s *transport.Session, outbox *Outbox, onReturn func(amqp.Return)) {
 	p := &publisher{
 		s:           s,
 		outbox:      outbox,
@@ -104,19 +104,19 @@ func startPublisher(s *transport.Session, outbox *outbox, onReturn func(amqp.Ret
 	}
 	s.Run(p.write)
 	s.Run(p.confirm)
-	outbox.notify()
+	outbox.Notify()
 }
 
 // write publishes until the session ends. While the broker blocks publishing, write takes no
-// message: the caller can cancel a message until beginSend is called.
+// message: the caller can cancel a message until BeginSend is called.
 func (p *publisher) write() {
 	defer close(p.unconfirmed)
 	for {
 		select {
 		case <-p.s.Done:
-			p.outbox.pushFront(append(p.suspects, p.batchers.takeWaiting()...))
+			p.outbox.PushFront(append(p.suspects, p.batchers.takeWaiting()...))
 			return
-		case <-p.outbox.wake:
+		case <-p.outbox.Wake:
 		case <-p.batchers.slotFreed:
 		}
 		if p.waitUnblocked() && p.reopen() {
@@ -145,10 +145,10 @@ func (p *publisher) waitUnblocked() bool {
 // runnable goroutines, so the publisher yields to them as long as new messages arrive. It
 // returns at once when no other goroutine is runnable.
 func (p *publisher) coalesce() {
-	waiting := p.outbox.len()
-	for quiet := 0; quiet < quietYields && waiting < batchCalls; quiet++ {
+	waiting := p.outbox.Len()
+	for quiet := 0; quiet < quietYields && waiting < MaxBatchMessages; quiet++ {
 		runtime.Gosched()
-		if now := p.outbox.len(); now != waiting {
+		if now := p.outbox.Len(); now != waiting {
 			waiting, quiet = now, 0
 		}
 	}
@@ -157,7 +157,7 @@ func (p *publisher) coalesce() {
 // writeWaiting publishes the waiting messages.
 func (p *publisher) writeWaiting() {
 	p.coalesce()
-	taken := p.outbox.drain(p.drained)
+	taken := p.outbox.Drain(p.drained)
 	alone := 0
 	for _, out := range taken {
 		if !p.joinBatch(out) && !p.joinSuspects(out) {
@@ -175,14 +175,14 @@ func (p *publisher) writeWaiting() {
 	}
 }
 
-// writeCorked calls write for 0 to n-1 and coalesces up to maxBurst messages in a write.
+// writeCorked calls write for 0 to n-1 and coalesces up to MaxBurst messages in a write.
 func (p *publisher) writeCorked(n int, write func(i int)) {
 	if n == 1 {
 		write(0)
 		return
 	}
 	for i := 0; i < n; {
-		end := min(i+maxBurst, n)
+		end := min(i+MaxBurst, n)
 		p.s.Pub.Cork()
 		for ; i < end; i++ {
 			write(i)
@@ -192,19 +192,19 @@ func (p *publisher) writeCorked(n int, write func(i int)) {
 }
 
 // publishAlone publishes one message, unless the message was canceled.
-func (p *publisher) publishAlone(out outbound) { p.publishOne(out, false) }
+func (p *publisher) publishAlone(out Outbound) { p.publishOne(out, false) }
 
 // publishOne is publishAlone. If alone is true, no other message is unconfirmed.
-func (p *publisher) publishOne(out outbound, alone bool) {
-	if out.beginSend(p.s.Generation) {
+func (p *publisher) publishOne(out Outbound, alone bool) {
+	if out.BeginSend(p.s.Generation) {
 		p.publish(out, nil, alone)
 	}
 }
 
-// publish writes one message after its beginSend. A failed publish ends the session: the
+// publish writes one message after its BeginSend. A failed publish ends the session: the
 // library does not report how much of the message reached the socket.
-func (p *publisher) publish(out outbound, l *batcher, alone bool) {
-	key, mandatory, msg := out.publishing()
+func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
+	key, mandatory, msg := out.Publishing()
 	if err := checkLimits(p.s, &msg); err != nil {
 		reject(out, err)
 		return
@@ -222,10 +222,10 @@ func (p *publisher) publish(out outbound, l *batcher, alone bool) {
 		if <-p.on.over; p.on.reason == nil {
 			p.s.ChannelClosed(err)
 		}
-		out.onResult(resultUnsent)
+		out.OnResult(Unsent)
 	default:
 		p.s.Fail(transport.AtStep(transport.StepPublish, "", err))
-		out.onResult(resultLost)
+		out.OnResult(Lost)
 	}
 }
 
@@ -243,11 +243,11 @@ func (p *publisher) confirm() {
 			if !p.s.Confirmed.Load() {
 				p.s.Confirmed.Store(true)
 			}
-			u.out.onResult(resultConfirmed)
+			u.out.OnResult(Confirmed)
 		case u.on.IsClosed():
 			p.lost(u)
 		default:
-			u.out.onResult(resultNacked)
+			u.out.OnResult(Nacked)
 		}
 		if u.batcher != nil {
 			p.releaseSlot(u.batcher)
@@ -330,16 +330,16 @@ func newPublishChannel(s *transport.Session, ch transport.Channel) *publishChann
 	return on
 }
 
-// rejectable is an outbound message with a method to receive the reason why it is not, and
-// will not be, published. The publisher calls reject instead of onResult.
-type rejectable interface{ reject(cause error) }
+// Rejectable is an outbound message with a method to receive the reason why it is not, and
+// will not be, published. The publisher calls reject instead of OnResult.
+type Rejectable interface{ Reject(cause error) }
 
 // reject reports that the broker refuses a message, and so has certainly not accepted it.
-func reject(out outbound, cause error) {
-	if r, ok := out.(rejectable); ok {
-		r.reject(cause)
+func reject(out Outbound, cause error) {
+	if r, ok := out.(Rejectable); ok {
+		r.Reject(cause)
 	} else {
-		out.onResult(resultLost)
+		out.OnResult(Lost)
 	}
 }
 
@@ -359,10 +359,10 @@ func tooLarge(size, limit int) error {
 	return fmt.Errorf("%w: %d bytes, and the broker takes at most %d (max_message_size)", wire.ErrTooLarge, size, limit)
 }
 
-// suspect is an outbound message that may be the reason for the end of a channel.
-type suspect interface {
-	// suspicion returns the number of channels that ended while the message was unconfirmed.
-	suspicion() int
+// Suspected is an outbound message that may be the reason for the end of a channel.
+type Suspected interface {
+	// Suspicion returns the number of channels that ended while the message was unconfirmed.
+	Suspicion() int
 }
 
 // groupSize returns how many suspects with the same suspicion are published together.
@@ -379,9 +379,9 @@ func groupSize(suspicion int) int {
 }
 
 // joinSuspects adds out to the suspects if a channel has ended while it was unconfirmed.
-func (p *publisher) joinSuspects(out outbound) bool {
-	m, ok := out.(suspect)
-	if !ok || m.suspicion() == 0 {
+func (p *publisher) joinSuspects(out Outbound) bool {
+	m, ok := out.(Suspected)
+	if !ok || m.Suspicion() == 0 {
 		return false
 	}
 	p.suspects = append(p.suspects, out)
@@ -394,8 +394,8 @@ func (p *publisher) trySuspects() {
 		most := len(p.suspects)
 		n := 0
 		for n < most {
-			m, _ := p.suspects[n].(suspect)
-			if most = min(most, groupSize(m.suspicion())); n < most {
+			m, _ := p.suspects[n].(Suspected)
+			if most = min(most, groupSize(m.Suspicion())); n < most {
 				n++
 			}
 		}
@@ -448,7 +448,7 @@ func (p *publisher) lost(u unconfirmed) {
 	<-u.on.over
 	reason := u.on.reason
 	if reason == nil {
-		u.out.onResult(resultLost)
+		u.out.OnResult(Lost)
 		return
 	}
 	limit, ok := transport.SizeLimitIn(reason)
@@ -461,6 +461,6 @@ func (p *publisher) lost(u unconfirmed) {
 	case u.alone:
 		reject(u.out, reason)
 	default:
-		u.out.onResult(resultSuspect)
+		u.out.OnResult(Suspect)
 	}
 }
