@@ -54,9 +54,10 @@ const (
 	disposeRequeue                    // basic.nack with requeue: delivered again, marked as redelivered
 )
 
-// incoming is a request in a server.
+// incoming is a request in a server. The response depends only on the embedded request: the
+// handler gets a Request of its own.
 type incoming struct {
-	wire.Request // the request as it was received, which the handler cannot change
+	wire.Request // as it was received
 
 	user   string  // the caller, see Server.callerOf
 	handed Request // the request that the middleware and the handler get

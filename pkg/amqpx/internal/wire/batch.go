@@ -25,8 +25,8 @@ func IsBatch(contentType string) bool {
 	return contentType == ContentTypeRequests || contentType == ContentTypeResponses
 }
 
-// MaxBatchRecords bounds the records of a batch; a reader refuses more.
-const MaxBatchRecords = 4096
+// maxBatchRecords bounds the records of a batch; a reader refuses more.
+const maxBatchRecords = 4096
 
 // fieldRecord is the only field of a batch.
 const fieldRecord = 1
@@ -116,7 +116,7 @@ func isMessage(b []byte) bool {
 }
 
 // AppendRecords appends the records of a batch, as slices of body. It returns an error if any
-// part is malformed, or if there are more than MaxBatchRecords records.
+// part is malformed, or if there are more than maxBatchRecords records.
 func AppendRecords(records [][]byte, body []byte) ([][]byte, error) {
 	for b := body; len(b) > 0; {
 		var f field
@@ -129,8 +129,8 @@ func AppendRecords(records [][]byte, body []byte) ([][]byte, error) {
 		if !isMessage(f.bytes) {
 			return nil, errBatchFormat
 		}
-		if len(records) == MaxBatchRecords {
-			return nil, fmt.Errorf("%w: more than %d records", errBatchFormat, MaxBatchRecords)
+		if len(records) == maxBatchRecords {
+			return nil, fmt.Errorf("%w: more than %d records", errBatchFormat, maxBatchRecords)
 		}
 		records = append(records, f.bytes)
 	}

@@ -123,7 +123,7 @@ func TestRequestsInABatchOfOtherPrograms(t *testing.T) {
 func TestWhatIsNoBatch(t *testing.T) {
 	t.Parallel()
 	one := record(appendText(nil, requestID, "id"))
-	many := bytes.Repeat(one, MaxBatchRecords)
+	many := bytes.Repeat(one, maxBatchRecords)
 	for _, c := range []struct {
 		name string
 		body []byte

@@ -238,7 +238,7 @@ func FuzzDecodeBatch(f *testing.F) {
 	f.Add([]byte{0x0a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80}, "reply")
 	f.Fuzz(func(t *testing.T, body []byte, replyTo string) {
 		all, failed, err := readRequests(body, replyTo)
-		if len(all) > MaxBatchRecords || err != nil && len(all) > 0 {
+		if len(all) > maxBatchRecords || err != nil && len(all) > 0 {
 			t.Fatalf("%d requests, error %v", len(all), err)
 		}
 		for i, r := range all {

@@ -58,8 +58,8 @@ const (
 	TypeIdempotentRequest = "rpc.v1.idempotent"
 )
 
-// TypeError is the property type with which some libraries mark a failure.
-const TypeError = "error"
+// typeError is the property type with which some libraries mark a failure.
+const typeError = "error"
 
 // DirectReplyTo is the pseudo-queue of direct reply-to, and the prefix of its addresses
 // (https://www.rabbitmq.com/docs/direct-reply-to).

@@ -150,7 +150,7 @@ func receivedFailure(d *amqp.Delivery) *Failure {
 	}
 	raw, failed := d.Headers[HeaderCode]
 	switch {
-	case !failed && d.Type == TypeError: // from a server that does not know this contract
+	case !failed && d.Type == typeError: // from a server that does not know this contract
 		return &Failure{Code: codeUnknown, Message: string(d.Body), Ran: RanYes}
 	case !failed:
 		return nil

@@ -122,7 +122,7 @@ func TestResponsesOfAnyServer(t *testing.T) {
 		{"unimplemented there, perhaps not elsewhere", amqp.Delivery{Headers: amqp.Table{HeaderCode: "unimplemented"}}, &Failure{Code: "unimplemented"}},
 		{"a handler says unimplemented", amqp.Delivery{Headers: amqp.Table{HeaderCode: "unimplemented", HeaderRan: true}}, &Failure{Code: "unimplemented", Ran: RanYes}},
 		{"says that it did not run", amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderRan: false}}, &Failure{Code: "aborted", Ran: RanNo}},
-		{"failure by its type", amqp.Delivery{Type: TypeError, Body: []byte("m")}, &Failure{Code: "unknown", Message: "m", Ran: RanYes}},
+		{"failure by its type", amqp.Delivery{Type: typeError, Body: []byte("m")}, &Failure{Code: "unknown", Message: "m", Ran: RanYes}},
 		{"result beyond the limit", amqp.Delivery{Headers: dropped(amqp.Table{})}, tooLarge(RanYes)},
 		{"failure beyond the limit", amqp.Delivery{Headers: dropped(amqp.Table{HeaderCode: "aborted"})}, tooLarge(RanUnknown)},
 		{"refusal beyond the limit", amqp.Delivery{Headers: dropped(amqp.Table{HeaderCode: "aborted", HeaderRan: false})}, tooLarge(RanNo)},
