@@ -1,6 +1,7 @@
 package documented
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -56,9 +57,17 @@ func TestSupportedVersions(t *testing.T) {
 	if stated == nil {
 		t.Fatal("README.md does not state the supported versions")
 	}
-	for _, module := range []string{".", "bench", "test"} {
-		if !strings.Contains(read(t, module, "go.mod"), "\ngo "+stated[1]+".0\n") {
-			t.Errorf("%s/go.mod requires another version of Go than README.md, %s", module, stated[1])
+	var modules []string
+	for _, pattern := range []string{"go.mod", "*/go.mod", "pkg/*/go.mod"} {
+		found, err := fs.Glob(os.DirFS(root), pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		modules = append(modules, found...)
+	}
+	for _, module := range modules {
+		if !strings.Contains(read(t, module), "\ngo "+stated[1]+".0\n") {
+			t.Errorf("%s requires another version of Go than README.md, %s", module, stated[1])
 		}
 	}
 	ci := read(t, ".github", "workflows", "ci.yml")
