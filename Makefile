@@ -15,6 +15,8 @@ BROKER ?= 3
 # several times faster than containers and are reached without a proxy.
 export BROKER_KIND ?= $(if $(wildcard /usr/lib/rabbitmq),plain)
 FUZZTIME ?= 30s
+# Compiled in lint, because CI runs on none of these.
+PLATFORMS := linux/arm64 darwin/arm64 windows/amd64
 # Most of these tests spend their time waiting, so more tests than processors run at once.
 SUITE := go test -race -count=1 -parallel 6 -timeout 20m -tags integration
 SEED ?= 1
@@ -41,14 +43,14 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint tools
+.PHONY: build fmt lint cross vuln api tools
 build: ## compile both services into .run/bin
 	@go build -trimpath -o .run/bin/ ./services/...
 
 fmt: tools ## format every module
 	@for m in $(MODULES); do (cd $$m && $(BIN)/golangci-lint fmt); done
 
-lint: tools ## run golangci-lint in every module, gofmt, shellcheck and actionlint
+lint: tools cross ## run golangci-lint in every module, gofmt, shellcheck and actionlint; compile for other systems
 	@deploy/need.sh shellcheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 		[[ -z $$unformatted ]] || { echo "not formatted: $$unformatted" >&2; exit 1; }
@@ -56,7 +58,19 @@ lint: tools ## run golangci-lint in every module, gofmt, shellcheck and actionli
 	@shellcheck -x $(SCRIPTS)
 	@$(BIN)/actionlint
 
-tools: ## install the pinned lint tools into .bin
+# go list -export compiles and, unlike go build, does not link.
+cross: ## compile the root module for other systems; for linux/386, with 32-bit integers, also its tests
+	@for p in $(PLATFORMS); do echo "compile: $$p" && GOOS=$${p%/*} GOARCH=$${p#*/} go list -export ./... >/dev/null; done
+	@echo "vet: linux/386" && GOOS=linux GOARCH=386 go vet ./...
+
+# Not part of lint or test: it needs https://vuln.go.dev, and its result changes without a commit.
+vuln: tools ## look for known vulnerabilities in what users build; needs access to the database
+	@for m in $(filter-out test bench,$(MODULES)); do echo "govulncheck: $$m" && (cd $$m && $(BIN)/govulncheck ./...); done
+
+api: ## write the exported API of the libraries into their testdata/api.txt, which a unit test compares
+	@go test -count=1 -run '^TestExportedAPI$$' ./internal/api -update
+
+tools: ## install the pinned tools into .bin
 	@deploy/tools.sh
 
 ## Testing

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the pinned lint tools into ./.bin. The tools are built once per machine:
+# Installs the pinned tools into ./.bin. The tools are built once per machine:
 # the binaries are in the cache folder, and .bin contains links.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -7,6 +7,7 @@
 readonly TOOLS='
 github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+golang.org/x/vuln/cmd/govulncheck@v1.9.0
 golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 '
 

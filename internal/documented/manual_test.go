@@ -1,5 +1,5 @@
-// Package documented has no code: its tests check that the manual, docs/operations.md, agrees
-// with the code.
+// Package documented has no code: its tests check that the manual, docs/operations.md, and the
+// README agree with the code.
 package documented
 
 import (

@@ -4,16 +4,27 @@
 // # Use
 //
 // A [Server] registers handlers by method name and serves a request queue until its context
-// ends. A [Client] calls the methods:
+// ends:
 //
-//	server, err := amqpx.NewServer(url)
-//	err = server.Handle("b", func(context.Context, *amqpx.Request) ([]byte, error) {
-//		return []byte("b"), nil
+//	server, err := amqpx.NewServer("amqp://guest:guest@localhost:5672")
+//	if err != nil {
+//		return err
+//	}
+//	err = server.Handle("greet", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+//		return append([]byte("hello "), req.Body...), nil
 //	})
-//	err = server.Serve(ctx)
+//	if err != nil {
+//		return err
+//	}
+//	return server.Serve(ctx)
 //
-//	client, err := amqpx.NewClient(url)
-//	response, err := client.Call(ctx, "b", []byte("request"))
+// A [Client] calls the methods, mostly from another program:
+//
+//	client, err := amqpx.NewClient("amqp://guest:guest@localhost:5672")
+//	if err != nil {
+//		return err
+//	}
+//	response, err := client.Call(ctx, "greet", []byte("world"))
 //
 // Client and server connect in the background and stay connected: after a restart of the
 // broker or a cut of the network they dial again, with backoff and without end. Meanwhile

@@ -4,177 +4,145 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// In a program, url is the address of a RabbitMQ broker, and broker.Option() is left out.
-const url = "amqp://guest:guest@localhost:5672/"
-
+// A server with the method "upper", and a client. Both are safe for concurrent use, and a
+// program needs one of them for each queue.
 func Example() {
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	broker := amqpx.NewMemoryBroker()
+	const url = "amqp://guest:guest@localhost:5672"
+	queue := amqpx.WithQueue(amqpx.Queue{Name: "texts", Durable: true})
 
-	server, err := amqpx.NewServer(url, broker.Option())
+	server, err := amqpx.NewServer(url, queue)
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
 	err = server.Handle("upper", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
 		return []byte(strings.ToUpper(string(req.Body))), nil
 	})
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-	served := make(chan error)
-	go func() { served <- server.Serve(ctx) }()
+	ctx, drain := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }() // ends with drain
 
-	client, err := amqpx.NewClient(url, broker.Option())
+	client, err := amqpx.NewClient(url, queue)
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-	answer, err := client.Call(ctx, "upper", []byte("hello"), amqpx.WaitForServer())
-	fmt.Println(string(answer), err)
+	response, err := client.Call(ctx, "upper", []byte("hello"), amqpx.WaitForServer())
+	fmt.Println(string(response), err) // HELLO <nil>
 
 	fmt.Println("client closed:", client.Close(ctx))
-	stop()
+	drain()
 	fmt.Println("server drained:", <-served)
-	// Output:
-	// HELLO <nil>
-	// client closed: <nil>
-	// server drained: <nil>
 }
 
+// A handler is a function, so a test can call it without a broker.
 func ExampleErrorf() {
-	broker := amqpx.NewMemoryBroker()
-	defer serve(broker, "find", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
-		if string(req.Body) == "secret" {
-			return nil, errors.New("the password of the database is 1234") // stays in the server
+	find := func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+		if string(req.Body) != "ada" {
+			return nil, amqpx.Errorf(amqpx.CodeNotFound, "no user %q", req.Body)
 		}
-		return nil, amqpx.Errorf(amqpx.CodeNotFound, "no user %q", req.Body)
-	})()
-	client, done := connect(broker)
-	defer done()
-
-	_, err := client.Call(context.Background(), "find", []byte("ada"))
+		return []byte("Ada Lovelace"), nil
+	}
+	_, err := find(context.Background(), &amqpx.Request{Method: "find", Body: []byte("bob")})
 	fmt.Println(err)
 	fmt.Println(amqpx.CodeOf(err) == amqpx.CodeNotFound)
-	_, err = client.Call(context.Background(), "find", []byte("secret"))
-	fmt.Println(err)
 	// Output:
-	// not_found: no user "ada"
+	// not_found: no user "bob"
 	// true
-	// internal: internal error
 }
 
+// No broker listens at this address, so the call certainly does not run.
 func ExampleOutcomeOf() {
-	broker := amqpx.NewMemoryBroker()
-	client, done := connect(broker)
-	defer done()
-
-	// Without a server, the call certainly did not run.
-	_, err := client.Call(context.Background(), "pay", nil)
-	fmt.Println(errors.Is(err, amqpx.ErrUnroutable), amqpx.OutcomeOf(err))
-
-	defer serve(broker, "pay", func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-		<-ctx.Done() // too slow
-		return nil, ctx.Err()
-	})()
+	client, err := amqpx.NewClient("amqp://guest:guest@localhost:1")
+	if err != nil {
+		log.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	_, err = client.Call(ctx, "pay", nil)
+	_, err = client.Call(ctx, "pay", []byte("order 7"))
+	cancel()
+	fmt.Println(amqpx.CodeOf(err), errors.Is(err, amqpx.ErrNotConnected))
 	switch amqpx.OutcomeOf(err) {
 	case amqpx.DidNotRun:
 		fmt.Println("call again")
-	case amqpx.MayHaveRun, amqpx.Ran:
-		fmt.Println("ask before you pay twice")
+	case amqpx.MayHaveRun:
+		fmt.Println("ask whether order 7 is paid")
+	case amqpx.Ran:
+		fmt.Println("handle the error of the handler")
 	}
+	_ = client.Close(context.Background())
 	// Output:
-	// true did not run
-	// ask before you pay twice
+	// deadline_exceeded true
+	// call again
 }
 
+// The first middleware is the outermost. WithMiddleware does for each call of a client, or for
+// each request of a server, what Chain does here for a single handler.
 func ExampleMiddleware() {
 	named := func(name string) amqpx.Middleware {
 		return func(next amqpx.Handler) amqpx.Handler {
 			return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 				fmt.Println(name, "sees", req.Method)
-				answer, err := next(ctx, req)
-				fmt.Println(name, "sees", string(answer))
-				return answer, err
+				response, err := next(ctx, req)
+				fmt.Println(name, "sees", string(response))
+				return response, err
 			}
 		}
 	}
-	broker := amqpx.NewMemoryBroker()
-	defer serve(broker, "b", func(context.Context, *amqpx.Request) ([]byte, error) { return []byte("b's answer"), nil })()
-	client, done := connect(broker, amqpx.WithMiddleware(named("outer"), named("inner")))
-	defer done()
-
-	_, err := client.Call(context.Background(), "b", nil)
+	greet := func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+		return append([]byte("hello "), req.Body...), nil
+	}
+	handler := amqpx.Chain(greet, named("outer"), named("inner"))
+	_, err := handler(context.Background(), &amqpx.Request{Method: "greet", Body: []byte("world")})
 	fmt.Println(err)
 	// Output:
-	// outer sees b
-	// inner sees b
-	// inner sees b's answer
-	// outer sees b's answer
+	// outer sees greet
+	// inner sees greet
+	// inner sees hello world
+	// outer sees hello world
 	// <nil>
 }
 
-func ExampleIdempotent() {
-	broker := amqpx.NewMemoryBroker()
-	defer serve(broker, "b", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
-		fmt.Println("runs", req.IdempotencyKey)
-		return []byte("done"), nil
-	})()
-	client, done := connect(broker)
-	defer done()
-
-	broker.LoseLink() // the connection breaks after the request, before its confirm
-	answer, err := client.Call(context.Background(), "b", nil, amqpx.WithIdempotencyKey("order-7"))
-	fmt.Println(string(answer), err)
-	// Output:
-	// runs order-7
-	// done <nil>
+// The key is the same in each call for the order, so a server does not place it twice. The
+// client sends the call again by itself when the connection is lost.
+func ExampleWithIdempotencyKey() {
+	client, err := amqpx.NewClient("amqp://guest:guest@localhost:5672")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	response, err := client.Call(ctx, "place", []byte("1 tv"), amqpx.WithIdempotencyKey("order 7"))
+	cancel()
+	fmt.Println(string(response), err)
+	_ = client.Close(context.Background())
 }
 
+// The server drains at SIGTERM or Ctrl-C, and its requests in progress get their responses. A
+// second signal ends the program at once.
 func ExampleServer_Serve() {
-	broker := amqpx.NewMemoryBroker()
-	server, err := amqpx.NewServer(url, broker.Option(), amqpx.WithDrainTimeout(5*time.Second))
+	server, err := amqpx.NewServer("amqp://guest:guest@localhost:5672", amqpx.WithDrainTimeout(20*time.Second))
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-	begun := make(chan struct{})
-	err = server.Handle("slow", func(context.Context, *amqpx.Request) ([]byte, error) {
-		close(begun)
-		<-time.After(20 * time.Millisecond) // the work
-		return []byte("finished"), nil
+	err = server.Handle("echo", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+		return req.Body, nil
 	})
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
-	// In a program: signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	ctx, terminate := context.WithCancel(context.Background())
-	defer terminate()
-	served := make(chan error)
-	go func() { served <- server.Serve(ctx) }()
-
-	client, done := connect(broker)
-	defer done()
-	go func() {
-		<-begun
-		terminate() // while the handler runs
-	}()
-	answer, err := client.Call(context.Background(), "slow", nil, amqpx.WaitForServer())
-	fmt.Println(string(answer), err)
-	fmt.Println("drained:", <-served)
-	// Output:
-	// finished <nil>
-	// drained: <nil>
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal has its usual effect
+	if err := server.Serve(ctx); err != nil {
+		log.Fatal(err)
+	}
 }

@@ -30,7 +30,8 @@ type Queue struct {
 	Name string
 	// Type defaults to [QueueClassic] when empty.
 	Type QueueType
-	// Durable preserves the queue when the broker restarts. A quorum queue must be durable.
+	// Durable preserves the queue when the broker restarts. The default is false; a quorum
+	// queue must be durable.
 	Durable bool
 	// MaxLength and MaxBytes bound the messages that wait in the queue, by number and by bytes
 	// of their bodies (https://www.rabbitmq.com/docs/maxlength). The broker refuses a request

@@ -129,7 +129,7 @@ func (p *Program) Wait() error {
 	}
 }
 
-// programs holds the services compiled by Build.
+// programs holds the programs compiled by Build and BuildExample.
 //
 //nolint:gochecknoglobals // tests that run at once share them.
 var programs struct {
@@ -142,21 +142,32 @@ var programs struct {
 // path.
 func Build(t testing.TB, service string) string {
 	t.Helper()
+	return build(t, service, "./services/"+service)
+}
+
+// BuildExample is Build for a program of the folder examples.
+func BuildExample(t testing.TB, name string) string {
+	t.Helper()
+	return build(t, "example-"+name, "./examples/"+name)
+}
+
+func build(t testing.TB, name, folder string) string {
+	t.Helper()
 	programs.Lock()
 	defer programs.Unlock()
 	if err := makeProgramsDir(); err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(programs.dir, service)
-	if programs.built[service] {
+	program := filepath.Join(programs.dir, name)
+	if programs.built[name] {
 		return program
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, "./services/"+service) // as make build does
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, folder) // as make build does
 	cmd.Dir = Root(t)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", service, err, out)
+		t.Fatalf("build %s: %v\n%s", folder, err, out)
 	}
-	programs.built[service] = true
+	programs.built[name] = true
 	return program
 }
 

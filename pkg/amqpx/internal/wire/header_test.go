@@ -73,7 +73,7 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 		{name: "true", value: true, sent: true},
 		{name: "bytes", value: []byte{1}, sent: []byte{1}},
 		{name: "small int", value: 7, sent: 7},
-		{name: "int beyond 32 bits", value: 1 << 40, sent: int64(1 << 40)},
+		{name: "largest int", value: math.MaxInt, sent: sentInt(math.MaxInt)},
 		{name: "uint", value: uint(7), sent: int64(7)},
 		{name: "uint64", value: uint64(math.MaxInt64), sent: int64(math.MaxInt64)},
 		{name: "uint64 out of range", value: uint64(math.MaxInt64) + 1, fails: `header "h": uint64 9223372036854775808 is more than the largest whole number`},
@@ -85,7 +85,7 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 		{name: "texts", value: []string{"x", "y"}, sent: []any{"x", "y"}},
 		{name: "no texts", value: []string(nil), sent: []any{}},
 		{name: "array", value: [2]uint{1, 2}, sent: []any{int64(1), int64(2)}},
-		{name: "map", value: map[string]any{"x": []int{1 << 40}}, sent: amqp.Table{"x": []any{int64(1 << 40)}}, got: map[string]any{"x": []any{int64(1 << 40)}}},
+		{name: "map", value: map[string]any{"x": []int{math.MaxInt}}, sent: amqp.Table{"x": []any{sentInt(math.MaxInt)}}, got: map[string]any{"x": []any{sentInt(math.MaxInt)}}},
 		{name: "table of the codec", value: amqp.Table{"x": amqp.Table{}}, sent: amqp.Table{"x": amqp.Table{}}, got: map[string]any{"x": map[string]any{}}},
 		{name: "named containers", value: holders{{"x": "y"}}, sent: []any{amqp.Table{"x": "y"}}, got: []any{map[string]any{"x": "y"}}},
 		{name: "duration", value: time.Second, fails: `header "h": a time.Duration has no unit in a header`},
@@ -127,11 +127,20 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 	}
 }
 
+// sentInt returns n in the type in which a header of type int is sent: int64 if n needs more
+// than 32 bits.
+func sentInt(n int) any {
+	if n > math.MaxInt32 {
+		return int64(n)
+	}
+	return n
+}
+
 // After the call has returned, the caller may change its containers.
 func TestHeadersAreCopied(t *testing.T) {
 	t.Parallel()
 	inner := map[string]any{"x": "y"}
-	header := map[string]any{"h": inner, "n": 1 << 40}
+	header := map[string]any{"h": inner, "n": math.MaxInt}
 	sent, err := EncodeHeader(header)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +148,7 @@ func TestHeadersAreCopied(t *testing.T) {
 	inner["x"] = "changed"
 	table, _ := sent["h"].(amqp.Table)
 	wantSame(t, "inner value", table["x"], any("y"))
-	wantSame(t, "the caller's header", header["n"], any(1<<40))
+	wantSame(t, "the caller's header", header["n"], any(math.MaxInt))
 }
 
 func TestSafeReplyTo(t *testing.T) {

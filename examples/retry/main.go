@@ -1,0 +1,76 @@
+// Command retry places an order, with retries that never place the order twice.
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"sync"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// shop stores orders by their idempotency key. Here the store is a map. Several servers need a
+// store in common, such as a table of a database with a unique column for the key.
+type shop struct {
+	mu     sync.Mutex
+	orders map[string]string
+	runs   int
+}
+
+// place is the handler. The first run fails, as if a warehouse were restarting.
+func (s *shop) place(_ context.Context, req *amqpx.Request) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.runs++; s.runs == 1 {
+		return nil, amqpx.Errorf(amqpx.CodeUnavailable, "the warehouse restarts")
+	}
+	s.orders[req.IdempotencyKey] = string(req.Body)
+	return []byte("placed"), nil
+}
+
+// order calls until the order is placed, an error is final, or ctx ends. Every call carries
+// the same key. The library itself sends a call again when a connection is lost.
+func order(ctx context.Context, client *amqpx.Client, key, body string) (string, error) {
+	for pause := 100 * time.Millisecond; ; pause *= 2 {
+		response, err := client.Call(ctx, "place", []byte(body), amqpx.WithIdempotencyKey(key), amqpx.WaitForServer())
+		if code := amqpx.CodeOf(err); code != amqpx.CodeUnavailable && code != amqpx.CodeResourceExhausted {
+			return string(response), err
+		}
+		fmt.Println(err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return "", err
+		}
+	}
+}
+
+func main() {
+	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
+	queue := amqpx.WithQueue(amqpx.Queue{Name: "shop", Durable: true})
+	server, err := amqpx.NewServer(url, queue)
+	if err != nil {
+		log.Fatal(err)
+	}
+	s := &shop{orders: make(map[string]string)}
+	if err := server.Handle("place", s.place); err != nil {
+		log.Fatal(err)
+	}
+	ctx, drain := context.WithTimeout(context.Background(), time.Minute)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }() // ends with drain
+	client, err := amqpx.NewClient(url, queue)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 2 { // the second time as if the program had not seen the first response
+		fmt.Println(order(ctx, client, "order-7", "1 tv"))
+	}
+	_ = client.Close(ctx)
+	drain()
+	fmt.Println(<-served, len(s.orders), "order,", s.runs, "runs")
+}

@@ -1,0 +1,129 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// exampleVhost returns the AMQP URL of a new virtual host, because the examples have queues
+// with fixed names.
+func exampleVhost(t *testing.T) string {
+	t.Helper()
+	tenant := rig.Manage(t).Tenant()
+	tenant.Grant(".*")
+	return tenant.URL()
+}
+
+// TestExamples runs the programs in the folder examples that end by themselves.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string][]string{
+		"errors": {
+			`tv: 3 in stock`,
+			`sofa: not sold here`,
+			`radio: internal: internal error; outcome: ran`,
+		},
+		"deadline": {
+			`quickly: gateway has (1m0s|5\ds), inventory has (1m0s|5\ds)`,
+			`slowly: deadline_exceeded`,
+		},
+		"retry": {
+			`unavailable: the warehouse restarts`,
+			`placed <nil>`,
+			`placed <nil>`,
+			`<nil> 1 order, 2 runs`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(rig.Patience(t), rig.BuildExample(t, name))
+			cmd.Env = append(cmd.Environ(), "AMQP_URL="+exampleVhost(t))
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
+			out, err := cmd.Output()
+			if err != nil || stderr.Len() > 0 {
+				t.Errorf("%s: %v\n%s", name, err, &stderr)
+			}
+			got := slices.Collect(strings.Lines(string(out)))
+			if len(got) != len(want) {
+				t.Fatalf("%s prints %d lines, want %d:\n%s", name, len(got), len(want), out)
+			}
+			for i, line := range got {
+				if !regexp.MustCompile("^" + want[i] + "\n$").MatchString(line) {
+					t.Errorf("%s prints %q, want %q", name, line, want[i])
+				}
+			}
+		})
+	}
+}
+
+// TestExamplesServerAndClient runs the two programs of the README: the client prints the
+// response of the server, and the server drains at SIGTERM.
+func TestExamplesServerAndClient(t *testing.T) {
+	t.Parallel()
+	url := exampleVhost(t)
+	env := []string{"AMQP_URL=" + url}
+	server := rig.Run(t, env, rig.BuildExample(t, "server"))
+	queue := amqpx.Queue{Name: "greetings", Durable: true}
+	client := exampleClient(t, url, queue)
+	response := rig.Call(t, client, "greet", []byte("test"), amqpx.WaitForServer()) // the server is up
+	if string(response) != "hello test" {
+		t.Errorf("response %q", response)
+	}
+	_, err := client.Call(rig.Patience(t), "greet", nil)
+	if amqpx.CodeOf(err) != amqpx.CodeInvalidArgument || amqpx.OutcomeOf(err) != amqpx.Ran {
+		t.Errorf("a request without a name: %v, %v", err, amqpx.OutcomeOf(err))
+	}
+	caller := rig.Run(t, env, rig.BuildExample(t, "client"))
+	caller.Says("hello world")
+	if err := caller.Wait(); err != nil {
+		t.Errorf("client: %v", err)
+	}
+	server.Terminate()
+	if err := server.Wait(); err != nil {
+		t.Errorf("server: %v", err)
+	}
+}
+
+// TestExamplesDrain signals the example drain while its handler works: the caller gets the
+// response, and the program exits with code 0.
+func TestExamplesDrain(t *testing.T) {
+	t.Parallel()
+	url := exampleVhost(t)
+	server := rig.Run(t, []string{"AMQP_URL=" + url}, rig.BuildExample(t, "drain"))
+	client := exampleClient(t, url, amqpx.Queue{Name: "reports", Durable: true})
+	settled := begin(rig.Patience(t), client, "report", nil, amqpx.WaitForServer())
+	server.Says("report begun")
+	server.Terminate()
+	if got := rig.Recv(t, settled, "the response"); got.err != nil || string(got.answer) != "report" {
+		t.Errorf("response %q, %v", got.answer, got.err)
+	}
+	server.Says("drained")
+	if err := server.Wait(); err != nil {
+		t.Errorf("server: %v", err)
+	}
+}
+
+// exampleClient returns a client of an example's queue, closed with the test.
+func exampleClient(t *testing.T, url string, queue amqpx.Queue) *amqpx.Client {
+	t.Helper()
+	client, err := amqpx.NewClient(url, amqpx.WithQueue(queue))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("close a client: %v", err)
+		}
+	})
+	return client
+}
