@@ -8,7 +8,7 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 
-	"rabbitmq-rpc/services/rpc-client/internal/chart"
+	"rabbitmq-rpc/internal/chart"
 )
 
 // bar draws one line on a terminal, without colors: the progress, the current rate, the
