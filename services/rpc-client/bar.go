@@ -14,8 +14,8 @@ import (
 // bar draws one line on a terminal, without colors: the progress, the current rate, the
 // latencies and errors so far, and the time.
 type bar struct {
-	out  *screen
-	goal goal
+	out      *Screen
+	workload Workload
 	// recent holds the samples of the last window, the oldest first.
 	recent []sample
 }
@@ -32,35 +32,35 @@ const (
 	longestBar  = 40
 )
 
-func newBar(s *screen, g goal) *bar { return &bar{out: s, goal: g, recent: []sample{{}}} }
+func newBar(s *Screen, g Workload) *bar { return &bar{out: s, workload: g, recent: []sample{{}}} }
 
-func (b *bar) every() time.Duration { return redrawEvery }
+func (b *bar) Every() time.Duration { return redrawEvery }
 
-func (b *bar) step(*tally) {}
+func (b *bar) Step(*Results) {}
 
-func (b *bar) tick(t *tally) {
+func (b *bar) Tick(t *Results) {
 	now := sampleOf(t)
 	b.recent = append(b.recent, now)
 	for len(b.recent) > 2 && now.passed-b.recent[1].passed >= window {
 		b.recent = b.recent[1:]
 	}
 	// The width of the terminal may have changed. A drawing error must not end the run.
-	if columns := b.out.columns(); columns > 0 {
+	if columns := b.out.Columns(); columns > 0 {
 		_ = b.out.draw(b.line(columns-1, now, t))
 	}
 }
 
-func (b *bar) finish(t *tally) {
-	b.tick(t)
+func (b *bar) Finish(t *Results) {
+	b.Tick(t)
 	b.out.endBar()
 }
 
 // line returns the parts that fit into columns: all, or, as columns get fewer, without the
 // latencies, the time, the bar.
-func (b *bar) line(columns int, now sample, t *tally) string {
-	share := b.goal.share(now.settled, now.passed)
+func (b *bar) line(columns int, now sample, t *Results) string {
+	share := b.workload.Share(now.settled, now.passed)
 	rate := chart.Short(now.since(b.recent[0])) + "/s"
-	errs := fmt.Sprintf("%d errors", t.failed())
+	errs := fmt.Sprintf("%d errors", t.Failed())
 	latencies := fmt.Sprintf("p50 %s p99 %s ms", shortLatency(t, 50), shortLatency(t, 99))
 	times := clock(share, now.passed)
 	for _, parts := range [][]string{{rate, latencies, errs, times}, {rate, errs, times}, {rate, errs}} {
@@ -74,13 +74,13 @@ func (b *bar) line(columns int, now sample, t *tally) string {
 	}
 	text := fmt.Sprintf("%3.0f%% %s %s", share*100, rate, errs)
 	if len(text) > columns {
-		text = fmt.Sprintf("%.0f%% %s %d err", share*100, rate, t.failed())
+		text = fmt.Sprintf("%.0f%% %s %d err", share*100, rate, t.Failed())
 	}
 	return text[:min(len(text), columns)]
 }
 
-func shortLatency(t *tally, percent float64) string {
-	return chart.Short(inMilliseconds(t.latency.ValueAtPercentile(percent), time.Nanosecond))
+func shortLatency(t *Results, percent float64) string {
+	return chart.Short(inMilliseconds(t.Latency.ValueAtPercentile(percent), time.Nanosecond))
 }
 
 // clock returns the elapsed time and, if it can be estimated, the remaining time.

@@ -17,12 +17,12 @@ const patience = 20 * time.Second
 
 // collect counts results until the last result, or until no call settles any more. It calls
 // cut when drain has ended and patience has run out.
-func (r *runner) collect(drain context.Context, cut func(), t *tally) {
+func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
 	stall := time.NewTicker(r.settings.Timeout + stallGrace)
 	defer stall.Stop()
-	redraw, stopRedraw := ticks(r.progress.every())
+	redraw, stopRedraw := ticks(r.progress.Every())
 	defer stopRedraw()
-	defer func() { r.progress.finish(t) }()
+	defer func() { r.progress.Finish(t) }()
 	interrupted := drain.Done()
 	var impatient <-chan time.Time
 	var begunBefore, settledBefore int64
@@ -34,7 +34,7 @@ func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 			}
 			r.record(t, res)
 		case <-redraw:
-			r.progress.tick(t)
+			r.progress.Tick(t)
 		case <-interrupted:
 			interrupted, impatient = nil, time.After(patience)
 			r.logger.Info("interrupted: no new calls, waiting for those under way")
@@ -43,11 +43,11 @@ func (r *runner) collect(drain context.Context, cut func(), t *tally) {
 			cut()
 		case <-stall.C:
 			// Every call in progress at the last tick should have settled by now.
-			if begunBefore > settledBefore && t.settled() == settledBefore {
+			if begunBefore > settledBefore && t.Settled() == settledBefore {
 				r.logger.Error("calls did not settle", zap.Duration("silence", r.settings.Timeout+stallGrace))
 				return
 			}
-			begunBefore, settledBefore = min(r.taken.Load(), r.goal.calls), t.settled()
+			begunBefore, settledBefore = min(r.taken.Load(), r.workload.Calls), t.Settled()
 		}
 	}
 }
@@ -63,14 +63,14 @@ func ticks(interval time.Duration) (<-chan time.Time, func()) {
 
 // record counts one result. The first failure of each kind is logged as a warning; further
 // failures are in the report, and in the log at debug level.
-func (r *runner) record(t *tally, res result) {
-	t.add(res)
-	if res.err != nil {
+func (r *Runner) record(t *Results, res Result) {
+	t.Add(res)
+	if res.Err != nil {
 		level := zap.DebugLevel
-		if t.errors[res.key] == 1 {
+		if t.Errors[res.Key] == 1 {
 			level = zap.WarnLevel
 		}
-		r.logger.Log(level, "call failed", zap.String("code", res.key), zap.Error(res.err))
+		r.logger.Log(level, "call failed", zap.String("code", res.Key), zap.Error(res.Err))
 	}
-	r.progress.step(t)
+	r.progress.Step(t)
 }

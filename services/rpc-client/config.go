@@ -101,10 +101,10 @@ func (c *Config) callOptions() []amqpx.CallOption {
 
 // options returns the library's options for these settings.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
-	atOnce := c.goal().inFlight
+	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
 		c.traces.Client(), // outermost
-		amqpx.WithMiddleware(logAnswers(logger)),
+		amqpx.WithMiddleware(logResponses(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),

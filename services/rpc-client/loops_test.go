@@ -12,9 +12,9 @@ import (
 )
 
 // virtual returns a runner that uses the test's virtual time.
-func virtual(settings *Config, f *fake) *runner {
-	r := newRunner(settings, f, &silent{}, zap.NewNop())
-	r.pace = pace{}
+func virtual(settings *Config, f *fake) *Runner {
+	r := NewRunner(settings, f, &silent{}, zap.NewNop())
+	r.pacer = Pacer{}
 	return r
 }
 
@@ -42,15 +42,15 @@ func TestOpenLoopByNumber(t *testing.T) {
 			begun = append(begun, time.Since(start)) // the next call starts 10 ms later
 			return after(5*time.Millisecond)(ctx, n)
 		}
-		got := virtual(settings, f).run(t.Context(), t.Context())
+		got := virtual(settings, f).Run(t.Context(), t.Context())
 		check(t, got, 200, 200, map[string]int64{})
 		for n, at := range begun {
 			if want := time.Duration(n) * 10 * time.Millisecond; at != want {
 				t.Fatalf("call %d began at %v, want %v", n, at, want)
 			}
 		}
-		if got.elapsed != 1995*time.Millisecond || got.interrupted || got.behind != 0 {
-			t.Errorf("took %v, interrupted %v, behind %v", got.elapsed, got.interrupted, got.behind)
+		if got.Elapsed != 1995*time.Millisecond || got.Interrupted || got.Behind != 0 {
+			t.Errorf("took %v, interrupted %v, behind %v", got.Elapsed, got.Interrupted, got.Behind)
 		}
 		r := newReport(got, settings, amqpx.ClientStats{})
 		if r.Rate == nil || r.Rate.Asked != 100 || r.Rate.Achieved != 100 || !r.Rate.KeptUp || r.Rate.NotBegun != 0 || !r.Corrected {
@@ -80,17 +80,17 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 		}
 		settings := plan(5*rate, 1)
 		settings.Rate, settings.Timeout = rate, 10*time.Second
-		open := virtual(settings, &fake{status: connected(), answer: stalled}).run(t.Context(), t.Context())
+		open := virtual(settings, &fake{status: connected(), answer: stalled}).Run(t.Context(), t.Context())
 		check(t, open, 5*rate, 5*rate, map[string]int64{})
 		// Of 5,000 calls, 1,000 were delayed, by a second down to zero: the slowest tenth by
 		// half a second or more.
-		if p90 := time.Duration(open.latency.ValueAtPercentile(90)); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
+		if p90 := time.Duration(open.Latency.ValueAtPercentile(90)); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
 			t.Errorf("p90 is %v, want about half a second", p90)
 		}
 		begin = time.Now()
 		settings.Rate = 0
-		closed := virtual(settings, &fake{status: connected(), answer: stalled}).run(t.Context(), t.Context())
-		if p90 := time.Duration(closed.latency.ValueAtPercentile(90)); p90 > 2*time.Millisecond {
+		closed := virtual(settings, &fake{status: connected(), answer: stalled}).Run(t.Context(), t.Context())
+		if p90 := time.Duration(closed.Latency.ValueAtPercentile(90)); p90 > 2*time.Millisecond {
 			t.Errorf("the closed loop's p90 is %v: it should miss the stall", p90)
 		}
 	})
@@ -100,18 +100,18 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 func TestOpenLoopIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		settings := plan(3*openInFlight, 1)
+		settings := plan(3*OpenInFlight, 1)
 		settings.Rate = 1_000_000
 		f := &fake{status: connected(), answer: after(500 * time.Millisecond)}
-		got := virtual(settings, f).run(t.Context(), t.Context())
-		check(t, got, 3*openInFlight, 3*openInFlight, map[string]int64{})
-		if most := f.most.Load(); most != openInFlight {
-			t.Errorf("%d calls at once, want %d", most, openInFlight)
+		got := virtual(settings, f).Run(t.Context(), t.Context())
+		check(t, got, 3*OpenInFlight, 3*OpenInFlight, map[string]int64{})
+		if most := f.most.Load(); most != OpenInFlight {
+			t.Errorf("%d calls at once, want %d", most, OpenInFlight)
 		}
-		if got.behind < 900*time.Millisecond || got.behind > time.Second {
-			t.Errorf("behind by %v, want two rounds", got.behind)
+		if got.Behind < 900*time.Millisecond || got.Behind > time.Second {
+			t.Errorf("behind by %v, want two rounds", got.Behind)
 		}
-		if slowest := time.Duration(got.latency.Max()); slowest < 1400*time.Millisecond {
+		if slowest := time.Duration(got.Latency.Max()); slowest < 1400*time.Millisecond {
 			t.Errorf("the slowest took %v, want three rounds", slowest)
 		}
 		if r := newReport(got, settings, amqpx.ClientStats{}).Rate; r.KeptUp || r.Achieved > 20_000 {
@@ -138,15 +138,15 @@ func TestOpenLoopByTime(t *testing.T) {
 			settings := plan(c.calls, c.concurrency)
 			settings.Rate, settings.Duration = 100, 10*time.Second
 			f := &fake{status: connected(), answer: after(c.answer)}
-			got := virtual(settings, f).run(t.Context(), t.Context())
-			if got.calls < c.made-1 || got.calls > c.made+1 || got.interrupted || got.schedule.notBegun > c.notBegun+1 {
-				t.Errorf("%s: %d calls, %+v, interrupted %v", name, got.calls, got.schedule, got.interrupted)
+			got := virtual(settings, f).Run(t.Context(), t.Context())
+			if got.Calls < c.made-1 || got.Calls > c.made+1 || got.Interrupted || got.Schedule.NotBegun > c.notBegun+1 {
+				t.Errorf("%s: %d calls, %+v, interrupted %v", name, got.Calls, got.Schedule, got.Interrupted)
 			}
-			if off := got.elapsed - c.elapsed; off > 20*time.Millisecond || off < -20*time.Millisecond {
-				t.Errorf("%s: took %v, want %v", name, got.elapsed, c.elapsed)
+			if off := got.Elapsed - c.elapsed; off > 20*time.Millisecond || off < -20*time.Millisecond {
+				t.Errorf("%s: took %v, want %v", name, got.Elapsed, c.elapsed)
 			}
-			if got.givenUp != (name == "never answered") {
-				t.Errorf("%s: given up %v", name, got.givenUp)
+			if got.GivenUp != (name == "never answered") {
+				t.Errorf("%s: given up %v", name, got.GivenUp)
 			}
 		})
 	}
@@ -158,10 +158,10 @@ func TestOpenLoopTellsWhatDidNotBegin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := plan(defaultCalls, 1)
 		settings.Rate, settings.Duration, settings.Timeout = 10_000, time.Second, 10*time.Second
-		got := virtual(settings, &fake{status: connected(), answer: after(3 * time.Second)}).run(t.Context(), t.Context())
-		check(t, got, openInFlight, openInFlight, map[string]int64{})
+		got := virtual(settings, &fake{status: connected(), answer: after(3 * time.Second)}).Run(t.Context(), t.Context())
+		check(t, got, OpenInFlight, OpenInFlight, map[string]int64{})
 		r := newReport(got, settings, amqpx.ClientStats{}).Rate
-		if r.NotBegun != 10_000-openInFlight || r.KeptUp || r.Achieved != openInFlight {
+		if r.NotBegun != 10_000-OpenInFlight || r.KeptUp || r.Achieved != OpenInFlight {
 			t.Errorf("rate %+v", r)
 		}
 	})
@@ -174,10 +174,10 @@ func TestOpenLoopInterrupted(t *testing.T) {
 		settings.Rate = 10
 		drain, interrupt := context.WithCancel(t.Context())
 		time.AfterFunc(2050*time.Millisecond, interrupt)
-		got := virtual(settings, &fake{status: connected(), answer: after(time.Millisecond)}).run(drain, t.Context())
+		got := virtual(settings, &fake{status: connected(), answer: after(time.Millisecond)}).Run(drain, t.Context())
 		check(t, got, 21, 21, map[string]int64{})
-		if !got.interrupted || got.elapsed != 2050*time.Millisecond || got.schedule.notBegun != 0 {
-			t.Errorf("interrupted %v after %v, %+v", got.interrupted, got.elapsed, got.schedule)
+		if !got.Interrupted || got.Elapsed != 2050*time.Millisecond || got.Schedule.NotBegun != 0 {
+			t.Errorf("interrupted %v after %v, %+v", got.Interrupted, got.Elapsed, got.Schedule)
 		}
 	})
 }
@@ -190,8 +190,8 @@ func TestOpenLoopStalls(t *testing.T) {
 		settings.Rate = 1
 		settings.Timeout = time.Millisecond // 5 s, together with the grace
 		slow := virtual(settings, &fake{status: connected(), answer: good})
-		slow.goal.rate, slow.goal.calls = 1, 60
-		check(t, slow.run(t.Context(), t.Context()), 60, 60, map[string]int64{})
+		slow.workload.Rate, slow.workload.Calls = 1, 60
+		check(t, slow.Run(t.Context(), t.Context()), 60, 60, map[string]int64{})
 
 		released := make(chan struct{})
 		defer close(released)
@@ -201,7 +201,7 @@ func TestOpenLoopStalls(t *testing.T) {
 			}
 			return []byte("b"), nil
 		}}
-		got := virtual(settings, f).run(t.Context(), t.Context())
+		got := virtual(settings, f).Run(t.Context(), t.Context())
 		check(t, got, 4, 3, map[string]int64{})
 	})
 }
@@ -220,13 +220,13 @@ func TestClosedLoopByTime(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			settings := plan(c.calls, 4)
 			settings.Duration = 10 * time.Second
-			got := virtual(settings, &fake{status: connected(), answer: after(10 * time.Millisecond)}).run(t.Context(), t.Context())
+			got := virtual(settings, &fake{status: connected(), answer: after(10 * time.Millisecond)}).Run(t.Context(), t.Context())
 			// Whether the last round still starts at the very end is open.
-			if got.calls < c.want || got.calls > c.want+4 || got.ok != got.calls || got.interrupted || got.givenUp {
-				t.Errorf("%s: %d calls, %d ok, interrupted %v", name, got.calls, got.ok, got.interrupted)
+			if got.Calls < c.want || got.Calls > c.want+4 || got.OK != got.Calls || got.Interrupted || got.GivenUp {
+				t.Errorf("%s: %d calls, %d ok, interrupted %v", name, got.Calls, got.OK, got.Interrupted)
 			}
-			if off := got.elapsed - c.took; off < 0 || off > 10*time.Millisecond {
-				t.Errorf("%s: took %v, want %v", name, got.elapsed, c.took)
+			if off := got.Elapsed - c.took; off < 0 || off > 10*time.Millisecond {
+				t.Errorf("%s: took %v, want %v", name, got.Elapsed, c.took)
 			}
 		})
 	}
@@ -239,9 +239,9 @@ func TestClosedLoopByTimeGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := plan(defaultCalls, 3)
 		settings.Duration = time.Hour
-		got := virtual(settings, &fake{answer: after(2 * time.Hour)}).run(t.Context(), t.Context())
-		if got.elapsed > 2*time.Second || got.calls > 6 || !got.givenUp || got.interrupted || got.ok != 0 {
-			t.Errorf("%d calls in %v, given up %v", got.calls, got.elapsed, got.givenUp)
+		got := virtual(settings, &fake{answer: after(2 * time.Hour)}).Run(t.Context(), t.Context())
+		if got.Elapsed > 2*time.Second || got.Calls > 6 || !got.GivenUp || got.Interrupted || got.OK != 0 {
+			t.Errorf("%d calls in %v, given up %v", got.Calls, got.Elapsed, got.GivenUp)
 		}
 		if r := newReport(got, settings, amqpx.ClientStats{}); r.Passed || !r.GivenUp || r.PlannedSeconds != 3600 || r.PlannedCalls != 0 {
 			t.Errorf("reported %+v", r)
@@ -254,12 +254,12 @@ func TestCallsAreSampled(t *testing.T) {
 	t.Parallel()
 	asked := make(chan int, 100)
 	f := &sampler{asked: asked}
-	got := newRunner(plan(95, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+	got := NewRunner(plan(95, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 	if len(asked) != 10 {
 		t.Errorf("%d of 95 calls asked", len(asked))
 	}
-	if got.ok != 95 || got.server.queue.TotalCount() != 0 {
-		t.Errorf("%d ok, %d times though nobody told any", got.ok, got.server.queue.TotalCount())
+	if got.OK != 95 || got.Server.Queue.TotalCount() != 0 {
+		t.Errorf("%d ok, %d times though nobody told any", got.OK, got.Server.Queue.TotalCount())
 	}
 }
 

@@ -53,7 +53,7 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	if err := config.Load(&settings); err != nil || command == lifecycle.CommandCheck {
 		return err
 	}
-	terminal := openScreen(stderr)
+	terminal := OpenScreen(stderr)
 	settings.Log = settings.Log.For(stderr)
 	logger := logging.New(settings.Log, name, terminal)
 	defer logging.Sync(logger)

@@ -14,22 +14,22 @@ import (
 )
 
 // wide returns a screen with the given number of columns.
-func wide(columns int) (*screen, *bytes.Buffer) {
+func wide(columns int) (*Screen, *bytes.Buffer) {
 	var out bytes.Buffer
-	return &screen{w: &out, size: func() int { return columns }}, &out
+	return &Screen{w: &out, size: func() int { return columns }}, &out
 }
 
-func counting(calls int64) goal { return goal{calls: calls, inFlight: 1} }
+func counting(calls int64) Workload { return Workload{Calls: calls, InFlight: 1} }
 
 func TestBarOnlyWhereItCanBeDrawn(t *testing.T) {
 	t.Parallel()
 	for columns, want := range map[int]bool{100: true, 80: true, 20: true, 12: true, 11: false, 0: false} {
 		s, _ := wide(columns)
-		if _, isBar := newProgress(s, counting(10), zap.NewNop()).(*bar); isBar != want {
+		if _, isBar := NewProgress(s, counting(10), zap.NewNop()).(*bar); isBar != want {
 			t.Errorf("%d columns: bar %v, want %v", columns, isBar, want)
 		}
 	}
-	if _, isBar := newProgress(&screen{}, counting(10), zap.NewNop()).(*bar); isBar {
+	if _, isBar := NewProgress(&Screen{}, counting(10), zap.NewNop()).(*bar); isBar {
 		t.Error("a bar without a terminal")
 	}
 	for kind, want := range map[string]bool{"xterm": true, "xterm-256color": true, "dumb": false, "": false} {
@@ -46,7 +46,7 @@ func TestScreenOfNoTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = file.Close() }()
-	if openScreen(file).columns() != 0 || openScreen(&bytes.Buffer{}).columns() != 0 {
+	if OpenScreen(file).Columns() != 0 || OpenScreen(&bytes.Buffer{}).Columns() != 0 {
 		t.Error("a file is taken for a terminal")
 	}
 }
@@ -55,16 +55,16 @@ func TestLinesEveryTenth(t *testing.T) {
 	t.Parallel()
 	for calls, want := range map[int]int{1000: 10, 10: 10, 7: 7, 1: 1, 25: 10} {
 		core, logs := observer.New(zap.InfoLevel)
-		p := newProgress(&screen{}, counting(int64(calls)), zap.New(core))
-		if p.every() != 0 {
-			t.Errorf("a run by number ticks every %v", p.every())
+		p := NewProgress(&Screen{}, counting(int64(calls)), zap.New(core))
+		if p.Every() != 0 {
+			t.Errorf("a run by number ticks every %v", p.Every())
 		}
-		count := newTally()
+		count := NewResults()
 		for range calls {
-			count.add(result{latency: 2 * time.Millisecond})
-			p.step(count)
+			count.Add(Result{Latency: 2 * time.Millisecond})
+			p.Step(count)
 		}
-		p.finish(count)
+		p.Finish(count)
 		if logs.Len() != want {
 			t.Errorf("%d calls: %d lines, want %d", calls, logs.Len(), want)
 		}
@@ -83,33 +83,33 @@ func TestLinesEveryTenth(t *testing.T) {
 func TestLinesByTime(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name string
-		goal goal
-		want time.Duration
+		name     string
+		workload Workload
+		want     time.Duration
 	}{
-		{"ten minutes", goal{calls: noLimit, duration: 10 * time.Minute}, time.Minute},
-		{"ten seconds", goal{calls: noLimit, duration: 10 * time.Second}, 5 * time.Second},
-		{"open, by number", goal{calls: 6000, rate: 10}, time.Minute},
-		{"open, ends by number", goal{calls: 6000, rate: 10, duration: time.Hour}, time.Minute},
-		{"open, ends by time", goal{calls: 6000, rate: 1, duration: 10 * time.Minute}, time.Minute},
+		{"ten minutes", Workload{Calls: NoLimit, Duration: 10 * time.Minute}, time.Minute},
+		{"ten seconds", Workload{Calls: NoLimit, Duration: 10 * time.Second}, 5 * time.Second},
+		{"open, by number", Workload{Calls: 6000, Rate: 10}, time.Minute},
+		{"open, ends by number", Workload{Calls: 6000, Rate: 10, Duration: time.Hour}, time.Minute},
+		{"open, ends by time", Workload{Calls: 6000, Rate: 1, Duration: 10 * time.Minute}, time.Minute},
 	} {
-		if got := (&lines{goal: c.goal}).every(); got != c.want {
+		if got := (&lines{workload: c.workload}).Every(); got != c.want {
 			t.Errorf("%s: a line every %v, want %v", c.name, got, c.want)
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
-		p := &lines{goal: goal{calls: noLimit, duration: 20 * time.Second}, logger: zap.New(core)}
-		count := newTally()
+		p := &lines{workload: Workload{Calls: NoLimit, Duration: 20 * time.Second}, logger: zap.New(core)}
+		count := NewResults()
 		for second := range 3 {
 			<-time.After(5 * time.Second)
 			for range (second + 1) * 100 {
-				count.add(result{latency: time.Millisecond})
-				p.step(count)
+				count.Add(Result{Latency: time.Millisecond})
+				p.Step(count)
 			}
-			p.tick(count)
+			p.Tick(count)
 		}
-		p.finish(count) // logs no further line
+		p.Finish(count) // logs no further line
 		all := logs.All()
 		if len(all) != 3 {
 			t.Fatalf("%d lines, want 3", len(all))
@@ -130,14 +130,14 @@ func drawn(t *testing.T, columns, done, calls int) string {
 	t.Helper()
 	s, out := wide(columns)
 	synctest.Test(t, func(*testing.T) {
-		p, count := newBar(s, counting(int64(calls))), newTally()
+		p, count := newBar(s, counting(int64(calls))), NewResults()
 		for range done {
-			<-time.After(p.every())
-			count.add(result{latency: 1500 * time.Microsecond})
-			p.step(count)
-			p.tick(count)
+			<-time.After(p.Every())
+			count.Add(Result{Latency: 1500 * time.Microsecond})
+			p.Step(count)
+			p.Tick(count)
 		}
-		p.finish(count)
+		p.Finish(count)
 	})
 	return out.String()
 }
@@ -177,13 +177,13 @@ func TestBarShowsTheRecentRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, out := wide(80)
-		p, count := newBar(s, counting(1000)), newTally()
+		p, count := newBar(s, counting(1000)), NewResults()
 		for i := range 60 {
-			<-time.After(p.every())
+			<-time.After(p.Every())
 			if i < 30 {
-				count.ok += 10
+				count.OK += 10
 			}
-			p.tick(count)
+			p.Tick(count)
 		}
 		parts := strings.Split(out.String(), wipe)
 		if before, after := parts[30], parts[60]; !strings.Contains(before, "100/s") || !strings.Contains(after, " 0/s") {
@@ -197,22 +197,22 @@ func TestBarFitsItsTerminal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for columns := fewest; columns < 140; columns++ {
 			for _, calls := range []int64{1, 10, 1000, 1_000_000, 1_000_000_000} {
-				fits(t, columns, goal{calls: calls})
+				fits(t, columns, Workload{Calls: calls})
 			}
-			fits(t, columns, goal{calls: noLimit, duration: 168 * time.Hour, rate: 10_000_000})
+			fits(t, columns, Workload{Calls: NoLimit, Duration: 168 * time.Hour, Rate: 10_000_000})
 		}
 	})
 }
 
 // fits draws the run in steps of a quarter.
-func fits(t *testing.T, columns int, g goal) {
+func fits(t *testing.T, columns int, g Workload) {
 	t.Helper()
 	s, out := wide(columns)
-	p, count := newBar(s, g), newTally()
-	count.errors["unavailable"] = 123_456
+	p, count := newBar(s, g), NewResults()
+	count.Errors["unavailable"] = 123_456
 	for quarter := range int64(5) {
-		count.ok = min(g.calls, 1e9) * quarter / 4
-		p.tick(count)
+		count.OK = min(g.Calls, 1e9) * quarter / 4
+		p.Tick(count)
 		<-time.After(20 * time.Minute)
 	}
 	for part := range strings.SplitSeq(out.String(), wipe) {
@@ -231,12 +231,12 @@ func TestBarFollowsItsTerminal(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	columns := 100
-	s := &screen{w: &out, size: func() int { return columns }}
-	p, count := newBar(s, counting(10)), newTally()
+	s := &Screen{w: &out, size: func() int { return columns }}
+	p, count := newBar(s, counting(10)), NewResults()
 	for _, c := range []struct{ columns, least, most int }{{100, 60, 99}, {20, 10, 19}, {5, 0, 0}, {0, 0, 0}, {60, 40, 59}} {
 		out.Reset()
 		columns = c.columns
-		p.tick(count)
+		p.Tick(count)
 		if got := utf8.RuneCountInString(strings.TrimPrefix(out.String(), wipe)); got < c.least || got > c.most {
 			t.Errorf("%d columns: %d are taken: %q", columns, got, out.String())
 		}

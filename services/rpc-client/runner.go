@@ -17,46 +17,46 @@ import (
 // costs a call that is not batched an eighth of its throughput, so sampling costs about 1 %.
 const sampleEvery = 10
 
-// keyMismatched counts unexpected results, next to the codes of the errors.
-const keyMismatched = "mismatched"
+// KeyMismatched counts unexpected results, next to the codes of the errors.
+const KeyMismatched = "mismatched"
 
 var (
 	errNeverAnswered = errors.New("no call was answered since the start, and no server can be found")
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
-// caller is the part of [amqpx.Client] that makes calls.
-type caller interface {
+// Caller is the part of [amqpx.Client] that makes calls.
+type Caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
 	Ping(ctx context.Context) (took time.Duration, err error)
 	Consumers(ctx context.Context) (int, error)
 }
 
-// result is the result of one call.
-type result struct {
-	// latency is set only for expected results.
-	latency time.Duration
-	// key is empty for the expected result, else an error code or keyMismatched.
-	key string
-	err error
-	// ended is the time of the result, counted from the start; late is the delay of the call's
+// Result is the result of one call.
+type Result struct {
+	// Latency is set only for expected results.
+	Latency time.Duration
+	// Key is empty for the expected result, else an error code or KeyMismatched.
+	Key string
+	Err error
+	// Ended is the time of the result, counted from the start; Late is the delay of the call's
 	// start after it was due.
-	ended, late time.Duration
-	// info is set for calls that asked the server for its times.
-	info *amqpx.CallInfo
+	Ended, Late time.Duration
+	// Info is set for calls that asked the server for its times.
+	Info *amqpx.CallInfo
 }
 
-// runner makes the planned calls. A runner is used only once.
-type runner struct {
+// Runner makes the planned calls. A runner is used only once.
+type Runner struct {
 	settings *Config
-	goal     goal
-	link     caller
-	progress progress
+	workload Workload
+	link     Caller
+	progress Progress
 	logger   *zap.Logger
-	pace     pace
+	pacer    Pacer
 	start    time.Time
 
-	// taken counts the started calls; it may exceed goal.calls.
+	// taken counts the started calls; it may exceed Workload.Calls.
 	taken atomic.Int64
 	// served is set by the first response, expected or not.
 	served atomic.Bool
@@ -67,43 +67,43 @@ type runner struct {
 	// stop prevents further calls from starting.
 	stop context.CancelCauseFunc
 	// results is closed when every worker has ended.
-	results chan result
+	results chan Result
 	// abandoned is closed when results has no reader any more.
 	abandoned chan struct{}
 }
 
-func newRunner(settings *Config, link caller, p progress, logger *zap.Logger) *runner {
-	g := settings.goal()
-	return &runner{
+func NewRunner(settings *Config, link Caller, p Progress, logger *zap.Logger) *Runner {
+	g := settings.workload()
+	return &Runner{
 		settings:  settings,
-		goal:      g,
+		workload:  g,
 		link:      link,
 		progress:  p,
 		logger:    logger,
-		pace:      newPace(),
-		results:   make(chan result, g.inFlight),
+		pacer:     NewPacer(),
+		results:   make(chan Result, g.InFlight),
 		abandoned: make(chan struct{}),
 	}
 }
 
-// run makes the calls and returns the tally of results. When drain ends, no further calls
+// Run makes the calls and returns their results. When drain ends, no further calls
 // start; when force ends, or the patience after drain runs out, the calls in progress are
-// canceled. run returns at the latest when no call has settled for twice the sum of the calls'
+// canceled. Run returns at the latest when no call has settled for twice the sum of the calls'
 // timeout and the grace.
-func (r *runner) run(drain, force context.Context) *tally {
-	t := newTally()
-	r.start = t.start
+func (r *Runner) Run(drain, force context.Context) *Results {
+	t := NewResults()
+	r.start = t.Start
 	begin, stop := context.WithCancelCause(drain)
 	defer stop(nil)
 	r.stop = stop
-	if r.goal.duration > 0 {
-		defer time.AfterFunc(r.goal.duration, func() { stop(errTimeOver) }).Stop()
+	if r.workload.Duration > 0 {
+		defer time.AfterFunc(r.workload.Duration, func() { stop(errTimeOver) }).Stop()
 	}
 	force, cut := context.WithCancel(force)
 	defer cut()
 	var workers sync.WaitGroup
-	schedules := make(chan schedule, 1)
-	if r.goal.open() {
+	schedules := make(chan Schedule, 1)
+	if r.workload.Open() {
 		// Ends when all calls are started, begin ends, or the results are abandoned.
 		workers.Go(func() { schedules <- r.scheduled(r.open(begin, force, &workers)) })
 	} else {
@@ -116,34 +116,34 @@ func (r *runner) run(drain, force context.Context) *tally {
 	}()
 	r.collect(drain, cut, t)
 	close(r.abandoned)
-	t.elapsed = time.Since(t.start)
-	t.calls = min(r.taken.Load(), r.goal.calls)
-	if r.goal.open() {
+	t.Elapsed = time.Since(t.Start)
+	t.Calls = min(r.taken.Load(), r.workload.Calls)
+	if r.workload.Open() {
 		select {
-		case t.schedule = <-schedules:
+		case t.Schedule = <-schedules:
 		default: // the schedule was abandoned before its end
-			t.schedule = r.scheduled(t.calls)
+			t.Schedule = r.scheduled(t.Calls)
 		}
 	}
 	cause := context.Cause(begin)
-	t.givenUp = errors.Is(cause, errNeverAnswered)
-	t.interrupted = drain.Err() != nil && !errors.Is(cause, errTimeOver) && !t.givenUp
+	t.GivenUp = errors.Is(cause, errNeverAnswered)
+	t.Interrupted = drain.Err() != nil && !errors.Is(cause, errTimeOver) && !t.GivenUp
 	return t
 }
 
 // call makes call n, which was due at the given time, with the configured timeout.
-func (r *runner) call(force context.Context, n int64, due time.Time) result {
+func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
 	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
 	defer cancel()
-	res := result{late: time.Since(due)}
+	res := Result{Late: time.Since(due)}
 	var options []amqpx.CallOption
 	if n%sampleEvery == 0 {
-		res.info = new(amqpx.CallInfo)
-		options = []amqpx.CallOption{amqpx.WithCallInfo(res.info)}
+		res.Info = new(amqpx.CallInfo)
+		options = []amqpx.CallOption{amqpx.WithCallInfo(res.Info)}
 	}
 	answer, err := r.link.Call(ctx, r.settings.Method, []byte(r.settings.Body), options...)
 	end := time.Now()
-	res.ended = end.Sub(r.start)
+	res.Ended = end.Sub(r.start)
 	var coded *amqpx.Error
 	switch {
 	case err == nil, errors.As(err, &coded) && coded.Remote():
@@ -153,11 +153,11 @@ func (r *runner) call(force context.Context, n int64, due time.Time) result {
 	}
 	switch {
 	case err != nil:
-		res.key, res.err = amqpx.CodeOf(err).String(), err
+		res.Key, res.Err = amqpx.CodeOf(err).String(), err
 	case string(answer) != r.settings.Expect:
-		res.key, res.err = keyMismatched, mismatch(answer, r.settings.Expect)
+		res.Key, res.Err = KeyMismatched, mismatch(answer, r.settings.Expect)
 	default:
-		res.latency = end.Sub(due)
+		res.Latency = end.Sub(due)
 	}
 	return res
 }
@@ -175,7 +175,7 @@ const (
 // from the start, the settings are most likely wrong. Therefore, if several calls got no
 // response and no server can be found, the run ends; further calls would only time out one by
 // one.
-func (r *runner) noteSilence(ctx context.Context) {
+func (r *Runner) noteSilence(ctx context.Context) {
 	if r.silent.Add(1) < enoughSilence || r.served.Load() || !r.searching.CompareAndSwap(false, true) {
 		return
 	}
@@ -187,7 +187,7 @@ func (r *runner) noteSilence(ctx context.Context) {
 }
 
 // findsServer reports whether a server responds to a ping, or any program consumes the queue.
-func (r *runner) findsServer(ctx context.Context) bool {
+func (r *Runner) findsServer(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 	if consumers, err := r.link.Consumers(ctx); err == nil && consumers > 0 {

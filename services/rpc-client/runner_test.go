@@ -80,15 +80,15 @@ func plan(calls, concurrency int) *Config {
 // silent is a progress without output.
 type silent struct{ steps, finished int }
 
-func (s *silent) every() time.Duration { return 0 }
-func (s *silent) tick(*tally)          {}
-func (s *silent) step(*tally)          { s.steps++ }
-func (s *silent) finish(*tally)        { s.finished++ }
+func (s *silent) Every() time.Duration { return 0 }
+func (s *silent) Tick(*Results)        {}
+func (s *silent) Step(*Results)        { s.steps++ }
+func (s *silent) Finish(*Results)      { s.finished++ }
 
-func check(t *testing.T, got *tally, calls, ok int64, errs map[string]int64) {
+func check(t *testing.T, got *Results, calls, ok int64, errs map[string]int64) {
 	t.Helper()
-	if got.calls != calls || got.ok != ok || !maps.Equal(got.errors, errs) {
-		t.Errorf("calls %d, ok %d, errors %v; want %d, %d, %v", got.calls, got.ok, got.errors, calls, ok, errs)
+	if got.Calls != calls || got.OK != ok || !maps.Equal(got.Errors, errs) {
+		t.Errorf("calls %d, ok %d, errors %v; want %d, %d, %v", got.Calls, got.OK, got.Errors, calls, ok, errs)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestRunAllOK(t *testing.T) {
 				return []byte("b"), nil
 			}}
 			p := &silent{}
-			got := newRunner(plan(50, concurrency), f, p, zap.NewNop()).run(t.Context(), t.Context())
+			got := NewRunner(plan(50, concurrency), f, p, zap.NewNop()).Run(t.Context(), t.Context())
 			check(t, got, 50, 50, map[string]int64{})
 			if most := f.most.Load(); most != min(50, int64(concurrency)) {
 				t.Errorf("%d calls at once, want %d", most, concurrency)
@@ -112,12 +112,12 @@ func TestRunAllOK(t *testing.T) {
 			if p.steps != 50 || p.finished != 1 {
 				t.Errorf("progress saw %d steps and %d ends", p.steps, p.finished)
 			}
-			if mean := time.Duration(got.latency.Mean()).Round(100 * time.Microsecond); mean != 2*time.Millisecond {
+			if mean := time.Duration(got.Latency.Mean()).Round(100 * time.Microsecond); mean != 2*time.Millisecond {
 				t.Errorf("mean latency %v, want 2ms", mean)
 			}
 			rounds := time.Duration((50 + concurrency - 1) / concurrency)
-			if got.elapsed != rounds*2*time.Millisecond {
-				t.Errorf("took %v, want %v", got.elapsed, rounds*2*time.Millisecond)
+			if got.Elapsed != rounds*2*time.Millisecond {
+				t.Errorf("took %v, want %v", got.Elapsed, rounds*2*time.Millisecond)
 			}
 		})
 	}
@@ -140,12 +140,12 @@ func TestRunCountsByKind(t *testing.T) {
 			return []byte("b"), nil
 		}
 	}}
-	got := newRunner(plan(50, 3), f, &silent{}, zap.New(core)).run(t.Context(), t.Context())
+	got := NewRunner(plan(50, 3), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 	check(t, got, 50, 10, map[string]int64{
 		"unimplemented": 10, "mismatched": 10, "deadline_exceeded": 10, "unknown": 10,
 	})
-	if got.latency.TotalCount() != 10 {
-		t.Errorf("%d latencies, want those of the expected answers", got.latency.TotalCount())
+	if got.Latency.TotalCount() != 10 {
+		t.Errorf("%d latencies, want those of the expected answers", got.Latency.TotalCount())
 	}
 	failures := logs.FilterMessage("call failed")
 	if warned := failures.FilterLevelExact(zap.WarnLevel).Len(); warned != 4 || failures.Len() != 40 {
@@ -170,12 +170,12 @@ func TestRunInterrupted(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		}
-		got := newRunner(plan(100, 2), f, &silent{}, zap.New(core)).run(drain, t.Context())
-		if got.calls != got.ok || got.calls < 5 || got.calls > 6 || !got.interrupted {
-			t.Errorf("calls %d, ok %d, interrupted %v", got.calls, got.ok, got.interrupted)
+		got := NewRunner(plan(100, 2), f, &silent{}, zap.New(core)).Run(drain, t.Context())
+		if got.Calls != got.OK || got.Calls < 5 || got.Calls > 6 || !got.Interrupted {
+			t.Errorf("calls %d, ok %d, interrupted %v", got.Calls, got.OK, got.Interrupted)
 		}
-		if got.calls != f.calls.Load() {
-			t.Errorf("%d calls counted, %d made", got.calls, f.calls.Load())
+		if got.Calls != f.calls.Load() {
+			t.Errorf("%d calls counted, %d made", got.Calls, f.calls.Load())
 		}
 		if n := logs.FilterMessageSnippet("interrupted").Len(); n != 1 {
 			t.Errorf("the interruption was logged %d times", n)
@@ -194,9 +194,9 @@ func TestRunForced(t *testing.T) {
 			return nil, ctx.Err()
 		}}
 		time.AfterFunc(300*time.Millisecond, cancel)
-		got := newRunner(plan(100, 4), f, &silent{}, zap.NewNop()).run(drain, force)
-		if got.errors["canceled"] != got.calls || got.calls < 1 || got.elapsed != 300*time.Millisecond {
-			t.Errorf("calls %d, errors %v after %v", got.calls, got.errors, got.elapsed)
+		got := NewRunner(plan(100, 4), f, &silent{}, zap.NewNop()).Run(drain, force)
+		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != 300*time.Millisecond {
+			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
 	})
 }
@@ -212,9 +212,9 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 		}}
 		settings := plan(100, 2)
 		settings.Timeout = time.Hour
-		got := newRunner(settings, f, &silent{}, zap.NewNop()).run(drain, t.Context())
-		if got.errors["canceled"] != got.calls || got.calls < 1 || got.elapsed != patience {
-			t.Errorf("calls %d, errors %v after %v", got.calls, got.errors, got.elapsed)
+		got := NewRunner(settings, f, &silent{}, zap.NewNop()).Run(drain, t.Context())
+		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != patience {
+			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
 	})
 }
@@ -227,10 +227,10 @@ func TestRunNeverAnswered(t *testing.T) {
 			return nil, ctx.Err()
 		}}
 		settings := plan(1000, 1)
-		got := newRunner(settings, f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		got := NewRunner(settings, f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, enoughSilence, 0, map[string]int64{"deadline_exceeded": enoughSilence})
-		if got.elapsed != enoughSilence*time.Second {
-			t.Errorf("took %v, want %d calls' timeouts", got.elapsed, enoughSilence)
+		if got.Elapsed != enoughSilence*time.Second {
+			t.Errorf("took %v, want %d calls' timeouts", got.Elapsed, enoughSilence)
 		}
 		r := newReport(got, settings, amqpx.ClientStats{})
 		if !r.GivenUp || r.Passed || r.NotTried != 1000-enoughSilence || r.Calls != r.OK+r.Failed()+r.Lost {
@@ -277,10 +277,10 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c.f.status = connected()
-				got := newRunner(plan(100, 1), c.f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+				got := NewRunner(plan(100, 1), c.f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 				check(t, got, 100, 100-c.silent, map[string]int64{"deadline_exceeded": c.silent})
-				if n := c.f.searches.Load(); n != c.searches || got.givenUp {
-					t.Errorf("searched %d times, want %d; given up: %v", n, c.searches, got.givenUp)
+				if n := c.f.searches.Load(); n != c.searches || got.GivenUp {
+					t.Errorf("searched %d times, want %d; given up: %v", n, c.searches, got.GivenUp)
 				}
 			})
 		})
@@ -297,10 +297,10 @@ func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		got := newRunner(plan(4, 1), f, &silent{}, zap.NewNop()).run(t.Context(), t.Context())
+		got := NewRunner(plan(4, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, 4, 1, map[string]int64{"deadline_exceeded": 3})
-		if got.elapsed != 3*time.Second {
-			t.Errorf("took %v, want three timeouts", got.elapsed)
+		if got.Elapsed != 3*time.Second {
+			t.Errorf("took %v, want three timeouts", got.Elapsed)
 		}
 	})
 }
@@ -319,10 +319,10 @@ func TestRunLost(t *testing.T) {
 			}
 			return []byte("b"), nil
 		}}
-		got := newRunner(plan(20, 4), f, &silent{}, zap.New(core)).run(t.Context(), t.Context())
+		got := NewRunner(plan(20, 4), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 		check(t, got, 20, 18, map[string]int64{})
-		if limit := 2 * (time.Second + stallGrace); got.elapsed > limit {
-			t.Errorf("took %v, more than %v", got.elapsed, limit)
+		if limit := 2 * (time.Second + stallGrace); got.Elapsed > limit {
+			t.Errorf("took %v, more than %v", got.Elapsed, limit)
 		}
 		if logs.Len() != 1 {
 			t.Errorf("logged %v", logs.All())
@@ -330,11 +330,11 @@ func TestRunLost(t *testing.T) {
 	})
 }
 
-func TestLogAnswers(t *testing.T) {
+func TestLogResponses(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
 	for _, failure := range []error{nil, amqpx.Errorf(amqpx.CodeNotFound, "nothing there")} {
-		h := logAnswers(zap.New(core))(func(context.Context, *amqpx.Request) ([]byte, error) {
+		h := logResponses(zap.New(core))(func(context.Context, *amqpx.Request) ([]byte, error) {
 			return []byte("b"), failure
 		})
 		got, err := h(t.Context(), &amqpx.Request{Method: "b", CorrelationID: "id"})
@@ -364,7 +364,7 @@ func TestLogAnswers(t *testing.T) {
 		}
 	}
 	quiet, none := observer.New(zap.InfoLevel)
-	h := logAnswers(zap.New(quiet))(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
+	h := logResponses(zap.New(quiet))(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
 	if _, err := h(t.Context(), &amqpx.Request{}); err != nil || none.Len() != 0 {
 		t.Errorf("logged above debug level: %v", none.All())
 	}

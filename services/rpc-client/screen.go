@@ -8,9 +8,9 @@ import (
 	"golang.org/x/term"
 )
 
-// screen lets log lines and a progress bar share one terminal: a log line first erases the
+// Screen lets log lines and a progress bar share one terminal: a log line first erases the
 // bar, and the next step draws the bar again.
-type screen struct {
+type Screen struct {
 	// size returns the width of the terminal; nil if no bar can be drawn.
 	size func() (columns int)
 
@@ -20,10 +20,10 @@ type screen struct {
 	drawn bool
 }
 
-// openScreen detects whether w is a terminal on which a bar can be drawn. The bar has no
+// OpenScreen detects whether w is a terminal on which a bar can be drawn. The bar has no
 // colors, so NO_COLOR needs no support.
-func openScreen(w io.Writer) *screen {
-	s := &screen{w: w}
+func OpenScreen(w io.Writer) *Screen {
+	s := &Screen{w: w}
 	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) && canMove(os.Getenv("TERM")) {
 		s.size = func() int {
 			columns, _, err := term.GetSize(int(file.Fd()))
@@ -43,8 +43,8 @@ func canMove(kind string) bool { return kind != "" && kind != "dumb" }
 // fewest is the minimum number of columns for a useful line.
 const fewest = 12
 
-// columns returns the current width; 0 if no bar can be drawn.
-func (s *screen) columns() int {
+// Columns returns the current width; 0 if no bar can be drawn.
+func (s *Screen) Columns() int {
 	if s.size == nil {
 		return 0
 	}
@@ -58,7 +58,7 @@ func (s *screen) columns() int {
 const wipe = "\r\x1b[K"
 
 // Write writes a log line.
-func (s *screen) Write(p []byte) (int, error) {
+func (s *Screen) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.drawn {
@@ -71,7 +71,7 @@ func (s *screen) Write(p []byte) (int, error) {
 }
 
 // draw replaces the previous bar.
-func (s *screen) draw(bar string) error {
+func (s *Screen) draw(bar string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drawn = true
@@ -80,7 +80,7 @@ func (s *screen) draw(bar string) error {
 }
 
 // endBar keeps the bar on the terminal and continues below the bar.
-func (s *screen) endBar() {
+func (s *Screen) endBar() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.drawn {

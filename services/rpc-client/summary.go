@@ -16,7 +16,7 @@ func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 	row := func(label, format string, value any) {
 		fmt.Fprintf(&b, "  %-22s %12s\n", label, fmt.Sprintf(format, value))
 	}
-	fmt.Fprintf(&b, "%s: %q on queue %q, %s\n", headline(r), settings.Method, settings.Queue.Name, settings.goal())
+	fmt.Fprintf(&b, "%s: %q on queue %q, %s\n", headline(r), settings.Method, settings.Queue.Name, settings.workload())
 	row("calls", "%d", r.Calls)
 	row("ok", "%d", r.OK)
 	row("errors", "%d", r.Calls-r.OK-r.Lost)

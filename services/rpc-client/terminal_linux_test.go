@@ -48,19 +48,19 @@ func TestScreenFollowsItsTerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	master, slave := terminal(t, 100)
 	defer func() { _, _ = master.Close(), slave.Close() }()
-	s := openScreen(slave)
+	s := OpenScreen(slave)
 	for _, columns := range []uint16{100, 20, 5, 80} {
 		resize(t, master, columns)
 		want := int(columns)
 		if columns < fewest {
 			want = 0
 		}
-		if got := s.columns(); got != want {
+		if got := s.Columns(); got != want {
 			t.Errorf("%d columns are taken for %d", columns, got)
 		}
 	}
 	t.Setenv("TERM", "dumb")
-	if openScreen(slave).columns() != 0 {
+	if OpenScreen(slave).Columns() != 0 {
 		t.Error("a bar on a terminal that cannot go back")
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// timeline counts settled calls in time slices of equal width. The number of slices is at most
-// mostSlices: when more are needed, each two slices are merged.
-type timeline struct {
+// Timeline counts settled calls in time slices of equal width. The number of slices is at most
+// maxSlices: when more are needed, each two slices are merged.
+type Timeline struct {
 	width  time.Duration
 	slices []slice
 }
@@ -24,26 +24,26 @@ type slice struct {
 const (
 	// firstWidth is the initial width of a slice.
 	firstWidth = 10 * time.Millisecond
-	// mostSlices is the maximum number of slices. Each slice may take 28 kB.
-	mostSlices = 200
+	// maxSlices is the maximum number of slices. Each slice may take 28 kB.
+	maxSlices = 200
 	// enoughSlices and enoughCalls define a readable figure: with more slices than
 	// enoughSlices, slices of fewer calls than enoughCalls show more noise than trend.
 	enoughSlices = 40
 	enoughCalls  = 20
 )
 
-func newTimeline() *timeline { return &timeline{width: firstWidth} }
+func newTimeline() *Timeline { return &Timeline{width: firstWidth} }
 
-func (l *timeline) add(r result) {
-	at := int(r.ended / l.width)
-	for ; at >= mostSlices; at = int(r.ended / l.width) {
+func (l *Timeline) add(r Result) {
+	at := int(r.Ended / l.width)
+	for ; at >= maxSlices; at = int(r.Ended / l.width) {
 		l.merge()
 	}
 	for at >= len(l.slices) {
 		l.slices = append(l.slices, slice{})
 	}
 	s := &l.slices[at]
-	if r.key != "" {
+	if r.Key != "" {
 		s.errors++
 		return
 	}
@@ -52,11 +52,11 @@ func (l *timeline) add(r result) {
 		const lowest, digits = int64(time.Microsecond), 2
 		s.latency = hdrhistogram.New(lowest, int64(slowest), digits)
 	}
-	_ = s.latency.RecordValue(min(int64(r.latency), int64(slowest))) // within the limit
+	_ = s.latency.RecordValue(min(int64(r.Latency), int64(slowest))) // within the limit
 }
 
 // merge merges each two slices.
-func (l *timeline) merge() {
+func (l *Timeline) merge() {
 	l.width *= 2
 	half := l.slices[:0]
 	for i := 0; i < len(l.slices); i += 2 {
@@ -83,7 +83,7 @@ func (s slice) with(other slice) slice {
 }
 
 // report returns the slices of a run of length elapsed, merged until they are readable.
-func (l *timeline) report(elapsed time.Duration) []report.Slice {
+func (l *Timeline) report(elapsed time.Duration) []report.Slice {
 	var settled int64
 	for _, s := range l.slices {
 		settled += s.ok + s.errors

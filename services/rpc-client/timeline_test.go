@@ -11,14 +11,14 @@ func TestTimelineKeepsEveryCall(t *testing.T) {
 		l := newTimeline()
 		const calls = 10_000
 		for i := range calls {
-			r := result{ended: length * time.Duration(i) / calls, latency: 5 * time.Millisecond}
+			r := Result{Ended: length * time.Duration(i) / calls, Latency: 5 * time.Millisecond}
 			if i%10 == 0 {
-				r = result{ended: r.ended, key: "unavailable"}
+				r = Result{Ended: r.Ended, Key: "unavailable"}
 			}
 			l.add(r)
 		}
 		list := l.report(length)
-		if len(list) > mostSlices {
+		if len(list) > maxSlices {
 			t.Errorf("%v: %d slices", length, len(list))
 		}
 		var ok, errs int64
@@ -46,9 +46,9 @@ func TestTimelineHasNoScrap(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()
 	for i := range 1000 {
-		l.add(result{ended: time.Duration(i) * time.Millisecond, latency: time.Millisecond})
+		l.add(Result{Ended: time.Duration(i) * time.Millisecond, Latency: time.Millisecond})
 	}
-	l.add(result{ended: time.Second + time.Microsecond, latency: time.Millisecond})
+	l.add(Result{Ended: time.Second + time.Microsecond, Latency: time.Millisecond})
 	list := l.report(time.Second + time.Microsecond)
 	last := list[len(list)-1]
 	if rate := float64(last.OK) / last.Seconds; rate < 900 || rate > 1100 {
@@ -61,7 +61,7 @@ func TestTimelineOfFewCalls(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()
 	for i := range 30 {
-		l.add(result{ended: time.Duration(i) * 50 * time.Millisecond, latency: time.Millisecond})
+		l.add(Result{Ended: time.Duration(i) * 50 * time.Millisecond, Latency: time.Millisecond})
 	}
 	if n := len(l.report(1500 * time.Millisecond)); n > enoughSlices {
 		t.Errorf("30 calls are in %d slices", n)
@@ -75,8 +75,8 @@ func TestTimelineOfFewCalls(t *testing.T) {
 func TestTimelineHasGaps(t *testing.T) {
 	t.Parallel()
 	l := newTimeline()
-	l.add(result{ended: 0, latency: time.Millisecond})
-	l.add(result{ended: 390 * time.Millisecond, key: "internal"})
+	l.add(Result{Ended: 0, Latency: time.Millisecond})
+	l.add(Result{Ended: 390 * time.Millisecond, Key: "internal"})
 	list := l.report(400 * time.Millisecond)
 	if len(list) != 40 || list[20].OK+list[20].Errors != 0 || list[39].Errors != 1 || list[39].P50MS != 0 {
 		t.Errorf("%d slices: %+v", len(list), list)

@@ -186,18 +186,18 @@ func TestSummaryIsAligned(t *testing.T) {
 	}
 }
 
-func TestWaitForLinkIsBounded(t *testing.T) {
+func TestWaitForConnectionIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		start := time.Now()
-		waitForLink(t.Context(), &neverReady{}, time.Second, zap.New(core))
+		waitForConnection(t.Context(), &neverReady{}, time.Second, zap.New(core))
 		if waited := time.Since(start); waited != time.Second || logs.Len() != 1 {
 			t.Errorf("waited %v, logged %v", waited, logs.All())
 		}
 		drain, interrupt := context.WithCancel(t.Context())
 		interrupt()
-		waitForLink(drain, &neverReady{}, time.Second, zap.New(core))
+		waitForConnection(drain, &neverReady{}, time.Second, zap.New(core))
 		if logs.Len() != 1 {
 			t.Errorf("an interruption was logged as a missing link: %v", logs.All())
 		}

@@ -14,84 +14,84 @@ import (
 )
 
 // newReport returns the report of a run from the results counted during the run.
-func newReport(t *tally, settings *Config, stats amqpx.ClientStats) *report.Report {
-	g := settings.goal()
+func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Report {
+	g := settings.workload()
 	r := &report.Report{
-		Calls:          t.calls,
-		OK:             t.ok,
-		Errors:         maps.Clone(t.errors),
-		Lost:           t.calls - t.settled(),
+		Calls:          t.Calls,
+		OK:             t.OK,
+		Errors:         maps.Clone(t.Errors),
+		Lost:           t.Calls - t.Settled(),
 		Duplicates:     stats.Duplicates,
-		Mismatched:     t.errors[keyMismatched],
+		Mismatched:     t.Errors[KeyMismatched],
 		Reconnects:     stats.Reconnects,
-		Seconds:        report.Seconds(t.elapsed),
-		Corrected:      g.open(),
-		Interrupted:    t.interrupted && t.calls < g.calls,
-		GivenUp:        t.givenUp,
-		PlannedSeconds: report.Seconds(g.duration),
+		Seconds:        report.Seconds(t.Elapsed),
+		Corrected:      g.Open(),
+		Interrupted:    t.Interrupted && t.Calls < g.Calls,
+		GivenUp:        t.GivenUp,
+		PlannedSeconds: report.Seconds(g.Duration),
 		Resent:         stats.Resent,
 		Late:           stats.Late,
 		Unknown:        stats.Unknown,
 		Batched:        stats.Batched,
 		BlockedSeconds: report.Seconds(stats.Blocked),
-		QueueWaitMS:    serverTime(t.server.queue),
-		HandlerMS:      serverTime(t.server.handler),
-		Percentiles:    percentiles(t.latency, time.Nanosecond),
-		Histogram:      bins(t.latency),
-		Timeline:       t.timeline.report(t.elapsed),
+		QueueWaitMS:    serverTime(t.Server.Queue),
+		HandlerMS:      serverTime(t.Server.Handler),
+		Percentiles:    Percentiles(t.Latency, time.Nanosecond),
+		Histogram:      Bins(t.Latency),
+		Timeline:       t.Timeline.report(t.Elapsed),
 		Events:         []report.Event{},
 		Settings:       printable(config.Describe(settings)),
 		Versions:       versions(),
-		Started:        t.start.UTC().Truncate(time.Microsecond),
-		Finished:       t.start.Add(t.elapsed).UTC().Truncate(time.Microsecond),
+		Started:        t.Start.UTC().Truncate(time.Microsecond),
+		Finished:       t.Start.Add(t.Elapsed).UTC().Truncate(time.Microsecond),
 	}
-	if g.calls != noLimit {
-		r.PlannedCalls = g.calls
-		if t.givenUp {
-			r.NotTried = g.calls - t.calls
+	if g.Calls != NoLimit {
+		r.PlannedCalls = g.Calls
+		if t.GivenUp {
+			r.NotTried = g.Calls - t.Calls
 		}
 	}
 	r.Passed = r.Err() == nil
-	if t.elapsed > 0 {
-		r.CallsPerSecond = report.Round(float64(t.calls)/t.elapsed.Seconds(), 1)
+	if t.Elapsed > 0 {
+		r.CallsPerSecond = report.Round(float64(t.Calls)/t.Elapsed.Seconds(), 1)
 	}
-	if t.ok > 0 {
+	if t.OK > 0 {
 		r.LatencyMS = newLatency(t)
 	}
-	if g.open() {
+	if g.Open() {
 		r.Rate = newRate(t, g)
 	}
 	return r
 }
 
-func newLatency(t *tally) report.Latency {
+func newLatency(t *Results) report.Latency {
 	at := func(percent float64) float64 {
-		return inMilliseconds(t.latency.ValueAtPercentile(percent), time.Nanosecond)
+		return inMilliseconds(t.Latency.ValueAtPercentile(percent), time.Nanosecond)
 	}
 	return report.Latency{
-		Min:  inMilliseconds(t.latency.Min(), time.Nanosecond),
-		Mean: report.Milliseconds(time.Duration(t.latency.Mean())),
+		Min:  inMilliseconds(t.Latency.Min(), time.Nanosecond),
+		Mean: report.Milliseconds(time.Duration(t.Latency.Mean())),
 		P50:  at(50),
 		P90:  at(90),
 		P99:  at(99),
 		P999: at(99.9),
-		Max:  inMilliseconds(t.latency.Max(), time.Nanosecond),
+		Max:  inMilliseconds(t.Latency.Max(), time.Nanosecond),
 	}
 }
 
 // newRate compares the achieved rate with the requested rate.
-func newRate(t *tally, g goal) *report.Rate {
+func newRate(t *Results, g Workload) *report.Rate {
 	const enough = 0.99
 	r := &report.Rate{
-		Asked:    float64(g.rate),
-		BehindMS: report.Milliseconds(t.behind),
-		NotBegun: t.schedule.notBegun,
-		InFlight: g.inFlight,
+		Asked:    float64(g.Rate),
+		BehindMS: report.Milliseconds(t.Behind),
+		NotBegun: t.Schedule.NotBegun,
+		InFlight: g.InFlight,
 	}
-	if t.schedule.took > 0 {
-		r.Achieved = report.Round(float64(t.schedule.begun)/t.schedule.took.Seconds(), 1)
+	if t.Schedule.Took > 0 {
+		r.Achieved = report.Round(float64(t.Schedule.Begun)/t.Schedule.Took.Seconds(), 1)
 	}
-	r.KeptUp = t.schedule.begun == 0 || r.Achieved >= enough*r.Asked
+	r.KeptUp = t.Schedule.Begun == 0 || r.Achieved >= enough*r.Asked
 	return r
 }
 

@@ -9,10 +9,10 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// percentiles returns the percentile curve of a histogram: ten points from each nine to the
+// Percentiles returns the percentile curve of a histogram: ten points from each nine to the
 // next, as far as the number of calls can distinguish points, and the maximum. For any number
 // of calls, the curve has not much more than a hundred points.
-func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percentile {
+func Percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percentile {
 	count := h.TotalCount()
 	list := []report.Percentile{}
 	if count == 0 {
@@ -36,18 +36,18 @@ func percentiles(h *hdrhistogram.Histogram, unit time.Duration) []report.Percent
 	return append(list, report.Percentile{Percent: 100, MS: inMilliseconds(h.Max(), unit)})
 }
 
-// mostBins is the maximum number of columns of a histogram.
-const mostBins = 48
+// maxBins is the maximum number of columns of a histogram.
+const maxBins = 48
 
-// bins returns the distribution of latencies in columns of equal width on a logarithmic axis.
+// Bins returns the distribution of latencies in columns of equal width on a logarithmic axis.
 // No column is narrower than the resolution of the histogram.
-func bins(h *hdrhistogram.Histogram) []report.Bin {
+func Bins(h *hdrhistogram.Histogram) []report.Bin {
 	if h.TotalCount() == 0 {
 		return []report.Bin{}
 	}
 	const narrowest = 1.01 // one percent
 	low, high := math.Log(max(float64(h.Min()), 1)), math.Log(float64(h.Max())+1)
-	number := min(max(int((high-low)/math.Log(narrowest)), 1), mostBins)
+	number := min(max(int((high-low)/math.Log(narrowest)), 1), maxBins)
 	width := (high - low) / float64(number)
 	edge := func(i int) float64 { return report.Milliseconds(time.Duration(math.Exp(low + float64(i)*width))) }
 	list := make([]report.Bin, number)

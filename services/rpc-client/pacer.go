@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// pace waits until points in time, as precisely as the system allows.
-type pace struct {
+// Pacer waits until points in time, as precisely as the system allows.
+type Pacer struct {
 	// fine is the last part of each wait, which nap covers: timers of the runtime may be a
 	// millisecond late, and the delay would count as latency.
 	fine time.Duration
@@ -18,7 +18,7 @@ type pace struct {
 const shortestNap = 100 * time.Microsecond
 
 // until waits for the time at and reports whether ctx was still alive then.
-func (p pace) until(ctx context.Context, at time.Time) bool {
+func (p Pacer) until(ctx context.Context, at time.Time) bool {
 	if wait := time.Until(at) - p.fine; wait > 0 {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()

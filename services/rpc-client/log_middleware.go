@@ -10,8 +10,8 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// logAnswers logs the result of each call at debug level. At other levels it costs nothing.
-func logAnswers(logger *zap.Logger) amqpx.Middleware {
+// logResponses logs the result of each call at debug level. At other levels it costs nothing.
+func logResponses(logger *zap.Logger) amqpx.Middleware {
 	return func(next amqpx.Handler) amqpx.Handler {
 		if !logger.Core().Enabled(zap.DebugLevel) {
 			return next

@@ -21,7 +21,7 @@ func (w *watched) Watch() (<-chan amqpx.Status, func()) {
 	return w.updates, func() { w.stopped = true }
 }
 
-func TestLinkEvents(t *testing.T) {
+func TestConnectionEvents(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
 	at := func(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
@@ -49,13 +49,13 @@ func TestLinkEvents(t *testing.T) {
 		"closed":         {[]amqpx.Status{ready(-1, 1), {State: amqpx.StateClosed, Generation: 1, Since: at(5)}}, ""},
 	} {
 		w := &watched{updates: make(chan amqpx.Status)}
-		l := watchLink(w)
+		l := WatchConnection(w)
 		for _, s := range c.statuses {
 			w.updates <- s
 		}
-		l.end()
+		l.End()
 		var got []string
-		for _, e := range l.during(start, 10*time.Second) {
+		for _, e := range l.During(start, 10*time.Second) {
 			got = append(got, fmt.Sprintf("%v %s %s", e.At, e.Kind, e.Text))
 		}
 		if text := strings.Join(got, ", "); text != c.want || !w.stopped {
@@ -65,16 +65,16 @@ func TestLinkEvents(t *testing.T) {
 }
 
 // A connection that flaps for days takes no more memory than after an hour.
-func TestLinkEventsAreBounded(t *testing.T) {
+func TestConnectionEventsAreBounded(t *testing.T) {
 	t.Parallel()
 	w := &watched{updates: make(chan amqpx.Status)}
-	l := watchLink(w)
+	l := WatchConnection(w)
 	for generation := range uint64(1000) {
 		w.updates <- amqpx.Status{State: amqpx.StateReady, Generation: generation + 1, Since: time.Now()}
 	}
-	l.end()
-	if len(l.events) != mostEvents || l.omitted != 1000-mostEvents {
-		t.Errorf("%d events kept, %d omitted", len(l.events), l.omitted)
+	l.End()
+	if len(l.events) != maxEvents || l.Omitted != 1000-maxEvents {
+		t.Errorf("%d events kept, %d omitted", len(l.events), l.Omitted)
 	}
 }
 

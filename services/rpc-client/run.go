@@ -19,13 +19,13 @@ import (
 // checks in progress.
 const closeTimeout = 5 * time.Second
 
-// linkTimeout limits the wait for the first connection, before the first call.
-const linkTimeout = 5 * time.Second
+// connectTimeout limits the wait for the first connection, before the first call.
+const connectTimeout = 5 * time.Second
 
 // client is the part of [amqpx.Client] that this service uses.
 type client interface {
-	caller
-	watcher
+	Caller
+	Watcher
 	health.Source
 	WaitReady(ctx context.Context) error
 	Stats() amqpx.ClientStats
@@ -33,7 +33,7 @@ type client interface {
 }
 
 // work connects, makes the calls and reports.
-func work(drain, force context.Context, settings *Config, out *screen, stdout io.Writer, logger *zap.Logger) error {
+func work(drain, force context.Context, settings *Config, out *Screen, stdout io.Writer, logger *zap.Logger) error {
 	listener, err := health.Listen(drain, settings.HTTP.Addr)
 	if err != nil {
 		return err
@@ -55,22 +55,22 @@ func work(drain, force context.Context, settings *Config, out *screen, stdout io
 		probes.Stop(ctx)
 	}()
 	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
-	return callAll(drain, force, c, settings, newProgress(out, settings.goal(), logger), stdout, logger)
+	return callAll(drain, force, c, settings, NewProgress(out, settings.workload(), logger), stdout, logger)
 }
 
 // callAll makes the calls with c, closes c and reports. The error is nil if every call made
 // got the expected result.
-func callAll(drain, force context.Context, c client, settings *Config, p progress, stdout io.Writer, logger *zap.Logger) error {
-	waitForLink(drain, c, min(linkTimeout, settings.Timeout), logger)
-	link := watchLink(c)
-	t := newRunner(settings, c, p, logger).run(drain, force)
-	link.end()
+func callAll(drain, force context.Context, c client, settings *Config, p Progress, stdout io.Writer, logger *zap.Logger) error {
+	waitForConnection(drain, c, min(connectTimeout, settings.Timeout), logger)
+	link := WatchConnection(c)
+	t := NewRunner(settings, c, p, logger).Run(drain, force)
+	link.End()
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
 	r := newReport(t, settings, c.Stats())
-	r.Events, r.EventsOmitted = link.during(t.start, t.elapsed), link.omitted
+	r.Events, r.EventsOmitted = link.During(t.Start, t.Elapsed), link.Omitted
 	r.Broker = brokerOf(c.Status(), settings.AMQP.URL)
 	return publish(r, settings, stdout, logger)
 }
@@ -106,9 +106,9 @@ func logFinished(r *report.Report, logger *zap.Logger) {
 	}
 }
 
-// waitForLink keeps the time of connecting out of the first call's latency. Without a
+// waitForConnection keeps the time of connecting out of the first call's latency. Without a
 // connection the calls start nevertheless: each waits until its own deadline.
-func waitForLink(drain context.Context, c client, limit time.Duration, logger *zap.Logger) {
+func waitForConnection(drain context.Context, c client, limit time.Duration, logger *zap.Logger) {
 	ctx, cancel := context.WithTimeout(drain, limit)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil && drain.Err() == nil {

@@ -14,7 +14,7 @@ import (
 // spread returns a histogram of many latencies between a tenth of a millisecond and an hour.
 func spread(t *testing.T, each int64) *hdrhistogram.Histogram {
 	t.Helper()
-	h := newTally().latency
+	h := NewResults().Latency
 	for v := int64(100 * time.Microsecond); v < int64(time.Hour); v = v * 11 / 10 {
 		if err := h.RecordValues(v, each); err != nil {
 			t.Fatal(err)
@@ -27,7 +27,7 @@ func TestPercentiles(t *testing.T) {
 	t.Parallel()
 	for _, each := range []int64{1, 1000, 10_000_000} {
 		h := spread(t, each)
-		list := percentiles(h, time.Nanosecond)
+		list := Percentiles(h, time.Nanosecond)
 		if len(list) > 120 {
 			t.Errorf("%d calls have %d places", h.TotalCount(), len(list))
 		}
@@ -46,23 +46,23 @@ func TestPercentiles(t *testing.T) {
 			}
 		}
 	}
-	if list := percentiles(newTally().latency, time.Nanosecond); list == nil || len(list) != 0 {
+	if list := Percentiles(NewResults().Latency, time.Nanosecond); list == nil || len(list) != 0 {
 		t.Errorf("nothing has the curve %v", list)
 	}
 }
 
 func TestBins(t *testing.T) {
 	t.Parallel()
-	one := newTally().latency
+	one := NewResults().Latency
 	if err := one.RecordValues(int64(time.Millisecond), 7); err != nil {
 		t.Fatal(err)
 	}
-	zero := newTally().latency
+	zero := NewResults().Latency
 	if err := zero.RecordValues(0, 3); err != nil {
 		t.Fatal(err)
 	}
-	for name, h := range map[string]*hdrhistogram.Histogram{"many": spread(t, 3), "one": one, "zero": zero, "none": newTally().latency} {
-		list := bins(h)
+	for name, h := range map[string]*hdrhistogram.Histogram{"many": spread(t, 3), "one": one, "zero": zero, "none": NewResults().Latency} {
+		list := Bins(h)
 		var sum int64
 		for i, b := range list {
 			sum += b.Calls
@@ -70,7 +70,7 @@ func TestBins(t *testing.T) {
 				t.Errorf("%s: bin %d is %+v", name, i, b)
 			}
 		}
-		if sum != h.TotalCount() || len(list) > mostBins || list == nil {
+		if sum != h.TotalCount() || len(list) > maxBins || list == nil {
 			t.Errorf("%s: %d calls in %d bins, want %d", name, sum, len(list), h.TotalCount())
 		}
 	}
@@ -84,14 +84,14 @@ func TestServerTimes(t *testing.T) {
 	}
 	s.add(amqpx.CallInfo{})                       // no times reported
 	s.add(amqpx.CallInfo{Queue: 100 * time.Hour}) // beyond the limit
-	got, handler := serverTime(s.queue), serverTime(s.handler)
+	got, handler := serverTime(s.Queue), serverTime(s.Handler)
 	if got.Sampled != 101 || got.P50 < 50.9 || got.P50 > 51.1 || got.Max < 7.1e6 {
 		t.Errorf("queue wait %+v", got)
 	}
 	if handler.Sampled != 101 || handler.P50 != 0.25 || handler.P99 != 0.25 || handler.Max != 0.25 {
 		t.Errorf("handler %+v", handler)
 	}
-	if none := serverTime(newServerTimes().queue); none.Sampled != 0 || none.Max != 0 || none.Percentiles == nil {
+	if none := serverTime(newServerTimes().Queue); none.Sampled != 0 || none.Max != 0 || none.Percentiles == nil {
 		t.Errorf("nothing is %+v", none)
 	}
 }

@@ -12,25 +12,25 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// counted returns a tally of latencies from 1 ms to ok ms, and of errors.
-func counted(ok int, errs map[string]int64) *tally {
-	t := newTally()
+// counted returns results: a number of latencies from 1 ms to ok ms, and of errors.
+func counted(ok int, errs map[string]int64) *Results {
+	t := NewResults()
 	for i := range ok {
-		t.add(result{latency: time.Duration(i+1) * time.Millisecond})
+		t.Add(Result{Latency: time.Duration(i+1) * time.Millisecond})
 	}
 	for key, n := range errs {
 		for range n {
-			t.add(result{key: key})
+			t.Add(Result{Key: key})
 		}
 	}
-	t.calls, t.elapsed = t.settled(), 2*time.Second
+	t.Calls, t.Elapsed = t.Settled(), 2*time.Second
 	return t
 }
 
 func TestReportArithmetic(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		tally   *tally
+		results *Results
 		lost    int64
 		planned int
 		fails   bool
@@ -43,13 +43,13 @@ func TestReportArithmetic(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c.tally.calls += c.lost
-			r := newReport(c.tally, plan(c.planned, 1), amqpx.ClientStats{Duplicates: 6, Reconnects: 7})
+			c.results.Calls += c.lost
+			r := newReport(c.results, plan(c.planned, 1), amqpx.ClientStats{Duplicates: 6, Reconnects: 7})
 			sum := r.OK + r.Lost
 			for _, n := range r.Errors {
 				sum += n
 			}
-			if r.Calls != sum || r.Lost != c.lost || r.Calls != c.tally.calls {
+			if r.Calls != sum || r.Lost != c.lost || r.Calls != c.results.Calls {
 				t.Errorf("calls = ok + errors + lost does not hold: %+v", r)
 			}
 			if r.Mismatched != r.Errors["mismatched"] || r.Duplicates != 6 || r.Reconnects != 7 {
@@ -79,20 +79,20 @@ func TestReportLatency(t *testing.T) {
 	}
 }
 
-func TestTallyBoundsLatency(t *testing.T) {
+func TestResultsBoundLatency(t *testing.T) {
 	t.Parallel()
-	got := newTally()
-	got.add(result{latency: 100 * time.Hour})
-	got.add(result{latency: 0})
-	if got.latency.TotalCount() != 2 {
-		t.Errorf("%d of 2 latencies were counted", got.latency.TotalCount())
+	got := NewResults()
+	got.Add(Result{Latency: 100 * time.Hour})
+	got.Add(Result{Latency: 0})
+	if got.Latency.TotalCount() != 2 {
+		t.Errorf("%d of 2 latencies were counted", got.Latency.TotalCount())
 	}
 }
 
 func TestReportInterrupted(t *testing.T) {
 	t.Parallel()
 	cut := counted(5, nil)
-	cut.interrupted = true
+	cut.Interrupted = true
 	if r := newReport(cut, plan(10, 1), amqpx.ClientStats{}); !r.Interrupted || r.Err() != nil {
 		t.Errorf("a clean interrupted run: interrupted %v, %v", r.Interrupted, r.Err())
 	}

@@ -9,36 +9,36 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// watcher is the part of [amqpx.Client] that reports the state of the connection.
-type watcher interface {
+// Watcher is the part of [amqpx.Client] that reports the state of the connection.
+type Watcher interface {
 	Watch() (updates <-chan amqpx.Status, stop func())
 }
 
-// mostEvents limits the recorded events if the connection fails again and again.
-const mostEvents = 200
+// maxEvents limits the recorded events if the connection fails again and again.
+const maxEvents = 200
 
-// linkWatch records the changes of the connection during a run.
-type linkWatch struct {
+// ConnectionEvents records the changes of the connection during a run.
+type ConnectionEvents struct {
 	stop    chan struct{}
 	stopped sync.WaitGroup
 
 	// Only the goroutine uses these fields until it has stopped.
-	begun   bool
+	seen    bool
 	last    amqpx.Status
-	events  []linkEvent
-	omitted int
+	events  []connectionEvent
+	Omitted int
 }
 
-// linkEvent is a change of the connection.
-type linkEvent struct {
+// connectionEvent is a change of the connection.
+type connectionEvent struct {
 	at   time.Time
 	kind report.EventKind
 	text string
 }
 
-// watchLink watches until end is called.
-func watchLink(w watcher) *linkWatch {
-	l := &linkWatch{stop: make(chan struct{})}
+// WatchConnection watches until End is called.
+func WatchConnection(w Watcher) *ConnectionEvents {
+	l := &ConnectionEvents{stop: make(chan struct{})}
 	updates, unwatch := w.Watch()
 	l.stopped.Go(func() { // ends with the watch
 		defer unwatch()
@@ -59,15 +59,15 @@ func watchLink(w watcher) *linkWatch {
 	return l
 }
 
-// end stops watching.
-func (l *linkWatch) end() {
+// End stops watching.
+func (l *ConnectionEvents) End() {
 	close(l.stop)
 	l.stopped.Wait()
 }
 
 // note compares a status with the previous status. States in between may be missing, because a
 // watch reports only the newest status.
-func (l *linkWatch) note(s amqpx.Status) {
+func (l *ConnectionEvents) note(s amqpx.Status) {
 	up := s.State == amqpx.StateReady || s.State == amqpx.StateBlocked
 	wasUp := l.last.State == amqpx.StateReady || l.last.State == amqpx.StateBlocked
 	if l.last.State == amqpx.StateBlocked && s.State != amqpx.StateBlocked {
@@ -77,7 +77,7 @@ func (l *linkWatch) note(s amqpx.Status) {
 	case up || s.State == amqpx.StateClosed:
 	case wasUp:
 		l.add(s.Since, report.EventLost, errorText(s.Err))
-	case !l.begun:
+	case !l.seen:
 		l.add(s.Since, report.EventLost, strings.TrimSuffix("no link yet: "+errorText(s.Err), ": "))
 	}
 	switch {
@@ -90,7 +90,7 @@ func (l *linkWatch) note(s amqpx.Status) {
 	if s.State == amqpx.StateBlocked && l.last.State != amqpx.StateBlocked {
 		l.add(s.Since, report.EventBlocked, s.Reason)
 	}
-	l.last, l.begun = s, true
+	l.last, l.seen = s, true
 }
 
 func errorText(err error) string {
@@ -100,17 +100,17 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-func (l *linkWatch) add(at time.Time, kind report.EventKind, text string) {
-	if len(l.events) >= mostEvents {
-		l.omitted++
+func (l *ConnectionEvents) add(at time.Time, kind report.EventKind, text string) {
+	if len(l.events) >= maxEvents {
+		l.Omitted++
 		return
 	}
-	l.events = append(l.events, linkEvent{at, kind, text})
+	l.events = append(l.events, connectionEvent{at, kind, text})
 }
 
-// during returns the events of a run. Of earlier events, only a state that still holds at the
+// During returns the events of a run. Of earlier events, only a state that still holds at the
 // start is included: the broker blocks, or the connection is down.
-func (l *linkWatch) during(start time.Time, length time.Duration) []report.Event {
+func (l *ConnectionEvents) During(start time.Time, length time.Duration) []report.Event {
 	list := []report.Event{}
 	var before *report.Event
 	for _, e := range l.events {

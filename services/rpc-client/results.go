@@ -1,0 +1,66 @@
+package main
+
+import (
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Results counts the results of calls. One goroutine owns it.
+type Results struct {
+	Start    time.Time
+	OK       int64
+	Errors   map[string]int64
+	Latency  *hdrhistogram.Histogram // of expected results, in nanoseconds
+	Timeline *Timeline
+	Server   *ServerTimes
+	Behind   time.Duration // the longest delay of a call's start
+
+	// Set at the end of the run.
+	Calls       int64 // calls made, settled or not
+	Elapsed     time.Duration
+	Interrupted bool
+	GivenUp     bool
+	Schedule    Schedule // of an open loop
+}
+
+// slowest is the upper bound of the latency histograms. A call's timeout is at most an hour;
+// an open loop adds the wait for a free caller.
+const slowest = 2 * time.Hour
+
+func NewResults() *Results {
+	const lowest, digits = int64(time.Microsecond), 3
+	return &Results{
+		Start:    time.Now(),
+		Errors:   make(map[string]int64),
+		Latency:  hdrhistogram.New(lowest, int64(slowest), digits),
+		Timeline: newTimeline(),
+		Server:   newServerTimes(),
+	}
+}
+
+func (t *Results) Add(r Result) {
+	t.Timeline.add(r)
+	t.Behind = max(t.Behind, r.Late)
+	if r.Info != nil {
+		t.Server.add(*r.Info)
+	}
+	if r.Key != "" {
+		t.Errors[r.Key]++
+		return
+	}
+	t.OK++
+	// RecordValue fails only beyond the bound, and the value is within the bound.
+	_ = t.Latency.RecordValue(min(int64(r.Latency), int64(slowest)))
+}
+
+// Failed returns the number of calls that settled without the expected result.
+func (t *Results) Failed() int64 {
+	var sum int64
+	for _, n := range t.Errors {
+		sum += n
+	}
+	return sum
+}
+
+func (t *Results) Settled() int64 { return t.OK + t.Failed() }
