@@ -9,6 +9,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"rabbitmq-rpc/internal/chart"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // bar draws one line on a terminal, without colors: the progress, the current rate, the
@@ -80,7 +81,7 @@ func (b *bar) line(columns int, now sample, t *Results) string {
 }
 
 func shortLatency(t *Results, percent float64) string {
-	return chart.Short(inMilliseconds(t.Latency.ValueAtPercentile(percent), time.Nanosecond))
+	return chart.Short(report.Milliseconds(t.Latency.At(percent)))
 }
 
 // clock returns the elapsed time and, if it can be estimated, the remaining time.

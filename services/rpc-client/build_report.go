@@ -7,15 +7,27 @@ import (
 	"strings"
 	"time"
 
-	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// newReport returns the report of a run from the results counted during the run.
-func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Report {
-	g := settings.workload()
+// Run is what a report is built from.
+type Run struct {
+	Results  *Results
+	Workload Workload
+	Stats    amqpx.ClientStats
+	// Settings holds the variables in force, without secrets.
+	Settings map[string]string
+	// Connection holds the changes of the connection; nil: none.
+	Connection *ConnectionEvents
+	// Broker is the address of the broker.
+	Broker string
+}
+
+// Build returns the report of a run.
+func Build(run Run) *report.Report {
+	t, w, stats := run.Results, run.Workload, run.Stats
 	r := &report.Report{
 		Calls:          t.Calls,
 		OK:             t.OK,
@@ -25,10 +37,10 @@ func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Re
 		Mismatched:     t.Errors[KeyMismatched],
 		Reconnects:     stats.Reconnects,
 		Seconds:        report.Seconds(t.Elapsed),
-		Corrected:      g.Open(),
-		Interrupted:    t.Interrupted && t.Calls < g.Calls,
+		Corrected:      w.Open(),
+		Interrupted:    t.Interrupted && t.Calls < w.Calls,
 		GivenUp:        t.GivenUp,
-		PlannedSeconds: report.Seconds(g.Duration),
+		PlannedSeconds: report.Seconds(w.Duration),
 		Resent:         stats.Resent,
 		Late:           stats.Late,
 		Unknown:        stats.Unknown,
@@ -36,19 +48,23 @@ func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Re
 		BlockedSeconds: report.Seconds(stats.Blocked),
 		QueueWaitMS:    serverTime(t.Server.Queue),
 		HandlerMS:      serverTime(t.Server.Handler),
-		Percentiles:    Percentiles(t.Latency, time.Nanosecond),
-		Histogram:      Bins(t.Latency),
-		Timeline:       t.Timeline.report(t.Elapsed),
+		Percentiles:    percentiles(t.Latency),
+		Histogram:      bins(t.Latency),
+		Timeline:       timeline(t.Timeline, t.Elapsed),
 		Events:         []report.Event{},
-		Settings:       printable(config.Describe(settings)),
+		Broker:         run.Broker,
+		Settings:       printable(run.Settings),
 		Versions:       versions(),
 		Started:        t.Start.UTC().Truncate(time.Microsecond),
 		Finished:       t.Start.Add(t.Elapsed).UTC().Truncate(time.Microsecond),
 	}
-	if g.Calls != NoLimit {
-		r.PlannedCalls = g.Calls
+	if run.Connection != nil {
+		r.Events, r.EventsOmitted = run.Connection.during(t.Start, t.Elapsed), run.Connection.omitted
+	}
+	if w.Calls != NoLimit {
+		r.PlannedCalls = w.Calls
 		if t.GivenUp {
-			r.NotTried = g.Calls - t.Calls
+			r.NotTried = w.Calls - t.Calls
 		}
 	}
 	r.Passed = r.Err() == nil
@@ -56,37 +72,75 @@ func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Re
 		r.CallsPerSecond = report.Round(float64(t.Calls)/t.Elapsed.Seconds(), 1)
 	}
 	if t.OK > 0 {
-		r.LatencyMS = newLatency(t)
+		r.LatencyMS = newLatency(t.Latency)
 	}
-	if g.Open() {
-		r.Rate = newRate(t, g)
+	if w.Open() {
+		r.Rate = newRate(t, w)
 	}
 	return r
 }
 
-func newLatency(t *Results) report.Latency {
-	at := func(percent float64) float64 {
-		return inMilliseconds(t.Latency.ValueAtPercentile(percent), time.Nanosecond)
-	}
+func newLatency(h *Histogram) report.Latency {
+	at := func(percent float64) float64 { return report.Milliseconds(h.At(percent)) }
 	return report.Latency{
-		Min:  inMilliseconds(t.Latency.Min(), time.Nanosecond),
-		Mean: report.Milliseconds(time.Duration(t.Latency.Mean())),
+		Min:  report.Milliseconds(h.Min()),
+		Mean: report.Milliseconds(h.Mean()),
 		P50:  at(50),
 		P90:  at(90),
 		P99:  at(99),
 		P999: at(99.9),
-		Max:  inMilliseconds(t.Latency.Max(), time.Nanosecond),
+		Max:  report.Milliseconds(h.Max()),
 	}
 }
 
+// serverTime returns the report's entry for times inside the server.
+func serverTime(h *Histogram) report.ServerTime {
+	at := func(percent float64) float64 { return report.Milliseconds(h.At(percent)) }
+	s := report.ServerTime{Sampled: h.Count(), Percentiles: percentiles(h)}
+	if s.Sampled > 0 {
+		s.P50, s.P90, s.P99, s.Max = at(50), at(90), at(99), report.Milliseconds(h.Max())
+	}
+	return s
+}
+
+// percentiles returns the percentile curve of a histogram in milliseconds.
+func percentiles(h *Histogram) []report.Percentile {
+	list := []report.Percentile{}
+	for _, p := range h.Percentiles() {
+		list = append(list, report.Percentile{Percent: p.Percent, MS: report.Milliseconds(p.Latency)})
+	}
+	return list
+}
+
+// bins returns the distribution of a histogram in milliseconds.
+func bins(h *Histogram) []report.Bin {
+	list := []report.Bin{}
+	for _, b := range h.Bins() {
+		list = append(list, report.Bin{FromMS: report.Milliseconds(b.From), ToMS: report.Milliseconds(b.To), Calls: b.Calls})
+	}
+	return list
+}
+
+// timeline returns the slices of a run of length elapsed.
+func timeline(l *Timeline, elapsed time.Duration) []report.Slice {
+	list := []report.Slice{}
+	for _, s := range l.Slices(elapsed) {
+		list = append(list, report.Slice{
+			Start: report.Seconds(s.Start), Seconds: report.Seconds(s.Length), OK: s.OK, Errors: s.Errors,
+			P50MS: report.Milliseconds(s.P50), P99MS: report.Milliseconds(s.P99),
+		})
+	}
+	return list
+}
+
 // newRate compares the achieved rate with the requested rate.
-func newRate(t *Results, g Workload) *report.Rate {
+func newRate(t *Results, w Workload) *report.Rate {
 	const enough = 0.99
 	r := &report.Rate{
-		Asked:    float64(g.Rate),
+		Asked:    float64(w.Rate),
 		BehindMS: report.Milliseconds(t.Behind),
 		NotBegun: t.Schedule.NotBegun,
-		InFlight: g.InFlight,
+		InFlight: w.InFlight,
 	}
 	if t.Schedule.Took > 0 {
 		r.Achieved = report.Round(float64(t.Schedule.Begun)/t.Schedule.Took.Seconds(), 1)
@@ -132,17 +186,4 @@ func printable(texts map[string]string) map[string]string {
 		texts[name] = strings.ToValidUTF8(text, "\uFFFD")
 	}
 	return texts
-}
-
-// brokerOf returns the address of the broker: the address of the connection, or, if no
-// connection was ever made, the address in the URL.
-func brokerOf(status amqpx.Status, urls config.Secret) string {
-	if status.Broker != "" {
-		return status.Broker
-	}
-	list, err := amqpx.ParseURLs(urls.Reveal())
-	if err != nil {
-		return ""
-	}
-	return list[0].Address()
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
@@ -79,16 +80,6 @@ func TestReportLatency(t *testing.T) {
 	}
 }
 
-func TestResultsBoundLatency(t *testing.T) {
-	t.Parallel()
-	got := NewResults()
-	got.Add(Result{Latency: 100 * time.Hour})
-	got.Add(Result{Latency: 0})
-	if got.Latency.TotalCount() != 2 {
-		t.Errorf("%d of 2 latencies were counted", got.Latency.TotalCount())
-	}
-}
-
 func TestReportInterrupted(t *testing.T) {
 	t.Parallel()
 	cut := counted(5, nil)
@@ -117,4 +108,51 @@ func occupied(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(file, "dir")
+}
+
+// newReport returns the report of results under the given settings.
+func newReport(t *Results, settings *Config, stats amqpx.ClientStats) *report.Report {
+	return Build(Run{Results: t, Workload: settings.workload(), Stats: stats, Settings: config.Describe(settings)})
+}
+
+func TestReportServerTimes(t *testing.T) {
+	t.Parallel()
+	results := counted(0, nil)
+	results.Add(Result{Info: &amqpx.CallInfo{Queue: 50 * time.Millisecond, Handler: 250 * time.Microsecond}})
+	r := newReport(results, plan(1, 1), amqpx.ClientStats{})
+	if got := r.QueueWaitMS; got.Sampled != 1 || got.P50 < 49.9 || got.P50 > 50.1 || got.Max < 49.9 || len(got.Percentiles) == 0 {
+		t.Errorf("queue wait %+v", got)
+	}
+	if got := r.HandlerMS; got.Sampled != 1 || got.P50 != 0.25 || got.P90 != 0.25 || got.P99 != 0.25 || got.Max != 0.25 {
+		t.Errorf("handler %+v", got)
+	}
+	if none := newReport(counted(1, nil), plan(1, 1), amqpx.ClientStats{}).QueueWaitMS; none.Sampled != 0 || none.Max != 0 || none.Percentiles == nil {
+		t.Errorf("nothing is %+v", none)
+	}
+}
+
+// Figures over time and over latency agree with the counted results, in the report's units.
+func TestReportFigures(t *testing.T) {
+	t.Parallel()
+	results := counted(1000, map[string]int64{"unavailable": 3})
+	r := newReport(results, plan(1003, 1), amqpx.ClientStats{})
+	var ok, errs, inBins int64
+	for _, s := range r.Timeline {
+		ok, errs = ok+s.OK, errs+s.Errors
+	}
+	for _, b := range r.Histogram {
+		inBins += b.Calls
+	}
+	if ok != 1000 || errs != 3 || inBins != 1000 {
+		t.Errorf("%d ok and %d errors in the timeline, %d calls in the histogram", ok, errs, inBins)
+	}
+	if first := r.Timeline[0]; first.Seconds != 2 || first.P50MS < 495 || first.P50MS > 505 {
+		t.Errorf("first slice %+v, want one of 2 s with a median of 500 ms", first)
+	}
+	if low, high := r.Histogram[0].FromMS, r.Histogram[len(r.Histogram)-1].ToMS; low < 0.99 || low > 1.01 || high < 995 || high > 1005 {
+		t.Errorf("the histogram reaches from %v to %v ms", low, high)
+	}
+	if last := r.Percentiles[len(r.Percentiles)-1]; last.Percent != 100 || last.MS != r.LatencyMS.Max {
+		t.Errorf("the curve ends in %+v, want the maximum %v", last, r.LatencyMS.Max)
+	}
 }

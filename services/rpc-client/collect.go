@@ -18,7 +18,7 @@ const patience = 20 * time.Second
 // collect counts results until the last result, or until no call settles any more. It calls
 // cut when drain has ended and patience has run out.
 func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
-	stall := time.NewTicker(r.settings.Timeout + stallGrace)
+	stall := time.NewTicker(r.options.Timeout + stallGrace)
 	defer stall.Stop()
 	redraw, stopRedraw := ticks(r.progress.Every())
 	defer stopRedraw()
@@ -44,10 +44,10 @@ func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
 		case <-stall.C:
 			// Every call in progress at the last tick should have settled by now.
 			if begunBefore > settledBefore && t.Settled() == settledBefore {
-				r.logger.Error("calls did not settle", zap.Duration("silence", r.settings.Timeout+stallGrace))
+				r.logger.Error("calls did not settle", zap.Duration("silence", r.options.Timeout+stallGrace))
 				return
 			}
-			begunBefore, settledBefore = min(r.taken.Load(), r.workload.Calls), t.Settled()
+			begunBefore, settledBefore = r.loop.Begun(), t.Settled()
 		}
 	}
 }

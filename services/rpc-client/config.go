@@ -90,6 +90,27 @@ func (c *Config) Validate(faults *config.Faults) {
 	}
 }
 
+// defaultCalls is the default of RPC_CALLS. Together with RPC_DURATION the default is not a
+// limit.
+const defaultCalls = 1000
+
+// workload returns the workload that the settings define.
+func (c *Config) workload() Workload {
+	w := Workload{Calls: int64(c.Calls), Duration: c.Duration, Rate: int64(c.Rate), InFlight: c.Concurrency}
+	if c.Duration > 0 && c.Calls == defaultCalls {
+		w.Calls = NoLimit
+	}
+	if c.Rate > 0 {
+		w.InFlight = max(c.Concurrency, OpenInFlight)
+	}
+	return w
+}
+
+// calls returns the calls that the settings define.
+func (c *Config) calls() Options {
+	return Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: c.Expect, Timeout: c.Timeout}
+}
+
 // callOptions returns the options of every call. A call always waits, until its deadline, for
 // a server to start.
 func (c *Config) callOptions() []amqpx.CallOption {

@@ -26,7 +26,7 @@ type ConnectionEvents struct {
 	seen    bool
 	last    amqpx.Status
 	events  []connectionEvent
-	Omitted int
+	omitted int
 }
 
 // connectionEvent is a change of the connection.
@@ -102,15 +102,15 @@ func errorText(err error) string {
 
 func (l *ConnectionEvents) add(at time.Time, kind report.EventKind, text string) {
 	if len(l.events) >= maxEvents {
-		l.Omitted++
+		l.omitted++
 		return
 	}
 	l.events = append(l.events, connectionEvent{at, kind, text})
 }
 
-// During returns the events of a run. Of earlier events, only a state that still holds at the
+// during returns the events of a run. Of earlier events, only a state that still holds at the
 // start is included: the broker blocks, or the connection is down.
-func (l *ConnectionEvents) During(start time.Time, length time.Duration) []report.Event {
+func (l *ConnectionEvents) during(start time.Time, length time.Duration) []report.Event {
 	list := []report.Event{}
 	var before *report.Event
 	for _, e := range l.events {

@@ -55,7 +55,7 @@ func TestConnectionEvents(t *testing.T) {
 		}
 		l.End()
 		var got []string
-		for _, e := range l.During(start, 10*time.Second) {
+		for _, e := range l.during(start, 10*time.Second) {
 			got = append(got, fmt.Sprintf("%v %s %s", e.At, e.Kind, e.Text))
 		}
 		if text := strings.Join(got, ", "); text != c.want || !w.stopped {
@@ -73,8 +73,8 @@ func TestConnectionEventsAreBounded(t *testing.T) {
 		w.updates <- amqpx.Status{State: amqpx.StateReady, Generation: generation + 1, Since: time.Now()}
 	}
 	l.End()
-	if len(l.events) != maxEvents || l.Omitted != 1000-maxEvents {
-		t.Errorf("%d events kept, %d omitted", len(l.events), l.Omitted)
+	if len(l.events) != maxEvents || l.omitted != 1000-maxEvents {
+		t.Errorf("%d events kept, %d omitted", len(l.events), l.omitted)
 	}
 }
 

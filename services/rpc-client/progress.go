@@ -79,8 +79,8 @@ func (l *lines) log(t *Results) {
 		zap.Int64("errors", t.Failed()),
 		zap.Float64("calls_per_second", report.Round(now.since(sample{}), 1)),
 		zap.Float64("recent_calls_per_second", report.Round(now.since(l.last), 1)),
-		zap.Float64("p50_ms", inMilliseconds(t.Latency.ValueAtPercentile(50), time.Nanosecond)),
-		zap.Float64("p99_ms", inMilliseconds(t.Latency.ValueAtPercentile(99), time.Nanosecond)),
+		zap.Float64("p50_ms", report.Milliseconds(t.Latency.At(50))),
+		zap.Float64("p99_ms", report.Milliseconds(t.Latency.At(99))),
 	)...)
 	l.last = now
 }

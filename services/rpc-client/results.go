@@ -2,8 +2,6 @@ package main
 
 import (
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // Results counts the results of calls. One goroutine owns it.
@@ -11,7 +9,7 @@ type Results struct {
 	Start    time.Time
 	OK       int64
 	Errors   map[string]int64
-	Latency  *hdrhistogram.Histogram // of expected results, in nanoseconds
+	Latency  *Histogram // of expected results
 	Timeline *Timeline
 	Server   *ServerTimes
 	Behind   time.Duration // the longest delay of a call's start
@@ -28,17 +26,19 @@ type Results struct {
 // an open loop adds the wait for a free caller.
 const slowest = 2 * time.Hour
 
+// NewResults returns the results of a run that starts now.
 func NewResults() *Results {
-	const lowest, digits = int64(time.Microsecond), 3
+	const digits = 3
 	return &Results{
 		Start:    time.Now(),
 		Errors:   make(map[string]int64),
-		Latency:  hdrhistogram.New(lowest, int64(slowest), digits),
+		Latency:  NewHistogram(time.Nanosecond, time.Microsecond, slowest, digits),
 		Timeline: newTimeline(),
 		Server:   newServerTimes(),
 	}
 }
 
+// Add counts a result.
 func (t *Results) Add(r Result) {
 	t.Timeline.add(r)
 	t.Behind = max(t.Behind, r.Late)
@@ -50,8 +50,7 @@ func (t *Results) Add(r Result) {
 		return
 	}
 	t.OK++
-	// RecordValue fails only beyond the bound, and the value is within the bound.
-	_ = t.Latency.RecordValue(min(int64(r.Latency), int64(slowest)))
+	t.Latency.Record(r.Latency)
 }
 
 // Failed returns the number of calls that settled without the expected result.
@@ -63,4 +62,5 @@ func (t *Results) Failed() int64 {
 	return sum
 }
 
+// Settled returns the number of settled calls.
 func (t *Results) Settled() int64 { return t.OK + t.Failed() }

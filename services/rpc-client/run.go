@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/logging"
@@ -24,7 +26,7 @@ const connectTimeout = 5 * time.Second
 
 // client is the part of [amqpx.Client] that this service uses.
 type client interface {
-	Caller
+	Client
 	Watcher
 	health.Source
 	WaitReady(ctx context.Context) error
@@ -62,17 +64,17 @@ func work(drain, force context.Context, settings *Config, out *Screen, stdout io
 // got the expected result.
 func callAll(drain, force context.Context, c client, settings *Config, p Progress, stdout io.Writer, logger *zap.Logger) error {
 	waitForConnection(drain, c, min(connectTimeout, settings.Timeout), logger)
-	link := WatchConnection(c)
-	t := NewRunner(settings, c, p, logger).Run(drain, force)
-	link.End()
+	connection := WatchConnection(c)
+	results := NewRunner(settings.calls(), c, p, logger).Run(drain, force)
+	connection.End()
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
-	r := newReport(t, settings, c.Stats())
-	r.Events, r.EventsOmitted = link.During(t.Start, t.Elapsed), link.Omitted
-	r.Broker = brokerOf(c.Status(), settings.AMQP.URL)
-	return publish(r, settings, stdout, logger)
+	return publish(Build(Run{
+		Results: results, Workload: settings.workload(), Stats: c.Stats(), Settings: config.Describe(settings),
+		Connection: connection, Broker: brokerOf(c.Status(), settings.AMQP.URL),
+	}), settings, stdout, logger)
 }
 
 // publish writes the report, prints the summary and logs the end of the run. The exit code
@@ -85,7 +87,8 @@ func publish(r *report.Report, settings *Config, stdout io.Writer, logger *zap.L
 		paths, writeErr = r.Write(settings.ReportDir)
 		err = errors.Join(err, writeErr)
 	}
-	if printErr := writeSummary(stdout, r, settings); printErr != nil {
+	title := fmt.Sprintf("%q on queue %q, %s", settings.Method, settings.Queue.Name, settings.workload())
+	if printErr := r.WriteSummary(stdout, title); printErr != nil {
 		logger.Error("summary was not printed", zap.Error(printErr))
 	}
 	logFinished(r, logger)
@@ -121,4 +124,17 @@ func closeBy(force context.Context, c client) error {
 	ctx, cancel := context.WithTimeout(force, closeTimeout)
 	defer cancel()
 	return c.Close(ctx)
+}
+
+// brokerOf returns the address of the broker: the address of the connection, or, if no
+// connection was ever made, the address in the URL.
+func brokerOf(status amqpx.Status, urls config.Secret) string {
+	if status.Broker != "" {
+		return status.Broker
+	}
+	list, err := amqpx.ParseURLs(urls.Reveal())
+	if err != nil {
+		return ""
+	}
+	return list[0].Address()
 }

@@ -159,7 +159,7 @@ func TestSummaryIsAligned(t *testing.T) {
 	t.Parallel()
 	r := newReport(counted(990, map[string]int64{"unavailable": 7, "deadline_exceeded": 3}), plan(1000, 4), amqpx.ClientStats{})
 	var out bytes.Buffer
-	if err := writeSummary(&out, r, plan(1000, 4)); err != nil {
+	if err := r.WriteSummary(&out, "title"); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
@@ -178,7 +178,7 @@ func TestSummaryIsAligned(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := writeSummary(&out, newReport(counted(0, nil), plan(1, 1), amqpx.ClientStats{}), plan(1, 1)); err != nil {
+	if err := newReport(counted(0, nil), plan(1, 1), amqpx.ClientStats{}).WriteSummary(&out, "title"); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(out.String(), "latency") {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +24,8 @@ var (
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
-// Caller is the part of [amqpx.Client] that makes calls.
-type Caller interface {
+// Client is the part of [amqpx.Client] that makes calls.
+type Client interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
 	Ping(ctx context.Context) (took time.Duration, err error)
 	Consumers(ctx context.Context) (int, error)
@@ -46,18 +45,25 @@ type Result struct {
 	Info *amqpx.CallInfo
 }
 
+// Options defines the calls of a run.
+type Options struct {
+	Workload Workload
+	Method   string
+	Body     string
+	// Expect is the expected result of every call.
+	Expect string
+	// Timeout is the timeout of each call.
+	Timeout time.Duration
+}
+
 // Runner makes the planned calls. A runner is used only once.
 type Runner struct {
-	settings *Config
-	workload Workload
-	link     Caller
+	options  Options
+	client   Client
 	progress Progress
 	logger   *zap.Logger
-	pacer    Pacer
-	start    time.Time
+	loop     Loop
 
-	// taken counts the started calls; it may exceed Workload.Calls.
-	taken atomic.Int64
 	// served is set by the first response, expected or not.
 	served atomic.Bool
 	// silent counts the calls that reached their deadlines since the last search for a server;
@@ -66,64 +72,54 @@ type Runner struct {
 	searching atomic.Bool
 	// stop prevents further calls from starting.
 	stop context.CancelCauseFunc
-	// results is closed when every worker has ended.
+	// results is closed when every caller has ended.
 	results chan Result
 	// abandoned is closed when results has no reader any more.
 	abandoned chan struct{}
 }
 
-func NewRunner(settings *Config, link Caller, p Progress, logger *zap.Logger) *Runner {
-	g := settings.workload()
+// NewRunner returns a runner that makes calls with client and shows the progress with p.
+func NewRunner(options Options, client Client, p Progress, logger *zap.Logger) *Runner {
 	return &Runner{
-		settings:  settings,
-		workload:  g,
-		link:      link,
+		options:   options,
+		client:    client,
 		progress:  p,
 		logger:    logger,
-		pacer:     NewPacer(),
-		results:   make(chan Result, g.InFlight),
+		loop:      Loop{Workload: options.Workload, Pacer: NewPacer()},
+		results:   make(chan Result, options.Workload.InFlight),
 		abandoned: make(chan struct{}),
 	}
 }
 
-// Run makes the calls and returns their results. When drain ends, no further calls
-// start; when force ends, or the patience after drain runs out, the calls in progress are
-// canceled. Run returns at the latest when no call has settled for twice the sum of the calls'
-// timeout and the grace.
+// Run makes the calls and returns their results. When drain ends, no further calls start; when
+// force ends, or the patience after drain runs out, the calls in progress are canceled. Run
+// returns at the latest when no call has settled for twice the sum of the calls' timeout and
+// the grace.
 func (r *Runner) Run(drain, force context.Context) *Results {
 	t := NewResults()
-	r.start = t.Start
 	begin, stop := context.WithCancelCause(drain)
 	defer stop(nil)
 	r.stop = stop
-	if r.workload.Duration > 0 {
-		defer time.AfterFunc(r.workload.Duration, func() { stop(errTimeOver) }).Stop()
+	w := r.options.Workload
+	if w.Duration > 0 {
+		defer time.AfterFunc(w.Duration, func() { stop(errTimeOver) }).Stop()
 	}
 	force, cut := context.WithCancel(force)
 	defer cut()
-	var workers sync.WaitGroup
-	schedules := make(chan Schedule, 1)
-	if r.workload.Open() {
-		// Ends when all calls are started, begin ends, or the results are abandoned.
-		workers.Go(func() { schedules <- r.scheduled(r.open(begin, force, &workers)) })
-	} else {
-		r.closed(begin, force, &workers)
-	}
-	// Ends with the workers.
+	r.loop.Start = t.Start
+	r.loop.Call = func(n int64, due time.Time) bool { return r.deliver(r.call(force, n, due)) }
+	// Ends with the callers: when all calls are started, begin ends, or the results are
+	// abandoned.
 	go func() {
-		workers.Wait()
+		r.loop.Run(begin)
 		close(r.results)
 	}()
 	r.collect(drain, cut, t)
 	close(r.abandoned)
 	t.Elapsed = time.Since(t.Start)
-	t.Calls = min(r.taken.Load(), r.workload.Calls)
-	if r.workload.Open() {
-		select {
-		case t.Schedule = <-schedules:
-		default: // the schedule was abandoned before its end
-			t.Schedule = r.scheduled(t.Calls)
-		}
+	t.Calls = r.loop.Begun()
+	if w.Open() {
+		t.Schedule = r.loop.Schedule()
 	}
 	cause := context.Cause(begin)
 	t.GivenUp = errors.Is(cause, errNeverAnswered)
@@ -131,9 +127,19 @@ func (r *Runner) Run(drain, force context.Context) *Results {
 	return t
 }
 
+// deliver sends a result and reports whether the result was received.
+func (r *Runner) deliver(res Result) bool {
+	select {
+	case r.results <- res:
+		return true
+	case <-r.abandoned:
+		return false
+	}
+}
+
 // call makes call n, which was due at the given time, with the configured timeout.
 func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
-	ctx, cancel := context.WithTimeout(force, r.settings.Timeout)
+	ctx, cancel := context.WithTimeout(force, r.options.Timeout)
 	defer cancel()
 	res := Result{Late: time.Since(due)}
 	var options []amqpx.CallOption
@@ -141,9 +147,9 @@ func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
 		res.Info = new(amqpx.CallInfo)
 		options = []amqpx.CallOption{amqpx.WithCallInfo(res.Info)}
 	}
-	answer, err := r.link.Call(ctx, r.settings.Method, []byte(r.settings.Body), options...)
+	answer, err := r.client.Call(ctx, r.options.Method, []byte(r.options.Body), options...)
 	end := time.Now()
-	res.Ended = end.Sub(r.start)
+	res.Ended = end.Sub(r.loop.Start)
 	var coded *amqpx.Error
 	switch {
 	case err == nil, errors.As(err, &coded) && coded.Remote():
@@ -154,8 +160,8 @@ func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
 	switch {
 	case err != nil:
 		res.Key, res.Err = amqpx.CodeOf(err).String(), err
-	case string(answer) != r.settings.Expect:
-		res.Key, res.Err = KeyMismatched, mismatch(answer, r.settings.Expect)
+	case string(answer) != r.options.Expect:
+		res.Key, res.Err = KeyMismatched, mismatch(answer, r.options.Expect)
 	default:
 		res.Latency = end.Sub(due)
 	}
@@ -190,10 +196,10 @@ func (r *Runner) noteSilence(ctx context.Context) {
 func (r *Runner) findsServer(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
-	if consumers, err := r.link.Consumers(ctx); err == nil && consumers > 0 {
+	if consumers, err := r.client.Consumers(ctx); err == nil && consumers > 0 {
 		return true
 	}
-	_, err := r.link.Ping(ctx)
+	_, err := r.client.Ping(ctx)
 	return err == nil
 }
 

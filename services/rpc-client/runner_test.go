@@ -104,7 +104,7 @@ func TestRunAllOK(t *testing.T) {
 				return []byte("b"), nil
 			}}
 			p := &silent{}
-			got := NewRunner(plan(50, concurrency), f, p, zap.NewNop()).Run(t.Context(), t.Context())
+			got := NewRunner(plan(50, concurrency).calls(), f, p, zap.NewNop()).Run(t.Context(), t.Context())
 			check(t, got, 50, 50, map[string]int64{})
 			if most := f.most.Load(); most != min(50, int64(concurrency)) {
 				t.Errorf("%d calls at once, want %d", most, concurrency)
@@ -112,7 +112,7 @@ func TestRunAllOK(t *testing.T) {
 			if p.steps != 50 || p.finished != 1 {
 				t.Errorf("progress saw %d steps and %d ends", p.steps, p.finished)
 			}
-			if mean := time.Duration(got.Latency.Mean()).Round(100 * time.Microsecond); mean != 2*time.Millisecond {
+			if mean := got.Latency.Mean().Round(100 * time.Microsecond); mean != 2*time.Millisecond {
 				t.Errorf("mean latency %v, want 2ms", mean)
 			}
 			rounds := time.Duration((50 + concurrency - 1) / concurrency)
@@ -140,12 +140,12 @@ func TestRunCountsByKind(t *testing.T) {
 			return []byte("b"), nil
 		}
 	}}
-	got := NewRunner(plan(50, 3), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
+	got := NewRunner(plan(50, 3).calls(), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 	check(t, got, 50, 10, map[string]int64{
 		"unimplemented": 10, "mismatched": 10, "deadline_exceeded": 10, "unknown": 10,
 	})
-	if got.Latency.TotalCount() != 10 {
-		t.Errorf("%d latencies, want those of the expected answers", got.Latency.TotalCount())
+	if got.Latency.Count() != 10 {
+		t.Errorf("%d latencies, want those of the expected answers", got.Latency.Count())
 	}
 	failures := logs.FilterMessage("call failed")
 	if warned := failures.FilterLevelExact(zap.WarnLevel).Len(); warned != 4 || failures.Len() != 40 {
@@ -170,7 +170,7 @@ func TestRunInterrupted(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		}
-		got := NewRunner(plan(100, 2), f, &silent{}, zap.New(core)).Run(drain, t.Context())
+		got := NewRunner(plan(100, 2).calls(), f, &silent{}, zap.New(core)).Run(drain, t.Context())
 		if got.Calls != got.OK || got.Calls < 5 || got.Calls > 6 || !got.Interrupted {
 			t.Errorf("calls %d, ok %d, interrupted %v", got.Calls, got.OK, got.Interrupted)
 		}
@@ -194,7 +194,7 @@ func TestRunForced(t *testing.T) {
 			return nil, ctx.Err()
 		}}
 		time.AfterFunc(300*time.Millisecond, cancel)
-		got := NewRunner(plan(100, 4), f, &silent{}, zap.NewNop()).Run(drain, force)
+		got := NewRunner(plan(100, 4).calls(), f, &silent{}, zap.NewNop()).Run(drain, force)
 		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != 300*time.Millisecond {
 			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
@@ -212,7 +212,7 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 		}}
 		settings := plan(100, 2)
 		settings.Timeout = time.Hour
-		got := NewRunner(settings, f, &silent{}, zap.NewNop()).Run(drain, t.Context())
+		got := NewRunner(settings.calls(), f, &silent{}, zap.NewNop()).Run(drain, t.Context())
 		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != patience {
 			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
@@ -227,7 +227,7 @@ func TestRunNeverAnswered(t *testing.T) {
 			return nil, ctx.Err()
 		}}
 		settings := plan(1000, 1)
-		got := NewRunner(settings, f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+		got := NewRunner(settings.calls(), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, enoughSilence, 0, map[string]int64{"deadline_exceeded": enoughSilence})
 		if got.Elapsed != enoughSilence*time.Second {
 			t.Errorf("took %v, want %d calls' timeouts", got.Elapsed, enoughSilence)
@@ -240,7 +240,7 @@ func TestRunNeverAnswered(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 		var out bytes.Buffer
-		if err := writeSummary(&out, r, settings); err != nil {
+		if err := r.WriteSummary(&out, "title"); err != nil {
 			t.Fatal(err)
 		}
 		for _, want := range []string{"not tried 997", "given up: no call was answered"} {
@@ -277,7 +277,7 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c.f.status = connected()
-				got := NewRunner(plan(100, 1), c.f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+				got := NewRunner(plan(100, 1).calls(), c.f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 				check(t, got, 100, 100-c.silent, map[string]int64{"deadline_exceeded": c.silent})
 				if n := c.f.searches.Load(); n != c.searches || got.GivenUp {
 					t.Errorf("searched %d times, want %d; given up: %v", n, c.searches, got.GivenUp)
@@ -297,7 +297,7 @@ func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		got := NewRunner(plan(4, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+		got := NewRunner(plan(4, 1).calls(), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, 4, 1, map[string]int64{"deadline_exceeded": 3})
 		if got.Elapsed != 3*time.Second {
 			t.Errorf("took %v, want three timeouts", got.Elapsed)
@@ -319,7 +319,7 @@ func TestRunLost(t *testing.T) {
 			}
 			return []byte("b"), nil
 		}}
-		got := NewRunner(plan(20, 4), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
+		got := NewRunner(plan(20, 4).calls(), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 		check(t, got, 20, 18, map[string]int64{})
 		if limit := 2 * (time.Second + stallGrace); got.Elapsed > limit {
 			t.Errorf("took %v, more than %v", got.Elapsed, limit)

@@ -2,23 +2,27 @@ package main
 
 import (
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
-
-	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Timeline counts settled calls in time slices of equal width. The number of slices is at most
 // maxSlices: when more are needed, each two slices are merged.
 type Timeline struct {
 	width  time.Duration
-	slices []slice
+	slices []counts
 }
 
-// slice is a part of the run.
-type slice struct {
+// counts holds the results of the calls that settled in a slice.
+type counts struct {
 	ok, errors int64
-	latency    *hdrhistogram.Histogram // nil without an expected result
+	latency    *Histogram // nil without an expected result
+}
+
+// Slice counts the calls that settled in a part of the run. P50 and P99 are latencies of the
+// calls with the expected result, and 0 without such calls.
+type Slice struct {
+	Start, Length time.Duration
+	OK, Errors    int64
+	P50, P99      time.Duration
 }
 
 const (
@@ -40,7 +44,7 @@ func (l *Timeline) add(r Result) {
 		l.merge()
 	}
 	for at >= len(l.slices) {
-		l.slices = append(l.slices, slice{})
+		l.slices = append(l.slices, counts{})
 	}
 	s := &l.slices[at]
 	if r.Key != "" {
@@ -49,10 +53,10 @@ func (l *Timeline) add(r Result) {
 	}
 	s.ok++
 	if s.latency == nil {
-		const lowest, digits = int64(time.Microsecond), 2
-		s.latency = hdrhistogram.New(lowest, int64(slowest), digits)
+		const digits = 2
+		s.latency = NewHistogram(time.Nanosecond, time.Microsecond, slowest, digits)
 	}
-	_ = s.latency.RecordValue(min(int64(r.Latency), int64(slowest))) // within the limit
+	s.latency.Record(r.Latency)
 }
 
 // merge merges each two slices.
@@ -71,7 +75,7 @@ func (l *Timeline) merge() {
 }
 
 // with returns the sum of both slices.
-func (s slice) with(other slice) slice {
+func (s counts) with(other counts) counts {
 	s.ok, s.errors = s.ok+other.ok, s.errors+other.errors
 	switch {
 	case s.latency == nil:
@@ -82,8 +86,8 @@ func (s slice) with(other slice) slice {
 	return s
 }
 
-// report returns the slices of a run of length elapsed, merged until they are readable.
-func (l *Timeline) report(elapsed time.Duration) []report.Slice {
+// Slices returns the slices of a run of length elapsed, merged until they are readable.
+func (l *Timeline) Slices(elapsed time.Duration) []Slice {
 	var settled int64
 	for _, s := range l.slices {
 		settled += s.ok + s.errors
@@ -97,17 +101,16 @@ func (l *Timeline) report(elapsed time.Duration) []report.Slice {
 		l.slices[last-1] = l.slices[last-1].with(l.slices[last])
 		l.slices = l.slices[:last]
 	}
-	list := make([]report.Slice, 0, len(l.slices))
+	list := make([]Slice, 0, len(l.slices))
 	for i, s := range l.slices {
 		start := time.Duration(i) * l.width
 		length := l.width
 		if i == len(l.slices)-1 && elapsed > start {
 			length = elapsed - start
 		}
-		r := report.Slice{Start: report.Seconds(start), Seconds: report.Seconds(length), OK: s.ok, Errors: s.errors}
+		r := Slice{Start: start, Length: length, OK: s.ok, Errors: s.errors}
 		if s.ok > 0 {
-			r.P50MS = report.Milliseconds(time.Duration(s.latency.ValueAtPercentile(50)))
-			r.P99MS = report.Milliseconds(time.Duration(s.latency.ValueAtPercentile(99)))
+			r.P50, r.P99 = s.latency.At(50), s.latency.At(99)
 		}
 		list = append(list, r)
 	}

@@ -17,26 +17,26 @@ func TestTimelineKeepsEveryCall(t *testing.T) {
 			}
 			l.add(r)
 		}
-		list := l.report(length)
+		list := l.Slices(length)
 		if len(list) > maxSlices {
 			t.Errorf("%v: %d slices", length, len(list))
 		}
 		var ok, errs int64
-		covered := 0.0
+		covered := time.Duration(0)
 		for i, s := range list {
-			ok, errs, covered = ok+s.OK, errs+s.Errors, covered+s.Seconds
-			if i > 0 && s.Start <= list[i-1].Start || s.Seconds <= 0 {
-				t.Fatalf("%v: slice %d begins at %v and takes %v", length, i, s.Start, s.Seconds)
+			ok, errs, covered = ok+s.OK, errs+s.Errors, covered+s.Length
+			if i > 0 && s.Start <= list[i-1].Start || s.Length <= 0 {
+				t.Fatalf("%v: slice %d begins at %v and takes %v", length, i, s.Start, s.Length)
 			}
-			if s.OK > 0 && (s.P50MS < 4.9 || s.P50MS > 5.1 || s.P99MS < 4.9 || s.P99MS > 5.1) {
-				t.Fatalf("%v: slice %d has latencies %v and %v", length, i, s.P50MS, s.P99MS)
+			if s.OK > 0 && (s.P50 < 4900*time.Microsecond || s.P50 > 5100*time.Microsecond || s.P99 < 4900*time.Microsecond || s.P99 > 5100*time.Microsecond) {
+				t.Fatalf("%v: slice %d has latencies %v and %v", length, i, s.P50, s.P99)
 			}
 		}
 		if ok != calls*9/10 || errs != calls/10 {
 			t.Errorf("%v: %d ok and %d errors are left", length, ok, errs)
 		}
-		if want := length.Seconds(); covered < want*0.999 || covered > want*1.001 {
-			t.Errorf("%v: the slices cover %v s", length, covered)
+		if covered != length {
+			t.Errorf("%v: the slices cover %v", length, covered)
 		}
 	}
 }
@@ -49,9 +49,9 @@ func TestTimelineHasNoScrap(t *testing.T) {
 		l.add(Result{Ended: time.Duration(i) * time.Millisecond, Latency: time.Millisecond})
 	}
 	l.add(Result{Ended: time.Second + time.Microsecond, Latency: time.Millisecond})
-	list := l.report(time.Second + time.Microsecond)
+	list := l.Slices(time.Second + time.Microsecond)
 	last := list[len(list)-1]
-	if rate := float64(last.OK) / last.Seconds; rate < 900 || rate > 1100 {
+	if rate := float64(last.OK) / last.Length.Seconds(); rate < 900 || rate > 1100 {
 		t.Errorf("the last slice has %v calls a second: %+v", rate, last)
 	}
 }
@@ -63,10 +63,10 @@ func TestTimelineOfFewCalls(t *testing.T) {
 	for i := range 30 {
 		l.add(Result{Ended: time.Duration(i) * 50 * time.Millisecond, Latency: time.Millisecond})
 	}
-	if n := len(l.report(1500 * time.Millisecond)); n > enoughSlices {
+	if n := len(l.Slices(1500 * time.Millisecond)); n > enoughSlices {
 		t.Errorf("30 calls are in %d slices", n)
 	}
-	if list := newTimeline().report(time.Second); len(list) != 0 {
+	if list := newTimeline().Slices(time.Second); len(list) != 0 {
 		t.Errorf("nothing is in %d slices", len(list))
 	}
 }
@@ -77,8 +77,8 @@ func TestTimelineHasGaps(t *testing.T) {
 	l := newTimeline()
 	l.add(Result{Ended: 0, Latency: time.Millisecond})
 	l.add(Result{Ended: 390 * time.Millisecond, Key: "internal"})
-	list := l.report(400 * time.Millisecond)
-	if len(list) != 40 || list[20].OK+list[20].Errors != 0 || list[39].Errors != 1 || list[39].P50MS != 0 {
+	list := l.Slices(400 * time.Millisecond)
+	if len(list) != 40 || list[20].OK+list[20].Errors != 0 || list[39].Errors != 1 || list[39].P50 != 0 {
 		t.Errorf("%d slices: %+v", len(list), list)
 	}
 }

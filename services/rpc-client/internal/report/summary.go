@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -6,17 +6,16 @@ import (
 	"maps"
 	"slices"
 	"strings"
-
-	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// writeSummary prints the report for people, with names on the left and numbers on the right.
-func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
+// WriteSummary prints the report for people, with names on the left and numbers on the right.
+// The title says which calls were made.
+func (r *Report) WriteSummary(w io.Writer, title string) error {
 	var b strings.Builder
 	row := func(label, format string, value any) {
 		fmt.Fprintf(&b, "  %-22s %12s\n", label, fmt.Sprintf(format, value))
 	}
-	fmt.Fprintf(&b, "%s: %q on queue %q, %s\n", headline(r), settings.Method, settings.Queue.Name, settings.workload())
+	fmt.Fprintf(&b, "%s: %s\n", r.headline(), title)
 	row("calls", "%d", r.Calls)
 	row("ok", "%d", r.OK)
 	row("errors", "%d", r.Calls-r.OK-r.Lost)
@@ -49,7 +48,7 @@ func writeSummary(w io.Writer, r *report.Report, settings *Config) error {
 	return err
 }
 
-func writeLatency(row func(label, format string, value any), l *report.Latency) {
+func writeLatency(row func(label, format string, value any), l *Latency) {
 	row("latency min (ms)", "%.3f", l.Min)
 	row("latency mean (ms)", "%.3f", l.Mean)
 	row("latency p50 (ms)", "%.3f", l.P50)
@@ -59,7 +58,8 @@ func writeLatency(row func(label, format string, value any), l *report.Latency) 
 	row("latency max (ms)", "%.3f", l.Max)
 }
 
-func headline(r *report.Report) string {
+// headline says how the run ended.
+func (r *Report) headline() string {
 	switch {
 	case r.Interrupted:
 		return "interrupted after " + r.Progress()

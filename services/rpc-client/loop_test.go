@@ -13,8 +13,8 @@ import (
 
 // virtual returns a runner that uses the test's virtual time.
 func virtual(settings *Config, f *fake) *Runner {
-	r := NewRunner(settings, f, &silent{}, zap.NewNop())
-	r.pacer = Pacer{}
+	r := NewRunner(settings.calls(), f, &silent{}, zap.NewNop())
+	r.loop.Pacer = Pacer{}
 	return r
 }
 
@@ -84,13 +84,13 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 		check(t, open, 5*rate, 5*rate, map[string]int64{})
 		// Of 5,000 calls, 1,000 were delayed, by a second down to zero: the slowest tenth by
 		// half a second or more.
-		if p90 := time.Duration(open.Latency.ValueAtPercentile(90)); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
+		if p90 := open.Latency.At(90); p90 < 450*time.Millisecond || p90 > 550*time.Millisecond {
 			t.Errorf("p90 is %v, want about half a second", p90)
 		}
 		begin = time.Now()
 		settings.Rate = 0
 		closed := virtual(settings, &fake{status: connected(), answer: stalled}).Run(t.Context(), t.Context())
-		if p90 := time.Duration(closed.Latency.ValueAtPercentile(90)); p90 > 2*time.Millisecond {
+		if p90 := closed.Latency.At(90); p90 > 2*time.Millisecond {
 			t.Errorf("the closed loop's p90 is %v: it should miss the stall", p90)
 		}
 	})
@@ -111,7 +111,7 @@ func TestOpenLoopIsBounded(t *testing.T) {
 		if got.Behind < 900*time.Millisecond || got.Behind > time.Second {
 			t.Errorf("behind by %v, want two rounds", got.Behind)
 		}
-		if slowest := time.Duration(got.Latency.Max()); slowest < 1400*time.Millisecond {
+		if slowest := got.Latency.Max(); slowest < 1400*time.Millisecond {
 			t.Errorf("the slowest took %v, want three rounds", slowest)
 		}
 		if r := newReport(got, settings, amqpx.ClientStats{}).Rate; r.KeptUp || r.Achieved > 20_000 {
@@ -190,7 +190,7 @@ func TestOpenLoopStalls(t *testing.T) {
 		settings.Rate = 1
 		settings.Timeout = time.Millisecond // 5 s, together with the grace
 		slow := virtual(settings, &fake{status: connected(), answer: good})
-		slow.workload.Rate, slow.workload.Calls = 1, 60
+		slow.loop.Workload.Rate, slow.loop.Workload.Calls = 1, 60
 		check(t, slow.Run(t.Context(), t.Context()), 60, 60, map[string]int64{})
 
 		released := make(chan struct{})
@@ -254,12 +254,12 @@ func TestCallsAreSampled(t *testing.T) {
 	t.Parallel()
 	asked := make(chan int, 100)
 	f := &sampler{asked: asked}
-	got := NewRunner(plan(95, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+	got := NewRunner(plan(95, 1).calls(), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 	if len(asked) != 10 {
 		t.Errorf("%d of 95 calls asked", len(asked))
 	}
-	if got.OK != 95 || got.Server.Queue.TotalCount() != 0 {
-		t.Errorf("%d ok, %d times though nobody told any", got.OK, got.Server.Queue.TotalCount())
+	if got.OK != 95 || got.Server.Queue.Count() != 0 {
+		t.Errorf("%d ok, %d times though nobody told any", got.OK, got.Server.Queue.Count())
 	}
 }
 
