@@ -9,6 +9,7 @@ import (
 
 	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/internal/tracing"
 	"rabbitmq-rpc/pkg/amqpx"
@@ -95,20 +96,20 @@ func (c *Config) Validate(faults *config.Faults) {
 const defaultCalls = 1000
 
 // workload returns the workload that the settings define.
-func (c *Config) workload() Workload {
-	w := Workload{Calls: int64(c.Calls), Duration: c.Duration, Rate: int64(c.Rate), InFlight: c.Concurrency}
+func (c *Config) workload() loadgen.Workload {
+	w := loadgen.Workload{Calls: int64(c.Calls), Duration: c.Duration, Rate: int64(c.Rate), InFlight: c.Concurrency}
 	if c.Duration > 0 && c.Calls == defaultCalls {
-		w.Calls = NoLimit
+		w.Calls = loadgen.NoLimit
 	}
 	if c.Rate > 0 {
-		w.InFlight = max(c.Concurrency, OpenInFlight)
+		w.InFlight = max(c.Concurrency, loadgen.OpenInFlight)
 	}
 	return w
 }
 
 // calls returns the calls that the settings define.
-func (c *Config) calls() Options {
-	return Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: c.Expect, Timeout: c.Timeout}
+func (c *Config) calls() loadgen.Options {
+	return loadgen.Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: c.Expect, Timeout: c.Timeout}
 }
 
 // callOptions returns the options of every call. A call always waits, until its deadline, for

@@ -20,6 +20,7 @@ import (
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/services/rpc-client/internal/terminal"
 )
 
 const name = "rpc-client"
@@ -53,9 +54,9 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	if err := config.Load(&settings); err != nil || command == lifecycle.CommandCheck {
 		return err
 	}
-	terminal := OpenScreen(stderr)
+	screen := terminal.OpenScreen(stderr)
 	settings.Log = settings.Log.For(stderr)
-	logger := logging.New(settings.Log, name, terminal)
+	logger := logging.New(settings.Log, name, screen)
 	defer logging.Sync(logger)
 	if settings.Mode == modeFleet {
 		return fleet(drain, force, &settings, stdout, logger)
@@ -67,5 +68,5 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 		return err
 	}
 	defer settings.traces.Stop(force)
-	return work(drain, force, &settings, terminal, stdout, logger)
+	return work(drain, force, &settings, screen, stdout, logger)
 }

@@ -12,9 +12,11 @@ import (
 	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/internal/logging"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
+	"rabbitmq-rpc/services/rpc-client/internal/terminal"
 )
 
 // closeTimeout limits everything after the last call: closing the connection, and health
@@ -26,8 +28,8 @@ const connectTimeout = 5 * time.Second
 
 // client is the part of [amqpx.Client] that this service uses.
 type client interface {
-	Client
-	Watcher
+	loadgen.Client
+	report.Watcher
 	health.Source
 	WaitReady(ctx context.Context) error
 	Stats() amqpx.ClientStats
@@ -35,7 +37,7 @@ type client interface {
 }
 
 // work connects, makes the calls and reports.
-func work(drain, force context.Context, settings *Config, out *Screen, stdout io.Writer, logger *zap.Logger) error {
+func work(drain, force context.Context, settings *Config, screen *terminal.Screen, stdout io.Writer, logger *zap.Logger) error {
 	listener, err := health.Listen(drain, settings.HTTP.Addr)
 	if err != nil {
 		return err
@@ -57,21 +59,21 @@ func work(drain, force context.Context, settings *Config, out *Screen, stdout io
 		probes.Stop(ctx)
 	}()
 	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
-	return callAll(drain, force, c, settings, NewProgress(out, settings.workload(), logger), stdout, logger)
+	return callAll(drain, force, c, settings, terminal.NewProgress(screen, settings.workload(), logger), stdout, logger)
 }
 
 // callAll makes the calls with c, closes c and reports. The error is nil if every call made
 // got the expected result.
-func callAll(drain, force context.Context, c client, settings *Config, p Progress, stdout io.Writer, logger *zap.Logger) error {
+func callAll(drain, force context.Context, c client, settings *Config, p loadgen.Progress, stdout io.Writer, logger *zap.Logger) error {
 	waitForConnection(drain, c, min(connectTimeout, settings.Timeout), logger)
-	connection := WatchConnection(c)
-	results := NewRunner(settings.calls(), c, p, logger).Run(drain, force)
+	connection := report.WatchConnection(c)
+	results := loadgen.NewRunner(settings.calls(), c, p, logger).Run(drain, force)
 	connection.End()
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
-	return publish(Build(Run{
+	return publish(report.Build(report.Run{
 		Results: results, Workload: settings.workload(), Stats: c.Stats(), Settings: config.Describe(settings),
 		Connection: connection, Broker: brokerOf(c.Status(), settings.AMQP.URL),
 	}), settings, stdout, logger)

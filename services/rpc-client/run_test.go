@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
@@ -69,9 +70,8 @@ func TestCallAllReports(t *testing.T) {
 			t.Parallel()
 			settings := plan(10, 2)
 			settings.Queue.Name, settings.ReportDir = "q", t.TempDir()
-			c.fake.status = connected()
 			var out bytes.Buffer
-			err := callAll(t.Context(), t.Context(), c.fake, settings, &silent{}, &out, zap.NewNop())
+			err := callAll(t.Context(), t.Context(), c.fake, settings, silent{}, &out, zap.NewNop())
 			if text := errText(err); text != c.err {
 				t.Errorf("err is %q, want %q", text, c.err)
 			}
@@ -102,14 +102,14 @@ func TestCallAllInterrupted(t *testing.T) {
 	settings := plan(1000, 1)
 	settings.ReportDir = t.TempDir()
 	drain, interrupt := context.WithCancel(t.Context())
-	f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+	f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
 		if n == 3 {
 			interrupt()
 		}
 		return []byte("b"), nil
 	}}
 	var out bytes.Buffer
-	err := callAll(drain, t.Context(), f, settings, &silent{}, &out, zap.NewNop())
+	err := callAll(drain, t.Context(), f, settings, silent{}, &out, zap.NewNop())
 	if lifecycle.ExitCode(err) != lifecycle.ExitOK {
 		t.Errorf("a clean interrupted run ends in %v", err)
 	}
@@ -125,8 +125,8 @@ func TestCallAllCannotReport(t *testing.T) {
 	t.Parallel()
 	settings := plan(1, 1)
 	settings.ReportDir = occupied(t)
-	f := &fake{status: connected(), answer: good}
-	err := callAll(t.Context(), t.Context(), f, settings, &silent{}, io.Discard, zap.NewNop())
+	f := &fake{answer: good}
+	err := callAll(t.Context(), t.Context(), f, settings, silent{}, io.Discard, zap.NewNop())
 	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "write the report "+settings.ReportDir) {
 		t.Errorf("got %v", err)
 	}
@@ -143,8 +143,8 @@ func TestCallAllWithoutAReader(t *testing.T) {
 	settings := plan(1, 1)
 	settings.ReportDir = t.TempDir()
 	core, logs := observer.New(zap.InfoLevel)
-	f := &fake{status: connected(), answer: good}
-	if err := callAll(t.Context(), t.Context(), f, settings, &silent{}, closed, zap.New(core)); err != nil {
+	f := &fake{answer: good}
+	if err := callAll(t.Context(), t.Context(), f, settings, silent{}, closed, zap.New(core)); err != nil {
 		t.Errorf("got %v", err)
 	}
 	if r := readReport(t, settings.ReportDir); !r.Passed || r.OK != 1 {
@@ -152,37 +152,6 @@ func TestCallAllWithoutAReader(t *testing.T) {
 	}
 	if logs.FilterMessage("summary was not printed").Len() != 1 {
 		t.Errorf("logged %v", logs.All())
-	}
-}
-
-func TestSummaryIsAligned(t *testing.T) {
-	t.Parallel()
-	r := newReport(counted(990, map[string]int64{"unavailable": 7, "deadline_exceeded": 3}), plan(1000, 4), amqpx.ClientStats{})
-	var out bytes.Buffer
-	if err := r.WriteSummary(&out, "title"); err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-	for _, line := range lines[1:] {
-		if len(line) != len(lines[1]) {
-			t.Errorf("%q is not as long as %q", line, lines[1])
-		}
-	}
-	for _, want := range []string{
-		"calls 1000", "ok 990", "errors 10", "deadline_exceeded 3", "unavailable 7", "lost 0", "duplicates 0",
-		"mismatched 0", "late answers 0", "unknown answers 0", "reconnects 0", "seconds 2.000", "calls/s 500.0", "latency p50 (ms)", "latency p90 (ms)",
-		"latency p99 (ms)", "latency max (ms)",
-	} {
-		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
-			t.Errorf("no %q in\n%s", want, out.String())
-		}
-	}
-	out.Reset()
-	if err := newReport(counted(0, nil), plan(1, 1), amqpx.ClientStats{}).WriteSummary(&out, "title"); err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(out.String(), "latency") {
-		t.Errorf("latency of nothing is shown:\n%s", out.String())
 	}
 }
 
@@ -299,7 +268,7 @@ func TestRunWithoutBroker(t *testing.T) {
 		t.Errorf("standard error is %s", diag.String())
 	}
 	r := readReport(t, dir)
-	if r.Calls+r.NotTried != 50 || r.Calls < enoughSilence || r.Errors["deadline_exceeded"]+r.Errors["unavailable"] != r.Calls || r.Lost != 0 {
+	if r.Calls+r.NotTried != 50 || r.Calls < 3 || r.Errors["deadline_exceeded"]+r.Errors["unavailable"] != r.Calls || r.Lost != 0 {
 		t.Errorf("reported %+v", r)
 	}
 }
@@ -334,5 +303,32 @@ func TestRunUntilSignal(t *testing.T) {
 	}
 	if r := readReport(t, dir); !r.Interrupted || r.Calls != 0 {
 		t.Errorf("reported %+v", r)
+	}
+}
+
+// occupied returns a path below a file, where even root cannot write.
+func occupied(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(file, "dir")
+}
+
+func TestBrokerOf(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"amqp://u:hunter2@h:5672/v":                 "h:5672",
+		"amqp://u:hunter2@h/,amqp://i/":             "h:5672",
+		"amqps://u:hunter2@[::1]:5671/ , amqp://i/": "[::1]:5671",
+		"amqp://u:hunter%zz2@h/":                    "",
+	} {
+		if got := brokerOf(amqpx.Status{}, config.Secret(url)); got != want {
+			t.Errorf("%q: %q, want %q", url, got, want)
+		}
+	}
+	if got := brokerOf(amqpx.Status{Broker: "b:1"}, "amqp://h/"); got != "b:1" {
+		t.Errorf("got %q", got)
 	}
 }

@@ -1,37 +1,9 @@
-package main
+package loadgen
 
 import (
 	"testing"
 	"time"
 )
-
-func TestWorkloadOfTheSettings(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		settings Config
-		want     Workload
-	}{
-		"default":            {Config{Calls: 1000, Concurrency: 1}, Workload{Calls: 1000, InFlight: 1}},
-		"by time":            {Config{Calls: 1000, Concurrency: 8, Duration: time.Minute}, Workload{Calls: NoLimit, Duration: time.Minute, InFlight: 8}},
-		"whichever is first": {Config{Calls: 999, Concurrency: 1, Duration: time.Minute}, Workload{Calls: 999, Duration: time.Minute, InFlight: 1}},
-		"open":               {Config{Calls: 1000, Concurrency: 1, Rate: 50}, Workload{Calls: 1000, Rate: 50, InFlight: 4096}},
-		"open, wider":        {Config{Calls: 5, Concurrency: 5000, Rate: 50}, Workload{Calls: 5, Rate: 50, InFlight: 5000}},
-	} {
-		if got := c.settings.workload(); got != c.want {
-			t.Errorf("%s: %+v, want %+v", name, got, c.want)
-		}
-	}
-}
-
-// The constant equals the default of the variable.
-//
-//nolint:paralleltest // sets the environment
-func TestDefaultCalls(t *testing.T) {
-	isolate(t)
-	if c, faults := load(t); c.Calls != defaultCalls || faults != nil {
-		t.Errorf("RPC_CALLS defaults to %d, %q", c.Calls, faults)
-	}
-}
 
 func TestDue(t *testing.T) {
 	t.Parallel()

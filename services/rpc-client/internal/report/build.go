@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"maps"
@@ -7,15 +7,15 @@ import (
 	"strings"
 	"time"
 
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
-	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Run is what a report is built from.
 type Run struct {
-	Results  *Results
-	Workload Workload
+	Results  *loadgen.Results
+	Workload loadgen.Workload
 	Stats    amqpx.ClientStats
 	// Settings holds the variables in force, without secrets.
 	Settings map[string]string
@@ -26,32 +26,32 @@ type Run struct {
 }
 
 // Build returns the report of a run.
-func Build(run Run) *report.Report {
+func Build(run Run) *Report {
 	t, w, stats := run.Results, run.Workload, run.Stats
-	r := &report.Report{
+	r := &Report{
 		Calls:          t.Calls,
 		OK:             t.OK,
 		Errors:         maps.Clone(t.Errors),
 		Lost:           t.Calls - t.Settled(),
 		Duplicates:     stats.Duplicates,
-		Mismatched:     t.Errors[KeyMismatched],
+		Mismatched:     t.Errors[loadgen.KeyMismatched],
 		Reconnects:     stats.Reconnects,
-		Seconds:        report.Seconds(t.Elapsed),
+		Seconds:        Seconds(t.Elapsed),
 		Corrected:      w.Open(),
 		Interrupted:    t.Interrupted && t.Calls < w.Calls,
 		GivenUp:        t.GivenUp,
-		PlannedSeconds: report.Seconds(w.Duration),
+		PlannedSeconds: Seconds(w.Duration),
 		Resent:         stats.Resent,
 		Late:           stats.Late,
 		Unknown:        stats.Unknown,
 		Batched:        stats.Batched,
-		BlockedSeconds: report.Seconds(stats.Blocked),
+		BlockedSeconds: Seconds(stats.Blocked),
 		QueueWaitMS:    serverTime(t.Server.Queue),
 		HandlerMS:      serverTime(t.Server.Handler),
 		Percentiles:    percentiles(t.Latency),
 		Histogram:      bins(t.Latency),
 		Timeline:       timeline(t.Timeline, t.Elapsed),
-		Events:         []report.Event{},
+		Events:         []Event{},
 		Broker:         run.Broker,
 		Settings:       printable(run.Settings),
 		Versions:       versions(),
@@ -61,7 +61,7 @@ func Build(run Run) *report.Report {
 	if run.Connection != nil {
 		r.Events, r.EventsOmitted = run.Connection.during(t.Start, t.Elapsed), run.Connection.omitted
 	}
-	if w.Calls != NoLimit {
+	if w.Calls != loadgen.NoLimit {
 		r.PlannedCalls = w.Calls
 		if t.GivenUp {
 			r.NotTried = w.Calls - t.Calls
@@ -69,7 +69,7 @@ func Build(run Run) *report.Report {
 	}
 	r.Passed = r.Err() == nil
 	if t.Elapsed > 0 {
-		r.CallsPerSecond = report.Round(float64(t.Calls)/t.Elapsed.Seconds(), 1)
+		r.CallsPerSecond = Round(float64(t.Calls)/t.Elapsed.Seconds(), 1)
 	}
 	if t.OK > 0 {
 		r.LatencyMS = newLatency(t.Latency)
@@ -80,70 +80,70 @@ func Build(run Run) *report.Report {
 	return r
 }
 
-func newLatency(h *Histogram) report.Latency {
-	at := func(percent float64) float64 { return report.Milliseconds(h.At(percent)) }
-	return report.Latency{
-		Min:  report.Milliseconds(h.Min()),
-		Mean: report.Milliseconds(h.Mean()),
+func newLatency(h *loadgen.Histogram) Latency {
+	at := func(percent float64) float64 { return Milliseconds(h.At(percent)) }
+	return Latency{
+		Min:  Milliseconds(h.Min()),
+		Mean: Milliseconds(h.Mean()),
 		P50:  at(50),
 		P90:  at(90),
 		P99:  at(99),
 		P999: at(99.9),
-		Max:  report.Milliseconds(h.Max()),
+		Max:  Milliseconds(h.Max()),
 	}
 }
 
 // serverTime returns the report's entry for times inside the server.
-func serverTime(h *Histogram) report.ServerTime {
-	at := func(percent float64) float64 { return report.Milliseconds(h.At(percent)) }
-	s := report.ServerTime{Sampled: h.Count(), Percentiles: percentiles(h)}
+func serverTime(h *loadgen.Histogram) ServerTime {
+	at := func(percent float64) float64 { return Milliseconds(h.At(percent)) }
+	s := ServerTime{Sampled: h.Count(), Percentiles: percentiles(h)}
 	if s.Sampled > 0 {
-		s.P50, s.P90, s.P99, s.Max = at(50), at(90), at(99), report.Milliseconds(h.Max())
+		s.P50, s.P90, s.P99, s.Max = at(50), at(90), at(99), Milliseconds(h.Max())
 	}
 	return s
 }
 
 // percentiles returns the percentile curve of a histogram in milliseconds.
-func percentiles(h *Histogram) []report.Percentile {
-	list := []report.Percentile{}
+func percentiles(h *loadgen.Histogram) []Percentile {
+	list := []Percentile{}
 	for _, p := range h.Percentiles() {
-		list = append(list, report.Percentile{Percent: p.Percent, MS: report.Milliseconds(p.Latency)})
+		list = append(list, Percentile{Percent: p.Percent, MS: Milliseconds(p.Latency)})
 	}
 	return list
 }
 
 // bins returns the distribution of a histogram in milliseconds.
-func bins(h *Histogram) []report.Bin {
-	list := []report.Bin{}
+func bins(h *loadgen.Histogram) []Bin {
+	list := []Bin{}
 	for _, b := range h.Bins() {
-		list = append(list, report.Bin{FromMS: report.Milliseconds(b.From), ToMS: report.Milliseconds(b.To), Calls: b.Calls})
+		list = append(list, Bin{FromMS: Milliseconds(b.From), ToMS: Milliseconds(b.To), Calls: b.Calls})
 	}
 	return list
 }
 
 // timeline returns the slices of a run of length elapsed.
-func timeline(l *Timeline, elapsed time.Duration) []report.Slice {
-	list := []report.Slice{}
+func timeline(l *loadgen.Timeline, elapsed time.Duration) []Slice {
+	list := []Slice{}
 	for _, s := range l.Slices(elapsed) {
-		list = append(list, report.Slice{
-			Start: report.Seconds(s.Start), Seconds: report.Seconds(s.Length), OK: s.OK, Errors: s.Errors,
-			P50MS: report.Milliseconds(s.P50), P99MS: report.Milliseconds(s.P99),
+		list = append(list, Slice{
+			Start: Seconds(s.Start), Seconds: Seconds(s.Length), OK: s.OK, Errors: s.Errors,
+			P50MS: Milliseconds(s.P50), P99MS: Milliseconds(s.P99),
 		})
 	}
 	return list
 }
 
 // newRate compares the achieved rate with the requested rate.
-func newRate(t *Results, w Workload) *report.Rate {
+func newRate(t *loadgen.Results, w loadgen.Workload) *Rate {
 	const enough = 0.99
-	r := &report.Rate{
+	r := &Rate{
 		Asked:    float64(w.Rate),
-		BehindMS: report.Milliseconds(t.Behind),
+		BehindMS: Milliseconds(t.Behind),
 		NotBegun: t.Schedule.NotBegun,
 		InFlight: w.InFlight,
 	}
 	if t.Schedule.Took > 0 {
-		r.Achieved = report.Round(float64(t.Schedule.Begun)/t.Schedule.Took.Seconds(), 1)
+		r.Achieved = Round(float64(t.Schedule.Begun)/t.Schedule.Took.Seconds(), 1)
 	}
 	r.KeptUp = t.Schedule.Begun == 0 || r.Achieved >= enough*r.Asked
 	return r

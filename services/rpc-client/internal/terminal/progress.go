@@ -1,27 +1,16 @@
-package main
+package terminal
 
 import (
 	"time"
 
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// Progress shows the progress of the run. Only one goroutine uses it.
-type Progress interface {
-	// Every returns the interval of Tick; 0 means never.
-	Every() time.Duration
-	// Tick is called at the interval, also while no call settles.
-	Tick(t *Results)
-	// Step is called after each settled call.
-	Step(t *Results)
-	// Finish is called after the last call.
-	Finish(t *Results)
-}
-
 // NewProgress returns a bar if the terminal can draw a bar, else log lines.
-func NewProgress(s *Screen, g Workload, logger *zap.Logger) Progress {
+func NewProgress(s *Screen, g loadgen.Workload, logger *zap.Logger) loadgen.Progress {
 	if s.Columns() > 0 {
 		return newBar(s, g)
 	}
@@ -34,7 +23,7 @@ const rarest = 5 * time.Second
 // lines logs a line for every tenth of the run: of the calls, or, if time limits or paces the
 // run, of the time, but then at most every five seconds.
 type lines struct {
-	workload Workload
+	workload loadgen.Workload
 	logger   *zap.Logger
 
 	tenths int64
@@ -48,7 +37,7 @@ func (l *lines) Every() time.Duration {
 	return max(l.workload.Expected()/10, rarest)
 }
 
-func (l *lines) Step(t *Results) {
+func (l *lines) Step(t *loadgen.Results) {
 	if !l.workload.Counted() {
 		return
 	}
@@ -58,21 +47,21 @@ func (l *lines) Step(t *Results) {
 	}
 }
 
-func (l *lines) Tick(t *Results) { l.log(t) }
+func (l *lines) Tick(t *loadgen.Results) { l.log(t) }
 
-func (l *lines) Finish(t *Results) {
+func (l *lines) Finish(t *loadgen.Results) {
 	if !l.workload.Counted() && t.Settled() > l.last.settled {
 		l.log(t)
 	}
 }
 
-func (l *lines) log(t *Results) {
+func (l *lines) log(t *loadgen.Results) {
 	now := sampleOf(t)
 	fields := []zap.Field{
 		zap.Int64("percent", int64(l.workload.Share(now.settled, now.passed)*100)),
 		zap.Int64("done", now.settled),
 	}
-	if l.workload.Calls != NoLimit {
+	if l.workload.Calls != loadgen.NoLimit {
 		fields = append(fields, zap.Int64("calls", l.workload.Calls))
 	}
 	l.logger.Info("progress", append(fields,
@@ -91,7 +80,7 @@ type sample struct {
 	settled int64
 }
 
-func sampleOf(t *Results) sample { return sample{time.Since(t.Start), t.Settled()} }
+func sampleOf(t *loadgen.Results) sample { return sample{time.Since(t.Start), t.Settled()} }
 
 // since returns the rate of settled calls per second since an earlier sample.
 func (s sample) since(before sample) float64 {

@@ -1,4 +1,4 @@
-package main
+package loadgen
 
 import (
 	"sync"
@@ -66,9 +66,9 @@ func NewRecorder(create func() *Histogram) *Recorder {
 	return r
 }
 
-// Record counts the duration of call n.
+// Record counts the duration of call n, counted from 0.
 func (r *Recorder) Record(n int64, d time.Duration) {
-	s := &r.shards[uint64(n)%uint64(len(r.shards))]
+	s := &r.shards[n%int64(len(r.shards))]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.histogram.Record(d)

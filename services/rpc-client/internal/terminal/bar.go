@@ -1,4 +1,4 @@
-package main
+package terminal
 
 import (
 	"fmt"
@@ -9,6 +9,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"rabbitmq-rpc/internal/chart"
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
@@ -16,7 +17,7 @@ import (
 // latencies and errors so far, and the time.
 type bar struct {
 	out      *Screen
-	workload Workload
+	workload loadgen.Workload
 	// recent holds the samples of the last window, the oldest first.
 	recent []sample
 }
@@ -33,13 +34,15 @@ const (
 	longestBar  = 40
 )
 
-func newBar(s *Screen, g Workload) *bar { return &bar{out: s, workload: g, recent: []sample{{}}} }
+func newBar(s *Screen, g loadgen.Workload) *bar {
+	return &bar{out: s, workload: g, recent: []sample{{}}}
+}
 
 func (b *bar) Every() time.Duration { return redrawEvery }
 
-func (b *bar) Step(*Results) {}
+func (b *bar) Step(*loadgen.Results) {}
 
-func (b *bar) Tick(t *Results) {
+func (b *bar) Tick(t *loadgen.Results) {
 	now := sampleOf(t)
 	b.recent = append(b.recent, now)
 	for len(b.recent) > 2 && now.passed-b.recent[1].passed >= window {
@@ -51,14 +54,14 @@ func (b *bar) Tick(t *Results) {
 	}
 }
 
-func (b *bar) Finish(t *Results) {
+func (b *bar) Finish(t *loadgen.Results) {
 	b.Tick(t)
 	b.out.endBar()
 }
 
 // line returns the parts that fit into columns: all, or, as columns get fewer, without the
 // latencies, the time, the bar.
-func (b *bar) line(columns int, now sample, t *Results) string {
+func (b *bar) line(columns int, now sample, t *loadgen.Results) string {
 	share := b.workload.Share(now.settled, now.passed)
 	rate := chart.Short(now.since(b.recent[0])) + "/s"
 	errs := fmt.Sprintf("%d errors", t.Failed())
@@ -80,7 +83,7 @@ func (b *bar) line(columns int, now sample, t *Results) string {
 	return text[:min(len(text), columns)]
 }
 
-func shortLatency(t *Results, percent float64) string {
+func shortLatency(t *loadgen.Results, percent float64) string {
 	return chart.Short(report.Milliseconds(t.Latency.At(percent)))
 }
 

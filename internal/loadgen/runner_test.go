@@ -1,11 +1,9 @@
-package main
+package loadgen
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"maps"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -19,18 +17,13 @@ import (
 
 // fake is a client whose calls return the results of the function answer.
 type fake struct {
-	answer   func(ctx context.Context, n int64) ([]byte, error)
-	status   amqpx.Status
-	stats    amqpx.ClientStats
-	notReady error
+	answer func(ctx context.Context, n int64) ([]byte, error)
 	// consumers and pings are the results of a search for servers.
 	consumers int
 	pings     bool
 	searches  atomic.Int64
-	closeErr  error
 
 	calls, underWay, most atomic.Int64
-	closed                atomic.Bool
 }
 
 func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.CallOption) ([]byte, error) {
@@ -57,24 +50,20 @@ func (f *fake) Consumers(context.Context) (int, error) {
 	return f.consumers, nil
 }
 
-func (f *fake) Status() amqpx.Status { return f.status }
-func (f *fake) Watch() (<-chan amqpx.Status, func()) {
-	updates := make(chan amqpx.Status, 1)
-	updates <- f.status
-	return updates, func() {}
-}
-func (f *fake) Stats() amqpx.ClientStats          { return f.stats }
-func (f *fake) WaitReady(context.Context) error   { return f.notReady }
-func (f *fake) Close(context.Context) error       { f.closed.Store(true); return f.closeErr }
 func good(context.Context, int64) ([]byte, error) { return []byte("b"), nil }
 
-// connected returns the status of a client that has connected.
-func connected() amqpx.Status { return amqpx.Status{State: amqpx.StateReady, Generation: 1} }
-
-func plan(calls, concurrency int) *Config {
-	return &Config{
-		Method: "b", Body: "request", Expect: "b", Calls: calls, Concurrency: concurrency, Timeout: time.Second,
+// plan returns the options of a closed loop.
+func plan(calls int64, callers int) Options {
+	return Options{
+		Workload: Workload{Calls: calls, InFlight: callers}, Method: "b", Body: "request", Expect: "b", Timeout: time.Second,
 	}
+}
+
+// openPlan returns the options of an open loop.
+func openPlan(calls, rate int64) Options {
+	options := plan(calls, OpenInFlight)
+	options.Workload.Rate = rate
+	return options
 }
 
 // silent is a progress without output.
@@ -96,7 +85,7 @@ func TestRunAllOK(t *testing.T) {
 	t.Parallel()
 	for _, concurrency := range []int{1, 7, 64} {
 		synctest.Test(t, func(t *testing.T) {
-			f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+			f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
 				if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) != time.Second {
 					return nil, errors.New("the call has not the configured deadline")
 				}
@@ -104,7 +93,7 @@ func TestRunAllOK(t *testing.T) {
 				return []byte("b"), nil
 			}}
 			p := &silent{}
-			got := NewRunner(plan(50, concurrency).calls(), f, p, zap.NewNop()).Run(t.Context(), t.Context())
+			got := NewRunner(plan(50, concurrency), f, p, zap.NewNop()).Run(t.Context(), t.Context())
 			check(t, got, 50, 50, map[string]int64{})
 			if most := f.most.Load(); most != min(50, int64(concurrency)) {
 				t.Errorf("%d calls at once, want %d", most, concurrency)
@@ -126,7 +115,7 @@ func TestRunAllOK(t *testing.T) {
 func TestRunCountsByKind(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
-	f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+	f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
 		switch n % 5 {
 		case 0:
 			return nil, amqpx.Errorf(amqpx.CodeUnimplemented, "no such function")
@@ -140,7 +129,7 @@ func TestRunCountsByKind(t *testing.T) {
 			return []byte("b"), nil
 		}
 	}}
-	got := NewRunner(plan(50, 3).calls(), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
+	got := NewRunner(plan(50, 3), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 	check(t, got, 50, 10, map[string]int64{
 		"unimplemented": 10, "mismatched": 10, "deadline_exceeded": 10, "unknown": 10,
 	})
@@ -158,7 +147,7 @@ func TestRunInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
 		drain, interrupt := context.WithCancel(t.Context())
-		f := &fake{status: connected()}
+		f := &fake{}
 		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
 			if n == 5 {
 				interrupt()
@@ -170,7 +159,7 @@ func TestRunInterrupted(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		}
-		got := NewRunner(plan(100, 2).calls(), f, &silent{}, zap.New(core)).Run(drain, t.Context())
+		got := NewRunner(plan(100, 2), f, &silent{}, zap.New(core)).Run(drain, t.Context())
 		if got.Calls != got.OK || got.Calls < 5 || got.Calls > 6 || !got.Interrupted {
 			t.Errorf("calls %d, ok %d, interrupted %v", got.Calls, got.OK, got.Interrupted)
 		}
@@ -188,13 +177,13 @@ func TestRunForced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		force, cancel := context.WithCancel(t.Context())
 		drain, interrupt := context.WithCancel(force)
-		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
 			interrupt()
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
 		time.AfterFunc(300*time.Millisecond, cancel)
-		got := NewRunner(plan(100, 4).calls(), f, &silent{}, zap.NewNop()).Run(drain, force)
+		got := NewRunner(plan(100, 4), f, &silent{}, zap.NewNop()).Run(drain, force)
 		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != 300*time.Millisecond {
 			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
@@ -205,14 +194,14 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		drain, interrupt := context.WithCancel(t.Context())
-		f := &fake{status: connected(), answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
 			interrupt()
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		settings := plan(100, 2)
-		settings.Timeout = time.Hour
-		got := NewRunner(settings.calls(), f, &silent{}, zap.NewNop()).Run(drain, t.Context())
+		options := plan(100, 2)
+		options.Timeout = time.Hour
+		got := NewRunner(options, f, &silent{}, zap.NewNop()).Run(drain, t.Context())
 		if got.Errors["canceled"] != got.Calls || got.Calls < 1 || got.Elapsed != patience {
 			t.Errorf("calls %d, errors %v after %v", got.Calls, got.Errors, got.Elapsed)
 		}
@@ -226,27 +215,10 @@ func TestRunNeverAnswered(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		settings := plan(1000, 1)
-		got := NewRunner(settings.calls(), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+		got := NewRunner(plan(1000, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, enoughSilence, 0, map[string]int64{"deadline_exceeded": enoughSilence})
-		if got.Elapsed != enoughSilence*time.Second {
-			t.Errorf("took %v, want %d calls' timeouts", got.Elapsed, enoughSilence)
-		}
-		r := newReport(got, settings, amqpx.ClientStats{})
-		if !r.GivenUp || r.Passed || r.NotTried != 1000-enoughSilence || r.Calls != r.OK+r.Failed()+r.Lost {
-			t.Errorf("reported %+v", r)
-		}
-		if err := r.Err(); err == nil || !strings.Contains(err.Error(), "997 were not tried: no call was answered") {
-			t.Errorf("error %v", err)
-		}
-		var out bytes.Buffer
-		if err := r.WriteSummary(&out, "title"); err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []string{"not tried 997", "given up: no call was answered"} {
-			if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
-				t.Errorf("no %q in\n%s", want, out.String())
-			}
+		if got.Elapsed != enoughSilence*time.Second || !got.GivenUp || got.Interrupted {
+			t.Errorf("took %v, want %d calls' timeouts; given up: %v, interrupted: %v", got.Elapsed, enoughSilence, got.GivenUp, got.Interrupted)
 		}
 	})
 }
@@ -276,8 +248,7 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				c.f.status = connected()
-				got := NewRunner(plan(100, 1).calls(), c.f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+				got := NewRunner(plan(100, 1), c.f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 				check(t, got, 100, 100-c.silent, map[string]int64{"deadline_exceeded": c.silent})
 				if n := c.f.searches.Load(); n != c.searches || got.GivenUp {
 					t.Errorf("searched %d times, want %d; given up: %v", n, c.searches, got.GivenUp)
@@ -290,14 +261,14 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{status: connected(), answer: func(ctx context.Context, n int64) ([]byte, error) {
+		f := &fake{answer: func(ctx context.Context, n int64) ([]byte, error) {
 			if n == 1 {
 				return []byte("b"), nil
 			}
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		got := NewRunner(plan(4, 1).calls(), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
+		got := NewRunner(plan(4, 1), f, &silent{}, zap.NewNop()).Run(t.Context(), t.Context())
 		check(t, got, 4, 1, map[string]int64{"deadline_exceeded": 3})
 		if got.Elapsed != 3*time.Second {
 			t.Errorf("took %v, want three timeouts", got.Elapsed)
@@ -313,13 +284,13 @@ func TestRunLost(t *testing.T) {
 		released := make(chan struct{})
 		defer close(released)
 		core, logs := observer.New(zap.ErrorLevel)
-		f := &fake{status: connected(), answer: func(_ context.Context, n int64) ([]byte, error) {
+		f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
 			if n == 3 || n == 7 {
 				<-released
 			}
 			return []byte("b"), nil
 		}}
-		got := NewRunner(plan(20, 4).calls(), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
+		got := NewRunner(plan(20, 4), f, &silent{}, zap.New(core)).Run(t.Context(), t.Context())
 		check(t, got, 20, 18, map[string]int64{})
 		if limit := 2 * (time.Second + stallGrace); got.Elapsed > limit {
 			t.Errorf("took %v, more than %v", got.Elapsed, limit)
@@ -328,44 +299,4 @@ func TestRunLost(t *testing.T) {
 			t.Errorf("logged %v", logs.All())
 		}
 	})
-}
-
-func TestLogResponses(t *testing.T) {
-	t.Parallel()
-	core, logs := observer.New(zap.DebugLevel)
-	for _, failure := range []error{nil, amqpx.Errorf(amqpx.CodeNotFound, "nothing there")} {
-		h := logResponses(zap.New(core))(func(context.Context, *amqpx.Request) ([]byte, error) {
-			return []byte("b"), failure
-		})
-		got, err := h(t.Context(), &amqpx.Request{Method: "b", CorrelationID: "id"})
-		if string(got) != "b" || !errors.Is(err, failure) {
-			t.Errorf("changed the answer to %q, %v", got, err)
-		}
-	}
-	lines := logs.AllUntimed()
-	if len(lines) != 2 {
-		t.Fatalf("%d lines, want 2", len(lines))
-	}
-	if debug := logs.FilterLevelExact(zap.DebugLevel).Len(); debug != 2 {
-		t.Errorf("%d of 2 lines are at debug level", debug)
-	}
-	for i, want := range []map[string]any{
-		{"method": "b", "correlation_id": "id", "bytes": int64(1)},
-		{"method": "b", "correlation_id": "id", "code": "not_found", "error": "not_found: nothing there"},
-	} {
-		fields := lines[i].ContextMap()
-		if _, ok := fields["latency_ms"].(float64); !ok {
-			t.Errorf("line %d has no latency: %v", i, fields)
-		}
-		delete(fields, "latency_ms")
-		delete(fields, "errorVerbose")
-		if !maps.Equal(fields, want) {
-			t.Errorf("line %d has %v, want %v", i, fields, want)
-		}
-	}
-	quiet, none := observer.New(zap.InfoLevel)
-	h := logResponses(zap.New(quiet))(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
-	if _, err := h(t.Context(), &amqpx.Request{}); err != nil || none.Len() != 0 {
-		t.Errorf("logged above debug level: %v", none.All())
-	}
 }

@@ -1,4 +1,6 @@
-package main
+// Package terminal shows the progress of a run on standard error: as a bar, if a terminal can
+// draw a bar, else as log lines.
+package terminal
 
 import (
 	"io"

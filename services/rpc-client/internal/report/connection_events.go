@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"strings"
@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx"
-	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Watcher is the part of [amqpx.Client] that reports the state of the connection.
@@ -32,7 +31,7 @@ type ConnectionEvents struct {
 // connectionEvent is a change of the connection.
 type connectionEvent struct {
 	at   time.Time
-	kind report.EventKind
+	kind EventKind
 	text string
 }
 
@@ -71,24 +70,24 @@ func (l *ConnectionEvents) note(s amqpx.Status) {
 	up := s.State == amqpx.StateReady || s.State == amqpx.StateBlocked
 	wasUp := l.last.State == amqpx.StateReady || l.last.State == amqpx.StateBlocked
 	if l.last.State == amqpx.StateBlocked && s.State != amqpx.StateBlocked {
-		l.add(s.Since, report.EventUnblocked, "")
+		l.add(s.Since, EventUnblocked, "")
 	}
 	switch {
 	case up || s.State == amqpx.StateClosed:
 	case wasUp:
-		l.add(s.Since, report.EventLost, errorText(s.Err))
+		l.add(s.Since, EventLost, errorText(s.Err))
 	case !l.seen:
-		l.add(s.Since, report.EventLost, strings.TrimSuffix("no link yet: "+errorText(s.Err), ": "))
+		l.add(s.Since, EventLost, strings.TrimSuffix("no link yet: "+errorText(s.Err), ": "))
 	}
 	switch {
 	case !up || s.Generation == l.last.Generation:
 	case s.Generation == 1:
-		l.add(s.Since, report.EventConnect, "")
+		l.add(s.Since, EventConnect, "")
 	default:
-		l.add(s.Since, report.EventReconnect, s.Broker)
+		l.add(s.Since, EventReconnect, s.Broker)
 	}
 	if s.State == amqpx.StateBlocked && l.last.State != amqpx.StateBlocked {
-		l.add(s.Since, report.EventBlocked, s.Reason)
+		l.add(s.Since, EventBlocked, s.Reason)
 	}
 	l.last, l.seen = s, true
 }
@@ -100,7 +99,7 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-func (l *ConnectionEvents) add(at time.Time, kind report.EventKind, text string) {
+func (l *ConnectionEvents) add(at time.Time, kind EventKind, text string) {
 	if len(l.events) >= maxEvents {
 		l.omitted++
 		return
@@ -110,12 +109,12 @@ func (l *ConnectionEvents) add(at time.Time, kind report.EventKind, text string)
 
 // during returns the events of a run. Of earlier events, only a state that still holds at the
 // start is included: the broker blocks, or the connection is down.
-func (l *ConnectionEvents) during(start time.Time, length time.Duration) []report.Event {
-	list := []report.Event{}
-	var before *report.Event
+func (l *ConnectionEvents) during(start time.Time, length time.Duration) []Event {
+	list := []Event{}
+	var before *Event
 	for _, e := range l.events {
 		offset := e.at.Sub(start)
-		shown := report.Event{At: report.Seconds(max(offset, 0)), Kind: e.kind, Text: e.text}
+		shown := Event{At: Seconds(max(offset, 0)), Kind: e.kind, Text: e.text}
 		switch {
 		case offset > length:
 		case offset >= 0:
@@ -123,7 +122,7 @@ func (l *ConnectionEvents) during(start time.Time, length time.Duration) []repor
 				list, before = append(list, *before), nil
 			}
 			list = append(list, shown)
-		case e.kind == report.EventBlocked || e.kind == report.EventLost:
+		case e.kind == EventBlocked || e.kind == EventLost:
 			before = &shown
 		default:
 			before = nil

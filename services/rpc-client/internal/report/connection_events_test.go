@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"errors"
@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -75,23 +74,6 @@ func TestConnectionEventsAreBounded(t *testing.T) {
 	l.End()
 	if len(l.events) != maxEvents || l.omitted != 1000-maxEvents {
 		t.Errorf("%d events kept, %d omitted", len(l.events), l.omitted)
-	}
-}
-
-func TestBrokerOf(t *testing.T) {
-	t.Parallel()
-	for url, want := range map[string]string{
-		"amqp://u:hunter2@h:5672/v":                 "h:5672",
-		"amqp://u:hunter2@h/,amqp://i/":             "h:5672",
-		"amqps://u:hunter2@[::1]:5671/ , amqp://i/": "[::1]:5671",
-		"amqp://u:hunter%zz2@h/":                    "",
-	} {
-		if got := brokerOf(amqpx.Status{}, config.Secret(url)); got != want {
-			t.Errorf("%q: %q, want %q", url, got, want)
-		}
-	}
-	if got := brokerOf(amqpx.Status{Broker: "b:1"}, "amqp://h/"); got != "b:1" {
-		t.Errorf("got %q", got)
 	}
 }
 

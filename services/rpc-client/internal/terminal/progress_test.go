@@ -1,4 +1,4 @@
-package main
+package terminal
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // wide returns a screen with the given number of columns.
@@ -19,7 +21,7 @@ func wide(columns int) (*Screen, *bytes.Buffer) {
 	return &Screen{w: &out, size: func() int { return columns }}, &out
 }
 
-func counting(calls int64) Workload { return Workload{Calls: calls, InFlight: 1} }
+func counting(calls int64) loadgen.Workload { return loadgen.Workload{Calls: calls, InFlight: 1} }
 
 func TestBarOnlyWhereItCanBeDrawn(t *testing.T) {
 	t.Parallel()
@@ -59,9 +61,9 @@ func TestLinesEveryTenth(t *testing.T) {
 		if p.Every() != 0 {
 			t.Errorf("a run by number ticks every %v", p.Every())
 		}
-		count := NewResults()
+		count := loadgen.NewResults()
 		for range calls {
-			count.Add(Result{Latency: 2 * time.Millisecond})
+			count.Add(loadgen.Result{Latency: 2 * time.Millisecond})
 			p.Step(count)
 		}
 		p.Finish(count)
@@ -84,14 +86,14 @@ func TestLinesByTime(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name     string
-		workload Workload
+		workload loadgen.Workload
 		want     time.Duration
 	}{
-		{"ten minutes", Workload{Calls: NoLimit, Duration: 10 * time.Minute}, time.Minute},
-		{"ten seconds", Workload{Calls: NoLimit, Duration: 10 * time.Second}, 5 * time.Second},
-		{"open, by number", Workload{Calls: 6000, Rate: 10}, time.Minute},
-		{"open, ends by number", Workload{Calls: 6000, Rate: 10, Duration: time.Hour}, time.Minute},
-		{"open, ends by time", Workload{Calls: 6000, Rate: 1, Duration: 10 * time.Minute}, time.Minute},
+		{"ten minutes", loadgen.Workload{Calls: loadgen.NoLimit, Duration: 10 * time.Minute}, time.Minute},
+		{"ten seconds", loadgen.Workload{Calls: loadgen.NoLimit, Duration: 10 * time.Second}, 5 * time.Second},
+		{"open, by number", loadgen.Workload{Calls: 6000, Rate: 10}, time.Minute},
+		{"open, ends by number", loadgen.Workload{Calls: 6000, Rate: 10, Duration: time.Hour}, time.Minute},
+		{"open, ends by time", loadgen.Workload{Calls: 6000, Rate: 1, Duration: 10 * time.Minute}, time.Minute},
 	} {
 		if got := (&lines{workload: c.workload}).Every(); got != c.want {
 			t.Errorf("%s: a line every %v, want %v", c.name, got, c.want)
@@ -99,12 +101,12 @@ func TestLinesByTime(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
-		p := &lines{workload: Workload{Calls: NoLimit, Duration: 20 * time.Second}, logger: zap.New(core)}
-		count := NewResults()
+		p := &lines{workload: loadgen.Workload{Calls: loadgen.NoLimit, Duration: 20 * time.Second}, logger: zap.New(core)}
+		count := loadgen.NewResults()
 		for second := range 3 {
 			<-time.After(5 * time.Second)
 			for range (second + 1) * 100 {
-				count.Add(Result{Latency: time.Millisecond})
+				count.Add(loadgen.Result{Latency: time.Millisecond})
 				p.Step(count)
 			}
 			p.Tick(count)
@@ -130,10 +132,10 @@ func drawn(t *testing.T, columns, done, calls int) string {
 	t.Helper()
 	s, out := wide(columns)
 	synctest.Test(t, func(*testing.T) {
-		p, count := newBar(s, counting(int64(calls))), NewResults()
+		p, count := newBar(s, counting(int64(calls))), loadgen.NewResults()
 		for range done {
 			<-time.After(p.Every())
-			count.Add(Result{Latency: 1500 * time.Microsecond})
+			count.Add(loadgen.Result{Latency: 1500 * time.Microsecond})
 			p.Step(count)
 			p.Tick(count)
 		}
@@ -177,7 +179,7 @@ func TestBarShowsTheRecentRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, out := wide(80)
-		p, count := newBar(s, counting(1000)), NewResults()
+		p, count := newBar(s, counting(1000)), loadgen.NewResults()
 		for i := range 60 {
 			<-time.After(p.Every())
 			if i < 30 {
@@ -197,18 +199,18 @@ func TestBarFitsItsTerminal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for columns := fewest; columns < 140; columns++ {
 			for _, calls := range []int64{1, 10, 1000, 1_000_000, 1_000_000_000} {
-				fits(t, columns, Workload{Calls: calls})
+				fits(t, columns, loadgen.Workload{Calls: calls})
 			}
-			fits(t, columns, Workload{Calls: NoLimit, Duration: 168 * time.Hour, Rate: 10_000_000})
+			fits(t, columns, loadgen.Workload{Calls: loadgen.NoLimit, Duration: 168 * time.Hour, Rate: 10_000_000})
 		}
 	})
 }
 
 // fits draws the run in steps of a quarter.
-func fits(t *testing.T, columns int, g Workload) {
+func fits(t *testing.T, columns int, g loadgen.Workload) {
 	t.Helper()
 	s, out := wide(columns)
-	p, count := newBar(s, g), NewResults()
+	p, count := newBar(s, g), loadgen.NewResults()
 	count.Errors["unavailable"] = 123_456
 	for quarter := range int64(5) {
 		count.OK = min(g.Calls, 1e9) * quarter / 4
@@ -232,7 +234,7 @@ func TestBarFollowsItsTerminal(t *testing.T) {
 	var out bytes.Buffer
 	columns := 100
 	s := &Screen{w: &out, size: func() int { return columns }}
-	p, count := newBar(s, counting(10)), NewResults()
+	p, count := newBar(s, counting(10)), loadgen.NewResults()
 	for _, c := range []struct{ columns, least, most int }{{100, 60, 99}, {20, 10, 19}, {5, 0, 0}, {0, 0, 0}, {60, 40, 59}} {
 		out.Reset()
 		columns = c.columns

@@ -1,4 +1,4 @@
-package main
+package loadgen
 
 import (
 	"context"
@@ -14,6 +14,18 @@ const stallGrace = 5 * time.Second
 // patience limits the wait for calls in progress after an interruption. It is shorter than the
 // time of a container between SIGTERM and SIGKILL.
 const patience = 20 * time.Second
+
+// Progress shows the progress of the run. Only one goroutine uses it.
+type Progress interface {
+	// Every returns the interval of Tick; 0 means never.
+	Every() time.Duration
+	// Tick is called at the interval, also while no call settles.
+	Tick(t *Results)
+	// Step is called after each settled call.
+	Step(t *Results)
+	// Finish is called after the last call.
+	Finish(t *Results)
+}
 
 // collect counts results until the last result, or until no call settles any more. It calls
 // cut when drain has ended and patience has run out.
