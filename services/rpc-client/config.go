@@ -8,21 +8,15 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
-	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/loadgen"
-	"rabbitmq-rpc/internal/logging"
-	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Config holds every setting that the client reads from the environment.
 type Config struct {
-	AMQP    config.AMQP
-	Queue   config.Queue
-	HTTP    health.Config
-	Log     logging.Config
-	Tracing tracing.Config
+	service.Config
 
 	// Mode is "calls", or "fleet" to list the servers of the queue.
 	Mode string `envconfig:"RPC_MODE" default:"calls" oneof:"calls fleet"`
@@ -65,16 +59,11 @@ type Config struct {
 	// {hostname} is replaced by the host's name, so that containers that share a volume write
 	// to separate directories.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
-
-	traces *tracing.Tracing // nil while tracing is off
 }
 
 // Validate checks rules that involve several variables, and that the report can be written.
 func (c *Config) Validate(faults *config.Faults) {
-	c.AMQP.Validate(faults)
-	c.Queue.Validate(faults)
-	c.HTTP.Validate(faults)
-	c.Tracing.Validate(faults)
+	c.Config.Validate(faults)
 	if c.Expect == "" {
 		c.Expect = c.Method
 	}
@@ -125,7 +114,7 @@ func (c *Config) callOptions() []amqpx.CallOption {
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
-		c.traces.Client(), // outermost
+		c.Traces.Client(), // outermost
 		amqpx.WithMiddleware(logResponses(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),

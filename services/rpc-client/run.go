@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/loadgen"
-	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 	"rabbitmq-rpc/services/rpc-client/internal/terminal"
@@ -38,27 +38,26 @@ type client interface {
 
 // work connects, makes the calls and reports.
 func work(drain, force context.Context, settings *Config, screen *terminal.Screen, stdout io.Writer, logger *zap.Logger) error {
+	stopTraces, err := settings.StartTraces(drain, force, name, logger)
+	if err != nil {
+		return err
+	}
+	defer stopTraces()
 	listener, err := health.Listen(drain, settings.HTTP.Addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("client starts", zap.Stringer("broker", settings.AMQP.URL),
-		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", listener.Addr()))
+	logger.Info("client starts", service.StartFields(logger, settings, listener.Addr())...)
 	c, shows, err := newClient(settings, settings.options(logger)) //nolint:contextcheck // it lives until Close
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}
-	probes, err := health.Start(drain, listener, c, logger, shows...)
+	stopHTTP, err := settings.StartHTTP(drain, force, listener, c, closeTimeout, logger, shows...)
 	if err != nil {
 		return errors.Join(err, closeBy(force, c))
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(force, closeTimeout)
-		defer cancel()
-		probes.Stop(ctx)
-	}()
-	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
+	defer stopHTTP()
 	return callAll(drain, force, c, settings, terminal.NewProgress(screen, settings.workload(), logger), stdout, logger)
 }
 
