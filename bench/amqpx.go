@@ -14,7 +14,7 @@ type overAMQPX struct {
 	telemetry
 }
 
-func (c overAMQPX) settings() string {
+func (c overAMQPX) Settings() string {
 	text := "pkg/amqpx, every call a message"
 	if c.batch {
 		text = "pkg/amqpx, batch lane"
@@ -35,8 +35,8 @@ func (c overAMQPX) settings() string {
 	return text + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
-// serve implements native.
-func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
 	opts := []amqpx.ServerOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if env.Workers > 0 {
 		opts = append(opts, amqpx.WithWorkers(env.Workers))
@@ -47,9 +47,9 @@ func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready
 		return err
 	}
 	watch(s)
-	for _, method := range []string{methodQuick, methodSlow, methodEcho, methodHold} {
+	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
 		err := s.Handle(method, func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
-			return h.answer(ctx, req.Method, req.Body)
+			return h.Answer(ctx, req.Method, req.Body)
 		})
 		if err != nil {
 			return err
@@ -64,8 +64,8 @@ func (c overAMQPX) serve(ctx context.Context, env environment, h *handler, ready
 	return <-served
 }
 
-// dial implements native.
-func (c overAMQPX) dial(ctx context.Context, env environment) (caller, error) {
+// Dial implements native.
+func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 	opts := []amqpx.ClientOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if c.direct {
 		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
@@ -93,7 +93,7 @@ func (c overAMQPX) mode() amqpx.BatchMode {
 	return amqpx.BatchOff
 }
 
-func (c overAMQPX) queue(env environment) amqpx.Queue {
+func (c overAMQPX) queue(env Environment) amqpx.Queue {
 	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic, Durable: true}
 	if c.quorum {
 		q.Type = amqpx.QueueQuorum
@@ -103,15 +103,15 @@ func (c overAMQPX) queue(env environment) amqpx.Queue {
 
 type amqpxCaller struct{ client *amqpx.Client }
 
-// call implements caller.
-func (c amqpxCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (c amqpxCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	return c.client.Call(ctx, method, body)
 }
 
-// start implements starter.
-func (c amqpxCaller) start(ctx context.Context, method string, body []byte) started {
+// Start implements starter.
+func (c amqpxCaller) Start(ctx context.Context, method string, body []byte) Started {
 	return c.client.Go(ctx, method, body)
 }
 
-// close implements caller.
-func (c amqpxCaller) close(ctx context.Context) error { return c.client.Close(ctx) }
+// Close implements caller.
+func (c amqpxCaller) Close(ctx context.Context) error { return c.client.Close(ctx) }

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// findBroker returns the ID of the local process listening on the port of the broker's URL, or
+// FindBroker returns the ID of the local process listening on the port of the broker's URL, or
 // 0 if no such process exists or if another user owns the process.
-func findBroker(raw string) int {
+func FindBroker(raw string) int {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return 0

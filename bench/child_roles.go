@@ -21,7 +21,7 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 	}
 	listened := make(chan error, 1)
 	go func() { // ends with the input or with the process
-		listened <- obey(commands, replies, endpoint, func(cmd command) (*outcome, error) {
+		listened <- serveCommands(commands, replies, endpoint, func(cmd command) (*Outcome, error) {
 			if cmd.Release {
 				release()
 			}
@@ -37,15 +37,15 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 	}
 }
 
-// clientChild dials the contender's server and executes commands until the input ends.
-func clientChild(ctx context.Context, c native, env environment, commands *json.Decoder, replies *json.Encoder) error {
-	under, err := c.dial(ctx, env)
+// clientChild dials the candidate's server and executes commands until the input ends.
+func clientChild(ctx context.Context, c Native, env Environment, commands *json.Decoder, replies *json.Encoder) error {
+	under, err := c.Dial(ctx, env)
 	if err != nil {
 		return err
 	}
 	var calls *held
-	err = obey(commands, replies, "", func(cmd command) (_ *outcome, err error) {
-		var o outcome
+	err = serveCommands(commands, replies, "", func(cmd command) (_ *Outcome, err error) {
+		var o Outcome
 		switch {
 		case cmd.Turn != nil:
 			o, err = drive(ctx, under, *cmd.Turn)
@@ -56,14 +56,14 @@ func clientChild(ctx context.Context, c native, env environment, commands *json.
 		}
 		return &o, err
 	})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), EndTimeout)
 	defer cancel()
-	return errors.Join(err, under.close(ctx))
+	return errors.Join(err, under.Close(ctx))
 }
 
-// obey reports that the process is ready, then executes each command with do and replies with
+// serveCommands reports that the process is ready, then executes each command with do and replies with
 // the outcome and the usage so far.
-func obey(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*outcome, error)) error {
+func serveCommands(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*Outcome, error)) error {
 	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"io"
 	"testing"
@@ -17,13 +16,13 @@ type child struct {
 	done chan error
 }
 
-func startChild(t *testing.T, b brief) (*child, reply) {
+func startChild(t *testing.T, b childConfig) (*child, reply) {
 	t.Helper()
 	in, toChild := io.Pipe()
 	fromChild, out := io.Pipe()
 	c := &child{t, toChild, json.NewEncoder(toChild), json.NewDecoder(fromChild), make(chan error, 1)}
 	go func() { // ends with its input; awaited by end
-		err := serveChild(t.Context(), in, out)
+		err := ServeChild(t.Context(), in, out)
 		_ = out.Close()
 		c.done <- err
 	}()
@@ -53,30 +52,30 @@ func (c *child) end() {
 	}
 }
 
-// TestSides runs the contenders without RabbitMQ, with all their processes as children, and
+// TestSides runs the candidates without RabbitMQ, with all their processes as children, and
 // checks their results and usage.
 func TestSides(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{coreNATS, overGRPC} {
+	for _, name := range []string{CoreNATS, GRPC} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := brief{Contender: name, Env: environment{Queue: "bench", Workers: 2}}
-			if name == coreNATS {
-				b.Role = roleBroker
+			b := childConfig{Candidate: name, Env: Environment{Queue: "bench", Workers: 2}}
+			if name == CoreNATS {
+				b.Role = RoleBroker
 				broker, r := startChild(t, b)
 				defer broker.end()
 				b.Env.Endpoint = r.Endpoint
 			}
-			b.Role = roleServer
+			b.Role = RoleServer
 			server, r := startChild(t, b)
 			defer server.end()
 			if r.Endpoint != "" {
 				b.Env.Endpoint = r.Endpoint
 			}
-			b.Role = roleClient
+			b.Role = RoleClient
 			client, _ := startChild(t, b)
 			defer client.end()
-			for _, turn := range []turn{
+			for _, turn := range []Turn{
 				{Callers: 3, Duration: time.Minute, MaxCalls: 30},
 				{Callers: 3, Duration: time.Minute, MaxCalls: 30, Body: 1000},
 				{Rate: 10_000, InFlight: 10, Duration: time.Minute, MaxCalls: 30},
@@ -89,31 +88,5 @@ func TestSides(t *testing.T) {
 				t.Errorf("usage %+v", u)
 			}
 		})
-	}
-}
-
-func TestHandler(t *testing.T) {
-	t.Parallel()
-	h := newHandler(0)
-	for _, tt := range []struct{ method, body, want string }{
-		{methodQuick, requestBody, answerBody},
-		{methodQuick, "other", ""},
-		{methodEcho, "other", "other"},
-		{"unknown", requestBody, ""},
-	} {
-		got, err := h.answer(t.Context(), tt.method, []byte(tt.body))
-		if string(got) != tt.want || (err == nil) != (tt.want != "") {
-			t.Errorf("%s of %q: %q, %v, want %q", tt.method, tt.body, got, err, tt.want)
-		}
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := h.answer(ended, methodHold, []byte(requestBody)); err == nil {
-		t.Error("a held call was answered before its release")
-	}
-	h.release()
-	h.release()
-	if got, err := h.answer(t.Context(), methodHold, []byte(requestBody)); string(got) != answerBody {
-		t.Errorf("released: %q, %v", got, err)
 	}
 }

@@ -3,43 +3,54 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
-// experiment is a comparison: the entrants and their loads.
-type experiment struct {
-	name, title string
+// Options configures the experiments of a run.
+type Options2 struct {
+	Options
+
+	Rounds     int
+	Duration   time.Duration // of one candidate's turn
+	MaxCalls   int           // of one candidate's turn
+	Callers    []int         // of the experiment Table
+	Candidates []string      // labels, as in SplitLabel
+}
+
+// SplitLabel splits NAME@FILE into the candidate's name and the path of another build of this
+// program. The path is empty for the running program.
+func SplitLabel(label string) (name, program string) {
+	name, program, _ = strings.Cut(label, "@")
+	return name, program
+}
+
+// Experiment is a comparison: the setups and their loads.
+type Experiment struct {
+	Name, title string
 	note        string // explains the experiment in the report
-	lineup      []entrant
+	setups      []Setup
 	loads       []load
-	render      func(*section) string
+	render      func(*Section) string
 	plots       []plotted
 }
 
-// entrant is a contender with the environment of an experiment.
-type entrant struct {
-	label     string // in tables
-	contender string
-	program   string // build of this program to run; empty: the running program
-	servers   int
-	env       environment
-
-	sequential bool
-}
+// IsEmpty reports whether no chosen candidate takes part in the experiment.
+func (e Experiment) IsEmpty() bool { return len(e.setups) == 0 }
 
 // load is a column of an experiment.
 type load struct {
 	label string
 	x     float64 // its position on the plot's x axis
-	turn  turn
-	// most marks the turn that measures the entrant's maximum rate.
+	turn  Turn
+	// most marks the turn that measures the setup's maximum rate.
 	most bool
 	// share, if not 0, sets the rate of the open loop to this part of the maximum rate.
 	share float64
 }
 
-// reach is the largest part of an entrant's maximum rate at which a fixed rate is measured.
-// Above this part the length of the turn determines the result, not the contender.
+// reach is the largest part of a setup's maximum rate at which a fixed rate is measured.
+// Above this part the length of the turn determines the result, not the candidate.
 const reach = 0.8
 
 // Shared loads of the experiments.
@@ -73,72 +84,72 @@ func labelCallers(n int) string {
 
 // Names of the experiments, in the order of the report.
 const (
-	expTable   = "table"
-	expCallers = "callers"
-	expRate    = "rate"
-	expSize    = "size"
-	expServers = "servers"
-	expSlow    = "slow"
-	expMemory  = "memory"
-	// expTelemetry is not part of "all", because it compares amqpx with itself.
-	expTelemetry = "telemetry"
+	Table     = "table"
+	Callers   = "callers"
+	Rate      = "rate"
+	Size      = "size"
+	Servers   = "servers"
+	Slow      = "slow"
+	MemoryUse = "memory"
+	// Telemetry is not part of "all", because it compares amqpx with itself.
+	Telemetry = "telemetry"
 )
 
-func allExperiments() []string {
-	return []string{expTable, expCallers, expRate, expSize, expServers, expSlow, expMemory, expTelemetry}
+func Names2() []string {
+	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Telemetry}
 }
 
-// newExperiment builds the named experiment for the chosen contenders.
-func newExperiment(name string, o options) experiment {
-	var e experiment
+// New builds the named experiment for the chosen candidates.
+func New(name string, o Options2) Experiment {
+	var e Experiment
 	switch name {
-	case expCallers:
+	case Callers:
 		e = callersExperiment(o)
-	case expRate:
+	case Rate:
 		e = rateExperiment(o)
-	case expSize:
+	case Size:
 		e = sizeExperiment(o)
-	case expServers:
+	case Servers:
 		e = serversExperiment(o)
-	case expSlow:
+	case Slow:
 		e = slowExperiment(o)
-	case expTelemetry:
+	case Telemetry:
 		e = telemetryExperiment(o)
-	case expMemory:
+	case MemoryUse:
 		e = memoryExperiment(o)
 	default:
 		e = tableExperiment(o)
 	}
-	e.name = name
+	e.Name = name
 	return e
 }
 
-// lineupOf returns an entrant for each chosen contender. If names are given, only contenders
+// setupsOf returns a setup for each chosen candidate. If names are given, only candidates
 // with these names are included.
-func lineupOf(o options, env environment, names ...string) []entrant {
-	var all []entrant
-	for _, label := range o.contenders {
-		name, program := splitLabel(label)
+func setupsOf(o Options2, env Environment, names ...string) []Setup {
+	var all []Setup
+	for _, label := range o.Candidates {
+		name, program := SplitLabel(label)
 		if len(names) > 0 && !slices.Contains(names, name) {
 			continue
 		}
-		e, err := findEntry(name)
+		e, err := Find(name)
 		if err != nil {
 			continue // the options were validated
 		}
-		all = append(all, entrant{label: label, contender: name, program: program, servers: 1, env: env, sequential: e.sequential})
+		all = append(all, Setup{Label: label, Candidate: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential})
 	}
 	return all
 }
 
-func closedLoads(o options, callers []int) []load {
+func closedLoads(o Options2, callers []int) []load {
 	var all []load
 	for _, n := range callers {
-		all = append(all, load{label: labelCallers(n), x: float64(n), turn: turn{Callers: n, Duration: o.duration, MaxCalls: o.maxCalls}})
+		all = append(all, load{label: labelCallers(n), x: float64(n), turn: Turn{Callers: n, Duration: o.Duration, MaxCalls: o.MaxCalls}})
 	}
 	return all
 }
 
-func openLoad(o options, label string, rate float64, duration time.Duration) load {
-	return load{label: label, x: rate, turn: turn{Rate: rate, InFlight: openInFlight, Duration: duration, MaxCalls: o.maxCalls}}
+func openLoad(o Options2, label string, rate float64, duration time.Duration) load {
+	return load{label: label, x: rate, turn: Turn{Rate: rate, InFlight: openInFlight, Duration: duration, MaxCalls: o.MaxCalls}}
 }

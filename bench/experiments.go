@@ -5,64 +5,64 @@ import (
 	"time"
 )
 
-func tableExperiment(o options) experiment {
-	return experiment{
+func tableExperiment(o Options2) Experiment {
+	return Experiment{
 		title:  "Side by side",
-		note:   fmt.Sprintf("Closed loop: that many callers, each with one call at a time. Request body %q, answer %q.", requestBody, answerBody),
-		lineup: lineupOf(o, environment{}),
-		loads:  closedLoads(o, o.callers),
-		render: func(s *section) string { return s.tables(o.callers) },
+		note:   fmt.Sprintf("Closed loop: that many callers, each with one call at a time. Request body %q, answer %q.", RequestBody, ResponseBody),
+		setups: setupsOf(o, Environment{}),
+		loads:  closedLoads(o, o.Callers),
+		render: func(s *Section) string { return s.tables(o.Callers) },
 	}
 }
 
-func callersExperiment(o options) experiment {
+func callersExperiment(o Options2) Experiment {
 	e := tableExperiment(o)
 	e.title = "Throughput against callers"
 	e.loads = closedLoads(o, []int{1, 4, 16, 64, 256, heavyCallers})
-	e.render = func(s *section) string { return s.tables([]int{1, 64, heavyCallers}) + s.grid("calls/s", rate, "%.0f") }
+	e.render = func(s *Section) string { return s.tables([]int{1, 64, heavyCallers}) + s.grid("calls/s", rate, "%.0f") }
 	e.plots = []plotted{{
 		file: "throughput-callers.svg", title: "Throughput against callers", x: "callers (one call each at a time)", y: "calls per second",
 		tick:  func(x float64) string { return fmt.Sprint(x) },
-		lines: func(s *section) []line { return s.lines(rate) },
+		lines: func(s *Section) []line { return s.lines(rate) },
 	}}
 	return e
 }
 
-func rateExperiment(o options) experiment {
-	e := experiment{
+func rateExperiment(o Options2) Experiment {
+	e := Experiment{
 		title: "Latency against rate",
 		note: fmt.Sprintf("Open loop: calls begin on a schedule of constant rate and count from the moment they were due, sent or not; at most %d at once, others wait and count. "+
 			"A contender's maximum is that of a closed loop of %d callers, found in the same run; it is asked for fixed rates up to %.0f %% of it.", openInFlight, heavyCallers, 100*reach),
-		lineup: lineupOf(o, environment{}, baseline, single, batched, coreNATS, overGRPC),
-		render: (*section).latencies,
+		setups: setupsOf(o, Environment{}, Baseline, Single, Batched, CoreNATS, GRPC),
+		render: (*Section).latencies,
 	}
 	most := closedLoads(o, []int{heavyCallers})[0]
 	most.label, most.x, most.most = labelMost, 0, true
 	e.loads = []load{most}
 	for _, r := range []float64{1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000} {
-		e.loads = append(e.loads, openLoad(o, fmt.Sprintf("%.0f/s", r), r, o.duration))
+		e.loads = append(e.loads, openLoad(o, fmt.Sprintf("%.0f/s", r), r, o.Duration))
 	}
-	half := openLoad(o, labelHalf, 0, o.duration)
+	half := openLoad(o, labelHalf, 0, o.Duration)
 	half.share = 0.5
 	e.loads = append(e.loads, half)
 	e.plots = []plotted{{
 		file: "latency-rate.svg", title: "Latency against rate (solid p50, dashed p99, dotted p99.9)", x: "calls per second, constant rate", y: "milliseconds",
-		lines: func(s *section) []line { return s.latencyLines() },
+		lines: func(s *Section) []line { return s.latencyLines() },
 	}}
 	return e
 }
 
-func sizeExperiment(o options) experiment {
+func sizeExperiment(o Options2) Experiment {
 	const callers = 256
-	e := experiment{
+	e := Experiment{
 		title:  "Throughput against body size",
 		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and answer have that many bytes each, and both are compared.", callers),
-		lineup: lineupOf(o, environment{}, baseline, single, batched, coreNATS, overGRPC),
-		render: func(s *section) string { return s.grid("calls/s", rate, "%.0f") },
+		setups: setupsOf(o, Environment{}, Baseline, Single, Batched, CoreNATS, GRPC),
+		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
 		plots: []plotted{{
 			file: "throughput-size.svg", title: fmt.Sprintf("Throughput against body size, %d callers", callers), x: "request, and answer", y: "calls per second",
 			tick:  func(x float64) string { return labelBytes(int(x)) },
-			lines: func(s *section) []line { return s.lines(rate) },
+			lines: func(s *Section) []line { return s.lines(rate) },
 		}},
 	}
 	for _, size := range []int{16, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10} {
@@ -80,22 +80,22 @@ func labelBytes(n int) string {
 	return fmt.Sprintf("%d KiB", n>>10)
 }
 
-func serversExperiment(o options) experiment {
+func serversExperiment(o Options2) Experiment {
 	const workers, sleep = 8, time.Millisecond
-	e := experiment{
+	e := Experiment{
 		title:  "Throughput against server processes",
 		note:   fmt.Sprintf("Closed loop of 256 callers. Each server process has %d workers, and every handler sleeps %v.", workers, sleep),
-		render: (*section).fleets,
+		render: (*Section).fleets,
 		plots: []plotted{{
 			file: "throughput-servers.svg", title: fmt.Sprintf("Throughput against server processes (%d workers each, handler %v)", workers, sleep), x: "server processes", y: "calls per second", linear: true,
-			lines: func(s *section) []line { return s.fleetLines() },
+			lines: func(s *Section) []line { return s.fleetLines() },
 		}},
 	}
-	for _, base := range lineupOf(o, environment{Workers: workers, Sleep: sleep}, baseline, single, batched, coreNATS) {
+	for _, base := range setupsOf(o, Environment{Workers: workers, Sleep: sleep}, Baseline, Single, Batched, CoreNATS) {
 		for _, n := range []int{1, 2, 4} {
-			entrant := base
-			entrant.label, entrant.servers = labelFleetOf(base.label, n), n
-			e.lineup = append(e.lineup, entrant)
+			setup := base
+			setup.Label, setup.Servers = labelFleetOf(base.Label, n), n
+			e.setups = append(e.setups, setup)
 		}
 	}
 	l := closedLoads(o, []int{256})[0]
@@ -106,38 +106,53 @@ func serversExperiment(o options) experiment {
 
 func labelFleetOf(label string, servers int) string { return fmt.Sprintf("%s × %d", label, servers) }
 
-func slowExperiment(o options) experiment {
+func slowExperiment(o Options2) Experiment {
 	const workers = 256
-	e := experiment{
+	e := Experiment{
 		title: "Slow calls among fast ones",
 		note: fmt.Sprintf("Open loop of %d calls/s, %d workers; with slow calls, every %dth sleeps %v in the handler. Latencies of fast and slow calls apart.",
-			slowRate, workers, slowEvery, slowness),
-		lineup: lineupOf(o, environment{Workers: workers}, baseline, single, batched, coreNATS),
-		render: (*section).slows,
+			slowRate, workers, slowEvery, SlowTime),
+		setups: setupsOf(o, Environment{Workers: workers}, Baseline, Single, Batched, CoreNATS),
+		render: (*Section).slows,
 	}
-	without := openLoad(o, labelNoSlow, slowRate, 2*o.duration)
-	with := openLoad(o, labelSlow, slowRate, 2*o.duration)
+	without := openLoad(o, labelNoSlow, slowRate, 2*o.Duration)
+	with := openLoad(o, labelSlow, slowRate, 2*o.Duration)
 	with.turn.SlowEvery = slowEvery
 	e.loads = []load{without, with}
 	return e
 }
 
-func memoryExperiment(o options) experiment {
-	e := experiment{
+func memoryExperiment(o Options2) Experiment {
+	e := Experiment{
 		title: "Memory",
 		note: fmt.Sprintf("Resident memory (VmRSS, peak VmHWM; 1 MB = 10⁶ bytes) of fresh processes. Client: while %d calls are in flight, which the handlers hold, "+
 			"each in a goroutine of its own, or begun with the library's call that needs none; server: at its peak, with %d callers in a closed loop.", heldCalls, heavyCallers),
-		loads:  []load{{label: labelHeld}, {label: labelFull, turn: turn{Callers: heavyCallers, Duration: o.duration, MaxCalls: o.maxCalls}}},
-		render: (*section).memory,
+		loads:  []load{{label: labelHeld}, {label: labelFull, turn: Turn{Callers: heavyCallers, Duration: o.Duration, MaxCalls: o.MaxCalls}}},
+		render: (*Section).memory,
 	}
-	for _, entrant := range lineupOf(o, environment{InFlight: 2 * heldCalls}, baseline, single, batched, coreNATS, overGRPC) {
-		e.lineup = append(e.lineup, entrant)
-		if entrant.contender == batched {
-			entrant.label, entrant.env.Async = labelAsync(entrant.label), true
-			e.lineup = append(e.lineup, entrant)
+	for _, setup := range setupsOf(o, Environment{InFlight: 2 * heldCalls}, Baseline, Single, Batched, CoreNATS, GRPC) {
+		e.setups = append(e.setups, setup)
+		if setup.Candidate == Batched {
+			setup.Label, setup.Env.Async = labelAsync(setup.Label), true
+			e.setups = append(e.setups, setup)
 		}
 	}
 	return e
 }
 
 func labelAsync(label string) string { return label + ", Client.Go" }
+
+// TelemetryNames returns the candidates of the telemetry experiment.
+func TelemetryNames() []string {
+	return []string{Single, SingleMetrics, SingleSampled, SingleTraced, Batched, BatchedMetrics, BatchedSampled, BatchedTraced}
+}
+
+// telemetryExperiment compares amqpx with and without telemetry.
+func telemetryExperiment(o Options2) Experiment {
+	e := tableExperiment(o)
+	e.title = "The cost of telemetry"
+	e.note = fmt.Sprintf("Closed loop. Metrics are Prometheus's, on both sides. Of the calls %g %% are traced, or all, on both sides; spans are dropped instead of exported.", 100*SampledShare)
+	e.loads = closedLoads(o, []int{64, heavyCallers})
+	e.render = (*Section).telemetryCosts
+	return e
+}

@@ -63,26 +63,26 @@ func (g goal) verdict(median float64) string {
 func allGoals() []goal {
 	one, some, many := labelCallers(1), labelCallers(64), labelCallers(heavyCallers)
 	return []goal{
-		{"sequential, single messages, against loop", 0.95, 1, false, "", ratioOf(cell{single, one}, cell{baseline, one}, rate)},
-		{"sequential, batch on against batch off", 0.95, 1, false, "", ratioOf(cell{batched, one}, cell{single, one}, rate)},
-		{"64 callers, single messages, against loop", 1, 1.25, false, "", ratioOf(cell{single, some}, cell{baseline, some}, rate)},
-		{"64 callers, batch, against loop", 3.5, 5, false, "", ratioOf(cell{batched, some}, cell{baseline, some}, rate)},
-		{"1,024 callers, batch, against loop", 12, 20, false, "", ratioOf(cell{batched, many}, cell{baseline, many}, rate)},
-		{"1,024 callers, batch, against NATS core request-reply", 1.3, 2, false, "", ratioOf(cell{batched, many}, cell{coreNATS, many}, rate)},
-		{"64 callers, single messages, metrics on against off", 0.97, 1, false, "", ratioOf(cell{singleMetrics, some}, cell{single, some}, rate)},
-		{"64 callers, single messages, metrics and 1 % traced against off", 0.97, 1, false, "", ratioOf(cell{singleSampled, some}, cell{single, some}, rate)},
-		{"64 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{batchedMetrics, some}, cell{batched, some}, rate)},
-		{"64 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{batchedSampled, some}, cell{batched, some}, rate)},
-		{"1,024 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{batchedMetrics, many}, cell{batched, many}, rate)},
-		{"1,024 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{batchedSampled, many}, cell{batched, many}, rate)},
-		{"1,024 callers, batch: p50 against loop's", 0.1, 1. / 15, true, "", ratioOf(cell{batched, many}, cell{baseline, many}, p50)},
-		{"batch, 5,000 calls/s, 1 % slow: p99 of the fast against no slow calls", 1.5, 1.1, true, "", ratioOf(cell{batched, labelSlow}, cell{batched, labelNoSlow}, p99)},
-		{"batch, open loop at half of maximum rate: p99", 5, 2, true, " ms", figureOf(cell{batched, labelHalf}, p99)},
-		{"client memory, 100,000 calls in flight with Client.Go", 120, 60, true, " MB", figureOf(cell{labelAsync(batched), labelHeld}, clientMemory)},
-		{"server memory at full load", 60, 30, true, " MB", figureOf(cell{batched, labelFull}, serverMemory)},
+		{"sequential, single messages, against loop", 0.95, 1, false, "", ratioOf(cell{Single, one}, cell{Baseline, one}, rate)},
+		{"sequential, batch on against batch off", 0.95, 1, false, "", ratioOf(cell{Batched, one}, cell{Single, one}, rate)},
+		{"64 callers, single messages, against loop", 1, 1.25, false, "", ratioOf(cell{Single, some}, cell{Baseline, some}, rate)},
+		{"64 callers, batch, against loop", 3.5, 5, false, "", ratioOf(cell{Batched, some}, cell{Baseline, some}, rate)},
+		{"1,024 callers, batch, against loop", 12, 20, false, "", ratioOf(cell{Batched, many}, cell{Baseline, many}, rate)},
+		{"1,024 callers, batch, against NATS core request-reply", 1.3, 2, false, "", ratioOf(cell{Batched, many}, cell{CoreNATS, many}, rate)},
+		{"64 callers, single messages, metrics on against off", 0.97, 1, false, "", ratioOf(cell{SingleMetrics, some}, cell{Single, some}, rate)},
+		{"64 callers, single messages, metrics and 1 % traced against off", 0.97, 1, false, "", ratioOf(cell{SingleSampled, some}, cell{Single, some}, rate)},
+		{"64 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{BatchedMetrics, some}, cell{Batched, some}, rate)},
+		{"64 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{BatchedSampled, some}, cell{Batched, some}, rate)},
+		{"1,024 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{BatchedMetrics, many}, cell{Batched, many}, rate)},
+		{"1,024 callers, batch, metrics and 1 % traced against off", 0.92, 1, false, "", ratioOf(cell{BatchedSampled, many}, cell{Batched, many}, rate)},
+		{"1,024 callers, batch: p50 against loop's", 0.1, 1. / 15, true, "", ratioOf(cell{Batched, many}, cell{Baseline, many}, p50)},
+		{"batch, 5,000 calls/s, 1 % slow: p99 of the fast against no slow calls", 1.5, 1.1, true, "", ratioOf(cell{Batched, labelSlow}, cell{Batched, labelNoSlow}, p99)},
+		{"batch, open loop at half of maximum rate: p99", 5, 2, true, " ms", figureOf(cell{Batched, labelHalf}, p99)},
+		{"client memory, 100,000 calls in flight with Client.Go", 120, 60, true, " MB", figureOf(cell{labelAsync(Batched), labelHeld}, clientMemory)},
+		{"server memory at full load", 60, 30, true, " MB", figureOf(cell{Batched, labelFull}, serverMemory)},
 		{
 			"4 server processes against 1, batch", 3.5, 3.9, false, "",
-			ratioOf(cell{labelFleetOf(batched, 4), labelFleet}, cell{labelFleetOf(batched, 1), labelFleet}, rate),
+			ratioOf(cell{labelFleetOf(Batched, 4), labelFleet}, cell{labelFleetOf(Batched, 1), labelFleet}, rate),
 		},
 	}
 }
@@ -104,7 +104,7 @@ func figureOf(of cell, figure func(Sample) float64) func(*Report) Spread {
 	return func(r *Report) Spread {
 		for _, s := range r.Sections {
 			if len(s.samples[of]) > 0 {
-				return s.spread(of.entrant, of.load, figure)
+				return s.spread(of.candidate, of.load, figure)
 			}
 		}
 		return spreadOf(nil)

@@ -17,7 +17,7 @@ import (
 // here consumes the reply queue once.
 type goKit struct{}
 
-func (goKit) settings() string {
+func (goKit) Settings() string {
 	return fmt.Sprintf("go-kit/kit transport/amqp: one Publisher with a Deliverer of our own, which consumes one exclusive reply queue once and hands answers out by correlation id, "+
 		"because the default one loses answers; ids set by a RequestFunc; no publisher confirms, a request acked after its answer was written, one connection each side, prefetch %d, Subscriber inline in the consuming goroutine, transient messages", loopPrefetch)
 }
@@ -28,13 +28,13 @@ type goKitCall struct {
 	body   []byte
 }
 
-// serve implements native.
-func (goKit) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (goKit) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
 	k, err := loop{}.open(env.URL)
 	if err != nil {
 		return err
 	}
-	requests, err := (&loopServer{link: k}).consume(env.Queue, prefetchOf(env))
+	requests, err := (&loopServer{conns: k}).consume(env.Queue, prefetchOf(env))
 	if err != nil {
 		return errors.Join(err, k.close())
 	}
@@ -46,7 +46,7 @@ func (goKit) serve(ctx context.Context, env environment, h *handler, ready func(
 			if !ok {
 				return nil, fmt.Errorf("request of type %T", request)
 			}
-			return h.answer(ctx, c.method, c.body)
+			return h.Answer(ctx, c.method, c.body)
 		},
 		func(_ context.Context, d *amqp.Delivery) (any, error) { return goKitCall{d.AppId, d.Body}, nil },
 		encodeGoKit,
@@ -82,9 +82,9 @@ func encodeGoKit(_ context.Context, p *amqp.Publishing, value any) error {
 	return nil
 }
 
-// dial implements native.
-func (goKit) dial(ctx context.Context, env environment) (caller, error) {
-	under, err := loop{}.dial(ctx, env)
+// Dial implements native.
+func (goKit) Dial(ctx context.Context, env Environment) (Caller, error) {
+	under, err := loop{}.Dial(ctx, env)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (goKit) dial(ctx context.Context, env environment) (caller, error) {
 	if !ok {
 		return nil, fmt.Errorf("caller of type %T", under)
 	}
-	p := gokit.NewPublisher(c.link.pub, &amqp.Queue{Name: c.replyTo}, encodeGoKit,
+	p := gokit.NewPublisher(c.conns.pub, &amqp.Queue{Name: c.replyTo}, encodeGoKit,
 		func(_ context.Context, d *amqp.Delivery) (any, error) { return d.Body, nil },
 		gokit.PublisherBefore(gokit.SetPublishKey(env.Queue), func(ctx context.Context, p *amqp.Publishing, _ *amqp.Delivery) context.Context {
 			p.CorrelationId = uuid.NewString()
@@ -100,7 +100,7 @@ func (goKit) dial(ctx context.Context, env environment) (caller, error) {
 		}),
 		gokit.PublisherTimeout(callTimeout),
 		gokit.PublisherDeliverer(func(ctx context.Context, _ gokit.Publisher, p *amqp.Publishing) (*amqp.Delivery, error) {
-			body, err := c.exchange(ctx, *p)
+			body, err := c.roundTrip(ctx, *p)
 			return &amqp.Delivery{Body: body}, err
 		}))
 	return goKitCaller{endpoint: p.Endpoint(), loopCaller: c}, nil
@@ -111,8 +111,8 @@ type goKitCaller struct {
 	*loopCaller
 }
 
-// call implements caller.
-func (c goKitCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (c goKitCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	response, err := c.endpoint(ctx, goKitCall{method, body})
 	if err != nil {
 		return nil, err

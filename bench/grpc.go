@@ -13,14 +13,14 @@ import (
 // grpcUnary measures gRPC, with a direct connection between client and server.
 type grpcUnary struct{}
 
-func (grpcUnary) settings() string {
+func (grpcUnary) Settings() string {
 	return "grpc-go, unary calls of a BytesValue over one connection on loopback, no TLS, deadline on every call; no broker"
 }
 
 const grpcService = "bench.Caller"
 
-// serve implements native.
-func (grpcUnary) serve(ctx context.Context, _ environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (grpcUnary) Serve(ctx context.Context, _ Environment, h *Handler, ready func(string)) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func (grpcUnary) serve(ctx context.Context, _ environment, h *handler, ready fun
 // grpcDesc describes the service, with one gRPC method for each method of the handler.
 func grpcDesc() *grpc.ServiceDesc {
 	desc := &grpc.ServiceDesc{ServiceName: grpcService, HandlerType: (*any)(nil)}
-	for _, method := range []string{methodQuick, methodSlow, methodEcho, methodHold} {
+	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
 		desc.Methods = append(desc.Methods, grpc.MethodDesc{
 			MethodName: method,
 			Handler: func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -44,11 +44,11 @@ func grpcDesc() *grpc.ServiceDesc {
 				if err := decode(&in); err != nil {
 					return nil, err
 				}
-				h, ok := srv.(*handler)
+				h, ok := srv.(*Handler)
 				if !ok {
 					return nil, fmt.Errorf("service of type %T", srv)
 				}
-				body, err := h.answer(ctx, method, in.GetValue())
+				body, err := h.Answer(ctx, method, in.GetValue())
 				return wrapperspb.Bytes(body), err
 			},
 		})
@@ -56,8 +56,8 @@ func grpcDesc() *grpc.ServiceDesc {
 	return desc
 }
 
-// dial implements native.
-func (grpcUnary) dial(_ context.Context, env environment) (caller, error) {
+// Dial implements native.
+func (grpcUnary) Dial(_ context.Context, env Environment) (Caller, error) {
 	conn, err := grpc.NewClient(env.Endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
@@ -67,8 +67,8 @@ func (grpcUnary) dial(_ context.Context, env environment) (caller, error) {
 
 type grpcCaller struct{ conn *grpc.ClientConn }
 
-// call implements caller.
-func (c grpcCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (c grpcCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var out wrapperspb.BytesValue
@@ -78,5 +78,5 @@ func (c grpcCaller) call(ctx context.Context, method string, body []byte) ([]byt
 	return out.GetValue(), nil
 }
 
-// close implements caller.
-func (c grpcCaller) close(context.Context) error { return c.conn.Close() }
+// Close implements caller.
+func (c grpcCaller) Close(context.Context) error { return c.conn.Close() }

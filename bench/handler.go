@@ -9,52 +9,52 @@ import (
 
 // Methods of every server.
 const (
-	methodQuick = "b"    // expects requestBody, returns answerBody
-	methodSlow  = "slow" // the same after slowness
-	methodEcho  = "echo" // returns the request body
-	methodHold  = "hold" // like methodQuick, but only after release
+	MethodQuick = "b"    // expects requestBody, returns answerBody
+	MethodSlow  = "slow" // the same after slowness
+	MethodEcho  = "echo" // returns the request body
+	MethodHold  = "hold" // like methodQuick, but only after release
 )
 
 // Bodies of calls of a fixed size.
 const (
-	requestBody = "request"
-	answerBody  = "b"
+	RequestBody  = "request"
+	ResponseBody = "b"
 )
 
-// slowness is the run time of a slow call.
-const slowness = 200 * time.Millisecond
+// SlowTime is the run time of a slow call.
+const SlowTime = 200 * time.Millisecond
 
-// handler is the handler of every contender's server.
-type handler struct {
+// Handler is the handler of every candidate's server.
+type Handler struct {
 	sleep time.Duration // of every call
 
 	once     sync.Once
 	released chan struct{}
 }
 
-func newHandler(sleep time.Duration) *handler {
-	return &handler{sleep: sleep, released: make(chan struct{})}
+func NewHandler(sleep time.Duration) *Handler {
+	return &Handler{sleep: sleep, released: make(chan struct{})}
 }
 
-// release lets the held calls continue, and all later calls of methodHold.
-func (h *handler) release() { h.once.Do(func() { close(h.released) }) }
+// Release lets the held calls continue, and all later calls of MethodHold.
+func (h *Handler) Release() { h.once.Do(func() { close(h.released) }) }
 
-// answer handles one call.
-func (h *handler) answer(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Answer handles one call.
+func (h *Handler) Answer(ctx context.Context, method string, body []byte) ([]byte, error) {
 	if h.sleep > 0 {
-		if err := pause(ctx, h.sleep); err != nil {
+		if err := Pause(ctx, h.sleep); err != nil {
 			return nil, err
 		}
 	}
 	switch method {
-	case methodEcho:
+	case MethodEcho:
 		return body, nil
-	case methodQuick:
-	case methodSlow:
-		if err := pause(ctx, slowness); err != nil {
+	case MethodQuick:
+	case MethodSlow:
+		if err := Pause(ctx, SlowTime); err != nil {
 			return nil, err
 		}
-	case methodHold:
+	case MethodHold:
 		select {
 		case <-h.released:
 		case <-ctx.Done():
@@ -63,14 +63,14 @@ func (h *handler) answer(ctx context.Context, method string, body []byte) ([]byt
 	default:
 		return nil, fmt.Errorf("no method %q", method)
 	}
-	if string(body) != requestBody {
-		return nil, fmt.Errorf("%d bytes of body: want %q", len(body), requestBody)
+	if string(body) != RequestBody {
+		return nil, fmt.Errorf("%d bytes of body: want %q", len(body), RequestBody)
 	}
-	return []byte(answerBody), nil
+	return []byte(ResponseBody), nil
 }
 
-// pause waits until d has passed or ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause waits until d has passed or ctx ends.
+func Pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -8,65 +8,52 @@ import (
 	"time"
 )
 
-// starter is a caller with calls that need no goroutine while they wait.
-type starter interface {
-	start(ctx context.Context, method string, body []byte) started
-}
-
-// started is a call in flight, made by a starter.
-type started interface {
-	// Done returns a channel, closed when the call is settled.
-	Done() <-chan struct{}
-	// Wait waits for the response.
-	Wait() ([]byte, error)
-}
-
 // held is a set of calls in flight until the server releases them.
 type held struct {
 	calls   int
 	begun   time.Time
 	settled chan error // receives one error for each call in a goroutine
-	started []started  // the calls without goroutines
+	started []Started  // the calls without goroutines
 }
 
-// settling is the pause after the start of the last held call, in which the contender can send
+// settling is the pause after the start of the last held call, in which the candidate can send
 // requests still in its buffers.
 const settling = time.Second
 
 // holdCalls starts the given number of calls, each in a goroutine or, if async is true,
 // without a goroutine, and returns when all are in flight.
-func holdCalls(ctx context.Context, c caller, calls int, async bool) (*held, error) {
+func holdCalls(ctx context.Context, c Caller, calls int, async bool) (*held, error) {
 	h := &held{calls: calls, begun: time.Now()}
 	if async {
-		s, ok := c.(starter)
+		s, ok := c.(Starter)
 		if !ok {
 			return nil, errors.New("its calls need goroutines")
 		}
-		h.started = make([]started, calls)
+		h.started = make([]Started, calls)
 		for i := range h.started {
-			h.started[i] = s.start(ctx, methodHold, []byte(requestBody))
+			h.started[i] = s.Start(ctx, MethodHold, []byte(RequestBody))
 		}
 	} else if err := h.inGoroutines(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := pause(ctx, settling); err != nil {
+	if err := Pause(ctx, settling); err != nil {
 		return nil, err
 	}
 	return h, h.stillHeld()
 }
 
 // inGoroutines starts each call in its own goroutine.
-func (h *held) inGoroutines(ctx context.Context, c caller) error {
+func (h *held) inGoroutines(ctx context.Context, c Caller) error {
 	h.settled = make(chan error, h.calls)
 	var begun atomic.Int64
 	for range h.calls {
 		go func() { // settles within the call's deadline; awaited by settle
 			begun.Add(1)
-			h.settled <- checkedCall(ctx, c, methodHold, []byte(requestBody), []byte(answerBody))
+			h.settled <- checkedCall(ctx, c, MethodHold, []byte(RequestBody), []byte(ResponseBody))
 		}()
 	}
 	for begun.Load() < int64(h.calls) {
-		if err := pause(ctx, time.Millisecond); err != nil {
+		if err := Pause(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -86,7 +73,7 @@ func (h *held) stillHeld() error {
 	if len(h.started) == 0 {
 		return nil
 	}
-	for _, s := range []started{h.started[0], h.started[len(h.started)-1]} {
+	for _, s := range []Started{h.started[0], h.started[len(h.started)-1]} {
 		select {
 		case <-s.Done():
 			_, err := s.Wait()
@@ -98,19 +85,19 @@ func (h *held) stillHeld() error {
 }
 
 // settle waits for the responses.
-func (h *held) settle(ctx context.Context) (outcome, error) {
+func (h *held) settle(ctx context.Context) (Outcome, error) {
 	for i := range h.calls {
 		if err := h.settleOne(ctx, i); err != nil {
-			return outcome{}, fmt.Errorf("held call %d: %w", i, err)
+			return Outcome{}, fmt.Errorf("held call %d: %w", i, err)
 		}
 	}
-	return outcome{Calls: int64(h.calls), Elapsed: time.Since(h.begun)}, nil
+	return Outcome{Calls: int64(h.calls), Elapsed: time.Since(h.begun)}, nil
 }
 
 func (h *held) settleOne(ctx context.Context, i int) error {
 	if h.started != nil {
 		got, err := h.started[i].Wait()
-		return checkAnswer(got, err, []byte(answerBody))
+		return checkAnswer(got, err, []byte(ResponseBody))
 	}
 	select {
 	case err := <-h.settled:

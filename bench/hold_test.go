@@ -41,12 +41,12 @@ type future struct {
 	err    error
 }
 
-// start implements starter.
-func (f *futures) start(ctx context.Context, method string, body []byte) started {
+// Start implements starter.
+func (f *futures) Start(ctx context.Context, method string, body []byte) Started {
 	u := &future{done: make(chan struct{})}
 	go func() { // ends with the call; awaited by Wait
 		defer close(u.done)
-		u.answer, u.err = f.call(ctx, method, body)
+		u.answer, u.err = f.Call(ctx, method, body)
 	}()
 	return u
 }

@@ -27,7 +27,7 @@ const (
 	directReplyTo = "amq.rabbitmq.reply-to"
 )
 
-func (l loop) settings() string {
+func (l loop) Settings() string {
 	text := "amqp091-go by hand: exclusive reply queue read without acks"
 	if l.direct {
 		text = "amqp091-go by hand: direct reply-to"
@@ -51,21 +51,21 @@ func (l loop) settings() string {
 }
 
 // prefetchOf returns the prefetch of a server in env.
-func prefetchOf(env environment) int {
+func prefetchOf(env Environment) int {
 	if env.Workers > 0 {
 		return 2 * env.Workers
 	}
 	return loopPrefetch
 }
 
-// loopLink holds the connections and channels of a client or server.
-type loopLink struct {
+// loopConns holds the connections and channels of a client or server.
+type loopConns struct {
 	conns    []*amqp.Connection
 	pub, sub *amqp.Channel
 }
 
-func (l loop) open(url string) (_ *loopLink, err error) {
-	k := &loopLink{}
+func (l loop) open(url string) (_ *loopConns, err error) {
+	k := &loopConns{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.close())
@@ -87,7 +87,7 @@ func (l loop) open(url string) (_ *loopLink, err error) {
 }
 
 // channel opens a new connection and one channel on it.
-func (k *loopLink) channel(url string) (*amqp.Channel, error) {
+func (k *loopConns) channel(url string) (*amqp.Channel, error) {
 	conn, err := amqp.Dial(url)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func (k *loopLink) channel(url string) (*amqp.Channel, error) {
 	return conn.Channel()
 }
 
-func (k *loopLink) close() error {
+func (k *loopConns) close() error {
 	var faults []error
 	for _, conn := range k.conns {
 		faults = append(faults, conn.Close())

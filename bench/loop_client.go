@@ -10,13 +10,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// dial implements native.
-func (l loop) dial(_ context.Context, env environment) (caller, error) {
+// Dial implements native.
+func (l loop) Dial(_ context.Context, env Environment) (Caller, error) {
 	k, err := l.open(env.URL)
 	if err != nil {
 		return nil, err
 	}
-	c := &loopCaller{deadlines: l.deadlines, link: k, queue: env.Queue, replyTo: directReplyTo, waiting: make(map[string]chan []byte), ended: make(chan struct{})}
+	c := &loopCaller{deadlines: l.deadlines, conns: k, queue: env.Queue, replyTo: directReplyTo, waiting: make(map[string]chan []byte), ended: make(chan struct{})}
 	if !l.direct {
 		q, err := k.sub.QueueDeclare("", false, false, true, false, nil)
 		if err != nil {
@@ -34,7 +34,7 @@ func (l loop) dial(_ context.Context, env environment) (caller, error) {
 
 type loopCaller struct {
 	deadlines bool
-	link      *loopLink
+	conns     *loopConns
 	queue     string
 	replyTo   string
 	ended     chan struct{} // closed when no more responses arrive
@@ -57,8 +57,8 @@ func (c *loopCaller) read(answers <-chan amqp.Delivery) {
 	}
 }
 
-// call implements caller.
-func (c *loopCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (c *loopCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	request := amqp.Publishing{AppId: method, ReplyTo: c.replyTo, CorrelationId: uuid.NewString(), Body: body}
 	if c.deadlines {
 		var cancel context.CancelFunc
@@ -68,16 +68,16 @@ func (c *loopCaller) call(ctx context.Context, method string, body []byte) ([]by
 		request.Expiration = strconv.FormatInt(budget, 10)
 		request.Headers = amqp.Table{"rpc-timeout-ms": budget}
 	}
-	return c.exchange(ctx, request)
+	return c.roundTrip(ctx, request)
 }
 
-// exchange sends a request and waits for the response.
-func (c *loopCaller) exchange(ctx context.Context, request amqp.Publishing) ([]byte, error) {
+// roundTrip sends a request and waits for the response.
+func (c *loopCaller) roundTrip(ctx context.Context, request amqp.Publishing) ([]byte, error) {
 	answer := make(chan []byte, 1)
 	c.mu.Lock()
 	c.waiting[request.CorrelationId] = answer
 	c.mu.Unlock()
-	confirm, err := c.link.pub.PublishWithDeferredConfirm("", c.queue, true, false, request)
+	confirm, err := c.conns.pub.PublishWithDeferredConfirm("", c.queue, true, false, request)
 	if err != nil {
 		return nil, err
 	}
@@ -97,5 +97,5 @@ func (c *loopCaller) exchange(ctx context.Context, request amqp.Publishing) ([]b
 	}
 }
 
-// close implements caller.
-func (c *loopCaller) close(context.Context) error { return c.link.close() }
+// Close implements caller.
+func (c *loopCaller) Close(context.Context) error { return c.conns.close() }

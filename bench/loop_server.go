@@ -9,13 +9,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// serve implements native.
-func (l loop) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (l loop) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
 	k, err := l.open(env.URL)
 	if err != nil {
 		return err
 	}
-	s := &loopServer{deadlines: l.deadlines, handler: h, link: k, unconfirmed: make(chan unconfirmedAnswer, prefetchOf(env))}
+	s := &loopServer{deadlines: l.deadlines, handler: h, conns: k, unconfirmed: make(chan unconfirmedAnswer, prefetchOf(env))}
 	requests, err := s.consume(env.Queue, prefetchOf(env))
 	if err != nil {
 		return errors.Join(err, k.close())
@@ -36,8 +36,8 @@ func (l loop) serve(ctx context.Context, env environment, h *handler, ready func
 
 type loopServer struct {
 	deadlines   bool
-	handler     *handler
-	link        *loopLink
+	handler     *Handler
+	conns       *loopConns
 	unconfirmed chan unconfirmedAnswer
 }
 
@@ -47,13 +47,13 @@ type unconfirmedAnswer struct {
 }
 
 func (s *loopServer) consume(queue string, prefetch int) (<-chan amqp.Delivery, error) {
-	if _, err := s.link.sub.QueueDeclare(queue, true, false, false, false, nil); err != nil {
+	if _, err := s.conns.sub.QueueDeclare(queue, true, false, false, false, nil); err != nil {
 		return nil, err
 	}
-	if err := s.link.sub.Qos(prefetch, 0, false); err != nil {
+	if err := s.conns.sub.Qos(prefetch, 0, false); err != nil {
 		return nil, err
 	}
-	return s.link.sub.Consume(queue, "", false, false, false, false, nil)
+	return s.conns.sub.Consume(queue, "", false, false, false, false, nil)
 }
 
 // work processes requests in the given number of goroutines, at least one, until the
@@ -73,15 +73,15 @@ func (s *loopServer) work(ctx context.Context, requests <-chan amqp.Delivery, wo
 func (s *loopServer) answerAll(ctx context.Context, requests <-chan amqp.Delivery) error {
 	for d := range requests {
 		arrived := time.Now()
-		body, err := s.handler.answer(ctx, d.AppId, d.Body)
+		body, err := s.handler.Answer(ctx, d.AppId, d.Body)
 		if err != nil {
-			return errors.Join(err, s.link.close()) // which ends the other workers
+			return errors.Join(err, s.conns.close()) // which ends the other workers
 		}
 		answer := amqp.Publishing{CorrelationId: d.CorrelationId, Body: body}
 		if s.deadlines {
 			answer.Headers = amqp.Table{"rpc-queue-us": int64(0), "rpc-handler-us": time.Since(arrived).Microseconds()}
 		}
-		confirm, err := s.link.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, answer)
+		confirm, err := s.conns.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, answer)
 		if err != nil {
 			return err
 		}

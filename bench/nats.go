@@ -12,7 +12,7 @@ import (
 // overNATS measures core NATS request-reply: no persistence, at most once.
 type overNATS struct{}
 
-func (overNATS) settings() string {
+func (overNATS) Settings() string {
 	return "NATS core request-reply, no JetStream: nats-server embedded in a process of its own, nats.go with its multiplexed reply inbox, queue subscription, handler inline in its callback unless workers are set, " +
 		"one connection each side; at most once, nothing is confirmed or kept"
 }
@@ -24,8 +24,8 @@ const (
 	natsBuffer = 1 << 20
 )
 
-// broker implements brokered.
-func (overNATS) broker(ctx context.Context, ready func(string)) error {
+// Broker implements brokered.
+func (overNATS) Broker(ctx context.Context, ready func(string)) error {
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, MaxPayload: 8 << 20, MaxPending: 1 << 30})
 	if err != nil {
 		return err
@@ -33,7 +33,7 @@ func (overNATS) broker(ctx context.Context, ready func(string)) error {
 	s.Start()
 	defer s.WaitForShutdown()
 	defer s.Shutdown()
-	if !s.ReadyForConnections(endTimeout) {
+	if !s.ReadyForConnections(EndTimeout) {
 		return errors.New("the NATS server does not come up")
 	}
 	ready(s.ClientURL())
@@ -41,8 +41,8 @@ func (overNATS) broker(ctx context.Context, ready func(string)) error {
 	return nil
 }
 
-// serve implements native.
-func (overNATS) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (overNATS) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
 	conn, err := nats.Connect(env.Endpoint)
 	if err != nil {
 		return err
@@ -50,7 +50,7 @@ func (overNATS) serve(ctx context.Context, env environment, h *handler, ready fu
 	defer conn.Close()
 	faults := make(chan error, 1)
 	respond := func(m *nats.Msg) {
-		body, err := h.answer(ctx, m.Header.Get(natsMethod), m.Data)
+		body, err := h.Answer(ctx, m.Header.Get(natsMethod), m.Data)
 		if err = errors.Join(err, m.Respond(body)); err != nil {
 			select {
 			case faults <- err:
@@ -100,8 +100,8 @@ func natsWork(ctx context.Context, jobs <-chan *nats.Msg, respond func(*nats.Msg
 	}
 }
 
-// dial implements native.
-func (overNATS) dial(_ context.Context, env environment) (caller, error) {
+// Dial implements native.
+func (overNATS) Dial(_ context.Context, env Environment) (Caller, error) {
 	conn, err := nats.Connect(env.Endpoint)
 	if err != nil {
 		return nil, err
@@ -114,8 +114,8 @@ type natsCaller struct {
 	subject string
 }
 
-// call implements caller.
-func (c natsCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (c natsCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answer, err := c.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: c.subject, Data: body, Header: nats.Header{natsMethod: {method}}})
@@ -125,8 +125,8 @@ func (c natsCaller) call(ctx context.Context, method string, body []byte) ([]byt
 	return answer.Data, nil
 }
 
-// close implements caller.
-func (c natsCaller) close(context.Context) error {
+// Close implements caller.
+func (c natsCaller) Close(context.Context) error {
 	c.conn.Close()
 	return nil
 }

@@ -14,7 +14,7 @@ const tick = 100 * time.Microsecond
 const overrun = 5 * time.Second
 
 // open starts calls at a constant rate. The latency of each call is measured from the time at
-// which the call was due, not from its sending, and every call is counted. If a contender
+// which the call was due, not from its sending, and every call is counted. If a candidate
 // falls behind, the latencies of the waiting calls show the delay.
 func (d *driver) open(ctx context.Context, sleep func(time.Duration)) {
 	due := make(chan time.Time)

@@ -7,7 +7,7 @@ import (
 )
 
 // openLoop runs an open loop on a fake clock.
-func openLoop(t *testing.T, s *scripted, o turn) (*driver, time.Duration) {
+func openLoop(t *testing.T, s *scripted, o Turn) (*driver, time.Duration) {
 	t.Helper()
 	d := newDriver(s, o, func(err error) { t.Error(err) })
 	d.open(t.Context(), func(d time.Duration) { <-time.After(d) })
@@ -20,7 +20,7 @@ func TestOpenLoopKeepsItsSchedule(t *testing.T) {
 		// Far more than one call is due within a tick.
 		for _, rate := range []float64{10, 1000, 200_000} {
 			s := &scripted{}
-			o := turn{Rate: rate, InFlight: 4, Duration: time.Second, MaxCalls: 1_000_000}
+			o := Turn{Rate: rate, InFlight: 4, Duration: time.Second, MaxCalls: 1_000_000}
 			d, _ := openLoop(t, s, o)
 			if len(s.calls) != int(rate) {
 				t.Fatalf("%v/s: %d calls in a second", rate, len(s.calls))
@@ -46,7 +46,7 @@ func TestOpenLoopCountsFromTheSchedule(t *testing.T) {
 			}
 			return 0
 		}}
-		d, elapsed := openLoop(t, s, turn{Rate: 100, InFlight: 1, Duration: 200 * time.Millisecond, MaxCalls: 1000})
+		d, elapsed := openLoop(t, s, Turn{Rate: 100, InFlight: 1, Duration: 200 * time.Millisecond, MaxCalls: 1000})
 		o := d.outcome(elapsed)
 		if o.Calls != 20 || o.Missed != 0 || elapsed != 190*time.Millisecond {
 			t.Errorf("%d calls, %d missed, in %v, want 20, 0, in 190ms", o.Calls, o.Missed, elapsed)
@@ -63,7 +63,7 @@ func TestOpenLoopHasManyCallsInFlight(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return time.Second }}
-		d, elapsed := openLoop(t, s, turn{Rate: 100, InFlight: 100, Duration: time.Second, MaxCalls: 1000})
+		d, elapsed := openLoop(t, s, Turn{Rate: 100, InFlight: 100, Duration: time.Second, MaxCalls: 1000})
 		if o := d.outcome(elapsed); o.Calls != 100 || elapsed != 1990*time.Millisecond {
 			t.Errorf("%d calls in %v, want 100 in 1.99s", o.Calls, elapsed)
 		} else {
@@ -76,7 +76,7 @@ func TestOpenLoopGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return 20 * time.Second }}
-		d, elapsed := openLoop(t, s, turn{Rate: 10, InFlight: 1, Duration: time.Second, MaxCalls: 1000})
+		d, elapsed := openLoop(t, s, Turn{Rate: 10, InFlight: 1, Duration: time.Second, MaxCalls: 1000})
 		o := d.outcome(elapsed)
 		if o.Calls != 1 || o.Missed != 9 || elapsed != 20*time.Second {
 			t.Errorf("%d calls, %d missed, in %v, want 1, 9, in 20s", o.Calls, o.Missed, elapsed)
@@ -89,12 +89,12 @@ func TestOpenLoopNumbersSlowCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(_ int, method string) time.Duration {
-			if method == methodSlow {
-				return slowness
+			if method == MethodSlow {
+				return SlowTime
 			}
 			return time.Millisecond
 		}}
-		d, _ := openLoop(t, s, turn{Rate: 1000, InFlight: 100, Duration: time.Second, MaxCalls: 1000, SlowEvery: 100})
+		d, _ := openLoop(t, s, Turn{Rate: 1000, InFlight: 100, Duration: time.Second, MaxCalls: 1000, SlowEvery: 100})
 		if fast, slow := d.fast.merged().TotalCount(), d.slow.merged().TotalCount(); fast != 990 || slow != 10 {
 			t.Errorf("%d fast and %d slow calls, want 990 and 10", fast, slow)
 		}

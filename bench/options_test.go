@@ -14,15 +14,15 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := allExperiments()[1 : len(allExperiments())-1]; !slices.Equal(o.experiments, want) {
+	if want := Names2()[1 : len(Names2())-1]; !slices.Equal(o.experiments, want) {
 		t.Errorf("experiments %v, want %v", o.experiments, want)
 	}
-	if !slices.Equal(o.callers, []int{1, 8}) {
-		t.Errorf("callers %v", o.callers)
+	if !slices.Equal(o.Callers, []int{1, 8}) {
+		t.Errorf("callers %v", o.Callers)
 	}
-	e := newExperiment(expTable, o)
-	if got := e.lineup[1]; got.contender != batched || got.program != "old" || got.label != "amqpx-batch@old" {
-		t.Errorf("second entrant %+v", got)
+	e := New(Table, o.Options2)
+	if got := e.setups[1]; got.Candidate != Batched || got.Program != "old" || got.Label != "amqpx-batch@old" {
+		t.Errorf("second setup %+v", got)
 	}
 }
 
@@ -57,15 +57,15 @@ func TestOptionFaults(t *testing.T) {
 
 func TestLineupOfExperiments(t *testing.T) {
 	t.Parallel()
-	o := options{contenders: []string{"loop", "amqpx-batch", "python"}, callers: []int{1}, rounds: 1, duration: 1, maxCalls: 1}
+	o := Options2{Candidates: []string{"loop", "amqpx-batch", "python"}, Callers: []int{1}, Rounds: 1, Duration: 1, MaxCalls: 1}
 	for name, want := range map[string][]string{
-		expTable:   {"loop", "amqpx-batch", "python"},
-		expRate:    {"loop", "amqpx-batch"},
-		expServers: {"loop × 1", "loop × 2", "loop × 4", "amqpx-batch × 1", "amqpx-batch × 2", "amqpx-batch × 4"},
+		Table:   {"loop", "amqpx-batch", "python"},
+		Rate:    {"loop", "amqpx-batch"},
+		Servers: {"loop × 1", "loop × 2", "loop × 4", "amqpx-batch × 1", "amqpx-batch × 2", "amqpx-batch × 4"},
 	} {
 		var got []string
-		for _, e := range newExperiment(name, o).lineup {
-			got = append(got, e.label)
+		for _, e := range New(name, o).setups {
+			got = append(got, e.Label)
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: lineup %v, want %v", name, got, want)

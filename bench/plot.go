@@ -20,7 +20,7 @@ type plotted struct {
 	file, title, x, y string
 	linear            bool                   // else both axes are logarithmic
 	tick              func(x float64) string // labels of the x axis; nil: plain numbers
-	lines             func(*section) []line
+	lines             func(*Section) []line
 }
 
 // line is one series of a plot: medians connected by a line.
@@ -194,7 +194,7 @@ func decade(v float64, round func(float64) float64) float64 {
 	return math.Pow(10, round(math.Log10(v)))
 }
 
-// palette returns the colour of the contender at index i of all contenders.
+// palette returns the colour of the candidate at index i of all candidates.
 func palette(i int) color.Color {
 	colours := []color.RGBA{
 		{0x00, 0x72, 0xb2, 0xff}, // the loops: blue to grey
@@ -205,7 +205,7 @@ func palette(i int) color.Color {
 		{0xd5, 0x5e, 0x00, 0xff},
 		{0xcc, 0x79, 0xa7, 0xff},
 		{0x6a, 0x3d, 0x9a, 0xff},
-		{0x7c, 0xc2, 0x2a, 0xff}, // other contenders
+		{0x7c, 0xc2, 0x2a, 0xff}, // other candidates
 		{0x4b, 0x6b, 0x1b, 0xff},
 		{0x00, 0x9e, 0x73, 0xff},
 		{0x1b, 0x1b, 0x1b, 0xff},

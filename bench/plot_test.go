@@ -56,7 +56,7 @@ func TestPlotOfOnePoint(t *testing.T) {
 
 func TestPointsForALogarithm(t *testing.T) {
 	t.Parallel()
-	s := newSection(experiment{loads: []load{{label: "none"}, {label: "a", x: 1}, {label: "b", x: 2}, {label: "c", x: 3}}}, options{})
+	s := newSection(Experiment{loads: []load{{label: "none"}, {label: "a", x: 1}, {label: "b", x: 2}, {label: "c", x: 3}}}, Options2{})
 	for label, rate := range map[string]float64{"none": 4, "a": 5, "b": 0} {
 		s.add("x", label, Sample{Rate: rate})
 	}

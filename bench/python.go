@@ -5,12 +5,12 @@ import _ "embed"
 // python measures a pair of Python programs with pika.
 type python struct{}
 
-func (python) settings() string {
+func (python) Settings() string {
 	return "Python with pika's BlockingConnection, as its tutorials have it: exclusive reply queue read without acks, prefetch 1, a request acked after its answer, no publisher confirms, transient messages, queue not durable; one call at a time, so it has no figures for more callers"
 }
 
-//go:embed python/side.py
-var pythonSide string
+//go:embed python/process.py
+var pythonProcess string
 
 //go:embed python/server.py
 var pythonServer string
@@ -18,11 +18,11 @@ var pythonServer string
 //go:embed python/client.py
 var pythonClient string
 
-// program implements foreign with the distribution's interpreter, for which pika is installed.
-func (python) program(r role) []string {
+// Program implements foreign with the distribution's interpreter, for which pika is installed.
+func (python) Program(r Role) []string {
 	script := pythonServer
-	if r == roleClient {
+	if r == RoleClient {
 		script = pythonClient
 	}
-	return []string{"/usr/bin/python3", "-c", pythonSide + script}
+	return []string{"/usr/bin/python3", "-c", pythonProcess + script}
 }

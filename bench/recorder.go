@@ -44,6 +44,6 @@ func (r *recorder) merged() *hdrhistogram.Histogram {
 	return all
 }
 
-func latenciesOf(h *hdrhistogram.Histogram) latencies {
-	return latencies{P50: h.ValueAtQuantile(50), P99: h.ValueAtQuantile(99), P999: h.ValueAtQuantile(99.9), Max: h.Max()}
+func latenciesOf(h *hdrhistogram.Histogram) Latencies {
+	return Latencies{P50: h.ValueAtQuantile(50), P99: h.ValueAtQuantile(99), P999: h.ValueAtQuantile(99.9), Max: h.Max()}
 }

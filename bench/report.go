@@ -16,16 +16,16 @@ type Report struct {
 	Command  string
 	Rounds   int
 	Duration time.Duration // of one turn
-	Sections []*section
-	Settings []string // one line for each contender
+	Sections []*Section
+	Settings []string // one line for each candidate
 }
 
 func newReport(o options, args []string) *Report {
-	r := &Report{Command: commandOf(args), Rounds: o.rounds, Duration: o.duration}
-	for _, label := range o.contenders {
-		name, _ := splitLabel(label)
-		if e, err := findEntry(name); err == nil {
-			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.settings()))
+	r := &Report{Command: commandOf(args), Rounds: o.Rounds, Duration: o.Duration}
+	for _, label := range o.Candidates {
+		name, _ := SplitLabel(label)
+		if e, err := Find(name); err == nil {
+			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.Settings()))
 		}
 	}
 	return r
@@ -61,7 +61,7 @@ func (r *Report) Markdown() string {
 	fmt.Fprintf(&b, "%d rounds after a warm-up, contenders in turn, %v each; client and servers of a contender are processes of their own. "+
 		"Figures are medians over the rounds, with (lowest–highest); ratios are taken within a round. Every answer is checked.\n", r.Rounds, r.Duration)
 	for _, s := range r.Sections {
-		b.WriteString(s.markdown())
+		b.WriteString(s.Markdown())
 	}
 	b.WriteString("\n## Settings\n\n")
 	for _, line := range r.Settings {

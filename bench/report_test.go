@@ -36,18 +36,18 @@ func TestSpreadOf(t *testing.T) {
 }
 
 func testReport() *Report {
-	o := options{rounds: 3, duration: time.Second, maxCalls: 1, callers: []int{1, 64}, contenders: []string{baseline, single, batched, "python"}}
+	o := options{Options2: Options2{Rounds: 3, Duration: time.Second, MaxCalls: 1, Callers: []int{1, 64}, Candidates: []string{Baseline, Single, Batched, "python"}}}
 	r := newReport(o, []string{"-rounds", "3"})
 	r.Machine = Machine{Cores: 2, OS: "linux/amd64", Go: "go1.26", Broker: "RabbitMQ 3.10"}
-	s := newSection(newExperiment(expTable, o), o)
+	s := newSection(New(Table, o.Options2), o.Options2)
 	// The rate doubles from round to round; the ratio within a round does not change that
 	// much.
 	for i, rate := range []float64{100, 200, 400} {
-		s.add(baseline, "1 caller", Sample{Rate: rate, P50: 1})
-		s.add(single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: Cost{CPU: 10, Allocs: 20}, Server: Cost{CPU: 11, Allocs: 21}})
-		s.add(batched, "1 caller", Sample{Rate: rate * 0.85})
-		s.add(baseline, "64 callers", Sample{Rate: 10})
-		s.add(batched, "64 callers", Sample{Rate: 70})
+		s.add(Baseline, "1 caller", Sample{Rate: rate, P50: 1})
+		s.add(Single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: Cost{CPU: 10, Allocs: 20}, Server: Cost{CPU: 11, Allocs: 21}})
+		s.add(Batched, "1 caller", Sample{Rate: rate * 0.85})
+		s.add(Baseline, "64 callers", Sample{Rate: 10})
+		s.add(Batched, "64 callers", Sample{Rate: 70})
 	}
 	r.Sections = append(r.Sections, s)
 	return r
@@ -55,7 +55,7 @@ func testReport() *Report {
 
 func TestRatioIsTakenWithinRounds(t *testing.T) {
 	t.Parallel()
-	got := testReport().Sections[0].ratio(cell{single, "1 caller"}, cell{baseline, "1 caller"}, rate).format("%.2f")
+	got := testReport().Sections[0].ratio(cell{Single, "1 caller"}, cell{Baseline, "1 caller"}, rate).format("%.2f")
 	if want := "0.90 (0.80–1.00)"; got != want {
 		t.Errorf("ratio %s, want %s", got, want)
 	}
@@ -89,7 +89,7 @@ func TestCutExperimentSaysSo(t *testing.T) {
 	if strings.Contains(r.Markdown(), notice) {
 		t.Error("a whole experiment is said to have failed")
 	}
-	r.Sections[0].cut = true
+	r.Sections[0].Cut = true
 	if !strings.Contains(r.Markdown(), notice) {
 		t.Error("a cut experiment looks whole")
 	}
@@ -153,30 +153,30 @@ func TestVerdict(t *testing.T) {
 
 func TestNewSample(t *testing.T) {
 	t.Parallel()
-	o := outcome{Calls: 1000, Elapsed: 500 * time.Millisecond, All: latencies{P50: 250, P99: 1500, P999: 2000}, Slow: latencies{P50: 200_000}, Missed: 3}
-	before := consumed{client: usage{CPU: time.Millisecond, Mallocs: 1}, broker: 10 * time.Millisecond}
-	after := consumed{
-		client: usage{CPU: 21 * time.Millisecond, Mallocs: 50_001, Bytes: 1_000_000, RSS: 7_000_000, Peak: 8_000_000},
-		server: usage{Peak: 9_000_000},
-		broker: 60 * time.Millisecond,
+	o := Outcome{Calls: 1000, Elapsed: 500 * time.Millisecond, All: Latencies{P50: 250, P99: 1500, P999: 2000}, Slow: Latencies{P50: 200_000}, Missed: 3}
+	before := Consumption{Client: Usage{CPU: time.Millisecond, Mallocs: 1}, Broker: 10 * time.Millisecond}
+	after := Consumption{
+		Client: Usage{CPU: 21 * time.Millisecond, Mallocs: 50_001, Bytes: 1_000_000, RSS: 7_000_000, Peak: 8_000_000},
+		Server: Usage{Peak: 9_000_000},
+		Broker: 60 * time.Millisecond,
 	}
 	want := Sample{
 		Rate: 2000, P50: 0.25, P99: 1.5, P999: 2, SlowP50: 200, Missed: 3,
 		Client: Cost{CPU: 20, Allocs: 50, Bytes: 1000}, BrokerCPU: 50,
 		Memory: Memory{Client: 7, ClientPeak: 8, ServerPeak: 9},
 	}
-	if got := newSample(o, before, after); got != want {
+	if got := newSample(Measurement{Outcome: o, Before: before, After: after, Memory: after}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	o := options{rounds: 1, duration: time.Second, maxCalls: 1, contenders: []string{baseline}}
+	o := options{Options2: Options2{Rounds: 1, Duration: time.Second, MaxCalls: 1, Candidates: []string{Baseline}}}
 	r := newReport(o, nil)
-	s := newSection(newExperiment(expCallers, o), o)
-	s.add(baseline, "1 caller", Sample{Rate: 5})
-	s.add(baseline, "64 callers", Sample{Rate: 50})
+	s := newSection(New(Callers, o.Options2), o.Options2)
+	s.add(Baseline, "1 caller", Sample{Rate: 5})
+	s.add(Baseline, "64 callers", Sample{Rate: 50})
 	r.Sections = append(r.Sections, s)
 	var shown strings.Builder
 	dir := filepath.Join(t.TempDir(), "new")

@@ -2,7 +2,7 @@ package main
 
 import "time"
 
-// Sample holds the figures of an entrant's turn in a round.
+// Sample holds the figures of a setup's turn in a round.
 type Sample struct {
 	Rate           float64 // calls per second
 	P50, P99, P999 float64 // latency in milliseconds, without slow calls
@@ -28,7 +28,8 @@ type Memory struct {
 	ClientStacks, ClientHeap       float64 // of Go programs
 }
 
-func newSample(o outcome, before, after consumed) Sample {
+func newSample(m Measurement) Sample {
+	o, before, after := m.Outcome, m.Before, m.After
 	return Sample{
 		Rate:      float64(o.Calls) / o.Elapsed.Seconds(),
 		P50:       float64(o.All.P50) / 1e3,
@@ -37,14 +38,14 @@ func newSample(o outcome, before, after consumed) Sample {
 		SlowP50:   float64(o.Slow.P50) / 1e3,
 		SlowP99:   float64(o.Slow.P99) / 1e3,
 		Missed:    float64(o.Missed),
-		Client:    newCost(after.client.since(before.client), o.Calls),
-		Server:    newCost(after.server.since(before.server), o.Calls),
-		BrokerCPU: perCall(after.broker-before.broker, o.Calls),
-		Memory:    newMemory(after),
+		Client:    newCost(after.Client.Since(before.Client), o.Calls),
+		Server:    newCost(after.Server.Since(before.Server), o.Calls),
+		BrokerCPU: perCall(after.Broker-before.Broker, o.Calls),
+		Memory:    newMemory(m.Memory),
 	}
 }
 
-func newCost(u usage, calls int64) Cost {
+func newCost(u Usage, calls int64) Cost {
 	n := float64(calls)
 	return Cost{
 		CPU:    perCall(u.CPU, calls),
@@ -53,13 +54,13 @@ func newCost(u usage, calls int64) Cost {
 	}
 }
 
-func newMemory(c consumed) Memory {
+func newMemory(c Consumption) Memory {
 	return Memory{
-		Client:       megabytes(c.client.RSS),
-		ClientPeak:   megabytes(c.client.Peak),
-		ServerPeak:   megabytes(c.server.Peak),
-		ClientStacks: megabytes(c.client.Stacks),
-		ClientHeap:   megabytes(c.client.Heap),
+		Client:       megabytes(c.Client.RSS),
+		ClientPeak:   megabytes(c.Client.Peak),
+		ServerPeak:   megabytes(c.Server.Peak),
+		ClientStacks: megabytes(c.Client.Stacks),
+		ClientHeap:   megabytes(c.Client.Heap),
 	}
 }
 

@@ -7,47 +7,50 @@ import (
 	"strings"
 )
 
-// section holds the samples of one experiment. The samples of an entrant and load are in the
-// order of the rounds, so equal indexes of two entrants belong to the same round.
-type section struct {
-	experiment
+// Section holds the samples of one experiment. The samples of a setup and load are in the
+// order of the rounds, so equal indexes of two setups belong to the same round.
+type Section struct {
+	Experiment
 
 	// brokerMeasured is true if the samples contain the broker's processor time.
 	brokerMeasured bool
-	// cut is true if the experiment failed before its end.
-	cut bool
+	// Cut is true if the experiment failed before its end.
+	Cut bool
 
 	samples map[cell][]Sample
 }
 
-type cell struct{ entrant, load string }
+type cell struct{ candidate, load string }
 
-func newSection(e experiment, o options) *section {
-	return &section{experiment: e, brokerMeasured: o.brokerPID != 0, samples: make(map[cell][]Sample)}
+func newSection(e Experiment, o Options2) *Section {
+	return &Section{Experiment: e, brokerMeasured: o.BrokerPID != 0, samples: make(map[cell][]Sample)}
 }
 
 // add appends the sample of the next round.
-func (s *section) add(entrant, load string, sample Sample) {
-	at := cell{entrant, load}
+func (s *Section) add(setup, load string, sample Sample) {
+	at := cell{setup, load}
 	s.samples[at] = append(s.samples[at], sample)
 }
 
+// HasSamples reports whether a turn was measured.
+func (s *Section) HasSamples() bool { return len(s.samples) > 0 }
+
 // series returns one figure of each round.
-func (s *section) series(entrant, load string, figure func(Sample) float64) []float64 {
+func (s *Section) series(setup, load string, figure func(Sample) float64) []float64 {
 	var all []float64
-	for _, sample := range s.samples[cell{entrant, load}] {
+	for _, sample := range s.samples[cell{setup, load}] {
 		all = append(all, figure(sample))
 	}
 	return all
 }
 
-func (s *section) spread(entrant, load string, figure func(Sample) float64) Spread {
-	return spreadOf(s.series(entrant, load, figure))
+func (s *Section) spread(setup, load string, figure func(Sample) float64) Spread {
+	return spreadOf(s.series(setup, load, figure))
 }
 
 // ratio compares a figure of two cells round by round.
-func (s *section) ratio(of, against cell, figure func(Sample) float64) Spread {
-	mine, other := s.series(of.entrant, of.load, figure), s.series(against.entrant, against.load, figure)
+func (s *Section) ratio(of, against cell, figure func(Sample) float64) Spread {
+	mine, other := s.series(of.candidate, of.load, figure), s.series(against.candidate, against.load, figure)
 	var ratios []float64
 	for i := range min(len(mine), len(other)) {
 		ratios = append(ratios, mine[i]/other[i])
@@ -55,21 +58,21 @@ func (s *section) ratio(of, against cell, figure func(Sample) float64) Spread {
 	return spreadOf(ratios)
 }
 
-// takesPart reports whether an entrant is in the lineup.
-func (s *section) takesPart(label string) bool {
-	for _, e := range s.lineup {
-		if e.label == label {
+// has reports whether a setup is in the experiment.
+func (s *Section) has(label string) bool {
+	for _, e := range s.setups {
+		if e.Label == label {
 			return true
 		}
 	}
 	return false
 }
 
-// markdown renders the section.
-func (s *section) markdown() string {
+// Markdown renders the section.
+func (s *Section) Markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n## %s\n\n%s\n", s.title, s.note)
-	if s.cut {
+	if s.Cut {
 		b.WriteString("\n**It failed before its end; these are the rounds until then.**\n")
 	}
 	for _, p := range s.plots {

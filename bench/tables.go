@@ -6,11 +6,11 @@ import (
 )
 
 // tables renders a table for each number of callers, with ratios to the baselines.
-func (s *section) tables(callers []int) string {
+func (s *Section) tables(callers []int) string {
 	var b strings.Builder
 	var baselines []string
-	for _, name := range []string{baseline, baselineSame} {
-		if s.takesPart(name) {
+	for _, name := range []string{Baseline, BaselineSame} {
+		if s.has(name) {
 			baselines = append(baselines, name)
 		}
 	}
@@ -26,8 +26,8 @@ func (s *section) tables(callers []int) string {
 		}
 		heads = append(heads, "p50 ms", "p99 ms", s.headOfCPU(), "allocs/call client + server")
 		var rows [][]string
-		for _, e := range s.lineup {
-			rows = append(rows, s.cells(e.label, labelCallers(n), baselines))
+		for _, e := range s.setups {
+			rows = append(rows, s.cells(e.Label, labelCallers(n), baselines))
 		}
 		table(&b, heads, rows)
 	}
@@ -35,14 +35,14 @@ func (s *section) tables(callers []int) string {
 }
 
 // headOfCPU returns the column title for the processor time, with the measured sides.
-func (s *section) headOfCPU() string {
+func (s *Section) headOfCPU() string {
 	if s.brokerMeasured {
 		return "CPU µs/call client + server + broker"
 	}
 	return "CPU µs/call client + server"
 }
 
-func (s *section) cells(name, load string, baselines []string) []string {
+func (s *Section) cells(name, load string, baselines []string) []string {
 	of := func(figure func(Sample) float64) Spread { return s.spread(name, load, figure) }
 	cells := []string{name, of(rate).format("%.0f")}
 	for _, against := range baselines {
@@ -60,18 +60,18 @@ func (s *section) cells(name, load string, baselines []string) []string {
 	)
 }
 
-// grid renders a figure of every entrant at every load.
-func (s *section) grid(unit string, figure func(Sample) float64, verb string) string {
+// grid renders a figure of every setup at every load.
+func (s *Section) grid(unit string, figure func(Sample) float64, verb string) string {
 	var b strings.Builder
 	heads := []string{unit}
 	for _, l := range s.loads {
 		heads = append(heads, l.label)
 	}
 	var rows [][]string
-	for _, e := range s.lineup {
-		cells := []string{e.label}
+	for _, e := range s.setups {
+		cells := []string{e.Label}
 		for _, l := range s.loads {
-			cells = append(cells, s.spread(e.label, l.label, figure).format(verb))
+			cells = append(cells, s.spread(e.Label, l.label, figure).format(verb))
 		}
 		rows = append(rows, cells)
 	}
@@ -80,17 +80,17 @@ func (s *section) grid(unit string, figure func(Sample) float64, verb string) st
 }
 
 // latencies renders the percentiles at every rate.
-func (s *section) latencies() string {
+func (s *Section) latencies() string {
 	var b strings.Builder
 	var rows [][]string
-	for _, e := range s.lineup {
+	for _, e := range s.setups {
 		for _, l := range s.loads {
-			if len(s.samples[cell{e.label, l.label}]) == 0 {
+			if len(s.samples[cell{e.Label, l.label}]) == 0 {
 				continue
 			}
-			of := func(figure func(Sample) float64) Spread { return s.spread(e.label, l.label, figure) }
+			of := func(figure func(Sample) float64) Spread { return s.spread(e.Label, l.label, figure) }
 			rows = append(rows, []string{
-				e.label, l.label, grouped(of(rate).Median),
+				e.Label, l.label, grouped(of(rate).Median),
 				of(p50).format("%.2f"), of(p99).format("%.2f"), of(p999).format("%.2f"),
 				medians("%.0f", of(func(s Sample) float64 { return s.Missed })),
 			})
@@ -101,18 +101,18 @@ func (s *section) latencies() string {
 }
 
 // fleets renders the rates, and their ratios to the rate with a single server process.
-func (s *section) fleets() string {
+func (s *Section) fleets() string {
 	var b strings.Builder
 	var rows [][]string
 	var one string
-	for _, e := range s.lineup {
-		if e.servers == 1 {
-			one = e.label
+	for _, e := range s.setups {
+		if e.Servers == 1 {
+			one = e.Label
 		}
 		l := s.loads[0].label
 		rows = append(rows, []string{
-			e.label, s.spread(e.label, l, rate).format("%.0f"), s.ratio(cell{e.label, l}, cell{one, l}, rate).format("%.2f"),
-			medians("%.2f", s.spread(e.label, l, p50)), medians("%.2f", s.spread(e.label, l, p99)),
+			e.Label, s.spread(e.Label, l, rate).format("%.0f"), s.ratio(cell{e.Label, l}, cell{one, l}, rate).format("%.2f"),
+			medians("%.2f", s.spread(e.Label, l, p50)), medians("%.2f", s.spread(e.Label, l, p99)),
 		})
 	}
 	table(&b, []string{"contender × servers", "calls/s", "against 1", "p50 ms", "p99 ms"}, rows)
@@ -120,19 +120,19 @@ func (s *section) fleets() string {
 }
 
 // slows renders the latencies of fast and slow calls.
-func (s *section) slows() string {
+func (s *Section) slows() string {
 	var b strings.Builder
 	var rows [][]string
-	for _, e := range s.lineup {
+	for _, e := range s.setups {
 		for _, l := range s.loads {
-			of := func(figure func(Sample) float64) Spread { return s.spread(e.label, l.label, figure) }
+			of := func(figure func(Sample) float64) Spread { return s.spread(e.Label, l.label, figure) }
 			slow := []string{"–", "–"}
 			if l.turn.SlowEvery > 0 {
 				slow = []string{medians("%.1f", of(slowP50)), medians("%.1f", of(slowP99))}
 			}
 			rows = append(rows, append([]string{
-				e.label, l.label, of(p50).format("%.2f"), of(p99).format("%.2f"),
-				s.ratio(cell{e.label, l.label}, cell{e.label, labelNoSlow}, p99).format("%.2f"), medians("%.2f", of(p999)),
+				e.Label, l.label, of(p50).format("%.2f"), of(p99).format("%.2f"),
+				s.ratio(cell{e.Label, l.label}, cell{e.Label, labelNoSlow}, p99).format("%.2f"), medians("%.2f", of(p999)),
 			}, slow...))
 		}
 	}
@@ -141,19 +141,39 @@ func (s *section) slows() string {
 }
 
 // memory renders resident memory of both sides.
-func (s *section) memory() string {
+func (s *Section) memory() string {
 	var b strings.Builder
 	var rows [][]string
-	for _, e := range s.lineup {
+	for _, e := range s.setups {
 		rows = append(rows, []string{
-			e.label,
-			s.spread(e.label, labelHeld, clientMemory).format("%.0f"),
-			s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientPeak }).format("%.0f"),
-			medians("%.0f", s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientStacks }), s.spread(e.label, labelHeld, func(s Sample) float64 { return s.Memory.ClientHeap })),
-			s.spread(e.label, labelFull, serverMemory).format("%.0f"),
-			s.spread(e.label, labelFull, rate).format("%.0f"),
+			e.Label,
+			s.spread(e.Label, labelHeld, clientMemory).format("%.0f"),
+			s.spread(e.Label, labelHeld, func(s Sample) float64 { return s.Memory.ClientPeak }).format("%.0f"),
+			medians("%.0f", s.spread(e.Label, labelHeld, func(s Sample) float64 { return s.Memory.ClientStacks }), s.spread(e.Label, labelHeld, func(s Sample) float64 { return s.Memory.ClientHeap })),
+			s.spread(e.Label, labelFull, serverMemory).format("%.0f"),
+			s.spread(e.Label, labelFull, rate).format("%.0f"),
 		})
 	}
 	table(&b, []string{"contender", fmt.Sprintf("client MB, %s calls in flight", grouped(heldCalls)), "client MB, peak", "of it goroutines' stacks + heap in use", fmt.Sprintf("server MB, peak at %d callers", heavyCallers), "calls/s there"}, rows)
+	return b.String()
+}
+
+// telemetryCosts renders the throughput relative to the same candidate without telemetry.
+func (s *Section) telemetryCosts() string {
+	var b strings.Builder
+	for _, l := range s.loads {
+		fmt.Fprintf(&b, "\n### %s\n", l.label)
+		var rows [][]string
+		against := Single
+		for _, e := range s.setups {
+			if e.Candidate == Batched {
+				against = Batched
+			}
+			cells := s.cells(e.Label, l.label, nil)
+			ratio := s.ratio(cell{e.Label, l.label}, cell{against, l.label}, rate).format("%.2f")
+			rows = append(rows, append([]string{cells[0], cells[1], ratio}, cells[2:]...))
+		}
+		table(&b, []string{"contender", "calls/s", "× without", "p50 ms", "p99 ms", s.headOfCPU(), "allocs/call client + server"}, rows)
+	}
 	return b.String()
 }

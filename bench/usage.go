@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// usage is the resource usage of a process since its start.
-type usage struct {
+// Usage is the resource usage of a process since its start.
+type Usage struct {
 	CPU     time.Duration `json:"cpu"`
 	Mallocs uint64        `json:"mallocs"`
 	Bytes   uint64        `json:"bytes"`
@@ -23,18 +23,18 @@ type usage struct {
 }
 
 // used returns the usage of this process.
-func used() (usage, error) {
+func used() (Usage, error) {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		return usage{}, err
+		return Usage{}, err
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	cpu := time.Duration(r.Utime.Nano() + r.Stime.Nano())
-	u := usage{CPU: cpu, Mallocs: m.Mallocs, Bytes: m.TotalAlloc, Stacks: m.StackInuse, Heap: m.HeapInuse}
+	u := Usage{CPU: cpu, Mallocs: m.Mallocs, Bytes: m.TotalAlloc, Stacks: m.StackInuse, Heap: m.HeapInuse}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return usage{}, err
+		return Usage{}, err
 	}
 	u.RSS, u.Peak = statusBytes(string(status), "VmRSS"), statusBytes(string(status), "VmHWM")
 	return u, nil
@@ -54,12 +54,12 @@ func statusBytes(status, name string) uint64 {
 }
 
 // plus adds up processor time and allocations; memory is the larger value of both.
-func (u usage) plus(v usage) usage {
-	return usage{CPU: u.CPU + v.CPU, Mallocs: u.Mallocs + v.Mallocs, Bytes: u.Bytes + v.Bytes, RSS: max(u.RSS, v.RSS), Peak: max(u.Peak, v.Peak)}
+func (u Usage) plus(v Usage) Usage {
+	return Usage{CPU: u.CPU + v.CPU, Mallocs: u.Mallocs + v.Mallocs, Bytes: u.Bytes + v.Bytes, RSS: max(u.RSS, v.RSS), Peak: max(u.Peak, v.Peak)}
 }
 
-func (u usage) since(before usage) usage {
-	return usage{CPU: u.CPU - before.CPU, Mallocs: u.Mallocs - before.Mallocs, Bytes: u.Bytes - before.Bytes}
+func (u Usage) Since(before Usage) Usage {
+	return Usage{CPU: u.CPU - before.CPU, Mallocs: u.Mallocs - before.Mallocs, Bytes: u.Bytes - before.Bytes}
 }
 
 // threadsCPU adds up the processor time of a process's threads, to the nanosecond; 0 for pid

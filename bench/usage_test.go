@@ -35,13 +35,13 @@ func TestFindBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := "amqp://" + l.Addr().String() + "/"
-	if got := findBroker(url); got != os.Getpid() {
+	if got := FindBroker(url); got != os.Getpid() {
 		t.Errorf("process %d, want %d", got, os.Getpid())
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := findBroker("amqp://127.0.0.1/"); got == os.Getpid() {
+	if got := FindBroker("amqp://127.0.0.1/"); got == os.Getpid() {
 		t.Error("found by no port")
 	}
 }

@@ -28,21 +28,21 @@ const (
 	watermillPrefetch = 128
 )
 
-func (overWatermill) settings() string {
+func (overWatermill) Settings() string {
 	return fmt.Sprintf("watermill components/requestreply over watermill-amqp: one reply queue for each client behind a Subscriber of our own, which hands replies out by operation id "+
 		"(as documented it would declare a queue for every call), %d subscriptions in the server because each takes one message at a time, prefetch %d, pool of %d channels, bodies not wrapped in JSON; no publisher confirms, transient messages, "+
 		"a request acked after its reply was written", watermillHandlers, watermillPrefetch, watermillChannels)
 }
 
-func (overWatermill) config(env environment) wamqp.Config {
+func (overWatermill) config(env Environment) wamqp.Config {
 	c := wamqp.NewNonDurableQueueConfig(env.URL)
 	c.Publish.ChannelPoolSize = watermillChannels
 	c.Consume.Qos.PrefetchCount = watermillPrefetch
 	return c
 }
 
-// serve implements native.
-func (c overWatermill) serve(ctx context.Context, env environment, h *handler, ready func(string)) error {
+// Serve implements native.
+func (c overWatermill) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
 	logger := watermill.NopLogger{}
 	publisher, err := wamqp.NewPublisher(c.config(env), logger)
 	if err != nil {
@@ -53,7 +53,7 @@ func (c overWatermill) serve(ctx context.Context, env environment, h *handler, r
 	if err != nil {
 		return err
 	}
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: endTimeout}, logger)
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: EndTimeout}, logger)
 	if err != nil {
 		return errors.Join(err, subscriber.Close())
 	}
@@ -73,7 +73,7 @@ func (c overWatermill) serve(ctx context.Context, env environment, h *handler, r
 			return errors.Join(err, subscriber.Close())
 		}
 		err = processor.AddHandlers(requestreply.NewCommandHandlerWithResult(fmt.Sprint(i), backend,
-			func(ctx context.Context, c *watermillCommand) ([]byte, error) { return h.answer(ctx, c.method, c.body) }))
+			func(ctx context.Context, c *watermillCommand) ([]byte, error) { return h.Answer(ctx, c.method, c.body) }))
 		if err != nil {
 			return errors.Join(err, subscriber.Close())
 		}
@@ -105,8 +105,8 @@ func watermillBackend(publisher message.Publisher, replies message.Subscriber) (
 	}, watermillReplies{})
 }
 
-// dial implements native.
-func (c overWatermill) dial(ctx context.Context, env environment) (caller, error) {
+// Dial implements native.
+func (c overWatermill) Dial(ctx context.Context, env Environment) (Caller, error) {
 	logger := watermill.NopLogger{}
 	publisher, err := wamqp.NewPublisher(c.config(env), logger)
 	if err != nil {
@@ -131,7 +131,7 @@ func (c overWatermill) dial(ctx context.Context, env environment) (caller, error
 		w.backend, err = watermillBackend(publisher, w.shared)
 	}
 	if err != nil {
-		return nil, errors.Join(err, w.close(ctx))
+		return nil, errors.Join(err, w.Close(ctx))
 	}
 	return w, nil
 }
@@ -145,8 +145,8 @@ type watermillCaller struct {
 	subscriber *wamqp.Subscriber
 }
 
-// call implements caller.
-func (w *watermillCaller) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (w *watermillCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	reply, err := requestreply.SendWithReply(ctx, w.bus, w.backend, &watermillCommand{method: method, body: body, replyTo: w.replyTo})
@@ -156,7 +156,7 @@ func (w *watermillCaller) call(ctx context.Context, method string, body []byte) 
 	return reply.HandlerResult, reply.Error
 }
 
-// close implements caller.
-func (w *watermillCaller) close(context.Context) error {
+// Close implements caller.
+func (w *watermillCaller) Close(context.Context) error {
 	return errors.Join(w.subscriber.Close(), w.publisher.Close())
 }

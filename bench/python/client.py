@@ -57,8 +57,8 @@ class Client:
 
 
 def main():
-    client = Client(brief()["env"])
-    obey(client.turn)
+    client = Client(configuration()["env"])
+    serve_commands(client.turn)
     client.connection.close()
 
 

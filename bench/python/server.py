@@ -8,7 +8,7 @@ ANSWERS = {"b": b"b"}
 
 
 def main():
-    env = brief()["env"]
+    env = configuration()["env"]
     connection = pika.BlockingConnection(pika.URLParameters(env["url"]))
     channel = connection.channel()
     channel.queue_declare(queue=env["queue"])
@@ -26,7 +26,7 @@ def main():
         channel.basic_ack(delivery_tag=method.delivery_tag)
 
     def listen():
-        obey(lambda command: None)
+        serve_commands(lambda command: None)
         connection.add_callback_threadsafe(channel.stop_consuming)
 
     channel.basic_consume(queue=env["queue"], on_message_callback=on_request)

@@ -1,12 +1,12 @@
 """What both Python sides share: the standard streams. The first line of input is a
-brief, the others are commands; each is answered with one line. All are JSON."""
+configuration, the others are commands; each is answered with one line. All are JSON."""
 
 import json
 import resource
 import sys
 
 
-def brief():
+def configuration():
     return json.loads(sys.stdin.readline())
 
 
@@ -28,7 +28,7 @@ def reply(outcome=None):
     print(json.dumps({"usage": usage, "outcome": outcome}), flush=True)
 
 
-def obey(do):
+def serve_commands(do):
     reply()
     for line in sys.stdin:
         reply(do(json.loads(line)))

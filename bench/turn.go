@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// turn describes a load for a client: an open loop if a rate is set, otherwise a closed loop.
-type turn struct {
+// Turn describes a load for a client: an open loop if a rate is set, otherwise a closed loop.
+type Turn struct {
 	Callers   int           `json:"callers,omitempty"`   // of a closed loop; each makes one call at a time
 	Rate      float64       `json:"rate,omitempty"`      // of an open loop, in calls per second
 	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
@@ -19,19 +19,19 @@ type turn struct {
 	SlowEvery int           `json:"slow_every,omitempty"` // every SlowEvery-th call is slow; 0: none
 }
 
-// outcome is the result of a turn.
-type outcome struct {
+// Outcome is the result of a turn.
+type Outcome struct {
 	Calls   int64         `json:"calls"`
 	Elapsed time.Duration `json:"elapsed"`
-	All     latencies     `json:"all"` // without slow calls
-	Slow    latencies     `json:"slow"`
+	All     Latencies     `json:"all"` // without slow calls
+	Slow    Latencies     `json:"slow"`
 	// Missed counts the calls of an open loop not started before the loop was aborted. The
 	// latencies include their waiting times until then.
 	Missed int64 `json:"missed,omitempty"`
 }
 
-// latencies holds percentiles in microseconds.
-type latencies struct {
+// Latencies holds percentiles in microseconds.
+type Latencies struct {
 	P50  int64 `json:"p50"`
 	P99  int64 `json:"p99"`
 	P999 int64 `json:"p999"`
@@ -42,7 +42,7 @@ type latencies struct {
 const stuck = 30 * time.Second
 
 // drive runs a turn. The first wrong response or error ends the turn.
-func drive(ctx context.Context, c caller, t turn) (outcome, error) {
+func drive(ctx context.Context, c Caller, t Turn) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	guard := time.AfterFunc(t.Duration+overrun+stuck, func() { cancel(fmt.Errorf("a call did not settle within %v", stuck)) })
@@ -55,16 +55,16 @@ func drive(ctx context.Context, c caller, t turn) (outcome, error) {
 	}
 	elapsed := time.Since(d.begun)
 	if err := context.Cause(ctx); err != nil {
-		return outcome{}, err
+		return Outcome{}, err
 	}
 	return d.outcome(elapsed), nil
 }
 
 // driver runs a turn.
 type driver struct {
-	turn   turn
-	caller caller
-	body   []byte // request body for methodEcho; nil: requestBody
+	turn   Turn
+	caller Caller
+	body   []byte // request body for MethodEcho; nil: RequestBody
 	begun  time.Time
 	fail   context.CancelCauseFunc
 
@@ -73,7 +73,7 @@ type driver struct {
 	fast, slow *recorder
 }
 
-func newDriver(c caller, t turn, fail context.CancelCauseFunc) *driver {
+func newDriver(c Caller, t Turn, fail context.CancelCauseFunc) *driver {
 	d := &driver{turn: t, caller: c, begun: time.Now(), fail: fail, fast: newRecorder(), slow: newRecorder()}
 	if t.Body > 0 {
 		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
@@ -81,9 +81,9 @@ func newDriver(c caller, t turn, fail context.CancelCauseFunc) *driver {
 	return d
 }
 
-func (d *driver) outcome(elapsed time.Duration) outcome {
+func (d *driver) outcome(elapsed time.Duration) Outcome {
 	fast, slow := d.fast.merged(), d.slow.merged()
-	return outcome{
+	return Outcome{
 		Calls:   fast.TotalCount() + slow.TotalCount() - d.missed,
 		Elapsed: elapsed,
 		All:     latenciesOf(fast),
@@ -94,12 +94,12 @@ func (d *driver) outcome(elapsed time.Duration) outcome {
 
 // call makes the next call, checks the response and records the time since the call was due.
 func (d *driver) call(ctx context.Context, shard int, due time.Time) {
-	rec, method, body, want := d.fast, methodQuick, []byte(requestBody), []byte(answerBody)
+	rec, method, body, want := d.fast, MethodQuick, []byte(RequestBody), []byte(ResponseBody)
 	if d.body != nil {
-		method, body, want = methodEcho, d.body, d.body
+		method, body, want = MethodEcho, d.body, d.body
 	}
 	if every := int64(d.turn.SlowEvery); every > 0 && d.numbers.Add(1)%every == 0 {
-		rec, method = d.slow, methodSlow
+		rec, method = d.slow, MethodSlow
 	}
 	if err := checkedCall(ctx, d.caller, method, body, want); err != nil {
 		d.fail(err)
@@ -109,8 +109,8 @@ func (d *driver) call(ctx context.Context, shard int, due time.Time) {
 }
 
 // checkedCall makes a call and checks the response.
-func checkedCall(ctx context.Context, c caller, method string, body, want []byte) error {
-	got, err := c.call(ctx, method, body)
+func checkedCall(ctx context.Context, c Caller, method string, body, want []byte) error {
+	got, err := c.Call(ctx, method, body)
 	return checkAnswer(got, err, want)
 }
 

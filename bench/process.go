@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// side is a child process, seen from the conductor.
-type side struct {
+// process is a child process, seen from the runner.
+type process struct {
 	name string // for errors
 	cmd  *exec.Cmd
 	in   io.WriteCloser
@@ -22,19 +22,19 @@ type side struct {
 	endpoint string // the address it listens on; empty if it does not listen
 }
 
-// startSide starts one process of a contender and waits until the process is ready. An empty
+// startProcess starts one process of a candidate and waits until the process is ready. An empty
 // program starts this program as a child.
-func startSide(ctx context.Context, b brief, program []string) (_ *side, err error) {
+func startProcess(ctx context.Context, b childConfig, program []string) (_ *process, err error) {
 	if len(program) == 0 {
 		exe, err := os.Executable()
 		if err != nil {
 			return nil, err
 		}
-		program = []string{exe, childArg}
+		program = []string{exe, ChildArg}
 	}
-	s := &side{name: fmt.Sprintf("%s %s", b.Contender, b.Role), cmd: exec.CommandContext(ctx, program[0], program[1:]...)} //nolint:gosec // this very program, or what the user named.
+	s := &process{name: fmt.Sprintf("%s %s", b.Candidate, b.Role), cmd: exec.CommandContext(ctx, program[0], program[1:]...)} //nolint:gosec // this very program, or what the user named.
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
-	s.cmd.WaitDelay = endTimeout
+	s.cmd.WaitDelay = EndTimeout
 	s.cmd.Stderr = os.Stderr
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -55,8 +55,8 @@ func startSide(ctx context.Context, b brief, program []string) (_ *side, err err
 	return s, nil
 }
 
-// ask sends a brief or a command and waits for the reply.
-func (s *side) ask(question any) (reply, error) {
+// ask sends a configuration or a command and waits for the reply.
+func (s *process) ask(question any) (reply, error) {
 	var r reply
 	if err := s.send.Encode(question); err != nil {
 		return r, s.named(err)
@@ -70,15 +70,15 @@ func (s *side) ask(question any) (reply, error) {
 	return r, nil
 }
 
-func (s *side) named(err error) error {
+func (s *process) named(err error) error {
 	return fmt.Errorf("%s: %w", s.name, err)
 }
 
 // stop closes the process's input, which ends the process, and kills the process if it does
 // not end in time.
-func (s *side) stop() error {
+func (s *process) stop() error {
 	_ = s.in.Close() // the end of its input ends the process
-	timer := time.AfterFunc(2*endTimeout, func() { _ = s.cmd.Process.Kill() })
+	timer := time.AfterFunc(2*EndTimeout, func() { _ = s.cmd.Process.Kill() })
 	defer timer.Stop()
 	if err := s.cmd.Wait(); err != nil {
 		return s.named(err)

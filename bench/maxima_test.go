@@ -7,9 +7,9 @@ import (
 
 func TestPacing(t *testing.T) {
 	t.Parallel()
-	p := newPacing()
-	e := entrant{label: "x"}
-	fixed := load{label: "10000/s", turn: turn{Rate: 10_000, Duration: time.Second}}
+	p := newMaxima()
+	e := Setup{Label: "x"}
+	fixed := load{label: "10000/s", turn: Turn{Rate: 10_000, Duration: time.Second}}
 	half := load{label: labelHalf, share: 0.5}
 	if _, ok := p.turn(e, half, 0); ok {
 		t.Error("a share of an unknown maximum was taken")
@@ -31,23 +31,23 @@ func TestPacing(t *testing.T) {
 			t.Errorf("round %d: sits out, although its best maximum is 101,000/s", round)
 		}
 	}
-	slow := entrant{label: "z"}
+	slow := Setup{Label: "z"}
 	p.found(slow, 11_000)
 	_, _ = p.turn(slow, fixed, 1)
 	p.found(slow, 101_000)
 	if _, ok := p.turn(slow, fixed, 2); ok {
 		t.Error("a load that was sat out in the first round came back")
 	}
-	if _, ok := p.turn(entrant{label: "y"}, fixed, 1); !ok {
-		t.Error("one entrant's maximum counted for another")
+	if _, ok := p.turn(Setup{Label: "y"}, fixed, 1); !ok {
+		t.Error("one setup's maximum counted for another")
 	}
 }
 
 func TestSequentialEntrantsSitOut(t *testing.T) {
 	t.Parallel()
-	e := entrant{label: "x", sequential: true}
+	e := Setup{Label: "x", Sequential: true}
 	for callers, want := range map[int]bool{1: true, 2: false, 1024: false} {
-		if _, ok := newPacing().turn(e, load{turn: turn{Callers: callers}}, 0); ok != want {
+		if _, ok := newMaxima().turn(e, load{turn: Turn{Callers: callers}}, 0); ok != want {
 			t.Errorf("%d callers: takes part: %v, want %v", callers, ok, want)
 		}
 	}

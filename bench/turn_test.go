@@ -18,40 +18,40 @@ type scripted struct {
 	body  string // of responses; empty: the right body
 }
 
-// call implements caller.
-func (s *scripted) call(ctx context.Context, method string, body []byte) ([]byte, error) {
+// Call implements caller.
+func (s *scripted) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	s.mu.Lock()
 	n := len(s.calls)
 	s.calls = append(s.calls, time.Now())
 	s.mu.Unlock()
 	if s.takes != nil {
-		if err := pause(ctx, s.takes(n, method)); err != nil {
+		if err := Pause(ctx, s.takes(n, method)); err != nil {
 			return nil, err
 		}
 	}
 	switch {
 	case s.body != "":
 		return []byte(s.body), nil
-	case method == methodEcho:
+	case method == MethodEcho:
 		return body, nil
 	default:
-		return []byte(answerBody), nil
+		return []byte(ResponseBody), nil
 	}
 }
 
-// close implements caller.
-func (s *scripted) close(context.Context) error { return nil }
+// Close implements caller.
+func (s *scripted) Close(context.Context) error { return nil }
 
 func TestClosedLoop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(_ int, method string) time.Duration {
-			if method == methodSlow {
+			if method == MethodSlow {
 				return 50 * time.Millisecond
 			}
 			return 10 * time.Millisecond
 		}}
-		o, err := drive(t.Context(), s, turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5})
+		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func TestClosedLoopEndsWithItsTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return 30 * time.Millisecond }}
-		o, err := drive(t.Context(), s, turn{Callers: 3, Duration: 100 * time.Millisecond, MaxCalls: 1000})
+		o, err := drive(t.Context(), s, Turn{Callers: 3, Duration: 100 * time.Millisecond, MaxCalls: 1000})
 		if err != nil || o.Calls != 12 || o.Elapsed != 120*time.Millisecond {
 			t.Errorf("%d calls in %v, %v, want 12 in 120ms", o.Calls, o.Elapsed, err)
 		}
@@ -78,12 +78,12 @@ func TestClosedLoopEndsWithItsTime(t *testing.T) {
 func TestDriveChecksAnswers(t *testing.T) {
 	t.Parallel()
 	for _, body := range []int{0, 100} {
-		_, err := drive(t.Context(), &scripted{body: "c"}, turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body})
+		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body})
 		if err == nil || !strings.Contains(err.Error(), `"c"`) {
 			t.Errorf("body of %d bytes: error %v, want one about the answer", body, err)
 		}
 	}
-	if o, err := drive(t.Context(), &scripted{}, turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}); err != nil || o.Calls != 3 {
+	if o, err := drive(t.Context(), &scripted{}, Turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}); err != nil || o.Calls != 3 {
 		t.Errorf("echo: %d calls, %v, want 3", o.Calls, err)
 	}
 }
@@ -92,7 +92,7 @@ func TestDriveEndsStuckCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return time.Hour }}
-		_, err := drive(t.Context(), s, turn{Callers: 1, Duration: time.Second, MaxCalls: 10})
+		_, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 10})
 		if err == nil || errors.Is(err, context.Canceled) && !strings.Contains(err.Error(), "call") {
 			t.Errorf("error %v, want one about a call that does not settle", err)
 		}
