@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // servingChild runs serve until the commands end.
@@ -48,7 +50,7 @@ func clientChild(ctx context.Context, c Native, env Environment, commands *json.
 		var o Outcome
 		switch {
 		case cmd.Turn != nil:
-			o, err = drive(ctx, under, *cmd.Turn)
+			o, err = drive(ctx, under, *cmd.Turn, loadgen.NewPacer())
 		case cmd.Hold > 0:
 			calls, err = holdCalls(ctx, under, cmd.Hold, env.Async)
 		case cmd.Settle && calls != nil:

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // Options configures the experiments of a run.
@@ -56,8 +58,6 @@ const reach = 0.8
 // Shared loads of the experiments.
 const (
 	heavyCallers = 1024
-	// openInFlight is the largest number of concurrent calls in an open loop.
-	openInFlight = 4096
 	heldCalls    = 100_000
 	// slowRate and slowEvery define the load of the experiment with slow calls: calls per
 	// second, and the interval of slow calls.
@@ -151,5 +151,5 @@ func closedLoads(o Options2, callers []int) []load {
 }
 
 func openLoad(o Options2, label string, rate float64, duration time.Duration) load {
-	return load{label: label, x: rate, turn: Turn{Rate: rate, InFlight: openInFlight, Duration: duration, MaxCalls: o.MaxCalls}}
+	return load{label: label, x: rate, turn: Turn{Rate: rate, InFlight: loadgen.OpenInFlight, Duration: duration, MaxCalls: o.MaxCalls}}
 }

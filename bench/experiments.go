@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"time"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 func tableExperiment(o Options2) Experiment {
@@ -32,7 +34,7 @@ func rateExperiment(o Options2) Experiment {
 	e := Experiment{
 		title: "Latency against rate",
 		note: fmt.Sprintf("Open loop: calls begin on a schedule of constant rate and count from the moment they were due, sent or not; at most %d at once, others wait and count. "+
-			"A contender's maximum is that of a closed loop of %d callers, found in the same run; it is asked for fixed rates up to %.0f %% of it.", openInFlight, heavyCallers, 100*reach),
+			"A contender's maximum is that of a closed loop of %d callers, found in the same run; it is asked for fixed rates up to %.0f %% of it.", loadgen.OpenInFlight, heavyCallers, 100*reach),
 		setups: setupsOf(o, Environment{}, Baseline, Single, Batched, CoreNATS, GRPC),
 		render: (*Section).latencies,
 	}

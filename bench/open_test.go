@@ -4,30 +4,32 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // openLoop runs an open loop on a fake clock.
 func openLoop(t *testing.T, s *scripted, o Turn) (*driver, time.Duration) {
 	t.Helper()
 	d := newDriver(s, o, func(err error) { t.Error(err) })
-	d.open(t.Context(), func(d time.Duration) { <-time.After(d) })
-	return d, time.Since(d.begun)
+	return d, d.run(t.Context(), loadgen.Pacer{})
 }
 
 func TestOpenLoopKeepsItsSchedule(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		// Far more than one call is due within a tick.
+		// Far more calls are due at once than callers are there.
 		for _, rate := range []float64{10, 1000, 200_000} {
 			s := &scripted{}
 			o := Turn{Rate: rate, InFlight: 4, Duration: time.Second, MaxCalls: 1_000_000}
-			d, _ := openLoop(t, s, o)
+			begun := time.Now()
+			openLoop(t, s, o)
 			if len(s.calls) != int(rate) {
 				t.Fatalf("%v/s: %d calls in a second", rate, len(s.calls))
 			}
 			for n, at := range s.calls {
-				due := d.begun.Add(time.Duration(float64(n) / rate * 1e9))
-				if late := at.Sub(due); late < 0 || late > tick {
+				due := begun.Add(time.Duration(float64(n) / rate * 1e9))
+				if late := at.Sub(due); late < 0 || late > time.Microsecond {
 					t.Fatalf("%v/s: call %d is %v late", rate, n, late)
 				}
 			}
@@ -53,9 +55,9 @@ func TestOpenLoopCountsFromTheSchedule(t *testing.T) {
 		}
 		near(t, "max", o.All.Max, 100_000)
 		// The delayed calls waited 90, 80, … 10 and 0 ms; the other nine calls did not wait.
-		h := d.fast.merged()
-		near(t, "tenth call of twenty", h.ValueAtQuantile(55), 10_000)
-		near(t, "nineteenth call of twenty", h.ValueAtQuantile(95), 90_000)
+		h := d.fast.Merged()
+		near(t, "tenth call of twenty", h.At(55).Microseconds(), 10_000)
+		near(t, "nineteenth call of twenty", h.At(95).Microseconds(), 90_000)
 	})
 }
 
@@ -95,9 +97,9 @@ func TestOpenLoopNumbersSlowCalls(t *testing.T) {
 			return time.Millisecond
 		}}
 		d, _ := openLoop(t, s, Turn{Rate: 1000, InFlight: 100, Duration: time.Second, MaxCalls: 1000, SlowEvery: 100})
-		if fast, slow := d.fast.merged().TotalCount(), d.slow.merged().TotalCount(); fast != 990 || slow != 10 {
+		if fast, slow := d.fast.Merged().Count(), d.slow.Merged().Count(); fast != 990 || slow != 10 {
 			t.Errorf("%d fast and %d slow calls, want 990 and 10", fast, slow)
 		}
-		near(t, "fast", d.fast.merged().Max(), 1000)
+		near(t, "fast", d.fast.Merged().Max().Microseconds(), 1000)
 	})
 }

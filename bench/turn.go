@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"sync/atomic"
+	"math"
 	"time"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // Turn describes a load for a client: an open loop if a rate is set, otherwise a closed loop.
@@ -38,22 +40,20 @@ type Latencies struct {
 	Max  int64 `json:"max"`
 }
 
+// overrun is the delay behind the schedule after which an open loop is aborted.
+const overrun = 5 * time.Second
+
 // stuck bounds a turn beyond its duration. A longer call is an error.
 const stuck = 30 * time.Second
 
 // drive runs a turn. The first wrong response or error ends the turn.
-func drive(ctx context.Context, c Caller, t Turn) (Outcome, error) {
+func drive(ctx context.Context, c Caller, t Turn, p loadgen.Pacer) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	guard := time.AfterFunc(t.Duration+overrun+stuck, func() { cancel(fmt.Errorf("a call did not settle within %v", stuck)) })
 	defer guard.Stop()
 	d := newDriver(c, t, cancel)
-	if t.Rate > 0 {
-		d.open(ctx, preciseSleep)
-	} else {
-		d.closed(ctx)
-	}
-	elapsed := time.Since(d.begun)
+	elapsed := d.run(ctx, p)
 	if err := context.Cause(ctx); err != nil {
 		return Outcome{}, err
 	}
@@ -64,27 +64,65 @@ func drive(ctx context.Context, c Caller, t Turn) (Outcome, error) {
 type driver struct {
 	turn   Turn
 	caller Caller
-	body   []byte // request body for MethodEcho; nil: RequestBody
-	begun  time.Time
+	body   []byte          // request body for MethodEcho; nil: RequestBody
 	fail   context.CancelCauseFunc
 
-	numbers    atomic.Int64
 	missed     int64
-	fast, slow *recorder
+	fast, slow *loadgen.Recorder
 }
 
 func newDriver(c Caller, t Turn, fail context.CancelCauseFunc) *driver {
-	d := &driver{turn: t, caller: c, begun: time.Now(), fail: fail, fast: newRecorder(), slow: newRecorder()}
+	d := &driver{turn: t, caller: c, fail: fail, fast: loadgen.NewRecorder(newHistogram), slow: loadgen.NewRecorder(newHistogram)}
 	if t.Body > 0 {
 		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
 	}
 	return d
 }
 
+// newHistogram returns a histogram of microseconds up to one minute, with three significant
+// digits.
+func newHistogram() *loadgen.Histogram {
+	const digits = 3
+	return loadgen.NewHistogram(time.Microsecond, time.Microsecond, time.Minute, digits)
+}
+
+// workload returns the calls of the turn. All calls of an open loop are due within the turn's
+// duration, and start later if the candidate falls behind.
+func (t Turn) workload() loadgen.Workload {
+	if t.Rate > 0 {
+		calls := min(int64(t.Rate*t.Duration.Seconds()), int64(t.MaxCalls))
+		return loadgen.Workload{Calls: calls, Rate: max(int64(math.Round(t.Rate)), 1), InFlight: t.InFlight}
+	}
+	return loadgen.Workload{Calls: int64(t.MaxCalls), Duration: t.Duration, InFlight: t.Callers}
+}
+
+// run runs the turn's loop and returns its duration. The latency of each call of an open loop
+// counts from the time at which the call was due, and every call is counted, also the calls
+// that the loop did not start before it was aborted.
+func (d *driver) run(ctx context.Context, p loadgen.Pacer) (elapsed time.Duration) {
+	w, limit := d.turn.workload(), d.turn.Duration
+	if w.Open() {
+		limit += overrun
+	}
+	begin, end := context.WithTimeout(ctx, limit)
+	defer end()
+	loop := loadgen.Loop{Workload: w, Pacer: p, Start: time.Now(), Call: func(n int64, due time.Time) bool { return d.call(ctx, n, due) }}
+	loop.Run(begin)
+	elapsed = time.Since(loop.Start)
+	if w.Open() && ctx.Err() == nil {
+		s := loop.Schedule()
+		d.missed = s.NotBegun
+		for n := s.Begun; n < w.Calls; n++ {
+			d.fast.Record(n, s.Took-w.Due(n))
+		}
+	}
+	return elapsed
+}
+
 func (d *driver) outcome(elapsed time.Duration) Outcome {
-	fast, slow := d.fast.merged(), d.slow.merged()
+	fast, slow := d.fast.Merged(), d.slow.Merged()
 	return Outcome{
-		Calls:   fast.TotalCount() + slow.TotalCount() - d.missed,
+		Calls:   fast.Count() + slow.Count() - d.missed,
 		Elapsed: elapsed,
 		All:     latenciesOf(fast),
 		Slow:    latenciesOf(slow),
@@ -92,20 +130,27 @@ func (d *driver) outcome(elapsed time.Duration) Outcome {
 	}
 }
 
-// call makes the next call, checks the response and records the time since the call was due.
-func (d *driver) call(ctx context.Context, shard int, due time.Time) {
+func latenciesOf(h *loadgen.Histogram) Latencies {
+	at := func(percent float64) int64 { return h.At(percent).Microseconds() }
+	return Latencies{P50: at(50), P99: at(99), P999: at(99.9), Max: h.Max().Microseconds()}
+}
+
+// call makes call n, checks the response and records the time since the call was due. It
+// reports whether the turn goes on.
+func (d *driver) call(ctx context.Context, n int64, due time.Time) bool {
 	rec, method, body, want := d.fast, MethodQuick, []byte(RequestBody), []byte(ResponseBody)
 	if d.body != nil {
 		method, body, want = MethodEcho, d.body, d.body
 	}
-	if every := int64(d.turn.SlowEvery); every > 0 && d.numbers.Add(1)%every == 0 {
+	if every := int64(d.turn.SlowEvery); every > 0 && (n+1)%every == 0 {
 		rec, method = d.slow, MethodSlow
 	}
 	if err := checkedCall(ctx, d.caller, method, body, want); err != nil {
 		d.fail(err)
-		return
+		return false
 	}
-	rec.record(shard, time.Since(due))
+	rec.Record(n, time.Since(due))
+	return true
 }
 
 // checkedCall makes a call and checks the response.

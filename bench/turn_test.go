@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/internal/loadgen"
 )
 
 // scripted is a caller that responds after a duration given by takes.
@@ -51,7 +53,7 @@ func TestClosedLoop(t *testing.T) {
 			}
 			return 10 * time.Millisecond
 		}}
-		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5})
+		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5}, loadgen.Pacer{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +70,7 @@ func TestClosedLoopEndsWithItsTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return 30 * time.Millisecond }}
-		o, err := drive(t.Context(), s, Turn{Callers: 3, Duration: 100 * time.Millisecond, MaxCalls: 1000})
+		o, err := drive(t.Context(), s, Turn{Callers: 3, Duration: 100 * time.Millisecond, MaxCalls: 1000}, loadgen.Pacer{})
 		if err != nil || o.Calls != 12 || o.Elapsed != 120*time.Millisecond {
 			t.Errorf("%d calls in %v, %v, want 12 in 120ms", o.Calls, o.Elapsed, err)
 		}
@@ -78,12 +80,12 @@ func TestClosedLoopEndsWithItsTime(t *testing.T) {
 func TestDriveChecksAnswers(t *testing.T) {
 	t.Parallel()
 	for _, body := range []int{0, 100} {
-		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body})
+		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body}, loadgen.Pacer{})
 		if err == nil || !strings.Contains(err.Error(), `"c"`) {
 			t.Errorf("body of %d bytes: error %v, want one about the answer", body, err)
 		}
 	}
-	if o, err := drive(t.Context(), &scripted{}, Turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}); err != nil || o.Calls != 3 {
+	if o, err := drive(t.Context(), &scripted{}, Turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}, loadgen.Pacer{}); err != nil || o.Calls != 3 {
 		t.Errorf("echo: %d calls, %v, want 3", o.Calls, err)
 	}
 }
@@ -92,7 +94,7 @@ func TestDriveEndsStuckCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(int, string) time.Duration { return time.Hour }}
-		_, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 10})
+		_, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 10}, loadgen.Pacer{})
 		if err == nil || errors.Is(err, context.Canceled) && !strings.Contains(err.Error(), "call") {
 			t.Errorf("error %v, want one about a call that does not settle", err)
 		}
