@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"rabbitmq-rpc/internal/chart"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -23,9 +24,11 @@ func callersExperiment(o Options2) Experiment {
 	e.loads = closedLoads(o, []int{1, 4, 16, 64, 256, heavyCallers})
 	e.render = func(s *Section) string { return s.tables([]int{1, 64, heavyCallers}) + s.grid("calls/s", rate, "%.0f") }
 	e.plots = []plotted{{
-		file: "throughput-callers.svg", title: "Throughput against callers", x: "callers (one call each at a time)", y: "calls per second",
-		tick:  func(x float64) string { return fmt.Sprint(x) },
-		lines: func(s *Section) []line { return s.lines(rate) },
+		file: "throughput-callers.svg", Plot: chart.Plot{
+			Title: "Throughput against callers", X: "callers (one call each at a time)", Y: "calls per second",
+			Tick: func(x float64) string { return fmt.Sprint(x) },
+		},
+		lines: func(s *Section) []chart.Series { return s.lines(rate) },
 	}}
 	return e
 }
@@ -48,8 +51,8 @@ func rateExperiment(o Options2) Experiment {
 	half.share = 0.5
 	e.loads = append(e.loads, half)
 	e.plots = []plotted{{
-		file: "latency-rate.svg", title: "Latency against rate (solid p50, dashed p99, dotted p99.9)", x: "calls per second, constant rate", y: "milliseconds",
-		lines: func(s *Section) []line { return s.latencyLines() },
+		file: "latency-rate.svg", Plot: chart.Plot{Title: "Latency against rate (solid p50, dashed p99, dotted p99.9)", X: "calls per second, constant rate", Y: "milliseconds"},
+		lines: func(s *Section) []chart.Series { return s.latencyLines() },
 	}}
 	return e
 }
@@ -62,9 +65,11 @@ func sizeExperiment(o Options2) Experiment {
 		setups: setupsOf(o, Environment{}, Baseline, Single, Batched, CoreNATS, GRPC),
 		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
 		plots: []plotted{{
-			file: "throughput-size.svg", title: fmt.Sprintf("Throughput against body size, %d callers", callers), x: "request, and answer", y: "calls per second",
-			tick:  func(x float64) string { return labelBytes(int(x)) },
-			lines: func(s *Section) []line { return s.lines(rate) },
+			file: "throughput-size.svg", Plot: chart.Plot{
+				Title: fmt.Sprintf("Throughput against body size, %d callers", callers), X: "request, and answer", Y: "calls per second",
+				Tick: func(x float64) string { return labelBytes(int(x)) },
+			},
+			lines: func(s *Section) []chart.Series { return s.lines(rate) },
 		}},
 	}
 	for _, size := range []int{16, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10} {
@@ -89,8 +94,8 @@ func serversExperiment(o Options2) Experiment {
 		note:   fmt.Sprintf("Closed loop of 256 callers. Each server process has %d workers, and every handler sleeps %v.", workers, sleep),
 		render: (*Section).fleets,
 		plots: []plotted{{
-			file: "throughput-servers.svg", title: fmt.Sprintf("Throughput against server processes (%d workers each, handler %v)", workers, sleep), x: "server processes", y: "calls per second", linear: true,
-			lines: func(s *Section) []line { return s.fleetLines() },
+			file: "throughput-servers.svg", Plot: chart.Plot{Title: fmt.Sprintf("Throughput against server processes (%d workers each, handler %v)", workers, sleep), X: "server processes", Y: "calls per second", Linear: true},
+			lines: func(s *Section) []chart.Series { return s.fleetLines() },
 		}},
 	}
 	for _, base := range setupsOf(o, Environment{Workers: workers, Sleep: sleep}, Baseline, Single, Batched, CoreNATS) {

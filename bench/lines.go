@@ -1,23 +1,37 @@
 package main
 
-import "slices"
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"rabbitmq-rpc/internal/chart"
+)
+
+// plotted describes a plot of an experiment.
+type plotted struct {
+	chart.Plot // without its series
+
+	file  string
+	lines func(*Section) []chart.Series
+}
 
 // lines returns a line for each setup: the figure over the loads.
-func (s *Section) lines(figure func(Sample) float64) []line {
-	var all []line
+func (s *Section) lines(figure func(Sample) float64) []chart.Series {
+	var all []chart.Series
 	for _, e := range s.setups {
-		all = append(all, line{name: e.Label, colour: colourOf(e), bars: true, points: s.points(e.Label, figure)})
+		all = append(all, chart.Series{Name: e.Label, Colour: colourOf(e), Bars: true, Points: s.points(e.Label, figure)})
 	}
 	return all
 }
 
 // points returns the loads with an x position and samples, all above 0, because a logarithmic
 // axis cannot show 0.
-func (s *Section) points(setup string, figure func(Sample) float64) []point {
-	var all []point
+func (s *Section) points(setup string, figure func(Sample) float64) []chart.Interval {
+	var all []chart.Interval
 	for _, l := range s.loads {
 		if y := s.spread(setup, l.label, figure); l.x > 0 && y.Low > 0 {
-			all = append(all, point{l.x, y})
+			all = append(all, interval(l.x, y))
 		}
 	}
 	return all
@@ -25,13 +39,13 @@ func (s *Section) points(setup string, figure func(Sample) float64) []point {
 
 // latencyLines returns three lines for each setup: p50, p99 and p99.9. Only the p50 line has
 // a name in the legend.
-func (s *Section) latencyLines() []line {
-	var all []line
+func (s *Section) latencyLines() []chart.Series {
+	var all []chart.Series
 	for _, e := range s.setups {
 		for dash, figure := range []func(Sample) float64{p50, p99, p999} {
-			l := line{colour: colourOf(e), dash: dash, points: s.points(e.Label, figure)}
+			l := chart.Series{Colour: colourOf(e), Dash: dash, Points: s.points(e.Label, figure)}
 			if dash == 0 {
-				l.name = e.Label
+				l.Name = e.Label
 			}
 			all = append(all, l)
 		}
@@ -40,15 +54,15 @@ func (s *Section) latencyLines() []line {
 }
 
 // fleetLines returns a line for each candidate: the rate over the number of server processes.
-func (s *Section) fleetLines() []line {
-	var all []line
+func (s *Section) fleetLines() []chart.Series {
+	var all []chart.Series
 	for _, e := range s.setups {
-		if len(all) == 0 || all[len(all)-1].name != e.Candidate {
-			all = append(all, line{name: e.Candidate, colour: colourOf(e), bars: true})
+		if len(all) == 0 || all[len(all)-1].Name != e.Candidate {
+			all = append(all, chart.Series{Name: e.Candidate, Colour: colourOf(e), Bars: true})
 		}
 		if len(s.samples[cell{e.Label, s.loads[0].label}]) > 0 {
 			last := &all[len(all)-1]
-			last.points = append(last.points, point{float64(e.Servers), s.spread(e.Label, s.loads[0].label, rate)})
+			last.Points = append(last.Points, interval(float64(e.Servers), s.spread(e.Label, s.loads[0].label, rate)))
 		}
 	}
 	return all
@@ -56,3 +70,25 @@ func (s *Section) fleetLines() []line {
 
 // colourOf returns the candidate's colour, which is the same in every plot.
 func colourOf(e Setup) int { return slices.Index(Names(), e.Candidate) }
+
+// interval returns the point of a spread.
+func interval(x float64, y Spread) chart.Interval {
+	return chart.Interval{X: x, Median: y.Median, Low: y.Low, High: y.High}
+}
+
+// Plots draws the plots of the experiment that have points, by file name.
+func (s *Section) Plots() (map[string][]byte, error) {
+	drawn := make(map[string][]byte)
+	for _, p := range s.plots {
+		p.Series = p.lines(s)
+		svg, err := p.SVG()
+		switch {
+		case errors.Is(err, chart.ErrNoPoints):
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", p.file, err)
+		default:
+			drawn[p.file] = svg
+		}
+	}
+	return drawn, nil
+}

@@ -85,9 +85,13 @@ func (r *Report) publish(w io.Writer, dir string) error {
 		return err
 	}
 	for _, s := range r.Sections {
-		for _, p := range s.plots {
-			if err := writePlot(filepath.Join(dir, p.file), p, p.lines(s)); err != nil && !errors.Is(err, errNothing) {
-				return fmt.Errorf("%s: %w", p.file, err)
+		plots, err := s.Plots()
+		if err != nil {
+			return err
+		}
+		for file, svg := range plots {
+			if err := writeFile(filepath.Join(dir, file), svg); err != nil {
+				return err
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -195,3 +196,6 @@ func TestPublish(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// regexpImage matches the images in a Markdown text and captures their file names.
+func regexpImage() *regexp.Regexp { return regexp.MustCompile(`!\[[^]]*\]\(([^)]+)\)`) }

@@ -76,7 +76,7 @@ func (s *Section) Markdown() string {
 		b.WriteString("\n**It failed before its end; these are the rounds until then.**\n")
 	}
 	for _, p := range s.plots {
-		fmt.Fprintf(&b, "\n![%s](%s)\n", p.title, p.file)
+		fmt.Fprintf(&b, "\n![%s](%s)\n", p.Title, p.file)
 	}
 	b.WriteString(s.render(s))
 	return b.String()

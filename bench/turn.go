@@ -64,7 +64,7 @@ func drive(ctx context.Context, c Caller, t Turn, p loadgen.Pacer) (Outcome, err
 type driver struct {
 	turn   Turn
 	caller Caller
-	body   []byte          // request body for MethodEcho; nil: RequestBody
+	body   []byte // request body for MethodEcho; nil: RequestBody
 	fail   context.CancelCauseFunc
 
 	missed     int64

@@ -1,4 +1,4 @@
-package main
+package chart
 
 import (
 	"bytes"
@@ -15,51 +15,50 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// plotted describes a plot of an experiment.
-type plotted struct {
-	file, title, x, y string
-	linear            bool                   // else both axes are logarithmic
-	tick              func(x float64) string // labels of the x axis; nil: plain numbers
-	lines             func(*Section) []line
+// Plot is a plot that stands alone in a file: it has colours, a title and a legend, and
+// compares medians of several rounds.
+type Plot struct {
+	Title, X, Y string
+	Linear      bool                   // else both axes are logarithmic
+	Tick        func(x float64) string // labels of the x axis; nil: plain numbers
+	Series      []Series
 }
 
-// line is one series of a plot: medians connected by a line.
-type line struct {
-	name   string // in the legend; empty: not listed
-	colour int
-	dash   int  // 0 is solid
-	bars   bool // error bars from the lowest to the highest value
-	points []point
+// Series is one series of a [Plot]: medians connected by a line.
+type Series struct {
+	Name   string // in the legend; empty: not listed
+	Colour int    // an index; equal indexes have equal colours
+	Dash   int    // 0 is solid
+	Bars   bool   // error bars from the lowest to the highest value
+	Points []Interval
 }
 
-type point struct {
-	x float64
-	y Spread
-}
+// Interval is a point of a [Series].
+type Interval struct{ X, Median, Low, High float64 }
 
 const plotWidth, plotHeight = 24 * vg.Centimeter, 14 * vg.Centimeter
 
-// errNothing means that no line has a point.
-var errNothing = errors.New("no points")
+// ErrNoPoints means that no series of a plot has a point.
+var ErrNoPoints = errors.New("no points")
 
-// writePlot renders lines as SVG.
-func writePlot(file string, p plotted, lines []line) error {
+// SVG draws the plot.
+func (p *Plot) SVG() ([]byte, error) {
 	canvas := vgsvg.New(plotWidth, plotHeight)
-	if err := drawPlot(draw.New(canvas), p, lines); err != nil {
-		return err
+	if err := p.draw(draw.New(canvas)); err != nil {
+		return nil, err
 	}
 	var svg bytes.Buffer
 	if _, err := canvas.WriteTo(&svg); err != nil {
-		return err
+		return nil, err
 	}
 	// The list adds fallbacks for readers without the font Liberation Sans.
-	return writeFile(file, bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,sans-serif")))
+	return bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,sans-serif")), nil
 }
 
-func drawPlot(canvas draw.Canvas, p plotted, lines []line) error {
+func (p *Plot) draw(canvas draw.Canvas) error {
 	fig := plot.New()
-	fig.Title.Text = p.title
-	fig.X.Label.Text, fig.Y.Label.Text = p.x, p.y
+	fig.Title.Text = p.Title
+	fig.X.Label.Text, fig.Y.Label.Text = p.X, p.Y
 	legend := plot.NewLegend()
 	legend.Top, legend.Left, legend.Padding = true, true, vg.Points(3)
 	for _, style := range []*text.Style{&fig.Title.TextStyle, &fig.X.Label.TextStyle, &fig.Y.Label.TextStyle, &fig.X.Tick.Label, &fig.Y.Tick.Label, &legend.TextStyle} {
@@ -71,24 +70,24 @@ func drawPlot(canvas draw.Canvas, p plotted, lines []line) error {
 	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{Y: 0xdd}, color.Gray{Y: 0xdd}
 	fig.Add(grid)
 	drawn := false
-	for _, l := range lines {
-		if len(l.points) == 0 {
+	for _, l := range p.Series {
+		if len(l.Points) == 0 {
 			continue
 		}
-		if err := addLine(fig, &legend, l); err != nil {
+		if err := addSeries(fig, &legend, l); err != nil {
 			return err
 		}
 		drawn = true
 	}
 	if !drawn {
-		return errNothing
+		return ErrNoPoints
 	}
-	if p.linear {
+	if p.Linear {
 		fig.Y.Min = 0
-		fig.X.Tick.Marker, fig.Y.Tick.Marker = p.ticks(lines), plainTicks{plot.DefaultTicks{}}
+		fig.X.Tick.Marker, fig.Y.Tick.Marker = p.ticks(), plainTicks{plot.DefaultTicks{}}
 	} else {
 		fig.X.Scale, fig.Y.Scale = plot.LogScale{}, plot.LogScale{}
-		fig.X.Tick.Marker, fig.Y.Tick.Marker = p.ticks(lines), plainTicks{plot.LogTicks{Prec: -1}}
+		fig.X.Tick.Marker, fig.Y.Tick.Marker = p.ticks(), plainTicks{plot.LogTicks{Prec: -1}}
 		fig.Y.Min, fig.Y.Max = decade(fig.Y.Min, math.Floor), decade(fig.Y.Max, math.Ceil)
 		for _, axis := range []*plot.Axis{&fig.X, &fig.Y} {
 			if axis.Min == axis.Max { // a logarithmic axis needs some range
@@ -106,8 +105,8 @@ func drawPlot(canvas draw.Canvas, p plotted, lines []line) error {
 	return nil
 }
 
-func addLine(fig *plot.Plot, legend *plot.Legend, l line) error {
-	data := spreads(l.points)
+func addSeries(fig *plot.Plot, legend *plot.Legend, l Series) error {
+	data := intervals(l.Points)
 	joined, marks, err := plotter.NewLinePoints(data)
 	if err != nil {
 		return err
@@ -116,33 +115,33 @@ func addLine(fig *plot.Plot, legend *plot.Legend, l line) error {
 	if err != nil {
 		return err
 	}
-	colour := palette(l.colour)
+	colour := palette(l.Colour)
 	joined.Color, marks.Color, bars.Color = colour, colour, colour
 	joined.Width = vg.Points(1.5)
-	joined.Dashes = [][]vg.Length{nil, {vg.Points(6), vg.Points(3)}, {vg.Points(1.5), vg.Points(2.5)}}[l.dash%3]
+	joined.Dashes = [][]vg.Length{nil, {vg.Points(6), vg.Points(3)}, {vg.Points(1.5), vg.Points(2.5)}}[l.Dash%3]
 	marks.Shape, marks.Radius = draw.CircleGlyph{}, vg.Points(2)
 	fig.Add(joined, marks)
-	if l.bars {
+	if l.Bars {
 		fig.Add(bars)
 	}
-	if l.name != "" {
-		legend.Add(l.name, joined, marks)
+	if l.Name != "" {
+		legend.Add(l.Name, joined, marks)
 	}
 	return nil
 }
 
-// spreads implements the plotters' interfaces for points.
-type spreads []point
+// intervals implements the plotters' interfaces for the points of a series.
+type intervals []Interval
 
 // Len implements plotter.XYer.
-func (s spreads) Len() int { return len(s) }
+func (s intervals) Len() int { return len(s) }
 
 // XY implements plotter.XYer.
-func (s spreads) XY(i int) (x, y float64) { return s[i].x, s[i].y.Median }
+func (s intervals) XY(i int) (x, y float64) { return s[i].X, s[i].Median }
 
 // YError implements plotter.YErrorer.
-func (s spreads) YError(i int) (low, high float64) {
-	return s[i].y.Median - s[i].y.Low, s[i].y.High - s[i].y.Median
+func (s intervals) YError(i int) (low, high float64) {
+	return s[i].Median - s[i].Low, s[i].High - s[i].Median
 }
 
 // plainTicks labels ticks with plain numbers, shortened with k and M.
@@ -153,13 +152,14 @@ func (t plainTicks) Ticks(low, high float64) []plot.Tick {
 	ticks := t.Ticker.Ticks(low, high)
 	for i := range ticks {
 		if ticks[i].Label != "" {
-			ticks[i].Label = short(ticks[i].Value)
+			ticks[i].Label = thousands(ticks[i].Value)
 		}
 	}
 	return ticks
 }
 
-func short(v float64) string {
+// thousands formats a number with three or four digits, shortened with k and M.
+func thousands(v float64) string {
 	switch {
 	case v >= 1e6:
 		return strconv.FormatFloat(v/1e6, 'g', 3, 64) + "M"
@@ -171,18 +171,18 @@ func short(v float64) string {
 }
 
 // ticks returns a tick at the x position of each point.
-func (p plotted) ticks(lines []line) plot.ConstantTicks {
-	label := p.tick
+func (p *Plot) ticks() plot.ConstantTicks {
+	label := p.Tick
 	if label == nil {
-		label = short
+		label = thousands
 	}
 	var ticks []plot.Tick
 	seen := make(map[float64]bool)
-	for _, l := range lines {
-		for _, at := range l.points {
-			if !seen[at.x] {
-				seen[at.x] = true
-				ticks = append(ticks, plot.Tick{Value: at.x, Label: label(at.x)})
+	for _, l := range p.Series {
+		for _, at := range l.Points {
+			if !seen[at.X] {
+				seen[at.X] = true
+				ticks = append(ticks, plot.Tick{Value: at.X, Label: label(at.X)})
 			}
 		}
 	}
@@ -194,7 +194,8 @@ func decade(v float64, round func(float64) float64) float64 {
 	return math.Pow(10, round(math.Log10(v)))
 }
 
-// palette returns the colour of the candidate at index i of all candidates.
+// palette returns the colour at index i: shades of one colour for the hand-written loops of the
+// benchmarks, warm colours for amqpx.
 func palette(i int) color.Color {
 	colours := []color.RGBA{
 		{0x00, 0x72, 0xb2, 0xff}, // the loops: blue to grey
