@@ -23,6 +23,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"rabbitmq-rpc/bench/process"
 )
 
 func main() { os.Exit(run()) }
@@ -31,8 +33,8 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == ChildArg {
-		err = ServeChild(ctx, os.Stdin, os.Stdout)
+	if len(os.Args) > 1 && os.Args[1] == process.ChildArg {
+		err = process.ServeChild(ctx, os.Stdin, os.Stdout)
 	} else {
 		err = runExperiments(ctx, os.Args[1:])
 	}

@@ -10,6 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/experiment"
+	"rabbitmq-rpc/bench/process"
 )
 
 // errUsage marks bad arguments.
@@ -21,7 +25,7 @@ const urlVariable = "AMQPX_TEST_AMQP_URL"
 
 // options holds the settings of one run.
 type options struct {
-	Options2
+	experiment.Options
 
 	limit       time.Duration // of the whole run
 	experiments []string
@@ -38,9 +42,9 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
-	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+Table+": how many callers call at once")
-	fs.StringVar(&names, "contenders", strings.Join(DefaultNames(), ","), "any of "+strings.Join(Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
-	fs.StringVar(&experiments, "experiment", Table, "any of "+strings.Join(Names2(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
+	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+experiment.Table+": how many callers call at once")
+	fs.StringVar(&names, "contenders", strings.Join(candidate.DefaultNames(), ","), "any of "+strings.Join(candidate.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
+	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
 	fs.IntVar(&o.BrokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
@@ -57,18 +61,18 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	if o.Callers, err = parseCallers(callers); err != nil {
 		return o, err
 	}
-	if experiments == Telemetry && names == strings.Join(DefaultNames(), ",") {
-		names = strings.Join(TelemetryNames(), ",")
+	if experiments == experiment.Telemetry && names == strings.Join(candidate.DefaultNames(), ",") {
+		names = strings.Join(experiment.TelemetryNames(), ",")
 	}
 	o.Candidates = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
-		o.experiments = Names2()[1 : len(Names2())-1]
+		o.experiments = experiment.Names()[1 : len(experiment.Names())-1]
 	}
 	if err := o.validate(); err != nil {
 		return o, err
 	}
 	if o.BrokerPID == 0 {
-		o.BrokerPID = FindBroker(o.URL)
+		o.BrokerPID = process.FindBroker(o.URL)
 	}
 	return o, nil
 }
@@ -86,18 +90,18 @@ func parseCallers(list string) ([]int, error) {
 }
 
 func (o options) validate() error {
-	known := Names()
+	known := candidate.Names()
 	for _, label := range o.Candidates {
-		name, _ := SplitLabel(label)
+		name, _ := experiment.SplitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
 		}
 	}
 	for _, name := range o.experiments {
-		if !slices.Contains(Names2(), name) {
-			return fmt.Errorf("%w: experiment %q: want any of %s", errUsage, name, strings.Join(Names2(), ", "))
+		if !slices.Contains(experiment.Names(), name) {
+			return fmt.Errorf("%w: experiment %q: want any of %s", errUsage, name, strings.Join(experiment.Names(), ", "))
 		}
-		if New(name, o.Options2).IsEmpty() {
+		if experiment.New(name, o.Options).IsEmpty() {
 			return fmt.Errorf("%w: experiment %q: none of the chosen contenders takes part in it", errUsage, name)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"rabbitmq-rpc/bench/experiment"
 )
 
 func TestOptions(t *testing.T) {
@@ -14,15 +16,14 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := Names2()[1 : len(Names2())-1]; !slices.Equal(o.experiments, want) {
+	if want := experiment.Names()[1 : len(experiment.Names())-1]; !slices.Equal(o.experiments, want) {
 		t.Errorf("experiments %v, want %v", o.experiments, want)
 	}
 	if !slices.Equal(o.Callers, []int{1, 8}) {
 		t.Errorf("callers %v", o.Callers)
 	}
-	e := New(Table, o.Options2)
-	if got := e.setups[1]; got.Candidate != Batched || got.Program != "old" || got.Label != "amqpx-batch@old" {
-		t.Errorf("second setup %+v", got)
+	if !slices.Equal(o.Candidates, []string{"loop", "amqpx-batch@old"}) {
+		t.Errorf("candidates %v", o.Candidates)
 	}
 }
 
@@ -52,23 +53,5 @@ func TestOptionFaults(t *testing.T) {
 				t.Errorf("error %v, want one of usage about %q", err, tt.want)
 			}
 		})
-	}
-}
-
-func TestLineupOfExperiments(t *testing.T) {
-	t.Parallel()
-	o := Options2{Candidates: []string{"loop", "amqpx-batch", "python"}, Callers: []int{1}, Rounds: 1, Duration: 1, MaxCalls: 1}
-	for name, want := range map[string][]string{
-		Table:   {"loop", "amqpx-batch", "python"},
-		Rate:    {"loop", "amqpx-batch"},
-		Servers: {"loop × 1", "loop × 2", "loop × 4", "amqpx-batch × 1", "amqpx-batch × 2", "amqpx-batch × 4"},
-	} {
-		var got []string
-		for _, e := range New(name, o).setups {
-			got = append(got, e.Label)
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: lineup %v, want %v", name, got, want)
-		}
 	}
 }

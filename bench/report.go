@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/experiment"
 )
 
 // Report is the result of a run.
@@ -16,15 +19,15 @@ type Report struct {
 	Command  string
 	Rounds   int
 	Duration time.Duration // of one turn
-	Sections []*Section
+	Sections []*experiment.Section
 	Settings []string // one line for each candidate
 }
 
 func newReport(o options, args []string) *Report {
 	r := &Report{Command: commandOf(args), Rounds: o.Rounds, Duration: o.Duration}
 	for _, label := range o.Candidates {
-		name, _ := SplitLabel(label)
-		if e, err := Find(name); err == nil {
+		name, _ := experiment.SplitLabel(label)
+		if e, err := candidate.Find(name); err == nil {
 			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.Settings()))
 		}
 	}
@@ -67,7 +70,7 @@ func (r *Report) Markdown() string {
 	for _, line := range r.Settings {
 		fmt.Fprintf(&b, "- %s\n", line)
 	}
-	b.WriteString(r.goals())
+	b.WriteString(experiment.Goals(r.Sections))
 	return b.String()
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"rabbitmq-rpc/bench/experiment"
 )
 
 // runExperiments parses args, runs the experiments and prints the report on standard output. Progress
@@ -21,10 +23,10 @@ func runExperiments(ctx context.Context, args []string) error {
 	if r.Machine, err = readMachine(opts.URL); err != nil {
 		return err
 	}
-	c := &Runner{Options: opts.Options2, Log: os.Stderr}
+	c := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
 	for _, name := range opts.experiments {
-		var s *Section
-		s, err = c.Run(ctx, New(name, opts.Options2))
+		var s *experiment.Section
+		s, err = c.Run(ctx, experiment.New(name, opts.Options))
 		if s.HasSamples() {
 			s.Cut = err != nil
 			r.Sections = append(r.Sections, s)
