@@ -1,3 +1,5 @@
+// Package candidate has the ways to make remote calls that the benchmark compares. Flags, tables
+// and docs/performance.md call them contenders.
 package candidate
 
 import (
@@ -15,7 +17,7 @@ type Candidate interface {
 // Native is a candidate whose processes run this program.
 type Native interface {
 	Candidate
-	// Serve answers calls on env's queue until ctx ends. When the server accepts calls, serve
+	// Serve answers calls on env's queue until ctx ends. When the server accepts calls, Serve
 	// calls ready once. The endpoint is the address to dial, or empty if clients use the
 	// broker.
 	Serve(ctx context.Context, env Environment, h *Handler, ready func(endpoint string)) error
@@ -26,21 +28,24 @@ type Native interface {
 // Role is the role of a candidate's process.
 type Role string
 
+// The roles. A candidate may have several servers.
 const (
 	RoleServer Role = "server"
 	RoleClient Role = "client"
-	RoleBroker Role = "broker" // of a contender with its own broker
+	RoleBroker Role = "broker" // of a candidate with its own broker
 )
 
 // Foreign is a candidate whose processes are other programs, which follow the same protocol on
 // their standard streams.
 type Foreign interface {
 	Candidate
+	// Program returns the command line of a process.
 	Program(r Role) []string
 }
 
 // Brokered is a candidate with its own broker as a third process.
 type Brokered interface {
+	// Broker serves until ctx ends, and calls ready once with its address.
 	Broker(ctx context.Context, ready func(endpoint string)) error
 }
 
@@ -48,11 +53,13 @@ type Brokered interface {
 type Caller interface {
 	// Call sends a request and returns the response.
 	Call(ctx context.Context, method string, body []byte) ([]byte, error)
+	// Close ends the caller's connections.
 	Close(ctx context.Context) error
 }
 
 // Starter is a caller with calls that need no goroutine while they wait.
 type Starter interface {
+	// Start sends a request and does not wait for the response.
 	Start(ctx context.Context, method string, body []byte) Started
 }
 
@@ -68,8 +75,8 @@ type Started interface {
 type Environment struct {
 	URL      string        `json:"url"`
 	Queue    string        `json:"queue"`               // its own request queue
-	Endpoint string        `json:"endpoint,omitempty"`  // of a contender that needs no RabbitMQ
-	Workers  int           `json:"workers,omitempty"`   // handlers at once in each server; 0: the contender's own best
+	Endpoint string        `json:"endpoint,omitempty"`  // of a candidate that needs no RabbitMQ
+	Workers  int           `json:"workers,omitempty"`   // handlers at once in each server; 0: the candidate's own best
 	Sleep    time.Duration `json:"sleep,omitempty"`     // of every handler
 	InFlight int           `json:"in_flight,omitempty"` // the most that a client may have; 0: its default
 	Async    bool          `json:"async,omitempty"`     // held calls have no goroutines
@@ -86,7 +93,8 @@ const EndTimeout = 5 * time.Second
 type Entry struct {
 	Name string
 	Candidate
-	// Optional candidates run only when -candidates lists them.
+
+	// Optional candidates run only when the flag -contenders lists them.
 	Optional bool
 	// Sequential candidates make a single call at a time.
 	Sequential bool
@@ -138,6 +146,7 @@ func entries() []Entry {
 	}
 }
 
+// Find returns the candidate with a name.
 func Find(name string) (Entry, error) {
 	for _, e := range entries() {
 		if e.Name == name {
@@ -147,6 +156,7 @@ func Find(name string) (Entry, error) {
 	return Entry{}, fmt.Errorf("no contender %q", name)
 }
 
+// Names returns the names of all candidates.
 func Names() []string {
 	var names []string
 	for _, e := range entries() {
@@ -155,6 +165,7 @@ func Names() []string {
 	return names
 }
 
+// DefaultNames returns the names of the candidates that are not optional.
 func DefaultNames() []string {
 	var names []string
 	for _, e := range entries() {

@@ -32,6 +32,7 @@ type Handler struct {
 	released chan struct{}
 }
 
+// NewHandler returns a handler whose calls take the given time.
 func NewHandler(sleep time.Duration) *Handler {
 	return &Handler{sleep: sleep, released: make(chan struct{})}
 }

@@ -1,3 +1,5 @@
+// Package experiment has the experiments of the benchmark: which candidates they compare under
+// which loads, their rounds, and their tables and plots.
 package experiment
 
 import (
@@ -97,6 +99,7 @@ const (
 	Telemetry = "telemetry"
 )
 
+// Names returns the names of all experiments, in the order of the report.
 func Names() []string {
 	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Telemetry}
 }

@@ -22,11 +22,12 @@ type Section struct {
 
 type cell struct{ candidate, load string }
 
+// NewSection returns the section of an experiment without samples.
 func NewSection(e Experiment, o Options) *Section {
 	return &Section{Experiment: e, brokerMeasured: o.BrokerPID != 0, samples: make(map[cell][]Sample)}
 }
 
-// add appends the sample of the next round.
+// Add appends the sample of the next round.
 func (s *Section) Add(setup, load string, sample Sample) {
 	at := cell{setup, load}
 	s.samples[at] = append(s.samples[at], sample)

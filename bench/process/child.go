@@ -13,8 +13,9 @@ import (
 )
 
 // ChildArg as the only argument makes this program a process of a candidate. The process reads
-// a configuration and then commands as JSON lines, and sends a JSON reply for each line. The end of
-// the input ends the process, so a child never outlives the runner.
+// a configuration and then commands as JSON lines, and sends a JSON reply for each line. The
+// end of the input ends the process, so a child never outlives the benchmark. Builds of other
+// revisions use the same lines.
 const ChildArg = "child"
 
 // childConfig configures a child process.

@@ -1,3 +1,6 @@
+// Package process runs each candidate in processes of its own: one client, servers, and a broker
+// if the candidate has one. The client makes the calls of a turn with the loops of
+// internal/loadgen.
 package process
 
 import (

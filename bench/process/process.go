@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/bench/candidate"
 )
 
-// process is a child process, seen from the runner.
+// process is a child process, seen from the benchmark.
 type process struct {
 	name string // for errors
 	cmd  *exec.Cmd

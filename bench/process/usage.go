@@ -58,6 +58,7 @@ func (u Usage) plus(v Usage) Usage {
 	return Usage{CPU: u.CPU + v.CPU, Mallocs: u.Mallocs + v.Mallocs, Bytes: u.Bytes + v.Bytes, RSS: max(u.RSS, v.RSS), Peak: max(u.Peak, v.Peak)}
 }
 
+// Since returns the processor time and the allocations since an earlier usage.
 func (u Usage) Since(before Usage) Usage {
 	return Usage{CPU: u.CPU - before.CPU, Mallocs: u.Mallocs - before.Mallocs, Bytes: u.Bytes - before.Bytes}
 }

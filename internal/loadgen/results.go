@@ -39,28 +39,28 @@ func NewResults() *Results {
 }
 
 // Add counts a result.
-func (t *Results) Add(r Result) {
-	t.Timeline.add(r)
-	t.Behind = max(t.Behind, r.Late)
+func (s *Results) Add(r Result) {
+	s.Timeline.add(r)
+	s.Behind = max(s.Behind, r.Late)
 	if r.Info != nil {
-		t.Server.add(*r.Info)
+		s.Server.add(*r.Info)
 	}
 	if r.Key != "" {
-		t.Errors[r.Key]++
+		s.Errors[r.Key]++
 		return
 	}
-	t.OK++
-	t.Latency.Record(r.Latency)
+	s.OK++
+	s.Latency.Record(r.Latency)
 }
 
 // Failed returns the number of calls that settled without the expected result.
-func (t *Results) Failed() int64 {
+func (s *Results) Failed() int64 {
 	var sum int64
-	for _, n := range t.Errors {
+	for _, n := range s.Errors {
 		sum += n
 	}
 	return sum
 }
 
 // Settled returns the number of settled calls.
-func (t *Results) Settled() int64 { return t.OK + t.Failed() }
+func (s *Results) Settled() int64 { return s.OK + s.Failed() }
