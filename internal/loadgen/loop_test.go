@@ -2,6 +2,7 @@ package loadgen
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -265,4 +266,66 @@ func (s *sampler) Call(_ context.Context, _ string, _ []byte, options ...amqpx.C
 		s.asked <- 1
 	}
 	return []byte("b"), nil
+}
+
+// Every call starts once, under its own number, and at its due time.
+func TestLoopNumbersItsCalls(t *testing.T) {
+	t.Parallel()
+	for name, w := range map[string]Workload{
+		"closed": {Calls: 100, InFlight: 7},
+		"open":   {Calls: 100, Rate: 1000, InFlight: 7},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
+			seen := make(map[int64]int)
+			l := Loop{Workload: w, Start: time.Now()}
+			l.Call = func(n int64, due time.Time) bool {
+				mu.Lock()
+				seen[n]++
+				mu.Unlock()
+				if want := l.Start.Add(time.Duration(n) * time.Millisecond); w.Open() && !due.Equal(want) {
+					t.Errorf("%s: call %d was due at %v, want %v", name, n, due, want)
+				}
+				<-time.After(5 * time.Millisecond)
+				return true
+			}
+			l.Run(t.Context())
+			if l.Begun() != w.Calls || int64(len(seen)) != w.Calls {
+				t.Errorf("%s: %d calls begun, %d numbers, want %d", name, l.Begun(), len(seen), w.Calls)
+			}
+			for n, times := range seen {
+				if n < 0 || n >= w.Calls || times != 1 {
+					t.Errorf("%s: call %d was made %d times", name, n, times)
+				}
+			}
+		})
+	}
+}
+
+// A caller that may not go on starts no further call, and a context that ends stops all others.
+func TestLoopEndsEarly(t *testing.T) {
+	t.Parallel()
+	for name, w := range map[string]Workload{
+		"closed": {Calls: NoLimit, InFlight: 3},
+		"open":   {Calls: NoLimit, Rate: 1000, InFlight: 3},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			begin, end := context.WithCancel(t.Context())
+			defer end()
+			l := Loop{Workload: w, Start: time.Now()}
+			l.Call = func(int64, time.Time) bool {
+				<-time.After(10 * time.Millisecond)
+				return false
+			}
+			time.AfterFunc(time.Second, end)
+			l.Run(begin)
+			if l.Begun() != int64(w.InFlight) {
+				t.Errorf("%s: %d calls begun, want one of each caller", name, l.Begun())
+			}
+			want := map[bool]time.Duration{false: 10 * time.Millisecond, true: time.Second}[w.Open()]
+			if took := time.Since(l.Start); took != want {
+				t.Errorf("%s: ended after %v, want %v", name, took, want)
+			}
+		})
+	}
 }
