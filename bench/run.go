@@ -9,9 +9,9 @@ import (
 	"rabbitmq-rpc/bench/experiment"
 )
 
-// runExperiments parses args, runs the experiments and prints the report on standard output. Progress
-// goes to standard error. If an experiment fails, the report still contains its samples and
-// the earlier experiments.
+// runExperiments parses args, runs the experiments and prints the report on standard output.
+// Progress goes to standard error. If an experiment fails, the report still contains its
+// samples and the earlier experiments.
 func runExperiments(ctx context.Context, args []string) error {
 	opts, err := parseOptions(args, os.Stderr)
 	if err != nil {
@@ -23,10 +23,10 @@ func runExperiments(ctx context.Context, args []string) error {
 	if r.Machine, err = readMachine(opts.URL); err != nil {
 		return err
 	}
-	c := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
+	runner := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
 	for _, name := range opts.experiments {
 		var s *experiment.Section
-		s, err = c.Run(ctx, experiment.New(name, opts.Options))
+		s, err = runner.Run(ctx, experiment.New(name, opts.Options))
 		if s.HasSamples() {
 			s.Cut = err != nil
 			r.Sections = append(r.Sections, s)
@@ -39,5 +39,5 @@ func runExperiments(ctx context.Context, args []string) error {
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	return errors.Join(err, c.DeleteQueues(), r.publish(os.Stdout, opts.out))
+	return errors.Join(err, runner.DeleteQueues(), r.publish(os.Stdout, opts.out))
 }

@@ -9,8 +9,8 @@ import (
 
 // memory measures every setup in fresh processes in every round, because a process does not
 // return freed memory to the system at once.
-func (c *Runner) memory(ctx context.Context, s *Section) error {
-	for round := range c.Options.Rounds {
+func (r *Runner) memory(ctx context.Context, s *Section) error {
+	for round := range r.Options.Rounds {
 		for _, e := range s.setups {
 			for _, step := range []struct {
 				load    load
@@ -22,7 +22,7 @@ func (c *Runner) memory(ctx context.Context, s *Section) error {
 				if e.Env.Async && step.load.label != labelHeld {
 					continue // the other load does not differ for Async
 				}
-				g, err := c.start(ctx, e)
+				g, err := r.start(ctx, e)
 				if err != nil {
 					return err
 				}
@@ -31,7 +31,7 @@ func (c *Runner) memory(ctx context.Context, s *Section) error {
 					return err
 				}
 				sample := newSample(measured)
-				c.progress(s.Name, round+1, step.load.label, e.Label, sample)
+				r.progress(s.Name, round+1, step.load.label, e.Label, sample)
 				s.Add(e.Label, step.load.label, sample)
 			}
 		}

@@ -13,7 +13,7 @@ import (
 	"rabbitmq-rpc/bench/process"
 )
 
-// Runner runs a whole measurement.
+// Runner runs experiments. One goroutine uses it.
 type Runner struct {
 	Options Options
 	Log     io.Writer // of the progress
@@ -21,22 +21,22 @@ type Runner struct {
 }
 
 // Run executes an experiment.
-func (c *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
-	s := NewSection(e, c.Options)
+func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
+	s := NewSection(e, r.Options)
 	if e.Name == MemoryUse {
-		return s, c.memory(ctx, s)
+		return s, r.memory(ctx, s)
 	}
 	var groups []*process.Group
 	var err error
 	for _, setup := range e.setups {
 		var g *process.Group
-		if g, err = c.start(ctx, setup); err != nil {
+		if g, err = r.start(ctx, setup); err != nil {
 			break
 		}
 		groups = append(groups, g)
 	}
 	if err == nil {
-		err = c.rounds(ctx, s, groups)
+		err = r.rounds(ctx, s, groups)
 	}
 	faults := []error{err}
 	for _, g := range groups {
@@ -46,15 +46,15 @@ func (c *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 }
 
 // start starts the processes of a setup with a new request queue.
-func (c *Runner) start(ctx context.Context, setup process.Setup) (*process.Group, error) {
-	return process.Start(ctx, setup, c.newQueue(setup.Candidate), c.Options.Options)
+func (r *Runner) start(ctx context.Context, setup process.Setup) (*process.Group, error) {
+	return process.Start(ctx, setup, r.newQueue(setup.Candidate), r.Options.Options)
 }
 
 // rounds runs every load in every round, with each group in turn. The first round is the
 // warm-up and is not recorded.
-func (c *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group) error {
+func (r *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group) error {
 	p := newMaxima()
-	for round := range c.Options.Rounds + 1 {
+	for round := range r.Options.Rounds + 1 {
 		for _, l := range s.loads {
 			for _, g := range groups {
 				t, ok := p.turn(g.Setup, l, round)
@@ -69,7 +69,7 @@ func (c *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group
 					return err
 				}
 				sample := newSample(measured)
-				c.progress(s.Name, round, l.label, g.Setup.Label, sample)
+				r.progress(s.Name, round, l.label, g.Setup.Label, sample)
 				if l.most {
 					p.found(g.Setup, sample.Rate)
 				}
@@ -82,28 +82,28 @@ func (c *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group
 	return nil
 }
 
-func (c *Runner) progress(name string, round int, load, setup string, s Sample) {
-	label := fmt.Sprintf("round %d/%d", round, c.Options.Rounds)
+func (r *Runner) progress(name string, round int, load, setup string, s Sample) {
+	label := fmt.Sprintf("round %d/%d", round, r.Options.Rounds)
 	if round == 0 {
 		label = "warm-up"
 	}
-	_, _ = fmt.Fprintf(c.Log, "%s  %s %-10s %-16s %-24s %8.0f calls/s  p50 %.2f ms  p99 %.2f ms\n", time.Now().Format(time.TimeOnly), name, label, load, setup, s.Rate, s.P50, s.P99)
+	_, _ = fmt.Fprintf(r.Log, "%s  %s %-10s %-16s %-24s %8.0f calls/s  p50 %.2f ms  p99 %.2f ms\n", time.Now().Format(time.TimeOnly), name, label, load, setup, s.Rate, s.P50, s.P99)
 }
 
-func (c *Runner) newQueue(name string) string {
+func (r *Runner) newQueue(name string) string {
 	queue := "bench." + name + "." + uuid.NewString()
-	c.queues = append(c.queues, queue)
+	r.queues = append(r.queues, queue)
 	return queue
 }
 
 // DeleteQueues deletes the request queues and amqpx's further queues.
-func (c *Runner) DeleteQueues() error {
-	conn, err := amqp.Dial(c.Options.URL)
+func (r *Runner) DeleteQueues() error {
+	conn, err := amqp.Dial(r.Options.URL)
 	if err != nil {
 		return err
 	}
 	ch, err := conn.Channel()
-	for _, name := range c.queues {
+	for _, name := range r.queues {
 		for _, suffix := range []string{"", ".batch", ".retry", ".dead"} {
 			if err == nil {
 				_, err = ch.QueueDelete(name+suffix, false, false, false)

@@ -64,8 +64,8 @@ func clientChild(ctx context.Context, c candidate.Native, env candidate.Environm
 	return errors.Join(err, under.Close(ctx))
 }
 
-// serveCommands reports that the process is ready, then executes each command with do and replies with
-// the outcome and the usage so far.
+// serveCommands reports that the process is ready, then executes each command with do and
+// replies with the outcome and the usage so far.
 func serveCommands(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*Outcome, error)) error {
 	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
 		return err

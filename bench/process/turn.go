@@ -18,7 +18,7 @@ type Turn struct {
 	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
 	Duration  time.Duration `json:"duration"`
 	MaxCalls  int           `json:"max_calls"`
-	Body      int           `json:"body,omitempty"`       // bytes each way; 0: requestBody and answerBody
+	Body      int           `json:"body,omitempty"`       // bytes each way; 0: the fixed bodies of package candidate
 	SlowEvery int           `json:"slow_every,omitempty"` // every SlowEvery-th call is slow; 0: none
 }
 

@@ -1,5 +1,5 @@
-"""What both Python sides share: the standard streams. The first line of input is a
-configuration, the others are commands; each is answered with one line. All are JSON."""
+"""The standard streams of both Python programs. The first line of input is a configuration,
+the others are commands; the program writes one line for each of them. All are JSON."""
 
 import json
 import resource
