@@ -1,13 +1,13 @@
 // Bench measures several ways to make remote calls side by side in one run, and prints
 // Markdown tables. With -out it also writes the tables, with plots, to a directory.
 //
-// Every contender runs in its own processes, one client and one or more servers, as in
-// production: the sides and the contenders share no heap, scheduler or poller. This process
-// only coordinates. In each round the contenders take turns, A B C A B C …, after a warm-up.
-// Figures are medians over the rounds, and a ratio compares two contenders within the same
+// Every candidate runs in its own processes, one client and one or more servers, as in
+// production: the sides and the candidates share no heap, scheduler or poller. This process
+// only coordinates. In each round the candidates take turns, A B C A B C …, after a warm-up.
+// Figures are medians over the rounds, and a ratio compares two candidates within the same
 // round.
 //
-// An experiment (-experiment) is a lineup of contenders and a series of loads: closed loops of
+// An experiment (-experiment) is a list of candidates and a series of loads: closed loops of
 // callers, open loops of a constant rate, bodies of several sizes, several server processes,
 // slow calls among fast calls, and very many concurrent calls.
 //
@@ -23,6 +23,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"rabbitmq-rpc/bench/process"
 )
 
 func main() { os.Exit(run()) }
@@ -31,10 +33,10 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == childArg {
-		err = serveChild(ctx, os.Stdin, os.Stdout)
+	if len(os.Args) > 1 && os.Args[1] == process.ChildArg {
+		err = process.ServeChild(ctx, os.Stdin, os.Stdout)
 	} else {
-		err = conduct(ctx, os.Args[1:])
+		err = runExperiments(ctx, os.Args[1:])
 	}
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):

@@ -10,6 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/experiment"
+	"rabbitmq-rpc/bench/process"
 )
 
 // errUsage marks bad arguments.
@@ -21,19 +25,11 @@ const urlVariable = "AMQPX_TEST_AMQP_URL"
 
 // options holds the settings of one run.
 type options struct {
-	url        string
-	rounds     int
-	duration   time.Duration // of one contender's turn
-	maxCalls   int           // of one contender's turn
-	limit      time.Duration // of the whole run
-	callers    []int
-	contenders []string
+	experiment.Options
 
+	limit       time.Duration // of the whole run
 	experiments []string
 	out         string // directory; empty: none
-
-	cpuProfile string
-	brokerPID  int // 0: the broker's processor time is not measured
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -41,17 +37,17 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	var callers, names, experiments string
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
-	fs.StringVar(&o.url, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
-	fs.IntVar(&o.rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
-	fs.DurationVar(&o.duration, "duration", time.Second, "length of one contender's turn")
-	fs.IntVar(&o.maxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
+	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
+	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
+	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn")
+	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
-	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+expTable+": how many callers call at once")
-	fs.StringVar(&names, "contenders", strings.Join(defaultContenders(), ","), "any of "+strings.Join(allContenders(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
-	fs.StringVar(&experiments, "experiment", expTable, "any of "+strings.Join(allExperiments(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
+	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+experiment.Table+": how many callers call at once")
+	fs.StringVar(&names, "contenders", strings.Join(candidate.DefaultNames(), ","), "any of "+strings.Join(candidate.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
+	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
-	fs.StringVar(&o.cpuProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
-	fs.IntVar(&o.brokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
+	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
+	fs.IntVar(&o.BrokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
@@ -62,21 +58,21 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		return o, fmt.Errorf("%w: unexpected %q", errUsage, fs.Arg(0))
 	}
 	var err error
-	if o.callers, err = parseCallers(callers); err != nil {
+	if o.Callers, err = parseCallers(callers); err != nil {
 		return o, err
 	}
-	if experiments == expTelemetry && names == strings.Join(defaultContenders(), ",") {
-		names = strings.Join(telemetryContenders(), ",")
+	if experiments == experiment.Telemetry && names == strings.Join(candidate.DefaultNames(), ",") {
+		names = strings.Join(experiment.TelemetryNames(), ",")
 	}
-	o.contenders = strings.Split(names, ",")
+	o.Candidates = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
-		o.experiments = allExperiments()[1 : len(allExperiments())-1]
+		o.experiments = experiment.Names()[1 : len(experiment.Names())-1]
 	}
 	if err := o.validate(); err != nil {
 		return o, err
 	}
-	if o.brokerPID == 0 {
-		o.brokerPID = findBroker(o.url)
+	if o.BrokerPID == 0 {
+		o.BrokerPID = process.FindBroker(o.URL)
 	}
 	return o, nil
 }
@@ -94,33 +90,26 @@ func parseCallers(list string) ([]int, error) {
 }
 
 func (o options) validate() error {
-	known := allContenders()
-	for _, label := range o.contenders {
-		name, _ := splitLabel(label)
+	known := candidate.Names()
+	for _, label := range o.Candidates {
+		name, _ := experiment.SplitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
 		}
 	}
 	for _, name := range o.experiments {
-		if !slices.Contains(allExperiments(), name) {
-			return fmt.Errorf("%w: experiment %q: want any of %s", errUsage, name, strings.Join(allExperiments(), ", "))
+		if !slices.Contains(experiment.Names(), name) {
+			return fmt.Errorf("%w: experiment %q: want any of %s", errUsage, name, strings.Join(experiment.Names(), ", "))
 		}
-		if len(newExperiment(name, o).lineup) == 0 {
+		if experiment.New(name, o.Options).IsEmpty() {
 			return fmt.Errorf("%w: experiment %q: none of the chosen contenders takes part in it", errUsage, name)
 		}
 	}
 	switch {
-	case o.url == "":
+	case o.URL == "":
 		return fmt.Errorf("%w: no broker: set -url or %s", errUsage, urlVariable)
-	case o.rounds < 1 || o.duration <= 0 || o.maxCalls < 1 || o.limit <= 0:
+	case o.Rounds < 1 || o.Duration <= 0 || o.MaxCalls < 1 || o.limit <= 0:
 		return fmt.Errorf("%w: rounds, duration, max-calls and limit must be more than 0", errUsage)
 	}
 	return nil
-}
-
-// splitLabel splits NAME@FILE into the contender's name and the path of another build of this
-// program. The path is empty for the running program.
-func splitLabel(label string) (name, program string) {
-	name, program, _ = strings.Cut(label, "@")
-	return name, program
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"rabbitmq-rpc/bench/experiment"
 )
 
 func TestOptions(t *testing.T) {
@@ -14,15 +16,14 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := allExperiments()[1 : len(allExperiments())-1]; !slices.Equal(o.experiments, want) {
+	if want := experiment.Names()[1 : len(experiment.Names())-1]; !slices.Equal(o.experiments, want) {
 		t.Errorf("experiments %v, want %v", o.experiments, want)
 	}
-	if !slices.Equal(o.callers, []int{1, 8}) {
-		t.Errorf("callers %v", o.callers)
+	if !slices.Equal(o.Callers, []int{1, 8}) {
+		t.Errorf("callers %v", o.Callers)
 	}
-	e := newExperiment(expTable, o)
-	if got := e.lineup[1]; got.contender != batched || got.program != "old" || got.label != "amqpx-batch@old" {
-		t.Errorf("second entrant %+v", got)
+	if !slices.Equal(o.Candidates, []string{"loop", "amqpx-batch@old"}) {
+		t.Errorf("candidates %v", o.Candidates)
 	}
 }
 
@@ -52,23 +53,5 @@ func TestOptionFaults(t *testing.T) {
 				t.Errorf("error %v, want one of usage about %q", err, tt.want)
 			}
 		})
-	}
-}
-
-func TestLineupOfExperiments(t *testing.T) {
-	t.Parallel()
-	o := options{contenders: []string{"loop", "amqpx-batch", "python"}, callers: []int{1}, rounds: 1, duration: 1, maxCalls: 1}
-	for name, want := range map[string][]string{
-		expTable:   {"loop", "amqpx-batch", "python"},
-		expRate:    {"loop", "amqpx-batch"},
-		expServers: {"loop × 1", "loop × 2", "loop × 4", "amqpx-batch × 1", "amqpx-batch × 2", "amqpx-batch × 4"},
-	} {
-		var got []string
-		for _, e := range newExperiment(name, o).lineup {
-			got = append(got, e.label)
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%s: lineup %v, want %v", name, got, want)
-		}
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/experiment"
 )
 
 // Report is the result of a run.
@@ -16,16 +19,16 @@ type Report struct {
 	Command  string
 	Rounds   int
 	Duration time.Duration // of one turn
-	Sections []*section
-	Settings []string // one line for each contender
+	Sections []*experiment.Section
+	Settings []string // one line for each candidate
 }
 
 func newReport(o options, args []string) *Report {
-	r := &Report{Command: commandOf(args), Rounds: o.rounds, Duration: o.duration}
-	for _, label := range o.contenders {
-		name, _ := splitLabel(label)
-		if e, err := findEntry(name); err == nil {
-			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.settings()))
+	r := &Report{Command: commandOf(args), Rounds: o.Rounds, Duration: o.Duration}
+	for _, label := range o.Candidates {
+		name, _ := experiment.SplitLabel(label)
+		if e, err := candidate.Find(name); err == nil {
+			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.Settings()))
 		}
 	}
 	return r
@@ -61,13 +64,13 @@ func (r *Report) Markdown() string {
 	fmt.Fprintf(&b, "%d rounds after a warm-up, contenders in turn, %v each; client and servers of a contender are processes of their own. "+
 		"Figures are medians over the rounds, with (lowest–highest); ratios are taken within a round. Every answer is checked.\n", r.Rounds, r.Duration)
 	for _, s := range r.Sections {
-		b.WriteString(s.markdown())
+		b.WriteString(s.Markdown())
 	}
 	b.WriteString("\n## Settings\n\n")
 	for _, line := range r.Settings {
 		fmt.Fprintf(&b, "- %s\n", line)
 	}
-	b.WriteString(r.goals())
+	b.WriteString(experiment.Goals(r.Sections))
 	return b.String()
 }
 
@@ -85,9 +88,13 @@ func (r *Report) publish(w io.Writer, dir string) error {
 		return err
 	}
 	for _, s := range r.Sections {
-		for _, p := range s.plots {
-			if err := writePlot(filepath.Join(dir, p.file), p, p.lines(s)); err != nil && !errors.Is(err, errNothing) {
-				return fmt.Errorf("%s: %w", p.file, err)
+		plots, err := s.Plots()
+		if err != nil {
+			return err
+		}
+		for file, svg := range plots {
+			if err := writeFile(filepath.Join(dir, file), svg); err != nil {
+				return err
 			}
 		}
 	}

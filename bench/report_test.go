@@ -1,64 +1,34 @@
 package main
 
 import (
-	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/experiment"
 )
 
-func TestSpreadOf(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name   string
-		values []float64
-		want   Spread
-	}{
-		{"odd", []float64{3, 1, 2}, Spread{2, 1, 3}},
-		{"even", []float64{4, 1, 3, 2}, Spread{2.5, 1, 4}},
-		{"one", []float64{7}, Spread{7, 7, 7}},
-		{"an outlier does not move the median", []float64{10, 11, 1000}, Spread{11, 10, 1000}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			if got := spreadOf(tt.values); got != tt.want {
-				t.Errorf("spreadOf(%v) = %v, want %v", tt.values, got, tt.want)
-			}
-		})
-	}
-	if got := spreadOf(nil); !math.IsNaN(got.Median) || got.format("%.0f") != "–" {
-		t.Errorf("spreadOf(nil) = %v, want nothing", got)
-	}
-}
-
 func testReport() *Report {
-	o := options{rounds: 3, duration: time.Second, maxCalls: 1, callers: []int{1, 64}, contenders: []string{baseline, single, batched, "python"}}
+	o := options{Options: experiment.Options{Rounds: 3, Duration: time.Second, MaxCalls: 1, Callers: []int{1, 64}, Candidates: []string{candidate.Baseline, candidate.Single, candidate.Batched, "python"}}}
 	r := newReport(o, []string{"-rounds", "3"})
 	r.Machine = Machine{Cores: 2, OS: "linux/amd64", Go: "go1.26", Broker: "RabbitMQ 3.10"}
-	s := newSection(newExperiment(expTable, o), o)
+	s := experiment.NewSection(experiment.New(experiment.Table, o.Options), o.Options)
 	// The rate doubles from round to round; the ratio within a round does not change that
 	// much.
 	for i, rate := range []float64{100, 200, 400} {
-		s.add(baseline, "1 caller", Sample{Rate: rate, P50: 1})
-		s.add(single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: Cost{CPU: 10, Allocs: 20}, Server: Cost{CPU: 11, Allocs: 21}})
-		s.add(batched, "1 caller", Sample{Rate: rate * 0.85})
-		s.add(baseline, "64 callers", Sample{Rate: 10})
-		s.add(batched, "64 callers", Sample{Rate: 70})
+		s.Add(candidate.Baseline, "1 caller", experiment.Sample{Rate: rate, P50: 1})
+		s.Add(candidate.Single, "1 caller", experiment.Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: experiment.Cost{CPU: 10, Allocs: 20}, Server: experiment.Cost{CPU: 11, Allocs: 21}})
+		s.Add(candidate.Batched, "1 caller", experiment.Sample{Rate: rate * 0.85})
+		s.Add(candidate.Baseline, "64 callers", experiment.Sample{Rate: 10})
+		s.Add(candidate.Batched, "64 callers", experiment.Sample{Rate: 70})
 	}
 	r.Sections = append(r.Sections, s)
 	return r
-}
-
-func TestRatioIsTakenWithinRounds(t *testing.T) {
-	t.Parallel()
-	got := testReport().Sections[0].ratio(cell{single, "1 caller"}, cell{baseline, "1 caller"}, rate).format("%.2f")
-	if want := "0.90 (0.80–1.00)"; got != want {
-		t.Errorf("ratio %s, want %s", got, want)
-	}
 }
 
 func TestMarkdown(t *testing.T) {
@@ -89,7 +59,7 @@ func TestCutExperimentSaysSo(t *testing.T) {
 	if strings.Contains(r.Markdown(), notice) {
 		t.Error("a whole experiment is said to have failed")
 	}
-	r.Sections[0].cut = true
+	r.Sections[0].Cut = true
 	if !strings.Contains(r.Markdown(), notice) {
 		t.Error("a cut experiment looks whole")
 	}
@@ -128,55 +98,13 @@ func TestGoalsOfWhatWasMeasured(t *testing.T) {
 	}
 }
 
-func TestVerdict(t *testing.T) {
-	t.Parallel()
-	least, most := goal{must: 3.5, aim: 5}, goal{must: 120, aim: 60, atMost: true}
-	tests := []struct {
-		goal   goal
-		median float64
-		want   string
-	}{
-		{least, 5, "met, aim too"},
-		{least, 4.9, "met"},
-		{least, 3.5, "met"},
-		{least, 3.4, "**not met**"},
-		{most, 60, "met, aim too"},
-		{most, 60.1, "met"},
-		{most, 120.1, "**not met**"},
-	}
-	for _, tt := range tests {
-		if got := tt.goal.verdict(tt.median); got != tt.want {
-			t.Errorf("%+v of %v: %s, want %s", tt.goal, tt.median, got, tt.want)
-		}
-	}
-}
-
-func TestNewSample(t *testing.T) {
-	t.Parallel()
-	o := outcome{Calls: 1000, Elapsed: 500 * time.Millisecond, All: latencies{P50: 250, P99: 1500, P999: 2000}, Slow: latencies{P50: 200_000}, Missed: 3}
-	before := consumed{client: usage{CPU: time.Millisecond, Mallocs: 1}, broker: 10 * time.Millisecond}
-	after := consumed{
-		client: usage{CPU: 21 * time.Millisecond, Mallocs: 50_001, Bytes: 1_000_000, RSS: 7_000_000, Peak: 8_000_000},
-		server: usage{Peak: 9_000_000},
-		broker: 60 * time.Millisecond,
-	}
-	want := Sample{
-		Rate: 2000, P50: 0.25, P99: 1.5, P999: 2, SlowP50: 200, Missed: 3,
-		Client: Cost{CPU: 20, Allocs: 50, Bytes: 1000}, BrokerCPU: 50,
-		Memory: Memory{Client: 7, ClientPeak: 8, ServerPeak: 9},
-	}
-	if got := newSample(o, before, after); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-}
-
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	o := options{rounds: 1, duration: time.Second, maxCalls: 1, contenders: []string{baseline}}
+	o := options{Options: experiment.Options{Rounds: 1, Duration: time.Second, MaxCalls: 1, Candidates: []string{candidate.Baseline}}}
 	r := newReport(o, nil)
-	s := newSection(newExperiment(expCallers, o), o)
-	s.add(baseline, "1 caller", Sample{Rate: 5})
-	s.add(baseline, "64 callers", Sample{Rate: 50})
+	s := experiment.NewSection(experiment.New(experiment.Callers, o.Options), o.Options)
+	s.Add(candidate.Baseline, "1 caller", experiment.Sample{Rate: 5})
+	s.Add(candidate.Baseline, "64 callers", experiment.Sample{Rate: 50})
 	r.Sections = append(r.Sections, s)
 	var shown strings.Builder
 	dir := filepath.Join(t.TempDir(), "new")
@@ -195,3 +123,6 @@ func TestPublish(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// regexpImage matches the images in a Markdown text and captures their file names.
+func regexpImage() *regexp.Regexp { return regexp.MustCompile(`!\[[^]]*\]\(([^)]+)\)`) }

@@ -8,20 +8,15 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
-	"rabbitmq-rpc/internal/health"
-	"rabbitmq-rpc/internal/logging"
-	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/internal/loadgen"
+	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
 // Config holds every setting that the client reads from the environment.
 type Config struct {
-	AMQP    config.AMQP
-	Queue   config.Queue
-	HTTP    health.Config
-	Log     logging.Config
-	Tracing tracing.Config
+	service.Config
 
 	// Mode is "calls", or "fleet" to list the servers of the queue.
 	Mode string `envconfig:"RPC_MODE" default:"calls" oneof:"calls fleet"`
@@ -64,16 +59,11 @@ type Config struct {
 	// {hostname} is replaced by the host's name, so that containers that share a volume write
 	// to separate directories.
 	ReportDir string `envconfig:"RPC_REPORT_DIR" empty:"ok"`
-
-	traces *tracing.Tracing // nil while tracing is off
 }
 
 // Validate checks rules that involve several variables, and that the report can be written.
 func (c *Config) Validate(faults *config.Faults) {
-	c.AMQP.Validate(faults)
-	c.Queue.Validate(faults)
-	c.HTTP.Validate(faults)
-	c.Tracing.Validate(faults)
+	c.Config.Validate(faults)
 	if c.Expect == "" {
 		c.Expect = c.Method
 	}
@@ -90,6 +80,27 @@ func (c *Config) Validate(faults *config.Faults) {
 	}
 }
 
+// defaultCalls is the default of RPC_CALLS. Together with RPC_DURATION the default is not a
+// limit.
+const defaultCalls = 1000
+
+// workload returns the workload that the settings define.
+func (c *Config) workload() loadgen.Workload {
+	w := loadgen.Workload{Calls: int64(c.Calls), Duration: c.Duration, Rate: int64(c.Rate), InFlight: c.Concurrency}
+	if c.Duration > 0 && c.Calls == defaultCalls {
+		w.Calls = loadgen.NoLimit
+	}
+	if c.Rate > 0 {
+		w.InFlight = max(c.Concurrency, loadgen.OpenInFlight)
+	}
+	return w
+}
+
+// calls returns the calls that the settings define.
+func (c *Config) calls() loadgen.Options {
+	return loadgen.Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: c.Expect, Timeout: c.Timeout}
+}
+
 // callOptions returns the options of every call. A call always waits, until its deadline, for
 // a server to start.
 func (c *Config) callOptions() []amqpx.CallOption {
@@ -101,10 +112,10 @@ func (c *Config) callOptions() []amqpx.CallOption {
 
 // options returns the library's options for these settings.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
-	atOnce := c.goal().inFlight
+	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
-		c.traces.Client(), // outermost
-		amqpx.WithMiddleware(logAnswers(logger)),
+		c.Traces.Client(), // outermost
+		amqpx.WithMiddleware(logResponses(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config/configtest"
+	"rabbitmq-rpc/internal/loadgen"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -163,5 +164,33 @@ func TestFleetNeedsTheControlPlane(t *testing.T) {
 	t.Setenv("RPC_CONTROL", "false")
 	if _, faults := load(t); len(faults) != 1 || !strings.HasPrefix(faults[0], "RPC_CONTROL: is false") {
 		t.Errorf("faults %q", faults)
+	}
+}
+
+func TestWorkloadOfTheSettings(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		settings Config
+		want     loadgen.Workload
+	}{
+		"default":            {Config{Calls: 1000, Concurrency: 1}, loadgen.Workload{Calls: 1000, InFlight: 1}},
+		"by time":            {Config{Calls: 1000, Concurrency: 8, Duration: time.Minute}, loadgen.Workload{Calls: loadgen.NoLimit, Duration: time.Minute, InFlight: 8}},
+		"whichever is first": {Config{Calls: 999, Concurrency: 1, Duration: time.Minute}, loadgen.Workload{Calls: 999, Duration: time.Minute, InFlight: 1}},
+		"open":               {Config{Calls: 1000, Concurrency: 1, Rate: 50}, loadgen.Workload{Calls: 1000, Rate: 50, InFlight: 4096}},
+		"open, wider":        {Config{Calls: 5, Concurrency: 5000, Rate: 50}, loadgen.Workload{Calls: 5, Rate: 50, InFlight: 5000}},
+	} {
+		if got := c.settings.workload(); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+	}
+}
+
+// The constant equals the default of the variable.
+//
+//nolint:paralleltest // sets the environment
+func TestDefaultCalls(t *testing.T) {
+	isolate(t)
+	if c, faults := load(t); c.Calls != defaultCalls || faults != nil {
+		t.Errorf("RPC_CALLS defaults to %d, %q", c.Calls, faults)
 	}
 }

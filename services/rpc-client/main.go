@@ -11,15 +11,14 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 
-	"rabbitmq-rpc/internal/config"
-	"rabbitmq-rpc/internal/health"
+	"go.uber.org/zap"
+
 	"rabbitmq-rpc/internal/lifecycle"
-	"rabbitmq-rpc/internal/logging"
-	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/internal/service"
+	"rabbitmq-rpc/services/rpc-client/internal/terminal"
 )
 
 const name = "rpc-client"
@@ -35,37 +34,15 @@ func main() {
 }
 
 func run(parent context.Context, args []string, stdout, stderr io.Writer) error {
-	command, err := lifecycle.ParseArgs(args)
-	if err != nil {
-		return err
-	}
-	drain, force, stop := lifecycle.Signals(parent)
-	defer stop()
-	switch command {
-	case lifecycle.CommandHelp:
-		_, err = fmt.Fprint(stdout, usage)
-		return err
-	case lifecycle.CommandHealthcheck:
-		return health.CheckSelf(drain)
-	case lifecycle.CommandServe, lifecycle.CommandCheck:
-	}
 	var settings Config
-	if err := config.Load(&settings); err != nil || command == lifecycle.CommandCheck {
-		return err
-	}
-	terminal := openScreen(stderr)
-	settings.Log = settings.Log.For(stderr)
-	logger := logging.New(settings.Log, name, terminal)
-	defer logging.Sync(logger)
-	if settings.Mode == modeFleet {
-		return fleet(drain, force, &settings, stdout, logger)
-	}
-	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{
-		Name: name, Queue: settings.Queue.Name, Broker: settings.AMQP.URL.Reveal(),
-	}, logger)
-	if err != nil {
-		return err
-	}
-	defer settings.traces.Stop(force)
-	return work(drain, force, &settings, terminal, stdout, logger)
+	screen := terminal.OpenScreen(stderr)
+	return service.Run(parent, args, stdout, stderr, screen, service.Program{
+		Name: name, Usage: usage, Settings: &settings,
+		Serve: func(drain, force context.Context, logger *zap.Logger) error {
+			if settings.Mode == modeFleet {
+				return fleet(drain, force, &settings, stdout, logger)
+			}
+			return work(drain, force, &settings, screen, stdout, logger)
+		},
+	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -11,59 +10,11 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
+	"rabbitmq-rpc/services/rpc-client/internal/terminal/terminaltest"
 )
 
-// terminal opens a pseudo-terminal with the given number of columns and returns both ends.
-func terminal(t *testing.T, columns uint16) (screenSide, programSide *os.File) {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd := int(master.Fd())
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resize(t, master, columns)
-	return master, slave
-}
-
-func resize(t *testing.T, master *os.File, columns uint16) {
-	t.Helper()
-	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestScreenFollowsItsTerminal(t *testing.T) {
-	t.Setenv("TERM", "xterm")
-	master, slave := terminal(t, 100)
-	defer func() { _, _ = master.Close(), slave.Close() }()
-	s := openScreen(slave)
-	for _, columns := range []uint16{100, 20, 5, 80} {
-		resize(t, master, columns)
-		want := int(columns)
-		if columns < fewest {
-			want = 0
-		}
-		if got := s.columns(); got != want {
-			t.Errorf("%d columns are taken for %d", columns, got)
-		}
-	}
-	t.Setenv("TERM", "dumb")
-	if openScreen(slave).columns() != 0 {
-		t.Error("a bar on a terminal that cannot go back")
-	}
-}
+// wipe returns to the start of a terminal's line and erases the line.
+const wipe = "\r\x1b[K"
 
 // A whole run on a terminal: the bar is as wide as the terminal and without colors, with or
 // without NO_COLOR, and the log lines stand above the bar, each line whole.
@@ -86,7 +37,10 @@ func TestRunOnATerminal(t *testing.T) {
 		} {
 			t.Setenv(name, value)
 		}
-		master, slave := terminal(t, columns)
+		master, slave, err := terminaltest.Open(columns)
+		if err != nil {
+			t.Fatal(err)
+		}
 		var shown bytes.Buffer
 		var reading sync.WaitGroup
 		reading.Go(func() { _, _ = io.Copy(&shown, master) }) // ends when the other side is closed

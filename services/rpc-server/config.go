@@ -6,19 +6,13 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
-	"rabbitmq-rpc/internal/health"
-	"rabbitmq-rpc/internal/logging"
-	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
 // Config holds the settings from the server's environment.
 type Config struct {
-	AMQP    config.AMQP
-	Queue   config.Queue
-	HTTP    health.Config
-	Log     logging.Config
-	Tracing tracing.Config
+	service.Config
 
 	// Prefetch is the maximum number of requests delivered to this server and unacknowledged;
 	// 0 means twice the number of workers.
@@ -43,16 +37,11 @@ type Config struct {
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
 	// DrainTimeout limits the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
-
-	traces *tracing.Tracing // nil while tracing is off
 }
 
 // Validate checks rules that involve several variables.
 func (c *Config) Validate(faults *config.Faults) {
-	c.AMQP.Validate(faults)
-	c.Queue.Validate(faults)
-	c.HTTP.Validate(faults)
-	c.Tracing.Validate(faults)
+	c.Config.Validate(faults)
 	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
 		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
 	}
@@ -63,8 +52,8 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
 	options := []amqpx.ServerOption{
-		c.traces.Server(), // outermost
-		amqpx.WithMiddleware(c.traces.Logged(logger, amqpx.AccessLog), c.traces.Logged(logger, amqpx.Recover)),
+		c.Traces.Server(), // outermost
+		amqpx.WithMiddleware(c.Traces.Logged(logger, amqpx.AccessLog), c.Traces.Logged(logger, amqpx.Recover)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithMaxHandlerTime(c.MaxHandlerTime),

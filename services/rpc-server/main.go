@@ -8,15 +8,13 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 
-	"rabbitmq-rpc/internal/config"
-	"rabbitmq-rpc/internal/health"
+	"go.uber.org/zap"
+
 	"rabbitmq-rpc/internal/lifecycle"
-	"rabbitmq-rpc/internal/logging"
-	"rabbitmq-rpc/internal/tracing"
+	"rabbitmq-rpc/internal/service"
 )
 
 const name = "rpc-server"
@@ -31,36 +29,12 @@ func main() {
 }
 
 func run(parent context.Context, args []string, stdout, stderr io.Writer) error {
-	command, err := lifecycle.ParseArgs(args)
-	if err != nil {
-		return err
-	}
-	drain, force, stop := lifecycle.Signals(parent)
-	defer stop()
-	switch command {
-	case lifecycle.CommandHelp:
-		_, err = fmt.Fprint(stdout, usage)
-		return err
-	case lifecycle.CommandHealthcheck:
-		return health.CheckSelf(drain)
-	case lifecycle.CommandServe, lifecycle.CommandCheck:
-	}
 	var settings Config
-	if err := config.Load(&settings); err != nil {
-		return err
-	}
-	if command == lifecycle.CommandCheck {
-		return check(&settings)
-	}
-	settings.Log = settings.Log.For(stderr)
-	logger := logging.New(settings.Log, name, stderr)
-	defer logging.Sync(logger)
-	settings.traces, err = tracing.Start(drain, &settings.Tracing, tracing.Service{
-		Name: name, Queue: settings.Queue.Name, Broker: settings.AMQP.URL.Reveal(),
-	}, logger)
-	if err != nil {
-		return err
-	}
-	defer settings.traces.Stop(force)
-	return serve(drain, force, &settings, logger)
+	return service.Run(parent, args, stdout, stderr, stderr, service.Program{
+		Name: name, Usage: usage, Settings: &settings,
+		Check: func() error { return check(&settings) },
+		Serve: func(drain, force context.Context, logger *zap.Logger) error {
+			return serve(drain, force, &settings, logger)
+		},
+	})
 }

@@ -10,7 +10,7 @@ import (
 
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
-	"rabbitmq-rpc/internal/logging"
+	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -23,6 +23,11 @@ var errForced = errors.New("stopped by a second signal before the drain was done
 // serve runs the server until drain ends and all requests in progress are finished, or until
 // force ends.
 func serve(drain, force context.Context, settings *Config, logger *zap.Logger) error {
+	stopTraces, err := settings.StartTraces(drain, force, name, logger)
+	if err != nil {
+		return err
+	}
+	defer stopTraces()
 	server, shows, err := newServer(settings, settings.options(logger))
 	if err != nil {
 		return lifecycle.ConfigError(err)
@@ -36,19 +41,12 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	probes, err := health.Start(drain, listener, server, logger, shows...)
+	stopHTTP, err := settings.StartHTTP(drain, force, listener, server, httpStopTimeout, logger, shows...)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// Ends early when force ends.
-		ctx, cancel := context.WithTimeout(force, httpStopTimeout)
-		defer cancel()
-		probes.Stop(ctx)
-	}()
-	defer health.WatchCertificate(force, settings.AMQP.CertificateEnd, logger)()
-	logger.With(logging.StartFields(logger, settings.Log, settings)...).Info("server starts", zap.Stringer("broker", settings.AMQP.URL),
-		zap.String("queue", settings.Queue.Name), zap.Stringer("http_addr", probes.Addr()))
+	defer stopHTTP()
+	logger.Info("server starts", service.StartFields(logger, settings, listener.Addr())...)
 	return serveUntil(drain, force, server, logger)
 }
 
@@ -63,14 +61,14 @@ func check(settings *Config) error {
 	return nil
 }
 
-// service is the part of [amqpx.Server] that runs and stops a server.
-type service interface {
+// runnable is the part of [amqpx.Server] that runs and stops a server.
+type runnable interface {
 	Serve(ctx context.Context) error
 	Close()
 	Stats() amqpx.ServerStats
 }
 
-func serveUntil(drain, force context.Context, server service, logger *zap.Logger) error {
+func serveUntil(drain, force context.Context, server runnable, logger *zap.Logger) error {
 	defer context.AfterFunc(force, server.Close)()
 	err := server.Serve(drain)
 	stats := server.Stats()

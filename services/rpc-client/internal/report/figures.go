@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"rabbitmq-rpc/services/rpc-client/internal/chart"
+	"rabbitmq-rpc/internal/chart"
 )
 
 // throughput shows settled calls over time, and the changes of the connection.

@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"strings"
 
-	"rabbitmq-rpc/services/rpc-client/internal/chart"
+	"rabbitmq-rpc/internal/chart"
 )
 
 //go:embed page.html

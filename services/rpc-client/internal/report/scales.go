@@ -4,7 +4,7 @@ import (
 	"math"
 	"strconv"
 
-	"rabbitmq-rpc/services/rpc-client/internal/chart"
+	"rabbitmq-rpc/internal/chart"
 )
 
 // shortest is the shortest time, in milliseconds, that figures can show.

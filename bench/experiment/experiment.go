@@ -1,0 +1,160 @@
+// Package experiment has the experiments of the benchmark: which candidates they compare under
+// which loads, their rounds, and their tables and plots.
+package experiment
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/process"
+	"rabbitmq-rpc/internal/loadgen"
+)
+
+// Options configures the experiments of a run.
+type Options struct {
+	process.Options
+
+	Rounds     int
+	Duration   time.Duration // of one candidate's turn
+	MaxCalls   int           // of one candidate's turn
+	Callers    []int         // of the experiment Table
+	Candidates []string      // labels, as in SplitLabel
+}
+
+// SplitLabel splits NAME@FILE into the candidate's name and the path of another build of this
+// program. The path is empty for the running program.
+func SplitLabel(label string) (name, program string) {
+	name, program, _ = strings.Cut(label, "@")
+	return name, program
+}
+
+// Experiment is a comparison: the setups and their loads.
+type Experiment struct {
+	Name, title string
+	note        string // explains the experiment in the report
+	setups      []process.Setup
+	loads       []load
+	render      func(*Section) string
+	plots       []plotted
+}
+
+// IsEmpty reports whether no chosen candidate takes part in the experiment.
+func (e Experiment) IsEmpty() bool { return len(e.setups) == 0 }
+
+// load is a column of an experiment.
+type load struct {
+	label string
+	x     float64 // its position on the plot's x axis
+	turn  process.Turn
+	// most marks the turn that measures the setup's maximum rate.
+	most bool
+	// share, if not 0, sets the rate of the open loop to this part of the maximum rate.
+	share float64
+}
+
+// reach is the largest part of a setup's maximum rate at which a fixed rate is measured.
+// Above this part the length of the turn determines the result, not the candidate.
+const reach = 0.8
+
+// Shared loads of the experiments.
+const (
+	heavyCallers = 1024
+	heldCalls    = 100_000
+	// slowRate and slowEvery define the load of the experiment with slow calls: calls per
+	// second, and the interval of slow calls.
+	slowRate, slowEvery = 5000, 100
+)
+
+// Labels of loads in the goals.
+const (
+	labelMost   = "maximum, closed loop"
+	labelHalf   = "half of maximum"
+	labelNoSlow = "no slow calls"
+	labelSlow   = "1 % slow calls"
+	labelHeld   = "held"
+	labelFull   = "full load"
+	labelFleet  = "256 callers, handler 1 ms"
+)
+
+func labelCallers(n int) string {
+	if n == 1 {
+		return "1 caller"
+	}
+	return fmt.Sprintf("%d callers", n)
+}
+
+// Names of the experiments, in the order of the report.
+const (
+	Table     = "table"
+	Callers   = "callers"
+	Rate      = "rate"
+	Size      = "size"
+	Servers   = "servers"
+	Slow      = "slow"
+	MemoryUse = "memory"
+	// Telemetry is not part of "all", because it compares amqpx with itself.
+	Telemetry = "telemetry"
+)
+
+// Names returns the names of all experiments, in the order of the report.
+func Names() []string {
+	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Telemetry}
+}
+
+// New builds the named experiment for the chosen candidates.
+func New(name string, o Options) Experiment {
+	var e Experiment
+	switch name {
+	case Callers:
+		e = callersExperiment(o)
+	case Rate:
+		e = rateExperiment(o)
+	case Size:
+		e = sizeExperiment(o)
+	case Servers:
+		e = serversExperiment(o)
+	case Slow:
+		e = slowExperiment(o)
+	case Telemetry:
+		e = telemetryExperiment(o)
+	case MemoryUse:
+		e = memoryExperiment(o)
+	default:
+		e = tableExperiment(o)
+	}
+	e.Name = name
+	return e
+}
+
+// setupsOf returns a setup for each chosen candidate. If names are given, only candidates
+// with these names are included.
+func setupsOf(o Options, env candidate.Environment, names ...string) []process.Setup {
+	var all []process.Setup
+	for _, label := range o.Candidates {
+		name, program := SplitLabel(label)
+		if len(names) > 0 && !slices.Contains(names, name) {
+			continue
+		}
+		e, err := candidate.Find(name)
+		if err != nil {
+			continue // the options were validated
+		}
+		all = append(all, process.Setup{Label: label, Candidate: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential})
+	}
+	return all
+}
+
+func closedLoads(o Options, callers []int) []load {
+	var all []load
+	for _, n := range callers {
+		all = append(all, load{label: labelCallers(n), x: float64(n), turn: process.Turn{Callers: n, Duration: o.Duration, MaxCalls: o.MaxCalls}})
+	}
+	return all
+}
+
+func openLoad(o Options, label string, rate float64, duration time.Duration) load {
+	return load{label: label, x: rate, turn: process.Turn{Rate: rate, InFlight: loadgen.OpenInFlight, Duration: duration, MaxCalls: o.MaxCalls}}
+}

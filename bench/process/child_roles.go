@@ -1,0 +1,90 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/internal/loadgen"
+)
+
+// servingChild runs serve until the commands end.
+func servingChild(ctx context.Context, serve func(ctx context.Context, ready func(string)) error, commands *json.Decoder, replies *json.Encoder, release func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready, served := make(chan string, 1), make(chan error, 1)
+	go func() { served <- serve(ctx, func(endpoint string) { ready <- endpoint }) }() // awaited below
+	var endpoint string
+	select {
+	case endpoint = <-ready:
+	case err := <-served:
+		return errors.Join(errors.New("the server ended early"), err)
+	}
+	listened := make(chan error, 1)
+	go func() { // ends with the input or with the process
+		listened <- serveCommands(commands, replies, endpoint, func(cmd command) (*Outcome, error) {
+			if cmd.Release {
+				release()
+			}
+			return nil, nil
+		})
+	}()
+	select {
+	case err := <-listened:
+		cancel()
+		return errors.Join(err, <-served)
+	case err := <-served:
+		return errors.Join(errors.New("the server ended early"), err)
+	}
+}
+
+// clientChild dials the candidate's server and executes commands until the input ends.
+func clientChild(ctx context.Context, c candidate.Native, env candidate.Environment, commands *json.Decoder, replies *json.Encoder) error {
+	under, err := c.Dial(ctx, env)
+	if err != nil {
+		return err
+	}
+	var calls *held
+	err = serveCommands(commands, replies, "", func(cmd command) (_ *Outcome, err error) {
+		var o Outcome
+		switch {
+		case cmd.Turn != nil:
+			o, err = drive(ctx, under, *cmd.Turn, loadgen.NewPacer())
+		case cmd.Hold > 0:
+			calls, err = holdCalls(ctx, under, cmd.Hold, env.Async)
+		case cmd.Settle && calls != nil:
+			o, err = calls.settle(ctx)
+		}
+		return &o, err
+	})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), candidate.EndTimeout)
+	defer cancel()
+	return errors.Join(err, under.Close(ctx))
+}
+
+// serveCommands reports that the process is ready, then executes each command with do and
+// replies with the outcome and the usage so far.
+func serveCommands(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*Outcome, error)) error {
+	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
+		return err
+	}
+	for {
+		var cmd command
+		if err := commands.Decode(&cmd); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		o, fault := do(cmd)
+		u, err := used()
+		r := reply{Outcome: o, Usage: u}
+		if fault != nil {
+			r.Error = fault.Error()
+		}
+		if err := errors.Join(err, replies.Encode(r)); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,193 @@
+// Package process runs each candidate in processes of its own: one client, servers, and a broker
+// if the candidate has one. The client makes the calls of a turn with the loops of
+// internal/loadgen.
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+)
+
+// Setup is a candidate with the environment of an experiment.
+type Setup struct {
+	Label     string // in tables
+	Candidate string
+	Program   string // build of this program to run; empty: the running program
+	Servers   int
+	Env       candidate.Environment
+
+	Sequential bool
+}
+
+// Options configures the process groups of a run.
+type Options struct {
+	URL        string // of the broker
+	CPUProfile string // prefix of files; empty: none
+	BrokerPID  int    // 0: the broker's processor time is not measured
+}
+
+// Group holds the processes of one setup.
+type Group struct {
+	Setup   Setup
+	options Options
+	broker  *process // the setup's own broker; nil for most setups
+	servers []*process
+	client  *process
+}
+
+// Start starts the processes of a setup in the order broker, servers, client. The queue is
+// their request queue.
+func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group, err error) {
+	g := &Group{Setup: setup, options: o}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Stop())
+		}
+	}()
+	b := childConfig{Candidate: setup.Candidate, Env: setup.Env}
+	b.Env.URL, b.Env.Queue = o.URL, queue
+	found, err := candidate.Find(setup.Candidate)
+	if err != nil {
+		return nil, err
+	}
+	start := func(r candidate.Role) (*process, error) {
+		b.Role = r
+		if o.CPUProfile != "" {
+			b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", o.CPUProfile, setup.Candidate, r)
+			if r == candidate.RoleServer && len(g.servers) > 0 {
+				b.CPUProfile = fmt.Sprintf("%s.%s.%s-%d.pprof", o.CPUProfile, setup.Candidate, r, len(g.servers)+1)
+			}
+		}
+		return startProcess(ctx, b, programOf(found, setup.Program, r))
+	}
+	if _, ok := found.Candidate.(candidate.Brokered); ok {
+		if g.broker, err = start(candidate.RoleBroker); err != nil {
+			return nil, err
+		}
+		b.Env.Endpoint = g.broker.endpoint
+	}
+	for range setup.Servers {
+		s, err := start(candidate.RoleServer)
+		if err != nil {
+			return nil, err
+		}
+		g.servers = append(g.servers, s)
+		if s.endpoint != "" {
+			b.Env.Endpoint = s.endpoint
+		}
+	}
+	g.client, err = start(candidate.RoleClient)
+	return g, err
+}
+
+// programOf returns the command line of a process: a foreign program, another build of this
+// program, or nil for this program.
+func programOf(e candidate.Entry, build string, r candidate.Role) []string {
+	if f, ok := e.Candidate.(candidate.Foreign); ok {
+		return f.Program(r)
+	}
+	if build != "" {
+		return []string{build, ChildArg}
+	}
+	return nil
+}
+
+// Stop ends the processes, the client first.
+func (g *Group) Stop() error {
+	var faults []error
+	for _, s := range slices.Concat([]*process{g.client}, g.servers, []*process{g.broker}) {
+		if s != nil {
+			faults = append(faults, s.stop())
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Consumption is the usage of a group's processes since their start.
+type Consumption struct {
+	Client, Server Usage
+	Broker         time.Duration
+}
+
+// consumption collects the usage of all processes of the group. The usages of the servers are
+// added up, except for memory: the figure is the largest server's.
+func (g *Group) consumption() (Consumption, error) {
+	var total Consumption
+	r, err := g.client.ask(command{})
+	if err != nil {
+		return total, err
+	}
+	total.Client = r.Usage
+	for _, s := range g.servers {
+		r, err := s.ask(command{})
+		if err != nil {
+			return total, err
+		}
+		total.Server = total.Server.plus(r.Usage)
+	}
+	if g.broker == nil {
+		total.Broker, err = threadsCPU(g.options.BrokerPID)
+		return total, err
+	}
+	r, err = g.broker.ask(command{})
+	total.Broker = r.Usage.CPU
+	return total, err
+}
+
+// Measurement is the outcome of calls, with the usage of a group's processes.
+type Measurement struct {
+	Outcome       Outcome
+	Before, After Consumption
+	// Memory is the usage at the moment at which memory is measured.
+	Memory Consumption
+}
+
+// Run makes the calls of a turn. Memory is measured at their end.
+func (g *Group) Run(t Turn) (m Measurement, err error) {
+	if m.Before, err = g.consumption(); err != nil {
+		return m, err
+	}
+	r, err := g.client.ask(command{Turn: &t})
+	if err != nil {
+		return m, err
+	}
+	if m.After, err = g.consumption(); err != nil {
+		return m, err
+	}
+	if r.Outcome == nil || r.Outcome.Calls == 0 {
+		return m, fmt.Errorf("%s: no call in %v", g.Setup.Label, t.Duration)
+	}
+	m.Outcome, m.Memory = *r.Outcome, m.After
+	return m, nil
+}
+
+// Hold makes many calls at once, which the servers hold until all are in flight. Memory is
+// measured while they are; then the servers release the calls.
+func (g *Group) Hold(calls int) (m Measurement, err error) {
+	if m.Before, err = g.consumption(); err != nil {
+		return m, err
+	}
+	if _, err := g.client.ask(command{Hold: calls}); err != nil {
+		return m, err
+	}
+	if m.Memory, err = g.consumption(); err != nil {
+		return m, err
+	}
+	for _, s := range g.servers {
+		if _, err := s.ask(command{Release: true}); err != nil {
+			return m, err
+		}
+	}
+	r, err := g.client.ask(command{Settle: true})
+	if err != nil {
+		return m, err
+	}
+	m.Outcome = *r.Outcome
+	m.After, err = g.consumption()
+	return m, err
+}

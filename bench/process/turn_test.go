@@ -1,0 +1,111 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/internal/loadgen"
+)
+
+// scripted is a caller that responds after a duration given by takes.
+type scripted struct {
+	mu    sync.Mutex
+	calls []time.Time
+	takes func(n int, method string) time.Duration
+	body  string // of responses; empty: the right body
+}
+
+// Call implements caller.
+func (s *scripted) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
+	s.mu.Lock()
+	n := len(s.calls)
+	s.calls = append(s.calls, time.Now())
+	s.mu.Unlock()
+	if s.takes != nil {
+		if err := candidate.Pause(ctx, s.takes(n, method)); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case s.body != "":
+		return []byte(s.body), nil
+	case method == candidate.MethodEcho:
+		return body, nil
+	default:
+		return []byte(candidate.ResponseBody), nil
+	}
+}
+
+// Close implements caller.
+func (s *scripted) Close(context.Context) error { return nil }
+
+func TestClosedLoop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{takes: func(_ int, method string) time.Duration {
+			if method == candidate.MethodSlow {
+				return 50 * time.Millisecond
+			}
+			return 10 * time.Millisecond
+		}}
+		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5}, loadgen.Pacer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Sixteen calls take 10 ms, and four take 50 ms.
+		if o.Calls != 20 || o.Elapsed != 360*time.Millisecond {
+			t.Errorf("%d calls in %v, want 20 in 360ms", o.Calls, o.Elapsed)
+		}
+		near(t, "fast", o.All.Max, 10_000)
+		near(t, "slow", o.Slow.P50, 50_000)
+	})
+}
+
+func TestClosedLoopEndsWithItsTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{takes: func(int, string) time.Duration { return 30 * time.Millisecond }}
+		o, err := drive(t.Context(), s, Turn{Callers: 3, Duration: 100 * time.Millisecond, MaxCalls: 1000}, loadgen.Pacer{})
+		if err != nil || o.Calls != 12 || o.Elapsed != 120*time.Millisecond {
+			t.Errorf("%d calls in %v, %v, want 12 in 120ms", o.Calls, o.Elapsed, err)
+		}
+	})
+}
+
+func TestDriveChecksAnswers(t *testing.T) {
+	t.Parallel()
+	for _, body := range []int{0, 100} {
+		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body}, loadgen.Pacer{})
+		if err == nil || !strings.Contains(err.Error(), `"c"`) {
+			t.Errorf("body of %d bytes: error %v, want one about the answer", body, err)
+		}
+	}
+	if o, err := drive(t.Context(), &scripted{}, Turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}, loadgen.Pacer{}); err != nil || o.Calls != 3 {
+		t.Errorf("echo: %d calls, %v, want 3", o.Calls, err)
+	}
+}
+
+func TestDriveEndsStuckCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{takes: func(int, string) time.Duration { return time.Hour }}
+		_, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 10}, loadgen.Pacer{})
+		if err == nil || errors.Is(err, context.Canceled) && !strings.Contains(err.Error(), "call") {
+			t.Errorf("error %v, want one about a call that does not settle", err)
+		}
+	})
+}
+
+// near compares microseconds to the three digits of a histogram.
+func near(t *testing.T, what string, got, want int64) {
+	t.Helper()
+	if diff := got - want; diff < -want/500 || diff > want/500 {
+		t.Errorf("%s: %d µs, want %d", what, got, want)
+	}
+}

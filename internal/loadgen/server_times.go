@@ -1,0 +1,29 @@
+package loadgen
+
+import (
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+)
+
+// ServerTimes holds the times that servers reported for the sampled calls, in microseconds,
+// the unit on the wire.
+type ServerTimes struct{ Queue, Handler *Histogram }
+
+func newServerTimes() *ServerTimes {
+	const digits = 3
+	return &ServerTimes{
+		Queue:   NewHistogram(time.Microsecond, time.Microsecond, slowest, digits),
+		Handler: NewHistogram(time.Microsecond, time.Microsecond, slowest, digits),
+	}
+}
+
+// add counts the times of a call. Two zeros are ignored, because a response without times
+// looks the same.
+func (s *ServerTimes) add(info amqpx.CallInfo) {
+	if info.Queue == 0 && info.Handler == 0 {
+		return
+	}
+	s.Queue.Record(info.Queue)
+	s.Handler.Record(info.Handler)
+}

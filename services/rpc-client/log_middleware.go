@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/services/rpc-client/internal/report"
+)
+
+// logResponses logs the result of each call at debug level. At other levels it costs nothing.
+func logResponses(logger *zap.Logger) amqpx.Middleware {
+	return func(next amqpx.Handler) amqpx.Handler {
+		if !logger.Core().Enabled(zap.DebugLevel) {
+			return next
+		}
+		return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+			start := time.Now()
+			answer, err := next(ctx, req)
+			fields := []zap.Field{
+				zap.String("method", req.Method),
+				zap.String("correlation_id", req.CorrelationID),
+				zap.Float64("latency_ms", report.Milliseconds(time.Since(start))),
+			}
+			if err != nil {
+				fields = append(fields, zap.Stringer("code", amqpx.CodeOf(err)), zap.Error(err))
+			} else {
+				fields = append(fields, zap.Int("bytes", len(answer)))
+			}
+			logger.Debug("answer", fields...)
+			return answer, err
+		}
+	}
+}
