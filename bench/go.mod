@@ -17,7 +17,9 @@ require (
 	gonum.org/v1/plot v0.17.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
-	rabbitmq-rpc v0.0.0
+	rabbitmq-rpc/pkg/amqpx v0.0.0
+	rabbitmq-rpc/pkg/amqpxotel v0.0.0
+	rabbitmq-rpc/pkg/amqpxprom v0.0.0
 )
 
 require (
@@ -68,4 +70,8 @@ require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261104224025-d1e00e9f33ab // indirect
 )
 
-replace rabbitmq-rpc => ../
+replace (
+	rabbitmq-rpc/pkg/amqpx => ../pkg/amqpx
+	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
+	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom
+)
