@@ -7,7 +7,8 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 BIN := $(CURDIR)/.bin
-MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod test/go.mod bench/go.mod)))
+# Every module. `go` and the linter stop at the border of a module, so targets enter each one.
+MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod bench/go.mod)))
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3
@@ -63,8 +64,7 @@ tools: ## install the pinned lint tools into .bin
 
 .PHONY: unit integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 unit: ## run the tests that need no broker, with the race detector
-	@go test -race -count=1 ./...
-	@cd bench && go test -race -count=1 ./...
+	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 ./...); done
 	@cd test && go test -race -count=1 . ./fault/internal/...
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4
@@ -133,8 +133,8 @@ test: ## run every check that must pass
 	@$(MAKE) e2e
 	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
 
-fuzz: ## run every fuzz target of the root module for FUZZTIME each; keeps the inputs found
-	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r path dir; do \
+fuzz: ## run every fuzz target for FUZZTIME each; keeps the inputs found
+	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \
 		cd $$dir; tests=$$(go test -list '^Fuzz' .); \
 		for target in $$(grep '^Fuzz' <<<"$$tests" || true); do \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . </dev/null; \

@@ -15,8 +15,8 @@ work=$(mktemp -d)
 tree=$work/base
 trap 'git -C "$ROOT" worktree remove --force "$tree" 2>/dev/null; rm -rf "$work"' EXIT
 git -C "$ROOT" worktree add --quiet --detach "$tree" "$base"
-(cd "$tree" && go test -c -o "$work/old" ./pkg/amqpx)
-(cd "$ROOT" && go test -c -o "$work/new" ./pkg/amqpx)
+(cd "$tree/pkg/amqpx" && go test -c -o "$work/old" .)
+(cd "$ROOT/pkg/amqpx" && go test -c -o "$work/new" .)
 cd "$work" # without testdata: benchmarks only
 for round in $(seq "$rounds"); do
 	say "round $round of $rounds"
