@@ -21,7 +21,7 @@ require (
 	go.uber.org/zap v1.28.0
 	go.yaml.in/yaml/v3 v3.0.5
 	google.golang.org/protobuf v1.36.12
-	rabbitmq-rpc v0.0.0-00010101000000-000000000000
+	rabbitmq-rpc v0.0.0
 	rabbitmq-rpc/pkg/amqpx v0.0.0
 	rabbitmq-rpc/pkg/amqpxotel v0.0.0
 	rabbitmq-rpc/pkg/amqpxprom v0.0.0
