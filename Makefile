@@ -42,7 +42,7 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint tools
+.PHONY: build fmt lint tools module
 build: ## compile both services into .run/bin
 	@go build -trimpath -o .run/bin/ ./services/...
 
@@ -57,15 +57,24 @@ lint: tools ## run golangci-lint in every module, gofmt, shellcheck and actionli
 	@shellcheck -x $(SCRIPTS)
 	@$(BIN)/actionlint
 
+module: ## rename the Go modules to MODULE=github.com/you/rabbitmq-rpc, so that others can import them
+	@deploy/module.sh '$(MODULE)'
+
 tools: ## install the pinned lint tools into .bin
 	@deploy/tools.sh
 
 ## Testing
 
-.PHONY: unit integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
+.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 unit: ## run the tests that need no broker, with the race detector
 	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 ./...); done
 	@cd test && go test -race -count=1 . ./fault/internal/...
+
+module-short: ## rename a copy of the modules, build it, and import the library from it
+	@deploy/module-check.sh short
+
+module-check: ## like module-short, also with go vet and the tests of the library
+	@deploy/module-check.sh all
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4
 	@deploy/need.sh promtool
@@ -126,12 +135,13 @@ test: ## run every check that must pass
 	@deploy/need.sh shellcheck pika chromium promtool rabbitmq
 	@$(MAKE) lint
 	@$(MAKE) unit
+	@$(MAKE) module-short
 	@$(MAKE) suite BROKER=3
 	@$(MAKE) suite BROKER=4
 	@$(MAKE) fault
 	@$(MAKE) cluster-short
 	@$(MAKE) e2e
-	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
+	@echo "passed: lint, unit, module path, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
 
 fuzz: ## run every fuzz target for FUZZTIME each; keeps the inputs found
 	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \
