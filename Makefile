@@ -73,7 +73,7 @@ unit: ## run the tests that need no broker, with the race detector
 module-short: ## rename a copy of the modules, build it, and import the library from it
 	@deploy/module-check.sh short
 
-module-check: ## like module-short, also with go mod tidy, go vet and the tests of the library
+module-check: ## like module-short, also with go mod tidy, go vet and the unit tests
 	@deploy/module-check.sh all
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # module-check.sh short|all tests deploy/module.sh on a copy of the work tree: the renamed copy
 # has no old path and builds, and an empty module fetches the library from the copy's tags, without
-# the requirements of metrics, traces and services. all also runs go mod tidy and go vet in every module,
-# and the tests of pkg/amqpx.
+# the requirements of metrics, traces and services. all also runs go mod tidy and go vet in every
+# module, and the unit tests of the services and the library.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -103,6 +103,7 @@ check_renamed
 if [[ $scope == all ]]; then
 	in_modules '*go.mod' go mod tidy -diff
 	in_modules '*go.mod' go vet -tags 'integration fault hostile e2e' ./...
-	(cd pkg/amqpx && go test -count=1 ./...)
+	in_modules go.mod go test -count=1 ./...
+	in_modules 'pkg/*go.mod' go test -count=1 ./...
 fi
 check_fetched

@@ -24,6 +24,7 @@ start='(^|[^A-Za-z0-9._~/-])' # the path is no part of a longer path
 # in_files FILES TEXT SED applies the sed script to the tracked files with the text.
 in_files() { { git grep -lzI -F -e "$2" -- "$1" || true; } | xargs -0r sed -E -i "$3"; }
 in_files '*' "$old" "s#$start$quoted(/($folders)\b)#\1$new\2#g"
+in_files '*.go' "$old" "s#\"$quoted\"#\"$new\"#g" # a string that is the whole path
 in_files '*go.mod' "$old" "s#(^|[[:space:]])$quoted([[:space:]]|$)#\1$new\2#"
 in_files .golangci.yml "$old" "s#(module-path: |prefix\()$quoted\b#\1$new#"
 # The documents' instructions for a path that cannot be fetched.
