@@ -7,7 +7,10 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 BIN := $(CURDIR)/.bin
-MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod test/go.mod bench/go.mod)))
+# Every module. `go` and the linter stop at the border of a module, so targets enter each one.
+MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod bench/go.mod)))
+# The modules that users build or import.
+SHIPPED := $(filter-out test bench,$(MODULES))
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3
@@ -43,7 +46,7 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint cross vuln api tools
+.PHONY: build fmt lint cross vuln api tools module
 build: ## compile both services into .run/bin
 	@go build -trimpath -o .run/bin/ ./services/...
 
@@ -59,27 +62,36 @@ lint: tools cross ## run golangci-lint in every module, gofmt, shellcheck and ac
 	@$(BIN)/actionlint
 
 # go list -export compiles and, unlike go build, does not link.
-cross: ## compile the root module for other systems; for linux/386, with 32-bit integers, also its tests
-	@for p in $(PLATFORMS); do echo "compile: $$p" && GOOS=$${p%/*} GOARCH=$${p#*/} go list -export ./... >/dev/null; done
-	@echo "vet: linux/386" && GOOS=linux GOARCH=386 go vet ./...
+cross: ## compile what users build for other systems; for linux/386, with 32-bit integers, also its tests
+	@for p in $(PLATFORMS); do echo "compile: $$p" && export GOOS=$${p%/*} GOARCH=$${p#*/} && \
+		for m in $(SHIPPED); do (cd $$m && go list -export ./... >/dev/null); done; done
+	@echo "vet: linux/386" && for m in $(SHIPPED); do (cd $$m && GOOS=linux GOARCH=386 go vet ./...); done
 
 # Not part of lint or test: it needs https://vuln.go.dev, and its result changes without a commit.
 vuln: tools ## look for known vulnerabilities in what users build; needs access to the database
-	@for m in $(filter-out test bench,$(MODULES)); do echo "govulncheck: $$m" && (cd $$m && $(BIN)/govulncheck ./...); done
+	@for m in $(SHIPPED); do echo "govulncheck: $$m" && (cd $$m && $(BIN)/govulncheck ./...); done
 
 api: ## write the exported API of the libraries into their testdata/api.txt, which a unit test compares
 	@go test -count=1 -run '^TestExportedAPI$$' ./internal/api -update
+
+module: ## rename the Go modules to MODULE=github.com/you/rabbitmq-rpc, so that others can import them
+	@deploy/module.sh '$(MODULE)'
 
 tools: ## install the pinned tools into .bin
 	@deploy/tools.sh
 
 ## Testing
 
-.PHONY: unit integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
+.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 unit: ## run the tests that need no broker, with the race detector
-	@go test -race -count=1 ./...
-	@cd bench && go test -race -count=1 ./...
+	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 ./...); done
 	@cd test && go test -race -count=1 . ./fault/internal/...
+
+module-short: ## rename a copy of the modules, build it, and import the library from it
+	@deploy/module-check.sh short
+
+module-check: ## like module-short, also with go mod tidy, go vet and the unit tests
+	@deploy/module-check.sh all
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4
 	@deploy/need.sh promtool
@@ -140,15 +152,16 @@ test: ## run every check that must pass
 	@deploy/need.sh shellcheck pika chromium promtool rabbitmq
 	@$(MAKE) lint
 	@$(MAKE) unit
+	@$(MAKE) module-short
 	@$(MAKE) suite BROKER=3
 	@$(MAKE) suite BROKER=4
 	@$(MAKE) fault
 	@$(MAKE) cluster-short
 	@$(MAKE) e2e
-	@echo "passed: lint, unit, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
+	@echo "passed: lint, unit, module path, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
 
-fuzz: ## run every fuzz target of the root module for FUZZTIME each; keeps the inputs found
-	@go list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r path dir; do \
+fuzz: ## run every fuzz target for FUZZTIME each; keeps the inputs found
+	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \
 		cd $$dir; tests=$$(go test -list '^Fuzz' .); \
 		for target in $$(grep '^Fuzz' <<<"$$tests" || true); do \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . </dev/null; \

@@ -15,7 +15,9 @@ require (
 	go.uber.org/goleak v1.3.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
-	rabbitmq-rpc v0.0.0
+	rabbitmq-rpc/pkg/amqpx v0.0.0
+	rabbitmq-rpc/pkg/amqpxotel v0.0.0
+	rabbitmq-rpc/pkg/amqpxprom v0.0.0
 )
 
 require (
@@ -66,6 +68,13 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	gonum.org/v1/plot v0.17.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261104224025-d1e00e9f33ab // indirect
+	rabbitmq-rpc v0.0.0
+)
+
+replace (
+	rabbitmq-rpc/pkg/amqpx => ../pkg/amqpx
+	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
+	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom
 )
 
 replace rabbitmq-rpc => ../

@@ -20,7 +20,7 @@ for package in amqpx amqpx/internal/wire; do
 		source=$ROOT
 		[[ $which == new ]] || source=$tree
 		# An older revision may not have the package.
-		[[ ! -d $source/pkg/$package ]] || (cd "$source" && go test -c -o "$work/$which-${package##*/}" "./pkg/$package")
+		[[ ! -d $source/pkg/$package ]] || (cd "$source/pkg/$package" && go test -c -o "$work/$which-${package##*/}" .)
 	done
 done
 cd "$work" # without testdata: benchmarks only

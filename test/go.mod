@@ -2,8 +2,6 @@ module rabbitmq-rpc/test
 
 go 1.26.0
 
-replace rabbitmq-rpc => ../
-
 require (
 	github.com/Azure/go-amqp v1.7.0
 	github.com/Shopify/toxiproxy/v2 v2.12.0
@@ -23,7 +21,10 @@ require (
 	go.uber.org/zap v1.28.0
 	go.yaml.in/yaml/v3 v3.0.5
 	google.golang.org/protobuf v1.36.12
-	rabbitmq-rpc v0.0.0-00010101000000-000000000000
+	rabbitmq-rpc v0.0.0
+	rabbitmq-rpc/pkg/amqpx v0.0.0
+	rabbitmq-rpc/pkg/amqpxotel v0.0.0
+	rabbitmq-rpc/pkg/amqpxprom v0.0.0
 )
 
 require (
@@ -53,4 +54,11 @@ require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260928230214-8a89bd6388cc // indirect
 	google.golang.org/grpc v1.83.2 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
+)
+
+replace (
+	rabbitmq-rpc => ../
+	rabbitmq-rpc/pkg/amqpx => ../pkg/amqpx
+	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
+	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom
 )
