@@ -192,11 +192,12 @@ func (s *stage) count() census {
 // within reports whether a later count equals the count at the beginning, with tolerances.
 // Channels are opened at their first use, and a queue check that fails, or gets no response
 // from RabbitMQ, ends with its channel: each process may have one channel more or less. With
-// direct reply-to a server has a further connection after its first use. Reply queues of
+// direct reply-to a server has a further connection after its first use; in a cluster too, where
+// a client without responses asks the servers in this way whether they answer. Reply queues of
 // killed clients expire after five minutes.
 func (s *stage) within(now census) bool {
 	processes, more := len(s.servers)+len(s.clients), 0
-	if s.sc.load.direct {
+	if s.sc.load.direct || s.sc.place != nil {
 		more = len(s.servers)
 	}
 	return now.Connections >= s.before.Connections && now.Connections <= s.before.Connections+more &&
