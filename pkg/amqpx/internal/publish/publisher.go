@@ -359,8 +359,8 @@ func tooLarge(size, limit int) error {
 	return fmt.Errorf("%w: %d bytes, and the broker takes at most %d (max_message_size)", wire.ErrTooLarge, size, limit)
 }
 
-// Suspected is an outbound message that may be the reason for the end of a channel.
-type Suspected interface {
+// suspected is an outbound message that may be the reason for the end of a channel.
+type suspected interface {
 	// Suspicion returns the number of channels that ended while the message was unconfirmed.
 	Suspicion() int
 }
@@ -380,7 +380,7 @@ func groupSize(suspicion int) int {
 
 // joinSuspects adds out to the suspects if a channel has ended while it was unconfirmed.
 func (p *publisher) joinSuspects(out Outbound) bool {
-	m, ok := out.(Suspected)
+	m, ok := out.(suspected)
 	if !ok || m.Suspicion() == 0 {
 		return false
 	}
@@ -394,7 +394,7 @@ func (p *publisher) trySuspects() {
 		most := len(p.suspects)
 		n := 0
 		for n < most {
-			m, _ := p.suspects[n].(Suspected)
+			m, _ := p.suspects[n].(suspected)
 			if most = min(most, groupSize(m.Suspicion())); n < most {
 				n++
 			}

@@ -44,8 +44,8 @@ func (c *LazyContext) Cancel() {
 // Parent returns the context that Init or WithDeadline was given.
 func (c *LazyContext) Parent() context.Context { return c.parent }
 
-// Created reports whether the real context exists.
-func (c *LazyContext) Created() bool { return c.made.Load() != nil }
+// created reports whether the real context exists.
+func (c *LazyContext) created() bool { return c.made.Load() != nil }
 
 func (c *LazyContext) real() context.Context {
 	if m := c.made.Load(); m != nil {
@@ -83,7 +83,7 @@ func (c *LazyContext) Done() <-chan struct{} { return c.real().Done() }
 // value is taken from the parent if there is no real context yet: tracing libraries look up
 // values in every call.
 func (c *LazyContext) Value(key any) any {
-	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.Created() {
+	if _, ofTheLibrary := key.(*int); ofTheLibrary || c.created() {
 		return c.real().Value(key)
 	}
 	return c.parent.Value(key)
@@ -91,7 +91,7 @@ func (c *LazyContext) Value(key any) any {
 
 // Err implements context.Context.
 func (c *LazyContext) Err() error {
-	over := c.Created() || c.ended.Load() || c.parent.Err() != nil ||
+	over := c.created() || c.ended.Load() || c.parent.Err() != nil ||
 		!c.deadline.IsZero() && !time.Now().Before(c.deadline)
 	if !over {
 		return nil

@@ -63,10 +63,10 @@ func TestValuesOfADeadlineContextAreItsParents(t *testing.T) {
 	ctx := WithDeadline(context.WithValue(t.Context(), key{}, "value"), time.Now().Add(time.Hour))
 	defer ctx.Cancel()
 	wantSame(t, "value", ctx.Value(key{}), any("value"))
-	wantSame(t, "created", ctx.Created(), false)
+	wantSame(t, "created", ctx.created(), false)
 	child, cancel := context.WithCancel(ctx) // registers with the real context
 	defer cancel()
-	wantSame(t, "created", ctx.Created(), true)
+	wantSame(t, "created", ctx.created(), true)
 	ctx.Cancel()
 	wantSame(t, "error of the child", child.Err(), context.Canceled)
 }
