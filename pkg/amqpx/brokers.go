@@ -55,7 +55,19 @@ func (b *brokerSource) start(list string, urls []BrokerURL, log *zap.Logger) {
 
 // refresh calls the source and returns the URLs in force.
 func (b *brokerSource) refresh() []BrokerURL {
-	now, fault := b.ask()
+	urls, changed, fault := b.update(b.ask())
+	if changed {
+		b.log.Info("broker URLs changed", zap.Stringers("brokers", urls))
+	}
+	if fault != nil {
+		b.log.Warn("how to reach the broker could not be read again, so it stays as it was", zap.Error(fault))
+	}
+	return urls
+}
+
+// update takes over a result of the source. It returns the URLs in force, whether they changed,
+// and a fault that was not logged before.
+func (b *brokerSource) update(now Brokers, fault error) (urls []BrokerURL, changed bool, _ error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if now.TLS != nil {
@@ -64,8 +76,7 @@ func (b *brokerSource) refresh() []BrokerURL {
 	if now.URLs != "" && now.URLs != b.list {
 		urls, err := ParseURLs(now.URLs)
 		if err == nil {
-			b.list, b.urls = now.URLs, urls
-			b.log.Info("broker URLs changed", zap.Stringers("brokers", urls))
+			b.list, b.urls, changed = now.URLs, urls, true
 		} else if fault == nil {
 			fault = err
 		}
@@ -74,11 +85,11 @@ func (b *brokerSource) refresh() []BrokerURL {
 	if fault != nil {
 		text = fault.Error()
 	}
-	if text != "" && text != b.told {
-		b.log.Warn("how to reach the broker could not be read again, so it stays as it was", zap.Error(fault))
+	if text == b.told {
+		fault = nil
 	}
 	b.told = text
-	return b.urls
+	return b.urls, changed, fault
 }
 
 // tls returns the configuration in force, which is nil until the source returned one.

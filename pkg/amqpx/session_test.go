@@ -402,3 +402,22 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 		})
 	}
 }
+
+// A channel of its own is closed, whether its user succeeds or not.
+func TestTempChannelIsClosed(t *testing.T) {
+	t.Parallel()
+	for _, want := range []error{nil, errCut} {
+		s, err := openOn(t, newFakeBroker(), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		var used transport.Channel
+		err = transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
+			used = ch
+			return want
+		})
+		wantSame(t, "error", err, want)
+		wantSame(t, "closed", used.IsClosed(), true)
+	}
+}

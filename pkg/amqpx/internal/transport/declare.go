@@ -182,17 +182,18 @@ func DeclareReplyQueue(l Conn, name string, quorum bool) error {
 	}))
 }
 
-// WithTempChannel runs f on a channel of its own. It closes the channel if f succeeds; after
-// an exception the channel is closed already.
+// WithTempChannel runs f on a channel of its own, and closes the channel, which an exception
+// has closed already.
 func WithTempChannel(l Conn, f func(Channel) error) error {
 	ch, err := l.Channel()
 	if err != nil {
 		return AtStep(stepChannel, "", err)
 	}
-	if err := f(ch); err != nil {
+	err = f(ch)
+	if err != nil && ch.IsClosed() {
 		return err
 	}
-	return ch.Close()
+	return cmp.Or(err, ch.Close())
 }
 
 // IsNotFound reports whether the broker answered 404.

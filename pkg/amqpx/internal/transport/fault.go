@@ -505,14 +505,28 @@ func (l *FaultLog) note(fault string) bool {
 		l.repeated, l.last = 1, fault
 	}
 	now := time.Now()
-	if at, ok := l.said[fault]; ok && now.Sub(at) < faultAgain {
+	at, known := l.said[fault]
+	if known && now.Sub(at) < faultAgain {
 		return false
 	}
-	if l.said == nil || len(l.said) >= maxFaultsSaid {
+	if l.said == nil {
 		l.said = make(map[string]time.Time)
+	}
+	if !known && len(l.said) >= maxFaultsSaid {
+		delete(l.said, l.oldest())
 	}
 	l.said[fault] = now
 	return true
+}
+
+// oldest returns the fault that was logged the longest time ago.
+func (l *FaultLog) oldest() (fault string) {
+	for f, at := range l.said {
+		if fault == "" || at.Before(l.said[fault]) {
+			fault = f
+		}
+	}
+	return fault
 }
 
 // isStubborn reports whether the same faults have occurred RepeatedFaults times in a row, each

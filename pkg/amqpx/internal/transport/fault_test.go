@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -172,4 +175,19 @@ func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
 	if faultKey(one) == faultKey(Classify(a, amqp.ErrCredentials)) {
 		t.Error("a wrong password is taken for a refused connection")
 	}
+}
+
+// The log remembers a bounded number of faults, and forgets the oldest first.
+func TestFaultLogForgetsTheOldest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var l FaultLog
+		for i := range maxFaultsSaid + 1 {
+			wantSame(t, "a new fault is logged", l.note(strconv.Itoa(i)), true)
+			pass(time.Millisecond)
+		}
+		wantSame(t, "remembered", len(l.said), maxFaultsSaid)
+		wantSame(t, "the last fault is logged again at once", l.note(strconv.Itoa(maxFaultsSaid)), false)
+		wantSame(t, "the first fault is logged again at once", l.note("0"), true)
+	})
 }
