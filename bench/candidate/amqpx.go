@@ -94,7 +94,7 @@ func (c overAMQPX) mode() amqpx.BatchMode {
 }
 
 func (c overAMQPX) queue(env Environment) amqpx.Queue {
-	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic, Durable: true}
+	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic}
 	if c.quorum {
 		q.Type = amqpx.QueueQuorum
 	}

@@ -14,7 +14,7 @@ import (
 
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	client, err := amqpx.NewClient(url, amqpx.WithQueue(amqpx.Queue{Name: "greetings", Durable: true}))
+	client, err := amqpx.NewClient(url, amqpx.WithQueue(amqpx.Queue{Name: "greetings"}))
 	if err != nil {
 		log.Fatal(err)
 	}

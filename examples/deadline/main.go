@@ -16,7 +16,7 @@ import (
 // serve starts a server with a single method, and returns a client of the server.
 func serve(queueName, method string, h amqpx.Handler) *amqpx.Client {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	queue := amqpx.WithQueue(amqpx.Queue{Name: queueName, Durable: true})
+	queue := amqpx.WithQueue(amqpx.Queue{Name: queueName})
 	server, err := amqpx.NewServer(url, queue)
 	if err != nil {
 		log.Fatal(err)

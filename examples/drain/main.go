@@ -30,7 +30,7 @@ func report(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
 	server, err := amqpx.NewServer(url,
-		amqpx.WithQueue(amqpx.Queue{Name: "reports", Durable: true}),
+		amqpx.WithQueue(amqpx.Queue{Name: "reports"}),
 		amqpx.WithDrainTimeout(20*time.Second)) // less than the grace period of a container
 	if err != nil {
 		log.Fatal(err)

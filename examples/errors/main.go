@@ -48,7 +48,7 @@ func ask(ctx context.Context, client *amqpx.Client, item string) (string, error)
 
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	queue := amqpx.WithQueue(amqpx.Queue{Name: "stock", Durable: true})
+	queue := amqpx.WithQueue(amqpx.Queue{Name: "stock"})
 	server, err := amqpx.NewServer(url, queue)
 	if err != nil {
 		log.Fatal(err)

@@ -51,7 +51,7 @@ func order(ctx context.Context, client *amqpx.Client, key, body string) (string,
 
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	queue := amqpx.WithQueue(amqpx.Queue{Name: "shop", Durable: true})
+	queue := amqpx.WithQueue(amqpx.Queue{Name: "shop"})
 	server, err := amqpx.NewServer(url, queue)
 	if err != nil {
 		log.Fatal(err)

@@ -14,7 +14,7 @@ import (
 
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	server, err := amqpx.NewServer(url, amqpx.WithQueue(amqpx.Queue{Name: "greetings", Durable: true}))
+	server, err := amqpx.NewServer(url, amqpx.WithQueue(amqpx.Queue{Name: "greetings"}))
 	if err != nil {
 		log.Fatal(err)
 	}

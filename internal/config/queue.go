@@ -38,7 +38,7 @@ func (q *Queue) Validate(faults *Faults) {
 
 // Queue returns the library's description of the queue.
 func (q *Queue) Queue() amqpx.Queue {
-	return amqpx.Queue{Name: q.Name, Type: q.Type, Durable: q.Durable}
+	return amqpx.Queue{Name: q.Name, Type: q.Type, Transient: !q.Durable}
 }
 
 // Options returns the library's options for these settings.

@@ -29,9 +29,9 @@ func startHops(t *testing.T, h hop) (caller *Client, first, second *watchedHandl
 	t.Helper()
 	b := newFakeBroker()
 	first, second = newWatchedHandler(), newWatchedHandler()
-	inner := startClient(t, b, WithQueue(Queue{Name: "second", Durable: true}), WithControl(true))
+	inner := startClient(t, b, WithQueue(Queue{Name: "second"}), WithControl(true))
 	ready(t, startServer(t, b, handlers{"second": second.run},
-		WithQueue(Queue{Name: "second", Durable: true}), WithControl(true)).WaitReady)
+		WithQueue(Queue{Name: "second"}), WithControl(true)).WaitReady)
 	ready(t, startServer(t, b, handlers{"first": func(ctx context.Context, req *Request) ([]byte, error) {
 		first.begun <- string(req.Body)
 		body, err := h(ctx, inner)

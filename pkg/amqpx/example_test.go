@@ -18,7 +18,7 @@ import (
 // program needs one of them for each queue.
 func Example() {
 	const url = "amqp://guest:guest@localhost:5672"
-	queue := amqpx.WithQueue(amqpx.Queue{Name: "texts", Durable: true})
+	queue := amqpx.WithQueue(amqpx.Queue{Name: "texts"})
 
 	server, err := amqpx.NewServer(url, queue)
 	if err != nil {

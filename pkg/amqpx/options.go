@@ -87,7 +87,7 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		name:           "amqpx",
-		queue:          Queue{Name: DefaultQueue, Type: QueueClassic, Durable: true},
+		queue:          Queue{Name: DefaultQueue, Type: QueueClassic},
 		batch:          BatchAuto,
 		control:        true,
 		userID:         true,
@@ -133,9 +133,8 @@ type option func(*config)
 func (o option) applyClient(c *clientConfig) { o(&c.config) }
 func (o option) applyServer(c *serverConfig) { o(&c.config) }
 
-// WithQueue sets the request queue. Without this option the request queue is [DefaultQueue],
-// classic and durable; with this option the queue is durable only if q says so. An existing
-// queue with other properties is used unchanged.
+// WithQueue sets the request queue; the default is the durable classic queue [DefaultQueue].
+// An existing queue with other properties is used unchanged.
 func WithQueue(q Queue) Option { return option(func(c *config) { c.queue = q }) }
 
 // WithName sets the name of the connections in the broker's management UI; the default is

@@ -59,7 +59,7 @@ func TestPasswordWithACommaIsNotShown(t *testing.T) {
 func TestClientFaultsAreNamedAllAtOnce(t *testing.T) {
 	t.Parallel()
 	_, err := NewClient(" , ",
-		WithQueue(Queue{Name: strings.Repeat("q", 256), Type: QueueQuorum}),
+		WithQueue(Queue{Name: strings.Repeat("q", 256), Type: QueueQuorum, Transient: true}),
 		WithMaxMessageSize(0), WithHeartbeat(time.Millisecond), WithDialTimeout(0), WithWriteTimeout(-1),
 		WithBackoff(0, -time.Second), WithReplyMode("pigeon"), WithTimeout(0), WithMaxInFlight(0),
 		WithMaxInFlightBytes(-1), WithRetryBudget(math.NaN(), -1), WithMethod(""))
@@ -94,7 +94,7 @@ func TestDefaultsAreValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantSame(t, "queue", c.queue, Queue{Name: "rpc_queue", Type: QueueClassic, Durable: true})
+	wantSame(t, "queue", c.queue, Queue{Name: "rpc_queue", Type: QueueClassic})
 	wantSame(t, "timeout", c.timeout, 30*time.Second)
 	if _, ok := c.dialer.(transport.NetDialer); !ok {
 		t.Errorf("dialer %T", c.dialer)

@@ -333,7 +333,7 @@ func TestRetryBudgetOfManySpenders(t *testing.T) {
 // for the queue with any retry budget.
 func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 	t.Parallel()
-	quorum := WithQueue(Queue{Name: DefaultQueue, Type: QueueQuorum, Durable: true})
+	quorum := WithQueue(Queue{Name: DefaultQueue, Type: QueueQuorum})
 	refusals := make([]fault, 10)
 	for i := range refusals {
 		refusals[i] = faultNack

@@ -274,7 +274,7 @@ func (s *Server) warnAdopted(q Queue, difference, noBatches string) {
 	}
 	fields := []zap.Field{
 		zap.String("queue", q.Name), zap.String("wanted_type", string(q.Type)),
-		zap.Bool("wanted_durable", q.Durable), zap.String("difference", difference),
+		zap.Bool("wanted_durable", !q.Transient), zap.String("difference", difference),
 	}
 	if noBatches != "" {
 		fields = append(fields, zap.String("no_batches", "requests in batches would escape "+noBatches))

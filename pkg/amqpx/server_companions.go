@@ -51,7 +51,7 @@ func (s *Server) companions(found transport.FoundQueue) []*companion {
 	base := s.cfg.queue
 	base.Type = foundType(found, base.Type)
 	if base.Type == QueueQuorum {
-		base.Durable = true
+		base.Transient = false
 	}
 	if s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == "" {
 		all = append(all, &companion{queue: base.batchQueue(), prefetch: s.cfg.prefetch, unpacks: true, up: &s.batchesUp})

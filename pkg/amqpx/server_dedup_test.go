@@ -498,7 +498,7 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 				return next(ctx, req)
 			}
 		}
-		srv, err := NewServer(testURL, b.option(), WithMiddleware(hold), WithQueue(Queue{Name: "once", Durable: true}))
+		srv, err := NewServer(testURL, b.option(), WithMiddleware(hold), WithQueue(Queue{Name: "once"}))
 		if err != nil {
 			t.Fatal(err)
 		}

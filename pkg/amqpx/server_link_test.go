@@ -62,16 +62,17 @@ func TestQueueIsDeclaredAsSet(t *testing.T) {
 		queue Queue
 		args  amqp.Table
 	}{
-		{"classic", Queue{Name: "q", Type: QueueClassic, Durable: true}, nil},
+		{"classic", Queue{Name: "q", Type: QueueClassic}, nil},
 		{"no type", Queue{Name: "q"}, nil},
-		{"quorum", Queue{Name: "q", Type: QueueQuorum, Durable: true}, amqp.Table{"x-queue-type": "quorum"}},
+		{"transient", Queue{Name: "q", Transient: true}, nil},
+		{"quorum", Queue{Name: "q", Type: QueueQuorum}, amqp.Table{"x-queue-type": "quorum"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, _ := serve(t, handlers{"m": echo}, WithQueue(c.queue))
 				b.with(func(b *fakeBroker) {
-					wantSame(t, "durable", b.queues["q"].durable, c.queue.Durable)
+					wantSame(t, "durable", b.queues["q"].durable, !c.queue.Transient)
 					wantSame(t, "arguments", len(b.queues["q"].args), len(c.args))
 					wantSame(t, "type", b.queues["q"].args["x-queue-type"], c.args["x-queue-type"])
 				})

@@ -34,12 +34,12 @@ const (
 
 // retryQueue returns the queue of the requests that run one at a time.
 func (q Queue) retryQueue() Queue {
-	return Queue{Name: q.Name + retrySuffix, Type: q.Type, Durable: q.Durable}
+	return Queue{Name: q.Name + retrySuffix, Type: q.Type, Transient: q.Transient}
 }
 
 // deadQueue returns the queue of dead letters, which no server consumes. It is always durable.
 func (q Queue) deadQueue() Queue {
-	return Queue{Name: q.Name + deadSuffix, Type: q.Type, Durable: true, MaxLength: maxDead, dropHead: true}
+	return Queue{Name: q.Name + deadSuffix, Type: q.Type, MaxLength: maxDead, dropHead: true}
 }
 
 // waitRepublished delays a request which a server has lost, and which may have killed the

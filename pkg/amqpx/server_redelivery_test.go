@@ -61,11 +61,11 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 		runs  int64
 		queue Queue
 	}{
-		{name: "default limit", runs: DefaultDeliveryLimit, queue: Queue{Name: DefaultQueue, Durable: true}},
-		{name: "limit 1", opts: []ServerOption{WithDeliveryLimit(1)}, runs: 1, queue: Queue{Name: DefaultQueue, Durable: true}},
-		{name: "limit 2", opts: []ServerOption{WithDeliveryLimit(2)}, runs: 2, queue: Queue{Name: DefaultQueue, Durable: true}},
-		{name: "limit 9, quorum queue", opts: []ServerOption{WithDeliveryLimit(9)}, runs: 9, queue: Queue{Name: "q", Type: QueueQuorum, Durable: true}},
-		{name: "queue that is not durable", runs: DefaultDeliveryLimit, queue: Queue{Name: "q"}},
+		{name: "default limit", runs: DefaultDeliveryLimit, queue: Queue{Name: DefaultQueue}},
+		{name: "limit 1", opts: []ServerOption{WithDeliveryLimit(1)}, runs: 1, queue: Queue{Name: DefaultQueue}},
+		{name: "limit 2", opts: []ServerOption{WithDeliveryLimit(2)}, runs: 2, queue: Queue{Name: DefaultQueue}},
+		{name: "limit 9, quorum queue", opts: []ServerOption{WithDeliveryLimit(9)}, runs: 9, queue: Queue{Name: "q", Type: QueueQuorum}},
+		{name: "queue that is not durable", runs: DefaultDeliveryLimit, queue: Queue{Name: "q", Transient: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

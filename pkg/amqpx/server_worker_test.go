@@ -415,7 +415,7 @@ func TestQueueBound(t *testing.T) {
 	}{
 		{"none", Queue{}, nil},
 		{"messages", Queue{MaxLength: 5}, amqp.Table{"x-max-length": int64(5), "x-overflow": "reject-publish"}},
-		{"bytes, quorum", Queue{MaxBytes: 7, Type: QueueQuorum, Durable: true}, amqp.Table{
+		{"bytes, quorum", Queue{MaxBytes: 7, Type: QueueQuorum}, amqp.Table{
 			"x-max-length-bytes": int64(7), "x-overflow": "reject-publish", "x-queue-type": "quorum",
 		}},
 		{"of the dead letters", Queue{}.deadQueue(), amqp.Table{"x-max-length": int64(maxDead)}},

@@ -30,9 +30,10 @@ type Queue struct {
 	Name string
 	// Type defaults to [QueueClassic] when empty.
 	Type QueueType
-	// Durable preserves the queue when the broker restarts. The default is false; a quorum
-	// queue must be durable.
-	Durable bool
+	// Transient loses the queue when the broker restarts. The default false is a durable
+	// queue; a quorum queue must be durable. RabbitMQ 4 can forbid transient queues
+	// (https://www.rabbitmq.com/docs/queues#durability).
+	Transient bool
 	// MaxLength and MaxBytes bound the messages that wait in the queue, by number and by bytes
 	// of their bodies (https://www.rabbitmq.com/docs/maxlength). The broker refuses a request
 	// beyond a bound, and the call ends with [CodeResourceExhausted]. The default 0 is no
@@ -62,7 +63,7 @@ func (q Queue) validate() error {
 	switch q.Type {
 	case "", QueueClassic:
 	case QueueQuorum:
-		if !q.Durable {
+		if q.Transient {
 			faults = append(faults, errors.New("a quorum queue must be durable"))
 		}
 	default:
@@ -98,5 +99,5 @@ func (q Queue) arguments() amqp.Table {
 // transport.DeclareOrAdopt declares the queue, or adopts an existing queue with other properties, which
 // are passed to warn.
 func (q Queue) declareOrAdopt(l transport.Conn, warn func(difference string)) (transport.FoundQueue, error) {
-	return transport.DeclareOrAdopt(l, transport.QueueDeclaration{Name: q.Name, Durable: q.Durable, Arguments: q.arguments()}, warn)
+	return transport.DeclareOrAdopt(l, transport.QueueDeclaration{Name: q.Name, Durable: !q.Transient, Arguments: q.arguments()}, warn)
 }

@@ -15,7 +15,7 @@ import (
 func ExampleClientMetrics() {
 	metrics := amqpxprom.NewClientMetrics("orders", amqpxprom.WithMaxMethods(20))
 	client, err := amqpx.NewClient("amqp://guest:guest@localhost:1/",
-		amqpx.WithQueue(amqpx.Queue{Name: "orders", Durable: true}), amqpx.WithClientObserver(metrics))
+		amqpx.WithQueue(amqpx.Queue{Name: "orders"}), amqpx.WithClientObserver(metrics))
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -56,7 +56,7 @@ func ExampleClientMetrics() {
 func ExampleServerMetrics() {
 	metrics := amqpxprom.NewServerMetrics("orders")
 	server, err := amqpx.NewServer("amqp://guest:guest@localhost/",
-		amqpx.WithQueue(amqpx.Queue{Name: "orders", Durable: true}), amqpx.WithWorkers(8), amqpx.WithServerObserver(metrics))
+		amqpx.WithQueue(amqpx.Queue{Name: "orders"}), amqpx.WithWorkers(8), amqpx.WithServerObserver(metrics))
 	if err != nil {
 		fmt.Println(err)
 		return

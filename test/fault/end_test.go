@@ -12,7 +12,7 @@ import (
 
 // queue returns the request queue.
 func (s *stage) queue() amqpx.Queue {
-	return amqpx.Queue{Name: queueName, Type: s.sc.load.kind, Durable: true}
+	return amqpx.Queue{Name: queueName, Type: s.sc.load.kind}
 }
 
 // waiting returns the exact number of ready messages in a queue.

@@ -159,7 +159,7 @@ func play(t *testing.T, r *row) {
 	r.limit = limit.Kind
 	const queue = "rpc"
 	server := start(t, r, limit, tenant, queue)
-	client, err := amqpx.NewClient(tenant.URL(), amqpx.WithQueue(amqpx.Queue{Name: queue, Type: amqpx.QueueClassic, Durable: true}),
+	client, err := amqpx.NewClient(tenant.URL(), amqpx.WithQueue(amqpx.Queue{Name: queue, Type: amqpx.QueueClassic}),
 		amqpx.WithCallOptions(amqpx.WaitForServer(), amqpx.Idempotent()))
 	if err != nil {
 		t.Fatal(err)

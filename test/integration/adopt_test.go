@@ -21,9 +21,9 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 		want    amqpx.Queue
 		differs string
 	}{
-		{"transient, wanted durable", false, amqpx.Queue{Type: amqpx.QueueClassic, Durable: true}, "durable"},
-		{"durable, wanted transient", true, amqpx.Queue{Type: amqpx.QueueClassic}, "durable"},
-		{"classic, wanted quorum", true, amqpx.Queue{Type: amqpx.QueueQuorum, Durable: true}, "x-queue-type"},
+		{"transient, wanted durable", false, amqpx.Queue{Type: amqpx.QueueClassic}, "durable"},
+		{"durable, wanted transient", true, amqpx.Queue{Type: amqpx.QueueClassic, Transient: true}, "durable"},
+		{"classic, wanted quorum", true, amqpx.Queue{Type: amqpx.QueueQuorum}, "x-queue-type"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -47,7 +47,7 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 				t.Fatalf("warned %d times, want once: %v", warned.Len(), logs.All())
 			}
 			fields := warned.All()[0].ContextMap()
-			if fields["queue"] != r.Queue.Name || fields["wanted_durable"] != c.want.Durable ||
+			if fields["queue"] != r.Queue.Name || fields["wanted_durable"] != !c.want.Transient ||
 				fields["wanted_type"] != string(c.want.Type) {
 				t.Errorf("the warning does not name what was wanted: %v", fields)
 			}

@@ -73,7 +73,7 @@ func TestExamplesServerAndClient(t *testing.T) {
 	url := exampleVhost(t)
 	env := []string{"AMQP_URL=" + url}
 	server := rig.Run(t, env, rig.BuildExample(t, "server"))
-	queue := amqpx.Queue{Name: "greetings", Durable: true}
+	queue := amqpx.Queue{Name: "greetings"}
 	client := exampleClient(t, url, queue)
 	response := rig.Call(t, client, "greet", []byte("test"), amqpx.WaitForServer()) // the server is up
 	if string(response) != "hello test" {
@@ -100,7 +100,7 @@ func TestExamplesDrain(t *testing.T) {
 	t.Parallel()
 	url := exampleVhost(t)
 	server := rig.Run(t, []string{"AMQP_URL=" + url}, rig.BuildExample(t, "drain"))
-	client := exampleClient(t, url, amqpx.Queue{Name: "reports", Durable: true})
+	client := exampleClient(t, url, amqpx.Queue{Name: "reports"})
 	settled := begin(rig.Patience(t), client, "report", nil, amqpx.WaitForServer())
 	server.Says("report begun")
 	server.Terminate()

@@ -157,7 +157,7 @@ func TestFaultsOfABrokerOfItsOwn(t *testing.T) {
 		t.Run("transient queue", func(t *testing.T) {
 			t.Parallel()
 			r := rig.Beyond(t, broker.URL)
-			r.Queue.Durable = false
+			r.Queue.Transient = true
 			server, logs := startingServer(t, r, broker.URL)
 			faulty{amqpx.FaultFeatureForbidden, []string{"declare queue", r.Queue.Name, "forbids a feature"}, zap.ErrorLevel}.check(t, server, logs)
 		})

@@ -188,7 +188,7 @@ func TestOurProgramsAndPythonOnes(t *testing.T) {
 // settings returns the environment of this project's programs for a rig.
 func settings(r *rig.Rig) []string {
 	return []string{
-		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "RPC_QUEUE_DURABLE=" + strconv.FormatBool(r.Queue.Durable),
+		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "RPC_QUEUE_DURABLE=" + strconv.FormatBool(!r.Queue.Transient),
 		"HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json", "LOG_LEVEL=info",
 	}
 }

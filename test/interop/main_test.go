@@ -81,6 +81,6 @@ func letters() rig.Methods { return rig.Methods{"a": letter, "b": letter} }
 func transient(t *testing.T) *rig.Rig {
 	t.Helper()
 	r := rig.New(t)
-	r.Queue.Durable = false
+	r.Queue.Transient = true
 	return r
 }

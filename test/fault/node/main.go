@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	n := &node{options: o, ledger: w, signals: signals, out: os.Stdout}
 	shared := []amqpx.Option{
-		amqpx.WithQueue(amqpx.Queue{Name: o.queue, Type: amqpx.QueueType(o.kind), Durable: true}),
+		amqpx.WithQueue(amqpx.Queue{Name: o.queue, Type: amqpx.QueueType(o.kind)}),
 		amqpx.WithName(o.name), amqpx.WithHeartbeat(o.heartbeat), amqpx.WithPersistent(o.persistent),
 		amqpx.WithDialTimeout(o.dial), amqpx.WithBatch(amqpx.BatchMode(o.batch)), amqpx.WithLogger(logger),
 	}

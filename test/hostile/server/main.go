@@ -35,7 +35,7 @@ func run() error {
 		return err
 	}
 	server, err := amqpx.NewServer(*url, amqpx.WithLogger(logger), amqpx.WithMaxHandlerTime(longest),
-		amqpx.WithQueue(amqpx.Queue{Name: *queue, Type: amqpx.QueueClassic, Durable: true}))
+		amqpx.WithQueue(amqpx.Queue{Name: *queue, Type: amqpx.QueueClassic}))
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (r *Rig) Declare(durable bool, args amqp.Table) {
 func (r *Rig) Inspect() amqp.Queue {
 	r.t.Helper()
 	ch := r.Raw()
-	q, err := ch.QueueDeclarePassive(r.Queue.Name, r.Queue.Durable, false, false, false, nil)
+	q, err := ch.QueueDeclarePassive(r.Queue.Name, !r.Queue.Transient, false, false, false, nil)
 	if err != nil {
 		r.t.Fatalf("inspect the request queue: %v", err)
 	}

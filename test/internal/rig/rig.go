@@ -61,7 +61,7 @@ func Beyond(t testing.TB, url string) *Rig {
 	return &Rig{
 		t:     t,
 		URL:   url,
-		Queue: amqpx.Queue{Name: "test." + uuid.NewString(), Type: amqpx.QueueClassic, Durable: true},
+		Queue: amqpx.Queue{Name: "test." + uuid.NewString(), Type: amqpx.QueueClassic},
 		raw:   sync.OnceValue(func() *amqp.Connection { return Dial(t, url) }),
 	}
 }
