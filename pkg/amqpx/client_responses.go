@@ -136,16 +136,24 @@ func (c *Client) openReplyQueue(s *transport.Session) (lost bool, err error) {
 		return false, s.Cause
 	}
 	fresh := newReplyQueueName(c.cfg.queue)
+	declared := s.InGoroutine(func() error { return transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum) })
 	select {
 	case err := <-found:
+		s.Run(func() { // ends when the broker has answered, or the session is done and its sockets are cut
+			if <-declared == nil {
+				_ = deleteQueue(s, fresh) // otherwise it expires
+			}
+		})
 		return c.replyQueueFound(s, err)
-	case err := <-s.InGoroutine(func() error { return transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum) }):
+	case err := <-declared:
 		if err != nil {
+			c.abandonUnlessRefused(fresh, err)
 			return false, err
 		}
 		c.useReplyQueue(fresh, errReplyQueueSilent)
 		return true, nil
 	case <-s.Done:
+		c.abandon(fresh)
 		return false, s.Cause
 	}
 }
@@ -173,19 +181,43 @@ func replyQueueAway(err error) bool {
 func (c *Client) replaceReplyQueue(s *transport.Session, cause error) error {
 	fresh := newReplyQueueName(c.cfg.queue)
 	if err := transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum); err != nil {
+		c.abandonUnlessRefused(fresh, err)
 		return err
 	}
 	c.useReplyQueue(fresh, cause)
 	return nil
 }
 
+// abandon remembers a reply queue that is not used, for deletion. The queue need not exist: the
+// result of its declaration may be unknown.
+func (c *Client) abandon(name string) {
+	if len(c.abandoned) < maxAbandoned {
+		c.abandoned = append(c.abandoned, name)
+	}
+}
+
+// abandonUnlessRefused abandons a reply queue whose declaration failed, unless the broker
+// refused the declaration with an exception of the channel, codes 403 to 406.
+func (c *Client) abandonUnlessRefused(name string, err error) {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	if !ok || !refused.Server || refused.Code < amqp.AccessRefused || refused.Code > amqp.PreconditionFailed {
+		c.abandon(name)
+	}
+}
+
+// deleteQueue deletes a queue. A missing queue is no error.
+func deleteQueue(s *transport.Session, name string) error {
+	return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
+		_, err := ch.QueueDelete(name, false, false, false)
+		return err
+	})
+}
+
 // useReplyQueue replaces the reply queue by another existing queue.
 func (c *Client) useReplyQueue(fresh string, cause error) {
 	c.cfg.logger.Warn("reply queue replaced, the responses in it are lost",
 		zap.String("queue", c.route.replyTo), zap.String("new", fresh), zap.Error(cause))
-	if len(c.abandoned) < maxAbandoned {
-		c.abandoned = append(c.abandoned, c.route.replyTo)
-	}
+	c.abandon(c.route.replyTo)
 	c.route.replyTo, c.replyQueueAway = fresh, nil
 }
 
@@ -237,10 +269,7 @@ func (c *Client) deleteAbandoned(s *transport.Session, names []string) {
 	for range abandonedTries {
 		var left []string
 		for _, name := range names {
-			if transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
-				_, err := ch.QueueDelete(name, false, false, false)
-				return err
-			}) != nil {
+			if deleteQueue(s, name) != nil {
 				left = append(left, name)
 			}
 		}
@@ -270,10 +299,7 @@ func (c *Client) deleteReplyQueue(ctx context.Context) {
 	// which is a failure of the session.
 	err := s.SubCh.Cancel(replyConsumer, false)
 	if err == nil {
-		err = transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
-			_, err := ch.QueueDelete(s.ReplyTo, false, false, false)
-			return err
-		})
+		err = deleteQueue(s, s.ReplyTo)
 	}
 	if err != nil {
 		c.cfg.logger.Debug("reply queue left to expire", zap.String("queue", s.ReplyTo), zap.Error(err))

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -137,6 +138,9 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 		close(release)
 		wantAnswer(t, <-once, "answer")
 		wantSame(t, "reply queue", r.client.route.replyTo, old)
+		pass(2 * abandonedRetry)
+		left := slices.DeleteFunc(r.broker.queueNames(), func(name string) bool { return !strings.Contains(name, ".reply.") })
+		wantSame(t, "reply queues", strings.Join(left, " "), old)
 	})
 }
 
