@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/signal"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -74,6 +75,10 @@ func TestSignalsStop(t *testing.T) {
 //
 //nolint:paralleltest // see above
 func TestSignalsOfTheProcess(t *testing.T) {
+	if signal.Ignored(syscall.SIGHUP) { // the tests were started by nohup, or in the background of a shell
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+		t.Cleanup(func() { signal.Ignore(syscall.SIGHUP) })
+	}
 	for _, first := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		drain, force, stop := Signals(t.Context())
 		if err := syscall.Kill(os.Getpid(), first); err != nil {
@@ -84,6 +89,24 @@ func TestSignalsOfTheProcess(t *testing.T) {
 			t.Errorf("%v ended force", first)
 		}
 		stop()
+	}
+}
+
+// Not parallel: the signal reaches the whole test process.
+//
+//nolint:paralleltest // see above
+func TestHangupThatIsIgnoredStaysIgnored(t *testing.T) {
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Ignore(syscall.SIGHUP)
+		t.Cleanup(func() { signal.Reset(syscall.SIGHUP) })
+	}
+	drain, _, stop := Signals(t.Context())
+	defer stop()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if drain.Err() != nil || !signal.Ignored(syscall.SIGHUP) {
+		t.Errorf("a hangup counts: drain ended with %v", drain.Err())
 	}
 }
 
