@@ -220,12 +220,12 @@ func (b *callBatch) Publishing() (key string, mandatory bool, msg amqp.Publishin
 	}
 }
 
-// Reject implements publish.Rejectable: the broker accepted no part of the batch, and its calls are
-// sent again in smaller batches, or alone.
+// Reject implements publish.Rejectable: the broker accepted no part of the batch, and its
+// calls are sent again in smaller batches, or alone.
 func (b *callBatch) Reject(error) { b.notifyAll(publish.Unsent) }
 
-// OnResult implements publish.Outbound. The calls of a returned batch reached no queue, and are sent
-// again alone.
+// OnResult implements publish.Outbound. The calls of a returned batch reached no queue, and
+// are sent again alone.
 func (b *callBatch) OnResult(f publish.Result) {
 	if b.target.takeReturned(b.id) {
 		f = publish.Unsent

@@ -11,8 +11,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// Request is one call as seen by handlers and middleware, on both sides. It must not be
-// changed after it was passed on; middleware that needs a different request passes a copy.
+// Request is one call as seen by handlers and middleware, on both sides. Middleware must not
+// change a Request after passing the Request to the next handler; to change a field, middleware
+// passes a copy.
 type Request struct {
 	// Method is the method's name (the app_id property).
 	Method string

@@ -13,10 +13,9 @@ import (
 )
 
 // Session is one generation of the connections of a client or server, with the channels and
-// every goroutine that reads or writes them. It is opened, fails and is closed as a whole, and
-// no part of a session is ever replaced, except the channel for publishing (see
-// publishChannel). The next session is opened after the last one has closed and its goroutines
-// have ended.
+// every goroutine that reads or writes on them. A session is opened, fails and is closed as a
+// whole. Only the channel for publishing can be replaced, by package publish. The next session
+// is opened after the last session has closed and all its goroutines have ended.
 //
 // Publishing and consuming have separate connections, because a broker that blocks publishing
 // stops reading from the connection, and acknowledgements must still flow
