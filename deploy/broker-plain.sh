@@ -20,6 +20,9 @@ backend_create() {
 		[[ $(id -u) == 0 ]] || die "RabbitMQ $version is not installed: install the package rabbitmq-server of that version, or be root"
 		tree=$("$DEPLOY/rootfs.sh" "$(suite_of "$version")" rabbitmq-server)
 		mkdir -p "$tree$state"
+		# RabbitMQ looks its host's name up for each connection. Without this entry a broker
+		# in a tree asks a name server, and does not greet its clients until that answers.
+		echo "127.0.0.1 localhost $(uname -n)" >"$state/hosts"
 	fi
 	echo "tree=$tree" >>"$state/vars"
 	plugins >"$state/enabled_plugins"
@@ -71,7 +74,7 @@ in_place() {
 	fi
 	# shellcheck disable=SC2016  # expanded by the inner shell
 	exec unshare --mount sh -ec '
-		mount --bind "$2" "$1$2"; mount --rbind /dev "$1/dev"; mount -t proc proc "$1/proc"
+		mount --bind "$2" "$1$2"; mount --bind "$2/hosts" "$1/etc/hosts"; mount --rbind /dev "$1/dev"; mount -t proc proc "$1/proc"
 		tree=$1; shift 2; exec chroot "$tree" "$@"' sh "$tree" "$state" "$@"
 }
 

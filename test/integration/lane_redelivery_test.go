@@ -102,7 +102,7 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	openLane(t, b.Client)
 	const n = 8
 	calls := b.together(n, func(i int) <-chan outcome {
-		return begin(rig.Patience(t), b.Client, "work", fmt.Append(nil, i))
+		return begin(rig.Patience(t), b.Client, "work", fmt.Append(nil, i), amqpx.WaitForServer())
 	})
 	for range n {
 		rig.Recv(t, slow.entered, "all to run")

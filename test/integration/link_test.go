@@ -260,7 +260,7 @@ func TestDrainWhileTheLinkIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := r.Ready()
-	call := begin(rig.Patience(t), client, "slow", []byte("once"))
+	call := begin(rig.Patience(t), client, "slow", []byte("once"), amqpx.WaitForServer())
 	rig.Recv(t, slow.entered, "the request to arrive")
 	proxy.Refuse(true)
 	proxy.Cut()

@@ -194,7 +194,7 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := r.Ready()
-	call := begin(rig.Patience(t), client, "slow", []byte("x"))
+	call := begin(rig.Patience(t), client, "slow", []byte("x"), amqpx.WaitForServer())
 	rig.Recv(t, slow.entered, "the request to run")
 	proxy.Cut()
 	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().InFlight == 2 })
