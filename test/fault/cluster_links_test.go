@@ -50,14 +50,17 @@ func TestClusterSlowQueue(t *testing.T) {
 	}
 	callers.Wait()
 	close(outcomes)
-	counts := make(map[string]int)
+	counts, lost := make(map[string]int), 0
 	for err := range outcomes {
 		counts[amqpx.CodeOf(err).String()]++
 		if errors.Is(err, amqpx.ErrOutcomeUnknown) {
-			t.Errorf("a call ended in %v, although its node is healthy", err)
+			lost++
 		}
 	}
 	t.Logf("outcomes by code: %v", counts)
+	if lost > 0 {
+		t.Errorf("%d calls ended in %v, although the client's node is healthy", lost, amqpx.ErrOutcomeUnknown)
+	}
 	if n := client.Stats().Reconnects; n != 0 {
 		t.Errorf("the client connected %d times again", n)
 	}
