@@ -486,6 +486,23 @@ func TestMoveThatAChannelWillNeverTake(t *testing.T) {
 	}
 }
 
+// TestResponseThatAChannelWillNeverTake: a response to a quorum reply queue is not lost if the
+// queue elected its leader when the server's channel first published to it.
+func TestResponseThatAChannelWillNeverTake(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"m": echo})
+		b.with(func(b *fakeBroker) {
+			b.nacks = func(link, key string) bool { return key == rawQueue && strings.HasSuffix(link, "publish") }
+		})
+		b.put(request("m"))
+		pass(nackedFor / 2)
+		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+	})
+}
+
 // If the target queue of a republish was deleted, the server declares the queue again and loses
 // no request.
 func TestMoveToAMissingQueue(t *testing.T) {

@@ -20,6 +20,12 @@ const (
 	// again. A broker nacks, for example, when the queue's process restarts.
 	nackedPauseMin = 20 * time.Millisecond
 	nackedPauseMax = time.Second
+	// nackedElsewhere is the number of nacks after which a response is published once on the
+	// isolated connection: 2.3 s after the first nack, then every 8 s. RabbitMQ 3.10 and 3.11 nack
+	// all messages to a quorum queue, as a reply queue may be, on a channel that first published
+	// to the queue during the election of its leader; the isolated connection is newer. A full
+	// reply queue nacks on every connection, so this must be seldom.
+	nackedElsewhere = 8
 	// nackedFor is how long a response to a call without a deadline is published again.
 	nackedFor = 30 * time.Second
 )
@@ -262,7 +268,11 @@ func (a *outboundResponse) nacked() {
 	}
 	pause := min(growingPause(nackedPauseMin, nackedPauseMax, a.tries), left)
 	a.tries++
-	s.delayed.after(pause, a.send)
+	again := a.send
+	if a.tries%nackedElsewhere == 0 {
+		again = func() { s.isolate(a) }
+	}
+	s.delayed.after(pause, again)
 }
 
 func (a *outboundResponse) done() {
