@@ -172,7 +172,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	close(drained)
 	watchdog.Wait()
 	s.jobs.Close()
-	if err == nil {
+	if err == nil || s.track.Count() == 0 { // otherwise a handler ignores the end of its context
 		<-s.workers.WhenIdle()
 	}
 	return err

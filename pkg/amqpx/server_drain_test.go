@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -377,6 +378,37 @@ func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
 		wantSame(t, "answers", len(b.take()), 0)
 		wantSame(t, "executions", s.Stats().OK, 0)
 		wantSame(t, "left for other servers", b.ready(DefaultQueue), 2)
+	})
+}
+
+// Serve returns after the end of every worker, also of a worker that replaces a worker whose
+// handler ended its goroutine during a hard stop.
+func TestCloseWaitsForReplacedWorkers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const workers = 8
+		b := newFakeBroker()
+		s, err := NewServer(testURL, b.option(), WithWorkers(workers), WithPrefetch(workers))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Handle("exit", func(ctx context.Context, _ *Request) ([]byte, error) {
+			<-ctx.Done()
+			runtime.Goexit()
+			return nil, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, func() {
+			for range workers {
+				b.put(request("exit"))
+			}
+		})
+		time.AfterFunc(2*time.Second, s.Close)
+		err = s.Serve(t.Context())
+		wantSame(t, "workers", s.workers.Count(), 0)
+		wantIs(t, err, ErrDrainTimeout)
+		wantSame(t, "left for other servers", b.ready(DefaultQueue), workers)
 	})
 }
 
