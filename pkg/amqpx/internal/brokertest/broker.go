@@ -62,15 +62,16 @@ type Sent struct {
 
 // Queue is a queue of a Broker.
 type Queue struct {
-	name      string
-	Durable   bool
-	Args      amqp.Table
-	owner     *Conn // the connection of an exclusive queue
-	Messages  []*Message
-	Consumers []*Consumer // in turn, the next first
-	MaxLength int         // With overflow reject-publish; 0: no bound
-	Expired   int         // Messages dropped at their expiration
-	unused    *time.Timer // x-expires
+	name       string
+	Durable    bool
+	Args       amqp.Table
+	autoDelete bool
+	owner      *Conn // the connection of an exclusive queue
+	Messages   []*Message
+	Consumers  []*Consumer // in turn, the next first
+	MaxLength  int         // With overflow reject-publish; 0: no bound
+	Expired    int         // Messages dropped at their expiration
+	unused     *time.Timer // x-expires
 }
 
 // Message is a message in a queue, or a delivery without an acknowledgement.
@@ -117,8 +118,7 @@ func (b *Broker) Declare(name string, durable bool, args amqp.Table) *amqp.Error
 			delete(args, amqp.QueueTypeArg)
 		}
 		if q.Durable != durable || !maps.Equal(q.Args, args) {
-			return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
-				"PRECONDITION_FAILED - inequivalent arg 'durable' for queue '%s' in vhost '/'", name)}
+			return inequivalent("durable", name)
 		}
 		return nil
 	}
@@ -156,6 +156,12 @@ func (b *Broker) Remove(q *Queue) {
 		})
 	}
 	q.Consumers = nil
+}
+
+// inequivalent returns the exception for a declaration with another value of a property.
+func inequivalent(property, name string) *amqp.Error {
+	return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
+		"PRECONDITION_FAILED - inequivalent arg '%s' for queue '%s' in vhost '/'", property, name)}
 }
 
 // Missing returns the exception for a queue that does not exist.

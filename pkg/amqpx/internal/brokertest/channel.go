@@ -192,6 +192,7 @@ func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
 	if multiple {
 		tags = slices.DeleteFunc(c.openTags(), func(t uint64) bool { return t > tag })
 	}
+	touched := map[*Queue]bool{}
 	for _, t := range slices.Backward(tags) { // requeued messages keep their order
 		u := c.unacked[t]
 		if u == nil {
@@ -203,7 +204,10 @@ func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
 		if requeue {
 			b.Requeue(u.consumer.queue, u.message)
 		}
-		b.Dispatch(u.consumer.queue)
+		touched[u.consumer.queue] = true
+	}
+	for q := range touched {
+		b.Dispatch(q)
 	}
 	return nil
 }

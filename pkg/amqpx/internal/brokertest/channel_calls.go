@@ -86,17 +86,38 @@ func (b *Broker) removeConsumer(consumer *Consumer) {
 }
 
 // QueueDeclare implements channel.
-func (c *Channel) QueueDeclare(name string, durable, _, exclusive, _ bool, args amqp.Table) (amqp.Queue, error) {
+func (c *Channel) QueueDeclare(name string, durable, autoDelete, exclusive, _ bool, args amqp.Table) (amqp.Queue, error) {
 	if name == "" {
 		name = "amq.gen-" + rand.Text()
 	}
 	return amqp.Queue{Name: name}, c.do("declare", name, func() *amqp.Error {
-		refused := c.link.broker.Declare(name, durable, args)
-		if exclusive && refused == nil {
-			c.link.broker.Queues[name].owner = c.link
+		b := c.link.broker
+		q := b.Queues[name]
+		if refused := c.locked(q); refused != nil {
+			return refused
 		}
-		return refused
+		if q != nil && q.autoDelete != autoDelete {
+			return inequivalent("auto_delete", name)
+		}
+		if refused := b.Declare(name, durable, args); refused != nil || q != nil {
+			return refused
+		}
+		b.Queues[name].autoDelete = autoDelete
+		if exclusive {
+			b.Queues[name].owner = c.link
+		}
+		return nil
 	})
+}
+
+// locked returns the broker's exception for a queue that is exclusive to another connection, or
+// nil. The caller holds mu.
+func (c *Channel) locked(q *Queue) *amqp.Error {
+	if q == nil || q.owner == nil || q.owner == c.link {
+		return nil
+	}
+	return &amqp.Error{Code: amqp.ResourceLocked, Server: true, Reason: fmt.Sprintf(
+		"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '%s' in vhost '/'", q.name)}
 }
 
 // ExchangeDeclare implements channel.
@@ -170,6 +191,9 @@ func (c *Channel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table
 		q := c.link.broker.Queues[name]
 		if q == nil {
 			return Missing(name)
+		}
+		if refused := c.locked(q); refused != nil {
+			return refused
 		}
 		found.Consumers, found.Messages = len(q.Consumers), len(q.Messages)
 		return nil
