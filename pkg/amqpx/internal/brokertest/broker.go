@@ -123,6 +123,9 @@ func (b *Broker) Declare(name string, durable bool, args amqp.Table) *amqp.Error
 		return nil
 	}
 	q := &Queue{name: name, Durable: durable, Args: maps.Clone(args)}
+	if limit, ok := args[amqp.QueueMaxLenArg].(int64); ok && args[amqp.QueueOverflowArg] == amqp.QueueOverflowRejectPublish {
+		q.MaxLength = int(limit)
+	}
 	b.Queues[name] = q
 	b.startExpiry(q)
 	return nil

@@ -175,3 +175,17 @@ func fanout(f *fixture) {
 	f.must(f.ch.PublishFanout(exchange, text("1")))
 	f.wantDelivery(f.consume(f.ch, f.queue), "1", false)
 }
+
+func full(f *fixture) {
+	bounded := f.queue + ".bounded"
+	f.declare(bounded, amqp.Table{amqp.QueueMaxLenArg: int64(1), amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish})
+	f.publish(bounded, text("1"))
+	confirm, err := f.ch.PublishTo(bounded, false, text("2"))
+	f.must(err)
+	receive(f, confirm.Done())
+	if confirm.Acked() {
+		f.Error("the broker took a message beyond the limit")
+	}
+	_, err = f.ch.QueueDelete(bounded, false, false, false)
+	f.must(err)
+}

@@ -43,6 +43,7 @@ func conform(t *testing.T, dialer transport.Dialer, url string) {
 		"exclusive queue":                   exclusive,
 		"deletion cancels the consumer":     deleted,
 		"unknown delivery tag":              unknownTag,
+		"full queue":                        full,
 		"expiration":                        expires,
 		"direct reply-to":                   directReply,
 		"exchange that does not exist":      noExchange,
