@@ -22,6 +22,9 @@ FUZZTIME ?= 30s
 PLATFORMS := linux/arm64 darwin/arm64 windows/amd64
 # Most of these tests spend their time waiting, so more tests than processors run at once.
 SUITE := go test -race -count=1 -parallel 6 -timeout 20m -tags integration
+# The cases that RabbitMQ and the broker in memory of the unit tests must answer alike; the
+# command starts in the directory test.
+CONFORMANCE = cd ../pkg/amqpx && $(SUITE) ./internal/brokertest/...
 SEED ?= 1
 SOAK ?= 30m
 # The fault suite; its output describes the last run of each kind. FAULTFLAGS=-batch=off
@@ -95,7 +98,7 @@ module-check: ## like module-short, also with go mod tidy, go vet and the unit t
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4
 	@deploy/need.sh promtool
-	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/...
+	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... && $(CONFORMANCE)'
 
 repeat: TIMES ?= 10
 repeat: RUN ?= .
@@ -117,7 +120,7 @@ observability: build ## run the tests with Prometheus, which scrapes a client an
 
 suite: build ## run integration, interop, browser and observability on one broker
 	@deploy/need.sh pika chromium promtool
-	@deploy/with-broker.sh $(BROKER) $(SUITE) ./integration/... ./interop/... ./browser/... ./observability/...
+	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... ./interop/... ./browser/... ./observability/... && $(CONFORMANCE)'
 
 # fault is part of every test run and may share its machine, hence a later bound.
 fault: FAULTFLAGS ?= -bound 1s

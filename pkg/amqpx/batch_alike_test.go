@@ -172,7 +172,7 @@ func TestRefusalDoesNotWaitForeverForTheOthersInItsBatch(t *testing.T) {
 		<-ends[0]
 		settle()
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
-		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 	})
 }
 
@@ -187,7 +187,7 @@ func TestRefusalsOfALostBatch(t *testing.T) {
 			settle()
 			return []<-chan result{a, goCall(r.client, within(t, time.Minute), "nothing", nil, Idempotent())}
 		})
-		r.broker.kick(nil)
+		r.broker.Kick(nil)
 		got := <-ends[1]
 		wantSame(t, "code", CodeOf(got.err), CodeUnimplemented)
 		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)

@@ -11,32 +11,33 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		old := startServer(t, b, handlers{"m": echo}) // takes no batches
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, old.WaitReady)
 		ready(t, r.client.WaitReady)
 		burstOf := func() {
 			t.Helper()
-			b.holdConfirms()
+			b.HoldConfirms()
 			var waiting []<-chan result
 			for range 10 {
 				waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
 			}
 			settle()
-			b.releaseConfirms()
+			b.ReleaseConfirms()
 			for _, done := range waiting {
 				wantAnswer(t, <-done, "x")
 			}
 		}
 		burstOf()
-		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 0)
+		wantSame(t, "batches", len(b.MessagesTo(batchQueueName)), 0)
 
 		fresh := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto))
 		ready(t, fresh.WaitReady)
@@ -45,7 +46,7 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 		burstOf()
 		pass(time.Second)
 		burstOf()
-		if len(b.messagesTo(batchQueueName)) == 0 {
+		if len(b.MessagesTo(batchQueueName)) == 0 {
 			t.Error("no batch, though a server unpacks")
 		}
 	})
@@ -61,21 +62,21 @@ func TestBatchThatComesBack(t *testing.T) {
 		ready(t, old.WaitReady)
 		r.server.stop()
 		_ = r.server.wait(t)
-		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[batchQueueName]) })
+		r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[batchQueueName]) })
 		b := r.broker
-		b.holdConfirms()
+		b.HoldConfirms()
 		var waiting []<-chan result
 		for i := range 10 {
 			waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", fmt.Append(nil, i)))
 			settle()
 		}
-		b.releaseConfirms()
+		b.ReleaseConfirms()
 		for i, done := range waiting {
 			got := <-done
 			wantAnswer(t, got, fmt.Sprint(i))
 			wantSame(t, "took", got.took, 0)
 		}
-		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 1)
+		wantSame(t, "batches", len(b.MessagesTo(batchQueueName)), 1)
 		wantSame(t, "re-sent", r.client.Stats().Resent, 0)
 	})
 }
@@ -92,7 +93,7 @@ func TestLaneThatIsDeserted(t *testing.T) {
 		_ = r.server.wait(t)
 		safe := r.batchOf(3, "m", Idempotent())
 		unsafe := r.batchOf(2, "m")
-		wantSame(t, "batches that wait", r.broker.ready(batchQueueName), 2)
+		wantSame(t, "batches that wait", r.broker.Ready(batchQueueName), 2)
 		for i, done := range safe {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
@@ -112,7 +113,7 @@ func TestLaneThatIsDeserted(t *testing.T) {
 func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		last := startServer(t, b, handlers{"m": untilDone, "open the lane": echo}, WithBatch(BatchAuto))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
@@ -129,8 +130,8 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 			t.Errorf("answered %v after the last server that unpacks had gone", took)
 		}
 		var looks atomic.Int64
-		b.with(func(b *fakeBroker) {
-			b.onCall = func(op, _ string) error {
+		b.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, _ string) error {
 				if op == "declare passive" {
 					looks.Add(1)
 				}
@@ -150,7 +151,7 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var kills, runs atomic.Int64
-		b := newFakeBroker()
+		b := brokertest.New()
 		fleet(t, b, func(kill func()) handlers {
 			return handlers{
 				"kill":          killing(&kills, kill),
@@ -175,12 +176,12 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 		wantSame(t, "code", CodeOf(got.err), CodeInternal)
 		wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
 		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
-		wantSame(t, "batches", len(b.messagesTo(batchQueueName)), 1)
-		dead := b.messagesTo(DefaultQueue + ".dead")
+		wantSame(t, "batches", len(b.MessagesTo(batchQueueName)), 1)
+		dead := b.MessagesTo(DefaultQueue + ".dead")
 		wantSame(t, "dead letters", len(dead), 1)
-		wantSame(t, "method of the dead letter", dead[0].msg.AppId, "kill")
+		wantSame(t, "method of the dead letter", dead[0].Msg.AppId, "kill")
 		settle()
-		wantSame(t, "left in the lane", b.ready(batchQueueName)+b.unacked(batchQueueName), 0)
+		wantSame(t, "left in the lane", b.Ready(batchQueueName)+b.Unacked(batchQueueName), 0)
 	})
 }
 
@@ -188,23 +189,23 @@ func TestBatchOverALostLink(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name       string
-		fault      fault
+		fault      brokertest.Fault
 		idempotent bool
 		code       Code
 		outcome    Outcome
 	}{
-		{"unsent", faultUnsent, false, "", Ran},
-		{"lost before the confirm", faultLostUnconfirmed, false, CodeUnavailable, MayHaveRun},
-		{"lost before the confirm, idempotent", faultLostUnconfirmed, true, "", Ran},
-		{"lost after the confirm", faultCutConfirmed, false, "", Ran},
-		{"nacked once", faultNack, false, CodeUnavailable, MayHaveRun},
-		{"nacked once, idempotent", faultNack, true, "", Ran},
+		{"unsent", brokertest.FaultUnsent, false, "", Ran},
+		{"lost before the confirm", brokertest.FaultLostUnconfirmed, false, CodeUnavailable, MayHaveRun},
+		{"lost before the confirm, idempotent", brokertest.FaultLostUnconfirmed, true, "", Ran},
+		{"lost after the confirm", brokertest.FaultCutConfirmed, false, "", Ran},
+		{"nacked once", brokertest.FaultNack, false, CodeUnavailable, MayHaveRun},
+		{"nacked once, idempotent", brokertest.FaultNack, true, "", Ran},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startBatching(t, handlers{"m": echo})
-				r.broker.fail(batchQueueName, c.fault)
+				r.broker.Fail(batchQueueName, c.fault)
 				var opts []CallOption
 				if c.idempotent {
 					opts = append(opts, Idempotent())
@@ -253,10 +254,10 @@ func TestBatchThatCannotBeReadIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		for _, body := range [][]byte{nil, []byte("no batch"), {0xff, 0xff}} {
-			r.broker.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "nowhere", Body: body})
+			r.broker.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "nowhere", Body: body})
 			settle()
 		}
-		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
 		for i, done := range r.batchOf(3, "m") {
 			wantAnswer(t, <-done, fmt.Sprint(i))
@@ -268,10 +269,10 @@ func TestRequestAloneInTheBatchQueueIsServed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
-		r.broker.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
-		r.broker.putIn(batchQueueName, request("m"))
+		r.broker.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
+		r.broker.PutIn(batchQueueName, request("m"))
 		settle()
-		wantSame(t, "answers", len(r.broker.take()), 1)
+		wantSame(t, "answers", len(takeResponses(r.broker)), 1)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -36,7 +37,7 @@ func (r *rig) openLane() {
 // together makes calls leave in one batch: the calls wait while filler calls occupy the window.
 func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.t.Helper()
-	r.broker.holdConfirms()
+	r.broker.HoldConfirms()
 	var fillers []<-chan result
 	for range publish.BatchWindow + int(r.client.route.batch.servers.Load()) - 1 {
 		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "open the lane", nil))
@@ -44,7 +45,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	}
 	waiting := calls()
 	settle()
-	r.broker.releaseConfirms()
+	r.broker.ReleaseConfirms()
 	for _, f := range fillers {
 		wantAnswer(r.t, <-f, "")
 	}
@@ -71,13 +72,13 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 		for i, done := range r.batchOf(5, "m") {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
-		batches := r.broker.messagesTo(batchQueueName)
+		batches := r.broker.MessagesTo(batchQueueName)
 		wantSame(t, "batches", len(batches), 1)
-		wantSame(t, "content type", batches[0].msg.ContentType, wire.ContentTypeRequests)
-		wantSame(t, "mandatory", batches[0].mandatory, true)
-		wantSame(t, "expiration", batches[0].msg.Expiration, "60000")
-		wantSame(t, "alone", len(r.broker.messagesTo(DefaultQueue)), 1+publish.BatchWindow)
-		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "content type", batches[0].Msg.ContentType, wire.ContentTypeRequests)
+		wantSame(t, "mandatory", batches[0].Mandatory, true)
+		wantSame(t, "expiration", batches[0].Msg.Expiration, "60000")
+		wantSame(t, "alone", len(r.broker.MessagesTo(DefaultQueue)), 1+publish.BatchWindow)
+		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 		wantSame(t, "server's requests", r.server.Stats().Requests, 1+publish.BatchWindow+5)
 		wantSame(t, "requests that came in batches", r.server.Stats().Batched, 5)
 		wantSame(t, "calls that were sent in batches", r.client.Stats().Batched, 5)
@@ -94,24 +95,24 @@ func TestAnswersThatWaitTravelTogether(t *testing.T) {
 			return req.Body, nil
 		}})
 		waiting := r.batchOf(6, "m")
-		r.broker.holdConfirms()
+		r.broker.HoldConfirms()
 		close(start)
 		settle()
-		r.broker.releaseConfirms()
+		r.broker.ReleaseConfirms()
 		for i, done := range waiting {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
 		settle()
 		var batches int
-		for _, m := range r.broker.messagesTo(routeReplies) {
-			if m.msg.ContentType == wire.ContentTypeResponses {
+		for _, m := range r.broker.MessagesTo(brokertest.RouteReplies) {
+			if m.Msg.ContentType == wire.ContentTypeResponses {
 				batches++
 			}
 		}
 		if batches == 0 {
 			t.Error("no two answers travelled together")
 		}
-		wantSame(t, "unacknowledged", r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 	})
 }
 
@@ -122,7 +123,7 @@ func TestLoneCallsTravelAlone(t *testing.T) {
 		for range 10 {
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		}
-		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 0)
+		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 0)
 	})
 }
 
@@ -160,17 +161,17 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startBatching(t, handlers{"m": echo})
-				r.broker.holdConfirms()
+				r.broker.HoldConfirms()
 				var fillers []<-chan result
 				for range publish.BatchWindow {
 					fillers = append(fillers, goCall(r.client, within(t, time.Minute), "m", nil))
 				}
 				settle()
-				before := len(r.broker.messagesTo(DefaultQueue))
+				before := len(r.broker.MessagesTo(DefaultQueue))
 				got := goCall(r.client, within(t, time.Minute), "m", c.body, c.opt)
 				settle()
-				wantSame(t, "sent", len(r.broker.messagesTo(DefaultQueue)), before+1)
-				r.broker.releaseConfirms()
+				wantSame(t, "sent", len(r.broker.MessagesTo(DefaultQueue)), before+1)
+				r.broker.ReleaseConfirms()
 				wantAnswer(t, <-got, string(c.body))
 				for _, f := range fillers {
 					wantAnswer(t, <-f, "")
@@ -197,8 +198,8 @@ func TestCallsWithOtherDeadlinesTravelApart(t *testing.T) {
 			wantAnswer(t, <-done, "")
 		}
 		var expirations []string
-		for _, m := range r.broker.messagesTo(batchQueueName) {
-			expirations = append(expirations, m.msg.Expiration)
+		for _, m := range r.broker.MessagesTo(batchQueueName) {
+			expirations = append(expirations, m.Msg.Expiration)
 		}
 		slices.Sort(expirations)
 		if want := []string{"55000"}; !slices.Equal(expirations, want) {
@@ -238,7 +239,7 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 			}
 			return waiting
 		})
-		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 1)
+		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 1)
 		wantAnswer(t, <-waiting[0], "x")
 		wantError := func(i int, code Code, outcome Outcome) {
 			t.Helper()

@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 func BenchmarkPending(b *testing.B) {
@@ -34,8 +36,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 // callers times GOMAXPROCS at once.
 func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	b.Helper()
-	broker := newFakeBroker()
-	s, err := NewServer(testURL, broker.option(), WithBatch(mode))
+	broker := brokertest.New()
+	s, err := NewServer(testURL, onBroker(broker), WithBatch(mode))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -48,7 +50,7 @@ func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	if err := s.WaitReady(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	c, err := NewClient(testURL, broker.option(), WithBatch(mode))
+	c, err := NewClient(testURL, onBroker(broker), WithBatch(mode))
 	if err != nil {
 		b.Fatal(err)
 	}

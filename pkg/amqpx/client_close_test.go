@@ -9,13 +9,14 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 func TestCloseSettlesEveryCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": slow}).WaitReady)
 		c := startClient(t, b)
 		var calls []<-chan result
@@ -43,17 +44,17 @@ func TestCloseSettlesEveryCall(t *testing.T) {
 func TestCloseDeletesTheReplyQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
-		wantSame(t, "queues", len(b.queueNames()), 1)
+		wantSame(t, "queues", len(b.QueueNames()), 1)
 		for range 2 {
 			if err := c.Close(t.Context()); err != nil {
 				t.Errorf("Close: %v", err)
 			}
 		}
-		wantSame(t, "queues", len(b.queueNames()), 0)
-		wantSame(t, "connections", b.openLinks(), 0)
+		wantSame(t, "queues", len(b.QueueNames()), 0)
+		wantSame(t, "connections", b.OpenLinks(), 0)
 		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
 	})
 }
@@ -67,7 +68,7 @@ func TestCloseAtAnyMoment(t *testing.T) {
 	hangOn := func(op string) func(string, string) error {
 		return func(called, _ string) error {
 			if called == op {
-				return errHang
+				return brokertest.ErrHang
 			}
 			return nil
 		}
@@ -89,8 +90,8 @@ func TestCloseAtAnyMoment(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
-				b.onDial, b.onCall = c.onDial, c.onCall
+				b := brokertest.New()
+				b.OnDial, b.OnCall = c.onDial, c.onCall
 				client := startClient(t, b)
 				pass(time.Second)
 				wantSame(t, "ready", client.Status().Ready(), !c.unready)
@@ -102,7 +103,7 @@ func TestCloseAtAnyMoment(t *testing.T) {
 				}
 				wantSame(t, "took", time.Since(begun), c.takes)
 				wantIs(t, (<-call).err, ErrClosed)
-				wantSame(t, "connections", b.openLinks(), 0)
+				wantSame(t, "connections", b.OpenLinks(), 0)
 			})
 		})
 	}
@@ -111,10 +112,10 @@ func TestCloseAtAnyMoment(t *testing.T) {
 func TestCloseEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onCall = func(op, _ string) error {
+		b := brokertest.New()
+		b.OnCall = func(op, _ string) error {
 			if op == "cancel" {
-				return errHang
+				return brokertest.ErrHang
 			}
 			return nil
 		}
@@ -127,14 +128,14 @@ func TestCloseEndsWithItsContext(t *testing.T) {
 		}
 		wantSame(t, "took", time.Since(begun), 100*time.Millisecond)
 		settle()
-		wantSame(t, "connections", b.openLinks(), 0)
+		wantSame(t, "connections", b.OpenLinks(), 0)
 	})
 }
 
 func TestCloseFromManyGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := startClient(t, newFakeBroker())
+		c := startClient(t, brokertest.New())
 		ready(t, c.WaitReady)
 		errs := make(chan error)
 		for range 5 {
@@ -151,14 +152,14 @@ func TestCloseFromManyGoroutines(t *testing.T) {
 func TestWatchShowsTheLifeOfAClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		updates, stop := c.Watch()
 		defer stop()
 		settle()
 		wantSame(t, "state", (<-updates).State, StateReady)
-		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-		b.kick(nil)
+		b.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+		b.Kick(nil)
 		settle()
 		wantSame(t, "state", (<-updates).State, StateReconnecting)
 		_ = c.Close(t.Context())

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // hop is a handler that calls the method "second" with its own context.
@@ -27,7 +29,7 @@ func hops() map[string]hop {
 // with the method "second", which runs until its context ends.
 func startHops(t *testing.T, h hop) (caller *Client, first, second *watchedHandler) {
 	t.Helper()
-	b := newFakeBroker()
+	b := brokertest.New()
 	first, second = newWatchedHandler(), newWatchedHandler()
 	inner := startClient(t, b, WithQueue(Queue{Name: "second"}), WithControl(true))
 	ready(t, startServer(t, b, handlers{"second": second.run},
@@ -107,7 +109,7 @@ func TestHandlersContextIsOverAfterTheHandler(t *testing.T) {
 func TestFutureLeavesTheCallersContextAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		ready(t, startServer(t, b, handlers{"echo": echo, "m": func(ctx context.Context, _ *Request) ([]byte, error) {
 			if _, err := c.Go(ctx, "echo", nil).Wait(); err != nil {
@@ -122,7 +124,7 @@ func TestFutureLeavesTheCallersContextAlone(t *testing.T) {
 func TestMiddlewareMayDetachTheContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"echo": echo, "hangs": untilDone}).WaitReady)
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -142,7 +144,7 @@ func TestMiddlewareMayDetachTheContext(t *testing.T) {
 func TestCallLeftOverByMiddlewareEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"hangs": untilDone}).WaitReady)
 		var leftOver atomic.Pointer[error]
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {

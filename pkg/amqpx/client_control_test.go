@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
@@ -87,7 +88,7 @@ func TestCancelledCallsOfABatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedHandler()
-		b := newFakeBroker()
+		b := brokertest.New()
 		startServer(t, b, handlers{"m": w.run, "open the lane": echo}, WithBatch(BatchAuto), WithControl(true))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithControl(true))}
 		ready(t, r.client.WaitReady)
@@ -109,9 +110,9 @@ func TestCancelledCallsOfABatch(t *testing.T) {
 			wantIs(t, (<-call).err, context.Canceled)
 		}
 		told := 0
-		r.broker.with(func(b *fakeBroker) {
-			for _, m := range b.sent {
-				if m.key == controlExchangeName {
+		r.broker.With(func(b *brokertest.Broker) {
+			for _, m := range b.Sent {
+				if m.Key == controlExchangeName {
 					told++
 				}
 			}
@@ -127,7 +128,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedHandler()
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := startServer(t, b, handlers{"m": w.run}, WithControl(true), WithWorkers(1), WithPrefetch(1))
 		c := startClient(t, b, WithControl(true))
 		ready(t, c.WaitReady)
@@ -142,7 +143,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		settle()
 		wantSame(t, "began", len(w.begun), 1)
 		wantSame(t, "cancelled", s.Stats().Canceled, 1)
-		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 		e, _ := s.dedup.(*dedupCache)
 		wantSame(t, "kept in mind", len(e.ids), 0)
 	})
@@ -157,8 +158,8 @@ func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
 		r := startControlled(t, handlers{"m": w.run})
 		call := goCall(r.client, within(t, time.Minute), "m", nil)
 		<-w.begun
-		msg, _ := encodeCancel([]wire.Cancellation{{ID: r.broker.sent[0].msg.CorrelationId, Method: "m"}})
-		msg.ReplyTo, msg.UserId = r.broker.sent[0].msg.ReplyTo, r.broker.sent[0].msg.UserId
+		msg, _ := encodeCancel([]wire.Cancellation{{ID: r.broker.Sent[0].Msg.CorrelationId, Method: "m"}})
+		msg.ReplyTo, msg.UserId = r.broker.Sent[0].Msg.ReplyTo, r.broker.Sent[0].Msg.UserId
 		bad := wire.Cancellation{Method: strings.Repeat("x", wire.MaxShortString+1)}
 		msg.Body = append(bad.AppendTo(nil), msg.Body...)
 		r.toControl(msg)
@@ -197,8 +198,8 @@ func TestCallWhoseTimeIsOverIsNotToldOf(t *testing.T) {
 		r := startControlled(t, handlers{"m": w.run})
 		wantIs(t, (<-goCall(r.client, within(t, time.Second), "m", nil)).err, context.DeadlineExceeded)
 		settle()
-		r.broker.with(func(b *fakeBroker) {
-			wantSame(t, "told", slices.ContainsFunc(b.sent, func(m sentMessage) bool { return m.key == controlExchangeName }), false)
+		r.broker.With(func(b *brokertest.Broker) {
+			wantSame(t, "told", slices.ContainsFunc(b.Sent, func(m brokertest.Sent) bool { return m.Key == controlExchangeName }), false)
 		})
 	})
 }
@@ -209,9 +210,9 @@ func TestCancelledWithoutAControlPlane(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedHandler()
-		b := newFakeBroker()
+		b := brokertest.New()
 		looks := 0
-		b.onCall = func(op, _ string) error {
+		b.OnCall = func(op, _ string) error {
 			if op == "look for exchange" {
 				looks++
 			}
@@ -251,14 +252,14 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 1)
 		var bound []string
-		r.broker.with(func(b *fakeBroker) {
-			bound = b.fanouts[controlExchangeName]
-			delete(b.fanouts, controlExchangeName)
+		r.broker.With(func(b *brokertest.Broker) {
+			bound = b.Fanouts[controlExchangeName]
+			delete(b.Fanouts, controlExchangeName)
 		})
 		cancelOne()
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 1)
-		r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = bound })
+		r.broker.With(func(b *brokertest.Broker) { b.Fanouts[controlExchangeName] = bound })
 		pass(2 * lookEvery)
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 2)
@@ -336,15 +337,15 @@ func TestCancelledCallThatComesAgainDoesNotRunAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(within(t, time.Minute))
 		call := goCall(r.client, ctx, "m", nil, Idempotent())
 		settle()
-		copied := r.broker.messagesTo(DefaultQueue)[0].msg
+		copied := r.broker.MessagesTo(DefaultQueue)[0].Msg
 		cancel()
 		wantIs(t, (<-call).err, context.Canceled)
 		settle()
-		r.broker.put(copied)
+		putRequest(r.broker, copied)
 		pass(time.Second)
 		wantSame(t, "runs", runs.Load(), 1)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
-		wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+		wantSame(t, "left", r.broker.Ready(DefaultQueue)+r.broker.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -391,10 +392,10 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 					}
 					if before {
 						s.take(t, cancel)
-						b.put(msg)
+						putRequest(b, msg)
 						settle()
 					} else {
-						b.put(msg)
+						putRequest(b, msg)
 						settle()
 						s.take(t, cancel)
 						settle()
@@ -468,12 +469,12 @@ func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
 			return
 		case <-tick.C:
 		}
-		r.broker.with(func(b *fakeBroker) {
-			for name, q := range b.queues {
+		r.broker.With(func(b *brokertest.Broker) {
+			for name, q := range b.Queues {
 				if strings.HasPrefix(name, "amq.gen-") {
 					msg := amqp.Publishing{CorrelationId: wire.ControlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
-					q.messages = append(q.messages, &fakeMessage{msg: msg})
-					b.dispatch(q)
+					q.Messages = append(q.Messages, &brokertest.Message{Msg: msg})
+					b.Dispatch(q)
 				}
 			}
 		})

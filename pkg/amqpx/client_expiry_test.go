@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -36,7 +37,7 @@ func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
 func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"hangs": untilDone}).WaitReady)
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -91,7 +92,7 @@ func TestDeadlinesKeepTheirOrder(t *testing.T) {
 // Deadlines may pass while calls are being registered.
 func TestCallsWithNextToNoTime(t *testing.T) {
 	t.Parallel()
-	c := startClient(t, newFakeBroker(), WithTimeout(time.Nanosecond), WithCallOptions(WaitForServer()))
+	c := startClient(t, brokertest.New(), WithTimeout(time.Nanosecond), WithCallOptions(WaitForServer()))
 	var waiting []<-chan result
 	for range 200 {
 		waiting = append(waiting, goCall(c, t.Context(), "m", nil), goResult(c, t.Context(), "m"))

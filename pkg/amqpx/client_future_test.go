@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // resultOf waits for a future and returns its result.
@@ -48,15 +50,15 @@ func TestGoSettlesLikeCall(t *testing.T) {
 		},
 		{
 			name: "link lost", method: "echo", code: CodeUnavailable, outcome: MayHaveRun,
-			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultLostUnconfirmed) },
+			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultLostUnconfirmed) },
 		},
 		{
 			name: "link lost, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
-			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultLostUnconfirmed) },
+			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultLostUnconfirmed) },
 		},
 		{
 			name: "nacked once, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
-			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNack) },
+			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultNack) },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -126,7 +128,7 @@ func TestCallsMadeWithGoTakeNoGoroutines(t *testing.T) {
 func TestGoOwnsACopyOfTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		body := []byte("first")
 		f := c.Go(t.Context(), "m", body, WaitForServer())
@@ -141,7 +143,7 @@ func TestGoWithMiddleware(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen atomic.Int64
 		count := func(next Handler) Handler { return counted(&seen, next) }
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(count))
 		wantAnswer(t, resultOf(c.Go(t.Context(), "m", []byte("x"))), "x")
@@ -191,7 +193,7 @@ func (a *atDone) Done() <-chan struct{} {
 func TestCloseWhileAFutureIsMade(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		startScript(t, b, silent)
 		c := startClient(t, b)
 		ready(t, c.WaitReady)

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -34,9 +35,9 @@ func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
 			case 0:
 				r.cutClient()
 			case 1:
-				r.broker.restart()
+				r.broker.Restart()
 			default:
-				r.broker.kick(nil)
+				r.broker.Kick(nil)
 			}
 		}
 		wg.Wait()
@@ -52,18 +53,18 @@ func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
 func TestLateConfirmOfAnAttemptDoesNotCountForTheNext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
-		b.holdConfirms()
+		b.HoldConfirms()
 		done := goCall(c, within(t, time.Hour), "m", nil, WaitForServer())
 		pass(time.Minute) // returned, perhaps several times, and never confirmed
 		h := newStepped()
 		ready(t, startServer(t, b, handlers{"m": h.handle}).WaitReady)
 		pass(2 * time.Second)
-		b.with(func(b *fakeBroker) {
-			b.held[0]()
-			b.held = b.held[1:]
+		b.With(func(b *brokertest.Broker) {
+			b.Held[0]()
+			b.Held = b.Held[1:]
 		})
 		<-h.begun
 		settle()

@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire/wiretest"
 )
@@ -50,16 +51,16 @@ func TestNewConsumerOfAnswersComesBeforeAStrandedOne(t *testing.T) {
 			waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", []byte("x")))
 		}
 		settle()
-		r.broker.with(func(b *fakeBroker) {
-			for _, l := range b.links {
-				if l.name == "amqpx client consume" || l.name == "amqpx client publish" {
-					l.strand()
+		r.broker.With(func(b *brokertest.Broker) {
+			for _, l := range b.Links {
+				if l.Name == "amqpx client consume" || l.Name == "amqpx client publish" {
+					l.Strand()
 				}
 			}
 		})
 		pass(time.Second)
-		r.broker.with(func(b *fakeBroker) {
-			wantSame(t, "consumers, one of them dead", len(b.queues[r.client.route.replyTo].consumers), 2)
+		r.broker.With(func(b *brokertest.Broker) {
+			wantSame(t, "consumers, one of them dead", len(b.Queues[r.client.route.replyTo].Consumers), 2)
 		})
 		for _, done := range waiting {
 			wantAnswer(t, <-done, "x")

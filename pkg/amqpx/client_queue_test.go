@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -19,8 +20,8 @@ import (
 // deserted returns a rig with a client and a request queue without consumers.
 func deserted(t *testing.T, opts ...ClientOption) *rig {
 	t.Helper()
-	b := newFakeBroker()
-	b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+	b := brokertest.New()
+	b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
 	r := &rig{t: t, broker: b, client: startClient(t, b, opts...)}
 	ready(t, r.client.WaitReady)
 	return r
@@ -31,7 +32,7 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const calls = 100
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
 		var waiting []<-chan result
@@ -39,7 +40,7 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 			waiting = append(waiting, goCall(c, within(t, time.Minute), "m", fmt.Append(nil, i), WaitForServer()))
 		}
 		pass(20 * time.Second)
-		sent := len(b.messagesTo(DefaultQueue))
+		sent := len(b.MessagesTo(DefaultQueue))
 		if sent < 20 || sent > calls+200 { // the queue gate may close before all calls have left
 			t.Errorf("%d requests in 20 s for %d calls", sent, calls)
 		}
@@ -64,7 +65,7 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 func TestTurnToProbePassesOn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
 		for i := range 50 { // some calls end while they are the probe
@@ -160,7 +161,7 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		safe := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer())
 		unsafe := goCall(r.client, within(t, time.Minute), "m", nil, WaitForServer())
 		pass(500 * time.Millisecond)
-		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
 		pass(10 * time.Second)
 		startServer(t, r.broker, handlers{"m": echo})
 		got := <-safe
@@ -168,13 +169,13 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		if got.took > 12*time.Second {
 			t.Errorf("took %v", got.took)
 		}
-		var last sentMessage
-		for _, m := range r.broker.messagesTo(DefaultQueue) {
-			if m.msg.CorrelationId == last.msg.CorrelationId || m.msg.Headers[wire.HeaderResent] == true {
+		var last brokertest.Sent
+		for _, m := range r.broker.MessagesTo(DefaultQueue) {
+			if m.Msg.CorrelationId == last.Msg.CorrelationId || m.Msg.Headers[wire.HeaderResent] == true {
 				last = m
 			}
 		}
-		wantSame(t, "marked as sent again", last.msg.Headers[wire.HeaderResent] == true, true)
+		wantSame(t, "marked as sent again", last.Msg.Headers[wire.HeaderResent] == true, true)
 		gotUnsafe := <-unsafe
 		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
 		wantSame(t, "generation", r.client.Status().Generation, 1)
@@ -185,11 +186,11 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
-		all := make([]fault, 1000)
+		all := make([]brokertest.Fault, 1000)
 		for i := range all {
-			all[i] = faultNack
+			all[i] = brokertest.FaultNack
 		}
-		r.broker.fail(DefaultQueue, all...)
+		r.broker.Fail(DefaultQueue, all...)
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
 		updates, stop := r.client.Watch()
 		defer stop()
@@ -198,7 +199,7 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 				break
 			}
 		}
-		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
+		r.broker.With(func(b *brokertest.Broker) { clear(b.Faults) })
 		got := <-done
 		wantAnswer(t, got, "x")
 		if got.took < nackedConnectionAfter || got.took > 3*nackedConnectionAfter {
@@ -213,15 +214,15 @@ func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
-		all := make([]fault, 1000)
+		all := make([]brokertest.Fault, 1000)
 		for i := range all {
-			all[i] = faultNack
+			all[i] = brokertest.FaultNack
 		}
-		r.broker.fail(DefaultQueue, all...)
+		r.broker.Fail(DefaultQueue, all...)
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
 		pass(nackedConnectionAfter + 2*time.Second)
 		wantSame(t, "generation", r.client.Status().Generation, 2)
-		r.broker.with(func(b *fakeBroker) { clear(b.faults) })
+		r.broker.With(func(b *brokertest.Broker) { clear(b.Faults) })
 		wantAnswer(t, <-done, "x")
 		settle() // the confirm may arrive after the response
 		wantSame(t, "the gate is shut", r.client.route.queueGate.isShut.Load(), false)
@@ -229,10 +230,10 @@ func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 }
 
 // countCalls counts the broker's synchronous calls of one operation.
-func countCalls(b *fakeBroker, op string) *atomic.Int64 {
+func countCalls(b *brokertest.Broker, op string) *atomic.Int64 {
 	var n atomic.Int64
-	b.with(func(b *fakeBroker) {
-		b.onCall = func(o, _ string) error {
+	b.With(func(b *brokertest.Broker) {
+		b.OnCall = func(o, _ string) error {
 			if o == op {
 				n.Add(1)
 			}
@@ -270,13 +271,13 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		var channels atomic.Int64
-		r.broker.with(func(b *fakeBroker) {
-			b.onCall = func(op, name string) error {
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, name string) error {
 				if op == "channel" {
 					channels.Add(1)
 				}
 				if op == "declare passive" && name == batchQueueName {
-					return errHang
+					return brokertest.ErrHang
 				}
 				return nil
 			}
@@ -297,11 +298,11 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
-		r.broker.fail(batchQueueName, faultNack)
+		r.broker.Fail(batchQueueName, brokertest.FaultNack)
 		for i, done := range r.batchOf(4, "m", Idempotent()) {
 			wantAnswer(t, <-done, fmt.Sprint(i))
 		}
-		wantSame(t, "batches", len(r.broker.messagesTo(batchQueueName)), 1)
+		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 1)
 		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
 		pass(time.Minute)
 		r.openLane()
@@ -311,7 +312,7 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ours := startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
 			xsync.Sleep(ctx, 50*time.Millisecond)
 			return req.Body, nil
@@ -358,7 +359,7 @@ func TestShareOfCallsThatGoAlone(t *testing.T) {
 func TestConsumersOfTheRequestQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		client := startClient(t, b)
 		ready(t, client.WaitReady)
 		count := func() int {

@@ -7,6 +7,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // A call leaves only after the connection counts as ready: a caller that gets its response and
@@ -14,7 +16,7 @@ import (
 func TestCallWaitsUntilTheLinkCountsAsReady(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		connecting := make(chan struct{})
 		log, _ := observed(zap.InfoLevel)

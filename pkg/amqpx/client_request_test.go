@@ -161,6 +161,6 @@ func TestHeaderThatCannotBeSentFailsAtOnce(t *testing.T) {
 		if !strings.Contains(got.err.Error(), `header "age": a time.Duration has no unit`) {
 			t.Errorf("error %v", got.err)
 		}
-		wantSame(t, "requests", len(r.broker.messagesTo(DefaultQueue)), 0)
+		wantSame(t, "requests", len(r.broker.MessagesTo(DefaultQueue)), 0)
 	})
 }

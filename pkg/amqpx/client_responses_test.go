@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -39,16 +40,16 @@ func deadReplyQueues() map[string]struct {
 			DefaultBackoffMin,
 		},
 		"no answer, as from RabbitMQ 4": {
-			nodeDown{"declare passive": errHang, "declare": errHang, "consume": errHang, "delete": errHang},
+			nodeDown{"declare passive": brokertest.ErrHang, "declare": brokertest.ErrHang, "consume": brokertest.ErrHang, "delete": brokertest.ErrHang},
 			DefaultBackoffMin + replyQueueGrace,
 		},
 		"the subscription alone is refused": {nodeDown{"consume": homeNodeDown()}, 4 * DefaultBackoffMin},
 		"the subscription alone is not answered": {
-			nodeDown{"consume": errHang}, 4*DefaultBackoffMin + replyConsumeLimit,
+			nodeDown{"consume": brokertest.ErrHang}, 4*DefaultBackoffMin + replyConsumeLimit,
 		},
 		"the queue has other properties": {
 			nodeDown{
-				"declare passive": missing("q"),
+				"declare passive": brokertest.Missing("q"),
 				"declare":         &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - inequivalent arg"},
 			}, DefaultBackoffMin,
 		},
@@ -74,8 +75,8 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 				old := r.client.route.replyTo
 				var down atomic.Bool
 				down.Store(true)
-				r.broker.with(func(b *fakeBroker) {
-					b.onCall = func(op, name string) error {
+				r.broker.With(func(b *brokertest.Broker) {
+					b.OnCall = func(op, name string) error {
 						if name != old || !down.Load() {
 							return nil
 						}
@@ -83,7 +84,7 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 					}
 				})
 				start := time.Now()
-				r.broker.kick(nil)
+				r.broker.Kick(nil)
 				settle()
 				ready(t, r.client.WaitReady)
 				if took := time.Since(start); took > c.most {
@@ -100,11 +101,11 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 					t.Error("the client still uses the old reply queue")
 				}
 				down.Store(false)
-				r.broker.kick(nil) // ends hanging operations
+				r.broker.Kick(nil) // ends hanging operations
 				settle()
 				ready(t, r.client.WaitReady)
 				pass(2 * abandonedRetry)
-				if names := r.broker.queueNames(); slices.Contains(names, old) {
+				if names := r.broker.QueueNames(); slices.Contains(names, old) {
 					t.Errorf("the old reply queue is left: %v", names)
 				}
 			})
@@ -124,22 +125,22 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 		once := goCall(r.client, within(t, time.Minute), "held", nil)
 		settle()
 		old := r.client.route.replyTo
-		r.broker.with(func(b *fakeBroker) {
-			b.onCall = func(op, _ string) error {
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, _ string) error {
 				if op == "declare passive" || op == "declare" {
 					<-time.After(2 * replyQueueGrace)
 				}
 				return nil
 			}
 		})
-		r.broker.kick(nil)
+		r.broker.Kick(nil)
 		settle()
 		ready(t, r.client.WaitReady)
 		close(release)
 		wantAnswer(t, <-once, "answer")
 		wantSame(t, "reply queue", r.client.route.replyTo, old)
 		pass(2 * abandonedRetry)
-		left := slices.DeleteFunc(r.broker.queueNames(), func(name string) bool { return !strings.Contains(name, ".reply.") })
+		left := slices.DeleteFunc(r.broker.QueueNames(), func(name string) bool { return !strings.Contains(name, ".reply.") })
 		wantSame(t, "reply queues", strings.Join(left, " "), old)
 	})
 }
@@ -148,8 +149,8 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 func TestReplyQueueOfAClientWithoutPermission(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onCall = func(op, _ string) error {
+		b := brokertest.New()
+		b.OnCall = func(op, _ string) error {
 			if op == "declare passive" {
 				return &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - access to queue refused"}
 			}
@@ -157,18 +158,18 @@ func TestReplyQueueOfAClientWithoutPermission(t *testing.T) {
 		}
 		c := startClient(t, b)
 		wantTexts(t, c.WaitReady(within(t, time.Second)), `has no configure permission`)
-		wantSame(t, "queues", len(b.queueNames()), 0)
+		wantSame(t, "queues", len(b.QueueNames()), 0)
 	})
 }
 
 func TestReplyQueueType(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		c := startClient(t, b, WithReplyQueueType(QueueQuorum))
 		ready(t, c.WaitReady)
-		b.with(func(b *fakeBroker) {
-			args := b.queues[c.route.replyTo].args
+		b.With(func(b *brokertest.Broker) {
+			args := b.Queues[c.route.replyTo].Args
 			wantSame[any](t, "type", args[amqp.QueueTypeArg], "quorum")
 			wantSame[any](t, "expires", args[amqp.QueueTTLArg], transport.ReplyExpiry.Milliseconds())
 		})

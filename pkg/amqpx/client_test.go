@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -26,27 +27,27 @@ func TestCallOnTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sent := r.broker.messagesTo(DefaultQueue)[0]
-		wantSame(t, "mandatory", sent.mandatory, true)
+		sent := r.broker.MessagesTo(DefaultQueue)[0]
+		wantSame(t, "mandatory", sent.Mandatory, true)
 		want := amqp.Table{"a": "1", "b": "2"}
-		if !maps.Equal(sent.msg.Headers, want) {
-			t.Errorf("headers %v, want %v", sent.msg.Headers, want)
+		if !maps.Equal(sent.Msg.Headers, want) {
+			t.Errorf("headers %v, want %v", sent.Msg.Headers, want)
 		}
-		wantSame(t, "app_id", sent.msg.AppId, "m")
-		wantSame(t, "type", sent.msg.Type, "rpc.v1.idempotent")
-		wantSame(t, "message_id", sent.msg.MessageId, "key")
-		wantSame(t, "expiration", sent.msg.Expiration, "1500")
-		wantSame(t, "delivery mode", sent.msg.DeliveryMode, amqp.Persistent)
-		if id, err := uuid.Parse(sent.msg.CorrelationId); err != nil || id.Version() != 4 {
-			t.Errorf("correlation id %q: %v", sent.msg.CorrelationId, err)
+		wantSame(t, "app_id", sent.Msg.AppId, "m")
+		wantSame(t, "type", sent.Msg.Type, "rpc.v1.idempotent")
+		wantSame(t, "message_id", sent.Msg.MessageId, "key")
+		wantSame(t, "expiration", sent.Msg.Expiration, "1500")
+		wantSame(t, "delivery mode", sent.Msg.DeliveryMode, amqp.Persistent)
+		if id, err := uuid.Parse(sent.Msg.CorrelationId); err != nil || id.Version() != 4 {
+			t.Errorf("correlation id %q: %v", sent.Msg.CorrelationId, err)
 		}
-		if !strings.HasPrefix(sent.msg.ReplyTo, "rpc_queue.reply.") {
-			t.Errorf("reply_to %q", sent.msg.ReplyTo)
+		if !strings.HasPrefix(sent.Msg.ReplyTo, "rpc_queue.reply.") {
+			t.Errorf("reply_to %q", sent.Msg.ReplyTo)
 		}
-		answer := r.broker.messagesTo(routeReplies)[0]
-		wantSame(t, "answer's correlation id", answer.msg.CorrelationId, sent.msg.CorrelationId)
-		wantSame(t, "answer is mandatory", answer.mandatory, true)
-		wantSame(t, "answer's headers", len(answer.msg.Headers), 0)
+		answer := r.broker.MessagesTo(brokertest.RouteReplies)[0]
+		wantSame(t, "answer's correlation id", answer.Msg.CorrelationId, sent.Msg.CorrelationId)
+		wantSame(t, "answer is mandatory", answer.Mandatory, true)
+		wantSame(t, "answer's headers", len(answer.Msg.Headers), 0)
 	})
 }
 
@@ -64,7 +65,7 @@ func TestCallWithAnEndedContextIsNotSent(t *testing.T) {
 			}
 		}
 		settle()
-		wantSame(t, "requests sent", len(r.broker.messagesTo(DefaultQueue)), 0)
+		wantSame(t, "requests sent", len(r.broker.MessagesTo(DefaultQueue)), 0)
 	})
 }
 
@@ -72,21 +73,21 @@ func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
-		r.broker.with(func(b *fakeBroker) {
-			q := b.queues[r.client.route.replyTo]
-			wantSame(t, "durable", q.durable, true)
-			wantSame(t, "expires", q.args["x-expires"], any(int64(300_000)))
+		r.broker.With(func(b *brokertest.Broker) {
+			q := b.Queues[r.client.route.replyTo]
+			wantSame(t, "durable", q.Durable, true)
+			wantSame(t, "expires", q.Args["x-expires"], any(int64(300_000)))
 		})
-		r.broker.restart()
+		r.broker.Restart()
 		ready(t, r.client.WaitReady)
-		wantSame(t, "queues", len(r.broker.queueNames()), 4) // three are the server's
+		wantSame(t, "queues", len(r.broker.QueueNames()), 4) // three are the server's
 	})
 }
 
 func TestCallWithoutADeadlineGetsTheDefault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": untilDone}).WaitReady)
 		c := startClient(t, b, WithTimeout(7*time.Second))
 		got := <-goCall(c, t.Context(), "m", nil)
@@ -100,8 +101,8 @@ func TestCallWithoutADeadlineGetsTheDefault(t *testing.T) {
 func TestCallWaitsForTheFirstLink(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onDial = refusing(20, errCut)
+		b := brokertest.New()
+		b.OnDial = refusing(20, brokertest.ErrCut)
 		c := startClient(t, b, WithBackoff(time.Second, time.Second))
 		info := CallInfo{Attempts: 99}
 		got := <-goCall(c, within(t, time.Second), "m", nil, WithCallInfo(&info))
@@ -118,8 +119,8 @@ func TestCallWaitsForTheFirstLink(t *testing.T) {
 func TestLinkFaultsInErrorsHaveNoPassword(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onDial = refusing(1<<30, amqp.ErrCredentials)
+		b := brokertest.New()
+		b.OnDial = refusing(1<<30, amqp.ErrCredentials)
 		c := startClient(t, b)
 		_, err := c.Call(within(t, time.Second), "m", nil)
 		for _, err := range []error{err, c.WaitReady(within(t, time.Second)), c.Status().Err} {
@@ -136,18 +137,18 @@ func TestResentCallIsTheSameCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})
-		r.broker.fail(DefaultQueue, faultCutUnconfirmed, faultLostUnconfirmed, faultCutUnconfirmed)
+		r.broker.Fail(DefaultQueue, brokertest.FaultCutUnconfirmed, brokertest.FaultLostUnconfirmed, brokertest.FaultCutUnconfirmed)
 		var info CallInfo
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("body"), Idempotent(), WithCallInfo(&info))
 		wantAnswer(t, got, "body")
 		wantSame(t, "attempts", info.Attempts, 4)
 		wantSame(t, "resent", r.client.Stats().Resent, 3)
-		sent := r.broker.messagesTo(DefaultQueue)
+		sent := r.broker.MessagesTo(DefaultQueue)
 		wantSame(t, "requests that arrived", len(sent), 3)
 		for _, m := range sent {
-			wantSame(t, "correlation_id", m.msg.CorrelationId, sent[0].msg.CorrelationId)
-			wantSame(t, "message_id", m.msg.MessageId, m.msg.CorrelationId)
-			wantSame(t, "body", string(m.msg.Body), "body")
+			wantSame(t, "correlation_id", m.Msg.CorrelationId, sent[0].Msg.CorrelationId)
+			wantSame(t, "message_id", m.Msg.MessageId, m.Msg.CorrelationId)
+			wantSame(t, "body", string(m.Msg.Body), "body")
 		}
 		pass(5 * time.Second)
 		wantSame(t, "second answers", r.client.Stats().Duplicates, 0) // the server ran the call once
@@ -158,13 +159,13 @@ func TestResentCallCarriesTheBudgetThatIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
-		r.broker.fail(DefaultQueue, faultLostUnconfirmed)
-		r.broker.with(func(b *fakeBroker) {
-			b.onDial = func(context.Context, string, string) error {
-				b.mu.Lock()
-				defer b.mu.Unlock()
-				if len(b.dials) < 10 {
-					return errCut
+		r.broker.Fail(DefaultQueue, brokertest.FaultLostUnconfirmed)
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnDial = func(context.Context, string, string) error {
+				dials := 0
+				b.With(func(b *brokertest.Broker) { dials = len(b.Dials) })
+				if dials < 10 {
+					return brokertest.ErrCut
 				}
 				return nil
 			}
@@ -173,9 +174,9 @@ func TestResentCallCarriesTheBudgetThatIsLeft(t *testing.T) {
 		if _, err := r.client.Call(within(t, time.Minute), "m", nil, Idempotent()); err != nil {
 			t.Fatal(err)
 		}
-		sent := r.broker.messagesTo(DefaultQueue)[0]
-		left, _ := wire.WholeNumber(sent.msg.Expiration)
-		if want := time.Minute - sent.at.Sub(begun); time.Duration(left)*time.Millisecond > want+time.Millisecond && left < 60_000 {
+		sent := r.broker.MessagesTo(DefaultQueue)[0]
+		left, _ := wire.WholeNumber(sent.Msg.Expiration)
+		if want := time.Minute - sent.At.Sub(begun); time.Duration(left)*time.Millisecond > want+time.Millisecond && left < 60_000 {
 			t.Errorf("expiration of %d ms with %v left", left, want)
 		}
 	})
@@ -188,20 +189,20 @@ func TestAnswersWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("body"))
 		settle()
 		var back atomic.Bool
-		r.broker.with(func(b *fakeBroker) {
-			b.onDial = func(context.Context, string, string) error {
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnDial = func(context.Context, string, string) error {
 				if back.Load() {
 					return nil
 				}
-				return errCut
+				return brokertest.ErrCut
 			}
 		})
 		r.cutClient()
 		pass(10 * time.Second)
-		wantSame(t, "answers that wait", r.broker.ready(r.client.route.replyTo), 1)
+		wantSame(t, "answers that wait", r.broker.Ready(r.client.route.replyTo), 1)
 		back.Store(true)
 		wantAnswer(t, <-done, "body")
-		wantSame(t, "requests", len(r.broker.messagesTo(DefaultQueue)), 1)
+		wantSame(t, "requests", len(r.broker.MessagesTo(DefaultQueue)), 1)
 	})
 }
 
@@ -216,12 +217,12 @@ func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
 			settle()
 		}
 		call(answersAckEvery - 1)
-		wantSame(t, "unacknowledged", r.broker.unacked(r.client.route.replyTo), answersAckEvery-1)
+		wantSame(t, "unacknowledged", r.broker.Unacked(r.client.route.replyTo), answersAckEvery-1)
 		call(1)
-		wantSame(t, "unacknowledged after many", r.broker.unacked(r.client.route.replyTo), 0)
+		wantSame(t, "unacknowledged after many", r.broker.Unacked(r.client.route.replyTo), 0)
 		call(3)
 		pass(2 * answersAckPause)
-		wantSame(t, "unacknowledged after a pause", r.broker.unacked(r.client.route.replyTo), 0)
+		wantSame(t, "unacknowledged after a pause", r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
 
@@ -233,7 +234,7 @@ func TestAnswerThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 		r.cutClient()
 		pass(time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Reconnects: 1})
-		wantSame(t, "answers left", r.broker.ready(r.client.route.replyTo)+r.broker.unacked(r.client.route.replyTo), 0)
+		wantSame(t, "answers left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
 
@@ -243,26 +244,26 @@ func TestAnswersNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 		r := startRig(t, handlers{"m": echo, "slow": func(ctx context.Context, req *Request) ([]byte, error) {
 			return slow(context.WithoutCancel(ctx), req)
 		}})
-		r.broker.fail(routeReplies, faultTwice)
+		r.broker.Fail(brokertest.RouteReplies, brokertest.FaultTwice)
 		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
 		wantIs(t, (<-goCall(r.client, within(t, time.Second), "slow", nil)).err, context.DeadlineExceeded)
-		r.broker.with(func(b *fakeBroker) {
-			q := b.queues[r.client.route.replyTo]
+		r.broker.With(func(b *brokertest.Broker) {
+			q := b.Queues[r.client.route.replyTo]
 			for _, id := range []string{"", "nobody", strings.Repeat("x", 255)} {
-				q.messages = append(q.messages, &fakeMessage{msg: amqp.Publishing{CorrelationId: id}})
+				q.Messages = append(q.Messages, &brokertest.Message{Msg: amqp.Publishing{CorrelationId: id}})
 			}
-			b.dispatch(q)
+			b.Dispatch(q)
 		})
 		pass(5 * time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Failed: 1, Late: 1, Duplicates: 1, Unknown: 3})
-		wantSame(t, "answers left", r.broker.ready(r.client.route.replyTo)+r.broker.unacked(r.client.route.replyTo), 0)
+		wantSame(t, "answers left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
 
 func TestCallsInFlightAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		var running, most atomic.Int64
 		ready(t, startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
 			most.Store(max(most.Load(), running.Add(1)))
@@ -297,7 +298,7 @@ func TestCallsInFlightAreBounded(t *testing.T) {
 
 func TestBodyIsTheCallersAgainAfterCall(t *testing.T) {
 	t.Parallel()
-	b := newFakeBroker()
+	b := brokertest.New()
 	startServer(t, b, handlers{"m": echo})
 	c := startClient(t, b)
 	body := []byte("0123456789")
@@ -314,8 +315,8 @@ func TestBodyIsTheCallersAgainAfterCall(t *testing.T) {
 func TestBadRequestIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onDial = refusing(1<<30, errCut)
+		b := brokertest.New()
+		b.OnDial = refusing(1<<30, brokertest.ErrCut)
 		c := startClient(t, b, WithMaxMessageSize(10))
 		for name, call := range map[string]func() ([]byte, error){
 			"no method":       func() ([]byte, error) { return c.Call(t.Context(), "", nil) },
@@ -333,7 +334,7 @@ func TestBadRequestIsRefusedAtOnce(t *testing.T) {
 func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		startServer(t, b, handlers{"m": slow})
 		var info CallInfo
 		c := startClient(t, b, WithCallOptions(WaitForServer()))
@@ -350,13 +351,13 @@ func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
 func TestDirectReplyTo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": slow}).WaitReady)
 		c := startClient(t, b, WithReplyMode(ReplyDirect))
 		ready(t, c.WaitReady)
-		wantSame(t, "connections", b.openLinks(), 3) // two are the server's
+		wantSame(t, "connections", b.OpenLinks(), 3) // two are the server's
 		wantAnswer(t, <-goCall(c, t.Context(), "m", []byte("x")), "x")
-		wantSame(t, "queues", len(b.queueNames()), 3) // all are the server's
+		wantSame(t, "queues", len(b.QueueNames()), 3) // all are the server's
 
 		once := goCall(c, within(t, time.Minute), "m", []byte("x"))
 		again := goCall(c, within(t, time.Minute), "m", []byte("y"), Idempotent())

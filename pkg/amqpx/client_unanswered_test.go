@@ -15,13 +15,14 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // sides holds the nodes of a cluster on the two sides of a partition. A client starts on the
 // left node, as dials of the right node fail until open is set.
 type sides struct {
-	left, right *fakeBroker
+	left, right *brokertest.Broker
 	dials       atomic.Int64 // of the right node, by the client
 	open        atomic.Bool
 }
@@ -33,7 +34,7 @@ func (s *sides) Dial(ctx context.Context, url, name string) (transport.Conn, err
 		return s.left.Dial(ctx, url, name)
 	}
 	if !s.open.Load() {
-		return nil, errCut
+		return nil, brokertest.ErrCut
 	}
 	s.dials.Add(1)
 	return s.right.Dial(ctx, url, name)
@@ -42,7 +43,7 @@ func (s *sides) Dial(ctx context.Context, url, name string) (transport.Conn, err
 func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
 
 // foreign starts a consumer of the request queue without responses and without a control plane.
-func foreign(t *testing.T, b *fakeBroker) {
+func foreign(t *testing.T, b *brokertest.Broker) {
 	t.Helper()
 	l, err := b.Dial(t.Context(), testURL, "foreign")
 	if err != nil {
@@ -82,16 +83,16 @@ func callsFor(t *testing.T, c *Client, d time.Duration) (answered int64) {
 // stays when the node is not the reason for the wait.
 func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 	t.Parallel()
-	serve := func(h Handler, control bool) func(*testing.T, *fakeBroker) {
-		return func(t *testing.T, b *fakeBroker) {
+	serve := func(h Handler, control bool) func(*testing.T, *brokertest.Broker) {
+		return func(t *testing.T, b *brokertest.Broker) {
 			t.Helper()
 			s := startServer(t, b, handlers{"m": h}, WithControl(control))
 			ready(t, s.WaitReady)
 		}
 	}
-	nobody := func(*testing.T, *fakeBroker) {}
+	nobody := func(*testing.T, *brokertest.Broker) {}
 	for name, c := range map[string]struct {
-		left, right func(*testing.T, *fakeBroker)
+		left, right func(*testing.T, *brokertest.Broker)
 		leaves      bool
 		dials       int64 // of the other node, at most; 0: any number
 		answered    bool
@@ -99,15 +100,17 @@ func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 		"no server":                         {left: nobody, right: serve(echo, true), leaves: true, answered: true},
 		"no server, and others without one": {left: nobody, right: serve(echo, false), leaves: true, answered: true},
 		"consumers of the past": {
-			left: func(t *testing.T, b *fakeBroker) {
+			left: func(t *testing.T, b *brokertest.Broker) {
 				t.Helper()
 				foreign(t, b)
-				b.with(func(b *fakeBroker) { b.holding = true })
+				b.With(func(b *brokertest.Broker) { b.Holding = true })
 			},
 			right: serve(echo, true), leaves: true, answered: true,
 		},
 		"no queue": {
-			left:  func(_ *testing.T, b *fakeBroker) { b.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) }) },
+			left: func(_ *testing.T, b *brokertest.Broker) {
+				b.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
+			},
 			right: serve(echo, true), leaves: true, answered: true,
 		},
 		"slow handlers":       {left: serve(untilDone, true), right: serve(echo, true), dials: -1},
@@ -118,12 +121,12 @@ func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				s := &sides{left: newFakeBroker(), right: newFakeBroker()}
-				for _, b := range []*fakeBroker{s.left, s.right} {
-					b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+				s := &sides{left: brokertest.New(), right: brokertest.New()}
+				for _, b := range []*brokertest.Broker{s.left, s.right} {
+					b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
 				}
 				log, logs := observed(zap.WarnLevel)
-				client, err := NewClient(sidesURL, s.left.option(), s, WithControl(true), WithLogger(log))
+				client, err := NewClient(sidesURL, onBroker(s.left), s, WithControl(true), WithLogger(log))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -154,19 +157,19 @@ func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 func TestClientDoesNotFlapBetweenNodes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := &sides{left: newFakeBroker(), right: newFakeBroker()}
-		for _, b := range []*fakeBroker{s.left, s.right} {
-			b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+		s := &sides{left: brokertest.New(), right: brokertest.New()}
+		for _, b := range []*brokertest.Broker{s.left, s.right} {
+			b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
 			foreign(t, b)
 		}
-		client, err := NewClient(sidesURL, s.left.option(), s)
+		client, err := NewClient(sidesURL, onBroker(s.left), s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer client.Close(within(t, time.Minute)) //nolint:errcheck // not what is tested.
 		ready(t, client.WaitReady)
-		for _, b := range []*fakeBroker{s.left, s.right} {
-			b.with(func(b *fakeBroker) { b.holding = true })
+		for _, b := range []*brokertest.Broker{s.left, s.right} {
+			b.With(func(b *brokertest.Broker) { b.Holding = true })
 		}
 		s.open.Store(true)
 		_ = callsFor(t, client, 15*time.Minute)
@@ -181,20 +184,20 @@ func TestClientDoesNotFlapBetweenNodes(t *testing.T) {
 func TestClientOfOneNodeStays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.with(func(b *fakeBroker) { _ = b.declare(DefaultQueue, true, nil) })
+		b := brokertest.New()
+		b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
 		client := startClient(t, b, WithControl(true))
 		ready(t, client.WaitReady)
 		_ = callsFor(t, client, 5*time.Minute)
 		wantSame(t, "reconnects", client.Stats().Reconnects, 0)
-		wantSame(t, "dials", len(b.dials), 2)
+		wantSame(t, "dials", len(b.Dials), 2)
 	})
 }
 
 // rolling starts a client and servers. Only the last server has the method "new".
 func rolling(t *testing.T, servers int, log *zap.Logger, opts ...Option) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: newFakeBroker()}
+	r := &rig{t: t, broker: brokertest.New()}
 	serverOpts := []ServerOption{WithLogger(log)}
 	clientOpts := []ClientOption{WithLogger(log), WithRetryBudget(0, 0)}
 	for _, o := range opts {
@@ -283,7 +286,7 @@ func TestHandlersUnimplementedIsFinal(t *testing.T) {
 func TestNamelessServersAreTriedABoundedNumberOfTimes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		no := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
 			send(errorTo(d, refusal(CodeUnimplemented, "no")))
 		}

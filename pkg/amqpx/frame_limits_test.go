@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -23,7 +24,7 @@ func TestCallThatFitsNoFrame(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := startRig(t, handlers{"m": echo, "open the lane": echo}, WithBatch(mode))
-				r.broker.with(func(b *fakeBroker) { b.frameSize = limitedFrame })
+				r.broker.With(func(b *brokertest.Broker) { b.FrameSize = limitedFrame })
 				const n = 10
 				calls := func() (all []<-chan result) {
 					for range n {
@@ -71,11 +72,11 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 				return nil, Errorf(CodeAborted, "%s", strings.Repeat("y", 20000))
 			},
 		})
-		b.with(func(b *fakeBroker) { b.frameSize = limitedFrame })
+		b.With(func(b *brokertest.Broker) { b.FrameSize = limitedFrame })
 		for method, code := range map[string]Code{"m": CodeResourceExhausted, "failing": CodeAborted} {
-			b.put(request(method))
+			putRequest(b, request(method))
 			settle()
-			answers := b.take()
+			answers := takeResponses(b)
 			if len(answers) != 1 {
 				t.Fatalf("%s: answers %v", method, answers)
 			}

@@ -12,6 +12,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // tag returns middleware to append its name to order at each request.
@@ -45,7 +47,7 @@ func observed(level zapcore.Level) (*zap.Logger, *observer.ObservedLogs) {
 func TestFirstMiddlewareIsOutermostOnBothSides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		seen := make(chan string, 1)
 		s := startServer(t, b, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) {
 			seen <- string(req.Body)
@@ -66,7 +68,7 @@ func TestMiddlewareIsBuiltOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		built := 0
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler { built++; return next }))
 		for range 3 {
@@ -92,7 +94,7 @@ func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 				return append(answer, <-first...), err
 			}
 		}
-		b := newFakeBroker()
+		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(twice))
 		answer, err := c.Call(t.Context(), "m", []byte("x"))
@@ -187,7 +189,7 @@ func canceledAfter(ctx context.Context, d time.Duration) (context.Context, conte
 func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		expired := func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
 			send(errorTo(d, refusal(CodeDeadlineExceeded, "expired in the server")))
 		}
@@ -202,7 +204,7 @@ func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 		got := <-goCall(c, within(t, time.Minute), "m", []byte("x"))
 		wantSame(t, "error", got.err, nil)
 		wantSame(t, "late answers", c.Stats().Late, 1)
-		wantSame(t, "key of the second", <-second, b.messagesTo(DefaultQueue)[0].msg.CorrelationId)
+		wantSame(t, "key of the second", <-second, b.MessagesTo(DefaultQueue)[0].Msg.CorrelationId)
 	})
 }
 
@@ -210,7 +212,7 @@ func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 func TestMiddlewareThatTriesAgainAfterACancelledTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		release := make(chan struct{})
 		busy := func(ctx context.Context, req *Request) ([]byte, error) { <-release; return echo(ctx, req) }
 		start := func() {

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -20,7 +21,7 @@ const (
 // rig is a broker with one client and one server, in a synctest bubble.
 type rig struct {
 	t      *testing.T
-	broker *fakeBroker
+	broker *brokertest.Broker
 	client *Client
 	server *running
 }
@@ -61,9 +62,9 @@ func untilDone(ctx context.Context, _ *Request) ([]byte, error) {
 }
 
 // startClient creates a client and closes the client when the test ends.
-func startClient(t *testing.T, b *fakeBroker, opts ...ClientOption) *Client {
+func startClient(t *testing.T, b *brokertest.Broker, opts ...ClientOption) *Client {
 	t.Helper()
-	c, err := NewClient(testURL, append([]ClientOption{b.option()}, opts...)...)
+	c, err := NewClient(testURL, append([]ClientOption{onBroker(b)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,16 +78,19 @@ func startClient(t *testing.T, b *fakeBroker, opts ...ClientOption) *Client {
 	return c
 }
 
+// onceMethod is the method that startServer registers with AtMostOnce.
+const onceMethod = "once"
+
 // startServer creates a server and runs Serve until the test ends.
-func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
+func startServer(t *testing.T, b *brokertest.Broker, methods handlers, opts ...ServerOption) *running {
 	t.Helper()
-	s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
+	s, err := NewServer(testURL, append([]ServerOption{onBroker(b)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, h := range methods {
 		var opts []HandleOption
-		if name == b.once {
+		if name == onceMethod {
 			opts = append(opts, AtMostOnce())
 		}
 		if err := s.Handle(name, h, opts...); err != nil {
@@ -107,7 +111,7 @@ func startServer(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOp
 // synctest bubble.
 func startRig(t *testing.T, methods handlers, opts ...Option) *rig {
 	t.Helper()
-	b := newFakeBroker()
+	b := brokertest.New()
 	var (
 		clientOpts []ClientOption
 		serverOpts []ServerOption

@@ -14,6 +14,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
@@ -58,15 +59,15 @@ func (l *letter) OnResult(f publish.Result) {
 // office is a publisher with its own session and a queue "q".
 type office struct {
 	*diary
-	broker *fakeBroker
+	broker *brokertest.Broker
 	sess   *transport.Session
 	outbox *publish.Outbox
 }
 
 func newOffice(t *testing.T) *office {
 	t.Helper()
-	o := &office{diary: &diary{}, broker: newFakeBroker(), outbox: publish.NewOutbox()}
-	o.broker.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
+	o := &office{diary: &diary{}, broker: brokertest.New(), outbox: publish.NewOutbox()}
+	o.broker.With(func(b *brokertest.Broker) { _ = b.Declare("q", true, nil) })
 	o.sess = mustOpen(t, o.broker)
 	o.sess.Watch(func(amqp.Blocking) {})
 	return o
@@ -92,24 +93,24 @@ func TestPublisherTellsTheFate(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string
-		fault fault
+		fault brokertest.Fault
 		want  string
 		ends  bool // the session
 	}{
-		{"taken", faultNone, "a confirmed", false},
-		{"nack", faultNack, "a refused", false},
-		{"closed before the write", faultUnsent, "a unsent", true},
-		{"write failed", faultCutBefore, "a lost", true},
-		{"write failed late", faultCutWritten, "a lost", true},
-		{"link lost before the confirm", faultCutUnconfirmed, "a lost", true},
-		{"link lost after the confirm", faultCutConfirmed, "a confirmed", true},
+		{"taken", brokertest.FaultNone, "a confirmed", false},
+		{"nack", brokertest.FaultNack, "a refused", false},
+		{"closed before the write", brokertest.FaultUnsent, "a unsent", true},
+		{"write failed", brokertest.FaultCutBefore, "a lost", true},
+		{"write failed late", brokertest.FaultCutWritten, "a lost", true},
+		{"link lost before the confirm", brokertest.FaultCutUnconfirmed, "a lost", true},
+		{"link lost after the confirm", brokertest.FaultCutConfirmed, "a confirmed", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				o := newOffice(t)
 				o.start()
-				o.broker.fail("q", c.fault)
+				o.broker.Fail("q", c.fault)
 				o.post("q", "a")
 				o.want(t, c.want)
 				wantSame(t, "session ended", o.sess.Ended(), c.ends)
@@ -150,11 +151,11 @@ func TestPublisherHandlesReturnsWhileAnEarlierConfirmIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		o.broker.holdConfirms()
+		o.broker.HoldConfirms()
 		o.post("q", "a")
 		o.post("nowhere", "b")
 		o.want(t, "b returned")
-		o.broker.releaseConfirms()
+		o.broker.ReleaseConfirms()
 		o.want(t, "b returned, a confirmed, b confirmed")
 	})
 }
@@ -164,12 +165,12 @@ func TestPublisherSettlesInTheOrderOfWriting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		o.broker.holdConfirms()
-		o.broker.fail("q", faultNone, faultNack)
+		o.broker.HoldConfirms()
+		o.broker.Fail("q", brokertest.FaultNone, brokertest.FaultNack)
 		o.post("q", "a", "b", "c")
 		o.want(t, "")
-		o.broker.with(func(b *fakeBroker) { slices.Reverse(b.held) })
-		o.broker.releaseConfirms()
+		o.broker.With(func(b *brokertest.Broker) { slices.Reverse(b.Held) })
+		o.broker.ReleaseConfirms()
 		o.want(t, "a confirmed, b refused, c confirmed")
 	})
 }
@@ -179,10 +180,10 @@ func TestPublisherSettlesEverythingWhenTheLinkIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		o.broker.holdConfirms()
+		o.broker.HoldConfirms()
 		o.post("q", "a", "b")
 		settle()
-		o.broker.kick(nil)
+		o.broker.Kick(nil)
 		o.want(t, "a lost, b lost")
 		o.post("q", "c") // waits for the next session
 		o.want(t, "a lost, b lost")
@@ -198,7 +199,7 @@ func TestPublisherSkipsWhatWasWithdrawn(t *testing.T) {
 		o.outbox.Put(&letter{id: "a", key: "q", diary: o.diary, gone: true})
 		o.post("q", "b")
 		o.want(t, "b confirmed")
-		wantSame(t, "sent", len(o.broker.messagesTo("q")), 1)
+		wantSame(t, "sent", len(o.broker.MessagesTo("q")), 1)
 	})
 }
 
@@ -211,11 +212,11 @@ func TestPublisherGathersWhatWaits(t *testing.T) {
 		}
 		o.start()
 		settle()
-		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
+		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).Holds, 2)
 		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), publish.MaxBurst+10)
 		o.post("q", "lone")
 		settle()
-		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).holds, 2)
+		wantSame(t, "gathered writes", fakeOf(o.sess.Pub).Holds, 2)
 	})
 }
 
@@ -228,7 +229,7 @@ func TestPublisherWritesNothingWhileBlocked(t *testing.T) {
 		o.sess.Flow.Set(true)
 		o.post("q", "a", "b")
 		o.want(t, "")
-		wantSame(t, "sent", len(o.broker.messagesTo("q")), 0)
+		wantSame(t, "sent", len(o.broker.MessagesTo("q")), 0)
 		o.sess.Flow.Set(false)
 		o.want(t, "a confirmed, b confirmed")
 	})
@@ -243,7 +244,7 @@ func TestPublisherLeavesWhatItMayNotWriteForTheNextSession(t *testing.T) {
 		o.sess.Flow.Set(true)
 		o.post("q", "a")
 		settle()
-		o.broker.kick(nil)
+		o.broker.Kick(nil)
 		o.want(t, "")
 		wantSame(t, "waiting", o.outbox.Len(), 1)
 	})
@@ -254,7 +255,7 @@ func TestPublisherEndsWithItsSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
 		o.start()
-		o.broker.holdConfirms()
+		o.broker.HoldConfirms()
 		o.post("q", "a")
 		settle()
 		o.sess.Close() // returns only when both goroutines have ended
@@ -291,8 +292,8 @@ func TestSizeLimitOfTheBrokerIsLearned(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
-				b.onPublish = maxSize(1000)
+				b := brokertest.New()
+				b.OnPublish = maxSize(1000)
 				ready(t, startServer(t, b, handlers{"echo": echo}).WaitReady)
 				c := startClient(t, b, WithReplyMode(mode))
 				ready(t, c.WaitReady)
@@ -320,7 +321,7 @@ func TestResponseAboveTheSizeLimitOfTheBroker(t *testing.T) {
 		r := startRig(t, handlers{"echo": echo, "large": counted(&runs, func(context.Context, *Request) ([]byte, error) {
 			return make([]byte, 2000), nil
 		})})
-		r.broker.with(func(b *fakeBroker) { b.onPublish = maxSize(1000) })
+		r.broker.With(func(b *brokertest.Broker) { b.OnPublish = maxSize(1000) })
 		for range 2 {
 			got := <-goCall(r.client, within(t, time.Minute), "large", nil, Idempotent())
 			wantSame(t, "code", CodeOf(got.err), CodeResourceExhausted)
@@ -336,12 +337,12 @@ func TestResponseAboveTheSizeLimitOfTheBroker(t *testing.T) {
 func TestBatchesStayBelowTheSizeLimitOfTheBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		startServer(t, b, handlers{"echo": echo, "open the lane": echo}, WithBatch(BatchAuto))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
 		r.openLane()
-		b.with(func(b *fakeBroker) { b.onPublish = maxSize(4000) })
+		b.With(func(b *brokertest.Broker) { b.OnPublish = maxSize(4000) })
 		calls := r.together(func() (waiting []<-chan result) {
 			for range 40 {
 				waiting = append(waiting, goCall(r.client, within(t, time.Minute), "echo", make([]byte, 1000)))
@@ -363,13 +364,13 @@ func TestCulpritOfAChannelException(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				ready(t, startServer(t, b, handlers{"echo": echo}).WaitReady)
 				c := startClient(t, b, WithReplyMode(mode))
 				ready(t, c.WaitReady)
 				var kills atomic.Int64
-				b.with(func(b *fakeBroker) { b.onPublish = takesNoPoison(&kills) })
-				b.holdConfirms()
+				b.With(func(b *brokertest.Broker) { b.OnPublish = takesNoPoison(&kills) })
+				b.HoldConfirms()
 				var innocent []<-chan result
 				var culprit <-chan result
 				for i := range 100 {
@@ -379,7 +380,7 @@ func TestCulpritOfAChannelException(t *testing.T) {
 					innocent = append(innocent, goCall(c, within(t, time.Minute), "echo", []byte("x"), Idempotent()))
 				}
 				settle()
-				b.releaseConfirms()
+				b.ReleaseConfirms()
 				got := <-culprit
 				wantSame(t, "code", CodeOf(got.err), CodeInvalidArgument)
 				wantIs(t, got.err, ErrRefused)

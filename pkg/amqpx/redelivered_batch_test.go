@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -20,17 +21,17 @@ func TestBatchesThatComeAgainRun(t *testing.T) {
 	const batches, calls = 8, 300
 	for range 10 {
 		synctest.Test(t, func(t *testing.T) {
-			b := newFakeBroker()
-			b.with(func(b *fakeBroker) {
-				_, _ = b.declare(DefaultQueue, true, nil), b.declare(batchQueueName, true, nil)
+			b := brokertest.New()
+			b.With(func(b *brokertest.Broker) {
+				_, _ = b.Declare(DefaultQueue, true, nil), b.Declare(batchQueueName, true, nil)
 				for i := range batches {
 					var body []byte
 					for n := range calls {
 						req := &wire.Request{Method: "m", ID: fmt.Sprintf("%d-%d", i, n), Body: []byte("x")}
 						body = req.AppendTo(body, 10*time.Minute)
 					}
-					b.queues[batchQueueName].messages = append(b.queues[batchQueueName].messages, &fakeMessage{
-						redelivered: true, msg: amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "answers", Body: body},
+					b.Queues[batchQueueName].Messages = append(b.Queues[batchQueueName].Messages, &brokertest.Message{
+						Redelivered: true, Msg: amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: "answers", Body: body},
 					})
 				}
 			})

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // The broker has taken the acknowledgement of a refused request and will not redeliver the
@@ -16,8 +18,8 @@ func TestRefusalWhoseAcknowledgementIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
 		var once atomic.Bool
-		r.broker.with(func(b *fakeBroker) {
-			b.onCall = func(op, _ string) error {
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, _ string) error {
 				if op == "sync" && once.CompareAndSwap(false, true) {
 					return amqp.ErrClosed
 				}

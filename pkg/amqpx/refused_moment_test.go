@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -18,7 +19,7 @@ func TestCloseWhileCallsAreRefused(t *testing.T) {
 	t.Parallel()
 	for range 10 {
 		synctest.Test(t, func(t *testing.T) {
-			b := newFakeBroker()
+			b := brokertest.New()
 			startScript(t, b, after(10*time.Millisecond, refuses(0)))
 			c := startClient(t, b, WithRetryBudget(1, 1_000_000))
 			ready(t, c.WaitReady)
@@ -47,7 +48,7 @@ func TestFuturesCancelledWhileTheyAreRefused(t *testing.T) {
 	t.Parallel()
 	const calls = 500
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		startScript(t, b, func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
 			if n <= calls {
 				after(10*time.Millisecond, refuses(0))(n, d, send)

@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -45,11 +46,11 @@ func TestDuplicateGetsTheAnswerOfTheRequestItRepeats(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": numbered(&runs)})
-				b.put(keyed("m", "key", "first"))
+				putRequest(b, keyed("m", "key", "first"))
 				pass(c.between)
-				b.put(keyed("m", "key", "second"))
+				putRequest(b, keyed("m", "key", "second"))
 				pass(10 * time.Second)
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 2)
 				for _, a := range answers {
 					wantSame(t, "answer", string(a.Body), "1")
@@ -60,7 +61,7 @@ func TestDuplicateGetsTheAnswerOfTheRequestItRepeats(t *testing.T) {
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "replayed", s.Stats().Replayed, 1)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})
 		})
 	}
@@ -72,13 +73,13 @@ func TestOneCallSentTwiceGetsOneAnswer(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": numbered(&runs)})
 		for range 3 {
-			b.put(keyed("m", "key", "one"))
+			putRequest(b, keyed("m", "key", "one"))
 		}
 		pass(10 * time.Second)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -100,12 +101,12 @@ func TestWhatCountsAsADuplicate(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, _ := serve(t, handlers{"m": numbered(&runs), "n": numbered(&runs)})
-				b.put(c.first)
+				putRequest(b, c.first)
 				pass(2 * time.Second)
-				b.put(c.second)
+				putRequest(b, c.second)
 				pass(2 * time.Second)
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "answers", len(b.take()), 2)
+				wantSame(t, "answers", len(takeResponses(b)), 2)
 			})
 		})
 	}
@@ -130,10 +131,10 @@ func TestWhichErrorsAreStored(t *testing.T) {
 				var runs atomic.Int64
 				b, _ := serve(t, handlers{"m": counted(&runs, c.h)})
 				for range 2 {
-					b.put(with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
+					putRequest(b, with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
 					pass(5 * time.Second)
 				}
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 2)
 				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "text of the second", string(answers[1].Body), string(answers[0].Body))
@@ -166,16 +167,16 @@ func TestStoredAnswersAreBounded(t *testing.T) {
 				body := []byte(strings.Repeat("x", big))
 				b, s := serve(t, handlers{"m": counted(&runs, func(context.Context, *Request) ([]byte, error) { return body, nil })}, c.opt)
 				for _, id := range []string{"1", "2", "3"} {
-					b.put(keyed("m", id, id))
+					putRequest(b, keyed("m", id, id))
 					settle()
 				}
 				pass(c.after)
 				for _, id := range []string{"3", "2", "1"} {
-					b.put(keyed("m", id, id))
+					putRequest(b, keyed("m", id, id))
 					settle()
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "answers", len(b.take()), 6)
+				wantSame(t, "answers", len(takeResponses(b)), 6)
 				if e, _ := s.dedup.(*dedupCache); e.bytes > e.maxBytes || e.bytes < 0 || len(s.methods["m"].known) > 3 {
 					t.Errorf("stored: %d bytes of %d, %d requests", e.bytes, e.maxBytes, len(s.methods["m"].known))
 				}
@@ -194,11 +195,11 @@ func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
 	}{
 		{"while the handler runs", func(r *rig) { r.cutServer() }},
 		{"before the answer was confirmed", func(r *rig) {
-			r.broker.fail(routeReplies, faultLostUnconfirmed)
+			r.broker.Fail(brokertest.RouteReplies, brokertest.FaultLostUnconfirmed)
 			pass(5 * time.Second)
 		}},
 		{"before the request was acknowledged", func(r *rig) {
-			r.broker.fail(routeReplies, faultCutConfirmed)
+			r.broker.Fail(brokertest.RouteReplies, brokertest.FaultCutConfirmed)
 			pass(5 * time.Second)
 		}},
 	} {
@@ -214,7 +215,7 @@ func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "in flight", r.server.Stats().InFlight, 0)
-				wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+				wantSame(t, "left", r.broker.Ready(DefaultQueue)+r.broker.Unacked(DefaultQueue), 0)
 			})
 		})
 	}
@@ -222,10 +223,10 @@ func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
 
 // cutServer breaks the server's connections, and leaves the client's connections open.
 func (r *rig) cutServer() {
-	r.broker.with(func(b *fakeBroker) {
-		for _, l := range append([]*fakeLink(nil), b.links...) {
-			if strings.Contains(l.name, "server") {
-				l.end(brokenSocket())
+	r.broker.With(func(b *brokertest.Broker) {
+		for _, l := range append([]*brokertest.Conn(nil), b.Links...) {
+			if strings.Contains(l.Name, "server") {
+				l.End(brokertest.BrokenSocket())
 			}
 		}
 	})

@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -19,7 +20,7 @@ import (
 // startScripted starts a client and a server with a script.
 func startScripted(t *testing.T, s script, opts ...ClientOption) *rig {
 	t.Helper()
-	r := &rig{t: t, broker: newFakeBroker()}
+	r := &rig{t: t, broker: brokertest.New()}
 	startScript(t, r.broker, s)
 	r.client = startClient(t, r.broker, opts...)
 	ready(t, r.client.WaitReady)
@@ -29,8 +30,8 @@ func startScripted(t *testing.T, s script, opts ...ClientOption) *rig {
 // requests returns the requests in the order of their arrival at the broker.
 func (r *rig) requests() []amqp.Publishing {
 	var all []amqp.Publishing
-	for _, m := range r.broker.messagesTo(DefaultQueue) {
-		all = append(all, m.msg)
+	for _, m := range r.broker.MessagesTo(DefaultQueue) {
+		all = append(all, m.Msg)
 	}
 	return all
 }
@@ -145,7 +146,7 @@ func TestRefusalAfterALostRequestProvesNothing(t *testing.T) {
 				r := startScripted(t, each(silent, func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
 					send(errorTo(d, refusal(refuse, "no")))
 				}), WithRetryBudget(0, 1))
-				r.broker.fail(DefaultQueue, faultCutUnconfirmed)
+				r.broker.Fail(DefaultQueue, brokertest.FaultCutUnconfirmed)
 				got := <-goCall(r.client, within(t, time.Minute), "m", nil, Idempotent())
 				wantSame(t, "code", CodeOf(got.err), refuse)
 				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun) // the lost request may have run
@@ -206,7 +207,7 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startScripted(t, each(refuses(0), runs))
-		r.broker.fail(DefaultQueue, faultUnsent, faultNack, faultNone, faultUnsent, faultLostUnconfirmed, faultNack)
+		r.broker.Fail(DefaultQueue, brokertest.FaultUnsent, brokertest.FaultNack, brokertest.FaultNone, brokertest.FaultUnsent, brokertest.FaultLostUnconfirmed, brokertest.FaultNack)
 		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
 		var marks []bool
 		for _, msg := range r.requests() { // nacked, refused, nacked, run
@@ -272,10 +273,10 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 	for name, sick := range map[string]func(*rig){
 		"server refuses": func(*rig) {},
 		"queue is full": func(r *rig) {
-			r.broker.with(func(b *fakeBroker) {
-				q := b.queues[DefaultQueue]
-				q.maxLength = 1
-				q.messages = append(q.messages, &fakeMessage{msg: request("m")})
+			r.broker.With(func(b *brokertest.Broker) {
+				q := b.Queues[DefaultQueue]
+				q.MaxLength = 1
+				q.Messages = append(q.Messages, &brokertest.Message{Msg: request("m")})
 			})
 		},
 	} {
@@ -334,19 +335,19 @@ func TestRetryBudgetOfManySpenders(t *testing.T) {
 func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 	t.Parallel()
 	quorum := WithQueue(Queue{Name: DefaultQueue, Type: QueueQuorum})
-	refusals := make([]fault, 10)
+	refusals := make([]brokertest.Fault, 10)
 	for i := range refusals {
-		refusals[i] = faultNack
+		refusals[i] = brokertest.FaultNack
 	}
 	t.Run("made", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := newFakeBroker()
+			b := brokertest.New()
 			c := startClient(t, b, quorum, WithRetryBudget(0, 0))
 			ready(t, c.WaitReady)
 			done := goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer())
 			pass(time.Second)
-			b.fail(DefaultQueue, refusals...)
+			b.Fail(DefaultQueue, refusals...)
 			startServer(t, b, handlers{"m": echo}, quorum)
 			wantAnswer(t, <-done, "x")
 		})
@@ -354,13 +355,13 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 	t.Run("made before the first call", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			b := newFakeBroker()
+			b := brokertest.New()
 			startServer(t, b, handlers{"m": echo}, quorum)
 			c := startClient(t, b, quorum, WithRetryBudget(0, 0))
 			ready(t, c.WaitReady)
-			b.fail(DefaultQueue, refusals...)
+			b.Fail(DefaultQueue, refusals...)
 			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer()), "x")
-			b.fail(DefaultQueue, refusals...)
+			b.Fail(DefaultQueue, refusals...)
 			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x") // without WaitForServer too
 		})
 	})
@@ -371,7 +372,7 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			r.client.budget.tokens.Store(0)
 			r.cutClient()
 			ready(t, r.client.WaitReady)
-			r.broker.fail(DefaultQueue, refusals...)
+			r.broker.Fail(DefaultQueue, refusals...)
 			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		})
 	})

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -18,15 +19,15 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 	for _, suffix := range []string{".batch", retrySuffix, deadSuffix} {
 		for name, fault := range map[string]error{
 			"missing": &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - home node is down"},
-			"silent":  errHang, // until the connection ends
+			"silent":  brokertest.ErrHang, // until the connection ends
 		} {
 			t.Run(suffix+" "+name, func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					b := newFakeBroker()
+					b := brokertest.New()
 					var away atomic.Bool
 					away.Store(true)
-					b.onCall = func(op, queue string) error {
+					b.OnCall = func(op, queue string) error {
 						if away.Load() && op == "declare" && queue == DefaultQueue+suffix {
 							return fault
 						}
@@ -45,12 +46,12 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 						t.Errorf("warned %v", warned)
 					}
 					away.Store(false)
-					if fault == errHang { //nolint:errorlint // it is this very value.
-						b.kick(nil) // the server asks again only on a new connection
+					if fault == brokertest.ErrHang { //nolint:errorlint // it is this very value.
+						b.Kick(nil) // the server asks again only on a new connection
 					}
 					pass(companionRetry)
 					settle()
-					wantSame(t, "the queue is there", strings.Contains(strings.Join(b.queueNames(), " "), DefaultQueue+suffix), true)
+					wantSame(t, "the queue is there", strings.Contains(strings.Join(b.QueueNames(), " "), DefaultQueue+suffix), true)
 					wantSame(t, "ready", s.Status().Ready(), true)
 				})
 			})
@@ -65,16 +66,16 @@ func TestLostRequestWithoutARetryQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, echo)})
-		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+retrySuffix) })
+		b.With(func(b *brokertest.Broker) { delete(b.Queues, DefaultQueue+retrySuffix) })
 		s.retryUp.Store(false)
 		redelivered(b, with(request("m"), func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
 		pass(time.Minute)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)
-		wantSame(t, "answers", len(b.take()), 1)
-		moved := b.messagesTo(DefaultQueue)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		moved := b.MessagesTo(DefaultQueue)
 		wantSame(t, "moved to its own queue", len(moved), 1)
-		wantSame(t, "count", moved[0].msg.Headers[wire.HeaderDeliveries], any(int64(2)))
+		wantSame(t, "count", moved[0].Msg.Headers[wire.HeaderDeliveries], any(int64(2)))
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -84,8 +85,8 @@ func TestFleetListsEveryServer(t *testing.T) {
 
 // declare creates a queue.
 func (r *rig) declare(name string) {
-	r.broker.with(func(b *fakeBroker) {
-		if refused := b.declare(name, true, nil); refused != nil {
+	r.broker.With(func(b *brokertest.Broker) {
+		if refused := b.Declare(name, true, nil); refused != nil {
 			r.t.Error(refused)
 		}
 	})
@@ -93,8 +94,8 @@ func (r *rig) declare(name string) {
 
 // queueNames lists the broker's queues.
 func (r *rig) queueNames() (names []string) {
-	r.broker.with(func(b *fakeBroker) {
-		for name := range b.queues {
+	r.broker.With(func(b *brokertest.Broker) {
+		for name := range b.Queues {
 			names = append(names, name)
 		}
 	})
@@ -107,22 +108,22 @@ func TestQuestionsWithoutAnybodyToAnswer(t *testing.T) {
 		arrange func(*rig)
 		is      error
 	}{
-		"no exchange": {func(r *rig) { r.broker.with(func(b *fakeBroker) { delete(b.fanouts, controlExchangeName) }) }, ErrUnroutable},
+		"no exchange": {func(r *rig) { r.broker.With(func(b *brokertest.Broker) { delete(b.Fanouts, controlExchangeName) }) }, ErrUnroutable},
 		"no server": {func(r *rig) {
 			r.server.stop()
 			_ = r.server.wait(r.t)
 		}, ErrUnroutable},
 		"no link": {func(r *rig) {
-			r.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-			r.broker.kick(nil)
+			r.broker.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+			r.broker.Kick(nil)
 		}, ErrNotConnected},
 		"blocked": {func(r *rig) {
 			_, _ = r.client.Call(within(r.t, time.Minute), "m", nil)
-			r.broker.setAlarm("low on memory")
+			r.broker.SetAlarm("low on memory")
 		}, ErrBlocked},
 		"closed": {func(r *rig) { _ = r.client.Close(within(r.t, time.Minute)) }, ErrClosed},
 		"never answered": {func(r *rig) {
-			r.broker.with(func(b *fakeBroker) { b.fanouts[controlExchangeName] = []string{DefaultQueue + ".dead"} })
+			r.broker.With(func(b *brokertest.Broker) { b.Fanouts[controlExchangeName] = []string{DefaultQueue + ".dead"} })
 		}, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -152,13 +153,13 @@ func TestPings(t *testing.T) {
 				t.Errorf("server: %v", err)
 			}
 		}
-		r.broker.setAlarm("low on memory")
+		r.broker.SetAlarm("low on memory")
 		_, err := r.server.Ping(within(t, time.Second))
 		wantIs(t, err, ErrBlocked, context.DeadlineExceeded)
-		r.broker.setAlarm("")
+		r.broker.SetAlarm("")
 		settle()
-		r.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-		r.broker.kick(nil)
+		r.broker.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+		r.broker.Kick(nil)
 		settle()
 		_, err = r.server.Ping(within(t, time.Second))
 		wantIs(t, err, ErrNotConnected)
@@ -170,7 +171,7 @@ func TestServersPingWhoseLinkIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
-		r.broker.fail(r.server.pings.queue, faultCutUnconfirmed)
+		r.broker.Fail(r.server.pings.queue, brokertest.FaultCutUnconfirmed)
 		begun := time.Now()
 		_, err := r.server.Ping(t.Context())
 		wantIs(t, err, ErrNotConnected)
@@ -187,8 +188,8 @@ func TestServerWithoutAControlPlane(t *testing.T) {
 	t.Parallel()
 	for _, code := range []int{amqp.AccessRefused, amqp.PreconditionFailed} {
 		synctest.Test(t, func(t *testing.T) {
-			b := newFakeBroker()
-			b.onCall = func(op, _ string) error {
+			b := brokertest.New()
+			b.OnCall = func(op, _ string) error {
 				if op == "declare exchange" {
 					return &amqp.Error{Code: code, Server: true, Reason: "refused"}
 				}
@@ -198,7 +199,7 @@ func TestServerWithoutAControlPlane(t *testing.T) {
 			s := startServer(t, b, handlers{"m": echo}, WithControl(true), WithLogger(zap.New(core)))
 			c := startClient(t, b, WithControl(true))
 			ready(t, s.WaitReady)
-			b.kick(nil)
+			b.Kick(nil)
 			settle()
 			ready(t, s.WaitReady)
 			ready(t, c.WaitReady)
@@ -239,16 +240,16 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
 		r.declare("flooder")
-		r.broker.holdConfirms()
+		r.broker.HoldConfirms()
 		for range 10 * controlAnswers {
 			r.toControl(amqp.Publishing{AppId: wire.ControlPing, ReplyTo: "flooder", CorrelationId: "1"})
 		}
-		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers)
-		r.broker.releaseConfirms()
+		wantSame(t, "answers", r.broker.Ready("flooder"), controlAnswers)
+		r.broker.ReleaseConfirms()
 		settle()
 		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
 		r.toControl(amqp.Publishing{AppId: wire.ControlInfo, ReplyTo: "flooder", CorrelationId: "1"})
-		wantSame(t, "answers", r.broker.ready("flooder"), controlAnswers+1)
+		wantSame(t, "answers", r.broker.Ready("flooder"), controlAnswers+1)
 	})
 }
 
@@ -260,10 +261,10 @@ func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
 		for question, want := range map[string][2]bool{wire.ControlPing: {}, wire.ControlInfo: {true, false}, wire.ControlStats: {true, true}} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: "asker", CorrelationId: "7"})
 			var got Instance
-			r.broker.with(func(b *fakeBroker) {
-				q := b.queues["asker"]
-				msg := q.messages[0].msg
-				q.messages = nil
+			r.broker.With(func(b *brokertest.Broker) {
+				q := b.Queues["asker"]
+				msg := q.Messages[0].Msg
+				q.Messages = nil
 				wantSame(t, "correlation id", msg.CorrelationId, "7")
 				if err := json.Unmarshal(msg.Body, &got); err != nil {
 					t.Error(err)
@@ -278,10 +279,10 @@ func TestControlPlaneSurvivesTheLossOfItsQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
-		r.broker.with(func(b *fakeBroker) {
-			for name, q := range b.queues {
+		r.broker.With(func(b *brokertest.Broker) {
+			for name, q := range b.Queues {
 				if strings.HasPrefix(name, controlExchangeName) {
-					b.remove(q)
+					b.Remove(q)
 				}
 			}
 		})
@@ -301,10 +302,10 @@ func TestNothingIsPublishedWhileNobodyAsks(t *testing.T) {
 		for range 10 {
 			<-goCall(r.client, within(t, time.Minute), "m", nil)
 		}
-		r.broker.with(func(b *fakeBroker) {
-			wantSame(t, "messages", len(b.sent), 20)
-			for _, m := range b.sent {
-				wantSame(t, "to the control plane", strings.HasPrefix(m.key, controlExchangeName), false)
+		r.broker.With(func(b *brokertest.Broker) {
+			wantSame(t, "messages", len(b.Sent), 20)
+			for _, m := range b.Sent {
+				wantSame(t, "to the control plane", strings.HasPrefix(m.Key, controlExchangeName), false)
 			}
 		})
 	})
@@ -332,7 +333,7 @@ func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
 		log, logs := observed(zap.WarnLevel)
 		b, s := serve(t, handlers{"m": echo}, WithBatch(BatchAuto), WithLogger(log))
 		put := func(body []byte) {
-			b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
+			b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
 		}
 		for range 100 {
 			put([]byte("no batch"))
@@ -342,9 +343,9 @@ func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
 		put(append(append([]byte{0x0a, 0}, 0x0a, 6, 0x0a, 1, 'i', 0x12, 1, 'm'), 0x0a, 0))
 		settle()
 		wantSame(t, "lines", logs.FilterMessageSnippet("dropped a batch").Len(), 1)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		wantSame(t, "refused", s.Stats().Refused, 302)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
-		wantSame(t, "left", b.ready(batchQueueName)+b.unacked(batchQueueName), 0)
+		wantSame(t, "left", b.Ready(batchQueueName)+b.Unacked(batchQueueName), 0)
 	})
 }

@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -51,9 +52,9 @@ func checkToken(next Handler) Handler {
 }
 
 // answerOf takes the only response to raw requests and returns its code, or its body.
-func answerOf(t *testing.T, b *fakeBroker) string {
+func answerOf(t *testing.T, b *brokertest.Broker) string {
 	t.Helper()
-	answers := b.take()
+	answers := takeResponses(b)
 	if len(answers) != 1 {
 		t.Fatalf("%d answers, want 1", len(answers))
 	}
@@ -73,20 +74,20 @@ func TestMiddlewareRunsForDuplicates(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": numbered(&runs)}, append(opts, WithMiddleware(checkToken))...)
-				b.put(sent("1", "key", withToken("right")))
+				putRequest(b, sent("1", "key", withToken("right")))
 				settle()
-				b.put(sent("2", "key"))
+				putRequest(b, sent("2", "key"))
 				settle()
 				wantSame(t, "without a token, while it runs", answerOf(t, b), "unauthenticated")
 				pass(time.Second)
 				wantSame(t, "the first", answerOf(t, b), "1")
-				b.put(sent("3", "key"))
+				putRequest(b, sent("3", "key"))
 				settle()
 				wantSame(t, "without a token, afterwards", answerOf(t, b), "unauthenticated")
-				b.put(sent("4", "other"))
+				putRequest(b, sent("4", "other"))
 				settle()
 				wantSame(t, "without a token, before", answerOf(t, b), "unauthenticated")
-				b.put(sent("5", "other", withToken("right")))
+				putRequest(b, sent("5", "other", withToken("right")))
 				pass(time.Second)
 				wantSame(t, "with a token", answerOf(t, b), "2")
 				wantSame(t, "replayed", s.Stats().Replayed, 0)
@@ -128,9 +129,9 @@ func TestWhoseRequestARequestRepeats(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var runs atomic.Int64
 					b, s := serve(t, handlers{"m": numbered(&runs)})
-					b.put(c.first)
+					putRequest(b, c.first)
 					pass(wait)
-					b.put(c.second)
+					putRequest(b, c.second)
 					pass(10 * time.Second)
 					wantSame(t, "executions", runs.Load(), c.runs)
 					wantSame(t, "replayed", s.Stats().Replayed, uint64(2-c.runs))
@@ -146,20 +147,20 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": numbered(&runs)})
-		b.put(sent("1", "key"))
+		putRequest(b, sent("1", "key"))
 		settle()
 		for i, between := range []time.Duration{time.Second, 0} { // during the run, after the run
-			b.put(sent("2", "key", withBody("other")))
+			putRequest(b, sent("2", "key", withBody("other")))
 			settle()
-			answers := b.take()
+			answers := takeResponses(b)
 			wantSame(t, "answers", len(answers), 1)
 			wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("failed_precondition"))
 			wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
 			pass(between)
-			b.take()
+			takeResponses(b)
 		}
-		b.put(sent("3", "key"))
+		putRequest(b, sent("3", "key"))
 		settle()
 		wantSame(t, "the first body again", answerOf(t, b), "1")
 		wantSame(t, "executions", runs.Load(), 1)
@@ -184,7 +185,7 @@ func TestOnlyFinalResultsAreStored(t *testing.T) {
 					return nil, fmt.Errorf("wrapped: %w", Errorf(code, "text"))
 				})})
 				for i := range 2 {
-					b.put(sent(strconv.Itoa(i), "key"))
+					putRequest(b, sent(strconv.Itoa(i), "key"))
 					settle()
 					wantSame(t, "code", answerOf(t, b), string(code))
 				}
@@ -200,23 +201,23 @@ func TestDuplicateThatWaitsOccupiesNoWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs, other atomic.Int64
 		b, s := serve(t, handlers{"m": numbered(&runs), "n": numbered(&other)}, WithWorkers(2), WithPrefetch(100))
-		b.put(sent("first", "key"))
+		putRequest(b, sent("first", "key"))
 		settle()
 		for i := range 50 {
-			b.put(sent(strconv.Itoa(i), "key"))
+			putRequest(b, sent(strconv.Itoa(i), "key"))
 		}
 		settle()
-		b.put(request("n"))
+		putRequest(b, request("n"))
 		settle()
 		wantSame(t, "another request runs", other.Load(), 1)
 		wantSame(t, "busy", s.Stats().Busy, 2)
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "replayed", s.Stats().Replayed, 50)
-		wantSame(t, "answers", len(b.take()), 52)
+		wantSame(t, "answers", len(takeResponses(b)), 52)
 		wantSame(t, "busy", s.Stats().Busy, 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -251,21 +252,21 @@ func TestDuplicatesRunAfterAnExecutionThatIsNotTheirs(t *testing.T) {
 				var m, others mostRuns
 				b, s := serve(t, handlers{"m": m.handler(h), "n": others.handler(slow)}, WithWorkers(2), WithPrefetch(100))
 				for i := range 5 {
-					b.put(sent(strconv.Itoa(i), "key", func(p *amqp.Publishing) { p.Expiration = strconv.Itoa(1000 * (i + 1)) }))
+					putRequest(b, sent(strconv.Itoa(i), "key", func(p *amqp.Publishing) { p.Expiration = strconv.Itoa(1000 * (i + 1)) }))
 					settle()
 				}
 				for range 10 {
-					b.put(request("n"))
+					putRequest(b, request("n"))
 				}
 				pass(time.Minute)
 				wantSame(t, "at once", m.most.Load(), 1)
 				wantSame(t, "all at once", m.most.Load()+others.most.Load() <= 3, true)
 				wantSame(t, "executions of others", others.runs.Load(), 10)
-				wantSame(t, "answers", len(b.take()), 15)
+				wantSame(t, "answers", len(takeResponses(b)), 15)
 				wantSame(t, "busy", s.Stats().Busy, 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				b.put(request("n"))
-				b.put(request("n"))
+				putRequest(b, request("n"))
+				putRequest(b, request("n"))
 				settle()
 				wantSame(t, "workers in the end", others.now.Load(), 2)
 			})
@@ -288,15 +289,15 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 					xsync.Sleep(ctx, time.Second)
 					return fail()
 				})})
-				b.put(sent("1", "key"))
-				b.put(sent("2", "key"))
+				putRequest(b, sent("1", "key"))
+				putRequest(b, sent("2", "key"))
 				pass(10 * time.Second)
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 2)
 				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "failed", s.Stats().Failed, 1)
-				b.put(sent("3", "key"))
+				putRequest(b, sent("3", "key"))
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 2)
 			})
@@ -312,10 +313,10 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 			xsync.Sleep(ctx, time.Second)
 			return []byte(strings.Repeat("x", 5000)), nil
 		})}, WithReplay(1000, time.Minute))
-		b.put(sent("1", "key"))
-		b.put(sent("2", "key"))
+		putRequest(b, sent("1", "key"))
+		putRequest(b, sent("2", "key"))
 		pass(10 * time.Second)
-		for _, a := range b.take() {
+		for _, a := range takeResponses(b) {
 			wantSame(t, "size", len(a.Body), 5000)
 		}
 		wantSame(t, "executions", runs.Load(), 1)
@@ -331,17 +332,17 @@ func TestWaitingDuplicatesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": numbered(&runs)}, WithPrefetch(2*maxWaitingDuplicates))
-		b.put(sent("first", "key"))
+		putRequest(b, sent("first", "key"))
 		settle()
 		for i := range maxWaitingDuplicates + 10 {
-			b.put(sent(strconv.Itoa(i), "key"))
+			putRequest(b, sent(strconv.Itoa(i), "key"))
 		}
 		settle()
-		refused := b.take()
+		refused := takeResponses(b)
 		wantSame(t, "refused", len(refused), 10)
 		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		pass(10 * time.Second)
-		wantSame(t, "answers", len(b.take()), maxWaitingDuplicates+1)
+		wantSame(t, "answers", len(takeResponses(b)), maxWaitingDuplicates+1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
 }
@@ -352,11 +353,11 @@ func TestWithoutAStoreADuplicateIsRunLikeAnyOther(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": numbered(&runs)}, WithReplay(0, time.Minute))
 		for i := range 3 {
-			b.put(sent(strconv.Itoa(i), "key"))
+			putRequest(b, sent(strconv.Itoa(i), "key"))
 			settle()
 		}
 		wantSame(t, "run at once", runs.Load(), 3)
-		b.put(sent("4", "key", withBody("other")))
+		putRequest(b, sent("4", "key", withBody("other")))
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 4)
 		wantSame(t, "replayed", s.Stats().Replayed, 0)
@@ -393,18 +394,18 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 			{"", "a", otherReplies, "3", 3},
 		} {
 			msg := sent(strconv.Itoa(i), "key", withToken(c.tenant), ofUser(c.user), withBody(c.body), from(c.replyTo))
-			b.put(msg)
+			putRequest(b, msg)
 			settle()
-			b.put(with(msg, func(p *amqp.Publishing) { p.CorrelationId += " at the same time" }))
+			putRequest(b, with(msg, func(p *amqp.Publishing) { p.CorrelationId += " at the same time" }))
 			pass(10 * time.Second)
 			wantSame(t, "executions", runs.Load(), c.runs)
 		}
-		b.lost(sent("0", "key", withToken("a"), ofUser("gateway"), withBody("1")))
+		putLost(b, sent("0", "key", withToken("a"), ofUser("gateway"), withBody("1")))
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 3)
 		wantSame(t, "moved", s.Stats().Moved, 0) // the key was known
 		pass(2 * time.Minute)
-		b.put(sent("9", "new", withToken("a")))
+		putRequest(b, sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
 		e, _ := s.dedup.(*dedupCache)
 		wantSame(t, "known", len(s.methods["m"].known), 1)
@@ -438,10 +439,10 @@ func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": numbered(&runs)}, WithMiddleware(m))
-				b.put(sent("1", "key"))
+				putRequest(b, sent("1", "key"))
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 2)
-				wantSame(t, "answers", len(b.take()), 1)
+				wantSame(t, "answers", len(takeResponses(b)), 1)
 				e, _ := s.dedup.(*dedupCache)
 				wantSame(t, "stored", len(s.methods["m"].known), 1)
 				wantSame(t, "bytes", e.bytes, e.oldest.size())
@@ -467,13 +468,13 @@ func TestDrainWithDuplicatesThatWait(t *testing.T) {
 					return req.Body, ctx.Err()
 				})}, WithWorkers(2), WithPrefetch(20), WithDrainTimeout(c.limit))
 				for i := range 10 {
-					b.put(sent(strconv.Itoa(i), "key"))
+					putRequest(b, sent(strconv.Itoa(i), "key"))
 				}
 				settle()
 				s.stop()
 				wantIs(t, s.wait(t), c.want)
 				settle()
-				answered, left := len(b.take()), b.ready(DefaultQueue)
+				answered, left := len(takeResponses(b)), b.Ready(DefaultQueue)
 				wantSame(t, "answered and left", answered+left, 10)
 				wantSame(t, "answered", answered > 0, c.want == nil)
 				wantSame(t, "executions", runs.Load(), 1)
@@ -488,8 +489,8 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
-		b := newFakeBroker()
-		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		b := brokertest.New()
+		b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
 		entered, leave := make(chan struct{}, 10), make(chan struct{}, 10)
 		hold := func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -498,7 +499,7 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 				return next(ctx, req)
 			}
 		}
-		srv, err := NewServer(testURL, b.option(), WithMiddleware(hold), WithQueue(Queue{Name: "once"}))
+		srv, err := NewServer(testURL, onBroker(b), WithMiddleware(hold), WithQueue(Queue{Name: "once"}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -510,13 +511,13 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		go func() { served <- srv.Serve(ctx) }()
 		ready(t, srv.WaitReady)
 		lost := func(msg amqp.Publishing) {
-			b.with(func(b *fakeBroker) {
-				q := b.queues["once"]
-				q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
-				b.dispatch(q)
+			b.With(func(b *brokertest.Broker) {
+				q := b.Queues["once"]
+				q.Messages = append(q.Messages, &brokertest.Message{Msg: msg, Redelivered: true})
+				b.Dispatch(q)
 			})
 		}
-		b.putIn("once", sent("1", "key"))
+		b.PutIn("once", sent("1", "key"))
 		leave <- struct{}{}
 		pass(10 * time.Second)
 		wantSame(t, "first", answerOf(t, b), "1")

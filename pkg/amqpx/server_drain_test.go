@@ -10,6 +10,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -19,9 +20,9 @@ func TestDrainOfAnIdleServer(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		s.stop()
 		drained(t, s, nil, 0)
-		wantSame(t, "connections", b.openLinks(), 0)
-		b.put(request("m"))
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "connections", b.OpenLinks(), 0)
+		putRequest(b, request("m"))
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
 	})
 }
@@ -29,8 +30,8 @@ func TestDrainOfAnIdleServer(t *testing.T) {
 func TestDrainBeforeTheFirstLink(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onDial = refusing(1<<30, errCut)
+		b := brokertest.New()
+		b.OnDial = refusing(1<<30, brokertest.ErrCut)
 		s := startServer(t, b, handlers{"m": echo})
 		pass(time.Minute)
 		s.stop()
@@ -43,18 +44,18 @@ func TestDrainLetsHandlersFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow})
 		for range 5 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		settle()
 		s.stop()
 		settle()
 		wantSame(t, "state", s.Status().State, StateDraining)
 		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(b.take()), 5)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "answers", len(takeResponses(b)), 5)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -63,15 +64,15 @@ func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
 		for range 6 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		settle()
 		s.stop()
 		settle()
-		wantSame(t, "given back", b.ready(DefaultQueue), 4)
+		wantSame(t, "given back", b.Ready(DefaultQueue), 4)
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(b.take()), 2)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 4)
+		wantSame(t, "answers", len(takeResponses(b)), 2)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 4)
 		wantSame(t, "returned", s.Stats().Returned, 4)
 	})
 }
@@ -80,16 +81,16 @@ func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.holdConfirms()
-		b.put(request("m"))
+		b.HoldConfirms()
+		putRequest(b, request("m"))
 		settle()
 		s.stop()
 		go func() {
 			pass(3 * time.Second)
-			b.releaseConfirms()
+			b.ReleaseConfirms()
 		}()
 		drained(t, s, nil, 3*time.Second)
-		wantSame(t, "unacknowledged or requeued", b.unacked(DefaultQueue)+b.ready(DefaultQueue), 0)
+		wantSame(t, "unacknowledged or requeued", b.Unacked(DefaultQueue)+b.Ready(DefaultQueue), 0)
 	})
 }
 
@@ -97,12 +98,12 @@ func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
 		s.stop()
 		settle()
-		b.with(func(b *fakeBroker) { b.onDial = refusing(5, errCut) })
-		b.kick(nil)
+		b.With(func(b *brokertest.Broker) { b.OnDial = refusing(5, brokertest.ErrCut) })
+		b.Kick(nil)
 		begun := time.Now()
 		if err := s.wait(t); err != nil {
 			t.Errorf("Serve returned %v", err)
@@ -110,8 +111,8 @@ func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
 		if took := time.Since(begun); took < 2*time.Second || took > 10*time.Second {
 			t.Errorf("took %v", took)
 		}
-		wantSame(t, "answers", len(b.take()), 1)
-		b.with(func(b *fakeBroker) { wantSame(t, "consumers", len(b.queues[DefaultQueue].consumers), 0) })
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		b.With(func(b *brokertest.Broker) { wantSame(t, "consumers", len(b.Queues[DefaultQueue].Consumers), 0) })
 	})
 }
 
@@ -119,14 +120,14 @@ func TestDrainWithoutALinkEndsInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithDrainTimeout(30*time.Second))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		b.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-		b.kick(nil)
+		b.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+		b.Kick(nil)
 		settle()
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 31*time.Second)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
 
@@ -135,12 +136,12 @@ func TestDrainCutsOffHandlersThatTakeTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle}, WithDrainTimeout(5*time.Second))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		<-h.begun
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second)
-		wantSame(t, "answers", len(b.take()), 0)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 0)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
 
@@ -152,14 +153,14 @@ func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
 			<-release
 			return []byte("too late"), nil
 		}}, WithDrainTimeout(5*time.Second))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
 		close(release)
 		settle() // the handler's goroutine must end before the bubble
-		wantSame(t, "answers", len(b.take()), 0)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 0)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
 
@@ -168,14 +169,14 @@ func TestSecondStopCutsTheDrainShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		<-h.begun
 		s.stop()
 		pass(3 * time.Second)
 		s.Close()
 		s.Close()
 		drained(t, s, ErrDrainTimeout, 0)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 1)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
 
@@ -185,7 +186,7 @@ func TestCloseOfAnIdleServerCutsOffNothing(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		s.Close()
 		drained(t, s, nil, 0)
-		wantSame(t, "connections", b.openLinks(), 0)
+		wantSame(t, "connections", b.OpenLinks(), 0)
 	})
 }
 
@@ -194,11 +195,11 @@ func TestCloseWithoutStopEndsServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		<-h.begun
 		s.Close()
 		drained(t, s, ErrDrainTimeout, 0)
-		wantSame(t, "connections", b.openLinks(), 0)
+		wantSame(t, "connections", b.OpenLinks(), 0)
 	})
 }
 
@@ -232,21 +233,21 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo}, late, WithPrefetch(prefetch))
 		send := func(n int) {
 			for range n {
-				b.put(request("m"))
+				putRequest(b, request("m"))
 			}
 			settle()
 		}
 		send(3)
-		wantSame(t, "answers", len(b.take()), 3)
-		wantSame(t, "unacknowledged at once", b.unacked(DefaultQueue), 3)
+		wantSame(t, "answers", len(takeResponses(b)), 3)
+		wantSame(t, "unacknowledged at once", b.Unacked(DefaultQueue), 3)
 		pass(ackPause)
-		wantSame(t, "unacknowledged after the pause", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged after the pause", b.Unacked(DefaultQueue), 0)
 		send(prefetch / ackShare)
-		wantSame(t, "unacknowledged, of many", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged, of many", b.Unacked(DefaultQueue), 0)
 		send(1)
-		b.put(request("nobody knows"))
+		putRequest(b, request("nobody knows"))
 		settle()
-		wantSame(t, "unacknowledged when a refusal waits for it", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged when a refusal waits for it", b.Unacked(DefaultQueue), 0)
 		send(1)
 		begun := time.Now()
 		s.stop()
@@ -256,7 +257,7 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 		if took := time.Since(begun); took > ackPause {
 			t.Errorf("the drain took %v", took)
 		}
-		wantSame(t, "unacknowledged after the drain", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged after the drain", b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -265,14 +266,14 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 func TestDrainWhileConsumersStart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		starting := make(chan struct{})
-		b.with(func(b *fakeBroker) {
-			_ = b.declare(DefaultQueue, true, nil)
+		b.With(func(b *brokertest.Broker) {
+			_ = b.Declare(DefaultQueue, true, nil)
 			for range 5 {
-				b.queues[DefaultQueue].messages = append(b.queues[DefaultQueue].messages, &fakeMessage{msg: request("m")})
+				b.Queues[DefaultQueue].Messages = append(b.Queues[DefaultQueue].Messages, &brokertest.Message{Msg: request("m")})
 			}
-			b.onCall = func(op, queue string) error {
+			b.OnCall = func(op, queue string) error {
 				if op == "consume" && queue == DefaultQueue+".retry" {
 					close(starting)
 					pass(5 * time.Millisecond)
@@ -286,11 +287,11 @@ func TestDrainWhileConsumersStart(t *testing.T) {
 		if err := s.wait(t); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
-		b.with(func(b *fakeBroker) {
-			left := b.queues[DefaultQueue].messages
+		b.With(func(b *brokertest.Broker) {
+			left := b.Queues[DefaultQueue].Messages
 			wantSame(t, "requests left", len(left), 5)
 			for _, m := range left {
-				wantSame(t, "marked as handed out", m.redelivered, false)
+				wantSame(t, "marked as handed out", m.Redelivered, false)
 			}
 		})
 	})
@@ -309,21 +310,21 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
 				for range 20 { // the server learns how long its handlers take
-					b.put(request("m"))
+					putRequest(b, request("m"))
 					pass(3 * time.Second)
 				}
-				b.take()
-				b.put(request("m"))
+				takeResponses(b)
+				putRequest(b, request("m"))
 				settle()
-				b.put(request("new"))
+				putRequest(b, request("new"))
 				budget := func(id string, ms int64) func(*amqp.Publishing) {
 					return func(p *amqp.Publishing) { p.CorrelationId, p.Headers = id, amqp.Table{wire.HeaderTimeout: ms} }
 				}
-				b.put(with(request("new"), budget("long", 60_000)))
+				putRequest(b, with(request("new"), budget("long", 60_000)))
 				settle()
 				stop(s)
 				// The budget is too short for the stopping server, but not for another server.
-				b.put(with(request("new"), budget("short", 1000)))
+				putRequest(b, with(request("new"), budget("short", 1000)))
 				settle()
 				wantSame(t, "refused", s.Stats().Refused, 0)
 				startServer(t, b, handlers{"m": slow, "new": echo})
@@ -332,7 +333,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 					t.Errorf("Serve returned %v", err)
 				}
 				pass(time.Minute)
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 4)
 				for _, a := range answers {
 					wantSame(t, "code", a.Headers[wire.HeaderCode], nil)
@@ -348,21 +349,21 @@ func TestDrainingServerStillRefusesWhatEveryServerWould(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(6))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: "soon"} }))
-		b.put(with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: "soon"} }))
+		putRequest(b, with(request("new"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
 		pass(1500 * time.Millisecond)
 		s.stop()
 		settle()
 		codes := map[any]int{}
-		for _, a := range b.take() {
+		for _, a := range takeResponses(b) {
 			codes[a.Headers[wire.HeaderCode]]++
 			wantSame(t, "ran", a.Headers[wire.HeaderRan], any(false))
 		}
 		wantSame(t, "malformed", codes["invalid_argument"], 1)
 		wantSame(t, "expired", codes["deadline_exceeded"], 1)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 0)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 0)
 		drained(t, s, nil, 500*time.Millisecond)
 	})
 }
@@ -372,12 +373,12 @@ func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		s.Close()
-		b.put(request("m"))
-		b.put(request("new"))
+		putRequest(b, request("m"))
+		putRequest(b, request("new"))
 		_ = s.wait(t)
-		wantSame(t, "answers", len(b.take()), 0)
+		wantSame(t, "answers", len(takeResponses(b)), 0)
 		wantSame(t, "executions", s.Stats().OK, 0)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), 2)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 2)
 	})
 }
 
@@ -422,15 +423,15 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 		s.sup.NoteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
 		redelivered(b, request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response
-		b.put(request("m"))
-		b.put(request("m"))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response
+		putRequest(b, request("m"))
+		putRequest(b, request("m"))
 		settle()
 		wantSame(t, "copies", s.Stats().Moved, 1)
 		s.stop()
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "left in the queue", b.ready(DefaultQueue), 3)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 3)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -441,18 +442,18 @@ func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithWorkers(2))
-		b.holdConfirms()
+		b.HoldConfirms()
 		redelivered(b, request("m"))
 		settle()
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
 		settle()
 		s.stop()
 		settle()
 		wantSame(t, "returned", s.Stats().Returned > 0, true)
-		b.releaseConfirms()
+		b.ReleaseConfirms()
 		drained(t, s, nil, 0)
 		wantSame(t, "runs", runs.Load(), 0)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
-		wantSame(t, "left in the queue", b.ready(DefaultQueue), 2)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
+		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 2)
 	})
 }

@@ -10,16 +10,17 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // redelivered puts a request at the head of the request queue with the redelivered mark, like a
 // consumer's requeue.
-func redelivered(b *fakeBroker, msg amqp.Publishing) {
-	b.with(func(b *fakeBroker) {
-		b.requeue(b.queues[DefaultQueue], &fakeMessage{msg: msg})
-		b.dispatch(b.queues[DefaultQueue])
+func redelivered(b *brokertest.Broker, msg amqp.Publishing) {
+	b.With(func(b *brokertest.Broker) {
+		b.Requeue(b.Queues[DefaultQueue], &brokertest.Message{Msg: msg})
+		b.Dispatch(b.Queues[DefaultQueue])
 	})
 }
 
@@ -32,9 +33,9 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		client := startClient(t, b)
 		ready(t, client.WaitReady)
 		dead := DefaultQueue + deadSuffix
-		b.with(func(b *fakeBroker) {
-			b.queues[dead].maxLength = 1
-			b.queues[dead].messages = []*fakeMessage{{}}
+		b.With(func(b *brokertest.Broker) {
+			b.Queues[dead].MaxLength = 1
+			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
 		msg := with(request("m"), func(m *amqp.Publishing) {
 			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
@@ -44,7 +45,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 		}
 		pass(time.Minute)
 		settle()
-		tries := len(b.messagesTo(dead))
+		tries := len(b.MessagesTo(dead))
 		if tries < 3*5 || tries > 3*30 {
 			t.Errorf("%d tries in a minute for 3 requests", tries)
 		}
@@ -52,17 +53,17 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 			t.Errorf("%d lines in a minute", got)
 		}
 		wantSame(t, "runs", runs.Load(), 0)
-		wantSame(t, "held", b.unacked(DefaultQueue), 3)
+		wantSame(t, "held", b.Unacked(DefaultQueue), 3)
 		// A lost request still runs: waiting republishes do not delay others.
 		lost := with(request("m"), func(m *amqp.Publishing) { m.CorrelationId = "lost" })
 		redelivered(b, lost)
 		pass(time.Second)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)
-		b.with(func(b *fakeBroker) { b.queues[dead].maxLength = 0 })
+		b.With(func(b *brokertest.Broker) { b.Queues[dead].MaxLength = 0 })
 		pass(time.Minute)
 		settle()
-		wantSame(t, "dead letters", b.ready(dead), 4)
+		wantSame(t, "dead letters", b.Ready(dead), 4)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
 }
@@ -72,9 +73,9 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		dead := DefaultQueue + deadSuffix
-		b.with(func(b *fakeBroker) {
-			b.queues[dead].maxLength = 1
-			b.queues[dead].messages = []*fakeMessage{{}}
+		b.With(func(b *brokertest.Broker) {
+			b.Queues[dead].MaxLength = 1
+			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
 		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
 			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
@@ -86,7 +87,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 			t.Error(err)
 		}
 		wantSame(t, "the drain waits for no pause", time.Since(begun) < time.Second, true)
-		wantSame(t, "left in the queue", b.ready(DefaultQueue), 1)
+		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 1)
 	})
 }
 
@@ -98,7 +99,7 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, echo)})
-				b.with(func(b *fakeBroker) { b.frameSize = 8192 })
+				b.With(func(b *brokertest.Broker) { b.FrameSize = 8192 })
 				msg := with(request("m"), func(m *amqp.Publishing) {
 					m.Headers = amqp.Table{"x": strings.Repeat("h", 8140)}
 					if deliveries > 0 {
@@ -107,13 +108,13 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 				})
 				redelivered(b, msg)
 				settle()
-				answers := b.take()
+				answers := takeResponses(b)
 				if len(answers) != 1 || answers[0].Headers[wire.HeaderCode] != string(CodeInvalidArgument) {
 					t.Fatalf("answers %v", answers)
 				}
 				wantSame(t, "runs", runs.Load(), 0)
 				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 			})
 		})
 	}
@@ -169,11 +170,11 @@ func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, echo)})
-				b.put(with(request("m"), func(m *amqp.Publishing) {
+				putRequest(b, with(request("m"), func(m *amqp.Publishing) {
 					m.Type, m.Headers = c.kind, amqp.Table{"x-death": c.deaths}
 				}))
 				settle()
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 1)
 				code, _ := answers[0].Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
@@ -195,8 +196,8 @@ func TestServerWithoutALimitResetsTheBrokersCount(t *testing.T) {
 		settle()
 		wantSame(t, "moved", s.Stats().Moved, 1)
 		wantSame(t, "runs", runs.Load(), 1)
-		_, has := b.messagesTo(DefaultQueue)[0].msg.Headers["x-delivery-count"]
+		_, has := b.MessagesTo(DefaultQueue)[0].Msg.Headers["x-delivery-count"]
 		wantSame(t, "the copy has the count", has, false)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 	})
 }

@@ -18,9 +18,9 @@ func TestMessageIDWithoutTheContractIsNoKey(t *testing.T) {
 		var runs atomic.Int64
 		b, _ := serve(t, handlers{"m": counted(&runs, echo)})
 		for _, body := range []string{"apples", "pears"} {
-			b.put(with(request("m"), func(p *amqp.Publishing) { p.MessageId, p.Body = "1", []byte(body) }))
+			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.MessageId, p.Body = "1", []byte(body) }))
 			settle()
-			answers := b.take()
+			answers := takeResponses(b)
 			wantSame(t, "answers", len(answers), 1)
 			wantSame(t, "answer", string(answers[0].Body), body)
 		}
@@ -33,9 +33,9 @@ func TestRequestWithoutCorrelationIDIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo})
 		for _, messageID := range []string{"7", ""} {
-			b.put(with(request("m"), func(p *amqp.Publishing) { p.CorrelationId, p.MessageId = "", messageID }))
+			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.CorrelationId, p.MessageId = "", messageID }))
 			settle()
-			answers := b.take()
+			answers := takeResponses(b)
 			wantSame(t, "answers", len(answers), 1)
 			wantSame(t, "answer", string(answers[0].Body), "request")
 			wantSame(t, "correlation id", answers[0].CorrelationId, messageID)
@@ -47,10 +47,10 @@ func TestDefaultMethod(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo}, WithDefaultMethod("m"))
-		b.put(request(""))
-		b.put(with(request(""), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-method": "n"} }))
+		putRequest(b, request(""))
+		putRequest(b, with(request(""), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-method": "n"} }))
 		settle()
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 2)
 		codes := map[any]int{}
 		for _, a := range answers {
@@ -79,9 +79,9 @@ func TestBudgetOfZeroIsToldAsThat(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo})
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "0"} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "0"} }))
 		settle()
-		got := b.take()[0]
+		got := takeResponses(b)[0]
 		wantSame(t, "code", got.Headers[wire.HeaderCode], any("deadline_exceeded"))
 		wantSame(t, "text", string(got.Body), "the call's time is 0 ms")
 		wantSame(t, "ran", got.Headers[wire.HeaderRan], any(false))

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // wrapping is a handler author's error type around another error.
@@ -106,7 +108,7 @@ func TestNilErrorIsLoggedAsWhatItIs(t *testing.T) {
 			},
 		}, WithLogger(log), WithWorkers(1))
 		for _, m := range []string{"bare", "wrapped", "hostile"} {
-			b.put(request(m))
+			putRequest(b, request(m))
 		}
 		settle()
 		entries := logs.FilterMessage("handler failed").All()
@@ -153,7 +155,7 @@ func TestObserverThatPanicsHarmsNoCall(t *testing.T) {
 		log, logs := observed(zap.ErrorLevel)
 		hostile := hostileObserver{func() { panic("boom") }}
 		var client, server observerNotes
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithLogger(log),
 			WithServerObserver(hostile), WithServerObserver(nil), WithServerObserver(&server))
 		c := startClient(t, b, WithBatch(BatchAuto), WithLogger(log),
@@ -191,7 +193,7 @@ func TestObserverThatPanicsHarmsNoCall(t *testing.T) {
 func TestObserverThatEndsItsGoroutine(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithWorkers(2),
 			WithServerObserver(hostileObserver{runtime.Goexit}))
 		c := startClient(t, b, WithBatch(BatchAuto))
@@ -218,7 +220,7 @@ func TestClientMiddlewareOfAFutureThatNeverReturns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				c := startClient(t, b, WithMiddleware(func(Handler) Handler {
 					return func(context.Context, *Request) ([]byte, error) { end(); return nil, nil }
 				}))

@@ -11,13 +11,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // usersOf returns the user_id of each message to a queue.
-func usersOf(b *fakeBroker, queue string) (users []string) {
-	for _, m := range b.messagesTo(queue) {
-		users = append(users, m.msg.UserId)
+func usersOf(b *brokertest.Broker, queue string) (users []string) {
+	for _, m := range b.MessagesTo(queue) {
+		users = append(users, m.Msg.UserId)
 	}
 	return users
 }
@@ -40,8 +41,8 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 			t.Run(c.name+", batch "+string(mode), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					b := newFakeBroker()
-					b.user = c.brokers
+					b := brokertest.New()
+					b.User = c.brokers
 					opts := append([]Option{WithBatch(mode)}, c.opts...)
 					serverOpts, clientOpts := make([]ServerOption, 0), make([]ClientOption, 0)
 					for _, o := range opts {
@@ -62,10 +63,10 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 					for _, user := range usersOf(b, DefaultQueue) {
 						wantSame(t, "user of a request", user, c.want)
 					}
-					for _, user := range usersOf(b, routeReplies) {
+					for _, user := range usersOf(b, brokertest.RouteReplies) {
 						wantSame(t, "user of an answer", user, "")
 					}
-					b.kick(brokenSocket())
+					b.Kick(brokertest.BrokenSocket())
 					pass(10 * time.Second)
 					wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
 				})
@@ -88,15 +89,15 @@ func TestBrokerThatDoesNotConfirmTheUser(t *testing.T) {
 			if tries > 2 {
 				return nil // the broker answers from the next session on
 			}
-			return errHang
+			return brokertest.ErrHang
 		}, userWait},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				var tries atomic.Int64
-				b.onCall = func(op, name string) error {
+				b.OnCall = func(op, name string) error {
 					if op != "publish" || name != "" {
 						return nil
 					}
@@ -159,10 +160,10 @@ func TestWhoCalledAfterAMove(t *testing.T) {
 				for _, change := range c.changes {
 					change(&msg)
 				}
-				b.put(with(msg, func(p *amqp.Publishing) { p.CorrelationId = "2" }))
+				putRequest(b, with(msg, func(p *amqp.Publishing) { p.CorrelationId = "2" }))
 				settle()
 				wantSame(t, "at first", answerOf(t, b), c.want)
-				b.lost(msg)
+				putLost(b, msg)
 				settle()
 				wantSame(t, "moved", s.Stats().Moved, 1)
 				wantSame(t, "after the move", answerOf(t, b), c.want)
@@ -180,11 +181,11 @@ func TestDeadLetterNamesItsCaller(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": whoCalls}, WithDeliveryLimit(1))
-		b.lost(sent("1", "", ofUser("a")))
+		putLost(b, sent("1", "", ofUser("a")))
 		settle()
-		letters := b.messagesTo(DefaultQueue + deadSuffix)
+		letters := b.MessagesTo(DefaultQueue + deadSuffix)
 		wantSame(t, "dead letters", len(letters), 1)
-		wantSame(t, "user", letters[0].msg.UserId, "")
-		wantSame(t, "caller", letters[0].msg.Headers[wire.HeaderUser], any("a"))
+		wantSame(t, "user", letters[0].Msg.UserId, "")
+		wantSame(t, "caller", letters[0].Msg.Headers[wire.HeaderUser], any("a"))
 	})
 }

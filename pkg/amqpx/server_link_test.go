@@ -8,6 +8,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // Deleting the queue loses the requests in the queue. The server still answers requests already
@@ -17,17 +19,17 @@ func TestQueueDeletedUnderTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(2), WithPrefetch(6))
 		for range 8 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		settle()
-		b.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		b.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take()), 6)
+		wantSame(t, "answers", len(takeResponses(b)), 6)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		pass(time.Minute)
-		wantSame(t, "answers from the new queue", len(b.take()), 1)
+		wantSame(t, "answers from the new queue", len(takeResponses(b)), 1)
 	})
 }
 
@@ -35,17 +37,17 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log, logs := observed(zap.WarnLevel)
-		b := newFakeBroker()
-		b.with(func(b *fakeBroker) {
-			_ = b.declare(DefaultQueue, false, nil) // as the Python server does
-			_ = b.declare(rawQueue, true, nil)
+		b := brokertest.New()
+		b.With(func(b *brokertest.Broker) {
+			_ = b.Declare(DefaultQueue, false, nil) // as the Python server does
+			_ = b.Declare(rawQueue, true, nil)
 		})
 		s := startServer(t, b, handlers{"m": echo}, WithLogger(log))
 		ready(t, s.WaitReady)
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
-		b.kick(nil)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		b.Kick(nil)
 		ready(t, s.WaitReady)
 		warnings := logs.FilterMessage("queue exists with other properties and is used as it is")
 		wantSame(t, "warnings", warnings.Len(), 1)
@@ -71,10 +73,10 @@ func TestQueueIsDeclaredAsSet(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, _ := serve(t, handlers{"m": echo}, WithQueue(c.queue))
-				b.with(func(b *fakeBroker) {
-					wantSame(t, "durable", b.queues["q"].durable, !c.queue.Transient)
-					wantSame(t, "arguments", len(b.queues["q"].args), len(c.args))
-					wantSame(t, "type", b.queues["q"].args["x-queue-type"], c.args["x-queue-type"])
+				b.With(func(b *brokertest.Broker) {
+					wantSame(t, "durable", b.Queues["q"].Durable, !c.queue.Transient)
+					wantSame(t, "arguments", len(b.Queues["q"].Args), len(c.args))
+					wantSame(t, "type", b.Queues["q"].Args["x-queue-type"], c.args["x-queue-type"])
 				})
 			})
 		})
@@ -85,13 +87,13 @@ func TestServerReturnsWhenItsQueueIsDeleted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		b.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
 		settle()
 		ready(t, s.WaitReady)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 	})
 }
 
@@ -121,24 +123,24 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		wantSame(t, "redelivered", (<-h.begun).Redelivered, false)
-		b.kick(nil)
+		b.Kick(nil)
 		ready(t, s.WaitReady)
 		wantSame(t, "redelivered", (<-h.begun).Redelivered, true)
 
 		h.leave <- []byte("one of two")
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		// The finished run may or may not have acknowledged a delivery. The other run's delivery
 		// has the same tag and must stay unacknowledged until its end.
-		if n := b.unacked(DefaultQueue); n > 1 {
+		if n := b.Unacked(DefaultQueue); n > 1 {
 			t.Errorf("%d unacknowledged", n)
 		}
 		h.leave <- []byte("the other")
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue)+b.ready(DefaultQueue), 0)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue)+b.Ready(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
 	})
@@ -149,24 +151,24 @@ func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, young := newStepped(), newStepped()
 		b, s := serve(t, handlers{"old": old.handle, "young": young.handle})
-		b.put(request("old")) // tag 1
+		putRequest(b, request("old")) // tag 1
 		<-old.begun
-		b.with(func(b *fakeBroker) {
-			for _, l := range append([]*fakeLink(nil), b.links...) {
-				l.end(nil)
+		b.With(func(b *brokertest.Broker) {
+			for _, l := range append([]*brokertest.Conn(nil), b.Links...) {
+				l.End(nil)
 			}
-			b.queues[DefaultQueue].messages = nil // another server took the request
+			b.Queues[DefaultQueue].Messages = nil // another server took the request
 		})
 		ready(t, s.WaitReady)
-		b.put(request("young")) // tag 1 again
+		putRequest(b, request("young")) // tag 1 again
 		<-young.begun
 		old.leave <- nil
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 1)
 		young.leave <- nil
 		settle()
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
 	})
 }
@@ -177,34 +179,34 @@ func TestRequestsOfALostLinkThatWereNotStartedAreSkipped(t *testing.T) {
 		h := newStepped()
 		b, s := serve(t, handlers{"m": h.handle}, WithWorkers(1), WithPrefetch(3))
 		for range 3 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		<-h.begun
-		b.kick(nil)
+		b.Kick(nil)
 		ready(t, s.WaitReady)
 		for range 4 { // the lost run and three redelivered requests
 			h.leave <- nil
 		}
 		settle()
 		wantSame(t, "runs", 1+len(h.begun), 4)
-		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
 }
 
 func TestAnswerLostWithItsLinkIsGivenByTheNextRun(t *testing.T) {
 	t.Parallel()
-	for name, f := range map[string]fault{"in the write": faultCutBefore, "before the confirm": faultLostUnconfirmed, "unsent": faultUnsent} {
+	for name, f := range map[string]brokertest.Fault{"in the write": brokertest.FaultCutBefore, "before the confirm": brokertest.FaultLostUnconfirmed, "unsent": brokertest.FaultUnsent} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo})
-				b.fail(rawQueue, f)
-				b.put(request("m"))
+				b.Fail(rawQueue, f)
+				putRequest(b, request("m"))
 				pass(time.Second)
-				wantSame(t, "answers", len(b.take()), 1)
+				wantSame(t, "answers", len(takeResponses(b)), 1)
 				wantSame(t, "runs", s.Stats().OK, 2)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
 			})
 		})

@@ -13,19 +13,20 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // fleet starts a server whenever a handler has killed the previous server, like an orchestrator.
 // A kill is a hard stop: requests in progress get no response.
-func fleet(t *testing.T, b *fakeBroker, methods func(kill func()) handlers, opts ...ServerOption) {
+func fleet(t *testing.T, b *brokertest.Broker, methods func(kill func()) handlers, opts ...ServerOption) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		for ctx.Err() == nil {
-			s, err := NewServer(testURL, append([]ServerOption{b.option()}, opts...)...)
+			s, err := NewServer(testURL, append([]ServerOption{onBroker(b)}, opts...)...)
 			if err != nil {
 				t.Error(err)
 				return
@@ -71,7 +72,7 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
-				b := newFakeBroker()
+				b := brokertest.New()
 				fleet(t, b, func(kill func()) handlers {
 					return handlers{"kill": killing(&runs, kill), "m": echo}
 				}, append(c.opts, WithQueue(c.queue))...)
@@ -83,7 +84,7 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 				wantTexts(t, got.err, `moved to queue "`+c.queue.Name+`.dead"`)
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantDead(t, b, c.queue.Name+".dead", c.runs)
-				wantSame(t, "left", b.ready(c.queue.Name)+b.ready(c.queue.Name+".retry"), 0)
+				wantSame(t, "left", b.Ready(c.queue.Name)+b.Ready(c.queue.Name+".retry"), 0)
 				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
 			})
 		})
@@ -91,16 +92,16 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 }
 
 // wantDead checks the only dead letter.
-func wantDead(t *testing.T, b *fakeBroker, queue string, deliveries int64) {
+func wantDead(t *testing.T, b *brokertest.Broker, queue string, deliveries int64) {
 	t.Helper()
-	b.with(func(b *fakeBroker) {
-		q := b.queues[queue]
-		if len(q.messages) != 1 {
-			t.Fatalf("%d dead letters", len(q.messages))
+	b.With(func(b *brokertest.Broker) {
+		q := b.Queues[queue]
+		if len(q.Messages) != 1 {
+			t.Fatalf("%d dead letters", len(q.Messages))
 		}
-		m := q.messages[0].msg
-		wantSame(t, "durable", q.durable, true)
-		wantSame(t, "bound", q.args["x-max-length"], any(int64(maxDead)))
+		m := q.Messages[0].Msg
+		wantSame(t, "durable", q.Durable, true)
+		wantSame(t, "bound", q.Args["x-max-length"], any(int64(maxDead)))
 		wantSame(t, "body", string(m.Body), "poison")
 		wantSame(t, "method", m.AppId, "kill")
 		wantSame(t, "key", m.MessageId, "key")
@@ -123,7 +124,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
-		b := newFakeBroker()
+		b := brokertest.New()
 		fleet(t, b, func(kill func()) handlers {
 			return handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
 				if runs.Add(1) < DefaultDeliveryLimit+1 {
@@ -135,21 +136,21 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 				return []byte("mended"), ctx.Err()
 			}}
 		}, WithDeliveryLimit(DefaultDeliveryLimit))
-		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
-		b.put(amqp.Publishing{
+		b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
+		putRequest(b, amqp.Publishing{
 			AppId: "m", ReplyTo: rawQueue, CorrelationId: "1", Expiration: "60000", Headers: amqp.Table{wire.HeaderTimeout: int64(1000)},
 		})
-		for b.ready(DefaultQueue+".dead") == 0 {
+		for b.Ready(DefaultQueue+".dead") == 0 {
 			pass(time.Second)
 		}
-		wantSame(t, "answers", len(b.take()), 1)
-		b.with(func(b *fakeBroker) {
-			dead := b.queues[DefaultQueue+".dead"]
-			b.queues[DefaultQueue].messages, dead.messages = dead.messages, nil
-			b.dispatch(b.queues[DefaultQueue])
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		b.With(func(b *brokertest.Broker) {
+			dead := b.Queues[DefaultQueue+".dead"]
+			b.Queues[DefaultQueue].Messages, dead.Messages = dead.Messages, nil
+			b.Dispatch(b.Queues[DefaultQueue])
 		})
 		pass(2 * time.Minute)
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 1)
 		wantSame(t, "answer", string(answers[0].Body), "mended")
 	})
@@ -160,7 +161,7 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var kills atomic.Int64
-		b := newFakeBroker()
+		b := brokertest.New()
 		for range 3 {
 			fleet(t, b, func(kill func()) handlers {
 				return handlers{"kill": killing(&kills, kill), "slow": slow}
@@ -178,7 +179,9 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 		}
 		wantSame(t, "code of the killer", CodeOf((<-killer).err), CodeInternal)
 		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
-		b.with(func(b *fakeBroker) { wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), 1) })
+		b.With(func(b *brokertest.Broker) {
+			wantSame(t, "dead letters", len(b.Queues[DefaultQueue+".dead"].Messages), 1)
+		})
 	})
 }
 
@@ -188,7 +191,7 @@ func TestKillersDoNotMultiply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const killers = 8
 		var kills [killers]atomic.Int64
-		b := newFakeBroker()
+		b := brokertest.New()
 		for range 2 {
 			fleet(t, b, func(kill func()) handlers {
 				return handlers{"kill": func(ctx context.Context, req *Request) ([]byte, error) {
@@ -208,8 +211,8 @@ func TestKillersDoNotMultiply(t *testing.T) {
 				t.Errorf("killer %d ran %d times", i, n)
 			}
 		}
-		b.with(func(b *fakeBroker) {
-			wantSame(t, "dead letters", len(b.queues[DefaultQueue+".dead"].messages), killers)
+		b.With(func(b *brokertest.Broker) {
+			wantSame(t, "dead letters", len(b.Queues[DefaultQueue+".dead"].Messages), killers)
 		})
 	})
 }
@@ -218,7 +221,7 @@ func TestNoDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
-		b := newFakeBroker()
+		b := brokertest.New()
 		fleet(t, b, func(kill func()) handlers {
 			return handlers{"kill": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
 				if runs.Load() < 20 {
@@ -233,7 +236,7 @@ func TestNoDeliveryLimit(t *testing.T) {
 		ready(t, client.WaitReady)
 		wantAnswer(t, <-goCall(client, within(t, time.Hour), "kill", nil), "at last")
 		wantSame(t, "executions", runs.Load(), 20)
-		wantSame(t, "queues", len(b.queueNames()), 2)
+		wantSame(t, "queues", len(b.QueueNames()), 2)
 	})
 }
 
@@ -242,27 +245,27 @@ func TestAtMostOnce(t *testing.T) {
 	resent := with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderResent: true} })
 	for _, c := range []struct {
 		name string
-		put  func(b *fakeBroker)
+		put  func(b *brokertest.Broker)
 		runs int64
 		code any
 	}{
-		{"for the first time", func(b *fakeBroker) { b.put(keyed("m", "key", "id")) }, 1, nil},
-		{"handed out before", func(b *fakeBroker) { b.lost(keyed("m", "key", "id")) }, 0, "unavailable"},
-		{"sent before", func(b *fakeBroker) { b.put(resent) }, 0, "unavailable"},
-		{"sent before, to this server", func(b *fakeBroker) {
-			b.put(keyed("m", "key", "id"))
+		{"for the first time", func(b *brokertest.Broker) { putRequest(b, keyed("m", "key", "id")) }, 1, nil},
+		{"handed out before", func(b *brokertest.Broker) { putLost(b, keyed("m", "key", "id")) }, 0, "unavailable"},
+		{"sent before", func(b *brokertest.Broker) { putRequest(b, resent) }, 0, "unavailable"},
+		{"sent before, to this server", func(b *brokertest.Broker) {
+			putRequest(b, keyed("m", "key", "id"))
 			settle()
-			b.take()
-			b.put(resent)
+			takeResponses(b)
+			putRequest(b, resent)
 		}, 1, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
-				b := newFakeBroker()
-				b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
-				s, err := NewServer(testURL, b.option())
+				b := brokertest.New()
+				b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
+				s, err := NewServer(testURL, onBroker(b))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -273,13 +276,13 @@ func TestAtMostOnce(t *testing.T) {
 				ready(t, s.WaitReady)
 				c.put(b)
 				settle()
-				answer := b.take()[0]
+				answer := takeResponses(b)[0]
 				wantSame(t, "code", answer.Headers[wire.HeaderCode], c.code)
 				if ran, said := answer.Headers[wire.HeaderRan]; said {
 					t.Errorf("the answer says %s: %v", wire.HeaderRan, ran)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue)+b.Ready(DefaultQueue+".retry"), 0)
 			})
 		})
 	}
@@ -306,12 +309,12 @@ func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 				b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(10))
 				s.load.average.Store(int64(time.Minute)) // as after handlers of one minute
 				if c.name == "shed" {
-					b.put(request("m"))
+					putRequest(b, request("m"))
 					settle()
 				}
-				b.lost(c.msg)
+				putLost(b, c.msg)
 				pass(time.Minute)
-				answer := b.take()[0]
+				answer := takeResponses(b)[0]
 				wantSame(t, "code", answer.Headers[wire.HeaderCode], any(c.code))
 				if _, says := answer.Headers[wire.HeaderRan]; says {
 					t.Errorf("headers %v", answer.Headers)
@@ -327,20 +330,20 @@ func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		b.lost(keyed("m", "key", "lost"))
-		b.put(keyed("m", "key", "fresh"))
+		putLost(b, keyed("m", "key", "lost"))
+		putRequest(b, keyed("m", "key", "fresh"))
 		settle()
 		s.stop()
 		if err := s.wait(t); err != nil {
 			t.Error(err)
 		}
-		b.with(func(b *fakeBroker) {
-			left := b.queues[DefaultQueue].messages
+		b.With(func(b *brokertest.Broker) {
+			left := b.Queues[DefaultQueue].Messages
 			wantSame(t, "left for other servers", len(left), 2)
 			for _, m := range left {
-				wantSame(t, "marked "+m.msg.CorrelationId, m.redelivered, m.msg.CorrelationId == "lost")
+				wantSame(t, "marked "+m.Msg.CorrelationId, m.Redelivered, m.Msg.CorrelationId == "lost")
 			}
 		})
 	})
@@ -349,34 +352,34 @@ func TestDrainKeepsTheMarkOfALostRequest(t *testing.T) {
 // A server sends "did not run" only after a request is acknowledged and cannot be redelivered.
 func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 	t.Parallel()
-	for _, f := range []fault{faultNone, faultUnsent, faultCutBefore, faultLostUnconfirmed, faultCutUnconfirmed, faultCutConfirmed} {
+	for _, f := range []brokertest.Fault{brokertest.FaultNone, brokertest.FaultUnsent, brokertest.FaultCutBefore, brokertest.FaultLostUnconfirmed, brokertest.FaultCutUnconfirmed, brokertest.FaultCutConfirmed} {
 		t.Run(strconv.Itoa(int(f)), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo})
-				b.fail(rawQueue, f)
-				b.put(request("nobody knows"))
+				b.Fail(rawQueue, f)
+				putRequest(b, request("nobody knows"))
 				pass(time.Minute)
-				answers := b.take()
+				answers := takeResponses(b)
 				if len(answers) < 1 {
 					t.Fatal("no answer")
 				}
 				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 				wantSame(t, "handed out", s.Stats().Requests, 1)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
 			})
 		})
 	}
 }
 
-// lost puts a request into the request queue, marked as redelivered, as after the loss of a
+// putLost puts a request into the request queue, marked as redelivered, as after the loss of a
 // server.
-func (b *fakeBroker) lost(msg amqp.Publishing) {
-	b.with(func(b *fakeBroker) {
-		q := b.queues[DefaultQueue]
-		q.messages = append(q.messages, &fakeMessage{msg: msg, redelivered: true})
-		b.dispatch(q)
+func putLost(b *brokertest.Broker, msg amqp.Publishing) {
+	b.With(func(b *brokertest.Broker) {
+		q := b.Queues[DefaultQueue]
+		q.Messages = append(q.Messages, &brokertest.Message{Msg: msg, Redelivered: true})
+		b.Dispatch(q)
 	})
 }
 
@@ -388,21 +391,21 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 			p.Headers = amqp.Table{"mine": "kept", "CC": []any{"elsewhere"}, "x-delivery-count": int64(3)}
 			p.Expiration, p.ContentType, p.Type, p.Priority = "5000", "text/plain", "type", 3
 		})
-		b.lost(msg)
+		putLost(b, msg)
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
-		copies := b.messagesTo(DefaultQueue)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		copies := b.MessagesTo(DefaultQueue)
 		wantSame(t, "copies", len(copies), 1)
 		got := copies[0]
-		wantSame(t, "mandatory", got.mandatory, true)
-		wantSame(t, "headers", len(got.msg.Headers), 3)
-		wantSame(t, "mine", got.msg.Headers["mine"], any("kept"))
-		wantSame(t, "deliveries", got.msg.Headers[wire.HeaderDeliveries], any(int64(1)))
-		wantSame(t, "expiration", got.msg.Expiration, "5000")
-		wantSame(t, "content type", got.msg.ContentType, "text/plain")
-		wantSame(t, "type", got.msg.Type, "type")
+		wantSame(t, "mandatory", got.Mandatory, true)
+		wantSame(t, "headers", len(got.Msg.Headers), 3)
+		wantSame(t, "mine", got.Msg.Headers["mine"], any("kept"))
+		wantSame(t, "deliveries", got.Msg.Headers[wire.HeaderDeliveries], any(int64(1)))
+		wantSame(t, "expiration", got.Msg.Expiration, "5000")
+		wantSame(t, "content type", got.Msg.ContentType, "text/plain")
+		wantSame(t, "type", got.Msg.Type, "type")
 		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Moved: 1, Workers: DefaultWorkers})
-		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -412,12 +415,12 @@ func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
 		var running, most atomic.Int64
 		b, s := serve(t, handlers{"m": mostAtOnce(&running, &most)})
 		for range 4 {
-			b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int32(1)} }))
+			putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int32(1)} }))
 		}
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take()), 4)
+		wantSame(t, "answers", len(takeResponses(b)), 4)
 		wantSame(t, "most at once", most.Load(), 1)
-		wantSame(t, "to the retry queue", len(b.messagesTo(DefaultQueue+".retry")), 4)
+		wantSame(t, "to the retry queue", len(b.MessagesTo(DefaultQueue+".retry")), 4)
 		wantSame(t, "moved", s.Stats().Moved, 4)
 	})
 }
@@ -426,15 +429,15 @@ func TestMoveThatFails(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name       string
-		fault      fault
+		fault      brokertest.Fault
 		reconnects uint64
 		warns      int
 	}{
-		{"refused", faultNack, 0, 1},
-		{"link lost, copy did not arrive", faultLostUnconfirmed, 1, 0},
-		{"link lost, copy arrived", faultCutUnconfirmed, 1, 0},
-		{"link lost after the confirm", faultCutConfirmed, 1, 0},
-		{"not written", faultUnsent, 1, 0},
+		{"refused", brokertest.FaultNack, 0, 1},
+		{"link lost, copy did not arrive", brokertest.FaultLostUnconfirmed, 1, 0},
+		{"link lost, copy arrived", brokertest.FaultCutUnconfirmed, 1, 0},
+		{"link lost after the confirm", brokertest.FaultCutConfirmed, 1, 0},
+		{"not written", brokertest.FaultUnsent, 1, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -442,17 +445,17 @@ func TestMoveThatFails(t *testing.T) {
 				var runs atomic.Int64
 				log, logs := observed(zap.WarnLevel)
 				b, s := serve(t, handlers{"m": counted(&runs, echo)}, WithLogger(log))
-				b.fail(DefaultQueue, c.fault)
-				b.lost(keyed("m", "key", "id"))
+				b.Fail(DefaultQueue, c.fault)
+				putLost(b, keyed("m", "key", "id"))
 				pass(time.Minute)
-				if answers := len(b.take()); answers < 1 || answers > 3 { // one for each copy, at most
+				if answers := len(takeResponses(b)); answers < 1 || answers > 3 { // one for each copy, at most
 					t.Errorf("%d answers", answers)
 				}
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "reconnects", s.Stats().Reconnects, c.reconnects)
 				wantSame(t, "refusals logged", logs.FilterMessage("the broker refused to move a request").Len(), c.warns)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue)+b.ready(DefaultQueue+".retry"), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue)+b.Ready(DefaultQueue+".retry"), 0)
 			})
 		})
 	}
@@ -469,18 +472,18 @@ func TestMoveThatAChannelWillNeverTake(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo})
 				elected := time.Now().Add(elects)
-				b.with(func(b *fakeBroker) {
-					b.nacks = func(link, key string) bool {
+				b.With(func(b *brokertest.Broker) {
+					b.Nacks = func(link, key string) bool {
 						return key == DefaultQueue && (strings.HasSuffix(link, "publish") || time.Now().Before(elected))
 					}
 				})
 				for range 20 {
-					b.lost(request("m"))
+					putLost(b, request("m"))
 				}
 				pass(elects + 2500*time.Millisecond)
-				wantSame(t, "answers", len(b.take()), 20)
+				wantSame(t, "answers", len(takeResponses(b)), 20)
 				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
-				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})
 		})
 	}
@@ -509,13 +512,13 @@ func TestMoveToAMissingQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.with(func(b *fakeBroker) { delete(b.queues, DefaultQueue+".dead") })
-		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
+		b.With(func(b *brokertest.Broker) { delete(b.Queues, DefaultQueue+".dead") })
+		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
 		pass(time.Minute)
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 1)
 		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("internal"))
-		wantSame(t, "dead letters", b.ready(DefaultQueue+".dead"), 1)
+		wantSame(t, "dead letters", b.Ready(DefaultQueue+".dead"), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 		wantSame(t, "dead", s.Stats().Dead, 1)
 	})
@@ -525,13 +528,13 @@ func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.lost(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"x": math.NaN()} }))
+		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"x": math.NaN()} }))
 		settle()
-		answer := b.take()[0]
+		answer := takeResponses(b)[0]
 		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("invalid_argument"))
 		wantSame(t, "ran", answer.Headers[wire.HeaderRan], nil)
 		wantSame(t, "moved", s.Stats().Moved, 0)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -89,7 +90,7 @@ func TestWhatAResponseCannotSay(t *testing.T) {
 func TestResponseOfTypeErrorIsAFailure(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		startScript(t, b, func(_ int, d amqp.Delivery, send func(amqp.Publishing)) {
 			send(amqp.Publishing{CorrelationId: d.CorrelationId, Type: "error", ContentType: "text/x", Body: []byte("it broke")})
 		})
@@ -122,7 +123,7 @@ func TestResponseCheck(t *testing.T) {
 		t.Run(c.body, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				startServer(t, b, handlers{"m": echo})
 				client := startClient(t, b, WithResponseCheck(func(r *Response) error {
 					switch string(r.Body) {

@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -19,9 +20,9 @@ import (
 const deadNode = wire.DirectReplyTo + ".g1h3DnJlcGx5QDEyMzQ1Njc4AAADAQAAAABmESIz.MDEyMzQ1Njc4OWFiY2RlZg=="
 
 // endsAtDeadNodes makes the broker end the connection of a publisher to a deadNode address.
-func endsAtDeadNodes(b *fakeBroker) {
-	b.with(func(b *fakeBroker) {
-		b.fatal = func(key string, _ amqp.Publishing) bool { return strings.HasPrefix(key, deadNode) }
+func endsAtDeadNodes(b *brokertest.Broker) {
+	b.With(func(b *brokertest.Broker) {
+		b.Fatal = func(key string, _ amqp.Publishing) bool { return strings.HasPrefix(key, deadNode) }
 	})
 }
 
@@ -46,8 +47,8 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 				for n := range 5 {
 					msg := amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: fmt.Sprint("id", n)}
 					change(&msg)
-					r.broker.put(msg)
-					r.broker.put(msg) // again, when the server knows the address
+					putRequest(r.broker, msg)
+					putRequest(r.broker, msg) // again, when the server knows the address
 					wantAnswer(t, <-goCall(direct, within(t, time.Minute), "m", []byte("x")), "x")
 					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("y")), "y")
 				}
@@ -57,7 +58,7 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 				wantSame(t, "reconnects", stats.Reconnects, 0)
 				wantSame(t, "undeliverable", stats.Undeliverable, 10)
 				wantSame(t, "in flight", stats.InFlight, 0)
-				wantSame(t, "left", r.broker.ready(DefaultQueue)+r.broker.unacked(DefaultQueue), 0)
+				wantSame(t, "left", r.broker.Ready(DefaultQueue)+r.broker.Unacked(DefaultQueue), 0)
 				wantSame(t, "lines", logs.FilterMessageSnippet("dropped a response").Len(), 1)
 			})
 		})
@@ -71,15 +72,15 @@ func TestInnocentResponsesArriveAfterTheEndOfTheirConnection(t *testing.T) {
 		direct := startClient(t, r.broker, WithReplyMode(ReplyDirect))
 		ready(t, direct.WaitReady)
 		endsAtDeadNodes(r.broker)
-		r.broker.holdConfirms() // all responses are unconfirmed when the connection ends
+		r.broker.HoldConfirms() // all responses are unconfirmed when the connection ends
 		var calls []<-chan result
 		for n := range 20 {
 			calls = append(calls, goCall(direct, within(t, time.Minute), "m", []byte(fmt.Sprint(n))))
 		}
 		settle()
-		r.broker.put(amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: "id"})
+		putRequest(r.broker, amqp.Publishing{AppId: "m", ReplyTo: deadNode, CorrelationId: "id"})
 		settle()
-		r.broker.releaseConfirms()
+		r.broker.ReleaseConfirms()
 		for n, call := range calls {
 			wantAnswer(t, <-call, fmt.Sprint(n))
 		}
@@ -133,17 +134,17 @@ func TestMessageThatEndsTheServersConnection(t *testing.T) {
 				b, s := serve(t, handlers{"m": echo})
 				client := startClient(t, b)
 				ready(t, client.WaitReady)
-				b.with(func(b *fakeBroker) { _ = b.declare("evil", true, nil); b.fatal = c.fatal })
-				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil", MessageId: "key"})
-				b.put(amqp.Publishing{
+				b.With(func(b *brokertest.Broker) { _ = b.Declare("evil", true, nil); b.Fatal = c.fatal })
+				putRequest(b, amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil", MessageId: "key"})
+				putRequest(b, amqp.Publishing{
 					AppId: "m", ReplyTo: "evil", CorrelationId: "evil",
 					Headers: amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}, // the next loss is the last
 				})
-				b.put(amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil"})
+				putRequest(b, amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil"})
 				pass(time.Minute)
 				settle()
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				if got := s.Stats().Reconnects; got > 3*c.reconnects {
 					t.Errorf("%d reconnects, want at most %d", got, 3*c.reconnects)
 				}
@@ -164,11 +165,11 @@ func TestSideConnectionThatCannotBeDialed(t *testing.T) {
 		var away atomic.Bool
 		away.Store(true)
 		var dials atomic.Int64
-		r.broker.with(func(b *fakeBroker) {
-			b.onDial = func(_ context.Context, _, name string) error {
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnDial = func(_ context.Context, _, name string) error {
 				if strings.Contains(name, "server direct") {
 					if dials.Add(1); away.Load() {
-						return errCut
+						return brokertest.ErrCut
 					}
 				}
 				return nil

@@ -16,6 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -23,10 +24,10 @@ import (
 const rawQueue = "raw.answers"
 
 // serve declares rawQueue, starts a server and waits until the server is ready.
-func serve(t *testing.T, methods handlers, opts ...ServerOption) (*fakeBroker, *running) {
+func serve(t *testing.T, methods handlers, opts ...ServerOption) (*brokertest.Broker, *running) {
 	t.Helper()
-	b := newFakeBroker()
-	b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+	b := brokertest.New()
+	b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
 	s := startServer(t, b, methods, opts...)
 	ready(t, s.WaitReady)
 	return b, s
@@ -77,9 +78,9 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b, s := serve(t, handlers{"m": counted(&runs, echo)})
-				b.put(c.msg)
+				putRequest(b, c.msg)
 				settle()
-				answers := b.take()
+				answers := takeResponses(b)
 				if !c.silent {
 					wantSame(t, "answers", len(answers), 1)
 					code, _ := answers[0].Headers[wire.HeaderCode].(string)
@@ -89,11 +90,11 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 					wantSame(t, "answers", len(answers), 0)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "left in the queue", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+				wantSame(t, "left in the queue", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
-				b.put(request("m"))
+				putRequest(b, request("m"))
 				settle()
-				wantSame(t, "answers afterwards", len(b.take()), 1)
+				wantSame(t, "answers afterwards", len(takeResponses(b)), 1)
 			})
 		})
 	}
@@ -103,9 +104,9 @@ func TestPlainClientGetsAPlainAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		got := b.take()[0]
+		got := takeResponses(b)[0]
 		if len(got.Headers) != 0 || string(got.Body) != "request" {
 			t.Errorf("answer %+v", got)
 		}
@@ -120,7 +121,7 @@ func TestHandlerSeesTheRequest(t *testing.T) {
 			seen <- *req
 			return nil, nil
 		}})
-		b.put(amqp.Publishing{
+		putRequest(b, amqp.Publishing{
 			AppId: "m", CorrelationId: "id", MessageId: "key", ReplyTo: rawQueue, Body: []byte("body"),
 			Headers: amqp.Table{"rpc-idempotent": true, "rpc-timeout-ms": int64(1000), "traceparent": "00"},
 		})
@@ -130,10 +131,10 @@ func TestHandlerSeesTheRequest(t *testing.T) {
 			!got.Idempotent || got.OneWay || got.Redelivered || !maps.Equal(got.Header, map[string]any{"traceparent": "00"}) {
 			t.Errorf("got %+v", got)
 		}
-		b.with(func(b *fakeBroker) {
-			q := b.queues[DefaultQueue]
-			q.messages = append(q.messages, &fakeMessage{msg: amqp.Publishing{AppId: "m"}, redelivered: true})
-			b.dispatch(q)
+		b.With(func(b *brokertest.Broker) {
+			q := b.Queues[DefaultQueue]
+			q.Messages = append(q.Messages, &brokertest.Message{Msg: amqp.Publishing{AppId: "m"}, Redelivered: true})
+			b.Dispatch(q)
 		})
 		got = <-seen
 		wantSame(t, "redelivered", got.Redelivered, true)
@@ -156,14 +157,14 @@ func TestDeadlineReachesTheHandler(t *testing.T) {
 			return nil, ctx.Err()
 		}
 		b, _ := serve(t, handlers{"m": h})
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
 		wantSame(t, "time left", <-left, 1500*time.Millisecond)
 		pass(2 * time.Second)
-		answer := b.take()[0]
+		answer := takeResponses(b)[0]
 		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("deadline_exceeded"))
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		wantSame(t, "time left without a budget", <-left, DefaultMaxHandlerTime)
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": int64(3_600_000)} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": int64(3_600_000)} }))
 		wantSame(t, "time left with a long budget", <-left, DefaultMaxHandlerTime)
 	})
 }
@@ -173,20 +174,20 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b, s := serve(t, handlers{"slow": slow, "m": counted(&runs, echo)}, WithWorkers(1), WithPrefetch(2))
-		b.put(request("slow"))
+		putRequest(b, request("slow"))
 		budget := func(p *amqp.Publishing) {
 			p.Headers = amqp.Table{"rpc-timeout-ms": int64(1000)}
 			p.Expiration = "1000"
 		}
-		b.put(with(request("m"), budget)) // waits in the server
-		b.with(func(b *fakeBroker) {      // waits in the broker
-			b.route(nil, DefaultQueue, false, with(request("m"), budget))
+		putRequest(b, with(request("m"), budget)) // waits in the server
+		b.With(func(b *brokertest.Broker) {       // waits in the broker
+			b.Route(nil, DefaultQueue, false, with(request("m"), budget))
 		})
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 0)
 		wantSame(t, "expired in the server", s.Stats().Expired, 1)
-		b.with(func(b *fakeBroker) { wantSame(t, "expired in the broker", b.queues[DefaultQueue].expired, 1) })
-		answers := b.take()
+		b.With(func(b *brokertest.Broker) { wantSame(t, "expired in the broker", b.Queues[DefaultQueue].Expired, 1) })
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 2)
 		wantSame(t, "code", answers[1].Headers[wire.HeaderCode], any("deadline_exceeded"))
 		wantSame(t, "ran", answers[1].Headers[wire.HeaderRan], any(false))
@@ -214,11 +215,11 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 			return nil, nil
 		}}, WithWorkers(1))
 		for range 3 {
-			b.put(request("exit"))
+			putRequest(b, request("exit"))
 		}
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		settle()
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 4)
 		for i, want := range []any{"internal", "internal", "internal", nil} {
 			wantSame(t, "code", answers[i].Headers[wire.HeaderCode], want)
@@ -235,10 +236,10 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 			"fails":  func(context.Context, *Request) ([]byte, error) { return nil, errors.New("disk on fire") },
 			"panics": func(context.Context, *Request) ([]byte, error) { panic("disk on fire") },
 		}, WithLogger(log))
-		b.put(request("fails"))
-		b.put(request("panics"))
+		putRequest(b, request("fails"))
+		putRequest(b, request("panics"))
 		settle()
-		for _, a := range b.take() {
+		for _, a := range takeResponses(b) {
 			if strings.Contains(string(a.Body), "fire") || a.Headers[wire.HeaderCode] != "internal" {
 				t.Errorf("answer %+v", a)
 			}
@@ -266,15 +267,15 @@ func TestAnswerTooLarge(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				b, _ := serve(t, handlers{"m": c.h}, WithMaxMessageSize(limit))
-				b.put(request("m"))
+				putRequest(b, request("m"))
 				settle()
-				answer := b.take()[0]
+				answer := takeResponses(b)[0]
 				code, _ := answer.Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
 					t.Errorf("answer of %d bytes", len(answer.Body))
 				}
-				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})
 		})
 	}
@@ -284,15 +285,15 @@ func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.holdConfirms()
-		b.put(request("m"))
+		b.HoldConfirms()
+		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(b.take()), 1)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 1)
-		b.releaseConfirms()
+		b.ReleaseConfirms()
 		settle()
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
 }
@@ -313,16 +314,16 @@ func TestAnswerThatTheBrokerRefuses(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				log, logs := observed(zap.WarnLevel)
 				b, s := serve(t, handlers{"m": echo}, WithLogger(log))
-				b.fail(rawQueue, slices.Repeat([]fault{faultNack}, c.refusals)...)
+				b.Fail(rawQueue, slices.Repeat([]brokertest.Fault{brokertest.FaultNack}, c.refusals)...)
 				msg := request("m")
 				msg.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)}
-				b.put(msg)
+				putRequest(b, msg)
 				pass(25 * time.Second)
 				settle()
-				wantSame(t, "published", len(b.messagesTo(rawQueue)) <= 60, true) // with pauses of up to 1 s
-				wantSame(t, "answers", len(b.take()), c.answers)
+				wantSame(t, "published", len(b.MessagesTo(rawQueue)) <= 60, true) // with pauses of up to 1 s
+				wantSame(t, "answers", len(takeResponses(b)), c.answers)
 				wantSame(t, "warnings", logs.Len(), c.warns)
-				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
 			})
 		})
@@ -344,14 +345,14 @@ func TestWorkersAndPrefetchBoundTheServer(t *testing.T) {
 		var running, most atomic.Int64
 		b, _ := serve(t, handlers{"m": mostAtOnce(&running, &most)}, WithWorkers(3), WithPrefetch(5))
 		for range 20 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		settle()
 		wantSame(t, "running", running.Load(), 3)
-		wantSame(t, "handed out", b.unacked(DefaultQueue), 5)
-		wantSame(t, "left in the queue", b.ready(DefaultQueue), 15)
+		wantSame(t, "handed out", b.Unacked(DefaultQueue), 5)
+		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 15)
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take()), 20)
+		wantSame(t, "answers", len(takeResponses(b)), 20)
 		wantSame(t, "most at once", most.Load(), 3)
 	})
 }
@@ -363,10 +364,10 @@ func TestServersShareAQueue(t *testing.T) {
 		b, _ := serve(t, handlers{"m": counted(&first, slow)}, WithWorkers(2))
 		ready(t, startServer(t, b, handlers{"m": counted(&second, slow)}, WithWorkers(2)).WaitReady)
 		for range 20 {
-			b.put(request("m"))
+			putRequest(b, request("m"))
 		}
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take()), 20)
+		wantSame(t, "answers", len(takeResponses(b)), 20)
 		wantSame(t, "share of the first", first.Load(), 10)
 		wantSame(t, "share of the second", second.Load(), 10)
 	})

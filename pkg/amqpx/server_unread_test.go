@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -22,17 +24,29 @@ const large = transport.SmallBody + 1
 
 // startBounded starts a server with connections that drop bodies beyond the limits, like real
 // connections.
-func startBounded(t *testing.T, b *fakeBroker, methods handlers, opts ...ServerOption) *running {
+func startBounded(t *testing.T, b *brokertest.Broker, methods handlers, opts ...ServerOption) *running {
 	t.Helper()
-	bounded := serverOption(func(c *serverConfig) { b.bounded = c })
-	return serving(t, b, startServer(t, b, methods, append([]ServerOption{bounded}, opts...)...))
+	return serving(t, b, startServer(t, b, methods, append([]ServerOption{boundedBy(b)}, opts...)...))
+}
+
+// boundedBy returns an option that makes the server's own connections drop bodies beyond the
+// server's limits.
+func boundedBy(b *brokertest.Broker) ServerOption {
+	return serverOption(func(c *serverConfig) {
+		b.Limits = func(conn string) transport.ContentLimits {
+			if !strings.Contains(conn, " server") {
+				return transport.ContentLimits{}
+			}
+			return transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
+		}
+	})
 }
 
 // serving waits until a server is ready and declares rawQueue.
-func serving(t *testing.T, b *fakeBroker, s *running) *running {
+func serving(t *testing.T, b *brokertest.Broker, s *running) *running {
 	t.Helper()
 	ready(t, s.WaitReady)
-	b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, false, nil) })
+	b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, false, nil) })
 	return s
 }
 
@@ -42,12 +56,12 @@ func bulky(method, id string, size int) amqp.Publishing {
 }
 
 // wantEmpty checks that no request is left in the queues or in the server.
-func wantEmpty(t *testing.T, b *fakeBroker, s *running) {
+func wantEmpty(t *testing.T, b *brokertest.Broker, s *running) {
 	t.Helper()
 	wantSame(t, "bytes in hand", s.Stats().BytesInHand, 0)
 	wantSame(t, "in flight", s.Stats().InFlight, 0)
 	for _, queue := range []string{DefaultQueue, DefaultQueue + retrySuffix, DefaultQueue + deadSuffix} {
-		wantSame(t, queue, b.ready(queue)+b.unacked(queue), 0)
+		wantSame(t, queue, b.Ready(queue)+b.Unacked(queue), 0)
 	}
 }
 
@@ -67,14 +81,14 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				var runs atomic.Int64
 				s := startBounded(t, b, handlers{"m": counted(&runs, echo)}, WithMaxMessageSize(large), WithBatch(BatchAuto))
 				msg := bulky("m", "1", large+1)
 				c.change(&msg)
-				b.putIn(c.queue, msg)
+				b.PutIn(c.queue, msg)
 				settle()
-				answers := b.take()
+				answers := takeResponses(b)
 				if len(answers) != 1 {
 					t.Fatalf("%d answers", len(answers))
 				}
@@ -84,9 +98,9 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 				wantSame(t, "text", string(answers[0].Body), want)
 				wantSame(t, "executions", runs.Load(), 0)
 				wantSame(t, "too large", s.Stats().TooLarge, 1)
-				b.put(bulky("m", "2", large))
+				putRequest(b, bulky("m", "2", large))
 				settle()
-				wantSame(t, "answers to the next", len(b.take()), 1)
+				wantSame(t, "answers to the next", len(takeResponses(b)), 1)
 				pass(time.Second)
 				wantEmpty(t, b, s)
 			})
@@ -97,19 +111,19 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := startBounded(t, b, handlers{"m": echo}, WithMaxMessageSize(10), WithBatch(BatchAuto))
 		one := bulky("m", "1", 11)
 		one.ReplyTo = ""
-		b.put(one)
-		b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, Body: make([]byte, large)})
+		putRequest(b, one)
+		b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, Body: make([]byte, large)})
 		pass(time.Second)
-		b.with(func(b *fakeBroker) { wantSame(t, "rejected", b.rejected, 2) })
+		b.With(func(b *brokertest.Broker) { wantSame(t, "rejected", b.Rejected, 2) })
 		wantSame(t, "too large", s.Stats().TooLarge, 2)
 		wantEmpty(t, b, s)
-		b.put(bulky("m", "2", 5)) // acknowledgements of many still work
+		putRequest(b, bulky("m", "2", 5)) // acknowledgements of many still work
 		pass(time.Second)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		wantEmpty(t, b, s)
 	})
 }
@@ -117,16 +131,16 @@ func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
 func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := startBounded(t, b, handlers{"m": echo}, WithMaxMessageSize(10), WithBatch(BatchAuto))
 		var body []byte
 		for id, size := range map[string]int{"big": 11, "fits": 10} {
 			body = (&wire.Request{Method: "m", ID: id, Body: make([]byte, size)}).AppendTo(body, time.Minute)
 		}
-		b.putIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
+		b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
 		pass(time.Second)
 		codes := map[string]Code{}
-		for _, msg := range b.take() {
+		for _, msg := range takeResponses(b) {
 			if msg.ContentType != wire.ContentTypeResponses { // the first response travels alone
 				code, _ := msg.Headers[wire.HeaderCode].(string)
 				codes[msg.CorrelationId] = Code(code)
@@ -168,7 +182,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				const calls = 24
-				b := newFakeBroker()
+				b := brokertest.New()
 				slow := func(_ context.Context, req *Request) ([]byte, error) {
 					<-time.After(100 * time.Millisecond)
 					return req.Body[:1], nil
@@ -179,17 +193,17 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 				defer close(stop)
 				go watchBytes(s, &most, stop)
 				for i := range calls {
-					b.put(bulky("m", string(rune('a'+i)), large))
+					putRequest(b, bulky("m", string(rune('a'+i)), large))
 				}
 				settle()
-				b.put(bulky("small", "small", 10)) // is not delayed
+				putRequest(b, bulky("small", "small", 10)) // is not delayed
 				settle()
-				first := b.take()
+				first := takeResponses(b)
 				wantSame(t, "answers at once", c.refused || len(first) == 1, true)
 				answers := map[string]int{}
 				for range 10 * calls {
 					pass(time.Second)
-					for _, a := range b.take() {
+					for _, a := range takeResponses(b) {
 						answers[a.CorrelationId]++
 						if code := a.Headers[wire.HeaderCode]; code != nil && (!c.refused || code != string(CodeResourceExhausted)) {
 							t.Errorf("code %v: %s", code, a.Body)
@@ -233,16 +247,15 @@ func watchBytes(s *running, most *atomic.Int64, stop chan struct{}) {
 func TestNoRoomForARequestThatRunsAtMostOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		release := make(chan struct{})
 		hold := func(context.Context, *Request) ([]byte, error) { <-release; return nil, nil }
-		once := serverOption(func(c *serverConfig) { b.bounded, b.once = c, "once" })
-		s := serving(t, b, startServer(t, b, handlers{"hold": hold, "once": echo}, once, WithMaxMessageSize(large), WithMaxBytesInHand(large)))
-		b.put(bulky("hold", "1", large))
+		s := startBounded(t, b, handlers{"hold": hold, onceMethod: echo}, WithMaxMessageSize(large), WithMaxBytesInHand(large))
+		putRequest(b, bulky("hold", "1", large))
 		settle()
-		b.put(bulky("once", "2", large))
+		putRequest(b, bulky(onceMethod, "2", large))
 		pass(time.Second)
-		answers := b.take()
+		answers := takeResponses(b)
 		if len(answers) != 1 {
 			t.Fatalf("%d answers", len(answers))
 		}
@@ -261,27 +274,27 @@ func TestUnreadRequestsAreGivenBack(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				release := make(chan struct{})
 				hold := func(context.Context, *Request) ([]byte, error) { <-release; return nil, nil }
 				s := startBounded(t, b, handlers{"hold": hold}, WithMaxMessageSize(large), WithMaxBytesInHand(large))
-				b.put(bulky("hold", "1", large))
+				putRequest(b, bulky("hold", "1", large))
 				settle()
 				for id := range 5 {
-					b.put(bulky("hold", string(rune('a'+id)), large))
+					putRequest(b, bulky("hold", string(rune('a'+id)), large))
 				}
 				pass(time.Second)
 				wantSame(t, "deferred", s.Stats().Deferred, 5)
 				if how == "drain" {
 					s.stop()
 					pass(time.Millisecond)
-					wantSame(t, "given back", b.ready(DefaultQueue), 5)
+					wantSame(t, "given back", b.Ready(DefaultQueue), 5)
 					close(release)
 					wantSame(t, "drain", s.wait(t), nil)
 					wantSame(t, "bytes in hand", s.Stats().BytesInHand, 0)
 					return
 				}
-				b.kick(nil)
+				b.Kick(nil)
 				pass(time.Second)
 				close(release)
 				pass(10 * time.Second)
@@ -295,14 +308,14 @@ func TestUnreadRequestsAreGivenBack(t *testing.T) {
 func TestServedRequestIsForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		var served []weak.Pointer[Request]
 		keep := func(_ context.Context, req *Request) ([]byte, error) {
 			served = append(served, weak.Make(req))
 			return nil, nil
 		}
 		startBounded(t, b, handlers{"m": keep}, WithWorkers(1))
-		b.put(bulky("m", "1", 10))
+		putRequest(b, bulky("m", "1", 10))
 		pass(time.Second)
 		wantSame(t, "executions", len(served), 1)
 		for range 10 {
@@ -320,24 +333,24 @@ func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const killers = 5
-		b := newFakeBroker()
+		b := brokertest.New()
 		var runs atomic.Int64
-		bounded := serverOption(func(c *serverConfig) { b.bounded = c })
+		bounded := boundedBy(b)
 		fleet(t, b, func(kill func()) handlers {
 			return handlers{"kill": killing(&runs, kill), "m": echo}
 		}, bounded, WithMaxMessageSize(large), WithMaxBytesInHand(2*large))
-		b.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
+		b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
 		for range killers { // all with the same ids
-			b.put(bulky("kill", "1", large))
+			putRequest(b, bulky("kill", "1", large))
 		}
 		pass(time.Hour)
-		wantSame(t, "dead letters", b.ready(DefaultQueue+deadSuffix), killers)
+		wantSame(t, "dead letters", b.Ready(DefaultQueue+deadSuffix), killers)
 		if n := runs.Load(); n > killers*DefaultDeliveryLimit {
 			t.Errorf("%d executions", n)
 		}
-		b.put(bulky("m", "2", 10))
+		putRequest(b, bulky("m", "2", 10))
 		pass(time.Second)
-		last := b.take()
+		last := takeResponses(b)
 		wantSame(t, "the next is answered", last[len(last)-1].CorrelationId, "2")
 	})
 }

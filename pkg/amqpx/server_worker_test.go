@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -61,19 +62,19 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				var notes observerNotes
 				b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(1), WithPrefetch(4),
 					WithMaxHandlerTime(10*time.Second), WithLogger(log), WithServerObserver(&notes))
-				b.put(request("stuck"))
-				b.put(request("m"))
+				putRequest(b, request("stuck"))
+				putRequest(b, request("m"))
 				pass(9 * time.Second)
-				wantSame(t, "answers before the limit", len(b.take()), 0)
+				wantSame(t, "answers before the limit", len(takeResponses(b)), 0)
 				st := s.Stats()
 				wantSame(t, "stuck before the limit", st.Stuck, 0)
 				wantSame(t, "oldest handler", st.OldestHandler, 9*time.Second)
 				pass(4 * time.Second)
-				answers := b.take()
+				answers := takeResponses(b)
 				wantSame(t, "answers", len(answers), 2)
 				wantTimeout(t, answers[0])
 				wantSame(t, "answer of the next", string(answers[1].Body), "request")
-				wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 				st = s.Stats()
 				wantSame(t, "stuck", st.Stuck, 1)
 				wantSame(t, "busy", st.Busy, 0)
@@ -85,10 +86,10 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				stuck.release <- struct{}{}
 				settle()
 				wantSame(t, "its context said", <-stuck.causes, context.DeadlineExceeded)
-				wantSame(t, "answers in the end", len(b.take()), 0)
-				b.put(request("m"))
+				wantSame(t, "answers in the end", len(takeResponses(b)), 0)
+				putRequest(b, request("m"))
 				settle()
-				wantSame(t, "answers of the one worker", len(b.take()), 1)
+				wantSame(t, "answers of the one worker", len(takeResponses(b)), 1)
 				wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 2, Failed: 1, Workers: 1})
 				wantSame(t, "end logged", logs.FilterMessage("stuck handler ended").Len(), 1)
 				notes.mu.Lock()
@@ -105,19 +106,19 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(2), WithPrefetch(10), WithMaxHandlerTime(10*time.Second))
 		for range 6 {
-			b.put(request("stuck"))
+			putRequest(b, request("stuck"))
 		}
 		pass(13 * time.Second)
 		wantSame(t, "stuck at first", s.Stats().Stuck, 2)
 		pass(13 * time.Second)
 		wantSame(t, "stuck in the end", s.Stats().Stuck, 4)
 		wantSame(t, "busy", s.Stats().Busy, 2)
-		wantSame(t, "answers", len(b.take()), 4)
+		wantSame(t, "answers", len(takeResponses(b)), 4)
 		pass(time.Minute)
 		wantSame(t, "started", stuck.entered.Load(), 4)
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)} }))
 		settle()
-		refused := b.take()
+		refused := takeResponses(b)
 		wantSame(t, "refused at once", len(refused), 1)
 		wantSame(t, "code", refused[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 
@@ -130,14 +131,14 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		stuck.release <- struct{}{}
 		stuck.release <- struct{}{}
 		settle()
-		late := b.take()
+		late := takeResponses(b)
 		wantSame(t, "answers", len(late), 2)
 		for _, a := range late {
 			wantSame(t, "answer", string(a.Body), "too late")
 		}
-		b.put(request("stuck"))
-		b.put(request("stuck"))
-		b.put(request("stuck"))
+		putRequest(b, request("stuck"))
+		putRequest(b, request("stuck"))
+		putRequest(b, request("stuck"))
 		settle()
 		wantSame(t, "workers", s.Stats().Busy, 2)
 	})
@@ -150,16 +151,16 @@ func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
 		first, second := newStuckHandler(t), newStuckHandler(t)
 		b, s := serve(t, handlers{"first": first.handle, "second": second.handle, "m": echo},
 			WithWorkers(1), WithPrefetch(10), WithMaxHandlerTime(10*time.Second))
-		b.put(request("first"))
-		b.put(request("second"))
+		putRequest(b, request("first"))
+		putRequest(b, request("second"))
 		pass(30 * time.Second)
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		pass(time.Minute)
-		wantSame(t, "answers", len(b.take()), 2)
+		wantSame(t, "answers", len(takeResponses(b)), 2)
 		first.release <- struct{}{}
 		pass(2 * time.Second)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		wantSame(t, "stuck", s.Stats().Stuck, 1)
 		second.release <- struct{}{}
 		settle()
@@ -176,16 +177,16 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		b, _ := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithMaxHandlerTime(10*time.Second))
 		retry := Queue{Name: DefaultQueue}.retryQueue().Name
 		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }
-		b.putIn(retry, with(request("stuck"), lost))
-		b.putIn(retry, with(request("m"), lost))
+		b.PutIn(retry, with(request("stuck"), lost))
+		b.PutIn(retry, with(request("m"), lost))
 		pass(5 * time.Second)
-		wantSame(t, "behind it", b.ready(retry), 1)
+		wantSame(t, "behind it", b.Ready(retry), 1)
 		pass(10 * time.Second)
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 2)
 		wantTimeout(t, answers[0])
 		wantSame(t, "answer of the next", string(answers[1].Body), "request")
-		wantSame(t, "left", b.ready(retry)+b.unacked(retry), 0)
+		wantSame(t, "left", b.Ready(retry)+b.Unacked(retry), 0)
 	})
 }
 
@@ -202,16 +203,16 @@ func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 			wantSame(t, "code", CodeOf(got.err), CodeDeadlineExceeded)
 			wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
 		}
-		r.broker.with(func(b *fakeBroker) { _ = b.declare(rawQueue, true, nil) })
-		r.broker.put(keyed("stuck", "key", "first"))
-		r.broker.put(keyed("stuck", "key", "second"))
+		r.broker.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
+		putRequest(r.broker, keyed("stuck", "key", "first"))
+		putRequest(r.broker, keyed("stuck", "key", "second"))
 		pass(10 * time.Second)
-		answers := r.broker.take()
+		answers := takeResponses(r.broker)
 		wantSame(t, "answers of duplicates", len(answers), 2)
 		for _, a := range answers {
 			wantTimeout(t, a)
 		}
-		wantSame(t, "unacknowledged", r.broker.unacked(DefaultQueue)+r.broker.unacked(batchQueueName), 0)
+		wantSame(t, "unacknowledged", r.broker.Unacked(DefaultQueue)+r.broker.Unacked(batchQueueName), 0)
 		wantSame(t, "stuck", r.server.Stats().Stuck, 4)
 		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 	})
@@ -228,13 +229,13 @@ func TestDrainDoesNotWaitForStuckHandlers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle, "m": slow}, WithWorkers(1), WithMaxHandlerTime(10*time.Second))
-		b.put(request("stuck"))
-		b.put(request("stuck"))
+		putRequest(b, request("stuck"))
+		putRequest(b, request("stuck"))
 		pass(30 * time.Second) // one handler is replaced, the other keeps the worker
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 		s.stop()
 		drained(t, s, nil, 0)
-		wantSame(t, "answers", len(b.take()), 2)
+		wantSame(t, "answers", len(takeResponses(b)), 2)
 	})
 }
 
@@ -244,11 +245,11 @@ func TestHandlerThatGetsStuckDuringADrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(5*time.Second), WithDrainTimeout(time.Minute))
-		b.put(request("stuck"))
+		putRequest(b, request("stuck"))
 		settle()
 		s.stop()
 		drained(t, s, nil, 6*time.Second)
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 1)
 		wantTimeout(t, answers[0])
 	})
@@ -259,14 +260,14 @@ func TestWithoutATimeLimitAHandlerHasAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(0))
-		b.put(request("stuck"))
+		putRequest(b, request("stuck"))
 		pass(24 * time.Hour)
 		st := s.Stats()
 		wantSame(t, "stuck", st.Stuck, 0)
 		wantSame(t, "oldest handler", st.OldestHandler, 24*time.Hour)
 		stuck.release <- struct{}{}
 		settle()
-		wantSame(t, "answer", string(b.take()[0].Body), "too late")
+		wantSame(t, "answer", string(takeResponses(b)[0].Body), "too late")
 		wantSame(t, "its context said", <-stuck.causes, error(nil))
 	})
 }
@@ -278,12 +279,12 @@ func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithWorkers(4), WithPrefetch(20))
 		for range 4 {
-			b.put(request("stuck"))
+			putRequest(b, request("stuck"))
 		}
 		pass(time.Minute)
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(2000)} }))
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(2000)} }))
 		settle()
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 1)
 		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "shed", s.Stats().Shed, 1)
@@ -296,10 +297,10 @@ func TestObserverThatEndsTheWatchdog(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, s := serve(t, handlers{"stuck": stuck.handle}, WithWorkers(1), WithMaxHandlerTime(10*time.Second),
 			WithServerObserver(hostileObserver{runtime.Goexit}))
-		b.put(request("stuck"))
-		b.put(request("stuck"))
+		putRequest(b, request("stuck"))
+		putRequest(b, request("stuck"))
 		pass(30 * time.Second)
-		wantSame(t, "answers", len(b.take()), 2)
+		wantSame(t, "answers", len(takeResponses(b)), 2)
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 	})
 }
@@ -371,17 +372,17 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 			return func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: ms} }
 		}
 		for range 30 { // the server learns how long its handlers take
-			b.put(request("m"))
+			putRequest(b, request("m"))
 			pass(3 * time.Second)
 		}
-		b.take()
-		b.put(request("m"))
+		takeResponses(b)
+		putRequest(b, request("m"))
 		settle()
 		begun := time.Now()
-		b.put(with(request("m"), budget(500)))
+		putRequest(b, with(request("m"), budget(500)))
 		settle()
 		wantSame(t, "time to the refusal", time.Since(begun), 0)
-		answers := b.take()
+		answers := takeResponses(b)
 		wantSame(t, "answers", len(answers), 1)
 		h := answers[0].Headers
 		wantSame(t, "code", h[wire.HeaderCode], any("resource_exhausted"))
@@ -391,17 +392,17 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		}
 		wantSame(t, "shed", s.Stats().Shed, 1)
 		wantSame(t, "refused", s.Stats().Refused, 1)
-		b.put(keyed("m", "key", "first"))
+		putRequest(b, keyed("m", "key", "first"))
 		pass(3 * time.Second)
-		b.put(with(keyed("m", "key", "again"), budget(500))) // may need no handler
-		b.take()
-		b.put(with(request("m"), budget(60_000))) // has the time to wait
-		b.put(request("m"))                       // sets no limit
+		putRequest(b, with(keyed("m", "key", "again"), budget(500))) // may need no handler
+		takeResponses(b)
+		putRequest(b, with(request("m"), budget(60_000))) // has the time to wait
+		putRequest(b, request("m"))                       // sets no limit
 		pass(time.Minute)
 		wantSame(t, "executions", runs.Load(), 34)
 		wantSame(t, "expired", s.Stats().Expired, 1)
 		wantSame(t, "shed in the end", s.Stats().Shed, 1)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
 }

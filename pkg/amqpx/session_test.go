@@ -10,17 +10,18 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // openOn opens a session on a broker, without a supervisor.
-func openOn(t *testing.T, b *fakeBroker, shared bool) (*transport.Session, error) {
+func openOn(t *testing.T, b *brokertest.Broker, shared bool) (*transport.Session, error) {
 	t.Helper()
 	return transport.OpenSession(t.Context(), &transport.Config{Name: "amqpx", Role: "test", Shared: shared, Dialer: b}, testTarget(testURL))
 }
 
 // mustOpen opens a session and closes the session at the end of the test.
-func mustOpen(t *testing.T, b *fakeBroker) *transport.Session {
+func mustOpen(t *testing.T, b *brokertest.Broker) *transport.Session {
 	t.Helper()
 	s, err := openOn(t, b, false)
 	if err != nil {
@@ -44,19 +45,19 @@ func TestSessionHasAConnectionForEachDirection(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				s, err := openOn(t, b, c.shared)
 				if err != nil {
 					t.Fatal(err)
 				}
 				var names []string
-				for _, l := range b.links {
-					names = append(names, l.name)
+				for _, l := range b.Links {
+					names = append(names, l.Name)
 				}
 				wantSame(t, "connections", strings.Join(names, ", "), c.want)
 				wantSame(t, "one channel for both", s.PubCh == s.SubCh, c.shared)
 				s.Close()
-				wantSame(t, "connections after close", b.openLinks(), 0)
+				wantSame(t, "connections after close", b.OpenLinks(), 0)
 			})
 		})
 	}
@@ -72,23 +73,23 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 					if op == "dial 2" && shared {
 						return // there is only the first connection
 					}
-					b := newFakeBroker()
-					b.onDial = func(context.Context, string, string) error {
-						if op == "dial "+string(rune('0'+len(b.dials))) {
-							return errCut
+					b := brokertest.New()
+					b.OnDial = func(context.Context, string, string) error {
+						if op == "dial "+string(rune('0'+len(b.Dials))) {
+							return brokertest.ErrCut
 						}
 						return nil
 					}
-					b.onCall = func(called, _ string) error {
+					b.OnCall = func(called, _ string) error {
 						if called == op {
-							return errCut
+							return brokertest.ErrCut
 						}
 						return nil
 					}
 					_, err := openOn(t, b, shared)
-					wantIs(t, err, errCut)
+					wantIs(t, err, brokertest.ErrCut)
 					settle()
-					wantSame(t, "open connections", b.openLinks(), 0)
+					wantSame(t, "open connections", b.OpenLinks(), 0)
 				})
 			})
 		}
@@ -100,23 +101,23 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
 	for _, c := range []struct {
 		name string
-		end  func(*fakeBroker, *transport.Session)
+		end  func(*brokertest.Broker, *transport.Session)
 		want error
 	}{
-		{"publishing connection", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Pub).end(exception) }, exception},
-		{"consuming connection", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Sub).end(exception) }, exception},
-		{"publishing connection without a reason", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Pub).end(nil) }, transport.ErrConnectionEnded},
-		{"consuming connection without a reason", func(_ *fakeBroker, s *transport.Session) { fakeOf(s.Sub).end(nil) }, transport.ErrConnectionEnded},
-		{"exception on the publishing channel", func(_ *fakeBroker, s *transport.Session) { channelOf(s.PubCh).except(exception) }, exception},
-		{"exception on the consuming channel", func(_ *fakeBroker, s *transport.Session) { channelOf(s.SubCh).except(exception) }, exception},
-		{"queue of the consumer deleted", func(b *fakeBroker, _ *transport.Session) { b.remove(b.queues["q"]) }, transport.ErrConsumerCanceled},
+		{"publishing connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(exception) }, exception},
+		{"consuming connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(exception) }, exception},
+		{"publishing connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(nil) }, transport.ErrConnectionEnded},
+		{"consuming connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(nil) }, transport.ErrConnectionEnded},
+		{"exception on the publishing channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.PubCh).Except(exception) }, exception},
+		{"exception on the consuming channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.SubCh).Except(exception) }, exception},
+		{"queue of the consumer deleted", func(b *brokertest.Broker, _ *transport.Session) { b.Remove(b.Queues["q"]) }, transport.ErrConsumerCanceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				s := mustOpen(t, b)
-				b.with(func(b *fakeBroker) { _ = b.declare("q", true, nil) })
+				b.With(func(b *brokertest.Broker) { _ = b.Declare("q", true, nil) })
 				s.Watch(func(amqp.Blocking) {})
 				if _, err := s.SubCh.Consume("q", "tag", false, false, false, false, nil); err != nil {
 					t.Fatal(err)
@@ -125,12 +126,12 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 				if s.Ended() {
 					t.Fatalf("ended early: %v", s.Cause)
 				}
-				b.with(func(b *fakeBroker) { c.end(b, s) })
+				b.With(func(b *brokertest.Broker) { c.end(b, s) })
 				<-s.Done
 				wantIs(t, s.Cause, c.want)
 				s.Close()
-				wantSame(t, "open connections", b.openLinks(), 0)
-				if fakeOf(s.Pub).reason == nil && fakeOf(s.Sub).reason == nil {
+				wantSame(t, "open connections", b.OpenLinks(), 0)
+				if fakeOf(s.Pub).Reason == nil && fakeOf(s.Sub).Reason == nil {
 					t.Error("a failed session was closed politely, which waits for a dead peer")
 				}
 			})
@@ -157,47 +158,47 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				s := mustOpen(t, b)
 				s.Watch(func(amqp.Blocking) {})
-				second := time.AfterFunc(c.second, func() { b.with(func(*fakeBroker) { fakeOf(s.Sub).end(c.reason) }) })
+				second := time.AfterFunc(c.second, func() { b.With(func(*brokertest.Broker) { fakeOf(s.Sub).End(c.reason) }) })
 				defer second.Stop()
-				b.with(func(*fakeBroker) { fakeOf(s.Pub).end(c.reason) })
+				b.With(func(*brokertest.Broker) { fakeOf(s.Pub).End(c.reason) })
 				<-s.Done
 				begun := time.Now()
 				s.Close()
 				wantSame(t, "time until the session was closed", time.Since(begun), c.took)
-				wantSame(t, "open connections", b.openLinks(), 0)
+				wantSame(t, "open connections", b.OpenLinks(), 0)
 			})
 		})
 	}
 }
 
 // fakeOf and channelOf return the fake behind the interface.
-func fakeOf(l transport.Conn) *fakeLink {
-	f, _ := l.(*fakeLink)
+func fakeOf(l transport.Conn) *brokertest.Conn {
+	f, _ := l.(*brokertest.Conn)
 	return f
 }
 
-func channelOf(c transport.Channel) *fakeChannel {
-	f, _ := c.(*fakeChannel)
+func channelOf(c transport.Channel) *brokertest.Channel {
+	f, _ := c.(*brokertest.Channel)
 	return f
 }
 
 func TestSessionThatWeEndHasNoCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := mustOpen(t, newFakeBroker())
+		s := mustOpen(t, brokertest.New())
 		s.Watch(func(amqp.Blocking) {})
 		s.Close()
 		s.Close()
-		if fakeOf(s.Pub).reason != nil || fakeOf(s.Sub).reason != nil {
+		if fakeOf(s.Pub).Reason != nil || fakeOf(s.Sub).Reason != nil {
 			t.Error("a healthy session was cut")
 		}
 		if s.Cause != nil {
 			t.Errorf("cause %v", s.Cause)
 		}
-		s.Fail(errCut) // too late for the cause
+		s.Fail(brokertest.ErrCut) // too late for the cause
 		if s.Cause != nil {
 			t.Errorf("cause %v", s.Cause)
 		}
@@ -207,7 +208,7 @@ func TestSessionThatWeEndHasNoCause(t *testing.T) {
 func TestSessionAwaitsItsGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := mustOpen(t, newFakeBroker())
+		s := mustOpen(t, brokertest.New())
 		s.Watch(func(amqp.Blocking) {})
 		finished := false
 		s.Run(func() {
@@ -216,7 +217,7 @@ func TestSessionAwaitsItsGoroutines(t *testing.T) {
 			<-timer.C
 			finished = true
 		})
-		s.Fail(errCut)
+		s.Fail(brokertest.ErrCut)
 		s.Close()
 		if !finished {
 			t.Error("close returned before a goroutine of the session ended")
@@ -227,18 +228,18 @@ func TestSessionAwaitsItsGoroutines(t *testing.T) {
 func TestSessionFollowsTheAlarm(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
+		b := brokertest.New()
 		s := mustOpen(t, b)
 		told := make(chan amqp.Blocking, 4)
 		s.Watch(func(a amqp.Blocking) { told <- a })
-		fakeOf(s.Pub).published = true
-		b.setAlarm("low on disk")
+		fakeOf(s.Pub).Published = true
+		b.SetAlarm("low on disk")
 		wantSame(t, "alarm", <-told, amqp.Blocking{Active: true, Reason: "low on disk"})
 		opening := s.Flow.Unblocked()
 		if opening == nil {
 			t.Fatal("the gate is open during an alarm")
 		}
-		b.setAlarm("")
+		b.SetAlarm("")
 		wantSame(t, "end of the alarm", <-told, amqp.Blocking{})
 		<-opening
 		if s.Flow.Unblocked() != nil {
@@ -265,10 +266,10 @@ func TestGateSetTwice(t *testing.T) {
 func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newFakeBroker()
-		b.onCall = func(op, _ string) error {
+		b := brokertest.New()
+		b.OnCall = func(op, _ string) error {
 			if op == "confirm" {
-				return errHang
+				return brokertest.ErrHang
 			}
 			return nil
 		}
@@ -278,16 +279,16 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
-		wantSame(t, "open connections", b.openLinks(), 0)
+		wantSame(t, "open connections", b.OpenLinks(), 0)
 	})
 }
 
 // deafen makes the fake broker stop answering on all channels.
-func (b *fakeBroker) deafen() {
-	b.with(func(b *fakeBroker) {
-		b.onCall = func(op, _ string) error {
+func deafen(b *brokertest.Broker) {
+	b.With(func(b *brokertest.Broker) {
+		b.OnCall = func(op, _ string) error {
 			if op == "sync" {
-				return errHang
+				return brokertest.ErrHang
 			}
 			return nil
 		}
@@ -299,7 +300,7 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			const heartbeat = 10 * time.Second
-			b := newFakeBroker()
+			b := brokertest.New()
 			s, err := openOn(t, b, shared)
 			if err != nil {
 				t.Fatal(err)
@@ -311,7 +312,7 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 			if s.Ended() {
 				t.Fatalf("ended while the broker answers: %v", s.Cause)
 			}
-			b.deafen()
+			deafen(b)
 			begun := time.Now()
 			<-s.Done
 			if took := time.Since(begun); took < heartbeat || took > 2*heartbeat {
@@ -340,21 +341,21 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := newFakeBroker()
+				b := brokertest.New()
 				s := mustOpen(t, b)
 				s.Watch(func(amqp.Blocking) {})
 				reads := make(chan struct{})
-				b.onCall = func(op, link string) error {
+				b.OnCall = func(op, link string) error {
 					if op == "sync" && strings.HasSuffix(link, "publish") {
 						select {
 						case <-reads:
 						case <-s.Done:
-							return errCut
+							return brokertest.ErrCut
 						}
 					}
 					return nil
 				}
-				b.mute.Store(c.mute)
+				b.Mute.Store(c.mute)
 				s.Probe(heartbeat)
 				begun := time.Now()
 				if c.after > 0 {
@@ -383,14 +384,14 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 	for _, before := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			const heartbeat = 10 * time.Second
-			b := newFakeBroker()
+			b := brokertest.New()
 			s, err := openOn(t, b, true)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer s.Close()
 			s.Watch(func(amqp.Blocking) {})
-			b.deafen()
+			deafen(b)
 			s.Flow.Set(before)
 			s.Probe(heartbeat)
 			pass(heartbeat)
@@ -406,8 +407,8 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 // A channel of its own is closed, whether its user succeeds or not.
 func TestTempChannelIsClosed(t *testing.T) {
 	t.Parallel()
-	for _, want := range []error{nil, errCut} {
-		s, err := openOn(t, newFakeBroker(), true)
+	for _, want := range []error{nil, brokertest.ErrCut} {
+		s, err := openOn(t, brokertest.New(), true)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,17 +3,19 @@ package amqpx
 import (
 	"context"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // refusedRows returns the rows of calls refused because of overload.
 func refusedRows() []settleCase {
 	nacks := func(n int) func(*rig) {
 		return func(r *rig) {
-			all := make([]fault, n)
+			all := make([]brokertest.Fault, n)
 			for i := range all {
-				all[i] = faultNack
+				all[i] = brokertest.FaultNack
 			}
-			r.broker.fail(DefaultQueue, all...)
+			r.broker.Fail(DefaultQueue, all...)
 		}
 	}
 	// instead replaces the rig's server.
@@ -35,8 +37,8 @@ func refusedRows() []settleCase {
 	full := func(r *rig) {
 		r.server.stop()
 		_ = r.server.wait(r.t)
-		r.broker.with(func(b *fakeBroker) { b.queues[DefaultQueue].maxLength = 1 })
-		r.broker.put(request("m"))
+		r.broker.With(func(b *brokertest.Broker) { b.Queues[DefaultQueue].MaxLength = 1 })
+		putRequest(r.broker, request("m"))
 	}
 	idempotent := []CallOption{Idempotent()}
 	const hint = 2 * time.Second
@@ -59,7 +61,7 @@ func refusedRows() []settleCase {
 			takes: 10 * time.Second,
 		},
 		{
-			row: "nacked, and answered all the same", arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultNackArrived) },
+			row: "nacked, and answered all the same", arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultNackArrived) },
 			answer: "body", runs: 1,
 		},
 		{
@@ -70,7 +72,7 @@ func refusedRows() []settleCase {
 			row: "queue is full, idempotent", arrange: full, opts: idempotent,
 			during: func(r *rig, _ context.CancelFunc) {
 				pass(20 * time.Second)
-				r.broker.with(func(b *fakeBroker) { b.queues[DefaultQueue].messages = nil })
+				r.broker.With(func(b *brokertest.Broker) { b.Queues[DefaultQueue].Messages = nil })
 				startServer(r.t, r.broker, handlers{"m": echo})
 			},
 			answer: "body", takes: 20 * time.Second,

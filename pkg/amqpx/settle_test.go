@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -147,7 +148,7 @@ func brokerRows() []settleCase {
 	dropQueue := func(r *rig) {
 		r.server.stop()
 		_ = r.server.wait(r.t)
-		r.broker.with(func(b *fakeBroker) { b.remove(b.queues[DefaultQueue]) })
+		r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
 	}
 	return []settleCase{
 		{
@@ -171,7 +172,7 @@ func brokerRows() []settleCase {
 			row: "connection blocked by an alarm", timeout: 5 * time.Second,
 			arrange: func(r *rig) {
 				_, _ = r.client.Call(r.t.Context(), "other", nil) // the broker notifies only connections that have published
-				r.broker.setAlarm("low on memory")
+				r.broker.SetAlarm("low on memory")
 				settle()
 			},
 			code: CodeDeadlineExceeded, is: []error{ErrBlocked, context.DeadlineExceeded}, outcome: DidNotRun,
@@ -180,16 +181,16 @@ func brokerRows() []settleCase {
 		{
 			// The broker notifies a connection of an alarm only when the connection publishes.
 			row: "connection blocked by an alarm that the call itself finds", timeout: 5 * time.Second,
-			arrange: func(r *rig) { r.broker.setAlarm("low on memory") },
+			arrange: func(r *rig) { r.broker.SetAlarm("low on memory") },
 			code:    CodeDeadlineExceeded, is: []error{ErrBlocked, context.DeadlineExceeded}, outcome: MayHaveRun,
 			text: "low on memory", takes: 5 * time.Second,
 		},
 		{
 			row:     "connection blocked by an alarm that ends",
-			arrange: func(r *rig) { r.broker.setAlarm("low on disk") },
+			arrange: func(r *rig) { r.broker.SetAlarm("low on disk") },
 			during: func(r *rig, _ context.CancelFunc) {
 				pass(20 * time.Second)
-				r.broker.setAlarm("")
+				r.broker.SetAlarm("")
 			},
 			answer: "body", runs: 1, takes: 20 * time.Second,
 		},
@@ -197,31 +198,31 @@ func brokerRows() []settleCase {
 }
 
 func lossBeforeConfirmRows() []settleCase {
-	on := func(f fault) func(*rig) { return func(r *rig) { r.broker.fail(DefaultQueue, f) } }
+	on := func(f brokertest.Fault) func(*rig) { return func(r *rig) { r.broker.Fail(DefaultQueue, f) } }
 	// The handlers are slow because a fast response might arrive before the client notices the
 	// loss of the connection.
-	row := func(name string, f fault, runs int64) settleCase {
+	row := func(name string, f brokertest.Fault, runs int64) settleCase {
 		return settleCase{
 			row: name, arrange: on(f), runs: runs, handler: slow,
 			code: CodeUnavailable, is: []error{ErrOutcomeUnknown}, outcome: MayHaveRun,
 		}
 	}
-	idempotent := func(name string, f fault) settleCase {
+	idempotent := func(name string, f brokertest.Fault) settleCase {
 		return settleCase{
 			row: name + ", idempotent", arrange: on(f), runs: 1, handler: slow, opts: []CallOption{Idempotent()},
 			answer: "body", takes: 2 * time.Second,
 		}
 	}
 	return []settleCase{
-		{row: "link lost before the request was written", arrange: on(faultUnsent), answer: "body", runs: 1},
-		row("link lost in the write, request did not arrive", faultCutBefore, 0),
-		row("link lost in the write, request arrived", faultCutWritten, 1),
-		row("link lost before the broker confirmed, request did not arrive", faultLostUnconfirmed, 0),
-		row("link lost before the broker confirmed, request arrived", faultCutUnconfirmed, 1),
-		idempotent("link lost in the write, request did not arrive", faultCutBefore),
-		idempotent("link lost in the write, request arrived", faultCutWritten),
-		idempotent("link lost before the broker confirmed, request did not arrive", faultLostUnconfirmed),
-		idempotent("link lost before the broker confirmed, request arrived", faultCutUnconfirmed),
+		{row: "link lost before the request was written", arrange: on(brokertest.FaultUnsent), answer: "body", runs: 1},
+		row("link lost in the write, request did not arrive", brokertest.FaultCutBefore, 0),
+		row("link lost in the write, request arrived", brokertest.FaultCutWritten, 1),
+		row("link lost before the broker confirmed, request did not arrive", brokertest.FaultLostUnconfirmed, 0),
+		row("link lost before the broker confirmed, request arrived", brokertest.FaultCutUnconfirmed, 1),
+		idempotent("link lost in the write, request did not arrive", brokertest.FaultCutBefore),
+		idempotent("link lost in the write, request arrived", brokertest.FaultCutWritten),
+		idempotent("link lost before the broker confirmed, request did not arrive", brokertest.FaultLostUnconfirmed),
+		idempotent("link lost before the broker confirmed, request arrived", brokertest.FaultCutUnconfirmed),
 	}
 }
 
@@ -235,7 +236,7 @@ func lossAfterConfirmRows() []settleCase {
 	return []settleCase{
 		{
 			row: "link lost after the confirm", handler: slow,
-			arrange: func(r *rig) { r.broker.fail(DefaultQueue, faultCutConfirmed) },
+			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultCutConfirmed) },
 			answer:  "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
@@ -280,7 +281,7 @@ func callerRows() []settleCase {
 	return []settleCase{
 		{
 			row: "context deadline", timeout: 3 * time.Second, handler: untilDone,
-			during: func(r *rig, _ context.CancelFunc) { r.broker.fail(routeReplies, faultSwallow) },
+			during: func(r *rig, _ context.CancelFunc) { r.broker.Fail(brokertest.RouteReplies, brokertest.FaultSwallow) },
 			code:   CodeDeadlineExceeded, is: []error{context.DeadlineExceeded}, outcome: MayHaveRun, runs: 1,
 			takes: 3 * time.Second,
 		},
@@ -308,10 +309,10 @@ func callerRows() []settleCase {
 
 // cutClient breaks the client's connections, and leaves the server's connections open.
 func (r *rig) cutClient() {
-	r.broker.with(func(b *fakeBroker) {
-		for _, l := range append([]*fakeLink(nil), b.links...) {
-			if strings.Contains(l.name, "client") {
-				l.end(brokenSocket())
+	r.broker.With(func(b *brokertest.Broker) {
+		for _, l := range append([]*brokertest.Conn(nil), b.Links...) {
+			if strings.Contains(l.Name, "client") {
+				l.End(brokertest.BrokenSocket())
 			}
 		}
 	})
@@ -319,16 +320,16 @@ func (r *rig) cutClient() {
 
 // dropReplyQueue deletes the client's reply queue.
 func (r *rig) dropReplyQueue() {
-	r.broker.with(func(b *fakeBroker) { b.remove(b.queues[r.client.route.replyTo]) })
+	r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[r.client.route.replyTo]) })
 }
 
 // failConsume makes the next basic.consume fail like a broken connection.
 func (r *rig) failConsume() {
 	var failed atomic.Bool
-	r.broker.with(func(b *fakeBroker) {
-		b.onCall = func(op, _ string) error {
+	r.broker.With(func(b *brokertest.Broker) {
+		b.OnCall = func(op, _ string) error {
 			if op == "consume" && !failed.Swap(true) {
-				return errCut
+				return brokertest.ErrCut
 			}
 			return nil
 		}

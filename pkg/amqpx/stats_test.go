@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 // observerNotes records the calls of an observer's methods.
@@ -52,7 +54,7 @@ func TestObserversAreToldOfEveryCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var client, server observerNotes
-		b := newFakeBroker()
+		b := brokertest.New()
 		slow := func(_ context.Context, req *Request) ([]byte, error) {
 			pass(time.Second)
 			if string(req.Body) == "bad" {
@@ -78,7 +80,7 @@ func TestObserversAreToldOfBatches(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var client, server observerNotes
-		b := newFakeBroker()
+		b := brokertest.New()
 		startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithServerObserver(&server))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithClientObserver(&client))}
 		ready(t, r.client.WaitReady)

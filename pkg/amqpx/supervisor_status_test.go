@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -18,8 +19,8 @@ func TestSupervisorShowsTheAlarm(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.run(t)
 		ready(t, w.board.waitReady)
-		w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
-		w.broker.setAlarm("low on memory")
+		w.broker.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+		w.broker.SetAlarm("low on memory")
 		settle()
 		st := w.board.get()
 		wantSame(t, "state", st.State, StateBlocked)
@@ -27,12 +28,12 @@ func TestSupervisorShowsTheAlarm(t *testing.T) {
 		if err := w.board.waitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("ready while blocked: %v", err)
 		}
-		w.broker.setAlarm("")
+		w.broker.SetAlarm("")
 		settle()
 		st = w.board.get()
 		wantSame(t, "state", st.State, StateReady)
 		wantSame(t, "reason", st.Reason, "")
-		w.broker.kick(nil)
+		w.broker.Kick(nil)
 		ready(t, w.board.waitReady)
 	})
 }
@@ -44,14 +45,14 @@ func TestStatusAfterALoss(t *testing.T) {
 		w.run(t)
 		ready(t, w.board.waitReady)
 		wantSame(t, "broker", w.board.get().Broker, "broker.test:5672")
-		w.broker.with(func(b *fakeBroker) { b.onDial = refusing(1<<30, errCut) })
-		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		w.broker.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+		w.broker.Kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
 		settle()
 		st := w.board.get()
 		wantSame(t, "state", st.State, StateReconnecting)
 		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
 		wantSame(t, "generation", st.Generation, 1)
-		w.broker.with(func(b *fakeBroker) { b.onDial = nil })
+		w.broker.With(func(b *brokertest.Broker) { b.OnDial = nil })
 		ready(t, w.board.waitReady)
 		st = w.board.get()
 		wantSame(t, "generation", st.Generation, 2)
@@ -70,7 +71,7 @@ func TestStatusWhileALostSessionEnds(t *testing.T) {
 		ready(t, w.board.waitReady)
 		release := make(chan struct{})
 		w.Current().Run(func() { <-release })
-		w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		w.broker.Kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
 		settle()
 		wantSame(t, "state", w.board.get().State, StateReconnecting)
 		wantTexts(t, w.board.get().Err, "shutdown")
@@ -85,8 +86,8 @@ func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.onSetup = func(*transport.Session) error {
-			w.broker.with(func(b *fakeBroker) { b.links[0].published = true })
-			w.broker.setAlarm("low on memory")
+			w.broker.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+			w.broker.SetAlarm("low on memory")
 			pass(time.Millisecond)
 			return nil
 		}
@@ -94,7 +95,7 @@ func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
 		pass(10 * time.Millisecond)
 		wantSame(t, "state", w.board.get().State, StateBlocked)
 		wantSame(t, "reason", w.board.get().Reason, "low on memory")
-		w.broker.setAlarm("")
+		w.broker.SetAlarm("")
 		settle()
 		wantSame(t, "state", w.board.get().State, StateReady)
 		wantSame(t, "reason", w.board.get().Reason, "")

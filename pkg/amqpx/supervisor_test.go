@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -22,7 +23,7 @@ import (
 type watched struct {
 	*transport.Supervisor
 	board   statusBoard
-	broker  *fakeBroker
+	broker  *brokertest.Broker
 	cfg     *config
 	logs    *observer.ObservedLogs
 	setups  int
@@ -36,7 +37,7 @@ type watched struct {
 func newWatched(t *testing.T, urls string) *watched {
 	t.Helper()
 	log, logs := observed(zap.DebugLevel)
-	w := &watched{broker: newFakeBroker(), logs: logs, ended: make(chan struct{})}
+	w := &watched{broker: brokertest.New(), logs: logs, ended: make(chan struct{})}
 	cfg := defaultConfig()
 	cfg.dialer, cfg.logger = w.broker, log
 	var err error
@@ -56,8 +57,8 @@ func (w *watched) run(t *testing.T) {
 		}
 		return nil
 	}))
-	begun, inner := time.Now(), w.broker.onDial
-	w.broker.onDial = func(ctx context.Context, url, name string) error {
+	begun, inner := time.Now(), w.broker.OnDial
+	w.broker.OnDial = func(ctx context.Context, url, name string) error {
 		w.dialed = append(w.dialed, time.Since(begun))
 		if inner != nil {
 			return inner(ctx, url, name)
@@ -101,7 +102,7 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.broker.onDial = refusing(100, errCut)
+		w.broker.OnDial = refusing(100, brokertest.ErrCut)
 		w.run(t)
 		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 101)
@@ -122,11 +123,11 @@ func TestSupervisorTriesEveryURLInAShuffledOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b,amqp://c")
-		w.broker.onDial = refusing(3*60, errCut)
+		w.broker.OnDial = refusing(3*60, brokertest.ErrCut)
 		w.run(t)
 		ready(t, w.board.waitReady)
 		orders := map[string]int{}
-		for round := range slices.Chunk(w.broker.dials[:3*60], 3) {
+		for round := range slices.Chunk(w.broker.Dials[:3*60], 3) {
 			orders[strings.Join(round, " ")]++
 			slices.Sort(round)
 			wantSame(t, "URLs of one round", strings.Join(round, " "), "amqp://a amqp://b amqp://c")
@@ -142,11 +143,11 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, "amqp://app:secret@a,amqp://app:secret@b")
-		w.broker.onDial = func(_ context.Context, url, _ string) error {
+		w.broker.OnDial = func(_ context.Context, url, _ string) error {
 			if strings.HasSuffix(url, "a") {
 				return amqp.ErrCredentials
 			}
-			return errCut
+			return brokertest.ErrCut
 		}
 		w.run(t)
 		err := w.board.waitReady(within(t, time.Second))
@@ -177,7 +178,7 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 					ready(t, w.board.waitReady)
 					pass(c.stays)
 					lost := time.Now()
-					w.broker.kick(nil)
+					w.broker.Kick(nil)
 					<-w.gone()
 					ready(t, w.board.waitReady)
 					longest = max(longest, time.Since(lost))
@@ -209,7 +210,7 @@ func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItNowAndThen(t *testing.T
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.broker.onDial = refusing(1<<30, amqp.ErrCredentials)
+		w.broker.OnDial = refusing(1<<30, amqp.ErrCredentials)
 		w.run(t)
 		pass(time.Minute + time.Second)
 		wantSame(t, "dials", len(w.dialed), 7)
@@ -233,11 +234,11 @@ func TestSupervisorRetriesQuicklyWhileAnyNodeMayComeBack(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, order)
 				w.cfg.backoffMax = time.Second
-				w.broker.onDial = func(_ context.Context, url, _ string) error {
+				w.broker.OnDial = func(_ context.Context, url, _ string) error {
 					if strings.Contains(url, "wrong") {
 						return amqp.ErrCredentials
 					}
-					return errCut
+					return brokertest.ErrCut
 				}
 				w.run(t)
 				pass(time.Minute)
@@ -254,12 +255,12 @@ func TestSupervisorWarnsOnceOfTheSameFault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b")
-		w.broker.onDial = refusing(40, errCut)
+		w.broker.OnDial = refusing(40, brokertest.ErrCut)
 		w.run(t)
 		ready(t, w.board.waitReady)
 		wantSame(t, "warnings", len(w.logged("warn")), 1)
 		wantSame(t, "at debug level", len(w.logged("debug")), 19)
-		w.broker.kick(nil)
+		w.broker.Kick(nil)
 		settle()
 		wantSame(t, "warnings after a new fault", len(w.logged("warn")), 2)
 	})
@@ -276,14 +277,14 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 					return err
 				})
 			}
-			wantSame(t, "open connections during the set-up", w.broker.openLinks(), 1)
+			wantSame(t, "open connections during the set-up", w.broker.OpenLinks(), 1)
 			return nil
 		}
 		w.run(t)
 		ready(t, w.board.waitReady)
 		wantSame(t, "dials", len(w.dialed), 4)
 		wantSame(t, "generation", w.board.get().Generation, 1)
-		wantSame(t, "open connections", w.broker.openLinks(), 1)
+		wantSame(t, "open connections", w.broker.OpenLinks(), 1)
 	})
 }
 
@@ -295,8 +296,8 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 			if w.setups > 1 {
 				return nil
 			}
-			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
-			defer w.broker.with(func(b *fakeBroker) { b.onCall = nil })
+			w.broker.With(func(b *brokertest.Broker) { b.OnCall = func(string, string) error { return brokertest.ErrHang } })
+			defer w.broker.With(func(b *brokertest.Broker) { b.OnCall = nil })
 			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
@@ -315,7 +316,7 @@ func TestSupervisorBoundsADialThatHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
-		w.broker.onDial = func(ctx context.Context, _, _ string) error {
+		w.broker.OnDial = func(ctx context.Context, _, _ string) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}
@@ -348,7 +349,7 @@ func TestSupervisorStops(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, testURL)
-				w.broker.onDial = c.onDial
+				w.broker.OnDial = c.onDial
 				w.run(t)
 				if c.after > 0 {
 					pass(c.after)
@@ -358,7 +359,7 @@ func TestSupervisorStops(t *testing.T) {
 				<-w.ended
 				wantSame(t, "took", time.Since(stopped), 0)
 				wantSame(t, "state", w.board.get().State, StateClosed)
-				wantSame(t, "open connections", w.broker.openLinks(), 0)
+				wantSame(t, "open connections", w.broker.OpenLinks(), 0)
 				wantIs(t, w.board.waitReady(t.Context()), ErrClosed)
 			})
 		})
@@ -370,7 +371,7 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.onSetup = func(s *transport.Session) error {
-			w.broker.with(func(b *fakeBroker) { b.onCall = func(string, string) error { return errHang } })
+			w.broker.With(func(b *brokertest.Broker) { b.OnCall = func(string, string) error { return brokertest.ErrHang } })
 			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
@@ -379,7 +380,7 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 		w.stop()
 		<-w.ended
 		wantSame(t, "took", time.Since(stopped), 0)
-		wantSame(t, "open connections", w.broker.openLinks(), 0)
+		wantSame(t, "open connections", w.broker.OpenLinks(), 0)
 	})
 }
 
@@ -400,7 +401,7 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 				ready(t, w.board.waitReady)
 				pass(transport.SettledAfter)
 				lost := time.Now()
-				w.broker.kick(reason)
+				w.broker.Kick(reason)
 				<-w.gone()
 				ready(t, w.board.waitReady)
 				if took := time.Since(lost); took > DefaultBackoffMin {
@@ -420,14 +421,14 @@ func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched(t, testURL)
 		var dials atomic.Int64
-		w.broker.onDial = func(context.Context, string, string) error {
+		w.broker.OnDial = func(context.Context, string, string) error {
 			switch dials.Add(1) % 3 {
 			case 0:
-				return errCut
+				return brokertest.ErrCut
 			case 1:
 				return &transport.KindError{Kind: FaultClosedEarly}
 			}
-			time.AfterFunc(100*time.Millisecond, func() { w.broker.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
+			time.AfterFunc(100*time.Millisecond, func() { w.broker.Kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
 			return nil
 		}
 		w.run(t)
@@ -486,7 +487,7 @@ func TestBrokersAreAskedForAtEachDial(t *testing.T) {
 		w.cfg.source.start("amqp://u:old@a/", w.cfg.urls, w.cfg.logger)
 		var dialed []string
 		done := make(chan struct{})
-		w.broker.onDial = func(_ context.Context, url, _ string) error {
+		w.broker.OnDial = func(_ context.Context, url, _ string) error {
 			if dialed = append(dialed, url); len(dialed) == len(replies) {
 				close(done)
 			}

@@ -7,6 +7,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -17,17 +18,17 @@ func TestUnroutableResponsesAreCounted(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		const n = 10
 		for i := range n {
-			b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "nobody", fmt.Sprint(i) }))
-			b.put(with(request("unknown"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "amq.direct/key", fmt.Sprint(i) }))
-			b.put(with(request("m"), func(p *amqp.Publishing) { p.CorrelationId = fmt.Sprint("good", i) }))
+			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "nobody", fmt.Sprint(i) }))
+			putRequest(b, with(request("unknown"), func(p *amqp.Publishing) { p.ReplyTo, p.CorrelationId = "amq.direct/key", fmt.Sprint(i) }))
+			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.CorrelationId = fmt.Sprint("good", i) }))
 		}
 		settle()
-		wantSame(t, "answers", len(b.take()), n)
+		wantSame(t, "answers", len(takeResponses(b)), n)
 		st := s.Stats()
 		wantSame(t, "unroutable", st.Unroutable, 2*n)
 		wantSame(t, "reconnects", st.Reconnects, 0)
 		wantSame(t, "in flight", st.InFlight, 0)
-		wantSame(t, "left", b.ready(DefaultQueue)+b.unacked(DefaultQueue), 0)
+		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 	})
 }
 
@@ -51,8 +52,8 @@ func TestResponseToAMissingCompanion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		dead := DefaultQueue + deadSuffix
-		b.with(func(b *fakeBroker) { delete(b.queues, dead) })
-		b.put(with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = dead }))
+		b.With(func(b *brokertest.Broker) { delete(b.Queues, dead) })
+		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = dead }))
 		settle()
 		wantSame(t, "unroutable", s.Stats().Unroutable, 0)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)

@@ -1,10 +1,9 @@
-package amqpx
+package brokertest
 
 import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -12,23 +11,23 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// fakeLink is one connection to a fakeBroker. The broker's lock guards the fields, except
+// Conn is one connection to a Broker. The broker's lock guards the fields, except
 // where a comment says otherwise.
-type fakeLink struct {
-	broker *fakeBroker
-	name   string
+type Conn struct {
+	broker *Broker
+	Name   string
 	id     int
 
-	channels  []*fakeChannel
-	published bool
+	channels  []*Channel
+	Published bool
 	told      bool     // the client knows of the alarm
 	backlog   []func() // publishes that a blocked broker has not read
-	holds     int      // calls of cork
+	Holds     int      // calls of cork
 	dead      bool
-	reason    *amqp.Error // why the connection ended; nil for close and kick(nil)
+	Reason    *amqp.Error // why the connection ended; nil for close and Kick(nil)
 	closes    int         // calls of close and cut
 
-	events []func()      // sent by the broker, not yet read by the client
+	events []func()      // Sent by the broker, not yet read by the client
 	wake   chan struct{} // one slot: there are events, or the connection is dead
 	gone   chan struct{} // closed when the connection is dead
 
@@ -38,9 +37,9 @@ type fakeLink struct {
 	blocks chan amqp.Blocking // written by read only
 }
 
-func newFakeLink(b *fakeBroker, name string, id int) *fakeLink {
-	return &fakeLink{
-		broker: b, name: name, id: id,
+func newConn(b *Broker, name string, id int) *Conn {
+	return &Conn{
+		broker: b, Name: name, id: id,
 		wake:   make(chan struct{}, 1),
 		gone:   make(chan struct{}),
 		ended:  make(chan *amqp.Error, 1),
@@ -49,7 +48,7 @@ func newFakeLink(b *fakeBroker, name string, id int) *fakeLink {
 }
 
 // post queues an event for the client's reader. The caller holds the broker's lock.
-func (l *fakeLink) post(event func()) {
+func (l *Conn) post(event func()) {
 	if l.dead {
 		return
 	}
@@ -57,7 +56,7 @@ func (l *fakeLink) post(event func()) {
 	l.poke()
 }
 
-func (l *fakeLink) poke() {
+func (l *Conn) poke() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -66,7 +65,7 @@ func (l *fakeLink) poke() {
 
 // postBlocking notifies the client of an alarm's start or end, once each. The caller holds the
 // broker's lock.
-func (l *fakeLink) postBlocking(b amqp.Blocking) {
+func (l *Conn) postBlocking(b amqp.Blocking) {
 	if l.told == b.Active {
 		return
 	}
@@ -76,7 +75,7 @@ func (l *fakeLink) postBlocking(b amqp.Blocking) {
 
 // read handles events in order, and shuts every channel down when the connection is dead,
 // like the reader goroutine of amqp091-go.
-func (l *fakeLink) read() {
+func (l *Conn) read() {
 	for range l.wake {
 		for {
 			event, dead := l.next()
@@ -92,7 +91,7 @@ func (l *fakeLink) read() {
 	}
 }
 
-func (l *fakeLink) next() (event func(), dead bool) {
+func (l *Conn) next() (event func(), dead bool) {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	if l.dead {
@@ -106,50 +105,50 @@ func (l *fakeLink) next() (event func(), dead bool) {
 	return event, false
 }
 
-// end ends the connection: unread events are lost, and unacknowledged deliveries return to
+// End ends the connection: unread events are lost, and unacknowledged deliveries return to
 // their queues. The caller holds the broker's lock.
-func (l *fakeLink) end(reason *amqp.Error) {
+func (l *Conn) End(reason *amqp.Error) {
 	if l.dead {
 		return
 	}
-	l.dead, l.reason = true, reason
+	l.dead, l.Reason = true, reason
 	l.events, l.backlog = nil, nil
-	l.broker.links = slices.DeleteFunc(l.broker.links, func(o *fakeLink) bool { return o == l })
+	l.broker.Links = slices.DeleteFunc(l.broker.Links, func(o *Conn) bool { return o == l })
 	for _, c := range l.channels {
 		c.detach()
 	}
-	for name, q := range l.broker.queues {
+	for name, q := range l.broker.Queues {
 		if q.owner == l {
-			delete(l.broker.queues, name)
+			delete(l.broker.Queues, name)
 		}
 	}
 	close(l.gone)
 	l.poke()
 }
 
-// strand ends only the client's half of the connection, as in a network that drops every
+// Strand ends only the client's half of the connection, as in a network that drops every
 // packet: the broker keeps the consumers and continues to send to them. The caller holds the
 // broker's lock.
-func (l *fakeLink) strand() {
-	l.dead, l.reason = true, brokenSocket()
+func (l *Conn) Strand() {
+	l.dead, l.Reason = true, BrokenSocket()
 	l.events, l.backlog = nil, nil
 	close(l.gone)
 	l.poke()
 }
 
-func (l *fakeLink) shutdown() {
-	if l.reason != nil {
-		l.ended <- l.reason
+func (l *Conn) shutdown() {
+	if l.Reason != nil {
+		l.ended <- l.Reason
 	}
 	close(l.ended)
 	for _, c := range l.channels {
-		c.shutdown(l.reason)
+		c.shutdown(l.Reason)
 	}
 	close(l.blocks)
 }
 
 // Channel implements transport.Conn.
-func (l *fakeLink) Channel() (transport.Channel, error) {
+func (l *Conn) Channel() (transport.Channel, error) {
 	if err := l.call("channel", ""); err != nil {
 		return nil, err
 	}
@@ -158,73 +157,81 @@ func (l *fakeLink) Channel() (transport.Channel, error) {
 	if l.dead {
 		return nil, amqp.ErrClosed
 	}
-	c := &fakeChannel{
+	c := &Channel{
 		link:      l,
 		id:        len(l.channels) + 1,
-		consumers: make(map[string]*fakeConsumer),
+		consumers: make(map[string]*Consumer),
 		unacked:   make(map[uint64]*unackedDelivery),
-		confirms:  make(map[*fakeConfirm]bool),
+		confirms:  make(map[*confirmation]bool),
 	}
 	l.channels = append(l.channels, c)
 	return c, nil
 }
 
-// call runs the hook for synchronous calls. errHang waits for the end of the connection.
-func (l *fakeLink) call(op, name string) error {
+// call runs the hook for synchronous calls. ErrHang waits for the end of the connection.
+func (l *Conn) call(op, name string) error {
 	l.broker.mu.Lock()
-	hook := l.broker.onCall
+	hook := l.broker.OnCall
 	l.broker.mu.Unlock()
 	if hook == nil {
 		return nil
 	}
 	err := hook(op, name)
-	if err == errHang { //nolint:errorlint // the hook returns this very value.
+	if err == ErrHang { //nolint:errorlint // the hook returns this very value.
 		<-l.gone
 		return amqp.ErrClosed
 	}
 	return err
 }
 
-func (l *fakeLink) Closed() <-chan *amqp.Error      { return l.ended }
-func (l *fakeLink) Blockings() <-chan amqp.Blocking { return l.blocks }
-func (l *fakeLink) FrameSize() int                  { return l.broker.frameSize }
-func (l *fakeLink) Uncork()                         {}
+// Closed implements transport.Conn.
+func (l *Conn) Closed() <-chan *amqp.Error { return l.ended }
 
-// limits returns the limits of a server of startBounded for the server's own connections, and
-// no limits for others.
-func (l *fakeLink) limits() transport.ContentLimits {
-	if c := l.broker.bounded; c != nil && strings.Contains(l.name, " server") {
-		return transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
+// Blockings implements transport.Conn.
+func (l *Conn) Blockings() <-chan amqp.Blocking { return l.blocks }
+
+// FrameSize implements transport.Conn.
+func (l *Conn) FrameSize() int { return l.broker.FrameSize }
+
+// Uncork implements transport.Conn. Nothing is buffered.
+func (l *Conn) Uncork() {}
+
+// contentLimits returns the limits of what the connection receives.
+func (l *Conn) contentLimits() transport.ContentLimits {
+	if limits := l.broker.Limits; limits != nil {
+		return limits(l.Name)
 	}
 	return transport.ContentLimits{}
 }
 
 // Received implements transport.Conn: heartbeats arrive unless the broker is mute.
-func (l *fakeLink) Received() uint64 {
-	if l.broker.mute.Load() {
+func (l *Conn) Received() uint64 {
+	if l.broker.Mute.Load() {
 		return l.broker.heartbeats.Load()
 	}
 	return l.broker.heartbeats.Add(1)
 }
 
-func (l *fakeLink) Claim(n int) int64 {
-	if l.limits().InHand == nil {
+// Claim implements transport.Conn.
+func (l *Conn) Claim(n int) int64 {
+	if l.contentLimits().InHand == nil {
 		return 0
 	}
 	l.unclaimed.Bytes.Add(-int64(n))
 	return int64(n)
 }
 
-func (l *fakeLink) Abandon() {
-	if inHand := l.limits().InHand; inHand != nil {
+// Abandon implements transport.Conn.
+func (l *Conn) Abandon() {
+	if inHand := l.contentLimits().InHand; inHand != nil {
 		l.unclaimed.Close(inHand)
 	}
 }
 
 // bound drops the body of a delivery beyond the limits, like the frame reader of a real
 // connection.
-func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
-	limits, size := l.limits(), uint64(len(d.Body))
+func (l *Conn) bound(d amqp.Delivery) amqp.Delivery {
+	limits, size := l.contentLimits(), uint64(len(d.Body))
 	drop := wire.DroppedBody{Size: size, Limit: limits.MaxBody}
 	switch {
 	case limits.MaxBody > 0 && len(d.Body) > limits.MaxBody && (size > transport.SmallBody || d.ContentType != wire.ContentTypeRequests):
@@ -245,35 +252,36 @@ func (l *fakeLink) bound(d amqp.Delivery) amqp.Delivery {
 	return d
 }
 
-func (l *fakeLink) Cork() {
+// Cork implements transport.Conn. It counts its calls.
+func (l *Conn) Cork() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
-	l.holds++
+	l.Holds++
 }
 
 // Close implements transport.Conn. The connection ends without a reason.
-func (l *fakeLink) Close() {
+func (l *Conn) Close() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.closes++
-	l.end(nil)
+	l.End(nil)
 }
 
 // Cut implements transport.Conn.
-func (l *fakeLink) Cut() {
+func (l *Conn) Cut() {
 	l.broker.mu.Lock()
 	defer l.broker.mu.Unlock()
 	l.closes++
-	l.end(brokenSocket())
+	l.End(BrokenSocket())
 }
 
-// brokenSocket returns the error of amqp091-go for a broken socket.
-func brokenSocket() *amqp.Error {
+// BrokenSocket returns the error of amqp091-go for a broken socket.
+func BrokenSocket() *amqp.Error {
 	return &amqp.Error{Code: amqp.FrameError, Reason: "read tcp 127.0.0.1:5672: connection reset by peer"}
 }
 
 // replyAddress returns the direct reply-to address of the channel.
-func (c *fakeChannel) replyAddress() string {
+func (c *Channel) replyAddress() string {
 	const process = "g1h3AWEAAAABAAAAAgAAAAM=" // an Erlang process id in RabbitMQ's form
 	return fmt.Sprintf("%s.%s.%d-%d", wire.DirectReplyTo, process, c.link.id, c.id)
 }

@@ -1,6 +1,7 @@
-package amqpx
+package brokertest
 
 import (
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"time"
@@ -10,20 +11,20 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// The synchronous calls of fakeChannel.
+// The synchronous calls of Channel.
 
 // consumerBuffer stands for the unbounded buffer of amqp091-go.
 const consumerBuffer = 1 << 14
 
 // Confirm implements channel.
-func (c *fakeChannel) Confirm(bool) error {
+func (c *Channel) Confirm(bool) error {
 	return c.do("confirm", "", func() *amqp.Error { c.confirming = true; return nil })
 }
 
 // Barrier implements channel: it returns after the client has read all earlier events.
-func (c *fakeChannel) Barrier() error {
+func (c *Channel) Barrier() error {
 	answered := make(chan struct{})
-	err := c.do("sync", c.link.name, func() *amqp.Error {
+	err := c.do("sync", c.link.Name, func() *amqp.Error {
 		c.link.post(func() { close(answered) })
 		return nil
 	})
@@ -38,24 +39,24 @@ func (c *fakeChannel) Barrier() error {
 }
 
 // Qos implements channel.
-func (c *fakeChannel) Qos(prefetch, _ int, _ bool) error {
+func (c *Channel) Qos(prefetch, _ int, _ bool) error {
 	return c.do("qos", "", func() *amqp.Error { c.prefetch = prefetch; return nil })
 }
 
 // Consume implements channel.
-func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amqp.Table) (<-chan amqp.Delivery, error) {
-	consumer := &fakeConsumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
+func (c *Channel) Consume(queue, tag string, autoAck, _, _, _ bool, args amqp.Table) (<-chan amqp.Delivery, error) {
+	consumer := &Consumer{ch: c, tag: tag, autoAck: autoAck, prefetch: c.prefetch, out: make(chan amqp.Delivery, consumerBuffer)}
 	consumer.priority, _ = args["x-priority"].(int32)
 	err := c.do("consume", queue, func() *amqp.Error {
 		if queue != wire.DirectReplyTo {
-			if consumer.queue = c.link.broker.queues[queue]; consumer.queue == nil {
-				return missing(queue)
+			if consumer.queue = c.link.broker.Queues[queue]; consumer.queue == nil {
+				return Missing(queue)
 			}
-			consumer.queue.consumers = append(consumer.queue.consumers, consumer)
+			consumer.queue.Consumers = append(consumer.queue.Consumers, consumer)
 		}
 		c.consumers[tag] = consumer
 		if consumer.queue != nil {
-			c.link.broker.dispatch(consumer.queue)
+			c.link.broker.Dispatch(consumer.queue)
 		}
 		return nil
 	})
@@ -63,7 +64,7 @@ func (c *fakeChannel) Consume(queue, tag string, autoAck, _, _, _ bool, args amq
 }
 
 // Cancel implements channel. Earlier deliveries still reach the consumer.
-func (c *fakeChannel) Cancel(tag string, _ bool) error {
+func (c *Channel) Cancel(tag string, _ bool) error {
 	return c.do("cancel", tag, func() *amqp.Error {
 		consumer := c.consumers[tag]
 		if consumer == nil {
@@ -77,72 +78,93 @@ func (c *fakeChannel) Cancel(tag string, _ bool) error {
 }
 
 // removeConsumer removes a consumer from its queue. The caller holds mu.
-func (b *fakeBroker) removeConsumer(consumer *fakeConsumer) {
+func (b *Broker) removeConsumer(consumer *Consumer) {
 	if q := consumer.queue; q != nil {
-		q.consumers = slices.DeleteFunc(q.consumers, func(o *fakeConsumer) bool { return o == consumer })
+		q.Consumers = slices.DeleteFunc(q.Consumers, func(o *Consumer) bool { return o == consumer })
 		b.startExpiry(q)
 	}
 }
 
 // QueueDeclare implements channel.
-func (c *fakeChannel) QueueDeclare(name string, durable, _, exclusive, _ bool, args amqp.Table) (amqp.Queue, error) {
+func (c *Channel) QueueDeclare(name string, durable, autoDelete, exclusive, _ bool, args amqp.Table) (amqp.Queue, error) {
 	if name == "" {
-		name = "amq.gen-" + newID()
+		name = "amq.gen-" + rand.Text()
 	}
 	return amqp.Queue{Name: name}, c.do("declare", name, func() *amqp.Error {
-		refused := c.link.broker.declare(name, durable, args)
-		if exclusive && refused == nil {
-			c.link.broker.queues[name].owner = c.link
+		b := c.link.broker
+		q := b.Queues[name]
+		if refused := c.locked(q); refused != nil {
+			return refused
 		}
-		return refused
+		if q != nil && q.autoDelete != autoDelete {
+			return inequivalent("auto_delete", name)
+		}
+		if refused := b.Declare(name, durable, args); refused != nil || q != nil {
+			return refused
+		}
+		b.Queues[name].autoDelete = autoDelete
+		if exclusive {
+			b.Queues[name].owner = c.link
+		}
+		return nil
 	})
 }
 
+// locked returns the broker's exception for a queue that is exclusive to another connection, or
+// nil. The caller holds mu.
+func (c *Channel) locked(q *Queue) *amqp.Error {
+	if q == nil || q.owner == nil || q.owner == c.link {
+		return nil
+	}
+	return &amqp.Error{Code: amqp.ResourceLocked, Server: true, Reason: fmt.Sprintf(
+		"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '%s' in vhost '/'", q.name)}
+}
+
 // ExchangeDeclare implements channel.
-func (c *fakeChannel) ExchangeDeclare(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
+func (c *Channel) ExchangeDeclare(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
 	return c.do("declare exchange", name, func() *amqp.Error {
 		b := c.link.broker
-		b.fanouts[name] = append(make([]string, 0), b.fanouts[name]...)
+		b.Fanouts[name] = append(make([]string, 0), b.Fanouts[name]...)
 		return nil
 	})
 }
 
 // ExchangeDeclarePassive implements channel.
-func (c *fakeChannel) ExchangeDeclarePassive(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
+func (c *Channel) ExchangeDeclarePassive(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
 	return c.do("look for exchange", name, func() *amqp.Error { return c.link.broker.hasFanout(name) })
 }
 
 // QueueBind implements channel.
-func (c *fakeChannel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table) error {
+func (c *Channel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table) error {
 	return c.do("bind", queue, func() *amqp.Error {
 		b := c.link.broker
-		b.fanouts[exchange] = append(b.fanouts[exchange], queue)
+		b.Fanouts[exchange] = append(b.Fanouts[exchange], queue)
 		return b.hasFanout(exchange)
 	})
 }
 
 // hasFanout returns the broker's exception for an exchange that does not exist, or nil. The
 // caller holds mu.
-func (b *fakeBroker) hasFanout(name string) *amqp.Error {
-	if b.fanouts[name] == nil {
+func (b *Broker) hasFanout(name string) *amqp.Error {
+	if b.Fanouts[name] == nil {
 		return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no exchange '%s' in vhost '/'", name)}
 	}
 	return nil
 }
 
 // PublishFanout implements channel.
-func (c *fakeChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
+func (c *Channel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	return c.do("publish", exchange, func() *amqp.Error {
 		b := c.link.broker
 		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {
 			return refused
 		}
-		b.sent = append(b.sent, sentMessage{key: exchange, mandatory: true, msg: msg, at: time.Now()})
+		b.Sent = append(b.Sent, Sent{Key: exchange, Mandatory: true, Msg: msg, At: time.Now()})
 		routed := false
-		for _, queue := range b.fanouts[exchange] {
-			if b.queues[queue] != nil {
+		for _, queue := range b.Fanouts[exchange] {
+			if b.Queues[queue] != nil {
 				routed = true
-				b.route(c, queue, false, msg)
+				b.Route(c, queue, false, msg)
 			}
 		}
 		if !routed {
@@ -154,40 +176,43 @@ func (c *fakeChannel) PublishFanout(exchange string, msg amqp.Publishing) error 
 
 // checkUser returns the broker's exception for a user_id of another user, or nil. The caller
 // holds mu.
-func (b *fakeBroker) checkUser(user string) *amqp.Error {
-	if user == "" || user == b.user {
+func (b *Broker) checkUser(user string) *amqp.Error {
+	if user == "" || user == b.User {
 		return nil
 	}
 	return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
-		"PRECONDITION_FAILED - user_id property set to '%s' but authenticated user was '%s'", user, b.user)}
+		"PRECONDITION_FAILED - user_id property set to '%s' but authenticated user was '%s'", user, b.User)}
 }
 
 // QueueDeclarePassive implements channel.
-func (c *fakeChannel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table) (amqp.Queue, error) {
+func (c *Channel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table) (amqp.Queue, error) {
 	found := amqp.Queue{Name: name}
 	err := c.do("declare passive", name, func() *amqp.Error {
-		q := c.link.broker.queues[name]
+		q := c.link.broker.Queues[name]
 		if q == nil {
-			return missing(name)
+			return Missing(name)
 		}
-		found.Consumers, found.Messages = len(q.consumers), len(q.messages)
+		if refused := c.locked(q); refused != nil {
+			return refused
+		}
+		found.Consumers, found.Messages = len(q.Consumers), len(q.Messages)
 		return nil
 	})
 	return found, err
 }
 
 // QueueDelete implements channel.
-func (c *fakeChannel) QueueDelete(name string, _, _, _ bool) (int, error) {
+func (c *Channel) QueueDelete(name string, _, _, _ bool) (int, error) {
 	return 0, c.do("delete", name, func() *amqp.Error {
-		if q := c.link.broker.queues[name]; q != nil {
-			c.link.broker.remove(q)
+		if q := c.link.broker.Queues[name]; q != nil {
+			c.link.broker.Remove(q)
 		}
 		return nil
 	})
 }
 
 // do makes one synchronous call. An exception closes the channel, as in AMQP.
-func (c *fakeChannel) do(op, name string, f func() *amqp.Error) error {
+func (c *Channel) do(op, name string, f func() *amqp.Error) error {
 	if err := c.link.call(op, name); err != nil {
 		return err
 	}
@@ -197,27 +222,27 @@ func (c *fakeChannel) do(op, name string, f func() *amqp.Error) error {
 		return amqp.ErrClosed
 	}
 	if refused := f(); refused != nil {
-		c.except(refused)
+		c.Except(refused)
 		return refused
 	}
 	return nil
 }
 
 // NotifyClose implements channel.
-func (c *fakeChannel) NotifyClose(n chan *amqp.Error) chan *amqp.Error {
+func (c *Channel) NotifyClose(n chan *amqp.Error) chan *amqp.Error {
 	return listen(c, &c.ends, n)
 }
 
 // NotifyReturn implements channel.
-func (c *fakeChannel) NotifyReturn(n chan amqp.Return) chan amqp.Return {
+func (c *Channel) NotifyReturn(n chan amqp.Return) chan amqp.Return {
 	return listen(c, &c.returns, n)
 }
 
 // NotifyCancel implements channel.
-func (c *fakeChannel) NotifyCancel(n chan string) chan string { return listen(c, &c.cancels, n) }
+func (c *Channel) NotifyCancel(n chan string) chan string { return listen(c, &c.cancels, n) }
 
 // listen registers n, or closes n at once if the channel has ended.
-func listen[T any](c *fakeChannel, to *[]chan T, n chan T) chan T {
+func listen[T any](c *Channel, to *[]chan T, n chan T) chan T {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
 	if c.silent {
@@ -229,7 +254,7 @@ func listen[T any](c *fakeChannel, to *[]chan T, n chan T) chan T {
 }
 
 // IsClosed implements channel.
-func (c *fakeChannel) IsClosed() bool {
+func (c *Channel) IsClosed() bool {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
 	return c.over()
@@ -237,10 +262,10 @@ func (c *fakeChannel) IsClosed() bool {
 
 // over reports whether the channel or its connection has ended. The caller holds the broker's
 // lock.
-func (c *fakeChannel) over() bool { return c.closed || c.link.dead }
+func (c *Channel) over() bool { return c.closed || c.link.dead }
 
 // Close implements channel.
-func (c *fakeChannel) Close() error {
+func (c *Channel) Close() error {
 	return c.do("close", "", func() *amqp.Error {
 		c.detach()
 		c.link.post(func() { c.shutdown(nil) })

@@ -6,6 +6,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -15,7 +16,7 @@ type script func(n int, d amqp.Delivery, send func(amqp.Publishing))
 
 // startScript serves the request queue with a script until the test ends. The queue is
 // declared with a server's arguments.
-func startScript(t *testing.T, b *fakeBroker, s script) {
+func startScript(t *testing.T, b *brokertest.Broker, s script) {
 	t.Helper()
 	l, err := b.Dial(t.Context(), testURL, "script")
 	if err != nil {

@@ -1,4 +1,4 @@
-package amqpx
+package brokertest
 
 import (
 	"bytes"
@@ -12,10 +12,10 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// fakeChannel is one channel of a fakeLink, and the Acknowledger of its deliveries.
+// Channel is one channel of a Conn, and the Acknowledger of its deliveries.
 // Fields are guarded by the broker's lock.
-type fakeChannel struct {
-	link       *fakeLink
+type Channel struct {
+	link       *Conn
 	id         int
 	confirming bool
 	prefetch   int // of consumers that start after Qos
@@ -23,19 +23,20 @@ type fakeChannel struct {
 	silent     bool // shutdown has run, and no listener receives more
 
 	tag       uint64
-	consumers map[string]*fakeConsumer
+	consumers map[string]*Consumer
 	unacked   map[uint64]*unackedDelivery
-	confirms  map[*fakeConfirm]bool
+	confirms  map[*confirmation]bool
 
 	ends    []chan *amqp.Error
 	returns []chan amqp.Return
 	cancels []chan string
 }
 
-type fakeConsumer struct {
-	ch       *fakeChannel
+// Consumer is a consumer of a queue, or of direct reply-to.
+type Consumer struct {
+	ch       *Channel
 	tag      string
-	queue    *fakeQueue // nil for direct reply-to
+	queue    *Queue // nil for direct reply-to
 	autoAck  bool
 	prefetch int
 	priority int32 // x-priority
@@ -43,26 +44,26 @@ type fakeConsumer struct {
 	out      chan amqp.Delivery // written by the connection's reader only
 }
 
-func (c *fakeConsumer) hasRoom() bool {
+func (c *Consumer) hasRoom() bool {
 	return c.autoAck || c.prefetch == 0 || c.unacked < c.prefetch
 }
 
 type unackedDelivery struct {
-	consumer *fakeConsumer
-	message  *fakeMessage
+	consumer *Consumer
+	message  *Message
 }
 
-// fakeConfirm is the broker's confirm or nack of one message.
-type fakeConfirm struct {
+// confirmation is the broker's confirm or nack of one message.
+type confirmation struct {
 	done  chan struct{}
 	acked atomic.Bool
 }
 
-func (f *fakeConfirm) Done() <-chan struct{} { return f.done }
-func (f *fakeConfirm) Acked() bool           { return f.acked.Load() }
+func (f *confirmation) Done() <-chan struct{} { return f.done }
+func (f *confirmation) Acked() bool           { return f.acked.Load() }
 
 // PublishTo implements channel.
-func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
+func (c *Channel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -74,8 +75,8 @@ func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing)
 		msg.ReplyTo = c.replyAddress()
 	}
 	if refused := b.checkUser(msg.UserId); refused != nil {
-		c.except(refused)
-		lost := &fakeConfirm{done: make(chan struct{})}
+		c.Except(refused)
+		lost := &confirmation{done: make(chan struct{})}
 		close(lost.done)
 		return lost, nil
 	}
@@ -83,12 +84,12 @@ func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing)
 	if err := f.before(c.link); err != nil {
 		return nil, err
 	}
-	word := &fakeConfirm{done: make(chan struct{})}
+	word := &confirmation{done: make(chan struct{})}
 	c.confirms[word] = true
-	c.link.published = true
-	if b.onPublish != nil {
-		if refused := b.onPublish(key, msg); refused != nil {
-			c.except(refused)
+	c.link.Published = true
+	if b.OnPublish != nil {
+		if refused := b.OnPublish(key, msg); refused != nil {
+			c.Except(refused)
 			return word, nil
 		}
 	}
@@ -99,29 +100,29 @@ func (c *fakeChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing)
 		return word, nil
 	}
 	arrive()
-	if f == faultCutWritten {
-		return nil, errCut
+	if f == FaultCutWritten {
+		return nil, ErrCut
 	}
 	return word, nil
 }
 
-// postConfirm sends a confirm or a nack, at once or in releaseConfirms. The caller holds the
+// postConfirm sends a confirm or a nack, at once or in ReleaseConfirms. The caller holds the
 // broker's lock.
-func (c *fakeChannel) postConfirm(word *fakeConfirm, acked bool) {
+func (c *Channel) postConfirm(word *confirmation, acked bool) {
 	send := func() {
 		c.link.post(func() {
 			word.acked.Store(acked)
 			c.resolve(word)
 		})
 	}
-	if b := c.link.broker; b.holding {
-		b.held = append(b.held, send)
+	if b := c.link.broker; b.Holding {
+		b.Held = append(b.Held, send)
 		return
 	}
 	send()
 }
 
-func (c *fakeChannel) resolve(word *fakeConfirm) {
+func (c *Channel) resolve(word *confirmation) {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
 	if c.confirms[word] {
@@ -131,7 +132,7 @@ func (c *fakeChannel) resolve(word *fakeConfirm) {
 }
 
 // postReturn returns a mandatory message. The caller holds the broker's lock.
-func (c *fakeChannel) postReturn(key string, msg amqp.Publishing) {
+func (c *Channel) postReturn(key string, msg amqp.Publishing) {
 	r := amqp.Return{
 		ReplyCode: amqp.NoRoute, ReplyText: "NO_ROUTE", RoutingKey: key, Headers: msg.Headers,
 		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
@@ -145,18 +146,18 @@ func (c *fakeChannel) postReturn(key string, msg amqp.Publishing) {
 }
 
 // deliver sends a message to a consumer. The caller holds the broker's lock.
-func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
+func (c *Channel) deliver(to *Consumer, m *Message) {
 	c.tag++
 	if !to.autoAck {
 		c.unacked[c.tag] = &unackedDelivery{consumer: to, message: m}
 		to.unacked++
 	}
 	d := amqp.Delivery{
-		Acknowledger: c, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.redelivered,
-		Headers: m.msg.Headers, DeliveryMode: m.msg.DeliveryMode, CorrelationId: m.msg.CorrelationId,
-		ReplyTo: m.msg.ReplyTo, Expiration: m.msg.Expiration, MessageId: m.msg.MessageId,
-		ContentType: m.msg.ContentType, ContentEncoding: m.msg.ContentEncoding, Priority: m.msg.Priority, Type: m.msg.Type,
-		AppId: m.msg.AppId, UserId: m.msg.UserId, Body: m.msg.Body,
+		Acknowledger: c, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.Redelivered,
+		Headers: m.Msg.Headers, DeliveryMode: m.Msg.DeliveryMode, CorrelationId: m.Msg.CorrelationId,
+		ReplyTo: m.Msg.ReplyTo, Expiration: m.Msg.Expiration, MessageId: m.Msg.MessageId,
+		ContentType: m.Msg.ContentType, ContentEncoding: m.Msg.ContentEncoding, Priority: m.Msg.Priority, Type: m.Msg.Type,
+		AppId: m.Msg.AppId, UserId: m.Msg.UserId, Body: m.Msg.Body,
 	}
 	c.link.post(func() {
 		select {
@@ -167,20 +168,20 @@ func (c *fakeChannel) deliver(to *fakeConsumer, m *fakeMessage) {
 }
 
 // Ack implements channel and amqp.Acknowledger.
-func (c *fakeChannel) Ack(tag uint64, multiple bool) error { return c.settle(tag, multiple, false) }
+func (c *Channel) Ack(tag uint64, multiple bool) error { return c.settle(tag, multiple, false) }
 
 // Nack implements amqp.Acknowledger.
-func (c *fakeChannel) Nack(tag uint64, multiple, requeue bool) error {
+func (c *Channel) Nack(tag uint64, multiple, requeue bool) error {
 	if !requeue {
-		c.link.broker.with(func(b *fakeBroker) { b.rejected++ })
+		c.link.broker.With(func(b *Broker) { b.Rejected++ })
 	}
 	return c.settle(tag, multiple, requeue)
 }
 
 // Reject implements amqp.Acknowledger.
-func (c *fakeChannel) Reject(tag uint64, requeue bool) error { return c.settle(tag, false, requeue) }
+func (c *Channel) Reject(tag uint64, requeue bool) error { return c.settle(tag, false, requeue) }
 
-func (c *fakeChannel) settle(tag uint64, multiple, requeue bool) error {
+func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -191,26 +192,30 @@ func (c *fakeChannel) settle(tag uint64, multiple, requeue bool) error {
 	if multiple {
 		tags = slices.DeleteFunc(c.openTags(), func(t uint64) bool { return t > tag })
 	}
+	touched := map[*Queue]bool{}
 	for _, t := range slices.Backward(tags) { // requeued messages keep their order
 		u := c.unacked[t]
 		if u == nil {
-			c.except(&amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - unknown delivery tag"})
+			c.Except(&amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - unknown delivery tag"})
 			return nil
 		}
 		delete(c.unacked, t)
 		u.consumer.unacked--
 		if requeue {
-			b.requeue(u.consumer.queue, u.message)
+			b.Requeue(u.consumer.queue, u.message)
 		}
-		b.dispatch(u.consumer.queue)
+		touched[u.consumer.queue] = true
+	}
+	for q := range touched {
+		b.Dispatch(q)
 	}
 	return nil
 }
 
-func (c *fakeChannel) openTags() []uint64 { return slices.Sorted(maps.Keys(c.unacked)) }
+func (c *Channel) openTags() []uint64 { return slices.Sorted(maps.Keys(c.unacked)) }
 
-// except ends the channel with an exception. The caller holds the broker's lock.
-func (c *fakeChannel) except(reason *amqp.Error) {
+// Except ends the channel with an exception. The caller holds the broker's lock.
+func (c *Channel) Except(reason *amqp.Error) {
 	if c.closed {
 		return
 	}
@@ -219,7 +224,7 @@ func (c *fakeChannel) except(reason *amqp.Error) {
 }
 
 // detach is the broker's half of a channel's end. The caller holds the broker's lock.
-func (c *fakeChannel) detach() {
+func (c *Channel) detach() {
 	if c.closed {
 		return
 	}
@@ -228,21 +233,21 @@ func (c *fakeChannel) detach() {
 	for _, consumer := range c.consumers {
 		b.removeConsumer(consumer)
 	}
-	touched := map[*fakeQueue]bool{}
+	touched := map[*Queue]bool{}
 	for _, t := range slices.Backward(c.openTags()) {
 		u := c.unacked[t]
-		b.requeue(u.consumer.queue, u.message)
+		b.Requeue(u.consumer.queue, u.message)
 		touched[u.consumer.queue] = true
 	}
 	clear(c.unacked)
 	for q := range touched {
-		b.dispatch(q)
+		b.Dispatch(q)
 	}
 }
 
 // shutdown is the client's half of a channel's end: every listener is notified and closed.
 // Only the connection's reader calls shutdown.
-func (c *fakeChannel) shutdown(reason *amqp.Error) {
+func (c *Channel) shutdown(reason *amqp.Error) {
 	c.link.broker.mu.Lock()
 	defer c.link.broker.mu.Unlock()
 	if c.silent {

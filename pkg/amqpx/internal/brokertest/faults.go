@@ -1,0 +1,211 @@
+package brokertest
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
+
+// Fault is the failure of one published message.
+type Fault uint8
+
+// The faults of a published message.
+const (
+	FaultNone            Fault = iota
+	FaultUnsent                // the channel was closed before the message was written
+	FaultCutBefore             // the connection breaks in the write, the message does not arrive
+	FaultCutWritten            // the connection breaks in the write, the message arrives
+	FaultCutUnconfirmed        // the message arrives, the connection breaks before the confirm
+	FaultLostUnconfirmed       // the write succeeds, the connection breaks, the message does not arrive
+	FaultCutConfirmed          // the message arrives and is confirmed, then the connection breaks
+	FaultNack                  // the broker nacks the message
+	FaultNackArrived           // the message arrives in the queue, and the broker nacks the message
+	FaultSwallow               // the broker confirms the message and loses the message
+	FaultTwice                 // the message arrives twice
+	faultException             // the broker ends the connection with an exception
+)
+
+var (
+	// ErrHang, returned by an OnCall hook, hangs the call until the connection ends.
+	ErrHang = errors.New("hang")
+	// ErrCut is the error of a write to a broken connection.
+	ErrCut = errors.New("write tcp 127.0.0.1:5672: broken pipe")
+)
+
+// RouteReplies is the route of the messages to all reply queues.
+const RouteReplies = "replies"
+
+// routeOf returns the route of a routing key: RouteReplies for a reply queue, or the queue's
+// name. Faults are set for a route.
+func routeOf(key string) string {
+	if strings.Contains(key, ".reply.") || strings.HasPrefix(key, wire.DirectReplyTo) {
+		return RouteReplies
+	}
+	return key
+}
+
+// Fail sets the faults of the next messages on a route, in order.
+func (b *Broker) Fail(route string, faults ...Fault) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Faults[route] = append(b.Faults[route], faults...)
+}
+
+// nextFault removes and returns the next fault of a route. The caller holds mu.
+func (b *Broker) nextFault(key string) Fault {
+	route := routeOf(key)
+	planned := b.Faults[route]
+	if len(planned) == 0 {
+		return FaultNone
+	}
+	b.Faults[route] = planned[1:]
+	return planned[0]
+}
+
+// before applies a fault of the client's write. The caller holds the broker's lock.
+func (f Fault) before(l *Conn) error {
+	switch f {
+	case FaultUnsent:
+		l.End(BrokenSocket())
+		return amqp.ErrClosed
+	case FaultCutBefore:
+		l.End(BrokenSocket())
+		return ErrCut
+	default:
+		return nil
+	}
+}
+
+// arrive handles a message that reaches the broker, with its fault. The caller holds the
+// broker's lock.
+func (f Fault) arrive(c *Channel, key string, mandatory bool, msg amqp.Publishing, word *confirmation) {
+	b := c.link.broker
+	if f == FaultLostUnconfirmed {
+		c.link.End(BrokenSocket())
+		return
+	}
+	if f == faultException || b.Fatal != nil && b.Fatal(key, msg) {
+		c.link.End(&amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
+		return
+	}
+	b.Sent = append(b.Sent, Sent{Key: key, Mandatory: mandatory, Msg: msg, At: time.Now()})
+	if b.Nacks != nil && b.Nacks(c.link.Name, key) {
+		f = FaultNack
+	}
+	acked := f != FaultNack
+	if f != FaultNack && f != FaultSwallow {
+		acked = b.Route(c, key, mandatory, msg) && f != FaultNackArrived
+	}
+	switch f {
+	case FaultTwice:
+		b.Route(c, key, mandatory, msg)
+	case FaultCutUnconfirmed, FaultCutWritten:
+		c.link.End(BrokenSocket())
+		return
+	case FaultCutConfirmed:
+		c.postConfirm(word, acked)
+		c.link.post(func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			c.link.End(BrokenSocket())
+		})
+		return
+	default:
+	}
+	c.postConfirm(word, acked)
+}
+
+// HoldConfirms delays confirms and nacks until ReleaseConfirms.
+func (b *Broker) HoldConfirms() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Holding = true
+}
+
+// ReleaseConfirms sends the delayed confirms and nacks.
+func (b *Broker) ReleaseConfirms() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Holding = false
+	for _, send := range b.Held {
+		send()
+	}
+	b.Held = nil
+}
+
+// The methods below read the broker's state, or change it, from a test.
+
+// MessagesTo returns the messages that reached the broker on a route, in order.
+func (b *Broker) MessagesTo(route string) []Sent {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(b.Sent), func(m Sent) bool { return routeOf(m.Key) != route })
+}
+
+// QueueNames returns the names of all queues, sorted.
+func (b *Broker) QueueNames() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var names []string
+	for name := range b.Queues {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Ready counts the messages in a queue that are not delivered; Unacked counts deliveries
+// without an acknowledgement.
+func (b *Broker) Ready(queue string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q := b.Queues[queue]; q != nil {
+		return len(q.Messages)
+	}
+	return 0
+}
+
+// Unacked counts the deliveries of a queue without an acknowledgement.
+func (b *Broker) Unacked(queue string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	for _, l := range b.Links {
+		for _, c := range l.channels {
+			for _, u := range c.unacked {
+				if u.consumer.queue.name == queue {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+// OpenLinks counts the open connections.
+func (b *Broker) OpenLinks() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.Links)
+}
+
+// With calls f under the broker's lock.
+func (b *Broker) With(f func(*Broker)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(b)
+}
+
+// PutIn puts a message into a queue.
+func (b *Broker) PutIn(queue string, msg amqp.Publishing) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	q := b.Queues[queue]
+	q.Messages = append(q.Messages, &Message{Msg: msg})
+	b.Dispatch(q)
+}
