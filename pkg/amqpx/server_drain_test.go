@@ -388,8 +388,8 @@ func TestCloseWaitsForReplacedWorkers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const workers = 8
-		b := newFakeBroker()
-		s, err := NewServer(testURL, b.option(), WithWorkers(workers), WithPrefetch(workers))
+		b := brokertest.New()
+		s, err := NewServer(testURL, onBroker(b), WithWorkers(workers), WithPrefetch(workers))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -402,14 +402,14 @@ func TestCloseWaitsForReplacedWorkers(t *testing.T) {
 		}
 		time.AfterFunc(time.Second, func() {
 			for range workers {
-				b.put(request("exit"))
+				putRequest(b, request("exit"))
 			}
 		})
 		time.AfterFunc(2*time.Second, s.Close)
 		err = s.Serve(t.Context())
 		wantSame(t, "workers", s.workers.Count(), 0)
 		wantIs(t, err, ErrDrainTimeout)
-		wantSame(t, "left for other servers", b.ready(DefaultQueue), workers)
+		wantSame(t, "left for other servers", b.Ready(DefaultQueue), workers)
 	})
 }
 

@@ -495,14 +495,14 @@ func TestResponseThatAChannelWillNeverTake(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
-		b.with(func(b *fakeBroker) {
-			b.nacks = func(link, key string) bool { return key == rawQueue && strings.HasSuffix(link, "publish") }
+		b.With(func(b *brokertest.Broker) {
+			b.Nacks = func(link, key string) bool { return key == rawQueue && strings.HasSuffix(link, "publish") }
 		})
-		b.put(request("m"))
+		putRequest(b, request("m"))
 		pass(nackedFor / 2)
-		wantSame(t, "answers", len(b.take()), 1)
+		wantSame(t, "answers", len(takeResponses(b)), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
-		wantSame(t, "unacknowledged", b.unacked(DefaultQueue), 0)
+		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }
 
