@@ -21,10 +21,11 @@ const (
 	nackedPauseMin = 20 * time.Millisecond
 	nackedPauseMax = time.Second
 	// nackedElsewhere is the number of nacks after which a response is published once on the
-	// isolated connection: 2.3 s after the first nack, then every 8 s. RabbitMQ 3.10 and 3.11 nack
-	// all messages to a quorum queue, as a reply queue may be, on a channel that first published
-	// to the queue during the election of its leader; the isolated connection is newer. A full
-	// reply queue nacks on every connection, so this must be seldom.
+	// isolated connection: 1.6 to 3.3 s after the first nack, then every 4 to 8 s, because the
+	// pauses are random. RabbitMQ 3.10 and 3.11 nack all messages to a quorum queue, as a reply
+	// queue may be, on a channel that first published to the queue during the election of its
+	// leader; the isolated connection is newer. A full reply queue nacks on every connection, so
+	// the isolated connection must be used seldom.
 	nackedElsewhere = 8
 	// nackedFor is how long a response to a call without a deadline is published again.
 	nackedFor = 30 * time.Second
