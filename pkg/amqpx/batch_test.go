@@ -215,7 +215,7 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 			"ok":    echo,
 			"error": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
 			"panic": func(context.Context, *Request) ([]byte, error) { panic("boom") },
-			"slow":  untilDone,
+			"slow":  pastDeadline,
 			"header": func(_ context.Context, req *Request) ([]byte, error) {
 				return fmt.Append(nil, req.Header["traceparent"]), nil
 			},

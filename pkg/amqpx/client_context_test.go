@@ -125,7 +125,7 @@ func TestMiddlewareMayDetachTheContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		ready(t, startServer(t, b, handlers{"echo": echo, "hangs": untilDone}).WaitReady)
+		ready(t, startServer(t, b, handlers{"echo": echo, "hangs": pastDeadline}).WaitReady)
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
 				return next(context.WithoutCancel(ctx), req)
@@ -145,7 +145,7 @@ func TestCallLeftOverByMiddlewareEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		ready(t, startServer(t, b, handlers{"hangs": untilDone}).WaitReady)
+		ready(t, startServer(t, b, handlers{"hangs": pastDeadline}).WaitReady)
 		var leftOver atomic.Pointer[error]
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {

@@ -14,7 +14,7 @@ import (
 func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r := startRig(t, handlers{"m": echo, "hangs": untilDone})
+		r := startRig(t, handlers{"m": echo, "hangs": pastDeadline})
 		var waiting []<-chan result
 		for range 5 {
 			waiting = append(waiting, goCall(r.client, t.Context(), "hangs", nil))
@@ -38,7 +38,7 @@ func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		ready(t, startServer(t, b, handlers{"hangs": untilDone}).WaitReady)
+		ready(t, startServer(t, b, handlers{"hangs": pastDeadline}).WaitReady)
 		c := startClient(t, b, WithMiddleware(func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
 				if string(req.Body) == "late" {

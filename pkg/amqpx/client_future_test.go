@@ -66,7 +66,7 @@ func TestGoSettlesLikeCall(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startRig(t, handlers{
 					"echo":  echo,
-					"hangs": untilDone,
+					"hangs": pastDeadline,
 					"fails": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no") },
 				})
 				if c.arrange != nil {

@@ -88,7 +88,7 @@ func TestCallWithoutADeadlineGetsTheDefault(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		ready(t, startServer(t, b, handlers{"m": untilDone}).WaitReady)
+		ready(t, startServer(t, b, handlers{"m": pastDeadline}).WaitReady)
 		c := startClient(t, b, WithTimeout(7*time.Second))
 		got := <-goCall(c, t.Context(), "m", nil)
 		wantSame(t, "code", CodeOf(got.err), CodeDeadlineExceeded)

@@ -61,6 +61,15 @@ func untilDone(ctx context.Context, _ *Request) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
+// pastDeadline is a handler that runs for a second after its context ended. A test of a caller's
+// deadline needs it: the response of untilDone can reach the caller in the instant of the
+// deadline.
+func pastDeadline(ctx context.Context, _ *Request) ([]byte, error) {
+	<-ctx.Done()
+	time.Sleep(time.Second)
+	return nil, ctx.Err()
+}
+
 // startClient creates a client and closes the client when the test ends.
 func startClient(t *testing.T, b *brokertest.Broker, opts ...ClientOption) *Client {
 	t.Helper()
