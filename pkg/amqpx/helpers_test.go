@@ -66,7 +66,7 @@ func untilDone(ctx context.Context, _ *Request) ([]byte, error) {
 // deadline.
 func pastDeadline(ctx context.Context, _ *Request) ([]byte, error) {
 	<-ctx.Done()
-	time.Sleep(time.Second)
+	<-time.After(time.Second)
 	return nil, ctx.Err()
 }
 
