@@ -77,10 +77,10 @@ func TestServerTimes(t *testing.T) {
 	t.Parallel()
 	s := newServerTimes()
 	for i := range 100 {
-		s.add(amqpx.CallInfo{Queue: time.Duration(i+1) * time.Millisecond, Handler: 250 * time.Microsecond})
+		s.add(amqpx.CallInfo{QueueTime: time.Duration(i+1) * time.Millisecond, HandlerTime: 250 * time.Microsecond})
 	}
-	s.add(amqpx.CallInfo{})                       // no times reported
-	s.add(amqpx.CallInfo{Queue: 100 * time.Hour}) // beyond the limit
+	s.add(amqpx.CallInfo{})                           // no times reported
+	s.add(amqpx.CallInfo{QueueTime: 100 * time.Hour}) // beyond the limit
 	if n, p50, most := s.Queue.Count(), s.Queue.At(50), s.Queue.Max(); n != 101 || p50 < 50900*time.Microsecond || p50 > 51100*time.Microsecond || most < 7100*time.Second {
 		t.Errorf("queue wait: %d times, median %v, maximum %v", n, p50, most)
 	}

@@ -21,9 +21,9 @@ func newServerTimes() *ServerTimes {
 // add counts the times of a call. Two zeros are ignored, because a response without times
 // looks the same.
 func (s *ServerTimes) add(info amqpx.CallInfo) {
-	if info.Queue == 0 && info.Handler == 0 {
+	if info.QueueTime == 0 && info.HandlerTime == 0 {
 		return
 	}
-	s.Queue.Record(info.Queue)
-	s.Handler.Record(info.Handler)
+	s.Queue.Record(info.QueueTime)
+	s.Handler.Record(info.HandlerTime)
 }

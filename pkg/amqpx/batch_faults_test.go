@@ -244,7 +244,7 @@ func TestDrainGivesTheRestOfABatchBack(t *testing.T) {
 		if err := one.wait(t); err != nil {
 			t.Errorf("drain: %v", err)
 		}
-		wantSame(t, "returned", one.Stats().Returned, 4)
+		wantSame(t, "returned", one.Stats().Requeued, 4)
 		wantSame(t, "run by the other", other.Stats().OK, 4)
 	})
 }

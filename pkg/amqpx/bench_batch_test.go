@@ -16,7 +16,7 @@ func BenchmarkNewID(b *testing.B) {
 }
 
 func BenchmarkExecutions(b *testing.B) {
-	e := newDedupCache(DefaultReplayBytes, DefaultReplayAge, false)
+	e := newDedupCache(DefaultDedupBytes, DefaultDedupAge, false)
 	m := &serverMethod{name: "b", known: make(executionTable)}
 	ids := make([]string, 1<<16)
 	for i := range ids {

@@ -139,23 +139,23 @@ const (
 	maxInstances = 10_000
 )
 
-// Fleet asks every server of the request queue to describe itself, and returns the answers,
+// Servers asks every server of the request queue to describe itself, and returns the answers,
 // sorted by name and then by age. The list does not include servers in other languages and
-// servers without [WithControl]. Fleet waits until no further server has answered for half a
+// servers without [WithControl]. Servers waits until no further server has answered for half a
 // second, the client's timeout is over, or ctx ends; if any server has answered by then, the
 // error is nil.
 //
 // An error is an [*Error]. Without a server it matches [ErrUnroutable], without a connection
 // [ErrNotConnected] or [ErrBlocked].
-func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
+func (c *Client) Servers(ctx context.Context) ([]ServerInfo, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
 	}
-	byID := make(map[string]Instance)
+	byID := make(map[string]ServerInfo)
 	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send answers without end
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
-	err := c.ask(ctx, wire.ControlStats, quiet.C, func(in *Instance) (more bool) {
+	err := c.ask(ctx, wire.ControlStats, quiet.C, func(in *ServerInfo) (more bool) {
 		if _, known := byID[in.ID]; !known {
 			quiet.Reset(min(fleetQuiet, time.Until(latest)))
 		}
@@ -165,11 +165,11 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 	if len(byID) == 0 && err != nil {
 		return nil, err
 	}
-	all := make([]Instance, 0, len(byID))
+	all := make([]ServerInfo, 0, len(byID))
 	for _, in := range byID {
 		all = append(all, in)
 	}
-	slices.SortFunc(all, func(a, b Instance) int {
+	slices.SortFunc(all, func(a, b ServerInfo) int {
 		if byName := strings.Compare(a.Name, b.Name); byName != 0 {
 			return byName
 		}
@@ -183,7 +183,7 @@ func (c *Client) Fleet(ctx context.Context) ([]Instance, error) {
 
 // Ping asks the servers of the request queue for a sign of life, and returns the round-trip
 // time of the first answer. Ping is meant for health checks at a low rate; the errors are
-// those of [Client.Fleet].
+// those of [Client.Servers].
 func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	if err := c.check(ctx); err != nil {
 		return 0, err
@@ -192,7 +192,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	timer := time.NewTimer(c.cfg.timeout)
 	defer timer.Stop()
 	answered := false
-	err = c.ask(ctx, wire.ControlPing, timer.C, func(*Instance) (more bool) {
+	err = c.ask(ctx, wire.ControlPing, timer.C, func(*ServerInfo) (more bool) {
 		took, answered = time.Since(begun), true
 		return false
 	})
@@ -204,7 +204,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 
 // ask sends a question to every server and calls take with each answer, until take returns
 // false, enough has a value, or ctx ends.
-func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
 	s := c.sup.Current()
 	switch st := c.Status(); {
 	case st.State == StateClosed:
@@ -218,7 +218,7 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 }
 
 // askThrough is ask on the given open connection.
-func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*Instance) (more bool)) error {
+func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
 	q := &query{
 		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
 		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
@@ -231,7 +231,7 @@ func (c *Client) askThrough(ctx context.Context, l transport.Conn, question stri
 	for {
 		select {
 		case d := <-q.answers:
-			var in Instance
+			var in ServerInfo
 			if d.CorrelationId != question || json.Unmarshal(d.Body, &in) != nil {
 				continue // not from a server of this package
 			}

@@ -426,7 +426,7 @@ func (r *running) take(t *testing.T, msg amqp.Publishing) {
 	}
 }
 
-// A sender of endless answers, in the name of servers that do not exist, cannot keep Fleet from
+// A sender of endless answers, in the name of servers that do not exist, cannot keep Servers from
 // returning.
 func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
 	t.Parallel()
@@ -446,7 +446,7 @@ func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
 				defer close(over)
 				go r.answerAll(over, c.id)
 				begun := time.Now()
-				fleet, err := r.client.Fleet(t.Context())
+				fleet, err := r.client.Servers(t.Context())
 				if took := time.Since(begun); took < c.took || took > c.took+time.Second/2 {
 					t.Errorf("took %v, want about %v", took, c.took)
 				}

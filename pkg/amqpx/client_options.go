@@ -220,11 +220,11 @@ type CallInfo struct {
 	// Attempts counts how often the request was sent: 1 unless it was re-sent, 0 when it was
 	// never sent.
 	Attempts int
-	// Queue is how long the request waited inside the server for a worker; zero when the
+	// QueueTime is how long the request waited inside the server for a worker; zero when the
 	// server did not report the time.
-	Queue time.Duration
-	// Handler is how long the handler ran; zero when the server did not report the time.
-	Handler time.Duration
+	QueueTime time.Duration
+	// HandlerTime is how long the handler ran; zero when the server did not report the time.
+	HandlerTime time.Duration
 	// CorrelationID identified the call, for example in a server's log.
 	CorrelationID string
 	// Response is the response that settled the call; nil when no response arrived.
@@ -240,7 +240,7 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // every re-send; the default is the call's correlation id. The option also declares the call
 // idempotent.
 //
-// Within a minute by default ([WithReplay]), a server runs requests with the same method, key
+// Within a minute by default ([WithDedup]), a server runs requests with the same method, key
 // and user of the broker ([Request.User]; [WithDedupScope] adds other identities) once, and
 // sends the response of this run to all of them. A key names one request: with another body
 // the call fails with [CodeFailedPrecondition] and [DidNotRun]. Only final results are stored,

@@ -110,7 +110,7 @@ func (c *Client) account(k *call, t wire.Times) {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
 	if info := k.info; info != nil {
-		*info = CallInfo{Attempts: sends, Queue: t.Queue, Handler: t.Handler, CorrelationID: k.req.ID}
+		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.ID}
 		if k.responded {
 			info.Response = newResponse(&k.answer)
 		}
@@ -123,7 +123,7 @@ func (c *Client) limitError(sentinel error) error {
 	if errors.Is(sentinel, ErrClosed) {
 		return localError(CodeUnavailable, DidNotRun, sentinel, "")
 	}
-	c.counts.refused.Add(1)
+	c.counts.rejected.Add(1)
 	e := localError(CodeResourceExhausted, DidNotRun, sentinel,
 		fmt.Sprintf("at most %d, of %d bytes together", c.cfg.maxInFlight, c.cfg.maxInFlightBytes))
 	e.retryAfter = fullRetryMin + rand.N(fullRetryMax-fullRetryMin) //nolint:gosec // spreads load, guards nothing.

@@ -291,7 +291,7 @@ func TestCallsInFlightAreBounded(t *testing.T) {
 		}
 		wantSame(t, "most at once", most.Load(), 3)
 		st := c.Stats()
-		wantSame(t, "stats", st, ClientStats{OK: 5, Failed: 2, Refused: 2})
+		wantSame(t, "stats", st, ClientStats{OK: 5, Failed: 2, Rejected: 2})
 		wantSame(t, "bytes that are left", c.pending.bytes, 0)
 	})
 }
@@ -339,12 +339,12 @@ func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
 		var info CallInfo
 		c := startClient(t, b, WithCallOptions(WaitForServer()))
 		wantAnswer(t, <-goCall(c, t.Context(), "m", nil, WithCallInfo(&info)), "")
-		wantSame(t, "handler took", info.Handler, 2*time.Second)
-		if info.Attempts < 1 || info.Queue != 0 {
+		wantSame(t, "handler took", info.HandlerTime, 2*time.Second)
+		if info.Attempts < 1 || info.QueueTime != 0 {
 			t.Errorf("info %+v", info)
 		}
 		_, _ = c.Call(t.Context(), "unknown", nil, WithCallInfo(&info))
-		wantSame(t, "handler took", info.Handler, 0)
+		wantSame(t, "handler took", info.HandlerTime, 0)
 	})
 }
 

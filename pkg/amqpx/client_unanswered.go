@@ -133,7 +133,7 @@ func (c *Client) isPinged(ctx context.Context, l transport.Conn) (answered bool)
 	if !c.cfg.control {
 		return false
 	}
-	_ = c.askThrough(ctx, l, wire.ControlPing, nil, func(*Instance) (more bool) {
+	_ = c.askThrough(ctx, l, wire.ControlPing, nil, func(*ServerInfo) (more bool) {
 		answered = true
 		return false
 	})

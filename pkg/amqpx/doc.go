@@ -48,7 +48,7 @@
 // running it is dead-lettered ([WithDeliveryLimit]).
 //
 // Everything is bounded: the calls in flight, the retries ([WithRetryBudget]), the workers,
-// the prefetch, the queue ([Queue]), the stored responses ([WithReplay]). Beyond a bound a
+// the prefetch, the queue ([Queue]), the stored responses ([WithDedup]). Beyond a bound a
 // call fails at once with [CodeResourceExhausted] and a hint when to call again.
 //
 // # Other languages

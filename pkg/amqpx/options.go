@@ -160,13 +160,13 @@ func WithBatch(m BatchMode) Option { return option(func(c *config) { c.batch = m
 
 // WithControl switches the control plane on or off; the default is true. Every server then has
 // a queue at the fanout exchange "<queue>.control", where it receives queries about the
-// servers ([Client.Fleet], [Client.Ping], [Server.Ping]) and cancellations, which clients send
+// servers ([Client.Servers], [Client.Ping], [Server.Ping]) and cancellations, which clients send
 // for canceled calls. Without queries and cancellations nothing is sent. A server without the
 // permission to declare the exchange or the queue logs a warning, serves without the control
 // plane, and tries again every 15 s.
 func WithControl(on bool) Option { return option(func(c *config) { c.control = on }) }
 
-// WithVersion sets the version of the program, which [Client.Fleet] shows for servers; the
+// WithVersion sets the version of the program, which [Client.Servers] shows for servers; the
 // default is none.
 func WithVersion(v string) Option { return option(func(c *config) { c.version = v }) }
 

@@ -233,11 +233,11 @@ func TestWhatWasNeverMadeSaysSo(t *testing.T) {
 		for _, c := range []*Client{nil, new(Client)} {
 			_, called := c.Call(ctx, "m", nil)
 			_, went := c.Go(ctx, "m", nil).Wait()
-			_, listed := c.Fleet(ctx)
+			_, listed := c.Servers(ctx)
 			_, pinged := c.Ping(ctx)
 			_, counted := c.Consumers(ctx)
 			for what, err := range map[string]error{
-				"Call": called, "Go": went, "Fleet": listed, "Ping": pinged, "Consumers": counted,
+				"Call": called, "Go": went, "Servers": listed, "Ping": pinged, "Consumers": counted,
 				"WaitReady": c.WaitReady(ctx), "Close": c.Close(ctx), "Status": misused(c.Status().Err),
 			} {
 				wantMistake(t, "Client."+what, err, errNoClient)
@@ -283,12 +283,12 @@ func TestNilContextsAndOptionsOfCalls(t *testing.T) {
 		c, s := r.client, r.server
 		_, called := c.Call(none, "m", nil)
 		_, went := c.Go(none, "m", nil).Wait()
-		_, listed := c.Fleet(none)
+		_, listed := c.Servers(none)
 		_, pinged := c.Ping(none)
 		_, counted := c.Consumers(none)
 		_, served := s.Ping(none)
 		for what, err := range map[string]error{
-			"Call": called, "Go": went, "Fleet": listed, "Ping": pinged, "Consumers": counted, "WaitReady": c.WaitReady(none),
+			"Call": called, "Go": went, "Servers": listed, "Ping": pinged, "Consumers": counted, "WaitReady": c.WaitReady(none),
 			"Close": c.Close(none), "Server.Ping": served, "Server.WaitReady": s.WaitReady(none), "Serve": s.Serve(none),
 		} {
 			wantMistake(t, what, err, errNilContext)

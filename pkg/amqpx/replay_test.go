@@ -153,12 +153,12 @@ func TestStoredAnswersAreBounded(t *testing.T) {
 		after time.Duration
 		runs  int64 // of 3 requests and the same 3 again, from the last
 	}{
-		{"enough room", WithReplay(10*(big+entryOverhead), time.Minute), 0, 3},
-		{"room for two", WithReplay(2*(big+entryOverhead+len(rawQueue)+10), time.Minute), 0, 4},
-		{"room for less than one", WithReplay(big, time.Minute), 0, 6},
-		{"none", WithReplay(0, time.Minute), 0, 6},
-		{"too old", WithReplay(1<<20, time.Minute), 2 * time.Minute, 6},
-		{"young enough", WithReplay(1<<20, time.Minute), 50 * time.Second, 3},
+		{"enough room", WithDedup(10*(big+entryOverhead), time.Minute), 0, 3},
+		{"room for two", WithDedup(2*(big+entryOverhead+len(rawQueue)+10), time.Minute), 0, 4},
+		{"room for less than one", WithDedup(big, time.Minute), 0, 6},
+		{"none", WithDedup(0, time.Minute), 0, 6},
+		{"too old", WithDedup(1<<20, time.Minute), 2 * time.Minute, 6},
+		{"young enough", WithDedup(1<<20, time.Minute), 50 * time.Second, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

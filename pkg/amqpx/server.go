@@ -356,7 +356,7 @@ func (s *Server) requeueCopy(j *job) {
 			return
 		}
 	}
-	s.counts.returned.Add(1)
+	s.counts.requeued.Add(1)
 	msg, err := clonePublishing(j)
 	if err == nil {
 		err = transport.FitFrame(&msg, j.from.sess.Pub.FrameSize())

@@ -55,7 +55,7 @@ func TestFleetListsEveryServer(t *testing.T) {
 		ready(t, other.WaitReady)
 		<-goCall(r.client, within(t, time.Minute), "fail", nil)
 		begun := time.Now()
-		fleet, err := r.client.Fleet(within(t, time.Minute))
+		fleet, err := r.client.Servers(within(t, time.Minute))
 		if err != nil || len(fleet) != 2 {
 			t.Fatalf("fleet %+v, %v", fleet, err)
 		}
@@ -132,7 +132,7 @@ func TestQuestionsWithoutAnybodyToAnswer(t *testing.T) {
 				r := startControlled(t, handlers{"m": echo})
 				c.arrange(r)
 				settle()
-				_, err := r.client.Fleet(within(t, 10*time.Second))
+				_, err := r.client.Servers(within(t, 10*time.Second))
 				wantIs(t, err, c.is)
 				_, err = r.client.Ping(within(t, 10*time.Second))
 				wantIs(t, err, c.is)
@@ -260,7 +260,7 @@ func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
 		r.declare("asker")
 		for question, want := range map[string][2]bool{wire.ControlPing: {}, wire.ControlInfo: {true, false}, wire.ControlStats: {true, true}} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: "asker", CorrelationId: "7"})
-			var got Instance
+			var got ServerInfo
 			r.broker.With(func(b *brokertest.Broker) {
 				q := b.Queues["asker"]
 				msg := q.Messages[0].Msg

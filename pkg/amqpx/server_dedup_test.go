@@ -67,7 +67,7 @@ func answerOf(t *testing.T, b *brokertest.Broker) string {
 func TestMiddlewareRunsForDuplicates(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string][]ServerOption{
-		"store": nil, "no store": {WithReplay(0, time.Minute)},
+		"store": nil, "no store": {WithDedup(0, time.Minute)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -312,7 +312,7 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 		b, s := serve(t, handlers{"m": counted(&runs, func(ctx context.Context, _ *Request) ([]byte, error) {
 			xsync.Sleep(ctx, time.Second)
 			return []byte(strings.Repeat("x", 5000)), nil
-		})}, WithReplay(1000, time.Minute))
+		})}, WithDedup(1000, time.Minute))
 		putRequest(b, sent("1", "key"))
 		putRequest(b, sent("2", "key"))
 		pass(10 * time.Second)
@@ -351,7 +351,7 @@ func TestWithoutAStoreADuplicateIsRunLikeAnyOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
-		b, s := serve(t, handlers{"m": numbered(&runs)}, WithReplay(0, time.Minute))
+		b, s := serve(t, handlers{"m": numbered(&runs)}, WithDedup(0, time.Minute))
 		for i := range 3 {
 			putRequest(b, sent(strconv.Itoa(i), "key"))
 			settle()
@@ -403,7 +403,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 		putLost(b, sent("0", "key", withToken("a"), ofUser("gateway"), withBody("1")))
 		pass(10 * time.Second)
 		wantSame(t, "executions", runs.Load(), 3)
-		wantSame(t, "moved", s.Stats().Moved, 0) // the key was known
+		wantSame(t, "moved", s.Stats().Republished, 0) // the key was known
 		pass(2 * time.Minute)
 		putRequest(b, sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
@@ -529,7 +529,7 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		lost(sent("1", "key"))
 		settle()
 		wantSame(t, "in the middleware", len(entered), 3)
-		pass(2 * DefaultReplayAge) // the stored response expires
+		pass(2 * DefaultDedupAge) // the stored response expires
 		leave <- struct{}{}
 		settle()
 		wantSame(t, "forgotten", answerOf(t, b), "unavailable")

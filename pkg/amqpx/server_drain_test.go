@@ -73,7 +73,7 @@ func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
 		drained(t, s, nil, 2*time.Second)
 		wantSame(t, "answers", len(takeResponses(b)), 2)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 4)
-		wantSame(t, "returned", s.Stats().Returned, 4)
+		wantSame(t, "returned", s.Stats().Requeued, 4)
 	})
 }
 
@@ -427,7 +427,7 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 		putRequest(b, request("m"))
 		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "copies", s.Stats().Moved, 1)
+		wantSame(t, "copies", s.Stats().Republished, 1)
 		s.stop()
 		drained(t, s, nil, 2*time.Second)
 		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 3)
@@ -449,7 +449,7 @@ func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
 		settle()
 		s.stop()
 		settle()
-		wantSame(t, "returned", s.Stats().Returned > 0, true)
+		wantSame(t, "returned", s.Stats().Requeued > 0, true)
 		b.ReleaseConfirms()
 		drained(t, s, nil, 0)
 		wantSame(t, "runs", runs.Load(), 0)

@@ -194,7 +194,7 @@ func TestServerWithoutALimitResetsTheBrokersCount(t *testing.T) {
 			m.Headers = amqp.Table{"x-delivery-count": int64(brokerCountMax)}
 		}))
 		settle()
-		wantSame(t, "moved", s.Stats().Moved, 1)
+		wantSame(t, "moved", s.Stats().Republished, 1)
 		wantSame(t, "runs", runs.Load(), 1)
 		_, has := b.MessagesTo(DefaultQueue)[0].Msg.Headers["x-delivery-count"]
 		wantSame(t, "the copy has the count", has, false)

@@ -165,7 +165,7 @@ func TestWhoCalledAfterAMove(t *testing.T) {
 				wantSame(t, "at first", answerOf(t, b), c.want)
 				putLost(b, msg)
 				settle()
-				wantSame(t, "moved", s.Stats().Moved, 1)
+				wantSame(t, "moved", s.Stats().Republished, 1)
 				wantSame(t, "after the move", answerOf(t, b), c.want)
 				if copies := usersOf(b, DefaultQueue); !slices.Equal(copies, []string{"app"}) {
 					t.Errorf("users of the copies: %q", copies)

@@ -14,10 +14,10 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// Instance is one server's description of itself ([Client.Fleet]). Its JSON is the response to
+// ServerInfo is one server's description of itself ([Client.Servers]). Its JSON is the response to
 // the queries of the control plane. The response to "ping" is without Methods and Stats, the
 // response to "info" without Stats and the methods' counts.
-type Instance struct {
+type ServerInfo struct {
 	// ID is new for each [Server]; Name and Version are set with [WithName] and [WithVersion].
 	ID      string `json:"id"`
 	Name    string `json:"name"`
@@ -42,7 +42,7 @@ type Instance struct {
 	// Methods are the methods of the server, sorted by name.
 	Methods []MethodInfo `json:"methods,omitempty"`
 	// Stats are the counters of the server.
-	Stats *InstanceStats `json:"stats,omitempty"`
+	Stats *ServerStats `json:"stats,omitempty"`
 }
 
 // MethodInfo describes one method of a server.
@@ -65,33 +65,6 @@ type Latency struct {
 	Max  float64 `json:"max"`
 }
 
-// InstanceStats are the [ServerStats] of an instance.
-type InstanceStats struct {
-	Requests       uint64  `json:"requests"`
-	InFlight       uint64  `json:"in_flight"`
-	Waiting        int     `json:"waiting"`
-	Busy           int     `json:"busy"`
-	OK             uint64  `json:"ok"`
-	Failed         uint64  `json:"failed"`
-	Panics         uint64  `json:"panics"`
-	Refused        uint64  `json:"refused"`
-	Expired        uint64  `json:"expired"`
-	Shed           uint64  `json:"shed"`
-	Replayed       uint64  `json:"replayed"`
-	Canceled       uint64  `json:"canceled"`
-	Returned       uint64  `json:"returned"`
-	Moved          uint64  `json:"moved"`
-	Dead           uint64  `json:"dead"`
-	Batched        uint64  `json:"batched"`
-	Undeliverable  uint64  `json:"undeliverable"`
-	Unroutable     uint64  `json:"unroutable"`
-	Reconnects     uint64  `json:"reconnects"`
-	BlockedSeconds float64 `json:"blocked_seconds"`
-
-	Stuck                int     `json:"stuck"`
-	OldestHandlerSeconds float64 `json:"oldest_handler_seconds"`
-}
-
 // instance is the constant part of a server's description.
 type instance struct {
 	id      string
@@ -109,7 +82,7 @@ func newInstance() instance {
 
 // describe returns the response to a query about the server.
 func (s *Server) describe(question string) ([]byte, error) {
-	in := Instance{
+	in := ServerInfo{
 		ID: s.self.id, Name: s.cfg.name, Version: s.cfg.version, Host: s.self.host, PID: os.Getpid(),
 		Queue: s.cfg.queue.Name, State: s.Status().State.String(),
 		Started: s.self.started.UTC(), UptimeSeconds: time.Since(s.self.started).Seconds(),
@@ -126,20 +99,10 @@ func (s *Server) describe(question string) ([]byte, error) {
 		in.Methods = append(in.Methods, m)
 	}
 	if question == wire.ControlStats {
-		in.Stats = s.instanceStats()
+		st := s.Stats()
+		in.Stats = &st
 	}
 	return json.Marshal(in)
-}
-
-func (s *Server) instanceStats() *InstanceStats {
-	st := s.Stats()
-	return &InstanceStats{
-		Requests: st.Requests, InFlight: st.InFlight, Waiting: st.Waiting, Busy: st.Busy,
-		OK: st.OK, Failed: st.Failed, Panics: st.Panics, Refused: st.Refused, Expired: st.Expired, Shed: st.Shed,
-		Replayed: st.Replayed, Canceled: st.Canceled, Returned: st.Returned, Moved: st.Moved, Dead: st.Dead,
-		Batched: st.Batched, Undeliverable: st.Undeliverable, Unroutable: st.Unroutable, Reconnects: st.Reconnects, BlockedSeconds: st.Blocked.Seconds(),
-		Stuck: st.Stuck, OldestHandlerSeconds: st.OldestHandler.Seconds(),
-	}
 }
 
 // handlerTimes counts the ended handlers of a method, and their run times. The zero value is

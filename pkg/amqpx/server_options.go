@@ -22,9 +22,9 @@ const (
 	DefaultMaxHandlerTime = 5 * time.Minute
 	// DefaultDeliveryLimit is how often a request may be delivered.
 	DefaultDeliveryLimit = 5
-	// DefaultReplayBytes and DefaultReplayAge bound the stored responses.
-	DefaultReplayBytes = 8 << 20
-	DefaultReplayAge   = time.Minute
+	// DefaultDedupBytes and DefaultDedupAge bound the stored responses.
+	DefaultDedupBytes = 8 << 20
+	DefaultDedupAge   = time.Minute
 	// DefaultMaxBytesInHand bounds the bodies of a server's unacknowledged requests, in bytes.
 	DefaultMaxBytesInHand = 64 << 20
 )
@@ -62,8 +62,8 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		maxHandlerTime: DefaultMaxHandlerTime,
 
 		deliveryLimit: DefaultDeliveryLimit,
-		replayBytes:   DefaultReplayBytes,
-		replayAge:     DefaultReplayAge,
+		replayBytes:   DefaultDedupBytes,
+		replayAge:     DefaultDedupAge,
 		ackPause:      ackPause,
 	}
 	c.urlList = url
@@ -165,9 +165,9 @@ func WithDeliveryLimit(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.deliveryLimit = n })
 }
 
-// WithReplay bounds the memory and the age of the stored responses. A duplicate of a request
-// gets the stored response and is not run. The defaults are [DefaultReplayBytes] and
-// [DefaultReplayAge]. With 0 bytes there is no deduplication: duplicates run like other
+// WithDedup bounds the memory and the age of the stored responses. A duplicate of a request
+// gets the stored response and is not run. The defaults are [DefaultDedupBytes] and
+// [DefaultDedupAge]. With 0 bytes there is no deduplication: duplicates run like other
 // requests.
 //
 // A request is a duplicate of an earlier request with the same method, the same body, and the
@@ -183,7 +183,7 @@ func WithDeliveryLimit(n int) ServerOption {
 // The store belongs to one process: when a request reaches two servers of one queue, at once
 // or later, both run the request. Work that must not happen twice needs a key in the handler's
 // own database.
-func WithReplay(maxBytes int, maxAge time.Duration) ServerOption {
+func WithDedup(maxBytes int, maxAge time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
 }
 
@@ -235,7 +235,7 @@ type HandleOption func(*serverMethod)
 // a server that dies, or loses its connection, leaves its unacknowledged requests to run
 // again. With AtMostOnce a request that was delivered before, or sent by its caller before,
 // runs only if it certainly has not run. If this same process ran the request and still stores
-// the response ([WithReplay]), the stored response is sent again; otherwise the caller gets
+// the response ([WithDedup]), the stored response is sent again; otherwise the caller gets
 // [CodeUnavailable] with [MayHaveRun].
 //
 // The guarantee depends on the broker's redelivered flag (AMQP 0-9-1 section 1.8.3.13).

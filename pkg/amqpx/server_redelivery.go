@@ -80,7 +80,7 @@ func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
 		queue = s.cfg.queue.retryQueue().Name
 	}
 	if msg, ok := s.cloneOrRefuse(j, lost); ok {
-		s.counts.moved.Add(1)
+		s.counts.republished.Add(1)
 		s.republish(j, queue, msg, j.ack)
 	}
 	return true
@@ -110,7 +110,7 @@ func (s *Server) resetDeliveryCount(j *job) bool {
 		return false
 	}
 	if msg, ok := s.cloneOrRefuse(j, j.in.LostDeliveries+1); ok {
-		s.counts.moved.Add(1)
+		s.counts.republished.Add(1)
 		s.republish(j, s.cfg.queue.Name, msg, j.ack)
 	}
 	return true

@@ -404,7 +404,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		wantSame(t, "expiration", got.Msg.Expiration, "5000")
 		wantSame(t, "content type", got.Msg.ContentType, "text/plain")
 		wantSame(t, "type", got.Msg.Type, "type")
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Moved: 1, Workers: DefaultWorkers})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Republished: 1, Workers: DefaultWorkers})
 		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 	})
 }
@@ -421,7 +421,7 @@ func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
 		wantSame(t, "answers", len(takeResponses(b)), 4)
 		wantSame(t, "most at once", most.Load(), 1)
 		wantSame(t, "to the retry queue", len(b.MessagesTo(DefaultQueue+".retry")), 4)
-		wantSame(t, "moved", s.Stats().Moved, 4)
+		wantSame(t, "moved", s.Stats().Republished, 4)
 	})
 }
 
@@ -533,7 +533,7 @@ func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
 		answer := takeResponses(b)[0]
 		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("invalid_argument"))
 		wantSame(t, "ran", answer.Headers[wire.HeaderRan], nil)
-		wantSame(t, "moved", s.Stats().Moved, 0)
+		wantSame(t, "moved", s.Stats().Republished, 0)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
 }

@@ -103,7 +103,7 @@ func TestControlMessageFromADeadNodeHarmsNobody(t *testing.T) {
 		}
 		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		pass(10 * time.Second)
-		fleet, err := r.client.Fleet(within(t, time.Minute))
+		fleet, err := r.client.Servers(within(t, time.Minute))
 		if err != nil || len(fleet) != 1 {
 			t.Errorf("fleet %v, %v", fleet, err)
 		}

@@ -203,7 +203,7 @@ func TestAnswerSaysWhereTheTimeWent(t *testing.T) {
 		if info.Response == nil || info.CorrelationID == "" {
 			t.Errorf("got %+v", info)
 		}
-		wantSame(t, "info", info, CallInfo{Attempts: 1, Handler: 2 * time.Second, CorrelationID: info.CorrelationID, Response: info.Response})
+		wantSame(t, "info", info, CallInfo{Attempts: 1, HandlerTime: 2 * time.Second, CorrelationID: info.CorrelationID, Response: info.Response})
 	})
 }
 

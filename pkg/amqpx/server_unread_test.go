@@ -224,7 +224,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 					t.Errorf("%d bytes were in hand", most.Load())
 				}
 				wantSame(t, "dead letters", s.Stats().Dead, 0)
-				wantSame(t, "counted as lost", s.Stats().Moved, 0)
+				wantSame(t, "counted as lost", s.Stats().Republished, 0)
 				wantEmpty(t, b, s)
 			})
 		})

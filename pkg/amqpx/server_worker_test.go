@@ -313,12 +313,12 @@ func TestFleetTellsOfStuckHandlers(t *testing.T) {
 		call := goCall(r.client, within(t, time.Minute), "stuck", nil)
 		pass(20 * time.Second)
 		wantSame(t, "code", CodeOf((<-call).err), CodeDeadlineExceeded)
-		fleet, err := r.client.Fleet(within(t, time.Minute))
+		fleet, err := r.client.Servers(within(t, time.Minute))
 		if err != nil || len(fleet) != 1 {
 			t.Fatalf("%d servers, %v", len(fleet), err)
 		}
 		wantSame(t, "stuck", fleet[0].Stats.Stuck, 1)
-		if oldest := fleet[0].Stats.OldestHandlerSeconds; oldest < 20 || oldest > 21 {
+		if oldest := fleet[0].Stats.OldestHandler; oldest < 20*time.Second || oldest > 21*time.Second {
 			t.Errorf("oldest handler %v s", oldest)
 		}
 	})

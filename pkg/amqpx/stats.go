@@ -1,6 +1,8 @@
 package amqpx
 
 import (
+	"encoding/json"
+	"math"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -19,8 +21,8 @@ type ClientStats struct {
 	Resent uint64
 	// Retried counts the retries allowed by the retry budget.
 	Retried uint64
-	// Refused counts the calls that failed at once with [ErrTooManyCalls].
-	Refused uint64
+	// Rejected counts the calls that failed at once with [ErrTooManyCalls].
+	Rejected uint64
 	// Late counts responses to a call that had ended without a response, Duplicates second
 	// responses to a call, Unknown responses to no call of this client. All of these responses
 	// were dropped.
@@ -35,7 +37,7 @@ type ClientStats struct {
 
 type clientCounts struct {
 	ok, failed, resent        atomic.Uint64
-	retried, refused          atomic.Uint64
+	retried, rejected         atomic.Uint64
 	late, duplicates, unknown atomic.Uint64
 	batched                   atomic.Uint64
 }
@@ -63,7 +65,7 @@ func (c *Client) Stats() ClientStats {
 		InFlight:   uint64(c.pending.len()), //nolint:gosec // a length is never negative.
 		Resent:     c.counts.resent.Load(),
 		Retried:    c.counts.retried.Load(),
-		Refused:    c.counts.refused.Load(),
+		Rejected:   c.counts.rejected.Load(),
 		Late:       c.counts.late.Load(),
 		Duplicates: c.counts.duplicates.Load(),
 		Unknown:    c.counts.unknown.Load(),
@@ -73,68 +75,115 @@ func (c *Client) Stats() ClientStats {
 	}
 }
 
-// ServerStats has the counts of a server since its construction.
+// ServerStats has the counts of a server since its construction. Its JSON is part of the response
+// of the control plane to the query "stats" ([ServerInfo]); durations are in seconds there.
 type ServerStats struct {
 	// Requests counts the requests received from the queue; InFlight is the number of these
 	// requests that are not finished yet.
-	Requests, InFlight uint64
+	Requests uint64 `json:"requests"`
+	InFlight uint64 `json:"in_flight"`
 	// OK and Failed count the handlers that returned a result or an error; Panics counts the
 	// failed handlers that panicked.
-	OK, Failed, Panics uint64
+	OK     uint64 `json:"ok"`
+	Failed uint64 `json:"failed"`
+	Panics uint64 `json:"panics"`
 	// Refused counts the requests that were answered with an error and not run: malformed
 	// requests, or requests for an unknown method. Expired counts the requests whose time was
 	// over.
-	Refused, Expired uint64
+	Refused uint64 `json:"refused"`
+	Expired uint64 `json:"expired"`
 	// Shed counts the refused requests whose deadline would have passed before a worker was
 	// free.
-	Shed uint64
+	Shed uint64 `json:"shed"`
 	// TooLarge counts the requests and batches with bodies beyond the limit of
 	// [WithMaxMessageSize]; these bodies were not read.
-	TooLarge uint64
+	TooLarge uint64 `json:"too_large"`
 	// Deferred counts the deliveries for whose bodies there was no room
 	// ([WithMaxBytesInHand]); they are delivered again when there is room.
-	Deferred uint64
+	Deferred uint64 `json:"deferred"`
 	// Replayed counts the duplicates that were not run: they got the response of the request
 	// they repeat.
-	Replayed uint64
+	Replayed uint64 `json:"replayed"`
 	// Canceled counts the requests canceled by their callers: the handler's context was
 	// canceled, or the request was not run.
-	Canceled uint64
-	// Returned counts the requests that a drain requeued.
-	Returned uint64
-	// Moved counts the requests that were republished because a server had lost them. Dead
-	// counts the dead-lettered requests.
-	Moved, Dead uint64
+	Canceled uint64 `json:"canceled"`
+	// Requeued counts the requests that a drain put back into the queue.
+	Requeued uint64 `json:"returned"`
+	// Republished counts the requests that were republished because a server had lost them.
+	// Dead counts the dead-lettered requests.
+	Republished uint64 `json:"moved"`
+	Dead        uint64 `json:"dead"`
 	// Batched counts the requests received in a batch.
-	Batched uint64
+	Batched uint64 `json:"batched"`
 	// Undeliverable counts the responses, and the copies of requests, that were dropped
 	// because they had ended the connection used to publish them.
-	Undeliverable uint64
+	Undeliverable uint64 `json:"undeliverable"`
 	// Unroutable counts the responses that no queue accepted: the callers are gone, or named a
 	// reply_to that is no queue. Responses to direct reply-to are not counted.
-	Unroutable uint64
+	Unroutable uint64 `json:"unroutable"`
 	// Reconnects counts the sessions that became ready after the first.
-	Reconnects uint64
+	Reconnects uint64 `json:"reconnects"`
 	// Blocked is how long the broker has blocked publishing, all times together.
-	Blocked time.Duration
+	Blocked time.Duration `json:"-"`
 	// Workers is the number of handlers that may run at once, Busy the number of running
 	// handlers, Waiting the number of requests waiting in this server for a worker.
-	Workers, Busy, Waiting int
+	Workers int `json:"workers"`
+	Busy    int `json:"busy"`
+	Waiting int `json:"waiting"`
 	// Stuck is the number of handlers that still run after their time limit, when their
 	// requests have been answered ([WithMaxHandlerTime]). While Stuck is more than Workers,
 	// some stuck handlers hold workers, and the capacity of the server is reduced.
-	Stuck int
+	Stuck int `json:"stuck"`
 	// OldestHandler is the run time of the handler that started first; 0 while no handler
 	// runs.
-	OldestHandler time.Duration
+	OldestHandler time.Duration `json:"-"`
 	// BytesInHand is the size of the bodies of this server's unacknowledged requests, see
 	// [WithMaxBytesInHand].
-	BytesInHand int64
+	BytesInHand int64 `json:"bytes_in_hand"`
+}
+
+// plainServerStats is ServerStats without methods.
+type plainServerStats ServerStats
+
+// serverStatsJSON is the JSON of ServerStats.
+type serverStatsJSON struct {
+	plainServerStats
+	BlockedSeconds       float64 `json:"blocked_seconds"`
+	OldestHandlerSeconds float64 `json:"oldest_handler_seconds"`
+}
+
+// MarshalJSON encodes the durations as numbers of seconds.
+func (s ServerStats) MarshalJSON() ([]byte, error) {
+	return json.Marshal(serverStatsJSON{plainServerStats(s), s.Blocked.Seconds(), s.OldestHandler.Seconds()})
+}
+
+// UnmarshalJSON decodes the encoding of [ServerStats.MarshalJSON]. Unknown members are ignored.
+func (s *ServerStats) UnmarshalJSON(text []byte) error {
+	var in serverStatsJSON
+	if err := json.Unmarshal(text, &in); err != nil {
+		return err
+	}
+	*s = ServerStats(in.plainServerStats)
+	s.Blocked, s.OldestHandler = secondsToDuration(in.BlockedSeconds), secondsToDuration(in.OldestHandlerSeconds)
+	return nil
+}
+
+// secondsToDuration converts a number from outside: a value beyond the range of a duration
+// becomes the nearest duration.
+func secondsToDuration(seconds float64) time.Duration {
+	switch ns := seconds * float64(time.Second); {
+	case ns >= math.MaxInt64:
+		return math.MaxInt64
+	case ns <= math.MinInt64:
+		return math.MinInt64
+	default:
+		return time.Duration(ns)
+	}
 }
 
 type serverCounts struct {
-	requests, ok, failed, panics, refused, expired, returned atomic.Uint64
-	shed, replayed, moved, dead, batched, canceled           atomic.Uint64
+	requests, ok, failed, panics, refused, expired, requeued atomic.Uint64
+	shed, replayed, republished, dead, batched, canceled     atomic.Uint64
 	undeliverable, unroutable                                atomic.Uint64
 	tooLarge, deferred                                       atomic.Uint64
 }
@@ -156,11 +205,11 @@ func (s *Server) Stats() ServerStats {
 		Shed:     s.counts.shed.Load(),
 		Replayed: s.counts.replayed.Load(),
 		Canceled: s.counts.canceled.Load(),
-		Returned: s.counts.returned.Load(),
-		Moved:    s.counts.moved.Load(),
+		Requeued: s.counts.requeued.Load(),
 		Dead:     s.counts.dead.Load(),
 		Batched:  s.counts.batched.Load(),
 
+		Republished:   s.counts.republished.Load(),
 		Undeliverable: s.counts.undeliverable.Load(),
 		Unroutable:    s.counts.unroutable.Load(),
 

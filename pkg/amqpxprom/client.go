@@ -72,7 +72,7 @@ func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
 			return newByCode(func(code string) prometheus.Observer { return took.WithLabelValues(method, code) })
 		}),
 		figures: clientFigures(queue),
-		state:   linkState("amqpx_client_link_state", queue),
+		state:   linkState("amqpx_client_connection_state", queue),
 	}
 }
 

@@ -13,12 +13,12 @@ func clientFigures(queue string) figures[amqpx.ClientStats] {
 	f.counter("amqpx_client_retries_total", "Retries that the retry budget allowed.",
 		func(s *stats) float64 { return float64(s.Retried) })
 	f.counter("amqpx_client_rejected_calls_total", "Calls that failed at once, because too many were in flight.",
-		func(s *stats) float64 { return float64(s.Refused) })
-	f.counter("amqpx_client_late_answers_total", "Answers that came after their call was given up.",
+		func(s *stats) float64 { return float64(s.Rejected) })
+	f.counter("amqpx_client_late_responses_total", "Answers that came after their call was given up.",
 		func(s *stats) float64 { return float64(s.Late) })
-	f.counter("amqpx_client_duplicate_answers_total", "Second answers to one call; they were dropped.",
+	f.counter("amqpx_client_duplicate_responses_total", "Second answers to one call; they were dropped.",
 		func(s *stats) float64 { return float64(s.Duplicates) })
-	f.counter("amqpx_client_unknown_answers_total", "Answers to no call of this client; they were dropped.",
+	f.counter("amqpx_client_unknown_responses_total", "Answers to no call of this client; they were dropped.",
 		func(s *stats) float64 { return float64(s.Unknown) })
 	f.counter("amqpx_client_batched_calls_total", "Requests that were sent in a batch.",
 		func(s *stats) float64 { return float64(s.Batched) })

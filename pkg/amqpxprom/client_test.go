@@ -13,7 +13,7 @@ func TestClientShowsEveryFigure(t *testing.T) {
 	t.Parallel()
 	m := NewClientMetrics("q")
 	m.Watch(clientSource{state: amqpx.StateBlocked, stats: amqpx.ClientStats{
-		OK: 1, Failed: 2, InFlight: 3, Resent: 4, Retried: 5, Refused: 6, Late: 7, Duplicates: 8, Unknown: 9,
+		OK: 1, Failed: 2, InFlight: 3, Resent: 4, Retried: 5, Rejected: 6, Late: 7, Duplicates: 8, Unknown: 9,
 		Batched: 10, Reconnects: 11, Blocked: 12500 * time.Millisecond,
 	}})
 	m.CallSettled("b", "", time.Millisecond)
@@ -28,18 +28,18 @@ func TestClientShowsEveryFigure(t *testing.T) {
 		"amqpx_client_resends_total":                        4,
 		"amqpx_client_retries_total":                        5,
 		"amqpx_client_rejected_calls_total":                 6,
-		"amqpx_client_late_answers_total":                   7,
-		"amqpx_client_duplicate_answers_total":              8,
-		"amqpx_client_unknown_answers_total":                9,
+		"amqpx_client_late_responses_total":                 7,
+		"amqpx_client_duplicate_responses_total":            8,
+		"amqpx_client_unknown_responses_total":              9,
 		"amqpx_client_batched_calls_total":                  10,
 		"amqpx_client_reconnects_total":                     11,
 		"amqpx_client_blocked_seconds_total":                12.5,
-		"amqpx_client_link_state{connecting}":               0,
-		"amqpx_client_link_state{ready}":                    0,
-		"amqpx_client_link_state{blocked}":                  1,
-		"amqpx_client_link_state{reconnecting}":             0,
-		"amqpx_client_link_state{draining}":                 0,
-		"amqpx_client_link_state{closed}":                   0,
+		"amqpx_client_connection_state{connecting}":         0,
+		"amqpx_client_connection_state{ready}":              0,
+		"amqpx_client_connection_state{blocked}":            1,
+		"amqpx_client_connection_state{reconnecting}":       0,
+		"amqpx_client_connection_state{draining}":           0,
+		"amqpx_client_connection_state{closed}":             0,
 	})
 }
 

@@ -50,7 +50,7 @@ func ExampleClientMetrics() {
 	// Output:
 	// deadline_exceeded
 	// amqpx_client_call_duration_seconds code=deadline_exceeded method=ship queue=orders
-	// amqpx_client_link_state queue=orders state=closed
+	// amqpx_client_connection_state queue=orders state=closed
 }
 
 func ExampleServerMetrics() {

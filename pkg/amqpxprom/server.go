@@ -61,7 +61,7 @@ func NewServerMetrics(queue string) *ServerMetrics {
 		batches: prometheus.NewHistogram(histogram("amqpx_server_batch_size",
 			"How many calls were in a batch that came.", queue, batchSizes())),
 		figures: serverFigures(queue),
-		state:   linkState("amqpx_server_link_state", queue),
+		state:   linkState("amqpx_server_connection_state", queue),
 	}
 	// No limit: only registered methods run.
 	m.ran = newMethods(0, func(method string) handled {

@@ -34,15 +34,15 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.BytesInHand) })
 	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the answer of the request they repeat.",
 		func(s *stats) float64 { return float64(s.Replayed) })
-	f.counter("amqpx_server_returned_requests_total", "Requests given back to the queue by a drain.",
-		func(s *stats) float64 { return float64(s.Returned) })
-	f.counter("amqpx_server_moved_requests_total", "Requests put into a queue again, because a server had lost them.",
-		func(s *stats) float64 { return float64(s.Moved) })
+	f.counter("amqpx_server_requeued_requests_total", "Requests given back to the queue by a drain.",
+		func(s *stats) float64 { return float64(s.Requeued) })
+	f.counter("amqpx_server_republished_requests_total", "Requests put into a queue again, because a server had lost them.",
+		func(s *stats) float64 { return float64(s.Republished) })
 	f.counter("amqpx_server_dead_letters_total", "Requests moved to the dead letters.",
 		func(s *stats) float64 { return float64(s.Dead) })
 	f.counter("amqpx_server_undeliverable_responses_total", "Responses dropped because they ended the connection they were published on.",
 		func(s *stats) float64 { return float64(s.Undeliverable) })
-	f.counter("amqpx_server_unroutable_answers_total", "Responses that no queue took: their callers are gone, or named no queue.",
+	f.counter("amqpx_server_unroutable_responses_total", "Responses that no queue took: their callers are gone, or named no queue.",
 		func(s *stats) float64 { return float64(s.Unroutable) })
 	f.counter("amqpx_server_canceled_requests_total", "Requests that were given up because their callers had.",
 		func(s *stats) float64 { return float64(s.Canceled) })

@@ -12,7 +12,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 	m := NewServerMetrics("q")
 	m.Watch(serverSource{state: amqpx.StateDraining, stats: amqpx.ServerStats{
 		Requests: 1, InFlight: 2, OK: 3, Failed: 4, Panics: 5, Refused: 6, Expired: 7, Shed: 8, Replayed: 9,
-		Returned: 10, Moved: 11, Dead: 12, Batched: 13, Reconnects: 14, Blocked: 1500 * time.Millisecond,
+		Requeued: 10, Republished: 11, Dead: 12, Batched: 13, Reconnects: 14, Blocked: 1500 * time.Millisecond,
 		Workers: 16, Busy: 17, Waiting: 18, Canceled: 19, Undeliverable: 20, Stuck: 20, OldestHandler: 21500 * time.Millisecond, TooLarge: 21, Deferred: 22, BytesInHand: 23,
 		Unroutable: 24,
 	}})
@@ -35,8 +35,8 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		"amqpx_server_expired_requests_total":                        7,
 		"amqpx_server_shed_requests_total":                           8,
 		"amqpx_server_replayed_requests_total":                       9,
-		"amqpx_server_returned_requests_total":                       10,
-		"amqpx_server_moved_requests_total":                          11,
+		"amqpx_server_requeued_requests_total":                       10,
+		"amqpx_server_republished_requests_total":                    11,
 		"amqpx_server_dead_letters_total":                            12,
 		"amqpx_server_batched_requests_total":                        13,
 		"amqpx_server_reconnects_total":                              14,
@@ -48,16 +48,16 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		"amqpx_server_oldest_handler_seconds":                        21.5,
 		"amqpx_server_canceled_requests_total":                       19,
 		"amqpx_server_undeliverable_responses_total":                 20,
-		"amqpx_server_unroutable_answers_total":                      24,
+		"amqpx_server_unroutable_responses_total":                    24,
 		"amqpx_server_too_large_requests_total":                      21,
 		"amqpx_server_deferred_requests_total":                       22,
 		"amqpx_server_bytes_in_hand":                                 23,
-		"amqpx_server_link_state{connecting}":                        0,
-		"amqpx_server_link_state{ready}":                             0,
-		"amqpx_server_link_state{blocked}":                           0,
-		"amqpx_server_link_state{reconnecting}":                      0,
-		"amqpx_server_link_state{draining}":                          1,
-		"amqpx_server_link_state{closed}":                            0,
+		"amqpx_server_connection_state{connecting}":                  0,
+		"amqpx_server_connection_state{ready}":                       0,
+		"amqpx_server_connection_state{blocked}":                     0,
+		"amqpx_server_connection_state{reconnecting}":                0,
+		"amqpx_server_connection_state{draining}":                    1,
+		"amqpx_server_connection_state{closed}":                      0,
 	})
 }
 

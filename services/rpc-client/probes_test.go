@@ -66,8 +66,8 @@ func TestMetrics(t *testing.T) {
 	code, body := asked(t, "/metrics")
 	for _, want := range []string{
 		`amqpx_client_calls_in_flight{queue="rpc_queue"} 0`,
-		`amqpx_client_link_state{queue="rpc_queue",state="ready"} 0`,
-		`amqpx_client_link_state{queue="rpc_queue",state="closed"} 0`,
+		`amqpx_client_connection_state{queue="rpc_queue",state="ready"} 0`,
+		`amqpx_client_connection_state{queue="rpc_queue",state="closed"} 0`,
 		"rabbitmq_rpc_build_info{",
 		"\ngo_goroutines ",
 		"\nprocess_open_fds ",

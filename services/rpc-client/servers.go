@@ -29,7 +29,7 @@ var errNoServers = errors.New("no server answered")
 // lister is the part of [amqpx.Client] for listing servers.
 type lister interface {
 	WaitReady(ctx context.Context) error
-	Fleet(ctx context.Context) ([]amqpx.Instance, error)
+	Servers(ctx context.Context) ([]amqpx.ServerInfo, error)
 }
 
 // fleet connects, lists the servers of the queue and closes the client.
@@ -49,7 +49,7 @@ func listFleet(ctx context.Context, c lister, format string, w io.Writer) error 
 	if err := c.WaitReady(ctx); err != nil {
 		return fmt.Errorf("no link to the broker: %w", err)
 	}
-	servers, err := c.Fleet(ctx)
+	servers, err := c.Servers(ctx)
 	switch {
 	case errors.Is(err, amqpx.ErrUnroutable):
 		servers = nil
@@ -57,9 +57,9 @@ func listFleet(ctx context.Context, c lister, format string, w io.Writer) error 
 		return fmt.Errorf("list the servers: %w", err)
 	}
 	if format == "json" {
-		err = writeFleetJSON(w, servers)
+		err = writeServersJSON(w, servers)
 	} else {
-		err = writeFleetTable(w, servers)
+		err = writeServersTable(w, servers)
 	}
 	if err == nil && len(servers) == 0 {
 		return errNoServers
@@ -67,18 +67,18 @@ func listFleet(ctx context.Context, c lister, format string, w io.Writer) error 
 	return err
 }
 
-func writeFleetJSON(w io.Writer, servers []amqpx.Instance) error {
+func writeServersJSON(w io.Writer, servers []amqpx.ServerInfo) error {
 	if servers == nil {
-		servers = []amqpx.Instance{} // a list, and not null
+		servers = []amqpx.ServerInfo{} // a list, and not null
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(servers)
 }
 
-// writeFleetTable writes one line per server, followed by one line per function of each
+// writeServersTable writes one line per server, followed by one line per function of each
 // server.
-func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
+func writeServersTable(w io.Writer, servers []amqpx.ServerInfo) error {
 	if len(servers) == 0 {
 		return nil
 	}
@@ -88,7 +88,7 @@ func writeFleetTable(w io.Writer, servers []amqpx.Instance) error {
 	for _, s := range servers {
 		st := s.Stats
 		if st == nil {
-			st = &amqpx.InstanceStats{}
+			st = &amqpx.ServerStats{}
 		}
 		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), uptime(s.UptimeSeconds),
 			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Stuck), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),

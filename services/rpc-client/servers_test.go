@@ -13,20 +13,20 @@ import (
 
 // servers is a fleet that responds or fails.
 type servers struct {
-	all      []amqpx.Instance
+	all      []amqpx.ServerInfo
 	err      error
 	unlinked error
 }
 
-func (s servers) WaitReady(context.Context) error                 { return s.unlinked }
-func (s servers) Fleet(context.Context) ([]amqpx.Instance, error) { return s.all, s.err }
+func (s servers) WaitReady(context.Context) error                     { return s.unlinked }
+func (s servers) Servers(context.Context) ([]amqpx.ServerInfo, error) { return s.all, s.err }
 
-func twoServers() []amqpx.Instance {
-	return []amqpx.Instance{
+func twoServers() []amqpx.ServerInfo {
+	return []amqpx.ServerInfo{
 		{
 			ID: "0123456789", Name: "rpc-server", Version: "v1", Host: "one", PID: 7, State: "ready", UptimeSeconds: 90, Workers: 64, RoundTripMS: 1.25,
 			Methods: []amqpx.MethodInfo{{Name: "b", OK: 1000, Failed: 2, LatencyMS: amqpx.Latency{Mean: 0.5, P50: 0.25, P99: 1.5, Max: 2}}},
-			Stats:   &amqpx.InstanceStats{Requests: 1002, OK: 1000, Failed: 2, Busy: 3, Stuck: 1},
+			Stats:   &amqpx.ServerStats{Requests: 1002, OK: 1000, Failed: 2, Busy: 3, Stuck: 1},
 		},
 		{ID: "ab", Name: "evil\x1b[2J\n\tname" + strings.Repeat("x", 100), State: "draining"},
 	}
@@ -54,13 +54,13 @@ func TestFleetAsATable(t *testing.T) {
 
 func TestFleetAsJSON(t *testing.T) {
 	t.Parallel()
-	for _, all := range [][]amqpx.Instance{twoServers(), nil} {
+	for _, all := range [][]amqpx.ServerInfo{twoServers(), nil} {
 		var out bytes.Buffer
 		err := listFleet(t.Context(), servers{all: all}, "json", &out)
 		if errors.Is(err, errNoServers) != (all == nil) {
 			t.Errorf("%d servers: %v", len(all), err)
 		}
-		var got []amqpx.Instance
+		var got []amqpx.ServerInfo
 		if err := json.Unmarshal(out.Bytes(), &got); err != nil || len(got) != len(all) || got == nil {
 			t.Errorf("%s: %v", out.String(), err)
 		}

@@ -61,7 +61,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 		amqpx.WithMaxBytesInHand(c.MaxBytesInHand),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
-		amqpx.WithReplay(c.ReplayBytes, c.ReplayAge),
+		amqpx.WithDedup(c.ReplayBytes, c.ReplayAge),
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)

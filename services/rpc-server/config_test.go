@@ -68,7 +68,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatalf("faults: %q", faults)
 	}
 	if c.Workers != amqpx.DefaultWorkers || c.DrainTimeout != amqpx.DefaultDrainTimeout ||
-		c.DeliveryLimit != amqpx.DefaultDeliveryLimit || c.ReplayBytes != amqpx.DefaultReplayBytes || c.ReplayAge != amqpx.DefaultReplayAge ||
+		c.DeliveryLimit != amqpx.DefaultDeliveryLimit || c.ReplayBytes != amqpx.DefaultDedupBytes || c.ReplayAge != amqpx.DefaultDedupAge ||
 		c.MaxBytesInHand != amqpx.DefaultMaxBytesInHand || c.Queue.MaxMessageBytes != amqpx.DefaultMaxMessageSize || c.Queue.Name != amqpx.DefaultQueue {
 		t.Errorf("the defaults differ from the library's: %+v", c)
 	}

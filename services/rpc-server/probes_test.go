@@ -62,8 +62,8 @@ func TestMetrics(t *testing.T) {
 	code, body := asked(t, "/metrics")
 	for _, want := range []string{
 		`amqpx_server_workers{queue="rpc_queue"} 64`,
-		`amqpx_server_link_state{queue="rpc_queue",state="connecting"} 1`,
-		`amqpx_server_link_state{queue="rpc_queue",state="ready"} 0`,
+		`amqpx_server_connection_state{queue="rpc_queue",state="connecting"} 1`,
+		`amqpx_server_connection_state{queue="rpc_queue",state="ready"} 0`,
 		"rabbitmq_rpc_build_info{",
 		"\ngo_goroutines ",
 		"\nprocess_open_fds ",

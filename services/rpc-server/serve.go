@@ -74,8 +74,8 @@ func serveUntil(drain, force context.Context, server runnable, logger *zap.Logge
 	stats := server.Stats()
 	logger.Info("server stopped", zap.Uint64("requests", stats.Requests), zap.Uint64("ok", stats.OK),
 		zap.Uint64("failed", stats.Failed), zap.Uint64("refused", stats.Refused), zap.Uint64("expired", stats.Expired),
-		zap.Uint64("shed", stats.Shed), zap.Uint64("replayed", stats.Replayed), zap.Uint64("moved", stats.Moved),
-		zap.Uint64("dead", stats.Dead), zap.Uint64("returned", stats.Returned), zap.Uint64("in_flight", stats.InFlight), zap.Error(err))
+		zap.Uint64("shed", stats.Shed), zap.Uint64("replayed", stats.Replayed), zap.Uint64("republished", stats.Republished),
+		zap.Uint64("dead", stats.Dead), zap.Uint64("requeued", stats.Requeued), zap.Uint64("in_flight", stats.InFlight), zap.Error(err))
 	if force.Err() != nil {
 		return errors.Join(errForced, err)
 	}

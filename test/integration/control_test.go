@@ -20,11 +20,11 @@ import (
 )
 
 // listed queries the servers until n servers respond.
-func listed(t *testing.T, client *amqpx.Client, n int) (fleet []amqpx.Instance) {
+func listed(t *testing.T, client *amqpx.Client, n int) (fleet []amqpx.ServerInfo) {
 	t.Helper()
 	rig.Eventually(t, fmt.Sprintf("%d servers answer", n), func() bool {
 		var err error
-		fleet, err = client.Fleet(rig.Patience(t))
+		fleet, err = client.Servers(rig.Patience(t))
 		return len(fleet) == n && (err == nil || n == 0)
 	})
 	return fleet
@@ -81,7 +81,7 @@ func TestFleetOfServers(t *testing.T) {
 	proxy.Cut()
 	rig.Eventually(t, "one server drains", func() bool {
 		fleet = listed(t, client, 4)
-		return slices.ContainsFunc(fleet, func(in amqpx.Instance) bool { return in.Name == "server 2" && in.State == "draining" })
+		return slices.ContainsFunc(fleet, func(in amqpx.ServerInfo) bool { return in.Name == "server 2" && in.State == "draining" })
 	})
 	close(busy.release)
 	rig.Recv(t, call, "the answer")
@@ -93,7 +93,7 @@ func TestFleetWithoutServers(t *testing.T) {
 	r := rig.New(t)
 	client := r.Ready()
 	for range 2 { // first without the exchange, then with an exchange that has no queue
-		if _, err := client.Fleet(rig.Patience(t)); !errors.Is(err, amqpx.ErrUnroutable) {
+		if _, err := client.Servers(rig.Patience(t)); !errors.Is(err, amqpx.ErrUnroutable) {
 			t.Errorf("got %v, want %v", err, amqpx.ErrUnroutable)
 		}
 		if err := r.Serve(rig.Methods{"b": letter}).Drain(); err != nil {

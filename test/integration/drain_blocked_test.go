@@ -50,7 +50,7 @@ func drainWhileTheBrokerBlocks(t *testing.T, broker *rig.Broker) {
 	for i := range held[1:] {
 		giveBack(&held[1+i])
 	}
-	rig.Eventually(t, "the copies wait", func() bool { return server.Stats().Moved == 4 })
+	rig.Eventually(t, "the copies wait", func() bool { return server.Stats().Republished == 4 })
 	begun := time.Now()
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)

@@ -94,8 +94,8 @@ func TestMovedRequestKeepsItsCaller(t *testing.T) {
 	rig.Recv(t, entered, "the request to run")
 	first.Close()
 	second := r.Serve(rig.Methods{"user": user})
-	if got := inbox.Next(); string(got.Body) != caller.User || second.Stats().Moved != 1 {
-		t.Errorf("got %q, %v, want %q; moved %d", got.Body, got.Headers, caller.User, second.Stats().Moved)
+	if got := inbox.Next(); string(got.Body) != caller.User || second.Stats().Republished != 1 {
+		t.Errorf("got %q, %v, want %q; moved %d", got.Body, got.Headers, caller.User, second.Stats().Republished)
 	}
 }
 
@@ -132,7 +132,7 @@ func TestKeysBelongToTheirCallers(t *testing.T) {
 	attacker := owner.Another()
 	attacker.Grant(".*")
 	r := rig.On(t, owner.URL())
-	r.Serve(rig.Methods{"transfer": new(bank).transfer}, amqpx.WithReplay(1<<20, amqpx.DefaultReplayAge))
+	r.Serve(rig.Methods{"transfer": new(bank).transfer}, amqpx.WithDedup(1<<20, amqpx.DefaultDedupAge))
 	theirs := rig.Beyond(t, attacker.URL())
 	theirs.Queue = r.Queue
 	victims, attackers := r.Inbox(), theirs.Inbox()

@@ -138,7 +138,7 @@ func TestBoundOfCallsThatShareTheLane(t *testing.T) {
 	for range most {
 		rig.Recv(t, slow.entered, "as many calls as are allowed")
 	}
-	rig.Eventually(t, "the others are refused", func() bool { return client.Stats().Refused == calls-most })
+	rig.Eventually(t, "the others are refused", func() bool { return client.Stats().Rejected == calls-most })
 	close(slow.release)
 	refused := 0
 	for _, c := range all {

@@ -45,7 +45,7 @@ func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
 					t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 				}
 			}
-			if got := second.Stats().Moved; got != n {
+			if got := second.Stats().Republished; got != n {
 				t.Errorf("%d calls were moved, want %d, each alone", got, n)
 			}
 			close(slow.release)

@@ -88,7 +88,7 @@ func TestMetricsEqualTheCounters(t *testing.T) {
 			t.Errorf("%s: %v shown, %d counted", c.what, c.got, c.want)
 		}
 	}
-	if server["amqpx_server_link_state{closed}"] != 1 || client["amqpx_client_link_state{ready}"] != 1 {
+	if server["amqpx_server_connection_state{closed}"] != 1 || client["amqpx_client_connection_state{ready}"] != 1 {
 		t.Errorf("the client shows %v, the server %v", client, server)
 	}
 }
@@ -108,11 +108,11 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	}
 	rig.Eventually(t, "both noticed", func() bool { return !m.client.Status().Ready() && !m.server.Status().Ready() })
 	client, server := shown(t, m.clientMetrics), shown(t, m.serverMetrics)
-	if client["amqpx_client_link_state{ready}"] != 0 || client.sum("amqpx_client_link_state", "reconnecting")+client.sum("amqpx_client_link_state", "connecting") != 1 ||
+	if client["amqpx_client_connection_state{ready}"] != 0 || client.sum("amqpx_client_connection_state", "reconnecting")+client.sum("amqpx_client_connection_state", "connecting") != 1 ||
 		client["amqpx_client_calls_in_flight"] != 1 {
 		t.Errorf("without a link the client shows %v", client)
 	}
-	if server["amqpx_server_link_state{ready}"] != 0 || server.sum("amqpx_server_link_state", "reconnecting")+server.sum("amqpx_server_link_state", "connecting") != 1 {
+	if server["amqpx_server_connection_state{ready}"] != 0 || server.sum("amqpx_server_connection_state", "reconnecting")+server.sum("amqpx_server_connection_state", "connecting") != 1 {
 		t.Errorf("without a link the server shows %v", server)
 	}
 	for _, p := range []*rig.Proxy{m.ours, m.theirs} {
@@ -120,12 +120,12 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	}
 	rig.Eventually(t, "both are back", func() bool { return m.client.Status().Ready() && m.server.Status().Ready() })
 	client, server = shown(t, m.clientMetrics), shown(t, m.serverMetrics)
-	if client["amqpx_client_reconnects_total"] != 1 || client["amqpx_client_link_state{ready}"] != 1 || server["amqpx_server_reconnects_total"] != 1 {
+	if client["amqpx_client_reconnects_total"] != 1 || client["amqpx_client_connection_state{ready}"] != 1 || server["amqpx_server_reconnects_total"] != 1 {
 		t.Errorf("with the next link the client shows %v, the server %v", client, server)
 	}
 	m.server.Stop()
 	rig.Eventually(t, "the server drains", func() bool { return m.server.Status().State == amqpx.StateDraining })
-	if got := shown(t, m.serverMetrics); got["amqpx_server_link_state{draining}"] != 1 {
+	if got := shown(t, m.serverMetrics); got["amqpx_server_connection_state{draining}"] != 1 {
 		t.Errorf("while it drains the server shows %v", got)
 	}
 	close(slow.release)
@@ -135,7 +135,7 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	if err := m.client.Close(rig.Patience(t)); err != nil {
 		t.Errorf("close: %v", err)
 	}
-	if got := shown(t, m.clientMetrics); got["amqpx_client_link_state{closed}"] != 1 || got["amqpx_client_call_duration_seconds{slow,ok}"] != 1 {
+	if got := shown(t, m.clientMetrics); got["amqpx_client_connection_state{closed}"] != 1 || got["amqpx_client_call_duration_seconds{slow,ok}"] != 1 {
 		t.Errorf("after it was closed the client shows %v", got)
 	}
 }

@@ -53,7 +53,7 @@ func TestBoundsOfCallsInFlight(t *testing.T) {
 		if got := rig.Recv(t, first, "the first call"); got.err != nil {
 			t.Errorf("%s: first call: %v", name, got.err)
 		}
-		if got := client.Stats(); got.Refused != 1 || got.Retried != 0 {
+		if got := client.Stats(); got.Rejected != 1 || got.Retried != 0 {
 			t.Errorf("%s: client counted %+v", name, got)
 		}
 	}

@@ -77,7 +77,7 @@ func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
 		t.Errorf("%d requests were not acknowledged", left)
 	}
 	rig.Eventually(t, "both servers describe themselves", func() bool {
-		fleet, err := queue.Fleet(rig.Within(t, 10*time.Second))
+		fleet, err := queue.Servers(rig.Within(t, 10*time.Second))
 		return err == nil && len(fleet) == 2
 	})
 	if got := logs.FilterMessage("dropped a response that ends the connection it is published on").Len(); got > 2 {

@@ -390,7 +390,7 @@ func TestCallInfo(t *testing.T) {
 	client := r.Ready()
 	var info amqpx.CallInfo
 	rig.Call(t, client, "pause", nil, amqpx.WithCallInfo(&info))
-	if info.Attempts != 1 || info.Handler < pause || info.Handler > time.Minute {
+	if info.Attempts != 1 || info.HandlerTime < pause || info.HandlerTime > time.Minute {
 		t.Errorf("got %+v, want one attempt and a handler of at least %v", info, pause)
 	}
 }

@@ -55,7 +55,7 @@ func TestUnroutableResponses(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got := server.Stats(); got.Unroutable != want || got.Reconnects != 0 || got.Moved != 0 || got.Dead != 0 {
+	if got := server.Stats(); got.Unroutable != want || got.Reconnects != 0 || got.Republished != 0 || got.Dead != 0 {
 		t.Errorf("server counted %+v, want %d unroutable responses", got, want)
 	}
 }

@@ -24,7 +24,7 @@ func TestControlPlaneFromPython(t *testing.T) {
 		return nil, ctx.Err()
 	}}, amqpx.WithName("ours"), amqpx.WithVersion("v1"))
 	p := script(t, "control.py", r.URL, r.Queue.Name, "wait")
-	var server amqpx.Instance
+	var server amqpx.ServerInfo
 	if err := json.Unmarshal([]byte(p.Says("{")), &server); err != nil {
 		t.Fatalf("the Python program's answer: %v", err)
 	}

@@ -109,7 +109,7 @@ func build(results *loadgen.Results, w loadgen.Workload, stats amqpx.ClientStats
 func TestReportServerTimes(t *testing.T) {
 	t.Parallel()
 	results := counted(0, nil)
-	results.Add(loadgen.Result{Info: &amqpx.CallInfo{Queue: 50 * time.Millisecond, Handler: 250 * time.Microsecond}})
+	results.Add(loadgen.Result{Info: &amqpx.CallInfo{QueueTime: 50 * time.Millisecond, HandlerTime: 250 * time.Microsecond}})
 	r := build(results, planned(1), amqpx.ClientStats{})
 	if got := r.QueueWaitMS; got.Sampled != 1 || got.P50 < 49.9 || got.P50 > 50.1 || got.Max < 49.9 || len(got.Percentiles) == 0 {
 		t.Errorf("queue wait %+v", got)
