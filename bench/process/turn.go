@@ -165,7 +165,7 @@ func checkAnswer(got []byte, err error, want []byte) error {
 		return fmt.Errorf("call: %w", err)
 	}
 	if !bytes.Equal(got, want) {
-		return fmt.Errorf("answer of %d bytes %.20q, want %d bytes %.20q", len(got), got, len(want), want)
+		return fmt.Errorf("response of %d bytes %.20q, want %d bytes %.20q", len(got), got, len(want), want)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func TestReadyz(t *testing.T) {
 		"link lost": {
 			amqpx.Status{State: amqpx.StateReconnecting, Err: errRefused, Generation: 1},
 			503,
-			readiness{"reconnecting", "lost the link to the broker, connecting again: read tcp a->b: connection refused", "", 1, 0},
+			readiness{"reconnecting", "lost the connection to the broker, reconnecting: read tcp a->b: connection refused", "", 1, 0},
 		},
 		"blocked": {
 			amqpx.Status{State: amqpx.StateBlocked, Reason: "low on memory", Generation: 1},

@@ -54,7 +54,7 @@ func reason(s amqpx.Status) string {
 	default:
 		text := "not connected to the broker yet"
 		if s.Generation > 0 {
-			text = "lost the link to the broker, connecting again"
+			text = "lost the connection to the broker, reconnecting"
 		}
 		if s.Err != nil {
 			return because(text, s.Err.Error())

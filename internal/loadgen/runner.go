@@ -20,7 +20,7 @@ const sampleEvery = 10
 const KeyMismatched = "mismatched"
 
 var (
-	errNeverAnswered = errors.New("no call was answered since the start, and no server can be found")
+	errNeverAnswered = errors.New("no call got a response since the start, and no server can be found")
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
@@ -205,5 +205,5 @@ func (r *Runner) findsServer(ctx context.Context) bool {
 
 func mismatch(answer []byte, want string) error {
 	const most = 80
-	return fmt.Errorf("answer of %d bytes %.*q, want %.*q", len(answer), most, answer, most, want)
+	return fmt.Errorf("response of %d bytes %.*q, want %.*q", len(answer), most, answer, most, want)
 }

@@ -40,7 +40,7 @@ func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.
 
 func (f *fake) Ping(context.Context) (time.Duration, error) {
 	if !f.pings {
-		return 0, amqpx.Errorf(amqpx.CodeUnavailable, "no server answered")
+		return 0, amqpx.Errorf(amqpx.CodeUnavailable, "no server responded")
 	}
 	return time.Millisecond, nil
 }

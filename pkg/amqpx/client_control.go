@@ -242,7 +242,7 @@ func (c *Client) askThrough(ctx context.Context, l transport.Conn, question stri
 		case err := <-q.failed:
 			return err
 		case <-enough:
-			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server answered")
+			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server responded")
 		case <-ctx.Done():
 			return noAnswer(ctx, c.Status())
 		}

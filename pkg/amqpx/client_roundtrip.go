@@ -480,7 +480,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
 	}
-	return "no answer from " + queue + c.observed(k, at), nil
+	return "no response from " + queue + c.observed(k, at), nil
 }
 
 // observed returns the client's observations that may explain a call without a response.
@@ -497,7 +497,7 @@ func (c *Client) observed(k *call, at stage) string {
 		}
 	}
 	if n := c.counts.unknown.Load() - k.unknownBefore; n > 0 {
-		all = append(all, fmt.Sprintf("%d answers to unknown calls came meanwhile", n))
+		all = append(all, fmt.Sprintf("%d responses to unknown calls came meanwhile", n))
 	}
 	if len(all) == 0 {
 		return ""

@@ -138,7 +138,7 @@ func TestClientOnTheWrongSideOfAPartition(t *testing.T) {
 				answered := callsFor(t, client, 5*time.Minute)
 				wantSame(t, "moved", strings.Contains(client.Status().Broker, "right"), c.leaves)
 				wantSame(t, "calls were answered in the end", answered > 0, c.answered)
-				moves := logs.FilterMessage("link down, reconnecting").All()
+				moves := logs.FilterMessage("connection lost, reconnecting").All()
 				if c.leaves != (len(moves) == 1) {
 					t.Errorf("log: %v", moves)
 				}

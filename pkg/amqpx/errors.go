@@ -30,7 +30,7 @@ var (
 	ErrTooManyCalls = errors.New("too many calls in flight")
 	// ErrOutcomeUnknown is returned when the connection was lost at a moment that leaves open
 	// whether the request reached a server.
-	ErrOutcomeUnknown = errors.New("the link was lost before the outcome was known")
+	ErrOutcomeUnknown = errors.New("the connection was lost before the outcome was known")
 	// ErrNotConnected is returned when a call ended while no connection to a broker was ready:
 	// a broker could not be reached, or refused a step of the set-up. The text has the fault
 	// of each broker.

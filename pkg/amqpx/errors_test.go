@@ -28,7 +28,7 @@ func TestErrorTextSaysWhetherItMayHaveRun(t *testing.T) {
 		want string
 	}{
 		{localError(CodeUnavailable, DidNotRun, ErrUnroutable, `no queue "q"`), `unavailable: no queue to route the request to: no queue "q" (did not run)`},
-		{localError(CodeUnavailable, MayHaveRun, ErrOutcomeUnknown, ""), "unavailable: the link was lost before the outcome was known (may have run)"},
+		{localError(CodeUnavailable, MayHaveRun, ErrOutcomeUnknown, ""), "unavailable: the connection was lost before the outcome was known (may have run)"},
 		{localError(CodeInvalidArgument, DidNotRun, nil, "bad"), "invalid_argument: bad (did not run)"},
 		{&Error{code: CodeInternal, outcome: Ran, remote: true}, "internal"},
 		{&Error{code: CodeUnimplemented, message: "m", outcome: DidNotRun, remote: true}, "unimplemented: m"},

@@ -148,7 +148,7 @@ func AccessLog(log *zap.Logger) Middleware {
 			if entry := log.Check(level, "call"); entry != nil {
 				entry.Write(zap.String("method", req.Method), zap.String("correlation_id", req.CorrelationID),
 					zap.Duration("took", time.Since(begun)), zap.Int("request_bytes", len(req.Body)),
-					zap.Int("answer_bytes", len(answer)), zap.String("code", string(CodeOf(err))), zap.Error(err))
+					zap.Int("response_bytes", len(answer)), zap.String("code", string(CodeOf(err))), zap.Error(err))
 			}
 			return answer, err
 		}

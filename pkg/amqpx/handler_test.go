@@ -159,7 +159,7 @@ func TestAccessLog(t *testing.T) {
 			wantSame(t, "level", entry.Level, c.level)
 			wantSame(t, "code", fields["code"], any(c.code))
 			wantSame(t, "request_bytes", fields["request_bytes"], any(int64(3)))
-			wantSame(t, "answer_bytes", fields["answer_bytes"], any(int64(4)))
+			wantSame(t, "response_bytes", fields["response_bytes"], any(int64(4)))
 		})
 	}
 }

@@ -378,7 +378,7 @@ func validateShared(where string, opts []CallOption) error {
 	}
 	var faults []error
 	if cfg.idempotencyKey != "" {
-		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its answer", where, cfg.idempotencyKey))
+		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
 	}
 	if cfg.info != nil {
 		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))

@@ -166,7 +166,7 @@ func (c *control) handle(d *amqp.Delivery) {
 		}
 	case wire.ControlPing, wire.ControlInfo, wire.ControlStats:
 		if d.ReplyTo == "" || !wire.SafeReplyTo(d.ReplyTo) {
-			c.warnMalformed(d, errors.New("no reply_to to answer to"))
+			c.warnMalformed(d, errors.New("no reply_to for a response"))
 			return
 		}
 		s.respondToQuery(d)
@@ -341,7 +341,7 @@ func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
 	case <-sess.Done:
 		ping.over.Store(true)
 		s.outbox.NoteCanceled()
-		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the link was lost")
+		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the connection was lost")
 	case <-ctx.Done():
 		ping.over.Store(true)
 		s.outbox.NoteCanceled()
@@ -362,7 +362,7 @@ func noAnswer(ctx context.Context, st Status) *Error {
 	if st.State == StateBlocked {
 		return contextError(ctx.Err(), MayHaveRun, ErrBlocked, st.Reason)
 	}
-	return contextError(ctx.Err(), MayHaveRun, nil, fmt.Sprintf("no answer, the link is %v", st.State))
+	return contextError(ctx.Err(), MayHaveRun, nil, fmt.Sprintf("no response, the connection is %v", st.State))
 }
 
 // logInterval is the minimum time between two log lines of one logLimit.

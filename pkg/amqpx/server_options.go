@@ -107,7 +107,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		faults = append(faults, fmt.Errorf("max bytes in hand %d: want at least the max message size, %d", c.maxBytesInHand, c.maxMessageSize))
 	}
 	if c.replayBytes < 0 || c.replayAge < 0 {
-		faults = append(faults, fmt.Errorf("stored answers of %d bytes for %v: want 0 or more", c.replayBytes, c.replayAge))
+		faults = append(faults, fmt.Errorf("stored responses of %d bytes for %v: want 0 or more", c.replayBytes, c.replayAge))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("amqpx: server: %w", err)

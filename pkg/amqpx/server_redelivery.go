@@ -154,7 +154,7 @@ func (s *Server) refuseUncounted(j *job, err error) {
 // deadLetter republishes a request to the queue of dead letters and responds to the caller.
 func (s *Server) deadLetter(j *job, lost int) {
 	dead := s.cfg.queue.deadQueue().Name
-	reason := fmt.Sprintf("handed out %d times and never answered", lost)
+	reason := fmt.Sprintf("delivered %d times and never acknowledged", lost)
 	msg, ok := s.cloneOrRefuse(j, lost)
 	if !ok {
 		return

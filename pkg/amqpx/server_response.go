@@ -521,7 +521,7 @@ func lookAtReplyQueue(s *transport.Session, name string) (FaultKind, error) {
 
 // log logs the nacked response.
 func (r nackedResponse) log(logger *zap.Logger, kind FaultKind, err error) {
-	logger.Warn("the broker refused an answer, its caller gets none",
+	logger.Warn("the broker refused a response, its caller gets none",
 		zap.String("reply_to", r.replyTo), zap.String("correlation_id", r.correlationID), zap.Int("tries", r.tries),
 		zap.String("fault", string(kind)), zap.Error(err))
 }

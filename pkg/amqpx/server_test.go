@@ -273,7 +273,7 @@ func TestAnswerTooLarge(t *testing.T) {
 				code, _ := answer.Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
-					t.Errorf("answer of %d bytes", len(answer.Body))
+					t.Errorf("response of %d bytes", len(answer.Body))
 				}
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})

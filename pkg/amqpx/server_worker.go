@@ -426,7 +426,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 		how = endsReplayed
 	}
 	if err == nil && len(body) > s.cfg.maxMessageSize {
-		err = Errorf(CodeResourceExhausted, "%w: answer of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
+		err = Errorf(CodeResourceExhausted, "%w: response of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
 	}
 	if res.props = r.response.Load(); res.props != nil {
 		if tooLarge := r.checkResponse(res.props); tooLarge != nil {

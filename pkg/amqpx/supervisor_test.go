@@ -305,7 +305,7 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 		if got := w.dialed[1]; got < DefaultDialTimeout || got > DefaultDialTimeout+DefaultBackoffMin {
 			t.Errorf("second dial after %v", got)
 		}
-		warning := w.logs.FilterMessage("link down, reconnecting").All()[0]
+		warning := w.logs.FilterMessage("connection lost, reconnecting").All()[0]
 		if text, _ := warning.ContextMap()["error"].(string); !strings.Contains(text, "no answer in time") {
 			t.Errorf("logged %q", text)
 		}
@@ -450,7 +450,7 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 		}
 		w.run(t)
 		pass(5 * time.Second)
-		attempts := func() int { return w.logs.FilterMessage("link down, reconnecting").Len() }
+		attempts := func() int { return w.logs.FilterMessage("connection lost, reconnecting").Len() }
 		quick := attempts()
 		pass(time.Minute)
 		if slow := attempts() - quick; quick < transport.RepeatedFaults || quick > 12 || slow > 7 {

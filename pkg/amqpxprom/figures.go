@@ -45,7 +45,7 @@ func (f *figures[S]) collect(ch chan<- prometheus.Metric, stats *S) {
 
 // linkState returns the description of the metric for the state of a connection.
 func linkState(name, queue string) *prometheus.Desc {
-	return prometheus.NewDesc(name, "Where the link to the broker stands: 1 for the current state, 0 for the others.",
+	return prometheus.NewDesc(name, "State of the connection to the broker: 1 for the current state, 0 for the others.",
 		[]string{"state"}, queueLabel(queue))
 }
 

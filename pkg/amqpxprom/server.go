@@ -55,7 +55,7 @@ func NewServerMetrics(queue string) *ServerMetrics {
 			"How long requests waited in the server for a worker, by method.", queue, durations()), []string{"method"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name:        "amqpx_server_refused_requests_total",
-			Help:        "Requests that were answered without being run, by method and code.",
+			Help:        "Requests that were refused and not run, by method and code.",
 			ConstLabels: queueLabel(queue),
 		}, []string{"method", "code"}),
 		batches: prometheus.NewHistogram(histogram("amqpx_server_batch_size",

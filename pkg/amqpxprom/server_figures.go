@@ -6,9 +6,9 @@ import "rabbitmq-rpc/pkg/amqpx"
 func serverFigures(queue string) figures[amqpx.ServerStats] {
 	type stats = amqpx.ServerStats
 	f := figures[stats]{queue: queue}
-	f.counter("amqpx_server_requests_total", "Requests taken from the queue.",
+	f.counter("amqpx_server_requests_total", "Requests received from the queue.",
 		func(s *stats) float64 { return float64(s.Requests) })
-	f.gauge("amqpx_server_requests_in_flight", "Requests taken from the queue that are not settled yet.",
+	f.gauge("amqpx_server_requests_in_flight", "Requests received from the queue that are not finished yet.",
 		func(s *stats) float64 { return float64(s.InFlight) })
 	f.gauge("amqpx_server_requests_waiting", "Requests that wait in the server for a worker.",
 		func(s *stats) float64 { return float64(s.Waiting) })
@@ -32,23 +32,23 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Deferred) })
 	f.gauge("amqpx_server_bytes_in_hand", "Bytes of the bodies of requests that are not acknowledged.",
 		func(s *stats) float64 { return float64(s.BytesInHand) })
-	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the answer of the request they repeat.",
+	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the response of the request they repeat.",
 		func(s *stats) float64 { return float64(s.Replayed) })
-	f.counter("amqpx_server_requeued_requests_total", "Requests given back to the queue by a drain.",
+	f.counter("amqpx_server_requeued_requests_total", "Requests that a drain put back into the queue.",
 		func(s *stats) float64 { return float64(s.Requeued) })
-	f.counter("amqpx_server_republished_requests_total", "Requests put into a queue again, because a server had lost them.",
+	f.counter("amqpx_server_republished_requests_total", "Requests republished because a server had lost them.",
 		func(s *stats) float64 { return float64(s.Republished) })
-	f.counter("amqpx_server_dead_letters_total", "Requests moved to the dead letters.",
+	f.counter("amqpx_server_dead_letters_total", "Requests that were dead-lettered.",
 		func(s *stats) float64 { return float64(s.Dead) })
 	f.counter("amqpx_server_undeliverable_responses_total", "Responses dropped because they ended the connection they were published on.",
 		func(s *stats) float64 { return float64(s.Undeliverable) })
-	f.counter("amqpx_server_unroutable_responses_total", "Responses that no queue took: their callers are gone, or named no queue.",
+	f.counter("amqpx_server_unroutable_responses_total", "Responses that no queue accepted: their callers are gone, or named no queue.",
 		func(s *stats) float64 { return float64(s.Unroutable) })
-	f.counter("amqpx_server_canceled_requests_total", "Requests that were given up because their callers had.",
+	f.counter("amqpx_server_canceled_requests_total", "Requests canceled by their callers.",
 		func(s *stats) float64 { return float64(s.Canceled) })
 	f.counter("amqpx_server_batched_requests_total", "Requests that came in a batch.",
 		func(s *stats) float64 { return float64(s.Batched) })
-	f.counter("amqpx_server_reconnects_total", "Links to the broker that became ready after the first.",
+	f.counter("amqpx_server_reconnects_total", "Sessions that became ready after the first.",
 		func(s *stats) float64 { return float64(s.Reconnects) })
 	f.counter("amqpx_server_blocked_seconds_total", "How long the broker has blocked publishing.",
 		func(s *stats) float64 { return s.Blocked.Seconds() })

@@ -29,7 +29,7 @@ func logResponses(logger *zap.Logger) amqpx.Middleware {
 			} else {
 				fields = append(fields, zap.Int("bytes", len(answer)))
 			}
-			logger.Debug("answer", fields...)
+			logger.Debug("response", fields...)
 			return answer, err
 		}
 	}

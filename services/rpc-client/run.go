@@ -116,7 +116,7 @@ func waitForConnection(drain context.Context, c client, limit time.Duration, log
 	ctx, cancel := context.WithTimeout(drain, limit)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil && drain.Err() == nil {
-		logger.Warn("no link to the broker yet, calling all the same", zap.Error(err))
+		logger.Warn("no connection to the broker yet, calling all the same", zap.Error(err))
 	}
 }
 

@@ -57,7 +57,7 @@ func TestCallAllReports(t *testing.T) {
 				}
 				return []byte("b"), nil
 			}},
-			"1 of 10 calls did not get the expected answer", "FAILED: \"b\" on queue \"q\", 2 at a time\n",
+			"1 of 10 calls did not get the expected response", "FAILED: \"b\" on queue \"q\", 2 at a time\n",
 			report.Report{Calls: 10, OK: 9, Mismatched: 1},
 		},
 		"no clean close": {
@@ -263,7 +263,7 @@ func TestRunWithoutBroker(t *testing.T) {
 	if code != 1 || !strings.HasPrefix(out, "FAILED: ") {
 		t.Errorf("exit code %d, %q", code, out)
 	}
-	if !strings.Contains(diag.String(), " were not tried: no call was answered since the start") ||
+	if !strings.Contains(diag.String(), " were not tried: no call got a response since the start") ||
 		strings.Contains(diag.String(), "hunter2") {
 		t.Errorf("standard error is %s", diag.String())
 	}

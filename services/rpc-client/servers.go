@@ -24,7 +24,7 @@ const modeFleet = "fleet"
 const fleetTimeout = 10 * time.Second
 
 // errNoServers makes an empty list an error for scripts.
-var errNoServers = errors.New("no server answered")
+var errNoServers = errors.New("no server responded")
 
 // lister is the part of [amqpx.Client] for listing servers.
 type lister interface {
@@ -47,7 +47,7 @@ func listFleet(ctx context.Context, c lister, format string, w io.Writer) error 
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {
-		return fmt.Errorf("no link to the broker: %w", err)
+		return fmt.Errorf("no connection to the broker: %w", err)
 	}
 	servers, err := c.Servers(ctx)
 	switch {

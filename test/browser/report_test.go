@@ -259,7 +259,7 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.equal(dir)
-	if title := evaluate[string](v, `document.title`); title != "Passed: every call got the expected answer – rpc-client" {
+	if title := evaluate[string](v, `document.title`); title != "Passed: every call got the expected response – rpc-client" {
 		t.Errorf("the title is %q", title)
 	}
 	if !strings.Contains(evaluate[string](v, `document.body.innerText`), evil) {

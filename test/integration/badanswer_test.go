@@ -39,7 +39,7 @@ func TestAnswersThatNoServerOfOursSends(t *testing.T) {
 	}{
 		{"only a body", nil, "x", "", amqpx.Ran, "x"},
 		{"foreign headers", amqp.Table{"a": nested(30), "rpc-later": nil}, "x", "", amqpx.Ran, "x"},
-		{"headers that cannot be read", amqp.Table{"a": nested(60)}, "x", amqpx.CodeDataLoss, amqpx.MayHaveRun, "the answer's headers cannot be read"},
+		{"headers that cannot be read", amqp.Table{"a": nested(60)}, "x", amqpx.CodeDataLoss, amqpx.MayHaveRun, "the response's headers cannot be read"},
 		{"timing of the wrong type", amqp.Table{"rpc-queue-us": "?", "rpc-handler-us": amqp.Table{}}, "x", "", amqpx.Ran, "x"},
 		{"code", amqp.Table{"rpc-code": "aborted"}, "why", amqpx.CodeAborted, amqpx.MayHaveRun, "why"},
 		{"text in the header only", amqp.Table{"rpc-code": "aborted", "rpc-message": "why"}, "", amqpx.CodeAborted, amqpx.MayHaveRun, "why"},

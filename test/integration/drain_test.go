@@ -188,7 +188,7 @@ func TestReplyQueueThatRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Request(amqp.Publishing{AppId: "b", ReplyTo: full, CorrelationId: "1", Headers: amqp.Table{"rpc-timeout-ms": 2000}})
-	const warning = "the broker refused an answer, its caller gets none"
+	const warning = "the broker refused a response, its caller gets none"
 	rig.Eventually(t, "the server warned", func() bool { return logs.FilterMessage(warning).Len() == 1 })
 	if got := string(rig.Call(t, r.Ready(), "b", nil)); got != "b" {
 		t.Errorf("got %q afterwards", got)

@@ -33,14 +33,14 @@ func (f faulty) check(t *testing.T, p peer, logs *observer.ObservedLogs) {
 	}()
 	rig.Eventually(t, "the fault "+string(f.kind), func() bool {
 		st = p.Status()
-		return st.Fault == f.kind && !st.Ready() && logs.FilterMessage("link down, reconnecting").FilterField(zap.String("fault", string(f.kind))).Len() > 0
+		return st.Fault == f.kind && !st.Ready() && logs.FilterMessage("connection lost, reconnecting").FilterField(zap.String("fault", string(f.kind))).Len() > 0
 	})
 	for _, text := range f.texts {
 		if !strings.Contains(st.Err.Error(), text) {
 			t.Errorf("%q does not say %q", st.Err, text)
 		}
 	}
-	line := logs.FilterMessage("link down, reconnecting").FilterField(zap.String("fault", string(f.kind))).All()[0]
+	line := logs.FilterMessage("connection lost, reconnecting").FilterField(zap.String("fault", string(f.kind))).All()[0]
 	if line.Level != f.level {
 		t.Errorf("logged at %s, want %s: %v", line.Level, f.level, line.ContextMap())
 	}

@@ -46,7 +46,7 @@ func bothSides(t *testing.T, address string, f func(t *testing.T, p peer, logs *
 func fails(t *testing.T, logs *observer.ObservedLogs, p peer, n int) error {
 	t.Helper()
 	rig.Eventually(t, fmt.Sprintf("%d attempts have failed", n), func() bool {
-		return logs.FilterMessage("link down, reconnecting").Len() >= n
+		return logs.FilterMessage("connection lost, reconnecting").Len() >= n
 	})
 	st := p.Status()
 	if st.Ready() || st.Err == nil {

@@ -162,7 +162,7 @@ func TestResponseIsPublishedAgainWhileItsQueueIsAway(t *testing.T) {
 	if got := rig.Recv(t, taken, "the response"); string(got.Body) != "b" {
 		t.Errorf("got %q", got.Body)
 	}
-	if logs.FilterMessage("the broker refused an answer, its caller gets none").Len() != 0 {
+	if logs.FilterMessage("the broker refused a response, its caller gets none").Len() != 0 {
 		t.Error("the response was given up")
 	}
 }

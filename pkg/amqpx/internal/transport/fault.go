@@ -473,7 +473,7 @@ func (e *redactedError) Unwrap() error { return e.error }
 type ServedElsewhereError struct{ Address string }
 
 func (e *ServedElsewhereError) Error() string {
-	return "no call is answered here, and servers answer by way of " + e.Address
+	return "no call gets a response here, and servers respond by way of " + e.Address
 }
 
 func (e *ServedElsewhereError) Unwrap() error { return ErrConnectionEnded }

@@ -174,7 +174,7 @@ var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
 	{FaultAckTimeout, "the broker's consumer_timeout passed: a request was in hand for too long", ofOperator, paceQuick},
 	{FaultMessageTooLarge, "a message was larger than the broker takes", ofOperator, paceQuick},
 	{FaultMessagesNacked, "the broker nacks every message on this connection", ofBroker, paceQuick},
-	{FaultServedElsewhere, "calls are answered by way of another node", ofBroker, paceQuick},
+	{FaultServedElsewhere, "calls get responses by way of another node", ofBroker, paceQuick},
 	{FaultChannelClosed, "the broker closed a channel", ofBroker, paceQuick},
 	{FaultSetUpRefused, "the broker refused the set-up", ofBroker, paceSlow},
 	{FaultProtocol, "the broker and this program do not agree about the protocol", ofBroker, paceQuick},

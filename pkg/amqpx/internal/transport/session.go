@@ -220,7 +220,7 @@ func (s *Session) InGoroutine(f func() error) <-chan error {
 }
 
 // errGoroutineEnded ends a session in which a goroutine ended without returning.
-var errGoroutineEnded error = &KindError{Kind: FaultLocal, Cause: errors.New("a goroutine of the link was ended")}
+var errGoroutineEnded error = &KindError{Kind: FaultLocal, Cause: errors.New("a goroutine of the session was ended")}
 
 // Fail ends the session; the first call sets the cause.
 func (s *Session) Fail(cause error) {

@@ -235,7 +235,7 @@ func (v *Supervisor) ReportFault(err error) {
 	if !v.Faults.note(faultKey(err)) {
 		log = v.Logger.Debug
 	}
-	log("link down, reconnecting", zap.String("role", v.Role), zap.String("fault", string(kindOf(err))),
+	log("connection lost, reconnecting", zap.String("role", v.Role), zap.String("fault", string(kindOf(err))),
 		zap.Int("attempts", v.Faults.attempts), zap.Error(err))
 }
 

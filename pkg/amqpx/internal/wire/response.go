@@ -146,7 +146,7 @@ func receivedFailure(d *amqp.Delivery) *Failure {
 		return tooLarge(d.Headers, drop)
 	}
 	if _, ok := d.Headers[HeaderUnreadable]; ok {
-		return &Failure{Code: codeDataLoss, Message: "the answer's headers cannot be read"}
+		return &Failure{Code: codeDataLoss, Message: "the response's headers cannot be read"}
 	}
 	raw, failed := d.Headers[HeaderCode]
 	switch {
@@ -173,7 +173,7 @@ func receivedFailure(d *amqp.Delivery) *Failure {
 // tooLarge returns the failure of a call whose response exceeded the client's limit. A response
 // without a code is the result of a handler.
 func tooLarge(h amqp.Table, drop DroppedBody) *Failure {
-	f := &Failure{Code: codeResourceExhausted, Message: "answer: " + drop.TooLarge(), TooLarge: true}
+	f := &Failure{Code: codeResourceExhausted, Message: "response: " + drop.TooLarge(), TooLarge: true}
 	_, failed := h[HeaderCode]
 	_, unreadable := h[HeaderUnreadable]
 	ran, said := h[HeaderRan].(bool)

@@ -118,7 +118,7 @@ func TestResponsesOfAnyServer(t *testing.T) {
 		{"says neither", amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderRan: "no"}}, &Failure{Code: "aborted"}},
 		{"says in text that it ran", amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderRan: "true"}}, &Failure{Code: "aborted", Ran: RanYes}},
 		{"says in text that it did not run", amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderRan: "false"}}, &Failure{Code: "aborted", Ran: RanNo}},
-		{"headers that cannot be read", amqp.Delivery{Headers: amqp.Table{HeaderUnreadable: true}}, &Failure{Code: "data_loss", Message: "the answer's headers cannot be read"}},
+		{"headers that cannot be read", amqp.Delivery{Headers: amqp.Table{HeaderUnreadable: true}}, &Failure{Code: "data_loss", Message: "the response's headers cannot be read"}},
 		{"unimplemented there, perhaps not elsewhere", amqp.Delivery{Headers: amqp.Table{HeaderCode: "unimplemented"}}, &Failure{Code: "unimplemented"}},
 		{"a handler says unimplemented", amqp.Delivery{Headers: amqp.Table{HeaderCode: "unimplemented", HeaderRan: true}}, &Failure{Code: "unimplemented", Ran: RanYes}},
 		{"says that it did not run", amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderRan: false}}, &Failure{Code: "aborted", Ran: RanNo}},

@@ -77,7 +77,7 @@ func (l *ConnectionEvents) note(s amqpx.Status) {
 	case wasUp:
 		l.add(s.Since, EventLost, errorText(s.Err))
 	case !l.seen:
-		l.add(s.Since, EventLost, strings.TrimSuffix("no link yet: "+errorText(s.Err), ": "))
+		l.add(s.Since, EventLost, strings.TrimSuffix("no connection yet: "+errorText(s.Err), ": "))
 	}
 	switch {
 	case !up || s.Generation == l.last.Generation:

@@ -30,7 +30,7 @@ func (r *Report) throughput() *chart.Figure {
 	}
 	f := &chart.Figure{
 		ID: "throughput", Title: "Throughput over time",
-		Desc: fmt.Sprintf("Calls settled per second: at most %s answered as expected and %s failed. %d changes of the link.",
+		Desc: fmt.Sprintf("Calls settled per second: at most %s answered as expected and %s failed. %d changes of the connection.",
 			chart.Short(peak), chart.Short(worst), len(r.Events)+r.EventsOmitted),
 		X:     r.timeScale(u),
 		Y:     chart.Scale{Label: "calls settled per second", Max: headroom(max(peak, worst))},

@@ -119,7 +119,7 @@ func (r *Report) unlisted() string {
 	case omitted == 0:
 		return first + "the others are in report.json."
 	case listed == 0:
-		return fmt.Sprintf("Of %s changes of the link only the number is known.", grouped(omitted))
+		return fmt.Sprintf("Of %s changes of the connection only the number is known.", grouped(omitted))
 	case inJSON == 0:
 		return first + "of the others only the number is known."
 	default:

@@ -129,7 +129,7 @@ func TestPageOfManyEvents(t *testing.T) {
 		{200, 1, 20, "The first 20 of 201; the next 180 are in report.json, of the last 1 only the number is known."},
 		{200, 12345, 20, "The first 20 of 12,545; the next 180 are in report.json, of the last 12,345 only the number is known."},
 		{20, 5, 20, "The first 20 of 25; of the others only the number is known."}, // the other events were before the run
-		{0, 5, 0, "Of 5 changes of the link only the number is known."},
+		{0, 5, 0, "Of 5 changes of the connection only the number is known."},
 	} {
 		r := sample()
 		r.Events, r.EventsOmitted = make([]Event, c.kept), c.omitted

@@ -170,15 +170,15 @@ func (r *Report) Err() error {
 	bad := r.Calls - r.OK
 	switch {
 	case r.NotTried > 0:
-		return fmt.Errorf("%d of %d calls did not get the expected answer, and %d were not tried: %s", bad, r.Calls, r.NotTried, nobodyServes)
+		return fmt.Errorf("%d of %d calls did not get the expected response, and %d were not tried: %s", bad, r.Calls, r.NotTried, nobodyServes)
 	case bad > 0:
-		return fmt.Errorf("%d of %d calls did not get the expected answer", bad, r.Calls)
+		return fmt.Errorf("%d of %d calls did not get the expected response", bad, r.Calls)
 	}
 	return nil
 }
 
 // nobodyServes is the reason for ending a run early.
-const nobodyServes = "no call was answered since the start, no server answered a ping, and no consumer of the queue was seen"
+const nobodyServes = "no call got a response since the start, no server responded to a ping, and no consumer of the queue was seen"
 
 // WhyGivenUp returns why the run ended early, or "" if GivenUp is false.
 func (r *Report) WhyGivenUp() string {

@@ -117,7 +117,7 @@ func TestErr(t *testing.T) {
 	if err := (&Report{Calls: 10, OK: 10}).Err(); err != nil {
 		t.Errorf("all right: %v", err)
 	}
-	if err := (&Report{Calls: 10, OK: 7, Lost: 1}).Err(); err == nil || err.Error() != "3 of 10 calls did not get the expected answer" {
+	if err := (&Report{Calls: 10, OK: 7, Lost: 1}).Err(); err == nil || err.Error() != "3 of 10 calls did not get the expected response" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -156,15 +156,15 @@ func TestVerdict(t *testing.T) {
 	runs["slow"], runs["fast"] = slow, fast
 	for name, want := range map[string]struct{ mood, headline, notes string }{
 		"no call":    {"none", "No call was made", "[]"},
-		"one call":   {"good", "Passed: every call got the expected answer", "[]"},
-		"all failed": {"bad", "Failed: 100 of 100 calls did not get the expected answer", "[The run ended early, after 100 calls and 30.0 of 60 seconds: no call was answered since the start, no server answered a ping, and no consumer of the queue was seen. The calls that were not tried are not among the errors.]"},
-		"all lost":   {"bad", "Failed: 4 of 4 calls did not get the expected answer", "[Lost calls never settled, neither with an answer nor with an error. That is a fault of the library.]"},
+		"one call":   {"good", "Passed: every call got the expected response", "[]"},
+		"all failed": {"bad", "Failed: 100 of 100 calls did not get the expected response", "[The run ended early, after 100 calls and 30.0 of 60 seconds: no call got a response since the start, no server responded to a ping, and no consumer of the queue was seen. The calls that were not tried are not among the errors.]"},
+		"all lost":   {"bad", "Failed: 4 of 4 calls did not get the expected response", "[Lost calls never settled, neither with a result nor with an error. That is a fault of the library.]"},
 		"interrupted": {
-			"good", "Passed: every call got the expected answer",
+			"good", "Passed: every call got the expected response",
 			"[A signal ended the run early, after 412 of 1,000 calls. What was under way then was waited for.]",
 		},
-		"slow": {"bad", "Failed: 67 of 1,234,567 calls did not get the expected answer", "[Lost calls never settled, neither with an answer nor with an error. That is a fault of the library. The rate was not kept: 20000 calls a second were asked for, 19001.2 began. 17 calls were due and had not begun when the run ended; their waiting is in no figure below. The server, the broker or this client is too slow for it.]"},
-		"fast": {"good", "Passed: every call got the expected answer", "[Calls began at the rate that was asked for, 20000 a second. Their latencies count from the moment they were due.]"},
+		"slow": {"bad", "Failed: 67 of 1,234,567 calls did not get the expected response", "[Lost calls never settled, neither with a result nor with an error. That is a fault of the library. The rate was not kept: 20000 calls a second were asked for, 19001.2 began. 17 calls were due and had not begun when the run ended; their waiting is in no figure below. The server, the broker or this client is too slow for it.]"},
+		"fast": {"good", "Passed: every call got the expected response", "[Calls began at the rate that was asked for, 20000 a second. Their latencies count from the moment they were due.]"},
 	} {
 		got := runs[name].verdict()
 		if got.Mood != want.mood || got.Headline != want.headline || fmt.Sprint(got.Notes) != want.notes {

@@ -28,8 +28,8 @@ func (r *Report) WriteSummary(w io.Writer, title string) error {
 	}
 	row("duplicates", "%d", r.Duplicates)
 	row("mismatched", "%d", r.Mismatched)
-	row("late answers", "%d", r.Late)
-	row("unknown answers", "%d", r.Unknown)
+	row("late responses", "%d", r.Late)
+	row("unknown responses", "%d", r.Unknown)
 	row("reconnects", "%d", r.Reconnects)
 	row("seconds", "%.3f", r.Seconds)
 	row("calls/s", "%.1f", r.CallsPerSecond)

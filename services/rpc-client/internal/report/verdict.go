@@ -16,12 +16,12 @@ type verdict struct {
 }
 
 func (r *Report) verdict() verdict {
-	v := verdict{Mood: "good", Headline: "Passed: every call got the expected answer"}
+	v := verdict{Mood: "good", Headline: "Passed: every call got the expected response"}
 	switch {
 	case r.Calls == 0:
 		v = verdict{Mood: "none", Headline: "No call was made"}
 	case r.Err() != nil:
-		v = verdict{Mood: "bad", Headline: fmt.Sprintf("Failed: %s of %s calls did not get the expected answer",
+		v = verdict{Mood: "bad", Headline: fmt.Sprintf("Failed: %s of %s calls did not get the expected response",
 			grouped(r.Calls-r.OK), grouped(r.Calls))}
 	}
 	if r.Interrupted {
@@ -31,7 +31,7 @@ func (r *Report) verdict() verdict {
 		v.Notes = append(v.Notes, "The run ended early, after "+r.progress(grouped[int64])+": "+nobodyServes+". The calls that were not tried are not among the errors.")
 	}
 	if r.Lost > 0 {
-		v.Notes = append(v.Notes, "Lost calls never settled, neither with an answer nor with an error. That is a fault of the library.")
+		v.Notes = append(v.Notes, "Lost calls never settled, neither with a result nor with an error. That is a fault of the library.")
 	}
 	if r.Rate != nil {
 		v.Notes = append(v.Notes, r.Rate.note())

@@ -94,7 +94,7 @@ func (r Run) Markdown() string {
 	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
 	line(&b, sum)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
-	b.WriteString(times("From a link's silence to its end", sum.Notices))
+	b.WriteString(times("From a connection's silence to its end", sum.Notices))
 	r.losses(&b)
 	return b.String()
 }
