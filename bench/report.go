@@ -62,7 +62,7 @@ func (r *Report) Markdown() string {
 	}
 	fmt.Fprintf(&b, "Command: `%s`\n\n", r.Command)
 	fmt.Fprintf(&b, "%d rounds after a warm-up, contenders in turn, %v each; client and servers of a contender are processes of their own. "+
-		"Figures are medians over the rounds, with (lowest–highest); ratios are taken within a round. Every answer is checked.\n", r.Rounds, r.Duration)
+		"Figures are medians over the rounds, with (lowest–highest); ratios are taken within a round. Every response is checked.\n", r.Rounds, r.Duration)
 	for _, s := range r.Sections {
 		b.WriteString(s.Markdown())
 	}

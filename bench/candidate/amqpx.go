@@ -32,7 +32,7 @@ func (c overAMQPX) Settings() string {
 	default:
 		text += ", transient messages"
 	}
-	return text + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its answer's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
+	return text + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its response's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
 // Serve implements native.

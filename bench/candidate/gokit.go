@@ -19,7 +19,7 @@ type goKit struct{}
 
 func (goKit) Settings() string {
 	return fmt.Sprintf("go-kit/kit transport/amqp: one Publisher with a Deliverer of our own, which consumes one exclusive reply queue once and hands answers out by correlation id, "+
-		"because the default one loses answers; ids set by a RequestFunc; no publisher confirms, a request acked after its answer was written, one connection each side, prefetch %d, Subscriber inline in the consuming goroutine, transient messages", loopPrefetch)
+		"because the default one loses answers; ids set by a RequestFunc; no publisher confirms, a request acked after its response was written, one connection each side, prefetch %d, Subscriber inline in the consuming goroutine, transient messages", loopPrefetch)
 }
 
 // goKitCall is the request type for go-kit's endpoints.

@@ -33,9 +33,9 @@ func (l loop) Settings() string {
 		text = "amqp091-go by hand: direct reply-to"
 	}
 	if l.confirms {
-		text += ", publisher confirms on both sides, a request acked after its answer's confirm"
+		text += ", publisher confirms on both sides, a request acked after its response's confirm"
 	} else {
-		text += ", no publisher confirms, a request acked after its answer was written"
+		text += ", no publisher confirms, a request acked after its response was written"
 	}
 	if l.split {
 		text += ", two connections each side"

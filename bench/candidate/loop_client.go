@@ -91,7 +91,7 @@ func (c *loopCaller) roundTrip(ctx context.Context, request amqp.Publishing) ([]
 	case body := <-answer:
 		return body, nil
 	case <-c.ended:
-		return nil, errors.New("the answers ended")
+		return nil, errors.New("the responses ended")
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -6,7 +6,7 @@ import _ "embed"
 type python struct{}
 
 func (python) Settings() string {
-	return "Python with pika's BlockingConnection, as its tutorials have it: exclusive reply queue read without acks, prefetch 1, a request acked after its answer, no publisher confirms, transient messages, queue not durable; one call at a time, so it has no figures for more callers"
+	return "Python with pika's BlockingConnection, as its tutorials have it: exclusive reply queue read without acks, prefetch 1, a request acked after its response, no publisher confirms, transient messages, queue not durable; one call at a time, so it has no figures for more callers"
 }
 
 //go:embed python/process.py

@@ -63,12 +63,12 @@ func sizeExperiment(o Options) Experiment {
 	const callers = 256
 	e := Experiment{
 		title:  "Throughput against body size",
-		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and answer have that many bytes each, and both are compared.", callers),
+		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and response have that many bytes each, and both are compared.", callers),
 		setups: setupsOf(o, candidate.Environment{}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS, candidate.GRPC),
 		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
 		plots: []plotted{{
 			file: "throughput-size.svg", Plot: chart.Plot{
-				Title: fmt.Sprintf("Throughput against body size, %d callers", callers), X: "request, and answer", Y: "calls per second",
+				Title: fmt.Sprintf("Throughput against body size, %d callers", callers), X: "request, and response", Y: "calls per second",
 				Tick: func(x float64) string { return labelBytes(int(x)) },
 			},
 			lines: func(s *Section) []chart.Series { return s.lines(rate) },

@@ -83,7 +83,7 @@ func TestHeldCallsWithoutGoroutines(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := h.settle(t.Context()); err == nil {
-			t.Error("a wrong answer was taken for a right one")
+			t.Error("a wrong response was taken for a right one")
 		}
 	})
 }

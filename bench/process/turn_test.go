@@ -83,7 +83,7 @@ func TestDriveChecksAnswers(t *testing.T) {
 	for _, body := range []int{0, 100} {
 		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body}, loadgen.Pacer{})
 		if err == nil || !strings.Contains(err.Error(), `"c"`) {
-			t.Errorf("body of %d bytes: error %v, want one about the answer", body, err)
+			t.Errorf("body of %d bytes: error %v, want one about the response", body, err)
 		}
 	}
 	if o, err := drive(t.Context(), &scripted{}, Turn{Callers: 1, Duration: time.Minute, MaxCalls: 3, Body: 100}, loadgen.Pacer{}); err != nil || o.Calls != 3 {

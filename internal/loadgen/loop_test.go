@@ -19,7 +19,7 @@ func virtual(options Options, f *fake) *Runner {
 	return r
 }
 
-// after returns an answer function that responds after d.
+// after returns a response function that responds after d.
 func after(d time.Duration) func(context.Context, int64) ([]byte, error) {
 	return func(ctx context.Context, _ int64) ([]byte, error) {
 		select {

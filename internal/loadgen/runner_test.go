@@ -134,7 +134,7 @@ func TestRunCountsByKind(t *testing.T) {
 		"unimplemented": 10, "mismatched": 10, "deadline_exceeded": 10, "unknown": 10,
 	})
 	if got.Latency.Count() != 10 {
-		t.Errorf("%d latencies, want those of the expected answers", got.Latency.Count())
+		t.Errorf("%d latencies, want those of the expected responses", got.Latency.Count())
 	}
 	failures := logs.FilterMessage("call failed")
 	if warned := failures.FilterLevelExact(zap.WarnLevel).Len(); warned != 4 || failures.Len() != 40 {

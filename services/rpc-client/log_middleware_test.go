@@ -21,7 +21,7 @@ func TestLogResponses(t *testing.T) {
 		})
 		got, err := h(t.Context(), &amqpx.Request{Method: "b", CorrelationID: "id"})
 		if string(got) != "b" || !errors.Is(err, failure) {
-			t.Errorf("changed the answer to %q, %v", got, err)
+			t.Errorf("changed the response to %q, %v", got, err)
 		}
 	}
 	lines := logs.AllUntimed()

@@ -76,7 +76,7 @@ func TestFleetThatCannotBeListed(t *testing.T) {
 	}{
 		"no link":    {servers{unlinked: broken}, broken},
 		"no server":  {servers{err: amqpx.ErrUnroutable}, errNoServers},
-		"no answers": {servers{}, errNoServers},
+		"no responses": {servers{}, errNoServers},
 		"failed":     {servers{err: broken}, broken},
 	} {
 		var out bytes.Buffer

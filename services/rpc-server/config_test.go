@@ -97,8 +97,8 @@ func TestSettingsReachTheLibrary(t *testing.T) {
 		"queue bounds of -1 messages and 0 bytes":  func(c *Config) { c.MaxLength = -1 },
 		"queue bounds of 0 messages and -1 bytes":  func(c *Config) { c.MaxBytes = -1 },
 		"delivery limit -1":                        func(c *Config) { c.DeliveryLimit = -1 },
-		"stored answers of -1 bytes for 1m0s":      func(c *Config) { c.ReplayBytes = -1 },
-		"stored answers of 8388608 bytes for -1ns": func(c *Config) { c.ReplayAge = -1 },
+		"stored responses of -1 bytes for 1m0s":      func(c *Config) { c.ReplayBytes = -1 },
+		"stored responses of 8388608 bytes for -1ns": func(c *Config) { c.ReplayAge = -1 },
 	} {
 		c, faults := load(t)
 		if faults != nil {

@@ -60,7 +60,7 @@ func clusterScenarios() []scenario {
 			place: replyAtRisk(), fault: loseOne(killed(), replyQueueNode), times: 2,
 		},
 		{
-			name: "kill-reply-direct", about: "the node of the links of clients that use direct reply-to",
+			name: "kill-reply-direct", about: "the node of the connections of clients that use direct reply-to",
 			load: paced(quorum, direct), place: replyAtRisk(), fault: loseOne(killed(), replyQueueNode), times: 2,
 		},
 		{
@@ -118,7 +118,7 @@ func clusterScenarios() []scenario {
 			load: paced(quorum), place: replyAtRisk(), fault: suspend(replyQueueNode),
 		},
 		{
-			name: "suspended-link", about: "the node of the links for 14 s, which heartbeats of 20 s do not notice, then partitioned, then restarted",
+			name: "suspended-link", about: "the node of the connections for 14 s, which heartbeats of 20 s do not notice, then partitioned, then restarted",
 			load: paced(quorum, slowHeartbeat), place: replyAtRisk(), fault: suspendFor(20*time.Second, replyQueueNode),
 		},
 		{

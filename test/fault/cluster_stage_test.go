@@ -300,7 +300,7 @@ func (s *stage) judgeLosses(row *report.Row, clock *check.Clock) {
 		for _, name := range l.clients {
 			gap, ok := clock.LongestGap(name, l.at, l.until)
 			if !ok {
-				row.Problems = append(row.Problems, name+" got no answer any more after a node was lost")
+				row.Problems = append(row.Problems, name+" got no response any more after a node was lost")
 				continue
 			}
 			first, _ := clock.FirstAnswer(name, l.at)

@@ -37,6 +37,6 @@ func judgeCluster(t *testing.T, run report.Run) {
 		return // too few for a quantile
 	}
 	if got := report.Quantile(gaps, 0.5); got > median {
-		t.Errorf("longest time without an answer after a node's end: median %v, want at most %v", got, median)
+		t.Errorf("longest time without a response after a node's end: median %v, want at most %v", got, median)
 	}
 }

@@ -61,7 +61,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 			if (i+1)%floodWindow == 0 {
 				rig.Recv(s.t, word.Done(), "the broker to take the flood")
 				for ; answerable > 0; answerable-- {
-					rig.Recv(s.t, answers, "an answer to the flood")
+					rig.Recv(s.t, answers, "a response to the flood")
 				}
 			}
 		}

@@ -64,7 +64,7 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 		return code
 	})
-	// A toxic with an ended link leaves behind the goroutines before it in the chain.
+	// A toxic with an ended connection leaves behind the goroutines before it in the chain.
 	const toxics, links = "github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run", "github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"
 	rig.Main(m, goleak.IgnoreAnyFunction(toxics), goleak.IgnoreAnyFunction(links))
 }

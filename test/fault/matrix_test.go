@@ -32,10 +32,10 @@ func TestMatrix(t *testing.T) {
 		return // too few for a quantile: single scenarios were selected
 	}
 	if got := report.Quantile(all, 0.5); got > median {
-		t.Errorf("from the broker's return to the first answer: median %v, want at most %v", got, median)
+		t.Errorf("from the broker's return to the first response: median %v, want at most %v", got, median)
 	}
 	if got := report.Quantile(all, 0.99); got > p99 {
-		t.Errorf("from the broker's return to the first answer: p99 %v, want at most %v", got, p99)
+		t.Errorf("from the broker's return to the first response: p99 %v, want at most %v", got, p99)
 	}
 }
 

@@ -127,7 +127,7 @@ func (s *stage) judge(row *report.Row) {
 	for _, at := range s.accepted {
 		d, ok := clock.AnsweredAfter(at)
 		if !ok {
-			row.Problems = append(row.Problems, "no answer after the broker came back")
+			row.Problems = append(row.Problems, "no response after the broker came back")
 			continue
 		}
 		row.Recoveries = append(row.Recoveries, d)
@@ -159,12 +159,12 @@ func (s *stage) judgeNotices(row *report.Row, clock *check.Clock) {
 		for _, name := range m.nodes {
 			d, ok := clock.LeftReady(name, m.at)
 			if !ok {
-				row.Problems = append(row.Problems, name+" did not notice that its link is mute")
+				row.Problems = append(row.Problems, name+" did not notice that its connection is mute")
 				continue
 			}
 			row.Notices = append(row.Notices, d)
 			if most := time.Duration(s.sc.notice * float64(s.sc.load.heartbeat)); d > most {
-				row.Problems = append(row.Problems, name+" noticed its mute link after "+d.String())
+				row.Problems = append(row.Problems, name+" noticed its mute connection after "+d.String())
 			}
 		}
 	}

@@ -41,19 +41,19 @@ func tcpScenarios() []scenario {
 		{name: "reset-client", about: "RST to the clients' links", fault: reset(client), short: true},
 		{name: "reset-server", about: "RST to the servers' links", fault: reset(server), short: true},
 		{
-			name: "reset-direct", about: "RST to the clients' links, with direct reply-to",
+			name: "reset-direct", about: "RST to the clients' connections, with direct reply-to",
 			load: with(func(l *load) { l.direct = true }), fault: reset(client),
 		},
-		{name: "cut-client", about: "the clients' links closed", fault: cut(0, client)},
-		{name: "cut-server", about: "the servers' links closed", fault: cut(0, server)},
-		{name: "cut-both", about: "all links closed at once", fault: cut(0, both()...), short: true},
-		{name: "unreachable", about: "all links closed, nobody gets through for 2 s", fault: cut(2*time.Second, both()...)},
+		{name: "cut-client", about: "the clients' connections closed", fault: cut(0, client)},
+		{name: "cut-server", about: "the servers' connections closed", fault: cut(0, server)},
+		{name: "cut-both", about: "all connections closed at once", fault: cut(0, both()...), short: true},
+		{name: "unreachable", about: "all connections closed, nobody gets through for 2 s", fault: cut(2*time.Second, both()...)},
 		{
-			name: "torn-client", about: "the clients' links end after 20 kB, anywhere in a frame",
+			name: "torn-client", about: "the clients' connections end after 20 kB, anywhere in a frame",
 			fault: toxic([]side{client}, "limit_data", attributes{"bytes": 20_000}),
 		},
 		{
-			name: "torn-server", about: "the servers' links end after 20 kB, anywhere in a frame",
+			name: "torn-server", about: "the servers' connections end after 20 kB, anywhere in a frame",
 			fault: toxic([]side{server}, "limit_data", attributes{"bytes": 20_000}),
 		},
 	}

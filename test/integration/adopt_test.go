@@ -80,7 +80,7 @@ func TestRequestQueueDeletedUnderServersAndClients(t *testing.T) {
 		t.Errorf("%d consumers, want both servers", got)
 	}
 	if got := client.Stats().Reconnects; got != 0 {
-		t.Errorf("the client reconnected %d times, but its link was well", got)
+		t.Errorf("the client reconnected %d times, but its connection was well", got)
 	}
 }
 
@@ -121,7 +121,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrOutcomeUnknown}}.
 			check(t, rig.Recv(t, call, "the call to settle").err)
 		close(slow.release) // the queue is declared again with the same name, so the response arrives
-		rig.Eventually(t, "the late answer is counted", func() bool { return client.Stats().Late == 1 })
+		rig.Eventually(t, "the late response is counted", func() bool { return client.Stats().Late == 1 })
 	})
 	t.Run("idempotent", func(t *testing.T) {
 		t.Parallel()
@@ -129,7 +129,7 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		client, slow, call := lose(t, amqpx.Idempotent(), amqpx.WithCallInfo(&info))
 		slow.joined(t)
 		close(slow.release)
-		if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
+		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
 			t.Errorf("got %q, %v", got.answer, got.err)
 		}
 		if info.Attempts != 2 {

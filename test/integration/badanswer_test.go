@@ -88,8 +88,8 @@ func TestAnswersForNobody(t *testing.T) {
 	for _, body := range []string{"first", "second", "third"} {
 		r.Publish(request.ReplyTo, amqp.Publishing{CorrelationId: request.CorrelationId, Body: []byte(body)})
 	}
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "first" {
-		t.Errorf("got %q, %v, want the first answer", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "first" {
+		t.Errorf("got %q, %v, want the first response", got.answer, got.err)
 	}
 	counted := amqpx.ClientStats{OK: 1, Failed: 1, Late: 1, Duplicates: 2, Unknown: 3}
 	rig.Eventually(t, "every stray answer is counted", func() bool { return client.Stats() == counted })

@@ -90,7 +90,7 @@ func TestRequestsThatNoClientOfOursSends(t *testing.T) {
 		{"idempotent as text", header("rpc-idempotent", "true"), ok, "b"},
 		{"idempotent as another text", header("rpc-idempotent", "yes"), invalid, `rpc-idempotent: want true or false, got "yes"`},
 		{"idempotent as a list", header("rpc-idempotent", []any{true}), invalid, "rpc-idempotent"},
-		{"an answer's headers", amqp.Publishing{AppId: "b", CorrelationId: "1", Headers: amqp.Table{
+		{"a response's headers", amqp.Publishing{AppId: "b", CorrelationId: "1", Headers: amqp.Table{
 			"rpc-code": "internal", "rpc-message": int32(7), "rpc-ran": "x", "rpc-later": nil,
 		}}, ok, "b"},
 		{"huge header", header("huge", strings.Repeat("h", 100<<10)), ok, "b"},
@@ -279,7 +279,7 @@ func TestRequestsThatCannotTravel(t *testing.T) {
 		t.Errorf("got %q afterwards", got)
 	}
 	if got := client.Stats().Reconnects; got != 0 {
-		t.Errorf("%d reconnects, want the link unharmed", got)
+		t.Errorf("%d reconnects, want the connection unharmed", got)
 	}
 }
 
@@ -336,7 +336,7 @@ func TestLargestMessages(t *testing.T) {
 	_, err = client.Call(rig.Patience(t), "over", nil)
 	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.Ran, remote: true}.check(t, err)
 	if got := client.Stats().Reconnects; got != 0 {
-		t.Errorf("%d reconnects, want the link unharmed", got)
+		t.Errorf("%d reconnects, want the connection unharmed", got)
 	}
 	serversWell(t, r, server)
 }

@@ -79,11 +79,11 @@ func brokerBlocks(t *testing.T, broker *rig.Broker) {
 	waiting := begin(rig.Patience(t), client, "b", nil)
 	broker.Ctl("set_vm_memory_high_watermark", "0.9")
 	if got := rig.Recv(t, waiting, "the call that waited"); got.err != nil || string(got.answer) != "b" {
-		t.Errorf("got %q, %v, want the answer once the alarm is over", got.answer, got.err)
+		t.Errorf("got %q, %v, want the response once the alarm is over", got.answer, got.err)
 	}
 	rig.Eventually(t, "both are ready", func() bool { return client.Status().Ready() && server.Status().Ready() })
 	if got := client.Stats().Reconnects + server.Stats().Reconnects; got != 0 {
-		t.Errorf("%d reconnects, want the links unharmed", got)
+		t.Errorf("%d reconnects, want the connections unharmed", got)
 	}
 }
 
@@ -121,7 +121,7 @@ func brokerGoes(t *testing.T, broker *rig.Broker, opt amqpx.CallOption, goes fun
 		}
 		next <- i
 		if i >= calls/2 && i < calls/2+callers {
-			rig.Eventually(t, "the link is lost or the call went through", func() bool {
+			rig.Eventually(t, "the connection is lost or the call went through", func() bool {
 				return client.Status().Generation > 1 || !client.Status().Ready() || client.Stats().OK >= uint64(i)
 			})
 		}

@@ -84,7 +84,7 @@ func TestFleetOfServers(t *testing.T) {
 		return slices.ContainsFunc(fleet, func(in amqpx.ServerInfo) bool { return in.Name == "server 2" && in.State == "draining" })
 	})
 	close(busy.release)
-	rig.Recv(t, call, "the answer")
+	rig.Recv(t, call, "the response")
 	listed(t, client, 3)
 }
 

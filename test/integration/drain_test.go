@@ -86,7 +86,7 @@ func TestDrainGivesBackWhatWasNotStarted(t *testing.T) {
 	rig.Eventually(t, "the server drains", func() bool { return server.Status().State == amqpx.StateDraining })
 	close(busy.release)
 	for i, p := range pending {
-		if got := rig.Recv(t, p, "the answer"); got.err != nil {
+		if got := rig.Recv(t, p, "the response"); got.err != nil {
 			t.Errorf("call %d: %v", i, got.err)
 		}
 	}
@@ -123,8 +123,8 @@ func TestDrainTimeLimit(t *testing.T) {
 		redelivered <- req.Redelivered
 		return req.Body, nil
 	}})
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the other server's answer", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the other server's response", got.answer, got.err)
 	}
 	if !rig.Recv(t, redelivered, "the other server") {
 		t.Error("the other server was not told that the request was handed out before")

@@ -126,6 +126,6 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 		}
 	})
 	if got := server.Stats().Reconnects + client.Stats().Reconnects; got != 0 {
-		t.Errorf("%d links were lost", got)
+		t.Errorf("%d connections were lost", got)
 	}
 }

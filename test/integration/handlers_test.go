@@ -69,7 +69,7 @@ func TestHandlerAndObserverThatMisbehave(t *testing.T) {
 					}
 				}
 				for i, call := range calls {
-					want{code: codes[i], outcome: amqpx.Ran, remote: true}.check(t, rig.Recv(t, call, "an answer").err)
+					want{code: codes[i], outcome: amqpx.Ran, remote: true}.check(t, rig.Recv(t, call, "a response").err)
 				}
 				if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
 					t.Errorf("got %q", got)
@@ -95,7 +95,7 @@ func TestStuckHandlers(t *testing.T) {
 	client, inbox := r.Ready(), r.Inbox()
 	timedOut := want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun, remote: true}
 	for range workers {
-		timedOut.check(t, rig.Recv(t, begin(rig.Patience(t), client, "stuck", nil), "an answer for a stuck handler").err)
+		timedOut.check(t, rig.Recv(t, begin(rig.Patience(t), client, "stuck", nil), "a response for a stuck handler").err)
 	}
 	if got := rig.Call(t, client, "echo", []byte("x")); string(got) != "x" {
 		t.Errorf("got %q", got)

@@ -204,7 +204,7 @@ func TestProgramsThatNumberTheirCalls(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := rig.Recv(t, answers, "an answer"); string(d.Body) != fmt.Sprint(n, " order") {
+			if d := rig.Recv(t, answers, "a response"); string(d.Body) != fmt.Sprint(n, " order") {
 				t.Errorf("program %d, call %d: %q, %v, want %d", program, call, d.Body, d.Headers, n)
 			}
 		}

@@ -183,7 +183,7 @@ func TestLaneQueueThatCannotBeAsked(t *testing.T) {
 		return len(front.Heard(rig.CloseChannel)) >= 2
 	})
 	if st := client.Stats(); st.Failed != 0 || st.Batched != 0 || st.Reconnects != 0 {
-		t.Errorf("client counted %+v, want the link left alone", st)
+		t.Errorf("client counted %+v, want the connection left alone", st)
 	}
 }
 

@@ -177,7 +177,7 @@ func giveUpAlone(t *testing.T) bool {
 		return false
 	}
 	for i, c := range calls[2:] {
-		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i+2) {
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i+2) {
 			t.Errorf("call %d: got %q, %v", i+2, got.answer, got.err)
 		}
 	}
@@ -194,7 +194,7 @@ func giveUpAlone(t *testing.T) bool {
 		check(t, rig.Recv(t, calls[1], "the call to end").err)
 	rig.Eventually(t, "the server learns of the one that was cancelled", func() bool { return server.Stats().Canceled == 1 })
 	close(slow.release)
-	rig.Eventually(t, "the late answers are counted", func() bool { return b.Stats().Late == 2 })
+	rig.Eventually(t, "the late responses are counted", func() bool { return b.Stats().Late == 2 })
 	laneServes(t, r, server)
 	return true
 }
@@ -224,7 +224,7 @@ func TestCallThatLeavesItsBatchDidNotRun(t *testing.T) {
 	want{code: amqpx.CodeCanceled, outcome: amqpx.DidNotRun, is: []error{context.Canceled}}.
 		check(t, rig.Recv(t, gone, "the call to end").err)
 	for i, c := range calls {
-		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
 			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 		}
 	}

@@ -41,7 +41,7 @@ func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
 			back.Refuse(true)
 			back.Cut()
 			for i, c := range calls {
-				if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+				if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
 					t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 				}
 			}
@@ -111,7 +111,7 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	rig.Eventually(t, "the batch comes back", func() bool { return server.Stats().InFlight == 2*n })
 	close(slow.release)
 	for i, c := range calls {
-		if got := rig.Recv(t, c, "an answer"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
 			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 		}
 	}

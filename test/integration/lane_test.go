@@ -175,7 +175,7 @@ func shared(t *testing.T, calls, batched, requests, answers int) {
 	t.Helper()
 	const far = 3
 	if batched*far < calls*(far-1) || requests*far > calls || answers*far > calls {
-		t.Errorf("%d calls, %d of them in batches, took %d messages, and %d for their answers",
+		t.Errorf("%d calls, %d of them in batches, took %d messages, and %d for their responses",
 			calls, batched, requests, answers)
 	}
 }
@@ -276,10 +276,10 @@ func TestBatchAgainstAnotherReader(t *testing.T) {
 	all.Wait()
 	st := client.Stats()
 	if st.Failed != 0 || st.Batched == 0 || st.Duplicates == 0 || st.Unknown == 0 {
-		t.Errorf("client counted %+v, want no failure, and duplicates and unknown answers", st)
+		t.Errorf("client counted %+v, want no failure, and duplicates and unknown responses", st)
 	}
 	if st.Reconnects != 0 {
-		t.Errorf("%d reconnects, want the link unharmed", st.Reconnects)
+		t.Errorf("%d reconnects, want the connection unharmed", st.Reconnects)
 	}
 }
 

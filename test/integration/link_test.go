@@ -37,7 +37,7 @@ func TestLinkLostBeforeTheConfirm(t *testing.T) {
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrOutcomeUnknown}}.
 		check(t, rig.Recv(t, call, "the call to settle").err)
 	close(slow.release)
-	rig.Eventually(t, "the late answer is counted", func() bool { return client.Stats().Late == 1 })
+	rig.Eventually(t, "the late response is counted", func() bool { return client.Stats().Late == 1 })
 	if got := client.Stats(); got.Resent != 0 || got.Reconnects != 1 {
 		t.Errorf("client counted %+v, want one reconnect and nothing sent again", got)
 	}
@@ -49,14 +49,14 @@ func TestLinkLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 	client, slow, call := unheard(t, amqpx.WithIdempotencyKey("order 7"), amqpx.WithCallInfo(&info))
 	slow.joined(t)
 	close(slow.release)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
 		t.Errorf("got %q, %v", got.answer, got.err)
 	}
 	if info.Attempts != 2 {
 		t.Errorf("%d attempts, want 2", info.Attempts)
 	}
 	if got := client.Stats(); got.Duplicates != 0 || len(slow.entered) != 0 {
-		t.Errorf("client counted %+v, %d further runs; want one answer and one run", got, len(slow.entered))
+		t.Errorf("client counted %+v, %d further runs; want one response and one run", got, len(slow.entered))
 	}
 }
 
@@ -98,7 +98,7 @@ func TestLinkLostAfterTheConfirm(t *testing.T) {
 	client, slow, call := confirmed(t, nil, amqpx.WithCallInfo(&info))
 	reconnected(t, client)
 	close(slow.release)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
 		t.Errorf("got %q, %v, want the answer by the next link", got.answer, got.err)
 	}
 	if info.Attempts != 1 {
@@ -126,8 +126,8 @@ func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
 		t.Fatalf("drain: %v", err)
 	}
 	proxy.Refuse(false)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the answer that waited", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
+		t.Errorf("got %q, %v, want the response that waited", got.answer, got.err)
 	}
 }
 
@@ -146,7 +146,7 @@ func TestLinkLostAfterTheConfirmWithDirectReplies(t *testing.T) {
 		_, slow, call := confirmed(t, direct, amqpx.Idempotent())
 		slow.joined(t)
 		close(slow.release)
-		if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
+		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
 			t.Errorf("got %q, %v", got.answer, got.err)
 		}
 	})
@@ -180,7 +180,7 @@ func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 	proxy.Refuse(true)
 	proxy.Cut()
 	for i, p := range pending {
-		if got := rig.Recv(t, p, "the answer"); got.err != nil || string(got.answer) != strconv.Itoa(i) {
+		if got := rig.Recv(t, p, "the response"); got.err != nil || string(got.answer) != strconv.Itoa(i) {
 			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
 		}
 		if !rig.Recv(t, redelivered, "the second server") {
@@ -268,7 +268,7 @@ func TestDrainWhileTheLinkIsDown(t *testing.T) {
 	close(slow.release)
 	server.Stop()
 	proxy.Refuse(false)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "once" {
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
 		t.Errorf("got %q, %v, want the answer by the last link", got.answer, got.err)
 	}
 	if err := server.Wait(); err != nil {

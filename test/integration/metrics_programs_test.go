@@ -47,7 +47,7 @@ func TestMetricsOfOurPrograms(t *testing.T) {
 	}
 	client, clientURL := started(t, "rpc-client", "client starts",
 		append(env, "RPC_CALLS=1000000000", "RPC_CONCURRENCY=4")...)
-	rig.Eventually(t, "the client has an answer", func() bool {
+	rig.Eventually(t, "the client has a response", func() bool {
 		_, text := scrape(t, clientURL+"/metrics")
 		return read(t, text)["amqpx_client_call_duration_seconds{b,ok}"] > 0
 	})

@@ -110,10 +110,10 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	client, server := shown(t, m.clientMetrics), shown(t, m.serverMetrics)
 	if client["amqpx_client_connection_state{ready}"] != 0 || client.sum("amqpx_client_connection_state", "reconnecting")+client.sum("amqpx_client_connection_state", "connecting") != 1 ||
 		client["amqpx_client_calls_in_flight"] != 1 {
-		t.Errorf("without a link the client shows %v", client)
+		t.Errorf("without a connection the client shows %v", client)
 	}
 	if server["amqpx_server_connection_state{ready}"] != 0 || server.sum("amqpx_server_connection_state", "reconnecting")+server.sum("amqpx_server_connection_state", "connecting") != 1 {
-		t.Errorf("without a link the server shows %v", server)
+		t.Errorf("without a connection the server shows %v", server)
 	}
 	for _, p := range []*rig.Proxy{m.ours, m.theirs} {
 		p.Refuse(false)
@@ -121,7 +121,7 @@ func TestMetricsDuringReconnect(t *testing.T) {
 	rig.Eventually(t, "both are back", func() bool { return m.client.Status().Ready() && m.server.Status().Ready() })
 	client, server = shown(t, m.clientMetrics), shown(t, m.serverMetrics)
 	if client["amqpx_client_reconnects_total"] != 1 || client["amqpx_client_connection_state{ready}"] != 1 || server["amqpx_server_reconnects_total"] != 1 {
-		t.Errorf("with the next link the client shows %v, the server %v", client, server)
+		t.Errorf("with the next connection the client shows %v, the server %v", client, server)
 	}
 	m.server.Stop()
 	rig.Eventually(t, "the server drains", func() bool { return m.server.Status().State == amqpx.StateDraining })
@@ -129,7 +129,7 @@ func TestMetricsDuringReconnect(t *testing.T) {
 		t.Errorf("while it drains the server shows %v", got)
 	}
 	close(slow.release)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil {
+	if got := rig.Recv(t, call, "the response"); got.err != nil {
 		t.Errorf("the call ended with %v", got.err)
 	}
 	if err := m.client.Close(rig.Patience(t)); err != nil {

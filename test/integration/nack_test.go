@@ -87,8 +87,8 @@ func nackIsNoProof(t *testing.T, b *rig.Broker) {
 				t.Errorf("then %+v ran it, want the other server, and a mark", again)
 			}
 			close(release)
-			if got := rig.Recv(t, done, "the answer"); got.err != nil {
-				t.Errorf("got %v, want the answer", got.err)
+			if got := rig.Recv(t, done, "the response"); got.err != nil {
+				t.Errorf("got %v, want the response", got.err)
 			}
 		})
 	}

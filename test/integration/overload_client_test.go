@@ -176,7 +176,7 @@ func TestRefusedByABusyServerThenRun(t *testing.T) {
 		"rpc-code": "resource_exhausted", "rpc-ran": false, "rpc-retry": int64(0),
 	}})
 	r.Publish(again.ReplyTo, amqp.Publishing{CorrelationId: again.CorrelationId, Body: []byte("x")})
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
 		t.Errorf("got %q, %v", got.answer, got.err)
 	}
 	if st := client.Stats(); info.Attempts != 2 || st.Retried != 1 || st.Duplicates != 1 {

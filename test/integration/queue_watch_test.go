@@ -34,7 +34,7 @@ func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
 				t.Errorf("took %v", took)
 			}
 			r.Serve(rig.Methods{"b": letter})
-			if got := rig.Recv(t, waits, "the answer"); got.err != nil {
+			if got := rig.Recv(t, waits, "the response"); got.err != nil {
 				t.Errorf("a call that waits for a server: %v", got.err)
 			}
 		})
@@ -55,8 +55,8 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	_, err := client.Call(rig.Within(t, 5*time.Second), "slow", nil) // long enough for several checks
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun}.check(t, err)
 	close(slow.release)
-	if got := rig.Recv(t, done, "the answer"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the answer of the server that drains", got.answer, got.err)
+	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the response of the server that drains", got.answer, got.err)
 	}
 }
 
@@ -77,8 +77,8 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Serve(rig.Methods{"b": letter})
-	if got := rig.Recv(t, done, "the answer"); got.err != nil {
-		t.Errorf("got %v, want the answer", got.err)
+	if got := rig.Recv(t, done, "the response"); got.err != nil {
+		t.Errorf("got %v, want the response", got.err)
 	}
 	if st := client.Status(); st.Generation != 1 {
 		t.Errorf("link %d, want the first", st.Generation)
@@ -146,7 +146,7 @@ func queueThatStoppedIsNoOverload(t *testing.T, b *rig.Broker) {
 	}
 	done := begin(rig.Within(t, callTime(amqpx.Idempotent())), client, "b", nil, amqpx.Idempotent())
 	b.Do("restart")
-	if got := rig.Recv(t, done, "the answer after the restart"); got.err != nil {
+	if got := rig.Recv(t, done, "the response after the restart"); got.err != nil {
 		t.Errorf("an idempotent call: %v", got.err)
 	}
 }
@@ -207,7 +207,7 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := rig.Recv(t, done, "the answer"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the answer to the first attempt", got.answer, got.err)
+	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.answer) != "x" {
+		t.Errorf("got %q, %v, want the response to the first attempt", got.answer, got.err)
 	}
 }

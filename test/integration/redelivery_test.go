@@ -83,7 +83,7 @@ func TestRequestThatStopsEveryServer(t *testing.T) {
 				beside = append(beside, begin(rig.Patience(t), client, "echo", []byte("x")))
 			}
 			for _, call := range beside {
-				if got := rig.Recv(t, call, "an answer beside the poison"); got.err != nil {
+				if got := rig.Recv(t, call, "a response beside the poison"); got.err != nil {
 					t.Errorf("beside the poison: %v", got.err)
 				}
 			}
@@ -199,7 +199,7 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	proxy.Cut()
 	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().InFlight == 2 })
 	close(slow.release)
-	if got := rig.Recv(t, call, "the answer"); got.err != nil || string(got.answer) != "x" {
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
 		t.Errorf("got %q, %v", got.answer, got.err)
 	}
 	if n := len(slow.entered); n != 0 {
@@ -219,7 +219,7 @@ func TestStoredAnswer(t *testing.T) {
 	}})
 	for range 3 {
 		if got := rig.Call(t, r.Ready(), "count", nil, amqpx.WithIdempotencyKey("order 7")); string(got) != "1" {
-			t.Errorf("got %q, want the stored answer", got)
+			t.Errorf("got %q, want the stored response", got)
 		}
 	}
 	if got := rig.Call(t, r.Ready(), "count", nil, amqpx.WithIdempotencyKey("order 8")); string(got) != "2" {
@@ -263,7 +263,7 @@ func TestBusyServerRefusesWhatWouldExpire(t *testing.T) {
 	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
 	close(release)
 	for _, call := range waiting {
-		if got := rig.Recv(t, call, "an answer"); got.err != nil {
+		if got := rig.Recv(t, call, "a response"); got.err != nil {
 			t.Errorf("a call with time enough: %v", got.err)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // volume is a folder of files like a secret mounted by Kubernetes: the files are symbolic
-// links through the link ..data, which is replaced as a whole.
+// connections through the link ..data, which is replaced as a whole.
 type volume struct {
 	t   *testing.T
 	dir string

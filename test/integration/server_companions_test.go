@@ -54,7 +54,7 @@ func TestServerServesWithoutAQueueThatNeverAnswers(t *testing.T) {
 				t.Errorf("warned %v", warned)
 			}
 			if got := server.Stats().Reconnects; got != 0 {
-				t.Errorf("the link was lost %d times", got)
+				t.Errorf("the connection was lost %d times", got)
 			}
 			if err := server.Drain(); err != nil {
 				t.Errorf("drain: %v", err)

@@ -131,7 +131,7 @@ func TestCopyThatFitsNoFrame(t *testing.T) {
 		t.Errorf("answered with %q, %v", got.Body, got.Headers)
 	}
 	if n := server.Stats().Reconnects; n != 0 {
-		t.Errorf("the link was lost %d times", n)
+		t.Errorf("the connection was lost %d times", n)
 	}
 }
 

@@ -70,7 +70,7 @@ func TestMadeUpDirectReplyToHarmsNobody(t *testing.T) {
 	for _, s := range []*rig.Server{one, two} {
 		rig.Eventually(t, "nothing is in flight", func() bool { return s.Stats().InFlight == 0 })
 		if got := s.Stats().Reconnects; got != 0 {
-			t.Errorf("the server's link was lost %d times", got)
+			t.Errorf("the server's connection was lost %d times", got)
 		}
 	}
 	if left := r.Inspect().Messages; left != 0 {
@@ -122,7 +122,7 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 	}
 	rig.Eventually(t, "nothing is in flight", func() bool { return server.Stats().InFlight == 0 })
 	if got := server.Stats().Reconnects; got > 2 {
-		t.Errorf("the server's link was lost %d times by two requests", got)
+		t.Errorf("the server's connection was lost %d times by two requests", got)
 	}
 	if got := runs.Load(); got > 3 { // the request without a key runs again
 		t.Errorf("%d runs", got)

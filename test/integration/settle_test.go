@@ -131,8 +131,8 @@ func TestWaitForServer(t *testing.T) {
 	waiting := begin(rig.Patience(t), client, "b", nil)
 	heardAnew(t, proxy, rig.Return)
 	r.Serve(rig.Methods{"b": letter})
-	if got := rig.Recv(t, waiting, "the answer"); got.err != nil || string(got.answer) != "b" {
-		t.Errorf("got %q, %v, want the answer once a server is there", got.answer, got.err)
+	if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.answer) != "b" {
+		t.Errorf("got %q, %v, want the response once a server is there", got.answer, got.err)
 	}
 }
 
@@ -164,8 +164,8 @@ func TestFullQueueRefuses(t *testing.T) {
 			waiting := begin(rig.Patience(t), client, "b", nil, amqpx.Idempotent())
 			heardAnew(t, proxy, rig.Nack)
 			r.Serve(rig.Methods{"b": letter}) // adopts the queue and empties it
-			if got := rig.Recv(t, waiting, "the answer"); got.err != nil || string(got.answer) != "b" {
-				t.Errorf("got %q, %v, want the answer once there is room", got.answer, got.err)
+			if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.answer) != "b" {
+				t.Errorf("got %q, %v, want the response once there is room", got.answer, got.err)
 			}
 		})
 	}
@@ -289,7 +289,7 @@ func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
 	if got := server.Stats().Expired; got == 0 {
 		t.Error("server counted no expired call")
 	}
-	rig.Eventually(t, "the answers to both calls that ended are counted", func() bool { return client.Stats().Late == 2 })
+	rig.Eventually(t, "the responses to both calls that ended are counted", func() bool { return client.Stats().Late == 2 })
 }
 
 func TestExpiredInTheQueueNeverRuns(t *testing.T) {
@@ -342,9 +342,9 @@ func TestCallerGivesUp(t *testing.T) {
 
 	rig.Eventually(t, "the server learns of the one that was cancelled", func() bool { return server.Stats().Canceled == 1 })
 	close(slow.release)
-	rig.Eventually(t, "the late answers are counted", func() bool { return client.Stats().Late == 3 })
+	rig.Eventually(t, "the late responses are counted", func() bool { return client.Stats().Late == 3 })
 	if got := rig.Call(t, client, "b", nil); string(got) != "b" {
-		t.Errorf("got %q after late answers, want %q", got, "b")
+		t.Errorf("got %q after late responses, want %q", got, "b")
 	}
 }
 

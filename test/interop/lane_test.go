@@ -95,7 +95,7 @@ func TestPythonClientSendsBatches(t *testing.T) {
 	p := script(t, "batch_client.py", r.URL, r.Queue.Name, "a=1234", "b=777", "unknown=5")
 	var got map[string]map[string]int
 	if err := json.Unmarshal([]byte(p.Says("{")), &got); err != nil {
-		t.Errorf("the Python client's answer: %v", err)
+		t.Errorf("the Python client's response: %v", err)
 	}
 	if err := p.Wait(); err != nil {
 		t.Errorf("the Python client ended with %v", err)

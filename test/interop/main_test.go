@@ -61,7 +61,7 @@ func callFromPython(t *testing.T, r *rig.Rig, plan map[string]int) {
 	p := script(t, "client.py", args...)
 	var got map[string]map[string]int
 	if err := json.Unmarshal([]byte(p.Says("{")), &got); err != nil {
-		t.Errorf("the Python client's answer: %v", err)
+		t.Errorf("the Python client's response: %v", err)
 	}
 	if err := p.Wait(); err != nil {
 		t.Errorf("the Python client ended with %v", err)

@@ -85,7 +85,7 @@ func (r *Rig) Inbox() *Inbox {
 // Next returns the next response.
 func (b *Inbox) Next() amqp.Delivery {
 	b.t.Helper()
-	return Recv(b.t, b.Answers, "an answer")
+	return Recv(b.t, b.Answers, "a response")
 }
 
 // Publish sends a message to a queue and waits for the broker's confirm.

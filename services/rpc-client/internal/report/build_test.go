@@ -163,7 +163,7 @@ func TestSummaryIsAligned(t *testing.T) {
 	}
 	for _, want := range []string{
 		"calls 1000", "ok 990", "errors 10", "deadline_exceeded 3", "unavailable 7", "lost 0", "duplicates 0",
-		"mismatched 0", "late answers 0", "unknown answers 0", "reconnects 0", "seconds 2.000", "calls/s 500.0", "latency p50 (ms)", "latency p90 (ms)",
+		"mismatched 0", "late responses 0", "unknown responses 0", "reconnects 0", "seconds 2.000", "calls/s 500.0", "latency p50 (ms)", "latency p90 (ms)",
 		"latency p99 (ms)", "latency max (ms)",
 	} {
 		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
@@ -195,7 +195,7 @@ func TestReportOfAGivenUpRun(t *testing.T) {
 	if err := r.WriteSummary(&out, "title"); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"FAILED: title", "not tried 997", "given up: no call was answered"} {
+	for _, want := range []string{"FAILED: title", "not tried 997", "given up: no call got a response"} {
 		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

@@ -41,7 +41,7 @@ func TestConnectionEvents(t *testing.T) {
 		"missed":         {[]amqpx.Status{ready(-1, 1), ready(4, 3)}, "4 reconnect h:1"},
 		"blocked":        {[]amqpx.Status{ready(-1, 1), blocked, ready(5, 1)}, "3 blocked low on memory, 5 unblocked "},
 		"blocked, lost":  {[]amqpx.Status{ready(-1, 1), blocked, down(4, amqpx.StateReconnecting)}, "3 blocked low on memory, 4 unblocked , 4 lost gone"},
-		"from the start": {[]amqpx.Status{{State: amqpx.StateConnecting, Since: at(-2)}, ready(3, 1)}, "0 lost no link yet, 3 connect "},
+		"from the start": {[]amqpx.Status{{State: amqpx.StateConnecting, Since: at(-2)}, ready(3, 1)}, "0 lost no connection yet, 3 connect "},
 		"before":         {[]amqpx.Status{ready(-9, 1), down(-8, amqpx.StateReconnecting), ready(-7, 2)}, ""},
 		"never":          {[]amqpx.Status{down(-2, amqpx.StateReconnecting)}, "0 lost no connection yet: gone"},
 		"afterwards":     {[]amqpx.Status{ready(-1, 1), down(99, amqpx.StateReconnecting)}, ""},

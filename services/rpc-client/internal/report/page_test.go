@@ -121,7 +121,7 @@ func TestPageOfManyEvents(t *testing.T) {
 		kept, omitted, rows int
 		want                string
 	}{
-		{0, 0, 0, "The link to broker:5672 did not change during the run."},
+		{0, 0, 0, "The connection to broker:5672 did not change during the run."},
 		{1, 0, 1, ""},
 		{20, 0, 20, ""},
 		{21, 0, 20, "The first 20 of 21; the others are in report.json."},

@@ -63,9 +63,9 @@ func TestClockTellsHowAClientGotOverALoss(t *testing.T) {
 		t.Errorf("a client without another answer has a gap of %v", gap)
 	}
 	if first, ok := k.FirstAnswer("a", at(2)); !ok || first != 2500*time.Millisecond {
-		t.Errorf("the first answer came after %v, %v, want 2.5s", first, ok)
+		t.Errorf("the first response came after %v, %v, want 2.5s", first, ok)
 	}
 	if first, ok := k.FirstAnswer("b", at(2)); ok {
-		t.Errorf("a client that made no call has a first answer after %v", first)
+		t.Errorf("a client that made no call has a first response after %v", first)
 	}
 }

@@ -38,7 +38,7 @@ const (
 	NeverMade       Rule = "something settled or ran that nobody called"
 	SettledDead     Rule = "a call of a killed client settled"
 	Late            Rule = "a call outlived its deadline"
-	Mismatched      Rule = "an answer belongs to another call"
+	Mismatched      Rule = "a response belongs to another call"
 	WrongDidNotRun  Rule = "an error said that the call did not run, and it ran"
 	NeverRan        Rule = "a call was answered that no server ran"
 	RanAgain        Rule = "a call ran again that the broker did not hand out again"
@@ -47,7 +47,7 @@ const (
 	Fails           Rule = "a call failed though nothing was lost"
 	Poisonous       Rule = "a request that kills its server was run too often"
 	NotAtDeadline   Rule = "a call under an alarm did not end at its deadline"
-	NotRecovered    Rule = "a client got no answer after the last fault"
+	NotRecovered    Rule = "a client got no response after the last fault"
 )
 
 // Violation is a proof of a broken rule.

@@ -33,7 +33,7 @@ func TestTable(t *testing.T) {
 	text := sample().Markdown()
 	for _, line := range []string{
 		"RabbitMQ 3, batch auto, seed 7: `make chaos SEED=7`",
-		"| cut | links closed | 3 | 100 | 70 | 90 | 5 | 4 | 1 | 2 | 0 | 0 | 1s | passed |",
+		"| cut | connections closed | 3 | 100 | 70 | 90 | 5 | 4 | 1 | 2 | 0 | 0 | 1s | passed |",
 		"| kill | SIGKILL | 2 | 50 | 0 | 50 | 0 | 0 | 0 | 0 | 1 | 1 | 2s | FAILED |",
 		"| **all** |  | 5 | 150 | 70 | 140 | 5 | 4 | 1 | 2 | 1 | 1 | 2s | 1 of 2 passed |",
 		"answered call: median 2s, p99 3s, longest 3s, of 3.",

@@ -104,7 +104,7 @@ func (r Run) losses(b *strings.Builder) {
 	if !slices.ContainsFunc(r.Rows, func(row Row) bool { return len(row.Losses) > 0 }) {
 		return
 	}
-	b.WriteString("\n| scenario | losses seen by clients | longest gap: median | longest | first answer: median | longest |\n" +
+	b.WriteString("\n| scenario | losses seen by clients | longest gap: median | longest | first response: median | longest |\n" +
 		"|---|--:|--:|--:|--:|--:|\n")
 	write := func(name string, all []Loss) {
 		var gaps, firsts []time.Duration
