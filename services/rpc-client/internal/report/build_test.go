@@ -188,7 +188,7 @@ func TestReportOfAGivenUpRun(t *testing.T) {
 	if !r.GivenUp || r.Passed || r.NotTried != 997 || r.PlannedCalls != 1000 || r.Calls != r.OK+r.Failed()+r.Lost {
 		t.Errorf("reported %+v", r)
 	}
-	if err := r.Err(); err == nil || !strings.Contains(err.Error(), "997 were not tried: no call was answered") {
+	if err := r.Err(); err == nil || !strings.Contains(err.Error(), "997 were not tried: no call got a response") {
 		t.Errorf("error %v", err)
 	}
 	var out bytes.Buffer
