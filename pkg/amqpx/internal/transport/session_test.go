@@ -1,4 +1,4 @@
-package amqpx
+package transport_test
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 // openOn opens a session on a broker, without a supervisor.
 func openOn(t *testing.T, b *brokertest.Broker, shared bool) (*transport.Session, error) {
 	t.Helper()
-	return transport.OpenSession(t.Context(), &transport.Config{Name: "amqpx", Role: "test", Shared: shared, Dialer: b}, testTarget(testURL))
+	return transport.OpenSession(t.Context(), &transport.Config{Name: "amqpx", Role: "test", Shared: shared, Dialer: b}, targetOf(t, testURL))
 }
 
 // mustOpen opens a session and closes the session at the end of the test.
@@ -275,7 +275,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := transport.OpenSession(ctx, &transport.Config{Role: "test", Dialer: b}, testTarget(testURL))
+		_, err := transport.OpenSession(ctx, &transport.Config{Role: "test", Dialer: b}, targetOf(t, testURL))
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
