@@ -251,13 +251,13 @@ func TestPublisherGathersWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)
-		for i := range MaxBurst + 10 {
+		for i := range maxBurst + 10 {
 			o.post("q", fmt.Sprint(i))
 		}
 		o.start()
 		synctest.Wait()
 		wantSame(t, "gathered writes", o.pub().Holds, 2)
-		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), MaxBurst+10)
+		wantSame(t, "confirmed", strings.Count(o.String(), "confirmed"), maxBurst+10)
 		o.post("q", "lone")
 		synctest.Wait()
 		wantSame(t, "gathered writes", o.pub().Holds, 2)

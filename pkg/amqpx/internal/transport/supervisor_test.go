@@ -29,7 +29,7 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 			if gap := w.dialed[i+1] - w.dialed[i]; gap > bound {
 				t.Errorf("wait %d was %v, more than %v", i, gap, bound)
 			}
-			bound = min(2*bound, transport.PassingFaultMax)
+			bound = min(2*bound, time.Second)
 		}
 		if took := w.dialed[100]; took < 30*time.Second {
 			t.Errorf("100 waits took only %v", took)
@@ -352,7 +352,7 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 		attempts := func() int { return w.logs.FilterMessage("link down, reconnecting").Len() }
 		quick := attempts()
 		pass(time.Minute)
-		if slow := attempts() - quick; quick < transport.RepeatedFaults || quick > 12 || slow > 7 {
+		if slow := attempts() - quick; quick < 5 || quick > 12 || slow > 7 {
 			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
 		}
 	})
