@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
@@ -60,30 +60,47 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	core, logs := observer.New(zap.DebugLevel)
 	cfg := defaultConfig()
 	cfg.logger = zap.New(core)
-	var board statusBoard
-	v := transport.NewSupervisor(cfg.connections("test", true, &board, nil))
+	cfg.urls = []BrokerURL{u}
 	causes := []error{
 		&net.DNSError{Err: "no such host", Name: u.Host(), IsNotFound: true},
 		&amqp.Error{Code: amqp.NotAllowed, Reason: "NOT_ALLOWED - vhost " + uri.Vhost + " not found"},
 		&amqp.Error{Code: amqp.AccessRefused, Reason: "ACCESS_REFUSED - access to vhost '" + uri.Vhost + "' refused for user '" + uri.Username + "'"},
 		amqp.ErrCredentials, amqp.ErrSASL, context.DeadlineExceeded,
 	}
-	if uri.Host == "127.0.0.1" && uri.Port == 1 { // no program listens there
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		_, err := transport.NetDialer{Heartbeat: time.Second, WriteTimeout: time.Second}.Dial(ctx, target.URL, "test")
-		causes = append(causes, err)
-	}
+	var dialers []transport.Dialer
 	for _, cause := range causes {
-		v.Faults = transport.FaultLog{}
-		v.ReportFault(errors.Join(transport.Classify(target, cause)))
+		b := brokertest.New()
+		b.OnDial = func(context.Context, string, string) error { return cause }
+		dialers = append(dialers, b)
+	}
+	if uri.Host == "127.0.0.1" && uri.Port == 1 { // no program listens there
+		dialers = append(dialers, transport.NetDialer{Heartbeat: time.Second, WriteTimeout: time.Second})
+	}
+	shown := []any{u, target.Address, target.Vhost}
+	for _, cfg.dialer = range dialers {
+		ctx, stop := context.WithCancel(t.Context())
+		board := onceConnected{stop: stop}
+		transport.NewSupervisor(cfg.connections("test", true, &board, nil)).Run(ctx)
+		shown = append(shown, board.get(), board.get().Err)
 	}
 	var text strings.Builder
 	for _, line := range logs.All() {
 		fmt.Fprintln(&text, line.Message, line.ContextMap())
 	}
-	fmt.Fprintln(&text, board.get(), board.get().Err, u, target.Address, target.Vhost)
+	fmt.Fprintln(&text, shown...)
 	return text.String()
+}
+
+// onceConnected is a status that stops its supervisor after the first attempt to connect.
+type onceConnected struct {
+	statusBoard
+
+	stop context.CancelFunc
+}
+
+func (o *onceConnected) OnFault(err error, kind FaultKind) {
+	o.statusBoard.OnFault(err, kind)
+	o.stop()
 }
 
 func FuzzURL(f *testing.F) {

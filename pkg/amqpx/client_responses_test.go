@@ -14,7 +14,6 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
-	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
 // nodeDown maps each operation on a queue with a dead node to the broker's error, or errHang.
@@ -171,7 +170,7 @@ func TestReplyQueueType(t *testing.T) {
 		b.With(func(b *brokertest.Broker) {
 			args := b.Queues[c.route.replyTo].Args
 			wantSame[any](t, "type", args[amqp.QueueTypeArg], "quorum")
-			wantSame[any](t, "expires", args[amqp.QueueTTLArg], transport.ReplyExpiry.Milliseconds())
+			wantSame[any](t, "expires", args[amqp.QueueTTLArg], (5 * time.Minute).Milliseconds())
 		})
 		_, err := NewClient(testURL, WithReplyQueueType("stream"))
 		wantTexts(t, err, `reply queue type "stream"`)

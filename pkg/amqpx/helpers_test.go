@@ -154,6 +154,17 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// refusing is an onDial hook that fails n times.
+func refusing(n int64, err error) func(context.Context, string, string) error {
+	var dials atomic.Int64
+	return func(context.Context, string, string) error {
+		if dials.Add(1) <= n {
+			return err
+		}
+		return nil
+	}
+}
+
 // result is the result of a call and its duration.
 type result struct {
 	answer []byte

@@ -419,8 +419,9 @@ func TestDrainGivesBackWhatWaitsForABlockedBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithWorkers(1), WithPrefetch(4))
-		s.sup.Current().Flow.Set(true)
-		s.sup.NoteBlocked(amqp.Blocking{Active: true, Reason: "memory"})
+		b.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+		b.SetAlarm("low on memory")
+		settle()
 		redelivered(b, request("m"))
 		settle()
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.ReplyTo = "" })) // runs for 2 s, without a response

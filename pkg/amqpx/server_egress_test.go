@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
-	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -117,29 +116,6 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 			})
 		})
-	}
-}
-
-func TestPropertiesSizeIsExact(t *testing.T) {
-	t.Parallel()
-	const frame = 4096
-	msg := amqp.Publishing{
-		ContentType: "a", ContentEncoding: "bc", CorrelationId: "id", ReplyTo: "to", Expiration: "1", MessageId: "m", Type: "t",
-		AppId: "app", DeliveryMode: 2, Priority: 1, Timestamp: time.Unix(1, 0),
-		Headers: amqp.Table{
-			"nil": nil, "bool": true, "int8": int8(1), "byte": byte(1), "int16": int16(1), "int32": int32(1), "int64": int64(1),
-			"f32": float32(1), "f64": 1.0, "decimal": amqp.Decimal{}, "text": "text", "bytes": []byte("b"), "time": time.Unix(1, 0),
-			"table": amqp.Table{"x": "y"}, "list": []any{"a", int64(1)},
-		},
-	}
-	wantSame(t, "size", transport.PropertiesSize(&msg), 230)
-	msg.Headers["fill"] = ""
-	fill := strings.Repeat("x", frame-transport.FrameOverhead-transport.PropertiesSize(&msg))
-	msg.Headers["fill"] = fill
-	wantSame(t, "fits", transport.CheckFrame(&msg, frame), nil)
-	msg.Headers["fill"] = fill + "x"
-	if transport.CheckFrame(&msg, frame) == nil {
-		t.Error("one byte too many fits")
 	}
 }
 

@@ -1,10 +1,16 @@
 package amqpx
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
 
 func TestWatcherSeesTheNewestAndNeverBlocks(t *testing.T) {
@@ -105,5 +111,96 @@ func TestBlockedTimeAddsUp(t *testing.T) {
 		enter(StateReconnecting)
 		pass(time.Minute)
 		wantSame(t, "blocked", board.blockedFor(), 2*time.Second)
+	})
+}
+
+func TestStatusShowsTheAlarm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		b.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+		b.SetAlarm("low on memory")
+		settle()
+		st := c.Status()
+		wantSame(t, "state", st.State, StateBlocked)
+		wantSame(t, "reason", st.Reason, "low on memory")
+		if err := c.WaitReady(within(t, time.Second)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("ready while blocked: %v", err)
+		}
+		b.SetAlarm("")
+		settle()
+		st = c.Status()
+		wantSame(t, "state", st.State, StateReady)
+		wantSame(t, "reason", st.Reason, "")
+		b.Kick(nil)
+		ready(t, c.WaitReady)
+	})
+}
+
+func TestStatusAfterALoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		wantSame(t, "broker", c.Status().Broker, "broker.test:5672")
+		b.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
+		b.Kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		settle()
+		st := c.Status()
+		wantSame(t, "state", st.State, StateReconnecting)
+		wantTexts(t, st.Err, "the broker closed the connection", "shutdown")
+		wantSame(t, "generation", st.Generation, 1)
+		b.With(func(b *brokertest.Broker) { b.OnDial = nil })
+		ready(t, c.WaitReady)
+		st = c.Status()
+		wantSame(t, "generation", st.Generation, 2)
+		if st.Err != nil {
+			t.Errorf("error %v while ready", st.Err)
+		}
+	})
+}
+
+// A lost connection does not count as ready, however long the session takes to end.
+func TestStatusWhileALostSessionEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		release := make(chan struct{})
+		c.sup.Current().Run(func() { <-release })
+		b.Kick(&amqp.Error{Code: amqp.ConnectionForced, Reason: "shutdown"})
+		settle()
+		wantSame(t, "state", c.Status().State, StateReconnecting)
+		wantTexts(t, c.Status().Err, "shutdown")
+		close(release)
+		ready(t, c.WaitReady)
+	})
+}
+
+// The broker may block publishing while the session is being set up.
+func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		b.OnCall = func(op, _ string) error {
+			if op == "consume" {
+				b.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+				b.SetAlarm("low on memory")
+				pass(time.Millisecond)
+			}
+			return nil
+		}
+		c := startClient(t, b)
+		pass(10 * time.Millisecond)
+		wantSame(t, "state", c.Status().State, StateBlocked)
+		wantSame(t, "reason", c.Status().Reason, "low on memory")
+		b.SetAlarm("")
+		settle()
+		wantSame(t, "state", c.Status().State, StateReady)
+		wantSame(t, "reason", c.Status().Reason, "")
 	})
 }

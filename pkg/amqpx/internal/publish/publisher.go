@@ -52,8 +52,8 @@ type Outbound interface {
 }
 
 const (
-	// MaxBurst bounds the messages in a write.
-	MaxBurst = 256
+	// maxBurst bounds the messages in a write.
+	maxBurst = 256
 	// confirmWindow bounds the unconfirmed messages.
 	confirmWindow = 4096
 	// quietYields is the number of successive yields without a new message after which the
@@ -175,14 +175,14 @@ func (p *publisher) writeWaiting() {
 	}
 }
 
-// writeCorked calls write for 0 to n-1 and coalesces up to MaxBurst messages in a write.
+// writeCorked calls write for 0 to n-1 and coalesces up to maxBurst messages in a write.
 func (p *publisher) writeCorked(n int, write func(i int)) {
 	if n == 1 {
 		write(0)
 		return
 	}
 	for i := 0; i < n; {
-		end := min(i+MaxBurst, n)
+		end := min(i+maxBurst, n)
 		p.s.Pub.Cork()
 		for ; i < end; i++ {
 			write(i)

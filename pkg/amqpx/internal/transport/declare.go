@@ -11,8 +11,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// ReplyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
-const ReplyExpiry = 5 * time.Minute
+// replyExpiry is the expiry (x-expires) of a reply queue after its last consumer ended.
+const replyExpiry = 5 * time.Minute
 
 // QueueDeclaration is a queue as a program wants it.
 type QueueDeclaration struct {
@@ -65,7 +65,7 @@ func DeclareOrAdopt(l Conn, q QueueDeclaration, warn func(difference string)) (F
 			found.set(name, value)
 		}
 		if value == queueStream && name == amqp.QueueTypeArg {
-			return found, AtStep(StepDeclare, q.Name, ErrStream)
+			return found, AtStep(StepDeclare, q.Name, errStream)
 		}
 	}
 	if err := WithTempChannel(l, func(ch Channel) error {
@@ -106,7 +106,7 @@ func checkType(l Conn, queue string, durable, autoDelete bool, found *FoundQueue
 		return difference, nil
 	}
 	if value == queueStream {
-		return difference, ErrStream
+		return difference, errStream
 	}
 	found.set(name, value)
 	return cmp.Or(difference, refused.Reason), nil
@@ -119,8 +119,8 @@ const (
 	queueStream = "stream"
 )
 
-// ErrStream refuses a request queue that is a stream.
-var ErrStream error = &KindError{Kind: FaultQueueStream}
+// errStream refuses a request queue that is a stream.
+var errStream error = &KindError{Kind: FaultQueueStream}
 
 // set records the value of a queue's argument; nil means that the queue lacks the argument.
 func (f *FoundQueue) set(name string, value any) {
@@ -172,7 +172,7 @@ func FindReplyQueue(l Conn, name string) error {
 
 // DeclareReplyQueue declares a client's reply queue, a quorum queue or a classic queue.
 func DeclareReplyQueue(l Conn, name string, quorum bool) error {
-	args := amqp.Table{amqp.QueueTTLArg: ReplyExpiry.Milliseconds()}
+	args := amqp.Table{amqp.QueueTTLArg: replyExpiry.Milliseconds()}
 	if quorum {
 		args[amqp.QueueTypeArg] = amqp.QueueTypeQuorum
 	}

@@ -423,11 +423,11 @@ func TestPlainURLKeepsEverythingElse(t *testing.T) {
 func TestSessionWhoseConsumersAreAllCancelled(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
-	s, err := OpenSession(t.Context(), &Config{Role: "test", Shared: true, Dialer: realDialer()}, parseTarget(url))
+	s, err := openSession(t.Context(), &Config{Role: "test", Shared: true, Dialer: realDialer()}, parseTarget(url))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Watch(func(amqp.Blocking) {})
+	s.watch(func(amqp.Blocking) {})
 	const cancel = "\x01\x00\x01\x00\x00\x00\x07\x00\x3c\x00\x1e\x01a\x00\xce" // basic.cancel "a" on channel 1
 	if _, err := (<-accepted).conn.Write([]byte(strings.Repeat(cancel, maxConsumers))); err != nil {
 		t.Fatal(err)

@@ -483,14 +483,14 @@ const (
 	faultAgain = 30 * time.Second
 	// maxFaultsSaid bounds the number of faults with a remembered time.
 	maxFaultsSaid = 64
-	// RepeatedFaults is the number of times in a row for which the broker may end the
+	// repeatedFaults is the number of times in a row for which the broker may end the
 	// connection at the same step of the set-up until the fault counts as a fault for an
 	// operator.
-	RepeatedFaults = 5
+	repeatedFaults = 5
 )
 
-// FaultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
-type FaultLog struct {
+// faultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
+type faultLog struct {
 	said     map[string]time.Time
 	last     string
 	repeated int
@@ -499,7 +499,7 @@ type FaultLog struct {
 
 // note records a fault and reports whether it must be logged: at its first occurrence, and
 // every faultAgain while it lasts.
-func (l *FaultLog) note(fault string) bool {
+func (l *faultLog) note(fault string) bool {
 	l.attempts++
 	if l.repeated++; fault != l.last {
 		l.repeated, l.last = 1, fault
@@ -520,7 +520,7 @@ func (l *FaultLog) note(fault string) bool {
 }
 
 // oldest returns the fault that was logged the longest time ago.
-func (l *FaultLog) oldest() (fault string) {
+func (l *faultLog) oldest() (fault string) {
 	for f, at := range l.said {
 		if fault == "" || at.Before(l.said[fault]) {
 			fault = f
@@ -529,12 +529,12 @@ func (l *FaultLog) oldest() (fault string) {
 	return fault
 }
 
-// isStubborn reports whether the same faults have occurred RepeatedFaults times in a row, each
+// isStubborn reports whether the same faults have occurred repeatedFaults times in a row, each
 // of them for an operator or an end of the connection by the broker during the set-up. They
 // will last until an operator acts.
-func (l *FaultLog) isStubborn(err error) bool {
+func (l *faultLog) isStubborn(err error) bool {
 	faults := faultsIn(err)
-	return l.repeated >= RepeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *ConnectionError) bool {
+	return l.repeated >= repeatedFaults && len(faults) > 0 && !slices.ContainsFunc(faults, func(f *ConnectionError) bool {
 		return f.pace == paceQuick && (f.ended || f.Kind != FaultBrokerInternal && f.Kind != FaultProtocol)
 	})
 }

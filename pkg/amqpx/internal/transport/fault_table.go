@@ -95,7 +95,7 @@ const (
 type pace bool
 
 const (
-	// paceQuick is for faults that may pass by themselves: pauses of up to PassingFaultMax.
+	// paceQuick is for faults that may pass by themselves: pauses of up to passingFaultMax.
 	paceQuick pace = false
 	// paceSlow is for faults that last until an operator acts: pauses of the longest backoff.
 	paceSlow pace = true

@@ -64,7 +64,7 @@ func TestClassify(t *testing.T) {
 		{"queue crashed", told(404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart"), FaultQueueStopped, `queue "q" has crashed`},
 		{"queue without majority", told(404, "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout"), FaultQueueSilent, `does not answer for queue "q"`},
 		{"quorum queue without majority", AtStep(StepConsume, "q", told(541, "INTERNAL_ERROR")), FaultQueueSilent, `does not answer for queue "q": its node is down, it has no majority, or it was stopped: channel shutdown error: Exception (541)`},
-		{"stream", AtStep(StepDeclare, "q", ErrStream), FaultQueueStream, `queue "q" is a stream`},
+		{"stream", AtStep(StepDeclare, "q", errStream), FaultQueueStream, `queue "q" is a stream`},
 		{"transient queues", told(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nIts use is not permitted per the configuration"), FaultFeatureForbidden, "forbids a feature"},
 		{"broker stops", told(320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"), FaultBrokerClosed, "the broker closed the connection"},
 		{"internal error", told(541, "INTERNAL_ERROR"), FaultBrokerInternal, "failed in itself"},
@@ -74,7 +74,7 @@ func TestClassify(t *testing.T) {
 		{"host name of the certificate", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, FaultBrokerCertificate, "TLS certificate"},
 		{"consumer cancelled", AtStep(StepConsume, "q", &consumerCanceledError{"t"}), FaultConsumerCanceled, `consume from queue "q": the broker ended the subscription`},
 		{"no reason", ErrConnectionEnded, FaultConnectionLost, "the connection was lost"},
-		{"deaf", ErrUnresponsive, FaultUnresponsive, "the broker does not answer"},
+		{"deaf", errUnresponsive, FaultUnresponsive, "the broker does not answer"},
 		{"nacks", &KindError{Kind: FaultMessagesNacked, Cause: errors.New("the queue is there and not full")}, FaultMessagesNacked, "nacks every message on this connection: the queue is there and not full"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestKindOfFaultLeavesOutTheCause(t *testing.T) {
 func TestFaultLogForgetsTheOldest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l FaultLog
+		var l faultLog
 		for i := range maxFaultsSaid + 1 {
 			wantSame(t, "a new fault is logged", l.note(strconv.Itoa(i)), true)
 			pass(time.Millisecond)

@@ -277,8 +277,8 @@ func markDropped(frame []byte, d wire.DroppedBody) []byte {
 // split into as many frames as necessary.
 
 const (
-	// FrameOverhead is the size of a frame without its payload.
-	FrameOverhead = frameHeaderBytes + 1
+	// frameOverhead is the size of a frame without its payload.
+	frameOverhead = frameHeaderBytes + 1
 	// contentHeaderBytes is the size of class, weight, body size and flags in a content
 	// header.
 	contentHeaderBytes = 14
@@ -289,7 +289,7 @@ func CheckFrame(msg *amqp.Publishing, frameSize int) error {
 	if frameSize <= 0 {
 		return nil // no limit
 	}
-	if n := FrameOverhead + PropertiesSize(msg); n > frameSize {
+	if n := frameOverhead + propertiesSize(msg); n > frameSize {
 		return fmt.Errorf("properties of %d bytes: the connection's frames hold %d", n, frameSize)
 	}
 	return nil
@@ -321,8 +321,8 @@ func FitFrame(msg *amqp.Publishing, frameSize int) error {
 	return tooLarge
 }
 
-// PropertiesSize returns the size of a content header in amqp091-go's encoding.
-func PropertiesSize(msg *amqp.Publishing) int {
+// propertiesSize returns the size of a content header in amqp091-go's encoding.
+func propertiesSize(msg *amqp.Publishing) int {
 	n := contentHeaderBytes
 	for _, text := range []string{
 		msg.ContentType, msg.ContentEncoding, msg.CorrelationId, msg.ReplyTo, msg.Expiration,

@@ -29,7 +29,7 @@ type Session struct {
 	PubCh      Channel
 	SubCh      Channel
 	ProbeCh    Channel // on the publishing connection
-	Flow       Flow
+	Flow       flow
 	// SizeLimit is the broker's largest body in bytes, known after the first refusal; else 0.
 	SizeLimit atomic.Int64
 	ReplyTo   string // the reply queue of a client, else ""
@@ -48,8 +48,8 @@ type Session struct {
 // ErrConnectionEnded is the end of a connection for which the library kept no reason.
 var ErrConnectionEnded error = &KindError{Kind: FaultConnectionLost, Cause: errors.New("it ended without a reason")}
 
-// OpenSession dials and opens the channels. After an error nothing stays open.
-func OpenSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
+// openSession dials and opens the channels. After an error nothing stays open.
+func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
 	s := &Session{Start: time.Now(), Target: target, Done: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -98,9 +98,9 @@ func (s *Session) openChannels(shared bool) (err error) {
 	return err
 }
 
-// Watch starts goroutines to watch for every end of the session, and for blocking by the
+// watch starts goroutines to watch for every end of the session, and for blocking by the
 // broker. It is called before the session is used, so no event is missed.
-func (s *Session) Watch(onBlocked func(amqp.Blocking)) {
+func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 	ends := []<-chan *amqp.Error{s.Pub.Closed(), s.PubCh.NotifyClose(make(chan *amqp.Error, 1))}
 	if s.Sub != s.Pub {
 		ends = append(ends, s.Sub.Closed(), s.SubCh.NotifyClose(make(chan *amqp.Error, 1)))
@@ -128,7 +128,7 @@ func (s *Session) Watch(onBlocked func(amqp.Blocking)) {
 					blockings = nil
 					continue
 				}
-				s.Flow.Set(b.Active)
+				s.Flow.set(b.Active)
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok {
@@ -147,9 +147,9 @@ func (s *Session) Watch(onBlocked func(amqp.Blocking)) {
 // amqp091-go's reader, and so the end of the session, for 5 s.
 const maxConsumers = 3
 
-// ErrConsumerCanceled means that the broker canceled the consumer, for example because its
+// errConsumerCanceled means that the broker canceled the consumer, for example because its
 // queue was deleted (https://www.rabbitmq.com/docs/consumer-cancel).
-var ErrConsumerCanceled error = &KindError{Kind: FaultConsumerCanceled}
+var errConsumerCanceled error = &KindError{Kind: FaultConsumerCanceled}
 
 // connectionEnded ends the session because one of its connections ended or, if i is odd, one
 // of its channels.
@@ -174,11 +174,11 @@ func (s *Session) atConsume(err error) error {
 	return err
 }
 
-// consumerCanceledError is ErrConsumerCanceled with the tag of the consumer.
+// consumerCanceledError is errConsumerCanceled with the tag of the consumer.
 type consumerCanceledError struct{ tag string }
 
 func (c *consumerCanceledError) Error() string { return c.Unwrap().Error() }
-func (c *consumerCanceledError) Unwrap() error { return ErrConsumerCanceled }
+func (c *consumerCanceledError) Unwrap() error { return errConsumerCanceled }
 
 // ConsumerEnded is called when deliveries end and this process did not cancel the consumer. If
 // the channel has ended too, its watcher knows a better reason.
@@ -260,7 +260,7 @@ func (s *Session) Ended() bool {
 func (s *Session) Close() {
 	s.Fail(nil)
 	if underMaintenance(s.Cause) {
-		s.awaitBroker(MaintenanceWait)
+		s.awaitBroker(maintenanceWait)
 	}
 	var closers sync.WaitGroup
 	for i, l := range []Conn{s.Pub, s.Sub} {
@@ -281,9 +281,9 @@ func (s *Session) Close() {
 	}
 }
 
-// MaintenanceWait bounds the time a session gives a node under maintenance to close the
+// maintenanceWait bounds the time a session gives a node under maintenance to close the
 // second connection.
-const MaintenanceWait = time.Second
+const maintenanceWait = time.Second
 
 // underMaintenance reports whether a connection ended because its node is drained for
 // maintenance. RabbitMQ 3 lists the connections of the node, closes them in turn, and the
@@ -316,14 +316,14 @@ func (s *Session) Cut() {
 	s.Sub.Cut()
 }
 
-// Flow is closed while the broker blocks publishing. Its zero value is open.
-type Flow struct {
+// flow is closed while the broker blocks publishing. Its zero value is open.
+type flow struct {
 	mu      sync.Mutex
 	blocked chan struct{} // closed when the flow opens; nil while open
 }
 
-// Set records whether the broker blocks publishing.
-func (g *Flow) Set(shut bool) {
+// set records whether the broker blocks publishing.
+func (g *flow) set(shut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -337,21 +337,21 @@ func (g *Flow) Set(shut bool) {
 
 // Unblocked returns nil while the flow is open, else a channel that is closed when the flow
 // opens.
-func (g *Flow) Unblocked() <-chan struct{} {
+func (g *flow) Unblocked() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.blocked
 }
 
-// ErrUnresponsive means that the broker does not answer AMQP methods, though it may still send
+// errUnresponsive means that the broker does not answer AMQP methods, though it may still send
 // heartbeats.
-var ErrUnresponsive error = &KindError{Kind: FaultUnresponsive}
+var errUnresponsive error = &KindError{Kind: FaultUnresponsive}
 
 // slowPeriods bounds how long a publishing connection counts as slow, in multiples of the time
 // after which a connection without an answer counts as dead.
 const slowPeriods = 6
 
-// Probe sends the broker an AMQP method on every connection, twice in each heartbeat interval,
+// probe sends the broker an AMQP method on every connection, twice in each heartbeat interval,
 // and ends the session when no answer comes within one and a half intervals. AMQP's heartbeats
 // tell a side whether the peer's data arrives, not whether its own data does. If the data of
 // this process is lost, RabbitMQ is the side to notice, after two to three intervals. A broker
@@ -361,7 +361,7 @@ const slowPeriods = 6
 // messages, and sends no notice: a quorum queue without a majority takes none. So a separate
 // publishing connection counts as slow, not as dead, while heartbeats arrive on it; the probe
 // of the consuming connection proves that the broker still answers.
-func (s *Session) Probe(heartbeat time.Duration) {
+func (s *Session) probe(heartbeat time.Duration) {
 	channels := []Channel{s.ProbeCh}
 	if s.Sub != s.Pub {
 		channels = append(channels, s.SubCh)
@@ -377,7 +377,7 @@ func (s *Session) Probe(heartbeat time.Duration) {
 					return
 				}
 				if !s.respondsWithin(ch, heartbeat+heartbeat/2) {
-					s.Fail(ErrUnresponsive)
+					s.Fail(errUnresponsive)
 					return
 				}
 			}

@@ -18,9 +18,9 @@ import (
 // may accept a connection and drop it at once, and must not be dialed in a tight loop.
 const SettledAfter = 5 * time.Second
 
-// PassingFaultMax bounds the wait after a fault that may pass by itself, such as the restart
+// passingFaultMax bounds the wait after a fault that may pass by itself, such as the restart
 // of a broker: calls wait for the connection meanwhile, and their deadlines run.
-const PassingFaultMax = time.Second
+const passingFaultMax = time.Second
 
 // Observer receives the changes of a connection's state, one at a time.
 type Observer interface {
@@ -57,7 +57,7 @@ type Config struct {
 // NewBackoff returns the waits between attempts to connect, while faults may pass by
 // themselves.
 func (c *Config) NewBackoff() *xsync.Backoff {
-	return xsync.NewBackoff(c.BackoffMin, max(c.BackoffMin, min(c.BackoffMax, PassingFaultMax)))
+	return xsync.NewBackoff(c.BackoffMin, max(c.BackoffMin, min(c.BackoffMax, passingFaultMax)))
 }
 
 // Supervisor keeps one session alive. Only the supervisor dials and reports to the observer.
@@ -75,7 +75,7 @@ type Supervisor struct {
 	sizeLimits map[string]int64
 	preferred  string // the address of the node to try first next time; "" for any
 	generation uint64 // of the last session that became ready
-	Faults     FaultLog
+	faults     faultLog
 
 	mu      sync.Mutex
 	session *Session
@@ -98,9 +98,9 @@ func (v *Supervisor) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		v.ReportFault(err)
+		v.reportFault(err)
 		pause := wait.NextBackOff()
-		if _, every := needsOperator(err); every || v.Faults.isStubborn(err) {
+		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
 			pause = v.BackoffMax // any other fault may pass by itself
 		}
 		xsync.Sleep(ctx, pause)
@@ -148,14 +148,14 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	v.Observer.OnConnecting(target.Address)
 	ctx, cancel := context.WithTimeout(ctx, v.DialTimeout)
 	defer cancel()
-	s, err := OpenSession(ctx, &v.Config, target)
+	s, err := openSession(ctx, &v.Config, target)
 	if err != nil {
 		return nil, Classify(target, err)
 	}
 	s.Generation = v.generation + 1
 	s.SizeLimit.Store(v.sizeLimits[target.Address])
 	stop := context.AfterFunc(ctx, s.Cut)
-	s.Watch(v.NoteBlocked)
+	s.watch(v.noteBlocked)
 	if err := v.Setup(ctx, s); err != nil {
 		stop()
 		s.Fail(err)
@@ -166,7 +166,7 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 		s.Close()
 		return nil, Classify(target, ctx.Err())
 	}
-	s.Probe(v.Heartbeat)
+	s.probe(v.Heartbeat)
 	return s, nil
 }
 
@@ -206,7 +206,7 @@ func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Bac
 	s.Close()
 	if time.Since(readySince) >= SettledAfter {
 		wait.Reset()
-		v.Faults = FaultLog{}
+		v.faults = faultLog{}
 	}
 	if s.Cause == nil {
 		return ctx.Err()
@@ -223,24 +223,24 @@ func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Bac
 	return classifyEnd(s.Target, s.Cause)
 }
 
-// ReportFault passes a fault to the observer and logs the fault if it is new or was last logged
+// reportFault passes a fault to the observer and logs the fault if it is new or was last logged
 // faultAgain ago: at error level if it needs an operator, else as a warning. Other occurrences
 // are logged at debug level.
-func (v *Supervisor) ReportFault(err error) {
+func (v *Supervisor) reportFault(err error) {
 	v.Observer.OnFault(err, kindOf(err))
 	log := v.Logger.Warn
-	if some, _ := needsOperator(err); some || v.Faults.isStubborn(err) {
+	if some, _ := needsOperator(err); some || v.faults.isStubborn(err) {
 		log = v.Logger.Error
 	}
-	if !v.Faults.note(faultKey(err)) {
+	if !v.faults.note(faultKey(err)) {
 		log = v.Logger.Debug
 	}
 	log("connection lost, reconnecting", zap.String("role", v.Role), zap.String("fault", string(kindOf(err))),
-		zap.Int("attempts", v.Faults.attempts), zap.Error(err))
+		zap.Int("attempts", v.faults.attempts), zap.Error(err))
 }
 
-// NoteBlocked logs and reports whether the broker blocks publishing.
-func (v *Supervisor) NoteBlocked(b amqp.Blocking) {
+// noteBlocked logs and reports whether the broker blocks publishing.
+func (v *Supervisor) noteBlocked(b amqp.Blocking) {
 	if b.Active {
 		v.Logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
 	} else {

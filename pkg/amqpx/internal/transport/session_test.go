@@ -1,8 +1,7 @@
-package amqpx
+package transport_test
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,22 +13,32 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
-// openOn opens a session on a broker, without a supervisor.
-func openOn(t *testing.T, b *brokertest.Broker, shared bool) (*transport.Session, error) {
+// connect opens a session, which is closed at the end of the test and has no successor.
+func (w *watched) connect(t *testing.T) (*transport.Session, error) {
 	t.Helper()
-	return transport.OpenSession(t.Context(), &transport.Config{Name: "amqpx", Role: "test", Shared: shared, Dialer: b}, testTarget(testURL))
+	s, err := transport.NewSupervisor(w.cfg).Connect(t.Context())
+	if err == nil {
+		t.Cleanup(s.Close)
+	}
+	return s, err
 }
 
-// mustOpen opens a session and closes the session at the end of the test.
-func mustOpen(t *testing.T, b *brokertest.Broker) *transport.Session {
+// open opens a session on a new broker, with a connection for each direction or a shared one.
+func open(t *testing.T, shared bool) (*brokertest.Broker, *transport.Session) {
 	t.Helper()
-	s, err := openOn(t, b, false)
+	w := newWatched(t, testURL)
+	w.cfg.Shared = shared
+	s, err := w.connect(t)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Generation = 1
-	t.Cleanup(s.Close)
-	return s
+	return w.broker, s
+}
+
+// startAlarm makes the broker block the first connection, which is a session's for publishing.
+func startAlarm(b *brokertest.Broker) {
+	b.With(func(b *brokertest.Broker) { b.Links[0].Published = true })
+	b.SetAlarm("low on disk")
 }
 
 func TestSessionHasAConnectionForEachDirection(t *testing.T) {
@@ -45,11 +54,7 @@ func TestSessionHasAConnectionForEachDirection(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New()
-				s, err := openOn(t, b, c.shared)
-				if err != nil {
-					t.Fatal(err)
-				}
+				b, s := open(t, c.shared)
 				var names []string
 				for _, l := range b.Links {
 					names = append(names, l.Name)
@@ -73,7 +78,9 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 					if op == "dial 2" && shared {
 						return // there is only the first connection
 					}
-					b := brokertest.New()
+					w := newWatched(t, testURL)
+					w.cfg.Shared = shared
+					b := w.broker
 					b.OnDial = func(context.Context, string, string) error {
 						if op == "dial "+string(rune('0'+len(b.Dials))) {
 							return brokertest.ErrCut
@@ -86,7 +93,7 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 						}
 						return nil
 					}
-					_, err := openOn(t, b, shared)
+					_, err := w.connect(t)
 					wantIs(t, err, brokertest.ErrCut)
 					settle()
 					wantSame(t, "open connections", b.OpenLinks(), 0)
@@ -99,26 +106,27 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	t.Parallel()
 	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
+	refused := func(t *testing.T, cause error) { wantIs(t, cause, exception) }
+	lost := func(t *testing.T, cause error) { wantKind(t, cause, transport.FaultConnectionLost) }
+	canceled := func(t *testing.T, cause error) { wantKind(t, cause, transport.FaultConsumerCanceled) }
 	for _, c := range []struct {
 		name string
 		end  func(*brokertest.Broker, *transport.Session)
-		want error
+		want func(t *testing.T, cause error)
 	}{
-		{"publishing connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(exception) }, exception},
-		{"consuming connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(exception) }, exception},
-		{"publishing connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(nil) }, transport.ErrConnectionEnded},
-		{"consuming connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(nil) }, transport.ErrConnectionEnded},
-		{"exception on the publishing channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.PubCh).Except(exception) }, exception},
-		{"exception on the consuming channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.SubCh).Except(exception) }, exception},
-		{"queue of the consumer deleted", func(b *brokertest.Broker, _ *transport.Session) { b.Remove(b.Queues["q"]) }, transport.ErrConsumerCanceled},
+		{"publishing connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(exception) }, refused},
+		{"consuming connection", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(exception) }, refused},
+		{"publishing connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Pub).End(nil) }, lost},
+		{"consuming connection without a reason", func(_ *brokertest.Broker, s *transport.Session) { fakeOf(s.Sub).End(nil) }, lost},
+		{"exception on the publishing channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.PubCh).Except(exception) }, refused},
+		{"exception on the consuming channel", func(_ *brokertest.Broker, s *transport.Session) { channelOf(s.SubCh).Except(exception) }, refused},
+		{"queue of the consumer deleted", func(b *brokertest.Broker, _ *transport.Session) { b.Remove(b.Queues["q"]) }, canceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New()
-				s := mustOpen(t, b)
+				b, s := open(t, false)
 				b.With(func(b *brokertest.Broker) { _ = b.Declare("q", true, nil) })
-				s.Watch(func(amqp.Blocking) {})
 				if _, err := s.SubCh.Consume("q", "tag", false, false, false, false, nil); err != nil {
 					t.Fatal(err)
 				}
@@ -128,7 +136,7 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 				}
 				b.With(func(b *brokertest.Broker) { c.end(b, s) })
 				<-s.Done
-				wantIs(t, s.Cause, c.want)
+				c.want(t, s.Cause)
 				s.Close()
 				wantSame(t, "open connections", b.OpenLinks(), 0)
 				if fakeOf(s.Pub).Reason == nil && fakeOf(s.Sub).Reason == nil {
@@ -143,6 +151,7 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 // so the session gives the node a moment to close the second connection.
 func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 	t.Parallel()
+	const maintenanceWait = time.Second
 	drained := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - Node was put into maintenance mode"}
 	stopped := &amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"}
 	for name, c := range map[string]struct {
@@ -150,17 +159,15 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 		second time.Duration // the time until the node closes the second connection
 		took   time.Duration // the time until the session is closed
 	}{
-		"soon":          {drained, transport.MaintenanceWait / 2, transport.MaintenanceWait / 2},
-		"late":          {drained, time.Hour, transport.MaintenanceWait},
+		"soon":          {drained, maintenanceWait / 2, maintenanceWait / 2},
+		"late":          {drained, time.Hour, maintenanceWait},
 		"not a drain":   {stopped, time.Hour, 0},
 		"no connection": {nil, time.Hour, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New()
-				s := mustOpen(t, b)
-				s.Watch(func(amqp.Blocking) {})
+				b, s := open(t, false)
 				second := time.AfterFunc(c.second, func() { b.With(func(*brokertest.Broker) { fakeOf(s.Sub).End(c.reason) }) })
 				defer second.Stop()
 				b.With(func(*brokertest.Broker) { fakeOf(s.Pub).End(c.reason) })
@@ -172,6 +179,12 @@ func TestSessionLeavesItToANodeUnderMaintenanceToCloseBoth(t *testing.T) {
 			})
 		})
 	}
+}
+
+// wantKind checks the kind of fault that ended a session.
+func wantKind(t *testing.T, cause error, want transport.FaultKind) {
+	t.Helper()
+	wantSame(t, "kind of fault", transport.FaultOf(transport.Target{}, cause), want)
 }
 
 // fakeOf and channelOf return the fake behind the interface.
@@ -188,8 +201,7 @@ func channelOf(c transport.Channel) *brokertest.Channel {
 func TestSessionThatWeEndHasNoCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := mustOpen(t, brokertest.New())
-		s.Watch(func(amqp.Blocking) {})
+		_, s := open(t, false)
 		s.Close()
 		s.Close()
 		if fakeOf(s.Pub).Reason != nil || fakeOf(s.Sub).Reason != nil {
@@ -208,8 +220,7 @@ func TestSessionThatWeEndHasNoCause(t *testing.T) {
 func TestSessionAwaitsItsGoroutines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := mustOpen(t, brokertest.New())
-		s.Watch(func(amqp.Blocking) {})
+		_, s := open(t, false)
 		finished := false
 		s.Run(func() {
 			<-s.Done
@@ -228,19 +239,19 @@ func TestSessionAwaitsItsGoroutines(t *testing.T) {
 func TestSessionFollowsTheAlarm(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := brokertest.New()
-		s := mustOpen(t, b)
-		told := make(chan amqp.Blocking, 4)
-		s.Watch(func(a amqp.Blocking) { told <- a })
-		fakeOf(s.Pub).Published = true
-		b.SetAlarm("low on disk")
-		wantSame(t, "alarm", <-told, amqp.Blocking{Active: true, Reason: "low on disk"})
+		w := newWatched(t, testURL)
+		s, err := w.connect(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		startAlarm(w.broker)
+		wantSame(t, "alarm", <-w.blockings, amqp.Blocking{Active: true, Reason: "low on disk"})
 		opening := s.Flow.Unblocked()
 		if opening == nil {
 			t.Fatal("the gate is open during an alarm")
 		}
-		b.SetAlarm("")
-		wantSame(t, "end of the alarm", <-told, amqp.Blocking{})
+		w.broker.SetAlarm("")
+		wantSame(t, "end of the alarm", <-w.blockings, amqp.Blocking{})
 		<-opening
 		if s.Flow.Unblocked() != nil {
 			t.Error("the gate is shut after the alarm")
@@ -248,38 +259,19 @@ func TestSessionFollowsTheAlarm(t *testing.T) {
 	})
 }
 
-func TestGateSetTwice(t *testing.T) {
-	t.Parallel()
-	var g transport.Flow
-	g.Set(false)
-	g.Set(true)
-	first := g.Unblocked()
-	g.Set(true)
-	if g.Unblocked() != first {
-		t.Error("who waits would miss the opening")
-	}
-	g.Set(false)
-	g.Set(false)
-	<-first
-}
-
 func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := brokertest.New()
-		b.OnCall = func(op, _ string) error {
+		w := newWatched(t, testURL)
+		w.broker.OnCall = func(op, _ string) error {
 			if op == "confirm" {
 				return brokertest.ErrHang
 			}
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		_, err := transport.OpenSession(ctx, &transport.Config{Role: "test", Dialer: b}, testTarget(testURL))
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("error %v", err)
-		}
-		wantSame(t, "open connections", b.OpenLinks(), 0)
+		_, err := w.connect(t)
+		wantTexts(t, err, "open channel: no answer in time")
+		wantSame(t, "open connections", w.broker.OpenLinks(), 0)
 	})
 }
 
@@ -299,15 +291,7 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 	t.Parallel()
 	for _, shared := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			const heartbeat = 10 * time.Second
-			b := brokertest.New()
-			s, err := openOn(t, b, shared)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
-			s.Watch(func(amqp.Blocking) {})
-			s.Probe(heartbeat)
+			b, s := open(t, shared)
 			pass(10 * heartbeat)
 			if s.Ended() {
 				t.Fatalf("ended while the broker answers: %v", s.Cause)
@@ -318,7 +302,7 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 			if took := time.Since(begun); took < heartbeat || took > 2*heartbeat {
 				t.Errorf("given up after %v", took)
 			}
-			wantIs(t, s.Cause, transport.ErrUnresponsive)
+			wantKind(t, s.Cause, transport.FaultUnresponsive)
 		})
 	}
 }
@@ -328,7 +312,6 @@ func TestDeafBrokerIsGivenUp(t *testing.T) {
 // connection without any data counts as dead, and so does a connection that never answers.
 func TestPublishingConnectionThatIsSlow(t *testing.T) {
 	t.Parallel()
-	const heartbeat = 10 * time.Second
 	for name, c := range map[string]struct {
 		mute  bool          // no heartbeats arrive
 		after time.Duration // the time until the broker answers again; 0: never
@@ -341,22 +324,21 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				b := brokertest.New()
-				s := mustOpen(t, b)
-				s.Watch(func(amqp.Blocking) {})
+				b, s := open(t, false)
 				reads := make(chan struct{})
-				b.OnCall = func(op, link string) error {
-					if op == "sync" && strings.HasSuffix(link, "publish") {
-						select {
-						case <-reads:
-						case <-s.Done:
-							return brokertest.ErrCut
+				b.With(func(b *brokertest.Broker) {
+					b.OnCall = func(op, link string) error {
+						if op == "sync" && strings.HasSuffix(link, "publish") {
+							select {
+							case <-reads:
+							case <-s.Done:
+								return brokertest.ErrCut
+							}
 						}
+						return nil
 					}
-					return nil
-				}
+				})
 				b.Mute.Store(c.mute)
-				s.Probe(heartbeat)
 				begun := time.Now()
 				if c.after > 0 {
 					pass(c.after)
@@ -368,7 +350,7 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 					return
 				}
 				<-s.Done
-				wantIs(t, s.Cause, transport.ErrUnresponsive)
+				wantKind(t, s.Cause, transport.FaultUnresponsive)
 				if took := time.Since(begun); took < heartbeat || took > c.lasts {
 					t.Errorf("given up after %v, want at most %v", took, c.lasts)
 				}
@@ -383,19 +365,20 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 	t.Parallel()
 	for _, before := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			const heartbeat = 10 * time.Second
-			b := brokertest.New()
-			s, err := openOn(t, b, true)
+			w := newWatched(t, testURL)
+			w.onSetup = func(*transport.Session) error {
+				if before {
+					startAlarm(w.broker)
+				}
+				return nil
+			}
+			deafen(w.broker)
+			s, err := w.connect(t)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.Close()
-			s.Watch(func(amqp.Blocking) {})
-			deafen(b)
-			s.Flow.Set(before)
-			s.Probe(heartbeat)
 			pass(heartbeat)
-			s.Flow.Set(true)
+			startAlarm(w.broker)
 			pass(time.Hour)
 			if s.Ended() {
 				t.Errorf("ended: %v", s.Cause)
@@ -408,13 +391,9 @@ func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 func TestTempChannelIsClosed(t *testing.T) {
 	t.Parallel()
 	for _, want := range []error{nil, brokertest.ErrCut} {
-		s, err := openOn(t, brokertest.New(), true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Close)
+		_, s := open(t, true)
 		var used transport.Channel
-		err = transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
+		err := transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 			used = ch
 			return want
 		})

@@ -1,9 +1,7 @@
-package amqpx
+package transport_test
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -13,90 +11,10 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
-
-// watched is a supervisor without client or server, with its log and its set-up.
-type watched struct {
-	*transport.Supervisor
-	board   statusBoard
-	broker  *brokertest.Broker
-	cfg     *config
-	logs    *observer.ObservedLogs
-	setups  int
-	onSetup func(*transport.Session) error
-	dialed  []time.Duration // since the start
-	stop    context.CancelFunc
-	ended   chan struct{}
-}
-
-// newWatched returns a supervisor; run starts the supervisor.
-func newWatched(t *testing.T, urls string) *watched {
-	t.Helper()
-	log, logs := observed(zap.DebugLevel)
-	w := &watched{broker: brokertest.New(), logs: logs, ended: make(chan struct{})}
-	cfg := defaultConfig()
-	cfg.dialer, cfg.logger = w.broker, log
-	var err error
-	if cfg.urls, err = ParseURLs(urls); err != nil {
-		t.Fatal(err)
-	}
-	w.cfg = &cfg
-	return w
-}
-
-func (w *watched) run(t *testing.T) {
-	t.Helper()
-	w.Supervisor = transport.NewSupervisor(w.cfg.connections("test", true, &w.board, func(_ context.Context, s *transport.Session) error {
-		w.setups++
-		if w.onSetup != nil {
-			return w.onSetup(s)
-		}
-		return nil
-	}))
-	begun, inner := time.Now(), w.broker.OnDial
-	w.broker.OnDial = func(ctx context.Context, url, name string) error {
-		w.dialed = append(w.dialed, time.Since(begun))
-		if inner != nil {
-			return inner(ctx, url, name)
-		}
-		return nil
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	w.stop = stop
-	go func() {
-		defer close(w.ended)
-		w.Supervisor.Run(ctx)
-	}()
-	t.Cleanup(func() {
-		stop()
-		<-w.ended
-	})
-}
-
-// refusing is an onDial hook that fails n times.
-func refusing(n int64, err error) func(context.Context, string, string) error {
-	var dials atomic.Int64
-	return func(context.Context, string, string) error {
-		if dials.Add(1) <= n {
-			return err
-		}
-		return nil
-	}
-}
-
-func (w *watched) logged(level string) []string {
-	var lines []string
-	for _, e := range w.logs.All() {
-		if e.Level.String() == level {
-			lines = append(lines, e.Message)
-		}
-	}
-	return lines
-}
 
 func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 	t.Parallel()
@@ -104,14 +22,14 @@ func TestSupervisorDialsUntilItIsReady(t *testing.T) {
 		w := newWatched(t, testURL)
 		w.broker.OnDial = refusing(100, brokertest.ErrCut)
 		w.run(t)
-		ready(t, w.board.waitReady)
+		w.await(t, true)
 		wantSame(t, "dials", len(w.dialed), 101)
 		bound := 100 * time.Millisecond
 		for i := range 100 {
 			if gap := w.dialed[i+1] - w.dialed[i]; gap > bound {
 				t.Errorf("wait %d was %v, more than %v", i, gap, bound)
 			}
-			bound = min(2*bound, transport.PassingFaultMax)
+			bound = min(2*bound, time.Second)
 		}
 		if took := w.dialed[100]; took < 30*time.Second {
 			t.Errorf("100 waits took only %v", took)
@@ -125,7 +43,7 @@ func TestSupervisorTriesEveryURLInAShuffledOrder(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b,amqp://c")
 		w.broker.OnDial = refusing(3*60, brokertest.ErrCut)
 		w.run(t)
-		ready(t, w.board.waitReady)
+		w.await(t, true)
 		orders := map[string]int{}
 		for round := range slices.Chunk(w.broker.Dials[:3*60], 3) {
 			orders[strings.Join(round, " ")]++
@@ -150,10 +68,10 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 			return brokertest.ErrCut
 		}
 		w.run(t)
-		err := w.board.waitReady(within(t, time.Second))
-		wantTexts(t, err, "broker a:5672: wrong user name or password", "broker b:5672: no connection", "context deadline exceeded")
-		if strings.Contains(err.Error(), testPassword) {
-			t.Errorf("the password is in %q", err)
+		pass(time.Second)
+		wantTexts(t, w.err, "broker a:5672: wrong user name or password", "broker b:5672: no connection")
+		if strings.Contains(w.err.Error(), "secret") {
+			t.Errorf("the password is in %q", w.err)
 		}
 	})
 }
@@ -175,34 +93,18 @@ func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
 				w.run(t)
 				var longest time.Duration
 				for range 40 {
-					ready(t, w.board.waitReady)
+					w.await(t, true)
 					pass(c.stays)
 					lost := time.Now()
 					w.broker.Kick(nil)
-					<-w.gone()
-					ready(t, w.board.waitReady)
+					w.await(t, false)
+					w.await(t, true)
 					longest = max(longest, time.Since(lost))
 				}
-				wantSame(t, "short waits only", longest <= w.cfg.backoffMin, c.resets)
+				wantSame(t, "short waits only", longest <= w.cfg.BackoffMin, c.resets)
 			})
 		})
 	}
-}
-
-// gone returns a channel that is closed as soon as the connection is not ready any more.
-func (w *watched) gone() <-chan struct{} {
-	gone := make(chan struct{})
-	updates, stop := w.board.watch()
-	go func() {
-		defer stop()
-		for st := range updates {
-			if !st.Ready() {
-				close(gone)
-				return
-			}
-		}
-	}()
-	return gone
 }
 
 // A lasting fault is logged at once, and again every 30 s.
@@ -219,10 +121,8 @@ func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItNowAndThen(t *testing.T
 		line := w.logs.FilterLevelExact(zap.ErrorLevel).All()[2].ContextMap()
 		wantSame(t, "attempts in the third line", line["attempts"], any(int64(7)))
 		wantSame(t, "fault in the third line", line["fault"], any("credentials"))
-		st := w.board.get()
-		wantSame(t, "state", st.State, StateReconnecting)
-		wantSame(t, "fault", st.Fault, FaultCredentials)
-		wantTexts(t, st.Err, `wrong user name or password for user "app"`)
+		wantSame(t, "fault", w.kind, transport.FaultCredentials)
+		wantTexts(t, w.err, `wrong user name or password for user "app"`)
 	})
 }
 
@@ -233,7 +133,7 @@ func TestSupervisorRetriesQuicklyWhileAnyNodeMayComeBack(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, order)
-				w.cfg.backoffMax = time.Second
+				w.cfg.BackoffMax = time.Second
 				w.broker.OnDial = func(_ context.Context, url, _ string) error {
 					if strings.Contains(url, "wrong") {
 						return amqp.ErrCredentials
@@ -257,7 +157,7 @@ func TestSupervisorWarnsOnceOfTheSameFault(t *testing.T) {
 		w := newWatched(t, "amqp://a,amqp://b")
 		w.broker.OnDial = refusing(40, brokertest.ErrCut)
 		w.run(t)
-		ready(t, w.board.waitReady)
+		w.await(t, true)
 		wantSame(t, "warnings", len(w.logged("warn")), 1)
 		wantSame(t, "at debug level", len(w.logged("debug")), 19)
 		w.broker.Kick(nil)
@@ -281,9 +181,9 @@ func TestSupervisorSetUpIsPartOfTheAttempt(t *testing.T) {
 			return nil
 		}
 		w.run(t)
-		ready(t, w.board.waitReady)
+		w.await(t, true)
 		wantSame(t, "dials", len(w.dialed), 4)
-		wantSame(t, "generation", w.board.get().Generation, 1)
+		wantSame(t, "generation", w.generation, 1)
 		wantSame(t, "open connections", w.broker.OpenLinks(), 1)
 	})
 }
@@ -301,8 +201,8 @@ func TestSupervisorCutsASetUpThatHangs(t *testing.T) {
 			return s.SubCh.Qos(1, 0, false)
 		}
 		w.run(t)
-		ready(t, w.board.waitReady)
-		if got := w.dialed[1]; got < DefaultDialTimeout || got > DefaultDialTimeout+DefaultBackoffMin {
+		w.await(t, true)
+		if got := w.dialed[1]; got < dialTimeout || got > dialTimeout+backoffMin {
 			t.Errorf("second dial after %v", got)
 		}
 		warning := w.logs.FilterMessage("connection lost, reconnecting").All()[0]
@@ -321,8 +221,8 @@ func TestSupervisorBoundsADialThatHangs(t *testing.T) {
 			return ctx.Err()
 		}
 		w.run(t)
-		wantTexts(t, w.board.waitReady(within(t, 21*time.Second)), "no answer in time")
-		settle()
+		pass(21 * time.Second)
+		wantTexts(t, w.err, "no answer in time")
 		if n := len(w.dialed); n < 4 || n > 5 {
 			t.Errorf("%d dials in 21 s", n)
 		}
@@ -358,9 +258,8 @@ func TestSupervisorStops(t *testing.T) {
 				w.stop()
 				<-w.ended
 				wantSame(t, "took", time.Since(stopped), 0)
-				wantSame(t, "state", w.board.get().State, StateClosed)
+				wantSame(t, "closed", w.closed, true)
 				wantSame(t, "open connections", w.broker.OpenLinks(), 0)
-				wantIs(t, w.board.waitReady(t.Context()), ErrClosed)
 			})
 		})
 	}
@@ -398,13 +297,13 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWatched(t, testURL)
 				w.run(t)
-				ready(t, w.board.waitReady)
+				w.await(t, true)
 				pass(transport.SettledAfter)
 				lost := time.Now()
 				w.broker.Kick(reason)
-				<-w.gone()
-				ready(t, w.board.waitReady)
-				if took := time.Since(lost); took > DefaultBackoffMin {
+				w.await(t, false)
+				w.await(t, true)
+				if took := time.Since(lost); took > backoffMin {
 					t.Errorf("the link was back after %v", took)
 				}
 				wantSame(t, "errors in the log", len(w.logged("error")), 0)
@@ -426,7 +325,7 @@ func TestSupervisorSaysFaultsInTurnOnceInAWhile(t *testing.T) {
 			case 0:
 				return brokertest.ErrCut
 			case 1:
-				return &transport.KindError{Kind: FaultClosedEarly}
+				return &transport.KindError{Kind: transport.FaultClosedEarly}
 			}
 			time.AfterFunc(100*time.Millisecond, func() { w.broker.Kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true}) })
 			return nil
@@ -453,85 +352,8 @@ func TestSupervisorTakesAStubbornExceptionForAnOperatorsFault(t *testing.T) {
 		attempts := func() int { return w.logs.FilterMessage("connection lost, reconnecting").Len() }
 		quick := attempts()
 		pass(time.Minute)
-		if slow := attempts() - quick; quick < transport.RepeatedFaults || quick > 12 || slow > 7 {
+		if slow := attempts() - quick; quick < 5 || quick > 12 || slow > 7 {
 			t.Errorf("%d attempts in 5 s, and %d in the minute after", quick, slow)
 		}
 	})
-}
-
-// The source is called before each attempt. An empty field or an invalid value leaves the
-// earlier value in force, and a fault is logged once while it stays the same.
-func TestBrokersAreAskedForAtEachDial(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		w := newWatched(t, "amqp://u:old@a/")
-		fresh := &tls.Config{ServerName: "fresh", MinVersion: tls.VersionTLS12}
-		replies := []struct {
-			brokers Brokers
-			err     error
-		}{
-			{Brokers{}, nil},
-			{Brokers{URLs: "amqp://u:new@b/", TLS: fresh}, nil},
-			{Brokers{URLs: "amqp://u:12/hunter2@c/"}, nil},
-			{Brokers{URLs: "amqp://u:12/hunter2@c/"}, nil},
-			{Brokers{}, errors.New("the file is away")},
-			{Brokers{URLs: "amqp://u:last@d/"}, nil},
-		}
-		asked := 0
-		apply, _ := WithBrokers(func() (Brokers, error) {
-			reply := replies[min(asked, len(replies)-1)]
-			asked++
-			return reply.brokers, reply.err
-		}).(option)
-		apply(w.cfg)
-		w.cfg.source.start("amqp://u:old@a/", w.cfg.urls, w.cfg.logger)
-		var dialed []string
-		done := make(chan struct{})
-		w.broker.OnDial = func(_ context.Context, url, _ string) error {
-			if dialed = append(dialed, url); len(dialed) == len(replies) {
-				close(done)
-			}
-			return errors.New("nobody listens")
-		}
-		w.run(t)
-		<-done
-		w.stop()
-		<-w.ended
-		want := []string{"amqp://u:old@a/", "amqp://u:new@b/", "amqp://u:new@b/", "amqp://u:new@b/", "amqp://u:new@b/", "amqp://u:last@d/"}
-		if !slices.Equal(dialed, want) {
-			t.Errorf("dialed %q", dialed)
-		}
-		if got := w.cfg.tlsConfig(); got != fresh {
-			t.Errorf("the TLS configuration is %v", got)
-		}
-		const message = "how to reach the broker could not be read again, so it stays as it was"
-		lines := w.logs.FilterMessage(message).All()
-		if len(lines) != 2 || len(w.logs.FilterMessage("broker URLs changed").All()) != 2 {
-			t.Errorf("%d lines of faults, want 2: %v", len(lines), w.logs.All())
-		}
-		for _, line := range w.logs.All() {
-			if text := line.Message + zapText(line.ContextMap()); showsMarker(text) {
-				t.Errorf("the log shows a password: %s", text)
-			}
-		}
-	})
-}
-
-// zapText returns the values of a line of the log.
-func zapText(fields map[string]any) string {
-	text := ""
-	for _, value := range fields {
-		if s, ok := value.(string); ok {
-			text += " " + s
-		}
-	}
-	return text
-}
-
-func TestNoSourceOfBrokers(t *testing.T) {
-	t.Parallel()
-	c, err := newClientConfig(testURL, []ClientOption{WithBrokers(nil), WithLogger(zap.NewNop())})
-	if err != nil || c.source != nil || c.source.tls() != nil {
-		t.Errorf("source %v, %v", c.source, err)
-	}
 }
