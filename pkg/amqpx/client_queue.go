@@ -377,9 +377,9 @@ func (c *Client) showQueue(st queueState) {
 // resendConfirmed re-sends the idempotent calls whose requests the broker had confirmed,
 // except calls in batches, whose requests are in another queue (resendBatched).
 func (c *Client) resendConfirmed() {
-	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && !k.batched.Load() && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: publish.Lost})
+	for _, a := range c.pending.attempts() {
+		if a.call.req.Idempotent && !a.batched.Load() {
+			a.loseConfirmed(publish.Lost)
 		}
 	}
 }
@@ -401,9 +401,9 @@ func (l *queueLooker) checkServed() {
 	if time.Since(l.unserved) < lookEvery-lookSoonest || l.someServerListens() {
 		return
 	}
-	for _, k := range c.pending.snapshot() {
-		if !k.waitForServer && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: publish.Unserved})
+	for _, a := range c.pending.attempts() {
+		if !a.call.waitForServer {
+			a.loseConfirmed(publish.Unserved)
 		}
 	}
 }

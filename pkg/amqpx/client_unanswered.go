@@ -255,7 +255,7 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 		return 0, false
 	}
 	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > lookSoonest { // a second server may have started
-		_, _ = k.awaitLook(gone) // the call's next round also gets an event that ends the call
+		_, _ = k.awaitLook(gone) // an event that ends the call stays unread, for the next round
 	}
 	servers := c.watch.last().consumers
 	tries := min(2*servers, elsewhereNameless)

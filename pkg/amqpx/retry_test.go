@@ -222,13 +222,14 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 func TestRoundThatIsOverIsNotSent(t *testing.T) {
 	t.Parallel()
 	k := queuedCall(true)
-	n := k.nextRound()
-	if k.BeginSend(1) {
+	old := &k.first
+	k.nextRound()
+	if old.BeginSend(1) {
 		t.Error("a re-send left after the refusal that ended its round")
 	}
-	n.stage.Store(uint32(stageQueued))
-	k.OnResult(publish.Lost) // late result of the previous round
-	if !n.BeginSend(1) || len(n.events) != 0 {
+	k.send()
+	old.OnResult(publish.Lost) // late result of the previous round
+	if _, ok := k.next(); ok || !k.current.Load().BeginSend(1) {
 		t.Error("the next round was settled by the one before")
 	}
 }
