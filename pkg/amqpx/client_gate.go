@@ -75,10 +75,7 @@ func (g *queueGate) grant() {
 	if g.opened == nil {
 		return
 	}
-	select {
-	case g.turn <- struct{}{}:
-	default:
-	}
+	offerToken(g.turn)
 }
 
 // pass ends the turn of the call that had it in an epoch: the probe failed, or the call ended.

@@ -71,10 +71,7 @@ func newQueueWatch() *queueWatch {
 // want requests a look at the queues.
 func (w *queueWatch) want() {
 	if len(w.wanted) == 0 {
-		select {
-		case w.wanted <- struct{}{}:
-		default:
-		}
+		offerToken(w.wanted)
 	}
 }
 
@@ -87,10 +84,7 @@ func (w *queueWatch) next() <-chan struct{} {
 	}
 	looked := w.looked
 	w.mu.Unlock()
-	select {
-	case w.urgent <- struct{}{}:
-	default:
-	}
+	offerToken(w.urgent)
 	return looked
 }
 

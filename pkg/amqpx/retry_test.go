@@ -234,6 +234,20 @@ func TestRoundThatIsOverIsNotSent(t *testing.T) {
 	}
 }
 
+// The result of a refused attempt may arrive while the call waits for its retry.
+func TestResultBetweenTwoRoundsIsDropped(t *testing.T) {
+	t.Parallel()
+	for _, late := range []publish.Result{publish.Lost, publish.Nacked, publish.Returned, publish.Unsent} {
+		k := writtenCall(false)
+		k.nextRound()
+		k.first.OnResult(late)
+		if ev, ok := k.next(); ok || k.responseArrived() {
+			t.Errorf("result %v became event %v", late, ev.kind)
+		}
+		wantSame(t, "outcome", k.outcome(), DidNotRun)
+	}
+}
+
 func TestCancelledWhileItWaitsToRetry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
