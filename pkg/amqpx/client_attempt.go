@@ -35,10 +35,10 @@ const (
 // return cannot be mistaken for that of another attempt.
 type attempt struct {
 	call      *call
-	retry     int64 // call.retry at the time of the send
-	suspected int   // number of channels that ended while an earlier attempt was unconfirmed
-	resent    bool  // an earlier attempt may have arrived
-	alone     bool  // not to be sent in a batch
+	retry     int32  // call.retry at the time of the send
+	suspected uint16 // number of channels that ended while an earlier attempt was unconfirmed
+	resent    bool   // an earlier attempt may have arrived
+	alone     bool   // not to be sent in a batch
 
 	stage atomic.Uint32
 	// result is the publish.Result that ended the attempt; publish.Confirmed until then.
@@ -95,7 +95,7 @@ func (a *attempt) sessionReplaced(generation uint64, answersLost bool) {
 // request returns the request as this attempt sends it.
 func (a *attempt) request() wire.Request {
 	req := a.call.req
-	req.Retry, req.Resent = a.retry, a.resent
+	req.Retry, req.Resent = int64(a.retry), a.resent
 	return req
 }
 
@@ -172,4 +172,4 @@ func (a *attempt) Reject(cause error) {
 
 // Suspicion returns the number of channels that ended while the request was unconfirmed. A
 // publisher uses it to find the message that ends channels.
-func (a *attempt) Suspicion() int { return a.suspected }
+func (a *attempt) Suspicion() int { return int(a.suspected) }

@@ -51,16 +51,16 @@ type route struct {
 
 // call is a pending call: what a caller waits for, from its start until it is settled. Each
 // send of its request is an attempt. The goroutine inside Client.Call owns the call, and no
-// other goroutine starts attempts; the session's goroutines notify it.
+// other goroutine starts attempts; the session's goroutines notify it. Its fields are ordered,
+// and some counters are short, so that it fits in 512 bytes: many calls may wait at once.
 type call struct {
 	// req is the request, made once when the call begins. Its fields Retry and Resent differ
 	// from one attempt to the next, and are set in attempt.request.
-	req           wire.Request
-	route         *route
-	deadline      time.Time
-	future        *Future   // of Client.Go; nil when a goroutine waits for the call
-	info          *CallInfo // set when the call ends; nil if the caller does not want it
-	waitForServer bool
+	req      wire.Request
+	route    *route
+	deadline time.Time
+	future   *Future   // of Client.Go; nil when a goroutine waits for the call
+	info     *CallInfo // set when the call ends; nil if the caller does not want it
 
 	sent atomic.Int32 // number of written attempts
 	// notified has a bit for each eventKind up to eventClosed that happened. A response's bit
@@ -75,26 +75,26 @@ type call struct {
 	current atomic.Pointer[attempt]
 	first   attempt // the first attempt, here to save its allocation
 
-	// The pending table's lock guards the fields up to watcherIndex; answer may be read after
+	// The pending table's lock guards the fields up to inDeadlines; answer may be read after
 	// eventAnswered. retry is the number of refusals after which the request was sent again:
 	// requests carry the number and responses echo it, so that a second copy of an earlier
 	// refusal is not mistaken for the response to the retry.
 	entry            *pendingEntry
 	answer           wire.Response
-	retry            int64
-	inDeadlines      bool // in the list of calls with the client's default deadline
 	prevDue, nextDue *call
 	watcher          *ctxWatcher // watcher of a future's context
-	watcherIndex     int
+	watcherIndex     int32
+	retry            int32
+	inDeadlines      bool // in the list of calls with the client's default deadline
 
-	responded bool // a response was read: answer does not change any more
-
-	lastResult publish.Result // publish result of the last attempt since the last refusal
-	uncertain  bool           // an earlier attempt may have arrived
-	suspected  int            // channels that ended while an attempt was unconfirmed, since the last refusal
-	refusal    *Error         // the server's refusal, if it ended the last attempt
-	elsewhere  int            // number of refusals as unimplemented
-	refusers   []string       // known ids of the servers that refused as unimplemented
+	waitForServer bool
+	responded     bool           // a response was read: answer does not change any more
+	uncertain     bool           // an earlier attempt may have arrived
+	lastResult    publish.Result // publish result of the last attempt since the last refusal
+	suspected     uint16         // channels that ended while an attempt was unconfirmed, since the last refusal
+	elsewhere     int32          // number of refusals as unimplemented
+	refusers      []string       // known ids of the servers that refused as unimplemented
+	refusal       *Error         // the server's refusal, if it ended the last attempt
 	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
 	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not

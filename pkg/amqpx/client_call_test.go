@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"github.com/google/uuid"
 
@@ -195,6 +196,14 @@ func TestEventThatEndsACallStays(t *testing.T) {
 			wantSame(t, "in the next round", next.kind, kind)
 			wantSame(t, "there is an event", ok, true)
 		}
+	}
+}
+
+// A hundred thousand calls may wait at once, and the allocator's next size class is 576 bytes.
+func TestCallFitsInItsSizeClass(t *testing.T) {
+	t.Parallel()
+	if size := unsafe.Sizeof(call{}); size > 512 {
+		t.Errorf("a call takes %d bytes", size)
 	}
 }
 

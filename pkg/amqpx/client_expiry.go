@@ -108,7 +108,7 @@ func (p *pending) watch(ctx context.Context, k *call) {
 		w = &ctxWatcher{done: done}
 		p.watchers[done] = w
 	}
-	k.watcher, k.watcherIndex = w, len(w.calls)
+	k.watcher, k.watcherIndex = w, int32(len(w.calls)) //nolint:gosec // a number of pending calls.
 	w.calls = append(w.calls, k)
 	p.mu.Unlock()
 	if !fresh {

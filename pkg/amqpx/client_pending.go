@@ -190,7 +190,7 @@ func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
 		return nil, verdictUnknown
 	}
 	switch k := s.call; {
-	case k != nil && !s.answered && !a.Outdated(k.retry):
+	case k != nil && !s.answered && !a.Outdated(int64(k.retry)):
 		s.answered = true
 		k.answer = *a
 		k.answer.ID = nil // it would keep the whole batch in memory

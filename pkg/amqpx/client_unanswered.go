@@ -262,7 +262,7 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 	if len(k.refusers) > 0 {
 		tries = elsewhereMax
 	}
-	if servers < 2 || len(k.refusers) >= servers || k.elsewhere >= tries {
+	if servers < 2 || len(k.refusers) >= servers || int(k.elsewhere) >= tries {
 		if c.nowhere.add(k.req.Method) {
 			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.Method, wire.MaxShortString)),
 				zap.String("queue", k.route.queue), zap.Int("servers", servers))
