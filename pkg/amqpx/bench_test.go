@@ -20,7 +20,7 @@ func BenchmarkPending(b *testing.B) {
 		mustAdd(b, p, k)
 		d.CorrelationId = k.req.ID // a new id, because the last one is still remembered
 		p.answer(d)
-		<-k.events
+		<-k.wake
 		p.remove(k)
 	}
 }

@@ -232,8 +232,8 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	r := &responseReader{client: c}
 	s.Run(func() { r.read(s, deliveries, direct) })
-	for _, k := range c.pending.snapshot() {
-		k.sessionReplaced(s.Generation, c.answersLost)
+	for _, a := range c.pending.attempts() {
+		a.sessionReplaced(s.Generation, c.answersLost)
 	}
 	c.answersLost = false
 	if c.cancels != nil {

@@ -103,17 +103,18 @@ func (l *batchTarget) refused() {
 // resendBatched re-sends the idempotent calls in batches when the batch queue has no consumer:
 // there may be servers that do not unpack batches. Other calls keep waiting.
 func (c *Client) resendBatched() {
-	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && k.batched.Load() && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: publish.Lost})
+	for _, a := range c.pending.attempts() {
+		if a.call.req.Idempotent && a.batched.Load() {
+			a.loseConfirmed(publish.Lost)
 		}
 	}
 }
 
 // BatchKey implements publish.Batchable.
-func (k *call) BatchKey() string {
+func (a *attempt) BatchKey() string {
+	k := a.call
 	l := k.route.batch
-	if l == nil || k.alone || k.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxBatchBytes {
+	if l == nil || a.alone || a.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxBatchBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -141,23 +142,24 @@ func (l *batchTarget) goesAlone(others int32) bool {
 const deadlineShare = 8
 
 // MustTravelAlone implements publish.Batchable.
-func (k *call) MustTravelAlone() bool { return k.route.batch.servers.Load() == 0 }
+func (a *attempt) MustTravelAlone() bool { return a.call.route.batch.servers.Load() == 0 }
 
 // Consumers implements publish.Batchable.
-func (k *call) Consumers() int { return max(int(k.route.batch.servers.Load()), 1) }
+func (a *attempt) Consumers() int { return max(int(a.call.route.batch.servers.Load()), 1) }
 
 // NewBatch implements publish.Batchable.
-func (k *call) NewBatch(key string, limit int, buffer []byte) publish.Batch {
+func (a *attempt) NewBatch(key string, limit int, buffer []byte) publish.Batch {
+	route := a.call.route
 	return &callBatch{
 		queue: key, limit: limit, body: buffer, begun: time.Now(),
-		target: k.route.batch, replyTo: k.route.replyTo, persistent: k.route.persistent,
+		target: route.batch, replyTo: route.replyTo, persistent: route.persistent,
 	}
 }
 
 // callBatch is a batch of calls. It has one expiration, the shortest remaining time of its
 // calls, so that no call runs after its caller has gone.
 type callBatch struct {
-	calls       []*call
+	attempts    []*attempt
 	queue       string
 	target      *batchTarget
 	id          string
@@ -172,36 +174,36 @@ type callBatch struct {
 
 // Fits implements publish.Batch. Only calls with about the same remaining time travel together.
 func (b *callBatch) Fits(m publish.Batchable) bool {
-	k, ok := m.(*call)
+	a, ok := m.(*attempt)
 	if !ok {
 		return false
 	}
-	left := k.budget(b.begun)
+	left := a.call.budget(b.begun)
 	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+k.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
+	return len(b.body)+a.call.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
 // Add implements publish.Batch.
 func (b *callBatch) Add(m publish.Batchable) {
-	k, ok := m.(*call)
+	a, ok := m.(*attempt)
 	if !ok {
 		return
 	}
-	left := k.budget(b.begun)
-	if len(b.calls) == 0 {
-		b.id, b.least, b.user = b.target.nextID(), left, k.route.user.get()
+	left, req := a.call.budget(b.begun), a.request()
+	if len(b.attempts) == 0 {
+		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
 	}
-	k.batched.Store(true)
-	b.calls = append(b.calls, k)
+	a.batched.Store(true)
+	b.attempts = append(b.attempts, a)
 	b.least, b.most = min(b.least, left), max(b.most, left)
-	b.body = k.req.AppendTo(b.body, left)
+	b.body = req.AppendTo(b.body, left)
 }
 
 // Size implements publish.Batch.
-func (b *callBatch) Size() int { return len(b.calls) }
+func (b *callBatch) Size() int { return len(b.attempts) }
 
 // Sent implements publish.Batch.
-func (b *callBatch) Sent() { b.target.onSent(len(b.calls)) }
+func (b *callBatch) Sent() { b.target.onSent(len(b.attempts)) }
 
 // Buffer implements publish.Batch.
 func (b *callBatch) Buffer() []byte { return b.body }
@@ -236,7 +238,7 @@ func (b *callBatch) OnResult(f publish.Result) {
 }
 
 func (b *callBatch) notifyAll(f publish.Result) {
-	for _, k := range b.calls {
-		k.OnResult(f)
+	for _, a := range b.attempts {
+		a.OnResult(f)
 	}
 }

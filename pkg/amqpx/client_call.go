@@ -8,53 +8,29 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-// stage is the progress of an attempt of a call. Each transition is a single compare-and-swap,
-// so exactly one goroutine ends an attempt:
-//
-//	queued    → written    the publisher begins to send the request
-//	queued    → canceled   the caller cancels the call
-//	written   → confirmed  confirm
-//	written   → settled    return, not sent, rejected, or a nack by a quorum queue
-//	written   → lost       any other nack, or loss of the connection
-//	confirmed → lost       the connection was replaced, the queue is gone, or has no consumer
-type stage uint32
-
-const (
-	stageSettled   stage = iota // no attempt is under way, the last did not arrive; the zero value
-	stageQueued                 // handed to the publisher, not written
-	stageCanceled               // canceled before the write: it never runs
-	stageWritten                // written, not confirmed yet
-	stageConfirmed              // confirmed; the response is outstanding
-	stageLost                   // no attempt is under way, the last may have arrived
-)
-
-// event is a notification to a waiting call.
+// event is a reason for a waiting call to act.
 type event struct {
-	kind   eventKind
-	result publish.Result
+	kind    eventKind
+	attempt *attempt // with eventPublished: the attempt that ended
 }
 
 type eventKind uint8
 
 const (
-	eventPublished eventKind = iota // the publish result of the attempt
-	eventAnswered                   // a response has arrived
+	eventAnswered  eventKind = iota // a response has arrived
 	eventExpired                    // the deadline has passed
-	eventClosed                     // the client is closed
 	eventCanceled                   // the context has ended
+	eventClosed                     // the client is closed
+	eventPublished                  // the current attempt ended with a publish result
 	eventAttempt                    // the next attempt is due
 	eventFull                       // the request was nacked, and the queue is at its bound
 )
-
-// maxEvents bounds a call's unread events: one event of each kind up to eventAttempt.
-const maxEvents = int(eventAttempt) + 1
 
 // route has the settings and the state shared by all calls of a client.
 type route struct {
@@ -73,61 +49,56 @@ type route struct {
 	batch      *batchTarget // nil without batches
 }
 
-// call is a pending call. The goroutine inside Client.Call owns the call, and no other
-// goroutine starts attempts; the session's goroutines report through events.
+// call is a pending call: what a caller waits for, from its start until it is settled. Each
+// send of its request is an attempt. The goroutine inside Client.Call owns the call, and no
+// other goroutine starts attempts; the session's goroutines notify it. Its fields are ordered,
+// and some counters are short, so that it fits in 512 bytes: many calls may wait at once.
 type call struct {
-	// req is the request in the form to send, made once when the call begins. A retry after a
-	// refusal is a new round of the call, with the next number in req.Retry: requests carry
-	// the number and responses echo it, so that a second copy of an earlier refusal is not
-	// mistaken for the response to the retry. req.Resent belongs to the current attempt.
-	req           wire.Request
-	route         *route
-	deadline      time.Time
-	future        *Future   // of Client.Go; nil when a goroutine waits for the call
-	info          *CallInfo // set when the call ends; nil if the caller does not want it
-	waitForServer bool
+	// req is the request, made once when the call begins. Its fields Retry and Resent differ
+	// from one attempt to the next, and are set in attempt.request.
+	req      wire.Request
+	route    *route
+	deadline time.Time
+	future   *Future   // of Client.Go; nil when a goroutine waits for the call
+	info     *CallInfo // set when the call ends; nil if the caller does not want it
 
-	stage      atomic.Uint32
-	generation atomic.Uint64 // the session that wrote the last attempt
-	sent       atomic.Int32  // number of written attempts
-	sentAt     atomic.Int64  // time of the last write, in ns; only with route.timed
-	returned   atomic.Bool   // the broker returned the last attempt
-	batched    atomic.Bool   // the last attempt was sent in a batch
-	// events never blocks its senders: a call gets each kind at most once, except for the
-	// publish result of an attempt, which is read before the next attempt starts. It is nil
-	// for a future without a goroutine.
-	events chan event
-	// suspected counts the channels that ended while an attempt was unconfirmed. rejection is
-	// the broker's reason for rejecting the request. The publisher sets both before reporting.
-	suspected int
-	rejection error
+	sent atomic.Int32 // number of written attempts
+	// notified has a bit for each eventKind up to eventClosed that happened. A response's bit
+	// is cleared when the response is read; the other events end the call, so their bits stay.
+	notified atomic.Uint32
+	// wake has a token when the goroutine of the call must look at notified and at the current
+	// attempt. Senders never block: if there is a token already, another is not needed. It is
+	// nil for a future without a goroutine.
+	wake chan struct{}
+	// current is the attempt whose result the call waits for; nil before the first attempt, and
+	// between two attempts. A late result of any other attempt has no effect on the call.
+	current atomic.Pointer[attempt]
+	first   attempt // the first attempt, here to save its allocation
 
-	// The pending table's lock guards the fields up to watcherIndex; answer may be read after
-	// eventAnswered.
+	// The pending table's lock guards the fields up to inDeadlines; answer may be read after
+	// eventAnswered. retry is the number of refusals after which the request was sent again:
+	// requests carry the number and responses echo it, so that a second copy of an earlier
+	// refusal is not mistaken for the response to the retry.
 	entry            *pendingEntry
 	answer           wire.Response
-	inDeadlines      bool // in the list of calls with the client's default deadline
 	prevDue, nextDue *call
 	watcher          *ctxWatcher // watcher of a future's context
-	watcherIndex     int
+	watcherIndex     int32
+	retry            int32
+	inDeadlines      bool // in the list of calls with the client's default deadline
 
-	responded bool // a response was read: answer does not change any more
-
-	lastResult publish.Result // publish result of the last attempt
-	uncertain  bool           // an earlier attempt may have arrived
-	refusal    *Error         // the server's refusal, if it ended the last attempt
-	elsewhere  int            // number of refusals as unimplemented
-	refusers   []string       // known ids of the servers that refused as unimplemented
-	alone      bool           // not to be sent in a batch
+	waitForServer bool
+	responded     bool           // a response was read: answer does not change any more
+	uncertain     bool           // an earlier attempt may have arrived
+	lastResult    publish.Result // publish result of the last attempt since the last refusal
+	suspected     uint16         // channels that ended while an attempt was unconfirmed, since the last refusal
+	elsewhere     int32          // number of refusals as unimplemented
+	refusers      []string       // known ids of the servers that refused as unimplemented
+	refusal       *Error         // the server's refusal, if it ended the last attempt
 	// unknownBefore is the count of responses to unknown calls when the call started.
 	unknownBefore uint64
 	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not
 	wait          *xsync.Backoff // between attempts; nil before the first wait
-}
-
-// newCall returns a call for a waiting goroutine.
-func newCall(req *wire.Request, r *route) *call {
-	return &call{req: *req, route: r, events: make(chan event, maxEvents)}
 }
 
 // setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
@@ -151,28 +122,75 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	return k.req.Check(maxBody)
 }
 
-// notify delivers an event to the call's future or waiting goroutine. It never blocks.
-func (k *call) notify(ev event) {
+// notify records an event up to eventClosed and wakes the call. It never blocks.
+func (k *call) notify(kind eventKind) {
+	k.notified.Or(1 << kind)
+	k.wakeUp()
+}
+
+// wakeUp makes the call's future or waiting goroutine look at the call. It never blocks.
+func (k *call) wakeUp() {
 	if k.future != nil {
-		k.future.onEvent(k, ev)
+		k.future.onEvent(k)
 	} else {
-		k.events <- ev
+		offerToken(k.wake)
 	}
 }
 
-// nextRound returns the call for the round after a server's refusal: the same request under
-// the same id. The call is a new value, because the publish result of the refused attempt may
-// still arrive and must not be mistaken for the result of the next attempt.
-func (k *call) nextRound() *call {
+// offerToken makes sure that a channel with room for a token has one.
+func offerToken(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+// has reports whether an event up to eventClosed happened and was not read.
+func (k *call) has(kind eventKind) bool { return k.notified.Load()&(1<<kind) != 0 }
+
+// takeResponse reports whether there is an unread response, which the caller must read.
+func (k *call) takeResponse() bool {
+	return k.has(eventAnswered) && k.notified.And(^uint32(1<<eventAnswered))&(1<<eventAnswered) != 0
+}
+
+// takeEnded returns the current attempt if it has ended, else nil. The call then has no current
+// attempt.
+func (k *call) takeEnded() *attempt {
+	a := k.current.Load()
+	if a == nil || !a.ended() {
+		return nil
+	}
+	k.current.Store(nil)
+	return a
+}
+
+// next returns the next unread event of the call, if there is one. A response comes before an
+// event that ends the call, and such an event before the result of the current attempt. An event
+// that ends the call stays unread.
+func (k *call) next() (ev event, ok bool) {
+	switch {
+	case k.takeResponse():
+		return event{kind: eventAnswered}, true
+	case k.has(eventExpired):
+		return event{kind: eventExpired}, true
+	case k.has(eventCanceled):
+		return event{kind: eventCanceled}, true
+	case k.has(eventClosed):
+		return event{kind: eventClosed}, true
+	}
+	if a := k.takeEnded(); a != nil {
+		return event{kind: eventPublished, attempt: a}, true
+	}
+	return event{}, false
+}
+
+// nextRound prepares a refused call for its next attempt: the same request under the same id.
+// The refused attempt may still be unconfirmed. Its result does not concern the call any more.
+func (k *call) nextRound() {
 	k.cancelSend() // the response came before a re-send was written
-	n := newCall(&k.req, k.route)
-	n.req.Retry++
-	n.deadline, n.future, n.info, n.waitForServer = k.deadline, k.future, k.info, k.waitForServer
-	n.uncertain, n.wait, n.probes = k.uncertain, k.wait, k.probes
-	n.unknownBefore = k.unknownBefore
-	n.elsewhere, n.refusers, n.alone = k.elsewhere, k.refusers, k.elsewhere > 0
-	n.sent.Store(k.sent.Load())
-	return n
+	k.current.Store(nil)
+	k.responded, k.refusal = false, nil
+	k.lastResult, k.suspected = publish.Confirmed, 0
 }
 
 // nextWait returns the wait before the next attempt.
@@ -183,113 +201,38 @@ func (k *call) nextWait() time.Duration {
 	return max(k.wait.NextBackOff(), time.Millisecond)
 }
 
-// transition changes the stage from one value to another and reports success.
-func (k *call) transition(from, to stage) bool {
-	return k.stage.CompareAndSwap(uint32(from), uint32(to))
-}
-
-// send queues an attempt for the publisher. Without a connection the attempt waits in the
+// send hands a new attempt to the publisher. Without a connection the attempt waits in the
 // outbox for the next session.
 func (k *call) send() {
-	k.req.Resent = k.uncertain
-	k.batched.Store(false)
-	k.stage.Store(uint32(stageQueued))
+	a := &k.first
+	if a.call != nil {
+		a = &attempt{}
+	}
+	a.call, a.retry, a.resent = k, k.retry, k.uncertain
+	a.suspected, a.alone = k.suspected, k.elsewhere > 0
+	k.current.Store(a)
 	k.route.watch.want()
-	k.route.outbox.Put(k)
+	k.route.outbox.Put(a)
 }
 
 // cancelSend cancels an unwritten attempt and reports success.
 func (k *call) cancelSend() bool {
-	if !k.transition(stageQueued, stageCanceled) {
+	a := k.current.Load()
+	if a == nil || !a.transition(stageQueued, stageCanceled) {
 		return false
 	}
 	k.route.outbox.NoteCanceled()
 	return true
 }
 
-// Canceled implements publish.Outbound.
-func (k *call) Canceled() bool { return stage(k.stage.Load()) == stageCanceled }
-
 // budget returns the time left until the deadline.
 func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
 
-// BeginSend implements publish.Outbound.
-func (k *call) BeginSend(generation uint64) bool {
-	k.generation.Store(generation)
-	if !k.transition(stageQueued, stageWritten) {
-		return false
-	}
-	k.sent.Add(1)
-	if k.route.timed {
-		k.sentAt.Store(time.Now().UnixNano())
-	}
-	return true
-}
-
-// Publishing implements publish.Outbound. Every request is mandatory: without a queue the broker
-// returns the request, and the caller learns at once about the missing servers.
-func (k *call) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	k.batched.Store(false) // set by appendTo, also for a batch of one call
-	msg = k.req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
-	msg.UserId = k.route.user.get()
-	return k.route.queue, true, msg
-}
-
-// OnResult implements publish.Outbound. The confirm of a returned message, which follows the return at
-// once, ends the attempt. If the return ended the attempt, the confirm could arrive during the
-// next attempt and be mistaken for its confirm.
-func (k *call) OnResult(f publish.Result) {
-	if k.returned.Swap(false) {
-		f = publish.Returned
-	}
-	if f == publish.Confirmed {
-		k.transition(stageWritten, stageConfirmed)
-		if k.route.queueGate.isShut.Load() && !k.batched.Load() {
-			k.route.queueGate.open()
-		}
-		return
-	}
-	after := stageSettled
-	if f == publish.Suspect {
-		k.suspected++
-	}
-	if f == publish.Lost || f == publish.Suspect || f == publish.Nacked && !k.route.nackProves {
-		after = stageLost
-	}
-	if k.transition(stageWritten, after) {
-		if f == publish.Unsent {
-			k.sent.Add(-1)
-		}
-		k.notify(event{result: f})
-	}
-}
-
-// Reject implements publish.Rejectable: the call fails for good.
-func (k *call) Reject(cause error) {
-	k.rejection = cause
-	k.OnResult(publish.Rejected)
-}
-
-// Suspicion implements suspect.
-func (k *call) Suspicion() int { return k.suspected }
-
-// sessionReplaced notifies a confirmed call when the session of its last attempt was replaced.
-// answersLost means the loss of the reply queue and its responses. An idempotent call is
-// notified so that its caller sends the request again: the request may be gone with the broker
-// of the old connection, and the client cannot find out. Any other call keeps waiting for its
-// response, unless answersLost is true.
-func (k *call) sessionReplaced(generation uint64, answersLost bool) {
-	if k.generation.Load() >= generation || !answersLost && !k.req.Idempotent {
-		return
-	}
-	if k.transition(stageConfirmed, stageLost) {
-		k.notify(event{result: publish.Lost})
-	}
-}
-
-// outcome returns the outcome of a call ending now, and cancels an unwritten attempt.
+// outcome returns the outcome of a call ending now, and cancels an unwritten attempt. The result
+// of an earlier attempt is in uncertain.
 func (k *call) outcome() Outcome {
-	unsent := k.cancelSend() || stage(k.stage.Load()) == stageSettled
+	a := k.current.Load()
+	unsent := a == nil || k.cancelSend() || a.at() == stageUndelivered
 	if unsent && !k.uncertain {
 		return DidNotRun
 	}

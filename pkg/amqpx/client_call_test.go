@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"github.com/google/uuid"
 
@@ -11,23 +12,28 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// queuedCall returns a call in the publisher's queue.
+// queuedCall returns a call whose first attempt is in the publisher's queue.
 func queuedCall(idempotent bool) *call {
 	k := newCall(&wire.Request{ID: "id", Idempotent: idempotent}, testRoute())
-	k.stage.Store(uint32(stageQueued))
+	k.send()
 	return k
 }
 
 func writtenCall(idempotent bool) *call {
 	k := queuedCall(idempotent)
-	k.BeginSend(1)
+	k.first.BeginSend(1)
 	return k
 }
 
 func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 	t.Parallel()
 	fate := func(f publish.Result) func(*call) {
-		return func(k *call) { k.BeginSend(1); k.OnResult(f); k.recordResult((<-k.events).result) }
+		return func(k *call) {
+			a := k.current.Load()
+			a.BeginSend(1)
+			a.OnResult(f)
+			k.recordResult(resultOfAttempt(k))
+		}
 	}
 	for _, c := range []struct {
 		name  string
@@ -35,32 +41,34 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		want  Outcome
 	}{
 		{"queued", func(*call) {}, DidNotRun},
-		{"written", func(k *call) { k.BeginSend(1) }, MayHaveRun},
-		{"confirmed", func(k *call) { k.BeginSend(1); k.OnResult(publish.Confirmed) }, MayHaveRun},
+		{"written", func(k *call) { k.first.BeginSend(1) }, MayHaveRun},
+		{"confirmed", func(k *call) { k.first.BeginSend(1); k.first.OnResult(publish.Confirmed) }, MayHaveRun},
 		{"unsent", fate(publish.Unsent), DidNotRun},
+		{"unsent, which it has not heard of yet", func(k *call) { k.first.BeginSend(1); k.first.OnResult(publish.Unsent) }, DidNotRun},
 		{"nacked", fate(publish.Nacked), MayHaveRun},
 		{"unroutable", fate(publish.Returned), DidNotRun},
 		{"lost", fate(publish.Lost), MayHaveRun},
-		{"lost, which it has not heard of yet", func(k *call) { k.BeginSend(1); k.OnResult(publish.Lost) }, MayHaveRun},
+		{"lost, which it has not heard of yet", func(k *call) { k.first.BeginSend(1); k.first.OnResult(publish.Lost) }, MayHaveRun},
 		{"the link replaced, which it has not heard of yet", func(k *call) {
-			k.BeginSend(1)
-			k.OnResult(publish.Confirmed)
-			k.sessionReplaced(2, true)
+			k.first.BeginSend(1)
+			k.first.OnResult(publish.Confirmed)
+			k.first.sessionReplaced(2, true)
 		}, MayHaveRun},
-		{"lost, then queued again", func(k *call) { fate(publish.Lost)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"lost, then queued again", func(k *call) { fate(publish.Lost)(k); k.send() }, MayHaveRun},
 		{"lost, then refused", func(k *call) {
 			fate(publish.Lost)(k)
-			k.stage.Store(uint32(stageQueued))
+			k.send()
 			fate(publish.Nacked)(k)
 		}, MayHaveRun},
-		{"nacked, then queued again", func(k *call) { fate(publish.Nacked)(k); k.stage.Store(uint32(stageQueued)) }, MayHaveRun},
+		{"nacked, then queued again", func(k *call) { fate(publish.Nacked)(k); k.send() }, MayHaveRun},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			k := queuedCall(true)
 			c.steps(k)
+			a := k.current.Load()
 			wantSame(t, "outcome", k.outcome(), c.want)
-			if c.want == DidNotRun && k.BeginSend(2) {
+			if c.want == DidNotRun && a != nil && a.BeginSend(2) {
 				t.Error("a call that surely did not run was sent after all")
 			}
 		})
@@ -85,10 +93,10 @@ func TestCallAfterALostLink(t *testing.T) {
 			t.Parallel()
 			k := writtenCall(c.idempotent)
 			if c.confirmed {
-				k.OnResult(publish.Confirmed)
+				k.first.OnResult(publish.Confirmed)
 			}
-			k.sessionReplaced(c.generation, c.lost)
-			wantSame(t, "given back", len(k.events) == 1, c.givenBack)
+			k.first.sessionReplaced(c.generation, c.lost)
+			wantSame(t, "given back", len(k.wake) == 1, c.givenBack)
 		})
 	}
 }
@@ -97,28 +105,29 @@ func TestCallIsSettledByExactlyOneParty(t *testing.T) {
 	t.Parallel()
 	for range 2000 {
 		k := queuedCall(true)
+		a := &k.first
 		var claimed atomic.Bool
 		var wg sync.WaitGroup
 		outcome := MayHaveRun
 		start := make(chan struct{})
 		party := func(f func()) { wg.Go(func() { <-start; f() }) }
 		party(func() {
-			if k.BeginSend(1) {
+			if a.BeginSend(1) {
 				claimed.Store(true)
-				k.OnResult(publish.Confirmed)
+				a.OnResult(publish.Confirmed)
 			}
 		})
-		party(func() { k.OnResult(publish.Returned) })
-		party(func() { k.OnResult(publish.Lost) })
-		party(func() { k.OnResult(publish.Nacked) })
-		party(func() { k.sessionReplaced(2, true) })
+		party(func() { a.OnResult(publish.Returned) })
+		party(func() { a.OnResult(publish.Lost) })
+		party(func() { a.OnResult(publish.Nacked) })
+		party(func() { a.sessionReplaced(2, true) })
 		party(func() { outcome = k.outcome() })
 		close(start)
 		wg.Wait()
-		if n := len(k.events); n > 1 {
+		if n := len(k.wake); n > 1 {
 			t.Fatalf("%d fates", n)
 		}
-		if outcome == DidNotRun && claimed.Load() && (len(k.events) == 0 || (<-k.events).result == publish.Lost) {
+		if outcome == DidNotRun && claimed.Load() && (len(k.wake) == 0 || a.publishResult() == publish.Lost) {
 			t.Fatal("told that it did not run, and it was sent")
 		}
 	}
@@ -131,12 +140,70 @@ func TestCallThatGaveUpIsNotSent(t *testing.T) {
 		var claimed bool
 		outcome := MayHaveRun
 		var wg sync.WaitGroup
-		wg.Go(func() { claimed = k.BeginSend(1) })
+		wg.Go(func() { claimed = k.first.BeginSend(1) })
 		wg.Go(func() { outcome = k.outcome() })
 		wg.Wait()
 		if claimed == (outcome == DidNotRun) {
 			t.Fatalf("claimed %v, outcome %v", claimed, outcome)
 		}
+	}
+}
+
+// The attempt that a call makes next is not ended by a late result of the one before, whoever is
+// first.
+func TestLateResultEndsOnlyItsOwnAttempt(t *testing.T) {
+	t.Parallel()
+	for _, late := range []publish.Result{publish.Confirmed, publish.Nacked, publish.Returned, publish.Unsent, publish.Lost, publish.Suspect, publish.Rejected} {
+		for range 200 {
+			k := writtenCall(true)
+			old := &k.first
+			var wg sync.WaitGroup
+			wg.Go(func() { old.OnResult(late) })
+			wg.Go(func() { old.sessionReplaced(2, true) })
+			wg.Go(func() {
+				k.nextRound()
+				k.send()
+			})
+			wg.Wait()
+			if ev, ok := k.next(); ok {
+				t.Fatalf("result %v of the refused attempt became event %v of the call", late, ev.kind)
+			}
+			a := k.current.Load()
+			if a == old || !a.BeginSend(2) {
+				t.Fatal("the next attempt was ended by the one before")
+			}
+			a.OnResult(publish.Lost)
+			if ev, ok := k.next(); !ok || ev.attempt != a {
+				t.Fatal("the call did not hear of its own attempt")
+			}
+		}
+	}
+}
+
+// An event that ends a call is not lost between two rounds, and a response is better.
+func TestEventThatEndsACallStays(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []eventKind{eventExpired, eventCanceled, eventClosed} {
+		k := writtenCall(true)
+		k.notify(kind)
+		k.notify(eventAnswered)
+		first, _ := k.next()
+		wantSame(t, "first event", first.kind, eventAnswered)
+		k.nextRound()
+		k.send()
+		for range 2 {
+			next, ok := k.next()
+			wantSame(t, "in the next round", next.kind, kind)
+			wantSame(t, "there is an event", ok, true)
+		}
+	}
+}
+
+// A hundred thousand calls may wait at once, and the allocator's next size class is 576 bytes.
+func TestCallFitsInItsSizeClass(t *testing.T) {
+	t.Parallel()
+	if size := unsafe.Sizeof(call{}); size > 512 {
+		t.Errorf("a call takes %d bytes", size)
 	}
 }
 

@@ -42,10 +42,7 @@ func (c *cancels) add(canceled wire.Cancellation) {
 		c.waiting = append(c.waiting, canceled)
 	}
 	c.mu.Unlock()
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	offerToken(c.wake)
 }
 
 // take returns and removes the waiting calls.

@@ -51,18 +51,6 @@ func (l *deadlineList) remove(k *call) {
 	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
 }
 
-// replace puts by in the place of k, if k is present.
-func (l *deadlineList) replace(k, by *call) {
-	if !k.inDeadlines {
-		return
-	}
-	older, newer := k.prevDue, k.nextDue
-	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
-	by.inDeadlines = true
-	l.link(older, by)
-	l.link(by, newer)
-}
-
 // link makes two calls neighbors; nil stands for the end of the list.
 func (l *deadlineList) link(older, newer *call) {
 	if older == nil {
@@ -120,7 +108,7 @@ func (p *pending) watch(ctx context.Context, k *call) {
 		w = &ctxWatcher{done: done}
 		p.watchers[done] = w
 	}
-	k.watcher, k.watcherIndex = w, len(w.calls)
+	k.watcher, k.watcherIndex = w, int32(len(w.calls)) //nolint:gosec // a number of pending calls.
 	w.calls = append(w.calls, k)
 	p.mu.Unlock()
 	if !fresh {
@@ -143,12 +131,11 @@ func (p *pending) contextEnded(w *ctxWatcher) {
 	w.calls = nil
 	for _, k := range calls {
 		k.watcher = nil
-		k.entry.terminal = append(k.entry.terminal, event{kind: eventCanceled})
 	}
 	p.watchers.forget(w)
 	p.mu.Unlock()
 	for _, k := range calls {
-		k.notify(event{kind: eventCanceled})
+		k.notify(eventCanceled)
 	}
 }
 
@@ -176,12 +163,4 @@ func (all ctxWatchers) remove(k *call) (stop func() bool) {
 	}
 	all.forget(w)
 	return w.stop
-}
-
-// replace puts by in the place of k in k's watcher. The caller holds the table's lock.
-func (all ctxWatchers) replace(k, by *call) {
-	if w := k.watcher; w != nil {
-		w.calls[k.watcherIndex] = by
-		by.watcher, by.watcherIndex, k.watcher = w, k.watcherIndex, nil
-	}
 }

@@ -23,7 +23,7 @@ type Future struct {
 
 	mu    sync.Mutex
 	state futureState
-	early []event // events received in futureMade
+	early bool // woken in futureMade
 
 	answer []byte // set before done
 	err    error
@@ -129,31 +129,32 @@ func (f *Future) park(k *call) {
 	f.mu.Lock()
 	f.state = futureAsleep
 	early := f.early
-	f.early = nil
 	f.mu.Unlock()
-	for _, ev := range early {
-		f.onEvent(k, ev)
+	if early {
+		f.onEvent(k)
 	}
 }
 
 // onEvent handles an event of the call. It runs on the reporting goroutine (the response
 // reader, the publisher or a timer) and must not block. A successful response settles the
 // future inline, unless the client checks responses; any other event starts a goroutine.
-func (f *Future) onEvent(k *call, ev event) {
-	result := ev.kind == eventAnswered && k.answer.Failure == nil && k.route.check == nil
+func (f *Future) onEvent(k *call) {
+	result := false
 	f.mu.Lock()
 	state := f.state
-	switch {
-	case state == futureMade:
-		f.early = append(f.early, ev)
-	case state == futureAsleep:
+	switch state {
+	case futureMade:
+		f.early = true
+	case futureAsleep:
 		f.state = futureAwake
+		result = k.has(eventAnswered) && k.answer.Failure == nil && k.route.check == nil
 		if !result {
-			k.events = make(chan event, maxEvents)
+			k.wake = make(chan struct{}, 1)
 			f.client.futures.Add(1) // added here because Close notifies every call before waiting
 		}
+	case futureAwake:
 	}
-	events := k.events
+	wake := k.wake
 	f.mu.Unlock()
 	switch {
 	case state == futureAsleep && result:
@@ -165,10 +166,10 @@ func (f *Future) onEvent(k *call, ev event) {
 	case state == futureAsleep:
 		go func() { // ends with the call, at the latest by Close
 			defer f.client.futures.Done()
-			f.settle(f.client.runCall(f.ctx, k, nil, ev))
+			f.settle(f.client.runCall(f.ctx, k, nil, k.await(nil, nil)))
 		}()
-	case state == futureAwake && events != nil: // nil events: the call has settled
-		events <- ev
+	case state == futureAwake: // no channel: the call has settled
+		offerToken(wake)
 	}
 }
 

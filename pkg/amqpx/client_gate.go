@@ -75,10 +75,7 @@ func (g *queueGate) grant() {
 	if g.opened == nil {
 		return
 	}
-	select {
-	case g.turn <- struct{}{}:
-	default:
-	}
+	offerToken(g.turn)
 }
 
 // pass ends the turn of the call that had it in an epoch: the probe failed, or the call ended.
@@ -169,19 +166,23 @@ func (k *call) park(gone <-chan struct{}) event {
 	if opened == nil {
 		return event{kind: eventAttempt}
 	}
-	select {
-	case ev := <-k.events:
-		return ev
-	case <-gone:
-		return event{kind: eventCanceled}
-	case <-opened:
-		if k.lastResult == publish.Nacked && g.isFull() {
-			return event{kind: eventFull}
+	for {
+		if ev, ok := k.next(); ok {
+			return ev
 		}
-		return event{kind: eventAttempt}
-	case <-g.turn:
-		_, k.probes = g.passage()
-		return event{kind: eventAttempt}
+		select {
+		case <-k.wake:
+		case <-gone:
+			return event{kind: eventCanceled}
+		case <-opened:
+			if k.lastResult == publish.Nacked && g.isFull() {
+				return event{kind: eventFull}
+			}
+			return event{kind: eventAttempt}
+		case <-g.turn:
+			_, k.probes = g.passage()
+			return event{kind: eventAttempt}
+		}
 	}
 }
 

@@ -54,7 +54,6 @@ type pendingEntry struct {
 	id       string
 	call     *call // nil after the call has settled
 	answered bool
-	terminal []event // events that end the call in any round
 }
 
 // newPending returns a table for at most maxCalls calls, whose bodies have at most maxBytes in
@@ -111,29 +110,19 @@ func (s *pendingEntry) newIDs(req *wire.Request) {
 func (p *pending) expire() {
 	p.mu.Lock()
 	expired := p.deadlines.expired(time.Now())
-	for _, k := range expired {
-		k.entry.terminal = append(k.entry.terminal, event{kind: eventExpired})
-	}
 	p.mu.Unlock()
 	for _, k := range expired {
-		k.notify(event{kind: eventExpired})
+		k.notify(eventExpired)
 	}
 }
 
-// renew replaces a call by its next round, which can receive a response again.
-func (p *pending) renew(k *call) *call {
-	next := k.nextRound()
+// expectAgain starts the next round of a refused call, which can then receive a response again:
+// the response to the request with the next number.
+func (p *pending) expectAgain(k *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next.entry = k.entry
-	next.entry.call, next.entry.answered = next, false
-	p.deadlines.replace(k, next)
-	p.watchers.replace(k, next)
-	// The events that end the call went to the previous round, which has no reader any more.
-	for _, ev := range next.entry.terminal {
-		next.events <- ev
-	}
-	return next
+	k.retry++
+	k.entry.answered = false
 }
 
 // remove ends a call's registration; a later response is dropped.
@@ -171,7 +160,7 @@ func (p *pending) answer(d *amqp.Delivery) matchResult {
 	k, v := p.entries[d.CorrelationId].match(&a)
 	p.mu.Unlock()
 	if k != nil {
-		k.notify(event{kind: eventAnswered})
+		k.notify(eventAnswered)
 	}
 	return v
 }
@@ -188,7 +177,7 @@ func (p *pending) answerAll(responses []wire.Response, matches []match) []match 
 	p.mu.Unlock()
 	for _, m := range matches {
 		if m.call != nil {
-			m.call.notify(event{kind: eventAnswered})
+			m.call.notify(eventAnswered)
 		}
 	}
 	return matches
@@ -201,7 +190,7 @@ func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
 		return nil, verdictUnknown
 	}
 	switch k := s.call; {
-	case k != nil && !s.answered && !a.Outdated(k.req.Retry):
+	case k != nil && !s.answered && !a.Outdated(int64(k.retry)):
 		s.answered = true
 		k.answer = *a
 		k.answer.ID = nil // it would keep the whole batch in memory
@@ -218,23 +207,34 @@ func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
 	}
 }
 
-// returned marks the call whose request was returned by the broker.
+// returned marks the current attempt of the call whose request was returned by the broker.
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.entries[r.CorrelationId]; s != nil && s.call != nil {
-		s.call.returned.Store(true)
+		if a := s.call.current.Load(); a != nil {
+			a.returned.Store(true)
+		}
 	}
 }
 
-// snapshot returns the pending calls.
-func (p *pending) snapshot() []*call {
+// attempts returns the current attempts of the pending calls.
+func (p *pending) attempts() []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.all()
+	all := make([]*attempt, 0, p.calls)
+	for _, s := range p.entries {
+		if s.call == nil {
+			continue
+		}
+		if a := s.call.current.Load(); a != nil {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
-// all is snapshot for a caller holding mu.
+// all returns the pending calls. The caller holds mu.
 func (p *pending) all() []*call {
 	all := make([]*call, 0, p.calls)
 	for _, s := range p.entries {
@@ -251,12 +251,9 @@ func (p *pending) close() {
 	p.closed = true
 	p.deadlines.stop()
 	all := p.all()
-	for _, k := range all {
-		k.entry.terminal = append(k.entry.terminal, event{kind: eventClosed})
-	}
 	p.mu.Unlock()
 	for _, k := range all {
-		k.notify(event{kind: eventClosed})
+		k.notify(eventClosed)
 	}
 }
 

@@ -71,10 +71,7 @@ func newQueueWatch() *queueWatch {
 // want requests a look at the queues.
 func (w *queueWatch) want() {
 	if len(w.wanted) == 0 {
-		select {
-		case w.wanted <- struct{}{}:
-		default:
-		}
+		offerToken(w.wanted)
 	}
 }
 
@@ -87,10 +84,7 @@ func (w *queueWatch) next() <-chan struct{} {
 	}
 	looked := w.looked
 	w.mu.Unlock()
-	select {
-	case w.urgent <- struct{}{}:
-	default:
-	}
+	offerToken(w.urgent)
 	return looked
 }
 
@@ -377,9 +371,9 @@ func (c *Client) showQueue(st queueState) {
 // resendConfirmed re-sends the idempotent calls whose requests the broker had confirmed,
 // except calls in batches, whose requests are in another queue (resendBatched).
 func (c *Client) resendConfirmed() {
-	for _, k := range c.pending.snapshot() {
-		if k.req.Idempotent && !k.batched.Load() && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: publish.Lost})
+	for _, a := range c.pending.attempts() {
+		if a.call.req.Idempotent && !a.batched.Load() {
+			a.loseConfirmed(publish.Lost)
 		}
 	}
 }
@@ -401,9 +395,9 @@ func (l *queueLooker) checkServed() {
 	if time.Since(l.unserved) < lookEvery-lookSoonest || l.someServerListens() {
 		return
 	}
-	for _, k := range c.pending.snapshot() {
-		if !k.waitForServer && k.transition(stageConfirmed, stageLost) {
-			k.notify(event{result: publish.Unserved})
+	for _, a := range c.pending.attempts() {
+		if !a.call.waitForServer {
+			a.loseConfirmed(publish.Unserved)
 		}
 	}
 }

@@ -29,15 +29,16 @@ func TestRequestReachesTheHandler(t *testing.T) {
 	}
 	want := req
 	want.User, want.Queued, want.Redelivered = "user", time.Second, true
-	k.req.Resent = true
+	a := attempt{call: &k, resent: true}
+	sent := a.request()
 	alone := incoming{user: "user"}
-	if err := alone.Decode(wiretest.Delivered(k.req.Publishing("reply", time.Minute, false)), ""); err != nil {
+	if err := alone.Decode(wiretest.Delivered(sent.Publishing("reply", time.Minute, false)), ""); err != nil {
 		t.Fatal(err)
 	}
 	if got := *alone.hand(time.Second); !reflect.DeepEqual(got, want) {
 		t.Errorf("alone: got %+v, want %+v", got, want)
 	}
-	records, err := wire.AppendRecords(nil, k.req.AppendTo(nil, time.Minute))
+	records, err := wire.AppendRecords(nil, sent.AppendTo(nil, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +50,7 @@ func TestRequestReachesTheHandler(t *testing.T) {
 		t.Errorf("in a batch: got %+v, want %+v", got, want)
 	}
 	oneWay := incoming{}
-	if err := oneWay.Decode(wiretest.Delivered(k.req.Publishing("", time.Minute, false)), ""); err != nil || !oneWay.hand(0).OneWay {
+	if err := oneWay.Decode(wiretest.Delivered(sent.Publishing("", time.Minute, false)), ""); err != nil || !oneWay.hand(0).OneWay {
 		t.Errorf("one-way: got %+v, error %v", oneWay.handed, err)
 	}
 }

@@ -60,7 +60,7 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
 	if f == nil {
-		k.events = make(chan event, maxEvents)
+		k.wake = make(chan struct{}, 1)
 	}
 	if watched, err = c.pending.add(k, ours); err != nil {
 		return nil, false, c.limitError(err)
@@ -85,7 +85,8 @@ func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev 
 		if !ok {
 			break
 		}
-		k = c.pending.renew(k)
+		k.nextRound()
+		c.pending.expectAgain(k)
 		answer, t, err = c.awaitResponse(ctx, k, gone, k.pause(gone, wait))
 	}
 	c.account(k, t)
@@ -135,20 +136,20 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 	for {
 		switch ev.kind {
 		case eventAttempt:
-			ev = k.attempt(gone)
+			ev = k.sendAndAwait(gone)
 		case eventPublished, eventFull:
 			var err error
 			if ev, err = c.afterEvent(k, gone, ev); err == nil {
 				continue
 			}
-			if k.drainEvents() { // a response is better than the error
+			if k.responseArrived() { // a response is better than the error
 				return k.readResponse()
 			}
 			return nil, wire.Times{}, err
 		case eventAnswered:
 			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
-			if k.drainEvents() { // a response is better than the error
+			if k.responseArrived() { // a response is better than the error
 				return k.readResponse()
 			}
 			return nil, wire.Times{}, c.abandonError(k, eventCause(ctx, ev))
@@ -168,8 +169,8 @@ func eventCause(ctx context.Context, ev event) error {
 	}
 }
 
-// attempt sends a request, unless the caller's context has ended, and waits.
-func (k *call) attempt(gone <-chan struct{}) event {
+// sendAndAwait makes an attempt, unless the caller's context has ended, and waits for an event.
+func (k *call) sendAndAwait(gone <-chan struct{}) event {
 	select {
 	case <-gone:
 		return event{kind: eventCanceled}
@@ -186,13 +187,17 @@ func (k *call) attempt(gone <-chan struct{}) event {
 
 // await waits for an event, the end of the caller's context, or after, if not nil.
 func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
-	select {
-	case ev := <-k.events:
-		return ev
-	case <-gone:
-		return event{kind: eventCanceled}
-	case <-after:
-		return event{kind: eventAttempt}
+	for {
+		if ev, ok := k.next(); ok {
+			return ev
+		}
+		select {
+		case <-k.wake:
+		case <-gone:
+			return event{kind: eventCanceled}
+		case <-after:
+			return event{kind: eventAttempt}
+		}
 	}
 }
 
@@ -206,23 +211,16 @@ func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
 	return k.await(gone, timer.C)
 }
 
-// drainEvents reads the waiting events, records the publish results of attempts, and reports
-// whether a response has arrived.
-func (k *call) drainEvents() bool {
-	for {
-		select {
-		case ev := <-k.events:
-			switch ev.kind {
-			case eventAnswered:
-				return true
-			case eventPublished:
-				k.recordResult(ev.result)
-			case eventExpired, eventClosed, eventCanceled, eventAttempt, eventFull:
-			}
-		default:
-			return false
-		}
+// responseArrived reports whether there is a response, which the caller must read. Without a
+// response it records the result of the current attempt, if the attempt has ended.
+func (k *call) responseArrived() bool {
+	if k.takeResponse() {
+		return true
 	}
+	if a := k.takeEnded(); a != nil {
+		k.recordResult(a.publishResult())
+	}
+	return false
 }
 
 // readResponse returns the result of the call's response. A refusal proves that its own request
@@ -242,7 +240,7 @@ func (k *call) readResponse() ([]byte, wire.Times, error) {
 	if failed.outcome == DidNotRun {
 		// Without the echo the response may be a copy of an earlier refusal, and the retry may
 		// run.
-		k.uncertain = k.uncertain || k.req.Retry > 0 && !a.Echoed
+		k.uncertain = k.uncertain || k.retry > 0 && !a.Echoed
 		if k.uncertain {
 			failed.outcome = MayHaveRun
 		}
@@ -271,7 +269,10 @@ func (c *Client) mayRetry(k *call, hint time.Duration) (wait time.Duration, ok b
 // arrived.
 func (k *call) recordResult(f publish.Result) {
 	k.lastResult = f
-	k.uncertain = k.uncertain || f == publish.Lost || f == publish.Suspect || f == publish.Unserved || f == publish.Nacked && !k.route.nackProves
+	k.uncertain = k.uncertain || mayHaveArrived(f, k.route.nackProves)
+	if f == publish.Suspect {
+		k.suspected++
+	}
 }
 
 // afterEvent decides the next step after an attempt without a response.
@@ -279,12 +280,13 @@ func (c *Client) afterEvent(k *call, gone <-chan struct{}, ev event) (event, err
 	if ev.kind == eventFull {
 		return c.afterFull(k, gone)
 	}
-	return c.afterPublish(k, gone, ev.result)
+	return c.afterPublish(k, gone, ev.attempt)
 }
 
-// afterPublish decides the next step after an attempt without a response: another attempt, at
-// once or after a wait, or the error.
-func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publish.Result) (event, error) {
+// afterPublish decides the next step after an attempt that ended without a response: another
+// attempt, at once or after a wait, or the error.
+func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event, error) {
+	f := a.publishResult()
 	k.recordResult(f)
 	outcome := k.outcome()
 	again := event{kind: eventAttempt}
@@ -292,7 +294,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publish.Result) (
 	case publish.Unsent:
 		return again, nil
 	case publish.Rejected:
-		return again, rejectedError(outcome, k.rejection)
+		return again, rejectedError(outcome, a.rejection)
 	case publish.Lost, publish.Suspect:
 		if k.req.Idempotent {
 			return again, nil
@@ -314,7 +316,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, f publish.Result) (
 		detail, sentinel := c.noQueue(k)
 		return again, localError(CodeUnavailable, outcome, sentinel, detail)
 	default: // nacked
-		return c.afterNack(k, gone)
+		return c.afterNack(k, gone, a.batched.Load())
 	}
 }
 
@@ -331,14 +333,14 @@ func rejectedError(outcome Outcome, cause error) error {
 // budget. Any other queue that nacks is down, moves, or has no majority; such a fault passes,
 // and attempts use no budget. Only an idempotent call is sent again, unless the nack proves
 // that the request did not run.
-func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
+func (c *Client) afterNack(k *call, gone <-chan struct{}, batched bool) (event, error) {
 	full := c.route.queueGate.isFull()
 	if !full {
 		if ev, over := k.awaitLook(gone); over {
 			return ev, nil
 		}
 	}
-	st, batched := c.watch.last(), k.batched.Load()
+	st := c.watch.last()
 	full = full || st.full() || batched && c.route.batch.messages.Load() > 0
 	switch {
 	case !k.req.Idempotent && k.uncertain:
@@ -368,15 +370,21 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}) (event, error) {
 func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	limit := time.NewTimer(lookTimeout + lookSoonest)
 	defer limit.Stop()
-	select {
-	case ev := <-k.events:
-		return ev, true
-	case <-gone:
-		return event{kind: eventCanceled}, true
-	case <-k.route.watch.next():
-	case <-limit.C: // no connection, or a slow one
+	looked := k.route.watch.next()
+	for {
+		if ev, over = k.next(); over {
+			return ev, true
+		}
+		select {
+		case <-k.wake:
+		case <-gone:
+			return event{kind: eventCanceled}, true
+		case <-looked:
+			return event{}, false
+		case <-limit.C: // no connection, or a slow one
+			return event{}, false
+		}
 	}
-	return event{}, false
 }
 
 // lookOnce waits for a look at the queue of a returned request, unless the last look found no
@@ -461,9 +469,9 @@ func (c *Client) abandonError(k *call, cause error) error {
 
 // reasonOf returns the reason why a call got no response, as far as the client knows.
 func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
-	st, at := c.Status(), stage(k.stage.Load())
+	st, a := c.Status(), k.current.Load()
 	queue := fmt.Sprintf("queue %q", k.route.queue)
-	waits := at == stageSettled || at == stageLost // for the next attempt
+	waits := a == nil || a.at() == stageUndelivered || a.at() == stageLost // for the next attempt
 	shut := waits && c.route.queueGate.isShut.Load()
 	switch {
 	case st.State == StateBlocked:
@@ -480,16 +488,17 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
 	}
-	return "no response from " + queue + c.observed(k, at), nil
+	return "no response from " + queue + c.observed(k, a), nil
 }
 
-// observed returns the client's observations that may explain a call without a response.
-func (c *Client) observed(k *call, at stage) string {
+// observed returns the client's observations that may explain a call without a response. a is
+// the call's current attempt, or nil.
+func (c *Client) observed(k *call, a *attempt) string {
 	var all []string
-	switch at {
-	case stageCanceled:
+	switch {
+	case a != nil && a.at() == stageCanceled:
 		all = append(all, "it was not sent, because the broker has not confirmed earlier requests")
-	case stageWritten:
+	case a != nil && a.at() == stageWritten:
 		all = append(all, "the broker has not confirmed the request")
 	default:
 		if text := c.watch.last().text(); text != "" {
@@ -540,10 +549,10 @@ func (c *Client) checkAttempts(s *transport.Session) {
 			return
 		}
 		now := time.Now().UnixNano()
-		for _, k := range c.pending.snapshot() {
-			doublings := min(max(k.sent.Load()-1, 0), attemptDoublings)
-			if k.req.Idempotent && now-k.sentAt.Load() >= int64(limit)<<doublings && k.transition(stageConfirmed, stageLost) {
-				k.notify(event{result: publish.Lost})
+		for _, a := range c.pending.attempts() {
+			doublings := min(max(a.call.sent.Load()-1, 0), attemptDoublings)
+			if a.call.req.Idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
+				a.loseConfirmed(publish.Lost)
 			}
 		}
 	}

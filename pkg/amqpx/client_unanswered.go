@@ -255,14 +255,14 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 		return 0, false
 	}
 	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > lookSoonest { // a second server may have started
-		_, _ = k.awaitLook(gone) // the call's next round also gets an event that ends the call
+		_, _ = k.awaitLook(gone) // an event that ends the call stays unread, for the next round
 	}
 	servers := c.watch.last().consumers
 	tries := min(2*servers, elsewhereNameless)
 	if len(k.refusers) > 0 {
 		tries = elsewhereMax
 	}
-	if servers < 2 || len(k.refusers) >= servers || k.elsewhere >= tries {
+	if servers < 2 || len(k.refusers) >= servers || int(k.elsewhere) >= tries {
 		if c.nowhere.add(k.req.Method) {
 			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.Method, wire.MaxShortString)),
 				zap.String("queue", k.route.queue), zap.Int("servers", servers))

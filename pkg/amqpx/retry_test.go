@@ -222,14 +222,29 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 func TestRoundThatIsOverIsNotSent(t *testing.T) {
 	t.Parallel()
 	k := queuedCall(true)
-	n := k.nextRound()
-	if k.BeginSend(1) {
+	old := &k.first
+	k.nextRound()
+	if old.BeginSend(1) {
 		t.Error("a re-send left after the refusal that ended its round")
 	}
-	n.stage.Store(uint32(stageQueued))
-	k.OnResult(publish.Lost) // late result of the previous round
-	if !n.BeginSend(1) || len(n.events) != 0 {
+	k.send()
+	old.OnResult(publish.Lost) // late result of the previous round
+	if _, ok := k.next(); ok || !k.current.Load().BeginSend(1) {
 		t.Error("the next round was settled by the one before")
+	}
+}
+
+// The result of a refused attempt may arrive while the call waits for its retry.
+func TestResultBetweenTwoRoundsIsDropped(t *testing.T) {
+	t.Parallel()
+	for _, late := range []publish.Result{publish.Lost, publish.Nacked, publish.Returned, publish.Unsent} {
+		k := writtenCall(false)
+		k.nextRound()
+		k.first.OnResult(late)
+		if ev, ok := k.next(); ok || k.responseArrived() {
+			t.Errorf("result %v became event %v", late, ev.kind)
+		}
+		wantSame(t, "outcome", k.outcome(), DidNotRun)
 	}
 }
 
