@@ -284,6 +284,10 @@ func (c *consumer) ackAll(deliveries []*delivery) []*delivery {
 	c.ackTags(tags)
 	synced := !slices.ContainsFunc(deliveries, (*delivery).needsAckBarrier) || c.sync()
 	for _, d := range deliveries {
+		if d.disposition == disposeRequeue {
+			d.drop()
+			continue
+		}
 		for _, refusal := range d.afterAck {
 			if !synced { // the broker may or may not deliver the request again; the caller must not wait
 				refusal.response.Failure.Ran = wire.RanUnknown
