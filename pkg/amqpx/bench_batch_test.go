@@ -25,11 +25,11 @@ func BenchmarkExecutions(b *testing.B) {
 	n, body := 0, []byte("request")
 	b.ReportAllocs()
 	for b.Loop() {
-		r := &invocation{job: &job{method: m, in: &incoming{
+		r := &invocation{request: &inboundRequest{method: m, in: &incoming{
 			Request: wire.Request{ID: ids[n%len(ids)], Body: body, ReplyTo: "rpc_queue.reply", FollowsContract: true}, user: "guest",
 		}}}
 		now := time.Now()
-		id, _ := r.job.in.identity()
+		id, _ := r.request.in.identity()
 		_, x := e.begin(r, id, now)
 		e.end(x, response{body: []byte("b")}, true, true, now)
 		n++

@@ -44,3 +44,28 @@ func TestBatchesThatComeAgainRun(t *testing.T) {
 		})
 	}
 }
+
+// A batch that goes back to its queue is delivered again with the requests that were refused, so
+// no refusal of it is sent.
+func TestRefusalsOfARequeuedBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"slow": slow, "m": echo}, WithBatch(BatchAuto), WithWorkers(1))
+		var body []byte
+		for i, method := range []string{"nobody knows", "slow", "m"} {
+			body = (&wire.Request{Method: method, ID: fmt.Sprint(i)}).AppendTo(body, time.Hour)
+		}
+		b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, ReplyTo: rawQueue, Body: body})
+		settle()
+		b.Fail(DefaultQueue, brokertest.FaultNack) // the copy of the request that no worker has started
+		s.stop()
+		drained(t, s, nil, 2*time.Second)
+		wantSame(t, "left in the batch queue", b.Ready(batchQueueName), 1)
+		wantSame(t, "in flight", s.Stats().InFlight, 0)
+		for _, answer := range takeResponses(b) {
+			if ran, said := answer.Headers[wire.HeaderRan]; said {
+				t.Errorf("a response says %s: %v", wire.HeaderRan, ran)
+			}
+		}
+	})
+}

@@ -17,7 +17,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-// queueRoom is the number of waiting jobs from which no further batch is unpacked.
+// queueRoom is the number of waiting requests from which no further batch is unpacked.
 const queueRoom = publish.MaxBatchMessages
 
 // Server runs handlers for the requests that arrive on a request queue. Several servers, on
@@ -28,21 +28,21 @@ type Server struct {
 	sup     *transport.Supervisor
 	board   statusBoard
 	methods map[string]*serverMethod
-	jobs    *xsync.Queue[*job]
+	waiting *xsync.Queue[task]
 	outbox  *publish.Outbox
 	workers xsync.IdleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
 	dedup   dedupStore
 	user    brokerUser        // the user of copies of requests
-	track   xsync.IdleTracker // consumers and unacknowledged requests
+	track   xsync.IdleTracker // consumers, and deliveries in progress
 	moves   xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
-	// consumers and parcels count the entries of track beside the requests.
-	consumers, parcels atomic.Int64
-	counts             serverCounts
-	self               instance
-	unknown            unknownMethods // method names without a handler here
-	pings              selfPings
+	// inFlight counts the requests that are not finished.
+	inFlight atomic.Int64
+	counts   serverCounts
+	self     instance
+	unknown  unknownMethods // method names without a handler here
+	pings    selfPings
 	// direct and isolated are side connections for messages which could end the session's
 	// connection; see server_side_connection.go.
 	direct, isolated *sideConnection
@@ -76,7 +76,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	s := &Server{
 		cfg:      cfg,
 		methods:  make(map[string]*serverMethod),
-		jobs:     xsync.NewQueue[*job](queueRoom),
+		waiting:  xsync.NewQueue[task](queueRoom),
 		outbox:   publish.NewOutbox(),
 		load:     newLoad(cfg.workers),
 		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
@@ -171,7 +171,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	link.Wait()
 	close(drained)
 	watchdog.Wait()
-	s.jobs.Close()
+	s.waiting.Close()
 	if err == nil || s.track.Count() == 0 { // otherwise a handler ignores the end of its context
 		<-s.workers.WhenIdle()
 	}
@@ -243,9 +243,7 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 		return err
 	}
 	// A drain that begins now waits until it can end the subscriptions.
-	s.consumers.Add(1)
 	s.track.Add(1)
-	defer s.consumers.Add(-1)
 	defer s.track.Done()
 	sess.Run(func() { s.explainNacked(sess) })
 	if s.isDraining() {
@@ -343,29 +341,29 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 // although no handler got the request. A request with the redelivered mark is requeued itself.
 // requeueCopy first waits until the consumer is canceled: before, the broker could deliver the
 // copy to this server.
-func (s *Server) requeueCopy(j *job) {
-	consumers := []*consumer{j.from}
-	if j.parcel != nil { // the copy goes to the request queue
-		consumers = append(consumers, j.from.main)
+func (s *Server) requeueCopy(req *inboundRequest) {
+	consumers := []*consumer{req.delivery.consumer}
+	if req.delivery.batched { // the copy goes to the request queue
+		consumers = append(consumers, req.delivery.consumer.main)
 	}
 	for _, c := range consumers {
 		select {
 		case <-c.silent:
-		case <-j.from.done:
-			j.finish() // the broker delivers the request again
+		case <-req.delivery.consumer.done:
+			req.leaveUnacked() // the broker delivers the request again
 			return
 		}
 	}
 	s.counts.requeued.Add(1)
-	msg, err := clonePublishing(j)
+	msg, err := clonePublishing(req)
 	if err == nil {
-		err = transport.FitFrame(&msg, j.from.sess.Pub.FrameSize())
+		err = transport.FitFrame(&msg, req.delivery.consumer.sess.Pub.FrameSize())
 	}
-	if err != nil || j.delivery.Redelivered {
-		j.requeue()
+	if err != nil || req.delivery.message.Redelivered {
+		req.requeue()
 		return
 	}
-	s.republish(j, j.queue, msg, j.ack)
+	s.republish(req, req.delivery.queue, msg, req.ack)
 }
 
 // isDraining reports whether the server must not start further requests. This holds from the

@@ -170,8 +170,8 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	done := make(chan struct{})
 	c := &consumer{
 		server: s, sess: sess, ch: ch, main: main, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
-		acks:   make(chan *job, 2*k.prefetch),
-		unread: make(chan *job, 2*k.prefetch),
+		acks:   make(chan *delivery, 2*k.prefetch),
+		unread: make(chan *delivery, 2*k.prefetch),
 		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),
 	}
 	ended := ch.NotifyClose(make(chan *amqp.Error, 1))

@@ -34,9 +34,9 @@ type consumer struct {
 	unpacks  bool
 	prefetch int
 	sub      subscription
-	acks     chan *job   // jobs whose messages are to be acknowledged, requeued or rejected
-	unread   chan *job   // jobs without bodies, to be requeued
-	open     unackedTags // used only by acknowledge
+	acks     chan *delivery // deliveries whose messages are to be acknowledged, requeued or rejected
+	unread   chan *delivery // deliveries without bodies, to be requeued
+	open     unackedTags    // used only by acknowledge
 	// silent is closed when the broker delivers nothing more to this consumer.
 	silent chan struct{}
 	// done is closed when nothing can be acknowledged any more: the session has ended, or the
@@ -60,8 +60,8 @@ type subscription struct {
 func newConsumer(s *Server, sess *transport.Session) *consumer {
 	return &consumer{
 		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, prefetch: s.cfg.prefetch,
-		acks:   make(chan *job, 2*s.cfg.prefetch),
-		unread: make(chan *job, 2*s.cfg.prefetch),
+		acks:   make(chan *delivery, 2*s.cfg.prefetch),
+		unread: make(chan *delivery, 2*s.cfg.prefetch),
 		silent: make(chan struct{}),
 	}
 }
@@ -112,13 +112,10 @@ func (c *consumer) subscriptionEnded() {
 // deliver the requests again.
 func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.Canceled(c.sub.tag) }
 
-// run starts a goroutine for deliveries, which a drain waits for. The order of the counters
-// ensures that the goroutine never counts as a request.
+// run starts a goroutine for deliveries, which a drain waits for.
 func (c *consumer) run(f func()) {
-	c.server.consumers.Add(1)
 	c.server.track.Add(1)
 	c.sess.Run(func() {
-		defer c.server.consumers.Add(-1)
 		defer c.server.track.Done()
 		f()
 	})
@@ -144,14 +141,14 @@ func (c *consumer) subscribe(queue string) (err error) {
 }
 
 // receive passes requests to the workers. When the server drains, receive ends the
-// subscription and handles the remaining deliveries. While many jobs wait, it takes no batch.
+// subscription and handles the remaining deliveries. While many requests wait, it takes no batch.
 func (c *consumer) receive() {
 	defer c.releaseRest()
 	draining := c.server.draining
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
-		if c.unpacks && !c.server.jobs.HasRoom() {
-			deliveries, room = nil, c.server.jobs.Room
+		if c.unpacks && !c.server.waiting.HasRoom() {
+			deliveries, room = nil, c.server.waiting.Room
 		}
 		select {
 		case d, ok := <-deliveries:
@@ -181,17 +178,22 @@ func (c *consumer) receive() {
 	}
 }
 
-// handle handles one delivery.
-func (c *consumer) handle(d *amqp.Delivery) {
-	if c.unpacks {
-		c.unpack(d)
-		return
+// handle handles one message. A message in the batch queue that is not a batch is handled as a
+// single request, which is returned to the request queue.
+func (c *consumer) handle(message *amqp.Delivery) {
+	held := c.claim(message)
+	switch {
+	case !c.unpacks:
+		c.accept(message, c.sub.queue, held)
+	case message.ContentType == wire.ContentTypeRequests:
+		c.unpack(message, held)
+	default:
+		c.accept(message, c.server.cfg.queue.Name, held)
 	}
-	c.accept(*d, c.sub.queue, c.claim(d))
 }
 
-// claim transfers the count of a delivery's body from the connection to the delivery's job,
-// which releases the count. It returns the counted bytes.
+// claim transfers the count of a delivery's body from the connection to the delivery, which
+// releases the count. It returns the counted bytes.
 func (c *consumer) claim(d *amqp.Delivery) int64 {
 	if !c.sub.counted || len(d.Body) == 0 {
 		return 0
@@ -215,20 +217,10 @@ func (c *consumer) releaseRest() {
 	}
 }
 
-// accept creates a job for a delivery; held is the number of counted bytes of the body.
-func (c *consumer) accept(d amqp.Delivery, queue string, held int64) {
-	c.server.counts.requests.Add(1)
-	c.server.track.Add(1)
-	j := &job{from: c, queue: queue, delivery: &d, arrived: time.Now(), held: held}
-	if len(d.Body) > 0 || len(d.Headers) == 0 || !c.takeUnread(j) {
-		c.submit(j)
-	}
-}
-
-// submit passes a job to the workers, unless the job is shed.
-func (c *consumer) submit(j *job) {
-	if !c.server.shed(j) {
-		c.server.jobs.Put(j)
+// submit passes a request to the workers, unless the request is shed.
+func (c *consumer) submit(req *inboundRequest) {
+	if !c.server.shed(req) {
+		c.server.waiting.Put(req)
 	}
 }
 
@@ -236,15 +228,15 @@ func (c *consumer) submit(j *job) {
 // costs a write here and a wake-up in the broker. If anything depends on an acknowledgement,
 // it is sent at once.
 func (c *consumer) acknowledge() {
-	var settled []*job
+	var settled []*delivery
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	<-pause.C
 	for {
 		select {
-		case j := <-c.acks:
+		case d := <-c.acks:
 			first := len(settled) == 0
-			settled = append(settled, j)
+			settled = append(settled, d)
 			for more := len(c.acks); more > 0; more-- {
 				settled = append(settled, <-c.acks)
 			}
@@ -258,8 +250,8 @@ func (c *consumer) acknowledge() {
 		case <-pause.C:
 			settled = c.ackAll(settled)
 		case <-c.done:
-			for _, j := range settled {
-				j.drop()
+			for _, d := range settled {
+				d.drop()
 			}
 			c.dropAcks()
 			return
@@ -270,50 +262,42 @@ func (c *consumer) acknowledge() {
 // canDelayAck reports whether the acknowledgement of completed requests may wait: they use a
 // small part of the prefetch, nothing depends on the acknowledgement, and the server does not
 // drain.
-func (c *consumer) canDelayAck(settled []*job) bool {
+func (c *consumer) canDelayAck(settled []*delivery) bool {
 	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.prefetch/ackShare &&
-		!slices.ContainsFunc(settled, (*job).needsAckBarrier) && !c.server.isDraining()
+		!slices.ContainsFunc(settled, (*delivery).needsAckBarrier) && !c.server.isDraining()
 }
 
 // ackAll acknowledges, requeues or rejects messages and returns an empty list.
-func (c *consumer) ackAll(jobs []*job) []*job {
-	if len(jobs) == 0 {
-		return jobs
+func (c *consumer) ackAll(deliveries []*delivery) []*delivery {
+	if len(deliveries) == 0 {
+		return deliveries
 	}
-	tags := make([]uint64, 0, len(jobs))
-	for _, j := range jobs {
-		if j.disposition == disposeAck {
-			tags = append(tags, j.delivery.DeliveryTag)
+	tags := make([]uint64, 0, len(deliveries))
+	for _, d := range deliveries {
+		if d.disposition == disposeAck {
+			tags = append(tags, d.message.DeliveryTag)
 		} else {
-			c.nack(j)
+			c.nack(d)
 		}
 	}
 	slices.Sort(tags)
 	c.ackTags(tags)
-	synced := !slices.ContainsFunc(jobs, (*job).needsAckBarrier) || c.sync()
-	for _, j := range jobs {
-		if !synced {
-			// The broker may or may not deliver the request again; the caller must not wait.
-			for _, refusal := range j.refusals {
-				refusal.response.Failure.Ran = wire.RanUnknown
-				refusal.send()
-			}
-			j.refusals = nil
-			j.drop()
+	synced := !slices.ContainsFunc(deliveries, (*delivery).needsAckBarrier) || c.sync()
+	for _, d := range deliveries {
+		if d.disposition == disposeRequeue {
+			d.drop()
 			continue
 		}
-		for _, refusal := range j.refusals {
+		for _, refusal := range d.afterAck {
+			if !synced { // the broker may or may not deliver the request again; the caller must not wait
+				refusal.response.Failure.Ran = wire.RanUnknown
+			}
 			refusal.send()
 		}
-		switch {
-		case j.disposition == disposeRequeue:
-			j.drop()
-		case !j.refused:
-			j.finish()
-		}
+		d.end()
 	}
-	clear(jobs)
-	return jobs[:0]
+	clear(deliveries)
+	return deliveries[:0]
 }
 
 // sync waits until the broker has processed the acknowledgements; false means that the channel
@@ -327,9 +311,9 @@ func (c *consumer) sync() bool {
 }
 
 // nack requeues or rejects a message.
-func (c *consumer) nack(j *job) {
-	c.open.ack([]uint64{j.delivery.DeliveryTag})
-	if err := j.delivery.Nack(false, j.disposition == disposeRequeue); err != nil {
+func (c *consumer) nack(d *delivery) {
+	c.open.ack([]uint64{d.message.DeliveryTag})
+	if err := d.message.Nack(false, d.disposition == disposeRequeue); err != nil {
 		c.fail(err)
 	}
 }
@@ -355,12 +339,12 @@ func (c *consumer) ack(tag uint64, allBefore bool) {
 	}
 }
 
-// dropAcks drops the jobs that can no longer be acknowledged.
+// dropAcks drops the deliveries that can no longer be acknowledged.
 func (c *consumer) dropAcks() {
 	for {
 		select {
-		case j := <-c.acks:
-			j.drop()
+		case d := <-c.acks:
+			d.drop()
 		default:
 			return
 		}

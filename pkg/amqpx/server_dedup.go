@@ -51,7 +51,7 @@ type dedupStore interface {
 	// more, it returns the request that runs, for the caller of leave to cancel.
 	leave(r *invocation, x *execution) (unwanted *invocation)
 	// has reports whether a duplicate of the request runs or has a stored response.
-	has(j *job) bool
+	has(req *inboundRequest) bool
 	// cancel marks the requests of a canceled call and returns the requests whose contexts
 	// must be canceled.
 	cancel(m *serverMethod, in *incoming, now time.Time) []*invocation
@@ -163,20 +163,20 @@ func (t executionTable) find(id *requestID, slot uint64) *execution {
 }
 
 // has implements dedupStore.
-func (e *dedupCache) has(j *job) bool {
-	id, ok := j.in.identity()
-	if !ok || j.method == nil || e.maxBytes == 0 {
+func (e *dedupCache) has(req *inboundRequest) bool {
+	id, ok := req.in.identity()
+	if !ok || req.method == nil || e.maxBytes == 0 {
 		return false
 	}
-	hash, slot := e.hashOf(j.in.Body), e.slotOf(&id.requestID)
+	hash, slot := e.hashOf(req.in.Body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.evict(time.Now())
-	x := j.method.known.find(&id.requestID, slot)
+	x := req.method.known.find(&id.requestID, slot)
 	if e.calls != nil {
-		x = e.calls[j.in.callKey()]
+		x = e.calls[req.in.callKey()]
 	}
-	return x != nil && x.hash == hash && x.isSameRequest(j.in, id.shared, hash)
+	return x != nil && x.hash == hash && x.isSameRequest(req.in, id.shared, hash)
 }
 
 // isSameRequest reports whether a request with the same id is a duplicate of the execution's
@@ -193,21 +193,21 @@ func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
 
 // begin implements dedupStore.
 func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
-	j := r.job
-	hash, slot := e.hashOf(j.in.Body), e.slotOf(&id.requestID)
+	req := r.request
+	hash, slot := e.hashOf(req.in.Body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)
-	known := j.method.known.find(&id.requestID, slot)
+	known := req.method.known.find(&id.requestID, slot)
 	if known != nil && known == r.ran && known.stored { // middleware runs the handler again
 		e.remove(known)
 		known = nil
 	}
 	switch {
-	case known == nil, e.maxBytes == 0, known.runner == r, !known.isSameRequest(j.in, id.shared, hash):
+	case known == nil, e.maxBytes == 0, known.runner == r, !known.isSameRequest(req.in, id.shared, hash):
 	case known.hash != hash:
 		return dedupConflict, nil
 	case known.stored:
@@ -218,12 +218,12 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 		e.wait(r, known)
 		return dedupWait, known
 	}
-	if r.ran == nil && j.method.atMostOnce && j.wasDeliveredBefore() {
+	if r.ran == nil && req.method.atMostOnce && req.wasDeliveredBefore() {
 		return dedupMayRan, nil
 	}
-	x := &execution{method: j.method, id: id, replyTo: j.in.ReplyTo, hash: hash, hashSlot: slot, runner: r}
-	if x.known = j.method.known[slot] == nil; x.known {
-		j.method.known[slot] = x
+	x := &execution{method: req.method, id: id, replyTo: req.in.ReplyTo, hash: hash, hashSlot: slot, runner: r}
+	if x.known = req.method.known[slot] == nil; x.known {
+		req.method.known[slot] = x
 		if e.calls != nil {
 			call := r.call()
 			x.call = &call
@@ -386,7 +386,7 @@ func (s *Server) deduplicate(h Handler) Handler {
 			return h(ctx, req)
 		}
 		id, ok := r.id, r.identified
-		if s.cfg.dedupScope != nil && r.job.in.Key != "" {
+		if s.cfg.dedupScope != nil && r.request.in.Key != "" {
 			if scope := s.cfg.dedupScope(ctx, req); scope != "" {
 				id, ok = identity{requestID{kind: scopeApplication, scope: scope, id: r.id.id}, true}, true
 			}
@@ -430,7 +430,7 @@ func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
 		s.counts.canceled.Add(1)
 		return r.refuse(refusal(CodeCanceled, "its caller canceled it before it ran"))
 	case dedupMayRan:
-		return r.refuse(deliveredOnceError(r.job.method.name))
+		return r.refuse(deliveredOnceError(r.request.method.name))
 	default:
 		e := Errorf(CodeResourceExhausted, "%d duplicates of requests wait already", maxWaitingDuplicates)
 		e.outcome = MayHaveRun

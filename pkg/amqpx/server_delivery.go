@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -13,280 +14,310 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// job is one request in a server, or a message with a batch of requests (see parcel). Only one
-// goroutine at a time owns a job.
-type job struct {
-	from     *consumer
-	queue    string         // the queue to which the request is returned
-	delivery *amqp.Delivery // the message of the request
+// delivery is one AMQP message in a server: a single request, or a batch of requests. When all
+// its requests are completed, the consumer disposes of the message, once. Then the delivery
+// sends the refusals that waited for the acknowledgement.
+type delivery struct {
+	consumer *consumer
+	message  amqp.Delivery
 	arrived  time.Time
-	place    int              // the index of its worker
-	in       *incoming        // nil until the request is decoded
-	method   *serverMethod    // nil if the method is unknown
-	failed   *Error           // the decoding error, for which the request is refused
-	parcel   *parcel          // the batch of the request; nil without a batch
-	answer   outboundResponse // the response to the request
-	whole    bool             // the job is the message of a batch
-
-	refused   bool  // the refusal is sent after the acknowledgement, and ends the job
-	completed bool  // the parcel does not wait for this job any more
-	turn      *turn // the wait of a request for a worker; the job has no other purpose then
-	invoked   *invocation
-
-	// The fields below belong to the message of the request (see onMessage) and matter when
-	// the message is acknowledged.
-	refusals     []*outboundResponse // sent after the acknowledgement
-	republishing int                 // copies with a delivery count in progress, see waitRepublished
-	// held is how many bytes of the body transport.BytesInHand counts for this job.
+	queue    string // the queue to which its requests are returned
+	batched  bool   // the message is a batch
+	// held is how many bytes of the body transport.BytesInHand counts for this delivery.
 	held int64
 	// unread is the size of a body that was dropped because transport.BytesInHand had no room.
 	unread int64
-	// disposition is how the consumer disposes of the message.
-	disposition disposition
+	// users counts the message, until it is disposed of, and the requests that are not
+	// finished. The last of them releases the resources.
+	users atomic.Int32
+
+	mu           sync.Mutex
+	open         int                 // requests that are not completed
+	disposition  disposition         // not changed any more when open is 0
+	afterAck     []*outboundResponse // refusals which are sent after the acknowledgement
+	republishing int                 // copies with a delivery count in progress, see waitRepublished
+	// last is the request which finishes with the disposal of the message: the request that was
+	// completed last, unless a refusal finishes it.
+	last *inboundRequest
 }
 
-// disposition is the frame with which a consumer disposes of a message.
+// disposition is the frame with which a consumer disposes of a message. The requests of a
+// batch may ask for different dispositions; the greatest of them counts.
 type disposition uint8
 
 const (
 	disposeAck     disposition = iota // basic.ack
 	disposeReject                     // basic.nack without requeue: dropped, or dead-lettered by a policy
 	disposeRequeue                    // basic.nack with requeue: delivered again, marked as redelivered
+	disposeNever                      // no frame: the broker delivers the message again after the session
 )
 
-// incoming is a request in a server. The response depends only on the embedded request: the
-// handler gets a Request of its own.
-type incoming struct {
-	wire.Request // as it was received
+// singleDelivery is the delivery of a single request with this request, in one allocation.
+type singleDelivery struct {
+	delivery
 
-	user   string  // the caller, see Server.callerOf
-	handed Request // the request that the middleware and the handler get
+	request  inboundRequest
+	incoming incoming
 }
 
-// hand returns the request for the middleware and the handler.
-func (in *incoming) hand(queued time.Duration) *Request {
-	in.handed = Request{
-		Method: in.Method, Body: in.Body, Header: in.Header,
-		ContentType: in.ContentType, ContentEncoding: in.ContentEncoding,
-		CorrelationID: in.ID, IdempotencyKey: in.Key, Idempotent: in.Idempotent,
-		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay,
-	}
-	return &in.handed
+// batchedRequest is a request in a batch, with the decoded request.
+type batchedRequest struct {
+	inboundRequest
+	incoming
 }
 
-// decode decodes the request on the first call and returns the same result afterwards.
-func (j *job) decode() (*incoming, *Error) {
-	if j.in == nil {
-		s := j.from.server
-		j.in = &incoming{user: s.callerOf(j.delivery)}
-		j.failed = formatRefusal(j.in.Decode(j.delivery, s.cfg.defaultMethod))
-		j.method = s.methods[j.in.Method]
-		if j.in.TooLarge {
-			j.tooLarge()
-		}
-	}
-	return j.in, j.failed
+// begin counts the delivery and its n requests as work in progress.
+func (d *delivery) begin(n int) {
+	s := d.consumer.server
+	d.open = n
+	d.users.Store(int32(n) + 1) //nolint:gosec // a batch has far fewer requests.
+	s.inFlight.Add(int64(n))
+	s.track.Add(1)
 }
 
-// ack acknowledges a request after the broker has confirmed the response. If the session of
-// the request has ended, ack only ends the job: the broker delivers the request again.
-func (j *job) ack() {
-	if j.parcel != nil {
-		j.complete(true)
-		if !j.refused {
-			j.finish()
-		}
+// release ends one use of the delivery. The last use releases the delivery's resources.
+func (d *delivery) release() {
+	if d.users.Add(-1) > 0 {
 		return
 	}
-	j.dispose()
+	s := d.consumer.server
+	if d.held > 0 {
+		s.cfg.inHand.Release(d.held)
+	}
+	s.track.Done()
 }
 
-// dispose passes the message to the consumer's acknowledge goroutine.
-func (j *job) dispose() {
+// complete marks a request as completed; how is the disposition that the request asks for. The
+// last request of the delivery disposes of the message. req is finished with that, or at once if
+// other requests are open; it is nil if a refusal finishes the request.
+func (d *delivery) complete(req *inboundRequest, how disposition) {
+	d.mu.Lock()
+	d.open--
+	d.disposition = max(d.disposition, how)
+	last := d.open == 0
+	if last {
+		d.last = req
+	}
+	d.mu.Unlock()
+	switch {
+	case last:
+		d.dispose()
+	case req != nil:
+		req.finish()
+	}
+}
+
+// dispose passes the message to the consumer's acknowledge goroutine. If the session of the
+// message has ended, dispose only ends the delivery: the broker delivers the message again.
+func (d *delivery) dispose() {
+	if d.disposition == disposeNever {
+		d.drop()
+		return
+	}
 	select {
-	case j.from.acks <- j:
+	case d.consumer.acks <- d:
 		// After the session has ended no goroutine reads acks, but the channel may have had
 		// room.
-		if j.from.isOver() {
-			j.from.dropAcks()
+		if d.consumer.isOver() {
+			d.consumer.dropAcks()
 		}
-	case <-j.from.done:
-		j.drop()
+	case <-d.consumer.done:
+		d.drop()
 	}
 }
 
-// requeue returns the original request to its queue; the broker marks it as redelivered.
-func (j *job) requeue() {
-	if j.parcel != nil {
-		j.parcel.requeueAll()
-		j.complete(true)
-		j.finish()
-		return
-	}
-	j.disposition = disposeRequeue
-	j.dispose()
+// requeue returns a message none of whose requests has started to its queue.
+func (d *delivery) requeue() {
+	d.disposition = disposeRequeue
+	d.dispose()
 }
 
 // drop ends a message without an acknowledgement, and the refusals that waited for the
 // acknowledgement.
-func (j *job) drop() {
-	for _, refusal := range j.refusals {
-		refusal.job.finish()
+func (d *delivery) drop() {
+	for _, refusal := range d.afterAck {
+		refusal.request.finish()
 	}
-	if !j.refused {
-		j.finish()
-	}
+	d.end()
 }
 
-// finish ends a job and releases its resources.
-func (j *job) finish() {
-	if j.parcel != nil {
-		j.complete(false)
+// end ends a message, and the request that was completed last.
+func (d *delivery) end() {
+	for range d.republishing {
+		d.consumer.server.moves.Done()
 	}
-	s := j.from.server
-	for range j.republishing {
-		s.moves.Done()
+	if d.last != nil {
+		d.last.finish()
 	}
-	if j.held > 0 {
-		s.cfg.inHand.Release(j.held)
-	}
-	s.track.Done()
-	if j.whole {
-		s.parcels.Add(-1)
-	}
+	d.release()
 }
 
-// willBeRedelivered reports whether the broker delivers the job's request again in any case:
-// the session has ended, and the queue was not deleted.
-func (j *job) willBeRedelivered() bool {
-	return j.from.isOver() && !j.from.queueIsGone()
-}
-
-// refuseAfterAck acknowledges the job's message and sends the refusal after that. The refusal
-// owns the job from then on.
-func (j *job) refuseAfterAck(refusal *outboundResponse) {
-	j.refused = true
-	p, patience := j.parcel, refusalPatience(j)
-	j.onMessage(func(m *job) { m.refusals = append(m.refusals, refusal) })
-	j.ack()
-	if p != nil && patience > 0 {
-		p.bound(refusal, patience)
-	}
-}
+// willBeRedelivered reports whether the broker delivers the message again in any case: the
+// session has ended, and the queue was not deleted.
+func (d *delivery) willBeRedelivered() bool { return d.consumer.isOver() && !d.consumer.queueIsGone() }
 
 // beginRepublish records that a copy with a delivery count is being published.
-func (j *job) beginRepublish() {
-	j.from.server.moves.Add(1)
-	j.onMessage(func(m *job) { m.republishing++ })
+func (d *delivery) beginRepublish() {
+	d.consumer.server.moves.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.republishing++
 }
 
 // endRepublish reverts beginRepublish, because the broker did not take the copy.
-func (j *job) endRepublish() {
-	moves := 0
-	j.onMessage(func(m *job) { moves, m.republishing = min(m.republishing, 1), max(m.republishing-1, 0) })
-	for range moves {
-		j.from.server.moves.Done()
+func (d *delivery) endRepublish() {
+	d.mu.Lock()
+	reverted := d.republishing > 0
+	if reverted {
+		d.republishing--
 	}
-}
-
-// onMessage calls f with the job of the request's message, which may be a batch.
-func (j *job) onMessage(f func(*job)) {
-	if j.parcel == nil {
-		f(j)
-		return
+	d.mu.Unlock()
+	if reverted {
+		d.consumer.server.moves.Done()
 	}
-	j.parcel.mu.Lock()
-	defer j.parcel.mu.Unlock()
-	f(j.parcel.message)
 }
 
 // needsAckBarrier reports whether a refusal or a copy depends on the broker having processed
 // the acknowledgement, which AMQP does not confirm.
-func (j *job) needsAckBarrier() bool { return j.republishing > 0 || len(j.refusals) > 0 }
+func (d *delivery) needsAckBarrier() bool { return d.republishing > 0 || len(d.afterAck) > 0 }
 
-// parcel is a batch of requests in a server. Each request has its own job; the message of the
-// batch is acknowledged when all requests are completed.
-type parcel struct {
-	message *job
+// minRefusalPatience is the minimum time that the refusal of a request in a batch waits for
+// the other requests of the batch.
+const minRefusalPatience = 500 * time.Millisecond
 
-	mu      sync.Mutex
-	open    int  // jobs that are not completed
-	unknown bool // a job ended and its request must be delivered again, so the whole batch is
-	requeue bool // a job requeued its request, so the whole batch is requeued
+// refusalPatience returns how long the refusal of a request waits for the acknowledgement of
+// the request's message before the refusal is sent without [DidNotRun]; 0 means without limit.
+// For an idempotent call the outcome matters little, because the call may be sent again either
+// way. Any other refusal waits for three quarters of the call's remaining time, so that the
+// caller still receives the code of the refusal.
+func refusalPatience(req *inboundRequest) time.Duration {
+	switch {
+	case req.in.Idempotent:
+		return minRefusalPatience
+	case req.in.Budget == wire.NoBudget:
+		return 0
+	default:
+		left := req.in.Budget - time.Since(req.delivery.arrived)
+		return max(left-left/4, minRefusalPatience)
+	}
 }
 
-// unpack passes the requests of a batch to the workers. A message in the batch queue that is
-// not a batch is handled as a single request.
-func (c *consumer) unpack(d *amqp.Delivery) {
+// bound sends a refusal after patience if its delivery is not completed by then. The broker may
+// deliver the message again, so the outcome of the refusal is [MayHaveRun] then.
+func (d *delivery) bound(refusal *outboundResponse, patience time.Duration) {
+	if d.isCompleted() {
+		return
+	}
+	time.AfterFunc(patience, func() {
+		if d.withdraw(refusal) {
+			refusal.response.Failure.Ran = wire.RanUnknown
+			refusal.send()
+		}
+	})
+}
+
+// isCompleted reports whether every request of the delivery is completed.
+func (d *delivery) isCompleted() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open == 0
+}
+
+// withdraw removes a refusal from the refusals that are sent after the acknowledgement. It
+// returns false if the delivery is completed: the acknowledgement sends the refusal.
+func (d *delivery) withdraw(refusal *outboundResponse) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open == 0 {
+		return false
+	}
+	i := slices.Index(d.afterAck, refusal)
+	if i < 0 {
+		return false
+	}
+	d.afterAck = slices.Delete(d.afterAck, i, i+1)
+	return true
+}
+
+// accept passes a single request to the workers; held is the number of counted bytes of the
+// body.
+func (c *consumer) accept(message *amqp.Delivery, queue string, held int64) {
+	c.server.counts.requests.Add(1)
+	one := &singleDelivery{delivery: delivery{consumer: c, queue: queue, message: *message, arrived: time.Now(), held: held}}
+	one.request.delivery, one.request.in = &one.delivery, &one.incoming
+	one.last = &one.request
+	one.begin(1)
+	if len(message.Body) > 0 || len(message.Headers) == 0 || !c.takeUnread(&one.request) {
+		c.submit(&one.request)
+	}
+}
+
+// unpack passes the requests of a batch to the workers; held is the number of counted bytes of
+// the body.
+func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 	s := c.server
-	held := c.claim(d)
-	if d.ContentType != wire.ContentTypeRequests {
-		c.accept(*d, s.cfg.queue.Name, held)
+	d := &delivery{consumer: c, queue: s.cfg.queue.Name, message: *message, arrived: time.Now(), held: held, batched: true}
+	if len(message.Body) == 0 && c.takeUnreadBatch(d) {
 		return
 	}
-	p := &parcel{message: &job{from: c, delivery: d, arrived: time.Now(), whole: true, held: held}}
-	if len(d.Body) == 0 && c.takeUnreadBatch(p.message) {
+	requests := d.decode()
+	d.begin(len(requests))
+	if len(requests) == 0 {
+		d.dispose()
 		return
 	}
+	// The requests are queued without requests of other messages between them: a request in
+	// between could wait for the copies of the requests before it (waitRepublished), and would
+	// occupy the worker which the requests behind it need.
+	wait := make([]task, 0, len(requests))
+	for i := range requests {
+		if req := &requests[i].inboundRequest; !s.shed(req) {
+			wait = append(wait, req)
+		}
+	}
+	s.waiting.Put(wait...)
+}
+
+// decode returns the requests of a batch.
+func (d *delivery) decode() []batchedRequest {
+	s, replyTo := d.consumer.server, d.message.ReplyTo
 	var room [64][]byte
-	records, err := wire.AppendRecords(room[:0], d.Body)
-	s.parcels.Add(1)
-	s.track.Add(1)
+	records, err := wire.AppendRecords(room[:0], d.message.Body)
 	s.recordBatchReceived(len(records))
-	jobs := make([]batchedJob, 0, len(records))
-	user := s.callerOf(d)
+	requests := make([]batchedRequest, 0, len(records))
+	user := s.callerOf(&d.message)
 	for _, record := range records {
-		jobs = append(jobs, batchedJob{})
-		j := &jobs[len(jobs)-1]
-		j.job = job{from: c, queue: s.cfg.queue.Name, delivery: d, arrived: p.message.arrived, in: &j.incoming, parcel: p}
-		j.failed = formatRefusal(j.in.DecodeRecord(record, d.ReplyTo, s.nameOf))
-		j.method = s.methods[j.in.Method]
-		j.in.Redelivered = j.in.Redelivered || d.Redelivered
-		j.in.user = user
-		switch size := len(j.in.Body); {
-		case j.in.ID == "" && d.ReplyTo != "":
+		requests = append(requests, batchedRequest{})
+		b := &requests[len(requests)-1]
+		req := &b.inboundRequest
+		*req = inboundRequest{delivery: d, in: &b.incoming, decoded: true}
+		req.failed = formatRefusal(req.in.DecodeRecord(record, replyTo, s.nameOf))
+		req.method = s.methods[req.in.Method]
+		req.in.Redelivered = req.in.Redelivered || d.message.Redelivered
+		req.in.user = user
+		switch size := len(req.in.Body); {
+		case req.in.ID == "" && replyTo != "":
 			// No call would match the response, and a batch of such records would cause
 			// responses of many times its size.
-			s.recordRefusal(&j.job, CodeInvalidArgument)
-			jobs = jobs[:len(jobs)-1]
+			s.recordRefusal(req, CodeInvalidArgument)
+			requests = requests[:len(requests)-1]
 			err = errNoID
-		case size > s.cfg.maxMessageSize && j.failed == nil:
+		case size > s.cfg.maxMessageSize && req.failed == nil:
 			s.counts.tooLarge.Add(1)
 			drop := wire.DroppedBody{Size: uint64(size), Limit: s.cfg.maxMessageSize}
-			j.failed = refusal(CodeInvalidArgument, "%s", drop.TooLarge())
+			req.failed = refusal(CodeInvalidArgument, "%s", drop.TooLarge())
 		}
 	}
 	if err != nil || len(records) == 0 {
 		s.logs.badBatch.of(s.cfg.logger).Warn("dropped a batch, or calls in it, that cannot be read",
-			zap.String("reply_to", d.ReplyTo), zap.Int("dropped", len(records)-len(jobs)), zap.Error(err))
+			zap.String("reply_to", replyTo), zap.Int("dropped", len(records)-len(requests)), zap.Error(err))
 	}
-	if len(jobs) == 0 {
-		p.message.ack()
-		return
-	}
-	p.open = len(jobs)
-	s.track.Add(len(jobs))
-	d.Body = nil
-	// The jobs are queued without jobs of other messages between them: a job in between could
-	// wait for the copies of the jobs before it (waitRepublished), and would occupy the worker
-	// which the jobs behind it need.
-	wait := make([]*job, 0, len(jobs))
-	for i := range jobs {
-		if j := &jobs[i].job; !s.shed(j) {
-			wait = append(wait, j)
-		}
-	}
-	s.jobs.Put(wait...)
+	d.message.Body = nil
+	return requests
 }
 
 // errNoID is why a request in a batch is dropped.
 var errNoID = errors.New("a call without an id")
-
-// batchedJob is the job of a request in a batch, with the decoded request.
-type batchedJob struct {
-	job
-	incoming
-}
 
 // nameOf returns the name of a method, without an allocation if the server has the method. An
 // empty name means the default method.
@@ -298,94 +329,6 @@ func (s *Server) nameOf(name []byte) string {
 		return m.name
 	}
 	return string(name)
-}
-
-// complete marks the job as completed, once; the last job of a batch disposes of the message.
-// settled is false if the request must be delivered again.
-func (j *job) complete(settled bool) {
-	if j.completed {
-		return
-	}
-	j.completed = true
-	p := j.parcel
-	p.mu.Lock()
-	p.open--
-	p.unknown = p.unknown || !settled
-	last, unknown, requeue := p.open == 0, p.unknown, p.requeue
-	p.mu.Unlock()
-	if !last {
-		return
-	}
-	switch {
-	case unknown:
-		p.message.drop()
-	case requeue:
-		p.message.requeue()
-	default:
-		p.message.ack()
-	}
-}
-
-// requeueAll makes the last job requeue the whole batch.
-func (p *parcel) requeueAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.requeue = true
-}
-
-// minRefusalPatience is the minimum time that the refusal of a request in a batch waits for
-// the other requests of the batch.
-const minRefusalPatience = 500 * time.Millisecond
-
-// refusalPatience returns how long the refusal of a job waits for the acknowledgement of the
-// job's message before the refusal is sent without [DidNotRun]; 0 means without limit. For an
-// idempotent call the outcome matters little, because the call may be sent again either way.
-// Any other refusal waits for three quarters of the call's remaining time, so that the caller
-// still receives the code of the refusal.
-func refusalPatience(j *job) time.Duration {
-	switch {
-	case j.in.Idempotent:
-		return minRefusalPatience
-	case j.in.Budget == wire.NoBudget:
-		return 0
-	default:
-		left := j.in.Budget - time.Since(j.arrived)
-		return max(left-left/4, minRefusalPatience)
-	}
-}
-
-// bound sends a refusal after patience if its batch is not completed by then. The broker may
-// deliver the batch again, so the outcome of the refusal is [MayHaveRun] then.
-func (p *parcel) bound(refusal *outboundResponse, patience time.Duration) {
-	if p.done() {
-		return
-	}
-	time.AfterFunc(patience, func() {
-		if p.withdraw(refusal) {
-			refusal.response.Failure.Ran = wire.RanUnknown
-			refusal.send()
-		}
-	})
-}
-
-// done reports whether every job of the batch is completed.
-func (p *parcel) done() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.open == 0
-}
-
-// withdraw removes a refusal from the refusals that are sent after the acknowledgement of the
-// batch. It returns false if the batch is completed: the acknowledgement sends the refusal.
-func (p *parcel) withdraw(refusal *outboundResponse) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	i := slices.Index(p.message.refusals, refusal)
-	if p.open == 0 || i < 0 {
-		return false
-	}
-	p.message.refusals = slices.Delete(p.message.refusals, i, i+1)
-	return true
 }
 
 // growingPause returns the pause before attempt tries+1: a random time between half of a bound

@@ -17,7 +17,7 @@ import (
 type invocation struct {
 	xsync.LazyContext
 
-	job        *job
+	request    *inboundRequest
 	id         identity
 	identified bool // a duplicate can be found by id
 
@@ -43,15 +43,15 @@ type invocation struct {
 	canceled bool       // the caller has canceled the call
 }
 
-func newInvocation(j *job) *invocation {
-	r := &invocation{job: j}
-	r.id, r.identified = j.in.identity()
+func newInvocation(req *inboundRequest) *invocation {
+	r := &invocation{request: req}
+	r.id, r.identified = req.in.identity()
 	return r
 }
 
 // call returns the key of the request's call.
 func (r *invocation) call() callKey {
-	return newCallKey(r.id.scope, r.job.in.ReplyTo, r.job.in.ID)
+	return newCallKey(r.id.scope, r.request.in.ReplyTo, r.request.in.ID)
 }
 
 // invocationKey is the key under which a context stores its invocation.
@@ -112,11 +112,12 @@ func (s *Server) lendWorker(r *invocation) {
 	s.startWorker(r.Parent(), r.place)
 }
 
-// turn is an entry in the job queue: a request waits for the place of a worker.
+// turn is an entry in the queue of the workers: a request waits for the place of a worker.
 type turn struct {
 	of        *invocation
 	taken     chan struct{} // closed when the request has a worker
 	withdrawn bool          // the request needs no worker any more; guarded by the invocation's mu
+	granted   bool          // the worker that took the turn ends; only this worker uses it
 }
 
 // regainWorker waits, after lendWorker, until a worker ends in favor of the request: at most
@@ -129,7 +130,7 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 		return !lent
 	}
 	t := &turn{of: r, taken: make(chan struct{})}
-	s.jobs.Put(&job{turn: t})
+	s.waiting.Put(t)
 	select {
 	case <-t.taken:
 		return true
@@ -141,21 +142,23 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 	return !r.lent // the request may have got a worker at the same time
 }
 
-// take gives the request the place of the calling worker, which then ends. It returns false if
-// the request needs no worker.
-func (t *turn) take(l *load, place int) bool {
+// take gives the request the place of the calling worker, which then ends, unless the request
+// needs no worker.
+func (t *turn) take(l *load, place int) {
 	r := t.of
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.over || !r.lent || t.withdrawn || r.answered {
-		return false
+		return
 	}
-	r.lent, r.place = false, place
+	r.lent, r.place, t.granted = false, place, true
 	l.busy.Add(1)
 	l.take(r, time.Now())
 	close(t.taken)
-	return true
 }
+
+// leaves implements task.
+func (t *turn) leaves(place int) (last, counted bool, next int) { return t.granted, true, place }
 
 // unknownMethods logs, once each, the names of requested methods that the server does not
 // have. Safe for concurrent use.

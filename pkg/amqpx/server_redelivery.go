@@ -48,46 +48,43 @@ func (q Queue) deadQueue() Queue {
 // and copy, and requests that kill servers would multiply. A drain ends the wait.
 // waitRepublished returns false if the request must not run here, because the broker delivers
 // it again.
-func (s *Server) waitRepublished(j *job) bool {
+func (s *Server) waitRepublished(req *inboundRequest) bool {
 	select {
 	case <-s.moves.WhenIdle():
 	case <-s.draining:
-	case <-j.from.done:
+	case <-req.delivery.consumer.done:
 	}
-	return !j.willBeRedelivered()
+	return !req.delivery.willBeRedelivered()
 }
 
 // handleRedelivered applies the redelivery policy to a request which may have run before. The
 // result is true if the request was refused, republished or dead-lettered.
-func (s *Server) handleRedelivered(j *job, m *serverMethod) bool {
-	again := j.delivery.Redelivered || m.atMostOnce && j.wasDeliveredBefore()
+func (s *Server) handleRedelivered(req *inboundRequest, m *serverMethod) bool {
+	again := req.delivery.message.Redelivered || m.atMostOnce && req.wasDeliveredBefore()
 	switch {
-	case !again, s.dedup.has(j):
+	case !again, s.dedup.has(req):
 		return false
 	case m.atMostOnce:
-		s.refuse(j, deliveredOnceError(m.name))
+		s.refuse(req, deliveredOnceError(m.name))
 		return true
-	case s.cfg.deliveryLimit == 0, s.deferred.take(j):
-		return s.resetDeliveryCount(j)
+	case s.cfg.deliveryLimit == 0, s.deferred.take(req):
+		return s.resetDeliveryCount(req)
 	}
-	lost := j.in.LostDeliveries + 1
+	lost := req.in.LostDeliveries + 1
 	if lost >= s.cfg.deliveryLimit {
-		s.deadLetter(j, lost)
+		s.deadLetter(req, lost)
 		return true
 	}
 	queue := s.cfg.queue.Name
 	if lost > 1 && s.retryUp.Load() { // otherwise the request runs among all others, and is still counted
 		queue = s.cfg.queue.retryQueue().Name
 	}
-	if msg, ok := s.cloneOrRefuse(j, lost); ok {
+	if msg, ok := s.cloneOrRefuse(req, lost); ok {
 		s.counts.republished.Add(1)
-		s.republish(j, queue, msg, j.ack)
+		s.republish(req, queue, msg, req.ack)
 	}
 	return true
 }
-
-// wasDeliveredBefore reports whether the request may have run before.
-func (j *job) wasDeliveredBefore() bool { return j.delivery.Redelivered || j.in.Redelivered }
 
 // deliveredOnceError returns the error for a request which may have run and must not run
 // again.
@@ -105,57 +102,57 @@ const brokerCountMax = 10
 // resetDeliveryCount republishes a request to its queue as a new message before the broker's
 // own delivery limit drops the request. It reports true if the request was republished or
 // refused.
-func (s *Server) resetDeliveryCount(j *job) bool {
-	if !j.isNearBrokerLimit() {
+func (s *Server) resetDeliveryCount(req *inboundRequest) bool {
+	if !req.isNearBrokerLimit() {
 		return false
 	}
-	if msg, ok := s.cloneOrRefuse(j, j.in.LostDeliveries+1); ok {
+	if msg, ok := s.cloneOrRefuse(req, req.in.LostDeliveries+1); ok {
 		s.counts.republished.Add(1)
-		s.republish(j, s.cfg.queue.Name, msg, j.ack)
+		s.republish(req, s.cfg.queue.Name, msg, req.ack)
 	}
 	return true
 }
 
 // isNearBrokerLimit reports whether the broker may soon drop a request because of the number
 // of its deliveries.
-func (j *job) isNearBrokerLimit() bool {
-	n, ok := wire.WholeNumber(j.delivery.Headers["x-delivery-count"])
+func (req *inboundRequest) isNearBrokerLimit() bool {
+	n, ok := wire.WholeNumber(req.delivery.message.Headers["x-delivery-count"])
 	return ok && n >= brokerCountMax
 }
 
 // cloneOrRefuse returns a copy of the request with the count of lost deliveries. It refuses a
 // request whose headers this process can read but not write: the count could not be set.
-func (s *Server) cloneOrRefuse(j *job, lost int) (amqp.Publishing, bool) {
-	msg, err := clonePublishing(j)
+func (s *Server) cloneOrRefuse(req *inboundRequest, lost int) (amqp.Publishing, bool) {
+	msg, err := clonePublishing(req)
 	if err != nil {
-		s.refuseUncounted(j, err)
+		s.refuseUncounted(req, err)
 		return msg, false
 	}
 	wire.SetHeader(&msg, wire.HeaderDeliveries, int64(lost))
-	return msg, s.fitsOrRefuse(j, &msg)
+	return msg, s.fitsOrRefuse(req, &msg)
 }
 
 // fitsOrRefuse refuses a request if its copy, with the added headers, does not fit a frame of
 // the connection.
-func (s *Server) fitsOrRefuse(j *job, msg *amqp.Publishing) bool {
-	err := transport.FitFrame(msg, j.from.sess.Pub.FrameSize())
+func (s *Server) fitsOrRefuse(req *inboundRequest, msg *amqp.Publishing) bool {
+	err := transport.FitFrame(msg, req.delivery.consumer.sess.Pub.FrameSize())
 	if err != nil {
-		s.refuseUncounted(j, err)
+		s.refuseUncounted(req, err)
 	}
 	return err == nil
 }
 
-func (s *Server) refuseUncounted(j *job, err error) {
+func (s *Server) refuseUncounted(req *inboundRequest, err error) {
 	e := Errorf(CodeInvalidArgument, "handed out before, and cannot be counted: %v", err)
 	e.outcome = MayHaveRun
-	s.refuse(j, e)
+	s.refuse(req, e)
 }
 
 // deadLetter republishes a request to the queue of dead letters and responds to the caller.
-func (s *Server) deadLetter(j *job, lost int) {
+func (s *Server) deadLetter(req *inboundRequest, lost int) {
 	dead := s.cfg.queue.deadQueue().Name
 	reason := fmt.Sprintf("delivered %d times and never acknowledged", lost)
-	msg, ok := s.cloneOrRefuse(j, lost)
+	msg, ok := s.cloneOrRefuse(req, lost)
 	if !ok {
 		return
 	}
@@ -165,16 +162,16 @@ func (s *Server) deadLetter(j *job, lost int) {
 	msg.Headers[wire.HeaderDeadReason] = reason
 	msg.Headers[wire.HeaderDeadQueue] = s.cfg.queue.Name
 	msg.Headers[wire.HeaderDeadTime] = time.Now().UTC()
-	if !s.fitsOrRefuse(j, &msg) {
+	if !s.fitsOrRefuse(req, &msg) {
 		return
 	}
-	s.republish(j, dead, msg, func() {
+	s.republish(req, dead, msg, func() {
 		s.counts.dead.Add(1)
 		s.cfg.logger.Error("request moved to the dead letters", zap.String("queue", dead),
-			zap.String("method", j.in.Method), zap.String("correlation_id", j.in.ID), zap.Int("deliveries", lost))
+			zap.String("method", req.in.Method), zap.String("correlation_id", req.in.ID), zap.Int("deliveries", lost))
 		e := Errorf(CodeInternal, "%s: moved to queue %q", reason, dead)
 		e.outcome = MayHaveRun
-		s.reply(j, s.refusalOf(j, e))
+		s.reply(req, s.refusalOf(req, e))
 	})
 }
 
@@ -182,22 +179,22 @@ func (s *Server) deadLetter(j *job, lost int) {
 // queue. The original is acknowledged after the confirm of the copy, so the request is always
 // in a queue. A crash between the two leaves the request there twice.
 type republished struct {
-	server *Server
-	job    *job
-	key    string
-	msg    amqp.Publishing
-	done   func() // called after the confirm
-	tries  int    // the number of nacks
+	server  *Server
+	request *inboundRequest
+	key     string
+	msg     amqp.Publishing
+	done    func() // called after the confirm
+	tries   int    // the number of nacks
 
-	counted bool // the copy has a delivery count; see job.beginRepublish
+	counted bool // the copy has a delivery count; see delivery.beginRepublish
 }
 
-// republish publishes msg, a copy of the job's request, to queue. After the confirm it calls
+// republish publishes msg, a copy of the request, to queue. After the confirm it calls
 // done, which acknowledges the original or responds to the caller.
-func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func()) {
-	s.sign(&msg, j.in.user)
+func (s *Server) republish(req *inboundRequest, queue string, msg amqp.Publishing, done func()) {
+	s.sign(&msg, req.in.user)
 	_, counted := msg.Headers[wire.HeaderDeliveries]
-	(&republished{server: s, job: j, key: queue, msg: msg, done: done, counted: counted}).send()
+	(&republished{server: s, request: req, key: queue, msg: msg, done: done, counted: counted}).send()
 }
 
 // send publishes the copy. A copy which may have ended a connection, or which the broker has
@@ -207,9 +204,9 @@ func (s *Server) republish(j *job, queue string, msg amqp.Publishing, done func(
 // connection is newer.
 func (m *republished) send() {
 	if m.counted {
-		m.job.beginRepublish()
+		m.request.delivery.beginRepublish()
 	}
-	if m.tries > 0 || m.server.suspects.isSuspect(m.job.in) {
+	if m.tries > 0 || m.server.suspects.isSuspect(m.request.in) {
 		m.server.isolate(m)
 		return
 	}
@@ -224,8 +221,8 @@ func (m *republished) Canceled() bool { return false }
 // the original again, and a copy would be one too many. A draining server leaves the counting
 // of a request to the next server.
 func (m *republished) BeginSend(uint64) bool {
-	if m.job.from.isOver() {
-		m.job.finish()
+	if m.request.delivery.consumer.isOver() {
+		m.request.leaveUnacked()
 		return false
 	}
 	if m.counted && m.server.isDraining() {
@@ -238,7 +235,7 @@ func (m *republished) BeginSend(uint64) bool {
 // cancelRepublish requeues the original of an unpublished copy.
 func (m *republished) cancelRepublish() {
 	m.notTaken()
-	m.job.requeue()
+	m.request.requeue()
 }
 
 // cancelRepublishing requeues the originals of all copies, while the broker blocks publishing
@@ -254,7 +251,7 @@ func (s *Server) cancelRepublishing() {
 	}
 	for _, out := range s.outbox.TakeMatching(func(out publish.Outbound) bool {
 		m, ok := out.(*republished)
-		return ok && m.job.from.sess == sess
+		return ok && m.request.delivery.consumer.sess == sess
 	}) {
 		m, _ := out.(*republished)
 		m.cancelRepublish()
@@ -273,20 +270,20 @@ func (m *republished) OnResult(f publish.Result) {
 		f = publish.Returned
 	}
 	switch {
-	case f == publish.Confirmed && !m.job.from.isOver():
+	case f == publish.Confirmed && !m.request.delivery.consumer.isOver():
 		m.done()
-	case (f == publish.Nacked || f == publish.Returned) && !m.job.from.isOver():
+	case (f == publish.Nacked || f == publish.Returned) && !m.request.delivery.consumer.isOver():
 		m.nacked()
-	case f == publish.Suspect && !m.job.from.sess.Ended():
+	case f == publish.Suspect && !m.request.delivery.consumer.sess.Ended():
 		m.server.isolate(m) // the copy may have ended the channel
-	case f == publish.Unsent && !m.job.from.sess.Ended():
+	case f == publish.Unsent && !m.request.delivery.consumer.sess.Ended():
 		m.notTaken()
 		m.again()
 	default:
 		if f == publish.Lost || f == publish.Suspect {
-			m.server.suspects.noteUnconfirmed(m.job.in)
+			m.server.suspects.noteUnconfirmed(m.request.in)
 		}
-		m.job.finish() // the broker delivers the original again
+		m.request.leaveUnacked() // the broker delivers the original again
 	}
 }
 
@@ -305,7 +302,7 @@ func (m *republished) nacked() {
 		zap.String("correlation_id", m.msg.CorrelationId), zap.Int("tries", m.tries+1))
 	m.notTaken()
 	if s.isDraining() {
-		m.job.requeue()
+		m.request.requeue()
 		return
 	}
 	pause := growingPause(movePauseMin, movePauseMax, m.tries)
@@ -320,10 +317,10 @@ func (m *republished) nacked() {
 // server drains and requeues the original.
 func (m *republished) again() {
 	switch {
-	case m.job.from.isOver():
-		m.job.finish()
+	case m.request.delivery.consumer.isOver():
+		m.request.leaveUnacked()
 	case m.server.isDraining():
-		m.job.requeue()
+		m.request.requeue()
 	default:
 		if m.key == m.server.cfg.queue.retryQueue().Name {
 			m.key = m.server.cfg.queue.Name // the request runs among all others, and is still counted
@@ -335,7 +332,7 @@ func (m *republished) again() {
 // notTaken reverts beginRepublish, because the broker did not take the copy.
 func (m *republished) notTaken() {
 	if m.counted {
-		m.job.endRepublish()
+		m.request.delivery.endRepublish()
 	}
 }
 
@@ -348,13 +345,13 @@ func (m *republished) undeliverable(cause error) {
 	m.server.logs.undeliverable.of(m.server.cfg.logger).Warn("refused a request of which a copy ends the connection",
 		zap.String("to", m.key), zap.String("correlation_id", m.msg.CorrelationId), zap.Error(cause))
 	m.notTaken()
-	if m.job.from.isOver() {
-		m.job.finish()
+	if m.request.delivery.consumer.isOver() {
+		m.request.leaveUnacked()
 		return
 	}
 	e := Errorf(CodeInvalidArgument, "handed out before, and the broker does not take a copy: %v", cause)
 	e.outcome = MayHaveRun
-	m.server.refuse(m.job, e)
+	m.server.refuse(m.request, e)
 }
 
 // brokerHeaders returns the headers which the broker writes or acts on.
@@ -367,11 +364,11 @@ func brokerHeaders() []string {
 // properties which the broker has written or would act on: the user, which the broker compares
 // with the connection's user (republish sets this server's own); the routing headers CC and
 // BCC (https://www.rabbitmq.com/docs/sender-selected); the delivery counts of a quorum queue.
-func clonePublishing(j *job) (amqp.Publishing, error) {
-	if j.parcel != nil {
-		return clonePublishingOfBatched(j), nil
+func clonePublishing(req *inboundRequest) (amqp.Publishing, error) {
+	if req.delivery.batched {
+		return clonePublishingOfBatched(req), nil
 	}
-	d := j.delivery
+	d := &req.delivery.message
 	if err := wire.CheckTable(d.Headers); err != nil {
 		return amqp.Publishing{}, err
 	}
@@ -382,9 +379,9 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 	for _, name := range brokerHeaders() {
 		delete(headers, name)
 	}
-	held := time.Since(j.arrived)
-	if _, has := headers[wire.HeaderTimeout]; has && j.in.Budget != wire.NoBudget {
-		headers[wire.HeaderTimeout] = max(wire.Milliseconds(j.in.Budget-held), 1)
+	held := time.Since(req.delivery.arrived)
+	if _, has := headers[wire.HeaderTimeout]; has && req.in.Budget != wire.NoBudget {
+		headers[wire.HeaderTimeout] = max(wire.Milliseconds(req.in.Budget-held), 1)
 	}
 	return amqp.Publishing{
 		Headers:         headers,
@@ -404,10 +401,10 @@ func clonePublishing(j *job) (amqp.Publishing, error) {
 }
 
 // clonePublishingOfBatched returns a message with a single request from a batch.
-func clonePublishingOfBatched(j *job) amqp.Publishing {
-	left := max(j.in.Budget-time.Since(j.arrived), time.Millisecond)
-	msg := j.in.Publishing(j.in.ReplyTo, left, j.delivery.DeliveryMode == amqp.Persistent)
-	if j.in.Budget == wire.NoBudget {
+func clonePublishingOfBatched(req *inboundRequest) amqp.Publishing {
+	left := max(req.in.Budget-time.Since(req.delivery.arrived), time.Millisecond)
+	msg := req.in.Publishing(req.in.ReplyTo, left, req.delivery.message.DeliveryMode == amqp.Persistent)
+	if req.in.Budget == wire.NoBudget {
 		msg.Expiration = ""
 	}
 	for _, name := range brokerHeaders() {

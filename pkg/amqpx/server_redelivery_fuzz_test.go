@@ -26,8 +26,8 @@ func FuzzCopy(f *testing.F) {
 			d.Type = wiretest.TypeOf(n >> 1)
 		}
 		before := maps.Clone(d.Headers)
-		j := &job{delivery: &d, arrived: time.Now().Add(-time.Duration(max(held, 0))), in: decoded(&d)}
-		msg, err := clonePublishing(j)
+		req := &inboundRequest{delivery: &delivery{message: d, arrived: time.Now().Add(-time.Duration(max(held, 0)))}, in: decoded(&d)}
+		msg, err := clonePublishing(req)
 		if !reflect.DeepEqual(before, d.Headers) && !hasNaN(before) {
 			t.Errorf("the original changed from %v to %v", before, d.Headers)
 		}
@@ -39,9 +39,9 @@ func FuzzCopy(f *testing.F) {
 		}
 		d.Headers, d.Expiration = msg.Headers, msg.Expiration
 		again := decoded(&d)
-		if again.Method != j.in.Method || again.ID != j.in.ID || string(again.Body) != string(j.in.Body) ||
-			again.Idempotent != j.in.Idempotent || again.Budget > max(j.in.Budget, time.Millisecond) {
-			t.Errorf("%+v became %+v", j.in, again)
+		if again.Method != req.in.Method || again.ID != req.in.ID || string(again.Body) != string(req.in.Body) ||
+			again.Idempotent != req.in.Idempotent || again.Budget > max(req.in.Budget, time.Millisecond) {
+			t.Errorf("%+v became %+v", req.in, again)
 		}
 		if n, err := strconv.ParseInt(msg.Expiration, 10, 64); msg.Expiration != "" && (err != nil || n < 1) {
 			t.Errorf("expiration %q of %q", msg.Expiration, expiration)

@@ -542,23 +542,23 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		msg := with(request("m"), func(p *amqp.Publishing) { p.Headers, p.Expiration = amqp.Table{wire.HeaderTimeout: "9000"}, "8000" })
-		j := &job{arrived: time.Now(), delivery: &amqp.Delivery{
+		d := &delivery{arrived: time.Now(), message: amqp.Delivery{
 			AppId: msg.AppId, ReplyTo: msg.ReplyTo, CorrelationId: msg.CorrelationId, Headers: msg.Headers, Expiration: msg.Expiration,
 		}}
-		j.in = decoded(j.delivery)
+		req := &inboundRequest{delivery: d, in: decoded(&d.message)}
 		for _, step := range []struct {
 			after      time.Duration
 			budget     int64
 			expiration string
 		}{{0, 9000, "8000"}, {3 * time.Second, 6000, "5000"}, {10 * time.Second, 1, "1"}} {
 			pass(step.after)
-			got, err := clonePublishing(j)
+			got, err := clonePublishing(req)
 			if err != nil {
 				t.Fatal(err)
 			}
 			wantSame(t, "budget", got.Headers[wire.HeaderTimeout], any(step.budget))
 			wantSame(t, "expiration", got.Expiration, step.expiration)
 		}
-		wantSame(t, "original", j.delivery.Headers[wire.HeaderTimeout], any("9000"))
+		wantSame(t, "original", d.message.Headers[wire.HeaderTimeout], any("9000"))
 	})
 }

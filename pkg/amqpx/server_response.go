@@ -37,7 +37,7 @@ const (
 // deliver the request again, and it would run.
 type outboundResponse struct {
 	server   *Server
-	job      *job
+	request  *inboundRequest
 	response wire.Response
 	tries    int
 	route    responseRoute
@@ -56,22 +56,22 @@ const (
 	routeIsolated                      // the connection for suspects
 )
 
-// reply sends the response to a job's request. A one-way request has no response and is only
+// reply sends the response to a request. A one-way request has no response and is only
 // acknowledged. Without a connection the response waits in the outbox for the next connection:
 // the reply queue outlives a connection.
-func (s *Server) reply(j *job, r reply) {
-	if j.in.OneWay {
-		j.ack()
+func (s *Server) reply(req *inboundRequest, r reply) {
+	if req.in.OneWay {
+		req.ack()
 		return
 	}
-	j.answer = outboundResponse{server: s, job: j, response: r.toWire()}
-	j.answer.send()
+	req.response = outboundResponse{server: s, request: req, response: r.toWire()}
+	req.response.send()
 }
 
 // send puts the response into the outbox of the right connection. A response to an address
 // which has ended a connection is dropped.
 func (a *outboundResponse) send() {
-	s, in := a.server, a.job.in
+	s, in := a.server, a.request.in
 	switch direct := isDirectAddress(in.ReplyTo); {
 	case direct && s.suspects.isAvoided(in.ReplyTo):
 		a.undeliverable(errAvoided)
@@ -95,31 +95,31 @@ func (a *outboundResponse) isolate() {
 // undeliverable implements isolable. It acknowledges the request, so that the response cannot
 // end another connection.
 func (a *outboundResponse) undeliverable(cause error) {
-	a.server.noteUndeliverable(a.job.in.ReplyTo, a.job.in.ID, cause)
+	a.server.noteUndeliverable(a.request.in.ReplyTo, a.request.in.ID, cause)
 	a.done()
 }
 
 // refuse responds to a request that no handler of this server ran. A refusal with [DidNotRun]
 // is sent after the acknowledgement of the request's message. A request in a batch is
-// acknowledged when all other requests of the batch are completed; see parcel.bound.
-func (s *Server) refuse(j *job, e *Error) {
-	s.recordRefusal(j, e.code)
-	r := s.refusalOf(j, e)
-	if j.in.OneWay || r.failed.outcome != DidNotRun {
-		s.reply(j, r)
+// acknowledged when all other requests of the batch are completed; see delivery.bound.
+func (s *Server) refuse(req *inboundRequest, e *Error) {
+	s.recordRefusal(req, e.code)
+	r := s.refusalOf(req, e)
+	if req.in.OneWay || r.failed.outcome != DidNotRun {
+		s.reply(req, r)
 		return
 	}
-	j.answer = outboundResponse{server: s, job: j, response: r.toWire(), acked: true}
-	j.refuseAfterAck(&j.answer)
+	req.response = outboundResponse{server: s, request: req, response: r.toWire(), acked: true}
+	req.refuseAfterAck(&req.response)
 }
 
 // refusalOf returns the response to a refused request. Its outcome is [DidNotRun] only if no
 // earlier delivery or sending of the request is known.
-func (s *Server) refusalOf(j *job, e *Error) reply {
-	if j.in.Redelivered && e.outcome == DidNotRun {
+func (s *Server) refusalOf(req *inboundRequest, e *Error) reply {
+	if req.in.Redelivered && e.outcome == DidNotRun {
 		e.outcome = MayHaveRun
 	}
-	return reply{failed: e, times: wire.Times{Queue: time.Since(j.arrived)}}
+	return reply{failed: e, times: wire.Times{Queue: time.Since(req.delivery.arrived)}}
 }
 
 // BeginSend implements publish.Outbound. A response is always sent.
@@ -131,16 +131,16 @@ func (a *outboundResponse) Canceled() bool { return false }
 // Publishing implements publish.Outbound. The return of a mandatory response is only counted: a caller
 // without a reply queue needs no response.
 func (a *outboundResponse) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	in := a.job.in
+	in := a.request.in
 	return in.ReplyTo, a.server.returnsCount(in.ReplyTo), a.response.Publishing(&in.Request, a.server.cfg.persistent)
 }
 
 // BatchKey implements publish.Batchable. A client that sends batches can read batches.
 func (a *outboundResponse) BatchKey() string {
-	if a.job.parcel == nil || !a.response.FitsBatch() || a.response.BatchSize(&a.job.in.Request) > publish.MaxBatchBytes {
+	if !a.request.delivery.batched || !a.response.FitsBatch() || a.response.BatchSize(&a.request.in.Request) > publish.MaxBatchBytes {
 		return ""
 	}
-	return a.job.in.ReplyTo
+	return a.request.in.ReplyTo
 }
 
 // Consumers implements publish.Batchable. A reply queue has one consumer, the client.
@@ -169,14 +169,14 @@ type responseBatch struct {
 // Fits implements publish.Batch.
 func (b *responseBatch) Fits(m publish.Batchable) bool {
 	a, ok := m.(*outboundResponse)
-	return ok && len(b.body)+a.response.BatchSize(&a.job.in.Request) <= b.limit
+	return ok && len(b.body)+a.response.BatchSize(&a.request.in.Request) <= b.limit
 }
 
 // Add implements publish.Batch.
 func (b *responseBatch) Add(m publish.Batchable) {
 	if a, ok := m.(*outboundResponse); ok {
 		b.responses = append(b.responses, a)
-		b.body = a.response.AppendTo(b.body, &a.job.in.Request)
+		b.body = a.response.AppendTo(b.body, &a.request.in.Request)
 	}
 }
 
@@ -221,20 +221,20 @@ func (a *outboundResponse) OnResult(f publish.Result) {
 			a.server.counts.unroutable.Add(1)
 		}
 		if a.route == routeIsolated {
-			a.server.suspects.clear(a.job.in)
+			a.server.suspects.clear(a.request.in)
 		}
 		a.done()
 	case f == publish.Nacked:
 		a.nacked()
-	case f == publish.Unsent && (a.acked || a.route != routeMain || !a.job.from.sess.Ended()): // no redelivery of the request
+	case f == publish.Unsent && (a.acked || a.route != routeMain || !a.request.delivery.consumer.sess.Ended()): // no redelivery of the request
 		a.send()
 	case f == publish.Suspect:
 		a.isolate() // the response may have ended the channel
 	case a.acked || a.route != routeMain:
 		a.isolate() // the response may have ended the connection
 	default:
-		a.server.suspects.noteUnconfirmed(a.job.in)
-		a.job.finish() // lost with its session: the broker delivers the request again
+		a.server.suspects.noteUnconfirmed(a.request.in)
+		a.request.leaveUnacked() // lost with its session: the broker delivers the request again
 	}
 }
 
@@ -257,13 +257,13 @@ func (a *outboundResponse) Reject(cause error) {
 
 // nacked publishes the response again after a pause, until the caller's deadline.
 func (a *outboundResponse) nacked() {
-	s, j := a.server, a.job
-	left := nackedFor - time.Since(j.arrived)
-	if j.in.Budget != wire.NoBudget {
-		left = j.in.Budget - time.Since(j.arrived)
+	s, req := a.server, a.request
+	left := nackedFor - time.Since(req.delivery.arrived)
+	if req.in.Budget != wire.NoBudget {
+		left = req.in.Budget - time.Since(req.delivery.arrived)
 	}
 	if left <= 0 {
-		s.noteNacked(nackedResponse{j.in.ReplyTo, j.in.ID, a.tries + 1})
+		s.noteNacked(nackedResponse{req.in.ReplyTo, req.in.ID, a.tries + 1})
 		a.done()
 		return
 	}
@@ -278,9 +278,9 @@ func (a *outboundResponse) nacked() {
 
 func (a *outboundResponse) done() {
 	if a.acked {
-		a.job.finish()
+		a.request.finish()
 	} else {
-		a.job.ack()
+		a.request.ack()
 	}
 }
 
@@ -401,7 +401,7 @@ const ownProperties = 4 << 10
 func (r *invocation) checkResponse(p *wire.Properties) error {
 	var msg amqp.Publishing
 	p.AddTo(&msg, false)
-	size := r.job.from.sess.Pub.FrameSize()
+	size := r.request.delivery.consumer.sess.Pub.FrameSize()
 	if size == 0 {
 		return nil // the frame size has no limit
 	}

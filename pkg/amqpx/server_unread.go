@@ -23,44 +23,44 @@ const (
 	unreadRetryAfter = time.Second
 )
 
-// tooLarge records that a job's request is beyond the size limit. A one-way request has no
+// tooLarge records that a request is beyond the size limit. A one-way request has no
 // caller for an error and is rejected, so a dead-letter policy of the broker can keep the
 // request.
-func (j *job) tooLarge() {
-	s := j.from.server
+func (req *inboundRequest) tooLarge() {
+	s := req.delivery.consumer.server
 	s.counts.tooLarge.Add(1)
-	if !j.in.OneWay {
+	if !req.in.OneWay {
 		return
 	}
-	j.disposition = disposeReject
-	s.logs.tooLarge.of(s.cfg.logger).Warn("rejected a one-way request that is too large", zap.String("queue", j.queue),
-		zap.String("method", j.in.Method), zap.String("reason", j.failed.message))
+	req.delivery.disposition = disposeReject
+	s.logs.tooLarge.of(s.cfg.logger).Warn("rejected a one-way request that is too large", zap.String("queue", req.delivery.queue),
+		zap.String("method", req.in.Method), zap.String("reason", req.failed.message))
 }
 
 // takeUnread handles a request without its body, for which there was no room on arrival. The
 // result is false for any other request, and for a request which is refused with any body.
-func (c *consumer) takeUnread(j *job) bool {
-	drop, ok := wire.DroppedBodyOf(j.delivery.Headers)
+func (c *consumer) takeUnread(req *inboundRequest) bool {
+	drop, ok := wire.DroppedBodyOf(req.delivery.message.Headers)
 	if !ok || !drop.NoRoom {
 		return false
 	}
 	s := c.server
 	s.counts.deferred.Add(1)
-	in, failed := j.decode()
-	m := j.method
+	in, failed := req.decode()
+	m := req.method
 	switch {
 	case failed != nil, m == nil:
 		return false
 	case c.server.isDraining():
-		j.requeue()
-	case m.atMostOnce, !in.OneWay && s.endsWhenRedelivered(j):
+		req.requeue()
+	case m.atMostOnce, !in.OneWay && s.endsWhenRedelivered(req):
 		e := refusal(CodeResourceExhausted, "the server has %d bytes of requests in hand and no room for %d more",
 			s.cfg.inHand.Held.Load(), drop.Size)
 		e.retryAfter = unreadRetryAfter
-		s.refuse(j, e)
+		s.refuse(req, e)
 	default:
-		s.deferred.add(j)
-		c.keepUnread(j, drop)
+		s.deferred.add(req)
+		c.keepUnread(req.delivery, drop)
 	}
 	return true
 }
@@ -68,9 +68,9 @@ func (c *consumer) takeUnread(j *job) bool {
 // endsWhenRedelivered reports whether another server would dead-letter the request if this
 // server requeued it now, because the broker marks the request as redelivered, like a lost
 // request. The result is also true if the broker would soon drop the request.
-func (s *Server) endsWhenRedelivered(j *job) bool {
+func (s *Server) endsWhenRedelivered(req *inboundRequest) bool {
 	limit := s.cfg.deliveryLimit
-	return limit > 0 && !j.delivery.Redelivered && j.in.LostDeliveries+1 >= limit || j.isNearBrokerLimit()
+	return limit > 0 && !req.delivery.message.Redelivered && req.in.LostDeliveries+1 >= limit || req.isNearBrokerLimit()
 }
 
 // maxDeferred bounds the number of requests in deferredRequests; at the bound all records are
@@ -90,14 +90,14 @@ type deferredRequests struct {
 // deferredRequest identifies a request.
 type deferredRequest struct{ method, correlationID, messageID, replyTo string }
 
-func deferredRequestOf(j *job) deferredRequest {
-	d := j.delivery
-	return deferredRequest{j.in.Method, d.CorrelationId, d.MessageId, d.ReplyTo}
+func deferredRequestOf(req *inboundRequest) deferredRequest {
+	d := &req.delivery.message
+	return deferredRequest{req.in.Method, d.CorrelationId, d.MessageId, d.ReplyTo}
 }
 
 // add records a request which is about to be requeued.
-func (r *deferredRequests) add(j *job) {
-	if j.delivery.Redelivered {
+func (r *deferredRequests) add(req *inboundRequest) {
+	if req.delivery.message.Redelivered {
 		return
 	}
 	r.mu.Lock()
@@ -105,17 +105,17 @@ func (r *deferredRequests) add(j *job) {
 	if r.requests == nil || len(r.requests) >= maxDeferred {
 		r.requests = make(map[deferredRequest]int)
 	}
-	r.requests[deferredRequestOf(j)]++
+	r.requests[deferredRequestOf(req)]++
 }
 
 // take reports whether this server requeued a redelivered request, and removes the record.
-func (r *deferredRequests) take(j *job) bool {
-	if j.parcel != nil {
+func (r *deferredRequests) take(req *inboundRequest) bool {
+	if req.delivery.batched {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := deferredRequestOf(j)
+	key := deferredRequestOf(req)
 	n := r.requests[key]
 	switch {
 	case n == 0:
@@ -129,37 +129,36 @@ func (r *deferredRequests) take(j *job) bool {
 }
 
 // takeUnreadBatch handles a batch without its body, and returns false for any other batch.
-func (c *consumer) takeUnreadBatch(message *job) bool {
-	drop, ok := wire.DroppedBodyOf(message.delivery.Headers)
+func (c *consumer) takeUnreadBatch(d *delivery) bool {
+	drop, ok := wire.DroppedBodyOf(d.message.Headers)
 	if !ok {
 		return false
 	}
 	s := c.server
-	s.parcels.Add(1)
-	s.track.Add(1)
+	d.begin(0)
 	if drop.NoRoom {
 		s.counts.deferred.Add(1)
-		c.keepUnread(message, drop)
+		c.keepUnread(d, drop)
 		return true
 	}
 	s.counts.tooLarge.Add(1)
 	s.logs.tooLarge.of(s.cfg.logger).Warn("rejected a batch that is too large", zap.String("queue", c.sub.queue),
-		zap.String("reply_to", message.delivery.ReplyTo), zap.String("reason", drop.TooLarge()))
-	message.disposition = disposeReject
-	message.ack()
+		zap.String("reply_to", d.message.ReplyTo), zap.String("reason", drop.TooLarge()))
+	d.disposition = disposeReject
+	d.dispose()
 	return true
 }
 
 // keepUnread keeps a delivery, unacknowledged, until there is room for its body.
-func (c *consumer) keepUnread(j *job, drop wire.DroppedBody) {
+func (c *consumer) keepUnread(d *delivery, drop wire.DroppedBody) {
 	s := c.server
-	j.unread = int64(drop.Size) //nolint:gosec // at most the limit.
+	d.unread = int64(drop.Size) //nolint:gosec // at most the limit.
 	s.logs.deferred.of(s.cfg.logger).Warn("no room for a request: it is delivered again when there is", zap.Uint64("bytes", drop.Size),
 		zap.Int64("bytes_in_hand", s.cfg.inHand.Held.Load()), zap.Int64("max_bytes_in_hand", s.cfg.inHand.Limit))
 	select {
-	case c.unread <- j:
+	case c.unread <- d:
 	case <-c.done:
-		j.finish()
+		d.drop()
 	}
 }
 
@@ -167,7 +166,7 @@ func (c *consumer) keepUnread(j *job, drop wire.DroppedBody) {
 // of the rest would find no room again. During a drain it requeues all. The goroutine runs
 // until acknowledgements are no longer possible.
 func (c *consumer) returnUnread() {
-	var waiting []*job
+	var waiting []*delivery
 	wait, deferred := unreadPause, c.server.counts.deferred.Load()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -175,8 +174,8 @@ func (c *consumer) returnUnread() {
 	draining := c.server.draining
 	for {
 		select {
-		case j := <-c.unread:
-			if waiting = append(waiting, j); len(waiting) == 1 {
+		case d := <-c.unread:
+			if waiting = append(waiting, d); len(waiting) == 1 {
 				pause.Reset(wait)
 			}
 			if draining == nil {
@@ -206,15 +205,15 @@ func (c *consumer) returnUnread() {
 
 // returnFitting requeues the first unread requests for which there is room, and returns the
 // rest.
-func (c *consumer) returnFitting(waiting []*job) []*job {
+func (c *consumer) returnFitting(waiting []*delivery) []*delivery {
 	inHand := c.server.cfg.inHand
 	room, idle := inHand.Room(), inHand.Held.Load() == 0
 	n := 0
-	for _, j := range waiting {
-		if room -= j.unread; room < 0 && !(idle && n == 0) {
+	for _, d := range waiting {
+		if room -= d.unread; room < 0 && !(idle && n == 0) {
 			break
 		}
-		j.requeue()
+		d.requeue()
 		n++
 	}
 	rest := copy(waiting, waiting[n:])
@@ -222,24 +221,24 @@ func (c *consumer) returnFitting(waiting []*job) []*job {
 	return waiting[:rest]
 }
 
-func (c *consumer) returnAll(waiting []*job) []*job {
-	for _, j := range waiting {
-		j.requeue()
+func (c *consumer) returnAll(waiting []*delivery) []*delivery {
+	for _, d := range waiting {
+		d.requeue()
 	}
 	clear(waiting)
 	return waiting[:0]
 }
 
-// forgetUnread ends the jobs of unread requests when acknowledgements are no longer possible:
+// forgetUnread ends the unread deliveries when acknowledgements are no longer possible:
 // the broker delivers the requests again.
-func (c *consumer) forgetUnread(waiting []*job) {
-	for _, j := range waiting {
-		j.finish()
+func (c *consumer) forgetUnread(waiting []*delivery) {
+	for _, d := range waiting {
+		d.drop()
 	}
 	for {
 		select {
-		case j := <-c.unread:
-			j.finish()
+		case d := <-c.unread:
+			d.drop()
 		default:
 			return
 		}

@@ -30,7 +30,7 @@ const watchPauseMax = time.Second
 // begin records the start of a request's middleware and handler.
 func (s *Server) begin(r *invocation, begun time.Time) {
 	r.begun = begun
-	r.place = r.job.place
+	r.place = r.request.place
 	s.load.started()
 	s.load.take(r, begun)
 }
@@ -56,7 +56,7 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 		fallthrough
 	default:
 		s.stuck.remove(r, !worker)
-		s.cfg.logger.Info("stuck handler ended", zap.String("method", r.job.method.name), zap.Duration("took", took))
+		s.cfg.logger.Info("stuck handler ended", zap.String("method", r.request.method.name), zap.Duration("took", took))
 	}
 	return !answered
 }
@@ -111,24 +111,33 @@ func (h *stuckHandlers) count() (n int, oldest time.Time) {
 	return len(h.requests), oldest
 }
 
-// startWorker starts the worker of a place (its index). The worker ends when the job queue is
-// closed, or when another worker has its place. Serve does not wait for a worker whose handler
-// is stuck.
+// task is an entry in the queue of the workers: an [inboundRequest], or the [turn] of a
+// request which already runs.
+type task interface {
+	// leaves returns how the worker of a place continues after the task: last if the worker
+	// must end because its place is taken, counted if the server's workers tracker counts the
+	// worker, and its next place.
+	leaves(place int) (last, counted bool, next int)
+}
+
+// startWorker starts the worker of a place (its index). The worker ends when the queue of the
+// workers is closed, or when another worker has its place. Serve does not wait for a worker
+// whose handler is stuck.
 func (s *Server) startWorker(handlers context.Context, place int) {
 	s.workers.Add(1)
 	go s.work(handlers, place)
 }
 
-// work runs jobs until the job queue is closed, or until another worker has taken its place.
-// If a handler ends its goroutine (runtime.Goexit), the worker ends too and a new worker
-// starts in its place.
+// work runs tasks until the queue of the workers is closed, or until another worker has taken
+// its place. If a handler ends its goroutine (runtime.Goexit), the worker ends too and a new
+// worker starts in its place.
 func (s *Server) work(handlers context.Context, place int) {
 	last := false   // no new worker is needed in this place
 	counted := true // the server's workers tracker counts this worker
-	var j *job
+	var t task
 	defer func() {
-		if !last {
-			last, counted, place = j.leaves(place)
+		if !last && t != nil {
+			last, counted, place = t.leaves(place)
 		}
 		if !last {
 			s.startWorker(handlers, place)
@@ -138,34 +147,31 @@ func (s *Server) work(handlers context.Context, place int) {
 		}
 	}()
 	next := func() (open bool) {
-		j = nil // a waiting worker must not keep the last request, and its body, in memory
-		j, open = s.jobs.Pop()
+		t = nil // a waiting worker must not keep the last request, and its body, in memory
+		t, open = s.waiting.Pop()
 		return open
 	}
 	for next() {
-		j.place = place
-		if j.turn != nil {
-			if last = j.turn.take(&s.load, place); last {
-				return
-			}
-			continue
+		switch t := t.(type) {
+		case *turn:
+			t.take(&s.load, place)
+		case *inboundRequest:
+			t.place = place
+			s.process(handlers, t)
 		}
-		s.process(handlers, j)
-		if last, counted, place = j.leaves(place); last {
+		if last, counted, place = t.leaves(place); last {
 			return
 		}
 	}
 	last = true
 }
 
-// leaves returns how a worker continues after the job: last if the worker must end because its
-// place is taken, counted if the server's workers tracker counts the worker, and its next
-// place.
-func (j *job) leaves(place int) (last, counted bool, next int) {
-	if j == nil || j.invoked == nil {
+// leaves implements task.
+func (req *inboundRequest) leaves(place int) (last, counted bool, next int) {
+	if req.invoked == nil {
 		return false, true, place
 	}
-	r := j.invoked
+	r := req.invoked
 	r.retire()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,21 +250,21 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 
 // respondFor sends the response to a request whose handler is stuck.
 func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
-	j, took := r.job, time.Since(r.begun)
-	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", j.method.name),
-		zap.String("correlation_id", j.in.ID), zap.Duration("took", took), zap.Bool("replaced", replaced))
+	req, took := r.request, time.Since(r.begun)
+	s.cfg.logger.Warn("handler is stuck: its time limit has passed and it runs on", zap.String("method", req.method.name),
+		zap.String("correlation_id", req.in.ID), zap.Duration("took", took), zap.Bool("replaced", replaced))
 	e := Errorf(CodeDeadlineExceeded, "the handler did not end within %v", limit)
 	e.outcome = MayHaveRun
-	t := wire.Times{Queue: r.begun.Sub(j.arrived), Handler: took}
+	t := wire.Times{Queue: r.begun.Sub(req.delivery.arrived), Handler: took}
 	s.counts.failed.Add(1)
-	j.method.times.ended(false, took)
+	req.method.times.ended(false, took)
 	if r.silent.Load() { // another request of the same call responds
-		j.ack()
+		req.ack()
 	} else {
-		s.reply(j, reply{failed: e, times: t})
+		s.reply(req, reply{failed: e, times: t})
 	}
 	if s.cfg.observer != nil {
-		s.cfg.observer.HandlerEnded(j.method.name, e.code, t.Queue, took)
+		s.cfg.observer.HandlerEnded(req.method.name, e.code, t.Queue, took)
 	}
 }
 
@@ -300,19 +306,19 @@ func handlerTimeFault(d time.Duration) error {
 	return nil
 }
 
-// process handles one job: the request is skipped, refused, requeued, republished, or run
+// process handles one request: the request is skipped, refused, requeued, republished, or run
 // through the middleware. During a drain the server refuses only malformed and expired
 // requests, which every server would refuse. It requeues all other requests for other servers,
 // which may have other methods.
-func (s *Server) process(handlers context.Context, j *job) {
-	if j.willBeRedelivered() {
-		j.finish()
+func (s *Server) process(handlers context.Context, req *inboundRequest) {
+	if req.delivery.willBeRedelivered() {
+		req.leaveUnacked()
 		return
 	}
-	in, failed := j.decode()
-	m := j.method
+	in, failed := req.decode()
+	m := req.method
 	now := time.Now()
-	if queued := now.Sub(j.arrived); failed == nil && in.Budget != wire.NoBudget && queued >= in.Budget {
+	if queued := now.Sub(req.delivery.arrived); failed == nil && in.Budget != wire.NoBudget && queued >= in.Budget {
 		s.counts.expired.Add(1)
 		failed = expiredRefusal(in.Budget, queued)
 	}
@@ -322,16 +328,16 @@ func (s *Server) process(handlers context.Context, j *job) {
 	}
 	switch {
 	case failed != nil:
-		s.refuse(j, failed)
+		s.refuse(req, failed)
 	case s.isDraining():
-		s.requeueCopy(j)
+		s.requeueCopy(req)
 	case m == nil:
-		s.refuse(j, s.unimplemented(in.Method))
-	case s.handleRedelivered(j, m):
+		s.refuse(req, s.unimplemented(in.Method))
+	case s.handleRedelivered(req, m):
 	case in.LostDeliveries == 0:
-		s.invoke(handlers, j, m, now)
+		s.invoke(handlers, req, m, now)
 	default:
-		s.invokeAfterMoves(handlers, j, m)
+		s.invokeAfterMoves(handlers, req, m)
 	}
 }
 
@@ -345,25 +351,25 @@ func expiredRefusal(budget, queued time.Duration) *Error {
 
 // invokeAfterMoves runs a request which servers have lost, after the originals of republished
 // requests are acknowledged. If the server began to drain meanwhile, it requeues the request.
-func (s *Server) invokeAfterMoves(handlers context.Context, j *job, m *serverMethod) {
+func (s *Server) invokeAfterMoves(handlers context.Context, req *inboundRequest, m *serverMethod) {
 	switch {
-	case !s.waitRepublished(j):
-		j.finish()
+	case !s.waitRepublished(req):
+		req.leaveUnacked()
 	case s.isDraining():
-		s.requeueCopy(j)
+		s.requeueCopy(req)
 	default:
-		s.invoke(handlers, j, m, time.Now())
+		s.invoke(handlers, req, m, time.Now())
 	}
 }
 
 // invoke runs the middleware and the handler. It responds however they end, unless the
 // watchdog has responded already.
-func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time.Time) {
-	r := newInvocation(j)
-	r.Init(ctx, s.limitOf(j.in, j.arrived, begun))
+func (s *Server) invoke(ctx context.Context, req *inboundRequest, m *serverMethod, begun time.Time) {
+	r := newInvocation(req)
+	r.Init(ctx, s.limitOf(req.in, req.delivery.arrived, begun))
 	defer r.Cancel()
-	j.invoked = r
-	queued := begun.Sub(j.arrived)
+	req.invoked = r
+	queued := begun.Sub(req.delivery.arrived)
 	s.begin(r, begun)
 	body, err := []byte(nil), errGoexit
 	defer func() { //nolint:contextcheck // r is the context.
@@ -376,7 +382,7 @@ func (s *Server) invoke(ctx context.Context, j *job, m *serverMethod, begun time
 		}
 		s.finish(r, body, err, wire.Times{Queue: queued, Handler: took})
 	}()
-	body, err = m.handler(r, j.in.hand(queued)) //nolint:contextcheck // r is ctx's child.
+	body, err = m.handler(r, req.in.hand(queued)) //nolint:contextcheck // r is ctx's child.
 }
 
 // errGoexit is the error of a handler that neither returned nor panicked.
@@ -397,15 +403,15 @@ const (
 // methods and the observer are application code: finish responds even if they panic or end the
 // goroutine.
 func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
-	j, res, how := r.job, reply{body: body, times: t}, endsAnswered
+	req, res, how := r.request, reply{body: body, times: t}, endsAnswered
 	var refusal *Error
 	defer func() {
 		switch how {
 		case endsStopped:
-			j.finish()
+			req.leaveUnacked()
 			return
 		case endsRefused:
-			s.refuse(j, refusal)
+			s.refuse(req, refusal)
 			return
 		case endsReplayed:
 		case endsAnswered:
@@ -414,13 +420,13 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 			} else {
 				s.counts.failed.Add(1)
 			}
-			j.method.times.ended(res.failed == nil, t.Handler)
+			req.method.times.ended(res.failed == nil, t.Handler)
 		}
 		if r.silent.Load() { // another request of the same call responds
-			j.ack()
+			req.ack()
 			return
 		}
-		s.reply(j, res)
+		s.reply(req, res)
 	}()
 	if r.isReplayed() {
 		how = endsReplayed
@@ -444,13 +450,13 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 			if refusal = r.refusedWith(err); refusal != nil {
 				how = endsRefused
 			} else {
-				s.judge(j.in, err, &res)
+				s.judge(req.in, err, &res)
 			}
 		}
 		code = res.failed.code
 	}
 	if s.cfg.observer != nil && how == endsAnswered {
-		s.cfg.observer.HandlerEnded(j.method.name, code, t.Queue, t.Handler)
+		s.cfg.observer.HandlerEnded(req.method.name, code, t.Queue, t.Handler)
 	}
 }
 
@@ -537,13 +543,13 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 // and redelivered requests get the outcome [MayHaveRun] instead of [DidNotRun], so their
 // refusal need not wait for the acknowledgement. An idempotent call may be sent again after
 // either outcome.
-func (s *Server) shed(j *job) bool {
-	wait := s.load.wait(s.jobs.Len(), j.arrived)
+func (s *Server) shed(req *inboundRequest) bool {
+	wait := s.load.wait(s.waiting.Len(), req.delivery.arrived)
 	if wait == 0 || s.isDraining() { // a draining server leaves the request to another server
 		return false
 	}
-	in, failed := j.decode()
-	if failed != nil || in.Budget == wire.NoBudget || in.Budget > wait || in.OneWay || s.dedup.has(j) {
+	in, failed := req.decode()
+	if failed != nil || in.Budget == wire.NoBudget || in.Budget > wait || in.OneWay || s.dedup.has(req) {
 		return false
 	}
 	e := refusal(CodeResourceExhausted, "every worker is busy for about %v more, the call's time is %v", wait, in.Budget)
@@ -551,7 +557,7 @@ func (s *Server) shed(j *job) bool {
 	if in.Idempotent || in.Redelivered {
 		e.outcome = MayHaveRun
 	}
-	s.refuse(j, e)
+	s.refuse(req, e)
 	s.counts.shed.Add(1)
 	return true
 }

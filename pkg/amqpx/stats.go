@@ -196,7 +196,7 @@ func (s *Server) Stats() ServerStats {
 	stuck, _ := s.stuck.count()
 	return ServerStats{
 		Requests: s.counts.requests.Load(),
-		InFlight: uint64(max(int64(s.track.Count())-s.consumers.Load()-s.parcels.Load(), 0)),
+		InFlight: uint64(max(s.inFlight.Load(), 0)),
 		OK:       s.counts.ok.Load(),
 		Failed:   s.counts.failed.Load(),
 		Panics:   s.counts.panics.Load(),
@@ -217,7 +217,7 @@ func (s *Server) Stats() ServerStats {
 		Blocked:    s.board.blockedFor(),
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
-		Waiting:    s.jobs.Len(),
+		Waiting:    s.waiting.Len(),
 
 		TooLarge:    s.counts.tooLarge.Load(),
 		Deferred:    s.counts.deferred.Load(),
@@ -422,14 +422,14 @@ func (c *Client) recordBatchSent(calls int) {
 }
 
 // recordRefusal counts a request that is answered with an error and not run.
-func (s *Server) recordRefusal(j *job, code Code) {
+func (s *Server) recordRefusal(req *inboundRequest, code Code) {
 	s.counts.refused.Add(1)
 	if s.cfg.observer == nil {
 		return
 	}
 	name := ""
-	if j.method != nil {
-		name = j.method.name
+	if req.method != nil {
+		name = req.method.name
 	}
 	s.cfg.observer.RequestRefused(name, code)
 }
