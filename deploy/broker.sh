@@ -96,11 +96,12 @@ tls_conf() {
 	CONF
 }
 
-# plugins prints the list of the broker's plugins: RabbitMQ 4 speaks AMQP 1.0 without one.
+# plugins prints the list of the broker's plugins: RabbitMQ 4 speaks AMQP 1.0 without one. The
+# plugin for EXTERNAL has no effect until auth_mechanisms names it.
 plugins() {
 	local amqp1=''
 	[[ $version != 3 ]] || amqp1=,rabbitmq_amqp1_0
-	echo "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stomp$amqp1]."
+	echo "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stomp,rabbitmq_auth_mechanism_ssl$amqp1]."
 }
 
 start() {

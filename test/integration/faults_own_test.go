@@ -26,10 +26,15 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// mutualTLS is a broker that requires a client certificate.
+// mutualTLS is a broker that requires a client certificate, and accepts the certificate's common
+// name as a login (SASL EXTERNAL).
 //
 //nolint:gochecknoglobals // several tests share it.
-var mutualTLS = rig.Shared("ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true")
+var mutualTLS = rig.Shared(`ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL`)
 
 // authorityOf returns the authority trusted by the broker: its own certificate.
 func authorityOf(t *testing.T, b *rig.Broker) tls.Certificate {
@@ -105,6 +110,12 @@ func offering(own []tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Cer
 // signedBy creates a certificate with the given end of validity.
 func signedBy(t *testing.T, authority tls.Certificate, until time.Time) tls.Certificate {
 	t.Helper()
+	return signedFor(t, authority, "client", until)
+}
+
+// signedFor is signedBy with a common name.
+func signedFor(t *testing.T, authority tls.Certificate, name string, until time.Time) tls.Certificate {
+	t.Helper()
 	parent, err := x509.ParseCertificate(authority.Certificate[0])
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +126,7 @@ func signedBy(t *testing.T, authority tls.Certificate, until time.Time) tls.Cert
 	}
 	const day = 24 * time.Hour
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "client"},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
 		NotBefore: until.Add(-day), NotAfter: until,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
