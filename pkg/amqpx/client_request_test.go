@@ -136,7 +136,7 @@ func TestErrorOfADiscardedResponse(t *testing.T) {
 	wantSame(t, "code", got.Code(), CodeResourceExhausted)
 	wantSame(t, "outcome", got.Outcome(), Ran)
 	wantSame(t, "remote", got.Remote(), false) // this process made the error
-	wantSame(t, "text", got.Message(), "answer: message exceeds the size limit: body of 20 bytes, limit 10")
+	wantSame(t, "text", got.Message(), "response: message exceeds the size limit: body of 20 bytes, limit 10")
 }
 
 func TestFormatErrorIsARefusal(t *testing.T) {

@@ -109,7 +109,7 @@ func wantDead(t *testing.T, b *brokertest.Broker, queue string, deliveries int64
 		wantSame(t, "expiration", m.Expiration, "")
 		wantSame(t, "deliveries", m.Headers[wire.HeaderDeliveries], any(deliveries))
 		wantSame(t, "its queue", m.Headers[wire.HeaderDeadQueue], any(strings.TrimSuffix(queue, ".dead")))
-		if reason, _ := m.Headers[wire.HeaderDeadReason].(string); !strings.Contains(reason, "never answered") {
+		if reason, _ := m.Headers[wire.HeaderDeadReason].(string); !strings.Contains(reason, "never acknowledged") {
 			t.Errorf("reason %q", reason)
 		}
 		if at, _ := m.Headers[wire.HeaderDeadTime].(time.Time); time.Since(at) > time.Hour || at.IsZero() {

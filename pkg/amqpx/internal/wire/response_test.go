@@ -100,7 +100,7 @@ func TestResponsesOfAnyServer(t *testing.T) {
 	}
 	tooLarge := func(ran Ran) *Failure {
 		return &Failure{
-			Code: "resource_exhausted", Message: "answer: message exceeds the size limit: body of 20 bytes, limit 10", Ran: ran, TooLarge: true,
+			Code: "resource_exhausted", Message: "response: message exceeds the size limit: body of 20 bytes, limit 10", Ran: ran, TooLarge: true,
 		}
 	}
 	for _, c := range []struct {
