@@ -68,7 +68,9 @@ func (a *attempt) end(f publish.Result) {
 }
 
 // publishResult returns the result that ended the attempt, and publish.Confirmed until then.
-func (a *attempt) publishResult() publish.Result { return publish.Result(a.result.Load()) }
+func (a *attempt) publishResult() publish.Result {
+	return publish.Result(a.result.Load()) //nolint:gosec // only end stores it.
+}
 
 // ended reports whether the attempt has ended with a result.
 func (a *attempt) ended() bool { return a.publishResult() != publish.Confirmed }
