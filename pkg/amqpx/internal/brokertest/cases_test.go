@@ -186,6 +186,11 @@ func full(f *fixture) {
 	if confirm.Acked() {
 		f.Error("the broker took a message beyond the limit")
 	}
-	_, err = f.ch.QueueDelete(bounded, false, false, false)
-	f.must(err)
+}
+
+func bindMissing(f *fixture) {
+	exchange := "conformance." + rand.Text()
+	f.must(f.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, false, true, false, false, nil))
+	f.must(f.ch.QueueBind(f.queue, "", exchange, false, nil)) // the exchange is deleted with its last binding
+	f.wantException(f.ch, f.ch.QueueBind(f.queue+".missing", "", exchange, false, nil), amqp.NotFound)
 }

@@ -153,7 +153,7 @@ func (c *Channel) deliver(to *Consumer, m *Message) {
 		to.unacked++
 	}
 	d := amqp.Delivery{
-		Acknowledger: c, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.Redelivered,
+		Acknowledger: c, Exchange: m.exchange, RoutingKey: m.key, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.Redelivered,
 		Headers: m.Msg.Headers, DeliveryMode: m.Msg.DeliveryMode, CorrelationId: m.Msg.CorrelationId,
 		ReplyTo: m.Msg.ReplyTo, Expiration: m.Msg.Expiration, MessageId: m.Msg.MessageId,
 		ContentType: m.Msg.ContentType, ContentEncoding: m.Msg.ContentEncoding, Priority: m.Msg.Priority, Type: m.Msg.Type,
@@ -167,21 +167,31 @@ func (c *Channel) deliver(to *Consumer, m *Message) {
 	})
 }
 
+// disposition is what becomes of the message of a settled delivery.
+type disposition uint8
+
+const (
+	acknowledged disposition = iota
+	requeued
+	rejected
+)
+
 // Ack implements channel and amqp.Acknowledger.
-func (c *Channel) Ack(tag uint64, multiple bool) error { return c.settle(tag, multiple, false) }
+func (c *Channel) Ack(tag uint64, multiple bool) error { return c.settle(tag, multiple, acknowledged) }
 
 // Nack implements amqp.Acknowledger.
 func (c *Channel) Nack(tag uint64, multiple, requeue bool) error {
-	if !requeue {
-		c.link.broker.With(func(b *Broker) { b.Rejected++ })
+	if requeue {
+		return c.settle(tag, multiple, requeued)
 	}
-	return c.settle(tag, multiple, requeue)
+	c.link.broker.With(func(b *Broker) { b.Rejected++ })
+	return c.settle(tag, multiple, rejected)
 }
 
 // Reject implements amqp.Acknowledger.
-func (c *Channel) Reject(tag uint64, requeue bool) error { return c.settle(tag, false, requeue) }
+func (c *Channel) Reject(tag uint64, requeue bool) error { return c.Nack(tag, false, requeue) }
 
-func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
+func (c *Channel) settle(tag uint64, multiple bool, how disposition) error {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,8 +202,11 @@ func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
 	if multiple {
 		tags = slices.DeleteFunc(c.openTags(), func(t uint64) bool { return t > tag })
 	}
+	if how == requeued {
+		slices.Reverse(tags) // requeued messages keep their order
+	}
 	touched := map[*Queue]bool{}
-	for _, t := range slices.Backward(tags) { // requeued messages keep their order
+	for _, t := range tags {
 		u := c.unacked[t]
 		if u == nil {
 			c.Except(&amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - unknown delivery tag"})
@@ -201,8 +214,12 @@ func (c *Channel) settle(tag uint64, multiple, requeue bool) error {
 		}
 		delete(c.unacked, t)
 		u.consumer.unacked--
-		if requeue {
-			b.Requeue(u.consumer.queue, u.message)
+		switch q := u.consumer.queue; how {
+		case requeued:
+			b.Requeue(q, u.message)
+		case rejected:
+			b.deadLetter(q, u.message, deathRejected)
+		case acknowledged:
 		}
 		touched[u.consumer.queue] = true
 	}

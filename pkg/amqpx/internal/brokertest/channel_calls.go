@@ -49,8 +49,9 @@ func (c *Channel) Consume(queue, tag string, autoAck, _, _, _ bool, args amqp.Ta
 	consumer.priority, _ = args["x-priority"].(int32)
 	err := c.do("consume", queue, func() *amqp.Error {
 		if queue != wire.DirectReplyTo {
-			if consumer.queue = c.link.broker.Queues[queue]; consumer.queue == nil {
-				return Missing(queue)
+			var refused *amqp.Error
+			if consumer.queue, refused = c.queue(queue); refused != nil {
+				return refused
 			}
 			consumer.queue.Consumers = append(consumer.queue.Consumers, consumer)
 		}
@@ -92,32 +93,30 @@ func (c *Channel) QueueDeclare(name string, durable, autoDelete, exclusive, _ bo
 	}
 	return amqp.Queue{Name: name}, c.do("declare", name, func() *amqp.Error {
 		b := c.link.broker
-		q := b.Queues[name]
-		if refused := c.locked(q); refused != nil {
+		if _, refused := c.queue(name); refused != nil && refused.Code == amqp.ResourceLocked {
 			return refused
 		}
-		if q != nil && q.autoDelete != autoDelete {
-			return inequivalent("auto_delete", name)
+		q, refused := b.declare(name, durable, autoDelete, args)
+		if q != nil && exclusive {
+			q.owner = c.link
 		}
-		if refused := b.Declare(name, durable, args); refused != nil || q != nil {
-			return refused
-		}
-		b.Queues[name].autoDelete = autoDelete
-		if exclusive {
-			b.Queues[name].owner = c.link
-		}
-		return nil
+		return refused
 	})
 }
 
-// locked returns the broker's exception for a queue that is exclusive to another connection, or
-// nil. The caller holds mu.
-func (c *Channel) locked(q *Queue) *amqp.Error {
-	if q == nil || q.owner == nil || q.owner == c.link {
-		return nil
+// queue returns a queue, or the broker's exception for a queue that does not exist or is
+// exclusive to another connection. The caller holds mu.
+func (c *Channel) queue(name string) (*Queue, *amqp.Error) {
+	q := c.link.broker.Queues[name]
+	switch {
+	case q == nil:
+		return nil, Missing(name)
+	case q.owner != nil && q.owner != c.link:
+		return nil, &amqp.Error{Code: amqp.ResourceLocked, Server: true, Reason: fmt.Sprintf(
+			"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '%s' in vhost '/'", name)}
+	default:
+		return q, nil
 	}
-	return &amqp.Error{Code: amqp.ResourceLocked, Server: true, Reason: fmt.Sprintf(
-		"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '%s' in vhost '/'", q.name)}
 }
 
 // ExchangeDeclare implements channel.
@@ -138,6 +137,9 @@ func (c *Channel) ExchangeDeclarePassive(name, _ string, _, _, _, _ bool, _ amqp
 func (c *Channel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table) error {
 	return c.do("bind", queue, func() *amqp.Error {
 		b := c.link.broker
+		if _, refused := c.queue(queue); refused != nil {
+			return refused
+		}
 		b.Fanouts[exchange] = append(b.Fanouts[exchange], queue)
 		return b.hasFanout(exchange)
 	})
@@ -162,9 +164,9 @@ func (c *Channel) PublishFanout(exchange string, msg amqp.Publishing) error {
 		b.Sent = append(b.Sent, Sent{Key: exchange, Mandatory: true, Msg: msg, At: time.Now()})
 		routed := false
 		for _, queue := range b.Fanouts[exchange] {
-			if b.Queues[queue] != nil {
+			if q := b.Queues[queue]; q != nil {
 				routed = true
-				b.Route(c, queue, false, msg)
+				b.enqueue(q, &Message{Msg: msg, exchange: exchange})
 			}
 		}
 		if !routed {
@@ -188,11 +190,8 @@ func (b *Broker) checkUser(user string) *amqp.Error {
 func (c *Channel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table) (amqp.Queue, error) {
 	found := amqp.Queue{Name: name}
 	err := c.do("declare passive", name, func() *amqp.Error {
-		q := c.link.broker.Queues[name]
-		if q == nil {
-			return Missing(name)
-		}
-		if refused := c.locked(q); refused != nil {
+		q, refused := c.queue(name)
+		if refused != nil {
 			return refused
 		}
 		found.Consumers, found.Messages = len(q.Consumers), len(q.Messages)
@@ -204,8 +203,11 @@ func (c *Channel) QueueDeclarePassive(name string, _, _, _, _ bool, _ amqp.Table
 // QueueDelete implements channel.
 func (c *Channel) QueueDelete(name string, _, _, _ bool) (int, error) {
 	return 0, c.do("delete", name, func() *amqp.Error {
-		if q := c.link.broker.Queues[name]; q != nil {
+		q, refused := c.queue(name)
+		if q != nil {
 			c.link.broker.Remove(q)
+		} else if refused.Code == amqp.ResourceLocked {
+			return refused
 		}
 		return nil
 	})

@@ -49,6 +49,19 @@ func conform(t *testing.T, dialer transport.Dialer, url string) {
 		"exchange that does not exist":      noExchange,
 		"fanout exchange":                   fanout,
 		"consumer of no queue":              consumeMissing,
+		"binding of no queue":               bindMissing,
+		"exclusive queue of another":        exclusiveElsewhere,
+		"text of a refused declaration":     refusalTexts,
+		"expiry of an unused queue":         unused,
+		"dead letter of a rejection":        deadRejected,
+		"dead letter of an expiration":      deadExpired,
+		"dead letter of a queue's TTL":      deadTTL,
+		"dead letter of a shorter TTL":      deadShorterTTL,
+		"dead letter to an exchange":        deadToExchange,
+		"dead letters are counted":          deadCounted,
+		"dead letter of two queues":         deadTwice,
+		"dead letters do not circle":        deadCycle,
+		"expiration at the head only":       expiresAtHead,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -58,8 +71,6 @@ func conform(t *testing.T, dialer transport.Dialer, url string) {
 			f.must(f.ch.Confirm(false))
 			f.declare(f.queue, nil)
 			run(f)
-			_, err := f.channel(f.conn).QueueDelete(f.queue, false, false, false)
-			f.must(err)
 		})
 	}
 }
@@ -86,10 +97,15 @@ func (f *fixture) channel(conn transport.Conn) transport.Channel {
 	return ch
 }
 
+// declare declares a durable queue, which is deleted at the end of the test.
 func (f *fixture) declare(name string, args amqp.Table) {
 	f.Helper()
 	_, err := f.ch.QueueDeclare(name, true, false, false, false, args)
 	f.must(err)
+	f.Cleanup(func() {
+		_, err := f.channel(f.conn).QueueDelete(name, false, false, false)
+		f.must(err)
+	})
 }
 
 // publish publishes a message with the body and waits for its confirm.
