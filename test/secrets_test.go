@@ -206,7 +206,7 @@ func (r *secretRun) follow(ctx context.Context, lines io.Reader, process *os.Pro
 		if found := address.FindSubmatch(line); found != nil {
 			addr = string(found[1])
 		}
-		if served || !bytes.Contains(line, []byte("link down, reconnecting")) {
+		if served || !bytes.Contains(line, []byte("connection lost, reconnecting")) {
 			continue
 		}
 		served = true

@@ -37,6 +37,7 @@ type Server struct {
 	user    brokerUser        // the user of copies of requests
 	track   xsync.IdleTracker // consumers, and deliveries in progress
 	moves   xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
+	parked  parkedRequests    // requests that wait for moves
 	// inFlight counts the requests that are not finished.
 	inFlight atomic.Int64
 	counts   serverCounts
@@ -164,6 +165,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	close(s.draining) // before the status changes: a server with the status draining starts no request
 	s.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.flush()
+	s.unpark(nil)
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)

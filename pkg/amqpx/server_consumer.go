@@ -254,6 +254,7 @@ func (c *consumer) acknowledge() {
 				d.drop()
 			}
 			c.dropAcks()
+			c.server.unpark(c)
 			return
 		}
 	}

@@ -35,7 +35,7 @@ type delivery struct {
 	open         int                 // requests that are not completed
 	disposition  disposition         // not changed any more when open is 0
 	afterAck     []*outboundResponse // refusals which are sent after the acknowledgement
-	republishing int                 // copies with a delivery count in progress, see waitRepublished
+	republishing int                 // copies with a delivery count in progress, see Server.park
 	// last is the request which finishes with the disposal of the message: the request that was
 	// completed last, unless a refusal finishes it.
 	last *inboundRequest
@@ -266,9 +266,6 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 		d.dispose()
 		return
 	}
-	// The requests are queued without requests of other messages between them: a request in
-	// between could wait for the copies of the requests before it (waitRepublished), and would
-	// occupy the worker which the requests behind it need.
 	wait := make([]task, 0, len(requests))
 	for i := range requests {
 		if req := &requests[i].inboundRequest; !s.shed(req) {

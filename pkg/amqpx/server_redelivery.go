@@ -42,48 +42,174 @@ func (q Queue) deadQueue() Queue {
 	return Queue{Name: q.Name + deadSuffix, Type: q.Type, MaxLength: maxDead, dropHead: true}
 }
 
-// waitRepublished delays a request which a server has lost, and which may have killed the
-// server, until the originals of this server's republished requests are acknowledged. If the
-// request killed this server earlier, each republished request would exist twice, as original
-// and copy, and requests that kill servers would multiply. A drain ends the wait.
-// waitRepublished returns false if the request must not run here, because the broker delivers
-// it again.
-func (s *Server) waitRepublished(req *inboundRequest) bool {
-	select {
-	case <-s.moves.WhenIdle():
-	case <-s.draining:
-	case <-req.delivery.consumer.done:
-	}
-	return !req.delivery.willBeRedelivered()
+// redelivery is what the redelivery policy knows about a request.
+type redelivery struct {
+	marked     bool // the broker marked the message as redelivered
+	sentBefore bool // an earlier delivery or sending of the request is known
+	atMostOnce bool // the method of the request runs at most once
+	known      bool // a duplicate of the request runs here, or has a stored response
+	lost       int  // the earlier deliveries that servers have lost
+	limit      int  // of lost deliveries; 0: they are not counted
+	// deferred is true if this server requeued the message because it had no room for the body:
+	// no server has lost the message.
+	deferred        bool
+	nearBrokerLimit bool // the broker may soon drop the message because of its deliveries
+	retryUp         bool // the retry queue is usable
 }
 
-// handleRedelivered applies the redelivery policy to a request which may have run before. The
-// result is true if the request was refused, republished or dead-lettered.
-func (s *Server) handleRedelivered(req *inboundRequest, m *serverMethod) bool {
-	again := req.delivery.message.Redelivered || m.atMostOnce && req.wasDeliveredBefore()
+// redeliveryAction is the decision of the redelivery policy about a request.
+type redeliveryAction uint8
+
+const (
+	redeliveryRun        redeliveryAction = iota // run the request
+	redeliveryPark                               // run the request when no copy is in progress, see park
+	redeliveryRefuse                             // refuse the request: it may have run
+	redeliveryRepublish                          // count the delivery; the copy goes to the end of the request queue
+	redeliveryRetry                              // count the delivery; the copy goes to the retry queue
+	redeliveryDeadLetter                         // count the delivery; the copy goes to the dead letters
+)
+
+// mayHaveRun reports whether the request may have run, as far as its method is concerned.
+func (r *redelivery) mayHaveRun() bool { return r.marked || r.atMostOnce && r.sentBefore }
+
+// action is the redelivery policy. A request which servers have lost before may have killed
+// them, so it runs only when no copy is in progress.
+func (r *redelivery) action() redeliveryAction {
+	judged := r.mayHaveRun() && !r.known
+	counted := judged && r.limit > 0 && !r.deferred
 	switch {
-	case !again, s.dedup.has(req):
+	case judged && r.atMostOnce:
+		return redeliveryRefuse
+	case counted && r.lost+1 >= r.limit:
+		return redeliveryDeadLetter
+	case counted && r.lost > 0 && r.retryUp:
+		return redeliveryRetry
+	case counted, judged && r.nearBrokerLimit:
+		return redeliveryRepublish
+	case r.lost > 0:
+		return redeliveryPark
+	default:
+		return redeliveryRun
+	}
+}
+
+// redeliveryOf returns what is known about a request. It looks up only what the decision
+// needs, because nearly every request is delivered for the first time.
+func (s *Server) redeliveryOf(req *inboundRequest, m *serverMethod) redelivery {
+	r := redelivery{
+		marked: req.delivery.message.Redelivered, sentBefore: req.wasDeliveredBefore(), atMostOnce: m.atMostOnce,
+		lost: req.in.LostDeliveries, limit: s.cfg.deliveryLimit,
+	}
+	if !r.mayHaveRun() {
+		return r
+	}
+	if r.known = s.dedup.has(req); r.known || r.atMostOnce {
+		return r
+	}
+	r.deferred = r.limit > 0 && s.deferred.take(req)
+	r.nearBrokerLimit, r.retryUp = req.isNearBrokerLimit(), s.retryUp.Load()
+	return r
+}
+
+// handleRedelivered applies the redelivery policy to a request, once. The result is true if
+// the request was refused, republished, dead-lettered or parked, and false if it runs now.
+func (s *Server) handleRedelivered(req *inboundRequest, m *serverMethod) bool {
+	if req.parked {
 		return false
-	case m.atMostOnce:
+	}
+	r := s.redeliveryOf(req, m)
+	lost := r.lost + 1
+	switch r.action() {
+	case redeliveryRun:
+		return false
+	case redeliveryPark:
+		return s.park(req)
+	case redeliveryRefuse:
 		s.refuse(req, deliveredOnceError(m.name))
-		return true
-	case s.cfg.deliveryLimit == 0, s.deferred.take(req):
-		return s.resetDeliveryCount(req)
-	}
-	lost := req.in.LostDeliveries + 1
-	if lost >= s.cfg.deliveryLimit {
+	case redeliveryRepublish: // the request runs among all others, and is still counted
+		s.republishCounted(req, s.cfg.queue.Name, lost)
+	case redeliveryRetry:
+		s.republishCounted(req, s.cfg.queue.retryQueue().Name, lost)
+	case redeliveryDeadLetter:
 		s.deadLetter(req, lost)
-		return true
 	}
-	queue := s.cfg.queue.Name
-	if lost > 1 && s.retryUp.Load() { // otherwise the request runs among all others, and is still counted
-		queue = s.cfg.queue.retryQueue().Name
-	}
+	return true
+}
+
+// republishCounted republishes a request to a queue, with the number of its lost deliveries.
+func (s *Server) republishCounted(req *inboundRequest, queue string, lost int) {
 	if msg, ok := s.cloneOrRefuse(req, lost); ok {
 		s.counts.republished.Add(1)
 		s.republish(req, queue, msg, req.ack)
 	}
+}
+
+// park delays a request which a server has lost, and which may have killed the server, until
+// the originals of this server's republished requests are acknowledged. If the request killed
+// this server earlier, each republished request would exist twice, as original and copy, and
+// requests that kill servers would multiply. The request waits without a worker and then goes
+// back into the queue of the workers; a drain and the end of its session end the wait too. park
+// returns false if the request runs now, because no copy is in progress.
+func (s *Server) park(req *inboundRequest) bool {
+	req.parked = true
+	s.parked.add(req)
+	waits := s.moves.CallWhenIdle(func() {
+		if s.parked.take(req) {
+			s.waiting.Put(req)
+		}
+	})
+	switch {
+	case !waits:
+		return !s.parked.take(req)
+	case s.isDraining(), req.delivery.consumer.isOver(): // perhaps after the call of unpark
+		if s.parked.take(req) {
+			s.waiting.Put(req)
+		}
+	}
 	return true
+}
+
+// unpark puts the parked requests of a consumer, or all if c is nil, back into the queue of the
+// workers, because their session has ended or the server drains.
+func (s *Server) unpark(c *consumer) { s.waiting.Put(s.parked.takeOf(c)...) }
+
+// parkedRequests holds the requests that wait without a worker, see Server.park. The zero value
+// is ready to use. Safe for concurrent use.
+type parkedRequests struct {
+	mu       sync.Mutex
+	requests map[*inboundRequest]bool
+}
+
+// add adds a request.
+func (p *parkedRequests) add(req *inboundRequest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.requests == nil {
+		p.requests = make(map[*inboundRequest]bool)
+	}
+	p.requests[req] = true
+}
+
+// take removes a request and reports whether it was parked.
+func (p *parkedRequests) take(req *inboundRequest) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	parked := p.requests[req]
+	delete(p.requests, req)
+	return parked
+}
+
+// takeOf removes and returns the requests of a consumer, or all requests if c is nil.
+func (p *parkedRequests) takeOf(c *consumer) (taken []task) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for req := range p.requests {
+		if c == nil || req.delivery.consumer == c {
+			taken = append(taken, req)
+			delete(p.requests, req)
+		}
+	}
+	return taken
 }
 
 // deliveredOnceError returns the error for a request which may have run and must not run
@@ -94,24 +220,10 @@ func deliveredOnceError(method string) *Error {
 	return e
 }
 
-// brokerCountMax is the broker's delivery count from which resetDeliveryCount republishes a
-// request, below the default limit of 20 in quorum queues of RabbitMQ 4, at which the broker
+// brokerCountMax is the broker's delivery count from which a request is republished as a new
+// message, below the default limit of 20 in quorum queues of RabbitMQ 4, at which the broker
 // drops a message.
 const brokerCountMax = 10
-
-// resetDeliveryCount republishes a request to its queue as a new message before the broker's
-// own delivery limit drops the request. It reports true if the request was republished or
-// refused.
-func (s *Server) resetDeliveryCount(req *inboundRequest) bool {
-	if !req.isNearBrokerLimit() {
-		return false
-	}
-	if msg, ok := s.cloneOrRefuse(req, req.in.LostDeliveries+1); ok {
-		s.counts.republished.Add(1)
-		s.republish(req, s.cfg.queue.Name, msg, req.ack)
-	}
-	return true
-}
 
 // isNearBrokerLimit reports whether the broker may soon drop a request because of the number
 // of its deliveries.

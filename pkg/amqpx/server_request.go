@@ -17,6 +17,7 @@ type inboundRequest struct {
 	method   *serverMethod    // nil if the method is unknown
 	failed   *Error           // the decoding error, for which the request is refused
 	response outboundResponse // the response to the request
+	parked   bool             // the request waits, or has waited, see Server.park
 	invoked  *invocation      // nil until the middleware runs
 }
 

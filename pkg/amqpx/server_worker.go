@@ -334,10 +334,8 @@ func (s *Server) process(handlers context.Context, req *inboundRequest) {
 	case m == nil:
 		s.refuse(req, s.unimplemented(in.Method))
 	case s.handleRedelivered(req, m):
-	case in.LostDeliveries == 0:
-		s.invoke(handlers, req, m, now)
 	default:
-		s.invokeAfterMoves(handlers, req, m)
+		s.invoke(handlers, req, m, now)
 	}
 }
 
@@ -347,19 +345,6 @@ func expiredRefusal(budget, queued time.Duration) *Error {
 		return refusal(CodeDeadlineExceeded, "the call's time is 0 ms")
 	}
 	return refusal(CodeDeadlineExceeded, "expired after %v in the server, before a worker was free", queued)
-}
-
-// invokeAfterMoves runs a request which servers have lost, after the originals of republished
-// requests are acknowledged. If the server began to drain meanwhile, it requeues the request.
-func (s *Server) invokeAfterMoves(handlers context.Context, req *inboundRequest, m *serverMethod) {
-	switch {
-	case !s.waitRepublished(req):
-		req.leaveUnacked()
-	case s.isDraining():
-		s.requeueCopy(req)
-	default:
-		s.invoke(handlers, req, m, time.Now())
-	}
 }
 
 // invoke runs the middleware and the handler. It responds however they end, unless the
