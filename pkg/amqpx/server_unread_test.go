@@ -328,7 +328,8 @@ func TestServedRequestIsForgotten(t *testing.T) {
 }
 
 // Large requests that kill servers are dead-lettered, even if servers also return some to the
-// queue for lack of room.
+// queue for lack of room. A request that found no room near the broker's delivery limit is refused
+// instead; each request gets one of the two.
 func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -344,7 +345,15 @@ func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 			putRequest(b, bulky("kill", "1", large))
 		}
 		pass(time.Hour)
-		wantSame(t, "dead letters", b.Ready(DefaultQueue+deadSuffix), killers)
+		refused := 0
+		for _, response := range takeResponses(b) {
+			if response.Headers[wire.HeaderCode] == string(CodeResourceExhausted) {
+				refused++
+			}
+		}
+		dead := b.Ready(DefaultQueue + deadSuffix)
+		wantSame(t, "dead letters and refusals", dead+refused, killers)
+		wantSame(t, "some are dead letters", dead > 0, true)
 		if n := runs.Load(); n > killers*DefaultDeliveryLimit {
 			t.Errorf("%d executions", n)
 		}
