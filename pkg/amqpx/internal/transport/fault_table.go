@@ -1,7 +1,5 @@
 package transport
 
-import ()
-
 // FaultKind names a kind of fault of a connection to a broker. Package amqpx documents the kinds.
 type FaultKind string
 
