@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -296,4 +297,26 @@ func withoutPath(err error) error {
 		return failed.Err
 	}
 	return err
+}
+
+// httpWait bounds the time for a peer's answer to the test for HTTP.
+const httpWait = 500 * time.Millisecond
+
+// speaksHTTP reports whether a peer that did not answer AMQP's protocol header answers HTTP.
+// An HTTP server waits for the end of a line, which AMQP never sends.
+func (d NetDialer) speaksHTTP(ctx context.Context, uri amqp.URI) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), httpWait)
+	defer cancel()
+	s, err := d.openSocket(ctx, "tcp", uri)
+	if err != nil {
+		return false
+	}
+	defer s.Close() //nolint:errcheck // nothing is lost with it.
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	if _, err := s.Write([]byte("\r\nHEAD / HTTP/1.0\r\n\r\n")); err != nil {
+		return false
+	}
+	start := make([]byte, len("HTTP"))
+	_, err = io.ReadFull(s, start)
+	return err == nil && string(start) == "HTTP"
 }

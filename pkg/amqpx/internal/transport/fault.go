@@ -2,7 +2,10 @@ package transport
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -375,6 +378,17 @@ func endOf(text string) FaultKind {
 	}
 }
 
+// isCertificateError reports whether this side refused the broker's certificate.
+func isCertificateError(err error) bool {
+	var (
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		verify   *tls.CertificateVerificationError
+	)
+	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &hostname) || errors.As(err, &invalid)
+}
+
 // unquoted removes the text between single quotes: names chosen by users.
 func unquoted(text string) string {
 	var b strings.Builder
@@ -384,6 +398,28 @@ func unquoted(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// SizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
+func SizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
+	var size int
+	_, text, found := strings.Cut(reason.Reason, "message size ")
+	if !found {
+		return 0, false
+	}
+	for _, format := range []string{"%d is larger than configured max size %d", "%d is larger than max size %d"} {
+		if n, err := fmt.Sscanf(text, format, &size, &limit); err == nil && n == 2 {
+			return limit, limit > 0
+		}
+	}
+	return 0, false
+}
+
+// IsAboutMessage reports whether an exception on a channel for publishing is about one of its
+// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
+// exception, such as a missing permission, would affect every message.
+func IsAboutMessage(reason *amqp.Error) bool {
+	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
 }
 
 // queueIn returns the name of the queue in a text of the broker, or "".
@@ -413,60 +449,8 @@ func accessIn(step, text string) string {
 	}
 }
 
-// Target is a broker's URL, with its parts in a form that may be shown.
-type Target struct {
-	URL      string // with the password: only for dialing
-	Address  string
-	User     string
-	Vhost    string  // in a form that may be shown
-	Hidden   *string // the virtual host if it must not be shown, else nil
-	External bool    // the broker takes the user from the client certificate
-}
-
-// wrongLogin returns the likely kind of a refused login; the broker never gives the reason.
-func (t Target) wrongLogin() FaultKind {
-	switch {
-	case t.External:
-		return FaultCertificateUser
-	case t.User == "guest" && !t.isLoopback():
-		return FaultGuest
-	default:
-		return FaultCredentials
-	}
-}
-
-// isLoopback reports whether the broker is on this machine.
-func (t Target) isLoopback() bool {
-	host, _, err := net.SplitHostPort(t.Address)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// redact returns err without the virtual host in its text, if the virtual host must not be
-// shown: for an unknown virtual host the broker's error quotes the name.
-func (t Target) redact(err error) error {
-	if t.Hidden == nil || err == nil {
-		return err
-	}
-	return &redactedError{error: err, hidden: *t.Hidden}
-}
-
-// redactedError is an error whose text does not show the virtual host.
-type redactedError struct {
-	error
-
-	hidden string
-}
-
-func (e *redactedError) Error() string {
-	quoted := strconv.Quote(e.hidden) // the form in the text of an amqp.Error
-	return strings.NewReplacer(quoted[1:len(quoted)-1], "…", e.hidden, "…").Replace(e.error.Error())
-}
-
-func (e *redactedError) Unwrap() error { return e.error }
+// ErrConnectionEnded is the end of a connection for which the library kept no reason.
+var ErrConnectionEnded error = &KindError{Kind: FaultConnectionLost, Cause: errors.New("it ended without a reason")}
 
 // ServedElsewhereError ends a session without responses, when servers answer by way of another
 // node.

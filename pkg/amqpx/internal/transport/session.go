@@ -1,9 +1,7 @@
 package transport
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,38 +41,6 @@ type Session struct {
 	once  sync.Once
 	Cause error // the reason, set before done is closed; nil for an end that this process asked for
 	wg    sync.WaitGroup
-}
-
-// ErrConnectionEnded is the end of a connection for which the library kept no reason.
-var ErrConnectionEnded error = &KindError{Kind: FaultConnectionLost, Cause: errors.New("it ended without a reason")}
-
-// openSession dials and opens the channels. After an error nothing stays open.
-func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
-	s := &Session{Start: time.Now(), Target: target, Done: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			s.Fail(err)
-			s.Close()
-		}
-	}()
-	name := cfg.Name + " " + cfg.Role
-	if cfg.Shared {
-		s.Pub, err = cfg.Dialer.Dial(ctx, target.URL, name)
-		s.Sub = s.Pub
-	} else {
-		if s.Pub, err = cfg.Dialer.Dial(ctx, target.URL, name+" publish"); err == nil {
-			s.Sub, err = cfg.Dialer.Dial(ctx, target.URL, name+" consume")
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, s.Cut)
-	defer stop()
-	if err := s.openChannels(cfg.Shared); err != nil {
-		return nil, AtStep(stepChannel, "", errors.Join(ctx.Err(), err))
-	}
-	return s, nil
 }
 
 // openChannels opens a channel for publishing, with confirms, a channel for consuming, and a
@@ -426,26 +392,4 @@ func (s *Session) respondsWithin(ch Channel, within time.Duration) bool {
 // end of a channel for publishing and consuming also ends the consumer.
 func (s *Session) Survives(reason *amqp.Error) bool {
 	return s.Sub != s.Pub && IsAboutMessage(reason)
-}
-
-// SizeLimitIn returns the broker's largest message, in bytes, if an exception contains it.
-func SizeLimitIn(reason *amqp.Error) (limit int, ok bool) {
-	var size int
-	_, text, found := strings.Cut(reason.Reason, "message size ")
-	if !found {
-		return 0, false
-	}
-	for _, format := range []string{"%d is larger than configured max size %d", "%d is larger than max size %d"} {
-		if n, err := fmt.Sscanf(text, format, &size, &limit); err == nil && n == 2 {
-			return limit, limit > 0
-		}
-	}
-	return 0, false
-}
-
-// IsAboutMessage reports whether an exception on a channel for publishing is about one of its
-// messages: 406 precondition-failed or 311 content-too-large. The cause of any other
-// exception, such as a missing permission, would affect every message.
-func IsAboutMessage(reason *amqp.Error) bool {
-	return reason != nil && (reason.Code == amqp.PreconditionFailed || reason.Code == amqp.ContentTooLarge)
 }

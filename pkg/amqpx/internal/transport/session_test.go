@@ -106,9 +106,18 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	t.Parallel()
 	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
-	refused := func(t *testing.T, cause error) { wantIs(t, cause, exception) }
-	lost := func(t *testing.T, cause error) { wantKind(t, cause, transport.FaultConnectionLost) }
-	canceled := func(t *testing.T, cause error) { wantKind(t, cause, transport.FaultConsumerCanceled) }
+	refused := func(t *testing.T, cause error) {
+		t.Helper()
+		wantIs(t, cause, exception)
+	}
+	lost := func(t *testing.T, cause error) {
+		t.Helper()
+		wantKind(t, cause, transport.FaultConnectionLost)
+	}
+	canceled := func(t *testing.T, cause error) {
+		t.Helper()
+		wantKind(t, cause, transport.FaultConsumerCanceled)
+	}
 	for _, c := range []struct {
 		name string
 		end  func(*brokertest.Broker, *transport.Session)

@@ -170,6 +170,35 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	return s, nil
 }
 
+// openSession dials and opens the channels. After an error nothing stays open.
+func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
+	s := &Session{Start: time.Now(), Target: target, Done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.Fail(err)
+			s.Close()
+		}
+	}()
+	name := cfg.Name + " " + cfg.Role
+	if cfg.Shared {
+		s.Pub, err = cfg.Dialer.Dial(ctx, target.URL, name)
+		s.Sub = s.Pub
+	} else {
+		if s.Pub, err = cfg.Dialer.Dial(ctx, target.URL, name+" publish"); err == nil {
+			s.Sub, err = cfg.Dialer.Dial(ctx, target.URL, name+" consume")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, s.Cut)
+	defer stop()
+	if err := s.openChannels(cfg.Shared); err != nil {
+		return nil, AtStep(stepChannel, "", errors.Join(ctx.Err(), err))
+	}
+	return s, nil
+}
+
 // Current returns the session, or nil when there is none.
 func (v *Supervisor) Current() *Session {
 	v.mu.Lock()

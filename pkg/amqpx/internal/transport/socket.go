@@ -1,0 +1,307 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// maxCorkedBytes is the size of the buffer at which a corked socket writes all the same.
+const maxCorkedBytes = 64 << 10
+
+// socket is the net.Conn under amqp091-go. It adds a deadline for every write, so that a
+// broker that stops reading cannot block a publisher for ever, and coalescing, so that many
+// small frames leave in one system call.
+//
+// An idle socket writes through. While the socket is corked, or while another goroutine
+// writes, writes are buffered and leave together; a buffered write reports the error of an
+// earlier write. A failed write closes the connection, which also ends the reader. Safe for
+// concurrent use.
+type socket struct {
+	net.Conn
+
+	raw     net.Conn // the connection below Conn: Conn itself, or the TCP connection below TLS
+	timeout time.Duration
+	frames  *frameReader // the source of Read; nil: Conn
+
+	received    atomic.Uint64     // reads of data
+	certificate clientCertificate // for TLS
+
+	mu      sync.Mutex
+	room    sync.Cond // signaled when a write has ended
+	buf     []byte    // buffered, not yet written
+	spare   []byte    // the buffer of the last write, for reuse
+	writing bool
+	corked  bool
+	err     error
+}
+
+func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
+	s := &socket{Conn: conn, raw: conn, timeout: writeTimeout}
+	s.room.L = &s.mu
+	return s
+}
+
+// Read reads data from the broker.
+func (s *socket) Read(p []byte) (n int, err error) {
+	if s.frames == nil {
+		n, err = s.Conn.Read(p)
+	} else {
+		n, err = s.frames.Read(p)
+	}
+	if n > 0 {
+		s.received.Add(1)
+	}
+	return n, err
+}
+
+// Close closes the connection below TLS at once. tls.Conn's own Close would first write an
+// alert, and wait up to 5 s if the broker does not read.
+func (s *socket) Close() error { return s.raw.Close() }
+
+// Write buffers p, or writes it through when the socket is idle.
+func (s *socket) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
+		s.room.Wait()
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
+	if !s.writing && len(s.buf) == 0 && (!s.corked || len(p) >= maxCorkedBytes) {
+		s.flush(p)
+	} else {
+		s.buf = append(s.buf, p...)
+	}
+	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
+		s.flushGathered() // p, and the bytes that were buffered meanwhile
+	}
+	return len(p), s.err
+}
+
+// cork makes the socket buffer writes until uncork.
+func (s *socket) cork() {
+	s.mu.Lock()
+	s.corked = true
+	s.mu.Unlock()
+}
+
+// uncork writes the buffered bytes.
+func (s *socket) uncork() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.corked = false
+	if !s.writing {
+		s.flushGathered()
+	}
+}
+
+// flushGathered writes the buffered bytes, and the bytes buffered meanwhile. The caller holds
+// mu and has checked that writing is false.
+func (s *socket) flushGathered() {
+	for len(s.buf) > 0 && s.err == nil {
+		p := s.buf
+		s.buf = s.spare[:0]
+		s.flush(p)
+		s.spare = p
+	}
+}
+
+// flush writes p; it releases mu during the write. The caller holds mu and has checked that
+// writing is false.
+func (s *socket) flush(p []byte) {
+	s.writing = true
+	s.mu.Unlock()
+	err := s.Conn.SetWriteDeadline(time.Now().Add(s.timeout))
+	if err == nil {
+		_, err = s.Conn.Write(p)
+	}
+	if err != nil {
+		if s.frames != nil {
+			s.frames.awaitReason()
+		}
+		_ = s.Close()
+	}
+	s.mu.Lock()
+	s.writing = false
+	if err != nil && s.err == nil {
+		s.err = err
+	}
+	s.room.Broadcast()
+}
+
+// clientCertificate records the use of the client certificate in one TLS handshake.
+type clientCertificate struct {
+	asked   atomic.Bool // the broker requested a certificate
+	offered atomic.Pointer[tls.Certificate]
+}
+
+// watch makes config record the broker's request for a certificate and the certificate sent.
+func (c *clientCertificate) watch(config *tls.Config) {
+	get, own := config.GetClientCertificate, config.Certificates
+	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c.asked.Store(true)
+		certificate := firstSupported(own, info)
+		if get != nil {
+			var err error
+			if certificate, err = get(info); err != nil {
+				return nil, err
+			}
+		}
+		if certificate != nil && len(certificate.Certificate) > 0 {
+			c.offered.Store(certificate)
+		}
+		return certificate, nil
+	}
+}
+
+// firstSupported chooses a certificate in the same way as crypto/tls: the first that the
+// broker supports, else an empty certificate.
+func firstSupported(own []tls.Certificate, info *tls.CertificateRequestInfo) *tls.Certificate {
+	for i := range own {
+		if info.SupportsCertificate(&own[i]) == nil {
+			return &own[i]
+		}
+	}
+	return new(tls.Certificate)
+}
+
+// kind returns the kind of fault if the broker refuses the client's certificate.
+func (c *clientCertificate) kind() FaultKind {
+	offered := c.offered.Load()
+	if offered == nil {
+		return FaultClientCertificateMissing
+	}
+	if leaf, err := x509.ParseCertificate(offered.Certificate[0]); err == nil {
+		if now := time.Now(); now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+			return FaultClientCertificateExpired
+		}
+	}
+	return FaultClientCertificate
+}
+
+// handshakeFault determines why the TLS handshake failed.
+func (c *clientCertificate) handshakeFault(err error) error {
+	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		if strings.HasPrefix(string(header.RecordHeader[:]), "HTTP") {
+			return &KindError{Kind: FaultPortHTTP, Cause: err}
+		}
+		return &KindError{Kind: FaultPortPlain, Cause: err} // a broker without TLS sends its protocol header
+	}
+	if kind := c.kindOfAlert(err); kind != "" {
+		return &KindError{Kind: kind, Cause: err}
+	}
+	var network net.Error
+	if isCertificateError(err) || errors.Is(err, io.EOF) || errors.As(err, &network) {
+		return err
+	}
+	return &KindError{Kind: FaultTLSHandshake, Cause: err}
+}
+
+// The alerts of TLS by which a broker refuses a client's certificate (RFC 8446 section 6.2).
+const (
+	alertHandshakeFailure    = 40
+	alertBadCertificate      = 42
+	alertUnsupported         = 43
+	alertRevoked             = 44
+	alertExpired             = 45
+	alertCertificateUnknown  = 46
+	alertUnknownCA           = 48
+	alertAccessDenied        = 49
+	alertCertificateRequired = 116
+)
+
+// kindOfAlert returns the kind of fault for a TLS alert of the broker, or "".
+func (c *clientCertificate) kindOfAlert(err error) FaultKind {
+	alert, ok := alertOf(err)
+	if !ok {
+		return ""
+	}
+	switch alert {
+	case alertCertificateRequired:
+		return FaultClientCertificateMissing
+	case alertExpired:
+		return FaultClientCertificateExpired
+	case alertBadCertificate, alertUnsupported, alertRevoked, alertCertificateUnknown, alertUnknownCA, alertAccessDenied:
+		return c.kind()
+	case alertHandshakeFailure:
+		if c.asked.Load() && c.offered.Load() == nil { // the alert of TLS 1.2 for a missing certificate
+			return FaultClientCertificateMissing
+		}
+	}
+	return FaultTLSHandshake
+}
+
+// alertOf returns the alert that the peer sent. crypto/tls does not export the alert's number,
+// only its text.
+func alertOf(err error) (tls.AlertError, bool) {
+	op, ok := errors.AsType[*net.OpError](err)
+	if !ok || op.Op != "remote error" {
+		return 0, false
+	}
+	for alert := range tls.AlertError(255) {
+		if op.Err.Error() == alert.Error() {
+			return alert, true
+		}
+	}
+	return 0, false
+}
+
+// explainDial adds the failed step of the AMQP handshake to err, and details that the library
+// does not report: data of another protocol from the peer, and the reason for the end of the
+// connection.
+func (s *socket) explainDial(err error) error {
+	if s == nil || s.frames == nil {
+		return AtStep(stepConnect, "", err)
+	}
+	started, peer, ended := s.frames.handshake()
+	if refused, ok := errors.AsType[*amqp.Error](err); ok && refused.Server {
+		started-- // the method connection.close is no progress
+	}
+	switch {
+	case isContextError(err) && started <= 0:
+		return AtStep(stepAMQP, "", err)
+	case peer != "":
+		return AtStep(stepAMQP, "", &KindError{kindOfPort(peer), errors.New("it sent " + strconv.QuoteToASCII(peer))})
+	case started <= 0 && !errors.Is(err, amqp.ErrSASL):
+		if kind := s.certificate.kindOfAlert(ended); kind != "" {
+			return AtStep(stepTLS, "", &KindError{Kind: kind, Cause: ended})
+		}
+		if ended != nil {
+			err = ended
+		}
+		return AtStep(stepAMQP, "", &KindError{Kind: FaultClosedEarly, Cause: err})
+	case err == amqp.ErrSASL, started == 1: //nolint:errorlint // the library returns this very value.
+		return AtStep(stepLogin, "", err)
+	default:
+		return AtStep(stepVhost, "", err)
+	}
+}
+
+func isContextError(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// kindOfPort derives the protocol of a port from the first bytes that the peer sent.
+func kindOfPort(start string) FaultKind {
+	const alertRecord = "\x15\x03" // the type of the record and the first byte of its version
+	switch {
+	case strings.HasPrefix(start, alertRecord):
+		return FaultPortTLS
+	case strings.HasPrefix(start, "HTTP"):
+		return FaultPortHTTP
+	default:
+		return FaultNotAMQP
+	}
+}
