@@ -92,7 +92,8 @@ func TestRedeliveryPolicy(t *testing.T) {
 		{"no room for the body of a copy before", redelivery{marked: true, sentBefore: true, deferred: true, lost: 4, limit: 5}, redeliveryPark},
 		{
 			"no room for the body before, near the broker's limit",
-			redelivery{marked: true, sentBefore: true, deferred: true, nearBrokerLimit: true, limit: 5, retryUp: true}, redeliveryRepublish,
+			redelivery{marked: true, sentBefore: true, deferred: true, nearBrokerLimit: true, limit: 5, retryUp: true},
+			redeliveryRepublish,
 		},
 		{"at most once, first delivery", redelivery{atMostOnce: true, limit: 5}, redeliveryRun},
 		{"at most once, sent before", redelivery{atMostOnce: true, sentBefore: true, limit: 5}, redeliveryRefuse},
