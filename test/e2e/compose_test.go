@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,20 +29,59 @@ func TestCompose(t *testing.T) {
 	run := func(args ...string) (string, error) {
 		return s.output(t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
 	}
-	begun := time.Now()
-	out, err := s.outputWith(t.Context(), "RPC_QUEUE_TYPE=quorm", "docker", "compose", "--env-file", s.envFile(), "up", "--no-build")
-	if err == nil || !strings.Contains(out, "RPC_QUEUE_TYPE") {
-		t.Errorf("up with a bad setting: %v\n%s", err, out)
+	s.badSettingsWithoutMake("docker", "compose")
+	if _, err := exec.LookPath("docker-compose"); err == nil {
+		s.badSettingsWithoutMake("docker-compose")
 	}
-	t.Logf("up with a bad setting ended after %v", time.Since(begun).Round(time.Second))
 	if out, err := run("up", "-d", "--no-build", "--wait", "rabbitmq", "rpc-server"); err != nil {
 		t.Errorf("up -d --wait: %v\n%s", err, out)
 	}
-	out, err = run("up", "--no-build", "--exit-code-from", "rpc-client")
+	out, err := run("up", "--no-build", "--exit-code-from", "rpc-client")
 	if err != nil || !strings.Contains(out, "every call was answered as expected") {
 		t.Errorf("up --exit-code-from: %v\n%s", err, out)
 	}
 	s.threeReports(run)
+}
+
+// neverHealthy is a Compose file with a broker that starts and never becomes healthy.
+const neverHealthy = `
+services:
+  rabbitmq:
+    command: [sleep, infinity]
+    healthcheck: {test: [CMD, "false"], start_period: 1h}
+    stop_grace_period: 1s
+`
+
+// badSettingsWithoutMake checks that Compose ends after wrong settings without waiting for the
+// broker. Compose v1 shows the log of no container until all of them have started, so it shows the
+// variable only with the command check.
+func (s *stack) badSettingsWithoutMake(compose ...string) {
+	t := s.t
+	t.Helper()
+	broker := filepath.Join(t.TempDir(), "never-healthy.yml")
+	if err := os.WriteFile(broker, []byte(neverHealthy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) string {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		all := slices.Concat(compose, []string{"--env-file", s.envFile(), "-f", "docker-compose.yml", "-f", broker}, args)
+		begun := time.Now()
+		out, err := s.outputWith(ctx, "RPC_QUEUE_TYPE=quorm", all[0], all[1:]...)
+		if err == nil || ctx.Err() != nil {
+			t.Errorf("%s %s with a bad setting: %v, %v\n%s", compose, args, err, ctx.Err(), out)
+		}
+		t.Logf("%s %s with a bad setting ended after %v", compose, args, time.Since(begun).Round(time.Second))
+		return out
+	}
+	const fault = `RPC_QUEUE_TYPE: "quorm" is not one of: classic, quorum`
+	if out := run("up", "--no-build"); len(compose) > 1 && !strings.Contains(out, fault) {
+		t.Errorf("up does not name the variable:\n%s", out)
+	}
+	if out := run("run", "--rm", "--no-deps", "-T", "rpc-server", "check"); !strings.Contains(out, fault) {
+		t.Errorf("check does not name the variable:\n%s", out)
+	}
+	s.must(compose[0], slices.Concat(compose[1:], []string{"--env-file", s.envFile(), "-f", "docker-compose.yml", "-f", broker, "down", "-v"})...)
 }
 
 // threeReports runs three clients concurrently and checks that each writes a separate report.
