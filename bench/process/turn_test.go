@@ -78,7 +78,7 @@ func TestClosedLoopEndsWithItsTime(t *testing.T) {
 	})
 }
 
-func TestDriveChecksAnswers(t *testing.T) {
+func TestDriveChecksResponses(t *testing.T) {
 	t.Parallel()
 	for _, body := range []int{0, 100} {
 		_, err := drive(t.Context(), &scripted{body: "c"}, Turn{Callers: 4, Duration: time.Minute, MaxCalls: 1 << 30, Body: body}, loadgen.Pacer{})

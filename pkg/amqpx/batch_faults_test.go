@@ -185,7 +185,7 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 	})
 }
 
-func TestBatchOverALostLink(t *testing.T) {
+func TestBatchOverALostConnection(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name       string

@@ -86,7 +86,7 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 	})
 }
 
-func TestAnswersThatWaitTravelTogether(t *testing.T) {
+func TestResponsesThatWaitTravelTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := make(chan struct{})
@@ -110,7 +110,7 @@ func TestAnswersThatWaitTravelTogether(t *testing.T) {
 			}
 		}
 		if batches == 0 {
-			t.Error("no two answers travelled together")
+			t.Error("no two responses travelled together")
 		}
 		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 	})

@@ -49,7 +49,7 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 		{"unroutable", fate(publish.Returned), DidNotRun},
 		{"lost", fate(publish.Lost), MayHaveRun},
 		{"lost, which it has not heard of yet", func(k *call) { k.first.BeginSend(1); k.first.OnResult(publish.Lost) }, MayHaveRun},
-		{"the link replaced, which it has not heard of yet", func(k *call) {
+		{"the connection replaced, which it has not heard of yet", func(k *call) {
 			k.first.BeginSend(1)
 			k.first.OnResult(publish.Confirmed)
 			k.first.sessionReplaced(2, true)
@@ -75,7 +75,7 @@ func TestCallOutcomeWhenTheCallerGivesUp(t *testing.T) {
 	}
 }
 
-func TestCallAfterALostLink(t *testing.T) {
+func TestCallAfterALostConnection(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name                 string
@@ -86,7 +86,7 @@ func TestCallAfterALostLink(t *testing.T) {
 		{name: "not idempotent", generation: 2, confirmed: true},
 		{name: "idempotent", idempotent: true, generation: 2, confirmed: true, givenBack: true},
 		{name: "answers are gone", lost: true, generation: 2, confirmed: true, givenBack: true},
-		{name: "written by the new link already", lost: true, idempotent: true, generation: 1, confirmed: true},
+		{name: "written by the new connection already", lost: true, idempotent: true, generation: 1, confirmed: true},
 		{name: "not confirmed: its publisher settles it", lost: true, idempotent: true, generation: 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {

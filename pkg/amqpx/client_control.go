@@ -139,7 +139,7 @@ const (
 	maxInstances = 10_000
 )
 
-// Servers asks every server of the request queue to describe itself, and returns the answers,
+// Servers asks every server of the request queue to describe itself, and returns the responses,
 // sorted by name and then by age. The list does not include servers in other languages and
 // servers without [WithControl]. Servers waits until no further server has answered for half a
 // second, the client's timeout is over, or ctx ends; if any server has answered by then, the
@@ -182,7 +182,7 @@ func (c *Client) Servers(ctx context.Context) ([]ServerInfo, error) {
 }
 
 // Ping asks the servers of the request queue for a sign of life, and returns the round-trip
-// time of the first answer. Ping is meant for health checks at a low rate; the errors are
+// time of the first response. Ping is meant for health checks at a low rate; the errors are
 // those of [Client.Servers].
 func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	if err := c.check(ctx); err != nil {
@@ -202,7 +202,7 @@ func (c *Client) Ping(ctx context.Context) (took time.Duration, err error) {
 	return 0, err
 }
 
-// ask sends a question to every server and calls take with each answer, until take returns
+// ask sends a question to every server and calls take with each response, until take returns
 // false, enough has a value, or ctx ends.
 func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
 	s := c.sup.Current()
@@ -259,7 +259,7 @@ type query struct {
 	over               chan struct{}
 }
 
-// run asks the question and passes the answers on until the query is over. The calls to the
+// run asks the question and passes the responses on until the query is over. The calls to the
 // broker take no context; they end with the connection.
 func (q *query) run() {
 	ch, err := openControl(q.conn, q.exchange)
@@ -274,7 +274,7 @@ func (q *query) run() {
 	}
 }
 
-// collect publishes the question and reads the answers.
+// collect publishes the question and reads the responses.
 func (q *query) collect(ch transport.Channel) error {
 	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
@@ -344,7 +344,7 @@ const (
 	unansweredCalls = 3
 	// unansweredCheck is the pause between two checks of these bounds.
 	unansweredCheck = time.Second
-	// servedLimit is the time limit for the answers of servers, and of a node.
+	// servedLimit is the time limit for the responses of servers, and of a node.
 	servedLimit = 3 * time.Second
 )
 

@@ -428,7 +428,7 @@ func (r *running) take(t *testing.T, msg amqp.Publishing) {
 
 // A sender of endless answers, in the name of servers that do not exist, cannot keep Servers from
 // returning.
-func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
+func TestFleetEndsThoughResponsesGoOn(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		id   func(i int) string
@@ -459,7 +459,7 @@ func TestFleetEndsThoughAnswersGoOn(t *testing.T) {
 	}
 }
 
-// answerAll sends an answer to every client that queries the servers, ten times a second.
+// answerAll sends a response to every client that queries the servers, ten times a second.
 func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
 	tick := time.NewTicker(time.Second / 10)
 	defer tick.Stop()

@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
+func TestEveryCallOfManySettlesWhileConnectionsBreak(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
@@ -43,7 +43,7 @@ func TestEveryCallOfManySettlesWhileLinksBreak(t *testing.T) {
 		wg.Wait()
 		st := r.client.Stats()
 		wantSame(t, "answered", st.OK, 500)
-		wantSame(t, "unknown answers", st.Unknown, 0)
+		wantSame(t, "unknown responses", st.Unknown, 0)
 		if st.Reconnects < 5 {
 			t.Errorf("only %d reconnects", st.Reconnects)
 		}

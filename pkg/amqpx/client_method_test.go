@@ -42,7 +42,7 @@ func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
 	})
 }
 
-func TestNewConsumerOfAnswersComesBeforeAStrandedOne(t *testing.T) {
+func TestNewConsumerOfResponsesComesBeforeAStrandedOne(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})

@@ -39,14 +39,14 @@ func TestPendingVerdicts(t *testing.T) {
 		redelivered bool
 		want        matchResult
 	}{
-		{"first answer", waits, "a", false, verdictTaken},
-		{"first answer, redelivered", waits, "a", true, verdictTaken},
+		{"first response", waits, "a", false, verdictTaken},
+		{"first response, redelivered", waits, "a", true, verdictTaken},
 		{"of nobody", waits, "b", false, verdictUnknown},
 		{"of nobody, redelivered", waits, "b", true, verdictUnknown},
 		{"without an id", waits, "", false, verdictUnknown},
-		{"second answer while the call is pending", answered, "a", false, verdictDuplicate},
+		{"second response while the call is pending", answered, "a", false, verdictDuplicate},
 		{"same answer again while the call is pending", answered, "a", true, verdictRedelivered},
-		{"second answer after the call", func(p *pending, k *call) { answered(p, k); p.remove(k) }, "a", false, verdictDuplicate},
+		{"second response after the call", func(p *pending, k *call) { answered(p, k); p.remove(k) }, "a", false, verdictDuplicate},
 		{"same answer again after the call", func(p *pending, k *call) { answered(p, k); p.remove(k) }, "a", true, verdictRedelivered},
 		{"late", (*pending).remove, "a", false, verdictLate},
 		{"late, redelivered", (*pending).remove, "a", true, verdictLate},
@@ -154,7 +154,7 @@ func TestPendingClosedTakesNoCalls(t *testing.T) {
 	wantSame(t, "calls before the close", p.len(), 1)
 }
 
-func TestPendingHandsAnAnswerToOneOfManyReaders(t *testing.T) {
+func TestPendingHandsAResponseToOneOfManyReaders(t *testing.T) {
 	t.Parallel()
 	p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 	for i := range 200 {

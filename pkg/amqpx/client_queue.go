@@ -129,7 +129,7 @@ func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueSt
 type queueLooker struct {
 	client *Client
 	s      *transport.Session
-	ch     transport.Channel // nil when the last look closed the channel, or got no answer
+	ch     transport.Channel // nil when the last look closed the channel, or got no response
 	queue  lookedQueue
 	lane   lookedQueue
 	// unserved is the time of the first look without a consumer; zero while there is a
@@ -244,12 +244,12 @@ func (l *queueLooker) look() {
 	l.checkServed()
 }
 
-// errNoLook means that the queue was not asked for, or that no answer came in time.
+// errNoLook means that the queue was not asked for, or that no response came in time.
 var errNoLook = errors.New("the broker does not answer for the queue")
 
-// ask asks the broker for a queue. A look without an answer in time stays open and keeps its
+// ask asks the broker for a queue. A look without a response in time stays open and keeps its
 // channel: the other queue then uses another channel, and this queue is asked for again after
-// the answer.
+// the response.
 func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 	if q.barred {
 		return amqp.Queue{}, errNoLook
@@ -421,7 +421,7 @@ type controlAnswer struct {
 // someServerListens reports whether a server has a queue at the control plane's exchange, as a
 // draining server does although it consumes no requests. Without WithControl, and for
 // lookMissingMax after a failed check, someServerListens returns false. Otherwise it returns
-// true if the answer is unknown.
+// true if the response is unknown.
 func (l *queueLooker) someServerListens() bool {
 	k := &l.control
 	switch {
@@ -465,7 +465,7 @@ func (k controlCheck) ask(s *transport.Session, exchange string) (a controlAnswe
 	if a.err = a.ch.PublishFanout(exchange, amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests}); a.err != nil {
 		return a
 	}
-	if a.err = a.ch.Barrier(); a.err != nil { // a return comes before the answer of the barrier
+	if a.err = a.ch.Barrier(); a.err != nil { // a return comes before the response of the barrier
 		return a
 	}
 	select {

@@ -182,7 +182,7 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 	})
 }
 
-func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
+func TestConnectionOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
@@ -210,7 +210,7 @@ func TestLinkOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 
 // The only call of a batch travels alone: its nacks count against the connection, and its
 // confirm opens the queue gate.
-func TestLinkOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
+func TestConnectionOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})

@@ -13,7 +13,7 @@ import (
 
 // A call leaves only after the connection counts as ready: a caller that gets its response and
 // then closes the client needs the connection to delete the reply queue.
-func TestCallWaitsUntilTheLinkCountsAsReady(t *testing.T) {
+func TestCallWaitsUntilTheConnectionCountsAsReady(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
@@ -29,7 +29,7 @@ func TestCallWaitsUntilTheLinkCountsAsReady(t *testing.T) {
 		c := startClient(t, b, WithLogger(log))
 		call := goCall(c, within(t, time.Minute), "m", []byte("x"))
 		settle()
-		wantSame(t, "answers while the link comes up", len(call), 0)
+		wantSame(t, "answers while the connection comes up", len(call), 0)
 		close(connecting)
 		wantAnswer(t, <-call, "x")
 		wantSame(t, "state", c.Status().State, StateReady)

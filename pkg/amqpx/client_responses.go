@@ -97,7 +97,7 @@ func (r *responseReader) handle(d *amqp.Delivery) {
 
 const (
 	// replyQueueGrace is how long the broker may take to answer the declaration of the reply
-	// queue before the client declares a new queue in parallel. The first answer decides, so
+	// queue before the client declares a new queue in parallel. The first response decides, so
 	// that a slow broker does not cost the responses in the old queue.
 	replyQueueGrace = 500 * time.Millisecond
 	// replyConsumeLimit is how long the broker may take to answer the subscription to the

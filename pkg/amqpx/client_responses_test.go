@@ -38,7 +38,7 @@ func deadReplyQueues() map[string]struct {
 			nodeDown{"declare passive": homeNodeDown(), "declare": homeNodeDown(), "consume": homeNodeDown(), "delete": homeNodeDown()},
 			DefaultBackoffMin,
 		},
-		"no answer, as from RabbitMQ 4": {
+		"no response, as from RabbitMQ 4": {
 			nodeDown{"declare passive": brokertest.ErrHang, "declare": brokertest.ErrHang, "consume": brokertest.ErrHang, "delete": brokertest.ErrHang},
 			DefaultBackoffMin + replyQueueGrace,
 		},

@@ -57,7 +57,7 @@ func TestAttemptTimeoutIsForIdempotentCalls(t *testing.T) {
 }
 
 // The response to an earlier attempt settles the call, and a later response is a duplicate.
-func TestLateAnswerOfAnEarlierAttemptCounts(t *testing.T) {
+func TestLateResponseOfAnEarlierAttemptCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		answers := func(n int, d amqp.Delivery, send func(amqp.Publishing)) {

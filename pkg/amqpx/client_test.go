@@ -45,9 +45,9 @@ func TestCallOnTheWire(t *testing.T) {
 			t.Errorf("reply_to %q", sent.Msg.ReplyTo)
 		}
 		answer := r.broker.MessagesTo(brokertest.RouteReplies)[0]
-		wantSame(t, "answer's correlation id", answer.Msg.CorrelationId, sent.Msg.CorrelationId)
+		wantSame(t, "response's correlation id", answer.Msg.CorrelationId, sent.Msg.CorrelationId)
 		wantSame(t, "answer is mandatory", answer.Mandatory, true)
-		wantSame(t, "answer's headers", len(answer.Msg.Headers), 0)
+		wantSame(t, "response's headers", len(answer.Msg.Headers), 0)
 	})
 }
 
@@ -69,7 +69,7 @@ func TestCallWithAnEndedContextIsNotSent(t *testing.T) {
 	})
 }
 
-func TestReplyQueueOutlivesTheLinkAndExpires(t *testing.T) {
+func TestReplyQueueOutlivesTheConnectionAndExpires(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
@@ -98,7 +98,7 @@ func TestCallWithoutADeadlineGetsTheDefault(t *testing.T) {
 	})
 }
 
-func TestCallWaitsForTheFirstLink(t *testing.T) {
+func TestCallWaitsForTheFirstConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
@@ -116,7 +116,7 @@ func TestCallWaitsForTheFirstLink(t *testing.T) {
 	})
 }
 
-func TestLinkFaultsInErrorsHaveNoPassword(t *testing.T) {
+func TestConnectionFaultsInErrorsHaveNoPassword(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
@@ -151,7 +151,7 @@ func TestResentCallIsTheSameCall(t *testing.T) {
 			wantSame(t, "body", string(m.Msg.Body), "body")
 		}
 		pass(5 * time.Second)
-		wantSame(t, "second answers", r.client.Stats().Duplicates, 0) // the server ran the call once
+		wantSame(t, "second responses", r.client.Stats().Duplicates, 0) // the server ran the call once
 	})
 }
 
@@ -182,7 +182,7 @@ func TestResentCallCarriesTheBudgetThatIsLeft(t *testing.T) {
 	})
 }
 
-func TestAnswersWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
+func TestResponsesWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})
@@ -206,7 +206,7 @@ func TestAnswersWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 	})
 }
 
-func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
+func TestResponsesAreAcknowledgedLateAndTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
@@ -226,7 +226,7 @@ func TestAnswersAreAcknowledgedLateAndTogether(t *testing.T) {
 	})
 }
 
-func TestAnswerThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
+func TestResponseThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
@@ -238,7 +238,7 @@ func TestAnswerThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 	})
 }
 
-func TestAnswersNobodyWaitsForAreCountedAndDropped(t *testing.T) {
+func TestResponsesNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo, "slow": func(ctx context.Context, req *Request) ([]byte, error) {

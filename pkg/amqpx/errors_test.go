@@ -119,10 +119,10 @@ func TestCodesAreAClosedSet(t *testing.T) {
 // Middleware and observers call CodeOf and OutcomeOf for every call, so both must not allocate.
 //
 //nolint:paralleltest // counts allocations
-func TestAskingAboutAnAnswerTakesNoMemory(t *testing.T) {
+func TestAskingAboutAResponseTakesNoMemory(t *testing.T) {
 	wantSame(t, "allocations", testing.AllocsPerRun(100, func() {
 		if CodeOf(nil) != "" || OutcomeOf(nil) != Ran {
-			t.Error("an answer is no failure")
+			t.Error("a response is no failure")
 		}
 	}), 0)
 }

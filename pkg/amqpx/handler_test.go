@@ -186,7 +186,7 @@ func canceledAfter(ctx context.Context, d time.Duration) (context.Context, conte
 }
 
 // A late response to the first try does not answer the second.
-func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
+func TestMiddlewareThatTriesAgainGetsItsOwnResponse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
@@ -203,7 +203,7 @@ func TestMiddlewareThatTriesAgainGetsItsOwnAnswer(t *testing.T) {
 		ready(t, c.WaitReady)
 		got := <-goCall(c, within(t, time.Minute), "m", []byte("x"))
 		wantSame(t, "error", got.err, nil)
-		wantSame(t, "late answers", c.Stats().Late, 1)
+		wantSame(t, "late responses", c.Stats().Late, 1)
 		wantSame(t, "key of the second", <-second, b.MessagesTo(DefaultQueue)[0].Msg.CorrelationId)
 	})
 }

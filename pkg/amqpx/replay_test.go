@@ -32,7 +32,7 @@ func numbered(runs *atomic.Int64) Handler {
 	}
 }
 
-func TestDuplicateGetsTheAnswerOfTheRequestItRepeats(t *testing.T) {
+func TestDuplicateGetsTheResponseOfTheRequestItRepeats(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name    string
@@ -67,7 +67,7 @@ func TestDuplicateGetsTheAnswerOfTheRequestItRepeats(t *testing.T) {
 	}
 }
 
-func TestOneCallSentTwiceGetsOneAnswer(t *testing.T) {
+func TestOneCallSentTwiceGetsOneResponse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
@@ -144,7 +144,7 @@ func TestWhichErrorsAreStored(t *testing.T) {
 	}
 }
 
-func TestStoredAnswersAreBounded(t *testing.T) {
+func TestStoredResponsesAreBounded(t *testing.T) {
 	t.Parallel()
 	const big = 1000
 	for _, c := range []struct {
@@ -187,14 +187,14 @@ func TestStoredAnswersAreBounded(t *testing.T) {
 
 // When a response is lost with its connection, the server sends the stored response again,
 // without another run, to callers that follow the contract.
-func TestRequestThatComesBackAfterALossOfTheLinkIsNotRunAgain(t *testing.T) {
+func TestRequestThatComesBackAfterALossOfTheConnectionIsNotRunAgain(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name string
 		lose func(r *rig)
 	}{
 		{"while the handler runs", func(r *rig) { r.cutServer() }},
-		{"before the answer was confirmed", func(r *rig) {
+		{"before the response was confirmed", func(r *rig) {
 			r.broker.Fail(brokertest.RouteReplies, brokertest.FaultLostUnconfirmed)
 			pass(5 * time.Second)
 		}},

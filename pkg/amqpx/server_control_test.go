@@ -167,7 +167,7 @@ func TestPings(t *testing.T) {
 	})
 }
 
-func TestServersPingWhoseLinkIsLost(t *testing.T) {
+func TestServersPingWhoseConnectionIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
@@ -253,7 +253,7 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 	})
 }
 
-func TestAnswersTellAsMuchAsWasAsked(t *testing.T) {
+func TestResponsesTellAsMuchAsWasAsked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
@@ -327,7 +327,7 @@ func TestLogLimit(t *testing.T) {
 	})
 }
 
-func TestBadBatchesFillNoLogAndGetNoAnswers(t *testing.T) {
+func TestBadBatchesFillNoLogAndGetNoResponses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log, logs := observed(zap.WarnLevel)

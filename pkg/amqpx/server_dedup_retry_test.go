@@ -61,7 +61,7 @@ func TestRetryMiddleware(t *testing.T) {
 			})
 		}
 	}
-	t.Run("after no answer", func(t *testing.T) {
+	t.Run("after no response", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			var runs atomic.Int64

@@ -27,7 +27,7 @@ func TestDrainOfAnIdleServer(t *testing.T) {
 	})
 }
 
-func TestDrainBeforeTheFirstLink(t *testing.T) {
+func TestDrainBeforeTheFirstConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
@@ -77,7 +77,7 @@ func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
 	})
 }
 
-func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
+func TestDrainWaitsUntilResponsesAreConfirmed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
@@ -94,7 +94,7 @@ func TestDrainWaitsUntilAnswersAreConfirmed(t *testing.T) {
 	})
 }
 
-func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
+func TestDrainDeliversResponsesOverANewConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow})
@@ -116,7 +116,7 @@ func TestDrainDeliversAnswersOverANewLink(t *testing.T) {
 	})
 }
 
-func TestDrainWithoutALinkEndsInTime(t *testing.T) {
+func TestDrainWithoutAConnectionEndsInTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": slow}, WithDrainTimeout(30*time.Second))
@@ -219,7 +219,7 @@ func TestDrainLosesNoCall(t *testing.T) {
 			wantAnswer(t, <-done, "x")
 		}
 		drained(t, r.server, nil, 0)
-		wantSame(t, "second answers", r.client.Stats().Duplicates, 0)
+		wantSame(t, "second responses", r.client.Stats().Duplicates, 0)
 	})
 }
 
@@ -298,7 +298,7 @@ func TestDrainWhileConsumersStart(t *testing.T) {
 }
 
 // Servers with different methods share a queue. A stopping server leaves requests without a
-// started handler to the other servers, because their answers may differ.
+// started handler to the other servers, because their responses may differ.
 func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(*running){

@@ -64,7 +64,7 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 						wantSame(t, "user of a request", user, c.want)
 					}
 					for _, user := range usersOf(b, brokertest.RouteReplies) {
-						wantSame(t, "user of an answer", user, "")
+						wantSame(t, "user of a response", user, "")
 					}
 					b.Kick(brokertest.BrokenSocket())
 					pass(10 * time.Second)

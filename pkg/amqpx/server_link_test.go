@@ -118,7 +118,7 @@ func (s *stepped) handle(ctx context.Context, req *Request) ([]byte, error) {
 	}
 }
 
-func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
+func TestHandlersOfALostConnectionAnswerThroughTheNewOne(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
@@ -146,7 +146,7 @@ func TestHandlersOfALostLinkAnswerThroughTheNewOne(t *testing.T) {
 	})
 }
 
-func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
+func TestOldDeliveryIsNotAcknowledgedOnANewConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		old, young := newStepped(), newStepped()
@@ -173,7 +173,7 @@ func TestOldDeliveryIsNotAcknowledgedOnANewLink(t *testing.T) {
 	})
 }
 
-func TestRequestsOfALostLinkThatWereNotStartedAreSkipped(t *testing.T) {
+func TestRequestsOfALostConnectionThatWereNotStartedAreSkipped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := newStepped()
@@ -194,7 +194,7 @@ func TestRequestsOfALostLinkThatWereNotStartedAreSkipped(t *testing.T) {
 	})
 }
 
-func TestAnswerLostWithItsLinkIsGivenByTheNextRun(t *testing.T) {
+func TestResponseLostWithItsConnectionIsGivenByTheNextRun(t *testing.T) {
 	t.Parallel()
 	for name, f := range map[string]brokertest.Fault{"in the write": brokertest.FaultCutBefore, "before the confirm": brokertest.FaultLostUnconfirmed, "unsent": brokertest.FaultUnsent} {
 		t.Run(name, func(t *testing.T) {

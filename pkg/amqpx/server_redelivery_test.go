@@ -279,7 +279,7 @@ func TestAtMostOnce(t *testing.T) {
 				answer := takeResponses(b)[0]
 				wantSame(t, "code", answer.Headers[wire.HeaderCode], c.code)
 				if ran, said := answer.Headers[wire.HeaderRan]; said {
-					t.Errorf("the answer says %s: %v", wire.HeaderRan, ran)
+					t.Errorf("the response says %s: %v", wire.HeaderRan, ran)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue)+b.Ready(DefaultQueue+".retry"), 0)
@@ -362,7 +362,7 @@ func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 				pass(time.Minute)
 				answers := takeResponses(b)
 				if len(answers) < 1 {
-					t.Fatal("no answer")
+					t.Fatal("no response")
 				}
 				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
 				wantSame(t, "handed out", s.Stats().Requests, 1)

@@ -56,7 +56,7 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 		name   string
 		msg    amqp.Publishing
 		code   Code // "" is a result
-		silent bool // no answer
+		silent bool // no response
 		runs   int64
 	}{
 		{name: "plain", msg: request("m"), runs: 1},
@@ -100,7 +100,7 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 	}
 }
 
-func TestPlainClientGetsAPlainAnswer(t *testing.T) {
+func TestPlainClientGetsAPlainResponse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := serve(t, handlers{"m": echo})
@@ -194,7 +194,7 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 	})
 }
 
-func TestAnswerSaysWhereTheTimeWent(t *testing.T) {
+func TestResponseSaysWhereTheTimeWent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})
@@ -250,7 +250,7 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 	})
 }
 
-func TestAnswerTooLarge(t *testing.T) {
+func TestResponseTooLarge(t *testing.T) {
 	t.Parallel()
 	const limit = 1000
 	long := strings.Repeat("x", limit+1)
@@ -281,7 +281,7 @@ func TestAnswerTooLarge(t *testing.T) {
 	}
 }
 
-func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
+func TestRequestIsAcknowledgedAfterItsResponseIsConfirmed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
@@ -298,7 +298,7 @@ func TestRequestIsAcknowledgedAfterItsAnswerIsConfirmed(t *testing.T) {
 	})
 }
 
-func TestAnswerThatTheBrokerRefuses(t *testing.T) {
+func TestResponseThatTheBrokerRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name     string

@@ -70,7 +70,7 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 	for name, c := range map[string]struct {
 		queue  string
 		change func(*amqp.Publishing)
-		ran    any // the header of the answer
+		ran    any // the header of the response
 	}{
 		"fresh":       {DefaultQueue, func(*amqp.Publishing) {}, false},
 		"in .batch":   {batchQueueName, func(*amqp.Publishing) {}, false},

@@ -118,7 +118,7 @@ func handlerRows() []settleCase {
 		return func(context.Context, *Request) ([]byte, error) { return []byte("ignored"), err }
 	}
 	return []settleCase{
-		{row: "handler returned an answer", answer: "body", runs: 1},
+		{row: "handler returned a response", answer: "body", runs: 1},
 		{
 			row: "handler returned a coded error", handler: fails(Errorf(CodeNotFound, "no such thing")),
 			code: CodeNotFound, outcome: Ran, remote: true, text: "not_found: no such thing", runs: 1,

@@ -182,7 +182,7 @@ func TestStatusWhileALostSessionEnds(t *testing.T) {
 }
 
 // The broker may block publishing while the session is being set up.
-func TestStatusOfALinkThatIsBlockedWhileItIsSetUp(t *testing.T) {
+func TestStatusOfAConnectionThatIsBlockedWhileItIsSetUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()

@@ -99,7 +99,7 @@ func TestDefaults(t *testing.T) {
 }
 
 //nolint:paralleltest // sets the environment
-func TestExpectedAnswer(t *testing.T) {
+func TestExpectedResponse(t *testing.T) {
 	for _, c := range []struct{ method, expect, want string }{
 		{"a", "", "a"},
 		{"sum", "42", "42"},

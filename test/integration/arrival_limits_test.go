@@ -77,7 +77,7 @@ func TestOneWayRequestBeyondTheLimit(t *testing.T) {
 	serversWell(t, r, server)
 }
 
-func TestAnswerBeyondTheLimitIsNotRead(t *testing.T) {
+func TestResponseBeyondTheLimitIsNotRead(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	requests := rawServer(t, r)

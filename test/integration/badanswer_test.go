@@ -24,7 +24,7 @@ func rawServer(t *testing.T, r *rig.Rig) <-chan amqp.Delivery {
 	return requests
 }
 
-func TestAnswersThatNoServerOfOursSends(t *testing.T) {
+func TestResponsesThatNoServerOfOursSends(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	requests := rawServer(t, r)
@@ -68,7 +68,7 @@ func TestAnswersThatNoServerOfOursSends(t *testing.T) {
 	}
 }
 
-func TestAnswersForNobody(t *testing.T) {
+func TestResponsesForNobody(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	requests := rawServer(t, r)

@@ -136,9 +136,9 @@ func nested(depth int) amqp.Table {
 	return table
 }
 
-// TestAnswersToNowhere: no reply_to of a request can do harm, because the requester chooses it
+// TestResponsesToNowhere: no reply_to of a request can do harm, because the requester chooses it
 // freely.
-func TestAnswersToNowhere(t *testing.T) {
+func TestResponsesToNowhere(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	server := r.Serve(rig.Methods{"b": letter})

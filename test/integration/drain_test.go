@@ -131,9 +131,9 @@ func TestDrainTimeLimit(t *testing.T) {
 	}
 }
 
-// TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged: a request is acknowledged only after
+// TestResponseIsConfirmedBeforeItsRequestIsAcknowledged: a request is acknowledged only after
 // the broker confirmed the response.
-func TestAnswerIsConfirmedBeforeItsRequestIsAcknowledged(t *testing.T) {
+func TestResponseIsConfirmedBeforeItsRequestIsAcknowledged(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string

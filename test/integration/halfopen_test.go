@@ -166,9 +166,9 @@ func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
 	return time.Since(begun)
 }
 
-// TestHalfOpenLink: a silent connection is abandoned in time. The dead consumer of the reply
+// TestHalfOpenConnection: a silent connection is abandoned in time. The dead consumer of the reply
 // queue, still known to the broker, receives no responses once the new consumer exists.
-func TestHalfOpenLink(t *testing.T) {
+func TestHalfOpenConnection(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	slow := hold()

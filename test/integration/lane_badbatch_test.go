@@ -91,9 +91,9 @@ func TestRequestsInTheQueueOfBatches(t *testing.T) {
 	laneServes(t, r, server)
 }
 
-// TestAnswersOfBatchesToNowhere: no reply_to of a batch can do harm, because the sender
+// TestResponsesOfBatchesToNowhere: no reply_to of a batch can do harm, because the sender
 // chooses any address.
-func TestAnswersOfBatchesToNowhere(t *testing.T) {
+func TestResponsesOfBatchesToNowhere(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	server := r.Serve(rig.Methods{"echo": echo})

@@ -31,7 +31,7 @@ func unheard(t *testing.T, opts ...amqpx.CallOption) (*amqpx.Client, *held, <-ch
 	return client, slow, call
 }
 
-func TestLinkLostBeforeTheConfirm(t *testing.T) {
+func TestConnectionLostBeforeTheConfirm(t *testing.T) {
 	t.Parallel()
 	client, slow, call := unheard(t)
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrOutcomeUnknown}}.
@@ -43,7 +43,7 @@ func TestLinkLostBeforeTheConfirm(t *testing.T) {
 	}
 }
 
-func TestLinkLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
+func TestConnectionLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 	t.Parallel()
 	var info amqpx.CallInfo
 	client, slow, call := unheard(t, amqpx.WithIdempotencyKey("order 7"), amqpx.WithCallInfo(&info))
@@ -92,7 +92,7 @@ func reconnected(t *testing.T, c *amqpx.Client) {
 	})
 }
 
-func TestLinkLostAfterTheConfirm(t *testing.T) {
+func TestConnectionLostAfterTheConfirm(t *testing.T) {
 	t.Parallel()
 	var info amqpx.CallInfo
 	client, slow, call := confirmed(t, nil, amqpx.WithCallInfo(&info))
@@ -106,7 +106,7 @@ func TestLinkLostAfterTheConfirm(t *testing.T) {
 	}
 }
 
-func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
+func TestResponsesWaitWhileTheClientIsAway(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	slow := hold()
@@ -131,7 +131,7 @@ func TestAnswersWaitWhileTheClientIsAway(t *testing.T) {
 	}
 }
 
-func TestLinkLostAfterTheConfirmWithDirectReplies(t *testing.T) {
+func TestConnectionLostAfterTheConfirmWithDirectReplies(t *testing.T) {
 	t.Parallel()
 	direct := []amqpx.ClientOption{amqpx.WithReplyMode(amqpx.ReplyDirect)}
 	t.Run("once", func(t *testing.T) {
@@ -196,8 +196,8 @@ func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 	}
 }
 
-// TestLinksCutAgainAndAgain: frequent connection losses cost attempts, but no calls.
-func TestLinksCutAgainAndAgain(t *testing.T) {
+// TestConnectionsCutAgainAndAgain: frequent connection losses cost attempts, but no calls.
+func TestConnectionsCutAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	ours, theirs := r.Proxy(), r.Proxy()
@@ -248,9 +248,9 @@ func TestLinksCutAgainAndAgain(t *testing.T) {
 	}
 }
 
-// TestDrainWhileTheLinkIsDown: a server stopped without a connection waits for the next
+// TestDrainWhileTheConnectionIsDown: a server stopped without a connection waits for the next
 // connection, within its drain timeout, to deliver its responses.
-func TestDrainWhileTheLinkIsDown(t *testing.T) {
+func TestDrainWhileTheConnectionIsDown(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	proxy := r.Proxy()
@@ -276,8 +276,8 @@ func TestDrainWhileTheLinkIsDown(t *testing.T) {
 	}
 }
 
-// TestDrainWithoutLinkOrWork: a drain without responses to deliver ends at once.
-func TestDrainWithoutLinkOrWork(t *testing.T) {
+// TestDrainWithoutConnectionOrWork: a drain without responses to deliver ends at once.
+func TestDrainWithoutConnectionOrWork(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	proxy := r.Proxy()

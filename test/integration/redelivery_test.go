@@ -208,9 +208,9 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	nothingHeld(t, r, server)
 }
 
-// TestStoredAnswer: a repeated call with the same key gets the stored response, also on
+// TestStoredResponse: a repeated call with the same key gets the stored response, also on
 // another connection.
-func TestStoredAnswer(t *testing.T) {
+func TestStoredResponse(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	var runs atomic.Int64

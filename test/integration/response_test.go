@@ -56,8 +56,8 @@ func TestContentTypesAndHeadersTravelBothWays(t *testing.T) {
 	check("a number", got, &number, int64(1<<40))
 }
 
-// TestAnswerOfTypeError: a response of type "error" is a failure, as in aio-pika's patterns.
-func TestAnswerOfTypeError(t *testing.T) {
+// TestResponseOfTypeError: a response of type "error" is a failure, as in aio-pika's patterns.
+func TestResponseOfTypeError(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	requests := rawServer(t, r)

@@ -219,7 +219,7 @@ func TestPublisherSettlesInTheOrderOfWriting(t *testing.T) {
 	})
 }
 
-func TestPublisherSettlesEverythingWhenTheLinkIsLost(t *testing.T) {
+func TestPublisherSettlesEverythingWhenTheConnectionIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t)

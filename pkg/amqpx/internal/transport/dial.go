@@ -183,7 +183,7 @@ func (l *netLink) Close() {
 }
 
 // netChannel implements channel with amqp091-go. Methods that wait for the broker's answer
-// take turns: the library would mix up the answers to two concurrent methods.
+// take turns: the library would mix up the responses to two concurrent methods.
 type netChannel struct {
 	*amqp.Channel
 

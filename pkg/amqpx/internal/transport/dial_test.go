@@ -48,7 +48,7 @@ func realDialer() NetDialer {
 	return NetDialer{Heartbeat: 10 * time.Second, WriteTimeout: time.Second}
 }
 
-func TestDialedLinkPublishesAndCloses(t *testing.T) {
+func TestDialedConnectionPublishesAndCloses(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{})
 	l, err := realDialer().Dial(t.Context(), url, "the name")
@@ -145,7 +145,7 @@ func TestDialOfAClosedPort(t *testing.T) {
 	}
 }
 
-func TestCutLinkReportsItsEnd(t *testing.T) {
+func TestCutConnectionReportsItsEnd(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{mute: []method{{85, 10}}})
 	l, err := realDialer().Dial(t.Context(), url, "")
@@ -164,7 +164,7 @@ func TestCutLinkReportsItsEnd(t *testing.T) {
 		t.Error("a call that the broker did not answer succeeded")
 	}
 	if reason := <-l.Closed(); reason == nil {
-		t.Error("a cut link ended without a reason")
+		t.Error("a cut connection ended without a reason")
 	}
 	<-p.ended
 	l.Close()
@@ -245,7 +245,7 @@ func TestLargeBodyOverASlowNetwork(t *testing.T) {
 	})
 }
 
-func TestCloseOfALinkIsBounded(t *testing.T) {
+func TestCloseOfAConnectionIsBounded(t *testing.T) {
 	t.Parallel()
 	url, accepted := listenPeer(t, &peer{mute: []method{{10, 50}}})
 	l, err := realDialer().Dial(t.Context(), url, "")
@@ -329,7 +329,7 @@ func TestUnreadableTableUnderTLS(t *testing.T) {
 		wantSame(t, "headers", d.Headers[wire.HeaderUnreadable], any(true))
 		wantSame(t, "correlation id", d.CorrelationId, "id")
 	case reason := <-l.Closed():
-		t.Fatalf("the link ended: %v", reason)
+		t.Fatalf("the connection ended: %v", reason)
 	}
 }
 

@@ -249,7 +249,7 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 			wantSame(t, "unclaimed", f.unclaimed.Bytes.Load(), c.counts)
 			f.unclaimed.Close(limits.InHand)
 			f.unclaimed.Add(limits.InHand, 0)
-			wantSame(t, "held when the link has ended", limits.InHand.Held.Load(), c.held)
+			wantSame(t, "held when the connection has ended", limits.InHand.Held.Load(), c.held)
 			frames, _ := readFrames(t, limits, c.stream)
 			if i := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == frameBody && len(f) > frameHeaderBytes+1 }); (i >= 0) != (c.passes && name != "empty") {
 				t.Errorf("body at %d", i)

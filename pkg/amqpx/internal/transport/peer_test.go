@@ -13,7 +13,7 @@ import (
 // received content headers and start-ok arguments for the test.
 type peer struct {
 	conn    net.Conn
-	mute    []method      // methods without an answer
+	mute    []method      // methods without a response
 	hangUp  []method      // methods at which peer closes the connection without an exception
 	headers chan []byte   // the content header of every publish, without its first 14 bytes
 	frames  []byte        // written after every consume-ok

@@ -314,14 +314,14 @@ func (g *flow) Unblocked() <-chan struct{} {
 var errUnresponsive error = &KindError{Kind: FaultUnresponsive}
 
 // slowPeriods bounds how long a publishing connection counts as slow, in multiples of the time
-// after which a connection without an answer counts as dead.
+// after which a connection without a response counts as dead.
 const slowPeriods = 6
 
 // probe sends the broker an AMQP method on every connection, twice in each heartbeat interval,
-// and ends the session when no answer comes within one and a half intervals. AMQP's heartbeats
+// and ends the session when no response comes within one and a half intervals. AMQP's heartbeats
 // tell a side whether the peer's data arrives, not whether its own data does. If the data of
 // this process is lost, RabbitMQ is the side to notice, after two to three intervals. A broker
-// that blocks publishing does not read, so an answer is not required then.
+// that blocks publishing does not read, so a response is not required then.
 //
 // RabbitMQ also stops reading from a connection that publishes faster than a queue takes
 // messages, and sends no notice: a quorum queue without a majority takes none. So a separate

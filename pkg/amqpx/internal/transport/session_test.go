@@ -326,7 +326,7 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 		after time.Duration // the time until the broker answers again; 0: never
 		lasts time.Duration // the longest life of the session; 0: it does not end
 	}{
-		"and answers later": {after: 80 * time.Second},
+		"and a response later": {after: 80 * time.Second},
 		"and mute":          {mute: true, lasts: 2 * heartbeat},
 		"for ever":          {lasts: 95 * time.Second},
 	} {
@@ -368,7 +368,7 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 	}
 }
 
-// A broker that blocks publishing does not read, so no answer is required, whether the alarm
+// A broker that blocks publishing does not read, so no response is required, whether the alarm
 // came before or after the probe.
 func TestBrokerThatBlocksPublishingNeedNotAnswer(t *testing.T) {
 	t.Parallel()

@@ -76,7 +76,7 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 	})
 }
 
-func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledLink(t *testing.T) {
+func TestSupervisorStartsTheBackoffAnewOnlyAfterASettledConnection(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name   string
@@ -285,7 +285,7 @@ func TestSupervisorStopsDuringASetUpThatHangs(t *testing.T) {
 
 // After the end of a ready connection the supervisor dials at once: only a fault of the set-up
 // waits for an operator.
-func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
+func TestSupervisorDialsAtOnceAfterTheEndOfAReadyConnection(t *testing.T) {
 	t.Parallel()
 	for _, reason := range []*amqp.Error{
 		{Code: amqp.PreconditionFailed, Server: true, Reason: "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"},
@@ -304,7 +304,7 @@ func TestSupervisorDialsAtOnceAfterTheEndOfAReadyLink(t *testing.T) {
 				w.await(t, false)
 				w.await(t, true)
 				if took := time.Since(lost); took > backoffMin {
-					t.Errorf("the link was back after %v", took)
+					t.Errorf("the connection was back after %v", took)
 				}
 				wantSame(t, "errors in the log", len(w.logged("error")), 0)
 				wantSame(t, "warnings in the log", len(w.logged("warn")), 1)

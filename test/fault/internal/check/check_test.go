@@ -156,7 +156,7 @@ func TestPauseBeforeTheDeadlineExcusesNothing(t *testing.T) {
 	finds(t, check.Late, check.Rules{}, made("x", ledger.Echo), run("x"), late, pause)
 }
 
-func TestFindsAnswerOfAnotherCall(t *testing.T) {
+func TestFindsResponseOfAnotherCall(t *testing.T) {
 	t.Parallel()
 	other := with(ended("x"), func(e *ledger.Entry) { e.Sum = "sum-y" })
 	if r := finds(t, check.Mismatched, check.Rules{}, made("x", ledger.Echo), run("x"), other); r.Mismatched != 1 {
@@ -178,7 +178,7 @@ func TestFindsWrongDidNotRun(t *testing.T) {
 	accepts(t, check.Rules{}, made("x", ledger.Echo), failed("x", "unavailable", "may have run"))
 }
 
-func TestFindsAnswerThatNobodyRan(t *testing.T) {
+func TestFindsResponseThatNobodyRan(t *testing.T) {
 	t.Parallel()
 	finds(t, check.NeverRan, check.Rules{}, made("x", ledger.Echo), ended("x"))
 	finds(t, check.NeverRan, check.Rules{}, made("x", ledger.Panic), failed("x", ledger.PanicCode, "ran"))

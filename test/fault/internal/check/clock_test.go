@@ -8,7 +8,7 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
-func TestClockFindsTheFirstAnswerAfter(t *testing.T) {
+func TestClockFindsTheFirstResponseAfter(t *testing.T) {
 	t.Parallel()
 	var k check.Clock
 	for _, d := range []time.Duration{5, 3, 1, 2} { // files are read one after the other
@@ -23,7 +23,7 @@ func TestClockFindsTheFirstAnswerAfter(t *testing.T) {
 	}
 }
 
-func TestClockFindsWhenALinkWasGivenUp(t *testing.T) {
+func TestClockFindsWhenAConnectionWasGivenUp(t *testing.T) {
 	t.Parallel()
 	var k check.Clock
 	for i, state := range []string{"reconnecting", "ready", "reconnecting", "ready"} {
