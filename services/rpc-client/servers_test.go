@@ -74,10 +74,10 @@ func TestFleetThatCannotBeListed(t *testing.T) {
 		fleet servers
 		want  error
 	}{
-		"no link":    {servers{unlinked: broken}, broken},
-		"no server":  {servers{err: amqpx.ErrUnroutable}, errNoServers},
+		"no link":      {servers{unlinked: broken}, broken},
+		"no server":    {servers{err: amqpx.ErrUnroutable}, errNoServers},
 		"no responses": {servers{}, errNoServers},
-		"failed":     {servers{err: broken}, broken},
+		"failed":       {servers{err: broken}, broken},
 	} {
 		var out bytes.Buffer
 		if err := listFleet(t.Context(), c.fleet, "table", &out); !errors.Is(err, c.want) || out.Len() > 0 {

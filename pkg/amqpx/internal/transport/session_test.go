@@ -327,8 +327,8 @@ func TestPublishingConnectionThatIsSlow(t *testing.T) {
 		lasts time.Duration // the longest life of the session; 0: it does not end
 	}{
 		"and a response later": {after: 80 * time.Second},
-		"and mute":          {mute: true, lasts: 2 * heartbeat},
-		"for ever":          {lasts: 95 * time.Second},
+		"and mute":             {mute: true, lasts: 2 * heartbeat},
+		"for ever":             {lasts: 95 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
