@@ -90,7 +90,7 @@ func clusterScenarios() []scenario {
 			place: queueAtRisk(), fault: loseOne(killed(), requestQueueNode), times: 1,
 		},
 		{
-			name: "kill-server-node", about: "SIGKILL to a node with nothing but a server's links",
+			name: "kill-server-node", about: "SIGKILL to a node with nothing but a server's connections",
 			load: paced(quorum), place: linkAtRisk(), fault: loseOne(killed(), serverNode), times: 2,
 		},
 		{

@@ -25,7 +25,7 @@ func tcpScenarios() []scenario {
 			fault: toxic(both(), "latency", attributes{"latency": 20, "jitter": 20}),
 		},
 		{
-			name: "bandwidth", about: "links of 200 KB/s, bodies of 1 KiB",
+			name: "bandwidth", about: "connections of 200 KB/s, bodies of 1 KiB",
 			load:  with(func(l *load) { l.padding = 1 << 10 }),
 			fault: toxic(both(), "bandwidth", attributes{"rate": 200}),
 		},
@@ -38,8 +38,8 @@ func tcpScenarios() []scenario {
 		slow[i].rules = check.Rules{AllOK: true, IdempotentOK: true}
 	}
 	lossy := []scenario{
-		{name: "reset-client", about: "RST to the clients' links", fault: reset(client), short: true},
-		{name: "reset-server", about: "RST to the servers' links", fault: reset(server), short: true},
+		{name: "reset-client", about: "RST to the clients' connections", fault: reset(client), short: true},
+		{name: "reset-server", about: "RST to the servers' connections", fault: reset(server), short: true},
 		{
 			name: "reset-direct", about: "RST to the clients' connections, with direct reply-to",
 			load: with(func(l *load) { l.direct = true }), fault: reset(client),

@@ -16,7 +16,7 @@ func sample() report.Run {
 		Command: "make chaos SEED=7", Seed: 7, Broker: "3", Batch: "auto",
 		Rows: []report.Row{
 			{
-				Scenario: "cut", About: "links closed", Injected: 3, Batch: "auto", Batched: 70, Verdict: report.Passed,
+				Scenario: "cut", About: "connections closed", Injected: 3, Batch: "auto", Batched: 70, Verdict: report.Passed,
 				Result:     check.Result{Calls: 100, OK: 90, Abandoned: 4, Lost: 1, Duplicates: 2, LongestStall: time.Second},
 				Recoveries: []time.Duration{time.Second, 3 * time.Second, 2 * time.Second},
 			},
