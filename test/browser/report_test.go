@@ -55,7 +55,7 @@ func reported(t *testing.T) string {
 	client.Says(`"progress"`) // after five seconds
 	proxy.Refuse(true)
 	proxy.Cut()
-	client.Says("link down")
+	client.Says("connection lost, reconnecting")
 	proxy.Refuse(false)
 	if err := client.Wait(); err != nil {
 		t.Fatalf("rpc-client ended with %v", err)

@@ -99,7 +99,7 @@ func TestConnectionLostAfterTheConfirm(t *testing.T) {
 	reconnected(t, client)
 	close(slow.release)
 	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the answer by the next link", got.answer, got.err)
+		t.Errorf("got %q, %v, want the response over the next connection", got.answer, got.err)
 	}
 	if info.Attempts != 1 {
 		t.Errorf("%d attempts, want 1", info.Attempts)
@@ -269,7 +269,7 @@ func TestDrainWhileTheConnectionIsDown(t *testing.T) {
 	server.Stop()
 	proxy.Refuse(false)
 	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the answer by the last link", got.answer, got.err)
+		t.Errorf("got %q, %v, want the response over the last connection", got.answer, got.err)
 	}
 	if err := server.Wait(); err != nil {
 		t.Errorf("drain: %v", err)

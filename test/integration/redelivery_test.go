@@ -107,7 +107,7 @@ func deadLetter(t *testing.T, r *rig.Rig) {
 	if err != nil || !ok || d.MessageCount != 0 {
 		t.Fatalf("dead letters: found %v, %d more, %v; want one", ok, d.MessageCount, err)
 	}
-	if reason, _ := d.Headers["rpc-dead-reason"].(string); !strings.Contains(reason, "handed out 5 times") {
+	if reason, _ := d.Headers["rpc-dead-reason"].(string); !strings.Contains(reason, "delivered 5 times") {
 		t.Errorf("reason %q", reason)
 	}
 	if d.AppId != "stop" || string(d.Body) != "poison" || d.Headers["rpc-dead-queue"] != r.Queue.Name ||
