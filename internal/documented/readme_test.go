@@ -44,7 +44,7 @@ func TestExamplesAreListed(t *testing.T) {
 	readme := read(t, "README.md")
 	for _, entry := range entries {
 		if !strings.Contains(readme, "(examples/"+entry.Name()+"/main.go)") {
-			t.Errorf("README.md does not connection to examples/%s/main.go", entry.Name())
+			t.Errorf("README.md does not link to examples/%s/main.go", entry.Name())
 		}
 	}
 }
