@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/hook"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -100,6 +101,13 @@ func defaultConfig() config {
 		backoffMax:     DefaultBackoffMax,
 		logger:         zap.NewNop(),
 	}
+}
+
+// init gives package amqpxtest the option to connect to a broker in memory.
+//
+//nolint:gochecknoinits // package amqpxtest cannot be imported here, because it imports this package.
+func init() {
+	hook.WithDialer = func(d transport.Dialer) any { return option(func(c *config) { c.dialer = d }) }
 }
 
 // connections returns the settings of the connections for a role.

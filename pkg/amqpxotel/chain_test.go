@@ -72,13 +72,3 @@ func expect(t *testing.T, s tracetest.SpanStub, want map[attribute.Key]any) {
 func answering(answer []byte, err error) amqpx.Handler {
 	return func(context.Context, *amqpx.Request) ([]byte, error) { return answer, err }
 }
-
-// wire simulates a server behind a client's middleware: the request arrives with the headers
-// that the middleware set.
-func wire(server amqpx.Handler) amqpx.Handler {
-	return func(_ context.Context, req *amqpx.Request) ([]byte, error) {
-		arrived := *req
-		arrived.Header = maps.Clone(req.Header)
-		return server(context.Background(), &arrived)
-	}
-}

@@ -9,11 +9,12 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpx/amqpxtest"
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
-// A program that has set OpenTelemetry's globals needs no options. Here a handler replaces the
-// broker and the server, and spans are kept for inspection.
+// A program that has set OpenTelemetry's globals needs no options. Here spans are kept for
+// inspection, and a broker in memory replaces RabbitMQ.
 func Example() {
 	spans := tracetest.NewInMemoryExporter()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans))
@@ -21,18 +22,38 @@ func Example() {
 		amqpxotel.WithTracerProvider(provider),
 		amqpxotel.WithPropagator(propagation.TraceContext{}),
 	}
-	greet := func(context.Context, *amqpx.Request) ([]byte, error) {
-		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "whom?")
+	broker := amqpxtest.NewBroker()
+	server, err := amqpx.NewServer(amqpxtest.URL, broker.Option(), amqpx.WithMiddleware(amqpxotel.Server(options...)))
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
-	handler := amqpx.Chain(greet, amqpxotel.Server(options...)) // amqpx.WithMiddleware does the same
-	call := amqpx.Chain(handler, amqpxotel.Client(options...))
+	err = server.Handle("greet", func(context.Context, *amqpx.Request) ([]byte, error) {
+		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "whom?")
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client, err := amqpx.NewClient(amqpxtest.URL, broker.Option(), amqpx.WithMiddleware(amqpxotel.Client(options...)))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	ctx, drain := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }()
 
-	_, err := call(context.Background(), &amqpx.Request{Method: "greet"})
+	_, err = client.Call(ctx, "greet", nil, amqpx.WaitForServer())
 	fmt.Println(err)
-	server, client := spans.GetSpans()[0], spans.GetSpans()[1]
-	fmt.Println(server.SpanKind, server.Name, server.Status.Code)
-	fmt.Println(client.SpanKind, client.Name, client.Status.Code)
-	fmt.Println("child:", server.Parent.SpanID() == client.SpanContext.SpanID())
+	_ = client.Close(ctx)
+	drain()
+	<-served
+
+	process, send := spans.GetSpans()[0], spans.GetSpans()[1]
+	fmt.Println(process.SpanKind, process.Name, process.Status.Code)
+	fmt.Println(send.SpanKind, send.Name, send.Status.Code)
+	fmt.Println("child:", process.Parent.SpanID() == send.SpanContext.SpanID())
 	_ = provider.Shutdown(context.Background())
 	// Output:
 	// invalid_argument: whom?

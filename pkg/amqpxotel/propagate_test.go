@@ -10,7 +10,6 @@ import (
 
 	"go.opentelemetry.io/otel/baggage"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"rabbitmq-rpc/pkg/amqpx"
@@ -23,34 +22,6 @@ const (
 	unsampled   = "00-" + aTrace + "-" + aSpan + "-00"
 	anyOtherKey = "tenant"
 )
-
-func TestServerSpanIsTheClientsChild(t *testing.T) {
-	t.Parallel()
-	r := record(t)
-	leaf := Client(r.options...)(wire(Server(r.options...)(answering(nil, nil))))
-	root := Client(r.options...)(wire(Server(r.options...)(func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-		return leaf(ctx, &amqpx.Request{Method: "inner"})
-	})))
-	if _, err := root(t.Context(), &amqpx.Request{Method: "outer"}); err != nil {
-		t.Fatal(err)
-	}
-	spans := r.exporter.GetSpans() // the innermost ends first
-	if len(spans) != 4 {
-		t.Fatalf("%d spans, want 4", len(spans))
-	}
-	for i, s := range spans[:3] {
-		parent := spans[i+1].SpanContext
-		if s.Parent.SpanID() != parent.SpanID() || s.SpanContext.TraceID() != parent.TraceID() {
-			t.Errorf("span %d (%s) is no child of the next", i, s.Name)
-		}
-		if overWire := s.SpanKind == trace.SpanKindServer; s.Parent.IsRemote() != overWire {
-			t.Errorf("span %d: its parent is remote: %v", i, s.Parent.IsRemote())
-		}
-	}
-	if spans[3].Parent.IsValid() {
-		t.Error("the first span has a parent")
-	}
-}
 
 // The caller's request is not changed, and the caller's own headers are sent.
 func TestHeadersAreCopied(t *testing.T) {

@@ -8,13 +8,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpx/amqpxtest"
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
 // The metrics are created before the client, so that they include its first call.
 func ExampleClientMetrics() {
+	broker := amqpxtest.NewBroker() // a program has RabbitMQ, and leaves out this option
 	metrics := amqpxprom.NewClientMetrics("orders", amqpxprom.WithMaxMethods(20))
-	client, err := amqpx.NewClient("amqp://guest:guest@localhost:1/",
+	client, err := amqpx.NewClient("amqp://guest:guest@localhost/", broker.Option(),
 		amqpx.WithQueue(amqpx.Queue{Name: "orders"}), amqpx.WithClientObserver(metrics))
 	if err != nil {
 		fmt.Println(err)
