@@ -46,9 +46,9 @@ func Example() {
 
 	_, err = client.Call(ctx, "greet", nil, amqpx.WaitForServer())
 	fmt.Println(err)
-	_ = client.Close(ctx)
+	closed := client.Close(ctx)
 	drain()
-	<-served
+	fmt.Println("closed:", closed, "drained:", <-served)
 
 	process, send := spans.GetSpans()[0], spans.GetSpans()[1]
 	fmt.Println(process.SpanKind, process.Name, process.Status.Code)
@@ -57,6 +57,7 @@ func Example() {
 	_ = provider.Shutdown(context.Background())
 	// Output:
 	// invalid_argument: whom?
+	// closed: <nil> drained: <nil>
 	// server greet Unset
 	// client greet Error
 	// child: true

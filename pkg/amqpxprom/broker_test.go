@@ -3,6 +3,7 @@ package amqpxprom
 import (
 	"context"
 	"errors"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,9 +68,7 @@ func (s *served) expect(t *testing.T, want map[string]float64) {
 	t.Helper()
 	synctest.Wait()
 	got := scraped(t, s.clientMetrics)
-	for name, v := range scraped(t, s.serverMetrics) {
-		got[name] = v
-	}
+	maps.Copy(got, scraped(t, s.serverMetrics))
 	for name, v := range want {
 		if got[name] != v {
 			t.Errorf("%s is %v, want %v", name, got[name], v)
