@@ -4,20 +4,27 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/services/rpc-client/internal/terminal/terminaltest"
 )
 
 // wipe returns to the start of a terminal's line and erases the line.
 const wipe = "\r\x1b[K"
 
-// A whole run on a terminal: the bar is as wide as the terminal and without colors, with or
-// without NO_COLOR, and the log lines stand above the bar, each line whole.
+// afterProgress matches what follows the progress of a failed run: the whole summary, and only
+// then a line of the log.
+var afterProgress = regexp.MustCompile(`^[^\n]*\nFAILED: .*\n(  .*\n){5,}(given up: .*\n)?\S+Z\tINFO\tclient finished\t`)
+
+// A whole run on a terminal, which shows both outputs: the bar is as wide as the terminal and
+// without colors, with or without NO_COLOR, and the log lines stand above the bar, each line
+// whole. The summary follows the bar at once.
 //
 //nolint:paralleltest // sets the environment
 func TestRunOnATerminal(t *testing.T) {
@@ -31,11 +38,11 @@ func TestRunOnATerminal(t *testing.T) {
 		if c.noColor == "" {
 			_ = os.Unsetenv("NO_COLOR") // restored after the test
 		}
-		for name, value := range map[string]string{
+		for variable, value := range map[string]string{
 			"TERM": "xterm", "AMQP_URL": "amqp://127.0.0.1:1/", "HTTP_ADDR": "127.0.0.1:0",
 			"RPC_CALLS": "20", "RPC_CONCURRENCY": "4", "RPC_TIMEOUT": "250ms",
 		} {
-			t.Setenv(name, value)
+			t.Setenv(variable, value)
 		}
 		master, slave, err := terminaltest.Open(columns)
 		if err != nil {
@@ -44,7 +51,7 @@ func TestRunOnATerminal(t *testing.T) {
 		var shown bytes.Buffer
 		var reading sync.WaitGroup
 		reading.Go(func() { _, _ = io.Copy(&shown, master) }) // ends when the other side is closed
-		code, _ := execute(t.Context(), slave)
+		code := lifecycle.Finish(slave, name, run(t.Context(), nil, slave, slave))
 		if err := slave.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -73,8 +80,13 @@ func TestRunOnATerminal(t *testing.T) {
 				t.Errorf("%d columns: not a whole line: %q", columns, last)
 			}
 		}
+		if _, rest, _ := strings.Cut(text, "100%"); !afterProgress.MatchString(rest) {
+			t.Errorf("%d columns: something else than the summary follows the bar: %q", columns, text)
+		}
 		first, _, _ := strings.Cut(text, "\n")
-		if !strings.Contains(first, "client starts") || strings.Contains(first, "RPC_WORKERS") || len(first) > 400 {
+		// Only the settings that differ from the defaults.
+		const changed = `{"AMQP_URL":"amqp://guest@127.0.0.1:1","HTTP_ADDR":"127.0.0.1:0","RPC_CALLS":"20","RPC_CONCURRENCY":"4","RPC_TIMEOUT":"250ms"}`
+		if !strings.Contains(first, "client starts") || !strings.Contains(first, `"config": `+changed) || len(first) > 400 {
 			t.Errorf("%d columns: the first line is %q", columns, first)
 		}
 		if !strings.Contains(text, "100%") || !strings.Contains(text, "20 err") {
