@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"os"
 	"strings"
 	"time"
@@ -64,9 +65,6 @@ type Config struct {
 // Validate checks rules that involve several variables, and that the report can be written.
 func (c *Config) Validate(faults *config.Faults) {
 	c.Config.Validate(faults)
-	if c.Expect == "" {
-		c.Expect = c.Method
-	}
 	if c.Mode == modeFleet && !c.Queue.Control && !faults.Has("RPC_CONTROL") {
 		faults.Addf("RPC_CONTROL", "is false, but the servers are asked through the control plane")
 	}
@@ -98,7 +96,7 @@ func (c *Config) workload() loadgen.Workload {
 
 // calls returns the calls that the settings define.
 func (c *Config) calls() loadgen.Options {
-	return loadgen.Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: c.Expect, Timeout: c.Timeout}
+	return loadgen.Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: cmp.Or(c.Expect, c.Method), Timeout: c.Timeout}
 }
 
 // callOptions returns the options of every call. A call always waits, until its deadline, for

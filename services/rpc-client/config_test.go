@@ -85,7 +85,7 @@ func TestDefaults(t *testing.T) {
 	if c.Queue.Name != amqpx.DefaultQueue || c.ReplyMode != amqpx.ReplyQueue {
 		t.Errorf("the defaults differ from the library's: %+v", c)
 	}
-	if c.Method != "b" || c.Body != "request" || c.Expect != "b" || c.Calls != 1000 || c.Concurrency != 1 || !c.Idempotent ||
+	if c.Method != "b" || c.Body != "request" || c.calls().Expect != "b" || c.Calls != 1000 || c.Concurrency != 1 || !c.Idempotent ||
 		c.Rate != 0 || c.Duration != 0 {
 		t.Errorf("got %+v", c)
 	}
@@ -107,8 +107,8 @@ func TestExpectedResponse(t *testing.T) {
 		isolate(t)
 		t.Setenv("RPC_METHOD", c.method)
 		t.Setenv("RPC_EXPECT", c.expect)
-		if got, faults := load(t); got.Expect != c.want || faults != nil {
-			t.Errorf("%q and %q: expects %q, %q", c.method, c.expect, got.Expect, faults)
+		if got, faults := load(t); got.calls().Expect != c.want || faults != nil {
+			t.Errorf("%q and %q: expects %q, %q", c.method, c.expect, got.calls().Expect, faults)
 		}
 	}
 }

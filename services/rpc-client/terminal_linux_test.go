@@ -4,20 +4,27 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/services/rpc-client/internal/terminal/terminaltest"
 )
 
 // wipe returns to the start of a terminal's line and erases the line.
 const wipe = "\r\x1b[K"
 
-// A whole run on a terminal: the bar is as wide as the terminal and without colors, with or
-// without NO_COLOR, and the log lines stand above the bar, each line whole.
+// endOfRun matches the last bar and what follows the bar: the whole summary, and only then a line
+// of the log. On a slow machine the run may be given up before all calls were made.
+var endOfRun = regexp.MustCompile(`^ *\d+% .*?(\d+) err.*\nFAILED: .*\n  calls +(\d+)\n(?:  .*\n){5,}(?:given up: .*\n)?\S+Z\tINFO\tclient finished\t`)
+
+// A whole run on a terminal, which shows both outputs: the bar is as wide as the terminal and
+// without colors, with or without NO_COLOR, and the log lines stand above the bar, each line
+// whole. The summary follows the bar at once.
 //
 //nolint:paralleltest // sets the environment
 func TestRunOnATerminal(t *testing.T) {
@@ -31,11 +38,11 @@ func TestRunOnATerminal(t *testing.T) {
 		if c.noColor == "" {
 			_ = os.Unsetenv("NO_COLOR") // restored after the test
 		}
-		for name, value := range map[string]string{
+		for variable, value := range map[string]string{
 			"TERM": "xterm", "AMQP_URL": "amqp://127.0.0.1:1/", "HTTP_ADDR": "127.0.0.1:0",
-			"RPC_CALLS": "20", "RPC_CONCURRENCY": "4", "RPC_TIMEOUT": "250ms",
+			"RPC_CALLS": "8", "RPC_CONCURRENCY": "4", "RPC_TIMEOUT": "250ms",
 		} {
-			t.Setenv(name, value)
+			t.Setenv(variable, value)
 		}
 		master, slave, err := terminaltest.Open(columns)
 		if err != nil {
@@ -44,7 +51,7 @@ func TestRunOnATerminal(t *testing.T) {
 		var shown bytes.Buffer
 		var reading sync.WaitGroup
 		reading.Go(func() { _, _ = io.Copy(&shown, master) }) // ends when the other side is closed
-		code, _ := execute(t.Context(), slave)
+		code := lifecycle.Finish(slave, name, run(t.Context(), nil, slave, slave))
 		if err := slave.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -73,12 +80,15 @@ func TestRunOnATerminal(t *testing.T) {
 				t.Errorf("%d columns: not a whole line: %q", columns, last)
 			}
 		}
-		first, _, _ := strings.Cut(text, "\n")
-		if !strings.Contains(first, "client starts") || strings.Contains(first, "RPC_WORKERS") || len(first) > 400 {
-			t.Errorf("%d columns: the first line is %q", columns, first)
+		last := text[strings.LastIndex(text, wipe)+len(wipe):]
+		if end := endOfRun.FindStringSubmatch(last); end == nil || end[1] != end[2] {
+			t.Errorf("%d columns: the last bar is wrong, or something else than the summary follows the bar: %q", columns, last)
 		}
-		if !strings.Contains(text, "100%") || !strings.Contains(text, "20 err") {
-			t.Errorf("%d columns: the end is missing: %q", columns, text)
+		first, _, _ := strings.Cut(text, "\n")
+		// Only the settings that differ from the defaults.
+		const changed = `{"AMQP_URL":"amqp://guest@127.0.0.1:1","HTTP_ADDR":"127.0.0.1:0","RPC_CALLS":"8","RPC_CONCURRENCY":"4","RPC_TIMEOUT":"250ms"}`
+		if !strings.Contains(first, "client starts") || !strings.Contains(first, `"config": `+changed) || len(first) > 400 {
+			t.Errorf("%d columns: the first line is %q", columns, first)
 		}
 	}
 }
