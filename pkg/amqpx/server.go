@@ -42,8 +42,9 @@ type Server struct {
 	inFlight atomic.Int64
 	counts   serverCounts
 	self     instance
-	unknown  unknownMethods // method names without a handler here
-	pings    selfPings
+	unknown  unknownMethods          // method names without a handler here
+	control  atomic.Pointer[control] // of the current session; nil without a control plane
+	queries  sync.Map                // open queries of this server: *query by correlation id
 	// direct and isolated are side connections for messages which could end the session's
 	// connection; see server_side_connection.go.
 	direct, isolated *sideConnection
