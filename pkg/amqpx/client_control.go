@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -219,49 +218,26 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 
 // askThrough is ask on the given open connection.
 func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
-	q := &query{
-		conn: l, exchange: c.cfg.queue.controlExchange(), question: question,
-		answers: make(chan amqp.Delivery), failed: make(chan error, 1), over: make(chan struct{}),
-	}
+	q := &clientQuery{query: newQuery(question, nil), conn: l, exchange: c.cfg.queue.controlExchange()}
 	defer close(q.over)
-	begun := time.Now()
 	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the connection
 		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
 	}
-	for {
-		select {
-		case d := <-q.answers:
-			var in ServerInfo
-			if d.CorrelationId != question || json.Unmarshal(d.Body, &in) != nil {
-				continue // not from a server of this package
-			}
-			in.RoundTripMS = float64(time.Since(begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
-			if !take(&in) {
-				return nil
-			}
-		case err := <-q.failed:
-			return err
-		case <-enough:
-			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server responded")
-		case <-ctx.Done():
-			return noAnswer(ctx, c.Status())
-		}
-	}
+	return q.await(ctx, c.Status, enough, take)
 }
 
-// query is a question to the servers, with its own channel and queue, so that a fault of the
-// query does not affect calls.
-type query struct {
-	conn               transport.Conn
-	exchange, question string
-	answers            chan amqp.Delivery
-	failed             chan error
-	over               chan struct{}
+// clientQuery is a query with its own channel and queue, so that a fault of the query does not
+// affect calls. The id is the question.
+type clientQuery struct {
+	query
+
+	conn     transport.Conn
+	exchange string
 }
 
 // run asks the question and passes the responses on until the query is over. The calls to the
 // broker take no context; they end with the connection.
-func (q *query) run() {
+func (q *clientQuery) run() {
 	ch, err := openControl(q.conn, q.exchange)
 	if ch != nil {
 		defer ch.Close() //nolint:errcheck // it may be closed by its failure.
@@ -275,7 +251,7 @@ func (q *query) run() {
 }
 
 // collect publishes the question and reads the responses.
-func (q *query) collect(ch transport.Channel) error {
+func (q *clientQuery) collect(ch transport.Channel) error {
 	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
 	if err != nil {
 		return err
@@ -286,7 +262,7 @@ func (q *query) collect(ch transport.Channel) error {
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 	if err := ch.PublishFanout(q.exchange, amqp.Publishing{
-		AppId: q.question, ReplyTo: replies.Name, CorrelationId: q.question,
+		AppId: q.id, ReplyTo: replies.Name, CorrelationId: q.id,
 		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
 	}); err != nil {
 		return err
@@ -297,11 +273,7 @@ func (q *query) collect(ch transport.Channel) error {
 			if !ok {
 				return transport.ErrConnectionEnded
 			}
-			select {
-			case q.answers <- d:
-			case <-q.over:
-				return nil
-			}
+			q.passOn(&d)
 		case <-returned:
 			return errNoServerListens
 		case <-q.over:
@@ -317,7 +289,7 @@ const questionExpires = 10 * time.Second
 var errNoServerListens = errors.New("no server listens")
 
 // wrapError returns the error of a failed query.
-func (q *query) wrapError(err error) error {
+func (q *clientQuery) wrapError(err error) error {
 	var refused *amqp.Error
 	if errors.Is(err, errNoServerListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
 		return localError(CodeUnavailable, DidNotRun, ErrUnroutable, fmt.Sprintf("no server listens at exchange %q", q.exchange))

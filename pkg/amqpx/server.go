@@ -42,13 +42,14 @@ type Server struct {
 	inFlight atomic.Int64
 	counts   serverCounts
 	self     instance
-	unknown  unknownMethods // method names without a handler here
-	pings    selfPings
+	unknown  unknownMethods          // method names without a handler here
+	control  atomic.Pointer[control] // of the current session; nil without a control plane
+	queries  sync.Map                // open queries of this server: *query by correlation id
 	// direct and isolated are side connections for messages which could end the session's
 	// connection; see server_side_connection.go.
 	direct, isolated *sideConnection
 	suspects         *suspects
-	delayed          delayed
+	delayed          xsync.Delayed
 	logs             serverLogs
 	nacked           chan nackedToLog   // nacked responses whose reason is not known yet
 	previous         *transport.Session // the session of the last call of setup
@@ -156,7 +157,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called
 	link.Go(func() { s.direct.run(linked) })
 	link.Go(func() { s.isolated.run(linked) })
-	defer s.delayed.close()
+	defer s.delayed.Close()
 
 	select {
 	case <-ctx.Done():
@@ -164,7 +165,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	close(s.draining) // before the status changes: a server with the status draining starts no request
 	s.board.update(func(st *Status) { st.State = StateDraining })
-	s.delayed.flush()
+	s.delayed.Flush()
 	s.unpark(nil)
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)

@@ -60,7 +60,7 @@ func (s *Server) startControl(sess *transport.Session) error {
 	if err == nil || !isChannelException(err) {
 		return err
 	}
-	s.pings.through("")
+	s.control.Store(nil)
 	s.warnNoControl(sess, err)
 	sess.Run(func() { s.retryControl(sess) })
 	return nil
@@ -91,7 +91,7 @@ func (s *Server) listenToControl(sess *transport.Session) error {
 	if err := c.listen(exchange); err != nil {
 		return transport.AtStep(transport.StepControl, "", err)
 	}
-	s.pings.through(c.queue)
+	s.control.Store(c)
 	sess.Run(c.read)
 	return nil
 }
@@ -163,8 +163,11 @@ func (c *control) read() {
 func (c *control) handle(d *amqp.Delivery) {
 	s := c.server
 	switch d.AppId {
-	case "": // a response to this server's own ping
-		s.pings.answered(d.CorrelationId)
+	case "": // a response to this server's own query
+		open, _ := s.queries.Load(d.CorrelationId)
+		if q, ok := open.(*query); ok {
+			q.passOn(d)
+		}
 	case wire.ControlCancel:
 		if err := s.cancelCalls(d); err != nil {
 			c.warnMalformed(d, err)
@@ -276,82 +279,89 @@ func (m *controlMessage) undeliverable(cause error) {
 	m.server.noteUndeliverable(m.to, m.msg.CorrelationId, cause)
 }
 
-// selfPings holds the pings of a server to itself. Safe for concurrent use; the zero value has
-// no queue for pings.
-type selfPings struct {
-	mu    sync.Mutex
-	queue string // of the control plane; "" without a control plane
-	open  map[string]chan struct{}
+// query is an open question to servers, whose responses have its correlation id. A client
+// receives them from a queue of the query, a server from the queue of its control plane.
+type query struct {
+	id      string
+	begun   time.Time
+	lost    <-chan struct{} // closed when no response can arrive any more; nil if failed tells
+	answers chan *ServerInfo
+	failed  chan error
+	over    chan struct{} // closed when the asker does not wait any more
 }
 
-// through sets the queue for pings.
-func (p *selfPings) through(queue string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.queue = queue
-}
-
-// begin registers a ping and returns its queue.
-func (p *selfPings) begin(id string) (queue string, answered <-chan struct{}) {
-	done := make(chan struct{})
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.open == nil {
-		p.open = make(map[string]chan struct{})
-	}
-	p.open[id] = done
-	return p.queue, done
-}
-
-// answered ends a ping; unknown ids are ignored.
-func (p *selfPings) answered(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if done := p.open[id]; done != nil {
-		close(done)
-		delete(p.open, id)
+func newQuery(id string, lost <-chan struct{}) query {
+	return query{
+		id: id, begun: time.Now(), lost: lost,
+		answers: make(chan *ServerInfo), failed: make(chan error, 1), over: make(chan struct{}),
 	}
 }
 
-// giveUp removes a ping.
-func (p *selfPings) giveUp(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.open, id)
+// passOn hands a response to the asker. It drops any other message.
+func (q *query) passOn(d *amqp.Delivery) {
+	var in ServerInfo
+	if d.CorrelationId != q.id || json.Unmarshal(d.Body, &in) != nil {
+		return // not from a server of this package
+	}
+	in.RoundTripMS = float64(time.Since(q.begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
+	select {
+	case q.answers <- &in:
+	case <-q.over:
+	}
+}
+
+// await calls take with each response until take returns false, enough has a value, the query
+// fails, or ctx ends.
+func (q *query) await(ctx context.Context, status func() Status, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
+	for {
+		select {
+		case in := <-q.answers:
+			if !take(in) {
+				return nil
+			}
+		case err := <-q.failed:
+			return err
+		case <-q.lost:
+			return localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the connection was lost")
+		case <-enough:
+			return localError(CodeDeadlineExceeded, MayHaveRun, nil, "no server responded")
+		case <-ctx.Done():
+			return noAnswer(ctx, status())
+		}
+	}
 }
 
 // Ping sends a query to this server over the broker and returns the time until the response. A
 // success means that both connections, the broker's routing and this server's consumer work.
 // Ping is for health checks at a low rate. The error is an [*Error]. It matches the error of
 // ctx, and [ErrNotConnected] or [ErrBlocked] if this is the reason.
-func (s *Server) Ping(ctx context.Context) (time.Duration, error) {
-	if err := s.check(ctx); err != nil {
+func (s *Server) Ping(ctx context.Context) (took time.Duration, err error) {
+	if err = s.check(ctx); err != nil {
 		return 0, err
 	}
-	sess := s.sup.Current()
-	if sess == nil {
+	if s.sup.Current() == nil {
 		return 0, notConnected(s.Status())
 	}
-	id, begun := newID(), time.Now()
-	queue, answered := s.pings.begin(id)
-	defer s.pings.giveUp(id)
-	if queue == "" {
+	c := s.control.Load()
+	if c == nil {
 		return 0, localError(CodeUnimplemented, DidNotRun, nil, "this server has no control plane")
 	}
-	ping := &controlMessage{to: queue, msg: amqp.Publishing{AppId: wire.ControlPing, ReplyTo: queue, CorrelationId: id}}
+	q := newQuery(newID(), c.sess.Done)
+	s.queries.Store(q.id, &q)
+	ping := &controlMessage{to: c.queue, msg: amqp.Publishing{AppId: wire.ControlPing, ReplyTo: c.queue, CorrelationId: q.id}}
 	s.outbox.Put(ping)
-	select {
-	case <-answered:
-		return time.Since(begun), nil
-	case <-sess.Done:
+	err = q.await(ctx, s.Status, nil, func(in *ServerInfo) (more bool) {
+		took = time.Since(q.begun)
+		return in.ID != s.self.id
+	})
+	close(q.over)
+	s.queries.Delete(q.id)
+	if err != nil {
 		ping.over.Store(true)
 		s.outbox.NoteCanceled()
-		return 0, localError(CodeUnavailable, MayHaveRun, ErrNotConnected, "the connection was lost")
-	case <-ctx.Done():
-		ping.over.Store(true)
-		s.outbox.NoteCanceled()
-		return 0, noAnswer(ctx, s.Status())
+		return 0, err
 	}
+	return took, nil
 }
 
 // notConnected returns the error of a query without a connection.

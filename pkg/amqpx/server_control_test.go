@@ -163,20 +163,80 @@ func TestPings(t *testing.T) {
 		settle()
 		_, err = r.server.Ping(within(t, time.Second))
 		wantIs(t, err, ErrNotConnected)
-		wantSame(t, "open", len(r.server.pings.open), 0)
+		wantNoQuery(t, r.server.Server)
 	})
+}
+
+// Only the server itself answers its ping: a program that can write to the server's control
+// queue, or a late response, must not make a server look well whose responses do not arrive.
+func TestServersPingIsAnsweredByTheServerItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startControlled(t, handlers{"m": echo})
+		var id atomic.Pointer[string]
+		r.broker.With(func(b *brokertest.Broker) {
+			b.OnDial = func(_ context.Context, _, name string) error {
+				if strings.Contains(name, "direct") { // the connection of the response
+					return brokertest.ErrCut
+				}
+				return nil
+			}
+			b.OnPublish = func(_ string, msg amqp.Publishing) *amqp.Error {
+				if msg.AppId == wire.ControlPing {
+					id.Store(&msg.CorrelationId)
+				}
+				return nil
+			}
+		})
+		pinged := make(chan error, 1)
+		go func() {
+			_, err := r.server.Ping(within(t, 10*time.Second))
+			pinged <- err
+		}()
+		settle()
+		for _, body := range []string{"", "not JSON", `{"id":"another server"}`} {
+			r.broker.PutIn(r.controlQueue(), amqp.Publishing{CorrelationId: *id.Load(), Body: []byte(body)})
+			settle()
+		}
+		r.broker.PutIn(r.controlQueue(), amqp.Publishing{CorrelationId: "earlier ping", Body: []byte(`{"id":"` + r.server.self.id + `"}`)})
+		wantIs(t, <-pinged, context.DeadlineExceeded)
+		r.broker.With(func(b *brokertest.Broker) { b.OnDial = nil })
+		_, err := r.server.Ping(within(t, time.Minute))
+		wantSame(t, "error", err, nil)
+	})
+}
+
+// wantNoQuery fails the test if a server waits for a response to a query of its own.
+func wantNoQuery(t *testing.T, s *Server) {
+	t.Helper()
+	s.queries.Range(func(id, _ any) bool {
+		t.Errorf("query %v is open", id)
+		return true
+	})
+}
+
+// controlQueue returns the queue of the only server's control plane.
+func (r *rig) controlQueue() string {
+	r.t.Helper()
+	for _, name := range r.queueNames() {
+		if strings.HasPrefix(name, controlExchangeName+".") {
+			return name
+		}
+	}
+	r.t.Fatal("no control queue")
+	return ""
 }
 
 func TestServersPingWhoseConnectionIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
-		r.broker.Fail(r.server.pings.queue, brokertest.FaultCutUnconfirmed)
+		r.broker.Fail(r.controlQueue(), brokertest.FaultCutUnconfirmed)
 		begun := time.Now()
 		_, err := r.server.Ping(t.Context())
 		wantIs(t, err, ErrNotConnected)
 		wantSame(t, "took", time.Since(begun), 0)
-		wantSame(t, "open", len(r.server.pings.open), 0)
+		wantNoQuery(t, r.server.Server)
 		settle()
 		ready(t, r.server.WaitReady)
 		_, err = r.server.Ping(within(t, time.Minute))

@@ -2,7 +2,6 @@ package amqpx
 
 import (
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -326,71 +325,6 @@ func (s *Server) nameOf(name []byte) string {
 		return m.name
 	}
 	return string(name)
-}
-
-// growingPause returns the pause before attempt tries+1: a random time between half of a bound
-// and the bound, which doubles with each attempt from first to most.
-func growingPause(first, most time.Duration, tries int) time.Duration {
-	bound := most
-	if tries < 16 { // with more doublings the bound exceeds every value of most
-		bound = min(first<<tries, most)
-	}
-	return bound/2 + rand.N(bound/2+1) //nolint:gosec // spreads load, guards nothing.
-}
-
-// delayed calls functions after a pause, to publish nacked messages again. The functions must
-// not block. The timers end with the server. The zero value is ready to use. Safe for
-// concurrent use.
-type delayed struct {
-	mu     sync.Mutex
-	timers map[*time.Timer]func()
-	closed bool
-}
-
-// after calls f after a pause, or when flush is called. After close it does nothing.
-func (d *delayed) after(pause time.Duration, f func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return
-	}
-	if d.timers == nil {
-		d.timers = make(map[*time.Timer]func())
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(pause, func() {
-		d.mu.Lock()
-		_, waits := d.timers[timer]
-		delete(d.timers, timer)
-		d.mu.Unlock()
-		if waits {
-			f()
-		}
-	})
-	d.timers[timer] = f
-}
-
-// flush calls all waiting functions at once.
-func (d *delayed) flush() {
-	for _, f := range d.stop(false) {
-		f()
-	}
-}
-
-// close stops all timers.
-func (d *delayed) close() { d.stop(true) }
-
-func (d *delayed) stop(closed bool) []func() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.closed = d.closed || closed
-	var calls []func()
-	for timer, f := range d.timers {
-		timer.Stop()
-		calls = append(calls, f)
-	}
-	clear(d.timers)
-	return calls
 }
 
 // inboundRequest is one RPC request in a server, from its arrival until its response is

@@ -13,6 +13,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Redelivered requests. A server that got such a request before has died or lost its
@@ -417,11 +418,11 @@ func (m *republished) nacked() {
 		m.request.requeue()
 		return
 	}
-	pause := growingPause(movePauseMin, movePauseMax, m.tries)
+	pause := xsync.GrowingPause(movePauseMin, movePauseMax, m.tries)
 	m.tries++
-	s.delayed.after(pause, m.again)
+	s.delayed.After(pause, m.again)
 	if s.isDraining() { // the drain began after the check above
-		s.delayed.flush()
+		s.delayed.Flush()
 	}
 }
 

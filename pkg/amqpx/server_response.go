@@ -13,6 +13,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 const (
@@ -267,13 +268,13 @@ func (a *outboundResponse) nacked() {
 		a.done()
 		return
 	}
-	pause := min(growingPause(nackedPauseMin, nackedPauseMax, a.tries), left)
+	pause := min(xsync.GrowingPause(nackedPauseMin, nackedPauseMax, a.tries), left)
 	a.tries++
 	again := a.send
 	if a.tries%nackedElsewhere == 0 {
 		again = func() { s.isolate(a) }
 	}
-	s.delayed.after(pause, again)
+	s.delayed.After(pause, again)
 }
 
 func (a *outboundResponse) done() {

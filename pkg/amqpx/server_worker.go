@@ -140,7 +140,7 @@ func (s *Server) work(handlers context.Context, place int) {
 			last, counted, place = t.leaves(place)
 		}
 		if !last {
-			s.startWorker(handlers, place)
+			s.startWorker(handlers, place) // counted before this worker leaves, so Serve waits for it
 		}
 		if counted {
 			s.workers.Done()

@@ -305,6 +305,34 @@ func TestObserverThatEndsTheWatchdog(t *testing.T) {
 	})
 }
 
+// The tracker for which Serve waits counts the next worker before the worker of a handler that
+// ended its goroutine has left: otherwise Serve could return while the next worker starts.
+func TestWorkersAreCountedWithoutAGap(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b, s := serve(t, handlers{"exit": func(context.Context, *Request) ([]byte, error) {
+			runtime.Goexit()
+			return nil, nil
+		}}, WithWorkers(1))
+		idle := make(chan struct{})
+		wantSame(t, "a worker is counted", s.workers.CallWhenIdle(func() { close(idle) }), true)
+		for range 3 {
+			putRequest(b, request("exit"))
+		}
+		settle()
+		wantSame(t, "answers", len(takeResponses(b)), 3)
+		select {
+		case <-idle:
+			t.Error("no worker was counted while the server served")
+		default:
+		}
+		s.stop()
+		wantIs(t, s.wait(t))
+		<-idle
+		wantSame(t, "workers", s.workers.Count(), 0)
+	})
+}
+
 func TestFleetTellsOfStuckHandlers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -2,7 +2,6 @@ package transport_test
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -196,24 +195,5 @@ func wantSame[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
 		t.Errorf("%s: %v, want %v", what, got, want)
-	}
-}
-
-func wantIs(t *testing.T, err, target error) {
-	t.Helper()
-	if !errors.Is(err, target) {
-		t.Errorf("error %v does not match %v", err, target)
-	}
-}
-
-func wantTexts(t *testing.T, err error, texts ...string) {
-	t.Helper()
-	if err == nil {
-		t.Fatal("no error")
-	}
-	for _, want := range texts {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is not in %q", want, err.Error())
-		}
 	}
 }

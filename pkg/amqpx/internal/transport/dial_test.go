@@ -136,7 +136,7 @@ func TestDialOfAClosedPort(t *testing.T) {
 	f := Classify(parseTarget(url), err)
 	wantSame(t, "plain words", f.words, "no connection: nothing accepts one at this address")
 	wantSame(t, "pace", f.pace, paceQuick)
-	wantTexts(t, f, l.Addr().String(), "connection refused")
+	WantTexts(t, f, l.Addr().String(), "connection refused")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -392,7 +392,7 @@ func TestHandshakeEndsWithItsContext(t *testing.T) {
 	if ctx.Err() == nil || err == nil {
 		t.Errorf("error %v", err)
 	}
-	wantIs(t, err, context.Canceled)
+	WantIs(t, err, context.Canceled)
 }
 
 func TestPlainURLKeepsEverythingElse(t *testing.T) {

@@ -49,7 +49,9 @@ func wantSame[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-func wantIs(t *testing.T, err error, targets ...error) {
+// WantIs fails the test unless err matches every target. The tests of package transport_test
+// use WantIs and WantTexts too.
+func WantIs(t *testing.T, err error, targets ...error) {
 	t.Helper()
 	for _, target := range targets {
 		if !errors.Is(err, target) {
@@ -58,7 +60,8 @@ func wantIs(t *testing.T, err error, targets ...error) {
 	}
 }
 
-func wantTexts(t *testing.T, err error, texts ...string) {
+// WantTexts fails the test unless the text of err contains every text.
+func WantTexts(t *testing.T, err error, texts ...string) {
 	t.Helper()
 	if err == nil {
 		t.Fatal("no error")

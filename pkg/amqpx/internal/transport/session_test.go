@@ -94,7 +94,7 @@ func TestSessionThatFailsToOpenLeavesNothing(t *testing.T) {
 						return nil
 					}
 					_, err := w.connect(t)
-					wantIs(t, err, brokertest.ErrCut)
+					transport.WantIs(t, err, brokertest.ErrCut)
 					settle()
 					wantSame(t, "open connections", b.OpenLinks(), 0)
 				})
@@ -108,7 +108,7 @@ func TestSessionEndsWhenAnyPartOfItEnds(t *testing.T) {
 	exception := &amqp.Error{Code: amqp.AccessRefused, Reason: "exception"}
 	refused := func(t *testing.T, cause error) {
 		t.Helper()
-		wantIs(t, cause, exception)
+		transport.WantIs(t, cause, exception)
 	}
 	lost := func(t *testing.T, cause error) {
 		t.Helper()
@@ -279,7 +279,7 @@ func TestSessionOpenedTooLateIsClosed(t *testing.T) {
 			return nil
 		}
 		_, err := w.connect(t)
-		wantTexts(t, err, "open channel: no answer in time")
+		transport.WantTexts(t, err, "open channel: no answer in time")
 		wantSame(t, "open connections", w.broker.OpenLinks(), 0)
 	})
 }

@@ -172,10 +172,10 @@ func TestFailedWriteEndsTheConnectionAndIsReportedFromThenOn(t *testing.T) {
 		settle()
 		c.fail = errCut
 		close(c.gate)
-		wantIs(t, <-first, errCut)
-		wantIs(t, <-waiting, errCut)
+		WantIs(t, <-first, errCut)
+		WantIs(t, <-waiting, errCut)
 		_, err := s.Write([]byte("d"))
-		wantIs(t, err, errCut)
+		WantIs(t, err, errCut)
 		s.uncork()
 		c.want(t)
 		wantSame(t, "closed", c.closed, true)

@@ -69,7 +69,7 @@ func TestSupervisorNamesEveryNodesFault(t *testing.T) {
 		}
 		w.run(t)
 		pass(time.Second)
-		wantTexts(t, w.err, "broker a:5672: wrong user name or password", "broker b:5672: no connection")
+		transport.WantTexts(t, w.err, "broker a:5672: wrong user name or password", "broker b:5672: no connection")
 		if strings.Contains(w.err.Error(), "secret") {
 			t.Errorf("the password is in %q", w.err)
 		}
@@ -122,7 +122,7 @@ func TestSupervisorRetriesAnOperatorsFaultSlowlyAndSaysItNowAndThen(t *testing.T
 		wantSame(t, "attempts in the third line", line["attempts"], any(int64(7)))
 		wantSame(t, "fault in the third line", line["fault"], any("credentials"))
 		wantSame(t, "fault", w.kind, transport.FaultCredentials)
-		wantTexts(t, w.err, `wrong user name or password for user "app"`)
+		transport.WantTexts(t, w.err, `wrong user name or password for user "app"`)
 	})
 }
 
@@ -222,7 +222,7 @@ func TestSupervisorBoundsADialThatHangs(t *testing.T) {
 		}
 		w.run(t)
 		pass(21 * time.Second)
-		wantTexts(t, w.err, "no answer in time")
+		transport.WantTexts(t, w.err, "no answer in time")
 		if n := len(w.dialed); n < 4 || n > 5 {
 			t.Errorf("%d dials in 21 s", n)
 		}

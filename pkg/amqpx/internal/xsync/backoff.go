@@ -2,6 +2,7 @@ package xsync
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -23,6 +24,16 @@ func NewBackoff(first, most time.Duration) *Backoff {
 	b.RandomizationFactor = 1
 	b.Reset()
 	return b
+}
+
+// GrowingPause returns the pause before attempt tries+1: a random time between half of a bound
+// and the bound, which doubles with each attempt from first to most.
+func GrowingPause(first, most time.Duration, tries int) time.Duration {
+	bound := most
+	if tries < 16 { // with more doublings the bound exceeds every value of most
+		bound = min(first<<tries, most)
+	}
+	return bound/2 + rand.N(bound/2+1) //nolint:gosec // spreads load, guards nothing.
 }
 
 // Sleep waits for d or for the end of ctx.
