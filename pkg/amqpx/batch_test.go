@@ -1,15 +1,18 @@
 package amqpx
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -146,6 +149,47 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 	})
 }
 
+// A batch of calls, and of responses, is at most as large as its sender's limit of a message,
+// within bounds.
+func TestBatchesOfLargeBodies(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		limit int // of a message
+		batch int // at most, in bytes
+	}{
+		{DefaultMaxMessageSize, publish.MaxBatchBytes},
+		{100 << 10, 100 << 10},
+		{20 << 10, transport.MinBatchBody},
+	} {
+		t.Run(fmt.Sprint(c.limit), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startRig(t, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithMaxMessageSize(c.limit))
+				r.openLane()
+				const size, n = 16 << 10, 40
+				for i, done := range r.together(func() (all []<-chan result) {
+					for i := range n {
+						all = append(all, goCall(r.client, within(t, time.Minute), "m", bytes.Repeat([]byte{byte(i)}, size)))
+						settle()
+					}
+					return all
+				}) {
+					wantAnswer(t, <-done, strings.Repeat(string(rune(i)), size))
+				}
+				for _, to := range []string{batchQueueName, brokertest.RouteReplies} {
+					largest := 0
+					for _, sent := range r.broker.MessagesTo(to) {
+						largest = max(largest, len(sent.Msg.Body))
+					}
+					if largest > c.batch || largest < c.batch-size-1024 {
+						t.Errorf("largest message to %s: %d bytes, want up to %d", to, largest, c.batch)
+					}
+				}
+			})
+		})
+	}
+}
+
 // A call that cannot share a batch leaves at once, alone.
 func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 	t.Parallel()
@@ -154,7 +198,7 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 		body []byte
 		opt  CallOption
 	}{
-		{"too large", make([]byte, publish.MaxBatchBytes+1), Idempotent()},
+		{"too large", make([]byte, publish.MaxRecordBytes+1), Idempotent()},
 		{"header that is no text", nil, WithHeader(map[string]any{"n": int64(1)})},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -30,6 +30,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.Run("many callers", func(b *testing.B) { benchRoundTrip(b, BatchOff, 64) })
 	b.Run("one caller, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 1) })
 	b.Run("many callers, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 64) })
+	b.Run("very many callers, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 1024) })
 }
 
 // benchRoundTrip makes calls over the broker in memory: sequentially if callers is 1, else

@@ -76,7 +76,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		c.route.replyTo = newReplyQueueName(cfg.queue)
 	}
 	if cfg.batch == BatchAuto {
-		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, c.recordBatchSent, c.route.outbox.Notify)
+		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, publish.BatchLimit(cfg.maxMessageSize), c.recordBatchSent, c.route.outbox.Notify)
 	}
 	if cfg.control {
 		c.cancels = newCancels()

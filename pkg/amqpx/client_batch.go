@@ -20,6 +20,7 @@ import (
 // the client does not ask. Safe for concurrent use.
 type batchTarget struct {
 	queue     string
+	limit     int             // of a batch's body in bytes
 	servers   atomic.Int32    // servers that unpack batches; 0: batching is disabled
 	messages  atomic.Int64    // messages in the queue at the last look
 	seq       atomic.Uint64   // number of batches
@@ -33,9 +34,9 @@ type batchTarget struct {
 	refusals    *xsync.Backoff
 }
 
-func newBatchTarget(queue string, onSent func(calls int), onShut func()) *batchTarget {
+func newBatchTarget(queue string, limit int, onSent func(calls int), onShut func()) *batchTarget {
 	return &batchTarget{
-		queue: queue, onSent: onSent, onShut: onShut,
+		queue: queue, limit: limit, onSent: onSent, onShut: onShut,
 		returnedIDs: make(map[string]bool), refusals: xsync.NewBackoff(lookEvery, lookMissingMax),
 	}
 }
@@ -114,7 +115,7 @@ func (c *Client) resendBatched() {
 func (a *attempt) BatchKey() string {
 	k := a.call
 	l := k.route.batch
-	if l == nil || a.alone || a.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxBatchBytes {
+	if l == nil || a.alone || a.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxRecordBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -151,7 +152,7 @@ func (a *attempt) Consumers() int { return max(int(a.call.route.batch.servers.Lo
 func (a *attempt) NewBatch(key string, limit int, buffer []byte) publish.Batch {
 	route := a.call.route
 	return &callBatch{
-		queue: key, limit: limit, body: buffer, begun: time.Now(),
+		queue: key, limit: min(limit, route.batch.limit), body: buffer, begun: time.Now(),
 		target: route.batch, replyTo: route.replyTo, persistent: route.persistent,
 	}
 }

@@ -48,6 +48,8 @@ type route struct {
 	watch      *queueWatch
 	queueGate  *queueGate
 	batch      *batchTarget // nil without batches
+	// idle has calls that later calls reuse, with their channels and the memory of their bodies.
+	idle sync.Pool
 }
 
 // call is a pending call: what a caller waits for, from its start until it is settled. Each
@@ -87,7 +89,12 @@ type call struct {
 	watcherIndex     int32
 	retry            int32
 	inDeadlines      bool // in the list of calls with the client's default deadline
+	settled          bool // removed from the table because of its result; may be read after eventAnswered
+	// shared is true if a goroutine has found the call in the table and may use it later, without
+	// the lock. It does not change after the removal from the table.
+	shared bool
 
+	woken         bool // the goroutine of the call has read a token of wake
 	waitForServer bool
 	responded     bool           // a response was read: answer does not change any more
 	uncertain     bool           // an earlier attempt may have arrived
@@ -121,6 +128,45 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 		WantsTimes: k.info != nil,
 	}
 	return k.req.Check(maxBody)
+}
+
+// maxReusedBody bounds the memory of a body that is kept for reuse, in bytes.
+const maxReusedBody = 4 << 10
+
+// makeCall returns a call for a waiting goroutine, or for a future, which needs no channel.
+func (r *route) makeCall(f *Future) *call {
+	if f != nil {
+		return &call{route: r, future: f}
+	}
+	k, _ := r.idle.Get().(*call)
+	if k == nil {
+		k = &call{wake: make(chan struct{}, 1)}
+	}
+	k.route = r
+	return k
+}
+
+// release lets a later call reuse a call that was settled by a result, unless another goroutine
+// may still use the call. The publisher does not use a confirmed attempt any more. The reader of
+// responses wakes the call once, and does not use it afterwards: this token must have been read.
+// All other goroutines find a call in the pending table, and then the call is shared.
+func (k *call) release() {
+	if !k.settled || k.shared || k.current.Load() != &k.first || k.first.at() != stageConfirmed {
+		return
+	}
+	if !k.woken {
+		select {
+		case <-k.wake:
+		default:
+			return // the reader has not put the token yet
+		}
+	}
+	r, body := k.route, k.req.Body
+	if cap(body) > maxReusedBody {
+		body = nil
+	}
+	*k = call{wake: k.wake, req: wire.Request{Body: body}}
+	r.idle.Put(k)
 }
 
 // notify records an event up to eventClosed and wakes the call. It never blocks.
@@ -394,15 +440,17 @@ func (a *attempt) Publishing() (key string, mandatory bool, msg amqp.Publishing)
 }
 
 // OnResult implements publish.Outbound. The confirm of a returned message, which follows the
-// return at once, ends the attempt.
+// return at once, ends the attempt. A confirmed attempt must not be used after its transition:
+// its call may be settled, and used again (call.release).
 func (a *attempt) OnResult(f publish.Result) {
 	route := a.call.route
 	if a.returned.Load() {
 		f = publish.Returned
 	}
 	if f == publish.Confirmed {
+		opens := route.queueGate.isShut.Load() && !a.batched.Load()
 		a.transition(stageWritten, stageConfirmed)
-		if route.queueGate.isShut.Load() && !a.batched.Load() {
+		if opens {
 			route.queueGate.open()
 		}
 		return

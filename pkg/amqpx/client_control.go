@@ -124,7 +124,7 @@ func openControl(l transport.Conn, exchange string) (transport.Channel, error) {
 func encodeCancel(calls []wire.Cancellation) (msg amqp.Publishing, rest []wire.Cancellation) {
 	var body []byte
 	n := 0
-	for ; n < len(calls) && n < publish.MaxBatchMessages && len(body) < publish.MaxBatchBytes; n++ {
+	for ; n < len(calls) && n < publish.MaxBatchMessages && len(body) < transport.MinBatchBody; n++ {
 		body = calls[n].AppendTo(body)
 	}
 	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, Body: body}, calls[n:]

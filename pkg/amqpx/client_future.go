@@ -159,8 +159,8 @@ func (f *Future) onEvent(k *call) {
 	switch {
 	case state == futureAsleep && result:
 		k.cancelSend() // the response came before a re-send was written
-		f.client.pending.remove(k)
 		k.responded = true
+		f.client.pending.remove(k)
 		f.client.account(k, k.answer.Times)
 		f.settle(k.answer.Body, nil)
 	case state == futureAsleep:

@@ -27,15 +27,26 @@ const (
 	verdictCanceled                       // the call was canceled, and the response confirms the cancellation
 )
 
-// match is the match of a response of a batch.
+// match is the match of a response.
 type match struct {
 	call   *call // the call that the response settles, or nil
 	result matchResult
+	stop   func() bool // ends the watch of the call's context; nil: nothing to end
+}
+
+// notify tells the call of a match that it has a response.
+func (m *match) notify() {
+	if m.stop != nil {
+		m.stop()
+	}
+	if m.call != nil {
+		m.call.notify(eventAnswered)
+	}
 }
 
 // pending is the table of calls waiting for a response, by correlation id. It contains a call
-// from before the request is sent until Call returns, over every re-send. Safe for concurrent
-// use.
+// from before the request is sent until the call has its result or ends without one, over every
+// re-send. Safe for concurrent use.
 type pending struct {
 	maxCalls, maxBytes int
 
@@ -126,44 +137,50 @@ func (p *pending) expectAgain(k *call) {
 	k.entry.answered = false
 }
 
-// remove ends a call's registration; a later response is dropped.
+// remove ends a call's registration, if the call has no result yet; a later response is dropped.
 func (p *pending) remove(k *call) {
+	if k.responded && k.settled { // the call has read its response, so settled does not change any more
+		return
+	}
+	var stop func() bool
 	p.mu.Lock()
-	stop := p.watchers.remove(k)
-	p.forget(k)
+	if !k.settled {
+		stop = p.forget(k)
+	}
 	p.mu.Unlock()
 	if stop != nil {
 		stop()
 	}
 }
 
-// forget moves a call to the last settled calls. The caller holds mu.
-func (p *pending) forget(k *call) {
+// forget moves a call to the last settled calls. It returns the function that ends the watch of
+// the call's context, or nil. The caller holds mu.
+func (p *pending) forget(k *call) (stop func() bool) {
+	stop = p.watchers.remove(k)
 	p.deadlines.remove(k)
 	p.calls--
 	p.bytes -= len(k.req.Body)
 	k.entry.call = nil
 	if len(p.recent) < maxRecent {
 		p.recent = append(p.recent, k.entry)
-		return
+		return stop
 	}
 	if oldest := p.recent[p.next]; p.entries[oldest.id] == oldest { // the id may be in use again
 		delete(p.entries, oldest.id)
 	}
 	p.recent[p.next] = k.entry
 	p.next = (p.next + 1) % maxRecent
+	return stop
 }
 
 // answer delivers a single response to its call and returns the match.
 func (p *pending) answer(d *amqp.Delivery) matchResult {
 	a := wire.DecodeResponse(d)
 	p.mu.Lock()
-	k, v := p.entries[d.CorrelationId].match(&a)
+	m := p.match(p.entries[d.CorrelationId], &a)
 	p.mu.Unlock()
-	if k != nil {
-		k.notify(eventAnswered)
-	}
-	return v
+	m.notify()
+	return m.result
 }
 
 // answerAll delivers the responses of a batch to their calls and appends the match of each to
@@ -172,16 +189,23 @@ func (p *pending) answerAll(responses []wire.Response, matches []match) []match 
 	p.mu.Lock()
 	for i := range responses {
 		a := &responses[i]
-		k, result := p.entries[string(a.ID)].match(a)
-		matches = append(matches, match{call: k, result: result})
+		matches = append(matches, p.match(p.entries[string(a.ID)], a))
 	}
 	p.mu.Unlock()
-	for _, m := range matches {
-		if m.call != nil {
-			m.call.notify(eventAnswered)
-		}
+	for i := range matches {
+		matches[i].notify()
 	}
 	return matches
+}
+
+// match matches a response to the call of entry s, which may be nil. A result settles the call,
+// which is removed at once; an error may lead to a retry. The caller holds mu.
+func (p *pending) match(s *pendingEntry, a *wire.Response) (m match) {
+	if m.call, m.result = s.match(a); m.call != nil && a.Failure == nil {
+		m.stop = p.forget(m.call)
+		m.call.settled = true
+	}
+	return m
 }
 
 // match assigns a response to the call it settles, or returns the reason for no match. The
@@ -229,6 +253,7 @@ func (p *pending) attempts() []*attempt {
 			continue
 		}
 		if a := s.call.current.Load(); a != nil {
+			s.call.shared = true
 			all = append(all, a)
 		}
 	}
@@ -240,6 +265,7 @@ func (p *pending) all() []*call {
 	all := make([]*call, 0, p.calls)
 	for _, s := range p.entries {
 		if s.call != nil {
+			s.call.shared = true
 			all = append(all, s.call)
 		}
 	}
@@ -340,6 +366,7 @@ func (l *deadlineList) link(older, newer *call) {
 func (l *deadlineList) expired(now time.Time) (all []*call) {
 	for k := l.oldest; k != nil && !k.deadline.After(now); k = l.oldest {
 		l.remove(k)
+		k.shared = true
 		all = append(all, k)
 	}
 	if l.running = l.oldest != nil; l.running {
@@ -401,7 +428,7 @@ func (p *pending) contextEnded(w *ctxWatcher) {
 	calls := w.calls
 	w.calls = nil
 	for _, k := range calls {
-		k.watcher = nil
+		k.watcher, k.shared = nil, true
 	}
 	p.watchers.forget(w)
 	p.mu.Unlock()

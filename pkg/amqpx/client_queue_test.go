@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
@@ -344,7 +345,7 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 func TestShareOfCallsThatGoAlone(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ unpack, others, want int32 }{{9, 1, 200}, {3, 1, 500}, {1, 1, 750}, {1, 5, 750}} {
-		l := newBatchTarget("q", nil, func() {})
+		l := newBatchTarget("q", publish.MaxBatchBytes, nil, func() {})
 		l.servers.Store(c.unpack)
 		n := int32(0)
 		for range 1000 {

@@ -1,7 +1,6 @@
 package amqpx
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +44,9 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 		defer bounded.Cancel()
 		ctx = bounded
 	}
-	return c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
+	answer, err := c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
+	k.release()
+	return answer, err
 }
 
 // begin registers a call, for a future or for a waiting goroutine. ours means that the
@@ -55,19 +56,18 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	if req.sent.info != nil {
 		*req.sent.info = CallInfo{}
 	}
-	k = &call{route: &c.route, deadline: deadline, future: f, unknownBefore: c.counts.unknown.Load()}
+	k = c.route.makeCall(f)
+	k.deadline, k.unknownBefore = deadline, c.counts.unknown.Load()
+	buffer := k.req.Body[:0]
 	if err = k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
-	}
-	if f == nil {
-		k.wake = make(chan struct{}, 1)
 	}
 	if watched, err = c.pending.add(k, ours); err != nil {
 		return nil, false, c.limitError(err)
 	}
 	// A canceled call may return while the publisher still reads the body, which belongs to
 	// the caller after the return.
-	k.req.Body = bytes.Clone(k.req.Body)
+	k.req.Body = append(buffer, k.req.Body...)
 	c.budget.earn()
 	return k, watched, nil
 }
@@ -193,6 +193,7 @@ func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
 		}
 		select {
 		case <-k.wake:
+			k.woken = true
 		case <-gone:
 			return event{kind: eventCanceled}
 		case <-after:

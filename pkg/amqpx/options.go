@@ -158,8 +158,9 @@ func WithPersistent(on bool) Option { return option(func(c *config) { c.persiste
 // WithBatch chooses whether calls may travel in batches; the default is [BatchAuto]. At most
 // two of a client's messages to the servers are unconfirmed, plus one for each server beyond
 // the first. When the broker confirms a message, the calls made meanwhile leave together, up
-// to 512 calls or 64 KiB, and so do responses to one client. Each call keeps its own deadline,
-// outcome and code.
+// to 512 calls or 256 KiB, and so do responses to one client. Calls and responses of more than
+// 32 KiB travel alone, and a batch is no larger than the sender's [WithMaxMessageSize], if that
+// is at least 64 KiB. Each call keeps its own deadline, outcome and code.
 //
 // A client sends batches while servers consume the queue "<queue>.batch", which is declared by
 // servers with BatchAuto. Other servers, in any language, share the request queue with these.

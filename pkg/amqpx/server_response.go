@@ -138,7 +138,7 @@ func (a *outboundResponse) Publishing() (key string, mandatory bool, msg amqp.Pu
 
 // BatchKey implements publish.Batchable. A client that sends batches can read batches.
 func (a *outboundResponse) BatchKey() string {
-	if !a.request.delivery.batched || !a.response.FitsBatch() || a.response.BatchSize(&a.request.in.Request) > publish.MaxBatchBytes {
+	if !a.request.delivery.batched || !a.response.FitsBatch() || a.response.BatchSize(&a.request.in.Request) > publish.MaxRecordBytes {
 		return ""
 	}
 	return a.request.in.ReplyTo
@@ -153,7 +153,8 @@ func (a *outboundResponse) MustTravelAlone() bool { return false }
 // NewBatch implements publish.Batchable.
 func (a *outboundResponse) NewBatch(key string, limit int, buffer []byte) publish.Batch {
 	return &responseBatch{
-		replyTo: key, limit: limit, body: buffer, persistent: a.server.cfg.persistent, mandatory: a.server.returnsCount(key),
+		replyTo: key, limit: min(limit, publish.BatchLimit(a.server.cfg.maxMessageSize)), body: buffer,
+		persistent: a.server.cfg.persistent, mandatory: a.server.returnsCount(key),
 	}
 }
 

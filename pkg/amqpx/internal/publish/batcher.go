@@ -20,11 +20,13 @@ const (
 	// BatchWindow bounds the unconfirmed messages of a batcher. Each consumer beyond the first
 	// raises the bound by 1.
 	BatchWindow = 2
-	// MaxBatchMessages and MaxBatchBytes bound a batch, in messages and in bytes. A batch of this size
-	// with its records' overhead fits in a frame of a broker's default size, and a server
-	// holds at most a prefetch of batches.
+	// MaxBatchMessages and MaxBatchBytes bound a batch, in messages and in bytes; a server holds
+	// at most a prefetch of batches.
 	MaxBatchMessages = 512
 	MaxBatchBytes    = transport.MaxBatchBody
+	// MaxRecordBytes bounds a message in a batch. With larger messages a batch takes longer to
+	// copy than the messages take alone.
+	MaxRecordBytes = 32 << 10
 	// maxSkipped bounds the messages skipped because they do not fit into a batch.
 	maxSkipped = 64
 )
@@ -228,6 +230,12 @@ func (p *publisher) releaseSlot(l *batcher) {
 	}
 }
 
-// mayExceedFrame reports whether headers within a batch's bound may exceed a frame of the
-// connection.
-func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*MaxBatchBytes }
+// mayExceedFrame reports whether the headers of a message that fits in a batch may exceed a
+// frame of the connection.
+func mayExceedFrame(frameSize int) bool { return frameSize > 0 && frameSize < 2*MaxRecordBytes }
+
+// BatchLimit returns the bound of the batches of a client or server that sends and accepts
+// messages of at most maxMessage bytes.
+func BatchLimit(maxMessage int) int {
+	return min(max(maxMessage, transport.MinBatchBody), MaxBatchBytes)
+}

@@ -21,8 +21,13 @@ type ContentLimits struct {
 	InHand *BytesInHand
 }
 
-// MaxBatchBody bounds the body of a batch.
-const MaxBatchBody = 64 << 10
+const (
+	// MaxBatchBody bounds the body of a batch.
+	MaxBatchBody = 256 << 10
+	// MinBatchBody is the body of a batch, or of a control message, that every client and server
+	// accepts, whatever its own limit and its version.
+	MinBatchBody = 64 << 10
+)
 
 const (
 	// SmallBody is the body size up to which a request counts as small: no batch of this
@@ -30,7 +35,7 @@ const (
 	// MaxBody bounds the single requests in a batch.
 	SmallBody = MaxBatchBody + 4<<10
 	// controlBody bounds the body of a message of the control plane.
-	controlBody = SmallBody
+	controlBody = MinBatchBody + 4<<10
 	// largeShare is the share of the bytes in hand that is reserved for small requests: one
 	// eighth.
 	largeShare = 8
