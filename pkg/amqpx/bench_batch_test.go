@@ -17,7 +17,7 @@ func BenchmarkNewID(b *testing.B) {
 
 func BenchmarkExecutions(b *testing.B) {
 	e := newDedupCache(DefaultDedupBytes, DefaultDedupAge, false)
-	m := &serverMethod{name: "b", known: make(executionTable)}
+	m := &serverMethod{name: "b"}
 	ids := make([]string, 1<<16)
 	for i := range ids {
 		ids[i] = fmt.Sprintf("7b1b2f0e-97d4-4a3b-bb6e-%012d", i)

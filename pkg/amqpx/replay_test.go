@@ -177,8 +177,8 @@ func TestStoredResponsesAreBounded(t *testing.T) {
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "answers", len(takeResponses(b)), 6)
-				if e, _ := s.dedup.(*dedupCache); e.bytes > e.maxBytes || e.bytes < 0 || len(s.methods["m"].known) > 3 {
-					t.Errorf("stored: %d bytes of %d, %d requests", e.bytes, e.maxBytes, len(s.methods["m"].known))
+				if e, _ := s.dedup.(*dedupCache); e.stored.bytes > e.maxBytes || e.stored.bytes < 0 || e.stored.count() > 3 || len(e.running) > 0 {
+					t.Errorf("stored: %d bytes of %d, %d requests, %d running", e.stored.bytes, e.maxBytes, e.stored.count(), len(e.running))
 				}
 			})
 		})

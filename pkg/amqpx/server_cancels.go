@@ -68,8 +68,8 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	x := e.findCall(m, in, call)
-	if x != nil && x.stored {
+	x, ended := e.findCall(m, in, call)
+	if ended {
 		return nil
 	}
 	found := false
@@ -95,20 +95,23 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 	return end
 }
 
-// findCall returns the execution in which a call takes part, or nil. The caller holds mu.
-func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) *execution {
+// findCall returns the execution in which a call takes part, or nil. If ended is true, the
+// execution has ended and its response is stored. The caller holds mu.
+func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) (x *execution, ended bool) {
 	if e.calls != nil {
-		return e.calls[call]
+		entry := e.calls[call]
+		return entry.running, entry.stored != 0
 	}
 	id := requestID{scope: in.user, id: in.key()}
 	if len(id.id) < uniqueID {
 		id.replyTo = in.ReplyTo
 	}
-	if x := m.known.find(&id, e.slotOf(&id)); x != nil {
-		return x
+	x, _, stored := e.find(m, &id, e.hashOf(&id))
+	if x == nil && stored == nil && id.replyTo != "" {
+		id.replyTo = ""
+		x, _, stored = e.find(m, &id, e.hashOf(&id))
 	}
-	id.replyTo = ""
-	return m.known.find(&id, e.slotOf(&id))
+	return x, stored != nil
 }
 
 // abandon returns the running request when all callers of the execution have canceled, but

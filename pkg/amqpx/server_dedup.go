@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -80,38 +81,50 @@ const maxWaitingDuplicates = 1024
 type dedupCache struct {
 	maxBytes int // 0: duplicates run like other requests
 	maxAge   time.Duration
+	start    time.Time // from which the ring counts time
 	seed     maphash.Seed
+	hashMask uint64 // of the hashes of ids: all ones, except in tests of equal hashes
 
-	mu      sync.Mutex // also guards the known table of every method
-	oldest  *execution // of the stored executions, which are linked by next
-	newest  *execution
-	bytes   int
+	mu      sync.Mutex
+	running executionTable
+	stored  responseRing
 	waiting int // duplicates that wait, for all executions
 	// calls maps the calls of requests to executions. It is nil unless the application sets
 	// the scopes (WithDedupScope), which are known only inside the middleware.
-	calls map[callKey]*execution
+	calls map[callKey]callEntry
 	canceledCalls
 }
 
-// execution is one run of a handler, and later its stored response.
-type execution struct {
+// executedRequest is the request of an execution, or of a stored response.
+type executedRequest struct {
 	method   *serverMethod
 	id       identity
-	call     *callKey // of the request that runs or ran; nil unless dedupCache.calls is used
-	replyTo  string   // of the request that runs or ran
-	hash     uint64   // of the body
-	hashSlot uint64   // the key in method.known
-	known    bool     // the execution is in method.known: duplicates find it
+	call     *callKey // nil unless dedupCache.calls is used
+	replyTo  string
+	bodyHash uint64
+	idHash   uint64
+}
+
+// execution is one run of a handler.
+type execution struct {
+	executedRequest
+
+	known    bool       // duplicates find the execution in dedupCache.running
+	sameHash *execution // the next execution in dedupCache.running with the same idHash
 
 	runner   *invocation // the running request; nil afterwards
 	waiters  []*invocation
 	done     chan struct{} // closed at the end; nil until a request waits
 	canceled bool          // the context has ended because all callers have canceled
 
-	stored   bool
-	response response
-	ended    time.Time
-	next     *execution
+	response response // set at the end
+	stored   uint64   // the number of the stored response; 0 if the response is not stored
+}
+
+// callEntry is the execution in which a call takes part, or the number of its stored response.
+type callEntry struct {
+	running *execution
+	stored  uint64
 }
 
 // response is the result of a handler.
@@ -121,45 +134,57 @@ type response struct {
 	props *wire.Properties // nil if there are none
 }
 
-// entryOverhead estimates the memory of a stored response without its ids and body, in bytes.
-const entryOverhead = 256
-
 func newDedupCache(maxBytes int, maxAge time.Duration, applicationScopes bool) *dedupCache {
-	e := &dedupCache{maxBytes: maxBytes, maxAge: maxAge, seed: maphash.MakeSeed()}
+	e := &dedupCache{
+		maxBytes: maxBytes, maxAge: maxAge, start: time.Now(), seed: maphash.MakeSeed(), hashMask: math.MaxUint64,
+		running: make(executionTable),
+	}
 	if applicationScopes {
-		e.calls = make(map[callKey]*execution)
+		e.calls = make(map[callKey]callEntry)
 	}
 	return e
 }
 
-// hashOf returns the hash by which bodies are compared. The seed is random in each process, so
-// no client can create two bodies with the same hash.
-func (e *dedupCache) hashOf(body []byte) uint64 { return maphash.Bytes(e.seed, body) }
-
-// executionTable finds executions by the hash of a request's id: a map with the id as its key
-// would hash and compare all parts of the id at each lookup. If two ids have the same hash,
-// the second is not entered, and duplicates of its request run. With 64 bits and a random seed
-// this does not happen in practice.
-type executionTable map[uint64]*execution
-
-// slotOf returns the key of an id in an executionTable.
-func (e *dedupCache) slotOf(id *requestID) uint64 {
-	slot := maphash.String(e.seed, id.id) + uint64(id.kind)
-	for _, part := range [...]string{id.scope, id.replyTo} {
-		slot *= 31 // for different hashes when two parts are exchanged
-		if part != "" {
-			slot += maphash.String(e.seed, part)
-		}
+// describe returns the description of a request, by which its duplicates are found. The seed of
+// the hashes is random in each process, so no client can create two bodies with the same hash.
+func (e *dedupCache) describe(req *inboundRequest, id identity) executedRequest {
+	return executedRequest{
+		method: req.method, id: id, replyTo: req.in.ReplyTo,
+		bodyHash: maphash.Bytes(e.seed, req.in.Body), idHash: e.hashOf(&id.requestID),
 	}
-	return slot
 }
 
-// find returns the execution of an id, or nil.
-func (t executionTable) find(id *requestID, slot uint64) *execution {
-	if x := t[slot]; x != nil && x.id.requestID == *id {
-		return x
+// hashOf returns the hash of an id for the tables.
+func (e *dedupCache) hashOf(id *requestID) uint64 {
+	hash := maphash.String(e.seed, id.id) + uint64(id.kind)
+	for _, part := range [...]string{id.scope, id.replyTo} {
+		hash *= 31 // for different hashes when two parts are exchanged
+		if part != "" {
+			hash += maphash.String(e.seed, part)
+		}
 	}
-	return nil
+	return hash & e.hashMask
+}
+
+// find returns the running execution, or else the stored response and its number, of the
+// requests with an id. The caller holds mu.
+func (e *dedupCache) find(m *serverMethod, id *requestID, hash uint64) (x *execution, number uint64, stored *storedResponse) {
+	if x = e.running.find(m, id, hash); x == nil {
+		number, stored = e.stored.find(m, id, hash)
+	}
+	return x, number, stored
+}
+
+// requestOf returns the request of an execution or of a stored response; nil if both are nil.
+func requestOf(x *execution, stored *storedResponse) *executedRequest {
+	switch {
+	case x != nil:
+		return &x.executedRequest
+	case stored != nil:
+		return &stored.executedRequest
+	default:
+		return nil
+	}
 }
 
 // has implements dedupStore.
@@ -168,66 +193,75 @@ func (e *dedupCache) has(req *inboundRequest) bool {
 	if !ok || req.method == nil || e.maxBytes == 0 {
 		return false
 	}
-	hash, slot := e.hashOf(req.in.Body), e.slotOf(&id.requestID)
+	d := e.describe(req, id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.evict(time.Now())
-	x := req.method.known.find(&id.requestID, slot)
-	if e.calls != nil {
-		x = e.calls[req.in.callKey()]
+	var known *executedRequest
+	if e.calls == nil {
+		x, _, stored := e.find(d.method, &d.id.requestID, d.idHash)
+		known = requestOf(x, stored)
+	} else {
+		entry := e.calls[req.in.callKey()]
+		known = requestOf(entry.running, e.stored.get(entry.stored))
 	}
-	return x != nil && x.hash == hash && x.isSameRequest(req.in, id.shared, hash)
+	return known != nil && known.bodyHash == d.bodyHash && known.isRepeatedBy(&d, req.in.Resent)
 }
 
-// isSameRequest reports whether a request with the same id is a duplicate of the execution's
-// request, and not the request of another caller with the same id. The hash of the body
-// matters only in the last case.
-func (x *execution) isSameRequest(in *incoming, shared bool, hash uint64) bool {
+// isRepeatedBy reports whether a request with the same id is a duplicate of q, and not the
+// request of another caller with the same id. The hash of the body matters only if the request
+// was sent again from another address.
+func (q *executedRequest) isRepeatedBy(d *executedRequest, resent bool) bool {
 	switch {
-	case x.replyTo == in.ReplyTo, shared && x.id.shared:
+	case q.replyTo == d.replyTo, d.id.shared && q.id.shared:
 		return true
 	default: // a caller whose address has changed with a reconnect
-		return in.Resent && x.hash == hash
+		return resent && q.bodyHash == d.bodyHash
 	}
 }
 
 // begin implements dedupStore.
 func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
 	req := r.request
-	hash, slot := e.hashOf(req.in.Body), e.slotOf(&id.requestID)
+	d := e.describe(req, id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)
-	known := req.method.known.find(&id.requestID, slot)
-	if known != nil && known == r.ran && known.stored { // middleware runs the handler again
-		e.remove(known)
-		known = nil
+	x, number, stored := e.find(d.method, &d.id.requestID, d.idHash)
+	if stored != nil && r.ran != nil && number == r.ran.stored { // middleware runs the handler again
+		e.remove(number, stored)
+		stored = nil
 	}
+	known := requestOf(x, stored)
 	switch {
-	case known == nil, e.maxBytes == 0, known.runner == r, !known.isSameRequest(req.in, id.shared, hash):
-	case known.hash != hash:
+	case known == nil, e.maxBytes == 0, x != nil && x.runner == r, !known.isRepeatedBy(&d, req.in.Resent):
+	case known.bodyHash != d.bodyHash:
 		return dedupConflict, nil
-	case known.stored:
-		return dedupReplay, known
+	case stored != nil:
+		return dedupReplay, &execution{response: stored.response}
 	case e.waiting == maxWaitingDuplicates:
 		return dedupTooMany, nil
 	default:
-		e.wait(r, known)
-		return dedupWait, known
+		e.wait(r, x)
+		return dedupWait, x
 	}
 	if r.ran == nil && req.method.atMostOnce && req.wasDeliveredBefore() {
 		return dedupMayRan, nil
 	}
-	x := &execution{method: req.method, id: id, replyTo: req.in.ReplyTo, hash: hash, hashSlot: slot, runner: r}
-	if x.known = req.method.known[slot] == nil; x.known {
-		req.method.known[slot] = x
+	x = &r.first
+	if r.ran != nil { // by middleware, and may still be in use
+		x = new(execution)
+	}
+	x.executedRequest, x.runner, x.known = d, r, known == nil
+	if x.known {
+		e.running.add(x)
 		if e.calls != nil {
 			call := r.call()
 			x.call = &call
-			e.calls[call] = x
+			e.calls[call] = callEntry{running: x}
 		}
 	}
 	r.ran = x
@@ -244,8 +278,8 @@ func (e *dedupCache) wait(r *invocation, x *execution) {
 	if e.calls == nil {
 		return
 	}
-	if call := r.call(); e.calls[call] == nil {
-		e.calls[call] = x
+	if call := r.call(); e.calls[call] == (callEntry{}) {
+		e.calls[call] = callEntry{running: x}
 	}
 }
 
@@ -268,7 +302,7 @@ func (e *dedupCache) unwait(r *invocation, x *execution) {
 	if e.calls == nil {
 		return
 	}
-	if call := r.call(); (x.call == nil || call != *x.call) && e.calls[call] == x {
+	if call := r.call(); (x.call == nil || call != *x.call) && e.calls[call].running == x {
 		delete(e.calls, call)
 	}
 }
@@ -279,7 +313,7 @@ func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.
 	defer e.mu.Unlock()
 	runner, waiters := x.runner, x.waiters
 	x.runner, x.waiters = nil, nil
-	x.response, x.ended = r, now
+	x.response = r
 	if len(waiters) > 0 {
 		silent = x.handOver(runner, waiters, shared)
 		for _, w := range waiters {
@@ -287,13 +321,10 @@ func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.
 		}
 		close(x.done)
 	}
-	switch {
-	case !x.known:
-	case !final || x.size() > e.maxBytes:
-		e.forget(x)
-	default:
-		e.store(x)
-		e.evict(now)
+	if x.known {
+		e.running.remove(x)
+		x.known = false
+		e.keep(x, final, now)
 	}
 	return silent
 }
@@ -315,67 +346,50 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 	return responds[ran]
 }
 
-// store adds an ended execution to the stored executions. The caller holds mu.
-func (e *dedupCache) store(x *execution) {
-	x.stored = true
-	if e.newest == nil {
-		e.oldest = x
-	} else {
-		e.newest.next = x
-	}
-	e.newest = x
-	e.bytes += x.size()
-}
-
-// evict removes stored executions beyond maxAge or maxBytes, oldest first. The caller holds
-// mu.
-func (e *dedupCache) evict(now time.Time) {
-	for x := e.oldest; x != nil && (e.bytes > e.maxBytes || now.Sub(x.ended) > e.maxAge); x = e.oldest {
-		e.bytes -= x.size()
-		e.forget(x)
-		if e.oldest = x.next; e.oldest == nil {
-			e.newest = nil
+// keep stores the response of an ended execution if it is final and not too large. The caller
+// holds mu.
+func (e *dedupCache) keep(x *execution, final bool, now time.Time) {
+	stored := storedResponse{executedRequest: x.executedRequest, response: x.response, ended: now.Sub(e.start)}
+	ofCall := x.call != nil && e.calls[*x.call].running == x
+	if !final || stored.size() > e.maxBytes {
+		if ofCall {
+			delete(e.calls, *x.call)
 		}
-	}
-}
-
-// remove removes a stored execution. The caller holds mu.
-func (e *dedupCache) remove(x *execution) {
-	e.forget(x)
-	e.bytes -= x.size()
-	var before *execution
-	for o := e.oldest; o != x; o = o.next {
-		before = o
-	}
-	if before == nil {
-		e.oldest = x.next
-	} else {
-		before.next = x.next
-	}
-	if e.newest == x {
-		e.newest = before
-	}
-}
-
-// forget removes an execution from the tables, so no request finds it. The caller holds mu.
-func (e *dedupCache) forget(x *execution) {
-	if !x.known {
 		return
 	}
-	x.known = false
-	delete(x.method.known, x.hashSlot)
-	if x.call != nil && e.calls[*x.call] == x {
-		delete(e.calls, *x.call)
+	x.stored = e.stored.add(&stored)
+	if ofCall {
+		e.calls[*x.call] = callEntry{stored: x.stored}
+	}
+	e.evict(now)
+}
+
+// evict removes stored responses beyond maxAge or maxBytes, oldest first. The caller holds mu.
+func (e *dedupCache) evict(now time.Time) {
+	age := now.Sub(e.start) - e.maxAge
+	for {
+		oldest := e.stored.get(e.stored.first)
+		if oldest == nil && e.stored.isEmpty() || oldest != nil && e.stored.bytes <= e.maxBytes && oldest.ended >= age {
+			return
+		}
+		if oldest != nil {
+			e.forget(e.stored.first, oldest)
+		}
+		e.stored.removeFirst()
 	}
 }
 
-func (x *execution) size() int {
-	n := entryOverhead + len(x.id.scope) + len(x.id.id) + len(x.replyTo) + len(x.response.body)
-	if x.response.err != nil {
-		n += len(x.response.err.message)
+// remove removes a stored response. The caller holds mu.
+func (e *dedupCache) remove(number uint64, stored *storedResponse) {
+	e.forget(number, stored)
+	e.stored.remove(number)
+}
+
+// forget removes a stored response from the calls. The caller holds mu.
+func (e *dedupCache) forget(number uint64, stored *storedResponse) {
+	if stored.call != nil && e.calls[*stored.call].stored == number {
+		delete(e.calls, *stored.call)
 	}
-	n += x.response.props.Size()
-	return n
 }
 
 // deduplicate returns h with deduplication, the innermost layer of a method's handler.

@@ -321,8 +321,8 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 		}
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "replayed", s.Stats().Replayed, 1)
-		if e, _ := s.dedup.(*dedupCache); e.bytes != 0 || len(s.methods["m"].known) != 0 {
-			t.Errorf("kept: %d bytes, %d executions", e.bytes, len(s.methods["m"].known))
+		if e, _ := s.dedup.(*dedupCache); e.stored.bytes != 0 || e.stored.count()+len(e.running) != 0 {
+			t.Errorf("kept: %d bytes, %d responses, %d executions", e.stored.bytes, e.stored.count(), len(e.running))
 		}
 	})
 }
@@ -408,7 +408,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 		putRequest(b, sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
 		e, _ := s.dedup.(*dedupCache)
-		wantSame(t, "known", len(s.methods["m"].known), 1)
+		wantSame(t, "known", e.stored.count()+len(e.running), 1)
 		wantSame(t, "known calls", len(e.calls), 1)
 	})
 }
@@ -444,8 +444,8 @@ func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 				wantSame(t, "executions", runs.Load(), 2)
 				wantSame(t, "answers", len(takeResponses(b)), 1)
 				e, _ := s.dedup.(*dedupCache)
-				wantSame(t, "stored", len(s.methods["m"].known), 1)
-				wantSame(t, "bytes", e.bytes, e.oldest.size())
+				wantSame(t, "stored", e.stored.count(), 1)
+				wantSame(t, "bytes", e.stored.bytes, e.stored.get(e.stored.first).size())
 			})
 		})
 	}

@@ -39,6 +39,7 @@ type invocation struct {
 	// The lock of the dedupStore guards these fields; takes may be read after the execution's
 	// done channel is closed.
 	ran      *execution // the last execution of this request
+	first    execution  // the first execution of this request
 	takes    bool       // the request takes the response of the execution for which it waited
 	canceled bool       // the caller has canceled the call
 }

@@ -224,7 +224,6 @@ type serverMethod struct {
 	name       string
 	handler    Handler
 	atMostOnce bool
-	known      executionTable
 	times      handlerTimes
 }
 
