@@ -130,16 +130,7 @@ func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
 	req := Request{Method: method, Body: body, CorrelationID: newID()}
 	req.sent.ours = len(c.cfg.middleware) == 0
-	lists := [...][]CallOption{c.cfg.callOptions, c.cfg.methods[method], opts}
-	if len(lists[0])+len(lists[1])+len(lists[2]) == 0 {
-		return req
-	}
-	cfg := &callConfig{}
-	for _, list := range lists {
-		for _, o := range list {
-			o(cfg)
-		}
-	}
+	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer

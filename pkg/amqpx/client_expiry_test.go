@@ -60,18 +60,18 @@ func TestCallsOutOfOrderExpireInTime(t *testing.T) {
 func TestDeadlinesKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var l deadlineList
+		l := deadlineList{expire: func() {}}
 		begun := time.Now()
 		var calls []*call
 		for i := range 6 {
 			k := pendingCall(fmt.Sprint(i))
 			k.deadline = begun.Add(time.Duration(i) * time.Second)
-			wantSame(t, "added", l.add(k, func() {}), true)
+			wantSame(t, "added", l.add(k), true)
 			calls = append(calls, k)
 		}
 		out := pendingCall("out of order")
 		out.deadline = begun
-		wantSame(t, "added out of order", l.add(out, func() {}), false)
+		wantSame(t, "added out of order", l.add(out), false)
 		l.remove(calls[0])
 		l.remove(calls[2])
 		l.remove(calls[5])

@@ -67,3 +67,21 @@ func TestNewConsumerOfResponsesComesBeforeAStrandedOne(t *testing.T) {
 		}
 	})
 }
+
+// Options of all calls are read once, and take no memory in a call.
+//
+//nolint:paralleltest // counts allocations
+func TestOptionsOfAllCallsAreReadOnce(t *testing.T) {
+	cfg, err := newClientConfig(testURL, []ClientOption{WithCallOptions(WaitForServer()), WithMethod("m", Idempotent())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"m", "other"} {
+		got := cfg.callConfigOf(method, nil)
+		wantSame(t, "waits", got.waitForServer, true)
+		wantSame(t, "idempotent", got.idempotent, method == "m")
+		wantSame(t, "own option", cfg.callConfigOf(method, []CallOption{WithIdempotencyKey("k")}).idempotencyKey, "k")
+		wantSame(t, "own option in the next call", cfg.callConfigOf(method, nil).idempotencyKey, "")
+		wantSame(t, "allocations", testing.AllocsPerRun(10, func() { cfg.callConfigOf(method, nil) }), 0)
+	}
+}

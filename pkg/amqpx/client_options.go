@@ -51,6 +51,8 @@ type clientConfig struct {
 	retryBurst       int
 	callOptions      []CallOption
 	methods          map[string][]CallOption
+	ofAll            callConfig             // the result of callOptions
+	ofMethod         map[string]*callConfig // the results of callOptions and methods
 	observers        []ClientObserver
 	responseCheck    func(*Response) error // nil: none
 	observer         ClientObserver        // all observers together; nil: none
@@ -67,6 +69,7 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 		retryRatio:       DefaultRetryRatio,
 		retryBurst:       DefaultRetryBurst,
 		methods:          make(map[string][]CallOption),
+		ofMethod:         make(map[string]*callConfig),
 	}
 	c.urlList = url
 	var nilOptions []error
@@ -84,6 +87,10 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 	}
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)
+	}
+	c.ofAll = *new(callConfig).with(c.callOptions)
+	for method, opts := range c.methods {
+		c.ofMethod[method] = c.ofAll.with(opts)
 	}
 	return c, nil
 }
@@ -189,7 +196,7 @@ func WithMethod(method string, opts ...CallOption) ClientOption {
 }
 
 // WithCallOptions sets options for every call; the options of [WithMethod] and a call's own
-// options apply after them.
+// options apply after them. Options of both kinds are read once, by [NewClient].
 func WithCallOptions(opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.callOptions = append(c.callOptions, opts...) })
 }
@@ -205,6 +212,28 @@ type callConfig struct {
 	info           *CallInfo
 
 	contentType, contentEncoding string
+}
+
+// with returns a copy with further options. Options do not change what c refers to.
+func (c *callConfig) with(opts []CallOption) *callConfig {
+	own := *c
+	for _, o := range opts {
+		o(&own)
+	}
+	return &own
+}
+
+// callConfigOf returns the options of a call of a method: those of the client and the method,
+// and the call's own.
+func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig {
+	cfg := c.ofMethod[method]
+	if cfg == nil {
+		cfg = &c.ofAll
+	}
+	if len(own) > 0 {
+		cfg = cfg.with(own)
+	}
+	return cfg
 }
 
 // sentWith is the part of a call's options that its request keeps.

@@ -71,7 +71,9 @@ type pendingEntry struct {
 // newPending returns a table for at most maxCalls calls, whose bodies have at most maxBytes in
 // total.
 func newPending(maxCalls, maxBytes int) *pending {
-	return &pending{maxCalls: maxCalls, maxBytes: maxBytes, entries: make(map[string]*pendingEntry), watchers: make(ctxWatchers)}
+	p := &pending{maxCalls: maxCalls, maxBytes: maxBytes, entries: make(map[string]*pendingEntry), watchers: make(ctxWatchers)}
+	p.deadlines.expire = p.expire
+	return p
 }
 
 // add registers call k, or returns ErrClosed or ErrTooManyCalls. If its correlation id is
@@ -95,7 +97,7 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	p.bytes += len(k.req.Body)
 	k.entry = &pendingEntry{id: k.req.ID, call: k}
 	p.entries[k.req.ID] = k.entry
-	return watch && p.deadlines.add(k, p.expire), nil
+	return watch && p.deadlines.add(k), nil
 }
 
 // newIDs sets a new correlation id in the request of a call whose id is already in entry s. The
@@ -309,6 +311,7 @@ type deadlineList struct {
 	oldest, newest *call
 	timer          *time.Timer // runs until the oldest call's deadline or an earlier deadline; nil at first
 	running        bool
+	expire         func() // called when a deadline has passed
 }
 
 // deadlineSlack is how late a call may learn of its deadline because it was added out of
@@ -316,8 +319,8 @@ type deadlineList struct {
 const deadlineSlack = time.Millisecond
 
 // add appends a call, or returns false if the call's deadline is before the newest call's by
-// more than deadlineSlack. expire is called when a deadline has passed.
-func (l *deadlineList) add(k *call, expire func()) bool {
+// more than deadlineSlack.
+func (l *deadlineList) add(k *call) bool {
 	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) {
 		return false
 	}
@@ -331,7 +334,7 @@ func (l *deadlineList) add(k *call, expire func()) bool {
 	switch {
 	case l.running:
 	case l.timer == nil:
-		l.timer = time.AfterFunc(time.Until(k.deadline), expire)
+		l.timer = time.AfterFunc(time.Until(k.deadline), l.expire)
 	default:
 		l.timer.Reset(time.Until(k.deadline))
 	}

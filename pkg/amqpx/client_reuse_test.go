@@ -82,12 +82,38 @@ func TestLargeBodyIsNotKept(t *testing.T) {
 	wantSame(t, "kept bytes", cap(k.req.Body), 0)
 }
 
+// endedContexts gives many callers the same context, and replaces it when it has ended.
+type endedContexts struct {
+	parent  context.Context //nolint:containedctx // of the test.
+	mu      sync.Mutex
+	current context.Context //nolint:containedctx // of the callers.
+	cancel  context.CancelFunc
+}
+
+func (s *endedContexts) get() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		s.current, s.cancel = context.WithCancel(s.parent)
+	}
+	return s.current
+}
+
+func (s *endedContexts) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != nil {
+		s.cancel()
+		s.current = nil
+	}
+}
+
 // Callers make calls with deadlines, ended contexts and lost connections. Every result belongs
 // to its call, and no call that did not run has run. The bodies of the callers change after
 // each call.
 func TestReusedCallsUnderFaults(t *testing.T) {
 	t.Parallel()
-	const callers, each, kickEvery = 64, 100, 400
+	const callers, each, kickEvery, endEvery = 64, 150, 700, 300
 	var ran sync.Map
 	b := brokertest.New()
 	record := func(_ context.Context, req *Request) ([]byte, error) {
@@ -103,28 +129,33 @@ func TestReusedCallsUnderFaults(t *testing.T) {
 		made      atomic.Int64
 		results   atomic.Int64
 		all       sync.WaitGroup
-		shared    = t.Context()
+		shared    = endedContexts{parent: t.Context()}
 		didNotRun sync.Map
 	)
-	call := func(caller, i int) {
+	one := func(caller, i int) {
 		body := fmt.Appendf(nil, "%d.%d.%s", caller, i, bytes.Repeat([]byte("x"), rand.IntN(300)))
 		sent := string(body)
-		ctx, cancel := shared, context.CancelFunc(func() {})
-		switch rand.IntN(8) {
+		ctx, cancel := shared.get(), context.CancelFunc(func() {})
+		switch rand.IntN(12) {
 		case 0:
-			ctx, cancel = context.WithTimeout(shared, time.Duration(rand.IntN(2000))*time.Microsecond)
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(rand.IntN(2000))*time.Microsecond)
 		case 1:
-			ctx, cancel = context.WithCancel(shared)
-			context.AfterFunc(shared, cancel)
+			ctx, cancel = context.WithCancel(ctx)
 			go cancel() // at any moment of the call
 		case 2:
-			ctx, cancel = context.WithTimeout(shared, time.Minute)
+			ctx, cancel = context.WithTimeout(ctx, time.Minute)
 		}
 		var opts []CallOption
 		if rand.IntN(2) == 0 {
 			opts = append(opts, Idempotent())
 		}
-		answer, err := c.Call(ctx, "m", body, opts...)
+		call := c.Call
+		if rand.IntN(8) == 0 {
+			call = func(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
+				return c.Go(ctx, method, body, opts...).Wait()
+			}
+		}
+		answer, err := call(ctx, "m", body, opts...)
 		cancel()
 		for j := range body {
 			body[j] = '!'
@@ -137,14 +168,18 @@ func TestReusedCallsUnderFaults(t *testing.T) {
 		case OutcomeOf(err) == DidNotRun:
 			didNotRun.Store(sent, err)
 		}
-		if made.Add(1)%kickEvery == 0 {
+		n := made.Add(1)
+		if n%kickEvery == 0 {
 			b.Kick(nil)
+		}
+		if n%endEvery == 0 {
+			shared.end()
 		}
 	}
 	for caller := range callers {
 		all.Go(func() {
 			for i := range each {
-				call(caller, i)
+				one(caller, i)
 			}
 		})
 	}

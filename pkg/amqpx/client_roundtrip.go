@@ -191,6 +191,11 @@ func (k *call) await(gone <-chan struct{}, after <-chan time.Time) event {
 		if ev, ok := k.next(); ok {
 			return ev
 		}
+		if gone == nil && after == nil { // cheaper than the select
+			<-k.wake
+			k.woken = true
+			continue
+		}
 		select {
 		case <-k.wake:
 			k.woken = true

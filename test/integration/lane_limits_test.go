@@ -17,8 +17,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestBodiesOfEverySizeShareTheLane: batches are bounded in bytes, and larger calls arrive,
-// too.
+// TestBodiesOfEverySizeShareTheLane: batches and the calls in them are bounded in bytes, and
+// larger calls arrive, too.
 func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
@@ -29,10 +29,10 @@ func TestBodiesOfEverySizeShareTheLane(t *testing.T) {
 	})
 	client := r.Ready()
 	openLane(t, client)
-	const limit = 64 << 10
+	const record, batch = 32 << 10, 256 << 10
 	sizes := []int{
-		0, 0, 1, 2, 127, 128, 1000, 16 << 10, limit / 2, limit/2 + 1,
-		limit - 300, limit - 64, limit - 1, limit, limit + 1, 300 << 10,
+		0, 0, 1, 2, 127, 128, 1000, 16 << 10, 16 << 10, record / 2, record/2 + 1,
+		record - 300, record - 64, record - 1, record, record + 1, batch - 300, batch + 300,
 	}
 	var all sync.WaitGroup
 	for caller := range 64 {

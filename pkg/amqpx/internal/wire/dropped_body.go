@@ -42,10 +42,17 @@ func (d DroppedBody) TooLarge() string {
 // DroppedBodyOf returns the description of a message's dropped body; ok is false if the body
 // was not dropped.
 func DroppedBodyOf(h amqp.Table) (d DroppedBody, ok bool) {
-	value, ok := h[HeaderDropped].(string)
-	if !ok || !strings.HasPrefix(value, dropNonce) {
-		return d, false
+	value, _ := h[HeaderDropped].(string)
+	value, ok = strings.CutPrefix(value, dropNonce)
+	if !ok {
+		return DroppedBody{}, false
 	}
-	_, err := fmt.Sscanf(value[len(dropNonce):], "%t %d %d", &d.NoRoom, &d.Size, &d.Limit)
+	return parseDroppedBody(value)
+}
+
+// parseDroppedBody reads the value of [HeaderDropped] after the nonce. It is a function of its
+// own because its result is allocated, and nearly every message has its body.
+func parseDroppedBody(value string) (d DroppedBody, ok bool) {
+	_, err := fmt.Sscanf(value, "%t %d %d", &d.NoRoom, &d.Size, &d.Limit)
 	return d, err == nil
 }
