@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
@@ -64,6 +65,7 @@ func Run(parent context.Context, args []string, stdout, stderr, log io.Writer, p
 	c.Log = c.Log.For(stderr)
 	logger := logging.New(c.Log, p.Name, log)
 	defer logging.Sync(logger)
+	tuneCollector(memlimit.FromCgroup, logger)
 	return p.Serve(drain, force, logger)
 }
 
