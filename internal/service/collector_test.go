@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-//nolint:paralleltest // sets the environment, and the collector of the process
+// The test sets the environment and the collector of the process, so it is not parallel.
 func TestDefaultsOfTheCollector(t *testing.T) {
 	const mib = 1 << 20
 	none := func(err error) memlimit.Provider { return func() (uint64, error) { return 0, err } }
