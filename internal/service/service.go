@@ -1,5 +1,5 @@
-// Package service runs a service: command line, settings, signals, log, traces and the HTTP
-// server, which are the same in every service.
+// Package service runs a service: command line, settings, signals, log, traces, the HTTP server
+// and the garbage collector, which are the same in every service.
 package service
 
 import (
