@@ -105,7 +105,7 @@ func tableRows(t *testing.T) map[string]string {
 // service do not count.
 func readElsewhere(t *testing.T, name string) bool {
 	t.Helper()
-	if strings.HasPrefix(name, "COMPOSE_") || name == "GOMEMLIMIT" { // read by the Go runtime
+	if strings.HasPrefix(name, "COMPOSE_") || name == "GOGC" || name == "GOMEMLIMIT" { // read by the Go runtime
 		return true
 	}
 	handedOn := regexp.MustCompile(`(?m)^ *` + name + `: *\$\{` + name + `\b.*$`)

@@ -1,5 +1,5 @@
-// Package service runs a service: command line, settings, signals, log, traces and the HTTP
-// server, which are the same in every service.
+// Package service runs a service: command line, settings, signals, log, traces, the HTTP server
+// and the garbage collector, which are the same in every service.
 package service
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
@@ -64,6 +65,7 @@ func Run(parent context.Context, args []string, stdout, stderr, log io.Writer, p
 	c.Log = c.Log.For(stderr)
 	logger := logging.New(c.Log, p.Name, log)
 	defer logging.Sync(logger)
+	tuneCollector(memlimit.FromCgroup, logger)
 	return p.Serve(drain, force, logger)
 }
 

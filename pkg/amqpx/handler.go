@@ -134,12 +134,13 @@ func Timeout(d time.Duration) Middleware {
 }
 
 // AccessLog returns middleware that logs every finished call: at debug level when the call
-// succeeded, at info level with the code when the call failed. A nil logger logs nothing.
+// succeeded, at info level with the code when the call failed. A nil logger logs nothing. On a
+// server the logged time includes outer middleware that passes the context on unchanged.
 func AccessLog(log *zap.Logger) Middleware {
 	log = orNop(log)
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
-			begun := time.Now()
+			begun := startOf(ctx)
 			answer, err := next(ctx, req)
 			level := zap.DebugLevel
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // tag returns middleware to append its name to order at each request.
@@ -160,6 +161,47 @@ func TestAccessLog(t *testing.T) {
 			wantSame(t, "code", fields["code"], any(c.code))
 			wantSame(t, "request_bytes", fields["request_bytes"], any(int64(3)))
 			wantSame(t, "response_bytes", fields["response_bytes"], any(int64(4)))
+		})
+	}
+}
+
+// The time that AccessLog logs begins with the request's middleware if the context is still the
+// request's own, so that the clock is not read again.
+func TestAccessLogOfAServerTellsTheTime(t *testing.T) {
+	t.Parallel()
+	late := func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			xsync.Sleep(ctx, time.Second)
+			return next(ctx, req)
+		}
+	}
+	other := func(next Handler) Handler {
+		return func(ctx context.Context, req *Request) ([]byte, error) {
+			return next(context.WithValue(ctx, tenantKey{}, ""), req)
+		}
+	}
+	for name, c := range map[string]struct {
+		outer []Middleware
+		want  time.Duration
+	}{
+		"outermost":          {nil, 2 * time.Second},
+		"after a pause":      {[]Middleware{late}, 3 * time.Second},
+		"with a context":     {[]Middleware{other}, 2 * time.Second},
+		"a pause, and so on": {[]Middleware{late, other}, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				log, logs := observed(zap.DebugLevel)
+				b, _ := serve(t, handlers{"m": slow}, WithMiddleware(append(c.outer, AccessLog(log))...))
+				putRequest(b, request("m"))
+				pass(time.Minute)
+				calls := logs.FilterMessage("call").All()
+				if len(calls) != 1 {
+					t.Fatalf("%d lines, want 1", len(calls))
+				}
+				wantSame(t, "took", calls[0].ContextMap()["took"], any(c.want))
+			})
 		})
 	}
 }

@@ -41,7 +41,7 @@ func TestResponseRing(t *testing.T) {
 	for name, hashes := range map[string]uint64{"all different": math.MaxUint64, "many equal": 7 << 61, "at the end": 0x3ff << 54, "all equal": 0} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same in every run.
+			random := rand.New(rand.NewPCG(1, 2))
 			m, held, number := &serverMethod{}, map[uint64]storedResponse{}, uint64(0)
 			var r responseRing
 			grow := true
@@ -83,7 +83,7 @@ func TestResponseRing(t *testing.T) {
 				r.removeFirst()
 			}
 			wantSame(t, "bytes", r.bytes, 0)
-			wantSame(t, "left in the index", slices.ContainsFunc(r.index, func(e uint64) bool { return e != 0 }), false)
+			wantSame(t, "left in the index", slices.ContainsFunc(r.index, func(e indexElement) bool { return e.place != 0 }), false)
 		})
 	}
 }
@@ -92,8 +92,7 @@ func TestResponseRing(t *testing.T) {
 type dedupModel struct {
 	maxBytes int
 	maxAge   time.Duration
-	runs     []*modelRun // running, then ended in the order of their ends
-	waiting  int
+	runs     []*modelRun           // running, then ended in the order of their ends
 	calls    map[callKey]*modelRun // nil without scopes of the application
 	canceled map[callKey]bool
 	since    time.Time // when the last call was canceled
@@ -339,6 +338,7 @@ type comparison struct {
 }
 
 func compareWithModel(t *testing.T, operations []byte) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := &comparison{T: t, bytes: operations, methods: []*serverMethod{{name: "a"}, {name: "b", atMostOnce: true}}}
 		scopes := c.choose(2) == 1

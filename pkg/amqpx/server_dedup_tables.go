@@ -78,9 +78,10 @@ type responseRing struct {
 	bytes      int
 }
 
-func (r *responseRing) place(number uint64) uint32 {
-	return uint32(number) & uint32(len(r.entries)-1) //nolint:gosec // the length is below 1<<32.
-}
+// place returns the place of a number, which is below 1<<32.
+func (r *responseRing) place(number uint64) uint32 { return uint32(number & r.mask()) } //nolint:gosec // bounded by the memory.
+
+func (r *responseRing) mask() uint64 { return uint64(len(r.entries) - 1) } //nolint:gosec // never negative here.
 
 // get returns the response with a number, or nil. The pointer is valid until the ring changes.
 func (r *responseRing) get(number uint64) *storedResponse {
@@ -95,13 +96,18 @@ func (r *responseRing) get(number uint64) *storedResponse {
 
 // find returns the response for the requests with an id, and its number; nil if there is none.
 func (r *responseRing) find(m *serverMethod, id *requestID, hash uint64) (number uint64, s *storedResponse) {
-	for i := r.index.home(hash); ; i++ {
-		place, sameHash, ok := r.index.at(i, hash)
-		if !ok {
+	if len(r.entries) == 0 {
+		return 0, nil
+	}
+	upper := uint32(hash >> 32)
+	for i := r.index.home(upper); ; i++ {
+		e := *r.index.at(i)
+		if e.place == 0 {
 			return 0, nil
 		}
-		if s = &r.entries[place]; sameHash && s.has(m, id) {
-			return r.first + uint64(place-r.place(r.first))&uint64(len(r.entries)-1), s
+		place := e.place - 1
+		if s = &r.entries[place]; e.hash == upper && s.has(m, id) {
+			return r.first + uint64(place-r.place(r.first))&r.mask(), s
 		}
 	}
 }
@@ -166,47 +172,41 @@ func (r *responseRing) remove(number uint64) {
 }
 
 // ringIndex finds the places of responses in a responseRing by the hashes of their requests'
-// ids: a hash table with linear probing. An element holds the upper 32 bits of a hash, and the
-// place plus 1 below them; 0 is a free element. At most half of the elements are in use.
-type ringIndex []uint64
+// ids: a hash table with linear probing, whose length is a power of two. At most half of the
+// elements are in use.
+type ringIndex []indexElement
 
-// home returns where the search for a hash begins. The result, and its successors, are positions
-// modulo the length, a power of two.
-func (t ringIndex) home(hash uint64) uint32 { return uint32(hash >> 32) }
+// indexElement holds the upper half of a hash, and a place plus 1; the zero value is free.
+type indexElement struct{ hash, place uint32 }
 
-// at returns the place at a position, and whether its response has the upper bits of hash; ok is
-// false if the element is free, where the search ends.
-func (t ringIndex) at(i uint32, hash uint64) (place uint32, sameHash, ok bool) {
-	if len(t) == 0 {
-		return 0, false, false
-	}
-	e := t[i&uint32(len(t)-1)]
-	return uint32(e) - 1, e>>32 == hash>>32, e != 0
-}
+// home returns where the search for a hash begins, modulo the length.
+func (t ringIndex) home(hash uint32) int { return int(hash >> 1) }
+
+// at returns the element at a position modulo the length.
+func (t ringIndex) at(i int) *indexElement { return &t[i&(len(t)-1)] }
 
 // add adds a place.
 func (t ringIndex) add(hash uint64, place uint32) {
-	mask := uint32(len(t) - 1)
-	i := t.home(hash)
-	for t[i&mask] != 0 {
+	e := indexElement{uint32(hash >> 32), place + 1}
+	i := t.home(e.hash)
+	for t.at(i).place != 0 {
 		i++
 	}
-	t[i&mask] = hash>>32<<32 | uint64(place+1)
+	*t.at(i) = e
 }
 
 // remove removes a place, which is in the index. Later elements move up, so that a search for
 // them passes no free element.
 func (t ringIndex) remove(hash uint64, place uint32) {
-	mask := uint32(len(t) - 1)
-	free := t.home(hash)
-	for uint32(t[free&mask]) != place+1 {
+	free := t.home(uint32(hash >> 32))
+	for t.at(free).place != place+1 {
 		free++
 	}
-	for i := free + 1; t[i&mask] != 0; i++ {
-		if e := t[i&mask]; (i-t.home(e))&mask >= (i-free)&mask { // its search begins at free or before
-			t[free&mask] = e
+	for i := free + 1; t.at(i).place != 0; i++ {
+		if e := *t.at(i); (i-t.home(e.hash))&(len(t)-1) >= i-free { // its search begins at free or before
+			*t.at(free) = e
 			free = i
 		}
 	}
-	t[free&mask] = 0
+	*t.at(free) = indexElement{}
 }

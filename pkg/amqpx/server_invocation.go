@@ -66,6 +66,15 @@ func (r *invocation) Value(key any) any {
 	return r.LazyContext.Value(key)
 }
 
+// startOf returns the start of the request whose context ctx is, without reading the clock, or
+// the current time if middleware has made another context.
+func startOf(ctx context.Context) time.Time {
+	if r, ok := ctx.(*invocation); ok {
+		return r.begun
+	}
+	return time.Now()
+}
+
 // refuse records why the request was not run, and returns e.
 func (r *invocation) refuse(e *Error) *Error {
 	r.mu.Lock()
