@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Deduplication. The innermost layer of a server, between the middleware and the handler of a
@@ -89,8 +90,8 @@ type dedupCache struct {
 	waiting int // duplicates that wait, for all executions
 	// calls maps the calls of requests to executions. It is nil unless the application sets
 	// the scopes (WithDedupScope), which are known only inside the middleware.
-	calls map[callKey]*execution
-	canceledCalls
+	calls    map[callKey]*execution
+	canceled xsync.Recent[callKey] // canceled calls without a request in progress here
 }
 
 // execution is one run of a handler, and later its stored response.
@@ -197,7 +198,7 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	hash, slot := e.hashOf(req.in.Body), e.slotOf(&id.requestID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
+	if e.canceled.Len(now) > 0 && e.canceled.Remove(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)
