@@ -486,7 +486,7 @@ const (
 // nowhere remembers the methods missing on all servers. Safe for concurrent use.
 type nowhere struct {
 	mu     sync.Mutex
-	until  map[string]time.Time
+	recent xsync.Recent[string]
 	warned loggedNames
 }
 
@@ -494,17 +494,14 @@ type nowhere struct {
 func (n *nowhere) has(method string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return time.Now().Before(n.until[method])
+	return n.recent.Has(method, time.Now())
 }
 
 // add records a method that no server has, and reports whether the log line is due.
 func (n *nowhere) add(method string) (first bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.until == nil || len(n.until) >= maxMissingMethods {
-		n.until = make(map[string]time.Time)
-	}
-	n.until[method] = time.Now().Add(nowhereFor)
+	n.recent.Add(method, time.Now(), nowhereFor, maxMissingMethods)
 	return n.warned.add(method)
 }
 

@@ -145,7 +145,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		wantSame(t, "cancelled", s.Stats().Canceled, 1)
 		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 		e, _ := s.dedup.(*dedupCache)
-		wantSame(t, "kept in mind", len(e.ids), 0)
+		wantSame(t, "kept in mind", e.canceled.Len(time.Now()), 0)
 	})
 }
 
@@ -269,17 +269,13 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 
 func TestGivenUpCallsAreForgotten(t *testing.T) {
 	t.Parallel()
-	var g canceledCalls
-	now := time.Unix(0, 0)
+	e, m, now := newDedupCache(0, 0, false), &serverMethod{known: make(executionTable)}, time.Unix(0, 0)
 	for i := range maxCanceledIDs + 10 {
-		g.remember(callKey{id: strconv.Itoa(i)}, now)
+		in := incoming{Request: wire.Request{ID: strconv.Itoa(i), ReplyTo: "replies"}}
+		e.cancel(m, &in, now)
 	}
-	wantSame(t, "kept", len(g.ids), maxCanceledIDs)
-	wantSame(t, "the oldest", g.takeCanceled(callKey{id: "0"}, now), false)
-	wantSame(t, "the newest", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs + 9)}, now), true)
-	wantSame(t, "twice", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs + 9)}, now), false)
-	wantSame(t, "too old", g.takeCanceled(callKey{id: strconv.Itoa(maxCanceledIDs)}, now.Add(givenUpAge+1)), false)
-	wantSame(t, "kept", len(g.ids), 0)
+	wantSame(t, "kept", e.canceled.Len(now.Add(givenUpAge-1)), maxCanceledIDs)
+	wantSame(t, "kept too long", e.canceled.Len(now.Add(givenUpAge)), 0)
 }
 
 func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {

@@ -7,53 +7,11 @@ import (
 )
 
 const (
-	// maxCanceledIDs and givenUpAge bound the number of canceled calls in a canceledCalls, and
-	// the time for which they are kept: their requests may still be on their way to this
-	// server.
+	// maxCanceledIDs and givenUpAge bound the number of canceled calls in a dedupCache, and the
+	// time for which they are kept: their requests may still be on their way to this server.
 	maxCanceledIDs = 4096
 	givenUpAge     = 5 * time.Minute
 )
-
-// canceledCalls records canceled calls without a request in progress here. The zero value is
-// empty. The lock of dedupCache guards all fields.
-type canceledCalls struct {
-	ids    map[callKey]bool
-	recent []callKey // the same calls, oldest first from next on
-	next   int
-	since  time.Time // when the last call was added
-}
-
-// remember records a call; beyond maxCanceledIDs the new call replaces the oldest.
-func (g *canceledCalls) remember(id callKey, now time.Time) {
-	if g.ids[id] {
-		return
-	}
-	if g.ids == nil {
-		g.ids = make(map[callKey]bool)
-	}
-	g.ids[id], g.since = true, now
-	if len(g.recent) < maxCanceledIDs {
-		g.recent = append(g.recent, id)
-		return
-	}
-	delete(g.ids, g.recent[g.next])
-	g.recent[g.next] = id
-	g.next = (g.next + 1) % maxCanceledIDs
-}
-
-// takeCanceled reports whether a call is recorded, and removes the record.
-func (g *canceledCalls) takeCanceled(id callKey, now time.Time) bool {
-	if len(g.ids) == 0 {
-		return false
-	}
-	if now.Sub(g.since) > givenUpAge {
-		*g = canceledCalls{}
-		return false
-	}
-	gone := g.ids[id]
-	delete(g.ids, id)
-	return gone
-}
 
 // cancel implements dedupStore. in holds the fields of the cancellation: the sender, the id,
 // and the idempotency key if there is one. A running request continues while requests of other
@@ -86,7 +44,7 @@ func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end [
 		}
 	}
 	if !found { // the request may still arrive
-		e.remember(call, now)
+		e.canceled.Add(call, now, givenUpAge, maxCanceledIDs)
 		return nil
 	}
 	if unwanted := x.abandon(); unwanted != nil {

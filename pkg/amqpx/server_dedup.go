@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Deduplication. The innermost layer of a server, between the middleware and the handler of a
@@ -91,8 +92,8 @@ type dedupCache struct {
 	waiting int // duplicates that wait, for all executions
 	// calls maps the calls of requests to executions. It is nil unless the application sets
 	// the scopes (WithDedupScope), which are known only inside the middleware.
-	calls map[callKey]callEntry
-	canceledCalls
+	calls    map[callKey]callEntry
+	canceled xsync.Recent[callKey] // canceled calls without a request in progress here
 }
 
 // executedRequest is the request of an execution, or of a stored response.
@@ -226,7 +227,7 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	d := e.describe(req, id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.ids) > 0 && e.takeCanceled(r.call(), now) {
+	if e.canceled.Len(now) > 0 && e.canceled.Remove(r.call(), now) {
 		return dedupCanceled, nil
 	}
 	e.evict(now)

@@ -243,15 +243,12 @@ type suspects struct {
 	count atomic.Int64 // of requests and addresses
 
 	mu          sync.Mutex
-	newest      time.Time // when the last entry was added
-	unconfirmed []uint64  // requests of the session which has just ended, in the order of publishing
-	requests    map[uint64]time.Time
-	addresses   map[string]time.Time
+	unconfirmed []uint64 // requests of the session which has just ended, in the order of publishing
+	requests    xsync.Recent[uint64]
+	addresses   xsync.Recent[string]
 }
 
-func newSuspects() *suspects {
-	return &suspects{seed: maphash.MakeSeed(), requests: make(map[uint64]time.Time), addresses: make(map[string]time.Time)}
-}
+func newSuspects() *suspects { return &suspects{seed: maphash.MakeSeed()} }
 
 // isException reports whether the broker ended a connection or a channel because of a frame or
 // message from this process.
@@ -292,12 +289,9 @@ func (s *suspects) sessionEnded(cause error) {
 	if !isException(cause) {
 		return
 	}
-	s.newest = time.Now()
-	dropOld(s.requests, s.newest)
+	now := time.Now()
 	for _, key := range noted {
-		if len(s.requests) < maxSuspects {
-			s.requests[key] = s.newest
-		}
+		s.requests.Add(key, now, suspectAge, maxSuspects)
 	}
 	s.updateCount()
 }
@@ -310,27 +304,15 @@ func (s *suspects) isSuspect(in *incoming) bool {
 	key := s.keyOf(in)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	since, ok := s.requests[key]
-	return s.isRecent(since) && ok
-}
-
-// isRecent reports whether less than suspectAge has passed since the given time. If suspectAge
-// has passed since the newest entry, isRecent drops all entries. The caller holds mu.
-func (s *suspects) isRecent(since time.Time) bool {
-	now := time.Now()
-	if now.Sub(s.newest) >= suspectAge {
-		clear(s.requests)
-		clear(s.addresses)
-		s.updateCount()
-	}
-	return now.Sub(since) < suspectAge
+	defer s.updateCount()
+	return s.requests.Has(key, time.Now())
 }
 
 // clear forgets a request after the broker has accepted its message.
 func (s *suspects) clear(in *incoming) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.requests, s.keyOf(in))
+	s.requests.Remove(s.keyOf(in), time.Now())
 	s.updateCount()
 }
 
@@ -338,11 +320,7 @@ func (s *suspects) clear(in *incoming) {
 func (s *suspects) avoid(address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.newest = time.Now()
-	dropOld(s.addresses, s.newest)
-	if len(s.addresses) < maxSuspects {
-		s.addresses[address] = s.newest
-	}
+	s.addresses.Add(address, time.Now(), suspectAge, maxSuspects)
 	s.updateCount()
 }
 
@@ -353,17 +331,12 @@ func (s *suspects) isAvoided(address string) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	since, ok := s.addresses[address]
-	return s.isRecent(since) && ok
+	defer s.updateCount()
+	return s.addresses.Has(address, time.Now())
 }
 
 // updateCount sets count. The caller holds mu.
-func (s *suspects) updateCount() { s.count.Store(int64(len(s.requests) + len(s.addresses))) }
-
-func dropOld[K comparable](from map[K]time.Time, now time.Time) {
-	for key, since := range from {
-		if now.Sub(since) >= suspectAge {
-			delete(from, key)
-		}
-	}
+func (s *suspects) updateCount() {
+	now := time.Now()
+	s.count.Store(int64(s.requests.Len(now) + s.addresses.Len(now)))
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // ConnectionError is the reason why an attempt to connect failed or a connection ended, in
@@ -475,7 +477,7 @@ const (
 
 // faultLog decides which faults are logged. Its zero value is ready. It is for one goroutine.
 type faultLog struct {
-	said     map[string]time.Time
+	said     xsync.Recent[string] // the faults logged within faultAgain
 	last     string
 	repeated int
 	attempts int // failed attempts since the connection was last ready for SettledAfter
@@ -489,28 +491,11 @@ func (l *faultLog) note(fault string) bool {
 		l.repeated, l.last = 1, fault
 	}
 	now := time.Now()
-	at, known := l.said[fault]
-	if known && now.Sub(at) < faultAgain {
+	if l.said.Has(fault, now) {
 		return false
 	}
-	if l.said == nil {
-		l.said = make(map[string]time.Time)
-	}
-	if !known && len(l.said) >= maxFaultsSaid {
-		delete(l.said, l.oldest())
-	}
-	l.said[fault] = now
+	l.said.Add(fault, now, faultAgain, maxFaultsSaid)
 	return true
-}
-
-// oldest returns the fault that was logged the longest time ago.
-func (l *faultLog) oldest() (fault string) {
-	for f, at := range l.said {
-		if fault == "" || at.Before(l.said[fault]) {
-			fault = f
-		}
-	}
-	return fault
 }
 
 // isStubborn reports whether the same faults have occurred repeatedFaults times in a row, each

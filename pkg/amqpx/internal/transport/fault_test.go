@@ -186,7 +186,7 @@ func TestFaultLogForgetsTheOldest(t *testing.T) {
 			wantSame(t, "a new fault is logged", l.note(strconv.Itoa(i)), true)
 			pass(time.Millisecond)
 		}
-		wantSame(t, "remembered", len(l.said), maxFaultsSaid)
+		wantSame(t, "remembered", l.said.Len(time.Now()), maxFaultsSaid)
 		wantSame(t, "the last fault is logged again at once", l.note(strconv.Itoa(maxFaultsSaid)), false)
 		wantSame(t, "the first fault is logged again at once", l.note("0"), true)
 	})
