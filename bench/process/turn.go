@@ -107,7 +107,9 @@ func (d *driver) run(ctx context.Context, p loadgen.Pacer) (elapsed time.Duratio
 	}
 	begin, end := context.WithTimeout(ctx, limit)
 	defer end()
-	loop := loadgen.Loop{Workload: w, Pacer: p, Start: time.Now(), Call: func(n int64, due time.Time) bool { return d.call(ctx, n, due) }}
+	loop := loadgen.Loop{Workload: w, Pacer: p, Start: time.Now(), NewCaller: func() loadgen.Caller {
+		return func(n int64, due time.Time) bool { return d.call(ctx, n, due) }
+	}}
 	loop.Run(begin)
 	elapsed = time.Since(loop.Start)
 	if w.Open() && ctx.Err() == nil {
