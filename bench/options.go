@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -19,9 +20,22 @@ import (
 // errUsage marks bad arguments.
 var errUsage = errors.New("bad arguments")
 
-// urlVariable is the environment variable with the broker's URL; deploy/broker.sh prints its
-// value.
-const urlVariable = "AMQPX_TEST_AMQP_URL"
+// The environment variables with the URLs of the broker and the file with the certificate of its
+// authority; deploy/broker.sh prints their values.
+const (
+	urlVariable    = "AMQPX_TEST_AMQP_URL"
+	tlsURLVariable = "AMQPX_TEST_AMQPS_URL"
+	caFileVariable = "AMQPX_TEST_CA_FILE"
+)
+
+// tlsURL returns the URL of the broker's listener for TLS, or an empty string if it is not set.
+func tlsURL() string {
+	at, file := os.Getenv(tlsURLVariable), os.Getenv(caFileVariable)
+	if at == "" || file == "" {
+		return ""
+	}
+	return at + "?cacertfile=" + url.QueryEscape(file)
+}
 
 // options holds the settings of one run.
 type options struct {
@@ -38,6 +52,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
+	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+candidate.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
@@ -96,6 +111,9 @@ func (o options) validate() error {
 		name, _ := experiment.SplitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
+		}
+		if found, _ := candidate.Find(name); found.Secure && o.TLSURL == "" {
+			return fmt.Errorf("%w: contender %q: set -tls-url, or %s and %s", errUsage, name, tlsURLVariable, caFileVariable)
 		}
 	}
 	for _, name := range o.experiments {
