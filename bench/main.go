@@ -7,6 +7,12 @@
 // Figures are medians over the rounds, and a ratio compares two candidates within the same
 // round.
 //
+// The contenders pair, pair-no-metrics and pair-single are the shipped services, rpc-server and
+// rpc-client, with default settings, without metrics, and without batches. The services are
+// built from this repository; pair@DIR runs those in a directory. A turn of such a contender is
+// a run of a new rpc-client, so its warm-up is part of the figure: -duration should be at least
+// 5s. Its calls per second and latencies are those of the client's report.
+//
 // An experiment (-experiment) is a list of candidates and a series of loads: closed loops of
 // callers, open loops of a constant rate, bodies of several sizes, several server processes,
 // slow calls among fast calls, and very many concurrent calls.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -19,9 +20,22 @@ import (
 // errUsage marks bad arguments.
 var errUsage = errors.New("bad arguments")
 
-// urlVariable is the environment variable with the broker's URL; deploy/broker.sh prints its
-// value.
-const urlVariable = "AMQPX_TEST_AMQP_URL"
+// The environment variables with the URLs of the broker and the file with the certificate of its
+// authority; deploy/broker.sh prints their values.
+const (
+	urlVariable    = "AMQPX_TEST_AMQP_URL"
+	tlsURLVariable = "AMQPX_TEST_AMQPS_URL"
+	caFileVariable = "AMQPX_TEST_CA_FILE"
+)
+
+// tlsURL returns the URL of the broker's listener for TLS, or an empty string if it is not set.
+func tlsURL() string {
+	at, file := os.Getenv(tlsURLVariable), os.Getenv(caFileVariable)
+	if at == "" || file == "" {
+		return ""
+	}
+	return at + "?cacertfile=" + url.QueryEscape(file)
+}
 
 // options holds the settings of one run.
 type options struct {
@@ -38,12 +52,14 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
+	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
-	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn")
+	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+candidate.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
 	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+experiment.Table+": how many callers call at once")
-	fs.StringVar(&names, "contenders", strings.Join(candidate.DefaultNames(), ","), "any of "+strings.Join(candidate.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions")
+	fs.StringVar(&names, "contenders", strings.Join(candidate.DefaultNames(), ","), "any of "+strings.Join(candidate.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
+		"The contenders "+candidate.Pair+"… are the shipped services, built from this repository; "+candidate.Pair+"@DIR runs rpc-server and rpc-client of a directory")
 	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
@@ -95,6 +111,9 @@ func (o options) validate() error {
 		name, _ := experiment.SplitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
+		}
+		if found, _ := candidate.Find(name); found.Secure && o.TLSURL == "" {
+			return fmt.Errorf("%w: contender %q: set -tls-url, or %s and %s", errUsage, name, tlsURLVariable, caFileVariable)
 		}
 	}
 	for _, name := range o.experiments {

@@ -55,3 +55,21 @@ func TestOptionFaults(t *testing.T) {
 		})
 	}
 }
+
+// The services of this repository are needed by the contenders that run them, unless they name
+// another build.
+func TestNeedsPrograms(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		labels []string
+		want   bool
+	}{
+		{[]string{"loop", "amqpx@old"}, false},
+		{[]string{"loop", "pair@old"}, false},
+		{[]string{"pair@old", "pair-single"}, true},
+	} {
+		if got := needsPrograms(tt.labels); got != tt.want {
+			t.Errorf("%v: %v, want %v", tt.labels, got, tt.want)
+		}
+	}
+}

@@ -23,6 +23,12 @@ func runExperiments(ctx context.Context, args []string) error {
 	if r.Machine, err = readMachine(opts.URL); err != nil {
 		return err
 	}
+	programs, remove, err := buildPrograms(ctx, opts.Options)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	opts.Programs = programs
 	runner := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
 	for _, name := range opts.experiments {
 		var s *experiment.Section

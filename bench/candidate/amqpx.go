@@ -11,6 +11,7 @@ import (
 // overAMQPX measures this repository's library, pkg/amqpx.
 type overAMQPX struct {
 	batch, direct, persistent, quorum bool
+	secure
 	telemetry
 }
 
@@ -32,7 +33,7 @@ func (c overAMQPX) Settings() string {
 	default:
 		text += ", transient messages"
 	}
-	return text + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its response's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
+	return text + c.secure.settings() + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its response's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
 // Serve implements native.
@@ -42,7 +43,7 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 		opts = append(opts, amqpx.WithWorkers(env.Workers))
 	}
 	watch, opts := c.ofServer(opts)
-	s, err := amqpx.NewServer(env.URL, opts...)
+	s, err := amqpx.NewServer(c.broker(env), opts...)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 	}
 	watch, opts := c.ofClient(opts)
 	//nolint:contextcheck // a client lives until Close, so it takes no context.
-	client, err := amqpx.NewClient(env.URL, opts...)
+	client, err := amqpx.NewClient(c.broker(env), opts...)
 	if err != nil {
 		return nil, err
 	}

@@ -74,12 +74,32 @@ type Started interface {
 // Environment configures the processes of a candidate.
 type Environment struct {
 	URL      string        `json:"url"`
+	TLSURL   string        `json:"tls_url,omitempty"`   // of the same broker's listener for TLS
 	Queue    string        `json:"queue"`               // its own request queue
 	Endpoint string        `json:"endpoint,omitempty"`  // of a candidate that needs no RabbitMQ
 	Workers  int           `json:"workers,omitempty"`   // handlers at once in each server; 0: the candidate's own best
 	Sleep    time.Duration `json:"sleep,omitempty"`     // of every handler
 	InFlight int           `json:"in_flight,omitempty"` // the most that a client may have; 0: its default
 	Async    bool          `json:"async,omitempty"`     // held calls have no goroutines
+	Programs string        `json:"programs,omitempty"`  // directory of the programs of a shipped candidate
+}
+
+// secure is the part of a candidate that chooses between TCP and TLS.
+type secure struct{ tls bool }
+
+// broker returns the URL to dial.
+func (s secure) broker(env Environment) string {
+	if s.tls {
+		return env.TLSURL
+	}
+	return env.URL
+}
+
+func (s secure) settings() string {
+	if s.tls {
+		return ", TLS"
+	}
+	return ""
 }
 
 // callTimeout is the deadline of calls, if a candidate sets a deadline; the value is amqpx's
@@ -98,15 +118,21 @@ type Entry struct {
 	Optional bool
 	// Sequential candidates make a single call at a time.
 	Sequential bool
+	// Secure candidates need the URL of a listener for TLS.
+	Secure bool
+	// Shipped candidates run the services of this repository, of Environment.Programs.
+	Shipped bool
 }
 
 // Names of the candidates that serve as a base of comparison.
 const (
 	Baseline     = "loop"
 	BaselineSame = "loop-same" // sends and awaits the same messages as amqpx, written by hand
-	Single       = "amqpx"
-	Batched      = "amqpx-batch"
-	CoreNATS     = "nats"
+	// BaselineConfirms confirms and does nothing else that the first loop does not.
+	BaselineConfirms = "loop-confirms"
+	Single           = "amqpx"
+	Batched          = "amqpx-batch"
+	CoreNATS         = "nats"
 
 	SingleMetrics  = "amqpx-metrics"
 	SingleSampled  = "amqpx-traces-1%"
@@ -115,7 +141,15 @@ const (
 	BatchedSampled = "amqpx-batch-traces-1%"
 	BatchedTraced  = "amqpx-batch-traces"
 
+	BaselineTLS = "loop-tls"
+	SingleTLS   = "amqpx-tls"
+	BatchedTLS  = "amqpx-batch-tls"
+
 	GRPC = "grpc"
+
+	Pair          = "pair"
+	PairSingle    = "pair-single"
+	PairNoMetrics = "pair-no-metrics"
 )
 
 // entries lists the candidates in the order of the tables.
@@ -123,6 +157,7 @@ func entries() []Entry {
 	return []Entry{
 		{Name: Baseline, Candidate: loop{}},
 		{Name: "loop-direct", Candidate: loop{direct: true}},
+		{Name: BaselineConfirms, Candidate: loop{confirms: true}},
 		{Name: BaselineSame, Candidate: loop{confirms: true, split: true, deadlines: true}},
 		{Name: Single, Candidate: overAMQPX{}},
 		{Name: "amqpx-direct", Candidate: overAMQPX{direct: true}, Optional: true},
@@ -135,13 +170,18 @@ func entries() []Entry {
 		{Name: BatchedMetrics, Candidate: overAMQPX{batch: true, telemetry: telemetry{metrics: true}}, Optional: true},
 		{Name: BatchedSampled, Candidate: overAMQPX{batch: true, telemetry: telemetry{metrics: true, sampled: SampledShare}}, Optional: true},
 		{Name: BatchedTraced, Candidate: overAMQPX{batch: true, telemetry: telemetry{metrics: true, sampled: 1}}, Optional: true},
+		{Name: BaselineTLS, Candidate: loop{secure: secure{tls: true}}, Optional: true, Secure: true},
+		{Name: SingleTLS, Candidate: overAMQPX{secure: secure{tls: true}}, Optional: true, Secure: true},
+		{Name: BatchedTLS, Candidate: overAMQPX{batch: true, secure: secure{tls: true}}, Optional: true, Secure: true},
+		{Name: Pair, Candidate: &pair{}, Optional: true, Shipped: true},
+		{Name: PairNoMetrics, Candidate: &pair{settings: []string{"METRICS=false"}, text: " and without metrics"}, Optional: true, Shipped: true},
+		{Name: PairSingle, Candidate: &pair{settings: []string{"RPC_BATCH=off"}, text: " and without batches"}, Optional: true, Shipped: true},
 		{Name: "go-kit", Candidate: goKit{}},
 		{Name: "watermill", Candidate: overWatermill{}},
 		{Name: CoreNATS, Candidate: overNATS{}},
 		{Name: GRPC, Candidate: grpcUnary{}},
 		{Name: "python", Candidate: python{}, Sequential: true},
 		{Name: "loop-2conn", Candidate: loop{split: true}, Optional: true},
-		{Name: "loop-confirms", Candidate: loop{confirms: true}, Optional: true},
 		{Name: "loop-confirms-2conn", Candidate: loop{confirms: true, split: true}, Optional: true},
 	}
 }

@@ -16,6 +16,7 @@ type loop struct {
 	// deadlines adds the deadline information of amqpx to the messages: the time budget as
 	// expiration and header in requests, and the server's times in responses.
 	deadlines bool
+	secure
 }
 
 const (
@@ -47,7 +48,7 @@ func (l loop) Settings() string {
 	} else {
 		text += ", no deadlines"
 	}
-	return text + fmt.Sprintf(", prefetch %d and the handler inline in the consuming goroutine, unless workers are set, transient messages", loopPrefetch)
+	return text + l.secure.settings() + fmt.Sprintf(", prefetch %d and the handler inline in the consuming goroutine, unless workers are set, transient messages", loopPrefetch)
 }
 
 // prefetchOf returns the prefetch of a server in env.

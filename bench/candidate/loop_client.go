@@ -12,7 +12,7 @@ import (
 
 // Dial implements native.
 func (l loop) Dial(_ context.Context, env Environment) (Caller, error) {
-	k, err := l.open(env.URL)
+	k, err := l.open(l.broker(env))
 	if err != nil {
 		return nil, err
 	}

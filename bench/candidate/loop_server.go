@@ -11,7 +11,7 @@ import (
 
 // Serve implements native.
 func (l loop) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
-	k, err := l.open(env.URL)
+	k, err := l.open(l.broker(env))
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package experiment
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,10 +23,12 @@ type Options struct {
 	MaxCalls   int           // of one candidate's turn
 	Callers    []int         // of the experiment Table
 	Candidates []string      // labels, as in SplitLabel
+	Programs   string        // directory of the shipped candidates' programs, of this repository
 }
 
-// SplitLabel splits NAME@FILE into the candidate's name and the path of another build of this
-// program. The path is empty for the running program.
+// SplitLabel splits NAME@FILE into the candidate's name and the path of another build: of this
+// program, or, for a shipped candidate, the directory of its programs. The path is empty for
+// the running program and for the services of this repository.
 func SplitLabel(label string) (name, program string) {
 	name, program, _ = strings.Cut(label, "@")
 	return name, program
@@ -142,7 +145,11 @@ func setupsOf(o Options, env candidate.Environment, names ...string) []process.S
 		if err != nil {
 			continue // the options were validated
 		}
-		all = append(all, process.Setup{Label: label, Candidate: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential})
+		setup := process.Setup{Label: label, Candidate: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential}
+		if e.Shipped {
+			setup.Program, setup.Env.Programs = "", cmp.Or(program, o.Programs)
+		}
+		all = append(all, setup)
 	}
 	return all
 }

@@ -40,7 +40,7 @@ func rateExperiment(o Options) Experiment {
 		title: "Latency against rate",
 		note: fmt.Sprintf("Open loop: calls begin on a schedule of constant rate and count from the moment they were due, sent or not; at most %d at once, others wait and count. "+
 			"A contender's maximum is that of a closed loop of %d callers, found in the same run; it is asked for fixed rates up to %.0f %% of it.", loadgen.OpenInFlight, heavyCallers, 100*reach),
-		setups: setupsOf(o, candidate.Environment{}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS, candidate.GRPC),
+		setups: setupsOf(o, candidate.Environment{}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.Pair, candidate.CoreNATS, candidate.GRPC),
 		render: (*Section).latencies,
 	}
 	most := closedLoads(o, []int{heavyCallers})[0]

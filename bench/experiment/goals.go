@@ -65,12 +65,18 @@ func (g goal) verdict(median float64) string {
 func allGoals() []goal {
 	one, some, many := labelCallers(1), labelCallers(64), labelCallers(heavyCallers)
 	return []goal{
-		{"sequential, single messages, against loop", 0.95, 1, false, "", ratioOf(cell{candidate.Single, one}, cell{candidate.Baseline, one}, rate)},
+		{"sequential, single messages, against the loop that confirms", 0.95, 1.1, false, "", ratioOf(cell{candidate.Single, one}, cell{candidate.BaselineConfirms, one}, rate)},
 		{"sequential, batch on against batch off", 0.95, 1, false, "", ratioOf(cell{candidate.Batched, one}, cell{candidate.Single, one}, rate)},
-		{"64 callers, single messages, against loop", 1, 1.25, false, "", ratioOf(cell{candidate.Single, some}, cell{candidate.Baseline, some}, rate)},
-		{"64 callers, batch, against loop", 3.5, 5, false, "", ratioOf(cell{candidate.Batched, some}, cell{candidate.Baseline, some}, rate)},
-		{"1,024 callers, batch, against loop", 12, 20, false, "", ratioOf(cell{candidate.Batched, many}, cell{candidate.Baseline, many}, rate)},
-		{"1,024 callers, batch, against NATS core request-reply", 1.3, 2, false, "", ratioOf(cell{candidate.Batched, many}, cell{candidate.CoreNATS, many}, rate)},
+		{"64 callers, single messages, against the loop that confirms", 1, 1.2, false, "", ratioOf(cell{candidate.Single, some}, cell{candidate.BaselineConfirms, some}, rate)},
+		{"64 callers, batch, against loop", 4.5, 6, false, "", ratioOf(cell{candidate.Batched, some}, cell{candidate.Baseline, some}, rate)},
+		{"64 callers, batch, against NATS core request-reply", 1, 1.2, false, "", ratioOf(cell{candidate.Batched, some}, cell{candidate.CoreNATS, some}, rate)},
+		{"1,024 callers, batch, against loop", 15, 20, false, "", ratioOf(cell{candidate.Batched, many}, cell{candidate.Baseline, many}, rate)},
+		{"1,024 callers, batch, against NATS core request-reply", 1.8, 2.5, false, "", ratioOf(cell{candidate.Batched, many}, cell{candidate.CoreNATS, many}, rate)},
+		{"1,024 callers, shipped pair, against NATS core request-reply", 1.5, 2, false, "", ratioOf(cell{candidate.Pair, many}, cell{candidate.CoreNATS, many}, rate)},
+		{"shipped pair against the library: sequential", 0.95, 1, false, "", ratioOf(cell{candidate.Pair, one}, cell{candidate.Batched, one}, rate)},
+		{"shipped pair against the library: 64 callers, single messages", 0.95, 1, false, "", ratioOf(cell{candidate.PairSingle, some}, cell{candidate.Single, some}, rate)},
+		{"shipped pair against the library: 64 callers, batch", 0.95, 1, false, "", ratioOf(cell{candidate.Pair, some}, cell{candidate.Batched, some}, rate)},
+		{"shipped pair against the library: 1,024 callers, batch", 0.9, 1, false, "", ratioOf(cell{candidate.Pair, many}, cell{candidate.Batched, many}, rate)},
 		{"64 callers, single messages, metrics on against off", 0.97, 1, false, "", ratioOf(cell{candidate.SingleMetrics, some}, cell{candidate.Single, some}, rate)},
 		{"64 callers, single messages, metrics and 1 % traced against off", 0.97, 1, false, "", ratioOf(cell{candidate.SingleSampled, some}, cell{candidate.Single, some}, rate)},
 		{"64 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{candidate.BatchedMetrics, some}, cell{candidate.Batched, some}, rate)},

@@ -96,7 +96,8 @@ func (r *Runner) newQueue(name string) string {
 	return queue
 }
 
-// DeleteQueues deletes the request queues and amqpx's further queues.
+// DeleteQueues deletes the request queues, amqpx's further queues and the exchanges of its
+// control plane.
 func (r *Runner) DeleteQueues() error {
 	conn, err := amqp.Dial(r.Options.URL)
 	if err != nil {
@@ -108,6 +109,9 @@ func (r *Runner) DeleteQueues() error {
 			if err == nil {
 				_, err = ch.QueueDelete(name+suffix, false, false, false)
 			}
+		}
+		if err == nil {
+			err = ch.ExchangeDelete(name+".control", false, false)
 		}
 	}
 	return errors.Join(err, conn.Close())

@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"math"
 	"time"
 
 	"rabbitmq-rpc/bench/process"
@@ -51,11 +52,15 @@ func newSample(m process.Measurement) Sample {
 
 func newCost(u process.Usage, calls int64) Cost {
 	n := float64(calls)
-	return Cost{
+	c := Cost{
 		CPU:    perCall(u.CPU, calls),
 		Allocs: float64(u.Mallocs) / n,
 		Bytes:  float64(u.Bytes) / n,
 	}
+	if u.Mallocs == 0 { // another program, which does not count them
+		c.Allocs, c.Bytes = math.NaN(), math.NaN()
+	}
+	return c
 }
 
 func newMemory(c process.Consumption) Memory {

@@ -78,15 +78,19 @@ func TestNewSample(t *testing.T) {
 	before := process.Consumption{Client: process.Usage{CPU: time.Millisecond, Mallocs: 1}, Broker: 10 * time.Millisecond}
 	after := process.Consumption{
 		Client: process.Usage{CPU: 21 * time.Millisecond, Mallocs: 50_001, Bytes: 1_000_000, RSS: 7_000_000, Peak: 8_000_000},
-		Server: process.Usage{Peak: 9_000_000},
+		Server: process.Usage{Mallocs: 3000, Peak: 9_000_000},
 		Broker: 60 * time.Millisecond,
 	}
 	want := Sample{
 		Rate: 2000, P50: 0.25, P99: 1.5, P999: 2, SlowP50: 200, Missed: 3,
-		Client: Cost{CPU: 20, Allocs: 50, Bytes: 1000}, BrokerCPU: 50,
+		Client: Cost{CPU: 20, Allocs: 50, Bytes: 1000}, Server: Cost{Allocs: 3}, BrokerCPU: 50,
 		Memory: Memory{Client: 7, ClientPeak: 8, ServerPeak: 9},
 	}
 	if got := newSample(process.Measurement{Outcome: o, Before: before, After: after, Memory: after}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	// A program that does not count its allocations has no figure, and not the figure 0.
+	if got := newSample(process.Measurement{Outcome: o}).Client; !math.IsNaN(got.Allocs) || got.CPU != 0 {
+		t.Errorf("cost of a program that counts nothing: %+v", got)
 	}
 }

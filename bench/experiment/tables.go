@@ -11,7 +11,7 @@ import (
 func (s *Section) tables(callers []int) string {
 	var b strings.Builder
 	var baselines []string
-	for _, name := range []string{candidate.Baseline, candidate.BaselineSame} {
+	for _, name := range []string{candidate.Baseline, candidate.BaselineConfirms, candidate.BaselineSame} {
 		if s.has(name) {
 			baselines = append(baselines, name)
 		}

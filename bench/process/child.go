@@ -64,19 +64,24 @@ func ServeChild(ctx context.Context, in io.Reader, out io.Writer) error {
 	if !ok {
 		return fmt.Errorf("%s is another program", b.Candidate)
 	}
+	usage := used
+	if m, ok := e.Candidate.(candidate.Meter); ok {
+		usage = func() (Usage, error) { return usedBy(m) }
+	}
+	l := lines{commands, replies, usage}
 	switch b.Role {
 	case candidate.RoleServer:
 		h := candidate.NewHandler(b.Env.Sleep)
 		serve := func(ctx context.Context, ready func(string)) error { return c.Serve(ctx, b.Env, h, ready) }
-		return servingChild(ctx, serve, commands, replies, h.Release)
+		return servingChild(ctx, serve, l, h.Release)
 	case candidate.RoleBroker:
 		own, ok := e.Candidate.(candidate.Brokered)
 		if !ok {
 			return fmt.Errorf("%s has no broker of its own", b.Candidate)
 		}
-		return servingChild(ctx, own.Broker, commands, replies, func() {})
+		return servingChild(ctx, own.Broker, l, func() {})
 	case candidate.RoleClient:
-		return clientChild(ctx, c, b.Env, commands, replies)
+		return clientChild(ctx, c, b.Env, l)
 	default:
 		return fmt.Errorf("no role %q", b.Role)
 	}

@@ -10,8 +10,15 @@ import (
 	"rabbitmq-rpc/internal/loadgen"
 )
 
+// lines are the commands to a child and its replies.
+type lines struct {
+	commands *json.Decoder
+	replies  *json.Encoder
+	usage    func() (Usage, error)
+}
+
 // servingChild runs serve until the commands end.
-func servingChild(ctx context.Context, serve func(ctx context.Context, ready func(string)) error, commands *json.Decoder, replies *json.Encoder, release func()) error {
+func servingChild(ctx context.Context, serve func(ctx context.Context, ready func(string)) error, l lines, release func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready, served := make(chan string, 1), make(chan error, 1)
@@ -24,7 +31,7 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 	}
 	listened := make(chan error, 1)
 	go func() { // ends with the input or with the process
-		listened <- serveCommands(commands, replies, endpoint, func(cmd command) (*Outcome, error) {
+		listened <- l.serve(endpoint, func(cmd command) (*Outcome, error) {
 			if cmd.Release {
 				release()
 			}
@@ -41,13 +48,13 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 }
 
 // clientChild dials the candidate's server and executes commands until the input ends.
-func clientChild(ctx context.Context, c candidate.Native, env candidate.Environment, commands *json.Decoder, replies *json.Encoder) error {
+func clientChild(ctx context.Context, c candidate.Native, env candidate.Environment, l lines) error {
 	under, err := c.Dial(ctx, env)
 	if err != nil {
 		return err
 	}
 	var calls *held
-	err = serveCommands(commands, replies, "", func(cmd command) (_ *Outcome, err error) {
+	err = l.serve("", func(cmd command) (_ *Outcome, err error) {
 		var o Outcome
 		switch {
 		case cmd.Turn != nil:
@@ -64,26 +71,26 @@ func clientChild(ctx context.Context, c candidate.Native, env candidate.Environm
 	return errors.Join(err, under.Close(ctx))
 }
 
-// serveCommands reports that the process is ready, then executes each command with do and
+// serve reports that the process is ready, then executes each command with do and
 // replies with the outcome and the usage so far.
-func serveCommands(commands *json.Decoder, replies *json.Encoder, endpoint string, do func(command) (*Outcome, error)) error {
-	if err := replies.Encode(reply{Endpoint: endpoint}); err != nil {
+func (l lines) serve(endpoint string, do func(command) (*Outcome, error)) error {
+	if err := l.replies.Encode(reply{Endpoint: endpoint}); err != nil {
 		return err
 	}
 	for {
 		var cmd command
-		if err := commands.Decode(&cmd); errors.Is(err, io.EOF) {
+		if err := l.commands.Decode(&cmd); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
 		o, fault := do(cmd)
-		u, err := used()
+		u, err := l.usage()
 		r := reply{Outcome: o, Usage: u}
 		if fault != nil {
 			r.Error = fault.Error()
 		}
-		if err := errors.Join(err, replies.Encode(r)); err != nil {
+		if err := errors.Join(err, l.replies.Encode(r)); err != nil {
 			return err
 		}
 	}

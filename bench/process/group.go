@@ -27,6 +27,7 @@ type Setup struct {
 // Options configures the process groups of a run.
 type Options struct {
 	URL        string // of the broker
+	TLSURL     string // of its listener for TLS; may be empty
 	CPUProfile string // prefix of files; empty: none
 	BrokerPID  int    // 0: the broker's processor time is not measured
 }
@@ -50,7 +51,7 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 		}
 	}()
 	b := childConfig{Candidate: setup.Candidate, Env: setup.Env}
-	b.Env.URL, b.Env.Queue = o.URL, queue
+	b.Env.URL, b.Env.TLSURL, b.Env.Queue = o.URL, o.TLSURL, queue
 	found, err := candidate.Find(setup.Candidate)
 	if err != nil {
 		return nil, err

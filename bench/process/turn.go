@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -49,6 +50,9 @@ const stuck = 30 * time.Second
 
 // drive runs a turn. The first wrong response or error ends the turn.
 func drive(ctx context.Context, c candidate.Caller, t Turn, p loadgen.Pacer) (Outcome, error) {
+	if d, ok := c.(candidate.Driver); ok {
+		return driveItself(ctx, d, t)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	guard := time.AfterFunc(t.Duration+overrun+stuck, func() { cancel(fmt.Errorf("a call did not settle within %v", stuck)) })
@@ -59,6 +63,25 @@ func drive(ctx context.Context, c candidate.Caller, t Turn, p loadgen.Pacer) (Ou
 		return Outcome{}, err
 	}
 	return d.outcome(elapsed), nil
+}
+
+// driveItself has the candidate run a turn.
+func driveItself(ctx context.Context, d candidate.Driver, t Turn) (Outcome, error) {
+	if t.Body > 0 || t.SlowEvery > 0 {
+		return Outcome{}, errors.New("makes only calls of the fixed body")
+	}
+	w := t.workload()
+	limit := t.Duration + overrun + stuck
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("a turn of %v did not end within %v", t.Duration, limit))
+	defer cancel()
+	f, err := d.Drive(ctx, candidate.Load{Callers: t.Callers, Rate: w.Rate, InFlight: t.InFlight, Duration: t.Duration, Calls: t.MaxCalls})
+	if err != nil {
+		return Outcome{}, errors.Join(err, context.Cause(ctx))
+	}
+	return Outcome{
+		Calls: f.Calls, Elapsed: f.Elapsed, Missed: f.NotBegun,
+		All: Latencies{P50: f.P50.Microseconds(), P99: f.P99.Microseconds(), P999: f.P999.Microseconds(), Max: f.Max.Microseconds()},
+	}, nil
 }
 
 // driver runs a turn.
@@ -107,7 +130,9 @@ func (d *driver) run(ctx context.Context, p loadgen.Pacer) (elapsed time.Duratio
 	}
 	begin, end := context.WithTimeout(ctx, limit)
 	defer end()
-	loop := loadgen.Loop{Workload: w, Pacer: p, Start: time.Now(), Call: func(n int64, due time.Time) bool { return d.call(ctx, n, due) }}
+	loop := loadgen.Loop{Workload: w, Pacer: p, Start: time.Now(), NewCaller: func() loadgen.Caller {
+		return func(n int64, due time.Time) bool { return d.call(ctx, n, due) }
+	}}
 	loop.Run(begin)
 	elapsed = time.Since(loop.Start)
 	if w.Open() && ctx.Err() == nil {

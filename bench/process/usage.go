@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"rabbitmq-rpc/bench/candidate"
 )
 
 // Usage is the resource usage of a process since its start.
@@ -32,12 +34,28 @@ func used() (Usage, error) {
 	runtime.ReadMemStats(&m)
 	cpu := time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	u := Usage{CPU: cpu, Mallocs: m.Mallocs, Bytes: m.TotalAlloc, Stacks: m.StackInuse, Heap: m.HeapInuse}
-	status, err := os.ReadFile("/proc/self/status")
+	return u, u.readMemory("/proc/self/status")
+}
+
+// usedBy returns the usage of the programs that a candidate runs in place of this process.
+func usedBy(m candidate.Meter) (Usage, error) {
+	ended, running := m.Used()
+	cpu, err := threadsCPU(running)
+	u := Usage{CPU: ended + cpu}
+	if err != nil || running == 0 {
+		return u, err
+	}
+	return u, u.readMemory(fmt.Sprintf("/proc/%d/status", running))
+}
+
+// readMemory reads the resident memory from the status of a process.
+func (u *Usage) readMemory(file string) error {
+	status, err := os.ReadFile(file) //nolint:gosec // one of two.
 	if err != nil {
-		return Usage{}, err
+		return err
 	}
 	u.RSS, u.Peak = statusBytes(string(status), "VmRSS"), statusBytes(string(status), "VmHWM")
-	return u, nil
+	return nil
 }
 
 // statusBytes returns a size from a process's status, such as "VmRSS:  512 kB", in bytes, or 0

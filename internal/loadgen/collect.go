@@ -21,31 +21,34 @@ type Progress interface {
 	Every() time.Duration
 	// Tick is called at the interval, also while no call settles.
 	Tick(t *Results)
-	// Step is called after each settled call.
+	// Step is called in a run that ends by number, when a further tenth of the calls, or more
+	// than a tenth, has settled.
 	Step(t *Results)
 	// Finish is called after the last call.
 	Finish(t *Results)
 }
 
-// collect counts results until the last result, or until no call settles any more. It calls
-// cut when drain has ended and patience has run out.
+// collect merges the results of the recorders for the progress, until the last call has
+// settled, or until no call settles any more. It calls cut when drain has ended and patience
+// has run out.
 func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
 	stall := time.NewTicker(r.options.Timeout + stallGrace)
 	defer stall.Stop()
 	redraw, stopRedraw := ticks(r.progress.Every())
 	defer stopRedraw()
-	defer func() { r.progress.Finish(t) }()
+	defer r.finish(t)
 	interrupted := drain.Done()
 	var impatient <-chan time.Time
 	var begunBefore, settledBefore int64
 	for {
 		select {
-		case res, open := <-r.results:
-			if !open {
-				return
-			}
-			r.record(t, res)
+		case <-r.ended:
+			return
+		case <-r.steps:
+			r.recorders.merge(&t.Totals)
+			r.progress.Step(t)
 		case <-redraw:
+			r.recorders.merge(&t.Totals)
 			r.progress.Tick(t)
 		case <-interrupted:
 			interrupted, impatient = nil, time.After(patience)
@@ -54,6 +57,7 @@ func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
 			r.logger.Warn("calls under way are cut off", zap.Duration("waited", patience))
 			cut()
 		case <-stall.C:
+			r.recorders.merge(&t.Totals)
 			// Every call in progress at the last tick should have settled by now.
 			if begunBefore > settledBefore && t.Settled() == settledBefore {
 				r.logger.Error("calls did not settle", zap.Duration("silence", r.options.Timeout+stallGrace))
@@ -64,6 +68,17 @@ func (r *Runner) collect(drain context.Context, cut func(), t *Results) {
 	}
 }
 
+// finish merges the remaining results and shows them.
+func (r *Runner) finish(t *Results) {
+	r.recorders.close(&t.Totals)
+	select {
+	case <-r.steps: // the last calls settled just now
+		r.progress.Step(t)
+	default:
+	}
+	r.progress.Finish(t)
+}
+
 // ticks returns a channel that ticks at the interval, or never if the interval is 0.
 func ticks(interval time.Duration) (<-chan time.Time, func()) {
 	if interval <= 0 {
@@ -71,18 +86,4 @@ func ticks(interval time.Duration) (<-chan time.Time, func()) {
 	}
 	ticker := time.NewTicker(interval)
 	return ticker.C, ticker.Stop
-}
-
-// record counts one result. The first failure of each kind is logged as a warning; further
-// failures are in the report, and in the log at debug level.
-func (r *Runner) record(t *Results, res Result) {
-	t.Add(res)
-	if res.Err != nil {
-		level := zap.DebugLevel
-		if t.Errors[res.Key] == 1 {
-			level = zap.WarnLevel
-		}
-		r.logger.Log(level, "call failed", zap.String("code", res.Key), zap.Error(res.Err))
-	}
-	r.progress.Step(t)
 }

@@ -45,6 +45,9 @@ func (h *Histogram) At(percent float64) time.Duration {
 // Merge adds the durations of a histogram with the same unit.
 func (h *Histogram) Merge(other *Histogram) { h.counts.Merge(other.counts) }
 
+// reset removes all durations.
+func (h *Histogram) reset() { h.counts.Reset() }
+
 // Recorder counts durations of many goroutines. It spreads them over several histograms, so
 // that goroutines rarely wait for each other.
 type Recorder struct {

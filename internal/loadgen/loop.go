@@ -16,9 +16,8 @@ type Loop struct {
 	Pacer    Pacer
 	// Start is the time from which calls are due.
 	Start time.Time
-	// Call makes call n, counted from 0, which was due at the given time, and reports whether
-	// its caller may start further calls. Many goroutines use it.
-	Call func(n int64, due time.Time) (more bool)
+	// NewCaller returns a new caller. Only the goroutine of Run calls it.
+	NewCaller func() Caller
 
 	// taken counts the started calls; in a closed loop it may exceed Workload.Calls.
 	taken   atomic.Int64
@@ -26,6 +25,10 @@ type Loop struct {
 	// ended is the schedule of an open loop that has started its last call.
 	ended atomic.Pointer[Schedule]
 }
+
+// Caller makes call n, counted from 0, which was due at the given time, and reports whether it
+// may make further calls. It makes one call at a time.
+type Caller func(n int64, due time.Time) (more bool)
 
 // Run starts calls until all calls are started, begin ends, or no caller may start further
 // calls, and waits for the calls in progress.
@@ -46,11 +49,12 @@ func (l *Loop) Begun() int64 { return min(l.taken.Load(), l.Workload.Calls) }
 // previous call has settled, so responses set the pace.
 func (l *Loop) closed(begin context.Context) {
 	for range min(int64(l.Workload.InFlight), l.Workload.Calls) {
+		call := l.NewCaller()
 		// Ends when all calls are taken, begin ends, or the caller may not go on.
 		l.callers.Go(func() {
 			for begin.Err() == nil {
 				n := l.taken.Add(1)
-				if n > l.Workload.Calls || !l.Call(n-1, time.Now()) {
+				if n > l.Workload.Calls || !call(n-1, time.Now()) {
 					return
 				}
 			}
@@ -106,8 +110,8 @@ func (l *Loop) open(begin context.Context) int64 {
 		}
 		if callers < w.InFlight {
 			callers++
-			first := n
-			l.callers.Go(func() { l.serve(first, due) }) // ends with the schedule
+			call, first := l.NewCaller(), n
+			l.callers.Go(func() { l.serve(call, first, due) }) // ends with the schedule
 			continue
 		}
 		if !handOver(begin, due, n) {
@@ -128,10 +132,10 @@ func handOver(begin context.Context, due chan<- int64, n int64) bool {
 }
 
 // serve makes call n and then further due calls, until the channel is closed.
-func (l *Loop) serve(n int64, due <-chan int64) {
+func (l *Loop) serve(call Caller, n int64, due <-chan int64) {
 	for more := true; more; n, more = <-due {
 		l.taken.Add(1)
-		if !l.Call(n, l.Start.Add(l.Workload.Due(n))) {
+		if !call(n, l.Start.Add(l.Workload.Due(n))) {
 			return
 		}
 	}

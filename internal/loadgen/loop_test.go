@@ -14,6 +14,7 @@ import (
 
 // virtual returns a runner that uses the test's virtual time.
 func virtual(options Options, f *fake) *Runner {
+	f.timeout = options.Timeout
 	r := NewRunner(options, f, &silent{}, zap.NewNop())
 	r.loop.Pacer = Pacer{}
 	return r
@@ -268,6 +269,9 @@ func (s *sampler) Call(_ context.Context, _ string, _ []byte, options ...amqpx.C
 	return []byte("b"), nil
 }
 
+// always returns a function that returns the same caller to everyone.
+func always(call Caller) func() Caller { return func() Caller { return call } }
+
 // Every call starts once, under its own number, and at its due time.
 func TestLoopNumbersItsCalls(t *testing.T) {
 	t.Parallel()
@@ -279,7 +283,7 @@ func TestLoopNumbersItsCalls(t *testing.T) {
 			var mu sync.Mutex
 			seen := make(map[int64]int)
 			l := Loop{Workload: w, Start: time.Now()}
-			l.Call = func(n int64, due time.Time) bool {
+			l.NewCaller = always(func(n int64, due time.Time) bool {
 				mu.Lock()
 				seen[n]++
 				mu.Unlock()
@@ -288,7 +292,7 @@ func TestLoopNumbersItsCalls(t *testing.T) {
 				}
 				<-time.After(5 * time.Millisecond)
 				return true
-			}
+			})
 			l.Run(t.Context())
 			if l.Begun() != w.Calls || int64(len(seen)) != w.Calls {
 				t.Errorf("%s: %d calls begun, %d numbers, want %d", name, l.Begun(), len(seen), w.Calls)
@@ -313,10 +317,10 @@ func TestLoopEndsEarly(t *testing.T) {
 			begin, end := context.WithCancel(t.Context())
 			defer end()
 			l := Loop{Workload: w, Start: time.Now()}
-			l.Call = func(int64, time.Time) bool {
+			l.NewCaller = always(func(int64, time.Time) bool {
 				<-time.After(10 * time.Millisecond)
 				return false
-			}
+			})
 			time.AfterFunc(time.Second, end)
 			l.Run(begin)
 			if l.Begun() != int64(w.InFlight) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +25,8 @@ var (
 	errTimeOver      = errors.New("the time of the run is over")
 )
 
-// Client is the part of [amqpx.Client] that makes calls.
+// Client is the part of [amqpx.Client] that makes calls. A call has the client's own timeout,
+// which costs less than a context for each call.
 type Client interface {
 	Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error)
 	Ping(ctx context.Context) (took time.Duration, err error)
@@ -52,17 +54,27 @@ type Options struct {
 	Body     string
 	// Expect is the expected result of every call.
 	Expect string
-	// Timeout is the timeout of each call.
+	// Timeout is the client's timeout of each call. A run in which no call settles for longer
+	// ends.
 	Timeout time.Duration
 }
 
 // Runner makes the planned calls. A runner is used only once.
 type Runner struct {
 	options  Options
+	body     []byte
 	client   Client
 	progress Progress
 	logger   *zap.Logger
 	loop     Loop
+
+	recorders *callRecorders
+	// failed has the kinds of failures so far.
+	failed sync.Map
+	// settled counts the settled calls of a run that ends by number; steps has a token when a
+	// further tenth of them has settled.
+	settled atomic.Int64
+	steps   chan struct{}
 
 	// served is set by the first response, expected or not.
 	served atomic.Bool
@@ -72,22 +84,21 @@ type Runner struct {
 	searching atomic.Bool
 	// stop prevents further calls from starting.
 	stop context.CancelCauseFunc
-	// results is closed when every caller has ended.
-	results chan Result
-	// abandoned is closed when results has no reader any more.
-	abandoned chan struct{}
+	// ended is closed when every caller has ended.
+	ended chan struct{}
 }
 
 // NewRunner returns a runner that makes calls with client and shows the progress with p.
 func NewRunner(options Options, client Client, p Progress, logger *zap.Logger) *Runner {
 	return &Runner{
-		options:   options,
-		client:    client,
-		progress:  p,
-		logger:    logger,
-		loop:      Loop{Workload: options.Workload, Pacer: NewPacer()},
-		results:   make(chan Result, options.Workload.InFlight),
-		abandoned: make(chan struct{}),
+		options:  options,
+		body:     []byte(options.Body),
+		client:   client,
+		progress: p,
+		logger:   logger,
+		loop:     Loop{Workload: options.Workload, Pacer: NewPacer()},
+		steps:    make(chan struct{}, 1),
+		ended:    make(chan struct{}),
 	}
 }
 
@@ -97,6 +108,7 @@ func NewRunner(options Options, client Client, p Progress, logger *zap.Logger) *
 // the grace.
 func (r *Runner) Run(drain, force context.Context) *Results {
 	t := NewResults()
+	r.recorders = newCallRecorders(t.Timeline)
 	begin, stop := context.WithCancelCause(drain)
 	defer stop(nil)
 	r.stop = stop
@@ -107,15 +119,14 @@ func (r *Runner) Run(drain, force context.Context) *Results {
 	force, cut := context.WithCancel(force)
 	defer cut()
 	r.loop.Start = t.Start
-	r.loop.Call = func(n int64, due time.Time) bool { return r.deliver(r.call(force, n, due)) }
-	// Ends with the callers: when all calls are started, begin ends, or the results are
-	// abandoned.
+	r.loop.NewCaller = func() Caller { return r.newCaller(force) }
+	// Ends with the callers: when all calls are started, begin ends, or the recorders are
+	// closed.
 	go func() {
 		r.loop.Run(begin)
-		close(r.results)
+		close(r.ended)
 	}()
 	r.collect(drain, cut, t)
-	close(r.abandoned)
 	t.Elapsed = time.Since(t.Start)
 	t.Calls = r.loop.Begun()
 	if w.Open() {
@@ -127,33 +138,43 @@ func (r *Runner) Run(drain, force context.Context) *Results {
 	return t
 }
 
-// deliver sends a result and reports whether the result was received.
-func (r *Runner) deliver(res Result) bool {
-	select {
-	case r.results <- res:
+// newCaller returns a caller, which prepares once what its calls share.
+func (r *Runner) newCaller(force context.Context) Caller {
+	recorder, info := r.recorders.next(), new(amqpx.CallInfo)
+	asking := []amqpx.CallOption{amqpx.WithCallInfo(info)}
+	return func(n int64, due time.Time) bool {
+		var res Result
+		var options []amqpx.CallOption
+		if n%sampleEvery == 0 {
+			*info = amqpx.CallInfo{}
+			res.Info, options = info, asking
+		}
+		r.call(force, &res, due, options)
+		if !recorder.add(res) {
+			return false
+		}
+		if res.Err != nil {
+			r.logFailure(res)
+		}
+		r.countSettled()
 		return true
-	case <-r.abandoned:
-		return false
 	}
 }
 
-// call makes call n, which was due at the given time, with the configured timeout.
-func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
-	ctx, cancel := context.WithTimeout(force, r.options.Timeout)
-	defer cancel()
-	res := Result{Late: time.Since(due)}
-	var options []amqpx.CallOption
-	if n%sampleEvery == 0 {
-		res.Info = new(amqpx.CallInfo)
-		options = []amqpx.CallOption{amqpx.WithCallInfo(res.Info)}
+// call makes a call that was due at the given time, and sets its result.
+func (r *Runner) call(force context.Context, res *Result, due time.Time, options []amqpx.CallOption) {
+	if r.options.Workload.Open() {
+		res.Late = time.Since(due)
 	}
-	answer, err := r.client.Call(ctx, r.options.Method, []byte(r.options.Body), options...)
+	answer, err := r.client.Call(force, r.options.Method, r.body, options...)
 	end := time.Now()
 	res.Ended = end.Sub(r.loop.Start)
 	var coded *amqpx.Error
 	switch {
 	case err == nil, errors.As(err, &coded) && coded.Remote():
-		r.served.Store(true)
+		if !r.served.Load() { // a write for each call would move the variable between processors
+			r.served.Store(true)
+		}
 	case errors.Is(err, context.DeadlineExceeded):
 		r.noteSilence(force)
 	}
@@ -165,7 +186,32 @@ func (r *Runner) call(force context.Context, n int64, due time.Time) Result {
 	default:
 		res.Latency = end.Sub(due)
 	}
-	return res
+}
+
+// logFailure logs the first failure of each kind as a warning; further failures are in the
+// report, and in the log at debug level.
+func (r *Runner) logFailure(res Result) {
+	level := zap.WarnLevel
+	if _, seen := r.failed.LoadOrStore(res.Key, true); seen {
+		level = zap.DebugLevel
+	}
+	r.logger.Log(level, "call failed", zap.String("code", res.Key), zap.Error(res.Err))
+}
+
+// countSettled counts a recorded result, and wakes the collector at each tenth of a run that
+// ends by number.
+func (r *Runner) countSettled() {
+	if !r.options.Workload.Counted() {
+		return
+	}
+	const parts = 10
+	calls, n := r.options.Workload.Calls, r.settled.Add(1)
+	if n*parts/calls != (n-1)*parts/calls {
+		select {
+		case r.steps <- struct{}{}:
+		default: // the collector is about to look
+		}
+	}
 }
 
 const (

@@ -27,3 +27,15 @@ func (s *ServerTimes) add(info amqpx.CallInfo) {
 	s.Queue.Record(info.QueueTime)
 	s.Handler.Record(info.HandlerTime)
 }
+
+// merge adds other times.
+func (s *ServerTimes) merge(other *ServerTimes) {
+	s.Queue.Merge(other.Queue)
+	s.Handler.Merge(other.Handler)
+}
+
+// reset removes all times.
+func (s *ServerTimes) reset() {
+	s.Queue.reset()
+	s.Handler.reset()
+}

@@ -1,14 +1,24 @@
 package loadgen
 
 import (
+	"sync"
 	"time"
 )
 
 // Timeline counts settled calls in time slices of equal width. The number of slices is at most
-// maxSlices: when more are needed, each two slices are merged.
+// maxSlices: when more are needed, each two slices are merged. Safe for concurrent use.
 type Timeline struct {
+	mu     sync.Mutex
 	width  time.Duration
 	slices []counts
+}
+
+// openSlice counts the results from a part of a slice's callers before they are added to the
+// timeline. Its time is within one slice, also after slices were merged.
+type openSlice struct {
+	counts
+
+	from, until time.Duration
 }
 
 // counts holds the results of the calls that settled in a slice.
@@ -38,15 +48,40 @@ const (
 
 func newTimeline() *Timeline { return &Timeline{width: firstWidth} }
 
+// add counts a result.
 func (l *Timeline) add(r Result) {
-	at := int(r.Ended / l.width)
-	for ; at >= maxSlices; at = int(r.Ended / l.width) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.at(r.Ended).add(r)
+}
+
+// turn adds the results of an open slice, and opens the slice at the time ended instead.
+func (l *Timeline) turn(o *openSlice, ended time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o.ok+o.errors > 0 {
+		l.at(o.from).take(&o.counts)
+	}
+	for ended >= maxSlices*l.width {
 		l.merge()
 	}
-	for at >= len(l.slices) {
+	o.from = ended.Truncate(l.width)
+	o.until = o.from + l.width
+}
+
+// at returns the slice at a time. The caller holds mu.
+func (l *Timeline) at(ended time.Duration) *counts {
+	for ended >= maxSlices*l.width {
+		l.merge()
+	}
+	for int(ended/l.width) >= len(l.slices) {
 		l.slices = append(l.slices, counts{})
 	}
-	s := &l.slices[at]
+	return &l.slices[ended/l.width]
+}
+
+// add counts a result.
+func (s *counts) add(r Result) {
 	if r.Key != "" {
 		s.errors++
 		return
@@ -59,14 +94,28 @@ func (l *Timeline) add(r Result) {
 	s.latency.Record(r.Latency)
 }
 
-// merge merges each two slices.
+// take moves the results of other to s. Other keeps its histogram, empty, if s has one.
+func (s *counts) take(other *counts) {
+	s.ok, s.errors = s.ok+other.ok, s.errors+other.errors
+	other.ok, other.errors = 0, 0
+	switch {
+	case other.latency == nil:
+	case s.latency == nil:
+		s.latency, other.latency = other.latency, nil
+	default:
+		s.latency.Merge(other.latency)
+		other.latency.reset()
+	}
+}
+
+// merge merges each two slices. The caller holds mu.
 func (l *Timeline) merge() {
 	l.width *= 2
 	half := l.slices[:0]
 	for i := 0; i < len(l.slices); i += 2 {
 		s := l.slices[i]
 		if i+1 < len(l.slices) {
-			s = s.with(l.slices[i+1])
+			s.take(&l.slices[i+1])
 		}
 		half = append(half, s)
 	}
@@ -74,20 +123,10 @@ func (l *Timeline) merge() {
 	l.slices = half
 }
 
-// with returns the sum of both slices.
-func (s counts) with(other counts) counts {
-	s.ok, s.errors = s.ok+other.ok, s.errors+other.errors
-	switch {
-	case s.latency == nil:
-		s.latency = other.latency
-	case other.latency != nil:
-		s.latency.Merge(other.latency)
-	}
-	return s
-}
-
 // Slices returns the slices of a run of length elapsed, merged until they are readable.
 func (l *Timeline) Slices(elapsed time.Duration) []Slice {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var settled int64
 	for _, s := range l.slices {
 		settled += s.ok + s.errors
@@ -98,7 +137,7 @@ func (l *Timeline) Slices(elapsed time.Duration) []Slice {
 	// A short rest at the end is merged into the previous slice: a rate over so short a time
 	// would be meaningless.
 	if last := len(l.slices) - 1; last > 0 && elapsed-time.Duration(last)*l.width < l.width/2 {
-		l.slices[last-1] = l.slices[last-1].with(l.slices[last])
+		l.slices[last-1].take(&l.slices[last])
 		l.slices = l.slices[:last]
 	}
 	list := make([]Slice, 0, len(l.slices))

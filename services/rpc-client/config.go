@@ -108,12 +108,12 @@ func (c *Config) callOptions() []amqpx.CallOption {
 	return []amqpx.CallOption{amqpx.WaitForServer()}
 }
 
-// options returns the library's options for these settings.
+// options returns the library's options for these settings. Without tracing and debug log the
+// client has no middleware: middleware costs each call an own context for its deadline.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
 		c.Traces.Client(), // outermost
-		amqpx.WithMiddleware(logResponses(logger)),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),
@@ -122,6 +122,9 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 		// The maximum number of calls that this client can have in flight is not an overload.
 		amqpx.WithMaxInFlight(max(atOnce, amqpx.DefaultMaxInFlight)),
 		amqpx.WithMaxInFlightBytes(max(atOnce*len(c.Body), amqpx.DefaultMaxInFlightBytes)),
+	}
+	if logger.Core().Enabled(zap.DebugLevel) {
+		options = append(options, amqpx.WithMiddleware(logResponses(logger)))
 	}
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)

@@ -10,12 +10,9 @@ import (
 	"rabbitmq-rpc/services/rpc-client/internal/report"
 )
 
-// logResponses logs the result of each call at debug level. At other levels it costs nothing.
+// logResponses logs the result of each call at debug level.
 func logResponses(logger *zap.Logger) amqpx.Middleware {
 	return func(next amqpx.Handler) amqpx.Handler {
-		if !logger.Core().Enabled(zap.DebugLevel) {
-			return next
-		}
 		return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 			start := time.Now()
 			answer, err := next(ctx, req)
