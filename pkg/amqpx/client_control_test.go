@@ -269,7 +269,7 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 
 func TestGivenUpCallsAreForgotten(t *testing.T) {
 	t.Parallel()
-	e, m, now := newDedupCache(0, 0, false), &serverMethod{known: make(executionTable)}, time.Unix(0, 0)
+	e, m, now := newDedupCache(0, 0, false), &serverMethod{}, time.Unix(0, 0)
 	for i := range maxCanceledIDs + 10 {
 		in := incoming{Request: wire.Request{ID: strconv.Itoa(i), ReplyTo: "replies"}}
 		e.cancel(m, &in, now)
