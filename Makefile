@@ -86,8 +86,9 @@ tools: ## install the pinned tools into .bin
 ## Testing
 
 .PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
-unit: ## run the tests that need no broker, with the race detector
-	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 ./...); done
+# Two turns, because a benchmark may hang only in its second.
+unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
+	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
 	@cd test && go test -race -count=1 . ./fault/internal/...
 
 module-short: ## rename a copy of the modules, build it, and import the library from it

@@ -16,8 +16,8 @@ import (
 
 // batchTarget is a client's knowledge of the batch queue: whether servers unpack batches at
 // the moment, and which batches were returned. Only servers that unpack batches declare and
-// consume the queue, so the client asks the broker for the number of consumers; without calls
-// the client does not ask. Safe for concurrent use.
+// consume the queue, so the client asks the broker for the number of consumers: once before the
+// connection is ready, and then only while it makes calls. Safe for concurrent use.
 type batchTarget struct {
 	queue     string
 	limit     int             // of a batch's body in bytes

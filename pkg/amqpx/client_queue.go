@@ -21,7 +21,7 @@ import (
 
 // queueWatch looks at the request queue and at the batch queue with passive declarations:
 // about once a second while calls are pending, and soon after the broker nacked or returned a
-// request. The looks use a channel opened during the session's set-up, because the broker's
+// request. The first look, at the batch queue alone, is before the connection is ready. The looks use a channel opened during the session's set-up, because the broker's
 // refusal to open a channel would end the connection. Only a failed declaration closes the
 // channel; the next look then opens a new channel. Safe for concurrent use.
 type queueWatch struct {
@@ -62,6 +62,9 @@ const (
 	lookMissingMax = 30 * time.Second
 	// lookTimeout is the time limit for the broker's answer to a look.
 	lookTimeout = time.Second
+	// lookFirst is the time limit for the answer to the look before the connection is ready: a
+	// broker that does not answer must not keep calls waiting that can travel alone.
+	lookFirst = 100 * time.Millisecond
 )
 
 func newQueueWatch() *queueWatch {
@@ -154,7 +157,8 @@ type answeredLook struct {
 	err   error
 }
 
-// startLooks opens the channel for looks, and starts to look until the session ends.
+// startLooks opens the channel for looks, looks at the batch queue, so that already the first
+// calls after the connection travel in batches, and starts to look until the session ends.
 func (c *Client) startLooks(s *transport.Session) error {
 	ch, err := s.Sub.Channel()
 	if err != nil {
@@ -167,8 +171,24 @@ func (c *Client) startLooks(s *transport.Session) error {
 		lane.disable()
 	}
 	c.watch.forget()
+	if c.route.batch != nil {
+		l.firstLook()
+	}
 	s.Run(l.run)
 	return nil
+}
+
+// firstLook looks at the batch queue before the connection is ready. If it finds no server, the
+// first call looks again: servers may start at the same time as clients.
+func (l *queueLooker) firstLook() {
+	found, err := l.ask(&l.lane, lookFirst)
+	if err != nil {
+		return
+	}
+	if st := stateOf(found, nil); st.consumers > 0 {
+		l.lane.plan(st)
+		l.client.route.batch.found(st)
+	}
 }
 
 // run looks until the session ends.
@@ -225,7 +245,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 func (l *queueLooker) look() {
 	c, now := l.client, time.Now()
 	if waiting := c.watch.waiting(); waiting != nil || !now.Before(l.queue.due) {
-		found, err := l.ask(&l.queue)
+		found, err := l.ask(&l.queue, lookTimeout)
 		st := stateOf(found, err)
 		l.queue.plan(st)
 		before := c.watch.found(st, waiting)
@@ -233,7 +253,7 @@ func (l *queueLooker) look() {
 		c.showQueue(st)
 	}
 	if c.route.batch != nil && !now.Before(l.lane.due) {
-		found, err := l.ask(&l.lane)
+		found, err := l.ask(&l.lane, lookTimeout)
 		st := stateOf(found, err)
 		l.lane.plan(st)
 		if c.route.batch.found(st); st.consumers == 0 {
@@ -250,7 +270,7 @@ var errNoLook = errors.New("the broker does not answer for the queue")
 // ask asks the broker for a queue. A look without a response in time stays open and keeps its
 // channel: the other queue then uses another channel, and this queue is asked for again after
 // the response.
-func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
+func (l *queueLooker) ask(q *lookedQueue, limit time.Duration) (amqp.Queue, error) {
 	if q.barred {
 		return amqp.Queue{}, errNoLook
 	}
@@ -263,7 +283,7 @@ func (l *queueLooker) ask(q *lookedQueue) (amqp.Queue, error) {
 			answer <- lookAt(l.s, ch, q.name)
 		})
 	}
-	timer := time.NewTimer(lookTimeout)
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case a := <-q.open:

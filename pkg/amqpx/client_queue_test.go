@@ -383,3 +383,54 @@ func TestConsumersOfTheRequestQueue(t *testing.T) {
 		wantSame(t, "code", CodeOf(err), CodeCanceled)
 	})
 }
+
+// Already the first calls of a connection travel in batches.
+func TestFirstCallsTravelTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto)).WaitReady)
+		c := startClient(t, b, WithBatch(BatchAuto))
+		ready(t, c.WaitReady)
+		var calls []<-chan result
+		for i := range 100 {
+			calls = append(calls, goCall(c, within(t, time.Minute), "m", fmt.Append(nil, i)))
+		}
+		for i, call := range calls {
+			wantAnswer(t, <-call, fmt.Sprint(i))
+		}
+		if alone := len(b.MessagesTo(DefaultQueue)); alone > publish.BatchWindow+1 {
+			t.Errorf("%d of 100 calls travelled alone", alone)
+		}
+	})
+}
+
+// A broker that does not answer for the batch queue delays the connection only for a moment, and
+// calls travel alone.
+func TestFirstLookWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto)).WaitReady)
+		answers := make(chan struct{})
+		b.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, name string) error {
+				if op == "declare passive" && name == batchQueueName {
+					<-answers
+				}
+				return nil
+			}
+		})
+		begun := time.Now()
+		c := startClient(t, b, WithBatch(BatchAuto))
+		ready(t, c.WaitReady)
+		wantSame(t, "time until ready", time.Since(begun), lookFirst)
+		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+		wantSame(t, "alone", len(b.MessagesTo(DefaultQueue)), 1)
+		close(answers)
+		pass(2 * lookEvery)
+		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("y")), "y")
+		settle()
+		wantSame(t, "servers that unpack", c.route.batch.servers.Load(), 1)
+	})
+}
