@@ -94,8 +94,7 @@ type dedupModel struct {
 	maxAge   time.Duration
 	runs     []*modelRun           // running, then ended in the order of their ends
 	calls    map[callKey]*modelRun // nil without scopes of the application
-	canceled map[callKey]bool
-	since    time.Time // when the last call was canceled
+	canceled map[callKey]time.Time // until when a canceled call is remembered
 }
 
 // modelRun is one run of a handler in a dedupModel.
@@ -177,11 +176,9 @@ func (m *dedupModel) forget(x *modelRun) {
 
 func (m *dedupModel) begin(r *modelRequest, now time.Time) (dedupDecision, *modelRun) {
 	call := r.real.call()
-	if now.Sub(m.since) > givenUpAge {
-		clear(m.canceled)
-	}
-	if m.canceled[call] {
-		delete(m.canceled, call)
+	until := m.canceled[call]
+	delete(m.canceled, call)
+	if now.Before(until) {
 		return dedupCanceled, nil
 	}
 	m.evict(now)
@@ -315,8 +312,8 @@ func (m *dedupModel) cancel(r *modelRequest) (end []*invocation) {
 		}
 	}
 	if !found {
-		if !m.canceled[call] {
-			m.canceled[call], m.since = true, time.Now()
+		if now := time.Now(); !now.Before(m.canceled[call]) {
+			m.canceled[call] = now.Add(givenUpAge)
 		}
 		return nil
 	}
@@ -345,7 +342,7 @@ func compareWithModel(t *testing.T, operations []byte) {
 		maxBytes := []int{1 << 20, 2000, 10 * entryOverhead, 0}[c.choose(4)]
 		c.cache = newDedupCache(maxBytes, time.Minute, scopes)
 		c.cache.hashMask = []uint64{math.MaxUint64, 3 << 62, 0}[c.choose(3)]
-		c.model = &dedupModel{maxBytes: maxBytes, maxAge: time.Minute, canceled: map[callKey]bool{}}
+		c.model = &dedupModel{maxBytes: maxBytes, maxAge: time.Minute, canceled: map[callKey]time.Time{}}
 		if scopes {
 			c.model.calls = map[callKey]*modelRun{}
 		}
