@@ -18,7 +18,7 @@ type Machine struct {
 	Go     string
 	Broker string
 	Load   string // the load average before the run; empty when unknown
-	// Modules lists the candidates' libraries with versions; empty when unknown.
+	// Modules lists the contenders' libraries with versions; empty when unknown.
 	Modules string
 }
 
@@ -41,7 +41,7 @@ func readMachine(url string) (Machine, error) {
 	return m, conn.Close()
 }
 
-// modules returns the versions of the candidates' libraries.
+// modules returns the versions of the contenders' libraries.
 func modules() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

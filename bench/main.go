@@ -1,10 +1,10 @@
 // Bench measures several ways to make remote calls side by side in one run, and prints
 // Markdown tables. With -out it also writes the tables, with plots, to a directory.
 //
-// Every candidate runs in its own processes, one client and one or more servers, as in
-// production: the sides and the candidates share no heap, scheduler or poller. This process
-// only coordinates. In each round the candidates take turns, A B C A B C …, after a warm-up.
-// Figures are medians over the rounds, and a ratio compares two candidates within the same
+// Every contender runs in its own processes, one client and one or more servers, as in
+// production: the sides and the contenders share no heap, scheduler or poller. This process
+// only coordinates. In each round the contenders take turns, A B C A B C …, after a warm-up.
+// Figures are medians over the rounds, and a ratio compares two contenders within the same
 // round.
 //
 // The contenders pair, pair-no-metrics and pair-single are the shipped services, rpc-server and
@@ -13,7 +13,7 @@
 // a run of a new rpc-client, so its warm-up is part of the figure: -duration should be at least
 // 5s. Its calls per second and latencies are those of the client's report.
 //
-// An experiment (-experiment) is a list of candidates and a series of loads: closed loops of
+// An experiment (-experiment) is a list of contenders and a series of loads: closed loops of
 // callers, open loops of a constant rate, bodies of several sizes, several server processes,
 // slow calls among fast calls, and very many concurrent calls.
 //

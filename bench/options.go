@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/experiment"
 	"rabbitmq-rpc/bench/process"
 )
@@ -54,12 +54,12 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
-	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+candidate.Pair+"…, whose turn is a run of a new client")
+	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
 	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+experiment.Table+": how many callers call at once")
-	fs.StringVar(&names, "contenders", strings.Join(candidate.DefaultNames(), ","), "any of "+strings.Join(candidate.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
-		"The contenders "+candidate.Pair+"… are the shipped services, built from this repository; "+candidate.Pair+"@DIR runs rpc-server and rpc-client of a directory")
+	fs.StringVar(&names, "contenders", strings.Join(contender.DefaultNames(), ","), "any of "+strings.Join(contender.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
+		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
 	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
@@ -77,10 +77,10 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	if o.Callers, err = parseCallers(callers); err != nil {
 		return o, err
 	}
-	if experiments == experiment.Telemetry && names == strings.Join(candidate.DefaultNames(), ",") {
+	if experiments == experiment.Telemetry && names == strings.Join(contender.DefaultNames(), ",") {
 		names = strings.Join(experiment.TelemetryNames(), ",")
 	}
-	o.Candidates = strings.Split(names, ",")
+	o.Contenders = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
 		o.experiments = experiment.Names()[1 : len(experiment.Names())-1]
 	}
@@ -106,13 +106,13 @@ func parseCallers(list string) ([]int, error) {
 }
 
 func (o options) validate() error {
-	known := candidate.Names()
-	for _, label := range o.Candidates {
+	known := contender.Names()
+	for _, label := range o.Contenders {
 		name, _ := experiment.SplitLabel(label)
 		if !slices.Contains(known, name) {
 			return fmt.Errorf("%w: contender %q: want any of %s", errUsage, name, strings.Join(known, ", "))
 		}
-		if found, _ := candidate.Find(name); found.Secure && o.TLSURL == "" {
+		if found, _ := contender.Find(name); found.Secure && o.TLSURL == "" {
 			return fmt.Errorf("%w: contender %q: set -tls-url, or %s and %s", errUsage, name, tlsURLVariable, caFileVariable)
 		}
 	}

@@ -22,8 +22,8 @@ func TestOptions(t *testing.T) {
 	if !slices.Equal(o.Callers, []int{1, 8}) {
 		t.Errorf("callers %v", o.Callers)
 	}
-	if !slices.Equal(o.Candidates, []string{"loop", "amqpx-batch@old"}) {
-		t.Errorf("candidates %v", o.Candidates)
+	if !slices.Equal(o.Contenders, []string{"loop", "amqpx-batch@old"}) {
+		t.Errorf("contenders %v", o.Contenders)
 	}
 }
 

@@ -8,14 +8,14 @@ import (
 	"path/filepath"
 	"strings"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/experiment"
 )
 
 // buildPrograms compiles the services of this repository into a new directory, if a contender
 // without another build needs them. It returns the directory, which remove deletes.
 func buildPrograms(ctx context.Context, o experiment.Options) (dir string, remove func(), err error) {
-	if !needsPrograms(o.Candidates) {
+	if !needsPrograms(o.Contenders) {
 		return "", func() {}, nil
 	}
 	root, err := repositoryRoot(ctx)
@@ -39,7 +39,7 @@ func buildPrograms(ctx context.Context, o experiment.Options) (dir string, remov
 func needsPrograms(labels []string) bool {
 	for _, label := range labels {
 		name, program := experiment.SplitLabel(label)
-		if e, err := candidate.Find(name); err == nil && e.Shipped && program == "" {
+		if e, err := contender.Find(name); err == nil && e.Shipped && program == "" {
 			return true
 		}
 	}
@@ -57,7 +57,7 @@ func repositoryRoot(ctx context.Context) (string, error) {
 		_, err = os.Stat(filepath.Join(root, "services"))
 	}
 	if err != nil {
-		return "", fmt.Errorf("the services are built only in the directory bench of the repository; else name a build, as in %s@DIR: %w", candidate.Pair, err)
+		return "", fmt.Errorf("the services are built only in the directory bench of the repository; else name a build, as in %s@DIR: %w", contender.Pair, err)
 	}
 	return root, nil
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/experiment"
 )
 
@@ -20,14 +20,14 @@ type Report struct {
 	Rounds   int
 	Duration time.Duration // of one turn
 	Sections []*experiment.Section
-	Settings []string // one line for each candidate
+	Settings []string // one line for each contender
 }
 
 func newReport(o options, args []string) *Report {
 	r := &Report{Command: commandOf(args), Rounds: o.Rounds, Duration: o.Duration}
-	for _, label := range o.Candidates {
+	for _, label := range o.Contenders {
 		name, _ := experiment.SplitLabel(label)
-		if e, err := candidate.Find(name); err == nil {
+		if e, err := contender.Find(name); err == nil {
 			r.Settings = append(r.Settings, fmt.Sprintf("%s: %s.", label, e.Settings()))
 		}
 	}

@@ -9,23 +9,23 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/experiment"
 )
 
 func testReport() *Report {
-	o := options{Options: experiment.Options{Rounds: 3, Duration: time.Second, MaxCalls: 1, Callers: []int{1, 64}, Candidates: []string{candidate.Baseline, candidate.Single, candidate.Batched, "python"}}}
+	o := options{Options: experiment.Options{Rounds: 3, Duration: time.Second, MaxCalls: 1, Callers: []int{1, 64}, Contenders: []string{contender.Baseline, contender.Single, contender.Batched, "python"}}}
 	r := newReport(o, []string{"-rounds", "3"})
 	r.Machine = Machine{Cores: 2, OS: "linux/amd64", Go: "go1.26", Broker: "RabbitMQ 3.10"}
 	s := experiment.NewSection(experiment.New(experiment.Table, o.Options), o.Options)
 	// The rate doubles from round to round; the ratio within a round does not change that
 	// much.
 	for i, rate := range []float64{100, 200, 400} {
-		s.Add(candidate.Baseline, "1 caller", experiment.Sample{Rate: rate, P50: 1})
-		s.Add(candidate.Single, "1 caller", experiment.Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: experiment.Cost{CPU: 10, Allocs: 20}, Server: experiment.Cost{CPU: 11, Allocs: 21}})
-		s.Add(candidate.Batched, "1 caller", experiment.Sample{Rate: rate * 0.85})
-		s.Add(candidate.Baseline, "64 callers", experiment.Sample{Rate: 10})
-		s.Add(candidate.Batched, "64 callers", experiment.Sample{Rate: 70})
+		s.Add(contender.Baseline, "1 caller", experiment.Sample{Rate: rate, P50: 1})
+		s.Add(contender.Single, "1 caller", experiment.Sample{Rate: rate * (0.8 + 0.1*float64(i)), P50: 1.5, P99: 2, Client: experiment.Cost{CPU: 10, Allocs: 20}, Server: experiment.Cost{CPU: 11, Allocs: 21}})
+		s.Add(contender.Batched, "1 caller", experiment.Sample{Rate: rate * 0.85})
+		s.Add(contender.Baseline, "64 callers", experiment.Sample{Rate: 10})
+		s.Add(contender.Batched, "64 callers", experiment.Sample{Rate: 70})
 	}
 	r.Sections = append(r.Sections, s)
 	return r
@@ -99,11 +99,11 @@ func TestGoalsOfWhatWasMeasured(t *testing.T) {
 
 func TestPublish(t *testing.T) {
 	t.Parallel()
-	o := options{Options: experiment.Options{Rounds: 1, Duration: time.Second, MaxCalls: 1, Candidates: []string{candidate.Baseline}}}
+	o := options{Options: experiment.Options{Rounds: 1, Duration: time.Second, MaxCalls: 1, Contenders: []string{contender.Baseline}}}
 	r := newReport(o, nil)
 	s := experiment.NewSection(experiment.New(experiment.Callers, o.Options), o.Options)
-	s.Add(candidate.Baseline, "1 caller", experiment.Sample{Rate: 5})
-	s.Add(candidate.Baseline, "64 callers", experiment.Sample{Rate: 50})
+	s.Add(contender.Baseline, "1 caller", experiment.Sample{Rate: 5})
+	s.Add(contender.Baseline, "64 callers", experiment.Sample{Rate: 50})
 	r.Sections = append(r.Sections, s)
 	var shown strings.Builder
 	dir := filepath.Join(t.TempDir(), "new")

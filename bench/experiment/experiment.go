@@ -1,4 +1,4 @@
-// Package experiment has the experiments of the benchmark: which candidates they compare under
+// Package experiment has the experiments of the benchmark: which contenders they compare under
 // which loads, their rounds, and their tables and plots.
 package experiment
 
@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
 	"rabbitmq-rpc/internal/loadgen"
 )
@@ -19,15 +19,15 @@ type Options struct {
 	process.Options
 
 	Rounds     int
-	Duration   time.Duration // of one candidate's turn
-	MaxCalls   int           // of one candidate's turn
+	Duration   time.Duration // of one contender's turn
+	MaxCalls   int           // of one contender's turn
 	Callers    []int         // of the experiment Table
-	Candidates []string      // labels, as in SplitLabel
-	Programs   string        // directory of the shipped candidates' programs, of this repository
+	Contenders []string      // labels, as in SplitLabel
+	Programs   string        // directory of the shipped contenders' programs, of this repository
 }
 
-// SplitLabel splits NAME@FILE into the candidate's name and the path of another build: of this
-// program, or, for a shipped candidate, the directory of its programs. The path is empty for
+// SplitLabel splits NAME@FILE into the contender's name and the path of another build: of this
+// program, or, for a shipped contender, the directory of its programs. The path is empty for
 // the running program and for the services of this repository.
 func SplitLabel(label string) (name, program string) {
 	name, program, _ = strings.Cut(label, "@")
@@ -44,7 +44,7 @@ type Experiment struct {
 	plots       []plotted
 }
 
-// IsEmpty reports whether no chosen candidate takes part in the experiment.
+// IsEmpty reports whether no chosen contender takes part in the experiment.
 func (e Experiment) IsEmpty() bool { return len(e.setups) == 0 }
 
 // load is a column of an experiment.
@@ -59,7 +59,7 @@ type load struct {
 }
 
 // reach is the largest part of a setup's maximum rate at which a fixed rate is measured.
-// Above this part the length of the turn determines the result, not the candidate.
+// Above this part the length of the turn determines the result, not the contender.
 const reach = 0.8
 
 // Shared loads of the experiments.
@@ -107,7 +107,7 @@ func Names() []string {
 	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Telemetry}
 }
 
-// New builds the named experiment for the chosen candidates.
+// New builds the named experiment for the chosen contenders.
 func New(name string, o Options) Experiment {
 	var e Experiment
 	switch name {
@@ -132,20 +132,20 @@ func New(name string, o Options) Experiment {
 	return e
 }
 
-// setupsOf returns a setup for each chosen candidate. If names are given, only candidates
+// setupsOf returns a setup for each chosen contender. If names are given, only contenders
 // with these names are included.
-func setupsOf(o Options, env candidate.Environment, names ...string) []process.Setup {
+func setupsOf(o Options, env contender.Environment, names ...string) []process.Setup {
 	var all []process.Setup
-	for _, label := range o.Candidates {
+	for _, label := range o.Contenders {
 		name, program := SplitLabel(label)
 		if len(names) > 0 && !slices.Contains(names, name) {
 			continue
 		}
-		e, err := candidate.Find(name)
+		e, err := contender.Find(name)
 		if err != nil {
 			continue // the options were validated
 		}
-		setup := process.Setup{Label: label, Candidate: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential}
+		setup := process.Setup{Label: label, Contender: name, Program: program, Servers: 1, Env: env, Sequential: e.Sequential}
 		if e.Shipped {
 			setup.Program, setup.Env.Programs = "", cmp.Or(program, o.Programs)
 		}

@@ -4,12 +4,12 @@ import (
 	"slices"
 	"testing"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 func TestSetupsOfExperiments(t *testing.T) {
 	t.Parallel()
-	o := Options{Candidates: []string{"loop", "amqpx-batch", "python"}, Callers: []int{1}, Rounds: 1, Duration: 1, MaxCalls: 1}
+	o := Options{Contenders: []string{"loop", "amqpx-batch", "python"}, Callers: []int{1}, Rounds: 1, Duration: 1, MaxCalls: 1}
 	for name, want := range map[string][]string{
 		Table:   {"loop", "amqpx-batch", "python"},
 		Rate:    {"loop", "amqpx-batch"},
@@ -27,9 +27,9 @@ func TestSetupsOfExperiments(t *testing.T) {
 
 func TestSetupOfAnotherBuild(t *testing.T) {
 	t.Parallel()
-	o := Options{Candidates: []string{"loop", "amqpx-batch@old"}, Callers: []int{1}}
+	o := Options{Contenders: []string{"loop", "amqpx-batch@old"}, Callers: []int{1}}
 	e := New(Table, o)
-	if got := e.setups[1]; got.Candidate != candidate.Batched || got.Program != "old" || got.Label != "amqpx-batch@old" {
+	if got := e.setups[1]; got.Contender != contender.Batched || got.Program != "old" || got.Label != "amqpx-batch@old" {
 		t.Errorf("second setup %+v", got)
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
 	"rabbitmq-rpc/internal/chart"
 	"rabbitmq-rpc/internal/loadgen"
@@ -13,8 +13,8 @@ import (
 func tableExperiment(o Options) Experiment {
 	return Experiment{
 		title:  "Side by side",
-		note:   fmt.Sprintf("Closed loop: that many callers, each with one call at a time. Request body %q, answer %q.", candidate.RequestBody, candidate.ResponseBody),
-		setups: setupsOf(o, candidate.Environment{}),
+		note:   fmt.Sprintf("Closed loop: that many callers, each with one call at a time. Request body %q, answer %q.", contender.RequestBody, contender.ResponseBody),
+		setups: setupsOf(o, contender.Environment{}),
 		loads:  closedLoads(o, o.Callers),
 		render: func(s *Section) string { return s.tables(o.Callers) },
 	}
@@ -40,7 +40,7 @@ func rateExperiment(o Options) Experiment {
 		title: "Latency against rate",
 		note: fmt.Sprintf("Open loop: calls begin on a schedule of constant rate and count from the moment they were due, sent or not; at most %d at once, others wait and count. "+
 			"A contender's maximum is that of a closed loop of %d callers, found in the same run; it is asked for fixed rates up to %.0f %% of it.", loadgen.OpenInFlight, heavyCallers, 100*reach),
-		setups: setupsOf(o, candidate.Environment{}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.Pair, candidate.CoreNATS, candidate.GRPC),
+		setups: setupsOf(o, contender.Environment{}, contender.Baseline, contender.Single, contender.Batched, contender.Pair, contender.CoreNATS, contender.GRPC),
 		render: (*Section).latencies,
 	}
 	most := closedLoads(o, []int{heavyCallers})[0]
@@ -64,7 +64,7 @@ func sizeExperiment(o Options) Experiment {
 	e := Experiment{
 		title:  "Throughput against body size",
 		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and response have that many bytes each, and both are compared.", callers),
-		setups: setupsOf(o, candidate.Environment{}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS, candidate.GRPC),
+		setups: setupsOf(o, contender.Environment{}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS, contender.GRPC),
 		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
 		plots: []plotted{{
 			file: "throughput-size.svg", Plot: chart.Plot{
@@ -100,7 +100,7 @@ func serversExperiment(o Options) Experiment {
 			lines: func(s *Section) []chart.Series { return s.fleetLines() },
 		}},
 	}
-	for _, base := range setupsOf(o, candidate.Environment{Workers: workers, Sleep: sleep}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS) {
+	for _, base := range setupsOf(o, contender.Environment{Workers: workers, Sleep: sleep}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS) {
 		for _, n := range []int{1, 2, 4} {
 			setup := base
 			setup.Label, setup.Servers = labelFleetOf(base.Label, n), n
@@ -120,8 +120,8 @@ func slowExperiment(o Options) Experiment {
 	e := Experiment{
 		title: "Slow calls among fast ones",
 		note: fmt.Sprintf("Open loop of %d calls/s, %d workers; with slow calls, every %dth sleeps %v in the handler. Latencies of fast and slow calls apart.",
-			slowRate, workers, slowEvery, candidate.SlowTime),
-		setups: setupsOf(o, candidate.Environment{Workers: workers}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS),
+			slowRate, workers, slowEvery, contender.SlowTime),
+		setups: setupsOf(o, contender.Environment{Workers: workers}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS),
 		render: (*Section).slows,
 	}
 	without := openLoad(o, labelNoSlow, slowRate, 2*o.Duration)
@@ -139,9 +139,9 @@ func memoryExperiment(o Options) Experiment {
 		loads:  []load{{label: labelHeld}, {label: labelFull, turn: process.Turn{Callers: heavyCallers, Duration: o.Duration, MaxCalls: o.MaxCalls}}},
 		render: (*Section).memory,
 	}
-	for _, setup := range setupsOf(o, candidate.Environment{InFlight: 2 * heldCalls}, candidate.Baseline, candidate.Single, candidate.Batched, candidate.CoreNATS, candidate.GRPC) {
+	for _, setup := range setupsOf(o, contender.Environment{InFlight: 2 * heldCalls}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS, contender.GRPC) {
 		e.setups = append(e.setups, setup)
-		if setup.Candidate == candidate.Batched {
+		if setup.Contender == contender.Batched {
 			setup.Label, setup.Env.Async = labelAsync(setup.Label), true
 			e.setups = append(e.setups, setup)
 		}
@@ -151,16 +151,16 @@ func memoryExperiment(o Options) Experiment {
 
 func labelAsync(label string) string { return label + ", Client.Go" }
 
-// TelemetryNames returns the candidates of the telemetry experiment.
+// TelemetryNames returns the contenders of the telemetry experiment.
 func TelemetryNames() []string {
-	return []string{candidate.Single, candidate.SingleMetrics, candidate.SingleSampled, candidate.SingleTraced, candidate.Batched, candidate.BatchedMetrics, candidate.BatchedSampled, candidate.BatchedTraced}
+	return []string{contender.Single, contender.SingleMetrics, contender.SingleSampled, contender.SingleTraced, contender.Batched, contender.BatchedMetrics, contender.BatchedSampled, contender.BatchedTraced}
 }
 
 // telemetryExperiment compares amqpx with and without telemetry.
 func telemetryExperiment(o Options) Experiment {
 	e := tableExperiment(o)
 	e.title = "The cost of telemetry"
-	e.note = fmt.Sprintf("Closed loop. Metrics are Prometheus's, on both sides. Of the calls %g %% are traced, or all, on both sides; spans are dropped instead of exported.", 100*candidate.SampledShare)
+	e.note = fmt.Sprintf("Closed loop. Metrics are Prometheus's, on both sides. Of the calls %g %% are traced, or all, on both sides; spans are dropped instead of exported.", 100*contender.SampledShare)
 	e.loads = closedLoads(o, []int{64, heavyCallers})
 	e.render = (*Section).telemetryCosts
 	return e

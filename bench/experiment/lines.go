@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
 	"rabbitmq-rpc/internal/chart"
 )
@@ -55,12 +55,12 @@ func (s *Section) latencyLines() []chart.Series {
 	return all
 }
 
-// fleetLines returns a line for each candidate: the rate over the number of server processes.
+// fleetLines returns a line for each contender: the rate over the number of server processes.
 func (s *Section) fleetLines() []chart.Series {
 	var all []chart.Series
 	for _, e := range s.setups {
-		if len(all) == 0 || all[len(all)-1].Name != e.Candidate {
-			all = append(all, chart.Series{Name: e.Candidate, Colour: colourOf(e), Bars: true})
+		if len(all) == 0 || all[len(all)-1].Name != e.Contender {
+			all = append(all, chart.Series{Name: e.Contender, Colour: colourOf(e), Bars: true})
 		}
 		if len(s.samples[cell{e.Label, s.loads[0].label}]) > 0 {
 			last := &all[len(all)-1]
@@ -70,8 +70,8 @@ func (s *Section) fleetLines() []chart.Series {
 	return all
 }
 
-// colourOf returns the candidate's colour, which is the same in every plot.
-func colourOf(e process.Setup) int { return slices.Index(candidate.Names(), e.Candidate) }
+// colourOf returns the contender's colour, which is the same in every plot.
+func colourOf(e process.Setup) int { return slices.Index(contender.Names(), e.Contender) }
 
 // interval returns the point of a spread.
 func interval(x float64, y Spread) chart.Interval {

@@ -47,7 +47,7 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 
 // start starts the processes of a setup with a new request queue.
 func (r *Runner) start(ctx context.Context, setup process.Setup) (*process.Group, error) {
-	return process.Start(ctx, setup, r.newQueue(setup.Candidate), r.Options.Options)
+	return process.Start(ctx, setup, r.newQueue(setup.Contender), r.Options.Options)
 }
 
 // rounds runs every load in every round, with each group in turn. The first round is the

@@ -20,7 +20,7 @@ type Section struct {
 	samples map[cell][]Sample
 }
 
-type cell struct{ candidate, load string }
+type cell struct{ contender, load string }
 
 // NewSection returns the section of an experiment without samples.
 func NewSection(e Experiment, o Options) *Section {
@@ -51,7 +51,7 @@ func (s *Section) spread(setup, load string, figure func(Sample) float64) Spread
 
 // ratio compares a figure of two cells round by round.
 func (s *Section) ratio(of, against cell, figure func(Sample) float64) Spread {
-	mine, other := s.series(of.candidate, of.load, figure), s.series(against.candidate, against.load, figure)
+	mine, other := s.series(of.contender, of.load, figure), s.series(against.contender, against.load, figure)
 	var ratios []float64
 	for i := range min(len(mine), len(other)) {
 		ratios = append(ratios, mine[i]/other[i])

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
 )
 
@@ -40,10 +40,10 @@ func TestRatioIsTakenWithinRounds(t *testing.T) {
 	// The rate doubles from round to round; the ratio within a round does not change that
 	// much.
 	for i, rate := range []float64{100, 200, 400} {
-		s.Add(candidate.Baseline, "1 caller", Sample{Rate: rate})
-		s.Add(candidate.Single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i))})
+		s.Add(contender.Baseline, "1 caller", Sample{Rate: rate})
+		s.Add(contender.Single, "1 caller", Sample{Rate: rate * (0.8 + 0.1*float64(i))})
 	}
-	got := s.ratio(cell{candidate.Single, "1 caller"}, cell{candidate.Baseline, "1 caller"}, rate).format("%.2f")
+	got := s.ratio(cell{contender.Single, "1 caller"}, cell{contender.Baseline, "1 caller"}, rate).format("%.2f")
 	if want := "0.90 (0.80–1.00)"; got != want {
 		t.Errorf("ratio %s, want %s", got, want)
 	}

@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"strings"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 // tables renders a table for each number of callers, with ratios to the baselines.
 func (s *Section) tables(callers []int) string {
 	var b strings.Builder
 	var baselines []string
-	for _, name := range []string{candidate.Baseline, candidate.BaselineConfirms, candidate.BaselineSame} {
+	for _, name := range []string{contender.Baseline, contender.BaselineConfirms, contender.BaselineSame} {
 		if s.has(name) {
 			baselines = append(baselines, name)
 		}
@@ -160,16 +160,16 @@ func (s *Section) memory() string {
 	return b.String()
 }
 
-// telemetryCosts renders the throughput relative to the same candidate without telemetry.
+// telemetryCosts renders the throughput relative to the same contender without telemetry.
 func (s *Section) telemetryCosts() string {
 	var b strings.Builder
 	for _, l := range s.loads {
 		fmt.Fprintf(&b, "\n### %s\n", l.label)
 		var rows [][]string
-		against := candidate.Single
+		against := contender.Single
 		for _, e := range s.setups {
-			if e.Candidate == candidate.Batched {
-				against = candidate.Batched
+			if e.Contender == contender.Batched {
+				against = contender.Batched
 			}
 			cells := s.cells(e.Label, l.label, nil)
 			ratio := s.ratio(cell{e.Label, l.label}, cell{against, l.label}, rate).format("%.2f")

@@ -9,10 +9,10 @@ import (
 	"os"
 	"runtime/pprof"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
-// ChildArg as the only argument makes this program a process of a candidate. The process reads
+// ChildArg as the only argument makes this program a process of a contender. The process reads
 // a configuration and then commands as JSON lines, and sends a JSON reply for each line. The
 // end of the input ends the process, so a child never outlives the benchmark. Builds of other
 // revisions use the same lines.
@@ -20,9 +20,9 @@ const ChildArg = "child"
 
 // childConfig configures a child process.
 type childConfig struct {
-	Role       candidate.Role        `json:"role"`
-	Candidate  string                `json:"contender"`
-	Env        candidate.Environment `json:"env"`
+	Role       contender.Role        `json:"role"`
+	Contender  string                `json:"contender"`
+	Env        contender.Environment `json:"env"`
 	CPUProfile string                `json:"cpu_profile,omitempty"` // a file
 }
 
@@ -51,7 +51,7 @@ func ServeChild(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := commands.Decode(&b); err != nil {
 		return fmt.Errorf("no configuration: %w", err)
 	}
-	e, err := candidate.Find(b.Candidate)
+	e, err := contender.Find(b.Contender)
 	if err != nil {
 		return err
 	}
@@ -60,27 +60,27 @@ func ServeChild(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer stop()
-	c, ok := e.Candidate.(candidate.Native)
+	c, ok := e.Contender.(contender.Native)
 	if !ok {
-		return fmt.Errorf("%s is another program", b.Candidate)
+		return fmt.Errorf("%s is another program", b.Contender)
 	}
 	usage := used
-	if m, ok := e.Candidate.(candidate.Meter); ok {
+	if m, ok := e.Contender.(contender.Meter); ok {
 		usage = func() (Usage, error) { return usedBy(m) }
 	}
 	l := lines{commands, replies, usage}
 	switch b.Role {
-	case candidate.RoleServer:
-		h := candidate.NewHandler(b.Env.Sleep)
+	case contender.RoleServer:
+		h := contender.NewHandler(b.Env.Sleep)
 		serve := func(ctx context.Context, ready func(string)) error { return c.Serve(ctx, b.Env, h, ready) }
 		return servingChild(ctx, serve, l, h.Release)
-	case candidate.RoleBroker:
-		own, ok := e.Candidate.(candidate.Brokered)
+	case contender.RoleBroker:
+		own, ok := e.Contender.(contender.Brokered)
 		if !ok {
-			return fmt.Errorf("%s has no broker of its own", b.Candidate)
+			return fmt.Errorf("%s has no broker of its own", b.Contender)
 		}
 		return servingChild(ctx, own.Broker, l, func() {})
-	case candidate.RoleClient:
+	case contender.RoleClient:
 		return clientChild(ctx, c, b.Env, l)
 	default:
 		return fmt.Errorf("no role %q", b.Role)

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"io"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -47,8 +47,8 @@ func servingChild(ctx context.Context, serve func(ctx context.Context, ready fun
 	}
 }
 
-// clientChild dials the candidate's server and executes commands until the input ends.
-func clientChild(ctx context.Context, c candidate.Native, env candidate.Environment, l lines) error {
+// clientChild dials the contender's server and executes commands until the input ends.
+func clientChild(ctx context.Context, c contender.Native, env contender.Environment, l lines) error {
 	under, err := c.Dial(ctx, env)
 	if err != nil {
 		return err
@@ -66,7 +66,7 @@ func clientChild(ctx context.Context, c candidate.Native, env candidate.Environm
 		}
 		return &o, err
 	})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), candidate.EndTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), contender.EndTimeout)
 	defer cancel()
 	return errors.Join(err, under.Close(ctx))
 }

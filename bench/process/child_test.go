@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 // child runs serveChild in this process and exchanges JSON lines over pipes.
@@ -54,27 +54,27 @@ func (c *child) end() {
 	}
 }
 
-// TestSides runs the candidates without RabbitMQ, with all their processes as children, and
+// TestSides runs the contenders without RabbitMQ, with all their processes as children, and
 // checks their results and usage.
 func TestSides(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{candidate.CoreNATS, candidate.GRPC} {
+	for _, name := range []string{contender.CoreNATS, contender.GRPC} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := childConfig{Candidate: name, Env: candidate.Environment{Queue: "bench", Workers: 2}}
-			if name == candidate.CoreNATS {
-				b.Role = candidate.RoleBroker
+			b := childConfig{Contender: name, Env: contender.Environment{Queue: "bench", Workers: 2}}
+			if name == contender.CoreNATS {
+				b.Role = contender.RoleBroker
 				broker, r := startChild(t, b)
 				defer broker.end()
 				b.Env.Endpoint = r.Endpoint
 			}
-			b.Role = candidate.RoleServer
+			b.Role = contender.RoleServer
 			server, r := startChild(t, b)
 			defer server.end()
 			if r.Endpoint != "" {
 				b.Env.Endpoint = r.Endpoint
 			}
-			b.Role = candidate.RoleClient
+			b.Role = contender.RoleClient
 			client, _ := startChild(t, b)
 			defer client.end()
 			for _, turn := range []Turn{

@@ -1,5 +1,5 @@
-// Package process runs each candidate in processes of its own: one client, servers, and a broker
-// if the candidate has one. The client makes the calls of a turn with the loops of
+// Package process runs each contender in processes of its own: one client, servers, and a broker
+// if the contender has one. The client makes the calls of a turn with the loops of
 // internal/loadgen.
 package process
 
@@ -10,16 +10,16 @@ import (
 	"slices"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
-// Setup is a candidate with the environment of an experiment.
+// Setup is a contender with the environment of an experiment.
 type Setup struct {
 	Label     string // in tables
-	Candidate string
+	Contender string
 	Program   string // build of this program to run; empty: the running program
 	Servers   int
-	Env       candidate.Environment
+	Env       contender.Environment
 
 	Sequential bool
 }
@@ -50,30 +50,30 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 			err = errors.Join(err, g.Stop())
 		}
 	}()
-	b := childConfig{Candidate: setup.Candidate, Env: setup.Env}
+	b := childConfig{Contender: setup.Contender, Env: setup.Env}
 	b.Env.URL, b.Env.TLSURL, b.Env.Queue = o.URL, o.TLSURL, queue
-	found, err := candidate.Find(setup.Candidate)
+	found, err := contender.Find(setup.Contender)
 	if err != nil {
 		return nil, err
 	}
-	start := func(r candidate.Role) (*process, error) {
+	start := func(r contender.Role) (*process, error) {
 		b.Role = r
 		if o.CPUProfile != "" {
-			b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", o.CPUProfile, setup.Candidate, r)
-			if r == candidate.RoleServer && len(g.servers) > 0 {
-				b.CPUProfile = fmt.Sprintf("%s.%s.%s-%d.pprof", o.CPUProfile, setup.Candidate, r, len(g.servers)+1)
+			b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", o.CPUProfile, setup.Contender, r)
+			if r == contender.RoleServer && len(g.servers) > 0 {
+				b.CPUProfile = fmt.Sprintf("%s.%s.%s-%d.pprof", o.CPUProfile, setup.Contender, r, len(g.servers)+1)
 			}
 		}
 		return startProcess(ctx, b, programOf(found, setup.Program, r))
 	}
-	if _, ok := found.Candidate.(candidate.Brokered); ok {
-		if g.broker, err = start(candidate.RoleBroker); err != nil {
+	if _, ok := found.Contender.(contender.Brokered); ok {
+		if g.broker, err = start(contender.RoleBroker); err != nil {
 			return nil, err
 		}
 		b.Env.Endpoint = g.broker.endpoint
 	}
 	for range setup.Servers {
-		s, err := start(candidate.RoleServer)
+		s, err := start(contender.RoleServer)
 		if err != nil {
 			return nil, err
 		}
@@ -82,14 +82,14 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 			b.Env.Endpoint = s.endpoint
 		}
 	}
-	g.client, err = start(candidate.RoleClient)
+	g.client, err = start(contender.RoleClient)
 	return g, err
 }
 
 // programOf returns the command line of a process: a foreign program, another build of this
 // program, or nil for this program.
-func programOf(e candidate.Entry, build string, r candidate.Role) []string {
-	if f, ok := e.Candidate.(candidate.Foreign); ok {
+func programOf(e contender.Entry, build string, r contender.Role) []string {
+	if f, ok := e.Contender.(contender.Foreign); ok {
 		return f.Program(r)
 	}
 	if build != "" {

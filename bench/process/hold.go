@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 // held is a set of calls in flight until the server releases them.
@@ -15,47 +15,47 @@ type held struct {
 	calls   int
 	begun   time.Time
 	settled chan error          // receives one error for each call in a goroutine
-	started []candidate.Started // the calls without goroutines
+	started []contender.Started // the calls without goroutines
 }
 
-// settling is the pause after the start of the last held call, in which the candidate can send
+// settling is the pause after the start of the last held call, in which the contender can send
 // requests still in its buffers.
 const settling = time.Second
 
 // holdCalls starts the given number of calls, each in a goroutine or, if async is true,
 // without a goroutine, and returns when all are in flight.
-func holdCalls(ctx context.Context, c candidate.Caller, calls int, async bool) (*held, error) {
+func holdCalls(ctx context.Context, c contender.Caller, calls int, async bool) (*held, error) {
 	h := &held{calls: calls, begun: time.Now()}
 	if async {
-		s, ok := c.(candidate.Starter)
+		s, ok := c.(contender.Starter)
 		if !ok {
 			return nil, errors.New("its calls need goroutines")
 		}
-		h.started = make([]candidate.Started, calls)
+		h.started = make([]contender.Started, calls)
 		for i := range h.started {
-			h.started[i] = s.Start(ctx, candidate.MethodHold, []byte(candidate.RequestBody))
+			h.started[i] = s.Start(ctx, contender.MethodHold, []byte(contender.RequestBody))
 		}
 	} else if err := h.inGoroutines(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := candidate.Pause(ctx, settling); err != nil {
+	if err := contender.Pause(ctx, settling); err != nil {
 		return nil, err
 	}
 	return h, h.stillHeld()
 }
 
 // inGoroutines starts each call in its own goroutine.
-func (h *held) inGoroutines(ctx context.Context, c candidate.Caller) error {
+func (h *held) inGoroutines(ctx context.Context, c contender.Caller) error {
 	h.settled = make(chan error, h.calls)
 	var begun atomic.Int64
 	for range h.calls {
 		go func() { // settles within the call's deadline; awaited by settle
 			begun.Add(1)
-			h.settled <- checkedCall(ctx, c, candidate.MethodHold, []byte(candidate.RequestBody), []byte(candidate.ResponseBody))
+			h.settled <- checkedCall(ctx, c, contender.MethodHold, []byte(contender.RequestBody), []byte(contender.ResponseBody))
 		}()
 	}
 	for begun.Load() < int64(h.calls) {
-		if err := candidate.Pause(ctx, time.Millisecond); err != nil {
+		if err := contender.Pause(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -75,7 +75,7 @@ func (h *held) stillHeld() error {
 	if len(h.started) == 0 {
 		return nil
 	}
-	for _, s := range []candidate.Started{h.started[0], h.started[len(h.started)-1]} {
+	for _, s := range []contender.Started{h.started[0], h.started[len(h.started)-1]} {
 		select {
 		case <-s.Done():
 			_, err := s.Wait()
@@ -99,7 +99,7 @@ func (h *held) settle(ctx context.Context) (Outcome, error) {
 func (h *held) settleOne(ctx context.Context, i int) error {
 	if h.started != nil {
 		got, err := h.started[i].Wait()
-		return checkAnswer(got, err, []byte(candidate.ResponseBody))
+		return checkResponse(got, err, []byte(contender.ResponseBody))
 	}
 	select {
 	case err := <-h.settled:

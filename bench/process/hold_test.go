@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 func TestHeldCalls(t *testing.T) {
@@ -38,17 +38,17 @@ func TestHeldCallsMustBeHeld(t *testing.T) {
 type futures struct{ scripted }
 
 type future struct {
-	done   chan struct{}
-	answer []byte
-	err    error
+	done     chan struct{}
+	response []byte
+	err      error
 }
 
 // Start implements starter.
-func (f *futures) Start(ctx context.Context, method string, body []byte) candidate.Started {
+func (f *futures) Start(ctx context.Context, method string, body []byte) contender.Started {
 	u := &future{done: make(chan struct{})}
 	go func() { // ends with the call; awaited by Wait
 		defer close(u.done)
-		u.answer, u.err = f.Call(ctx, method, body)
+		u.response, u.err = f.Call(ctx, method, body)
 	}()
 	return u
 }
@@ -59,7 +59,7 @@ func (u *future) Done() <-chan struct{} { return u.done }
 // Wait implements started.
 func (u *future) Wait() ([]byte, error) {
 	<-u.done
-	return u.answer, u.err
+	return u.response, u.err
 }
 
 func TestHeldCallsWithoutGoroutines(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -92,8 +92,8 @@ func TestOpenLoopNumbersSlowCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(_ int, method string) time.Duration {
-			if method == candidate.MethodSlow {
-				return candidate.SlowTime
+			if method == contender.MethodSlow {
+				return contender.SlowTime
 			}
 			return time.Millisecond
 		}}

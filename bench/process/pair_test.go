@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -30,14 +30,14 @@ exec tail -f /dev/null
 func TestPair(t *testing.T) {
 	t.Parallel()
 	const client = `echo '{"passed":true,"calls":30,"ok":30,"seconds":1.5,"latency_ms":{"p50":2,"p99":3,"p999":4,"max":5}}' >"$RPC_REPORT_DIR/report.json"`
-	b := childConfig{Candidate: candidate.PairSingle, Env: candidate.Environment{Queue: "bench", URL: "amqp://nowhere.invalid/", Programs: programs(t, client)}}
-	b.Role = candidate.RoleServer
+	b := childConfig{Contender: contender.PairSingle, Env: contender.Environment{Queue: "bench", URL: "amqp://nowhere.invalid/", Programs: programs(t, client)}}
+	b.Role = contender.RoleServer
 	server, _ := startChild(t, b)
 	defer server.end()
 	if u := server.ask(command{}).Usage; u.RSS == 0 || u.Peak < u.RSS {
 		t.Errorf("usage of the server %+v", u)
 	}
-	b.Role = candidate.RoleClient
+	b.Role = contender.RoleClient
 	caller, _ := startChild(t, b)
 	defer caller.end()
 	r := caller.ask(command{Turn: &Turn{Callers: 3, Duration: time.Second, MaxCalls: 30}})
@@ -58,12 +58,12 @@ func TestPairThatFails(t *testing.T) {
 		"no report": "exit 0",
 		"not all":   `echo '{"calls":3,"ok":2,"seconds":1}' >"$RPC_REPORT_DIR/report.json"`,
 	} {
-		e, err := candidate.Find(candidate.Pair)
+		e, err := contender.Find(contender.Pair)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pair, _ := e.Candidate.(candidate.Native)
-		c, err := pair.Dial(t.Context(), candidate.Environment{Programs: programs(t, script)})
+		pair, _ := e.Contender.(contender.Native)
+		c, err := pair.Dial(t.Context(), contender.Environment{Programs: programs(t, script)})
 		if err != nil {
 			t.Fatal(err)
 		}

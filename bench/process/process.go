@@ -10,7 +10,7 @@ import (
 	"os/exec"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 // process is a child process, seen from the benchmark.
@@ -24,7 +24,7 @@ type process struct {
 	endpoint string // the address it listens on; empty if it does not listen
 }
 
-// startProcess starts one process of a candidate and waits until the process is ready. An empty
+// startProcess starts one process of a contender and waits until the process is ready. An empty
 // program starts this program as a child.
 func startProcess(ctx context.Context, b childConfig, program []string) (_ *process, err error) {
 	if len(program) == 0 {
@@ -34,9 +34,9 @@ func startProcess(ctx context.Context, b childConfig, program []string) (_ *proc
 		}
 		program = []string{exe, ChildArg}
 	}
-	s := &process{name: fmt.Sprintf("%s %s", b.Candidate, b.Role), cmd: exec.CommandContext(ctx, program[0], program[1:]...)} //nolint:gosec // this very program, or what the user named.
+	s := &process{name: fmt.Sprintf("%s %s", b.Contender, b.Role), cmd: exec.CommandContext(ctx, program[0], program[1:]...)} //nolint:gosec // this very program, or what the user named.
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
-	s.cmd.WaitDelay = candidate.EndTimeout
+	s.cmd.WaitDelay = contender.EndTimeout
 	s.cmd.Stderr = os.Stderr
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (s *process) named(err error) error {
 // not end in time.
 func (s *process) stop() error {
 	_ = s.in.Close() // the end of its input ends the process
-	timer := time.AfterFunc(2*candidate.EndTimeout, func() { _ = s.cmd.Process.Kill() })
+	timer := time.AfterFunc(2*contender.EndTimeout, func() { _ = s.cmd.Process.Kill() })
 	defer timer.Stop()
 	if err := s.cmd.Wait(); err != nil {
 		return s.named(err)

@@ -8,7 +8,7 @@ import (
 	"math"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -19,7 +19,7 @@ type Turn struct {
 	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
 	Duration  time.Duration `json:"duration"`
 	MaxCalls  int           `json:"max_calls"`
-	Body      int           `json:"body,omitempty"`       // bytes each way; 0: the fixed bodies of package candidate
+	Body      int           `json:"body,omitempty"`       // bytes each way; 0: the fixed bodies of package contender
 	SlowEvery int           `json:"slow_every,omitempty"` // every SlowEvery-th call is slow; 0: none
 }
 
@@ -49,8 +49,8 @@ const overrun = 5 * time.Second
 const stuck = 30 * time.Second
 
 // drive runs a turn. The first wrong response or error ends the turn.
-func drive(ctx context.Context, c candidate.Caller, t Turn, p loadgen.Pacer) (Outcome, error) {
-	if d, ok := c.(candidate.Driver); ok {
+func drive(ctx context.Context, c contender.Caller, t Turn, p loadgen.Pacer) (Outcome, error) {
+	if d, ok := c.(contender.Driver); ok {
 		return driveItself(ctx, d, t)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -65,8 +65,8 @@ func drive(ctx context.Context, c candidate.Caller, t Turn, p loadgen.Pacer) (Ou
 	return d.outcome(elapsed), nil
 }
 
-// driveItself has the candidate run a turn.
-func driveItself(ctx context.Context, d candidate.Driver, t Turn) (Outcome, error) {
+// driveItself has the contender run a turn.
+func driveItself(ctx context.Context, d contender.Driver, t Turn) (Outcome, error) {
 	if t.Body > 0 || t.SlowEvery > 0 {
 		return Outcome{}, errors.New("makes only calls of the fixed body")
 	}
@@ -74,7 +74,7 @@ func driveItself(ctx context.Context, d candidate.Driver, t Turn) (Outcome, erro
 	limit := t.Duration + overrun + stuck
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("a turn of %v did not end within %v", t.Duration, limit))
 	defer cancel()
-	f, err := d.Drive(ctx, candidate.Load{Callers: t.Callers, Rate: w.Rate, InFlight: t.InFlight, Duration: t.Duration, Calls: t.MaxCalls})
+	f, err := d.Drive(ctx, contender.Load{Callers: t.Callers, Rate: w.Rate, InFlight: t.InFlight, Duration: t.Duration, Calls: t.MaxCalls})
 	if err != nil {
 		return Outcome{}, errors.Join(err, context.Cause(ctx))
 	}
@@ -87,7 +87,7 @@ func driveItself(ctx context.Context, d candidate.Driver, t Turn) (Outcome, erro
 // driver runs a turn.
 type driver struct {
 	turn   Turn
-	caller candidate.Caller
+	caller contender.Caller
 	body   []byte // request body for MethodEcho; nil: RequestBody
 	fail   context.CancelCauseFunc
 
@@ -95,7 +95,7 @@ type driver struct {
 	fast, slow *loadgen.Recorder
 }
 
-func newDriver(c candidate.Caller, t Turn, fail context.CancelCauseFunc) *driver {
+func newDriver(c contender.Caller, t Turn, fail context.CancelCauseFunc) *driver {
 	d := &driver{turn: t, caller: c, fail: fail, fast: loadgen.NewRecorder(newHistogram), slow: loadgen.NewRecorder(newHistogram)}
 	if t.Body > 0 {
 		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
@@ -111,7 +111,7 @@ func newHistogram() *loadgen.Histogram {
 }
 
 // workload returns the calls of the turn. All calls of an open loop are due within the turn's
-// duration, and start later if the candidate falls behind.
+// duration, and start later if the contender falls behind.
 func (t Turn) workload() loadgen.Workload {
 	if t.Rate > 0 {
 		calls := min(int64(t.Rate*t.Duration.Seconds()), int64(t.MaxCalls))
@@ -164,12 +164,12 @@ func latenciesOf(h *loadgen.Histogram) Latencies {
 // call makes call n, checks the response and records the time since the call was due. It
 // reports whether the turn goes on.
 func (d *driver) call(ctx context.Context, n int64, due time.Time) bool {
-	rec, method, body, want := d.fast, candidate.MethodQuick, []byte(candidate.RequestBody), []byte(candidate.ResponseBody)
+	rec, method, body, want := d.fast, contender.MethodQuick, []byte(contender.RequestBody), []byte(contender.ResponseBody)
 	if d.body != nil {
-		method, body, want = candidate.MethodEcho, d.body, d.body
+		method, body, want = contender.MethodEcho, d.body, d.body
 	}
 	if every := int64(d.turn.SlowEvery); every > 0 && (n+1)%every == 0 {
-		rec, method = d.slow, candidate.MethodSlow
+		rec, method = d.slow, contender.MethodSlow
 	}
 	if err := checkedCall(ctx, d.caller, method, body, want); err != nil {
 		d.fail(err)
@@ -180,12 +180,12 @@ func (d *driver) call(ctx context.Context, n int64, due time.Time) bool {
 }
 
 // checkedCall makes a call and checks the response.
-func checkedCall(ctx context.Context, c candidate.Caller, method string, body, want []byte) error {
+func checkedCall(ctx context.Context, c contender.Caller, method string, body, want []byte) error {
 	got, err := c.Call(ctx, method, body)
-	return checkAnswer(got, err, want)
+	return checkResponse(got, err, want)
 }
 
-func checkAnswer(got []byte, err error, want []byte) error {
+func checkResponse(got []byte, err error, want []byte) error {
 	if err != nil {
 		return fmt.Errorf("call: %w", err)
 	}

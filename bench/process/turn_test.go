@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/internal/loadgen"
 )
 
@@ -28,17 +28,17 @@ func (s *scripted) Call(ctx context.Context, method string, body []byte) ([]byte
 	s.calls = append(s.calls, time.Now())
 	s.mu.Unlock()
 	if s.takes != nil {
-		if err := candidate.Pause(ctx, s.takes(n, method)); err != nil {
+		if err := contender.Pause(ctx, s.takes(n, method)); err != nil {
 			return nil, err
 		}
 	}
 	switch {
 	case s.body != "":
 		return []byte(s.body), nil
-	case method == candidate.MethodEcho:
+	case method == contender.MethodEcho:
 		return body, nil
 	default:
-		return []byte(candidate.ResponseBody), nil
+		return []byte(contender.ResponseBody), nil
 	}
 }
 
@@ -49,7 +49,7 @@ func TestClosedLoop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{takes: func(_ int, method string) time.Duration {
-			if method == candidate.MethodSlow {
+			if method == contender.MethodSlow {
 				return 50 * time.Millisecond
 			}
 			return 10 * time.Millisecond

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"rabbitmq-rpc/bench/candidate"
+	"rabbitmq-rpc/bench/contender"
 )
 
 // Usage is the resource usage of a process since its start.
@@ -37,8 +37,8 @@ func used() (Usage, error) {
 	return u, u.readMemory("/proc/self/status")
 }
 
-// usedBy returns the usage of the programs that a candidate runs in place of this process.
-func usedBy(m candidate.Meter) (Usage, error) {
+// usedBy returns the usage of the programs that a contender runs in place of this process.
+func usedBy(m contender.Meter) (Usage, error) {
 	ended, running := m.Used()
 	cpu, err := threadsCPU(running)
 	u := Usage{CPU: ended + cpu}

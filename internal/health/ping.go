@@ -60,14 +60,14 @@ func (p *pings) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case answer := <-p.asks:
+		case response := <-p.asks:
 			if last.at.IsZero() || time.Since(last.at) >= pingPause {
 				last = p.ping(ctx)
 			}
 			if ctx.Err() != nil {
 				return // the canceled ping says nothing about the broker
 			}
-			answer <- last // never blocks: the channel is buffered
+			response <- last // never blocks: the channel is buffered
 		}
 	}
 }
@@ -81,13 +81,13 @@ func (p *pings) ping(ctx context.Context) pinged {
 
 // ServeHTTP responds to GET /pingz.
 func (p *pings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer := make(chan pinged, 1) // buffered, so that run never waits for a client that has gone
+	response := make(chan pinged, 1) // buffered, so that run never waits for a client that has gone
 	asks := p.asks
 	for {
 		select {
-		case asks <- answer:
+		case asks <- response:
 			asks = nil
-		case result := <-answer:
+		case result := <-response:
 			code, body := result.report()
 			write(w, code, body)
 			return

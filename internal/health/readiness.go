@@ -24,17 +24,17 @@ type readiness struct {
 // ready reports whether the service is ready, and returns the body of /readyz.
 func (s *service) ready() (bool, readiness) {
 	status := s.source.Status()
-	answer, ready := report(status), status.Ready()
+	response, ready := report(status), status.Ready()
 	if s.handlers == nil {
-		return ready, answer
+		return ready, response
 	}
 	stats := s.handlers.Stats()
-	answer.StuckHandlers = stats.Stuck
+	response.StuckHandlers = stats.Stuck
 	if held := stats.Stuck - stats.Workers; ready && held > 0 {
-		answer.Reason = fmt.Sprintf("handlers are stuck: %d of %d workers wait for them", held, stats.Workers)
+		response.Reason = fmt.Sprintf("handlers are stuck: %d of %d workers wait for them", held, stats.Workers)
 		ready = false
 	}
-	return ready, answer
+	return ready, response
 }
 
 func report(s amqpx.Status) readiness {

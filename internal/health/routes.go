@@ -14,12 +14,12 @@ func routes(answered service, pings *pings, logger *zap.Logger) http.Handler {
 		write(w, http.StatusOK, map[string]string{"state": "alive"})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		ready, answer := answered.ready()
+		ready, response := answered.ready()
 		code := http.StatusServiceUnavailable
 		if ready {
 			code = http.StatusOK
 		}
-		write(w, code, answer)
+		write(w, code, response)
 	})
 	if pings != nil {
 		mux.Handle("GET /pingz", pings)

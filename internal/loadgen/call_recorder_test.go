@@ -123,7 +123,7 @@ func TestClosedRecorderRefuses(t *testing.T) {
 func TestRunOfManyCallersAddsUp(t *testing.T) {
 	t.Parallel()
 	const calls = 20_000
-	f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+	f := &fake{response: func(_ context.Context, n int64) ([]byte, error) {
 		if n%100 == 0 {
 			return []byte("wrong"), nil
 		}

@@ -39,7 +39,7 @@ func TestOpenLoopByNumber(t *testing.T) {
 		var begun []time.Duration
 		start := time.Now()
 		f := &fake{}
-		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
+		f.response = func(ctx context.Context, n int64) ([]byte, error) {
 			begun = append(begun, time.Since(start)) // the next call starts 10 ms later
 			return after(5*time.Millisecond)(ctx, n)
 		}
@@ -80,7 +80,7 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 		}
 		options := openPlan(5*rate, rate)
 		options.Timeout = 10 * time.Second
-		open := virtual(options, &fake{answer: stalled}).Run(t.Context(), t.Context())
+		open := virtual(options, &fake{response: stalled}).Run(t.Context(), t.Context())
 		check(t, open, 5*rate, 5*rate, map[string]int64{})
 		// Of 5,000 calls, 1,000 were delayed, by a second down to zero: the slowest tenth by
 		// half a second or more.
@@ -89,7 +89,7 @@ func TestOpenLoopShowsAStall(t *testing.T) {
 		}
 		begin = time.Now()
 		options.Workload.Rate, options.Workload.InFlight = 0, 1
-		closed := virtual(options, &fake{answer: stalled}).Run(t.Context(), t.Context())
+		closed := virtual(options, &fake{response: stalled}).Run(t.Context(), t.Context())
 		if p90 := closed.Latency.At(90); p90 > 2*time.Millisecond {
 			t.Errorf("the closed loop's p90 is %v: it should miss the stall", p90)
 		}
@@ -101,7 +101,7 @@ func TestOpenLoopIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		options := openPlan(3*OpenInFlight, 1_000_000)
-		f := &fake{answer: after(500 * time.Millisecond)}
+		f := &fake{response: after(500 * time.Millisecond)}
 		got := virtual(options, f).Run(t.Context(), t.Context())
 		check(t, got, 3*OpenInFlight, 3*OpenInFlight, map[string]int64{})
 		if most := f.most.Load(); most != OpenInFlight {
@@ -123,7 +123,7 @@ func TestOpenLoopByTime(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		calls          int64
-		answer         time.Duration
+		response       time.Duration
 		made, notBegun int64
 		elapsed        time.Duration
 	}{
@@ -136,7 +136,7 @@ func TestOpenLoopByTime(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			options := openPlan(c.calls, 100)
 			options.Workload.Duration = 10 * time.Second
-			f := &fake{answer: after(c.answer)}
+			f := &fake{response: after(c.response)}
 			got := virtual(options, f).Run(t.Context(), t.Context())
 			if got.Calls < c.made-1 || got.Calls > c.made+1 || got.Interrupted || got.Schedule.NotBegun > c.notBegun+1 {
 				t.Errorf("%s: %d calls, %+v, interrupted %v", name, got.Calls, got.Schedule, got.Interrupted)
@@ -157,7 +157,7 @@ func TestOpenLoopTellsWhatDidNotBegin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		options := openPlan(NoLimit, 10_000)
 		options.Workload.Duration, options.Timeout = time.Second, 10*time.Second
-		got := virtual(options, &fake{answer: after(3 * time.Second)}).Run(t.Context(), t.Context())
+		got := virtual(options, &fake{response: after(3 * time.Second)}).Run(t.Context(), t.Context())
 		check(t, got, OpenInFlight, OpenInFlight, map[string]int64{})
 		if want := (Schedule{Begun: OpenInFlight, Took: time.Second, NotBegun: 10_000 - OpenInFlight}); got.Schedule != want {
 			t.Errorf("schedule %+v, want %+v", got.Schedule, want)
@@ -171,7 +171,7 @@ func TestOpenLoopInterrupted(t *testing.T) {
 		options := openPlan(NoLimit, 10)
 		drain, interrupt := context.WithCancel(t.Context())
 		time.AfterFunc(2050*time.Millisecond, interrupt)
-		got := virtual(options, &fake{answer: after(time.Millisecond)}).Run(drain, t.Context())
+		got := virtual(options, &fake{response: after(time.Millisecond)}).Run(drain, t.Context())
 		check(t, got, 21, 21, map[string]int64{})
 		if !got.Interrupted || got.Elapsed != 2050*time.Millisecond || got.Schedule.NotBegun != 0 {
 			t.Errorf("interrupted %v after %v, %+v", got.Interrupted, got.Elapsed, got.Schedule)
@@ -185,13 +185,13 @@ func TestOpenLoopStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		options := openPlan(4, 1)
 		options.Timeout = time.Millisecond // 5 s, together with the grace
-		slow := virtual(options, &fake{answer: good})
+		slow := virtual(options, &fake{response: good})
 		slow.loop.Workload.Rate, slow.loop.Workload.Calls = 1, 60
 		check(t, slow.Run(t.Context(), t.Context()), 60, 60, map[string]int64{})
 
 		released := make(chan struct{})
 		defer close(released)
-		f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+		f := &fake{response: func(_ context.Context, n int64) ([]byte, error) {
 			if n == 2 {
 				<-released
 			}
@@ -216,7 +216,7 @@ func TestClosedLoopByTime(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			options := plan(c.calls, 4)
 			options.Workload.Duration = 10 * time.Second
-			got := virtual(options, &fake{answer: after(10 * time.Millisecond)}).Run(t.Context(), t.Context())
+			got := virtual(options, &fake{response: after(10 * time.Millisecond)}).Run(t.Context(), t.Context())
 			// Whether the last round still starts at the very end is open.
 			if got.Calls < c.want || got.Calls > c.want+4 || got.OK != got.Calls || got.Interrupted || got.GivenUp {
 				t.Errorf("%s: %d calls, %d ok, interrupted %v", name, got.Calls, got.OK, got.Interrupted)
@@ -235,7 +235,7 @@ func TestClosedLoopByTimeGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		options := plan(NoLimit, 3)
 		options.Workload.Duration = time.Hour
-		got := virtual(options, &fake{answer: after(2 * time.Hour)}).Run(t.Context(), t.Context())
+		got := virtual(options, &fake{response: after(2 * time.Hour)}).Run(t.Context(), t.Context())
 		if got.Elapsed > 2*time.Second || got.Calls > 6 || !got.GivenUp || got.Interrupted || got.OK != 0 {
 			t.Errorf("%d calls in %v, given up %v", got.Calls, got.Elapsed, got.GivenUp)
 		}

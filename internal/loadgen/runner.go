@@ -166,7 +166,7 @@ func (r *Runner) call(force context.Context, res *Result, due time.Time, options
 	if r.options.Workload.Open() {
 		res.Late = time.Since(due)
 	}
-	answer, err := r.client.Call(force, r.options.Method, r.body, options...)
+	response, err := r.client.Call(force, r.options.Method, r.body, options...)
 	end := time.Now()
 	res.Ended = end.Sub(r.loop.Start)
 	var coded *amqpx.Error
@@ -181,8 +181,8 @@ func (r *Runner) call(force context.Context, res *Result, due time.Time, options
 	switch {
 	case err != nil:
 		res.Key, res.Err = amqpx.CodeOf(err).String(), err
-	case string(answer) != r.options.Expect:
-		res.Key, res.Err = KeyMismatched, mismatch(answer, r.options.Expect)
+	case string(response) != r.options.Expect:
+		res.Key, res.Err = KeyMismatched, mismatch(response, r.options.Expect)
 	default:
 		res.Latency = end.Sub(due)
 	}
@@ -249,7 +249,7 @@ func (r *Runner) findsServer(ctx context.Context) bool {
 	return err == nil
 }
 
-func mismatch(answer []byte, want string) error {
+func mismatch(response []byte, want string) error {
 	const most = 80
-	return fmt.Errorf("response of %d bytes %.*q, want %.*q", len(answer), most, answer, most, want)
+	return fmt.Errorf("response of %d bytes %.*q, want %.*q", len(response), most, response, most, want)
 }

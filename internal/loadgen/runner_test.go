@@ -16,10 +16,10 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// fake is a client whose calls return the results of the function answer.
+// fake is a client whose calls return the results of the function response.
 type fake struct {
-	answer  func(ctx context.Context, n int64) ([]byte, error)
-	timeout time.Duration // of calls; 0: that of plan
+	response func(ctx context.Context, n int64) ([]byte, error)
+	timeout  time.Duration // of calls; 0: that of plan
 	// consumers and pings are the results of a search for servers.
 	consumers int
 	pings     bool
@@ -42,7 +42,7 @@ func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.
 	}
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(f.timeout, time.Second))
 	defer cancel()
-	return f.answer(ctx, n)
+	return f.response(ctx, n)
 }
 
 func (f *fake) Ping(context.Context) (time.Duration, error) {
@@ -95,7 +95,7 @@ func TestRunAllOK(t *testing.T) {
 	t.Parallel()
 	for _, concurrency := range []int{1, 7, 64} {
 		synctest.Test(t, func(t *testing.T) {
-			f := &fake{answer: func(context.Context, int64) ([]byte, error) {
+			f := &fake{response: func(context.Context, int64) ([]byte, error) {
 				<-time.After(2 * time.Millisecond)
 				return []byte("b"), nil
 			}}
@@ -122,7 +122,7 @@ func TestRunAllOK(t *testing.T) {
 func TestRunCountsByKind(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
-	f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+	f := &fake{response: func(_ context.Context, n int64) ([]byte, error) {
 		switch n % 5 {
 		case 0:
 			return nil, amqpx.Errorf(amqpx.CodeUnimplemented, "no such function")
@@ -155,7 +155,7 @@ func TestRunInterrupted(t *testing.T) {
 		core, logs := observer.New(zap.InfoLevel)
 		drain, interrupt := context.WithCancel(t.Context())
 		f := &fake{}
-		f.answer = func(ctx context.Context, n int64) ([]byte, error) {
+		f.response = func(ctx context.Context, n int64) ([]byte, error) {
 			if n == 5 {
 				interrupt()
 			}
@@ -184,7 +184,7 @@ func TestRunForced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		force, cancel := context.WithCancel(t.Context())
 		drain, interrupt := context.WithCancel(force)
-		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{response: func(ctx context.Context, _ int64) ([]byte, error) {
 			interrupt()
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -201,7 +201,7 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		drain, interrupt := context.WithCancel(t.Context())
-		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{response: func(ctx context.Context, _ int64) ([]byte, error) {
 			interrupt()
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -218,7 +218,7 @@ func TestRunInterruptedLosesPatience(t *testing.T) {
 func TestRunNeverAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{answer: func(ctx context.Context, _ int64) ([]byte, error) {
+		f := &fake{response: func(ctx context.Context, _ int64) ([]byte, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
@@ -247,10 +247,10 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 		f                *fake
 		silent, searches int64
 	}{
-		"one call":              {&fake{answer: swallowed(1)}, 1, 0},
-		"two calls":             {&fake{answer: swallowed(2)}, 2, 0},
-		"the queue is consumed": {&fake{answer: swallowed(7), consumers: 1}, 7, 2},
-		"a server answers":      {&fake{answer: swallowed(7), pings: true}, 7, 2},
+		"one call":              {&fake{response: swallowed(1)}, 1, 0},
+		"two calls":             {&fake{response: swallowed(2)}, 2, 0},
+		"the queue is consumed": {&fake{response: swallowed(7), consumers: 1}, 7, 2},
+		"a server answers":      {&fake{response: swallowed(7), pings: true}, 7, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -268,7 +268,7 @@ func TestRunGoesOnWhileServersCanBeFound(t *testing.T) {
 func TestRunWaitsAgainOnceAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fake{answer: func(ctx context.Context, n int64) ([]byte, error) {
+		f := &fake{response: func(ctx context.Context, n int64) ([]byte, error) {
 			if n == 1 {
 				return []byte("b"), nil
 			}
@@ -291,7 +291,7 @@ func TestRunLost(t *testing.T) {
 		released := make(chan struct{})
 		defer close(released)
 		core, logs := observer.New(zap.ErrorLevel)
-		f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+		f := &fake{response: func(_ context.Context, n int64) ([]byte, error) {
 			if n == 3 || n == 7 {
 				<-released
 			}

@@ -53,8 +53,8 @@ func described(ctx context.Context, req *Request) ([]byte, error) {
 // wantSameEnd compares a call's result in a batch with its result alone.
 func wantSameEnd(t *testing.T, alone, batched result) {
 	t.Helper()
-	if !bytes.Equal(alone.answer, batched.answer) {
-		t.Errorf("alone %q, in a batch %q", alone.answer, batched.answer)
+	if !bytes.Equal(alone.response, batched.response) {
+		t.Errorf("alone %q, in a batch %q", alone.response, batched.response)
 	}
 	if CodeOf(alone.err) != CodeOf(batched.err) || OutcomeOf(alone.err) != OutcomeOf(batched.err) {
 		t.Errorf("alone %v (%v), in a batch %v (%v)", alone.err, OutcomeOf(alone.err), batched.err, OutcomeOf(batched.err))

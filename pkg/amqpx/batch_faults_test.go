@@ -33,7 +33,7 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 			settle()
 			b.ReleaseConfirms()
 			for _, done := range waiting {
-				wantAnswer(t, <-done, "x")
+				wantResponse(t, <-done, "x")
 			}
 		}
 		burstOf()
@@ -42,7 +42,7 @@ func TestCallsTravelAloneWithoutAServerThatUnpacks(t *testing.T) {
 		fresh := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto))
 		ready(t, fresh.WaitReady)
 		burstOf()
-		pass(2 * lookMissingMax) // the client has checked the batch queue again
+		pass(2 * checkMissingMax) // the client has checked the batch queue again
 		burstOf()
 		pass(time.Second)
 		burstOf()
@@ -73,7 +73,7 @@ func TestBatchThatComesBack(t *testing.T) {
 		b.ReleaseConfirms()
 		for i, done := range waiting {
 			got := <-done
-			wantAnswer(t, got, fmt.Sprint(i))
+			wantResponse(t, got, fmt.Sprint(i))
 			wantSame(t, "took", got.took, 0)
 		}
 		wantSame(t, "batches", len(b.MessagesTo(batchQueueName)), 1)
@@ -95,15 +95,15 @@ func TestLaneThatIsDeserted(t *testing.T) {
 		unsafe := r.batchOf(2, "m")
 		wantSame(t, "batches that wait", r.broker.Ready(batchQueueName), 2)
 		for i, done := range safe {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		for range unsafe {
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		}
 		back := startServer(t, r.broker, handlers{"m": echo}, WithBatch(BatchAuto))
 		ready(t, back.WaitReady)
 		for i, done := range unsafe {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 	})
 }
@@ -126,20 +126,20 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 		for _, call := range calls {
 			wantSame(t, "error", (<-call).err, nil)
 		}
-		if took := time.Since(begun); took > 2*lookEvery {
+		if took := time.Since(begun); took > 2*checkEvery {
 			t.Errorf("answered %v after the last server that unpacks had gone", took)
 		}
-		var looks atomic.Int64
+		var checks atomic.Int64
 		b.With(func(b *brokertest.Broker) {
 			b.OnCall = func(op, _ string) error {
 				if op == "declare passive" {
-					looks.Add(1)
+					checks.Add(1)
 				}
 				return nil
 			}
 		})
 		pass(time.Hour)
-		if n := looks.Load(); n > 2*2 { // each look declares two queues passively
+		if n := checks.Load(); n > 2*2 { // each check declares two queues passively
 			t.Errorf("%d looks while nobody waits", n)
 		}
 	})
@@ -152,7 +152,7 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var kills, runs atomic.Int64
 		b := brokertest.New()
-		fleet(t, b, func(kill func()) handlers {
+		supervised(t, b, func(kill func()) handlers {
 			return handlers{
 				"kill":          killing(&kills, kill),
 				"m":             counted(&runs, echo),
@@ -170,7 +170,7 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 			return waiting
 		})
 		for i, done := range waiting[1:] {
-			wantAnswer(t, <-done, fmt.Sprint(i+1))
+			wantResponse(t, <-done, fmt.Sprint(i+1))
 		}
 		got := <-waiting[0]
 		wantSame(t, "code", CodeOf(got.err), CodeInternal)
@@ -213,7 +213,7 @@ func TestBatchOverALostConnection(t *testing.T) {
 				for i, done := range r.batchOf(4, "m", opts...) {
 					got := <-done
 					if c.code == "" {
-						wantAnswer(t, got, fmt.Sprint(i))
+						wantResponse(t, got, fmt.Sprint(i))
 						continue
 					}
 					wantSame(t, "code", CodeOf(got.err), c.code)
@@ -239,7 +239,7 @@ func TestDrainGivesTheRestOfABatchBack(t *testing.T) {
 		other := startServer(t, r.broker, handlers{"slow": slow}, WithBatch(BatchAuto))
 		ready(t, other.WaitReady)
 		for i, done := range waiting {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		if err := one.wait(t); err != nil {
 			t.Errorf("drain: %v", err)
@@ -260,7 +260,7 @@ func TestBatchThatCannotBeReadIsDropped(t *testing.T) {
 		wantSame(t, "unacknowledged", r.broker.Unacked(batchQueueName), 0)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
 		for i, done := range r.batchOf(3, "m") {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 	})
 }
@@ -296,8 +296,8 @@ func TestCallThatGivesUpBeforeItsBatchLeavesDidNotRun(t *testing.T) {
 		if !errors.Is(got.err, context.Canceled) {
 			t.Errorf("error %v", got.err)
 		}
-		wantAnswer(t, <-waiting[1], "")
-		wantAnswer(t, <-waiting[2], "")
+		wantResponse(t, <-waiting[1], "")
+		wantResponse(t, <-waiting[2], "")
 		wantSame(t, "runs", runs.Load(), 2)
 	})
 }

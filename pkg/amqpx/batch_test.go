@@ -30,7 +30,7 @@ func startBatching(t *testing.T, methods handlers) *rig {
 // openLane makes the client look for consumers of the batch queue.
 func (r *rig) openLane() {
 	r.t.Helper()
-	wantAnswer(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
+	wantResponse(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
 	settle()
 	if r.client.route.batch.servers.Load() == 0 {
 		r.t.Fatal("the lane is not open")
@@ -50,7 +50,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	settle()
 	r.broker.ReleaseConfirms()
 	for _, f := range fillers {
-		wantAnswer(r.t, <-f, "")
+		wantResponse(r.t, <-f, "")
 	}
 	settle()
 	return waiting
@@ -73,7 +73,7 @@ func TestCallsThatWaitTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		for i, done := range r.batchOf(5, "m") {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		batches := r.broker.MessagesTo(batchQueueName)
 		wantSame(t, "batches", len(batches), 1)
@@ -103,7 +103,7 @@ func TestResponsesThatWaitTravelTogether(t *testing.T) {
 		settle()
 		r.broker.ReleaseConfirms()
 		for i, done := range waiting {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		settle()
 		var batches int
@@ -124,7 +124,7 @@ func TestLoneCallsTravelAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		for range 10 {
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		}
 		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 0)
 	})
@@ -138,11 +138,11 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		other := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto))
 		ready(t, other.WaitReady)
-		pass(2 * lookEvery)
-		r.openLane() // the client looks again
-		pass(2 * lookEvery)
+		pass(2 * checkEvery)
+		r.openLane() // the client checks again
+		pass(2 * checkEvery)
 		for i, done := range r.batchOf(4*publish.MinShare, "m") {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		wantSame(t, "in batches at one", r.server.Stats().Batched, 2*publish.MinShare)
 		wantSame(t, "at the other", other.Stats().Batched, 2*publish.MinShare)
@@ -174,7 +174,7 @@ func TestBatchesOfLargeBodies(t *testing.T) {
 					}
 					return all
 				}) {
-					wantAnswer(t, <-done, strings.Repeat(string(rune(i)), size))
+					wantResponse(t, <-done, strings.Repeat(string(rune(i)), size))
 				}
 				for _, to := range []string{batchQueueName, brokertest.RouteReplies} {
 					largest := 0
@@ -216,9 +216,9 @@ func TestCallThatDoesNotFitTravelsAlone(t *testing.T) {
 				settle()
 				wantSame(t, "sent", len(r.broker.MessagesTo(DefaultQueue)), before+1)
 				r.broker.ReleaseConfirms()
-				wantAnswer(t, <-got, string(c.body))
+				wantResponse(t, <-got, string(c.body))
 				for _, f := range fillers {
-					wantAnswer(t, <-f, "")
+					wantResponse(t, <-f, "")
 				}
 			})
 		})
@@ -239,7 +239,7 @@ func TestCallsWithOtherDeadlinesTravelApart(t *testing.T) {
 			return waiting
 		})
 		for _, done := range waiting {
-			wantAnswer(t, <-done, "")
+			wantResponse(t, <-done, "")
 		}
 		var expirations []string
 		for _, m := range r.broker.MessagesTo(batchQueueName) {
@@ -284,7 +284,7 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 			return waiting
 		})
 		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 1)
-		wantAnswer(t, <-waiting[0], "x")
+		wantResponse(t, <-waiting[0], "x")
 		wantError := func(i int, code Code, outcome Outcome) {
 			t.Helper()
 			got := <-waiting[i]
@@ -293,8 +293,8 @@ func TestEachCallInABatchHasItsOwnOutcome(t *testing.T) {
 		}
 		wantError(1, CodeNotFound, Ran)
 		wantError(2, CodeInternal, Ran)
-		wantAnswer(t, <-waiting[5], "00-1-2-03")
-		wantAnswer(t, <-waiting[6], "mine")
+		wantResponse(t, <-waiting[5], "00-1-2-03")
+		wantResponse(t, <-waiting[6], "mine")
 		select {
 		case got := <-waiting[3]:
 			t.Errorf("refused after %v, while another server could still get the batch", got.took)
@@ -343,8 +343,8 @@ func TestSlowCallInABatchHoldsNobodyBack(t *testing.T) {
 			return []<-chan result{a, goCall(r.client, within(t, time.Minute), "m", nil)}
 		})
 		began := time.Now()
-		wantAnswer(t, <-waiting[1], "")
+		wantResponse(t, <-waiting[1], "")
 		wantSame(t, "waited", time.Since(began), 0)
-		wantAnswer(t, <-waiting[0], "")
+		wantResponse(t, <-waiting[0], "")
 	})
 }

@@ -14,12 +14,12 @@ func BenchmarkPending(b *testing.B) {
 		mustAdd(b, p, pendingCall("waiting "+strconv.Itoa(i)))
 	}
 	k := pendingCall("id")
-	d := answerTo("id", false)
+	d := responseDelivery("id", false)
 	b.ReportAllocs()
 	for b.Loop() {
 		mustAdd(b, p, k)
 		d.CorrelationId = k.req.ID // a new id, because the last one is still remembered
-		p.answer(d)
+		p.matchOne(d)
 		<-k.wake
 		p.remove(k)
 	}

@@ -34,8 +34,8 @@ type Client struct {
 	unanswered unanswered
 
 	// Only setup uses the fields up to abandoned.
-	linked      int32 // how many session set-ups were started
-	answersLost bool  // the reply queue was replaced, and the calls were not notified yet
+	linked        int32 // how many session set-ups were started
+	responsesLost bool  // the reply queue was replaced, and the calls were not notified yet
 	// replyQueueAway is the reason to replace the reply queue; nil while the queue is usable.
 	replyQueueAway error
 	abandoned      []string // replaced reply queues to delete
@@ -110,9 +110,9 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		defer bounded.Cancel()
 		ctx = bounded
 	}
-	answer, err := c.send(ctx, c.newRequest(method, body, opts))
+	response, err := c.send(ctx, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
-	return answer, err
+	return response, err
 }
 
 // send sends a request through the middleware. Without middleware the request stays on the
@@ -200,12 +200,12 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	direct := c.cfg.replyMode == ReplyDirect
 	if direct {
-		c.answersLost = true
+		c.responsesLost = true
 	} else {
 		lost, err := c.openReplyQueue(s)
-		// answersLost is kept if this attempt fails later: the next attempt finds the new
+		// responsesLost is kept if this attempt fails later: the next attempt finds the new
 		// queue.
-		if c.answersLost = c.answersLost || lost; err != nil {
+		if c.responsesLost = c.responsesLost || lost; err != nil {
 			return err
 		}
 		s.ReplyTo = c.route.replyTo
@@ -218,15 +218,15 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 		c.abandoned = nil
 		s.Run(func() { c.deleteAbandoned(s, names) })
 	}
-	if err := c.startLooks(s); err != nil {
+	if err := c.startChecks(s); err != nil {
 		return err
 	}
 	r := &responseReader{client: c}
 	s.Run(func() { r.read(s, deliveries, direct) })
 	for _, a := range c.pending.attempts() {
-		a.sessionReplaced(s.Generation, c.answersLost)
+		a.sessionReplaced(s.Generation, c.responsesLost)
 	}
-	c.answersLost = false
+	c.responsesLost = false
 	if c.cancels != nil {
 		s.Run(func() { c.publishCancels(s) })
 	}

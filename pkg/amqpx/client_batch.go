@@ -22,7 +22,7 @@ type batchTarget struct {
 	queue     string
 	limit     int             // of a batch's body in bytes
 	servers   atomic.Int32    // servers that unpack batches; 0: batching is disabled
-	messages  atomic.Int64    // messages in the queue at the last look
+	messages  atomic.Int64    // messages in the queue at the last check
 	seq       atomic.Uint64   // number of batches
 	onSent    func(calls int) // called for each batch
 	onShut    func()          // called when batching is disabled
@@ -37,7 +37,7 @@ type batchTarget struct {
 func newBatchTarget(queue string, limit int, onSent func(calls int), onShut func()) *batchTarget {
 	return &batchTarget{
 		queue: queue, limit: limit, onSent: onSent, onShut: onShut,
-		returnedIDs: make(map[string]bool), refusals: xsync.NewBackoff(lookEvery, lookMissingMax),
+		returnedIDs: make(map[string]bool), refusals: xsync.NewBackoff(checkEvery, checkMissingMax),
 	}
 }
 
@@ -49,7 +49,7 @@ func (l *batchTarget) queueName() string {
 	return l.queue
 }
 
-// disable makes calls travel alone until the next look at the queue, including the calls that
+// disable makes calls travel alone until the next check of the queue, including the calls that
 // wait for a place in a batch.
 func (l *batchTarget) disable() {
 	if l.servers.Swap(0) > 0 {
@@ -77,7 +77,7 @@ func (l *batchTarget) takeReturned(id string) bool {
 	return came
 }
 
-// found enables or disables batching after a look at the queue.
+// found enables or disables batching after a check of the queue.
 func (l *batchTarget) found(st queueState) {
 	l.mu.Lock()
 	open := !time.Now().Before(l.notBefore)
@@ -96,7 +96,7 @@ func (l *batchTarget) found(st queueState) {
 // refused disables batching for a growing pause, after a nack of a batch.
 func (l *batchTarget) refused() {
 	l.mu.Lock()
-	l.notBefore = time.Now().Add(max(l.refusals.NextBackOff(), lookEvery))
+	l.notBefore = time.Now().Add(max(l.refusals.NextBackOff(), checkEvery))
 	l.mu.Unlock()
 	l.disable()
 }

@@ -24,7 +24,7 @@ type event struct {
 type eventKind uint8
 
 const (
-	eventAnswered  eventKind = iota // a response has arrived
+	eventResponse  eventKind = iota // a response has arrived
 	eventExpired                    // the deadline has passed
 	eventCanceled                   // the context has ended
 	eventClosed                     // the client is closed
@@ -78,25 +78,25 @@ type call struct {
 	current atomic.Pointer[attempt]
 	first   attempt // the first attempt, here to save its allocation
 
-	// The pending table's lock guards the fields up to inDeadlines; answer may be read after
-	// eventAnswered. retry is the number of refusals after which the request was sent again:
+	// The pending table's lock guards the fields up to inDeadlines; response may be read after
+	// eventResponse. retry is the number of refusals after which the request was sent again:
 	// requests carry the number and responses echo it, so that a second copy of an earlier
 	// refusal is not mistaken for the response to the retry.
 	entry            *pendingEntry
-	answer           wire.Response
+	response         wire.Response
 	prevDue, nextDue *call
 	watcher          *ctxWatcher // watcher of a future's context
 	watcherIndex     int32
 	retry            int32
 	inDeadlines      bool // in the list of calls with the client's default deadline
-	settled          bool // removed from the table because of its result; may be read after eventAnswered
+	settled          bool // removed from the table because of its result; may be read after eventResponse
 	// shared is true if a goroutine has found the call in the table and may use it later, without
 	// the lock. It does not change after the removal from the table.
 	shared bool
 
 	woken         bool // the goroutine of the call has read a token of wake
 	waitForServer bool
-	responded     bool           // a response was read: answer does not change any more
+	responded     bool           // a response was read: response does not change any more
 	uncertain     bool           // an earlier attempt may have arrived
 	lastResult    publish.Result // publish result of the last attempt since the last refusal
 	suspected     uint16         // channels that ended while an attempt was unconfirmed, since the last refusal
@@ -197,7 +197,7 @@ func (k *call) has(kind eventKind) bool { return k.notified.Load()&(1<<kind) != 
 
 // takeResponse reports whether there is an unread response, which the caller must read.
 func (k *call) takeResponse() bool {
-	return k.has(eventAnswered) && k.notified.And(^uint32(1<<eventAnswered))&(1<<eventAnswered) != 0
+	return k.has(eventResponse) && k.notified.And(^uint32(1<<eventResponse))&(1<<eventResponse) != 0
 }
 
 // takeEnded returns the current attempt if it has ended, else nil. The call then has no current
@@ -217,7 +217,7 @@ func (k *call) takeEnded() *attempt {
 func (k *call) next() (ev event, ok bool) {
 	switch {
 	case k.takeResponse():
-		return event{kind: eventAnswered}, true
+		return event{kind: eventResponse}, true
 	case k.has(eventExpired):
 		return event{kind: eventExpired}, true
 	case k.has(eventCanceled):
@@ -396,12 +396,12 @@ func (a *attempt) loseConfirmed(f publish.Result) {
 }
 
 // sessionReplaced ends a confirmed attempt when the session that wrote it was replaced.
-// answersLost means the loss of the reply queue and its responses. An idempotent call is
+// responsesLost means the loss of the reply queue and its responses. An idempotent call is
 // notified so that its caller sends the request again: the request may be gone with the broker
 // of the old connection, and the client cannot find out. Any other call keeps waiting for its
-// response, unless answersLost is true.
-func (a *attempt) sessionReplaced(generation uint64, answersLost bool) {
-	if a.generation.Load() < generation && (answersLost || a.call.req.Idempotent) {
+// response, unless responsesLost is true.
+func (a *attempt) sessionReplaced(generation uint64, responsesLost bool) {
+	if a.generation.Load() < generation && (responsesLost || a.call.req.Idempotent) {
 		a.loseConfirmed(publish.Lost)
 	}
 }

@@ -186,9 +186,9 @@ func TestEventThatEndsACallStays(t *testing.T) {
 	for _, kind := range []eventKind{eventExpired, eventCanceled, eventClosed} {
 		k := writtenCall(true)
 		k.notify(kind)
-		k.notify(eventAnswered)
+		k.notify(eventResponse)
 		first, _ := k.next()
-		wantSame(t, "first event", first.kind, eventAnswered)
+		wantSame(t, "first event", first.kind, eventResponse)
 		k.nextRound()
 		k.send()
 		for range 2 {

@@ -90,7 +90,7 @@ func TestHandlersContextIsOverAfterTheHandler(t *testing.T) {
 			kept = ctx //nolint:fatcontext // it is used after its end on purpose.
 			return nil, nil
 		}})
-		wantAnswer(t, <-goCall(r.client, t.Context(), "keep", nil), "")
+		wantResponse(t, <-goCall(r.client, t.Context(), "keep", nil), "")
 		for name, call := range map[string]func() ([]byte, error){
 			"Call": func() ([]byte, error) { return r.client.Call(kept, "echo", nil) },
 			"Go":   func() ([]byte, error) { return r.client.Go(kept, "echo", nil).Wait() },
@@ -117,7 +117,7 @@ func TestFutureLeavesTheCallersContextAlone(t *testing.T) {
 			}
 			return []byte("over"), ctx.Err()
 		}}).WaitReady)
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", nil), "over")
+		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", nil), "over")
 	})
 }
 
@@ -132,7 +132,7 @@ func TestMiddlewareMayDetachTheContext(t *testing.T) {
 			}
 		}))
 		ready(t, c.WaitReady)
-		wantAnswer(t, <-goCall(c, t.Context(), "echo", []byte("x")), "x")
+		wantResponse(t, <-goCall(c, t.Context(), "echo", []byte("x")), "x")
 		got := <-goCall(c, t.Context(), "hangs", nil)
 		wantIs(t, got.err, context.DeadlineExceeded)
 		wantSame(t, "took", got.took, DefaultTimeout)
@@ -158,7 +158,7 @@ func TestCallLeftOverByMiddlewareEnds(t *testing.T) {
 			}
 		}))
 		ready(t, c.WaitReady)
-		wantAnswer(t, <-goCall(c, t.Context(), "hangs", nil), "enough")
+		wantResponse(t, <-goCall(c, t.Context(), "hangs", nil), "enough")
 		settle()
 		if err := leftOver.Load(); err == nil {
 			t.Error("the call that was left over goes on")

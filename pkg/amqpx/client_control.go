@@ -65,10 +65,10 @@ func (c *Client) sendCancel(req *wire.Request, cause error, outcome Outcome) {
 }
 
 // publishCancels publishes cancellations while a session lasts. It uses its own channel,
-// because a missing exchange ends the channel; the looks for the exchange have growing pauses.
+// because a missing exchange ends the channel; the checks for the exchange have growing pauses.
 func (c *Client) publishCancels(s *transport.Session) {
 	var ch transport.Channel
-	missing := xsync.NewBackoff(lookEvery, lookMissingMax)
+	missing := xsync.NewBackoff(checkEvery, checkMissingMax)
 	var notBefore time.Time
 	for {
 		select {
@@ -83,7 +83,7 @@ func (c *Client) publishCancels(s *transport.Session) {
 		if ch == nil || ch.IsClosed() {
 			var err error
 			if ch, err = openControl(s.Pub, c.cfg.queue.controlExchange()); err != nil {
-				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), lookEvery))
+				ch, notBefore = nil, time.Now().Add(max(missing.NextBackOff(), checkEvery))
 				continue
 			}
 			missing.Reset()
@@ -151,7 +151,7 @@ func (c *Client) Servers(ctx context.Context) ([]ServerInfo, error) {
 		return nil, err
 	}
 	byID := make(map[string]ServerInfo)
-	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send answers without end
+	latest := time.Now().Add(c.cfg.timeout) // a fixed bound, as a forger may send responses without end
 	quiet := time.NewTimer(c.cfg.timeout)
 	defer quiet.Stop()
 	err := c.ask(ctx, wire.ControlStats, quiet.C, func(in *ServerInfo) (more bool) {
@@ -256,7 +256,7 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 	if err != nil {
 		return err
 	}
-	answers, err := ch.Consume(replies.Name, "", true, true, false, false, nil)
+	responses, err := ch.Consume(replies.Name, "", true, true, false, false, nil)
 	if err != nil {
 		return err
 	}
@@ -269,7 +269,7 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 	}
 	for {
 		select {
-		case d, ok := <-answers:
+		case d, ok := <-responses:
 			if !ok {
 				return transport.ErrConnectionEnded
 			}
@@ -534,8 +534,8 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 	if c.nowhere.has(k.req.Method) {
 		return 0, false
 	}
-	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > lookSoonest { // a second server may have started
-		_, _ = k.awaitLook(gone) // an event that ends the call stays unread, for the next round
+	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > checkSoonest { // a second server may have started
+		_, _ = k.awaitCheck(gone) // an event that ends the call stays unread, for the next round
 	}
 	servers := c.watch.last().consumers
 	tries := min(2*servers, elsewhereNameless)

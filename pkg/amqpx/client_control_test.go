@@ -186,7 +186,7 @@ func TestCancelledCallOfTwoThatShareAnExecution(t *testing.T) {
 		settle()
 		cancel()
 		wantIs(t, (<-first).err, context.Canceled)
-		wantAnswer(t, <-second, "done")
+		wantResponse(t, <-second, "done")
 		wantSame(t, "cancelled", r.server.Stats().Canceled, 0)
 	})
 }
@@ -211,10 +211,10 @@ func TestCancelledWithoutAControlPlane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedHandler()
 		b := brokertest.New()
-		looks := 0
+		checks := 0
 		b.OnCall = func(op, _ string) error {
 			if op == "look for exchange" {
-				looks++
+				checks++
 			}
 			return nil
 		}
@@ -229,8 +229,8 @@ func TestCancelledWithoutAControlPlane(t *testing.T) {
 			wantIs(t, (<-call).err, context.Canceled)
 			pass(100 * time.Millisecond)
 		}
-		if looks < 1 || looks > 3 {
-			t.Errorf("%d looks in 2 s", looks)
+		if checks < 1 || checks > 3 {
+			t.Errorf("%d looks in 2 s", checks)
 		}
 		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
 	})
@@ -260,7 +260,7 @@ func TestCancelGoesOnAfterTheExchangeWasDeleted(t *testing.T) {
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 1)
 		r.broker.With(func(b *brokertest.Broker) { b.Fanouts[controlExchangeName] = bound })
-		pass(2 * lookEvery)
+		pass(2 * checkEvery)
 		cancelOne()
 		wantSame(t, "ended", len(w.ended), 2)
 		wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)
@@ -313,7 +313,7 @@ func TestCallThatJoinsACancelledExecution(t *testing.T) {
 		cancel()
 		wantIs(t, (<-first).err, context.Canceled)
 		settle()
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key")), "done")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithIdempotencyKey("key")), "done")
 		settle()
 		wantSame(t, "runs", runs.Load(), 2)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
@@ -398,7 +398,7 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 					}
 					wantSame(t, "canceled", s.Stats().Canceled == 1, c.wantEnded)
 					if c.wantEnded && msg.ReplyTo == rawQueue {
-						wantSame(t, "answer", answerOf(t, b), "canceled")
+						wantSame(t, "answer", onlyResponse(t, b), "canceled")
 					}
 					if !c.wantEnded {
 						pass(2 * time.Minute)
@@ -422,7 +422,7 @@ func (r *running) take(t *testing.T, msg amqp.Publishing) {
 	}
 }
 
-// A sender of endless answers, in the name of servers that do not exist, cannot keep Servers from
+// A sender of endless responses, in the name of servers that do not exist, cannot keep Servers from
 // returning.
 func TestFleetEndsThoughResponsesGoOn(t *testing.T) {
 	t.Parallel()
@@ -440,13 +440,13 @@ func TestFleetEndsThoughResponsesGoOn(t *testing.T) {
 				r := startControlled(t, handlers{"m": echo})
 				over := make(chan struct{})
 				defer close(over)
-				go r.answerAll(over, c.id)
+				go r.matchAll(over, c.id)
 				begun := time.Now()
-				fleet, err := r.client.Servers(t.Context())
+				servers, err := r.client.Servers(t.Context())
 				if took := time.Since(begun); took < c.took || took > c.took+time.Second/2 {
 					t.Errorf("took %v, want about %v", took, c.took)
 				}
-				if n := len(fleet) - 1; n < c.more*9/10 || n > c.more*11/10 {
+				if n := len(servers) - 1; n < c.more*9/10 || n > c.more*11/10 {
 					t.Errorf("%d made up servers, want about %d", n, c.more)
 				}
 				wantSame(t, "error", err, nil)
@@ -455,8 +455,8 @@ func TestFleetEndsThoughResponsesGoOn(t *testing.T) {
 	}
 }
 
-// answerAll sends a response to every client that queries the servers, ten times a second.
-func (r *rig) answerAll(over <-chan struct{}, id func(i int) string) {
+// matchAll sends a response to every client that queries the servers, ten times a second.
+func (r *rig) matchAll(over <-chan struct{}, id func(i int) string) {
 	tick := time.NewTicker(time.Second / 10)
 	defer tick.Stop()
 	for i := 0; ; i++ {

@@ -18,7 +18,7 @@ func TestCallsExpireAtTheClientsDeadline(t *testing.T) {
 		var waiting []<-chan result
 		for range 5 {
 			waiting = append(waiting, goCall(r.client, t.Context(), "hangs", nil))
-			wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "") // starts and ends between the waiting calls
+			wantResponse(t, <-goCall(r.client, t.Context(), "m", nil), "") // starts and ends between the waiting calls
 			pass(time.Second)
 		}
 		for _, done := range waiting {

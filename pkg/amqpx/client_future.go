@@ -25,8 +25,8 @@ type Future struct {
 	state futureState
 	early bool // woken in futureMade
 
-	answer []byte // set before done
-	err    error
+	response []byte // set before done
+	err      error
 	// done is closed when the call has settled. The channel is made on the first use of Done.
 	done atomic.Pointer[chan struct{}]
 }
@@ -107,17 +107,17 @@ func (f *Future) runInGoroutine(h Handler, req *Request) {
 		f.bound(time.Now().Add(f.client.cfg.timeout))
 	}
 	work := func() { // ends with the call, at the latest by Close
-		var answer []byte
+		var response []byte
 		err := error(localError(CodeInternal, MayHaveRun, nil, "the client's middleware ended its goroutine"))
 		defer func() {
 			if v := recover(); v != nil {
 				f.client.cfg.logger.Error("middleware panicked", zap.String("method", req.Method), zap.String("correlation_id", req.CorrelationID),
 					zap.String("panic", panicText(v)), zap.ByteString("stack", debug.Stack()))
-				answer, err = nil, localError(CodeInternal, MayHaveRun, nil, "the client's middleware panicked")
+				response, err = nil, localError(CodeInternal, MayHaveRun, nil, "the client's middleware panicked")
 			}
-			f.settle(answer, err)
+			f.settle(response, err)
 		}()
-		answer, err = h(f.ctx, req)
+		response, err = h(f.ctx, req)
 	}
 	if !f.client.pending.unlessClosed(func() { f.client.futures.Go(work) }) {
 		f.settle(nil, localError(CodeUnavailable, DidNotRun, ErrClosed, ""))
@@ -147,7 +147,7 @@ func (f *Future) onEvent(k *call) {
 		f.early = true
 	case futureAsleep:
 		f.state = futureAwake
-		result = k.has(eventAnswered) && k.answer.Failure == nil && k.route.check == nil
+		result = k.has(eventResponse) && k.response.Failure == nil && k.route.check == nil
 		if !result {
 			k.wake = make(chan struct{}, 1)
 			f.client.futures.Add(1) // added here because Close notifies every call before waiting
@@ -161,8 +161,8 @@ func (f *Future) onEvent(k *call) {
 		k.cancelSend() // the response came before a re-send was written
 		k.responded = true
 		f.client.pending.remove(k)
-		f.client.account(k, k.answer.Times)
-		f.settle(k.answer.Body, nil)
+		f.client.account(k, k.response.Times)
+		f.settle(k.response.Body, nil)
 	case state == futureAsleep:
 		go func() { // ends with the call, at the latest by Close
 			defer f.client.futures.Done()
@@ -174,17 +174,17 @@ func (f *Future) onEvent(k *call) {
 }
 
 // settle settles the future, once.
-func (f *Future) settle(answer []byte, err error) {
-	defer f.finish(answer, err) // also when an observer ends this goroutine
+func (f *Future) settle(response []byte, err error) {
+	defer f.finish(response, err) // also when an observer ends this goroutine
 	f.client.recordCall(f.watched, err)
 }
 
 // finish sets the results of Wait.
-func (f *Future) finish(answer []byte, err error) {
+func (f *Future) finish(response []byte, err error) {
 	if f.own != nil {
 		f.own.Cancel()
 	}
-	f.answer, f.err = answer, err
+	f.response, f.err = response, err
 	if done := f.done.Swap(settledFuture); done != nil {
 		close(*done)
 	}
@@ -212,5 +212,5 @@ func (f *Future) Wait() ([]byte, error) {
 	if f.client == nil && f.err == nil {
 		return nil, misused(errNoFuture)
 	}
-	return f.answer, f.err
+	return f.response, f.err
 }

@@ -16,8 +16,8 @@ import (
 // resultOf waits for a future and returns its result.
 func resultOf(f *Future) result {
 	begun := time.Now()
-	answer, err := f.Wait()
-	return result{answer, err, time.Since(begun)}
+	response, err := f.Wait()
+	return result{response, err, time.Since(begun)}
 }
 
 func TestGoSettlesLikeCall(t *testing.T) {
@@ -30,12 +30,12 @@ func TestGoSettlesLikeCall(t *testing.T) {
 		during  func(r *rig, cancel context.CancelFunc)
 		opts    []CallOption
 
-		answer  string
-		code    Code
-		outcome Outcome
-		takes   time.Duration
+		response string
+		code     Code
+		outcome  Outcome
+		takes    time.Duration
 	}{
-		{name: "answer", method: "echo", answer: "body"},
+		{name: "answer", method: "echo", response: "body"},
 		{name: "coded error", method: "fails", code: CodeNotFound, outcome: Ran},
 		{name: "unknown method", method: "nobody knows", code: CodeUnimplemented, outcome: DidNotRun},
 		{name: "the client's deadline", method: "hangs", code: CodeDeadlineExceeded, outcome: MayHaveRun, takes: DefaultTimeout},
@@ -53,11 +53,11 @@ func TestGoSettlesLikeCall(t *testing.T) {
 			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultLostUnconfirmed) },
 		},
 		{
-			name: "link lost, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
+			name: "link lost, idempotent", method: "echo", response: "body", opts: []CallOption{Idempotent()},
 			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultLostUnconfirmed) },
 		},
 		{
-			name: "nacked once, idempotent", method: "echo", answer: "body", opts: []CallOption{Idempotent()},
+			name: "nacked once, idempotent", method: "echo", response: "body", opts: []CallOption{Idempotent()},
 			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultNack) },
 		},
 	} {
@@ -87,7 +87,7 @@ func TestGoSettlesLikeCall(t *testing.T) {
 					t.Errorf("took %v, want about %v", got.took, c.takes)
 				}
 				if c.code == "" {
-					wantAnswer(t, got, c.answer)
+					wantResponse(t, got, c.response)
 				} else {
 					wantSame(t, "code", CodeOf(got.err), c.code)
 					wantSame(t, "outcome", OutcomeOf(got.err), c.outcome)
@@ -120,7 +120,7 @@ func TestCallsMadeWithGoTakeNoGoroutines(t *testing.T) {
 		wantSame(t, "in flight", r.client.Stats().InFlight, calls)
 		close(start)
 		for i, f := range all {
-			wantAnswer(t, resultOf(f), fmt.Sprint(i))
+			wantResponse(t, resultOf(f), fmt.Sprint(i))
 		}
 	})
 }
@@ -134,7 +134,7 @@ func TestGoOwnsACopyOfTheBody(t *testing.T) {
 		f := c.Go(t.Context(), "m", body, WaitForServer())
 		copy(body, "other")
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
-		wantAnswer(t, resultOf(f), "first")
+		wantResponse(t, resultOf(f), "first")
 	})
 }
 
@@ -146,7 +146,7 @@ func TestGoWithMiddleware(t *testing.T) {
 		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(count))
-		wantAnswer(t, resultOf(c.Go(t.Context(), "m", []byte("x"))), "x")
+		wantResponse(t, resultOf(c.Go(t.Context(), "m", []byte("x"))), "x")
 		wantSame(t, "calls that it saw", seen.Load(), 1)
 		_ = c.Close(t.Context())
 		wantIs(t, resultOf(c.Go(t.Context(), "m", nil)).err, ErrClosed)
@@ -168,10 +168,10 @@ func TestFutureIsDoneForEverybody(t *testing.T) {
 			t.Error("done before it was answered")
 		default:
 		}
-		wantAnswer(t, <-waiting, "x")
-		wantAnswer(t, <-waiting, "x")
+		wantResponse(t, <-waiting, "x")
+		wantResponse(t, <-waiting, "x")
 		<-f.Done()
-		wantAnswer(t, resultOf(f), "x")
+		wantResponse(t, resultOf(f), "x")
 		wantSame(t, "attempts", info.Attempts, 1)
 	})
 }

@@ -24,8 +24,8 @@ func TestEveryCallOfManySettlesWhileConnectionsBreak(t *testing.T) {
 			wg.Go(func() {
 				for j := range 25 {
 					want := fmt.Sprint(i, " ", j)
-					answer, err := r.client.Call(within(t, time.Minute), "m", []byte(want), Idempotent())
-					wantAnswer(t, result{answer: answer, err: err}, want)
+					response, err := r.client.Call(within(t, time.Minute), "m", []byte(want), Idempotent())
+					wantResponse(t, result{response: response, err: err}, want)
 				}
 			})
 		}

@@ -28,7 +28,7 @@ func TestOptionsOfAMethodComeBetweenTheClientsAndTheCalls(t *testing.T) {
 			{"other", nil, "client", 2, false},
 			{"other", []CallOption{header("call")}, "call", 3, false},
 		} {
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), c.method, nil, c.opts...), "")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), c.method, nil, c.opts...), "")
 			sent := r.requests()
 			var in wire.Request
 			if err := in.Decode(wiretest.Delivered(sent[len(sent)-1]), ""); err != nil {
@@ -63,7 +63,7 @@ func TestNewConsumerOfResponsesComesBeforeAStrandedOne(t *testing.T) {
 			wantSame(t, "consumers, one of them dead", len(b.Queues[r.client.route.replyTo].Consumers), 2)
 		})
 		for _, done := range waiting {
-			wantAnswer(t, <-done, "x")
+			wantResponse(t, <-done, "x")
 		}
 	})
 }

@@ -40,7 +40,7 @@ func (m *match) notify() {
 		m.stop()
 	}
 	if m.call != nil {
-		m.call.notify(eventAnswered)
+		m.call.notify(eventResponse)
 	}
 }
 
@@ -175,8 +175,8 @@ func (p *pending) forget(k *call) (stop func() bool) {
 	return stop
 }
 
-// answer delivers a single response to its call and returns the match.
-func (p *pending) answer(d *amqp.Delivery) matchResult {
+// matchOne delivers a single response to its call and returns the match.
+func (p *pending) matchOne(d *amqp.Delivery) matchResult {
 	a := wire.DecodeResponse(d)
 	p.mu.Lock()
 	m := p.match(p.entries[d.CorrelationId], &a)
@@ -185,9 +185,9 @@ func (p *pending) answer(d *amqp.Delivery) matchResult {
 	return m.result
 }
 
-// answerAll delivers the responses of a batch to their calls and appends the match of each to
+// matchAll delivers the responses of a batch to their calls and appends the match of each to
 // matches.
-func (p *pending) answerAll(responses []wire.Response, matches []match) []match {
+func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
 	p.mu.Lock()
 	for i := range responses {
 		a := &responses[i]
@@ -219,8 +219,8 @@ func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
 	switch k := s.call; {
 	case k != nil && !s.answered && !a.Outdated(int64(k.retry)):
 		s.answered = true
-		k.answer = *a
-		k.answer.ID = nil // it would keep the whole batch in memory
+		k.response = *a
+		k.response.ID = nil // it would keep the whole batch in memory
 		return k, verdictTaken
 	case k == nil && !s.answered:
 		if a.Failure != nil && a.Failure.Code == string(CodeCanceled) {

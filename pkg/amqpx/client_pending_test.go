@@ -25,7 +25,7 @@ func pendingCall(id string) *call {
 	return newCall(&wire.Request{ID: id}, testRoute())
 }
 
-func answerTo(id string, redelivered bool) *amqp.Delivery {
+func responseDelivery(id string, redelivered bool) *amqp.Delivery {
 	return &amqp.Delivery{CorrelationId: id, Redelivered: redelivered}
 }
 
@@ -59,7 +59,7 @@ func TestPendingVerdicts(t *testing.T) {
 			}
 			c.before(p, k)
 			handed := len(k.wake)
-			wantSame(t, "verdict", p.answer(answerTo(c.id, c.redelivered)), c.want)
+			wantSame(t, "verdict", p.matchOne(responseDelivery(c.id, c.redelivered)), c.want)
 			if got := len(k.wake) - handed; (got == 1) != (c.want == verdictTaken) {
 				t.Errorf("%d answers handed over", got)
 			}
@@ -74,7 +74,7 @@ func mustAdd(t testing.TB, p *pending, k *call) {
 	}
 }
 
-func answered(p *pending, k *call) { p.answer(answerTo(k.req.ID, false)) }
+func answered(p *pending, k *call) { p.matchOne(responseDelivery(k.req.ID, false)) }
 
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
@@ -89,7 +89,7 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 		if i < 3 {
 			want = verdictUnknown
 		}
-		if got := p.answer(answerTo(fmt.Sprint(i), false)); got != want {
+		if got := p.matchOne(responseDelivery(fmt.Sprint(i), false)); got != want {
 			t.Errorf("call %d: verdict %v, want %v", i, got, want)
 		}
 	}
@@ -108,7 +108,7 @@ func TestPendingReplacesAnIDInUse(t *testing.T) {
 	if second.req.ID == "a" {
 		t.Error("two calls share an id")
 	}
-	p.answer(answerTo(second.req.ID, false))
+	p.matchOne(responseDelivery(second.req.ID, false))
 	wantSame(t, "answers of the first", len(first.wake), 0)
 	wantSame(t, "answers of the second", len(second.wake), 1)
 	p.remove(second)
@@ -163,7 +163,7 @@ func TestPendingHandsAResponseToOneOfManyReaders(t *testing.T) {
 		verdicts := make(chan matchResult, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {
-			wg.Go(func() { verdicts <- p.answer(answerTo(k.req.ID, false)) })
+			wg.Go(func() { verdicts <- p.matchOne(responseDelivery(k.req.ID, false)) })
 		}
 		wg.Go(func() { p.remove(k) })
 		wg.Wait()

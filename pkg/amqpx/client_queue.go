@@ -19,23 +19,24 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-// queueWatch looks at the request queue and at the batch queue with passive declarations:
-// about once a second while calls are pending, and soon after the broker nacked or returned a
-// request. The first look, at the batch queue alone, is before the connection is ready. The looks use a channel opened during the session's set-up, because the broker's
-// refusal to open a channel would end the connection. Only a failed declaration closes the
-// channel; the next look then opens a new channel. Safe for concurrent use.
+// queueWatch checks the request queue and the batch queue with passive declarations: about once
+// a second while calls are pending, and soon after the broker nacked or returned a request. The
+// first check, of the batch queue alone, is before the connection is ready. The checks use a
+// channel opened during the session's set-up, because the broker's refusal to open a channel
+// would end the connection. Only a failed declaration closes the channel; the next check then
+// opens a new channel. Safe for concurrent use.
 type queueWatch struct {
-	wanted  chan struct{} // has a token when a call requests a look
+	wanted  chan struct{} // has a token when a call requests a check
 	urgent  chan struct{} // has a token when a call waits for the result
-	servers atomic.Int32  // consumers of the request queue at the last look
+	servers atomic.Int32  // consumers of the request queue at the last check
 	others  atomic.Int32  // consumers that do not unpack batches
 
-	mu     sync.Mutex
-	state  queueState
-	looked chan struct{} // closed at the end of the next look; nil without waiting calls
+	mu      sync.Mutex
+	state   queueState
+	checked chan struct{} // closed at the end of the next check; nil without waiting calls
 }
 
-// queueState is the result of a look at a queue.
+// queueState is the result of a check of a queue.
 type queueState struct {
 	at        time.Time
 	known     bool      // the broker said whether the queue exists
@@ -43,55 +44,55 @@ type queueState struct {
 	missing   bool      // the broker said: no queue, or the queue's node is down
 	fault     FaultKind // reason for away
 	messages  int       // waiting in the queue
-	filled    bool      // messages waited at this look and, if any, at the previous look
+	filled    bool      // messages waited at this check and, if any, at the previous check
 	consumers int
 }
 
 // full reports whether the queue may be at its bound. An empty queue is not, nor a queue that
-// was empty at the previous look, for example while it recovered its messages from the disk.
+// was empty at the previous check, for example while it recovered its messages from the disk.
 func (st queueState) full() bool { return st.known && !st.away && st.filled }
 
 const (
-	// lookEvery is how often a client looks at the queues while calls are pending.
-	lookEvery = time.Second
-	// lookSoonest is the shortest pause between two looks, used when calls were nacked or
+	// checkEvery is how often a client checks the queues while calls are pending.
+	checkEvery = time.Second
+	// checkSoonest is the shortest pause between two checks, used when calls were nacked or
 	// returned.
-	lookSoonest = 100 * time.Millisecond
-	// lookMissingMax bounds the pause between looks at a missing queue: the broker logs a line
-	// for each such look.
-	lookMissingMax = 30 * time.Second
-	// lookTimeout is the time limit for the broker's answer to a look.
-	lookTimeout = time.Second
-	// lookFirst is the time limit for the answer to the look before the connection is ready: a
+	checkSoonest = 100 * time.Millisecond
+	// checkMissingMax bounds the pause between checks of a missing queue: the broker logs a line
+	// for each such check.
+	checkMissingMax = 30 * time.Second
+	// checkTimeout is the time limit for the broker's answer to a check.
+	checkTimeout = time.Second
+	// firstCheckTimeout is the time limit for the answer to the check before the connection is ready: a
 	// broker that does not answer must not keep calls waiting that can travel alone.
-	lookFirst = 100 * time.Millisecond
+	firstCheckTimeout = 100 * time.Millisecond
 )
 
 func newQueueWatch() *queueWatch {
 	return &queueWatch{wanted: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 }
 
-// want requests a look at the queues.
+// want requests a check of the queues.
 func (w *queueWatch) want() {
 	if len(w.wanted) == 0 {
 		offerToken(w.wanted)
 	}
 }
 
-// next requests a look that begins from now on, and returns a channel closed at the end of the
+// next requests a check that begins from now on, and returns a channel closed at the end of the
 // look.
 func (w *queueWatch) next() <-chan struct{} {
 	w.mu.Lock()
-	if w.looked == nil {
-		w.looked = make(chan struct{})
+	if w.checked == nil {
+		w.checked = make(chan struct{})
 	}
-	looked := w.looked
+	checked := w.checked
 	w.mu.Unlock()
 	offerToken(w.urgent)
-	return looked
+	return checked
 }
 
-// last returns the result of the last look.
+// last returns the result of the last check.
 func (w *queueWatch) last() queueState {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -105,16 +106,16 @@ func (w *queueWatch) forget() {
 	w.state = queueState{}
 }
 
-// waiting takes the channel of the calls waiting for the look that begins now.
+// waiting takes the channel of the calls waiting for the check that begins now.
 func (w *queueWatch) waiting() chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	waiting := w.looked
-	w.looked = nil
+	waiting := w.checked
+	w.checked = nil
 	return waiting
 }
 
-// found stores the result of a look, wakes the waiting calls, and returns the previous result.
+// found stores the result of a check, wakes the waiting calls, and returns the previous result.
 func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueState) {
 	st.at = time.Now()
 	w.mu.Lock()
@@ -128,60 +129,60 @@ func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueSt
 	return before
 }
 
-// queueLooker makes the looks of a session. It is used by a single goroutine.
-type queueLooker struct {
+// queueChecker makes the checks of a session. It is used by a single goroutine.
+type queueChecker struct {
 	client *Client
 	s      *transport.Session
-	ch     transport.Channel // nil when the last look closed the channel, or got no response
-	queue  lookedQueue
-	lane   lookedQueue
-	// unserved is the time of the first look without a consumer; zero while there is a
+	ch     transport.Channel // nil when the last check closed the channel, or got no response
+	queue  checkedQueue
+	lane   checkedQueue
+	// unserved is the time of the first check without a consumer; zero while there is a
 	// consumer.
 	unserved time.Time
-	looked   time.Time // when the last look ended
+	checked  time.Time // when the last check ended
 	control  controlCheck
 }
 
-// lookedQueue is a queue under observation.
-type lookedQueue struct {
+// checkedQueue is a queue under observation.
+type checkedQueue struct {
 	name    string
-	missing *xsync.Backoff      // between looks at a missing queue
-	due     time.Time           // time of the next look
-	open    <-chan answeredLook // an unanswered question; else nil
-	barred  bool                // this user may not see the queue
+	missing *xsync.Backoff     // between checks of a missing queue
+	due     time.Time          // time of the next check
+	open    <-chan checkResult // an unanswered question; else nil
+	barred  bool               // this user may not see the queue
 }
 
-type answeredLook struct {
+type checkResult struct {
 	ch    transport.Channel
 	found amqp.Queue
 	err   error
 }
 
-// startLooks opens the channel for looks, looks at the batch queue, so that already the first
-// calls after the connection travel in batches, and starts to look until the session ends.
-func (c *Client) startLooks(s *transport.Session) error {
+// startChecks opens the channel for checks, checks the batch queue, so that already the first
+// calls after the connection travel in batches, and starts to check until the session ends.
+func (c *Client) startChecks(s *transport.Session) error {
 	ch, err := s.Sub.Channel()
 	if err != nil {
 		return err
 	}
-	l := &queueLooker{client: c, s: s, ch: ch}
-	l.queue = lookedQueue{name: c.route.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
+	l := &queueChecker{client: c, s: s, ch: ch}
+	l.queue = checkedQueue{name: c.route.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
 	if lane := c.route.batch; lane != nil {
-		l.lane = lookedQueue{name: lane.queue, missing: xsync.NewBackoff(lookEvery, lookMissingMax)}
+		l.lane = checkedQueue{name: lane.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
 		lane.disable()
 	}
 	c.watch.forget()
 	if c.route.batch != nil {
-		l.firstLook()
+		l.firstCheck()
 	}
 	s.Run(l.run)
 	return nil
 }
 
-// firstLook looks at the batch queue before the connection is ready. If it finds no server, the
-// first call looks again: servers may start at the same time as clients.
-func (l *queueLooker) firstLook() {
-	found, err := l.ask(&l.lane, lookFirst)
+// firstCheck checks the batch queue before the connection is ready. If it finds no server, the
+// first call checks again: servers may start at the same time as clients.
+func (l *queueChecker) firstCheck() {
+	found, err := l.ask(&l.lane, firstCheckTimeout)
 	if err != nil {
 		return
 	}
@@ -191,8 +192,8 @@ func (l *queueLooker) firstLook() {
 	}
 }
 
-// run looks until the session ends.
-func (l *queueLooker) run() {
+// run checks the queues until the session ends.
+func (l *queueChecker) run() {
 	w := l.client.watch
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -208,18 +209,18 @@ func (l *queueLooker) run() {
 		if !l.pace(timer, urgent) {
 			return
 		}
-		l.look()
-		l.looked = time.Now()
+		l.checkQueues()
+		l.checked = time.Now()
 		if l.client.pending.len() > 0 || w.last().away {
 			w.want()
 		}
-		timer.Reset(lookEvery)
+		timer.Reset(checkEvery)
 	}
 }
 
-// pace waits until the next look is due: lookEvery after the last look, or lookSoonest when
+// pace waits until the next check is due: checkEvery after the last check, or checkSoonest when
 // calls wait for the result. It returns false when the session has ended.
-func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
+func (l *queueChecker) pace(timer *time.Timer, urgent bool) bool {
 	for !urgent {
 		select {
 		case <-timer.C:
@@ -230,7 +231,7 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 			return false
 		}
 	}
-	soon := time.NewTimer(lookSoonest - time.Since(l.looked))
+	soon := time.NewTimer(checkSoonest - time.Since(l.checked))
 	defer soon.Stop()
 	select {
 	case <-timer.C:
@@ -241,11 +242,11 @@ func (l *queueLooker) pace(timer *time.Timer, urgent bool) bool {
 	return true
 }
 
-// look asks the broker for both queues and acts on the results.
-func (l *queueLooker) look() {
+// checkQueues asks the broker for both queues and acts on the results.
+func (l *queueChecker) checkQueues() {
 	c, now := l.client, time.Now()
 	if waiting := c.watch.waiting(); waiting != nil || !now.Before(l.queue.due) {
-		found, err := l.ask(&l.queue, lookTimeout)
+		found, err := l.ask(&l.queue, checkTimeout)
 		st := stateOf(found, err)
 		l.queue.plan(st)
 		before := c.watch.found(st, waiting)
@@ -253,7 +254,7 @@ func (l *queueLooker) look() {
 		c.showQueue(st)
 	}
 	if c.route.batch != nil && !now.Before(l.lane.due) {
-		found, err := l.ask(&l.lane, lookTimeout)
+		found, err := l.ask(&l.lane, checkTimeout)
 		st := stateOf(found, err)
 		l.lane.plan(st)
 		if c.route.batch.found(st); st.consumers == 0 {
@@ -264,23 +265,23 @@ func (l *queueLooker) look() {
 	l.checkServed()
 }
 
-// errNoLook means that the queue was not asked for, or that no response came in time.
-var errNoLook = errors.New("the broker does not answer for the queue")
+// errNotChecked means that the queue was not asked for, or that no response came in time.
+var errNotChecked = errors.New("the broker does not answer for the queue")
 
-// ask asks the broker for a queue. A look without a response in time stays open and keeps its
+// ask asks the broker for a queue. A check without a response in time stays open and keeps its
 // channel: the other queue then uses another channel, and this queue is asked for again after
 // the response.
-func (l *queueLooker) ask(q *lookedQueue, limit time.Duration) (amqp.Queue, error) {
+func (l *queueChecker) ask(q *checkedQueue, limit time.Duration) (amqp.Queue, error) {
 	if q.barred {
-		return amqp.Queue{}, errNoLook
+		return amqp.Queue{}, errNotChecked
 	}
 	if q.open == nil {
-		answer := make(chan answeredLook, 1)
-		q.open = answer
+		response := make(chan checkResult, 1)
+		q.open = response
 		ch := l.ch
 		l.ch = nil
 		l.s.Run(func() { // ends with the session at the latest, when the sockets are cut
-			answer <- lookAt(l.s, ch, q.name)
+			response <- checkQueue(l.s, ch, q.name)
 		})
 	}
 	timer := time.NewTimer(limit)
@@ -292,11 +293,11 @@ func (l *queueLooker) ask(q *lookedQueue, limit time.Duration) (amqp.Queue, erro
 	case <-timer.C:
 	case <-l.s.Done:
 	}
-	return amqp.Queue{}, errNoLook
+	return amqp.Queue{}, errNotChecked
 }
 
-// lookAt makes a passive declaration, on a new channel if ch is nil.
-func lookAt(s *transport.Session, ch transport.Channel, queue string) (a answeredLook) {
+// checkQueue makes a passive declaration, on a new channel if ch is nil.
+func checkQueue(s *transport.Session, ch transport.Channel, queue string) (a checkResult) {
 	if a.ch = ch; a.ch == nil {
 		if a.ch, a.err = s.Sub.Channel(); a.err != nil {
 			return a
@@ -306,8 +307,8 @@ func lookAt(s *transport.Session, ch transport.Channel, queue string) (a answere
 	return a
 }
 
-// answered keeps the channel of a finished look for the next look.
-func (l *queueLooker) answered(a answeredLook) (amqp.Queue, error) {
+// answered keeps the channel of a finished check for the next check.
+func (l *queueChecker) answered(a checkResult) (amqp.Queue, error) {
 	switch {
 	case a.err != nil: // the error closed the channel
 	case l.ch == nil:
@@ -333,22 +334,22 @@ func stateOf(found amqp.Queue, err error) queueState {
 	}
 }
 
-// plan sets the time of the next look at the queue.
-func (q *lookedQueue) plan(st queueState) {
-	pause := lookEvery
+// plan sets the time of the next check of the queue.
+func (q *checkedQueue) plan(st queueState) {
+	pause := checkEvery
 	switch {
 	case !st.known:
 		q.barred = true
 	case st.missing:
-		pause = max(q.missing.NextBackOff(), lookEvery)
+		pause = max(q.missing.NextBackOff(), checkEvery)
 	case !st.away:
 		q.missing.Reset()
 	}
-	q.due = time.Now().Add(pause - lookSoonest)
+	q.due = time.Now().Add(pause - checkSoonest)
 }
 
 // count stores the number of consumers, and of the consumers that do not unpack batches.
-func (l *queueLooker) count() {
+func (l *queueChecker) count() {
 	w := l.client.watch
 	all := int32(min(w.last().consumers, math.MaxInt32)) //nolint:gosec // bounded.
 	w.servers.Store(all)
@@ -357,7 +358,7 @@ func (l *queueLooker) count() {
 	}
 }
 
-// queueChanged acts on a change of the request queue since the previous look. Confirmed
+// queueChanged acts on a change of the request queue since the previous check. Confirmed
 // requests are lost, or may be, when the queue is missing, when it exists again, and when
 // servers consume it again after all servers had gone.
 func (c *Client) queueChanged(before, now queueState) {
@@ -398,10 +399,10 @@ func (c *Client) resendConfirmed() {
 	}
 }
 
-// checkServed ends the calls in a queue without a consumer at two looks, except calls with
+// checkServed ends the calls in a queue without a consumer in two checks, except calls with
 // WaitForServer, and unless servers listen to the control plane: a draining server consumes no
 // more requests, and still answers the requests it has started.
-func (l *queueLooker) checkServed() {
+func (l *queueChecker) checkServed() {
 	c, st := l.client, l.client.watch.last()
 	lane := c.route.batch
 	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 {
@@ -412,7 +413,7 @@ func (l *queueLooker) checkServed() {
 		l.unserved = time.Now()
 		return
 	}
-	if time.Since(l.unserved) < lookEvery-lookSoonest || l.someServerListens() {
+	if time.Since(l.unserved) < checkEvery-checkSoonest || l.someServerListens() {
 		return
 	}
 	for _, a := range c.pending.attempts() {
@@ -427,11 +428,11 @@ func (l *queueLooker) checkServed() {
 type controlCheck struct {
 	ch       transport.Channel // nil before the first use, and after a failure
 	returned <-chan amqp.Return
-	open     <-chan controlAnswer // an unanswered question; else nil
-	after    time.Time            // before then the exchange is not looked for again
+	open     <-chan controlResponse // an unanswered question; else nil
+	after    time.Time              // before then the exchange is not looked for again
 }
 
-type controlAnswer struct {
+type controlResponse struct {
 	controlCheck
 
 	listens bool
@@ -440,9 +441,9 @@ type controlAnswer struct {
 
 // someServerListens reports whether a server has a queue at the control plane's exchange, as a
 // draining server does although it consumes no requests. Without WithControl, and for
-// lookMissingMax after a failed check, someServerListens returns false. Otherwise it returns
+// checkMissingMax after a failed check, someServerListens returns false. Otherwise it returns
 // true if the response is unknown.
-func (l *queueLooker) someServerListens() bool {
+func (l *queueChecker) someServerListens() bool {
 	k := &l.control
 	switch {
 	case !l.client.cfg.control || k.ch == nil && k.open == nil && time.Now().Before(k.after):
@@ -451,12 +452,12 @@ func (l *queueLooker) someServerListens() bool {
 		return true
 	}
 	if k.open == nil {
-		answer := make(chan controlAnswer, 1)
-		k.open = answer
+		response := make(chan controlResponse, 1)
+		k.open = response
 		exchange, check := l.client.cfg.queue.controlExchange(), *k
-		l.s.Run(func() { answer <- check.ask(l.s, exchange) }) // ends with the session at the latest
+		l.s.Run(func() { response <- check.ask(l.s, exchange) }) // ends with the session at the latest
 	}
-	timer := time.NewTimer(lookTimeout)
+	timer := time.NewTimer(checkTimeout)
 	defer timer.Stop()
 	select {
 	case a := <-k.open:
@@ -465,7 +466,7 @@ func (l *queueLooker) someServerListens() bool {
 		if a.err == nil {
 			return a.listens
 		}
-		k.ch, k.after = nil, time.Now().Add(lookMissingMax)
+		k.ch, k.after = nil, time.Now().Add(checkMissingMax)
 		return !errors.As(a.err, &refused) || refused.Code != amqp.NotFound
 	case <-timer.C:
 	case <-l.s.Done:
@@ -474,7 +475,7 @@ func (l *queueLooker) someServerListens() bool {
 }
 
 // ask publishes the message and checks whether the broker returns it.
-func (k controlCheck) ask(s *transport.Session, exchange string) (a controlAnswer) {
+func (k controlCheck) ask(s *transport.Session, exchange string) (a controlResponse) {
 	a.controlCheck = k
 	if a.ch == nil {
 		if a.ch, a.err = openControl(s.Pub, exchange); a.err != nil {

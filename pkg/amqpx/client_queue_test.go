@@ -53,9 +53,9 @@ func TestOneProbeForAllCallsThatWait(t *testing.T) {
 		startServer(t, b, handlers{"m": echo})
 		begun := time.Now()
 		for i, done := range waiting {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
-		wantAnswer(t, <-more, "x")
+		wantResponse(t, <-more, "x")
 		if took := time.Since(begun); took > probeMax {
 			t.Errorf("answered %v after the server came", took)
 		}
@@ -76,7 +76,7 @@ func TestTurnToProbePassesOn(t *testing.T) {
 		pass(10 * time.Second)
 		startServer(t, b, handlers{"m": echo})
 		got := <-last
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took > 10*time.Second+probeMax {
 			t.Errorf("took %v", got.took)
 		}
@@ -95,12 +95,12 @@ func TestWithoutAnyServerCallersHearSoon(t *testing.T) {
 				wantIs(t, got.err, ErrNoServer)
 				wantSame(t, "code", CodeOf(got.err), CodeUnavailable)
 				wantSame(t, "outcome", OutcomeOf(got.err), MayHaveRun)
-				if got.took < lookEvery/2 || got.took > 2*time.Second {
+				if got.took < checkEvery/2 || got.took > 2*time.Second {
 					t.Errorf("took %v", got.took)
 				}
 				pass(10 * time.Second)
 				startServer(t, r.broker, handlers{"m": echo})
-				wantAnswer(t, <-waits, "x")
+				wantResponse(t, <-waits, "x")
 			})
 		})
 	}
@@ -127,9 +127,9 @@ func TestMomentWithoutServerIsNoOutage(t *testing.T) {
 		r.server.stop()
 		_ = r.server.wait(t)
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
-		pass(lookEvery - 2*lookSoonest)
+		pass(checkEvery - 2*checkSoonest)
 		startServer(t, r.broker, handlers{"m": slow})
-		wantAnswer(t, <-done, "x")
+		wantResponse(t, <-done, "x")
 	})
 }
 
@@ -146,7 +146,7 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 		pass(time.Second)
 		r.server.stop()
 		got := <-done
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		wantSame(t, "took", got.took, 15*time.Second)
 		pass(time.Second)
 		wantIs(t, (<-goCall(r.client, within(t, time.Minute), "m", nil)).err, ErrNoServer)
@@ -166,7 +166,7 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		pass(10 * time.Second)
 		startServer(t, r.broker, handlers{"m": echo})
 		got := <-safe
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took > 12*time.Second {
 			t.Errorf("took %v", got.took)
 		}
@@ -202,7 +202,7 @@ func TestConnectionOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 		}
 		r.broker.With(func(b *brokertest.Broker) { clear(b.Faults) })
 		got := <-done
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took < nackedConnectionAfter || got.took > 3*nackedConnectionAfter {
 			t.Errorf("took %v", got.took)
 		}
@@ -224,7 +224,7 @@ func TestConnectionOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T)
 		pass(nackedConnectionAfter + 2*time.Second)
 		wantSame(t, "generation", r.client.Status().Generation, 2)
 		r.broker.With(func(b *brokertest.Broker) { clear(b.Faults) })
-		wantAnswer(t, <-done, "x")
+		wantResponse(t, <-done, "x")
 		settle() // the confirm may arrive after the response
 		wantSame(t, "the gate is shut", r.client.route.queueGate.isShut.Load(), false)
 	})
@@ -246,7 +246,7 @@ func countCalls(b *brokertest.Broker, op string) *atomic.Int64 {
 
 // Checks of the queues open no new channels, because a refused channel.open would end the
 // connection.
-func TestLooksOpenNoChannels(t *testing.T) {
+func TestQueueChecksOpenNoChannels(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": untilDone})
@@ -254,9 +254,9 @@ func TestLooksOpenNoChannels(t *testing.T) {
 		waiting := r.batchOf(3, "m")
 		pass(30 * time.Second)
 		wantSame(t, "channels opened", opened.Load(), 0)
-		looks := countCalls(r.broker, "declare passive")
+		checks := countCalls(r.broker, "declare passive")
 		pass(10 * time.Second)
-		if n := looks.Load(); n < 18 || n > 22 {
+		if n := checks.Load(); n < 18 || n > 22 {
 			t.Errorf("%d looks at two queues in 10 s", n)
 		}
 		for _, done := range waiting {
@@ -284,7 +284,7 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 			}
 		})
 		for range 60 {
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 			pass(time.Second)
 		}
 		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
@@ -301,7 +301,7 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
 		r.broker.Fail(batchQueueName, brokertest.FaultNack)
 		for i, done := range r.batchOf(4, "m", Idempotent()) {
-			wantAnswer(t, <-done, fmt.Sprint(i))
+			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 1)
 		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
@@ -331,7 +331,7 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 		for range callers {
 			all.Go(func() {
 				for range each {
-					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+					wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 				}
 			})
 		}
@@ -397,7 +397,7 @@ func TestFirstCallsTravelTogether(t *testing.T) {
 			calls = append(calls, goCall(c, within(t, time.Minute), "m", fmt.Append(nil, i)))
 		}
 		for i, call := range calls {
-			wantAnswer(t, <-call, fmt.Sprint(i))
+			wantResponse(t, <-call, fmt.Sprint(i))
 		}
 		if alone := len(b.MessagesTo(DefaultQueue)); alone > publish.BatchWindow+1 {
 			t.Errorf("%d of 100 calls travelled alone", alone)
@@ -407,16 +407,16 @@ func TestFirstCallsTravelTogether(t *testing.T) {
 
 // A broker that does not answer for the batch queue delays the connection only for a moment, and
 // calls travel alone.
-func TestFirstLookWithoutAnAnswer(t *testing.T) {
+func TestFirstQueueCheckWithoutAResponse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto)).WaitReady)
-		answers := make(chan struct{})
+		responses := make(chan struct{})
 		b.With(func(b *brokertest.Broker) {
 			b.OnCall = func(op, name string) error {
 				if op == "declare passive" && name == batchQueueName {
-					<-answers
+					<-responses
 				}
 				return nil
 			}
@@ -424,12 +424,12 @@ func TestFirstLookWithoutAnAnswer(t *testing.T) {
 		begun := time.Now()
 		c := startClient(t, b, WithBatch(BatchAuto))
 		ready(t, c.WaitReady)
-		wantSame(t, "time until ready", time.Since(begun), lookFirst)
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+		wantSame(t, "time until ready", time.Since(begun), firstCheckTimeout)
+		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 		wantSame(t, "alone", len(b.MessagesTo(DefaultQueue)), 1)
-		close(answers)
-		pass(2 * lookEvery)
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("y")), "y")
+		close(responses)
+		pass(2 * checkEvery)
+		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("y")), "y")
 		settle()
 		wantSame(t, "servers that unpack", c.route.batch.servers.Load(), 1)
 	})

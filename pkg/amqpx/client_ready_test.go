@@ -31,7 +31,7 @@ func TestCallWaitsUntilTheConnectionCountsAsReady(t *testing.T) {
 		settle()
 		wantSame(t, "answers while the connection comes up", len(call), 0)
 		close(connecting)
-		wantAnswer(t, <-call, "x")
+		wantResponse(t, <-call, "x")
 		wantSame(t, "state", c.Status().State, StateReady)
 	})
 }

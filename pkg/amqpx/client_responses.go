@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	// answersAckEvery and answersAckPause bound the number of responses that are handled and
+	// responsesAckEvery and responsesAckPause bound the number of responses that are handled and
 	// not acknowledged, and the time until their acknowledgement. After a reconnect these
 	// responses are delivered again and dropped.
-	answersAckEvery = 128
-	answersAckPause = 200 * time.Millisecond
+	responsesAckEvery = 128
+	responsesAckPause = 200 * time.Millisecond
 )
 
 // responseReader reads a client's reply queue for a session. It is used by a single goroutine.
@@ -33,7 +33,7 @@ type responseReader struct {
 // a response that the broker sent into a dying connection must be delivered again, and an
 // acknowledgement for each response would double the traffic.
 func (r *responseReader) read(s *transport.Session, deliveries <-chan amqp.Delivery, direct bool) {
-	tick := time.NewTicker(answersAckPause)
+	tick := time.NewTicker(responsesAckPause)
 	defer tick.Stop()
 	var last uint64 // the newest tag
 	var open int    // handled and not acknowledged
@@ -53,7 +53,7 @@ func (r *responseReader) read(s *transport.Session, deliveries <-chan amqp.Deliv
 			}
 			r.handle(&d)
 			last, open = d.DeliveryTag, open+1
-			if open < answersAckEvery {
+			if open < responsesAckEvery {
 				continue
 			}
 		case <-tick.C:
@@ -74,7 +74,7 @@ func (r *responseReader) read(s *transport.Session, deliveries <-chan amqp.Deliv
 func (r *responseReader) handle(d *amqp.Delivery) {
 	c := r.client
 	if d.ContentType != wire.ContentTypeResponses {
-		c.counts.dropped(c.pending.answer(d))
+		c.counts.dropped(c.pending.matchOne(d))
 		return
 	}
 	var err error
@@ -82,7 +82,7 @@ func (r *responseReader) handle(d *amqp.Delivery) {
 		c.counts.dropped(verdictUnknown)
 		return
 	}
-	r.matches = c.pending.answerAll(r.batch, r.matches[:0])
+	r.matches = c.pending.matchAll(r.batch, r.matches[:0])
 	for _, m := range r.matches {
 		c.counts.dropped(m.result)
 	}

@@ -22,31 +22,31 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 		k.first.stage.Store(uint32(stageConfirmed))
 		k.current.Store(&k.first)
 	}
-	answer := func(p *pending, k *call) { p.answer(answerTo(k.req.ID, false)) }
+	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.ID, false)) }
 	fail := func(p *pending, k *call) {
-		p.answerAll([]wire.Response{{ID: []byte(k.req.ID), Failure: &wire.Failure{Code: "aborted"}}}, nil)
+		p.matchAll([]wire.Response{{ID: []byte(k.req.ID), Failure: &wire.Failure{Code: "aborted"}}}, nil)
 	}
 	for name, c := range map[string]struct {
 		run    func(p *pending, k *call)
 		reused bool
 	}{
-		"answered": {func(p *pending, k *call) { confirmed(k); answer(p, k) }, true},
+		"answered": {func(p *pending, k *call) { confirmed(k); respond(p, k) }, true},
 		"answered, token read": {func(p *pending, k *call) {
 			confirmed(k)
-			answer(p, k)
+			respond(p, k)
 			<-k.wake
 			k.woken = true
 		}, true},
-		"token not put yet":           {func(p *pending, k *call) { confirmed(k); answer(p, k); <-k.wake }, false},
+		"token not put yet":           {func(p *pending, k *call) { confirmed(k); respond(p, k); <-k.wake }, false},
 		"no response":                 {func(_ *pending, k *call) { confirmed(k); k.wakeUp() }, false},
 		"error":                       {func(p *pending, k *call) { confirmed(k); fail(p, k) }, false},
-		"unconfirmed":                 {func(p *pending, k *call) { k.current.Store(&k.first); answer(p, k) }, false},
-		"second attempt":              {func(p *pending, k *call) { confirmed(k); k.current.Store(&attempt{call: k}); answer(p, k) }, false},
-		"in a snapshot of attempts":   {func(p *pending, k *call) { confirmed(k); p.attempts(); answer(p, k) }, false},
-		"in the snapshot of Close":    {func(p *pending, k *call) { confirmed(k); p.close(); answer(p, k) }, false},
-		"its deadline has passed":     {func(p *pending, k *call) { confirmed(k); k.deadline = time.Time{}; p.expire(); answer(p, k) }, false},
-		"its context has ended":       {func(p *pending, k *call) { confirmed(k); p.contextEnded(k.watcher); answer(p, k) }, false},
-		"late response to a snapshot": {func(p *pending, k *call) { confirmed(k); answer(p, k); p.attempts() }, true},
+		"unconfirmed":                 {func(p *pending, k *call) { k.current.Store(&k.first); respond(p, k) }, false},
+		"second attempt":              {func(p *pending, k *call) { confirmed(k); k.current.Store(&attempt{call: k}); respond(p, k) }, false},
+		"in a snapshot of attempts":   {func(p *pending, k *call) { confirmed(k); p.attempts(); respond(p, k) }, false},
+		"in the snapshot of Close":    {func(p *pending, k *call) { confirmed(k); p.close(); respond(p, k) }, false},
+		"its deadline has passed":     {func(p *pending, k *call) { confirmed(k); k.deadline = time.Time{}; p.expire(); respond(p, k) }, false},
+		"its context has ended":       {func(p *pending, k *call) { confirmed(k); p.contextEnded(k.watcher); respond(p, k) }, false},
+		"late response to a snapshot": {func(p *pending, k *call) { confirmed(k); respond(p, k); p.attempts() }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -155,14 +155,14 @@ func TestReusedCallsUnderFaults(t *testing.T) {
 				return c.Go(ctx, method, body, opts...).Wait()
 			}
 		}
-		answer, err := call(ctx, "m", body, opts...)
+		response, err := call(ctx, "m", body, opts...)
 		cancel()
 		for j := range body {
 			body[j] = '!'
 		}
 		switch {
-		case err == nil && string(answer) != sent:
-			t.Errorf("response %.40q to %.40q", answer, sent)
+		case err == nil && string(response) != sent:
+			t.Errorf("response %.40q to %.40q", response, sent)
 		case err == nil:
 			results.Add(1)
 		case OutcomeOf(err) == DidNotRun:

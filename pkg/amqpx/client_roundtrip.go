@@ -44,9 +44,9 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 		defer bounded.Cancel()
 		ctx = bounded
 	}
-	answer, err := c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
+	response, err := c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
 	k.release()
-	return answer, err
+	return response, err
 }
 
 // begin registers a call, for a future or for a waiting goroutine. ours means that the
@@ -79,7 +79,7 @@ func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev 
 		k.endProbe()
 		c.pending.remove(k)
 	}()
-	answer, t, err := c.awaitResponse(ctx, k, gone, ev)
+	response, t, err := c.awaitResponse(ctx, k, gone, ev)
 	for k.refusal != nil {
 		wait, ok := c.afterRefusal(k, gone)
 		if !ok {
@@ -87,10 +87,10 @@ func (c *Client) runCall(ctx context.Context, k *call, gone <-chan struct{}, ev 
 		}
 		k.nextRound()
 		c.pending.expectAgain(k)
-		answer, t, err = c.awaitResponse(ctx, k, gone, k.pause(gone, wait))
+		response, t, err = c.awaitResponse(ctx, k, gone, k.pause(gone, wait))
 	}
 	c.account(k, t)
-	return answer, err
+	return response, err
 }
 
 // afterRefusal decides whether a call refused by a server is sent again, and after which wait.
@@ -113,7 +113,7 @@ func (c *Client) account(k *call, t wire.Times) {
 	if info := k.info; info != nil {
 		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.ID}
 		if k.responded {
-			info.Response = newResponse(&k.answer)
+			info.Response = newResponse(&k.response)
 		}
 	}
 }
@@ -146,7 +146,7 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 				return k.readResponse()
 			}
 			return nil, wire.Times{}, err
-		case eventAnswered:
+		case eventResponse:
 			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
 			if k.responseArrived() { // a response is better than the error
@@ -233,7 +233,7 @@ func (k *call) responseArrived() bool {
 // did not run, and nothing about an earlier request that may have arrived.
 func (k *call) readResponse() ([]byte, wire.Times, error) {
 	k.responded = true
-	a := &k.answer
+	a := &k.response
 	if a.Failure == nil {
 		if k.route.check != nil {
 			if failed := k.check(a); failed != nil {
@@ -316,7 +316,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 		if k.mayPark() {
 			return k.park(gone), nil
 		}
-		if ev, over := c.lookOnce(k, gone); over {
+		if ev, over := c.checkOnce(k, gone); over {
 			return ev, nil
 		}
 		detail, sentinel := c.noQueue(k)
@@ -335,14 +335,14 @@ func rejectedError(outcome Outcome, cause error) error {
 }
 
 // afterNack decides the next step after a nack. The broker gives no reason for a nack, so the
-// client looks at the queue. A queue at its bound means overload, and retries use the retry
+// client checks the queue. A queue at its bound means overload, and retries use the retry
 // budget. Any other queue that nacks is down, moves, or has no majority; such a fault passes,
 // and attempts use no budget. Only an idempotent call is sent again, unless the nack proves
 // that the request did not run.
 func (c *Client) afterNack(k *call, gone <-chan struct{}, batched bool) (event, error) {
 	full := c.route.queueGate.isFull()
 	if !full {
-		if ev, over := k.awaitLook(gone); over {
+		if ev, over := k.awaitCheck(gone); over {
 			return ev, nil
 		}
 	}
@@ -371,12 +371,12 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}, batched bool) (event, 
 	return k.park(gone), nil
 }
 
-// awaitLook waits for the end of a look at the queues. An event of the call ends the wait
+// awaitCheck waits for the end of a check of the queues. An event of the call ends the wait
 // early.
-func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
-	limit := time.NewTimer(lookTimeout + lookSoonest)
+func (k *call) awaitCheck(gone <-chan struct{}) (ev event, over bool) {
+	limit := time.NewTimer(checkTimeout + checkSoonest)
 	defer limit.Stop()
-	looked := k.route.watch.next()
+	checked := k.route.watch.next()
 	for {
 		if ev, over = k.next(); over {
 			return ev, true
@@ -385,7 +385,7 @@ func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 		case <-k.wake:
 		case <-gone:
 			return event{kind: eventCanceled}, true
-		case <-looked:
+		case <-checked:
 			return event{}, false
 		case <-limit.C: // no connection, or a slow one
 			return event{}, false
@@ -393,13 +393,13 @@ func (k *call) awaitLook(gone <-chan struct{}) (ev event, over bool) {
 	}
 }
 
-// lookOnce waits for a look at the queue of a returned request, unless the last look found no
-// queue: the broker logs a line for each look at a missing queue.
-func (c *Client) lookOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
+// checkOnce waits for a check of the queue of a returned request, unless the last check found no
+// queue: the broker logs a line for each check of a missing queue.
+func (c *Client) checkOnce(k *call, gone <-chan struct{}) (ev event, over bool) {
 	if c.watch.last().away {
 		return event{}, false
 	}
-	return k.awaitLook(gone)
+	return k.awaitCheck(gone)
 }
 
 // noQueue explains why the broker returned a request: the queue does not exist, or lives on a

@@ -17,7 +17,7 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startScripted(t, each(silent, silent, runs), WithAttemptTimeout(time.Second))
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took < 3*time.Second || got.took > 4*time.Second {
 			t.Errorf("took %v, want one second and two", got.took)
 		}
@@ -29,7 +29,7 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 			wantSame(t, "idempotency key", msg.MessageId, sent[0].MessageId)
 		}
 		f := r.client.Go(within(t, time.Minute), "m", []byte("y"), Idempotent())
-		wantAnswer(t, resultOf(f), "y")
+		wantResponse(t, resultOf(f), "y")
 	})
 }
 
@@ -38,7 +38,7 @@ func TestSwallowedFutureIsSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startScripted(t, each(silent, runs), WithAttemptTimeout(time.Second))
 		got := resultOf(r.client.Go(within(t, time.Minute), "m", []byte("x"), Idempotent()))
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took > 2*time.Second {
 			t.Errorf("took %v", got.took)
 		}
@@ -60,12 +60,12 @@ func TestAttemptTimeoutIsForIdempotentCalls(t *testing.T) {
 func TestLateResponseOfAnEarlierAttemptCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		answers := func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
+		responses := func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
 			after(2500*time.Millisecond, runs)(n, d, send)
 		}
-		r := startScripted(t, answers, WithAttemptTimeout(time.Second))
+		r := startScripted(t, responses, WithAttemptTimeout(time.Second))
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		wantSame(t, "took", got.took, 2500*time.Millisecond)
 		pass(10 * time.Second)
 		wantSame(t, "requests", len(r.requests()), 2)

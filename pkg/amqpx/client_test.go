@@ -44,10 +44,10 @@ func TestCallOnTheWire(t *testing.T) {
 		if !strings.HasPrefix(sent.Msg.ReplyTo, "rpc_queue.reply.") {
 			t.Errorf("reply_to %q", sent.Msg.ReplyTo)
 		}
-		answer := r.broker.MessagesTo(brokertest.RouteReplies)[0]
-		wantSame(t, "response's correlation id", answer.Msg.CorrelationId, sent.Msg.CorrelationId)
-		wantSame(t, "answer is mandatory", answer.Mandatory, true)
-		wantSame(t, "response's headers", len(answer.Msg.Headers), 0)
+		response := r.broker.MessagesTo(brokertest.RouteReplies)[0]
+		wantSame(t, "response's correlation id", response.Msg.CorrelationId, sent.Msg.CorrelationId)
+		wantSame(t, "answer is mandatory", response.Mandatory, true)
+		wantSame(t, "response's headers", len(response.Msg.Headers), 0)
 	})
 }
 
@@ -112,7 +112,7 @@ func TestCallWaitsForTheFirstConnection(t *testing.T) {
 		wantTexts(t, got.err, "broker.test:5672: no connection")
 		done := goCall(c, within(t, time.Hour), "m", nil, WaitForServer())
 		startServer(t, b, handlers{"m": echo})
-		wantAnswer(t, <-done, "")
+		wantResponse(t, <-done, "")
 	})
 }
 
@@ -140,7 +140,7 @@ func TestResentCallIsTheSameCall(t *testing.T) {
 		r.broker.Fail(DefaultQueue, brokertest.FaultCutUnconfirmed, brokertest.FaultLostUnconfirmed, brokertest.FaultCutUnconfirmed)
 		var info CallInfo
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("body"), Idempotent(), WithCallInfo(&info))
-		wantAnswer(t, got, "body")
+		wantResponse(t, got, "body")
 		wantSame(t, "attempts", info.Attempts, 4)
 		wantSame(t, "resent", r.client.Stats().Resent, 3)
 		sent := r.broker.MessagesTo(DefaultQueue)
@@ -201,7 +201,7 @@ func TestResponsesWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 		pass(10 * time.Second)
 		wantSame(t, "answers that wait", r.broker.Ready(r.client.route.replyTo), 1)
 		back.Store(true)
-		wantAnswer(t, <-done, "body")
+		wantResponse(t, <-done, "body")
 		wantSame(t, "requests", len(r.broker.MessagesTo(DefaultQueue)), 1)
 	})
 }
@@ -212,16 +212,16 @@ func TestResponsesAreAcknowledgedLateAndTogether(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
 		call := func(n int) {
 			for range n {
-				wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+				wantResponse(t, <-goCall(r.client, t.Context(), "m", nil), "")
 			}
 			settle()
 		}
-		call(answersAckEvery - 1)
-		wantSame(t, "unacknowledged", r.broker.Unacked(r.client.route.replyTo), answersAckEvery-1)
+		call(responsesAckEvery - 1)
+		wantSame(t, "unacknowledged", r.broker.Unacked(r.client.route.replyTo), responsesAckEvery-1)
 		call(1)
 		wantSame(t, "unacknowledged after many", r.broker.Unacked(r.client.route.replyTo), 0)
 		call(3)
-		pass(2 * answersAckPause)
+		pass(2 * responsesAckPause)
 		wantSame(t, "unacknowledged after a pause", r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
@@ -230,7 +230,7 @@ func TestResponseThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": echo})
-		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+		wantResponse(t, <-goCall(r.client, t.Context(), "m", nil), "")
 		r.cutClient()
 		pass(time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Reconnects: 1})
@@ -245,7 +245,7 @@ func TestResponsesNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 			return slow(context.WithoutCancel(ctx), req)
 		}})
 		r.broker.Fail(brokertest.RouteReplies, brokertest.FaultTwice)
-		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil), "")
+		wantResponse(t, <-goCall(r.client, t.Context(), "m", nil), "")
 		wantIs(t, (<-goCall(r.client, within(t, time.Second), "slow", nil)).err, context.DeadlineExceeded)
 		r.broker.With(func(b *brokertest.Broker) {
 			q := b.Queues[r.client.route.replyTo]
@@ -286,7 +286,7 @@ func TestCallsInFlightAreBounded(t *testing.T) {
 			wantIs(t, beyond.err, ErrTooManyCalls)
 			wantSame(t, "took", beyond.took, 0)
 			for _, done := range calls {
-				wantAnswer(t, <-done, body)
+				wantResponse(t, <-done, body)
 			}
 		}
 		wantSame(t, "most at once", most.Load(), 3)
@@ -338,7 +338,7 @@ func TestCallInfoAndCallOptionsOfTheClient(t *testing.T) {
 		startServer(t, b, handlers{"m": slow})
 		var info CallInfo
 		c := startClient(t, b, WithCallOptions(WaitForServer()))
-		wantAnswer(t, <-goCall(c, t.Context(), "m", nil, WithCallInfo(&info)), "")
+		wantResponse(t, <-goCall(c, t.Context(), "m", nil, WithCallInfo(&info)), "")
 		wantSame(t, "handler took", info.HandlerTime, 2*time.Second)
 		if info.Attempts < 1 || info.QueueTime != 0 {
 			t.Errorf("info %+v", info)
@@ -356,7 +356,7 @@ func TestDirectReplyTo(t *testing.T) {
 		c := startClient(t, b, WithReplyMode(ReplyDirect))
 		ready(t, c.WaitReady)
 		wantSame(t, "connections", b.OpenLinks(), 3) // two are the server's
-		wantAnswer(t, <-goCall(c, t.Context(), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(c, t.Context(), "m", []byte("x")), "x")
 		wantSame(t, "queues", len(b.QueueNames()), 3) // all are the server's
 
 		once := goCall(c, within(t, time.Minute), "m", []byte("x"))
@@ -366,6 +366,6 @@ func TestDirectReplyTo(t *testing.T) {
 		lost := <-once
 		wantIs(t, lost.err, ErrOutcomeUnknown)
 		wantSame(t, "outcome", OutcomeOf(lost.err), MayHaveRun)
-		wantAnswer(t, <-again, "y")
+		wantResponse(t, <-again, "y")
 	})
 }

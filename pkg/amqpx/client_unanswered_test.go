@@ -230,7 +230,7 @@ func TestMethodOfOneServerIsFound(t *testing.T) {
 				}
 				waiting = append(waiting, r.batchOf(20, "new", opts...)...)
 				for i, done := range waiting {
-					wantAnswer(t, <-done, fmt.Sprint(i%500))
+					wantResponse(t, <-done, fmt.Sprint(i%500))
 				}
 				wantSame(t, "lines of servers without it", logs.FilterMessage("request for a method that this server does not have").Len(), 2)
 				wantSame(t, "lines of the client", logs.FilterMessage("no server has the method").Len(), 0)
@@ -247,7 +247,7 @@ func TestMethodOfNoServerFailsSoon(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				core, logs := observer.New(zapcore.WarnLevel)
 				r := rolling(t, servers, zap.New(core))
-				wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "old", nil), "")
+				wantResponse(t, <-goCall(r.client, within(t, time.Minute), "old", nil), "")
 				for range 10 {
 					var info CallInfo
 					got := <-goCall(r.client, within(t, time.Minute), "nothing", nil, WithCallInfo(&info))

@@ -44,7 +44,7 @@ func TestCallThatFitsNoFrame(t *testing.T) {
 				for i, done := range all {
 					got := <-done
 					if i%4 > 1 {
-						wantAnswer(t, got, "x")
+						wantResponse(t, got, "x")
 						continue
 					}
 					wantSame(t, "code", CodeOf(got.err), CodeInvalidArgument)
@@ -76,12 +76,12 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 		for method, code := range map[string]Code{"m": CodeResourceExhausted, "failing": CodeAborted} {
 			putRequest(b, request(method))
 			settle()
-			answers := takeResponses(b)
-			if len(answers) != 1 {
-				t.Fatalf("%s: answers %v", method, answers)
+			responses := takeResponses(b)
+			if len(responses) != 1 {
+				t.Fatalf("%s: answers %v", method, responses)
 			}
-			wantSame(t, method, answers[0].Headers[wire.HeaderCode], any(string(code)))
-			wantSame(t, "has the header", answers[0].Headers["x"] != nil, false)
+			wantSame(t, method, responses[0].Headers[wire.HeaderCode], any(string(code)))
+			wantSame(t, "has the header", responses[0].Headers["x"] != nil, false)
 		}
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 		wantSame(t, "undeliverable", s.Stats().Undeliverable, 0)

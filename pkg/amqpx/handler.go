@@ -105,11 +105,11 @@ func orNop(log *zap.Logger) *zap.Logger {
 func Recover(log *zap.Logger) Middleware {
 	log = orNop(log)
 	return func(next Handler) Handler {
-		return func(ctx context.Context, req *Request) (answer []byte, err error) {
+		return func(ctx context.Context, req *Request) (response []byte, err error) {
 			defer func() {
 				if v := recover(); v != nil {
 					text := panicText(v)
-					answer, err = nil, &panicError{text}
+					response, err = nil, &panicError{text}
 					log.Error("handler panicked", zap.String("method", req.Method),
 						zap.String("correlation_id", req.CorrelationID),
 						zap.String("panic", text), zap.ByteString("stack", debug.Stack()))
@@ -141,7 +141,7 @@ func AccessLog(log *zap.Logger) Middleware {
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
 			begun := startOf(ctx)
-			answer, err := next(ctx, req)
+			response, err := next(ctx, req)
 			level := zap.DebugLevel
 			if err != nil {
 				level = zap.InfoLevel
@@ -149,9 +149,9 @@ func AccessLog(log *zap.Logger) Middleware {
 			if entry := log.Check(level, "call"); entry != nil {
 				entry.Write(zap.String("method", req.Method), zap.String("correlation_id", req.CorrelationID),
 					zap.Duration("took", time.Since(begun)), zap.Int("request_bytes", len(req.Body)),
-					zap.Int("response_bytes", len(answer)), zap.String("code", string(CodeOf(err))), zap.Error(err))
+					zap.Int("response_bytes", len(response)), zap.String("code", string(CodeOf(err))), zap.Error(err))
 			}
-			return answer, err
+			return response, err
 		}
 	}
 }

@@ -33,8 +33,8 @@ func around(name string) Middleware {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
 			inner := *req
 			inner.Body = append([]byte(name), req.Body...)
-			answer, err := next(ctx, &inner)
-			return append([]byte(name), answer...), err
+			response, err := next(ctx, &inner)
+			return append([]byte(name), response...), err
 		}
 	}
 }
@@ -56,12 +56,12 @@ func TestFirstMiddlewareIsOutermostOnBothSides(t *testing.T) {
 		}}, WithMiddleware(around("3"), around("4")))
 		ready(t, s.WaitReady)
 		c := startClient(t, b, WithMiddleware(around("1")), WithMiddleware(around("2")))
-		answer, err := c.Call(t.Context(), "m", []byte("-"))
+		response, err := c.Call(t.Context(), "m", []byte("-"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		wantSame(t, "request", <-seen, "4321-")
-		wantSame(t, "answer", string(answer), "1234|")
+		wantSame(t, "answer", string(response), "1234|")
 	})
 }
 
@@ -88,18 +88,18 @@ func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
 				first := make(chan []byte)
 				go func() {
-					answer, _ := next(ctx, req)
-					first <- answer
+					response, _ := next(ctx, req)
+					first <- response
 				}()
-				answer, err := next(ctx, req)
-				return append(answer, <-first...), err
+				response, err := next(ctx, req)
+				return append(response, <-first...), err
 			}
 		}
 		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(twice))
-		answer, err := c.Call(t.Context(), "m", []byte("x"))
-		wantAnswer(t, result{answer: answer, err: err}, "xx")
+		response, err := c.Call(t.Context(), "m", []byte("x"))
+		wantResponse(t, result{response: response, err: err}, "xx")
 	})
 }
 
@@ -107,9 +107,9 @@ func TestRecoverLogsThePanicAndHidesItsText(t *testing.T) {
 	t.Parallel()
 	log, logs := observed(zap.DebugLevel)
 	h := Recover(log)(func(context.Context, *Request) ([]byte, error) { panic("boom") })
-	answer, err := h(t.Context(), &Request{Method: "m", CorrelationID: "id"})
-	if answer != nil || err == nil {
-		t.Fatalf("answer %q, error %v", answer, err)
+	response, err := h(t.Context(), &Request{Method: "m", CorrelationID: "id"})
+	if response != nil || err == nil {
+		t.Fatalf("answer %q, error %v", response, err)
 	}
 	entry := logs.FilterMessage("handler panicked").All()[0]
 	wantSame(t, "level", entry.Level, zap.ErrorLevel)
@@ -213,8 +213,8 @@ func againAfter(d time.Duration, bounded func(context.Context, time.Duration) (c
 		return func(ctx context.Context, req *Request) ([]byte, error) {
 			first, cancel := bounded(ctx, d)
 			defer cancel()
-			if answer, err := next(first, req); first.Err() == nil {
-				return answer, err
+			if response, err := next(first, req); first.Err() == nil {
+				return response, err
 			}
 			return next(ctx, req)
 		}
@@ -271,7 +271,7 @@ func TestMiddlewareThatTriesAgainAfterACancelledTry(t *testing.T) {
 		settle() // the first server has the request, and no room for another
 		start()
 		pass(2 * time.Second)
-		wantAnswer(t, <-call, "x")
+		wantResponse(t, <-call, "x")
 		close(release)
 		<-first
 	})

@@ -167,9 +167,9 @@ func refusing(n int64, err error) func(context.Context, string, string) error {
 
 // result is the result of a call and its duration.
 type result struct {
-	answer []byte
-	err    error
-	took   time.Duration
+	response []byte
+	err      error
+	took     time.Duration
 }
 
 // goCall makes a call in a goroutine and returns a channel for the result.
@@ -177,8 +177,8 @@ func goCall(c *Client, ctx context.Context, method string, body []byte, opts ...
 	done := make(chan result, 1)
 	begun := time.Now()
 	go func() {
-		answer, err := c.Call(ctx, method, body, opts...)
-		done <- result{answer, err, time.Since(begun)}
+		response, err := c.Call(ctx, method, body, opts...)
+		done <- result{response, err, time.Since(begun)}
 	}()
 	return done
 }
@@ -193,10 +193,10 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func wantAnswer(t *testing.T, got result, want string) {
+func wantResponse(t *testing.T, got result, want string) {
 	t.Helper()
-	if got.err != nil || string(got.answer) != want {
-		t.Errorf("answer %q, error %v; want answer %q", got.answer, got.err, want)
+	if got.err != nil || string(got.response) != want {
+		t.Errorf("answer %q, error %v; want answer %q", got.response, got.err, want)
 	}
 }
 

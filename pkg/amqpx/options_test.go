@@ -297,7 +297,7 @@ func TestNilContextsAndOptionsOfCalls(t *testing.T) {
 		_, went = c.Go(t.Context(), "m", nil, nil).Wait()
 		wantMistake(t, "Call", called, errNilOption)
 		wantMistake(t, "Go", went, errNilOption)
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 	})
 }
 

@@ -57,7 +57,7 @@ func TestSizeLimitOfTheBrokerIsLearned(t *testing.T) {
 						ready(t, c.WaitReady)
 					}
 				}
-				wantAnswer(t, <-goCall(c, within(t, time.Minute), "echo", []byte("x")), "x")
+				wantResponse(t, <-goCall(c, within(t, time.Minute), "echo", []byte("x")), "x")
 				want := map[ReplyMode]uint64{ReplyQueue: 0, ReplyDirect: 1}[mode]
 				wantSame(t, "reconnects", c.Stats().Reconnects, want)
 			})
@@ -78,7 +78,7 @@ func TestResponseAboveTheSizeLimitOfTheBroker(t *testing.T) {
 			wantSame(t, "code", CodeOf(got.err), CodeResourceExhausted)
 			wantSame(t, "outcome", OutcomeOf(got.err), Ran)
 			wantTexts(t, got.err, "2000 bytes", "1000")
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "echo", []byte("x")), "x")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "echo", []byte("x")), "x")
 		}
 		wantSame(t, "runs", runs.Load(), 2)
 		wantSame(t, "reconnects of the server", r.server.Stats().Reconnects, 0)
@@ -102,7 +102,7 @@ func TestBatchesStayBelowTheSizeLimitOfTheBroker(t *testing.T) {
 			return waiting
 		})
 		for _, call := range calls {
-			wantAnswer(t, <-call, string(make([]byte, 1000)))
+			wantResponse(t, <-call, string(make([]byte, 1000)))
 		}
 		wantSame(t, "reconnects", r.client.Stats().Reconnects, 0)
 	})
@@ -137,7 +137,7 @@ func TestCulpritOfAChannelException(t *testing.T) {
 				wantIs(t, got.err, ErrRefused)
 				wantTexts(t, got.err, "PRECONDITION_FAILED - poison")
 				for _, call := range innocent {
-					wantAnswer(t, <-call, "x")
+					wantResponse(t, <-call, "x")
 				}
 				if n := kills.Load(); n < 1 || n > 4 {
 					t.Errorf("the culprit ended %d channels", n)
@@ -145,7 +145,7 @@ func TestCulpritOfAChannelException(t *testing.T) {
 				if mode == ReplyQueue {
 					wantSame(t, "reconnects", c.Stats().Reconnects, 0)
 				}
-				wantAnswer(t, <-goCall(c, within(t, time.Minute), "echo", []byte("x")), "x")
+				wantResponse(t, <-goCall(c, within(t, time.Minute), "echo", []byte("x")), "x")
 			})
 		})
 	}

@@ -62,8 +62,8 @@ func TestRefusalsOfARequeuedBatch(t *testing.T) {
 		drained(t, s, nil, 2*time.Second)
 		wantSame(t, "left in the batch queue", b.Ready(batchQueueName), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
-		for _, answer := range takeResponses(b) {
-			if ran, said := answer.Headers[wire.HeaderRan]; said {
+		for _, response := range takeResponses(b) {
+			if ran, said := response.Headers[wire.HeaderRan]; said {
 				t.Errorf("a response says %s: %v", wire.HeaderRan, ran)
 			}
 		}

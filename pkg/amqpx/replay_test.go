@@ -50,12 +50,12 @@ func TestDuplicateGetsTheResponseOfTheRequestItRepeats(t *testing.T) {
 				pass(c.between)
 				putRequest(b, keyed("m", "key", "second"))
 				pass(10 * time.Second)
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 2)
-				for _, a := range answers {
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 2)
+				for _, a := range responses {
 					wantSame(t, "answer", string(a.Body), "1")
 				}
-				if a, b := answers[0].CorrelationId, answers[1].CorrelationId; a == b {
+				if a, b := responses[0].CorrelationId, responses[1].CorrelationId; a == b {
 					t.Errorf("both answers are for %q", a)
 				}
 				wantSame(t, "executions", runs.Load(), 1)
@@ -134,10 +134,10 @@ func TestWhichErrorsAreStored(t *testing.T) {
 					putRequest(b, with(keyed("m", "key", "id"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(1000)} }))
 					pass(5 * time.Second)
 				}
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
-				wantSame(t, "text of the second", string(answers[1].Body), string(answers[0].Body))
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 2)
+				wantSame(t, "code of the second", responses[1].Headers[wire.HeaderCode], responses[0].Headers[wire.HeaderCode])
+				wantSame(t, "text of the second", string(responses[1].Body), string(responses[0].Body))
 				wantSame(t, "executions", runs.Load(), c.runs)
 			})
 		})
@@ -211,7 +211,7 @@ func TestRequestThatComesBackAfterALossOfTheConnectionIsNotRunAgain(t *testing.T
 				done := goCall(r.client, within(t, time.Minute), "m", []byte("body"))
 				settle()
 				c.lose(r)
-				wantAnswer(t, <-done, "body")
+				wantResponse(t, <-done, "body")
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "in flight", r.server.Stats().InFlight, 0)

@@ -42,7 +42,7 @@ func TestRetryIsTheSameCallAndSaysWhichRefusalItFollows(t *testing.T) {
 		r := startScripted(t, each(refuses(3*time.Second), refuses(time.Second), runs))
 		var info CallInfo
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithIdempotencyKey("key"), WithCallInfo(&info))
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		if got.took < 4*time.Second || got.took > 4*time.Second+3*resendMin {
 			t.Errorf("took %v, want the two hints and a little", got.took)
 		}
@@ -74,7 +74,7 @@ func TestEarlierRefusalsCopyDoesNotAnswerTheRetry(t *testing.T) {
 				after(5*time.Second, runs)(n, d, send)
 			}))
 		got := <-goCall(r.client, within(t, time.Minute), "m", []byte("x"))
-		wantAnswer(t, got, "x")
+		wantResponse(t, got, "x")
 		wantSame(t, "requests", len(r.requests()), 2)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Resent: 1, Retried: 1, Duplicates: 1})
 	})
@@ -92,10 +92,10 @@ func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T)
 				}
 				r := startScripted(t, each(refuse, after(5*time.Second, runs)))
 				done := goCall(r.client, within(t, time.Minute), "m", []byte("x"))
-				pass(2 * resendMin) // less than answersAckPause: the refusal is not acknowledged
+				pass(2 * resendMin) // less than responsesAckPause: the refusal is not acknowledged
 				wantSame(t, "requests", len(r.requests()), 2)
 				r.cutClient()
-				wantAnswer(t, <-done, "x")
+				wantResponse(t, <-done, "x")
 				wantSame(t, "requests", len(r.requests()), 2)
 				wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Resent: 1, Retried: 1, Reconnects: 1})
 			})
@@ -107,9 +107,9 @@ func TestRefusalThatComesAgainAfterAReconnectDoesNotAnswerTheRetry(t *testing.T)
 // retries.
 func withoutEcho(s script) script {
 	return func(n int, d amqp.Delivery, send func(amqp.Publishing)) {
-		s(n, d, func(answer amqp.Publishing) {
-			delete(answer.Headers, wire.HeaderRetry)
-			send(answer)
+		s(n, d, func(response amqp.Publishing) {
+			delete(response.Headers, wire.HeaderRetry)
+			send(response)
 		})
 	}
 }
@@ -208,7 +208,7 @@ func TestOnlyWhatMayHaveArrivedIsMarkedAsResent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startScripted(t, each(refuses(0), runs))
 		r.broker.Fail(DefaultQueue, brokertest.FaultUnsent, brokertest.FaultNack, brokertest.FaultNone, brokertest.FaultUnsent, brokertest.FaultLostUnconfirmed, brokertest.FaultNack)
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
 		var marks []bool
 		for _, msg := range r.requests() { // nacked, refused, nacked, run
 			marks = append(marks, msg.Headers[wire.HeaderResent] == true)
@@ -364,7 +364,7 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			pass(time.Second)
 			b.Fail(DefaultQueue, refusals...)
 			startServer(t, b, handlers{"m": echo}, quorum)
-			wantAnswer(t, <-done, "x")
+			wantResponse(t, <-done, "x")
 		})
 	})
 	t.Run("made before the first call", func(t *testing.T) {
@@ -375,9 +375,9 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			c := startClient(t, b, quorum, WithRetryBudget(0, 0))
 			ready(t, c.WaitReady)
 			b.Fail(DefaultQueue, refusals...)
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer()), "x")
+			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), WaitForServer()), "x")
 			b.Fail(DefaultQueue, refusals...)
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x") // without WaitForServer too
+			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x") // without WaitForServer too
 		})
 	})
 	t.Run("recovered", func(t *testing.T) {
@@ -388,7 +388,7 @@ func TestRefusalsOfAQueueThatIsComingUpCostNoBudget(t *testing.T) {
 			r.cutClient()
 			ready(t, r.client.WaitReady)
 			r.broker.Fail(DefaultQueue, refusals...)
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		})
 	})
 }

@@ -57,7 +57,7 @@ type Server struct {
 	batchesUp, retryUp, deadUp atomic.Bool
 	returned                   returnedCopies
 	deferred                   deferredRequests
-	controlAnswers             atomic.Int64 // unpublished responses of the control plane
+	controlResponses           atomic.Int64 // unpublished responses of the control plane
 	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 

@@ -40,7 +40,7 @@ func TestCompanionThatIsAwayComesBack(t *testing.T) {
 					ready(t, s.WaitReady)
 					ready(t, client.WaitReady)
 					wantSame(t, "the server is ready in time", time.Since(begun) <= companionWait, true)
-					wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+					wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
 					warned := logs.FilterMessage("a queue cannot be used, the server does without it").All()
 					if len(warned) != 1 || warned[0].ContextMap()["queue"] != DefaultQueue+suffix {
 						t.Errorf("warned %v", warned)

@@ -111,8 +111,8 @@ func newStepped() *stepped {
 func (s *stepped) handle(ctx context.Context, req *Request) ([]byte, error) {
 	s.begun <- req
 	select {
-	case answer := <-s.leave:
-		return answer, nil
+	case response := <-s.leave:
+		return response, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -27,12 +27,12 @@ import (
 // (describe, below). docs/protocol.md describes the messages.
 
 const (
-	// controlPrefetch, controlLength and controlAnswers bound the resources which a flood of
+	// controlPrefetch, controlLength and controlResponses bound the resources which a flood of
 	// control messages can use: the deliveries in this process, the messages in its queue,
 	// where the broker drops the oldest, and the responses in progress.
-	controlPrefetch = 64
-	controlLength   = 1024
-	controlAnswers  = 64
+	controlPrefetch  = 64
+	controlLength    = 1024
+	controlResponses = 64
 )
 
 // control receives control messages during one session of a server.
@@ -221,13 +221,13 @@ func (s *Server) cancelCalls(d *amqp.Delivery) error {
 
 // respondToQuery responds to a query about this server.
 func (s *Server) respondToQuery(d *amqp.Delivery) {
-	if s.controlAnswers.Add(1) > controlAnswers {
-		s.controlAnswers.Add(-1) // a flood of queries gets fewer responses than queries
+	if s.controlResponses.Add(1) > controlResponses {
+		s.controlResponses.Add(-1) // a flood of queries gets fewer responses than queries
 		return
 	}
 	body, err := s.describe(d.AppId)
 	if err != nil { // not expected: every value can be encoded
-		s.controlAnswers.Add(-1)
+		s.controlResponses.Add(-1)
 		s.cfg.logger.Error("server cannot be described", zap.Error(err))
 		return
 	}
@@ -269,31 +269,31 @@ func (m *controlMessage) OnResult(f publish.Result) {
 	case f == publish.Lost:
 		m.server.isolate(m) // the message may have ended the connection
 	default:
-		m.server.controlAnswers.Add(-1)
+		m.server.controlResponses.Add(-1)
 	}
 }
 
 // undeliverable implements isolable.
 func (m *controlMessage) undeliverable(cause error) {
-	m.server.controlAnswers.Add(-1)
+	m.server.controlResponses.Add(-1)
 	m.server.noteUndeliverable(m.to, m.msg.CorrelationId, cause)
 }
 
 // query is an open question to servers, whose responses have its correlation id. A client
 // receives them from a queue of the query, a server from the queue of its control plane.
 type query struct {
-	id      string
-	begun   time.Time
-	lost    <-chan struct{} // closed when no response can arrive any more; nil if failed tells
-	answers chan *ServerInfo
-	failed  chan error
-	over    chan struct{} // closed when the asker does not wait any more
+	id        string
+	begun     time.Time
+	lost      <-chan struct{} // closed when no response can arrive any more; nil if failed tells
+	responses chan *ServerInfo
+	failed    chan error
+	over      chan struct{} // closed when the asker does not wait any more
 }
 
 func newQuery(id string, lost <-chan struct{}) query {
 	return query{
 		id: id, begun: time.Now(), lost: lost,
-		answers: make(chan *ServerInfo), failed: make(chan error, 1), over: make(chan struct{}),
+		responses: make(chan *ServerInfo), failed: make(chan error, 1), over: make(chan struct{}),
 	}
 }
 
@@ -305,7 +305,7 @@ func (q *query) passOn(d *amqp.Delivery) {
 	}
 	in.RoundTripMS = float64(time.Since(q.begun).Microseconds()) / float64(time.Millisecond/time.Microsecond)
 	select {
-	case q.answers <- &in:
+	case q.responses <- &in:
 	case <-q.over:
 	}
 }
@@ -315,7 +315,7 @@ func (q *query) passOn(d *amqp.Delivery) {
 func (q *query) await(ctx context.Context, status func() Status, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
 	for {
 		select {
-		case in := <-q.answers:
+		case in := <-q.responses:
 			if !take(in) {
 				return nil
 			}

@@ -55,12 +55,12 @@ func TestFleetListsEveryServer(t *testing.T) {
 		ready(t, other.WaitReady)
 		<-goCall(r.client, within(t, time.Minute), "fail", nil)
 		begun := time.Now()
-		fleet, err := r.client.Servers(within(t, time.Minute))
-		if err != nil || len(fleet) != 2 {
-			t.Fatalf("fleet %+v, %v", fleet, err)
+		servers, err := r.client.Servers(within(t, time.Minute))
+		if err != nil || len(servers) != 2 {
+			t.Fatalf("servers %+v, %v", servers, err)
 		}
 		wantSame(t, "took", time.Since(begun), fleetQuiet)
-		one, two := fleet[0], fleet[1]
+		one, two := servers[0], servers[1]
 		wantSame(t, "names", one.Name+" "+two.Name, "one other")
 		wantSame(t, "version", one.Version, "1.2.3")
 		wantSame(t, "state", one.State, "ready")
@@ -263,7 +263,7 @@ func TestServerWithoutAControlPlane(t *testing.T) {
 			settle()
 			ready(t, s.WaitReady)
 			ready(t, c.WaitReady)
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 			wantSame(t, "warnings", logs.FilterMessage("no control plane: the broker refused it").Len(), 1)
 			_, err := s.Ping(within(t, time.Minute))
 			wantSame(t, "code", CodeOf(err), CodeUnimplemented)
@@ -290,7 +290,7 @@ func TestStrangeControlMessagesAreDropped(t *testing.T) {
 			}
 		}
 		wantSame(t, "warnings", logs.FilterMessage("dropped a control message that cannot be read").Len(), 1)
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
 	})
 }
@@ -301,15 +301,15 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 		r := startControlled(t, handlers{"m": echo})
 		r.declare("flooder")
 		r.broker.HoldConfirms()
-		for range 10 * controlAnswers {
+		for range 10 * controlResponses {
 			r.toControl(amqp.Publishing{AppId: wire.ControlPing, ReplyTo: "flooder", CorrelationId: "1"})
 		}
-		wantSame(t, "answers", r.broker.Ready("flooder"), controlAnswers)
+		wantSame(t, "answers", r.broker.Ready("flooder"), controlResponses)
 		r.broker.ReleaseConfirms()
 		settle()
-		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
+		wantSame(t, "under way", r.server.controlResponses.Load(), 0)
 		r.toControl(amqp.Publishing{AppId: wire.ControlInfo, ReplyTo: "flooder", CorrelationId: "1"})
-		wantSame(t, "answers", r.broker.Ready("flooder"), controlAnswers+1)
+		wantSame(t, "answers", r.broker.Ready("flooder"), controlResponses+1)
 	})
 }
 

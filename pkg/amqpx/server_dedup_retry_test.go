@@ -13,16 +13,16 @@ func TestRetryMiddleware(t *testing.T) {
 	t.Parallel()
 	retry := func(attempts int, again ...Code) Middleware {
 		return func(next Handler) Handler {
-			return func(ctx context.Context, req *Request) (answer []byte, err error) {
+			return func(ctx context.Context, req *Request) (response []byte, err error) {
 				for range attempts {
 					try, cancel := context.WithTimeout(ctx, 10*time.Second)
-					answer, err = next(try, req)
+					response, err = next(try, req)
 					cancel()
 					if err == nil || CodeOf(err) != again[0] {
-						return answer, err
+						return response, err
 					}
 				}
-				return answer, err
+				return response, err
 			}
 		}
 	}
@@ -72,7 +72,7 @@ func TestRetryMiddleware(t *testing.T) {
 			}})
 			client := startClient(t, b, WithMiddleware(retry(5, CodeDeadlineExceeded)))
 			got := <-goCall(client, within(t, time.Minute), "m", nil)
-			wantAnswer(t, got, "done")
+			wantResponse(t, got, "done")
 			wantSame(t, "executions", runs.Load(), 1)
 			wantSame(t, "replayed", s.Stats().Replayed, 1)
 		})
@@ -93,17 +93,17 @@ func TestMiddlewareThatSendsAnotherBody(t *testing.T) {
 						for _, page := range []string{"1", "2", "3"} {
 							part := *req
 							part.Body = []byte(page)
-							answer, err := next(ctx, &part)
+							response, err := next(ctx, &part)
 							if err != nil {
 								return nil, err
 							}
-							all = append(all, answer...)
+							all = append(all, response...)
 						}
 						return all, nil
 					}
 				}
 				client := startClient(t, b, WithMiddleware(pages))
-				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", nil, opts...), "123")
+				wantResponse(t, <-goCall(client, within(t, time.Minute), "m", nil, opts...), "123")
 				wantSame(t, "executions", runs.Load(), 3)
 			})
 		})

@@ -51,17 +51,17 @@ func checkToken(next Handler) Handler {
 	}
 }
 
-// answerOf takes the only response to raw requests and returns its code, or its body.
-func answerOf(t *testing.T, b *brokertest.Broker) string {
+// onlyResponse takes the only response to raw requests and returns its code, or its body.
+func onlyResponse(t *testing.T, b *brokertest.Broker) string {
 	t.Helper()
-	answers := takeResponses(b)
-	if len(answers) != 1 {
-		t.Fatalf("%d answers, want 1", len(answers))
+	responses := takeResponses(b)
+	if len(responses) != 1 {
+		t.Fatalf("%d answers, want 1", len(responses))
 	}
-	if code, failed := answers[0].Headers[wire.HeaderCode]; failed {
+	if code, failed := responses[0].Headers[wire.HeaderCode]; failed {
 		return fmt.Sprint(code)
 	}
-	return string(answers[0].Body)
+	return string(responses[0].Body)
 }
 
 func TestMiddlewareRunsForDuplicates(t *testing.T) {
@@ -78,18 +78,18 @@ func TestMiddlewareRunsForDuplicates(t *testing.T) {
 				settle()
 				putRequest(b, sent("2", "key"))
 				settle()
-				wantSame(t, "without a token, while it runs", answerOf(t, b), "unauthenticated")
+				wantSame(t, "without a token, while it runs", onlyResponse(t, b), "unauthenticated")
 				pass(time.Second)
-				wantSame(t, "the first", answerOf(t, b), "1")
+				wantSame(t, "the first", onlyResponse(t, b), "1")
 				putRequest(b, sent("3", "key"))
 				settle()
-				wantSame(t, "without a token, afterwards", answerOf(t, b), "unauthenticated")
+				wantSame(t, "without a token, afterwards", onlyResponse(t, b), "unauthenticated")
 				putRequest(b, sent("4", "other"))
 				settle()
-				wantSame(t, "without a token, before", answerOf(t, b), "unauthenticated")
+				wantSame(t, "without a token, before", onlyResponse(t, b), "unauthenticated")
 				putRequest(b, sent("5", "other", withToken("right")))
 				pass(time.Second)
-				wantSame(t, "with a token", answerOf(t, b), "2")
+				wantSame(t, "with a token", onlyResponse(t, b), "2")
 				wantSame(t, "replayed", s.Stats().Replayed, 0)
 			})
 		})
@@ -152,17 +152,17 @@ func TestAnotherBodyUnderAKeyIsRefused(t *testing.T) {
 		for i, between := range []time.Duration{time.Second, 0} { // during the run, after the run
 			putRequest(b, sent("2", "key", withBody("other")))
 			settle()
-			answers := takeResponses(b)
-			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("failed_precondition"))
-			wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
+			responses := takeResponses(b)
+			wantSame(t, "answers", len(responses), 1)
+			wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any("failed_precondition"))
+			wantSame(t, "ran", responses[0].Headers[wire.HeaderRan], any(false))
 			wantSame(t, "refused", s.Stats().Refused, uint64(i+1))
 			pass(between)
 			takeResponses(b)
 		}
 		putRequest(b, sent("3", "key"))
 		settle()
-		wantSame(t, "the first body again", answerOf(t, b), "1")
+		wantSame(t, "the first body again", onlyResponse(t, b), "1")
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 	})
@@ -187,7 +187,7 @@ func TestOnlyFinalResultsAreStored(t *testing.T) {
 				for i := range 2 {
 					putRequest(b, sent(strconv.Itoa(i), "key"))
 					settle()
-					wantSame(t, "code", answerOf(t, b), string(code))
+					wantSame(t, "code", onlyResponse(t, b), string(code))
 				}
 				wantSame(t, "stored", runs.Load() == 1, stored)
 			})
@@ -292,9 +292,9 @@ func TestWaitingDuplicatesShareAnErrorOfTheOperation(t *testing.T) {
 				putRequest(b, sent("1", "key"))
 				putRequest(b, sent("2", "key"))
 				pass(10 * time.Second)
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 2)
-				wantSame(t, "code of the second", answers[1].Headers[wire.HeaderCode], answers[0].Headers[wire.HeaderCode])
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 2)
+				wantSame(t, "code of the second", responses[1].Headers[wire.HeaderCode], responses[0].Headers[wire.HeaderCode])
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "failed", s.Stats().Failed, 1)
 				putRequest(b, sent("3", "key"))
@@ -520,11 +520,11 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		b.PutIn("once", sent("1", "key"))
 		leave <- struct{}{}
 		pass(10 * time.Second)
-		wantSame(t, "first", answerOf(t, b), "1")
+		wantSame(t, "first", onlyResponse(t, b), "1")
 		lost(sent("1", "key"))
 		leave <- struct{}{}
 		settle()
-		wantSame(t, "from the store", answerOf(t, b), "1")
+		wantSame(t, "from the store", onlyResponse(t, b), "1")
 		wantSame(t, "middleware ran", len(entered), 2)
 		lost(sent("1", "key"))
 		settle()
@@ -532,10 +532,10 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		pass(2 * DefaultDedupAge) // the stored response expires
 		leave <- struct{}{}
 		settle()
-		wantSame(t, "forgotten", answerOf(t, b), "unavailable")
+		wantSame(t, "forgotten", onlyResponse(t, b), "unavailable")
 		lost(sent("1", "key"))
 		settle()
-		wantSame(t, "unknown", answerOf(t, b), "unavailable")
+		wantSame(t, "unknown", onlyResponse(t, b), "unavailable")
 		wantSame(t, "executions", runs.Load(), 1)
 		stop()
 		wantIs(t, <-served)

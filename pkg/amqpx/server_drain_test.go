@@ -216,7 +216,7 @@ func TestDrainLosesNoCall(t *testing.T) {
 		ready(t, second.WaitReady)
 		r.server.stop()
 		for _, done := range calls {
-			wantAnswer(t, <-done, "x")
+			wantResponse(t, <-done, "x")
 		}
 		drained(t, r.server, nil, 0)
 		wantSame(t, "second responses", r.client.Stats().Duplicates, 0)
@@ -333,9 +333,9 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 					t.Errorf("Serve returned %v", err)
 				}
 				pass(time.Minute)
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 4)
-				for _, a := range answers {
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 4)
+				for _, a := range responses {
 					wantSame(t, "code", a.Headers[wire.HeaderCode], nil)
 				}
 				wantSame(t, "refused", s.Stats().Refused, 0)

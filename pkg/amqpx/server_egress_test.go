@@ -107,9 +107,9 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 				})
 				redelivered(b, msg)
 				settle()
-				answers := takeResponses(b)
-				if len(answers) != 1 || answers[0].Headers[wire.HeaderCode] != string(CodeInvalidArgument) {
-					t.Fatalf("answers %v", answers)
+				responses := takeResponses(b)
+				if len(responses) != 1 || responses[0].Headers[wire.HeaderCode] != string(CodeInvalidArgument) {
+					t.Fatalf("answers %v", responses)
 				}
 				wantSame(t, "runs", runs.Load(), 0)
 				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
@@ -150,9 +150,9 @@ func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
 					m.Type, m.Headers = c.kind, amqp.Table{"x-death": c.deaths}
 				}))
 				settle()
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 1)
-				code, _ := answers[0].Headers[wire.HeaderCode].(string)
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 1)
+				code, _ := responses[0].Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				wantSame(t, "runs", runs.Load() == 1, c.code == "")
 				wantSame(t, "expired", s.Stats().Expired == 1, c.code != "")

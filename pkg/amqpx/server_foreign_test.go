@@ -20,9 +20,9 @@ func TestMessageIDWithoutTheContractIsNoKey(t *testing.T) {
 		for _, body := range []string{"apples", "pears"} {
 			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.MessageId, p.Body = "1", []byte(body) }))
 			settle()
-			answers := takeResponses(b)
-			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "answer", string(answers[0].Body), body)
+			responses := takeResponses(b)
+			wantSame(t, "answers", len(responses), 1)
+			wantSame(t, "answer", string(responses[0].Body), body)
 		}
 		wantSame(t, "executions", runs.Load(), 2)
 	})
@@ -35,10 +35,10 @@ func TestRequestWithoutCorrelationIDIsAnswered(t *testing.T) {
 		for _, messageID := range []string{"7", ""} {
 			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.CorrelationId, p.MessageId = "", messageID }))
 			settle()
-			answers := takeResponses(b)
-			wantSame(t, "answers", len(answers), 1)
-			wantSame(t, "answer", string(answers[0].Body), "request")
-			wantSame(t, "correlation id", answers[0].CorrelationId, messageID)
+			responses := takeResponses(b)
+			wantSame(t, "answers", len(responses), 1)
+			wantSame(t, "answer", string(responses[0].Body), "request")
+			wantSame(t, "correlation id", responses[0].CorrelationId, messageID)
 		}
 	})
 }
@@ -50,10 +50,10 @@ func TestDefaultMethod(t *testing.T) {
 		putRequest(b, request(""))
 		putRequest(b, with(request(""), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-method": "n"} }))
 		settle()
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 2)
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 2)
 		codes := map[any]int{}
-		for _, a := range answers {
+		for _, a := range responses {
 			codes[a.Headers[wire.HeaderCode]]++
 		}
 		wantSame(t, "results", codes[nil], 1)

@@ -84,9 +84,9 @@ func TestWhateverErrorAHandlerReturnsTheServerAnswersAndLives(t *testing.T) {
 						got := <-call
 						wantSame(t, "code", CodeOf(got.err), c.code)
 						wantSame(t, "outcome", OutcomeOf(got.err), Ran)
-						wantSame(t, "answer", string(got.answer), "")
+						wantSame(t, "answer", string(got.response), "")
 					}
-					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+					wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 					pass(time.Second) // the acknowledgements
 					wantSame(t, "failed", r.server.Stats().Failed, uint64(len(calls)))
 					wantSame(t, "in flight", r.server.Stats().InFlight, 0)
@@ -170,8 +170,8 @@ func TestObserverThatPanicsHarmsNoCall(t *testing.T) {
 			}
 			_, err := c.Call(within(t, time.Minute), "unknown", nil)
 			wantSame(t, "code", CodeOf(err), CodeUnimplemented)
-			answer, err := c.Go(within(t, time.Minute), "m", []byte("x")).Wait()
-			wantAnswer(t, result{answer: answer, err: err}, "x")
+			response, err := c.Go(within(t, time.Minute), "m", []byte("x")).Wait()
+			wantResponse(t, result{response: response, err: err}, "x")
 		}
 		panicked := logs.FilterMessage("observer panicked")
 		for _, method := range []string{"CallSettled", "BatchSent", "HandlerEnded", "RequestRefused", "BatchReceived"} {
@@ -202,7 +202,7 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 		ready(t, r.client.WaitReady)
 		r.openLane()
 		for range 5 {
-			wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 		}
 		calls := r.batchOf(3, "m")
 		for _, call := range calls {
@@ -210,7 +210,7 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 				t.Errorf("ended after %v with %v", got.took, got.err)
 			}
 		}
-		wantAnswer(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer()), "x")
+		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer()), "x")
 	})
 }
 
@@ -242,8 +242,8 @@ func TestHandlerThatOverwritesItsRequestIsAnswered(t *testing.T) {
 			*req = Request{OneWay: true}
 			return body, nil
 		}})
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent()), "x")
 	})
 }
 

@@ -56,10 +56,10 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 					if mode == BatchAuto {
 						r.openLane()
 						for _, call := range r.batchOf(3, "who") {
-							wantAnswer(t, <-call, c.want)
+							wantResponse(t, <-call, c.want)
 						}
 					}
-					wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
+					wantResponse(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
 					for _, user := range usersOf(b, DefaultQueue) {
 						wantSame(t, "user of a request", user, c.want)
 					}
@@ -68,7 +68,7 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 					}
 					b.Kick(brokertest.BrokenSocket())
 					pass(10 * time.Second)
-					wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
+					wantResponse(t, <-goCall(client, within(t, time.Minute), "who", nil), c.want)
 				})
 			})
 		}
@@ -110,7 +110,7 @@ func TestBrokerThatDoesNotConfirmTheUser(t *testing.T) {
 				ready(t, s.WaitReady)
 				ready(t, client.WaitReady)
 				wantSame(t, "took", time.Since(begun), c.took)
-				wantAnswer(t, <-goCall(client, within(t, time.Minute), "who", nil), "")
+				wantResponse(t, <-goCall(client, within(t, time.Minute), "who", nil), "")
 				wantSame(t, "reconnects", client.Stats().Reconnects+s.Stats().Reconnects, 0)
 				warned := logs.FilterMessageSnippet("did not confirm the user").Len()
 				wantSame(t, "warned", warned, map[string]int{"refused": 2, "silent": 0}[name])
@@ -162,11 +162,11 @@ func TestWhoCalledAfterAMove(t *testing.T) {
 				}
 				putRequest(b, with(msg, func(p *amqp.Publishing) { p.CorrelationId = "2" }))
 				settle()
-				wantSame(t, "at first", answerOf(t, b), c.want)
+				wantSame(t, "at first", onlyResponse(t, b), c.want)
 				putLost(b, msg)
 				settle()
 				wantSame(t, "moved", s.Stats().Republished, 1)
-				wantSame(t, "after the move", answerOf(t, b), c.want)
+				wantSame(t, "after the move", onlyResponse(t, b), c.want)
 				if copies := usersOf(b, DefaultQueue); !slices.Equal(copies, []string{"app"}) {
 					t.Errorf("users of the copies: %q", copies)
 				}

@@ -17,9 +17,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// fleet starts a server whenever a handler has killed the previous server, like an orchestrator.
+// supervised starts a server whenever a handler has killed the previous server, like an orchestrator.
 // A kill is a hard stop: requests in progress get no response.
-func fleet(t *testing.T, b *brokertest.Broker, methods func(kill func()) handlers, opts ...ServerOption) {
+func supervised(t *testing.T, b *brokertest.Broker, methods func(kill func()) handlers, opts ...ServerOption) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	over := make(chan struct{})
@@ -73,7 +73,7 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var runs atomic.Int64
 				b := brokertest.New()
-				fleet(t, b, func(kill func()) handlers {
+				supervised(t, b, func(kill func()) handlers {
 					return handlers{"kill": killing(&runs, kill), "m": echo}
 				}, append(c.opts, WithQueue(c.queue))...)
 				client := startClient(t, b, WithQueue(c.queue))
@@ -85,7 +85,7 @@ func TestRequestThatKillsEveryServerEndsInTheDeadLetters(t *testing.T) {
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantDead(t, b, c.queue.Name+".dead", c.runs)
 				wantSame(t, "left", b.Ready(c.queue.Name)+b.Ready(c.queue.Name+".retry"), 0)
-				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+				wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
 			})
 		})
 	}
@@ -125,7 +125,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b := brokertest.New()
-		fleet(t, b, func(kill func()) handlers {
+		supervised(t, b, func(kill func()) handlers {
 			return handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
 				if runs.Add(1) < DefaultDeliveryLimit+1 {
 					pass(10 * time.Millisecond)
@@ -150,9 +150,9 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 			b.Dispatch(b.Queues[DefaultQueue])
 		})
 		pass(2 * time.Minute)
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 1)
-		wantSame(t, "answer", string(answers[0].Body), "mended")
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "answer", string(responses[0].Body), "mended")
 	})
 }
 
@@ -163,7 +163,7 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 		var kills atomic.Int64
 		b := brokertest.New()
 		for range 3 {
-			fleet(t, b, func(kill func()) handlers {
+			supervised(t, b, func(kill func()) handlers {
 				return handlers{"kill": killing(&kills, kill), "slow": slow}
 			}, WithWorkers(8), WithBackoff(time.Millisecond, time.Millisecond))
 		}
@@ -175,7 +175,7 @@ func TestKillerTakesNoOtherRequestWithIt(t *testing.T) {
 			calls = append(calls, goCall(client, within(t, 5*time.Minute), "slow", []byte("x")))
 		}
 		for _, done := range calls {
-			wantAnswer(t, <-done, "x")
+			wantResponse(t, <-done, "x")
 		}
 		wantSame(t, "code of the killer", CodeOf((<-killer).err), CodeInternal)
 		wantSame(t, "kills", kills.Load(), DefaultDeliveryLimit)
@@ -193,7 +193,7 @@ func TestKillersDoNotMultiply(t *testing.T) {
 		var kills [killers]atomic.Int64
 		b := brokertest.New()
 		for range 2 {
-			fleet(t, b, func(kill func()) handlers {
+			supervised(t, b, func(kill func()) handlers {
 				return handlers{"kill": func(ctx context.Context, req *Request) ([]byte, error) {
 					return killing(&kills[req.Body[0]], kill)(ctx, req)
 				}}
@@ -222,7 +222,7 @@ func TestNoDeliveryLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		b := brokertest.New()
-		fleet(t, b, func(kill func()) handlers {
+		supervised(t, b, func(kill func()) handlers {
 			return handlers{"kill": counted(&runs, func(ctx context.Context, req *Request) ([]byte, error) {
 				if runs.Load() < 20 {
 					kill()
@@ -234,7 +234,7 @@ func TestNoDeliveryLimit(t *testing.T) {
 		}, WithDeliveryLimit(0))
 		client := startClient(t, b)
 		ready(t, client.WaitReady)
-		wantAnswer(t, <-goCall(client, within(t, time.Hour), "kill", nil), "at last")
+		wantResponse(t, <-goCall(client, within(t, time.Hour), "kill", nil), "at last")
 		wantSame(t, "executions", runs.Load(), 20)
 		wantSame(t, "queues", len(b.QueueNames()), 2)
 	})
@@ -276,9 +276,9 @@ func TestAtMostOnce(t *testing.T) {
 				ready(t, s.WaitReady)
 				c.put(b)
 				settle()
-				answer := takeResponses(b)[0]
-				wantSame(t, "code", answer.Headers[wire.HeaderCode], c.code)
-				if ran, said := answer.Headers[wire.HeaderRan]; said {
+				response := takeResponses(b)[0]
+				wantSame(t, "code", response.Headers[wire.HeaderCode], c.code)
+				if ran, said := response.Headers[wire.HeaderRan]; said {
 					t.Errorf("the response says %s: %v", wire.HeaderRan, ran)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
@@ -314,10 +314,10 @@ func TestRefusalOfALostRequestDoesNotSayThatItDidNotRun(t *testing.T) {
 				}
 				putLost(b, c.msg)
 				pass(time.Minute)
-				answer := takeResponses(b)[0]
-				wantSame(t, "code", answer.Headers[wire.HeaderCode], any(c.code))
-				if _, says := answer.Headers[wire.HeaderRan]; says {
-					t.Errorf("headers %v", answer.Headers)
+				response := takeResponses(b)[0]
+				wantSame(t, "code", response.Headers[wire.HeaderCode], any(c.code))
+				if _, says := response.Headers[wire.HeaderRan]; says {
+					t.Errorf("headers %v", response.Headers)
 				}
 			})
 		})
@@ -360,11 +360,11 @@ func TestRefusalIsSentAfterItsRequestWasAcknowledged(t *testing.T) {
 				b.Fail(rawQueue, f)
 				putRequest(b, request("nobody knows"))
 				pass(time.Minute)
-				answers := takeResponses(b)
-				if len(answers) < 1 {
+				responses := takeResponses(b)
+				if len(responses) < 1 {
 					t.Fatal("no response")
 				}
-				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
+				wantSame(t, "ran", responses[0].Headers[wire.HeaderRan], any(false))
 				wantSame(t, "handed out", s.Stats().Requests, 1)
 				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
@@ -448,8 +448,8 @@ func TestMoveThatFails(t *testing.T) {
 				b.Fail(DefaultQueue, c.fault)
 				putLost(b, keyed("m", "key", "id"))
 				pass(time.Minute)
-				if answers := len(takeResponses(b)); answers < 1 || answers > 3 { // one for each copy, at most
-					t.Errorf("%d answers", answers)
+				if responses := len(takeResponses(b)); responses < 1 || responses > 3 { // one for each copy, at most
+					t.Errorf("%d answers", responses)
 				}
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "reconnects", s.Stats().Reconnects, c.reconnects)
@@ -515,9 +515,9 @@ func TestMoveToAMissingQueue(t *testing.T) {
 		b.With(func(b *brokertest.Broker) { delete(b.Queues, DefaultQueue+".dead") })
 		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
 		pass(time.Minute)
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 1)
-		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("internal"))
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any("internal"))
 		wantSame(t, "dead letters", b.Ready(DefaultQueue+".dead"), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 		wantSame(t, "dead", s.Stats().Dead, 1)
@@ -530,9 +530,9 @@ func TestLostRequestThatCannotBeCopiedIsRefused(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"x": math.NaN()} }))
 		settle()
-		answer := takeResponses(b)[0]
-		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("invalid_argument"))
-		wantSame(t, "ran", answer.Headers[wire.HeaderRan], nil)
+		response := takeResponses(b)[0]
+		wantSame(t, "code", response.Headers[wire.HeaderCode], any("invalid_argument"))
+		wantSame(t, "ran", response.Headers[wire.HeaderRan], nil)
 		wantSame(t, "moved", s.Stats().Republished, 0)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})

@@ -488,7 +488,7 @@ func (s *Server) explainNacked(sess *transport.Session) {
 	for {
 		select {
 		case r := <-s.nacked:
-			kind, err := lookAtReplyQueue(sess, r.replyTo)
+			kind, err := checkReplyQueue(sess, r.replyTo)
 			r.log(r.logger, kind, err)
 		case <-sess.Done:
 			return
@@ -496,15 +496,15 @@ func (s *Server) explainNacked(sess *transport.Session) {
 	}
 }
 
-// lookAtReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
-func lookAtReplyQueue(s *transport.Session, name string) (FaultKind, error) {
+// checkReplyQueue returns the fault of a reply queue that nacks; none if the queue exists.
+func checkReplyQueue(s *transport.Session, name string) (FaultKind, error) {
 	found := s.InGoroutine(func() error {
 		return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 			return err
 		})
 	})
-	limit := time.NewTimer(lookTimeout)
+	limit := time.NewTimer(checkTimeout)
 	defer limit.Stop()
 	var err error
 	select {

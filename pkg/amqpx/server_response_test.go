@@ -21,7 +21,7 @@ func TestHandlerDescribesItsResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": described, "plain": echo})
 		var info CallInfo
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithCallInfo(&info)), "described")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithCallInfo(&info)), "described")
 		want := &Response{Body: []byte("described"), ContentType: "text/plain", ContentEncoding: "identity", Header: map[string]any{"h": "x"}}
 		if !reflect.DeepEqual(info.Response, want) {
 			t.Errorf("got %+v, want %+v", info.Response, want)
@@ -31,7 +31,7 @@ func TestHandlerDescribesItsResponse(t *testing.T) {
 		if want := (&Response{Header: map[string]any{"h": "error"}}); !reflect.DeepEqual(info.Response, want) {
 			t.Errorf("got %+v, want %+v", info.Response, want)
 		}
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "plain", []byte("x"), WithCallInfo(&info)), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "plain", []byte("x"), WithCallInfo(&info)), "x")
 		if want := (&Response{Body: []byte("x")}); !reflect.DeepEqual(info.Response, want) {
 			t.Errorf("got %+v, want %+v", info.Response, want)
 		}
@@ -50,7 +50,7 @@ func TestReplayedResponseIsDescribedAlike(t *testing.T) {
 		r := startRig(t, handlers{"m": counted(&runs, described)})
 		var first, second CallInfo
 		for _, info := range []*CallInfo{&first, &second} {
-			wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithCallInfo(info), WithIdempotencyKey("key")), "described")
+			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x"), WithCallInfo(info), WithIdempotencyKey("key")), "described")
 		}
 		wantSame(t, "executions", runs.Load(), 1)
 		if !reflect.DeepEqual(first.Response, second.Response) || second.Response.Header["h"] != "x" {
@@ -74,7 +74,7 @@ func TestWhatAResponseCannotSay(t *testing.T) {
 			return nil, nil
 		}})
 		var info CallInfo
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithCallInfo(&info)), "")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", nil, WithCallInfo(&info)), "")
 		for range 7 {
 			if err := <-faults; err == nil {
 				t.Error("accepted")
@@ -139,15 +139,15 @@ func TestResponseCheck(t *testing.T) {
 				}))
 				ready(t, client.WaitReady)
 				called := <-goCall(client, within(t, time.Minute), "m", []byte(c.body))
-				answer, err := client.Go(within(t, time.Minute), "m", []byte(c.body)).Wait()
-				for _, got := range []result{called, {answer: answer, err: err}} {
+				response, err := client.Go(within(t, time.Minute), "m", []byte(c.body)).Wait()
+				for _, got := range []result{called, {response: response, err: err}} {
 					if c.code == "" {
-						wantAnswer(t, got, "fine")
+						wantResponse(t, got, "fine")
 						continue
 					}
 					wantSame(t, "code", CodeOf(got.err), c.code)
 					wantSame(t, "outcome", OutcomeOf(got.err), Ran)
-					wantSame(t, "answer", len(got.answer), 0)
+					wantSame(t, "answer", len(got.response), 0)
 					coded, _ := errors.AsType[*Error](got.err)
 					wantSame(t, "message", coded.Message(), c.message)
 					if c.is != nil && !errors.Is(got.err, c.is) {

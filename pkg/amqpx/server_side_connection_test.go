@@ -49,8 +49,8 @@ func TestResponseThatEndsItsConnectionHarmsNobodyElse(t *testing.T) {
 					change(&msg)
 					putRequest(r.broker, msg)
 					putRequest(r.broker, msg) // again, when the server knows the address
-					wantAnswer(t, <-goCall(direct, within(t, time.Minute), "m", []byte("x")), "x")
-					wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("y")), "y")
+					wantResponse(t, <-goCall(direct, within(t, time.Minute), "m", []byte("x")), "x")
+					wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("y")), "y")
 				}
 				pass(30 * time.Second)
 				settle()
@@ -82,7 +82,7 @@ func TestInnocentResponsesArriveAfterTheEndOfTheirConnection(t *testing.T) {
 		settle()
 		r.broker.ReleaseConfirms()
 		for n, call := range calls {
-			wantAnswer(t, <-call, fmt.Sprint(n))
+			wantResponse(t, <-call, fmt.Sprint(n))
 		}
 		pass(time.Minute)
 		settle()
@@ -101,15 +101,15 @@ func TestControlMessageFromADeadNodeHarmsNobody(t *testing.T) {
 		for _, question := range []string{wire.ControlPing, wire.ControlInfo, wire.ControlStats} {
 			r.toControl(amqp.Publishing{AppId: question, ReplyTo: deadNode + question, CorrelationId: "id"})
 		}
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 		pass(10 * time.Second)
-		fleet, err := r.client.Servers(within(t, time.Minute))
-		if err != nil || len(fleet) != 1 {
-			t.Errorf("fleet %v, %v", fleet, err)
+		servers, err := r.client.Servers(within(t, time.Minute))
+		if err != nil || len(servers) != 1 {
+			t.Errorf("servers %v, %v", servers, err)
 		}
 		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
 		wantSame(t, "undeliverable", r.server.Stats().Undeliverable, 3)
-		wantSame(t, "under way", r.server.controlAnswers.Load(), 0)
+		wantSame(t, "under way", r.server.controlResponses.Load(), 0)
 	})
 }
 
@@ -149,7 +149,7 @@ func TestMessageThatEndsTheServersConnection(t *testing.T) {
 					t.Errorf("%d reconnects, want at most %d", got, 3*c.reconnects)
 				}
 				wantSame(t, "some were dropped", s.Stats().Undeliverable > 0, true)
-				wantAnswer(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
+				wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte("x")), "x")
 			})
 		})
 	}
@@ -182,6 +182,6 @@ func TestSideConnectionThatCannotBeDialed(t *testing.T) {
 		}
 		wantSame(t, "lines", logs.FilterMessageSnippet("a connection for responses ended").Len(), 1)
 		away.Store(false)
-		wantAnswer(t, <-call, "x")
+		wantResponse(t, <-call, "x")
 	})
 }

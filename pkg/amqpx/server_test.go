@@ -80,14 +80,14 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 				b, s := serve(t, handlers{"m": counted(&runs, echo)})
 				putRequest(b, c.msg)
 				settle()
-				answers := takeResponses(b)
+				responses := takeResponses(b)
 				if !c.silent {
-					wantSame(t, "answers", len(answers), 1)
-					code, _ := answers[0].Headers[wire.HeaderCode].(string)
+					wantSame(t, "answers", len(responses), 1)
+					code, _ := responses[0].Headers[wire.HeaderCode].(string)
 					wantSame(t, "code", Code(code), c.code)
-					wantSame(t, "correlation_id", answers[0].CorrelationId, c.msg.CorrelationId)
+					wantSame(t, "correlation_id", responses[0].CorrelationId, c.msg.CorrelationId)
 				} else {
-					wantSame(t, "answers", len(answers), 0)
+					wantSame(t, "answers", len(responses), 0)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "left in the queue", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
@@ -160,8 +160,8 @@ func TestDeadlineReachesTheHandler(t *testing.T) {
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": "1500"} }))
 		wantSame(t, "time left", <-left, 1500*time.Millisecond)
 		pass(2 * time.Second)
-		answer := takeResponses(b)[0]
-		wantSame(t, "code", answer.Headers[wire.HeaderCode], any("deadline_exceeded"))
+		response := takeResponses(b)[0]
+		wantSame(t, "code", response.Headers[wire.HeaderCode], any("deadline_exceeded"))
 		putRequest(b, request("m"))
 		wantSame(t, "time left without a budget", <-left, DefaultMaxHandlerTime)
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-timeout-ms": int64(3_600_000)} }))
@@ -187,10 +187,10 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 		wantSame(t, "executions", runs.Load(), 0)
 		wantSame(t, "expired in the server", s.Stats().Expired, 1)
 		b.With(func(b *brokertest.Broker) { wantSame(t, "expired in the broker", b.Queues[DefaultQueue].Expired, 1) })
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 2)
-		wantSame(t, "code", answers[1].Headers[wire.HeaderCode], any("deadline_exceeded"))
-		wantSame(t, "ran", answers[1].Headers[wire.HeaderRan], any(false))
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 2)
+		wantSame(t, "code", responses[1].Headers[wire.HeaderCode], any("deadline_exceeded"))
+		wantSame(t, "ran", responses[1].Headers[wire.HeaderRan], any(false))
 	})
 }
 
@@ -199,7 +199,7 @@ func TestResponseSaysWhereTheTimeWent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, handlers{"m": slow})
 		var info CallInfo
-		wantAnswer(t, <-goCall(r.client, t.Context(), "m", nil, WithCallInfo(&info)), "")
+		wantResponse(t, <-goCall(r.client, t.Context(), "m", nil, WithCallInfo(&info)), "")
 		if info.Response == nil || info.CorrelationID == "" {
 			t.Errorf("got %+v", info)
 		}
@@ -219,10 +219,10 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 		}
 		putRequest(b, request("m"))
 		settle()
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 4)
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 4)
 		for i, want := range []any{"internal", "internal", "internal", nil} {
-			wantSame(t, "code", answers[i].Headers[wire.HeaderCode], want)
+			wantSame(t, "code", responses[i].Headers[wire.HeaderCode], want)
 		}
 		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3, Workers: 1})
 	})
@@ -269,11 +269,11 @@ func TestResponseTooLarge(t *testing.T) {
 				b, _ := serve(t, handlers{"m": c.h}, WithMaxMessageSize(limit))
 				putRequest(b, request("m"))
 				settle()
-				answer := takeResponses(b)[0]
-				code, _ := answer.Headers[wire.HeaderCode].(string)
+				response := takeResponses(b)[0]
+				code, _ := response.Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
-				if len(answer.Body) > limit || len(bytes.TrimSpace(answer.Body)) == 0 {
-					t.Errorf("response of %d bytes", len(answer.Body))
+				if len(response.Body) > limit || len(bytes.TrimSpace(response.Body)) == 0 {
+					t.Errorf("response of %d bytes", len(response.Body))
 				}
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})
@@ -301,10 +301,10 @@ func TestRequestIsAcknowledgedAfterItsResponseIsConfirmed(t *testing.T) {
 func TestResponseThatTheBrokerRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name     string
-		refusals int
-		answers  int
-		warns    int
+		name      string
+		refusals  int
+		responses int
+		warns     int
 	}{
 		{"for a while", 10, 1, 0},
 		{"until the caller's time is over", 1000, 0, 1},
@@ -321,7 +321,7 @@ func TestResponseThatTheBrokerRefuses(t *testing.T) {
 				pass(25 * time.Second)
 				settle()
 				wantSame(t, "published", len(b.MessagesTo(rawQueue)) <= 60, true) // with pauses of up to 1 s
-				wantSame(t, "answers", len(takeResponses(b)), c.answers)
+				wantSame(t, "answers", len(takeResponses(b)), c.responses)
 				wantSame(t, "warnings", logs.Len(), c.warns)
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)

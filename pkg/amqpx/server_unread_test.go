@@ -88,14 +88,14 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 				c.change(&msg)
 				b.PutIn(c.queue, msg)
 				settle()
-				answers := takeResponses(b)
-				if len(answers) != 1 {
-					t.Fatalf("%d answers", len(answers))
+				responses := takeResponses(b)
+				if len(responses) != 1 {
+					t.Fatalf("%d answers", len(responses))
 				}
-				wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any(string(CodeInvalidArgument)))
-				wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], c.ran)
+				wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any(string(CodeInvalidArgument)))
+				wantSame(t, "ran", responses[0].Headers[wire.HeaderRan], c.ran)
 				want := fmt.Sprintf("%v: body of %d bytes, limit %d", ErrTooLarge, large+1, large)
-				wantSame(t, "text", string(answers[0].Body), want)
+				wantSame(t, "text", string(responses[0].Body), want)
 				wantSame(t, "executions", runs.Load(), 0)
 				wantSame(t, "too large", s.Stats().TooLarge, 1)
 				putRequest(b, bulky("m", "2", large))
@@ -146,11 +146,11 @@ func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 				codes[msg.CorrelationId] = Code(code)
 				continue
 			}
-			answers, err := wire.DecodeResponses(msg.Body, false, nil)
+			responses, err := wire.DecodeResponses(msg.Body, false, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, a := range answers {
+			for _, a := range responses {
 				codes[string(a.ID)] = ""
 				if a.Failure != nil {
 					codes[string(a.ID)] = Code(a.Failure.Code)
@@ -200,21 +200,21 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 				settle()
 				first := takeResponses(b)
 				wantSame(t, "answers at once", c.refused || len(first) == 1, true)
-				answers := map[string]int{}
+				responses := map[string]int{}
 				for range 10 * calls {
 					pass(time.Second)
 					for _, a := range takeResponses(b) {
-						answers[a.CorrelationId]++
+						responses[a.CorrelationId]++
 						if code := a.Headers[wire.HeaderCode]; code != nil && (!c.refused || code != string(CodeResourceExhausted)) {
 							t.Errorf("code %v: %s", code, a.Body)
 						}
 					}
 				}
 				for _, a := range first {
-					answers[a.CorrelationId]++
+					responses[a.CorrelationId]++
 				}
-				wantSame(t, "answered", len(answers), calls+1)
-				for id, n := range answers {
+				wantSame(t, "answered", len(responses), calls+1)
+				for id, n := range responses {
 					wantSame(t, "answers to "+id, n, 1)
 				}
 				if s.Stats().Deferred == 0 {
@@ -255,12 +255,12 @@ func TestNoRoomForARequestThatRunsAtMostOnce(t *testing.T) {
 		settle()
 		putRequest(b, bulky(onceMethod, "2", large))
 		pass(time.Second)
-		answers := takeResponses(b)
-		if len(answers) != 1 {
-			t.Fatalf("%d answers", len(answers))
+		responses := takeResponses(b)
+		if len(responses) != 1 {
+			t.Fatalf("%d answers", len(responses))
 		}
-		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any(string(CodeResourceExhausted)))
-		wantSame(t, "ran", answers[0].Headers[wire.HeaderRan], any(false))
+		wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any(string(CodeResourceExhausted)))
+		wantSame(t, "ran", responses[0].Headers[wire.HeaderRan], any(false))
 		close(release)
 		pass(time.Second)
 		wantEmpty(t, b, s)
@@ -337,7 +337,7 @@ func TestLargeRequestsThatKillEveryServer(t *testing.T) {
 		b := brokertest.New()
 		var runs atomic.Int64
 		bounded := boundedBy(b)
-		fleet(t, b, func(kill func()) handlers {
+		supervised(t, b, func(kill func()) handlers {
 			return handlers{"kill": killing(&runs, kill), "m": echo}
 		}, bounded, WithMaxMessageSize(large), WithMaxBytesInHand(2*large))
 		b.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })

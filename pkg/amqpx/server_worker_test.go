@@ -70,10 +70,10 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				wantSame(t, "stuck before the limit", st.Stuck, 0)
 				wantSame(t, "oldest handler", st.OldestHandler, 9*time.Second)
 				pass(4 * time.Second)
-				answers := takeResponses(b)
-				wantSame(t, "answers", len(answers), 2)
-				wantTimeout(t, answers[0])
-				wantSame(t, "answer of the next", string(answers[1].Body), "request")
+				responses := takeResponses(b)
+				wantSame(t, "answers", len(responses), 2)
+				wantTimeout(t, responses[0])
+				wantSame(t, "answer of the next", string(responses[1].Body), "request")
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 				st = s.Stats()
 				wantSame(t, "stuck", st.Stuck, 1)
@@ -182,10 +182,10 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		pass(5 * time.Second)
 		wantSame(t, "behind it", b.Ready(retry), 1)
 		pass(10 * time.Second)
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 2)
-		wantTimeout(t, answers[0])
-		wantSame(t, "answer of the next", string(answers[1].Body), "request")
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 2)
+		wantTimeout(t, responses[0])
+		wantSame(t, "answer of the next", string(responses[1].Body), "request")
 		wantSame(t, "left", b.Ready(retry)+b.Unacked(retry), 0)
 	})
 }
@@ -207,14 +207,14 @@ func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 		putRequest(r.broker, keyed("stuck", "key", "first"))
 		putRequest(r.broker, keyed("stuck", "key", "second"))
 		pass(10 * time.Second)
-		answers := takeResponses(r.broker)
-		wantSame(t, "answers of duplicates", len(answers), 2)
-		for _, a := range answers {
+		responses := takeResponses(r.broker)
+		wantSame(t, "answers of duplicates", len(responses), 2)
+		for _, a := range responses {
 			wantTimeout(t, a)
 		}
 		wantSame(t, "unacknowledged", r.broker.Unacked(DefaultQueue)+r.broker.Unacked(batchQueueName), 0)
 		wantSame(t, "stuck", r.server.Stats().Stuck, 4)
-		wantAnswer(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
+		wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 	})
 }
 
@@ -249,9 +249,9 @@ func TestHandlerThatGetsStuckDuringADrain(t *testing.T) {
 		settle()
 		s.stop()
 		drained(t, s, nil, 6*time.Second)
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 1)
-		wantTimeout(t, answers[0])
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 1)
+		wantTimeout(t, responses[0])
 	})
 }
 
@@ -284,9 +284,9 @@ func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
 		pass(time.Minute)
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(2000)} }))
 		settle()
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 1)
-		wantSame(t, "code", answers[0].Headers[wire.HeaderCode], any("resource_exhausted"))
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "shed", s.Stats().Shed, 1)
 	})
 }
@@ -341,12 +341,12 @@ func TestFleetTellsOfStuckHandlers(t *testing.T) {
 		call := goCall(r.client, within(t, time.Minute), "stuck", nil)
 		pass(20 * time.Second)
 		wantSame(t, "code", CodeOf((<-call).err), CodeDeadlineExceeded)
-		fleet, err := r.client.Servers(within(t, time.Minute))
-		if err != nil || len(fleet) != 1 {
-			t.Fatalf("%d servers, %v", len(fleet), err)
+		servers, err := r.client.Servers(within(t, time.Minute))
+		if err != nil || len(servers) != 1 {
+			t.Fatalf("%d servers, %v", len(servers), err)
 		}
-		wantSame(t, "stuck", fleet[0].Stats.Stuck, 1)
-		if oldest := fleet[0].Stats.OldestHandler; oldest < 20*time.Second || oldest > 21*time.Second {
+		wantSame(t, "stuck", servers[0].Stats.Stuck, 1)
+		if oldest := servers[0].Stats.OldestHandler; oldest < 20*time.Second || oldest > 21*time.Second {
 			t.Errorf("oldest handler %v s", oldest)
 		}
 	})
@@ -410,9 +410,9 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		putRequest(b, with(request("m"), budget(500)))
 		settle()
 		wantSame(t, "time to the refusal", time.Since(begun), 0)
-		answers := takeResponses(b)
-		wantSame(t, "answers", len(answers), 1)
-		h := answers[0].Headers
+		responses := takeResponses(b)
+		wantSame(t, "answers", len(responses), 1)
+		h := responses[0].Headers
 		wantSame(t, "code", h[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "ran", h[wire.HeaderRan], any(false))
 		if after, _ := h[wire.HeaderRetryAfter].(int64); after < 1500 || after > 2000 {

@@ -53,7 +53,7 @@ func refusedRows() []settleCase {
 		},
 		{
 			row: "nacked, idempotent", arrange: client(nacks(3), WithRetryBudget(0, 0)), opts: idempotent,
-			answer: "body", runs: 1,
+			response: "body", runs: 1,
 		},
 		{
 			row: "nacked until the deadline, idempotent", arrange: nacks(1000), timeout: 10 * time.Second, opts: idempotent,
@@ -62,7 +62,7 @@ func refusedRows() []settleCase {
 		},
 		{
 			row: "nacked, and answered all the same", arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultNackArrived) },
-			answer: "body", runs: 1,
+			response: "body", runs: 1,
 		},
 		{
 			row: "queue is full", arrange: full,
@@ -75,7 +75,7 @@ func refusedRows() []settleCase {
 				r.broker.With(func(b *brokertest.Broker) { b.Queues[DefaultQueue].Messages = nil })
 				startServer(r.t, r.broker, handlers{"m": echo})
 			},
-			answer: "body", takes: 20 * time.Second,
+			response: "body", takes: 20 * time.Second,
 		},
 		{
 			row: "queue is full until the deadline, idempotent", arrange: full, timeout: 10 * time.Second, opts: idempotent,
@@ -88,7 +88,7 @@ func refusedRows() []settleCase {
 		},
 		{
 			row: "server refused it, then ran it", arrange: instead(each(refuses(hint), refuses(hint), runs)),
-			answer: "body", takes: 2 * hint,
+			response: "body", takes: 2 * hint,
 		},
 		{
 			row: "server refused it until the deadline", arrange: instead(refuses(hint)), timeout: 9 * time.Second,

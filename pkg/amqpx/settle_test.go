@@ -23,15 +23,15 @@ type settleCase struct {
 	during  func(r *rig, cancel context.CancelFunc)
 	timeout time.Duration // 1 minute when zero
 
-	answer  string // the wanted response if code is empty
-	code    Code
-	is      []error
-	outcome Outcome
-	remote  bool
-	text    string // part of the error's text
-	runs    int64
-	pending uint64        // other calls still in progress
-	takes   time.Duration // the least duration of the call; it takes less than a second more
+	response string // the wanted response if code is empty
+	code     Code
+	is       []error
+	outcome  Outcome
+	remote   bool
+	text     string // part of the error's text
+	runs     int64
+	pending  uint64        // other calls still in progress
+	takes    time.Duration // the least duration of the call; it takes less than a second more
 }
 
 func TestEveryCallSettles(t *testing.T) {
@@ -81,7 +81,7 @@ func (c settleCase) check(t *testing.T, got result) {
 		t.Errorf("took %v, want about %v", got.took, c.takes)
 	}
 	if c.code == "" {
-		wantAnswer(t, got, c.answer)
+		wantResponse(t, got, c.response)
 		return
 	}
 	var e *Error
@@ -98,8 +98,8 @@ func (c settleCase) check(t *testing.T, got result) {
 	if hint := e.RetryAfter(); (hint > 0) != (c.code == CodeResourceExhausted) {
 		t.Errorf("hint of %v to try again", hint)
 	}
-	if got.answer != nil {
-		t.Errorf("answer %q beside an error", got.answer)
+	if got.response != nil {
+		t.Errorf("answer %q beside an error", got.response)
 	}
 }
 
@@ -118,7 +118,7 @@ func handlerRows() []settleCase {
 		return func(context.Context, *Request) ([]byte, error) { return []byte("ignored"), err }
 	}
 	return []settleCase{
-		{row: "handler returned a response", answer: "body", runs: 1},
+		{row: "handler returned a response", response: "body", runs: 1},
 		{
 			row: "handler returned a coded error", handler: fails(Errorf(CodeNotFound, "no such thing")),
 			code: CodeNotFound, outcome: Ran, remote: true, text: "not_found: no such thing", runs: 1,
@@ -161,7 +161,7 @@ func brokerRows() []settleCase {
 				pass(10 * time.Second)
 				startServer(r.t, r.broker, handlers{"m": echo})
 			},
-			answer: "body", takes: 10 * time.Second,
+			response: "body", takes: 10 * time.Second,
 		},
 		{
 			row: "no queue to route to, waits until the deadline", arrange: dropQueue, opts: []CallOption{WaitForServer()},
@@ -192,7 +192,7 @@ func brokerRows() []settleCase {
 				pass(20 * time.Second)
 				r.broker.SetAlarm("")
 			},
-			answer: "body", runs: 1, takes: 20 * time.Second,
+			response: "body", runs: 1, takes: 20 * time.Second,
 		},
 	}
 }
@@ -210,11 +210,11 @@ func lossBeforeConfirmRows() []settleCase {
 	idempotent := func(name string, f brokertest.Fault) settleCase {
 		return settleCase{
 			row: name + ", idempotent", arrange: on(f), runs: 1, handler: slow, opts: []CallOption{Idempotent()},
-			answer: "body", takes: 2 * time.Second,
+			response: "body", takes: 2 * time.Second,
 		}
 	}
 	return []settleCase{
-		{row: "link lost before the request was written", arrange: on(brokertest.FaultUnsent), answer: "body", runs: 1},
+		{row: "link lost before the request was written", arrange: on(brokertest.FaultUnsent), response: "body", runs: 1},
 		row("link lost in the write, request did not arrive", brokertest.FaultCutBefore, 0),
 		row("link lost in the write, request arrived", brokertest.FaultCutWritten, 1),
 		row("link lost before the broker confirmed, request did not arrive", brokertest.FaultLostUnconfirmed, 0),
@@ -236,15 +236,15 @@ func lossAfterConfirmRows() []settleCase {
 	return []settleCase{
 		{
 			row: "link lost after the confirm", handler: slow,
-			arrange: func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultCutConfirmed) },
-			answer:  "body", runs: 1, takes: 2 * time.Second,
+			arrange:  func(r *rig) { r.broker.Fail(DefaultQueue, brokertest.FaultCutConfirmed) },
+			response: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
 			row: "link lost after the confirm, idempotent", handler: slow, opts: []CallOption{Idempotent()},
 			during: func(r *rig, _ context.CancelFunc) { r.cutClient() },
 			// The client sends the request again, as the broker may have lost the message. The
 			// server recognises the duplicate.
-			answer: "body", runs: 1, takes: 2 * time.Second,
+			response: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
 			row: "link lost after the confirm, reply queue is gone", handler: slow, timeout: 20 * time.Second,
@@ -253,8 +253,8 @@ func lossAfterConfirmRows() []settleCase {
 		},
 		{
 			row: "link lost after the confirm, reply queue is gone, idempotent", handler: slow, opts: []CallOption{Idempotent()},
-			during: func(r *rig, _ context.CancelFunc) { r.cutClient(); r.dropReplyQueue() },
-			answer: "body", runs: 1, takes: 2 * time.Second,
+			during:   func(r *rig, _ context.CancelFunc) { r.cutClient(); r.dropReplyQueue() },
+			response: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
 			row: "reply queue deleted under its consumer", handler: slow, timeout: 20 * time.Second,
@@ -263,8 +263,8 @@ func lossAfterConfirmRows() []settleCase {
 		},
 		{
 			row: "reply queue deleted under its consumer, idempotent", handler: slow, opts: []CallOption{Idempotent()},
-			during: func(r *rig, _ context.CancelFunc) { r.dropReplyQueue() },
-			answer: "body", runs: 1, takes: 2 * time.Second,
+			during:   func(r *rig, _ context.CancelFunc) { r.dropReplyQueue() },
+			response: "body", runs: 1, takes: 2 * time.Second,
 		},
 		{
 			row: "reply queue is gone, and the first attempt that finds it so fails", handler: slow, timeout: 20 * time.Second,

@@ -70,7 +70,7 @@ func TestObserversAreToldOfEveryCall(t *testing.T) {
 		first := goCall(c, within(t, time.Minute), "m", nil)
 		settle()
 		second := c.Go(within(t, time.Minute), "m", []byte("bad"))
-		wantAnswer(t, <-first, "0s")
+		wantResponse(t, <-first, "0s")
 		<-second.Done()
 		_, _ = c.Call(within(t, time.Minute), "made up by the caller", nil)
 		client.want(t, "call m  1s", "call m not_found 2s", "call made up by the caller unimplemented 0s")

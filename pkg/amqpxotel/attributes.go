@@ -11,13 +11,13 @@ import (
 
 // Attributes of this package; their meaning is in doc.go.
 const (
-	keyOutcome     = "amqpx.outcome"
-	keyRemote      = "amqpx.remote"
-	keyAnswerBytes = "amqpx.answer_bytes"
-	keyQueueWait   = "amqpx.queue_wait_ms"
-	keyIdempotent  = "amqpx.idempotent"
-	keyRedelivered = "amqpx.redelivered"
-	keyOneWay      = "amqpx.one_way"
+	keyOutcome       = "amqpx.outcome"
+	keyRemote        = "amqpx.remote"
+	keyResponseBytes = "amqpx.answer_bytes"
+	keyQueueWait     = "amqpx.queue_wait_ms"
+	keyIdempotent    = "amqpx.idempotent"
+	keyRedelivered   = "amqpx.redelivered"
+	keyOneWay        = "amqpx.one_way"
 )
 
 // errUnwound is the error of a call that neither returned a response nor an error.

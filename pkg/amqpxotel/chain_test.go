@@ -68,7 +68,7 @@ func expect(t *testing.T, s tracetest.SpanStub, want map[attribute.Key]any) {
 	}
 }
 
-// answering returns a handler that returns answer and err.
-func answering(answer []byte, err error) amqpx.Handler {
-	return func(context.Context, *amqpx.Request) ([]byte, error) { return answer, err }
+// answering returns a handler that returns response and err.
+func answering(response []byte, err error) amqpx.Handler {
+	return func(context.Context, *amqpx.Request) ([]byte, error) { return response, err }
 }

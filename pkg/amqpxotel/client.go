@@ -18,26 +18,26 @@ import (
 func Client(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
 	return func(next amqpx.Handler) amqpx.Handler {
-		return func(ctx context.Context, req *amqpx.Request) (answer []byte, err error) {
+		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
 			traced, span := t.start(ctx, req.Method)
 			sent := t.inject(traced, req)
 			if !span.IsRecording() {
 				return next(ctx, sent) // no code below reads the span, and waiting on the caller's own ctx is cheaper
 			}
 			err = errUnwound // unless next returns
-			defer func() { endCall(span, req, answer, err) }()
+			defer func() { endCall(span, req, response, err) }()
 			return next(traced, sent)
 		}
 	}
 }
 
 // endCall ends a client's span.
-func endCall(span trace.Span, req *amqpx.Request, answer []byte, err error) {
+func endCall(span trace.Span, req *amqpx.Request, response []byte, err error) {
 	const most = 8
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
 	attributes = append(attributes, attribute.String(keyOutcome, amqpx.OutcomeOf(err).String()))
 	if err == nil {
-		attributes = append(attributes, attribute.Int(keyAnswerBytes, len(answer)))
+		attributes = append(attributes, attribute.Int(keyResponseBytes, len(response)))
 	} else {
 		code := string(amqpx.CodeOf(err))
 		attributes = append(attributes, semconv.RPCResponseStatusCode(code), semconv.ErrorTypeKey.String(code),

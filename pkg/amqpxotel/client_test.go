@@ -33,11 +33,11 @@ func TestClientSpan(t *testing.T) {
 	t.Parallel()
 	r := record(t)
 	call := Client(append(r.options, WithQueue("q"), WithBrokerURL("amqp://u:hunter2@broker/v"))...)(answering([]byte("hello"), nil))
-	answer, err := call(t.Context(), &amqpx.Request{
+	response, err := call(t.Context(), &amqpx.Request{
 		Method: "greet", Body: []byte("world"), CorrelationID: "id", IdempotencyKey: "key", Idempotent: true,
 	})
-	if string(answer) != "hello" || err != nil {
-		t.Errorf("got %q, %v", answer, err)
+	if string(response) != "hello" || err != nil {
+		t.Errorf("got %q, %v", response, err)
 	}
 	span := r.only()
 	if span.Name != "greet" || span.SpanKind != trace.SpanKindClient || span.Status.Code != codes.Unset {

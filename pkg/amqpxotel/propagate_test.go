@@ -128,11 +128,11 @@ func TestHeadersThatCannotBeRead(t *testing.T) {
 			t.Parallel()
 			r := record(t)
 			h := Server(r.options...)(answering([]byte("fine"), nil))
-			answer, err := h(t.Context(), &amqpx.Request{Method: "m", Header: map[string]any{
+			response, err := h(t.Context(), &amqpx.Request{Method: "m", Header: map[string]any{
 				traceparent: v, tracestate: v, "baggage": v,
 			}})
-			if string(answer) != "fine" || err != nil {
-				t.Errorf("got %q, %v", answer, err)
+			if string(response) != "fine" || err != nil {
+				t.Errorf("got %q, %v", response, err)
 			}
 			if span := r.only(); span.Parent.IsValid() {
 				t.Errorf("the span has the parent %v", span.Parent)

@@ -20,20 +20,20 @@ import (
 func Server(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
 	return func(next amqpx.Handler) amqpx.Handler {
-		return func(ctx context.Context, req *amqpx.Request) (answer []byte, err error) {
+		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
 			ctx, span := t.start(t.extract(ctx, req), req.Method)
 			if !span.IsRecording() {
 				return next(ctx, req)
 			}
 			err = errUnwound // unless next returns
-			defer func() { endRun(span, req, answer, err) }()
+			defer func() { endRun(span, req, response, err) }()
 			return next(ctx, req)
 		}
 	}
 }
 
 // endRun ends a server's span.
-func endRun(span trace.Span, req *amqpx.Request, answer []byte, err error) {
+func endRun(span trace.Span, req *amqpx.Request, response []byte, err error) {
 	const most = 9
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
 	attributes = append(attributes, attribute.Float64(keyQueueWait, float64(req.Queued)/float64(time.Millisecond)))
@@ -44,7 +44,7 @@ func endRun(span trace.Span, req *amqpx.Request, answer []byte, err error) {
 		attributes = append(attributes, attribute.Bool(keyOneWay, true))
 	}
 	if err == nil {
-		attributes = append(attributes, attribute.Int(keyAnswerBytes, len(answer)))
+		attributes = append(attributes, attribute.Int(keyResponseBytes, len(response)))
 	} else {
 		code := codeForCaller(err)
 		attributes = append(attributes, semconv.RPCResponseStatusCode(string(code)))

@@ -9,9 +9,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// fake is a client whose calls return the results of the function answer.
+// fake is a client whose calls return the results of the function response.
 type fake struct {
-	answer   func(ctx context.Context, n int64) ([]byte, error)
+	response func(ctx context.Context, n int64) ([]byte, error)
 	stats    amqpx.ClientStats
 	closeErr error
 
@@ -23,7 +23,7 @@ func (f *fake) Call(ctx context.Context, method string, body []byte, _ ...amqpx.
 	if method != "b" || string(body) != "request" {
 		return nil, amqpx.Errorf(amqpx.CodeInvalidArgument, "called %q with %q", method, body)
 	}
-	return f.answer(ctx, f.calls.Add(1))
+	return f.response(ctx, f.calls.Add(1))
 }
 
 func (f *fake) Ping(context.Context) (time.Duration, error) { return time.Millisecond, nil }

@@ -15,7 +15,7 @@ func logResponses(logger *zap.Logger) amqpx.Middleware {
 	return func(next amqpx.Handler) amqpx.Handler {
 		return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 			start := time.Now()
-			answer, err := next(ctx, req)
+			response, err := next(ctx, req)
 			fields := []zap.Field{
 				zap.String("method", req.Method),
 				zap.String("correlation_id", req.CorrelationID),
@@ -24,10 +24,10 @@ func logResponses(logger *zap.Logger) amqpx.Middleware {
 			if err != nil {
 				fields = append(fields, zap.Stringer("code", amqpx.CodeOf(err)), zap.Error(err))
 			} else {
-				fields = append(fields, zap.Int("bytes", len(answer)))
+				fields = append(fields, zap.Int("bytes", len(response)))
 			}
 			logger.Debug("response", fields...)
-			return answer, err
+			return response, err
 		}
 	}
 }

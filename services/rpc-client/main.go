@@ -24,7 +24,7 @@ import (
 const name = "rpc-client"
 
 const usage = `usage: rpc-client [check | healthcheck]
-Calls a function over RabbitMQ and checks every answer; with RPC_MODE=fleet it lists
+Calls a function over RabbitMQ and checks every response; with RPC_MODE=fleet it lists
 the servers instead. Settings come from the environment only: docs/operations.md
 lists them.
 `

@@ -46,12 +46,12 @@ func TestCallAllReports(t *testing.T) {
 		want     report.Report
 	}{
 		"ok": {
-			&fake{answer: good, stats: amqpx.ClientStats{Duplicates: 1, Reconnects: 2}},
+			&fake{response: good, stats: amqpx.ClientStats{Duplicates: 1, Reconnects: 2}},
 			"", "every call was answered as expected: \"b\" on queue \"q\", 2 at a time\n",
 			report.Report{Calls: 10, OK: 10, Duplicates: 1, Reconnects: 2},
 		},
 		"failed": {
-			&fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+			&fake{response: func(_ context.Context, n int64) ([]byte, error) {
 				if n == 1 {
 					return []byte("wrong"), nil
 				}
@@ -61,7 +61,7 @@ func TestCallAllReports(t *testing.T) {
 			report.Report{Calls: 10, OK: 9, Mismatched: 1},
 		},
 		"no clean close": {
-			&fake{answer: good, closeErr: errors.New("too slow")},
+			&fake{response: good, closeErr: errors.New("too slow")},
 			"", "every call was answered as expected",
 			report.Report{Calls: 10, OK: 10},
 		},
@@ -102,7 +102,7 @@ func TestCallAllInterrupted(t *testing.T) {
 	settings := plan(1000, 1)
 	settings.ReportDir = t.TempDir()
 	drain, interrupt := context.WithCancel(t.Context())
-	f := &fake{answer: func(_ context.Context, n int64) ([]byte, error) {
+	f := &fake{response: func(_ context.Context, n int64) ([]byte, error) {
 		if n == 3 {
 			interrupt()
 		}
@@ -125,7 +125,7 @@ func TestCallAllCannotReport(t *testing.T) {
 	t.Parallel()
 	settings := plan(1, 1)
 	settings.ReportDir = occupied(t)
-	f := &fake{answer: good}
+	f := &fake{response: good}
 	err := callAll(t.Context(), t.Context(), f, settings, silent{}, io.Discard, zap.NewNop())
 	if lifecycle.ExitCode(err) != lifecycle.ExitFailed || !strings.HasPrefix(err.Error(), "write the report "+settings.ReportDir) {
 		t.Errorf("got %v", err)
@@ -143,7 +143,7 @@ func TestCallAllWithoutAReader(t *testing.T) {
 	settings := plan(1, 1)
 	settings.ReportDir = t.TempDir()
 	core, logs := observer.New(zap.InfoLevel)
-	f := &fake{answer: good}
+	f := &fake{response: good}
 	if err := callAll(t.Context(), t.Context(), f, settings, silent{}, closed, zap.New(core)); err != nil {
 		t.Errorf("got %v", err)
 	}

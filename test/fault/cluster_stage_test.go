@@ -303,7 +303,7 @@ func (s *stage) judgeLosses(row *report.Row, clock *check.Clock) {
 				row.Problems = append(row.Problems, name+" got no response any more after a node was lost")
 				continue
 			}
-			first, _ := clock.FirstAnswer(name, l.at)
+			first, _ := clock.FirstResponse(name, l.at)
 			row.Losses = append(row.Losses, report.Loss{Client: name, Gap: gap, First: first, Outage: l.outage, Quiet: l.quiet})
 			if waited := l.back.Sub(l.at); !l.outage && gap >= waited {
 				row.Problems = append(row.Problems, fmt.Sprintf(

@@ -47,7 +47,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 		s.t.Helper()
 		conn := rig.Dial(s.t, s.tenant.URL())
 		defer func() { _ = conn.Close() }()
-		ch, inbox, answers := s.mailbox(conn)
+		ch, inbox, responses := s.mailbox(conn)
 		answerable := 0
 		for i := range floodSize {
 			msg := message(i, inbox)
@@ -61,7 +61,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 			if (i+1)%floodWindow == 0 {
 				rig.Recv(s.t, word.Done(), "the broker to take the flood")
 				for ; answerable > 0; answerable-- {
-					rig.Recv(s.t, answers, "a response to the flood")
+					rig.Recv(s.t, responses, "a response to the flood")
 				}
 			}
 		}
@@ -73,7 +73,7 @@ func flood(message func(i int, inbox string) amqp.Publishing) func(*stage) {
 }
 
 // mailbox opens a channel in confirm mode, with an exclusive queue for responses.
-func (s *stage) mailbox(conn *amqp.Connection) (ch *amqp.Channel, name string, answers <-chan amqp.Delivery) {
+func (s *stage) mailbox(conn *amqp.Connection) (ch *amqp.Channel, name string, responses <-chan amqp.Delivery) {
 	s.t.Helper()
 	ch, err := conn.Channel()
 	if err != nil {
@@ -86,10 +86,10 @@ func (s *stage) mailbox(conn *amqp.Connection) (ch *amqp.Channel, name string, a
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if answers, err = ch.Consume(q.Name, "", true, true, false, false, nil); err != nil {
+	if responses, err = ch.Consume(q.Name, "", true, true, false, false, nil); err != nil {
 		s.t.Fatal(err)
 	}
-	return ch, q.Name, answers
+	return ch, q.Name, responses
 }
 
 func unknown(i int, inbox string) amqp.Publishing {

@@ -88,10 +88,10 @@ func (s *stage) call(ctx context.Context, client *amqpx.Client, id, method strin
 	started := s.book.Write(ledger.Entry{
 		Kind: ledger.Start, At: time.Now(), ID: id, Method: method, Deadline: deadline, Sum: ledger.Sum(body),
 	})
-	answer, err := client.Call(ctx, method, body, append(opts, amqpx.WithCallInfo(&info))...)
+	response, err := client.Call(ctx, method, body, append(opts, amqpx.WithCallInfo(&info))...)
 	e := ledger.Entry{
 		Kind: ledger.End, At: time.Now(), ID: id, Code: ledger.OK,
-		Outcome: amqpx.OutcomeOf(err).String(), Attempts: info.Attempts, Sum: ledger.Sum(answer),
+		Outcome: amqpx.OutcomeOf(err).String(), Attempts: info.Attempts, Sum: ledger.Sum(response),
 	}
 	if err != nil {
 		e.Code, e.Text, e.Sum = string(amqpx.CodeOf(err)), err.Error(), ""

@@ -125,7 +125,7 @@ func (s *stage) judge(row *report.Row) {
 		row.Problems = append(row.Problems, v.String())
 	}
 	for _, at := range s.accepted {
-		d, ok := clock.AnsweredAfter(at)
+		d, ok := clock.RespondedAfter(at)
 		if !ok {
 			row.Problems = append(row.Problems, "no response after the broker came back")
 			continue

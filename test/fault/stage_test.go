@@ -308,9 +308,9 @@ func (s *stage) at(where side) []*process {
 // served waits until every client has received 50 more responses.
 func (s *stage) served() {
 	s.t.Helper()
-	const answers = 50
+	const responses = 50
 	for _, c := range s.clients {
-		c.untilServed(answers)
+		c.untilServed(responses)
 	}
 }
 

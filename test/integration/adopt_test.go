@@ -129,8 +129,8 @@ func TestReplyQueueDeletedUnderTheClient(t *testing.T) {
 		client, slow, call := lose(t, amqpx.Idempotent(), amqpx.WithCallInfo(&info))
 		slow.joined(t)
 		close(slow.release)
-		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
-			t.Errorf("got %q, %v", got.answer, got.err)
+		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "x" {
+			t.Errorf("got %q, %v", got.response, got.err)
 		}
 		if info.Attempts != 2 {
 			t.Errorf("%d attempts, want 2", info.Attempts)

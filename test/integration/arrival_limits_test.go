@@ -88,8 +88,8 @@ func TestResponseBeyondTheLimitIsNotRead(t *testing.T) {
 		r.Publish(request.ReplyTo, amqp.Publishing{CorrelationId: request.CorrelationId, Body: make([]byte, size)})
 		got := rig.Recv(t, call, "the call to settle")
 		if size == mebibyte {
-			if got.err != nil || len(got.answer) != size {
-				t.Errorf("%d bytes, %v", len(got.answer), got.err)
+			if got.err != nil || len(got.response) != size {
+				t.Errorf("%d bytes, %v", len(got.response), got.err)
 			}
 			continue
 		}
@@ -138,15 +138,15 @@ func TestMoreRequestsThanThereIsRoomFor(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 			close(ready)
-			answers := map[string]int{}
+			responses := map[string]int{}
 			for range calls {
 				got := inbox.Next()
-				if answers[got.CorrelationId]++; string(got.Body) != fmt.Sprint(size) {
+				if responses[got.CorrelationId]++; string(got.Body) != fmt.Sprint(size) {
 					t.Errorf("answer %q with %v", got.Body, got.Headers)
 				}
 			}
-			if len(answers) != calls {
-				t.Errorf("%d calls were answered", len(answers))
+			if len(responses) != calls {
+				t.Errorf("%d calls were answered", len(responses))
 			}
 			if n := most.Load(); n > room+size { // one from the retry queue may be in addition
 				t.Errorf("%d bytes were in hand", n)

@@ -56,8 +56,8 @@ func TestResponsesThatNoServerOfOursSends(t *testing.T) {
 		r.Publish(request.ReplyTo, amqp.Publishing{CorrelationId: request.CorrelationId, Headers: c.headers, Body: []byte(c.body)})
 		got := rig.Recv(t, call, "the call to settle")
 		if c.code == "" {
-			if got.err != nil || string(got.answer) != c.text {
-				t.Errorf("%s: got %q, %v", c.name, got.answer, got.err)
+			if got.err != nil || string(got.response) != c.text {
+				t.Errorf("%s: got %q, %v", c.name, got.response, got.err)
 			}
 			continue
 		}
@@ -88,8 +88,8 @@ func TestResponsesForNobody(t *testing.T) {
 	for _, body := range []string{"first", "second", "third"} {
 		r.Publish(request.ReplyTo, amqp.Publishing{CorrelationId: request.CorrelationId, Body: []byte(body)})
 	}
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "first" {
-		t.Errorf("got %q, %v, want the first response", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "first" {
+		t.Errorf("got %q, %v, want the first response", got.response, got.err)
 	}
 	counted := amqpx.ClientStats{OK: 1, Failed: 1, Late: 1, Duplicates: 2, Unknown: 3}
 	rig.Eventually(t, "every stray answer is counted", func() bool { return client.Stats() == counted })

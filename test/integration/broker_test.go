@@ -78,8 +78,8 @@ func brokerBlocks(t *testing.T, broker *rig.Broker) {
 
 	waiting := begin(rig.Patience(t), client, "b", nil)
 	broker.Ctl("set_vm_memory_high_watermark", "0.9")
-	if got := rig.Recv(t, waiting, "the call that waited"); got.err != nil || string(got.answer) != "b" {
-		t.Errorf("got %q, %v, want the response once the alarm is over", got.answer, got.err)
+	if got := rig.Recv(t, waiting, "the call that waited"); got.err != nil || string(got.response) != "b" {
+		t.Errorf("got %q, %v, want the response once the alarm is over", got.response, got.err)
 	}
 	rig.Eventually(t, "both are ready", func() bool { return client.Status().Ready() && server.Status().Ready() })
 	if got := client.Stats().Reconnects + server.Stats().Reconnects; got != 0 {

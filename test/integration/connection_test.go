@@ -49,8 +49,8 @@ func TestConnectionLostBeforeTheConfirmOfAnIdempotentCall(t *testing.T) {
 	client, slow, call := unheard(t, amqpx.WithIdempotencyKey("order 7"), amqpx.WithCallInfo(&info))
 	slow.joined(t)
 	close(slow.release)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "once" {
+		t.Errorf("got %q, %v", got.response, got.err)
 	}
 	if info.Attempts != 2 {
 		t.Errorf("%d attempts, want 2", info.Attempts)
@@ -98,8 +98,8 @@ func TestConnectionLostAfterTheConfirm(t *testing.T) {
 	client, slow, call := confirmed(t, nil, amqpx.WithCallInfo(&info))
 	reconnected(t, client)
 	close(slow.release)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the response over the next connection", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "once" {
+		t.Errorf("got %q, %v, want the response over the next connection", got.response, got.err)
 	}
 	if info.Attempts != 1 {
 		t.Errorf("%d attempts, want 1", info.Attempts)
@@ -126,8 +126,8 @@ func TestResponsesWaitWhileTheClientIsAway(t *testing.T) {
 		t.Fatalf("drain: %v", err)
 	}
 	proxy.Refuse(false)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the response that waited", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "once" {
+		t.Errorf("got %q, %v, want the response that waited", got.response, got.err)
 	}
 }
 
@@ -146,8 +146,8 @@ func TestConnectionLostAfterTheConfirmWithDirectReplies(t *testing.T) {
 		_, slow, call := confirmed(t, direct, amqpx.Idempotent())
 		slow.joined(t)
 		close(slow.release)
-		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-			t.Errorf("got %q, %v", got.answer, got.err)
+		if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "once" {
+			t.Errorf("got %q, %v", got.response, got.err)
 		}
 	})
 }
@@ -180,8 +180,8 @@ func TestServerCutOffWithUnansweredRequests(t *testing.T) {
 	proxy.Refuse(true)
 	proxy.Cut()
 	for i, p := range pending {
-		if got := rig.Recv(t, p, "the response"); got.err != nil || string(got.answer) != strconv.Itoa(i) {
-			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		if got := rig.Recv(t, p, "the response"); got.err != nil || string(got.response) != strconv.Itoa(i) {
+			t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 		}
 		if !rig.Recv(t, redelivered, "the second server") {
 			t.Error("the second server was not told that the request was handed out before")
@@ -268,8 +268,8 @@ func TestDrainWhileTheConnectionIsDown(t *testing.T) {
 	close(slow.release)
 	server.Stop()
 	proxy.Refuse(false)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "once" {
-		t.Errorf("got %q, %v, want the response over the last connection", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "once" {
+		t.Errorf("got %q, %v, want the response over the last connection", got.response, got.err)
 	}
 	if err := server.Wait(); err != nil {
 		t.Errorf("drain: %v", err)

@@ -70,7 +70,7 @@ func TestHeadersThatCannotBeRead(t *testing.T) {
 				t.Errorf("an response of %d bytes, want %d", len(got), len(body))
 			}
 			for _, headers := range poison {
-				poisonAnswer(t, url, trust, headers)
+				poisonResponse(t, url, trust, headers)
 			}
 			if s, c := server.Stats().Reconnects, client.Stats().Reconnects; s != 0 || c != 0 {
 				t.Errorf("%d reconnects of the server, %d of the client", s, c)
@@ -92,9 +92,9 @@ func toAll(t *testing.T, r *rig.Rig, msg amqp.Publishing) {
 	}
 }
 
-// poisonAnswer responds to a call with unreadable headers, and to the next call with a good
+// poisonResponse responds to a call with unreadable headers, and to the next call with a good
 // response.
-func poisonAnswer(t *testing.T, url string, trust amqpx.Option, headers amqp.Table) {
+func poisonResponse(t *testing.T, url string, trust amqpx.Option, headers amqp.Table) {
 	t.Helper()
 	r := rig.New(t)
 	requests := rawServer(t, r)
@@ -107,8 +107,8 @@ func poisonAnswer(t *testing.T, url string, trust amqpx.Option, headers amqp.Tab
 		got := rig.Recv(t, call, "the call to settle")
 		if h != nil {
 			want{code: amqpx.CodeDataLoss, outcome: amqpx.MayHaveRun, remote: true}.check(t, got.err)
-		} else if got.err != nil || string(got.answer) != "x" {
-			t.Errorf("got %q, %v", got.answer, got.err)
+		} else if got.err != nil || string(got.response) != "x" {
+			t.Errorf("got %q, %v", got.response, got.err)
 		}
 	}
 	if n := client.Stats().Reconnects; n != 0 {

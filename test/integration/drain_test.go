@@ -123,8 +123,8 @@ func TestDrainTimeLimit(t *testing.T) {
 		redelivered <- req.Redelivered
 		return req.Body, nil
 	}})
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the other server's response", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v, want the other server's response", got.response, got.err)
 	}
 	if !rig.Recv(t, redelivered, "the other server") {
 		t.Error("the other server was not told that the request was handed out before")

@@ -104,8 +104,8 @@ func TestExamplesDrain(t *testing.T) {
 	settled := begin(rig.Patience(t), client, "report", nil, amqpx.WaitForServer())
 	server.Says("report begun")
 	server.Terminate()
-	if got := rig.Recv(t, settled, "the response"); got.err != nil || string(got.answer) != "report" {
-		t.Errorf("response %q, %v", got.answer, got.err)
+	if got := rig.Recv(t, settled, "the response"); got.err != nil || string(got.response) != "report" {
+		t.Errorf("response %q, %v", got.response, got.err)
 	}
 	server.Says("drained")
 	if err := server.Wait(); err != nil {

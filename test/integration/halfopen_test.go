@@ -206,8 +206,8 @@ func TestHalfOpenConnection(t *testing.T) {
 		t.Error("no call before the broker gave the dead consumer up")
 	}
 	close(slow.release)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the response of before the cut", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v, want the response of before the cut", got.response, got.err)
 	}
 }
 

@@ -106,7 +106,7 @@ func TestStuckHandlers(t *testing.T) {
 			AppId: "stuck", CorrelationId: id, ReplyTo: inbox.Name, Headers: amqp.Table{"rpc-deliveries": int64(2)},
 		})
 	}
-	for id, a := range inbox.AnswersTo("a", "b") {
+	for id, a := range inbox.ResponsesTo("a", "b") {
 		if a.Code != "deadline_exceeded" || a.Ran != "" {
 			t.Errorf("call %q got %+v", id, a)
 		}

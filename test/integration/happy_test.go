@@ -61,7 +61,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 			server := r.Serve(rig.Methods{"echo": echo}, c.server...)
 			client := r.Ready(c.client...)
 			const callers, each = 64, 30
-			everyAnswerIsMine(t, client, callers, each)
+			everyResponseIsMine(t, client, callers, each)
 			got := client.Stats()
 			if want := (amqpx.ClientStats{OK: callers * each, Batched: got.Batched}); got != want {
 				t.Errorf("client counted %+v, want %+v", got, want)
@@ -76,9 +76,9 @@ func TestManyCallersAtOnce(t *testing.T) {
 	}
 }
 
-// everyAnswerIsMine makes calls from many concurrent callers and checks each response against
+// everyResponseIsMine makes calls from many concurrent callers and checks each response against
 // its call.
-func everyAnswerIsMine(t testing.TB, client *amqpx.Client, callers, each int) {
+func everyResponseIsMine(t testing.TB, client *amqpx.Client, callers, each int) {
 	t.Helper()
 	var all sync.WaitGroup
 	for caller := range callers {

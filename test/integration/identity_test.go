@@ -46,7 +46,7 @@ func TestUserIsTheBrokers(t *testing.T) {
 	}
 	for _, call := range calls {
 		got := rig.Recv(t, call, "a call to end")
-		wantUser("a call among many", string(got.answer), caller.User)
+		wantUser("a call among many", string(got.response), caller.User)
 	}
 	wantUser("a client that sends none", string(rig.Call(t, func() *amqpx.Client {
 		c := r.ClientAt(caller.URL(), amqpx.WithUserID(false))
@@ -192,7 +192,7 @@ func TestProgramsThatNumberTheirCalls(t *testing.T) {
 	n := 0
 	for program := range 3 {
 		ch := r.Raw()
-		answers, err := ch.Consume("amq.rabbitmq.reply-to", "", true, false, false, false, nil)
+		responses, err := ch.Consume("amq.rabbitmq.reply-to", "", true, false, false, false, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestProgramsThatNumberTheirCalls(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := rig.Recv(t, answers, "a response"); string(d.Body) != fmt.Sprint(n, " order") {
+			if d := rig.Recv(t, responses, "a response"); string(d.Body) != fmt.Sprint(n, " order") {
 				t.Errorf("program %d, call %d: %q, %v, want %d", program, call, d.Body, d.Headers, n)
 			}
 		}
@@ -222,8 +222,8 @@ func TestCancellationsBelongToTheirCallers(t *testing.T) {
 	r := rig.On(t, owner.URL())
 	busy := hold()
 	server := r.Serve(rig.Methods{"echo": echo, "hold": func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
-		answer, _ := busy.handle(ctx, req)
-		return answer, ctx.Err()
+		response, _ := busy.handle(ctx, req)
+		return response, ctx.Err()
 	}})
 	theirs := rig.Beyond(t, attacker.URL())
 	theirs.Queue = r.Queue

@@ -88,8 +88,8 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 	for i, c := range calls {
 		alone := rig.Recv(t, begin(rig.Patience(t), plain, c.method, []byte(c.body), c.opts...), c.name)
 		batched := rig.Recv(t, ends[i], c.name)
-		if string(alone.answer) != string(batched.answer) {
-			t.Errorf("%s: alone %q, in a batch %q", c.name, alone.answer, batched.answer)
+		if string(alone.response) != string(batched.response) {
+			t.Errorf("%s: alone %q, in a batch %q", c.name, alone.response, batched.response)
 		}
 		// If the other calls of the batch are slow, as on a busy machine, the refusal of an
 		// idempotent call is sent before their ends and leaves the outcome open.

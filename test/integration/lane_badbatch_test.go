@@ -42,7 +42,7 @@ func TestBatchesThatNoClientOfOursSends(t *testing.T) {
 	if st := server.Stats(); st.OK+st.Failed+st.Panics != 0 {
 		t.Errorf("server counted %+v, want nothing run", st)
 	}
-	if n := len(inbox.Answers); n != 0 {
+	if n := len(inbox.Responses); n != 0 {
 		t.Errorf("%d answers", n)
 	}
 	laneServes(t, r, server)
@@ -63,7 +63,7 @@ func TestLargestBatch(t *testing.T) {
 		records = append(records, rig.RawCall(id, "echo", id))
 	}
 	r.SendBatch(inbox.Name, records...)
-	for id, a := range inbox.AnswersTo(ids...) {
+	for id, a := range inbox.ResponsesTo(ids...) {
 		if a.Body != id || a.Code != "" {
 			t.Errorf("call %q got %+v", id, a)
 		}
@@ -78,12 +78,12 @@ func TestRequestsInTheQueueOfBatches(t *testing.T) {
 	r := rig.New(t)
 	server := r.Serve(rig.Methods{"echo": echo})
 	inbox := r.Inbox()
-	for i, kind := range []string{"", "text/plain", rig.AnswersType, rig.CallsType + " ", "application/vnd.amqpx.calls.v2"} {
+	for i, kind := range []string{"", "text/plain", rig.ResponsesType, rig.CallsType + " ", "application/vnd.amqpx.calls.v2"} {
 		id := fmt.Sprint(i)
 		r.Publish(r.BatchQueue(), amqp.Publishing{
 			ContentType: kind, AppId: "echo", ReplyTo: inbox.Name, CorrelationId: id, Body: []byte("x"),
 		})
-		if got := inbox.AnswersTo(id)[id]; got.Body != "x" || got.Code != "" {
+		if got := inbox.ResponsesTo(id)[id]; got.Body != "x" || got.Code != "" {
 			t.Errorf("content type %q: %+v", kind, got)
 		}
 	}
@@ -142,7 +142,7 @@ func TestDrainOfABatchThatNoClientOfOursSends(t *testing.T) {
 			rig.Eventually(t, "the server drains", func() bool { return first.Status().State == amqpx.StateDraining })
 			second := r.Serve(rig.Methods{"echo": echo})
 			close(slow.release)
-			got := inbox.AnswersTo("slow", "odd", "even")
+			got := inbox.ResponsesTo("slow", "odd", "even")
 			if got["slow"].Body != "x" || got["even"].Body != "z" || got["odd"].Code != "" && got["odd"].Code != "invalid_argument" {
 				t.Errorf("got %.300v", fmt.Sprint(got))
 			}

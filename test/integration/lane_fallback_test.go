@@ -26,7 +26,7 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 	r.Serve(rig.Methods{"echo": echo}, off)
 	client := r.Ready(amqpx.WithCallOptions(amqpx.Idempotent()))
 	const callers = 64
-	everyAnswerIsMine(t, client, callers, 5)
+	everyResponseIsMine(t, client, callers, 5)
 	if st := client.Stats(); st.Batched != 0 || st.Failed != 0 {
 		t.Errorf("client counted %+v, want no batch without a server that unpacks", st)
 	}
@@ -37,7 +37,7 @@ func TestLaneOpensAndShutsByItself(t *testing.T) {
 		server := r.Serve(rig.Methods{"echo": echo})
 		before := client.Stats().Batched
 		rig.Eventually(t, "the lane opens", func() bool {
-			everyAnswerIsMine(t, client, callers, 1)
+			everyResponseIsMine(t, client, callers, 1)
 			return client.Stats().Batched > before
 		})
 		load := loadOf(t, client, callers)
@@ -149,17 +149,17 @@ func TestBatchThatNobodyUnpacksAnyMore(t *testing.T) {
 	back.Refuse(true)
 	back.Cut()
 	for i := 0; i < n; i += 2 {
-		if got := rig.Recv(t, calls[i], "a safe call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
-			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		if got := rig.Recv(t, calls[i], "a safe call"); got.err != nil || string(got.response) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 		}
 	}
-	everyAnswerIsMine(t, b.Client, 16, 2) // no other call waits
+	everyResponseIsMine(t, b.Client, 16, 2) // no other call waits
 	close(slow.release)
 	server.Close()
 	last := r.Serve(rig.Methods{"echo": echo, "work": echo})
 	for i := 1; i < n; i += 2 {
-		if got := rig.Recv(t, calls[i], "another call"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
-			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		if got := rig.Recv(t, calls[i], "another call"); got.err != nil || string(got.response) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 		}
 	}
 	nothingHeld(t, r, last)
@@ -179,7 +179,7 @@ func TestLaneQueueThatCannotBeAsked(t *testing.T) {
 	client := r.ClientAt(front.URL())
 	rig.Connected(t, client)
 	rig.Eventually(t, "the client has looked twice", func() bool {
-		everyAnswerIsMine(t, client, 64, 5)
+		everyResponseIsMine(t, client, 64, 5)
 		return len(front.Heard(rig.CloseChannel)) >= 2
 	})
 	if st := client.Stats(); st.Failed != 0 || st.Batched != 0 || st.Reconnects != 0 {
@@ -198,6 +198,6 @@ func TestLaneQueueThatExistsIsAdopted(t *testing.T) {
 	server := r.Serve(rig.Methods{"echo": echo})
 	client := r.Ready()
 	openLane(t, client)
-	everyAnswerIsMine(t, client, 64, 10)
+	everyResponseIsMine(t, client, 64, 10)
 	laneWell(t, r, server, client)
 }

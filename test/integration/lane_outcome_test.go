@@ -60,7 +60,7 @@ func TestEveryCallInABatchHasAnOutcomeOfItsOwn(t *testing.T) {
 		records, ids = append(records, c.record), append(ids, c.id)
 	}
 	r.SendBatch(inbox.Name, records...)
-	got := inbox.AnswersTo(ids...)
+	got := inbox.ResponsesTo(ids...)
 	for _, c := range all {
 		if a := got[c.id]; a.Code != c.code || a.Ran != c.ran || !strings.Contains(a.Body, c.text) || strings.Contains(a.Body, "secret") {
 			t.Errorf("call %q got %+v, want code %q, ran %q, %q", c.id, a, c.code, c.ran, c.text)
@@ -81,7 +81,7 @@ func laneServes(t *testing.T, r *rig.Rig, server *rig.Server) {
 	t.Helper()
 	inbox := r.Inbox()
 	r.SendBatch(inbox.Name, rig.RawCall("after", "echo", "x"), rig.RawCall("all", "echo", "y"))
-	if got := inbox.AnswersTo("after", "all"); got["after"].Body != "x" || got["all"].Body != "y" || inbox.Repeated != 0 {
+	if got := inbox.ResponsesTo("after", "all"); got["after"].Body != "x" || got["all"].Body != "y" || inbox.Repeated != 0 {
 		t.Errorf("got %+v, %d of them more than once", got, inbox.Repeated)
 	}
 	rig.Eventually(t, "nothing is in flight", func() bool { return server.Stats().InFlight == 0 })
@@ -101,12 +101,12 @@ func TestFastCallsInABatchAreNotHeldBack(t *testing.T) {
 	server := r.Serve(rig.Methods{"echo": echo, "slow": slow.handle})
 	inbox := r.Inbox()
 	r.SendBatch(inbox.Name, rig.RawCall("slow", "slow", "x"), rig.RawCall("unknown", "unknown", ""), rig.RawCall("fast", "echo", "y"))
-	if got := inbox.AnswersTo("fast"); got["fast"].Body != "y" || len(got) != 1 {
+	if got := inbox.ResponsesTo("fast"); got["fast"].Body != "y" || len(got) != 1 {
 		t.Errorf("got %+v, want the fast one only", got)
 	}
 	rig.Recv(t, slow.entered, "the slow one")
 	close(slow.release)
-	if got := inbox.AnswersTo("slow", "unknown"); got["slow"].Body != "x" || got["unknown"].Ran != "no" {
+	if got := inbox.ResponsesTo("slow", "unknown"); got["slow"].Body != "x" || got["unknown"].Ran != "no" {
 		t.Errorf("got %+v", got)
 	}
 	laneServes(t, r, server)
@@ -177,8 +177,8 @@ func giveUpAlone(t *testing.T) bool {
 		return false
 	}
 	for i, c := range calls[2:] {
-		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i+2) {
-			t.Errorf("call %d: got %q, %v", i+2, got.answer, got.err)
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.response) != fmt.Sprint(i+2) {
+			t.Errorf("call %d: got %q, %v", i+2, got.response, got.err)
 		}
 	}
 	for range 2 {
@@ -224,8 +224,8 @@ func TestCallThatLeavesItsBatchDidNotRun(t *testing.T) {
 	want{code: amqpx.CodeCanceled, outcome: amqpx.DidNotRun, is: []error{context.Canceled}}.
 		check(t, rig.Recv(t, gone, "the call to end").err)
 	for i, c := range calls {
-		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
-			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.response) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 		}
 	}
 	if got := len(run.entered); got != n {

@@ -41,8 +41,8 @@ func TestServerEndsInTheMiddleOfABatch(t *testing.T) {
 			back.Refuse(true)
 			back.Cut()
 			for i, c := range calls {
-				if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
-					t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+				if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.response) != fmt.Sprint(i) {
+					t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 				}
 			}
 			if got := second.Stats().Republished; got != n {
@@ -76,7 +76,7 @@ func TestAtMostOnceInABatchOverTheEndOfAServer(t *testing.T) {
 	}
 	second := serveOnce(t, r, h)
 	first.Close()
-	got := inbox.AnswersTo("a", "b", "c")
+	got := inbox.ResponsesTo("a", "b", "c")
 	for id, code := range map[string]string{"a": "unavailable", "b": "unavailable", "c": "unimplemented"} {
 		if a := got[id]; a.Code != code || a.Ran != "" {
 			t.Errorf("call %q got %+v, want %s, and that nobody knows whether it ran", id, a, code)
@@ -111,8 +111,8 @@ func TestServerKnowsABatchThatComesBack(t *testing.T) {
 	rig.Eventually(t, "the batch comes back", func() bool { return server.Stats().InFlight == 2*n })
 	close(slow.release)
 	for i, c := range calls {
-		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.answer) != fmt.Sprint(i) {
-			t.Errorf("call %d: got %q, %v", i, got.answer, got.err)
+		if got := rig.Recv(t, c, "a response"); got.err != nil || string(got.response) != fmt.Sprint(i) {
+			t.Errorf("call %d: got %q, %v", i, got.response, got.err)
 		}
 	}
 	if n := len(slow.entered); n != 0 {
@@ -142,7 +142,7 @@ func TestCallInABatchThatStopsEveryServer(t *testing.T) {
 				records, ids = append(records, rig.RawCall(id, "echo", id)), append(ids, id)
 			}
 			r.SendBatch(inbox.Name, records...)
-			got := inbox.AnswersTo(ids...)
+			got := inbox.ResponsesTo(ids...)
 			for id, a := range got {
 				if id != "poison" && (a.Body != id || a.Code != "") {
 					t.Errorf("beside the poison: call %q got %+v", id, a)

@@ -22,7 +22,7 @@ func openLane(t testing.TB, client *amqpx.Client) {
 	t.Helper()
 	const callers = 64
 	rig.Eventually(t, "calls travel together", func() bool {
-		everyAnswerIsMine(t, client, callers, 1)
+		everyResponseIsMine(t, client, callers, 1)
 		return client.Stats().Batched > 0
 	})
 }
@@ -138,15 +138,15 @@ func TestCallersShareMessages(t *testing.T) {
 			client := r.ClientAt(front.URL(), c.client...)
 			rig.Connected(t, client)
 			openLane(t, client)
-			before, requests, answers := client.Stats(), len(back.Heard(rig.Deliver)), len(front.Heard(rig.Deliver))
+			before, requests, responses := client.Stats(), len(back.Heard(rig.Deliver)), len(front.Heard(rig.Deliver))
 			const callers, each = 256, 20
-			everyAnswerIsMine(t, client, callers, each)
+			everyResponseIsMine(t, client, callers, each)
 			got := client.Stats()
 			if want := (amqpx.ClientStats{OK: before.OK + callers*each, Batched: got.Batched}); got != want {
 				t.Errorf("client counted %+v, want %+v", got, want)
 			}
 			shared(t, callers*each, int(got.Batched-before.Batched),
-				len(back.Heard(rig.Deliver))-requests, len(front.Heard(rig.Deliver))-answers)
+				len(back.Heard(rig.Deliver))-requests, len(front.Heard(rig.Deliver))-responses)
 			if q := inspect(t, r, r.BatchQueue()); q.Consumers != len(servers) {
 				t.Errorf("the lane's queue has %d consumers, want one of each server", q.Consumers)
 			}
@@ -171,12 +171,12 @@ func TestCallersShareMessages(t *testing.T) {
 }
 
 // shared checks that the calls, and their responses, needed far fewer messages than calls.
-func shared(t *testing.T, calls, batched, requests, answers int) {
+func shared(t *testing.T, calls, batched, requests, responses int) {
 	t.Helper()
 	const far = 3
-	if batched*far < calls*(far-1) || requests*far > calls || answers*far > calls {
+	if batched*far < calls*(far-1) || requests*far > calls || responses*far > calls {
 		t.Errorf("%d calls, %d of them in batches, took %d messages, and %d for their responses",
-			calls, batched, requests, answers)
+			calls, batched, requests, responses)
 	}
 }
 
@@ -240,14 +240,14 @@ func unpack(t *testing.T, r *rig.Rig) *unpacker {
 // answer sends responses in one batch.
 func (u *unpacker) answer(replyTo string, records ...[]byte) {
 	u.t.Helper()
-	u.r.Publish(replyTo, amqp.Publishing{ContentType: rig.AnswersType, Body: rig.BatchOf(records...)})
+	u.r.Publish(replyTo, amqp.Publishing{ContentType: rig.ResponsesType, Body: rig.BatchOf(records...)})
 }
 
 // echoed returns the response to a call of echo.
 func echoed(call []rig.Field) []byte {
 	return rig.Record(
-		rig.Field{Number: rig.AnswerID, Value: rig.Text(call, rig.CallID)},
-		rig.Field{Number: rig.AnswerBody, Value: rig.Text(call, rig.CallBody)},
+		rig.Field{Number: rig.ResponseID, Value: rig.Text(call, rig.CallID)},
+		rig.Field{Number: rig.ResponseBody, Value: rig.Text(call, rig.CallBody)},
 	)
 }
 
@@ -271,7 +271,7 @@ func TestBatchAgainstAnotherReader(t *testing.T) {
 		}
 	})
 	openLane(t, client)
-	everyAnswerIsMine(t, client, 256, 10)
+	everyResponseIsMine(t, client, 256, 10)
 	close(stop)
 	all.Wait()
 	st := client.Stats()
@@ -291,19 +291,19 @@ func (u *unpacker) echo(d *amqp.Delivery) {
 	if d.ContentType != rig.CallsType || len(calls) < 2 || d.Expiration == "" || d.ReplyTo == "" {
 		u.t.Errorf("a batch of %d calls: content type %q, expiration %q, reply_to %q", len(calls), d.ContentType, d.Expiration, d.ReplyTo)
 	}
-	u.r.Publish(d.ReplyTo, amqp.Publishing{ContentType: rig.AnswersType, Body: []byte("no batch")})
-	var answers [][]byte
+	u.r.Publish(d.ReplyTo, amqp.Publishing{ContentType: rig.ResponsesType, Body: []byte("no batch")})
+	var responses [][]byte
 	for i, c := range slices.Backward(calls) {
 		header := rig.Fields(u.t, []byte(rig.Text(c, rig.CallHeader)))
 		if rig.Text(c, rig.CallMethod) != "echo" || rig.Number(c, rig.CallTimeout) == 0 || rig.Text(header, 1) != "traceparent" || rig.Text(header, 2) != "00-1-2-03" {
 			u.t.Errorf("call %v", c)
 		}
 		if i > 0 {
-			answers = append(answers, echoed(c))
+			responses = append(responses, echoed(c))
 		}
 	}
-	stranger := rig.Record(rig.Field{Number: rig.AnswerID, Value: "nobody's"}, rig.Field{Number: 99, Value: "later"})
-	u.answer(d.ReplyTo, append(answers, stranger, answers[0], nil)...)
+	stranger := rig.Record(rig.Field{Number: rig.ResponseID, Value: "nobody's"}, rig.Field{Number: 99, Value: "later"})
+	u.answer(d.ReplyTo, append(responses, stranger, responses[0], nil)...)
 	u.r.Publish(d.ReplyTo, amqp.Publishing{
 		CorrelationId: rig.Text(calls[0], rig.CallID), Body: []byte(rig.Text(calls[0], rig.CallBody)),
 	})
@@ -319,7 +319,7 @@ func TestClientsShareTheLane(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range clients {
 		client := r.Ready(amqpx.WithName(fmt.Sprint("client ", i)))
-		all.Go(func() { everyAnswerIsMine(t, client, callers, each) })
+		all.Go(func() { everyResponseIsMine(t, client, callers, each) })
 		t.Cleanup(func() {
 			if st := client.Stats(); st.Batched == 0 || st.OK != callers*each || st.Unknown != 0 {
 				t.Errorf("client %d counted %+v", i, st)

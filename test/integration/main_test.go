@@ -39,16 +39,16 @@ func (h *held) handle(_ context.Context, req *amqpx.Request) ([]byte, error) {
 
 // outcome is the result of a call made by begin.
 type outcome struct {
-	answer []byte
-	err    error
+	response []byte
+	err      error
 }
 
 // begin makes a call in a goroutine.
 func begin(ctx context.Context, c *amqpx.Client, method string, body []byte, opts ...amqpx.CallOption) <-chan outcome {
 	settled := make(chan outcome, 1)
 	go func() { // ends with the call, at its deadline at the latest
-		answer, err := c.Call(ctx, method, body, opts...)
-		settled <- outcome{answer, err}
+		response, err := c.Call(ctx, method, body, opts...)
+		settled <- outcome{response, err}
 	}()
 	return settled
 }

@@ -33,8 +33,8 @@ func TestMessageAboveTheBrokersLimit(t *testing.T) {
 		_, err = client.Call(rig.Patience(t), "large", nil)
 		want{code: amqpx.CodeResourceExhausted, outcome: amqpx.Ran, remote: true}.check(t, err)
 		for _, call := range innocent {
-			if got := rig.Recv(t, call, "a call to settle"); got.err != nil || string(got.answer) != "x" {
-				t.Errorf("an innocent call: %q, %v", got.answer, got.err)
+			if got := rig.Recv(t, call, "a call to settle"); got.err != nil || string(got.response) != "x" {
+				t.Errorf("an innocent call: %q, %v", got.response, got.err)
 			}
 		}
 	}

@@ -85,13 +85,13 @@ func shown(t *testing.T, c prometheus.Collector) figures {
 	if err := registry.Register(c); err != nil {
 		t.Fatal(err)
 	}
-	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
+	response := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(response,
 		httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
-	if answer.Code != http.StatusOK {
-		t.Fatalf("%d %s", answer.Code, answer.Body)
+	if response.Code != http.StatusOK {
+		t.Fatalf("%d %s", response.Code, response.Body)
 	}
-	return read(t, answer.Body.Bytes())
+	return read(t, response.Body.Bytes())
 }
 
 // scrape requests a program's metrics.

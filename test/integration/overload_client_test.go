@@ -116,7 +116,7 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 		r := rig.New(t)
 		requests := rawServer(t, r)
 		client := r.Ready()
-		answers := r.Raw()
+		responses := r.Raw()
 		seen := make(chan int)
 		stop, ended := context.WithCancel(t.Context())
 		go func() { // ends with stop
@@ -126,7 +126,7 @@ func TestRetriesDoNotMultiplyAnOutage(t *testing.T) {
 				select {
 				case d := <-requests:
 					n++
-					err := answers.PublishWithContext(stop, "", d.ReplyTo, false, false, amqp.Publishing{
+					err := responses.PublishWithContext(stop, "", d.ReplyTo, false, false, amqp.Publishing{
 						CorrelationId: d.CorrelationId, Headers: amqp.Table{
 							"rpc-code": "resource_exhausted", "rpc-ran": false,
 							"rpc-retry-after-ms": 5, "rpc-retry": d.Headers["rpc-retry"],
@@ -176,8 +176,8 @@ func TestRefusedByABusyServerThenRun(t *testing.T) {
 		"rpc-code": "resource_exhausted", "rpc-ran": false, "rpc-retry": int64(0),
 	}})
 	r.Publish(again.ReplyTo, amqp.Publishing{CorrelationId: again.CorrelationId, Body: []byte("x")})
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v", got.response, got.err)
 	}
 	if st := client.Stats(); info.Attempts != 2 || st.Retried != 1 || st.Duplicates != 1 {
 		t.Errorf("%d attempts, client counted %+v", info.Attempts, st)

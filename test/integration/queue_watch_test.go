@@ -55,8 +55,8 @@ func TestServerThatDrainsIsNotTakenForNone(t *testing.T) {
 	_, err := client.Call(rig.Within(t, 5*time.Second), "slow", nil) // long enough for several checks
 	want{code: amqpx.CodeDeadlineExceeded, outcome: amqpx.MayHaveRun}.check(t, err)
 	close(slow.release)
-	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the response of the server that drains", got.answer, got.err)
+	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v, want the response of the server that drains", got.response, got.err)
 	}
 }
 
@@ -160,10 +160,10 @@ func TestMixedFleetSharesTheCalls(t *testing.T) {
 	ours := r.Serve(rig.Methods{"b": letter})
 	for range 2 {
 		requests := rawServer(t, r)
-		answers := r.Raw()
+		responses := r.Raw()
 		go func() { // ends with the test's channels
 			for d := range requests {
-				_ = answers.PublishWithContext(t.Context(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: []byte("b")})
+				_ = responses.PublishWithContext(t.Context(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: []byte("b")})
 			}
 		}()
 	}
@@ -194,7 +194,7 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	requests := rawServer(t, r)
-	answers := r.Raw()
+	responses := r.Raw()
 	client := r.Ready(amqpx.WithAttemptTimeout(200 * time.Millisecond))
 	done := begin(rig.Patience(t), client, "b", []byte("x"), amqpx.Idempotent())
 	first := rig.Recv(t, requests, "the request")
@@ -202,12 +202,12 @@ func TestSwallowedCallIsSentAgain(t *testing.T) {
 	if again.CorrelationId != first.CorrelationId || again.MessageId != first.MessageId || again.Headers["rpc-resent"] != true {
 		t.Errorf("sent again as %+v", again)
 	}
-	if err := answers.PublishWithContext(t.Context(), "", first.ReplyTo, false, false, amqp.Publishing{
+	if err := responses.PublishWithContext(t.Context(), "", first.ReplyTo, false, false, amqp.Publishing{
 		CorrelationId: first.CorrelationId, Body: []byte("x"),
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v, want the response to the first attempt", got.answer, got.err)
+	if got := rig.Recv(t, done, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v, want the response to the first attempt", got.response, got.err)
 	}
 }

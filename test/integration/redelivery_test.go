@@ -199,8 +199,8 @@ func TestServerKnowsARequestThatComesBack(t *testing.T) {
 	proxy.Cut()
 	rig.Eventually(t, "the request comes back", func() bool { return server.Stats().InFlight == 2 })
 	close(slow.release)
-	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.answer) != "x" {
-		t.Errorf("got %q, %v", got.answer, got.err)
+	if got := rig.Recv(t, call, "the response"); got.err != nil || string(got.response) != "x" {
+		t.Errorf("got %q, %v", got.response, got.err)
 	}
 	if n := len(slow.entered); n != 0 {
 		t.Errorf("%d more runs", n)

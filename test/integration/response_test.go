@@ -28,8 +28,8 @@ func TestContentTypesAndHeadersTravelBothWays(t *testing.T) {
 	plain := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	check := func(name string, got outcome, info *amqpx.CallInfo, page any) {
 		t.Helper()
-		if got.err != nil || string(got.answer) != "done" {
-			t.Fatalf("%s: %q, error %v", name, got.answer, got.err)
+		if got.err != nil || string(got.response) != "done" {
+			t.Fatalf("%s: %q, error %v", name, got.response, got.err)
 		}
 		if p := info.Response; p == nil || p.ContentType != "answer to text/x" || p.ContentEncoding != "gzip" || p.Header["page"] != page {
 			t.Errorf("%s: response %+v", name, p)

@@ -112,7 +112,7 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 			msg.Type = "rpc.v1"
 		}
 		r.Request(msg)
-		got := rig.Recv(t, inbox.Answers, "the response")
+		got := rig.Recv(t, inbox.Responses, "the response")
 		if code := got.Headers["rpc-code"]; code != string(amqpx.CodeResourceExhausted) || got.CorrelationId != msg.CorrelationId {
 			t.Errorf("got %q with code %v", got.CorrelationId, code)
 		}

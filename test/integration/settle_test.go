@@ -131,8 +131,8 @@ func TestWaitForServer(t *testing.T) {
 	waiting := begin(rig.Patience(t), client, "b", nil)
 	heardAnew(t, proxy, rig.Return)
 	r.Serve(rig.Methods{"b": letter})
-	if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.answer) != "b" {
-		t.Errorf("got %q, %v, want the response once a server is there", got.answer, got.err)
+	if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.response) != "b" {
+		t.Errorf("got %q, %v, want the response once a server is there", got.response, got.err)
 	}
 }
 
@@ -164,8 +164,8 @@ func TestFullQueueRefuses(t *testing.T) {
 			waiting := begin(rig.Patience(t), client, "b", nil, amqpx.Idempotent())
 			heardAnew(t, proxy, rig.Nack)
 			r.Serve(rig.Methods{"b": letter}) // adopts the queue and empties it
-			if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.answer) != "b" {
-				t.Errorf("got %q, %v, want the response once there is room", got.answer, got.err)
+			if got := rig.Recv(t, waiting, "the response"); got.err != nil || string(got.response) != "b" {
+				t.Errorf("got %q, %v, want the response once there is room", got.response, got.err)
 			}
 		})
 	}

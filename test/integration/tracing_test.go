@@ -123,7 +123,7 @@ func TestTracingOfCallsInBatches(t *testing.T) {
 	server := r.Serve(rig.Methods{"echo": echo}, back.server())
 	client := r.Ready(front.client())
 	openLane(t, client)
-	everyAnswerIsMine(t, client, 64, 10)
+	everyResponseIsMine(t, client, 64, 10)
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
@@ -192,9 +192,9 @@ func TestTracingWithGarbage(t *testing.T) {
 		batch = append(batch, rig.RawCall(ids[len(ids)-1], "echo", "x", rig.Field{Number: rig.CallHeader, Value: header}))
 	}
 	r.SendBatch(inbox.Name, batch...)
-	answers := inbox.AnswersTo(ids...)
+	responses := inbox.ResponsesTo(ids...)
 	for _, id := range ids {
-		if a := answers[id]; a.Body != "x" || a.Code != "" {
+		if a := responses[id]; a.Body != "x" || a.Code != "" {
 			t.Errorf("call %q: %+v", id, a)
 		}
 	}

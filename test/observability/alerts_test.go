@@ -21,10 +21,10 @@ type rule struct {
 // rules returns all alerts by name.
 func (p *prometheus) rules() map[string]rule {
 	p.t.Helper()
-	var answer struct{ Groups []struct{ Rules []rule } }
-	p.ask(&answer, "rules", nil)
+	var response struct{ Groups []struct{ Rules []rule } }
+	p.ask(&response, "rules", nil)
 	all := map[string]rule{}
-	for _, g := range answer.Groups {
+	for _, g := range response.Groups {
 		for _, r := range g.Rules {
 			all[r.Name] = r
 		}

@@ -68,17 +68,17 @@ func (p *prometheus) ask(into any, path string, params url.Values) {
 	if err != nil {
 		p.t.Fatalf("Prometheus: %v", err)
 	}
-	answer := struct {
+	response := struct {
 		Status, Error string
 		Data          json.RawMessage
 	}{}
-	if err := json.Unmarshal(body, &answer); err != nil {
+	if err := json.Unmarshal(body, &response); err != nil {
 		p.t.Fatalf("Prometheus: %s?%s: %v\n%s", path, params.Encode(), err, body)
 	}
-	if answer.Status != "success" {
-		p.t.Fatalf("Prometheus: %s %v: %s", path, params, answer.Error)
+	if response.Status != "success" {
+		p.t.Fatalf("Prometheus: %s %v: %s", path, params, response.Error)
 	}
-	if err := json.Unmarshal(answer.Data, into); err != nil {
+	if err := json.Unmarshal(response.Data, into); err != nil {
 		p.t.Fatalf("Prometheus: %s %v: %v", path, params, err)
 	}
 }
@@ -103,15 +103,15 @@ func (s sample) number() float64 {
 // query evaluates an expression now. An invalid expression fails the test.
 func (p *prometheus) query(expr string) []sample {
 	p.t.Helper()
-	var answer struct {
+	var response struct {
 		ResultType string
 		Result     []sample
 	}
-	p.ask(&answer, "query", url.Values{"query": {expr}})
-	if answer.ResultType != "vector" {
-		p.t.Fatalf("%s: is a %s", expr, answer.ResultType)
+	p.ask(&response, "query", url.Values{"query": {expr}})
+	if response.ResultType != "vector" {
+		p.t.Fatalf("%s: is a %s", expr, response.ResultType)
 	}
-	return answer.Result
+	return response.Result
 }
 
 // shows reports whether an expression has a value.

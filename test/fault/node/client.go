@@ -175,12 +175,12 @@ func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
 	})
 	callCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	answer, err := c.client.Call(callCtx, method, body, opts...)
+	response, err := c.client.Call(callCtx, method, body, opts...)
 	e := ledger.Entry{
 		Kind: ledger.End, ID: id, Code: ledger.OK, Outcome: amqpx.OutcomeOf(err).String(), Attempts: info.Attempts,
 	}
 	if err == nil {
-		e.Sum = ledger.Sum(answer)
+		e.Sum = ledger.Sum(response)
 		c.record(e)
 		c.ok.Add(1)
 		return true

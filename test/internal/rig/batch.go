@@ -12,8 +12,8 @@ import (
 
 // Content types of batches.
 const (
-	CallsType   = "application/vnd.amqpx.calls.v1"
-	AnswersType = "application/vnd.amqpx.answers.v1"
+	CallsType     = "application/vnd.amqpx.calls.v1"
+	ResponsesType = "application/vnd.amqpx.answers.v1"
 )
 
 // Field numbers of a call.
@@ -30,10 +30,10 @@ const (
 
 // Field numbers of a response.
 const (
-	AnswerID   = 1
-	AnswerBody = 2
-	AnswerCode = 3
-	AnswerRan  = 4
+	ResponseID   = 1
+	ResponseBody = 2
+	ResponseCode = 3
+	ResponseRan  = 4
 )
 
 // Field is one field of a record: text, bytes or a number. This is a second implementation of
@@ -162,8 +162,8 @@ func (r *Rig) SendBatch(replyTo string, records ...[]byte) {
 	r.Publish(r.BatchQueue(), amqp.Publishing{ContentType: CallsType, ReplyTo: replyTo, Body: BatchOf(records...)})
 }
 
-// RawAnswer is a response, received in a batch or alone.
-type RawAnswer struct {
+// RawResponse is a response, received in a batch or alone.
+type RawResponse struct {
 	Body, Code string
 	// Ran is "yes", "no", or "" if the server did not know.
 	Ran string
@@ -171,12 +171,12 @@ type RawAnswer struct {
 	Together bool
 }
 
-// AnswersTo receives responses until every call has a response. It returns the first response
+// ResponsesTo receives responses until every call has a response. It returns the first response
 // of each call and counts the repeated ones, because a redelivered call may be answered again.
-func (b *Inbox) AnswersTo(ids ...string) map[string]RawAnswer {
+func (b *Inbox) ResponsesTo(ids ...string) map[string]RawResponse {
 	b.t.Helper()
-	got := make(map[string]RawAnswer)
-	add := func(id string, a RawAnswer) {
+	got := make(map[string]RawResponse)
+	add := func(id string, a RawResponse) {
 		if _, again := got[id]; !again {
 			got[id] = a
 			return
@@ -188,21 +188,21 @@ func (b *Inbox) AnswersTo(ids ...string) map[string]RawAnswer {
 	}
 	for missing(got, ids) {
 		d := b.Next()
-		if d.ContentType != AnswersType {
+		if d.ContentType != ResponsesType {
 			add(d.CorrelationId, alone(&d))
 			continue
 		}
 		for _, fields := range Records(b.t, d.Body) {
-			add(Text(fields, AnswerID), RawAnswer{
-				Body: Text(fields, AnswerBody), Code: Text(fields, AnswerCode),
-				Ran: []string{"", "no", "yes"}[min(Number(fields, AnswerRan), 2)], Together: true,
+			add(Text(fields, ResponseID), RawResponse{
+				Body: Text(fields, ResponseBody), Code: Text(fields, ResponseCode),
+				Ran: []string{"", "no", "yes"}[min(Number(fields, ResponseRan), 2)], Together: true,
 			})
 		}
 	}
 	return got
 }
 
-func missing(got map[string]RawAnswer, ids []string) bool {
+func missing(got map[string]RawResponse, ids []string) bool {
 	for _, id := range ids {
 		if _, ok := got[id]; !ok {
 			return true
@@ -211,8 +211,8 @@ func missing(got map[string]RawAnswer, ids []string) bool {
 	return false
 }
 
-func alone(d *amqp.Delivery) RawAnswer {
-	a := RawAnswer{Body: string(d.Body)}
+func alone(d *amqp.Delivery) RawResponse {
+	a := RawResponse{Body: string(d.Body)}
 	a.Code, _ = d.Headers["rpc-code"].(string)
 	if ran, told := d.Headers["rpc-ran"].(bool); told {
 		a.Ran = map[bool]string{true: "yes", false: "no"}[ran]

@@ -76,7 +76,7 @@ func (m *Management) at(path, method string, body, into any) bool {
 		m.t.Fatalf("management API: %v", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(resp.Body)
+	response, err := io.ReadAll(resp.Body)
 	if err != nil {
 		m.t.Fatalf("management API: %v", err)
 	}
@@ -84,9 +84,9 @@ func (m *Management) at(path, method string, body, into any) bool {
 	case resp.StatusCode == http.StatusNotFound:
 		return false
 	case resp.StatusCode >= http.StatusMultipleChoices:
-		m.t.Fatalf("management API: %s %s: %s: %s", method, path, resp.Status, answer)
+		m.t.Fatalf("management API: %s %s: %s: %s", method, path, resp.Status, response)
 	case into != nil:
-		if err := json.Unmarshal(answer, into); err != nil {
+		if err := json.Unmarshal(response, into); err != nil {
 			m.t.Fatalf("management API: %s %s: %v", method, path, err)
 		}
 	}

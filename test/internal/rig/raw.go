@@ -61,9 +61,9 @@ type Inbox struct {
 	t testing.TB
 	// Name is the queue's name, for reply_to.
 	Name string
-	// Answers receives the responses.
-	Answers <-chan amqp.Delivery
-	// Repeated counts the repeated responses of a call, see AnswersTo.
+	// Responses receives the responses.
+	Responses <-chan amqp.Delivery
+	// Repeated counts the repeated responses of a call, see ResponsesTo.
 	Repeated int
 }
 
@@ -75,17 +75,17 @@ func (r *Rig) Inbox() *Inbox {
 	if err != nil {
 		r.t.Fatalf("declare a reply queue: %v", err)
 	}
-	answers, err := ch.Consume(q.Name, "", true, true, false, false, nil)
+	responses, err := ch.Consume(q.Name, "", true, true, false, false, nil)
 	if err != nil {
 		r.t.Fatalf("consume a reply queue: %v", err)
 	}
-	return &Inbox{t: r.t, Name: q.Name, Answers: answers}
+	return &Inbox{t: r.t, Name: q.Name, Responses: responses}
 }
 
 // Next returns the next response.
 func (b *Inbox) Next() amqp.Delivery {
 	b.t.Helper()
-	return Recv(b.t, b.Answers, "a response")
+	return Recv(b.t, b.Responses, "a response")
 }
 
 // Publish sends a message to a queue and waits for the broker's confirm.

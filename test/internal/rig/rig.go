@@ -195,11 +195,11 @@ func Connected(t testing.TB, c *amqpx.Client) {
 // Call makes a call that must succeed and returns the response.
 func Call(t testing.TB, c *amqpx.Client, method string, body []byte, opts ...amqpx.CallOption) []byte {
 	t.Helper()
-	answer, err := c.Call(Patience(t), method, body, opts...)
+	response, err := c.Call(Patience(t), method, body, opts...)
 	if err != nil {
 		t.Fatalf("call %q: %v", method, err)
 	}
-	return answer
+	return response
 }
 
 // quickly shortens the backoff, for tests of lost connections.

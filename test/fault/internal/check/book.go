@@ -14,8 +14,8 @@ type call struct {
 	made, deadline, ended time.Time
 	starts, ends          int
 
-	code, outcome, answer, text string
-	attempts                    int
+	code, outcome, response, text string
+	attempts                      int
 
 	// runs counts the executions, fresh the executions whose delivery was not marked as
 	// redelivered.
@@ -47,7 +47,7 @@ func (b *Book) Add(e ledger.Entry) {
 	case ledger.End:
 		c := b.call(e.ID)
 		c.ends++
-		c.ended, c.code, c.outcome, c.answer = e.At, e.Code, e.Outcome, e.Sum
+		c.ended, c.code, c.outcome, c.response = e.At, e.Code, e.Outcome, e.Sum
 		c.attempts, c.text = e.Attempts, e.Text
 	case ledger.Run:
 		c := b.call(e.ID)

@@ -115,9 +115,9 @@ func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 	}
 	carries := c.code == ledger.OK || (c.method == ledger.Fail && c.well())
 	switch {
-	case carries && c.answer != c.sum, c.method == ledger.Fail && c.code == ledger.OK:
+	case carries && c.response != c.sum, c.method == ledger.Fail && c.code == ledger.OK:
 		r.Mismatched++
-		r.violate(Mismatched, id, "%s ended as %s with checksum %s, want %s", c.method, c.code, c.answer, c.sum)
+		r.violate(Mismatched, id, "%s ended as %s with checksum %s, want %s", c.method, c.code, c.response, c.sum)
 	case c.code != ledger.OK && c.outcome == didNotRun && c.runs > 0:
 		r.WrongDidNotRun++
 		r.violate(WrongDidNotRun, id, "ran %d times: %s: %s", c.runs, c.code, c.text)

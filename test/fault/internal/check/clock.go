@@ -11,11 +11,11 @@ import (
 // Clock collects the entries of a run that are needed to measure times. The zero value is
 // ready to use.
 type Clock struct {
-	answers []time.Time
-	sorted  bool
-	states  map[string][]ledger.Entry
-	made    map[string]time.Time // by the id of the call
-	served  map[string][]served  // by client
+	responses []time.Time
+	sorted    bool
+	states    map[string][]ledger.Entry
+	made      map[string]time.Time // by the id of the call
+	served    map[string][]served  // by client
 }
 
 // served is a call with a response.
@@ -30,7 +30,7 @@ func (k *Clock) Add(e ledger.Entry) {
 		}
 		k.made[e.ID] = e.At
 	case e.Kind == ledger.End && e.Code == ledger.OK:
-		k.answers, k.sorted = append(k.answers, e.At), false
+		k.responses, k.sorted = append(k.responses, e.At), false
 		if made, ok := k.made[e.ID]; ok { // the start precedes the end in the same file
 			k.served[e.Node] = append(k.served[e.Node], served{made, e.At})
 		}
@@ -42,17 +42,17 @@ func (k *Clock) Add(e ledger.Entry) {
 	}
 }
 
-// AnsweredAfter returns the time from a moment to the next response.
-func (k *Clock) AnsweredAfter(at time.Time) (time.Duration, bool) {
+// RespondedAfter returns the time from a moment to the next response.
+func (k *Clock) RespondedAfter(at time.Time) (time.Duration, bool) {
 	if !k.sorted {
-		slices.SortFunc(k.answers, time.Time.Compare)
+		slices.SortFunc(k.responses, time.Time.Compare)
 		k.sorted = true
 	}
-	i := sort.Search(len(k.answers), func(i int) bool { return !k.answers[i].Before(at) })
-	if i == len(k.answers) {
+	i := sort.Search(len(k.responses), func(i int) bool { return !k.responses[i].Before(at) })
+	if i == len(k.responses) {
 		return 0, false
 	}
-	return k.answers[i].Sub(at), true
+	return k.responses[i].Sub(at), true
 }
 
 // LeftReady returns the time from a moment until a process's status was not ready.
@@ -80,9 +80,9 @@ func (k *Clock) LongestGap(client string, from, until time.Time) (longest time.D
 	return longest, ok && !last.Before(until)
 }
 
-// FirstAnswer returns the time from a moment to the first response among the client's calls
+// FirstResponse returns the time from a moment to the first response among the client's calls
 // made after this moment.
-func (k *Clock) FirstAnswer(client string, at time.Time) (time.Duration, bool) {
+func (k *Clock) FirstResponse(client string, at time.Time) (time.Duration, bool) {
 	first := time.Time{}
 	for _, c := range k.served[client] {
 		if !c.made.Before(at) && (first.IsZero() || c.answered.Before(first)) {

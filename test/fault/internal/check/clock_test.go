@@ -15,10 +15,10 @@ func TestClockFindsTheFirstResponseAfter(t *testing.T) {
 		k.Add(with(ended("x"), func(e *ledger.Entry) { e.At = at(d * time.Second) }))
 	}
 	k.Add(with(failed("y", "internal", "ran"), func(e *ledger.Entry) { e.At = at(4 * time.Second) }))
-	if d, ok := k.AnsweredAfter(at(3500 * time.Millisecond)); !ok || d != 1500*time.Millisecond {
+	if d, ok := k.RespondedAfter(at(3500 * time.Millisecond)); !ok || d != 1500*time.Millisecond {
 		t.Errorf("got %v, %v, want 1.5s", d, ok)
 	}
-	if d, ok := k.AnsweredAfter(at(6 * time.Second)); ok {
+	if d, ok := k.RespondedAfter(at(6 * time.Second)); ok {
 		t.Errorf("got %v, want nothing", d)
 	}
 }
@@ -62,10 +62,10 @@ func TestClockTellsHowAClientGotOverALoss(t *testing.T) {
 	if gap, ok := k.LongestGap("b", at(2), at(3)); ok {
 		t.Errorf("a client without another answer has a gap of %v", gap)
 	}
-	if first, ok := k.FirstAnswer("a", at(2)); !ok || first != 2500*time.Millisecond {
+	if first, ok := k.FirstResponse("a", at(2)); !ok || first != 2500*time.Millisecond {
 		t.Errorf("the first response came after %v, %v, want 2.5s", first, ok)
 	}
-	if first, ok := k.FirstAnswer("b", at(2)); ok {
+	if first, ok := k.FirstResponse("b", at(2)); ok {
 		t.Errorf("a client that made no call has a first response after %v", first)
 	}
 }

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"context"
@@ -15,7 +15,7 @@ func (l loop) Serve(ctx context.Context, env Environment, h *Handler, ready func
 	if err != nil {
 		return err
 	}
-	s := &loopServer{deadlines: l.deadlines, handler: h, conns: k, unconfirmed: make(chan unconfirmedAnswer, prefetchOf(env))}
+	s := &loopServer{deadlines: l.deadlines, handler: h, conns: k, unconfirmed: make(chan unconfirmedResponse, prefetchOf(env))}
 	requests, err := s.consume(env.Queue, prefetchOf(env))
 	if err != nil {
 		return errors.Join(err, k.close())
@@ -38,10 +38,10 @@ type loopServer struct {
 	deadlines   bool
 	handler     *Handler
 	conns       *loopConns
-	unconfirmed chan unconfirmedAnswer
+	unconfirmed chan unconfirmedResponse
 }
 
-type unconfirmedAnswer struct {
+type unconfirmedResponse struct {
 	confirm *amqp.DeferredConfirmation
 	request amqp.Delivery
 }
@@ -61,7 +61,7 @@ func (s *loopServer) consume(queue string, prefetch int) (<-chan amqp.Delivery, 
 func (s *loopServer) work(ctx context.Context, requests <-chan amqp.Delivery, workers int) error {
 	faults := make(chan error, max(1, workers))
 	for range cap(faults) {
-		go func() { faults <- s.answerAll(ctx, requests) }() // awaited below
+		go func() { faults <- s.matchAll(ctx, requests) }() // awaited below
 	}
 	var all []error
 	for range cap(faults) {
@@ -70,23 +70,23 @@ func (s *loopServer) work(ctx context.Context, requests <-chan amqp.Delivery, wo
 	return errors.Join(all...)
 }
 
-func (s *loopServer) answerAll(ctx context.Context, requests <-chan amqp.Delivery) error {
+func (s *loopServer) matchAll(ctx context.Context, requests <-chan amqp.Delivery) error {
 	for d := range requests {
 		arrived := time.Now()
 		body, err := s.handler.Answer(ctx, d.AppId, d.Body)
 		if err != nil {
 			return errors.Join(err, s.conns.close()) // which ends the other workers
 		}
-		answer := amqp.Publishing{CorrelationId: d.CorrelationId, Body: body}
+		response := amqp.Publishing{CorrelationId: d.CorrelationId, Body: body}
 		if s.deadlines {
-			answer.Headers = amqp.Table{"rpc-queue-us": int64(0), "rpc-handler-us": time.Since(arrived).Microseconds()}
+			response.Headers = amqp.Table{"rpc-queue-us": int64(0), "rpc-handler-us": time.Since(arrived).Microseconds()}
 		}
-		confirm, err := s.conns.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, answer)
+		confirm, err := s.conns.pub.PublishWithDeferredConfirm("", d.ReplyTo, false, false, response)
 		if err != nil {
 			return err
 		}
 		if confirm != nil {
-			s.unconfirmed <- unconfirmedAnswer{confirm, d}
+			s.unconfirmed <- unconfirmedResponse{confirm, d}
 		} else if err := d.Ack(false); err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpxprom"
 )
 
-// telemetry configures the telemetry of a candidate: Prometheus metrics, and spans for a
+// telemetry configures the telemetry of a contender: Prometheus metrics, and spans for a
 // sampled share of calls. The spans are batched for an exporter that drops them. The zero
 // value means no telemetry.
 type telemetry struct {

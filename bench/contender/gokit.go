@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"context"
@@ -117,9 +117,9 @@ func (c goKitCaller) Call(ctx context.Context, method string, body []byte) ([]by
 	if err != nil {
 		return nil, err
 	}
-	answer, ok := response.([]byte)
+	text, ok := response.([]byte)
 	if !ok {
-		return nil, fmt.Errorf("answer of type %T", response)
+		return nil, fmt.Errorf("response of type %T", response)
 	}
-	return answer, nil
+	return text, nil
 }

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"context"
@@ -118,11 +118,11 @@ type natsCaller struct {
 func (c natsCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answer, err := c.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: c.subject, Data: body, Header: nats.Header{natsMethod: {method}}})
+	response, err := c.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: c.subject, Data: body, Header: nats.Header{natsMethod: {method}}})
 	if err != nil {
 		return nil, err
 	}
-	return answer.Data, nil
+	return response.Data, nil
 }
 
 // Close implements caller.

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"context"
@@ -24,7 +24,7 @@ const (
 // SlowTime is the run time of a slow call.
 const SlowTime = 200 * time.Millisecond
 
-// Handler is the handler of every candidate's server.
+// Handler is the handler of every contender's server.
 type Handler struct {
 	sleep time.Duration // of every call
 

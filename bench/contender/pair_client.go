@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"bytes"
@@ -36,7 +36,7 @@ type Driver interface {
 	Drive(ctx context.Context, l Load) (Figures, error)
 }
 
-// Meter is a candidate whose processes run another program in their place.
+// Meter is a contender whose processes run another program in their place.
 type Meter interface {
 	// Used returns the processor time of the programs that have ended, and the process ID of
 	// the running program; 0: none.

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"context"
@@ -24,11 +24,11 @@ func (l loop) Dial(_ context.Context, env Environment) (Caller, error) {
 		}
 		c.replyTo = q.Name
 	}
-	answers, err := k.sub.Consume(c.replyTo, "", true, !l.direct, false, false, nil)
+	responses, err := k.sub.Consume(c.replyTo, "", true, !l.direct, false, false, nil)
 	if err != nil {
 		return nil, errors.Join(err, k.close())
 	}
-	go c.read(answers) // ends with the connection
+	go c.read(responses) // ends with the connection
 	return c, nil
 }
 
@@ -44,15 +44,15 @@ type loopCaller struct {
 }
 
 // read passes each response to the waiting call.
-func (c *loopCaller) read(answers <-chan amqp.Delivery) {
+func (c *loopCaller) read(responses <-chan amqp.Delivery) {
 	defer close(c.ended)
-	for d := range answers {
+	for d := range responses {
 		c.mu.Lock()
-		answer, ok := c.waiting[d.CorrelationId]
+		response, ok := c.waiting[d.CorrelationId]
 		delete(c.waiting, d.CorrelationId)
 		c.mu.Unlock()
 		if ok {
-			answer <- d.Body
+			response <- d.Body
 		}
 	}
 }
@@ -73,9 +73,9 @@ func (c *loopCaller) Call(ctx context.Context, method string, body []byte) ([]by
 
 // roundTrip sends a request and waits for the response.
 func (c *loopCaller) roundTrip(ctx context.Context, request amqp.Publishing) ([]byte, error) {
-	answer := make(chan []byte, 1)
+	response := make(chan []byte, 1)
 	c.mu.Lock()
-	c.waiting[request.CorrelationId] = answer
+	c.waiting[request.CorrelationId] = response
 	c.mu.Unlock()
 	confirm, err := c.conns.pub.PublishWithDeferredConfirm("", c.queue, true, false, request)
 	if err != nil {
@@ -88,7 +88,7 @@ func (c *loopCaller) roundTrip(ctx context.Context, request amqp.Publishing) ([]
 		}
 	}
 	select {
-	case body := <-answer:
+	case body := <-response:
 		return body, nil
 	case <-c.ended:
 		return nil, errors.New("the responses ended")

@@ -1,4 +1,4 @@
-package candidate
+package contender
 
 import (
 	"bufio"
@@ -18,7 +18,7 @@ import (
 
 // pair measures the programs that this repository ships, rpc-client and rpc-server, as a user
 // runs them: with their default settings, except for those in settings. A process of the
-// candidate starts the program and only waits for it.
+// contender starts the program and only waits for it.
 type pair struct {
 	settings []string // NAME=value, of both programs
 	text     string   // describes the settings
