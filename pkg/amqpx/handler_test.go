@@ -206,6 +206,31 @@ func TestAccessLogOfAServerTellsTheTime(t *testing.T) {
 	}
 }
 
+// A handler that makes a call with its own context logs the time of the call, and not the time
+// since the start of the handler.
+func TestAccessLogOfACallInAHandler(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.DebugLevel)
+		b := brokertest.New()
+		inner := startClient(t, b, WithMiddleware(AccessLog(log)))
+		relay := func(ctx context.Context, _ *Request) ([]byte, error) {
+			xsync.Sleep(ctx, time.Second)
+			return inner.Call(ctx, "slow", nil)
+		}
+		ready(t, startServer(t, b, handlers{"relay": relay, "slow": slow}).WaitReady)
+		c := startClient(t, b)
+		if _, err := c.Call(within(t, time.Minute), "relay", nil); err != nil {
+			t.Fatal(err)
+		}
+		calls := logs.FilterMessage("call").All()
+		if len(calls) != 1 {
+			t.Fatalf("%d lines, want 1", len(calls))
+		}
+		wantSame(t, "took", calls[0].ContextMap()["took"], any(2*time.Second))
+	})
+}
+
 // againAfter returns middleware to end the first try after the duration d and then send the
 // same request again.
 func againAfter(d time.Duration, bounded func(context.Context, time.Duration) (context.Context, context.CancelFunc)) Middleware {
