@@ -83,6 +83,16 @@ func TestMiddlewareIsBuiltOnce(t *testing.T) {
 
 func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 	t.Parallel()
+	for name, opts := range map[string][]CallOption{"once": nil, "idempotent": {Idempotent()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testRequestSentTwiceAtOnce(t, opts)
+		})
+	}
+}
+
+func testRequestSentTwiceAtOnce(t *testing.T, opts []CallOption) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		twice := func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -98,8 +108,10 @@ func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(twice))
-		response, err := c.Call(t.Context(), "m", []byte("x"))
-		wantResponse(t, result{response: response, err: err}, "xx")
+		for range 20 {
+			response, err := c.Call(t.Context(), "m", []byte("x"), opts...)
+			wantResponse(t, result{response: response, err: err}, "xx")
+		}
 	})
 }
 
