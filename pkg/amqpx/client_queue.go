@@ -180,13 +180,11 @@ func (c *Client) startChecks(s *transport.Session) error {
 }
 
 // firstCheck checks the batch queue before the connection is ready. If it finds no server, the
-// first call checks again: servers may start at the same time as clients.
+// first call checks again: servers may start at the same time as clients. A user who may not see
+// the queue does not ask again, because the broker logs a line for each refusal.
 func (l *queueChecker) firstCheck() {
 	found, err := l.ask(&l.lane, firstCheckTimeout)
-	if err != nil {
-		return
-	}
-	if st := stateOf(found, nil); st.consumers > 0 {
+	if st := stateOf(found, err); st.consumers > 0 || !st.known {
 		l.lane.plan(st)
 		l.client.route.batch.found(st)
 	}
