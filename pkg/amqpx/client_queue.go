@@ -63,8 +63,9 @@ const (
 	checkMissingMax = 30 * time.Second
 	// checkTimeout is the time limit for the broker's answer to a check.
 	checkTimeout = time.Second
-	// firstCheckTimeout is the time limit for the answer to the check before the connection is ready: a
-	// broker that does not answer must not keep calls waiting that can travel alone.
+	// firstCheckTimeout is the time limit for the broker's answer to the check before the
+	// connection is ready: a broker that does not answer must not keep calls waiting that can
+	// travel alone.
 	firstCheckTimeout = 100 * time.Millisecond
 )
 
@@ -80,7 +81,7 @@ func (w *queueWatch) want() {
 }
 
 // next requests a check that begins from now on, and returns a channel closed at the end of the
-// look.
+// check.
 func (w *queueWatch) next() <-chan struct{} {
 	w.mu.Lock()
 	if w.checked == nil {
@@ -440,7 +441,7 @@ type controlResponse struct {
 // someServerListens reports whether a server has a queue at the control plane's exchange, as a
 // draining server does although it consumes no requests. Without WithControl, and for
 // checkMissingMax after a failed check, someServerListens returns false. Otherwise it returns
-// true if the response is unknown.
+// true if the result is unknown.
 func (l *queueChecker) someServerListens() bool {
 	k := &l.control
 	switch {
