@@ -49,7 +49,7 @@ type Client struct {
 }
 
 // replyConsumer is the tag of the only consumer on the session's channel.
-const replyConsumer = "answers"
+const replyConsumer = "responses"
 
 // NewClient returns a client of the broker at url, which may be a comma-separated list of the
 // nodes of a cluster. It reports every fault of its arguments at once and does not wait for

@@ -120,6 +120,16 @@ func (s *pendingEntry) newIDs(req *wire.Request) {
 	}
 }
 
+// setBody replaces the body of a call in the table by a copy. Only with middleware, newIDs may read
+// the body of a call for another goroutine.
+func (p *pending) setBody(k *call, body []byte, middleware bool) {
+	if middleware {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+	}
+	k.req.Body = body
+}
+
 // expire notifies the calls whose deadline has passed.
 func (p *pending) expire() {
 	p.mu.Lock()

@@ -63,8 +63,9 @@ const (
 	checkMissingMax = 30 * time.Second
 	// checkTimeout is the time limit for the broker's answer to a check.
 	checkTimeout = time.Second
-	// firstCheckTimeout is the time limit for the answer to the check before the connection is ready: a
-	// broker that does not answer must not keep calls waiting that can travel alone.
+	// firstCheckTimeout is the time limit for the broker's answer to the check before the
+	// connection is ready: a broker that does not answer must not keep calls waiting that can
+	// travel alone.
 	firstCheckTimeout = 100 * time.Millisecond
 )
 
@@ -80,7 +81,7 @@ func (w *queueWatch) want() {
 }
 
 // next requests a check that begins from now on, and returns a channel closed at the end of the
-// look.
+// check.
 func (w *queueWatch) next() <-chan struct{} {
 	w.mu.Lock()
 	if w.checked == nil {
@@ -180,13 +181,11 @@ func (c *Client) startChecks(s *transport.Session) error {
 }
 
 // firstCheck checks the batch queue before the connection is ready. If it finds no server, the
-// first call checks again: servers may start at the same time as clients.
+// first call checks again: servers may start at the same time as clients. A user who may not see
+// the queue does not ask again, because the broker logs a line for each refusal.
 func (l *queueChecker) firstCheck() {
 	found, err := l.ask(&l.lane, firstCheckTimeout)
-	if err != nil {
-		return
-	}
-	if st := stateOf(found, nil); st.consumers > 0 {
+	if st := stateOf(found, err); st.consumers > 0 || !st.known {
 		l.lane.plan(st)
 		l.client.route.batch.found(st)
 	}
@@ -442,7 +441,7 @@ type controlResponse struct {
 // someServerListens reports whether a server has a queue at the control plane's exchange, as a
 // draining server does although it consumes no requests. Without WithControl, and for
 // checkMissingMax after a failed check, someServerListens returns false. Otherwise it returns
-// true if the response is unknown.
+// true if the result is unknown.
 func (l *queueChecker) someServerListens() bool {
 	k := &l.control
 	switch {

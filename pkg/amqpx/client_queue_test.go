@@ -405,6 +405,34 @@ func TestFirstCallsTravelTogether(t *testing.T) {
 	})
 }
 
+// The broker logs a line for each check that it refuses, so a user who may not see the batch queue
+// asks for it once.
+func TestForbiddenBatchQueueIsCheckedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto)).WaitReady)
+		var checks atomic.Int64
+		b.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, name string) error {
+				if op != "declare passive" || name != batchQueueName {
+					return nil
+				}
+				checks.Add(1)
+				return &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - access to queue refused"}
+			}
+		})
+		c := startClient(t, b, WithBatch(BatchAuto))
+		ready(t, c.WaitReady)
+		for range 3 {
+			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
+			pass(2 * checkEvery)
+		}
+		wantSame(t, "checks", checks.Load(), 1)
+		wantSame(t, "generation", c.Status().Generation, 1)
+	})
+}
+
 // A broker that does not answer for the batch queue delays the connection only for a moment, and
 // calls travel alone.
 func TestFirstQueueCheckWithoutAResponse(t *testing.T) {

@@ -67,7 +67,7 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	}
 	// A canceled call may return while the publisher still reads the body, which belongs to
 	// the caller after the return.
-	k.req.Body = append(buffer, k.req.Body...)
+	c.pending.setBody(k, append(buffer, k.req.Body...), !req.sent.ours)
 	c.budget.earn()
 	return k, watched, nil
 }

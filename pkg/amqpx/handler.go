@@ -135,12 +135,12 @@ func Timeout(d time.Duration) Middleware {
 
 // AccessLog returns middleware that logs every finished call: at debug level when the call
 // succeeded, at info level with the code when the call failed. A nil logger logs nothing. On a
-// server the logged time includes outer middleware that passes the context on unchanged.
+// server the logged time includes outer middleware that passes context and request on unchanged.
 func AccessLog(log *zap.Logger) Middleware {
 	log = orNop(log)
 	return func(next Handler) Handler {
 		return func(ctx context.Context, req *Request) ([]byte, error) {
-			begun := startOf(ctx)
+			begun := startOf(ctx, req)
 			response, err := next(ctx, req)
 			level := zap.DebugLevel
 			if err != nil {

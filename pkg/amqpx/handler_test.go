@@ -83,6 +83,16 @@ func TestMiddlewareIsBuiltOnce(t *testing.T) {
 
 func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 	t.Parallel()
+	for name, opts := range map[string][]CallOption{"once": nil, "idempotent": {Idempotent()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testRequestSentTwiceAtOnce(t, opts)
+		})
+	}
+}
+
+func testRequestSentTwiceAtOnce(t *testing.T, opts []CallOption) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		twice := func(next Handler) Handler {
 			return func(ctx context.Context, req *Request) ([]byte, error) {
@@ -98,8 +108,10 @@ func TestClientMiddlewareMaySendARequestTwiceAtOnce(t *testing.T) {
 		b := brokertest.New()
 		ready(t, startServer(t, b, handlers{"m": echo}).WaitReady)
 		c := startClient(t, b, WithMiddleware(twice))
-		response, err := c.Call(t.Context(), "m", []byte("x"))
-		wantResponse(t, result{response: response, err: err}, "xx")
+		for range 20 {
+			response, err := c.Call(t.Context(), "m", []byte("x"), opts...)
+			wantResponse(t, result{response: response, err: err}, "xx")
+		}
 	})
 }
 
@@ -204,6 +216,31 @@ func TestAccessLogOfAServerTellsTheTime(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A handler that makes a call with its own context logs the time of the call, and not the time
+// since the start of the handler.
+func TestAccessLogOfACallInAHandler(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log, logs := observed(zap.DebugLevel)
+		b := brokertest.New()
+		inner := startClient(t, b, WithMiddleware(AccessLog(log)))
+		relay := func(ctx context.Context, _ *Request) ([]byte, error) {
+			xsync.Sleep(ctx, time.Second)
+			return inner.Call(ctx, "slow", nil)
+		}
+		ready(t, startServer(t, b, handlers{"relay": relay, "slow": slow}).WaitReady)
+		c := startClient(t, b)
+		if _, err := c.Call(within(t, time.Minute), "relay", nil); err != nil {
+			t.Fatal(err)
+		}
+		calls := logs.FilterMessage("call").All()
+		if len(calls) != 1 {
+			t.Fatalf("%d lines, want 1", len(calls))
+		}
+		wantSame(t, "took", calls[0].ContextMap()["took"], any(2*time.Second))
+	})
 }
 
 // againAfter returns middleware to end the first try after the duration d and then send the

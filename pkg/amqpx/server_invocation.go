@@ -66,10 +66,11 @@ func (r *invocation) Value(key any) any {
 	return r.LazyContext.Value(key)
 }
 
-// startOf returns the start of the request whose context ctx is, without reading the clock, or
-// the current time if middleware has made another context.
-func startOf(ctx context.Context) time.Time {
-	if r, ok := ctx.(*invocation); ok {
+// startOf returns the start of the server's request req, without reading the clock, if ctx is the
+// context of this request. For other requests it returns the current time, for example for a call
+// that a handler makes with its own context.
+func startOf(ctx context.Context, req *Request) time.Time {
+	if r, ok := ctx.(*invocation); ok && req == &r.request.in.handed {
 		return r.begun
 	}
 	return time.Now()

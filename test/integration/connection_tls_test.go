@@ -67,7 +67,7 @@ func TestHeadersThatCannotBeRead(t *testing.T) {
 			}
 			body := bytes.Repeat([]byte("x"), 300<<10)
 			if got := rig.Call(t, client, "echo", body); !bytes.Equal(got, body) {
-				t.Errorf("an response of %d bytes, want %d", len(got), len(body))
+				t.Errorf("a response of %d bytes, want %d", len(got), len(body))
 			}
 			for _, headers := range poison {
 				poisonResponse(t, url, trust, headers)

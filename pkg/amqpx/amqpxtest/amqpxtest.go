@@ -1,7 +1,7 @@
 // Package amqpxtest is a test kit for programs that use package amqpx. A [Broker] is RabbitMQ in
 // memory: clients and servers of one test call each other over it, with queues, confirms,
-// returns, expiration and dead-lettering as on a real broker, and with the faults of a real
-// broker on demand. A conformance suite runs the same cases on it and on RabbitMQ 3 and 4.
+// returns, expiration and dead-lettering as on a real broker. It disconnects, restarts and blocks
+// on demand. A conformance suite runs the same cases on it and on RabbitMQ 3 and 4.
 //
 // The broker uses no network, and its locks are held only for a moment, so tests can run under
 // testing/synctest, where minutes of waiting take no time.
@@ -17,7 +17,8 @@ import (
 // host is not contacted, and its password is not checked.
 const URL = "amqp://broker.test/"
 
-// Broker is RabbitMQ in memory. Its methods may be called by several goroutines at once.
+// Broker is RabbitMQ in memory, made by [NewBroker]. Its methods may be called by several
+// goroutines at once.
 type Broker struct {
 	memory *brokertest.Broker
 }
