@@ -140,7 +140,7 @@ func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
 		})
 		pass(time.Hour)
 		if n := checks.Load(); n > 2*2 { // each check declares two queues passively
-			t.Errorf("%d looks while nobody waits", n)
+			t.Errorf("%d checks while nobody waits", n)
 		}
 	})
 }
@@ -272,7 +272,7 @@ func TestRequestAloneInTheBatchQueueIsServed(t *testing.T) {
 		r.broker.With(func(b *brokertest.Broker) { _ = b.Declare(rawQueue, true, nil) })
 		r.broker.PutIn(batchQueueName, request("m"))
 		settle()
-		wantSame(t, "answers", len(takeResponses(r.broker)), 1)
+		wantSame(t, "responses", len(takeResponses(r.broker)), 1)
 	})
 }
 

@@ -85,7 +85,7 @@ func TestCallAfterALostConnection(t *testing.T) {
 	}{
 		{name: "not idempotent", generation: 2, confirmed: true},
 		{name: "idempotent", idempotent: true, generation: 2, confirmed: true, givenBack: true},
-		{name: "answers are gone", lost: true, generation: 2, confirmed: true, givenBack: true},
+		{name: "responses are gone", lost: true, generation: 2, confirmed: true, givenBack: true},
 		{name: "written by the new connection already", lost: true, idempotent: true, generation: 1, confirmed: true},
 		{name: "not confirmed: its publisher settles it", lost: true, idempotent: true, generation: 2},
 	} {

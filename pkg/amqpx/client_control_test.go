@@ -61,7 +61,7 @@ func TestCancelledCallEndsItsHandlersContext(t *testing.T) {
 				wantIs(t, <-w.ended, context.Canceled)
 				wantSame(t, "took", time.Since(begun), 0)
 				wantSame(t, "cancelled", r.server.Stats().Canceled+other.Stats().Canceled, 1)
-				wantSame(t, "answers nobody waits for", r.client.Stats().Late, 0)
+				wantSame(t, "responses nobody waits for", r.client.Stats().Late, 0)
 				wantSame(t, "in flight", r.server.Stats().InFlight+other.Stats().InFlight, 1)
 				wantIs(t, (<-second).err, context.DeadlineExceeded)
 			})
@@ -230,7 +230,7 @@ func TestCancelledWithoutAControlPlane(t *testing.T) {
 			pass(100 * time.Millisecond)
 		}
 		if checks < 1 || checks > 3 {
-			t.Errorf("%d looks in 2 s", checks)
+			t.Errorf("%d checks in 2 s", checks)
 		}
 		wantSame(t, "reconnects", c.Stats().Reconnects, 0)
 	})

@@ -61,7 +61,7 @@ func TestPendingVerdicts(t *testing.T) {
 			handed := len(k.wake)
 			wantSame(t, "verdict", p.matchOne(responseDelivery(c.id, c.redelivered)), c.want)
 			if got := len(k.wake) - handed; (got == 1) != (c.want == verdictTaken) {
-				t.Errorf("%d answers handed over", got)
+				t.Errorf("%d responses handed over", got)
 			}
 		})
 	}
@@ -109,8 +109,8 @@ func TestPendingReplacesAnIDInUse(t *testing.T) {
 		t.Error("two calls share an id")
 	}
 	p.matchOne(responseDelivery(second.req.ID, false))
-	wantSame(t, "answers of the first", len(first.wake), 0)
-	wantSame(t, "answers of the second", len(second.wake), 1)
+	wantSame(t, "responses of the first", len(first.wake), 0)
+	wantSame(t, "responses of the second", len(second.wake), 1)
 	p.remove(second)
 	wantSame(t, "still pending", p.len(), 1)
 }
@@ -175,7 +175,7 @@ func TestPendingHandsAResponseToOneOfManyReaders(t *testing.T) {
 			}
 		}
 		if taken > 1 || taken != len(k.wake) {
-			t.Fatalf("taken %d times, %d answers handed over", taken, len(k.wake))
+			t.Fatalf("taken %d times, %d responses handed over", taken, len(k.wake))
 		}
 	}
 }

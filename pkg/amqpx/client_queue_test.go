@@ -257,7 +257,7 @@ func TestQueueChecksOpenNoChannels(t *testing.T) {
 		checks := countCalls(r.broker, "declare passive")
 		pass(10 * time.Second)
 		if n := checks.Load(); n < 18 || n > 22 {
-			t.Errorf("%d looks at two queues in 10 s", n)
+			t.Errorf("%d checks of two queues in 10 s", n)
 		}
 		for _, done := range waiting {
 			<-done

@@ -29,7 +29,7 @@ func TestCallWaitsUntilTheConnectionCountsAsReady(t *testing.T) {
 		c := startClient(t, b, WithLogger(log))
 		call := goCall(c, within(t, time.Minute), "m", []byte("x"))
 		settle()
-		wantSame(t, "answers while the connection comes up", len(call), 0)
+		wantSame(t, "responses while the connection comes up", len(call), 0)
 		close(connecting)
 		wantResponse(t, <-call, "x")
 		wantSame(t, "state", c.Status().State, StateReady)

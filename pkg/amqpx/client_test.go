@@ -199,7 +199,7 @@ func TestResponsesWaitInTheReplyQueueWhileTheClientIsAway(t *testing.T) {
 		})
 		r.cutClient()
 		pass(10 * time.Second)
-		wantSame(t, "answers that wait", r.broker.Ready(r.client.route.replyTo), 1)
+		wantSame(t, "responses that wait", r.broker.Ready(r.client.route.replyTo), 1)
 		back.Store(true)
 		wantResponse(t, <-done, "body")
 		wantSame(t, "requests", len(r.broker.MessagesTo(DefaultQueue)), 1)
@@ -234,7 +234,7 @@ func TestResponseThatComesAgainAfterAReconnectIsDropped(t *testing.T) {
 		r.cutClient()
 		pass(time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Reconnects: 1})
-		wantSame(t, "answers left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
+		wantSame(t, "responses left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
 
@@ -256,7 +256,7 @@ func TestResponsesNobodyWaitsForAreCountedAndDropped(t *testing.T) {
 		})
 		pass(5 * time.Second)
 		wantSame(t, "stats", r.client.Stats(), ClientStats{OK: 1, Failed: 1, Late: 1, Duplicates: 1, Unknown: 3})
-		wantSame(t, "answers left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
+		wantSame(t, "responses left", r.broker.Ready(r.client.route.replyTo)+r.broker.Unacked(r.client.route.replyTo), 0)
 	})
 }
 

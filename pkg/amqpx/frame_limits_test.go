@@ -78,7 +78,7 @@ func TestResponseThatFitsNoFrame(t *testing.T) {
 			settle()
 			responses := takeResponses(b)
 			if len(responses) != 1 {
-				t.Fatalf("%s: answers %v", method, responses)
+				t.Fatalf("%s: responses %v", method, responses)
 			}
 			wantSame(t, method, responses[0].Headers[wire.HeaderCode], any(string(code)))
 			wantSame(t, "has the header", responses[0].Headers["x"] != nil, false)

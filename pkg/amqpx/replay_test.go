@@ -51,12 +51,12 @@ func TestDuplicateGetsTheResponseOfTheRequestItRepeats(t *testing.T) {
 				putRequest(b, keyed("m", "key", "second"))
 				pass(10 * time.Second)
 				responses := takeResponses(b)
-				wantSame(t, "answers", len(responses), 2)
+				wantSame(t, "responses", len(responses), 2)
 				for _, a := range responses {
 					wantSame(t, "answer", string(a.Body), "1")
 				}
 				if a, b := responses[0].CorrelationId, responses[1].CorrelationId; a == b {
-					t.Errorf("both answers are for %q", a)
+					t.Errorf("both responses are for %q", a)
 				}
 				wantSame(t, "executions", runs.Load(), 1)
 				wantSame(t, "replayed", s.Stats().Replayed, 1)
@@ -76,7 +76,7 @@ func TestOneCallSentTwiceGetsOneResponse(t *testing.T) {
 			putRequest(b, keyed("m", "key", "one"))
 		}
 		pass(10 * time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
@@ -106,7 +106,7 @@ func TestWhatCountsAsADuplicate(t *testing.T) {
 				putRequest(b, c.second)
 				pass(2 * time.Second)
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "answers", len(takeResponses(b)), 2)
+				wantSame(t, "responses", len(takeResponses(b)), 2)
 			})
 		})
 	}
@@ -135,7 +135,7 @@ func TestWhichErrorsAreStored(t *testing.T) {
 					pass(5 * time.Second)
 				}
 				responses := takeResponses(b)
-				wantSame(t, "answers", len(responses), 2)
+				wantSame(t, "responses", len(responses), 2)
 				wantSame(t, "code of the second", responses[1].Headers[wire.HeaderCode], responses[0].Headers[wire.HeaderCode])
 				wantSame(t, "text of the second", string(responses[1].Body), string(responses[0].Body))
 				wantSame(t, "executions", runs.Load(), c.runs)
@@ -176,7 +176,7 @@ func TestStoredResponsesAreBounded(t *testing.T) {
 					settle()
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
-				wantSame(t, "answers", len(takeResponses(b)), 6)
+				wantSame(t, "responses", len(takeResponses(b)), 6)
 				if e, _ := s.dedup.(*dedupCache); e.stored.bytes > e.maxBytes || e.stored.bytes < 0 || e.stored.count() > 3 || len(e.running) > 0 {
 					t.Errorf("stored: %d bytes of %d, %d requests, %d running", e.stored.bytes, e.maxBytes, e.stored.count(), len(e.running))
 				}

@@ -72,7 +72,7 @@ func TestLostRequestWithoutARetryQueue(t *testing.T) {
 		pass(time.Minute)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		moved := b.MessagesTo(DefaultQueue)
 		wantSame(t, "moved to its own queue", len(moved), 1)
 		wantSame(t, "count", moved[0].Msg.Headers[wire.HeaderDeliveries], any(int64(2)))

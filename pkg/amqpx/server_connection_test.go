@@ -24,12 +24,12 @@ func TestQueueDeletedUnderTheServer(t *testing.T) {
 		settle()
 		b.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
 		pass(time.Minute)
-		wantSame(t, "answers", len(takeResponses(b)), 6)
+		wantSame(t, "responses", len(takeResponses(b)), 6)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		putRequest(b, request("m"))
 		pass(time.Minute)
-		wantSame(t, "answers from the new queue", len(takeResponses(b)), 1)
+		wantSame(t, "responses from the new queue", len(takeResponses(b)), 1)
 	})
 }
 
@@ -46,7 +46,7 @@ func TestQueueWithOtherPropertiesIsAdopted(t *testing.T) {
 		ready(t, s.WaitReady)
 		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		b.Kick(nil)
 		ready(t, s.WaitReady)
 		warnings := logs.FilterMessage("queue exists with other properties and is used as it is")
@@ -93,7 +93,7 @@ func TestServerReturnsWhenItsQueueIsDeleted(t *testing.T) {
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
 		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 	})
 }
 
@@ -131,7 +131,7 @@ func TestHandlersOfALostConnectionAnswerThroughTheNewOne(t *testing.T) {
 
 		h.leave <- []byte("one of two")
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		// The finished run may or may not have acknowledged a delivery. The other run's delivery
 		// has the same tag and must stay unacknowledged until its end.
 		if n := b.Unacked(DefaultQueue); n > 1 {
@@ -139,7 +139,7 @@ func TestHandlersOfALostConnectionAnswerThroughTheNewOne(t *testing.T) {
 		}
 		h.leave <- []byte("the other")
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue)+b.Ready(DefaultQueue), 0)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 1)
@@ -164,7 +164,7 @@ func TestOldDeliveryIsNotAcknowledgedOnANewConnection(t *testing.T) {
 		<-young.begun
 		old.leave <- nil
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 1)
 		young.leave <- nil
 		settle()
@@ -204,7 +204,7 @@ func TestResponseLostWithItsConnectionIsGivenByTheNextRun(t *testing.T) {
 				b.Fail(rawQueue, f)
 				putRequest(b, request("m"))
 				pass(time.Second)
-				wantSame(t, "answers", len(takeResponses(b)), 1)
+				wantSame(t, "responses", len(takeResponses(b)), 1)
 				wantSame(t, "runs", s.Stats().OK, 2)
 				wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)

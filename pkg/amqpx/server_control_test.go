@@ -304,12 +304,12 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 		for range 10 * controlResponses {
 			r.toControl(amqp.Publishing{AppId: wire.ControlPing, ReplyTo: "flooder", CorrelationId: "1"})
 		}
-		wantSame(t, "answers", r.broker.Ready("flooder"), controlResponses)
+		wantSame(t, "responses", r.broker.Ready("flooder"), controlResponses)
 		r.broker.ReleaseConfirms()
 		settle()
 		wantSame(t, "under way", r.server.controlResponses.Load(), 0)
 		r.toControl(amqp.Publishing{AppId: wire.ControlInfo, ReplyTo: "flooder", CorrelationId: "1"})
-		wantSame(t, "answers", r.broker.Ready("flooder"), controlResponses+1)
+		wantSame(t, "responses", r.broker.Ready("flooder"), controlResponses+1)
 	})
 }
 
@@ -403,7 +403,7 @@ func TestBadBatchesFillNoLogAndGetNoResponses(t *testing.T) {
 		put(append(append([]byte{0x0a, 0}, 0x0a, 6, 0x0a, 1, 'i', 0x12, 1, 'm'), 0x0a, 0))
 		settle()
 		wantSame(t, "lines", logs.FilterMessageSnippet("dropped a batch").Len(), 1)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "refused", s.Stats().Refused, 302)
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "left", b.Ready(batchQueueName)+b.Unacked(batchQueueName), 0)

@@ -53,7 +53,7 @@ func TestDrainLetsHandlersFinish(t *testing.T) {
 		wantIs(t, s.WaitReady(t.Context()), ErrClosed)
 		putRequest(b, request("m"))
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 5)
+		wantSame(t, "responses", len(takeResponses(b)), 5)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
@@ -71,7 +71,7 @@ func TestDrainGivesBackAtOnceWhatNoWorkerStarted(t *testing.T) {
 		settle()
 		wantSame(t, "given back", b.Ready(DefaultQueue), 4)
 		drained(t, s, nil, 2*time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 2)
+		wantSame(t, "responses", len(takeResponses(b)), 2)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 4)
 		wantSame(t, "returned", s.Stats().Requeued, 4)
 	})
@@ -111,7 +111,7 @@ func TestDrainDeliversResponsesOverANewConnection(t *testing.T) {
 		if took := time.Since(begun); took < 2*time.Second || took > 10*time.Second {
 			t.Errorf("took %v", took)
 		}
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		b.With(func(b *brokertest.Broker) { wantSame(t, "consumers", len(b.Queues[DefaultQueue].Consumers), 0) })
 	})
 }
@@ -140,7 +140,7 @@ func TestDrainCutsOffHandlersThatTakeTooLong(t *testing.T) {
 		<-h.begun
 		s.stop()
 		drained(t, s, ErrDrainTimeout, 5*time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 0)
+		wantSame(t, "responses", len(takeResponses(b)), 0)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
@@ -159,7 +159,7 @@ func TestDrainLeavesBehindAHandlerThatIgnoresItsContext(t *testing.T) {
 		drained(t, s, ErrDrainTimeout, 5*time.Second+hardStopGrace)
 		close(release)
 		settle() // the handler's goroutine must end before the bubble
-		wantSame(t, "answers", len(takeResponses(b)), 0)
+		wantSame(t, "responses", len(takeResponses(b)), 0)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 1)
 	})
 }
@@ -238,7 +238,7 @@ func TestAcknowledgementsWaitForEachOther(t *testing.T) {
 			settle()
 		}
 		send(3)
-		wantSame(t, "answers", len(takeResponses(b)), 3)
+		wantSame(t, "responses", len(takeResponses(b)), 3)
 		wantSame(t, "unacknowledged at once", b.Unacked(DefaultQueue), 3)
 		pass(ackPause)
 		wantSame(t, "unacknowledged after the pause", b.Unacked(DefaultQueue), 0)
@@ -334,7 +334,7 @@ func TestStoppingServerLeavesWhatItDoesNotKnowToOthers(t *testing.T) {
 				}
 				pass(time.Minute)
 				responses := takeResponses(b)
-				wantSame(t, "answers", len(responses), 4)
+				wantSame(t, "responses", len(responses), 4)
 				for _, a := range responses {
 					wantSame(t, "code", a.Headers[wire.HeaderCode], nil)
 				}
@@ -376,7 +376,7 @@ func TestNothingIsStartedOnceCloseHasReturned(t *testing.T) {
 		putRequest(b, request("m"))
 		putRequest(b, request("new"))
 		_ = s.wait(t)
-		wantSame(t, "answers", len(takeResponses(b)), 0)
+		wantSame(t, "responses", len(takeResponses(b)), 0)
 		wantSame(t, "executions", s.Stats().OK, 0)
 		wantSame(t, "left for other servers", b.Ready(DefaultQueue), 2)
 	})

@@ -151,7 +151,7 @@ func TestRequestThatExpiredInAnotherQueueDoesNotRun(t *testing.T) {
 				}))
 				settle()
 				responses := takeResponses(b)
-				wantSame(t, "answers", len(responses), 1)
+				wantSame(t, "responses", len(responses), 1)
 				code, _ := responses[0].Headers[wire.HeaderCode].(string)
 				wantSame(t, "code", Code(code), c.code)
 				wantSame(t, "runs", runs.Load() == 1, c.code == "")
@@ -174,6 +174,6 @@ func TestServerWithoutALimitResetsTheBrokersCount(t *testing.T) {
 		wantSame(t, "runs", runs.Load(), 1)
 		_, has := b.MessagesTo(DefaultQueue)[0].Msg.Headers["x-delivery-count"]
 		wantSame(t, "the copy has the count", has, false)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 	})
 }

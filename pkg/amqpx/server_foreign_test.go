@@ -21,7 +21,7 @@ func TestMessageIDWithoutTheContractIsNoKey(t *testing.T) {
 			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.MessageId, p.Body = "1", []byte(body) }))
 			settle()
 			responses := takeResponses(b)
-			wantSame(t, "answers", len(responses), 1)
+			wantSame(t, "responses", len(responses), 1)
 			wantSame(t, "answer", string(responses[0].Body), body)
 		}
 		wantSame(t, "executions", runs.Load(), 2)
@@ -36,7 +36,7 @@ func TestRequestWithoutCorrelationIDIsAnswered(t *testing.T) {
 			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.CorrelationId, p.MessageId = "", messageID }))
 			settle()
 			responses := takeResponses(b)
-			wantSame(t, "answers", len(responses), 1)
+			wantSame(t, "responses", len(responses), 1)
 			wantSame(t, "answer", string(responses[0].Body), "request")
 			wantSame(t, "correlation id", responses[0].CorrelationId, messageID)
 		}
@@ -51,7 +51,7 @@ func TestDefaultMethod(t *testing.T) {
 		putRequest(b, with(request(""), func(p *amqp.Publishing) { p.Headers = amqp.Table{"rpc-method": "n"} }))
 		settle()
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 2)
+		wantSame(t, "responses", len(responses), 2)
 		codes := map[any]int{}
 		for _, a := range responses {
 			codes[a.Headers[wire.HeaderCode]]++

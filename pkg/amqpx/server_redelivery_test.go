@@ -143,7 +143,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 		for b.Ready(DefaultQueue+".dead") == 0 {
 			pass(time.Second)
 		}
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		b.With(func(b *brokertest.Broker) {
 			dead := b.Queues[DefaultQueue+".dead"]
 			b.Queues[DefaultQueue].Messages, dead.Messages = dead.Messages, nil
@@ -151,7 +151,7 @@ func TestDeadLetterThatIsTriedAgain(t *testing.T) {
 		})
 		pass(2 * time.Minute)
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "responses", len(responses), 1)
 		wantSame(t, "answer", string(responses[0].Body), "mended")
 	})
 }
@@ -393,7 +393,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		})
 		putLost(b, msg)
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		copies := b.MessagesTo(DefaultQueue)
 		wantSame(t, "copies", len(copies), 1)
 		got := copies[0]
@@ -418,7 +418,7 @@ func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
 			putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int32(1)} }))
 		}
 		pass(time.Minute)
-		wantSame(t, "answers", len(takeResponses(b)), 4)
+		wantSame(t, "responses", len(takeResponses(b)), 4)
 		wantSame(t, "most at once", most.Load(), 1)
 		wantSame(t, "to the retry queue", len(b.MessagesTo(DefaultQueue+".retry")), 4)
 		wantSame(t, "moved", s.Stats().Republished, 4)
@@ -481,7 +481,7 @@ func TestMoveThatAChannelWillNeverTake(t *testing.T) {
 					putLost(b, request("m"))
 				}
 				pass(elects + 2500*time.Millisecond)
-				wantSame(t, "answers", len(takeResponses(b)), 20)
+				wantSame(t, "responses", len(takeResponses(b)), 20)
 				wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 			})
@@ -500,7 +500,7 @@ func TestResponseThatAChannelWillNeverTake(t *testing.T) {
 		})
 		putRequest(b, request("m"))
 		pass(nackedFor / 2)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
@@ -516,7 +516,7 @@ func TestMoveToAMissingQueue(t *testing.T) {
 		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
 		pass(time.Minute)
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "responses", len(responses), 1)
 		wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any("internal"))
 		wantSame(t, "dead letters", b.Ready(DefaultQueue+".dead"), 1)
 		wantSame(t, "reconnects", s.Stats().Reconnects, 0)

@@ -82,19 +82,19 @@ func TestServerAnswersWhateverComes(t *testing.T) {
 				settle()
 				responses := takeResponses(b)
 				if !c.silent {
-					wantSame(t, "answers", len(responses), 1)
+					wantSame(t, "responses", len(responses), 1)
 					code, _ := responses[0].Headers[wire.HeaderCode].(string)
 					wantSame(t, "code", Code(code), c.code)
 					wantSame(t, "correlation_id", responses[0].CorrelationId, c.msg.CorrelationId)
 				} else {
-					wantSame(t, "answers", len(responses), 0)
+					wantSame(t, "responses", len(responses), 0)
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "left in the queue", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
 				putRequest(b, request("m"))
 				settle()
-				wantSame(t, "answers afterwards", len(takeResponses(b)), 1)
+				wantSame(t, "responses afterwards", len(takeResponses(b)), 1)
 			})
 		})
 	}
@@ -188,7 +188,7 @@ func TestExpiredRequestNeverRuns(t *testing.T) {
 		wantSame(t, "expired in the server", s.Stats().Expired, 1)
 		b.With(func(b *brokertest.Broker) { wantSame(t, "expired in the broker", b.Queues[DefaultQueue].Expired, 1) })
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 2)
+		wantSame(t, "responses", len(responses), 2)
 		wantSame(t, "code", responses[1].Headers[wire.HeaderCode], any("deadline_exceeded"))
 		wantSame(t, "ran", responses[1].Headers[wire.HeaderRan], any(false))
 	})
@@ -220,7 +220,7 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 		putRequest(b, request("m"))
 		settle()
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 4)
+		wantSame(t, "responses", len(responses), 4)
 		for i, want := range []any{"internal", "internal", "internal", nil} {
 			wantSame(t, "code", responses[i].Headers[wire.HeaderCode], want)
 		}
@@ -288,7 +288,7 @@ func TestRequestIsAcknowledgedAfterItsResponseIsConfirmed(t *testing.T) {
 		b.HoldConfirms()
 		putRequest(b, request("m"))
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 1)
 		wantSame(t, "in flight", s.Stats().InFlight, 1)
 		b.ReleaseConfirms()
@@ -321,7 +321,7 @@ func TestResponseThatTheBrokerRefuses(t *testing.T) {
 				pass(25 * time.Second)
 				settle()
 				wantSame(t, "published", len(b.MessagesTo(rawQueue)) <= 60, true) // with pauses of up to 1 s
-				wantSame(t, "answers", len(takeResponses(b)), c.responses)
+				wantSame(t, "responses", len(takeResponses(b)), c.responses)
 				wantSame(t, "warnings", logs.Len(), c.warns)
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 				wantSame(t, "in flight", s.Stats().InFlight, 0)
@@ -352,7 +352,7 @@ func TestWorkersAndPrefetchBoundTheServer(t *testing.T) {
 		wantSame(t, "handed out", b.Unacked(DefaultQueue), 5)
 		wantSame(t, "left in the queue", b.Ready(DefaultQueue), 15)
 		pass(time.Minute)
-		wantSame(t, "answers", len(takeResponses(b)), 20)
+		wantSame(t, "responses", len(takeResponses(b)), 20)
 		wantSame(t, "most at once", most.Load(), 3)
 	})
 }
@@ -367,7 +367,7 @@ func TestServersShareAQueue(t *testing.T) {
 			putRequest(b, request("m"))
 		}
 		pass(time.Minute)
-		wantSame(t, "answers", len(takeResponses(b)), 20)
+		wantSame(t, "responses", len(takeResponses(b)), 20)
 		wantSame(t, "share of the first", first.Load(), 10)
 		wantSame(t, "share of the second", second.Load(), 10)
 	})

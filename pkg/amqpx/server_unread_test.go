@@ -100,7 +100,7 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 				wantSame(t, "too large", s.Stats().TooLarge, 1)
 				putRequest(b, bulky("m", "2", large))
 				settle()
-				wantSame(t, "answers to the next", len(takeResponses(b)), 1)
+				wantSame(t, "responses to the next", len(takeResponses(b)), 1)
 				pass(time.Second)
 				wantEmpty(t, b, s)
 			})
@@ -123,7 +123,7 @@ func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
 		wantEmpty(t, b, s)
 		putRequest(b, bulky("m", "2", 5)) // acknowledgements of many still work
 		pass(time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantEmpty(t, b, s)
 	})
 }
@@ -157,7 +157,7 @@ func TestBatchedRequestBeyondTheLimit(t *testing.T) {
 				}
 			}
 		}
-		wantSame(t, "answers", len(codes), 2)
+		wantSame(t, "responses", len(codes), 2)
 		wantSame(t, "the large one", codes["big"], CodeInvalidArgument)
 		wantSame(t, "the other", codes["fits"], Code(""))
 		wantSame(t, "too large", s.Stats().TooLarge, 1)
@@ -199,7 +199,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 				putRequest(b, bulky("small", "small", 10)) // is not delayed
 				settle()
 				first := takeResponses(b)
-				wantSame(t, "answers at once", c.refused || len(first) == 1, true)
+				wantSame(t, "responses at once", c.refused || len(first) == 1, true)
 				responses := map[string]int{}
 				for range 10 * calls {
 					pass(time.Second)
@@ -215,7 +215,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 				}
 				wantSame(t, "answered", len(responses), calls+1)
 				for id, n := range responses {
-					wantSame(t, "answers to "+id, n, 1)
+					wantSame(t, "responses to "+id, n, 1)
 				}
 				if s.Stats().Deferred == 0 {
 					t.Error("all had room")

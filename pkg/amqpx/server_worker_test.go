@@ -65,13 +65,13 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				putRequest(b, request("stuck"))
 				putRequest(b, request("m"))
 				pass(9 * time.Second)
-				wantSame(t, "answers before the limit", len(takeResponses(b)), 0)
+				wantSame(t, "responses before the limit", len(takeResponses(b)), 0)
 				st := s.Stats()
 				wantSame(t, "stuck before the limit", st.Stuck, 0)
 				wantSame(t, "oldest handler", st.OldestHandler, 9*time.Second)
 				pass(4 * time.Second)
 				responses := takeResponses(b)
-				wantSame(t, "answers", len(responses), 2)
+				wantSame(t, "responses", len(responses), 2)
 				wantTimeout(t, responses[0])
 				wantSame(t, "answer of the next", string(responses[1].Body), "request")
 				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
@@ -86,10 +86,10 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				stuck.release <- struct{}{}
 				settle()
 				wantSame(t, "its context said", <-stuck.causes, context.DeadlineExceeded)
-				wantSame(t, "answers in the end", len(takeResponses(b)), 0)
+				wantSame(t, "responses in the end", len(takeResponses(b)), 0)
 				putRequest(b, request("m"))
 				settle()
-				wantSame(t, "answers of the one worker", len(takeResponses(b)), 1)
+				wantSame(t, "responses of the one worker", len(takeResponses(b)), 1)
 				wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 2, Failed: 1, Workers: 1})
 				wantSame(t, "end logged", logs.FilterMessage("stuck handler ended").Len(), 1)
 				notes.mu.Lock()
@@ -113,7 +113,7 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		pass(13 * time.Second)
 		wantSame(t, "stuck in the end", s.Stats().Stuck, 4)
 		wantSame(t, "busy", s.Stats().Busy, 2)
-		wantSame(t, "answers", len(takeResponses(b)), 4)
+		wantSame(t, "responses", len(takeResponses(b)), 4)
 		pass(time.Minute)
 		wantSame(t, "started", stuck.entered.Load(), 4)
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(20_000)} }))
@@ -132,7 +132,7 @@ func TestStuckHandlersAreReplacedUpToABound(t *testing.T) {
 		stuck.release <- struct{}{}
 		settle()
 		late := takeResponses(b)
-		wantSame(t, "answers", len(late), 2)
+		wantSame(t, "responses", len(late), 2)
 		for _, a := range late {
 			wantSame(t, "answer", string(a.Body), "too late")
 		}
@@ -157,10 +157,10 @@ func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 		putRequest(b, request("m"))
 		pass(time.Minute)
-		wantSame(t, "answers", len(takeResponses(b)), 2)
+		wantSame(t, "responses", len(takeResponses(b)), 2)
 		first.release <- struct{}{}
 		pass(2 * time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 1)
+		wantSame(t, "responses", len(takeResponses(b)), 1)
 		wantSame(t, "stuck", s.Stats().Stuck, 1)
 		second.release <- struct{}{}
 		settle()
@@ -183,7 +183,7 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		wantSame(t, "behind it", b.Ready(retry), 1)
 		pass(10 * time.Second)
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 2)
+		wantSame(t, "responses", len(responses), 2)
 		wantTimeout(t, responses[0])
 		wantSame(t, "answer of the next", string(responses[1].Body), "request")
 		wantSame(t, "left", b.Ready(retry)+b.Unacked(retry), 0)
@@ -208,7 +208,7 @@ func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 		putRequest(r.broker, keyed("stuck", "key", "second"))
 		pass(10 * time.Second)
 		responses := takeResponses(r.broker)
-		wantSame(t, "answers of duplicates", len(responses), 2)
+		wantSame(t, "responses of duplicates", len(responses), 2)
 		for _, a := range responses {
 			wantTimeout(t, a)
 		}
@@ -235,7 +235,7 @@ func TestDrainDoesNotWaitForStuckHandlers(t *testing.T) {
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 		s.stop()
 		drained(t, s, nil, 0)
-		wantSame(t, "answers", len(takeResponses(b)), 2)
+		wantSame(t, "responses", len(takeResponses(b)), 2)
 	})
 }
 
@@ -250,7 +250,7 @@ func TestHandlerThatGetsStuckDuringADrain(t *testing.T) {
 		s.stop()
 		drained(t, s, nil, 6*time.Second)
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "responses", len(responses), 1)
 		wantTimeout(t, responses[0])
 	})
 }
@@ -285,7 +285,7 @@ func TestServerThatIsStuckFromTheStartRefusesWhatWouldExpire(t *testing.T) {
 		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderTimeout: int64(2000)} }))
 		settle()
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "responses", len(responses), 1)
 		wantSame(t, "code", responses[0].Headers[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "shed", s.Stats().Shed, 1)
 	})
@@ -300,7 +300,7 @@ func TestObserverThatEndsTheWatchdog(t *testing.T) {
 		putRequest(b, request("stuck"))
 		putRequest(b, request("stuck"))
 		pass(30 * time.Second)
-		wantSame(t, "answers", len(takeResponses(b)), 2)
+		wantSame(t, "responses", len(takeResponses(b)), 2)
 		wantSame(t, "stuck", s.Stats().Stuck, 2)
 	})
 }
@@ -320,7 +320,7 @@ func TestWorkersAreCountedWithoutAGap(t *testing.T) {
 			putRequest(b, request("exit"))
 		}
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), 3)
+		wantSame(t, "responses", len(takeResponses(b)), 3)
 		select {
 		case <-idle:
 			t.Error("no worker was counted while the server served")
@@ -411,7 +411,7 @@ func TestRequestThatWouldExpireInTheServerIsRefusedAtOnce(t *testing.T) {
 		settle()
 		wantSame(t, "time to the refusal", time.Since(begun), 0)
 		responses := takeResponses(b)
-		wantSame(t, "answers", len(responses), 1)
+		wantSame(t, "responses", len(responses), 1)
 		h := responses[0].Headers
 		wantSame(t, "code", h[wire.HeaderCode], any("resource_exhausted"))
 		wantSame(t, "ran", h[wire.HeaderRan], any(false))

@@ -23,7 +23,7 @@ func TestUnroutableResponsesAreCounted(t *testing.T) {
 			putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.CorrelationId = fmt.Sprint("good", i) }))
 		}
 		settle()
-		wantSame(t, "answers", len(takeResponses(b)), n)
+		wantSame(t, "responses", len(takeResponses(b)), n)
 		st := s.Stats()
 		wantSame(t, "unroutable", st.Unroutable, 2*n)
 		wantSame(t, "reconnects", st.Reconnects, 0)

@@ -146,6 +146,8 @@ func TestReady(t *testing.T) {
 			t.Errorf("%d requests in the queue, want 1", waiting)
 		}
 		<-call.Done()
+		<-time.After(time.Second) // the request expires about when the call ends
+		synctest.Wait()
 		if waiting := p.broker.Ready(amqpx.DefaultQueue); waiting != 0 {
 			t.Errorf("%d requests in the queue after the deadline, want 0", waiting)
 		}

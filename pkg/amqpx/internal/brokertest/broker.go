@@ -144,6 +144,10 @@ func (b *Broker) SetAlarm(reason string) {
 func (b *Broker) Kick(reason *amqp.Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.kick(reason)
+}
+
+func (b *Broker) kick(reason *amqp.Error) {
 	for _, l := range slices.Clone(b.Links) {
 		l.End(reason)
 	}
@@ -152,9 +156,9 @@ func (b *Broker) Kick(reason *amqp.Error) {
 // Restart ends every connection and, like a real restart, loses queues that are not durable
 // and transient messages outside quorum queues.
 func (b *Broker) Restart() {
-	b.Kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure"})
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.kick(&amqp.Error{Code: amqp.ConnectionForced, Server: true, Reason: "CONNECTION_FORCED - broker forced connection closure"})
 	for name, q := range b.Queues {
 		if !q.Durable {
 			delete(b.Queues, name)
