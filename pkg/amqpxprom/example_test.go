@@ -3,7 +3,6 @@ package amqpxprom_test
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -26,9 +25,7 @@ func ExampleClientMetrics() {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(metrics)
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
-	defer cancel()
-	_, err = client.Call(ctx, "ship", []byte("42")) // no server consumes from the queue
+	_, err = client.Call(context.Background(), "ship", []byte("42")) // no server has declared the queue
 	fmt.Println(amqpx.CodeOf(err))
 	_ = client.Close(context.Background())
 
@@ -50,8 +47,8 @@ func ExampleClientMetrics() {
 		}
 	}
 	// Output:
-	// deadline_exceeded
-	// amqpx_client_call_duration_seconds code=deadline_exceeded method=ship queue=orders
+	// unavailable
+	// amqpx_client_call_duration_seconds code=unavailable method=ship queue=orders
 	// amqpx_client_connection_state queue=orders state=closed
 }
 
