@@ -213,7 +213,7 @@ func WithDedupScope(scope func(ctx context.Context, req *Request) string) Server
 // prefetch bounds the number of requests, this option their size. A request beyond the bound
 // is discarded while it arrives, and delivered again when there is room; for a method with
 // [AtMostOnce] the request is refused with [CodeResourceExhausted] instead. One eighth is
-// reserved for requests and batches of at most 256 KiB, and one request of the retry queue is
+// reserved for requests and batches of at most 64 KiB, and one request of the retry queue is
 // always accepted in addition.
 func WithMaxBytesInHand(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.maxBytesInHand = n })

@@ -116,7 +116,7 @@ func TestOneWayRequestBeyondTheLimitIsRejected(t *testing.T) {
 		one := bulky("m", "1", 11)
 		one.ReplyTo = ""
 		putRequest(b, one)
-		b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, Body: make([]byte, large)})
+		b.PutIn(batchQueueName, amqp.Publishing{ContentType: wire.ContentTypeRequests, Body: make([]byte, transport.LargestBatch+1)})
 		pass(time.Second)
 		b.With(func(b *brokertest.Broker) { wantSame(t, "rejected", b.Rejected, 2) })
 		wantSame(t, "too large", s.Stats().TooLarge, 2)

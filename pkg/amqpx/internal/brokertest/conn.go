@@ -234,7 +234,7 @@ func (l *Conn) bound(d amqp.Delivery) amqp.Delivery {
 	limits, size := l.contentLimits(), uint64(len(d.Body))
 	drop := wire.DroppedBody{Size: size, Limit: limits.MaxBody}
 	switch {
-	case limits.MaxBody > 0 && len(d.Body) > limits.MaxBody && (size > transport.SmallBody || d.ContentType != wire.ContentTypeRequests):
+	case limits.MaxBody > 0 && len(d.Body) > limits.MaxBody && (size > transport.LargestBatch || d.ContentType != wire.ContentTypeRequests):
 	case limits.InHand == nil || size == 0 || transport.KindOfConsumer([]byte(d.ConsumerTag)) != transport.ContentRequest:
 		return d
 	case limits.InHand.Take(size):

@@ -30,10 +30,11 @@ const (
 )
 
 const (
-	// SmallBody is the body size up to which a request counts as small: no batch of this
-	// package is larger. The bound applies to batches even if MaxBody is smaller, because
-	// MaxBody bounds the single requests in a batch.
-	SmallBody = MaxBatchBody + 4<<10
+	// LargestBatch bounds the bodies of batches if MaxBody is smaller, because MaxBody bounds the
+	// single requests in a batch. No batch of this package is larger.
+	LargestBatch = MaxBatchBody + 4<<10
+	// SmallBody is the body size up to which a request or a batch counts as small.
+	SmallBody = MinBatchBody + 4<<10
 	// controlBody bounds the body of a message of the control plane.
 	controlBody = MinBatchBody + 4<<10
 	// largeShare is the share of the bytes in hand that is reserved for small requests: one
@@ -195,13 +196,13 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	case contentControl:
 		drop.Limit = controlBody
 	case contentReturned:
-		drop.Limit = SmallBody
+		drop.Limit = LargestBatch
 	case ContentRequest, contentOther:
 	}
 	switch {
 	case size == 0:
 		return frame
-	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > SmallBody || !isBatch(frame)):
+	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > LargestBatch || !isBatch(frame)):
 	case kind != ContentRequest || f.limits.InHand == nil:
 		return frame
 	case f.limits.InHand.Take(size):

@@ -201,8 +201,8 @@ func TestBatchMayBeLargerThanARequest(t *testing.T) {
 	for contentType, passes := range map[string]bool{wire.ContentTypeRequests: true, wire.ContentTypeResponses: true, "text/plain": false} {
 		frames, _ := readFrames(t, limited(1000, 1<<20), typed(contentType, 2000), frameOf(3, make([]byte, 2000)))
 		wantSame(t, contentType, len(frames), map[bool]int{true: 2, false: 1}[passes])
-		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, SmallBody+1), frameOf(3, make([]byte, SmallBody+1)))
-		wantDropped(t, frames[0], wire.DroppedBody{Size: SmallBody + 1, Limit: 1000})
+		frames, _ = readFrames(t, limited(1000, 1<<20), typed(contentType, LargestBatch+1), frameOf(3, make([]byte, LargestBatch+1)))
+		wantDropped(t, frames[0], wire.DroppedBody{Size: LargestBatch + 1, Limit: 1000})
 	}
 }
 
@@ -229,8 +229,8 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 		"no room for any":     {2 * large, message("c", 100), 0, 0, false},
 		"empty":               {3 * large, message("c", 0), 0, 0, true},
 		"retry queue":         {3 * large, message("c"+RetryTagSuffix, large), 0, 0, true},
-		"returned":            {3 * large, returned(SmallBody), 0, 0, true},
-		"large returned":      {0, returned(large), SmallBody, 0, false},
+		"returned":            {3 * large, returned(LargestBatch), 0, 0, true},
+		"large returned":      {0, returned(LargestBatch + 1), LargestBatch, 0, false},
 		"control":             {3 * large, message(ControlTag, 100), 0, 0, true},
 		"large control":       {0, message(ControlTag, large), controlBody, 0, false},
 		"then a request":      {large, append(message("c"+RetryTagSuffix, 0), message("c", large)...), 0, 0, false},
