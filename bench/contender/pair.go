@@ -16,16 +16,15 @@ import (
 	"time"
 )
 
-// pair measures the programs that this repository ships, rpc-client and rpc-server, as a user
-// runs them: with their default settings, except for those in settings. A process of the
-// contender starts the program and only waits for it.
+// pair measures the shipped programs, rpc-client and rpc-server, with their default settings
+// except for those in settings. A process of the contender starts a program and waits for the
+// program's end.
 type pair struct {
 	settings []string // NAME=value, of both programs
 	text     string   // describes the settings
 
-	// The programs that ran, and the process ID of a running one.
-	cpu atomic.Int64
-	pid atomic.Int64
+	cpu atomic.Int64 // processor time of the programs that have ended, in nanoseconds
+	pid atomic.Int64 // process ID of the running program; 0: none runs
 }
 
 func (p *pair) Settings() string {

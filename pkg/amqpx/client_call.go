@@ -52,10 +52,10 @@ type route struct {
 	idle sync.Pool
 }
 
-// call is a pending call: what a caller waits for, from its start until it is settled. Each
-// send of its request is an attempt. The goroutine inside Client.Call owns the call, and no
-// other goroutine starts attempts; the session's goroutines notify it. Its fields are ordered,
-// and some counters are short, so that it fits in 512 bytes: many calls may wait at once.
+// call is a pending call, from its start until the call is settled. Each send of the request is
+// an attempt. The goroutine inside Client.Call owns the call, and no other goroutine starts
+// attempts; the session's goroutines notify the owner. Fields are ordered, and some counters are
+// short, so that a call fits in 512 bytes: many calls may wait at once.
 type call struct {
 	// req is the request, made once when the call begins. Its fields Retry and Resent differ
 	// from one attempt to the next, and are set in attempt.request.

@@ -305,8 +305,9 @@ func CheckFrame(msg *amqp.Publishing, frameSize int) error {
 // message that does not fit a frame.
 func tracingHeaders() []string { return []string{"baggage", "tracestate", "traceparent"} }
 
-// FitFrame removes as many tracing headers as necessary from a message whose properties do not
-// fit a frame of the connection. It refuses a message that does not fit without them.
+// FitFrame removes tracing headers from msg, in the order of tracingHeaders, until the properties
+// of msg fit a frame of the connection. If the properties do not fit without tracing headers
+// either, FitFrame changes nothing and returns an error.
 func FitFrame(msg *amqp.Publishing, frameSize int) error {
 	tooLarge := CheckFrame(msg, frameSize)
 	if tooLarge == nil {

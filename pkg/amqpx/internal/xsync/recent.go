@@ -2,8 +2,8 @@ package xsync
 
 import "time"
 
-// Recent remembers keys for a while, and a limited number of them: beyond the limit it forgets
-// the oldest first. The zero value is empty. It is for one goroutine at a time.
+// Recent is a set of keys with a maximum age and a maximum number of keys. A key beyond the
+// maximum number replaces the oldest key. The zero value is empty. Not safe for concurrent use.
 type Recent[K comparable] struct {
 	until map[K]time.Time
 	order []recentKey[K] // in the order of Add; without the removed keys, these are the keys of until
@@ -14,8 +14,8 @@ type recentKey[K comparable] struct {
 	until time.Time
 }
 
-// Add remembers a key for age, unless it is remembered already. All calls give the same age,
-// and the same limit of the number of keys.
+// Add adds a key until the time now plus age. A key in the set keeps its time. All calls of Add
+// pass the same age and the same maximum number of keys, most.
 func (r *Recent[K]) Add(key K, now time.Time, age time.Duration, most int) {
 	if r.Has(key, now) {
 		return
