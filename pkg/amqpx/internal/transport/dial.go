@@ -144,19 +144,15 @@ type netLink struct {
 	socket *socket
 	ended  <-chan *amqp.Error
 	blocks <-chan amqp.Blocking
-}
 
-func (l *netLink) Channel() (Channel, error) {
-	ch, err := l.conn.Channel()
-	if err != nil {
-		return nil, err
-	}
-	return &netChannel{Channel: ch, turn: make(chan struct{}, 1)}, nil
+	opening sync.Mutex // held while a channel opens
 }
 
 func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
 func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
-func (l *netLink) Received() uint64                { return l.socket.received.Load() }
+func (l *netLink) Received() uint64 {
+	return l.socket.received.Load() + l.socket.frames.taken.Load()
+}
 func (l *netLink) FrameSize() int                  { return l.conn.Config.FrameSize }
 func (l *netLink) Cork()                           { l.socket.cork() }
 func (l *netLink) Uncork()                         { l.socket.uncork() }
@@ -180,42 +176,6 @@ func (l *netLink) Close() {
 	timer := time.AfterFunc(CloseTimeout, l.Cut)
 	defer timer.Stop()
 	_ = l.conn.Close()
-}
-
-// netChannel implements channel with amqp091-go. Methods that wait for the broker's answer
-// take turns: the library would mix up the responses to two concurrent methods.
-type netChannel struct {
-	*amqp.Channel
-
-	turn chan struct{}
-}
-
-// Barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
-// of later consumers on the channel, and there are none. The broker answers the methods of a
-// channel in order.
-func (c *netChannel) Barrier() error {
-	c.turn <- struct{}{}
-	defer func() { <-c.turn }()
-	return c.Channel.Qos(1, 0, false)
-}
-
-// Cancel implements channel.
-func (c *netChannel) Cancel(consumer string, noWait bool) error {
-	c.turn <- struct{}{}
-	defer func() { <-c.turn }()
-	return c.Channel.Cancel(consumer, noWait)
-}
-
-func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
-	confirm, err := c.PublishWithDeferredConfirm("", key, mandatory, false, msg)
-	if err != nil {
-		return nil, err
-	}
-	return confirm, nil
-}
-
-func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
-	return c.Publish(exchange, "", true, false, msg)
 }
 
 // The schemes of broker URLs as amqp091-go's parser returns them: in lower case, whatever the

@@ -41,6 +41,14 @@ type frameReader struct {
 
 	unclaimed UnclaimedBodies
 	peer      peerStart
+
+	channels   openChannels
+	assembling map[uint16]*assembly // the deliveries whose content has not arrived in full
+	body       *assembly            // whose body frame is being read
+	left       int                  // bytes of that frame
+	yield      bool                 // return the bytes so far before the next frame
+	taken      atomic.Uint64        // frames that did not pass on to amqp091-go
+	passedAt   time.Time            // the last time that bytes were passed on
 }
 
 // peerStart records how a connection began and, if it ended before AMQP was established, why.
@@ -112,7 +120,8 @@ func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
 // the first byte.
 func (f *frameReader) Read(p []byte) (total int, err error) {
 	for total < len(p) && err == nil {
-		if total > 0 && !f.ready() {
+		if total > 0 && (f.yield || !f.ready()) {
+			f.yield = false
 			break
 		}
 		var n int
@@ -129,13 +138,16 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 			n, err = f.r.Discard(min(f.discard, max(f.r.Buffered(), 1)))
 			f.discard -= n
 			n = 0
+		case f.body != nil:
+			err = f.readBody()
 		default:
-			err = f.next()
+			err = f.next(total == 0)
 		}
 		total += n
 	}
 	if total > 0 {
 		err = nil // the next call returns the error again
+		f.passedAt = time.Now()
 	}
 	if err != nil {
 		f.peer.once.Do(func() {
@@ -152,7 +164,7 @@ func (f *frameReader) ready() bool {
 		return true
 	}
 	buffered := f.r.Buffered()
-	if f.raw || f.pass > 0 || f.discard > 0 {
+	if f.raw || f.pass > 0 || f.discard > 0 || f.body != nil {
 		return buffered > 0
 	}
 	if buffered < frameHeaderBytes {
@@ -165,7 +177,7 @@ func (f *frameReader) ready() bool {
 	size := int(binary.BigEndian.Uint32(head[3:]))
 	switch head[0] {
 	case frameMethod:
-		return buffered >= f.methodPrefix(size)
+		return buffered >= f.methodPrefix(size) && (size > maxTakenMethod || buffered >= frameOverhead+size)
 	case frameContent:
 		return buffered >= frameHeaderBytes+size+1
 	default:
@@ -174,12 +186,12 @@ func (f *frameReader) ready() bool {
 }
 
 // next starts the next frame: it reads a content header whole; any other frame will pass.
-func (f *frameReader) next() error {
-	first, err := f.r.Peek(1)
+func (f *frameReader) next(first bool) error {
+	start, err := f.r.Peek(1)
 	if err != nil {
 		return err
 	}
-	if first[0] == 0 || first[0] > frameTypes {
+	if start[0] == 0 || start[0] > frameTypes {
 		f.raw = true // "AMQP…" of a broker with another version, or no broker at all
 		if start, err := f.r.Peek(min(alienBytes, f.r.Buffered())); err == nil {
 			text := string(start)
@@ -203,6 +215,14 @@ func (f *frameReader) next() error {
 		if err := f.noteMethod(channel, int(size)); err != nil {
 			return err
 		}
+		if taken, err := f.takeMethod(channel, int(size), first); taken || err != nil {
+			return err
+		}
+	}
+	if kind == frameBody && len(f.assembling) > 0 {
+		if a := f.assembling[channel]; a != nil {
+			return f.beginBody(a, int(size))
+		}
 	}
 	if kind != frameContent || size > maxFrame {
 		f.pass = frameHeaderBytes + int(size) + 1
@@ -215,7 +235,11 @@ func (f *frameReader) next() error {
 	if _, err := io.ReadFull(f.r, frame); err != nil {
 		return err
 	}
-	f.out = f.bounded(channel, withReadableTable(frame))
+	frame = f.bounded(channel, withReadableTable(frame))
+	if a := f.assembling[channel]; a != nil {
+		return f.takeHeader(a, frame)
+	}
+	f.out = frame
 	return nil
 }
 

@@ -90,6 +90,23 @@ func (s *socket) Write(p []byte) (int, error) {
 	return len(p), s.err
 }
 
+// append writes the frames that encode appends to the buffer.
+func (s *socket) append(encode func([]byte) []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
+		s.room.Wait()
+	}
+	if s.err != nil {
+		return s.err
+	}
+	s.buf = encode(s.buf)
+	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
+		s.flushGathered()
+	}
+	return s.err
+}
+
 // cork makes the socket buffer writes until uncork.
 func (s *socket) cork() {
 	s.mu.Lock()
