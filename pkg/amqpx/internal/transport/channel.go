@@ -1,67 +1,39 @@
 package transport
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// netChannel implements Channel. amqp091-go opens and closes the channel and runs the methods
-// that wait for the broker's answer, which take turns: the library would mix up the responses
-// to two concurrent methods. Messages, deliveries, acknowledgements and confirms do not pass
-// through the library: netChannel writes and reads their frames itself (docs/adr/0019).
+// netChannel implements Channel. amqp091-go opens and closes the channel, runs the methods that
+// wait for the broker's answer, and receives exceptions, cancellations and returns. Messages,
+// acknowledgements, deliveries and confirms do not pass through that library: netChannel writes
+// their frames and the frame reader takes them (docs/adr/0019).
 type netChannel struct {
 	*amqp.Channel
 
 	id       uint16
 	conn     *netLink
-	turn     chan struct{}
 	confirms confirmations
+	// turn is held by a method that waits for the broker's answer: amqp091-go would mix up the
+	// responses to two concurrent methods.
+	turn chan struct{}
+
+	// writing is held while the frames of a message are written, and during an
+	// acknowledgement: no other frame of the channel may come between the frames of a message.
+	writing sync.Mutex
 
 	mu        sync.Mutex
 	consumers map[string]*deliveryQueue // by tag
 
-	// Owned by the frame reader.
-	last recentStrings
+	last recentStrings // used only by the frame reader
 }
 
-// openChannels are the channels of a connection by their numbers. The frame reader looks a
-// channel up for each frame, so the table is copied for each change.
-type openChannels struct {
-	mu   sync.Mutex
-	byID atomic.Pointer[map[uint16]*netChannel]
-	// opened is the number of the channel that the broker opened last.
-	opened atomic.Uint32
-}
-
-func (o *openChannels) get(id uint16) *netChannel {
-	if all := o.byID.Load(); all != nil {
-		return (*all)[id]
-	}
-	return nil
-}
-
-// set registers ch; remove, if ch is registered, removes it.
-func (o *openChannels) change(ch *netChannel, remove bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	all := make(map[uint16]*netChannel)
-	if old := o.byID.Load(); old != nil {
-		for id, other := range *old {
-			all[id] = other
-		}
-	}
-	switch {
-	case !remove:
-		all[ch.id] = ch
-	case all[ch.id] == ch:
-		delete(all, ch.id)
-	}
-	o.byID.Store(&all)
-}
-
-// Channel opens a channel.
+// Channel implements Conn. amqp091-go does not tell the number of a channel, so channels are
+// opened one at a time and the frame reader notes the number in channel.open-ok.
 func (l *netLink) Channel() (Channel, error) {
 	l.opening.Lock()
 	defer l.opening.Unlock()
@@ -72,23 +44,64 @@ func (l *netLink) Channel() (Channel, error) {
 	open := &l.socket.frames.channels
 	c := &netChannel{
 		Channel:   ch,
-		id:        uint16(open.opened.Load()), //nolint:gosec // 16 bits were stored.
+		id:        uint16(open.opened.Load()), //nolint:gosec // the frame reader stored 16 bits.
 		conn:      l,
 		turn:      make(chan struct{}, 1),
 		consumers: make(map[string]*deliveryQueue),
 	}
+	open.add(c)
 	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
-	open.change(c, false)
 	go func() {
-		for range ends { //nolint:revive // until the library closes it.
+		for range ends { //nolint:revive // amqp091-go closes ends when the channel or the connection has ended.
 		}
-		open.change(c, true)
+		open.remove(c)
 		c.confirms.end()
 	}()
 	return c, nil
 }
 
-// Barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
+// openChannels are the channels of a connection by their numbers. Every change makes a copy of
+// the table, because the frame reader looks a channel up for every frame.
+type openChannels struct {
+	opened atomic.Uint32 // the number of the channel opened last
+
+	mu   sync.Mutex
+	byID atomic.Pointer[map[uint16]*netChannel] // nil: empty
+}
+
+// get returns the channel with this number, or nil.
+func (o *openChannels) get(id uint16) *netChannel {
+	if open := o.byID.Load(); open != nil {
+		return (*open)[id]
+	}
+	return nil
+}
+
+func (o *openChannels) add(c *netChannel) {
+	o.change(func(open map[uint16]*netChannel) { open[c.id] = c })
+}
+
+// remove removes c, unless another channel has got its number.
+func (o *openChannels) remove(c *netChannel) {
+	o.change(func(open map[uint16]*netChannel) {
+		if open[c.id] == c {
+			delete(open, c.id)
+		}
+	})
+}
+
+func (o *openChannels) change(by func(map[uint16]*netChannel)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	open := make(map[uint16]*netChannel)
+	if old := o.byID.Load(); old != nil {
+		maps.Copy(open, *old)
+	}
+	by(open)
+	o.byID.Store(&open)
+}
+
+// Barrier implements Channel with a method that changes nothing: basic.qos sets the prefetch
 // of later consumers on the channel, and there are none. The broker answers the methods of a
 // channel in order.
 func (c *netChannel) Barrier() error {
@@ -97,7 +110,7 @@ func (c *netChannel) Barrier() error {
 	return c.Channel.Qos(1, 0, false)
 }
 
-// Cancel implements channel.
+// Cancel implements Channel.
 func (c *netChannel) Cancel(consumer string, noWait bool) error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
@@ -106,76 +119,112 @@ func (c *netChannel) Cancel(consumer string, noWait bool) error {
 
 // PublishTo implements Channel.
 func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
-	word, err := c.confirms.add(func() error { return c.publish("", key, mandatory, &msg) })
-	if err != nil {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	pending, ok := c.confirms.add()
+	if !ok {
+		return nil, amqp.ErrClosed
+	}
+	if err := c.write("", key, mandatory, &msg); err != nil {
+		c.confirms.takeBack(pending)
 		return nil, err
 	}
-	return word, nil
+	return pending, nil
 }
 
 // PublishFanout implements Channel.
 func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
-	return c.publish(exchange, "", true, &msg)
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.write(exchange, "", true, &msg)
 }
 
-func (c *netChannel) publish(exchange, key string, mandatory bool, msg *amqp.Publishing) (err error) {
-	if c.IsClosed() {
-		return amqp.ErrClosed
+// write writes a message, one frame of its body at a time: the socket's time limit is for a
+// write. If the channel ends meanwhile, the rest is not written and the error is
+// amqp.ErrClosed; a broker drops an incomplete message. The caller holds writing.
+func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publishing) error {
+	chunk := len(msg.Body)
+	if size := c.conn.FrameSize(); size > 0 {
+		chunk = min(chunk, size-frameOverhead)
 	}
-	failed := c.conn.socket.append(func(b []byte) []byte {
-		b, err = appendPublish(b, c.id, exchange, key, mandatory, msg, c.conn.FrameSize())
-		return b
+	first, rest := msg.Body[:chunk], msg.Body[chunk:]
+	err := c.append(func(b []byte) ([]byte, error) {
+		start := len(b)
+		b, err := appendMessage(b, c.id, exchange, key, mandatory, msg)
+		if err != nil {
+			return b[:start], err
+		}
+		return appendBody(b, c.id, first), nil
 	})
-	if err == nil {
-		err = failed
+	for err == nil && len(rest) > 0 {
+		n := min(chunk, len(rest))
+		err = c.append(func(b []byte) ([]byte, error) { return appendBody(b, c.id, rest[:n]), nil })
+		rest = rest[n:]
 	}
 	return err
 }
 
-// Ack implements Channel.
-func (c *netChannel) Ack(tag uint64, multiple bool) error {
+// append writes the frames that encode appends, unless the channel has ended. The caller holds
+// writing.
+func (c *netChannel) append(encode func(b []byte) ([]byte, error)) error {
 	if c.IsClosed() {
 		return amqp.ErrClosed
 	}
-	return c.conn.socket.append(func(b []byte) []byte { return appendAck(b, c.id, tag, multiple) })
+	return c.conn.socket.append(encode)
+}
+
+// Ack implements Channel.
+func (c *netChannel) Ack(tag uint64, multiple bool) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.append(func(b []byte) ([]byte, error) { return appendAck(b, c.id, tag, multiple), nil })
 }
 
 // Nack implements amqp.Acknowledger.
 func (c *netChannel) Nack(tag uint64, multiple, requeue bool) error {
-	if c.IsClosed() {
-		return amqp.ErrClosed
-	}
-	return c.conn.socket.append(func(b []byte) []byte { return appendNack(b, c.id, tag, multiple, requeue) })
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.append(func(b []byte) ([]byte, error) { return appendNack(b, c.id, tag, multiple, requeue), nil })
 }
 
 // Reject implements amqp.Acknowledger.
 func (c *netChannel) Reject(tag uint64, requeue bool) error { return c.Nack(tag, false, requeue) }
 
-// Consume implements Channel.
+// Consume implements Channel. Deliveries may come before the broker's consume-ok was handled,
+// so the frame reader knows the consumer before basic.consume is written. A consumer without a
+// tag gets its tag from amqp091-go, which then also receives its deliveries.
 func (c *netChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error) {
-	q := newDeliveryQueue(consumer)
-	c.mu.Lock()
-	c.consumers[consumer] = q
-	c.mu.Unlock()
-	over, err := c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
+	if consumer == "" {
+		return c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
+	}
+	q := newDeliveryQueue(consumer, c.conn.releaseUnread)
+	c.setConsumer(consumer, q)
+	ended, err := c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
 	if err != nil {
-		c.forget(consumer, q)
+		c.removeConsumer(consumer, q)
 		return nil, err
 	}
 	go func() {
-		for range over { //nolint:revive // the library closes it when the consumer has ended.
+		for range ended { //nolint:revive // amqp091-go closes ended when the consumer has ended.
 		}
-		c.forget(consumer, q)
-		q.close()
+		c.removeConsumer(consumer, q)
+		q.end()
 	}()
 	return q.out, nil
 }
 
-func (c *netChannel) forget(consumer string, q *deliveryQueue) {
+func (c *netChannel) setConsumer(tag string, q *deliveryQueue) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.consumers[consumer] == q {
-		delete(c.consumers, consumer)
+	c.consumers[tag] = q
+}
+
+// removeConsumer removes a consumer, unless another has got its tag.
+func (c *netChannel) removeConsumer(tag string, q *deliveryQueue) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.consumers[tag] == q {
+		delete(c.consumers, tag)
 	}
 }
 
@@ -186,172 +235,168 @@ func (c *netChannel) consumerOf(tag []byte) *deliveryQueue {
 	return c.consumers[string(tag)]
 }
 
-// deliveryQueue hands the deliveries of a consumer from the frame reader, which must not wait,
-// to the receiver. It has no bound of its own: the prefetch bounds a server, the calls in flight
-// bound a client.
+// releaseUnread releases the count of a delivery that no consumer will receive.
+func (l *netLink) releaseUnread(d *amqp.Delivery) {
+	if l.socket.frames.limits.InHand != nil && KindOfConsumer([]byte(d.ConsumerTag)) == ContentRequest {
+		l.socket.frames.limits.InHand.Release(l.Claim(len(d.Body)))
+	}
+}
+
+// deliveryQueue passes the deliveries of a consumer from the frame reader, which must not wait,
+// to the receiver. It has no bound of its own: the prefetch bounds the deliveries of a server,
+// the calls in flight those of a client. Safe for concurrent use.
 type deliveryQueue struct {
-	tag  string
-	out  chan amqp.Delivery
-	over chan struct{} // closed by close
+	tag    string
+	out    chan amqp.Delivery   // closed when the consumer has ended
+	unread func(*amqp.Delivery) // called with each delivery that comes too late for out
+
+	over chan struct{} // closed by end
 
 	mu      sync.Mutex
-	rest    []amqp.Delivery // for which out has no room
-	pumping bool            // a goroutine passes rest on
-	closed  bool
+	rest    []amqp.Delivery // deliveries for which out had no room
+	passing bool            // a goroutine passes rest on
+	ended   bool
 }
 
-// deliveryBuffer is the number of deliveries that wait without a further goroutine.
+// deliveryBuffer is the number of deliveries that wait without a goroutine to pass them on.
 const deliveryBuffer = 64
 
-func newDeliveryQueue(tag string) *deliveryQueue {
-	return &deliveryQueue{tag: tag, out: make(chan amqp.Delivery, deliveryBuffer), over: make(chan struct{})}
+func newDeliveryQueue(tag string, unread func(*amqp.Delivery)) *deliveryQueue {
+	return &deliveryQueue{tag: tag, out: make(chan amqp.Delivery, deliveryBuffer), unread: unread, over: make(chan struct{})}
 }
 
-// put adds a delivery.
+// put adds a delivery. It never blocks.
 func (q *deliveryQueue) put(d *amqp.Delivery) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
-		return
-	}
-	if !q.pumping {
+	switch {
+	case q.ended:
+		q.unread(d)
+	case q.passing:
+		q.rest = append(q.rest, *d)
+	default:
 		select {
 		case q.out <- *d:
-			return
 		default:
+			q.rest = append(q.rest, *d)
+			q.passing = true
+			go q.pass()
 		}
-	}
-	q.rest = append(q.rest, *d)
-	if !q.pumping {
-		q.pumping = true
-		go q.pump()
 	}
 }
 
-// pump passes the rest on.
-func (q *deliveryQueue) pump() {
+// pass passes the rest on until there is none, or until the consumer has ended.
+func (q *deliveryQueue) pass() {
 	for {
 		q.mu.Lock()
 		rest := q.rest
 		q.rest = nil
-		if len(rest) == 0 {
-			q.pumping = false
-			if q.closed {
-				close(q.out)
-			}
-			q.mu.Unlock()
-			return
+		if q.passing = len(rest) > 0; !q.passing && q.ended {
+			close(q.out)
 		}
 		q.mu.Unlock()
+		if len(rest) == 0 {
+			return
+		}
 		for i := range rest {
 			select {
 			case q.out <- rest[i]:
 			case <-q.over:
+				q.unread(&rest[i])
 			}
 		}
 	}
 }
 
-// close ends the queue.
-func (q *deliveryQueue) close() {
+// end ends the queue. The receiver still gets the deliveries in out.
+func (q *deliveryQueue) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
+	if q.ended {
 		return
 	}
-	q.closed = true
+	q.ended = true
 	close(q.over)
-	if !q.pumping {
+	if !q.passing {
 		close(q.out)
 	}
 }
 
-// confirmations are the unconfirmed messages of a channel.
+// confirmations are the unconfirmed messages of a channel in the order of their numbers, which
+// count from 1. The zero value is for a new channel. Safe for concurrent use.
 type confirmations struct {
-	writing sync.Mutex // held from the number of a message until it is written
-
 	mu      sync.Mutex
-	first   uint64          // the number of the message at open[0]; 0: no message was published
-	open    []*confirmation // nil: confirmed
+	settled uint64          // the number of the message before pending[0]
+	pending []*confirmation // nil: confirmed
 	ended   bool
 }
 
 // confirmation implements Confirmation.
 type confirmation struct {
 	done  chan struct{}
-	acked bool
+	acked bool // set before done is closed
 }
 
 func (c *confirmation) Done() <-chan struct{} { return c.done }
 func (c *confirmation) Acked() bool           { return c.acked }
 
-// add publishes a message by write, and returns its pending confirm.
-func (c *confirmations) add(write func() error) (*confirmation, error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	word := &confirmation{done: make(chan struct{})}
-	c.mu.Lock()
-	if c.first == 0 {
-		c.first = 1
-	}
-	ended := c.ended
-	c.open = append(c.open, word)
-	c.mu.Unlock()
-	err := amqp.ErrClosed
-	_ = ended
-	if ended {
-		return nil, err
-	}
-	if err := write(); err != nil {
-		c.mu.Lock()
-		if n := len(c.open); n > 0 && c.open[n-1] == word {
-			c.open = c.open[:n-1]
-		}
-		c.mu.Unlock()
-		return nil, err
-	}
-	return word, nil
-}
-
-// settle is called with the broker's basic.ack or basic.nack.
-func (c *confirmations) settle(tag uint64, multiple, acked bool) {
+// add returns the pending confirm of the next message. ok is false if the channel has ended.
+func (c *confirmations) add() (pending *confirmation, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.first == 0 || tag < c.first && tag != 0 {
-		return
+	if c.ended {
+		return nil, false
 	}
-	last := int(min(tag-c.first, uint64(len(c.open)-1)))
-	if tag == 0 {
-		last = len(c.open) - 1
-	}
-	from := last
-	if multiple {
-		from = 0
-	}
-	for i := from; i <= last; i++ {
-		if word := c.open[i]; word != nil {
-			word.acked = acked
-			close(word.done)
-			c.open[i] = nil
-		}
-	}
-	n := 0
-	for n < len(c.open) && c.open[n] == nil {
-		n++
-	}
-	c.open = c.open[n:]
-	c.first += uint64(n)
+	pending = &confirmation{done: make(chan struct{})}
+	c.pending = append(c.pending, pending)
+	return pending, true
 }
 
-// end settles all messages without a confirm.
+// takeBack removes the message added last, which was not written in full.
+func (c *confirmations) takeBack(last *confirmation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.pending); n > 0 && c.pending[n-1] == last {
+		c.pending = c.pending[:n-1]
+	}
+}
+
+// confirm handles the broker's basic.ack or basic.nack. With multiple it concerns all messages
+// up to tag, and all pending messages if tag is 0. An unknown tag is ignored.
+func (c *confirmations) confirm(tag uint64, multiple, acked bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first, end := tag-c.settled-1, tag-c.settled // of the indexes; first wraps around for an old tag
+	switch n := uint64(len(c.pending)); {
+	case multiple && tag == 0:
+		first, end = 0, n
+	case tag <= c.settled || end > n:
+		return
+	case multiple:
+		first = 0
+	}
+	for i := first; i < end; i++ {
+		if pending := c.pending[i]; pending != nil {
+			c.pending[i] = nil
+			pending.acked = acked
+			close(pending.done)
+		}
+	}
+	for len(c.pending) > 0 && c.pending[0] == nil {
+		c.pending = c.pending[1:]
+		c.settled++
+	}
+}
+
+// end completes all pending confirms: the channel has ended, and nothing more is acked.
 func (c *confirmations) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
-	for _, word := range c.open {
-		if word != nil {
-			close(word.done)
+	for _, pending := range c.pending {
+		if pending != nil {
+			close(pending.done)
 		}
 	}
-	c.open = nil
+	c.pending = nil
 }

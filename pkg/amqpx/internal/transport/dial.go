@@ -151,12 +151,12 @@ type netLink struct {
 func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
 func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *netLink) Received() uint64 {
-	return l.socket.received.Load() + l.socket.frames.taken.Load()
+	return l.socket.received.Load() + l.socket.frames.intake.frames.Load()
 }
-func (l *netLink) FrameSize() int                  { return l.conn.Config.FrameSize }
-func (l *netLink) Cork()                           { l.socket.cork() }
-func (l *netLink) Uncork()                         { l.socket.uncork() }
-func (l *netLink) Cut()                            { _ = l.socket.Close() }
+func (l *netLink) FrameSize() int { return l.conn.Config.FrameSize }
+func (l *netLink) Cork()          { l.socket.cork() }
+func (l *netLink) Uncork()        { l.socket.uncork() }
+func (l *netLink) Cut()           { _ = l.socket.Close() }
 
 func (l *netLink) Claim(n int) int64 {
 	if l.socket.frames.limits.InHand == nil {

@@ -19,14 +19,12 @@ import (
 
 // Classes and methods (AMQP 0-9-1 section 1.2 and RabbitMQ's extension basic.nack).
 const (
-	classChannel = 20
-	channelOpen  = 11 // channel.open-ok
+	classChannel  = 20
+	channelOpenOK = 11
 
 	classBasic   = 60
 	basicPublish = 40
-	basicReturn  = 50
 	basicDeliver = 60
-	basicGetOK   = 71
 	basicAck     = 80
 	basicNack    = 120
 )
@@ -89,35 +87,32 @@ func bit(set bool, at int) byte {
 	return 0
 }
 
-// appendPublish appends a message: basic.publish, the content header and the body in frames of
-// at most frameSize bytes; 0 is no limit. On an error b is returned as it was.
-func appendPublish(b []byte, channel uint16, exchange, key string, mandatory bool, msg *amqp.Publishing, frameSize int) ([]byte, error) {
+// appendMessage appends a message without its body: basic.publish and the content header. If
+// err is not nil, b ends with an incomplete message.
+func appendMessage(b []byte, channel uint16, exchange, key string, mandatory bool, msg *amqp.Publishing) (_ []byte, err error) {
 	if max(len(exchange), len(key)) > wire.MaxShortString {
 		return b, errShortString
 	}
-	before := len(b)
+	start := len(b)
 	b = append(beginMethod(b, channel, basicPublish), 0, 0) // a reserved field
 	b = appendShortString(appendShortString(b, exchange), key)
-	b = endFrame(append(b, bit(mandatory, 0)), before)
-	start := len(b)
-	b = append(beginFrame(b, frameContent, channel), 0, classBasic, 0, 0) // class, and a weight of 0
+	b = endFrame(append(b, bit(mandatory, 0)), start)
+	start = len(b)
+	b = append(beginFrame(b, frameContent, channel), 0, classBasic, 0, 0) // the class, and a weight of 0
 	b = binary.BigEndian.AppendUint64(b, uint64(len(msg.Body)))
-	b, err := appendProperties(b, msg)
-	if err != nil {
-		return b[:before], err
+	if b, err = appendProperties(b, msg); err != nil {
+		return b, err
 	}
-	b = endFrame(b, start)
-	chunk := frameSize - frameOverhead
-	if chunk <= 0 {
-		chunk = math.MaxInt
+	return endFrame(b, start), nil
+}
+
+// appendBody appends a frame of a body; an empty body has no frame.
+func appendBody(b []byte, channel uint16, body []byte) []byte {
+	if len(body) == 0 {
+		return b
 	}
-	for body := msg.Body; len(body) > 0; {
-		n := min(chunk, len(body))
-		start = len(b)
-		b = endFrame(append(beginFrame(b, frameBody, channel), body[:n]...), start)
-		body = body[n:]
-	}
-	return b, nil
+	start := len(b)
+	return endFrame(append(beginFrame(b, frameBody, channel), body...), start)
 }
 
 // appendProperties appends the flags and the properties of msg.

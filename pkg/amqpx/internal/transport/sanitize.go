@@ -12,8 +12,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// frameReader reads AMQP frames for amqp091-go and replaces header tables that the library
-// cannot read. The library ends the connection on a table of more than 8192 entries or nested
+// frameReader reads AMQP frames, for amqp091-go and for the channels of this package, and
+// replaces header tables that the library cannot read. The library ends the connection on a table of more than 8192 entries or nested
 // deeper than 32. RabbitMQ accepts both, and would redeliver the message: a single message
 // would keep every server, or a client, from ever being ready. Instead the message arrives
 // with [wire.HeaderUnreadable] set and is refused.
@@ -22,8 +22,8 @@ import (
 // tells a body's size before the body arrives. A body beyond the bounds is discarded while
 // being read, and its message arrives with an empty body and [wire.HeaderDropped] set.
 //
-// frameReader inspects only content headers and, if bodies are counted, the methods before
-// them; all other frames pass unchanged.
+// frameReader takes the deliveries and the confirms of the open channels, see intake. It
+// inspects content headers and methods; all other frames pass unchanged.
 type frameReader struct {
 	r       *bufio.Reader
 	limits  ContentLimits
@@ -42,13 +42,8 @@ type frameReader struct {
 	unclaimed UnclaimedBodies
 	peer      peerStart
 
-	channels   openChannels
-	assembling map[uint16]*assembly // the deliveries whose content has not arrived in full
-	body       *assembly            // whose body frame is being read
-	left       int                  // bytes of that frame
-	yield      bool                 // return the bytes so far before the next frame
-	taken      atomic.Uint64        // frames that did not pass on to amqp091-go
-	passedAt   time.Time            // the last time that bytes were passed on
+	channels openChannels
+	intake   intake
 }
 
 // peerStart records how a connection began and, if it ended before AMQP was established, why.
@@ -120,8 +115,8 @@ func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
 // the first byte.
 func (f *frameReader) Read(p []byte) (total int, err error) {
 	for total < len(p) && err == nil {
-		if total > 0 && (f.yield || !f.ready()) {
-			f.yield = false
+		if total > 0 && (f.intake.yield || !f.ready()) {
+			f.intake.yield = false
 			break
 		}
 		var n int
@@ -138,7 +133,7 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 			n, err = f.r.Discard(min(f.discard, max(f.r.Buffered(), 1)))
 			f.discard -= n
 			n = 0
-		case f.body != nil:
+		case f.intake.body != nil:
 			err = f.readBody()
 		default:
 			err = f.next(total == 0)
@@ -147,7 +142,7 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 	}
 	if total > 0 {
 		err = nil // the next call returns the error again
-		f.passedAt = time.Now()
+		f.intake.passedAt = time.Now()
 	}
 	if err != nil {
 		f.peer.once.Do(func() {
@@ -164,7 +159,7 @@ func (f *frameReader) ready() bool {
 		return true
 	}
 	buffered := f.r.Buffered()
-	if f.raw || f.pass > 0 || f.discard > 0 || f.body != nil {
+	if f.raw || f.pass > 0 || f.discard > 0 || f.intake.body != nil {
 		return buffered > 0
 	}
 	if buffered < frameHeaderBytes {
@@ -185,7 +180,8 @@ func (f *frameReader) ready() bool {
 	}
 }
 
-// next starts the next frame: it reads a content header whole; any other frame will pass.
+// next starts the next frame. It takes the frame, or reads a content header whole; any other
+// frame will pass. first reports whether amqp091-go has handled all frames before.
 func (f *frameReader) next(first bool) error {
 	start, err := f.r.Peek(1)
 	if err != nil {
@@ -219,10 +215,8 @@ func (f *frameReader) next(first bool) error {
 			return err
 		}
 	}
-	if kind == frameBody && len(f.assembling) > 0 {
-		if a := f.assembling[channel]; a != nil {
-			return f.beginBody(a, int(size))
-		}
+	if a := f.intake.assembling[channel]; a != nil && kind == frameBody {
+		return f.beginBody(a, int(size))
 	}
 	if kind != frameContent || size > maxFrame {
 		f.pass = frameHeaderBytes + int(size) + 1
@@ -236,7 +230,7 @@ func (f *frameReader) next(first bool) error {
 		return err
 	}
 	frame = f.bounded(channel, withReadableTable(frame))
-	if a := f.assembling[channel]; a != nil {
+	if a := f.intake.assembling[channel]; a != nil {
 		return f.takeHeader(a, frame)
 	}
 	f.out = frame

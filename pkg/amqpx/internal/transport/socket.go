@@ -19,6 +19,9 @@ import (
 // maxCorkedBytes is the size of the buffer at which a corked socket writes all the same.
 const maxCorkedBytes = 64 << 10
 
+// maxSpareBytes bounds the buffer that an idle socket keeps. A batch and its frames fit.
+const maxSpareBytes = MaxBatchBody + maxCorkedBytes
+
 // socket is the net.Conn under amqp091-go. It adds a deadline for every write, so that a
 // broker that stops reading cannot block a publisher for ever, and coalescing, so that many
 // small frames leave in one system call.
@@ -90,8 +93,9 @@ func (s *socket) Write(p []byte) (int, error) {
 	return len(p), s.err
 }
 
-// append writes the frames that encode appends to the buffer.
-func (s *socket) append(encode func([]byte) []byte) error {
+// append writes the bytes that encode appends to the buffer, like Write, in one piece. If encode
+// fails, it returns the buffer as it was.
+func (s *socket) append(encode func(b []byte) ([]byte, error)) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
@@ -100,7 +104,9 @@ func (s *socket) append(encode func([]byte) []byte) error {
 	if s.err != nil {
 		return s.err
 	}
-	s.buf = encode(s.buf)
+	if s.buf, err = encode(s.buf); err != nil {
+		return err
+	}
 	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
 		s.flushGathered()
 	}
@@ -131,7 +137,9 @@ func (s *socket) flushGathered() {
 		p := s.buf
 		s.buf = s.spare[:0]
 		s.flush(p)
-		s.spare = p
+		if s.spare = p; cap(p) > maxSpareBytes {
+			s.spare = nil
+		}
 	}
 }
 
