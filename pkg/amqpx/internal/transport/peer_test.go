@@ -132,6 +132,8 @@ func (p *peer) answer(channel uint16, m method, args []byte) {
 		tag := args[3+int(args[2]):]
 		p.send(channel, method{60, 21}, string(tag[:1+int(tag[0])]))
 		_, _ = p.conn.Write(p.frames)
+	case method{60, 30}: // cancel
+		p.send(channel, method{60, 31}, string(args[:1+int(args[0])]))
 	}
 }
 
@@ -139,6 +141,29 @@ func (p *peer) answer(channel uint16, m method, args []byte) {
 func openLink(t testing.TB, p *peer, limits ContentLimits, config amqp.Config) (l *netLink, far net.Conn) {
 	t.Helper()
 	near, far := net.Pipe()
+	return openLinkOn(t, near, far, p, limits, config), far
+}
+
+// tcpPair returns the ends of a connection with buffers.
+func tcpPair(t testing.TB) (near, far net.Conn) {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // only to free it.
+	if near, err = new(net.Dialer).DialContext(t.Context(), "tcp", listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = listener.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
+// openLinkOn is openLink on a connection.
+func openLinkOn(t testing.TB, near, far net.Conn, p *peer, limits ContentLimits, config amqp.Config) *netLink {
+	t.Helper()
 	servePeer(far, p)
 	s := newSocket(near, time.Minute)
 	s.frames = newFrameReader(near, limits)
@@ -147,7 +172,7 @@ func openLink(t testing.TB, p *peer, limits ContentLimits, config amqp.Config) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	l = &netLink{
+	l := &netLink{
 		conn: conn, socket: s,
 		ended:  conn.NotifyClose(make(chan *amqp.Error, 1)),
 		blocks: conn.NotifyBlocked(make(chan amqp.Blocking, 16)),
@@ -157,7 +182,7 @@ func openLink(t testing.TB, p *peer, limits ContentLimits, config amqp.Config) (
 		<-p.ended
 		_ = conn.Close()
 	})
-	return l, far
+	return l
 }
 
 // openOwn opens a channel of l.
