@@ -182,7 +182,10 @@ func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publi
 		chunk = min(chunk, size-frameOverhead)
 	}
 	first, rest := msg.Body[:chunk], msg.Body[chunk:]
-	err := c.append(len(rest) > 0, func(b []byte) ([]byte, error) {
+	if c.IsClosed() {
+		return amqp.ErrClosed // and not the error of the socket, because amqp091-go knows a better reason
+	}
+	err := c.conn.socket.append(c, len(rest) > 0, func(b []byte) ([]byte, error) {
 		start := len(b)
 		b, err := appendMessage(b, c.id, exchange, key, mandatory, msg)
 		if err != nil {
@@ -196,40 +199,29 @@ func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publi
 		}
 		part := rest[:min(chunk, len(rest))]
 		rest = rest[len(part):]
-		err = c.conn.socket.append(c.id, len(rest) > 0, func(b []byte) ([]byte, error) { return appendBody(b, c.id, part), nil })
+		err = c.conn.socket.append(c, len(rest) > 0, func(b []byte) ([]byte, error) { return appendBody(b, c.id, part), nil })
 	}
 	return err
 }
 
-// append writes the frames that encode appends, unless the channel has ended. If more is true,
-// further frames of the message follow. The caller holds writing.
-func (c *netChannel) append(more bool, encode func(b []byte) ([]byte, error)) error {
+// respond writes an acknowledgement.
+func (c *netChannel) respond(encode func(b []byte) ([]byte, error)) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	if c.IsClosed() {
-		return amqp.ErrClosed // and not the error of the socket, whose reason the connection knows
+		return amqp.ErrClosed
 	}
-	return c.conn.socket.append(c.id, more, func(b []byte) ([]byte, error) {
-		// This is certain only while the socket is locked: amqp091-go marks the channel as
-		// closed before it writes close-ok, and then the number may be given to another
-		// channel.
-		if c.closing.Load() || c.IsClosed() {
-			return b, amqp.ErrClosed
-		}
-		return encode(b)
-	})
+	return c.conn.socket.append(c, false, encode)
 }
 
 // Ack implements Channel.
 func (c *netChannel) Ack(tag uint64, multiple bool) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	return c.append(false, func(b []byte) ([]byte, error) { return appendAck(b, c.id, tag, multiple), nil })
+	return c.respond(func(b []byte) ([]byte, error) { return appendAck(b, c.id, tag, multiple), nil })
 }
 
 // Nack implements amqp.Acknowledger.
 func (c *netChannel) Nack(tag uint64, multiple, requeue bool) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	return c.append(false, func(b []byte) ([]byte, error) { return appendNack(b, c.id, tag, multiple, requeue), nil })
+	return c.respond(func(b []byte) ([]byte, error) { return appendNack(b, c.id, tag, multiple, requeue), nil })
 }
 
 // Reject implements amqp.Acknowledger.

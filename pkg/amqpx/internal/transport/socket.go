@@ -109,25 +109,31 @@ func (s *socket) Write(p []byte) (int, error) {
 // append writes the frames of a channel that encode appends to the buffer, like Write, in one
 // piece. If encode fails, it returns the buffer as it was. If more is true, the last of these
 // frames is not the last of its message, and until a call without more no frame of amqp091-go
-// for this channel is written.
-func (s *socket) append(channel uint16, more bool, encode func(b []byte) ([]byte, error)) (err error) {
+// for this channel is written. If the channel has ended, append returns amqp.ErrClosed, except
+// for the rest of a message. The end is certain only while the socket is locked: amqp091-go
+// marks a channel as closed before it writes close-ok, and then the channel's number may be
+// given to another channel.
+func (s *socket) append(ch *netChannel, more bool, encode func(b []byte) ([]byte, error)) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.awaitRoom(); err != nil {
 		return err
 	}
+	frames, begun := s.held[ch.id]
+	if !begun && (ch.closing.Load() || ch.IsClosed()) {
+		return amqp.ErrClosed
+	}
 	if s.buf, err = encode(s.buf); err != nil {
 		return err
 	}
-	frames, held := s.held[channel]
 	switch {
 	case more && s.held == nil:
-		s.held = map[uint16][]byte{channel: nil}
+		s.held = map[uint16][]byte{ch.id: nil}
 	case more:
-		s.held[channel] = frames
-	case held:
+		s.held[ch.id] = frames
+	case begun:
 		s.buf = append(s.buf, frames...)
-		delete(s.held, channel)
+		delete(s.held, ch.id)
 	}
 	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
 		s.flushGathered()
