@@ -138,7 +138,7 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink implements Conn with amqp091-go.
+// netLink implements Conn with amqp091-go; netChannel tells what passes by that library.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket
