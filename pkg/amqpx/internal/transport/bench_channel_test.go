@@ -28,7 +28,7 @@ func request(body int) amqp.Publishing {
 func BenchmarkPublish(b *testing.B) {
 	for name, body := range map[string]int{"small": 64, "batch": 64 << 10} {
 		b.Run(name, func(b *testing.B) {
-			l, _ := openLink(b, &peer{}, ContentLimits{}, amqp.Config{})
+			l, _ := openLink(b, &peer{}, amqp.Config{})
 			ch := confirmed(b, l)
 			l.socket.mu.Lock()
 			l.socket.Conn = discard{l.socket.Conn}

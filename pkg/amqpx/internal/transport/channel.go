@@ -57,7 +57,7 @@ func (l *netLink) Channel() (Channel, error) {
 	open.add(c)
 	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
-		for range ends { //nolint:revive // amqp091-go closes ends when the channel or the connection has ended.
+		for range ends { // amqp091-go closes ends when the channel or the connection has ended.
 		}
 		open.remove(c)
 		close(c.over)
@@ -242,7 +242,7 @@ func (c *netChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal
 		return nil, err
 	}
 	go func() {
-		for range ended { //nolint:revive // amqp091-go closes ended when the consumer has ended.
+		for range ended { // amqp091-go closes ended when the consumer has ended.
 		}
 		c.removeConsumer(consumer, q)
 		q.end()

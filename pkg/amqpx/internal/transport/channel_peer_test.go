@@ -36,9 +36,9 @@ func confirmed(t testing.TB, l *netLink) *netChannel {
 	return ch
 }
 
-func publish(t *testing.T, ch *netChannel, body []byte) Confirmation {
+func publish(t *testing.T, ch *netChannel) Confirmation {
 	t.Helper()
-	pending, err := ch.PublishTo("q", true, amqp.Publishing{Body: body})
+	pending, err := ch.PublishTo("q", true, amqp.Publishing{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,11 +50,11 @@ func publish(t *testing.T, ch *netChannel, body []byte) Confirmation {
 func TestConfirmDoesNotOvertakeAReturn(t *testing.T) {
 	t.Parallel()
 	var w writtenFrames
-	l, far := openLink(t, &peer{seen: w.seen}, ContentLimits{}, amqp.Config{})
+	l, far := openLink(t, &peer{seen: w.seen}, amqp.Config{})
 	ch := confirmed(t, l)
 	returns := ch.NotifyReturn(make(chan amqp.Return, 8))
 	for i := range byte(100) {
-		first, second := publish(t, ch, nil), publish(t, ch, nil)
+		first, second := publish(t, ch), publish(t, ch)
 		stream := slices.Concat(returnFrames(t, "first"), confirmFrame(2*i+1, false), message(t, "not taken"), returnFrames(t, "second"), confirmFrame(2*i+2, false))
 		for part := range slices.Chunk(stream, []int{len(stream), 1, 7, 50}[i%4]) {
 			if _, err := far.Write(part); err != nil {
@@ -80,7 +80,7 @@ func TestTakenFramesAreSignsOfLife(t *testing.T) {
 	t.Parallel()
 	for _, interval := range []time.Duration{time.Second, 10 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			l, far := openLink(t, &peer{}, ContentLimits{}, amqp.Config{Heartbeat: interval})
+			l, far := openLink(t, &peer{}, amqp.Config{Heartbeat: interval})
 			ch := openOwn(t, l)
 			deliveries, err := ch.Consume("q", "t", true, false, false, false, nil)
 			if err != nil {
@@ -123,7 +123,7 @@ func TestDeliveredBodyOverASlowNetwork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const interval, chunk, chunks = 10 * time.Second, 100_000, 30
-		l, far := openLink(t, &peer{}, ContentLimits{}, amqp.Config{Heartbeat: interval})
+		l, far := openLink(t, &peer{}, amqp.Config{Heartbeat: interval})
 		ch := openOwn(t, l)
 		deliveries, err := ch.Consume("q", "t", true, false, false, false, nil)
 		if err != nil {
@@ -168,7 +168,7 @@ func TestChannelThatEndsWithinAMessage(t *testing.T) {
 						})
 					}
 				}}
-				l, _ := openLink(t, p, ContentLimits{}, amqp.Config{ChannelMax: 2})
+				l, _ := openLink(t, p, amqp.Config{ChannelMax: 2})
 				ch, other := confirmed(t, l), openOwn(t, l)
 				var pending Confirmation
 				var err error
@@ -218,7 +218,7 @@ func TestConnectionThatEndsWithinAMessage(t *testing.T) {
 				})
 			}
 		}}
-		l, _ := openLink(t, p, ContentLimits{}, amqp.Config{})
+		l, _ := openLink(t, p, amqp.Config{})
 		ch := confirmed(t, l)
 		published := make(chan error)
 		go func() {
@@ -241,14 +241,14 @@ func TestNumberOfAChannelIsUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w writtenFrames
 		p := &peer{seen: w.seen}
-		l, far := openLink(t, p, ContentLimits{}, amqp.Config{ChannelMax: 1})
+		l, far := openLink(t, p, amqp.Config{ChannelMax: 1})
 		for range 20 {
 			old := confirmed(t, l)
 			deliveries, err := old.Consume("q", "t", false, false, false, false, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			lost := publish(t, old, nil)
+			lost := publish(t, old)
 			whole, cut := message(t, "old"), message(t, "cut off")
 			if _, err := far.Write(append(whole, cut[:len(cut)-frameOverhead-1]...)); err != nil {
 				t.Fatal(err)
@@ -276,7 +276,7 @@ func TestNumberOfAChannelIsUsedAgain(t *testing.T) {
 			if got := writes(t, ch, &w, func() error { return nil }); len(got) > 0 {
 				t.Errorf("the old channel wrote %q", got)
 			}
-			pending := publish(t, ch, nil)
+			pending := publish(t, ch)
 			if _, err := far.Write(append(message(t, "new"), confirmFrame(1, false)...)); err != nil {
 				t.Fatal(err)
 			}
@@ -307,7 +307,7 @@ func TestNothingIsWrittenAfterCloseOK(t *testing.T) {
 		}
 		w.seen(frame)
 	}}
-	l, _ := openLink(t, p, ContentLimits{}, amqp.Config{})
+	l, _ := openLink(t, p, amqp.Config{})
 	for range 200 {
 		ch := openOwn(t, l)
 		var users sync.WaitGroup
@@ -316,7 +316,7 @@ func TestNothingIsWrittenAfterCloseOK(t *testing.T) {
 			func() error { return ch.PublishFanout("e", amqp.Publishing{Body: make([]byte, 300_000)}) },
 		} {
 			users.Go(func() {
-				for use() == nil { //nolint:revive // until the channel has ended.
+				for use() == nil { // until the channel has ended
 				}
 			})
 		}
@@ -330,7 +330,7 @@ func TestNothingIsWrittenAfterCloseOK(t *testing.T) {
 func TestConcurrentWritersOfAChannel(t *testing.T) {
 	t.Parallel()
 	var w writtenFrames
-	l, _ := openLink(t, &peer{seen: w.seen, frameMax: 4096}, ContentLimits{}, amqp.Config{})
+	l, _ := openLink(t, &peer{seen: w.seen, frameMax: 4096}, amqp.Config{})
 	ch := confirmed(t, l)
 	var users sync.WaitGroup
 	for i := range 3 {
@@ -374,7 +374,7 @@ func TestFailedWriteIsTheReasonOfTheEnd(t *testing.T) {
 	for name, body := range map[string]int{"small": 1, "large": 1 << 20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, _ := openLink(t, &peer{}, ContentLimits{}, amqp.Config{})
+			l, _ := openLink(t, &peer{}, amqp.Config{})
 			ch := confirmed(t, l)
 			u := &unwritable{Conn: l.socket.Conn, broken: make(chan struct{})}
 			l.socket.mu.Lock()
@@ -395,7 +395,7 @@ func TestFailedWriteIsTheReasonOfTheEnd(t *testing.T) {
 func TestBytesInHandAtEveryEnd(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(60) {
-		r := rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // a test with a known seed.
+		r := rand.New(rand.NewPCG(seed, 2))
 		limits := limited(1000, 1<<30)
 		var w writtenFrames
 		p := &peer{seen: w.seen}

@@ -51,7 +51,7 @@ func (m *confirmModel) check(t *testing.T) {
 func TestConfirmsAgainstAModel(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(300) {
-		r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test with a known seed.
+		r := rand.New(rand.NewPCG(seed, 0))
 		var c confirmations
 		var m confirmModel
 		for range 200 {
@@ -176,7 +176,7 @@ func TestQueuedDeliveriesAtTheEndOfTheChannel(t *testing.T) {
 func TestEachDeliveryIsHandedOutOrUnread(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(200) {
-		r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test with a known seed.
+		r := rand.New(rand.NewPCG(seed, 1))
 		n, ends, breaks := uint64(r.IntN(400)), uint64(r.IntN(400)), uint64(r.IntN(600))
 		q, over, unread := queueUnderTest()
 		got := make(chan []uint64)

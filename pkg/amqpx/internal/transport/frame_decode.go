@@ -60,11 +60,7 @@ func (r *fieldReader) uint64() uint64 {
 func (r *fieldReader) shortString() []byte { return r.take(int(r.octet())) }
 
 func (r *fieldReader) longString() []byte {
-	n := r.uint32()
-	if n > math.MaxInt32 {
-		n = math.MaxInt32
-	}
-	return r.take(int(n))
+	return r.take(int(min(r.uint32(), math.MaxInt32)))
 }
 
 // table reads a field table. The frame reader has checked the table (withReadableTable), so its

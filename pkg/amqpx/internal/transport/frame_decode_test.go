@@ -89,7 +89,7 @@ func TestDeliveriesAreReadAsByTheLibrary(t *testing.T) {
 	add("unknown flags", deliverAs("t", 1, false, "", "k"), rawHeader(flagAppID|3, "\x01a"))
 	add("unreadable table", deliverAs("t", 1, false, "", "k"), contentHeader(deepTable(40)))
 
-	library, _ := openLink(t, &peer{frames: stream}, ContentLimits{}, amqp.Config{})
+	library, _ := openLink(t, &peer{frames: stream}, amqp.Config{})
 	plain, err := library.conn.Channel()
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestDeliveriesAreReadAsByTheLibrary(t *testing.T) {
 	deliveries, err := plain.Consume("q", "t", true, false, false, false, nil)
 	want := receive(t, deliveries, err, len(names))
 
-	l, _ := openLink(t, &peer{frames: stream}, ContentLimits{}, amqp.Config{})
+	l, _ := openLink(t, &peer{frames: stream}, amqp.Config{})
 	ch := openOwn(t, l)
 	deliveries, err = ch.Consume("q", "t", true, false, false, false, nil)
 	got := receive(t, deliveries, err, len(names))
@@ -112,7 +112,7 @@ func TestDeliveriesAreReadAsByTheLibrary(t *testing.T) {
 func TestDeliveriesAreAcknowledged(t *testing.T) {
 	t.Parallel()
 	var w writtenFrames
-	l, _ := openLink(t, &peer{seen: w.seen, frames: deliveryOf(t, "t", 5, 10, amqp.Publishing{})}, ContentLimits{}, amqp.Config{})
+	l, _ := openLink(t, &peer{seen: w.seen, frames: deliveryOf(t, "t", 5, 10, amqp.Publishing{})}, amqp.Config{})
 	ch := openOwn(t, l)
 	deliveries, err := ch.Consume("q", "t", false, false, false, false, nil)
 	if err != nil {

@@ -42,7 +42,13 @@ func messages() map[string]amqp.Publishing {
 	}
 	for _, value := range []any{
 		nil, true, false, byte(200), int8(-1), int16(-2), uint16(65535), -3, int32(-4), uint32(1 << 31), int64(-5), float32(0.5),
-		-0.25, amqp.Decimal{Scale: 2, Value: -314}, at, "", "text", []byte{}, []byte{0, 1}, amqp.Table{}, []any{},
+		-0.25,
+		amqp.Decimal{Scale: 2, Value: -314},
+		at, "", "text",
+		[]byte{},
+		[]byte{0, 1},
+		amqp.Table{},
+		[]any{},
 		amqp.Table{"n": amqp.Table{"m": []any{int64(1), amqp.Table{"o": nil}, []any{[]any{}}}}},
 		[]any{nil, true, byte(1), int8(1), int16(1), uint16(1), 1, int32(1), uint32(1), int64(1), float32(1), 1.0, at, "s", []byte("b")},
 	} {
@@ -66,7 +72,7 @@ func writes(t *testing.T, ch *netChannel, w *writtenFrames, publish func() error
 func TestMessagesAreEncodedAsByTheLibrary(t *testing.T) {
 	t.Parallel()
 	var w writtenFrames
-	l, _ := openLink(t, &peer{seen: w.seen}, ContentLimits{}, amqp.Config{})
+	l, _ := openLink(t, &peer{seen: w.seen}, amqp.Config{})
 	ch := openOwn(t, l)
 	compare := func(name, exchange, key string, mandatory bool, msg amqp.Publishing) {
 		t.Helper()
@@ -107,7 +113,7 @@ func TestBodiesAreSplitAsByTheLibrary(t *testing.T) {
 			t.Parallel()
 			var w writtenFrames
 			p.seen = w.seen
-			l, _ := openLink(t, p, ContentLimits{}, amqp.Config{})
+			l, _ := openLink(t, p, amqp.Config{})
 			wantSame(t, "frame size", l.FrameSize(), int(p.frameMax))
 			ch := openOwn(t, l)
 			chunk := max(l.FrameSize(), 4096) - frameOverhead
@@ -162,7 +168,7 @@ func TestMessagesThatCannotBeEncoded(t *testing.T) {
 			t.Parallel()
 			var w writtenFrames
 			p := &peer{seen: w.seen}
-			l, _ := openLink(t, p, ContentLimits{}, amqp.Config{})
+			l, _ := openLink(t, p, amqp.Config{})
 			ch := openOwn(t, l)
 			if err := ch.Confirm(false); err != nil {
 				t.Fatal(err)

@@ -105,7 +105,7 @@ func TestFramesOfDeliveriesAreTaken(t *testing.T) {
 	t.Parallel()
 	deliver, header := deliverAs("t", 1, false, "", "q"), sized(6, rawHeader(0, ""))
 	foo, bar := frameOf(frameBody, []byte("foo")), frameOf(frameBody, []byte("bar"))
-	other := func(frame []byte) []byte { return onOtherChannel(frame) }
+	other := onOtherChannel
 	cancel := frameOf(frameMethod, []byte("\x00\x3c\x00\x1e\x01t\x00"))
 	unknown := deliveryOf(t, "unknown", 1, 3, amqp.Publishing{Body: []byte("foobar")})
 	onThird := slices.Clone(message(t, "")) // no open channel
@@ -117,7 +117,8 @@ func TestFramesOfDeliveriesAreTaken(t *testing.T) {
 	}{
 		"one after the other": {[][]byte{message(t, "foobar"), message(t, ""), message(t, "x")}, nil, [2][]string{{"foobar", "", "x"}}},
 		"of two channels, interleaved": {
-			[][]byte{deliver, other(deliver), header, other(header), other(bar), foo, other(foo), bar}, nil,
+			[][]byte{deliver, other(deliver), header, other(header), other(bar), foo, other(foo), bar},
+			nil,
 			[2][]string{{"foobar"}, {"barfoo"}},
 		},
 		"with heartbeats":       {[][]byte{deliver, heartbeatFrame, header, heartbeatFrame, foo, heartbeatFrame, bar}, nil, [2][]string{{"foobar"}}},

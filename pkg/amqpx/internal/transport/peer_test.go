@@ -138,10 +138,10 @@ func (p *peer) answer(channel uint16, m method, args []byte) {
 }
 
 // openLink opens a connection to p, without a network. The test ends the connection.
-func openLink(t testing.TB, p *peer, limits ContentLimits, config amqp.Config) (l *netLink, far net.Conn) {
+func openLink(t testing.TB, p *peer, config amqp.Config) (l *netLink, far net.Conn) {
 	t.Helper()
 	near, far := net.Pipe()
-	return openLinkOn(t, near, far, p, limits, config), far
+	return openLinkOn(t, near, far, p, ContentLimits{}, config), far
 }
 
 // tcpPair returns the ends of a connection with buffers.
