@@ -15,15 +15,19 @@ import (
 type netChannel struct {
 	*amqp.Channel
 
-	id       uint16
-	conn     *netLink
-	confirms confirmations
+	id         uint16
+	conn       *netLink
+	over       chan struct{} // closed after the end of the channel
+	closing    atomic.Bool   // Close has been called
+	confirming atomic.Bool   // the broker confirms messages
+	confirms   confirmations
 	// turn is held by a method that waits for the broker's answer: amqp091-go would mix up the
 	// responses to two concurrent methods.
 	turn chan struct{}
 
 	// writing is held while the frames of a message are written, and during an
-	// acknowledgement: no other frame of the channel may come between the frames of a message.
+	// acknowledgement: no other frame of the channel may come between the frames of a message,
+	// or the broker ends the connection. For the frames of amqp091-go see socket.append.
 	writing sync.Mutex
 
 	mu        sync.Mutex
@@ -46,15 +50,17 @@ func (l *netLink) Channel() (Channel, error) {
 		Channel:   ch,
 		id:        uint16(open.opened.Load()), //nolint:gosec // the frame reader stored 16 bits.
 		conn:      l,
+		over:      make(chan struct{}),
 		turn:      make(chan struct{}, 1),
 		consumers: make(map[string]*deliveryQueue),
 	}
 	open.add(c)
 	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
-		for range ends { //nolint:revive // amqp091-go closes ends when the channel or the connection has ended.
+		for range ends { // amqp091-go closes ends when the channel or the connection has ended.
 		}
 		open.remove(c)
+		close(c.over)
 		c.confirms.end()
 	}()
 	return c, nil
@@ -117,6 +123,20 @@ func (c *netChannel) Cancel(consumer string, noWait bool) error {
 	return c.Channel.Cancel(consumer, noWait)
 }
 
+// Confirm implements Channel.
+func (c *netChannel) Confirm(noWait bool) error {
+	err := c.Channel.Confirm(noWait)
+	c.confirming.Store(err == nil)
+	return err
+}
+
+// Close implements Channel. The broker ends the connection if it receives a frame of a closed
+// channel, so nothing more is written from the begin of Close on.
+func (c *netChannel) Close() error {
+	c.closing.Store(true)
+	return c.Channel.Close()
+}
+
 // PublishTo implements Channel.
 func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
 	c.writing.Lock()
@@ -136,19 +156,36 @@ func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) 
 func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	return c.write(exchange, "", true, &msg)
+	if !c.confirming.Load() {
+		return c.write(exchange, "", true, &msg)
+	}
+	pending, ok := c.confirms.add() // the broker counts the message
+	if !ok {
+		return amqp.ErrClosed
+	}
+	err := c.write(exchange, "", true, &msg)
+	if err != nil {
+		c.confirms.takeBack(pending)
+	}
+	return err
 }
 
 // write writes a message, one frame of its body at a time: the socket's time limit is for a
-// write. If the channel ends meanwhile, the rest is not written and the error is
-// amqp.ErrClosed; a broker drops an incomplete message. The caller holds writing.
+// write. If the channel has ended before, the error is amqp.ErrClosed and nothing is written. If
+// the channel ends meanwhile, the rest is written nevertheless and its end is the result of the
+// confirm: RabbitMQ ends the connection if the channel's close-ok comes between the frames of a
+// message. If the connection ends meanwhile, the error is amqp.ErrClosed and the message is
+// incomplete. The caller holds writing.
 func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publishing) error {
 	chunk := len(msg.Body)
 	if size := c.conn.FrameSize(); size > 0 {
 		chunk = min(chunk, size-frameOverhead)
 	}
 	first, rest := msg.Body[:chunk], msg.Body[chunk:]
-	err := c.append(func(b []byte) ([]byte, error) {
+	if c.IsClosed() {
+		return amqp.ErrClosed // and not the error of the socket, because amqp091-go knows a better reason
+	}
+	err := c.conn.socket.append(c, len(rest) > 0, func(b []byte) ([]byte, error) {
 		start := len(b)
 		b, err := appendMessage(b, c.id, exchange, key, mandatory, msg)
 		if err != nil {
@@ -157,34 +194,34 @@ func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publi
 		return appendBody(b, c.id, first), nil
 	})
 	for err == nil && len(rest) > 0 {
-		n := min(chunk, len(rest))
-		err = c.append(func(b []byte) ([]byte, error) { return appendBody(b, c.id, rest[:n]), nil })
-		rest = rest[n:]
+		if c.conn.conn.IsClosed() {
+			return amqp.ErrClosed
+		}
+		part := rest[:min(chunk, len(rest))]
+		rest = rest[len(part):]
+		err = c.conn.socket.append(c, len(rest) > 0, func(b []byte) ([]byte, error) { return appendBody(b, c.id, part), nil })
 	}
 	return err
 }
 
-// append writes the frames that encode appends, unless the channel has ended. The caller holds
-// writing.
-func (c *netChannel) append(encode func(b []byte) ([]byte, error)) error {
+// respond writes an acknowledgement.
+func (c *netChannel) respond(encode func(b []byte) ([]byte, error)) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	if c.IsClosed() {
 		return amqp.ErrClosed
 	}
-	return c.conn.socket.append(encode)
+	return c.conn.socket.append(c, false, encode)
 }
 
 // Ack implements Channel.
 func (c *netChannel) Ack(tag uint64, multiple bool) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	return c.append(func(b []byte) ([]byte, error) { return appendAck(b, c.id, tag, multiple), nil })
+	return c.respond(func(b []byte) ([]byte, error) { return appendAck(b, c.id, tag, multiple), nil })
 }
 
 // Nack implements amqp.Acknowledger.
 func (c *netChannel) Nack(tag uint64, multiple, requeue bool) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	return c.append(func(b []byte) ([]byte, error) { return appendNack(b, c.id, tag, multiple, requeue), nil })
+	return c.respond(func(b []byte) ([]byte, error) { return appendNack(b, c.id, tag, multiple, requeue), nil })
 }
 
 // Reject implements amqp.Acknowledger.
@@ -197,7 +234,7 @@ func (c *netChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal
 	if consumer == "" {
 		return c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
 	}
-	q := newDeliveryQueue(consumer, c.conn.releaseUnread)
+	q := newDeliveryQueue(consumer, c.over, c.releaseUnread)
 	c.setConsumer(consumer, q)
 	ended, err := c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
 	if err != nil {
@@ -205,7 +242,7 @@ func (c *netChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal
 		return nil, err
 	}
 	go func() {
-		for range ended { //nolint:revive // amqp091-go closes ended when the consumer has ended.
+		for range ended { // amqp091-go closes ended when the consumer has ended.
 		}
 		c.removeConsumer(consumer, q)
 		q.end()
@@ -236,10 +273,8 @@ func (c *netChannel) consumerOf(tag []byte) *deliveryQueue {
 }
 
 // releaseUnread releases the count of a delivery that no consumer will receive.
-func (l *netLink) releaseUnread(d *amqp.Delivery) {
-	if l.socket.frames.limits.InHand != nil && KindOfConsumer([]byte(d.ConsumerTag)) == ContentRequest {
-		l.socket.frames.limits.InHand.Release(l.Claim(len(d.Body)))
-	}
+func (c *netChannel) releaseUnread(d *amqp.Delivery) {
+	c.conn.socket.frames.releaseUnread(d.ConsumerTag, int64(len(d.Body)))
 }
 
 // deliveryQueue passes the deliveries of a consumer from the frame reader, which must not wait,
@@ -248,9 +283,8 @@ func (l *netLink) releaseUnread(d *amqp.Delivery) {
 type deliveryQueue struct {
 	tag    string
 	out    chan amqp.Delivery   // closed when the consumer has ended
-	unread func(*amqp.Delivery) // called with each delivery that comes too late for out
-
-	over chan struct{} // closed by end
+	over   <-chan struct{}      // closed when the channel has ended: rest is not passed on then
+	unread func(*amqp.Delivery) // called with each delivery that does not reach out
 
 	mu      sync.Mutex
 	rest    []amqp.Delivery // deliveries for which out had no room
@@ -261,8 +295,8 @@ type deliveryQueue struct {
 // deliveryBuffer is the number of deliveries that wait without a goroutine to pass them on.
 const deliveryBuffer = 64
 
-func newDeliveryQueue(tag string, unread func(*amqp.Delivery)) *deliveryQueue {
-	return &deliveryQueue{tag: tag, out: make(chan amqp.Delivery, deliveryBuffer), unread: unread, over: make(chan struct{})}
+func newDeliveryQueue(tag string, over <-chan struct{}, unread func(*amqp.Delivery)) *deliveryQueue {
+	return &deliveryQueue{tag: tag, out: make(chan amqp.Delivery, deliveryBuffer), over: over, unread: unread}
 }
 
 // put adds a delivery. It never blocks.
@@ -285,7 +319,7 @@ func (q *deliveryQueue) put(d *amqp.Delivery) {
 	}
 }
 
-// pass passes the rest on until there is none, or until the consumer has ended.
+// pass passes the rest on until there is none, or until the channel has ended.
 func (q *deliveryQueue) pass() {
 	for {
 		q.mu.Lock()
@@ -299,24 +333,32 @@ func (q *deliveryQueue) pass() {
 			return
 		}
 		for i := range rest {
-			select {
-			case q.out <- rest[i]:
-			case <-q.over:
-				q.unread(&rest[i])
-			}
+			q.passOne(&rest[i])
 		}
 	}
 }
 
-// end ends the queue. The receiver still gets the deliveries in out.
+// passOne passes d on, unless the channel has ended, and frees its memory in rest.
+func (q *deliveryQueue) passOne(d *amqp.Delivery) {
+	select {
+	case <-q.over: // no delivery may follow one that is lost
+		q.unread(d)
+	default:
+		select {
+		case q.out <- *d:
+		case <-q.over:
+			q.unread(d)
+		}
+	}
+	*d = amqp.Delivery{}
+}
+
+// end ends the queue: no further deliveries come. The receiver still gets those that have come,
+// unless the channel has ended.
 func (q *deliveryQueue) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.ended {
-		return
-	}
 	q.ended = true
-	close(q.over)
 	if !q.passing {
 		close(q.out)
 	}
@@ -362,14 +404,13 @@ func (c *confirmations) takeBack(last *confirmation) {
 }
 
 // confirm handles the broker's basic.ack or basic.nack. With multiple it concerns all messages
-// up to tag, and all pending messages if tag is 0. An unknown tag is ignored.
+// up to tag. An unknown tag is ignored, as is 0, which AMQP lets stand for all messages and
+// RabbitMQ does not send: a message in pending may not be written yet.
 func (c *confirmations) confirm(tag uint64, multiple, acked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first, end := tag-c.settled-1, tag-c.settled // of the indexes; first wraps around for an old tag
 	switch n := uint64(len(c.pending)); {
-	case multiple && tag == 0:
-		first, end = 0, n
 	case tag <= c.settled || end > n:
 		return
 	case multiple:

@@ -138,7 +138,7 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink implements Conn with amqp091-go.
+// netLink implements Conn with amqp091-go; netChannel tells what passes by that library.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket
@@ -162,8 +162,7 @@ func (l *netLink) Claim(n int) int64 {
 	if l.socket.frames.limits.InHand == nil {
 		return 0
 	}
-	l.socket.frames.unclaimed.Bytes.Add(-int64(n))
-	return int64(n)
+	return l.socket.frames.unclaimed.Claim(int64(n))
 }
 
 func (l *netLink) Abandon() {

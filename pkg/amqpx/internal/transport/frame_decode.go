@@ -60,11 +60,7 @@ func (r *fieldReader) uint64() uint64 {
 func (r *fieldReader) shortString() []byte { return r.take(int(r.octet())) }
 
 func (r *fieldReader) longString() []byte {
-	n := r.uint32()
-	if n > math.MaxInt32 {
-		n = math.MaxInt32
-	}
-	return r.take(int(n))
+	return r.take(int(min(r.uint32(), math.MaxInt32)))
 }
 
 // table reads a field table. The frame reader has checked the table (withReadableTable), so its
@@ -82,7 +78,7 @@ func (r *fieldReader) table() amqp.Table {
 
 func (r *fieldReader) array() []any {
 	fields := fieldReader{b: r.longString()}
-	values := []any{}
+	var values []any // nil if empty, as amqp091-go
 	for len(fields.b) > 0 {
 		values = append(values, fields.field())
 	}

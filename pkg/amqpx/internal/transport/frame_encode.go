@@ -53,7 +53,7 @@ var errShortString = errors.New("a property or name is longer than 255 bytes")
 
 // beginFrame appends a frame's header, whose size endFrame sets.
 func beginFrame(b []byte, kind byte, channel uint16) []byte {
-	return append(b, kind, byte(channel>>8), byte(channel), 0, 0, 0, 0)
+	return append(b, kind, byte(channel>>8), byte(channel), 0, 0, 0, 0) //nolint:gosec // the lower byte.
 }
 
 // endFrame completes the frame that begins at start.
@@ -63,7 +63,7 @@ func endFrame(b []byte, start int) []byte {
 }
 
 func beginMethod(b []byte, channel, method uint16) []byte {
-	return append(beginFrame(b, frameMethod, channel), 0, classBasic, byte(method>>8), byte(method))
+	return append(beginFrame(b, frameMethod, channel), 0, classBasic, byte(method>>8), byte(method)) //nolint:gosec // the lower byte.
 }
 
 // appendAck appends basic.ack.
@@ -189,7 +189,7 @@ func appendField(b []byte, value any) ([]byte, error) {
 	case byte:
 		return append(b, 'B', v), nil
 	case int8:
-		return append(b, 'b', byte(v)), nil
+		return append(b, 'b', byte(v)), nil //nolint:gosec // two's complement.
 	case int16:
 		return binary.BigEndian.AppendUint16(append(b, 's'), uint16(v)), nil //nolint:gosec // two's complement.
 	case uint16:

@@ -37,15 +37,18 @@ const (
 	// maxFirstBody bounds the memory for a body before its bytes have arrived.
 	maxFirstBody = 1 << 20
 	// libraryPause is the time for which amqp091-go may get no bytes while frames are taken.
-	// Then it gets a heartbeat, so that it does not consider the broker dead.
-	libraryPause = time.Second
+	// Then it gets a heartbeat, so that it does not consider the broker dead. The library
+	// allows one and a half heartbeat intervals, of at least a second each, and the broker may
+	// be silent for one interval after the last taken frame.
+	libraryPause = 100 * time.Millisecond
 )
 
 // takeMethod takes the next frame, a method, if it is a confirm or a delivery to a known
-// consumer, and reports whether it did. A confirm must not overtake the return of its message, so it is
-// taken only if first is true: amqp091-go has handled all frames before.
+// consumer, and reports whether it did. A confirm must not overtake the return of its message,
+// so it is taken only if first is true: amqp091-go has handled all frames before. Otherwise
+// Read returns those frames to the library first.
 func (f *frameReader) takeMethod(channel uint16, size int, first bool) (taken bool, err error) {
-	delete(f.intake.assembling, channel) // the rest of the content will not come
+	f.dropAssembly(channel)
 	if size < 4 || size > maxTakenMethod {
 		return false, nil
 	}
@@ -89,6 +92,27 @@ func (f *frameReader) takeMethod(channel uint16, size int, first bool) (taken bo
 	return taken, nil
 }
 
+// dropAssembly drops the delivery whose content is incomplete: the rest will not come after
+// another method of its channel.
+func (f *frameReader) dropAssembly(channel uint16) {
+	a, ok := f.intake.assembling[channel]
+	if !ok {
+		return
+	}
+	delete(f.intake.assembling, channel)
+	if a.headed {
+		f.releaseUnread(a.queue.tag, int64(a.size)) //nolint:gosec // it fits, or would not have been taken.
+	}
+}
+
+// releaseUnread releases the count of a body of n bytes that the consumer with this tag will not
+// receive.
+func (f *frameReader) releaseUnread(tag string, n int64) {
+	if f.limits.InHand != nil && KindOfConsumer([]byte(tag)) == ContentRequest {
+		f.limits.InHand.Release(f.unclaimed.Claim(n))
+	}
+}
+
 // takeDelivery begins a delivery, unless its consumer is not known: then it belongs to
 // amqp091-go.
 func (f *frameReader) takeDelivery(ch *netChannel, args *fieldReader) bool {
@@ -127,11 +151,10 @@ func (f *frameReader) takeHeader(a *assembly, frame []byte) error {
 	}
 	f.intake.frames.Add(1)
 	a.headed, a.size = true, binary.BigEndian.Uint64(frame[bodySizeAt:])
+	a.delivery.Body = make([]byte, 0, min(a.size, maxFirstBody))
 	if a.size == 0 {
 		f.complete(a)
-		return nil
 	}
-	a.delivery.Body = make([]byte, 0, min(a.size, maxFirstBody))
 	return nil
 }
 
@@ -160,11 +183,9 @@ func (f *frameReader) readBody() error {
 		f.intake.left -= n
 		return err
 	}
-	end, err := f.r.ReadByte()
-	if err != nil {
+	if end, err := f.r.ReadByte(); err != nil {
 		return err
-	}
-	if end != frameEnd {
+	} else if end != frameEnd {
 		return errFrame
 	}
 	f.intake.body = nil

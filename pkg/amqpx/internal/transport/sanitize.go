@@ -13,10 +13,11 @@ import (
 )
 
 // frameReader reads AMQP frames, for amqp091-go and for the channels of this package, and
-// replaces header tables that the library cannot read. The library ends the connection on a table of more than 8192 entries or nested
-// deeper than 32. RabbitMQ accepts both, and would redeliver the message: a single message
-// would keep every server, or a client, from ever being ready. Instead the message arrives
-// with [wire.HeaderUnreadable] set and is refused.
+// replaces header tables that the library cannot read. The library ends the connection on a
+// table of more than 8192 entries or nested deeper than 32. RabbitMQ accepts both, and would
+// redeliver the message: a single message would keep every server, or a client, from ever being
+// ready. Instead the message arrives with [wire.HeaderUnreadable] set and is refused. Tables of
+// taken deliveries have the same bounds, because the application may send them on.
 //
 // frameReader also bounds the bodies that are read, see ContentLimits: the content header
 // tells a body's size before the body arrives. A body beyond the bounds is discarded while
@@ -31,6 +32,7 @@ type frameReader struct {
 	pass    int    // bytes of the current frame to return unchanged
 	discard int    // bytes of the current frame to discard
 	raw     bool   // the stream has no frames: return all bytes unchanged
+	failed  error  // ended reading
 
 	header []byte // the buffer of the last content header, for reuse
 	// dropping maps a channel whose current body is discarded to the number of bytes still to
@@ -114,12 +116,12 @@ func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
 // Read implements io.Reader. It fills p with the bytes that have arrived and blocks only for
 // the first byte.
 func (f *frameReader) Read(p []byte) (total int, err error) {
-	for total < len(p) && err == nil {
+	for total < len(p) && f.failed == nil {
 		if total > 0 && (f.intake.yield || !f.ready()) {
 			f.intake.yield = false
 			break
 		}
-		var n int
+		n := 0
 		switch rest := p[total:]; {
 		case len(f.out) > 0:
 			n = copy(rest, f.out)
@@ -139,18 +141,19 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 			err = f.next(total == 0)
 		}
 		total += n
+		f.failed = err
 	}
 	if total > 0 {
-		err = nil // the next call returns the error again
 		f.intake.passedAt = time.Now()
+		return total, nil // the next call returns the error
 	}
-	if err != nil {
+	if f.failed != nil {
 		f.peer.once.Do(func() {
-			f.peer.cause = err
+			f.peer.cause = f.failed
 			close(f.peer.ended)
 		})
 	}
-	return total, err
+	return 0, f.failed
 }
 
 // ready reports whether Read can return more bytes without waiting for the network.
