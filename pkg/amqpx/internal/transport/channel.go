@@ -17,7 +17,8 @@ type netChannel struct {
 
 	id         uint16
 	conn       *netLink
-	over       chan struct{} // closed after the end of the channel
+	watched    sync.Once
+	over       chan struct{} // closed after the end of a watched channel
 	closing    atomic.Bool   // Close has been called
 	confirming atomic.Bool   // the broker confirms messages
 	confirms   confirmations
@@ -55,15 +56,23 @@ func (l *netLink) Channel() (Channel, error) {
 		consumers: make(map[string]*deliveryQueue),
 	}
 	open.add(c)
-	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
-	go func() {
-		for range ends { // amqp091-go closes ends when the channel or the connection has ended.
-		}
-		open.remove(c)
-		close(c.over)
-		c.confirms.end()
-	}()
 	return c, nil
+}
+
+// watch starts a goroutine for the end of the channel. A channel that neither confirms nor
+// consumes needs none: after an exception it stays in the table of channels until another channel
+// gets its number.
+func (c *netChannel) watch() {
+	c.watched.Do(func() {
+		ends := c.NotifyClose(make(chan *amqp.Error, 1))
+		go func() {
+			for range ends { // amqp091-go closes ends when the channel or the connection has ended.
+			}
+			c.conn.socket.frames.channels.remove(c)
+			close(c.over)
+			c.confirms.end()
+		}()
+	})
 }
 
 // openChannels are the channels of a connection by their numbers. Every change makes a copy of
@@ -125,6 +134,7 @@ func (c *netChannel) Cancel(consumer string, noWait bool) error {
 
 // Confirm implements Channel.
 func (c *netChannel) Confirm(noWait bool) error {
+	c.watch()
 	err := c.Channel.Confirm(noWait)
 	c.confirming.Store(err == nil)
 	return err
@@ -134,6 +144,7 @@ func (c *netChannel) Confirm(noWait bool) error {
 // channel, so nothing more is written from the begin of Close on.
 func (c *netChannel) Close() error {
 	c.closing.Store(true)
+	defer c.conn.socket.frames.channels.remove(c)
 	return c.Channel.Close()
 }
 
@@ -234,6 +245,7 @@ func (c *netChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal
 	if consumer == "" {
 		return c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
 	}
+	c.watch()
 	q := newDeliveryQueue(consumer, c.over, c.releaseUnread)
 	c.setConsumer(consumer, q)
 	ended, err := c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
