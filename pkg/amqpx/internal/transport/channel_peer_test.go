@@ -87,8 +87,8 @@ func TestTakenFramesAreSignsOfLife(t *testing.T) {
 				t.Fatal(err)
 			}
 			heard := l.Received()
-			for range 50 {
-				for range 19 { // most of them within a pause of the library
+			for range 5 {
+				for range 190 { // for nearly a second
 					if _, err := far.Write(message(t, "x")); err != nil {
 						t.Fatal(err)
 					}
@@ -307,7 +307,8 @@ func TestNothingIsWrittenAfterCloseOK(t *testing.T) {
 		}
 		w.seen(frame)
 	}}
-	l, _ := openLink(t, p, amqp.Config{})
+	near, far := tcpPair(t)
+	l := openLinkOn(t, near, far, p, ContentLimits{}, amqp.Config{})
 	for range 200 {
 		ch := openOwn(t, l)
 		var users sync.WaitGroup

@@ -214,6 +214,25 @@ func TestConfirmsAreTaken(t *testing.T) {
 	wantSame(t, "confirmed", got.confirmed, [2]uint64{3, 4})
 }
 
+// A confirm after frames for amqp091-go waits until the library reads on.
+func TestConfirmWaitsForTheFramesBefore(t *testing.T) {
+	t.Parallel()
+	returned := returnFrames(t, "m")
+	f, channels := intakeOf(bytes.NewReader(slices.Concat(returned, message(t, "x"), confirmFrame(1, false), returned, confirmFrame(2, false))), ContentLimits{})
+	p := make([]byte, 4096)
+	for n := range uint64(2) {
+		read, err := f.Read(p)
+		if got := bytes.ReplaceAll(p[:read], heartbeatFrame, nil); err != nil || !bytes.Equal(got, returned) {
+			t.Fatalf("read %q, %v", got, err)
+		}
+		wantSame(t, "confirmed", channels[0].confirms.settled, n)
+	}
+	if _, err := f.Read(p); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	wantSame(t, "confirmed", channels[0].confirms.settled, 2)
+}
+
 func TestBoundsOfTakenDeliveries(t *testing.T) {
 	t.Parallel()
 	got := takeInAll(t, limited(10, 25), message(t, "0123456789a"), message(t, "0123456789"), message(t, "0123456789"), message(t, "012345"),
