@@ -9,12 +9,11 @@ import (
 	"github.com/google/uuid"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
-	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // queuedCall returns a call whose first attempt is in the publisher's queue.
 func queuedCall(idempotent bool) *call {
-	k := newCall(&wire.Request{ID: "id", Idempotent: idempotent}, testRoute())
+	k := newCall(callRequest{id: "id", idempotent: idempotent}, testRoute())
 	k.send()
 	return k
 }

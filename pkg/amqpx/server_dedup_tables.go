@@ -99,7 +99,7 @@ func (r *responseRing) find(m *serverMethod, id *requestID, hash uint64) (number
 	if len(r.entries) == 0 {
 		return 0, nil
 	}
-	upper := uint32(hash >> 32)
+	upper := upperHalf(hash)
 	for i := r.index.home(upper); ; i++ {
 		e := *r.index.at(i)
 		if e.place == 0 {
@@ -131,7 +131,7 @@ func (r *responseRing) add(s *storedResponse) (number uint64) {
 	number = r.end
 	r.end++
 	r.entries[r.place(number)] = *s
-	r.index.add(s.idHash, r.place(number))
+	r.index.add(upperHalf(s.idHash), r.place(number))
 	r.bytes += s.size()
 	return number
 }
@@ -144,7 +144,7 @@ func (r *responseRing) resize(size int) {
 		s := &r.entries[r.place(n)]
 		*s = old.entries[old.place(n)]
 		if !s.gone {
-			r.index.add(s.idHash, r.place(n))
+			r.index.add(upperHalf(s.idHash), r.place(n))
 		}
 	}
 }
@@ -156,7 +156,7 @@ func (r *responseRing) removeFirst() {
 		r.bytes -= entryOverhead
 	} else {
 		r.bytes -= s.size()
-		r.index.remove(s.idHash, r.place(r.first))
+		r.index.remove(upperHalf(s.idHash), r.place(r.first))
 	}
 	*s = storedResponse{}
 	r.first++
@@ -167,16 +167,19 @@ func (r *responseRing) removeFirst() {
 func (r *responseRing) remove(number uint64) {
 	s := r.get(number)
 	r.bytes -= s.size() - entryOverhead
-	r.index.remove(s.idHash, r.place(number))
+	r.index.remove(upperHalf(s.idHash), r.place(number))
 	*s = storedResponse{gone: true}
 }
 
-// ringIndex finds the places of responses in a responseRing by the hashes of their requests'
+// upperHalf returns the part of a hash that a ringIndex uses.
+func upperHalf(hash uint64) uint32 { return uint32(hash >> 32) }
+
+// ringIndex finds the places in a ring, of responses or of settled calls, by the hashes of their
 // ids: a hash table with linear probing, whose length is a power of two. At most half of the
 // elements are in use.
 type ringIndex []indexElement
 
-// indexElement holds the upper half of a hash, and a place plus 1; the zero value is free.
+// indexElement holds a hash, and a place plus 1; the zero value is free.
 type indexElement struct{ hash, place uint32 }
 
 // home returns where the search for a hash begins, modulo the length.
@@ -186,8 +189,8 @@ func (t ringIndex) home(hash uint32) int { return int(hash >> 1) }
 func (t ringIndex) at(i int) *indexElement { return &t[i&(len(t)-1)] }
 
 // add adds a place.
-func (t ringIndex) add(hash uint64, place uint32) {
-	e := indexElement{uint32(hash >> 32), place + 1}
+func (t ringIndex) add(hash, place uint32) {
+	e := indexElement{hash, place + 1}
 	i := t.home(e.hash)
 	for t.at(i).place != 0 {
 		i++
@@ -197,8 +200,8 @@ func (t ringIndex) add(hash uint64, place uint32) {
 
 // remove removes a place, which is in the index. Later elements move up, so that a search for
 // them passes no free element.
-func (t ringIndex) remove(hash uint64, place uint32) {
-	free := t.home(uint32(hash >> 32))
+func (t ringIndex) remove(hash, place uint32) {
+	free := t.home(hash)
 	for t.at(free).place != place+1 {
 		free++
 	}
