@@ -18,7 +18,7 @@ func BenchmarkPending(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		mustAdd(b, p, k)
-		d.CorrelationId = k.req.id // a new id, because the last one is still remembered
+		d.CorrelationId = k.req.text() // a new id, because the last one is still remembered
 		p.matchOne(d)
 		<-k.wake
 		p.remove(k)

@@ -118,7 +118,7 @@ func (a *attempt) BatchKey() string {
 	if l == nil || a.alone || a.suspected > 0 {
 		return ""
 	}
-	if req := k.req.onWire(); !req.FitsBatch() || req.BatchSize() > publish.MaxRecordBytes {
+	if req := k.req.measured(); !req.FitsBatch() || req.BatchSize() > publish.MaxRecordBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -182,7 +182,7 @@ func (b *callBatch) Fits(m publish.Batchable) bool {
 	if !ok {
 		return false
 	}
-	left, req := a.call.budget(b.begun), a.call.req.onWire()
+	left, req := a.call.budget(b.begun), a.call.req.measured()
 	least, most := min(b.least, left), max(b.most, left)
 	return len(b.body)+req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }

@@ -98,13 +98,14 @@ type call struct {
 // callRequest is what a call keeps of its request, until the last attempt.
 type callRequest struct {
 	method string
-	id     string // the correlation id
+	id     uuid.UUID // the correlation id, unless isText
 	body   []byte
 	more   *requestOptions // what few requests have; nil if the request has none of it
 
 	hash          uint32 // of the id, in the pending table
+	isText        bool   // the correlation id is not a UUID: it is in more
+	keyIsID       bool   // the idempotency key is the correlation id
 	idempotent    bool
-	keyIsID       bool // the idempotency key is the correlation id
 	waitForServer bool
 }
 
@@ -114,6 +115,7 @@ type requestOptions struct {
 	header                       map[string]any // of the application
 	contentType, contentEncoding string
 	key                          string // the idempotency key, if it is not the correlation id
+	id                           string // the correlation id, if middleware has set one that is not a UUID
 }
 
 // callProgress is the part of a call that its goroutine needs.
@@ -144,14 +146,20 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 		header = maps.Clone(header)
 	}
 	k.req = callRequest{
-		method: req.Method, id: req.CorrelationID, body: req.Body, more: k.req.more,
+		method: req.Method, body: req.Body, more: k.req.more,
 		idempotent: req.Idempotent, waitForServer: req.sent.waitForServer,
 	}
 	if req.sent.info != nil || len(header) > 0 || req.ContentType != "" || req.ContentEncoding != "" {
 		*k.req.options() = requestOptions{info: req.sent.info, header: header, contentType: req.ContentType, contentEncoding: req.ContentEncoding}
 	}
-	k.req.setKey(req.IdempotencyKey)
-	checked := k.req.onWire()
+	if req.sent.ours {
+		k.req.id = newUUID()
+		k.req.setKey(req.IdempotencyKey, req.Idempotent && req.IdempotencyKey == "")
+	} else {
+		k.req.setID(req.CorrelationID)
+		k.req.setKey(req.IdempotencyKey, req.IdempotencyKey == req.CorrelationID)
+	}
+	checked := k.req.measured()
 	return checked.Check(maxBody)
 }
 
@@ -163,11 +171,41 @@ func (r *callRequest) options() *requestOptions {
 	return r.more
 }
 
+// text returns the correlation id as it travels.
+func (r *callRequest) text() string {
+	if r.isText {
+		return r.more.id
+	}
+	return r.id.String()
+}
+
+// setID sets the correlation id.
+func (r *callRequest) setID(text string) {
+	t := tableIDOf([]byte(text))
+	r.id, r.isText = t.uuid, t.isText
+	if r.isText {
+		r.options().id = t.text
+	}
+}
+
+// tableID returns the correlation id as the pending table knows it.
+func (r *callRequest) tableID() tableID {
+	if r.isText {
+		return tableID{isText: true, text: r.more.id}
+	}
+	return tableID{uuid: r.id}
+}
+
+// has reports whether the request has a correlation id.
+func (r *callRequest) has(t *tableID) bool {
+	return r.id == t.uuid && r.isText == t.isText && (!t.isText || r.more.id == t.text)
+}
+
 // key returns the idempotency key; "" if the request has none.
 func (r *callRequest) key() string {
 	switch {
 	case r.keyIsID:
-		return r.id
+		return r.text()
 	case r.more != nil:
 		return r.more.key
 	default:
@@ -175,10 +213,9 @@ func (r *callRequest) key() string {
 	}
 }
 
-// setKey sets the idempotency key.
-func (r *callRequest) setKey(key string) {
-	r.keyIsID = key == r.id
-	if r.keyIsID {
+// setKey sets the idempotency key, which is ignored if isID says that it is the correlation id.
+func (r *callRequest) setKey(key string, isID bool) {
+	if r.keyIsID = isID; isID {
 		key = ""
 	}
 	if key != "" || r.more != nil {
@@ -195,10 +232,30 @@ func (r *callRequest) info() *CallInfo {
 }
 
 // onWire returns the request without the fields that differ from one attempt to the next.
-func (r *callRequest) onWire() wire.Request {
-	req := wire.Request{Method: r.method, Body: r.body, ID: r.id, Key: r.key(), Idempotent: r.idempotent}
+func (r *callRequest) onWire() wire.Request { return r.withID(r.text()) }
+
+// someUUID has the length of all UUIDs.
+const someUUID = "00000000-0000-0000-0000-000000000000"
+
+// measured returns the request like onWire, for its size: it saves making the text of the id.
+func (r *callRequest) measured() wire.Request {
+	if r.isText {
+		return r.onWire()
+	}
+	return r.withID(someUUID)
+}
+
+// withID returns the request with the text of its correlation id.
+func (r *callRequest) withID(id string) wire.Request {
+	req := wire.Request{Method: r.method, Body: r.body, ID: id, Idempotent: r.idempotent}
+	if r.keyIsID {
+		req.Key = id
+	}
 	if m := r.more; m != nil {
 		req.Header, req.ContentType, req.ContentEncoding, req.WantsTimes = m.header, m.contentType, m.contentEncoding, m.info != nil
+		if !r.keyIsID {
+			req.Key = m.key
+		}
 	}
 	return req
 }
@@ -388,10 +445,16 @@ func (k *call) outcome() Outcome {
 // be guessable: a party that knows a call's key can obtain its response. Safe for concurrent
 // use.
 func newID() string {
+	id := newUUID()
+	return id.String()
+}
+
+// newUUID is newID without the text.
+func newUUID() uuid.UUID {
 	s, _ := idSources.Get().(*idSource)
 	id := s.next()
 	idSources.Put(s)
-	return id.String()
+	return id
 }
 
 // idSources are the idle sources of random bytes.

@@ -60,7 +60,7 @@ func (c *cancels) take() []wire.Cancellation {
 // request. An expired call needs no cancellation: servers know its deadline.
 func (c *Client) sendCancel(req *callRequest, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
-		c.cancels.add(wire.Cancellation{ID: req.id, Method: req.method, Key: req.key()})
+		c.cancels.add(wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()})
 	}
 }
 

@@ -82,12 +82,13 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	case p.calls.count >= p.maxCalls, len(k.req.body) > p.maxBytes-p.bytes:
 		return false, ErrTooManyCalls
 	}
-	id := []byte(k.req.id)
-	k.req.hash = p.calls.hashOf(id)
-	earlier, settled := p.calls.find(k.req.hash, id), p.recent.find(k.req.hash, id)
+	id := k.req.tableID()
+	k.req.hash = p.calls.hashOf(&id)
+	earlier, settled := p.calls.find(k.req.hash, &id), p.recent.find(k.req.hash, &id)
 	if earlier != nil || settled != nil {
 		k.newIDs(earlier, settled != nil && settled.answered)
-		k.req.hash = p.calls.hashOf([]byte(k.req.id))
+		id = k.req.tableID()
+		k.req.hash = p.calls.hashOf(&id)
 	}
 	p.bytes += len(k.req.body)
 	p.calls.add(k)
@@ -102,19 +103,15 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 // run this request. A key chosen by the application is kept.
 func (k *call) newIDs(earlier *call, answered bool) {
 	req := &k.req
-	id, key := req.id, req.key()
-	req.id = newID()
+	id := req.text()
+	req.id, req.isText = newUUID(), false
 	switch {
-	case key != "" && key != id: // chosen by the application
+	case !req.keyIsID && req.key() != "": // chosen by the application
 	case answered, earlier != nil && (earlier.answered || !req.idempotent || !bytes.Equal(earlier.req.body, req.body)):
-		key = ""
-		if req.idempotent {
-			key = req.id
-		}
+		req.setKey("", req.idempotent)
 	default:
-		key = id
+		req.setKey(id, false)
 	}
-	req.setKey(key)
 }
 
 // setBody replaces the body of a call in the table by a copy. Only with middleware, newIDs may read
@@ -169,7 +166,7 @@ func (p *pending) forget(k *call) (stop func() bool) {
 	p.deadlines.remove(k)
 	p.bytes -= len(k.req.body)
 	p.calls.remove(k)
-	p.recent.add(recentCall{id: k.req.id, hash: k.req.hash, answered: k.answered})
+	p.recent.add(recentCall{id: k.req.tableID(), hash: k.req.hash, answered: k.answered})
 	return stop
 }
 
@@ -177,7 +174,7 @@ func (p *pending) forget(k *call) (stop func() bool) {
 func (p *pending) matchOne(d *amqp.Delivery) matchResult {
 	a := wire.DecodeResponse(d)
 	p.mu.Lock()
-	m := p.match([]byte(d.CorrelationId), &a)
+	m := p.match(tableIDOf([]byte(d.CorrelationId)), &a)
 	p.mu.Unlock()
 	m.notify()
 	return m.result
@@ -189,7 +186,7 @@ func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
 	p.mu.Lock()
 	for i := range responses {
 		a := &responses[i]
-		matches = append(matches, p.match(a.ID, a))
+		matches = append(matches, p.match(tableIDOf(a.ID), a))
 	}
 	p.mu.Unlock()
 	for i := range matches {
@@ -200,11 +197,11 @@ func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
 
 // match matches a response to the call with an id. A result settles the call, which is removed at
 // once; an error may lead to a retry. The caller holds mu.
-func (p *pending) match(id []byte, a *wire.Response) (m match) {
-	hash := p.calls.hashOf(id)
-	k := p.calls.find(hash, id)
+func (p *pending) match(id tableID, a *wire.Response) (m match) {
+	hash := p.calls.hashOf(&id)
+	k := p.calls.find(hash, &id)
 	if k == nil {
-		return match{result: p.recent.find(hash, id).match(a)}
+		return match{result: p.recent.find(hash, &id).match(a)}
 	}
 	if k.answered || a.Outdated(int64(k.retry)) {
 		return match{result: repeated(a)}
@@ -240,7 +237,8 @@ func (p *pending) returned(r amqp.Return) {
 
 // find returns the pending call with an id, or nil. The caller holds mu.
 func (p *pending) find(id string) *call {
-	return p.calls.find(p.calls.hashOf([]byte(id)), []byte(id))
+	t := tableIDOf([]byte(id))
+	return p.calls.find(p.calls.hashOf(&t), &t)
 }
 
 // attempts returns the current attempts of the pending calls.

@@ -20,8 +20,13 @@ func newCall(req callRequest, r *route) *call {
 	return &call{req: req, route: r, callProgress: &callProgress{wake: make(chan struct{}, 16)}}
 }
 
+func requestWithID(id string) (r callRequest) {
+	r.setID(id)
+	return r
+}
+
 func pendingCall(id string) *call {
-	return newCall(callRequest{id: id}, testRoute())
+	return newCall(requestWithID(id), testRoute())
 }
 
 func responseDelivery(id string, redelivered bool) *amqp.Delivery {
@@ -73,7 +78,7 @@ func mustAdd(t testing.TB, p *pending, k *call) {
 	}
 }
 
-func answered(p *pending, k *call) { p.matchOne(responseDelivery(k.req.id, false)) }
+func answered(p *pending, k *call) { p.matchOne(responseDelivery(k.req.text(), false)) }
 
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
@@ -103,11 +108,11 @@ func TestPendingReplacesAnIDInUse(t *testing.T) {
 	mustAdd(t, p, first)
 	mustAdd(t, p, second)
 	wantSame(t, "pending", p.len(), 2)
-	wantSame(t, "first id", first.req.id, "a")
-	if second.req.id == "a" {
+	wantSame(t, "first id", first.req.text(), "a")
+	if second.req.text() == "a" {
 		t.Error("two calls share an id")
 	}
-	p.matchOne(responseDelivery(second.req.id, false))
+	p.matchOne(responseDelivery(second.req.text(), false))
 	wantSame(t, "responses of the first", len(first.wake), 0)
 	wantSame(t, "responses of the second", len(second.wake), 1)
 	p.remove(second)
@@ -162,7 +167,7 @@ func TestPendingHandsAResponseToOneOfManyReaders(t *testing.T) {
 		verdicts := make(chan matchResult, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {
-			wg.Go(func() { verdicts <- p.matchOne(responseDelivery(k.req.id, false)) })
+			wg.Go(func() { verdicts <- p.matchOne(responseDelivery(k.req.text(), false)) })
 		}
 		wg.Go(func() { p.remove(k) })
 		wg.Wait()

@@ -22,9 +22,9 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 		k.first.stage.Store(uint32(stageConfirmed))
 		k.current.Store(&k.first)
 	}
-	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.id, false)) }
+	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.text(), false)) }
 	fail := func(p *pending, k *call) {
-		p.matchAll([]wire.Response{{ID: []byte(k.req.id), Failure: &wire.Failure{Code: "aborted"}}}, nil)
+		p.matchAll([]wire.Response{{ID: []byte(k.req.text()), Failure: &wire.Failure{Code: "aborted"}}}, nil)
 	}
 	for name, c := range map[string]struct {
 		run    func(p *pending, k *call)
@@ -53,7 +53,8 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 			p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 			r := testRoute()
 			k := r.makeCall(nil)
-			k.req.id, k.req.body = "id", make([]byte, 10)
+			k.req.body = make([]byte, 10)
+			k.req.setID("id")
 			k.deadline = time.Now().Add(time.Hour)
 			if _, err := p.add(k, true); err != nil {
 				t.Fatal(err)

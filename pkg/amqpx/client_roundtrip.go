@@ -111,7 +111,7 @@ func (c *Client) account(k *call, t wire.Times) {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
 	if info := k.req.info(); info != nil {
-		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.id}
+		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.text()}
 		if k.responded {
 			info.Response = newResponse(k.response)
 		}

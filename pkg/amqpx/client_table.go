@@ -3,8 +3,64 @@ package amqpx
 import (
 	"hash/maphash"
 
+	"github.com/google/uuid"
+
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
+
+// tableID is a correlation id as the pending table compares ids: a UUID in the form that newID
+// makes takes 16 bytes instead of a text of 36. Any other id is from middleware, or from another
+// program.
+type tableID struct {
+	uuid   uuid.UUID // zero if isText
+	text   string    // of an id that is not such a UUID
+	isText bool
+}
+
+// tableIDOf returns the tableID of an id as it travels.
+func tableIDOf(id []byte) (t tableID) {
+	if parseUUID(&t.uuid, id) {
+		return t
+	}
+	return tableID{text: string(id), isText: true}
+}
+
+// parseUUID parses a UUID in the form that newID makes, and in no other form.
+func parseUUID(to *uuid.UUID, text []byte) bool {
+	if len(text) != len(someUUID) {
+		return false
+	}
+	n := 0
+	for i := 0; i < len(text); i++ {
+		switch i {
+		case 8, 13, 18, 23:
+			if text[i] != '-' {
+				return false
+			}
+			continue
+		}
+		high, low := hexDigits[text[i]], hexDigits[text[i+1]]
+		if high|low > 0xf {
+			return false
+		}
+		to[n] = high<<4 | low
+		n, i = n+1, i+1
+	}
+	return true
+}
+
+// hexDigits has the values of the digits of newID, and 0xff for any other character.
+//
+//nolint:gochecknoglobals // it never changes.
+var hexDigits = func() (values [256]byte) {
+	for i := range values {
+		values[i] = 0xff
+	}
+	for value, digit := range []byte("0123456789abcdef") {
+		values[digit] = byte(value) //nolint:gosec // below 16.
+	}
+	return values
+}()
 
 // callTable finds pending calls by correlation id: a hash table whose buckets are lists through
 // the calls, so that a call in the table takes 8 bytes more and no allocation of its own. The
@@ -18,8 +74,13 @@ type callTable struct {
 	count int
 }
 
-// hashOf returns the hash of a correlation id, which other programs may have chosen.
-func (t *callTable) hashOf(id []byte) uint32 { return uint32(maphash.Bytes(t.seed, id)) } //nolint:gosec // a hash.
+// hashOf returns the hash of a correlation id, which another program may have chosen.
+func (t *callTable) hashOf(id *tableID) uint32 {
+	if id.isText {
+		return uint32(maphash.String(t.seed, id.text)) //nolint:gosec // a hash.
+	}
+	return uint32(maphash.Bytes(t.seed, id.uuid[:])) //nolint:gosec // a hash.
+}
 
 // bucket returns the bucket of a hash. Buckets that do not exist yet have their calls in the
 // bucket at half of the doubled number.
@@ -32,12 +93,12 @@ func (t *callTable) bucket(hash uint32) **call {
 }
 
 // find returns the call with an id, or nil.
-func (t *callTable) find(hash uint32, id []byte) *call {
+func (t *callTable) find(hash uint32, id *tableID) *call {
 	if t.count == 0 {
 		return nil
 	}
 	k := *t.bucket(hash)
-	for k != nil && (k.req.hash != hash || k.req.id != string(id)) {
+	for k != nil && (k.req.hash != hash || !k.req.has(id)) {
 		k = k.sameBucket
 	}
 	return k
@@ -106,13 +167,13 @@ type recentCalls struct {
 
 // recentCall is a settled call.
 type recentCall struct {
-	id       string
+	id       tableID
 	hash     uint32
 	answered bool
 }
 
 // find returns the call with an id, or nil. The pointer is valid until the next add.
-func (r *recentCalls) find(hash uint32, id []byte) *recentCall {
+func (r *recentCalls) find(hash uint32, id *tableID) *recentCall {
 	if r.index == nil {
 		return nil
 	}
@@ -121,7 +182,7 @@ func (r *recentCalls) find(hash uint32, id []byte) *recentCall {
 		if e.place == 0 {
 			return nil
 		}
-		if k := &r.calls[e.place-1]; e.hash == hash && k.id == string(id) {
+		if k := &r.calls[e.place-1]; e.hash == hash && k.id == *id {
 			return k
 		}
 	}
