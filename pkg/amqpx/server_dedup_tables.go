@@ -1,6 +1,11 @@
 package amqpx
 
-import "time"
+import (
+	"bytes"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
 
 // executionTable finds running executions by the hash of the request's id. A map with the id
 // as its key would hash and compare all parts of the id at each lookup. Executions with equal
@@ -44,24 +49,104 @@ func (q *executedRequest) has(m *serverMethod, id *requestID) bool {
 }
 
 // storedResponse is the response of an execution, with the request by which duplicates find it.
+// A server stores some ten thousand responses, so the parts that requests share, and the parts
+// that few responses have, are elsewhere.
 type storedResponse struct {
-	executedRequest
-	response
-
-	ended time.Duration // since dedupCache.start
-	gone  bool          // the response was removed before its turn
+	origin           *requestOrigin // nil if the response was removed before its turn
+	id               string         // requestID.id
+	idHash, bodyHash uint64         // of the request
+	body             []byte         // of the response
+	more             *storedExtras  // nil if the response has none of it
+	ended            time.Duration  // since dedupCache.start
 }
 
-// entryOverhead estimates the memory of a stored response without its ids and body, in bytes.
+// requestOrigin is what requests of a caller for a method have in common. It is immutable.
+type requestOrigin struct {
+	method  *serverMethod
+	id      identity // without the id itself
+	replyTo string
+}
+
+// storedExtras has the parts of a stored response that few responses have.
+type storedExtras struct {
+	call  *callKey
+	err   *Error
+	props *wire.Properties
+}
+
+// request returns the request of the response.
+func (s *storedResponse) request() *executedRequest {
+	r := &executedRequest{method: s.origin.method, id: s.origin.id, replyTo: s.origin.replyTo, bodyHash: s.bodyHash, idHash: s.idHash, call: s.call()}
+	r.id.id = s.id
+	return r
+}
+
+// call returns the key of the request's call; nil unless dedupCache.calls is used.
+func (s *storedResponse) call() *callKey {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.call
+}
+
+// response returns the response.
+func (s *storedResponse) response() response {
+	r := response{body: s.body}
+	if s.more != nil {
+		r.err, r.props = s.more.err, s.more.props
+	}
+	return r
+}
+
+// has reports whether the response is for the requests for a method with an id.
+func (s *storedResponse) has(m *serverMethod, id *requestID) bool {
+	if s.id != id.id || s.origin.method != m {
+		return false
+	}
+	o := &s.origin.id
+	return o.kind == id.kind && o.scope == id.scope && o.replyTo == id.replyTo
+}
+
+// origins finds the origins of the last requests, so that stored responses share them. Requests
+// with other origins take the same places in turn. The zero value is empty.
+type origins [64]*requestOrigin
+
+// of returns the origin of a request. hash is that of its reply_to.
+func (all *origins) of(q *executedRequest, hash uint64) *requestOrigin {
+	o := requestOrigin{method: q.method, id: q.id, replyTo: q.replyTo}
+	o.id.id = ""
+	place := &all[(hash+uint64(q.method.number))%uint64(len(all))] //nolint:gosec // a number of methods.
+	if *place == nil || **place != o {
+		*place = new(o)
+	}
+	return *place
+}
+
+// maxSlack bounds the memory behind a stored body that is not used, in bytes.
+const maxSlack = 256
+
+// trimmed returns body, or a copy if most of the memory behind body is not used: a handler may
+// return a few bytes of a large buffer.
+func trimmed(body []byte) []byte {
+	if cap(body)-len(body) <= max(len(body), maxSlack) {
+		return body
+	}
+	return bytes.Clone(body)
+}
+
+// entryOverhead bounds the memory of a stored response without its ids and body, in bytes.
 const entryOverhead = 256
 
-// size estimates the memory of the response in bytes.
+// size bounds the memory of the response in bytes.
 func (s *storedResponse) size() int {
-	n := entryOverhead + len(s.id.scope) + len(s.id.id) + len(s.replyTo) + len(s.body)
-	if s.err != nil {
-		n += len(s.err.message)
+	n := entryOverhead + len(s.origin.id.scope) + len(s.id) + len(s.origin.replyTo) + len(s.body)
+	if s.more == nil {
+		return n
 	}
-	return n + s.props.Size()
+	if s.more.err != nil {
+		n += len(s.more.err.message)
+	}
+	return n + s.more.props.Size()
 }
 
 // minRingSize is the minimum number of entries for which a responseRing has room.
@@ -88,7 +173,7 @@ func (r *responseRing) get(number uint64) *storedResponse {
 	if number < r.first || number >= r.end {
 		return nil
 	}
-	if s := &r.entries[r.place(number)]; !s.gone {
+	if s := &r.entries[r.place(number)]; s.origin != nil {
 		return s
 	}
 	return nil
@@ -143,7 +228,7 @@ func (r *responseRing) resize(size int) {
 	for n := r.first; n < r.end; n++ {
 		s := &r.entries[r.place(n)]
 		*s = old.entries[old.place(n)]
-		if !s.gone {
+		if s.origin != nil {
 			r.index.add(upperHalf(s.idHash), r.place(n))
 		}
 	}
@@ -152,7 +237,7 @@ func (r *responseRing) resize(size int) {
 // removeFirst removes the oldest entry.
 func (r *responseRing) removeFirst() {
 	s := &r.entries[r.place(r.first)]
-	if s.gone {
+	if s.origin == nil {
 		r.bytes -= entryOverhead
 	} else {
 		r.bytes -= s.size()
@@ -168,7 +253,7 @@ func (r *responseRing) remove(number uint64) {
 	s := r.get(number)
 	r.bytes -= s.size() - entryOverhead
 	r.index.remove(upperHalf(s.idHash), r.place(number))
-	*s = storedResponse{gone: true}
+	*s = storedResponse{}
 }
 
 // upperHalf returns the part of a hash that a ringIndex uses.
