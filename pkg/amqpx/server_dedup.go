@@ -351,13 +351,8 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 // keep stores the response of an ended execution if it is final and not too large. The caller
 // holds mu.
 func (e *dedupCache) keep(x *execution, final bool, now time.Time) {
-	stored := storedResponse{
-		origin: e.origins.of(&x.executedRequest, maphash.String(e.seed, x.replyTo)), id: x.id.id,
-		idHash: x.idHash, bodyHash: x.bodyHash, body: trimmed(x.response.body), ended: now.Sub(e.start),
-	}
-	if x.call != nil || x.response.err != nil || x.response.props != nil {
-		stored.more = &storedExtras{call: x.call, err: x.response.err, props: x.response.props}
-	}
+	origin := e.origins.of(&x.executedRequest, maphash.String(e.seed, x.replyTo))
+	stored := newStoredResponse(x, origin, now.Sub(e.start))
 	ofCall := x.call != nil && e.calls[*x.call].running == x
 	if !final || stored.size() > e.maxBytes {
 		if ofCall {

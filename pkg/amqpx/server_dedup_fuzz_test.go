@@ -56,7 +56,7 @@ func TestResponseRing(t *testing.T) {
 						s.idHash = math.MaxUint64 // the search continues at the beginning of the index
 					}
 					number++
-					s.id = strconv.FormatUint(number, 10)
+					s.more = &storedExtras{id: strconv.FormatUint(number, 10)}
 					held[number] = s
 					wantSame(t, "number", r.add(&s), number)
 				case n == 9 && len(held) > 0:

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"time"
 
+	"github.com/google/uuid"
+
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
@@ -53,7 +55,7 @@ func (q *executedRequest) has(m *serverMethod, id *requestID) bool {
 // that few responses have, are elsewhere.
 type storedResponse struct {
 	origin           *requestOrigin // nil if the response was removed before its turn
-	id               string         // requestID.id
+	id               uuid.UUID      // requestID.id, unless it is in more
 	idHash, bodyHash uint64         // of the request
 	body             []byte         // of the response
 	more             *storedExtras  // nil if the response has none of it
@@ -69,15 +71,37 @@ type requestOrigin struct {
 
 // storedExtras has the parts of a stored response that few responses have.
 type storedExtras struct {
+	id    string // requestID.id, if it is not a UUID in the form that newID makes
 	call  *callKey
 	err   *Error
 	props *wire.Properties
 }
 
+// newStoredResponse returns the response of an ended execution for the requests of an origin.
+func newStoredResponse(x *execution, origin *requestOrigin, ended time.Duration) storedResponse {
+	s := storedResponse{origin: origin, idHash: x.idHash, bodyHash: x.bodyHash, body: trimmed(x.response.body), ended: ended}
+	more := storedExtras{call: x.call, err: x.response.err, props: x.response.props}
+	if !parseUUID(&s.id, []byte(x.id.id)) {
+		more.id = x.id.id
+	}
+	if more != (storedExtras{}) {
+		s.more = new(more)
+	}
+	return s
+}
+
+// text returns requestID.id.
+func (s *storedResponse) text() string {
+	if s.more != nil && s.more.id != "" {
+		return s.more.id
+	}
+	return s.id.String()
+}
+
 // request returns the request of the response.
 func (s *storedResponse) request() *executedRequest {
 	r := &executedRequest{method: s.origin.method, id: s.origin.id, replyTo: s.origin.replyTo, bodyHash: s.bodyHash, idHash: s.idHash, call: s.call()}
-	r.id.id = s.id
+	r.id.id = s.text()
 	return r
 }
 
@@ -100,11 +124,8 @@ func (s *storedResponse) response() response {
 
 // has reports whether the response is for the requests for a method with an id.
 func (s *storedResponse) has(m *serverMethod, id *requestID) bool {
-	if s.id != id.id || s.origin.method != m {
-		return false
-	}
 	o := &s.origin.id
-	return o.kind == id.kind && o.scope == id.scope && o.replyTo == id.replyTo
+	return s.origin.method == m && o.kind == id.kind && o.scope == id.scope && o.replyTo == id.replyTo && s.text() == id.id
 }
 
 // origins finds the origins of the last requests, so that stored responses share them. Requests
@@ -139,9 +160,12 @@ const entryOverhead = 256
 
 // size bounds the memory of the response in bytes.
 func (s *storedResponse) size() int {
-	n := entryOverhead + len(s.origin.id.scope) + len(s.id) + len(s.origin.replyTo) + len(s.body)
+	n := entryOverhead + len(s.origin.id.scope) + len(someUUID) + len(s.origin.replyTo) + len(s.body)
 	if s.more == nil {
 		return n
+	}
+	if s.more.id != "" {
+		n += len(s.more.id) - len(someUUID)
 	}
 	if s.more.err != nil {
 		n += len(s.more.err.message)

@@ -562,6 +562,9 @@ func TestStoredResponsesAreSmall(t *testing.T) {
 	wantSame(t, "body", string(first.body), body)
 	wantSame(t, "a large buffer is kept", cap(first.body) > 2*maxSlack, false)
 	wantSame(t, "origin is shared", first.origin == second.origin, true)
+	if first.more == nil || second.more == nil || store(newID(), nil).more != nil {
+		t.Error("only ids that are no UUIDs are kept as texts")
+	}
 	wantSame(t, "request", *first.request() == executedRequest{
 		method: m, replyTo: "reply", idHash: first.idHash, bodyHash: first.bodyHash,
 		id: identity{requestID: requestID{scope: "guest", replyTo: "reply", id: "1"}},
