@@ -3,64 +3,8 @@ package amqpx
 import (
 	"hash/maphash"
 
-	"github.com/google/uuid"
-
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
-
-// tableID is a correlation id as the pending table compares ids: a UUID in the form that newID
-// makes takes 16 bytes instead of a text of 36. Any other id is from middleware, or from another
-// program.
-type tableID struct {
-	uuid   uuid.UUID // zero if isText
-	text   string    // of an id that is not such a UUID
-	isText bool
-}
-
-// tableIDOf returns the tableID of an id as it travels.
-func tableIDOf(id []byte) (t tableID) {
-	if parseUUID(&t.uuid, id) {
-		return t
-	}
-	return tableID{text: string(id), isText: true}
-}
-
-// parseUUID parses a UUID in the form that newID makes, and in no other form.
-func parseUUID(to *uuid.UUID, text []byte) bool {
-	if len(text) != len(someUUID) {
-		return false
-	}
-	n := 0
-	for i := 0; i < len(text); i++ {
-		switch i {
-		case 8, 13, 18, 23:
-			if text[i] != '-' {
-				return false
-			}
-			continue
-		}
-		high, low := hexDigits[text[i]], hexDigits[text[i+1]]
-		if high|low > 0xf {
-			return false
-		}
-		to[n] = high<<4 | low
-		n, i = n+1, i+1
-	}
-	return true
-}
-
-// hexDigits has the values of the digits of newID, and 0xff for any other character.
-//
-//nolint:gochecknoglobals // it never changes.
-var hexDigits = func() (values [256]byte) {
-	for i := range values {
-		values[i] = 0xff
-	}
-	for value, digit := range []byte("0123456789abcdef") {
-		values[digit] = byte(value) //nolint:gosec // below 16.
-	}
-	return values
-}()
 
 // callTable finds pending calls by correlation id: a hash table whose buckets are lists through
 // the calls, so that a call in the table takes 8 bytes more and no allocation of its own. The
