@@ -3,8 +3,7 @@ package amqpx
 import (
 	"runtime"
 	"testing"
-
-	amqp "github.com/rabbitmq/amqp091-go"
+	"testing/synctest"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 )
@@ -24,30 +23,25 @@ func liveHeap() uint64 {
 //nolint:paralleltest // see above.
 func TestSleepingFutureTakesLittleMemory(t *testing.T) {
 	const calls, most = 50_000, 450
-	all := make(chan struct{})
-	b := brokertest.New()
-	startScript(t, b, func(n int, _ amqp.Delivery, _ func(amqp.Publishing)) {
-		if n == calls {
-			close(all)
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		startScript(t, b, silent)
+		c := startClient(t, b, WithMaxInFlight(calls))
+		ready(t, c.WaitReady)
+		futures := make([]*Future, calls)
+		body := []byte("request")
+		before := liveHeap()
+		for i := range futures {
+			futures[i] = c.Go(t.Context(), "m", body)
 		}
+		settle()                                            // every request is confirmed
+		b.With(func(b *brokertest.Broker) { b.Sent = nil }) // what the broker keeps for tests
+		each := (liveHeap() - before) / calls
+		if each > most {
+			t.Errorf("a sleeping future takes %d bytes, want at most %d", each, most)
+		}
+		t.Logf("%d bytes for each future", each)
+		wantSame(t, "in flight", c.Stats().InFlight, calls)
+		runtime.KeepAlive(futures)
 	})
-	c := startClient(t, b, WithMaxInFlight(calls))
-	if err := c.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	futures := make([]*Future, calls)
-	body := []byte("request")
-	before := liveHeap()
-	for i := range futures {
-		futures[i] = c.Go(t.Context(), "m", body)
-	}
-	<-all
-	b.With(func(b *brokertest.Broker) { b.Sent = nil }) // what the broker keeps for tests
-	each := (liveHeap() - before) / calls
-	t.Logf("%d bytes for each future", each)
-	if each > most {
-		t.Errorf("a sleeping future takes %d bytes, want at most %d", each, most)
-	}
-	wantSame(t, "in flight", c.Stats().InFlight, calls)
-	runtime.KeepAlive(futures)
 }
