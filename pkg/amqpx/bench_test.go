@@ -17,11 +17,13 @@ func BenchmarkPending(b *testing.B) {
 	d := responseDelivery("id", false)
 	b.ReportAllocs()
 	for b.Loop() {
+		k.req.id, k.req.isText = newUUID(), false
+		d.CorrelationId = k.req.text()
 		mustAdd(b, p, k)
-		d.CorrelationId = k.req.ID // a new id, because the last one is still remembered
 		p.matchOne(d)
 		<-k.wake
 		p.remove(k)
+		k.answered = false
 	}
 }
 

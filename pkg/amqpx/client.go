@@ -128,8 +128,11 @@ func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
 // newRequest returns the request of a call, with the options of the client, the method and the
 // call.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
-	req := Request{Method: method, Body: body, CorrelationID: newID()}
+	req := Request{Method: method, Body: body}
 	req.sent.ours = len(c.cfg.middleware) == 0
+	if !req.sent.ours { // otherwise the call makes its id
+		req.CorrelationID = newID()
+	}
 	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding

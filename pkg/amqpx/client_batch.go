@@ -105,7 +105,7 @@ func (l *batchTarget) refused() {
 // there may be servers that do not unpack batches. Other calls keep waiting.
 func (c *Client) resendBatched() {
 	for _, a := range c.pending.attempts() {
-		if a.call.req.Idempotent && a.batched.Load() {
+		if a.call.req.idempotent && a.isBatched() {
 			a.loseConfirmed(publish.Lost)
 		}
 	}
@@ -115,7 +115,10 @@ func (c *Client) resendBatched() {
 func (a *attempt) BatchKey() string {
 	k := a.call
 	l := k.route.batch
-	if l == nil || a.alone || a.suspected > 0 || !k.req.FitsBatch() || k.req.BatchSize() > publish.MaxRecordBytes {
+	if l == nil || a.alone || a.suspected > 0 {
+		return ""
+	}
+	if req := k.req.measured(); !req.FitsBatch() || req.BatchSize() > publish.MaxRecordBytes {
 		return ""
 	}
 	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
@@ -179,9 +182,9 @@ func (b *callBatch) Fits(m publish.Batchable) bool {
 	if !ok {
 		return false
 	}
-	left := a.call.budget(b.begun)
+	left, req := a.call.budget(b.begun), a.call.req.measured()
 	least, most := min(b.least, left), max(b.most, left)
-	return len(b.body)+a.call.req.BatchSize() <= b.limit && most <= least+least/deadlineShare
+	return len(b.body)+req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
 // Add implements publish.Batch.
@@ -194,7 +197,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 	if len(b.attempts) == 0 {
 		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
 	}
-	a.batched.Store(true)
+	a.marks.Or(markBatched)
 	b.attempts = append(b.attempts, a)
 	b.least, b.most = min(b.least, left), max(b.most, left)
 	b.body = req.AppendTo(b.body, left)
@@ -433,7 +436,7 @@ func (k *call) endProbe() {
 // call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
 // have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
-	return k.waitForServer || k.uncertain && k.req.Idempotent || !k.uncertain && k.lastResult == publish.Nacked
+	return k.req.waitForServer || k.uncertain && k.req.idempotent || !k.uncertain && k.lastResult == publish.Nacked
 }
 
 // retryBudget is a token bucket that limits retries to a share of the calls, so that retries

@@ -1,13 +1,10 @@
 package amqpx
 
 import (
-	"crypto/rand"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
@@ -54,84 +51,74 @@ type route struct {
 
 // call is a pending call, from its start until the call is settled. Each send of the request is
 // an attempt. The goroutine inside Client.Call owns the call, and no other goroutine starts
-// attempts; the session's goroutines notify the owner. Fields are ordered, and some counters are
-// short, so that a call fits in 512 bytes: many calls may wait at once.
+// attempts; the session's goroutines notify the owner. A hundred thousand futures may wait at
+// once, so a call has only what a waiting future needs: callProgress has the rest. Fields are
+// ordered, and some counters are short, so that a call fits in 240 bytes.
 type call struct {
-	// req is the request, made once when the call begins. Its fields Retry and Resent differ
-	// from one attempt to the next, and are set in attempt.request.
-	req      wire.Request
+	req      callRequest
 	route    *route
 	deadline time.Time
-	future   *Future   // of Client.Go; nil when a goroutine waits for the call
-	info     *CallInfo // set when the call ends; nil if the caller does not want it
+	future   *Future // of Client.Go; nil when a goroutine waits for the call
+	// callProgress is nil for a future without a goroutine.
+	*callProgress
 
 	sent atomic.Int32 // number of written attempts
 	// notified has a bit for each eventKind up to eventClosed that happened. A response's bit
 	// is cleared when the response is read; the other events end the call, so their bits stay.
 	notified atomic.Uint32
-	// wake has a token when the goroutine of the call must look at notified and at the current
-	// attempt. Senders never block: if there is a token already, another is not needed. It is
-	// nil for a future without a goroutine.
-	wake chan struct{}
 	// current is the attempt whose result the call waits for; nil before the first attempt, and
 	// between two attempts. A late result of any other attempt has no effect on the call.
 	current atomic.Pointer[attempt]
 	first   attempt // the first attempt, here to save its allocation
 
-	// The pending table's lock guards the fields up to inDeadlines; response may be read after
+	// The pending table's lock guards the fields up to shared; response may be read after
 	// eventResponse. retry is the number of refusals after which the request was sent again:
 	// requests carry the number and responses echo it, so that a second copy of an earlier
 	// refusal is not mistaken for the response to the retry.
-	entry            *pendingEntry
-	response         wire.Response
+	response         *wire.Response // nil until a future has a response
+	sameBucket       *call          // the next call in the bucket of the table
 	prevDue, nextDue *call
 	watcher          *ctxWatcher // watcher of a future's context
 	watcherIndex     int32
 	retry            int32
-	inDeadlines      bool // in the list of calls with the client's default deadline
+	answered         bool // a response to the present round has arrived
 	settled          bool // removed from the table because of its result; may be read after eventResponse
 	// shared is true if a goroutine has found the call in the table and may use it later, without
 	// the lock. It does not change after the removal from the table.
 	shared bool
 
-	woken         bool // the goroutine of the call has read a token of wake
-	waitForServer bool
-	responded     bool           // a response was read: response does not change any more
-	uncertain     bool           // an earlier attempt may have arrived
-	lastResult    publish.Result // publish result of the last attempt since the last refusal
-	suspected     uint16         // channels that ended while an attempt was unconfirmed, since the last refusal
-	elsewhere     int32          // number of refusals as unimplemented
-	refusers      []string       // known ids of the servers that refused as unimplemented
-	refusal       *Error         // the server's refusal, if it ended the last attempt
-	// unknownBefore is the count of responses to unknown calls when the call started.
-	unknownBefore uint64
-	probes        uint64         // epoch of the queue gate in which the call may probe; 0: it may not
-	wait          *xsync.Backoff // between attempts; nil before the first wait
+	responded bool // a response was read: response does not change any more
+	// unknownBefore is the count of responses to unknown calls when the call started, modulo 1<<32.
+	unknownBefore uint32
 }
 
-// setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
-// why the request cannot be sent. Headers visible to middleware are copied, because middleware
-// may change them again.
-func (k *call) setRequest(req *Request, maxBody int) error {
-	header, err := wire.EncodeHeader(req.Header)
-	if err != nil {
-		return err
-	}
-	if !req.sent.ours {
-		header = maps.Clone(header)
-	}
-	k.info, k.waitForServer = req.sent.info, req.sent.waitForServer
-	k.req = wire.Request{
-		Method: req.Method, Body: req.Body, Header: header,
-		ContentType: req.ContentType, ContentEncoding: req.ContentEncoding,
-		ID: req.CorrelationID, Key: req.IdempotencyKey, Idempotent: req.Idempotent,
-		WantsTimes: k.info != nil,
-	}
-	return k.req.Check(maxBody)
+// callProgress is the part of a call that its goroutine needs.
+type callProgress struct {
+	// wake has a token when the goroutine of the call must look at notified and at the current
+	// attempt. Senders never block: if there is a token already, another is not needed.
+	wake       chan struct{}
+	woken      bool           // the goroutine of the call has read a token of wake
+	uncertain  bool           // an earlier attempt may have arrived
+	lastResult publish.Result // publish result of the last attempt since the last refusal
+	suspected  uint16         // channels that ended while an attempt was unconfirmed, since the last refusal
+	elsewhere  int32          // number of refusals as unimplemented
+	refusers   []string       // known ids of the servers that refused as unimplemented
+	refusal    *Error         // the server's refusal, if it ended the last attempt
+	probes     uint64         // epoch of the queue gate in which the call may probe; 0: it may not
+	wait       *xsync.Backoff // between attempts; nil before the first wait
 }
 
 // maxReusedBody bounds the memory of a body that is kept for reuse, in bytes.
 const maxReusedBody = 4 << 10
+
+// waitingCall is a call for a waiting goroutine, with everything that the call refers to in one
+// allocation.
+type waitingCall struct {
+	call
+	progress callProgress
+	options  requestOptions
+	response wire.Response
+}
 
 // makeCall returns a call for a waiting goroutine, or for a future, which needs no channel.
 func (r *route) makeCall(f *Future) *call {
@@ -140,7 +127,10 @@ func (r *route) makeCall(f *Future) *call {
 	}
 	k, _ := r.idle.Get().(*call)
 	if k == nil {
-		k = &call{wake: make(chan struct{}, 1)}
+		w := &waitingCall{}
+		k = &w.call
+		k.callProgress, k.req.more, k.response = &w.progress, &w.options, &w.response
+		k.wake = make(chan struct{}, 1)
 	}
 	k.route = r
 	return k
@@ -161,12 +151,23 @@ func (k *call) release() {
 			return // the reader has not put the token yet
 		}
 	}
-	r, body := k.route, k.req.Body
+	r, body := k.route, k.req.body
 	if cap(body) > maxReusedBody {
 		body = nil
 	}
-	*k = call{wake: k.wake, req: wire.Request{Body: body}}
+	*k.callProgress, *k.req.more, *k.response = callProgress{wake: k.wake}, requestOptions{}, wire.Response{}
+	*k = call{callProgress: k.callProgress, response: k.response, req: callRequest{body: body, more: k.req.more}}
 	r.idle.Put(k)
+}
+
+// store keeps a response for the reader of eventResponse. The caller holds the lock of the
+// pending table.
+func (k *call) store(a *wire.Response) {
+	if k.response == nil {
+		k.response = new(wire.Response)
+	}
+	*k.response = *a
+	k.response.ID = nil // it would keep the whole batch in memory
 }
 
 // notify records an event up to eventClosed and wakes the call. It never blocks.
@@ -255,8 +256,10 @@ func (k *call) send() {
 	if a.call != nil {
 		a = &attempt{}
 	}
-	a.call, a.retry, a.resent = k, k.retry, k.uncertain
-	a.suspected, a.alone = k.suspected, k.elsewhere > 0
+	a.call, a.retry = k, k.retry
+	if s := k.callProgress; s != nil { // nil before the first attempt of a future
+		a.resent, a.suspected, a.alone = s.uncertain, s.suspected, s.elsewhere > 0
+	}
 	k.current.Store(a)
 	k.route.watch.want()
 	k.route.outbox.Put(a)
@@ -284,42 +287,6 @@ func (k *call) outcome() Outcome {
 		return DidNotRun
 	}
 	return MayHaveRun
-}
-
-// newID returns a correlation id, a UUID of version 4 (RFC 9562 section 5.4). The id must not
-// be guessable: a party that knows a call's key can obtain its response. Safe for concurrent
-// use.
-func newID() string {
-	s, _ := idSources.Get().(*idSource)
-	id := s.next()
-	idSources.Put(s)
-	return id.String()
-}
-
-// idSources are the idle sources of random bytes.
-//
-//nolint:gochecknoglobals // what is in it is the same for everybody.
-var idSources = sync.Pool{New: func() any { return &idSource{used: idBytes} }}
-
-// idBytes is the number of random bytes fetched at once: a system call for each id would take
-// longer than all other work for the id.
-const idBytes = 64 * len(uuid.UUID{})
-
-// idSource makes ids for one goroutine at a time.
-type idSource struct {
-	used  int
-	bytes [idBytes]byte
-}
-
-func (s *idSource) next() (id uuid.UUID) {
-	if s.used == len(s.bytes) {
-		_, _ = rand.Read(s.bytes[:]) // never returns an error
-		s.used = 0
-	}
-	s.used += copy(id[:], s.bytes[s.used:])
-	id[6] = id[6]&0x0f | 0x40 // version 4
-	id[8] = id[8]&0x3f | 0x80 // variant of the RFC
-	return id
 }
 
 // stage is the progress of an attempt. Each transition is a single compare-and-swap, so exactly
@@ -352,17 +319,28 @@ type attempt struct {
 	resent    bool   // an earlier attempt may have arrived
 	alone     bool   // not to be sent in a batch
 
-	stage atomic.Uint32
-	// result is the publish.Result that ended the attempt; publish.Confirmed until then.
-	result     atomic.Uint32
+	stage      atomic.Uint32
+	marks      atomic.Uint32 // markReturned, markBatched, and the publish.Result that ended the attempt
 	generation atomic.Uint64 // the session that wrote the attempt
 	sentAt     atomic.Int64  // time of the write, in ns; only with route.timed
-	returned   atomic.Bool   // the broker returned the request
-	batched    atomic.Bool   // sent in a batch
-	// rejection is the broker's reason for rejecting the request. The publisher sets it before
-	// the result.
-	rejection error
+	// rejection is the broker's reason for rejecting the request; nil if there is none. The
+	// publisher sets it before the result.
+	rejection *error
 }
+
+// The marks of an attempt beside its result, which is in the bits of markResult and is
+// publish.Confirmed, the zero value, until the attempt has ended.
+const (
+	markResult   = 0xff
+	markReturned = 1 << 8 // the broker returned the request
+	markBatched  = 1 << 9 // sent in a batch
+)
+
+// isReturned reports whether the broker returned the request.
+func (a *attempt) isReturned() bool { return a.marks.Load()&markReturned != 0 }
+
+// isBatched reports whether the request was sent in a batch.
+func (a *attempt) isBatched() bool { return a.marks.Load()&markBatched != 0 }
 
 // at returns the stage.
 func (a *attempt) at() stage { return stage(a.stage.Load()) }
@@ -375,13 +353,13 @@ func (a *attempt) transition(from, to stage) bool {
 // end reports the result of the attempt to the call. Only the goroutine that changed the stage
 // to undelivered or lost calls end.
 func (a *attempt) end(f publish.Result) {
-	a.result.Store(uint32(f))
+	a.marks.Or(uint32(f))
 	a.call.wakeUp()
 }
 
 // publishResult returns the result that ended the attempt, and publish.Confirmed until then.
 func (a *attempt) publishResult() publish.Result {
-	return publish.Result(a.result.Load()) //nolint:gosec // only end stores it.
+	return publish.Result(a.marks.Load() & markResult)
 }
 
 // ended reports whether the attempt has ended with a result.
@@ -401,14 +379,14 @@ func (a *attempt) loseConfirmed(f publish.Result) {
 // of the old connection, and the client cannot find out. Any other call keeps waiting for its
 // response, unless responsesLost is true.
 func (a *attempt) sessionReplaced(generation uint64, responsesLost bool) {
-	if a.generation.Load() < generation && (responsesLost || a.call.req.Idempotent) {
+	if a.generation.Load() < generation && (responsesLost || a.call.req.idempotent) {
 		a.loseConfirmed(publish.Lost)
 	}
 }
 
 // request returns the request as this attempt sends it.
 func (a *attempt) request() wire.Request {
-	req := a.call.req
+	req := a.call.req.onWire()
 	req.Retry, req.Resent = int64(a.retry), a.resent
 	return req
 }
@@ -432,7 +410,7 @@ func (a *attempt) BeginSend(generation uint64) bool {
 // Publishing implements publish.Outbound. Every request is mandatory: without a queue the broker
 // returns the request, and the caller learns at once about the missing servers.
 func (a *attempt) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	a.batched.Store(false) // set by callBatch.Add, also for a batch of one call
+	a.marks.And(^uint32(markBatched)) // set by callBatch.Add, also for a batch of one call
 	k, req := a.call, a.request()
 	msg = req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	msg.UserId = k.route.user.get()
@@ -444,11 +422,11 @@ func (a *attempt) Publishing() (key string, mandatory bool, msg amqp.Publishing)
 // its call may be settled, and used again (call.release).
 func (a *attempt) OnResult(f publish.Result) {
 	route := a.call.route
-	if a.returned.Load() {
+	if a.isReturned() {
 		f = publish.Returned
 	}
 	if f == publish.Confirmed {
-		opens := route.queueGate.isShut.Load() && !a.batched.Load()
+		opens := route.queueGate.isShut.Load() && !a.isBatched()
 		a.transition(stageWritten, stageConfirmed)
 		if opens {
 			route.queueGate.open()
@@ -482,7 +460,7 @@ func mayHaveArrived(f publish.Result, nackProves bool) bool {
 
 // Reject implements publish.Rejectable: the call fails for good.
 func (a *attempt) Reject(cause error) {
-	a.rejection = cause
+	a.rejection = &cause
 	a.OnResult(publish.Rejected)
 }
 

@@ -58,9 +58,9 @@ func (c *cancels) take() []wire.Cancellation {
 
 // sendCancel queues a cancellation if the caller canceled the call and a server may have the
 // request. An expired call needs no cancellation: servers know its deadline.
-func (c *Client) sendCancel(req *wire.Request, cause error, outcome Outcome) {
+func (c *Client) sendCancel(req *callRequest, cause error, outcome Outcome) {
 	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
-		c.cancels.add(wire.Cancellation{ID: req.ID, Method: req.Method, Key: req.Key})
+		c.cancels.add(wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()})
 	}
 }
 
@@ -531,7 +531,7 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 		k.refusers = append(k.refusers, id)
 	}
 	k.elsewhere++
-	if c.nowhere.has(k.req.Method) {
+	if c.nowhere.has(k.req.method) {
 		return 0, false
 	}
 	if last := c.watch.last(); last.consumers < 2 && time.Since(last.at) > checkSoonest { // a second server may have started
@@ -543,8 +543,8 @@ func (c *Client) mayTryElsewhere(k *call, gone <-chan struct{}) (wait time.Durat
 		tries = elsewhereMax
 	}
 	if servers < 2 || len(k.refusers) >= servers || int(k.elsewhere) >= tries {
-		if c.nowhere.add(k.req.Method) {
-			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.Method, wire.MaxShortString)),
+		if c.nowhere.add(k.req.method) {
+			c.cfg.logger.Warn("no server has the method", zap.String("method", wire.Truncate(k.req.method, wire.MaxShortString)),
 				zap.String("queue", k.route.queue), zap.Int("servers", servers))
 		}
 		return 0, false

@@ -78,7 +78,7 @@ func TestDeadlinesKeepTheirOrder(t *testing.T) {
 		l.remove(calls[5]) // a second removal does no harm
 		var ids []string
 		for _, k := range l.expired(begun.Add(time.Hour)) {
-			ids = append(ids, k.req.ID)
+			ids = append(ids, k.req.text())
 		}
 		wantSame(t, "expired", fmt.Sprint(ids), "[1 3 4]")
 		wantSame(t, "left", l.oldest == nil && l.newest == nil, true)

@@ -15,15 +15,14 @@ import (
 
 // Future is a call made with [Client.Go]. Its methods are safe for concurrent use.
 type Future struct {
-	client *Client
-	ctx    context.Context    //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *xsync.LazyContext // ctx, if made by the future; nil if ctx is the caller's
-
-	watched observation
+	client  *Client
+	ctx     context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
+	watched *observation    // nil without an observer
 
 	mu    sync.Mutex
 	state futureState
 	early bool // woken in futureMade
+	own   bool // ctx is a LazyContext made by the future, not the caller's context
 
 	response []byte // set before done
 	err      error
@@ -61,7 +60,10 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.done.Store(settledFuture)
 		return f
 	}
-	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
+	f := &Future{client: c, ctx: ctx}
+	if c.cfg.observer != nil {
+		f.watched = new(c.observe(method))
+	}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
 		shared := req
@@ -76,7 +78,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	defer c.futures.Done()
 	deadline, its := ctx.Deadline()
 	if !its {
-		deadline = f.watched.now().Add(c.cfg.timeout)
+		deadline = f.begun().Add(c.cfg.timeout)
 	}
 	k, watched, err := c.begin(&req, deadline, !its, f)
 	if err != nil {
@@ -96,8 +98,15 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 
 // bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
-	f.own = xsync.WithDeadline(f.ctx, deadline)
-	f.ctx = f.own
+	f.ctx, f.own = xsync.WithDeadline(f.ctx, deadline), true
+}
+
+// begun returns the start time of the call.
+func (f *Future) begun() time.Time {
+	if f.watched == nil {
+		return time.Now()
+	}
+	return f.watched.now()
 }
 
 // runInGoroutine makes the call in a new goroutine.
@@ -149,12 +158,15 @@ func (f *Future) onEvent(k *call) {
 		f.state = futureAwake
 		result = k.has(eventResponse) && k.response.Failure == nil && k.route.check == nil
 		if !result {
-			k.wake = make(chan struct{}, 1)
+			k.callProgress = &callProgress{wake: make(chan struct{}, 1)}
 			f.client.futures.Add(1) // added here because Close notifies every call before waiting
 		}
 	case futureAwake:
 	}
-	wake := k.wake
+	var wake chan struct{}
+	if k.callProgress != nil {
+		wake = k.wake
+	}
 	f.mu.Unlock()
 	switch {
 	case state == futureAsleep && result:
@@ -176,13 +188,17 @@ func (f *Future) onEvent(k *call) {
 // settle settles the future, once.
 func (f *Future) settle(response []byte, err error) {
 	defer f.finish(response, err) // also when an observer ends this goroutine
-	f.client.recordCall(f.watched, err)
+	var o observation
+	if f.watched != nil {
+		o = *f.watched
+	}
+	f.client.recordCall(o, err)
 }
 
 // finish sets the results of Wait.
 func (f *Future) finish(response []byte, err error) {
-	if f.own != nil {
-		f.own.Cancel()
+	if own, ok := f.ctx.(*xsync.LazyContext); ok && f.own {
+		own.Cancel()
 	}
 	f.response, f.err = response, err
 	if done := f.done.Swap(settledFuture); done != nil {

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"bytes"
 	"context"
+	"hash/maphash"
 	"sync"
 	"time"
 
@@ -52,26 +53,17 @@ type pending struct {
 
 	mu        sync.Mutex
 	closed    bool
-	entries   map[string]*pendingEntry // waiting calls, and the last settled calls
-	calls     int                      // number of waiting calls
-	bytes     int                      // size of their bodies
-	recent    []*pendingEntry          // the last settled calls, a ring in the order of removal
-	next      int
+	calls     callTable
+	bytes     int // size of the bodies of the calls
+	recent    recentCalls
 	deadlines deadlineList
 	watchers  ctxWatchers
-}
-
-// pendingEntry is a call's entry in the table.
-type pendingEntry struct {
-	id       string
-	call     *call // nil after the call has settled
-	answered bool
 }
 
 // newPending returns a table for at most maxCalls calls, whose bodies have at most maxBytes in
 // total.
 func newPending(maxCalls, maxBytes int) *pending {
-	p := &pending{maxCalls: maxCalls, maxBytes: maxBytes, entries: make(map[string]*pendingEntry), watchers: make(ctxWatchers)}
+	p := &pending{maxCalls: maxCalls, maxBytes: maxBytes, calls: callTable{seed: maphash.MakeSeed()}, watchers: make(ctxWatchers)}
 	p.deadlines.expire = p.expire
 	return p
 }
@@ -87,36 +79,38 @@ func (p *pending) add(k *call, watch bool) (watched bool, err error) {
 	switch {
 	case p.closed:
 		return false, ErrClosed
-	case p.calls >= p.maxCalls, len(k.req.Body) > p.maxBytes-p.bytes:
+	case p.calls.count >= p.maxCalls, len(k.req.body) > p.maxBytes-p.bytes:
 		return false, ErrTooManyCalls
 	}
-	if s := p.entries[k.req.ID]; s != nil {
-		s.newIDs(&k.req)
+	id := k.req.tableID()
+	k.req.hash = p.calls.hashOf(&id)
+	earlier, settled := p.calls.find(k.req.hash, &id), p.recent.find(k.req.hash, &id)
+	if earlier != nil || settled != nil {
+		k.newIDs(earlier, settled != nil && settled.answered)
+		id = k.req.tableID()
+		k.req.hash = p.calls.hashOf(&id)
 	}
-	p.calls++
-	p.bytes += len(k.req.Body)
-	k.entry = &pendingEntry{id: k.req.ID, call: k}
-	p.entries[k.req.ID] = k.entry
+	p.bytes += len(k.req.body)
+	p.calls.add(k)
 	return watch && p.deadlines.add(k), nil
 }
 
-// newIDs sets a new correlation id in the request of a call whose id is already in entry s. The
-// request is that of a different call if the earlier send got a response, or is still pending
-// and req is not idempotent or has another body; an idempotent request then gets a new key.
-// Otherwise req repeats the earlier request under the earlier key: a server that runs the
-// earlier request, or has run it, does not run req. A key chosen by the application is kept.
-func (s *pendingEntry) newIDs(req *wire.Request) {
-	req.ID = newID()
-	chosen := req.Key != "" && req.Key != s.id
+// newIDs sets a new correlation id in the request of a call whose id is already that of earlier,
+// or of a settled call if earlier is nil. The request is that of a different call if the earlier
+// send got a response, or is still pending and the request is not idempotent or has another
+// body; an idempotent request then gets a new key. Otherwise the request repeats the earlier
+// request under the earlier key: a server that runs the earlier request, or has run it, does not
+// run this request. A key chosen by the application is kept.
+func (k *call) newIDs(earlier *call, answered bool) {
+	req := &k.req
+	id := req.text()
+	req.id, req.isText = newUUID(), false
 	switch {
-	case chosen:
-	case s.answered, s.call != nil && (!req.Idempotent || !bytes.Equal(s.call.req.Body, req.Body)):
-		req.Key = ""
-		if req.Idempotent {
-			req.Key = req.ID
-		}
+	case !req.keyIsID && req.key() != "": // chosen by the application
+	case answered, earlier != nil && (earlier.answered || !req.idempotent || !bytes.Equal(earlier.req.body, req.body)):
+		req.setKey("", req.idempotent)
 	default:
-		req.Key = s.id
+		req.setKey(id, false)
 	}
 }
 
@@ -127,7 +121,7 @@ func (p *pending) setBody(k *call, body []byte, middleware bool) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
-	k.req.Body = body
+	k.req.body = body
 }
 
 // expire notifies the calls whose deadline has passed.
@@ -146,7 +140,7 @@ func (p *pending) expectAgain(k *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k.retry++
-	k.entry.answered = false
+	k.answered = false
 }
 
 // remove ends a call's registration, if the call has no result yet; a later response is dropped.
@@ -170,18 +164,9 @@ func (p *pending) remove(k *call) {
 func (p *pending) forget(k *call) (stop func() bool) {
 	stop = p.watchers.remove(k)
 	p.deadlines.remove(k)
-	p.calls--
-	p.bytes -= len(k.req.Body)
-	k.entry.call = nil
-	if len(p.recent) < maxRecent {
-		p.recent = append(p.recent, k.entry)
-		return stop
-	}
-	if oldest := p.recent[p.next]; p.entries[oldest.id] == oldest { // the id may be in use again
-		delete(p.entries, oldest.id)
-	}
-	p.recent[p.next] = k.entry
-	p.next = (p.next + 1) % maxRecent
+	p.bytes -= len(k.req.body)
+	p.calls.remove(k)
+	p.recent.add(recentCall{id: k.req.tableID(), hash: k.req.hash, answered: k.answered})
 	return stop
 }
 
@@ -189,7 +174,7 @@ func (p *pending) forget(k *call) (stop func() bool) {
 func (p *pending) matchOne(d *amqp.Delivery) matchResult {
 	a := wire.DecodeResponse(d)
 	p.mu.Lock()
-	m := p.match(p.entries[d.CorrelationId], &a)
+	m := p.match(tableIDOf([]byte(d.CorrelationId)), &a)
 	p.mu.Unlock()
 	m.notify()
 	return m.result
@@ -201,7 +186,7 @@ func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
 	p.mu.Lock()
 	for i := range responses {
 		a := &responses[i]
-		matches = append(matches, p.match(p.entries[string(a.ID)], a))
+		matches = append(matches, p.match(tableIDOf(a.ID), a))
 	}
 	p.mu.Unlock()
 	for i := range matches {
@@ -210,62 +195,60 @@ func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
 	return matches
 }
 
-// match matches a response to the call of entry s, which may be nil. A result settles the call,
-// which is removed at once; an error may lead to a retry. The caller holds mu.
-func (p *pending) match(s *pendingEntry, a *wire.Response) (m match) {
-	if m.call, m.result = s.match(a); m.call != nil && a.Failure == nil {
-		m.stop = p.forget(m.call)
-		m.call.settled = true
+// match matches a response to the call with an id. A result settles the call, which is removed at
+// once; an error may lead to a retry. The caller holds mu.
+func (p *pending) match(id tableID, a *wire.Response) (m match) {
+	hash := p.calls.hashOf(&id)
+	k := p.calls.find(hash, &id)
+	if k == nil {
+		return match{result: p.recent.find(hash, &id).match(a)}
+	}
+	if k.answered || a.Outdated(int64(k.retry)) {
+		return match{result: repeated(a)}
+	}
+	k.answered = true
+	k.store(a)
+	m = match{call: k, result: verdictTaken}
+	if a.Failure == nil {
+		m.stop = p.forget(k)
+		k.settled = true
 	}
 	return m
 }
 
-// match assigns a response to the call it settles, or returns the reason for no match. The
-// caller holds the table's lock.
-func (s *pendingEntry) match(a *wire.Response) (*call, matchResult) {
-	if s == nil {
-		return nil, verdictUnknown
+// repeated returns the result of matching a response whose call has a response already.
+func repeated(a *wire.Response) matchResult {
+	if a.Redelivered {
+		return verdictRedelivered
 	}
-	switch k := s.call; {
-	case k != nil && !s.answered && !a.Outdated(int64(k.retry)):
-		s.answered = true
-		k.response = *a
-		k.response.ID = nil // it would keep the whole batch in memory
-		return k, verdictTaken
-	case k == nil && !s.answered:
-		if a.Failure != nil && a.Failure.Code == string(CodeCanceled) {
-			return nil, verdictCanceled
-		}
-		return nil, verdictLate
-	case a.Redelivered:
-		return nil, verdictRedelivered
-	default:
-		return nil, verdictDuplicate
-	}
+	return verdictDuplicate
 }
 
 // returned marks the current attempt of the call whose request was returned by the broker.
 func (p *pending) returned(r amqp.Return) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.entries[r.CorrelationId]; s != nil && s.call != nil {
-		if a := s.call.current.Load(); a != nil {
-			a.returned.Store(true)
+	if k := p.find(r.CorrelationId); k != nil {
+		if a := k.current.Load(); a != nil {
+			a.marks.Or(markReturned)
 		}
 	}
+}
+
+// find returns the pending call with an id, or nil. The caller holds mu.
+func (p *pending) find(id string) *call {
+	t := tableIDOf([]byte(id))
+	return p.calls.find(p.calls.hashOf(&t), &t)
 }
 
 // attempts returns the current attempts of the pending calls.
 func (p *pending) attempts() []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make([]*attempt, 0, p.calls)
-	for _, s := range p.entries {
-		if s.call == nil {
-			continue
-		}
-		if a := s.call.current.Load(); a != nil {
-			s.call.shared = true
+	all := make([]*attempt, 0, p.calls.count)
+	for k := range p.calls.all {
+		if a := k.current.Load(); a != nil {
+			k.shared = true
 			all = append(all, a)
 		}
 	}
@@ -274,12 +257,10 @@ func (p *pending) attempts() []*attempt {
 
 // all returns the pending calls. The caller holds mu.
 func (p *pending) all() []*call {
-	all := make([]*call, 0, p.calls)
-	for _, s := range p.entries {
-		if s.call != nil {
-			s.call.shared = true
-			all = append(all, s.call)
-		}
+	all := make([]*call, 0, p.calls.count)
+	for k := range p.calls.all {
+		k.shared = true
+		all = append(all, k)
 	}
 	return all
 }
@@ -311,7 +292,7 @@ func (p *pending) unlessClosed(f func()) bool {
 func (p *pending) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.calls
+	return p.calls.count
 }
 
 // deadlineList holds the calls with the client's default timeout. The timeout is constant, so
@@ -334,7 +315,7 @@ func (l *deadlineList) add(k *call) bool {
 	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) {
 		return false
 	}
-	k.inDeadlines, k.prevDue = true, l.newest
+	k.prevDue = l.newest
 	if l.newest == nil {
 		l.oldest = k
 	} else {
@@ -354,11 +335,11 @@ func (l *deadlineList) add(k *call) bool {
 
 // remove removes a call, if present. The timer keeps running.
 func (l *deadlineList) remove(k *call) {
-	if !k.inDeadlines {
+	if k.prevDue == nil && l.oldest != k {
 		return
 	}
 	l.link(k.prevDue, k.nextDue)
-	k.inDeadlines, k.prevDue, k.nextDue = false, nil, nil
+	k.prevDue, k.nextDue = nil, nil
 }
 
 // link makes two calls neighbors; nil stands for the end of the list.

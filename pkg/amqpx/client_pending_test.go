@@ -8,7 +8,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
-	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 func testRoute() *route {
@@ -17,12 +16,17 @@ func testRoute() *route {
 
 // newCall returns a call for a waiting goroutine. Its channel has room for several tokens, so that
 // their number tells how often the call was woken.
-func newCall(req *wire.Request, r *route) *call {
-	return &call{req: *req, route: r, wake: make(chan struct{}, 16)}
+func newCall(req callRequest, r *route) *call {
+	return &call{req: req, route: r, callProgress: &callProgress{wake: make(chan struct{}, 16)}}
+}
+
+func requestWithID(id string) (r callRequest) {
+	r.setID(id)
+	return r
 }
 
 func pendingCall(id string) *call {
-	return newCall(&wire.Request{ID: id}, testRoute())
+	return newCall(requestWithID(id), testRoute())
 }
 
 func responseDelivery(id string, redelivered bool) *amqp.Delivery {
@@ -74,7 +78,7 @@ func mustAdd(t testing.TB, p *pending, k *call) {
 	}
 }
 
-func answered(p *pending, k *call) { p.matchOne(responseDelivery(k.req.ID, false)) }
+func answered(p *pending, k *call) { p.matchOne(responseDelivery(k.req.text(), false)) }
 
 func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 	t.Parallel()
@@ -93,22 +97,22 @@ func TestPendingForgetsBeyondItsMemory(t *testing.T) {
 			t.Errorf("call %d: verdict %v, want %v", i, got, want)
 		}
 	}
-	wantSame(t, "remembered", len(p.entries), maxRecent)
+	wantSame(t, "remembered", len(p.recent.calls), maxRecent)
 	wantSame(t, "pending", p.len(), 0)
 }
 
 func TestPendingReplacesAnIDInUse(t *testing.T) {
 	t.Parallel()
 	p, first := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes), pendingCall("a")
-	second := newCall(&first.req, testRoute()) // the very same request, as middleware may send it
+	second := newCall(first.req, testRoute()) // the very same request, as middleware may send it
 	mustAdd(t, p, first)
 	mustAdd(t, p, second)
 	wantSame(t, "pending", p.len(), 2)
-	wantSame(t, "first id", first.req.ID, "a")
-	if second.req.ID == "a" {
+	wantSame(t, "first id", first.req.text(), "a")
+	if second.req.text() == "a" {
 		t.Error("two calls share an id")
 	}
-	p.matchOne(responseDelivery(second.req.ID, false))
+	p.matchOne(responseDelivery(second.req.text(), false))
 	wantSame(t, "responses of the first", len(first.wake), 0)
 	wantSame(t, "responses of the second", len(second.wake), 1)
 	p.remove(second)
@@ -133,7 +137,7 @@ func TestPendingReturnSettlesOnlyItsCall(t *testing.T) {
 	wantSame(t, "fate of a", resultOfAttempt(a), publish.Returned)
 	wantSame(t, "fates of b", len(b.wake), 0)
 	a.send()
-	wantSame(t, "mark left for the next attempt", a.current.Load().returned.Load(), false)
+	wantSame(t, "mark left for the next attempt", a.current.Load().isReturned(), false)
 }
 
 // resultOfAttempt returns the result of the current attempt, publish.Confirmed if there is none.
@@ -163,7 +167,7 @@ func TestPendingHandsAResponseToOneOfManyReaders(t *testing.T) {
 		verdicts := make(chan matchResult, 4)
 		var wg sync.WaitGroup
 		for range cap(verdicts) {
-			wg.Go(func() { verdicts <- p.matchOne(responseDelivery(k.req.ID, false)) })
+			wg.Go(func() { verdicts <- p.matchOne(responseDelivery(k.req.text(), false)) })
 		}
 		wg.Go(func() { p.remove(k) })
 		wg.Wait()

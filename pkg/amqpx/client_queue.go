@@ -392,7 +392,7 @@ func (c *Client) showQueue(st queueState) {
 // except calls in batches, whose requests are in another queue (resendBatched).
 func (c *Client) resendConfirmed() {
 	for _, a := range c.pending.attempts() {
-		if a.call.req.Idempotent && !a.batched.Load() {
+		if a.call.req.idempotent && !a.isBatched() {
 			a.loseConfirmed(publish.Lost)
 		}
 	}
@@ -416,7 +416,7 @@ func (l *queueChecker) checkServed() {
 		return
 	}
 	for _, a := range c.pending.attempts() {
-		if !a.call.waitForServer {
+		if !a.call.req.waitForServer {
 			a.loseConfirmed(publish.Unserved)
 		}
 	}

@@ -81,8 +81,8 @@ func TestHeaderOfMiddlewareIsCopied(t *testing.T) {
 		t.Fatal(err)
 	}
 	header["h"], header["more"] = "changed", "y"
-	if !maps.Equal(k.req.Header, map[string]any{"h": "x"}) {
-		t.Errorf("header %v", k.req.Header)
+	if !maps.Equal(k.req.more.header, map[string]any{"h": "x"}) {
+		t.Errorf("header %v", k.req.more.header)
 	}
 }
 

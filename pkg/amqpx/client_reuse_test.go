@@ -22,9 +22,9 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 		k.first.stage.Store(uint32(stageConfirmed))
 		k.current.Store(&k.first)
 	}
-	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.ID, false)) }
+	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.text(), false)) }
 	fail := func(p *pending, k *call) {
-		p.matchAll([]wire.Response{{ID: []byte(k.req.ID), Failure: &wire.Failure{Code: "aborted"}}}, nil)
+		p.matchAll([]wire.Response{{ID: []byte(k.req.text()), Failure: &wire.Failure{Code: "aborted"}}}, nil)
 	}
 	for name, c := range map[string]struct {
 		run    func(p *pending, k *call)
@@ -53,7 +53,8 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 			p := newPending(DefaultMaxInFlight, DefaultMaxInFlightBytes)
 			r := testRoute()
 			k := r.makeCall(nil)
-			k.req = wire.Request{ID: "id", Body: make([]byte, 10)}
+			k.req.body = make([]byte, 10)
+			k.req.setID("id")
 			k.deadline = time.Now().Add(time.Hour)
 			if _, err := p.add(k, true); err != nil {
 				t.Fatal(err)
@@ -65,8 +66,8 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 			c.run(p, k)
 			k.release()
 			wantSame(t, "reused", k.route == nil, c.reused)
-			if c.reused && (k.wake == nil || len(k.wake) > 0 || cap(k.req.Body) == 0) {
-				t.Errorf("a call to be used again: %d tokens, body of %d bytes", len(k.wake), cap(k.req.Body))
+			if c.reused && (k.wake == nil || len(k.wake) > 0 || cap(k.req.body) == 0) {
+				t.Errorf("a call to be used again: %d tokens, body of %d bytes", len(k.wake), cap(k.req.body))
 			}
 		})
 	}
@@ -75,11 +76,11 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 func TestLargeBodyIsNotKept(t *testing.T) {
 	t.Parallel()
 	k := testRoute().makeCall(nil)
-	k.settled, k.woken, k.req.Body = true, true, make([]byte, maxReusedBody+1)
+	k.settled, k.woken, k.req.body = true, true, make([]byte, maxReusedBody+1)
 	k.first.stage.Store(uint32(stageConfirmed))
 	k.current.Store(&k.first)
 	k.release()
-	wantSame(t, "kept bytes", cap(k.req.Body), 0)
+	wantSame(t, "kept bytes", cap(k.req.body), 0)
 }
 
 // endedContexts gives many callers the same context, and replaces it when it has ended.

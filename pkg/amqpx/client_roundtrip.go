@@ -57,8 +57,8 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 		*req.sent.info = CallInfo{}
 	}
 	k = c.route.makeCall(f)
-	k.deadline, k.unknownBefore = deadline, c.counts.unknown.Load()
-	buffer := k.req.Body[:0]
+	k.deadline, k.unknownBefore = deadline, uint32(c.counts.unknown.Load()) //nolint:gosec // modulo 1<<32.
+	buffer := k.req.body[:0]
 	if err = k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
@@ -67,7 +67,7 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	}
 	// A canceled call may return while the publisher still reads the body, which belongs to
 	// the caller after the return.
-	c.pending.setBody(k, append(buffer, k.req.Body...), !req.sent.ours)
+	c.pending.setBody(k, append(buffer, k.req.body...), !req.sent.ours)
 	c.budget.earn()
 	return k, watched, nil
 }
@@ -110,10 +110,10 @@ func (c *Client) account(k *call, t wire.Times) {
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
-	if info := k.info; info != nil {
-		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.ID}
+	if info := k.req.info(); info != nil {
+		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.text()}
 		if k.responded {
-			info.Response = newResponse(&k.response)
+			info.Response = newResponse(k.response)
 		}
 	}
 }
@@ -233,7 +233,7 @@ func (k *call) responseArrived() bool {
 // did not run, and nothing about an earlier request that may have arrived.
 func (k *call) readResponse() ([]byte, wire.Times, error) {
 	k.responded = true
-	a := &k.response
+	a := k.response
 	if a.Failure == nil {
 		if k.route.check != nil {
 			if failed := k.check(a); failed != nil {
@@ -251,7 +251,7 @@ func (k *call) readResponse() ([]byte, wire.Times, error) {
 			failed.outcome = MayHaveRun
 		}
 	}
-	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.Idempotent
+	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.idempotent
 	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
 		k.refusal = failed
 		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
@@ -300,9 +300,9 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 	case publish.Unsent:
 		return again, nil
 	case publish.Rejected:
-		return again, rejectedError(outcome, a.rejection)
+		return again, rejectedError(outcome, *a.rejection)
 	case publish.Lost, publish.Suspect:
-		if k.req.Idempotent {
+		if k.req.idempotent {
 			return again, nil
 		}
 		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
@@ -322,7 +322,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 		detail, sentinel := c.noQueue(k)
 		return again, localError(CodeUnavailable, outcome, sentinel, detail)
 	default: // nacked
-		return c.afterNack(k, gone, a.batched.Load())
+		return c.afterNack(k, gone, a.isBatched())
 	}
 }
 
@@ -349,7 +349,7 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}, batched bool) (event, 
 	st := c.watch.last()
 	full = full || st.full() || batched && c.route.batch.messages.Load() > 0
 	switch {
-	case !k.req.Idempotent && k.uncertain:
+	case !k.req.idempotent && k.uncertain:
 		return event{}, c.nackError(k, full, k.nextWait())
 	case batched: // batching is disabled now
 		return k.pause(gone, k.nextWait()), nil
@@ -511,7 +511,7 @@ func (c *Client) observed(k *call, a *attempt) string {
 			all = append(all, text)
 		}
 	}
-	if n := c.counts.unknown.Load() - k.unknownBefore; n > 0 {
+	if n := uint32(c.counts.unknown.Load()) - k.unknownBefore; n > 0 { //nolint:gosec // modulo 1<<32.
 		all = append(all, fmt.Sprintf("%d responses to unknown calls came meanwhile", n))
 	}
 	if len(all) == 0 {
@@ -557,7 +557,7 @@ func (c *Client) checkAttempts(s *transport.Session) {
 		now := time.Now().UnixNano()
 		for _, a := range c.pending.attempts() {
 			doublings := min(max(a.call.sent.Load()-1, 0), attemptDoublings)
-			if a.call.req.Idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
+			if a.call.req.idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
 				a.loseConfirmed(publish.Lost)
 			}
 		}

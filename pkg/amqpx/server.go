@@ -113,7 +113,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	if err != nil {
 		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
 	}
-	m := &serverMethod{name: name, handler: Chain(wrapped, Recover(s.cfg.logger))}
+	m := &serverMethod{name: name, number: len(s.methods), handler: Chain(wrapped, Recover(s.cfg.logger))}
 	for i, o := range opts {
 		if o == nil {
 			return fmt.Errorf("amqpx: method %q: option %d is nil", name, i+1)

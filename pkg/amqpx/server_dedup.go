@@ -89,7 +89,8 @@ type dedupCache struct {
 	mu      sync.Mutex
 	running executionTable
 	stored  responseRing
-	waiting int // duplicates that wait, for all executions
+	origins origins // of the stored responses
+	waiting int     // duplicates that wait, for all executions
 	// calls maps the calls of requests to executions. It is nil unless the application sets
 	// the scopes (WithDedupScope), which are known only inside the middleware.
 	calls    map[callKey]callEntry
@@ -182,7 +183,7 @@ func requestOf(x *execution, stored *storedResponse) *executedRequest {
 	case x != nil:
 		return &x.executedRequest
 	case stored != nil:
-		return &stored.executedRequest
+		return stored.request()
 	default:
 		return nil
 	}
@@ -242,7 +243,7 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 	case known.bodyHash != d.bodyHash:
 		return dedupConflict, nil
 	case stored != nil:
-		return dedupReplay, &execution{response: stored.response}
+		return dedupReplay, &execution{response: stored.response()}
 	case e.waiting == maxWaitingDuplicates:
 		return dedupTooMany, nil
 	default:
@@ -350,7 +351,8 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 // keep stores the response of an ended execution if it is final and not too large. The caller
 // holds mu.
 func (e *dedupCache) keep(x *execution, final bool, now time.Time) {
-	stored := storedResponse{executedRequest: x.executedRequest, response: x.response, ended: now.Sub(e.start)}
+	origin := e.origins.of(&x.executedRequest, maphash.String(e.seed, x.replyTo))
+	stored := newStoredResponse(x, origin, now.Sub(e.start))
 	ofCall := x.call != nil && e.calls[*x.call].running == x
 	if !final || stored.size() > e.maxBytes {
 		if ofCall {
@@ -388,8 +390,8 @@ func (e *dedupCache) remove(number uint64, stored *storedResponse) {
 
 // forget removes a stored response from the calls. The caller holds mu.
 func (e *dedupCache) forget(number uint64, stored *storedResponse) {
-	if stored.call != nil && e.calls[*stored.call].stored == number {
-		delete(e.calls, *stored.call)
+	if call := stored.call(); call != nil && e.calls[*call].stored == number {
+		delete(e.calls, *call)
 	}
 }
 

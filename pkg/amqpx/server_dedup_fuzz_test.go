@@ -51,12 +51,12 @@ func TestResponseRing(t *testing.T) {
 				}
 				switch n := random.IntN(10); {
 				case n < 5 == grow:
-					s := storedResponse{executedRequest: executedRequest{method: m, idHash: random.Uint64() & hashes}}
+					s := storedResponse{origin: &requestOrigin{method: m}, idHash: random.Uint64() & hashes}
 					if hashes == 7<<61 && random.IntN(2) == 0 {
 						s.idHash = math.MaxUint64 // the search continues at the beginning of the index
 					}
 					number++
-					s.id.id = strconv.FormatUint(number, 10)
+					s.more = &storedExtras{id: strconv.FormatUint(number, 10)}
 					held[number] = s
 					wantSame(t, "number", r.add(&s), number)
 				case n == 9 && len(held) > 0:

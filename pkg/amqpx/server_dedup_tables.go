@@ -1,6 +1,13 @@
 package amqpx
 
-import "time"
+import (
+	"bytes"
+	"time"
+
+	"github.com/google/uuid"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
 
 // executionTable finds running executions by the hash of the request's id. A map with the id
 // as its key would hash and compare all parts of the id at each lookup. Executions with equal
@@ -44,24 +51,126 @@ func (q *executedRequest) has(m *serverMethod, id *requestID) bool {
 }
 
 // storedResponse is the response of an execution, with the request by which duplicates find it.
+// A server stores some ten thousand responses, so the parts that requests share, and the parts
+// that few responses have, are elsewhere.
 type storedResponse struct {
-	executedRequest
-	response
-
-	ended time.Duration // since dedupCache.start
-	gone  bool          // the response was removed before its turn
+	origin           *requestOrigin // nil if the response was removed before its turn
+	id               uuid.UUID      // requestID.id, unless it is in more
+	idHash, bodyHash uint64         // of the request
+	body             []byte         // of the response
+	more             *storedExtras  // nil if the response has none of it
+	ended            time.Duration  // since dedupCache.start
 }
 
-// entryOverhead estimates the memory of a stored response without its ids and body, in bytes.
+// requestOrigin is what requests of a caller for a method have in common. It is immutable.
+type requestOrigin struct {
+	method  *serverMethod
+	id      identity // without the id itself
+	replyTo string
+}
+
+// storedExtras has the parts of a stored response that few responses have.
+type storedExtras struct {
+	id    string // requestID.id, if it is not a UUID in the form that newID makes
+	call  *callKey
+	err   *Error
+	props *wire.Properties
+}
+
+// newStoredResponse returns the response of an ended execution for the requests of an origin.
+func newStoredResponse(x *execution, origin *requestOrigin, ended time.Duration) storedResponse {
+	s := storedResponse{origin: origin, idHash: x.idHash, bodyHash: x.bodyHash, body: trimmed(x.response.body), ended: ended}
+	more := storedExtras{call: x.call, err: x.response.err, props: x.response.props}
+	if !parseUUID(&s.id, []byte(x.id.id)) {
+		more.id = x.id.id
+	}
+	if more != (storedExtras{}) {
+		s.more = new(more)
+	}
+	return s
+}
+
+// text returns requestID.id.
+func (s *storedResponse) text() string {
+	if s.more != nil && s.more.id != "" {
+		return s.more.id
+	}
+	return s.id.String()
+}
+
+// request returns the request of the response.
+func (s *storedResponse) request() *executedRequest {
+	r := &executedRequest{method: s.origin.method, id: s.origin.id, replyTo: s.origin.replyTo, bodyHash: s.bodyHash, idHash: s.idHash, call: s.call()}
+	r.id.id = s.text()
+	return r
+}
+
+// call returns the key of the request's call; nil unless dedupCache.calls is used.
+func (s *storedResponse) call() *callKey {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.call
+}
+
+// response returns the response.
+func (s *storedResponse) response() response {
+	r := response{body: s.body}
+	if s.more != nil {
+		r.err, r.props = s.more.err, s.more.props
+	}
+	return r
+}
+
+// has reports whether the response is for the requests for a method with an id.
+func (s *storedResponse) has(m *serverMethod, id *requestID) bool {
+	o := &s.origin.id
+	return s.origin.method == m && o.kind == id.kind && o.scope == id.scope && o.replyTo == id.replyTo && s.text() == id.id
+}
+
+// origins finds the origins of the last requests, so that stored responses share them. Requests
+// with other origins take the same places in turn. The zero value is empty.
+type origins [64]*requestOrigin
+
+// of returns the origin of a request. hash is that of its reply_to.
+func (all *origins) of(q *executedRequest, hash uint64) *requestOrigin {
+	o := requestOrigin{method: q.method, id: q.id, replyTo: q.replyTo}
+	o.id.id = ""
+	place := &all[(hash+uint64(q.method.number))%uint64(len(all))] //nolint:gosec // a number of methods.
+	if *place == nil || **place != o {
+		*place = new(o)
+	}
+	return *place
+}
+
+// maxSlack bounds the memory behind a stored body that is not used, in bytes.
+const maxSlack = 256
+
+// trimmed returns body, or a copy if most of the memory behind body is not used: a handler may
+// return a few bytes of a large buffer.
+func trimmed(body []byte) []byte {
+	if cap(body)-len(body) <= max(len(body), maxSlack) {
+		return body
+	}
+	return bytes.Clone(body)
+}
+
+// entryOverhead bounds the memory of a stored response without its ids and body, in bytes.
 const entryOverhead = 256
 
-// size estimates the memory of the response in bytes.
+// size bounds the memory of the response in bytes.
 func (s *storedResponse) size() int {
-	n := entryOverhead + len(s.id.scope) + len(s.id.id) + len(s.replyTo) + len(s.body)
-	if s.err != nil {
-		n += len(s.err.message)
+	n := entryOverhead + len(s.origin.id.scope) + len(someUUID) + len(s.origin.replyTo) + len(s.body)
+	if s.more == nil {
+		return n
 	}
-	return n + s.props.Size()
+	if s.more.id != "" {
+		n += len(s.more.id) - len(someUUID)
+	}
+	if s.more.err != nil {
+		n += len(s.more.err.message)
+	}
+	return n + s.more.props.Size()
 }
 
 // minRingSize is the minimum number of entries for which a responseRing has room.
@@ -88,7 +197,7 @@ func (r *responseRing) get(number uint64) *storedResponse {
 	if number < r.first || number >= r.end {
 		return nil
 	}
-	if s := &r.entries[r.place(number)]; !s.gone {
+	if s := &r.entries[r.place(number)]; s.origin != nil {
 		return s
 	}
 	return nil
@@ -99,7 +208,7 @@ func (r *responseRing) find(m *serverMethod, id *requestID, hash uint64) (number
 	if len(r.entries) == 0 {
 		return 0, nil
 	}
-	upper := uint32(hash >> 32)
+	upper := upperHalf(hash)
 	for i := r.index.home(upper); ; i++ {
 		e := *r.index.at(i)
 		if e.place == 0 {
@@ -131,7 +240,7 @@ func (r *responseRing) add(s *storedResponse) (number uint64) {
 	number = r.end
 	r.end++
 	r.entries[r.place(number)] = *s
-	r.index.add(s.idHash, r.place(number))
+	r.index.add(upperHalf(s.idHash), r.place(number))
 	r.bytes += s.size()
 	return number
 }
@@ -143,8 +252,8 @@ func (r *responseRing) resize(size int) {
 	for n := r.first; n < r.end; n++ {
 		s := &r.entries[r.place(n)]
 		*s = old.entries[old.place(n)]
-		if !s.gone {
-			r.index.add(s.idHash, r.place(n))
+		if s.origin != nil {
+			r.index.add(upperHalf(s.idHash), r.place(n))
 		}
 	}
 }
@@ -152,11 +261,11 @@ func (r *responseRing) resize(size int) {
 // removeFirst removes the oldest entry.
 func (r *responseRing) removeFirst() {
 	s := &r.entries[r.place(r.first)]
-	if s.gone {
+	if s.origin == nil {
 		r.bytes -= entryOverhead
 	} else {
 		r.bytes -= s.size()
-		r.index.remove(s.idHash, r.place(r.first))
+		r.index.remove(upperHalf(s.idHash), r.place(r.first))
 	}
 	*s = storedResponse{}
 	r.first++
@@ -167,16 +276,19 @@ func (r *responseRing) removeFirst() {
 func (r *responseRing) remove(number uint64) {
 	s := r.get(number)
 	r.bytes -= s.size() - entryOverhead
-	r.index.remove(s.idHash, r.place(number))
-	*s = storedResponse{gone: true}
+	r.index.remove(upperHalf(s.idHash), r.place(number))
+	*s = storedResponse{}
 }
 
-// ringIndex finds the places of responses in a responseRing by the hashes of their requests'
+// upperHalf returns the part of a hash that a ringIndex uses.
+func upperHalf(hash uint64) uint32 { return uint32(hash >> 32) }
+
+// ringIndex finds the places in a ring, of responses or of settled calls, by the hashes of their
 // ids: a hash table with linear probing, whose length is a power of two. At most half of the
 // elements are in use.
 type ringIndex []indexElement
 
-// indexElement holds the upper half of a hash, and a place plus 1; the zero value is free.
+// indexElement holds a hash, and a place plus 1; the zero value is free.
 type indexElement struct{ hash, place uint32 }
 
 // home returns where the search for a hash begins, modulo the length.
@@ -186,8 +298,8 @@ func (t ringIndex) home(hash uint32) int { return int(hash >> 1) }
 func (t ringIndex) at(i int) *indexElement { return &t[i&(len(t)-1)] }
 
 // add adds a place.
-func (t ringIndex) add(hash uint64, place uint32) {
-	e := indexElement{uint32(hash >> 32), place + 1}
+func (t ringIndex) add(hash, place uint32) {
+	e := indexElement{hash, place + 1}
 	i := t.home(e.hash)
 	for t.at(i).place != 0 {
 		i++
@@ -197,8 +309,8 @@ func (t ringIndex) add(hash uint64, place uint32) {
 
 // remove removes a place, which is in the index. Later elements move up, so that a search for
 // them passes no free element.
-func (t ringIndex) remove(hash uint64, place uint32) {
-	free := t.home(uint32(hash >> 32))
+func (t ringIndex) remove(hash, place uint32) {
+	free := t.home(hash)
 	for t.at(free).place != place+1 {
 		free++
 	}

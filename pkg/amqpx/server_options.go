@@ -222,6 +222,7 @@ func WithMaxBytesInHand(n int) ServerOption {
 // serverMethod is one registered method.
 type serverMethod struct {
 	name       string
+	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
 	times      handlerTimes

@@ -181,7 +181,7 @@ func (p *publisher) writeBatcher(l *batcher) {
 			p.publishAlone(m) // if the session has ended, the message's result is Unsent
 		}
 		clear(l.waiting)
-		l.waiting = l.waiting[:0]
+		l.waiting = reusable(l.waiting)
 		return
 	}
 	takers := l.waiting[0].Consumers()
@@ -216,7 +216,9 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 		}
 	}
 	clear(l.waiting[len(left):])
-	l.waiting = left
+	if l.waiting = left; len(left) == 0 {
+		l.waiting = reusable(left)
+	}
 	p.batchers.body, l.last = b.Buffer(), b.Size()
 	switch b.Size() {
 	case 0:

@@ -52,13 +52,25 @@ func (o *Outbox) Notify() {
 }
 
 // Drain returns all messages and empties the outbox. The outbox reuses spare as its new, empty
-// slice; the caller must not use spare afterwards.
+// slice, if spare is not large; the caller must not use spare afterwards.
 func (o *Outbox) Drain(spare []Outbound) []Outbound {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	all := o.waiting
-	o.waiting, o.canceled = spare[:0], 0
+	o.waiting, o.canceled = reusable(spare), 0
 	return all
+}
+
+// maxReused bounds the length of a slice of messages that is kept for reuse. A burst of a hundred
+// thousand messages makes slices of megabytes.
+const maxReused = 4096
+
+// reusable returns an empty slice with the memory of s, or nil if the memory is large.
+func reusable[T any](s []T) []T {
+	if cap(s) > maxReused {
+		return nil
+	}
+	return s[:0]
 }
 
 // TakeMatching removes and returns the matching messages. The rest keep their order.
