@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -105,24 +106,25 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		return nil, err
 	}
 	watched := c.observe(method)
-	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // without middleware roundTrip sets the deadline
-		bounded := xsync.WithDeadline(ctx, watched.now().Add(c.cfg.timeout))
-		defer bounded.Cancel()
-		ctx = bounded
-	}
-	response, err := c.send(ctx, c.newRequest(method, body, opts))
+	response, err := c.send(ctx, watched, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
 	return response, err
 }
 
 // send sends a request through the middleware. Without middleware the request stays on the
-// stack.
-func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
+// stack, and roundTrip sets the deadline.
+func (c *Client) send(ctx context.Context, watched observation, req Request) ([]byte, error) {
 	if len(c.cfg.middleware) == 0 {
 		return c.roundTrip(ctx, &req)
 	}
-	shared := req // middleware may keep it
-	return c.handler(ctx, &shared)
+	if _, ok := ctx.Deadline(); ok {
+		shared := req // middleware may keep it
+		return c.handler(ctx, &shared)
+	}
+	own := &callContext{client: c, req: req}
+	own.Init(ctx, watched.now().Add(c.cfg.timeout))
+	defer own.Cancel()
+	return c.handler(own, &own.req)
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the
@@ -139,6 +141,42 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) Reque
 	}
 	return req
 }
+
+// callContext is the context that the middleware of a client gets for a call without a deadline of
+// its own. It has the client's default deadline, and ends when the call returns. roundTrip
+// recognizes it, so a call with middleware that changes nothing costs hardly more than a call
+// without middleware.
+type callContext struct {
+	xsync.LazyContext
+
+	client *Client
+	req    Request // the request of the call, here to save its allocation
+	// running is the call that waits for a response without watching this context, or nil. Cancel
+	// and the goroutine of the call both take it from here, and only one of them succeeds.
+	running atomic.Pointer[call]
+}
+
+// Cancel ends the context when its call has returned. Middleware may have started a round trip
+// that outlives the call, as one that sends a request twice; Cancel ends this round trip too.
+func (c *callContext) Cancel() {
+	c.LazyContext.Cancel()
+	if k := c.running.Swap(nil); k != nil {
+		k.notify(eventCanceled)
+	}
+}
+
+// attach makes Cancel end the call. It returns false if the context has ended, or ends another
+// round trip already: the call must then watch the context.
+func (c *callContext) attach(k *call) bool {
+	if !c.running.CompareAndSwap(nil, k) {
+		return false
+	}
+	return !c.Canceled() || !c.running.CompareAndSwap(k, nil)
+}
+
+// detach reverts attach. It returns false if Cancel has taken the call, and may still use it: the
+// call must not be used again.
+func (c *callContext) detach(k *call) bool { return c.running.CompareAndSwap(k, nil) }
 
 // Status returns the state of the connection.
 func (c *Client) Status() Status {

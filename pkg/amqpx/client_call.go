@@ -125,7 +125,7 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 		Method: req.Method, Body: req.Body, Header: header,
 		ContentType: req.ContentType, ContentEncoding: req.ContentEncoding,
 		ID: req.CorrelationID, Key: req.IdempotencyKey, Idempotent: req.Idempotent,
-		WantsTimes: k.info != nil,
+		WantsTimes: k.info != nil, Unsampled: req.Unsampled,
 	}
 	return k.req.Check(maxBody)
 }

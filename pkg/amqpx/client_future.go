@@ -16,8 +16,8 @@ import (
 // Future is a call made with [Client.Go]. Its methods are safe for concurrent use.
 type Future struct {
 	client *Client
-	ctx    context.Context    //nolint:containedctx // of the call, for when it needs a goroutine.
-	own    *xsync.LazyContext // ctx, if made by the future; nil if ctx is the caller's
+	ctx    context.Context //nolint:containedctx // of the call, for when it needs a goroutine.
+	own    canceler        // ctx, if made by the future; nil if ctx is the caller's
 
 	watched observation
 
@@ -64,8 +64,7 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
 	if len(c.cfg.middleware) > 0 {
-		shared := req
-		f.runInGoroutine(c.handler, &shared)
+		f.runInGoroutine(c.handler, req)
 		return f
 	}
 	// Close waits until the call is parked or has a goroutine.
@@ -94,17 +93,23 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	return f
 }
 
+// canceler is a context that can be canceled.
+type canceler interface{ Cancel() }
+
 // bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
-	f.own = xsync.WithDeadline(f.ctx, deadline)
-	f.ctx = f.own
+	bounded := xsync.WithDeadline(f.ctx, deadline)
+	f.ctx, f.own = bounded, bounded
 }
 
 // runInGoroutine makes the call in a new goroutine.
-func (f *Future) runInGoroutine(h Handler, req *Request) {
+func (f *Future) runInGoroutine(h Handler, shared Request) {
+	own := &callContext{client: f.client, req: shared} // middleware may keep the request
+	req := &own.req
 	req.Body = bytes.Clone(req.Body)
 	if _, ok := f.ctx.Deadline(); !ok {
-		f.bound(time.Now().Add(f.client.cfg.timeout))
+		own.Init(f.ctx, time.Now().Add(f.client.cfg.timeout))
+		f.ctx, f.own = own, own
 	}
 	work := func() { // ends with the call, at the latest by Close
 		var response []byte

@@ -30,6 +30,7 @@ const (
 	HeaderRetry      = HeaderPrefix + "retry"
 	HeaderServer     = HeaderPrefix + "server"
 	HeaderTimes      = HeaderPrefix + "times"
+	HeaderUnsampled  = HeaderPrefix + "unsampled"
 	HeaderDeliveries = HeaderPrefix + "deliveries"
 	HeaderDeadReason = HeaderPrefix + "dead-reason"
 	HeaderDeadQueue  = HeaderPrefix + "dead-queue"

@@ -27,8 +27,8 @@ func TestRequestOnTheWire(t *testing.T) {
 	if got := req.Publishing("reply", 1500*time.Microsecond, true); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	req.Resent, req.Retry, req.WantsTimes = true, 2, true
-	want.Headers = amqp.Table{"traceparent": "00-abc", HeaderResent: true, HeaderRetry: int64(2), HeaderTimes: true}
+	req.Resent, req.Retry, req.WantsTimes, req.Unsampled = true, 2, true, true
+	want.Headers = amqp.Table{"traceparent": "00-abc", HeaderResent: true, HeaderRetry: int64(2), HeaderTimes: true, HeaderUnsampled: true}
 	if got := req.Publishing("reply", 1500*time.Microsecond, true); !reflect.DeepEqual(got, want) {
 		t.Errorf("sent again: got %+v, want %+v", got, want)
 	}
@@ -46,7 +46,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	}
 	req := Request{
 		Method: "m", Body: []byte{0, 1}, ID: "id", Key: "key", Idempotent: true, Header: encoded,
-		ContentType: "text/plain", ContentEncoding: "gzip", Resent: true, Retry: 7, WantsTimes: true,
+		ContentType: "text/plain", ContentEncoding: "gzip", Resent: true, Retry: 7, WantsTimes: true, Unsampled: true,
 	}
 	if err := req.Check(100); err != nil {
 		t.Fatal(err)
