@@ -72,7 +72,9 @@ func TestMiddlewareHoldsACall(t *testing.T) {
 				return next(ctx, req)
 			}
 		}
-		r := startRig(t, handlers{"quick": echo, "slow": untilDone})
+		released := make(chan struct{})
+		deaf := func(context.Context, *Request) ([]byte, error) { <-released; return nil, nil } // no response tells of the deadline
+		r := startRig(t, handlers{"quick": echo, "slow": deaf})
 		client := startClient(t, r.broker, WithTimeout(timeout), WithMiddleware(holding))
 		ready(t, client.WaitReady)
 		start := time.Now()
@@ -82,6 +84,7 @@ func TestMiddlewareHoldsACall(t *testing.T) {
 		hold <- struct{}{}
 		wantIs(t, (<-slow).err, context.DeadlineExceeded)
 		wantSame(t, "took", time.Since(start), timeout)
+		close(released)
 	})
 }
 
