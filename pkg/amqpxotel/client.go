@@ -19,6 +19,15 @@ func Client(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
 	return func(next amqpx.Handler) amqpx.Handler {
 		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
+			if t.draws {
+				switch span := trace.SpanFromContext(ctx); t.decide(span, req.Unsampled) {
+				case decidedUnsampled:
+					return next(ctx, t.injectUnsampled(ctx, span, req))
+				case decidedByParent:
+					return next(ctx, t.inject(ctx, req))
+				case decidedSampled:
+				}
+			}
 			traced, span := t.start(ctx, req.Method)
 			sent := t.inject(traced, req)
 			if !span.IsRecording() {

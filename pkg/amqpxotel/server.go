@@ -21,7 +21,20 @@ func Server(opts ...Option) amqpx.Middleware {
 	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
 	return func(next amqpx.Handler) amqpx.Handler {
 		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
-			ctx, span := t.start(t.extract(ctx, req), req.Method)
+			ctx = t.extract(ctx, req)
+			marked := req.Unsampled && len(t.traceFields()) > 0
+			if t.draws {
+				switch t.decide(trace.SpanFromContext(ctx), marked) {
+				case decidedUnsampled:
+					return next(t.unsampled(ctx, false), req)
+				case decidedByParent:
+					return next(ctx, req)
+				case decidedSampled:
+				}
+			} else if marked && !trace.SpanContextFromContext(ctx).IsValid() {
+				ctx = t.unsampled(ctx, true) // the parent about which the provider's sampler decides
+			}
+			ctx, span := t.start(ctx, req.Method)
 			if !span.IsRecording() {
 				return next(ctx, req)
 			}
