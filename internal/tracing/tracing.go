@@ -75,16 +75,24 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 	if err != nil {
 		library.hear(err)
 	}
-	t.provider = sdktrace.NewTracerProvider(
+	settings := []sdktrace.TracerProviderOption{
 		sdktrace.WithBatcher(t.exporter),
 		sdktrace.WithSpanProcessor(&t.exporter.counts),
 		sdktrace.WithResource(resource),
-	)
+	}
+	ratio, parentBased := c.sampleRatio()
+	if parentBased { // otherwise the SDK reads the sampler from the environment
+		settings = append(settings, sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.AlwaysSample())))
+	}
+	t.provider = sdktrace.NewTracerProvider(settings...)
 	t.options = []amqpxotel.Option{
 		amqpxotel.WithTracerProvider(t.provider),
 		amqpxotel.WithPropagator(newPropagator(c.propagators())),
 		amqpxotel.WithQueue(s.Queue),
 		amqpxotel.WithBrokerURL(s.Broker),
+	}
+	if parentBased {
+		t.options = append(t.options, amqpxotel.WithSampleRatio(ratio))
 	}
 	log.Info("calls are traced", zap.String("endpoint", c.endpoint()), zap.String("protocol", c.protocol()))
 	return t, nil
