@@ -101,20 +101,11 @@ func TestRequestsOfProgramsWithoutTheContract(t *testing.T) {
 		},
 		{
 			name: "true and false as text",
-			d:    amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-idempotent": "True", "rpc-times": "true", "rpc-resent": "TRUE", "rpc-unsampled": "true"}},
+			d:    amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-idempotent": "True", "rpc-times": "true", "rpc-resent": "TRUE"}},
 			want: func(t *testing.T, r *Request) {
 				t.Helper()
-				wantSame(t, "idempotent, times, resent, unsampled",
-					[4]bool{r.Idempotent, r.WantsTimes, r.Resent, r.Unsampled}, [4]bool{true, true, true, true})
+				wantSame(t, "idempotent, times, resent", [3]bool{r.Idempotent, r.WantsTimes, r.Resent}, [3]bool{true, true, true})
 				wantSame(t, "redelivered", r.Redelivered, true)
-			},
-		},
-		{
-			name: "unsampled of another type", d: amqp.Delivery{AppId: "b", Headers: amqp.Table{"rpc-unsampled": int32(1)}},
-			want: func(t *testing.T, r *Request) {
-				t.Helper()
-				wantSame(t, "unsampled", r.Unsampled, false)
-				wantSame(t, "headers", len(r.Header), 0)
 			},
 		},
 		{

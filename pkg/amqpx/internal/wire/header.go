@@ -30,7 +30,6 @@ const (
 	HeaderRetry      = HeaderPrefix + "retry"
 	HeaderServer     = HeaderPrefix + "server"
 	HeaderTimes      = HeaderPrefix + "times"
-	HeaderUnsampled  = HeaderPrefix + "unsampled"
 	HeaderDeliveries = HeaderPrefix + "deliveries"
 	HeaderDeadReason = HeaderPrefix + "dead-reason"
 	HeaderDeadQueue  = HeaderPrefix + "dead-queue"
@@ -215,6 +214,20 @@ func duration(v any, unit time.Duration) time.Duration {
 // Expiration returns the value of property expiration for a remaining time.
 func Expiration(budget time.Duration) string {
 	return strconv.FormatInt(Milliseconds(min(budget, MaxBudget)), 10)
+}
+
+// unsampledExpiration returns the value of property expiration for a request that is not sampled:
+// a leading zero marks the request. The number stays the same for brokers and all readers. A mark
+// in a header would cost a table of headers.
+func unsampledExpiration(budget time.Duration) string {
+	const digits = 11 // the zero, and MaxBudget
+	var room [digits]byte
+	return string(strconv.AppendInt(append(room[:0], '0'), Milliseconds(min(budget, MaxBudget)), 10))
+}
+
+// IsUnsampledExpiration reports whether a property expiration marks a request as not sampled.
+func IsUnsampledExpiration(expiration string) bool {
+	return len(expiration) > 1 && expiration[0] == '0'
 }
 
 // Milliseconds rounds up, so that a remainder below a millisecond does not become zero.

@@ -119,7 +119,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 		SetHeader(&msg, HeaderTimes, true)
 	}
 	if r.Unsampled {
-		SetHeader(&msg, HeaderUnsampled, true)
+		msg.Expiration = unsampledExpiration(budget)
 	}
 	if r.Resent {
 		SetHeader(&msg, HeaderResent, true)
@@ -151,6 +151,7 @@ func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
 		r.FollowsContract, r.Idempotent = true, d.Type == TypeIdempotentRequest
 		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
 			r.Budget = time.Duration(n) * time.Millisecond
+			r.Unsampled = IsUnsampledExpiration(d.Expiration)
 		}
 		r.Key = d.MessageId
 	}
@@ -233,7 +234,6 @@ func (r *Request) readHeaders(d *amqp.Delivery) error {
 	if v, ok := truth(h[HeaderTimes]); ok {
 		r.WantsTimes = v
 	}
-	r.Unsampled, _ = truth(h[HeaderUnsampled])
 	r.Resent, _ = truth(h[HeaderResent])
 	if n, ok := WholeNumber(h[HeaderDeliveries]); ok {
 		r.LostDeliveries = int(min(max(n, 0), math.MaxInt32))
