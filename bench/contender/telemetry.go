@@ -55,7 +55,7 @@ func (o telemetry) ofServer(opts []amqpx.ServerOption) (watch func(*amqpx.Server
 // the new client.
 func (o telemetry) ofClient(opts []amqpx.ClientOption) (watch func(*amqpx.Client), all []amqpx.ClientOption) {
 	if o.sampled > 0 {
-		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Client(o.tracing()...)))
+		opts = append(opts, amqpxotel.TraceClient(o.tracing()...))
 	}
 	if !o.metrics {
 		return func(*amqpx.Client) {}, opts

@@ -119,18 +119,20 @@ func newPropagator(names []string) propagation.TextMapPropagator {
 	return propagation.NewCompositeTextMapPropagator(list...)
 }
 
-// Client returns the option that traces a client's calls. It must be the first option, so that
-// its middleware is outermost.
-func (t *Tracing) Client() amqpx.Option { return t.option(amqpxotel.Client) }
-
-// Server returns the option that traces a server's calls. It must be the first option.
-func (t *Tracing) Server() amqpx.Option { return t.option(amqpxotel.Server) }
-
-func (t *Tracing) option(middleware func(...amqpxotel.Option) amqpx.Middleware) amqpx.Option {
+// Client returns the option that traces a client's calls, outside all middleware.
+func (t *Tracing) Client() amqpx.ClientOption {
 	if t == nil {
 		return amqpx.WithMiddleware()
 	}
-	return amqpx.WithMiddleware(middleware(t.options...))
+	return amqpxotel.TraceClient(t.options...)
+}
+
+// Server returns the option that traces a server's calls. It must be the first option.
+func (t *Tracing) Server() amqpx.Option {
+	if t == nil {
+		return amqpx.WithMiddleware()
+	}
+	return amqpx.WithMiddleware(amqpxotel.Server(t.options...))
 }
 
 // Stop exports the remaining spans and ends every goroutine. It waits at most stopTimeout and

@@ -22,7 +22,8 @@ type Client struct {
 	cfg     *clientConfig
 	sup     *transport.Supervisor
 	board   statusBoard
-	handler Handler // the round trip inside the middleware
+	handler Handler // the round trip inside the middleware; nil without middleware
+	traced  Handler // handler inside the tracing middleware; nil without it
 	route   route
 	pending *pending
 	watch   *queueWatch
@@ -82,8 +83,8 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if cfg.control {
 		c.cancels = newCancels()
 	}
-	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
-		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
+	if err := c.buildHandlers(); err != nil {
+		return nil, err
 	}
 	c.sup = transport.NewSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
@@ -94,6 +95,40 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		c.futures.Wait() // their calls have been notified
 	}()
 	return c, nil
+}
+
+// buildHandlers puts the round trip into the middleware.
+func (c *Client) buildHandlers() (err error) {
+	inner, middleware := Handler(c.roundTrip), c.cfg.middleware
+	if len(middleware) > 0 {
+		if c.handler, err = chain(inner, middleware); err != nil {
+			return fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
+		}
+		inner = c.handler
+	}
+	if tracing := c.cfg.tracing; tracing != nil {
+		if c.traced, err = chain(inner, []Middleware{tracing}); err != nil {
+			return fmt.Errorf("amqpx: client: WithTracing: %w", err)
+		}
+	}
+	return nil
+}
+
+// handlerOf decides about the traces of a call, and returns the middleware that its request goes
+// through; nil: none.
+func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
+	h := c.handler
+	if c.traced != nil {
+		skip := false
+		if c.cfg.decideTrace != nil {
+			req.Unsampled, skip = c.cfg.decideTrace(ctx)
+		}
+		if !skip || !req.Unsampled || len(req.Header) > 0 {
+			h = c.traced
+		}
+	}
+	req.sent.ours = h == nil
+	return h
 }
 
 // Call calls a method and returns the body of the response. It settles by ctx's deadline, or
@@ -114,24 +149,24 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 // send sends a request through the middleware. Without middleware the request stays on the
 // stack, and roundTrip sets the deadline.
 func (c *Client) send(ctx context.Context, watched observation, req Request) ([]byte, error) {
-	if len(c.cfg.middleware) == 0 {
+	h := c.handlerOf(ctx, &req)
+	if h == nil {
 		return c.roundTrip(ctx, &req)
 	}
 	if _, ok := ctx.Deadline(); ok {
 		shared := req // middleware may keep it
-		return c.handler(ctx, &shared)
+		return h(ctx, &shared)
 	}
 	own := &callContext{client: c, req: req}
 	own.Init(ctx, watched.now().Add(c.cfg.timeout))
 	defer own.Cancel()
-	return c.handler(own, &own.req)
+	return h(own, &own.req)
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the
 // call.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
 	req := Request{Method: method, Body: body, CorrelationID: newID()}
-	req.sent.ours = len(c.cfg.middleware) == 0
 	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding

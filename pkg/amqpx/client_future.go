@@ -50,8 +50,8 @@ var settledFuture = func() *chan struct{} {
 
 // Go makes a call like [Client.Call] and does not wait for the response. A waiting call costs
 // some hundred bytes instead of a goroutine, so a hundred thousand calls may be in flight at
-// once; [WithMaxInFlight] bounds the number. With middleware every call takes a goroutine,
-// because middleware waits.
+// once; [WithMaxInFlight] bounds the number. A call that goes through middleware takes a
+// goroutine, because middleware waits.
 //
 // Deadline, outcome and errors are those of Call. The body may be changed as soon as Go has
 // returned.
@@ -63,8 +63,8 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	}
 	f := &Future{client: c, ctx: ctx, watched: c.observe(method)}
 	req := c.newRequest(method, body, opts)
-	if len(c.cfg.middleware) > 0 {
-		f.runInGoroutine(c.handler, req)
+	if h := c.handlerOf(ctx, &req); h != nil {
+		f.runInGoroutine(h, req)
 		return f
 	}
 	// Close waits until the call is parked or has a goroutine.

@@ -68,18 +68,38 @@ func (c *carrier) copyHeader() map[string]any {
 // Keys lists the headers.
 func (c *carrier) Keys() []string { return slices.Collect(maps.Keys(c.header)) }
 
-// traceFields returns the names of the headers in which the propagator carries the decision about
-// a call. Without such headers each process decides for itself, and a decision is neither sent nor
-// followed. The program may set the global propagator late, so an empty result is not kept.
-func (t *tracing) traceFields() []string {
-	if kept := t.fields.Load(); kept != nil {
-		return *kept
+// carried describes the headers of a propagator.
+type carried struct {
+	// traces are the headers with the decision about a call. If there are none, each process
+	// decides for itself, and a decision is neither sent nor followed.
+	traces []string
+	// onlyW3C is true if the propagator has trace context, and no headers but those of W3C.
+	onlyW3C bool
+}
+
+// carries describes the headers of the propagator. The program may set the global propagator late,
+// so a result without trace context is not kept.
+func (t *tracing) carries() *carried {
+	if kept := t.headers.Load(); kept != nil {
+		return kept
 	}
-	fields := slices.DeleteFunc(slices.Clone(t.propagator.Fields()), func(name string) bool { return name == baggageHeader })
-	if len(fields) > 0 {
-		t.fields.Store(&fields)
+	c := &carried{onlyW3C: true}
+	for _, name := range t.propagator.Fields() {
+		switch name {
+		case baggageHeader:
+			continue
+		case traceparent, tracestate:
+		default:
+			c.onlyW3C = false
+		}
+		c.traces = append(c.traces, name)
 	}
-	return fields
+	if len(c.traces) == 0 {
+		c.onlyW3C = false
+		return c
+	}
+	t.headers.Store(c)
+	return c
 }
 
 // unsampledRequest is the copy of a request that is sent unsampled, in one allocation with its
@@ -99,7 +119,7 @@ func (t *tracing) injectUnsampled(ctx context.Context, span trace.Span, req *amq
 	}
 	sent := &unsampledRequest{carrier: carrier{header: req.Header}, req: *req}
 	t.propagator.Inject(ctx, &sent.carrier)
-	fields := t.traceFields()
+	fields := t.carries().traces
 	for _, name := range fields {
 		if _, set := req.Header[name]; set {
 			delete(sent.copyHeader(), name)
@@ -108,7 +128,7 @@ func (t *tracing) injectUnsampled(ctx context.Context, span trace.Span, req *amq
 	if sent.copied != nil {
 		sent.req.Header = sent.copied
 	}
-	sent.req.Unsampled = req.Unsampled || len(fields) > 0
+	sent.req.Unsampled = len(fields) > 0 || req.Unsampled && !t.early // the client has set it early
 	return &sent.req
 }
 

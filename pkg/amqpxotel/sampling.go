@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 
+	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -29,11 +30,21 @@ func (t *tracing) decide(parent trace.Span, marked bool) decision {
 		return decidedSampled
 	case sc.IsValid():
 		return decidedByParent
-	case marked, t.draw() >= t.ratio:
+	case marked, !t.early && t.draw() >= t.ratio:
 		return decidedUnsampled
 	default:
 		return decidedSampled
 	}
+}
+
+// decideEarly decides about a client's call before the middleware. skip is true if there is nothing
+// to send but the decision: no baggage, and nothing else that a propagator may add.
+func (t *tracing) decideEarly(ctx context.Context) (unsampled, skip bool) {
+	parent := trace.SpanFromContext(ctx)
+	if _, ours := parent.(*unsampledSpan); !ours && (parent.SpanContext().IsValid() || t.draw() < t.ratio) {
+		return false, false
+	}
+	return true, t.carries().onlyW3C && baggage.FromContext(ctx).Len() == 0
 }
 
 // unsampledSpan is the span in the context of a handler whose request is not sampled and has no

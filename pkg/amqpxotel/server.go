@@ -22,7 +22,7 @@ func Server(opts ...Option) amqpx.Middleware {
 	return func(next amqpx.Handler) amqpx.Handler {
 		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
 			ctx = t.extract(ctx, req)
-			marked := req.Unsampled && len(t.traceFields()) > 0
+			marked := req.Unsampled && len(t.carries().traces) > 0
 			if t.draws {
 				switch t.decide(trace.SpanFromContext(ctx), marked) {
 				case decidedUnsampled:

@@ -29,12 +29,13 @@ type tracing struct {
 
 	ratio float64
 	draws bool           // the ratio decides about calls without a parent, before the sampler
+	early bool           // decideEarly has drawn before the middleware
 	draw  func() float64 // returns a random number from 0 to 1, exclusive
 
 	nothing trace.Span // a span without ids that does nothing
 
-	// fields caches the result of traceFields, unless it is empty.
-	fields atomic.Pointer[[]string]
+	// headers caches the result of carries, unless it has no trace context.
+	headers atomic.Pointer[carried]
 
 	// starts caches the start options by method, because creating the options costs more than
 	// the rest of a call that is not sampled.
