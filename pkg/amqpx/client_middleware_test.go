@@ -3,6 +3,10 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,4 +152,73 @@ func TestCallOfAnotherClientInMiddleware(t *testing.T) {
 		wantIs(t, (<-goCall(client, context.Background(), "m", nil)).err, context.DeadlineExceeded)
 		wantSame(t, "took", time.Since(start), timeout)
 	})
+}
+
+// A request that is not traced does not pass the tracing middleware, unless it has headers or the
+// decision says so; it passes all other middleware. The server gets the decision, alone and in
+// batches.
+func TestDecisionBeforeTheTracing(t *testing.T) {
+	t.Parallel()
+	header := WithHeader(map[string]any{"a": "b"})
+	for kind, call := range map[string]func(*Client, context.Context, ...CallOption) error{ //nolint:revive // the client is the subject.
+		"Call": func(c *Client, ctx context.Context, opts ...CallOption) error {
+			_, err := c.Call(ctx, "m", nil, opts...)
+			return err
+		},
+		"Go": func(c *Client, ctx context.Context, opts ...CallOption) error {
+			_, err := c.Go(ctx, "m", nil, opts...).Wait()
+			return err
+		},
+	} {
+		for name, c := range map[string]struct {
+			unsampled, skip bool
+			opts            []CallOption
+			passes          int64
+		}{
+			"traced":                {false, false, nil, 1},
+			"traced, skip":          {false, true, nil, 1},
+			"not traced":            {true, false, nil, 1},
+			"not traced, skip":      {true, true, nil, 0},
+			"not traced, a header":  {true, true, []CallOption{header}, 1},
+			"not traced, call info": {true, true, []CallOption{WithCallInfo(new(CallInfo))}, 0},
+		} {
+			for _, others := range [][]Middleware{nil, {passOn}} {
+				t.Run(fmt.Sprint(kind, " ", name, " ", len(others)), func(t *testing.T) {
+					t.Parallel()
+					synctest.Test(t, func(t *testing.T) {
+						var passed, passedOthers atomic.Int64
+						var got atomic.Bool
+						counting := func(n *atomic.Int64) Middleware {
+							return func(next Handler) Handler { return counted(n, next) }
+						}
+						others := slices.Clone(others)
+						if others != nil {
+							others = append(others, counting(&passedOthers))
+						}
+						r := startRig(t, handlers{"m": func(_ context.Context, req *Request) ([]byte, error) { got.Store(req.Unsampled); return nil, nil }})
+						client := startClient(t, r.broker, WithMiddleware(others...),
+							WithTracing(counting(&passed), func(context.Context) (bool, bool) { return c.unsampled, c.skip }))
+						ready(t, client.WaitReady)
+						wantIs(t, call(client, context.Background(), c.opts...), nil)
+						wantSame(t, "unsampled", got.Load(), c.unsampled)
+						wantSame(t, "passes of the tracing", passed.Load(), c.passes)
+						wantSame(t, "passes of other middleware", passedOthers.Load() == 1, others != nil)
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestWithTracingOfNothing(t *testing.T) {
+	t.Parallel()
+	_, err := NewClient(testURL, WithTracing(nil, nil))
+	if err == nil || !strings.Contains(err.Error(), "WithTracing") {
+		t.Errorf("error %v", err)
+	}
+	c, err := NewClient(testURL, WithTracing(passOn, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantIs(t, c.Close(context.Background()), nil)
 }

@@ -19,6 +19,9 @@ const (
 	decidedByParent                  // the call is not traced, and has the trace context of its parent
 )
 
+// drawn decides about a call without a parent.
+func (t *tracing) drawn() bool { return t.draw() < t.ratio }
+
 // decide decides about a call whose context has this span. marked means that the caller has decided
 // not to trace the call. A parent with trace context takes precedence over the mark.
 func (t *tracing) decide(parent trace.Span, marked bool) decision {
@@ -30,7 +33,7 @@ func (t *tracing) decide(parent trace.Span, marked bool) decision {
 		return decidedSampled
 	case sc.IsValid():
 		return decidedByParent
-	case marked, !t.early && t.draw() >= t.ratio:
+	case marked, !t.early && !t.drawn():
 		return decidedUnsampled
 	default:
 		return decidedSampled
@@ -41,7 +44,7 @@ func (t *tracing) decide(parent trace.Span, marked bool) decision {
 // to send but the decision: no baggage, and nothing else that a propagator may add.
 func (t *tracing) decideEarly(ctx context.Context) (unsampled, skip bool) {
 	parent := trace.SpanFromContext(ctx)
-	if _, ours := parent.(*unsampledSpan); !ours && (parent.SpanContext().IsValid() || t.draw() < t.ratio) {
+	if _, ours := parent.(*unsampledSpan); !ours && (parent.SpanContext().IsValid() || t.drawn()) {
 		return false, false
 	}
 	return true, t.carries().onlyW3C && baggage.FromContext(ctx).Len() == 0

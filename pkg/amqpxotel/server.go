@@ -18,30 +18,32 @@ import (
 // to the same trace. The middleware should be the outermost. It is safe for concurrent use,
 // and servers with the same options may share it.
 func Server(opts ...Option) amqpx.Middleware {
-	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
-	return func(next amqpx.Handler) amqpx.Handler {
-		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
-			ctx = t.extract(ctx, req)
-			marked := req.Unsampled && len(t.carries().traces) > 0
-			if t.draws {
-				switch t.decide(trace.SpanFromContext(ctx), marked) {
-				case decidedUnsampled:
-					return next(t.unsampled(ctx, false), req)
-				case decidedByParent:
-					return next(ctx, req)
-				case decidedSampled:
-				}
-			} else if marked && !trace.SpanContextFromContext(ctx).IsValid() {
-				ctx = t.unsampled(ctx, true) // the parent about which the provider's sampler decides
-			}
-			ctx, span := t.start(ctx, req.Method)
-			if !span.IsRecording() {
+	return newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process")).server
+}
+
+// server is the middleware of servers.
+func (t *tracing) server(next amqpx.Handler) amqpx.Handler {
+	return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
+		ctx = t.extract(ctx, req)
+		marked := req.Unsampled && len(t.carries().traces) > 0
+		if t.draws {
+			switch t.decide(trace.SpanFromContext(ctx), marked) {
+			case decidedUnsampled:
+				return next(t.unsampled(ctx, false), req)
+			case decidedByParent:
 				return next(ctx, req)
+			case decidedSampled:
 			}
-			err = errUnwound // unless next returns
-			defer func() { endRun(span, req, response, err) }()
+		} else if marked && !trace.SpanContextFromContext(ctx).IsValid() {
+			ctx = t.unsampled(ctx, true) // the parent about which the provider's sampler decides
+		}
+		ctx, span := t.start(ctx, req.Method)
+		if !span.IsRecording() {
 			return next(ctx, req)
 		}
+		err = errUnwound // unless next returns
+		defer func() { endRun(span, req, response, err) }()
+		return next(ctx, req)
 	}
 }
 
