@@ -13,8 +13,8 @@ import (
 
 // Client returns middleware for clients. Each call gets a span, and the span's context is sent
 // with the request. The middleware should be the outermost, to include the time of other
-// middleware in the span and to give other middleware the span's id for logging. It is safe
-// for concurrent use, and clients with the same options may share it.
+// middleware in the span and to give other middleware the span's id for logging; [TraceClient]
+// puts it there. It is safe for concurrent use, and clients with the same options may share it.
 func Client(opts ...Option) amqpx.Middleware {
 	return newClientTracing(opts).client
 }

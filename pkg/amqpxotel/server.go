@@ -15,7 +15,8 @@ import (
 
 // Server returns middleware for servers. Each run of a handler gets a span, a child of the
 // caller's span. The handler's context carries the span, so calls made by the handler belong
-// to the same trace. The middleware should be the outermost. It is safe for concurrent use,
+// to the same trace. A request whose caller decided not to trace it ([amqpx.Request.Unsampled])
+// counts as the child of a span that is not sampled. The middleware should be the outermost. It is safe for concurrent use,
 // and servers with the same options may share it.
 func Server(opts ...Option) amqpx.Middleware {
 	return newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process")).server
