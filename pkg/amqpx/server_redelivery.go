@@ -526,19 +526,14 @@ func clonePublishingOfBatched(req *inboundRequest) amqp.Publishing {
 	return msg
 }
 
-// remainingTTL shortens an expiration by the time for which a server held the message, and keeps
-// the mark of a request that is not sampled. The broker does not report the time in the queue
-// before.
+// remainingTTL shortens an expiration by the time for which a server held the message. The
+// broker does not report the time in the queue before.
 func remainingTTL(expiration string, held time.Duration) string {
 	ms, err := strconv.ParseInt(expiration, 10, 64)
 	if err != nil {
 		return ""
 	}
-	left := strconv.FormatInt(max(ms-held.Milliseconds(), 1), 10)
-	if wire.IsUnsampledExpiration(expiration) {
-		return "0" + left
-	}
-	return left
+	return strconv.FormatInt(max(ms-held.Milliseconds(), 1), 10)
 }
 
 // returnedCopies counts returned copies until their confirms. The zero value is ready to use.

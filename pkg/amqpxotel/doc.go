@@ -62,7 +62,7 @@
 // # Cost
 //
 // With [WithSampleRatio], a call that is not drawn costs about 0.1 µs on each side. Its decision
-// takes one byte of a message, or two in a batch. Without [WithSampleRatio] every call makes ids and
+// takes eight bytes of a message, or two in a batch. Without [WithSampleRatio] every call makes ids and
 // asks the sampler, about 1 µs on each side, and has headers.
 //
 // Without an SDK, and for calls that are not sampled, nothing is recorded, but a valid trace

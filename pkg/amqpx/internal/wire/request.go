@@ -119,7 +119,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 		SetHeader(&msg, HeaderTimes, true)
 	}
 	if r.Unsampled {
-		msg.Expiration = unsampledExpiration(budget)
+		msg.Timestamp = unsampledTimestamp()
 	}
 	if r.Resent {
 		SetHeader(&msg, HeaderResent, true)
@@ -151,9 +151,8 @@ func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
 		r.FollowsContract, r.Idempotent = true, d.Type == TypeIdempotentRequest
 		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
 			r.Budget = time.Duration(n) * time.Millisecond
-			r.Unsampled = IsUnsampledExpiration(d.Expiration)
 		}
-		r.Key = d.MessageId
+		r.Key, r.Unsampled = d.MessageId, isUnsampledTimestamp(d.Timestamp)
 	}
 	if len(d.Headers) > 0 {
 		if err := r.readHeaders(d); err != nil {

@@ -33,7 +33,7 @@ func TestRequestOnTheWire(t *testing.T) {
 		t.Errorf("sent again: got %+v, want %+v", got, want)
 	}
 	req.Unsampled = true
-	want.Expiration = "02"
+	want.Timestamp = time.Unix(0, 0)
 	if got := req.Publishing("reply", 1500*time.Microsecond, true); !reflect.DeepEqual(got, want) {
 		t.Errorf("unsampled: got %+v, want %+v", got, want)
 	}
@@ -71,40 +71,30 @@ func TestBudgetFitsAnExpiration(t *testing.T) {
 	t.Parallel()
 	p := (&Request{}).Publishing("", math.MaxInt64, false)
 	wantSame(t, "expiration", p.Expiration, "4294967295")
-	wantSame(t, "expiration, unsampled", (&Request{Unsampled: true}).Publishing("", math.MaxInt64, false).Expiration, "04294967295")
 	wantSame(t, "headers", len(p.Headers), 0)
 	wantSame(t, "type", p.Type, "rpc.v1")
 }
 
-// The mark of a request that is not sampled leaves the budget as it is, and counts only with a
-// number of a caller that follows the contract.
+// The mark of a request that is not sampled counts only if the caller follows the contract.
 func TestUnsampledMark(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		kind, expiration string
-		want             bool
-		budget           time.Duration
+		kind string
+		at   time.Time
+		want bool
 	}{
-		{TypeRequest, "01500", true, 1500 * time.Millisecond},
-		{TypeIdempotentRequest, "01500", true, 1500 * time.Millisecond},
-		{TypeRequest, "04294967295", true, MaxBudget},
-		{TypeRequest, "00", true, 0},
-		{TypeRequest, "001", true, time.Millisecond},
-		{TypeRequest, "1500", false, 1500 * time.Millisecond},
-		{TypeRequest, "0", false, 0},
-		{TypeRequest, "", false, NoBudget},
-		{TypeRequest, "0x10", false, NoBudget},
-		{TypeRequest, "0 5", false, NoBudget},
-		{TypeRequest, "09999999999", false, NoBudget},
-		{"", "01500", false, NoBudget},
-		{"other", "01500", false, NoBudget},
+		{TypeRequest, time.Unix(0, 0), true},
+		{TypeIdempotentRequest, time.Unix(0, 0).UTC(), true},
+		{TypeRequest, time.Time{}, false},
+		{TypeRequest, time.Unix(1, 0), false},
+		{TypeRequest, time.Unix(-1, 0), false},
+		{TypeRequest, time.Unix(math.MaxInt64, 0), false},
+		{"", time.Unix(0, 0), false},
+		{"other", time.Unix(0, 0), false},
 	} {
 		var r Request
-		if err := r.Decode(&amqp.Delivery{AppId: "b", Type: c.kind, Expiration: c.expiration}, ""); err != nil {
-			t.Errorf("type %q, expiration %q: %v", c.kind, c.expiration, err)
-		}
-		if r.Unsampled != c.want || r.Budget != c.budget {
-			t.Errorf("type %q, expiration %q: unsampled %v, budget %v", c.kind, c.expiration, r.Unsampled, r.Budget)
+		if err := r.Decode(&amqp.Delivery{AppId: "b", Type: c.kind, Timestamp: c.at}, ""); err != nil || r.Unsampled != c.want {
+			t.Errorf("type %q, timestamp %v: unsampled %v, error %v", c.kind, c.at, r.Unsampled, err)
 		}
 	}
 }
