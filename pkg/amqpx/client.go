@@ -136,7 +136,7 @@ func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
 // classifies the error, its Outcome states whether a server may have run the call. When ctx is
 // canceled, the context of the call's handler is canceled too ([WithControl]). The body must
 // not be changed until Call returns.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func (c *Client) send(ctx context.Context, watched observation, req Request) ([]
 	own := &callContext{client: c, req: req}
 	own.Init(ctx, watched.now().Add(c.cfg.timeout))
 	defer own.Cancel()
-	return h(own, &own.req)
+	return h(own, &own.req) //nolint:contextcheck // own is ctx's child.
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the

@@ -18,7 +18,7 @@ import (
 func passOn(next Handler) Handler { return next }
 
 // callers are the ways to make a call.
-func callers() map[string]func(c *Client, ctx context.Context) error { //nolint:revive // the client is the subject.
+func callers() map[string]func(c *Client, ctx context.Context) error {
 	return map[string]func(c *Client, ctx context.Context) error{
 		"Call": func(c *Client, ctx context.Context) error { _, err := c.Call(ctx, "m", nil); return err },
 		"Go":   func(c *Client, ctx context.Context) error { _, err := c.Go(ctx, "m", nil).Wait(); return err },
@@ -160,7 +160,7 @@ func TestCallOfAnotherClientInMiddleware(t *testing.T) {
 func TestDecisionBeforeTheTracing(t *testing.T) {
 	t.Parallel()
 	header := WithHeader(map[string]any{"a": "b"})
-	for kind, call := range map[string]func(*Client, context.Context, ...CallOption) error{ //nolint:revive // the client is the subject.
+	for kind, call := range map[string]func(*Client, context.Context, ...CallOption) error{
 		"Call": func(c *Client, ctx context.Context, opts ...CallOption) error {
 			_, err := c.Call(ctx, "m", nil, opts...)
 			return err

@@ -74,13 +74,18 @@ func (s *unsampledSpan) SpanContext() trace.SpanContext {
 		return *made
 	}
 	var c trace.SpanContextConfig
-	binary.NativeEndian.PutUint64(c.TraceID[:], rand.Uint64())
-	binary.NativeEndian.PutUint64(c.TraceID[8:], rand.Uint64()|1) // ids of zeros are not valid
-	binary.NativeEndian.PutUint64(c.SpanID[:], rand.Uint64()|1)
+	putRandom(c.TraceID[:8])
+	putRandom(c.TraceID[8:])
+	putRandom(c.SpanID[:])
 	c.Remote = s.remote
 	made := trace.NewSpanContext(c)
 	s.made.CompareAndSwap(nil, &made)
 	return *s.made.Load()
+}
+
+// putRandom sets eight bytes of an id at random; an id of zeros would not be valid.
+func putRandom(id []byte) {
+	binary.NativeEndian.PutUint64(id, rand.Uint64()|1) //nolint:gosec // as the ids of the SDK, it guards nothing.
 }
 
 // TracerProvider returns the provider of the tracing, as other spans of its tracer do.

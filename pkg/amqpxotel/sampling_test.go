@@ -47,7 +47,7 @@ func sending(t *testing.T, ctx context.Context, req *amqpx.Request, options ...O
 // handling returns the context with which a server calls the handler.
 func handling(t *testing.T, req *amqpx.Request, options ...Option) (inside context.Context) {
 	t.Helper()
-	h := Server(options...)(func(ctx context.Context, _ *amqpx.Request) ([]byte, error) { inside = ctx; return nil, nil })
+	h := Server(options...)(func(ctx context.Context, _ *amqpx.Request) ([]byte, error) { inside = ctx; return nil, nil }) //nolint:fatcontext // it is looked at afterwards.
 	if _, err := h(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
@@ -201,10 +201,11 @@ func TestNoPropagationOfTheDecision(t *testing.T) {
 			client.early = early
 			req := &amqpx.Request{Method: "m"}
 			if early {
-				skip := false
-				if req.Unsampled, skip = client.decideEarly(t.Context()); !req.Unsampled || skip {
-					t.Errorf("%s: unsampled %v, skipped %v", name, req.Unsampled, skip)
+				unsampled, skip := client.decideEarly(t.Context())
+				if !unsampled || skip {
+					t.Errorf("%s: unsampled %v, skipped %v", name, unsampled, skip)
 				}
+				req.Unsampled = unsampled
 			}
 			h := client.client(func(_ context.Context, sent *amqpx.Request) ([]byte, error) {
 				if sent.Unsampled || sent.Header != nil {
@@ -280,7 +281,7 @@ func TestDecideEarly(t *testing.T) {
 	}
 	handler := handling(t, &amqpx.Request{Method: "m", Unsampled: true}, drawing(t, 1).options...)
 	for name, c := range map[string]struct {
-		ctx             context.Context
+		ctx             context.Context //nolint:containedctx // of a test case.
 		ratio           float64
 		propagator      propagation.TextMapPropagator
 		unsampled, skip bool

@@ -65,7 +65,7 @@ func newTracing(kind trace.SpanKind, opts []Option, operation ...attribute.KeyVa
 		ratio:      c.ratio,
 		draws:      c.draws,
 		nothing:    noop.Span{},
-		draw:       rand.Float64, //nolint:gosec // selects calls, guards nothing.
+		draw:       rand.Float64,
 	}
 }
 

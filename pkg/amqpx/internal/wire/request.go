@@ -431,7 +431,7 @@ func (r *Request) addHeader(record []byte) error {
 	if r.headerBytes > MaxHeaderBytes {
 		return nil // refused already
 	}
-	r.headerBytes += int32(min(len(record)+headerRecordOverhead, MaxHeaderBytes+1)) //nolint:gosec // min bounds it.
+	r.headerBytes += int32(min(len(record)+headerRecordOverhead, MaxHeaderBytes+1))
 	if r.headerBytes > MaxHeaderBytes {
 		return formatError("headers of more than %d bytes", MaxHeaderBytes)
 	}
