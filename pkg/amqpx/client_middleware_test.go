@@ -159,7 +159,9 @@ func TestCallOfAnotherClientInMiddleware(t *testing.T) {
 // batches.
 func TestDecisionBeforeTheTracing(t *testing.T) {
 	t.Parallel()
-	header := WithHeader(map[string]any{"a": "b"})
+	header := func() []CallOption { return []CallOption{WithHeader(map[string]any{"a": "b"})} }
+	info := func() []CallOption { return []CallOption{WithCallInfo(new(CallInfo))} }
+	none := func() []CallOption { return nil }
 	for kind, call := range map[string]func(*Client, context.Context, ...CallOption) error{
 		"Call": func(c *Client, ctx context.Context, opts ...CallOption) error {
 			_, err := c.Call(ctx, "m", nil, opts...)
@@ -172,15 +174,15 @@ func TestDecisionBeforeTheTracing(t *testing.T) {
 	} {
 		for name, c := range map[string]struct {
 			unsampled, skip bool
-			opts            []CallOption
+			opts            func() []CallOption
 			passes          int64
 		}{
-			"traced":                {false, false, nil, 1},
-			"traced, skip":          {false, true, nil, 1},
-			"not traced":            {true, false, nil, 1},
-			"not traced, skip":      {true, true, nil, 0},
-			"not traced, a header":  {true, true, []CallOption{header}, 1},
-			"not traced, call info": {true, true, []CallOption{WithCallInfo(new(CallInfo))}, 0},
+			"traced":                {false, false, none, 1},
+			"traced, skip":          {false, true, none, 1},
+			"not traced":            {true, false, none, 1},
+			"not traced, skip":      {true, true, none, 0},
+			"not traced, a header":  {true, true, header, 1},
+			"not traced, call info": {true, true, info, 0},
 		} {
 			for _, others := range [][]Middleware{nil, {passOn}} {
 				t.Run(fmt.Sprint(kind, " ", name, " ", len(others)), func(t *testing.T) {
@@ -199,7 +201,7 @@ func TestDecisionBeforeTheTracing(t *testing.T) {
 						client := startClient(t, r.broker, WithMiddleware(others...),
 							WithTracing(counting(&passed), func(context.Context) (bool, bool) { return c.unsampled, c.skip }))
 						ready(t, client.WaitReady)
-						wantIs(t, call(client, context.Background(), c.opts...), nil)
+						wantIs(t, call(client, context.Background(), c.opts()...), nil)
 						wantSame(t, "unsampled", got.Load(), c.unsampled)
 						wantSame(t, "passes of the tracing", passed.Load(), c.passes)
 						wantSame(t, "passes of other middleware", passedOthers.Load() == 1, others != nil)
