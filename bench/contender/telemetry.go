@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -38,7 +39,7 @@ func (o telemetry) settings() string {
 // the new server.
 func (o telemetry) ofServer(opts []amqpx.ServerOption) (watch func(*amqpx.Server), all []amqpx.ServerOption) {
 	if o.sampled > 0 {
-		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Server(amqpxotel.WithTracerProvider(o.tracer()))))
+		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Server(o.tracing()...)))
 	}
 	if !o.metrics {
 		return func(*amqpx.Server) {}, opts
@@ -54,7 +55,7 @@ func (o telemetry) ofServer(opts []amqpx.ServerOption) (watch func(*amqpx.Server
 // the new client.
 func (o telemetry) ofClient(opts []amqpx.ClientOption) (watch func(*amqpx.Client), all []amqpx.ClientOption) {
 	if o.sampled > 0 {
-		opts = append(opts, amqpx.WithMiddleware(amqpxotel.Client(amqpxotel.WithTracerProvider(o.tracer()))))
+		opts = append(opts, amqpxotel.TraceClient(o.tracing()...))
 	}
 	if !o.metrics {
 		return func(*amqpx.Client) {}, opts
@@ -66,7 +67,13 @@ func (o telemetry) ofClient(opts []amqpx.ClientOption) (watch func(*amqpx.Client
 	}, append(opts, amqpx.WithClientObserver(m))
 }
 
-func (o telemetry) tracer() *trace.TracerProvider {
-	return trace.NewTracerProvider(trace.WithBatcher(tracetest.NewNoopExporter()),
-		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(o.sampled))))
+// tracing returns the options of the middleware, which are those of the services.
+func (o telemetry) tracing() []amqpxotel.Option {
+	provider := trace.NewTracerProvider(trace.WithBatcher(tracetest.NewNoopExporter()),
+		trace.WithSampler(trace.ParentBased(trace.AlwaysSample())))
+	return []amqpxotel.Option{
+		amqpxotel.WithTracerProvider(provider),
+		amqpxotel.WithPropagator(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})),
+		amqpxotel.WithSampleRatio(o.sampled),
+	}
 }

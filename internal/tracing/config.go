@@ -173,6 +173,25 @@ func (c *Config) checkSampler() {
 	}
 }
 
+// sampleRatio returns the ratio of the calls without a parent that are sampled. parentBased is false
+// if the sampler decides about calls with a parent too; then only the SDK's sampler can decide.
+func (c *Config) sampleRatio() (ratio float64, parentBased bool) {
+	switch strings.ToLower(trim(c.Sampler)) {
+	case "", "parentbased_always_on":
+		return 1, true
+	case "parentbased_always_off":
+		return 0, true
+	case "parentbased_traceidratio":
+		ratio, err := strconv.ParseFloat(trim(c.SamplerArg), 64)
+		if err != nil { // checkSampler has left only numbers, and the default, which is empty
+			ratio = 1
+		}
+		return ratio, true
+	default:
+		return 0, false
+	}
+}
+
 // warn logs the ignored variables and removes them from the environment; otherwise the SDK
 // would read them and log its own errors.
 func (c *Config) warn(log *zap.Logger) {

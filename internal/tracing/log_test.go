@@ -9,11 +9,13 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
 func TestLinesHaveTheTrace(t *testing.T) {
@@ -33,6 +35,19 @@ func TestLinesHaveTheTrace(t *testing.T) {
 	with, without := lines[0].ContextMap(), lines[1].ContextMap()
 	if with["trace_id"] != span.TraceID().String() || with["span_id"] != span.SpanID().String() || with["method"] != "greet" {
 		t.Errorf("it says %v", with)
+	}
+	unsampled := h
+	for _, m := range []amqpx.Middleware{new(Tracing).Logged(zap.New(core), amqpx.AccessLog), amqpxotel.Server(
+		amqpxotel.WithPropagator(propagation.TraceContext{}), amqpxotel.WithSampleRatio(0))} {
+		unsampled = m(unsampled)
+	}
+	if _, err := unsampled(t.Context(), &amqpx.Request{Method: "greet"}); err != nil {
+		t.Error(err)
+	}
+	for _, line := range logs.FilterMessage("call").All()[2:] {
+		if _, has := line.ContextMap()["trace_id"]; has {
+			t.Errorf("of a call that was not drawn it says %v", line.ContextMap())
+		}
 	}
 	if _, has := without["trace_id"]; has || without["method"] != "greet" {
 		t.Errorf("without a span it says %v", without)

@@ -75,16 +75,24 @@ func Start(ctx context.Context, c *Config, s Service, log *zap.Logger) (*Tracing
 	if err != nil {
 		library.hear(err)
 	}
-	t.provider = sdktrace.NewTracerProvider(
+	settings := []sdktrace.TracerProviderOption{
 		sdktrace.WithBatcher(t.exporter),
 		sdktrace.WithSpanProcessor(&t.exporter.counts),
 		sdktrace.WithResource(resource),
-	)
+	}
+	ratio, parentBased := c.sampleRatio()
+	if parentBased { // otherwise the SDK reads the sampler from the environment
+		settings = append(settings, sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.AlwaysSample())))
+	}
+	t.provider = sdktrace.NewTracerProvider(settings...)
 	t.options = []amqpxotel.Option{
 		amqpxotel.WithTracerProvider(t.provider),
 		amqpxotel.WithPropagator(newPropagator(c.propagators())),
 		amqpxotel.WithQueue(s.Queue),
 		amqpxotel.WithBrokerURL(s.Broker),
+	}
+	if parentBased {
+		t.options = append(t.options, amqpxotel.WithSampleRatio(ratio))
 	}
 	log.Info("calls are traced", zap.String("endpoint", c.endpoint()), zap.String("protocol", c.protocol()))
 	return t, nil
@@ -111,18 +119,20 @@ func newPropagator(names []string) propagation.TextMapPropagator {
 	return propagation.NewCompositeTextMapPropagator(list...)
 }
 
-// Client returns the option that traces a client's calls. It must be the first option, so that
-// its middleware is outermost.
-func (t *Tracing) Client() amqpx.Option { return t.option(amqpxotel.Client) }
-
-// Server returns the option that traces a server's calls. It must be the first option.
-func (t *Tracing) Server() amqpx.Option { return t.option(amqpxotel.Server) }
-
-func (t *Tracing) option(middleware func(...amqpxotel.Option) amqpx.Middleware) amqpx.Option {
+// Client returns the option that traces a client's calls, outside all middleware.
+func (t *Tracing) Client() amqpx.ClientOption {
 	if t == nil {
 		return amqpx.WithMiddleware()
 	}
-	return amqpx.WithMiddleware(middleware(t.options...))
+	return amqpxotel.TraceClient(t.options...)
+}
+
+// Server returns the option that traces a server's calls. It must be the first option.
+func (t *Tracing) Server() amqpx.Option {
+	if t == nil {
+		return amqpx.WithMiddleware()
+	}
+	return amqpx.WithMiddleware(amqpxotel.Server(t.options...))
 }
 
 // Stop exports the remaining spans and ends every goroutine. It waits at most stopTimeout and

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -215,6 +216,56 @@ func TestSamplerAndPropagators(t *testing.T) {
 	tr.Stop(t.Context())
 	if header != nil || len(exports) != 0 {
 		t.Errorf("sent %v, and %d exports", header, len(exports))
+	}
+}
+
+// The samplers that follow their parent draw before a span is started; all samplers keep their
+// meaning, for calls without a parent and with one.
+//
+//nolint:paralleltest // sets the environment
+func TestSamplers(t *testing.T) {
+	const sampled, not = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+	for _, c := range []struct {
+		sampler, arg                   string
+		root, ofSampled, ofNot, ofMark bool
+	}{
+		{"", "", true, true, false, false},
+		{"parentbased_always_on", "", true, true, false, false},
+		{" ParentBased_Always_Off ", "", false, true, false, false},
+		{"parentbased_traceidratio", "0", false, true, false, false},
+		{"parentbased_traceidratio", "1", true, true, false, false},
+		{"parentbased_traceidratio", "", true, true, false, false},
+		{"parentbased_traceidratio", "seven", true, true, false, false},
+		{"always_on", "", true, true, true, true},
+		{"always_off", "", false, false, false, false},
+		{"traceidratio", "0", false, false, false, false},
+		{"traceidratio", "", true, true, true, true},
+	} {
+		t.Run(c.sampler+" "+c.arg, func(t *testing.T) {
+			url, exports := collect(t)
+			tr, _ := start(t, map[string]string{
+				"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_TRACES_SAMPLER": c.sampler, "OTEL_TRACES_SAMPLER_ARG": c.arg,
+			})
+			recorded := map[string]bool{}
+			for name, req := range map[string]*amqpx.Request{
+				"root": {}, "sampled": {Header: map[string]any{"traceparent": sampled}}, "not": {Header: map[string]any{"traceparent": not}},
+				"mark": {Unsampled: true},
+			} {
+				h := amqpxotel.Server(tr.options...)(func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+					recorded[name] = trace.SpanFromContext(ctx).IsRecording()
+					return nil, nil
+				})
+				_, _ = h(t.Context(), req)
+			}
+			tr.Stop(t.Context())
+			want := map[string]bool{"root": c.root, "sampled": c.ofSampled, "not": c.ofNot, "mark": c.ofMark}
+			if !maps.Equal(recorded, want) {
+				t.Errorf("recorded %v, want %v", recorded, want)
+			}
+			if c.root || c.ofSampled {
+				receive(t, exports)
+			}
+		})
 	}
 }
 

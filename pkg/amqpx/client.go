@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -21,7 +22,8 @@ type Client struct {
 	cfg     *clientConfig
 	sup     *transport.Supervisor
 	board   statusBoard
-	handler Handler // the round trip inside the middleware
+	handler Handler // the round trip inside the middleware; nil without middleware
+	traced  Handler // handler inside the tracing middleware; nil without it
 	route   route
 	pending *pending
 	watch   *queueWatch
@@ -81,8 +83,8 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if cfg.control {
 		c.cancels = newCancels()
 	}
-	if c.handler, err = chain(c.roundTrip, cfg.middleware); err != nil {
-		return nil, fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
+	if err := c.buildHandlers(); err != nil {
+		return nil, err
 	}
 	c.sup = transport.NewSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
@@ -95,53 +97,123 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	return c, nil
 }
 
+// buildHandlers puts the round trip into the middleware.
+func (c *Client) buildHandlers() (err error) {
+	inner, middleware := Handler(c.roundTrip), c.cfg.middleware
+	if len(middleware) > 0 {
+		if c.handler, err = chain(inner, middleware); err != nil {
+			return fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
+		}
+		inner = c.handler
+	}
+	if tracing := c.cfg.tracing; tracing != nil {
+		if c.traced, err = chain(inner, []Middleware{tracing}); err != nil {
+			return fmt.Errorf("amqpx: client: WithTracing: %w", err)
+		}
+	}
+	return nil
+}
+
+// handlerOf decides about the traces of a call, and returns the middleware that its request goes
+// through; nil: none. A request that middleware sees gets its correlation id.
+func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
+	h := c.handler
+	if c.traced != nil {
+		skip := false
+		if c.cfg.decideTrace != nil {
+			req.Unsampled, skip = c.cfg.decideTrace(ctx)
+		}
+		if !skip || !req.Unsampled || len(req.Header) > 0 {
+			h = c.traced
+		}
+	}
+	if req.sent.ours = h == nil; !req.sent.ours { // otherwise the call makes its id
+		req.CorrelationID = newID()
+		if req.IdempotencyKey == "" && req.Idempotent {
+			req.IdempotencyKey = req.CorrelationID
+		}
+	}
+	return h
+}
+
 // Call calls a method and returns the body of the response. It settles by ctx's deadline, or
 // by the client's default when ctx has no deadline. An error matches [*Error]: its Code
 // classifies the error, its Outcome states whether a server may have run the call. When ctx is
 // canceled, the context of the call's handler is canceled too ([WithControl]). The body must
 // not be changed until Call returns.
-func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
+func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
 	watched := c.observe(method)
-	if _, ok := ctx.Deadline(); !ok && len(c.cfg.middleware) > 0 { // without middleware roundTrip sets the deadline
-		bounded := xsync.WithDeadline(ctx, watched.now().Add(c.cfg.timeout))
-		defer bounded.Cancel()
-		ctx = bounded
-	}
-	response, err := c.send(ctx, c.newRequest(method, body, opts))
+	response, err := c.send(ctx, watched, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
 	return response, err
 }
 
 // send sends a request through the middleware. Without middleware the request stays on the
-// stack.
-func (c *Client) send(ctx context.Context, req Request) ([]byte, error) {
-	if len(c.cfg.middleware) == 0 {
+// stack, and roundTrip sets the deadline.
+func (c *Client) send(ctx context.Context, watched observation, req Request) ([]byte, error) {
+	h := c.handlerOf(ctx, &req)
+	if h == nil {
 		return c.roundTrip(ctx, &req)
 	}
-	shared := req // middleware may keep it
-	return c.handler(ctx, &shared)
+	if _, ok := ctx.Deadline(); ok {
+		shared := req // middleware may keep it
+		return h(ctx, &shared)
+	}
+	own := &callContext{client: c, req: req}
+	own.Init(ctx, watched.now().Add(c.cfg.timeout))
+	defer own.Cancel()
+	return h(own, &own.req) //nolint:contextcheck // own is ctx's child.
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the
 // call.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
 	req := Request{Method: method, Body: body}
-	req.sent.ours = len(c.cfg.middleware) == 0
-	if !req.sent.ours { // otherwise the call makes its id
-		req.CorrelationID = newID()
-	}
 	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
-	if req.IdempotencyKey == "" && req.Idempotent {
-		req.IdempotencyKey = req.CorrelationID
-	}
 	return req
 }
+
+// callContext is the context that the middleware of a client gets for a call without a deadline of
+// its own. It has the client's default deadline, and ends when the call returns. roundTrip
+// recognizes it, so a call with middleware that changes nothing costs hardly more than a call
+// without middleware.
+type callContext struct {
+	xsync.LazyContext
+
+	client *Client
+	req    Request // the request of the call, here to save its allocation
+	// running is the call that waits for a response without watching this context, or nil. Cancel
+	// and the goroutine of the call both take it from here, and only one of them succeeds.
+	running atomic.Pointer[call]
+}
+
+// Cancel ends the context when its call has returned. Middleware may have started a round trip
+// that outlives the call, as one that sends a request twice; Cancel ends this round trip too.
+func (c *callContext) Cancel() {
+	c.LazyContext.Cancel()
+	if k := c.running.Swap(nil); k != nil {
+		k.notify(eventCanceled)
+	}
+}
+
+// attach makes Cancel end the call. It returns false if the context has ended, or ends another
+// round trip already: the call must then watch the context.
+func (c *callContext) attach(k *call) bool {
+	if !c.running.CompareAndSwap(nil, k) {
+		return false
+	}
+	return !c.Canceled() || !c.running.CompareAndSwap(k, nil)
+}
+
+// detach reverts attach. It returns false if Cancel has taken the call, and may still use it: the
+// call must not be used again.
+func (c *callContext) detach(k *call) bool { return c.running.CompareAndSwap(k, nil) }
 
 // Status returns the state of the connection.
 func (c *Client) Status() Status {

@@ -436,7 +436,7 @@ func (k *call) endProbe() {
 // call waits if it was made with WaitForServer, if it is idempotent and an earlier attempt may
 // have arrived, or if it was nacked and certainly did not run.
 func (k *call) mayPark() bool {
-	return k.req.waitForServer || k.uncertain && k.req.idempotent || !k.uncertain && k.lastResult == publish.Nacked
+	return k.req.traits.has(traitWaitForServer) || k.uncertain && k.req.idempotent || !k.uncertain && k.lastResult == publish.Nacked
 }
 
 // retryBudget is a token bucket that limits retries to a share of the calls, so that retries

@@ -22,7 +22,7 @@ type Future struct {
 	mu    sync.Mutex
 	state futureState
 	early bool // woken in futureMade
-	own   bool // ctx is a LazyContext made by the future, not the caller's context
+	own   bool // ctx is a canceler made by the future, not the caller's context
 
 	response []byte // set before done
 	err      error
@@ -49,8 +49,8 @@ var settledFuture = func() *chan struct{} {
 
 // Go makes a call like [Client.Call] and does not wait for the response. A waiting call costs
 // some hundred bytes instead of a goroutine, so a hundred thousand calls may be in flight at
-// once; [WithMaxInFlight] bounds the number. With middleware every call takes a goroutine,
-// because middleware waits.
+// once; [WithMaxInFlight] bounds the number. A call that goes through middleware takes a
+// goroutine, because middleware waits.
 //
 // Deadline, outcome and errors are those of Call. The body may be changed as soon as Go has
 // returned.
@@ -65,9 +65,8 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.watched = new(c.observe(method))
 	}
 	req := c.newRequest(method, body, opts)
-	if len(c.cfg.middleware) > 0 {
-		shared := req
-		f.runInGoroutine(c.handler, &shared)
+	if h := c.handlerOf(ctx, &req); h != nil {
+		f.runInGoroutine(h, req)
 		return f
 	}
 	// Close waits until the call is parked or has a goroutine.
@@ -96,6 +95,9 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	return f
 }
 
+// canceler is a context that can be canceled.
+type canceler interface{ Cancel() }
+
 // bound gives the call its own context with a deadline; finish cancels the context.
 func (f *Future) bound(deadline time.Time) {
 	f.ctx, f.own = xsync.WithDeadline(f.ctx, deadline), true
@@ -110,10 +112,13 @@ func (f *Future) begun() time.Time {
 }
 
 // runInGoroutine makes the call in a new goroutine.
-func (f *Future) runInGoroutine(h Handler, req *Request) {
+func (f *Future) runInGoroutine(h Handler, shared Request) {
+	own := &callContext{client: f.client, req: shared} // middleware may keep the request
+	req := &own.req
 	req.Body = bytes.Clone(req.Body)
 	if _, ok := f.ctx.Deadline(); !ok {
-		f.bound(time.Now().Add(f.client.cfg.timeout))
+		own.Init(f.ctx, time.Now().Add(f.client.cfg.timeout))
+		f.ctx, f.own = own, true
 	}
 	work := func() { // ends with the call, at the latest by Close
 		var response []byte
@@ -197,7 +202,7 @@ func (f *Future) settle(response []byte, err error) {
 
 // finish sets the results of Wait.
 func (f *Future) finish(response []byte, err error) {
-	if own, ok := f.ctx.(*xsync.LazyContext); ok && f.own {
+	if own, ok := f.ctx.(canceler); ok && f.own {
 		own.Cancel()
 	}
 	f.response, f.err = response, err

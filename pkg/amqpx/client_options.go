@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -55,7 +56,9 @@ type clientConfig struct {
 	ofMethod         map[string]*callConfig // the results of callOptions and methods
 	observers        []ClientObserver
 	responseCheck    func(*Response) error // nil: none
-	observer         ClientObserver        // all observers together; nil: none
+	tracing          Middleware            // outside all other middleware; nil: none
+	decideTrace      func(ctx context.Context) (unsampled, skip bool)
+	observer         ClientObserver // all observers together; nil: none
 }
 
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
@@ -193,6 +196,20 @@ func WithRetryBudget(ratio float64, burst int) ClientOption {
 // times for one method add up.
 func WithMethod(method string, opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.methods[method] = append(c.methods[method], opts...) })
+}
+
+// WithTracing adds tracing middleware, outside the middleware of [WithMiddleware]. For nearly all
+// calls of a busy client tracing has nothing to do but to tell the server that the call is not
+// traced, so decide is asked before the middleware, with the context of the caller, and must be
+// quick: unsampled sets [Request.Unsampled]. With skip as well, the request does not pass the
+// tracing middleware, which then costs nothing; a request with headers passes it in any case, so
+// that it can remove trace context. If decide is nil, every request passes. The default is no
+// tracing; the last of several such options counts. Package amqpxotel has such an option.
+func WithTracing(m Middleware, decide func(ctx context.Context) (unsampled, skip bool)) ClientOption {
+	if m == nil {
+		m = func(Handler) Handler { return nil } // NewClient returns the error
+	}
+	return clientOption(func(c *clientConfig) { c.tracing, c.decideTrace = m, decide })
 }
 
 // WithCallOptions sets options for every call; the options of [WithMethod] and a call's own

@@ -300,7 +300,8 @@ func (p *pending) len() int {
 // guards the list.
 type deadlineList struct {
 	oldest, newest *call
-	timer          *time.Timer // runs until the oldest call's deadline or an earlier deadline; nil at first
+	timer          *time.Timer // runs until due; nil at first
+	due            time.Time   // the oldest call's deadline or an earlier deadline
 	running        bool
 	expire         func() // called when a deadline has passed
 }
@@ -309,10 +310,12 @@ type deadlineList struct {
 // order.
 const deadlineSlack = time.Millisecond
 
-// add appends a call, or returns false if the call's deadline is before the newest call's by
-// more than deadlineSlack.
+// add appends a call, or returns false if the call's deadline is before the newest call's, or
+// before the end of the running timer, by more than deadlineSlack: middleware may have held the
+// call for a while.
 func (l *deadlineList) add(k *call) bool {
-	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) {
+	if l.newest != nil && k.deadline.Before(l.newest.deadline.Add(-deadlineSlack)) ||
+		l.running && k.deadline.Before(l.due.Add(-deadlineSlack)) {
 		return false
 	}
 	k.prevDue = l.newest
@@ -324,12 +327,13 @@ func (l *deadlineList) add(k *call) bool {
 	l.newest = k
 	switch {
 	case l.running:
+		return true
 	case l.timer == nil:
 		l.timer = time.AfterFunc(time.Until(k.deadline), l.expire)
 	default:
 		l.timer.Reset(time.Until(k.deadline))
 	}
-	l.running = true
+	l.running, l.due = true, k.deadline
 	return true
 }
 
@@ -364,7 +368,8 @@ func (l *deadlineList) expired(now time.Time) (all []*call) {
 		all = append(all, k)
 	}
 	if l.running = l.oldest != nil; l.running {
-		l.timer.Reset(l.oldest.deadline.Sub(now))
+		l.due = l.oldest.deadline
+		l.timer.Reset(l.due.Sub(now))
 	}
 	return all
 }

@@ -416,7 +416,7 @@ func (l *queueChecker) checkServed() {
 		return
 	}
 	for _, a := range c.pending.attempts() {
-		if !a.call.req.waitForServer {
+		if !a.call.req.traits.has(traitWaitForServer) {
 			a.loseConfirmed(publish.Unserved)
 		}
 	}

@@ -17,11 +17,34 @@ type callRequest struct {
 	body   []byte
 	more   *requestOptions // what few requests have; nil if the request has none of it
 
-	hash          uint32 // of the id, in the pending table
-	isText        bool   // the correlation id is not a UUID: it is in more
-	keyIsID       bool   // the idempotency key is the correlation id
-	idempotent    bool
-	waitForServer bool
+	hash       uint32 // of the id, in the pending table
+	isText     bool   // the correlation id is not a UUID: it is in more
+	keyIsID    bool   // the idempotency key is the correlation id
+	idempotent bool
+	traits     requestTraits
+}
+
+// requestTraits are properties of a request in one octet: a call would not fit in its size class
+// with a field for each.
+type requestTraits uint8
+
+const (
+	traitWaitForServer requestTraits = 1 << iota // see WaitForServer
+	traitUnsampled                               // see Request.Unsampled
+)
+
+// has reports whether t has a trait.
+func (t requestTraits) has(trait requestTraits) bool { return t&trait != 0 }
+
+// traitsOf returns the traits of a request.
+func traitsOf(req *Request) (t requestTraits) {
+	if req.sent.waitForServer {
+		t |= traitWaitForServer
+	}
+	if req.Unsampled {
+		t |= traitUnsampled
+	}
+	return t
 }
 
 // requestOptions has the parts of a call's request that few calls have.
@@ -46,7 +69,7 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	}
 	k.req = callRequest{
 		method: req.Method, body: req.Body, more: k.req.more,
-		idempotent: req.Idempotent, waitForServer: req.sent.waitForServer,
+		idempotent: req.Idempotent, traits: traitsOf(req),
 	}
 	if req.sent.info != nil || len(header) > 0 || req.ContentType != "" || req.ContentEncoding != "" {
 		*k.req.options() = requestOptions{info: req.sent.info, header: header, contentType: req.ContentType, contentEncoding: req.ContentEncoding}
@@ -146,7 +169,7 @@ func (r *callRequest) measured() wire.Request {
 
 // withID returns the request with the text of its correlation id.
 func (r *callRequest) withID(id string) wire.Request {
-	req := wire.Request{Method: r.method, Body: r.body, ID: id, Idempotent: r.idempotent}
+	req := wire.Request{Method: r.method, Body: r.body, ID: id, Idempotent: r.idempotent, Unsampled: r.traits.has(traitUnsampled)}
 	if r.keyIsID {
 		req.Key = id
 	}

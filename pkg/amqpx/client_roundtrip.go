@@ -31,6 +31,9 @@ const (
 // this is safe, and waits for the response. A context without a deadline, which is the
 // caller's own or was detached by middleware, gets the client's default deadline.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
+	if own, ok := ctx.(*callContext); ok && own.client == c {
+		return c.roundTripOf(own, req)
+	}
 	deadline, hasDeadline := ctx.Deadline()
 	if !hasDeadline {
 		deadline = time.Now().Add(c.cfg.timeout)
@@ -46,6 +49,27 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 	}
 	response, err := c.runCall(ctx, k, ctx.Done(), event{kind: eventAttempt})
 	k.release()
+	return response, err
+}
+
+// roundTripOf is roundTrip for a call whose middleware has passed the call's own context on. As
+// without middleware, the pending table tracks the deadline, so the context needs no timer, and
+// waiting for the response is cheaper.
+func (c *Client) roundTripOf(own *callContext, req *Request) ([]byte, error) {
+	deadline, _ := own.Deadline()
+	k, watched, err := c.begin(req, deadline, true, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !watched || !own.attach(k) {
+		response, err := c.runCall(own, k, own.Done(), event{kind: eventAttempt})
+		k.release()
+		return response, err
+	}
+	response, err := c.runCall(own, k, own.Parent().Done(), event{kind: eventAttempt})
+	if own.detach(k) {
+		k.release()
+	}
 	return response, err
 }
 

@@ -45,6 +45,12 @@ type Request struct {
 	Queued time.Duration
 	// OneWay is true if the caller wants no response (no reply_to). Server only.
 	OneWay bool
+	// Unsampled is true if the caller decided not to trace the call; the default is false: the
+	// caller traces the call, or has decided nothing. Tracing middleware of a client sets it
+	// instead of sending trace context; tracing middleware of a server then records nothing.
+	// Trace context in Header takes precedence. Unsampled takes eight bytes of a message, two in a
+	// batch, and has no effect of its own.
+	Unsampled bool
 
 	sent sentWith // client only
 }

@@ -357,7 +357,7 @@ func (in *incoming) hand(queued time.Duration) *Request {
 		Method: in.Method, Body: in.Body, Header: in.Header,
 		ContentType: in.ContentType, ContentEncoding: in.ContentEncoding,
 		CorrelationID: in.ID, IdempotencyKey: in.Key, Idempotent: in.Idempotent,
-		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay,
+		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay, Unsampled: in.Unsampled,
 	}
 	return &in.handed
 }

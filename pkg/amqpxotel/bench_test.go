@@ -22,7 +22,12 @@ func BenchmarkCall(b *testing.B) {
 		b.Cleanup(func() { _ = p.Shutdown(context.Background()) })
 		return []Option{WithTracerProvider(p), WithPropagator(w3c())}
 	}
+	drawn := func(ratio float64) []Option {
+		return append(sampled(sdktrace.ParentBased(sdktrace.AlwaysSample())), WithSampleRatio(ratio))
+	}
 	for name, options := range map[string][]Option{
+		"not drawn": drawn(0),
+		"drawn":     drawn(1),
 		"off":       nil, // the global provider and propagator, both unset
 		"unsampled": sampled(sdktrace.NeverSample()),
 		"sampled":   sampled(sdktrace.AlwaysSample()),
@@ -33,7 +38,11 @@ func BenchmarkCall(b *testing.B) {
 		} {
 			b.Run(name+"/"+side, func(b *testing.B) {
 				req := &amqpx.Request{Method: "greet", Body: []byte("world"), CorrelationID: "3b241101-e2bb-4255-8caf-4136c566a962"}
-				if side == "server" && name != "off" {
+				switch {
+				case side == "client":
+				case name == "not drawn":
+					req.Unsampled = true
+				case name != "off":
 					req.Header = map[string]any{traceparent: aParent}
 				}
 				b.ReportAllocs()

@@ -13,20 +13,32 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/amqpxtest"
 )
 
-// relay starts a server with the given number of workers, whose method "outer" calls its method
-// "inner", and returns its client. Client and server trace. Call relay inside a synctest bubble.
+// relay is relayWith whose clients and server trace with the options of r.
 func relay(t *testing.T, r *recorder, workers int) *amqpx.Client {
 	t.Helper()
+	client := amqpx.WithMiddleware(Client(r.options...))
+	return relayWith(t, workers, client, client, amqpx.WithMiddleware(Server(r.options...)))
+}
+
+// relayWith starts a server with the given number of workers, whose method "outer" calls its method
+// "inner" with a client of its own, and returns another client. Call relayWith inside a synctest
+// bubble.
+func relayWith(t *testing.T, workers int, first, second amqpx.ClientOption, third amqpx.ServerOption) *amqpx.Client {
+	t.Helper()
 	broker := amqpxtest.NewBroker()
-	server, err := amqpx.NewServer(amqpxtest.URL, broker.Option(), amqpx.WithWorkers(workers), amqpx.WithMiddleware(Server(r.options...)))
+	server, err := amqpx.NewServer(amqpxtest.URL, broker.Option(), amqpx.WithWorkers(workers), third)
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := amqpx.NewClient(amqpxtest.URL, broker.Option(), amqpx.WithMiddleware(Client(r.options...)))
+	client, err := amqpx.NewClient(amqpxtest.URL, broker.Option(), first)
 	if err != nil {
 		t.Fatal(err)
 	}
-	outer := func(ctx context.Context, _ *amqpx.Request) ([]byte, error) { return client.Call(ctx, "inner", nil) }
+	own, err := amqpx.NewClient(amqpxtest.URL, broker.Option(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outer := func(ctx context.Context, _ *amqpx.Request) ([]byte, error) { return own.Call(ctx, "inner", nil) }
 	if err := errors.Join(server.Handle("outer", outer), server.Handle("inner", answering([]byte("hi"), nil))); err != nil {
 		t.Fatal(err)
 	}
@@ -34,13 +46,13 @@ func relay(t *testing.T, r *recorder, workers int) *amqpx.Client {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx) }()
 	t.Cleanup(func() {
-		err := client.Close(context.Background())
+		err := errors.Join(client.Close(context.Background()), own.Close(context.Background()))
 		drain()
 		if err := errors.Join(err, <-served); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(server.WaitReady(t.Context()), client.WaitReady(t.Context())); err != nil {
+	if err := errors.Join(server.WaitReady(t.Context()), client.WaitReady(t.Context()), own.WaitReady(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	return client

@@ -13,21 +13,48 @@ import (
 
 // Client returns middleware for clients. Each call gets a span, and the span's context is sent
 // with the request. The middleware should be the outermost, to include the time of other
-// middleware in the span and to give other middleware the span's id for logging. It is safe
-// for concurrent use, and clients with the same options may share it.
+// middleware in the span and to give other middleware the span's id for logging; [TraceClient]
+// puts it there. It is safe for concurrent use, and clients with the same options may share it.
 func Client(opts ...Option) amqpx.Middleware {
-	t := newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
-	return func(next amqpx.Handler) amqpx.Handler {
-		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
-			traced, span := t.start(ctx, req.Method)
-			sent := t.inject(traced, req)
-			if !span.IsRecording() {
-				return next(ctx, sent) // no code below reads the span, and waiting on the caller's own ctx is cheaper
+	return newClientTracing(opts).client
+}
+
+// TraceClient returns an option for clients with the middleware of [Client]. With
+// [WithSampleRatio] it is cheaper than the middleware: calls that are not drawn do not pass it, and
+// [amqpx.Client.Go] needs no goroutine for them. The decision is made with the caller's context.
+func TraceClient(opts ...Option) amqpx.ClientOption {
+	t := newClientTracing(opts)
+	if !t.draws {
+		return amqpx.WithTracing(t.client, nil)
+	}
+	t.early = true
+	return amqpx.WithTracing(t.client, t.decideEarly)
+}
+
+func newClientTracing(opts []Option) *tracing {
+	return newTracing(trace.SpanKindClient, opts, semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"))
+}
+
+// client is the middleware of clients.
+func (t *tracing) client(next amqpx.Handler) amqpx.Handler {
+	return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
+		if t.draws {
+			switch span := trace.SpanFromContext(ctx); t.decide(span, req.Unsampled) {
+			case decidedUnsampled:
+				return next(ctx, t.injectUnsampled(ctx, span, req))
+			case decidedByParent:
+				return next(ctx, t.inject(ctx, req))
+			case decidedSampled:
 			}
-			err = errUnwound // unless next returns
-			defer func() { endCall(span, req, response, err) }()
-			return next(traced, sent)
 		}
+		traced, span := t.start(ctx, req.Method)
+		sent := t.inject(traced, req)
+		if !span.IsRecording() {
+			return next(ctx, sent) // no code below reads the span, and waiting on the caller's own ctx is cheaper
+		}
+		err = errUnwound // unless next returns
+		defer func() { endCall(span, req, response, err) }()
+		return next(traced, sent)
 	}
 }
 

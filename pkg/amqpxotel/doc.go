@@ -1,9 +1,13 @@
 // Package amqpxotel traces calls of [rabbitmq-rpc/pkg/amqpx] with OpenTelemetry.
 //
-// [Client] and [Server] return middleware, which should be the outermost:
+// [TraceClient] returns an option for clients, [Server] middleware for servers, which should be the
+// outermost:
 //
-//	client, err := amqpx.NewClient(url, amqpx.WithMiddleware(amqpxotel.Client()))
+//	client, err := amqpx.NewClient(url, amqpxotel.TraceClient())
 //	server, err := amqpx.NewServer(url, amqpx.WithMiddleware(amqpxotel.Server()))
+//
+// To trace a part of the calls, give both [WithSampleRatio], and the provider the sampler
+// ParentBased(AlwaysSample()).
 //
 // A client's span lasts until the call settles and includes every re-send. The trace context
 // travels in the application headers traceparent, tracestate and baggage
@@ -57,7 +61,11 @@
 //
 // # Cost
 //
+// With [WithSampleRatio], a call that is not drawn costs about 0.1 µs on each side. Its decision
+// takes eight bytes of a message, or two in a batch. Without [WithSampleRatio] every call makes ids and
+// asks the sampler, about 1 µs on each side, and has headers.
+//
 // Without an SDK, and for calls that are not sampled, nothing is recorded, but a valid trace
 // context is still propagated. The headers cost calls that are not batched an eighth of their
-// throughput. With middleware, a call made with [amqpx.Client.Go] takes a goroutine.
+// throughput. A call that passes middleware and is made with [amqpx.Client.Go] takes a goroutine.
 package amqpxotel

@@ -16,6 +16,8 @@ type Option func(*config)
 type config struct {
 	provider   trace.TracerProvider
 	propagator propagation.TextMapPropagator
+	ratio      float64
+	draws      bool // ratio is set
 	// common holds the attributes of all spans.
 	common []attribute.KeyValue
 }
@@ -48,6 +50,23 @@ func WithTracerProvider(p trace.TracerProvider) Option {
 // names are reserved.
 func WithPropagator(p propagation.TextMapPropagator) Option {
 	return func(c *config) { c.propagator = p }
+}
+
+// WithSampleRatio makes the middleware decide, before it starts a span, which calls are traced: of
+// the calls without a parent, the ratio, drawn at random. A call with a parent follows its parent,
+// as with the SDK's ParentBased sampler. A ratio of 0 or less traces no call without a parent, and a
+// ratio of 1 or more traces all. The sampler of the provider must then be
+// ParentBased(AlwaysSample()): it sees only calls that are to be traced, and its own ratio would
+// count a second time.
+//
+// A call that is not drawn costs hardly any time and has neither a span nor ids. The client sends
+// only [amqpx.Request.Unsampled] with it, so that servers and the calls of their handlers follow
+// the decision. The context of its handler has a span context that is not sampled, whose ids are
+// made when they are first read; see [Unsampled].
+//
+// Without this option the sampler of the provider decides about every call.
+func WithSampleRatio(ratio float64) Option {
+	return func(c *config) { c.ratio, c.draws = ratio, true }
 }
 
 // WithQueue sets the attribute messaging.destination.name to the name of the request queue. By

@@ -15,20 +15,36 @@ import (
 
 // Server returns middleware for servers. Each run of a handler gets a span, a child of the
 // caller's span. The handler's context carries the span, so calls made by the handler belong
-// to the same trace. The middleware should be the outermost. It is safe for concurrent use,
+// to the same trace. A request whose caller decided not to trace it ([amqpx.Request.Unsampled])
+// counts as the child of a span that is not sampled. The middleware should be the outermost. It is safe for concurrent use,
 // and servers with the same options may share it.
 func Server(opts ...Option) amqpx.Middleware {
-	t := newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"))
-	return func(next amqpx.Handler) amqpx.Handler {
-		return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
-			ctx, span := t.start(t.extract(ctx, req), req.Method)
-			if !span.IsRecording() {
+	return newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process")).server
+}
+
+// server is the middleware of servers.
+func (t *tracing) server(next amqpx.Handler) amqpx.Handler {
+	return func(ctx context.Context, req *amqpx.Request) (response []byte, err error) {
+		ctx = t.extract(ctx, req)
+		marked := req.Unsampled && len(t.carries().traces) > 0
+		if t.draws {
+			switch t.decide(trace.SpanFromContext(ctx), marked) {
+			case decidedUnsampled:
+				return next(t.unsampled(ctx, false), req)
+			case decidedByParent:
 				return next(ctx, req)
+			case decidedSampled:
 			}
-			err = errUnwound // unless next returns
-			defer func() { endRun(span, req, response, err) }()
+		} else if marked && !trace.SpanContextFromContext(ctx).IsValid() {
+			ctx = t.unsampled(ctx, true) // the parent about which the provider's sampler decides
+		}
+		ctx, span := t.start(ctx, req.Method)
+		if !span.IsRecording() {
 			return next(ctx, req)
 		}
+		err = errUnwound // unless next returns
+		defer func() { endRun(span, req, response, err) }()
+		return next(ctx, req)
 	}
 }
 

@@ -2,6 +2,7 @@ package amqpxotel
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // scope is the name of the instrumentation scope.
@@ -19,10 +21,21 @@ const scope = "rabbitmq-rpc/pkg/amqpxotel"
 
 // tracing starts the spans of a client or a server.
 type tracing struct {
+	provider   trace.TracerProvider
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
 	kind       trace.SpanKind
 	common     []attribute.KeyValue
+
+	ratio float64
+	draws bool           // the ratio decides about calls without a parent, before the sampler
+	early bool           // decideEarly has drawn before the middleware
+	draw  func() float64 // returns a random number from 0 to 1, exclusive
+
+	nothing trace.Span // a span without ids that does nothing
+
+	// headers caches the result of carries, unless it has no trace context.
+	headers atomic.Pointer[carried]
 
 	// starts caches the start options by method, because creating the options costs more than
 	// the rest of a call that is not sampled.
@@ -44,10 +57,15 @@ func newTracing(kind trace.SpanKind, opts []Option, operation ...attribute.KeyVa
 	common := slices.Concat(c.common, operation,
 		[]attribute.KeyValue{semconv.RPCSystemNameKey.String("amqpx"), semconv.MessagingSystemRabbitMQ})
 	return &tracing{
+		provider:   c.provider,
 		tracer:     c.provider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)),
 		propagator: c.propagator,
 		kind:       kind,
 		common:     common,
+		ratio:      c.ratio,
+		draws:      c.draws,
+		nothing:    noop.Span{},
+		draw:       rand.Float64,
 	}
 }
 

@@ -108,12 +108,12 @@ func (c *Config) callOptions() []amqpx.CallOption {
 	return []amqpx.CallOption{amqpx.WaitForServer()}
 }
 
-// options returns the library's options for these settings. Without tracing and debug log the
-// client has no middleware: middleware costs each call an own context for its deadline.
+// options returns the library's options for these settings. Without debug log, calls that
+// are not traced pass no middleware: middleware costs each call an own context and request.
 func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
-		c.Traces.Client(), // outermost
+		c.Traces.Client(),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -163,6 +164,47 @@ func TestTracingOfNestedCalls(t *testing.T) {
 	}
 	if last.SpanContext.TraceID() != root.SpanContext.TraceID() {
 		t.Error("they are in different traces")
+	}
+}
+
+// TestUnsampledCalls: the broker delivers the mark of calls that the client has not drawn, alone and
+// in batches, and their deadlines.
+func TestUnsampledCalls(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	front, back := traceSide(t), traceSide(t)
+	var unmarked, endless atomic.Int64
+	look := func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+		if !req.Unsampled || req.Header != nil {
+			unmarked.Add(1)
+		}
+		if _, ok := ctx.Deadline(); !ok {
+			endless.Add(1)
+		}
+		return req.Body, nil
+	}
+	server := r.Serve(rig.Methods{"echo": look}, amqpx.WithMiddleware(amqpxotel.Server(append(back.options, amqpxotel.WithSampleRatio(1))...)))
+	client := r.Ready(amqpxotel.TraceClient(append(front.options, amqpxotel.WithSampleRatio(0))...))
+	const alone = 10
+	for range alone {
+		rig.Call(t, client, "echo", []byte("x"), amqpx.WaitForServer())
+	}
+	if n := client.Stats().Batched; n != 0 {
+		t.Errorf("%d calls travelled together", n)
+	}
+	openLane(t, client)
+	everyResponseIsMine(t, client, 64, 10)
+	if err := server.Drain(); err != nil {
+		t.Errorf("drain: %v", err)
+	}
+	if client.Stats().Batched == 0 {
+		t.Error("no call travelled in a batch")
+	}
+	if n, m := unmarked.Load(), endless.Load(); n != 0 || m != 0 {
+		t.Errorf("of %d calls %d came without the mark, %d without a deadline", client.Stats().OK, n, m)
+	}
+	if n := len(front.exporter.GetSpans()) + len(back.exporter.GetSpans()); n != 0 {
+		t.Errorf("%d spans", n)
 	}
 }
 

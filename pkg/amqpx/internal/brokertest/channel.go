@@ -138,7 +138,7 @@ func (c *Channel) resolve(word *confirmation) {
 func (c *Channel) postReturn(key string, msg amqp.Publishing) {
 	r := amqp.Return{
 		ReplyCode: amqp.NoRoute, ReplyText: "NO_ROUTE", RoutingKey: key, Headers: msg.Headers,
-		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
+		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId, Timestamp: msg.Timestamp,
 		AppId: msg.AppId, Expiration: msg.Expiration, ContentType: msg.ContentType, Body: msg.Body,
 	}
 	c.link.post(func() {
@@ -157,7 +157,7 @@ func (c *Channel) deliver(to *Consumer, m *Message) {
 	}
 	d := amqp.Delivery{
 		Acknowledger: c, Exchange: m.exchange, RoutingKey: m.key, ConsumerTag: to.tag, DeliveryTag: c.tag, Redelivered: m.Redelivered,
-		Headers: m.Msg.Headers, DeliveryMode: m.Msg.DeliveryMode, CorrelationId: m.Msg.CorrelationId,
+		Headers: m.Msg.Headers, DeliveryMode: m.Msg.DeliveryMode, CorrelationId: m.Msg.CorrelationId, Timestamp: m.Msg.Timestamp,
 		ReplyTo: m.Msg.ReplyTo, Expiration: m.Msg.Expiration, MessageId: m.Msg.MessageId,
 		ContentType: m.Msg.ContentType, ContentEncoding: m.Msg.ContentEncoding, Priority: m.Msg.Priority, Type: m.Msg.Type,
 		AppId: m.Msg.AppId, UserId: m.Msg.UserId, Body: m.Msg.Body,

@@ -20,6 +20,7 @@ func TestRequestsInABatchOnTheWire(t *testing.T) {
 		{Method: "m", ID: "two", Idempotent: true, Key: "two", Resent: true, Retry: 1},
 		{Method: "m", ID: "three", Idempotent: true, Key: "key", Body: bytes.Repeat([]byte{0xff}, 20_000), Retry: 2},
 		{Method: "m", ID: "four", Header: map[string]any{"traceparent": "00-1-2-03", "": "no name", "empty": ""}, Retry: 3},
+		{Method: "m", ID: "five", Unsampled: true},
 	}
 	var body []byte
 	for i := range all {
@@ -50,9 +51,9 @@ func TestRequestsInABatchOnTheWire(t *testing.T) {
 // The bytes are the contract with programs in other languages.
 func TestABatchIsTheseBytes(t *testing.T) {
 	t.Parallel()
-	request := (&Request{Method: "b", ID: "id", Body: []byte("x"), Idempotent: true, Key: "k", Resent: true, Retry: 3}).AppendTo(nil, time.Second)
+	request := (&Request{Method: "b", ID: "id", Body: []byte("x"), Idempotent: true, Key: "k", Resent: true, Retry: 3, Unsampled: true}).AppendTo(nil, time.Second)
 	wantSame(t, "request", hex.EncodeToString(request),
-		"0a96808000"+"0a026964"+"120162"+"1a0178"+"20e807"+"2a016b"+"3001"+"3801"+"4003")
+		"0a98808000"+"0a026964"+"120162"+"1a0178"+"20e807"+"2a016b"+"3001"+"3801"+"4003"+"6001")
 	to := &Request{ID: "id", Retry: 2}
 	failure := &Failure{Code: "not_found", Message: "no", Ran: RanNo, RetryAfter: time.Second}
 	responses := (&Response{Body: []byte("x"), Times: Times{Queue: time.Millisecond, Handler: time.Microsecond}}).AppendTo(nil, to)
@@ -87,6 +88,8 @@ func TestRequestsInABatchOfOtherPrograms(t *testing.T) {
 		{"one-way", record(method), "", ""},
 		{"fields of later versions", record(id, method, appendNumber(nil, 99, 7), appendText(nil, 98, "x"), protowire.AppendFixed64(protowire.AppendTag(nil, 97, protowire.Fixed64Type), 1)), "reply", ""},
 		{"a field of another type", record(id, method, appendText(nil, requestTimeout, "soon")), "reply", ""},
+		{"unsampled as text", record(id, method, appendText(nil, requestUnsampled, "true")), "reply", ""},
+		{"unsampled as zero", record(id, method, appendNumber(nil, requestUnsampled, 0)), "reply", ""},
 		{"no id", record(method), "reply", "no id"},
 		{"no method", record(id), "reply", "method name of 0 bytes"},
 		{"long method", record(id, appendText(nil, requestMethod, strings.Repeat("m", 256))), "reply", "method name of 256 bytes"},
@@ -116,6 +119,7 @@ func TestRequestsInABatchOfOtherPrograms(t *testing.T) {
 			}
 			wantSame(t, "budget", all[0].Budget, NoBudget)
 			wantSame(t, "headers", len(all[0].Header), 0)
+			wantSame(t, "unsampled", all[0].Unsampled, false)
 		})
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // Request is a request as it travels, in a message of its own or in a record of a batch. A
-// client fills the fields up to WantsTimes once for each call; a decoder fills all fields.
+// client fills the fields up to Unsampled once for each call; a decoder fills all fields.
 type Request struct {
 	// Method is the method's name (app_id).
 	Method string
@@ -38,6 +38,8 @@ type Request struct {
 	Resent bool
 	// WantsTimes is true if the caller wants the times of the call in the server.
 	WantsTimes bool
+	// Unsampled is true if the caller decided not to trace the call, and has no trace context.
+	Unsampled bool
 
 	// The fields below are only set by decoders.
 
@@ -53,6 +55,9 @@ type Request struct {
 	Expired bool
 	// TooLarge is true if the body exceeded the limit and was discarded.
 	TooLarge bool
+
+	headerBytes int32 // the bytes of the headers in a record
+
 	// ReplyTo is the address for the response.
 	ReplyTo string
 	// Budget is the remaining time at the request's arrival; [NoBudget]: the caller set no
@@ -61,8 +66,6 @@ type Request struct {
 	// LostDeliveries counts how often servers lost the request before it was published to the
 	// present queue.
 	LostDeliveries int
-
-	headerBytes int // the bytes of the headers in a record
 }
 
 // NoBudget is the budget of a request whose caller set no limit.
@@ -115,6 +118,9 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 	if r.WantsTimes {
 		SetHeader(&msg, HeaderTimes, true)
 	}
+	if r.Unsampled {
+		msg.Timestamp = unsampledTimestamp()
+	}
 	if r.Resent {
 		SetHeader(&msg, HeaderResent, true)
 	}
@@ -146,7 +152,7 @@ func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
 		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
 			r.Budget = time.Duration(n) * time.Millisecond
 		}
-		r.Key = d.MessageId
+		r.Key, r.Unsampled = d.MessageId, isUnsampledTimestamp(d.Timestamp)
 	}
 	if len(d.Headers) > 0 {
 		if err := r.readHeaders(d); err != nil {
@@ -248,6 +254,7 @@ const (
 	requestHeader      = 9
 	requestContentType = 10
 	requestEncoding    = 11
+	requestUnsampled   = 12
 
 	headerName  = 1
 	headerValue = 2
@@ -311,6 +318,9 @@ func (r *Request) AppendTo(b []byte, budget time.Duration) []byte {
 	}
 	b = appendText(b, requestContentType, r.ContentType)
 	b = appendText(b, requestEncoding, r.ContentEncoding)
+	if r.Unsampled {
+		b = appendNumber(b, requestUnsampled, 1)
+	}
 	b = appendHeaders(b, requestHeader, r.Header)
 	return endRecord(b, start)
 }
@@ -396,6 +406,8 @@ func (r *Request) setNumber(f field) {
 		r.Resent = f.value != 0
 	case requestRetry:
 		r.Retry = int64(min(f.value, 1<<62))
+	case requestUnsampled:
+		r.Unsampled = f.value != 0
 	}
 }
 
@@ -419,7 +431,8 @@ func (r *Request) addHeader(record []byte) error {
 	if r.headerBytes > MaxHeaderBytes {
 		return nil // refused already
 	}
-	if r.headerBytes += len(record) + headerRecordOverhead; r.headerBytes > MaxHeaderBytes {
+	r.headerBytes += int32(min(len(record)+headerRecordOverhead, MaxHeaderBytes+1))
+	if r.headerBytes > MaxHeaderBytes {
 		return formatError("headers of more than %d bytes", MaxHeaderBytes)
 	}
 	name, value, ok := readHeader(record)

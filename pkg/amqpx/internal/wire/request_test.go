@@ -32,6 +32,11 @@ func TestRequestOnTheWire(t *testing.T) {
 	if got := req.Publishing("reply", 1500*time.Microsecond, true); !reflect.DeepEqual(got, want) {
 		t.Errorf("sent again: got %+v, want %+v", got, want)
 	}
+	req.Unsampled = true
+	want.Timestamp = time.Unix(0, 0)
+	if got := req.Publishing("reply", 1500*time.Microsecond, true); !reflect.DeepEqual(got, want) {
+		t.Errorf("unsampled: got %+v, want %+v", got, want)
+	}
 	if !maps.Equal(header, map[string]any{"traceparent": "00-abc"}) {
 		t.Errorf("the caller's header was changed: %v", header)
 	}
@@ -46,7 +51,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	}
 	req := Request{
 		Method: "m", Body: []byte{0, 1}, ID: "id", Key: "key", Idempotent: true, Header: encoded,
-		ContentType: "text/plain", ContentEncoding: "gzip", Resent: true, Retry: 7, WantsTimes: true,
+		ContentType: "text/plain", ContentEncoding: "gzip", Resent: true, Retry: 7, WantsTimes: true, Unsampled: true,
 	}
 	if err := req.Check(100); err != nil {
 		t.Fatal(err)
@@ -68,6 +73,30 @@ func TestBudgetFitsAnExpiration(t *testing.T) {
 	wantSame(t, "expiration", p.Expiration, "4294967295")
 	wantSame(t, "headers", len(p.Headers), 0)
 	wantSame(t, "type", p.Type, "rpc.v1")
+}
+
+// The mark of a request that is not sampled counts only if the caller follows the contract.
+func TestUnsampledMark(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kind string
+		at   time.Time
+		want bool
+	}{
+		{TypeRequest, time.Unix(0, 0), true},
+		{TypeIdempotentRequest, time.Unix(0, 0).UTC(), true},
+		{TypeRequest, time.Time{}, false},
+		{TypeRequest, time.Unix(1, 0), false},
+		{TypeRequest, time.Unix(-1, 0), false},
+		{TypeRequest, time.Unix(math.MaxInt64, 0), false},
+		{"", time.Unix(0, 0), false},
+		{"other", time.Unix(0, 0), false},
+	} {
+		var r Request
+		if err := r.Decode(&amqp.Delivery{AppId: "b", Type: c.kind, Timestamp: c.at}, ""); err != nil || r.Unsampled != c.want {
+			t.Errorf("type %q, timestamp %v: unsampled %v, error %v", c.kind, c.at, r.Unsampled, err)
+		}
+	}
 }
 
 func TestRequestsOfAnyClient(t *testing.T) {

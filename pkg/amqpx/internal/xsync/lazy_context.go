@@ -41,6 +41,9 @@ func (c *LazyContext) Cancel() {
 	}
 }
 
+// Canceled reports whether Cancel was called.
+func (c *LazyContext) Canceled() bool { return c.ended.Load() }
+
 // Parent returns the context that Init or WithDeadline was given.
 func (c *LazyContext) Parent() context.Context { return c.parent }
 

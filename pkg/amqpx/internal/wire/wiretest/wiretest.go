@@ -13,7 +13,7 @@ import (
 func Delivered(p amqp.Publishing) *amqp.Delivery {
 	return &amqp.Delivery{
 		Headers: p.Headers, CorrelationId: p.CorrelationId, ReplyTo: p.ReplyTo, Expiration: p.Expiration,
-		MessageId: p.MessageId, AppId: p.AppId, Type: p.Type, Body: p.Body, DeliveryMode: p.DeliveryMode,
+		MessageId: p.MessageId, AppId: p.AppId, Type: p.Type, Body: p.Body, DeliveryMode: p.DeliveryMode, Timestamp: p.Timestamp,
 		ContentType: p.ContentType, ContentEncoding: p.ContentEncoding,
 	}
 }
