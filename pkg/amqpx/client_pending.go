@@ -181,14 +181,20 @@ func (p *pending) matchOne(d *amqp.Delivery) matchResult {
 }
 
 // matchAll delivers the responses of a batch to their calls and appends the match of each to
-// matches.
-func (p *pending) matchAll(responses []wire.Response, matches []match) []match {
+// matches. Before the callers wake, it calls expect with their number.
+func (p *pending) matchAll(responses []wire.Response, matches []match, expect func(callers int)) []match {
+	callers := 0
 	p.mu.Lock()
 	for i := range responses {
 		a := &responses[i]
-		matches = append(matches, p.match(tableIDOf(a.ID), a))
+		m := p.match(tableIDOf(a.ID), a)
+		if m.call != nil {
+			callers++
+		}
+		matches = append(matches, m)
 	}
 	p.mu.Unlock()
+	expect(callers)
 	for i := range matches {
 		matches[i].notify()
 	}

@@ -82,7 +82,7 @@ func (r *responseReader) handle(d *amqp.Delivery) {
 		c.counts.dropped(verdictUnknown)
 		return
 	}
-	r.matches = c.pending.matchAll(r.batch, r.matches[:0])
+	r.matches = c.pending.matchAll(r.batch, r.matches[:0], c.route.outbox.Expect) // callers often call again
 	for _, m := range r.matches {
 		c.counts.dropped(m.result)
 	}

@@ -24,7 +24,7 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 	}
 	respond := func(p *pending, k *call) { p.matchOne(responseDelivery(k.req.text(), false)) }
 	fail := func(p *pending, k *call) {
-		p.matchAll([]wire.Response{{ID: []byte(k.req.text()), Failure: &wire.Failure{Code: "aborted"}}}, nil)
+		p.matchAll([]wire.Response{{ID: []byte(k.req.text()), Failure: &wire.Failure{Code: "aborted"}}}, nil, func(int) {})
 	}
 	for name, c := range map[string]struct {
 		run    func(p *pending, k *call)

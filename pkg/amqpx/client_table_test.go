@@ -86,7 +86,7 @@ func TestPendingWithIDsOfMiddleware(t *testing.T) {
 	}
 	for id, k := range calls {
 		wantSame(t, "id", k.req.text(), id)
-		p.matchAll([]wire.Response{{ID: []byte(id), Body: []byte(id)}}, nil)
+		p.matchAll([]wire.Response{{ID: []byte(id), Body: []byte(id)}}, nil, func(int) {})
 		wantSame(t, "response", string(k.response.Body), id)
 		wantSame(t, "second response", p.matchOne(responseDelivery(id, false)), verdictDuplicate)
 	}

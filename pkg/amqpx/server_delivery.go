@@ -266,10 +266,17 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 		return
 	}
 	wait := make([]task, 0, len(requests))
+	responses := 0 // that will wait in the server's outbox
 	for i := range requests {
 		if req := &requests[i].inboundRequest; !s.shed(req) {
 			wait = append(wait, req)
+			if !req.in.OneWay {
+				responses++
+			}
 		}
+	}
+	if !isDirectAddress(message.ReplyTo) && !s.isDraining() {
+		s.outbox.Expect(responses)
 	}
 	s.waiting.Put(wait...)
 }

@@ -13,7 +13,8 @@ import (
 // most BatchWindow messages of a batcher are unconfirmed. The first message leaves at once;
 // messages arriving while the window is full leave together when a confirm frees a place.
 // There is no timer, and a slow handler delays nothing, because confirms do not wait for
-// handlers.
+// handlers. Before the publisher takes messages, it may wait for the messages that follow a
+// batch (Outbox.Expect): confirms alone do not keep a group of calls together.
 
 // Bounds of batches.
 const (

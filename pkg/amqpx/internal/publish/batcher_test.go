@@ -11,10 +11,12 @@ import (
 // leaflet is a letter that may travel in a bundle.
 type leaflet struct{ letter }
 
-func (l *leaflet) BatchKey() string                   { return l.key }
-func (l *leaflet) Consumers() int                     { return 1 }
-func (l *leaflet) MustTravelAlone() bool              { return false }
-func (l *leaflet) NewBatch(string, int, []byte) Batch { return &bundle{letter: letter{key: l.key, diary: l.diary}} }
+func (l *leaflet) BatchKey() string      { return l.key }
+func (l *leaflet) Consumers() int        { return 1 }
+func (l *leaflet) MustTravelAlone() bool { return false }
+func (l *leaflet) NewBatch(string, int, []byte) Batch {
+	return &bundle{letter: letter{key: l.key, diary: l.diary}}
+}
 
 // bundle is a batch of leaflets.
 type bundle struct {

@@ -1,6 +1,9 @@
 package publish
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // Outbox is the queue of messages for a publisher. It belongs to the client or the server and
 // outlives sessions: the next session sends the unwritten messages of the last. The outbox has
@@ -13,6 +16,7 @@ type Outbox struct {
 	mu       sync.Mutex
 	waiting  []Outbound
 	canceled int // the number of canceled messages among the waiting
+	hold     hold
 }
 
 // sweepThreshold is the number of canceled messages before a sweep.
@@ -25,9 +29,12 @@ func NewOutbox() *Outbox { return &Outbox{Wake: make(chan struct{}, 1)} }
 func (o *Outbox) Put(out Outbound) {
 	o.mu.Lock()
 	o.waiting = append(o.waiting, out)
-	first := len(o.waiting) == 1
+	wake := len(o.waiting) == 1
+	if o.hold.missing > 0 {
+		wake = o.hold.arrived(len(o.waiting))
+	}
 	o.mu.Unlock()
-	if first {
+	if wake {
 		o.Notify()
 	}
 }
@@ -115,4 +122,99 @@ func (o *Outbox) Len() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return len(o.waiting)
+}
+
+// The hold. In a closed loop the responses of a batch wake their callers, and each caller soon
+// sends its next call; the handlers of a batch likewise end soon after each other. If the
+// publisher sent the first of these messages at once, the others would travel in further
+// batches, and each batch costs the broker and both processes the same whatever its size. So
+// the publisher waits for the messages that are expected to follow, for a short time. It
+// sleeps meanwhile: the last of these messages wakes it.
+
+const (
+	// minExpected is the least number of messages for which the publisher waits.
+	minExpected = 8
+	// maxHeld is the number of waiting messages that ends a hold: a larger batch saves little.
+	maxHeld = 128
+	// holdBase and holdEach are the length of a hold: holdBase, and holdEach for each expected
+	// message, at most holdMost. The runtime's timers may be late by a millisecond if the process
+	// is idle.
+	holdBase = 100 * time.Microsecond
+	holdEach = 10 * time.Microsecond
+	holdMost = 500 * time.Microsecond
+	// maxHoldsSkipped bounds the holds that are left out after a hold that was in vain.
+	maxHoldsSkipped = 256
+)
+
+// hold is the state of the outbox while the publisher waits for expected messages. The lock of
+// the outbox guards it.
+type hold struct {
+	missing int // the expected messages that are not in the outbox yet; 0: there is no hold
+	end     time.Time
+	timer   *time.Timer // calls Outbox.endHold; nil before the first hold
+	skip    int         // the next holds that are left out
+	skipped int         // the holds that the last hold in vain left out; 0 after a hold that was complete
+}
+
+// Expect makes the publisher wait until n messages have arrived, because they are likely to
+// follow soon. The publisher does not wait if n is small, and waits at most holdMost. If the
+// messages do not arrive in time, the next calls of Expect, up to maxHoldsSkipped, have no effect.
+func (o *Outbox) Expect(n int) {
+	if n < minExpected {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h := &o.hold
+	switch {
+	case h.skip > 0:
+		h.skip--
+		return
+	case h.missing > 0: // the end of the hold stays
+		h.missing += n
+		return
+	}
+	h.missing = n
+	length := min(holdBase+time.Duration(n)*holdEach, holdMost)
+	h.end = time.Now().Add(length)
+	if h.timer == nil {
+		h.timer = time.AfterFunc(length, o.endHold)
+	} else {
+		h.timer.Reset(length)
+	}
+}
+
+// arrived counts an expected message, and reports whether the hold ends with this message.
+// waiting is the number of waiting messages.
+func (h *hold) arrived(waiting int) (ended bool) {
+	h.missing--
+	if h.missing > 0 && waiting < maxHeld {
+		return false
+	}
+	h.missing, h.skipped = 0, 0
+	h.timer.Stop()
+	return true
+}
+
+// endHold ends a hold whose messages have not all arrived in time.
+func (o *Outbox) endHold() {
+	o.mu.Lock()
+	h := &o.hold
+	if h.missing == 0 || time.Now().Before(h.end) { // the hold of the timer was complete
+		o.mu.Unlock()
+		return
+	}
+	h.missing = 0
+	h.skipped = min(max(2*h.skipped, 1), maxHoldsSkipped)
+	h.skip = h.skipped
+	o.mu.Unlock()
+	o.Notify()
+}
+
+// IsHeld reports whether the publisher must wait for expected messages. The outbox calls
+// Notify at the end of the hold.
+func (o *Outbox) IsHeld() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.hold.missing > 0
 }

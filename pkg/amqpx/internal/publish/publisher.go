@@ -119,6 +119,9 @@ func (p *publisher) write() {
 		case <-p.outbox.Wake:
 		case <-p.batchers.slotFreed:
 		}
+		if p.outbox.IsHeld() {
+			continue
+		}
 		if p.waitUnblocked() && p.reopen() {
 			p.writeWaiting()
 		}
