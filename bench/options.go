@@ -26,6 +26,9 @@ const (
 	urlVariable    = "AMQPX_TEST_AMQP_URL"
 	tlsURLVariable = "AMQPX_TEST_AMQPS_URL"
 	caFileVariable = "AMQPX_TEST_CA_FILE"
+	// The URL of the broker's metrics, and the broker's name for deploy/broker.sh.
+	metricsURLVariable = "AMQPX_TEST_METRICS_URL"
+	brokerVariable     = "AMQPX_TEST_BROKER"
 )
 
 // tlsURL returns the URL of the broker's listener for TLS, or an empty string if it is not set.
@@ -44,6 +47,7 @@ type options struct {
 	limit       time.Duration // of the whole run
 	experiments []string
 	out         string // directory; empty: none
+	broker      string // name for deploy/broker.sh; empty: not known
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -53,6 +57,8 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
+	fs.StringVar(&o.MetricsURL, "metrics-url", os.Getenv(metricsURLVariable), "`URL` of the broker's plugin rabbitmq_prometheus, to count messages in the experiment "+experiment.Growth+"; default: $"+metricsURLVariable)
+	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+"; default: $"+brokerVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")

@@ -29,6 +29,9 @@ func runExperiments(ctx context.Context, args []string) error {
 	}
 	defer remove()
 	opts.Programs = programs
+	if opts.Control, err = controlProgram(ctx, opts); err != nil {
+		return err
+	}
 	runner := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
 	for _, name := range opts.experiments {
 		var s *experiment.Section

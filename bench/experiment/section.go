@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"rabbitmq-rpc/bench/model"
 )
 
 // Section holds the samples of one experiment. The samples of a setup and load are in the
@@ -18,6 +20,7 @@ type Section struct {
 	Cut bool
 
 	samples map[cell][]Sample
+	parts   []model.Part // serial parts, measured by the experiment Growth
 }
 
 type cell struct{ contender, load string }
