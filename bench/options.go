@@ -48,6 +48,7 @@ type options struct {
 	experiments []string
 	out         string // directory; empty: none
 	broker      string // name for deploy/broker.sh; empty: not known
+	model       string // file; empty: the experiments run
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -68,6 +69,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
 	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
+	fs.StringVar(&o.model, "model", "", "run no experiment: print the tables of the model from this `file`, growth.json of an earlier run, and with -out write them into the documents")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
 	fs.IntVar(&o.BrokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
 	if err := fs.Parse(args); err != nil {
@@ -78,6 +80,9 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	}
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("%w: unexpected %q", errUsage, fs.Arg(0))
+	}
+	if o.model != "" {
+		return o, nil
 	}
 	var err error
 	if o.Callers, err = parseCallers(callers); err != nil {

@@ -17,6 +17,9 @@ func runExperiments(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if opts.model != "" {
+		return renderModel(os.Stdout, opts.model, opts.out)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.limit, fmt.Errorf("the run took longer than %v", opts.limit))
 	defer cancel()
 	r := newReport(opts, args)

@@ -88,7 +88,7 @@ func takesPart(e process.Setup, callers int) bool {
 
 // growth runs the parts of the experiment Growth.
 func (r *Runner) growth(ctx context.Context, s *Section) error {
-	for _, part := range []func(context.Context, *Section) error{r.growthLoads, r.growthClients, r.growthParts} {
+	for _, part := range []func(context.Context, *Section) error{r.growthClients, r.growthLoads, r.growthParts} {
 		if err := part(ctx, s); err != nil {
 			return err
 		}
@@ -217,21 +217,28 @@ func (r *Runner) clients(ctx context.Context, s *Section, setup process.Setup, r
 	if err != nil {
 		return err
 	}
-	s.Add(setup.Label, labelIdle, Sample{Memory: newMemory(rest.Memory), Broker: process.BrokerFigures{
+	memory := newMemory(rest.Memory)
+	resident, err := process.Resident(r.Options.BrokerPID)
+	if err != nil {
+		return err
+	}
+	memory.Broker = megabytes(resident)
+	s.Add(setup.Label, labelIdle, Sample{Memory: memory, Broker: process.BrokerFigures{
 		Connections: idle.Connections - before.Connections, Channels: idle.Channels - before.Channels,
-		Queues: idle.Queues - before.Queues, Memory: idle.Memory - before.Memory,
+		Declared: idle.Declared - before.Declared, Memory: idle.Memory - before.Memory,
 	}})
 	small := openLoad(r.Options, labelSmall, smallRate, r.Options.Duration)
 	full := closedLoads(r.Options, []int{heavyCallers})[0]
+	warm := full.turn
+	warm.Duration /= 2
+	if _, err := g.Run(warm); err != nil {
+		return err
+	}
 	for _, l := range []load{small, full} {
-		if _, err := g.Run(l.turn); err != nil { // a warm-up
-			return err
-		}
 		sample, err := r.counted(ctx, g, l.turn)
 		if err != nil {
 			return err
 		}
-		sample.Broker.Memory -= before.Memory
 		r.progress(s.Name, round, l.label, setup.Label, sample)
 		s.Add(setup.Label, l.label, sample)
 	}

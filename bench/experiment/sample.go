@@ -35,6 +35,7 @@ type Cost struct {
 type Memory struct {
 	Client, ClientPeak, ServerPeak float64
 	ClientStacks, ClientHeap       float64 // of Go programs
+	Broker                         float64 // 0 when not measured
 }
 
 func newSample(m process.Measurement) Sample {

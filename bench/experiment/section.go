@@ -3,10 +3,12 @@ package experiment
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
 	"rabbitmq-rpc/bench/model"
+	"rabbitmq-rpc/bench/process"
 )
 
 // Section holds the samples of one experiment. The samples of a setup and load are in the
@@ -70,6 +72,14 @@ func (s *Section) has(label string) bool {
 		}
 	}
 	return false
+}
+
+// TakesPart reports whether the contender with a label has a setup in the experiment.
+func (s *Section) TakesPart(label string) bool {
+	name, program := SplitLabel(label)
+	return slices.ContainsFunc(s.setups, func(e process.Setup) bool {
+		return e.Contender == name && (e.Program == program || e.Env.Programs != "")
+	})
 }
 
 // Markdown renders the section.

@@ -3,7 +3,8 @@
 //
 // The processor time of a call has three parts on every side (client, server, broker): a part for
 // the call, a part for each message, which the calls of a batch share, and a part for the wake-ups
-// of a message, which messages share that are in flight at the same time:
+// of a message. With many messages in flight between a client or a server and the broker, a
+// wake-up serves several of them:
 //
 //	call + (message + wake × inFlight^-exponent) / size
 //
@@ -116,35 +117,43 @@ func Fit(points []Point, parts []Part) (*Model, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	if one.Rate <= 0 {
+	switch {
+	case one.Rate <= 0:
 		return nil, errors.New("no call of the single caller")
+	case batchMany.Size <= 1:
+		return nil, errors.New("the broker's messages were not counted")
+	case many.Broker <= 0 || many.Processors <= 0:
+		return nil, errors.New("the processor time of the broker, or of the machine, was not measured")
 	}
 	m.latency = 1e6 / one.Rate
-	least := math.Inf(1)
-	for exponent := 0.2; exponent <= 1.5; exponent += 0.01 {
-		candidate := *m
-		candidate.exponent = exponent
-		candidate.solve(one, many, batchMany)
-		var sum float64
-		for _, p := range []Point{some, batchSome} {
-			off := math.Log(candidate.Costs(p).Sum() / p.costsOf().Sum())
-			sum += off * off
-		}
-		if sum < least {
-			least = sum
-			*m = candidate
-		}
-	}
+	m.share(one, many, batchMany, []Point{some, batchSome})
 	if m.procs > 1 {
 		rest := alone.Client + alone.Server - m.client.call - m.client.message - m.server.call - m.server.message
 		m.alone = min(max(rest/(m.client.wake+m.server.wake), 0), 1)
 	}
 	used := func(p Point) float64 { return p.Rate * p.costsOf().Sum() / 1e6 / p.Processors }
 	m.busy = (used(many) + used(batchMany)) / 2
-	if math.IsNaN(m.busy) || m.busy <= 0 {
-		return nil, errors.New("no processor time at full load")
-	}
 	return m, nil
+}
+
+// share searches the exponent with which the processor times of some points are met best, and sets
+// the costs of each side.
+func (m *Model) share(one, many, batch Point, some []Point) {
+	least := math.Inf(1)
+	best := *m
+	for exponent := 0.2; exponent <= 2; exponent += 0.01 {
+		m.exponent = exponent
+		m.solve(one, many, batch)
+		var sum float64
+		for _, p := range some {
+			off := math.Log(m.Costs(p).Sum() / p.costsOf().Sum())
+			sum += off * off
+		}
+		if sum < least {
+			least, best = sum, *m
+		}
+	}
+	*m = best
 }
 
 // solve sets the costs of each side so that three points are met.
@@ -182,8 +191,13 @@ func (m *Model) Costs(p Point) Costs {
 // Fitted reports whether the model was fitted to the point.
 func (m *Model) Fitted(p Point) bool { return slices.Contains(m.fitted, p.Label) }
 
-// Busy returns the part of the processors' time that client, server and broker use at full load.
-func (m *Model) Busy() float64 { return m.busy }
+// fewCallers is the number of callers for each of several clients below which the model does not
+// hold: a message then has one or two calls and shares no system call with others, although there
+// are many messages in flight.
+const fewCallers = 16
+
+// Covers reports whether the model holds for the load.
+func (p Point) Covers() bool { return p.Clients == 1 || p.Callers >= fewCallers*p.Clients }
 
 // Bound is the most calls per second that a resource allows.
 type Bound struct {

@@ -12,12 +12,15 @@ rabbitmq_connections 8
 rabbitmq_connections_opened_total 99
 rabbitmq_channels 12
 rabbitmq_queues 5
+rabbitmq_queues_created_total 17
 # HELP rabbitmq_global_messages_received_total Total number of messages
 rabbitmq_global_messages_received_total{protocol="amqp091"} 1200
 rabbitmq_global_messages_received_total{protocol="amqp10"} 34
 rabbitmq_global_messages_received_confirm_total{protocol="amqp091"} 7
 erlang_vm_memory_bytes_total{kind="system"} 1e6
-erlang_vm_memory_bytes_total{kind="processes of all"} 500000
+erlang_vm_memory_bytes_total{kind="processes"} 500000
+erlang_vm_memory_system_bytes_total{usage="binary"} 4e8
+erlang_vm_memory_system_bytes_total{usage="ets"} 1e6
 `
 
 func TestReadBroker(t *testing.T) {
@@ -30,7 +33,7 @@ func TestReadBroker(t *testing.T) {
 		_, _ = w.Write([]byte(brokerMetrics))
 	}))
 	defer broker.Close()
-	want := BrokerFigures{Messages: 1234, Connections: 8, Channels: 12, Queues: 5, Memory: 1_500_000}
+	want := BrokerFigures{Messages: 1234, Connections: 8, Channels: 12, Declared: 17, Memory: 1_500_000}
 	if got, err := ReadBroker(t.Context(), broker.URL); err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}
