@@ -100,6 +100,7 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 	var all amqpxClients
 	for i := range max(env.Clients, len(names)) {
 		env.Queue = names[i%len(names)]
+		//nolint:contextcheck // a client lives until Close, so it takes no context.
 		client, err := c.client(env)
 		if err != nil {
 			return nil, errors.Join(err, all.Close(ctx))

@@ -19,9 +19,8 @@ const (
 	clientMost  = 3               // rounds of the part with many clients
 	settledWait = 5 * time.Second // for the broker's figures of ended connections
 	labelIdle   = "idle"
+	labelSmall  = "1,000 calls/s"
 )
-
-var labelSmall = fmt.Sprintf("%s calls/s", grouped(smallRate)) //nolint:gochecknoglobals // a constant.
 
 // growthClients are the numbers of clients in one process.
 func growthClients() []int { return []int{1, 10, 50, 100, 200} }

@@ -116,7 +116,7 @@ func (r *Runner) profiledParts(ctx context.Context, s *Section, setup process.Se
 	r.progress(s.Name, r.Options.Rounds, "profile", setup.Label, sample)
 	var parts []model.Part
 	for side, cpu := range map[string]float64{model.Client: sample.Client.CPU, model.Server: sample.Server.CPU} {
-		file, err := os.ReadFile(fmt.Sprintf("%s.%s.%s.pprof", options.CPUProfile, setup.Contender, side)) //nolint:gosec // of the directory made above.
+		file, err := os.ReadFile(fmt.Sprintf("%s.%s.%s.pprof", options.CPUProfile, setup.Contender, side))
 		if err != nil {
 			return nil, err
 		}
