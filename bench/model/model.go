@@ -11,7 +11,8 @@
 // Throughput is at most the processors divided by the sum of the sides, at most the processors of
 // a process divided by that process's side, at most the callers divided by the latency of a call,
 // and at most one call in the time of a serial part: of work of which only one processor can do a
-// piece at a time.
+// piece at a time. These bounds are far apart on large machines; where they are close, on small
+// machines, a message also waits for the processors' work on the others.
 package model
 
 import (
@@ -242,15 +243,13 @@ func (m *Model) Bounds(p Point) []Bound {
 	return bounds
 }
 
-// latencyOf returns the time of a call with processors to spare: that of a single call, which grows
-// and shrinks with the processor time of a message, and the serial parts on the way of the other
-// calls in its message.
+// latencyOf returns the time of a call with a processor for everything that waits for one: the
+// latency of a single call, which grows and shrinks with the processor time of the message, and of
+// the other calls in the message the serial parts on their way, and their share of the processors.
 func (m *Model) latencyOf(p Point) float64 {
-	lone := p
-	lone.Callers, lone.Size, lone.Clients, lone.Queues = 1, 1, 1, 1
-	all := lone
-	all.Procs = m.procs
-	latency := m.latency * m.Costs(lone).Sum() / m.Costs(all).Sum()
+	lone := Point{Callers: 1, Queues: 1, Clients: 1, Procs: m.procs, Size: 1}
+	calls := Costs{m.client.call, m.server.call, m.broker.call}.Sum()
+	latency := m.latency*(m.Costs(p).Sum()-calls)*p.Size/(m.Costs(lone).Sum()-calls) + (p.Size-1)*calls/p.Processors
 	for _, part := range m.parts {
 		if part.OnPath && part.Batch == p.Batch {
 			latency += (p.Size - 1) * part.Micros
@@ -259,8 +258,13 @@ func (m *Model) latencyOf(p Point) float64 {
 	return latency
 }
 
-// Rate predicts the calls per second of a load.
-func (m *Model) Rate(p Point) float64 { return m.Bounds(p)[0].Rate }
+// Rate predicts the calls per second of a load: as many as the lowest bound, and not more than the
+// callers make if each message also waits for the processors' work on the other messages in flight.
+func (m *Model) Rate(p Point) float64 {
+	others := max(float64(p.Callers)/p.Size-1, 0)
+	waiting := others * m.Costs(p).Sum() * p.Size / (p.Processors * m.busy)
+	return min(m.Bounds(p)[0].Rate, 1e6*float64(p.Callers)/(m.latencyOf(p)+waiting))
+}
 
 // Error returns how much the prediction is above the measurement, as a part of the latter.
 func (m *Model) Error(p Point) float64 { return m.Rate(p)/p.Rate - 1 }
