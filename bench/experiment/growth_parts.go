@@ -165,7 +165,8 @@ func hasFrame(sample *profile.Sample, names []string) bool {
 	return false
 }
 
-// tracedParts returns the serial parts of the broker: the busiest process of each kind.
+// tracedParts returns the serial parts of the broker: the busiest process of each kind. A trace that
+// fails is logged, and there are no parts.
 func (r *Runner) tracedParts(ctx context.Context, setup process.Setup) ([]model.Part, error) {
 	if len(r.Options.Control) == 0 || r.Options.BrokerPID == 0 {
 		return nil, nil
@@ -192,10 +193,17 @@ func (r *Runner) tracedParts(ctx context.Context, setup process.Setup) ([]model.
 	}()
 	measured, err := g.Run(heavyTurn(traceTime))
 	t := <-trace
-	if err = errors.Join(err, t.err, g.Stop()); err != nil {
+	if err = errors.Join(err, g.Stop(), ctx.Err()); err != nil {
 		return nil, err
 	}
-	return partsOfTrace(string(t.text), newSample(measured).BrokerCPU)
+	var parts []model.Part
+	if t.err == nil {
+		parts, t.err = partsOfTrace(string(t.text), newSample(measured).BrokerCPU)
+	}
+	if t.err != nil {
+		_, _ = fmt.Fprintf(r.Log, "the processes of the broker are not traced: %v\n", t.err)
+	}
+	return parts, nil
 }
 
 // brokerKinds names the kinds of Erlang processes that are serial parts.

@@ -14,17 +14,17 @@ import (
 // own (Block).
 func (s *Section) growth() string {
 	all, _ := s.modelTables()
-	return s.growthMeasured() + s.partTable() + "\n" + Block(ModelBlock, all)
+	return s.growthMeasured() + s.traceNote() + "\n" + Block(ModelBlock, all)
 }
 
-// partTable renders a note instead of the serial parts of the broker, if there are none.
-func (s *Section) partTable() string {
+// traceNote says why there are no serial parts of the broker, if there are none.
+func (s *Section) traceNote() string {
 	for _, p := range s.parts {
 		if p.Side == model.Broker {
 			return ""
 		}
 	}
-	return "\nThe broker's processes were not traced: its name is unknown, or it is on another machine.\n"
+	return "\nThe broker's processes were not traced: its name is unknown, it is on another machine, or the trace failed.\n"
 }
 
 // Blocks of documents that this program writes.
