@@ -26,6 +26,9 @@ const (
 	urlVariable    = "AMQPX_TEST_AMQP_URL"
 	tlsURLVariable = "AMQPX_TEST_AMQPS_URL"
 	caFileVariable = "AMQPX_TEST_CA_FILE"
+	// The URL of the broker's metrics, and the broker's name for deploy/broker.sh.
+	metricsURLVariable = "AMQPX_TEST_METRICS_URL"
+	brokerVariable     = "AMQPX_TEST_BROKER"
 )
 
 // tlsURL returns the URL of the broker's listener for TLS, or an empty string if it is not set.
@@ -44,6 +47,8 @@ type options struct {
 	limit       time.Duration // of the whole run
 	experiments []string
 	out         string // directory; empty: none
+	broker      string // name for deploy/broker.sh; empty: not known
+	model       string // file; empty: the experiments run
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -53,6 +58,8 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
+	fs.StringVar(&o.MetricsURL, "metrics-url", os.Getenv(metricsURLVariable), "`URL` of the broker's plugin rabbitmq_prometheus, to count messages in the experiment "+experiment.Growth+"; default: $"+metricsURLVariable)
+	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+"; default: $"+brokerVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
@@ -62,6 +69,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
 	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
+	fs.StringVar(&o.model, "model", "", "run no experiment: print the tables of the model from this `file`, growth.json of an earlier run, and with -out write them into the documents")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
 	fs.IntVar(&o.BrokerPID, "broker-pid", 0, "process `id` of the broker (beam.smp), to measure its processor time as well; default: what listens on its port on this machine")
 	if err := fs.Parse(args); err != nil {
@@ -72,6 +80,9 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	}
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("%w: unexpected %q", errUsage, fs.Arg(0))
+	}
+	if o.model != "" {
+		return o, nil
 	}
 	var err error
 	if o.Callers, err = parseCallers(callers); err != nil {

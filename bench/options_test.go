@@ -56,6 +56,14 @@ func TestOptionFaults(t *testing.T) {
 	}
 }
 
+// The tables of the model need no broker.
+func TestModelNeedsNoBroker(t *testing.T) {
+	t.Parallel()
+	if o, err := parseOptions([]string{"-url", "", "-model", "growth.json"}, io.Discard); err != nil || o.model != "growth.json" {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
 // The services of this repository are needed by the contenders that run them, unless they name
 // another build.
 func TestNeedsPrograms(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"rabbitmq-rpc/bench/contender"
@@ -60,4 +61,17 @@ func repositoryRoot(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the services are built only in the directory bench of the repository; else name a build, as in %s@DIR: %w", contender.Pair, err)
 	}
 	return root, nil
+}
+
+// controlProgram returns the command line of the broker's control program, if an experiment needs
+// it and the broker's name is known.
+func controlProgram(ctx context.Context, o options) ([]string, error) {
+	if o.broker == "" || !slices.Contains(o.experiments, experiment.Growth) {
+		return nil, nil
+	}
+	root, err := repositoryRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []string{filepath.Join(root, "deploy", "broker.sh"), "ctl", o.broker}, nil
 }

@@ -31,9 +31,11 @@ func testReport() *Report {
 	return r
 }
 
+func markdownOf(r *Report) string { return r.Markdown(r.Sections) }
+
 func TestMarkdown(t *testing.T) {
 	t.Parallel()
-	got := testReport().Markdown()
+	got := markdownOf(testReport())
 	for _, want := range []string{
 		"Machine: 2 cores, linux/amd64, go1.26, RabbitMQ 3.10\n",
 		"Command: `make bench BENCHFLAGS='-rounds 3'`\n",
@@ -56,11 +58,11 @@ func TestCutExperimentSaysSo(t *testing.T) {
 	t.Parallel()
 	r := testReport()
 	const notice = "It failed before its end"
-	if strings.Contains(r.Markdown(), notice) {
+	if strings.Contains(markdownOf(r), notice) {
 		t.Error("a whole experiment is said to have failed")
 	}
 	r.Sections[0].Cut = true
-	if !strings.Contains(r.Markdown(), notice) {
+	if !strings.Contains(markdownOf(r), notice) {
 		t.Error("a cut experiment looks whole")
 	}
 }
@@ -83,7 +85,7 @@ func TestCommandKeepsNoURL(t *testing.T) {
 
 func TestGoalsOfWhatWasMeasured(t *testing.T) {
 	t.Parallel()
-	_, got, ok := strings.Cut(testReport().Markdown(), "## Goals\n")
+	_, got, ok := strings.Cut(markdownOf(testReport()), "## Goals\n")
 	if !ok {
 		t.Fatal("no goals")
 	}

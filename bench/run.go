@@ -17,6 +17,9 @@ func runExperiments(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if opts.model != "" {
+		return renderModel(os.Stdout, opts.model, opts.out)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.limit, fmt.Errorf("the run took longer than %v", opts.limit))
 	defer cancel()
 	r := newReport(opts, args)
@@ -29,6 +32,9 @@ func runExperiments(ctx context.Context, args []string) error {
 	}
 	defer remove()
 	opts.Programs = programs
+	if opts.Control, err = controlProgram(ctx, opts); err != nil {
+		return err
+	}
 	runner := &experiment.Runner{Options: opts.Options, Log: os.Stderr}
 	for _, name := range opts.experiments {
 		var s *experiment.Section

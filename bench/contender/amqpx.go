@@ -36,8 +36,43 @@ func (c overAMQPX) Settings() string {
 	return text + c.secure.settings() + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its response's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
 
-// Serve implements native.
+// Serve implements native: a server for each request queue.
 func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready func(string)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var servers []*amqpx.Server
+	for _, name := range env.QueueNames() {
+		env.Queue = name
+		s, err := c.server(env, h)
+		if err != nil {
+			return err
+		}
+		servers = append(servers, s)
+	}
+	served := make(chan error, len(servers))
+	for _, s := range servers {
+		go func() { // ends with ctx; awaited below
+			served <- s.Serve(ctx)
+			cancel() // the others, if this server ended early
+		}()
+	}
+	var faults []error
+	for _, s := range servers {
+		faults = append(faults, s.WaitReady(ctx))
+	}
+	if err := errors.Join(faults...); err != nil {
+		cancel()
+	} else {
+		ready("")
+	}
+	for range servers {
+		faults = append(faults, <-served)
+	}
+	return errors.Join(faults...)
+}
+
+// server returns a server for env's queue.
+func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
 	opts := []amqpx.ServerOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if env.Workers > 0 {
 		opts = append(opts, amqpx.WithWorkers(env.Workers))
@@ -45,7 +80,7 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 	watch, opts := c.ofServer(opts)
 	s, err := amqpx.NewServer(c.broker(env), opts...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	watch(s)
 	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
@@ -53,20 +88,38 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 			return h.Answer(ctx, req.Method, req.Body)
 		})
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx) }() // ends with ctx; awaited below
-	if err := s.WaitReady(ctx); err != nil {
-		return errors.Join(err, <-served)
-	}
-	ready("")
-	return <-served
+	return s, nil
 }
 
-// Dial implements native.
+// Dial implements native. Several clients connect at the same time.
 func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
+	names := env.QueueNames()
+	var all amqpxClients
+	for i := range max(env.Clients, len(names)) {
+		env.Queue = names[i%len(names)]
+		//nolint:contextcheck // a client lives until Close, so it takes no context.
+		client, err := c.client(env)
+		if err != nil {
+			return nil, errors.Join(err, all.Close(ctx))
+		}
+		all = append(all, amqpxCaller{client})
+	}
+	for _, each := range all {
+		if err := each.client.WaitReady(ctx); err != nil {
+			return nil, errors.Join(err, all.Close(ctx))
+		}
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return all, nil
+}
+
+// client returns a client of env's queue.
+func (c overAMQPX) client(env Environment) (*amqpx.Client, error) {
 	opts := []amqpx.ClientOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if c.direct {
 		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
@@ -75,16 +128,12 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 		opts = append(opts, amqpx.WithMaxInFlight(env.InFlight))
 	}
 	watch, opts := c.ofClient(opts)
-	//nolint:contextcheck // a client lives until Close, so it takes no context.
 	client, err := amqpx.NewClient(c.broker(env), opts...)
 	if err != nil {
 		return nil, err
 	}
 	watch(client)
-	if err := client.WaitReady(ctx); err != nil {
-		return nil, errors.Join(err, client.Close(ctx))
-	}
-	return amqpxCaller{client}, nil
+	return client, nil
 }
 
 func (c overAMQPX) mode() amqpx.BatchMode {
@@ -116,3 +165,27 @@ func (c amqpxCaller) Start(ctx context.Context, method string, body []byte) Star
 
 // Close implements caller.
 func (c amqpxCaller) Close(ctx context.Context) error { return c.client.Close(ctx) }
+
+// amqpxClients are several clients. It implements Many.
+type amqpxClients []amqpxCaller
+
+// Call implements caller, with the first client.
+func (c amqpxClients) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
+	return c[0].Call(ctx, method, body)
+}
+
+// Nth implements many.
+func (c amqpxClients) Nth(n int64) Caller { return c[n%int64(len(c))] }
+
+// Close implements caller. The clients close at the same time.
+func (c amqpxClients) Close(ctx context.Context) error {
+	closed := make(chan error, len(c))
+	for _, each := range c {
+		go func() { closed <- each.Close(ctx) }() // ends with ctx; awaited below
+	}
+	var faults []error
+	for range c {
+		faults = append(faults, <-closed)
+	}
+	return errors.Join(faults...)
+}

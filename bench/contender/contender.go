@@ -70,6 +70,13 @@ type Started interface {
 	Wait() ([]byte, error)
 }
 
+// Many is a caller that consists of several, each with connections of its own.
+type Many interface {
+	Caller
+	// Nth returns the caller that makes call n: the calls go to the callers in turn.
+	Nth(n int64) Caller
+}
+
 // Environment configures the processes of a contender.
 type Environment struct {
 	URL      string        `json:"url"`
@@ -81,6 +88,21 @@ type Environment struct {
 	InFlight int           `json:"in_flight,omitempty"` // the most that a client may have; 0: its default
 	Async    bool          `json:"async,omitempty"`     // held calls have no goroutines
 	Programs string        `json:"programs,omitempty"`  // directory of the programs of a shipped contender
+
+	// Queues is the number of request queues of contenders Single and Batched: every server
+	// process serves all of them. Clients is the number of clients in the client process, spread
+	// over the queues. 0: one queue; one client for each queue.
+	Queues  int `json:"queues,omitempty"`
+	Clients int `json:"clients,omitempty"`
+}
+
+// QueueNames returns the names of the request queues.
+func (e Environment) QueueNames() []string {
+	names := []string{e.Queue}
+	for i := 1; i < e.Queues; i++ {
+		names = append(names, fmt.Sprintf("%s.%d", e.Queue, i+1))
+	}
+	return names
 }
 
 // secure is the part of a contender that chooses between TCP and TLS.

@@ -24,6 +24,7 @@ type Options struct {
 	Callers    []int         // of the experiment Table
 	Contenders []string      // labels, as in SplitLabel
 	Programs   string        // directory of the shipped contenders' programs, of this repository
+	Control    []string      // command line of the broker's control program; empty: there is none
 }
 
 // SplitLabel splits NAME@FILE into the contender's name and the path of another build: of this
@@ -42,6 +43,9 @@ type Experiment struct {
 	loads       []load
 	render      func(*Section) string
 	plots       []plotted
+	// file, if not empty, is the name of a file of the report with only this experiment, without
+	// extension.
+	file string
 }
 
 // IsEmpty reports whether no chosen contender takes part in the experiment.
@@ -98,13 +102,14 @@ const (
 	Servers   = "servers"
 	Slow      = "slow"
 	MemoryUse = "memory"
+	Growth    = "growth"
 	// Telemetry is not part of "all", because it compares amqpx with itself.
 	Telemetry = "telemetry"
 )
 
 // Names returns the names of all experiments, in the order of the report.
 func Names() []string {
-	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Telemetry}
+	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Growth, Telemetry}
 }
 
 // New builds the named experiment for the chosen contenders.
@@ -123,6 +128,8 @@ func New(name string, o Options) Experiment {
 		e = slowExperiment(o)
 	case Telemetry:
 		e = telemetryExperiment(o)
+	case Growth:
+		e = growthExperiment(o)
 	case MemoryUse:
 		e = memoryExperiment(o)
 	default:

@@ -23,8 +23,11 @@ type Runner struct {
 // Run executes an experiment.
 func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 	s := NewSection(e, r.Options)
-	if e.Name == MemoryUse {
+	switch e.Name {
+	case MemoryUse:
 		return s, r.memory(ctx, s)
+	case Growth:
+		return s, r.growth(ctx, s)
 	}
 	var groups []*process.Group
 	var err error
@@ -47,7 +50,14 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 
 // start starts the processes of a setup with a new request queue.
 func (r *Runner) start(ctx context.Context, setup process.Setup) (*process.Group, error) {
-	return process.Start(ctx, setup, r.newQueue(setup.Contender), r.Options.Options)
+	return process.Start(ctx, setup, r.queueOf(setup), r.Options.Options)
+}
+
+// queueOf returns the name of the first request queue of a new group.
+func (r *Runner) queueOf(setup process.Setup) string {
+	setup.Env.Queue = "bench." + setup.Contender + "." + uuid.NewString()
+	r.queues = append(r.queues, setup.Env.QueueNames()...)
+	return setup.Env.Queue
 }
 
 // rounds runs every load in every round, with each group in turn. The first round is the
@@ -88,12 +98,6 @@ func (r *Runner) progress(name string, round int, load, setup string, s Sample) 
 		label = "warm-up"
 	}
 	_, _ = fmt.Fprintf(r.Log, "%s  %s %-10s %-16s %-24s %8.0f calls/s  p50 %.2f ms  p99 %.2f ms\n", time.Now().Format(time.TimeOnly), name, label, load, setup, s.Rate, s.P50, s.P99)
-}
-
-func (r *Runner) newQueue(name string) string {
-	queue := "bench." + name + "." + uuid.NewString()
-	r.queues = append(r.queues, queue)
-	return queue
 }
 
 // DeleteQueues deletes the request queues, amqpx's further queues and the exchanges of its

@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"math"
+	"runtime"
 	"time"
 
 	"rabbitmq-rpc/bench/process"
@@ -18,6 +19,9 @@ type Sample struct {
 	Server         Cost
 	BrokerCPU      float64 // microseconds for one call; 0 when not measured
 	Memory         Memory
+	Processors     float64               // of the machine, without those that other programs used; 0 when not measured
+	Messages       float64               // published for one call, requests and responses; 0 when not measured
+	Broker         process.BrokerFigures // at the end of a turn; zero when not measured
 }
 
 // Cost is the usage per call on the client's or the server's side.
@@ -31,23 +35,36 @@ type Cost struct {
 type Memory struct {
 	Client, ClientPeak, ServerPeak float64
 	ClientStacks, ClientHeap       float64 // of Go programs
+	Broker                         float64 // 0 when not measured
 }
 
 func newSample(m process.Measurement) Sample {
 	o, before, after := m.Outcome, m.Before, m.After
 	return Sample{
-		Rate:      float64(o.Calls) / o.Elapsed.Seconds(),
-		P50:       float64(o.All.P50) / 1e3,
-		P99:       float64(o.All.P99) / 1e3,
-		P999:      float64(o.All.P999) / 1e3,
-		SlowP50:   float64(o.Slow.P50) / 1e3,
-		SlowP99:   float64(o.Slow.P99) / 1e3,
-		Missed:    float64(o.Missed),
-		Client:    newCost(after.Client.Since(before.Client), o.Calls),
-		Server:    newCost(after.Server.Since(before.Server), o.Calls),
-		BrokerCPU: perCall(after.Broker-before.Broker, o.Calls),
-		Memory:    newMemory(m.Memory),
+		Processors: processors(before, after),
+		Rate:       float64(o.Calls) / o.Elapsed.Seconds(),
+		P50:        float64(o.All.P50) / 1e3,
+		P99:        float64(o.All.P99) / 1e3,
+		P999:       float64(o.All.P999) / 1e3,
+		SlowP50:    float64(o.Slow.P50) / 1e3,
+		SlowP99:    float64(o.Slow.P99) / 1e3,
+		Missed:     float64(o.Missed),
+		Client:     newCost(after.Client.Since(before.Client), o.Calls),
+		Server:     newCost(after.Server.Since(before.Server), o.Calls),
+		BrokerCPU:  perCall(after.Broker-before.Broker, o.Calls),
+		Memory:     newMemory(m.Memory),
 	}
+}
+
+// processors returns how many processors other programs left, on average.
+func processors(before, after process.Consumption) float64 {
+	idle := after.Machine.Idle - before.Machine.Idle
+	total := after.Machine.Busy - before.Machine.Busy + idle
+	own := after.Client.CPU - before.Client.CPU + after.Server.CPU - before.Server.CPU + after.Broker - before.Broker
+	if total <= 0 {
+		return 0
+	}
+	return float64(runtime.NumCPU()) * min(float64(own+idle)/float64(total), 1)
 }
 
 func newCost(u process.Usage, calls int64) Cost {

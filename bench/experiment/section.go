@@ -3,8 +3,12 @@ package experiment
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
+
+	"rabbitmq-rpc/bench/model"
+	"rabbitmq-rpc/bench/process"
 )
 
 // Section holds the samples of one experiment. The samples of a setup and load are in the
@@ -18,6 +22,7 @@ type Section struct {
 	Cut bool
 
 	samples map[cell][]Sample
+	parts   []model.Part // serial parts, measured by the experiment Growth
 }
 
 type cell struct{ contender, load string }
@@ -67,6 +72,14 @@ func (s *Section) has(label string) bool {
 		}
 	}
 	return false
+}
+
+// TakesPart reports whether the contender with a label has a setup in the experiment.
+func (s *Section) TakesPart(label string) bool {
+	name, program := SplitLabel(label)
+	return slices.ContainsFunc(s.setups, func(e process.Setup) bool {
+		return e.Contender == name && (e.Program == program || e.Env.Programs != "")
+	})
 }
 
 // Markdown renders the section.

@@ -22,6 +22,7 @@ type Setup struct {
 	Env       contender.Environment
 
 	Sequential bool
+	Procs      int // GOMAXPROCS of each process; 0: as many as the machine has
 }
 
 // Options configures the process groups of a run.
@@ -30,6 +31,7 @@ type Options struct {
 	TLSURL     string // of its listener for TLS; may be empty
 	CPUProfile string // prefix of files; empty: none
 	BrokerPID  int    // 0: the broker's processor time is not measured
+	MetricsURL string // of the broker's metrics; empty: its messages are not counted
 }
 
 // Group holds the processes of one setup.
@@ -64,7 +66,7 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 				b.CPUProfile = fmt.Sprintf("%s.%s.%s-%d.pprof", o.CPUProfile, setup.Contender, r, len(g.servers)+1)
 			}
 		}
-		return startProcess(ctx, b, programOf(found, setup.Program, r))
+		return startProcess(ctx, b, programOf(found, setup.Program, r), setup.environment()...)
 	}
 	if _, ok := found.Contender.(contender.Brokered); ok {
 		if g.broker, err = start(contender.RoleBroker); err != nil {
@@ -84,6 +86,14 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 	}
 	g.client, err = start(contender.RoleClient)
 	return g, err
+}
+
+// environment returns the variables that the setup adds to the environment of its processes.
+func (s Setup) environment() []string {
+	if s.Procs == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("GOMAXPROCS=%d", s.Procs)}
 }
 
 // programOf returns the command line of a process: a foreign program, another build of this
@@ -113,12 +123,17 @@ func (g *Group) Stop() error {
 type Consumption struct {
 	Client, Server Usage
 	Broker         time.Duration
+	Machine        MachineTime // of all processes of the machine
 }
 
 // consumption collects the usage of all processes of the group. The usages of the servers are
 // added up, except for memory: the figure is the largest server's.
 func (g *Group) consumption() (Consumption, error) {
 	var total Consumption
+	var err error
+	if total.Machine, err = machineTime(); err != nil {
+		return total, err
+	}
 	r, err := g.client.ask(command{})
 	if err != nil {
 		return total, err
@@ -146,6 +161,15 @@ type Measurement struct {
 	Before, After Consumption
 	// Memory is the usage at the moment at which memory is measured.
 	Memory Consumption
+}
+
+// Rest measures the usage while no calls are made.
+func (g *Group) Rest() (m Measurement, err error) {
+	if m.Before, err = g.consumption(); err != nil {
+		return m, err
+	}
+	m.After, m.Memory = m.Before, m.Before
+	return m, nil
 }
 
 // Run makes the calls of a turn. Memory is measured at their end.

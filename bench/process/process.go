@@ -25,8 +25,9 @@ type process struct {
 }
 
 // startProcess starts one process of a contender and waits until the process is ready. An empty
-// program starts this program as a child.
-func startProcess(ctx context.Context, b childConfig, program []string) (_ *process, err error) {
+// program starts this program as a child. The process has the environment of this process, with
+// the given variables.
+func startProcess(ctx context.Context, b childConfig, program []string, variables ...string) (_ *process, err error) {
 	if len(program) == 0 {
 		exe, err := os.Executable()
 		if err != nil {
@@ -38,6 +39,7 @@ func startProcess(ctx context.Context, b childConfig, program []string) (_ *proc
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(os.Interrupt) }
 	s.cmd.WaitDelay = contender.EndTimeout
 	s.cmd.Stderr = os.Stderr
+	s.cmd.Env = append(os.Environ(), variables...)
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

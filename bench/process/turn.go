@@ -88,7 +88,8 @@ func driveItself(ctx context.Context, d contender.Driver, t Turn) (Outcome, erro
 type driver struct {
 	turn   Turn
 	caller contender.Caller
-	body   []byte // request body for MethodEcho; nil: RequestBody
+	many   contender.Many // the same caller, if it consists of several; else nil
+	body   []byte         // request body for MethodEcho; nil: RequestBody
 	fail   context.CancelCauseFunc
 
 	missed     int64
@@ -97,6 +98,7 @@ type driver struct {
 
 func newDriver(c contender.Caller, t Turn, fail context.CancelCauseFunc) *driver {
 	d := &driver{turn: t, caller: c, fail: fail, fast: loadgen.NewRecorder(newHistogram), slow: loadgen.NewRecorder(newHistogram)}
+	d.many, _ = c.(contender.Many)
 	if t.Body > 0 {
 		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
 	}
@@ -171,7 +173,11 @@ func (d *driver) call(ctx context.Context, n int64, due time.Time) bool {
 	if every := int64(d.turn.SlowEvery); every > 0 && (n+1)%every == 0 {
 		rec, method = d.slow, contender.MethodSlow
 	}
-	if err := checkedCall(ctx, d.caller, method, body, want); err != nil {
+	c := d.caller
+	if d.many != nil {
+		c = d.many.Nth(n)
+	}
+	if err := checkedCall(ctx, c, method, body, want); err != nil {
 		d.fail(err)
 		return false
 	}

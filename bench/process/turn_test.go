@@ -102,6 +102,35 @@ func TestDriveEndsStuckCalls(t *testing.T) {
 	})
 }
 
+// several is a caller that consists of several.
+type several struct {
+	scripted
+	members []*scripted
+}
+
+// Nth implements many.
+func (s *several) Nth(n int64) contender.Caller { return s.members[n%int64(len(s.members))] }
+
+// The calls of a loop go to all members of a caller in turn, also those of a single goroutine.
+func TestCallsGoToAllMembers(t *testing.T) {
+	t.Parallel()
+	for _, callers := range []int{1, 4} {
+		s := &several{members: []*scripted{{}, {}, {}}}
+		o, err := drive(t.Context(), s, Turn{Callers: callers, Duration: time.Minute, MaxCalls: 30}, loadgen.Pacer{})
+		if err != nil || o.Calls != 30 {
+			t.Fatalf("%d calls, %v", o.Calls, err)
+		}
+		for i, member := range s.members {
+			if len(member.calls) != 10 {
+				t.Errorf("%d callers: member %d got %d calls, want 10", callers, i, len(member.calls))
+			}
+		}
+		if len(s.calls) != 0 {
+			t.Errorf("%d calls went to no member", len(s.calls))
+		}
+	}
+}
+
 // near compares microseconds to the three digits of a histogram.
 func near(t *testing.T, what string, got, want int64) {
 	t.Helper()

@@ -48,6 +48,16 @@ func usedBy(m contender.Meter) (Usage, error) {
 	return u, u.readMemory(fmt.Sprintf("/proc/%d/status", running))
 }
 
+// Resident returns the resident memory of a process in bytes; 0 for pid 0.
+func Resident(pid int) (uint64, error) {
+	var u Usage
+	if pid == 0 {
+		return 0, nil
+	}
+	err := u.readMemory(fmt.Sprintf("/proc/%d/status", pid))
+	return u.RSS, err
+}
+
 // readMemory reads the resident memory from the status of a process.
 func (u *Usage) readMemory(file string) error {
 	status, err := os.ReadFile(file) //nolint:gosec // one of two.

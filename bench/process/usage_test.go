@@ -17,6 +17,16 @@ func TestStatusBytes(t *testing.T) {
 	}
 }
 
+func TestResident(t *testing.T) {
+	t.Parallel()
+	if got, err := Resident(os.Getpid()); err != nil || got == 0 {
+		t.Errorf("this process: %d bytes, %v", got, err)
+	}
+	if got, err := Resident(0); err != nil || got != 0 {
+		t.Errorf("no process: %d bytes, %v", got, err)
+	}
+}
+
 func TestListeners(t *testing.T) {
 	t.Parallel()
 	const table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n" +
