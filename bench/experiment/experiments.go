@@ -65,7 +65,7 @@ func sizeExperiment(o Options) Experiment {
 		title:  "Throughput against body size",
 		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and response have that many bytes each, and both are compared.", callers),
 		setups: setupsOf(o, contender.Environment{}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS, contender.GRPC),
-		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
+		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") + s.cpuGrid() },
 		plots: []plotted{{
 			file: "throughput-size.svg", Plot: chart.Plot{
 				Title: fmt.Sprintf("Throughput against body size, %d callers", callers), X: "request, and response", Y: "calls per second",

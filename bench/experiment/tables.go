@@ -70,6 +70,16 @@ func (s *Section) cpu(name, load, verb string) string {
 
 // grid renders a figure of every setup at every load.
 func (s *Section) grid(unit string, figure func(Sample) float64, verb string) string {
+	return s.gridOf(unit, func(setup, load string) string { return s.spread(setup, load, figure).format(verb) })
+}
+
+// cpuGrid renders the processor time of a call of every setup at every load.
+func (s *Section) cpuGrid() string {
+	return s.gridOf(s.headOfCPU(), func(setup, load string) string { return s.cpu(setup, load, "%.0f") })
+}
+
+// gridOf renders a cell for every setup at every load.
+func (s *Section) gridOf(unit string, cell func(setup, load string) string) string {
 	var b strings.Builder
 	heads := []string{unit}
 	for _, l := range s.loads {
@@ -79,7 +89,7 @@ func (s *Section) grid(unit string, figure func(Sample) float64, verb string) st
 	for _, e := range s.setups {
 		cells := []string{e.Label}
 		for _, l := range s.loads {
-			cells = append(cells, s.spread(e.Label, l.label, figure).format(verb))
+			cells = append(cells, cell(e.Label, l.label))
 		}
 		rows = append(rows, cells)
 	}
