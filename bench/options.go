@@ -53,7 +53,7 @@ type options struct {
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
 	o := options{}
-	var callers, names, experiments string
+	var callers, rates, names, experiments string
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
@@ -65,6 +65,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "the run is given up after this time")
 	fs.StringVar(&callers, "callers", "1,64,1024", "loads of the experiment "+experiment.Table+": how many callers call at once")
+	fs.StringVar(&rates, "rates", "1000,2000,5000,10000,20000,50000,100000,200000", "open loops of the experiment "+experiment.Rate+": how many calls start in a second; half of the maximum is always measured")
 	fs.StringVar(&names, "contenders", strings.Join(contender.DefaultNames(), ","), "any of "+strings.Join(contender.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
 		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
 	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
@@ -85,7 +86,10 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		return o, nil
 	}
 	var err error
-	if o.Callers, err = parseCallers(callers); err != nil {
+	if o.Callers, err = parseNumbers("callers", callers); err != nil {
+		return o, err
+	}
+	if o.Rates, err = parseNumbers("rates", rates); err != nil {
 		return o, err
 	}
 	if experiments == experiment.Telemetry && names == strings.Join(contender.DefaultNames(), ",") {
@@ -104,12 +108,13 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	return o, nil
 }
 
-func parseCallers(list string) ([]int, error) {
+// parseNumbers parses the value of the option with this name.
+func parseNumbers(name, list string) ([]int, error) {
 	var all []int
 	for text := range strings.SplitSeq(list, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			return nil, fmt.Errorf("%w: callers %q: want numbers of at least 1", errUsage, text)
+			return nil, fmt.Errorf("%w: %s %q: want numbers of at least 1", errUsage, name, text)
 		}
 		all = append(all, n)
 	}

@@ -12,7 +12,7 @@ import (
 
 func TestOptions(t *testing.T) {
 	t.Parallel()
-	o, err := parseOptions([]string{"-url", "amqp://nowhere.invalid/", "-experiment", "all", "-contenders", "loop,amqpx-batch@old", "-callers", "1,8"}, io.Discard)
+	o, err := parseOptions([]string{"-url", "amqp://nowhere.invalid/", "-experiment", "all", "-contenders", "loop,amqpx-batch@old", "-callers", "1,8", "-rates", "20000,40000"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,6 +21,9 @@ func TestOptions(t *testing.T) {
 	}
 	if !slices.Equal(o.Callers, []int{1, 8}) {
 		t.Errorf("callers %v", o.Callers)
+	}
+	if !slices.Equal(o.Rates, []int{20_000, 40_000}) {
+		t.Errorf("rates %v", o.Rates)
 	}
 	if !slices.Equal(o.Contenders, []string{"loop", "amqpx-batch@old"}) {
 		t.Errorf("contenders %v", o.Contenders)
@@ -39,6 +42,7 @@ func TestOptionFaults(t *testing.T) {
 		{[]string{"-experiment", "table,rate", "-contenders", "python"}, `experiment "rate"`},
 		{[]string{"-callers", "1,x"}, `callers "x"`},
 		{[]string{"-callers", "0"}, `callers "0"`},
+		{[]string{"-rates", "0"}, `rates "0"`},
 		{[]string{"-rounds", "0"}, "rounds"},
 		{[]string{"-duration", "-1s"}, "duration"},
 		{[]string{"-limit", "0s"}, "limit"},

@@ -22,6 +22,7 @@ type Options struct {
 	Duration   time.Duration // of one contender's turn
 	MaxCalls   int           // of one contender's turn
 	Callers    []int         // of the experiment Table
+	Rates      []int         // of the experiment Rate, in calls per second
 	Contenders []string      // labels, as in SplitLabel
 	Programs   string        // directory of the shipped contenders' programs, of this repository
 	Control    []string      // command line of the broker's control program; empty: there is none

@@ -46,8 +46,8 @@ func rateExperiment(o Options) Experiment {
 	most := closedLoads(o, []int{heavyCallers})[0]
 	most.label, most.x, most.most = labelMost, 0, true
 	e.loads = []load{most}
-	for _, r := range []float64{1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000} {
-		e.loads = append(e.loads, openLoad(o, fmt.Sprintf("%.0f/s", r), r, o.Duration))
+	for _, r := range o.Rates {
+		e.loads = append(e.loads, openLoad(o, fmt.Sprintf("%d/s", r), float64(r), o.Duration))
 	}
 	half := openLoad(o, labelHalf, 0, o.Duration)
 	half.share = 0.5
@@ -65,7 +65,7 @@ func sizeExperiment(o Options) Experiment {
 		title:  "Throughput against body size",
 		note:   fmt.Sprintf("Closed loop of %d callers. The handler echoes: request and response have that many bytes each, and both are compared.", callers),
 		setups: setupsOf(o, contender.Environment{}, contender.Baseline, contender.Single, contender.Batched, contender.CoreNATS, contender.GRPC),
-		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") },
+		render: func(s *Section) string { return s.grid("calls/s", rate, "%.0f") + s.cpuGrid() },
 		plots: []plotted{{
 			file: "throughput-size.svg", Plot: chart.Plot{
 				Title: fmt.Sprintf("Throughput against body size, %d callers", callers), X: "request, and response", Y: "calls per second",

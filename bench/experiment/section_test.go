@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,6 +47,37 @@ func TestRatioIsTakenWithinRounds(t *testing.T) {
 	got := s.ratio(cell{contender.Single, "1 caller"}, cell{contender.Baseline, "1 caller"}, rate).format("%.2f")
 	if want := "0.90 (0.80–1.00)"; got != want {
 		t.Errorf("ratio %s, want %s", got, want)
+	}
+}
+
+func TestLatenciesAreComparedWithTheFirstContender(t *testing.T) {
+	t.Parallel()
+	o := Options{Contenders: []string{contender.Batched + "@old", contender.Batched}, Rates: []int{20_000}}
+	s := NewSection(New(Rate, o), o)
+	for i, p99 := range []float64{8, 16, 24} {
+		cost := Cost{CPU: 4.25}
+		s.Add(contender.Batched+"@old", "20000/s", Sample{Rate: 20_000, P50: 1, P99: p99, P999: p99, Client: cost, Server: cost})
+		s.Add(contender.Batched, "20000/s", Sample{Rate: 20_000, P50: 1, P99: p99 * (0.25 + 0.25*float64(i)), P999: p99, Client: cost, Server: cost})
+	}
+	text := s.latencies()
+	for _, want := range []string{"| p99 against amqpx-batch@old |", "| 1.00 (1.00–1.00) | 4.2 + 4.2 |", "| 0.50 (0.25–0.75) | 4.2 + 4.2 |"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in %s", want, text)
+		}
+	}
+}
+
+func TestGridsOfSizes(t *testing.T) {
+	t.Parallel()
+	o := Options{Contenders: []string{contender.Batched}}
+	o.BrokerPID = 1
+	s := NewSection(New(Size, o), o)
+	s.Add(contender.Batched, "4 KiB", Sample{Rate: 20_000, Client: Cost{CPU: 11}, Server: Cost{CPU: 12}, BrokerCPU: 13})
+	text := s.render(s)
+	for _, want := range []string{"| calls/s | 16 B | 256 B | 1 KiB | 4 KiB |", "| 20000 (20000–20000) |", "| CPU µs/call client + server + broker | 16 B |", "| 11 + 12 + 13 |"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in %s", want, text)
+		}
 	}
 }
 

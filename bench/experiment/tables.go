@@ -50,20 +50,36 @@ func (s *Section) cells(name, load string, baselines []string) []string {
 	for _, against := range baselines {
 		cells = append(cells, s.ratio(cell{name, load}, cell{against, load}, rate).format("%.2f"))
 	}
-	cpu := []Spread{of(func(s Sample) float64 { return s.Client.CPU }), of(func(s Sample) float64 { return s.Server.CPU })}
-	if s.brokerMeasured {
-		cpu = append(cpu, of(func(s Sample) float64 { return s.BrokerCPU }))
-	}
 	return append(cells,
 		medians("%.2f", of(p50)),
 		medians("%.2f", of(p99)),
-		medians("%.0f", cpu...),
+		s.cpu(name, load, "%.0f"),
 		medians("%.0f", of(func(s Sample) float64 { return s.Client.Allocs }), of(func(s Sample) float64 { return s.Server.Allocs })),
 	)
 }
 
+// cpu formats the processor time of a call, of each measured side.
+func (s *Section) cpu(name, load, verb string) string {
+	of := func(figure func(Sample) float64) Spread { return s.spread(name, load, figure) }
+	sides := []Spread{of(func(s Sample) float64 { return s.Client.CPU }), of(func(s Sample) float64 { return s.Server.CPU })}
+	if s.brokerMeasured {
+		sides = append(sides, of(func(s Sample) float64 { return s.BrokerCPU }))
+	}
+	return medians(verb, sides...)
+}
+
 // grid renders a figure of every setup at every load.
 func (s *Section) grid(unit string, figure func(Sample) float64, verb string) string {
+	return s.gridOf(unit, func(setup, load string) string { return s.spread(setup, load, figure).format(verb) })
+}
+
+// cpuGrid renders the processor time of a call of every setup at every load.
+func (s *Section) cpuGrid() string {
+	return s.gridOf(s.headOfCPU(), func(setup, load string) string { return s.cpu(setup, load, "%.0f") })
+}
+
+// gridOf renders a cell for every setup at every load.
+func (s *Section) gridOf(unit string, cell func(setup, load string) string) string {
 	var b strings.Builder
 	heads := []string{unit}
 	for _, l := range s.loads {
@@ -73,7 +89,7 @@ func (s *Section) grid(unit string, figure func(Sample) float64, verb string) st
 	for _, e := range s.setups {
 		cells := []string{e.Label}
 		for _, l := range s.loads {
-			cells = append(cells, s.spread(e.Label, l.label, figure).format(verb))
+			cells = append(cells, cell(e.Label, l.label))
 		}
 		rows = append(rows, cells)
 	}
@@ -81,7 +97,8 @@ func (s *Section) grid(unit string, figure func(Sample) float64, verb string) st
 	return b.String()
 }
 
-// latencies renders the percentiles at every rate.
+// latencies renders the percentiles at every rate, and compares p99 with that of the first
+// contender.
 func (s *Section) latencies() string {
 	var b strings.Builder
 	var rows [][]string
@@ -94,11 +111,13 @@ func (s *Section) latencies() string {
 			rows = append(rows, []string{
 				e.Label, l.label, grouped(of(rate).Median),
 				of(p50).format("%.2f"), of(p99).format("%.2f"), of(p999).format("%.2f"),
+				s.ratio(cell{e.Label, l.label}, cell{s.setups[0].Label, l.label}, p99).format("%.2f"),
+				s.cpu(e.Label, l.label, "%.1f"),
 				medians("%.0f", of(func(s Sample) float64 { return s.Missed })),
 			})
 		}
 	}
-	table(&b, []string{"contender", "rate asked for", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "missed"}, rows)
+	table(&b, []string{"contender", "rate asked for", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "p99 against " + s.setups[0].Label, s.headOfCPU(), "missed"}, rows)
 	return b.String()
 }
 
