@@ -24,7 +24,7 @@ func onOtherChannel(frame []byte) []byte {
 }
 
 // sized returns a content header with a body size.
-func sized(size int, header []byte) []byte {
+func sized[N int | uint64](size N, header []byte) []byte {
 	header = slices.Clone(header)
 	binary.BigEndian.PutUint64(header[bodySizeAt:], uint64(size))
 	return header

@@ -254,7 +254,7 @@ func TestBoundsOfTakenDeliveries(t *testing.T) {
 // A header tells the size of its body before the bytes arrive. The memory follows the bytes.
 func TestMemoryOfADeliveryFollowsItsBytes(t *testing.T) {
 	t.Parallel()
-	stream := slices.Concat(deliverAs("t", 1, false, "", "q"), sized(1<<62, rawHeader(0, "")), frameOf(frameBody, make([]byte, 100)))
+	stream := slices.Concat(deliverAs("t", 1, false, "", "q"), sized(uint64(1)<<62, rawHeader(0, "")), frameOf(frameBody, make([]byte, 100)))
 	f, _ := intakeOf(bytes.NewReader(stream), ContentLimits{})
 	if _, err := io.ReadAll(f); err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func FuzzIntake(f *testing.F) {
 	deliver := deliverAs("t", 1, false, "e", "k")
 	f.Add(slices.Concat(message(f, "foobar"), confirmFrame(2, true), message(f, "")))
 	f.Add(slices.Concat(deliver, sized(6, contentHeader(wideTable(3))), heartbeatFrame, onOtherChannel(message(f, "x")), frameOf(frameBody, []byte("foobar"))))
-	f.Add(slices.Concat(deliver, sized(1<<40, contentHeader(deepTable(40))), frameOf(frameBody, []byte("foobar")), deliver))
+	f.Add(slices.Concat(deliver, sized(uint64(1)<<40, contentHeader(deepTable(40))), frameOf(frameBody, []byte("foobar")), deliver))
 	f.Add(slices.Concat(deliverAs("u", 1, false, "e", "k"), headerOf(f, messages()["everything"]), frameOf(frameBody, []byte("body"))))
 	f.Add(slices.Concat(deliver, headerOf(f, messages()["everything"]), frameOf(frameBody, []byte("body")), appendNack(nil, 1, 1, false, false)))
 	f.Add(slices.Concat(deliverAs("t"+RetryTagSuffix, 1, true, "", ""), sized(50, rawHeader(flagHeaders, "\x00\x00\x00\x05\x01aA\x00\x00\x00\x00"))))
