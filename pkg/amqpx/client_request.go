@@ -273,7 +273,7 @@ var hexDigits = func() (values [256]byte) {
 		values[i] = 0xff
 	}
 	for value, digit := range []byte("0123456789abcdef") {
-		values[digit] = byte(value) //nolint:gosec // below 16.
+		values[digit] = byte(value)
 	}
 	return values
 }()

@@ -51,9 +51,9 @@ func inVain(t *testing.T, o *Outbox) {
 	t.Helper()
 	o.Expect(8)
 	put(o, 1)
-	time.Sleep(waitFor8 - time.Nanosecond)
+	pass(waitFor8 - time.Nanosecond)
 	wantAwake(t, o, "before the end of the hold", false)
-	time.Sleep(time.Nanosecond)
+	pass(time.Nanosecond)
 	wantAwake(t, o, "at the end of the hold", true)
 	o.Drain(nil)
 }
@@ -81,11 +81,11 @@ func TestExpectationsAddUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := NewOutbox()
 		o.Expect(8)
-		time.Sleep(waitFor8 / 2)
+		pass(waitFor8 / 2)
 		o.Expect(10)
 		put(o, 17)
 		wantAwake(t, o, "one message is missing", false)
-		time.Sleep(waitFor8 / 2)
+		pass(waitFor8 / 2)
 		wantAwake(t, o, "at the end of the first hold", true)
 	})
 }
@@ -118,9 +118,9 @@ func TestHoldHasAMaximumLength(t *testing.T) {
 		o := NewOutbox()
 		o.Expect(MaxBatchMessages)
 		put(o, 1)
-		time.Sleep(holdMost - time.Nanosecond)
+		pass(holdMost - time.Nanosecond)
 		wantAwake(t, o, "before the maximum", false)
-		time.Sleep(time.Nanosecond)
+		pass(time.Nanosecond)
 		wantAwake(t, o, "at the maximum", true)
 	})
 }
@@ -131,13 +131,13 @@ func TestHoldEndsAtItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := NewOutbox()
 		holds(t, o, "first", true)
-		time.Sleep(waitFor8 / 2)
+		pass(waitFor8 / 2)
 		o.Expect(8)
 		o.endHold() // the timer of the first hold has fired already when the hold is complete
 		put(o, 1)
-		time.Sleep(waitFor8 - time.Nanosecond)
+		pass(waitFor8 - time.Nanosecond)
 		wantAwake(t, o, "before the end of the second", false)
-		time.Sleep(time.Nanosecond)
+		pass(time.Nanosecond)
 		wantAwake(t, o, "at the end of the second", true)
 	})
 }
@@ -158,4 +158,10 @@ func TestHoldsInVainAreLeftOut(t *testing.T) {
 		holds(t, o, "left out again", false)
 		holds(t, o, "only once", true)
 	})
+}
+
+// pass lets virtual time pass.
+func pass(d time.Duration) {
+	<-time.NewTimer(d).C
+	synctest.Wait()
 }
