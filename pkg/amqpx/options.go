@@ -212,7 +212,8 @@ func WithBackoff(first, most time.Duration) Option {
 }
 
 // WithTLS sets the TLS configuration for amqps URLs; the default verifies the
-// server's name against the system's certificates.
+// server's name against the system's certificates. Versions before TLS 1.2 are never used,
+// whatever the configuration allows.
 func WithTLS(t *tls.Config) Option { return option(func(c *config) { c.tls = t }) }
 
 // WithMiddleware adds middleware around every call, the first listed outermost. If the option

@@ -247,7 +247,7 @@ func (d NetDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, ow
 // tlsConfig returns the TLS configuration for one connection: from WithBrokers, else from
 // WithTLS, else from the URL's query parameters cacertfile, certfile and keyfile. The name
 // expected in the broker's certificate is the configuration's ServerName, else the query
-// parameter server_name_indication, else the URL's host.
+// parameter server_name_indication, else the URL's host. The version is TLS 1.2 or later.
 func (d NetDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 	if d.TLS != nil {
 		config = d.TLS().Clone() // nil stays nil
@@ -257,6 +257,7 @@ func (d NetDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 			return nil, err
 		}
 	}
+	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 	if config.ServerName == "" {
 		config.ServerName = uri.ServerName
 	}

@@ -371,6 +371,46 @@ func TestTLSConfigOfADial(t *testing.T) {
 	}
 }
 
+// TestOldTLSIsNotSpoken: with a broker of TLS 1.1 there is no connection, whatever the
+// configuration of the application allows.
+func TestOldTLSIsNotSpoken(t *testing.T) {
+	t.Parallel()
+	pair, ca := selfSigned(t)
+	old := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11, Certificates: []tls.Certificate{pair}}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() { // ends with the listener
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			servePeer(conn, &peer{})
+		}
+	}()
+	pool := x509.NewCertPool()
+	text, err := os.ReadFile(ca)
+	if err != nil || !pool.AppendCertsFromPEM(text) {
+		t.Fatal(err)
+	}
+	for _, given := range []*tls.Config{nil, {RootCAs: pool, MinVersion: tls.VersionTLS10}} {
+		d := realDialer()
+		d.TLS = func() *tls.Config { return given }
+		url := "amqps://" + l.Addr().String() + "/?cacertfile=" + ca
+		conn, err := d.Dial(t.Context(), url, "")
+		if err == nil {
+			conn.Close()
+			t.Fatal("TLS 1.1 was spoken")
+		}
+		fault := Classify(parseTarget(url), err)
+		wantSame(t, "kind", fault.Kind, FaultTLSHandshake)
+		wantSame(t, "pace", fault.pace, paceSlow)
+	}
+}
+
 // TestHandshakeEndsWithItsContext dials a silent peer.
 func TestHandshakeEndsWithItsContext(t *testing.T) {
 	t.Parallel()
