@@ -81,6 +81,7 @@ type config struct {
 	backoffMax     time.Duration
 	tls            *tls.Config
 	source         *brokerSource // nil: urls and tls do not change
+	credentials    func(context.Context) (Credentials, error)
 	middleware     []Middleware
 	logger         *zap.Logger
 	dialer         transport.Dialer
@@ -115,7 +116,7 @@ func (c *config) connections(role string, shared bool, observer transport.Observ
 	return transport.Config{
 		Name: c.name, Role: role, Shared: shared, Targets: c.targets, Dialer: c.dialer,
 		Heartbeat: c.heartbeat, DialTimeout: c.dialTimeout, BackoffMin: c.backoffMin, BackoffMax: c.backoffMax,
-		Logger: c.logger, Observer: observer, Setup: setup,
+		Logger: c.logger, Observer: observer, Setup: setup, Credentials: c.credentialsSource(),
 	}
 }
 

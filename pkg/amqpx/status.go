@@ -269,6 +269,8 @@ const (
 	FaultTLSFiles = transport.FaultTLSFiles
 	// FaultCredentials: the user name or the password is wrong.
 	FaultCredentials = transport.FaultCredentials
+	// FaultCredentialsSource: the function of WithCredentials returned an error.
+	FaultCredentialsSource = transport.FaultCredentialsSource
 	// FaultGuest: guest was refused, which may log in only from the broker's own machine.
 	FaultGuest = transport.FaultGuest
 	// FaultCertificateUser: no user has the name in the client certificate.

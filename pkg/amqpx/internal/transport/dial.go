@@ -158,9 +158,13 @@ func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
 func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
 func (l *netLink) Received() uint64                { return l.socket.received.Load() }
 func (l *netLink) FrameSize() int                  { return l.conn.Config.FrameSize }
-func (l *netLink) Cork()                           { l.socket.cork() }
-func (l *netLink) Uncork()                         { l.socket.uncork() }
-func (l *netLink) Cut()                            { _ = l.socket.Close() }
+func (l *netLink) UpdateSecret(password string) error {
+	return l.conn.UpdateSecret(password, "the credentials were refreshed")
+}
+
+func (l *netLink) Cork()   { l.socket.cork() }
+func (l *netLink) Uncork() { l.socket.uncork() }
+func (l *netLink) Cut()    { _ = l.socket.Close() }
 
 func (l *netLink) Claim(n int) int64 {
 	if l.socket.frames.limits.InHand == nil {

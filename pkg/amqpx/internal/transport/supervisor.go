@@ -39,9 +39,12 @@ type Observer interface {
 
 // Config has the settings of a supervisor and its connections.
 type Config struct {
-	Name, Role  string          // the name of the connections in the broker's list
-	Shared      bool            // one connection for publishing and consuming
-	Targets     func() []Target // the brokers for the next attempt to connect
+	Name, Role string          // the name of the connections in the broker's list
+	Shared     bool            // one connection for publishing and consuming
+	Targets    func() []Target // the brokers for the next attempt to connect
+	// Credentials is asked before each attempt to connect, and before earlier credentials end.
+	// Nil: the URLs have the credentials.
+	Credentials func(ctx context.Context) (Credentials, error)
 	Dialer      Dialer
 	Heartbeat   time.Duration
 	DialTimeout time.Duration
@@ -148,6 +151,10 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	v.Observer.OnConnecting(target.Address)
 	ctx, cancel := context.WithTimeout(ctx, v.DialTimeout)
 	defer cancel()
+	target, credentials, err := v.Authorize(ctx, target)
+	if err != nil {
+		return nil, Classify(target, err)
+	}
 	s, err := openSession(ctx, &v.Config, target)
 	if err != nil {
 		return nil, Classify(target, err)
@@ -167,6 +174,9 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 		return nil, Classify(target, ctx.Err())
 	}
 	s.probe(v.Heartbeat)
+	if credentials != nil {
+		s.Run(func() { v.keepCredentials(s, *credentials) })
+	}
 	return s, nil
 }
 

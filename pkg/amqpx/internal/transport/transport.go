@@ -39,6 +39,9 @@ type Conn interface {
 	// Abandon releases the bytes of all counted and unclaimed bodies. It is called after the
 	// connection has ended and the last delivery was received.
 	Abandon()
+	// UpdateSecret gives the broker a new password for the user of the connection. It returns
+	// with the broker's answer or the end of the connection.
+	UpdateSecret(password string) error
 	// Close closes the connection with AMQP's handshake, within a short bound.
 	Close()
 	// Cut closes the socket at once.
