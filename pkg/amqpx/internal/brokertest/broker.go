@@ -47,6 +47,9 @@ type Broker struct {
 
 	Dials []string // URLs, in the order of dialing
 	Sent  []Sent   // every publish that reached the broker
+	// BrokerCertificateEnd and OwnCertificateEnd are the ends of the certificates of new
+	// connections.
+	BrokerCertificateEnd, OwnCertificateEnd time.Time
 	// Secrets are the passwords of UpdateSecret.
 	Secrets []Secret
 }

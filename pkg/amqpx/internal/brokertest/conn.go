@@ -185,6 +185,13 @@ func (l *Conn) call(op, name string) error {
 	return err
 }
 
+// Certificates implements transport.Conn.
+func (l *Conn) Certificates() (broker, own time.Time) {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	return l.broker.BrokerCertificateEnd, l.broker.OwnCertificateEnd
+}
+
 // UpdateSecret implements transport.Conn. The broker records the password.
 func (l *Conn) UpdateSecret(password string) error {
 	if err := l.call("update-secret", l.Name); err != nil {

@@ -154,10 +154,12 @@ func (l *netLink) Channel() (Channel, error) {
 	return &netChannel{Channel: ch, turn: make(chan struct{}, 1)}, nil
 }
 
-func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
-func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
-func (l *netLink) Received() uint64                { return l.socket.received.Load() }
-func (l *netLink) FrameSize() int                  { return l.conn.Config.FrameSize }
+func (l *netLink) Closed() <-chan *amqp.Error            { return l.ended }
+func (l *netLink) Blockings() <-chan amqp.Blocking       { return l.blocks }
+func (l *netLink) Received() uint64                      { return l.socket.received.Load() }
+func (l *netLink) FrameSize() int                        { return l.conn.Config.FrameSize }
+func (l *netLink) Certificates() (broker, own time.Time) { return l.socket.certificateEnds() }
+
 func (l *netLink) UpdateSecret(password string) error {
 	return l.conn.UpdateSecret(password, "the credentials were refreshed")
 }

@@ -26,6 +26,8 @@ const passingFaultMax = time.Second
 type Observer interface {
 	// OnConnecting reports an attempt to connect to the broker at an address.
 	OnConnecting(address string)
+	// OnCertificates reports the ends of the certificates of a new connection (see Conn).
+	OnCertificates(broker, own time.Time)
 	// OnReady reports a session that is ready. blocked tells whether the broker blocks publishing.
 	OnReady(generation uint64, blocked func() bool)
 	// OnBlocked reports that the broker blocks publishing, with the reason, or accepts
@@ -159,6 +161,7 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	if err != nil {
 		return nil, Classify(target, err)
 	}
+	v.Observer.OnCertificates(s.Pub.Certificates())
 	s.Generation = v.generation + 1
 	s.SizeLimit.Store(v.sizeLimits[target.Address])
 	stop := context.AfterFunc(ctx, s.Cut)
