@@ -43,10 +43,12 @@ func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	login := loginOf(url, uri, conns)
 	var opening error // the reason why there is no socket
 	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
 		Heartbeat:  d.Heartbeat,
 		Properties: properties,
+		SASL:       login.mechanisms(),
 		Dial: func(network, _ string) (net.Conn, error) {
 			s, err := d.openSocket(ctx, network, uri)
 			if err != nil {
@@ -65,7 +67,7 @@ func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 		if opening != nil {
 			return nil, AtStep(stepConnect, "", opening)
 		}
-		err = conns.get().explainDial(err)
+		err = login.explain(conns.get().explainDial(err))
 		if at, ok := errors.AsType[*stepError](err); ok && at.step == stepAMQP && errors.Is(err, context.DeadlineExceeded) && d.speaksHTTP(ctx, uri) {
 			err = AtStep(stepAMQP, "", &KindError{Kind: FaultPortHTTP, Cause: at.cause})
 		}

@@ -409,7 +409,7 @@ func TestEndsOfCertificates(t *testing.T) {
 			d.TLS = func() *tls.Config {
 				return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{own}}
 			}
-			conn, err := d.Dial(t.Context(), "amqps://"+l.Addr().String(), "")
+			conn, err := d.Dial(t.Context(), "amqps://app:secret@"+l.Addr().String(), "")
 			if err != nil {
 				t.Fatal(err)
 			}
