@@ -15,7 +15,7 @@ type Credentials struct {
 	// the name from the token and ignores this one.
 	User string
 	// Password is the password, or a token of OAuth 2.
-	Password string //nolint:gosec // the field of a secret is no secret
+	Password string
 	// Expires is when the password ends, by this machine's clock; zero: it does not end.
 	Expires time.Time
 }

@@ -14,8 +14,8 @@ import (
 
 // Credentials are a user's name and password, which may be a token.
 type Credentials struct {
-	User     string    // empty: the user of the URL
-	Password string    //nolint:gosec // the field of a secret is no secret
+	User     string // empty: the user of the URL
+	Password string
 	Expires  time.Time // the end of the password; zero: none
 }
 
@@ -63,8 +63,8 @@ const minRefreshPause = time.Second
 // session lives. It is a goroutine of the session. A failure of the source is logged, and the
 // source is asked again. If the broker ends the connection nevertheless, the next attempt to
 // connect asks for credentials anyway.
-func (v *Supervisor) keepCredentials(s *Session, now Credentials) {
-	ctx, cancel := context.WithCancel(context.Background())
+func (v *Supervisor) keepCredentials(ctx context.Context, s *Session, now Credentials) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the attempt to connect is over
 	defer cancel()
 	s.Run(func() {
 		select {

@@ -178,7 +178,7 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	}
 	s.probe(v.Heartbeat)
 	if credentials != nil {
-		s.Run(func() { v.keepCredentials(s, *credentials) })
+		s.Run(func() { v.keepCredentials(ctx, s, *credentials) })
 	}
 	return s, nil
 }
