@@ -21,8 +21,10 @@ const (
 	lifetime = 365 * 24 * time.Hour
 	// renewBefore is the time before their end at which certificates are replaced.
 	renewBefore = 30 * 24 * time.Hour
-	// clientName is the common name of the services' certificate.
+	// clientName and brokerName are the common names of the certificates of the services and of
+	// the broker, whose host names stand beside.
 	clientName = "rabbitmq-rpc"
+	brokerName = "rabbitmq-rpc broker"
 )
 
 // The files of each folder.
@@ -68,7 +70,7 @@ func renew(broker, services string, names []string) error {
 	if err != nil {
 		return err
 	}
-	if err := authority.issue(broker, x509.ExtKeyUsageServerAuth, names[0], names); err != nil {
+	if err := authority.issue(broker, x509.ExtKeyUsageServerAuth, brokerName, names); err != nil {
 		return err
 	}
 	return authority.issue(services, x509.ExtKeyUsageClientAuth, clientName, nil)
@@ -142,7 +144,7 @@ func replace(path string, content []byte) error {
 	if err := os.WriteFile(fresh, content, everyone); err != nil { //nolint:gosec // see above
 		return fmt.Errorf("certificates: %w", err)
 	}
-	if err := os.Rename(fresh, path); err != nil {
+	if err := os.Rename(fresh, path); err != nil { //nolint:gosec // the operator names the folder
 		return fmt.Errorf("certificates: %w", err)
 	}
 	return nil

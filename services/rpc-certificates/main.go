@@ -17,10 +17,6 @@ import (
 	"rabbitmq-rpc/internal/lifecycle"
 )
 
-const usage = `usage: rpc-certificates BROKER-FOLDER SERVICES-FOLDER NAME…
-Makes certificates for a broker with these host names, and for its clients.
-`
-
 func main() {
 	os.Exit(lifecycle.Finish(os.Stderr, "rpc-certificates", run(os.Args[1:], os.Stdout)))
 }
@@ -28,7 +24,7 @@ func main() {
 func run(args []string, stdout io.Writer) error {
 	const least = 3
 	if len(args) < least {
-		return lifecycle.ConfigError(errors.New(usage))
+		return lifecycle.ConfigError(errors.New("want the arguments BROKER-FOLDER SERVICES-FOLDER NAME…"))
 	}
 	broker, services, names := args[0], args[1], args[2:]
 	if lasts(broker, names) && lasts(services, nil) && sameAuthority(broker, services) {
