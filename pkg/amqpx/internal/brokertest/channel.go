@@ -297,7 +297,7 @@ func (c *Channel) shutdown(reason *amqp.Error) {
 
 // The synchronous calls of Channel.
 
-// consumerBuffer stands for the unbounded buffer of amqp091-go.
+// consumerBuffer stands for the unbounded queue of deliveries of a real connection.
 const consumerBuffer = 1 << 14
 
 // Confirm implements channel.

@@ -239,8 +239,7 @@ func (l *Conn) Claim(n int) int64 {
 	if l.contentLimits().InHand == nil {
 		return 0
 	}
-	l.unclaimed.Bytes.Add(-int64(n))
-	return int64(n)
+	return l.unclaimed.Claim(int64(n))
 }
 
 // Abandon implements transport.Conn.

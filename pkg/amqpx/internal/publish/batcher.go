@@ -70,10 +70,16 @@ type batcher struct {
 	key         string
 	waiting     []Batchable
 	unconfirmed atomic.Int32 // messages
+	last        int          // the size of the last batch, in messages
 }
 
-// hasRoom reports whether the window has a place now, with this number of consumers.
-func (l *batcher) hasRoom(takers int) bool { return int(l.unconfirmed.Load()) < BatchWindow+takers-1 }
+// hasRoom reports whether the window has a place now, with this number of consumers. The last
+// place is for a batch that is at least as large as the batch before it: a smaller batch grows
+// until a confirm frees another place, so that a broker has fewer messages to handle.
+func (l *batcher) hasRoom(takers int) bool {
+	unconfirmed, last := int(l.unconfirmed.Load()), BatchWindow+takers-2
+	return unconfirmed < last || unconfirmed == last && len(l.waiting) >= l.last
+}
 
 // batchers are the batchers of one publisher. Its writer owns all fields except the windows
 // (batcher.unconfirmed), windowFull and slotFreed.
@@ -211,7 +217,7 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 	}
 	clear(l.waiting[len(left):])
 	l.waiting = left
-	p.batchers.body = b.Buffer()
+	p.batchers.body, l.last = b.Buffer(), b.Size()
 	switch b.Size() {
 	case 0:
 	case 1:

@@ -217,8 +217,8 @@ func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
 		}
 		p.unconfirmed <- unconfirmed{out: out, confirm: word, batcher: l, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
-		// The channel was closed before the last frame of the message was written, and a
-		// broker drops an incomplete message.
+		// The channel had ended before the first frame of the message was written, or the
+		// connection ended before the last, and a broker drops an incomplete message.
 		if <-p.on.over; p.on.reason == nil {
 			p.s.ChannelClosed(err)
 		}
@@ -257,9 +257,9 @@ func (p *publisher) confirm() {
 
 // await waits for the confirm of one message and handles every earlier return. A broker sends
 // basic.return before the basic.ack of the same message
-// (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and the library
-// passes a return on before reading further, so the return is already in the channel when the
-// confirm arrives.
+// (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed), and package transport
+// completes a confirm after amqp091-go has passed every earlier return on, so the return is
+// already in the channel when the confirm arrives.
 func (p *publisher) await(on *publishChannel, word transport.Confirmation) {
 	for {
 		select {

@@ -140,42 +140,37 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink implements Conn with amqp091-go.
+// netLink implements Conn with amqp091-go; netChannel tells what passes by that library.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket
 	ended  <-chan *amqp.Error
 	blocks <-chan amqp.Blocking
+
+	opening sync.Mutex // held while a channel opens
 }
 
-func (l *netLink) Channel() (Channel, error) {
-	ch, err := l.conn.Channel()
-	if err != nil {
-		return nil, err
-	}
-	return &netChannel{Channel: ch, turn: make(chan struct{}, 1)}, nil
+func (l *netLink) Closed() <-chan *amqp.Error      { return l.ended }
+func (l *netLink) Blockings() <-chan amqp.Blocking { return l.blocks }
+func (l *netLink) Received() uint64 {
+	return l.socket.received.Load() + l.socket.frames.intake.frames.Load()
 }
+func (l *netLink) FrameSize() int { return l.conn.Config.FrameSize }
+func (l *netLink) Cork()          { l.socket.cork() }
+func (l *netLink) Uncork()        { l.socket.uncork() }
+func (l *netLink) Cut()           { _ = l.socket.Close() }
 
-func (l *netLink) Closed() <-chan *amqp.Error            { return l.ended }
-func (l *netLink) Blockings() <-chan amqp.Blocking       { return l.blocks }
-func (l *netLink) Received() uint64                      { return l.socket.received.Load() }
-func (l *netLink) FrameSize() int                        { return l.conn.Config.FrameSize }
 func (l *netLink) Certificates() (broker, own time.Time) { return l.socket.certificateEnds() }
 
 func (l *netLink) UpdateSecret(password string) error {
 	return l.conn.UpdateSecret(password, "the credentials were refreshed")
 }
 
-func (l *netLink) Cork()   { l.socket.cork() }
-func (l *netLink) Uncork() { l.socket.uncork() }
-func (l *netLink) Cut()    { _ = l.socket.Close() }
-
 func (l *netLink) Claim(n int) int64 {
 	if l.socket.frames.limits.InHand == nil {
 		return 0
 	}
-	l.socket.frames.unclaimed.Bytes.Add(-int64(n))
-	return int64(n)
+	return l.socket.frames.unclaimed.Claim(int64(n))
 }
 
 func (l *netLink) Abandon() {
@@ -188,42 +183,6 @@ func (l *netLink) Close() {
 	timer := time.AfterFunc(CloseTimeout, l.Cut)
 	defer timer.Stop()
 	_ = l.conn.Close()
-}
-
-// netChannel implements channel with amqp091-go. Methods that wait for the broker's answer
-// take turns: the library would mix up the responses to two concurrent methods.
-type netChannel struct {
-	*amqp.Channel
-
-	turn chan struct{}
-}
-
-// Barrier implements channel with a method that changes nothing: basic.qos sets the prefetch
-// of later consumers on the channel, and there are none. The broker answers the methods of a
-// channel in order.
-func (c *netChannel) Barrier() error {
-	c.turn <- struct{}{}
-	defer func() { <-c.turn }()
-	return c.Channel.Qos(1, 0, false)
-}
-
-// Cancel implements channel.
-func (c *netChannel) Cancel(consumer string, noWait bool) error {
-	c.turn <- struct{}{}
-	defer func() { <-c.turn }()
-	return c.Channel.Cancel(consumer, noWait)
-}
-
-func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
-	confirm, err := c.PublishWithDeferredConfirm("", key, mandatory, false, msg)
-	if err != nil {
-		return nil, err
-	}
-	return confirm, nil
-}
-
-func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
-	return c.Publish(exchange, "", true, false, msg)
 }
 
 // The schemes of broker URLs as amqp091-go's parser returns them: in lower case, whatever the

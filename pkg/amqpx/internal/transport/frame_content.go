@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -76,26 +77,54 @@ func (b *BytesInHand) boundOf(n int64) int64 {
 }
 
 // UnclaimedBodies counts the bytes of bodies that a connection has counted and no consumer has
-// received yet: amqp091-go may discard deliveries when the connection ends. Safe for
-// concurrent use.
+// received yet: deliveries may stay unread when the connection ends. Each byte is released
+// once, by the consumer that claimed it or by Close. Safe for concurrent use.
 type UnclaimedBodies struct {
-	Bytes  atomic.Int64
-	closed atomic.Bool
+	bytes atomic.Int64 // closedBodies after Close
 }
+
+// closedBodies marks closed UnclaimedBodies.
+const closedBodies = math.MinInt64
 
 // Add counts the body of a delivery that no consumer has claimed yet.
 func (u *UnclaimedBodies) Add(b *BytesInHand, size uint64) {
-	u.Bytes.Add(int64(size)) //nolint:gosec // it fits, or would not have been taken.
-	if u.closed.Load() {
-		b.Release(u.Bytes.Swap(0))
+	n := int64(size) //nolint:gosec // it fits, or would not have been taken.
+	if !u.change(n) {
+		b.Release(n)
 	}
 }
 
+// Claim transfers n unclaimed bytes to the caller, who has to release them. It returns n, or 0
+// after Close, which has released them.
+func (u *UnclaimedBodies) Claim(n int64) int64 {
+	if !u.change(-n) {
+		return 0
+	}
+	return n
+}
+
+// change adds n, unless u is closed, and reports whether it did.
+func (u *UnclaimedBodies) change(n int64) bool {
+	for {
+		bytes := u.bytes.Load()
+		if bytes == closedBodies {
+			return false
+		}
+		if u.bytes.CompareAndSwap(bytes, bytes+n) {
+			return true
+		}
+	}
+}
+
+// Bytes returns the number of unclaimed bytes.
+func (u *UnclaimedBodies) Bytes() int64 { return max(u.bytes.Load(), 0) }
+
 // Close releases the unclaimed bytes, and from now on all bytes that the connection still
-// counts. It is called when no consumer receives deliveries any more.
+// counts.
 func (u *UnclaimedBodies) Close(b *BytesInHand) {
-	u.closed.Store(true)
-	b.Release(u.Bytes.Swap(0))
+	if bytes := u.bytes.Swap(closedBodies); bytes != closedBodies {
+		b.Release(bytes)
+	}
 }
 
 // ContentKind selects the bounds for the content after a method.

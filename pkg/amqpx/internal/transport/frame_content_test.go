@@ -246,7 +246,7 @@ func TestBodiesBeyondTheBytesInHand(t *testing.T) {
 			}
 			wantSame(t, "passes unchanged", bytes.Equal(got, c.stream), c.passes)
 			wantSame(t, "counted", limits.InHand.Held.Load(), c.held+c.counts)
-			wantSame(t, "unclaimed", f.unclaimed.Bytes.Load(), c.counts)
+			wantSame(t, "unclaimed", f.unclaimed.Bytes(), c.counts)
 			f.unclaimed.Close(limits.InHand)
 			f.unclaimed.Add(limits.InHand, 0)
 			wantSame(t, "held when the connection has ended", limits.InHand.Held.Load(), c.held)

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"fmt"
 	"net"
 	"testing"
 
@@ -10,8 +11,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire/wiretest"
 )
 
-// FuzzHeaders compares the check of headers with the real encoder: accepted headers must
-// encode without error, within the estimated size.
+// FuzzHeaders compares the check of headers with the encoders of this package and of amqp091-go:
+// accepted headers must encode without error, to the same fields, within the estimated size.
 func FuzzHeaders(f *testing.F) {
 	f.Add([]byte{4, 1, 'a', 'b', 16, 1, 1, 'c', 'd', 12, 2, 'x', 'y', 'z', 'z'})
 	f.Add([]byte{1, 1, 'n', 'n', 9, 0, 0, 0, 0, 1, 0, 0, 0})
@@ -41,6 +42,16 @@ func FuzzHeaders(f *testing.F) {
 		written := <-p.headers
 		if size, _ := wire.HeaderSize(header); len(written) > wire.MaxHeaderBytes || len(written) > size {
 			t.Errorf("%d bytes, taken for %d", len(written), size)
+		}
+		own, err := appendTable(nil, header)
+		if err != nil {
+			t.Fatalf("this package refused %#v: %v", header, err)
+		}
+		library := fieldReader{b: written}
+		want := library.table()
+		again := fieldReader{b: own}
+		if got := again.table(); library.bad || again.bad || fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) { // NaN is not equal to itself
+			t.Errorf("encoded %#v, amqp091-go %#v", got, want)
 		}
 	})
 }

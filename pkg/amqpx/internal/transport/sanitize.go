@@ -12,18 +12,19 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// frameReader reads AMQP frames for amqp091-go and replaces header tables that the library
-// cannot read. The library ends the connection on a table of more than 8192 entries or nested
-// deeper than 32. RabbitMQ accepts both, and would redeliver the message: a single message
-// would keep every server, or a client, from ever being ready. Instead the message arrives
-// with [wire.HeaderUnreadable] set and is refused.
+// frameReader reads AMQP frames, for amqp091-go and for the channels of this package, and
+// replaces header tables that the library cannot read. The library ends the connection on a
+// table of more than 8192 entries or nested deeper than 32. RabbitMQ accepts both, and would
+// redeliver the message: a single message would keep every server, or a client, from ever being
+// ready. Instead the message arrives with [wire.HeaderUnreadable] set and is refused. Tables of
+// taken deliveries have the same bounds, because the application may send them on.
 //
 // frameReader also bounds the bodies that are read, see ContentLimits: the content header
 // tells a body's size before the body arrives. A body beyond the bounds is discarded while
 // being read, and its message arrives with an empty body and [wire.HeaderDropped] set.
 //
-// frameReader inspects only content headers and, if bodies are counted, the methods before
-// them; all other frames pass unchanged.
+// frameReader takes the deliveries and the confirms of the open channels, see intake. It
+// inspects content headers and methods; all other frames pass unchanged.
 type frameReader struct {
 	r       *bufio.Reader
 	limits  ContentLimits
@@ -31,6 +32,7 @@ type frameReader struct {
 	pass    int    // bytes of the current frame to return unchanged
 	discard int    // bytes of the current frame to discard
 	raw     bool   // the stream has no frames: return all bytes unchanged
+	failed  error  // ended reading
 
 	header []byte // the buffer of the last content header, for reuse
 	// dropping maps a channel whose current body is discarded to the number of bytes still to
@@ -41,6 +43,9 @@ type frameReader struct {
 
 	unclaimed UnclaimedBodies
 	peer      peerStart
+
+	channels openChannels
+	intake   intake
 }
 
 // peerStart records how a connection began and, if it ended before AMQP was established, why.
@@ -111,11 +116,12 @@ func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
 // Read implements io.Reader. It fills p with the bytes that have arrived and blocks only for
 // the first byte.
 func (f *frameReader) Read(p []byte) (total int, err error) {
-	for total < len(p) && err == nil {
-		if total > 0 && !f.ready() {
+	for total < len(p) && f.failed == nil {
+		if total > 0 && (f.intake.yield || !f.ready()) {
+			f.intake.yield = false
 			break
 		}
-		var n int
+		n := 0
 		switch rest := p[total:]; {
 		case len(f.out) > 0:
 			n = copy(rest, f.out)
@@ -129,21 +135,25 @@ func (f *frameReader) Read(p []byte) (total int, err error) {
 			n, err = f.r.Discard(min(f.discard, max(f.r.Buffered(), 1)))
 			f.discard -= n
 			n = 0
+		case f.intake.body != nil:
+			err = f.readBody()
 		default:
-			err = f.next()
+			err = f.next(total == 0)
 		}
 		total += n
+		f.failed = err
 	}
 	if total > 0 {
-		err = nil // the next call returns the error again
+		f.intake.passedAt = time.Now()
+		return total, nil // the next call returns the error
 	}
-	if err != nil {
+	if f.failed != nil {
 		f.peer.once.Do(func() {
-			f.peer.cause = err
+			f.peer.cause = f.failed
 			close(f.peer.ended)
 		})
 	}
-	return total, err
+	return 0, f.failed
 }
 
 // ready reports whether Read can return more bytes without waiting for the network.
@@ -152,7 +162,7 @@ func (f *frameReader) ready() bool {
 		return true
 	}
 	buffered := f.r.Buffered()
-	if f.raw || f.pass > 0 || f.discard > 0 {
+	if f.raw || f.pass > 0 || f.discard > 0 || f.intake.body != nil {
 		return buffered > 0
 	}
 	if buffered < frameHeaderBytes {
@@ -165,7 +175,7 @@ func (f *frameReader) ready() bool {
 	size := int(binary.BigEndian.Uint32(head[3:]))
 	switch head[0] {
 	case frameMethod:
-		return buffered >= f.methodPrefix(size)
+		return buffered >= f.methodPrefix(size) && (size > maxTakenMethod || buffered >= frameOverhead+size)
 	case frameContent:
 		return buffered >= frameHeaderBytes+size+1
 	default:
@@ -173,13 +183,14 @@ func (f *frameReader) ready() bool {
 	}
 }
 
-// next starts the next frame: it reads a content header whole; any other frame will pass.
-func (f *frameReader) next() error {
-	first, err := f.r.Peek(1)
+// next starts the next frame. It takes the frame, or reads a content header whole; any other
+// frame will pass. first reports whether amqp091-go has handled all frames before.
+func (f *frameReader) next(first bool) error {
+	start, err := f.r.Peek(1)
 	if err != nil {
 		return err
 	}
-	if first[0] == 0 || first[0] > frameTypes {
+	if start[0] == 0 || start[0] > frameTypes {
 		f.raw = true // "AMQP…" of a broker with another version, or no broker at all
 		if start, err := f.r.Peek(min(alienBytes, f.r.Buffered())); err == nil {
 			text := string(start)
@@ -203,6 +214,12 @@ func (f *frameReader) next() error {
 		if err := f.noteMethod(channel, int(size)); err != nil {
 			return err
 		}
+		if taken, err := f.takeMethod(channel, int(size), first); taken || err != nil {
+			return err
+		}
+	}
+	if a := f.intake.assembling[channel]; a != nil && kind == frameBody {
+		return f.beginBody(a, int(size))
 	}
 	if kind != frameContent || size > maxFrame {
 		f.pass = frameHeaderBytes + int(size) + 1
@@ -215,7 +232,11 @@ func (f *frameReader) next() error {
 	if _, err := io.ReadFull(f.r, frame); err != nil {
 		return err
 	}
-	f.out = f.bounded(channel, withReadableTable(frame))
+	frame = f.bounded(channel, withReadableTable(frame))
+	if a := f.intake.assembling[channel]; a != nil {
+		return f.takeHeader(a, frame)
+	}
+	f.out = frame
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -19,14 +20,17 @@ import (
 // maxCorkedBytes is the size of the buffer at which a corked socket writes all the same.
 const maxCorkedBytes = 64 << 10
 
+// maxSpareBytes bounds the buffer that an idle socket keeps. A batch and its frames fit.
+const maxSpareBytes = MaxBatchBody + maxCorkedBytes
+
 // socket is the net.Conn under amqp091-go. It adds a deadline for every write, so that a
 // broker that stops reading cannot block a publisher for ever, and coalescing, so that many
 // small frames leave in one system call.
 //
 // An idle socket writes through. While the socket is corked, or while another goroutine
 // writes, writes are buffered and leave together; a buffered write reports the error of an
-// earlier write. A failed write closes the connection, which also ends the reader. Safe for
-// concurrent use.
+// earlier write. A failed write closes the connection, and Read then returns the error of that
+// write. Safe for concurrent use.
 type socket struct {
 	net.Conn
 
@@ -44,6 +48,10 @@ type socket struct {
 	writing bool
 	corked  bool
 	err     error
+	// held has an entry for each channel with a message of which frames are still to come:
+	// the frames that amqp091-go has written for the channel meanwhile. They follow the
+	// message.
+	held map[uint16][]byte
 }
 
 func newSocket(conn net.Conn, writeTimeout time.Duration) *socket {
@@ -62,6 +70,13 @@ func (s *socket) Read(p []byte) (n int, err error) {
 	if n > 0 {
 		s.received.Add(1)
 	}
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.err != nil {
+			return n, s.err
+		}
+	}
 	return n, err
 }
 
@@ -69,15 +84,16 @@ func (s *socket) Read(p []byte) (n int, err error) {
 // alert, and wait up to 5 s if the broker does not read.
 func (s *socket) Close() error { return s.raw.Close() }
 
-// Write buffers p, or writes it through when the socket is idle.
+// Write buffers p, or writes it through when the socket is idle. amqp091-go writes each of its
+// frames with a Write, if the frame fits the library's buffer.
 func (s *socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
-		s.room.Wait()
+	if err := s.awaitRoom(); err != nil {
+		return 0, err
 	}
-	if s.err != nil {
-		return 0, s.err
+	if s.hold(p) {
+		return len(p), nil
 	}
 	if !s.writing && len(s.buf) == 0 && (!s.corked || len(p) >= maxCorkedBytes) {
 		s.flush(p)
@@ -88,6 +104,64 @@ func (s *socket) Write(p []byte) (int, error) {
 		s.flushGathered() // p, and the bytes that were buffered meanwhile
 	}
 	return len(p), s.err
+}
+
+// append writes the frames of a channel that encode appends to the buffer, like Write, in one
+// piece. If encode fails, it returns the buffer as it was. If more is true, the last of these
+// frames is not the last of its message, and until a call without more no frame of amqp091-go
+// for this channel is written. If the channel has ended, append returns amqp.ErrClosed, except
+// for the rest of a message. The end is certain only while the socket is locked: amqp091-go
+// marks a channel as closed before it writes close-ok, and then the channel's number may be
+// given to another channel.
+func (s *socket) append(ch *netChannel, more bool, encode func(b []byte) ([]byte, error)) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.awaitRoom(); err != nil {
+		return err
+	}
+	frames, begun := s.held[ch.id]
+	if !begun && (ch.closing.Load() || ch.IsClosed()) {
+		return amqp.ErrClosed
+	}
+	if s.buf, err = encode(s.buf); err != nil {
+		return err
+	}
+	switch {
+	case more && s.held == nil:
+		s.held = map[uint16][]byte{ch.id: nil}
+	case more:
+		s.held[ch.id] = frames
+	case begun:
+		s.buf = append(s.buf, frames...)
+		delete(s.held, ch.id)
+	}
+	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
+		s.flushGathered()
+	}
+	return s.err
+}
+
+// awaitRoom waits until the buffer has room, and returns the error of a failed write. The
+// caller holds mu.
+func (s *socket) awaitRoom() error {
+	for s.writing && len(s.buf) >= maxCorkedBytes && s.err == nil {
+		s.room.Wait()
+	}
+	return s.err
+}
+
+// hold keeps p back if p is a frame for a channel with an incomplete message, and reports
+// whether it did. The caller holds mu.
+func (s *socket) hold(p []byte) bool {
+	if len(s.held) == 0 || len(p) < frameOverhead || int(binary.BigEndian.Uint32(p[3:])) != len(p)-frameOverhead {
+		return false
+	}
+	channel := binary.BigEndian.Uint16(p[1:])
+	frames, ok := s.held[channel]
+	if ok {
+		s.held[channel] = append(frames, p...)
+	}
+	return ok
 }
 
 // cork makes the socket buffer writes until uncork.
@@ -114,7 +188,9 @@ func (s *socket) flushGathered() {
 		p := s.buf
 		s.buf = s.spare[:0]
 		s.flush(p)
-		s.spare = p
+		if s.spare = p; cap(p) > maxSpareBytes {
+			s.spare = nil
+		}
 	}
 }
 
@@ -127,16 +203,14 @@ func (s *socket) flush(p []byte) {
 	if err == nil {
 		_, err = s.Conn.Write(p)
 	}
-	if err != nil {
-		if s.frames != nil {
-			s.frames.awaitReason()
-		}
-		_ = s.Close()
+	if err != nil && s.frames != nil {
+		s.frames.awaitReason()
 	}
 	s.mu.Lock()
 	s.writing = false
-	if err != nil && s.err == nil {
-		s.err = err
+	if err != nil {
+		s.err = err   // before the end of the reader, which returns it
+		_ = s.Close() // does not wait
 	}
 	s.room.Broadcast()
 }

@@ -7,9 +7,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The interface between this package and the AMQP library: the operations the package needs
-// from a connection and a channel. dial.go implements the interface with amqp091-go; unit
-// tests use a broker in memory.
+// The interface to a broker: the operations that the package needs from a connection and a
+// channel. dial.go and channel.go implement the interface, with amqp091-go except for messages,
+// deliveries, acknowledgements and confirms (docs/adr/0019); unit tests use a broker in memory.
 
 // Dialer opens connections.
 type Dialer interface {
@@ -27,7 +27,8 @@ type Conn interface {
 	Closed() <-chan *amqp.Error
 	// Blockings receives the broker's connection.blocked and unblocked.
 	Blockings() <-chan amqp.Blocking
-	// Received counts the reads of data from the broker, heartbeats included.
+	// Received counts the reads of data from the broker, heartbeats included, and the frames of
+	// deliveries and confirms. An unchanged count means that the broker was silent.
 	Received() uint64
 	// FrameSize is the negotiated size of a frame in bytes; 0 is no limit.
 	FrameSize() int
@@ -35,10 +36,11 @@ type Conn interface {
 	Cork()
 	Uncork()
 	// Claim transfers the accounting of a delivered body of n bytes to the caller. It returns
-	// the number of counted bytes, which the caller has to release (see BytesInHand).
+	// the number of counted bytes, which the caller has to release (see BytesInHand); after
+	// Abandon it returns 0.
 	Claim(n int) int64
 	// Abandon releases the bytes of all counted and unclaimed bodies. It is called after the
-	// connection has ended and the last delivery was received.
+	// connection has ended.
 	Abandon()
 	// Certificates returns the ends of the certificates in the TLS handshake: the earliest among
 	// those that the broker sent, and that of this process. Zero: there was none.
@@ -54,11 +56,17 @@ type Conn interface {
 
 // Channel is one AMQP channel, with the calls named as in amqp091-go.
 type Channel interface {
+	// PublishTo publishes to a queue, on a channel with confirms. The error is amqp.ErrClosed if
+	// the channel had ended before, or if the connection ended before the message was written in
+	// full: the broker has no message then. A message that cannot be encoded returns an error
+	// and leaves the channel usable. Any other error is the end of the connection.
 	PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error)
-	// PublishFanout publishes to a fanout exchange, mandatory, and asks for no confirm.
+	// PublishFanout publishes to a fanout exchange, mandatory, and reports no confirm.
 	PublishFanout(exchange string, msg amqp.Publishing) error
 	Confirm(noWait bool) error
 	Qos(prefetchCount, prefetchSize int, global bool) error
+	// Consume starts a consumer. The deliveries that have arrived when the consumer is canceled
+	// still reach the caller; when the channel ends, some may not.
 	Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error)
 	Cancel(consumer string, noWait bool) error
 	QueueDeclare(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error)
