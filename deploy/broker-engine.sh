@@ -14,7 +14,7 @@ backend_create() {
 		-p "127.0.0.1:$stomp_port:61613" "$image" >/dev/null
 	mkdir -p "$state/conf.d"
 	tls_conf 0.0.0.0:5671 /etc/rabbitmq/tls >"$state/conf.d/20-tls.conf"
-	printf '%s\n' "${BROKER_CONF:-}" >"$state/conf.d/30-more.conf"
+	more_conf /etc/rabbitmq/tls >"$state/conf.d/30-more.conf"
 	plugins >"$state/enabled_plugins"
 	for what in tls conf.d enabled_plugins; do
 		docker cp "$state/$what" "$container:/etc/rabbitmq/" >/dev/null

@@ -37,7 +37,7 @@ backend_create() {
 		disk_free_limit.absolute = 50MB
 	CONF
 	tls_conf "127.0.0.1:$tls_port" "$state/tls" >>"$state/rabbitmq.conf"
-	printf '%s\n' "${BROKER_CONF:-}" >>"$state/rabbitmq.conf"
+	more_conf "$state/tls" >>"$state/rabbitmq.conf"
 	erl_args=${BROKER_ERL_ARGS:-}
 	echo "erl_args='$erl_args'" >>"$state/vars"
 	[[ -z ${BROKER_JOIN:-} ]] || join "$BROKER_JOIN"

@@ -16,7 +16,8 @@
 # BROKER_KIND=engine|plain overrides this. Ports (AMQP, management, metrics) are
 # free ones, unless BROKER_AMQP_PORT and BROKER_MANAGEMENT_PORT set the first two.
 #
-# up reads BROKER_CONF, additional lines for rabbitmq.conf, and for plain processes only
+# up reads BROKER_CONF, additional lines for rabbitmq.conf, in which {tls} is the folder with the
+# broker's certificate and key; BROKER_PLUGINS, more plugins; and for plain processes only
 # BROKER_JOIN, a broker of this clone whose cluster the new broker joins (cluster.sh), and
 # BROKER_ERL_ARGS, additional arguments for Erlang.
 # shellcheck source=deploy/lib.sh disable=SC2154  # *_port: from the file vars
@@ -99,10 +100,13 @@ tls_conf() {
 # plugins prints the list of the broker's plugins: RabbitMQ 4 speaks AMQP 1.0 without one. The
 # plugin for EXTERNAL has no effect until auth_mechanisms names it.
 plugins() {
-	local amqp1=''
-	[[ $version != 3 ]] || amqp1=,rabbitmq_amqp1_0
-	echo "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stomp,rabbitmq_auth_mechanism_ssl$amqp1]."
+	local more=${BROKER_PLUGINS:+,$BROKER_PLUGINS}
+	[[ $version != 3 ]] || more+=,rabbitmq_amqp1_0
+	echo "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_stomp,rabbitmq_auth_mechanism_ssl$more]."
 }
+
+# more_conf FOLDER prints BROKER_CONF with the folder of the certificate filled in.
+more_conf() { printf '%s\n' "${BROKER_CONF:-}" | sed "s|{tls}|$1|g"; }
 
 start() {
 	backend_start

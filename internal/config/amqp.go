@@ -27,6 +27,9 @@ type AMQP struct {
 	// TLSCertFile and TLSKeyFile are the paths of the PEM files of the client's certificate.
 	TLSCertFile string `envconfig:"AMQP_TLS_CERT_FILE" empty:"ok"`
 	TLSKeyFile  string `envconfig:"AMQP_TLS_KEY_FILE" empty:"ok"`
+	// TLSServerName is the name to expect in the broker's certificate, instead of the URL's
+	// host.
+	TLSServerName string `envconfig:"AMQP_TLS_SERVER_NAME" empty:"ok"`
 	// Heartbeat is the requested interval; the broker may lower it.
 	Heartbeat time.Duration `envconfig:"AMQP_HEARTBEAT" default:"10s" min:"1s" max:"10m"`
 	// DialTimeout limits one attempt to connect, including the setup.
@@ -43,7 +46,7 @@ type AMQP struct {
 // Validate resolves the URL, checks the TLS files and the rules that involve several
 // variables.
 func (a *AMQP) Validate(faults *Faults) {
-	a.files = &brokerFiles{url: a.URLFile, ca: a.TLSCAFile, cert: a.TLSCertFile, key: a.TLSKeyFile}
+	a.files = &brokerFiles{url: a.URLFile, ca: a.TLSCAFile, cert: a.TLSCertFile, key: a.TLSKeyFile, serverName: a.TLSServerName}
 	a.resolveURL(faults)
 	a.checkTLS(faults)
 	if a.BackoffMax < a.BackoffMin && !faults.Has("AMQP_BACKOFF_MIN") {

@@ -58,6 +58,10 @@ func TestAMQPURL(t *testing.T) {
 		{"amqp://u:hunter2@h:port/", "AMQP_URL: the URL has no number as its port; in a password / is written %2F, and an @ stands before the host, as in amqp://user:password@host:5672/vhost"},
 		{"amqp://u:hunter%2@h/", noURL},
 		{
+			"amqps://u:hunter2@a/,amqp://u:hunter2@b/", "AMQP_URL: the first URL begins with amqps:// and the second URL with amqp://, " +
+				"so the password could travel without TLS; begin every URL with amqps://",
+		},
+		{
 			"amqp://a/,http://u:hunter2@b/,amqp:///", "AMQP_URL: the second URL does not begin with amqp:// or amqps://" +
 				"; each broker of a list has a whole URL, as in amqp://user:password@host1/vhost,amqp://user:password@host2/vhost" +
 				", and a comma in a password is written %2C; the third URL names no host",

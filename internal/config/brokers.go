@@ -20,6 +20,7 @@ import (
 // brokerFiles is safe for concurrent use.
 type brokerFiles struct {
 	url, ca, cert, key string // paths; empty: no such file
+	serverName         string // the name to expect in the broker's certificate; empty: the URL's
 
 	mu    sync.Mutex
 	roots *x509.CertPool // the last valid certificates
@@ -34,10 +35,12 @@ type fileError struct {
 
 func (f *fileError) Error() string { return f.variable + ": " + f.err.Error() }
 
-// any reports whether any file is set.
+// any reports whether any file, or the name of the broker, is set.
 func (f *brokerFiles) any() bool { return f.url != "" || f.hasTLS() }
 
-func (f *brokerFiles) hasTLS() bool { return f.ca != "" || f.cert != "" || f.key != "" }
+func (f *brokerFiles) hasTLS() bool {
+	return f.ca != "" || f.cert != "" || f.key != "" || f.serverName != ""
+}
 
 // read is the source of [amqpx.WithBrokers]. If a file cannot be read, its last valid content
 // stays in force, and the fault is part of the error.
@@ -101,7 +104,7 @@ func (f *brokerFiles) readTLS() (*tls.Config, []*fileError) {
 			f.pair = pair
 		}
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.roots}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.roots, ServerName: f.serverName}
 	if f.pair != nil {
 		config.Certificates = []tls.Certificate{*f.pair}
 	}

@@ -18,7 +18,7 @@ func TestSecretString(t *testing.T) {
 		{"", ""},
 		{"amqp://host/", "amqp://guest@host:5672"},
 		{"amqp://user:hunter2@host:5672/v", "amqp://user@host:5672"},
-		{"amqp://u:hunter2@a/, amqps://u:hunter2@b/", "amqp://u@a:5672,amqps://u@b:5671"},
+		{"amqps://u:hunter2@a/, amqps://u:hunter2@b/", "amqps://u@a:5671,amqps://u@b:5671"},
 		{"amqp://u:hunter%zz2@a/", "xxxxx"},
 		{"amqp://h/,amqp://u:12/hunter2@a/", "xxxxx"},
 		{"amqp://h/?password=hunter2", "xxxxx"},

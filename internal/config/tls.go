@@ -3,15 +3,16 @@ package config
 import (
 	"slices"
 	"strings"
+	"unicode"
 )
 
-// checkTLS checks the certificate files. Without certificate files, amqps URLs use the
-// library's default, which trusts the system's certificates.
+// checkTLS checks the certificate files and the name of the broker. Without these settings,
+// amqps URLs use the library's default, which trusts the system's certificates.
 func (a *AMQP) checkTLS(faults *Faults) {
-	const ca, cert, key = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE"
-	given := make([]string, 0, 3)
-	for _, f := range []struct{ name, path string }{{ca, a.TLSCAFile}, {cert, a.TLSCertFile}, {key, a.TLSKeyFile}} {
-		if f.path != "" {
+	const ca, cert, key, name = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE", "AMQP_TLS_SERVER_NAME"
+	given := make([]string, 0, 4)
+	for _, f := range []struct{ name, value string }{{ca, a.TLSCAFile}, {cert, a.TLSCertFile}, {key, a.TLSKeyFile}, {name, a.TLSServerName}} {
+		if f.value != "" {
 			given = append(given, f.name)
 		}
 	}
@@ -20,6 +21,9 @@ func (a *AMQP) checkTLS(faults *Faults) {
 	}
 	if !slices.ContainsFunc(strings.Split(a.URL.Reveal(), ","), isTLS) {
 		faults.Addf(given[0], "is set, but no broker URL begins with amqps://")
+	}
+	if strings.ContainsFunc(a.TLSServerName, isNotOfName) {
+		faults.Addf(name, "is not the name or the address of a host, without a port")
 	}
 	_, bad := a.files.readTLS()
 	for _, fault := range bad {
@@ -31,6 +35,12 @@ func (a *AMQP) checkTLS(faults *Faults) {
 	case a.TLSCertFile == "" && a.TLSKeyFile != "":
 		faults.Addf(cert, "is missing: AMQP_TLS_KEY_FILE is set")
 	}
+}
+
+// isNotOfName reports whether no host name and no IP address contains r. A colon is in IPv6
+// addresses.
+func isNotOfName(r rune) bool {
+	return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-._:", r)
 }
 
 // isTLS reports whether a URL's scheme is amqps, in upper or lower case.

@@ -44,7 +44,7 @@ func TestTLSFiles(t *testing.T) {
 	certPEM, keyPEM := certificate(t)
 	_, otherPEM := certificate(t)
 	cert, key, other, junk := file(t, certPEM), file(t, keyPEM), file(t, otherPEM), file(t, "junk")
-	const ca, crt, ky, missing = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE", "/nonexistent/pem"
+	const ca, crt, ky, name, missing = "AMQP_TLS_CA_FILE", "AMQP_TLS_CERT_FILE", "AMQP_TLS_KEY_FILE", "AMQP_TLS_SERVER_NAME", "/nonexistent/pem"
 	for name, c := range map[string]struct {
 		url  string
 		env  map[string]string
@@ -53,7 +53,10 @@ func TestTLSFiles(t *testing.T) {
 		"all":          {"amqps://h/", map[string]string{ca: cert, crt: cert, ky: key}, nil},
 		"ca only":      {"amqps://h/", map[string]string{ca: cert}, nil},
 		"upper case":   {"AMQPS://h/", map[string]string{ca: cert}, nil},
-		"mixed URLs":   {"amqp://h/,amqps://h/", map[string]string{ca: cert}, nil},
+		"name only":    {"amqps://h/", map[string]string{name: "broker.test"}, nil},
+		"address only": {"amqps://h/", map[string]string{name: "::1"}, nil},
+		"name of what": {"amqps://h/", map[string]string{name: "broker/test"}, []string{name + ": is not the name or the address of a host"}},
+		"plain, name":  {"amqp://h/", map[string]string{name: "broker.test"}, []string{name + ": is set, but no broker URL begins with amqps://"}},
 		"plain URL":    {"amqp://h/", map[string]string{ca: cert}, []string{ca + ": is set, but no broker URL begins with amqps://"}},
 		"ca missing":   {"amqps://h/", map[string]string{ca: missing}, []string{ca + ": no such file or directory"}},
 		"ca junk":      {"amqps://h/", map[string]string{ca: junk}, []string{ca + ": " + junk + " holds no PEM certificate"}},
@@ -91,11 +94,13 @@ func TestTLSConfig(t *testing.T) {
 	t.Setenv("AMQP_TLS_CA_FILE", file(t, certPEM))
 	t.Setenv("AMQP_TLS_CERT_FILE", file(t, certPEM))
 	t.Setenv("AMQP_TLS_KEY_FILE", file(t, keyPEM))
+	t.Setenv("AMQP_TLS_SERVER_NAME", "broker.test")
 	if faults := load(t, &a); faults != nil {
 		t.Fatalf("faults: %q", faults)
 	}
 	now, err := a.files.read()
-	if err != nil || now.URLs != "" || now.TLS.MinVersion != tls.VersionTLS12 || now.TLS.RootCAs == nil || len(now.TLS.Certificates) != 1 {
+	if err != nil || now.URLs != "" || now.TLS.MinVersion != tls.VersionTLS12 || now.TLS.RootCAs == nil || len(now.TLS.Certificates) != 1 ||
+		now.TLS.ServerName != "broker.test" {
 		t.Errorf("TLS configuration is incomplete: %v, %v", now.TLS, err)
 	}
 	if now.TLS.InsecureSkipVerify {

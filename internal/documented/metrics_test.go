@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -14,12 +15,12 @@ import (
 type client struct{}
 
 func (client) Stats() amqpx.ClientStats { return amqpx.ClientStats{} }
-func (client) Status() amqpx.Status     { return amqpx.Status{} }
+func (client) Status() amqpx.Status     { return amqpx.Status{BrokerCertificateEnd: time.Unix(1, 0)} }
 
 type server struct{}
 
 func (server) Stats() amqpx.ServerStats { return amqpx.ServerStats{} }
-func (server) Status() amqpx.Status     { return amqpx.Status{} }
+func (server) Status() amqpx.Status     { return amqpx.Status{BrokerCertificateEnd: time.Unix(1, 0)} }
 
 // metrics returns the names of all metrics of clients and servers, with their help.
 func metrics(t *testing.T) map[string]string {

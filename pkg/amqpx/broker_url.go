@@ -31,8 +31,8 @@ type BrokerURL struct {
 }
 
 // ParseURLs parses a list of broker URLs, separated by commas. It refuses URLs in which a part
-// of the password would end up in another place, for example a password with a raw slash, and
-// lists in another format. The error identifies each bad URL by its position and never quotes
+// of the password would end up in another place, for example a password with a raw slash, lists
+// in another format, and lists with both amqps and amqp. The error identifies each bad URL by its position and never quotes
 // any text of the list.
 func ParseURLs(list string) ([]BrokerURL, error) {
 	if strings.HasPrefix(list, "\uFEFF") {
@@ -63,10 +63,26 @@ func ParseURLs(list string) ([]BrokerURL, error) {
 		}
 		urls = append(urls, u)
 	}
+	if len(faults) == 0 {
+		if fault := faultOfMix(urls); fault != "" {
+			faults = append(faults, fault)
+		}
+	}
 	if len(faults) > 0 {
 		return nil, errors.New(strings.Join(faults, "; "))
 	}
 	return urls, nil
+}
+
+// faultOfMix refuses a list with and without TLS: whoever keeps the process from the brokers
+// with TLS would get the password and the calls in clear text.
+func faultOfMix(urls []BrokerURL) string {
+	other := slices.IndexFunc(urls, func(u BrokerURL) bool { return u.TLS() != urls[0].TLS() })
+	if other < 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s begins with %s:// and %s with %s://, so the password could travel without TLS; begin every URL with amqps://",
+		placeOf(0, len(urls)), urls[0].scheme, placeOf(other, len(urls)), urls[other].scheme)
 }
 
 var errNoURL = errors.New("no broker URL")

@@ -60,6 +60,8 @@ func misspelled() map[string]string {
 		"amqp://u:one@a//;amqp://u:$x@b//":               "the URL " + two,
 		"amqp://a;amqp://u:$x@b//":                       "the URL " + two,
 		"amqp://u:$x@amqp://h/":                          "the URL " + two,
+		"amqps://u:$x@a/,AMQPS://b/,AMQP://u:$x@c/":      "the first URL begins with amqps:// and the third URL with amqp://, so the password could travel without TLS; begin every URL with amqps://",
+		"amqp://u:$x@a/,amqps://u:$x@b/":                 "the first URL begins with amqp:// and the second URL with amqps://, so the password",
 		"ampq://guest:$x@h:5672/":                        "the URL " + faultScheme,
 		"amqp:guest:$x@h":                                "the URL " + faultScheme,
 		"$x":                                             "the URL " + faultScheme,
@@ -115,15 +117,15 @@ func showsMarker(text string) bool {
 func TestGoodURLs(t *testing.T) {
 	t.Parallel()
 	for list, want := range map[string]string{
-		"amqp://h":                             "amqp://guest@h:5672",
-		"amqps://h":                            "amqps://guest@h:5671",
-		"AMQPS://u:$x@h/v":                     "amqps://u@h:5671",
-		"amqp://u:$x@a/ ,amqps://u:$x@[::1]/,": "amqp://u@a:5672 amqps://u@[::1]:5671",
-		"amqp://u:$x@h:1//":                    "amqp://u@h:1",
-		"amqp://u:$x@x@h/%2F":                  "amqp://u@h:5672",
-		"amqp://u%40b:%2F%3F%23%40$x@h/":       "amqp://u%40b@h:5672",
-		"amqp://:$x@h/":                        "amqp://h:5672",
-		"amqp://u:$x@bücher.example:1":         "amqp://u@b%C3%BCcher.example:1",
+		"amqp://h":                              "amqp://guest@h:5672",
+		"amqps://h":                             "amqps://guest@h:5671",
+		"AMQPS://u:$x@h/v":                      "amqps://u@h:5671",
+		"amqps://u:$x@a/ ,AMQPS://u:$x@[::1]/,": "amqps://u@a:5671 amqps://u@[::1]:5671",
+		"amqp://u:$x@h:1//":                     "amqp://u@h:1",
+		"amqp://u:$x@x@h/%2F":                   "amqp://u@h:5672",
+		"amqp://u%40b:%2F%3F%23%40$x@h/":        "amqp://u%40b@h:5672",
+		"amqp://:$x@h/":                         "amqp://h:5672",
+		"amqp://u:$x@bücher.example:1":          "amqp://u@b%C3%BCcher.example:1",
 		"amqps://h/?auth_mechanism=external&heartbeat=5&connection_timeout=1&channel_max=9": "amqps://guest@h:5671",
 		"amqp://u:$x@[fe80::1%25eth0]:1/": "amqp://u@[fe80::1%25eth0]:1",
 	} {

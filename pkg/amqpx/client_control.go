@@ -441,6 +441,10 @@ func (c *Client) servedElsewhere(s *transport.Session) (address string, ok bool)
 func (c *Client) servesAt(s *transport.Session, t transport.Target) bool {
 	ctx, cancel := withinSession(s, min(c.cfg.dialTimeout, 2*servedLimit))
 	defer cancel()
+	t, _, err := c.sup.Authorize(ctx, t)
+	if err != nil {
+		return false
+	}
 	l, err := c.cfg.dialer.Dial(ctx, t.URL, c.cfg.name+" client check")
 	if err != nil {
 		return false

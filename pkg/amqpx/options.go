@@ -81,6 +81,7 @@ type config struct {
 	backoffMax     time.Duration
 	tls            *tls.Config
 	source         *brokerSource // nil: urls and tls do not change
+	credentials    func(context.Context) (Credentials, error)
 	middleware     []Middleware
 	logger         *zap.Logger
 	dialer         transport.Dialer
@@ -115,7 +116,7 @@ func (c *config) connections(role string, shared bool, observer transport.Observ
 	return transport.Config{
 		Name: c.name, Role: role, Shared: shared, Targets: c.targets, Dialer: c.dialer,
 		Heartbeat: c.heartbeat, DialTimeout: c.dialTimeout, BackoffMin: c.backoffMin, BackoffMax: c.backoffMax,
-		Logger: c.logger, Observer: observer, Setup: setup,
+		Logger: c.logger, Observer: observer, Setup: setup, Credentials: c.credentialsSource(),
 	}
 }
 
@@ -212,7 +213,8 @@ func WithBackoff(first, most time.Duration) Option {
 }
 
 // WithTLS sets the TLS configuration for amqps URLs; the default verifies the
-// server's name against the system's certificates.
+// server's name against the system's certificates. Versions before TLS 1.2 are never used,
+// whatever the configuration allows.
 func WithTLS(t *tls.Config) Option { return option(func(c *config) { c.tls = t }) }
 
 // WithMiddleware adds middleware around every call, the first listed outermost. If the option

@@ -117,11 +117,11 @@ func TestPrefetchFitsTheProtocol(t *testing.T) {
 
 func TestURLListIsSplit(t *testing.T) {
 	t.Parallel()
-	c, err := newClientConfig(" amqp://a ,amqps://b/v,, ", nil)
+	c, err := newClientConfig(" amqps://a ,amqps://b/v,, ", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantSame(t, "URLs", fmt.Sprint(c.urls), "[amqp://guest@a:5672 amqps://guest@b:5671]")
+	wantSame(t, "URLs", fmt.Sprint(c.urls), "[amqps://guest@a:5671 amqps://guest@b:5671]")
 }
 
 func TestOptionsOfOneClientDoNotReachAnother(t *testing.T) {

@@ -70,6 +70,11 @@ type Status struct {
 	Generation uint64
 	// Since is when the state was entered.
 	Since time.Time
+	// BrokerCertificateEnd and OwnCertificateEnd are when the certificates of the last
+	// connection with TLS end: the earliest among those that the broker sent, and the client
+	// certificate. Zero: there is none. A certificate that was replaced since shows with the
+	// next connection.
+	BrokerCertificateEnd, OwnCertificateEnd time.Time
 }
 
 // Ready reports whether calls can flow: the connection is ready and not blocked.
@@ -120,6 +125,11 @@ func (b *statusBoard) update(change func(*Status)) {
 // OnConnecting implements transport.Observer.
 func (b *statusBoard) OnConnecting(address string) {
 	b.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, address, "" })
+}
+
+// OnCertificates implements transport.Observer.
+func (b *statusBoard) OnCertificates(broker, own time.Time) {
+	b.update(func(s *Status) { s.BrokerCertificateEnd, s.OwnCertificateEnd = broker, own })
 }
 
 // OnReady implements transport.Observer.
@@ -176,11 +186,12 @@ func (b *statusBoard) waitReady(ctx context.Context) error {
 // noStatus is a transport.Observer without effect.
 type noStatus struct{}
 
-func (noStatus) OnConnecting(string)         {}
-func (noStatus) OnReady(uint64, func() bool) {}
-func (noStatus) OnBlocked(amqp.Blocking)     {}
-func (noStatus) OnFault(error, FaultKind)    {}
-func (noStatus) OnClosed()                   {}
+func (noStatus) OnConnecting(string)           {}
+func (noStatus) OnCertificates(_, _ time.Time) {}
+func (noStatus) OnReady(uint64, func() bool)   {}
+func (noStatus) OnBlocked(amqp.Blocking)       {}
+func (noStatus) OnFault(error, FaultKind)      {}
+func (noStatus) OnClosed()                     {}
 
 // blockedFor returns how long the broker has blocked publishing, in total.
 func (b *statusBoard) blockedFor() time.Duration {
@@ -269,6 +280,8 @@ const (
 	FaultTLSFiles = transport.FaultTLSFiles
 	// FaultCredentials: the user name or the password is wrong.
 	FaultCredentials = transport.FaultCredentials
+	// FaultCredentialsSource: the function of WithCredentials returned an error.
+	FaultCredentialsSource = transport.FaultCredentialsSource
 	// FaultGuest: guest was refused, which may log in only from the broker's own machine.
 	FaultGuest = transport.FaultGuest
 	// FaultCertificateUser: no user has the name in the client certificate.

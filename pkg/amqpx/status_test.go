@@ -204,3 +204,23 @@ func TestStatusOfAConnectionThatIsBlockedWhileItIsSetUp(t *testing.T) {
 		wantSame(t, "reason", c.Status().Reason, "")
 	})
 }
+
+// The ends of the certificates are those of the last connection.
+func TestStatusShowsTheEndsOfCertificates(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		broker, own := time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
+		b.With(func(b *brokertest.Broker) { b.BrokerCertificateEnd, b.OwnCertificateEnd = broker, own })
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		wantSame(t, "broker's", c.Status().BrokerCertificateEnd, broker)
+		wantSame(t, "own", c.Status().OwnCertificateEnd, own)
+		renewed := broker.Add(time.Hour)
+		b.With(func(b *brokertest.Broker) { b.BrokerCertificateEnd = renewed })
+		wantSame(t, "before the next connection", c.Status().BrokerCertificateEnd, broker)
+		b.Kick(brokertest.BrokenSocket())
+		pass(10 * time.Second)
+		wantSame(t, "after it", c.Status().BrokerCertificateEnd, renewed)
+	})
+}

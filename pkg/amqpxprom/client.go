@@ -34,6 +34,7 @@ type ClientMetrics struct {
 	methods *methods[*byCode[prometheus.Observer]]
 	figures figures[amqpx.ClientStats]
 	state   *prometheus.Desc
+	ends    *prometheus.Desc
 	source  atomic.Pointer[ClientSource]
 }
 
@@ -73,10 +74,11 @@ func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
 		}),
 		figures: clientFigures(queue),
 		state:   linkState("amqpx_client_connection_state", queue),
+		ends:    certificateEnds("amqpx_client_certificate_not_after_seconds", queue),
 	}
 }
 
-// Watch sets the source of the counters and the connection state. Before the first call of
+// Watch sets the source of the counters, the connection state and the ends of certificates. Before the first call of
 // Watch, only the metrics from the observer are shown. A further call replaces the client; the
 // counters then show the values of the new client.
 func (m *ClientMetrics) Watch(client ClientSource) { m.source.Store(&client) }
@@ -95,6 +97,7 @@ func (m *ClientMetrics) Describe(ch chan<- *prometheus.Desc) {
 	m.batches.Describe(ch)
 	m.figures.describe(ch)
 	ch <- m.state
+	ch <- m.ends
 }
 
 // Collect implements [prometheus.Collector]. Collect queries the client and never the broker,
@@ -108,5 +111,7 @@ func (m *ClientMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	stats := (*source).Stats()
 	m.figures.collect(ch, &stats)
-	collectState(ch, m.state, (*source).Status().State)
+	status := (*source).Status()
+	collectState(ch, m.state, status.State)
+	collectCertificates(ch, m.ends, status)
 }

@@ -1,6 +1,8 @@
 package amqpxprom
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rabbitmq-rpc/pkg/amqpx"
@@ -47,6 +49,21 @@ func (f *figures[S]) collect(ch chan<- prometheus.Metric, stats *S) {
 func linkState(name, queue string) *prometheus.Desc {
 	return prometheus.NewDesc(name, "State of the connection to the broker: 1 for the current state, 0 for the others.",
 		[]string{"state"}, queueLabel(queue))
+}
+
+// certificateEnds returns the description of the metric for the ends of the certificates of a
+// connection.
+func certificateEnds(name, queue string) *prometheus.Desc {
+	return prometheus.NewDesc(name, "When the certificates of the last connection with TLS end, in seconds since the epoch: "+
+		"the earliest of those that the broker sent, and the own one. Absent without one.", []string{"side"}, queueLabel(queue))
+}
+
+func collectCertificates(ch chan<- prometheus.Metric, desc *prometheus.Desc, now amqpx.Status) {
+	for side, end := range map[string]time.Time{"broker": now.BrokerCertificateEnd, "own": now.OwnCertificateEnd} {
+		if !end.IsZero() {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(end.Unix()), side)
+		}
+	}
 }
 
 func collectState(ch chan<- prometheus.Metric, desc *prometheus.Desc, now amqpx.State) {

@@ -60,7 +60,7 @@ func scraped(t testing.TB, c prometheus.Collector) map[string]float64 {
 
 func labels(m *dto.Metric) string {
 	var list []string
-	for _, name := range []string{"method", "code", "state"} {
+	for _, name := range []string{"method", "code", "state", "side"} {
 		for _, l := range m.GetLabel() {
 			if l.GetName() == name {
 				list = append(list, l.GetValue())

@@ -36,6 +36,7 @@ type ServerMetrics struct {
 
 	figures figures[amqpx.ServerStats]
 	state   *prometheus.Desc
+	ends    *prometheus.Desc
 	source  atomic.Pointer[ServerSource]
 }
 
@@ -62,6 +63,7 @@ func NewServerMetrics(queue string) *ServerMetrics {
 			"How many calls were in a batch that came.", queue, batchSizes())),
 		figures: serverFigures(queue),
 		state:   linkState("amqpx_server_connection_state", queue),
+		ends:    certificateEnds("amqpx_server_certificate_not_after_seconds", queue),
 	}
 	// No limit: only registered methods run.
 	m.ran = newMethods(0, func(method string) handled {
@@ -78,7 +80,7 @@ func NewServerMetrics(queue string) *ServerMetrics {
 	return m
 }
 
-// Watch sets the source of the counters and the connection state. Before the first call of
+// Watch sets the source of the counters, the connection state and the ends of certificates. Before the first call of
 // Watch, only the metrics from the observer are shown. A further call replaces the server; the
 // counters then show the values of the new server.
 func (m *ServerMetrics) Watch(server ServerSource) { m.source.Store(&server) }
@@ -106,6 +108,7 @@ func (m *ServerMetrics) Describe(ch chan<- *prometheus.Desc) {
 	m.batches.Describe(ch)
 	m.figures.describe(ch)
 	ch <- m.state
+	ch <- m.ends
 }
 
 // Collect implements [prometheus.Collector]. Collect queries the server and never the broker,
@@ -121,5 +124,7 @@ func (m *ServerMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	stats := (*source).Stats()
 	m.figures.collect(ch, &stats)
-	collectState(ch, m.state, (*source).Status().State)
+	status := (*source).Status()
+	collectState(ch, m.state, status.State)
+	collectCertificates(ch, m.ends, status)
 }

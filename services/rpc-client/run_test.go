@@ -319,10 +319,10 @@ func occupied(t *testing.T) string {
 func TestBrokerOf(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]string{
-		"amqp://u:hunter2@h:5672/v":                 "h:5672",
-		"amqp://u:hunter2@h/,amqp://i/":             "h:5672",
-		"amqps://u:hunter2@[::1]:5671/ , amqp://i/": "[::1]:5671",
-		"amqp://u:hunter%zz2@h/":                    "",
+		"amqp://u:hunter2@h:5672/v":                  "h:5672",
+		"amqp://u:hunter2@h/,amqp://i/":              "h:5672",
+		"amqps://u:hunter2@[::1]:5671/ , amqps://i/": "[::1]:5671",
+		"amqp://u:hunter%zz2@h/":                     "",
 	} {
 		if got := brokerOf(amqpx.Status{}, config.Secret(url)); got != want {
 			t.Errorf("%q: %q, want %q", url, got, want)

@@ -23,6 +23,13 @@ import (
 // externalURL adds SASL EXTERNAL, the login by client certificate, to a URL.
 func externalURL(url string) string { return url + "?auth_mechanism=external" }
 
+// withoutUser removes the user from a URL.
+func withoutUser(url string) string {
+	scheme, rest, _ := strings.Cut(url, "://")
+	_, host, _ := strings.Cut(rest, "@")
+	return scheme + "://" + host
+}
+
 // showing trusts the broker's authority and offers a client certificate.
 func showing(t *testing.T, caFile string, own ...tls.Certificate) amqpx.Option {
 	t.Helper()
@@ -60,46 +67,49 @@ func TestExternal(t *testing.T) {
 	t.Parallel()
 	broker := mutualTLS.For(t)
 	trusted := authorityOf(t, broker)
-	url, until := externalURL(broker.TLSURL), time.Now().Add(time.Hour)
+	until := time.Now().Add(time.Hour)
+	urls := map[string]string{"mechanism in the URL": externalURL(broker.TLSURL), "no user in the URL": withoutUser(broker.TLSURL)}
 	known, unknown := "known-"+uuid.NewString(), "unknown-"+uuid.NewString()
 	broker.Ctl("add_user", known, uuid.NewString())
 	broker.Ctl("clear_password", known)
 	broker.Ctl("set_permissions", known, ".*", ".*", ".*")
 	t.Cleanup(func() { broker.Ctl("delete_user", known) })
 
-	t.Run("accepted", func(t *testing.T) {
-		r := rig.On(t, broker.URL)
-		good := showing(t, broker.CAFile, signedFor(t, trusted, known, until))
-		r.ServeAt(url, rig.Methods{"b": letter}, good)
-		client := r.ClientAt(url, good)
-		rig.Connected(t, client)
-		if got := rig.Call(t, client, "b", nil); string(got) != "b" {
-			t.Errorf("got %q", got)
-		}
-		if users := broker.Ctl("-q", "list_connections", "user", "auth_mechanism"); !strings.Contains(users, known+"\tEXTERNAL") {
-			t.Errorf("no connection of %s:\n%s", known, users)
-		}
-	})
-	for name, c := range map[string]struct {
-		own         tls.Certificate
-		kind        amqpx.FaultKind
-		step, whose string
-	}{
-		"no user of that name": {signedFor(t, trusted, unknown, until), amqpx.FaultCertificateUser, "authenticate", "broker's settings"},
-		"expired":              {signedFor(t, trusted, known, time.Now().Add(-time.Hour)), amqpx.FaultClientCertificateExpired, "TLS handshake", "own settings"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			want, whose := documentedFault(t, c.kind, c.step)
-			if whose != c.whose {
-				t.Errorf("the manual calls it a fault of %s, want %s", whose, c.whose)
+	for form, url := range urls {
+		t.Run("accepted, "+form, func(t *testing.T) {
+			r := rig.On(t, broker.URL)
+			good := showing(t, broker.CAFile, signedFor(t, trusted, known, until))
+			r.ServeAt(url, rig.Methods{"b": letter}, good)
+			client := r.ClientAt(url, good)
+			rig.Connected(t, client)
+			if got := rig.Call(t, client, "b", nil); string(got) != "b" {
+				t.Errorf("got %q", got)
 			}
-			r := rig.Beyond(t, url)
-			client, logs := startingClient(t, r, url, showing(t, broker.CAFile, c.own))
-			want.check(t, client, logs)
-			server, logs := startingServer(t, r, url, showing(t, broker.CAFile, c.own))
-			want.check(t, server, logs)
+			if users := broker.Ctl("-q", "list_connections", "user", "auth_mechanism"); !strings.Contains(users, known+"\tEXTERNAL") {
+				t.Errorf("no connection of %s:\n%s", known, users)
+			}
 		})
+		for name, c := range map[string]struct {
+			own         tls.Certificate
+			kind        amqpx.FaultKind
+			step, whose string
+		}{
+			"no user of that name": {signedFor(t, trusted, unknown, until), amqpx.FaultCertificateUser, "authenticate", "broker's settings"},
+			"expired":              {signedFor(t, trusted, known, time.Now().Add(-time.Hour)), amqpx.FaultClientCertificateExpired, "TLS handshake", "own settings"},
+		} {
+			t.Run(name+", "+form, func(t *testing.T) {
+				t.Parallel()
+				want, whose := documentedFault(t, c.kind, c.step)
+				if whose != c.whose {
+					t.Errorf("the manual calls it a fault of %s, want %s", whose, c.whose)
+				}
+				r := rig.Beyond(t, url)
+				client, logs := startingClient(t, r, url, showing(t, broker.CAFile, c.own))
+				want.check(t, client, logs)
+				server, logs := startingServer(t, r, url, showing(t, broker.CAFile, c.own))
+				want.check(t, server, logs)
+			})
+		}
 	}
 }
 

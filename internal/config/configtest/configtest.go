@@ -55,6 +55,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"AMQP_TLS_CA_FILE":      {"/nonexistent/ca", noTLS, ""},
 		"AMQP_TLS_CERT_FILE":    {"/nonexistent/cert", noTLS, ""},
 		"AMQP_TLS_KEY_FILE":     {"/nonexistent/key", noTLS, ""},
+		"AMQP_TLS_SERVER_NAME":  {"broker.test", noTLS, ""},
 		"AMQP_HEARTBEAT":        {"10", `"10" is not a duration such as 500ms, 5s or 2m`, IsEmpty},
 		"AMQP_DIAL_TIMEOUT":     {"soon", `the value is not a duration such as 500ms, 5s or 2m`, IsEmpty},
 		"AMQP_WRITE_TIMEOUT":    {"-1s", `-1s is less than 1ms`, IsEmpty},

@@ -38,7 +38,19 @@ func StartBroker(t testing.TB) *Broker {
 // StartBrokerWith is StartBroker with more lines for rabbitmq.conf.
 func StartBrokerWith(t testing.TB, conf string) *Broker {
 	t.Helper()
+	return startBroker(t, newBroker(t, conf))
+}
+
+// StartBrokerWithPlugins is StartBrokerWith with more plugins, separated by commas.
+func StartBrokerWithPlugins(t testing.TB, conf, plugins string) *Broker {
+	t.Helper()
 	b := newBroker(t, conf)
+	b.env = append(b.env, "BROKER_PLUGINS="+plugins)
+	return startBroker(t, b)
+}
+
+func startBroker(t testing.TB, b *Broker) *Broker {
+	t.Helper()
 	t.Cleanup(func() {
 		ctx, cancel := afterwards(t)
 		defer cancel()

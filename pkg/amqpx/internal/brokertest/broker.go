@@ -47,6 +47,18 @@ type Broker struct {
 
 	Dials []string // URLs, in the order of dialing
 	Sent  []Sent   // every publish that reached the broker
+	// BrokerCertificateEnd and OwnCertificateEnd are the ends of the certificates of new
+	// connections.
+	BrokerCertificateEnd, OwnCertificateEnd time.Time
+	// Secrets are the passwords of UpdateSecret.
+	Secrets []Secret
+}
+
+// Secret is a new password for the user of a connection.
+type Secret struct {
+	Conn     string // the name of the connection
+	Password string
+	At       time.Time
 }
 
 // Sent is a message as the broker received it.

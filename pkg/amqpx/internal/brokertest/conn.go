@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -182,6 +183,27 @@ func (l *Conn) call(op, name string) error {
 		return amqp.ErrClosed
 	}
 	return err
+}
+
+// Certificates implements transport.Conn.
+func (l *Conn) Certificates() (broker, own time.Time) {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	return l.broker.BrokerCertificateEnd, l.broker.OwnCertificateEnd
+}
+
+// UpdateSecret implements transport.Conn. The broker records the password.
+func (l *Conn) UpdateSecret(password string) error {
+	if err := l.call("update-secret", l.Name); err != nil {
+		return err
+	}
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	if l.dead {
+		return amqp.ErrClosed
+	}
+	l.broker.Secrets = append(l.broker.Secrets, Secret{Conn: l.Name, Password: password, At: time.Now()})
+	return nil
 }
 
 // Closed implements transport.Conn.

@@ -92,6 +92,7 @@ func open(t *testing.T, b *brokertest.Broker) *transport.Session {
 type noStatus struct{}
 
 func (noStatus) OnConnecting(string)                {}
+func (noStatus) OnCertificates(_, _ time.Time)      {}
 func (noStatus) OnReady(uint64, func() bool)        {}
 func (noStatus) OnBlocked(amqp.Blocking)            {}
 func (noStatus) OnFault(error, transport.FaultKind) {}

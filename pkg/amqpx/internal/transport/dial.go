@@ -43,10 +43,12 @@ func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	login := loginOf(url, uri, conns)
 	var opening error // the reason why there is no socket
 	conn, err := amqp.DialConfig(plainURL(url, uri), amqp.Config{
 		Heartbeat:  d.Heartbeat,
 		Properties: properties,
+		SASL:       login.mechanisms(),
 		Dial: func(network, _ string) (net.Conn, error) {
 			s, err := d.openSocket(ctx, network, uri)
 			if err != nil {
@@ -65,7 +67,7 @@ func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 		if opening != nil {
 			return nil, AtStep(stepConnect, "", opening)
 		}
-		err = conns.get().explainDial(err)
+		err = login.explain(conns.get().explainDial(err))
 		if at, ok := errors.AsType[*stepError](err); ok && at.step == stepAMQP && errors.Is(err, context.DeadlineExceeded) && d.speaksHTTP(ctx, uri) {
 			err = AtStep(stepAMQP, "", &KindError{Kind: FaultPortHTTP, Cause: at.cause})
 		}
@@ -158,6 +160,12 @@ func (l *netLink) Cork()          { l.socket.cork() }
 func (l *netLink) Uncork()        { l.socket.uncork() }
 func (l *netLink) Cut()           { _ = l.socket.Close() }
 
+func (l *netLink) Certificates() (broker, own time.Time) { return l.socket.certificateEnds() }
+
+func (l *netLink) UpdateSecret(password string) error {
+	return l.conn.UpdateSecret(password, "the credentials were refreshed")
+}
+
 func (l *netLink) Claim(n int) int64 {
 	if l.socket.frames.limits.InHand == nil {
 		return 0
@@ -206,7 +214,7 @@ func (d NetDialer) handshake(ctx context.Context, raw net.Conn, uri amqp.URI, ow
 // tlsConfig returns the TLS configuration for one connection: from WithBrokers, else from
 // WithTLS, else from the URL's query parameters cacertfile, certfile and keyfile. The name
 // expected in the broker's certificate is the configuration's ServerName, else the query
-// parameter server_name_indication, else the URL's host.
+// parameter server_name_indication, else the URL's host. The version is TLS 1.2 or later.
 func (d NetDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 	if d.TLS != nil {
 		config = d.TLS().Clone() // nil stays nil
@@ -216,6 +224,7 @@ func (d NetDialer) tlsConfig(uri amqp.URI) (config *tls.Config, err error) {
 			return nil, err
 		}
 	}
+	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
 	if config.ServerName == "" {
 		config.ServerName = uri.ServerName
 	}

@@ -371,6 +371,105 @@ func TestTLSConfigOfADial(t *testing.T) {
 	}
 }
 
+// TestEndsOfCertificates: a connection knows when the certificates of its TLS handshake end.
+func TestEndsOfCertificates(t *testing.T) {
+	t.Parallel()
+	pair, ca := selfSigned(t)
+	own, _ := selfSigned(t)
+	ends := func(c tls.Certificate) time.Time {
+		leaf, err := x509.ParseCertificate(c.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return leaf.NotAfter
+	}
+	pool := x509.NewCertPool()
+	text, err := os.ReadFile(ca)
+	if err != nil || !pool.AppendCertsFromPEM(text) {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		ask tls.ClientAuthType
+		own time.Time
+	}{"without a client certificate": {tls.NoClientCert, time.Time{}}, "with one": {tls.RequireAnyClientCert, ends(own)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asking := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, ClientAuth: c.ask}
+			l, err := tls.Listen("tcp", "127.0.0.1:0", asking)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			go func() { // ends with the connection or the listener
+				if conn, err := l.Accept(); err == nil {
+					servePeer(conn, &peer{})
+				}
+			}()
+			d := realDialer()
+			d.TLS = func() *tls.Config {
+				return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{own}}
+			}
+			conn, err := d.Dial(t.Context(), "amqps://app:secret@"+l.Addr().String(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			broker, mine := conn.Certificates()
+			wantSame(t, "broker's", broker, ends(pair))
+			wantSame(t, "own", mine, c.own)
+		})
+	}
+	url, _ := listenPeer(t, &peer{})
+	conn, err := realDialer().Dial(t.Context(), url, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if broker, mine := conn.Certificates(); !broker.IsZero() || !mine.IsZero() {
+		t.Errorf("without TLS the certificates end at %v and %v", broker, mine)
+	}
+}
+
+// TestOldTLSIsNotSpoken: with a broker of TLS 1.1 there is no connection, whatever the
+// configuration of the application allows.
+func TestOldTLSIsNotSpoken(t *testing.T) {
+	t.Parallel()
+	pair, ca := selfSigned(t)
+	old := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11, Certificates: []tls.Certificate{pair}}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() { // ends with the listener
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			servePeer(conn, &peer{})
+		}
+	}()
+	pool := x509.NewCertPool()
+	text, err := os.ReadFile(ca)
+	if err != nil || !pool.AppendCertsFromPEM(text) {
+		t.Fatal(err)
+	}
+	for _, given := range []*tls.Config{nil, {RootCAs: pool, MinVersion: tls.VersionTLS10}} {
+		d := realDialer()
+		d.TLS = func() *tls.Config { return given }
+		url := "amqps://" + l.Addr().String() + "/?cacertfile=" + ca
+		conn, err := d.Dial(t.Context(), url, "")
+		if err == nil {
+			conn.Close()
+			t.Fatal("TLS 1.1 was spoken")
+		}
+		fault := Classify(parseTarget(url), err)
+		wantSame(t, "kind", fault.Kind, FaultTLSHandshake)
+		wantSame(t, "pace", fault.pace, paceSlow)
+	}
+}
+
 // TestHandshakeEndsWithItsContext dials a silent peer.
 func TestHandshakeEndsWithItsContext(t *testing.T) {
 	t.Parallel()

@@ -47,6 +47,7 @@ func (f *ConnectionError) Unwrap() error { return f.cause }
 
 // The steps of an attempt to connect, as errors name them.
 const (
+	stepCredentials  = "get credentials"
 	stepConnect      = "connect"
 	stepTLS          = "TLS handshake"
 	stepAMQP         = "AMQP handshake"

@@ -26,6 +26,7 @@ const (
 	FaultTLSHandshake             FaultKind = "tls_handshake"
 	FaultTLSFiles                 FaultKind = "tls_files"
 	FaultCredentials              FaultKind = "credentials"
+	FaultCredentialsSource        FaultKind = "credentials_source"
 	FaultGuest                    FaultKind = "guest"
 	FaultCertificateUser          FaultKind = "certificate_user"
 	FaultLoginMechanism           FaultKind = "login_mechanism"
@@ -126,6 +127,7 @@ var faultTable = []faultRow{ //nolint:gochecknoglobals // it is constant.
 	{FaultTLSHandshake, "the TLS handshake failed", ofSettings, paceSlow},
 	{FaultTLSFiles, "the TLS files cannot be used", ofSettings, paceSlow},
 	{FaultCredentials, "wrong user name or password for user {user}", ofSettings, paceSlow},
+	{FaultCredentialsSource, "the program's source of credentials failed", ofOthers, paceQuick},
 	{FaultGuest, "wrong password for user {user}, or guest may log in from the broker's own machine only", ofSettings, paceSlow},
 	{FaultCertificateUser, "the broker has no user with the name in the client certificate", ofOperator, paceSlow},
 	{FaultLoginMechanism, "the broker offers no login mechanism that the URL allows", ofOperator, paceSlow},

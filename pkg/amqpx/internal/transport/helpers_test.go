@@ -25,6 +25,16 @@ func parseTarget(url string) Target {
 	}
 }
 
+// parsed returns a URL as amqp091-go parses it.
+func parsed(t *testing.T, url string) amqp.URI {
+	t.Helper()
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uri
+}
+
 // errCut is the error of a write to a connection that the peer has closed.
 var errCut = errors.New("write tcp 127.0.0.1:5672: broken pipe")
 

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 // received content headers and start-ok arguments for the test.
 type peer struct {
 	conn    net.Conn
+	offers  string        // the SASL mechanisms; "": PLAIN
 	mute    []method      // methods without a response
 	hangUp  []method      // methods at which peer closes the connection without an exception
 	headers chan []byte   // the content header of every publish, without its first 14 bytes
@@ -45,7 +47,8 @@ func servePeer(conn net.Conn, p *peer) *peer {
 		if _, err := io.ReadFull(conn, make([]byte, 8)); err != nil {
 			return
 		}
-		p.send(0, method{10, 10}, "\x00\x09\x00\x00\x00\x00\x00\x00\x00\x05PLAIN\x00\x00\x00\x05en_US")
+		offers := cmp.Or(p.offers, "PLAIN")
+		p.send(0, method{10, 10}, "\x00\x09\x00\x00\x00\x00\x00\x00\x00"+string(rune(len(offers)))+offers+"\x00\x00\x00\x05en_US")
 		for p.frame() {
 		}
 	}()
@@ -84,6 +87,9 @@ func (p *peer) frame() bool {
 	switch head[0] {
 	case 1:
 		m := method{binary.BigEndian.Uint16(payload), binary.BigEndian.Uint16(payload[2:])}
+		if m == (method{10, 11}) { // start-ok
+			p.start = payload[4:]
+		}
 		if slices.Contains(p.hangUp, m) {
 			return false
 		}
@@ -110,7 +116,6 @@ func (p *peer) confirm(channel uint16) {
 func (p *peer) answer(channel uint16, m method, args []byte) {
 	switch m {
 	case method{10, 11}: // start-ok
-		p.start = args
 		frameMax := p.frameMax
 		if frameMax == 0 && !p.anySize {
 			frameMax = 128 << 10

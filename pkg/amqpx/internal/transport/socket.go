@@ -221,6 +221,25 @@ type clientCertificate struct {
 	offered atomic.Pointer[tls.Certificate]
 }
 
+// certificateEnds returns the ends of the certificates in the TLS handshake, see Conn.
+func (s *socket) certificateEnds() (broker, own time.Time) {
+	secure, ok := s.Conn.(*tls.Conn)
+	if !ok {
+		return broker, own
+	}
+	for _, c := range secure.ConnectionState().PeerCertificates {
+		if broker.IsZero() || c.NotAfter.Before(broker) {
+			broker = c.NotAfter
+		}
+	}
+	if offered := s.certificate.offered.Load(); offered != nil {
+		if leaf, err := x509.ParseCertificate(offered.Certificate[0]); err == nil {
+			own = leaf.NotAfter
+		}
+	}
+	return broker, own
+}
+
 // watch makes config record the broker's request for a certificate and the certificate sent.
 func (c *clientCertificate) watch(config *tls.Config) {
 	get, own := config.GetClientCertificate, config.Certificates

@@ -26,6 +26,8 @@ const passingFaultMax = time.Second
 type Observer interface {
 	// OnConnecting reports an attempt to connect to the broker at an address.
 	OnConnecting(address string)
+	// OnCertificates reports the ends of the certificates of a new connection (see Conn).
+	OnCertificates(broker, own time.Time)
 	// OnReady reports a session that is ready. blocked tells whether the broker blocks publishing.
 	OnReady(generation uint64, blocked func() bool)
 	// OnBlocked reports that the broker blocks publishing, with the reason, or accepts
@@ -39,9 +41,12 @@ type Observer interface {
 
 // Config has the settings of a supervisor and its connections.
 type Config struct {
-	Name, Role  string          // the name of the connections in the broker's list
-	Shared      bool            // one connection for publishing and consuming
-	Targets     func() []Target // the brokers for the next attempt to connect
+	Name, Role string          // the name of the connections in the broker's list
+	Shared     bool            // one connection for publishing and consuming
+	Targets    func() []Target // the brokers for the next attempt to connect
+	// Credentials is asked before each attempt to connect, and before earlier credentials end.
+	// Nil: the URLs have the credentials.
+	Credentials func(ctx context.Context) (Credentials, error)
 	Dialer      Dialer
 	Heartbeat   time.Duration
 	DialTimeout time.Duration
@@ -148,10 +153,15 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	v.Observer.OnConnecting(target.Address)
 	ctx, cancel := context.WithTimeout(ctx, v.DialTimeout)
 	defer cancel()
+	target, credentials, err := v.Authorize(ctx, target)
+	if err != nil {
+		return nil, Classify(target, err)
+	}
 	s, err := openSession(ctx, &v.Config, target)
 	if err != nil {
 		return nil, Classify(target, err)
 	}
+	v.Observer.OnCertificates(s.Pub.Certificates())
 	s.Generation = v.generation + 1
 	s.SizeLimit.Store(v.sizeLimits[target.Address])
 	stop := context.AfterFunc(ctx, s.Cut)
@@ -167,6 +177,9 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 		return nil, Classify(target, ctx.Err())
 	}
 	s.probe(v.Heartbeat)
+	if credentials != nil {
+		s.Run(func() { v.keepCredentials(ctx, s, *credentials) })
+	}
 	return s, nil
 }
 
