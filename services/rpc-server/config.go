@@ -35,6 +35,9 @@ type Config struct {
 	// MaxBytesInHand limits the total size of the bodies of delivered requests that are not
 	// yet acknowledged.
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
+	// AuthorizationFile is the path of the rules which users may call which functions; empty: every
+	// user may call every function.
+	AuthorizationFile string `envconfig:"RPC_AUTHORIZATION_FILE" empty:"ok"`
 	// DrainTimeout limits the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 }
@@ -45,14 +48,18 @@ func (c *Config) Validate(faults *config.Faults) {
 	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
 		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
 	}
+	if _, err := newAuthorization(c, zap.NewNop()); err != nil {
+		faults.Addf(authorizationVariable, "%v", err)
+	}
 }
 
-// options returns the library's options for these settings.
-func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
+// options returns the library's options for these settings; rules are those of
+// AuthorizationFile, or nil.
+func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
-	options := []amqpx.ServerOption{
-		c.Traces.Server(), // outermost
+	options := append([]amqpx.ServerOption{c.Traces.Server()}, rules.option()...) // outermost
+	options = append(options,
 		amqpx.WithMiddleware(c.Traces.Logged(logger, amqpx.AccessLog), c.Traces.Logged(logger, amqpx.Recover)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
@@ -62,7 +69,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithDedup(c.ReplayBytes, c.ReplayAge),
-	}
+	)
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)
 	}
