@@ -113,6 +113,16 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	return d.UserId
 }
 
+// isOwnCopy reports whether a server of this server's user republished a request.
+func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
+	if d.UserId == "" || d.UserId != s.user.get() {
+		return false
+	}
+	_, copied := d.Headers[wire.HeaderUser].(string)
+	_, dead := d.Headers[wire.HeaderDeath]
+	return copied && !dead
+}
+
 // sign sets this server's user and the caller in the copy of a request. In a dead letter only
 // the caller is set: the broker would refuse a dead letter with this server's user when
 // another user moves the message back. The request is anonymous then.

@@ -35,6 +35,13 @@ type Config struct {
 	// MaxBytesInHand limits the total size of the bodies of delivered requests that are not
 	// yet acknowledged.
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
+	// CallerMaxCalls, CallerMaxBytes and CallerMaxRunning limit the requests of one caller in this
+	// server, their size and how many of them run at once; 0 means no limit. CallerFair lets
+	// callers take turns.
+	CallerMaxCalls   int  `envconfig:"RPC_CALLER_MAX_CALLS" default:"0" min:"0" max:"1000000000"`
+	CallerMaxBytes   int  `envconfig:"RPC_CALLER_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
+	CallerMaxRunning int  `envconfig:"RPC_CALLER_MAX_RUNNING" default:"0" min:"0" max:"65535"`
+	CallerFair       bool `envconfig:"RPC_CALLER_FAIR" default:"false"`
 	// AuthorizationFile is the path of the rules which users may call which functions; empty: every
 	// user may call every function.
 	AuthorizationFile string `envconfig:"RPC_AUTHORIZATION_FILE" empty:"ok"`
@@ -66,6 +73,9 @@ func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.Serve
 		amqpx.WithMaxHandlerTime(c.MaxHandlerTime),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
 		amqpx.WithMaxBytesInHand(c.MaxBytesInHand),
+		amqpx.WithCallerLimits(amqpx.CallerLimits{
+			MaxCalls: c.CallerMaxCalls, MaxBytes: c.CallerMaxBytes, MaxRunning: c.CallerMaxRunning, Fair: c.CallerFair,
+		}),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithDedup(c.ReplayBytes, c.ReplayAge),

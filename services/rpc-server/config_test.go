@@ -37,6 +37,10 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_REPLAY_AGE":         {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 	"RPC_MAX_HANDLER_TIME":   {"-1s", "-1s is less than 0s", configtest.IsEmpty},
 	"RPC_MAX_BYTES_IN_HAND":  {"0", "0 is less than 1", configtest.IsEmpty},
+	"RPC_CALLER_MAX_CALLS":   {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_CALLER_MAX_BYTES":   {"1MB", `"1MB" is not a whole number`, configtest.IsEmpty},
+	"RPC_CALLER_MAX_RUNNING": {"65536", "65536 is more than 65535", configtest.IsEmpty},
+	"RPC_CALLER_FAIR":        {"2", `"2" is not true or false`, configtest.IsEmpty},
 	"RPC_AUTHORIZATION_FILE": {"/nonexistent/rules", "no such file or directory", ""},
 	"RPC_DRAIN_TIMEOUT":      {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
@@ -98,6 +102,9 @@ func TestSettingsReachTheLibrary(t *testing.T) {
 		"queue bounds of -1 messages and 0 bytes":    func(c *Config) { c.MaxLength = -1 },
 		"queue bounds of 0 messages and -1 bytes":    func(c *Config) { c.MaxBytes = -1 },
 		"delivery limit -1":                          func(c *Config) { c.DeliveryLimit = -1 },
+		"-1 calls, 0 bytes and 0 running":            func(c *Config) { c.CallerMaxCalls = -1 },
+		"0 calls, -1 bytes and 0 running":            func(c *Config) { c.CallerMaxBytes = -1 },
+		"0 calls, 0 bytes and -1 running":            func(c *Config) { c.CallerMaxRunning = -1 },
 		"stored responses of -1 bytes for 1m0s":      func(c *Config) { c.ReplayBytes = -1 },
 		"stored responses of 8388608 bytes for -1ns": func(c *Config) { c.ReplayAge = -1 },
 	} {
