@@ -399,7 +399,7 @@ func (h readyHeap) Swap(i, j int) {
 
 // Push implements heap.Interface.
 func (h *readyHeap) Push(x any) {
-	k := x.(*caller) //nolint:forcetypeassert // only callers are pushed.
+	k, _ := x.(*caller) // only callers are pushed
 	k.place = len(*h)
 	*h = append(*h, k)
 }
