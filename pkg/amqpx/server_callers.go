@@ -49,7 +49,8 @@ type CallerLimits struct {
 }
 
 // WithCallerLimits sets the limits of each caller; the default is no limit, and no turns. It
-// costs each request some 0.2 µs.
+// costs each request an allocation and, while hundreds of callers have requests waiting, about
+// a microsecond.
 func WithCallerLimits(l CallerLimits) ServerOption {
 	return serverOption(func(c *serverConfig) { c.callerLimits = l })
 }
