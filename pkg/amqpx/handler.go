@@ -37,9 +37,16 @@ type Request struct {
 	// Redelivered is true if the request may have run before: the broker delivered the request
 	// before, or the caller sent the request before. Server only.
 	Redelivered bool
-	// User is the caller's user name, as validated by the broker (the user_id property,
-	// https://www.rabbitmq.com/docs/validated-user-id), or "" for a request without the
-	// property. Server only.
+	// User is the user of the broker whose connection published the request, as validated by
+	// the broker (the user_id property, https://www.rabbitmq.com/docs/validated-user-id). No
+	// other user of the broker can cause this value, unless the user has the tag
+	// "impersonator" or knows the password of the servers' user. In a request that a server
+	// has republished after a loss or during a drain, User is still the first caller's user.
+	//
+	// User is empty, which means an unknown caller and never a trusted one, if the caller sends
+	// no user_id; if the broker did not confirm the caller's name ([WithUserID]); if the broker
+	// has dead-lettered the request, or an operator has moved it back from the dead letters;
+	// and if this server has switched WithUserID off. Server only.
 	User string
 	// Queued is how long the request waited in this server for a worker. Server only.
 	Queued time.Duration

@@ -33,6 +33,7 @@ type Server struct {
 	workers xsync.IdleTracker // without the stuck workers
 	load    load
 	stuck   stuckHandlers
+	callers *callers // nil without limits of callers
 	dedup   dedupStore
 	user    brokerUser        // the user of copies of requests
 	track   xsync.IdleTracker // consumers, and deliveries in progress
@@ -88,6 +89,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
 	}
+	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
 	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
@@ -167,6 +169,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.board.update(func(st *Status) { st.State = StateDraining })
 	s.delayed.Flush()
 	s.unpark(nil)
+	if s.callers != nil {
+		s.callers.openAll()
+	}
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)

@@ -147,8 +147,8 @@ func (c *consumer) receive() {
 	draining := c.server.draining
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
-		if c.unpacks && !c.server.waiting.HasRoom() {
-			deliveries, room = nil, c.server.waiting.Room
+		if c.unpacks && !c.server.hasRoom() {
+			deliveries, room = nil, c.server.room()
 		}
 		select {
 		case d, ok := <-deliveries:
@@ -217,10 +217,14 @@ func (c *consumer) releaseRest() {
 	}
 }
 
-// submit passes a request to the workers, unless the request is shed.
+// submit passes a request to the workers, unless the request is refused.
 func (c *consumer) submit(req *inboundRequest) {
-	if !c.server.shed(req) {
-		c.server.waiting.Put(req)
+	s, message := c.server, &req.delivery.message
+	if s.callers != nil && !s.admit(req, s.callerOf(message), len(message.Body)) {
+		return
+	}
+	if !s.shed(req) {
+		s.putWaiting(req)
 	}
 }
 
@@ -255,6 +259,9 @@ func (c *consumer) acknowledge() {
 			}
 			c.dropAcks()
 			c.server.unpark(c)
+			if c.server.callers != nil {
+				c.server.callers.releaseOf(c)
+			}
 			return
 		}
 	}

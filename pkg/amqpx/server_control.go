@@ -418,6 +418,7 @@ type serverLogs struct {
 	undeliverable  logLimit // messages that end the connection on which they are published
 	nackedResponse logLimit
 	nackedMove     logLimit
+	callerLimit    logLimit // requests beyond the limits of their callers
 
 	noControl      logLimit // the control plane cannot be set up
 	companion      logLimit // queues that the server cannot use

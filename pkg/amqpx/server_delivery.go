@@ -268,7 +268,7 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 	wait := make([]task, 0, len(requests))
 	responses := 0 // that will wait in the server's outbox
 	for i := range requests {
-		if req := &requests[i].inboundRequest; !s.shed(req) {
+		if req := &requests[i].inboundRequest; s.admit(req, req.in.user, len(req.in.Body)) && !s.shed(req) {
 			wait = append(wait, req)
 			if !req.in.OneWay {
 				responses++
@@ -278,7 +278,7 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 	if !isDirectAddress(message.ReplyTo) && !s.isDraining() {
 		s.outbox.Expect(responses)
 	}
-	s.waiting.Put(wait...)
+	s.putWaiting(wait...)
 }
 
 // decode returns the requests of a batch.
@@ -338,15 +338,16 @@ func (s *Server) nameOf(name []byte) string {
 // published and its delivery acknowledged. Only one goroutine at a time owns an inboundRequest.
 // The owner completes the request once, by ack, requeue, leaveUnacked or refuseAfterAck.
 type inboundRequest struct {
-	delivery *delivery
-	place    int              // the index of its worker
-	in       *incoming        // empty until the request is decoded
-	decoded  bool             // decode has decoded the request
-	method   *serverMethod    // nil if the method is unknown
-	failed   *Error           // the decoding error, for which the request is refused
-	response outboundResponse // the response to the request
-	parked   bool             // the request waits, or has waited, see Server.park
-	invoked  *invocation      // nil until the middleware runs
+	delivery  *delivery
+	place     int              // the index of its worker
+	in        *incoming        // empty until the request is decoded
+	decoded   bool             // decode has decoded the request
+	method    *serverMethod    // nil if the method is unknown
+	failed    *Error           // the decoding error, for which the request is refused
+	response  outboundResponse // the response to the request
+	parked    bool             // the request waits, or has waited, see Server.park
+	invoked   *invocation      // nil until the middleware runs
+	admission *admission       // nil without limits of callers
 }
 
 // incoming is a request in a server. The response depends only on the embedded request: the
@@ -416,6 +417,9 @@ func (req *inboundRequest) refuseAfterAck(refusal *outboundResponse) {
 
 // finish ends the request. Nothing uses the request afterwards.
 func (req *inboundRequest) finish() {
+	if req.admission != nil {
+		req.delivery.consumer.server.callers.leave(req.admission)
+	}
 	req.delivery.consumer.server.inFlight.Add(-1)
 	req.delivery.release()
 }

@@ -91,9 +91,10 @@ func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, i
 
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's
 // user and names the caller in a header, which counts only if the copy has this server's own
-// user. The user_id of a message which the broker has dead-lettered proves nothing, because
-// the broker does not validate such a message again: a user who can bind a queue could route
-// another user's message to the server.
+// user. While this server does not know its own user, a copy cannot be told from a forgery, so
+// a message with the header has no caller. The user_id of a message which the broker has
+// dead-lettered proves nothing, because the broker does not validate such a message again: a
+// user who can bind a queue could route another user's message to the server.
 func (s *Server) callerOf(d *amqp.Delivery) string {
 	if d.UserId == "" || !s.cfg.userID {
 		return ""
@@ -101,12 +102,25 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	if _, dead := d.Headers[wire.HeaderDeath]; dead {
 		return ""
 	}
-	if d.UserId == s.user.get() {
-		if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
+	if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
+		switch s.user.get() {
+		case d.UserId:
 			return caller
+		case "":
+			return ""
 		}
 	}
 	return d.UserId
+}
+
+// isOwnCopy reports whether a server of this server's user republished a request.
+func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
+	if d.UserId == "" || d.UserId != s.user.get() {
+		return false
+	}
+	_, copied := d.Headers[wire.HeaderUser].(string)
+	_, dead := d.Headers[wire.HeaderDeath]
+	return copied && !dead
 }
 
 // sign sets this server's user and the caller in the copy of a request. In a dead letter only

@@ -189,3 +189,27 @@ func TestDeadLetterNamesItsCaller(t *testing.T) {
 		wantSame(t, "caller", letters[0].Msg.Headers[wire.HeaderUser], any("a"))
 	})
 }
+
+// A server that does not know its own user cannot tell another server's copy from a forgery:
+// the request has no caller, and in particular not the servers' user.
+func TestCopyWhileTheServersUserIsUnknown(t *testing.T) {
+	t.Parallel()
+	copied := amqp.Table{wire.HeaderUser: "a"}
+	for _, c := range []struct {
+		name, own string
+		msg       amqp.Delivery
+		want      string
+	}{
+		{"a copy", "servers", amqp.Delivery{UserId: "servers", Headers: copied}, "a"},
+		{"a copy of an anonymous request", "servers", amqp.Delivery{UserId: "servers", Headers: amqp.Table{wire.HeaderUser: ""}}, ""},
+		{"a forgery", "servers", amqp.Delivery{UserId: "b", Headers: copied}, "b"},
+		{"a copy or a forgery", "", amqp.Delivery{UserId: "servers", Headers: copied}, ""},
+		{"a request", "", amqp.Delivery{UserId: "b"}, "b"},
+	} {
+		s := &Server{cfg: &serverConfig{config: config{userID: true}}}
+		if c.own != "" {
+			s.user.name.Store(&c.own)
+		}
+		wantSame(t, c.name, s.callerOf(&c.msg), c.want)
+	}
+}

@@ -120,6 +120,7 @@ func (s *Server) lendWorker(r *invocation) {
 	r.lent = true
 	s.load.places[r.place].Store(nil)
 	s.load.busy.Add(-1)
+	s.leaveWorker(r.request, time.Since(r.begun))
 	s.startWorker(r.Parent(), r.place)
 }
 
@@ -165,6 +166,9 @@ func (t *turn) take(l *load, place int) {
 	r.lent, r.place, t.granted = false, place, true
 	l.busy.Add(1)
 	l.take(r, time.Now())
+	if req := r.request; req.admission != nil {
+		req.delivery.consumer.server.callers.regainWorker(req.admission)
+	}
 	close(t.taken)
 }
 

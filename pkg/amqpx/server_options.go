@@ -45,6 +45,7 @@ type serverConfig struct {
 	ackPause      time.Duration
 
 	maxBytesInHand int
+	callerLimits   CallerLimits
 	inHand         *transport.BytesInHand
 
 	defaultMethod string // for requests without a method; "": such requests are refused
@@ -87,7 +88,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
 		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
-	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime)}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}

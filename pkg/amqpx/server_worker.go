@@ -45,6 +45,7 @@ func (s *Server) release(r *invocation, took time.Duration) (open bool) {
 	r.mu.Unlock()
 	if worker {
 		s.load.places[r.place].Store(nil)
+		s.leaveWorker(r.request, took-waited)
 	}
 	switch {
 	case !answered && worker:
@@ -169,6 +170,7 @@ func (s *Server) work(handlers context.Context, place int) {
 // leaves implements task.
 func (req *inboundRequest) leaves(place int) (last, counted bool, next int) {
 	if req.invoked == nil {
+		req.delivery.consumer.server.leaveWorker(req, 0)
 		return false, true, place
 	}
 	r := req.invoked
@@ -237,6 +239,9 @@ func (s *Server) giveUpOn(r *invocation, limit time.Duration) {
 		s.load.places[r.place].Store(nil)
 	}
 	r.mu.Unlock()
+	if replace {
+		s.leaveWorker(r.request, time.Since(r.begun))
+	}
 	if replace { // after the response, even if the observer ends this goroutine
 		defer func() {
 			s.load.busy.Add(-1)
@@ -529,7 +534,7 @@ func (l *load) wait(waiting int, now time.Time) time.Duration {
 // refusal need not wait for the acknowledgement. An idempotent call may be sent again after
 // either outcome.
 func (s *Server) shed(req *inboundRequest) bool {
-	wait := s.load.wait(s.waiting.Len(), req.delivery.arrived)
+	wait := s.load.wait(s.waitingBefore(req), req.delivery.arrived)
 	if wait == 0 || s.isDraining() { // a draining server leaves the request to another server
 		return false
 	}

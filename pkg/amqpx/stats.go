@@ -101,6 +101,9 @@ type ServerStats struct {
 	// Deferred counts the deliveries for whose bodies there was no room
 	// ([WithMaxBytesInHand]); they are delivered again when there is room.
 	Deferred uint64 `json:"deferred"`
+	// CallerLimited counts the refused requests of callers who had as much in hand as they may
+	// ([WithCallerLimits]).
+	CallerLimited uint64 `json:"caller_limited"`
 	// Replayed counts the duplicates that were not run: they got the response of the request
 	// they repeat.
 	Replayed uint64 `json:"replayed"`
@@ -185,7 +188,7 @@ type serverCounts struct {
 	requests, ok, failed, panics, refused, expired, requeued atomic.Uint64
 	shed, replayed, republished, dead, batched, canceled     atomic.Uint64
 	undeliverable, unroutable                                atomic.Uint64
-	tooLarge, deferred                                       atomic.Uint64
+	tooLarge, deferred, callerLimited                        atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -217,11 +220,12 @@ func (s *Server) Stats() ServerStats {
 		Blocked:    s.board.blockedFor(),
 		Workers:    s.cfg.workers,
 		Busy:       int(s.load.busy.Load()),
-		Waiting:    s.waiting.Len(),
+		Waiting:    s.waitingTasks(),
 
-		TooLarge:    s.counts.tooLarge.Load(),
-		Deferred:    s.counts.deferred.Load(),
-		BytesInHand: s.cfg.inHand.Held.Load(),
+		TooLarge:      s.counts.tooLarge.Load(),
+		Deferred:      s.counts.deferred.Load(),
+		CallerLimited: s.counts.callerLimited.Load(),
+		BytesInHand:   s.cfg.inHand.Held.Load(),
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),

@@ -30,6 +30,8 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.TooLarge) })
 	f.counter("amqpx_server_deferred_requests_total", "Deliveries for whose bodies there was no room.",
 		func(s *stats) float64 { return float64(s.Deferred) })
+	f.counter("amqpx_server_caller_limited_requests_total", "Refused requests of callers who had as much in hand as they may.",
+		func(s *stats) float64 { return float64(s.CallerLimited) })
 	f.gauge("amqpx_server_bytes_in_hand", "Bytes of the bodies of requests that are not acknowledged.",
 		func(s *stats) float64 { return float64(s.BytesInHand) })
 	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the response of the request they repeat.",

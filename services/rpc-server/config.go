@@ -35,6 +35,16 @@ type Config struct {
 	// MaxBytesInHand limits the total size of the bodies of delivered requests that are not
 	// yet acknowledged.
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
+	// CallerMaxCalls, CallerMaxBytes and CallerMaxRunning limit the requests of one caller in this
+	// server, their size and how many of them run at once; 0 means no limit. CallerFair lets
+	// callers take turns.
+	CallerMaxCalls   int  `envconfig:"RPC_CALLER_MAX_CALLS" default:"0" min:"0" max:"1000000000"`
+	CallerMaxBytes   int  `envconfig:"RPC_CALLER_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
+	CallerMaxRunning int  `envconfig:"RPC_CALLER_MAX_RUNNING" default:"0" min:"0" max:"65535"`
+	CallerFair       bool `envconfig:"RPC_CALLER_FAIR" default:"false"`
+	// AuthorizationFile is the path of the rules which users may call which functions; empty: every
+	// user may call every function.
+	AuthorizationFile string `envconfig:"RPC_AUTHORIZATION_FILE" empty:"ok"`
 	// DrainTimeout limits the graceful stop after the first signal.
 	DrainTimeout time.Duration `envconfig:"RPC_DRAIN_TIMEOUT" default:"20s" min:"1ms" max:"1h"`
 }
@@ -45,24 +55,31 @@ func (c *Config) Validate(faults *config.Faults) {
 	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
 		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
 	}
+	if _, err := newAuthorization(c, zap.NewNop()); err != nil {
+		faults.Addf(authorizationVariable, "%v", err)
+	}
 }
 
-// options returns the library's options for these settings.
-func (c *Config) options(logger *zap.Logger) []amqpx.ServerOption {
+// options returns the library's options for these settings; rules are those of
+// AuthorizationFile, or nil.
+func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
-	options := []amqpx.ServerOption{
-		c.Traces.Server(), // outermost
+	options := append([]amqpx.ServerOption{c.Traces.Server()}, rules.option()...) // outermost
+	options = append(options,
 		amqpx.WithMiddleware(c.Traces.Logged(logger, amqpx.AccessLog), c.Traces.Logged(logger, amqpx.Recover)),
 		amqpx.WithWorkers(c.Workers),
 		amqpx.WithPrefetch(c.Prefetch),
 		amqpx.WithMaxHandlerTime(c.MaxHandlerTime),
 		amqpx.WithDrainTimeout(c.DrainTimeout),
 		amqpx.WithMaxBytesInHand(c.MaxBytesInHand),
+		amqpx.WithCallerLimits(amqpx.CallerLimits{
+			MaxCalls: c.CallerMaxCalls, MaxBytes: c.CallerMaxBytes, MaxRunning: c.CallerMaxRunning, Fair: c.CallerFair,
+		}),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithDedup(c.ReplayBytes, c.ReplayAge),
-	}
+	)
 	for _, o := range c.AMQP.Options(name, logger) {
 		options = append(options, o)
 	}

@@ -27,17 +27,22 @@ func load(t *testing.T) (*Config, []string) {
 
 // badValues holds an invalid value for every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
-	"RPC_PREFETCH":          {"65536", "65536 is more than 65535", configtest.IsEmpty},
-	"RPC_WORKERS":           {"0", "0 is less than 1", configtest.IsEmpty},
-	"RPC_QUEUE_MAX_LENGTH":  {"-1", "-1 is less than 0", configtest.IsEmpty},
-	"RPC_QUEUE_MAX_BYTES":   {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
-	"RPC_DEFAULT_METHOD":    {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
-	"RPC_DELIVERY_LIMIT":    {"1001", "1001 is more than 1000", configtest.IsEmpty},
-	"RPC_REPLAY_BYTES":      {"-1", "-1 is less than 0", configtest.IsEmpty},
-	"RPC_REPLAY_AGE":        {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
-	"RPC_MAX_HANDLER_TIME":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},
-	"RPC_MAX_BYTES_IN_HAND": {"0", "0 is less than 1", configtest.IsEmpty},
-	"RPC_DRAIN_TIMEOUT":     {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_PREFETCH":           {"65536", "65536 is more than 65535", configtest.IsEmpty},
+	"RPC_WORKERS":            {"0", "0 is less than 1", configtest.IsEmpty},
+	"RPC_QUEUE_MAX_LENGTH":   {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_QUEUE_MAX_BYTES":    {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
+	"RPC_DEFAULT_METHOD":     {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
+	"RPC_DELIVERY_LIMIT":     {"1001", "1001 is more than 1000", configtest.IsEmpty},
+	"RPC_REPLAY_BYTES":       {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_REPLAY_AGE":         {"60", `"60" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_MAX_HANDLER_TIME":   {"-1s", "-1s is less than 0s", configtest.IsEmpty},
+	"RPC_MAX_BYTES_IN_HAND":  {"0", "0 is less than 1", configtest.IsEmpty},
+	"RPC_CALLER_MAX_CALLS":   {"-1", "-1 is less than 0", configtest.IsEmpty},
+	"RPC_CALLER_MAX_BYTES":   {"1MB", `"1MB" is not a whole number`, configtest.IsEmpty},
+	"RPC_CALLER_MAX_RUNNING": {"65536", "65536 is more than 65535", configtest.IsEmpty},
+	"RPC_CALLER_FAIR":        {"2", `"2" is not true or false`, configtest.IsEmpty},
+	"RPC_AUTHORIZATION_FILE": {"/nonexistent/rules", "no such file or directory", ""},
+	"RPC_DRAIN_TIMEOUT":      {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
 
 //nolint:paralleltest // sets the environment
@@ -46,7 +51,7 @@ func TestBadValues(t *testing.T) { configtest.TestBad[Config](t, badValues) }
 // FuzzEnvironment checks that all settings valid for Config are valid for the library.
 func FuzzEnvironment(f *testing.F) {
 	configtest.Fuzz(f, badValues, func(_ *testing.T, c *Config) error {
-		_, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(zap.NewNop())...)
+		_, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(nil, zap.NewNop())...)
 		return err
 	})
 }
@@ -72,7 +77,7 @@ func TestDefaults(t *testing.T) {
 		c.MaxBytesInHand != amqpx.DefaultMaxBytesInHand || c.Queue.MaxMessageBytes != amqpx.DefaultMaxMessageSize || c.Queue.Name != amqpx.DefaultQueue {
 		t.Errorf("the defaults differ from the library's: %+v", c)
 	}
-	if _, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(zap.NewNop())...); err != nil {
+	if _, err := amqpx.NewServer(c.AMQP.URL.Reveal(), c.options(nil, zap.NewNop())...); err != nil {
 		t.Errorf("the library refuses the defaults: %v", err)
 	}
 }
@@ -97,6 +102,9 @@ func TestSettingsReachTheLibrary(t *testing.T) {
 		"queue bounds of -1 messages and 0 bytes":    func(c *Config) { c.MaxLength = -1 },
 		"queue bounds of 0 messages and -1 bytes":    func(c *Config) { c.MaxBytes = -1 },
 		"delivery limit -1":                          func(c *Config) { c.DeliveryLimit = -1 },
+		"-1 calls, 0 bytes and 0 running":            func(c *Config) { c.CallerMaxCalls = -1 },
+		"0 calls, -1 bytes and 0 running":            func(c *Config) { c.CallerMaxBytes = -1 },
+		"0 calls, 0 bytes and -1 running":            func(c *Config) { c.CallerMaxRunning = -1 },
 		"stored responses of -1 bytes for 1m0s":      func(c *Config) { c.ReplayBytes = -1 },
 		"stored responses of 8388608 bytes for -1ns": func(c *Config) { c.ReplayAge = -1 },
 	} {
@@ -105,7 +113,7 @@ func TestSettingsReachTheLibrary(t *testing.T) {
 			t.Fatalf("faults: %q", faults)
 		}
 		spoil(c)
-		if _, err := amqpx.NewServer("amqp://h/", c.options(zap.NewNop())...); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := amqpx.NewServer("amqp://h/", c.options(nil, zap.NewNop())...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}

@@ -26,7 +26,7 @@ func asked(t *testing.T, path string, env ...string) (code int, body string) {
 	if faults != nil {
 		t.Fatalf("faults: %q", faults)
 	}
-	made, shows, err := newServer(settings, settings.options(zap.NewNop()))
+	made, shows, err := newServer(settings, settings.options(nil, zap.NewNop()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestRefusedByTheLibrary(t *testing.T) {
 	isolate(t)
 	settings, _ := load(t)
 	settings.Workers = 0
-	if made, shows, err := newServer(settings, settings.options(zap.NewNop())); err == nil || made != nil || shows != nil {
+	if made, shows, err := newServer(settings, settings.options(nil, zap.NewNop())); err == nil || made != nil || shows != nil {
 		t.Errorf("got %v, %v, %v", made, shows, err)
 	}
 }

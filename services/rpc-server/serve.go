@@ -28,7 +28,11 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		return err
 	}
 	defer stopTraces()
-	server, shows, err := newServer(settings, settings.options(logger))
+	rules, err := newAuthorization(settings, logger)
+	if err != nil { // the file has changed since the settings were read
+		return lifecycle.ConfigError(fmt.Errorf("%s: %w", authorizationVariable, err))
+	}
+	server, shows, err := newServer(settings, settings.options(rules, logger))
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}
@@ -46,6 +50,9 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 		return err
 	}
 	defer stopHTTP()
+	watched, unwatch := context.WithCancel(force)
+	defer rules.watch(watched)()
+	defer unwatch()
 	logger.Info("server starts", service.StartFields(logger, settings, listener.Addr())...)
 	return serveUntil(drain, force, server, logger)
 }
@@ -53,7 +60,7 @@ func serve(drain, force context.Context, settings *Config, logger *zap.Logger) e
 // check creates a server from the settings, without a connection, to find faults that
 // config.Load cannot find.
 func check(settings *Config) error {
-	server, _, err := newServer(settings, settings.options(zap.NewNop()))
+	server, _, err := newServer(settings, settings.options(nil, zap.NewNop()))
 	if err != nil {
 		return lifecycle.ConfigError(err)
 	}

@@ -1,0 +1,511 @@
+package amqpx
+
+import (
+	"container/heap"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
+)
+
+// Limits of callers, and turns between callers. Without [WithCallerLimits] a server has no
+// callers, and its requests go straight into the queue of the workers. Otherwise each request
+// has an admission, which counts the request for its caller until the request is finished. With
+// fair queueing a request waits here until it may have a worker; only then does it enter the
+// queue of the workers, which therefore holds no more requests than there are free workers.
+
+// CallerLimits bound what one caller may take of one server, so that a caller with many or slow
+// calls leaves room for other callers. A caller is the user of the broker ([Request.User]) or,
+// for a request without a user, its reply_to. 0 means no limit.
+//
+// A request beyond MaxCalls or MaxBytes is refused with [CodeResourceExhausted] and [DidNotRun],
+// and with a hint when to send it again; a one-way request is dropped, or left to a dead-letter
+// policy of the queue. A request is never refused for these limits if the broker delivers it
+// again after a loss, or if it repeats a call that runs here. A request beyond MaxRunning waits.
+//
+// The server sees only the requests that the broker has delivered to it ([WithPrefetch]), and the
+// broker delivers in the order of arrival. MaxCalls must therefore be smaller than the prefetch
+// count, or one caller's requests can fill the prefetch; then the requests of other callers
+// wait in the broker's queue. Callers without a user can choose any reply_to: at most 1,024 of
+// them are told apart, the rest share the limits of one caller. Use [Authorize] to refuse them.
+type CallerLimits struct {
+	// MaxCalls is how many calls of one caller may be in the server, from their arrival until
+	// the broker has confirmed their responses.
+	MaxCalls int
+	// MaxBytes is the size of the bodies of these calls, in bytes. A caller with nothing in
+	// the server may send one request of any size.
+	MaxBytes int
+	// MaxRunning is how many handlers may run at once for one caller. It turns on Fair.
+	MaxRunning int
+	// Fair lets callers take turns: while requests wait for a worker, each caller with waiting
+	// requests gets the same share of the workers' time. Without Fair requests run in the order
+	// of their arrival.
+	Fair bool
+}
+
+// WithCallerLimits sets the limits of each caller; the default is no limit, and no turns. It
+// costs each request an allocation and, while hundreds of callers have requests waiting, about
+// a microsecond.
+func WithCallerLimits(l CallerLimits) ServerOption {
+	return serverOption(func(c *serverConfig) { c.callerLimits = l })
+}
+
+// fault returns an error for invalid limits, or nil.
+func (l CallerLimits) fault() error {
+	if l.MaxCalls < 0 || l.MaxBytes < 0 || l.MaxRunning < 0 {
+		return fmt.Errorf("limits of each caller of %d calls, %d bytes and %d running: want 0 or more", l.MaxCalls, l.MaxBytes, l.MaxRunning)
+	}
+	return nil
+}
+
+// maxAnonymousCallers bounds how many callers without a user are told apart.
+const maxAnonymousCallers = 1024
+
+// minShare is the least worker time for which a caller is charged.
+const minShare = int64(time.Microsecond)
+
+// The retry hint of a refusal is between these bounds.
+const (
+	callerRetryMin = 10 * time.Millisecond
+	callerRetryMax = time.Second
+)
+
+// callerID identifies a caller.
+type callerID struct {
+	user    string
+	replyTo string // "" for a caller with a user
+}
+
+// newCallerID returns the id of a request's caller.
+func newCallerID(user, replyTo string) callerID {
+	if user != "" {
+		return callerID{user: user}
+	}
+	return callerID{replyTo: replyTo}
+}
+
+// sharedCaller is the id of all callers without a user beyond maxAnonymousCallers.
+func sharedCaller() callerID { return callerID{replyTo: "\x00shared"} }
+
+// caller is the part of a server's work that belongs to one caller. The lock of callers guards
+// it. A caller without work is forgotten, so the work in hand bounds the number of callers.
+type caller struct {
+	id          callerID
+	calls       int   // in hand
+	bytes       int64 // of the bodies in hand
+	running     int   // requests that have a worker, or are in the queue of the workers
+	first, last *admission
+	waiting     int   // admissions from first to last
+	finish      int64 // the virtual time at which the caller's next request is due
+	place       int   // in callers.ready; -1: not in it
+	turn        uint64
+}
+
+// admission is the entry of one request among the work of its caller. The lock of callers
+// guards it.
+type admission struct {
+	request  *inboundRequest
+	caller   *caller
+	bytes    int64
+	next     *admission
+	share    int64 // the charged worker time, in ns, an estimate until the request has run
+	occupies bool  // the request has a worker, or is in the queue of the workers
+}
+
+// callers holds the callers of a server. The turns follow start-time fair queueing: the virtual
+// time is the time in ns at which the request that started last was due, and the next request
+// to start is the one that was due first. A request makes its caller due later by the worker
+// time that it takes. A caller who comes with no work in hand is due now: absence earns no
+// credit. Safe for concurrent use.
+type callers struct {
+	limits  CallerLimits
+	workers int
+	queue   *xsync.Queue[task] // of the workers
+	load    *load
+	// room receives a token when fewer requests wait than queueRoom, after more did.
+	room chan struct{}
+
+	mu        sync.Mutex
+	all       map[callerID]*caller
+	anonymous int       // callers without a user in all
+	ready     readyHeap // the callers whose next request may run
+	backlog   int       // waiting requests of all callers
+	occupied  int       // requests that occupy a worker
+	now       int64     // virtual time
+	turns     uint64
+	open      bool // the server drains: nothing waits here any more
+	released  []task
+}
+
+// newCallers returns the callers of a server, or nil if its limits are zero.
+func newCallers(limits CallerLimits, workers int, queue *xsync.Queue[task], load *load) *callers {
+	if limits == (CallerLimits{}) {
+		return nil
+	}
+	limits.Fair = limits.Fair || limits.MaxRunning > 0
+	return &callers{
+		limits: limits, workers: workers, queue: queue, load: load, room: make(chan struct{}, 1), all: make(map[callerID]*caller),
+	}
+}
+
+// errCallerLimit is the reason for which admit refuses a request.
+var errCallerLimit = errors.New("the caller has as much in hand as it may")
+
+// admit counts a request for its caller. Unless always is true, it refuses a request beyond the
+// limits, and returns what the caller has in hand.
+func (c *callers) admit(req *inboundRequest, id callerID, size int, always bool) (calls int, bytes int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.all[id]
+	if k == nil && id.user == "" && c.anonymous >= maxAnonymousCallers {
+		id = sharedCaller()
+		k = c.all[id]
+	}
+	if k == nil {
+		k = &caller{id: id, place: -1}
+		c.all[id] = k
+		if id.user == "" {
+			c.anonymous++
+		}
+	}
+	l := &c.limits
+	tooMany := l.MaxCalls > 0 && k.calls >= l.MaxCalls || l.MaxBytes > 0 && k.calls > 0 && k.bytes+int64(size) > int64(l.MaxBytes)
+	if tooMany && !always {
+		return k.calls, k.bytes, errCallerLimit
+	}
+	k.calls++
+	k.bytes += int64(size)
+	req.admission = &admission{request: req, caller: k, bytes: int64(size)}
+	return k.calls, k.bytes, nil
+}
+
+// leave ends an admission: the request is finished.
+func (c *callers) leave(a *admission) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a.caller.calls--
+	a.caller.bytes -= a.bytes
+	c.forget(a.caller)
+}
+
+// forget removes a caller without work.
+func (c *callers) forget(k *caller) {
+	if k.calls > 0 || k.running > 0 || c.all[k.id] != k {
+		return
+	}
+	delete(c.all, k.id)
+	if k.id.user == "" {
+		c.anonymous--
+	}
+}
+
+// put passes requests to the workers, or lets them wait for their callers' turns.
+func (c *callers) put(tasks []task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range tasks {
+		req, ok := t.(*inboundRequest)
+		if !ok || req.admission == nil || c.open {
+			c.released = append(c.released, t)
+			continue
+		}
+		a := req.admission
+		k := a.caller
+		if k.first == nil {
+			k.first, k.finish = a, max(k.finish, c.now)
+		} else {
+			k.last.next = a
+		}
+		k.last = a
+		k.waiting++
+		c.backlog++
+		c.rank(k)
+	}
+	c.release()
+}
+
+// rank puts a caller into its place in ready, or removes the caller. The caller of rank holds
+// mu.
+func (c *callers) rank(k *caller) {
+	mayRun := k.first != nil && (c.limits.MaxRunning == 0 || k.running < c.limits.MaxRunning)
+	switch {
+	case mayRun && k.place < 0:
+		c.turns++
+		k.turn = c.turns
+		heap.Push(&c.ready, k)
+	case mayRun:
+		heap.Fix(&c.ready, k.place)
+	case k.place >= 0:
+		heap.Remove(&c.ready, k.place)
+	}
+}
+
+// release passes the requests whose turn it is to the workers, as many as there are free
+// workers. The caller of release holds mu.
+func (c *callers) release() {
+	for len(c.ready) > 0 && c.occupied < c.workers {
+		k := c.ready[0]
+		a := c.take(k)
+		c.now = max(c.now, k.finish)
+		c.occupy(a)
+		c.turns++
+		k.turn = c.turns
+		c.rank(k)
+		c.released = append(c.released, a.request)
+	}
+	if len(c.released) > 0 {
+		c.queue.Put(c.released...)
+		clear(c.released)
+		c.released = c.released[:0]
+	}
+	if c.backlog < queueRoom && len(c.room) == 0 {
+		select {
+		case c.room <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// take removes the first waiting request of a caller. The caller of take holds mu.
+func (c *callers) take(k *caller) *admission {
+	a := k.first
+	if k.first = a.next; k.first == nil {
+		k.last = nil
+	}
+	a.next = nil
+	k.waiting--
+	c.backlog--
+	return a
+}
+
+// occupy records that a request has a worker, and charges its caller for the average time of a
+// request. The caller of occupy holds mu.
+func (c *callers) occupy(a *admission) {
+	a.occupies = true
+	a.share = max(c.load.average.Load(), minShare)
+	a.caller.finish += a.share
+	a.caller.running++
+	c.occupied++
+}
+
+// leaveWorker records that a request has no worker any more, after took, and charges its caller
+// for the time which the request took instead of the estimate.
+func (c *callers) leaveWorker(a *admission, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !a.occupies {
+		return
+	}
+	a.occupies = false
+	k := a.caller
+	k.running--
+	c.occupied--
+	k.finish += max(int64(took), minShare) - a.share
+	c.rank(k)
+	c.forget(k)
+	c.release()
+}
+
+// regainWorker records that a request has a worker again, see Server.regainWorker.
+func (c *callers) regainWorker(a *admission) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.occupies {
+		return
+	}
+	c.occupy(a)
+	c.rank(a.caller)
+}
+
+// openAll passes all waiting requests to the workers, now and from now on: a draining server
+// puts requests back into their queue, for which no caller needs to wait.
+func (c *callers) openAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = true
+	c.releaseIf(func(*admission) bool { return true })
+}
+
+// releaseOf passes the waiting requests of an ended consumer to the workers, which drop them.
+func (c *callers) releaseOf(ended *consumer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.releaseIf(func(a *admission) bool { return a.request.delivery.consumer == ended })
+}
+
+// releaseIf passes some of the waiting requests to the workers, out of turn. The caller of
+// releaseIf holds mu.
+func (c *callers) releaseIf(matches func(*admission) bool) {
+	for _, k := range c.all {
+		for range k.waiting {
+			a := c.take(k)
+			if matches(a) {
+				c.released = append(c.released, a.request)
+				continue
+			}
+			if k.first == nil {
+				k.first = a
+			} else {
+				k.last.next = a
+			}
+			k.last = a
+			k.waiting++
+			c.backlog++
+		}
+		c.rank(k)
+	}
+	c.release()
+}
+
+// waiting returns the number of waiting requests.
+func (c *callers) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.backlog
+}
+
+// before estimates how many waiting requests will start before the next request of a caller.
+func (c *callers) before(k *caller) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	others := len(c.ready)
+	if k.place >= 0 {
+		others--
+	}
+	return min(k.waiting+(k.waiting+1)*others, c.backlog)
+}
+
+// readyHeap is a heap of the callers by the time at which they are due. It implements
+// heap.Interface.
+type readyHeap []*caller
+
+func (h readyHeap) Len() int { return len(h) }
+
+func (h readyHeap) Less(i, j int) bool {
+	if h[i].finish != h[j].finish {
+		return h[i].finish < h[j].finish
+	}
+	return h[i].turn < h[j].turn
+}
+
+func (h readyHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+// Push implements heap.Interface.
+func (h *readyHeap) Push(x any) {
+	k, _ := x.(*caller) // only callers are pushed
+	k.place = len(*h)
+	*h = append(*h, k)
+}
+
+// Pop implements heap.Interface.
+func (h *readyHeap) Pop() any {
+	last := len(*h) - 1
+	k := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	k.place = -1
+	return k
+}
+
+// admit counts an arrived request for its caller, or refuses the request because the caller has
+// as much in hand as it may. It reports whether the request goes on.
+func (s *Server) admit(req *inboundRequest, user string, size int) bool {
+	if s.callers == nil || s.isDraining() { // a draining server leaves the request to another server
+		return true
+	}
+	d := &req.delivery.message
+	id := newCallerID(user, d.ReplyTo)
+	calls, bytes, err := s.callers.admit(req, id, size, d.Redelivered || s.isOwnCopy(d))
+	if err == nil {
+		return true
+	}
+	in, failed := req.decode()
+	if failed == nil && s.dedup.has(req) { // the call runs here already
+		_, _, _ = s.callers.admit(req, id, size, true)
+		return true
+	}
+	s.counts.callerLimited.Add(1)
+	s.logs.callerLimit.of(s.cfg.logger).Warn("refused a call: its caller has as much in hand as it may", zap.String("user", user),
+		zap.String("reply_to", d.ReplyTo), zap.String("method", wire.Truncate(in.Method, wire.MaxShortString)),
+		zap.Int("calls", calls), zap.Int64("bytes", bytes))
+	if failed == nil {
+		failed = refusal(CodeResourceExhausted, "the caller has %d calls of %d bytes in this server, as much as it may", calls, bytes)
+		failed.retryAfter = s.callerRetryAfter(calls)
+	}
+	if in.OneWay && !req.delivery.batched {
+		req.delivery.disposition = disposeReject
+	}
+	s.refuse(req, failed)
+	return false
+}
+
+// callerRetryAfter estimates when a caller with a number of calls in hand has fewer.
+func (s *Server) callerRetryAfter(calls int) time.Duration {
+	workers := s.cfg.workers
+	if most := s.cfg.callerLimits.MaxRunning; most > 0 {
+		workers = min(workers, most)
+	}
+	all := time.Duration(s.load.average.Load()) * time.Duration(calls) / time.Duration(workers)
+	return min(max(all, callerRetryMin), callerRetryMax)
+}
+
+// takesTurns reports whether requests wait for the turns of their callers.
+func (s *Server) takesTurns() bool { return s.callers != nil && s.callers.limits.Fair }
+
+// putWaiting passes admitted requests to the workers, or lets them wait for their callers' turns.
+func (s *Server) putWaiting(tasks ...task) {
+	if s.takesTurns() {
+		s.callers.put(tasks)
+		return
+	}
+	s.waiting.Put(tasks...)
+}
+
+// hasRoom reports whether few requests wait for a worker. If not, room receives a token later.
+func (s *Server) hasRoom() bool {
+	if s.takesTurns() {
+		return s.callers.waiting() < queueRoom
+	}
+	return s.waiting.HasRoom()
+}
+
+// room returns the channel which receives a token when few requests wait for a worker.
+func (s *Server) room() <-chan struct{} {
+	if s.takesTurns() {
+		return s.callers.room
+	}
+	return s.waiting.Room
+}
+
+// waitingTasks returns the number of requests that wait for a worker.
+func (s *Server) waitingTasks() int {
+	n := s.waiting.Len()
+	if s.callers != nil {
+		n += s.callers.waiting()
+	}
+	return n
+}
+
+// waitingBefore estimates how many waiting requests will start before a request.
+func (s *Server) waitingBefore(req *inboundRequest) int {
+	n := s.waiting.Len()
+	if req.admission != nil {
+		n += s.callers.before(req.admission.caller)
+	}
+	return n
+}
+
+// leaveWorker records that a request has no worker any more, after took.
+func (s *Server) leaveWorker(req *inboundRequest, took time.Duration) {
+	if req.admission != nil {
+		s.callers.leaveWorker(req.admission, took)
+	}
+}
