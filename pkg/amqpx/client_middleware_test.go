@@ -17,8 +17,8 @@ import (
 // passOn is middleware that changes nothing.
 func passOn(next Handler) Handler { return next }
 
-// callers are the ways to make a call.
-func callers() map[string]func(c *Client, ctx context.Context) error {
+// waysToCall returns the ways to make a call.
+func waysToCall() map[string]func(c *Client, ctx context.Context) error {
 	return map[string]func(c *Client, ctx context.Context) error{
 		"Call": func(c *Client, ctx context.Context) error { _, err := c.Call(ctx, "m", nil); return err },
 		"Go":   func(c *Client, ctx context.Context) error { _, err := c.Go(ctx, "m", nil).Wait(); return err },
@@ -30,7 +30,7 @@ func callers() map[string]func(c *Client, ctx context.Context) error {
 func TestEndOfACallWithMiddleware(t *testing.T) {
 	t.Parallel()
 	const timeout, early = time.Minute, time.Second
-	for kind, call := range callers() {
+	for kind, call := range waysToCall() {
 		for name, c := range map[string]struct {
 			end  func(c *Client, cancel context.CancelFunc) // after early; nil: nothing ends the call early
 			took time.Duration
@@ -96,7 +96,7 @@ func TestMiddlewareHoldsACall(t *testing.T) {
 func TestRoundTripsEndWithTheirCall(t *testing.T) {
 	t.Parallel()
 	for name, trips := range map[string]int{"one": 1, "two": 2} {
-		for kind, call := range callers() {
+		for kind, call := range waysToCall() {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
