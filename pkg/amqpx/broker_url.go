@@ -32,7 +32,8 @@ type BrokerURL struct {
 
 // ParseURLs parses a list of broker URLs, separated by commas. It refuses URLs in which a part
 // of the password would end up in another place, for example a password with a raw slash, lists
-// in another format, and lists with both amqps and amqp. The error identifies each bad URL by its position and never quotes
+// in another format, and lists with both amqps and amqp. The error identifies each bad URL by its
+// position and never quotes
 // any text of the list.
 func ParseURLs(list string) ([]BrokerURL, error) {
 	if strings.HasPrefix(list, "\uFEFF") {
@@ -74,8 +75,8 @@ func ParseURLs(list string) ([]BrokerURL, error) {
 	return urls, nil
 }
 
-// faultOfMix refuses a list with and without TLS: whoever keeps the process from the brokers
-// with TLS would get the password and the calls in clear text.
+// faultOfMix refuses a list with and without TLS: an attacker that keeps the process from the
+// brokers with TLS would get the password and the calls in clear text.
 func faultOfMix(urls []BrokerURL) string {
 	other := slices.IndexFunc(urls, func(u BrokerURL) bool { return u.TLS() != urls[0].TLS() })
 	if other < 0 {

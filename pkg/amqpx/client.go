@@ -114,8 +114,8 @@ func (c *Client) buildHandlers() (err error) {
 	return nil
 }
 
-// handlerOf decides about the traces of a call, and returns the middleware that its request goes
-// through; nil: none. A request that middleware sees gets its correlation id.
+// handlerOf decides whether a call is traced, and returns the handler with the middleware for the
+// request; nil: no middleware. A request that middleware sees gets a correlation id.
 func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
 	h := c.handler
 	if c.traced != nil {
@@ -179,22 +179,21 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) Reque
 	return req
 }
 
-// callContext is the context that the middleware of a client gets for a call without a deadline of
-// its own. It has the client's default deadline, and ends when the call returns. roundTrip
-// recognizes it, so a call with middleware that changes nothing costs hardly more than a call
-// without middleware.
+// callContext is the context of a call in the middleware of a client, if the caller's context has
+// no deadline. A callContext has the client's default deadline, and ends when the call returns.
+// roundTrip recognizes the callContext that middleware passes on, and needs no timer then.
 type callContext struct {
 	xsync.LazyContext
 
 	client *Client
 	req    Request // the request of the call, here to save its allocation
 	// running is the call that waits for a response without watching this context, or nil. Cancel
-	// and the goroutine of the call both take it from here, and only one of them succeeds.
+	// and the goroutine of the call both try to take the call from here; only one succeeds.
 	running atomic.Pointer[call]
 }
 
-// Cancel ends the context when its call has returned. Middleware may have started a round trip
-// that outlives the call, as one that sends a request twice; Cancel ends this round trip too.
+// Cancel ends the context when the call has returned. Middleware that sends a request twice may
+// have started a round trip that outlives the call; Cancel ends this round trip too.
 func (c *callContext) Cancel() {
 	c.LazyContext.Cancel()
 	if k := c.running.Swap(nil); k != nil {
@@ -202,8 +201,8 @@ func (c *callContext) Cancel() {
 	}
 }
 
-// attach makes Cancel end the call. It returns false if the context has ended, or ends another
-// round trip already: the call must then watch the context.
+// attach makes Cancel end the call. attach returns false if the context has ended, or if Cancel
+// already ends another round trip; the call must then watch the context.
 func (c *callContext) attach(k *call) bool {
 	if !c.running.CompareAndSwap(nil, k) {
 		return false
@@ -211,8 +210,8 @@ func (c *callContext) attach(k *call) bool {
 	return !c.Canceled() || !c.running.CompareAndSwap(k, nil)
 }
 
-// detach reverts attach. It returns false if Cancel has taken the call, and may still use it: the
-// call must not be used again.
+// detach reverts attach. detach returns false if Cancel has taken the call: Cancel may still use
+// the call, which must not be used again.
 func (c *callContext) detach(k *call) bool { return c.running.CompareAndSwap(k, nil) }
 
 // Status returns the state of the connection.

@@ -167,7 +167,7 @@ func (k *call) store(a *wire.Response) {
 		k.response = new(wire.Response)
 	}
 	*k.response = *a
-	k.response.ID = nil // it would keep the whole batch in memory
+	k.response.ID = nil // the id would keep the whole batch in memory
 }
 
 // notify records an event up to eventClosed and wakes the call. It never blocks.

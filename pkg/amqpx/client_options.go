@@ -198,13 +198,13 @@ func WithMethod(method string, opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.methods[method] = append(c.methods[method], opts...) })
 }
 
-// WithTracing adds tracing middleware, outside the middleware of [WithMiddleware]. For nearly all
-// calls of a busy client tracing has nothing to do but to tell the server that the call is not
-// traced, so decide is asked before the middleware, with the context of the caller, and must be
-// quick: unsampled sets [Request.Unsampled]. With skip as well, the request does not pass the
-// tracing middleware, which then costs nothing; a request with headers passes it in any case, so
-// that it can remove trace context. If decide is nil, every request passes. The default is no
-// tracing; the last of several such options counts. Package amqpxotel has such an option.
+// WithTracing adds tracing middleware, outside the middleware of [WithMiddleware]. Nearly all calls
+// of a busy client are not traced, so decide is called before the tracing middleware, with the
+// context of the caller, and must be quick. If unsampled is true, [Request.Unsampled] is set. If
+// skip is true as well, the request does not pass the tracing middleware; a request with headers
+// passes the middleware in any case, which may have to remove trace context. If decide is nil, every
+// request passes. The default is no tracing; the last of several such options counts. Package
+// amqpxotel has such an option.
 func WithTracing(m Middleware, decide func(ctx context.Context) (unsampled, skip bool)) ClientOption {
 	if m == nil {
 		m = func(Handler) Handler { return nil } // NewClient returns the error

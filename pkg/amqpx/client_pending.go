@@ -181,7 +181,7 @@ func (p *pending) matchOne(d *amqp.Delivery) matchResult {
 }
 
 // matchAll delivers the responses of a batch to their calls and appends the match of each to
-// matches. Before the callers wake, it calls expect with their number.
+// matches. matchAll calls expect with the number of these calls before their callers wake.
 func (p *pending) matchAll(responses []wire.Response, matches []match, expect func(callers int)) []match {
 	callers := 0
 	p.mu.Lock()

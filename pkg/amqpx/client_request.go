@@ -10,15 +10,15 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// callRequest is what a call keeps of its request, until the last attempt.
+// callRequest is the part of a request that a call keeps until its last attempt.
 type callRequest struct {
 	method string
 	id     uuid.UUID // the correlation id, unless isText
 	body   []byte
-	more   *requestOptions // what few requests have; nil if the request has none of it
+	more   *requestOptions // nil if the request has no such options
 
 	hash       uint32 // of the id, in the pending table
-	isText     bool   // the correlation id is not a UUID: it is in more
+	isText     bool   // the correlation id is not a UUID, and is in more
 	keyIsID    bool   // the idempotency key is the correlation id
 	idempotent bool
 	traits     requestTraits
@@ -57,8 +57,8 @@ type requestOptions struct {
 }
 
 // setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
-// why the request cannot be sent. Headers visible to middleware are copied, because middleware
-// may change them again.
+// why the request cannot be sent. A header map that middleware has seen is copied, because
+// middleware may change the map again.
 func (k *call) setRequest(req *Request, maxBody int) error {
 	header, err := wire.EncodeHeader(req.Header)
 	if err != nil {
@@ -159,7 +159,8 @@ func (r *callRequest) onWire() wire.Request { return r.withID(r.text()) }
 // someUUID has the length of all UUIDs.
 const someUUID = "00000000-0000-0000-0000-000000000000"
 
-// measured returns the request like onWire, for its size: it saves making the text of the id.
+// measured returns the request like onWire, for a check of its size, but does not make the text of
+// the id.
 func (r *callRequest) measured() wire.Request {
 	if r.isText {
 		return r.onWire()
@@ -200,7 +201,7 @@ func newUUID() uuid.UUID {
 
 // idSources are the idle sources of random bytes.
 //
-//nolint:gochecknoglobals // what is in it is the same for everybody.
+//nolint:gochecknoglobals // every caller may use every source.
 var idSources = sync.Pool{New: func() any { return &idSource{used: idBytes} }}
 
 // idBytes is the number of random bytes fetched at once: a system call for each id would take

@@ -52,9 +52,8 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { 
 	return response, err
 }
 
-// roundTripOf is roundTrip for a call whose middleware has passed the call's own context on. As
-// without middleware, the pending table tracks the deadline, so the context needs no timer, and
-// waiting for the response is cheaper.
+// roundTripOf is roundTrip for a call whose middleware has passed the call's own context on. The
+// pending table tracks the deadline, as without middleware, so the context needs no timer.
 func (c *Client) roundTripOf(own *callContext, req *Request) ([]byte, error) {
 	deadline, _ := own.Deadline()
 	k, watched, err := c.begin(req, deadline, true, nil)

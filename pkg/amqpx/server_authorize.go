@@ -79,7 +79,7 @@ func NewAuthorizationRules(rules map[string][]string) (*AuthorizationRules, erro
 //
 //	{"methods": {"report.*": ["alice", "CN=billing,O=Acme"], "status": ["*", ""]}}
 //
-// Another member than "methods", a pattern that occurs twice, and text after the object are
+// A member other than "methods", a pattern that occurs twice, and text after the object are
 // errors.
 func ParseAuthorizationRules(text []byte) (*AuthorizationRules, error) {
 	var file struct {
@@ -152,7 +152,7 @@ func (r *AuthorizationRules) Allow(method, user string) bool {
 }
 
 // Lists reports whether any rule lists a user by name. The servers' own user should have no
-// rule: whoever has its password can name any caller in the copies of requests.
+// rule: a program with the password of this user can name any caller in copies of requests.
 func (r *AuthorizationRules) Lists(user string) bool {
 	if r == nil || user == AnyUser || user == AnonymousUser {
 		return false
@@ -171,8 +171,8 @@ func (r *AuthorizationRules) Lists(user string) bool {
 }
 
 // Authorize returns middleware of a server that runs only the calls which the rules allow.
-// rules is called for each call, concurrently, and returns the rules in force; a nil function,
-// and nil rules, allow nothing. A refused call was not run: the caller gets
+// The function rules is called for each call, concurrently, and returns the rules in force; a
+// nil function, and nil rules, allow nothing. A refused call was not run: the caller gets
 // [CodePermissionDenied], or [CodeUnauthenticated] without a validated user ([Request.User]),
 // with [DidNotRun] unless the request was delivered or sent before. The refusal is counted as
 // refused ([ServerStats], [ServerObserver]), and logged at most once every 30 s; a nil logger

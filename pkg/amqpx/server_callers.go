@@ -19,7 +19,7 @@ import (
 // fair queueing a request waits here until it may have a worker; only then does it enter the
 // queue of the workers, which therefore holds no more requests than there are free workers.
 
-// CallerLimits bound what one caller may take of one server, so that a caller with many or slow
+// CallerLimits bound the share of one caller in one server, so that a caller with many or slow
 // calls leaves room for other callers. A caller is the user of the broker ([Request.User]) or,
 // for a request without a user, its reply_to. 0 means no limit.
 //
@@ -31,8 +31,9 @@ import (
 // The server sees only the requests that the broker has delivered to it ([WithPrefetch]), and the
 // broker delivers in the order of arrival. MaxCalls must therefore be smaller than the prefetch
 // count, or one caller's requests can fill the prefetch; then the requests of other callers
-// wait in the broker's queue. Callers without a user can choose any reply_to: at most 1,024 of
-// them are told apart, the rest share the limits of one caller. Use [Authorize] to refuse them.
+// wait in the broker's queue. Callers without a user can choose any reply_to: a server tells at
+// most 1,024 such callers apart, and all further ones share the limits of one caller. Use
+// [Authorize] to refuse callers without a user.
 type CallerLimits struct {
 	// MaxCalls is how many calls of one caller may be in the server, from their arrival until
 	// the broker has confirmed their responses.
@@ -40,7 +41,8 @@ type CallerLimits struct {
 	// MaxBytes is the size of the bodies of these calls, in bytes. A caller with nothing in
 	// the server may send one request of any size.
 	MaxBytes int
-	// MaxRunning is how many handlers may run at once for one caller. It turns on Fair.
+	// MaxRunning is how many handlers may run at once for one caller. A MaxRunning above 0 turns
+	// on Fair.
 	MaxRunning int
 	// Fair lets callers take turns: while requests wait for a worker, each caller with waiting
 	// requests gets the same share of the workers' time. Without Fair requests run in the order
@@ -48,8 +50,8 @@ type CallerLimits struct {
 	Fair bool
 }
 
-// WithCallerLimits sets the limits of each caller; the default is no limit, and no turns. It
-// costs each request an allocation and, while hundreds of callers have requests waiting, about
+// WithCallerLimits sets the limits of each caller; the default is no limit, and no turns. Limits
+// cost each request an allocation and, while hundreds of callers have requests waiting, about
 // a microsecond.
 func WithCallerLimits(l CallerLimits) ServerOption {
 	return serverOption(func(c *serverConfig) { c.callerLimits = l })
@@ -119,9 +121,9 @@ type admission struct {
 
 // callers holds the callers of a server. The turns follow start-time fair queueing: the virtual
 // time is the time in ns at which the request that started last was due, and the next request
-// to start is the one that was due first. A request makes its caller due later by the worker
-// time that it takes. A caller who comes with no work in hand is due now: absence earns no
-// credit. Safe for concurrent use.
+// to start is the request that was due first. Each request makes its caller due later, by the
+// worker time of the request. A caller that arrives without work in hand is due now: absence
+// earns no credit. Safe for concurrent use.
 type callers struct {
 	limits  CallerLimits
 	workers int
@@ -157,7 +159,7 @@ func newCallers(limits CallerLimits, workers int, queue *xsync.Queue[task], load
 var errCallerLimit = errors.New("the caller has as much in hand as it may")
 
 // admit counts a request for its caller. Unless always is true, it refuses a request beyond the
-// limits, and returns what the caller has in hand.
+// limits. calls and bytes count the requests that the caller has in hand.
 func (c *callers) admit(req *inboundRequest, id callerID, size int, always bool) (calls int, bytes int64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -447,7 +449,7 @@ func (s *Server) admit(req *inboundRequest, user string, size int) bool {
 	return false
 }
 
-// callerRetryAfter estimates when a caller with a number of calls in hand has fewer.
+// callerRetryAfter estimates the time after which a caller has fewer calls in hand.
 func (s *Server) callerRetryAfter(calls int) time.Duration {
 	workers := s.cfg.workers
 	if most := s.cfg.callerLimits.MaxRunning; most > 0 {

@@ -14,14 +14,16 @@ import (
 // Client returns middleware for clients. Each call gets a span, and the span's context is sent
 // with the request. The middleware should be the outermost, to include the time of other
 // middleware in the span and to give other middleware the span's id for logging; [TraceClient]
-// puts it there. It is safe for concurrent use, and clients with the same options may share it.
+// makes the middleware the outermost. The middleware is safe for concurrent use, and clients with
+// the same options may share it.
 func Client(opts ...Option) amqpx.Middleware {
 	return newClientTracing(opts).client
 }
 
 // TraceClient returns an option for clients with the middleware of [Client]. With
-// [WithSampleRatio] it is cheaper than the middleware: calls that are not drawn do not pass it, and
-// [amqpx.Client.Go] needs no goroutine for them. The decision is made with the caller's context.
+// [WithSampleRatio] the option is cheaper than the middleware alone: a call that is not drawn does
+// not pass the middleware, and [amqpx.Client.Go] needs no goroutine for such a call. The decision
+// is made with the caller's context.
 func TraceClient(opts ...Option) amqpx.ClientOption {
 	t := newClientTracing(opts)
 	if !t.draws {

@@ -61,9 +61,9 @@
 //
 // # Cost
 //
-// With [WithSampleRatio], a call that is not drawn costs about 0.1 µs on each side. Its decision
-// takes eight bytes of a message, or two in a batch. Without [WithSampleRatio] every call makes ids and
-// asks the sampler, about 1 µs on each side, and has headers.
+// With [WithSampleRatio], a call that is not drawn costs about 0.1 µs on each side. The decision
+// takes eight bytes of a message, or two in a batch. Without [WithSampleRatio] every call makes
+// ids and asks the sampler, about 1 µs on each side, and has headers.
 //
 // Without an SDK, and for calls that are not sampled, nothing is recorded, but a valid trace
 // context is still propagated. The headers cost calls that are not batched an eighth of their

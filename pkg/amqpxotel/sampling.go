@@ -51,8 +51,8 @@ func (t *tracing) decideEarly(ctx context.Context) (unsampled, skip bool) {
 }
 
 // unsampledSpan is the span in the context of a handler whose request is not sampled and has no
-// trace context. Spans that the handler starts become its children, so a sampler that heeds the
-// parent does not sample them either. Safe for concurrent use.
+// trace context. Spans that the handler starts become children of the unsampledSpan, so a sampler
+// that follows the parent does not sample these spans. Safe for concurrent use.
 type unsampledSpan struct {
 	trace.Span // does nothing
 
@@ -85,16 +85,17 @@ func (s *unsampledSpan) SpanContext() trace.SpanContext {
 
 // putRandom sets eight bytes of an id at random; an id of zeros would not be valid.
 func putRandom(id []byte) {
-	binary.NativeEndian.PutUint64(id, rand.Uint64()|1) //nolint:gosec // as the ids of the SDK, it guards nothing.
+	binary.NativeEndian.PutUint64(id, rand.Uint64()|1) //nolint:gosec // as with the ids of the SDK, an id guards nothing.
 }
 
 // TracerProvider returns the provider of the tracing, as other spans of its tracer do.
 func (s *unsampledSpan) TracerProvider() trace.TracerProvider { return s.of.provider }
 
-// Unsampled reports whether ctx belongs to a call that [WithSampleRatio] has not drawn, here or at
-// the caller. The ids of its span context then name no trace, and reading them costs time; a log,
-// for example, leaves them out. The result is false for a call whose caller sent trace context, as
-// its trace id may be in logs and traces of other processes, and for a context with another span.
+// Unsampled reports whether ctx belongs to a call that [WithSampleRatio] has not drawn, in this
+// process or at the caller. The ids of the span context then name no trace, and reading the ids
+// costs time, so a log leaves the ids out. The result is false for a call whose caller sent trace
+// context, because the trace id may be in logs and traces of other processes, and for a context with
+// another span.
 func Unsampled(ctx context.Context) bool {
 	_, ours := trace.SpanFromContext(ctx).(*unsampledSpan)
 	return ours

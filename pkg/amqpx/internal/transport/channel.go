@@ -59,9 +59,9 @@ func (l *netLink) Channel() (Channel, error) {
 	return c, nil
 }
 
-// watch starts a goroutine for the end of the channel. A channel that neither confirms nor
-// consumes needs none: after an exception it stays in the table of channels until another channel
-// gets its number.
+// watch starts a goroutine for the end of the channel. A channel without confirms and consumers
+// needs no such goroutine: after an exception the channel stays in the table of channels until
+// another channel gets its number.
 func (c *netChannel) watch() {
 	c.watched.Do(func() {
 		ends := c.NotifyClose(make(chan *amqp.Error, 1))
@@ -141,7 +141,7 @@ func (c *netChannel) Confirm(noWait bool) error {
 }
 
 // Close implements Channel. The broker ends the connection if it receives a frame of a closed
-// channel, so nothing more is written from the begin of Close on.
+// channel, so nothing more is written after Close has begun.
 func (c *netChannel) Close() error {
 	c.closing.Store(true)
 	defer c.conn.socket.frames.channels.remove(c)
@@ -181,12 +181,12 @@ func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	return err
 }
 
-// write writes a message, one frame of its body at a time: the socket's time limit is for a
-// write. If the channel has ended before, the error is amqp.ErrClosed and nothing is written. If
-// the channel ends meanwhile, the rest is written nevertheless and its end is the result of the
-// confirm: RabbitMQ ends the connection if the channel's close-ok comes between the frames of a
-// message. If the connection ends meanwhile, the error is amqp.ErrClosed and the message is
-// incomplete. The caller holds writing.
+// write writes a message, one frame of the body at a time, because the socket's time limit is for
+// one write. If the channel has ended before, the error is amqp.ErrClosed and nothing is written.
+// If the channel ends meanwhile, write still writes the rest, because RabbitMQ ends the connection
+// if the channel's close-ok comes between the frames of a message; the end of the channel is then
+// the result of the confirm. If the connection ends meanwhile, the error is amqp.ErrClosed and the
+// message is incomplete. The caller holds writing.
 func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publishing) error {
 	chunk := len(msg.Body)
 	if size := c.conn.FrameSize(); size > 0 {
@@ -194,7 +194,7 @@ func (c *netChannel) write(exchange, key string, mandatory bool, msg *amqp.Publi
 	}
 	first, rest := msg.Body[:chunk], msg.Body[chunk:]
 	if c.IsClosed() {
-		return amqp.ErrClosed // and not the error of the socket, because amqp091-go knows a better reason
+		return amqp.ErrClosed // not the error of the socket: amqp091-go knows a better reason
 	}
 	err := c.conn.socket.append(c, len(rest) > 0, func(b []byte) ([]byte, error) {
 		start := len(b)
@@ -290,8 +290,8 @@ func (c *netChannel) releaseUnread(d *amqp.Delivery) {
 }
 
 // deliveryQueue passes the deliveries of a consumer from the frame reader, which must not wait,
-// to the receiver. It has no bound of its own: the prefetch bounds the deliveries of a server,
-// the calls in flight those of a client. Safe for concurrent use.
+// to the receiver. The queue has no bound of its own: the prefetch bounds the deliveries of a
+// server, the calls in flight bound those of a client. Safe for concurrent use.
 type deliveryQueue struct {
 	tag    string
 	out    chan amqp.Delivery   // closed when the consumer has ended
@@ -365,7 +365,7 @@ func (q *deliveryQueue) passOne(d *amqp.Delivery) {
 	*d = amqp.Delivery{}
 }
 
-// end ends the queue: no further deliveries come. The receiver still gets those that have come,
+// end ends the queue: no further deliveries come. The receiver still gets the earlier deliveries,
 // unless the channel has ended.
 func (q *deliveryQueue) end() {
 	q.mu.Lock()
@@ -415,9 +415,9 @@ func (c *confirmations) takeBack(last *confirmation) {
 	}
 }
 
-// confirm handles the broker's basic.ack or basic.nack. With multiple it concerns all messages
-// up to tag. An unknown tag is ignored, as is 0, which AMQP lets stand for all messages and
-// RabbitMQ does not send: a message in pending may not be written yet.
+// confirm handles the broker's basic.ack or basic.nack; with multiple, for all messages up to tag.
+// An unknown tag is ignored. So is 0, which in AMQP stands for all messages and which RabbitMQ
+// does not send: a message in pending may not be written yet.
 func (c *confirmations) confirm(tag uint64, multiple, acked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -20,7 +20,7 @@ type Credentials struct {
 }
 
 // refreshShare is the share of the remaining lifetime of credentials after which they are
-// refreshed. The rest is for further attempts, if the source fails.
+// refreshed. The rest of the lifetime is for further attempts, if the source fails.
 const refreshShare = 0.8
 
 // errSameCredentials means that the source returned the password that is about to end.
@@ -97,7 +97,8 @@ func (v *Supervisor) keepCredentials(ctx context.Context, s *Session, now Creden
 	}
 }
 
-// refreshPause returns the pause before the refresh of credentials; 0: they do not end.
+// refreshPause returns the pause before the refresh of credentials; 0: the credentials do not
+// end.
 func refreshPause(now Credentials) time.Duration {
 	if now.Expires.IsZero() {
 		return 0
@@ -125,9 +126,9 @@ func (v *Supervisor) refreshed(ctx context.Context, s *Session, now Credentials)
 	return fresh, nil
 }
 
-// updateSecret passes a new password to the broker, on each connection. It does not wait for
-// the broker's answers: while the broker blocks publishing, it does not read from the
-// publishing connection. The broker ends a connection whose new password it refuses.
+// updateSecret passes a new password to the broker, on each connection, without a wait for the
+// broker's answers: while the broker blocks publishing, the broker does not read from the
+// publishing connection. If the broker refuses the password, it ends the connection.
 func (s *Session) updateSecret(password string, log *zap.Logger) {
 	conns := []Conn{s.Pub}
 	if s.Sub != s.Pub {

@@ -140,7 +140,7 @@ func (o *dialedSocket) cut() {
 	}
 }
 
-// netLink implements Conn with amqp091-go; netChannel tells what passes by that library.
+// netLink implements Conn with amqp091-go. For the frames that bypass that library see netChannel.
 type netLink struct {
 	conn   *amqp.Connection
 	socket *socket

@@ -94,8 +94,8 @@ func (u *UnclaimedBodies) Add(b *BytesInHand, size uint64) {
 	}
 }
 
-// Claim transfers n unclaimed bytes to the caller, who has to release them. It returns n, or 0
-// after Close, which has released them.
+// Claim transfers n unclaimed bytes to the caller, and returns the number of bytes that the caller
+// has to release: n, or 0 after Close, because Close has released all bytes.
 func (u *UnclaimedBodies) Claim(n int64) int64 {
 	if !u.change(-n) {
 		return 0

@@ -78,7 +78,7 @@ func (r *fieldReader) table() amqp.Table {
 
 func (r *fieldReader) array() []any {
 	fields := fieldReader{b: r.longString()}
-	var values []any // nil if empty, as amqp091-go
+	var values []any // nil if empty, as in amqp091-go
 	for len(fields.b) > 0 {
 		values = append(values, fields.field())
 	}

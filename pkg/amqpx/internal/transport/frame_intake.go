@@ -8,14 +8,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// intake takes the frames of deliveries, and confirms, off the stream for amqp091-go and passes
-// them to the open channels. A frame costs that library reflection, several allocations, and a
-// wake-up of each of three goroutines. It is used only by the frame reader.
+// intake takes deliveries and confirms off the stream for amqp091-go, and passes them to the open
+// channels. In amqp091-go a frame costs reflection, several allocations, and a wake-up of each of
+// three goroutines. Only the frame reader uses intake.
 type intake struct {
 	assembling map[uint16]*assembly // by channel
 	body       *assembly            // the delivery whose body frame is being read; nil: none
 	left       int                  // bytes of this frame still to come
-	// yield makes Read return the bytes it has before the next frame.
+	// yield makes Read return the bytes before the next frame.
 	yield    bool
 	passedAt time.Time     // when bytes last passed to amqp091-go
 	frames   atomic.Uint64 // the number of taken frames
@@ -37,16 +37,16 @@ const (
 	// maxFirstBody bounds the memory for a body before its bytes have arrived.
 	maxFirstBody = 1 << 20
 	// libraryPause is the time for which amqp091-go may get no bytes while frames are taken.
-	// Then it gets a heartbeat, so that it does not consider the broker dead. The library
-	// allows one and a half heartbeat intervals, of at least a second each, and the broker may
-	// be silent for one interval after the last taken frame.
+	// After this time amqp091-go gets a heartbeat, or it would consider the broker dead: the
+	// library allows one and a half heartbeat intervals, of at least a second each, and the
+	// broker may be silent for one interval after the last taken frame.
 	libraryPause = 100 * time.Millisecond
 )
 
 // takeMethod takes the next frame, a method, if it is a confirm or a delivery to a known
-// consumer, and reports whether it did. A confirm must not overtake the return of its message,
-// so it is taken only if first is true: amqp091-go has handled all frames before. Otherwise
-// Read returns those frames to the library first.
+// consumer, and reports whether it did. A confirm must not overtake the return of its message.
+// So a confirm is taken only if first is true: amqp091-go has handled all earlier frames.
+// Otherwise Read first returns the earlier frames to amqp091-go.
 func (f *frameReader) takeMethod(channel uint16, size int, first bool) (taken bool, err error) {
 	f.dropAssembly(channel)
 	if size < 4 || size > maxTakenMethod {
@@ -92,8 +92,8 @@ func (f *frameReader) takeMethod(channel uint16, size int, first bool) (taken bo
 	return taken, nil
 }
 
-// dropAssembly drops the delivery whose content is incomplete: the rest will not come after
-// another method of its channel.
+// dropAssembly drops the incomplete delivery of a channel: after another method of the channel
+// the rest of the content will not come.
 func (f *frameReader) dropAssembly(channel uint16) {
 	a, ok := f.intake.assembling[channel]
 	if !ok {
@@ -113,8 +113,8 @@ func (f *frameReader) releaseUnread(tag string, n int64) {
 	}
 }
 
-// takeDelivery begins a delivery, unless its consumer is not known: then it belongs to
-// amqp091-go.
+// takeDelivery begins a delivery. If the consumer is not known, takeDelivery returns false, and the
+// delivery belongs to amqp091-go.
 func (f *frameReader) takeDelivery(ch *netChannel, args *fieldReader) bool {
 	queue := ch.consumerOf(args.shortString())
 	if queue == nil {

@@ -8,16 +8,16 @@ import (
 )
 
 // certificateLogin is the login for an amqps URL without a user and without auth_mechanism: by
-// the client certificate (SASL EXTERNAL) if the broker asked for one and got it, else as guest
-// with a password, which is the default of URLs. It does not fall back from one to the other, so
-// that a fault names the login that was meant.
+// the client certificate (SASL EXTERNAL) if the broker asked for a certificate and got one, else
+// as guest with a password, which is the default of URLs. There is no fallback between the two
+// logins, so that a fault names the intended login.
 type certificateLogin struct {
 	socket   *dialedSocket
 	guest    amqp.PlainAuth
 	external bool // the broker was asked for EXTERNAL
 }
 
-// loginOf returns the login for a URL, or nil for that of amqp091-go.
+// loginOf returns the login for a URL; nil: amqp091-go chooses the login.
 func loginOf(raw string, uri amqp.URI, socket *dialedSocket) *certificateLogin {
 	if uri.Scheme != SchemeTLS || uri.AuthMechanism != nil || hasUser(raw) {
 		return nil
@@ -42,7 +42,7 @@ func (l *certificateLogin) mechanisms() []amqp.Authentication {
 	return []amqp.Authentication{l}
 }
 
-// Mechanism implements amqp.Authentication. The library calls it after the TLS handshake.
+// Mechanism implements amqp.Authentication. amqp091-go calls Mechanism after the TLS handshake.
 func (l *certificateLogin) Mechanism() string {
 	l.external = l.socket.get().certificate.offered.Load() != nil
 	if l.external {
@@ -68,8 +68,8 @@ func (l *certificateLogin) explain(err error) error {
 	return &stepError{stepLogin, "", &KindError{Kind: FaultCertificateUser, Cause: refused}}
 }
 
-// isRefusedLogin reports whether the broker refused a user. If it closes the connection without
-// a reason, the library reports ErrCredentials.
+// isRefusedLogin reports whether the broker refused a user. If the broker closes the connection
+// without a reason, amqp091-go reports ErrCredentials.
 func isRefusedLogin(err *amqp.Error) bool {
 	return err == amqp.ErrCredentials || err.Code == amqp.AccessRefused && strings.Contains(err.Reason, "Login was refused")
 }

@@ -48,9 +48,8 @@ type socket struct {
 	writing bool
 	corked  bool
 	err     error
-	// held has an entry for each channel with a message of which frames are still to come:
-	// the frames that amqp091-go has written for the channel meanwhile. They follow the
-	// message.
+	// held has an entry for each channel with an incomplete message: the frames that amqp091-go
+	// has written for the channel meanwhile. These frames follow the message.
 	held map[uint16][]byte
 }
 
@@ -106,13 +105,12 @@ func (s *socket) Write(p []byte) (int, error) {
 	return len(p), s.err
 }
 
-// append writes the frames of a channel that encode appends to the buffer, like Write, in one
-// piece. If encode fails, it returns the buffer as it was. If more is true, the last of these
-// frames is not the last of its message, and until a call without more no frame of amqp091-go
-// for this channel is written. If the channel has ended, append returns amqp.ErrClosed, except
-// for the rest of a message. The end is certain only while the socket is locked: amqp091-go
-// marks a channel as closed before it writes close-ok, and then the channel's number may be
-// given to another channel.
+// append writes frames of a channel, like Write, in one piece. encode appends the frames to the
+// buffer, or fails and returns the buffer unchanged. If more is true, the message is incomplete,
+// and until a call without more no frame of amqp091-go for this channel is written. If the channel
+// has ended, append returns amqp.ErrClosed, except for the rest of a message. The end has to be
+// checked while the socket is locked: amqp091-go marks a channel as closed before it writes
+// close-ok, and after close-ok another channel may get the channel's number.
 func (s *socket) append(ch *netChannel, more bool, encode func(b []byte) ([]byte, error)) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
