@@ -34,8 +34,8 @@ const (
 //go:embed growth_trace.erl
 var brokerTrace string
 
-// serialPart finds the samples of a serial part in a processor profile: those with a frame of
-// one of the functions, and with none of the others.
+// serialPart finds the samples of a serial part in a processor profile: the samples with a frame
+// of one of some functions, and with no frame of some other functions.
 type serialPart struct {
 	side, name string
 	onPath     bool     // every call of a batch waits for it, one after the other
@@ -43,10 +43,9 @@ type serialPart struct {
 	without    []string
 }
 
-// serialParts returns what only one processor can do at a time for a client, or for a server:
-// goroutines, of which there is one, and sections under a lock. The name of a goroutine is that
-// of its function. The two connections of a side have a reading goroutine each; their time is
-// taken together.
+// serialParts returns the serial parts of a client, or of a server: goroutines that exist once,
+// and sections under a lock. A goroutine has the name of its function. The reading goroutines of
+// the two connections of a side count together.
 func serialParts() []serialPart {
 	const reader = "amqp091-go.(*Connection).reader"
 	return []serialPart{
@@ -67,8 +66,8 @@ func serialParts() []serialPart {
 }
 
 // growthParts measures the serial parts, with 1,024 callers: of client and server from processor
-// profiles, of the broker from a trace of its processes. Without the broker's control program
-// there are none of the broker.
+// profiles, of the broker from a trace of its processes. Without the broker's control program the
+// broker has no serial parts.
 func (r *Runner) growthParts(ctx context.Context, s *Section) error {
 	for _, setup := range s.setups {
 		if setup.Env.Clients > 0 || setup.Env.Queues > 0 || setup.Procs > 0 {

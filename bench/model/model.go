@@ -1,5 +1,5 @@
 // Package model predicts the throughput of clients, servers and a broker from a few measured
-// loads, and says what limits it on machines with more processors.
+// loads, and names the resource that limits the throughput on machines with more processors.
 //
 // The processor time of a call has three parts on every side (client, server, broker): a part for
 // the call, a part for each message, which the calls of a batch share, and a part for the wake-ups
@@ -10,9 +10,9 @@
 //
 // Throughput is at most the processors divided by the sum of the sides, at most the processors of
 // a process divided by that process's side, at most the callers divided by the latency of a call,
-// and at most one call in the time of a serial part: of work of which only one processor can do a
-// piece at a time. These bounds are far apart on large machines; where they are close, on small
-// machines, a message also waits for the processors' work on the others.
+// and at most one call in the time of a serial part, which is work that only one processor at a
+// time can do. These bounds are far apart on large machines. On small machines the bounds are
+// close, and a message also waits for the processors' work on other messages.
 package model
 
 import (
@@ -35,7 +35,7 @@ type Part struct {
 	Batch  bool    `json:"batch"` // measured with batches
 	Side   string  `json:"side"`
 	Name   string  `json:"name"`
-	OnPath bool    `json:"on_path"` // every call of a batch waits for it, one after the other
+	OnPath bool    `json:"on_path"` // every call of a batch waits for this part, one after the other
 	Micros float64 `json:"micros"`  // processor time for a call
 }
 
@@ -94,7 +94,7 @@ func (p Point) inFlight() (client, server float64) {
 	return max(messages/float64(p.Clients), 1), max(messages/float64(p.Queues), 1)
 }
 
-// Fit fits the model. It uses the points with one client and one queue: single messages with 1, 16
+// Fit fits the model to the points with one client and one queue: single messages with 1, 16
 // and 1,024 callers, batches with 64 and 1,024 callers, and single messages with one caller and one
 // processor for each process. All other points are left to check the model.
 func Fit(points []Point, parts []Part) (*Model, error) {

@@ -11,8 +11,8 @@ import (
 )
 
 // Logged returns a logging middleware, such as [amqpx.AccessLog], whose lines include trace_id
-// and span_id. It must be inside [Tracing.Server]. Lines of a call that was not drawn have no ids:
-// they would name no trace. While tracing is off, Logged returns the middleware without the ids.
+// and span_id. The middleware must be inside [Tracing.Server]. Lines of a call that was not drawn
+// have no ids, because the ids would name no trace. While tracing is off, no line has ids.
 func (t *Tracing) Logged(log *zap.Logger, of func(*zap.Logger) amqpx.Middleware) amqpx.Middleware {
 	if t == nil {
 		return of(log)

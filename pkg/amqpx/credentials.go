@@ -37,14 +37,14 @@ func (c Credentials) MarshalText() ([]byte, error) { return []byte(c.String()), 
 // WithCredentials sets a source of the user and the password, instead of those in the URLs. The
 // source is asked before each attempt to connect to a broker, once for all connections of the
 // attempt; an error is the fault [FaultCredentialsSource], and another attempt follows.
-// Credentials with an end are refreshed: after 80 % of the time that is left the source is
-// asked again, and open connections take the new password over (connection.update-secret), as
-// RabbitMQ needs it for tokens of OAuth 2
-// (https://www.rabbitmq.com/docs/oauth2#token-expiration). If the source fails or returns the
-// same password again, this is logged, and the source is asked again with growing pauses up to
-// the second duration of [WithBackoff]. If the broker ends the connections meanwhile, the next
-// attempt to connect asks the source. Credentials of another user apply to the next attempt
-// only.
+//
+// Credentials with an end are refreshed: after 80 % of the remaining time the source is asked
+// again, and open connections get the new password (connection.update-secret), as RabbitMQ
+// requires for tokens of OAuth 2 (https://www.rabbitmq.com/docs/oauth2#token-expiration). If the
+// source fails, or returns the same password with no later end, the fault is logged, and the
+// source is asked again with growing pauses up to the second duration of [WithBackoff]. If the
+// broker ends the connections meanwhile, the next attempt to connect asks the source.
+// Credentials of another user apply to the next attempt only.
 //
 // The source must return soon after the end of its context and be safe for concurrent use, and
 // its error must contain no secret. The context ends after the time of [WithDialTimeout] at the

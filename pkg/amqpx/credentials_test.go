@@ -173,7 +173,7 @@ func TestSourceOfCredentialsThatFails(t *testing.T) {
 	}
 }
 
-// While the broker does not answer one connection, the other gets its passwords.
+// While the broker does not respond on one connection, the other connection gets its passwords.
 func TestSilentConnectionDoesNotHoldUpTheOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

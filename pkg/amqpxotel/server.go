@@ -15,9 +15,10 @@ import (
 
 // Server returns middleware for servers. Each run of a handler gets a span, a child of the
 // caller's span. The handler's context carries the span, so calls made by the handler belong
-// to the same trace. A request whose caller decided not to trace it ([amqpx.Request.Unsampled])
-// counts as the child of a span that is not sampled. The middleware should be the outermost. It is safe for concurrent use,
-// and servers with the same options may share it.
+// to the same trace. A request of a call that the caller does not trace
+// ([amqpx.Request.Unsampled]) counts as the child of a span that is not sampled. The middleware
+// should be the outermost. The middleware is safe for concurrent use, and servers with the same
+// options may share it.
 func Server(opts ...Option) amqpx.Middleware {
 	return newTracing(trace.SpanKindServer, opts, semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process")).server
 }
@@ -36,7 +37,7 @@ func (t *tracing) server(next amqpx.Handler) amqpx.Handler {
 			case decidedSampled:
 			}
 		} else if marked && !trace.SpanContextFromContext(ctx).IsValid() {
-			ctx = t.unsampled(ctx, true) // the parent about which the provider's sampler decides
+			ctx = t.unsampled(ctx, true) // the parent for the provider's sampler
 		}
 		ctx, span := t.start(ctx, req.Method)
 		if !span.IsRecording() {

@@ -9,7 +9,7 @@ import (
 )
 
 // netChannel implements Channel. amqp091-go opens and closes the channel, runs the methods that
-// wait for the broker's answer, and receives exceptions, cancellations and returns. Messages,
+// wait for the broker's response, and receives exceptions, cancellations and returns. Messages,
 // acknowledgements, deliveries and confirms do not pass through that library: netChannel writes
 // their frames and the frame reader takes them (docs/adr/0019).
 type netChannel struct {
@@ -22,8 +22,8 @@ type netChannel struct {
 	closing    atomic.Bool   // Close has been called
 	confirming atomic.Bool   // the broker confirms messages
 	confirms   confirmations
-	// turn is held by a method that waits for the broker's answer: amqp091-go would mix up the
-	// responses to two concurrent methods.
+	// turn is held by a method that waits for the broker's response: amqp091-go would mix up
+	// the responses to two concurrent methods.
 	turn chan struct{}
 
 	// writing is held while the frames of a message are written, and during an
@@ -117,8 +117,8 @@ func (o *openChannels) change(by func(map[uint16]*netChannel)) {
 }
 
 // Barrier implements Channel with a method that changes nothing: basic.qos sets the prefetch
-// of later consumers on the channel, and there are none. The broker answers the methods of a
-// channel in order.
+// of later consumers on the channel, and there are none. The broker responds to the
+// methods of a channel in order.
 func (c *netChannel) Barrier() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()

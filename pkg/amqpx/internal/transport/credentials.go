@@ -127,7 +127,7 @@ func (v *Supervisor) refreshed(ctx context.Context, s *Session, now Credentials)
 }
 
 // updateSecret passes a new password to the broker, on each connection, without a wait for the
-// broker's answers: while the broker blocks publishing, the broker does not read from the
+// broker's response: while the broker blocks publishing, the broker does not read from the
 // publishing connection. If the broker refuses the password, it ends the connection.
 func (s *Session) updateSecret(password string, log *zap.Logger) {
 	conns := []Conn{s.Pub}

@@ -42,11 +42,12 @@ type Conn interface {
 	// Abandon releases the bytes of all counted and unclaimed bodies. It is called after the
 	// connection has ended.
 	Abandon()
-	// Certificates returns the ends of the certificates in the TLS handshake: the earliest among
-	// those that the broker sent, and that of this process. Zero: there was none.
+	// Certificates returns the ends of the certificates in the TLS handshake: the earliest end
+	// among the broker's certificates, and the end of this process's certificate. Zero: there
+	// was no certificate.
 	Certificates() (broker, own time.Time)
-	// UpdateSecret gives the broker a new password for the user of the connection. It returns
-	// with the broker's answer or the end of the connection.
+	// UpdateSecret gives the broker a new password for the user of the connection. UpdateSecret
+	// returns with the broker's response or the end of the connection.
 	UpdateSecret(password string) error
 	// Close closes the connection with AMQP's handshake, within a short bound.
 	Close()
