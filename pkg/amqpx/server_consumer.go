@@ -9,6 +9,7 @@ import (
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // retryPrefetch is the prefetch of the retry queue: 1, so that a request which kills a server
@@ -233,9 +234,8 @@ func (c *consumer) submit(req *inboundRequest) {
 // it is sent at once.
 func (c *consumer) acknowledge() {
 	var settled []*delivery
-	pause := time.NewTimer(0)
+	pause := xsync.StoppedTimer()
 	defer pause.Stop()
-	<-pause.C
 	for {
 		select {
 		case d := <-c.acks:

@@ -275,7 +275,7 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 			}
 		}
 	}
-	if !isDirectAddress(message.ReplyTo) && !s.isDraining() {
+	if !s.takesTurns() && !isDirectAddress(message.ReplyTo) && !s.isDraining() {
 		s.outbox.Expect(responses)
 	}
 	s.putWaiting(wait...)

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // Deliveries whose bodies were dropped on arrival (frame_content.go). A request with a body
@@ -168,9 +169,8 @@ func (c *consumer) keepUnread(d *delivery, drop wire.DroppedBody) {
 func (c *consumer) returnUnread() {
 	var waiting []*delivery
 	wait, deferred := unreadPause, c.server.counts.deferred.Load()
-	pause := time.NewTimer(0)
+	pause := xsync.StoppedTimer()
 	defer pause.Stop()
-	<-pause.C
 	draining := c.server.draining
 	for {
 		select {

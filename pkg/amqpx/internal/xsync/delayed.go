@@ -58,3 +58,10 @@ func (d *Delayed) stop(closed bool) []func() {
 	clear(d.timers)
 	return calls
 }
+
+// StoppedTimer returns a timer that is not running, for a later Reset.
+func StoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
