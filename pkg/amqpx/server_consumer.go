@@ -169,7 +169,7 @@ func (c *consumer) receive() {
 			}
 			close(c.silent)
 		case <-c.done:
-			if c.queueIsGone() { // earlier deliveries; the library closes the channel
+			if c.queueIsGone() { // earlier deliveries; the channel is closed after them
 				for d := range c.sub.deliveries {
 					c.handle(&d)
 				}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -71,6 +72,60 @@ func TestConfirmDoesNotOvertakeAReturn(t *testing.T) {
 			t.Fatal("the second message was confirmed before it was returned")
 		}
 		wantSame(t, "returned", (<-returns).MessageId, "second")
+	}
+}
+
+// recorded is a connection that keeps a copy of what is written to it.
+type recorded struct {
+	net.Conn
+
+	bytes bytes.Buffer
+}
+
+func (r *recorded) Write(p []byte) (int, error) {
+	r.bytes.Write(p)
+	runtime.Gosched() // let other goroutines write meanwhile
+	return r.Conn.Write(p)
+}
+
+// amqp091-go writes a frame larger than its buffer of 4,096 bytes in pieces. No frame of a channel
+// comes between the pieces.
+func TestLargeFrameOfTheLibraryIsNotTorn(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe()
+	conn := &recorded{Conn: near}
+	l := openLinkOn(t, conn, far, &peer{seen: func([]byte) {}}, ContentLimits{}, amqp.Config{})
+	ch := confirmed(t, l)
+	messages := make(chan amqp.Publishing, 100)
+	var publishers sync.WaitGroup
+	for range 4 {
+		publishers.Go(func() {
+			for msg := range messages {
+				if _, err := ch.PublishTo("q", true, msg); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for _, size := range []int{4_000, 5_000, 8_192, 100_000} {
+		for range 10 {
+			for range cap(messages) {
+				messages <- amqp.Publishing{}
+			}
+			if err := l.UpdateSecret(strings.Repeat("\x00", size)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	close(messages)
+	publishers.Wait()
+	l.Close()
+	for rest := conn.bytes.Bytes()[len("AMQP0091"):]; len(rest) > 0; {
+		size := frameOverhead + int(binary.BigEndian.Uint32(rest[3:]))
+		if size > len(rest) || rest[size-1] != frameEnd {
+			t.Fatal("a frame does not end where its size says")
+		}
+		rest = rest[size:]
 	}
 }
 

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -176,7 +177,7 @@ func (f *frameReader) readBody() error {
 	if f.intake.left > 0 {
 		body := a.delivery.Body
 		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
+			body = slices.Grow(body, int(min(uint64(cap(body)), a.size-uint64(len(body))))) //nolint:gosec // at most cap(body).
 		}
 		n, err := f.r.Read(body[len(body):min(cap(body), len(body)+f.intake.left)])
 		a.delivery.Body = body[:len(body)+n]

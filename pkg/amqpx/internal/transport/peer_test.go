@@ -125,6 +125,8 @@ func (p *peer) answer(channel uint16, m method, args []byte) {
 		p.send(0, method{10, 41}, "\x00")
 	case method{10, 50}: // close
 		p.send(0, method{10, 51}, "")
+	case method{10, 70}: // update-secret
+		p.send(0, method{10, 71}, "")
 	case method{20, 10}: // channel.open
 		p.send(channel, method{20, 11}, "\x00\x00\x00\x00")
 	case method{20, 40}: // channel.close

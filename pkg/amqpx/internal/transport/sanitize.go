@@ -24,7 +24,7 @@ import (
 // being read, and its message arrives with an empty body and [wire.HeaderDropped] set.
 //
 // frameReader takes the deliveries and the confirms of the open channels, see intake. It
-// inspects content headers and methods; all other frames pass unchanged.
+// inspects content headers and methods; frames of amqp091-go pass unchanged.
 type frameReader struct {
 	r       *bufio.Reader
 	limits  ContentLimits

@@ -48,6 +48,8 @@ type socket struct {
 	writing bool
 	corked  bool
 	err     error
+	// partial is the begin of a frame of amqp091-go whose rest has not been written yet.
+	partial []byte
 	// held has an entry for each channel with an incomplete message: the frames that amqp091-go
 	// has written for the channel meanwhile. These frames follow the message.
 	held map[uint16][]byte
@@ -84,15 +86,16 @@ func (s *socket) Read(p []byte) (n int, err error) {
 func (s *socket) Close() error { return s.raw.Close() }
 
 // Write buffers p, or writes it through when the socket is idle. amqp091-go writes each of its
-// frames with a Write, if the frame fits the library's buffer.
-func (s *socket) Write(p []byte) (int, error) {
+// frames with a Write or, if the frame does not fit the library's buffer, with several.
+func (s *socket) Write(p []byte) (n int, err error) {
+	n = len(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.awaitRoom(); err != nil {
 		return 0, err
 	}
-	if s.hold(p) {
-		return len(p), nil
+	if p = s.whole(p); len(p) == 0 || s.hold(p) {
+		return n, nil
 	}
 	if !s.writing && len(s.buf) == 0 && (!s.corked || len(p) >= maxCorkedBytes) {
 		s.flush(p)
@@ -102,7 +105,28 @@ func (s *socket) Write(p []byte) (int, error) {
 	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
 		s.flushGathered() // p, and the bytes that were buffered meanwhile
 	}
-	return len(p), s.err
+	return n, s.err
+}
+
+// whole returns p with the bytes kept by earlier calls, if they end with the end of a frame or
+// are no frames. Otherwise it keeps them and returns nothing: a frame of a channel must not come
+// between the pieces of a frame of amqp091-go. The caller holds mu.
+func (s *socket) whole(p []byte) []byte {
+	if len(s.partial) > 0 {
+		p = append(s.partial, p...)
+	}
+	s.partial = nil
+	for rest := p; len(rest) > 0; {
+		if rest[0] == 0 || rest[0] > frameTypes {
+			return p // the protocol header
+		}
+		if len(rest) < frameHeaderBytes || frameOverhead+int(binary.BigEndian.Uint32(rest[3:])) > len(rest) {
+			s.partial = append(s.partial, p...)
+			return nil
+		}
+		rest = rest[frameOverhead+int(binary.BigEndian.Uint32(rest[3:])):]
+	}
+	return p
 }
 
 // append writes frames of a channel, like Write, in one piece. encode appends the frames to the
