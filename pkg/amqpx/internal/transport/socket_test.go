@@ -213,7 +213,7 @@ func TestSocketKeepsEveryWriteWholeAndInOrder(t *testing.T) {
 					s.cork()
 				}
 				record := bytes.Repeat([]byte{byte('a' + w)}, size)
-				record[0], record[1] = byte(i), byte(i>>8)
+				record[1], record[2] = byte(i), byte(i>>8) // record[0] is no type of a frame
 				if _, err := s.Write(record); err != nil {
 					t.Error(err)
 				}
@@ -235,7 +235,7 @@ func TestSocketKeepsEveryWriteWholeAndInOrder(t *testing.T) {
 			break
 		}
 		who := record[size-1]
-		if i := int(record[0]) | int(record[1])<<8; i != next[who] || bytes.Count(record[2:], []byte{who}) != size-2 {
+		if i := int(record[1]) | int(record[2])<<8; i != next[who] || bytes.Count(record[3:], []byte{who}) != size-3 {
 			t.Fatalf("writer %c: record %d, want %d", who, i, next[who])
 		}
 		next[who]++
