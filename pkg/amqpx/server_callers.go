@@ -45,8 +45,8 @@ type CallerLimits struct {
 	// on Fair.
 	MaxRunning int
 	// Fair lets callers take turns: while requests wait for a worker, each caller with waiting
-	// requests gets the same share of the workers' time. Without Fair requests run in the order
-	// of their arrival.
+	// requests gets the same share of the workers' time, and no caller waits without end, however
+	// many other callers come and go. Without Fair requests run in the order of their arrival.
 	Fair bool
 }
 
@@ -103,6 +103,7 @@ type caller struct {
 	running     int   // requests that have a worker, or are in the queue of the workers
 	first, last *admission
 	waiting     int   // admissions from first to last
+	runnable    int   // of these, how many may run now as far as MaxRunning is concerned
 	finish      int64 // the virtual time at which the caller's next request is due
 	place       int   // in callers.ready; -1: not in it
 	turn        uint64
@@ -119,17 +120,18 @@ type admission struct {
 	occupies bool  // the request has a worker, or is in the queue of the workers
 }
 
-// callers holds the callers of a server. The turns follow start-time fair queueing: the virtual
-// time is the time in ns at which the request that started last was due, and the next request
-// to start is the request that was due first. Each request makes its caller due later, by the
-// worker time of the request. A caller that arrives without work in hand is due now: absence
-// earns no credit. Safe for concurrent use.
+// callers holds the callers of a server. The turns follow start-time fair queueing: the next
+// request to start is the request that was due first, in virtual time, and each request makes its
+// caller due later, by the worker time of the request. The virtual time, in ns, is never before
+// the time at which a started request was due, and it passes with every start (see pass). A caller
+// that arrives without work in hand is due now, because absence earns no credit, or later if the
+// caller left a debt. Safe for concurrent use.
 type callers struct {
 	limits  CallerLimits
 	workers int
 	queue   *xsync.Queue[task] // of the workers
 	load    *load
-	// room receives a token when fewer requests wait than queueRoom, after more did.
+	// room receives a token when fewer runnable requests wait than queueRoom, after more did.
 	room chan struct{}
 
 	mu        sync.Mutex
@@ -137,8 +139,10 @@ type callers struct {
 	anonymous int       // callers without a user in all
 	ready     readyHeap // the callers whose next request may run
 	backlog   int       // waiting requests of all callers
+	runnable  int       // of these, how many wait only for a worker
 	occupied  int       // requests that occupy a worker
 	now       int64     // virtual time
+	debts     debts
 	turns     uint64
 	open      bool // the server drains: nothing waits here any more
 	released  []task
@@ -169,7 +173,7 @@ func (c *callers) admit(req *inboundRequest, id callerID, size int, always bool)
 		k = c.all[id]
 	}
 	if k == nil {
-		k = &caller{id: id, place: -1}
+		k = &caller{id: id, place: -1, finish: c.debts.take(id)}
 		c.all[id] = k
 		if id.user == "" {
 			c.anonymous++
@@ -195,16 +199,25 @@ func (c *callers) leave(a *admission) {
 	c.forget(a.caller)
 }
 
-// forget removes a caller without work.
+// forget removes a caller without work. While other callers wait, it keeps the caller's debt: a
+// caller that makes one call at a time would otherwise be due now with every call, however long
+// its calls run.
 func (c *callers) forget(k *caller) {
 	if k.calls > 0 || k.running > 0 || c.all[k.id] != k {
 		return
 	}
 	delete(c.all, k.id)
+	if k.finish > c.now && !c.isIdle() {
+		c.debts.add(k.id, k.finish)
+	}
 	if k.id.user == "" {
 		c.anonymous--
 	}
 }
+
+// isIdle reports whether a worker is free and no request waits only for a worker. The caller of
+// isIdle holds mu.
+func (c *callers) isIdle() bool { return len(c.ready) == 0 && c.occupied < c.workers }
 
 // put passes requests to the workers, or lets them wait for their callers' turns.
 func (c *callers) put(tasks []task) {
@@ -245,6 +258,14 @@ func (c *callers) rank(k *caller) {
 	case k.place >= 0:
 		heap.Remove(&c.ready, k.place)
 	}
+	c.runnable -= k.runnable
+	switch k.runnable = 0; {
+	case mayRun && c.limits.MaxRunning > 0:
+		k.runnable = min(k.waiting, c.limits.MaxRunning-k.running)
+	case mayRun:
+		k.runnable = k.waiting
+	}
+	c.runnable += k.runnable
 }
 
 // release passes the requests whose turn it is to the workers, as many as there are free
@@ -258,19 +279,52 @@ func (c *callers) release() {
 		c.turns++
 		k.turn = c.turns
 		c.rank(k)
+		c.pass(a.share)
 		c.released = append(c.released, a.request)
+	}
+	if c.isIdle() {
+		c.debts.clear()
 	}
 	if len(c.released) > 0 {
 		c.queue.Put(c.released...)
 		clear(c.released)
 		c.released = c.released[:0]
 	}
-	if c.backlog < queueRoom && len(c.room) == 0 {
-		select {
-		case c.room <- struct{}{}:
-		default:
-		}
+	c.offerRoom()
+}
+
+// pass lets the virtual time pass with a start, by the share of the started request that each
+// competing caller has missed. Without pass the virtual time would stand still while new callers
+// with one call each wait: all of them would be due before a caller with more calls. The virtual
+// time is at most one share ahead of the caller that is due first, so estimates that are too high
+// do not make new callers wait for longer. The caller of pass holds mu.
+func (c *callers) pass(share int64) {
+	next := c.now + share/int64(len(c.ready)+1)
+	if len(c.ready) > 0 {
+		next = min(next, c.ready[0].finish+share)
 	}
+	c.now = max(c.now, next)
+}
+
+// offerRoom sends the token of room if few runnable requests wait. The caller of offerRoom holds
+// mu.
+func (c *callers) offerRoom() {
+	if c.runnable >= queueRoom || len(c.room) > 0 {
+		return
+	}
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
+}
+
+// hasRoom reports whether few requests wait only for a worker. Requests that wait because their
+// caller has MaxRunning handlers do not count: they would keep all batches out while workers are
+// free.
+func (c *callers) hasRoom() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.runnable < queueRoom
 }
 
 // take removes the first waiting request of a caller. The caller of take holds mu.
@@ -313,7 +367,8 @@ func (c *callers) leaveWorker(a *admission, took time.Duration) {
 	c.release()
 }
 
-// regainWorker records that a request has a worker again, see Server.regainWorker.
+// regainWorker records that a request has a worker again, out of turn, see Server.regainWorker and
+// Server.park.
 func (c *callers) regainWorker(a *admission) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -322,6 +377,7 @@ func (c *callers) regainWorker(a *admission) {
 	}
 	c.occupy(a)
 	c.rank(a.caller)
+	c.offerRoom()
 }
 
 // openAll passes all waiting requests to the workers, now and from now on: a draining server
@@ -382,41 +438,6 @@ func (c *callers) before(k *caller) int {
 	return min(k.waiting+(k.waiting+1)*others, c.backlog)
 }
 
-// readyHeap is a heap of the callers by the time at which they are due. It implements
-// heap.Interface.
-type readyHeap []*caller
-
-func (h readyHeap) Len() int { return len(h) }
-
-func (h readyHeap) Less(i, j int) bool {
-	if h[i].finish != h[j].finish {
-		return h[i].finish < h[j].finish
-	}
-	return h[i].turn < h[j].turn
-}
-
-func (h readyHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
-}
-
-// Push implements heap.Interface.
-func (h *readyHeap) Push(x any) {
-	k, _ := x.(*caller) // only callers are pushed
-	k.place = len(*h)
-	*h = append(*h, k)
-}
-
-// Pop implements heap.Interface.
-func (h *readyHeap) Pop() any {
-	last := len(*h) - 1
-	k := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	k.place = -1
-	return k
-}
-
 // admit counts an arrived request for its caller, or refuses the request because the caller has
 // as much in hand as it may. It reports whether the request goes on.
 func (s *Server) admit(req *inboundRequest, user string, size int) bool {
@@ -471,15 +492,15 @@ func (s *Server) putWaiting(tasks ...task) {
 	s.waiting.Put(tasks...)
 }
 
-// hasRoom reports whether few requests wait for a worker. If not, room receives a token later.
+// hasRoom reports whether few requests wait only for a worker. If not, room receives a token later.
 func (s *Server) hasRoom() bool {
 	if s.takesTurns() {
-		return s.callers.waiting() < queueRoom
+		return s.callers.hasRoom()
 	}
 	return s.waiting.HasRoom()
 }
 
-// room returns the channel which receives a token when few requests wait for a worker.
+// room returns the channel which receives a token when few requests wait only for a worker.
 func (s *Server) room() <-chan struct{} {
 	if s.takesTurns() {
 		return s.callers.room

@@ -148,20 +148,28 @@ func (s *Server) republishCounted(req *inboundRequest, queue string, lost int) {
 // park delays a request which a server has lost, and which may have killed the server, until
 // the originals of this server's republished requests are acknowledged. If the request killed
 // this server earlier, each republished request would exist twice, as original and copy, and
-// requests that kill servers would multiply. The request waits without a worker and then goes
-// back into the queue of the workers; a drain and the end of its session end the wait too. park
-// returns false if the request runs now, because no copy is in progress.
+// requests that kill servers would multiply. The request waits without a worker, and then for its
+// caller's turn as after its arrival; a drain and the end of its session end the wait too. park
+// returns false if the request runs now, because no copy is in progress. Otherwise another worker
+// may run the request already, and the calling worker must not use the request any more.
 func (s *Server) park(req *inboundRequest) bool {
 	req.parked = true
+	s.leaveWorker(req, 0) // before another goroutine can put the request
 	s.parked.add(req)
 	waits := s.moves.CallWhenIdle(func() {
 		if s.parked.take(req) {
-			s.waiting.Put(req)
+			s.putWaiting(req)
 		}
 	})
 	switch {
 	case !waits:
-		return !s.parked.take(req)
+		if !s.parked.take(req) {
+			return true
+		}
+		if s.takesTurns() && req.admission != nil {
+			s.callers.regainWorker(req.admission)
+		}
+		return false
 	case s.isDraining(), req.delivery.consumer.isOver(): // perhaps after the call of unpark
 		if s.parked.take(req) {
 			s.waiting.Put(req)

@@ -158,7 +158,9 @@ func (s *Server) work(handlers context.Context, place int) {
 			t.take(&s.load, place)
 		case *inboundRequest:
 			t.place = place
-			s.process(handlers, t)
+			if s.process(handlers, t) {
+				continue
+			}
 		}
 		if last, counted, place = t.leaves(place); last {
 			return
@@ -314,11 +316,12 @@ func handlerTimeFault(d time.Duration) error {
 // process handles one request: the request is skipped, refused, requeued, republished, or run
 // through the middleware. During a drain the server refuses only malformed and expired
 // requests, which every server would refuse. It requeues all other requests for other servers,
-// which may have other methods.
-func (s *Server) process(handlers context.Context, req *inboundRequest) {
+// which may have other methods. process returns true if the request was parked: then the request
+// may already have another worker.
+func (s *Server) process(handlers context.Context, req *inboundRequest) (parked bool) {
 	if req.delivery.willBeRedelivered() {
 		req.leaveUnacked()
-		return
+		return false
 	}
 	in, failed := req.decode()
 	m := req.method
@@ -339,9 +342,11 @@ func (s *Server) process(handlers context.Context, req *inboundRequest) {
 	case m == nil:
 		s.refuse(req, s.unimplemented(in.Method))
 	case s.handleRedelivered(req, m):
+		return req.parked // now: a request that was parked before runs
 	default:
 		s.invoke(handlers, req, m, now)
 	}
+	return false
 }
 
 // expiredRefusal refuses a request whose time had ended before a worker was free.
