@@ -193,9 +193,9 @@ func (m *Model) Costs(p Point) Costs {
 func (m *Model) Fitted(p Point) bool { return slices.Contains(m.fitted, p.Label) }
 
 // fewCallers is the number of callers for each of several clients below which the model does not
-// hold: a message then has one or two calls and shares no system call with others, although there
-// are many messages in flight.
-const fewCallers = 16
+// hold: a message then has few calls and shares no system call with others, although there are
+// many messages in flight. The model predicts up to twice the measured calls/s there.
+const fewCallers = 32
 
 // Covers reports whether the model holds for the load.
 func (p Point) Covers() bool { return p.Clients == 1 || p.Callers >= fewCallers*p.Clients }
