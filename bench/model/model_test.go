@@ -40,7 +40,7 @@ func points(m *Model) []Point {
 		load(m, "batch 64", true, 64, 1, 1, 2, 25),
 		load(m, "batch 1024", true, 1024, 1, 1, 2, 200),
 		load(m, "20 clients", true, 1024, 1, 20, 2, 12),
-		load(m, "50 clients", true, 1024, 1, 50, 2, 5),
+		load(m, "30 clients", true, 1024, 1, 30, 2, 8),
 		load(m, "4 queues", true, 1024, 4, 4, 2, 80),
 		load(m, "batch 1024, one processor", true, 1024, 1, 1, 1, 300),
 	}
