@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -15,12 +16,16 @@ import (
 type netChannel struct {
 	*amqp.Channel
 
-	id         uint16
-	conn       *netLink
-	watched    sync.Once
-	over       chan struct{} // closed after the end of a watched channel
-	closing    atomic.Bool   // Close has been called
-	confirming atomic.Bool   // the broker confirms messages
+	id      uint16
+	conn    *netLink
+	watched sync.Once
+	over    chan struct{} // closed after the end of a watched channel
+	closing atomic.Bool   // Close has been called
+
+	ends       <-chan *amqp.Error // receives the reason for the end of the channel
+	ended      sync.Once
+	reason     *amqp.Error // received from ends; nil if there is none
+	confirming atomic.Bool // the broker confirms messages
 	confirms   confirmations
 	// turn is held by a method that waits for the broker's response: amqp091-go would mix up
 	// the responses to two concurrent methods.
@@ -55,8 +60,22 @@ func (l *netLink) Channel() (Channel, error) {
 		turn:      make(chan struct{}, 1),
 		consumers: make(map[string]*deliveryQueue),
 	}
+	c.ends = ch.NotifyClose(make(chan *amqp.Error, 1))
 	open.add(c)
 	return c, nil
+}
+
+// reasonFor returns the broker's reason for the end of the channel, if err only says that the
+// channel has ended.
+func (c *netChannel) reasonFor(err error) error {
+	if !errors.Is(err, amqp.ErrClosed) || c.closing.Load() {
+		return err
+	}
+	c.ended.Do(func() { c.reason = <-c.ends }) // amqp091-go marks a channel as closed just before it tells the reason
+	if c.reason == nil {
+		return err
+	}
+	return c.reason
 }
 
 // watch starts a goroutine for the end of the channel. A channel without confirms and consumers
@@ -122,7 +141,7 @@ func (o *openChannels) change(by func(map[uint16]*netChannel)) {
 func (c *netChannel) Barrier() error {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
-	return c.Channel.Qos(1, 0, false)
+	return c.reasonFor(c.Channel.Qos(1, 0, false))
 }
 
 // Cancel implements Channel.
@@ -168,7 +187,7 @@ func (c *netChannel) PublishFanout(exchange string, msg amqp.Publishing) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if !c.confirming.Load() {
-		return c.write(exchange, "", true, &msg)
+		return c.reasonFor(c.write(exchange, "", true, &msg))
 	}
 	pending, ok := c.confirms.add() // the broker counts the message
 	if !ok {

@@ -347,6 +347,30 @@ func TestNumberOfAChannelIsUsedAgain(t *testing.T) {
 	})
 }
 
+// The probe of a session's user reads the user's name in the reason, and may find the channel
+// ended already.
+func TestEndedChannelTellsTheReason(t *testing.T) {
+	t.Parallel()
+	p := &peer{}
+	l, _ := openLink(t, p, amqp.Config{})
+	for name, call := range map[string]func(*netChannel) error{
+		"barrier": (*netChannel).Barrier,
+		"publish": func(ch *netChannel) error { return ch.PublishFanout("", amqp.Publishing{}) },
+	} {
+		ch := openOwn(t, l)
+		ends := ch.NotifyClose(make(chan *amqp.Error, 1))
+		p.send(ch.id, method{20, 40}, notFound)
+		<-ends
+		for range 2 {
+			var reason *amqp.Error
+			if err := call(ch); !errors.As(err, &reason) || reason.Code != amqp.NotFound {
+				t.Errorf("%s: %v, want the broker's reason", name, err)
+			}
+		}
+	}
+	l.Close()
+}
+
 // Nothing is written on a channel after its close-ok, whatever the moment at which it ends.
 func TestNothingIsWrittenAfterCloseOK(t *testing.T) {
 	t.Parallel()
