@@ -173,11 +173,21 @@ func (c *Client) startChecks(s *transport.Session) error {
 		lane.disable()
 	}
 	c.watch.forget()
+	l.firstStateOfQueue()
 	if c.route.batch != nil {
 		l.firstCheck()
 	}
 	s.Run(l.run)
 	return nil
+}
+
+// firstStateOfQueue checks the request queue before the connection is ready, so that a later check
+// recognizes a queue that was deleted and declared again meanwhile. A queue that is missing, or
+// whose state is not known in time, is left to the checks for calls.
+func (l *queueChecker) firstStateOfQueue() {
+	if found, err := l.ask(&l.queue, firstCheckTimeout); err == nil {
+		l.client.watch.found(stateOf(found, nil), nil)
+	}
 }
 
 // firstCheck checks the batch queue before the connection is ready. If it finds no server, the
