@@ -360,7 +360,9 @@ func TestEndedChannelTellsTheReason(t *testing.T) {
 		ch := openOwn(t, l)
 		ends := ch.NotifyClose(make(chan *amqp.Error, 1))
 		p.send(ch.id, method{20, 40}, notFound)
-		<-ends
+		if reason := <-ends; reason == nil {
+			t.Fatalf("%s: no reason", name)
+		}
 		for range 2 {
 			var reason *amqp.Error
 			if err := call(ch); !errors.As(err, &reason) || reason.Code != amqp.NotFound {
