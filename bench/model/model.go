@@ -94,9 +94,9 @@ func (p Point) inFlight() (client, server float64) {
 	return max(messages/float64(p.Clients), 1), max(messages/float64(p.Queues), 1)
 }
 
-// Fit fits the model to the points with one client and one queue: single messages with 1, 16
-// and 1,024 callers, batches with 64 and 1,024 callers, and single messages with one caller and one
-// processor for each process. All other points are left to check the model.
+// Fit fits the model to six points with one client and one queue: single messages with 1, 16 and
+// 1,024 callers, batches with 64 and 1,024 callers, and single messages with one caller and one
+// processor for each process. Check compares the model with the other points.
 func Fit(points []Point, parts []Part) (*Model, error) {
 	m := &Model{parts: parts, alone: 1}
 	for _, p := range points {

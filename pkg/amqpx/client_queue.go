@@ -181,9 +181,9 @@ func (c *Client) startChecks(s *transport.Session) error {
 	return nil
 }
 
-// firstStateOfQueue checks the request queue before the connection is ready, so that a later check
-// recognizes a queue that was deleted and declared again meanwhile. A queue that is missing, or
-// whose state is not known in time, is left to the checks for calls.
+// firstStateOfQueue checks the request queue before the connection is ready. The next check then
+// recognizes that the queue was deleted and declared again. If the queue is missing, or the broker
+// does not respond in time, the state stays unknown until the first check for a call.
 func (l *queueChecker) firstStateOfQueue() {
 	if found, err := l.ask(&l.queue, firstCheckTimeout); err == nil {
 		l.client.watch.found(stateOf(found, nil), nil)

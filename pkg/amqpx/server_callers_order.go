@@ -3,10 +3,11 @@ package amqpx
 // maxDebts bounds how many debts of forgotten callers are kept, see debts.
 const maxDebts = 2048
 
-// debts holds the times at which forgotten callers are due, so that a caller which comes back
-// while others wait has its turn no earlier than if it had stayed. The debts are void as soon as a
-// worker is free and nobody waits for it. At most maxDebts are kept: when half of them are new,
-// the older half is dropped. The zero value is ready to use. The lock of callers guards it.
+// debts holds the virtual times at which forgotten callers are due. A forgotten caller that
+// returns while other callers wait gets its turn no earlier than if the server had kept the caller.
+// The debts are void when a worker is free and no caller waits. debts keeps at most maxDebts: when
+// half of the debts are new, the older half is dropped. The zero value is ready to use. The lock of
+// callers guards debts.
 type debts struct{ fresh, old map[callerID]int64 }
 
 // add keeps the debt of a caller.
