@@ -11,6 +11,7 @@ BIN := $(CURDIR)/.bin
 MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod bench/go.mod)))
 # The modules that users build or import.
 SHIPPED := $(filter-out test bench,$(MODULES))
+SERVICES := ./services/rpc-client ./services/rpc-server ./services/rpc-certificates
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3
@@ -49,7 +50,7 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint cross vuln api tools module
+.PHONY: build fmt lint cross vuln api notices sbom images tools module
 build: ## compile both services into .run/bin
 	@go build -trimpath -o .run/bin/ ./services/...
 
@@ -76,6 +77,18 @@ vuln: tools ## look for known vulnerabilities in what users build; needs access 
 
 api: ## write the exported API of the libraries into their testdata/api.txt, which a unit test compares
 	@go test -count=1 -run '^TestExportedAPI$$' ./internal/api -update
+
+notices: ## write THIRD_PARTY_NOTICES, the licences of all modules in the services, which a unit test compares
+	@go run ./internal/supply/cmd/supply notices $(SERVICES) >THIRD_PARTY_NOTICES.new
+	@mv THIRD_PARTY_NOTICES.new THIRD_PARTY_NOTICES
+
+sbom: build ## write the SBOM of each service, CycloneDX, into .run/sbom; the images contain theirs
+	@mkdir -p .run/sbom && for s in $(notdir $(SERVICES)); do \
+		go run ./internal/supply/cmd/supply sbom -image $$s -version "$$(git describe --tags --always --dirty)" .run/bin/$$s >.run/sbom/$$s.cdx.json; done
+	@ls .run/sbom/*
+
+images: ## build the images reproducibly: the same commit gives the same image IDs; needs a Docker engine
+	@deploy/release-images.sh
 
 module: ## rename the Go modules to MODULE=github.com/you/rabbitmq-rpc, so that others can import them
 	@deploy/module.sh '$(MODULE)'

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# release-images.sh [SERVICE…] builds the images rabbitmq-rpc/server and rabbitmq-rpc/client with
+# the tag IMAGE_TAG (latest), and prints their names and IDs. The same commit and the same builder
+# image give the same IDs, on any machine, in any folder and at any time: the image of the
+# Dockerfile is rewritten without the traces of its build (internal/supply).
+#
+# VERSION and SOURCE_DATE_EPOCH are those of the commit unless they are set, GO_IMAGE is the
+# builder's image, and NO_CACHE=1 builds without the engine's cache.
+# shellcheck source=deploy/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+[[ $# != 0 ]] || set -- server client
+engine || die "no Docker engine answers"
+cd "$ROOT"
+: "${VERSION:=$(git describe --tags --always --dirty 2>/dev/null || echo dev)}"
+: "${REVISION:=$(git rev-parse HEAD 2>/dev/null || true)}"
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 0)}"
+: "${GO_IMAGE:=$("$DEPLOY/images.sh" go)}" "${GOPROXY:=$(go env GOPROXY)}"
+
+mkdir -p "$RUN"
+program=$(mktemp -d "$RUN/supply.XXXXXX")
+trap 'rm -rf "$program"' EXIT
+go build -o "$program/" ./internal/supply/cmd/supply
+say "building with $GO_IMAGE (log: $RUN/images.log)"
+for service in "$@"; do
+	tag=rabbitmq-rpc/$service:${IMAGE_TAG:-latest}
+	docker build ${NO_CACHE:+--no-cache} --iidfile "$program/id" -f "Dockerfile.$service" \
+		--build-arg "GO_IMAGE=$GO_IMAGE" --build-arg "GOPROXY=$GOPROXY" \
+		--build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION" . >"$RUN/images.log" 2>&1 ||
+		die "the image $tag does not build: $(tail -n 20 "$RUN/images.log")"
+	docker save "$(<"$program/id")" | "$program/supply" image -tag "$tag" -created "$SOURCE_DATE_EPOCH" | docker load -q >/dev/null
+	docker image inspect -f "$tag {{.Id}}" "$tag"
+done
