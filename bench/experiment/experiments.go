@@ -6,7 +6,7 @@ import (
 
 	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
-	"rabbitmq-rpc/internal/chart"
+	"rabbitmq-rpc/bench/chart"
 	"rabbitmq-rpc/internal/loadgen"
 )
 

@@ -7,7 +7,7 @@ import (
 
 	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
-	"rabbitmq-rpc/internal/chart"
+	"rabbitmq-rpc/bench/chart"
 )
 
 // plotted describes a plot of an experiment.

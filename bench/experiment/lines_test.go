@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"rabbitmq-rpc/internal/chart"
+	"rabbitmq-rpc/bench/chart"
 )
 
 func TestPointsForALogarithm(t *testing.T) {

@@ -3,13 +3,6 @@ package chart
 import (
 	"html/template"
 	"math"
-
-	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/text"
-	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // Figure is a plot. All values must be finite, and above 0 on a logarithmic scale; invalid
@@ -74,65 +67,24 @@ type Size struct {
 	YTicks        int
 }
 
-// SVG draws the figure.
-func (f *Figure) SVG(s Size) (template.HTML, error) {
-	canvas := vgsvg.New(vg.Points(s.Width), vg.Points(s.Height))
-	area := draw.New(canvas)
-	p := f.layout(s)
-	label := style(s, Words)
-	label.YAlign = text.YTop
-	area.FillText(label, vg.Point{X: area.Min.X, Y: area.Max.Y - vg.Points(1)}, f.Y.Label)
-	const gap = 0.7 // of a line, between label and plot
-	p.Draw(draw.Crop(area, left(p, s), -vg.Points(2), vg.Points(2), -vg.Points(s.Font*(1+gap))))
-	return rewrite(canvas, f, s)
-}
-
-// left returns the part of the gutter that the labels of the Y axis leave free.
-func left(p *plot.Plot, s Size) vg.Length {
-	var widest vg.Length
-	for _, t := range p.Y.Tick.Marker.Ticks(p.Y.Min, p.Y.Max) {
-		widest = max(widest, p.Y.Tick.Label.Width(t.Label))
-	}
-	return max(vg.Points(s.Gutter)-widest, 0)
-}
-
-// layout builds the plot without the surrounding labels.
-func (f *Figure) layout(s Size) *plot.Plot {
-	p := plot.New()
-	p.BackgroundColor, p.TextHandler = nil, handler()
-	p.X.Min, p.X.Max = f.X.bounds()
-	p.Y.Min, p.Y.Max = f.Y.bounds()
-	p.X.Label.Text = f.X.Label
-	p.X.Label.Padding = vg.Points(3)
-	p.X.Label.TextStyle = style(s, Words)
-	p.X.Label.TextStyle.XAlign, p.X.Label.TextStyle.YAlign = text.XCenter, text.YBottom
-	p.X.Tick.Label, p.Y.Tick.Label = style(s, Words), style(s, Words)
-	p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = text.XCenter, text.YTop
-	p.Y.Tick.Label.XAlign, p.Y.Tick.Label.YAlign = text.XRight, text.YCenter
-	p.X.Tick.Marker, p.Y.Tick.Marker = f.X.ticker(p.X.Min, p.X.Max, s.XTicks), f.Y.ticker(p.Y.Min, p.Y.Max, s.YTicks)
-	p.X.Color, p.X.Tick.Color = Axis.color(), Axis.color()
-	p.X.Width, p.X.Tick.Width, p.X.Tick.Length = vg.Points(1), vg.Points(1), vg.Points(4)
-	p.Y.Width, p.Y.Tick.Width, p.Y.Tick.Length = 0, 0, 0
-	p.X.Padding, p.Y.Padding = 0, vg.Points(2)
-	grid := plotter.NewGrid()
-	grid.Vertical.Color, grid.Horizontal.Color = nil, Grid.color()
-	grid.Horizontal.Width = vg.Points(1)
+// SVG draws the figure for embedding in a page: without a size, colours and fonts, which the
+// page's style sheet sets, and without style attributes, which a strict content security policy
+// forbids.
+func (f *Figure) SVG(s Size) template.HTML {
+	d := newDrawing(f, s)
 	for _, b := range f.Bands {
-		p.Add(band{f.X.at(b.From), f.X.at(b.To), b.Ink})
+		d.band(b)
 	}
-	p.Add(grid)
-	f.addBars(p)
+	d.grid()
+	for _, b := range f.Bars {
+		d.bar(b)
+	}
 	for _, l := range f.Lines {
-		f.addLine(p, l)
+		d.line(l)
 	}
-	p.Add(marks{figure: f, size: s})
-	return p
-}
-
-func style(s Size, ink Ink) text.Style {
-	base := plot.DefaultFont
-	base.Variant, base.Size = "Sans", vg.Points(s.Font)
-	return text.Style{Color: ink.color(), Font: base, Handler: handler()}
+	d.marks()
+	d.axes()
+	return d.svg()
 }
 
 // at returns the position of a value on a linear axis.
@@ -155,7 +107,8 @@ func (s *Scale) bounds() (low, high float64) {
 	return low, high
 }
 
-func (s *Scale) ticker(low, high float64, n int) plot.ConstantTicks {
+// ticks returns the ticks of the axis, about n of them.
+func (s *Scale) ticks(low, high float64, n int) []Tick {
 	ticks := s.Ticks
 	switch {
 	case ticks != nil:
@@ -164,12 +117,14 @@ func (s *Scale) ticker(low, high float64, n int) plot.ConstantTicks {
 	default:
 		ticks = linearTicks(low, high, n)
 	}
-	marks := make([]plot.Tick, 0, len(ticks))
+	var shown []Tick
 	for _, t := range ticks {
 		// A tick beyond the bound by a rounding error would be cut off.
-		marks = append(marks, plot.Tick{Value: within(t.At, low, high), Label: t.Label})
+		if t.At = within(t.At, low, high); t.At >= low && t.At <= high {
+			shown = append(shown, t)
+		}
 	}
-	return marks
+	return shown
 }
 
 // within moves a value that equals a bound except for rounding onto the bound.

@@ -3,11 +3,6 @@
 // the page from light to dark.
 package chart
 
-import (
-	"fmt"
-	"image/color"
-)
-
 // Ink is the purpose of a line, an area or a text. In the SVG it is a class: f-NAME where an
 // area or a text is filled, s-NAME where a line is stroked.
 type Ink uint8
@@ -32,16 +27,3 @@ func names() []string {
 
 // String returns the class without its f- or s-.
 func (i Ink) String() string { return names()[int(i)%len(names())] }
-
-// color returns a colour that represents the ink until the SVG is rewritten. Figures contain
-// no other colours.
-func (i Ink) color() color.Color { return color.RGBA{R: 1, G: 2, B: uint8(i), A: 0xff} }
-
-// inkOf returns the class that a colour, as written in the SVG, represents.
-func inkOf(colour string) (class string, ok bool) {
-	var i uint8
-	if n, err := fmt.Sscanf(colour, "#0102%02X", &i); n != 1 || err != nil || int(i) >= len(names()) {
-		return "", false
-	}
-	return names()[i], true
-}

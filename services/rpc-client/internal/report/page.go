@@ -47,10 +47,6 @@ type datum struct{ Field, Value, Text string }
 
 // HTML returns the report for people: a single self-contained file.
 func (r *Report) HTML() ([]byte, error) {
-	figures, err := r.figures()
-	if err != nil {
-		return nil, fmt.Errorf("draw: %w", err)
-	}
 	sum := sha256.Sum256([]byte(pageCSS))
 	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
 		"'; base-uri 'none'; form-action 'none'"
@@ -62,7 +58,7 @@ func (r *Report) HTML() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	err = t.Execute(&out, page{
-		Report: r, Verdict: r.verdict(), Terms: r.terms(), Figures: figures,
+		Report: r, Verdict: r.verdict(), Terms: r.terms(), Figures: r.figures(),
 		Listed: r.Events[:min(len(r.Events), mostListed)], Unlisted: r.unlisted(),
 		CSS: template.CSS(pageCSS), Policy: policy, //nolint:gosec // a file of this package.
 	})
@@ -78,7 +74,7 @@ func sizes() []chart.Size {
 }
 
 // figures draws every figure that has data.
-func (r *Report) figures() (map[string]*figure, error) {
+func (r *Report) figures() map[string]*figure {
 	drawn := make(map[string]*figure)
 	var wanted []*chart.Figure
 	if r.Calls > r.Lost && len(r.Timeline) > 0 {
@@ -93,15 +89,11 @@ func (r *Report) figures() (map[string]*figure, error) {
 	for _, f := range wanted {
 		all := new(figure)
 		for _, size := range sizes() {
-			svg, err := f.SVG(size)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", f.ID, err)
-			}
-			all.Drawings = append(all.Drawings, svg)
+			all.Drawings = append(all.Drawings, f.SVG(size))
 		}
 		drawn[f.ID] = all
 	}
-	return drawn, nil
+	return drawn
 }
 
 // mostListed is the maximum number of events on the page.

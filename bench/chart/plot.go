@@ -1,3 +1,4 @@
+// Package chart draws the plots of the benchmark, for files that stand alone.
 package chart
 
 import (
