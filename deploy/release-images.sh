@@ -4,8 +4,8 @@
 # image give the same IDs, on any machine, in any folder and at any time: the image of the
 # Dockerfile is rewritten without the traces of its build (internal/supply).
 #
-# VERSION and SOURCE_DATE_EPOCH are those of the commit unless they are set, GO_IMAGE is the
-# builder's image, and NO_CACHE=1 builds without the engine's cache.
+# VERSION, REVISION and SOURCE_DATE_EPOCH are those of the commit unless they are set, and GO_IMAGE
+# is the builder's image.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -24,7 +24,7 @@ go build -o "$program/" ./internal/supply/cmd/supply
 say "building with $GO_IMAGE (log: $RUN/images.log)"
 for service in "$@"; do
 	tag=rabbitmq-rpc/$service:${IMAGE_TAG:-latest}
-	docker build ${NO_CACHE:+--no-cache} --iidfile "$program/id" -f "Dockerfile.$service" \
+	docker build --iidfile "$program/id" -f "Dockerfile.$service" \
 		--build-arg "GO_IMAGE=$GO_IMAGE" --build-arg "GOPROXY=$GOPROXY" \
 		--build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION" . >"$RUN/images.log" 2>&1 ||
 		die "the image $tag does not build: $(tail -n 20 "$RUN/images.log")"

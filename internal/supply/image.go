@@ -3,6 +3,7 @@ package supply
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -75,11 +76,15 @@ func Reproducible(in io.Reader, out io.Writer, tag string, created time.Time) er
 	}
 	files := make(map[string]file)
 	for _, name := range manifests[0].Layers {
-		if err := addLayer(files, saved[name]); err != nil {
+		layer, found := saved[name]
+		if !found {
+			return fmt.Errorf("layer %s is missing", name)
+		}
+		if err := addLayer(files, layer); err != nil {
 			return fmt.Errorf("layer %s: %w", name, err)
 		}
 	}
-	created = created.UTC().Truncate(time.Second)
+	created = created.UTC()
 	layer, err := writeLayer(files, created)
 	if err != nil {
 		return err
@@ -178,7 +183,15 @@ func readArchive(in io.Reader) (map[string][]byte, error) {
 
 // addLayer adds the files of a layer, which replace those of the layers below.
 func addLayer(files map[string]file, layer []byte) error {
-	for archive := tar.NewReader(bytes.NewReader(layer)); ; {
+	var in io.Reader = bytes.NewReader(layer)
+	if bytes.HasPrefix(layer, []byte{0x1f, 0x8b}) { // engines with containerd's store save compressed layers
+		unzipped, err := gzip.NewReader(in)
+		if err != nil {
+			return err
+		}
+		in = unzipped
+	}
+	for archive := tar.NewReader(in); ; {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			return nil

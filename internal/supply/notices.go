@@ -2,7 +2,6 @@ package supply
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,43 +30,70 @@ Public License 2.0 (https://www.mozilla.org/MPL/2.0/). Its source is the file ce
 
 `
 
+// Module is a module that programs link, or the standard library.
+type Module struct {
+	Path     string
+	Programs []string          // by name
+	Files    map[string]string // of licences and notices: name within the module to path
+}
+
 // Notices returns the notices of the programs in the packages, from the licence files in the
-// module cache. It needs the go command, and fails if a module has no licence file, or none that
-// is known.
+// module cache. It needs the go command, and fails if the licence of a module is not known, or has
+// no file.
 func Notices(ctx context.Context, packages ...string) ([]byte, error) {
 	licences, err := Licences()
 	if err != nil {
 		return nil, err
 	}
-	n := &notices{programs: make(map[string][]string), files: make(map[string]string)}
-	for _, pkg := range packages {
-		if err := n.collect(ctx, pkg); err != nil {
-			return nil, err
-		}
+	modules, err := Modules(ctx, packages...)
+	if err != nil {
+		return nil, err
 	}
 	var out bytes.Buffer
 	out.WriteString(head)
-	for _, module := range sortedKeys(n.programs) {
-		if licences[module] == "" {
-			return nil, fmt.Errorf("the licence of the module %s is not known: read it, and add a line to internal/supply/licences.txt", module)
+	for _, m := range modules {
+		if licences[m.Path] == "" {
+			return nil, unknown(m.Path)
 		}
-		fmt.Fprintf(&out, "%-60s %-28s %s\n", module, licences[module], strings.Join(n.programs[module], ", "))
+		if len(m.Files) == 0 {
+			return nil, fmt.Errorf("the module %s has no licence file", m.Path)
+		}
+		fmt.Fprintf(&out, "%-64s %-28s %s\n", m.Path, licences[m.Path], strings.Join(m.Programs, ", "))
 	}
-	if err := n.writeTexts(&out); err != nil {
+	if err := writeTexts(&out, modules); err != nil {
 		return nil, err
 	}
 	return out.Bytes(), nil
 }
 
-// Linked lists the modules that a program's package is built from, with their folders, without
-// the modules of this repository.
-func Linked(ctx context.Context, pkg string) (map[string]string, error) {
-	packages, err := linked(ctx, pkg)
-	modules := make(map[string]string)
-	for _, p := range packages {
-		modules[p.module] = p.root
+// Modules returns the modules that the programs in the packages are built from, ordered by path,
+// without the modules of this repository. It needs the go command.
+func Modules(ctx context.Context, packages ...string) ([]Module, error) {
+	modules := make(map[string]*Module)
+	for _, pkg := range packages {
+		found, err := linked(ctx, pkg)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range found {
+			m := modules[p.module]
+			if m == nil {
+				m = &Module{Path: p.module, Files: make(map[string]string)}
+				modules[p.module] = m
+			}
+			if program := path.Base(pkg); !slices.Contains(m.Programs, program) {
+				m.Programs = append(m.Programs, program)
+			}
+			if err := m.addFiles(p); err != nil {
+				return nil, err
+			}
+		}
 	}
-	return modules, err
+	var all []Module
+	for _, path := range sortedKeys(modules) {
+		all = append(all, *modules[path])
+	}
+	return all, nil
 }
 
 // linkedPackage is a package of a program, its module, and their folders.
@@ -98,73 +124,50 @@ func linked(ctx context.Context, pkg string) ([]linkedPackage, error) {
 	return all, nil
 }
 
-// notices are the modules of some programs, and their licence files.
-type notices struct {
-	programs map[string][]string // by module
-	files    map[string]string   // name in the notices to path
-}
-
-func (n *notices) collect(ctx context.Context, pkg string) error {
-	packages, err := linked(ctx, pkg)
-	if err != nil {
-		return err
-	}
-	program := path.Base(pkg)
-	for _, p := range packages {
-		if programs := n.programs[p.module]; !slices.Contains(programs, program) {
-			n.programs[p.module] = append(programs, program)
-		}
-		// A package may have a licence of its own, or one that its folder's parent has.
-		for dir := p.dir; ; dir = filepath.Dir(dir) {
-			if err := n.addFiles(p, dir); err != nil {
-				return err
-			}
-			if dir == p.root {
-				break
-			}
-		}
-	}
-	return nil
-}
-
-func (n *notices) addFiles(p linkedPackage, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		file := filepath.Join(dir, entry.Name())
-		relative, err := filepath.Rel(p.root, file)
+// addFiles adds the files of a package: those in its folder, and in the folders above up to the
+// module's.
+func (m *Module) addFiles(p linkedPackage) error {
+	for dir := p.dir; ; dir = filepath.Dir(dir) {
+		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err
 		}
-		if isLicence.MatchString(entry.Name()) && entry.Type().IsRegular() {
-			n.files[path.Join(p.module, filepath.ToSlash(relative))] = file
+		for _, entry := range entries {
+			file := filepath.Join(dir, entry.Name())
+			name, err := filepath.Rel(p.root, file)
+			if err != nil {
+				return err
+			}
+			if isLicence.MatchString(entry.Name()) && entry.Type().IsRegular() {
+				m.Files[filepath.ToSlash(name)] = file
+			}
+		}
+		if dir == p.root {
+			return nil
 		}
 	}
-	return nil
 }
 
 // writeTexts writes each different text once, below the names of its files.
-func (n *notices) writeTexts(out *bytes.Buffer) error {
-	texts := make(map[string][]string) // text to names
-	for _, name := range sortedKeys(n.files) {
-		content, err := os.ReadFile(n.files[name])
-		if err != nil {
-			return err
+func writeTexts(out *bytes.Buffer, modules []Module) error {
+	names := make(map[string][]string) // by text
+	var texts []string
+	for _, m := range modules {
+		for _, name := range sortedKeys(m.Files) {
+			content, err := os.ReadFile(m.Files[name])
+			if err != nil {
+				return err
+			}
+			text := strings.Trim(strings.ReplaceAll(string(content), "\r\n", "\n"), "\n")
+			if names[text] == nil {
+				texts = append(texts, text)
+			}
+			names[text] = append(names[text], path.Join(m.Path, name))
 		}
-		text := strings.Trim(strings.ReplaceAll(string(content), "\r\n", "\n"), "\n")
-		texts[text] = append(texts[text], name)
 	}
-	for module := range n.programs {
-		if !slices.ContainsFunc(sortedKeys(n.files), func(name string) bool { return path.Dir(name) == module }) {
-			return fmt.Errorf("the module %s has no licence file", module)
-		}
-	}
-	ordered := slices.SortedFunc(maps.Keys(texts), func(a, b string) int { return cmp.Compare(texts[a][0], texts[b][0]) })
 	rule := strings.Repeat("=", 80)
-	for _, text := range ordered {
-		fmt.Fprintf(out, "\n%s\n%s\n%s\n\n%s\n", rule, strings.Join(texts[text], "\n"), rule, text)
+	for _, text := range texts {
+		fmt.Fprintf(out, "\n%s\n%s\n%s\n\n%s\n", rule, strings.Join(names[text], "\n"), rule, text)
 	}
 	return nil
 }

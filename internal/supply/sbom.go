@@ -13,7 +13,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -171,7 +170,7 @@ func (b *builder) module(m *debug.Module, repository string) (component, error) 
 	case strings.HasPrefix(m.Path, repository+"/"):
 		c.Version, c.Licences = b.version, expression(own)
 	case b.licences[m.Path] == "":
-		return component{}, fmt.Errorf("the licence of the module %s is not known: read it, and add a line to internal/supply/licences.txt", m.Path)
+		return component{}, unknown(m.Path)
 	case m.Path == Standard:
 		c.Version = strings.TrimPrefix(m.Version, "go")
 	case m.Sum == "":
@@ -186,6 +185,10 @@ func (b *builder) module(m *debug.Module, repository string) (component, error) 
 	c.PackageURL = "pkg:golang/" + c.Name + "@" + strings.ReplaceAll(c.Version, "+", "%2B")
 	c.Ref = c.PackageURL
 	return c, nil
+}
+
+func unknown(module string) error {
+	return fmt.Errorf("the licence of the module %s is not known: read it, and add a line to internal/supply/licences.txt", module)
 }
 
 // file adds a file that no program was linked from.
@@ -221,18 +224,6 @@ func summary(all []component) []string {
 		}
 	}
 	return sortedKeys(seen)
-}
-
-// LicencesOf returns the SPDX expression of a whole SBOM.
-func LicencesOf(sbom []byte) (string, error) {
-	var b bom
-	if err := json.Unmarshal(sbom, &b); err != nil {
-		return "", err
-	}
-	if len(b.Metadata.Component.Licences) != 1 {
-		return "", errors.New("the SBOM has no licence")
-	}
-	return b.Metadata.Component.Licences[0].Expression, nil
 }
 
 func encode(v any) ([]byte, error) {
