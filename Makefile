@@ -50,7 +50,7 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint cross vuln api notices sbom images tools module
+.PHONY: build fmt lint cross vuln api notices sbom images pin tools module
 build: ## compile both services into .run/bin
 	@go build -trimpath -o .run/bin/ ./services/...
 
@@ -89,6 +89,9 @@ sbom: build ## write the SBOM of each service, CycloneDX, into .run/sbom; the im
 
 images: ## build the images reproducibly: the same commit gives the same image IDs; needs a Docker engine
 	@deploy/release-images.sh
+
+pin: ## write the digests of the base images into .env; needs a registry
+	@deploy/pin.sh
 
 module: ## rename the Go modules to MODULE=github.com/you/rabbitmq-rpc, so that others can import them
 	@deploy/module.sh '$(MODULE)'

@@ -5,12 +5,13 @@
 # Dockerfile is rewritten without the traces of its build (internal/supply).
 #
 # VERSION, REVISION and SOURCE_DATE_EPOCH are those of the commit unless they are set, and GO_IMAGE
-# is the builder's image.
+# is the builder's image, from .env (pin.sh) or else as in make up; the image has its name as a label.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 [[ $# != 0 ]] || set -- server client
 engine || die "no Docker engine answers"
+load_env
 cd "$ROOT"
 : "${VERSION:=$(git describe --tags --always --dirty 2>/dev/null || echo dev)}"
 : "${REVISION:=$(git rev-parse HEAD 2>/dev/null || true)}"

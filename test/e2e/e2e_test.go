@@ -18,7 +18,7 @@ import (
 
 const (
 	requestQueue = "rpc_queue"
-	mostBytes    = 30_000_000 // of an image; the client draws plots, with the fonts for it
+	mostBytes    = 30_000_000 // of an image
 )
 
 func TestMakeUp(t *testing.T) {
