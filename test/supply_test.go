@@ -49,7 +49,7 @@ func TestLicences(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	modules, err := supply.Modules(t.Context(), services()...)
+	modules, err := supply.Modules(t.Context(), rig.Root(t), services()...)
 	if err != nil {
 		t.Fatal(err)
 	}

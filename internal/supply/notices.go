@@ -37,15 +37,15 @@ type Module struct {
 	Files    map[string]string // of licences and notices: name within the module to path
 }
 
-// Notices returns the notices of the programs in the packages, from the licence files in the
-// module cache. It needs the go command, and fails if the licence of a module is not known, or has
-// no file.
-func Notices(ctx context.Context, packages ...string) ([]byte, error) {
+// Notices returns the notices of the programs in the packages of the module in the folder, from
+// the licence files in the module cache. It needs the go command, and fails if the licence of a
+// module is not known, or has no file.
+func Notices(ctx context.Context, folder string, packages ...string) ([]byte, error) {
 	licences, err := Licences()
 	if err != nil {
 		return nil, err
 	}
-	modules, err := Modules(ctx, packages...)
+	modules, err := Modules(ctx, folder, packages...)
 	if err != nil {
 		return nil, err
 	}
@@ -66,12 +66,12 @@ func Notices(ctx context.Context, packages ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Modules returns the modules that the programs in the packages are built from, ordered by path,
-// without the modules of this repository. It needs the go command.
-func Modules(ctx context.Context, packages ...string) ([]Module, error) {
+// Modules returns the modules that the programs in the packages of the module in the folder are
+// built from, ordered by path, without the modules of this repository. It needs the go command.
+func Modules(ctx context.Context, folder string, packages ...string) ([]Module, error) {
 	modules := make(map[string]*Module)
 	for _, pkg := range packages {
-		found, err := linked(ctx, pkg)
+		found, err := linked(ctx, folder, pkg)
 		if err != nil {
 			return nil, err
 		}
@@ -99,12 +99,13 @@ func Modules(ctx context.Context, packages ...string) ([]Module, error) {
 // linkedPackage is a package of a program, its module, and their folders.
 type linkedPackage struct{ module, root, dir string }
 
-func linked(ctx context.Context, pkg string) ([]linkedPackage, error) {
+func linked(ctx context.Context, folder, pkg string) ([]linkedPackage, error) {
 	// The standard library once, and every package outside of this repository.
 	const format = `{{if .Standard}}{{if eq .ImportPath "runtime"}}` + Standard + `|{{.Root}}|{{.Root}}{{end}}` +
 		`{{else if not .Module.Main}}{{with .Module.Replace}}{{if .Version}}{{$.Module.Path}}|{{$.Module.Dir}}|{{$.Dir}}{{end}}` +
 		`{{else}}{{.Module.Path}}|{{.Module.Dir}}|{{.Dir}}{{end}}{{end}}`
 	cmd := exec.CommandContext(ctx, "go", "list", "-deps", "-f", format, pkg) //nolint:gosec // a package of the caller's choice is the purpose.
+	cmd.Dir = folder
 	cmd.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if err != nil {

@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	case "sbom":
 		result, err = sbom(rest)
 	case "notices":
-		result, err = supply.Notices(ctx, rest...)
+		result, err = supply.Notices(ctx, ".", rest...)
 	case "image":
 		return image(rest, in, out)
 	default:
