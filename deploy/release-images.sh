@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# release-images.sh [SERVICE…] builds the images rabbitmq-rpc/server and rabbitmq-rpc/client with
+# release-images.sh builds the images rabbitmq-rpc/server and rabbitmq-rpc/client with
 # the tag IMAGE_TAG (latest), and prints their names and IDs. The same commit and the same builder
 # image give the same IDs, on any machine, in any folder and at any time: the image of the
 # Dockerfile is rewritten without the traces of its build (internal/supply).
@@ -9,7 +9,8 @@
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-[[ $# != 0 ]] || set -- server client
+readonly IMAGES=(rabbitmq-rpc/server rabbitmq-rpc/client)
+
 engine || die "no Docker engine answers"
 load_env
 cd "$ROOT"
@@ -23,9 +24,9 @@ program=$(mktemp -d "$RUN/supply.XXXXXX")
 trap 'rm -rf "$program"' EXIT
 go build -o "$program/" ./internal/supply/cmd/supply
 say "building with $GO_IMAGE (log: $RUN/images.log)"
-for service in "$@"; do
-	tag=rabbitmq-rpc/$service:${IMAGE_TAG:-latest}
-	docker build --iidfile "$program/id" -f "Dockerfile.$service" \
+for image in "${IMAGES[@]}"; do
+	tag=$image:${IMAGE_TAG:-latest}
+	docker build --iidfile "$program/id" -f "Dockerfile.${image#*/}" \
 		--build-arg "GO_IMAGE=$GO_IMAGE" --build-arg "GOPROXY=$GOPROXY" \
 		--build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION" . >"$RUN/images.log" 2>&1 ||
 		die "the image $tag does not build: $(tail -n 20 "$RUN/images.log")"

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
 	"encoding/hex"
@@ -34,9 +35,14 @@ func TestImagesAreReproducible(t *testing.T) {
 	if len(first) != 2 || !slices.Equal(first, second) {
 		t.Errorf("image IDs %q and then %q", first, second)
 	}
-	for service, programs := range map[string][]string{"client": {"rpc-client"}, "server": {"rpc-server", "rpc-certificates"}} {
-		s.checkContent(t, service, programs)
+	for image, programs := range released() {
+		s.checkContent(t, image+":"+s.project+"-1", programs)
 	}
+}
+
+// released returns the programs of each image.
+func released() map[string][]string {
+	return map[string][]string{"rabbitmq-rpc/client": {"rpc-client"}, "rabbitmq-rpc/server": {"rpc-server", "rpc-certificates"}}
 }
 
 // releaseImages builds both images from a folder, and returns their IDs.
@@ -46,8 +52,8 @@ func (s *stack) releaseImages(folder, tag string) []string {
 	at.root = folder
 	out, err := at.outputWith(s.t.Context(), "IMAGE_TAG="+tag, "deploy/release-images.sh")
 	s.t.Cleanup(func() {
-		for _, service := range []string{"client", "server"} {
-			if out, err := s.output(s.t.Context(), "docker", "image", "rm", "-f", "rabbitmq-rpc/"+service+":"+tag); err != nil {
+		for image := range released() { // after the test, whose context has ended
+			if out, err := s.output(context.WithoutCancel(s.t.Context()), "docker", "image", "rm", "-f", image+":"+tag); err != nil {
 				s.t.Errorf("%v\n%s", err, out)
 			}
 		}
@@ -65,16 +71,16 @@ func (s *stack) releaseImages(folder, tag string) []string {
 }
 
 // checkContent checks the files of an image: the licences, the SBOM, and its programs.
-func (s *stack) checkContent(t *testing.T, service string, programs []string) {
+func (s *stack) checkContent(t *testing.T, image string, programs []string) {
 	t.Helper()
-	container := strings.TrimSpace(s.must("docker", "create", "rabbitmq-rpc/"+service+":"+s.project+"-1"))
+	container := strings.TrimSpace(s.must("docker", "create", image))
 	dir := t.TempDir()
 	s.must("docker", "cp", container+":/", dir)
 	s.must("docker", "rm", container)
 	sbom := read(t, filepath.Join(dir, "sbom.cdx.json"))
 	for _, name := range []string{"LICENSE", "THIRD_PARTY_NOTICES"} {
 		if !bytes.Equal(read(t, filepath.Join(dir, name)), read(t, filepath.Join(s.root, name))) {
-			t.Errorf("%s: /%s is not the one of the repository", service, name)
+			t.Errorf("%s: /%s is not the one of the repository", image, name)
 		}
 	}
 	for _, name := range programs {
@@ -82,7 +88,7 @@ func (s *stack) checkContent(t *testing.T, service string, programs []string) {
 		content := read(t, path)
 		sum := sha256.Sum256(content)
 		if !bytes.Contains(sbom, []byte(hex.EncodeToString(sum[:]))) {
-			t.Errorf("the SBOM of %s does not have the hash of %s", service, name)
+			t.Errorf("the SBOM of %s does not have the hash of %s", image, name)
 		}
 		if here := s.plainBuild(t, name, path); !bytes.Equal(content, here) {
 			t.Errorf("%s: %d bytes in the image, %d other bytes in a build without an engine", name, len(content), len(here))
