@@ -51,8 +51,8 @@ clean: down ## also remove images, caches and .env
 ## Building and checking
 
 .PHONY: build fmt lint cross vuln api notices sbom images pin tools module
-build: ## compile both services into .run/bin
-	@go build -trimpath -o .run/bin/ ./services/...
+build: ## compile the services into .run/bin, without cgo, as in the images
+	@CGO_ENABLED=0 go build -trimpath -o .run/bin/ ./services/...
 
 fmt: tools ## format every module
 	@for m in $(MODULES); do (cd $$m && $(BIN)/golangci-lint fmt); done

@@ -9,7 +9,7 @@
 # For this host, Go knows the address of a repository from the path alone.
 readonly NEW=github.com/someone/renamed
 readonly VERSION=v0.1.0
-export GOFLAGS=-trimpath # a later check finds the packages of this check in the build cache
+export GOFLAGS=-trimpath CGO_ENABLED=0 # as make build, which finds the packages in the build cache
 export GOWORK=off
 
 # commit records the copy's work tree, whatever the user's settings of git are.

@@ -6,7 +6,7 @@ readonly PAIR=$RUN/pair
 bring_up() {
 	say "plain processes and a private rabbitmq-server, because no Docker engine answers"
 	command -v go >/dev/null || die "go is missing: install Go 1.26 from https://go.dev/dl"
-	(cd "$ROOT" && go build -trimpath -ldflags "-X rabbitmq-rpc/internal/version.stamped=$VERSION" -o "$PAIR/bin/" ./services/...)
+	(cd "$ROOT" && CGO_ENABLED=0 go build -trimpath -ldflags "-X rabbitmq-rpc/internal/version.stamped=$VERSION" -o "$PAIR/bin/" ./services/...)
 	"$PAIR/bin/rpc-server" check || die "rpc-server does not take these settings"
 	"$PAIR/bin/rpc-client" check || die "rpc-client does not take these settings"
 	if [[ -f $RUN/brokers/pair/vars ]]; then
