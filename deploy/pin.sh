@@ -19,5 +19,5 @@ for pair in "GO_IMAGE=${GO_IMAGE:-golang:1.26}" "RABBITMQ_IMAGE=${RABBITMQ_IMAGE
 	pins+=${pair%%=*}=$digest$'\n'
 done
 touch "$ENV_FILE"
-sed -i '/^GO_IMAGE=/d; /^RABBITMQ_IMAGE=/d' "$ENV_FILE"
+sed -i -e '/^GO_IMAGE=/d' -e '/^RABBITMQ_IMAGE=/d' -e '$a\' "$ENV_FILE" # the last line may have no end
 printf '%s' "$pins" | tee -a "$ENV_FILE"
