@@ -19,5 +19,6 @@ for pair in "GO_IMAGE=${GO_IMAGE:-golang:1.26}" "RABBITMQ_IMAGE=${RABBITMQ_IMAGE
 	pins+=${pair%%=*}=$digest$'\n'
 done
 touch "$ENV_FILE"
-sed -i -e '/^GO_IMAGE=/d' -e '/^RABBITMQ_IMAGE=/d' -e '$a\' "$ENV_FILE" # the last line may have no end
-printf '%s' "$pins" | tee -a "$ENV_FILE"
+left=$(grep -vE '^(GO_IMAGE|RABBITMQ_IMAGE)=' "$ENV_FILE" || true)
+printf '%s' "${left:+$left$'\n'}$pins" >"$ENV_FILE"
+printf '%s' "$pins"

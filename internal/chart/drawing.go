@@ -78,22 +78,27 @@ func (d *drawing) atY(v float64) float64 {
 }
 
 // path is the data of an SVG path.
-type path struct{ strings.Builder }
+type path struct{ data strings.Builder }
 
+// to adds a line to a point; the first point is the start.
 func (p *path) to(x, y float64) *path {
-	command := byte('L')
-	if p.Len() == 0 {
-		command = 'M'
+	command := "L"
+	if p.data.Len() == 0 {
+		command = "M"
 	}
-	p.WriteByte(command)
-	fmt.Fprintf(p, "%.5g,%.5g", x, y)
+	return p.add("%s%.5g,%.5g", command, x, y)
+}
+
+func (p *path) close() *path { return p.add("Z") }
+
+// add adds data.
+func (p *path) add(format string, args ...any) *path {
+	fmt.Fprintf(&p.data, format, args...)
 	return p
 }
 
-func (p *path) close() *path {
-	p.WriteByte('Z')
-	return p
-}
+// String returns the data.
+func (p *path) String() string { return p.data.String() }
 
 func (d *drawing) fill(p *path, ink Ink) {
 	fmt.Fprintf(&d.out, `<path d="%s" class="f-%s"/>`, p, ink)
@@ -201,7 +206,7 @@ func (d *drawing) dot(x, y float64, ink Ink) {
 	const radius = 2.5
 	circle := new(path).to(x-radius, y)
 	for _, end := range []float64{x + radius, x - radius} {
-		fmt.Fprintf(circle, "A%g,%g 0 1 0 %.5g,%.5g", radius, radius, end, y)
+		circle.add("A%g,%g 0 1 0 %.5g,%.5g", radius, radius, end, y)
 	}
 	d.fill(circle.close(), ink)
 }
@@ -242,7 +247,7 @@ func (d *drawing) axes() {
 	axis := new(path).to(d.left, d.bottom).to(d.right, d.bottom)
 	for _, t := range d.xTicks {
 		x := d.atX(t.At)
-		fmt.Fprintf(axis, "M%.5g,%.5gv%g", x, d.bottom, tickLength)
+		axis.add("M%.5g,%.5gv%g", x, d.bottom, tickLength)
 		d.words(x, d.bottom+tickLength+rise*font, "middle", t.Label, Words)
 	}
 	d.stroke(axis, Axis, 1, "")

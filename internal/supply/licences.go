@@ -10,7 +10,7 @@ import (
 // ends the build of an image. A test compares the lines with the licence files of the modules.
 //
 //go:embed licences.txt
-var licenceLines string //nolint:gochecknoglobals // the embed package writes only to package variables.
+var licenceLines string
 
 // Licences returns the SPDX expression of each known module, by the module's path. The standard
 // library of Go has the path [Standard].

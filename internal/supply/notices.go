@@ -16,7 +16,7 @@ import (
 )
 
 // isLicence matches the names of files that must go with a program.
-var isLicence = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice)([.-].*)?$`) //nolint:gochecknoglobals // a constant in all but syntax.
+var isLicence = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice)([.-].*)?$`)
 
 const head = `THIRD-PARTY NOTICES
 
@@ -90,8 +90,8 @@ func Modules(ctx context.Context, folder string, packages ...string) ([]Module, 
 		}
 	}
 	var all []Module
-	for _, path := range sortedKeys(modules) {
-		all = append(all, *modules[path])
+	for _, name := range sortedKeys(modules) {
+		all = append(all, *modules[name])
 	}
 	return all, nil
 }
