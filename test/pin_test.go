@@ -26,7 +26,7 @@ esac
 func pin(t *testing.T, before, broker string) (after string, err error) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(dockerWithRegistry), 0o700); err != nil { //nolint:gosec // a program.
+	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(dockerWithRegistry), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "env")

@@ -148,13 +148,14 @@ func TestProgramsAreReproducible(t *testing.T) {
 		}
 	}
 	for image, programs := range images() {
-		t.Run(image, func(t *testing.T) { checkSBOM(t, image, one, programs) })
+		checkSBOM(t, image, one, programs)
 	}
 }
 
 // checkSBOM checks the SBOM of an image with the official schema and library, its components with
 // what the go command says about the programs, and its licences with the Dockerfile's label.
 func checkSBOM(t *testing.T, image, folder string, programs []string) {
+	t.Helper()
 	authorities := filepath.Join(t.TempDir(), "ca.crt")
 	if err := os.WriteFile(authorities, []byte("certificates"), 0o600); err != nil {
 		t.Fatal(err)
@@ -272,8 +273,7 @@ func validate(t *testing.T, sbom []byte) {
 	if err := schema.Validate(document); err != nil {
 		t.Errorf("the SBOM does not match the schema: %v", err)
 	}
-	document.(map[string]any)["bomFormat"] = "none" //nolint:forcetypeassert // the schema has checked it.
-	if schema.Validate(document) == nil {
+	if schema.Validate(map[string]any{"bomFormat": "none"}) == nil {
 		t.Error("the schema accepts everything")
 	}
 }
