@@ -105,7 +105,9 @@ func secretsOf(t *testing.T) map[string][]string {
 // composeImages returns the names of the images of the Compose file, without tags.
 func composeImages(t *testing.T) map[string]string {
 	t.Helper()
-	var file struct{ Services map[string]struct{ Image string } }
+	var file struct {
+		Services map[string]struct{ Image string }
+	}
 	if err := yaml.Unmarshal([]byte(read(t, "docker-compose.yml")), &file); err != nil {
 		t.Fatal(err)
 	}
