@@ -8,9 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 BIN := $(CURDIR)/.bin
 # Every module. `go` and the linter stop at the border of a module, so targets enter each one.
-MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod bench/go.mod)))
+MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod test/*/go.mod bench/go.mod)))
 # The modules that users build or import.
-SHIPPED := $(filter-out test bench,$(MODULES))
+SHIPPED := $(filter-out test test/% bench,$(MODULES))
 SERVICES := ./services/rpc-client ./services/rpc-server ./services/rpc-certificates
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
@@ -50,7 +50,7 @@ clean: down ## also remove images, caches and .env
 
 ## Building and checking
 
-.PHONY: build fmt lint cross vuln api notices sbom images pin tools module
+.PHONY: build fmt lint cross vuln api alerts notices sbom images pin tools module
 build: ## compile the services into .run/bin, without cgo, as in the images
 	@CGO_ENABLED=0 go build -trimpath -o .run/bin/ ./services/...
 
@@ -93,6 +93,9 @@ images: ## build the images reproducibly: the same commit gives the same image I
 pin: ## write the digests of the base images into .env; needs a registry
 	@deploy/pin.sh
 
+alerts: ## write the alerts of compose/observability into the overlay of Kubernetes, which a unit test compares
+	@cd test/kubernetes && go test -count=1 -run '^TestPrometheusRule$$' . -update
+
 module: ## rename the Go modules to MODULE=github.com/you/rabbitmq-rpc, so that others can import them
 	@deploy/module.sh '$(MODULE)'
 
@@ -104,8 +107,9 @@ tools: ## install the pinned tools into .bin
 .PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e test fuzz bench bench-compare
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
-	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
+	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
 	@cd test && go test -race -count=1 . ./fault/internal/...
+	@cd test/kubernetes && go test -count=1 ./...
 
 module-short: ## rename a copy of the modules, build it, and import the library from it
 	@deploy/module-check.sh short
@@ -181,7 +185,7 @@ test: ## run every check that must pass
 	@echo "passed: lint, unit, module path, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
 
 fuzz: ## run every fuzz target for FUZZTIME each; keeps the inputs found
-	@for m in $(filter-out test,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \
+	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \
 		cd $$dir; tests=$$(go test -list '^Fuzz' .); \
 		for target in $$(grep '^Fuzz' <<<"$$tests" || true); do \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . </dev/null; \

@@ -24,8 +24,7 @@ func TestCompose(t *testing.T) {
 		return
 	}
 	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1))
-	s.must("bash", "-c", `. deploy/lib.sh; load_env; export GOPROXY=${GOPROXY:-$(go env GOPROXY)}
-		. deploy/up-engine.sh; choose_images; remember_images; compose build`)
+	s.buildImages()
 	run := func(args ...string) (string, error) {
 		return s.output(t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
 	}
