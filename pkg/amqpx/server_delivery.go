@@ -389,10 +389,11 @@ func (req *inboundRequest) decode() (*incoming, *Error) {
 		if req.in.LostDeliveries > 0 && !s.trustsCount(message) {
 			req.in.LostDeliveries = 0
 		}
-		if !s.mayRespond(message.ReplyTo, req.in.user) {
+		switch {
+		case !s.mayRespond(message.ReplyTo, req.in.user) && !req.isReturnedDeadLetter():
 			s.refuseReplyTo(req)
 			s.warnReplyTo(message, req.in.user)
-		} else if req.in.TooLarge {
+		case req.in.TooLarge:
 			req.tooLarge()
 		}
 	}

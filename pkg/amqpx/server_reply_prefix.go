@@ -110,3 +110,14 @@ func (s *Server) warnReplyTo(d *amqp.Delivery, user string) {
 		zap.String("reply_to", wire.Truncate(d.ReplyTo, wire.MaxShortString)), zap.String("user", user),
 		zap.String("correlation_id", wire.Truncate(d.CorrelationId, wire.MaxShortString)))
 }
+
+// isReturnedDeadLetter makes a request one-way that was a dead letter, and reports whether it
+// was. A person has moved it back to the request queue, so it has no user, and its caller has
+// got an error. A caller who forges the header only gives up the response.
+func (req *inboundRequest) isReturnedDeadLetter() bool {
+	if _, dead := req.delivery.message.Headers[wire.HeaderDeadReason]; !dead {
+		return false
+	}
+	req.in.OneWay = true
+	return true
+}
