@@ -39,8 +39,9 @@ type replyPrefix struct {
 // A request with another reply_to is acknowledged, and neither run nor answered; it is counted
 // ([ServerStats]) and logged. Queries of the control plane get no response then. The addresses
 // of direct reply-to ([ReplyDirect]) name no user: they are refused unless a prefix allows
-// them, such as "amq.rabbitmq.reply-to.". One-way requests have no reply_to and run. The
-// default, no prefix, allows every reply_to.
+// them, such as "amq.rabbitmq.reply-to.". One-way requests have no reply_to and run; so do dead
+// letters that were moved back to the queue, without a response. The default, no prefix, allows
+// every reply_to.
 func WithReplyPrefix(prefixes ...string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replyTemplates = prefixes })
 }
