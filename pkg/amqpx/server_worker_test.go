@@ -176,7 +176,7 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, _ := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithMaxHandlerTime(10*time.Second))
 		retry := Queue{Name: DefaultQueue}.retryQueue().Name
-		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }
+		lost := copied(int64(2))
 		b.PutIn(retry, with(request("stuck"), lost))
 		b.PutIn(retry, with(request("m"), lost))
 		pass(5 * time.Second)
