@@ -36,7 +36,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 			b.Queues[dead].MaxLength = 1
 			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
-		msg := with(request("m"), copied(int64(DefaultDeliveryLimit - 1)))
+		msg := with(request("m"), copied(int64(DefaultDeliveryLimit-1)))
 		for range 3 {
 			redelivered(b, msg)
 		}
@@ -74,7 +74,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 			b.Queues[dead].MaxLength = 1
 			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
-		redelivered(b, with(request("m"), copied(int64(DefaultDeliveryLimit - 1))))
+		redelivered(b, with(request("m"), copied(int64(DefaultDeliveryLimit-1))))
 		pass(time.Minute) // the pauses between attempts are long
 		begun := time.Now()
 		s.stop()

@@ -180,9 +180,9 @@ func TestForgedCountOfDeliveries(t *testing.T) {
 		"a copy of an old server": {[]change{claim, ofUser("old")}, "", 1},
 		"a caller's":              {[]change{claim, ofUser("a")}, "a", 0},
 		"nobody's":                {[]change{claim}, "", 0},
-		"after a dead-lettering": {[]change{copied(lostOften), func(p *amqp.Publishing) {
+		"a copy of a dead-lettered request": {[]change{copied(lostOften), func(p *amqp.Publishing) {
 			p.Headers[wire.HeaderDeath] = []any{}
-		}}, "", 0},
+		}}, "", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
