@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -89,9 +90,49 @@ func newCallKey(user, replyTo, id string) callKey {
 // callKey returns the key of the request's call.
 func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, in.ID) }
 
+// WithTrustedUsers sets users of the broker, beside the server's own, whose messages may carry
+// what only copies by servers carry: the name of the caller ([Request.User]) and the count of
+// lost deliveries ([WithDeliveryLimit]). Set the users of the other servers of the queue if they
+// have other users, for example while the servers' user is replaced. A user of a client must not
+// be among them: this client could name any caller. The default is none; [WithUserID] must be
+// on.
+func WithTrustedUsers(users ...string) ServerOption {
+	return serverOption(func(c *serverConfig) { c.trustedUsers = users })
+}
+
+// trustedUsersFault returns an error for trusted users without effect.
+func (c *serverConfig) trustedUsersFault() error {
+	switch {
+	case slices.Contains(c.trustedUsers, ""):
+		return errors.New("trusted users: a name is empty")
+	case len(c.trustedUsers) > 0 && !c.userID:
+		return errors.New("trusted users: WithUserID is off, so no message has a user")
+	default:
+		return nil
+	}
+}
+
+// trusts reports whether a user's messages may be copies by a server.
+func (s *Server) trusts(user string) bool {
+	return user != "" && (user == s.user.get() || slices.Contains(s.cfg.trustedUsers, user))
+}
+
+// trustsCount reports whether the count of lost deliveries in a message counts: only servers
+// publish messages with their user, and only copies have the caller's header. Copies of
+// dead-lettered requests keep the header x-death. A server that does not know its own user cannot
+// tell a copy from a forgery, and trusts every count: otherwise a request that kills servers
+// would never reach the delivery limit.
+func (s *Server) trustsCount(d *amqp.Delivery) bool {
+	if !s.cfg.userID || s.user.get() == "" {
+		return true
+	}
+	_, copied := d.Headers[wire.HeaderUser].(string)
+	return copied && s.trusts(d.UserId)
+}
+
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's
-// user and names the caller in a header, which counts only if the copy has this server's own
-// user. While this server does not know its own user, a copy cannot be told from a forgery, so
+// user and names the caller in a header, which counts only if the copy has a trusted user, such
+// as this server's own. While this server does not know its own user, a copy cannot be told from a forgery, so
 // a message with the header has no caller. The user_id of a message which the broker has
 // dead-lettered proves nothing, because the broker does not validate such a message again: a
 // user who can bind a queue could route another user's message to the server.
@@ -103,19 +144,19 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 		return ""
 	}
 	if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
-		switch s.user.get() {
-		case d.UserId:
+		switch {
+		case s.trusts(d.UserId):
 			return caller
-		case "":
+		case s.user.get() == "":
 			return ""
 		}
 	}
 	return d.UserId
 }
 
-// isOwnCopy reports whether a server of this server's user republished a request.
+// isOwnCopy reports whether a server of a trusted user republished a request.
 func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
-	if d.UserId == "" || d.UserId != s.user.get() {
+	if !s.trusts(d.UserId) {
 		return false
 	}
 	_, copied := d.Headers[wire.HeaderUser].(string)
@@ -147,6 +188,9 @@ func (s *Server) sign(msg *amqp.Publishing, caller string) {
 type brokerUser struct {
 	name atomic.Pointer[string] // verified in the current session
 	last string                 // verified in the session before; used only by verify
+	// strict means that a missing permission to publish is an error of verify: without the
+	// permission, the first request would end the session.
+	strict bool
 }
 
 // userWait bounds how long a session waits for the verification: a broker that blocks
@@ -162,7 +206,7 @@ func (u *brokerUser) get() string {
 }
 
 // verify determines the name for a new session. It publishes messages, which no queue
-// receives, on the channel of the probe before the channel has other users. When the broker
+// receives, to the session's exchange, on the channel of the probe before the channel has other users. When the broker
 // refuses a name, the error contains the correct name. Without a name the session's messages
 // are anonymous.
 func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
@@ -180,7 +224,7 @@ func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 		if refused == nil || late {
 			return nil
 		}
-		if s.Ended() {
+		if s.Ended() || u.strict && isNoPermission(refused) {
 			return refused
 		}
 		var err error
@@ -203,7 +247,7 @@ func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Time) (late bool, refused error) {
 	ch, result := s.ProbeCh, make(chan error, 1)
 	s.Run(func() { // the goroutine ends with the session at the latest
-		err := ch.PublishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
+		err := ch.PublishFanout(s.Exchange, amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
 			err = ch.Barrier()
 		}
@@ -220,6 +264,12 @@ func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Ti
 	case <-limit:
 		return true, nil
 	}
+}
+
+// isNoPermission reports whether the broker refused access.
+func isNoPermission(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && refused.Code == amqp.AccessRefused
 }
 
 // userIn returns the correct user name in the broker's refusal of another name, or "".
