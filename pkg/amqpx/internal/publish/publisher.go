@@ -83,7 +83,7 @@ type publisher struct {
 type unconfirmed struct {
 	out     Outbound
 	confirm transport.Confirmation
-	batcher *batcher // nil for a message outside the windows of batchers
+	window  *window // nil for a message outside the windows of batchers
 	on      *publishChannel
 	size    int // of the body in bytes
 	// alone: no other message was unconfirmed at the same time.
@@ -206,7 +206,7 @@ func (p *publisher) publishOne(out Outbound, alone bool) {
 
 // publish writes one message after its BeginSend. A failed publish ends the session: the
 // library does not report how much of the message reached the socket.
-func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
+func (p *publisher) publish(out Outbound, w *window, alone bool) {
 	key, mandatory, msg := out.Publishing()
 	if err := checkLimits(p.s, &msg); err != nil {
 		reject(out, err)
@@ -215,10 +215,10 @@ func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
 	word, err := p.on.PublishTo(key, mandatory, msg)
 	switch {
 	case err == nil:
-		if l != nil {
-			l.unconfirmed.Add(1)
+		if w != nil {
+			w.unconfirmed.Add(1)
 		}
-		p.unconfirmed <- unconfirmed{out: out, confirm: word, batcher: l, on: p.on, size: len(msg.Body), alone: alone}
+		p.unconfirmed <- unconfirmed{out: out, confirm: word, window: w, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel had ended before the first frame of the message was written, or the
 		// connection ended before the last, and a broker drops an incomplete message.
@@ -252,8 +252,8 @@ func (p *publisher) confirm() {
 		default:
 			u.out.OnResult(Nacked)
 		}
-		if u.batcher != nil {
-			p.releaseSlot(u.batcher)
+		if u.window != nil {
+			p.releaseSlot(u.window)
 		}
 	}
 }
