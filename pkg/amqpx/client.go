@@ -316,7 +316,7 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.OnReady = func() { publish.Start(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { publish.Start(s, c.route.outbox, len(c.route.shards), c.returned) }
 	return nil
 }
 

@@ -252,7 +252,7 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 		s.warnAdopted(s.cfg.queue, difference, againstBatches(found, s.cfg.queue))
 	}
 	companions := &companionSet{all: s.companions(found)}
-	publish.Start(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
+	publish.Start(sess, s.outbox, 0, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
 	if err := s.startControl(sess); err != nil {
 		return err
 	}

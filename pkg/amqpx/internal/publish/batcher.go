@@ -103,7 +103,10 @@ type batcher struct {
 }
 
 // window counts the unconfirmed messages of a batcher to one queue.
-type window struct{ unconfirmed atomic.Int32 }
+type window struct {
+	queue       int
+	unconfirmed atomic.Int32
+}
 
 // window returns the window of a queue.
 func (l *batcher) window(queue int) *window {
@@ -111,7 +114,7 @@ func (l *batcher) window(queue int) *window {
 		return &l.first
 	}
 	for len(l.more) < queue {
-		l.more = append(l.more, &window{})
+		l.more = append(l.more, &window{queue: len(l.more) + 1})
 	}
 	return l.more[queue-1]
 }
