@@ -83,6 +83,9 @@ func (s *clientShard) published(f publish.Result) {
 		if s.nackedFrom.Load() != 0 {
 			s.nackedFrom.Store(0)
 		}
+		if s.at() == shardMissing { // exists again
+			s.condition.CompareAndSwap(int32(shardMissing), int32(shardOpen))
+		}
 	case publish.Nacked:
 		s.nackedFrom.CompareAndSwap(0, time.Now().UnixNano())
 		s.mu.Lock()
@@ -481,6 +484,9 @@ func (c *Client) shardChanged(k *shardCheck, before, now queueState) {
 // askShard asks for a queue and waits a short time for the answer, which may come later: the next
 // check reads it. ok is false until there is an answer, or checkTimeout is over.
 func (l *queueChecker) askShard(q *checkedQueue) (st queueState, ok bool) {
+	if q.barred {
+		return st, false
+	}
 	patience := shardPatience
 	if q.open != nil {
 		patience = 0
@@ -489,7 +495,7 @@ func (l *queueChecker) askShard(q *checkedQueue) (st queueState, ok bool) {
 		}
 	}
 	found, err := l.ask(q, patience)
-	if err == errNotChecked && !q.barred && time.Since(q.asked) < checkTimeout { //nolint:errorlint // it is this very value.
+	if err == errNotChecked && time.Since(q.asked) < checkTimeout { //nolint:errorlint // it is this very value.
 		return st, false
 	}
 	return stateOf(found, err), true

@@ -63,9 +63,7 @@ func (s *Server) companions(found transport.FoundQueue) []*companion {
 		base.Transient = false
 	}
 	batches := s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == ""
-	for i := range s.cfg.shards {
-		all = append(all, s.shardCompanions(base, i, batches)...)
-	}
+	all = append(all, s.shardCompanions(requestQueues(base, 0, s.cfg.shards, batches))...)
 	if s.cfg.deliveryLimit > 0 {
 		all = append(all, &companion{queue: base.retryQueue(), prefetch: retryPrefetch, shard: noShard, up: &s.retryUp},
 			&companion{queue: base.deadQueue(), shard: noShard, up: &s.deadUp})

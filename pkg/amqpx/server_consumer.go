@@ -181,8 +181,13 @@ func (c *consumer) receive() {
 		select {
 		case d, ok := <-c.sub.deliveries:
 			if !ok {
-				if !c.server.isDraining() && c.subscriptionEnded() {
-					continue
+				switch {
+				case !c.server.isDraining():
+					if c.subscriptionEnded() {
+						continue
+					}
+				case draining != nil && (c.main != nil || c.sess.Resubscribes.Load()):
+					close(c.silent) // the broker has ended the subscription first
 				}
 				return
 			}

@@ -34,32 +34,46 @@ func (c *serverConfig) shardPrefetch() int {
 	return min(c.prefetch, max(c.prefetch/c.shards, minShardPrefetch))
 }
 
-// requestQueues returns all queues from which the server takes requests of clients: its shards, and
-// the batch queue of each.
-func (c *serverConfig) requestQueues() []Queue {
-	var all []Queue
-	for i := range c.shards {
-		all = append(all, c.queue.shard(i))
-		if c.batch == BatchAuto {
-			all = append(all, c.queue.shard(i).batchQueue())
+// requestQueue is a queue from which servers take the requests of clients: a shard, or the batch queue
+// of a shard.
+type requestQueue struct {
+	Queue
+
+	shard   int
+	home    string // the shard's name
+	batches bool
+}
+
+// requestQueues returns the request queues of the shards from first to shards-1, each followed by its
+// batch queue if batches is true. base is shard 0.
+func requestQueues(base Queue, first, shards int, batches bool) (all []requestQueue) {
+	for i := first; i < shards; i++ {
+		q := base.shard(i)
+		all = append(all, requestQueue{Queue: q, shard: i, home: q.Name})
+		if batches {
+			all = append(all, requestQueue{Queue: q.batchQueue(), shard: i, home: q.Name, batches: true})
 		}
 	}
 	return all
 }
 
-// shardCompanions returns the queues of a shard beside shard 0, which is the request queue. base has
-// the properties of the request queue.
-func (s *Server) shardCompanions(base Queue, i int, batches bool) (all []*companion) {
-	q, up := base.shard(i), &s.batchesUp
+// shardCompanions returns the companions for request queues; shard 0 is none.
+func (s *Server) shardCompanions(queues []requestQueue) (all []*companion) {
 	var shard *companion
-	if i > 0 {
-		shard = &companion{queue: q, prefetch: s.cfg.shardPrefetch(), shard: i, home: q.Name, up: new(atomic.Bool)}
-		all, up = append(all, shard), new(atomic.Bool)
-	}
-	if batches {
-		all = append(all, &companion{
-			queue: q.batchQueue(), prefetch: s.cfg.shardPrefetch(), shard: i, home: q.Name, unpacks: true, up: up, besides: shard,
-		})
+	for _, q := range queues {
+		if q.shard == 0 && !q.batches {
+			continue
+		}
+		k := &companion{queue: q.Queue, prefetch: s.cfg.shardPrefetch(), shard: q.shard, home: q.home, unpacks: q.batches, up: new(atomic.Bool)}
+		switch {
+		case !q.batches:
+			shard = k
+		case q.shard == 0:
+			k.up = &s.batchesUp
+		default:
+			k.besides = shard
+		}
+		all = append(all, k)
 	}
 	return all
 }
@@ -159,7 +173,7 @@ func (s *Server) findRetiring(main *consumer, set *companionSet) {
 		if s.firstTime(q.Name) {
 			s.cfg.logger.Info("a shard beyond the server's own exists and is consumed too", zap.String("queue", q.Name), zap.Int("shards", s.cfg.shards))
 		}
-		for _, k := range s.shardCompanions(s.cfg.queue, i, s.cfg.batch == BatchAuto) {
+		for _, k := range s.shardCompanions(requestQueues(s.cfg.queue, i, i+1, s.cfg.batch == BatchAuto)) {
 			k.adopts, k.missing = true, make(chan struct{}, 1)
 			set.add(k)
 			main.sess.Run(func() { s.keepCompanion(main, k, make(chan struct{})) })
@@ -185,11 +199,10 @@ func (s *Server) isRetiring(sess *transport.Session, q Queue) bool {
 	err := transport.WithTempChannel(sess.Sub, func(ch transport.Channel) error {
 		return ch.ExchangeDeclarePassive(q.controlExchange(), amqp.ExchangeFanout, true, false, false, false, nil)
 	})
-	if !transport.IsNotFound(err) {
+	if !transport.IsNotFound(err) && !sess.Ended() {
 		s.cfg.logger.Warn("a queue with the name of a shard belongs to another service and is not consumed", zap.String("queue", q.Name), zap.Error(err))
-		return false
 	}
-	return true
+	return transport.IsNotFound(err)
 }
 
 // countShard counts requests received from a shard.
