@@ -59,7 +59,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.StringVar(&o.MetricsURL, "metrics-url", os.Getenv(metricsURLVariable), "`URL` of the broker's plugin rabbitmq_prometheus, to count messages in the experiment "+experiment.Growth+"; default: $"+metricsURLVariable)
-	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+"; default: $"+brokerVariable)
+	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+", and to slow its queues down in "+experiment.Shards+"; default: $"+brokerVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
@@ -68,7 +68,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.StringVar(&rates, "rates", "1000,2000,5000,10000,20000,50000,100000,200000", "open loops of the experiment "+experiment.Rate+": how many calls start in a second; half of the maximum is always measured")
 	fs.StringVar(&names, "contenders", strings.Join(contender.DefaultNames(), ","), "any of "+strings.Join(contender.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
 		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
-	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last, which has contenders of its own")
+	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last two, which compare amqpx with itself")
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.model, "model", "", "run no experiment: print the tables of the model from this `file`, growth.json of an earlier run, and with -out write them into the documents")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
@@ -97,7 +97,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	}
 	o.Contenders = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
-		o.experiments = experiment.Names()[1 : len(experiment.Names())-1]
+		o.experiments = experiment.Names()[1 : len(experiment.Names())-2]
 	}
 	if err := o.validate(); err != nil {
 		return o, err

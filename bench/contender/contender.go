@@ -94,6 +94,8 @@ type Environment struct {
 	// over the queues. 0: one queue; one client for each queue.
 	Queues  int `json:"queues,omitempty"`
 	Clients int `json:"clients,omitempty"`
+	// Shards is the number of shards of the request queue, see amqpx.WithShards; 0: 1.
+	Shards int `json:"shards,omitempty"`
 }
 
 // QueueNames returns the names of the request queues.

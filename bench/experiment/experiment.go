@@ -104,13 +104,14 @@ const (
 	Slow      = "slow"
 	MemoryUse = "memory"
 	Growth    = "growth"
-	// Telemetry is not part of "all", because it compares amqpx with itself.
+	// Shards and Telemetry are not part of "all", because they compare amqpx with itself.
+	Shards    = "shards"
 	Telemetry = "telemetry"
 )
 
 // Names returns the names of all experiments, in the order of the report.
 func Names() []string {
-	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Growth, Telemetry}
+	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Growth, Shards, Telemetry}
 }
 
 // New builds the named experiment for the chosen contenders.
@@ -131,6 +132,8 @@ func New(name string, o Options) Experiment {
 		e = telemetryExperiment(o)
 	case Growth:
 		e = growthExperiment(o)
+	case Shards:
+		e = shardsExperiment(o)
 	case MemoryUse:
 		e = memoryExperiment(o)
 	default:

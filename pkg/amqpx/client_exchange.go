@@ -89,7 +89,7 @@ func (c *Client) chooseExchange(s *transport.Session) error {
 // startPublishing starts to publish requests when the session is ready.
 func (c *Client) startPublishing(s *transport.Session) {
 	if !c.route.requests.Load().missing {
-		publish.Start(s, c.route.outbox, c.returned)
+		publish.Start(s, c.route.outbox, len(c.route.shards), c.returned)
 		return
 	}
 	s.Run(func() { c.awaitExchange(s) })
