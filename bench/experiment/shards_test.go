@@ -27,7 +27,7 @@ func TestShardsSetups(t *testing.T) {
 	if len(s.setups) != 12 || slow != 4 {
 		t.Errorf("%d setups, %d with slow queues; want 12 and 4", len(s.setups), slow)
 	}
-	if text := s.Markdown(); !strings.Contains(text, "| "+contender.Single+", K = 4"+labelSlowQueue+" | 400 | 4.00 |") {
+	if text := s.Markdown(); !strings.Contains(text, "| "+contender.Single+", K = 4"+labelSlowQueue+" | 400 (400–400) | 4.00 (4.00–4.00) |") {
 		t.Errorf("no row of four shards with slow queues: %s", text)
 	}
 }

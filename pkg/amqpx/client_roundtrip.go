@@ -319,7 +319,7 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 	k.recordResult(f)
 	outcome := k.outcome()
 	again := event{kind: eventAttempt}
-	if next, err, ok := c.afterShard(k, gone, a, outcome); ok {
+	if next, ok, err := c.afterShard(k, gone, a, outcome); ok {
 		return next, err
 	}
 	switch f {

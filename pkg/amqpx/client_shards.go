@@ -318,30 +318,30 @@ func (c *Client) queueState(k *call) queueState {
 
 // afterShard decides the next step after an attempt that a shard returned or nacked, if there are
 // several shards. ok is false if the result is handled as with a single queue.
-func (c *Client) afterShard(k *call, gone <-chan struct{}, a *attempt, outcome Outcome) (next event, err error, ok bool) { //nolint:revive // ok says whether err counts.
+func (c *Client) afterShard(k *call, gone <-chan struct{}, a *attempt, outcome Outcome) (next event, ok bool, err error) {
 	if len(c.route.shards) == 0 {
-		return event{}, nil, false
+		return event{}, false, nil
 	}
 	switch keyed := k.req.traits.has(traitKeyed); a.publishResult() {
 	case publish.Returned:
 		switch {
 		case !keyed && c.route.best() < shardMissing: // the request has not been in any queue
-			return event{kind: eventAttempt}, nil, true
+			return event{kind: eventAttempt}, true, nil
 		case !keyed:
-			return event{}, nil, false
+			return event{}, false, nil
 		case k.mayPark():
-			return k.pause(gone, k.nextWait()), nil, true
+			return k.pause(gone, k.nextWait()), true, nil
 		}
 		if over, ended := k.awaitCheck(gone); ended {
-			return over, nil, true
+			return over, true, nil
 		}
 		detail, sentinel := c.noQueue(k)
-		return event{}, localError(CodeUnavailable, outcome, sentinel, detail), true
+		return event{}, true, localError(CodeUnavailable, outcome, sentinel, detail)
 	case publish.Nacked:
 		next, err = c.afterShardNack(k, gone, a)
-		return next, err, true
+		return next, true, err
 	default:
-		return event{}, nil, false
+		return event{}, false, nil
 	}
 }
 
