@@ -163,3 +163,47 @@ func overlay(t *testing.T, variable string) int {
 	}
 	return n
 }
+
+// serverEnvironment returns the environment of rpc-server in the overlay.
+func (p *production) serverEnvironment() []string {
+	p.t.Helper()
+	env := append(p.environment(asServer), "RPC_AUTHORIZATION_FILE="+p.file(asServer, "authorization.json"))
+	for _, variable := range []string{
+		"RPC_PREFETCH", "RPC_QUEUE_MAX_LENGTH", "RPC_QUEUE_MAX_BYTES", "RPC_CALLER_MAX_CALLS", "RPC_CALLER_MAX_BYTES", "RPC_CALLER_MAX_RUNNING",
+	} {
+		env = append(env, variable+"="+strconv.Itoa(overlay(p.t, variable)))
+	}
+	return env
+}
+
+// environment returns the environment of both services in the overlay.
+func (p *production) environment(user string) []string {
+	return []string{
+		"AMQP_URL_FILE=" + p.file(user, "amqp-url"), "RPC_QUEUE=" + amqpx.DefaultQueue,
+		"RPC_EXCHANGE=" + exchange, "RPC_REPLY_PREFIX={queue}.reply.{user}.", "HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json",
+	}
+}
+
+// TestProductionPrograms: rpc-server and rpc-client make all their calls with the files and the
+// settings of the overlay.
+func TestProductionPrograms(t *testing.T) {
+	t.Parallel()
+	p := inProduction(t)
+	server := rig.Run(t, p.serverEnvironment(), rig.Build(t, "rpc-server"))
+	server.Says(`"msg":"ready"`)
+	for _, load := range [][]string{
+		{"RPC_CALLS=1000"},
+		{"RPC_CALLS=20000", "RPC_CONCURRENCY=64"},
+		{"RPC_CALLS=2000", "RPC_CONCURRENCY=16", "RPC_BATCH=off"},
+	} {
+		client := rig.Run(t, append(p.environment(asClient), load...), rig.Build(t, "rpc-client"))
+		client.Says("every call was answered as expected")
+		if err := client.Wait(); err != nil {
+			t.Errorf("%v: the client ended with %v", load, err)
+		}
+	}
+	server.Terminate()
+	if err := server.Wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+}
