@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -87,11 +88,11 @@ func TestUsersHavePasswordsOfTheirOwn(t *testing.T) {
 	}
 }
 
-// TestHash: a hash that RabbitMQ 3.10 made (rabbitmqctl hash_password).
+// TestHash: hashes in the format of RabbitMQ, the first from its documentation.
 func TestHash(t *testing.T) {
 	t.Parallel()
 	for hash, want := range map[string]bool{
-		"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR": true, // of RabbitMQ's documentation
+		"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR": true,
 		"kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POS": false,
 		"kI3GCg==": false, "": false, "?": false,
 	} {
@@ -158,11 +159,7 @@ func TestPasswordsStay(t *testing.T) {
 				if !isHashOf(u.PasswordHash, password) {
 					t.Errorf("the hash of %s is not of its password", u.Name)
 				}
-				fresh := false
-				for _, user := range c.fresh {
-					fresh = fresh || user == u.Name
-				}
-				if (password != old) != fresh {
+				if fresh := slices.Contains(c.fresh, u.Name); (password != old) != fresh {
 					t.Errorf("%s: another password %v, want %v", u.Name, password != old, fresh)
 				}
 			}
@@ -235,5 +232,25 @@ func TestArguments(t *testing.T) {
 	made(t, folder, "-vhost", "a/b", "-broker", "amqp://a:1,amqp://b:2")
 	if got := content(t, folder, "client/amqp-url"); !strings.Contains(got, "@a:1/a%2Fb,amqp://client:") || !strings.HasSuffix(got, "@b:2/a%2Fb\n") {
 		t.Errorf("the URLs of a virtual host: %d bytes", len(got))
+	}
+}
+
+// TestDocumentedPermissions: the patterns of docs/security.md are those of the definitions.
+func TestDocumentedPermissions(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	made(t, folder)
+	for _, p := range definitionsIn(t, folder).Permissions {
+		if p.User == guestUser {
+			continue
+		}
+		found := regexp.MustCompile("set_permissions " + p.User + strings.Repeat(`[\s\\]+'([^']+)'`, 3) + "\n").FindStringSubmatch(string(doc))
+		if want := []string{p.Configure, p.Write, p.Read}; found == nil || !slices.Equal(found[1:], want) {
+			t.Errorf("docs/security.md has other permissions of %s than %q", p.User, want)
+		}
 	}
 }
