@@ -35,12 +35,13 @@ type Client struct {
 	// another node.
 	unanswered unanswered
 
-	// Only setup uses the fields up to abandoned.
+	// Only setup uses the fields up to replyUser.
 	linked        int32 // how many session set-ups were started
 	responsesLost bool  // the reply queue was replaced, and the calls were not notified yet
 	// replyQueueAway is the reason to replace the reply queue; nil while the queue is usable.
 	replyQueueAway error
 	abandoned      []string // replaced reply queues to delete
+	replyUser      *string  // the user in the name of the reply queue; nil before the first session
 
 	futures sync.WaitGroup // goroutines of calls made with Go
 
@@ -70,13 +71,11 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	c.route.user.strict = cfg.exchange != ""
 	c.unanswered.wait = unansweredFirst
 	c.watch = newQueueWatch()
 	c.route.watch, c.route.queueGate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
-	if cfg.replyMode == ReplyQueue {
-		c.route.replyTo = newReplyQueueName(cfg.queue)
-	}
 	if cfg.batch == BatchAuto {
 		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, publish.BatchLimit(cfg.maxMessageSize), c.recordBatchSent, c.route.outbox.Notify)
 	}
@@ -264,18 +263,20 @@ func (c *Client) Close(ctx context.Context) error {
 	}
 }
 
-// setup prepares a new session: reply queue, response consumer, publisher. Then it notifies
+// setup prepares a new session: exchange, user, reply queue, response consumer, publisher. Then it notifies
 // the calls whose requests were confirmed in the previous session.
 func (c *Client) setup(_ context.Context, s *transport.Session) error {
-	if c.cfg.userID {
-		if err := c.route.user.verify(s, c.cfg.logger); err != nil {
-			return transport.AtStep(transport.StepVerifyUser, "", err)
-		}
+	if err := c.chooseExchange(s); err != nil {
+		return err
+	}
+	if err := c.verifyUser(s); err != nil {
+		return err
 	}
 	direct := c.cfg.replyMode == ReplyDirect
 	if direct {
 		c.responsesLost = true
 	} else {
+		c.nameReplyQueue(s)
 		lost, err := c.openReplyQueue(s)
 		// responsesLost is kept if this attempt fails later: the next attempt finds the new
 		// queue.
@@ -312,7 +313,7 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.OnReady = func() { publish.Start(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { c.startPublishing(s) }
 	return nil
 }
 

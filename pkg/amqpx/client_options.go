@@ -42,6 +42,7 @@ const (
 type clientConfig struct {
 	config
 
+	exchange         string // of requests; "": the default exchange
 	replyMode        ReplyMode
 	replyQueueType   QueueType
 	timeout          time.Duration
@@ -128,7 +129,7 @@ func (c *clientConfig) validateClient() error {
 	if c.retryBurst < 0 || c.retryBurst > maxRetryBurst {
 		faults = append(faults, fmt.Errorf("retry burst %d: want 0 to %d", c.retryBurst, maxRetryBurst))
 	}
-	faults = append(faults, validateShared("WithCallOptions", c.callOptions))
+	faults = append(faults, c.validateExchange(), validateShared("WithCallOptions", c.callOptions))
 	for method, opts := range c.methods {
 		faults = append(faults, validateShared(fmt.Sprintf("WithMethod(%q)", method), opts))
 		if method == "" || len(method) > wire.MaxShortString {

@@ -114,9 +114,6 @@ const (
 // errReplyQueueSilent means that the broker did not answer the subscription to the reply queue.
 var errReplyQueueSilent error = &transport.KindError{Kind: FaultQueueSilent}
 
-// newReplyQueueName returns the name of a reply queue for the request queue.
-func newReplyQueueName(requests Queue) string { return requests.Name + ".reply." + newID() }
-
 // openReplyQueue makes sure that the reply queue exists, under a new name if the broker does
 // not give access to the old queue. lost reports the loss of the responses in the old queue:
 // in a later session, a missing queue also means lost responses.
@@ -135,7 +132,7 @@ func (c *Client) openReplyQueue(s *transport.Session) (lost bool, err error) {
 	case <-s.Done:
 		return false, s.Cause
 	}
-	fresh := newReplyQueueName(c.cfg.queue)
+	fresh := c.newReplyQueueName()
 	declared := s.InGoroutine(func() error { return transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum) })
 	select {
 	case err := <-found:
@@ -179,7 +176,7 @@ func replyQueueAway(err error) bool {
 
 // replaceReplyQueue declares a reply queue under a new name and uses it from now on.
 func (c *Client) replaceReplyQueue(s *transport.Session, cause error) error {
-	fresh := newReplyQueueName(c.cfg.queue)
+	fresh := c.newReplyQueueName()
 	if err := transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum); err != nil {
 		c.abandonUnlessRefused(fresh, err)
 		return err

@@ -432,7 +432,7 @@ func (c *Client) noQueue(k *call) (detail string, sentinel error) {
 	if st := c.watch.last(); st.away && st.fault != FaultQueueMissing {
 		return queue + ": " + st.text(), ErrQueueUnavailable
 	}
-	return "no " + queue, ErrUnroutable
+	return k.route.requests.Load().noQueue(k.route.queue), ErrUnroutable
 }
 
 // afterFull decides the next step after a nack by a queue at its bound: another attempt within

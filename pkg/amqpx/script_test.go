@@ -38,7 +38,7 @@ func startScript(t *testing.T, b *brokertest.Broker, s script) {
 		n := 0
 		for d := range requests {
 			n++
-			s(n, d, func(response amqp.Publishing) { _, _ = ch.PublishTo(d.ReplyTo, false, response) })
+			s(n, d, func(response amqp.Publishing) { _, _ = ch.PublishTo("", d.ReplyTo, false, response) })
 		}
 	}()
 }

@@ -59,6 +59,9 @@ type Server struct {
 	returned                   returnedCopies
 	deferred                   deferredRequests
 	controlResponses           atomic.Int64 // unpublished responses of the control plane
+	// exchangeFault is the fault of the request exchange that was logged last; nil: the exchange
+	// is usable.
+	exchangeFault atomic.Pointer[FaultKind]
 	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 
@@ -258,7 +261,9 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 		return nil
 	}
 	main := newConsumer(s, sess)
-	s.startCompanions(ctx, main, companions)
+	bindings := &requestBindings{}
+	s.startExchange(sess, bindings)
+	s.startCompanions(ctx, main, companions, bindings)
 	return main.start(s.cfg.queue.Name)
 }
 

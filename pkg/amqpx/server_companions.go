@@ -68,13 +68,13 @@ func (s *Server) companions(found transport.FoundQueue) []*companion {
 
 // startCompanions starts a goroutine for each companion, and waits up to companionWait for the
 // companions.
-func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*companion) {
+func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*companion, bindings *requestBindings) {
 	var opened []<-chan struct{}
 	for _, k := range all {
 		k.up.Store(false)
 		first := make(chan struct{})
 		opened = append(opened, first)
-		main.sess.Run(func() { s.keepCompanion(main, k, first) })
+		main.sess.Run(func() { s.keepCompanion(main, k, bindings, first) })
 	}
 	timer := time.NewTimer(companionWait)
 	defer timer.Stop()
@@ -102,10 +102,10 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 
 // keepCompanion keeps a companion in use until the session ends, and tries again after a
 // fault. first is closed after the first attempt.
-func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct{}) {
+func (s *Server) keepCompanion(main *consumer, k *companion, bindings *requestBindings, first chan<- struct{}) {
 	sess := main.sess
 	for attempt := 0; ; attempt++ {
-		c, err := s.openCompanion(main, k)
+		c, err := s.openCompanion(main, k, bindings)
 		if err == nil {
 			k.up.Store(true)
 		}
@@ -153,7 +153,7 @@ func (k *companion) wait(sess *transport.Session, c *consumer) error {
 
 // openCompanion declares the queue, and consumes it if the companion has a prefetch. It waits
 // for the broker until the session ends.
-func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
+func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBindings) (*consumer, error) {
 	sess := main.sess
 	k.step.Store(transport.StepDeclare)
 	if _, err := k.queue.declareOrAdopt(sess.Sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
@@ -161,6 +161,10 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	}
 	if k.prefetch == 0 || s.isDraining() {
 		return nil, nil //nolint:nilnil // it is only declared.
+	}
+	if k.unpacks { // clients publish to the batch queue; only servers publish to the other companions
+		bindings.add(k.queue.Name)
+		s.bindOrWarn(sess, k.queue.Name)
 	}
 	k.step.Store(transport.StepConsume)
 	ch, err := sess.Sub.Channel()

@@ -147,6 +147,9 @@ func (s *Server) sign(msg *amqp.Publishing, caller string) {
 type brokerUser struct {
 	name atomic.Pointer[string] // verified in the current session
 	last string                 // verified in the session before; used only by verify
+	// strict means that a missing permission to publish is an error of verify: without the
+	// permission, the first request would end the session.
+	strict bool
 }
 
 // userWait bounds how long a session waits for the verification: a broker that blocks
@@ -162,7 +165,7 @@ func (u *brokerUser) get() string {
 }
 
 // verify determines the name for a new session. It publishes messages, which no queue
-// receives, on the channel of the probe before the channel has other users. When the broker
+// receives, to the session's exchange, on the channel of the probe before the channel has other users. When the broker
 // refuses a name, the error contains the correct name. Without a name the session's messages
 // are anonymous.
 func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
@@ -180,7 +183,7 @@ func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 		if refused == nil || late {
 			return nil
 		}
-		if s.Ended() {
+		if s.Ended() || u.strict && isNoPermission(refused) {
 			return refused
 		}
 		var err error
@@ -203,7 +206,7 @@ func (u *brokerUser) verify(s *transport.Session, log *zap.Logger) error {
 func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Time) (late bool, refused error) {
 	ch, result := s.ProbeCh, make(chan error, 1)
 	s.Run(func() { // the goroutine ends with the session at the latest
-		err := ch.PublishFanout("", amqp.Publishing{UserId: name, AppId: "user"})
+		err := ch.PublishFanout(s.Exchange, amqp.Publishing{UserId: name, AppId: "user"})
 		if err == nil {
 			err = ch.Barrier()
 		}
@@ -220,6 +223,12 @@ func (u *brokerUser) try(s *transport.Session, name string, limit <-chan time.Ti
 	case <-limit:
 		return true, nil
 	}
+}
+
+// isNoPermission reports whether the broker refused access.
+func isNoPermission(err error) bool {
+	refused, ok := errors.AsType[*amqp.Error](err)
+	return ok && refused.Code == amqp.AccessRefused
 }
 
 // userIn returns the correct user name in the broker's refusal of another name, or "".

@@ -162,7 +162,7 @@ func (s *Server) publishAlone(ctx context.Context, sess *transport.Session, out 
 		return true
 	}
 	key, mandatory, msg := out.Publishing()
-	confirm, err := sess.PubCh.PublishTo(key, mandatory, msg)
+	confirm, err := sess.PubCh.PublishTo(sess.Exchange, key, mandatory, msg)
 	switch {
 	case errors.Is(err, amqp.ErrClosed): // the message was not sent
 		sess.ChannelClosed(err)

@@ -15,14 +15,15 @@ import (
 )
 
 // Broker is RabbitMQ in memory, behind the interfaces of package transport: queues, the default
-// exchange, competing consumers with prefetch, acknowledgements, confirms, mandatory
+// exchange, fanout and direct exchanges, competing consumers with prefetch, acknowledgements, confirms, mandatory
 // returns, expiration, direct reply-to, alarms; and faults on demand. It does no I/O
 // and holds its lock only for a moment, so tests can run under testing/synctest. One goroutine
 // for each connection passes the broker's messages to the client, in order, as in amqp091-go.
 type Broker struct {
 	mu      sync.Mutex
 	Queues  map[string]*Queue
-	Fanouts map[string][]string // the queues bound to each exchange
+	Fanouts map[string][]string // the queues bound to each fanout exchange
+	Directs map[string]Bindings // the queues bound to each direct exchange
 	Links   []*Conn
 	User    string // the authenticated user of every connection
 	alarm   string // why publishing is blocked; "" without an alarm
@@ -54,6 +55,9 @@ type Broker struct {
 	Secrets []Secret
 }
 
+// Bindings are the queues bound to a direct exchange, by the key of the binding.
+type Bindings map[string][]string
+
 // Secret is a new password for the user of a connection.
 type Secret struct {
 	Conn     string // the name of the connection
@@ -63,6 +67,7 @@ type Secret struct {
 
 // Sent is a message as the broker received it.
 type Sent struct {
+	Exchange  string // "" for the default exchange
 	Key       string
 	Mandatory bool
 	Msg       amqp.Publishing
@@ -71,7 +76,7 @@ type Sent struct {
 
 // New returns a broker without queues, without faults and with the user "app".
 func New() *Broker {
-	return &Broker{User: "app", Queues: make(map[string]*Queue), Fanouts: make(map[string][]string), Faults: make(map[string][]Fault)}
+	return &Broker{User: "app", Queues: make(map[string]*Queue), Fanouts: make(map[string][]string), Directs: make(map[string]Bindings), Faults: make(map[string][]Fault)}
 }
 
 // Dial implements dialer.
@@ -97,7 +102,27 @@ func (b *Broker) Dial(ctx context.Context, url, name string) (transport.Conn, er
 	return l, nil
 }
 
-// Route puts a message into its queue and reports false for a nack. The caller holds mu.
+// routeOver puts a message into the queues which a direct exchange has for the key, and reports
+// false for a nack. The caller holds mu.
+func (b *Broker) routeOver(exchange string, c *Channel, key string, mandatory bool, msg amqp.Publishing) bool {
+	if exchange == "" {
+		return b.Route(c, key, mandatory, msg)
+	}
+	accepted, routed := true, false
+	for _, queue := range b.Directs[exchange][key] {
+		if q := b.Queues[queue]; q != nil {
+			routed = true
+			accepted = b.enqueue(q, &Message{Msg: msg, exchange: exchange, key: key}) && accepted
+		}
+	}
+	if !routed && mandatory {
+		c.postReturn(key, msg)
+	}
+	return accepted
+}
+
+// Route puts a message to the default exchange into its queue and reports false for a nack. The
+// caller holds mu.
 func (b *Broker) Route(c *Channel, key string, mandatory bool, msg amqp.Publishing) bool {
 	if strings.HasPrefix(key, wire.DirectReplyTo+".") {
 		b.routeDirect(key, msg)

@@ -102,7 +102,7 @@ func unused(f *fixture) {
 		if time.Since(begun) > patience {
 			f.Fatal("the unused queue exists")
 		}
-		confirm, err := f.ch.PublishTo(lone, true, text("1"))
+		confirm, err := f.ch.PublishTo("", lone, true, text("1"))
 		f.must(err)
 		receive(f, confirm.Done())
 	}

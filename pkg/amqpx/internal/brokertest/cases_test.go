@@ -34,7 +34,7 @@ func confirmed(f *fixture) {
 
 func returnedFirst(f *fixture) {
 	returns := f.ch.NotifyReturn(make(chan amqp.Return, 1))
-	confirm, err := f.ch.PublishTo(f.queue+".missing", true, text("1"))
+	confirm, err := f.ch.PublishTo("", f.queue+".missing", true, text("1"))
 	f.must(err)
 	receive(f, confirm.Done())
 	select {
@@ -158,7 +158,7 @@ func directReply(f *fixture) {
 	if d.ReplyTo == address {
 		f.Error("the broker did not replace the reply address")
 	}
-	_, err = ch.PublishTo(d.ReplyTo, false, text("2"))
+	_, err = ch.PublishTo("", d.ReplyTo, false, text("2"))
 	f.must(err)
 	f.wantDelivery(replies, "2", false)
 }
@@ -180,7 +180,7 @@ func full(f *fixture) {
 	bounded := f.queue + ".bounded"
 	f.declare(bounded, amqp.Table{amqp.QueueMaxLenArg: int64(1), amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish})
 	f.publish(bounded, text("1"))
-	confirm, err := f.ch.PublishTo(bounded, false, text("2"))
+	confirm, err := f.ch.PublishTo("", bounded, false, text("2"))
 	f.must(err)
 	receive(f, confirm.Done())
 	if confirm.Acked() {
@@ -193,4 +193,60 @@ func bindMissing(f *fixture) {
 	f.must(f.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, false, true, false, false, nil))
 	f.must(f.ch.QueueBind(f.queue, "", exchange, false, nil)) // the exchange is deleted with its last binding
 	f.wantException(f.ch, f.ch.QueueBind(f.queue+".missing", "", exchange, false, nil), amqp.NotFound)
+}
+
+func direct(f *fixture) {
+	exchange := "conformance." + rand.Text()
+	f.must(f.ch.ExchangeDeclare(exchange, amqp.ExchangeDirect, false, true, false, false, nil))
+	f.must(f.ch.ExchangeDeclarePassive(exchange, amqp.ExchangeDirect, false, true, false, false, nil))
+	for range 2 { // the second time changes nothing
+		f.must(f.ch.QueueBind(f.queue, f.queue, exchange, false, nil))
+	}
+	returns := f.ch.NotifyReturn(make(chan amqp.Return, 2))
+	for _, c := range []struct{ key, returned string }{{f.queue, ""}, {"other", "2"}, {"", "3"}} {
+		var err error
+		if body := text(c.returned); c.key == "" {
+			err = f.ch.PublishFanout(exchange, body)
+		} else {
+			confirm, refused := f.ch.PublishTo(exchange, c.key, true, body)
+			f.must(refused)
+			receive(f, confirm.Done())
+			if !confirm.Acked() {
+				f.Errorf("the message with key %q was not confirmed", c.key)
+			}
+		}
+		f.must(err)
+		if c.returned == "" {
+			continue
+		}
+		if r := receive(f, returns); string(r.Body) != c.returned || r.RoutingKey != c.key {
+			f.Errorf("return of %q to %q, want %q to %q", r.Body, r.RoutingKey, c.returned, c.key)
+		}
+	}
+	d := f.wantDelivery(f.consume(f.channel(f.conn), f.queue), "", false)
+	if d.Exchange != exchange || d.RoutingKey != f.queue {
+		f.Errorf("delivery from exchange %q with key %q", d.Exchange, d.RoutingKey)
+	}
+	f.wantReady(0)
+}
+
+func otherExchange(f *fixture) {
+	exchange := "conformance." + rand.Text()
+	f.must(f.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, false, true, false, false, nil))
+	f.must(f.ch.QueueBind(f.queue, "", exchange, false, nil)) // the exchange is deleted with its last binding
+	err := f.ch.ExchangeDeclare(exchange, amqp.ExchangeDirect, false, true, false, false, nil)
+	f.wantException(f.ch, err, amqp.PreconditionFailed)
+}
+
+func publishToNoExchange(f *fixture) {
+	ends := f.ch.NotifyClose(make(chan *amqp.Error, 1))
+	confirm, err := f.ch.PublishTo("conformance."+rand.Text(), f.queue, true, text("1"))
+	f.must(err)
+	receive(f, confirm.Done())
+	if confirm.Acked() {
+		f.Error("a message to no exchange was confirmed")
+	}
+	if end := receive(f, ends); end == nil || end.Code != amqp.NotFound {
+		f.Errorf("the channel ended with %v", end)
+	}
 }

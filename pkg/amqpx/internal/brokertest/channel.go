@@ -66,7 +66,7 @@ func (f *confirmation) Done() <-chan struct{} { return f.done }
 func (f *confirmation) Acked() bool           { return f.acked.Load() }
 
 // PublishTo implements channel.
-func (c *Channel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
+func (c *Channel) PublishTo(exchange, key string, mandatory bool, msg amqp.Publishing) (transport.Confirmation, error) {
 	b := c.link.broker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,7 +77,11 @@ func (c *Channel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (tr
 	if msg.ReplyTo == wire.DirectReplyTo {
 		msg.ReplyTo = c.replyAddress()
 	}
-	if refused := b.checkUser(msg.UserId); refused != nil {
+	refused := b.checkUser(msg.UserId)
+	if exchange != "" && b.Directs[exchange] == nil { // a broker checks the exchange first
+		refused = noExchange(exchange)
+	}
+	if refused != nil {
 		c.Except(refused)
 		lost := &confirmation{done: make(chan struct{})}
 		close(lost.done)
@@ -96,7 +100,7 @@ func (c *Channel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (tr
 			return word, nil
 		}
 	}
-	arrive := func() { f.arrive(c, key, mandatory, msg, word) }
+	arrive := func() { f.arrive(c, exchange, key, mandatory, msg, word) }
 	if b.alarm != "" {
 		c.link.postBlocking(amqp.Blocking{Active: true, Reason: b.alarm})
 		c.link.backlog = append(c.link.backlog, arrive)
@@ -404,38 +408,64 @@ func (c *Channel) queue(name string) (*Queue, *amqp.Error) {
 }
 
 // ExchangeDeclare implements channel.
-func (c *Channel) ExchangeDeclare(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
+func (c *Channel) ExchangeDeclare(name, kind string, _, _, _, _ bool, _ amqp.Table) error {
 	return c.do("declare exchange", name, func() *amqp.Error {
 		b := c.link.broker
-		b.Fanouts[name] = append(make([]string, 0), b.Fanouts[name]...)
+		other, exists := amqp.ExchangeFanout, b.Fanouts[name] != nil
+		if kind == amqp.ExchangeFanout {
+			other, exists = amqp.ExchangeDirect, b.Directs[name] != nil
+		}
+		switch {
+		case exists:
+			return &amqp.Error{Code: amqp.PreconditionFailed, Server: true, Reason: fmt.Sprintf(
+				"PRECONDITION_FAILED - inequivalent arg 'type' for exchange '%s' in vhost '/': received '%s' but current is '%s'", name, kind, other)}
+		case kind == amqp.ExchangeFanout:
+			b.Fanouts[name] = append(make([]string, 0), b.Fanouts[name]...)
+		case b.Directs[name] == nil:
+			b.Directs[name] = make(Bindings)
+		}
 		return nil
 	})
 }
 
 // ExchangeDeclarePassive implements channel.
 func (c *Channel) ExchangeDeclarePassive(name, _ string, _, _, _, _ bool, _ amqp.Table) error {
-	return c.do("look for exchange", name, func() *amqp.Error { return c.link.broker.hasFanout(name) })
+	return c.do("look for exchange", name, func() *amqp.Error { return c.link.broker.findExchange(name) })
 }
 
 // QueueBind implements channel.
-func (c *Channel) QueueBind(queue, _, exchange string, _ bool, _ amqp.Table) error {
+func (c *Channel) QueueBind(queue, key, exchange string, _ bool, _ amqp.Table) error {
 	return c.do("bind", queue, func() *amqp.Error {
 		b := c.link.broker
 		if _, refused := c.queue(queue); refused != nil {
 			return refused
 		}
+		if bound := b.Directs[exchange]; bound != nil {
+			if !slices.Contains(bound[key], queue) {
+				bound[key] = append(bound[key], queue)
+			}
+			return nil
+		}
+		if b.Fanouts[exchange] == nil {
+			return noExchange(exchange)
+		}
 		b.Fanouts[exchange] = append(b.Fanouts[exchange], queue)
-		return b.hasFanout(exchange)
+		return nil
 	})
 }
 
-// hasFanout returns the broker's exception for an exchange that does not exist, or nil. The
+// findExchange returns the broker's exception for an exchange that does not exist, or nil. The
 // caller holds mu.
-func (b *Broker) hasFanout(name string) *amqp.Error {
-	if b.Fanouts[name] == nil {
-		return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no exchange '%s' in vhost '/'", name)}
+func (b *Broker) findExchange(name string) *amqp.Error {
+	if b.Fanouts[name] == nil && b.Directs[name] == nil {
+		return noExchange(name)
 	}
 	return nil
+}
+
+// noExchange returns the exception for an exchange that does not exist.
+func noExchange(name string) *amqp.Error {
+	return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: fmt.Sprintf("NOT_FOUND - no exchange '%s' in vhost '/'", name)}
 }
 
 // PublishFanout implements channel.
@@ -445,9 +475,14 @@ func (c *Channel) PublishFanout(exchange string, msg amqp.Publishing) error {
 		if refused := b.checkUser(msg.UserId); refused != nil || exchange == "" {
 			return refused
 		}
-		b.Sent = append(b.Sent, Sent{Key: exchange, Mandatory: true, Msg: msg, At: time.Now()})
+		if refused := b.findExchange(exchange); refused != nil {
+			return refused
+		}
 		routed := false
-		for _, queue := range b.Fanouts[exchange] {
+		if b.Directs[exchange] == nil {
+			b.Sent = append(b.Sent, Sent{Key: exchange, Mandatory: true, Msg: msg, At: time.Now()})
+		}
+		for _, queue := range append(slices.Clone(b.Fanouts[exchange]), b.Directs[exchange][""]...) {
 			if q := b.Queues[queue]; q != nil {
 				routed = true
 				b.enqueue(q, &Message{Msg: msg, exchange: exchange})
@@ -456,7 +491,7 @@ func (c *Channel) PublishFanout(exchange string, msg amqp.Publishing) error {
 		if !routed {
 			c.postReturn("", msg)
 		}
-		return b.hasFanout(exchange)
+		return nil
 	})
 }
 

@@ -48,6 +48,9 @@ func conform(t *testing.T, dialer transport.Dialer, url string) {
 		"direct reply-to":                   directReply,
 		"exchange that does not exist":      noExchange,
 		"fanout exchange":                   fanout,
+		"direct exchange":                   direct,
+		"exchange of another type":          otherExchange,
+		"publish to no exchange":            publishToNoExchange,
 		"consumer of no queue":              consumeMissing,
 		"binding of no queue":               bindMissing,
 		"exclusive queue of another":        exclusiveElsewhere,
@@ -111,7 +114,7 @@ func (f *fixture) declare(name string, args amqp.Table) {
 // publish publishes a message with the body and waits for its confirm.
 func (f *fixture) publish(key string, msg amqp.Publishing) {
 	f.Helper()
-	confirm, err := f.ch.PublishTo(key, false, msg)
+	confirm, err := f.ch.PublishTo("", key, false, msg)
 	f.must(err)
 	receive(f, confirm.Done())
 	if !confirm.Acked() {

@@ -83,7 +83,7 @@ func (f Fault) before(l *Conn) error {
 
 // arrive handles a message that reaches the broker, with its fault. The caller holds the
 // broker's lock.
-func (f Fault) arrive(c *Channel, key string, mandatory bool, msg amqp.Publishing, word *confirmation) {
+func (f Fault) arrive(c *Channel, exchange, key string, mandatory bool, msg amqp.Publishing, word *confirmation) {
 	b := c.link.broker
 	if f == FaultLostUnconfirmed {
 		c.link.End(BrokenSocket())
@@ -93,17 +93,17 @@ func (f Fault) arrive(c *Channel, key string, mandatory bool, msg amqp.Publishin
 		c.link.End(&amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
 		return
 	}
-	b.Sent = append(b.Sent, Sent{Key: key, Mandatory: mandatory, Msg: msg, At: time.Now()})
+	b.Sent = append(b.Sent, Sent{Exchange: exchange, Key: key, Mandatory: mandatory, Msg: msg, At: time.Now()})
 	if b.Nacks != nil && b.Nacks(c.link.Name, key) {
 		f = FaultNack
 	}
 	acked := f != FaultNack
 	if f != FaultNack && f != FaultSwallow {
-		acked = b.Route(c, key, mandatory, msg) && f != FaultNackArrived
+		acked = b.routeOver(exchange, c, key, mandatory, msg) && f != FaultNackArrived
 	}
 	switch f {
 	case FaultTwice:
-		b.Route(c, key, mandatory, msg)
+		b.routeOver(exchange, c, key, mandatory, msg)
 	case FaultCutUnconfirmed, FaultCutWritten:
 		c.link.End(BrokenSocket())
 		return

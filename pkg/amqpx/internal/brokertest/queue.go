@@ -241,7 +241,7 @@ func (b *Broker) deadLetter(q *Queue, m *Message, reason string) {
 	if own, ok := q.Args["x-dead-letter-routing-key"].(string); ok {
 		key = own
 	}
-	targets := b.Fanouts[exchange]
+	targets := append(slices.Clone(b.Fanouts[exchange]), b.Directs[exchange][key]...)
 	if exchange == "" {
 		targets = []string{key}
 	}

@@ -47,7 +47,7 @@ func TestExceptionWithinALargeMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 		for err == nil { // until the channel has ended
-			_, err = ch.PublishTo("amqpx-missing-queue", false, amqp.Publishing{Body: body})
+			_, err = ch.PublishTo("", "amqpx-missing-queue", false, amqp.Publishing{Body: body})
 		}
 		if !errors.Is(err, amqp.ErrClosed) {
 			t.Fatalf("publish: %v", err)

@@ -212,7 +212,7 @@ func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
 		reject(out, err)
 		return
 	}
-	word, err := p.on.PublishTo(key, mandatory, msg)
+	word, err := p.on.PublishTo(p.s.Exchange, key, mandatory, msg)
 	switch {
 	case err == nil:
 		if l != nil {

@@ -39,7 +39,7 @@ func BenchmarkPublish(b *testing.B) {
 			tag := uint64(0)
 			for b.Loop() {
 				tag++
-				if _, err := ch.PublishTo("rpc_queue", true, msg); err != nil {
+				if _, err := ch.PublishTo("", "rpc_queue", true, msg); err != nil {
 					b.Fatal(err)
 				}
 				ch.confirms.confirm(tag, false, true)

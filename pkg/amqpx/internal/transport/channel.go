@@ -168,14 +168,14 @@ func (c *netChannel) Close() error {
 }
 
 // PublishTo implements Channel.
-func (c *netChannel) PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
+func (c *netChannel) PublishTo(exchange, key string, mandatory bool, msg amqp.Publishing) (Confirmation, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	pending, ok := c.confirms.add()
 	if !ok {
 		return nil, amqp.ErrClosed
 	}
-	if err := c.write("", key, mandatory, &msg); err != nil {
+	if err := c.write(exchange, key, mandatory, &msg); err != nil {
 		c.confirms.takeBack(pending)
 		return nil, err
 	}

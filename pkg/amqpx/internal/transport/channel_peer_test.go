@@ -39,7 +39,7 @@ func confirmed(t testing.TB, l *netLink) *netChannel {
 
 func publish(t *testing.T, ch *netChannel) Confirmation {
 	t.Helper()
-	pending, err := ch.PublishTo("q", true, amqp.Publishing{})
+	pending, err := ch.PublishTo("", "q", true, amqp.Publishing{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestLargeFrameOfTheLibraryIsNotTorn(t *testing.T) {
 	for range 4 {
 		publishers.Go(func() {
 			for msg := range messages {
-				if _, err := ch.PublishTo("q", true, msg); err != nil {
+				if _, err := ch.PublishTo("", "q", true, msg); err != nil {
 					t.Error(err)
 				}
 			}
@@ -230,7 +230,7 @@ func TestChannelThatEndsWithinAMessage(t *testing.T) {
 				published := make(chan struct{})
 				go func() {
 					defer close(published)
-					pending, err = ch.PublishTo("q", true, amqp.Publishing{Body: make([]byte, 1<<20)})
+					pending, err = ch.PublishTo("", "q", true, amqp.Publishing{Body: make([]byte, 1<<20)})
 				}()
 				<-arrived
 				go c.end(p, ch)
@@ -249,7 +249,7 @@ func TestChannelThatEndsWithinAMessage(t *testing.T) {
 				w.take(t)
 				wantSame(t, "a method after the message", slices.Contains(w.methods, c.last), true)
 				wantSame(t, "incomplete messages", len(w.left), 0)
-				if _, err := ch.PublishTo("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
+				if _, err := ch.PublishTo("", "q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
 					t.Errorf("next message: %v", err)
 				}
 				WantIs(t, ch.PublishFanout("e", amqp.Publishing{}), amqp.ErrClosed)
@@ -277,7 +277,7 @@ func TestConnectionThatEndsWithinAMessage(t *testing.T) {
 		ch := confirmed(t, l)
 		published := make(chan error)
 		go func() {
-			_, err := ch.PublishTo("q", true, amqp.Publishing{Body: make([]byte, 100<<20)})
+			_, err := ch.PublishTo("", "q", true, amqp.Publishing{Body: make([]byte, 100<<20)})
 			published <- err
 		}()
 		<-arrived
@@ -325,7 +325,7 @@ func TestNumberOfAChannelIsUsedAgain(t *testing.T) {
 			w.take(t)
 			WantIs(t, d.Ack(false), amqp.ErrClosed)
 			WantIs(t, old.Nack(1, false, true), amqp.ErrClosed)
-			if _, err := old.PublishTo("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
+			if _, err := old.PublishTo("", "q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
 				t.Errorf("publish: %v", err)
 			}
 			if got := writes(t, ch, &w, func() error { return nil }); len(got) > 0 {
@@ -419,7 +419,7 @@ func TestConcurrentWritersOfAChannel(t *testing.T) {
 		users.Go(func() {
 			for n := range 100 {
 				l.Cork()
-				_, err := ch.PublishTo("q", true, amqp.Publishing{Body: make([]byte, n*i*500)})
+				_, err := ch.PublishTo("", "q", true, amqp.Publishing{Body: make([]byte, n*i*500)})
 				err = errors.Join(err, ch.Ack(uint64(n), false), ch.Nack(uint64(n), false, true), ch.PublishFanout("e", amqp.Publishing{Body: make([]byte, 10_000)}))
 				l.Uncork()
 				if err = errors.Join(err, ch.Barrier()); err != nil {
@@ -463,7 +463,7 @@ func TestFailedWriteIsTheReasonOfTheEnd(t *testing.T) {
 			l.socket.raw, l.socket.Conn = u, u
 			l.socket.mu.Unlock()
 			close(u.broken)
-			if _, err := ch.PublishTo("q", true, amqp.Publishing{Body: make([]byte, body)}); !errors.Is(err, errCut) {
+			if _, err := ch.PublishTo("", "q", true, amqp.Publishing{Body: make([]byte, body)}); !errors.Is(err, errCut) {
 				t.Errorf("error %v", err)
 			}
 			if reason := <-l.Closed(); reason == nil || !strings.Contains(reason.Reason, errCut.Error()) {

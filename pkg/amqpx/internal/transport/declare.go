@@ -162,6 +162,13 @@ func currentArgument(reason string) (name string, value any, ok bool) {
 	return name, n, err == nil
 }
 
+// FindExchange checks that an exchange exists.
+func FindExchange(l Conn, name string) error {
+	return AtStep(StepFindExchange, "", WithTempChannel(l, func(ch Channel) error {
+		return ch.ExchangeDeclarePassive(name, amqp.ExchangeDirect, true, false, false, false, nil)
+	}))
+}
+
 // FindReplyQueue checks that a client's reply queue exists.
 func FindReplyQueue(l Conn, name string) error {
 	return AtStep(StepDeclare, name, WithTempChannel(l, func(ch Channel) error {

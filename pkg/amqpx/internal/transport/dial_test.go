@@ -64,7 +64,7 @@ func TestDialedConnectionPublishesAndCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Cork()
-	word, err := ch.PublishTo("q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
+	word, err := ch.PublishTo("", "q", true, amqp.Publishing{AppId: "m", Body: []byte("x")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestDialedConnectionPublishesAndCloses(t *testing.T) {
 	if !bytes.Contains(p.start, []byte("the name")) {
 		t.Error("the connection has no name")
 	}
-	if _, err := ch.PublishTo("q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
+	if _, err := ch.PublishTo("", "q", true, amqp.Publishing{}); !errors.Is(err, amqp.ErrClosed) {
 		t.Errorf("publish on a closed link: %v", err)
 	}
 }

@@ -60,6 +60,8 @@ const (
 	StepPublish      = "publish"
 	StepPublishTo    = "publish to queue"
 	StepControl      = "declare the control plane"
+	StepExchange     = "declare the request exchange"
+	StepFindExchange = "look for the request exchange"
 	StepVerifyUser   = "publish to nobody"
 	accessOfDeclare  = "configure"
 	accessOfConsume  = "read"
@@ -441,6 +443,8 @@ func accessIn(step, text string) string {
 		}
 	}
 	switch {
+	case step == StepExchange: // its declaration and its bindings need several
+		return accessOfAnything
 	case strings.HasPrefix(step, StepDeclare), strings.HasPrefix(step, StepControl), strings.HasPrefix(step, stepDelete):
 		return accessOfDeclare
 	case strings.HasPrefix(step, StepConsume):

@@ -174,7 +174,7 @@ func TestMessagesThatCannotBeEncoded(t *testing.T) {
 				t.Fatal(err)
 			}
 			l.Cork()
-			if _, err := ch.PublishTo(c.key, true, c.msg); !errors.Is(err, c.want) {
+			if _, err := ch.PublishTo("", c.key, true, c.msg); !errors.Is(err, c.want) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
 			if err := ch.PublishFanout("e", c.msg); c.key == "q" && !errors.Is(err, c.want) {
@@ -184,7 +184,7 @@ func TestMessagesThatCannotBeEncoded(t *testing.T) {
 			if got := writes(t, ch, &w, func() error { return nil }); c.key == "q" && len(got) > 0 {
 				t.Errorf("wrote %q", got)
 			}
-			pending, err := ch.PublishTo("q", true, amqp.Publishing{})
+			pending, err := ch.PublishTo("", "q", true, amqp.Publishing{})
 			if err != nil {
 				t.Fatal(err)
 			}

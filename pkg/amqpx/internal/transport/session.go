@@ -31,6 +31,8 @@ type Session struct {
 	// SizeLimit is the broker's largest body in bytes, known after the first refusal; else 0.
 	SizeLimit atomic.Int64
 	ReplyTo   string // the reply queue of a client, else ""
+	// Exchange is the exchange to which package publish publishes; "" is the default exchange.
+	Exchange string
 	// Answered is set when a response arrives, confirmed when a confirm arrives; the reader of
 	// a flag resets it.
 	Answered, Confirmed atomic.Bool

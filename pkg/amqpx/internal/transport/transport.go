@@ -57,12 +57,13 @@ type Conn interface {
 
 // Channel is one AMQP channel, with the calls named as in amqp091-go.
 type Channel interface {
-	// PublishTo publishes to a queue, on a channel with confirms. The error is amqp.ErrClosed if
-	// the channel had ended before, or if the connection ended before the message was written in
-	// full: the broker has no message then. A message that cannot be encoded returns an error
-	// and leaves the channel usable. Any other error is the end of the connection.
-	PublishTo(key string, mandatory bool, msg amqp.Publishing) (Confirmation, error)
-	// PublishFanout publishes to a fanout exchange, mandatory, and reports no confirm.
+	// PublishTo publishes to an exchange, "" for the default exchange, on a channel with
+	// confirms. The error is amqp.ErrClosed if the channel had ended before, or if the
+	// connection ended before the message was written in full: the broker has no message then.
+	// A message that cannot be encoded returns an error and leaves the channel usable. Any other
+	// error is the end of the connection.
+	PublishTo(exchange, key string, mandatory bool, msg amqp.Publishing) (Confirmation, error)
+	// PublishFanout publishes to an exchange with an empty key, mandatory, and reports no confirm.
 	PublishFanout(exchange string, msg amqp.Publishing) error
 	Confirm(noWait bool) error
 	Qos(prefetchCount, prefetchSize int, global bool) error

@@ -1,0 +1,127 @@
+package amqpx
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+)
+
+// The request exchange. A client that may write to the default exchange can publish to every
+// queue of the virtual host. A server therefore binds its request queue and its batch queue to
+// an exchange of their own, so that a user can be allowed to call this service only
+// (docs/adr/0022). The retry queue, the dead letters and the queues of the control plane are
+// never bound.
+
+// requestExchangeSuffix follows the request queue's name in the name of the request exchange.
+const requestExchangeSuffix = ".rpc"
+
+// requestExchange returns the name of the request exchange.
+func (q Queue) requestExchange() string { return q.Name + requestExchangeSuffix }
+
+const (
+	// exchangeWait bounds how long a new session waits for the request exchange.
+	exchangeWait = time.Second
+	// exchangeAgain is the time between two declarations of the exchange and its bindings: an
+	// operator may have deleted them, or granted a permission.
+	exchangeAgain = 30 * time.Second
+)
+
+// requestBindings are the queues that a server binds to the request exchange in one session.
+// Safe for concurrent use.
+type requestBindings struct {
+	mu     sync.Mutex
+	queues []string
+}
+
+// add adds a queue.
+func (b *requestBindings) add(queue string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.Contains(b.queues, queue) {
+		b.queues = append(b.queues, queue)
+	}
+}
+
+// all returns the queues.
+func (b *requestBindings) all() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.queues)
+}
+
+// bindQueue declares the request exchange and binds a queue, with its own name as the key.
+func (s *Server) bindQueue(sess *transport.Session, queue string) error {
+	exchange := s.cfg.queue.requestExchange()
+	err := transport.WithTempChannel(sess.Sub, func(ch transport.Channel) error {
+		if err := ch.ExchangeDeclare(exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
+			return err
+		}
+		return ch.QueueBind(queue, queue, exchange, false, nil)
+	})
+	return transport.AtStep(transport.StepExchange, "", err)
+}
+
+// startExchange binds the request queue, waits for this up to exchangeWait, and keeps the
+// bindings until the session ends.
+func (s *Server) startExchange(sess *transport.Session, bindings *requestBindings) {
+	bindings.add(s.cfg.queue.Name)
+	first := make(chan struct{})
+	sess.Run(func() { s.keepExchange(sess, bindings, first) })
+	timer := time.NewTimer(exchangeWait)
+	defer timer.Stop()
+	select {
+	case <-first:
+	case <-timer.C:
+	case <-sess.Done:
+	}
+}
+
+// keepExchange binds the queues now and then until the session ends. first is closed after the
+// first time.
+func (s *Server) keepExchange(sess *transport.Session, bindings *requestBindings, first chan<- struct{}) {
+	again := time.NewTicker(exchangeAgain)
+	defer again.Stop()
+	for {
+		s.bindAll(sess, bindings)
+		if first != nil {
+			close(first)
+			first = nil
+		}
+		select {
+		case <-again.C:
+		case <-sess.Done:
+			return
+		}
+	}
+}
+
+// bindAll binds the queues, until the first fault.
+func (s *Server) bindAll(sess *transport.Session, bindings *requestBindings) {
+	for _, queue := range bindings.all() {
+		if !s.bindOrWarn(sess, queue) {
+			return
+		}
+	}
+	s.exchangeFault.Store(nil)
+}
+
+// bindOrWarn is bindQueue that logs a fault, once while the fault lasts. A fault concerns only
+// the callers who use the exchange: the server works on with the default exchange.
+func (s *Server) bindOrWarn(sess *transport.Session, queue string) (bound bool) {
+	err := s.bindQueue(sess, queue)
+	if err == nil || sess.Ended() {
+		return err == nil
+	}
+	fault := transport.Classify(sess.Target, err)
+	if last := s.exchangeFault.Swap(&fault.Kind); last == nil || *last != fault.Kind {
+		s.cfg.logger.Warn("the request exchange cannot be used: requests come only through the default exchange",
+			zap.String("exchange", s.cfg.queue.requestExchange()), zap.String("queue", queue),
+			zap.String("fault", string(fault.Kind)), zap.Error(fault))
+	}
+	return false
+}
