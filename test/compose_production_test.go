@@ -46,7 +46,6 @@ func TestProductionOverlay(t *testing.T) {
 		}
 		for variable, want := range map[string]string{
 			"AMQP_URL": "", "AMQP_URL_FILE": "/secrets/amqp-url",
-			"RPC_EXCHANGE": "${RPC_QUEUE:-rpc_queue}.rpc", "RPC_REPLY_PREFIX": "{queue}.reply.{user}.",
 		} {
 			if got, set := s.Environment[variable]; !set || got != want {
 				t.Errorf("%s has %s=%q, want %q", name, variable, got, want)
@@ -55,12 +54,15 @@ func TestProductionOverlay(t *testing.T) {
 	}
 	server := services["rpc-server"].Environment
 	for _, variable := range []string{
-		"RPC_AUTHORIZATION_FILE", "RPC_QUEUE_MAX_LENGTH", "RPC_QUEUE_MAX_BYTES",
+		"RPC_AUTHORIZATION_FILE", "RPC_REPLY_PREFIX", "RPC_QUEUE_MAX_LENGTH", "RPC_QUEUE_MAX_BYTES",
 		"RPC_CALLER_MAX_CALLS", "RPC_CALLER_MAX_BYTES", "RPC_CALLER_MAX_RUNNING",
 	} {
 		if server[variable] == "" {
 			t.Errorf("rpc-server has no %s", variable)
 		}
+	}
+	if got := services["rpc-client"].Environment["RPC_EXCHANGE"]; got != "${RPC_QUEUE:-rpc_queue}.rpc" {
+		t.Errorf("rpc-client publishes to the exchange %q", got)
 	}
 	broker := services["rabbitmq"]
 	if !slices.Equal(broker.Volumes, []string{"./compose/production/rabbitmq.conf:/etc/rabbitmq/conf.d/40-production.conf:ro", "definitions:/definitions:ro"}) {

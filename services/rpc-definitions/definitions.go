@@ -122,9 +122,9 @@ func (s *settings) permission(name string) permission {
 		p.Write = `^(amq\.default|` + q + `(\.[0-9]+)?(\.batch)?|` + q + `\.control\..+)$`
 		p.Read = `^` + q + `(\.[0-9]+)?(\.(batch|retry|rpc|control(\..+)?))?$`
 	case operatorUser:
-		p.Configure = `^(` + own + `|amq\.gen-.+)$`
+		p.Configure = `^` + own + `$`
 		p.Write = `^` + q + `\.control$`
-		p.Read = `^(` + own + `|amq\.gen-.+|` + q + `\.dead)$`
+		p.Read = `^(` + own + `|` + q + `\.dead)$`
 	default:
 		p.Configure = `^` + own + `$`
 		p.Write = `^` + q + `\.(rpc|control)$`

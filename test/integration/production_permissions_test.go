@@ -264,7 +264,6 @@ func actsOfOperator() []act {
 	return []act{
 		{"query the servers", publishingTo(control, ""), allowed},
 		{"a reply queue", declaring(own, nil), allowed},
-		{"a server-named queue", declaring("", nil), allowed},
 		{"look at the dead letters", getting(deadLetters), allowed},
 		{"see the depth of any queue", looking(requests), allowed},
 
@@ -276,6 +275,7 @@ func actsOfOperator() []act {
 		{"get responses", getting(otherReply), denied},
 		{"delete the dead letters", deleting(deadLetters), denied},
 		{"declare a queue", declaring("anything", nil), denied},
+		{"declare a server-named queue", declaring("", nil), denied},
 	}
 }
 

@@ -167,7 +167,8 @@ func overlay(t *testing.T, variable string) int {
 // serverEnvironment returns the environment of rpc-server in the overlay.
 func (p *production) serverEnvironment() []string {
 	p.t.Helper()
-	env := append(p.environment(asServer), "RPC_AUTHORIZATION_FILE="+p.file(asServer, "authorization.json"))
+	env := append(p.environment(asServer),
+		"RPC_AUTHORIZATION_FILE="+p.file(asServer, "authorization.json"), "RPC_REPLY_PREFIX={queue}.reply.{user}.")
 	for _, variable := range []string{
 		"RPC_PREFETCH", "RPC_QUEUE_MAX_LENGTH", "RPC_QUEUE_MAX_BYTES", "RPC_CALLER_MAX_CALLS", "RPC_CALLER_MAX_BYTES", "RPC_CALLER_MAX_RUNNING",
 	} {
@@ -180,7 +181,7 @@ func (p *production) serverEnvironment() []string {
 func (p *production) environment(user string) []string {
 	return []string{
 		"AMQP_URL_FILE=" + p.file(user, "amqp-url"), "RPC_QUEUE=" + amqpx.DefaultQueue,
-		"RPC_EXCHANGE=" + exchange, "RPC_REPLY_PREFIX={queue}.reply.{user}.", "HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json",
+		"HTTP_ADDR=127.0.0.1:0", "LOG_FORMAT=json",
 	}
 }
 
@@ -196,7 +197,7 @@ func TestProductionPrograms(t *testing.T) {
 		{"RPC_CALLS=20000", "RPC_CONCURRENCY=64"},
 		{"RPC_CALLS=2000", "RPC_CONCURRENCY=16", "RPC_BATCH=off"},
 	} {
-		client := rig.Run(t, append(p.environment(asClient), load...), rig.Build(t, "rpc-client"))
+		client := rig.Run(t, append(p.environment(asClient), append(load, "RPC_EXCHANGE="+exchange)...), rig.Build(t, "rpc-client"))
 		client.Says("every call was answered as expected")
 		if err := client.Wait(); err != nil {
 			t.Errorf("%v: the client ended with %v", load, err)
