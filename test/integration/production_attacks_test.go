@@ -115,10 +115,11 @@ func (b *besieged) depth(queue string) int {
 	return q.Messages
 }
 
-// unharmed checks that the victim's calls get their responses, that no connection was lost, and
-// that nothing was retried or dead-lettered.
+// unharmed waits until the servers have taken every message, and checks that the victim's calls get
+// their responses, that no connection was lost, and that nothing was retried or dead-lettered.
 func (b *besieged) unharmed() {
 	b.t.Helper()
+	rig.Eventually(b.t, "the servers have taken every message", func() bool { return b.depth(requests)+b.depth(batches) == 0 })
 	const calls = 100
 	for i := range calls {
 		if got := rig.Call(b.t, b.victim, "echo", strconv.AppendInt(nil, int64(i), 10)); string(got) != strconv.Itoa(i) {
