@@ -35,13 +35,15 @@ type Client struct {
 	// another node.
 	unanswered unanswered
 
-	// Only setup uses the fields up to replyUser.
+	// Only setup uses the fields up to abandoned.
 	linked        int32 // how many session set-ups were started
 	responsesLost bool  // the reply queue was replaced, and the calls were not notified yet
 	// replyQueueAway is the reason to replace the reply queue; nil while the queue is usable.
 	replyQueueAway error
 	abandoned      []string // replaced reply queues to delete
-	replyUser      *string  // the user in the name of the reply queue; nil before the first session
+	// replyUser is the user in the name of the reply queue; nil before the first session. Only
+	// setup changes it.
+	replyUser atomic.Pointer[string]
 
 	futures sync.WaitGroup // goroutines of calls made with Go
 

@@ -32,7 +32,7 @@ const (
 
 // route has the settings and the state shared by all calls of a client.
 type route struct {
-	queue      string                // the request queue
+	queue      string // the request queue
 	requests   atomic.Pointer[requestRoute]
 	check      func(*Response) error // checks successful responses; nil: no check
 	replyTo    string                // only setup changes it, while no session publishes

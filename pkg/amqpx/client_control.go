@@ -218,7 +218,10 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 
 // askThrough is ask on the given open connection.
 func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
-	q := &clientQuery{query: newQuery(question, nil), conn: l, exchange: c.cfg.queue.controlExchange()}
+	q := &clientQuery{query: newQuery(question, nil), conn: l, exchange: c.cfg.queue.controlExchange(), user: c.route.user.get()}
+	if c.cfg.replyMode == ReplyQueue { // otherwise the user may lack the permission for reply queues
+		q.replies = c.newReplyQueueName()
+	}
 	defer close(q.over)
 	if !c.pending.unlessClosed(func() { c.futures.Go(q.run) }) { // ends with over, at the latest with the connection
 		return localError(CodeUnavailable, DidNotRun, ErrClosed, "")
@@ -233,6 +236,8 @@ type clientQuery struct {
 
 	conn     transport.Conn
 	exchange string
+	replies  string // the name of the query's queue; "": the broker makes a name
+	user     string // the broker's user; "" if it is not verified
 }
 
 // run asks the question and passes the responses on until the query is over. The calls to the
@@ -252,7 +257,7 @@ func (q *clientQuery) run() {
 
 // collect publishes the question and reads the responses.
 func (q *clientQuery) collect(ch transport.Channel) error {
-	replies, err := ch.QueueDeclare("", false, true, true, false, nil)
+	replies, err := ch.QueueDeclare(q.replies, false, true, true, false, nil)
 	if err != nil {
 		return err
 	}
@@ -262,7 +267,7 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
 	if err := ch.PublishFanout(q.exchange, amqp.Publishing{
-		AppId: q.id, ReplyTo: replies.Name, CorrelationId: q.id,
+		AppId: q.id, ReplyTo: replies.Name, CorrelationId: q.id, UserId: q.user,
 		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
 	}); err != nil {
 		return err

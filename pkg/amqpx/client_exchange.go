@@ -142,28 +142,31 @@ func (c *Client) awaitExchange(s *transport.Session) {
 // reply queues of a user for this user. The name changes with the user, who may be another
 // after the credentials have changed.
 func (c *Client) nameReplyQueue(s *transport.Session) {
-	user := ""
+	user, now := "", c.replyUser.Load()
 	if c.cfg.userID {
-		if user = c.route.user.get(); user == "" && c.replyUser == nil {
-			user = s.Target.User // not verified, and probably right
-		} else if user == "" {
-			return
+		if user = c.route.user.get(); user == "" { // not verified
+			if now != nil {
+				return
+			}
+			user = s.Target.User
 		}
 	}
 	switch {
-	case c.replyUser == nil:
-	case *c.replyUser == user:
+	case now == nil:
+	case *now == user:
 		return
 	default:
 		c.abandon(c.route.replyTo)
 		c.responsesLost, c.replyQueueAway = true, nil
 	}
-	c.replyUser = &user
+	c.replyUser.Store(&user)
 	c.route.replyTo = c.newReplyQueueName()
 }
 
 // newReplyQueueName returns a new name for a reply queue of this client.
-func (c *Client) newReplyQueueName() string { return c.cfg.queue.newReplyQueueName(*c.replyUser) }
+func (c *Client) newReplyQueueName() string {
+	return c.cfg.queue.newReplyQueueName(*c.replyUser.Load())
+}
 
 // newReplyQueueName returns a name of a reply queue for a user, or without a user if user is ""
 // or the name would be too long.

@@ -177,6 +177,10 @@ func (c *control) handle(d *amqp.Delivery) {
 			c.warnMalformed(d, errors.New("no reply_to for a response"))
 			return
 		}
+		if user := s.callerOf(d); d.ReplyTo != c.queue && !s.mayRespond(d.ReplyTo, user) {
+			s.warnReplyTo(d, user)
+			return
+		}
 		s.respondToQuery(d)
 	default:
 		c.warnMalformed(d, errors.New("unknown app_id"))
@@ -418,6 +422,7 @@ type serverLogs struct {
 	undeliverable  logLimit // messages that end the connection on which they are published
 	nackedResponse logLimit
 	nackedMove     logLimit
+	replyTo        logLimit // messages whose reply_to WithReplyPrefix does not allow
 	callerLimit    logLimit // requests beyond the limits of their callers
 
 	noControl      logLimit // the control plane cannot be set up

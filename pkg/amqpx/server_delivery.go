@@ -242,6 +242,7 @@ func (d *delivery) withdraw(refusal *outboundResponse) bool {
 // body.
 func (c *consumer) accept(message *amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
+	c.server.countExchange(message, 1)
 	one := &singleDelivery{delivery: delivery{consumer: c, queue: queue, message: *message, arrived: time.Now(), held: held}}
 	one.request.delivery, one.request.in = &one.delivery, &one.incoming
 	one.last = &one.request
@@ -287,8 +288,13 @@ func (d *delivery) decode() []batchedRequest {
 	var room [64][]byte
 	records, err := wire.AppendRecords(room[:0], d.message.Body)
 	s.recordBatchReceived(len(records))
+	s.countExchange(&d.message, len(records))
 	requests := make([]batchedRequest, 0, len(records))
 	user := s.callerOf(&d.message)
+	allowed := s.mayRespond(replyTo, user)
+	if !allowed && len(records) > 0 {
+		s.warnReplyTo(&d.message, user)
+	}
 	for _, record := range records {
 		requests = append(requests, batchedRequest{})
 		b := &requests[len(requests)-1]
@@ -299,6 +305,8 @@ func (d *delivery) decode() []batchedRequest {
 		req.in.Redelivered = req.in.Redelivered || d.message.Redelivered
 		req.in.user = user
 		switch size := len(req.in.Body); {
+		case !allowed:
+			s.refuseReplyTo(req)
 		case req.in.ID == "" && replyTo != "":
 			// No call would match the response, and a batch of such records would cause
 			// responses of many times its size.
@@ -378,7 +386,14 @@ func (req *inboundRequest) decode() (*incoming, *Error) {
 		req.in.user = s.callerOf(message)
 		req.failed = formatRefusal(req.in.Decode(message, s.cfg.defaultMethod))
 		req.method = s.methods[req.in.Method]
-		if req.in.TooLarge {
+		if req.in.LostDeliveries > 0 && !s.trustsCount(message) {
+			req.in.LostDeliveries = 0
+		}
+		switch {
+		case !s.mayRespond(message.ReplyTo, req.in.user) && !req.isReturnedDeadLetter():
+			s.refuseReplyTo(req)
+			s.warnReplyTo(message, req.in.user)
+		case req.in.TooLarge:
 			req.tooLarge()
 		}
 	}

@@ -125,3 +125,11 @@ func (s *Server) bindOrWarn(sess *transport.Session, queue string) (bound bool) 
 	}
 	return false
 }
+
+// countExchange counts the n requests of a message that came through the default exchange. The
+// copies by servers, which always come through the default exchange, are not counted.
+func (s *Server) countExchange(d *amqp.Delivery, n int) {
+	if d.Exchange == "" && !s.isOwnCopy(d) {
+		s.counts.defaultExchange.Add(uint64(n)) //nolint:gosec // a length is never negative.
+	}
+}

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -89,9 +90,43 @@ func newCallKey(user, replyTo, id string) callKey {
 // callKey returns the key of the request's call.
 func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, in.ID) }
 
+// WithTrustedUsers sets users of the broker, beside the server's own, whose messages may carry
+// what only copies by servers carry: the name of the caller ([Request.User]) and the count of
+// lost deliveries ([WithDeliveryLimit]). Set the users of the other servers of the queue if they
+// have other users, for example while the servers' user is replaced. A user of a client must not
+// be among them: this client could name any caller. The default is none; [WithUserID] must be
+// on.
+func WithTrustedUsers(users ...string) ServerOption {
+	return serverOption(func(c *serverConfig) { c.trustedUsers = users })
+}
+
+// trustedUsersFault returns an error for trusted users without effect.
+func (c *serverConfig) trustedUsersFault() error {
+	switch {
+	case slices.Contains(c.trustedUsers, ""):
+		return errors.New("trusted users: a name is empty")
+	case len(c.trustedUsers) > 0 && !c.userID:
+		return errors.New("trusted users: WithUserID is off, so no message has a user")
+	default:
+		return nil
+	}
+}
+
+// trusts reports whether a user's messages may be copies by a server.
+func (s *Server) trusts(user string) bool {
+	return user != "" && (user == s.user.get() || slices.Contains(s.cfg.trustedUsers, user))
+}
+
+// trustsCount reports whether the count of lost deliveries in a message counts. A server that
+// does not know its own user cannot tell a copy from a forgery, and trusts every count: otherwise
+// a request that kills servers would never reach the delivery limit.
+func (s *Server) trustsCount(d *amqp.Delivery) bool {
+	return !s.cfg.userID || s.user.get() == "" || s.isOwnCopy(d)
+}
+
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's
-// user and names the caller in a header, which counts only if the copy has this server's own
-// user. While this server does not know its own user, a copy cannot be told from a forgery, so
+// user and names the caller in a header, which counts only if the copy has a trusted user, such
+// as this server's own. While this server does not know its own user, a copy cannot be told from a forgery, so
 // a message with the header has no caller. The user_id of a message which the broker has
 // dead-lettered proves nothing, because the broker does not validate such a message again: a
 // user who can bind a queue could route another user's message to the server.
@@ -103,19 +138,19 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 		return ""
 	}
 	if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
-		switch s.user.get() {
-		case d.UserId:
+		switch {
+		case s.trusts(d.UserId):
 			return caller
-		case "":
+		case s.user.get() == "":
 			return ""
 		}
 	}
 	return d.UserId
 }
 
-// isOwnCopy reports whether a server of this server's user republished a request.
+// isOwnCopy reports whether a server of a trusted user republished a request.
 func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
-	if d.UserId == "" || d.UserId != s.user.get() {
+	if !s.trusts(d.UserId) {
 		return false
 	}
 	_, copied := d.Headers[wire.HeaderUser].(string)

@@ -50,6 +50,10 @@ type serverConfig struct {
 
 	defaultMethod string // for requests without a method; "": such requests are refused
 
+	trustedUsers   []string // beside the server's own user
+	replyTemplates []string
+	replyPrefixes  []replyPrefix // parsed from replyTemplates; none: every reply_to is allowed
+
 	observers []ServerObserver
 	observer  ServerObserver // all observers together; nil: none
 }
@@ -88,7 +92,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
 		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
-	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault()}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}

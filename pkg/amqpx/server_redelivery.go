@@ -33,9 +33,11 @@ const (
 	maxDead = 10_000
 )
 
-// retryQueue returns the queue of the requests that run one at a time.
+// retryQueue returns the queue of the requests that run one at a time, with the bounds of the
+// request queue.
 func (q Queue) retryQueue() Queue {
-	return Queue{Name: q.Name + retrySuffix, Type: q.Type, Transient: q.Transient}
+	q.Name += retrySuffix
+	return q
 }
 
 // deadQueue returns the queue of dead letters, which no server consumes. It is always durable.

@@ -104,6 +104,12 @@ type ServerStats struct {
 	// CallerLimited counts the refused requests of callers who had as much in hand as they may
 	// ([WithCallerLimits]).
 	CallerLimited uint64 `json:"caller_limited"`
+	// ReplyRefused counts the requests that were not run because of their reply_to
+	// ([WithReplyPrefix]).
+	ReplyRefused uint64 `json:"reply_refused"`
+	// DefaultExchange counts the requests that callers published to the default exchange, and
+	// not to the request exchange ([WithExchange]).
+	DefaultExchange uint64 `json:"default_exchange"`
 	// Replayed counts the duplicates that were not run: they got the response of the request
 	// they repeat.
 	Replayed uint64 `json:"replayed"`
@@ -189,6 +195,7 @@ type serverCounts struct {
 	shed, replayed, republished, dead, batched, canceled     atomic.Uint64
 	undeliverable, unroutable                                atomic.Uint64
 	tooLarge, deferred, callerLimited                        atomic.Uint64
+	replyRefused, defaultExchange                            atomic.Uint64
 }
 
 // Stats returns the counters.
@@ -226,6 +233,9 @@ func (s *Server) Stats() ServerStats {
 		Deferred:      s.counts.deferred.Load(),
 		CallerLimited: s.counts.callerLimited.Load(),
 		BytesInHand:   s.cfg.inHand.Held.Load(),
+
+		ReplyRefused:    s.counts.replyRefused.Load(),
+		DefaultExchange: s.counts.defaultExchange.Load(),
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),

@@ -32,6 +32,10 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Deferred) })
 	f.counter("amqpx_server_caller_limited_requests_total", "Refused requests of callers who had as much in hand as they may.",
 		func(s *stats) float64 { return float64(s.CallerLimited) })
+	f.counter("amqpx_server_reply_refused_requests_total", "Requests that were not run because of their reply_to.",
+		func(s *stats) float64 { return float64(s.ReplyRefused) })
+	f.counter("amqpx_server_default_exchange_requests_total", "Requests that callers published to the default exchange.",
+		func(s *stats) float64 { return float64(s.DefaultExchange) })
 	f.gauge("amqpx_server_bytes_in_hand", "Bytes of the bodies of requests that are not acknowledged.",
 		func(s *stats) float64 { return float64(s.BytesInHand) })
 	f.counter("amqpx_server_replayed_requests_total", "Duplicates that got the response of the request they repeat.",

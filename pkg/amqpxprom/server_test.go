@@ -14,7 +14,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		Requests: 1, InFlight: 2, OK: 3, Failed: 4, Panics: 5, Refused: 6, Expired: 7, Shed: 8, Replayed: 9,
 		Requeued: 10, Republished: 11, Dead: 12, Batched: 13, Reconnects: 14, Blocked: 1500 * time.Millisecond,
 		Workers: 16, Busy: 17, Waiting: 18, Canceled: 19, Undeliverable: 20, Stuck: 20, OldestHandler: 21500 * time.Millisecond, TooLarge: 21, Deferred: 22, BytesInHand: 23,
-		Unroutable: 24, CallerLimited: 25,
+		Unroutable: 24, CallerLimited: 25, ReplyRefused: 26, DefaultExchange: 27,
 	}})
 	m.HandlerEnded("a", "", time.Second, time.Millisecond)
 	m.HandlerEnded("a", amqpx.CodeInternal, 0, 2*time.Millisecond)
@@ -53,6 +53,8 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		"amqpx_server_deferred_requests_total":                       22,
 		"amqpx_server_bytes_in_hand":                                 23,
 		"amqpx_server_caller_limited_requests_total":                 25,
+		"amqpx_server_reply_refused_requests_total":                  26,
+		"amqpx_server_default_exchange_requests_total":               27,
 		"amqpx_server_connection_state{connecting}":                  0,
 		"amqpx_server_connection_state{ready}":                       0,
 		"amqpx_server_connection_state{blocked}":                     0,

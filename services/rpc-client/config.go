@@ -45,6 +45,9 @@ type Config struct {
 	Concurrency int `envconfig:"RPC_CONCURRENCY" default:"1" min:"1" max:"65536"`
 	// Timeout is the timeout of each call. The default is longer than a restart of the broker.
 	Timeout time.Duration `envconfig:"RPC_TIMEOUT" default:"30s" min:"1ms" max:"1h"`
+	// Exchange is the exchange to which requests are published: empty for the default exchange, or
+	// auto, or a name.
+	Exchange string `envconfig:"RPC_EXCHANGE" empty:"ok" maxlen:"255"`
 	// ReplyMode is queue or direct.
 	ReplyMode amqpx.ReplyMode `envconfig:"RPC_REPLY_MODE" default:"queue" oneof:"queue direct"`
 	// ReplyQueueType is classic or quorum; it applies only to the reply mode queue.
@@ -67,6 +70,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	c.Config.Validate(faults)
 	if c.Mode == modeFleet && !c.Queue.Control && !faults.Has("RPC_CONTROL") {
 		faults.Addf("RPC_CONTROL", "is false, but the servers are asked through the control plane")
+	}
+	if c.Exchange == "amq.default" {
+		faults.Addf("RPC_EXCHANGE", "is the name of the default exchange in permissions only; leave the variable empty")
 	}
 	if host, err := os.Hostname(); err == nil {
 		c.ReportDir = strings.ReplaceAll(c.ReportDir, "{hostname}", host)
@@ -114,6 +120,7 @@ func (c *Config) options(logger *zap.Logger) []amqpx.ClientOption {
 	atOnce := c.workload().InFlight
 	options := []amqpx.ClientOption{
 		c.Traces.Client(),
+		amqpx.WithExchange(c.Exchange),
 		amqpx.WithReplyMode(c.ReplyMode),
 		amqpx.WithReplyQueueType(c.ReplyQueueType),
 		amqpx.WithTimeout(c.Timeout),

@@ -39,6 +39,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_RATE":             {"10000001", "10000001 is more than 10000000", configtest.IsEmpty},
 	"RPC_CONCURRENCY":      {"0", "0 is less than 1", configtest.IsEmpty},
 	"RPC_TIMEOUT":          {"5", `"5" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
+	"RPC_EXCHANGE":         {strings.Repeat("x", 256), "has 256 bytes, more than 255", ""},
 	"RPC_REPLY_MODE":       {"fax", `"fax" is not one of: queue, direct`, configtest.IsEmpty},
 	"RPC_IDEMPOTENT":       {"yes", `"yes" is not true or false`, configtest.IsEmpty},
 	"RPC_ATTEMPT_TIMEOUT":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},

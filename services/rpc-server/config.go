@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,6 +44,12 @@ type Config struct {
 	CallerMaxBytes   int  `envconfig:"RPC_CALLER_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
 	CallerMaxRunning int  `envconfig:"RPC_CALLER_MAX_RUNNING" default:"0" min:"0" max:"65535"`
 	CallerFair       bool `envconfig:"RPC_CALLER_FAIR" default:"false"`
+	// TrustedUsers are users of the broker, separated by commas, whose copies of requests may name
+	// the caller, beside the user of this server.
+	TrustedUsers string `envconfig:"RPC_TRUSTED_USERS" empty:"ok"`
+	// ReplyPrefix lists the prefixes, separated by commas, of the reply_to to which this server
+	// responds; empty: all.
+	ReplyPrefix string `envconfig:"RPC_REPLY_PREFIX" empty:"ok"`
 	// AuthorizationFile is the path of the rules which users may call which functions; empty: every
 	// user may call every function.
 	AuthorizationFile string `envconfig:"RPC_AUTHORIZATION_FILE" empty:"ok"`
@@ -55,9 +63,17 @@ func (c *Config) Validate(faults *config.Faults) {
 	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
 		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
 	}
+	if _, err := amqpx.NewServer("amqp://localhost/", amqpx.WithReplyPrefix(listed(c.ReplyPrefix)...)); err != nil {
+		faults.Addf("RPC_REPLY_PREFIX", "%v", errors.Unwrap(err))
+	}
 	if _, err := newAuthorization(c, zap.NewNop()); err != nil {
 		faults.Addf(authorizationVariable, "%v", err)
 	}
+}
+
+// listed returns the entries of a list that is separated by commas.
+func listed(text string) []string {
+	return strings.FieldsFunc(strings.ReplaceAll(text, " ", ""), func(r rune) bool { return r == ',' })
 }
 
 // options returns the library's options for these settings; rules are those of
@@ -76,6 +92,8 @@ func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.Serve
 		amqpx.WithCallerLimits(amqpx.CallerLimits{
 			MaxCalls: c.CallerMaxCalls, MaxBytes: c.CallerMaxBytes, MaxRunning: c.CallerMaxRunning, Fair: c.CallerFair,
 		}),
+		amqpx.WithTrustedUsers(listed(c.TrustedUsers)...),
+		amqpx.WithReplyPrefix(listed(c.ReplyPrefix)...),
 		amqpx.WithDeliveryLimit(c.DeliveryLimit),
 		amqpx.WithDefaultMethod(c.DefaultMethod),
 		amqpx.WithDedup(c.ReplayBytes, c.ReplayAge),

@@ -41,6 +41,8 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_CALLER_MAX_BYTES":   {"1MB", `"1MB" is not a whole number`, configtest.IsEmpty},
 	"RPC_CALLER_MAX_RUNNING": {"65536", "65536 is more than 65535", configtest.IsEmpty},
 	"RPC_CALLER_FAIR":        {"2", `"2" is not true or false`, configtest.IsEmpty},
+	"RPC_TRUSTED_USERS":      {"", "", ""}, // every list is valid
+	"RPC_REPLY_PREFIX":       {"{queue}.{name}.", `reply prefix "{queue}.{name}.": want the placeholders {queue} and, once, {user}`, ""},
 	"RPC_AUTHORIZATION_FILE": {"/nonexistent/rules", "no such file or directory", ""},
 	"RPC_DRAIN_TIMEOUT":      {"20", `"20" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 })
