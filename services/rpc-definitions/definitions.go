@@ -92,7 +92,7 @@ func (s *settings) define(hashOf func(user string) string) ([]byte, error) {
 		Name: guestUser, HashingAlgorithm: "rabbit_password_hashing_sha256",
 		Limits: map[string]int{"max-connections": 0, "max-channels": 0},
 	})
-	d.Permissions = append(d.Permissions, permission{User: guestUser, Vhost: s.vhost, Configure: "^$", Write: "^$", Read: "^$"})
+	d.Permissions = append(d.Permissions, permission{User: guestUser, Vhost: s.vhost, Configure: nothing, Write: nothing, Read: nothing})
 
 	connections := 0
 	for _, u := range d.Users {
@@ -122,9 +122,7 @@ func (s *settings) permission(name string) permission {
 		p.Write = `^(amq\.default|` + q + `(\.[0-9]+)?(\.batch)?|` + q + `\.control\..+)$`
 		p.Read = `^` + q + `(\.[0-9]+)?(\.(batch|retry|rpc|control(\..+)?))?$`
 	case operatorUser:
-		p.Configure = `^` + own + `$`
-		p.Write = `^` + q + `\.control$`
-		p.Read = `^(` + own + `|` + q + `\.dead)$`
+		p.Configure, p.Write, p.Read = nothing, nothing, `^`+q+`\.dead$`
 	default:
 		p.Configure = `^` + own + `$`
 		p.Write = `^` + q + `\.(rpc|control)$`

@@ -260,14 +260,12 @@ func actsOfServer() []act {
 
 // actsOfOperator are the acts of the user operator.
 func actsOfOperator() []act {
-	const own = requests + ".reply." + asOperator + ".own"
 	return []act{
-		{"query the servers", publishingTo(control, ""), allowed},
-		{"a reply queue", declaring(own, nil), allowed},
 		{"look at the dead letters", getting(deadLetters), allowed},
 		{"see the depth of any queue", looking(requests), allowed},
 
 		{"call", publishingTo(exchange, requests), denied},
+		{"query the servers", publishingTo(control, ""), denied},
 		{"publish to the default exchange", publishingTo("", requests), denied},
 		{"publish to the dead letters", publishingTo("", deadLetters), denied},
 		{"get requests", getting(requests), denied},
@@ -275,6 +273,7 @@ func actsOfOperator() []act {
 		{"get responses", getting(otherReply), denied},
 		{"delete the dead letters", deleting(deadLetters), denied},
 		{"declare a queue", declaring("anything", nil), denied},
+		{"declare a reply queue", declaring(requests+".reply."+asOperator+".1", nil), denied},
 		{"declare a server-named queue", declaring("", nil), denied},
 	}
 }
