@@ -55,7 +55,7 @@ type requestRoute struct {
 // noQueue says that the broker has no queue for a key.
 func (r *requestRoute) noQueue(key string) string {
 	switch {
-	case r.exchange == "":
+	case r == nil || r.exchange == "": // nil: there was no session
 		return "no queue " + strconv.Quote(key)
 	case r.missing:
 		return "no exchange " + strconv.Quote(r.exchange)

@@ -137,3 +137,162 @@ func TestClientPublishesToTheExchange(t *testing.T) {
 		})
 	}
 }
+
+// A client with the name of an exchange fails without the exchange, and does not use another.
+func TestClientWithoutItsExchange(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
+		client := startClient(t, b, WithExchange(testExchange), WithBatch(BatchAuto))
+		ready(t, client.WaitReady)
+		failed := <-goCall(client, within(t, time.Minute), "m", nil)
+		wantIs(t, failed.err, ErrUnroutable)
+		wantSame(t, "outcome", OutcomeOf(failed.err), DidNotRun)
+		if want := `no exchange "` + testExchange + `"`; failed.err == nil || !strings.Contains(failed.err.Error(), want) {
+			t.Errorf("error %v, want %q", failed.err, want)
+		}
+		if failed.took > 2*checkTimeout {
+			t.Errorf("the call failed after %v", failed.took)
+		}
+		looks := 0
+		b.With(func(b *brokertest.Broker) {
+			b.OnCall = func(op, name string) error {
+				if op == "look for exchange" && name == testExchange {
+					looks++
+				}
+				return nil
+			}
+		})
+		waits := goCall(client, within(t, time.Hour), "m", []byte("1"), WaitForServer())
+		pass(5 * time.Minute)
+		if looks < 10 || looks > 120 {
+			t.Errorf("%d looks for the exchange in 5 minutes", looks)
+		}
+		s := startServer(t, b, handlers{"m": echo})
+		ready(t, s.WaitReady)
+		pass(exchangeLookMax)
+		wantResponse(t, <-waits, "1")
+		wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte("2")), "2")
+		wantSame(t, "exchanges", strings.Join(exchangesOf(b, DefaultQueue), " "), testExchange+" "+testExchange)
+	})
+}
+
+// A queue of earlier servers exists and is not bound.
+func TestQueueThatIsNotBound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		b.With(func(b *brokertest.Broker) {
+			_ = b.Declare(DefaultQueue, true, nil)
+			b.Directs[testExchange] = brokertest.Bindings{}
+		})
+		client := startClient(t, b, WithExchange(ExchangeAuto))
+		ready(t, client.WaitReady)
+		failed := <-goCall(client, within(t, time.Minute), "m", nil)
+		wantIs(t, failed.err, ErrUnroutable)
+		want := `no queue is bound to exchange "` + testExchange + `" with key "` + DefaultQueue + `"`
+		if failed.err == nil || !strings.Contains(failed.err.Error(), want) {
+			t.Errorf("error %v, want %q", failed.err, want)
+		}
+	})
+}
+
+// The exchange is deleted while clients use it. The server declares it again.
+func TestExchangeIsDeleted(t *testing.T) {
+	t.Parallel()
+	for option, want := range map[string]string{ExchangeAuto: "", testExchange: testExchange} {
+		t.Run(option, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startRig(t, handlers{"m": echo}, withExchange(option))
+				wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("1")), "1")
+				r.broker.With(func(b *brokertest.Broker) {
+					delete(b.Directs, testExchange)
+					b.Sent = nil
+				})
+				wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("2"), Idempotent()), "2")
+				wantSame(t, "exchange", exchangesOf(r.broker, DefaultQueue)[0], want)
+				if n := r.client.Stats().Reconnects; n > 2 {
+					t.Errorf("%d reconnects", n)
+				}
+			})
+		})
+	}
+}
+
+// A user who may not publish is told at the set-up, and not by the end of each connection.
+func TestClientThatMayNotPublish(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		b.OnCall = func(op, _ string) error {
+			if op == "publish" {
+				return &amqp.Error{Code: amqp.AccessRefused, Server: true, Reason: "ACCESS_REFUSED - write access to exchange 'amq.default' refused"}
+			}
+			return nil
+		}
+		client := startClient(t, b, WithExchange(ExchangeAuto))
+		pass(time.Minute)
+		st := client.Status()
+		wantSame(t, "fault", st.Fault, FaultPermission)
+		if n := len(b.Dials); n > 30 {
+			t.Errorf("%d dials in a minute", n)
+		}
+	})
+}
+
+func TestExchangeNames(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"amq.default", strings.Repeat("x", 256)} {
+		if _, err := NewClient(testURL, WithExchange(name)); err == nil {
+			t.Errorf("exchange %q was accepted", name)
+		}
+	}
+}
+
+func TestUserInTheNameOfAReplyQueue(t *testing.T) {
+	t.Parallel()
+	for user, want := range map[string]string{
+		"":                        "",
+		"orders":                  "orders",
+		"svc.orders":              "svc%2Eorders",
+		"a b/ü":                   "a%20b%2F%C3%BC",
+		strings.Repeat("u", 64):   strings.Repeat("u", 64),
+		strings.Repeat("u", 65):   "~f20e249d15fa4b9f44ba21d154f62e1e",
+		"O=Acme, CN=" + "x" + "%": "O%3DAcme%2C%20CN%3Dx%25",
+	} {
+		wantSame(t, "name of "+user, userInName(user), want)
+		name := Queue{Name: "q"}.newReplyQueueName(user)
+		prefix := "q.reply."
+		if user != "" {
+			prefix += want + "."
+		}
+		if rest, ok := strings.CutPrefix(name, prefix); !ok || len(rest) != len(someUUID) {
+			t.Errorf("reply queue %q of user %q", name, user)
+		}
+	}
+	long := Queue{Name: strings.Repeat("q", maxQueueName)}
+	wantSame(t, "bytes of the longest name", len(long.newReplyQueueName("orders")), 255)
+}
+
+// The reply queue has the name of the user, and another name when the user changes.
+func TestReplyQueueFollowsTheUser(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		b.User = "first"
+		s := startServer(t, b, handlers{"m": echo}, WithReplyPrefix("{queue}.reply.{user}."))
+		client := startClient(t, b)
+		ready(t, s.WaitReady)
+		for _, user := range []string{"first", "second"} {
+			b.With(func(b *brokertest.Broker) { b.User = user })
+			b.Kick(brokertest.BrokenSocket())
+			pass(10 * time.Second)
+			wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte(user)), user)
+			if !strings.HasPrefix(client.route.replyTo, DefaultQueue+".reply."+user+".") {
+				t.Errorf("reply queue %q of user %q", client.route.replyTo, user)
+			}
+		}
+	})
+}

@@ -3,13 +3,17 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // testURL contains a password, and tests of error texts check that the password is missing.
@@ -170,6 +174,16 @@ type result struct {
 	response []byte
 	err      error
 	took     time.Duration
+}
+
+// copied makes a message a copy by a server of a request that servers have lost n times. The
+// message had the caller's user.
+func copied(n any) func(*amqp.Publishing) {
+	return func(p *amqp.Publishing) {
+		headers := amqp.Table{wire.HeaderDeliveries: n, wire.HeaderUser: p.UserId}
+		maps.Copy(headers, p.Headers)
+		p.Headers, p.UserId = headers, "app"
+	}
 }
 
 // goCall makes a call in a goroutine and returns a channel for the result.

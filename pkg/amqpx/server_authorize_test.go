@@ -129,7 +129,7 @@ func TestAuthorize(t *testing.T) {
 		wantSame(t, "allowed later", string(send(sent("7", "", ofUser("bob"))).Body), "bob")
 		wantRefused("no longer allowed", send(sent("8", "", ofUser("alice"))), CodePermissionDenied, false)
 		wantSame(t, "runs", runs.Load(), 2)
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 8, OK: 2, Refused: 6, Workers: DefaultWorkers})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 8, DefaultExchange: 8, OK: 2, Refused: 6, Workers: DefaultWorkers})
 		notes.mu.Lock()
 		wantSame(t, "observed", notes.notes[0], `refused "m" permission_denied`)
 		notes.mu.Unlock()

@@ -87,7 +87,7 @@ func TestOneCallerDoesNotHoldAllWorkers(t *testing.T) {
 		wantSame(t, "responses", len(takeResponses(b)), 200)
 		wantSame(t, "most of the greedy caller", h.most["greedy"], 4)
 		wantSame(t, "callers left", len(s.callers.all), 0)
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 220, OK: 220, Workers: 8})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 220, DefaultExchange: 220, OK: 220, Workers: 8})
 	})
 }
 
@@ -234,7 +234,7 @@ func TestQuotaOfOneWayRequests(t *testing.T) {
 		}
 		pass(time.Minute)
 		wantSame(t, "runs", len(h.ended), 1)
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 1, Refused: 2, CallerLimited: 2, Workers: DefaultWorkers})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, DefaultExchange: 3, OK: 1, Refused: 2, CallerLimited: 2, Workers: DefaultWorkers})
 		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 	})
 }

@@ -157,9 +157,7 @@ func TestParkedRequestsTakeTurns(t *testing.T) {
 		redelivered(b, callOf("another", 0, time.Millisecond)) // its copy is not confirmed
 		settle()
 		for i := range 3 {
-			putRequest(b, with(callOf("a", i, time.Second), func(p *amqp.Publishing) {
-				p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)}
-			}))
+			putRequest(b, with(callOf("a", i, time.Second), copied(int64(1))))
 		}
 		settle()
 		wantSame(t, "occupied workers while all wait", s.callers.occupied, 0)

@@ -68,7 +68,7 @@ func TestLostRequestWithoutARetryQueue(t *testing.T) {
 		b, s := serve(t, handlers{"m": counted(&runs, echo)})
 		b.With(func(b *brokertest.Broker) { delete(b.Queues, DefaultQueue+retrySuffix) })
 		s.retryUp.Store(false)
-		redelivered(b, with(request("m"), func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
+		redelivered(b, with(request("m"), copied(int64(1))))
 		pass(time.Minute)
 		settle()
 		wantSame(t, "runs", runs.Load(), 1)

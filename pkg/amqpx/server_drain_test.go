@@ -446,7 +446,7 @@ func TestDrainGivesBackWhatWaitsForMoves(t *testing.T) {
 		b.HoldConfirms()
 		redelivered(b, request("m"))
 		settle()
-		putRequest(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} }))
+		putRequest(b, with(request("m"), copied(int64(1))))
 		settle()
 		s.stop()
 		settle()

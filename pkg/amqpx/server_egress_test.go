@@ -36,9 +36,7 @@ func TestMoveThatTheBrokerNacksIsTriedAgainWithPauses(t *testing.T) {
 			b.Queues[dead].MaxLength = 1
 			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
-		msg := with(request("m"), func(m *amqp.Publishing) {
-			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
-		})
+		msg := with(request("m"), copied(int64(DefaultDeliveryLimit-1)))
 		for range 3 {
 			redelivered(b, msg)
 		}
@@ -76,9 +74,7 @@ func TestDrainGivesBackWhatItCannotMove(t *testing.T) {
 			b.Queues[dead].MaxLength = 1
 			b.Queues[dead].Messages = []*brokertest.Message{{}}
 		})
-		redelivered(b, with(request("m"), func(m *amqp.Publishing) {
-			m.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}
-		}))
+		redelivered(b, with(request("m"), copied(int64(DefaultDeliveryLimit-1))))
 		pass(time.Minute) // the pauses between attempts are long
 		begun := time.Now()
 		s.stop()
@@ -102,7 +98,7 @@ func TestCopyThatFitsNoFrameIsRefused(t *testing.T) {
 				msg := with(request("m"), func(m *amqp.Publishing) {
 					m.Headers = amqp.Table{"x": strings.Repeat("h", 8140)}
 					if deliveries > 0 {
-						m.Headers[wire.HeaderDeliveries] = deliveries
+						copied(deliveries)(m)
 					}
 				})
 				redelivered(b, msg)

@@ -117,11 +117,17 @@ func (s *Server) trusts(user string) bool {
 	return user != "" && (user == s.user.get() || slices.Contains(s.cfg.trustedUsers, user))
 }
 
-// trustsCount reports whether the count of lost deliveries in a message counts. A server that
-// does not know its own user cannot tell a copy from a forgery, and trusts every count: otherwise
-// a request that kills servers would never reach the delivery limit.
+// trustsCount reports whether the count of lost deliveries in a message counts: only servers
+// publish messages with their user, and only copies have the caller's header. Copies of
+// dead-lettered requests keep the header x-death. A server that does not know its own user cannot
+// tell a copy from a forgery, and trusts every count: otherwise a request that kills servers
+// would never reach the delivery limit.
 func (s *Server) trustsCount(d *amqp.Delivery) bool {
-	return !s.cfg.userID || s.user.get() == "" || s.isOwnCopy(d)
+	if !s.cfg.userID || s.user.get() == "" {
+		return true
+	}
+	_, copied := d.Headers[wire.HeaderUser].(string)
+	return copied && s.trusts(d.UserId)
 }
 
 // callerOf returns the user who sent a message, or "". A copy by a server has the server's

@@ -13,7 +13,7 @@ import (
 
 // lost returns a request that other servers have lost and republished.
 func lost(method string) amqp.Publishing {
-	return with(request(method), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(1)} })
+	return with(request(method), copied(int64(1)))
 }
 
 // A request which waits for the confirms of copies occupies no worker.

@@ -404,7 +404,7 @@ func TestLostRequestIsMovedOnceAndRuns(t *testing.T) {
 		wantSame(t, "expiration", got.Msg.Expiration, "5000")
 		wantSame(t, "content type", got.Msg.ContentType, "text/plain")
 		wantSame(t, "type", got.Msg.Type, "type")
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Republished: 1, Workers: DefaultWorkers})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, OK: 1, Republished: 1, DefaultExchange: 1, Workers: DefaultWorkers})
 		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
 	})
 }
@@ -415,7 +415,7 @@ func TestWhatIsLostTwiceRunsAlone(t *testing.T) {
 		var running, most atomic.Int64
 		b, s := serve(t, handlers{"m": mostAtOnce(&running, &most)})
 		for range 4 {
-			putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int32(1)} }))
+			putLost(b, with(request("m"), copied(int32(1))))
 		}
 		pass(time.Minute)
 		wantSame(t, "responses", len(takeResponses(b)), 4)
@@ -513,7 +513,7 @@ func TestMoveToAMissingQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := serve(t, handlers{"m": echo})
 		b.With(func(b *brokertest.Broker) { delete(b.Queues, DefaultQueue+".dead") })
-		putLost(b, with(request("m"), func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit)} }))
+		putLost(b, with(request("m"), copied(int64(DefaultDeliveryLimit))))
 		pass(time.Minute)
 		responses := takeResponses(b)
 		wantSame(t, "responses", len(responses), 1)

@@ -138,7 +138,8 @@ func TestMessageThatEndsTheServersConnection(t *testing.T) {
 				putRequest(b, amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil", MessageId: "key"})
 				putRequest(b, amqp.Publishing{
 					AppId: "m", ReplyTo: "evil", CorrelationId: "evil",
-					Headers: amqp.Table{wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)}, // the next loss is the last
+					// The next loss is the last.
+					UserId: "app", Headers: amqp.Table{wire.HeaderUser: "", wire.HeaderDeliveries: int64(DefaultDeliveryLimit - 1)},
 				})
 				putRequest(b, amqp.Publishing{AppId: "m", ReplyTo: "evil", CorrelationId: "evil"})
 				pass(time.Minute)

@@ -224,7 +224,7 @@ func TestHandlerThatEndsItsGoroutine(t *testing.T) {
 		for i, want := range []any{"internal", "internal", "internal", nil} {
 			wantSame(t, "code", responses[i].Headers[wire.HeaderCode], want)
 		}
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, OK: 1, Failed: 3, Workers: 1})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 4, DefaultExchange: 4, OK: 1, Failed: 3, Workers: 1})
 	})
 }
 
@@ -246,7 +246,7 @@ func TestServerLogsWhatTheCallerIsNotTold(t *testing.T) {
 		}
 		wantSame(t, "logged failures", logs.FilterMessage("handler failed").FilterField(zap.String("correlation_id", "id")).Len(), 1)
 		wantSame(t, "logged panics", logs.FilterMessage("handler panicked").Len(), 1)
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, Failed: 2, Panics: 1, Workers: DefaultWorkers})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 2, DefaultExchange: 2, Failed: 2, Panics: 1, Workers: DefaultWorkers})
 	})
 }
 

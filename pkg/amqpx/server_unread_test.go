@@ -74,7 +74,7 @@ func TestRequestBeyondTheLimit(t *testing.T) {
 	}{
 		"fresh":       {DefaultQueue, func(*amqp.Publishing) {}, false},
 		"in .batch":   {batchQueueName, func(*amqp.Publishing) {}, false},
-		"in .retry":   {DefaultQueue + retrySuffix, func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }, nil},
+		"in .retry":   {DefaultQueue + retrySuffix, copied(int64(2)), nil},
 		"sent again":  {DefaultQueue, func(m *amqp.Publishing) { m.Headers = amqp.Table{wire.HeaderResent: true} }, nil},
 		"no such one": {DefaultQueue, func(m *amqp.Publishing) { m.AppId = "unknown" }, false},
 	} {

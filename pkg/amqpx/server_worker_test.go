@@ -90,7 +90,7 @@ func TestStuckHandlerIsAnsweredForAndReplaced(t *testing.T) {
 				putRequest(b, request("m"))
 				settle()
 				wantSame(t, "responses of the one worker", len(takeResponses(b)), 1)
-				wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 2, Failed: 1, Workers: 1})
+				wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, DefaultExchange: 3, OK: 2, Failed: 1, Workers: 1})
 				wantSame(t, "end logged", logs.FilterMessage("stuck handler ended").Len(), 1)
 				notes.mu.Lock()
 				wantSame(t, "observed", len(notes.notes), 3)
@@ -164,7 +164,7 @@ func TestStuckHandlerIsReplacedOnceAnotherHasReturned(t *testing.T) {
 		wantSame(t, "stuck", s.Stats().Stuck, 1)
 		second.release <- struct{}{}
 		settle()
-		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, OK: 1, Failed: 2, Workers: 1})
+		wantSame(t, "stats", s.Stats(), ServerStats{Requests: 3, DefaultExchange: 3, OK: 1, Failed: 2, Workers: 1})
 	})
 }
 
@@ -176,7 +176,7 @@ func TestStuckHandlerLeavesTheRetryQueue(t *testing.T) {
 		stuck := newStuckHandler(t)
 		b, _ := serve(t, handlers{"stuck": stuck.handle, "m": echo}, WithMaxHandlerTime(10*time.Second))
 		retry := Queue{Name: DefaultQueue}.retryQueue().Name
-		lost := func(p *amqp.Publishing) { p.Headers = amqp.Table{wire.HeaderDeliveries: int64(2)} }
+		lost := copied(int64(2))
 		b.PutIn(retry, with(request("stuck"), lost))
 		b.PutIn(retry, with(request("m"), lost))
 		pass(5 * time.Second)

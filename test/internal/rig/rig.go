@@ -50,6 +50,7 @@ func On(t testing.TB, url string) *Rig {
 				_, _ = ch.QueueDelete(r.Queue.Name+companion, false, false, false)
 			}
 			_ = ch.ExchangeDelete(r.Queue.Name+".control", false, false)
+			_ = ch.ExchangeDelete(r.Queue.Name+".rpc", false, false)
 		}
 	})
 	return r
