@@ -43,9 +43,6 @@ type act struct {
 	want string
 }
 
-// errReturned is the result of a message that the broker returns.
-var errReturned = errors.New(returned)
-
 // result returns the result of an act: allowed, returned, or the code of the broker's exception.
 func result(t *testing.T, ch *amqp.Channel, do func(*amqp.Channel) error) string {
 	t.Helper()
@@ -69,38 +66,7 @@ func result(t *testing.T, ch *amqp.Channel, do func(*amqp.Channel) error) string
 
 // publishing publishes a message and waits for its confirm or its return.
 func publishing(exchange, key string, msg amqp.Publishing) func(*amqp.Channel) error {
-	return func(ch *amqp.Channel) error {
-		back := ch.NotifyReturn(make(chan amqp.Return, 1))
-		ended := ch.NotifyClose(make(chan *amqp.Error, 1))
-		if err := ch.Confirm(false); err != nil {
-			return err
-		}
-		word, err := ch.PublishWithDeferredConfirm(exchange, key, true, false, msg)
-		if err != nil {
-			return err
-		}
-		select {
-		case <-word.Done():
-		case err := <-ended:
-			return err
-		}
-		select {
-		case <-back:
-			return errReturned
-		case err := <-ended: // the end of a channel also ends the wait for its confirms
-			return err
-		default:
-		}
-		if !word.Acked() {
-			return errors.New("nacked")
-		}
-		return nil
-	}
-}
-
-// publishingTo publishes an empty message.
-func publishingTo(exchange, key string) func(*amqp.Channel) error {
-	return publishing(exchange, key, amqp.Publishing{AppId: "b"})
+	return func(ch *amqp.Channel) error { return publishMessage(ch, exchange, key, msg) }
 }
 
 func declaring(queue string, args amqp.Table) func(*amqp.Channel) error {
@@ -163,9 +129,9 @@ func with(headers amqp.Table) amqp.Publishing { return amqp.Publishing{AppId: "b
 // actsOfClient are the acts of the user client. The server's control queue has the given name.
 func actsOfClient(controlQueue string) []act {
 	acts := []act{
-		{"call", publishingTo(exchange, requests), allowed},
-		{"calls in a batch", publishingTo(exchange, batches), allowed},
-		{"control plane", publishingTo(control, ""), allowed},
+		{"call", publishTo(exchange, requests), allowed},
+		{"calls in a batch", publishTo(exchange, batches), allowed},
+		{"control plane", publishTo(control, ""), allowed},
 		{"its own reply queue", declaring(ownReply, amqp.Table{"x-expires": int32(300000)}), allowed},
 		{"consume its own reply queue", consuming(ownReply), allowed},
 		{"direct reply-to", func(ch *amqp.Channel) error {
@@ -180,11 +146,11 @@ func actsOfClient(controlQueue string) []act {
 		{"an exchange with the name of its reply queues", declaringExchange(ownReply+"-exchange", "direct"), allowed},
 		{"a copy to a queue that is not bound", publishing(exchange, requests, with(amqp.Table{"CC": []any{deadLetters, neighbor}})), allowed},
 
-		{"key of another service", publishingTo(exchange, neighbor), returned},
-		{"key of the dead letters", publishingTo(exchange, deadLetters), returned},
-		{"key of the retry queue", publishingTo(exchange, retries), returned},
-		{"key of a control queue", publishingTo(exchange, controlQueue), returned},
-		{"key of another's reply queue", publishingTo(exchange, otherReply), returned},
+		{"key of another service", publishTo(exchange, neighbor), returned},
+		{"key of the dead letters", publishTo(exchange, deadLetters), returned},
+		{"key of the retry queue", publishTo(exchange, retries), returned},
+		{"key of a control queue", publishTo(exchange, controlQueue), returned},
+		{"key of another's reply queue", publishTo(exchange, otherReply), returned},
 		{"blind copy to another service", publishing(exchange, "none", with(amqp.Table{"BCC": []any{neighbor}})), returned},
 
 		{"forged user", publishing(exchange, requests, amqp.Publishing{AppId: "b", UserId: asOther}), "406"},
@@ -197,7 +163,7 @@ func actsOfClient(controlQueue string) []act {
 		{"bind the calls to its own exchange's messages", func(ch *amqp.Channel) error {
 			return ch.ExchangeBind(exchange, requests, ownReply+"-exchange", false, nil)
 		}, allowed}, // harmless, by the next act
-		{"publish to its own exchange", publishingTo(ownReply+"-exchange", ""), denied},
+		{"publish to its own exchange", publishTo(ownReply+"-exchange", ""), denied},
 		{"send its exchange's messages from the calls", func(ch *amqp.Channel) error {
 			return ch.ExchangeBind(ownReply+"-exchange", requests, exchange, false, nil)
 		}, denied},
@@ -213,10 +179,10 @@ func actsOfClient(controlQueue string) []act {
 		{"an exchange", declaringExchange("anything", "direct"), denied},
 	}
 	for _, name := range []string{"amq.direct", "amq.fanout", "amq.topic", "amq.headers", "amq.match", "amq.rabbitmq.trace"} {
-		acts = append(acts, act{"exchange " + name, publishingTo(name, requests), denied})
+		acts = append(acts, act{"exchange " + name, publishTo(name, requests), denied})
 	}
 	for _, queue := range []string{requests, batches, retries, deadLetters, controlQueue, otherReply, ownReply, neighbor} {
-		acts = append(acts, act{"default exchange to " + queue, publishingTo("", queue), denied})
+		acts = append(acts, act{"default exchange to " + queue, publishTo("", queue), denied})
 		if queue == ownReply {
 			continue
 		}
@@ -234,9 +200,9 @@ func actsOfClient(controlQueue string) []act {
 func actsOfServer() []act {
 	const own = requests + ".control.own"
 	return []act{
-		{"respond", publishingTo("", otherReply), allowed},
-		{"dead-letter", publishingTo("", deadLetters), allowed},
-		{"retry", publishingTo("", retries), allowed},
+		{"respond", publishTo("", otherReply), allowed},
+		{"dead-letter", publishTo("", deadLetters), allowed},
+		{"retry", publishTo("", retries), allowed},
 		{"consume requests", consuming(requests), allowed},
 		{"declare a shard", declaring(requests+".7", nil), allowed},
 		{"declare its control queue", declaring(own, nil), allowed},
@@ -250,9 +216,9 @@ func actsOfServer() []act {
 		{"declare a queue of another service", declaring("anything", nil), denied},
 		{"consume another service", consuming(neighbor), denied},
 		{"delete another service", deleting(neighbor), denied},
-		{"call through the request exchange", publishingTo(exchange, requests), denied},
-		{"publish to the control plane", publishingTo(control, ""), denied},
-		{"publish to another exchange", publishingTo("amq.topic", requests), denied},
+		{"call through the request exchange", publishTo(exchange, requests), denied},
+		{"publish to the control plane", publishTo(control, ""), denied},
+		{"publish to another exchange", publishTo("amq.topic", requests), denied},
 		{"bind another service to the requests", binding(neighbor, neighbor, exchange), denied},
 		{"forged user", publishing("", otherReply, amqp.Publishing{UserId: asClient}), "406"},
 	}
@@ -264,10 +230,10 @@ func actsOfOperator() []act {
 		{"look at the dead letters", getting(deadLetters), allowed},
 		{"see the depth of any queue", looking(requests), allowed},
 
-		{"call", publishingTo(exchange, requests), denied},
-		{"query the servers", publishingTo(control, ""), denied},
-		{"publish to the default exchange", publishingTo("", requests), denied},
-		{"publish to the dead letters", publishingTo("", deadLetters), denied},
+		{"call", publishTo(exchange, requests), denied},
+		{"query the servers", publishTo(control, ""), denied},
+		{"publish to the default exchange", publishTo("", requests), denied},
+		{"publish to the dead letters", publishTo("", deadLetters), denied},
 		{"get requests", getting(requests), denied},
 		{"purge requests", purging(requests), denied},
 		{"get responses", getting(otherReply), denied},
