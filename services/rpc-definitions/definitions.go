@@ -17,6 +17,9 @@ const (
 	guestUser    = "guest"
 )
 
+// nothing is the pattern that matches no name.
+const nothing = "^$"
+
 const (
 	// connectionsOfServer and channelsOfServer are what one server opens, ofClient what one client
 	// opens (docs/operations.md). The limits have room for twice as many, because the broker
