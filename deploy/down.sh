@@ -20,8 +20,8 @@ stop_server
 load_env
 "$DEPLOY/broker.sh" down-all
 if engine; then
-	# With the overlay, so that its volume is removed too.
-	! compose_found || compose -f docker-compose.yml -f compose/observability.yml down -v --remove-orphans
+	# With the overlays, so that their volumes are removed too.
+	! compose_found || compose -f docker-compose.yml -f compose/observability.yml -f compose/tls.yml -f compose/production.yml down -v --remove-orphans
 	# Brokers whose state folder was deleted.
 	docker ps -aq --filter "label=rabbitmq-rpc.run=$RUN" | xargs -r docker rm -fv >/dev/null
 fi

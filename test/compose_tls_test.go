@@ -63,7 +63,7 @@ func TestTLSOverlay(t *testing.T) {
 		t.Errorf("certificates runs %v %v", maker.Entrypoint, maker.Command)
 	}
 	image, err := os.ReadFile("../Dockerfile.server")
-	if err != nil || !strings.Contains(string(image), "/out/rpc-certificates /") {
+	if err != nil || !strings.Contains(string(image), " /out/rpc-certificates ") {
 		t.Errorf("the image of the server has no rpc-certificates: %v", err)
 	}
 }

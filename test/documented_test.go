@@ -9,13 +9,10 @@ import (
 	"testing"
 )
 
-// TestDocumentedTestsExist: every test in the table of docs/reliability.md exists.
+// TestDocumentedTestsExist: every test in the tables of docs/reliability.md and docs/security.md
+// exists.
 func TestDocumentedTestsExist(t *testing.T) {
 	t.Parallel()
-	doc, err := os.ReadFile(filepath.Join("..", "docs", "reliability.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	there := map[string]bool{}
 	for _, pattern := range []string{"*/*_test.go", "../pkg/amqpx/*_test.go"} {
 		files, err := filepath.Glob(pattern)
@@ -32,13 +29,19 @@ func TestDocumentedTestsExist(t *testing.T) {
 			}
 		}
 	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(doc, -1)
-	if len(named) < 20 {
-		t.Errorf("the document names %d tests only", len(named))
-	}
-	for _, m := range named {
-		if !there[string(m[1])] {
-			t.Errorf("docs/reliability.md names %s, which is no test", m[1])
+	for name, least := range map[string]int{"reliability.md": 20, "security.md": 10} {
+		doc, err := os.ReadFile(filepath.Join("..", "docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(doc, -1)
+		if len(named) < least {
+			t.Errorf("docs/%s names %d tests only", name, len(named))
+		}
+		for _, m := range named {
+			if !there[string(m[1])] {
+				t.Errorf("docs/%s names %s, which is no test", name, m[1])
+			}
 		}
 	}
 }

@@ -243,9 +243,13 @@ func publishMessage(ch *amqp.Channel, exchange, key string, msg amqp.Publishing)
 	}
 	select {
 	case <-confirm.Done():
-		if !confirm.Acked() { // the channel has ended
-			if reason := <-ended; reason != nil {
-				return reason
+		if !confirm.Acked() { // the channel has ended, or the queue is full
+			select {
+			case reason := <-ended:
+				if reason != nil {
+					return reason
+				}
+			default:
 			}
 			return errors.New("nacked")
 		}

@@ -27,6 +27,8 @@ type Broker struct {
 	TLSURL, CAFile string
 	// URL is the AMQP URL; restarts do not change it.
 	URL string
+	// ManagementURL is the URL of the management API, with user and password.
+	ManagementURL string
 }
 
 // StartBroker starts a broker of the version in AMQPX_TEST_BROKER_MAJOR.
@@ -113,7 +115,7 @@ func (b *Broker) up() {
 	b.t.Helper()
 	b.run(b.t.Context(), "up", b.name, Major())
 	vars := b.run(b.t.Context(), "env", b.name)
-	for name, value := range map[string]*string{envURL: &b.URL, envTLSURL: &b.TLSURL, envCAFile: &b.CAFile} {
+	for name, value := range map[string]*string{envURL: &b.URL, envTLSURL: &b.TLSURL, envCAFile: &b.CAFile, envManagement: &b.ManagementURL} {
 		found := regexp.MustCompile(name + `=(\S+)`).FindSubmatch(vars)
 		if found == nil {
 			b.t.Fatalf("deploy/broker.sh env does not say %s: %s", name, vars)
