@@ -11,7 +11,7 @@ BIN := $(CURDIR)/.bin
 MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod test/*/go.mod bench/go.mod)))
 # The modules that users build or import.
 SHIPPED := $(filter-out test test/% bench,$(MODULES))
-SERVICES := ./services/rpc-client ./services/rpc-server ./services/rpc-certificates
+SERVICES := ./services/rpc-client ./services/rpc-server ./services/rpc-certificates ./services/rpc-definitions
 SCRIPTS := $(wildcard deploy/*.sh) .ci/run
 
 BROKER ?= 3

@@ -28,7 +28,7 @@ func accepted() []string { return []string{"Apache-2.0", "BSD-2-Clause", "BSD-3-
 
 // images returns the programs of each image.
 func images() map[string][]string {
-	return map[string][]string{"rpc-client": {"rpc-client"}, "rpc-server": {"rpc-server", "rpc-certificates"}}
+	return map[string][]string{"rpc-client": {"rpc-client"}, "rpc-server": {"rpc-server", "rpc-certificates", "rpc-definitions"}}
 }
 
 func services() []string {

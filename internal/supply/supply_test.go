@@ -24,7 +24,7 @@ func TestNotices(t *testing.T) {
 		t.Fatal(err)
 	}
 	const services = "rabbitmq-rpc/services/"
-	got, err := Notices(t.Context(), root, services+"rpc-client", services+"rpc-server", services+"rpc-certificates")
+	got, err := Notices(t.Context(), root, services+"rpc-client", services+"rpc-server", services+"rpc-certificates", services+"rpc-definitions")
 	if err != nil {
 		t.Fatal(err)
 	}
