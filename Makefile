@@ -37,9 +37,19 @@ help: ## list the targets
 
 ## Running it
 
-.PHONY: up down clean
+.PHONY: up up-cluster roll-cluster upgrade-check down clean
 up: ## start a broker and a server, and make 1,000 calls; exits with the client's exit code
 	@deploy/up.sh
+
+up-cluster: export CLUSTER = yes
+up-cluster: ## like up, with a cluster of three nodes and quorum queues; SERVERS=4 starts four servers
+	@deploy/up.sh
+
+roll-cluster: ## restart the nodes of up-cluster one after the other; RABBITMQ_IMAGE=… or RABBITMQ_VERSION=4 upgrades them
+	@deploy/roll-cluster.sh
+
+upgrade-check: ## tell whether that image may start on the data of the nodes of up-cluster
+	@deploy/roll-cluster.sh check
 
 down: ## stop all services and brokers of this clone, and remove their data
 	@deploy/down.sh

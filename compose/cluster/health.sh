@@ -4,7 +4,11 @@
 set -eu
 rabbitmq-diagnostics -q check_port_connectivity
 rabbitmqctl -q eval '
-	case {length(rabbit_nodes:list_running()), rabbit_node_monitor:partitions()} of
+	Running = case erlang:function_exported(rabbit_nodes, list_running, 0) of
+		true -> rabbit_nodes:list_running();
+		false -> rabbit_nodes:all_running()
+	end,
+	case {length(Running), rabbit_node_monitor:partitions()} of
 		{N, []} when N >= 2 -> ok;
 		Other -> exit({nodes_and_partitions, Other})
 	end.'
