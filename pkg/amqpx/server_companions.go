@@ -159,7 +159,7 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	if _, err := k.queue.declareOrAdopt(sess.Sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
 		return nil, err
 	}
-	if k.prefetch == 0 || s.isDraining() {
+	if k.prefetch == 0 || s.isDraining() || main.isLeaving() {
 		return nil, nil //nolint:nilnil // it is only declared.
 	}
 	k.step.Store(transport.StepConsume)
@@ -169,7 +169,7 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	}
 	done := make(chan struct{})
 	c := &consumer{
-		server: s, sess: sess, ch: ch, main: main, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		server: s, sess: sess, ch: ch, main: main, leaving: main.leaving, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
 		acks:   make(chan *delivery, 2*k.prefetch),
 		unread: make(chan *delivery, 2*k.prefetch),
 		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),

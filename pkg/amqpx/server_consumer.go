@@ -38,6 +38,8 @@ type consumer struct {
 	acks     chan *delivery // deliveries whose messages are to be acknowledged, requeued or rejected
 	unread   chan *delivery // deliveries without bodies, to be requeued
 	open     unackedTags    // used only by acknowledge
+	// leaving is closed when the server leaves the node: the consumers end as for a drain.
+	leaving chan struct{}
 	// silent is closed when the broker delivers nothing more to this consumer.
 	silent chan struct{}
 	// done is closed when nothing can be acknowledged any more: the session has ended, or the
@@ -61,9 +63,20 @@ type subscription struct {
 func newConsumer(s *Server, sess *transport.Session) *consumer {
 	return &consumer{
 		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, prefetch: s.cfg.prefetch,
-		acks:   make(chan *delivery, 2*s.cfg.prefetch),
-		unread: make(chan *delivery, 2*s.cfg.prefetch),
-		silent: make(chan struct{}),
+		acks:    make(chan *delivery, 2*s.cfg.prefetch),
+		unread:  make(chan *delivery, 2*s.cfg.prefetch),
+		silent:  make(chan struct{}),
+		leaving: make(chan struct{}),
+	}
+}
+
+// isLeaving reports whether the server leaves the node of the session.
+func (c *consumer) isLeaving() bool {
+	select {
+	case <-c.leaving:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -141,11 +154,11 @@ func (c *consumer) subscribe(queue string) (err error) {
 	return transport.AtStep(transport.StepConsume, queue, err)
 }
 
-// receive passes requests to the workers. When the server drains, receive ends the
-// subscription and handles the remaining deliveries. While many requests wait, it takes no batch.
+// receive passes requests to the workers. When the server drains or leaves the node, receive ends
+// the subscription and handles the remaining deliveries. While many requests wait, it takes no batch.
 func (c *consumer) receive() {
 	defer c.releaseRest()
-	draining := c.server.draining
+	draining, leaving := c.server.draining, c.leaving
 	for {
 		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
 		if c.unpacks && !c.server.hasRoom() {
@@ -154,7 +167,7 @@ func (c *consumer) receive() {
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				if !c.server.isDraining() {
+				if !c.server.isDraining() && !c.isLeaving() {
 					c.subscriptionEnded()
 				}
 				return
@@ -162,12 +175,15 @@ func (c *consumer) receive() {
 			c.handle(&d)
 		case <-room:
 		case <-draining:
-			draining = nil
-			if err := c.ch.Cancel(c.sub.tag, false); err != nil {
-				c.fail(err)
+			draining, leaving = nil, nil
+			if !c.cancel() {
 				return
 			}
-			close(c.silent)
+		case <-leaving:
+			draining, leaving = nil, nil
+			if !c.cancel() {
+				return
+			}
 		case <-c.done:
 			if c.queueIsGone() { // earlier deliveries; the channel is closed after them
 				for d := range c.sub.deliveries {
@@ -177,6 +193,16 @@ func (c *consumer) receive() {
 			return
 		}
 	}
+}
+
+// cancel ends the subscription. It returns false if the broker refused this.
+func (c *consumer) cancel() bool {
+	if err := c.ch.Cancel(c.sub.tag, false); err != nil {
+		c.fail(err)
+		return false
+	}
+	close(c.silent)
+	return true
 }
 
 // handle handles one message. A message in the batch queue that is not a batch is handled as a

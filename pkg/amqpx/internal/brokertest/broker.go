@@ -24,6 +24,7 @@ type Broker struct {
 	Queues  map[string]*Queue
 	Fanouts map[string][]string // the queues bound to each exchange
 	Links   []*Conn
+	Node    string // the name of the node; it does not change
 	User    string // the authenticated user of every connection
 	alarm   string // why publishing is blocked; "" without an alarm
 	linkSeq int
