@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/config"
@@ -152,11 +152,11 @@ func placementOf(ctx context.Context, settings *Config, logger *zap.Logger) *pla
 // vhostOf returns the virtual host of the broker's URLs.
 func vhostOf(urls config.Secret) string {
 	first, _, _ := strings.Cut(urls.Reveal(), ",")
-	uri, err := amqp.ParseURI(strings.TrimSpace(first))
-	if err != nil { // not expected: the client was made with it
+	u, err := url.Parse(strings.TrimSpace(first))
+	if err != nil || len(u.Path) < 2 { // "" and "/" are the default
 		return "/"
 	}
-	return uri.Vhost
+	return u.Path[1:]
 }
 
 // brokerOf returns the address of the broker: the address of the connection, or, if no
