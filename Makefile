@@ -142,7 +142,7 @@ chaos: ## inject every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
 cluster: ## fail each node of a cluster of three in every way; 20 minutes
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain)$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
 cluster-short: ## like cluster, with only the gravest failures; a minute and a half
