@@ -18,7 +18,7 @@ import (
 // lost their nodes return to them at different moments, and no idempotent call fails. Once all
 // nodes are back, no call fails at all.
 func TestClusterReturnHome(t *testing.T) {
-	const clients, after = 6, 20 * time.Second
+	const clients, after = 6, 10 * time.Second
 	nodes := rig.TheCluster(t)
 	var urls []string
 	for _, n := range nodes {
