@@ -96,6 +96,7 @@ func TestUpgradeCheck(t *testing.T) {
 		t.Skip("no Erlang is installed")
 	}
 	const both = "[old,new]."
+	beams := map[bool]string{true: compileFlags(t, "required"), false: compileFlags(t, "stable")}
 	for name, c := range map[string]struct {
 		old, new string // versions; old "": not recorded
 		enabled  string // the feature flags of the data; "": no data
@@ -133,11 +134,7 @@ func TestUpgradeCheck(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			stability := map[bool]string{true: "required", false: "stable"}[c.required]
-			write(t, filepath.Join(dir, "rabbit_core_ff.erl"), strings.Replace(flags, "STABILITY", stability, 1))
-			if out, err := exec.CommandContext(t.Context(), "erlc", "-o", ebin, filepath.Join(dir, "rabbit_core_ff.erl")).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
+			write(t, filepath.Join(ebin, "rabbit_core_ff.beam"), beams[c.required])
 			if c.enabled != "" {
 				write(t, filepath.Join(data, "rabbit@n-feature_flags"), c.enabled)
 			}
@@ -152,6 +149,18 @@ func TestUpgradeCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// compileFlags returns the compiled module with the feature flags.
+func compileFlags(t *testing.T, stability string) string {
+	t.Helper()
+	dir := t.TempDir()
+	source := filepath.Join(dir, "rabbit_core_ff.erl")
+	write(t, source, strings.Replace(flags, "STABILITY", stability, 1))
+	if out, err := exec.CommandContext(t.Context(), "erlc", "-o", dir, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return read(t, filepath.Join(dir, "rabbit_core_ff.beam"))
 }
 
 func write(t *testing.T, file, content string) {
