@@ -38,9 +38,19 @@ help: ## list the targets
 
 ## Running it
 
-.PHONY: up down clean
+.PHONY: up up-cluster roll-cluster upgrade-check down clean
 up: ## start a broker and a server, and make 1,000 calls; exits with the client's exit code
 	@deploy/up.sh
+
+up-cluster: export CLUSTER = yes
+up-cluster: ## like up, with a cluster of three nodes and quorum queues; SERVERS=4 starts four servers
+	@deploy/up.sh
+
+roll-cluster: ## restart the nodes of up-cluster one after the other; RABBITMQ_IMAGE=… or RABBITMQ_VERSION=4 upgrades them
+	@deploy/roll-cluster.sh
+
+upgrade-check: ## tell whether that image may start on the data of the nodes of up-cluster
+	@deploy/roll-cluster.sh check
 
 down: ## stop all services and brokers of this clone, and remove their data
 	@deploy/down.sh
@@ -152,7 +162,7 @@ chaos: ## inject every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
 cluster: ## fail each node of a cluster of three in every way; 20 minutes
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain)$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
 cluster-short: ## like cluster, with only the gravest failures; a minute and a half

@@ -67,7 +67,7 @@ in_place() {
 		RABBITMQ_CONF_ENV_FILE=/dev/null RABBITMQ_CONFIG_FILE="$state/rabbitmq.conf" \
 		RABBITMQ_ENABLED_PLUGINS_FILE="$state/enabled_plugins" \
 		RABBITMQ_MNESIA_BASE="$state/data" RABBITMQ_LOG_BASE="$state/log" \
-		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} $erl_args" \
+		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} -rabbit server_properties [{<<\"node\">>,longstr,<<\"$name@localhost\">>}] $erl_args" \
 		"$@"
 	if [[ -z $tree ]]; then
 		exec "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2153  # sourced by up.sh, which sets the variables
-# The server and the client as plain processes, with a private broker.
+# The servers and the client as plain processes, with a private broker or cluster.
 
 readonly PAIR=$RUN/pair
 
@@ -9,8 +9,12 @@ bring_up() {
 	(cd "$ROOT" && CGO_ENABLED=0 go build -trimpath -ldflags "-X rabbitmq-rpc/internal/version.stamped=$VERSION" -o "$PAIR/bin/" ./services/...)
 	"$PAIR/bin/rpc-server" check || die "rpc-server does not take these settings"
 	"$PAIR/bin/rpc-client" check || die "rpc-client does not take these settings"
-	if [[ -f $RUN/brokers/pair/vars ]]; then
-		keep_broker
+	[[ -z $CLUSTER || ! -f $RUN/brokers/pair/vars ]] || other_kind 'a single broker'
+	[[ -n $CLUSTER || ! -f $RUN/brokers/pair-1/vars ]] || other_kind 'a cluster'
+	if [[ -n $CLUSTER ]]; then
+		bring_up_cluster
+	elif [[ -f $RUN/brokers/pair/vars ]]; then
+		keep_broker pair
 		say "the broker of the last make up is still there: it keeps its ports"
 		"$DEPLOY/broker.sh" start pair
 	else
@@ -18,30 +22,54 @@ bring_up() {
 		BROKER_KIND=plain BROKER_AMQP_PORT=$AMQP_PORT BROKER_MANAGEMENT_PORT=$MANAGEMENT_PORT \
 			"$DEPLOY/broker.sh" up pair "${RABBITMQ_VERSION:-3}"
 	fi
-	eval "$("$DEPLOY/broker.sh" env pair)"
-	export AMQP_URL=$AMQPX_TEST_AMQP_URL
+	if [[ -n $CLUSTER ]]; then
+		eval "$("$DEPLOY/cluster.sh" env pair)"
+		export AMQP_URL=$AMQPX_TEST_CLUSTER_URLS RPC_MANAGEMENT_URL=$AMQPX_TEST_CLUSTER_MANAGEMENT_URLS
+		export RPC_QUEUE_TYPE=${RPC_QUEUE_TYPE:-quorum}
+	else
+		eval "$("$DEPLOY/broker.sh" env pair)"
+		export AMQP_URL=$AMQPX_TEST_AMQP_URL
+	fi
 	MANAGEMENT_PORT=${AMQPX_TEST_MANAGEMENT_URL##*:}
-	start_server
+	start_servers
 }
 
-# keep_broker refuses a version that differs from the existing broker's version.
+# bring_up_cluster starts a cluster with the settings of compose/cluster.yml, or its nodes again.
+bring_up_cluster() {
+	local version=${RABBITMQ_VERSION:-3}
+	if [[ -f $RUN/brokers/pair-1/vars ]]; then
+		keep_broker pair-1
+		say "the cluster of the last make up-cluster is still there: it keeps its ports"
+		"$DEPLOY/cluster.sh" start pair
+		return
+	fi
+	free_ports
+	CLUSTER_CONF=$(sed "s|/cluster/|$ROOT/compose/cluster/|" "$ROOT/compose/cluster/rabbitmq-$version.conf") \
+		BROKER_AMQP_PORT=$AMQP_PORT BROKER_MANAGEMENT_PORT=$MANAGEMENT_PORT "$DEPLOY/cluster.sh" up pair "$version"
+}
+
+# keep_broker BROKER refuses a version that differs from the existing broker's version.
 keep_broker() {
 	local version
-	version=$(sed -n 's/^version=//p' "$RUN/brokers/pair/vars")
+	version=$(sed -n 's/^version=//p' "$RUN/brokers/$1/vars")
 	[[ ${RABBITMQ_VERSION:-$version} == "$version" ]] ||
 		die "the broker that is there, and its data, are of RabbitMQ $version, not $RABBITMQ_VERSION: make down removes both"
 }
 
-# start_server starts rpc-server in a new session; a running rpc-server is stopped first.
-start_server() {
-	[[ ! -f $PAIR/server.pid ]] || "$DEPLOY/down.sh" server
-	HTTP_ADDR=127.0.0.1:$(free_port)
-	export HTTP_ADDR
-	setsid "$PAIR/bin/rpc-server" </dev/null >>"$PAIR/server.log" 2>&1 &
-	echo $! >"$PAIR/server.pid"
-	until_true 30 "$PAIR/bin/rpc-server" healthcheck >/dev/null 2>&1 ||
-		die "rpc-server is not ready after 30 s: $(tail -n 5 "$PAIR/server.log")"
-	say "rpc-server: log in $PAIR/server.log, health on http://$HTTP_ADDR/readyz"
+# start_servers starts each rpc-server in a new session; running servers are stopped first.
+start_servers() {
+	local number log
+	"$DEPLOY/down.sh" server
+	for ((number = 1; number <= SERVERS; number++)); do
+		log=$PAIR/server-$number.log
+		HTTP_ADDR=127.0.0.1:$(free_port)
+		export HTTP_ADDR
+		setsid "$PAIR/bin/rpc-server" </dev/null >>"$log" 2>&1 &
+		echo $! >"$PAIR/server-$number.pid"
+		until_true 30 "$PAIR/bin/rpc-server" healthcheck >/dev/null 2>&1 ||
+			die "rpc-server is not ready after 30 s: $(tail -n 5 "$log")"
+		say "rpc-server: log in $log, health on http://$HTTP_ADDR/readyz"
+	done
 }
 
 call() {

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# Starts a broker, a server, and a client that makes its calls; the exit code is the
-# client's. With a Docker engine they are containers, on stand-in images if no registry
-# responds; without an engine they are plain processes.
+# Starts a broker, SERVERS servers (1), and a client that makes its calls; the exit code is the
+# client's. With CLUSTER=yes the broker is a cluster of three nodes with quorum queues. With a
+# Docker engine they are containers, on stand-in images if no registry responds; without an
+# engine they are plain processes.
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 load_env
-: "${AMQP_PORT:=5672}" "${MANAGEMENT_PORT:=15672}" "${REPORT_DIR:=$ROOT/report}"
+: "${CLUSTER:=}" "${SERVERS:=1}" "${AMQP_PORT:=5672}" "${MANAGEMENT_PORT:=15672}" "${REPORT_DIR:=$ROOT/report}"
 export AMQP_PORT MANAGEMENT_PORT
 # The version that the services report.
 : "${VERSION:=$(git -C "$ROOT" describe --tags --always --dirty 2>/dev/null || echo dev)}"
 export VERSION
 mkdir -p "$RUN"
+[[ $SERVERS =~ ^[1-9][0-9]?$ ]] || die "SERVERS is a number from 1 to 99, not '$SERVERS'"
+
+# other_kind ends the run, because a broker with data of its own would join a cluster, or leave it.
+other_kind() { die "$1 is there, and make up${CLUSTER:+-cluster} would change it: make down removes it"; }
 
 # free PORT VARIABLE fails if another program uses the port.
 free() {

@@ -39,6 +39,8 @@ type AMQP struct {
 	// BackoffMin and BackoffMax are the bounds of the wait between attempts to connect.
 	BackoffMin time.Duration `envconfig:"AMQP_BACKOFF_MIN" default:"100ms" min:"1ms" max:"10m"`
 	BackoffMax time.Duration `envconfig:"AMQP_BACKOFF_MAX" default:"10s" min:"1ms" max:"1h"`
+	// ReturnHome is the mean time after which a process returns to the node that it lost; 0: never.
+	ReturnHome time.Duration `envconfig:"AMQP_RETURN_HOME" default:"5m" min:"0s" max:"24h"`
 
 	files *brokerFiles // set by Validate
 }
@@ -64,6 +66,7 @@ func (a *AMQP) Options(name string, logger *zap.Logger) []amqpx.Option {
 		amqpx.WithDialTimeout(a.DialTimeout),
 		amqpx.WithWriteTimeout(a.WriteTimeout),
 		amqpx.WithBackoff(a.BackoffMin, a.BackoffMax),
+		amqpx.WithReturnHome(a.ReturnHome),
 	}
 	if a.files != nil && a.files.any() {
 		options = append(options, amqpx.WithBrokers(a.files.read))

@@ -316,6 +316,9 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	if len(c.otherNodes(s)) > 0 {
 		s.Run(func() { c.checkAnswered(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
+		if !direct {                         // responses by direct reply-to would be lost
+			s.Run(func() { c.returnHome(s) }) //nolint:contextcheck // as above.
+		}
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.

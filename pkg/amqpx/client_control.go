@@ -442,6 +442,19 @@ func (c *Client) servedElsewhere(s *transport.Session) (address string, ok bool)
 	return "", false
 }
 
+// returnHome ends a session away from the client's home node, after a while, if servers answer by
+// way of the home node.
+func (c *Client) returnHome(s *transport.Session) {
+	for s.AwaitReturn(c.cfg.returnHome) {
+		if c.servesAt(s, s.Home) {
+			select {
+			case s.Leave <- struct{}{}:
+			default: // the publisher, which the broker blocks, has not taken the last token
+			}
+		}
+	}
+}
+
 // servesAt asks a node on a new connection.
 func (c *Client) servesAt(s *transport.Session, t transport.Target) bool {
 	ctx, cancel := withinSession(s, min(c.cfg.dialTimeout, 2*servedLimit))

@@ -40,7 +40,7 @@ func (s *sides) Dial(ctx context.Context, url, name string) (transport.Conn, err
 	return s.right.Dial(ctx, url, name)
 }
 
-func (s *sides) applyClient(c *clientConfig) { c.dialer = s }
+func (s *sides) applyClient(c *clientConfig) { c.dialer, c.returnHome = s, 0 }
 
 // foreign starts a consumer of the request queue without responses and without a control plane.
 func foreign(t *testing.T, b *brokertest.Broker) {

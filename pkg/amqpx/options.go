@@ -33,6 +33,8 @@ const (
 	DefaultBackoffMin = 100 * time.Millisecond
 	// DefaultBackoffMax is the wait between attempts while a fault needs an operator.
 	DefaultBackoffMax = 10 * time.Second
+	// DefaultReturnHome is the mean time away from the home node; see [WithReturnHome].
+	DefaultReturnHome = 5 * time.Minute
 	// DefaultMaxMessageSize is RabbitMQ 4's own limit (max_message_size).
 	DefaultMaxMessageSize = 16 << 20
 )
@@ -80,6 +82,7 @@ type config struct {
 	writeTimeout   time.Duration
 	backoffMin     time.Duration
 	backoffMax     time.Duration
+	returnHome     time.Duration
 	tls            *tls.Config
 	source         *brokerSource // nil: urls and tls do not change
 	credentials    func(context.Context) (Credentials, error)
@@ -102,6 +105,7 @@ func defaultConfig() config {
 		writeTimeout:   DefaultWriteTimeout,
 		backoffMin:     DefaultBackoffMin,
 		backoffMax:     DefaultBackoffMax,
+		returnHome:     DefaultReturnHome,
 		logger:         zap.NewNop(),
 	}
 }
@@ -214,6 +218,19 @@ func WithBackoff(first, most time.Duration) Option {
 	return option(func(c *config) { c.backoffMin, c.backoffMax = first, most })
 }
 
+// WithReturnHome sets how long a client or server of several nodes stays away from its home node,
+// which is the node that it tried first, at random. After the loss or the restart of the home node
+// it returns after a random time between half of after and one and a half times after, so that
+// the processes return one by one, if the home node serves the queue then; otherwise it tries
+// again after as long. A call does not fail by a return: a client first waits for the confirms of
+// its requests, and gets the responses at the home node; a server first ends the requests that it
+// has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
+// requests. A client with [ReplyDirect] does not return, because it would lose responses. The
+// default is [DefaultReturnHome]; 0 means never.
+func WithReturnHome(after time.Duration) Option {
+	return option(func(c *config) { c.returnHome = after })
+}
+
 // WithTLS sets the TLS configuration for amqps URLs; the default verifies the
 // server's name against the system's certificates. Versions before TLS 1.2 are never used,
 // whatever the configuration allows.
@@ -264,6 +281,9 @@ func (c *config) validate() error {
 		if d.value <= 0 {
 			faults = append(faults, fmt.Errorf("%s %v: want more than 0", d.name, d.value))
 		}
+	}
+	if c.returnHome < 0 {
+		faults = append(faults, fmt.Errorf("return home after %v: want 0 or more", c.returnHome))
 	}
 	if c.backoffMax < c.backoffMin {
 		faults = append(faults, fmt.Errorf("backoff from %v to %v: the second must not be less", c.backoffMin, c.backoffMax))

@@ -272,7 +272,52 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	s.startCompanions(ctx, main, companions.all, bindings)
 	s.retiring.reset()
 	sess.Run(func() { s.findRetiring(main, companions, bindings) })
+	sess.Run(func() { s.returnHome(main) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	return main.start(s.cfg.queue.Name)
+}
+
+// returnHome ends a session away from the server's home node, after a while, if the home node
+// serves the queue. The server first ends the requests that it has; meanwhile another server must
+// consume the queue, or there are none.
+func (s *Server) returnHome(main *consumer) {
+	sess := main.sess
+	for sess.AwaitReturn(s.cfg.returnHome) {
+		others, ok := s.consumersAt(sess)
+		if !ok || others == 0 && s.inFlight.Load() > 0 {
+			continue
+		}
+		close(main.leaving)
+		select {
+		case <-s.track.WhenIdle():
+			sess.Fail(transport.ErrReturnHome)
+		case <-sess.Done:
+		}
+		return
+	}
+}
+
+// consumersAt asks the home node for the consumers of the request queue besides this server, on a
+// new connection. A node that does not know this server's consumer is not of the same cluster, or
+// on the other side of a partition.
+func (s *Server) consumersAt(sess *transport.Session) (others int, ok bool) {
+	ctx, cancel := withinSession(sess, s.cfg.dialTimeout)
+	defer cancel()
+	home, _, err := s.sup.Authorize(ctx, sess.Home)
+	if err != nil {
+		return 0, false
+	}
+	l, err := s.cfg.dialer.Dial(ctx, home.URL, s.cfg.name+" server check")
+	if err != nil {
+		return 0, false
+	}
+	defer l.Close()
+	defer context.AfterFunc(ctx, l.Cut)()
+	err = transport.WithTempChannel(l, func(ch transport.Channel) error {
+		q, err := ch.QueueDeclarePassive(s.cfg.queue.Name, true, false, false, false, nil)
+		others = q.Consumers - 1
+		return err
+	})
+	return others, err == nil && others >= 0
 }
 
 // firstTime records a queue's name and reports whether it is new.

@@ -176,7 +176,7 @@ func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBi
 	if err := s.declareCompanion(sess, k); err != nil {
 		return nil, err
 	}
-	if k.prefetch == 0 || s.isDraining() {
+	if k.prefetch == 0 || s.isDraining() || main.isLeaving() {
 		return nil, nil //nolint:nilnil // it is only declared.
 	}
 	// Only servers publish to the retry queue and the dead letters. The binding of a retiring shard
@@ -192,7 +192,7 @@ func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBi
 	}
 	done := make(chan struct{})
 	c := &consumer{
-		server: s, sess: sess, ch: ch, main: main, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		server: s, sess: sess, ch: ch, main: main, leaving: main.leaving, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
 		acks:   make(chan *delivery, 2*k.prefetch),
 		unread: make(chan *delivery, 2*k.prefetch),
 		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),

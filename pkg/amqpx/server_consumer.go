@@ -44,6 +44,8 @@ type consumer struct {
 	acks     chan *delivery // deliveries whose messages are to be acknowledged, requeued or rejected
 	unread   chan *delivery // deliveries without bodies, to be requeued
 	open     unackedTags    // used only by acknowledge
+	// leaving is closed when the server leaves the node: the consumers end as for a drain.
+	leaving chan struct{}
 	// silent is closed when the broker delivers nothing more to this consumer.
 	silent chan struct{}
 	// done is closed when nothing can be acknowledged any more: the session has ended, or the
@@ -68,13 +70,24 @@ func newConsumer(s *Server, sess *transport.Session) *consumer {
 	prefetch := s.cfg.shardPrefetch()
 	c := &consumer{
 		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, home: s.cfg.queue.Name, prefetch: prefetch,
-		acks:   make(chan *delivery, 2*prefetch),
-		unread: make(chan *delivery, 2*prefetch),
-		silent: make(chan struct{}),
+		acks:    make(chan *delivery, 2*prefetch),
+		unread:  make(chan *delivery, 2*prefetch),
+		silent:  make(chan struct{}),
+		leaving: make(chan struct{}),
 	}
 	c.requests = func() *consumer { return c }
 	sess.Resubscribes.Store(s.cfg.shards > 1)
 	return c
+}
+
+// isLeaving reports whether the server leaves the node of the session.
+func (c *consumer) isLeaving() bool {
+	select {
+	case <-c.leaving:
+		return true
+	default:
+		return false
+	}
 }
 
 // start starts to consume. The goroutines run until the session ends.
@@ -172,17 +185,17 @@ func (c *consumer) subscribe(queue string) (err error) {
 	return transport.AtStep(transport.StepConsume, queue, err)
 }
 
-// receive passes requests to the workers. When the server drains, receive ends the
-// subscription and handles the remaining deliveries.
+// receive passes requests to the workers. When the server drains or leaves the node, receive ends
+// the subscription and handles the remaining deliveries.
 func (c *consumer) receive() {
 	defer c.releaseRest()
-	draining := c.server.draining
+	draining, leaving := c.server.draining, c.leaving
 	for {
 		select {
 		case d, ok := <-c.sub.deliveries:
 			if !ok {
 				switch {
-				case !c.server.isDraining():
+				case !c.server.isDraining() && !c.isLeaving():
 					if c.subscriptionEnded() {
 						continue
 					}
@@ -193,12 +206,15 @@ func (c *consumer) receive() {
 			}
 			c.handleInTurn(&d)
 		case <-draining:
-			draining = nil
-			if err := c.ch.Cancel(c.sub.tag, false); err != nil {
-				c.fail(err)
+			draining, leaving = nil, nil
+			if !c.cancel() {
 				return
 			}
-			close(c.silent)
+		case <-leaving:
+			draining, leaving = nil, nil
+			if !c.cancel() {
+				return
+			}
 		case <-c.done:
 			if c.queueIsGone() { // earlier deliveries; the channel is closed after them
 				for d := range c.sub.deliveries {
@@ -233,6 +249,16 @@ func (c *consumer) handleInTurn(message *amqp.Delivery) {
 		}
 	}
 	c.handle(message)
+}
+
+// cancel ends the subscription. It returns false if the broker refused this.
+func (c *consumer) cancel() bool {
+	if err := c.ch.Cancel(c.sub.tag, false); err != nil {
+		c.fail(err)
+		return false
+	}
+	close(c.silent)
+	return true
 }
 
 // handle handles one message. A message in the batch queue that is not a batch is handled as a

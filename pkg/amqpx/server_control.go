@@ -451,6 +451,9 @@ type ServerInfo struct {
 	ShardRequests []uint64 `json:"shard_requests,omitempty"`
 	// State is the state of the connection ([State.String]): ready, blocked or draining.
 	State string `json:"state"`
+	// Broker and Node are the node of the connection ([Status]).
+	Broker string `json:"broker,omitempty"`
+	Node   string `json:"node,omitempty"`
 	// Started is a time of the server's clock; UptimeSeconds does not depend on the clocks.
 	Started       time.Time `json:"started"`
 	UptimeSeconds float64   `json:"uptime_seconds"`
@@ -504,9 +507,10 @@ func newInstance() instance {
 
 // describe returns the response to a query about the server.
 func (s *Server) describe(question string) ([]byte, error) {
+	st := s.Status()
 	in := ServerInfo{
 		ID: s.self.id, Name: s.cfg.name, Version: s.cfg.version, Host: s.self.host, PID: os.Getpid(),
-		Queue: s.cfg.queue.Name, State: s.Status().State.String(),
+		Queue: s.cfg.queue.Name, State: st.State.String(), Broker: st.Broker, Node: st.Node,
 		Started: s.self.started.UTC(), UptimeSeconds: time.Since(s.self.started).Seconds(),
 	}
 	if question == wire.ControlPing {

@@ -66,6 +66,9 @@ type Status struct {
 	Reason string
 	// Broker is the address (host:port) of the current or last broker.
 	Broker string
+	// Node is the name of the broker's node, such as "rabbit@host", if the broker tells: RabbitMQ
+	// does so if its operator sets the server property node (docs/operations.md). "" otherwise.
+	Node string
 	// Generation counts the sessions that became ready; the first is 1.
 	Generation uint64
 	// Since is when the state was entered.
@@ -124,13 +127,16 @@ func (b *statusBoard) update(change func(*Status)) {
 
 // OnConnecting implements transport.Observer.
 func (b *statusBoard) OnConnecting(address string) {
-	b.update(func(s *Status) { s.State, s.Broker, s.Reason = StateConnecting, address, "" })
+	b.update(func(s *Status) { s.State, s.Broker, s.Node, s.Reason = StateConnecting, address, "", "" })
 }
 
 // OnCertificates implements transport.Observer.
 func (b *statusBoard) OnCertificates(broker, own time.Time) {
 	b.update(func(s *Status) { s.BrokerCertificateEnd, s.OwnCertificateEnd = broker, own })
 }
+
+// OnNode implements transport.Observer.
+func (b *statusBoard) OnNode(name string) { b.update(func(s *Status) { s.Node = name }) }
 
 // OnReady implements transport.Observer.
 func (b *statusBoard) OnReady(generation uint64, blocked func() bool) {
@@ -188,10 +194,13 @@ type noStatus struct{}
 
 func (noStatus) OnConnecting(string)           {}
 func (noStatus) OnCertificates(_, _ time.Time) {}
-func (noStatus) OnReady(uint64, func() bool)   {}
-func (noStatus) OnBlocked(amqp.Blocking)       {}
-func (noStatus) OnFault(error, FaultKind)      {}
-func (noStatus) OnClosed()                     {}
+
+// OnNode implements transport.Observer.
+func (noStatus) OnNode(string)               {}
+func (noStatus) OnReady(uint64, func() bool) {}
+func (noStatus) OnBlocked(amqp.Blocking)     {}
+func (noStatus) OnFault(error, FaultKind)    {}
+func (noStatus) OnClosed()                   {}
 
 // blockedFor returns how long the broker has blocked publishing, in total.
 func (b *statusBoard) blockedFor() time.Duration {

@@ -10,6 +10,7 @@ import (
 
 	"rabbitmq-rpc/internal/config"
 	"rabbitmq-rpc/internal/loadgen"
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
@@ -52,6 +53,9 @@ type Config struct {
 	ReplyMode amqpx.ReplyMode `envconfig:"RPC_REPLY_MODE" default:"queue" oneof:"queue direct"`
 	// ReplyQueueType is classic or quorum; it applies only to the reply mode queue.
 	ReplyQueueType amqpx.QueueType `envconfig:"RPC_REPLY_QUEUE_TYPE" default:"classic" oneof:"classic quorum"`
+	// ManagementURL lists the URLs of the management API of the broker's nodes, separated by
+	// commas, with user and password. The client asks them which node holds what; empty: unknown.
+	ManagementURL config.Secret `envconfig:"RPC_MANAGEMENT_URL" empty:"ok" url:"ok"`
 	// Idempotent allows a re-send if the connection is lost when the outcome of a call is
 	// unknown. A re-send is safe for the functions a and b, which are pure; set Idempotent to
 	// false for a function that must not run twice.
@@ -73,6 +77,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	}
 	if c.Exchange == "amq.default" {
 		faults.Addf("RPC_EXCHANGE", "is the name of the default exchange in permissions only; leave the variable empty")
+	}
+	if err := placement.Check(c.ManagementURL.Reveal()); err != nil && !faults.Has("RPC_MANAGEMENT_URL") {
+		faults.Addf("RPC_MANAGEMENT_URL", "%v", err)
 	}
 	if host, err := os.Hostname(); err == nil {
 		c.ReportDir = strings.ReplaceAll(c.ReportDir, "{hostname}", host)

@@ -44,6 +44,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_IDEMPOTENT":       {"yes", `"yes" is not true or false`, configtest.IsEmpty},
 	"RPC_ATTEMPT_TIMEOUT":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},
 	"RPC_REPORT_DIR":       {"/proc/self/no", "mkdir /proc/self/no: no such file or directory", ""},
+	"RPC_MANAGEMENT_URL":   {"ftp://u:" + configtest.Password + "@h/", "a URL is not of the form http://user:password@host:15672", ""},
 	"RPC_REPLY_QUEUE_TYPE": {"stream", `the value is not one of: classic, quorum`, configtest.IsEmpty},
 })
 

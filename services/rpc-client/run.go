@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,6 +15,7 @@ import (
 	"rabbitmq-rpc/internal/health"
 	"rabbitmq-rpc/internal/lifecycle"
 	"rabbitmq-rpc/internal/loadgen"
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/internal/service"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/services/rpc-client/internal/report"
@@ -68,13 +71,15 @@ func callAll(drain, force context.Context, c client, settings *Config, p loadgen
 	connection := report.WatchConnection(c)
 	results := loadgen.NewRunner(settings.calls(), c, p, logger).Run(drain, force)
 	connection.End()
+	status := c.Status()
+	where := placementOf(force, settings, logger) // before the client closes, which deletes its reply queue
 	closeErr := closeBy(force, c)
 	if closeErr != nil {
 		logger.Warn("client did not close cleanly", zap.Error(closeErr))
 	}
 	return publish(report.Build(report.Run{
 		Results: results, Workload: settings.workload(), Stats: c.Stats(), Settings: config.Describe(settings),
-		Connection: connection, Broker: brokerOf(c.Status(), settings.AMQP.URL),
+		Connection: connection, Broker: brokerOf(c.Status(), settings.AMQP.URL), Node: status.Node, Placement: where,
 	}), settings, stdout, logger)
 }
 
@@ -125,6 +130,33 @@ func closeBy(force context.Context, c client) error {
 	ctx, cancel := context.WithTimeout(force, closeTimeout)
 	defer cancel()
 	return c.Close(ctx)
+}
+
+// placementTimeout limits the questions to the management API.
+const placementTimeout = 5 * time.Second
+
+// placementOf asks the management API which node holds what; nil: unknown.
+func placementOf(ctx context.Context, settings *Config, logger *zap.Logger) *placement.Placement {
+	if settings.ManagementURL == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, placementTimeout)
+	defer cancel()
+	where, err := placement.Ask(ctx, settings.ManagementURL.Reveal(), vhostOf(settings.AMQP.URL), settings.Queue.Name)
+	if err != nil {
+		logger.Warn("the nodes of the queues are unknown", zap.Error(err))
+	}
+	return where
+}
+
+// vhostOf returns the virtual host of the broker's URLs.
+func vhostOf(urls config.Secret) string {
+	first, _, _ := strings.Cut(urls.Reveal(), ",")
+	u, err := url.Parse(strings.TrimSpace(first))
+	if err != nil || len(u.Path) < 2 { // "" and "/" are the default
+		return "/"
+	}
+	return u.Path[1:]
 }
 
 // brokerOf returns the address of the broker: the address of the connection, or, if no

@@ -332,3 +332,14 @@ func TestBrokerOf(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestVhostOf(t *testing.T) {
+	t.Parallel()
+	for urls, want := range map[string]string{
+		"amqp://u:p@h": "/", "amqp://u:p@h/": "/", "amqp://u:p@h/%2F": "/", "amqp://u:p@h/a%2Fb, amqp://u:p@h2/a%2Fb": "a/b", "amqps://h:1/v": "v",
+	} {
+		if got := vhostOf(config.Secret(urls)); got != want {
+			t.Errorf("%s: %q, want %q", urls, got, want)
+		}
+	}
+}

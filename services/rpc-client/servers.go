@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"rabbitmq-rpc/internal/lifecycle"
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
@@ -39,6 +41,9 @@ func fleet(drain, force context.Context, settings *Config, stdout io.Writer, log
 		return lifecycle.ConfigError(err)
 	}
 	err = listFleet(drain, c, settings.FleetFormat, stdout)
+	if err == nil && settings.FleetFormat == "table" {
+		err = writePlacement(stdout, placementOf(drain, settings, logger))
+	}
 	return errors.Join(err, closeBy(force, c))
 }
 
@@ -84,13 +89,13 @@ func writeServersTable(w io.Writer, servers []amqpx.ServerInfo) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush returns the error
-	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "SHARDS", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
+	row("SERVER", "NAME", "VERSION", "HOST", "PID", "NODE", "STATE", "SHARDS", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
 	for _, s := range servers {
 		st := s.Stats
 		if st == nil {
 			st = &amqpx.ServerStats{}
 		}
-		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), shards(&s), uptime(s.UptimeSeconds),
+		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(cmp.Or(s.Node, s.Broker)), plain(s.State), shards(&s), uptime(s.UptimeSeconds),
 			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Stuck), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),
 			count(st.Reconnects), fmt.Sprintf("%.1f", s.RoundTripMS))
 	}
@@ -101,6 +106,20 @@ func writeServersTable(w io.Writer, servers []amqpx.ServerInfo) error {
 			row(short(s.ID), plain(m.Name), count(m.OK), count(m.Failed),
 				millis(m.LatencyMS.Mean), millis(m.LatencyMS.P50), millis(m.LatencyMS.P99), millis(m.LatencyMS.Max))
 		}
+	}
+	return t.Flush()
+}
+
+// writePlacement writes which node holds what.
+func writePlacement(w io.Writer, where *placement.Placement) error {
+	if where == nil {
+		_, err := fmt.Fprintln(w, "\nThe nodes of the queues are unknown: RPC_MANAGEMENT_URL is not set, or did not respond.")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t) // Flush returns the error
+	for _, line := range where.Lines() {
+		_, _ = fmt.Fprintln(t, plain(line.Name)+"\t"+line.Where)
 	}
 	return t.Flush()
 }

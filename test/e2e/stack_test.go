@@ -156,6 +156,14 @@ func (s *stack) down() {
 type result struct {
 	Calls, OK, Lost, Mismatched int64
 	Errors                      map[string]int64
+	Reconnects                  int64
+	Node                        string
+	Placement                   *struct {
+		Queues []struct {
+			Name, Type, Node string
+			Online           []string
+		}
+	}
 }
 
 func (s *stack) readReport() result {

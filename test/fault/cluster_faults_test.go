@@ -103,7 +103,19 @@ func clusterScenarios() []scenario {
 		},
 		{
 			name: "rolling-quorum", about: "each node stopped and started in turn",
-			load: paced(quorum), place: replyAtRisk(), fault: rollNodes,
+			load: paced(quorum), place: replyAtRisk(), fault: rollNodes, short: true, rolling: true,
+		},
+		{
+			name: "rolling-drained", about: "each node drained, stopped and started in turn",
+			load: paced(quorum), place: replyAtRisk(), fault: rollDrained, rolling: true,
+		},
+		{
+			name: "any-node", about: "SIGKILL to each node in turn, each at a random moment",
+			load: paced(quorum), place: replyAtRisk(), fault: loseAny, times: 3, short: true,
+		},
+		{
+			name: "any-node-reply-direct", about: "the same, direct reply-to",
+			load: paced(quorum, direct), place: replyAtRisk(), fault: loseAny, times: 3,
 		},
 		{
 			name: "rolling-classic", about: "the same, classic queues, batch off", batch: single,
@@ -180,6 +192,29 @@ func rollNodes(s *stage) {
 		s.regain(stopped(), n)
 		s.pause(time.Second)
 	}
+}
+
+// rollDrained is rollNodes as the run book says: each node is drained before its end.
+func rollDrained(s *stage) {
+	for _, n := range s.nodes {
+		rig.Eventually(s.t, "the node is drained", func() bool {
+			_, err := n.Tool("rabbitmq-upgrade", "-q", "drain")
+			return err == nil
+		})
+		s.lose(stopped(), n)
+		s.regain(stopped(), n)
+		s.pause(time.Second)
+	}
+}
+
+// loseAny kills the next of the nodes, so that three faults kill each of them once.
+func loseAny(s *stage) {
+	s.t.Helper()
+	s.wait(time.Duration(s.random.Int64N(int64(2 * time.Second))))
+	n := s.nodes[s.injected%len(s.nodes)]
+	s.lose(killed(), n)
+	s.wait(away)
+	s.regain(killed(), n)
 }
 
 // minority kills two nodes, so quorum queues have no majority.

@@ -305,6 +305,9 @@ func (s *stage) judgeLosses(row *report.Row, clock *check.Clock) {
 			}
 			first, _ := clock.FirstResponse(name, l.at)
 			row.Losses = append(row.Losses, report.Loss{Client: name, Gap: gap, First: first, Outage: l.outage, Quiet: l.quiet})
+			if s.sc.rolling && gap > rollingGap {
+				row.Problems = append(row.Problems, fmt.Sprintf("%s got no answer for %v of a rolling restart, want at most %v", name, gap, rollingGap))
+			}
 			if waited := l.back.Sub(l.at); !l.outage && gap >= waited {
 				row.Problems = append(row.Problems, fmt.Sprintf(
 					"%s got no answer for %v: it waited for the lost node, which began to come back after %v", name, gap, waited))

@@ -35,6 +35,8 @@ type scenario struct {
 	batch amqpx.BatchMode
 	// lane scenarios test batching and are skipped without it.
 	lane bool
+	// rolling restarts must keep the clients' gaps short.
+	rolling bool
 	// place is the placement in a cluster; nil means a single broker.
 	place *placement
 	// notice is the number of heartbeats within which a muted side must leave ready; 0

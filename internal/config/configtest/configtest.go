@@ -61,6 +61,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"AMQP_WRITE_TIMEOUT":    {"-1s", `-1s is less than 1ms`, IsEmpty},
 		"AMQP_BACKOFF_MIN":      {"0s", `0s is less than 1ms`, IsEmpty},
 		"AMQP_BACKOFF_MAX":      {"2h", `2h0m0s is more than 1h0m0s`, IsEmpty},
+		"AMQP_RETURN_HOME":      {"-5m", `-5m0s is less than 0s`, IsEmpty},
 		"RPC_QUEUE":             {"amq.x", "begins with amq., which the broker reserves", IsEmpty},
 		"RPC_QUEUE_TYPE":        {"stream", `the value is not one of: classic, quorum`, IsEmpty},
 		"RPC_SHARDS":            {"65", `65 is more than 64`, IsEmpty},

@@ -25,6 +25,7 @@ type Broker struct {
 	Fanouts map[string][]string // the queues bound to each fanout exchange
 	Directs map[string]Bindings // the queues bound to each direct exchange
 	Links   []*Conn
+	Node    string // the name of the node; it does not change
 	User    string // the authenticated user of every connection
 	alarm   string // why publishing is blocked; "" without an alarm
 	linkSeq int

@@ -192,6 +192,9 @@ func (l *Conn) Certificates() (broker, own time.Time) {
 	return l.broker.BrokerCertificateEnd, l.broker.OwnCertificateEnd
 }
 
+// Node implements transport.Conn.
+func (l *Conn) Node() string { return l.broker.Node }
+
 // UpdateSecret implements transport.Conn. The broker records the password.
 func (l *Conn) UpdateSecret(password string) error {
 	if err := l.call("update-secret", l.Name); err != nil {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -133,6 +134,9 @@ func (p *publisher) write() {
 		case <-p.s.Done:
 			p.outbox.PushFront(append(p.suspects, p.batchers.takeWaiting()...))
 			return
+		case <-p.s.Leave:
+			p.leave()
+			continue
 		case <-p.outbox.Wake:
 		case <-p.batchers.slotFreed:
 		}
@@ -142,6 +146,25 @@ func (p *publisher) write() {
 		if p.waitUnblocked() && p.reopen() {
 			p.writeWaiting()
 		}
+	}
+}
+
+// leaveLimit bounds how long a publisher that is to leave its node holds messages back.
+const leaveLimit = time.Second
+
+// leave ends the session for the home node once every written message has a result; the next
+// session publishes the rest. If a result does not come in time, the session stays.
+func (p *publisher) leave() {
+	settled := make(chan struct{})
+	p.unconfirmed <- unconfirmed{barrier: settled}
+	limit := time.NewTimer(leaveLimit)
+	defer limit.Stop()
+	select {
+	case <-settled:
+		p.s.Fail(transport.ErrReturnHome)
+	case <-p.s.Done:
+	case <-limit.C:
+		p.outbox.Notify()
 	}
 }
 

@@ -93,6 +93,7 @@ type noStatus struct{}
 
 func (noStatus) OnConnecting(string)                {}
 func (noStatus) OnCertificates(_, _ time.Time)      {}
+func (noStatus) OnNode(string)                      {}
 func (noStatus) OnReady(uint64, func() bool)        {}
 func (noStatus) OnBlocked(amqp.Blocking)            {}
 func (noStatus) OnFault(error, transport.FaultKind) {}

@@ -128,6 +128,7 @@ func (r *reports) update(change func()) {
 func (r *reports) OnConnecting(string) { r.update(func() { r.ready = false }) }
 
 func (r *reports) OnCertificates(time.Time, time.Time) {}
+func (r *reports) OnNode(string)                       {}
 
 func (r *reports) OnReady(generation uint64, _ func() bool) {
 	r.update(func() { r.ready, r.generation = true, generation })

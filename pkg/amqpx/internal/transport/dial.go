@@ -15,6 +15,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // CloseTimeout bounds the closing handshake; then the socket is cut.
@@ -161,6 +163,11 @@ func (l *netLink) Uncork()        { l.socket.uncork() }
 func (l *netLink) Cut()           { _ = l.socket.Close() }
 
 func (l *netLink) Certificates() (broker, own time.Time) { return l.socket.certificateEnds() }
+
+func (l *netLink) Node() string {
+	name, _ := l.conn.Properties["node"].(string)
+	return wire.Truncate(name, wire.MaxShortString)
+}
 
 func (l *netLink) UpdateSecret(password string) error {
 	return l.conn.UpdateSecret(password, "the credentials were refreshed")

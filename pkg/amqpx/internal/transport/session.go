@@ -2,6 +2,7 @@ package transport
 
 import (
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,8 @@ type Session struct {
 	Generation uint64
 	Start      time.Time
 	Target     Target
-	Pub, Sub   Conn // equal if there is one connection for both
+	Home       Target // the node that the process returns to; Target there
+	Pub, Sub   Conn   // equal if there is one connection for both
 	PubCh      Channel
 	SubCh      Channel
 	ProbeCh    Channel // on the publishing connection
@@ -41,6 +43,10 @@ type Session struct {
 	// Resubscribes means that the consumer subscribes again when the broker cancels the
 	// subscription, and the session goes on.
 	Resubscribes atomic.Bool
+
+	// Leave receives a token when the session is to end for its home node; the publisher ends it
+	// once nothing is unconfirmed.
+	Leave chan struct{}
 
 	Done  chan struct{} // closed when the session failed or has to end
 	once  sync.Once
@@ -242,7 +248,7 @@ func (s *Session) Close() {
 			continue
 		}
 		closers.Go(func() {
-			if s.Cause != nil {
+			if s.Cause != nil && s.Cause != ErrReturnHome { //nolint:errorlint // it is this very value.
 				l.Cut()
 			}
 			l.Close()
@@ -281,6 +287,27 @@ func (s *Session) awaitBroker(most time.Duration) {
 		case <-limit.C:
 			return
 		}
+	}
+}
+
+// ErrReturnHome ends a session that leaves its node for the home node. Nothing is unconfirmed
+// then, so the connections are closed and not cut.
+var ErrReturnHome = errors.New("returns to the home node")
+
+// AwaitReturn waits until a session away from its home node should return, for a random time
+// between half of after and one and a half times after: the processes that lost a node do not all
+// return at the same moment. It returns false if the session is at home or ended, or if after is 0.
+func (s *Session) AwaitReturn(after time.Duration) bool {
+	if after <= 0 || s.Home.Address == s.Target.Address {
+		return false
+	}
+	timer := time.NewTimer(after/2 + rand.N(after)) //nolint:gosec // spreads load, guards nothing.
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.Done:
+		return false
 	}
 }
 

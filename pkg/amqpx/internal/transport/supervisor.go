@@ -28,6 +28,8 @@ type Observer interface {
 	OnConnecting(address string)
 	// OnCertificates reports the ends of the certificates of a new connection (see Conn).
 	OnCertificates(broker, own time.Time)
+	// OnNode reports the name of the node of a new connection; "" if it is not known.
+	OnNode(name string)
 	// OnReady reports a session that is ready. blocked tells whether the broker blocks publishing.
 	OnReady(generation uint64, blocked func() bool)
 	// OnBlocked reports that the broker blocks publishing, with the reason, or accepts
@@ -79,6 +81,7 @@ type Supervisor struct {
 	// deletes the entry. Only run uses the map.
 	sizeLimits map[string]int64
 	preferred  string // the address of the node to try first next time; "" for any
+	home       string // the address of the home node: the first that was tried
 	generation uint64 // of the last session that became ready
 	faults     faultLog
 
@@ -103,6 +106,10 @@ func (v *Supervisor) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if err == ErrReturnHome { //nolint:errorlint // it is this very value.
+			wait.Reset()
+			continue
+		}
 		v.reportFault(err)
 		pause := wait.NextBackOff()
 		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
@@ -116,7 +123,9 @@ func (v *Supervisor) Run(ctx context.Context) {
 func (v *Supervisor) Connect(ctx context.Context) (*Session, error) {
 	v.Brokers = v.Targets()
 	faults := make([]error, len(v.Brokers)) // in the order of the URLs, so equal faults have equal texts
-	for _, i := range v.order() {
+	order := v.order()
+	v.chooseHome(order)
+	for _, i := range order {
 		s, err := v.attempt(ctx, v.Brokers[i])
 		if err == nil {
 			return s, nil
@@ -148,6 +157,24 @@ func (v *Supervisor) rank(i int) int {
 	return 1
 }
 
+// chooseHome makes the first node of an order the home node, unless the list still has the home
+// node. The order is random, so the homes of many processes are spread over the nodes.
+func (v *Supervisor) chooseHome(order []int) {
+	if _, ok := v.homeTarget(); !ok && len(order) > 0 {
+		v.home = v.Brokers[order[0]].Address
+	}
+}
+
+// homeTarget returns the home node, if the list has it.
+func (v *Supervisor) homeTarget() (Target, bool) {
+	for _, t := range v.Brokers {
+		if t.Address == v.home {
+			return t, true
+		}
+	}
+	return Target{}, false
+}
+
 // attempt dials one broker and sets the session up; the dial timeout bounds both together.
 func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, error) {
 	v.Observer.OnConnecting(target.Address)
@@ -162,6 +189,8 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 		return nil, Classify(target, err)
 	}
 	v.Observer.OnCertificates(s.Pub.Certificates())
+	v.Observer.OnNode(s.Pub.Node())
+	s.Home, _ = v.homeTarget()
 	s.Generation = v.generation + 1
 	s.SizeLimit.Store(v.sizeLimits[target.Address])
 	stop := context.AfterFunc(ctx, s.Cut)
@@ -185,7 +214,7 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 
 // openSession dials and opens the channels. After an error nothing stays open.
 func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
-	s := &Session{Start: time.Now(), Target: target, Done: make(chan struct{})}
+	s := &Session{Start: time.Now(), Target: target, Leave: make(chan struct{}, 1), Done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.Fail(err)
@@ -241,6 +270,12 @@ func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Bac
 	case <-ctx.Done():
 	}
 	v.setCurrent(nil)
+	if s.Ended() && s.Cause == ErrReturnHome { //nolint:errorlint // it is this very value.
+		v.Logger.Info("returning to the home node", zap.String("broker", s.Home.Address), zap.String("from", s.Target.Address), zap.String("role", v.Role))
+		v.preferred = s.Home.Address
+		s.Close()
+		return ErrReturnHome
+	}
 	if s.Ended() { // shown before close, which may take a while
 		end := classifyEnd(s.Target, s.Cause)
 		v.Observer.OnFault(end, kindOf(end))

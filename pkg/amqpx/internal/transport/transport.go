@@ -46,6 +46,9 @@ type Conn interface {
 	// among the broker's certificates, and the end of this process's certificate. Zero: there
 	// was no certificate.
 	Certificates() (broker, own time.Time)
+	// Node returns the name of the node, from the property node of connection.start, which an
+	// operator can set (server_properties); "" without it.
+	Node() string
 	// UpdateSecret gives the broker a new password for the user of the connection. UpdateSecret
 	// returns with the broker's response or the end of the connection.
 	UpdateSecret(password string) error

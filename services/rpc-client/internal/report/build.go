@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"maps"
 	"runtime"
 	"runtime/debug"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/internal/loadgen"
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/internal/version"
 	"rabbitmq-rpc/pkg/amqpx"
 )
@@ -21,9 +23,14 @@ type Run struct {
 	Settings map[string]string
 	// Connection holds the changes of the connection; nil: none.
 	Connection *ConnectionEvents
-	// Broker is the address of the broker.
-	Broker string
+	// Broker is the address of the broker, Node the name of its node; "": unknown.
+	Broker, Node string
+	// Placement says which node holds what; nil: unknown.
+	Placement *placement.Placement
 }
+
+// unknown is the name of a node that the broker does not tell.
+const unknown = "unknown"
 
 // Build returns the report of a run.
 func Build(run Run) *Report {
@@ -53,6 +60,8 @@ func Build(run Run) *Report {
 		Timeline:       timeline(t.Timeline, t.Elapsed),
 		Events:         []Event{},
 		Broker:         run.Broker,
+		Node:           cmp.Or(run.Node, unknown),
+		Placement:      run.Placement,
 		Settings:       printable(run.Settings),
 		Versions:       versions(),
 		Started:        t.Start.UTC().Truncate(time.Microsecond),

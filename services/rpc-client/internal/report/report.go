@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"rabbitmq-rpc/internal/placement"
 )
 
 // Report is the content of report.json. Calls always equals OK plus the sum of Errors plus
@@ -72,6 +74,10 @@ type Report struct {
 	EventsOmitted int     `json:"events_omitted,omitempty"`
 	// Broker is the address, host:port.
 	Broker string `json:"broker"`
+	// Node is the name of the node of the last connection, or "unknown".
+	Node string `json:"node"`
+	// Placement says which node holds what; nil: unknown.
+	Placement *placement.Placement `json:"placement,omitempty"`
 	// Settings holds the variables in force, without secrets.
 	Settings map[string]string `json:"settings"`
 	// Versions holds the versions of the program and its parts.

@@ -28,7 +28,7 @@ func sample() *Report {
 			{At: 30, Kind: EventBlocked, Text: "low on memory"},
 			{At: 32.5, Kind: EventUnblocked},
 		},
-		Broker: "broker:5672", Settings: map[string]string{"RPC_METHOD": "b", "RPC_QUEUE": "q", "AMQP_URL": "amqp://u:xxxxx@broker:5672/", "RPC_EXPECT": ""},
+		Broker: "broker:5672", Node: "rabbit@a", Settings: map[string]string{"RPC_METHOD": "b", "RPC_QUEUE": "q", "AMQP_URL": "amqp://u:xxxxx@broker:5672/", "RPC_EXPECT": ""},
 		Versions: map[string]string{"go": "go1.26.8", "revision": "0123abc"},
 		Started:  started, Finished: started.Add(61234567 * time.Microsecond),
 	}
@@ -134,7 +134,7 @@ func TestJSONFields(t *testing.T) {
 	}
 	want := []string{
 		"batched", "blocked_seconds", "broker", "calls", "calls_per_second", "corrected", "duplicates", "errors", "events",
-		"finished", "handler_ms", "histogram", "interrupted", "late", "latency_ms", "lost", "mismatched", "ok", "passed",
+		"finished", "handler_ms", "histogram", "interrupted", "late", "latency_ms", "lost", "mismatched", "node", "ok", "passed",
 		"percentiles", "planned_seconds", "queue_wait_ms", "rate", "reconnects", "resent", "seconds", "settings", "started",
 		"timeline", "unknown", "versions",
 	}

@@ -41,6 +41,12 @@ func (r *Report) WriteSummary(w io.Writer, title string) error {
 	if r.OK > 0 {
 		writeLatency(row, &r.LatencyMS)
 	}
+	fmt.Fprintf(&b, "node of the connection: %s\n", r.Node)
+	if r.Placement != nil {
+		for _, line := range r.Placement.Lines() {
+			fmt.Fprintf(&b, "  %-40s %s\n", line.Name, line.Where)
+		}
+	}
 	if why := r.WhyGivenUp(); why != "" {
 		fmt.Fprintf(&b, "given up: %s\n", why)
 	}

@@ -1,0 +1,42 @@
+#!/bin/sh
+# The start of a node of compose/cluster.yml: it refuses data that its version cannot take over,
+# takes the cookie, chooses the settings of its version, and runs RabbitMQ.
+set -eu
+
+here=$(dirname "$0")
+home=/var/lib/rabbitmq
+conf=$home/conf.d
+node=rabbit@$(hostname)
+
+"$here/upgrade-check.sh" "$home/mnesia" "$node"
+
+rm -f "$home/.erlang.cookie"
+(umask 377 && cat /cookie/cookie >"$home/.erlang.cookie")
+
+for dir in /opt/rabbitmq/plugins /usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins; do
+	for app in "$dir"/rabbit-[0-9]*; do
+		[ ! -d "$app" ] || version=${app##*/rabbit-}
+	done
+done
+
+# Other overlays put files into conf.d, too; RabbitMQ reads the folder in the order of the names.
+rm -rf "$conf"
+mkdir "$conf"
+for file in /etc/rabbitmq/conf.d/*.conf; do
+	[ ! -f "$file" ] || cat "$file" >"$conf/${file##*/}"
+done
+cat "$here/rabbitmq.conf" "$here/rabbitmq-${version%%.*}.conf" >"$conf/20-cluster.conf"
+export RABBITMQ_CONFIG_FILES="$conf"
+# Clients and servers learn the name of their node from this property of the connection.
+export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="${RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS:-} -rabbit server_properties [{<<\"node\">>,longstr,<<\"$node\">>}]"
+
+# The first node forms the cluster. At its first start, another node waits for it: nodes that
+# start at the same moment would not see each other, and each would form a cluster of its own.
+if [ -n "${JOIN:-}" ] && [ ! -e "$home/mnesia/$node" ]; then
+	until rabbitmq-diagnostics -q -n "$JOIN" check_running >/dev/null 2>&1; do
+		echo "$node waits for $JOIN"
+		sleep 1
+	done
+fi
+echo "$version" >"$home/rabbitmq-version"
+exec rabbitmq-server
