@@ -127,6 +127,10 @@ func (r *Report) publishOwn(s *experiment.Section, dir string) error {
 	if s.File() == "" || s.Cut {
 		return nil
 	}
+	if m, ok := s.Measured(); ok {
+		m.Machine = join(", ", r.Machine.CPU, fmt.Sprintf("%d cores", r.Machine.Cores), r.Machine.OS, r.Machine.Go, r.Machine.Broker)
+		return m.Append(filepath.Join(dir, s.File()+".json"))
+	}
 	blocks, measurement, err := s.Documents()
 	if err != nil {
 		return err

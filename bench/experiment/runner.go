@@ -28,6 +28,8 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 		return s, r.memory(ctx, s)
 	case Growth:
 		return s, r.growth(ctx, s)
+	case ScalingNodes, ScalingServers, ScalingClients:
+		return s, r.scaling(ctx, s)
 	}
 	var groups []*process.Group
 	var err error
