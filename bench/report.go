@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/bench/contender"
+	"rabbitmq-rpc/bench/document"
 	"rabbitmq-rpc/bench/experiment"
 	"rabbitmq-rpc/bench/model"
 )
@@ -155,7 +156,7 @@ func replaceBlocks(file string, blocks map[string]string) error {
 	}
 	text := string(content)
 	for name, block := range blocks {
-		text, _ = experiment.ReplaceBlock(text, name, block)
+		text, _ = document.Replace(text, name, block)
 	}
 	return writeFile(file, []byte(text))
 }

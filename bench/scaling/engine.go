@@ -90,6 +90,7 @@ func (m *machine) dispatch() {
 // item is a message on its way, or calls that have not become a message yet.
 type item struct {
 	calls  int
+	more   bool    // of a message that another item has already begun
 	due    float64 // mean of the times at which the calls were due
 	client *simClient
 	server *simServer
@@ -118,7 +119,21 @@ type actor struct {
 // cost is the processor time of a message, and of each call in it.
 type cost struct{ message, call float64 }
 
-func (c cost) of(i item) float64 { return c.message + c.call*float64(i.calls) }
+func (c cost) of(i item) float64 {
+	if i.more {
+		return c.call * float64(i.calls)
+	}
+	return c.message + c.call*float64(i.calls)
+}
+
+// each calls do with an item for every call of a message: goroutines of their own handle them.
+func (i item) each(do func(item)) {
+	for n := range i.calls {
+		one := i
+		one.calls, one.more = 1, n > 0
+		do(one)
+	}
+}
 
 // account adds up the processor time of a side.
 type account struct{ used float64 }

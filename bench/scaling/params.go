@@ -13,11 +13,12 @@ type Params struct {
 	Client, Server Side
 	Broker         BrokerSide
 	Hop            float64 // time of a message from one process to another on one machine, in microseconds
-	Quorum         float64 // the broker's further processor time for a message in a quorum queue
-	Between        float64 // the brokers' processor time for a message, or a confirm, between two nodes
+	// Quorum is the broker's further processor time for a message in a quorum queue, and QuorumWake
+	// that of the wake-ups.
+	Quorum, QuorumWake float64
+	// Between is the brokers' processor time for a message, or a confirm, between two nodes.
+	Between, BetweenWake float64
 	Busy           float64 // the part of the processors' time that is used at full load
-	// Asleep is how much later than asked a handler ends that sleeps.
-	Asleep float64
 }
 
 // Side has the processor times of client, server or broker, in microseconds: for a call, for its
@@ -56,11 +57,8 @@ func (p Params) system(l Load, r Run) System {
 
 // Predict simulates a measured point.
 func (p Params) Predict(at *Point) Simulated {
-	l := at.Load
-	if l.Handler > 0 {
-		l.Handler += p.Asleep
-	}
-	return Simulate(p, p.system(l, at.Medians()), settle, measured)
+	s := p.system(at.Load, at.Medians())
+	return Simulate(p, s, settle/s.Speed, measured/s.Speed)
 }
 
 // find returns the point of one node with one server and one client.
@@ -83,12 +81,12 @@ func Fitted() []Load {
 	quorum, remote := base(false, 1024), base(false, 1024)
 	quorum.Nodes, quorum.Quorum = 3, true
 	remote.Nodes, remote.Place = 3, Remote
-	slow := base(false, 256)
-	slow.Part, slow.Workers, slow.Handler = PartServers, 8, 5000
-	return []Load{base(false, 1), base(false, 1024), base(true, 1024), quorum, remote, slow}
+	quorumOne, remoteOne := quorum, remote
+	quorumOne.Callers, remoteOne.Callers = 1, 1
+	return []Load{base(false, 1), base(false, 1024), base(true, 1024), quorum, quorumOne, remote, remoteOne}
 }
 
-// Fit takes the parameters from six measured points, and the parts of the processes from the
+// Fit takes the parameters from seven measured points, and the parts of the processes from the
 // measurement of the experiment growth. It repeats the simulation of these points until it has
 // their processor times.
 func Fit(m Measurement, parts []model.Part) (Params, error) {
@@ -102,7 +100,7 @@ func Fit(m Measurement, parts []model.Part) (Params, error) {
 	if err := errors.Join(faults...); err != nil {
 		return Params{}, err
 	}
-	one, many, batch, quorum, remote, slow := at[0], at[1], at[2], at[3], at[4], at[5]
+	one, many, batch := at[0], at[1], at[2]
 	p := Params{Hop: 1}
 	used := func(r Run) float64 { return r.Rate * (r.Client + r.Server + r.Broker) / 1e6 / r.Processors }
 	p.Busy = min((used(many.Medians())+used(batch.Medians()))/2, 1)
@@ -110,14 +108,22 @@ func Fit(m Measurement, parts []model.Part) (Params, error) {
 	for range 12 {
 		p.approach(p.Predict(one), p.Predict(many), p.Predict(batch), one.Medians(), many.Medians(), batch.Medians())
 	}
-	for range 6 {
-		off := quorum.Medians().Broker - p.Predict(quorum).Broker
-		p.Quorum = max(p.Quorum+off, 0)
-		off = remote.Medians().Broker - p.Predict(remote).Broker
-		p.Between = max(p.Between+off/4, 0) // request, response and their confirms
+	const crossings = 4 // between nodes: request, response and their confirms
+	for range 8 {
+		p.nearer(&p.Quorum, at[3], 1)
+		p.nearer(&p.QuorumWake, at[4], 1)
+		p.nearer(&p.Between, at[5], crossings)
+		p.nearer(&p.BetweenWake, at[6], crossings)
 	}
-	p.Asleep = max(float64(slow.Workers*slow.Servers)/slow.Medians().Rate*1e6-slow.Handler, 0)
 	return p, nil
+}
+
+// nearer changes a processor time of the broker, that a call has some times, so that the next
+// simulation of a point is nearer to the measurement.
+func (p *Params) nearer(micros *float64, at *Point, times float64) {
+	if simulated := p.Predict(at); simulated.Broker > 0 {
+		*micros = max(*micros+0.8*(at.Medians().Broker-simulated.Broker)/times, 0)
+	}
 }
 
 // begin sets the parts of the processes, and processor times to begin with.

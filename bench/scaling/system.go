@@ -27,6 +27,13 @@ const (
 	wakeOther                    = 2.5 / 13 // twice
 )
 
+// Names of resources.
+const (
+	partNode  = "broker: processors of a node"
+	partQueue = "broker: process of a request queue"
+	partLink  = "broker: connection between nodes"
+)
+
 // wide is the width of actors that are many goroutines or processes.
 const wide = 1 << 16
 
@@ -96,6 +103,7 @@ type simServer struct {
 	s *simulation
 	connection
 	out                                 map[*simClient]*outbox
+	hold                                *hold
 	read, work, publish, write, confirm *actor
 	node, queue                         int
 	running                             int
@@ -117,14 +125,22 @@ type outbox struct {
 	unconfirmed int
 	last        int
 	takers      int
-	missing     int
-	holds       int
-	skip        int
-	skipped     int
+	hold        *hold
 	client      *simClient
 	server      *simServer
 	publish     *actor
 	asked       bool
+}
+
+// hold is the state of a publisher that waits for messages, as in publish.Outbox. All outboxes of
+// a publisher share it.
+type hold struct {
+	missing int
+	waiting int       // messages that have come since
+	asking  []*outbox // outboxes that wait for the end of the hold
+	holds   int
+	skip    int
+	skipped int
 }
 
 // Simulate runs a system for a time, after a time to settle, both in microseconds of the simulation.
@@ -172,14 +188,14 @@ func (s *simulation) build() {
 		s.nodes = append(s.nodes, own(s.system.Cores))
 	}
 	for range l.Nodes * l.Nodes {
-		s.links = append(s.links, s.part("broker: connection between nodes", s.nodes[len(s.links)/l.Nodes], &s.broker, 1, 0, cost{message: s.params.Between}, func(i item) { s.later(i.do) }))
+		s.links = append(s.links, s.part(partLink, s.nodes[len(s.links)/l.Nodes], &s.broker, 1, s.params.BetweenWake, cost{message: s.params.Between}, func(i item) { s.later(i.do) }))
 	}
 	b := s.params.Broker
 	for i := range l.Queues * l.Shards {
 		q := &simQueue{queue: i / l.Shards, node: s.place(i, 0)}
 		per := b.stage(b.Queue)
 		per.message += s.quorumCost()
-		q.process = s.part("broker: process of a request queue", s.nodes[q.node], &s.broker, 1, b.Wake*wakeBroker, per, func(i item) { s.queued(q, i) })
+		q.process = s.part(partQueue, s.nodes[q.node], &s.broker, 1, b.Wake*wakeBroker+s.quorumWake(), per, func(i item) { s.queued(q, i) })
 		s.queues = append(s.queues, q)
 	}
 	for i := range l.Servers * l.Queues {
@@ -197,6 +213,13 @@ func (s *simulation) build() {
 func (s *simulation) quorumCost() float64 {
 	if s.system.Quorum {
 		return s.params.Quorum
+	}
+	return 0
+}
+
+func (s *simulation) quorumWake() float64 {
+	if s.system.Quorum {
+		return s.params.QuorumWake
 	}
 	return 0
 }
@@ -221,22 +244,22 @@ func (s *simulation) newClient(i int, on *machine) *simClient {
 	c.confirm = s.part("client: goroutine for confirms", on, &s.client, 1, p.Wake*wakeConfirm, cost{}, func(i item) { c.confirmed(i) })
 	c.read = s.part("client: goroutine that reads", on, &s.client, 1, p.Wake*wakeIn, p.stage(p.Reader), func(i item) { c.responded(i) })
 	c.callers = s.part("client: callers", on, &s.client, wide, 0, p.stage(1-p.Reader-p.Writer), func(i item) { c.again(i) })
-	c.connection = s.connect(c.node, func(i item) { c.published(i) }, func(i item) { c.read.post(i) })
+	c.connection = s.connect("client", c.node, func(i item) { c.published(i) }, func(i item) { c.read.post(i) })
 	b := s.params.Broker
 	c.replies = s.part("broker: process of a reply queue", s.nodes[c.node], &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Queue), func(i item) { c.delivered(i) })
-	c.out = &outbox{takers: s.system.Servers, client: c, publish: c.publish}
+	c.out = &outbox{takers: s.system.Servers, client: c, publish: c.publish, hold: new(hold)}
 	return c
 }
 
 func (s *simulation) newServer(i int, on *machine) *simServer {
 	p := s.params.Server
-	v := &simServer{s: s, node: s.place(i, 1), queue: i % s.system.Queues, out: make(map[*simClient]*outbox)}
-	v.read = s.part("server: goroutine that reads", on, &s.server, 1, p.Wake*wakeIn, p.stage(p.Reader), func(i item) { v.work.post(i) })
+	v := &simServer{s: s, node: s.place(i, 1), queue: i % s.system.Queues, out: make(map[*simClient]*outbox), hold: new(hold)}
+	v.read = s.part("server: goroutine that reads", on, &s.server, 1, p.Wake*wakeIn, p.stage(p.Reader), func(i item) { v.taken(i) })
 	v.work = s.part("server: workers", on, &s.server, wide, 0, p.stage(1-p.Reader-p.Writer), func(i item) { v.received(i) })
 	v.publish = s.part("server: publisher", on, &s.server, 1, p.Wake*wakeOut, cost{}, func(i item) { v.send(i.client) })
 	v.write = s.part("server: goroutine that writes responses", on, &s.server, 1, 0, p.stage(p.Writer), func(i item) { s.later(func() { v.reader.post(i) }) })
 	v.confirm = s.part("server: goroutine for confirms", on, &s.server, 1, p.Wake*wakeConfirm, cost{}, func(i item) { v.confirmed(i) })
-	v.connection = s.connect(v.node, func(i item) { v.published(i) }, func(i item) { v.read.post(i) })
+	v.connection = s.connect("server", v.node, func(i item) { v.published(i) }, func(i item) { v.read.post(i) })
 	return v
 }
 
@@ -245,12 +268,12 @@ type connection struct{ reader, channel, writer, other *actor }
 
 // connect returns the processes for a client or a server: published gets what it publishes, and
 // written what it consumes.
-func (s *simulation) connect(node int, published, written func(item)) connection {
+func (s *simulation) connect(of string, node int, published, written func(item)) connection {
 	at, b := s.nodes[node], s.params.Broker
 	var c connection
-	c.reader = s.part("broker: process that reads a connection", at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Reader), func(i item) { c.channel.post(i) })
-	c.channel = s.part("broker: process of a channel", at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Channel), published)
-	c.writer = s.part("broker: process that writes to a connection", at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Writer), func(i item) { s.later(func() { written(i) }) })
+	c.reader = s.part("broker: process that reads from a "+of, at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Reader), func(i item) { c.channel.post(i) })
+	c.channel = s.part("broker: channel of a "+of, at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Channel), published)
+	c.writer = s.part("broker: process that writes to a "+of, at, &s.broker, 1, b.Wake*wakeBroker, b.stage(b.Writer), func(i item) { s.later(func() { written(i) }) })
 	c.other = s.part("broker: other processes", at, &s.broker, wide, b.Wake*wakeOther, b.stage(b.rest()), nil)
 	return c
 }
@@ -299,44 +322,57 @@ func (c *simClient) call(i item) { c.s.put(c.out, i) }
 func (s *simulation) put(o *outbox, i item) {
 	o.waiting += i.calls
 	o.due += i.due * float64(i.calls)
-	if o.missing > 0 {
-		if o.missing -= i.calls; o.missing > 0 && o.waiting < maxHeld {
-			return
-		}
-		o.missing, o.skipped = 0, 0
-		o.holds++
+	h := o.hold
+	if h.missing == 0 {
+		o.ask()
+		return
 	}
-	o.ask()
+	h.asking = append(h.asking, o)
+	h.waiting += i.calls
+	if h.missing = max(h.missing-i.calls, 0); h.missing == 0 || h.waiting >= maxHeld {
+		h.skipped = 0
+		h.end()
+	}
+}
+
+// end ends a hold, and wakes the publisher.
+func (h *hold) end() {
+	h.missing, h.waiting = 0, 0
+	h.holds++
+	asking := h.asking
+	h.asking = nil
+	for _, o := range asking {
+		o.ask()
+	}
 }
 
 // expect makes the publisher wait for n messages, as publish.Outbox does.
-func (s *simulation) expect(o *outbox, n int) {
+func (s *simulation) expect(h *hold, n int) {
 	switch {
 	case !s.system.Batch || n < minExpected:
 		return
-	case o.skip > 0:
-		o.skip--
+	case h.skip > 0:
+		h.skip--
 		return
-	case o.missing > 0:
-		o.missing += n
+	case h.missing > 0:
+		h.missing += n
 		return
 	}
-	o.missing = n
-	hold := o.holds
+	h.missing = n
+	holds := h.holds
 	s.after(min(holdBase+holdEach*float64(n), holdMost), func() {
-		if o.missing == 0 || o.holds != hold {
+		if h.missing == 0 || h.holds != holds {
 			return
 		}
-		o.missing = 0
-		o.skipped = min(max(2*o.skipped, 1), 256)
-		o.skip = o.skipped
-		o.ask()
+		h.skipped = min(max(2*h.skipped, 1), 256)
+		h.skip = h.skipped
+		h.end()
 	})
 }
 
 // ask wakes the publisher.
 func (o *outbox) ask() {
-	if !o.asked && o.waiting > 0 && o.missing <= 0 {
+	if !o.asked && o.waiting > 0 && o.hold.missing == 0 {
 		o.asked = true
 		o.publish.post(item{client: o.client, server: o.server})
 	}
@@ -400,19 +436,19 @@ func (c *simClient) confirmed(item) {
 	c.out.ask()
 }
 
-// received runs the handlers of a message.
+// taken hands the calls of a message to the workers.
+func (v *simServer) taken(i item) {
+	v.s.expect(v.hold, i.calls)
+	i.each(v.work.post)
+}
+
+// received runs the handler of a call.
 func (v *simServer) received(i item) {
-	o := v.outboxOf(i.client)
 	if v.s.system.Handler == 0 {
-		v.s.expect(o, i.calls)
-		v.s.put(o, i)
+		v.s.put(v.outboxOf(i.client), i)
 		return
 	}
-	for range i.calls {
-		one := i
-		one.calls = 1
-		v.waiting = append(v.waiting, one)
-	}
+	v.waiting = append(v.waiting, i)
 	v.handle()
 }
 
@@ -433,7 +469,7 @@ func (v *simServer) handle() {
 func (v *simServer) outboxOf(c *simClient) *outbox {
 	o := v.out[c]
 	if o == nil {
-		o = &outbox{takers: 1, client: c, server: v, publish: v.publish}
+		o = &outbox{takers: 1, client: c, server: v, publish: v.publish, hold: v.hold}
 		v.out[c] = o
 	}
 	return o
@@ -475,9 +511,9 @@ func (c *simClient) responded(i item) {
 		c.s.latency = append(c.s.latency, weighted{c.s.now - i.due, float64(i.calls)})
 	}
 	if c.s.system.Rate == 0 {
-		c.s.expect(c.out, i.calls)
+		c.s.expect(c.out.hold, i.calls)
 	}
-	c.callers.post(i)
+	i.each(c.callers.post)
 }
 
 func (c *simClient) again(i item) {
@@ -498,7 +534,7 @@ func (s *simulation) result(duration float64) Simulated {
 	for _, n := range s.nodes {
 		busy := n.used / duration / s.system.Speed
 		if r.Node = max(r.Node, busy); busy/float64(n.cores) >= r.Busy {
-			r.Busy, r.Limit = busy/float64(n.cores), "broker: processors of a node"
+			r.Busy, r.Limit = busy/float64(n.cores), partNode
 		}
 	}
 	for _, v := range s.servers {

@@ -39,7 +39,7 @@ func TestManyCallers(t *testing.T) {
 	if total := many.Client + many.Server + many.Broker; total > 200 || total < 132 {
 		t.Errorf("%.0f µs of processor time, alone %.0f", total, one.Client+one.Server+one.Broker)
 	}
-	if many.Busy < 0.98 || many.Limit != "broker: processors of a node" {
+	if many.Busy < 0.98 || many.Limit != partNode {
 		t.Errorf("%s is busy for %.2f of the time", many.Limit, many.Busy)
 	}
 	if batch.Rate < 5*many.Rate || batch.Size < 20 {
@@ -103,10 +103,10 @@ func TestLimit(t *testing.T) {
 		l.Nodes, l.Shards = nodes, shards
 		return Simulate(params(), System{Load: l, Cores: 16, Speed: 1, Network: 50}, 10_000, 20_000)
 	}
-	if got := simulate(8, 1); got.Limit != "broker: process of a request queue" || got.Rate > 200_000 {
+	if got := simulate(8, 1); got.Limit != partQueue || got.Rate > 200_000 {
 		t.Errorf("one shard: %s, %.0f calls/s", got.Limit, got.Rate)
 	}
-	if got := simulate(1, 8); got.Limit != "broker: processors of a node" || got.Rate > 250_000 {
+	if got := simulate(1, 8); got.Limit != partNode || got.Rate > 250_000 {
 		t.Errorf("one node: %s, %.0f calls/s", got.Limit, got.Rate)
 	}
 }
