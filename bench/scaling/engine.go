@@ -157,8 +157,10 @@ func (a *actor) start() {
 	if a.width > 1 {
 		n = min(n, max(len(a.inbox)/a.width, 1))
 	}
-	items := append([]item(nil), a.inbox[:n]...)
-	a.inbox = a.inbox[:copy(a.inbox, a.inbox[n:])]
+	items := a.inbox[:n:n]
+	if a.inbox = a.inbox[n:]; len(a.inbox) == 0 {
+		a.inbox = nil
+	}
 	var took float64
 	if a.idle {
 		took, a.idle = a.wake, false

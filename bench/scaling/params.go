@@ -18,7 +18,7 @@ type Params struct {
 	Quorum, QuorumWake float64
 	// Between is the brokers' processor time for a message, or a confirm, between two nodes.
 	Between, BetweenWake float64
-	Busy           float64 // the part of the processors' time that is used at full load
+	Busy                 float64 // the part of the processors' time that is used at full load
 }
 
 // Side has the processor times of client, server or broker, in microseconds: for a call, for its
@@ -44,8 +44,8 @@ func (b BrokerSide) rest() float64 { return max(0.5-b.Reader-b.Channel-b.Queue-b
 
 // settle and measured are the times of a simulation that is compared with a measurement.
 const (
-	settle   = 100_000.
-	measured = 300_000.
+	settle   = 80_000.
+	measured = 80_000.
 )
 
 // system returns the measured system of a point: one machine, without the processors that other
@@ -105,11 +105,11 @@ func Fit(m Measurement, parts []model.Part) (Params, error) {
 	used := func(r Run) float64 { return r.Rate * (r.Client + r.Server + r.Broker) / 1e6 / r.Processors }
 	p.Busy = min((used(many.Medians())+used(batch.Medians()))/2, 1)
 	p.begin(one.Medians(), many.Medians(), batch.Medians(), parts)
-	for range 12 {
+	for range 6 {
 		p.approach(p.Predict(one), p.Predict(many), p.Predict(batch), one.Medians(), many.Medians(), batch.Medians())
 	}
 	const crossings = 4 // between nodes: request, response and their confirms
-	for range 8 {
+	for range 4 {
 		p.nearer(&p.Quorum, at[3], 1)
 		p.nearer(&p.QuorumWake, at[4], 1)
 		p.nearer(&p.Between, at[5], crossings)

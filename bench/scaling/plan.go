@@ -22,8 +22,8 @@ const (
 	planNetwork = 50.  // of a message between two machines, in microseconds
 	planBusy    = 0.7  // the part of the time in which the busiest resource may be busy
 	planCarried = 0.98 // the part of the calls that must get a response in the counted time
-	planCalls   = 40_000
-	planSteps   = 40
+	planCalls   = 10_000
+	planSteps   = 6
 )
 
 // Plan is what a scenario needs.
@@ -49,14 +49,31 @@ func (s Scenario) system(nodes, servers, shards int) System {
 
 // simulate runs a system for about planCalls calls.
 func (c Capacity) simulate(s System) Simulated {
-	duration := max(planCalls/s.Rate*1e6, 20_000)
-	return Simulate(c.Params, s, min(duration/2, 200_000), duration)
+	duration := max(planCalls/s.Rate*1e6, 10_000)
+	return Simulate(c.Params, s, min(duration, 50_000), duration)
 }
 
-// Plan looks for the least system of a scenario: it begins with one node, one server and one
-// shard, and adds to the resource that is the limit until no resource is busier than planBusy.
+// propose returns the nodes, servers and shards of a scenario by the formula. A client that makes
+// few calls pays for the wake-ups of each message; the messages of one that makes many have
+// batchGuess calls.
+func (c Capacity) propose(s Scenario) (nodes, servers, shards int) {
+	const few, batchGuess = 2000, 32
+	size, inFlight := 1., 1.
+	if s.Rate/float64(s.Clients) > few {
+		size, inFlight = batchGuess, batchWindow
+	}
+	costs := c.Costs(s.system(1, 1, 1).Load, size, inFlight, math.Inf(1))
+	need := func(micros, cores float64) int { return int(math.Ceil(s.Rate * micros / 1e6 / cores / planBusy)) }
+	part := func(share float64) float64 { return c.Broker.Call*share + c.Broker.Message*share/size }
+	between := 4 * c.Between / size
+	serial := max(part(c.Broker.Writer), part(c.Broker.Channel), c.Server.Call*c.Server.Reader+c.Server.Message*c.Server.Reader/size)
+	return need(costs.Broker+between, planCores), max(need(costs.Server, planCores), need(serial, 1)), need(part(c.Broker.Queue), 1)
+}
+
+// Plan looks for the system of a scenario: it begins with the system that the formula proposes,
+// and adds to the resource that is the limit until no resource is busier than planBusy.
 func (c Capacity) Plan(s Scenario) Plan {
-	nodes, servers, shards := 1, 1, 1
+	nodes, servers, shards := c.propose(s)
 	p := Plan{Scenario: s}
 	for range planSteps {
 		p.System = s.system(nodes, servers, shards)
