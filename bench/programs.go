@@ -66,7 +66,7 @@ func repositoryRoot(ctx context.Context) (string, error) {
 // controlProgram returns the command line of the broker's control program, if an experiment needs
 // it and the broker's name is known.
 func controlProgram(ctx context.Context, o options) ([]string, error) {
-	if o.broker == "" || !slices.Contains(o.experiments, experiment.Growth) {
+	if o.broker == "" || !slices.Contains(o.experiments, experiment.Growth) && !slices.Contains(o.experiments, experiment.Shards) {
 		return nil, nil
 	}
 	root, err := repositoryRoot(ctx)

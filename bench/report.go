@@ -138,7 +138,10 @@ func (r *Report) publishOwn(s *experiment.Section, dir string) error {
 	}
 	own := filepath.Join(dir, s.File())
 	text := "# " + strings.ToUpper(s.File()[:1]) + s.File()[1:] + "\n\n" + r.Markdown([]*experiment.Section{s})
-	if err := errors.Join(writeFile(own+".json", measurement), writeFile(own+".md", []byte(text))); err != nil {
+	if len(measurement) > 0 {
+		err = writeFile(own+".json", measurement)
+	}
+	if err = errors.Join(err, writeFile(own+".md", []byte(text))); err != nil {
 		return err
 	}
 	return replaceBlocks(filepath.Join(filepath.Dir(filepath.Clean(dir)), "performance.md"), blocks)

@@ -72,7 +72,7 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 
 // server returns a server for env's queue.
 func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
-	opts := []amqpx.ServerOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
+	opts := []amqpx.ServerOption{amqpx.WithShards(max(env.Shards, 1)), amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if env.Workers > 0 {
 		opts = append(opts, amqpx.WithWorkers(env.Workers))
 	}
@@ -118,7 +118,7 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 
 // client returns a client of env's queue.
 func (c overAMQPX) client(env Environment) (*amqpx.Client, error) {
-	opts := []amqpx.ClientOption{amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
+	opts := []amqpx.ClientOption{amqpx.WithShards(max(env.Shards, 1)), amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if c.direct {
 		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
 	}

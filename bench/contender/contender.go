@@ -99,6 +99,8 @@ type Environment struct {
 	Nodes []string `json:"nodes,omitempty"`
 	// Quorum makes the request queues of contenders Single and Batched quorum queues.
 	Quorum bool `json:"quorum,omitempty"`
+	// Shards is the number of shards of the request queue, see amqpx.WithShards; 0: 1.
+	Shards int `json:"shards,omitempty"`
 }
 
 // at returns the environment of request queue i.

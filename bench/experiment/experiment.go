@@ -109,7 +109,8 @@ const (
 	Slow      = "slow"
 	MemoryUse = "memory"
 	Growth    = "growth"
-	// Telemetry is not part of "all", because it compares amqpx with itself.
+	// Shards and Telemetry are not part of "all", because they compare amqpx with itself.
+	Shards    = "shards"
 	Telemetry = "telemetry"
 	// The scaling experiments are not part of "all": they add rounds to a file of their own, and
 	// need a cluster.
@@ -120,7 +121,7 @@ const (
 
 // Names returns the names of all experiments.
 func Names() []string {
-	return append(AllNames(), Table, Telemetry, ScalingNodes, ScalingServers, ScalingClients)
+	return append(AllNames(), Table, Shards, Telemetry, ScalingNodes, ScalingServers, ScalingClients)
 }
 
 // AllNames returns the names of the experiments of "all". The experiment Callers contains the
@@ -147,6 +148,8 @@ func New(name string, o Options) Experiment {
 		e = telemetryExperiment(o)
 	case Growth:
 		e = growthExperiment(o)
+	case Shards:
+		e = shardsExperiment(o)
 	case ScalingNodes, ScalingServers, ScalingClients:
 		e = scalingExperiment(name, o)
 	case MemoryUse:

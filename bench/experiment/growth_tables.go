@@ -37,7 +37,7 @@ const (
 // Documents returns what the experiment writes beside results.md: the blocks of performance.md by
 // name, and the measurement that the model was fitted to.
 func (s *Section) Documents() (blocks map[string]string, measurement []byte, err error) {
-	if s.file == "" {
+	if s.Name != Growth {
 		return nil, nil, nil
 	}
 	_, summary := s.modelTables()

@@ -28,6 +28,8 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 		return s, r.memory(ctx, s)
 	case Growth:
 		return s, r.growth(ctx, s)
+	case Shards:
+		return s, r.shards(ctx, s)
 	case ScalingNodes, ScalingServers, ScalingClients:
 		return s, r.scaling(ctx, s)
 	}
@@ -58,6 +60,9 @@ func (r *Runner) start(ctx context.Context, setup process.Setup) (*process.Group
 // queueOf returns the name of the first request queue of a new group.
 func (r *Runner) queueOf(setup process.Setup) string {
 	setup.Env.Queue = "bench." + setup.Contender + "." + uuid.NewString()
+	for i := 1; i < setup.Env.Shards; i++ {
+		r.queues = append(r.queues, fmt.Sprintf("%s.%d", setup.Env.Queue, i))
+	}
 	r.queues = append(r.queues, setup.Env.QueueNames()...)
 	return setup.Env.Queue
 }

@@ -13,6 +13,8 @@ type Queue struct {
 	Name string `envconfig:"RPC_QUEUE" default:"rpc_queue" maxlen:"200"`
 	// Type is classic or quorum.
 	Type amqpx.QueueType `envconfig:"RPC_QUEUE_TYPE" default:"classic" oneof:"classic quorum"`
+	// Shards is the number of queues: Name, Name.1 and so on.
+	Shards int `envconfig:"RPC_SHARDS" default:"1" min:"1" max:"64"`
 	// Durable makes the queue survive a restart of the broker.
 	Durable bool `envconfig:"RPC_QUEUE_DURABLE" default:"true"`
 	// Persistent makes the broker also write the messages to disk.
@@ -45,6 +47,7 @@ func (q *Queue) Queue() amqpx.Queue {
 func (q *Queue) Options() []amqpx.Option {
 	return []amqpx.Option{
 		amqpx.WithQueue(q.Queue()),
+		amqpx.WithShards(q.Shards),
 		amqpx.WithPersistent(q.Persistent),
 		amqpx.WithBatch(q.Batch),
 		amqpx.WithControl(q.Control),

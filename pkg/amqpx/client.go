@@ -80,6 +80,7 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if cfg.batch == BatchAuto {
 		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, publish.BatchLimit(cfg.maxMessageSize), c.recordBatchSent, c.route.outbox.Notify)
 	}
+	c.openShards()
 	if cfg.control {
 		c.cancels = newCancels()
 	}
@@ -176,6 +177,9 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) Reque
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
+	if cfg.keyed && c.cfg.shards > 1 {
+		req.sent.keyed, req.sent.shard = true, uint8(jump(cfg.shardHash, c.cfg.shards)) //nolint:gosec // below MaxShards.
+	}
 	return req
 }
 
@@ -312,15 +316,23 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	}
 	// No request is sent before the session is ready: a caller with a response then finds the
 	// connection ready, and Close finds the session for deleting the reply queue.
-	s.OnReady = func() { publish.Start(s, c.route.outbox, c.returned) }
+	s.OnReady = func() { publish.Start(s, c.route.outbox, len(c.route.shards), c.returned) }
 	return nil
 }
 
 // returned records a request returned by the broker.
 func (c *Client) returned(r amqp.Return) {
-	if r.ContentType == wire.ContentTypeRequests && c.route.batch != nil {
-		c.route.batch.returned(r.CorrelationId)
-	} else {
-		c.pending.returned(r)
+	batch := c.route.batch
+	s := c.route.shardNamed(r.RoutingKey)
+	if s != nil {
+		batch = s.batch
 	}
+	if r.ContentType == wire.ContentTypeRequests && batch != nil {
+		batch.returned(r.CorrelationId)
+		return
+	}
+	if s != nil {
+		s.isMissing()
+	}
+	c.pending.returned(r)
 }

@@ -101,11 +101,11 @@ func (l *batchTarget) refused() {
 	l.disable()
 }
 
-// resendBatched re-sends the idempotent calls in batches when the batch queue has no consumer:
-// there may be servers that do not unpack batches. Other calls keep waiting.
-func (c *Client) resendBatched() {
+// resendBatched re-sends the idempotent calls in batches when the batch queue of a shard has no
+// consumer: there may be servers that do not unpack batches. Other calls keep waiting.
+func (c *Client) resendBatched(shard int) {
 	for _, a := range c.pending.attempts() {
-		if a.call.req.idempotent && a.isBatched() {
+		if a.call.req.idempotent && a.isBatched() && a.shard() == shard {
 			a.loseConfirmed(publish.Lost)
 		}
 	}
@@ -113,18 +113,30 @@ func (c *Client) resendBatched() {
 
 // BatchKey implements publish.Batchable.
 func (a *attempt) BatchKey() string {
+	switch {
+	case a.suspected > 0:
+		return ""
+	case len(a.call.route.shards) > 0:
+		return a.shardKey(a.mayJoinBatch())
+	case a.mayJoinBatch():
+		return a.call.route.batch.queueName()
+	default:
+		return ""
+	}
+}
+
+// mayJoinBatch reports whether the request may travel in a batch.
+func (a *attempt) mayJoinBatch() bool {
 	k := a.call
 	l := k.route.batch
-	if l == nil || a.alone || a.suspected > 0 {
-		return ""
+	if l == nil || a.alone {
+		return false
 	}
 	if req := k.req.measured(); !req.FitsBatch() || req.BatchSize() > publish.MaxRecordBytes {
-		return ""
+		return false
 	}
-	if others := k.route.watch.others.Load(); others > 0 && l.goesAlone(others) {
-		return ""
-	}
-	return l.queueName()
+	others := k.route.watch.others.Load()
+	return others == 0 || !l.goesAlone(others)
 }
 
 // goesAlone selects the calls that travel alone, for the servers that do not unpack batches.
@@ -146,17 +158,31 @@ func (l *batchTarget) goesAlone(others int32) bool {
 const deadlineShare = 8
 
 // MustTravelAlone implements publish.Batchable.
-func (a *attempt) MustTravelAlone() bool { return a.call.route.batch.servers.Load() == 0 }
+func (a *attempt) MustTravelAlone() bool {
+	if len(a.call.route.shards) > 0 {
+		return !a.hasBatchQueue()
+	}
+	return a.call.route.batch.servers.Load() == 0
+}
 
 // Consumers implements publish.Batchable.
-func (a *attempt) Consumers() int { return max(int(a.call.route.batch.servers.Load()), 1) }
+func (a *attempt) Consumers() int {
+	if len(a.call.route.shards) > 0 {
+		return a.batchConsumers()
+	}
+	return max(int(a.call.route.batch.servers.Load()), 1)
+}
 
 // NewBatch implements publish.Batchable.
-func (a *attempt) NewBatch(key string, limit int, buffer []byte) publish.Batch {
-	route := a.call.route
+func (a *attempt) NewBatch(_ string, limit int, buffer []byte) publish.Batch {
+	route, target, shard := a.call.route, a.call.route.batch, 0
+	if len(route.shards) > 0 {
+		shard = a.shard()
+		target = route.shards[shard].batch
+	}
 	return &callBatch{
-		queue: key, limit: min(limit, route.batch.limit), body: buffer, begun: time.Now(),
-		target: route.batch, replyTo: route.replyTo, persistent: route.persistent,
+		shard: shard, limit: min(limit, target.limit), body: buffer, begun: time.Now(),
+		target: target, replyTo: route.replyTo, persistent: route.persistent,
 	}
 }
 
@@ -164,7 +190,7 @@ func (a *attempt) NewBatch(key string, limit int, buffer []byte) publish.Batch {
 // calls, so that no call runs after its caller has gone.
 type callBatch struct {
 	attempts    []*attempt
-	queue       string
+	shard       int
 	target      *batchTarget
 	id          string
 	replyTo     string
@@ -198,6 +224,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
 	}
 	a.marks.Or(markBatched)
+	a.SetQueue(b.shard)
 	b.attempts = append(b.attempts, a)
 	b.least, b.most = min(b.least, left), max(b.most, left)
 	b.body = req.AppendTo(b.body, left)
@@ -220,7 +247,7 @@ func (b *callBatch) Canceled() bool { return false }
 
 // Publishing implements publish.Outbound.
 func (b *callBatch) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	return b.queue, true, amqp.Publishing{
+	return b.target.queue, true, amqp.Publishing{
 		ContentType: wire.ContentTypeRequests, DeliveryMode: wire.DeliveryMode(b.persistent), CorrelationId: b.id, ReplyTo: b.replyTo,
 		UserId: b.user, Expiration: wire.Expiration(b.least), Body: b.body,
 	}

@@ -44,7 +44,9 @@ type route struct {
 	outbox     *publish.Outbox
 	watch      *queueWatch
 	queueGate  *queueGate
-	batch      *batchTarget // nil without batches
+	batch      *batchTarget   // nil without batches
+	shards     []*clientShard // nil if there is a single shard, which is queue and batch
+	turn       atomic.Uint32  // shard of the next message without a key
 	// idle has calls that later calls reuse, with their channels and the memory of their bodies.
 	idle sync.Pool
 }
@@ -334,6 +336,10 @@ const (
 	markResult   = 0xff
 	markReturned = 1 << 8 // the broker returned the request
 	markBatched  = 1 << 9 // sent in a batch
+	// markShard is the place of the attempt's shard, which is counted from 1 and 0 until the shard
+	// is chosen.
+	markShard  = 16
+	shardMarks = 0xff << markShard
 )
 
 // isReturned reports whether the broker returned the request.
@@ -414,7 +420,7 @@ func (a *attempt) Publishing() (key string, mandatory bool, msg amqp.Publishing)
 	k, req := a.call, a.request()
 	msg = req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
 	msg.UserId = k.route.user.get()
-	return k.route.queue, true, msg
+	return a.routingKey(), true, msg
 }
 
 // OnResult implements publish.Outbound. The confirm of a returned message, which follows the
@@ -424,6 +430,9 @@ func (a *attempt) OnResult(f publish.Result) {
 	route := a.call.route
 	if a.isReturned() {
 		f = publish.Returned
+	}
+	if len(route.shards) > 0 && !a.isBatched() {
+		route.shards[a.shard()].published(f)
 	}
 	if f == publish.Confirmed {
 		opens := route.queueGate.isShut.Load() && !a.isBatched()

@@ -227,6 +227,8 @@ type callConfig struct {
 	waitForServer  bool
 	header         map[string]any
 	info           *CallInfo
+	shardHash      uint64 // of the key of WithShardKey
+	keyed          bool   // the call has such a key
 
 	contentType, contentEncoding string
 }
@@ -257,7 +259,9 @@ func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig
 type sentWith struct {
 	info          *CallInfo
 	waitForServer bool
-	ours          bool // no middleware sees the request
+	ours          bool  // no middleware sees the request
+	keyed         bool  // the call uses the shard, and no other
+	shard         uint8 // with keyed
 }
 
 // CallInfo describes a finished call. Pass a CallInfo with [WithCallInfo]; its fields are set

@@ -142,6 +142,7 @@ type queueChecker struct {
 	unserved time.Time
 	checked  time.Time // when the last check ended
 	control  controlCheck
+	shards   []*shardCheck // of the shards beyond 0
 }
 
 // checkedQueue is a queue under observation.
@@ -151,6 +152,7 @@ type checkedQueue struct {
 	due     time.Time          // time of the next check
 	open    <-chan checkResult // an unanswered question; else nil
 	barred  bool               // this user may not see the queue
+	asked   time.Time          // time of the last question
 }
 
 type checkResult struct {
@@ -177,6 +179,7 @@ func (c *Client) startChecks(s *transport.Session) error {
 	if c.route.batch != nil {
 		l.firstCheck()
 	}
+	l.startShards()
 	s.Run(l.run)
 	return nil
 }
@@ -254,20 +257,25 @@ func (l *queueChecker) pace(timer *time.Timer, urgent bool) bool {
 // checkQueues asks the broker for both queues and acts on the results.
 func (l *queueChecker) checkQueues() {
 	c, now := l.client, time.Now()
-	if waiting := c.watch.waiting(); waiting != nil || !now.Before(l.queue.due) {
+	waiting := c.watch.waiting()
+	l.checkShards(waiting != nil)
+	if waiting != nil || !now.Before(l.queue.due) {
 		found, err := l.ask(&l.queue, checkTimeout)
 		st := stateOf(found, err)
 		l.queue.plan(st)
 		before := c.watch.found(st, waiting)
 		c.queueChanged(before, st)
 		c.showQueue(st)
+		if len(c.route.shards) > 0 {
+			c.route.shards[0].found(st)
+		}
 	}
 	if c.route.batch != nil && !now.Before(l.lane.due) {
 		found, err := l.ask(&l.lane, checkTimeout)
 		st := stateOf(found, err)
 		l.lane.plan(st)
 		if c.route.batch.found(st); st.consumers == 0 {
-			c.resendBatched()
+			c.resendBatched(0)
 		}
 	}
 	l.count()
@@ -286,7 +294,7 @@ func (l *queueChecker) ask(q *checkedQueue, limit time.Duration) (amqp.Queue, er
 	}
 	if q.open == nil {
 		response := make(chan checkResult, 1)
-		q.open = response
+		q.open, q.asked = response, time.Now()
 		ch := l.ch
 		l.ch = nil
 		l.s.Run(func() { // ends with the session at the latest, when the sockets are cut
@@ -374,9 +382,9 @@ func (c *Client) queueChanged(before, now queueState) {
 	switch {
 	case now.missing && !before.missing:
 		c.route.queueGate.shut(false)
-		c.resendConfirmed()
+		c.resendConfirmed(0)
 	case before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
-		c.resendConfirmed()
+		c.resendConfirmed(0)
 	}
 }
 
@@ -398,11 +406,11 @@ func (c *Client) showQueue(st queueState) {
 	}
 }
 
-// resendConfirmed re-sends the idempotent calls whose requests the broker had confirmed,
+// resendConfirmed re-sends the idempotent calls whose requests the broker had confirmed in a shard,
 // except calls in batches, whose requests are in another queue (resendBatched).
-func (c *Client) resendConfirmed() {
+func (c *Client) resendConfirmed(shard int) {
 	for _, a := range c.pending.attempts() {
-		if a.call.req.idempotent && !a.isBatched() {
+		if a.call.req.idempotent && !a.isBatched() && a.shard() == shard {
 			a.loseConfirmed(publish.Lost)
 		}
 	}
@@ -414,7 +422,7 @@ func (c *Client) resendConfirmed() {
 func (l *queueChecker) checkServed() {
 	c, st := l.client, l.client.watch.last()
 	lane := c.route.batch
-	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 {
+	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 || c.route.anotherIsServed() {
 		l.unserved = time.Time{}
 		return
 	}

@@ -31,6 +31,7 @@ type requestTraits uint8
 const (
 	traitWaitForServer requestTraits = 1 << iota // see WaitForServer
 	traitUnsampled                               // see Request.Unsampled
+	traitKeyed                                   // the call uses requestOptions.shard, see WithShardKey
 )
 
 // has reports whether t has a trait.
@@ -44,6 +45,9 @@ func traitsOf(req *Request) (t requestTraits) {
 	if req.Unsampled {
 		t |= traitUnsampled
 	}
+	if req.sent.keyed {
+		t |= traitKeyed
+	}
 	return t
 }
 
@@ -54,6 +58,7 @@ type requestOptions struct {
 	contentType, contentEncoding string
 	key                          string // the idempotency key, if it is not the correlation id
 	id                           string // the correlation id, if middleware has set one that is not a UUID
+	shard                        uint8  // the shard of the call's key
 }
 
 // setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
@@ -74,6 +79,9 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	if req.sent.info != nil || len(header) > 0 || req.ContentType != "" || req.ContentEncoding != "" {
 		*k.req.options() = requestOptions{info: req.sent.info, header: header, contentType: req.ContentType, contentEncoding: req.ContentEncoding}
 	}
+	if req.sent.keyed {
+		k.req.options().shard = req.sent.shard
+	}
 	if req.sent.ours {
 		k.req.id = newUUID()
 		k.req.setKey(req.IdempotencyKey, req.Idempotent && req.IdempotencyKey == "")
@@ -91,6 +99,14 @@ func (r *callRequest) options() *requestOptions {
 		r.more = &requestOptions{}
 	}
 	return r.more
+}
+
+// shard returns the shard of the call's key, if the call has one.
+func (r *callRequest) shard() (i int, keyed bool) {
+	if !r.traits.has(traitKeyed) {
+		return 0, false
+	}
+	return int(r.more.shard), true
 }
 
 // text returns the correlation id as it travels.

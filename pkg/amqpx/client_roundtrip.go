@@ -199,7 +199,7 @@ func (k *call) sendAndAwait(gone <-chan struct{}) event {
 		return event{kind: eventCanceled}
 	default:
 	}
-	if k.probes == 0 && k.route.queueGate.isShut.Load() && k.mayPark() {
+	if k.probes == 0 && k.route.queueGate.isShut.Load() && k.mayPark() && !k.req.traits.has(traitKeyed) {
 		if ev := k.park(gone); ev.kind != eventAttempt {
 			return ev
 		}
@@ -319,6 +319,9 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 	k.recordResult(f)
 	outcome := k.outcome()
 	again := event{kind: eventAttempt}
+	if next, ok, err := c.afterShard(k, gone, a, outcome); ok {
+		return next, err
+	}
 	switch f {
 	case publish.Unsent:
 		return again, nil
@@ -330,10 +333,10 @@ func (c *Client) afterPublish(k *call, gone <-chan struct{}, a *attempt) (event,
 		}
 		return again, localError(CodeUnavailable, outcome, ErrOutcomeUnknown, "")
 	case publish.Unserved:
-		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.route.queue))
+		return again, localError(CodeUnavailable, outcome, ErrNoServer, fmt.Sprintf("queue %q", k.queue()))
 	case publish.Returned:
 		if c.route.queueGate.shut(false) {
-			c.resendConfirmed() // the requests in the queue are gone too
+			c.resendConfirmed(0) // the requests in the queue are gone too
 		}
 		k.endProbe()
 		if k.mayPark() {
@@ -385,7 +388,7 @@ func (c *Client) afterNack(k *call, gone <-chan struct{}, batched bool) (event, 
 		return c.afterFull(k, gone)
 	}
 	if c.route.queueGate.shut(true) && !full {
-		c.resendConfirmed() // the memory of the queue's process may be lost
+		c.resendConfirmed(0) // the memory of the queue's process may be lost
 	}
 	k.endProbe()
 	if !st.away && !full {
@@ -428,8 +431,8 @@ func (c *Client) checkOnce(k *call, gone <-chan struct{}) (ev event, over bool) 
 // noQueue explains why the broker returned a request: the queue does not exist, or lives on a
 // node that is down.
 func (c *Client) noQueue(k *call) (detail string, sentinel error) {
-	queue := fmt.Sprintf("queue %q", k.route.queue)
-	if st := c.watch.last(); st.away && st.fault != FaultQueueMissing {
+	queue := fmt.Sprintf("queue %q", k.queue())
+	if st := c.queueState(k); st.away && st.fault != FaultQueueMissing {
 		return queue + ": " + st.text(), ErrQueueUnavailable
 	}
 	return "no " + queue, ErrUnroutable
@@ -447,9 +450,9 @@ func (c *Client) afterFull(k *call, gone <-chan struct{}) (event, error) {
 
 // nackError returns the error of a call whose request was nacked.
 func (c *Client) nackError(k *call, full bool, hint time.Duration) *Error {
-	detail := fmt.Sprintf("queue %q", k.route.queue)
+	detail := fmt.Sprintf("queue %q", k.queue())
 	if !full {
-		if st := c.watch.last(); st.away {
+		if st := c.queueState(k); st.away {
 			detail += ": " + st.text()
 		}
 		return localError(CodeUnavailable, k.outcome(), ErrQueueUnavailable, detail)
@@ -499,7 +502,7 @@ func (c *Client) abandonError(k *call, cause error) error {
 // reasonOf returns the reason why a call got no response, as far as the client knows.
 func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	st, a := c.Status(), k.current.Load()
-	queue := fmt.Sprintf("queue %q", k.route.queue)
+	queue := fmt.Sprintf("queue %q", k.queue())
 	waits := a == nil || a.at() == stageUndelivered || a.at() == stageLost // for the next attempt
 	shut := waits && c.route.queueGate.isShut.Load()
 	switch {
@@ -512,7 +515,7 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 		return detail, ErrNotConnected
 	case waits && k.lastResult == publish.Returned, shut && k.lastResult != publish.Nacked && c.route.queueGate.refusing() == 0:
 		return c.noQueue(k)
-	case waits && k.lastResult == publish.Nacked && (c.route.queueGate.isFull() || c.watch.last().full()):
+	case waits && k.lastResult == publish.Nacked && (c.route.queueGate.isFull() || c.queueState(k).full()):
 		return queue, ErrRefused
 	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
@@ -530,7 +533,7 @@ func (c *Client) observed(k *call, a *attempt) string {
 	case a != nil && a.at() == stageWritten:
 		all = append(all, "the broker has not confirmed the request")
 	default:
-		if text := c.watch.last().text(); text != "" {
+		if text := c.queueState(k).text(); text != "" {
 			all = append(all, text)
 		}
 	}

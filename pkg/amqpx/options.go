@@ -68,6 +68,7 @@ type config struct {
 	urls           []BrokerURL // parsed from urlList by validate
 	name           string
 	queue          Queue
+	shards         int
 	persistent     bool
 	batch          BatchMode
 	control        bool
@@ -91,6 +92,7 @@ func defaultConfig() config {
 	return config{
 		name:           "amqpx",
 		queue:          Queue{Name: DefaultQueue, Type: QueueClassic},
+		shards:         DefaultShards,
 		batch:          BatchAuto,
 		control:        true,
 		userID:         true,
@@ -234,7 +236,7 @@ func WithLogger(l *zap.Logger) Option {
 
 // validate reports every fault at once.
 func (c *config) validate() error {
-	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateNames()}
+	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateNames()}
 	var err error
 	if c.urls, err = ParseURLs(c.urlList); err != nil {
 		faults = append(faults, fmt.Errorf("broker URLs: %w", err))

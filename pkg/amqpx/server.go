@@ -59,6 +59,10 @@ type Server struct {
 	returned                   returnedCopies
 	deferred                   deferredRequests
 	controlResponses           atomic.Int64 // unpublished responses of the control plane
+	// unpacking has room for one token, which a consumer of a batch queue takes to unpack a batch.
+	unpacking     chan struct{}
+	shardRequests [MaxShards]atomic.Uint64
+	retiring      retiringShards
 	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 
@@ -88,6 +92,8 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		self:     newInstance(),
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
+
+		unpacking: make(chan struct{}, 1),
 	}
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
@@ -245,8 +251,8 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	if difference != "" {
 		s.warnAdopted(s.cfg.queue, difference, againstBatches(found, s.cfg.queue))
 	}
-	companions := s.companions(found)
-	publish.Start(sess, s.outbox, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
+	companions := &companionSet{all: s.companions(found)}
+	publish.Start(sess, s.outbox, 0, func(r amqp.Return) { s.returnedMessage(sess, companions, &r) })
 	if err := s.startControl(sess); err != nil {
 		return err
 	}
@@ -258,7 +264,9 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 		return nil
 	}
 	main := newConsumer(s, sess)
-	s.startCompanions(ctx, main, companions)
+	s.startCompanions(ctx, main, companions.all)
+	s.retiring.reset()
+	sess.Run(func() { s.findRetiring(main, companions) })
 	return main.start(s.cfg.queue.Name)
 }
 
@@ -352,11 +360,14 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 func (s *Server) requeueCopy(req *inboundRequest) {
 	consumers := []*consumer{req.delivery.consumer}
 	if req.delivery.batched { // the copy goes to the request queue
-		consumers = append(consumers, req.delivery.consumer.main)
+		if requests := req.delivery.consumer.requests(); requests != nil {
+			consumers = append(consumers, requests)
+		}
 	}
 	for _, c := range consumers {
 		select {
 		case <-c.silent:
+		case <-c.canceled: // the broker has ended the subscription
 		case <-req.delivery.consumer.done:
 			req.leaveUnacked() // the broker delivers the request again
 			return

@@ -12,10 +12,11 @@ import (
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-// Companions of the request queue: the batch queue, the retry queue, and the queue of dead
-// letters. A server runs without a companion which it cannot use. Each companion is declared
+// Companions of the request queue: the further shards, the batch queues, the retry queue, and the
+// queue of dead letters. A server runs without a companion which it cannot use. Each companion is declared
 // and consumed on a channel of its own, so a queue that is unavailable, or never responds,
 // only affects its own function.
 
@@ -31,8 +32,16 @@ type companion struct {
 	queue    Queue
 	prefetch int // 0: this server does not consume the queue
 	unpacks  bool
-	up       *atomic.Bool // a field of the server: the companion is usable
-	step     atomic.Value // the current step, for the log
+	shard    int    // noShard for the retry queue and the dead letters
+	home     string // the queue to which requests are returned
+	// adopts is true if the queue is only used if it exists.
+	adopts bool
+	// besides is, of a batch queue, the companion of its shard; nil for shard 0 and other queues.
+	besides *companion
+	// current is the consumer of the queue; nil before the first.
+	current atomic.Pointer[consumer]
+	up      *atomic.Bool // a field of the server: the companion is usable
+	step    atomic.Value // the current step, for the log
 	// missing receives a token when the broker has returned a message to the queue.
 	missing chan struct{}
 }
@@ -53,15 +62,17 @@ func (s *Server) companions(found transport.FoundQueue) []*companion {
 	if base.Type == QueueQuorum {
 		base.Transient = false
 	}
-	if s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == "" {
-		all = append(all, &companion{queue: base.batchQueue(), prefetch: s.cfg.prefetch, unpacks: true, up: &s.batchesUp})
-	}
+	batches := s.cfg.batch == BatchAuto && againstBatches(found, s.cfg.queue) == ""
+	all = append(all, s.shardCompanions(requestQueues(base, 0, s.cfg.shards, batches))...)
 	if s.cfg.deliveryLimit > 0 {
-		all = append(all, &companion{queue: base.retryQueue(), prefetch: retryPrefetch, up: &s.retryUp},
-			&companion{queue: base.deadQueue(), up: &s.deadUp})
+		all = append(all, &companion{queue: base.retryQueue(), prefetch: retryPrefetch, shard: noShard, up: &s.retryUp},
+			&companion{queue: base.deadQueue(), shard: noShard, up: &s.deadUp})
 	}
 	for _, k := range all {
 		k.missing = make(chan struct{}, 1)
+		if k.home == "" {
+			k.home = s.cfg.queue.Name
+		}
 	}
 	return all
 }
@@ -103,7 +114,7 @@ func (s *Server) startCompanions(ctx context.Context, main *consumer, all []*com
 // keepCompanion keeps a companion in use until the session ends, and tries again after a
 // fault. first is closed after the first attempt.
 func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct{}) {
-	sess := main.sess
+	sess, lost := main.sess, 0
 	for attempt := 0; ; attempt++ {
 		c, err := s.openCompanion(main, k)
 		if err == nil {
@@ -118,12 +129,18 @@ func (s *Server) keepCompanion(main *consumer, k *companion, first chan<- struct
 			if err == errQueueMissing { //nolint:errorlint // it is this very value: the queue is declared anew at once.
 				continue
 			}
+			lost = 0
 		}
-		if sess.Ended() {
+		if sess.Ended() || k.adopts && transport.IsNotFound(err) {
 			return
 		}
 		s.warnCompanion(sess, k, err)
-		timer := time.NewTimer(companionRetry)
+		pause := companionRetry
+		if k.isShard() {
+			pause = xsync.GrowingPause(shardRetry, companionRetry, lost)
+			lost++
+		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-sess.Done:
@@ -156,7 +173,7 @@ func (k *companion) wait(sess *transport.Session, c *consumer) error {
 func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) {
 	sess := main.sess
 	k.step.Store(transport.StepDeclare)
-	if _, err := k.queue.declareOrAdopt(sess.Sub, func(reason string) { s.warnAdopted(k.queue, reason, "") }); err != nil {
+	if err := s.declareCompanion(sess, k); err != nil {
 		return nil, err
 	}
 	if k.prefetch == 0 || s.isDraining() {
@@ -169,11 +186,13 @@ func (s *Server) openCompanion(main *consumer, k *companion) (*consumer, error) 
 	}
 	done := make(chan struct{})
 	c := &consumer{
-		server: s, sess: sess, ch: ch, main: main, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		server: s, sess: sess, ch: ch, main: main, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
 		acks:   make(chan *delivery, 2*k.prefetch),
 		unread: make(chan *delivery, 2*k.prefetch),
 		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),
 	}
+	c.requests = func() *consumer { return k.requests(main) }
+	k.current.Store(c)
 	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
 	sess.Run(func() {
 		defer close(done)
@@ -209,16 +228,17 @@ func (q Queue) owns(name string) bool {
 		return false
 	}
 	switch companion {
-	case "", batchSuffix, retrySuffix, deadSuffix:
+	case retrySuffix, deadSuffix:
 		return true
 	default:
-		return false
+		_, shard := shardNumber(strings.TrimSuffix(companion, batchSuffix))
+		return shard
 	}
 }
 
 // returnedMessage handles a message which the broker has returned: a copy of a request, if the
 // routing key is a queue of this server, otherwise one or more responses.
-func (s *Server) returnedMessage(sess *transport.Session, companions []*companion, r *amqp.Return) {
+func (s *Server) returnedMessage(sess *transport.Session, companions *companionSet, r *amqp.Return) {
 	switch {
 	case s.cfg.queue.owns(r.RoutingKey):
 		s.copyReturned(sess, companions, r)
@@ -232,18 +252,17 @@ func (s *Server) returnedMessage(sess *transport.Session, companions []*companio
 }
 
 // copyReturned handles a returned copy of a request: its queue is missing.
-func (s *Server) copyReturned(sess *transport.Session, all []*companion, r *amqp.Return) {
-	for _, k := range all {
-		if k.queue.Name == r.RoutingKey {
-			s.returned.add(r.RoutingKey, r.CorrelationId, r.MessageId)
-			select {
-			case k.missing <- struct{}{}:
-			default:
-			}
-			return
-		}
+func (s *Server) copyReturned(sess *transport.Session, all *companionSet, r *amqp.Return) {
+	k := all.named(r.RoutingKey)
+	if k == nil {
+		sess.Fail(errQueueMissing)
+		return
 	}
-	sess.Fail(errQueueMissing)
+	s.returned.add(r.RoutingKey, r.CorrelationId, r.MessageId)
+	select {
+	case k.missing <- struct{}{}:
+	default:
+	}
 }
 
 // foundType returns the type of an adopted queue, or wanted if the type is unknown.

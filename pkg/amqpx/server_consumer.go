@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
@@ -31,6 +32,11 @@ type consumer struct {
 	sess   *transport.Session
 	ch     transport.Channel // the channel of the subscription
 	main   *consumer         // of a companion, the consumer of the request queue; else nil
+	// home is the queue to which requests are returned: a shard, also for its batch queue. requests
+	// is the consumer of home; nil if there is none in this session.
+	home     string
+	requests func() *consumer
+	shard    int // of home; noShard for the retry queue
 	// unpacks is true if the consumer takes batches.
 	unpacks  bool
 	prefetch int
@@ -59,12 +65,16 @@ type subscription struct {
 
 // newConsumer returns the consumer of the request queue.
 func newConsumer(s *Server, sess *transport.Session) *consumer {
-	return &consumer{
-		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, prefetch: s.cfg.prefetch,
-		acks:   make(chan *delivery, 2*s.cfg.prefetch),
-		unread: make(chan *delivery, 2*s.cfg.prefetch),
+	prefetch := s.cfg.shardPrefetch()
+	c := &consumer{
+		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, home: s.cfg.queue.Name, prefetch: prefetch,
+		acks:   make(chan *delivery, 2*prefetch),
+		unread: make(chan *delivery, 2*prefetch),
 		silent: make(chan struct{}),
 	}
+	c.requests = func() *consumer { return c }
+	sess.Resubscribes.Store(s.cfg.shards > 1)
+	return c
 }
 
 // start starts to consume. The goroutines run until the session ends.
@@ -100,13 +110,34 @@ func (c *consumer) fail(err error) {
 	}
 }
 
-// subscriptionEnded is called when deliveries end without a cancellation by this server.
-func (c *consumer) subscriptionEnded() {
-	if c.main == nil {
+// subscriptionEnded is called when deliveries end without a cancellation by this server. It reports
+// whether the consumer has subscribed again.
+func (c *consumer) subscriptionEnded() bool {
+	switch {
+	case c.main != nil:
+		close(c.canceled)
+	case c.sess.Resubscribes.Load() && !c.ch.IsClosed():
+		return c.resubscribe()
+	default:
 		c.sess.ConsumerEnded(c.sub.tag)
-		return
 	}
-	close(c.canceled)
+	return false
+}
+
+// resubscribe declares the request queue again and consumes it again, for a server with other shards.
+// The session ends if this fails.
+func (c *consumer) resubscribe() bool {
+	s := c.server
+	s.logs.companion.of(s.cfg.logger).Warn("the broker ended a subscription, the server consumes the queue again", zap.String("queue", c.home))
+	if _, err := s.cfg.queue.declareOrAdopt(c.sess.Sub, func(reason string) { s.warnAdopted(s.cfg.queue, reason, "") }); err != nil {
+		c.sess.Fail(err)
+		return false
+	}
+	if err := c.subscribe(c.home); err != nil {
+		c.sess.Fail(err)
+		return false
+	}
+	return true
 }
 
 // queueIsGone reports whether the broker ended the subscription, and therefore does not
@@ -142,25 +173,25 @@ func (c *consumer) subscribe(queue string) (err error) {
 }
 
 // receive passes requests to the workers. When the server drains, receive ends the
-// subscription and handles the remaining deliveries. While many requests wait, it takes no batch.
+// subscription and handles the remaining deliveries.
 func (c *consumer) receive() {
 	defer c.releaseRest()
 	draining := c.server.draining
 	for {
-		deliveries, room := c.sub.deliveries, (<-chan struct{})(nil)
-		if c.unpacks && !c.server.hasRoom() {
-			deliveries, room = nil, c.server.room()
-		}
 		select {
-		case d, ok := <-deliveries:
+		case d, ok := <-c.sub.deliveries:
 			if !ok {
-				if !c.server.isDraining() {
-					c.subscriptionEnded()
+				switch {
+				case !c.server.isDraining():
+					if c.subscriptionEnded() {
+						continue
+					}
+				case draining != nil && (c.main != nil || c.sess.Resubscribes.Load()):
+					close(c.silent) // the broker has ended the subscription first
 				}
 				return
 			}
-			c.handle(&d)
-		case <-room:
+			c.handleInTurn(&d)
 		case <-draining:
 			draining = nil
 			if err := c.ch.Cancel(c.sub.tag, false); err != nil {
@@ -179,6 +210,31 @@ func (c *consumer) receive() {
 	}
 }
 
+// handleInTurn handles one message. While many requests wait, a batch waits too. One consumer at a
+// time waits for room, because the room has one token, and so that the batches of several batch
+// queues do not enter together.
+func (c *consumer) handleInTurn(message *amqp.Delivery) {
+	s := c.server
+	if !c.unpacks {
+		c.handle(message)
+		return
+	}
+	select {
+	case s.unpacking <- struct{}{}:
+		defer func() { <-s.unpacking }()
+	case <-s.draining:
+	case <-c.done:
+	}
+	for !s.hasRoom() && !s.isDraining() && !c.isOver() {
+		select {
+		case <-s.room():
+		case <-s.draining:
+		case <-c.done:
+		}
+	}
+	c.handle(message)
+}
+
 // handle handles one message. A message in the batch queue that is not a batch is handled as a
 // single request, which is returned to the request queue.
 func (c *consumer) handle(message *amqp.Delivery) {
@@ -189,7 +245,7 @@ func (c *consumer) handle(message *amqp.Delivery) {
 	case message.ContentType == wire.ContentTypeRequests:
 		c.unpack(message, held)
 	default:
-		c.accept(message, c.server.cfg.queue.Name, held)
+		c.accept(message, c.home, held)
 	}
 }
 
@@ -271,7 +327,7 @@ func (c *consumer) acknowledge() {
 // small part of the prefetch, nothing depends on the acknowledgement, and the server does not
 // drain.
 func (c *consumer) canDelayAck(settled []*delivery) bool {
-	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.prefetch/ackShare &&
+	return c.server.cfg.ackPause > 0 && len(settled) < c.server.cfg.shardPrefetch()/ackShare &&
 		!slices.ContainsFunc(settled, (*delivery).needsAckBarrier) && !c.server.isDraining()
 }
 

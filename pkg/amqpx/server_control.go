@@ -438,6 +438,12 @@ type ServerInfo struct {
 	PID  int    `json:"pid"`
 	// Queue is the request queue.
 	Queue string `json:"queue"`
+	// Shards is the server's number of request queues ([WithShards]). Retiring are the numbers of
+	// further shards that exist and that the server consumes too. ShardRequests are the numbers of
+	// requests received from each shard, of the response to "stats" of a server with several.
+	Shards        int      `json:"shards,omitempty"`
+	Retiring      []int    `json:"retiring,omitempty"`
+	ShardRequests []uint64 `json:"shard_requests,omitempty"`
 	// State is the state of the connection ([State.String]): ready, blocked or draining.
 	State string `json:"state"`
 	// Started is a time of the server's clock; UptimeSeconds does not depend on the clocks.
@@ -502,6 +508,7 @@ func (s *Server) describe(question string) ([]byte, error) {
 		return json.Marshal(in)
 	}
 	in.Workers, in.Prefetch, in.Batch = s.cfg.workers, s.cfg.prefetch, s.cfg.batch == BatchAuto
+	in.Shards, in.Retiring = s.cfg.shards, s.retiring.numbers()
 	for _, name := range slices.Sorted(maps.Keys(s.methods)) {
 		m := MethodInfo{Name: name, AtMostOnce: s.methods[name].atMostOnce}
 		if question == wire.ControlStats {
@@ -512,6 +519,7 @@ func (s *Server) describe(question string) ([]byte, error) {
 	if question == wire.ControlStats {
 		st := s.Stats()
 		in.Stats = &st
+		in.ShardRequests = s.requestsByShard(in.Retiring)
 	}
 	return json.Marshal(in)
 }

@@ -242,6 +242,7 @@ func (d *delivery) withdraw(refusal *outboundResponse) bool {
 // body.
 func (c *consumer) accept(message *amqp.Delivery, queue string, held int64) {
 	c.server.counts.requests.Add(1)
+	c.countShard(1)
 	one := &singleDelivery{delivery: delivery{consumer: c, queue: queue, message: *message, arrived: time.Now(), held: held}}
 	one.request.delivery, one.request.in = &one.delivery, &one.incoming
 	one.last = &one.request
@@ -255,7 +256,7 @@ func (c *consumer) accept(message *amqp.Delivery, queue string, held int64) {
 // the body.
 func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 	s := c.server
-	d := &delivery{consumer: c, queue: s.cfg.queue.Name, message: *message, arrived: time.Now(), held: held, batched: true}
+	d := &delivery{consumer: c, queue: c.home, message: *message, arrived: time.Now(), held: held, batched: true}
 	if len(message.Body) == 0 && c.takeUnreadBatch(d) {
 		return
 	}
@@ -287,6 +288,7 @@ func (d *delivery) decode() []batchedRequest {
 	var room [64][]byte
 	records, err := wire.AppendRecords(room[:0], d.message.Body)
 	s.recordBatchReceived(len(records))
+	d.consumer.countShard(len(records))
 	requests := make([]batchedRequest, 0, len(records))
 	user := s.callerOf(&d.message)
 	for _, record := range records {

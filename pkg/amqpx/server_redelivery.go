@@ -128,7 +128,7 @@ func (s *Server) handleRedelivered(req *inboundRequest, m *serverMethod) bool {
 	case redeliveryRefuse:
 		s.refuse(req, deliveredOnceError(m.name))
 	case redeliveryRepublish: // the request runs among all others, and is still counted
-		s.republishCounted(req, s.cfg.queue.Name, lost)
+		s.republishCounted(req, req.delivery.consumer.home, lost)
 	case redeliveryRetry:
 		s.republishCounted(req, s.cfg.queue.retryQueue().Name, lost)
 	case redeliveryDeadLetter:
@@ -281,7 +281,7 @@ func (s *Server) deadLetter(req *inboundRequest, lost int) {
 	msg.Expiration, msg.DeliveryMode = "", amqp.Persistent
 	delete(msg.Headers, wire.HeaderTimeout)
 	msg.Headers[wire.HeaderDeadReason] = reason
-	msg.Headers[wire.HeaderDeadQueue] = s.cfg.queue.Name
+	msg.Headers[wire.HeaderDeadQueue] = req.delivery.consumer.home
 	msg.Headers[wire.HeaderDeadTime] = time.Now().UTC()
 	if !s.fitsOrRefuse(req, &msg) {
 		return
@@ -444,7 +444,7 @@ func (m *republished) again() {
 		m.request.requeue()
 	default:
 		if m.key == m.server.cfg.queue.retryQueue().Name {
-			m.key = m.server.cfg.queue.Name // the request runs among all others, and is still counted
+			m.key = m.request.delivery.consumer.home // the request runs among all others, and is still counted
 		}
 		m.send()
 	}

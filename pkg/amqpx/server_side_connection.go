@@ -88,7 +88,7 @@ func (c *sideConnection) isNeeded(ctx context.Context) bool {
 
 // publishDirect publishes responses to direct reply-to and responses of the control plane.
 func (s *Server) publishDirect(ctx context.Context, sess *transport.Session) {
-	publish.Start(sess, s.direct.outbox, func(amqp.Return) {}) // no message is mandatory
+	publish.Start(sess, s.direct.outbox, 0, func(amqp.Return) {}) // no message is mandatory
 	select {
 	case <-sess.Done:
 	case <-ctx.Done():

@@ -84,13 +84,13 @@ func writeServersTable(w io.Writer, servers []amqpx.ServerInfo) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) } // Flush returns the error
-	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
+	row("SERVER", "NAME", "VERSION", "HOST", "PID", "STATE", "SHARDS", "UPTIME", "BUSY", "STUCK", "WAITING", "REQUESTS", "OK", "FAILED", "RECONNECTS", "RTT ms")
 	for _, s := range servers {
 		st := s.Stats
 		if st == nil {
 			st = &amqpx.ServerStats{}
 		}
-		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), uptime(s.UptimeSeconds),
+		row(short(s.ID), plain(s.Name), plain(s.Version), plain(s.Host), strconv.Itoa(s.PID), plain(s.State), shards(&s), uptime(s.UptimeSeconds),
 			fmt.Sprintf("%d/%d", st.Busy, s.Workers), strconv.Itoa(st.Stuck), strconv.Itoa(st.Waiting), count(st.Requests), count(st.OK), count(st.Failed),
 			count(st.Reconnects), fmt.Sprintf("%.1f", s.RoundTripMS))
 	}
@@ -126,6 +126,19 @@ func plain(text string) string {
 		}
 		return r
 	}, text)
+}
+
+// shards returns the number of request queues of a server, and of those beyond it that the server
+// consumes too.
+func shards(s *amqpx.ServerInfo) string {
+	switch {
+	case s.Shards == 0: // of an earlier version
+		return "1"
+	case len(s.Retiring) > 0:
+		return fmt.Sprintf("%d+%d", s.Shards, len(s.Retiring))
+	default:
+		return strconv.Itoa(s.Shards)
+	}
 }
 
 func uptime(seconds float64) string {

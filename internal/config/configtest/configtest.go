@@ -63,6 +63,7 @@ func WithShared(own map[string]Bad) map[string]Bad {
 		"AMQP_BACKOFF_MAX":      {"2h", `2h0m0s is more than 1h0m0s`, IsEmpty},
 		"RPC_QUEUE":             {"amq.x", "begins with amq., which the broker reserves", IsEmpty},
 		"RPC_QUEUE_TYPE":        {"stream", `the value is not one of: classic, quorum`, IsEmpty},
+		"RPC_SHARDS":            {"65", `65 is more than 64`, IsEmpty},
 		"RPC_QUEUE_DURABLE":     {"maybe", `the value is not true or false`, IsEmpty},
 		"RPC_PERSISTENT":        {"2", `"2" is not true or false`, IsEmpty},
 		"RPC_BATCH":             {"on", `"on" is not one of: auto, off`, IsEmpty},

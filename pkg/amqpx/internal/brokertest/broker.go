@@ -33,10 +33,12 @@ type Broker struct {
 
 	Faults  map[string][]Fault // by route, see routeOf
 	Holding bool               // the broker delays confirms
-	Held    []func()
-	OnDial  func(ctx context.Context, url, name string) error
-	OnCall  func(op, name string) error
-	Nacks   func(link, key string) bool // selects the messages to nack on a connection
+	// suspended holds the messages to suspended queues, see Suspend.
+	suspended map[string][]func()
+	Held      []func()
+	OnDial    func(ctx context.Context, url, name string) error
+	OnCall    func(op, name string) error
+	Nacks     func(link, key string) bool // selects the messages to nack on a connection
 	// OnPublish returns the exception that ends the channel, or nil to take the message.
 	OnPublish func(key string, msg amqp.Publishing) *amqp.Error
 	FrameSize int                                        // 0: no limit

@@ -85,6 +85,10 @@ func (f Fault) before(l *Conn) error {
 // broker's lock.
 func (f Fault) arrive(c *Channel, key string, mandatory bool, msg amqp.Publishing, word *confirmation) {
 	b := c.link.broker
+	if waiting, ok := b.suspended[key]; ok {
+		b.suspended[key] = append(waiting, func() { f.arrive(c, key, mandatory, msg, word) })
+		return
+	}
 	if f == FaultLostUnconfirmed {
 		c.link.End(BrokenSocket())
 		return
@@ -136,6 +140,28 @@ func (b *Broker) ReleaseConfirms() {
 		send()
 	}
 	b.Held = nil
+}
+
+// Suspend makes a queue stand still, as the suspended process of a queue: it neither takes nor confirms
+// messages until Resume. Passive declarations of the queue are answered all the same.
+func (b *Broker) Suspend(queue string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.suspended == nil {
+		b.suspended = make(map[string][]func())
+	}
+	b.suspended[queue] = nil
+}
+
+// Resume ends Suspend.
+func (b *Broker) Resume(queue string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	waiting := b.suspended[queue]
+	delete(b.suspended, queue)
+	for _, arrive := range waiting {
+		arrive()
+	}
 }
 
 // The methods below read the broker's state, or change it, from a test.

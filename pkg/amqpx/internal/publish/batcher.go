@@ -3,6 +3,7 @@ package publish
 import (
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
@@ -49,6 +50,30 @@ type Batchable interface {
 	MustTravelAlone() bool
 }
 
+// SinglePrefix begins the key of a batcher whose messages are published one at a time. Its window
+// bounds the unconfirmed messages to each queue.
+const SinglePrefix = "\x00"
+
+// Spread is a message to one of several queues. The queue is chosen when the message, or a batch
+// that begins with it, is published.
+type Spread interface {
+	Batchable
+	// NextQueue returns the number of the queue for the next message of the batcher with this
+	// key, or -1 while no queue may take a message. spread is false if there is only one queue,
+	// whose window is that of any batcher.
+	NextQueue(key string, room Room) (queue int, spread bool)
+	// SetQueue sets the queue. It is called before BeginSend and NewBatch.
+	SetQueue(queue int)
+}
+
+// Room tells a Spread of the windows of its batcher.
+type Room interface {
+	// HasRoom reports whether a queue may take a message, if its window has this size.
+	HasRoom(queue, size int) bool
+	// Unconfirmed returns the number of unconfirmed messages to a queue.
+	Unconfirmed(queue int) int
+}
+
 // Batch is one message with several batchable messages in it. Every message gets the result of
 // the batch.
 type Batch interface {
@@ -66,20 +91,75 @@ type Batch interface {
 	Buffer() []byte
 }
 
-// batcher collects the messages to one queue that wait for a place in the window.
+// batcher collects the messages of one key that wait for a place in a window.
 type batcher struct {
-	key         string
-	waiting     []Batchable
-	unconfirmed atomic.Int32 // messages
-	last        int          // the size of the last batch, in messages
+	key     string
+	single  bool // the messages are published one at a time
+	waiting []Batchable
+	first   window    // of queue 0, the only queue without a Spread
+	more    []*window // of the further queues
+	last    int       // the size of the last batch, in messages
+	sweepAt int       // number of waiting messages at which canceled messages are dropped
 }
 
-// hasRoom reports whether the window has a place now, with this number of consumers. The last
-// place is for a batch that is at least as large as the batch before it: a smaller batch grows
-// until a confirm frees another place, so that a broker has fewer messages to handle.
-func (l *batcher) hasRoom(takers int) bool {
-	unconfirmed, last := int(l.unconfirmed.Load()), BatchWindow+takers-2
-	return unconfirmed < last || unconfirmed == last && len(l.waiting) >= l.last
+// window counts the unconfirmed messages of a batcher to one queue.
+type window struct {
+	queue       int
+	unconfirmed atomic.Int32
+}
+
+// window returns the window of a queue.
+func (l *batcher) window(queue int) *window {
+	if queue == 0 {
+		return &l.first
+	}
+	for len(l.more) < queue {
+		l.more = append(l.more, &window{queue: len(l.more) + 1})
+	}
+	return l.more[queue-1]
+}
+
+// Unconfirmed implements Room.
+func (l *batcher) Unconfirmed(queue int) int { return int(l.window(queue).unconfirmed.Load()) }
+
+// HasRoom implements Room. The last place is for a batch that is at least as large as the batch
+// before it: a smaller batch grows until a confirm frees another place, so that a broker has fewer
+// messages to handle.
+func (l *batcher) HasRoom(queue, size int) bool {
+	unconfirmed := l.Unconfirmed(queue)
+	return unconfirmed < size-1 || unconfirmed == size-1 && len(l.waiting) >= l.last
+}
+
+// next returns the queue that may take a message now, for a batch that begins with m, or -1.
+func (l *batcher) next(m Batchable) int {
+	if s, ok := m.(Spread); ok {
+		if queue, spread := s.NextQueue(l.key, l); spread {
+			return queue
+		}
+	}
+	if l.HasRoom(0, BatchWindow+m.Consumers()-1) {
+		return 0
+	}
+	return -1
+}
+
+// isIdle reports whether no message waits or is unconfirmed.
+func (l *batcher) isIdle() bool {
+	return len(l.waiting) == 0 && l.first.unconfirmed.Load() == 0 &&
+		!slices.ContainsFunc(l.more, func(w *window) bool { return w.unconfirmed.Load() > 0 })
+}
+
+// minSweep is the least number of waiting messages for a sweep.
+const minSweep = 1024
+
+// sweep drops the canceled messages of a batcher whose windows stay full, when the waiting messages
+// have doubled since the last sweep.
+func (l *batcher) sweep() {
+	if len(l.waiting) < max(l.sweepAt, minSweep) {
+		return
+	}
+	l.waiting = slices.DeleteFunc(l.waiting, func(m Batchable) bool { return m.Canceled() })
+	l.sweepAt = 2 * len(l.waiting)
 }
 
 // batchers are the batchers of one publisher. Its writer owns all fields except the windows
@@ -104,15 +184,16 @@ func (s *batchers) add(key string, m Batchable) {
 	l := s.byKey[key]
 	if l == nil {
 		if len(s.byKey) >= maxIdleBatchers {
-			maps.DeleteFunc(s.byKey, func(_ string, l *batcher) bool { return len(l.waiting) == 0 && l.unconfirmed.Load() == 0 })
+			maps.DeleteFunc(s.byKey, func(_ string, l *batcher) bool { return l.isIdle() })
 		}
-		l = &batcher{key: key}
+		l = &batcher{key: key, single: strings.HasPrefix(key, SinglePrefix)}
 		s.byKey[key] = l
 	}
 	if len(l.waiting) == 0 {
 		s.busy = append(s.busy, l)
 	}
 	l.waiting = append(l.waiting, m)
+	l.sweep()
 }
 
 // takeWaiting returns all waiting messages, for the next session.
@@ -156,7 +237,7 @@ func (p *publisher) writeBatches() {
 	p.batchers.busy = slices.DeleteFunc(busy, func(l *batcher) bool { return len(l.waiting) == 0 })
 	p.batchers.windowFull.Store(len(p.batchers.busy) > 0)
 	for _, l := range p.batchers.busy {
-		if l.hasRoom(l.waiting[0].Consumers()) { // the place became free before windowFull was set
+		if l.next(l.waiting[0]) >= 0 { // the place became free before windowFull was set
 			p.batchers.wake()
 		}
 	}
@@ -177,27 +258,82 @@ const MinShare = 16
 // distributes batches among the consumers in turn, so the waiting messages are divided by the
 // number of consumers: a single large batch would leave all consumers but the first idle.
 func (p *publisher) writeBatcher(l *batcher) {
-	if l.waiting[0].MustTravelAlone() {
-		for _, m := range l.waiting {
-			p.publishAlone(m) // if the session has ended, the message's result is Unsent
-		}
-		clear(l.waiting)
-		l.waiting = reusable(l.waiting)
+	switch {
+	case len(l.waiting) == 0: // all were canceled
+		return
+	case l.single:
+		p.writeSingles(l)
+		return
+	case l.waiting[0].MustTravelAlone():
+		p.disband(l)
 		return
 	}
 	takers := l.waiting[0].Consumers()
 	share := max((len(l.waiting)+takers-1)/takers, MinShare)
-	for len(l.waiting) > 0 && l.hasRoom(takers) && !p.s.Ended() {
-		p.publishBatch(l, min(share, MaxBatchMessages))
+	for len(l.waiting) > 0 && !p.s.Ended() {
+		queue := l.next(l.waiting[0])
+		if queue < 0 {
+			return
+		}
+		p.publishBatch(l, queue, min(share, MaxBatchMessages))
 	}
 }
 
-// publishBatch publishes the next batch of a batcher: the first message and at most most-1
-// fitting later messages. A batch of one message is published as a single message.
-func (p *publisher) publishBatch(l *batcher, most int) {
+// disband makes the waiting messages of a batcher travel alone.
+func (p *publisher) disband(l *batcher) {
+	var back []Outbound // choose their batcher again
+	for _, m := range l.waiting {
+		if s, ok := m.(Spread); ok {
+			if _, spread := s.NextQueue(l.key, l); spread {
+				back = append(back, m)
+				continue
+			}
+		}
+		p.publishAlone(m) // if the session has ended, the message's result is Unsent
+	}
+	p.outbox.PushFront(back)
+	clear(l.waiting)
+	l.waiting = reusable(l.waiting)
+}
+
+// writeSingles publishes the messages of a batcher one at a time, as many as the windows allow.
+func (p *publisher) writeSingles(l *batcher) {
+	n := 0
+	p.s.Pub.Cork()
+	for ; n < len(l.waiting) && !p.s.Ended(); n++ {
+		m := l.waiting[n]
+		queue := l.next(m)
+		if queue < 0 {
+			break
+		}
+		if s, ok := m.(Spread); ok {
+			s.SetQueue(queue)
+		}
+		if m.BeginSend(p.s.Generation) {
+			p.publish(m, l.window(queue), false)
+		}
+		if n%maxBurst == maxBurst-1 {
+			p.s.Pub.Uncork()
+			p.s.Pub.Cork()
+		}
+	}
+	p.s.Pub.Uncork()
+	left := copy(l.waiting, l.waiting[n:])
+	clear(l.waiting[left:])
+	if l.waiting = l.waiting[:left]; left == 0 {
+		l.waiting = reusable(l.waiting)
+	}
+}
+
+// publishBatch publishes the next batch of a batcher to a queue: the first message and at most
+// most-1 fitting later messages. A batch of one message is published as a single message.
+func (p *publisher) publishBatch(l *batcher, queue, most int) {
 	limit := MaxBatchBytes
 	if accepted := int(p.s.SizeLimit.Load()); accepted > 0 {
 		limit = min(limit, accepted)
+	}
+	if s, ok := l.waiting[0].(Spread); ok {
+		s.SetQueue(queue)
 	}
 	b := l.waiting[0].NewBatch(l.key, limit, p.batchers.body[:0])
 	var first Batchable
@@ -224,16 +360,16 @@ func (p *publisher) publishBatch(l *batcher, most int) {
 	switch b.Size() {
 	case 0:
 	case 1:
-		p.publish(first, l, false)
+		p.publish(first, l.window(queue), false)
 	default:
 		b.Sent()
-		p.publish(b, l, false)
+		p.publish(b, l.window(queue), false)
 	}
 }
 
-// releaseSlot frees a place in the window of a batcher. It runs on the goroutine of confirm.
-func (p *publisher) releaseSlot(l *batcher) {
-	l.unconfirmed.Add(-1)
+// releaseSlot frees a place in a window. It runs on the goroutine of confirm.
+func (p *publisher) releaseSlot(w *window) {
+	w.unconfirmed.Add(-1)
 	if p.batchers.windowFull.Load() {
 		p.batchers.wake()
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -56,6 +58,8 @@ const (
 	maxBurst = 256
 	// confirmWindow bounds the unconfirmed messages.
 	confirmWindow = 4096
+	// queueConfirmWindow bounds the unconfirmed messages to each of several queues.
+	queueConfirmWindow = 1024
 	// quietYields is the number of successive yields without a new message after which the
 	// publisher writes.
 	quietYields = 3
@@ -66,11 +70,13 @@ const (
 // publisher writes the messages of one session and reports the result of each. It has two
 // goroutines. write owns the channel for publishing, so messages leave in bursts and no caller
 // ever blocks in a socket. confirm waits for the confirm of each message, in the order of
-// writing.
+// writing. A queue in trouble must not delay the results of messages to others, so with several
+// queues there is a goroutine of confirm for each.
 type publisher struct {
 	s           *transport.Session
 	outbox      *Outbox
 	unconfirmed chan unconfirmed
+	ofQueues    []chan unconfirmed // of the queues of a Spread; nil without
 	onReturn    func(amqp.Return)
 
 	// Owned by write.
@@ -83,7 +89,7 @@ type publisher struct {
 type unconfirmed struct {
 	out     Outbound
 	confirm transport.Confirmation
-	batcher *batcher // nil for a message outside the windows of batchers
+	window  *window // nil for a message outside the windows of batchers
 	on      *publishChannel
 	size    int // of the body in bytes
 	// alone: no other message was unconfirmed at the same time.
@@ -92,8 +98,9 @@ type unconfirmed struct {
 	barrier chan struct{}
 }
 
-// Start publishes the messages in outbox until the session ends.
-func Start(s *transport.Session, outbox *Outbox, onReturn func(amqp.Return)) {
+// Start publishes the messages in outbox until the session ends. queues is the number of queues of
+// the Spread messages; 0: there are none.
+func Start(s *transport.Session, outbox *Outbox, queues int, onReturn func(amqp.Return)) {
 	p := &publisher{
 		s:           s,
 		outbox:      outbox,
@@ -102,15 +109,25 @@ func Start(s *transport.Session, outbox *Outbox, onReturn func(amqp.Return)) {
 		on:          newPublishChannel(s, s.PubCh),
 		batchers:    newBatchers(),
 	}
+	for range queues {
+		p.ofQueues = append(p.ofQueues, make(chan unconfirmed, queueConfirmWindow))
+	}
 	s.Run(p.write)
-	s.Run(p.confirm)
+	s.Run(func() { p.confirm(p.unconfirmed) })
+	for _, ch := range p.ofQueues {
+		s.Run(func() { p.confirm(ch) })
+	}
 	outbox.Notify()
 }
 
 // write publishes until the session ends. While the broker blocks publishing, write takes no
 // message: the caller can cancel a message until BeginSend is called.
 func (p *publisher) write() {
-	defer close(p.unconfirmed)
+	defer func() {
+		for _, ch := range append(slices.Clip(p.ofQueues), p.unconfirmed) {
+			close(ch)
+		}
+	}()
 	for {
 		select {
 		case <-p.s.Done:
@@ -206,7 +223,7 @@ func (p *publisher) publishOne(out Outbound, alone bool) {
 
 // publish writes one message after its BeginSend. A failed publish ends the session: the
 // library does not report how much of the message reached the socket.
-func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
+func (p *publisher) publish(out Outbound, w *window, alone bool) {
 	key, mandatory, msg := out.Publishing()
 	if err := checkLimits(p.s, &msg); err != nil {
 		reject(out, err)
@@ -215,10 +232,14 @@ func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
 	word, err := p.on.PublishTo(key, mandatory, msg)
 	switch {
 	case err == nil:
-		if l != nil {
-			l.unconfirmed.Add(1)
+		results := p.unconfirmed
+		if w != nil {
+			w.unconfirmed.Add(1)
+			if w.queue < len(p.ofQueues) {
+				results = p.ofQueues[w.queue]
+			}
 		}
-		p.unconfirmed <- unconfirmed{out: out, confirm: word, batcher: l, on: p.on, size: len(msg.Body), alone: alone}
+		results <- unconfirmed{out: out, confirm: word, window: w, on: p.on, size: len(msg.Body), alone: alone}
 	case errors.Is(err, amqp.ErrClosed):
 		// The channel had ended before the first frame of the message was written, or the
 		// connection ended before the last, and a broker drops an incomplete message.
@@ -234,8 +255,8 @@ func (p *publisher) publish(out Outbound, l *batcher, alone bool) {
 
 // confirm reports the results of messages in the order of writing. It ends after write has
 // ended and every message has a result: closing the channel completes the remaining confirms.
-func (p *publisher) confirm() {
-	for u := range p.unconfirmed {
+func (p *publisher) confirm(messages <-chan unconfirmed) {
+	for u := range messages {
 		if u.barrier != nil {
 			close(u.barrier)
 			continue
@@ -252,8 +273,8 @@ func (p *publisher) confirm() {
 		default:
 			u.out.OnResult(Nacked)
 		}
-		if u.batcher != nil {
-			p.releaseSlot(u.batcher)
+		if u.window != nil {
+			p.releaseSlot(u.window)
 		}
 	}
 }
@@ -264,6 +285,16 @@ func (p *publisher) confirm() {
 // completes a confirm after amqp091-go has passed every earlier return on, so the return is
 // already in the channel when the confirm arrives.
 func (p *publisher) await(on *publishChannel, word transport.Confirmation) {
+	if len(p.ofQueues) > 0 {
+		<-word.Done()
+		on.handling.Lock() // a return that another goroutine has taken is handled
+		defer on.handling.Unlock()
+		for len(on.returns) > 0 {
+			r, ok := <-on.returns
+			p.returned(on, r, ok)
+		}
+		return
+	}
 	for {
 		select {
 		case r, ok := <-on.returns:
@@ -298,8 +329,10 @@ type publishChannel struct {
 	transport.Channel
 
 	returns <-chan amqp.Return
-	over    chan struct{} // closed when the channel has ended and reason is set
-	reason  *amqp.Error   // an exception about a message; nil for any other end
+	// handling guards returns if there are several goroutines of confirm.
+	handling sync.Mutex
+	over     chan struct{} // closed when the channel has ended and reason is set
+	reason   *amqp.Error   // an exception about a message; nil for any other end
 }
 
 // newPublishChannel wraps ch and watches for its end.
@@ -414,14 +447,16 @@ func (p *publisher) trySuspects() {
 // barrier waits until every written message has a result. It returns false if the session
 // ended.
 func (p *publisher) barrier() bool {
-	settled := make(chan struct{})
-	p.unconfirmed <- unconfirmed{barrier: settled}
-	select {
-	case <-settled:
-		return !p.s.Ended()
-	case <-p.s.Done:
-		return false
+	for _, ch := range append(slices.Clip(p.ofQueues), p.unconfirmed) {
+		settled := make(chan struct{})
+		ch <- unconfirmed{barrier: settled}
+		select {
+		case <-settled:
+		case <-p.s.Done:
+			return false
+		}
 	}
+	return !p.s.Ended()
 }
 
 // reopen opens another channel if the channel for publishing has ended. It returns false if

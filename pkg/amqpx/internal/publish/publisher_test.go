@@ -119,7 +119,7 @@ func (o *office) pub() *brokertest.Conn {
 }
 
 func (o *office) start() {
-	Start(o.sess, o.outbox, func(r amqp.Return) { o.note("%s returned", r.CorrelationId) })
+	Start(o.sess, o.outbox, 0, func(r amqp.Return) { o.note("%s returned", r.CorrelationId) })
 }
 
 func (o *office) post(key string, ids ...string) {

@@ -36,6 +36,9 @@ type Session struct {
 	Answered, Confirmed atomic.Bool
 	OnReady             func()                 // called once the session counts as ready; may be nil
 	Consumed            atomic.Pointer[string] // the queue of the consumer; nil until known
+	// Resubscribes means that the consumer subscribes again when the broker cancels the
+	// subscription, and the session goes on.
+	Resubscribes atomic.Bool
 
 	Done  chan struct{} // closed when the session failed or has to end
 	once  sync.Once
@@ -97,6 +100,9 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 				s.Flow.set(b.Active)
 				onBlocked(b)
 			case tag, ok := <-cancels:
+				if ok && s.Resubscribes.Load() {
+					continue
+				}
 				if ok {
 					s.Fail(s.atConsume(&consumerCanceledError{tag}))
 				}
