@@ -29,6 +29,9 @@ const (
 	// The URL of the broker's metrics, and the broker's name for deploy/broker.sh.
 	metricsURLVariable = "AMQPX_TEST_METRICS_URL"
 	brokerVariable     = "AMQPX_TEST_BROKER"
+	// The URLs of the nodes of a cluster, and of their metrics, separated by commas.
+	clusterVariable        = "AMQPX_TEST_CLUSTER_URLS"
+	clusterMetricsVariable = "AMQPX_TEST_CLUSTER_METRICS_URLS"
 )
 
 // tlsURL returns the URL of the broker's listener for TLS, or an empty string if it is not set.
@@ -53,13 +56,15 @@ type options struct {
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
 	o := options{}
-	var callers, rates, names, experiments string
+	var callers, rates, names, experiments, cluster, clusterMetrics string
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(usage)
 	fs.StringVar(&o.URL, "url", os.Getenv(urlVariable), "broker `URL`; default: $"+urlVariable)
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.StringVar(&o.MetricsURL, "metrics-url", os.Getenv(metricsURLVariable), "`URL` of the broker's plugin rabbitmq_prometheus, to count messages in the experiment "+experiment.Growth+"; default: $"+metricsURLVariable)
 	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+", and to slow its queues down in "+experiment.Shards+"; default: $"+brokerVariable)
+	fs.StringVar(&cluster, "cluster-urls", os.Getenv(clusterVariable), "`URLs` of the three nodes of a cluster, for the experiment "+experiment.ScalingNodes+"; default: $"+clusterVariable)
+	fs.StringVar(&clusterMetrics, "cluster-metrics-urls", os.Getenv(clusterMetricsVariable), "`URLs` of the metrics of these nodes; default: $"+clusterMetricsVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")
 	fs.IntVar(&o.MaxCalls, "max-calls", 1_000_000, "most calls of one contender's turn")
@@ -68,7 +73,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.StringVar(&rates, "rates", "1000,2000,5000,10000,20000,50000,100000,200000", "open loops of the experiment "+experiment.Rate+": how many calls start in a second; half of the maximum is always measured")
 	fs.StringVar(&names, "contenders", strings.Join(contender.DefaultNames(), ","), "any of "+strings.Join(contender.Names(), ", ")+"; NAME@FILE runs one from another build of this program, to compare revisions. "+
 		"The contenders "+contender.Pair+"… are the shipped services, built from this repository; "+contender.Pair+"@DIR runs rpc-server and rpc-client of a directory")
-	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is all but the first, which callers contains, and the last two, which compare amqpx with itself")
+	fs.StringVar(&experiments, "experiment", experiment.Table, "any of "+strings.Join(experiment.Names(), ", ")+"; all is "+strings.Join(experiment.AllNames(), ", "))
 	fs.StringVar(&o.out, "out", "", "write results.md and plots to this `directory` as well")
 	fs.StringVar(&o.model, "model", "", "run no experiment: print the tables of the model from this `file`, growth.json of an earlier run, and with -out write them into the documents")
 	fs.StringVar(&o.CPUProfile, "cpuprofile", "", "write CPU profiles of all sides to files that begin with `prefix`; with several experiments, those of the last")
@@ -92,12 +97,15 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	if o.Rates, err = parseNumbers("rates", rates); err != nil {
 		return o, err
 	}
+	if o.Cluster, err = parseCluster(cluster, clusterMetrics); err != nil {
+		return o, err
+	}
 	if experiments == experiment.Telemetry && names == strings.Join(contender.DefaultNames(), ",") {
 		names = strings.Join(experiment.TelemetryNames(), ",")
 	}
 	o.Contenders = strings.Split(names, ",")
 	if o.experiments = strings.Split(experiments, ","); experiments == "all" {
-		o.experiments = experiment.Names()[1 : len(experiment.Names())-2]
+		o.experiments = experiment.AllNames()
 	}
 	if err := o.validate(); err != nil {
 		return o, err
@@ -106,6 +114,22 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		o.BrokerPID = process.FindBroker(o.URL)
 	}
 	return o, nil
+}
+
+// parseCluster returns the nodes of a cluster.
+func parseCluster(urls, metrics string) ([]experiment.Node, error) {
+	if urls == "" {
+		return nil, nil
+	}
+	nodes, figures := strings.Split(urls, ","), strings.Split(metrics, ",")
+	if len(nodes) != len(figures) {
+		return nil, fmt.Errorf("%w: %d nodes of a cluster, and metrics of %d", errUsage, len(nodes), len(figures))
+	}
+	var all []experiment.Node
+	for i := range nodes {
+		all = append(all, experiment.Node{URL: nodes[i], MetricsURL: figures[i]})
+	}
+	return all, nil
 }
 
 // parseNumbers parses the value of the option with this name.

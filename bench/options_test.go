@@ -16,7 +16,7 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := experiment.Names()[1 : len(experiment.Names())-1]; !slices.Equal(o.experiments, want) {
+	if want := experiment.AllNames(); !slices.Equal(o.experiments, want) {
 		t.Errorf("experiments %v, want %v", o.experiments, want)
 	}
 	if !slices.Equal(o.Callers, []int{1, 8}) {

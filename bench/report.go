@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/bench/contender"
+	"rabbitmq-rpc/bench/document"
 	"rabbitmq-rpc/bench/experiment"
 	"rabbitmq-rpc/bench/model"
 )
@@ -127,6 +128,10 @@ func (r *Report) publishOwn(s *experiment.Section, dir string) error {
 	if s.File() == "" || s.Cut {
 		return nil
 	}
+	if m, ok := s.Measured(); ok {
+		m.Machine = join(", ", r.Machine.CPU, fmt.Sprintf("%d cores", r.Machine.Cores), r.Machine.OS, r.Machine.Go, r.Machine.Broker)
+		return m.Append(filepath.Join(dir, s.File()+".json"))
+	}
 	blocks, measurement, err := s.Documents()
 	if err != nil {
 		return err
@@ -154,7 +159,7 @@ func replaceBlocks(file string, blocks map[string]string) error {
 	}
 	text := string(content)
 	for name, block := range blocks {
-		text, _ = experiment.ReplaceBlock(text, name, block)
+		text, _ = document.Replace(text, name, block)
 	}
 	return writeFile(file, []byte(text))
 }

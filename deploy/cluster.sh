@@ -61,17 +61,19 @@ complete() {
 # print_env prints the variables of node 1, as for a single broker, and the variables of the
 # cluster.
 print_env() {
-	local number urls='' brokers='' management=''
+	local number urls='' brokers='' management='' metrics=''
 	for number in "${NODES[@]}"; do
 		eval "$("$DEPLOY/broker.sh" env "$1-$number")"
 		urls+=,$AMQPX_TEST_AMQP_URL
 		management+=,$AMQPX_TEST_MANAGEMENT_URL
+		metrics+=,$AMQPX_TEST_METRICS_URL
 		brokers+=,$AMQPX_TEST_BROKER
 	done
 	"$DEPLOY/broker.sh" env "$1-1"
 	cat <<-ENV
 		export AMQPX_TEST_CLUSTER_URLS=${urls#,}
 		export AMQPX_TEST_CLUSTER_MANAGEMENT_URLS=${management#,}
+		export AMQPX_TEST_CLUSTER_METRICS_URLS=${metrics#,}
 		export AMQPX_TEST_CLUSTER_BROKERS=${brokers#,}
 	ENV
 }

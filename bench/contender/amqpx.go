@@ -41,9 +41,8 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var servers []*amqpx.Server
-	for _, name := range env.QueueNames() {
-		env.Queue = name
-		s, err := c.server(env, h)
+	for i := range env.QueueNames() {
+		s, err := c.server(env.at(i), h)
 		if err != nil {
 			return err
 		}
@@ -99,9 +98,8 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 	names := env.QueueNames()
 	var all amqpxClients
 	for i := range max(env.Clients, len(names)) {
-		env.Queue = names[i%len(names)]
 		//nolint:contextcheck // a client lives until Close, so it takes no context.
-		client, err := c.client(env)
+		client, err := c.client(env.at(i % len(names)))
 		if err != nil {
 			return nil, errors.Join(err, all.Close(ctx))
 		}
@@ -145,7 +143,7 @@ func (c overAMQPX) mode() amqpx.BatchMode {
 
 func (c overAMQPX) queue(env Environment) amqpx.Queue {
 	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic}
-	if c.quorum {
+	if c.quorum || env.Quorum {
 		q.Type = amqpx.QueueQuorum
 	}
 	return q

@@ -94,8 +94,22 @@ type Environment struct {
 	// over the queues. 0: one queue; one client for each queue.
 	Queues  int `json:"queues,omitempty"`
 	Clients int `json:"clients,omitempty"`
+	// Nodes are the URLs of the nodes of a cluster on which the request queues are in turn, each
+	// with its servers and clients. Empty: all are at URL.
+	Nodes []string `json:"nodes,omitempty"`
+	// Quorum makes the request queues of contenders Single and Batched quorum queues.
+	Quorum bool `json:"quorum,omitempty"`
 	// Shards is the number of shards of the request queue, see amqpx.WithShards; 0: 1.
 	Shards int `json:"shards,omitempty"`
+}
+
+// at returns the environment of request queue i.
+func (e Environment) at(i int) Environment {
+	e.Queue = e.QueueNames()[i]
+	if len(e.Nodes) > 0 {
+		e.URL = e.Nodes[i%len(e.Nodes)]
+	}
+	return e
 }
 
 // QueueNames returns the names of the request queues.

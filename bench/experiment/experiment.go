@@ -25,8 +25,12 @@ type Options struct {
 	Rates      []int         // of the experiment Rate, in calls per second
 	Contenders []string      // labels, as in SplitLabel
 	Programs   string        // directory of the shipped contenders' programs, of this repository
+	Cluster    []Node        // of the experiment ScalingNodes; empty: there is none
 	Control    []string      // command line of the broker's control program; empty: there is none
 }
+
+// Node is a node of a cluster.
+type Node struct{ URL, MetricsURL string }
 
 // SplitLabel splits NAME@FILE into the contender's name and the path of another build: of this
 // program, or, for a shipped contender, the directory of its programs. The path is empty for
@@ -46,7 +50,8 @@ type Experiment struct {
 	plots       []plotted
 	// file, if not empty, is the name of a file of the report with only this experiment, without
 	// extension.
-	file string
+	file   string
+	scaled []scaled // of a scaling experiment
 }
 
 // IsEmpty reports whether no chosen contender takes part in the experiment.
@@ -107,11 +112,22 @@ const (
 	// Shards and Telemetry are not part of "all", because they compare amqpx with itself.
 	Shards    = "shards"
 	Telemetry = "telemetry"
+	// The scaling experiments are not part of "all": they add rounds to a file of their own, and
+	// need a cluster.
+	ScalingNodes   = "scaling-nodes"
+	ScalingServers = "scaling-servers"
+	ScalingClients = "scaling-clients"
 )
 
-// Names returns the names of all experiments, in the order of the report.
+// Names returns the names of all experiments.
 func Names() []string {
-	return []string{Table, Callers, Rate, Size, Servers, Slow, MemoryUse, Growth, Shards, Telemetry}
+	return append(AllNames(), Table, Shards, Telemetry, ScalingNodes, ScalingServers, ScalingClients)
+}
+
+// AllNames returns the names of the experiments of "all". The experiment Callers contains the
+// experiment Table.
+func AllNames() []string {
+	return []string{Callers, Rate, Size, Servers, Slow, MemoryUse, Growth}
 }
 
 // New builds the named experiment for the chosen contenders.
@@ -134,6 +150,8 @@ func New(name string, o Options) Experiment {
 		e = growthExperiment(o)
 	case Shards:
 		e = shardsExperiment(o)
+	case ScalingNodes, ScalingServers, ScalingClients:
+		e = scalingExperiment(name, o)
 	case MemoryUse:
 		e = memoryExperiment(o)
 	default:

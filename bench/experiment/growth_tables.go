@@ -6,15 +6,16 @@ import (
 	"strings"
 
 	"rabbitmq-rpc/bench/contender"
+	"rabbitmq-rpc/bench/document"
 	"rabbitmq-rpc/bench/model"
 	"rabbitmq-rpc/bench/process"
 )
 
 // growth renders the measured tables of the experiment Growth, and the model's in a block of their
-// own (Block).
+// own.
 func (s *Section) growth() string {
 	all, _ := s.modelTables()
-	return s.growthMeasured() + s.traceNote() + "\n" + Block(ModelBlock, all)
+	return s.growthMeasured() + s.traceNote() + "\n" + document.Block(ModelBlock, all)
 }
 
 // traceNote says why there are no serial parts of the broker, if there are none.
@@ -32,23 +33,6 @@ const (
 	MeasuredBlock = "growth, measured"
 	ModelBlock    = "growth, model"
 )
-
-// Block marks a text as a block, so that ReplaceBlock finds it.
-func Block(name, text string) string {
-	return fmt.Sprintf("<!-- begin: %s; written by bench -->\n%s\n<!-- end: %s -->\n", name, text, name)
-}
-
-// ReplaceBlock replaces the text of a block in a document. ok is false if the document has no such
-// block.
-func ReplaceBlock(document, name, text string) (replaced string, ok bool) {
-	begin, end, _ := strings.Cut(Block(name, "\x00"), "\x00")
-	before, rest, found := strings.Cut(document, begin)
-	_, after, ended := strings.Cut(rest, end)
-	if !found || !ended {
-		return document, false
-	}
-	return before + Block(name, text) + after, true
-}
 
 // Documents returns what the experiment writes beside results.md: the blocks of performance.md by
 // name, and the measurement that the model was fitted to.

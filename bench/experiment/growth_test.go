@@ -144,18 +144,6 @@ func TestTakesPart(t *testing.T) {
 	}
 }
 
-func TestReplaceBlock(t *testing.T) {
-	t.Parallel()
-	document := "before\n" + Block("a", "old") + "between\n" + Block("b", "kept") + "after\n"
-	got, ok := ReplaceBlock(document, "a", "new\ntext")
-	if want := "before\n" + Block("a", "new\ntext") + "between\n" + Block("b", "kept") + "after\n"; !ok || got != want {
-		t.Errorf("%v: %s", ok, got)
-	}
-	if got, ok := ReplaceBlock(document, "c", "new"); ok || got != document {
-		t.Errorf("a block that is missing: %v: %s", ok, got)
-	}
-}
-
 func TestPartsOfProfile(t *testing.T) {
 	t.Parallel()
 	stack := func(value int64, names ...string) *profile.Sample {

@@ -30,6 +30,8 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 		return s, r.growth(ctx, s)
 	case Shards:
 		return s, r.shards(ctx, s)
+	case ScalingNodes, ScalingServers, ScalingClients:
+		return s, r.scaling(ctx, s)
 	}
 	var groups []*process.Group
 	var err error

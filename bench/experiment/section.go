@@ -9,6 +9,7 @@ import (
 
 	"rabbitmq-rpc/bench/model"
 	"rabbitmq-rpc/bench/process"
+	"rabbitmq-rpc/bench/scaling"
 )
 
 // Section holds the samples of one experiment. The samples of a setup and load are in the
@@ -23,6 +24,8 @@ type Section struct {
 
 	samples map[cell][]Sample
 	parts   []model.Part // serial parts, measured by the experiment Growth
+
+	measured scaling.Measurement // of a scaling experiment
 }
 
 type cell struct{ contender, load string }

@@ -19,6 +19,8 @@ type BrokerFigures struct {
 	// Declared counts the queues that were created since the broker's start.
 	Declared              float64
 	Connections, Channels float64
+	// Queues counts the queues that exist.
+	Queues float64
 	// Memory is the size of Erlang's processes and tables, in bytes. It is not all memory: the
 	// buffers of sockets, which are several megabytes on the loopback interface, are mostly not
 	// resident.
@@ -55,6 +57,7 @@ func parseBroker(text io.Reader) (f BrokerFigures, err error) {
 		"rabbitmq_connections":                             &f.Connections,
 		"rabbitmq_channels":                                &f.Channels,
 		"rabbitmq_queues_created_total":                    &f.Declared,
+		"rabbitmq_queues":                                  &f.Queues,
 		`erlang_vm_memory_bytes_total{kind="processes"}`:   &f.Memory,
 		`erlang_vm_memory_system_bytes_total{usage="ets"}`: &f.Memory,
 	}

@@ -33,7 +33,7 @@ func TestReadBroker(t *testing.T) {
 		_, _ = w.Write([]byte(brokerMetrics))
 	}))
 	defer broker.Close()
-	want := BrokerFigures{Messages: 1234, Connections: 8, Channels: 12, Declared: 17, Memory: 1_500_000}
+	want := BrokerFigures{Messages: 1234, Connections: 8, Channels: 12, Declared: 17, Queues: 5, Memory: 1_500_000}
 	if got, err := ReadBroker(t.Context(), broker.URL); err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}

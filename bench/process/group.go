@@ -4,6 +4,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,13 @@ type Setup struct {
 
 	Sequential bool
 	Procs      int // GOMAXPROCS of each process; 0: as many as the machine has
+
+	// ServerURL and ClientURL are the nodes to which servers and client connect, if they are not
+	// Options.URL.
+	ServerURL, ClientURL string
+	// Declared makes a server that ends again declare the queues at Options.URL, before the
+	// servers start: classic queues stay on this node, and the leaders of quorum queues.
+	Declared bool
 }
 
 // Options configures the process groups of a run.
@@ -31,6 +39,7 @@ type Options struct {
 	TLSURL     string // of its listener for TLS; may be empty
 	CPUProfile string // prefix of files; empty: none
 	BrokerPID  int    // 0: the broker's processor time is not measured
+	OtherPIDs  []int  // of the other nodes of a cluster, whose processor time counts as the broker's
 	MetricsURL string // of the broker's metrics; empty: its messages are not counted
 }
 
@@ -60,6 +69,7 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 	}
 	start := func(r contender.Role) (*process, error) {
 		b.Role = r
+		b.Env.URL = cmp.Or(map[contender.Role]string{contender.RoleServer: setup.ServerURL, contender.RoleClient: setup.ClientURL}[r], o.URL)
 		if o.CPUProfile != "" {
 			b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", o.CPUProfile, setup.Contender, r)
 			if r == contender.RoleServer && len(g.servers) > 0 {
@@ -74,6 +84,11 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 		}
 		b.Env.Endpoint = g.broker.endpoint
 	}
+	if setup.Declared {
+		if err := declare(ctx, b, setup); err != nil {
+			return nil, err
+		}
+	}
 	for range setup.Servers {
 		s, err := start(contender.RoleServer)
 		if err != nil {
@@ -86,6 +101,16 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 	}
 	g.client, err = start(contender.RoleClient)
 	return g, err
+}
+
+// declare runs a server only until it has declared its queues.
+func declare(ctx context.Context, b childConfig, setup Setup) error {
+	b.Role = contender.RoleServer
+	s, err := startProcess(ctx, b, nil, setup.environment()...)
+	if err != nil {
+		return err
+	}
+	return s.stop()
 }
 
 // environment returns the variables that the setup adds to the environment of its processes.
@@ -147,8 +172,14 @@ func (g *Group) consumption() (Consumption, error) {
 		total.Server = total.Server.plus(r.Usage)
 	}
 	if g.broker == nil {
-		total.Broker, err = threadsCPU(g.options.BrokerPID)
-		return total, err
+		for _, pid := range append([]int{g.options.BrokerPID}, g.options.OtherPIDs...) {
+			used, err := threadsCPU(pid)
+			if err != nil {
+				return total, err
+			}
+			total.Broker += used
+		}
+		return total, nil
 	}
 	r, err = g.broker.ask(command{})
 	total.Broker = r.Usage.CPU

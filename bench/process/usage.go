@@ -58,6 +58,15 @@ func Resident(pid int) (uint64, error) {
 	return u.RSS, err
 }
 
+// OpenFiles returns the number of open file descriptors of a process; 0 for pid 0.
+func OpenFiles(pid int) (int, error) {
+	if pid == 0 {
+		return 0, nil
+	}
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	return len(entries), err
+}
+
 // readMemory reads the resident memory from the status of a process.
 func (u *Usage) readMemory(file string) error {
 	status, err := os.ReadFile(file) //nolint:gosec // one of two.

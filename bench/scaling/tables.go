@@ -1,0 +1,272 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"rabbitmq-rpc/bench/model"
+)
+
+// Table renders the medians of all points.
+func (m Measurement) Table() string {
+	var b strings.Builder
+	b.WriteString("\n")
+	rows := [][]string{{"load", "calls/s", "p50 ms", "calls in a message", "CPU µs/call client + server + broker"}}
+	for _, p := range m.Points {
+		if r := p.Medians(); len(p.Runs) > 0 {
+			rows = append(rows, []string{p.Load.String(), grouped(r.Rate), fmt.Sprintf("%.2f", r.P50), fmt.Sprintf("%.1f", r.Size), costs(r)})
+		}
+	}
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// Blocks of docs/scaling.md.
+const (
+	BlockNodes      = "scaling, nodes"
+	BlockServers    = "scaling, servers"
+	BlockClients    = "scaling, clients"
+	BlockFormula    = "scaling, formula"
+	BlockSimulation = "scaling, simulation"
+	BlockPlan       = "scaling, plan"
+)
+
+// predicted has a measured point with its prediction.
+type predicted struct {
+	*Point
+	sim Simulated
+}
+
+// Document has what docs/scaling.md shows.
+type Document struct {
+	Capacity Capacity
+	measured Measurement
+	points   []predicted
+}
+
+// NewDocument fits the simulation and the formula to a measurement, and predicts all its points.
+func NewDocument(m Measurement, parts []model.Part) (Document, error) {
+	p, err := Fit(m, parts)
+	if err != nil {
+		return Document{}, err
+	}
+	c, err := NewCapacity(m, p)
+	d := Document{Capacity: c, measured: m}
+	for _, at := range m.Points {
+		if len(at.Runs) > 0 {
+			d.points = append(d.points, predicted{at, p.Predict(at)})
+		}
+	}
+	return d, err
+}
+
+// Blocks returns the blocks that show the measurement and how the formula and the simulation meet
+// it.
+func (d Document) Blocks() map[string]string {
+	return map[string]string{
+		BlockNodes: d.pointTable(PartNodes), BlockServers: d.servers(), BlockClients: d.clients(),
+		BlockFormula: d.formula(), BlockSimulation: d.simulation(),
+	}
+}
+
+// pointTable renders the points of a part.
+func (d Document) pointTable(part string) string {
+	var b strings.Builder
+	b.WriteString("\n")
+	rows := [][]string{{"load", "calls in a message", "CPU µs/call client + server + broker", "calls/s for each busy processor", "simulated: calls in a message", "CPU µs/call", "error of the sum"}}
+	for _, p := range d.points {
+		if p.Part != part {
+			continue
+		}
+		r := p.Medians()
+		rows = append(rows, []string{
+			p.Load.String(), fmt.Sprintf("%.1f", r.Size), costs(r), grouped(1e6 / sum(r)),
+			fmt.Sprintf("%.1f", p.sim.Size), costs(p.sim.run()), d.off(p),
+		})
+	}
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// off formats the error of the simulated processor time, and whether the point was fitted.
+func (d Document) off(p predicted) string {
+	text := fmt.Sprintf("%+.0f %%", 100*Error(sum(p.sim.run()), sum(p.Medians())))
+	if slices.Contains(Fitted(), p.Load) {
+		text += ", fitted"
+	}
+	return text
+}
+
+func sum(r Run) float64 { return r.Client + r.Server + r.Broker }
+
+// run returns the figures that a round of a measurement has as well.
+func (s Simulated) run() Run {
+	return Run{Rate: s.Rate, P50: s.P50, P99: s.P99, Client: s.Client, Server: s.Server, Broker: s.Broker, Size: s.Size}
+}
+
+func (d Document) servers() string {
+	var b strings.Builder
+	rows := [][]string{{"servers", "connections, channels, queues, files", "broker MB, processes and tables", "formula"}}
+	for _, p := range d.measured.Part(PartServers, true) {
+		rows = append(rows, d.holdings(fmt.Sprint(p.Servers), p)[:4])
+	}
+	b.WriteString(d.pointTable(PartServers) + "\n")
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// holdings returns the cells of what a point holds, and what the formula says.
+func (d Document) holdings(name string, p *Point) []string {
+	of := func(figure func(Holdings) float64) float64 { return p.Holds(figure) }
+	h := d.Capacity.Holds(p.Clients, p.Servers, p.Shards)
+	list := func(c, ch, q, f float64) string { return fmt.Sprintf("%.0f, %.0f, %.0f, %.0f", c, ch, q, f) }
+	got := list(of(func(h Holdings) float64 { return h.Connections }), of(func(h Holdings) float64 { return h.Channels }),
+		of(func(h Holdings) float64 { return h.Queues }), of(func(h Holdings) float64 { return h.Files }))
+	memory := func(h Holdings) float64 { return h.Memory }
+	return []string{
+		name, got, fmt.Sprintf("%.1f", of(memory)), list(h.Connections, h.Channels, h.Queues, h.Files) + fmt.Sprintf("; %.1f", h.Memory),
+		fmt.Sprintf("%.0f", of(func(h Holdings) float64 { return h.Resident })), fmt.Sprintf("%.0f", of(func(h Holdings) float64 { return h.Client })),
+	}
+}
+
+func (d Document) clients() string {
+	var b strings.Builder
+	rows := [][]string{{"clients", "connections, channels, queues, files", "broker MB, processes and tables", "formula", "broker MB, resident", "client process, MB"}}
+	for _, p := range d.measured.Part(PartClients, true) {
+		rows = append(rows, d.holdings(fmt.Sprint(p.Clients), p))
+	}
+	b.WriteString("\n")
+	writeTable(&b, rows)
+	return b.String() + d.pointTable(PartClients)
+}
+
+// Checks returns how well the simulation and the formula meet the measurement: the processor time
+// of a call of all sides together, the calls in a message, and what clients and servers hold.
+func (d Document) Checks() (simulated, sizes, formula, memory Check) {
+	var all, closed, idle []*Point
+	sims := make(map[*Point]Simulated)
+	for _, p := range d.points {
+		if slices.Contains(Fitted(), p.Load) {
+			continue
+		}
+		sims[p.Point] = p.sim
+		all = append(all, p.Point)
+		if covered(p.Point) {
+			closed = append(closed, p.Point)
+		}
+	}
+	for _, part := range []string{PartServers, PartClients} {
+		idle = append(idle, d.measured.Part(part, true)...)
+	}
+	simulated = check(all, simulationTolerance, func(p *Point) float64 { return sum(sims[p].run()) / sum(p.Medians()) })
+	sizes = check(all, sizeTolerance, func(p *Point) float64 { return sims[p].Size / p.Medians().Size })
+	formula = check(closed, formulaTolerance, func(p *Point) float64 { return sum(d.Capacity.CostsOf(p)) / sum(p.Medians()) })
+	memory = check(idle, memoryTolerance, func(p *Point) float64 {
+		of := func(h Holdings) float64 { return h.Memory + resident }
+		return (d.Capacity.Holds(p.Clients, p.Servers, p.Shards).Memory + resident) / p.Holds(of)
+	})
+	return simulated, sizes, formula, memory
+}
+
+// resident is about what a broker without clients has in memory, in megabytes: errors of what
+// clients add count against all memory.
+const resident = 100
+
+// Tolerances within which predictions count as good.
+const (
+	simulationTolerance = 0.35
+	sizeTolerance       = 0.5
+	formulaTolerance    = 0.35
+	memoryTolerance     = 0.1
+)
+
+func (d Document) formula() string {
+	_, _, formula, memory := d.Checks()
+	return fmt.Sprintf("%s\nProcessor time of the measured closed loops, with their measured n: %s. Memory: %s.\n", d.Capacity, formula, memory)
+}
+
+func (d Document) simulation() string {
+	simulated, sizes, _, _ := d.Checks()
+	return fmt.Sprintf("\nPoints to which the simulation was not fitted, processor time of a call: %s. Calls in a message: %s.\n", simulated, sizes)
+}
+
+// PlanTable renders the scenarios.
+func (c Capacity) PlanTable(plans []Plan) string {
+	var b strings.Builder
+	b.WriteString("\n")
+	rows := [][]string{{
+		"clients, calls/s", "nodes, servers, shards", "connections, channels, queues", "memory of the nodes, GB", "calls in a message", "processors busy: clients, servers, nodes",
+		"p50, p99 ms", "busiest", "with half: calls/s", "limit",
+	}}
+	for _, p := range plans {
+		s, r, h := p.System, p.Result, p.Holds
+		cores := func(micros float64) float64 { return micros * r.Rate / 1e6 }
+		memory := (h.Memory + c.Base.Resident*float64(s.Nodes)) / 1e3
+		rows = append(rows, []string{
+			grouped(float64(p.Clients)) + ", " + grouped(p.Rate), fmt.Sprintf("%d, %d, %d", s.Nodes, s.Servers, s.Shards),
+			grouped(h.Connections) + "; " + grouped(h.Channels) + "; " + grouped(h.Queues), fmt.Sprintf("%.1f", memory), fmt.Sprintf("%.1f", r.Size),
+			fmt.Sprintf("%.1f, %.1f, %.1f", cores(r.Client), cores(r.Server), cores(r.Broker)), fmt.Sprintf("%.1f, %.1f", r.P50, r.P99),
+			fmt.Sprintf("%s, %.0f %%", r.Limit, 100*r.Busy), grouped(p.Less.Rate), p.Less.Limit,
+		})
+	}
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// String names a load.
+func (l Load) String() string {
+	kind := "single"
+	if l.Batch {
+		kind = "batch"
+	}
+	text := fmt.Sprintf("%s, %s, %s", kind, count(l.Nodes, "node"), l.Place)
+	if l.Quorum {
+		text += ", quorum"
+	}
+	if l.Shards > 1 {
+		text += ", " + count(l.Shards, "shard")
+	}
+	text += fmt.Sprintf(", %s, %s", count(l.Servers, "server"), count(l.Clients, "client"))
+	if l.Handler > 0 {
+		text += fmt.Sprintf(", handler %.0f ms", l.Handler/1e3)
+	}
+	if l.Rate > 0 {
+		return text + fmt.Sprintf(", %s calls/s", grouped(l.Rate))
+	}
+	return text + ", " + count(l.Callers, "caller")
+}
+
+func costs(r Run) string {
+	if r.Client+r.Server+r.Broker < 30 {
+		return fmt.Sprintf("%.1f + %.1f + %.1f", r.Client, r.Server, r.Broker)
+	}
+	return fmt.Sprintf("%.0f + %.0f + %.0f", r.Client, r.Server, r.Broker)
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return grouped(float64(n)) + " " + noun + "s"
+}
+
+// grouped formats a whole number with commas between the thousands.
+func grouped(x float64) string {
+	digits := fmt.Sprintf("%.0f", x)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}
+
+// writeTable writes a Markdown table whose first row has the heads. The first column is
+// left-aligned, the others right-aligned.
+func writeTable(b *strings.Builder, rows [][]string) {
+	for i, row := range rows {
+		fmt.Fprintf(b, "| %s |\n", strings.Join(row, " | "))
+		if i == 0 {
+			fmt.Fprintf(b, "| --- |%s\n", strings.Repeat(" ---: |", len(row)-1))
+		}
+	}
+}
