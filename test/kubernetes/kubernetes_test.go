@@ -52,7 +52,7 @@ func TestOverlays(t *testing.T) {
 // acceptSettings runs the command check of each service with the variables of its pod.
 func acceptSettings(t *testing.T, o *overlay, project *project, programs string) {
 	t.Helper()
-	broker, services := filepath.Join(t.TempDir(), "broker"), filepath.Join(t.TempDir(), "services")
+	broker, services := t.TempDir(), t.TempDir()
 	made := exec.CommandContext(t.Context(), filepath.Join(programs, "rpc-certificates"), broker, services, "rabbitmq")
 	if out, err := made.CombinedOutput(); err != nil {
 		t.Fatalf("rpc-certificates: %v\n%s", err, out)
