@@ -97,12 +97,13 @@ func (w *swarm) begin() {
 	w.must("docker", "node", "update", "--label-add", "rabbitmq=true", node)
 	w.must("bash", "-c", "printf %s amqp://guest:guest@rabbitmq:5672 | docker secret create "+w.secret+" -")
 	t.Cleanup(func() {
-		w.cleanup("docker", "service", "rm", w.name("load"))
-		w.cleanup("docker", "stack", "rm", w.project)
+		w.cleanup("docker", "stack", "rm", w.project) // with the load, which has the stack's label
+		label := "label=com.docker.stack.namespace=" + w.project
 		w.waitUntil("the containers of the stack have ended", func() bool {
-			out, err := w.afterwards("docker", "ps", "-aq", "--filter", "label=com.docker.stack.namespace="+w.project)
+			out, err := w.afterwards("docker", "ps", "-q", "--filter", label)
 			return err == nil && out == ""
 		})
+		w.cleanup("bash", "-c", "docker ps -aq --filter "+label+" | xargs -r docker rm -fv") // those of the jobs
 		w.cleanup("docker", "secret", "rm", w.secret)
 		w.cleanup("docker", "volume", "rm", w.name("rabbitmq"))
 	})

@@ -52,7 +52,7 @@ func TestOverlays(t *testing.T) {
 // acceptSettings runs the command check of each service with the variables of its pod.
 func acceptSettings(t *testing.T, o *overlay, project *project, programs string) {
 	t.Helper()
-	broker, services := filepath.Join(t.TempDir(), "broker"), filepath.Join(t.TempDir(), "services")
+	broker, services := t.TempDir(), t.TempDir()
 	made := exec.CommandContext(t.Context(), filepath.Join(programs, "rpc-certificates"), broker, services, "rabbitmq")
 	if out, err := made.CombinedOutput(); err != nil {
 		t.Fatalf("rpc-certificates: %v\n%s", err, out)
@@ -149,7 +149,7 @@ func mutations() []mutation {
 		{"GOMEMLIMIT", single, base, "LOG_FORMAT=json", "GOMEMLIMIT=256MiB", "GOMEMLIMIT 256MiB"},
 		{"no limit", single, server, "limits:\n              memory: 256Mi", "limits: {}", "the limit is 0"},
 		{"budget", single, server, "kind: PodDisruptionBudget\nmetadata:\n  name: rpc-server\nspec:\n  maxUnavailable: 1", "kind: PodDisruptionBudget\nmetadata:\n  name: rpc-server\nspec:\n  maxUnavailable: 0", "does not let one pod go"},
-		{"selector of the budget", production, broker, "name: rabbitmq\n---", "name: rabbit\n---", "the affinity"},
+		{"affinity of the cluster", production, broker, "name: rabbitmq\n---", "name: rabbit\n---", "the affinity"},
 		{"selector of the Service", single, server, "clusterIP: None\n  selector:\n    app.kubernetes.io/name: rpc-server", "clusterIP: None\n  selector:\n    app.kubernetes.io/name: server", "the Service rpc-server selects 0"},
 		{"selector of a policy", production, policies, "app.kubernetes.io/name: rpc-server", "app.kubernetes.io/name: server", "rpc-server has no NetworkPolicy"},
 		{"port of a policy", production, policies, "port: 5671", "port: 5672", "has no port 5672"},
