@@ -429,7 +429,7 @@ func TestProductionAttackWorkers(t *testing.T) {
 	if n := len(forever); n != 0 {
 		t.Errorf("%d calls more than %d run", n, running)
 	}
-	if st := b.server.Stats(); st.InFlight > most {
+	if st := b.server.Stats(); st.InFlight > uint64(most) {
 		t.Errorf("%d requests in the server, want at most %d", st.InFlight, most)
 	}
 	if got := b.send(exchange, retries, amqp.Publishing{AppId: "forever"}); got != returned {
