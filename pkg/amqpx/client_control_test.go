@@ -467,7 +467,7 @@ func (r *rig) matchAll(over <-chan struct{}, id func(i int) string) {
 		}
 		r.broker.With(func(b *brokertest.Broker) {
 			for name, q := range b.Queues {
-				if strings.HasPrefix(name, "amq.gen-") {
+				if isOfQuery(r, name) {
 					msg := amqp.Publishing{CorrelationId: wire.ControlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
 					q.Messages = append(q.Messages, &brokertest.Message{Msg: msg})
 					b.Dispatch(q)
@@ -475,4 +475,9 @@ func (r *rig) matchAll(over <-chan struct{}, id func(i int) string) {
 			}
 		})
 	}
+}
+
+// isOfQuery reports whether a queue is that of a query of the rig's client.
+func isOfQuery(r *rig, name string) bool {
+	return strings.HasPrefix(name, DefaultQueue+replyInfix) && name != r.client.route.replyTo
 }

@@ -150,7 +150,7 @@ func (l *Conn) shutdown() {
 
 // Channel implements transport.Conn.
 func (l *Conn) Channel() (transport.Channel, error) {
-	if err := l.call("channel", ""); err != nil {
+	if err := l.call("channel", l.Name); err != nil {
 		return nil, err
 	}
 	l.broker.mu.Lock()
