@@ -124,7 +124,7 @@ func mutations() []mutation {
 		{"unknown field of a custom resource", production, broker, "disableNonTLSListeners", "disableNonTlsListeners", "forbidden property"},
 		{"value of a custom resource", production, autoscaling, "currentReplicasIfHigher", "higher", "should be one of"},
 		{"unknown field of a monitor", production, monitors, "scrapeTimeout", "timeout", "unknown field"},
-		{"variable", single, server, "RPC_DRAIN_TIMEOUT", "RPC_DRAIN_TIME", "RPC_DRAIN_TIME is no setting"},
+		{"variable", single, server, "name: RPC_DRAIN_TIMEOUT", "name: RPC_DRAIN_TIME", "RPC_DRAIN_TIME is no setting"},
 		{"variable of the other service", single, client, "RPC_CALLS", "RPC_WORKERS", "RPC_WORKERS is no setting"},
 		{"shared variable", single, base, "RPC_QUEUE_TYPE", "RPC_QUEUE_KIND", "RPC_QUEUE_KIND is no setting"},
 		{"image", single, server, "image: rabbitmq-rpc/server", "image: rabbitmq-rpc/servers", "the image is"},

@@ -63,14 +63,18 @@ func settingsOf(t *testing.T, manual, heading string, into map[string]string) {
 	}
 }
 
-// permissionsOf reads the commands that set the permissions of the two roles. The user of the
-// autoscaler has none.
+// permissionsOf reads the commands that set the permissions of a server and of a client of the
+// request exchange, whose user is orders in the manual. The user of the autoscaler has none.
 func permissionsOf(t *testing.T, manual string) map[string][3]string {
 	t.Helper()
 	permissions := map[string][3]string{"rpc-autoscaler": {}}
-	command := regexp.MustCompile(`rabbitmqctl set_permissions (server|client) '([^']+)' \\\s+'([^']+)' '([^']+)'`)
+	command := regexp.MustCompile(`rabbitmqctl set_permissions (server|orders) '([^']+)' \\\s+'([^']+)' '([^']+)'`)
 	for _, found := range command.FindAllStringSubmatch(manual, -1) {
-		permissions["rpc-"+found[1]] = [3]string(found[2:])
+		user := strings.Replace("rpc-"+found[1], "orders", "client", 1)
+		for i, pattern := range found[2:] {
+			found[2+i] = strings.ReplaceAll(pattern, `\.orders\.`, `\.`+user+`\.`)
+		}
+		permissions[user] = [3]string(found[2:])
 	}
 	const roles = 3
 	if len(permissions) != roles {
