@@ -122,6 +122,18 @@ func (c Capacity) String() string {
 	return b.String()
 }
 
+// example is the formula for clients that make 10 calls/s each, without waiting for each other.
+func (c Capacity) example() string {
+	const clients, rate = 200, 2000.
+	r, h := c.Costs(Load{Place: Local}, 1, 1, 1), c.Holds(clients, 1, 1)
+	processors := func(micros float64) float64 { return rate * micros / 1e6 / planBusy }
+	return fmt.Sprintf("Example: %d clients make 10 calls/s each, without waiting for each other. Each message comes alone, so n = 1 and w = 1: "+
+		"a call takes %.0f + %.0f + %.0f µs, and %.0f calls/s take %.1f processors of clients, %.1f of servers and %.1f of the broker, "+
+		"which holds %.0f connections, %.0f channels, %.0f queues, %.0f files and %.0f MB.\n",
+		clients, r.Client, r.Server, r.Broker, rate, processors(r.Client), processors(r.Server), processors(r.Broker),
+		h.Connections, h.Channels, h.Queues, h.Files, c.Base.Resident+h.Memory)
+}
+
 // covered reports whether the formula predicts the processor times of a measured point: it needs
 // the number of messages in flight, which a closed loop of handlers that take no time has.
 func covered(p *Point) bool { return p.Rate == 0 && p.Handler == 0 }

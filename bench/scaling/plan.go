@@ -36,8 +36,11 @@ type Plan struct {
 	Holds Holdings
 }
 
-// system returns a scenario on a number of nodes, servers and shards.
+// system returns a scenario on a number of nodes, servers and shards. Each node has at least one
+// shard, and the connections of one server: a node with all requests would be full before the
+// others.
 func (s Scenario) system(nodes, servers, shards int) System {
+	servers, shards = max(servers, nodes), max(shards, nodes)
 	return System{
 		Load: Load{
 			Batch: true, Nodes: nodes, Place: Spread, Queues: 1, Shards: shards, Servers: servers, Workers: 64,
@@ -96,7 +99,7 @@ func (c Capacity) Plan(s Scenario) Plan {
 		}
 	}
 	half := func(n int) int { return max(n/2, 1) }
-	p.Less = c.simulate(s.system(half(nodes), half(servers), half(shards)))
-	p.Holds = c.Holds(s.Clients, servers, shards)
+	p.Less = c.simulate(s.system(half(nodes), half(p.System.Servers), half(p.System.Shards)))
+	p.Holds = c.Holds(s.Clients, p.System.Servers, p.System.Shards)
 	return p
 }

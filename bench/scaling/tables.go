@@ -183,7 +183,7 @@ const (
 
 func (d Document) formula() string {
 	_, _, formula, memory := d.Checks()
-	return fmt.Sprintf("%s\nProcessor time of the measured closed loops, with their measured n: %s. Memory: %s.\n", d.Capacity, formula, memory)
+	return fmt.Sprintf("%s\nProcessor time of the measured closed loops, with their measured n: %s. Memory: %s.\n\n%s", d.Capacity, formula, memory, d.Capacity.example())
 }
 
 func (d Document) simulation() string {
