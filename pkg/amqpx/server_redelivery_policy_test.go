@@ -7,8 +7,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // lost returns a request that other servers have lost and republished.
