@@ -41,7 +41,7 @@ func (r *Report) WriteSummary(w io.Writer, title string) error {
 	if r.OK > 0 {
 		writeLatency(row, &r.LatencyMS)
 	}
-	fmt.Fprintf(&b, "node of the connection: %s\n", r.Node)
+	row("node", "%s", r.Node)
 	if r.Placement != nil {
 		for _, line := range r.Placement.Lines() {
 			fmt.Fprintf(&b, "  %-40s %s\n", line.Name, line.Where)
