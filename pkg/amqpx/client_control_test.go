@@ -467,7 +467,7 @@ func (r *rig) matchAll(over <-chan struct{}, id func(i int) string) {
 		}
 		r.broker.With(func(b *brokertest.Broker) {
 			for name, q := range b.Queues {
-				if strings.HasPrefix(name, "amq.gen-") {
+				if strings.HasPrefix(name, DefaultQueue+".reply.") && name != r.client.route.replyTo {
 					msg := amqp.Publishing{CorrelationId: wire.ControlStats, Body: fmt.Appendf(nil, `{"id":%q}`, id(i))}
 					q.Messages = append(q.Messages, &brokertest.Message{Msg: msg})
 					b.Dispatch(q)
