@@ -418,8 +418,8 @@ func (s *Server) deduplicate(h Handler) Handler {
 // runOnce runs the handler of a request, or returns the response of an execution of the same
 // request.
 func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, h Handler, req *Request) ([]byte, error) {
-	for now := r.begun; ; now = time.Now() { // the clock is read again only after a wait
-		decision, x := s.dedup.begin(r, id, now)
+	for {
+		decision, x := s.dedup.begin(r, id, time.Now())
 		switch decision {
 		case dedupRun:
 			return s.runExecution(ctx, r, x, h, req)
