@@ -262,8 +262,9 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	}
 	main := newConsumer(s, sess)
 	bindings := &requestBindings{}
-	s.startExchange(sess, bindings)
+	bound := s.startExchange(sess, bindings)
 	s.startCompanions(ctx, main, companions, bindings)
+	bound()
 	return main.start(s.cfg.queue.Name)
 }
 
