@@ -31,6 +31,8 @@ SOAK ?= 30m
 # The fault suite; its output describes the last run of each kind. FAULTFLAGS=-batch=off
 # switches batches off.
 FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
+# The end-to-end tests that make test leaves out for the time that they take.
+E2E_MORE := ^Test(Swarm|ImagesAreReproducible)$$
 
 .PHONY: help
 help: ## list the targets
@@ -114,7 +116,7 @@ tools: ## install the pinned tools into .bin
 
 ## Testing
 
-.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e e2e-cluster test fuzz bench bench-compare
+.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e e2e-cluster e2e-more test fuzz bench bench-compare
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
 	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
@@ -179,12 +181,15 @@ hostile: ## send inputs that crash or fill servers to servers limited to 256 MiB
 	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 -run 'TestHostileInputs/inputs/$(value RUN)' ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
 	@cat .run/hostile/hostile-$(BROKER).md
 
-e2e: ## test make up and make down from the outside
-	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$' ./e2e/...
+e2e: ## test make up, make up-cluster, make down and the overlay for production from the outside
+	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
 
 e2e-cluster: export BROKER
 e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 4; a quarter of an hour
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '^TestRollCluster$$' ./e2e
+
+e2e-more: ## test make images and the stack on a swarm of one node; needs a Docker engine
+	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
 
 test: ## run every check that must pass
 	@deploy/need.sh shellcheck pika chromium promtool rabbitmq

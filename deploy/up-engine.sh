@@ -2,7 +2,7 @@
 # The servers and the client in containers, by compose.
 
 NODES=(rabbitmq)
-if [[ -n $CLUSTER ]]; then
+if [[ -n ${CLUSTER:-} ]]; then
 	NODES+=(rabbitmq-2 rabbitmq-3)
 	export COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}:compose/cluster.yml
 fi

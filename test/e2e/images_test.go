@@ -42,7 +42,7 @@ func TestImagesAreReproducible(t *testing.T) {
 
 // released returns the programs of each image.
 func released() map[string][]string {
-	return map[string][]string{"rabbitmq-rpc/client": {"rpc-client"}, "rabbitmq-rpc/server": {"rpc-server", "rpc-certificates"}}
+	return map[string][]string{"rabbitmq-rpc/client": {"rpc-client"}, "rabbitmq-rpc/server": {"rpc-server", "rpc-certificates", "rpc-definitions"}}
 }
 
 // releaseImages builds both images from a folder, and returns their IDs.

@@ -26,8 +26,7 @@ func TestProductionOverlayRuns(t *testing.T) {
 	}
 	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1),
 		"COMPOSE_FILE=docker-compose.yml:compose/production.yml")
-	s.must("bash", "-c", `. deploy/lib.sh; load_env; export GOPROXY=${GOPROXY:-$(go env GOPROXY)}
-		. deploy/up-engine.sh; choose_images; remember_images; compose build`)
+	s.buildImages()
 	run := func(args ...string) (string, error) {
 		return s.output(t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
 	}

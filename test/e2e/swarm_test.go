@@ -47,7 +47,7 @@ func TestSwarm(t *testing.T) {
 
 	before := w.containers("rpc-server", "status=running")
 	load := w.load()
-	waitFor(t, load, `"msg":"progress"`)
+	waitFor(t, load, `"msg":"ready"`) // the first line of progress comes after a tenth of RPC_DURATION
 	begun := time.Now()
 	w.must("docker", "service", "update", "--detach=false", "--force", w.name("rpc-server"))
 	took := time.Since(begun)
@@ -61,7 +61,11 @@ func TestSwarm(t *testing.T) {
 	if after := w.containers("rpc-server", "status=running"); len(after) != len(before) || slices.Equal(after, before) {
 		t.Errorf("the update replaced no server: %q before, %q after", before, after)
 	}
-	w.must("docker", "kill", "-s", "TERM", w.containers("load", "status=running")[0])
+	running := w.containers("load", "status=running")
+	if len(running) != 1 {
+		t.Fatalf("the load ended before the update: %q, %+v", running, w.clientFinished(load))
+	}
+	w.must("docker", "kill", "-s", "TERM", running[0])
 	got := w.clientFinished(load)
 	t.Logf("the update of %d servers took %v; %+v", len(before), took.Round(time.Second), got)
 	if least := int64(took.Seconds()) * loadRate / 2; got.OK != got.Calls || got.Calls < least {
