@@ -266,7 +266,7 @@ func (c *Client) deleteAbandoned(s *transport.Session, names []string) {
 	for range abandonedTries {
 		var left []string
 		for _, name := range names {
-			if deleteQueue(s, name) != nil {
+			if reachable(s, name) != nil || deleteQueue(s, name) != nil {
 				left = append(left, name)
 			}
 		}
@@ -280,6 +280,15 @@ func (c *Client) deleteAbandoned(s *transport.Session, names []string) {
 			return
 		}
 	}
+}
+
+// reachable returns an error if the broker does not reach a queue, or the queue is missing. RabbitMQ 4
+// ends the connection of a client that deletes a classic queue whose node is down (541).
+func reachable(s *transport.Session, name string) error {
+	return transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
+		_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		return err
+	})
 }
 
 // deleteReplyQueue deletes the reply queue at once. Without a connection the queue is left to

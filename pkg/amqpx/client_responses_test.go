@@ -73,11 +73,15 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 				settle()
 				old := r.client.route.replyTo
 				var down atomic.Bool
+				var deletions atomic.Int64
 				down.Store(true)
 				r.broker.With(func(b *brokertest.Broker) {
 					b.OnCall = func(op, name string) error {
 						if name != old || !down.Load() {
 							return nil
+						}
+						if op == "delete" {
+							deletions.Add(1)
 						}
 						return c.down[op]
 					}
@@ -98,6 +102,10 @@ func TestClientTakesAnotherReplyQueueWhenItsNodeIsDown(t *testing.T) {
 				wantSame(t, "log lines about it", len(logs.FilterMessage("reply queue replaced, the responses in it are lost").All()), 1)
 				if r.client.route.replyTo == old {
 					t.Error("the client still uses the old reply queue")
+				}
+				// RabbitMQ 4 answers such a deletion with 541, which ends the connection.
+				if n := deletions.Load(); n > 0 && c.down["declare passive"] != nil {
+					t.Errorf("%d deletions of a reply queue on a node that is down", n)
 				}
 				down.Store(false)
 				r.broker.Kick(nil) // ends hanging operations
