@@ -116,7 +116,7 @@ tools: ## install the pinned tools into .bin
 
 ## Testing
 
-.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e e2e-more test fuzz bench bench-compare
+.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e e2e-cluster e2e-more test fuzz bench bench-compare
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
 	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
@@ -167,7 +167,7 @@ cluster: ## fail each node of a cluster of three in every way; 20 minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
-cluster-short: ## like cluster, with only the gravest failures; a minute and a half
+cluster-short: ## like cluster, with a killed node and a rolling restart; two minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status)$$'
 
 soak: ## inject random faults from SEED for the time SOAK
@@ -182,7 +182,11 @@ hostile: ## send inputs that crash or fill servers to servers limited to 256 MiB
 	@cat .run/hostile/hostile-$(BROKER).md
 
 e2e: ## test make up, make down and the overlay for production from the outside
-	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '$(E2E_MORE)' ./e2e/...
+	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
+
+e2e-cluster: export BROKER
+e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 4; a quarter of an hour
+	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '^TestRollCluster$$' ./e2e
 
 e2e-more: ## test make images and the stack on a swarm of one node; needs a Docker engine
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...

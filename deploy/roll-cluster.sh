@@ -83,7 +83,9 @@ for ((i = ${#NODES[@]} - 1; i >= 0; i--)); do
 	say "$node: drained, restarting"
 	restart "$node"
 done
-tool "${NODES[0]}" rabbitmqctl -q enable_feature_flag all >&2
-tool "${NODES[0]}" rabbitmq-queues -q rebalance all >&2
+for command in "rabbitmqctl -q enable_feature_flag all" "rabbitmq-queues -q rebalance all"; do
+	# shellcheck disable=SC2086  # a program and its arguments
+	tool "${NODES[0]}" $command >>"$RUN/roll.log" 2>&1 || die "$command failed: $(tail -n 3 "$RUN/roll.log")"
+done
 engine && remember_images
 say "all nodes were restarted; the leaders are spread again"

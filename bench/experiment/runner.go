@@ -107,8 +107,7 @@ func (r *Runner) progress(name string, round int, load, setup string, s Sample) 
 	_, _ = fmt.Fprintf(r.Log, "%s  %s %-10s %-16s %-24s %8.0f calls/s  p50 %.2f ms  p99 %.2f ms\n", time.Now().Format(time.TimeOnly), name, label, load, setup, s.Rate, s.P50, s.P99)
 }
 
-// DeleteQueues deletes the request queues, amqpx's further queues and the exchanges of its
-// control plane.
+// DeleteQueues deletes the request queues, amqpx's further queues, and its exchanges.
 func (r *Runner) DeleteQueues() error {
 	conn, err := amqp.Dial(r.Options.URL)
 	if err != nil {
@@ -121,8 +120,10 @@ func (r *Runner) DeleteQueues() error {
 				_, err = ch.QueueDelete(name+suffix, false, false, false)
 			}
 		}
-		if err == nil {
-			err = ch.ExchangeDelete(name+".control", false, false)
+		for _, suffix := range []string{".control", ".rpc"} {
+			if err == nil {
+				err = ch.ExchangeDelete(name+suffix, false, false)
+			}
 		}
 	}
 	return errors.Join(err, conn.Close())

@@ -35,8 +35,8 @@ func TestAMQPDefaultsAreTheLibrarys(t *testing.T) {
 	if a.URL != "amqp://guest:guest@localhost:5672" {
 		t.Errorf("URL is %s", a.URL)
 	}
-	if n := len(a.Options("test", zap.NewNop())); n != 7 {
-		t.Errorf("%d options without TLS, want 7", n)
+	if n := len(a.Options("test", zap.NewNop())); n != 8 {
+		t.Errorf("%d options without TLS, want 8", n)
 	}
 }
 
@@ -149,7 +149,7 @@ func TestQueueFaults(t *testing.T) {
 			if got := strings.Join(load(t, &q), "|"); got != c.want {
 				t.Errorf("got  %q\nwant %q", got, c.want)
 			}
-			if len(q.Options()) != 5 {
+			if len(q.Options()) != 6 {
 				t.Error("options are missing")
 			}
 		})

@@ -42,8 +42,8 @@ func TestFilesAreReadAgain(t *testing.T) {
 	if faults := load(t, &a); faults != nil {
 		t.Fatalf("faults: %q", faults)
 	}
-	if n := len(a.Options("test", zap.NewNop())); n != 8 {
-		t.Errorf("%d options, want 8", n)
+	if n := len(a.Options("test", zap.NewNop())); n != 9 {
+		t.Errorf("%d options, want 9", n)
 	}
 	for i, c := range []struct{ list, cert, key, want, leaf, fault string }{
 		{"amqps://u:new@h/", newCert, newKey, "amqps://u:new@h/", newCert, ""},

@@ -106,7 +106,7 @@ func TestTLSConfig(t *testing.T) {
 	if now.TLS.InsecureSkipVerify {
 		t.Error("the server's certificate is not verified")
 	}
-	if n := len(a.Options("test", zap.NewNop())); n != 8 {
-		t.Errorf("%d options with TLS, want 8", n)
+	if n := len(a.Options("test", zap.NewNop())); n != 9 {
+		t.Errorf("%d options with TLS, want 9", n)
 	}
 }

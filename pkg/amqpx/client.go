@@ -158,7 +158,7 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 func (c *Client) send(ctx context.Context, watched observation, req Request) ([]byte, error) {
 	h := c.handlerOf(ctx, &req)
 	if h == nil {
-		return c.roundTrip(ctx, &req)
+		return c.roundTripOfCall(ctx, &req, watched)
 	}
 	if _, ok := ctx.Deadline(); ok {
 		shared := req // middleware may keep it

@@ -219,7 +219,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 	if !ok {
 		return
 	}
-	left, req := a.call.budget(b.begun), a.request()
+	left := a.call.budget(b.begun)
 	if len(b.attempts) == 0 {
 		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
 	}
@@ -227,7 +227,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 	a.SetQueue(b.shard)
 	b.attempts = append(b.attempts, a)
 	b.least, b.most = min(b.least, left), max(b.most, left)
-	b.body = req.AppendTo(b.body, left)
+	b.body = a.appendTo(b.body, left)
 }
 
 // Size implements publish.Batch.

@@ -392,10 +392,23 @@ func (a *attempt) sessionReplaced(generation uint64, responsesLost bool) {
 }
 
 // request returns the request as this attempt sends it.
-func (a *attempt) request() wire.Request {
-	req := a.call.req.onWire()
+func (a *attempt) request() wire.Request { return a.marked(a.call.req.onWire()) }
+
+// marked returns req with the fields that differ from one attempt to the next.
+func (a *attempt) marked(req wire.Request) wire.Request {
 	req.Retry, req.Resent = int64(a.retry), a.resent
 	return req
+}
+
+// appendTo appends the record of the request to the body of a batch.
+func (a *attempt) appendTo(body []byte, left time.Duration) []byte {
+	r := &a.call.req
+	if r.isText || r.keyIsID && !r.idempotent { // not a UUID, or the key is in the record too
+		req := a.request()
+		return req.AppendTo(body, left)
+	}
+	req := a.marked(r.measured())
+	return req.AppendWithID(body, (*[16]byte)(&r.id), left)
 }
 
 // Canceled implements publish.Outbound.

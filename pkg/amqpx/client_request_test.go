@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -52,6 +53,43 @@ func TestRequestReachesTheHandler(t *testing.T) {
 	oneWay := incoming{}
 	if err := oneWay.Decode(wiretest.Delivered(sent.Publishing("", time.Minute, false)), ""); err != nil || !oneWay.hand(0).OneWay {
 		t.Errorf("one-way: got %+v, error %v", oneWay.handed, err)
+	}
+}
+
+// The record of a request is the same whether or not a string is made of its id, which would be an
+// allocation for each call.
+//
+//nolint:paralleltest // counts allocations
+func TestRecordOfARequest(t *testing.T) {
+	const id = "3b241101-e2bb-4255-8caf-4136c566a962"
+	for name, req := range map[string]Request{
+		"own":                 {sent: sentWith{ours: true}},
+		"own, idempotent":     {Idempotent: true, sent: sentWith{ours: true}},
+		"own, key":            {IdempotencyKey: "key", Idempotent: true, sent: sentWith{ours: true}},
+		"UUID":                {CorrelationID: id},
+		"UUID, the key":       {CorrelationID: id, IdempotencyKey: id},
+		"UUID, idempotent":    {CorrelationID: id, IdempotencyKey: id, Idempotent: true},
+		"UUID, another key":   {CorrelationID: id, IdempotencyKey: "key", Idempotent: true},
+		"text, the key":       {CorrelationID: "id", IdempotencyKey: "id"},
+		"text, idempotent":    {CorrelationID: "id", IdempotencyKey: "id", Idempotent: true},
+		"headers, unsampled":  {CorrelationID: id, Header: map[string]any{"h": "x"}, Unsampled: true},
+		"content type, other": {CorrelationID: id, ContentType: "text/plain", ContentEncoding: "gzip", IdempotencyKey: "key"},
+	} {
+		req.Method, req.Body = "m", []byte("body")
+		var k call
+		if err := k.setRequest(&req, 100); err != nil {
+			t.Fatal(err)
+		}
+		a := attempt{call: &k, resent: true, retry: 3}
+		sent := a.request()
+		want := sent.AppendTo([]byte("before"), time.Minute)
+		if got := a.appendTo([]byte("before"), time.Minute); !bytes.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+		buffer := make([]byte, 0, 1024)
+		if n := testing.AllocsPerRun(100, func() { a.appendTo(buffer, time.Minute) }); name == "own, idempotent" && n > 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
 	}
 }
 

@@ -30,13 +30,19 @@ const (
 // roundTrip is the innermost Handler of a client: it sends the request, sends it again when
 // this is safe, and waits for the response. A context without a deadline, which is the
 // caller's own or was detached by middleware, gets the client's default deadline.
-func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
+func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	if own, ok := ctx.(*callContext); ok && own.client == c {
 		return c.roundTripOf(own, req)
 	}
+	return c.roundTripOfCall(ctx, req, observation{})
+}
+
+// roundTripOfCall is roundTrip for a context that is not a callContext. The default timeout counts
+// from the start of the observation, if there is one.
+func (c *Client) roundTripOfCall(ctx context.Context, req *Request, o observation) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	deadline, hasDeadline := ctx.Deadline()
 	if !hasDeadline {
-		deadline = time.Now().Add(c.cfg.timeout)
+		deadline = o.now().Add(c.cfg.timeout)
 	}
 	k, watched, err := c.begin(req, deadline, !hasDeadline, nil)
 	if err != nil {

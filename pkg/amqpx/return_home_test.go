@@ -228,24 +228,27 @@ func TestReturnsAreSpread(t *testing.T) {
 			clients = append(clients, c.client(t))
 		}
 		const node = "a.test:5672"
+		atNode := func() (n int) {
+			for _, client := range clients {
+				if client.Status().Broker == node {
+					n++
+				}
+			}
+			return n
+		}
+		lost := atNode()
 		c.lose(node)
 		pass(10 * time.Second)
 		c.regain()
 		var home []int
 		for range 16 {
 			pass(returnAfter / 10)
-			n := 0
-			for _, client := range clients {
-				if client.Status().Broker == node {
-					n++
-				}
-			}
-			home = append(home, n)
+			home = append(home, atNode())
 		}
 		t.Logf("at the node after each minute: %v", home)
 		last := home[len(home)-1]
-		if last == 0 || home[3] != 0 {
-			t.Errorf("at the node after each minute: %v, want none before 5 and all after 15", home)
+		if last != lost || home[3] != 0 {
+			t.Errorf("at the node after each minute: %v, want none before 5 and all %d after 15", home, lost)
 		}
 		for i := 1; i < len(home); i++ {
 			if step := home[i] - home[i-1]; last >= 8 && step > last*2/3 {

@@ -291,17 +291,17 @@ func (d *delivery) decode() []batchedRequest {
 	s.recordBatchReceived(len(records))
 	s.countExchange(&d.message, len(records))
 	d.consumer.countShard(len(records))
-	requests := make([]batchedRequest, 0, len(records))
+	requests := make([]batchedRequest, len(records))
+	n := 0 // the number of requests
 	user := s.callerOf(&d.message)
 	allowed := s.mayRespond(replyTo, user)
 	if !allowed && len(records) > 0 {
 		s.warnReplyTo(&d.message, user)
 	}
 	for _, record := range records {
-		requests = append(requests, batchedRequest{})
-		b := &requests[len(requests)-1]
+		b := &requests[n]
 		req := &b.inboundRequest
-		*req = inboundRequest{delivery: d, in: &b.incoming, decoded: true}
+		req.delivery, req.in, req.decoded = d, &b.incoming, true
 		req.failed = formatRefusal(req.in.DecodeRecord(record, replyTo, s.nameOf))
 		req.method = s.methods[req.in.Method]
 		req.in.Redelivered = req.in.Redelivered || d.message.Redelivered
@@ -313,20 +313,22 @@ func (d *delivery) decode() []batchedRequest {
 			// No call would match the response, and a batch of such records would cause
 			// responses of many times its size.
 			s.recordRefusal(req, CodeInvalidArgument)
-			requests = requests[:len(requests)-1]
+			*b = batchedRequest{}
 			err = errNoID
+			continue
 		case size > s.cfg.maxMessageSize && req.failed == nil:
 			s.counts.tooLarge.Add(1)
 			drop := wire.DroppedBody{Size: uint64(size), Limit: s.cfg.maxMessageSize}
 			req.failed = refusal(CodeInvalidArgument, "%s", drop.TooLarge())
 		}
+		n++
 	}
 	if err != nil || len(records) == 0 {
 		s.logs.badBatch.of(s.cfg.logger).Warn("dropped a batch, or calls in it, that cannot be read",
-			zap.String("reply_to", replyTo), zap.Int("dropped", len(records)-len(requests)), zap.Error(err))
+			zap.String("reply_to", replyTo), zap.Int("dropped", len(records)-n), zap.Error(err))
 	}
 	d.message.Body = nil
-	return requests
+	return requests[:n]
 }
 
 // errNoID is why a request in a batch is dropped.
@@ -357,6 +359,7 @@ type inboundRequest struct {
 	response  outboundResponse // the response to the request
 	parked    bool             // the request waits, or has waited, see Server.park
 	invoked   *invocation      // nil until the middleware runs
+	run       invocation       // that of invoked, here to save its allocation
 	admission *admission       // nil without limits of callers
 }
 

@@ -44,8 +44,10 @@ type invocation struct {
 	canceled bool       // the caller has canceled the call
 }
 
+// newInvocation returns the invocation of a request, whose middleware runs once.
 func newInvocation(req *inboundRequest) *invocation {
-	r := &invocation{request: req}
+	r := &req.run
+	r.request = req
 	r.id, r.identified = req.in.identity()
 	return r
 }

@@ -63,9 +63,52 @@ type unsampledSpan struct {
 	made atomic.Pointer[trace.SpanContext]
 }
 
+// unsampledContext is a context with an unsampledSpan, in one allocation.
+type unsampledContext struct {
+	context.Context //nolint:containedctx // this is a context.
+
+	span unsampledSpan
+}
+
+// Value implements context.Context.
+func (c *unsampledContext) Value(key any) any {
+	if key == c.span.of.spanKey {
+		return &c.span
+	}
+	return c.Context.Value(key)
+}
+
+// keyRecorder is a context that records the keys that are looked up.
+type keyRecorder struct {
+	context.Context //nolint:containedctx // this is a context.
+
+	keys []any
+}
+
+// Value implements context.Context.
+func (r *keyRecorder) Value(key any) any {
+	r.keys = append(r.keys, key)
+	return nil
+}
+
+// findSpanKey asks OpenTelemetry for the span of a context, and returns the key that it looks up; nil
+// if it looks up no single key.
+func findSpanKey() any {
+	r := keyRecorder{Context: context.Background()} //nolint:forbidigo // nothing runs with this context.
+	trace.SpanFromContext(&r)
+	if len(r.keys) != 1 {
+		return nil
+	}
+	return r.keys[0]
+}
+
 // unsampled returns ctx with an unsampledSpan.
 func (t *tracing) unsampled(ctx context.Context, remote bool) context.Context {
-	return trace.ContextWithSpan(ctx, &unsampledSpan{Span: t.nothing, of: t, remote: remote})
+	c := &unsampledContext{Context: ctx, span: unsampledSpan{Span: t.nothing, of: t, remote: remote}}
+	if t.spanKey == nil {
+		return trace.ContextWithSpan(ctx, &c.span)
+	}
+	return c
 }
 
 // SpanContext returns a valid span context that is not sampled, always the same.

@@ -154,6 +154,30 @@ func TestHandlerOfAnUnsampledRequest(t *testing.T) {
 	}
 }
 
+// The context of a request that is not sampled takes one allocation. It is a context with a span
+// also if the key of the span were not known.
+//
+//nolint:paralleltest // counts allocations
+func TestContextOfAnUnsampledRequest(t *testing.T) {
+	tr := newTracing(trace.SpanKindServer, drawing(t, 1).options)
+	type key struct{}
+	parent := context.WithValue(t.Context(), key{}, "value")
+	if n := testing.AllocsPerRun(100, func() { tr.unsampled(parent, false) }); n > 1 {
+		t.Errorf("%v allocations", n)
+	}
+	for _, known := range []any{tr.spanKey, nil} {
+		tr.spanKey = known
+		ctx, cancel := context.WithCancel(tr.unsampled(parent, true))
+		sc := trace.SpanContextFromContext(ctx)
+		if !Unsampled(ctx) || Unsampled(parent) || !sc.IsValid() || !sc.IsRemote() || ctx.Value(key{}) != "value" {
+			t.Errorf("with the key %v: span context %v, value %v", known, sc, ctx.Value(key{}))
+		}
+		if cancel(); ctx.Err() == nil || parent.Err() != nil {
+			t.Errorf("with the key %v: %v, the parent %v", known, ctx.Err(), parent.Err())
+		}
+	}
+}
+
 // The ids are the same for all that read them at once.
 func TestIDsOfAnUnsampledRequest(t *testing.T) {
 	t.Parallel()

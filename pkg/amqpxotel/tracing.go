@@ -33,6 +33,7 @@ type tracing struct {
 	draw  func() float64 // returns a random number from 0 to 1, exclusive
 
 	nothing trace.Span // a span without ids that does nothing
+	spanKey any        // the key of the span in a context; nil if it is not known
 
 	// headers caches the result of carries, unless it has no trace context.
 	headers atomic.Pointer[carried]
@@ -65,6 +66,7 @@ func newTracing(kind trace.SpanKind, opts []Option, operation ...attribute.KeyVa
 		ratio:      c.ratio,
 		draws:      c.draws,
 		nothing:    noop.Span{},
+		spanKey:    findSpanKey(),
 		draw:       rand.Float64,
 	}
 }

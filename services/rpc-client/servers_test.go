@@ -41,7 +41,7 @@ func TestFleetAsATable(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	fields := strings.Fields(lines[1])
-	want := []string{"01234567", "rpc-server", "v1", "one", "7", "rabbit@a", "ready", "1m30s", "3/64", "1", "0", "1002", "1000", "2", "0", "1.2"}
+	want := []string{"01234567", "rpc-server", "v1", "one", "7", "rabbit@a", "ready", "1", "1m30s", "3/64", "1", "0", "1002", "1000", "2", "0", "1.2"}
 	if strings.Join(fields, " ") != strings.Join(want, " ") {
 		t.Errorf("line %q, want %q", fields, want)
 	}

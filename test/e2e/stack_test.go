@@ -157,6 +157,7 @@ type result struct {
 	Calls, OK, Lost, Mismatched int64
 	Errors                      map[string]int64
 	Reconnects                  int64
+	LatencyMS                   struct{ Max float64 } `json:"latency_ms"`
 	Node                        string
 	Placement                   *struct {
 		Queues []struct {

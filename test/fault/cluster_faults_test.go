@@ -111,7 +111,7 @@ func clusterScenarios() []scenario {
 		},
 		{
 			name: "any-node", about: "SIGKILL to each node in turn, each at a random moment",
-			load: paced(quorum), place: replyAtRisk(), fault: loseAny, times: 3, short: true,
+			load: paced(quorum), place: replyAtRisk(), fault: loseAny, times: 3,
 		},
 		{
 			name: "any-node-reply-direct", about: "the same, direct reply-to",

@@ -4,10 +4,12 @@ package integration
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -304,7 +306,14 @@ func TestProductionLogins(t *testing.T) {
 	p := inProduction(t)
 	login := func(url string, sasl ...amqp.Authentication) string {
 		t.Helper()
-		conn, err := amqp.DialConfig(url, amqp.Config{SASL: sasl})
+		var socket net.Conn
+		conn, err := amqp.DialConfig(url, amqp.Config{SASL: sasl, Dial: func(network, address string) (opened net.Conn, err error) {
+			socket, err = amqp.DefaultDial(time.Minute)(network, address)
+			return socket, err
+		}})
+		if err != nil && socket != nil {
+			_ = socket.Close() // which amqp091-go leaves open after some refusals
+		}
 		var exception *amqp.Error
 		switch {
 		case err == nil:

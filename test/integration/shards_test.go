@@ -25,8 +25,8 @@ func shardsOf(t *testing.T, r *rig.Rig, n int) []string {
 	for i := 1; i < n; i++ {
 		names = append(names, fmt.Sprintf("%s.%d", r.Queue.Name, i))
 	}
+	ch := r.Raw() // opened before the test's own: it closes after the deletions
 	t.Cleanup(func() {
-		ch := r.Raw()
 		for _, name := range names {
 			_, _ = ch.QueueDelete(name, false, false, false)
 			_, _ = ch.QueueDelete(name+".batch", false, false, false)

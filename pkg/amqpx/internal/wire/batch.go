@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -60,6 +61,20 @@ func appendText(b []byte, number protowire.Number, text string) []byte {
 	}
 	b = protowire.AppendTag(b, number, protowire.BytesType)
 	return protowire.AppendString(b, text)
+}
+
+// appendUUID appends the text of a UUID.
+func appendUUID(b []byte, number protowire.Number, id *[16]byte) []byte {
+	const length = 36
+	b = protowire.AppendTag(b, number, protowire.BytesType)
+	b = protowire.AppendVarint(b, length)
+	for i, part := range [...]int{0, 4, 6, 8, 10} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, id[part:[...]int{4, 6, 8, 10, 16}[i]])
+	}
+	return b
 }
 
 func appendBlob(b []byte, number protowire.Number, blob []byte) []byte {

@@ -300,7 +300,18 @@ func headerRecordSize(name, value string) int {
 // time.
 func (r *Request) AppendTo(b []byte, budget time.Duration) []byte {
 	b, start := beginRecord(b)
-	b = appendText(b, requestID, r.ID)
+	return r.appendRest(appendText(b, requestID, r.ID), start, budget)
+}
+
+// AppendWithID is AppendTo for a request whose id is the text of a UUID, of which no string is made
+// then: r.ID is ignored, but for its equality with r.Key.
+func (r *Request) AppendWithID(b []byte, id *[16]byte, budget time.Duration) []byte {
+	b, start := beginRecord(b)
+	return r.appendRest(appendUUID(b, requestID, id), start, budget)
+}
+
+// appendRest appends the fields after the id, and ends the record.
+func (r *Request) appendRest(b []byte, start int, budget time.Duration) []byte {
 	b = appendText(b, requestMethod, r.Method)
 	b = appendBlob(b, requestBody, r.Body)
 	b = appendNumber(b, requestTimeout, uint64(Milliseconds(min(budget, MaxBudget)))) //nolint:gosec // never negative.
