@@ -181,7 +181,7 @@ hostile: ## send inputs that crash or fill servers to servers limited to 256 MiB
 	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 -run 'TestHostileInputs/inputs/$(value RUN)' ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
 	@cat .run/hostile/hostile-$(BROKER).md
 
-e2e: ## test make up, make down and the overlay for production from the outside
+e2e: ## test make up, make up-cluster, make down and the overlay for production from the outside
 	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
 
 e2e-cluster: export BROKER := $(BROKER)

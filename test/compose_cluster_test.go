@@ -82,12 +82,15 @@ func read(t *testing.T, file string) string {
 	return string(content)
 }
 
-// flags is the Erlang source of the module with the feature flags of a RabbitMQ.
-const flags = `-module(rabbit_core_ff).
--rabbit_feature_flag({old, #{stability => STABILITY}}).
+// flags returns the Erlang source of the module with the feature flags of a RabbitMQ, of which one
+// has the given stability.
+func flags(stability string) string {
+	return `-module(rabbit_core_ff).
+-rabbit_feature_flag({old, #{stability => ` + stability + `}}).
 -rabbit_feature_flag({new, #{stability => stable}}).
 -rabbit_feature_flag({khepri_db, #{stability => experimental}}).
 `
+}
 
 // TestUpgradeCheck asks the script about the paths of RabbitMQ's documentation. It needs Erlang.
 func TestUpgradeCheck(t *testing.T) {
@@ -96,7 +99,8 @@ func TestUpgradeCheck(t *testing.T) {
 		t.Skip("no Erlang is installed")
 	}
 	const both = "[old,new]."
-	beams := map[bool]string{true: compileFlags(t, "required"), false: compileFlags(t, "stable")}
+	beams := map[bool]string{true: compile(t, "rabbit_core_ff", flags("required")), false: compile(t, "rabbit_core_ff", flags("stable"))}
+	app := compile(t, "rabbit_mgmt_app", "-module(rabbit_mgmt_app).\n-rabbit_feature_flag({elsewhere, #{stability => stable}}).\n")
 	for name, c := range map[string]struct {
 		old, new string // versions; old "": not recorded
 		enabled  string // the feature flags of the data; "": no data
@@ -104,6 +108,7 @@ func TestUpgradeCheck(t *testing.T) {
 		refusal  string // "": none
 	}{
 		"no data":               {"", "4.0.5", "", true, ""},
+		"a flag of an app":      {"4.0.5", "4.0.5", "[old,new,elsewhere].", true, ""},
 		"restart":               {"3.10.8", "3.10.8", both, false, ""},
 		"patch":                 {"3.13.1", "3.13.7", both, true, ""},
 		"patch back":            {"3.13.7", "3.13.1", both, true, "does not support the way back to 3.13.1"},
@@ -135,6 +140,7 @@ func TestUpgradeCheck(t *testing.T) {
 				}
 			}
 			write(t, filepath.Join(ebin, "rabbit_core_ff.beam"), beams[c.required])
+			write(t, filepath.Join(ebin, "rabbit_mgmt_app.beam"), app)
 			if c.enabled != "" {
 				write(t, filepath.Join(data, "rabbit@n-feature_flags"), c.enabled)
 			}
@@ -151,16 +157,16 @@ func TestUpgradeCheck(t *testing.T) {
 	}
 }
 
-// compileFlags returns the compiled module with the feature flags.
-func compileFlags(t *testing.T, stability string) string {
+// compile returns the compiled module of that source.
+func compile(t *testing.T, module, source string) string {
 	t.Helper()
 	dir := t.TempDir()
-	source := filepath.Join(dir, "rabbit_core_ff.erl")
-	write(t, source, strings.Replace(flags, "STABILITY", stability, 1))
-	if out, err := exec.CommandContext(t.Context(), "erlc", "-o", dir, source).CombinedOutput(); err != nil {
+	file := filepath.Join(dir, module+".erl")
+	write(t, file, source)
+	if out, err := exec.CommandContext(t.Context(), "erlc", "-o", dir, file).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return read(t, filepath.Join(dir, "rabbit_core_ff.beam"))
+	return read(t, filepath.Join(dir, module+".beam"))
 }
 
 func write(t *testing.T, file, content string) {

@@ -59,19 +59,24 @@ if [ -n "$old" ] && [ "$old" != "$new" ]; then
 fi
 [ -n "$old" ] || say "$node: the version of its data is not recorded, the feature flags decide"
 
-# Each -rabbit_feature_flag attribute of the modules *_ff is a feature flag that the image knows.
-# RabbitMQ does not start while one that its core requires is disabled.
+# Each -rabbit_feature_flag attribute of a module is a feature flag that the image knows. Most are in
+# modules *_ff; all others are read only if a flag is not there, because they are many. RabbitMQ does
+# not start while a flag that its core requires is disabled.
 faults=$(erl -noinput -boot start_clean -eval '
 	[File, Ebin, Plugins] = init:get_plain_arguments(),
 	Enabled = case file:consult(File) of {ok, [L]} -> L; _ -> [] end,
 	Flags = fun(Beam) ->
-		{ok, {_, [{attributes, A}]}} = beam_lib:chunks(Beam, [attributes]),
-		[{N, maps:get(stability, P, stable)} || {rabbit_feature_flag, L} <- A, {N, P} <- L]
+		case beam_lib:chunks(Beam, [attributes]) of
+			{ok, {_, [{attributes, A}]}} -> [{N, maps:get(stability, P, stable)} || {rabbit_feature_flag, L} <- A, {N, P} <- L];
+			_ -> []
+		end
 	end,
-	Core = Flags(filename:join(Ebin, "rabbit_core_ff.beam")),
-	Known = lists:append([Flags(B) || B <- filelib:wildcard(Plugins ++ "/*/ebin/*_ff.beam")]),
+	Core = [_ | _] = Flags(filename:join(Ebin, "rabbit_core_ff.beam")),
+	Without = fun(Names, Beams) ->
+		Names -- [N || Names =/= [], B <- filelib:wildcard(Plugins ++ "/*/ebin/" ++ Beams), {N, _} <- Flags(B)]
+	end,
 	Missing = [N || {N, required} <- Core, not lists:member(N, Enabled)],
-	Unknown = [N || N <- Enabled, not lists:keymember(N, 1, Known)],
+	Unknown = Without(Without(Enabled, "*_ff.beam"), "*.beam"),
 	Khepri = [khepri_db || lists:member(khepri_db, Enabled)],
 	[io:format("~s~s~n", [Kind, [[" ", atom_to_list(N)] || N <- lists:usort(L)]])
 		|| {Kind, L} <- [{"missing", Missing}, {"unknown", Unknown}, {"khepri", Khepri}], L =/= []],

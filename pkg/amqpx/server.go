@@ -268,8 +268,9 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	}
 	main := newConsumer(s, sess)
 	bindings := &requestBindings{}
-	s.startExchange(sess, bindings)
+	bound := s.startExchange(sess, bindings)
 	s.startCompanions(ctx, main, companions.all, bindings)
+	bound()
 	s.retiring.reset()
 	sess.Run(func() { s.findRetiring(main, companions, bindings) })
 	sess.Run(func() { s.returnHome(main) }) //nolint:contextcheck // a session outlives the context of its set-up.

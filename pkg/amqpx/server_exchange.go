@@ -66,18 +66,20 @@ func (s *Server) bindQueue(sess *transport.Session, queue string) error {
 	return transport.AtStep(transport.StepExchange, "", err)
 }
 
-// startExchange binds the request queue, waits for this up to exchangeWait, and keeps the
-// bindings until the session ends.
-func (s *Server) startExchange(sess *transport.Session, bindings *requestBindings) {
+// startExchange starts to bind the request queue, and keeps the bindings until the session ends.
+// wait waits until the queue is bound, up to exchangeWait after the call of startExchange.
+func (s *Server) startExchange(sess *transport.Session, bindings *requestBindings) (wait func()) {
 	bindings.add(s.cfg.queue.Name)
 	first := make(chan struct{})
 	sess.Run(func() { s.keepExchange(sess, bindings, first) })
 	timer := time.NewTimer(exchangeWait)
-	defer timer.Stop()
-	select {
-	case <-first:
-	case <-timer.C:
-	case <-sess.Done:
+	return func() {
+		defer timer.Stop()
+		select {
+		case <-first:
+		case <-timer.C:
+		case <-sess.Done:
+		}
 	}
 }
 
