@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"time"
 
+	"rabbitmq-rpc/bench/chart"
 	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
-	"rabbitmq-rpc/bench/chart"
 	"rabbitmq-rpc/internal/loadgen"
 )
 

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"slices"
 
+	"rabbitmq-rpc/bench/chart"
 	"rabbitmq-rpc/bench/contender"
 	"rabbitmq-rpc/bench/process"
-	"rabbitmq-rpc/bench/chart"
 )
 
 // plotted describes a plot of an experiment.

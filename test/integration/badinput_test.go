@@ -202,7 +202,7 @@ func TestOneWayRequests(t *testing.T) {
 		st := server.Stats()
 		return st.Requests == 3 && st.InFlight == 0
 	})
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 3, OK: 1, Refused: 2, Workers: amqpx.DefaultWorkers}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 3, DefaultExchange: 3, OK: 1, Refused: 2, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	serversWell(t, r, server)

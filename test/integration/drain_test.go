@@ -93,7 +93,7 @@ func TestDrainGivesBackWhatWasNotStarted(t *testing.T) {
 	if err := server.Wait(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, OK: 1, Requeued: calls - 1, Workers: 1}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, DefaultExchange: calls, OK: 1, Requeued: calls - 1, Workers: 1}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	if got := len(busy.entered); got != 0 {

@@ -30,7 +30,7 @@ func TestThousandCallsOneByOne(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, OK: calls, Workers: amqpx.DefaultWorkers}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: calls, DefaultExchange: calls, OK: calls, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	if left := r.Inspect().Messages; left != 0 {

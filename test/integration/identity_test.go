@@ -4,7 +4,6 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -104,14 +103,13 @@ func TestMovedRequestKeepsItsCaller(t *testing.T) {
 func TestBrokerTellsTheUser(t *testing.T) {
 	t.Parallel()
 	ch := rig.New(t).Raw()
+	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
 	if err := ch.Publish("", "", true, false, amqp.Publishing{UserId: "somebody else"}); err != nil {
 		t.Fatal(err)
 	}
-	err := ch.Qos(1, 0, false)
-	var refused *amqp.Error
-	if !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed ||
-		!strings.Contains(refused.Reason, "authenticated user was 'guest'") {
-		t.Errorf("got %v", err)
+	refused := rig.Recv(t, ended, "the end of the channel")
+	if refused.Code != amqp.PreconditionFailed || !strings.Contains(refused.Reason, "authenticated user was 'guest'") {
+		t.Errorf("got %v", refused)
 	}
 }
 

@@ -4,6 +4,7 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -91,9 +92,18 @@ func TestOptionalQueueDeletedUnderAServer(t *testing.T) {
 }
 
 // giveBack delivers a request to a consumer of the test and then requeues the request, which
-// the server consumes.
+// the server consumes. The request is published as a copy by the server, whose count of deliveries
+// the server trusts.
 func giveBack(t *testing.T, r *rig.Rig, msg amqp.Publishing) {
 	t.Helper()
+	uri, err := amqp.ParseURI(r.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg.UserId = uri.Username
+	headers := amqp.Table{"rpc-user": ""} // the caller of the copied request: anonymous
+	maps.Copy(headers, msg.Headers)
+	msg.Headers = headers
 	ch := r.Raw()
 	if err := ch.Qos(1, 0, false); err != nil {
 		t.Fatal(err)

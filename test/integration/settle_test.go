@@ -100,7 +100,7 @@ func TestHandlersErrorReachesTheCaller(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	counted := amqpx.ServerStats{Requests: 5, Failed: 4, Panics: 1, Refused: 1, Workers: amqpx.DefaultWorkers}
+	counted := amqpx.ServerStats{Requests: 5, DefaultExchange: 5, Failed: 4, Panics: 1, Refused: 1, Workers: amqpx.DefaultWorkers}
 	if got := server.Stats(); got != counted {
 		t.Errorf("server counted %+v, want %+v", got, counted)
 	}
