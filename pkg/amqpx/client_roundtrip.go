@@ -32,7 +32,7 @@ const (
 // caller's own or was detached by middleware, gets the client's default deadline.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	if own, ok := ctx.(*callContext); ok && own.client == c {
-		return c.roundTripOf(own, req)
+		return c.roundTripOf(own, req) //nolint:contextcheck // own is ctx.
 	}
 	return c.roundTripOfCall(ctx, req, observation{})
 }
