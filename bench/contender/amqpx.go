@@ -42,7 +42,7 @@ func (c overAMQPX) Serve(ctx context.Context, env Environment, h *Handler, ready
 	defer cancel()
 	var servers []*amqpx.Server
 	for i := range env.QueueNames() {
-		s, err := c.server(env.at(i), h)
+		s, err := c.server(env.at(i), h) //nolint:contextcheck // NewServer takes no context.
 		if err != nil {
 			return err
 		}

@@ -109,11 +109,10 @@ type actor struct {
 	per   cost    // of each item
 	then  func(item)
 
-	inbox   []item
-	active  int  // queued or running
-	running int  // with a processor
-	idle    bool // the next run begins with a wake-up
-	used    float64
+	inbox  []item
+	active int  // queued or running
+	idle   bool // the next run begins with a wake-up
+	used   float64
 }
 
 // cost is the processor time of a message, and of each call in it.

@@ -29,7 +29,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("bad arguments") //nolint:gochecknoglobals // an error to compare with.
+var errUsage = errors.New("bad arguments")
 
 func run(args []string, w io.Writer) error {
 	fs := flag.NewFlagSet("simulate", flag.ContinueOnError)

@@ -30,7 +30,7 @@ func TestMakeUpCluster(t *testing.T) {
 			t.Errorf("the request queue is %+v", q)
 		}
 	}
-	rig.Eventually(t, "four servers consume the queue", func() bool { return s.consumers(requestQueue) == 4 })
+	rig.Eventually(t, "four servers consume the queue", func() bool { return s.consumers() == 4 })
 
 	if out, err := s.output(t.Context(), "make", "up"); err == nil || !strings.Contains(out, "a cluster is there") {
 		t.Errorf("make up beside a cluster: %v\n%s", err, lastLines(out, 3))

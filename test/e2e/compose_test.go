@@ -109,5 +109,5 @@ func (s *stack) threeReports(run func(args ...string) (string, error)) {
 	if reports != len(clients) {
 		t.Errorf("%d reports of %d clients", reports, len(clients))
 	}
-	rig.Eventually(t, "the server still serves", func() bool { return s.consumers(requestQueue) == 1 })
+	rig.Eventually(t, "the server still serves", func() bool { return s.consumers() == 1 })
 }

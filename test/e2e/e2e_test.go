@@ -43,7 +43,7 @@ func TestMakeUp(t *testing.T) {
 	if html, err := os.ReadFile(page); err != nil || !strings.Contains(string(html), "</html>") {
 		t.Errorf("%s is no page: %v", page, err)
 	}
-	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers(requestQueue) == 1 })
+	rig.Eventually(t, "one server consumes the queue", func() bool { return s.consumers() == 1 })
 
 	s.must("make", "up") // again, beside what runs
 	s.badSettings()
@@ -106,7 +106,7 @@ func (s *stack) images(t *testing.T) {
 // exits with 0, and no call is lost.
 func (s *stack) scale(t *testing.T) {
 	s.compose("up -d --no-build --scale rpc-server=3 rpc-server")
-	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers(requestQueue) == 3 })
+	rig.Eventually(t, "three servers consume the queue", func() bool { return s.consumers() == 3 })
 	s.fleet(t, 3)
 
 	client := exec.CommandContext(t.Context(), "bash", "-c",

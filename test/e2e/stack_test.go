@@ -180,11 +180,11 @@ func (s *stack) readReport() result {
 	return r
 }
 
-// consumers asks the management API, as guest, for the number of the queue's consumers.
-func (s *stack) consumers(queue string) int {
+// consumers asks the management API, as guest, for the number of the request queue's consumers.
+func (s *stack) consumers() int {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet,
-		"http://"+s.management+"/api/queues/%2F/"+queue, http.NoBody)
+		"http://"+s.management+"/api/queues/%2F/"+requestQueue, http.NoBody)
 	if err != nil {
 		s.t.Fatal(err)
 	}

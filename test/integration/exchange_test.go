@@ -26,7 +26,7 @@ type confined struct {
 }
 
 // confine starts a server, which responds only to its callers' reply queues, and a client.
-func confine(t *testing.T, methods rig.Methods, opts ...amqpx.ServerOption) *confined {
+func confine(t *testing.T, methods rig.Methods) *confined {
 	t.Helper()
 	owner := rig.Manage(t).Tenant()
 	owner.Grant(".*")
@@ -36,7 +36,7 @@ func confine(t *testing.T, methods rig.Methods, opts ...amqpx.ServerOption) *con
 	c.user.Permit(c.permissions(t))
 	servers := rig.Beyond(t, permitted(t, owner, "server"))
 	servers.Queue = c.owner.Queue
-	c.server = servers.Serve(methods, append(opts, amqpx.WithReplyPrefix("{queue}.reply.{user}."))...)
+	c.server = servers.Serve(methods, amqpx.WithReplyPrefix("{queue}.reply.{user}."))
 	c.client = c.owner.ClientAt(c.user.URL(), amqpx.WithExchange(c.exchange))
 	rig.Connected(t, c.client)
 	return c

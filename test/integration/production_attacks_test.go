@@ -33,7 +33,7 @@ type besieged struct {
 
 // besiege starts a server with the settings of the overlay, and a client. The server's URL is
 // changed if change is not nil.
-func besiege(t *testing.T, methods rig.Methods, change func(url string) string, opts ...amqpx.ServerOption) *besieged {
+func besiege(t *testing.T, methods rig.Methods, change func(string) string, opts ...amqpx.ServerOption) *besieged {
 	t.Helper()
 	p := inProduction(t)
 	at := p.url(asServer)

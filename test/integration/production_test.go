@@ -72,7 +72,7 @@ func inProduction(t *testing.T) *production {
 	users.Lock()
 	defer users.Unlock()
 	if users.folder == "" {
-		folder, err := os.MkdirTemp("", "production")
+		folder, err := os.MkdirTemp("", "production") //nolint:usetesting // all tests share the folder.
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -42,7 +42,7 @@ func TestShardsInProduction(t *testing.T) {
 			// that each shard of the client's number gets some.
 			reaches := func(client *amqpx.Client, shards int) {
 				t.Helper()
-				earlier := append(only(client).ShardRequests, make([]uint64, before)...)
+				earlier := slices.Concat(only(client).ShardRequests, make([]uint64, before))
 				for i := range calls {
 					rig.Call(t, client, "echo", nil, amqpx.WithShardKey([]byte(strconv.Itoa(i))))
 				}

@@ -39,7 +39,7 @@ spec:
 		want.WriteString(line)
 	}
 	if *update {
-		if err := os.WriteFile(filepath.Join(root, ruleFile), []byte(want.String()), 0o644); err != nil { //nolint:gosec // a file of the repository, which everybody may read.
+		if err := os.WriteFile(filepath.Join(root, ruleFile), []byte(want.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
