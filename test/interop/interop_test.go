@@ -25,7 +25,7 @@ func TestPythonClientCallsOurServer(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 1001, OK: 1001, Workers: amqpx.DefaultWorkers}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 1001, DefaultExchange: 1001, OK: 1001, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	if left := r.Inspect().Messages; left != 0 {

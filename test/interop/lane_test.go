@@ -106,7 +106,7 @@ func TestPythonClientSendsBatches(t *testing.T) {
 	if err := server.Drain(); err != nil {
 		t.Errorf("drain: %v", err)
 	}
-	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 2016, Batched: 2016, OK: 2011, Refused: 5, Workers: amqpx.DefaultWorkers}); got != want {
+	if got, want := server.Stats(), (amqpx.ServerStats{Requests: 2016, DefaultExchange: 2016, Batched: 2016, OK: 2011, Refused: 5, Workers: amqpx.DefaultWorkers}); got != want {
 		t.Errorf("server counted %+v, want %+v", got, want)
 	}
 	q, err := r.Raw().QueueDeclarePassive(r.BatchQueue(), true, false, false, false, nil)
