@@ -102,7 +102,7 @@ sbom: build ## write the SBOM of each service, CycloneDX, into .run/sbom; the im
 images: ## build the images reproducibly: the same commit gives the same image IDs; needs a Docker engine
 	@deploy/release-images.sh
 
-pin: ## write the digests of the base images into .env; needs a registry
+pin: ## write the digests of the builder's and the broker's image into .env; needs a registry
 	@deploy/pin.sh
 
 alerts: ## write the alerts of compose/observability into the overlay of Kubernetes, which a unit test compares
