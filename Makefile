@@ -32,7 +32,7 @@ SOAK ?= 30m
 # switches batches off.
 FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
 # The end-to-end tests that make test leaves out for the time that they take.
-E2E_MORE := ^Test(Swarm|ImagesAreReproducible)$$
+E2E_MORE := ^Test(Swarm|ImagesAreReproducible|MakeUpCluster)$$
 
 .PHONY: help
 help: ## list the targets
@@ -181,14 +181,14 @@ hostile: ## send inputs that crash or fill servers to servers limited to 256 MiB
 	@deploy/with-broker.sh $(BROKER) go test -count=1 -tags hostile -timeout 0 -parallel 3 -run 'TestHostileInputs/inputs/$(value RUN)' ./hostile -for $(FOR) -out $(CURDIR)/.run/hostile
 	@cat .run/hostile/hostile-$(BROKER).md
 
-e2e: ## test make up, make up-cluster, make down and the overlay for production from the outside
+e2e: ## test make up, make down and the overlay for production from the outside
 	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
 
 e2e-cluster: export BROKER := $(BROKER)
 e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 4; a quarter of an hour
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '^TestRollCluster$$' ./e2e
 
-e2e-more: ## test make images and the stack on a swarm of one node; needs a Docker engine
+e2e-more: ## test make images, make up-cluster and the stack on a swarm of one node; needs a Docker engine
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
 
 test: ## run every check that must pass

@@ -100,14 +100,15 @@ bring_up() {
 	say "building the images (log: $RUN/build.log)"
 	compose build >"$RUN/build.log" 2>&1 || die "the images do not build: $(tail -n 20 "$RUN/build.log")"
 	check_settings
-	compose up -d --scale "rpc-server=$SERVERS" "${NODES[@]}" rpc-server || die "compose could not start broker and server: its messages are above"
 	if [[ -n $CLUSTER ]]; then
+		compose up -d "${NODES[@]}" || die "compose could not start the nodes: its messages are above"
 		say "waiting for the three nodes"
 		until_true 300 healthy "${NODES[@]}" || {
 			broker_trouble
 			die "the cluster is not healthy after 300 s"
 		}
 	fi
+	compose up -d --scale "rpc-server=$SERVERS" "${NODES[@]}" rpc-server || die "compose could not start broker and server: its messages are above"
 	until_true 120 healthy rpc-server || {
 		broker_trouble
 		die "rpc-server is not healthy after 120 s: $(compose logs --tail 20 rpc-server)"

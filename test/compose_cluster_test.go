@@ -44,6 +44,9 @@ func TestClusterOverlay(t *testing.T) {
 		if !slices.Equal(s.Command, []string{"/cluster/node.sh"}) || !slices.Equal(s.Healthcheck.Test, []string{"CMD", "/cluster/health.sh"}) {
 			t.Errorf("%s runs %v and is checked by %v", name, s.Command, s.Healthcheck.Test)
 		}
+		if server := file.Services["rpc-server"]; server.DependsOn[name].Condition != "service_healthy" {
+			t.Errorf("rpc-server does not wait for %s, and declares a quorum queue without a member there", name)
+		}
 		if s.DependsOn["erlang-cookie"].Condition != "service_completed_successfully" {
 			t.Errorf("%s does not wait for the cookie", name)
 		}

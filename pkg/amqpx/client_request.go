@@ -172,8 +172,8 @@ func (r *callRequest) info() *CallInfo {
 // onWire returns the request without the fields that differ from one attempt to the next.
 func (r *callRequest) onWire() wire.Request { return r.withID(r.text()) }
 
-// someUUID has the length of all UUIDs.
-const someUUID = "00000000-0000-0000-0000-000000000000"
+// someUUID has the length of all UUIDs. It is no text, so that no idempotency key is equal to it.
+const someUUID = "\xff\xff\xff\xff\xff\xff\xff\xff-\xff\xff\xff\xff-\xff\xff\xff\xff-\xff\xff\xff\xff-\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"
 
 // measured returns the request like onWire, for a check of its size, but does not make the text of
 // the id.

@@ -325,7 +325,7 @@ func (c *Client) afterShard(k *call, gone <-chan struct{}, a *attempt, outcome O
 	switch keyed := k.req.traits.has(traitKeyed); a.publishResult() {
 	case publish.Returned:
 		switch {
-		case !keyed && c.route.best() < shardMissing: // the request has not been in any queue
+		case !keyed && !c.route.requests.Load().missing && c.route.best() < shardMissing: // the request has not been in any queue
 			return event{kind: eventAttempt}, true, nil
 		case !keyed:
 			return event{}, false, nil

@@ -145,10 +145,24 @@ func TestClientPublishesToTheExchange(t *testing.T) {
 // A client with the name of an exchange fails without the exchange, and does not use another.
 func TestClientWithoutItsExchange(t *testing.T) {
 	t.Parallel()
+	for _, shards := range []int{1, 2} {
+		t.Run(strconv.Itoa(shards)+" shards", func(t *testing.T) {
+			t.Parallel()
+			clientWithoutItsExchange(t, shards)
+		})
+	}
+}
+
+func clientWithoutItsExchange(t *testing.T, shards int) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		b.With(func(b *brokertest.Broker) { _ = b.Declare(DefaultQueue, true, nil) })
-		client := startClient(t, b, WithExchange(testExchange), WithBatch(BatchAuto))
+		b.With(func(b *brokertest.Broker) {
+			for i := range shards {
+				_ = b.Declare(Queue{Name: DefaultQueue}.shard(i).Name, true, nil)
+			}
+		})
+		client := startClient(t, b, WithExchange(testExchange), WithBatch(BatchAuto), WithShards(shards))
 		ready(t, client.WaitReady)
 		failed := <-goCall(client, within(t, time.Minute), "m", nil)
 		wantIs(t, failed.err, ErrUnroutable)
@@ -173,12 +187,16 @@ func TestClientWithoutItsExchange(t *testing.T) {
 		if looks < 10 || looks > 120 {
 			t.Errorf("%d looks for the exchange in 5 minutes", looks)
 		}
-		s := startServer(t, b, handlers{"m": echo})
+		s := startServer(t, b, handlers{"m": echo}, WithShards(shards))
 		ready(t, s.WaitReady)
 		pass(exchangeLookMax)
 		wantResponse(t, <-waits, "1")
 		wantResponse(t, <-goCall(client, within(t, time.Minute), "m", []byte("2")), "2")
-		wantSame(t, "exchanges", strings.Join(exchangesOf(b, DefaultQueue), " "), testExchange+" "+testExchange)
+		var exchanges []string
+		for i := range shards {
+			exchanges = append(exchanges, exchangesOf(b, Queue{Name: DefaultQueue}.shard(i).Name)...)
+		}
+		wantSame(t, "exchanges", strings.Join(exchanges, " "), testExchange+" "+testExchange)
 	})
 }
 

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -143,11 +144,21 @@ func slowEcho(ctx context.Context, req *Request) ([]byte, error) {
 // without idempotence.
 func TestClientReturnsHome(t *testing.T) {
 	t.Parallel()
+	for _, shards := range []int{1, 2} {
+		t.Run(strconv.Itoa(shards)+" shards", func(t *testing.T) {
+			t.Parallel()
+			clientReturnsHome(t, shards)
+		})
+	}
+}
+
+func clientReturnsHome(t *testing.T, shards int) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := newTwoNodeCluster()
-		c.server(t, slowEcho, WithReturnHome(0))
-		c.server(t, slowEcho, WithReturnHome(0))
-		client := c.client(t)
+		c.server(t, slowEcho, WithReturnHome(0), WithShards(shards))
+		c.server(t, slowEcho, WithReturnHome(0), WithShards(shards))
+		client := c.client(t, WithShards(shards))
 		home := client.Status().Broker
 		c.lose(home)
 		pass(10 * time.Second)

@@ -283,6 +283,9 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 func (s *Server) returnHome(main *consumer) {
 	sess := main.sess
 	for sess.AwaitReturn(s.cfg.returnHome) {
+		if s.isDraining() {
+			return
+		}
 		others, ok := s.consumersAt(sess)
 		if !ok || others == 0 && s.inFlight.Load() > 0 {
 			continue

@@ -146,6 +146,7 @@ func (c *consumer) resubscribe() bool {
 		c.sess.Fail(err)
 		return false
 	}
+	s.bindOrWarn(c.sess, c.home)
 	if err := c.subscribe(c.home); err != nil {
 		c.sess.Fail(err)
 		return false
@@ -153,9 +154,11 @@ func (c *consumer) resubscribe() bool {
 	return true
 }
 
-// queueIsGone reports whether the broker ended the subscription, and therefore does not
-// deliver the requests again.
-func (c *consumer) queueIsGone() bool { return c.main == nil && c.sess.Canceled(c.sub.tag) }
+// queueIsGone reports whether the broker ended the session by ending the subscription, and
+// therefore does not deliver the requests again.
+func (c *consumer) queueIsGone() bool {
+	return c.main == nil && !c.sess.Resubscribes.Load() && c.sess.Canceled(c.sub.tag)
+}
 
 // run starts a goroutine for deliveries, which a drain waits for.
 func (c *consumer) run(f func()) {

@@ -164,17 +164,18 @@ func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
 	return copied && !dead
 }
 
-// sign sets this server's user and the caller in the copy of a request. In a dead letter only
-// the caller is set: the broker would refuse a dead letter with this server's user when
-// another user moves the message back. The request is anonymous then.
-func (s *Server) sign(msg *amqp.Publishing, caller string) {
+// sign sets this server's user and the caller in the copy of a request. In a copy for the dead
+// letters only the caller is set: the broker would refuse a message with this server's user when
+// another user moves the message back. The request is anonymous then, and its deliveries are
+// counted anew.
+func (s *Server) sign(msg *amqp.Publishing, caller string, toDead bool) {
 	delete(msg.Headers, wire.HeaderUser)
 	user := s.user.get()
 	if user == "" {
 		return
 	}
 	wire.SetHeader(msg, wire.HeaderUser, caller)
-	if _, dead := msg.Headers[wire.HeaderDeadReason]; !dead {
+	if !toDead {
 		msg.UserId = user
 	}
 }

@@ -315,7 +315,7 @@ type republished struct {
 // republish publishes msg, a copy of the request, to queue. After the confirm it calls
 // done, which acknowledges the original or responds to the caller.
 func (s *Server) republish(req *inboundRequest, queue string, msg amqp.Publishing, done func()) {
-	s.sign(&msg, req.in.user)
+	s.sign(&msg, req.in.user, queue == s.cfg.queue.deadQueue().Name)
 	_, counted := msg.Headers[wire.HeaderDeliveries]
 	(&republished{server: s, request: req, key: queue, msg: msg, done: done, counted: counted}).send()
 }

@@ -562,3 +562,26 @@ func TestCopyHasTheTimeThatIsLeft(t *testing.T) {
 		wantSame(t, "original", d.message.Headers[wire.HeaderTimeout], any("9000"))
 	})
 }
+
+// A dead letter that kills servers again after it was moved back is dead-lettered again, after as
+// many deliveries as before.
+func TestDeadLetterThatKillsAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var kills atomic.Int64
+		b := brokertest.New()
+		supervised(t, b, func(kill func()) handlers { return handlers{"m": killing(&kills, kill)} }, WithDeliveryLimit(DefaultDeliveryLimit))
+		dead := func() *brokertest.Queue { return b.Queues[DefaultQueue+deadSuffix] }
+		putRequest(b, amqp.Publishing{AppId: "m", CorrelationId: "1"})
+		for round := int64(1); round <= 2; round++ {
+			for b.Ready(DefaultQueue+deadSuffix) == 0 && kills.Load() < 10*DefaultDeliveryLimit {
+				pass(time.Second)
+			}
+			wantSame(t, "killed servers", kills.Load(), round*DefaultDeliveryLimit)
+			b.With(func(b *brokertest.Broker) {
+				b.Queues[DefaultQueue].Messages, dead().Messages = dead().Messages, nil
+				b.Dispatch(b.Queues[DefaultQueue])
+			})
+		}
+	})
+}

@@ -64,8 +64,11 @@ const (
 	// quietYields is the number of successive yields without a new message after which the
 	// publisher writes.
 	quietYields = 3
-	// returnBuffer bounds the returns waiting between two confirms.
-	returnBuffer = 1024
+	// returnBuffer bounds the returns waiting between two confirms, and returnsOfQueue further
+	// returns for each of several queues: no return is read while a confirm is awaited then, so
+	// there is room for all unconfirmed messages in the windows of a queue.
+	returnBuffer   = 1024
+	returnsOfQueue = 512
 )
 
 // publisher writes the messages of one session and reports the result of each. It has two
@@ -107,7 +110,7 @@ func Start(s *transport.Session, outbox *Outbox, queues int, onReturn func(amqp.
 		outbox:      outbox,
 		unconfirmed: make(chan unconfirmed, confirmWindow),
 		onReturn:    onReturn,
-		on:          newPublishChannel(s, s.PubCh),
+		on:          newPublishChannel(s, s.PubCh, queues),
 		batchers:    newBatchers(),
 	}
 	for range queues {
@@ -155,17 +158,21 @@ const leaveLimit = time.Second
 // leave ends the session for the home node once every written message has a result; the next
 // session publishes the rest. If a result does not come in time, the session stays.
 func (p *publisher) leave() {
-	settled := make(chan struct{})
-	p.unconfirmed <- unconfirmed{barrier: settled}
 	limit := time.NewTimer(leaveLimit)
 	defer limit.Stop()
-	select {
-	case <-settled:
-		p.s.Fail(transport.ErrReturnHome)
-	case <-p.s.Done:
-	case <-limit.C:
-		p.outbox.Notify()
+	for _, ch := range append(slices.Clip(p.ofQueues), p.unconfirmed) {
+		settled := make(chan struct{})
+		ch <- unconfirmed{barrier: settled}
+		select {
+		case <-settled:
+		case <-p.s.Done:
+			return
+		case <-limit.C:
+			p.outbox.Notify()
+			return
+		}
 	}
+	p.s.Fail(transport.ErrReturnHome)
 }
 
 // waitUnblocked waits until the broker accepts messages. It returns false if the session
@@ -359,10 +366,10 @@ type publishChannel struct {
 }
 
 // newPublishChannel wraps ch and watches for its end.
-func newPublishChannel(s *transport.Session, ch transport.Channel) *publishChannel {
+func newPublishChannel(s *transport.Session, ch transport.Channel, queues int) *publishChannel {
 	on := &publishChannel{
 		Channel: ch,
-		returns: ch.NotifyReturn(make(chan amqp.Return, returnBuffer)),
+		returns: ch.NotifyReturn(make(chan amqp.Return, returnBuffer+queues*returnsOfQueue)),
 		over:    make(chan struct{}),
 	}
 	ends := ch.NotifyClose(make(chan *amqp.Error, 1))
@@ -500,7 +507,7 @@ func (p *publisher) reopen() bool {
 		p.s.Fail(transport.AtStep(transport.StepPublish, "", err))
 		return false
 	}
-	p.on = newPublishChannel(p.s, ch)
+	p.on = newPublishChannel(p.s, ch, len(p.ofQueues))
 	return true
 }
 
