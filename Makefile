@@ -120,6 +120,7 @@ tools: ## install the pinned tools into .bin
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
 	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
+	@deploy/need.sh erlc
 	@cd test && go test -race -count=1 . ./fault/internal/...
 	@cd test/kubernetes && go test -count=1 ./...
 

@@ -30,6 +30,7 @@ for thing in "$@"; do
 	pika) need_pika ;;
 	promtool) need promtool prometheus ;;
 	rabbitmq) need_rabbitmq ;;
+	erlc) need erlc erlang-base ;;
 	chromium) command -v google-chrome >/dev/null || need chromium chromium ;;
 	*) need "$thing" "$thing" ;;
 	esac

@@ -99,7 +99,7 @@ func flags(stability string) string {
 func TestUpgradeCheck(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("erlc"); err != nil {
-		t.Skip("no Erlang is installed")
+		t.Fatal("erlc is missing: install the package erlang-base, as deploy/need.sh erlc does")
 	}
 	const both = "[old,new]."
 	beams := map[bool]string{true: compile(t, "rabbit_core_ff", flags("required")), false: compile(t, "rabbit_core_ff", flags("stable"))}

@@ -266,8 +266,8 @@ func (s *simulation) newServer(i int, on *machine) *simServer {
 // connection has the broker's processes for the two connections of a client or a server.
 type connection struct{ reader, channel, writer, other *actor }
 
-// connect returns the processes for a client or a server: published gets what it publishes, and
-// written what it consumes.
+// connect returns the broker's processes for a client or a server. The function published receives
+// the messages from the client or server, and written receives the messages to it.
 func (s *simulation) connect(of string, node int, published, written func(item)) connection {
 	at, b := s.nodes[node], s.params.Broker
 	var c connection

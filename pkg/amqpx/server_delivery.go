@@ -395,7 +395,7 @@ func (req *inboundRequest) decode() (*incoming, *Error) {
 			req.in.LostDeliveries = 0
 		}
 		switch {
-		case !s.mayRespond(message.ReplyTo, req.in.user) && !req.isReturnedDeadLetter():
+		case !s.mayRespond(message.ReplyTo, req.in.user) && !req.acceptDeadLetter():
 			s.refuseReplyTo(req)
 			s.warnReplyTo(message, req.in.user)
 		case req.in.TooLarge:

@@ -112,10 +112,10 @@ func (s *Server) warnReplyTo(d *amqp.Delivery, user string) {
 		zap.String("correlation_id", wire.Truncate(d.CorrelationId, wire.MaxShortString)))
 }
 
-// isReturnedDeadLetter makes a request one-way that was a dead letter, and reports whether it
-// was. A person has moved it back to the request queue, so it has no user, and its caller has
-// got an error. A caller who forges the header only gives up the response.
-func (req *inboundRequest) isReturnedDeadLetter() bool {
+// acceptDeadLetter makes a dead letter that an operator has moved back to the request queue a
+// one-way request, and reports whether the request is one. Such a request has no user, and its
+// caller has already received an error. A caller who forges the header only gives up the response.
+func (req *inboundRequest) acceptDeadLetter() bool {
 	if _, dead := req.delivery.message.Headers[wire.HeaderDeadReason]; !dead {
 		return false
 	}

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// The users that always exist. Guest has no password and no permissions, so that nobody logs in
-// as guest, not even on data of a broker that had the user before.
+// The users that always exist. The user guest has no password and no permissions, so a login as
+// guest fails, also on the data of a broker that had the user before.
 const (
 	serverUser   = "server"
 	operatorUser = "operator"
@@ -21,8 +21,7 @@ const (
 const nothing = "^$"
 
 const (
-	// connectionsOfServer and channelsOfServer are what one server opens, ofClient what one client
-	// opens (docs/operations.md). The limits have room for twice as many, because the broker
+	// The connections and channels that one server, and one client, opens (docs/operations.md). The limits have room for twice as many, because the broker
 	// notices the end of a connection late.
 	connectionsOfServer, channelsOfServer = 4, 10
 	connectionsOfClient, channelsOfClient = 2, 5
