@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"testing"
 
@@ -125,11 +124,11 @@ func TestRulesHoldAgainstForgedUsers(t *testing.T) {
 		}
 	}
 	forged := amqp.Publishing{AppId: "user", ReplyTo: inbox.Name, CorrelationId: "forged", UserId: admin.User}
+	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
 	if err := ch.Publish("", servers.Queue.Name, true, false, forged); err != nil {
 		t.Fatal(err)
 	}
-	var refused *amqp.Error
-	if err := ch.Qos(1, 0, false); !errors.As(err, &refused) || refused.Code != amqp.PreconditionFailed {
-		t.Errorf("a forged user_id: %v, want 406", err)
+	if refused := rig.Recv(t, ended, "the end of the channel"); refused.Code != amqp.PreconditionFailed {
+		t.Errorf("a forged user_id: %v, want 406", refused)
 	}
 }

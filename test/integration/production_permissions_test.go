@@ -48,9 +48,15 @@ type act struct {
 // result returns the result of an act: allowed, returned, or the code of the broker's exception.
 func result(t *testing.T, ch *amqp.Channel, do func(*amqp.Channel) error) string {
 	t.Helper()
+	ended := ch.NotifyClose(make(chan *amqp.Error, 1))
 	err := do(ch)
 	if err == nil {
 		err = ch.Qos(1, 0, false) // flushes an exception
+	}
+	if errors.Is(err, amqp.ErrClosed) { // the exception came before the call that returned the error
+		if reason := rig.Recv(t, ended, "the end of the channel"); reason != nil {
+			err = reason
+		}
 	}
 	var exception *amqp.Error
 	switch {
