@@ -154,8 +154,8 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 		b := brokertest.New()
 		supervised(t, b, func(kill func()) handlers {
 			return handlers{
-				"kill":          killing(&kills, kill),
-				"m":             counted(&runs, echo),
+				"kill":           killing(&kills, kill),
+				"m":              counted(&runs, echo),
 				"start batching": echo,
 			}
 		}, WithBatch(BatchAuto))

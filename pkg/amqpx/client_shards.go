@@ -382,8 +382,8 @@ func (c *Client) replaceNackedConnection(s *clientShard) {
 
 // shardCheck is the check of a shard beyond 0.
 type shardCheck struct {
-	number      int
-	shard       *clientShard
+	number         int
+	shard          *clientShard
 	queue, batches checkedQueue
 }
 

@@ -71,8 +71,8 @@ func TestWhateverErrorAHandlerReturnsTheServerAnswersAndLives(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					r := startRig(t, handlers{
-						"bad":           func(context.Context, *Request) ([]byte, error) { return []byte("partial"), c.err },
-						"m":             echo,
+						"bad":            func(context.Context, *Request) ([]byte, error) { return []byte("partial"), c.err },
+						"m":              echo,
 						"start batching": echo,
 					}, WithBatch(mode))
 					calls := []<-chan result{goCall(r.client, within(t, time.Minute), "bad", nil)}

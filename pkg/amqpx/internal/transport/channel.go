@@ -25,7 +25,7 @@ type netChannel struct {
 	ends       <-chan *amqp.Error // receives the reason for the end of the channel, and is closed then
 	ended      sync.Once          // for awaitEnd
 	reason     *amqp.Error        // received from ends; nil if there is none
-	confirming atomic.Bool // the broker confirms messages
+	confirming atomic.Bool        // the broker confirms messages
 	confirms   confirmations
 	// turn is held by a method that waits for the broker's response: amqp091-go would mix up
 	// the responses to two concurrent methods.
