@@ -11,11 +11,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -283,8 +281,7 @@ func hasDefaultQueueTypes(t *testing.T, broker *rig.Broker) {
 	}
 }
 
-// elsewhere returns a free port at a non-loopback address of this machine. The port is below those that
-// the system assigns to connections, so it stays free until the broker listens.
+// elsewhere returns a free port at a non-loopback address of this machine.
 func elsewhere(t *testing.T) string {
 	t.Helper()
 	addresses, err := net.InterfaceAddrs()
@@ -296,19 +293,7 @@ func elsewhere(t *testing.T) string {
 		if !ok || ip.IP.IsLoopback() || ip.IP.To4() == nil {
 			continue
 		}
-		const lowest, ports, tries = 20000, 12000, 100
-		for range tries {
-			free := net.JoinHostPort(ip.IP.String(), strconv.Itoa(lowest+mathrand.IntN(ports)))
-			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", free)
-			if err != nil {
-				continue
-			}
-			if err := l.Close(); err != nil {
-				t.Fatal(err)
-			}
-			return free
-		}
-		t.Fatalf("no free port at %s after %d tries", ip, tries)
+		return rig.FreeAddress(t, ip.IP.String())
 	}
 	t.Fatalf("this machine has loopback addresses only: %v", addresses)
 	return ""
