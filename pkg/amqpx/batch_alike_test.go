@@ -114,7 +114,7 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				methods := handlers{
-					"m": seen, odd: seen, strings.Repeat("m", 255): seen, "open the lane": echo,
+					"m": seen, odd: seen, strings.Repeat("m", 255): seen, "start batching": echo,
 					"described": described,
 					"large":     func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
 					"coded":     func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
@@ -123,7 +123,7 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 					"panic":     func(context.Context, *Request) ([]byte, error) { panic("boom") },
 				}
 				r := startRig(t, methods, WithBatch(BatchAuto), WithMaxMessageSize(1<<20))
-				r.openLane()
+				r.awaitBatching()
 				var info, batchedInfo CallInfo
 				options := func(info *CallInfo) []CallOption { return append(slices.Clone(c.opts), WithCallInfo(info)) }
 				alone := <-goCall(r.client, within(t, time.Minute), c.method, []byte(c.body), options(&info)...)

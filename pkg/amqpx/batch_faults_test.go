@@ -83,11 +83,11 @@ func TestBatchThatComesBack(t *testing.T) {
 
 // When no server consumes the batch queue any more, the client sends the idempotent calls in
 // the queue again, alone. Other calls wait for a server.
-func TestLaneThatIsDeserted(t *testing.T) {
+func TestBatchQueueThatIsDeserted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
-		old := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo})
+		old := startServer(t, r.broker, handlers{"m": echo, "start batching": echo})
 		ready(t, old.WaitReady)
 		r.server.stop()
 		_ = r.server.wait(t)
@@ -110,14 +110,14 @@ func TestLaneThatIsDeserted(t *testing.T) {
 
 // The last consumer of the batch queue ends while the client makes no new calls: the calls in
 // its batches are still sent again, alone.
-func TestLaneThatIsDesertedWhileNobodyCalls(t *testing.T) {
+func TestBatchQueueThatIsDesertedWhileNobodyCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		last := startServer(t, b, handlers{"m": untilDone, "open the lane": echo}, WithBatch(BatchAuto))
+		last := startServer(t, b, handlers{"m": untilDone, "start batching": echo}, WithBatch(BatchAuto))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		calls := r.batchOf(3, "m", Idempotent())
 		pass(20 * time.Second)
 		ready(t, startServer(t, b, handlers{"m": echo}, WithBatch(BatchOff)).WaitReady)
@@ -154,14 +154,14 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 		b := brokertest.New()
 		supervised(t, b, func(kill func()) handlers {
 			return handlers{
-				"kill":          killing(&kills, kill),
-				"m":             counted(&runs, echo),
-				"open the lane": echo,
+				"kill":           killing(&kills, kill),
+				"m":              counted(&runs, echo),
+				"start batching": echo,
 			}
 		}, WithBatch(BatchAuto))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		waiting := r.together(func() (waiting []<-chan result) {
 			for i, method := range []string{"kill", "m", "m", "m"} {
 				waiting = append(waiting, goCall(r.client, within(t, time.Hour), method, fmt.Append(nil, i)))
@@ -181,7 +181,7 @@ func TestRedeliveredBatchIsSplit(t *testing.T) {
 		wantSame(t, "dead letters", len(dead), 1)
 		wantSame(t, "method of the dead letter", dead[0].Msg.AppId, "kill")
 		settle()
-		wantSame(t, "left in the lane", b.Ready(batchQueueName)+b.Unacked(batchQueueName), 0)
+		wantSame(t, "left in the batch queue", b.Ready(batchQueueName)+b.Unacked(batchQueueName), 0)
 	})
 }
 
@@ -230,9 +230,9 @@ func TestDrainGivesTheRestOfABatchBack(t *testing.T) {
 		r := startBatching(t, handlers{"slow": slow})
 		r.server.stop()
 		_ = r.server.wait(t)
-		one := startServer(t, r.broker, handlers{"slow": slow, "open the lane": echo}, WithBatch(BatchAuto), WithWorkers(2))
+		one := startServer(t, r.broker, handlers{"slow": slow, "start batching": echo}, WithBatch(BatchAuto), WithWorkers(2))
 		ready(t, one.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		waiting := r.batchOf(6, "slow")
 		one.stop()
 		settle()

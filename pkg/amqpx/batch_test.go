@@ -21,19 +21,19 @@ const batchQueueName = DefaultQueue + ".batch"
 // startBatching starts a rig, and its client learns of a consumer of the batch queue.
 func startBatching(t *testing.T, methods handlers) *rig {
 	t.Helper()
-	methods["open the lane"] = echo
+	methods["start batching"] = echo
 	r := startRig(t, methods, WithBatch(BatchAuto))
-	r.openLane()
+	r.awaitBatching()
 	return r
 }
 
-// openLane makes the client look for consumers of the batch queue.
-func (r *rig) openLane() {
+// awaitBatching makes the client look for consumers of the batch queue.
+func (r *rig) awaitBatching() {
 	r.t.Helper()
-	wantResponse(r.t, <-goCall(r.client, within(r.t, time.Minute), "open the lane", nil), "")
+	wantResponse(r.t, <-goCall(r.client, within(r.t, time.Minute), "start batching", nil), "")
 	settle()
 	if r.client.route.batch.servers.Load() == 0 {
-		r.t.Fatal("the lane is not open")
+		r.t.Fatal("the client sends no batches")
 	}
 }
 
@@ -43,7 +43,7 @@ func (r *rig) together(calls func() []<-chan result) []<-chan result {
 	r.broker.HoldConfirms()
 	var fillers []<-chan result
 	for range publish.BatchWindow + int(r.client.route.batch.servers.Load()) - 1 {
-		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "open the lane", nil))
+		fillers = append(fillers, goCall(r.client, within(r.t, time.Minute), "start batching", nil))
 		settle()
 	}
 	waiting := calls()
@@ -136,10 +136,10 @@ func TestCallsAreSharedAmongTheServers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
-		other := startServer(t, r.broker, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto))
+		other := startServer(t, r.broker, handlers{"m": echo, "start batching": echo}, WithBatch(BatchAuto))
 		ready(t, other.WaitReady)
 		pass(2 * checkEvery)
-		r.openLane() // the client checks again
+		r.awaitBatching() // the client checks again
 		pass(2 * checkEvery)
 		for i, done := range r.batchOf(4*publish.MinShare, "m") {
 			wantResponse(t, <-done, fmt.Sprint(i))
@@ -164,8 +164,8 @@ func TestBatchesOfLargeBodies(t *testing.T) {
 		t.Run(fmt.Sprint(c.limit), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := startRig(t, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithMaxMessageSize(c.limit))
-				r.openLane()
+				r := startRig(t, handlers{"m": echo, "start batching": echo}, WithBatch(BatchAuto), WithMaxMessageSize(c.limit))
+				r.awaitBatching()
 				const size, n = 16 << 10, 40
 				for i, done := range r.together(func() (all []<-chan result) {
 					for i := range n {

@@ -89,10 +89,10 @@ func TestCancelledCallsOfABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedHandler()
 		b := brokertest.New()
-		startServer(t, b, handlers{"m": w.run, "open the lane": echo}, WithBatch(BatchAuto), WithControl(true))
+		startServer(t, b, handlers{"m": w.run, "start batching": echo}, WithBatch(BatchAuto), WithControl(true))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithControl(true))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		ctx, cancel := context.WithCancel(within(t, time.Minute))
 		calls := r.together(func() (waiting []<-chan result) {
 			for range 3 {

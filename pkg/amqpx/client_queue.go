@@ -21,10 +21,10 @@ import (
 
 // queueWatch checks the request queue and the batch queue with passive declarations: about once
 // a second while calls are pending, and soon after the broker nacked or returned a request. The
-// first check, of the batch queue alone, is before the connection is ready. The checks use a
-// channel opened during the session's set-up, because the broker's refusal to open a channel
-// would end the connection. Only a failed declaration closes the channel; the next check then
-// opens a new channel. Safe for concurrent use.
+// first checks of both are before the connection is ready. The checks use a channel opened during
+// the session's set-up, because the broker's refusal to open a channel would end the connection.
+// Only a failed declaration closes the channel; the next check then opens a new channel. Safe for
+// concurrent use.
 type queueWatch struct {
 	wanted  chan struct{} // has a token when a call requests a check
 	urgent  chan struct{} // has a token when a call waits for the result
@@ -132,11 +132,11 @@ func (w *queueWatch) found(st queueState, waiting chan struct{}) (before queueSt
 
 // queueChecker makes the checks of a session. It is used by a single goroutine.
 type queueChecker struct {
-	client *Client
-	s      *transport.Session
-	ch     transport.Channel // nil when the last check closed the channel, or got no response
-	queue  checkedQueue
-	lane   checkedQueue
+	client  *Client
+	s       *transport.Session
+	ch      transport.Channel // nil when the last check closed the channel, or got no response
+	queue   checkedQueue
+	batches checkedQueue
 	// unserved is the time of the first check without a consumer; zero while there is a
 	// consumer.
 	unserved time.Time
@@ -170,36 +170,36 @@ func (c *Client) startChecks(s *transport.Session) error {
 	}
 	l := &queueChecker{client: c, s: s, ch: ch}
 	l.queue = checkedQueue{name: c.route.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
-	if lane := c.route.batch; lane != nil {
-		l.lane = checkedQueue{name: lane.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
-		lane.disable()
+	if batch := c.route.batch; batch != nil {
+		l.batches = checkedQueue{name: batch.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
+		batch.disable()
 	}
 	c.watch.forget()
-	l.firstStateOfQueue()
+	l.firstQueueCheck()
 	if c.route.batch != nil {
-		l.firstCheck()
+		l.firstBatchCheck()
 	}
 	l.startShards()
 	s.Run(l.run)
 	return nil
 }
 
-// firstStateOfQueue checks the request queue before the connection is ready. The next check then
+// firstQueueCheck checks the request queue before the connection is ready. The next check then
 // recognizes that the queue was deleted and declared again. If the queue is missing, or the broker
 // does not respond in time, the state stays unknown until the first check for a call.
-func (l *queueChecker) firstStateOfQueue() {
+func (l *queueChecker) firstQueueCheck() {
 	if found, err := l.ask(&l.queue, firstCheckTimeout); err == nil {
 		l.client.watch.found(stateOf(found, nil), nil)
 	}
 }
 
-// firstCheck checks the batch queue before the connection is ready. If it finds no server, the
+// firstBatchCheck checks the batch queue before the connection is ready. If it finds no server, the
 // first call checks again: servers may start at the same time as clients. A user who may not see
 // the queue does not ask again, because the broker logs a line for each refusal.
-func (l *queueChecker) firstCheck() {
-	found, err := l.ask(&l.lane, firstCheckTimeout)
+func (l *queueChecker) firstBatchCheck() {
+	found, err := l.ask(&l.batches, firstCheckTimeout)
 	if st := stateOf(found, err); st.consumers > 0 || !st.known {
-		l.lane.plan(st)
+		l.batches.plan(st)
 		l.client.route.batch.found(st)
 	}
 }
@@ -270,10 +270,10 @@ func (l *queueChecker) checkQueues() {
 			c.route.shards[0].found(st)
 		}
 	}
-	if c.route.batch != nil && !now.Before(l.lane.due) {
-		found, err := l.ask(&l.lane, checkTimeout)
+	if c.route.batch != nil && !now.Before(l.batches.due) {
+		found, err := l.ask(&l.batches, checkTimeout)
 		st := stateOf(found, err)
-		l.lane.plan(st)
+		l.batches.plan(st)
 		if c.route.batch.found(st); st.consumers == 0 {
 			c.resendBatched(0)
 		}
@@ -370,8 +370,8 @@ func (l *queueChecker) count() {
 	w := l.client.watch
 	all := int32(min(w.last().consumers, math.MaxInt32)) //nolint:gosec // bounded.
 	w.servers.Store(all)
-	if lane := l.client.route.batch; lane != nil {
-		w.others.Store(max(all-lane.servers.Load(), 0))
+	if batch := l.client.route.batch; batch != nil {
+		w.others.Store(max(all-batch.servers.Load(), 0))
 	}
 }
 
@@ -421,8 +421,8 @@ func (c *Client) resendConfirmed(shard int) {
 // more requests, and still answers the requests it has started.
 func (l *queueChecker) checkServed() {
 	c, st := l.client, l.client.watch.last()
-	lane := c.route.batch
-	if !st.known || st.away || st.consumers > 0 || lane != nil && lane.servers.Load() > 0 || c.route.anotherIsServed() {
+	batch := c.route.batch
+	if !st.known || st.away || st.consumers > 0 || batch != nil && batch.servers.Load() > 0 || c.route.anotherIsServed() {
 		l.unserved = time.Time{}
 		return
 	}

@@ -211,7 +211,7 @@ func TestConnectionOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 
 // The only call of a batch travels alone: its nacks count against the connection, and its
 // confirm opens the queue gate.
-func TestConnectionOnWhichLoneCallsOfAnOpenLaneAreNackedIsReplaced(t *testing.T) {
+func TestConnectionOnWhichLoneCallsAreNackedAmidBatchesIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
@@ -291,7 +291,7 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 			wantResponse(t, <-goCall(r.client, within(t, time.Minute), "m", []byte("x")), "x")
 			pass(time.Second)
 		}
-		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
+		wantSame(t, "servers that take batches", r.client.route.batch.servers.Load(), 0)
 		wantSame(t, "channels opened", channels.Load(), 1)
 		wantSame(t, "generation", r.client.Status().Generation, 1)
 		wantIs(t, (<-goCall(r.client, within(t, time.Minute), "m", nil)).err)
@@ -299,7 +299,7 @@ func TestBatchQueueThatDoesNotAnswer(t *testing.T) {
 }
 
 // A nacked batch stops batching, and waiting calls leave alone.
-func TestNackedBatchShutsTheLane(t *testing.T) {
+func TestNackedBatchStopsBatching(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startBatching(t, handlers{"m": echo})
@@ -308,9 +308,9 @@ func TestNackedBatchShutsTheLane(t *testing.T) {
 			wantResponse(t, <-done, fmt.Sprint(i))
 		}
 		wantSame(t, "batches", len(r.broker.MessagesTo(batchQueueName)), 1)
-		wantSame(t, "the lane is open to", r.client.route.batch.servers.Load(), 0)
+		wantSame(t, "servers that take batches", r.client.route.batch.servers.Load(), 0)
 		pass(time.Minute)
-		r.openLane()
+		r.awaitBatching()
 	})
 }
 
@@ -321,14 +321,14 @@ func TestServersThatDoNotUnpackGetTheirShare(t *testing.T) {
 		ours := startServer(t, b, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
 			xsync.Sleep(ctx, 50*time.Millisecond)
 			return req.Body, nil
-		}, "open the lane": echo}, WithBatch(BatchAuto))
+		}, "start batching": echo}, WithBatch(BatchAuto))
 		ready(t, ours.WaitReady)
 		for range 2 {
 			startScript(t, b, after(50*time.Millisecond, runs))
 		}
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		const callers, each = 64, 10
 		before := ours.Stats().Requests
 		var all sync.WaitGroup

@@ -382,9 +382,9 @@ func (c *Client) replaceNackedConnection(s *clientShard) {
 
 // shardCheck is the check of a shard beyond 0.
 type shardCheck struct {
-	number      int
-	shard       *clientShard
-	queue, lane checkedQueue
+	number         int
+	shard          *clientShard
+	queue, batches checkedQueue
 }
 
 // startShards checks the shards beyond 0 before the connection is ready.
@@ -401,7 +401,7 @@ func (l *queueChecker) startShards() {
 		k := &shardCheck{number: i, shard: s, queue: checkedQueue{name: s.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}}
 		l.shards = append(l.shards, k)
 		if s.batch != nil {
-			k.lane = checkedQueue{name: s.batch.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
+			k.batches = checkedQueue{name: s.batch.queue, missing: xsync.NewBackoff(checkEvery, checkMissingMax)}
 			s.batch.disable()
 		}
 		if time.Now().Before(limit) {
@@ -419,8 +419,8 @@ func (k *shardCheck) first(l *queueChecker) {
 	if k.shard.found(st); k.shard.at() != shardOpen || k.shard.batch == nil {
 		return
 	}
-	if st, ok = l.askShard(&k.lane); ok && (st.consumers > 0 || !st.known) {
-		k.lane.plan(st)
+	if st, ok = l.askShard(&k.batches); ok && (st.consumers > 0 || !st.known) {
+		k.batches.plan(st)
 		k.shard.batch.found(st)
 	}
 }
@@ -439,12 +439,12 @@ func (l *queueChecker) checkShards(urgent bool) {
 		k.queue.plan(st)
 		before, now := k.shard.found(st)
 		l.client.shardChanged(k, before, now)
-		k.checkLane(l)
+		k.checkBatches(l)
 	}
 }
 
-// checkLane asks the broker for the batch queue of a shard, while the shard is open.
-func (k *shardCheck) checkLane(l *queueChecker) {
+// checkBatches asks the broker for the batch queue of a shard, while the shard is open.
+func (k *shardCheck) checkBatches(l *queueChecker) {
 	batch := k.shard.batch
 	switch {
 	case batch == nil:
@@ -452,14 +452,14 @@ func (k *shardCheck) checkLane(l *queueChecker) {
 	case k.shard.at() != shardOpen:
 		batch.disable()
 		return
-	case time.Now().Before(k.lane.due):
+	case time.Now().Before(k.batches.due):
 		return
 	}
-	st, ok := l.askShard(&k.lane)
+	st, ok := l.askShard(&k.batches)
 	if !ok {
 		return
 	}
-	k.lane.plan(st)
+	k.batches.plan(st)
 	if batch.found(st); st.consumers == 0 {
 		l.client.resendBatched(k.number)
 	}

@@ -204,7 +204,7 @@ func rolling(t *testing.T, servers int, log *zap.Logger, opts ...Option) *rig {
 		serverOpts, clientOpts = append(serverOpts, o), append(clientOpts, o)
 	}
 	for i := range servers {
-		methods := handlers{"old": echo, "open the lane": echo}
+		methods := handlers{"old": echo, "start batching": echo}
 		if i == servers-1 {
 			methods["new"] = echo
 		}
@@ -223,7 +223,7 @@ func TestMethodOfOneServerIsFound(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				core, logs := observer.New(zapcore.WarnLevel)
 				r := rolling(t, 3, zap.New(core), WithBatch(BatchAuto))
-				r.openLane()
+				r.awaitBatching()
 				var waiting []<-chan result
 				for i := range 500 {
 					waiting = append(waiting, goCall(r.client, within(t, time.Minute), "new", fmt.Append(nil, i), opts...))

@@ -119,8 +119,8 @@ func TestClientPublishesToTheExchange(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := startWithExchange(t, c.option, handlers{"m": echo, "open the lane": echo}, BatchAuto, c.opts...)
-				r.openLane()
+				r := startWithExchange(t, c.option, handlers{"m": echo, "start batching": echo}, BatchAuto, c.opts...)
+				r.awaitBatching()
 				for i, call := range r.batchOf(3, "m") {
 					wantResponse(t, <-call, strconv.Itoa(i))
 				}

@@ -23,7 +23,7 @@ func TestCallThatFitsNoFrame(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := startRig(t, handlers{"m": echo, "open the lane": echo}, WithBatch(mode))
+				r := startRig(t, handlers{"m": echo, "start batching": echo}, WithBatch(mode))
 				r.broker.With(func(b *brokertest.Broker) { b.FrameSize = limitedFrame })
 				const n = 10
 				calls := func() (all []<-chan result) {
@@ -36,7 +36,7 @@ func TestCallThatFitsNoFrame(t *testing.T) {
 				}
 				var all []<-chan result
 				if mode == BatchAuto {
-					r.openLane()
+					r.awaitBatching()
 					all = r.together(calls)
 				} else {
 					all = calls()

@@ -165,7 +165,7 @@ func TestOptionsThatAreMistakesAreNamed(t *testing.T) {
 		"name that is no UTF-8":    {WithName("\xff"), "WithName"},
 		"queue of the broker":      {named("amq.foo"), `WithQueue: queue name "amq.foo": names that begin with "amq."`},
 		"queue that is no UTF-8":   {named("\xff"), "WithQueue: queue name \"\\xff\": want valid UTF-8"},
-		"another queue's lane":     {named("q.batch"), `names that end with ".batch"`},
+		"another queue's batches":  {named("q.batch"), `names that end with ".batch"`},
 		"another queue's retries":  {named("q.retry"), `names that end with ".retry"`},
 		"another queue's dead":     {named("q.dead"), `names that end with ".dead"`},
 		"another queue's exchange": {named("q.control"), `names that end with ".control"`},

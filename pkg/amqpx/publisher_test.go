@@ -89,10 +89,10 @@ func TestBatchesStayBelowTheSizeLimitOfTheBroker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		startServer(t, b, handlers{"echo": echo, "open the lane": echo}, WithBatch(BatchAuto))
+		startServer(t, b, handlers{"echo": echo, "start batching": echo}, WithBatch(BatchAuto))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		b.With(func(b *brokertest.Broker) { b.OnPublish = maxSize(4000) })
 		calls := r.together(func() (waiting []<-chan result) {
 			for range 40 {

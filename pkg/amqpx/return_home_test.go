@@ -26,6 +26,9 @@ type twoNodeCluster struct {
 	mu    sync.Mutex
 	down  string // the address of a node that accepts no connection
 	conns map[string][]*brokertest.Conn
+	// meet, if not nil, makes the first two checks by servers end at the same moment.
+	meet   chan struct{}
+	checks atomic.Int32
 	// partitioned, if not nil, is the broker at the address down: a node without the queue.
 	partitioned *brokertest.Broker
 }
@@ -36,6 +39,14 @@ func newTwoNodeCluster() *twoNodeCluster {
 
 // Dial implements transport.Dialer.
 func (c *twoNodeCluster) Dial(ctx context.Context, url, name string) (transport.Conn, error) {
+	if strings.HasSuffix(name, "server check") && c.meet != nil {
+		switch c.checks.Add(1) {
+		case 1:
+			<-c.meet
+		case 2:
+			close(c.meet)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	node := "a.test:5672"
@@ -224,6 +235,113 @@ func TestOnlyServerReturnsHomeWhenIdle(t *testing.T) {
 		}
 		pass(2 * returnAfter)
 		wantSame(t, "the server is at home", server.Status().Broker, home)
+	})
+}
+
+// consumersOf returns the number of consumers of the request queue.
+func (c *twoNodeCluster) consumersOf(queue string) (n int) {
+	c.With(func(b *brokertest.Broker) { n = len(b.Queues[queue].Consumers) })
+	return n
+}
+
+// notedEcho returns a handler that takes the duration d, and records whether a request was delivered
+// again.
+func notedEcho(d time.Duration, again *atomic.Int64) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		if req.Redelivered {
+			again.Add(1)
+		}
+		select {
+		case <-time.After(d):
+			return req.Body, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// away starts two servers whose home node is down, and whose requests take the duration d, and makes calls
+// until both have requests in hand. Then the home node is back.
+func (c *twoNodeCluster) away(t *testing.T, d time.Duration, again *atomic.Int64) (servers [2]*running, home string, calls []<-chan result) {
+	t.Helper()
+	home = "b.test:5672"
+	c.lose(home)
+	for i := range servers {
+		for servers[i] == nil {
+			s := c.server(t, notedEcho(d, again), WithReturnHome(returnAfter), WithMaxHandlerTime(0), WithShards(2),
+				WithBatch(BatchAuto), WithDialTimeout(2*returnAfter))
+			if s.sup.Current().Home.Address == home {
+				servers[i] = s
+				continue
+			}
+			s.stop() // its home is the other node, at random
+			_ = s.wait(t)
+		}
+	}
+	client := c.client(t, WithReturnHome(0), WithShards(2))
+	for servers[0].Stats().InFlight == 0 || servers[1].Stats().InFlight == 0 {
+		calls = append(calls, goCall(client, within(t, 24*time.Hour), "m", []byte("x")))
+		settle()
+	}
+	c.regain()
+	return servers, home, calls
+}
+
+// isConsumed reports whether at least n consumers have the request queue, a shard and a batch queue.
+func (c *twoNodeCluster) isConsumed(n int) bool {
+	return c.consumersOf(DefaultQueue) >= n && c.consumersOf(shardName(1)) >= n && c.consumersOf(shardName(1)+batchSuffix) >= n
+}
+
+// longestPause lets the time d pass, and returns the longest time in which fewer than n servers consumed.
+func (c *twoNodeCluster) longestPause(d time.Duration, n int) (longest time.Duration) {
+	pause := time.Duration(0)
+	for begun := time.Now(); time.Since(begun) < d; pass(time.Second) {
+		if pause += time.Second; c.isConsumed(n) {
+			pause = 0
+		}
+		longest = max(longest, pause)
+	}
+	return longest
+}
+
+// A server that cannot leave within the drain timeout, because its handlers take longer, consumes again
+// and stays; it returns when it can. No call fails or runs twice.
+func TestServerStaysIfItsHandlersTakeLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTwoNodeCluster()
+		var again atomic.Int64
+		servers, home, calls := c.away(t, 3*time.Hour, &again)
+		if pause := c.longestPause(3*returnAfter, 2); pause == 0 || pause > DefaultDrainTimeout+2*time.Second {
+			t.Errorf("one of the servers did not consume for %v, want about %v", pause, DefaultDrainTimeout)
+		}
+		for _, call := range calls {
+			wantResponse(t, <-call, "x")
+		}
+		pass(4 * returnAfter)
+		for _, server := range servers {
+			wantSame(t, "the server's node", server.Status().Broker, home)
+		}
+		wantSame(t, "all queues are consumed", c.isConsumed(2), true)
+		wantSame(t, "requests delivered again", again.Load(), 0)
+	})
+}
+
+// Two servers that are about to leave at the same moment do not leave a queue without consumers.
+func TestServersDoNotLeaveTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTwoNodeCluster()
+		c.meet = make(chan struct{})
+		var again atomic.Int64
+		_, _, calls := c.away(t, 3*time.Hour, &again)
+		if pause := c.longestPause(3*returnAfter, 1); pause > 2*leaveCheck {
+			t.Errorf("no server consumed for %v", pause)
+		}
+		for _, call := range calls {
+			wantResponse(t, <-call, "x")
+		}
+		wantSame(t, "requests delivered again", again.Load(), 0)
 	})
 }
 

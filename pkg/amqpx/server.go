@@ -290,14 +290,71 @@ func (s *Server) returnHome(main *consumer) {
 		if !ok || others == 0 && s.inFlight.Load() > 0 {
 			continue
 		}
-		close(main.leaving)
-		select {
-		case <-s.track.WhenIdle():
-			sess.Fail(transport.ErrReturnHome)
-		case <-sess.Done:
+		leaving := main.departure.begin()
+		if s.awaitLeave(sess) {
+			return
 		}
-		return
+		main.departure.revoke(leaving)
 	}
+}
+
+// leaveCheck is how often a server that leaves its node looks for another server.
+const leaveCheck = time.Second
+
+// awaitLeave ends the session for the home node once the server, which has ended its subscriptions,
+// has no requests in hand. It returns false if the server must stay: its handlers need longer than a
+// drain may take, or it has requests and no other server consumes the queue, because all of them leave
+// at the same moment.
+func (s *Server) awaitLeave(sess *transport.Session) (over bool) {
+	limit, check := time.NewTimer(s.cfg.drainTimeout), time.NewTicker(leaveCheck)
+	defer limit.Stop()
+	defer check.Stop()
+	idle := s.track.WhenIdle()
+	for {
+		select {
+		case <-idle:
+			if !s.isDraining() { // else the drain ends the session
+				sess.Fail(transport.ErrReturnHome)
+			}
+			return true
+		case <-sess.Done:
+			return true
+		case <-s.draining:
+			return true
+		case <-check.C:
+			if s.isConsumed(sess) {
+				continue
+			}
+			s.cfg.logger.Info("stays away from the home node: no other server consumes", zap.String("queue", s.cfg.queue.Name))
+			return false
+		case <-limit.C:
+			s.cfg.logger.Info("stays away from the home node: the requests in hand take too long",
+				zap.Int64("requests", s.inFlight.Load()), zap.Duration("limit", s.cfg.drainTimeout))
+			return false
+		}
+	}
+}
+
+// isConsumed reports whether any server consumes the request queue; also true if the broker does not
+// answer.
+func (s *Server) isConsumed(sess *transport.Session) bool {
+	consumers := 0
+	answered := sess.InGoroutine(func() error {
+		return transport.WithTempChannel(sess.Sub, func(ch transport.Channel) error {
+			q, err := ch.QueueDeclarePassive(s.cfg.queue.Name, true, false, false, false, nil)
+			consumers = q.Consumers
+			return err
+		})
+	})
+	timer := time.NewTimer(leaveCheck)
+	defer timer.Stop()
+	select {
+	case err := <-answered:
+		return err != nil || consumers > 0
+	case <-timer.C:
+	case <-sess.Done:
+	}
+	return true
 }
 
 // consumersAt asks the home node for the consumers of the request queue besides this server, on a
@@ -418,12 +475,18 @@ func (s *Server) requeueCopy(req *inboundRequest) {
 			consumers = append(consumers, requests)
 		}
 	}
+	own := req.delivery.consumer
 	for _, c := range consumers {
 		select {
-		case <-c.silent:
+		case <-c.silence():
 		case <-c.canceled: // the broker has ended the subscription
-		case <-req.delivery.consumer.done:
-			req.leaveUnacked() // the broker delivers the request again
+		case <-c.done: // the channel of another consumer has ended, and the subscription with it
+			if c == own {
+				req.leaveUnacked() // the broker delivers the request again
+				return
+			}
+		case <-own.done:
+			req.leaveUnacked()
 			return
 		}
 	}

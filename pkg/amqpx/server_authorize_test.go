@@ -175,11 +175,11 @@ func (onServer) applyClient(*clientConfig) {}
 func TestAuthorizeInABatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		rules := rulesOf(t, `{"methods": {"m": ["app"], "open the lane": ["app"]}}`)
+		rules := rulesOf(t, `{"methods": {"m": ["app"], "start batching": ["app"]}}`)
 		only := func() *AuthorizationRules { return rules }
-		r := startRig(t, handlers{"m": whoCalls, "other": whoCalls, "open the lane": echo}, WithBatch(BatchAuto),
+		r := startRig(t, handlers{"m": whoCalls, "other": whoCalls, "start batching": echo}, WithBatch(BatchAuto),
 			onServer{WithMiddleware(Authorize(only, nil))})
-		r.openLane()
+		r.awaitBatching()
 		calls := r.together(func() (all []<-chan result) {
 			for range 3 {
 				all = append(all, goCall(r.client, within(t, time.Minute), "m", nil), goCall(r.client, within(t, time.Minute), "other", nil))

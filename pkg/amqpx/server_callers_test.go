@@ -320,9 +320,9 @@ func TestCallersInBatches(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := newTakesTime()
-		r := startRig(t, handlers{"m": h.handle, "open the lane": echo}, WithBatch(BatchAuto),
+		r := startRig(t, handlers{"m": h.handle, "start batching": echo}, WithBatch(BatchAuto),
 			onServer{WithCallerLimits(CallerLimits{MaxRunning: 3, MaxCalls: 100})})
-		r.openLane()
+		r.awaitBatching()
 		calls := r.together(func() (all []<-chan result) {
 			for range 30 {
 				all = append(all, goCall(r.client, within(t, time.Minute), "m", []byte("100ms")))

@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -42,6 +43,9 @@ type companion struct {
 	current atomic.Pointer[consumer]
 	up      *atomic.Bool // a field of the server: the companion is usable
 	step    atomic.Value // the current step, for the log
+	// stays is closed when the server, which was about to leave its node and so has not consumed the
+	// queue, stays; else nil. Only keepCompanion uses it.
+	stays <-chan struct{}
 	// missing receives a token when the broker has returned a message to the queue.
 	missing chan struct{}
 }
@@ -51,6 +55,9 @@ var errNoAnswer error = &transport.KindError{Kind: FaultQueueSilent}
 
 // errSubscriptionEnded is the fault of a companion whose subscription has ended.
 var errSubscriptionEnded error = &transport.KindError{Kind: FaultConsumerCanceled}
+
+// errStays means that a server which was about to leave its node stays.
+var errStays = errors.New("the server stays at its node")
 
 // companions returns the companions of the request queue according to the configuration, with
 // the type of the request queue. There is no batch queue if the request queue has a property
@@ -126,7 +133,7 @@ func (s *Server) keepCompanion(main *consumer, k *companion, bindings *requestBi
 		if err == nil {
 			err = k.wait(sess, c)
 			k.up.Store(false)
-			if err == errQueueMissing { //nolint:errorlint // it is this very value: the queue is declared anew at once.
+			if err == errQueueMissing || err == errStays { //nolint:errorlint // they are these very values: the queue is declared anew at once.
 				continue
 			}
 			lost = 0
@@ -150,13 +157,16 @@ func (s *Server) keepCompanion(main *consumer, k *companion, bindings *requestBi
 	}
 }
 
-// wait waits until a companion is lost, and returns the reason.
+// wait waits until a companion is lost, and returns the reason. A companion that is not consumed
+// because the server leaves its node is lost if the server stays.
 func (k *companion) wait(sess *transport.Session, c *consumer) error {
 	var done, canceled <-chan struct{}
 	if c != nil {
 		done, canceled = c.done, c.canceled
 	}
 	select {
+	case <-k.stays:
+		return errStays
 	case <-canceled:
 		return errSubscriptionEnded
 	case <-done:
@@ -176,8 +186,13 @@ func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBi
 	if err := s.declareCompanion(sess, k); err != nil {
 		return nil, err
 	}
-	if k.prefetch == 0 || s.isDraining() || main.isLeaving() {
+	k.stays = nil
+	if k.prefetch == 0 || s.isDraining() {
 		return nil, nil //nolint:nilnil // it is only declared.
+	}
+	if leave := main.departure.now(); leave.hasBegun() {
+		k.stays = leave.revoked
+		return nil, nil //nolint:nilnil // as above.
 	}
 	// Only servers publish to the retry queue and the dead letters. The binding of a retiring shard
 	// is that of the servers with more shards, or of an operator.
@@ -192,11 +207,12 @@ func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBi
 	}
 	done := make(chan struct{})
 	c := &consumer{
-		server: s, sess: sess, ch: ch, main: main, leaving: main.leaving, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		server: s, sess: sess, ch: ch, main: main, departure: main.departure, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
 		acks:   make(chan *delivery, 2*k.prefetch),
 		unread: make(chan *delivery, 2*k.prefetch),
-		silent: make(chan struct{}), failed: make(chan struct{}, 1), canceled: make(chan struct{}),
+		failed: make(chan struct{}, 1), canceled: make(chan struct{}),
 	}
+	c.listen()
 	c.requests = func() *consumer { return k.requests(main) }
 	k.current.Store(c)
 	ended := ch.NotifyClose(make(chan *amqp.Error, 1))

@@ -2,6 +2,8 @@ package amqpx
 
 import (
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,10 +46,11 @@ type consumer struct {
 	acks     chan *delivery // deliveries whose messages are to be acknowledged, requeued or rejected
 	unread   chan *delivery // deliveries without bodies, to be requeued
 	open     unackedTags    // used only by acknowledge
-	// leaving is closed when the server leaves the node: the consumers end as for a drain.
-	leaving chan struct{}
-	// silent is closed when the broker delivers nothing more to this consumer.
-	silent chan struct{}
+	// departure tells the consumers of a session that the server leaves the node: they end as for a
+	// drain, and subscribe again if the server stays after all.
+	departure *departure
+	// silent is closed when the broker delivers nothing more to this consumer, until it subscribes again.
+	silent atomic.Pointer[chan struct{}]
 	// done is closed when nothing can be acknowledged any more: the session has ended, or the
 	// channel of a companion.
 	done <-chan struct{}
@@ -70,25 +73,71 @@ func newConsumer(s *Server, sess *transport.Session) *consumer {
 	prefetch := s.cfg.shardPrefetch()
 	c := &consumer{
 		server: s, sess: sess, ch: sess.SubCh, done: sess.Done, home: s.cfg.queue.Name, prefetch: prefetch,
-		acks:    make(chan *delivery, 2*prefetch),
-		unread:  make(chan *delivery, 2*prefetch),
-		silent:  make(chan struct{}),
-		leaving: make(chan struct{}),
+		acks:      make(chan *delivery, 2*prefetch),
+		unread:    make(chan *delivery, 2*prefetch),
+		departure: &departure{next: newLeaving()},
 	}
+	c.listen()
 	c.requests = func() *consumer { return c }
 	sess.Resubscribes.Store(s.cfg.shards > 1)
 	return c
 }
 
-// isLeaving reports whether the server leaves the node of the session.
-func (c *consumer) isLeaving() bool {
+// departure holds the attempts of a server to leave the node of a session, one after the other. Safe
+// for concurrent use.
+type departure struct {
+	mu   sync.Mutex
+	next *leaving // the attempt that is under way or, before it, the next one
+}
+
+// leaving is an attempt to leave a node.
+type leaving struct {
+	begun   chan struct{} // closed when the subscriptions end
+	revoked chan struct{} // closed when the server stays
+}
+
+func newLeaving() *leaving { return &leaving{begun: make(chan struct{}), revoked: make(chan struct{})} }
+
+// now returns the attempt that is under way, or else the next one.
+func (d *departure) now() *leaving {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.next
+}
+
+// begin begins an attempt.
+func (d *departure) begin() *leaving {
+	l := d.now()
+	close(l.begun)
+	return l
+}
+
+// revoke ends the attempt l: the consumers subscribe again.
+func (d *departure) revoke(l *leaving) {
+	d.mu.Lock()
+	d.next = newLeaving()
+	d.mu.Unlock()
+	close(l.revoked)
+}
+
+// hasBegun reports whether the subscriptions end because of this attempt.
+func (l *leaving) hasBegun() bool {
 	select {
-	case <-c.leaving:
+	case <-l.begun:
 		return true
 	default:
 		return false
 	}
 }
+
+// listen makes the channel that tells of the end of the next subscription.
+func (c *consumer) listen() {
+	silent := make(chan struct{})
+	c.silent.Store(&silent)
+}
+
+// silence returns a channel that is closed when the broker delivers nothing more to this consumer.
+func (c *consumer) silence() <-chan struct{} { return *c.silent.Load() }
 
 // start starts to consume. The goroutines run until the session ends.
 func (c *consumer) start(queue string) error {
@@ -192,22 +241,28 @@ func (c *consumer) subscribe(queue string) (err error) {
 // the subscription and handles the remaining deliveries.
 func (c *consumer) receive() {
 	defer c.releaseRest()
-	draining, leaving := c.server.draining, c.leaving
+	leave := c.departure.now()
+	draining, leaving := c.server.draining, leave.begun
 	for {
 		select {
 		case d, ok := <-c.sub.deliveries:
-			if !ok {
-				switch {
-				case !c.server.isDraining() && !c.isLeaving():
-					if c.subscriptionEnded() {
-						continue
-					}
-				case draining != nil && (c.main != nil || c.sess.Resubscribes.Load()):
-					close(c.silent) // the broker has ended the subscription first
+			switch {
+			case ok:
+				c.handleInTurn(&d)
+				continue
+			case !c.server.isDraining() && !leave.hasBegun():
+				if c.subscriptionEnded() {
+					continue
 				}
 				return
+			case draining != nil && (c.main != nil || c.sess.Resubscribes.Load()):
+				close(*c.silent.Load()) // the broker has ended the subscription first
 			}
-			c.handleInTurn(&d)
+			if !leave.hasBegun() || !c.subscribesAgain(leave) {
+				return
+			}
+			leave = c.departure.now()
+			draining, leaving = c.server.draining, leave.begun
 		case <-draining:
 			draining, leaving = nil, nil
 			if !c.cancel() {
@@ -260,7 +315,31 @@ func (c *consumer) cancel() bool {
 		c.fail(err)
 		return false
 	}
-	close(c.silent)
+	close(*c.silent.Load())
+	return true
+}
+
+// subscribesAgain waits until the server, which was about to leave its node, stays, and subscribes
+// again. It returns false if the session ends or the server drains. The server does not wait for this
+// goroutine meanwhile.
+func (c *consumer) subscribesAgain(leave *leaving) bool {
+	s, stays := c.server, false
+	s.track.Done()
+	select {
+	case <-leave.revoked:
+		stays = true
+	case <-s.draining:
+	case <-c.done:
+	}
+	s.track.Add(1)
+	if !stays {
+		return false
+	}
+	c.listen()
+	if err := c.subscribe(c.sub.queue); err != nil {
+		c.fail(err)
+		return false
+	}
 	return true
 }
 

@@ -71,13 +71,13 @@ func TestWhateverErrorAHandlerReturnsTheServerAnswersAndLives(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					r := startRig(t, handlers{
-						"bad":           func(context.Context, *Request) ([]byte, error) { return []byte("partial"), c.err },
-						"m":             echo,
-						"open the lane": echo,
+						"bad":            func(context.Context, *Request) ([]byte, error) { return []byte("partial"), c.err },
+						"m":              echo,
+						"start batching": echo,
 					}, WithBatch(mode))
 					calls := []<-chan result{goCall(r.client, within(t, time.Minute), "bad", nil)}
 					if mode == BatchAuto {
-						r.openLane()
+						r.awaitBatching()
 						calls = append(calls, r.batchOf(3, "bad")...)
 					}
 					for _, call := range calls {
@@ -156,14 +156,14 @@ func TestObserverThatPanicsHarmsNoCall(t *testing.T) {
 		hostile := hostileObserver{func() { panic("boom") }}
 		var client, server observerNotes
 		b := brokertest.New()
-		s := startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithLogger(log),
+		s := startServer(t, b, handlers{"m": echo, "start batching": echo}, WithBatch(BatchAuto), WithLogger(log),
 			WithServerObserver(hostile), WithServerObserver(nil), WithServerObserver(&server))
 		c := startClient(t, b, WithBatch(BatchAuto), WithLogger(log),
 			WithClientObserver(hostile), WithClientObserver(nil), WithClientObserver(&client))
 		ready(t, s.WaitReady)
 		r := &rig{t: t, broker: b, client: c, server: s}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		for range 3 {
 			for _, call := range r.batchOf(3, "m") {
 				wantSame(t, "error", (<-call).err, nil)
@@ -194,13 +194,13 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
-		s := startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithWorkers(2),
+		s := startServer(t, b, handlers{"m": echo, "start batching": echo}, WithBatch(BatchAuto), WithWorkers(2),
 			WithServerObserver(hostileObserver{runtime.Goexit}))
 		c := startClient(t, b, WithBatch(BatchAuto))
 		ready(t, s.WaitReady)
 		r := &rig{t: t, broker: b, client: c, server: s}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		for range 5 {
 			wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x")), "x")
 		}
@@ -210,7 +210,9 @@ func TestObserverThatEndsItsGoroutine(t *testing.T) {
 				t.Errorf("ended after %v with %v", got.took, got.err)
 			}
 		}
-		wantResponse(t, <-goCall(c, within(t, time.Minute), "m", []byte("x"), Idempotent(), WaitForServer()), "x")
+		// Each session of the server ends when it gets the batch, until the batch expires after a minute.
+		// The pause before the next session is random.
+		wantResponse(t, <-goCall(c, within(t, 5*time.Minute), "m", []byte("x"), Idempotent(), WaitForServer()), "x")
 	})
 }
 

@@ -48,13 +48,13 @@ func TestMessagesCarryTheUserThatTheBrokerKnows(t *testing.T) {
 					for _, o := range opts {
 						serverOpts, clientOpts = append(serverOpts, o), append(clientOpts, o)
 					}
-					s := startServer(t, b, handlers{"who": whoCalls, "open the lane": echo}, serverOpts...)
+					s := startServer(t, b, handlers{"who": whoCalls, "start batching": echo}, serverOpts...)
 					client := startClient(t, b, clientOpts...)
 					ready(t, s.WaitReady)
 					ready(t, client.WaitReady)
 					r := &rig{t: t, broker: b, client: client, server: s}
 					if mode == BatchAuto {
-						r.openLane()
+						r.awaitBatching()
 						for _, call := range r.batchOf(3, "who") {
 							wantResponse(t, <-call, c.want)
 						}

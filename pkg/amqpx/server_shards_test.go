@@ -117,6 +117,56 @@ func TestDrainOfManyShards(t *testing.T) {
 	})
 }
 
+// refusalGate is an observer that holds the goroutine of each refusal until open is closed.
+type refusalGate struct {
+	observerNotes
+
+	open chan struct{}
+}
+
+func (g *refusalGate) RequestRefused(string, Code) { <-g.open }
+
+// TestDrainAfterAShardsChannelEnded: the requests of a batch go back to their shard at once, although the
+// channel on which the server consumed the shard has just ended.
+func TestDrainAfterAShardsChannelEnded(t *testing.T) {
+	t.Parallel()
+	for range 8 { // the consumer learns of the end from its deliveries or from its channel, at random
+		synctest.Test(t, func(t *testing.T) {
+			const most = 3 // requests of a caller
+			b := brokertest.New()
+			release := make(chan struct{})
+			gate := &refusalGate{open: make(chan struct{})}
+			s := startServer(t, b, handlers{"stop": func(context.Context, *Request) ([]byte, error) { <-release; return nil, nil }},
+				WithShards(2), WithBatch(BatchAuto), WithWorkers(1), WithPrefetch(64), WithCallerLimits(CallerLimits{MaxCalls: most}), WithServerObserver(gate))
+			ready(t, s.WaitReady)
+			var body []byte
+			for i := range most {
+				req := wire.Request{Method: "stop", ID: fmt.Sprint(i)}
+				body = req.AppendTo(body, time.Minute)
+			}
+			b.PutIn(shardName(1)+batchSuffix, amqp.Publishing{ContentType: wire.ContentTypeRequests, CorrelationId: "x", ReplyTo: rawQueue, Body: body})
+			settle()
+			for i := range most + 1 { // the refusal of the last one holds the consumer
+				b.PutIn(shardName(1), amqp.Publishing{AppId: "stop", CorrelationId: fmt.Sprint(i), ReplyTo: rawQueue + ".other"})
+			}
+			settle()
+			wantSame(t, "refused", s.Stats().Refused, 1)
+			b.EndChannels(shardName(1))
+			settle()
+			close(gate.open)
+			settle()
+			begun := time.Now()
+			s.stop()
+			settle()
+			close(release)
+			wantSame(t, "error", s.wait(t), nil)
+			if took := time.Since(begun); took > time.Second {
+				t.Errorf("the drain took %v", took)
+			}
+		})
+	}
+}
+
 // TestUnpackersShareTheRoom: while many requests wait, no batch queue starves, and the server holds no
 // more than one batch beyond its bound.
 func TestUnpackersShareTheRoom(t *testing.T) {

@@ -196,8 +196,8 @@ func TestStuckHandlerInABatchAndItsDuplicates(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		stuck := newStuckHandler(t)
-		r := startRig(t, handlers{"stuck": stuck.handle, "m": echo, "open the lane": echo}, WithBatch(BatchAuto), limit{5 * time.Second})
-		r.openLane()
+		r := startRig(t, handlers{"stuck": stuck.handle, "m": echo, "start batching": echo}, WithBatch(BatchAuto), limit{5 * time.Second})
+		r.awaitBatching()
 		for _, call := range r.batchOf(3, "stuck") {
 			got := <-call
 			wantSame(t, "code", CodeOf(got.err), CodeDeadlineExceeded)

@@ -83,10 +83,10 @@ func TestObserversAreToldOfBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var client, server observerNotes
 		b := brokertest.New()
-		startServer(t, b, handlers{"m": echo, "open the lane": echo}, WithBatch(BatchAuto), WithServerObserver(&server))
+		startServer(t, b, handlers{"m": echo, "start batching": echo}, WithBatch(BatchAuto), WithServerObserver(&server))
 		r := &rig{t: t, broker: b, client: startClient(t, b, WithBatch(BatchAuto), WithClientObserver(&client))}
 		ready(t, r.client.WaitReady)
-		r.openLane()
+		r.awaitBatching()
 		for _, call := range r.batchOf(3, "m") {
 			<-call
 		}

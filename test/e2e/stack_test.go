@@ -39,7 +39,7 @@ func newStack(t *testing.T) *stack {
 	s := &stack{
 		t: t, root: rig.Root(t), project: fmt.Sprintf("rpc-e2e-%d", os.Getpid()),
 		run: filepath.Join(t.TempDir(), "run"), report: filepath.Join(t.TempDir(), "report"),
-		amqp: freeAddr(t), management: freeAddr(t),
+		amqp: rig.FreeAddress(t, "127.0.0.1"), management: rig.FreeAddress(t, "127.0.0.1"),
 	}
 	s.env = append(
 		os.Environ(),
@@ -55,17 +55,6 @@ func newStack(t *testing.T) *stack {
 	}
 	t.Cleanup(s.down)
 	return s
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	var config net.ListenConfig
-	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 func port(addr string) string {

@@ -254,6 +254,9 @@ func publishMessage(ch *amqp.Channel, exchange, key string, msg amqp.Publishing)
 			return errors.New("nacked")
 		}
 	case reason := <-ended:
+		if reason == nil { // a nil *amqp.Error would be an error that is not nil
+			return amqp.ErrClosed
+		}
 		return reason
 	}
 	select {

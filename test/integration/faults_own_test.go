@@ -293,12 +293,7 @@ func elsewhere(t *testing.T) string {
 		if !ok || ip.IP.IsLoopback() || ip.IP.To4() == nil {
 			continue
 		}
-		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort(ip.IP.String(), "0"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = l.Close() }()
-		return l.Addr().String()
+		return rig.FreeAddress(t, ip.IP.String())
 	}
 	t.Fatalf("this machine has loopback addresses only: %v", addresses)
 	return ""

@@ -138,6 +138,7 @@ func TestCallersShareMessages(t *testing.T) {
 			client := r.ClientAt(front.URL(), c.client...)
 			rig.Connected(t, client)
 			openLane(t, client)
+			rig.Eventually(t, "every server takes batches", func() bool { return inspect(t, r, r.BatchQueue()).Consumers == len(servers) })
 			before, requests, responses := client.Stats(), len(back.Heard(rig.Deliver)), len(front.Heard(rig.Deliver))
 			const callers, each = 256, 20
 			everyResponseIsMine(t, client, callers, each)

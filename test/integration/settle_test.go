@@ -112,7 +112,7 @@ func TestWithoutQueueACallFailsAtOnce(t *testing.T) {
 	begun := time.Now()
 	_, err := client.Call(rig.Patience(t), "b", nil)
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrUnroutable}}.check(t, err)
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > 15*time.Second { // milliseconds on an idle machine; the call itself has 30 s
 		t.Errorf("took %v, want the broker's word only", took)
 	}
 }
@@ -293,7 +293,11 @@ func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
 	if got := server.Stats().Expired; got == 0 {
 		t.Error("server counted no expired call")
 	}
-	rig.Eventually(t, "the responses to both calls that ended are counted", func() bool { return client.Stats().Late == 2 })
+	// On a busy machine the broker may drop an expired request before it delivers it.
+	const others = 2
+	rig.Eventually(t, "the responses to the calls that ended are counted", func() bool {
+		return client.Stats().Late == server.Stats().Requests-others
+	})
 }
 
 func TestExpiredInTheQueueNeverRuns(t *testing.T) {
@@ -322,7 +326,7 @@ func TestCallerGivesUp(t *testing.T) {
 	r := rig.New(t)
 	slow := hold()
 	server := r.Serve(rig.Methods{"slow": slow.handle, "b": letter})
-	const timeout = time.Second // so that the handler runs before the timeout
+	const timeout = 3 * time.Second // so that the handler runs before the timeout, also on a busy machine
 	client := r.Ready(amqpx.WithTimeout(timeout))
 
 	expires(t, client, timeout, "slow", "")

@@ -44,7 +44,8 @@ func TestShardsInProduction(t *testing.T) {
 				t.Helper()
 				earlier := slices.Concat(only(client).ShardRequests, make([]uint64, before))
 				for i := range calls {
-					rig.Call(t, client, "echo", nil, amqpx.WithShardKey([]byte(strconv.Itoa(i))))
+					// A server that is ready may still be declaring a shard.
+					rig.Call(t, client, "echo", nil, amqpx.WithShardKey([]byte(strconv.Itoa(i))), amqpx.WaitForServer())
 				}
 				done := make(chan error, calls)
 				for range calls {

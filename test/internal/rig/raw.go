@@ -88,22 +88,33 @@ func (b *Inbox) Next() amqp.Delivery {
 	return Recv(b.t, b.Responses, "a response")
 }
 
-// Publish sends a message to a queue and waits for the broker's confirm.
+// Publish sends a message to a queue and waits for the broker's confirm. A server that is ready
+// may still be declaring the queues beside the request queue, so a returned message is sent again.
 func (r *Rig) Publish(queue string, msg amqp.Publishing) {
 	r.t.Helper()
 	ch := r.Raw()
 	defer func() { _ = ch.Close() }()
+	returns := ch.NotifyReturn(make(chan amqp.Return, 1))
 	if err := ch.Confirm(false); err != nil {
 		r.t.Fatalf("confirm mode: %v", err)
 	}
-	word, err := ch.PublishWithDeferredConfirm("", queue, true, false, msg)
-	if err != nil {
-		r.t.Fatalf("publish: %v", err)
-	}
-	Recv(r.t, word.Done(), "the confirm of a message")
-	if !word.Acked() {
-		r.t.Fatalf("the broker did not take the message to %q", queue)
-	}
+	Eventually(r.t, "the message is in "+queue, func() bool {
+		r.t.Helper()
+		word, err := ch.PublishWithDeferredConfirm("", queue, true, false, msg)
+		if err != nil {
+			r.t.Fatalf("publish: %v", err)
+		}
+		Recv(r.t, word.Done(), "the confirm of a message")
+		if !word.Acked() {
+			r.t.Fatalf("the broker did not take the message to %q", queue)
+		}
+		select {
+		case <-returns: // it comes before the confirm
+			return false
+		default:
+			return true
+		}
+	})
 }
 
 // Request sends a raw request to the rig's queue.

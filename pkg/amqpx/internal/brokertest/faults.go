@@ -124,6 +124,15 @@ func (f Fault) arrive(c *Channel, exchange, key string, mandatory bool, msg amqp
 	c.postConfirm(word, acked)
 }
 
+// EndChannels ends the channels of a queue's consumers with an exception.
+func (b *Broker) EndChannels(queue string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, consumer := range slices.Clone(b.Queues[queue].Consumers) {
+		consumer.ch.Except(&amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
+	}
+}
+
 // HoldConfirms delays confirms and nacks until ReleaseConfirms.
 func (b *Broker) HoldConfirms() {
 	b.mu.Lock()

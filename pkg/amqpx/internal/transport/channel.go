@@ -22,10 +22,10 @@ type netChannel struct {
 	over    chan struct{} // closed after the end of a watched channel
 	closing atomic.Bool   // Close has been called
 
-	ends       <-chan *amqp.Error // receives the reason for the end of the channel
-	ended      sync.Once
-	reason     *amqp.Error // received from ends; nil if there is none
-	confirming atomic.Bool // the broker confirms messages
+	ends       <-chan *amqp.Error // receives the reason for the end of the channel, and is closed then
+	ended      sync.Once          // for awaitEnd
+	reason     *amqp.Error        // received from ends; nil if there is none
+	confirming atomic.Bool        // the broker confirms messages
 	confirms   confirmations
 	// turn is held by a method that waits for the broker's response: amqp091-go would mix up
 	// the responses to two concurrent methods.
@@ -71,10 +71,20 @@ func (c *netChannel) reasonFor(err error) error {
 	if !errors.Is(err, amqp.ErrClosed) || c.closing.Load() {
 		return err
 	}
-	c.ended.Do(func() { c.reason = <-c.ends }) // amqp091-go marks a channel as closed just before it tells the reason
-	if c.reason == nil {
-		return err
+	if reason := c.awaitEnd(); reason != nil { // amqp091-go marks a channel as closed just before it tells the reason
+		return reason
 	}
+	return err
+}
+
+// awaitEnd waits until the channel or the connection has ended, and returns the reason; nil if there
+// is none.
+func (c *netChannel) awaitEnd() *amqp.Error {
+	c.ended.Do(func() {
+		for reason := range c.ends {
+			c.reason = reason
+		}
+	})
 	return c.reason
 }
 
@@ -83,10 +93,8 @@ func (c *netChannel) reasonFor(err error) error {
 // another channel gets its number.
 func (c *netChannel) watch() {
 	c.watched.Do(func() {
-		ends := c.NotifyClose(make(chan *amqp.Error, 1))
-		go func() {
-			for range ends { // amqp091-go closes ends when the channel or the connection has ended.
-			}
+		go func() { // ends with the channel or the connection
+			c.awaitEnd()
 			c.conn.socket.frames.channels.remove(c)
 			close(c.over)
 			c.confirms.end()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -345,6 +346,14 @@ func TestNumberOfAChannelIsUsedAgain(t *testing.T) {
 			wantSame(t, "open channels", len(*l.socket.frames.channels.byID.Load()), 0)
 		}
 	})
+}
+
+func TestChannelWithConfirmsHasOneListenerForItsEnd(t *testing.T) {
+	t.Parallel()
+	l, _ := openLink(t, &peer{}, amqp.Config{})
+	ch := confirmed(t, l)
+	listeners := reflect.ValueOf(ch.Channel).Elem().FieldByName("closes") // of amqp091-go
+	wantSame(t, "listeners", listeners.Len(), 1)
 }
 
 // The probe of a session's user reads the user's name in the reason, and may find the channel
