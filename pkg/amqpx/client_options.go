@@ -278,6 +278,9 @@ type CallInfo struct {
 	HandlerTime time.Duration
 	// CorrelationID identified the call, for example in a server's log.
 	CorrelationID string
+	// Server is the id of the server that responded, as in [ServerInfo]; "" when no response
+	// arrived, or when the server did not name itself.
+	Server string
 	// Response is the response that settled the call; nil when no response arrived.
 	Response *Response
 }

@@ -142,7 +142,7 @@ func (c *Client) account(k *call, t wire.Times) {
 	if info := k.req.info(); info != nil {
 		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.text()}
 		if k.responded {
-			info.Response = newResponse(k.response)
+			info.Response, info.Server = newResponse(k.response), string(k.response.Server)
 		}
 	}
 }
@@ -281,7 +281,11 @@ func (k *call) readResponse() ([]byte, wire.Times, error) {
 		}
 	}
 	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.idempotent
-	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
+	// A server that is not available may have other reasons than its load, so only a refusal that
+	// certainly did not run is sent again.
+	retryable := failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented ||
+		failed.code == CodeUnavailable && failed.outcome == DidNotRun
+	if retryable && harmless {
 		k.refusal = failed
 		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
 	}

@@ -110,11 +110,18 @@ func defaultConfig() config {
 	}
 }
 
-// init gives package amqpxtest the option to connect to a broker in memory.
+// init gives package amqpxtest the option to connect to a broker in memory, and the constructor of
+// errors.
 //
 //nolint:gochecknoinits // package amqpxtest cannot be imported here, because it imports this package.
 func init() {
 	hook.WithDialer = func(d transport.Dialer) any { return option(func(c *config) { c.dialer = d }) }
+	hook.NewError = func(p hook.ErrorParts) any {
+		return &Error{
+			code: Code(p.Code), message: p.Message, outcome: Outcome(p.Outcome), remote: p.Remote,
+			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
+		}
+	}
 }
 
 // connections returns the settings of the connections for a role.

@@ -43,6 +43,7 @@ type Server struct {
 	inFlight atomic.Int64
 	counts   serverCounts
 	self     instance
+	selfID   []byte                  // self.id, never changed
 	unknown  unknownMethods          // method names without a handler here
 	control  atomic.Pointer[control] // of the current session; nil without a control plane
 	queries  sync.Map                // open queries of this server: *query by correlation id
@@ -98,6 +99,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 
 		unpacking: make(chan struct{}, 1),
 	}
+	s.selfID = []byte(s.self.id)
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)

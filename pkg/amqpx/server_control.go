@@ -424,6 +424,7 @@ type serverLogs struct {
 	nackedMove     logLimit
 	replyTo        logLimit // messages whose reply_to WithReplyPrefix does not allow
 	callerLimit    logLimit // requests beyond the limits of their callers
+	details        logLimit // details of errors that do not fit
 
 	noControl      logLimit // the control plane cannot be set up
 	companion      logLimit // queues that the server cannot use

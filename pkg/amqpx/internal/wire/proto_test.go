@@ -35,17 +35,18 @@ func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 	got := protoFields(t, string(file))
 	want := map[string]map[string]int{
 		"Requests":  {"requests": fieldRecord},
-		"Responses": {"responses": fieldRecord},
-		"Header":    {"name": headerName, "value": headerValue},
+		"Responses": {"responses": fieldRecord, "server": responsesServer},
+		"Header":    {"name": headerName, "value": headerValue, "binary": headerBinary},
 		"Request": {
 			"id": requestID, "method": requestMethod, "body": requestBody, "timeout_ms": requestTimeout, "message_id": requestMessageID,
 			"idempotent": requestIdempotent, "resent": requestResent, "retry": requestRetry, "headers": requestHeader,
-			"content_type": requestContentType, "content_encoding": requestEncoding, "unsampled": requestUnsampled,
+			"content_type": requestContentType, "content_encoding": requestEncoding, "unsampled": requestUnsampled, "times": requestTimes,
 		},
 		"Response": {
 			"id": responseID, "body": responseBody, "code": responseCode, "ran": responseRan, "retry": responseRetry,
 			"retry_after_ms": responseRetryAfter, "queue_us": responseQueueTime, "handler_us": responseHandler,
 			"content_type": responseContentType, "content_encoding": responseEncoding, "headers": responseHeader,
+			"trailers": responseTrailer, "details": responseDetail,
 		},
 	}
 	wantSame(t, "messages", len(got), len(want))

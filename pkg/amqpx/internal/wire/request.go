@@ -255,13 +255,16 @@ const (
 	requestContentType = 10
 	requestEncoding    = 11
 	requestUnsampled   = 12
+	requestTimes       = 13
 
-	headerName  = 1
-	headerValue = 2
+	headerName   = 1
+	headerValue  = 2
+	headerBinary = 3
 )
 
-// FitsBatch reports whether the request can travel in a batch: all its headers must be text.
-func (r *Request) FitsBatch() bool { return allText(r.Header) }
+// FitsBatch reports whether the request can travel in a batch: all its headers must be text or
+// bytes.
+func (r *Request) FitsBatch() bool { return allFlat(r.Header) }
 
 // BatchSize returns an upper bound of the bytes that AppendTo appends.
 func (r *Request) BatchSize() int {
@@ -272,28 +275,40 @@ func (r *Request) BatchSize() int {
 // headersSize returns an upper bound of the bytes that appendHeaders appends.
 func headersSize(header map[string]any) (n int) {
 	for name, value := range header {
-		v, _ := value.(string) // a message in a batch has only text headers
-		n += headerRecordSize(name, v) + 2*protowire.SizeVarint(MaxHeaderBytes)
+		n += headerRecordSize(name, value) + 2*protowire.SizeVarint(MaxHeaderBytes)
 	}
 	return n
 }
 
-// appendHeaders appends text headers as fields of a record.
+// appendHeaders appends headers, which are text or bytes, as fields of a record.
 func appendHeaders(b []byte, number protowire.Number, header map[string]any) []byte {
-	for name, v := range header {
-		value, _ := v.(string)
+	for name, value := range header {
 		b = protowire.AppendTag(b, number, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(headerRecordSize(name, value))) //nolint:gosec // a length.
 		b = protowire.AppendTag(b, headerName, protowire.BytesType)
 		b = protowire.AppendString(b, name)
 		b = protowire.AppendTag(b, headerValue, protowire.BytesType)
-		b = protowire.AppendString(b, value)
+		switch v := value.(type) {
+		case string:
+			b = protowire.AppendString(b, v)
+		case []byte:
+			b = protowire.AppendBytes(b, v)
+			b = appendNumber(b, headerBinary, 1)
+		}
 	}
 	return b
 }
 
-func headerRecordSize(name, value string) int {
-	return protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue) + protowire.SizeBytes(len(value))
+// headerRecordSize returns the size of the record of a header, which is text or bytes.
+func headerRecordSize(name string, value any) int {
+	n := protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue)
+	switch v := value.(type) {
+	case string:
+		n += protowire.SizeBytes(len(v))
+	case []byte:
+		n += protowire.SizeBytes(len(v)) + protowire.SizeTag(headerBinary) + protowire.SizeVarint(1)
+	}
+	return n
 }
 
 // AppendTo appends the record of the request to the body of a batch. budget is the remaining
@@ -331,6 +346,9 @@ func (r *Request) appendRest(b []byte, start int, budget time.Duration) []byte {
 	b = appendText(b, requestEncoding, r.ContentEncoding)
 	if r.Unsampled {
 		b = appendNumber(b, requestUnsampled, 1)
+	}
+	if r.WantsTimes {
+		b = appendNumber(b, requestTimes, 1)
 	}
 	b = appendHeaders(b, requestHeader, r.Header)
 	return endRecord(b, start)
@@ -419,6 +437,8 @@ func (r *Request) setNumber(f field) {
 		r.Retry = int64(min(f.value, 1<<62))
 	case requestUnsampled:
 		r.Unsampled = f.value != 0
+	case requestTimes:
+		r.WantsTimes = f.value != 0
 	}
 }
 
@@ -462,10 +482,12 @@ func (r *Request) addHeader(record []byte) error {
 
 // readHeader decodes the record of a header. ok is false for a malformed record or a name over
 // the size limit.
-func readHeader(record []byte) (name, value string, ok bool) {
+func readHeader(record []byte) (name string, value any, ok bool) {
 	if !isMessage(record) {
-		return "", "", false
+		return "", nil, false
 	}
+	var raw []byte
+	binary := false
 	for len(record) > 0 {
 		var f field
 		f, record = nextField(record)
@@ -473,8 +495,13 @@ func readHeader(record []byte) (name, value string, ok bool) {
 		case headerName:
 			name = string(f.bytes)
 		case headerValue:
-			value = string(f.bytes)
+			raw = f.bytes
+		case headerBinary:
+			binary = f.value != 0
 		}
 	}
-	return name, value, len(name) <= MaxShortString
+	if binary {
+		return name, append([]byte{}, raw...), len(name) <= MaxShortString
+	}
+	return name, string(raw), len(name) <= MaxShortString
 }
