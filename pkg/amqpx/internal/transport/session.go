@@ -29,7 +29,7 @@ type Session struct {
 	PubCh      Channel
 	SubCh      Channel
 	ProbeCh    Channel // on the publishing connection
-	Flow       flow
+	Flow       *flow   // of the publishing connection
 	// SizeLimit is the broker's largest body in bytes, known after the first refusal; else 0.
 	SizeLimit atomic.Int64
 	ReplyTo   string // the reply queue of a client, else ""
@@ -52,6 +52,12 @@ type Session struct {
 	once  sync.Once
 	Cause error // the reason, set before done is closed; nil for an end that this process asked for
 	wg    sync.WaitGroup
+
+	// link is the session whose connections this session shares; nil: the connections are its own.
+	link *Session
+	// unclosed counts the channels of a link that this process has given up and the broker has not
+	// closed yet.
+	unclosed atomic.Int32
 }
 
 // openChannels opens a channel for publishing, with confirms, a channel for consuming, and a
@@ -95,6 +101,10 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 			}
 		})
 	}
+	if s.link != nil {
+		s.Run(s.watchLink)
+		s.Run(func() { s.watchFlow(onBlocked) })
+	}
 	blockings := s.Pub.Blockings()
 	cancels := s.SubCh.NotifyCancel(make(chan string, maxConsumers))
 	s.Run(func() {
@@ -105,7 +115,7 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 					blockings = nil
 					continue
 				}
-				s.Flow.set(b.Active)
+				s.Flow.set(b)
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok && s.Resubscribes.Load() {
@@ -236,10 +246,11 @@ func (s *Session) Ended() bool {
 }
 
 // Close ends the session and returns when its goroutines have ended. The connections of a
-// failed session are cut: waiting for a dead peer would only delay the next attempt.
+// failed session are cut: waiting for a dead peer would only delay the next attempt. On a link
+// only the session's channels are closed.
 func (s *Session) Close() {
 	s.Fail(nil)
-	if underMaintenance(s.Cause) {
+	if s.link == nil && underMaintenance(s.Cause) {
 		s.awaitBroker(maintenanceWait)
 	}
 	var closers sync.WaitGroup
@@ -317,23 +328,37 @@ func (s *Session) Cut() {
 	s.Sub.Cut()
 }
 
-// flow is closed while the broker blocks publishing. Its zero value is open.
+// flow is closed while the broker blocks publishing.
 type flow struct {
 	mu      sync.Mutex
+	last    amqp.Blocking
+	changed chan struct{} // closed at the next change
 	blocked chan struct{} // closed when the flow opens; nil while open
 }
 
+func newFlow() *flow { return &flow{changed: make(chan struct{})} }
+
 // set records whether the broker blocks publishing.
-func (g *flow) set(shut bool) {
+func (g *flow) set(b amqp.Blocking) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case shut && g.blocked == nil:
+	case b.Active && g.blocked == nil:
 		g.blocked = make(chan struct{})
-	case !shut && g.blocked != nil:
+	case !b.Active && g.blocked != nil:
 		close(g.blocked)
 		g.blocked = nil
 	}
+	g.last = b
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// state returns the broker's last message, and a channel that is closed at the next.
+func (g *flow) state() (amqp.Blocking, <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last, g.changed
 }
 
 // Unblocked returns nil while the flow is open, else a channel that is closed when the flow
