@@ -243,18 +243,20 @@ func (c *Client) Status() Status {
 	return c.board.get()
 }
 
-// Watch returns a channel that receives the current status at once and then each change. A
-// slow reader receives the newest status and misses the earlier changes. The channel is never
-// closed; stop ends the subscription.
-func (c *Client) Watch() (updates <-chan Status, stop func()) {
+// Watch returns a channel that receives the current status at once and then each change, until
+// ctx ends or the status is [StateClosed]; then the channel is closed. A slow reader receives the
+// newest status and misses the earlier changes.
+func (c *Client) Watch(ctx context.Context) <-chan Status {
 	if c == nil || c.sup == nil {
-		return closedBoard(errNoClient).watch()
+		return closedBoard(errNoClient).watchUntil(ctx)
 	}
-	return c.board.watch()
+	return c.board.watchUntil(ctx)
 }
 
-// WaitReady waits until the connection is ready. When ctx ends first, the error holds ctx's
-// error and the last fault of the connection. Calls wait for the connection without WaitReady;
+// WaitReady waits until the connection is ready. A fault that lasts until an operator acts, such as
+// a wrong password, is returned at once ([Status.NeedsOperator], [FaultOf]); the client goes on
+// trying to connect. When ctx ends first, the error holds ctx's error and the last fault of the
+// connection. Calls wait for the connection without WaitReady;
 // it is meant for start-up.
 func (c *Client) WaitReady(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {

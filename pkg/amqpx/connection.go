@@ -10,7 +10,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
-// Connection is one link to the broker for all clients and servers of a process, of any number of
+// Connection is the connection to the broker of all clients and servers of a process, of any number of
 // queues. It holds two AMQP connections, one to publish and one to consume, and a third from the
 // moment when its servers answer callers with direct reply-to or queries of the control plane.
 // Each client and server has channels of its own on them, so that a fault of a queue, a
@@ -19,9 +19,9 @@ import (
 type Connection struct {
 	cfg   linkConfig
 	board statusBoard
-	link  *transport.Link
-	// direct is the link for what could end a connection, see server_side_connection.go.
-	direct *transport.Link
+	mux   *transport.Mux
+	// direct has the connection for what could end a connection, see server_side_connection.go.
+	direct *transport.Mux
 
 	mu      sync.Mutex
 	closed  bool // no client or server is made any more
@@ -54,12 +54,12 @@ func Connect(url string, opts ...ConnectionOption) (*Connection, error) {
 	}
 	c := &Connection{cfg: cfg, clients: make(map[*Client]struct{}), servers: make(map[*Server]struct{}), stopped: make(chan struct{})}
 	c.cfg.complete(transport.ContentLimits{MaxBody: connectionBody})
-	c.link = transport.NewLink(c.cfg.connections("connection", false, &c.board))
-	c.direct = transport.NewLink(c.cfg.connections("connection direct", true, noStatus{}))
+	c.mux = transport.NewMux(c.cfg.connections("connection", false, &c.board))
+	c.direct = transport.NewMux(c.cfg.connections("connection direct", true, noStatus{}))
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a connection lives until Close, beyond any caller's context.
 	c.stop = stop
 	var links sync.WaitGroup
-	links.Go(func() { c.link.Run(ctx) }) // these goroutines end when stop is called; Close waits for them
+	links.Go(func() { c.mux.Run(ctx) }) // these goroutines end when stop is called; Close waits for them
 	links.Go(func() { c.direct.RunWhenNeeded(ctx) })
 	go func() {
 		links.Wait()
@@ -79,16 +79,26 @@ func (c *Connection) NewClient(opts ...ClientOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+	client, err := makeClient(cfg, c.removeClient)
+	if err != nil {
+		return nil, err
+	}
+	if !c.addClient(client) {
+		client.stop()
+		<-client.stopped
 		return nil, connectionClosedError{}
 	}
-	client, err := makeClient(cfg, c.removeClient)
-	if err == nil {
+	return client, nil
+}
+
+// addClient records a new client. It returns false after Shutdown or Close.
+func (c *Connection) addClient(client *Client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
 		c.clients[client] = struct{}{}
 	}
-	return client, err
+	return !c.closed
 }
 
 // NewServer returns a server on the connection. It takes the options of [NewServer] without those
@@ -134,10 +144,32 @@ func (c *Connection) removeServer(s *Server) {
 // Status returns the status of the connection. Each client and server has its own: it is ready
 // when its queues and consumers are.
 func (c *Connection) Status() Status {
-	if c == nil || c.link == nil {
+	if c == nil || c.mux == nil {
 		return Status{State: StateClosed, Err: errNoConnection}
 	}
 	return c.board.get()
+}
+
+// Watch is [Client.Watch] for the status of the connection.
+func (c *Connection) Watch(ctx context.Context) <-chan Status {
+	if c == nil || c.mux == nil {
+		return closedBoard(errNoConnection).watchUntil(ctx)
+	}
+	return c.board.watchUntil(ctx)
+}
+
+// WaitReady waits until the connection to the broker is made. A fault that lasts until an operator
+// acts is returned at once, as by [Client.WaitReady]. Clients and servers of the connection may be
+// made before, and have a WaitReady for their queues.
+func (c *Connection) WaitReady(ctx context.Context) error {
+	if err := c.checkContext(ctx); err != nil {
+		return err
+	}
+	err := c.board.waitReady(ctx)
+	if errors.Is(err, ErrClosed) {
+		return connectionClosedError{}
+	}
+	return err
 }
 
 // Shutdown ends the connection gracefully: the servers drain, as at the end of the context of
@@ -169,7 +201,7 @@ func (c *Connection) Close(ctx context.Context) error {
 		s.Close()
 	}
 	err := forEach(clients, func(client *Client) error { return client.Close(ctx) })
-	err = errors.Join(err, forEach(servers, func(s *Server) error { return s.awaitServed(ctx) }))
+	err = errors.Join(err, forEach(servers, func(s *Server) error { return s.awaitEnd(ctx) }))
 	return errors.Join(err, c.end(ctx))
 }
 
@@ -219,7 +251,7 @@ func (connectionClosedError) Is(target error) bool { return target == ErrClosed 
 
 // check returns an error if the connection was not made by Connect.
 func (c *Connection) check() error {
-	if c == nil || c.link == nil {
+	if c == nil || c.mux == nil {
 		return misused(errNoConnection)
 	}
 	return nil

@@ -154,18 +154,18 @@ func (c *linkConfig) connections(role string, shared bool, observer transport.Ob
 	}
 }
 
-// sessions returns the settings of the sessions of a client or server, on the link of its
+// sessions returns the settings of the sessions of a client or server, on the mux of its
 // Connection if it has one.
 func (c *config) sessions(role string, shared bool, observer transport.Observer, setup func(context.Context, *transport.Session) error) transport.Config {
 	cfg := c.connections(role, shared, observer)
 	cfg.Setup = setup
 	if c.shared != nil {
-		cfg.Link = c.shared.link
+		cfg.Mux = c.shared.mux
 	}
 	return cfg
 }
 
-// complete sets the dialer, unless a test has set one. Without a link the limits are those of its
+// complete sets the dialer, unless a test has set one. Without a mux the limits are those of its
 // connections.
 func (c *linkConfig) complete(limits transport.ContentLimits) {
 	if c.dialer == nil {
@@ -290,7 +290,9 @@ func WithBackoff(first, most time.Duration) ConnectionOption {
 // again after as long. A call does not fail by a return: a client first waits for the confirms of
 // its requests, and gets the responses at the home node; a server first ends the requests that it
 // has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
-// requests. A client with [ReplyDirect] does not return, because it would lose responses. The
+// requests. A client with [ReplyDirect] does not return, because it would lose responses. Nor
+// does a [Connection], whose clients and servers would all have to be ready for it at the same
+// moment: it stays where it is until the connection is lost. The
 // default is [DefaultReturnHome]; 0 means never.
 func WithReturnHome(after time.Duration) ConnectionOption {
 	return linkOption(func(c *linkConfig) { c.returnHome = after })

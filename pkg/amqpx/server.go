@@ -113,11 +113,11 @@ func makeServer(cfg *serverConfig) *Server {
 	sessions := cfg.sessions("server", false, &s.board, s.setup)
 	sessions.Limits = cfg.limits()
 	s.sup = transport.NewSupervisor(sessions)
-	var link *transport.Link
+	var mux *transport.Mux
 	if cfg.shared != nil {
-		link = cfg.shared.direct
+		mux = cfg.shared.direct
 	}
-	s.direct = newSideConnection(s, "server direct", link, s.publishDirect)
+	s.direct = newSideConnection(s, "server direct", mux, s.publishDirect)
 	s.isolated = newSideConnection(s, "server isolated", nil, s.publishIsolated)
 	return s
 }
@@ -241,18 +241,20 @@ func (s *Server) Status() Status {
 	return s.board.get()
 }
 
-// Watch returns a channel with the current status and then each change. A slow reader receives
-// the newest status and misses intermediate ones. The channel is never closed; call stop to
-// end the subscription.
-func (s *Server) Watch() (updates <-chan Status, stop func()) {
+// Watch returns a channel that receives the current status at once and then each change, until
+// ctx ends or the status is [StateClosed]; then the channel is closed. A slow reader receives the
+// newest status and misses the earlier changes.
+func (s *Server) Watch(ctx context.Context) <-chan Status {
 	if s == nil || s.sup == nil {
-		return closedBoard(errNoServer).watch()
+		return closedBoard(errNoServer).watchUntil(ctx)
 	}
-	return s.board.watch()
+	return s.board.watchUntil(ctx)
 }
 
-// WaitReady waits until the server consumes. If ctx ends first, the error wraps the error of
-// ctx and the last fault of the connection.
+// WaitReady waits until the server consumes. A fault that lasts until an operator acts, such as a
+// missing permission, is returned at once ([Status.NeedsOperator], [FaultOf]); the server goes on
+// trying to connect. If ctx ends first, the error wraps the error of ctx and the last fault of the
+// connection.
 func (s *Server) WaitReady(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -426,7 +428,10 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 		select {
 		case <-idle:
 			return true
-		case <-updates:
+		case _, ok := <-updates:
+			if !ok {
+				updates = nil
+			}
 			s.cancelRepublishing()
 		case <-timeout:
 			return false

@@ -28,15 +28,23 @@ func (s *Server) awaitServed(ctx context.Context) error {
 	if !s.serving.Load() {
 		return nil
 	}
+	if err := s.awaitEnd(ctx); err != nil || errors.Is(s.result, ErrClosed) { // Serve was called too late
+		return err
+	}
+	return s.result
+}
+
+// awaitEnd waits until Serve has returned, if it was called. The error is that of ctx.
+func (s *Server) awaitEnd(ctx context.Context) error {
+	if !s.serving.Load() {
+		return nil
+	}
 	select {
 	case <-s.served:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if errors.Is(s.result, ErrClosed) { // Serve was called too late
-		return nil
-	}
-	return s.result
 }
 
 // isEnded reports whether Shutdown or Close has been called.

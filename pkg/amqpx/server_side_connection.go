@@ -46,12 +46,12 @@ type sideConnection struct {
 	send   func(ctx context.Context, sess *transport.Session) // returns when the session or ctx ends, or when idle
 }
 
-// newSideConnection returns a side connection of a server. On a link, the servers of a Connection
+// newSideConnection returns a side connection of a server. With a mux, the servers of a Connection
 // share it.
-func newSideConnection(s *Server, role string, link *transport.Link, send func(context.Context, *transport.Session)) *sideConnection {
+func newSideConnection(s *Server, role string, mux *transport.Mux, send func(context.Context, *transport.Session)) *sideConnection {
 	cfg := s.cfg.connections(role, true, noStatus{})
 	cfg.Setup = func(context.Context, *transport.Session) error { return nil }
-	cfg.Logger, cfg.Link = zap.NewNop(), link
+	cfg.Logger, cfg.Mux = zap.NewNop(), mux
 	return &sideConnection{server: s, role: role, sup: transport.NewSupervisor(cfg), outbox: publish.NewOutbox(), send: send}
 }
 

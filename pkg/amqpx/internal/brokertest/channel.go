@@ -252,6 +252,9 @@ func (c *Channel) Except(reason *amqp.Error) {
 	c.link.post(func() { c.shutdown(reason) })
 }
 
+// Except ends the channel of the consumer with an exception. The caller holds the broker's lock.
+func (c *Consumer) Except(reason *amqp.Error) { c.ch.Except(reason) }
+
 // detach is the broker's half of a channel's end. The caller holds the broker's lock.
 func (c *Channel) detach() {
 	if c.closed {

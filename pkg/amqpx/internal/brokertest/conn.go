@@ -257,6 +257,16 @@ func (l *Conn) Abandon() {
 	}
 }
 
+// OpenChannels counts the channels that have not ended. The caller holds the broker's lock.
+func (l *Conn) OpenChannels() (n int) {
+	for _, c := range l.channels {
+		if !c.closed {
+			n++
+		}
+	}
+	return n
+}
+
 // lease implements transport.Conn for one of the users of a connection.
 type lease struct {
 	*Conn

@@ -148,8 +148,10 @@ func (b *bodyLimits) releaseUnread(tag string, n int64) {
 // bodiesOf returns the bounds and the count for a channel: those of its lease, or else those of
 // the connection.
 func (f *frameReader) bodiesOf(channel uint16) *bodyLimits {
-	if ch := f.channels.get(channel); ch != nil && ch.lease != nil {
-		return &ch.lease.bodies
+	if f.leased.Load() {
+		if ch := f.channels.get(channel); ch != nil && ch.lease != nil {
+			return &ch.lease.bodies
+		}
 	}
 	return &f.bodyLimits
 }

@@ -17,6 +17,7 @@ type netLease struct {
 
 // Lease implements Conn.
 func (l *netLink) Lease(limits ContentLimits) Conn {
+	l.socket.frames.leased.Store(true)
 	return &netLease{netLink: l, bodies: bodyLimits{limits: limits}}
 }
 
@@ -30,27 +31,27 @@ func (l *netLease) Abandon()                        { l.bodies.abandon() }
 func (l *netLease) Close()                          {}
 func (l *netLease) Cut()                            {}
 
-// sharedConn is the Conn of a session on a link. The session ends while the connection lives on,
-// so sharedConn closes the channels that the session has opened, and makes the calls return that
+// muxedConn is the Conn of a session on a mux. The session ends while the connection lives on,
+// so muxedConn closes the channels that the session has opened, and makes the calls return that
 // wait for the broker.
-type sharedConn struct {
+type muxedConn struct {
 	Conn // a lease
 
-	link *Session
+	mux *Session
 
 	mu       sync.Mutex
-	channels map[*sharedChannel]struct{} // open
+	channels map[*muxedChannel]struct{} // open
 	isCut    bool
 	cut      chan struct{} // closed by Cut
 }
 
-// share returns a connection of the link's session for another session.
-func (s *Session) share(conn Conn, limits ContentLimits) *sharedConn {
-	return &sharedConn{Conn: conn.Lease(limits), link: s, channels: make(map[*sharedChannel]struct{}), cut: make(chan struct{})}
+// share returns a connection of the mux's session for another session.
+func (s *Session) share(conn Conn, limits ContentLimits) *muxedConn {
+	return &muxedConn{Conn: conn.Lease(limits), mux: s, channels: make(map[*muxedChannel]struct{}), cut: make(chan struct{})}
 }
 
 // Channel implements Conn.
-func (c *sharedConn) Channel() (Channel, error) {
+func (c *muxedConn) Channel() (Channel, error) {
 	type opened struct {
 		ch  Channel
 		err error
@@ -65,7 +66,7 @@ func (c *sharedConn) Channel() (Channel, error) {
 		if o.err != nil {
 			return nil, o.err
 		}
-		ch := &sharedChannel{Channel: o.ch, conn: c, turn: make(chan struct{}, 1)}
+		ch := &muxedChannel{Channel: o.ch, conn: c, turn: make(chan struct{}, 1)}
 		if !c.add(ch) {
 			ch.end()
 			return nil, amqp.ErrClosed
@@ -82,7 +83,7 @@ func (c *sharedConn) Channel() (Channel, error) {
 }
 
 // add records an open channel. It returns false after Cut.
-func (c *sharedConn) add(ch *sharedChannel) bool {
+func (c *muxedConn) add(ch *muxedChannel) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.isCut {
@@ -92,7 +93,7 @@ func (c *sharedConn) add(ch *sharedChannel) bool {
 }
 
 // remove forgets a channel that has ended.
-func (c *sharedConn) remove(ch *sharedChannel) {
+func (c *muxedConn) remove(ch *muxedChannel) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.channels, ch)
@@ -100,7 +101,7 @@ func (c *sharedConn) remove(ch *sharedChannel) {
 
 // Cut implements Conn: every call that waits for the broker returns, and no further calls reach
 // the broker.
-func (c *sharedConn) Cut() {
+func (c *muxedConn) Cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.isCut {
@@ -110,17 +111,17 @@ func (c *sharedConn) Cut() {
 }
 
 // hasBeenCut reports whether Cut has been called.
-func (c *sharedConn) hasBeenCut() bool {
+func (c *muxedConn) hasBeenCut() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.isCut
 }
 
 // Close implements Conn: it closes the open channels, within CloseTimeout.
-func (c *sharedConn) Close() {
+func (c *muxedConn) Close() {
 	c.Cut()
 	c.mu.Lock()
-	open := make([]*sharedChannel, 0, len(c.channels))
+	open := make([]*muxedChannel, 0, len(c.channels))
 	for ch := range c.channels {
 		open = append(open, ch)
 	}
@@ -133,22 +134,23 @@ func (c *sharedConn) Close() {
 	closers.Wait()
 }
 
-// maxUnclosed bounds the channels of a link that were given up and which the broker has not
-// closed. The number of channels of a connection is bounded, so the link then ends. A broker that
+// maxUnclosed bounds the channels of a mux that were given up and which the broker has not
+// closed. The number of channels of a connection is bounded, so the mux then ends. A broker that
 // blocks publishing does not read, so it closes no channel meanwhile.
 const maxUnclosed = 64
 
 // end closes the channel. If the broker does not respond in time, the channel is abandoned.
-func (c *sharedChannel) end() {
-	link := c.conn.link
+func (c *muxedChannel) end() {
+	mux := c.conn.mux
 	closed := make(chan struct{})
-	if link.unclosed.Add(1) > maxUnclosed && link.Flow.Unblocked() == nil {
-		link.Fail(errUnresponsive)
+	if mux.unclosed.Add(1) > maxUnclosed && mux.Flow.Unblocked() == nil {
+		mux.Fail(errUnresponsive)
 	}
 	go func() { // ends with the broker's response, or with the connection
 		c.turn <- struct{}{}
 		_ = c.Channel.Close()
-		link.unclosed.Add(-1)
+		<-c.turn
+		mux.unclosed.Add(-1)
 		close(closed)
 	}()
 	limit := time.NewTimer(CloseTimeout)
@@ -160,12 +162,12 @@ func (c *sharedChannel) end() {
 	}
 }
 
-// sharedChannel is a channel of a sharedConn. Its methods that wait for the broker return at the
-// latest when the sharedConn is cut; messages and acknowledgements pass it by.
-type sharedChannel struct {
+// muxedChannel is a channel of a muxedConn. Its methods that wait for the broker return at the
+// latest when the muxedConn is cut; messages and acknowledgements pass it by.
+type muxedChannel struct {
 	Channel
 
-	conn *sharedConn
+	conn *muxedConn
 	turn chan struct{} // held by the method that waits for the broker's response
 }
 
@@ -176,7 +178,7 @@ type response[T any] struct {
 }
 
 // await runs a method that waits for the broker, in its turn.
-func await[T any](c *sharedChannel, method func() (T, error)) (T, error) {
+func await[T any](c *muxedChannel, method func() (T, error)) (T, error) {
 	done := make(chan response[T], 1)
 	go func() { // ends with the broker's response, or with the connection
 		c.turn <- struct{}{}
@@ -200,64 +202,64 @@ func await[T any](c *sharedChannel, method func() (T, error)) (T, error) {
 }
 
 // do is await for a method without a value.
-func (c *sharedChannel) do(method func() error) error {
+func (c *muxedChannel) do(method func() error) error {
 	_, err := await(c, func() (struct{}, error) { return struct{}{}, method() })
 	return err
 }
 
-func (c *sharedChannel) Confirm(noWait bool) error {
+func (c *muxedChannel) Confirm(noWait bool) error {
 	return c.do(func() error { return c.Channel.Confirm(noWait) })
 }
 
-func (c *sharedChannel) Qos(count, size int, global bool) error {
+func (c *muxedChannel) Qos(count, size int, global bool) error {
 	return c.do(func() error { return c.Channel.Qos(count, size, global) })
 }
 
-func (c *sharedChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error) {
+func (c *muxedChannel) Consume(queue, consumer string, autoAck, exclusive, noLocal, noWait bool, args amqp.Table) (<-chan amqp.Delivery, error) {
 	return await(c, func() (<-chan amqp.Delivery, error) {
 		return c.Channel.Consume(queue, consumer, autoAck, exclusive, noLocal, noWait, args)
 	})
 }
 
-func (c *sharedChannel) Cancel(consumer string, noWait bool) error {
+func (c *muxedChannel) Cancel(consumer string, noWait bool) error {
 	return c.do(func() error { return c.Channel.Cancel(consumer, noWait) })
 }
 
-func (c *sharedChannel) QueueDeclare(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error) {
+func (c *muxedChannel) QueueDeclare(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error) {
 	return await(c, func() (amqp.Queue, error) {
 		return c.Channel.QueueDeclare(name, durable, autoDelete, exclusive, noWait, args)
 	})
 }
 
-func (c *sharedChannel) QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error) {
+func (c *muxedChannel) QueueDeclarePassive(name string, durable, autoDelete, exclusive, noWait bool, args amqp.Table) (amqp.Queue, error) {
 	return await(c, func() (amqp.Queue, error) {
 		return c.Channel.QueueDeclarePassive(name, durable, autoDelete, exclusive, noWait, args)
 	})
 }
 
-func (c *sharedChannel) QueueBind(name, key, exchange string, noWait bool, args amqp.Table) error {
+func (c *muxedChannel) QueueBind(name, key, exchange string, noWait bool, args amqp.Table) error {
 	return c.do(func() error { return c.Channel.QueueBind(name, key, exchange, noWait, args) })
 }
 
-func (c *sharedChannel) ExchangeDeclare(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error {
+func (c *muxedChannel) ExchangeDeclare(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error {
 	return c.do(func() error {
 		return c.Channel.ExchangeDeclare(name, kind, durable, autoDelete, internal, noWait, args)
 	})
 }
 
-func (c *sharedChannel) ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error {
+func (c *muxedChannel) ExchangeDeclarePassive(name, kind string, durable, autoDelete, internal, noWait bool, args amqp.Table) error {
 	return c.do(func() error {
 		return c.Channel.ExchangeDeclarePassive(name, kind, durable, autoDelete, internal, noWait, args)
 	})
 }
 
-func (c *sharedChannel) QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error) {
+func (c *muxedChannel) QueueDelete(name string, ifUnused, ifEmpty, noWait bool) (int, error) {
 	return await(c, func() (int, error) { return c.Channel.QueueDelete(name, ifUnused, ifEmpty, noWait) })
 }
 
-func (c *sharedChannel) Barrier() error { return c.do(c.Channel.Barrier) }
+func (c *muxedChannel) Barrier() error { return c.do(c.Channel.Barrier) }
 
-func (c *sharedChannel) Close() error {
+func (c *muxedChannel) Close() error {
 	err := c.do(c.Channel.Close)
 	if c.Channel.IsClosed() {
 		c.conn.remove(c)

@@ -26,7 +26,8 @@ import (
 // frameReader takes the deliveries and the confirms of the open channels, see intake. It
 // inspects content headers and methods; frames of amqp091-go pass unchanged.
 type frameReader struct {
-	bodyLimits // of the channels without a lease
+	bodyLimits             // of the channels without a lease
+	leased     atomic.Bool // there may be channels with a lease
 
 	r       *bufio.Reader
 	out     []byte // whole frames to return before reading further

@@ -53,11 +53,13 @@ type Session struct {
 	Cause error // the reason, set before done is closed; nil for an end that this process asked for
 	wg    sync.WaitGroup
 
-	// link is the session whose connections this session shares; nil: the connections are its own.
-	link *Session
-	// unclosed counts the channels of a link that this process has given up and the broker has not
+	// mux is the session whose connections this session shares; nil: the connections are its own.
+	mux *Session
+	// unclosed counts the channels of a mux that this process has given up and the broker has not
 	// closed yet.
 	unclosed atomic.Int32
+	// answeredAt is when a session on the mux last received a response, in nanoseconds.
+	answeredAt atomic.Int64
 }
 
 // openChannels opens a channel for publishing, with confirms, a channel for consuming, and a
@@ -101,8 +103,8 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 			}
 		})
 	}
-	if s.link != nil {
-		s.Run(s.watchLink)
+	if s.mux != nil {
+		s.Run(s.watchMux)
 		s.Run(func() { s.watchFlow(onBlocked) })
 	}
 	blockings := s.Pub.Blockings()
@@ -245,12 +247,35 @@ func (s *Session) Ended() bool {
 	}
 }
 
+// NoteAnswered records that a response has arrived.
+func (s *Session) NoteAnswered() {
+	if s.Answered.Load() {
+		return
+	}
+	s.Answered.Store(true)
+	if s.mux != nil {
+		s.mux.answeredAt.Store(time.Now().UnixNano())
+	}
+}
+
+// AreOthersAnswered reports whether another session on the same mux has received a response since
+// then.
+func (s *Session) AreOthersAnswered(since time.Time) bool {
+	return s.mux != nil && s.mux.answeredAt.Load() > since.UnixNano()
+}
+
+// IsEnding reports whether the session has ended or is about to end, because one of its connections
+// has ended.
+func (s *Session) IsEnding() bool {
+	return s.Ended() || s.Pub.IsClosed() || s.Sub.IsClosed()
+}
+
 // Close ends the session and returns when its goroutines have ended. The connections of a
-// failed session are cut: waiting for a dead peer would only delay the next attempt. On a link
+// failed session are cut: waiting for a dead peer would only delay the next attempt. On a mux
 // only the session's channels are closed.
 func (s *Session) Close() {
 	s.Fail(nil)
-	if s.link == nil && underMaintenance(s.Cause) {
+	if s.mux == nil && underMaintenance(s.Cause) {
 		s.awaitBroker(maintenanceWait)
 	}
 	var closers sync.WaitGroup

@@ -59,11 +59,11 @@ type Config struct {
 	// Setup declares topology and starts consumers on a new session. It is part of the attempt
 	// to connect: after an error the session is closed, and another attempt follows.
 	Setup func(ctx context.Context, s *Session) error
-	// Link has the connections for the sessions; nil: each session has connections of its own.
-	// With a link the settings for dialing have no effect, except the dial timeout, which bounds
+	// Mux has the connections for the sessions; nil: each session has connections of its own.
+	// With a mux the settings for dialing have no effect, except the dial timeout, which bounds
 	// the set-up of a session.
-	Link *Link
-	// Limits are the limits of the sessions on a link.
+	Mux *Mux
+	// Limits are the limits of the sessions on a mux.
 	Limits ContentLimits
 }
 
@@ -116,8 +116,8 @@ func (v *Supervisor) Run(ctx context.Context) {
 			wait.Reset()
 			continue
 		}
-		if err == errLinkEnded { //nolint:errorlint // it is this very value.
-			continue // the next attempt waits for the link
+		if err == errMuxEnded { //nolint:errorlint // it is this very value.
+			continue // the next attempt waits for the mux
 		}
 		v.reportFault(err)
 		pause := wait.NextBackOff()
@@ -128,10 +128,10 @@ func (v *Supervisor) Run(ctx context.Context) {
 	}
 }
 
-// Connect tries every URL once, in an order shuffled for each call. On a link it waits for the
-// link and sets a session up once.
+// Connect tries every URL once, in an order shuffled for each call. On a mux it waits for the
+// mux and sets a session up once.
 func (v *Supervisor) Connect(ctx context.Context) (*Session, error) {
-	if v.Link != nil {
+	if v.Mux != nil {
 		return v.join(ctx)
 	}
 	v.Brokers = v.Targets()
@@ -302,17 +302,16 @@ func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Bac
 	case <-ctx.Done():
 	}
 	v.setCurrent(nil)
-	if s.linkEnded() {
-		if end := s.link.Cause; end != nil && end != ErrReturnHome { //nolint:errorlint // it is this very value.
+	if s.muxEnded() {
+		if end := s.mux.Cause; end != nil && end != ErrReturnHome { //nolint:errorlint // it is this very value.
 			fault := classifyEnd(s.Target, end)
 			v.Observer.OnFault(fault, kindOf(fault))
 		}
-		v.Logger.Debug("the link ended, waiting for the next", zap.String("role", v.Role), zap.Uint64("generation", s.Generation))
 		s.Close()
 		if time.Since(readySince) >= SettledAfter {
 			wait.Reset()
 		}
-		return errLinkEnded
+		return errMuxEnded
 	}
 	if s.Ended() && s.Cause == ErrReturnHome { //nolint:errorlint // it is this very value.
 		v.Logger.Info("returning to the home node", zap.String("broker", s.Home.Address), zap.String("from", s.Target.Address), zap.String("role", v.Role))
@@ -360,11 +359,11 @@ func (v *Supervisor) reportFault(err error) {
 		zap.Int("attempts", v.faults.attempts), zap.Error(err))
 }
 
-// noteBlocked logs and reports whether the broker blocks publishing. For the sessions on a link
-// the link has logged it.
+// noteBlocked logs and reports whether the broker blocks publishing. For the sessions on a mux
+// the mux has logged it.
 func (v *Supervisor) noteBlocked(b amqp.Blocking) {
 	switch {
-	case v.Link != nil:
+	case v.Mux != nil:
 	case b.Active:
 		v.Logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
 	default:

@@ -8,11 +8,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Link is one pair of connections for the sessions of several clients and servers, or one
+// Mux is one pair of connections for the sessions of several clients and servers, or one
 // connection if its configuration says so. Its supervisor dials, watches the connections and
-// refreshes credentials; the sessions on the link have channels of their own, and end and begin
-// again without the link (docs/adr/0028). Safe for concurrent use.
-type Link struct {
+// refreshes credentials; the sessions on the mux have channels of their own, and end and begin
+// again without the mux (docs/adr/0028). Safe for concurrent use.
+type Mux struct {
 	sup    *Supervisor
 	needed chan struct{} // closed at the first call of await
 	once   sync.Once
@@ -25,24 +25,24 @@ type Link struct {
 	changed   chan struct{} // closed at the next session
 }
 
-// follower is a supervisor that waits for a session of the link.
+// follower is a supervisor that waits for a session of the mux.
 type follower struct{ Observer }
 
-// NewLink returns a link; Run starts it. The configuration's Observer receives what becomes of
+// NewMux returns a mux; Run starts it. The configuration's Observer receives what becomes of
 // the connections; Setup is not used.
-func NewLink(cfg Config) *Link {
-	l := &Link{needed: make(chan struct{}), followers: make(map[*follower]struct{}), changed: make(chan struct{})}
+func NewMux(cfg Config) *Mux {
+	l := &Mux{needed: make(chan struct{}), followers: make(map[*follower]struct{}), changed: make(chan struct{})}
 	cfg.Setup = func(context.Context, *Session) error { return nil }
-	cfg.Observer = &linkObserver{cfg.Observer, l}
+	cfg.Observer = &muxObserver{cfg.Observer, l}
 	l.sup = NewSupervisor(cfg)
 	return l
 }
 
 // Run keeps the connections alive until ctx ends.
-func (l *Link) Run(ctx context.Context) { l.sup.Run(ctx) }
+func (l *Mux) Run(ctx context.Context) { l.sup.Run(ctx) }
 
-// RunWhenNeeded is Run, from the moment a session first needs the link.
-func (l *Link) RunWhenNeeded(ctx context.Context) {
+// RunWhenNeeded is Run, from the moment a session first needs the mux.
+func (l *Mux) RunWhenNeeded(ctx context.Context) {
 	select {
 	case <-l.needed:
 		l.Run(ctx)
@@ -51,8 +51,8 @@ func (l *Link) RunWhenNeeded(ctx context.Context) {
 }
 
 // await waits for connections that are ready. Meanwhile the observer receives the faults of the
-// link and its attempts to connect. The error is that of ctx.
-func (l *Link) await(ctx context.Context, o Observer) (*Session, []Target, error) {
+// mux and its attempts to connect. The error is that of ctx.
+func (l *Mux) await(ctx context.Context, o Observer) (*Session, []Target, error) {
 	l.once.Do(func() { close(l.needed) })
 	f := &follower{o}
 	defer l.unfollow(f)
@@ -69,9 +69,9 @@ func (l *Link) await(ctx context.Context, o Observer) (*Session, []Target, error
 	}
 }
 
-// follow returns the session of the link if it is ready. Otherwise the follower receives the last
+// follow returns the session of the mux if it is ready. Otherwise the follower receives the last
 // report and those that follow, and the channel is closed at the next session.
-func (l *Link) follow(f *follower) (*Session, []Target, <-chan struct{}) {
+func (l *Mux) follow(f *follower) (*Session, []Target, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s := l.current; s != nil && !s.Ended() {
@@ -84,14 +84,14 @@ func (l *Link) follow(f *follower) (*Session, []Target, <-chan struct{}) {
 	return nil, nil, l.changed
 }
 
-func (l *Link) unfollow(f *follower) {
+func (l *Mux) unfollow(f *follower) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.followers, f)
 }
 
 // publish passes a report to every follower and keeps the report for later followers.
-func (l *Link) publish(report func(Observer)) {
+func (l *Mux) publish(report func(Observer)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.report = report
@@ -101,7 +101,7 @@ func (l *Link) publish(report func(Observer)) {
 }
 
 // ready makes the supervisor's session the current session.
-func (l *Link) ready() {
+func (l *Mux) ready() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current, l.brokers = l.sup.Current(), l.sup.Brokers
@@ -109,50 +109,50 @@ func (l *Link) ready() {
 	l.changed = make(chan struct{})
 }
 
-// linkObserver is the Observer of a link's supervisor.
-type linkObserver struct {
+// muxObserver is the Observer of a mux's supervisor.
+type muxObserver struct {
 	Observer
 
-	link *Link
+	mux *Mux
 }
 
-func (o *linkObserver) OnConnecting(address string) {
+func (o *muxObserver) OnConnecting(address string) {
 	o.Observer.OnConnecting(address)
-	o.link.publish(func(f Observer) { f.OnConnecting(address) })
+	o.mux.publish(func(f Observer) { f.OnConnecting(address) })
 }
 
-func (o *linkObserver) OnReady(generation uint64, blocked func() bool) {
+func (o *muxObserver) OnReady(generation uint64, blocked func() bool) {
 	o.Observer.OnReady(generation, blocked)
-	o.link.ready()
+	o.mux.ready()
 }
 
-func (o *linkObserver) OnFault(err error, kind FaultKind) {
+func (o *muxObserver) OnFault(err error, kind FaultKind) {
 	o.Observer.OnFault(err, kind)
-	o.link.publish(func(f Observer) { f.OnFault(err, kind) })
+	o.mux.publish(func(f Observer) { f.OnFault(err, kind) })
 }
 
-// errLinkEnded is the end of a session with its link. The link reports the fault.
-var errLinkEnded = errors.New("the link has ended")
+// errMuxEnded is the end of a session with its mux. The mux reports the fault.
+var errMuxEnded = errors.New("the mux has ended")
 
-// join waits for the link and sets a session up on its connections.
+// join waits for the mux and sets a session up on its connections.
 func (v *Supervisor) join(ctx context.Context) (*Session, error) {
-	link, brokers, err := v.Link.await(ctx, v.Observer)
+	mux, brokers, err := v.Mux.await(ctx, v.Observer)
 	if err != nil {
 		return nil, err
 	}
 	v.Brokers = brokers
-	v.Observer.OnConnecting(link.Target.Address)
-	if !v.awaitFlow(ctx, link) {
-		return nil, errLinkEnded
+	v.Observer.OnConnecting(mux.Target.Address)
+	if !v.awaitFlow(ctx, mux) {
+		return nil, errMuxEnded
 	}
 	ctx, cancel := context.WithTimeout(ctx, v.DialTimeout)
 	defer cancel()
-	s, err := v.openOn(ctx, link)
+	s, err := v.openOn(ctx, mux)
 	if err == nil {
 		err = v.prepare(ctx, s)
 	}
-	if err != nil && s.linkEnded() {
-		return nil, errLinkEnded
+	if err != nil && s.muxEnded() {
+		return nil, errMuxEnded
 	}
 	if err != nil {
 		return nil, err
@@ -161,17 +161,17 @@ func (v *Supervisor) join(ctx context.Context) (*Session, error) {
 }
 
 // awaitFlow waits until the broker reads from the publishing connection, because no channel can
-// be opened before. It returns false if the link or ctx has ended.
-func (v *Supervisor) awaitFlow(ctx context.Context, link *Session) bool {
+// be opened before. It returns false if the mux or ctx has ended.
+func (v *Supervisor) awaitFlow(ctx context.Context, mux *Session) bool {
 	for {
-		b, changed := link.Flow.state()
+		b, changed := mux.Flow.state()
 		if !b.Active {
-			return !link.Ended()
+			return !mux.Ended()
 		}
 		v.Observer.OnBlocked(b)
 		select {
 		case <-changed:
-		case <-link.Done:
+		case <-mux.Done:
 			return false
 		case <-ctx.Done():
 			return false
@@ -179,16 +179,16 @@ func (v *Supervisor) awaitFlow(ctx context.Context, link *Session) bool {
 	}
 }
 
-// openOn opens a session on the connections of a link. The session is not nil; after an error it
+// openOn opens a session on the connections of a mux. The session is not nil; after an error it
 // is closed.
-func (v *Supervisor) openOn(ctx context.Context, link *Session) (*Session, error) {
-	s := newSession(link.Target)
-	s.Home, s.link, s.Flow = link.Target, link, link.Flow
-	s.Pub = link.share(link.Pub, v.Limits)
+func (v *Supervisor) openOn(ctx context.Context, mux *Session) (*Session, error) {
+	s := newSession(mux.Target)
+	s.Home, s.mux, s.Flow = mux.Target, mux, mux.Flow
+	s.Pub = mux.share(mux.Pub, v.Limits)
 	s.Sub = s.Pub
-	shared := v.Shared || link.Sub == link.Pub
+	shared := v.Shared || mux.Sub == mux.Pub
 	if !shared {
-		s.Sub = link.share(link.Sub, v.Limits)
+		s.Sub = mux.share(mux.Sub, v.Limits)
 	}
 	if err := s.openWithin(ctx, shared); err != nil {
 		s.Fail(err)
@@ -198,38 +198,38 @@ func (v *Supervisor) openOn(ctx context.Context, link *Session) (*Session, error
 	return s, nil
 }
 
-// linkEnded reports whether the session is on a link that has ended. A connection that has ended
-// ends the session of the link, which knows the reason.
-func (s *Session) linkEnded() bool {
+// muxEnded reports whether the session is on a mux that has ended. A connection that has ended
+// ends the session of the mux, which knows the reason.
+func (s *Session) muxEnded() bool {
 	switch {
-	case s.link == nil:
+	case s.mux == nil:
 		return false
-	case s.link.Ended():
+	case s.mux.Ended():
 		return true
-	case s.link.Pub.IsClosed() || s.link.Sub.IsClosed():
-		<-s.link.Done
+	case s.mux.Pub.IsClosed() || s.mux.Sub.IsClosed():
+		<-s.mux.Done
 		return true
 	}
 	if !s.Ended() {
 		return false
 	}
 	if elsewhere, ok := errors.AsType[*ServedElsewhereError](s.Cause); ok {
-		s.link.Fail(elsewhere) // the link connects to that node
+		s.mux.Fail(elsewhere) // the mux connects to that node
 		return true
 	}
 	return false
 }
 
-// watchLink ends the session with its link.
-func (s *Session) watchLink() {
+// watchMux ends the session with its mux.
+func (s *Session) watchMux() {
 	select {
-	case <-s.link.Done:
-		s.Fail(s.link.Cause)
+	case <-s.mux.Done:
+		s.Fail(s.mux.Cause)
 	case <-s.Done:
 	}
 }
 
-// watchFlow passes on whether the broker blocks the publishing connection of the link.
+// watchFlow passes on whether the broker blocks the publishing connection of the mux.
 func (s *Session) watchFlow(onBlocked func(amqp.Blocking)) {
 	var last amqp.Blocking
 	for {
