@@ -313,8 +313,8 @@ type Brokers struct {
 // secret. A result beside an error still counts. An empty field leaves the earlier value in
 // force, and so does a list that [ParseURLs] refuses. Such a list, and an error of the source,
 // are logged once until the fault changes.
-func WithBrokers(source func() (Brokers, error)) Option {
-	return option(func(c *config) {
+func WithBrokers(source func() (Brokers, error)) ConnectionOption {
+	return linkOption(func(c *linkConfig) {
 		c.source = nil
 		if source != nil {
 			c.source = &brokerSource{ask: source}

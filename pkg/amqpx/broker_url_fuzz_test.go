@@ -58,7 +58,7 @@ func shownOf(t *testing.T, u BrokerURL) string {
 		t.Fatalf("a URL that was accepted cannot be read: %v", err)
 	}
 	core, logs := observer.New(zap.DebugLevel)
-	cfg := defaultConfig()
+	cfg := defaultConfig(defaultLinkConfig(""))
 	cfg.logger = zap.New(core)
 	cfg.urls = []BrokerURL{u}
 	causes := []error{
@@ -80,7 +80,7 @@ func shownOf(t *testing.T, u BrokerURL) string {
 	for _, cfg.dialer = range dialers {
 		ctx, stop := context.WithCancel(t.Context())
 		board := onceConnected{stop: stop}
-		transport.NewSupervisor(cfg.connections("test", true, &board, nil)).Run(ctx)
+		transport.NewSupervisor(cfg.sessions("test", true, &board, nil)).Run(ctx)
 		shown = append(shown, board.get(), board.get().Err)
 	}
 	var text strings.Builder

@@ -45,6 +45,7 @@ type Client struct {
 	// setup changes it.
 	replyUser atomic.Pointer[string]
 
+	calls   xsync.Gate     // calls under way, until Shutdown
 	futures sync.WaitGroup // goroutines of calls made with Go
 
 	closing   chan struct{} // closed by Close: pending calls settle
@@ -65,6 +66,12 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return makeClient(cfg, nil)
+}
+
+// makeClient returns a client that connects. When the client has ended, it calls ended, if that
+// is not nil.
+func makeClient(cfg *clientConfig, ended func(*Client)) (*Client, error) {
 	c := &Client{
 		cfg:     cfg,
 		route:   route{check: cfg.responseCheck, queue: cfg.queue.Name, replyTo: wire.DirectReplyTo, persistent: cfg.persistent, outbox: publish.NewOutbox()},
@@ -88,13 +95,18 @@ func NewClient(url string, opts ...ClientOption) (*Client, error) {
 	if err := c.buildHandlers(); err != nil {
 		return nil, err
 	}
-	c.sup = transport.NewSupervisor(cfg.connections("client", cfg.replyMode == ReplyDirect, &c.board, c.setup))
+	sessions := cfg.sessions("client", cfg.replyMode == ReplyDirect, &c.board, c.setup)
+	sessions.Limits = cfg.limits()
+	c.sup = transport.NewSupervisor(sessions)
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // a client lives until Close, beyond any caller's context.
 	c.stop = stop
 	go func() { // ends when stop is called; Close waits for it
 		defer close(c.stopped)
 		c.sup.Run(ctx)
 		c.futures.Wait() // their calls have been notified
+		if ended != nil {
+			ended(c)
+		}
 	}()
 	return c, nil
 }
@@ -147,6 +159,10 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
+	if !c.calls.Enter() {
+		return nil, c.refused(method)
+	}
+	defer c.calls.Leave()
 	watched := c.observe(method)
 	response, err := c.send(ctx, watched, c.newRequest(method, body, opts))
 	c.recordCall(watched, err)
@@ -227,18 +243,20 @@ func (c *Client) Status() Status {
 	return c.board.get()
 }
 
-// Watch returns a channel that receives the current status at once and then each change. A
-// slow reader receives the newest status and misses the earlier changes. The channel is never
-// closed; stop ends the subscription.
-func (c *Client) Watch() (updates <-chan Status, stop func()) {
+// Watch returns a channel that receives the current status at once and then each change, until
+// ctx ends or the status is [StateClosed]; then the channel is closed. A slow reader receives the
+// newest status and misses the earlier changes.
+func (c *Client) Watch(ctx context.Context) <-chan Status {
 	if c == nil || c.sup == nil {
-		return closedBoard(errNoClient).watch()
+		return closedBoard(errNoClient).watchUntil(ctx)
 	}
-	return c.board.watch()
+	return c.board.watchUntil(ctx)
 }
 
-// WaitReady waits until the connection is ready. When ctx ends first, the error holds ctx's
-// error and the last fault of the connection. Calls wait for the connection without WaitReady;
+// WaitReady waits until the connection is ready. A fault that lasts until an operator acts, such as
+// a wrong password, is returned at once ([Status.NeedsOperator], [FaultOf]); the client goes on
+// trying to connect. When ctx ends first, the error holds ctx's error and the last fault of the
+// connection. Calls wait for the connection without WaitReady;
 // it is meant for start-up.
 func (c *Client) WaitReady(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {

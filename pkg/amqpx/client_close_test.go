@@ -154,8 +154,7 @@ func TestWatchShowsTheLifeOfAClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New()
 		c := startClient(t, b)
-		updates, stop := c.Watch()
-		defer stop()
+		updates := c.Watch(t.Context())
 		settle()
 		wantSame(t, "state", (<-updates).State, StateReady)
 		b.With(func(b *brokertest.Broker) { b.OnDial = refusing(1<<30, brokertest.ErrCut) })
@@ -164,5 +163,8 @@ func TestWatchShowsTheLifeOfAClient(t *testing.T) {
 		wantSame(t, "state", (<-updates).State, StateReconnecting)
 		_ = c.Close(t.Context())
 		wantSame(t, "state", (<-updates).State, StateClosed)
+		if st, ok := <-updates; ok {
+			t.Errorf("%v after the end", st.State)
+		}
 	})
 }

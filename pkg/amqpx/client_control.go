@@ -379,7 +379,7 @@ func (c *Client) checkAnswered(s *transport.Session) {
 		}
 		if !c.isServed(s, confirmed.After(since.Add(unansweredFirst/2))) {
 			u.wait = min(unansweredGrowth*u.wait, maxUnansweredPause)
-			if address, ok := c.servedElsewhere(s); ok {
+			if address, ok := c.servedElsewhere(s); ok && !s.AreOthersAnswered(since) {
 				s.Fail(&transport.ServedElsewhereError{Address: address})
 				return
 			}

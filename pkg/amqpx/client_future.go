@@ -60,6 +60,11 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 		f.done.Store(settledFuture)
 		return f
 	}
+	if !c.calls.Enter() { // finish calls Leave
+		f := &Future{err: c.refused(method)}
+		f.done.Store(settledFuture)
+		return f
+	}
 	f := &Future{client: c, ctx: ctx}
 	if c.cfg.observer != nil {
 		f.watched = new(c.observe(method))
@@ -206,6 +211,7 @@ func (f *Future) finish(response []byte, err error) {
 		own.Cancel()
 	}
 	f.response, f.err = response, err
+	f.client.calls.Leave()
 	if done := f.done.Swap(settledFuture); done != nil {
 		close(*done)
 	}

@@ -62,9 +62,14 @@ type clientConfig struct {
 	observer         ClientObserver // all observers together; nil: none
 }
 
+// newClientConfig returns the settings of a client with its own connections.
 func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
+	return newClientConfigOn(defaultConfig(defaultLinkConfig(url)), opts)
+}
+
+func newClientConfigOn(settings config, opts []ClientOption) (*clientConfig, error) {
 	c := &clientConfig{
-		config:           defaultConfig(),
+		config:           settings,
 		replyMode:        ReplyQueue,
 		replyQueueType:   QueueClassic,
 		timeout:          DefaultTimeout,
@@ -75,20 +80,17 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 		methods:          make(map[string][]CallOption),
 		ofMethod:         make(map[string]*callConfig),
 	}
-	c.urlList = url
 	var nilOptions []error
 	for i, o := range opts {
 		if o == nil {
 			nilOptions = append(nilOptions, fmt.Errorf("option %d is nil", i+1))
 			continue
 		}
+		c.option = i + 1
 		o.applyClient(c)
 	}
 	c.observer = guardClientObservers(c.observers, c.logger)
-	if c.dialer == nil {
-		limits := transport.ContentLimits{MaxBody: c.maxMessageSize}
-		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
-	}
+	c.complete(c.limits())
 	if err := errors.Join(errors.Join(nilOptions...), c.validate(), c.validateClient()); err != nil {
 		return nil, fmt.Errorf("amqpx: client: %w", err)
 	}
@@ -97,6 +99,11 @@ func newClientConfig(url string, opts []ClientOption) (*clientConfig, error) {
 		c.ofMethod[method] = c.ofAll.with(opts)
 	}
 	return c, nil
+}
+
+// limits returns the limits of the messages that the client receives.
+func (c *clientConfig) limits() transport.ContentLimits {
+	return transport.ContentLimits{MaxBody: c.maxMessageSize}
 }
 
 // maxRetryBurst keeps the arithmetic of the retry budget far from overflow.

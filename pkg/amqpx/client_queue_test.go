@@ -193,9 +193,7 @@ func TestConnectionOnWhichEverythingIsNackedIsReplaced(t *testing.T) {
 		}
 		r.broker.Fail(DefaultQueue, all...)
 		done := goCall(r.client, within(t, time.Minute), "m", []byte("x"), Idempotent())
-		updates, stop := r.client.Watch()
-		defer stop()
-		for st := range updates {
+		for st := range r.client.Watch(t.Context()) {
 			if st.Generation == 2 {
 				break
 			}

@@ -48,9 +48,7 @@ func (r *responseReader) read(s *transport.Session, deliveries <-chan amqp.Deliv
 				}
 				return
 			}
-			if !s.Answered.Load() {
-				s.Answered.Store(true)
-			}
+			s.NoteAnswered()
 			r.handle(&d)
 			last, open = d.DeliveryTag, open+1
 			if open < responsesAckEvery {

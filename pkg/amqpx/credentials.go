@@ -49,12 +49,12 @@ func (c Credentials) MarshalText() ([]byte, error) { return []byte(c.String()), 
 // The source must return soon after the end of its context and be safe for concurrent use, and
 // its error must contain no secret. The context ends after the time of [WithDialTimeout] at the
 // latest. URLs with auth_mechanism=external take no credentials.
-func WithCredentials(source func(ctx context.Context) (Credentials, error)) Option {
-	return option(func(c *config) { c.credentials = source })
+func WithCredentials(source func(ctx context.Context) (Credentials, error)) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.credentials = source })
 }
 
 // credentialsSource returns the source of WithCredentials for package transport, or nil.
-func (c *config) credentialsSource() func(context.Context) (transport.Credentials, error) {
+func (c *linkConfig) credentialsSource() func(context.Context) (transport.Credentials, error) {
 	if c.credentials == nil {
 		return nil
 	}

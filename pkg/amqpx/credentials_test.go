@@ -255,7 +255,7 @@ func TestExternalTakesNoCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := c.connections("client", false, noStatus{}, nil)
+	cfg := c.sessions("client", false, noStatus{}, nil)
 	target, credentials, err := cfg.Authorize(t.Context(), c.targets()[0])
 	if err != nil || credentials != nil || target.URL != "amqps://h/?auth_mechanism=external" || source.count() != 0 {
 		t.Errorf("%v, %v, %v", target, credentials, err)
@@ -277,7 +277,7 @@ func TestCredentialsReplaceThoseOfTheURL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := c.connections("client", false, noStatus{}, nil)
+		cfg := c.sessions("client", false, noStatus{}, nil)
 		target, _, err := cfg.Authorize(t.Context(), c.targets()[0])
 		if err != nil {
 			t.Fatal(err)

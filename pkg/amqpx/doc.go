@@ -31,6 +31,27 @@
 // calls wait for the connection within their deadlines. Every call has a deadline; a call
 // without a deadline gets the client's default ([WithTimeout]).
 //
+// A program with clients and servers of several queues makes them on one [Connection], so that
+// they use two AMQP connections together instead of two each:
+//
+//	conn, err := amqpx.Connect("amqp://guest:guest@localhost:5672")
+//	if err != nil {
+//		return err
+//	}
+//	orders, err := conn.NewServer(amqpx.WithQueue(amqpx.Queue{Name: "orders"}))
+//	if err != nil {
+//		return err
+//	}
+//	billing, err := conn.NewClient(amqpx.WithQueue(amqpx.Queue{Name: "billing"}))
+//
+// [Connection.Shutdown] ends the program's part in the right order: servers drain, clients wait
+// for their calls, then the connections close. [Server.Shutdown] and [Client.Shutdown] are the
+// same for one of them, and Close ends at once.
+//
+// WaitReady, at the start of a program, returns when the connection is made, and at once when
+// the broker refuses it for a reason that an operator must remove ([FaultOf] names it). Watch
+// follows the state until a context ends.
+//
 // # Errors
 //
 // A failed call returns an [*Error]. [CodeOf] classifies the error; [OutcomeOf] states whether
@@ -58,7 +79,8 @@
 //
 // # Extending
 //
-// [Middleware] wraps calls on both sides with one type; [Recover], [Timeout] and [AccessLog]
-// come with the package. [Client.Status], [Client.Watch] and [Client.Stats], and the same
-// methods of [Server], show the connection and the counts.
+// [WithLogger] takes a logger of zap, [WithSlog] one of log/slog, and [WithDialer] opens the
+// network connections. [Middleware] wraps calls on both sides with one type; [Recover], [Timeout] and [AccessLog]
+// come with the package. [Client.Status], [Client.Watch] and [Client.Stats], and
+// the same methods of [Server], show the connection and the counts.
 package amqpx

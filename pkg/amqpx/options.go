@@ -45,6 +45,15 @@ type Option interface {
 	ServerOption
 }
 
+// ConnectionOption configures a [Connection], or the connections of a [Client] or [Server] that has
+// its own. On a Connection, [WithLogger] and [WithSlog] also apply to one client or server; any
+// other ConnectionOption for one of them is an error.
+type ConnectionOption interface {
+	Option
+
+	applyConnection(*linkConfig)
+}
+
 // ClientOption configures a [Client].
 type ClientOption interface{ applyClient(*clientConfig) }
 
@@ -64,11 +73,33 @@ const (
 	BatchOff BatchMode = "off"
 )
 
+// linkConfig is the settings of connections. It does not change after construction.
+type linkConfig struct {
+	urlList      string
+	urls         []BrokerURL // parsed from urlList by validate
+	name         string
+	heartbeat    time.Duration
+	dialTimeout  time.Duration
+	writeTimeout time.Duration
+	backoffMin   time.Duration
+	backoffMax   time.Duration
+	returnHome   time.Duration
+	tls          *tls.Config
+	source       *brokerSource // nil: urls and tls do not change
+	credentials  func(context.Context) (Credentials, error)
+	logger       *zap.Logger
+	dialer       transport.Dialer // nil until complete
+	netDial      NetDial          // nil: TCP
+}
+
 // config is the settings shared by clients and servers. It does not change after construction.
 type config struct {
-	urlList        string
-	urls           []BrokerURL // parsed from urlList by validate
-	name           string
+	linkConfig
+
+	shared      *Connection // nil: the client or server has its own connections
+	option      int         // the number of the option that is applied
+	linkOptions []int       // the numbers of the options that belong to a connection
+
 	queue          Queue
 	shards         int
 	persistent     bool
@@ -77,36 +108,33 @@ type config struct {
 	userID         bool
 	version        string
 	maxMessageSize int
-	heartbeat      time.Duration
-	dialTimeout    time.Duration
-	writeTimeout   time.Duration
-	backoffMin     time.Duration
-	backoffMax     time.Duration
-	returnHome     time.Duration
-	tls            *tls.Config
-	source         *brokerSource // nil: urls and tls do not change
-	credentials    func(context.Context) (Credentials, error)
 	middleware     []Middleware
-	logger         *zap.Logger
-	dialer         transport.Dialer
 }
 
-func defaultConfig() config {
+func defaultLinkConfig(url string) linkConfig {
+	return linkConfig{
+		urlList:      url,
+		name:         "amqpx",
+		heartbeat:    DefaultHeartbeat,
+		dialTimeout:  DefaultDialTimeout,
+		writeTimeout: DefaultWriteTimeout,
+		backoffMin:   DefaultBackoffMin,
+		backoffMax:   DefaultBackoffMax,
+		returnHome:   DefaultReturnHome,
+		logger:       zap.NewNop(),
+	}
+}
+
+// defaultConfig returns the default settings with those of the connections.
+func defaultConfig(link linkConfig) config {
 	return config{
-		name:           "amqpx",
+		linkConfig:     link,
 		queue:          Queue{Name: DefaultQueue, Type: QueueClassic},
 		shards:         DefaultShards,
 		batch:          BatchAuto,
 		control:        true,
 		userID:         true,
 		maxMessageSize: DefaultMaxMessageSize,
-		heartbeat:      DefaultHeartbeat,
-		dialTimeout:    DefaultDialTimeout,
-		writeTimeout:   DefaultWriteTimeout,
-		backoffMin:     DefaultBackoffMin,
-		backoffMax:     DefaultBackoffMax,
-		returnHome:     DefaultReturnHome,
-		logger:         zap.NewNop(),
 	}
 }
 
@@ -115,7 +143,7 @@ func defaultConfig() config {
 //
 //nolint:gochecknoinits // package amqpxtest cannot be imported here, because it imports this package.
 func init() {
-	hook.WithDialer = func(d transport.Dialer) any { return option(func(c *config) { c.dialer = d }) }
+	hook.WithDialer = func(d transport.Dialer) any { return linkOption(func(c *linkConfig) { c.dialer = d }) }
 	hook.NewError = func(p hook.ErrorParts) any {
 		return &Error{
 			code: Code(p.Code), message: p.Message, outcome: Outcome(p.Outcome), remote: p.Remote,
@@ -125,16 +153,37 @@ func init() {
 }
 
 // connections returns the settings of the connections for a role.
-func (c *config) connections(role string, shared bool, observer transport.Observer, setup func(context.Context, *transport.Session) error) transport.Config {
+func (c *linkConfig) connections(role string, shared bool, observer transport.Observer) transport.Config {
 	return transport.Config{
 		Name: c.name, Role: role, Shared: shared, Targets: c.targets, Dialer: c.dialer,
 		Heartbeat: c.heartbeat, DialTimeout: c.dialTimeout, BackoffMin: c.backoffMin, BackoffMax: c.backoffMax,
-		Logger: c.logger, Observer: observer, Setup: setup, Credentials: c.credentialsSource(),
+		Logger: c.logger, Observer: observer, Credentials: c.credentialsSource(),
+	}
+}
+
+// sessions returns the settings of the sessions of a client or server, on the mux of its
+// Connection if it has one.
+func (c *config) sessions(role string, shared bool, observer transport.Observer, setup func(context.Context, *transport.Session) error) transport.Config {
+	cfg := c.connections(role, shared, observer)
+	cfg.Setup = setup
+	if c.shared != nil {
+		cfg.Mux = c.shared.mux
+	}
+	return cfg
+}
+
+// complete sets the dialer, unless a test has set one. Without a mux the limits are those of its
+// connections.
+func (c *linkConfig) complete(limits transport.ContentLimits) {
+	if c.dialer == nil {
+		c.dialer = transport.NetDialer{
+			Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits, Net: c.netDial,
+		}
 	}
 }
 
 // targets returns the brokers for the next attempt to connect.
-func (c *config) targets() []transport.Target {
+func (c *linkConfig) targets() []transport.Target {
 	if c.source != nil {
 		return targetsOf(c.source.refresh())
 	}
@@ -143,7 +192,7 @@ func (c *config) targets() []transport.Target {
 
 // tlsConfig returns the TLS configuration for the next attempt to connect, or nil if there is
 // none.
-func (c *config) tlsConfig() *tls.Config {
+func (c *linkConfig) tlsConfig() *tls.Config {
 	if newer := c.source.tls(); newer != nil {
 		return newer
 	}
@@ -156,13 +205,25 @@ type option func(*config)
 func (o option) applyClient(c *clientConfig) { o(&c.config) }
 func (o option) applyServer(c *serverConfig) { o(&c.config) }
 
+// linkOption is a ConnectionOption made of one function on the settings of connections.
+type linkOption func(*linkConfig)
+
+func (o linkOption) applyConnection(c *linkConfig) { o(c) }
+func (o linkOption) applyClient(c *clientConfig)   { o.applyTo(&c.config) }
+func (o linkOption) applyServer(c *serverConfig)   { o.applyTo(&c.config) }
+
+func (o linkOption) applyTo(c *config) {
+	o(&c.linkConfig)
+	c.linkOptions = append(c.linkOptions, c.option)
+}
+
 // WithQueue sets the request queue; the default is the durable classic queue [DefaultQueue].
 // An existing queue with other properties is used unchanged.
 func WithQueue(q Queue) Option { return option(func(c *config) { c.queue = q }) }
 
 // WithName sets the name of the connections in the broker's management UI; the default is
 // "amqpx".
-func WithName(name string) Option { return option(func(c *config) { c.name = name }) }
+func WithName(name string) ConnectionOption { return linkOption(func(c *linkConfig) { c.name = name }) }
 
 // WithPersistent makes the broker write messages to disk (delivery mode 2), so the messages
 // survive a restart of the broker. This costs about a third of the sequential speed. The
@@ -204,16 +265,20 @@ func WithMaxMessageSize(n int) Option { return option(func(c *config) { c.maxMes
 
 // WithHeartbeat sets the heartbeat interval, at least 1 s; the default is
 // [DefaultHeartbeat] (https://www.rabbitmq.com/docs/heartbeats).
-func WithHeartbeat(d time.Duration) Option { return option(func(c *config) { c.heartbeat = d }) }
+func WithHeartbeat(d time.Duration) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.heartbeat = d })
+}
 
 // WithDialTimeout bounds one attempt to connect: TCP, TLS, handshake and set-up together. The
 // default is [DefaultDialTimeout].
-func WithDialTimeout(d time.Duration) Option { return option(func(c *config) { c.dialTimeout = d }) }
+func WithDialTimeout(d time.Duration) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.dialTimeout = d })
+}
 
 // WithWriteTimeout bounds one write to the socket; the default is
 // [DefaultWriteTimeout].
-func WithWriteTimeout(d time.Duration) Option {
-	return option(func(c *config) { c.writeTimeout = d })
+func WithWriteTimeout(d time.Duration) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.writeTimeout = d })
 }
 
 // WithBackoff sets the bounds of the wait between attempts to connect. After a fault that may
@@ -221,8 +286,8 @@ func WithWriteTimeout(d time.Duration) Option {
 // a bound that doubles from first up to most, at most 1 s ("full jitter"). While a fault needs
 // an operator, such as a wrong password, the wait is most. The defaults are
 // [DefaultBackoffMin] and [DefaultBackoffMax]. Attempts never end.
-func WithBackoff(first, most time.Duration) Option {
-	return option(func(c *config) { c.backoffMin, c.backoffMax = first, most })
+func WithBackoff(first, most time.Duration) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.backoffMin, c.backoffMax = first, most })
 }
 
 // WithReturnHome sets how long a client or server of several nodes stays away from its home node,
@@ -232,16 +297,18 @@ func WithBackoff(first, most time.Duration) Option {
 // again after as long. A call does not fail by a return: a client first waits for the confirms of
 // its requests, and gets the responses at the home node; a server first ends the requests that it
 // has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
-// requests. A client with [ReplyDirect] does not return, because it would lose responses. The
+// requests. A client with [ReplyDirect] does not return, because it would lose responses. Nor
+// does a [Connection], whose clients and servers would all have to be ready for it at the same
+// moment: it stays where it is until the connection is lost. The
 // default is [DefaultReturnHome]; 0 means never.
-func WithReturnHome(after time.Duration) Option {
-	return option(func(c *config) { c.returnHome = after })
+func WithReturnHome(after time.Duration) ConnectionOption {
+	return linkOption(func(c *linkConfig) { c.returnHome = after })
 }
 
 // WithTLS sets the TLS configuration for amqps URLs; the default verifies the
 // server's name against the system's certificates. Versions before TLS 1.2 are never used,
 // whatever the configuration allows.
-func WithTLS(t *tls.Config) Option { return option(func(c *config) { c.tls = t }) }
+func WithTLS(t *tls.Config) ConnectionOption { return linkOption(func(c *linkConfig) { c.tls = t }) }
 
 // WithMiddleware adds middleware around every call, the first listed outermost. If the option
 // is given several times, later middleware is inner.
@@ -251,28 +318,48 @@ func WithMiddleware(m ...Middleware) Option {
 
 // WithLogger sets the logger; the default, and nil, logs nothing. Passwords never
 // appear.
-func WithLogger(l *zap.Logger) Option {
+func WithLogger(l *zap.Logger) ConnectionOption {
 	if l == nil {
 		l = zap.NewNop()
 	}
-	return option(func(c *config) { c.logger = l.Named("amqpx") })
+	return loggerOption{l.Named("amqpx")}
 }
+
+// loggerOption sets the logger of a connection, or of a single client or server.
+type loggerOption struct{ logger *zap.Logger }
+
+func (o loggerOption) applyConnection(c *linkConfig) { c.logger = o.logger }
+func (o loggerOption) applyClient(c *clientConfig)   { c.logger = o.logger }
+func (o loggerOption) applyServer(c *serverConfig)   { c.logger = o.logger }
 
 // validate reports every fault at once.
 func (c *config) validate() error {
-	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateNames()}
-	var err error
-	if c.urls, err = ParseURLs(c.urlList); err != nil {
-		faults = append(faults, fmt.Errorf("broker URLs: %w", err))
-	}
-	if c.source != nil {
-		c.source.start(c.urlList, c.urls, c.logger)
+	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateMiddleware()}
+	if c.shared == nil {
+		faults = append(faults, c.linkConfig.validate())
+	} else {
+		for _, number := range c.linkOptions {
+			faults = append(faults, fmt.Errorf("option %d belongs to the connection: pass it to Connect", number))
+		}
 	}
 	if c.batch != BatchAuto && c.batch != BatchOff {
 		faults = append(faults, fmt.Errorf("batch mode %q: want %q or %q", c.batch, BatchAuto, BatchOff))
 	}
 	if c.maxMessageSize < 1 {
 		faults = append(faults, fmt.Errorf("max message size %d: want at least 1 byte", c.maxMessageSize))
+	}
+	return errors.Join(faults...)
+}
+
+// validate reports every fault of the settings of connections.
+func (c *linkConfig) validate() error {
+	faults := []error{c.validateName()}
+	var err error
+	if c.urls, err = ParseURLs(c.urlList); err != nil {
+		faults = append(faults, fmt.Errorf("broker URLs: %w", err))
+	}
+	if c.source != nil {
+		c.source.start(c.urlList, c.urls, c.logger)
 	}
 	if c.heartbeat < time.Second {
 		faults = append(faults, fmt.Errorf("heartbeat %v: want at least 1s", c.heartbeat))
@@ -376,12 +463,17 @@ func chain(h Handler, middleware []Middleware) (Handler, error) {
 	return h, nil
 }
 
-// validateNames reports every fault of the connection name, and nil middleware.
-func (c *config) validateNames() error {
-	var faults []error
+// validateName reports a connection name that the broker would refuse.
+func (c *linkConfig) validateName() error {
 	if len(c.name) > wire.MaxShortString || !utf8.ValidString(c.name) {
-		faults = append(faults, fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), wire.MaxShortString))
+		return fmt.Errorf("WithName: name of %d bytes: want at most %d, of valid UTF-8", len(c.name), wire.MaxShortString)
 	}
+	return nil
+}
+
+// validateMiddleware reports nil middleware.
+func (c *config) validateMiddleware() error {
+	var faults []error
 	for i, m := range c.middleware {
 		if m == nil {
 			faults = append(faults, fmt.Errorf("WithMiddleware: middleware %d is nil", i+1))

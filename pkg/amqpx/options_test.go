@@ -242,9 +242,7 @@ func TestWhatWasNeverMadeSaysSo(t *testing.T) {
 			} {
 				wantMistake(t, "Client."+what, err, errNoClient)
 			}
-			updates, stop := c.Watch()
-			wantSame(t, "watched", (<-updates).State, StateClosed)
-			stop()
+			wantSame(t, "watched", (<-c.Watch(ctx)).State, StateClosed)
 			wantSame(t, "stats", c.Stats(), ClientStats{})
 		}
 		for _, s := range []*Server{nil, new(Server)} {
@@ -255,9 +253,7 @@ func TestWhatWasNeverMadeSaysSo(t *testing.T) {
 				wantMistake(t, "Server."+what, err, errNoServer)
 			}
 			s.Close()
-			updates, stop := s.Watch()
-			wantSame(t, "watched", (<-updates).State, StateClosed)
-			stop()
+			wantSame(t, "watched", (<-s.Watch(ctx)).State, StateClosed)
 			wantSame(t, "stats", s.Stats(), ServerStats{})
 		}
 		f := new(Future)

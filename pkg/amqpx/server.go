@@ -70,10 +70,14 @@ type Server struct {
 	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 
-	serving   atomic.Bool
-	draining  chan struct{} // closed when the server starts no further request
-	stopNow   chan struct{} // closed by Close
-	closeOnce sync.Once
+	serving      atomic.Bool
+	draining     chan struct{} // closed when the server starts no further request
+	shutdown     chan struct{} // closed by Shutdown
+	shutdownOnce sync.Once
+	stopNow      chan struct{} // closed by Close
+	closeOnce    sync.Once
+	served       chan struct{} // closed when Serve has returned
+	result       error         // of Serve, set before served is closed
 }
 
 // NewServer returns a server for the broker at url, which may be a comma-separated list of the
@@ -84,6 +88,11 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	return makeServer(cfg), nil
+}
+
+// makeServer returns a server that does not serve yet.
+func makeServer(cfg *serverConfig) *Server {
 	s := &Server{
 		cfg:      cfg,
 		methods:  make(map[string]*serverMethod),
@@ -92,7 +101,9 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		load:     newLoad(cfg.workers),
 		dedup:    newDedupCache(cfg.replayBytes, cfg.replayAge, cfg.dedupScope != nil),
 		draining: make(chan struct{}),
+		shutdown: make(chan struct{}),
 		stopNow:  make(chan struct{}),
+		served:   make(chan struct{}),
 		self:     newInstance(),
 		suspects: newSuspects(),
 		nacked:   make(chan nackedToLog, 1),
@@ -101,10 +112,16 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 	}
 	s.selfID = []byte(s.self.id)
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
-	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
-	s.direct = newSideConnection(s, "server direct", s.publishDirect)
-	s.isolated = newSideConnection(s, "server isolated", s.publishIsolated)
-	return s, nil
+	sessions := cfg.sessions("server", false, &s.board, s.setup)
+	sessions.Limits = cfg.limits()
+	s.sup = transport.NewSupervisor(sessions)
+	var mux *transport.Mux
+	if cfg.shared != nil {
+		mux = cfg.shared.direct
+	}
+	s.direct = newSideConnection(s, "server direct", mux, s.publishDirect)
+	s.isolated = newSideConnection(s, "server isolated", nil, s.publishIsolated)
+	return s
 }
 
 // Handle registers the handler of a method, before the call of Serve. A name that is empty,
@@ -143,7 +160,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 // nil after a clean drain, or [ErrDrainTimeout] if the drain timeout or Close cut off
 // handlers: their contexts are canceled, and the broker delivers their requests to another
 // server. Serve does not wait for stuck handlers ([WithMaxHandlerTime]). A server can serve
-// only once.
+// only once, and not after [Server.Shutdown] or [Server.Close]: the error is [ErrClosed] then.
 func (s *Server) Serve(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -151,6 +168,17 @@ func (s *Server) Serve(ctx context.Context) error {
 	if !s.serving.CompareAndSwap(false, true) {
 		return errors.New("amqpx: Serve was called twice")
 	}
+	defer s.end()
+	if s.isEnded() {
+		s.result = serverClosedError{}
+	} else {
+		s.result = s.serve(ctx)
+	}
+	return s.result
+}
+
+// serve is Serve, once.
+func (s *Server) serve(ctx context.Context) error {
 	handlers, cancelHandlers := context.WithCancelCause(context.WithoutCancel(ctx))
 	// The connection outlives ctx: if it is lost during the drain, the server dials again to
 	// publish the responses.
@@ -174,6 +202,7 @@ func (s *Server) Serve(ctx context.Context) error {
 
 	select {
 	case <-ctx.Done():
+	case <-s.shutdown:
 	case <-s.stopNow:
 	}
 	close(s.draining) // before the status changes: a server with the status draining starts no request
@@ -202,6 +231,7 @@ func (s *Server) Serve(ctx context.Context) error {
 func (s *Server) Close() {
 	if s != nil && s.stopNow != nil {
 		s.closeOnce.Do(func() { close(s.stopNow) })
+		s.endUnserved()
 	}
 }
 
@@ -213,18 +243,20 @@ func (s *Server) Status() Status {
 	return s.board.get()
 }
 
-// Watch returns a channel with the current status and then each change. A slow reader receives
-// the newest status and misses intermediate ones. The channel is never closed; call stop to
-// end the subscription.
-func (s *Server) Watch() (updates <-chan Status, stop func()) {
+// Watch returns a channel that receives the current status at once and then each change, until
+// ctx ends or the status is [StateClosed]; then the channel is closed. A slow reader receives the
+// newest status and misses the earlier changes.
+func (s *Server) Watch(ctx context.Context) <-chan Status {
 	if s == nil || s.sup == nil {
-		return closedBoard(errNoServer).watch()
+		return closedBoard(errNoServer).watchUntil(ctx)
 	}
-	return s.board.watch()
+	return s.board.watchUntil(ctx)
 }
 
-// WaitReady waits until the server consumes. If ctx ends first, the error wraps the error of
-// ctx and the last fault of the connection.
+// WaitReady waits until the server consumes. A fault that lasts until an operator acts, such as a
+// missing permission, is returned at once ([Status.NeedsOperator], [FaultOf]); the server goes on
+// trying to connect. If ctx ends first, the error wraps the error of ctx and the last fault of the
+// connection.
 func (s *Server) WaitReady(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
@@ -455,7 +487,10 @@ func (s *Server) awaitIdle(timeout <-chan time.Time) bool {
 		select {
 		case <-idle:
 			return true
-		case <-updates:
+		case _, ok := <-updates:
+			if !ok {
+				updates = nil
+			}
 			s.cancelRepublishing()
 		case <-timeout:
 			return false

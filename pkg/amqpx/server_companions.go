@@ -138,7 +138,7 @@ func (s *Server) keepCompanion(main *consumer, k *companion, bindings *requestBi
 			}
 			lost = 0
 		}
-		if sess.Ended() || k.adopts && transport.IsNotFound(err) {
+		if sess.IsEnding() || k.adopts && transport.IsNotFound(err) {
 			return
 		}
 		s.warnCompanion(sess, k, err)

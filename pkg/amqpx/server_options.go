@@ -58,9 +58,14 @@ type serverConfig struct {
 	observer  ServerObserver // all observers together; nil: none
 }
 
+// newServerConfig returns the settings of a server with its own connections.
 func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
+	return newServerConfigOn(defaultConfig(defaultLinkConfig(url)), opts)
+}
+
+func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, error) {
 	c := &serverConfig{
-		config:       defaultConfig(),
+		config:       settings,
 		workers:      DefaultWorkers,
 		drainTimeout: DefaultDrainTimeout,
 
@@ -71,13 +76,13 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		replayAge:     DefaultDedupAge,
 		ackPause:      ackPause,
 	}
-	c.urlList = url
 	var nilOptions []error
 	for i, o := range opts {
 		if o == nil {
 			nilOptions = append(nilOptions, fmt.Errorf("option %d is nil", i+1))
 			continue
 		}
+		c.option = i + 1
 		o.applyServer(c)
 	}
 	if c.prefetch == 0 {
@@ -88,10 +93,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		c.maxBytesInHand = max(DefaultMaxBytesInHand, c.maxMessageSize)
 	}
 	c.inHand = &transport.BytesInHand{Limit: int64(c.maxBytesInHand)}
-	if c.dialer == nil {
-		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
-		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
-	}
+	c.complete(c.limits())
 	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
@@ -118,6 +120,11 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		return nil, fmt.Errorf("amqpx: server: %w", err)
 	}
 	return c, nil
+}
+
+// limits returns the limits of the messages that the server receives.
+func (c *serverConfig) limits() transport.ContentLimits {
+	return transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
 }
 
 // maxPrefetch is the largest prefetch count in the 16 bits of basic.qos.

@@ -46,9 +46,12 @@ type sideConnection struct {
 	send   func(ctx context.Context, sess *transport.Session) // returns when the session or ctx ends, or when idle
 }
 
-func newSideConnection(s *Server, role string, send func(context.Context, *transport.Session)) *sideConnection {
-	cfg := s.cfg.connections(role, true, noStatus{}, func(context.Context, *transport.Session) error { return nil })
-	cfg.Logger = zap.NewNop()
+// newSideConnection returns a side connection of a server. With a mux, the servers of a Connection
+// share it.
+func newSideConnection(s *Server, role string, mux *transport.Mux, send func(context.Context, *transport.Session)) *sideConnection {
+	cfg := s.cfg.connections(role, true, noStatus{})
+	cfg.Setup = func(context.Context, *transport.Session) error { return nil }
+	cfg.Logger, cfg.Mux = zap.NewNop(), mux
 	return &sideConnection{server: s, role: role, sup: transport.NewSupervisor(cfg), outbox: publish.NewOutbox(), send: send}
 }
 

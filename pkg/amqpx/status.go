@@ -60,6 +60,10 @@ type Status struct {
 	// it is the first fault that needs an operator, or else the fault of the node where the
 	// attempt got furthest.
 	Fault FaultKind
+	// NeedsOperator reports that Err lasts until an operator acts, such as a wrong password or a
+	// missing permission, at every broker of the list. The attempts to connect go on all the
+	// same, [DefaultBackoffMax] apart.
+	NeedsOperator bool
 	// Reason is the broker's text while blocked, such as "low on memory". While a client is
 	// ready, Reason describes the fault of the request queue, as far as the client's calls
 	// noticed a fault.
@@ -122,6 +126,9 @@ func (b *statusBoard) update(change func(*Status)) {
 	}
 	for w := range b.watchers {
 		offer(w, b.current)
+		if b.current.State == StateClosed {
+			b.unwatch(w)
+		}
 	}
 }
 
@@ -141,7 +148,7 @@ func (b *statusBoard) OnNode(name string) { b.update(func(s *Status) { s.Node = 
 // OnReady implements transport.Observer.
 func (b *statusBoard) OnReady(generation uint64, blocked func() bool) {
 	b.update(func(s *Status) {
-		s.State, s.Err, s.Fault, s.Generation = StateReady, nil, "", generation
+		s.State, s.Err, s.Fault, s.NeedsOperator, s.Generation = StateReady, nil, "", false, generation
 		if blocked() {
 			s.State = StateBlocked
 		}
@@ -163,14 +170,18 @@ func (b *statusBoard) OnBlocked(blocking amqp.Blocking) {
 
 // OnFault implements transport.Observer.
 func (b *statusBoard) OnFault(err error, kind FaultKind) {
-	b.update(func(s *Status) { s.State, s.Err, s.Fault, s.Reason = StateReconnecting, err, kind, "" })
+	lasts := transport.NeedsOperator(err)
+	b.update(func(s *Status) {
+		s.State, s.Err, s.Fault, s.NeedsOperator, s.Reason = StateReconnecting, err, kind, lasts, ""
+	})
 }
 
 // OnClosed implements transport.Observer.
 func (b *statusBoard) OnClosed() { b.update(func(s *Status) { s.State = StateClosed }) }
 
 // waitReady waits until the state is StateReady. If ctx ends first, it returns the error of
-// ctx joined with the last fault. It returns ErrClosed when the state is closed or draining.
+// ctx joined with the last fault. It returns a fault that needs an operator at once, and ErrClosed
+// when the state is closed or draining.
 func (b *statusBoard) waitReady(ctx context.Context) error {
 	updates, stop := b.watch()
 	defer stop()
@@ -182,6 +193,8 @@ func (b *statusBoard) waitReady(ctx context.Context) error {
 				return nil
 			case st.State == StateClosed || st.State == StateDraining:
 				return ErrClosed
+			case st.State == StateReconnecting && st.NeedsOperator:
+				return st.Err
 			}
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), b.get().Err)
@@ -212,8 +225,9 @@ func (b *statusBoard) blockedFor() time.Duration {
 	return b.blocked
 }
 
-// watch registers a watcher, which receives the current status at once.
-func (b *statusBoard) watch() (<-chan Status, func()) {
+// watch registers a watcher, which receives the current status at once. Its channel is closed
+// after the status closed, and by stop.
+func (b *statusBoard) watch() (updates <-chan Status, stop func()) {
 	w := make(chan Status, 1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -222,12 +236,37 @@ func (b *statusBoard) watch() (<-chan Status, func()) {
 	}
 	b.watchers[w] = struct{}{}
 	w <- b.current
+	if b.current.State == StateClosed {
+		b.unwatch(w)
+	}
 	return w, func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		delete(b.watchers, w)
+		b.unwatch(w)
 	}
 }
+
+// unwatch ends a watcher, once. The caller holds mu.
+func (b *statusBoard) unwatch(w chan Status) {
+	if _, ok := b.watchers[w]; ok {
+		delete(b.watchers, w)
+		close(w)
+	}
+}
+
+// watchUntil is watch until ctx ends. A nil context is a mistake, which the only status shows.
+func (b *statusBoard) watchUntil(ctx context.Context) <-chan Status {
+	if ctx == nil {
+		b, ctx = closedBoard(errNilContext), context.Background() //nolint:forbidigo // the watch of a closed board ends at once.
+	}
+	updates, stop := b.watch()
+	context.AfterFunc(ctx, stop)
+	return updates
+}
+
+// FaultOf returns the kind of the fault of the connection in an error, such as the error of
+// [Client.WaitReady] or [Status.Err], and "" if there is none.
+func FaultOf(err error) FaultKind { return transport.FaultIn(err) }
 
 // offer puts the newest value into a single-slot channel and never blocks: an unread value is
 // replaced. Only one goroutine at a time offers (it holds the board's lock), so the second

@@ -34,10 +34,10 @@ func (f *fake) Status() amqpx.Status {
 	return amqpx.Status{State: amqpx.StateReady, Generation: 1}
 }
 
-func (f *fake) Watch() (<-chan amqpx.Status, func()) {
+func (f *fake) Watch(context.Context) <-chan amqpx.Status {
 	updates := make(chan amqpx.Status, 1)
 	updates <- f.Status()
-	return updates, func() {}
+	return updates
 }
 
 func (f *fake) Stats() amqpx.ClientStats          { return f.stats }

@@ -24,6 +24,7 @@ func TestBrokerInTrouble(t *testing.T) {
 		t.Run("limits of the node", func(t *testing.T) { nodeLimits(t, broker) })
 	}
 	t.Run("alarm", func(t *testing.T) { brokerBlocks(t, broker) })
+	t.Run("alarm on a shared connection", func(t *testing.T) { sharedWhileTheBrokerBlocks(t, broker) })
 	t.Run("alarm under a drain", func(t *testing.T) { drainWhileTheBrokerBlocks(t, broker) })
 	t.Run("nack of what runs", func(t *testing.T) { nackIsNoProof(t, broker) })
 	t.Run("queue that stopped", func(t *testing.T) { queueThatStoppedIsNoOverload(t, broker) })

@@ -177,9 +177,7 @@ func (h *hole) beat() {
 func givesUp(t *testing.T, c *amqpx.Client) time.Duration {
 	t.Helper()
 	begun := time.Now()
-	updates, stop := c.Watch()
-	defer stop()
-	for st := range updates {
+	for st := range c.Watch(t.Context()) {
 		if !st.Ready() {
 			break
 		}

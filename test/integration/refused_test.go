@@ -24,6 +24,7 @@ import (
 type peer interface {
 	Status() amqpx.Status
 	WaitReady(ctx context.Context) error
+	Watch(ctx context.Context) <-chan amqpx.Status
 }
 
 // bothSides runs a test with a client and with a server for the address, and passes their

@@ -26,13 +26,13 @@ type Broker struct {
 // NewBroker returns a broker without queues.
 func NewBroker() *Broker { return &Broker{memory: brokertest.New()} }
 
-// Option makes a client or a server connect to this broker instead of the broker at its URL:
+// Option makes a client, a server or a connection connect to this broker instead of the broker at its URL:
 //
 //	broker := amqpxtest.NewBroker()
 //	server, err := amqpx.NewServer(amqpxtest.URL, broker.Option())
 //	client, err := amqpx.NewClient(amqpxtest.URL, broker.Option())
-func (b *Broker) Option() amqpx.Option {
-	o, _ := hook.WithDialer(b.memory).(amqpx.Option)
+func (b *Broker) Option() amqpx.ConnectionOption {
+	o, _ := hook.WithDialer(b.memory).(amqpx.ConnectionOption)
 	return o
 }
 

@@ -57,7 +57,8 @@ func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 		return err
 	}
 	over := make(chan struct{})
-	states, unwatch := client.Watch()
+	watching, unwatch := context.WithCancel(ctx)
+	states := client.Watch(watching)
 	var beside sync.WaitGroup
 	beside.Go(func() { n.follow(states, over) }) // until over is closed, below
 	err = client.WaitReady(ctx)

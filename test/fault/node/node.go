@@ -50,7 +50,10 @@ func (n *node) follow(states <-chan amqpx.Status, done <-chan struct{}) {
 		select {
 		case <-done:
 			return
-		case s := <-states:
+		case s, ok := <-states:
+			if !ok {
+				return
+			}
 			if first || s.State != last {
 				n.record(ledger.Entry{Kind: ledger.Status, Name: s.State.String()})
 			}

@@ -41,15 +41,17 @@ func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerS
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	states, unwatch := server.Watch()
-	defer unwatch()
+	states := server.Watch(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	var beside sync.WaitGroup
 	beside.Go(func() { n.follow(states, over) })           // these end when over is closed, below
 	beside.Go(func() { n.obey(stop, server.Close, over) }) //
 	beside.Go(func() {                                     // ends when ready, or with ctx
-		if server.WaitReady(ctx) == nil {
-			n.say("ready")
+		for st := range server.Watch(ctx) {
+			if st.Ready() {
+				n.say("ready")
+				return
+			}
 		}
 	})
 	err = server.Serve(ctx)

@@ -19,11 +19,13 @@ import (
 // Fields are guarded by the broker's lock.
 type Channel struct {
 	link       *Conn
+	lease      *lease // nil: the channel belongs to the connection itself
 	id         int
 	confirming bool
 	prefetch   int // of consumers that start after Qos
 	closed     bool
 	silent     bool // shutdown has run, and no listener receives more
+	abandoned  bool // Abandon has run
 
 	tag       uint64
 	consumers map[string]*Consumer
@@ -146,6 +148,9 @@ func (c *Channel) postReturn(key string, msg amqp.Publishing) {
 		AppId: msg.AppId, Expiration: msg.Expiration, ContentType: msg.ContentType, Body: msg.Body,
 	}
 	c.link.post(func() {
+		if c.link.broker.isAbandoned(c) {
+			return
+		}
 		for _, n := range c.returns {
 			n <- r
 		}
@@ -168,7 +173,7 @@ func (c *Channel) deliver(to *Consumer, m *Message) {
 	}
 	c.link.post(func() {
 		select {
-		case to.out <- c.link.bound(d):
+		case to.out <- c.bound(d):
 		case <-c.link.gone:
 		}
 	})
@@ -246,6 +251,9 @@ func (c *Channel) Except(reason *amqp.Error) {
 	c.detach()
 	c.link.post(func() { c.shutdown(reason) })
 }
+
+// Except ends the channel of the consumer with an exception. The caller holds the broker's lock.
+func (c *Consumer) Except(reason *amqp.Error) { c.ch.Except(reason) }
 
 // detach is the broker's half of a channel's end. The caller holds the broker's lock.
 func (c *Channel) detach() {
@@ -583,13 +591,37 @@ func (c *Channel) IsClosed() bool {
 
 // over reports whether the channel or its connection has ended. The caller holds the broker's
 // lock.
-func (c *Channel) over() bool { return c.closed || c.link.dead }
+func (c *Channel) over() bool { return c.closed || c.abandoned || c.link.dead }
+
+// isAbandoned reports whether nobody reads what the broker sends on the channel.
+func (b *Broker) isAbandoned(c *Channel) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return c.abandoned
+}
+
+// Abandon implements channel.
+func (c *Channel) Abandon() {
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	c.abandoned = true
+	for word := range c.confirms {
+		close(word.done)
+	}
+	clear(c.confirms)
+}
 
 // Close implements channel.
 func (c *Channel) Close() error {
-	return c.do("close", "", func() *amqp.Error {
-		c.detach()
-		c.link.post(func() { c.shutdown(nil) })
-		return nil
-	})
+	if err := c.link.call("close", ""); err != nil {
+		return err
+	}
+	c.link.broker.mu.Lock()
+	defer c.link.broker.mu.Unlock()
+	if c.closed || c.link.dead {
+		return amqp.ErrClosed
+	}
+	c.detach()
+	c.link.post(func() { c.shutdown(nil) })
+	return nil
 }

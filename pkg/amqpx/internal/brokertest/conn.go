@@ -33,6 +33,7 @@ type Conn struct {
 	gone   chan struct{} // closed when the connection is dead
 
 	unclaimed transport.UnclaimedBodies
+	leases    int // calls of Lease
 
 	ended  chan *amqp.Error   // written by read only
 	blocks chan amqp.Blocking // written by read only
@@ -149,7 +150,10 @@ func (l *Conn) shutdown() {
 }
 
 // Channel implements transport.Conn.
-func (l *Conn) Channel() (transport.Channel, error) {
+func (l *Conn) Channel() (transport.Channel, error) { return l.open(nil) }
+
+// open opens a channel for a lease, or for the connection itself.
+func (l *Conn) open(of *lease) (transport.Channel, error) {
 	if err := l.call("channel", l.Name); err != nil {
 		return nil, err
 	}
@@ -160,6 +164,7 @@ func (l *Conn) Channel() (transport.Channel, error) {
 	}
 	c := &Channel{
 		link:      l,
+		lease:     of,
 		id:        len(l.channels) + 1,
 		consumers: make(map[string]*Consumer),
 		unacked:   make(map[uint64]*unackedDelivery),
@@ -252,17 +257,83 @@ func (l *Conn) Abandon() {
 	}
 }
 
+// OpenChannels counts the channels that have not ended. The caller holds the broker's lock.
+func (l *Conn) OpenChannels() (n int) {
+	for _, c := range l.channels {
+		if !c.closed {
+			n++
+		}
+	}
+	return n
+}
+
+// lease implements transport.Conn for one of the users of a connection.
+type lease struct {
+	*Conn
+
+	limits    transport.ContentLimits
+	unclaimed transport.UnclaimedBodies
+}
+
+// Lease implements transport.Conn.
+func (l *Conn) Lease(limits transport.ContentLimits) transport.Conn {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	l.leases++
+	return &lease{Conn: l, limits: limits}
+}
+
+// Channel implements transport.Conn.
+func (l *lease) Channel() (transport.Channel, error) { return l.open(l) }
+
+// Closed implements transport.Conn.
+func (l *lease) Closed() <-chan *amqp.Error { return nil }
+
+// Blockings implements transport.Conn.
+func (l *lease) Blockings() <-chan amqp.Blocking { return nil }
+
+// Close implements transport.Conn.
+func (l *lease) Close() {}
+
+// Cut implements transport.Conn.
+func (l *lease) Cut() {}
+
+// Claim implements transport.Conn.
+func (l *lease) Claim(n int) int64 {
+	if l.limits.InHand == nil {
+		return 0
+	}
+	return l.unclaimed.Claim(int64(n))
+}
+
+// Abandon implements transport.Conn.
+func (l *lease) Abandon() {
+	if l.limits.InHand != nil {
+		l.unclaimed.Close(l.limits.InHand)
+	}
+}
+
+// IsClosed implements transport.Conn.
+func (l *Conn) IsClosed() bool {
+	l.broker.mu.Lock()
+	defer l.broker.mu.Unlock()
+	return l.dead
+}
+
 // bound drops the body of a delivery beyond the limits, like the frame reader of a real
 // connection.
-func (l *Conn) bound(d amqp.Delivery) amqp.Delivery {
-	limits, size := l.contentLimits(), uint64(len(d.Body))
+func (c *Channel) bound(d amqp.Delivery) amqp.Delivery {
+	limits, unclaimed, size := c.link.contentLimits(), &c.link.unclaimed, uint64(len(d.Body))
+	if c.lease != nil {
+		limits, unclaimed = c.lease.limits, &c.lease.unclaimed
+	}
 	drop := wire.DroppedBody{Size: size, Limit: limits.MaxBody}
 	switch {
 	case limits.MaxBody > 0 && len(d.Body) > limits.MaxBody && (size > transport.LargestBatch || d.ContentType != wire.ContentTypeRequests):
 	case limits.InHand == nil || size == 0 || transport.KindOfConsumer([]byte(d.ConsumerTag)) != transport.ContentRequest:
 		return d
 	case limits.InHand.Take(size):
-		l.unclaimed.Add(limits.InHand, size)
+		unclaimed.Add(limits.InHand, size)
 		return d
 	default:
 		drop.NoRoom = true

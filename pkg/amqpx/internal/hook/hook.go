@@ -9,7 +9,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
-// WithDialer returns an amqpx.Option that makes clients and servers open connections with a
+// WithDialer returns an amqpx.ConnectionOption that makes clients and servers open connections with a
 // dialer. Package amqpx sets it.
 //
 //nolint:gochecknoglobals // set while package amqpx is initialised, and never changed.

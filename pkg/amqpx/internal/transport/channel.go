@@ -16,14 +16,17 @@ import (
 type netChannel struct {
 	*amqp.Channel
 
-	id      uint16
-	conn    *netLink
-	watched sync.Once
-	over    chan struct{} // closed after the end of a watched channel
-	closing atomic.Bool   // Close has been called
+	id       uint16
+	conn     *netLink
+	lease    *netLease // nil: the channel belongs to the connection itself
+	watched  sync.Once
+	over     chan struct{} // closed after the end of a watched channel, and by Abandon
+	overOnce sync.Once
+	closing  atomic.Bool // Close has been called
 
 	ends       <-chan *amqp.Error // receives the reason for the end of the channel, and is closed then
 	ended      sync.Once          // for awaitEnd
+	abandoned  atomic.Bool        // Abandon has been called
 	reason     *amqp.Error        // received from ends; nil if there is none
 	confirming atomic.Bool        // the broker confirms messages
 	confirms   confirmations
@@ -38,13 +41,17 @@ type netChannel struct {
 
 	mu        sync.Mutex
 	consumers map[string]*deliveryQueue // by tag
+	returns   []chan amqp.Return        // the receivers of returns
 
 	last recentStrings // used only by the frame reader
 }
 
 // Channel implements Conn. amqp091-go does not tell the number of a channel, so channels are
 // opened one at a time and the frame reader notes the number in channel.open-ok.
-func (l *netLink) Channel() (Channel, error) {
+func (l *netLink) Channel() (Channel, error) { return l.openChannel(nil) }
+
+// openChannel opens a channel for a lease, or for the connection itself.
+func (l *netLink) openChannel(lease *netLease) (Channel, error) {
 	l.opening.Lock()
 	defer l.opening.Unlock()
 	ch, err := l.conn.Channel()
@@ -56,6 +63,7 @@ func (l *netLink) Channel() (Channel, error) {
 		Channel:   ch,
 		id:        uint16(open.opened.Load()), //nolint:gosec // the frame reader stored 16 bits.
 		conn:      l,
+		lease:     lease,
 		over:      make(chan struct{}),
 		turn:      make(chan struct{}, 1),
 		consumers: make(map[string]*deliveryQueue),
@@ -96,10 +104,49 @@ func (c *netChannel) watch() {
 		go func() { // ends with the channel or the connection
 			c.awaitEnd()
 			c.conn.socket.frames.channels.remove(c)
-			close(c.over)
-			c.confirms.end()
+			c.end()
 		}()
 	})
+}
+
+// end completes the confirms and ends the consumers.
+func (c *netChannel) end() {
+	c.overOnce.Do(func() { close(c.over) })
+	c.confirms.end()
+}
+
+// Abandon implements Channel. Frames that the broker still sends are dropped until the end of
+// the channel: deliveries by deliveryQueue, returns by the goroutine.
+func (c *netChannel) Abandon() {
+	c.closing.Store(true)
+	c.abandoned.Store(true)
+	c.end()
+	for _, returns := range c.takeReturns() {
+		go func() {
+			for range returns { // amqp091-go closes returns when the channel or the connection has ended.
+			}
+		}()
+	}
+}
+
+// IsClosed implements Channel.
+func (c *netChannel) IsClosed() bool { return c.abandoned.Load() || c.Channel.IsClosed() }
+
+// NotifyReturn implements Channel.
+func (c *netChannel) NotifyReturn(returns chan amqp.Return) chan amqp.Return {
+	c.mu.Lock()
+	c.returns = append(c.returns, returns)
+	c.mu.Unlock()
+	return c.Channel.NotifyReturn(returns)
+}
+
+// takeReturns removes and returns the receivers of returns.
+func (c *netChannel) takeReturns() []chan amqp.Return {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.returns
+	c.returns = nil
+	return all
 }
 
 // openChannels are the channels of a connection by their numbers. Every change makes a copy of
@@ -313,7 +360,11 @@ func (c *netChannel) consumerOf(tag []byte) *deliveryQueue {
 
 // releaseUnread releases the count of a delivery that no consumer will receive.
 func (c *netChannel) releaseUnread(d *amqp.Delivery) {
-	c.conn.socket.frames.releaseUnread(d.ConsumerTag, int64(len(d.Body)))
+	of := &c.conn.socket.frames.bodyLimits
+	if c.lease != nil {
+		of = &c.lease.bodies
+	}
+	of.releaseUnread(d.ConsumerTag, int64(len(d.Body)))
 }
 
 // deliveryQueue passes the deliveries of a consumer from the frame reader, which must not wait,

@@ -30,6 +30,8 @@ type NetDialer struct {
 	// is for the files of the URL too.
 	TLS    func() *tls.Config
 	Limits ContentLimits
+	// Net opens the network connections; nil: a net.Dialer.
+	Net func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Dial implements Dialer.
@@ -92,7 +94,11 @@ func (d NetDialer) Dial(ctx context.Context, url, name string) (Conn, error) {
 // amqp091-go, so that the frame reader and the coalescing of writes also work on AMQP frames
 // under TLS.
 func (d NetDialer) openSocket(ctx context.Context, network string, uri amqp.URI) (*socket, error) {
-	raw, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
+	dial := d.Net
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	raw, err := dial(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
 	if err != nil {
 		return nil, err
 	}
@@ -173,18 +179,9 @@ func (l *netLink) UpdateSecret(password string) error {
 	return l.conn.UpdateSecret(password, "the credentials were refreshed")
 }
 
-func (l *netLink) Claim(n int) int64 {
-	if l.socket.frames.limits.InHand == nil {
-		return 0
-	}
-	return l.socket.frames.unclaimed.Claim(int64(n))
-}
-
-func (l *netLink) Abandon() {
-	if frames := l.socket.frames; frames.limits.InHand != nil {
-		frames.unclaimed.Close(frames.limits.InHand)
-	}
-}
+func (l *netLink) Claim(n int) int64 { return l.socket.frames.claim(int64(n)) }
+func (l *netLink) Abandon()          { l.socket.frames.abandon() }
+func (l *netLink) IsClosed() bool    { return l.conn.IsClosed() }
 
 func (l *netLink) Close() {
 	timer := time.AfterFunc(CloseTimeout, l.Cut)

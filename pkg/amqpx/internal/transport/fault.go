@@ -139,6 +139,31 @@ func needsOperator(err error) (some, every bool) {
 	return some, every
 }
 
+// NeedsOperator reports whether every fault joined in err lasts until an operator acts.
+func NeedsOperator(err error) bool {
+	_, every := needsOperator(err)
+	return every
+}
+
+// FaultIn returns the kind of the most telling fault in err, which may wrap the error of an
+// attempt to connect; "" if there is none.
+func FaultIn(err error) FaultKind {
+	if kind := kindOf(err); kind != "" || err == nil {
+		return kind
+	}
+	switch wrapping := err.(type) { //nolint:errorlint // it unwraps.
+	case interface{ Unwrap() error }:
+		return FaultIn(wrapping.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, wrapped := range wrapping.Unwrap() {
+			if kind := FaultIn(wrapped); kind != "" {
+				return kind
+			}
+		}
+	}
+	return ""
+}
+
 // kindOf returns the kind of the most telling fault in err: a fault for an operator before any
 // other, then a fault at a later step before a fault at the step of connecting, then the first.
 func kindOf(err error) FaultKind {

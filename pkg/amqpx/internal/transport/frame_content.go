@@ -116,6 +116,46 @@ func (u *UnclaimedBodies) change(n int64) bool {
 	}
 }
 
+// bodyLimits bounds and counts the bodies that the channels of a connection, or of a lease, receive.
+type bodyLimits struct {
+	limits    ContentLimits
+	unclaimed UnclaimedBodies
+}
+
+// claim transfers the count of a body of n bytes to the caller, see Conn.Claim.
+func (b *bodyLimits) claim(n int64) int64 {
+	if b.limits.InHand == nil {
+		return 0
+	}
+	return b.unclaimed.Claim(n)
+}
+
+// abandon releases all counted and unclaimed bodies.
+func (b *bodyLimits) abandon() {
+	if b.limits.InHand != nil {
+		b.unclaimed.Close(b.limits.InHand)
+	}
+}
+
+// releaseUnread releases the count of a body of n bytes that the consumer with this tag will not
+// receive.
+func (b *bodyLimits) releaseUnread(tag string, n int64) {
+	if b.limits.InHand != nil && KindOfConsumer([]byte(tag)) == ContentRequest {
+		b.limits.InHand.Release(b.unclaimed.Claim(n))
+	}
+}
+
+// bodiesOf returns the bounds and the count for a channel: those of its lease, or else those of
+// the connection.
+func (f *frameReader) bodiesOf(channel uint16) *bodyLimits {
+	if f.leased.Load() {
+		if ch := f.channels.get(channel); ch != nil && ch.lease != nil {
+			return &ch.lease.bodies
+		}
+	}
+	return &f.bodyLimits
+}
+
 // Bytes returns the number of unclaimed bytes.
 func (u *UnclaimedBodies) Bytes() int64 { return max(u.bytes.Load(), 0) }
 
@@ -144,8 +184,8 @@ const maxMethodFrame = 4 + 1 + wire.MaxShortString
 
 // methodPrefix returns the number of bytes of a method frame that must have arrived before the
 // frame is passed on.
-func (f *frameReader) methodPrefix(size int) int {
-	if f.limits.InHand == nil {
+func (f *frameReader) methodPrefix(channel uint16, size int) int {
+	if f.bodiesOf(channel).limits.InHand == nil {
 		return frameHeaderBytes
 	}
 	return frameHeaderBytes + min(size, maxMethodFrame)
@@ -155,10 +195,10 @@ func (f *frameReader) methodPrefix(size int) int {
 // if the method has content. Without a count of bytes in hand all content is of one kind.
 func (f *frameReader) noteMethod(channel uint16, size int) error {
 	const basic, deliver, returned, got = 60, 60, 50, 71
-	if f.limits.InHand == nil {
+	if f.bodiesOf(channel).limits.InHand == nil {
 		return nil
 	}
-	head, err := f.r.Peek(f.methodPrefix(size))
+	head, err := f.r.Peek(f.methodPrefix(channel, size))
 	if err != nil {
 		return err
 	}
@@ -220,7 +260,8 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	size := binary.BigEndian.Uint64(frame[bodySizeAt:])
 	kind := f.kinds[channel]
 	delete(f.kinds, channel)
-	drop := wire.DroppedBody{Size: size, Limit: f.limits.MaxBody}
+	of := f.bodiesOf(channel)
+	drop := wire.DroppedBody{Size: size, Limit: of.limits.MaxBody}
 	switch kind {
 	case contentControl:
 		drop.Limit = controlBody
@@ -232,10 +273,10 @@ func (f *frameReader) bounded(channel uint16, frame []byte) []byte {
 	case size == 0:
 		return frame
 	case drop.Limit > 0 && size > uint64(drop.Limit) && (size > LargestBatch || !isBatch(frame)):
-	case kind != ContentRequest || f.limits.InHand == nil:
+	case kind != ContentRequest || of.limits.InHand == nil:
 		return frame
-	case f.limits.InHand.Take(size):
-		f.unclaimed.Add(f.limits.InHand, size)
+	case of.limits.InHand.Take(size):
+		of.unclaimed.Add(of.limits.InHand, size)
 		return frame
 	default:
 		drop.NoRoom = true

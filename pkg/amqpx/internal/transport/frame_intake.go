@@ -102,15 +102,7 @@ func (f *frameReader) dropAssembly(channel uint16) {
 	}
 	delete(f.intake.assembling, channel)
 	if a.headed {
-		f.releaseUnread(a.queue.tag, int64(a.size)) //nolint:gosec // it fits, or would not have been taken.
-	}
-}
-
-// releaseUnread releases the count of a body of n bytes that the consumer with this tag will not
-// receive.
-func (f *frameReader) releaseUnread(tag string, n int64) {
-	if f.limits.InHand != nil && KindOfConsumer([]byte(tag)) == ContentRequest {
-		f.limits.InHand.Release(f.unclaimed.Claim(n))
+		f.bodiesOf(channel).releaseUnread(a.queue.tag, int64(a.size)) //nolint:gosec // it fits, or would not have been taken.
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,4 +82,55 @@ func WantTexts(t *testing.T, err error, texts ...string) {
 			t.Errorf("%q is not in %q", want, err.Error())
 		}
 	}
+}
+
+// stuckConn is a connection to a broker that responds to nothing until gone is closed, except to
+// the opening of channels.
+type stuckConn struct {
+	Conn // nil: any other call is a mistake of the test
+
+	gone      chan struct{}
+	opensNone atomic.Bool
+	abandoned atomic.Int32
+	late      atomic.Int32 // methods that began after the end
+}
+
+func (c *stuckConn) Lease(ContentLimits) Conn { return c }
+
+func (c *stuckConn) Channel() (Channel, error) {
+	if c.opensNone.Load() {
+		<-c.gone
+		return nil, amqp.ErrClosed
+	}
+	return &stuckChannel{conn: c}, nil
+}
+
+type stuckChannel struct {
+	Channel
+
+	conn *stuckConn
+}
+
+func (c *stuckChannel) wait() error {
+	select {
+	case <-c.conn.gone:
+		c.conn.late.Add(1)
+	default:
+	}
+	<-c.conn.gone
+	return amqp.ErrClosed
+}
+
+func (c *stuckChannel) Barrier() error     { return c.wait() }
+func (c *stuckChannel) Confirm(bool) error { return c.wait() }
+func (c *stuckChannel) IsClosed() bool     { return false }
+func (c *stuckChannel) Abandon()           { c.conn.abandoned.Add(1) }
+
+func (c *stuckChannel) Close() error {
+	<-c.conn.gone
+	return amqp.ErrClosed
+}
+
+func (c *stuckChannel) QueueDeclarePassive(string, bool, bool, bool, bool, amqp.Table) (amqp.Queue, error) {
+	return amqp.Queue{}, c.wait()
 }

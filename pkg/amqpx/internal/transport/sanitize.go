@@ -26,8 +26,10 @@ import (
 // frameReader takes the deliveries and the confirms of the open channels, see intake. It
 // inspects content headers and methods; frames of amqp091-go pass unchanged.
 type frameReader struct {
+	bodyLimits             // of the channels without a lease
+	leased     atomic.Bool // there may be channels with a lease
+
 	r       *bufio.Reader
-	limits  ContentLimits
 	out     []byte // whole frames to return before reading further
 	pass    int    // bytes of the current frame to return unchanged
 	discard int    // bytes of the current frame to discard
@@ -41,8 +43,7 @@ type frameReader struct {
 	// kinds has the channels whose next content is not ContentRequest.
 	kinds map[uint16]ContentKind
 
-	unclaimed UnclaimedBodies
-	peer      peerStart
+	peer peerStart
 
 	channels openChannels
 	intake   intake
@@ -110,7 +111,7 @@ const (
 )
 
 func newFrameReader(r io.Reader, limits ContentLimits) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(r, readAhead), limits: limits, peer: peerStart{ended: make(chan struct{})}}
+	return &frameReader{r: bufio.NewReaderSize(r, readAhead), bodyLimits: bodyLimits{limits: limits}, peer: peerStart{ended: make(chan struct{})}}
 }
 
 // Read implements io.Reader. It fills p with the bytes that have arrived and blocks only for
@@ -172,10 +173,10 @@ func (f *frameReader) ready() bool {
 	if err != nil {
 		return false
 	}
-	size := int(binary.BigEndian.Uint32(head[3:]))
+	channel, size := binary.BigEndian.Uint16(head[1:]), int(binary.BigEndian.Uint32(head[3:]))
 	switch head[0] {
 	case frameMethod:
-		return buffered >= f.methodPrefix(size) && (size > maxTakenMethod || buffered >= frameOverhead+size)
+		return buffered >= f.methodPrefix(channel, size) && (size > maxTakenMethod || buffered >= frameOverhead+size)
 	case frameContent:
 		return buffered >= frameHeaderBytes+size+1
 	default:

@@ -29,7 +29,7 @@ type Session struct {
 	PubCh      Channel
 	SubCh      Channel
 	ProbeCh    Channel // on the publishing connection
-	Flow       flow
+	Flow       *flow   // of the publishing connection
 	// SizeLimit is the broker's largest body in bytes, known after the first refusal; else 0.
 	SizeLimit atomic.Int64
 	ReplyTo   string // the reply queue of a client, else ""
@@ -52,6 +52,14 @@ type Session struct {
 	once  sync.Once
 	Cause error // the reason, set before done is closed; nil for an end that this process asked for
 	wg    sync.WaitGroup
+
+	// mux is the session whose connections this session shares; nil: the connections are its own.
+	mux *Session
+	// unclosed counts the channels of a mux that this process has given up and the broker has not
+	// closed yet.
+	unclosed atomic.Int32
+	// answeredAt is when a session on the mux last received a response, in nanoseconds.
+	answeredAt atomic.Int64
 }
 
 // openChannels opens a channel for publishing, with confirms, a channel for consuming, and a
@@ -95,6 +103,10 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 			}
 		})
 	}
+	if s.mux != nil {
+		s.Run(s.watchMux)
+		s.Run(func() { s.watchFlow(onBlocked) })
+	}
 	blockings := s.Pub.Blockings()
 	cancels := s.SubCh.NotifyCancel(make(chan string, maxConsumers))
 	s.Run(func() {
@@ -105,7 +117,7 @@ func (s *Session) watch(onBlocked func(amqp.Blocking)) {
 					blockings = nil
 					continue
 				}
-				s.Flow.set(b.Active)
+				s.Flow.set(b)
 				onBlocked(b)
 			case tag, ok := <-cancels:
 				if ok && s.Resubscribes.Load() {
@@ -235,11 +247,35 @@ func (s *Session) Ended() bool {
 	}
 }
 
+// NoteAnswered records that a response has arrived.
+func (s *Session) NoteAnswered() {
+	if s.Answered.Load() {
+		return
+	}
+	s.Answered.Store(true)
+	if s.mux != nil {
+		s.mux.answeredAt.Store(time.Now().UnixNano())
+	}
+}
+
+// AreOthersAnswered reports whether another session on the same mux has received a response since
+// then.
+func (s *Session) AreOthersAnswered(since time.Time) bool {
+	return s.mux != nil && s.mux.answeredAt.Load() > since.UnixNano()
+}
+
+// IsEnding reports whether the session has ended or is about to end, because one of its connections
+// has ended.
+func (s *Session) IsEnding() bool {
+	return s.Ended() || s.Pub.IsClosed() || s.Sub.IsClosed()
+}
+
 // Close ends the session and returns when its goroutines have ended. The connections of a
-// failed session are cut: waiting for a dead peer would only delay the next attempt.
+// failed session are cut: waiting for a dead peer would only delay the next attempt. On a mux
+// only the session's channels are closed.
 func (s *Session) Close() {
 	s.Fail(nil)
-	if underMaintenance(s.Cause) {
+	if s.mux == nil && underMaintenance(s.Cause) {
 		s.awaitBroker(maintenanceWait)
 	}
 	var closers sync.WaitGroup
@@ -317,23 +353,37 @@ func (s *Session) Cut() {
 	s.Sub.Cut()
 }
 
-// flow is closed while the broker blocks publishing. Its zero value is open.
+// flow is closed while the broker blocks publishing.
 type flow struct {
 	mu      sync.Mutex
+	last    amqp.Blocking
+	changed chan struct{} // closed at the next change
 	blocked chan struct{} // closed when the flow opens; nil while open
 }
 
+func newFlow() *flow { return &flow{changed: make(chan struct{})} }
+
 // set records whether the broker blocks publishing.
-func (g *flow) set(shut bool) {
+func (g *flow) set(b amqp.Blocking) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case shut && g.blocked == nil:
+	case b.Active && g.blocked == nil:
 		g.blocked = make(chan struct{})
-	case !shut && g.blocked != nil:
+	case !b.Active && g.blocked != nil:
 		close(g.blocked)
 		g.blocked = nil
 	}
+	g.last = b
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// state returns the broker's last message, and a channel that is closed at the next.
+func (g *flow) state() (amqp.Blocking, <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last, g.changed
 }
 
 // Unblocked returns nil while the flow is open, else a channel that is closed when the flow

@@ -1,18 +1,22 @@
 package transport
 
-import "testing"
+import (
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
 
 func TestGateSetTwice(t *testing.T) {
 	t.Parallel()
-	var g flow
-	g.set(false)
-	g.set(true)
+	g := newFlow()
+	g.set(amqp.Blocking{})
+	g.set(amqp.Blocking{Active: true})
 	first := g.Unblocked()
-	g.set(true)
+	g.set(amqp.Blocking{Active: true})
 	if g.Unblocked() != first {
 		t.Error("who waits would miss the opening")
 	}
-	g.set(false)
-	g.set(false)
+	g.set(amqp.Blocking{})
+	g.set(amqp.Blocking{})
 	<-first
 }

@@ -157,10 +157,19 @@ func (s *socket) append(ch *netChannel, more bool, encode func(b []byte) ([]byte
 		s.buf = append(s.buf, frames...)
 		delete(s.held, ch.id)
 	}
-	if !s.writing && (!s.corked || len(s.buf) >= maxCorkedBytes) {
+	if !s.writing && (!s.isCorkedFor(ch) || len(s.buf) >= maxCorkedBytes) {
 		s.flushGathered()
 	}
 	return s.err
+}
+
+// isCorkedFor reports whether frames of a channel stay in the buffer: the cork of a lease applies
+// to its channels only. The caller holds mu.
+func (s *socket) isCorkedFor(ch *netChannel) bool {
+	if ch.lease != nil {
+		return ch.lease.corked
+	}
+	return s.corked
 }
 
 // awaitRoom waits until the buffer has room, and returns the error of a failed write. The
@@ -187,17 +196,23 @@ func (s *socket) hold(p []byte) bool {
 }
 
 // cork makes the socket buffer writes until uncork.
-func (s *socket) cork() {
+func (s *socket) cork() { s.setCork(&s.corked) }
+
+// uncork writes the buffered bytes.
+func (s *socket) uncork() { s.removeCork(&s.corked) }
+
+// setCork sets a flag that is guarded by mu: corked, or the flag of a lease.
+func (s *socket) setCork(corked *bool) {
 	s.mu.Lock()
-	s.corked = true
+	*corked = true
 	s.mu.Unlock()
 }
 
-// uncork writes the buffered bytes.
-func (s *socket) uncork() {
+// removeCork resets a flag of setCork and writes the buffered bytes.
+func (s *socket) removeCork(corked *bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.corked = false
+	*corked = false
 	if !s.writing {
 		s.flushGathered()
 	}

@@ -59,6 +59,12 @@ type Config struct {
 	// Setup declares topology and starts consumers on a new session. It is part of the attempt
 	// to connect: after an error the session is closed, and another attempt follows.
 	Setup func(ctx context.Context, s *Session) error
+	// Mux has the connections for the sessions; nil: each session has connections of its own.
+	// With a mux the settings for dialing have no effect, except the dial timeout, which bounds
+	// the set-up of a session.
+	Mux *Mux
+	// Limits are the limits of the sessions on a mux.
+	Limits ContentLimits
 }
 
 // NewBackoff returns the waits between attempts to connect, while faults may pass by
@@ -110,6 +116,9 @@ func (v *Supervisor) Run(ctx context.Context) {
 			wait.Reset()
 			continue
 		}
+		if err == errMuxEnded { //nolint:errorlint // it is this very value.
+			continue // the next attempt waits for the mux
+		}
 		v.reportFault(err)
 		pause := wait.NextBackOff()
 		if _, every := needsOperator(err); every || v.faults.isStubborn(err) {
@@ -119,8 +128,12 @@ func (v *Supervisor) Run(ctx context.Context) {
 	}
 }
 
-// Connect tries every URL once, in an order shuffled for each call.
+// Connect tries every URL once, in an order shuffled for each call. On a mux it waits for the
+// mux and sets a session up once.
 func (v *Supervisor) Connect(ctx context.Context) (*Session, error) {
+	if v.Mux != nil {
+		return v.join(ctx)
+	}
 	v.Brokers = v.Targets()
 	faults := make([]error, len(v.Brokers)) // in the order of the URLs, so equal faults have equal texts
 	order := v.order()
@@ -188,22 +201,9 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	if err != nil {
 		return nil, Classify(target, err)
 	}
-	v.Observer.OnCertificates(s.Pub.Certificates())
-	v.Observer.OnNode(s.Pub.Node())
 	s.Home, _ = v.homeTarget()
-	s.Generation = v.generation + 1
-	s.SizeLimit.Store(v.sizeLimits[target.Address])
-	stop := context.AfterFunc(ctx, s.Cut)
-	s.watch(v.noteBlocked)
-	if err := v.Setup(ctx, s); err != nil {
-		stop()
-		s.Fail(err)
-		s.Close()
-		return nil, Classify(target, errors.Join(ctx.Err(), err))
-	}
-	if !stop() {
-		s.Close()
-		return nil, Classify(target, ctx.Err())
+	if err := v.prepare(ctx, s); err != nil {
+		return nil, err
 	}
 	s.probe(v.Heartbeat)
 	if credentials != nil {
@@ -212,9 +212,32 @@ func (v *Supervisor) attempt(ctx context.Context, target Target) (*Session, erro
 	return s, nil
 }
 
+// prepare sets an open session up. After an error the session is closed.
+func (v *Supervisor) prepare(ctx context.Context, s *Session) error {
+	target := s.Target
+	v.Observer.OnCertificates(s.Pub.Certificates())
+	v.Observer.OnNode(s.Pub.Node())
+	s.Generation = v.generation + 1
+	s.SizeLimit.Store(v.sizeLimits[target.Address])
+	stop := context.AfterFunc(ctx, s.Cut)
+	s.watch(v.noteBlocked)
+	if err := v.Setup(ctx, s); err != nil {
+		stop()
+		s.Fail(err)
+		s.Close()
+		return Classify(target, errors.Join(ctx.Err(), err))
+	}
+	if !stop() {
+		s.Close()
+		return Classify(target, ctx.Err())
+	}
+	return nil
+}
+
 // openSession dials and opens the channels. After an error nothing stays open.
 func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, err error) {
-	s := &Session{Start: time.Now(), Target: target, Leave: make(chan struct{}, 1), Done: make(chan struct{})}
+	s := newSession(target)
+	s.Flow = newFlow()
 	defer func() {
 		if err != nil {
 			s.Fail(err)
@@ -233,12 +256,21 @@ func openSession(ctx context.Context, cfg *Config, target Target) (_ *Session, e
 	if err != nil {
 		return nil, err
 	}
+	return s, s.openWithin(ctx, cfg.Shared)
+}
+
+func newSession(target Target) *Session {
+	return &Session{Start: time.Now(), Target: target, Leave: make(chan struct{}, 1), Done: make(chan struct{})}
+}
+
+// openWithin opens the channels until ctx ends.
+func (s *Session) openWithin(ctx context.Context, shared bool) error {
 	stop := context.AfterFunc(ctx, s.Cut)
 	defer stop()
-	if err := s.openChannels(cfg.Shared); err != nil {
-		return nil, AtStep(stepChannel, "", errors.Join(ctx.Err(), err))
+	if err := s.openChannels(shared); err != nil {
+		return AtStep(stepChannel, "", errors.Join(ctx.Err(), err))
 	}
-	return s, nil
+	return nil
 }
 
 // Current returns the session, or nil when there is none.
@@ -270,6 +302,17 @@ func (v *Supervisor) runSession(ctx context.Context, s *Session, wait *xsync.Bac
 	case <-ctx.Done():
 	}
 	v.setCurrent(nil)
+	if s.muxEnded() {
+		if end := s.mux.Cause; end != nil && end != ErrReturnHome { //nolint:errorlint // it is this very value.
+			fault := classifyEnd(s.Target, end)
+			v.Observer.OnFault(fault, kindOf(fault))
+		}
+		s.Close()
+		if time.Since(readySince) >= SettledAfter {
+			wait.Reset()
+		}
+		return errMuxEnded
+	}
 	if s.Ended() && s.Cause == ErrReturnHome { //nolint:errorlint // it is this very value.
 		v.Logger.Info("returning to the home node", zap.String("broker", s.Home.Address), zap.String("from", s.Target.Address), zap.String("role", v.Role))
 		v.preferred = s.Home.Address
@@ -316,11 +359,14 @@ func (v *Supervisor) reportFault(err error) {
 		zap.Int("attempts", v.faults.attempts), zap.Error(err))
 }
 
-// noteBlocked logs and reports whether the broker blocks publishing.
+// noteBlocked logs and reports whether the broker blocks publishing. For the sessions on a mux
+// the mux has logged it.
 func (v *Supervisor) noteBlocked(b amqp.Blocking) {
-	if b.Active {
+	switch {
+	case v.Mux != nil:
+	case b.Active:
 		v.Logger.Warn("broker blocks publishing", zap.String("reason", b.Reason))
-	} else {
+	default:
 		v.Logger.Info("broker accepts publishing again")
 	}
 	v.Observer.OnBlocked(b)

@@ -52,6 +52,13 @@ type Conn interface {
 	// UpdateSecret gives the broker a new password for the user of the connection. UpdateSecret
 	// returns with the broker's response or the end of the connection.
 	UpdateSecret(password string) error
+	// IsClosed reports whether the connection has ended; Closed may not have received the reason
+	// yet.
+	IsClosed() bool
+	// Lease returns the connection as one of several users sees it: with the limits, the count
+	// of bodies and the cork of this user. Closed and Blockings of a lease receive nothing, and
+	// its Close and Cut do nothing.
+	Lease(limits ContentLimits) Conn
 	// Close closes the connection with AMQP's handshake, within a short bound.
 	Close()
 	// Cut closes the socket at once.
@@ -90,6 +97,10 @@ type Channel interface {
 	NotifyCancel(c chan string) chan string
 	IsClosed() bool
 	Close() error
+	// Abandon ends the channel for this process, without the broker: the unconfirmed messages
+	// complete unconfirmed, IsClosed reports true, and nothing more is written. The broker's
+	// half ends with Close or with the connection.
+	Abandon()
 }
 
 // Confirmation is the pending confirm of one published message.

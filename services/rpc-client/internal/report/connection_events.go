@@ -1,6 +1,7 @@
 package report
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"time"
@@ -10,7 +11,7 @@ import (
 
 // Watcher is the part of [amqpx.Client] that reports the state of the connection.
 type Watcher interface {
-	Watch() (updates <-chan amqpx.Status, stop func())
+	Watch(ctx context.Context) (updates <-chan amqpx.Status)
 }
 
 // maxEvents limits the recorded events if the connection fails again and again.
@@ -38,17 +39,23 @@ type connectionEvent struct {
 // WatchConnection watches until End is called.
 func WatchConnection(w Watcher) *ConnectionEvents {
 	l := &ConnectionEvents{stop: make(chan struct{})}
-	updates, unwatch := w.Watch()
+	ctx, unwatch := context.WithCancel(context.Background()) //nolint:forbidigo // it ends with End.
+	updates := w.Watch(ctx)
 	l.stopped.Go(func() { // ends with the watch
 		defer unwatch()
 		for {
 			select {
-			case s := <-updates:
+			case s, ok := <-updates:
+				if !ok {
+					return
+				}
 				l.note(s)
 			case <-l.stop:
 				select { // the last status may be unread
-				case s := <-updates:
-					l.note(s)
+				case s, ok := <-updates:
+					if ok {
+						l.note(s)
+					}
 				default:
 				}
 				return

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,11 +14,12 @@ import (
 // watched reports the statuses that a test sends.
 type watched struct {
 	updates chan amqpx.Status
-	stopped bool
+	ctx     context.Context //nolint:containedctx // the test looks whether it has ended.
 }
 
-func (w *watched) Watch() (<-chan amqpx.Status, func()) {
-	return w.updates, func() { w.stopped = true }
+func (w *watched) Watch(ctx context.Context) <-chan amqpx.Status {
+	w.ctx = ctx
+	return w.updates
 }
 
 func TestConnectionEvents(t *testing.T) {
@@ -57,8 +59,8 @@ func TestConnectionEvents(t *testing.T) {
 		for _, e := range l.during(start, 10*time.Second) {
 			got = append(got, fmt.Sprintf("%v %s %s", e.At, e.Kind, e.Text))
 		}
-		if text := strings.Join(got, ", "); text != c.want || !w.stopped {
-			t.Errorf("%s: got %q, want %q; stopped %v", name, text, c.want, w.stopped)
+		if text := strings.Join(got, ", "); text != c.want || w.ctx.Err() == nil {
+			t.Errorf("%s: got %q, want %q; context %v", name, text, c.want, w.ctx.Err())
 		}
 	}
 }
