@@ -61,6 +61,7 @@ type Error struct {
 	retryAfter time.Duration
 	server     string // the server that refused the call as unimplemented; "" if not known
 	causes     []error
+	progress   *Progress // of a stream; nil otherwise
 }
 
 // Errorf returns an error for a handler to return: its code and its formatted text travel to

@@ -89,6 +89,7 @@ type config struct {
 	middleware     []Middleware
 	logger         *zap.Logger
 	dialer         transport.Dialer
+	streams        streamConfig
 }
 
 func defaultConfig() config {
@@ -107,6 +108,7 @@ func defaultConfig() config {
 		backoffMax:     DefaultBackoffMax,
 		returnHome:     DefaultReturnHome,
 		logger:         zap.NewNop(),
+		streams:        defaultStreamConfig(),
 	}
 }
 
@@ -253,7 +255,7 @@ func WithLogger(l *zap.Logger) Option {
 
 // validate reports every fault at once.
 func (c *config) validate() error {
-	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateNames()}
+	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateNames(), c.streams.validate()}
 	var err error
 	if c.urls, err = ParseURLs(c.urlList); err != nil {
 		faults = append(faults, fmt.Errorf("broker URLs: %w", err))

@@ -54,6 +54,10 @@ type serverConfig struct {
 	replyTemplates []string
 	replyPrefixes  []replyPrefix // parsed from replyTemplates; none: every reply_to is allowed
 
+	maxStreams, maxClientStreams int
+	maxStreamTime                time.Duration // 0: no limit
+	streamMiddleware             []StreamMiddleware
+
 	observers []ServerObserver
 	observer  ServerObserver // all observers together; nil: none
 }
@@ -70,6 +74,9 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		replayBytes:   DefaultDedupBytes,
 		replayAge:     DefaultDedupAge,
 		ackPause:      ackPause,
+
+		maxStreams:       DefaultMaxStreams,
+		maxClientStreams: DefaultMaxClientStreams,
 	}
 	c.urlList = url
 	var nilOptions []error
@@ -92,7 +99,7 @@ func newServerConfig(url string, opts []ServerOption) (*serverConfig, error) {
 		limits := transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
 		c.dialer = transport.NetDialer{Heartbeat: c.heartbeat, WriteTimeout: c.writeTimeout, TLS: c.tlsConfig, Limits: limits}
 	}
-	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault()}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault(), c.streamFaults()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}
@@ -230,6 +237,7 @@ type serverMethod struct {
 	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
+	maxStreams int // 0: no limit
 	times      handlerTimes
 }
 
