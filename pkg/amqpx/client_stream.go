@@ -129,7 +129,12 @@ func (t *streamStart) roundTrip(ctx context.Context, req *Request) ([]byte, erro
 		return nil, err
 	}
 	close(t.started)
-	<-s.st.Done()
+	select {
+	case <-s.st.Done():
+	case <-s.client.closing:
+		s.st.Start() // a stream that was never used ends with the client, too
+		<-s.st.Done()
+	}
 	if e := s.err(); e != nil {
 		return nil, e
 	}

@@ -214,7 +214,6 @@ func (m *Message) composeOpening() {
 	s.stage, s.written = stageOpening, time.Now()
 	o := &s.options
 	s.grantedItems, s.grantedBytes = uint64(s.windowItems), uint64(s.windowBytes) //nolint:gosec // a window is positive.
-	s.usableItems, s.usableBytes = s.grantedItems, s.grantedBytes
 	f := wire.Frame{
 		Stream: s.number, Open: true, CreditItems: s.grantedItems, CreditBytes: s.grantedBytes, Timeout: wire.NoBudget,
 		Headers: o.Headers, ContentType: o.ContentType, ContentEncoding: o.ContentEncoding,

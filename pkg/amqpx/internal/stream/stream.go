@@ -55,8 +55,8 @@ type Stream struct {
 	inItems, inBytes             int // waiting in in
 	receivedItems, receivedBytes uint64
 	grantedItems, grantedBytes   uint64
-	usableItems, usableBytes     uint64 // granted before the last grant, which may be on its way
-	starved                      bool   // the application waited, and the peer had used its credit
+	peerBlocked                  bool // the peer has items that wait for credit
+	starved                      bool // the application waited for such items
 	takenItems, takenBytes       uint64
 	windowItems, windowBytes     int
 	creditDue                    bool
@@ -154,7 +154,10 @@ func (s *Stream) Send(item []byte) error {
 			t.mu.Unlock()
 			return io.EOF
 		case s.out.Count == 0 || s.out.Size() < sendBuffer:
-			s.start()
+			if s.start(); s.stage == stageEnded { // the table is closed
+				t.unlock()
+				return io.EOF
+			}
 			s.out.Append(item)
 			s.ready()
 			t.unlock()
@@ -205,9 +208,7 @@ func (s *Stream) Receive() ([]byte, error) {
 			t.unlock()
 			return nil, io.EOF
 		}
-		if s.receivedItems >= s.usableItems || s.receivedBytes >= s.usableBytes {
-			s.starved = true
-		}
+		s.starved = s.starved || s.peerBlocked
 		changed := s.receivable.wait()
 		t.unlock()
 		select {
@@ -256,7 +257,6 @@ func (s *Stream) grant() {
 		s.grow()
 		s.starved = false
 	}
-	s.usableItems, s.usableBytes = s.grantedItems, s.grantedBytes
 	s.grantedItems = s.takenItems + uint64(s.windowItems) //nolint:gosec // a window is positive.
 	s.grantedBytes = s.takenBytes + uint64(s.windowBytes) //nolint:gosec // a window is positive.
 	s.creditDue = true
@@ -309,7 +309,6 @@ func (s *Stream) Accept(told func()) {
 		s.grantedItems = max(s.grantedItems, s.takenItems+uint64(s.windowItems)) //nolint:gosec // a window is positive.
 		s.grantedBytes = max(s.grantedBytes, s.takenBytes+uint64(s.windowBytes)) //nolint:gosec // a window is positive.
 		s.creditDue = true
-		s.usableItems, s.usableBytes = s.grantedItems, s.grantedBytes
 	}
 	s.ready()
 }
@@ -484,6 +483,7 @@ func (s *Stream) appendItems(f *wire.Frame, share int, m *Message) {
 	s.sentBytes += uint64(f.Items.Bytes)                //nolint:gosec // never negative.
 	s.table.Counts.ItemsSent.Add(uint64(f.Items.Count)) //nolint:gosec // never negative.
 	s.table.Counts.BytesSent.Add(uint64(f.Items.Bytes)) //nolint:gosec // never negative.
+	f.Blocked = s.out.Count > 0 && !s.hasCredit()
 	ended := false
 	if s.out.Count == 0 {
 		if s.halfClosed && !s.halfSent {
@@ -574,6 +574,7 @@ func (s *Stream) receiveItems(f *wire.Frame, body int) bool {
 		s.violated(ReasonCredit, "resource_exhausted", "more items than the credit allows")
 		return false
 	}
+	s.peerBlocked = f.Blocked
 	s.receivedItems += count
 	s.receivedBytes += bytes
 	if s.end != nil { // nobody takes them

@@ -23,9 +23,9 @@ const (
 	// maxStreamHeaders bounds the headers of a frame, and the trailers of an end, in number; their
 	// bytes are bounded by MaxHeaderBytes.
 	maxStreamHeaders = 1024
-	// maxDetails bounds the details of an end in number, and maxDetailBytes in bytes.
-	maxDetails     = 64
-	maxDetailBytes = 64 << 10
+	// maxEndDetails bounds the details of an end in number, and maxEndDetailBytes in bytes.
+	maxEndDetails     = 64
+	maxEndDetailBytes = 64 << 10
 )
 
 // Numbers of the fields of a frame.
@@ -48,6 +48,7 @@ const (
 	frameTimeout         = 16
 	frameContentType     = 17
 	frameContentEncoding = 18
+	frameBlocked         = 19
 )
 
 // Numbers of the fields of a stream's header and of an end.
@@ -91,6 +92,8 @@ type Frame struct {
 	ContentType, ContentEncoding string
 
 	HalfClose, Accept, Open, HeadersDone bool
+	// Blocked is true if further items of the sender wait for credit.
+	Blocked bool
 }
 
 // StreamHeader is a value of a header of a stream. A name may have several values.
@@ -258,6 +261,7 @@ func (f *Frame) AppendTo(b []byte) []byte {
 	}
 	b = appendText(b, frameContentType, f.ContentType)
 	b = appendText(b, frameContentEncoding, f.ContentEncoding)
+	b = appendTrue(b, frameBlocked, f.Blocked)
 	return endRecord(b, start)
 }
 
@@ -412,6 +416,8 @@ func (f *Frame) setNumber(v *field) {
 		f.Open = v.value != 0
 	case frameHeadersDone:
 		f.HeadersDone = v.value != 0
+	case frameBlocked:
+		f.Blocked = v.value != 0
 	case frameTimeout:
 		f.Timeout = boundedDuration(v.value, time.Millisecond)
 	default:
@@ -483,8 +489,8 @@ func decodeEnd(record []byte) (*End, error) {
 			case endMessage:
 				f.Message = string(v.bytes)
 			case endDetails:
-				if detailBytes += len(v.bytes); detailBytes > maxDetailBytes || len(e.Details) == maxDetails {
-					return nil, fmt.Errorf("%w: details of more than %d bytes, or more than %d of them", errFrameFormat, maxDetailBytes, maxDetails)
+				if detailBytes += len(v.bytes); detailBytes > maxEndDetailBytes || len(e.Details) == maxEndDetails {
+					return nil, fmt.Errorf("%w: details of more than %d bytes, or more than %d of them", errFrameFormat, maxEndDetailBytes, maxEndDetails)
 				}
 				e.Details = append(e.Details, append([]byte{}, v.bytes...))
 			case endTrailers:

@@ -42,7 +42,7 @@ func TestFramesAreDecodedAsEncoded(t *testing.T) {
 	t.Parallel()
 	headers := []StreamHeader{{Name: "a", Value: "1"}, {Name: "a", Value: ""}, {Name: "b", Value: "\xff\x00", Binary: true}}
 	frames := []Frame{
-		{Stream: 1, Seq: 2, Items: itemsWith("one", "", strings.Repeat("x", 300)), Taken: 7, HalfClose: true, Timeout: NoBudget},
+		{Stream: 1, Seq: 2, Items: itemsWith("one", "", strings.Repeat("x", 300)), Taken: 7, HalfClose: true, Blocked: true, Timeout: NoBudget},
 		{Stream: 1 << 63, CreditItems: 1, CreditBytes: 1<<64 - 1, Accept: true, HeadersDone: true, Headers: headers, Timeout: NoBudget},
 		{Stream: 3, Open: true, Timeout: 1500 * time.Millisecond, ContentType: "text/plain", ContentEncoding: "gzip"},
 		{Stream: 4, Open: true, Timeout: 0},
@@ -99,8 +99,8 @@ func TestForeignFrames(t *testing.T) {
 		"too many headers":           {frameOf(bytes.Repeat(field(frameHeaders, field(streamHeaderName, []byte("n"))), maxStreamHeaders+1)...), nil},
 		"too large headers":          {frameOf(field(frameHeaders, field(streamHeaderValue, make([]byte, MaxHeaderBytes)))...), nil},
 		"a header without a name":    {frameOf(field(frameHeaders, nil)...), nil},
-		"too large details":          {frameOf(field(frameEndField, field(endDetails, make([]byte, maxDetailBytes+1)))...), nil},
-		"too many details":           {frameOf(field(frameReset, bytes.Repeat(field(endDetails, nil), maxDetails+1))...), nil},
+		"too large details":          {frameOf(field(frameEndField, field(endDetails, make([]byte, maxEndDetailBytes+1)))...), nil},
+		"too many details":           {frameOf(field(frameReset, bytes.Repeat(field(endDetails, nil), maxEndDetails+1))...), nil},
 		"too many frames":            {bytes.Repeat(frameOf(0x1a, 0), maxFrames+1), nil},
 	} {
 		got, err := decodedFrames(c.body)

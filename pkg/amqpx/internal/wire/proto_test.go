@@ -55,6 +55,7 @@ func TestFieldNumbersOfFrames(t *testing.T) {
 			"credit_bytes": frameCreditBytes, "taken": frameTaken, "headers": frameHeaders, "accept": frameAccept, "end": frameEndField,
 			"reset": frameReset, "ping": framePing, "pong": framePong, "open": frameOpen, "headers_done": frameHeadersDone,
 			"timeout_ms": frameTimeout, "content_type": frameContentType, "content_encoding": frameContentEncoding,
+			"blocked": frameBlocked,
 		},
 		"End": {
 			"code": endCode, "message": endMessage, "details": endDetails, "trailers": endTrailers, "items": endItems, "taken": endTaken,
