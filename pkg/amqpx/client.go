@@ -29,6 +29,7 @@ type Client struct {
 	watch   *queueWatch
 	nowhere nowhere
 	budget  *retryBudget
+	streams clientStreams
 	counts  clientCounts
 	cancels *cancels // nil without a control plane
 	// unanswered counts the calls without a response, to decide when the client looks for
@@ -83,6 +84,7 @@ func makeClient(cfg *clientConfig, ended func(*Client)) (*Client, error) {
 	c.route.user.strict = cfg.exchange != ""
 	c.unanswered.wait = unansweredFirst
 	c.watch = newQueueWatch()
+	c.streams.init(&cfg.streams)
 	c.route.watch, c.route.queueGate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
 	if cfg.batch == BatchAuto {
@@ -276,6 +278,7 @@ func (c *Client) Close(ctx context.Context) error {
 	c.closeOnce.Do(func() {
 		c.pending.close()
 		close(c.closing)
+		c.closeStreams(ctx)
 		c.deleteReplyQueue(ctx)
 		c.stop()
 	})
@@ -326,6 +329,7 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 		a.sessionReplaced(s.Generation, c.responsesLost)
 	}
 	c.responsesLost = false
+	s.Run(func() { c.keepStreams(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
 	if c.cancels != nil {
 		s.Run(func() { c.publishCancels(s) })
 	}
@@ -346,6 +350,10 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 
 // returned records a request returned by the broker.
 func (c *Client) returned(r amqp.Return) {
+	if r.ContentType == wire.ContentTypeFrames {
+		c.returnedFrames(&r)
+		return
+	}
 	batch := c.route.batch
 	s := c.route.shardNamed(r.RoutingKey)
 	if s != nil {

@@ -446,7 +446,7 @@ func (c *Client) servedElsewhere(s *transport.Session) (address string, ok bool)
 // way of the home node.
 func (c *Client) returnHome(s *transport.Session) {
 	for s.AwaitReturn(c.cfg.returnHome) {
-		if c.servesAt(s, s.Home) {
+		if c.streams.table.Counts.Open.Load() == 0 && c.servesAt(s, s.Home) { // a stream would end
 			select {
 			case s.Leave <- struct{}{}:
 			default: // the publisher, which the broker blocks, has not taken the last token

@@ -237,6 +237,8 @@ type callConfig struct {
 	info           *CallInfo
 	shardHash      uint64 // of the key of WithShardKey
 	keyed          bool   // the call has such a key
+	// The limits of a stream's window; 0: the defaults.
+	windowItems, windowBytes int
 
 	contentType, contentEncoding string
 }
@@ -267,9 +269,10 @@ func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig
 type sentWith struct {
 	info          *CallInfo
 	waitForServer bool
-	ours          bool  // no middleware sees the request
-	keyed         bool  // the call uses the shard, and no other
-	shard         uint8 // with keyed
+	ours          bool         // no middleware sees the request
+	keyed         bool         // the call uses the shard, and no other
+	shard         uint8        // with keyed
+	stream        *streamStart // of a stream; nil for a call
 }
 
 // CallInfo describes a finished call. Pass a CallInfo with [WithCallInfo]; its fields are set

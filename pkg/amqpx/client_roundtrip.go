@@ -31,6 +31,9 @@ const (
 // this is safe, and waits for the response. A context without a deadline, which is the
 // caller's own or was detached by middleware, gets the client's default deadline.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
+	if req.sent.stream != nil {
+		return req.sent.stream.roundTrip(ctx, req)
+	}
 	if own, ok := ctx.(*callContext); ok && own.client == c {
 		return c.roundTripOf(own, req) //nolint:contextcheck // own is ctx.
 	}

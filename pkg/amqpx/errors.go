@@ -62,9 +62,10 @@ type Error struct {
 	server     string // the server that refused the call as unimplemented; "" if not known
 	causes     []error
 	details    []wire.Detail
-	leftOut    error // why details were left out; nil if none was
-	refused    bool  // made by Refuse
-	hidden     error // the error of which Hide made this one
+	leftOut    error     // why details were left out; nil if none was
+	refused    bool      // made by Refuse
+	hidden     error     // the error of which Hide made this one
+	progress   *Progress // of a stream; nil otherwise
 }
 
 // Errorf returns an error for a handler to return: its code and its formatted text travel to
@@ -219,6 +220,9 @@ func formatRefusal(err error) *Error {
 	}
 	return refusal(CodeInvalidArgument, "%w", err)
 }
+
+// forget removes what is not sent and must not stay in memory.
+func (e *Error) forget() { e.causes, e.hidden, e.leftOut, e.progress = nil, nil, nil, nil }
 
 // failureOf returns the error as it travels in a response, without its causes.
 func failureOf(e *Error) *wire.Failure {

@@ -146,3 +146,67 @@ func ExampleServer_Serve() {
 		log.Fatal(err)
 	}
 }
+
+// The method "count" answers one request with many items. The loop gets them in order, and as fast
+// as it takes them; if it ends early, the handler's context ends.
+func ExampleClient_Stream() {
+	const url = "amqp://guest:guest@localhost:5672"
+	server, err := amqpx.NewServer(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = server.HandleStream("count", func(_ context.Context, s *amqpx.ServerStream) error {
+		first, err := s.Recv()
+		for i := 0; err == nil && i < 3; i++ {
+			err = s.Send(fmt.Appendf(nil, "%s %d", first, i))
+		}
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, drain := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }() // ends with drain
+
+	client, err := amqpx.NewClient(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for item, err := range client.Stream(ctx, "count", []byte("item"), amqpx.WaitForServer()) {
+		if err != nil { // the last element
+			fmt.Println(err, "after", amqpx.ProgressOf(err).Received, "items")
+			break
+		}
+		fmt.Println(string(item)) // item 0, item 1, item 2
+	}
+	_ = client.Close(ctx)
+	drain()
+	fmt.Println(<-served)
+}
+
+// Items in both directions: one goroutine sends, another receives.
+func ExampleClient_Open() {
+	client, err := amqpx.NewClient("amqp://guest:guest@localhost:5672")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	stream, err := client.Open(ctx, "translate")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		for _, word := range []string{"one", "two"} {
+			if stream.Send([]byte(word)) != nil {
+				return // the stream has ended, and the loop below gets the reason
+			}
+		}
+		_ = stream.CloseSend()
+	}()
+	for item, err := range stream.All() {
+		fmt.Println(string(item), err)
+	}
+	cancel()
+	_ = client.Close(context.Background())
+}

@@ -109,6 +109,7 @@ type config struct {
 	version        string
 	maxMessageSize int
 	middleware     []Middleware
+	streams        streamConfig
 }
 
 func defaultLinkConfig(url string) linkConfig {
@@ -135,6 +136,7 @@ func defaultConfig(link linkConfig) config {
 		control:        true,
 		userID:         true,
 		maxMessageSize: DefaultMaxMessageSize,
+		streams:        defaultStreamConfig(),
 	}
 }
 
@@ -334,7 +336,7 @@ func (o loggerOption) applyServer(c *serverConfig)   { c.logger = o.logger }
 
 // validate reports every fault at once.
 func (c *config) validate() error {
-	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateMiddleware()}
+	faults := []error{c.queue.validate(), c.queue.validateName(), c.validateShards(), c.validateMiddleware(), c.streams.validate()}
 	if c.shared == nil {
 		faults = append(faults, c.linkConfig.validate())
 	} else {

@@ -67,6 +67,7 @@ type Server struct {
 	unpacking     chan struct{}
 	shardRequests [MaxShards]atomic.Uint64
 	retiring      retiringShards
+	streams       serverStreams
 	// adopted holds the names of the queues whose properties differ from the configuration.
 	adopted sync.Map
 
@@ -111,6 +112,7 @@ func makeServer(cfg *serverConfig) *Server {
 		unpacking: make(chan struct{}, 1),
 	}
 	s.selfID = []byte(s.self.id)
+	s.streams.init(cfg)
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	sessions := cfg.sessions("server", false, &s.board, s.setup)
 	sessions.Limits = cfg.limits()
@@ -127,6 +129,17 @@ func makeServer(cfg *serverConfig) *Server {
 // Handle registers the handler of a method, before the call of Serve. A name that is empty,
 // longer than 255 bytes or already registered, and a nil handler, are errors.
 func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
+	if s == nil || s.cfg == nil {
+		return misused(errNoServer)
+	}
+	if h != nil {
+		h = s.deduplicate(h)
+	}
+	return s.register(s.methods, name, h, opts)
+}
+
+// register adds a method to methods, which are those for calls or for streams.
+func (s *Server) register(methods map[string]*serverMethod, name string, h Handler, opts []HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
@@ -134,12 +147,12 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 		return fmt.Errorf("amqpx: method name of %d bytes: want 1 to %d", len(name), wire.MaxShortString)
 	case h == nil:
 		return fmt.Errorf("amqpx: method %q: no handler", name)
-	case s.methods[name] != nil:
+	case s.methods[name] != nil || s.streams.methods[name] != nil:
 		return fmt.Errorf("amqpx: method %q is registered twice", name)
 	case s.serving.Load():
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
-	wrapped, err := chain(s.deduplicate(h), s.cfg.middleware)
+	wrapped, err := chain(h, s.cfg.middleware)
 	if err != nil {
 		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
 	}
@@ -150,7 +163,7 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 		}
 		o(m)
 	}
-	s.methods[name] = m
+	methods[name] = m
 	return nil
 }
 
@@ -184,7 +197,8 @@ func (s *Server) serve(ctx context.Context) error {
 	// publish the responses.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var link sync.WaitGroup
-	if len(s.methods) == 0 {
+	s.streams.base = handlers
+	if len(s.methods)+len(s.streams.methods) == 0 {
 		s.cfg.logger.Warn("server has no methods: it refuses every request", zap.String("queue", s.cfg.queue.Name))
 	}
 	for place := range s.cfg.workers {
@@ -215,6 +229,7 @@ func (s *Server) serve(ctx context.Context) error {
 	s.startWorker(handlers, s.cfg.workers) // requeues the waiting requests while every worker is busy
 	err := s.drain(cancelHandlers)
 	cancelHandlers(errServerStopped)
+	s.endStreams()
 	unlink()
 	link.Wait()
 	close(drained)
@@ -308,6 +323,7 @@ func (s *Server) setup(ctx context.Context, sess *transport.Session) error {
 	s.retiring.reset()
 	sess.Run(func() { s.findRetiring(main, companions, bindings) })
 	sess.Run(func() { s.returnHome(main) }) //nolint:contextcheck // a session outlives the context of its set-up.
+	s.startStreams(ctx, main)
 	return main.start(s.cfg.queue.Name)
 }
 
@@ -321,7 +337,7 @@ func (s *Server) returnHome(main *consumer) {
 			return
 		}
 		others, ok := s.consumersAt(sess)
-		if !ok || others == 0 && s.inFlight.Load() > 0 {
+		if !ok || others == 0 && s.inFlight.Load() > 0 || s.streams.count() > 0 {
 			continue
 		}
 		leaving := main.departure.begin()
@@ -459,7 +475,7 @@ func (s *Server) drain(cancelHandlers context.CancelCauseFunc) error {
 		s.cfg.logger.Info("drained", zap.Duration("took", time.Since(begun)))
 		return nil
 	}
-	cut := s.Stats().InFlight
+	cut := s.Stats().InFlight + uint64(s.streams.count()) //nolint:gosec // a count is never negative.
 	sess := s.sup.Current()
 	s.cfg.logger.Warn("drain cut short", zap.Uint64("unfinished", cut), zap.Duration("took", time.Since(begun)),
 		zap.Int("not_published", s.outbox.Len()+s.direct.outbox.Len()+s.isolated.outbox.Len()),

@@ -262,6 +262,8 @@ func (q Queue) owns(name string) bool {
 // routing key is a queue of this server, otherwise one or more responses.
 func (s *Server) returnedMessage(sess *transport.Session, companions *companionSet, r *amqp.Return) {
 	switch {
+	case r.ContentType == wire.ContentTypeFrames:
+		s.returnedFrames(r)
 	case s.cfg.queue.owns(r.RoutingKey):
 		s.copyReturned(sess, companions, r)
 	case r.ContentType == wire.ContentTypeResponses:

@@ -425,8 +425,10 @@ type serverLogs struct {
 	replyTo        logLimit // messages whose reply_to WithReplyPrefix does not allow
 	callerLimit    logLimit // requests beyond the limits of their callers
 	details        logLimit // details of errors that do not fit
+	badStream      logLimit // malformed openings of streams
 
 	noControl      logLimit // the control plane cannot be set up
+	streams        logLimit // the queues of streams
 	companion      logLimit // queues that the server cannot use
 	sideConnection logLimit // lost connections of server_side_connection.go
 }

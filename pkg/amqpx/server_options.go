@@ -54,6 +54,10 @@ type serverConfig struct {
 	replyTemplates []string
 	replyPrefixes  []replyPrefix // parsed from replyTemplates; none: every reply_to is allowed
 
+	maxStreams, maxClientStreams int
+	maxStreamTime                time.Duration // 0: no limit
+	streamMiddleware             []StreamMiddleware
+
 	observers []ServerObserver
 	observer  ServerObserver // all observers together; nil: none
 }
@@ -75,6 +79,9 @@ func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, err
 		replayBytes:   DefaultDedupBytes,
 		replayAge:     DefaultDedupAge,
 		ackPause:      ackPause,
+
+		maxStreams:       DefaultMaxStreams,
+		maxClientStreams: DefaultMaxClientStreams,
 	}
 	var nilOptions []error
 	for i, o := range opts {
@@ -94,7 +101,7 @@ func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, err
 	}
 	c.inHand = &transport.BytesInHand{Limit: int64(c.maxBytesInHand)}
 	c.complete(c.limits())
-	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault()}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault(), c.streamFaults()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}
@@ -237,6 +244,7 @@ type serverMethod struct {
 	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
+	maxStreams int // 0: no limit
 	times      handlerTimes
 }
 

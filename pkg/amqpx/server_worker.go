@@ -479,7 +479,7 @@ func (s *Server) judge(run *invocation, err error, r *reply) {
 func (s *Server) sendable(run *invocation, e *Error, props *wire.Properties) *Error {
 	failed := *e
 	failed.message = wire.Truncate(failed.message, s.cfg.maxMessageSize)
-	failed.causes, failed.hidden, failed.leftOut = nil, nil, nil // these are not sent and must not stay in memory
+	failed.forget()
 	if len(failed.details) > 0 {
 		if tooLarge := run.checkResponse(props, failed.details); tooLarge != nil {
 			failed.details = nil

@@ -33,6 +33,8 @@ type ClientStats struct {
 	Reconnects uint64
 	// Blocked is how long the broker has blocked publishing, all times together.
 	Blocked time.Duration
+	// Streams has the counts of streams.
+	Streams StreamStats
 }
 
 type clientCounts struct {
@@ -72,6 +74,7 @@ func (c *Client) Stats() ClientStats {
 		Batched:    c.counts.batched.Load(),
 		Reconnects: reconnects(c.Status()),
 		Blocked:    c.board.blockedFor(),
+		Streams:    streamStats(c.streams.table, 0),
 	}
 }
 
@@ -149,6 +152,8 @@ type ServerStats struct {
 	// BytesInHand is the size of the bodies of this server's unacknowledged requests, see
 	// [WithMaxBytesInHand].
 	BytesInHand int64 `json:"bytes_in_hand"`
+	// Streams has the counts of streams.
+	Streams StreamStats `json:"streams"`
 }
 
 // plainServerStats is ServerStats without methods.
@@ -239,6 +244,8 @@ func (s *Server) Stats() ServerStats {
 
 		Stuck:         stuck,
 		OldestHandler: s.oldestHandler(),
+
+		Streams: streamStats(s.streams.table, s.streams.refused.Load()),
 	}
 }
 

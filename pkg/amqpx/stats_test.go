@@ -105,11 +105,13 @@ func TestServerStatsInJSON(t *testing.T) {
 	const text = `{"requests":1,"in_flight":2,"ok":3,"failed":4,"panics":5,"refused":6,"expired":7,"shed":8,"too_large":9,` +
 		`"deferred":10,"caller_limited":25,"reply_refused":26,"default_exchange":27,"replayed":11,"canceled":12,"returned":13,"moved":14,"dead":15,"batched":16,"undeliverable":17,` +
 		`"unroutable":18,"reconnects":19,"workers":20,"busy":21,"waiting":22,"stuck":23,"bytes_in_hand":24,` +
+		`"streams":{"open":27,"opened":28,"failed":29,"refused":30,"items_sent":31,"items_received":32,"bytes_sent":33,"bytes_received":34,"messages_sent":35,"late":36},` +
 		`"blocked_seconds":1.5,"oldest_handler_seconds":90}`
 	want := ServerStats{
 		Requests: 1, InFlight: 2, OK: 3, Failed: 4, Panics: 5, Refused: 6, Expired: 7, Shed: 8, TooLarge: 9,
 		Deferred: 10, Replayed: 11, Canceled: 12, Requeued: 13, Republished: 14, Dead: 15, Batched: 16, Undeliverable: 17,
 		Unroutable: 18, Reconnects: 19, Workers: 20, Busy: 21, Waiting: 22, Stuck: 23, BytesInHand: 24, CallerLimited: 25, ReplyRefused: 26, DefaultExchange: 27,
+		Streams: StreamStats{Open: 27, Opened: 28, Failed: 29, Refused: 30, ItemsSent: 31, ItemsReceived: 32, BytesSent: 33, BytesReceived: 34, MessagesSent: 35, Late: 36},
 		Blocked: 1500 * time.Millisecond, OldestHandler: 90 * time.Second,
 	}
 	var got ServerStats

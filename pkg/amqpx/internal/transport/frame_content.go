@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -222,6 +223,8 @@ func (f *frameReader) noteMethod(channel uint16, size int) error {
 const (
 	// RetryTagSuffix ends the tag of the consumer of redelivered requests.
 	RetryTagSuffix = ".retry"
+	// FramesTagSuffix ends the tag of the consumer of frames of streams, whose memory credit bounds.
+	FramesTagSuffix = ".frames"
 	// ControlTag is the tag of the consumer of control messages.
 	ControlTag = "control"
 )
@@ -230,7 +233,7 @@ const (
 // chose the tag.
 func KindOfConsumer(tag []byte) ContentKind {
 	switch {
-	case len(tag) > len(RetryTagSuffix) && string(tag[len(tag)-len(RetryTagSuffix):]) == RetryTagSuffix:
+	case bytes.HasSuffix(tag, []byte(RetryTagSuffix)), bytes.HasSuffix(tag, []byte(FramesTagSuffix)):
 		return contentOther
 	case string(tag) == ControlTag:
 		return contentControl

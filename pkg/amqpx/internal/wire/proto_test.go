@@ -28,12 +28,7 @@ func protoFields(t *testing.T, text string) map[string]map[string]int {
 
 func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 	t.Parallel()
-	file, err := os.ReadFile("batch.proto")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := protoFields(t, string(file))
-	want := map[string]map[string]int{
+	compareFields(t, "batch.proto", map[string]map[string]int{
 		"Requests":  {"requests": fieldRecord},
 		"Responses": {"responses": fieldRecord, "server": responsesServer},
 		"Header":    {"name": headerName, "value": headerValue, "binary": headerBinary},
@@ -48,7 +43,36 @@ func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 			"content_type": responseContentType, "content_encoding": responseEncoding, "headers": responseHeader,
 			"trailers": responseTrailer, "details": responseDetail,
 		},
+	})
+}
+
+func TestFieldNumbersOfFrames(t *testing.T) {
+	t.Parallel()
+	compareFields(t, "frames.proto", map[string]map[string]int{
+		"Frames":       {"frames": fieldRecord},
+		"StreamHeader": {"name": streamHeaderName, "value": streamHeaderValue, "binary": streamHeaderBinary},
+		"Frame": {
+			"stream": frameStream, "seq": frameSeq, "items": frameItems, "half_close": frameHalfClose, "credit_items": frameCreditItems,
+			"credit_bytes": frameCreditBytes, "taken": frameTaken, "headers": frameHeaders, "accept": frameAccept, "end": frameEndField,
+			"reset": frameReset, "ping": framePing, "pong": framePong, "open": frameOpen, "headers_done": frameHeadersDone,
+			"timeout_ms": frameTimeout, "content_type": frameContentType, "content_encoding": frameContentEncoding,
+			"blocked": frameBlocked,
+		},
+		"End": {
+			"code": endCode, "message": endMessage, "details": endDetails, "trailers": endTrailers, "items": endItems, "taken": endTaken,
+			"ran": endRan, "retry_after_ms": endRetryAfter,
+		},
+	})
+}
+
+// compareFields compares the messages of a file with the field numbers of the code.
+func compareFields(t *testing.T, name string, want map[string]map[string]int) {
+	t.Helper()
+	file, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
 	}
+	got := protoFields(t, string(file))
 	wantSame(t, "messages", len(got), len(want))
 	for name, fields := range want {
 		if !maps.Equal(got[name], fields) {
@@ -59,19 +83,21 @@ func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 
 func TestProtoFileIsInTheDocumentation(t *testing.T) {
 	t.Parallel()
-	file, err := os.ReadFile("batch.proto")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, messages, ok := strings.Cut(string(file), "\n\n")
-	if !ok {
-		t.Fatal("no comment before the messages")
-	}
 	page, err := os.ReadFile("../../../../docs/protocol.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(page), "```proto\n"+messages+"```\n") {
-		t.Error("docs/protocol.md does not have the messages of batch.proto")
+	for _, name := range []string{"batch.proto", "frames.proto"} {
+		file, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, messages, ok := strings.Cut(string(file), "\n\n")
+		if !ok {
+			t.Fatal("no comment before the messages")
+		}
+		if !strings.Contains(string(page), "```proto\n"+messages+"```\n") {
+			t.Errorf("docs/protocol.md does not have the messages of %s", name)
+		}
 	}
 }
