@@ -225,7 +225,8 @@ func WithBackoff(first, most time.Duration) Option {
 // again after as long. A call does not fail by a return: a client first waits for the confirms of
 // its requests, and gets the responses at the home node; a server first ends the requests that it
 // has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
-// requests. A client with [ReplyDirect] does not return, because it would lose responses. The
+// requests. If that takes longer than the drain timeout ([WithDrainTimeout]), or no other server
+// consumes any more, the server consumes again and stays for as long. A client with [ReplyDirect] does not return, because it would lose responses. The
 // default is [DefaultReturnHome]; 0 means never.
 func WithReturnHome(after time.Duration) Option {
 	return option(func(c *config) { c.returnHome = after })
