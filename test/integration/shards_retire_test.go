@@ -170,7 +170,7 @@ func deleteInUse(b *testing.B, kind string, unbound bool) (lost, unconfirmed int
 	acked := 0
 	patience := time.NewTimer(5 * time.Second)
 	defer patience.Stop()
-	for answered := 0; answered < messages; answered++ {
+	for range messages {
 		select {
 		case confirm, open := <-confirms:
 			if confirm.Ack {
