@@ -62,6 +62,31 @@ func TestServerBindsOnlyQueuesOfRequests(t *testing.T) {
 	}
 }
 
+// The bindings of a queue that cannot be bound do not cost the other queues theirs.
+func TestQueueThatCannotBeBoundAmongOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, handlers{"m": echo}, WithShards(3), WithBatch(BatchAuto))
+		r.broker.With(func(b *brokertest.Broker) {
+			delete(b.Directs, testExchange)
+			b.OnCall = func(op, name string) error {
+				if op == "bind" && name == DefaultQueue {
+					return &amqp.Error{Code: amqp.NotFound, Server: true, Reason: "NOT_FOUND - no queue"}
+				}
+				return nil
+			}
+		})
+		pass(exchangeAgain)
+		r.broker.With(func(b *brokertest.Broker) {
+			wantSame(t, "keys", len(b.Directs[testExchange]), 5) // of three shards with their batch queues, except one
+			b.OnCall = nil
+		})
+		pass(exchangeAgain)
+		r.broker.With(func(b *brokertest.Broker) { wantSame(t, "keys", len(b.Directs[testExchange]), 6) })
+		wantSame(t, "reconnects", r.server.Stats().Reconnects, 0)
+	})
+}
+
 // A server that cannot use the exchange logs this once and serves on.
 func TestServerWithoutTheExchange(t *testing.T) {
 	t.Parallel()

@@ -299,9 +299,11 @@ func WithBackoff(first, most time.Duration) ConnectionOption {
 // again after as long. A call does not fail by a return: a client first waits for the confirms of
 // its requests, and gets the responses at the home node; a server first ends the requests that it
 // has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
-// requests. A client with [ReplyDirect] does not return, because it would lose responses. Nor
-// does a [Connection], whose clients and servers would all have to be ready for it at the same
-// moment: it stays where it is until the connection is lost. The
+// requests. If that takes longer than the drain timeout ([WithDrainTimeout]), or no other server
+// consumes any more, the server consumes again and stays for as long. A client with [ReplyDirect]
+// does not return, because it would lose responses. Nor does a [Connection], whose clients and
+// servers would all have to be ready for it at the same moment: it stays where it is until the
+// connection is lost. The
 // default is [DefaultReturnHome]; 0 means never.
 func WithReturnHome(after time.Duration) ConnectionOption {
 	return linkOption(func(c *linkConfig) { c.returnHome = after })

@@ -138,7 +138,13 @@ func (s *Server) keepCompanion(main *consumer, k *companion, bindings *requestBi
 			}
 			lost = 0
 		}
-		if sess.IsEnding() || k.adopts && transport.IsNotFound(err) {
+		if k.adopts && transport.IsNotFound(err) {
+			if k.isShard() {
+				s.retiring.remove(k.shard)
+			}
+			return
+		}
+		if sess.IsEnding() {
 			return
 		}
 		s.warnCompanion(sess, k, err)

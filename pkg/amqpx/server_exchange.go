@@ -54,16 +54,18 @@ func (b *requestBindings) all() []string {
 	return slices.Clone(b.queues)
 }
 
-// bindQueue declares the request exchange and binds a queue, with its own name as the key.
-func (s *Server) bindQueue(sess *transport.Session, queue string) error {
+// bindQueue declares the request exchange and binds a queue, with its own name as the key. It reports
+// whether the exchange exists: then an error is about the queue.
+func (s *Server) bindQueue(sess *transport.Session, queue string) (declared bool, err error) {
 	exchange := s.cfg.queue.requestExchange()
-	err := transport.WithTempChannel(sess.Sub, func(ch transport.Channel) error {
+	err = transport.WithTempChannel(sess.Sub, func(ch transport.Channel) error {
 		if err := ch.ExchangeDeclare(exchange, amqp.ExchangeDirect, true, false, false, false, nil); err != nil {
 			return err
 		}
+		declared = true
 		return ch.QueueBind(queue, queue, exchange, false, nil)
 	})
-	return transport.AtStep(transport.StepExchange, "", err)
+	return declared, transport.AtStep(transport.StepExchange, "", err)
 }
 
 // startExchange starts to bind the request queue, and keeps the bindings until the session ends.
@@ -102,22 +104,27 @@ func (s *Server) keepExchange(sess *transport.Session, bindings *requestBindings
 	}
 }
 
-// bindAll binds the queues, until the first fault.
+// bindAll binds the queues. A fault of one queue does not stop the others; a fault of the exchange
+// does, because the broker would log each refusal.
 func (s *Server) bindAll(sess *transport.Session, bindings *requestBindings) {
+	all := true
 	for _, queue := range bindings.all() {
-		if !s.bindOrWarn(sess, queue) {
+		declared, bound := s.bindOrWarn(sess, queue)
+		if all = all && bound; !declared {
 			return
 		}
 	}
-	s.exchangeFault.Store(nil)
+	if all {
+		s.exchangeFault.Store(nil)
+	}
 }
 
 // bindOrWarn is bindQueue that logs a fault, once while the fault lasts. A fault concerns only
 // the callers who use the exchange: the server works on with the default exchange.
-func (s *Server) bindOrWarn(sess *transport.Session, queue string) (bound bool) {
-	err := s.bindQueue(sess, queue)
+func (s *Server) bindOrWarn(sess *transport.Session, queue string) (declared, bound bool) {
+	declared, err := s.bindQueue(sess, queue)
 	if err == nil || sess.Ended() {
-		return err == nil
+		return declared, err == nil
 	}
 	fault := transport.Classify(sess.Target, err)
 	if last := s.exchangeFault.Swap(&fault.Kind); last == nil || *last != fault.Kind {
@@ -125,7 +132,7 @@ func (s *Server) bindOrWarn(sess *transport.Session, queue string) (bound bool) 
 			zap.String("exchange", s.cfg.queue.requestExchange()), zap.String("queue", queue),
 			zap.String("fault", string(fault.Kind)), zap.Error(fault))
 	}
-	return false
+	return declared, false
 }
 
 // countExchange counts the n requests of a message that came through the default exchange. The

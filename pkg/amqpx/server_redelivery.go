@@ -448,6 +448,9 @@ func (m *republished) again() {
 		if m.key == m.server.cfg.queue.retryQueue().Name {
 			m.key = m.request.delivery.consumer.home // the request runs among all others, and is still counted
 		}
+		if c := m.request.delivery.consumer; m.key == c.home && m.server.isGone(c.shard) {
+			m.key = m.server.cfg.queue.Name
+		}
 		m.send()
 	}
 }

@@ -154,6 +154,18 @@ func (r *retiringShards) add(i int) {
 	r.found = append(r.found, i)
 }
 
+// remove removes the number of a shard that was deleted.
+func (r *retiringShards) remove(i int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.found = slices.DeleteFunc(r.found, func(n int) bool { return n == i })
+}
+
+// isGone reports whether a shard beyond the server's own was deleted since the server found it.
+func (s *Server) isGone(shard int) bool {
+	return shard >= s.cfg.shards && !slices.Contains(s.retiring.numbers(), shard)
+}
+
 // numbers returns the numbers in ascending order.
 func (r *retiringShards) numbers() []int {
 	r.mu.Lock()

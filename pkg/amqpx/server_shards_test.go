@@ -51,6 +51,39 @@ func TestServerConsumesShardsBeyondItsOwn(t *testing.T) {
 	})
 }
 
+// TestDeletedRetiringShard: the requests of a batch that are to be counted in their shard go to the request
+// queue if the shard is deleted, and the server does not list it any more.
+func TestDeletedRetiringShard(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const calls = 3
+		b := brokertest.New()
+		larger := startServer(t, b, handlers{"m": echo}, WithShards(2), WithBatch(BatchAuto))
+		ready(t, larger.WaitReady)
+		s := startServer(t, b, handlers{"m": echo}, WithBatch(BatchAuto), WithDeliveryLimit(5))
+		ready(t, s.WaitReady)
+		larger.stop()
+		wantSame(t, "error", larger.wait(t), nil)
+		var body []byte
+		for i := range calls {
+			req := wire.Request{Method: "m", ID: fmt.Sprint(i)}
+			body = req.AppendTo(body, time.Minute)
+		}
+		msg := amqp.Publishing{ContentType: wire.ContentTypeRequests, CorrelationId: "x", ReplyTo: rawQueue, Body: body}
+		b.With(func(b *brokertest.Broker) {
+			b.Remove(b.Queues[shardName(1)])
+			q := b.Queues[shardName(1)+batchSuffix]
+			q.Messages = append(q.Messages, &brokertest.Message{Msg: msg, Redelivered: true})
+			b.Dispatch(q)
+		})
+		pass(10 * time.Second)
+		wantSame(t, "responses", s.Stats().OK, calls)
+		wantSame(t, "requests in flight", s.Stats().InFlight, 0)
+		wantSame(t, "retiring", len(s.retiring.numbers()), 0)
+		wantSame(t, "reconnects", s.Stats().Reconnects, 0)
+	})
+}
+
 // TestShardNameOfAnotherService: a queue with the name of a shard and with a control plane of its own
 // belongs to another service.
 func TestShardNameOfAnotherService(t *testing.T) {

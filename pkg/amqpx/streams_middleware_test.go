@@ -79,6 +79,7 @@ func TestMiddlewareSeesStreams(t *testing.T) {
 				n++
 			}
 			wantSame(t, "items", n, 1)
+			settle() // the middleware ends after the stream
 		}
 		for _, method := range []string{"panic", "plain"} {
 			_, err := collect(t, c, within(t, time.Minute), method, "")

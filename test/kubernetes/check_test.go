@@ -312,6 +312,9 @@ func (c *checker) checkCluster(cluster *rabbitmqCluster, p pod) {
 	if most == nil || most[1] != variables["RPC_MAX_MESSAGE_BYTES"] {
 		c.addf("%s: RPC_MAX_MESSAGE_BYTES is %s, the broker has %q", p.name, variables["RPC_MAX_MESSAGE_BYTES"], most)
 	}
+	for _, fault := range membershipFaults(cluster.Spec.Rabbitmq.AdditionalConfig, cluster.Spec.Replicas) {
+		c.addf("%s", fault)
+	}
 	const quorum = 3
 	if cluster.Spec.Replicas < quorum || cluster.Spec.Replicas%2 == 0 || variables["RPC_QUEUE_TYPE"] != "quorum" {
 		c.addf("%s: %d nodes and RPC_QUEUE_TYPE=%s", p.name, cluster.Spec.Replicas, variables["RPC_QUEUE_TYPE"])
@@ -321,6 +324,38 @@ func (c *checker) checkCluster(cluster *rabbitmqCluster, p pod) {
 			c.addf("%s: the broker accepts only TLS with certificates, and %s is not set", p.name, name)
 		}
 	}
+}
+
+// membershipFaults checks the settings with which quorum queues get members on nodes that join after the
+// declaration (https://www.rabbitmq.com/docs/quorum-queues#replica-reconciliation).
+func membershipFaults(conf string, nodes int32) (faults []string) {
+	const prefix = "quorum_queue.continuous_membership_reconciliation."
+	documented := map[string]*regexp.Regexp{
+		"enabled": regexp.MustCompile(`^true$`), "auto_remove": regexp.MustCompile(`^(true|false)$`),
+		"target_group_size": regexp.MustCompile(`^` + strconv.Itoa(int(nodes)) + `$`),
+		"interval":          regexp.MustCompile(`^[1-9]\d*$`), "trigger_interval": regexp.MustCompile(`^[1-9]\d*$`),
+	}
+	set := map[string]string{}
+	for line := range strings.Lines(conf) {
+		key, value, ok := strings.Cut(strings.TrimSpace(line), " = ")
+		if !ok || strings.HasPrefix(key, "#") {
+			continue
+		}
+		if _, twice := set[key]; twice {
+			faults = append(faults, key+" is set twice")
+		}
+		set[key] = value
+		name, ok := strings.CutPrefix(key, prefix)
+		if pattern := documented[name]; ok && (pattern == nil || !pattern.MatchString(value)) {
+			faults = append(faults, key+" = "+value)
+		}
+	}
+	for _, name := range []string{"enabled", "target_group_size"} {
+		if set[prefix+name] == "" {
+			faults = append(faults, prefix+name+" is not set: a quorum queue that is declared before all nodes have joined keeps fewer members")
+		}
+	}
+	return faults
 }
 
 // checkAutoscaling compares the autoscaler with the servers.

@@ -102,7 +102,7 @@ func (c *netChannel) awaitEnd() *amqp.Error {
 func (c *netChannel) watch() {
 	c.watched.Do(func() {
 		go func() { // ends with the channel or the connection
-			c.awaitEnd()
+			c.awaitEnd() //nolint:errcheck // whatever the reason is.
 			c.conn.socket.frames.channels.remove(c)
 			c.end()
 		}()
