@@ -122,17 +122,24 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	case s.serving.Load():
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
-	wrapped, err := chain(s.deduplicate(h), s.cfg.middleware)
-	if err != nil {
-		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
-	}
-	m := &serverMethod{name: name, number: len(s.methods), handler: Chain(wrapped, Recover(s.cfg.logger))}
+	m := &serverMethod{name: name, number: len(s.methods)}
 	for i, o := range opts {
 		if o == nil {
 			return fmt.Errorf("amqpx: method %q: option %d is nil", name, i+1)
 		}
 		o(m)
 	}
+	if m.fault != nil {
+		return fmt.Errorf("amqpx: method %q: %w", name, m.fault)
+	}
+	if m.slots != nil {
+		h = m.slots.limit(h)
+	}
+	wrapped, err := chain(s.deduplicate(h), s.cfg.middleware)
+	if err != nil {
+		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
+	}
+	m.handler = Chain(wrapped, Recover(s.cfg.logger))
 	s.methods[name] = m
 	return nil
 }
@@ -164,7 +171,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	var watchdog sync.WaitGroup
 	drained := make(chan struct{})
-	if s.cfg.maxHandlerTime > 0 {
+	if s.limitsHandlers() {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
 	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called

@@ -230,6 +230,9 @@ type serverMethod struct {
 	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
+	maxTime    time.Duration // of HandlerTimeout; 0: the server's
+	slots      *handlerSlots // of MaxConcurrent; nil: no limit
+	fault      error         // of the options
 	times      handlerTimes
 }
 
