@@ -241,6 +241,17 @@ type callConfig struct {
 	windowItems, windowBytes int
 
 	contentType, contentEncoding string
+
+	timeout        time.Duration    // of CallTimeout; 0: none
+	timeoutFault   bool             // CallTimeout was given no time
+	acceptEncoding string           // the content encodings that the response may have
+	content        *receivedContent // set when the call ends; nil if nobody wants it
+}
+
+// receivedContent describes the body of a response.
+type receivedContent struct {
+	contentType, contentEncoding string
+	limit                        int // of the client, for the body
 }
 
 // with returns a copy with further options. Options do not change what c refers to.
@@ -267,12 +278,14 @@ func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig
 
 // sentWith is the part of a call's options that its request keeps.
 type sentWith struct {
-	info          *CallInfo
-	waitForServer bool
-	ours          bool         // no middleware sees the request
-	keyed         bool         // the call uses the shard, and no other
-	shard         uint8        // with keyed
-	stream        *streamStart // of a stream; nil for a call
+	info           *CallInfo
+	waitForServer  bool
+	ours           bool         // no middleware sees the request
+	keyed          bool         // the call uses the shard, and no other
+	shard          uint8        // with keyed
+	stream         *streamStart // of a stream; nil for a call
+	acceptEncoding string
+	content        *receivedContent
 }
 
 // CallInfo describes a finished call. Pass a CallInfo with [WithCallInfo]; its fields are set
@@ -314,6 +327,13 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // response.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
+}
+
+// CallTimeout bounds the duration of the call, more than 0: the call ends at the earlier of this
+// time and the deadline of its context, and [WithTimeout] does not apply. Given several times, the
+// last counts. With [WithMethod] it bounds every call of a method.
+func CallTimeout(d time.Duration) CallOption {
+	return func(c *callConfig) { c.timeout, c.timeoutFault = d, d <= 0 }
 }
 
 // WaitForServer makes a call wait when no request queue exists, with backoff and until the

@@ -142,6 +142,12 @@ func (c *Client) account(k *call, t wire.Times) {
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
+	if m := k.req.more; m != nil && m.content != nil && k.responded {
+		*m.content = receivedContent{limit: c.cfg.maxMessageSize}
+		if p := k.response.Properties; p != nil {
+			m.content.contentType, m.content.contentEncoding = p.ContentType, p.ContentEncoding
+		}
+	}
 	if info := k.req.info(); info != nil {
 		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.text()}
 		if k.responded {

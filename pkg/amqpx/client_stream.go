@@ -8,6 +8,7 @@ import (
 	"iter"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/stream"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
@@ -37,6 +38,7 @@ type ClientStream struct {
 type streamStart struct {
 	stream  *ClientStream
 	patient bool
+	timeout time.Duration // of CallTimeout; 0: none
 	windows [2]int
 	started chan struct{} // closed when the stream is made
 	first   []byte        // the only item, with half
@@ -47,7 +49,7 @@ type streamStart struct {
 // opening. A stream ends with ctx: with the deadline of ctx, if there is one, and with its
 // cancellation, of which the server is told. Without a deadline a stream has none.
 //
-// The options [WithHeader], [WithContentType], [WithIdempotencyKey], [WaitForServer] and
+// The options [WithHeader], [WithContentType], [WithIdempotencyKey], [CallTimeout], [WaitForServer] and
 // [StreamWindow] have an effect on streams, also as options of [WithMethod]. Values of headers are
 // string, []byte, or lists of them. Middleware of the client sees the request without a body, and
 // the end of the stream as the result. Open returns an error if the arguments cannot be sent, or if
@@ -80,9 +82,12 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 		return nil, misused(fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 	}
 	cfg := c.cfg.callConfigOf(method, opts)
-	req := c.newRequest(method, nil, opts)
+	req, timeout := c.newRequest(method, nil, opts)
+	if timeout < 0 {
+		return nil, misused(errCallTimeout)
+	}
 	s := &ClientStream{client: c}
-	start := &streamStart{stream: s, patient: cfg.waitForServer, started: make(chan struct{}), first: first, half: half}
+	start := &streamStart{stream: s, patient: cfg.waitForServer, timeout: timeout, started: make(chan struct{}), first: first, half: half}
 	start.windows = [2]int{DefaultStreamItems, DefaultStreamBytes}
 	if cfg.windowItems > 0 {
 		start.windows = [2]int{cfg.windowItems, cfg.windowBytes}
@@ -154,11 +159,16 @@ func (s *ClientStream) begin(ctx context.Context, req *Request) error {
 		WindowItems: t.windows[0], WindowBytes: t.windows[1], Headers: headers, Patient: t.patient,
 		ContentType: req.ContentType, ContentEncoding: req.ContentEncoding, Meta: s,
 	}
+	cancel := func() {}
+	if t.timeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, t.timeout)
+	}
 	o.Deadline, _ = ctx.Deadline()
 	stopped := make(chan struct{})
 	o.OnEnd = func(*stream.Stream) {
 		<-stopped
 		s.stop()
+		cancel()
 	}
 	s.st = s.client.streams.table.NewStream(o)
 	if t.half {

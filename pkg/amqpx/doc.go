@@ -52,12 +52,38 @@
 // the broker refuses it for a reason that an operator must remove ([FaultOf] names it). Watch
 // follows the state until a context ends.
 //
+// # Types
+//
+// A [Method] has types in place of bytes. Server and callers share it, mostly as a variable of a
+// package that both import:
+//
+//	var Greet = amqpx.NewMethod[Person, Greeting]("greet", amqpx.JSON(), amqpx.CallTimeout(time.Second))
+//
+//	err := Greet.Handle(server, func(ctx context.Context, p Person) (Greeting, error) { … })
+//	greeting, err := Greet.Call(ctx, client, Person{Name: "world"})
+//
+// [JSON], [StrictJSON] and [Raw] are codecs; any other implements [Codec]. [Validate] checks
+// requests, [Compress] compresses large bodies, and options of calls and handlers, such as
+// [Idempotent], [AtMostOnce] or [MaxConcurrent], can be given to the method.
+//
 // # Errors
 //
 // A failed call returns an [*Error]. [CodeOf] classifies the error; [OutcomeOf] states whether
 // calling again is safe: [DidNotRun], [MayHaveRun] or [Ran]. Sentinels such as [ErrUnroutable]
 // and the context's own errors match with [errors.Is]. A handler chooses its code with
 // [Errorf]; any other error reaches the caller as [CodeInternal] without its text.
+//
+// [Error.WithDetail] adds typed values such as a [BadRequest], which callers read with [Detail], and
+// [Error.WithRetryAfter] a hint when to try again. Middleware that refuses a call before it ran says
+// so with [Refuse]. [Hide] keeps the error of another service from this service's callers. Package
+// amqpxtest makes errors of every outcome for tests.
+//
+// # Metadata
+//
+// A caller sends headers with [WithHeader]; a handler reads them in its [Request], sets headers and
+// trailers of the response with [SetResponseHeader] and [SetResponseTrailer], and code far below
+// the handler finds the request with [RequestFromContext]. A caller reads headers, trailers, the
+// correlation id and the id of the server with [WithCallInfo], also of a failed call.
 //
 // # Guarantees
 //

@@ -210,3 +210,50 @@ func ExampleClient_Open() {
 	cancel()
 	_ = client.Close(context.Background())
 }
+
+// A method with types is a variable which server and callers share. Tests need no broker.
+func ExampleMethod() {
+	type person struct{ Name string }
+	type greeting struct{ Text string }
+	greet := amqpx.NewMethod[person, greeting]("greet", amqpx.JSON(), amqpx.Validate(func(p person) error {
+		if p.Name == "" {
+			return amqpx.Errorf(amqpx.CodeInvalidArgument, "whom?").WithDetail(amqpx.BadRequest{
+				FieldViolations: []amqpx.FieldViolation{{Field: "Name", Description: "is empty"}},
+			})
+		}
+		return nil
+	}))
+	handler := greet.Handler(func(_ context.Context, p person) (greeting, error) {
+		return greeting{"hello " + p.Name}, nil
+	})
+	for _, body := range []string{`{"Name":"world"}`, `{"Name":7}`, `{}`} {
+		response, err := handler(context.Background(), &amqpx.Request{Body: []byte(body)})
+		fmt.Println(string(response), err)
+		var bad amqpx.BadRequest
+		if amqpx.Detail(err, &bad) {
+			fmt.Println(bad.FieldViolations)
+		}
+	}
+	// Output:
+	// {"Text":"hello world"} <nil>
+	//  invalid_argument: field "Name": want a string, got number
+	// [{Name want a string, got number }]
+	//  invalid_argument: whom?
+	// [{Name is empty }]
+}
+
+// Middleware that refuses a call says that the call did not run, and when to call again.
+func ExampleRefuse() {
+	limit := func(next amqpx.Handler) amqpx.Handler {
+		return func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+			if req.User == "greedy" {
+				return nil, amqpx.Refuse(amqpx.CodeResourceExhausted, "%s is over its limit", req.User).WithRetryAfter(time.Second)
+			}
+			return next(ctx, req)
+		}
+	}
+	h := limit(func(context.Context, *amqpx.Request) ([]byte, error) { return nil, nil })
+	_, err := h(context.Background(), &amqpx.Request{User: "greedy"})
+	fmt.Println(err)
+	// Output: resource_exhausted: greedy is over its limit (did not run)
+}

@@ -399,6 +399,8 @@ var (
 	errNoFuture   = errors.New("this Future was not made by Client.Go")
 	errNilContext = errors.New("the context is nil: pass context.Background() if there is no other")
 	errNilOption  = errors.New("a CallOption is nil")
+
+	errCallTimeout = errors.New("CallTimeout: want more than 0")
 )
 
 // serverClosedError is ErrClosed with the text for a server.
@@ -516,6 +518,9 @@ func validateShared(where string, opts []CallOption) error {
 	var faults []error
 	if cfg.idempotencyKey != "" {
 		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
+	}
+	if cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
 	}
 	if cfg.info != nil {
 		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))

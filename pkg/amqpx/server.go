@@ -132,14 +132,12 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	if s == nil || s.cfg == nil {
 		return misused(errNoServer)
 	}
-	if h != nil {
-		h = s.deduplicate(h)
-	}
-	return s.register(s.methods, name, h, opts)
+	return s.register(s.methods, name, h, s.deduplicate, opts)
 }
 
-// register adds a method to methods, which are those for calls or for streams.
-func (s *Server) register(methods map[string]*serverMethod, name string, h Handler, opts []HandleOption) error {
+// register adds a method to methods, which are those for calls or for streams. The middleware around
+// is outside the limits of the method; it may be nil.
+func (s *Server) register(methods map[string]*serverMethod, name string, h Handler, around Middleware, opts []HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
@@ -152,17 +150,27 @@ func (s *Server) register(methods map[string]*serverMethod, name string, h Handl
 	case s.serving.Load():
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
-	wrapped, err := chain(h, s.cfg.middleware)
-	if err != nil {
-		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
-	}
-	m := &serverMethod{name: name, number: len(s.methods), handler: Chain(wrapped, Recover(s.cfg.logger))}
+	m := &serverMethod{name: name, number: len(s.methods)}
 	for i, o := range opts {
 		if o == nil {
 			return fmt.Errorf("amqpx: method %q: option %d is nil", name, i+1)
 		}
 		o(m)
 	}
+	if m.fault != nil {
+		return fmt.Errorf("amqpx: method %q: %w", name, m.fault)
+	}
+	if m.slots != nil {
+		h = m.slots.limit(h)
+	}
+	if around != nil {
+		h = around(h)
+	}
+	wrapped, err := chain(h, s.cfg.middleware)
+	if err != nil {
+		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
+	}
+	m.handler = Chain(wrapped, Recover(s.cfg.logger))
 	methods[name] = m
 	return nil
 }
@@ -206,7 +214,7 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	var watchdog sync.WaitGroup
 	drained := make(chan struct{})
-	if s.cfg.maxHandlerTime > 0 {
+	if s.limitsHandlers() {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
 	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called

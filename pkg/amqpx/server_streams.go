@@ -253,7 +253,7 @@ func (s *Server) openStreams(main *consumer) (*streamConsumer, error) {
 
 // bind binds the queues to the request exchange, for clients that publish there.
 func (c *streamConsumer) bind() {
-	if c.server.bindOrWarn(c.sess, c.server.cfg.queue.streamsQueue().Name) {
+	if _, bound := c.server.bindOrWarn(c.sess, c.server.cfg.queue.streamsQueue().Name); bound {
 		c.server.bindOrWarn(c.sess, c.queue)
 	}
 }

@@ -200,8 +200,7 @@ func (s *Server) startWatchdog(watchdog *sync.WaitGroup, over <-chan struct{}) {
 // watchHandlers looks for stuck handlers periodically until over is closed. A timer for each
 // request would make each request slower.
 func (s *Server) watchHandlers(over <-chan struct{}) {
-	limit := s.cfg.maxHandlerTime
-	pause := time.NewTicker(min(max(limit/4, 10*time.Millisecond), watchPauseMax))
+	pause := time.NewTicker(s.watchPause())
 	defer pause.Stop()
 	for {
 		select {
@@ -211,7 +210,11 @@ func (s *Server) watchHandlers(over <-chan struct{}) {
 		}
 		now := time.Now()
 		for i := range s.load.places {
-			if r := s.load.places[i].Load(); r != nil && s.load.age(r, now) >= limit+stuckGrace {
+			r := s.load.places[i].Load()
+			if r == nil {
+				continue
+			}
+			if limit := s.maxTimeOf(r.request.method); limit > 0 && s.load.age(r, now) >= limit+stuckGrace {
 				s.giveUpOn(r, limit)
 			}
 		}
@@ -276,12 +279,12 @@ func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 }
 
 // limitOf returns the deadline of a handler's context: the caller's deadline or the server's
-// time limit, whichever is earlier. The zero time means no deadline.
-func (s *Server) limitOf(in *incoming, arrived, begun time.Time) (deadline time.Time) {
+// time limit for the method, whichever is earlier. The zero time means no deadline.
+func (s *Server) limitOf(m *serverMethod, in *incoming, arrived, begun time.Time) (deadline time.Time) {
 	if in.Budget != wire.NoBudget {
 		deadline = arrived.Add(in.Budget)
 	}
-	if limit := s.cfg.maxHandlerTime; limit > 0 {
+	if limit := s.maxTimeOf(m); limit > 0 {
 		if own := begun.Add(limit); deadline.IsZero() || own.Before(deadline) {
 			deadline = own
 		}
@@ -361,7 +364,7 @@ func expiredRefusal(budget, queued time.Duration) *Error {
 // watchdog has responded already.
 func (s *Server) invoke(ctx context.Context, req *inboundRequest, m *serverMethod, begun time.Time) {
 	r := newInvocation(req)
-	r.Init(ctx, s.limitOf(req.in, req.delivery.arrived, begun))
+	r.Init(ctx, s.limitOf(m, req.in, req.delivery.arrived, begun))
 	defer r.Cancel()
 	req.invoked = r
 	queued := begun.Sub(req.delivery.arrived)

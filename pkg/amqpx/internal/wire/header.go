@@ -30,6 +30,7 @@ const (
 	HeaderRetry      = HeaderPrefix + "retry"
 	HeaderServer     = HeaderPrefix + "server"
 	HeaderDetails    = HeaderPrefix + "details"
+	HeaderAccept     = HeaderPrefix + "accept-encoding"
 	// HeaderTrailer is the beginning of the names of a response's trailers.
 	HeaderTrailer    = HeaderPrefix + "trailer-"
 	HeaderTimes      = HeaderPrefix + "times"

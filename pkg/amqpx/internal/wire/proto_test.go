@@ -36,6 +36,7 @@ func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 			"id": requestID, "method": requestMethod, "body": requestBody, "timeout_ms": requestTimeout, "message_id": requestMessageID,
 			"idempotent": requestIdempotent, "resent": requestResent, "retry": requestRetry, "headers": requestHeader,
 			"content_type": requestContentType, "content_encoding": requestEncoding, "unsampled": requestUnsampled, "times": requestTimes,
+			"accept_encoding": requestAccept,
 		},
 		"Response": {
 			"id": responseID, "body": responseBody, "code": responseCode, "ran": responseRan, "retry": responseRetry,

@@ -26,6 +26,9 @@ type Request struct {
 	Header map[string]any
 	// ContentType and ContentEncoding describe the body; may be "".
 	ContentType, ContentEncoding string
+	// AcceptEncoding lists the content encodings that the response may have, separated by commas;
+	// may be "".
+	AcceptEncoding string
 	// ID is the id of the call (correlation_id).
 	ID string
 	// Key is the idempotency key (message_id); may be "".
@@ -88,6 +91,9 @@ func (r *Request) Check(maxBody int) error {
 			return err
 		}
 	}
+	if len(r.AcceptEncoding) > MaxShortString {
+		return fmt.Errorf("accepted content encodings of %d bytes: want at most %d", len(r.AcceptEncoding), MaxShortString)
+	}
 	if r.ContentType != "" || r.ContentEncoding != "" {
 		return CheckContent(r.ContentType, r.ContentEncoding)
 	}
@@ -120,6 +126,9 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 	}
 	if r.Unsampled {
 		msg.Timestamp = unsampledTimestamp()
+	}
+	if r.AcceptEncoding != "" {
+		SetHeader(&msg, HeaderAccept, r.AcceptEncoding)
 	}
 	if r.Resent {
 		SetHeader(&msg, HeaderResent, true)
@@ -238,6 +247,9 @@ func (r *Request) readHeaders(d *amqp.Delivery) error {
 		r.LostDeliveries = int(min(max(n, 0), math.MaxInt32))
 	}
 	r.Retry, _ = WholeNumber(h[HeaderRetry])
+	if accept, _ := h[HeaderAccept].(string); len(accept) <= MaxShortString {
+		r.AcceptEncoding = accept
+	}
 	return nil
 }
 
@@ -256,6 +268,7 @@ const (
 	requestEncoding    = 11
 	requestUnsampled   = 12
 	requestTimes       = 13
+	requestAccept      = 14
 
 	headerName   = 1
 	headerValue  = 2
@@ -268,7 +281,7 @@ func (r *Request) FitsBatch() bool { return allFlat(r.Header) }
 
 // BatchSize returns an upper bound of the bytes that AppendTo appends.
 func (r *Request) BatchSize() int {
-	n := recordOverhead + len(r.ID) + len(r.Method) + len(r.Body) + len(r.Key) + len(r.ContentType) + len(r.ContentEncoding)
+	n := recordOverhead + len(r.ID) + len(r.Method) + len(r.Body) + len(r.Key) + len(r.ContentType) + len(r.ContentEncoding) + len(r.AcceptEncoding)
 	return n + headersSize(r.Header)
 }
 
@@ -350,6 +363,7 @@ func (r *Request) appendRest(b []byte, start int, budget time.Duration) []byte {
 	if r.WantsTimes {
 		b = appendNumber(b, requestTimes, 1)
 	}
+	b = appendText(b, requestAccept, r.AcceptEncoding)
 	b = appendHeaders(b, requestHeader, r.Header)
 	return endRecord(b, start)
 }
@@ -419,6 +433,8 @@ func (r *Request) setBytes(f field, intern func([]byte) string) error {
 		return setText(&r.ContentType, "content_type", f.bytes)
 	case requestEncoding:
 		return setText(&r.ContentEncoding, "content_encoding", f.bytes)
+	case requestAccept:
+		return setText(&r.AcceptEncoding, "accept_encoding", f.bytes)
 	case requestHeader:
 		return r.addHeader(f.bytes)
 	}
