@@ -168,7 +168,7 @@ cluster: ## fail each node of a cluster of three in every way; 20 minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
-cluster-short: ## like cluster, with a killed node and a rolling restart; two minutes
+cluster-short: ## like cluster, with two killed nodes; two minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status)$$'
 
 soak: ## inject random faults from SEED for the time SOAK

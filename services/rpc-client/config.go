@@ -20,8 +20,9 @@ import (
 type Config struct {
 	service.Config
 
-	// Mode is "calls", or "fleet" to list the servers of the queue.
-	Mode string `envconfig:"RPC_MODE" default:"calls" oneof:"calls fleet"`
+	// Mode is "calls", "call" to make one call and print its response, or "fleet" to list the
+	// servers of the queue.
+	Mode string `envconfig:"RPC_MODE" default:"calls" oneof:"calls call fleet"`
 	// FleetFormat is the format of the list of servers: table or json.
 	FleetFormat string `envconfig:"RPC_FLEET_FORMAT" default:"table" oneof:"table json"`
 	// Method is the function to call.
@@ -112,13 +113,17 @@ func (c *Config) calls() loadgen.Options {
 	return loadgen.Options{Workload: c.workload(), Method: c.Method, Body: c.Body, Expect: cmp.Or(c.Expect, c.Method), Timeout: c.Timeout}
 }
 
-// callOptions returns the options of every call. A call always waits, until its deadline, for
-// a server to start.
+// callOptions returns the options of every call. Except in the mode call, a call waits, until its
+// deadline, for a server to start.
 func (c *Config) callOptions() []amqpx.CallOption {
-	if c.Idempotent {
-		return []amqpx.CallOption{amqpx.WaitForServer(), amqpx.Idempotent()}
+	var options []amqpx.CallOption
+	if c.Mode != modeCall {
+		options = append(options, amqpx.WaitForServer())
 	}
-	return []amqpx.CallOption{amqpx.WaitForServer()}
+	if c.Idempotent {
+		options = append(options, amqpx.Idempotent())
+	}
+	return options
 }
 
 // options returns the library's options for these settings. Without debug log, calls that

@@ -29,7 +29,7 @@ func load(t *testing.T) (*Config, []string) {
 
 // badValues holds an invalid value for every variable.
 var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochecknoglobals // a table
-	"RPC_MODE":             {"list", `the value is not one of: calls, fleet`, configtest.IsEmpty},
+	"RPC_MODE":             {"list", `the value is not one of: calls, call, fleet`, configtest.IsEmpty},
 	"RPC_FLEET_FORMAT":     {"yaml", `the value is not one of: table, json`, configtest.IsEmpty},
 	"RPC_METHOD":           {strings.Repeat("m", 256), "has 256 bytes, more than 255", configtest.IsEmpty},
 	"RPC_BODY":             {"", "", ""}, // Every body is valid.

@@ -3,8 +3,9 @@
 //
 //	rpc-client               call, print a summary; exit 0 if every call was
 //	                         answered as expected, 1 if not, 2 on bad settings.
-//	                         With RPC_MODE=fleet: list the servers of the queue; exit 1
-//	                         if there is none
+//	                         With RPC_MODE=call: make one call and print its response;
+//	                         exit 1 if it fails. With RPC_MODE=fleet: list the servers
+//	                         of the queue; exit 1 if there is none
 //	rpc-client check         exit 0 if the settings are good, else 2
 //	rpc-client healthcheck   exit 0 if the running client is ready, else 1
 package main
@@ -24,9 +25,9 @@ import (
 const name = "rpc-client"
 
 const usage = `usage: rpc-client [check | healthcheck]
-Calls a function over RabbitMQ and checks every response; with RPC_MODE=fleet it lists
-the servers instead. Settings come from the environment only: docs/operations.md
-lists them.
+Calls a function over RabbitMQ and checks every response. With RPC_MODE=call it makes one
+call and prints the response; with RPC_MODE=fleet it lists the servers. Settings come
+from the environment only: docs/operations.md lists them.
 `
 
 func main() {
@@ -39,10 +40,14 @@ func run(parent context.Context, args []string, stdout, stderr io.Writer) error 
 	return service.Run(parent, args, stdout, stderr, screen, service.Program{
 		Name: name, Usage: usage, Settings: &settings,
 		Serve: func(drain, force context.Context, logger *zap.Logger) error {
-			if settings.Mode == modeFleet {
+			switch settings.Mode {
+			case modeCall:
+				return call(drain, force, &settings, stdout, logger)
+			case modeFleet:
 				return fleet(drain, force, &settings, stdout, logger)
+			default:
+				return work(drain, force, &settings, screen, stdout, logger)
 			}
-			return work(drain, force, &settings, screen, stdout, logger)
 		},
 	})
 }

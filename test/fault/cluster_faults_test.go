@@ -103,7 +103,7 @@ func clusterScenarios() []scenario {
 		},
 		{
 			name: "rolling-quorum", about: "each node stopped and started in turn",
-			load: paced(quorum), place: replyAtRisk(), fault: rollNodes, short: true, rolling: true,
+			load: paced(quorum), place: replyAtRisk(), fault: rollNodes, rolling: true,
 		},
 		{
 			name: "rolling-drained", about: "each node drained, stopped and started in turn",

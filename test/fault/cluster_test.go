@@ -35,7 +35,7 @@ const (
 // judgeCluster checks how soon clients receive responses after a node's end.
 func judgeCluster(t *testing.T, run report.Run) {
 	t.Helper()
-	const median, enough = time.Second, 8 // as many as TestClusterShort has
+	const median, enough = time.Second, 8 // more than TestClusterShort has
 	var gaps, firsts []time.Duration
 	for _, l := range run.Survived() {
 		gaps, firsts = append(gaps, l.Gap), append(firsts, l.First)

@@ -45,7 +45,8 @@ func TestExamples(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.CommandContext(rig.Patience(t), rig.BuildExample(t, name))
+			program := rig.BuildExample(t, name)
+			cmd := exec.CommandContext(rig.Patience(t), program)
 			cmd.Env = append(cmd.Environ(), "AMQP_URL="+exampleVhost(t))
 			var stderr strings.Builder
 			cmd.Stderr = &stderr
