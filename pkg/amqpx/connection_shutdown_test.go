@@ -412,7 +412,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 				n++
 			}
 			wantSame(t, name+": updates before the end", n, 1)
-			for st := range watch(nil) { //nolint:staticcheck // the test is about it.
+			for st := range watch(nil) {
 				wantIs(t, st.Err, errNilContext)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -511,4 +512,60 @@ func TestOptionsOfAConnection(t *testing.T) {
 	if err := conn.Shutdown(nil); !errors.Is(err, errNilContext) { //nolint:staticcheck // the test is about it.
 		t.Errorf("Shutdown(nil): %v", err)
 	}
+}
+
+// The function of WithDialer opens every network connection, and its error is the fault.
+func TestDialerOfTheProgram(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked []string
+		dialer := WithDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
+			if _, ok := ctx.Deadline(); !ok {
+				t.Error("the context has no deadline")
+			}
+			asked = append(asked, network+" "+address)
+			return nil, errors.New("the proxy refuses")
+		})
+		conn, err := Connect("amqp://app:secret@broker.test", dialer, WithBackoff(time.Second, time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := conn.NewClient()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = client.WaitReady(within(t, time.Minute))
+		wantTexts(t, err, "the proxy refuses", "connect: no connection")
+		wantSame(t, "fault", FaultOf(err), FaultUnreachable)
+		if err := conn.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if len(asked) < 2 {
+			t.Errorf("asked %d times in a minute", len(asked))
+		}
+		for _, what := range asked {
+			wantSame(t, "asked for", what, "tcp broker.test:5672")
+		}
+	})
+}
+
+// Many clients that close at once have more channels than a mux may give up.
+func TestManyClientsCloseAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openShop(t, 1, handlers{"echo": echo})
+		var all []*Client
+		for range 40 {
+			all = append(all, s.client(0))
+		}
+		for _, c := range all {
+			ready(t, c.WaitReady)
+		}
+		if err := forEach(all, func(c *Client) error { return c.Close(t.Context()) }); err != nil {
+			t.Error(err)
+		}
+		s.callAll()
+		s.wantReconnects(0)
+		wantSame(t, "dials", s.dials(), 2)
+	})
 }

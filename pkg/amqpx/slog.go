@@ -26,7 +26,7 @@ type slogCore struct{ handler slog.Handler }
 // slogLevel returns the level of log/slog for a level of zap. zap's levels above error are used for
 // errors that end the program, which this package does not log.
 func slogLevel(l zapcore.Level) slog.Level {
-	switch l { //nolint:exhaustive // the others are errors.
+	switch l {
 	case zapcore.DebugLevel:
 		return slog.LevelDebug
 	case zapcore.InfoLevel:

@@ -257,7 +257,8 @@ func (b *statusBoard) unwatch(w chan Status) {
 // watchUntil is watch until ctx ends. A nil context is a mistake, which the only status shows.
 func (b *statusBoard) watchUntil(ctx context.Context) <-chan Status {
 	if ctx == nil {
-		b, ctx = closedBoard(errNilContext), context.Background() //nolint:forbidigo // the watch of a closed board ends at once.
+		updates, _ := closedBoard(errNilContext).watch()
+		return updates
 	}
 	updates, stop := b.watch()
 	context.AfterFunc(ctx, stop)

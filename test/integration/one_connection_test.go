@@ -17,8 +17,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// shared is a connection with servers and clients of several queues.
-type shared struct {
+// oneConnection is a connection with servers and clients of several queues.
+type oneConnection struct {
 	t       *testing.T
 	conn    *amqpx.Connection
 	queues  []amqpx.Queue
@@ -26,11 +26,11 @@ type shared struct {
 	clients []*amqpx.Client
 }
 
-// share starts a server and a client for each of n queues on one connection, and waits until all
+// onOneConnection starts a server and a client for each of n queues on one connection, and waits until all
 // are ready.
-func share(t *testing.T, url string, n int, methods rig.Methods, opts ...amqpx.ConnectionOption) *shared {
+func onOneConnection(t *testing.T, url string, n int, methods rig.Methods, opts ...amqpx.ConnectionOption) *oneConnection {
 	t.Helper()
-	s := &shared{t: t}
+	s := &oneConnection{t: t}
 	for range n {
 		s.queues = append(s.queues, rig.On(t, url).Queue)
 	}
@@ -67,7 +67,7 @@ func share(t *testing.T, url string, n int, methods rig.Methods, opts ...amqpx.C
 }
 
 // ready waits until all servers and clients are ready.
-func (s *shared) ready() {
+func (s *oneConnection) ready() {
 	s.t.Helper()
 	for i := range s.servers {
 		if err := errors.Join(s.servers[i].WaitReady(rig.Patience(s.t)), s.clients[i].WaitReady(rig.Patience(s.t))); err != nil {
@@ -77,7 +77,7 @@ func (s *shared) ready() {
 }
 
 // call calls "echo" at every queue.
-func (s *shared) call() {
+func (s *oneConnection) call() {
 	s.t.Helper()
 	for i, c := range s.clients {
 		body := fmt.Appendf(nil, "call %d", i)
@@ -89,7 +89,7 @@ func (s *shared) call() {
 
 // reconnects returns how often clients and servers have connected again, and whether each did as
 // often.
-func (s *shared) reconnects() (n uint64, same bool) {
+func (s *oneConnection) reconnects() (n uint64, same bool) {
 	n, same = s.clients[0].Stats().Reconnects, true
 	for i := range s.clients {
 		same = same && s.clients[i].Stats().Reconnects == n && s.servers[i].Stats().Reconnects == n
@@ -107,7 +107,7 @@ func TestFiveServersAndFiveClientsOnTwoConnections(t *testing.T) {
 	tenant := m.Tenant()
 	tenant.Grant(".*")
 	tenant.LimitUser("max-connections", 2)
-	s := share(t, tenant.URL(), 5, rig.Methods{"echo": echoBody}, amqpx.WithName("five"))
+	s := onOneConnection(t, tenant.URL(), 5, rig.Methods{"echo": echoBody}, amqpx.WithName("five"))
 	s.call()
 	var listed []struct {
 		Name       string `json:"name"`
@@ -137,7 +137,7 @@ func TestSharedConnectionIsLostOnce(t *testing.T) {
 	r := rig.New(t)
 	proxy := r.Proxy()
 	var dials atomic.Int64
-	s := share(t, proxy.URL(), 5, rig.Methods{"echo": echoBody}, amqpx.WithDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
+	s := onOneConnection(t, proxy.URL(), 5, rig.Methods{"echo": echoBody}, amqpx.WithDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 		dials.Add(1)
 		return new(net.Dialer).DialContext(ctx, network, address)
 	}))
@@ -166,7 +166,7 @@ func TestFaultOfOneOfASharedConnection(t *testing.T) {
 	m := rig.Manage(t)
 	tenant := m.Tenant()
 	tenant.Permit("^test[.].*", ".*", ".*")
-	s := share(t, tenant.URL(), 2, rig.Methods{"echo": echoBody})
+	s := onOneConnection(t, tenant.URL(), 2, rig.Methods{"echo": echoBody})
 	server, err := s.conn.NewServer(amqpx.WithQueue(amqpx.Queue{Name: "forbidden"}))
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +250,7 @@ func TestShutdownOfASharedConnection(t *testing.T) {
 // is made, which waits for the end of the alarm.
 func sharedWhileTheBrokerBlocks(t *testing.T, broker *rig.Broker) {
 	t.Helper()
-	s := share(t, broker.URL, 2, rig.Methods{"echo": echoBody})
+	s := onOneConnection(t, broker.URL, 2, rig.Methods{"echo": echoBody})
 	s.call()
 	broker.Ctl("set_vm_memory_high_watermark", "0.0001")
 	lifted := false

@@ -40,10 +40,10 @@ func Example_connection() {
 	fmt.Println(<-served, <-served)
 
 	_, err = greet.Call(ctx, "greet", []byte("1"))
-	fmt.Println(err, "|", amqpx.OutcomeOf(err))
+	fmt.Println(err)
 	// Output:
 	// hello Ada <nil>
 	// shut down: <nil>
 	// <nil> <nil>
-	// unavailable: client closed | did not run
+	// unavailable: client closed (did not run)
 }

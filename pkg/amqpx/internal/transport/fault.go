@@ -279,7 +279,7 @@ func FaultOf(target Target, err error) FaultKind {
 		return FaultHostUnknown
 	case errors.Is(err, ErrConnectionEnded):
 		return FaultConnectionLost
-	case at == nil, errors.As(err, &dial) && dial.Op == "dial":
+	case at == nil, at.step == stepConnect, errors.As(err, &dial) && dial.Op == "dial":
 		return FaultUnreachable
 	default:
 		return FaultConnectionLost

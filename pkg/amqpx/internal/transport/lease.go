@@ -40,7 +40,7 @@ type muxedConn struct {
 	mux *Session
 
 	mu       sync.Mutex
-	channels map[*muxedChannel]struct{} // open
+	channels map[*muxedChannel]struct{} // open, or ended since the last was opened
 	isCut    bool
 	cut      chan struct{} // closed by Cut
 }
@@ -52,21 +52,17 @@ func (s *Session) share(conn Conn, limits ContentLimits) *muxedConn {
 
 // Channel implements Conn.
 func (c *muxedConn) Channel() (Channel, error) {
-	type opened struct {
-		ch  Channel
-		err error
-	}
-	result := make(chan opened, 1)
+	result := make(chan response[Channel], 1)
 	go func() { // ends with the broker's response, or with the connection
 		ch, err := c.Conn.Channel()
-		result <- opened{ch, err}
+		result <- response[Channel]{ch, err}
 	}()
 	select {
-	case o := <-result:
-		if o.err != nil {
-			return nil, o.err
+	case opened := <-result:
+		if opened.err != nil {
+			return nil, opened.err
 		}
-		ch := &muxedChannel{Channel: o.ch, conn: c, turn: make(chan struct{}, 1)}
+		ch := &muxedChannel{Channel: opened.value, conn: c, turn: make(chan struct{}, 1)}
 		if !c.add(ch) {
 			ch.end()
 			return nil, amqp.ErrClosed
@@ -74,29 +70,27 @@ func (c *muxedConn) Channel() (Channel, error) {
 		return ch, nil
 	case <-c.cut:
 		go func() { // ends with the broker's response, or with the connection
-			if o := <-result; o.err == nil {
-				_ = o.ch.Close()
+			if opened := <-result; opened.err == nil {
+				_ = opened.value.Close()
 			}
 		}()
 		return nil, amqp.ErrClosed
 	}
 }
 
-// add records an open channel. It returns false after Cut.
+// add records an open channel, and forgets those that have ended. It returns false after Cut.
 func (c *muxedConn) add(ch *muxedChannel) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for other := range c.channels {
+		if other.IsClosed() {
+			delete(c.channels, other)
+		}
+	}
 	if !c.isCut {
 		c.channels[ch] = struct{}{}
 	}
 	return !c.isCut
-}
-
-// remove forgets a channel that has ended.
-func (c *muxedConn) remove(ch *muxedChannel) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.channels, ch)
 }
 
 // Cut implements Conn: every call that waits for the broker returns, and no further calls reach
@@ -141,25 +135,29 @@ const maxUnclosed = 64
 
 // end closes the channel. If the broker does not respond in time, the channel is abandoned.
 func (c *muxedChannel) end() {
-	mux := c.conn.mux
 	closed := make(chan struct{})
-	if mux.unclosed.Add(1) > maxUnclosed && mux.Flow.Unblocked() == nil {
-		mux.Fail(errUnresponsive)
-	}
 	go func() { // ends with the broker's response, or with the connection
 		c.turn <- struct{}{}
 		_ = c.Channel.Close()
 		<-c.turn
-		mux.unclosed.Add(-1)
 		close(closed)
 	}()
 	limit := time.NewTimer(CloseTimeout)
 	defer limit.Stop()
 	select {
 	case <-closed:
+		return
 	case <-limit.C:
-		c.Channel.Abandon()
 	}
+	c.Channel.Abandon()
+	mux := c.conn.mux
+	if mux.unclosed.Add(1) > maxUnclosed && mux.Flow.Unblocked() == nil {
+		mux.Fail(errUnresponsive)
+	}
+	go func() { // as above
+		<-closed
+		mux.unclosed.Add(-1)
+	}()
 }
 
 // muxedChannel is a channel of a muxedConn. Its methods that wait for the broker return at the
@@ -191,9 +189,6 @@ func await[T any](c *muxedChannel, method func() (T, error)) (T, error) {
 	}()
 	select {
 	case r := <-done:
-		if r.err != nil && c.Channel.IsClosed() {
-			c.conn.remove(c)
-		}
 		return r.value, r.err
 	case <-c.conn.cut:
 		var none T
@@ -259,10 +254,4 @@ func (c *muxedChannel) QueueDelete(name string, ifUnused, ifEmpty, noWait bool) 
 
 func (c *muxedChannel) Barrier() error { return c.do(c.Channel.Barrier) }
 
-func (c *muxedChannel) Close() error {
-	err := c.do(c.Channel.Close)
-	if c.Channel.IsClosed() {
-		c.conn.remove(c)
-	}
-	return err
-}
+func (c *muxedChannel) Close() error { return c.do(c.Channel.Close) }

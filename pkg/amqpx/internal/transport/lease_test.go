@@ -37,14 +37,9 @@ func TestLeaseHasItsOwnLimits(t *testing.T) {
 	)
 	f, channels := intakeOf(bytes.NewReader(stream), ContentLimits{MaxBody: 10})
 	l := &netLink{socket: &socket{frames: f}}
-	var leases []*netLease
-	for i, limits := range []ContentLimits{first, second} {
-		lease, ok := l.Lease(limits).(*netLease)
-		if !ok {
-			t.Fatal("no netLease")
-		}
+	leases := []*netLease{leaseOf(t, l, first), leaseOf(t, l, second)}
+	for i, lease := range leases {
 		channels[i].lease = lease
-		leases = append(leases, lease)
 	}
 	if _, err := io.ReadAll(f); err != nil {
 		t.Fatal(err)
@@ -67,6 +62,15 @@ func TestLeaseHasItsOwnLimits(t *testing.T) {
 	wantSame(t, "counted by the connection", f.unclaimed.Bytes(), 0)
 }
 
+func leaseOf(t *testing.T, l *netLink, limits ContentLimits) *netLease {
+	t.Helper()
+	lease, ok := l.Lease(limits).(*netLease)
+	if !ok {
+		t.Fatal("no netLease")
+	}
+	return lease
+}
+
 // limitsInHand returns the counter of a lease.
 func (l *netLease) limitsInHand() *BytesInHand { return l.bodies.limits.InHand }
 
@@ -77,7 +81,7 @@ func TestCorkOfALeaseIsItsOwn(t *testing.T) {
 	s := newSocket(c, time.Second)
 	s.frames = newFrameReader(bytes.NewReader(nil), ContentLimits{})
 	l := &netLink{socket: s}
-	corked, other := l.Lease(ContentLimits{}).(*netLease), l.Lease(ContentLimits{}).(*netLease) //nolint:errcheck // as in TestLeaseHasItsOwnLimits.
+	corked, other := leaseOf(t, l, ContentLimits{}), leaseOf(t, l, ContentLimits{})
 	write := func(of *netLease, text string) {
 		t.Helper()
 		ch := &netChannel{Channel: new(amqp.Channel), lease: of}
