@@ -167,6 +167,18 @@ func (r *callRequest) setKey(key string, isID bool) {
 	}
 }
 
+// noteContent sets the receivedContent of a call that has a response, if the caller wants it.
+func (k *call) noteContent(limit int) {
+	m := k.req.more
+	if m == nil || m.content == nil || !k.responded {
+		return
+	}
+	*m.content = receivedContent{limit: limit}
+	if p := k.response.Properties; p != nil {
+		m.content.contentType, m.content.contentEncoding = p.ContentType, p.ContentEncoding
+	}
+}
+
 // info returns the CallInfo that the caller wants; nil if the caller wants none.
 func (r *callRequest) info() *CallInfo {
 	if r.more == nil {

@@ -19,8 +19,8 @@ import (
 const MaxDetailsBytes = wire.MaxDetailsBytes
 
 // DetailEncoder is a value that can be a detail of an error ([Error.WithDetail]). [BadRequest],
-// [ErrorInfo], [AnyDetail] and the result of [JSONDetail] are such values. Package amqpxproto turns
-// any message of protocol buffers into one.
+// [ErrorInfo], [AnyDetail] and the result of [JSONDetail] are such values. A message of protocol
+// buffers is one as an AnyDetail with the fields of its anypb.Any.
 type DetailEncoder interface {
 	// DetailType returns the name of the type: the full name of a message of protocol buffers,
 	// such as "google.rpc.BadRequest", or a type URL with a "/".
