@@ -345,7 +345,7 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 		a.sessionReplaced(s.Generation, c.responsesLost)
 	}
 	c.responsesLost = false
-	s.Run(func() { c.keepStreams(s) }) //nolint:contextcheck // a session outlives the context of its set-up.
+	s.Run(func() { c.keepStreams(s) })
 	if c.cancels != nil {
 		s.Run(func() { c.publishCancels(s) })
 	}

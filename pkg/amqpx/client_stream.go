@@ -29,6 +29,7 @@ type ClientStream struct {
 	key    string
 	id     atomic.Pointer[string] // nil until the opening was written
 	stop   func() bool            // ends the watch of the context
+	leave  func()                 // the client's Shutdown no longer waits for the stream
 
 	answered sync.Once // see CloseAndRecv
 	begun    atomic.Bool
@@ -86,7 +87,16 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	if timeout < 0 {
 		return nil, misused(errCallTimeout)
 	}
-	s := &ClientStream{client: c}
+	if !c.calls.Enter() {
+		return nil, c.limitError(ErrClosed)
+	}
+	s := &ClientStream{client: c, leave: sync.OnceFunc(c.calls.Leave)}
+	opened := false
+	defer func() {
+		if !opened {
+			s.leave()
+		}
+	}()
 	start := &streamStart{stream: s, patient: cfg.waitForServer, timeout: timeout, started: make(chan struct{}), first: first, half: half}
 	start.windows = [2]int{DefaultStreamItems, DefaultStreamBytes}
 	if cfg.windowItems > 0 {
@@ -100,7 +110,11 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	req.sent.stream = start
 	h := c.handlerOf(ctx, &req)
 	if h == nil {
-		return s, s.begin(ctx, &req)
+		if err := s.begin(ctx, &req); err != nil {
+			return nil, err
+		}
+		opened = true
+		return s, nil
 	}
 	refused := make(chan error, 1)
 	go func() { // ends with the stream, or when middleware refuses it
@@ -112,15 +126,15 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	}()
 	select {
 	case <-start.started:
-		return s, nil
 	case err := <-refused:
 		select {
 		case <-start.started: // and has ended already
-			return s, nil
 		default:
 			return nil, err
 		}
 	}
+	opened = true
+	return s, nil
 }
 
 // roundTrip is the innermost handler for the request of a stream: it makes the stream, and returns
@@ -169,6 +183,7 @@ func (s *ClientStream) begin(ctx context.Context, req *Request) error {
 		<-stopped
 		s.stop()
 		cancel()
+		s.leave()
 	}
 	s.st = s.client.streams.table.NewStream(o)
 	if t.half {

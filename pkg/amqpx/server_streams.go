@@ -103,7 +103,7 @@ func (t *serverStreams) count() int {
 	return t.running
 }
 
-// admit counts a stream, or returns the refusal of a stream beyond a limit.
+// admitStream counts a stream, or returns the refusal of a stream beyond a limit.
 func (s *Server) admitStream(m *serverMethod, caller callerID, ofClient int) *Error {
 	t := &s.streams
 	t.mu.Lock()
@@ -128,7 +128,7 @@ func (s *Server) admitStream(m *serverMethod, caller callerID, ofClient int) *Er
 	return e
 }
 
-// release reverts admitStream.
+// releaseStream reverts admitStream.
 func (s *Server) releaseStream(m *serverMethod, caller callerID) {
 	t := &s.streams
 	t.mu.Lock()
@@ -149,7 +149,7 @@ func (t *serverStreams) ended(x *ServerStream) {
 	x.server.releaseStream(x.method, newCallerID(x.user, x.replyTo))
 }
 
-// isFull reports whether no further stream may be opened.
+// streamsFull reports whether no further stream may be opened.
 func (s *Server) streamsFull() bool { return s.streams.count() >= s.cfg.maxStreams }
 
 // streamConsumer consumes openings and frames in one session.

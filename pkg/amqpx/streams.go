@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -216,7 +217,7 @@ func (m *frameMessage) OnResult(f publish.Result) {
 // Reject implements publish.Rejectable.
 func (m *frameMessage) Reject(cause error) { m.Failed(cause) }
 
-// streamLinkCause is why a link of streams has ended although its session goes on.
+// errStreamQueueGone is why a link of streams has ended although its session goes on.
 var errStreamQueueGone error = &transport.KindError{Kind: FaultConsumerCanceled}
 
 // streamReason returns code and text for a stream that ended without an end or a reset of the peer.
@@ -292,16 +293,11 @@ func encodeStreamHeader(header map[string]any) ([]wire.StreamHeader, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := make([]string, 0, len(header))
-	for name := range header {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	if err := wire.CheckHeader(header); err != nil {
 		return nil, err
 	}
 	all := make([]wire.StreamHeader, 0, len(header))
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(header)) {
 		if name == "" || len(name) > wire.MaxShortString {
 			return nil, fmt.Errorf("header name of %d bytes: want 1 to %d", len(name), wire.MaxShortString)
 		}

@@ -87,8 +87,8 @@ func TestMiddlewareSeesStreams(t *testing.T) {
 			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("error %v", err)
 			}
+			settle()
 		}
-		settle()
 		want := "echo begins, echo ends , echo begins, echo ends , echo begins, echo ends , panic begins, panic ends internal, plain begins, plain ends internal"
 		wantSame(t, "client", client.all(), want)
 		wantSame(t, "server", server.all(), strings.Replace(strings.Replace(want, "panic ends internal, ", "", 1), "plain ends internal", "plain ends unknown", 1))
@@ -151,6 +151,33 @@ func TestMiddlewareRefusesStreams(t *testing.T) {
 	}
 }
 
+// earlyHeaders is a handler that checks the headers of the client, sends headers before it proceeds,
+// and fails with trailers.
+func earlyHeaders(t *testing.T, sent, want map[string]any, proceed <-chan struct{}) StreamHandler {
+	t.Helper()
+	return func(_ context.Context, s *ServerStream) error {
+		if got := s.Request().Header; !reflect.DeepEqual(got, want) {
+			t.Errorf("the server got %v", got)
+		}
+		if err := s.SetHeader(map[string]any{"first": "1"}); err != nil {
+			return err
+		}
+		if err := s.SendHeader(sent); err != nil {
+			return err
+		}
+		if err := s.SetHeader(map[string]any{"late": "1"}); !errors.Is(err, errHeadersSent) {
+			t.Errorf("late headers: %v", err)
+		}
+		for _, bad := range []map[string]any{{"n": 1}, {"rpc-x": "1"}, {"": "1"}, {"n": []any{1}}, {"n": strings.Repeat("x", 1<<17)}} {
+			if err := s.SetTrailer(bad); CodeOf(err) != CodeInvalidArgument {
+				t.Errorf("trailer %.40v: %v", bad, err)
+			}
+		}
+		<-proceed
+		return errors.Join(s.SetTrailer(map[string]any{"text": "0"}), s.SetTrailer(sent), Errorf(CodeNotFound, "x"))
+	}
+}
+
 func TestHeadersOfStreams(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,27 +185,7 @@ func TestHeadersOfStreams(t *testing.T) {
 		want := map[string]any{"text": "1", "bytes": []byte{0xff}, "list": []any{"a", "b"}, "mixed": []any{"a", []byte("b")}, "empty": ""}
 		proceed := make(chan struct{})
 		r := startStreams(t, streamHandlers{
-			"early": func(_ context.Context, s *ServerStream) error {
-				if got := s.Request().Header; !reflect.DeepEqual(got, want) {
-					t.Errorf("the server got %v", got)
-				}
-				if err := s.SetHeader(map[string]any{"first": "1"}); err != nil {
-					return err
-				}
-				if err := s.SendHeader(sent); err != nil {
-					return err
-				}
-				if err := s.SetHeader(map[string]any{"late": "1"}); !errors.Is(err, errHeadersSent) {
-					t.Errorf("late headers: %v", err)
-				}
-				for _, bad := range []map[string]any{{"n": 1}, {"rpc-x": "1"}, {"": "1"}, {"n": []any{1}}, {"n": strings.Repeat("x", 1<<17)}} {
-					if err := s.SetTrailer(bad); CodeOf(err) != CodeInvalidArgument {
-						t.Errorf("trailer %.40v: %v", bad, err)
-					}
-				}
-				<-proceed
-				return errors.Join(s.SetTrailer(map[string]any{"text": "0"}), s.SetTrailer(sent), Errorf(CodeNotFound, "x"))
-			},
+			"early": earlyHeaders(t, sent, want, proceed),
 			"late": func(_ context.Context, s *ServerStream) error {
 				_ = s.SetHeader(sent)
 				return nil
