@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/publish"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -50,6 +51,15 @@ func described(ctx context.Context, req *Request) ([]byte, error) {
 	return []byte("described"), nil
 }
 
+// detailed is a handler that fails with details, a hint, and trailers of every type.
+func detailed(ctx context.Context, _ *Request) ([]byte, error) {
+	if err := errors.Join(SetResponseTrailer(ctx, "rpc-code", "x"), SetResponseTrailer(ctx, "b", []byte{0, 255})); err != nil {
+		return nil, err
+	}
+	bad := BadRequest{FieldViolations: []FieldViolation{{Field: "f", Description: "empty"}}}
+	return nil, Errorf(CodeAborted, "no").WithDetail(bad, AnyDetail{TypeURL: "a/b"}, JSONDetail("j", "v"), bad).WithRetryAfter(time.Hour)
+}
+
 // wantSameEnd compares a call's result in a batch with its result alone.
 func wantSameEnd(t *testing.T, alone, batched result) {
 	t.Helper()
@@ -58,6 +68,10 @@ func wantSameEnd(t *testing.T, alone, batched result) {
 	}
 	if CodeOf(alone.err) != CodeOf(batched.err) || OutcomeOf(alone.err) != OutcomeOf(batched.err) {
 		t.Errorf("alone %v (%v), in a batch %v (%v)", alone.err, OutcomeOf(alone.err), batched.err, OutcomeOf(batched.err))
+	}
+	one, other := codedError(alone.err), codedError(batched.err)
+	if !reflect.DeepEqual(one.Details(), other.Details()) || one.RetryAfter() != other.RetryAfter() {
+		t.Errorf("alone %v after %v, in a batch %v after %v", one.Details(), one.RetryAfter(), other.Details(), other.RetryAfter())
 	}
 	if fmt.Sprint(alone.err) != fmt.Sprint(batched.err) {
 		t.Errorf("alone %v, in a batch %v", alone.err, batched.err)
@@ -104,6 +118,9 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 		{name: "response with headers that are no text", method: "described", body: "7"},
 		{name: "error with headers", method: "described", body: "error"},
 		{name: "response with headers beyond a batch", method: "described", body: strings.Repeat("h", 60<<10)},
+		{name: "header of bytes", method: "m", body: "x", opts: []CallOption{WithHeader(map[string]any{"b": []byte{0, 255}, "e": []byte{}, "h": "v"})}},
+		{name: "details, a hint and trailers", method: "detailed", body: "x"},
+		{name: "refusal with details", method: "refusing", body: "x"},
 		{name: "answer that is too large", method: "large", body: "x"},
 		{name: "coded error", method: "coded", body: "x"},
 		{name: "error text that is not UTF-8", method: "garbled", body: "x"},
@@ -115,12 +132,15 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				methods := handlers{
 					"m": seen, odd: seen, strings.Repeat("m", 255): seen, "open the lane": echo,
-					"described": described,
-					"large":     func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
-					"coded":     func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
-					"garbled":   func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "\xff\xfe") },
-					"uncoded":   func(context.Context, *Request) ([]byte, error) { return nil, errors.New("secret") },
-					"panic":     func(context.Context, *Request) ([]byte, error) { panic("boom") },
+					"described": described, "detailed": detailed,
+					"refusing": func(context.Context, *Request) ([]byte, error) {
+						return nil, Refuse(CodeFailedPrecondition, "not yet").WithDetail(ErrorInfo{Reason: "R"})
+					},
+					"large":   func(context.Context, *Request) ([]byte, error) { return make([]byte, 1<<20+1), nil },
+					"coded":   func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeNotFound, "no such thing") },
+					"garbled": func(context.Context, *Request) ([]byte, error) { return nil, Errorf(CodeAborted, "\xff\xfe") },
+					"uncoded": func(context.Context, *Request) ([]byte, error) { return nil, errors.New("secret") },
+					"panic":   func(context.Context, *Request) ([]byte, error) { panic("boom") },
 				}
 				r := startRig(t, methods, WithBatch(BatchAuto), WithMaxMessageSize(1<<20))
 				r.openLane()
@@ -137,6 +157,9 @@ func TestCallsEndAlikeAloneAndInABatch(t *testing.T) {
 				wantSameEnd(t, alone, <-ends[0])
 				if !reflect.DeepEqual(info.Response, batchedInfo.Response) {
 					t.Errorf("alone %+v, in a batch %+v", info.Response, batchedInfo.Response)
+				}
+				if alone.err == nil && len(batchedInfo.Server) == 0 || info.Server != batchedInfo.Server {
+					t.Errorf("the server is %q alone, %q in a batch", info.Server, batchedInfo.Server)
 				}
 				if mate := <-ends[1]; mate.err != nil {
 					t.Errorf("the other in the batch: %v", mate.err)
@@ -196,5 +219,32 @@ func TestRefusalsOfALostBatch(t *testing.T) {
 		}
 		pass(time.Minute)
 		wantSame(t, "in flight", r.server.Stats().InFlight, 0)
+	})
+}
+
+// Calls with headers, trailers and details of bytes travel in batches, and so do their responses.
+func TestBytesTravelInBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := make(chan struct{})
+		r := startBatching(t, handlers{"detailed": func(ctx context.Context, req *Request) ([]byte, error) {
+			<-start
+			return detailed(ctx, req)
+		}})
+		const calls = 6
+		waiting := r.batchOf(calls, "detailed", WithHeader(map[string]any{"b": []byte{1}}))
+		r.broker.HoldConfirms()
+		close(start)
+		settle()
+		r.broker.ReleaseConfirms()
+		for _, end := range waiting {
+			if got := <-end; CodeOf(got.err) != CodeAborted || len(codedError(got.err).Details()) != 4 {
+				t.Errorf("got %v", got.err)
+			}
+		}
+		wantSame(t, "requests in batches", r.server.Stats().Batched, calls)
+		if sizes := sizesOfBatches(t, r.broker.MessagesTo(brokertest.RouteReplies), wire.ContentTypeResponses); len(sizes) == 0 {
+			t.Error("no two responses travelled together")
+		}
 	})
 }

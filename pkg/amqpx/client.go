@@ -6,6 +6,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -150,7 +151,18 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 		return nil, err
 	}
 	watched := c.observe(method)
-	response, err := c.send(ctx, watched, c.newRequest(method, body, opts))
+	req, timeout := c.newRequest(method, body, opts)
+	if timeout < 0 {
+		err := misused(errCallTimeout)
+		c.recordCall(watched, err)
+		return nil, err
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	response, err := c.send(ctx, watched, req)
 	c.recordCall(watched, err)
 	return response, err
 }
@@ -173,17 +185,21 @@ func (c *Client) send(ctx context.Context, watched observation, req Request) ([]
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the
-// call.
-func (c *Client) newRequest(method string, body []byte, opts []CallOption) Request {
-	req := Request{Method: method, Body: body}
+// call, and the time of CallTimeout: 0 if there is none, less if it is invalid.
+func (c *Client) newRequest(method string, body []byte, opts []CallOption) (req Request, timeout time.Duration) {
+	req = Request{Method: method, Body: body}
 	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
+	req.sent.acceptEncoding, req.sent.content = cfg.acceptEncoding, cfg.content
 	if cfg.keyed && c.cfg.shards > 1 {
 		req.sent.keyed, req.sent.shard = true, uint8(jump(cfg.shardHash, c.cfg.shards)) //nolint:gosec // below MaxShards.
 	}
-	return req
+	if cfg.timeoutFault {
+		return req, -1
+	}
+	return req, cfg.timeout
 }
 
 // callContext is the context of a call in the middleware of a client, if the caller's context has

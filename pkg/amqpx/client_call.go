@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"bytes"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -171,6 +172,11 @@ func (k *call) store(a *wire.Response) {
 	}
 	*k.response = *a
 	k.response.ID = nil // the id would keep the whole batch in memory
+	if k.req.info() != nil {
+		k.response.Server = bytes.Clone(a.Server)
+	} else {
+		k.response.Server = nil
+	}
 }
 
 // notify records an event up to eventClosed and wakes the call. It never blocks.

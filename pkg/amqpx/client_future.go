@@ -64,7 +64,17 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if c.cfg.observer != nil {
 		f.watched = new(c.observe(method))
 	}
-	req := c.newRequest(method, body, opts)
+	req, timeout := c.newRequest(method, body, opts)
+	if timeout < 0 {
+		f.settle(nil, misused(errCallTimeout))
+		return f
+	}
+	if own := f.begun().Add(timeout); timeout > 0 {
+		if deadline, ok := ctx.Deadline(); !ok || own.Before(deadline) {
+			f.bound(own)
+			ctx = f.ctx
+		}
+	}
 	if h := c.handlerOf(ctx, &req); h != nil {
 		f.runInGoroutine(h, req)
 		return f

@@ -234,6 +234,17 @@ type callConfig struct {
 	windowItems, windowBytes int
 
 	contentType, contentEncoding string
+
+	timeout        time.Duration    // of CallTimeout; 0: none
+	timeoutFault   bool             // CallTimeout was given no time
+	acceptEncoding string           // the content encodings that the response may have
+	content        *receivedContent // set when the call ends; nil if nobody wants it
+}
+
+// receivedContent describes the body of a response.
+type receivedContent struct {
+	contentType, contentEncoding string
+	limit                        int // of the client, for the body
 }
 
 // with returns a copy with further options. Options do not change what c refers to.
@@ -266,6 +277,9 @@ type sentWith struct {
 	keyed         bool         // the call uses the shard, and no other
 	shard         uint8        // with keyed
 	stream        *streamStart // of a stream; nil for a call
+
+	acceptEncoding string
+	content        *receivedContent
 }
 
 // CallInfo describes a finished call. Pass a CallInfo with [WithCallInfo]; its fields are set
@@ -281,6 +295,9 @@ type CallInfo struct {
 	HandlerTime time.Duration
 	// CorrelationID identified the call, for example in a server's log.
 	CorrelationID string
+	// Server is the id of the server that responded, as in [ServerInfo]; "" when no response
+	// arrived, or when the server did not name itself.
+	Server string
 	// Response is the response that settled the call; nil when no response arrived.
 	Response *Response
 }
@@ -304,6 +321,13 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // response.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
+}
+
+// CallTimeout bounds the duration of the call, more than 0: the call ends at the earlier of this
+// time and the deadline of its context, and [WithTimeout] does not apply. Given several times, the
+// last counts. With [WithMethod] it bounds every call of a method.
+func CallTimeout(d time.Duration) CallOption {
+	return func(c *callConfig) { c.timeout, c.timeoutFault = d, d <= 0 }
 }
 
 // WaitForServer makes a call wait when no request queue exists, with backoff and until the

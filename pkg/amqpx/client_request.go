@@ -59,6 +59,9 @@ type requestOptions struct {
 	key                          string // the idempotency key, if it is not the correlation id
 	id                           string // the correlation id, if middleware has set one that is not a UUID
 	shard                        uint8  // the shard of the call's key
+
+	acceptEncoding string           // the content encodings that the response may have
+	content        *receivedContent // set when the call ends; nil if nobody wants it
 }
 
 // setRequest sets the request of the call, with headers of AMQP's types, or returns the reason
@@ -81,6 +84,9 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	}
 	if req.sent.keyed {
 		k.req.options().shard = req.sent.shard
+	}
+	if req.sent.acceptEncoding != "" || req.sent.content != nil {
+		k.req.options().acceptEncoding, k.req.options().content = req.sent.acceptEncoding, req.sent.content
 	}
 	if req.sent.ours {
 		k.req.id = newUUID()
@@ -192,6 +198,7 @@ func (r *callRequest) withID(id string) wire.Request {
 	}
 	if m := r.more; m != nil {
 		req.Header, req.ContentType, req.ContentEncoding, req.WantsTimes = m.header, m.contentType, m.contentEncoding, m.info != nil
+		req.AcceptEncoding = m.acceptEncoding
 		if !r.keyIsID {
 			req.Key = m.key
 		}

@@ -142,10 +142,16 @@ func (c *Client) account(k *call, t wire.Times) {
 	if sends > 1 {
 		c.counts.resent.Add(uint64(sends - 1))
 	}
+	if m := k.req.more; m != nil && m.content != nil && k.responded {
+		*m.content = receivedContent{limit: c.cfg.maxMessageSize}
+		if p := k.response.Properties; p != nil {
+			m.content.contentType, m.content.contentEncoding = p.ContentType, p.ContentEncoding
+		}
+	}
 	if info := k.req.info(); info != nil {
 		*info = CallInfo{Attempts: sends, QueueTime: t.Queue, HandlerTime: t.Handler, CorrelationID: k.req.text()}
 		if k.responded {
-			info.Response = newResponse(k.response)
+			info.Response, info.Server = newResponse(k.response), string(k.response.Server)
 		}
 	}
 }
@@ -284,7 +290,11 @@ func (k *call) readResponse() ([]byte, wire.Times, error) {
 		}
 	}
 	harmless := failed.outcome == DidNotRun || failed.outcome == MayHaveRun && k.req.idempotent
-	if (failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented) && harmless {
+	// A server that is not available may have other reasons than its load, so only a refusal that
+	// certainly did not run is sent again.
+	retryable := failed.code == CodeResourceExhausted || failed.code == CodeUnimplemented ||
+		failed.code == CodeUnavailable && failed.outcome == DidNotRun
+	if retryable && harmless {
 		k.refusal = failed
 		k.uncertain = k.uncertain || failed.outcome == MayHaveRun // another server may still receive the refused request
 	}

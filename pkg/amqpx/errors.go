@@ -62,6 +62,10 @@ type Error struct {
 	server     string // the server that refused the call as unimplemented; "" if not known
 	causes     []error
 	progress   *Progress // of a stream; nil otherwise
+	details    []wire.Detail
+	leftOut    error // why details were left out; nil if none was
+	refused    bool  // made by Refuse
+	hidden     error // the error of which Hide made this one
 }
 
 // Errorf returns an error for a handler to return: its code and its formatted text travel to
@@ -221,6 +225,7 @@ func formatRefusal(err error) *Error {
 func failureOf(e *Error) *wire.Failure {
 	return &wire.Failure{
 		Code: string(e.code), Message: e.message, Ran: ranOf(e.outcome), RetryAfter: e.retryAfter, Server: e.server,
+		Details: e.details,
 	}
 }
 
@@ -228,7 +233,7 @@ func failureOf(e *Error) *wire.Failure {
 func errorOf(f *wire.Failure) *Error {
 	e := &Error{
 		code: Code(f.Code), message: f.Message, outcome: outcomeOf(f.Ran), remote: !f.TooLarge,
-		retryAfter: f.RetryAfter, server: f.Server,
+		retryAfter: f.RetryAfter, server: f.Server, details: f.Details,
 	}
 	if !e.code.Valid() {
 		e.code = CodeUnknown

@@ -59,7 +59,8 @@ type Request struct {
 	// batch, and has no effect of its own.
 	Unsampled bool
 
-	sent sentWith // client only
+	sent sentWith    // client only
+	run  *invocation // server only
 }
 
 // Handler processes one call. On a server a Handler is the method's function; on a client the

@@ -112,11 +112,18 @@ func defaultConfig() config {
 	}
 }
 
-// init gives package amqpxtest the option to connect to a broker in memory.
+// init gives package amqpxtest the option to connect to a broker in memory, and the constructor of
+// errors.
 //
 //nolint:gochecknoinits // package amqpxtest cannot be imported here, because it imports this package.
 func init() {
 	hook.WithDialer = func(d transport.Dialer) any { return option(func(c *config) { c.dialer = d }) }
+	hook.NewError = func(p hook.ErrorParts) any {
+		return &Error{
+			code: Code(p.Code), message: p.Message, outcome: Outcome(p.Outcome), remote: p.Remote,
+			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
+		}
+	}
 }
 
 // connections returns the settings of the connections for a role.
@@ -303,6 +310,8 @@ var (
 	errNoFuture   = errors.New("this Future was not made by Client.Go")
 	errNilContext = errors.New("the context is nil: pass context.Background() if there is no other")
 	errNilOption  = errors.New("a CallOption is nil")
+
+	errCallTimeout = errors.New("CallTimeout: want more than 0")
 )
 
 // serverClosedError is ErrClosed with the text for a server.
@@ -415,6 +424,9 @@ func validateShared(where string, opts []CallOption) error {
 	var faults []error
 	if cfg.idempotencyKey != "" {
 		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
+	}
+	if cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
 	}
 	if cfg.info != nil {
 		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))

@@ -43,6 +43,7 @@ type Server struct {
 	inFlight atomic.Int64
 	counts   serverCounts
 	self     instance
+	selfID   []byte                  // self.id, never changed
 	unknown  unknownMethods          // method names without a handler here
 	control  atomic.Pointer[control] // of the current session; nil without a control plane
 	queries  sync.Map                // open queries of this server: *query by correlation id
@@ -100,6 +101,7 @@ func NewServer(url string, opts ...ServerOption) (*Server, error) {
 		unpacking: make(chan struct{}, 1),
 	}
 	s.streams.init(cfg)
+	s.selfID = []byte(s.self.id)
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	s.sup = transport.NewSupervisor(cfg.connections("server", false, &s.board, s.setup))
 	s.direct = newSideConnection(s, "server direct", s.publishDirect)
@@ -113,14 +115,12 @@ func (s *Server) Handle(name string, h Handler, opts ...HandleOption) error {
 	if s == nil || s.cfg == nil {
 		return misused(errNoServer)
 	}
-	if h != nil {
-		h = s.deduplicate(h)
-	}
-	return s.register(s.methods, name, h, opts)
+	return s.register(s.methods, name, h, s.deduplicate, opts)
 }
 
-// register adds a method to methods, which are those for calls or for streams.
-func (s *Server) register(methods map[string]*serverMethod, name string, h Handler, opts []HandleOption) error {
+// register adds a method to methods, which are those for calls or for streams. between is between the
+// middleware and the handler; nil for none.
+func (s *Server) register(methods map[string]*serverMethod, name string, h Handler, between Middleware, opts []HandleOption) error {
 	switch {
 	case s == nil || s.cfg == nil:
 		return misused(errNoServer)
@@ -133,17 +133,27 @@ func (s *Server) register(methods map[string]*serverMethod, name string, h Handl
 	case s.serving.Load():
 		return fmt.Errorf("amqpx: method %q registered while serving", name)
 	}
-	wrapped, err := chain(h, s.cfg.middleware)
-	if err != nil {
-		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
-	}
-	m := &serverMethod{name: name, number: len(s.methods), handler: Chain(wrapped, Recover(s.cfg.logger))}
+	m := &serverMethod{name: name, number: len(s.methods)}
 	for i, o := range opts {
 		if o == nil {
 			return fmt.Errorf("amqpx: method %q: option %d is nil", name, i+1)
 		}
 		o(m)
 	}
+	if m.fault != nil {
+		return fmt.Errorf("amqpx: method %q: %w", name, m.fault)
+	}
+	if m.slots != nil {
+		h = m.slots.limit(h)
+	}
+	if between != nil {
+		h = between(h)
+	}
+	wrapped, err := chain(h, s.cfg.middleware)
+	if err != nil {
+		return fmt.Errorf("amqpx: method %q: WithMiddleware: %w", name, err)
+	}
+	m.handler = Chain(wrapped, Recover(s.cfg.logger))
 	methods[name] = m
 	return nil
 }
@@ -176,7 +186,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	var watchdog sync.WaitGroup
 	drained := make(chan struct{})
-	if s.cfg.maxHandlerTime > 0 {
+	if s.limitsHandlers() {
 		s.startWatchdog(&watchdog, drained) //nolint:contextcheck // the contexts are those of the requests that run.
 	}
 	link.Go(func() { s.sup.Run(linked) }) // these goroutines end when unlink is called

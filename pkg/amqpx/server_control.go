@@ -425,6 +425,7 @@ type serverLogs struct {
 	replyTo        logLimit // messages whose reply_to WithReplyPrefix does not allow
 	callerLimit    logLimit // requests beyond the limits of their callers
 	badStream      logLimit // malformed openings of streams
+	details        logLimit // details of errors that do not fit
 
 	noControl      logLimit // the control plane cannot be set up
 	streams        logLimit // the queues of streams

@@ -27,9 +27,9 @@ type reply struct {
 	props  *wire.Properties // nil if there are none
 }
 
-// toWire returns the response as it travels.
-func (r *reply) toWire() wire.Response {
-	w := wire.Response{Body: r.body, Properties: r.props, Times: r.times}
+// toWire returns the response of a server with an id as it travels.
+func (r *reply) toWire(server []byte) wire.Response {
+	w := wire.Response{Body: r.body, Properties: r.props, Times: r.times, Server: server}
 	if r.failed != nil {
 		w.Failure = failureOf(r.failed)
 	}
@@ -400,7 +400,7 @@ func (s *Server) deduplicate(h Handler) Handler {
 	return func(ctx context.Context, req *Request) ([]byte, error) {
 		r, _ := ctx.Value(invocationKey{}).(*invocation)
 		if r == nil { // middleware has passed another context
-			return h(ctx, req)
+			return req.runHandler(ctx, h)
 		}
 		id, ok := r.id, r.identified
 		if s.cfg.dedupScope != nil && r.request.in.Key != "" {
@@ -409,7 +409,7 @@ func (s *Server) deduplicate(h Handler) Handler {
 			}
 		}
 		if !ok {
-			return h(ctx, req)
+			return req.runHandler(ctx, h)
 		}
 		return s.runOnce(ctx, r, id, h, req)
 	}
@@ -519,7 +519,7 @@ func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, 
 		err = ctx.Err()
 		return nil, err
 	}
-	return h(ctx, req)
+	return req.runHandler(ctx, h)
 }
 
 // responseOf returns the response of an execution. If final is true, the response is stored:
@@ -535,8 +535,11 @@ func responseOf(ctx context.Context, body []byte, err error) (r response, final,
 		coded = internalError()
 	}
 	kept := *coded
-	kept.causes = nil // causes belong to the request that ran and must not stay in memory
+	kept.causes, kept.hidden, kept.leftOut = nil, nil, nil // causes belong to the request that ran and must not stay in memory
 	inTime := ctx.Err() == nil
+	if kept.refused { // nothing was executed
+		return response{err: &kept}, false, false
+	}
 	switch kept.code {
 	case CodeDeadlineExceeded, CodeCanceled, CodeUnauthenticated, CodePermissionDenied:
 		return response{err: &kept}, false, false

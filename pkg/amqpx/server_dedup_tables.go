@@ -168,7 +168,7 @@ func (s *storedResponse) size() int {
 		n += len(s.more.id) - len(someUUID)
 	}
 	if s.more.err != nil {
-		n += len(s.more.err.message)
+		n += len(s.more.err.message) + wire.DetailsSize(s.more.err.details)
 	}
 	return n + s.more.props.Size()
 }

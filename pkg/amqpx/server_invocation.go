@@ -33,6 +33,10 @@ type invocation struct {
 	replayed bool          // the request got the response of another execution
 	waited   time.Duration // for executions of the same request
 
+	// running counts the runs of the handler that are in progress, or have returned anything but a
+	// refusal: 0 if no handler did anything.
+	running atomic.Int32
+
 	response atomic.Pointer[wire.Properties] // the properties set by the handler; nil: none
 	silent   atomic.Bool                     // another request of the same call responds
 
@@ -66,6 +70,36 @@ func (r *invocation) Value(key any) any {
 		return r
 	}
 	return r.LazyContext.Value(key)
+}
+
+// RequestFromContext returns the request of the server's handler with context ctx, as the server
+// received it: middleware may have passed another one on. ok is false if ctx is not derived from
+// the context of a handler. The request must not be changed.
+func RequestFromContext(ctx context.Context) (req *Request, ok bool) {
+	if ctx == nil {
+		return nil, false
+	}
+	r, ok := ctx.Value(invocationKey{}).(*invocation)
+	if !ok {
+		return nil, false
+	}
+	return &r.request.in.handed, true
+}
+
+// runHandler runs the handler of a request, and keeps count for [Refuse].
+func (req *Request) runHandler(ctx context.Context, h Handler) ([]byte, error) {
+	r := req.run
+	if r == nil { // middleware has made another request
+		return h(ctx, req)
+	}
+	r.running.Add(1)
+	body, err := h(ctx, req)
+	if err != nil {
+		if e := ownError(err); e != nil && e.refused {
+			r.running.Add(-1)
+		}
+	}
+	return body, err
 }
 
 // startOf returns the start of the server's request req, without reading the clock, if ctx is the

@@ -237,7 +237,10 @@ type serverMethod struct {
 	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
-	maxStreams int // 0: no limit
+	maxStreams int           // 0: no limit
+	maxTime    time.Duration // of HandlerTimeout; 0: the server's
+	slots      *handlerSlots // of MaxConcurrent; nil: no limit
+	fault      error         // of the options
 	times      handlerTimes
 }
 

@@ -65,7 +65,7 @@ func (s *Server) reply(req *inboundRequest, r reply) {
 		req.ack()
 		return
 	}
-	req.response = outboundResponse{server: s, request: req, response: r.toWire()}
+	req.response = outboundResponse{server: s, request: req, response: r.toWire(s.selfID)}
 	req.response.send()
 }
 
@@ -103,14 +103,18 @@ func (a *outboundResponse) undeliverable(cause error) {
 // refuse responds to a request that no handler of this server ran. A refusal with [DidNotRun]
 // is sent after the acknowledgement of the request's message. A request in a batch is
 // acknowledged when all other requests of the batch are completed; see delivery.bound.
-func (s *Server) refuse(req *inboundRequest, e *Error) {
+func (s *Server) refuse(req *inboundRequest, e *Error) { s.refuseWith(req, e, nil) }
+
+// refuseWith is refuse for a refusal of middleware, which may have set properties.
+func (s *Server) refuseWith(req *inboundRequest, e *Error, props *wire.Properties) {
 	s.recordRefusal(req, e.code)
 	r := s.refusalOf(req, e)
+	r.props = props
 	if req.in.OneWay || r.failed.outcome != DidNotRun {
 		s.reply(req, r)
 		return
 	}
-	req.response = outboundResponse{server: s, request: req, response: r.toWire(), acked: true}
+	req.response = outboundResponse{server: s, request: req, response: r.toWire(s.selfID), acked: true}
 	req.refuseAfterAck(&req.response)
 }
 
@@ -152,6 +156,9 @@ func (a *outboundResponse) MustTravelAlone() bool { return false }
 
 // NewBatch implements publish.Batchable.
 func (a *outboundResponse) NewBatch(key string, limit int, buffer []byte) publish.Batch {
+	if len(buffer) == 0 {
+		buffer = wire.BeginResponses(buffer, a.server.selfID)
+	}
 	return &responseBatch{
 		replyTo: key, limit: min(limit, publish.BatchLimit(a.server.cfg.maxMessageSize)), body: buffer,
 		persistent: a.server.cfg.persistent, mandatory: a.server.returnsCount(key),
@@ -292,6 +299,9 @@ func (a *outboundResponse) done() {
 // its text, which forCaller logs.
 func (s *Server) forCaller(in *incoming, err error) *Error {
 	coded := codedError(err)
+	if coded != nil {
+		s.logCoded(in, coded)
+	}
 	switch {
 	case coded != nil && coded.code.Valid():
 		return coded
@@ -314,6 +324,23 @@ func (s *Server) forCaller(in *incoming, err error) *Error {
 	return internalError()
 }
 
+// logCoded logs the parts of a handler's error which the caller does not get: the error that it
+// hides, and why details were left out.
+func (s *Server) logCoded(in *incoming, e *Error) {
+	if hidden := e.hiddenError(); hidden != nil {
+		s.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.ID), zap.Error(hidden))
+	}
+	if e.leftOut != nil {
+		s.warnDetails(in, e.leftOut)
+	}
+}
+
+// warnDetails logs why an error has fewer details than its handler gave it.
+func (s *Server) warnDetails(in *incoming, why error) {
+	s.logs.details.of(s.cfg.logger).Warn("details of an error were left out", zap.String("method", in.Method),
+		zap.String("correlation_id", in.ID), zap.Error(why))
+}
+
 // errNilError is logged when a handler returns a nil *Error as its error.
 var errNilError = errors.New("the handler returned a nil *amqpx.Error as error, which is not nil: " +
 	"declare the result of the function that made it as error")
@@ -332,6 +359,9 @@ type Response struct {
 	Type string
 	// Header holds the application's headers, with values as in [Request.Header]; may be nil.
 	Header map[string]any
+	// Trailer holds the application's trailers ([SetResponseTrailer]), with values as in
+	// [Request.Header]; may be nil.
+	Trailer map[string]any
 }
 
 // errNoResponse is returned for a context that is not a handler's.
@@ -373,6 +403,27 @@ func SetResponseHeader(ctx context.Context, name string, value any) error {
 	})
 }
 
+// SetResponseTrailer sets a trailer of the response to the request of the handler with context ctx,
+// including an error response. Trailers are headers with names of their own: no name is reserved,
+// except the empty one, and a name has at most 243 bytes. They exist for gRPC, where headers come
+// before and trailers after the result; here both come with it. Limits, errors and concurrency are
+// those of [SetResponseHeader]. The caller reads trailers with [WithCallInfo].
+func SetResponseTrailer(ctx context.Context, name string, value any) error {
+	sent, err := wire.EncodeHeader(map[string]any{name: value})
+	if err != nil {
+		return err
+	}
+	return changeResponse(ctx, func(p *wire.Properties) error {
+		trailer := maps.Clone(p.Trailer)
+		if trailer == nil {
+			trailer = make(map[string]any, 1)
+		}
+		trailer[name] = sent[name]
+		p.Trailer = trailer
+		return wire.CheckTrailer(trailer)
+	})
+}
+
 // changeResponse atomically replaces the properties of a handler's response by a changed copy.
 func changeResponse(ctx context.Context, change func(*wire.Properties) error) error {
 	r, ok := ctx.Value(invocationKey{}).(*invocation)
@@ -398,11 +449,14 @@ func changeResponse(ctx context.Context, change func(*wire.Properties) error) er
 // to a response.
 const ownProperties = 4 << 10
 
-// checkResponse returns an error if the properties do not fit a frame of the connection
-// together with the properties of this package.
-func (r *invocation) checkResponse(p *wire.Properties) error {
+// checkResponse returns an error if the properties and the details of an error do not fit a frame
+// of the connection together with the properties of this package.
+func (r *invocation) checkResponse(p *wire.Properties, details []wire.Detail) error {
 	var msg amqp.Publishing
 	p.AddTo(&msg, false)
+	if len(details) > 0 {
+		wire.SetHeader(&msg, wire.HeaderDetails, wire.EncodeDetails(details))
+	}
 	size := r.request.delivery.consumer.sess.Pub.FrameSize()
 	if size == 0 {
 		return nil // the frame size has no limit
@@ -418,6 +472,7 @@ func newResponse(a *wire.Response) *Response {
 	r := &Response{Body: a.Body}
 	if p := a.Properties; p != nil {
 		r.ContentType, r.ContentEncoding, r.Type, r.Header = p.ContentType, p.ContentEncoding, p.Type, p.Header
+		r.Trailer = p.Trailer
 	}
 	return r
 }

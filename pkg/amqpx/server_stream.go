@@ -233,7 +233,7 @@ func (s *Server) HandleStream(name string, h StreamHandler, opts ...HandleOption
 	if h != nil {
 		inner = s.streamHandler(h)
 	}
-	return s.register(s.streamMethods(), name, inner, opts)
+	return s.register(s.streamMethods(), name, inner, nil, opts)
 }
 
 // streamMethods returns the methods for streams; nil for a server that was not made by NewServer.

@@ -203,7 +203,8 @@ func TestResponseSaysWhereTheTimeWent(t *testing.T) {
 		if info.Response == nil || info.CorrelationID == "" {
 			t.Errorf("got %+v", info)
 		}
-		wantSame(t, "info", info, CallInfo{Attempts: 1, HandlerTime: 2 * time.Second, CorrelationID: info.CorrelationID, Response: info.Response})
+		wantSame(t, "server", info.Server, r.server.self.id)
+		wantSame(t, "info", info, CallInfo{Attempts: 1, HandlerTime: 2 * time.Second, CorrelationID: info.CorrelationID, Server: info.Server, Response: info.Response})
 	})
 }
 

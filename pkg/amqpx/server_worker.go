@@ -200,8 +200,7 @@ func (s *Server) startWatchdog(watchdog *sync.WaitGroup, over <-chan struct{}) {
 // watchHandlers looks for stuck handlers periodically until over is closed. A timer for each
 // request would make each request slower.
 func (s *Server) watchHandlers(over <-chan struct{}) {
-	limit := s.cfg.maxHandlerTime
-	pause := time.NewTicker(min(max(limit/4, 10*time.Millisecond), watchPauseMax))
+	pause := time.NewTicker(s.watchPause())
 	defer pause.Stop()
 	for {
 		select {
@@ -211,7 +210,11 @@ func (s *Server) watchHandlers(over <-chan struct{}) {
 		}
 		now := time.Now()
 		for i := range s.load.places {
-			if r := s.load.places[i].Load(); r != nil && s.load.age(r, now) >= limit+stuckGrace {
+			r := s.load.places[i].Load()
+			if r == nil {
+				continue
+			}
+			if limit := s.maxTimeOf(r.request.method); limit > 0 && s.load.age(r, now) >= limit+stuckGrace {
 				s.giveUpOn(r, limit)
 			}
 		}
@@ -276,12 +279,12 @@ func (s *Server) respondFor(r *invocation, limit time.Duration, replaced bool) {
 }
 
 // limitOf returns the deadline of a handler's context: the caller's deadline or the server's
-// time limit, whichever is earlier. The zero time means no deadline.
-func (s *Server) limitOf(in *incoming, arrived, begun time.Time) (deadline time.Time) {
+// time limit for the method, whichever is earlier. The zero time means no deadline.
+func (s *Server) limitOf(m *serverMethod, in *incoming, arrived, begun time.Time) (deadline time.Time) {
 	if in.Budget != wire.NoBudget {
 		deadline = arrived.Add(in.Budget)
 	}
-	if limit := s.cfg.maxHandlerTime; limit > 0 {
+	if limit := s.maxTimeOf(m); limit > 0 {
 		if own := begun.Add(limit); deadline.IsZero() || own.Before(deadline) {
 			deadline = own
 		}
@@ -361,7 +364,7 @@ func expiredRefusal(budget, queued time.Duration) *Error {
 // watchdog has responded already.
 func (s *Server) invoke(ctx context.Context, req *inboundRequest, m *serverMethod, begun time.Time) {
 	r := newInvocation(req)
-	r.Init(ctx, s.limitOf(req.in, req.delivery.arrived, begun))
+	r.Init(ctx, s.limitOf(m, req.in, req.delivery.arrived, begun))
 	defer r.Cancel()
 	req.invoked = r
 	queued := begun.Sub(req.delivery.arrived)
@@ -377,7 +380,9 @@ func (s *Server) invoke(ctx context.Context, req *inboundRequest, m *serverMetho
 		}
 		s.finish(r, body, err, wire.Times{Queue: queued, Handler: took})
 	}()
-	body, err = m.handler(r, req.in.hand(queued)) //nolint:contextcheck // r is ctx's child.
+	handed := req.in.hand(queued)
+	handed.run = r
+	body, err = m.handler(r, handed) //nolint:contextcheck // r is ctx's child.
 }
 
 // errGoexit is the error of a handler that neither returned nor panicked.
@@ -406,7 +411,11 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 			req.leaveUnacked()
 			return
 		case endsRefused:
-			s.refuse(req, refusal)
+			if r.silent.Load() { // another request of the same call responds
+				req.ack()
+				return
+			}
+			s.refuseWith(req, refusal, res.props)
 			return
 		case endsReplayed:
 		case endsAnswered:
@@ -430,7 +439,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 		err = Errorf(CodeResourceExhausted, "%w: response of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
 	}
 	if res.props = r.response.Load(); res.props != nil {
-		if tooLarge := r.checkResponse(res.props); tooLarge != nil {
+		if tooLarge := r.checkResponse(res.props, nil); tooLarge != nil {
 			res.props = nil // an error response with these properties would not fit either
 			err = cmp.Or(err, tooLarge)
 		}
@@ -442,10 +451,10 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 		case errors.Is(context.Cause(r), errServerStopped):
 			how = endsStopped
 		default:
-			if refusal = r.refusedWith(err); refusal != nil {
+			if refusal = s.refusalBy(r, err, res.props); refusal != nil {
 				how = endsRefused
 			} else {
-				s.judge(req.in, err, &res)
+				s.judge(r, err, &res)
 			}
 		}
 		code = res.failed.code
@@ -457,18 +466,49 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 
 // judge sets the response for a handler that returned err. If a method of err panics, the
 // response is unchanged.
-func (s *Server) judge(in *incoming, err error, r *reply) {
+func (s *Server) judge(run *invocation, err error, r *reply) {
+	in := run.request.in
 	defer func() {
 		if v := recover(); v != nil {
 			s.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.ID),
 				zap.String("error", fmt.Sprintf("its error, of type %T, panicked: %s", err, panicText(v))))
 		}
 	}()
-	failed := *s.forCaller(in, err)
-	failed.outcome = Ran // even if err is the error of a call by the handler
+	r.failed = s.sendable(run, s.forCaller(in, err), r.props)
+	r.failed.outcome = Ran // even if err is the error of a call by the handler
+}
+
+// sendable returns a copy of an error as it is sent beside properties.
+func (s *Server) sendable(run *invocation, e *Error, props *wire.Properties) *Error {
+	failed := *e
 	failed.message = wire.Truncate(failed.message, s.cfg.maxMessageSize)
-	failed.causes = nil // causes are not sent and must not stay in memory
-	r.failed = &failed
+	failed.causes, failed.hidden, failed.leftOut = nil, nil, nil // these are not sent and must not stay in memory
+	if len(failed.details) > 0 {
+		if tooLarge := run.checkResponse(props, failed.details); tooLarge != nil {
+			failed.details = nil
+			s.warnDetails(run.request.in, tooLarge)
+		}
+	}
+	return &failed
+}
+
+// refusalBy returns the refusal with which the middleware or the handler of a request, which
+// returned err, has refused the request; nil if it has not. Methods of err may panic.
+func (s *Server) refusalBy(r *invocation, err error, props *wire.Properties) (refusal *Error) {
+	if refusal = r.refusedWith(err); refusal != nil {
+		return refusal
+	}
+	e := ownError(err)
+	if e == nil || !e.refused || r.running.Load() != 0 {
+		return nil
+	}
+	s.logCoded(r.request.in, e)
+	refusal = s.sendable(r, e, props)
+	if !refusal.code.Valid() {
+		refusal.code = CodeUnknown
+	}
+	refusal.outcome = DidNotRun
+	return refusal
 }
 
 // load estimates how long an arriving request waits for a worker. Safe for concurrent use.

@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"maps"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,11 +147,41 @@ func FuzzBatchedRequestRoundTrip(f *testing.F) {
 	})
 }
 
+func FuzzDecodeDetails(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(EncodeDetails([]Detail{{"type.googleapis.com/google.rpc.ErrorInfo", []byte{0x0a, 1, 'r'}}, {}, {Value: []byte{1}}}))
+	f.Add([]byte{0x1a, 0x80, 0x00})
+	f.Add(bytes.Repeat([]byte{0x1a, 0x00}, maxDetails+1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		details := DecodeDetails(b)
+		if DetailsSize(details) > len(b) || len(b) > MaxDetailsBytes && details != nil || len(details) > maxDetails {
+			t.Fatalf("%d details of %d bytes in %d bytes", len(details), DetailsSize(details), len(b))
+		}
+		encoded := EncodeDetails(details)
+		if len(encoded) != DetailsSize(details) {
+			t.Errorf("%d bytes, the size is %d", len(encoded), DetailsSize(details))
+		}
+		again := DecodeDetails(encoded)
+		if !slices.EqualFunc(details, again, func(a, b Detail) bool { return a.TypeURL == b.TypeURL && bytes.Equal(a.Value, b.Value) }) {
+			t.Errorf("got %q, want %q", again, details)
+		}
+		r := Response{Failure: &Failure{Code: "aborted", Details: details}}
+		record := r.AppendTo(nil, &Request{ID: "id"})
+		if len(record) > r.BatchSize(&Request{ID: "id"}) {
+			t.Errorf("%d bytes, more than %d", len(record), r.BatchSize(&Request{ID: "id"}))
+		}
+		batched, err := DecodeResponses(record, false, nil)
+		if err != nil || len(batched) != 1 || !reflect.DeepEqual(batched[0].Failure.Details, again) {
+			t.Errorf("in a batch: got %+v, %v, want %+v", batched, err, again)
+		}
+	})
+}
+
 func FuzzDecodeResponse(f *testing.F) {
 	f.Add([]byte("b"), byte(0), []byte{})
 	f.Add([]byte("text"), byte(255), []byte{12, 5, 'a', 'b', 'o', 'r', 't', 'e', 'd'})
 	f.Add([]byte{}, byte(1), []byte{12, 7, 'u', 'n', 'i', 'm', 'p', 'l', 'e', 'm', 'e', 'n', 't', 'e', 'd'})
-	names := []string{HeaderCode, HeaderMessage, HeaderRan, HeaderRetryAfter, HeaderQueueTime, HeaderHandler, HeaderRetry}
+	names := []string{HeaderCode, HeaderMessage, HeaderRan, HeaderRetryAfter, HeaderQueueTime, HeaderHandler, HeaderRetry, HeaderDetails}
 	f.Fuzz(func(t *testing.T, body []byte, which byte, raw []byte) {
 		s := wiretest.Seed(raw)
 		d := &amqp.Delivery{Body: body, Headers: amqp.Table{}}
@@ -173,6 +205,9 @@ func FuzzDecodeResponse(f *testing.F) {
 		}
 		if r.Failure.TooLarge || r.Failure.Ran != ranSaid(d.Headers) || r.Body != nil || r.Failure.RetryAfter < 0 || r.Failure.RetryAfter > MaxBudget {
 			t.Errorf("failure %+v", r.Failure)
+		}
+		if len(r.Failure.Details) > maxDetails || DetailsSize(r.Failure.Details) > MaxDetailsBytes {
+			t.Errorf("%d details", len(r.Failure.Details))
 		}
 		if r.Outdated(0) || r.Outdated(1) && r.Failure.Ran != RanNo {
 			t.Errorf("outdated: %+v", r.Failure)
@@ -209,7 +244,7 @@ func FuzzResponseRoundTrip(f *testing.F) {
 			t.Errorf("header %q", h)
 		}
 		got := DecodeResponse(wiretest.Delivered(p)).Failure
-		if got == nil || *got != want {
+		if got == nil || !reflect.DeepEqual(*got, want) {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 		record := r.AppendTo(nil, &Request{ID: "id"})
@@ -223,7 +258,7 @@ func FuzzResponseRoundTrip(f *testing.F) {
 		if code == "" { // a record without a code is a result
 			return
 		}
-		if got := batched[0].Failure; got == nil || *got != want {
+		if got := batched[0].Failure; got == nil || !reflect.DeepEqual(*got, want) {
 			t.Errorf("in a batch: got %+v, want %+v", got, want)
 		}
 	})
@@ -233,8 +268,9 @@ func FuzzDecodeBatch(f *testing.F) {
 	f.Add((&Request{Method: "m", ID: "id", Header: map[string]any{"a": "b"}, Resent: true, Retry: 1}).AppendTo(nil, time.Second), "reply")
 	f.Add((&Response{Failure: &Failure{Code: "aborted", Message: "no", Ran: RanYes}}).AppendTo(nil, &Request{ID: "id"}), "")
 	f.Add((&Response{Properties: &Properties{
-		ContentType: "text/plain", ContentEncoding: "gzip", Header: map[string]any{"a": "b"},
+		ContentType: "text/plain", ContentEncoding: "gzip", Header: map[string]any{"a": "b", "c": []byte{0, 255}}, Trailer: map[string]any{"t": "u"},
 	}}).AppendTo(nil, &Request{ID: "id"}), "")
+	f.Add((&Response{Failure: &Failure{Code: "aborted", Details: []Detail{{"t/n", []byte("v")}, {}}}}).AppendTo(BeginResponses(nil, []byte("server")), &Request{ID: "id"}), "")
 	f.Add([]byte{0x0a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80}, "reply")
 	f.Fuzz(func(t *testing.T, body []byte, replyTo string) {
 		all, failed, err := readRequests(body, replyTo)
@@ -257,7 +293,15 @@ func FuzzDecodeBatch(f *testing.F) {
 			if r.Times.Queue < 0 || r.Times.Handler < 0 || r.Times.Queue > MaxBudget || r.Times.Handler > MaxBudget || r.Round < 0 || !r.Redelivered {
 				t.Errorf("response %+v", r)
 			}
+			if r.Failure != nil && (DetailsSize(r.Failure.Details) > MaxDetailsBytes || len(r.Failure.Details) > maxDetails) {
+				t.Errorf("%d details", len(r.Failure.Details))
+			}
 			if r.Properties != nil {
+				for name := range r.Properties.Trailer {
+					if name == "" || len(name) > MaxShortString {
+						t.Errorf("trailer %q", name)
+					}
+				}
 				for name := range r.Properties.Header {
 					if strings.HasPrefix(name, HeaderPrefix) || len(name) > MaxShortString {
 						t.Errorf("header %q", name)

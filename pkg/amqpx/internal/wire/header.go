@@ -29,6 +29,10 @@ const (
 	HeaderResent     = HeaderPrefix + "resent"
 	HeaderRetry      = HeaderPrefix + "retry"
 	HeaderServer     = HeaderPrefix + "server"
+	HeaderDetails    = HeaderPrefix + "details"
+	HeaderAccept     = HeaderPrefix + "accept-encoding"
+	// HeaderTrailer is the beginning of the names of a response's trailers.
+	HeaderTrailer    = HeaderPrefix + "trailer-"
 	HeaderTimes      = HeaderPrefix + "times"
 	HeaderDeliveries = HeaderPrefix + "deliveries"
 	HeaderDeadReason = HeaderPrefix + "dead-reason"
@@ -179,10 +183,12 @@ func SetHeader(msg *amqp.Publishing, name string, value any) {
 	msg.Headers[name] = value
 }
 
-// allText reports whether all header values are text.
-func allText(header map[string]any) bool {
+// allFlat reports whether all header values are text or bytes, the types of headers in a batch.
+func allFlat(header map[string]any) bool {
 	for _, v := range header {
-		if _, ok := v.(string); !ok {
+		switch v.(type) {
+		case string, []byte:
+		default:
 			return false
 		}
 	}
@@ -242,6 +248,17 @@ func CheckHeader(h map[string]any) error {
 		}
 	}
 	return CheckTable(h)
+}
+
+// CheckTrailer refuses trailers that cannot be sent. A prefix is put before their names, so no name
+// is reserved.
+func CheckTrailer(trailer map[string]any) error {
+	for name := range trailer {
+		if len(name) == 0 || len(name) > MaxShortString-len(HeaderTrailer) {
+			return fmt.Errorf("trailer name of %d bytes: want 1 to %d", len(name), MaxShortString-len(HeaderTrailer))
+		}
+	}
+	return CheckTable(trailer)
 }
 
 // CheckTable refuses headers that cannot be sent.

@@ -30,17 +30,19 @@ func TestFieldNumbersAreThoseOfTheProtoFile(t *testing.T) {
 	t.Parallel()
 	compareFields(t, "batch.proto", map[string]map[string]int{
 		"Requests":  {"requests": fieldRecord},
-		"Responses": {"responses": fieldRecord},
-		"Header":    {"name": headerName, "value": headerValue},
+		"Responses": {"responses": fieldRecord, "server": responsesServer},
+		"Header":    {"name": headerName, "value": headerValue, "binary": headerBinary},
 		"Request": {
 			"id": requestID, "method": requestMethod, "body": requestBody, "timeout_ms": requestTimeout, "message_id": requestMessageID,
 			"idempotent": requestIdempotent, "resent": requestResent, "retry": requestRetry, "headers": requestHeader,
-			"content_type": requestContentType, "content_encoding": requestEncoding, "unsampled": requestUnsampled,
+			"content_type": requestContentType, "content_encoding": requestEncoding, "unsampled": requestUnsampled, "times": requestTimes,
+			"accept_encoding": requestAccept,
 		},
 		"Response": {
 			"id": responseID, "body": responseBody, "code": responseCode, "ran": responseRan, "retry": responseRetry,
 			"retry_after_ms": responseRetryAfter, "queue_us": responseQueueTime, "handler_us": responseHandler,
 			"content_type": responseContentType, "content_encoding": responseEncoding, "headers": responseHeader,
+			"trailers": responseTrailer, "details": responseDetail,
 		},
 	})
 }

@@ -26,6 +26,9 @@ type Request struct {
 	Header map[string]any
 	// ContentType and ContentEncoding describe the body; may be "".
 	ContentType, ContentEncoding string
+	// AcceptEncoding lists the content encodings that the response may have, separated by commas;
+	// may be "".
+	AcceptEncoding string
 	// ID is the id of the call (correlation_id).
 	ID string
 	// Key is the idempotency key (message_id); may be "".
@@ -88,6 +91,9 @@ func (r *Request) Check(maxBody int) error {
 			return err
 		}
 	}
+	if len(r.AcceptEncoding) > MaxShortString {
+		return fmt.Errorf("accepted content encodings of %d bytes: want at most %d", len(r.AcceptEncoding), MaxShortString)
+	}
 	if r.ContentType != "" || r.ContentEncoding != "" {
 		return CheckContent(r.ContentType, r.ContentEncoding)
 	}
@@ -120,6 +126,9 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 	}
 	if r.Unsampled {
 		msg.Timestamp = unsampledTimestamp()
+	}
+	if r.AcceptEncoding != "" {
+		SetHeader(&msg, HeaderAccept, r.AcceptEncoding)
 	}
 	if r.Resent {
 		SetHeader(&msg, HeaderResent, true)
@@ -238,6 +247,9 @@ func (r *Request) readHeaders(d *amqp.Delivery) error {
 		r.LostDeliveries = int(min(max(n, 0), math.MaxInt32))
 	}
 	r.Retry, _ = WholeNumber(h[HeaderRetry])
+	if accept, _ := h[HeaderAccept].(string); len(accept) <= MaxShortString {
+		r.AcceptEncoding = accept
+	}
 	return nil
 }
 
@@ -255,45 +267,61 @@ const (
 	requestContentType = 10
 	requestEncoding    = 11
 	requestUnsampled   = 12
+	requestTimes       = 13
+	requestAccept      = 14
 
-	headerName  = 1
-	headerValue = 2
+	headerName   = 1
+	headerValue  = 2
+	headerBinary = 3
 )
 
-// FitsBatch reports whether the request can travel in a batch: all its headers must be text.
-func (r *Request) FitsBatch() bool { return allText(r.Header) }
+// FitsBatch reports whether the request can travel in a batch: all its headers must be text or
+// bytes.
+func (r *Request) FitsBatch() bool { return allFlat(r.Header) }
 
 // BatchSize returns an upper bound of the bytes that AppendTo appends.
 func (r *Request) BatchSize() int {
-	n := recordOverhead + len(r.ID) + len(r.Method) + len(r.Body) + len(r.Key) + len(r.ContentType) + len(r.ContentEncoding)
+	n := recordOverhead + len(r.ID) + len(r.Method) + len(r.Body) + len(r.Key) + len(r.ContentType) + len(r.ContentEncoding) + len(r.AcceptEncoding)
 	return n + headersSize(r.Header)
 }
 
 // headersSize returns an upper bound of the bytes that appendHeaders appends.
 func headersSize(header map[string]any) (n int) {
 	for name, value := range header {
-		v, _ := value.(string) // a message in a batch has only text headers
-		n += headerRecordSize(name, v) + 2*protowire.SizeVarint(MaxHeaderBytes)
+		n += headerRecordSize(name, value) + 2*protowire.SizeVarint(MaxHeaderBytes)
 	}
 	return n
 }
 
-// appendHeaders appends text headers as fields of a record.
+// appendHeaders appends headers, which are text or bytes, as fields of a record.
 func appendHeaders(b []byte, number protowire.Number, header map[string]any) []byte {
-	for name, v := range header {
-		value, _ := v.(string)
+	for name, value := range header {
 		b = protowire.AppendTag(b, number, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(headerRecordSize(name, value))) //nolint:gosec // a length.
 		b = protowire.AppendTag(b, headerName, protowire.BytesType)
 		b = protowire.AppendString(b, name)
 		b = protowire.AppendTag(b, headerValue, protowire.BytesType)
-		b = protowire.AppendString(b, value)
+		switch v := value.(type) {
+		case string:
+			b = protowire.AppendString(b, v)
+		case []byte:
+			b = protowire.AppendBytes(b, v)
+			b = appendNumber(b, headerBinary, 1)
+		}
 	}
 	return b
 }
 
-func headerRecordSize(name, value string) int {
-	return protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue) + protowire.SizeBytes(len(value))
+// headerRecordSize returns the size of the record of a header, which is text or bytes.
+func headerRecordSize(name string, value any) int {
+	n := protowire.SizeTag(headerName) + protowire.SizeBytes(len(name)) + protowire.SizeTag(headerValue)
+	switch v := value.(type) {
+	case string:
+		n += protowire.SizeBytes(len(v))
+	case []byte:
+		n += protowire.SizeBytes(len(v)) + protowire.SizeTag(headerBinary) + protowire.SizeVarint(1)
+	}
+	return n
 }
 
 // AppendTo appends the record of the request to the body of a batch. budget is the remaining
@@ -332,6 +360,10 @@ func (r *Request) appendRest(b []byte, start int, budget time.Duration) []byte {
 	if r.Unsampled {
 		b = appendNumber(b, requestUnsampled, 1)
 	}
+	if r.WantsTimes {
+		b = appendNumber(b, requestTimes, 1)
+	}
+	b = appendText(b, requestAccept, r.AcceptEncoding)
 	b = appendHeaders(b, requestHeader, r.Header)
 	return endRecord(b, start)
 }
@@ -401,6 +433,8 @@ func (r *Request) setBytes(f field, intern func([]byte) string) error {
 		return setText(&r.ContentType, "content_type", f.bytes)
 	case requestEncoding:
 		return setText(&r.ContentEncoding, "content_encoding", f.bytes)
+	case requestAccept:
+		return setText(&r.AcceptEncoding, "accept_encoding", f.bytes)
 	case requestHeader:
 		return r.addHeader(f.bytes)
 	}
@@ -419,6 +453,8 @@ func (r *Request) setNumber(f field) {
 		r.Retry = int64(min(f.value, 1<<62))
 	case requestUnsampled:
 		r.Unsampled = f.value != 0
+	case requestTimes:
+		r.WantsTimes = f.value != 0
 	}
 }
 
@@ -462,10 +498,12 @@ func (r *Request) addHeader(record []byte) error {
 
 // readHeader decodes the record of a header. ok is false for a malformed record or a name over
 // the size limit.
-func readHeader(record []byte) (name, value string, ok bool) {
+func readHeader(record []byte) (name string, value any, ok bool) {
 	if !isMessage(record) {
-		return "", "", false
+		return "", nil, false
 	}
+	var raw []byte
+	binary := false
 	for len(record) > 0 {
 		var f field
 		f, record = nextField(record)
@@ -473,8 +511,13 @@ func readHeader(record []byte) (name, value string, ok bool) {
 		case headerName:
 			name = string(f.bytes)
 		case headerValue:
-			value = string(f.bytes)
+			raw = f.bytes
+		case headerBinary:
+			binary = f.value != 0
 		}
 	}
-	return name, value, len(name) <= MaxShortString
+	if binary {
+		return name, append([]byte{}, raw...), len(name) <= MaxShortString
+	}
+	return name, string(raw), len(name) <= MaxShortString
 }

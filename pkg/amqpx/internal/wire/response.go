@@ -23,6 +23,10 @@ type Response struct {
 	Properties *Properties
 	// Times are the times of the call in the server, zero if the server did not report them.
 	Times Times
+	// Server is the id of the server that responds; nil if not known. In a response of a batch it
+	// refers to the memory of the batch. The record of a batch does not contain it: the batch
+	// does.
+	Server []byte
 
 	// The fields below are only set by decoders.
 
@@ -45,6 +49,8 @@ type Failure struct {
 	RetryAfter time.Duration
 	// Server is the server that refused the call as unimplemented; "" if not known.
 	Server string
+	// Details are the typed values of the failure, in order.
+	Details []Detail
 	// TooLarge is true if no server sent this failure: the response exceeded the limit of this
 	// process, and its body was discarded.
 	TooLarge bool
@@ -77,6 +83,8 @@ type Properties struct {
 	Type string
 	// Header holds the application's headers; may be nil.
 	Header map[string]any
+	// Trailer holds the application's trailers; may be nil.
+	Trailer map[string]any
 }
 
 // Codes of the failures that the decoder makes.
@@ -99,6 +107,9 @@ func (r *Response) Publishing(to *Request, persistent bool) amqp.Publishing {
 		msg.Headers = amqp.Table{
 			HeaderQueueTime: r.Times.Queue.Microseconds(),
 			HeaderHandler:   r.Times.Handler.Microseconds(),
+		}
+		if len(r.Server) > 0 {
+			msg.Headers[HeaderServer] = string(r.Server)
 		}
 	}
 	if r.Failure != nil {
@@ -125,6 +136,9 @@ func (f *Failure) addTo(msg *amqp.Publishing, to *Request) {
 	if f.RetryAfter > 0 {
 		SetHeader(msg, HeaderRetryAfter, Milliseconds(f.RetryAfter))
 	}
+	if len(f.Details) > 0 {
+		SetHeader(msg, HeaderDetails, EncodeDetails(f.Details))
+	}
 }
 
 // DecodeResponse decodes a message of any server that is not a batch.
@@ -132,6 +146,9 @@ func DecodeResponse(d *amqp.Delivery) Response {
 	r := Response{Redelivered: d.Redelivered, Properties: receivedProperties(d)}
 	r.Times.Queue = duration(d.Headers[HeaderQueueTime], time.Microsecond)
 	r.Times.Handler = duration(d.Headers[HeaderHandler], time.Microsecond)
+	if server, _ := d.Headers[HeaderServer].(string); server != "" {
+		r.Server = []byte(server)
+	}
 	if r.Failure = receivedFailure(d); r.Failure == nil {
 		r.Body = d.Body
 	} else {
@@ -167,6 +184,7 @@ func receivedFailure(d *amqp.Delivery) *Failure {
 	}
 	f.RetryAfter = duration(d.Headers[HeaderRetryAfter], time.Millisecond)
 	f.Server, _ = d.Headers[HeaderServer].(string)
+	f.Details = receivedDetails(d.Headers[HeaderDetails])
 	return f
 }
 
@@ -209,6 +227,9 @@ func (p *Properties) AddTo(msg *amqp.Publishing, failed bool) {
 	for name, v := range p.Header {
 		SetHeader(msg, name, v)
 	}
+	for name, v := range p.Trailer {
+		SetHeader(msg, HeaderTrailer+name, v)
+	}
 }
 
 // Size estimates the memory of the properties in bytes.
@@ -217,16 +238,30 @@ func (p *Properties) Size() int {
 		return 0
 	}
 	n, _ := HeaderSize(p.Header)
-	return n + len(p.ContentType) + len(p.ContentEncoding)
+	trailer, _ := HeaderSize(p.Trailer)
+	return n + trailer + len(p.ContentType) + len(p.ContentEncoding)
 }
 
 // receivedProperties returns the properties of a response outside a batch, or nil.
 func receivedProperties(d *amqp.Delivery) *Properties {
-	header := applicationHeader(d.Headers)
-	if header == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
+	header, trailer := applicationHeader(d.Headers), receivedTrailer(d.Headers)
+	if header == nil && trailer == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
 		return nil
 	}
-	return &Properties{ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, Type: d.Type, Header: header}
+	return &Properties{ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, Type: d.Type, Header: header, Trailer: trailer}
+}
+
+// receivedTrailer returns the trailers in h, or nil if there are none.
+func receivedTrailer(h amqp.Table) (trailer map[string]any) {
+	for name, v := range h {
+		if name, ok := strings.CutPrefix(name, HeaderTrailer); ok && name != "" {
+			if trailer == nil {
+				trailer = make(map[string]any)
+			}
+			trailer[name] = receivedValue(v)
+		}
+	}
+	return trailer
 }
 
 // Field numbers of a response's record.
@@ -243,19 +278,25 @@ const (
 	responseContentType = 9
 	responseEncoding    = 10
 	responseHeader      = 11
+	responseTrailer     = 12
+	responseDetail      = 13
 )
 
-// FitsBatch reports whether the response can travel in a batch: all its headers must be text.
-func (r *Response) FitsBatch() bool { return r.Properties == nil || allText(r.Properties.Header) }
+// FitsBatch reports whether the response can travel in a batch: all its headers and trailers must
+// be text or bytes.
+func (r *Response) FitsBatch() bool {
+	p := r.Properties
+	return p == nil || allFlat(p.Header) && allFlat(p.Trailer)
+}
 
 // BatchSize returns an upper bound of the bytes that AppendTo appends.
 func (r *Response) BatchSize(to *Request) int {
 	n := recordOverhead + len(to.ID) + len(r.Body)
 	if r.Failure != nil {
-		n += len(r.Failure.Code) + len(r.Failure.Message)
+		n += len(r.Failure.Code) + len(r.Failure.Message) + DetailsSize(r.Failure.Details)
 	}
 	if p := r.Properties; p != nil {
-		n += len(p.ContentType) + len(p.ContentEncoding) + headersSize(p.Header) + propertiesOverhead
+		n += len(p.ContentType) + len(p.ContentEncoding) + headersSize(p.Header) + headersSize(p.Trailer) + propertiesOverhead
 	}
 	return n
 }
@@ -263,7 +304,8 @@ func (r *Response) BatchSize(to *Request) int {
 // propertiesOverhead bounds the size of the tags and lengths of a response's properties.
 const propertiesOverhead = 8
 
-// maxResponseHeaders bounds the headers that a reader accepts in a response of a batch.
+// maxResponseHeaders bounds the headers, and the trailers, that a reader accepts in a response of a
+// batch.
 const maxResponseHeaders = 1024
 
 // AppendTo appends the record of the response to a request to the body of a batch.
@@ -274,6 +316,7 @@ func (r *Response) AppendTo(b []byte, to *Request) []byte {
 	b = appendNumber(b, responseHandler, uint64(max(r.Times.Handler.Microseconds(), 0)))
 	if r.Properties != nil {
 		b = appendHeaders(b, responseHeader, r.Properties.Header)
+		b = appendHeaders(b, responseTrailer, r.Properties.Trailer)
 	}
 	if r.Failure != nil {
 		return endRecord(r.Failure.appendTo(b, to), start)
@@ -298,19 +341,43 @@ func (f *Failure) appendTo(b []byte, to *Request) []byte {
 	if f.RetryAfter > 0 {
 		b = appendNumber(b, responseRetryAfter, uint64(Milliseconds(f.RetryAfter))) //nolint:gosec // positive.
 	}
-	return b
+	return appendDetails(b, responseDetail, f.Details)
+}
+
+// responsesServer is the field of a batch of responses for the server that responds.
+const responsesServer = 2
+
+// BeginResponses appends the beginning of a batch of responses of a server; an empty id is left
+// out.
+func BeginResponses(b, server []byte) []byte { return appendBlob(b, responsesServer, server) }
+
+// serverOf returns the server of a batch of responses, of which AppendRecords has read all fields.
+// Our servers write the field first.
+func serverOf(b []byte) []byte {
+	for len(b) > 0 {
+		var f field
+		f, b = nextField(b)
+		if f.number == responsesServer && f.kind == protowire.BytesType && len(f.bytes) <= MaxShortString {
+			return f.bytes
+		}
+		if f.number == fieldRecord {
+			return nil
+		}
+	}
+	return nil
 }
 
 // DecodeResponses appends the responses of a batch to responses; after an error it appends
-// none. Only the ids refer to the memory of body.
+// none. Only the ids of calls and server refer to the memory of body.
 func DecodeResponses(body []byte, redelivered bool, responses []Response) ([]Response, error) {
 	var room [64][]byte
 	records, err := AppendRecords(room[:0], body)
 	if err != nil {
 		return responses, err
 	}
+	server := serverOf(body)
 	for _, record := range records {
-		responses = append(responses, Response{Redelivered: redelivered})
+		responses = append(responses, Response{Redelivered: redelivered, Server: server})
 		responses[len(responses)-1].decode(record)
 	}
 	return responses, nil
@@ -320,6 +387,7 @@ func DecodeResponses(body []byte, redelivered bool, responses []Response) ([]Res
 func (r *Response) decode(record []byte) {
 	var body, code []byte
 	var f Failure
+	var details detailList
 	for len(record) > 0 {
 		var fd field
 		fd, record = nextField(record)
@@ -333,8 +401,10 @@ func (r *Response) decode(record []byte) {
 			body = fd.bytes
 		case fd.number == responseCode:
 			code = fd.bytes
-		case fd.number >= responseContentType && fd.number <= responseHeader:
+		case fd.number >= responseContentType && fd.number <= responseTrailer:
 			r.setProperty(fd)
+		case fd.number == responseDetail:
+			details.add(fd.bytes)
 		}
 	}
 	if len(code) == 0 {
@@ -342,7 +412,7 @@ func (r *Response) decode(record []byte) {
 		return
 	}
 	failure := f // so that f stays on the stack in the absence of a failure
-	failure.Code, failure.Message = string(code), string(body)
+	failure.Code, failure.Message, failure.Details = string(code), string(body), details.details
 	r.Failure = &failure
 }
 
@@ -359,15 +429,25 @@ func (r *Response) setProperty(f field) {
 	case responseEncoding:
 		p.ContentEncoding = string(f.bytes)
 	case responseHeader:
-		name, value, ok := readHeader(f.bytes)
-		if !ok || strings.HasPrefix(name, HeaderPrefix) || len(p.Header) >= maxResponseHeaders {
-			return
+		if name, value, ok := readHeader(f.bytes); ok && !strings.HasPrefix(name, HeaderPrefix) {
+			addBounded(&p.Header, name, value)
 		}
-		if p.Header == nil {
-			p.Header = make(map[string]any)
+	case responseTrailer:
+		if name, value, ok := readHeader(f.bytes); ok && name != "" {
+			addBounded(&p.Trailer, name, value)
 		}
-		p.Header[name] = value
 	}
+}
+
+// addBounded adds a header, unless there are maxResponseHeaders headers.
+func addBounded(header *map[string]any, name string, value any) {
+	if len(*header) >= maxResponseHeaders {
+		return
+	}
+	if *header == nil {
+		*header = make(map[string]any)
+	}
+	(*header)[name] = value
 }
 
 // setNumber decodes a numeric field of a record, into r or, for a failure, into failure.

@@ -28,14 +28,22 @@ func TestResponseRoundTrip(t *testing.T) {
 	t.Parallel()
 	times := Times{Queue: 7 * time.Microsecond, Handler: 9 * time.Second}
 	for name, r := range map[string]Response{
-		"result":              {Body: []byte("result"), Times: times},
-		"failure":             {Failure: &Failure{Code: "not_found", Message: "no ä", Ran: RanYes}, Times: times},
-		"failure, no text":    {Failure: &Failure{Code: "aborted", Ran: RanYes}, Times: times},
-		"failure, may have":   {Failure: &Failure{Code: "aborted", Message: "perhaps"}, Times: times},
-		"refusal":             {Failure: &Failure{Code: "invalid_argument", Message: "bad", Ran: RanNo}, Times: times, Round: 3, Echoed: true},
-		"with a hint":         {Failure: &Failure{Code: "resource_exhausted", RetryAfter: 1500 * time.Millisecond}, Times: times},
-		"long text":           {Failure: &Failure{Code: "internal", Message: strings.Repeat("ä", 3000), Ran: RanYes}, Times: times},
-		"result, properties":  {Body: []byte("b"), Times: times, Properties: &Properties{ContentType: "text/plain", ContentEncoding: "gzip", Header: map[string]any{"h": "x"}}},
+		"result":             {Body: []byte("result"), Times: times},
+		"failure":            {Failure: &Failure{Code: "not_found", Message: "no ä", Ran: RanYes}, Times: times},
+		"failure, no text":   {Failure: &Failure{Code: "aborted", Ran: RanYes}, Times: times},
+		"failure, may have":  {Failure: &Failure{Code: "aborted", Message: "perhaps"}, Times: times},
+		"refusal":            {Failure: &Failure{Code: "invalid_argument", Message: "bad", Ran: RanNo}, Times: times, Round: 3, Echoed: true},
+		"with a hint":        {Failure: &Failure{Code: "resource_exhausted", RetryAfter: 1500 * time.Millisecond}, Times: times},
+		"long text":          {Failure: &Failure{Code: "internal", Message: strings.Repeat("ä", 3000), Ran: RanYes}, Times: times},
+		"result, properties": {Body: []byte("b"), Times: times, Properties: &Properties{ContentType: "text/plain", ContentEncoding: "gzip", Header: map[string]any{"h": "x"}}},
+		"bytes, trailers": {Body: []byte("b"), Times: times, Properties: &Properties{
+			Header: map[string]any{"h": []byte{0, 255}, "empty": []byte{}}, Trailer: map[string]any{"rpc-code": "t", "b": []byte("\x00")},
+		}},
+		"failure, trailers": {Failure: &Failure{Code: "aborted", Ran: RanYes}, Times: times, Properties: &Properties{Trailer: map[string]any{"t": "u"}}},
+		"details": {Failure: &Failure{Code: "aborted", Ran: RanYes, Details: []Detail{
+			{"type.googleapis.com/a.B", []byte{1, 0, 255}}, {"a/b", nil}, {"", []byte("x")}, {"a/b", []byte("twice")},
+		}}, Times: times},
+		"names its server":    {Body: []byte("b"), Times: times, Server: []byte("server-1")},
 		"failure, properties": {Failure: &Failure{Code: "aborted", Ran: RanYes}, Times: times, Properties: &Properties{Header: map[string]any{"h": "x"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,6 +58,9 @@ func TestResponseRoundTrip(t *testing.T) {
 			wantResponse(t, "alone", DecodeResponse(wiretest.Delivered(p)), r)
 
 			record := r.AppendTo(nil, to)
+			if len(r.Server) > 0 {
+				record = append(BeginResponses(nil, r.Server), record...)
+			}
 			if len(record) > r.BatchSize(to) {
 				t.Errorf("%d bytes, more than %d", len(record), r.BatchSize(to))
 			}
@@ -173,4 +184,47 @@ func TestMarkOfADroppedBody(t *testing.T) {
 			t.Errorf("%v counts", forged)
 		}
 	}
+}
+
+// Details beyond a bound, and malformed ones, are left out whole; the failure itself is read.
+func TestDetailsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	good := EncodeDetails([]Detail{{"t/n", []byte("v")}})
+	for name, value := range map[string]any{
+		"malformed":       append(append([]byte{}, good...), 0x1a, 0x05),
+		"malformed Any":   []byte{0x1a, 0x01, 0x0a},
+		"too large":       EncodeDetails([]Detail{{"t/n", make([]byte, MaxDetailsBytes)}}),
+		"too many":        EncodeDetails(make([]Detail, maxDetails+1)),
+		"of a wrong type": int64(5),
+	} {
+		f := DecodeResponse(&amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderDetails: value}}).Failure
+		if f == nil || f.Code != "aborted" || f.Details != nil {
+			t.Errorf("%s: got %+v", name, f)
+		}
+	}
+	f := DecodeResponse(&amqp.Delivery{Headers: amqp.Table{HeaderCode: "aborted", HeaderDetails: string(good)}}).Failure
+	if want := []Detail{{"t/n", []byte("v")}}; !reflect.DeepEqual(f.Details, want) {
+		t.Errorf("as text: got %v, want %v", f.Details, want)
+	}
+	for name, details := range map[string][]Detail{"too large": {{"t/n", make([]byte, MaxDetailsBytes)}}, "too many": make([]Detail, maxDetails+1)} {
+		r := Response{Failure: &Failure{Code: "aborted", Details: details}}
+		batched, err := DecodeResponses(r.AppendTo(nil, &Request{ID: "id"}), false, nil)
+		if err != nil || len(batched) != 1 || batched[0].Failure == nil || batched[0].Failure.Details != nil {
+			t.Errorf("%s, in a batch: got %+v, %v", name, batched, err)
+		}
+	}
+}
+
+// A reader of an earlier version takes bytes for text: the value itself is not lost.
+func TestBytesInABatchAreInTheFieldOfText(t *testing.T) {
+	t.Parallel()
+	b := appendHeaders(nil, requestHeader, map[string]any{"h": []byte("v")})
+	f, _ := nextField(b)
+	var value string
+	for record := f.bytes; len(record) > 0; {
+		if f, record = nextField(record); f.number == headerValue {
+			value = string(f.bytes)
+		}
+	}
+	wantSame(t, "value", value, "v")
 }

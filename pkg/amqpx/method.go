@@ -1,0 +1,283 @@
+package amqpx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"mime"
+	"reflect"
+	"strings"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
+
+// Caller makes calls: a [Client], or in tests of callers a function of their own.
+type Caller interface {
+	// Call is like [Client.Call].
+	Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error)
+}
+
+// Method is a method with types: server and callers share one value, mostly a variable of a
+// package which both import. It does not change, and is safe for concurrent use.
+//
+//	var CreateOrder = amqpx.NewMethod[CreateRequest, Order]("orders.create", amqpx.JSON(), amqpx.CallTimeout(2*time.Second))
+//
+//	err := CreateOrder.Handle(server, service.Create)                          // func(context.Context, CreateRequest) (Order, error)
+//	order, err := CreateOrder.Call(ctx, client, CreateRequest{SKU: "tv"})
+//
+// The content type of the codec travels with every message, and both ends refuse another one; a
+// message without a content type, as from a program in another language, is accepted.
+type Method[Req, Res any] struct {
+	name  string
+	codec Codec
+	cfg   methodConfig
+	fault error // of NewMethod
+
+	properties *wire.Properties // of responses without compression, shared by all of them
+	mediaType  string           // of the codec, without parameters
+}
+
+// MethodOption configures a [Method]. Every [CallOption] and [HandleOption] is one: it applies to
+// the calls of the method, after the options of the client, and to its handler.
+type MethodOption interface{ applyMethod(m *methodConfig) }
+
+type methodConfig struct {
+	call       []CallOption
+	handle     []HandleOption
+	validate   []validator
+	compressor Compressor // nil: nothing is compressed
+	above      int        // the size of bodies that are not compressed
+	fault      error
+}
+
+func (o CallOption) applyMethod(m *methodConfig)   { m.call = append(m.call, o) }
+func (o HandleOption) applyMethod(m *methodConfig) { m.handle = append(m.handle, o) }
+
+type methodOption func(*methodConfig)
+
+func (o methodOption) applyMethod(m *methodConfig) { o(m) }
+
+// validator is a function of Validate.
+type validator struct {
+	accepts reflect.Type
+	check   func(v any) error
+}
+
+// Validate adds a check of requests, which the server calls with each decoded request before the
+// handler. An error that is an [*Error] is the caller's error; the text of any other error reaches
+// the caller with [CodeInvalidArgument]. T is the type of the method's requests, or an interface
+// that this type implements. Several checks run in their order; the first error counts:
+//
+//	amqpx.Validate(CreateRequest.Check)                                   // func (r CreateRequest) Check() error
+//	amqpx.Validate(func(v any) error { return validate.Struct(v) })       // github.com/go-playground/validator
+func Validate[T any](check func(T) error) MethodOption {
+	return methodOption(func(m *methodConfig) {
+		if check == nil {
+			m.fault = errors.Join(m.fault, errors.New("Validate: the function is nil"))
+			return
+		}
+		m.validate = append(m.validate, validator{reflect.TypeFor[T](), func(v any) error {
+			t, _ := v.(T)
+			return check(t)
+		}})
+	})
+}
+
+// NewMethod returns a method with the types of its requests and responses. An invalid argument,
+// such as an option that is nil, is reported by [Method.Handle] and by every call.
+func NewMethod[Req, Res any](name string, codec Codec, opts ...MethodOption) *Method[Req, Res] {
+	m := &Method[Req, Res]{name: name, codec: codec}
+	for i, o := range opts {
+		if o == nil || reflect.ValueOf(o).Kind() == reflect.Func && reflect.ValueOf(o).IsNil() {
+			m.fault = errors.Join(m.fault, fmt.Errorf("option %d is nil", i+1))
+			continue
+		}
+		o.applyMethod(&m.cfg)
+	}
+	for _, v := range m.cfg.validate {
+		if !reflect.TypeFor[Req]().AssignableTo(v.accepts) {
+			m.fault = errors.Join(m.fault, fmt.Errorf("Validate: the function takes a %v, requests are a %v", v.accepts, reflect.TypeFor[Req]()))
+		}
+	}
+	m.fault = errors.Join(m.fault, m.cfg.fault)
+	if codec == nil {
+		m.fault = errors.Join(m.fault, errors.New("the codec is nil"))
+		return m
+	}
+	contentType := codec.ContentType()
+	m.fault = errors.Join(m.fault, wire.CheckContent(contentType, ""))
+	m.mediaType = mediaTypeOf(contentType)
+	m.properties = &wire.Properties{ContentType: contentType}
+	return m
+}
+
+// Name returns the name of the method.
+func (m *Method[Req, Res]) Name() string { return m.name }
+
+// mistake returns the error for a faulty method.
+func (m *Method[Req, Res]) mistake() error {
+	return fmt.Errorf("amqpx: NewMethod(%q): %w", m.name, m.fault)
+}
+
+// Handle registers a function as the handler of the method, like [Server.Handle]. The function is
+// not called for a request that cannot be decoded or is not valid: its caller gets
+// [CodeInvalidArgument], and where the codec knows the wrong field, a text and a [BadRequest] that
+// name it. A response that cannot be encoded is [CodeInternal], with the reason in the server's
+// log. The options apply after those of the method.
+func (m *Method[Req, Res]) Handle(s *Server, handle func(ctx context.Context, req Req) (Res, error), opts ...HandleOption) error {
+	if m.fault != nil {
+		return m.mistake()
+	}
+	if handle == nil {
+		return fmt.Errorf("amqpx: method %q: no handler", m.name)
+	}
+	return s.Handle(m.name, m.Handler(handle), append(m.cfg.handle[:len(m.cfg.handle):len(m.cfg.handle)], opts...)...)
+}
+
+// Handler returns the function as a [Handler], for tests of the function with encoded requests, and
+// for servers that need a Handler. The options of the method do not apply to it.
+func (m *Method[Req, Res]) Handler(handle func(ctx context.Context, req Req) (Res, error)) Handler {
+	return func(ctx context.Context, req *Request) ([]byte, error) {
+		if m.fault != nil {
+			return nil, m.mistake()
+		}
+		in, err := m.decodeRequest(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		out, err := handle(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		body, err := m.codec.Marshal(out)
+		if err != nil {
+			return nil, fmt.Errorf("response of method %q: %w", m.name, err)
+		}
+		return m.respond(ctx, body)
+	}
+}
+
+// decodeRequest returns a request, or the error for its caller.
+func (m *Method[Req, Res]) decodeRequest(ctx context.Context, req *Request) (in Req, err error) {
+	if !m.accepts(req.ContentType) {
+		return in, Errorf(CodeInvalidArgument, "content type %q: method %q takes %q", req.ContentType, m.name, m.codec.ContentType())
+	}
+	limit := DefaultMaxMessageSize
+	if r, ok := ctx.Value(invocationKey{}).(*invocation); ok {
+		limit = r.request.delivery.consumer.server.cfg.maxMessageSize
+	}
+	body, err := m.decompress(req.Body, req.ContentEncoding, limit)
+	if err != nil {
+		return in, Errorf(CodeInvalidArgument, "request: %w", err)
+	}
+	if err := m.codec.Unmarshal(body, &in); err != nil {
+		if coded := codedError(err); coded != nil {
+			return in, err
+		}
+		return in, Errorf(CodeInvalidArgument, "request: %w", err)
+	}
+	for _, v := range m.cfg.validate {
+		if err := v.check(in); err != nil {
+			if codedError(err) != nil {
+				return in, err
+			}
+			return in, Errorf(CodeInvalidArgument, "%w", err)
+		}
+	}
+	return in, nil
+}
+
+// respond compresses the body of a response if its caller wants that, and sets its content type.
+func (m *Method[Req, Res]) respond(ctx context.Context, body []byte) ([]byte, error) {
+	r, ok := ctx.Value(invocationKey{}).(*invocation)
+	if !ok {
+		return body, nil // a test of the handler
+	}
+	body, encoding, err := m.compress(body, r.request.in.AcceptEncoding)
+	if err != nil {
+		return nil, fmt.Errorf("response of method %q: %w", m.name, err)
+	}
+	if encoding == "" && r.response.CompareAndSwap(nil, m.properties) {
+		return body, nil
+	}
+	return body, SetResponseContentType(ctx, m.properties.ContentType, encoding)
+}
+
+// Call calls the method, like [Client.Call]; the options apply after those of the method. A request
+// that cannot be encoded is [CodeInvalidArgument] with [DidNotRun]; a response that cannot be
+// decoded, or has another content type, is [CodeInternal] with [Ran].
+func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...CallOption) (res Res, err error) {
+	switch {
+	case m.fault != nil:
+		return res, misused(m.mistake())
+	case c == nil:
+		return res, misused(errNoClient)
+	}
+	body, err := m.codec.Marshal(req)
+	if err != nil {
+		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
+	}
+	body, encoding, err := m.compress(body, anyEncoding)
+	if err != nil {
+		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
+	}
+	t := &typedCall{contentType: m.properties.ContentType, contentEncoding: encoding}
+	if m.cfg.compressor != nil {
+		t.acceptEncoding = m.cfg.compressor.Name()
+	}
+	all := make([]CallOption, 0, len(m.cfg.call)+len(opts)+1)
+	all = append(append(append(all, m.cfg.call...), opts...), t.apply)
+	response, err := c.Call(ctx, m.name, body, all...)
+	if err != nil {
+		return res, err
+	}
+	return res, m.decodeResponse(response, &t.got, &res)
+}
+
+// decodeResponse decodes the body of a response into res.
+func (m *Method[Req, Res]) decodeResponse(body []byte, got *receivedContent, res *Res) error {
+	if !m.accepts(got.contentType) {
+		return localError(CodeInternal, Ran, nil, fmt.Sprintf("response: content type %q, want %q", got.contentType, m.codec.ContentType()))
+	}
+	body, err := m.decompress(body, got.contentEncoding, got.limit)
+	if errors.Is(err, ErrTooLarge) {
+		return localError(CodeResourceExhausted, Ran, nil, "response: "+err.Error(), err)
+	}
+	if err == nil {
+		err = m.codec.Unmarshal(body, res)
+	}
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	if coded := codedError(err); coded != nil {
+		text = coded.Message()
+	}
+	return localError(CodeInternal, Ran, nil, "response: "+text, err)
+}
+
+// typedCall is the option of a call by a Method.
+type typedCall struct {
+	contentType, contentEncoding string
+	acceptEncoding               string
+	got                          receivedContent
+}
+
+func (t *typedCall) apply(c *callConfig) {
+	c.contentType, c.contentEncoding, c.acceptEncoding, c.content = t.contentType, t.contentEncoding, t.acceptEncoding, &t.got
+}
+
+// accepts reports whether a content type is that of the codec, or absent. Parameters, such as a
+// charset, do not matter.
+func (m *Method[Req, Res]) accepts(contentType string) bool {
+	return contentType == "" || contentType == m.properties.ContentType || mediaTypeOf(contentType) == m.mediaType
+}
+
+// mediaTypeOf returns a content type without its parameters, in lower case.
+func mediaTypeOf(contentType string) string {
+	if t, _, err := mime.ParseMediaType(contentType); err == nil {
+		return t
+	}
+	t, _, _ := strings.Cut(contentType, ";")
+	return strings.ToLower(strings.TrimSpace(t))
+}

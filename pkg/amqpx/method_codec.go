@@ -1,0 +1,161 @@
+package amqpx
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+)
+
+// Codec encodes the requests and responses of a [Method]. Its methods are called concurrently, on a
+// server with what any program has sent.
+type Codec interface {
+	// ContentType returns the content type of encoded values; "" sends and checks none.
+	ContentType() string
+	// Marshal encodes a request or a response.
+	Marshal(v any) ([]byte, error)
+	// Unmarshal decodes a body into the value to which v points, and must not keep the body. Its
+	// error reaches the caller: as it is, if it is an [*Error], else with [CodeInvalidArgument].
+	Unmarshal(body []byte, v any) error
+}
+
+// JSON returns the codec of encoding/json, content type "application/json". A field of a request
+// that the type does not have is ignored, so that a caller may know more fields than the server;
+// [StrictJSON] refuses it. A value of a wrong type is [CodeInvalidArgument], with the field in
+// the text and in a [BadRequest]. An empty body is no JSON, but stands for an empty struct{}.
+func JSON() Codec { return jsonCodec{} }
+
+// StrictJSON is [JSON] without unknown fields: one in a message makes the call fail and is named
+// like a value of a wrong type. Then no field can be added to a request before every server
+// knows it, nor to a response before every caller does.
+func StrictJSON() Codec { return jsonCodec{strict: true} }
+
+type jsonCodec struct{ strict bool }
+
+// ContentType implements [Codec].
+func (jsonCodec) ContentType() string { return "application/json" }
+
+// Marshal implements [Codec].
+func (jsonCodec) Marshal(v any) ([]byte, error) { return json.Marshal(v) }
+
+// Unmarshal implements [Codec].
+func (c jsonCodec) Unmarshal(body []byte, v any) error {
+	if len(body) == 0 {
+		if t := reflect.TypeOf(v).Elem(); t.Kind() == reflect.Struct && t.NumField() == 0 {
+			return nil
+		}
+		return Errorf(CodeInvalidArgument, "the body is empty: want JSON")
+	}
+	if !c.strict {
+		return jsonFault(json.Unmarshal(body, v))
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return jsonFault(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return Errorf(CodeInvalidArgument, "not JSON: there is text after the value")
+	}
+	return nil
+}
+
+// unknownField is the beginning of encoding/json's error for an unknown field, which has no type.
+const unknownField = `json: unknown field "`
+
+// jsonFault returns an error of encoding/json as one for the caller, without names of Go's types.
+func jsonFault(err error) error {
+	if err == nil {
+		return nil
+	}
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return wrongType(wrong)
+	}
+	if name, ok := strings.CutPrefix(err.Error(), unknownField); ok {
+		return fieldFault(strings.TrimSuffix(name, `"`), "is unknown")
+	}
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return Errorf(CodeInvalidArgument, "not JSON at byte %d: %w", syntax.Offset, err)
+	}
+	return Errorf(CodeInvalidArgument, "%w", err)
+}
+
+// wrongType returns the error for a value of a wrong type.
+func wrongType(wrong *json.UnmarshalTypeError) error {
+	description := fmt.Sprintf("want %s, got %s", jsonTypeOf(wrong.Type), wrong.Value)
+	if wrong.Field == "" {
+		return Errorf(CodeInvalidArgument, "the value: %s", description)
+	}
+	return fieldFault(wrong.Field, description)
+}
+
+// fieldFault returns the error for a wrong field.
+func fieldFault(field, description string) error {
+	return Errorf(CodeInvalidArgument, "field %q: %s", field, description).
+		WithDetail(BadRequest{FieldViolations: []FieldViolation{{Field: field, Description: description}}})
+}
+
+// jsonTypeOf describes the JSON that a type is decoded from.
+func jsonTypeOf(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return fmt.Sprintf("a whole number of %d bits", t.Bits())
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return fmt.Sprintf("a whole number of %d bits, not negative", t.Bits())
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.String:
+		return "a string"
+	case reflect.Slice, reflect.Array:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return "a string of base64"
+		}
+		return "an array"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Pointer:
+		return jsonTypeOf(t.Elem())
+	default:
+		return "another type"
+	}
+}
+
+// Raw returns the codec of bodies that need no encoding: requests and responses are []byte or
+// string. The content type is sent, and checked, unless it is "". A decoded []byte is the body
+// itself.
+func Raw(contentType string) Codec { return rawCodec(contentType) }
+
+type rawCodec string
+
+// ContentType implements [Codec].
+func (c rawCodec) ContentType() string { return string(c) }
+
+// Marshal implements [Codec].
+func (rawCodec) Marshal(v any) ([]byte, error) {
+	switch t := v.(type) {
+	case []byte:
+		return t, nil
+	case string:
+		return []byte(t), nil
+	default:
+		return nil, fmt.Errorf("a %T is neither []byte nor string", v)
+	}
+}
+
+// Unmarshal implements [Codec].
+func (rawCodec) Unmarshal(body []byte, v any) error {
+	switch t := v.(type) {
+	case *[]byte:
+		*t = body
+	case *string:
+		*t = string(body)
+	default:
+		return Errorf(CodeInternal, "a %T is neither *[]byte nor *string", v)
+	}
+	return nil
+}
