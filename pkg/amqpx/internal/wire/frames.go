@@ -284,16 +284,16 @@ func appendStreamHeaders(b []byte, number protowire.Number, headers []StreamHead
 		h := &headers[i]
 		size := protowire.SizeTag(streamHeaderName) + protowire.SizeBytes(len(h.Name)) +
 			protowire.SizeTag(streamHeaderValue) + protowire.SizeBytes(len(h.Value))
+		if h.Binary {
+			size += protowire.SizeTag(streamHeaderBinary) + 1
+		}
 		b = protowire.AppendTag(b, number, protowire.BytesType)
 		b = protowire.AppendVarint(b, uint64(size)) //nolint:gosec // never negative.
 		b = protowire.AppendTag(b, streamHeaderName, protowire.BytesType)
 		b = protowire.AppendString(b, h.Name)
-		value := protowire.Number(streamHeaderValue)
-		if h.Binary {
-			value = streamHeaderBinary
-		}
-		b = protowire.AppendTag(b, value, protowire.BytesType)
+		b = protowire.AppendTag(b, streamHeaderValue, protowire.BytesType)
 		b = protowire.AppendString(b, h.Value)
+		b = appendTrue(b, streamHeaderBinary, h.Binary)
 	}
 	return b
 }
@@ -453,13 +453,13 @@ func appendStreamHeader(to []StreamHeader, record []byte, size *int) ([]StreamHe
 			return nil, errFrameFormat
 		}
 		switch {
+		case v.kind == protowire.VarintType && v.number == streamHeaderBinary:
+			h.Binary = v.value != 0
 		case v.kind != protowire.BytesType:
 		case v.number == streamHeaderName:
 			h.Name = string(v.bytes)
 		case v.number == streamHeaderValue:
-			h.Value, h.Binary = string(v.bytes), false
-		case v.number == streamHeaderBinary:
-			h.Value, h.Binary = string(v.bytes), true
+			h.Value = string(v.bytes)
 		}
 	}
 	if h.Name == "" || len(h.Name) > MaxShortString {
