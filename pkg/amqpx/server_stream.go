@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/stream"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
@@ -170,9 +172,7 @@ func (s *ServerStream) run(ctx context.Context, req *Request) {
 	_, err := s.method.handler(context.WithValue(ctx, streamKey{}, s), req)
 	var failed *Error
 	if err != nil {
-		r := reply{failed: internalError()}
-		s.server.judge(in, err, &r)
-		failed = r.failed
+		failed = s.failure(in, err)
 		if coded := codedError(err); !s.started.Load() && coded != nil && coded.outcome == DidNotRun {
 			failed.outcome = DidNotRun
 		}
@@ -192,6 +192,22 @@ func (s *ServerStream) run(ctx context.Context, req *Request) {
 	s.done()
 	s.server.streams.refused.Add(1)
 	s.consumer.refuse(s.tag, s.replyTo, s.user, s.st.Number(), failed)
+}
+
+// failure returns the error for the client of a handler that returned err. Methods of err may panic.
+func (s *ServerStream) failure(in *incoming, err error) (failed *Error) {
+	failed = internalError()
+	defer func() {
+		if v := recover(); v != nil {
+			s.server.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.ID),
+				zap.String("error", fmt.Sprintf("its error, of type %T, panicked: %s", err, panicText(v))))
+		}
+	}()
+	own := *s.server.forCaller(in, err)
+	own.outcome = Ran // even if err is the error of a call by the handler
+	own.message = wire.Truncate(own.message, wire.MaxHeaderBytes)
+	own.causes, own.progress = nil, nil
+	return &own
 }
 
 // finish ends the stream behind its items.
