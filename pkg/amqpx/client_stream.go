@@ -80,7 +80,7 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 		return nil, misused(fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 	}
 	cfg := c.cfg.callConfigOf(method, opts)
-	req := c.newRequest(method, nil, opts)
+	req, _ := c.newRequest(method, nil, opts) // a stream has the deadline of its context
 	s := &ClientStream{client: c}
 	start := &streamStart{stream: s, patient: cfg.waitForServer, started: make(chan struct{}), first: first, half: half}
 	start.windows = [2]int{DefaultStreamItems, DefaultStreamBytes}

@@ -23,9 +23,6 @@ const (
 	// maxStreamHeaders bounds the headers of a frame, and the trailers of an end, in number; their
 	// bytes are bounded by MaxHeaderBytes.
 	maxStreamHeaders = 1024
-	// maxEndDetails bounds the details of an end in number, and maxEndDetailBytes in bytes.
-	maxEndDetails     = 64
-	maxEndDetailBytes = 64 << 10
 )
 
 // Numbers of the fields of a frame.
@@ -108,8 +105,6 @@ type StreamHeader struct {
 type End struct {
 	// Failure is nil for success.
 	Failure *Failure
-	// Details are encoded google.protobuf.Any of the failure.
-	Details [][]byte
 	// Trailers are the trailers of the server.
 	Trailers []StreamHeader
 	// Items is how many items the sender of the end has sent, Taken how many its application has taken.
@@ -307,10 +302,7 @@ func (e *End) appendTo(b []byte, number protowire.Number) []byte {
 	if f := e.Failure; f != nil {
 		own = appendText(own, endCode, f.Code)
 		own = appendText(own, endMessage, f.Message)
-		for _, detail := range e.Details {
-			own = protowire.AppendTag(own, endDetails, protowire.BytesType)
-			own = protowire.AppendBytes(own, detail)
-		}
+		own = appendDetails(own, endDetails, f.Details)
 		own = appendNonZero(own, endRan, uint64(f.Ran))
 		if f.RetryAfter > 0 {
 			own = appendNumber(own, endRetryAfter, uint64(Milliseconds(f.RetryAfter))) //nolint:gosec // never negative.
@@ -472,7 +464,8 @@ func appendStreamHeader(to []StreamHeader, record []byte, size *int) ([]StreamHe
 func decodeEnd(record []byte) (*End, error) {
 	e := &End{}
 	var f Failure
-	headerBytes, detailBytes := 0, 0
+	headerBytes := 0
+	var details detailList
 	for len(record) > 0 {
 		var v field
 		if v, record = nextField(record); record == nil {
@@ -489,10 +482,7 @@ func decodeEnd(record []byte) (*End, error) {
 			case endMessage:
 				f.Message = string(v.bytes)
 			case endDetails:
-				if detailBytes += len(v.bytes); detailBytes > maxEndDetailBytes || len(e.Details) == maxEndDetails {
-					return nil, fmt.Errorf("%w: details of more than %d bytes, or more than %d of them", errFrameFormat, maxEndDetailBytes, maxEndDetails)
-				}
-				e.Details = append(e.Details, append([]byte{}, v.bytes...))
+				details.add(v.bytes)
 			case endTrailers:
 				e.Trailers, err = appendStreamHeader(e.Trailers, v.bytes, &headerBytes)
 			default:
@@ -504,9 +494,8 @@ func decodeEnd(record []byte) (*End, error) {
 		}
 	}
 	if f.Code != "" {
+		f.Details = details.details
 		e.Failure = &f
-	} else {
-		e.Details = nil
 	}
 	return e, nil
 }
