@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"rabbitmq-rpc/pkg/amqpx"
 )
@@ -47,6 +48,9 @@ func (c *ClientConn) newStream(ctx context.Context, desc *grpc.StreamDesc, _ *gr
 
 // open opens the stream.
 func (c *ClientConn) open(ctx context.Context, desc *grpc.StreamDesc, method string, s *callSettings) (*clientStream, error) {
+	if err := ctx.Err(); err != nil { // otherwise the stream might begin before it notices
+		return nil, refused(status.FromContextError(err).Code(), "%w", err)
+	}
 	options, err := callOptions(ctx, method, s)
 	if err != nil {
 		return nil, err

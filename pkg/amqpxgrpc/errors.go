@@ -45,7 +45,7 @@ func newCallError(err error) error {
 	if errors.Is(coded, amqpx.ErrTooLarge) {
 		code = codes.ResourceExhausted // the code for every message that is too large, as in grpc-go
 	}
-	s := &spb.Status{Code: int32(code), Message: strings.ToValidUTF8(coded.Message(), "\uFFFD")} //nolint:gosec // below 17.
+	s := &spb.Status{Code: int32(code), Message: strings.ToValidUTF8(coded.Message(), "\uFFFD")}
 	for _, d := range coded.Details() {
 		s.Details = append(s.Details, &anypb.Any{TypeUrl: d.TypeURL, Value: d.Value})
 	}

@@ -33,10 +33,9 @@ type fixture struct {
 func start(t testing.TB, with setup) *fixture {
 	t.Helper()
 	broker := amqpxtest.NewBroker()
-	options := append(with.amqpx, broker.Option())
 	var serverOptions []amqpx.ServerOption
 	var clientOptions []amqpx.ClientOption
-	for _, o := range options {
+	for _, o := range append([]amqpx.Option{broker.Option()}, with.amqpx...) {
 		serverOptions, clientOptions = append(serverOptions, o), append(clientOptions, o)
 	}
 	server, err := amqpx.NewServer(amqpxtest.URL, serverOptions...)

@@ -37,8 +37,12 @@ type interceptorOption struct{ grpc.EmptyCallOption }
 func TestCallSettings(t *testing.T) {
 	t.Parallel()
 	s, err := newCallSettings([]grpc.CallOption{
-		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(1), grpc.MaxCallSendMsgSize(2), grpc.EmptyCallOption{}, grpc.StaticMethod(),
-		grpc.MaxRetryRPCBufferSize(3), grpc.UseCompressor(encoding.Identity), interceptorOption{}, grpc.PerRPCCredentials(nil),
+		grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(1), grpc.MaxCallSendMsgSize(2),
+		grpc.EmptyCallOption{},
+		grpc.StaticMethod(),
+		grpc.MaxRetryRPCBufferSize(3), grpc.UseCompressor(encoding.Identity),
+		interceptorOption{},
+		grpc.PerRPCCredentials(nil),
 		CallOptions(amqpx.Idempotent()), grpc.CallContentSubtype("PROTO"),
 	})
 	if err != nil || !s.waitForReady || s.maxRecv != 1 || s.maxSend != 2 || len(s.options) != 1 || len(s.credentials) != 0 || s.codec.Name() != proto.Name {

@@ -61,18 +61,25 @@ func TestSendAfterTheEnd(t *testing.T) {
 	}
 }
 
-// TestServerStreamOfAnEndedContext: generated code returns the error of the only message to its
-// caller, so that there is none.
+// TestServerStreamOfAnEndedContext: a stream does not begin after its context, and generated code,
+// which returns the error of the only message to its caller, gets none after the end.
 func TestServerStreamOfAnEndedContext(t *testing.T) {
 	t.Parallel()
-	client := grpchantesting.NewTestServiceClient(start(t, setup{register: registerSuite}))
+	f := start(t, setup{register: registerSuite})
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	x, err := client.ServerStream(ctx, &grpchantesting.Message{Count: 1})
+	x, err := f.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, serverMethod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.Recv(); status.Code(err) != codes.Canceled || amqpx.OutcomeOf(err) != amqpx.DidNotRun {
+	cancel()
+	if err := x.RecvMsg(&grpchantesting.Message{}); status.Code(err) != codes.Canceled || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := x.SendMsg(&grpchantesting.Message{}); err != nil {
+		t.Errorf("the only message after the end: %v", err)
+	}
+	_, err = grpchantesting.NewTestServiceClient(f).ServerStream(ctx, &grpchantesting.Message{Count: 1})
+	if status.Code(err) != codes.Canceled || amqpx.OutcomeOf(err) != amqpx.DidNotRun || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, outcome %v", err, amqpx.OutcomeOf(err))
 	}
 }

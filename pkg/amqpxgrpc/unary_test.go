@@ -271,7 +271,7 @@ func TestServerContext(t *testing.T) {
 	t.Parallel()
 	var kept context.Context
 	s := &service{unary: func(ctx context.Context, m *grpchantesting.Message) (*grpchantesting.Message, error) {
-		kept = ctx
+		kept = ctx //nolint:fatcontext // its use after the method is tested.
 		caller, ok := peer.FromContext(ctx)
 		req, handled := amqpx.RequestFromContext(ctx)
 		auth, validated := caller.AuthInfo.(AuthInfo)

@@ -104,13 +104,13 @@ func TestExamplesGRPC(t *testing.T) {
 	t.Parallel()
 	url := exampleVhost(t)
 	env := []string{"AMQP_URL=" + url}
-	server := rig.Run(t, env, rig.BuildExample(t, "grpc/server"))
+	server := rig.Run(t, env, rig.BuildExample(t, "grpc-server"))
 	client := exampleClient(t, url, amqpx.Queue{Name: "greeter"})
 	health := healthpb.NewHealthClient(amqpxgrpc.NewClientConn(client))
 	if _, err := health.Check(rig.Patience(t), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil { // the server is up
 		t.Fatal(err)
 	}
-	caller := rig.Run(t, env, rig.BuildExample(t, "grpc/client"))
+	caller := rig.Run(t, env, rig.BuildExample(t, "grpc-client"))
 	for _, line := range []string{"hello world", "InvalidArgument ran", "hello Ada", "hello Grace"} {
 		caller.Says(line)
 	}

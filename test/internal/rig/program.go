@@ -148,7 +148,7 @@ func Build(t testing.TB, service string) string {
 // BuildExample is Build for a program of the folder examples.
 func BuildExample(t testing.TB, name string) string {
 	t.Helper()
-	return build(t, "example-"+strings.ReplaceAll(name, "/", "-"), "./examples/"+name)
+	return build(t, "example-"+name, "./examples/"+name)
 }
 
 func build(t testing.TB, name, folder string) string {

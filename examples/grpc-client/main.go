@@ -1,4 +1,4 @@
-// Command client calls the service of the command server with generated code. Comments show the
+// Command grpc-client calls the service of the command grpc-server with generated code. Comments show the
 // lines of the same program over TCP.
 package main
 
@@ -14,7 +14,7 @@ import (
 
 	"google.golang.org/grpc/status"
 
-	"rabbitmq-rpc/examples/grpc/greetings"
+	"rabbitmq-rpc/examples/grpc-server/greetings"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/pkg/amqpxgrpc"
 )

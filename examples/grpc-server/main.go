@@ -1,4 +1,4 @@
-// Command server is a service of gRPC that is reached over RabbitMQ. Comments show the lines of the
+// Command grpc-server is a service of gRPC that is reached over RabbitMQ. Comments show the lines of the
 // same program over TCP.
 package main
 
@@ -17,7 +17,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"rabbitmq-rpc/examples/grpc/greetings"
+	"rabbitmq-rpc/examples/grpc-server/greetings"
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/pkg/amqpxgrpc"
 )
