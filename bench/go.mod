@@ -74,6 +74,7 @@ require (
 
 replace (
 	rabbitmq-rpc/pkg/amqpx => ../pkg/amqpx
+	rabbitmq-rpc/pkg/amqpxgrpc => ../pkg/amqpxgrpc
 	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
 	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom
 )

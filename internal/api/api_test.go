@@ -31,7 +31,7 @@ const module = "rabbitmq-rpc"
 // and none of them mentions a type that users cannot import.
 func TestExportedAPI(t *testing.T) {
 	t.Parallel()
-	libraries := []string{module + "/pkg/amqpx", module + "/pkg/amqpx/amqpxtest", module + "/pkg/amqpxotel", module + "/pkg/amqpxprom"}
+	libraries := []string{module + "/pkg/amqpx", module + "/pkg/amqpx/amqpxtest", module + "/pkg/amqpxgrpc", module + "/pkg/amqpxotel", module + "/pkg/amqpxprom"}
 	compiled := list(t, libraries...)
 	imported := importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
 		return os.Open(compiled[path].Export)

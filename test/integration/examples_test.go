@@ -10,7 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxgrpc"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -86,6 +90,30 @@ func TestExamplesServerAndClient(t *testing.T) {
 	}
 	caller := rig.Run(t, env, rig.BuildExample(t, "client"))
 	caller.Says("hello world")
+	if err := caller.Wait(); err != nil {
+		t.Errorf("client: %v", err)
+	}
+	server.Terminate()
+	if err := server.Wait(); err != nil {
+		t.Errorf("server: %v", err)
+	}
+}
+
+// TestExamplesGRPC runs the service of gRPC and its client.
+func TestExamplesGRPC(t *testing.T) {
+	t.Parallel()
+	url := exampleVhost(t)
+	env := []string{"AMQP_URL=" + url}
+	server := rig.Run(t, env, rig.BuildExample(t, "grpc-server"))
+	client := exampleClient(t, url, amqpx.Queue{Name: "greeter"})
+	health := healthpb.NewHealthClient(amqpxgrpc.NewClientConn(client))
+	if _, err := health.Check(rig.Patience(t), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil { // the server is up
+		t.Fatal(err)
+	}
+	caller := rig.Run(t, env, rig.BuildExample(t, "grpc-client"))
+	for _, line := range []string{"hello world", "InvalidArgument ran", "hello Ada", "hello Grace"} {
+		caller.Says(line)
+	}
 	if err := caller.Wait(); err != nil {
 		t.Errorf("client: %v", err)
 	}
