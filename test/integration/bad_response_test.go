@@ -48,7 +48,7 @@ func TestResponsesThatNoServerOfOursSends(t *testing.T) {
 		{"code of nothing", amqp.Table{"rpc-code": nil}, "", amqpx.CodeUnknown, amqpx.MayHaveRun, ""},
 		{"unimplemented", amqp.Table{"rpc-code": "unimplemented"}, "", amqpx.CodeUnimplemented, amqpx.MayHaveRun, ""},
 		{"ran", amqp.Table{"rpc-code": "aborted", "rpc-ran": true}, "", amqpx.CodeAborted, amqpx.Ran, ""},
-		{"did not run", amqp.Table{"rpc-code": "unavailable", "rpc-ran": false}, "", amqpx.CodeUnavailable, amqpx.DidNotRun, ""},
+		{"did not run", amqp.Table{"rpc-code": "aborted", "rpc-ran": false}, "", amqpx.CodeAborted, amqpx.DidNotRun, ""},
 		{"ran of the wrong type", amqp.Table{"rpc-code": "internal", "rpc-ran": "no"}, "", amqpx.CodeInternal, amqpx.MayHaveRun, ""},
 	} {
 		call := begin(rig.Patience(t), client, "b", nil)

@@ -136,7 +136,7 @@ func TestRotatedCertificatesAreReadAtTheNextDial(t *testing.T) {
 	}
 	says(amqpx.FaultClientCertificateExpired)
 	files.swap(content(string(authority), day))
-	rig.Connected(t, client)
+	rig.Eventually(t, "the client connects with the new certificate", func() bool { return client.Status().Ready() })
 
 	another, _ := pemOf(t, signedBy(t, signer, day))
 	files.swap(content(another, day))
