@@ -54,7 +54,7 @@ var settledFuture = func() *chan struct{} {
 //
 // Deadline, outcome and errors are those of Call. The body may be changed as soon as Go has
 // returned.
-func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future {
+func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...CallOption) *Future { //nolint:contextcheck // the context of a Future is ctx or its child.
 	if err := c.checkCall(ctx, opts); err != nil {
 		f := &Future{err: err}
 		f.done.Store(settledFuture)
@@ -102,8 +102,8 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if !its && !watched {
 		f.bound(deadline)
 	}
-	c.pending.watch(f.ctx, k) //nolint:contextcheck // that is ctx or its child.
-	if f.ctx.Err() == nil {   // otherwise the watch notifies the call
+	c.pending.watch(f.ctx, k)
+	if f.ctx.Err() == nil { // otherwise the watch notifies the call
 		k.send()
 	}
 	f.park(k)

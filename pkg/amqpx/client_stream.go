@@ -31,8 +31,7 @@ type ClientStream struct {
 	stop   func() bool            // ends the watch of the context
 	leave  func()                 // the client's Shutdown no longer waits for the stream
 
-	answered sync.Once // see CloseAndRecv
-	begun    atomic.Bool
+	begun atomic.Bool
 }
 
 // streamStart is the state of a stream whose request passes middleware.

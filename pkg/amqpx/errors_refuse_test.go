@@ -20,10 +20,10 @@ import (
 )
 
 // startWithMiddleware starts a client, and a server with middleware.
-func startWithMiddleware(t *testing.T, m Middleware, h Handler, opts ...ServerOption) *rig {
+func startWithMiddleware(t *testing.T, m Middleware, h Handler) *rig {
 	t.Helper()
 	r := &rig{t: t, broker: brokertest.New()}
-	r.server = startServer(t, r.broker, handlers{"m": h}, append([]ServerOption{WithMiddleware(m)}, opts...)...)
+	r.server = startServer(t, r.broker, handlers{"m": h}, WithMiddleware(m))
 	r.client = startClient(t, r.broker)
 	ready(t, r.server.WaitReady)
 	ready(t, r.client.WaitReady)
@@ -70,7 +70,7 @@ func TestRefusalThatIsNotRetried(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		refusal := Refuse(CodePermissionDenied, "not you").WithRetryAfter(90 * time.Minute).WithDetail(ErrorInfo{Reason: "TENANT"})
-		r := startWithMiddleware(t, func(next Handler) Handler {
+		r := startWithMiddleware(t, func(Handler) Handler {
 			return func(ctx context.Context, _ *Request) ([]byte, error) {
 				if err := errors.Join(SetResponseHeader(ctx, "h", "v"), SetResponseTrailer(ctx, "t", "u")); err != nil {
 					return nil, err

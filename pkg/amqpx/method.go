@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"mime"
 	"reflect"
+	"slices"
 	"strings"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
@@ -131,7 +132,7 @@ func (m *Method[Req, Res]) Handle(s *Server, handle func(ctx context.Context, re
 	if handle == nil {
 		return fmt.Errorf("amqpx: method %q: no handler", m.name)
 	}
-	return s.Handle(m.name, m.Handler(handle), append(m.cfg.handle[:len(m.cfg.handle):len(m.cfg.handle)], opts...)...)
+	return s.Handle(m.name, m.Handler(handle), append(slices.Clip(m.cfg.handle), opts...)...)
 }
 
 // Handler returns the function as a [Handler], for tests of the function with encoded requests, and

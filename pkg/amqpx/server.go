@@ -205,7 +205,7 @@ func (s *Server) serve(ctx context.Context) error {
 	// publish the responses.
 	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
 	var link sync.WaitGroup
-	s.streams.base = handlers
+	s.streams.base = handlers //nolint:fatcontext // the parent of the contexts of all handlers of streams.
 	if len(s.methods)+len(s.streams.methods) == 0 {
 		s.cfg.logger.Warn("server has no methods: it refuses every request", zap.String("queue", s.cfg.queue.Name))
 	}

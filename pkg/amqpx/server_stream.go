@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -196,9 +197,9 @@ func (s *ServerStream) run(ctx context.Context, req *Request) {
 
 // failure returns the error for the client of a handler that returned err. Methods of err may panic.
 func (s *ServerStream) failure(in *incoming, err error) (failed *Error) {
-	failed = internalError()
 	defer func() {
 		if v := recover(); v != nil {
+			failed = internalError()
 			s.server.cfg.logger.Error("handler failed", zap.String("method", in.Method), zap.String("correlation_id", in.ID),
 				zap.String("error", fmt.Sprintf("its error, of type %T, panicked: %s", err, panicText(v))))
 		}
@@ -262,8 +263,8 @@ func (s *Server) streamMethods() map[string]*serverMethod {
 
 // streamHandler returns the innermost handler of a stream, which accepts the stream.
 func (s *Server) streamHandler(h StreamHandler) Handler {
-	for i := len(s.streamMiddleware()) - 1; i >= 0; i-- {
-		if m := s.cfg.streamMiddleware[i]; m != nil && h != nil {
+	for _, m := range slices.Backward(s.streamMiddleware()) {
+		if m != nil && h != nil {
 			h = m(h)
 		}
 	}

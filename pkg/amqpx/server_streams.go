@@ -108,7 +108,7 @@ func (s *Server) admitStream(m *serverMethod, caller callerID, ofClient int) *Er
 	t := &s.streams
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	full := ""
+	var full string
 	switch most := s.cfg.callerLimits.MaxCalls; {
 	case t.running >= s.cfg.maxStreams:
 		full = "the server has as many streams as it may have"
@@ -213,7 +213,7 @@ func (s *Server) startStreams(ctx context.Context, main *consumer) {
 		return
 	}
 	first := make(chan struct{})
-	main.sess.Run(func() { s.keepStreams(main, first) })
+	main.sess.Run(func() { s.keepStreams(main, first) }) //nolint:contextcheck // it ends with the session.
 	timer := time.NewTimer(companionWait)
 	defer timer.Stop()
 	select {

@@ -221,28 +221,28 @@ func (m *frameMessage) Reject(cause error) { m.Failed(cause) }
 var errStreamQueueGone error = &transport.KindError{Kind: FaultConsumerCanceled}
 
 // streamReason returns code and text for a stream that ended without an end or a reset of the peer.
-func streamReason(r *stream.Result, peer string) (code Code, sentinel error, text string) {
+func streamReason(r *stream.Result, peer string) (code Code, text string, sentinel error) {
 	switch r.Reason {
 	case stream.ReasonPeerGone:
-		return CodeUnavailable, nil, "the connection of the " + peer + " has ended"
+		return CodeUnavailable, "the connection of the " + peer + " has ended", nil
 	case stream.ReasonSilent:
-		return CodeUnavailable, nil, "the " + peer + " does not answer"
+		return CodeUnavailable, "the " + peer + " does not answer", nil
 	case stream.ReasonLinkLost:
-		return CodeUnavailable, nil, "the connection to the broker was lost"
+		return CodeUnavailable, "the connection to the broker was lost", nil
 	case stream.ReasonUnpublished:
-		return CodeUnavailable, nil, "the broker did not take a message of the stream"
+		return CodeUnavailable, "the broker did not take a message of the stream", nil
 	case stream.ReasonUnroutable:
-		return CodeUnavailable, ErrUnroutable, ""
+		return CodeUnavailable, "", ErrUnroutable
 	case stream.ReasonUnserved:
-		return CodeUnavailable, ErrNoServer, "no server takes streams: none runs, or all have as many as they may have"
+		return CodeUnavailable, "no server takes streams: none runs, or all have as many as they may have", ErrNoServer
 	case stream.ReasonCredit:
-		return CodeResourceExhausted, nil, "the " + peer + " sent more than its credit"
+		return CodeResourceExhausted, "the " + peer + " sent more than its credit", nil
 	case stream.ReasonGap:
-		return CodeDataLoss, nil, "items of the " + peer + " are missing"
+		return CodeDataLoss, "items of the " + peer + " are missing", nil
 	case stream.ReasonMalformed:
-		return CodeUnavailable, nil, "a message of the " + peer + " cannot be read"
+		return CodeUnavailable, "a message of the " + peer + " cannot be read", nil
 	default:
-		return CodeUnavailable, ErrClosed, ""
+		return CodeUnavailable, "", ErrClosed
 	}
 }
 
@@ -272,7 +272,7 @@ func streamError(r *stream.Result, peer string) *Error {
 			e = contextError(r.Cause, outcome, nil, "")
 		}
 	default:
-		code, sentinel, text := streamReason(r, peer)
+		code, text, sentinel := streamReason(r, peer)
 		var causes []error
 		if r.Cause != nil {
 			text += ": " + r.Cause.Error()

@@ -192,7 +192,10 @@ func TestLoopThatEndsEarly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := startStreams(t, streamHandlers{"count": countStream})
-		for range r.client.Stream(context.Background(), "count", []byte("1000000")) {
+		for _, err := range r.client.Stream(context.Background(), "count", []byte("1000000")) {
+			if err != nil {
+				t.Error(err)
+			}
 			break
 		}
 		settle()

@@ -215,7 +215,10 @@ func TestHeadersOfStreams(t *testing.T) {
 			t.Errorf("headers %v, error %v", header, err)
 		}
 		for method, want := range map[string]Code{"never": "", "unknown": ""} {
-			none, _ := r.client.Open(within(t, time.Minute), method)
+			none, err := r.client.Open(within(t, time.Minute), method)
+			if err != nil {
+				t.Fatal(err)
+			}
 			header, err := none.Header()
 			wantSame(t, "headers of "+method, len(header), 0)
 			wantSame(t, "error of "+method, CodeOf(err), want)
@@ -223,7 +226,10 @@ func TestHeadersOfStreams(t *testing.T) {
 		r.server.stop()
 		<-r.server.result
 		r.server.result <- nil
-		gone, _ := r.client.Open(within(t, time.Second), "never")
+		gone, err := r.client.Open(within(t, time.Second), "never")
+		if err != nil {
+			t.Fatal(err)
+		}
 		_, err = gone.Header()
 		wantSame(t, "error without a server", CodeOf(err), CodeDeadlineExceeded)
 	})

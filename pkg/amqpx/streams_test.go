@@ -98,12 +98,6 @@ func countStream(_ context.Context, s *ServerStream) error {
 	return nil
 }
 
-// untilCanceled waits for the end of its context.
-func untilCanceled(ctx context.Context, _ *ServerStream) error {
-	<-ctx.Done()
-	return ctx.Err()
-}
-
 // collect ranges over a server stream of numbers, and returns how many came, in order.
 func collect(t *testing.T, c *Client, ctx context.Context, method, body string, opts ...CallOption) (n int, failed error) { //nolint:revive // the client is the subject.
 	t.Helper()

@@ -72,7 +72,9 @@ func TestViolations(t *testing.T) {
 		"an unknown stream":       {frame: wire.Frame{Stream: 7, Items: items("a")}, stillAlive: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, n *network) {
+			t.Parallel()
+			inBubble(t, func(n *network) {
+				t := n.t
 				client, _, s, x := opened(t, n)
 				if c.bytes != nil {
 					client.link.Receive("server", "", c.bytes)
@@ -97,7 +99,9 @@ func TestViolations(t *testing.T) {
 
 // A client that sends beyond its credit is reset, whatever it sends, and holds bounded memory.
 func TestClientWithoutRegardForCredit(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		_, server, s, x := opened(t, n)
 		item := make([]byte, 1000)
 		seq := uint64(1)
@@ -121,7 +125,9 @@ func TestClientWithoutRegardForCredit(t *testing.T) {
 
 // Small items of large messages do not keep the messages.
 func TestMemoryOfSmallItems(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client, _, s, _ := opened(t, n)
 		noise := make([]byte, 60<<10)
 		for seq := range uint64(initialItems) {
@@ -144,7 +150,9 @@ func TestMemoryOfSmallItems(t *testing.T) {
 
 // Only the server that was first to accept, and only the client's own user, speak for a stream.
 func TestFramesOfOthers(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client, server, s, x := opened(t, n)
 		client.inject("stranger", "", wire.Frame{Stream: s.Number(), Items: items("forged")})
 		client.inject("stranger", "", wire.Frame{Stream: s.Number(), End: &wire.End{}})
@@ -178,7 +186,9 @@ func TestFramesOfOthers(t *testing.T) {
 
 // Forged acceptances do not make the table of peers grow without bound.
 func TestPeersAreBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client := n.side("client", nil)
 		n.setHold(true)
 		for i := range 5000 {
@@ -195,7 +205,9 @@ func TestPeersAreBounded(t *testing.T) {
 }
 
 func TestNoQueueForTheOpening(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client := n.side("client", nil)
 		s := openStream(client, "x", true)
 		wantEnded(t, s, ReasonUnroutable)
@@ -218,7 +230,9 @@ func TestNoQueueForTheOpening(t *testing.T) {
 }
 
 func TestOpeningThatNoServerTakes(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", func(*Stream) {}) // does not accept
 		client := n.side("client", nil)
 		s := openStream(client, "x", true)
@@ -235,7 +249,9 @@ func TestOpeningThatNoServerTakes(t *testing.T) {
 
 // The client abandons a stream: before the opening is written, in the queue, and when it is open.
 func TestAbandon(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		accept, ended := make(chan struct{}), make(chan *Stream, 3)
 		n.side("server", func(s *Stream) {
 			<-accept
@@ -281,7 +297,9 @@ func TestAbandon(t *testing.T) {
 
 // The server's link is lost: the client learns it by the return of a ping, or of an item.
 func TestServerIsGone(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		_, server, s, x := opened(t, n)
 		_ = x.Send([]byte("last"))
 		synctest.Wait()
@@ -300,7 +318,9 @@ func TestServerIsGone(t *testing.T) {
 		wantSame(t, "progress", s.Result().Progress, Progress{Sent: 1, Received: 1})
 	})
 	t.Run("the client sends", func(t *testing.T) {
-		inBubble(t, func(t *testing.T, n *network) {
+		t.Parallel()
+		inBubble(t, func(n *network) {
+			t := n.t
 			_, server, s, _ := opened(t, n)
 			server.lose()
 			begun := time.Now()
@@ -313,9 +333,12 @@ func TestServerIsGone(t *testing.T) {
 
 // The client's link is lost: the server learns it by its next item, or by its own ping.
 func TestClientIsGone(t *testing.T) {
+	t.Parallel()
 	for _, sends := range []bool{true, false} {
 		t.Run(map[bool]string{true: "the server sends", false: "the server waits"}[sends], func(t *testing.T) {
-			inBubble(t, func(t *testing.T, n *network) {
+			t.Parallel()
+			inBubble(t, func(n *network) {
+				t := n.t
 				client, _, s, x := opened(t, n)
 				client.lose()
 				wantEnded(t, s, ReasonLinkLost)
@@ -336,7 +359,9 @@ func TestClientIsGone(t *testing.T) {
 
 // The network swallows everything: a confirmed ping without an answer proves it.
 func TestPeerIsSilent(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		_, _, s, x := opened(t, n)
 		n.setMute()
 		begun := time.Now()
@@ -351,7 +376,9 @@ func TestPeerIsSilent(t *testing.T) {
 
 // A broker that blocks publishing is no sign of death.
 func TestBlockedBroker(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		_, _, s, x := opened(t, n)
 		n.setHold(true)
 		<-time.After(100 * testKeepAlive)
@@ -367,7 +394,9 @@ func TestBlockedBroker(t *testing.T) {
 
 // Openings that were not written go with the next link; written ones end.
 func TestLinkIsReplaced(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", echoes)
 		client := n.side("client", nil)
 		open := openStream(client, "x", false)
@@ -393,7 +422,9 @@ func TestLinkIsReplaced(t *testing.T) {
 // The broker refuses a message: the streams of this peer end, and the confirm of the acceptance is
 // not waited for.
 func TestUnpublishedMessage(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client := n.side("client", nil)
 		told := make(chan struct{})
 		table := NewTable(Config{Server: true, KeepAlive: testKeepAlive, Memory: 1 << 20})
@@ -415,7 +446,9 @@ func TestUnpublishedMessage(t *testing.T) {
 }
 
 func TestCloseOfTheTable(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		client, _, s, x := opened(t, n)
 		client.table.Close()
 		client.link.WaitIdle(nil)

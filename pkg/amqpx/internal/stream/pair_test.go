@@ -14,6 +14,7 @@ import (
 // network is a broker for one client and some servers: it takes messages, confirms them, and
 // delivers them at once, unless a test holds something back.
 type network struct {
+	t       *testing.T
 	mu      sync.Mutex
 	queues  map[string]func(from string, m []byte) // missing: a message is returned
 	servers []*side
@@ -168,7 +169,7 @@ func echoes(s *Stream) {
 	s.Accept(func() {})
 	for {
 		item, err := s.Receive()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			s.Finish(&wire.End{}, func() {})
 			return
 		}
@@ -193,12 +194,12 @@ func sends(n, size int) func(s *Stream) {
 }
 
 // inBubble runs a test with virtual time, and ends the links afterwards.
-func inBubble(t *testing.T, f func(t *testing.T, n *network)) {
+func inBubble(t *testing.T, f func(n *network)) {
 	t.Helper()
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { //nolint:thelper // f is the test.
 		n := newNetwork()
-		f(t, n)
+		n.t = t
+		f(n)
 		for _, l := range n.links {
 			l.End(nil)
 		}

@@ -18,7 +18,9 @@ func openStream(d *side, item string, halfClose bool) *Stream {
 }
 
 func TestShortStreamIsTwoMessages(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		server := n.side("server", sends(3, 100))
 		client := n.side("client", nil)
 		s := openStream(client, "request", true)
@@ -37,7 +39,9 @@ func TestShortStreamIsTwoMessages(t *testing.T) {
 }
 
 func TestLongStreams(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", echoes)
 		client := n.side("client", nil)
 		const count = 100_000
@@ -79,7 +83,9 @@ func pingPong(t *testing.T, s *Stream) {
 }
 
 func TestMessagesOfAPingPongAndOfAnIdleStream(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", echoes)
 		client := n.side("client", nil)
 		s := client.table.NewStream(windows())
@@ -105,7 +111,9 @@ func TestMessagesOfAPingPongAndOfAnIdleStream(t *testing.T) {
 }
 
 func TestStalledReader(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		server := n.side("server", sends(1_000_000, 100))
 		client := n.side("client", nil)
 		s := openStream(client, "", true)
@@ -153,7 +161,9 @@ func TestStalledReader(t *testing.T) {
 }
 
 func TestItemsLargerThanTheWindow(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", sends(3, 5<<20))
 		client := n.side("client", nil)
 		got, err := receiveAll(openStream(client, "", true))
@@ -163,7 +173,9 @@ func TestItemsLargerThanTheWindow(t *testing.T) {
 }
 
 func TestEmptyItemsAreBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", sends(100_000, 0))
 		client := n.side("client", nil)
 		s := openStream(client, "", true)
@@ -179,7 +191,9 @@ func TestEmptyItemsAreBounded(t *testing.T) {
 
 // A stalled stream, and a busy one, hold up no other stream.
 func TestTurns(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", func(s *Stream) {
 			s.Accept(func() {})
 			first, _ := s.Receive()
@@ -212,7 +226,9 @@ func TestTurns(t *testing.T) {
 }
 
 func TestServerFailsBehindItsItems(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", func(s *Stream) {
 			s.Accept(func() {})
 			s.SetHeaders([]wire.StreamHeader{{Name: "h", Value: "1"}}, false)
@@ -235,7 +251,9 @@ func TestServerFailsBehindItsItems(t *testing.T) {
 
 // The server ends while the client sends: Send returns io.EOF, and the end tells how far it came.
 func TestServerEndsEarly(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		n.side("server", func(s *Stream) {
 			s.Accept(func() {})
 			for range 10 {
@@ -259,7 +277,9 @@ func TestServerEndsEarly(t *testing.T) {
 }
 
 func TestRefusal(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		var server *side
 		server = n.side("server", func(s *Stream) {
 			s.Discard()
@@ -280,7 +300,9 @@ func TestRefusal(t *testing.T) {
 
 // The acceptance is told when the broker has it, and the end too.
 func TestConfirms(t *testing.T) {
-	inBubble(t, func(t *testing.T, n *network) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
 		accepted, ended := make(chan struct{}), make(chan struct{})
 		n.side("server", func(s *Stream) {
 			s.Accept(func() { close(accepted) })

@@ -107,11 +107,11 @@ func (u *UnclaimedBodies) Claim(n int64) int64 {
 // change adds n, unless u is closed, and reports whether it did.
 func (u *UnclaimedBodies) change(n int64) bool {
 	for {
-		bytes := u.bytes.Load()
-		if bytes == closedBodies {
+		count := u.bytes.Load()
+		if count == closedBodies {
 			return false
 		}
-		if u.bytes.CompareAndSwap(bytes, bytes+n) {
+		if u.bytes.CompareAndSwap(count, count+n) {
 			return true
 		}
 	}
@@ -163,8 +163,8 @@ func (u *UnclaimedBodies) Bytes() int64 { return max(u.bytes.Load(), 0) }
 // Close releases the unclaimed bytes, and from now on all bytes that the connection still
 // counts.
 func (u *UnclaimedBodies) Close(b *BytesInHand) {
-	if bytes := u.bytes.Swap(closedBodies); bytes != closedBodies {
-		b.Release(bytes)
+	if count := u.bytes.Swap(closedBodies); count != closedBodies {
+		b.Release(count)
 	}
 }
 

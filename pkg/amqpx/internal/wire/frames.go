@@ -142,13 +142,13 @@ func itemAt(b []byte) (item, rest []byte, ok bool) {
 	}
 	size, start := uint64(b[1]), 2
 	if size >= 0x80 {
-		n := 0
+		var n int
 		if size, n = binary.Uvarint(b[1:]); n <= 0 {
 			return nil, nil, false
 		}
 		start = 1 + n
 	}
-	if size > uint64(len(b)-start) {
+	if size > uint64(len(b)-start) { //nolint:gosec // start is at most len(b).
 		return nil, nil, false
 	}
 	end := start + int(size) //nolint:gosec // below len(b).

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,7 +139,7 @@ func TestCutItems(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 		it.Rewind(memory)
-		all := append(got, itemsOf(it)...)
+		all := slices.Concat(got, itemsOf(it))
 		if !reflect.DeepEqual(all, []string{"aa", "bbb", "", "c"}) {
 			t.Errorf("%s: together %q", name, all)
 		}
