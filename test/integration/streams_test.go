@@ -71,7 +71,9 @@ func serveStreams(t testing.TB, r *rig.Rig, url string, methods map[string]amqpx
 	go func() { done <- s.Serve(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		<-done
+		if err := <-done; err != nil {
+			t.Log("the server:", err)
+		}
 	})
 	if err := s.WaitReady(rig.Patience(t)); err != nil {
 		t.Fatal(err)
@@ -109,7 +111,7 @@ func TestStreams(t *testing.T) {
 	client := r.Client()
 	ctx := rig.Patience(t)
 	for _, size := range []int{0, 100, 200_000} {
-		n := 2_000_000 / max(size, 20)
+		n := 400_000 / max(size, 20)
 		got, err := numbers(t, client, ctx, n, size)
 		if got != n || err != nil {
 			t.Errorf("%d items of %d bytes, want %d; error %v", got, size, n, err)
@@ -119,7 +121,7 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 1000 {
+	for i := range 100 {
 		if err := s.Send([]byte(fmt.Sprint(i))); err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +216,7 @@ func TestStalledStreams(t *testing.T) {
 	if _, err := numbers(t, client, ctx, 10, 10); err != nil {
 		t.Fatal(err)
 	}
-	const stalled = 20
+	const stalled = 5
 	before := heap()
 	var streams []*amqpx.ClientStream
 	for range stalled {
@@ -223,7 +225,7 @@ func TestStalledStreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = s.Send(sourceRequest(1<<40, 100))
-		for range 50_000 { // so that the window has grown
+		for range 20_000 { // so that the window has grown
 			if _, err := s.Recv(); err != nil {
 				t.Fatal(err)
 			}
@@ -248,7 +250,7 @@ func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) //nolint:gosec // far smaller.
+	return int64(m.HeapAlloc)
 }
 
 // Streams go on over a memory alarm of the broker, and end with a code when the broker is restarted.
@@ -274,7 +276,7 @@ func streamsInTrouble(t *testing.T, broker *rig.Broker) {
 	client := r.Ready(keepAlive)
 	next := uint64(0)
 	var failed error
-	for item, err := range client.Stream(rig.Patience(t), "ticks", nil) {
+	for item, err := range client.Stream(rig.Within(t, 2*time.Minute), "ticks", nil) { // rabbitmqctl is slow on a busy machine
 		if failed = err; err != nil {
 			break
 		}
