@@ -68,7 +68,7 @@ func work(drain, force context.Context, settings *Config, screen *terminal.Scree
 // got the expected result.
 func callAll(drain, force context.Context, c client, settings *Config, p loadgen.Progress, stdout io.Writer, logger *zap.Logger) error {
 	waitForConnection(drain, c, min(connectTimeout, settings.Timeout), logger)
-	connection := report.WatchConnection(c)
+	connection := report.WatchConnection(c) //nolint:contextcheck // it watches until End
 	results := loadgen.NewRunner(settings.calls(), c, p, logger).Run(drain, force)
 	connection.End()
 	status := c.Status()
