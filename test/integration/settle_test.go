@@ -290,11 +290,11 @@ func TestExpiredBehindBusyWorkersNeverRuns(t *testing.T) {
 			t.Error("a call ran after its time")
 		}
 	}
-	if got := server.Stats().Expired; got == 0 {
-		t.Error("server counted no expired call")
-	}
 	// On a busy machine the broker may drop an expired request before it delivers it.
 	const others = 2
+	if st := server.Stats(); st.Expired == 0 && st.Requests > others {
+		t.Error("server counted no expired call")
+	}
 	rig.Eventually(t, "the responses to the calls that ended are counted", func() bool {
 		return client.Stats().Late == server.Stats().Requests-others
 	})

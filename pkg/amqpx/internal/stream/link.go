@@ -37,6 +37,7 @@ type peer struct {
 	ping      uint64    // the number of the last ping
 	pingDue   bool
 	pinged    bool      // the last ping has no answer
+	again     bool      // nor has the ping before it
 	confirmed time.Time // when the broker confirmed the last ping; zero: it has not
 	pong      uint64    // the answer that is due; 0: none
 }
@@ -418,7 +419,7 @@ func (l *Link) Receive(queue, user string, body []byte) {
 		return
 	}
 	if p != nil {
-		p.heard, p.pinged = time.Now(), false
+		p.heard, p.pinged, p.again = time.Now(), false, false
 	}
 	err := wire.DecodeFrames(body, func(f *wire.Frame) bool {
 		l.receive(queue, f, len(body))
@@ -526,7 +527,9 @@ func (l *Link) Open(queue, user string, f *wire.Frame, body int, o *Options) *St
 }
 
 // Liveness. Only a ping that the broker has confirmed counts: while the broker blocks publishing,
-// no ping leaves, and the silence says nothing about the peer.
+// no ping leaves, and the silence says nothing about the peer. RabbitMQ takes one more message from
+// a connection that has published nothing since the alarm, while the answer of the peer is blocked:
+// so a peer is gone only if a second ping, after the first was confirmed, has no answer either.
 
 // watch starts the timer of tick, if it does not run. The caller holds mu.
 func (l *Link) watch() {
@@ -555,7 +558,11 @@ func (l *Link) tick() {
 		case !p.pinged && !p.pingDue && now.Sub(p.heard) >= silence:
 			p.pingDue = true
 			p.kick()
-		case p.pinged && !p.confirmed.IsZero() && now.Sub(p.confirmed) >= deadAfter*t.cfg.KeepAlive:
+		case !p.pinged || p.confirmed.IsZero() || now.Sub(p.confirmed) < deadAfter*t.cfg.KeepAlive/2:
+		case !p.again:
+			p.again, p.pingDue, p.confirmed = true, true, time.Time{}
+			p.kick()
+		default:
 			l.lose(p, ReasonSilent, nil)
 			l.forget(p)
 		}

@@ -33,8 +33,9 @@ const (
 	maxControl = 64 << 10
 	// maxPeers bounds the peers without streams, which only get a reset.
 	maxPeers = 1024
-	// deadAfter is the time without an answer to a confirmed ping, in multiples of the keep-alive
-	// time, after which a peer is gone; a server waits serverPatience times as long before its ping.
+	// deadAfter is the time without an answer to two confirmed pings, one after the other, in
+	// multiples of the keep-alive time, after which a peer is gone; a server waits serverPatience
+	// times as long before its first ping.
 	deadAfter      = 4
 	serverPatience = 2
 	// reopenMin and reopenMax bound the pause before a returned opening is published again.
