@@ -20,7 +20,7 @@ changes=$(git status --porcelain) || die "this is no git work tree: the renaming
 
 folders=$(git ls-files '*.go' | cut -d/ -f1 | sort -u | paste -sd '|')
 quoted=${old//./\\.}
-start='(^|[^A-Za-z0-9._~/-])' # the path is no part of a longer path
+start='(^|[^A-Za-z0-9._~/-]|\.\.\.)' # the path is no part of a longer path; it may be the type of a variadic parameter
 # in_files FILES TEXT SED applies the sed script to the tracked files with the text.
 in_files() { { git grep -lzI -F -e "$2" -- "$1" || true; } | xargs -0r sed -E -i "$3"; }
 in_files '*' "$old" "s#$start$quoted(/($folders)\b)#\1$new\2#g"
