@@ -68,9 +68,9 @@ func Connect(url string, opts ...ConnectionOption) (*Connection, error) {
 	return c, nil
 }
 
-// NewClient returns a client on the connection. It takes the options of [NewClient] without those
-// that belong to the connection ([ConnectionOption]). After Shutdown or Close it returns
-// [ErrClosed].
+// NewClient returns a client on the connection. The options are those of the function [NewClient];
+// an option that belongs to the connection ([ConnectionOption]) is an error, except a logger. After
+// Shutdown or Close, NewClient returns [ErrClosed].
 func (c *Connection) NewClient(opts ...ClientOption) (*Client, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -101,9 +101,9 @@ func (c *Connection) addClient(client *Client) bool {
 	return !c.closed
 }
 
-// NewServer returns a server on the connection. It takes the options of [NewServer] without those
-// that belong to the connection ([ConnectionOption]). After Shutdown or Close it returns
-// [ErrClosed].
+// NewServer returns a server on the connection. The options are those of the function [NewServer];
+// an option that belongs to the connection ([ConnectionOption]) is an error, except a logger. After
+// Shutdown or Close, NewServer returns [ErrClosed].
 func (c *Connection) NewServer(opts ...ServerOption) (*Server, error) {
 	if err := c.check(); err != nil {
 		return nil, err

@@ -17,8 +17,8 @@ type Compressor interface {
 	Name() string
 	// Compress returns the compressed body.
 	Compress(body []byte) ([]byte, error)
-	// Decompress returns the original body. For a body of more than limit bytes it returns an
-	// error that wraps [ErrTooLarge], before it has taken much more memory than that.
+	// Decompress returns the original body. If the original body is longer than limit bytes,
+	// Decompress returns an error that wraps [ErrTooLarge], and takes little more memory than limit.
 	Decompress(body []byte, limit int) ([]byte, error)
 }
 

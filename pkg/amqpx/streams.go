@@ -45,8 +45,9 @@ func WithStreamMemory(bytes int) Option {
 // WithStreamKeepAlive sets the time of silence after which a client asks the server of its open
 // streams for a sign of life, at least 100 ms; the default is [DefaultStreamKeepAlive]. A server
 // waits twice as long before it asks. The streams with a peer end with [CodeUnavailable] as soon as
-// the broker reports that the peer's connection has ended, or if no answer comes within four times
-// this time.
+// the broker reports that the peer's connection has ended, or if neither of two questions, one after
+// the other, is answered: four times this time after the broker has confirmed the first question.
+// While the broker blocks publishing, silence does not end a stream.
 func WithStreamKeepAlive(d time.Duration) Option {
 	return option(func(c *config) { c.streams.keepAlive = d })
 }

@@ -77,8 +77,9 @@ func (s *Stream) receiveItems(f *wire.Frame, body int) bool {
 // maxCopied bounds the memory to which further copies of items are added.
 const maxCopied = 16 << 10
 
-// store adds items to those that wait. Items that are the greater part of their message keep its
-// memory; others are copied, because one of them would keep the whole message. The caller holds mu.
+// store adds received items to the items that wait. Items that make up most of a message refer to
+// the memory of the message. Smaller items are copied, because a single item would keep the memory of
+// the whole message. The caller holds mu.
 func (s *Stream) store(items wire.Items, body int) {
 	if items.Bytes >= body-body/4 {
 		s.in = append(s.in, items)
