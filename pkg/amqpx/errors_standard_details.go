@@ -88,6 +88,7 @@ func (d *BadRequest) DecodeDetail(value []byte) error {
 				v.Description = string(b)
 			case violationReason:
 				v.Reason = string(b)
+			default: // a field of a later version
 			}
 			return nil
 		})
@@ -130,6 +131,7 @@ func (d *ErrorInfo) DecodeDetail(value []byte) error {
 			}
 			d.Metadata[entry[entryKey]] = entry[entryValue]
 			return err
+		default: // a field of a later version
 		}
 		return nil
 	})

@@ -224,7 +224,7 @@ func TestHeadersOfStreams(t *testing.T) {
 			wantSame(t, "error of "+method, CodeOf(err), want)
 		}
 		r.server.stop()
-		<-r.server.result
+		wantSame(t, "error of the server", <-r.server.result, nil)
 		r.server.result <- nil
 		gone, err := r.client.Open(within(t, time.Second), "never")
 		if err != nil {
