@@ -207,8 +207,6 @@ func TestStreamsAndLostConnections(t *testing.T) {
 }
 
 // A stalled reader takes bounded memory, and holds up no other stream.
-//
-//nolint:paralleltest // the memory of the process is measured.
 func TestStalledStreams(t *testing.T) {
 	r := rig.New(t)
 	serveStreams(t, r, r.URL, map[string]amqpx.StreamHandler{"source": source, "mirror": mirror})
