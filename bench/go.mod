@@ -17,6 +17,7 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	rabbitmq-rpc/pkg/amqpx v0.0.0
+	rabbitmq-rpc/pkg/amqpxgrpc v0.0.0
 	rabbitmq-rpc/pkg/amqpxotel v0.0.0
 	rabbitmq-rpc/pkg/amqpxprom v0.0.0
 )

@@ -46,7 +46,7 @@ func TestMarkdown(t *testing.T) {
 		"| loop | 200 (100–400) | 1.00 (1.00–1.00) | 1.00 | 0.00 | 0 + 0 | 0 + 0 |\n",
 		"| amqpx | 180 (80–400) | 0.90 (0.80–1.00) | 1.50 | 2.00 | 10 + 11 | 20 + 21 |\n",
 		"| python | – | – | – | – | – | – |\n",
-		"- amqpx-batch: pkg/amqpx, batch lane",
+		"- amqpx-batch: pkg/amqpx, batches",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in:\n%s", want, got)

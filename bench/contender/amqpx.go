@@ -13,12 +13,29 @@ type overAMQPX struct {
 	batch, direct, persistent, quorum bool
 	secure
 	telemetry
+	surface surface // nil: calls with bytes
+}
+
+// surface is a way to register handlers and to make calls that the library offers above calls with
+// bytes.
+type surface interface {
+	// settings describes the surface, as the beginning of a contender's settings.
+	settings() string
+	// register registers the methods of a server.
+	register(s *amqpx.Server, h *Handler) error
+	// caller returns a caller that makes its calls with the client.
+	caller(c *amqpx.Client) Caller
 }
 
 func (c overAMQPX) Settings() string {
-	text := "pkg/amqpx, every call a message"
+	text := "pkg/amqpx"
+	if c.surface != nil {
+		text = c.surface.settings()
+	}
 	if c.batch {
-		text = "pkg/amqpx, batch lane"
+		text += ", batches"
+	} else {
+		text += ", every call a message"
 	}
 	if c.direct {
 		text += ", direct reply-to"
@@ -82,6 +99,9 @@ func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
 		return nil, err
 	}
 	watch(s)
+	if c.surface != nil {
+		return s, c.surface.register(s, h)
+	}
 	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
 		err := s.Handle(method, func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 			return h.Answer(ctx, req.Method, req.Body)
@@ -96,6 +116,9 @@ func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
 // Dial implements native. Several clients connect at the same time.
 func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 	names := env.QueueNames()
+	if c.surface != nil {
+		return c.dialSurface(ctx, env)
+	}
 	var all amqpxClients
 	for i := range max(env.Clients, len(names)) {
 		//nolint:contextcheck // a client lives until Close, so it takes no context.
@@ -114,6 +137,18 @@ func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
 		return all[0], nil
 	}
 	return all, nil
+}
+
+// dialSurface returns the caller of the contender's surface, with one client.
+func (c overAMQPX) dialSurface(ctx context.Context, env Environment) (Caller, error) {
+	client, err := c.client(env) //nolint:contextcheck // a client lives until Close, so it takes no context.
+	if err != nil {
+		return nil, err
+	}
+	if err := client.WaitReady(ctx); err != nil {
+		return nil, errors.Join(err, client.Close(ctx))
+	}
+	return c.surface.caller(client), nil
 }
 
 // client returns a client of env's queue.

@@ -184,6 +184,13 @@ const (
 
 	GRPC = "grpc"
 
+	BatchedJSON = "amqpx-batch-json"
+	BatchedStub = "amqpx-batch-grpc"
+	PingPong    = "amqpx-ping-pong"
+	Items       = "amqpx-stream"
+	ItemsStub   = "amqpx-stream-grpc"
+	ItemsGRPC   = "grpc-stream"
+
 	Pair          = "pair"
 	PairSingle    = "pair-single"
 	PairNoMetrics = "pair-no-metrics"
@@ -213,6 +220,12 @@ func entries() []Entry {
 		{Name: Pair, Contender: &pair{}, Optional: true, Shipped: true},
 		{Name: PairNoMetrics, Contender: &pair{settings: []string{"METRICS=false"}, text: " and without metrics"}, Optional: true, Shipped: true},
 		{Name: PairSingle, Contender: &pair{settings: []string{"RPC_BATCH=off"}, text: " and without batches"}, Optional: true, Shipped: true},
+		{Name: BatchedJSON, Contender: overAMQPX{batch: true, surface: typed{}}, Optional: true},
+		{Name: BatchedStub, Contender: overAMQPX{batch: true, surface: stubs{}}, Optional: true},
+		{Name: PingPong, Contender: overAMQPX{batch: true, surface: pingPong{}}, Optional: true},
+		{Name: Items, Contender: overAMQPX{batch: true, surface: items{}}, Optional: true},
+		{Name: ItemsStub, Contender: overAMQPX{batch: true, surface: stubs{items: true}}, Optional: true},
+		{Name: ItemsGRPC, Contender: grpcUnary{items: true}, Optional: true},
 		{Name: "go-kit", Contender: goKit{}},
 		{Name: "watermill", Contender: overWatermill{}},
 		{Name: CoreNATS, Contender: overNATS{}},
