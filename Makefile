@@ -73,7 +73,7 @@ lint: tools cross ## run golangci-lint in every module, gofmt, shellcheck and ac
 	@deploy/need.sh shellcheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 		[[ -z $$unformatted ]] || { echo "not formatted: $$unformatted" >&2; exit 1; }
-	@for m in $(MODULES); do echo "golangci-lint: $$m" && (cd $$m && $(BIN)/golangci-lint run ./...); done
+	@for m in $(MODULES); do echo "golangci-lint: $$m" && (cd $$m && $(BIN)/golangci-lint run --allow-parallel-runners ./...); done
 	@shellcheck -x $(SCRIPTS)
 	@$(BIN)/actionlint
 
