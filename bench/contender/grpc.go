@@ -39,5 +39,5 @@ func (c grpcUnary) Dial(_ context.Context, env Environment) (Caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return stubCaller{ClientConnInterface: conn, items: c.items, close: func(context.Context) error { return conn.Close() }}, nil
+	return stubCaller{ClientConnInterface: conn, items: c.items, timeout: callTimeout, close: func(context.Context) error { return conn.Close() }}, nil
 }

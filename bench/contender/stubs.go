@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -81,14 +82,18 @@ func sendStubItems(_ any, stream grpc.ServerStream) error {
 // stubCaller makes calls as generated code does, over any connection.
 type stubCaller struct {
 	grpc.ClientConnInterface
-	items bool
-	close func(context.Context) error
+	items   bool
+	timeout time.Duration // of a call; 0: the default of the connection
+	close   func(context.Context) error
 }
 
 // Call implements caller.
 func (c stubCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
+	if c.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
 	if c.items {
 		return []byte(ResponseBody), c.receive(ctx, body)
 	}

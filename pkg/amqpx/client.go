@@ -204,7 +204,22 @@ func (c *Client) send(ctx context.Context, watched observation, req Request) ([]
 // call, and the time of CallTimeout: 0 if there is none, less if it is invalid.
 func (c *Client) newRequest(method string, body []byte, opts []CallOption) (req Request, timeout time.Duration) {
 	req = Request{Method: method, Body: body}
-	cfg := c.cfg.callConfigOf(method, opts)
+	cfg := c.cfg.callConfigOf(method)
+	if len(opts) > 0 {
+		own, _ := callConfigs.Get().(*callConfig)
+		*own = *cfg
+		own.apply(opts)
+		timeout = c.configure(&req, own)
+		*own = callConfig{} // it must not keep what the options refer to
+		callConfigs.Put(own)
+		return req, timeout
+	}
+	return req, c.configure(&req, cfg)
+}
+
+// configure sets the fields of a request that options determine, and returns the time of
+// CallTimeout as newRequest does.
+func (c *Client) configure(req *Request, cfg *callConfig) (timeout time.Duration) {
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
@@ -213,9 +228,9 @@ func (c *Client) newRequest(method string, body []byte, opts []CallOption) (req 
 		req.sent.keyed, req.sent.shard = true, uint8(jump(cfg.shardHash, c.cfg.shards)) //nolint:gosec // below MaxShards.
 	}
 	if cfg.timeoutFault {
-		return req, -1
+		return -1
 	}
-	return req, cfg.timeout
+	return cfg.timeout
 }
 
 // callContext is the context of a call in the middleware of a client, if the caller's context has

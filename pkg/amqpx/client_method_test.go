@@ -77,11 +77,11 @@ func TestOptionsOfAllCallsAreReadOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, method := range []string{"m", "other"} {
-		got := cfg.callConfigOf(method, nil)
+		got := cfg.callConfigOf(method)
 		wantSame(t, "waits", got.waitForServer, true)
 		wantSame(t, "idempotent", got.idempotent, method == "m")
-		wantSame(t, "own option", cfg.callConfigOf(method, []CallOption{WithIdempotencyKey("k")}).idempotencyKey, "k")
-		wantSame(t, "own option in the next call", cfg.callConfigOf(method, nil).idempotencyKey, "")
-		wantSame(t, "allocations", testing.AllocsPerRun(10, func() { cfg.callConfigOf(method, nil) }), 0)
+		wantSame(t, "own option", cfg.callConfigOf(method).with([]CallOption{WithIdempotencyKey("k")}).idempotencyKey, "k")
+		wantSame(t, "own option in the next call", cfg.callConfigOf(method).idempotencyKey, "")
+		wantSame(t, "allocations", testing.AllocsPerRun(10, func() { cfg.callConfigOf(method) }), 0)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync"
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
@@ -257,24 +258,29 @@ type receivedContent struct {
 // with returns a copy with further options. Options do not change what c refers to.
 func (c *callConfig) with(opts []CallOption) *callConfig {
 	own := *c
-	for _, o := range opts {
-		o(&own)
-	}
+	own.apply(opts)
 	return &own
 }
 
-// callConfigOf returns the options of a call of a method: those of the client and the method,
-// and the call's own.
-func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig {
-	cfg := c.ofMethod[method]
-	if cfg == nil {
-		cfg = &c.ofAll
+// apply applies options, which do not keep c.
+func (c *callConfig) apply(opts []CallOption) {
+	for _, o := range opts {
+		o(c)
 	}
-	if len(own) > 0 {
-		cfg = cfg.with(own)
-	}
-	return cfg
 }
+
+// callConfigOf returns the options of the client for the calls of a method, which do not change.
+func (c *clientConfig) callConfigOf(method string) *callConfig {
+	if cfg := c.ofMethod[method]; cfg != nil {
+		return cfg
+	}
+	return &c.ofAll
+}
+
+// callConfigs has idle memory for the options of calls.
+//
+//nolint:gochecknoglobals // every caller may use every element.
+var callConfigs = sync.Pool{New: func() any { return new(callConfig) }}
 
 // sentWith is the part of a call's options that its request keeps.
 type sentWith struct {

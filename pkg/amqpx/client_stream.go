@@ -81,7 +81,7 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	if method == "" || len(method) > wire.MaxShortString {
 		return nil, misused(fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 	}
-	cfg := c.cfg.callConfigOf(method, opts)
+	cfg := c.cfg.callConfigOf(method).with(opts)
 	req, timeout := c.newRequest(method, nil, opts)
 	if timeout < 0 {
 		return nil, misused(errCallTimeout)

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -222,17 +223,19 @@ func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...
 	if err != nil {
 		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
 	}
-	t := &typedCall{contentType: m.properties.ContentType, contentEncoding: encoding}
+	t := newTypedCall(c)
+	t.contentType, t.contentEncoding = m.properties.ContentType, encoding
 	if m.cfg.compressor != nil {
 		t.acceptEncoding = m.cfg.compressor.Name()
 	}
-	all := make([]CallOption, 0, len(m.cfg.call)+len(opts)+1)
-	all = append(append(append(all, m.cfg.call...), opts...), t.apply)
-	response, err := c.Call(ctx, m.name, body, all...)
+	t.options = append(append(append(t.options, m.cfg.call...), opts...), t.option)
+	response, err := c.Call(ctx, m.name, body, t.options...)
+	got := t.got
+	t.release()
 	if err != nil {
 		return res, err
 	}
-	return res, m.decodeResponse(response, &t.got, &res)
+	return res, m.decodeResponse(response, &got, &res)
 }
 
 // decodeResponse decodes the body of a response into res.
@@ -257,11 +260,47 @@ func (m *Method[Req, Res]) decodeResponse(body []byte, got *receivedContent, res
 	return localError(CodeInternal, Ran, nil, "response: "+text, err)
 }
 
-// typedCall is the option of a call by a Method.
+// typedCall has the options of a call by a Method.
 type typedCall struct {
 	contentType, contentEncoding string
 	acceptEncoding               string
 	got                          receivedContent
+
+	option  CallOption   // the method apply
+	options []CallOption // of the method and the call
+	reused  bool         // a later call may use the memory
+}
+
+// typedCalls has idle memory for the calls of methods.
+//
+//nolint:gochecknoglobals // every caller may use every element.
+var typedCalls sync.Pool
+
+// newTypedCall returns an empty typedCall for a call by c. A client without middleware forgets the
+// options when its method Call returns, so that the memory can be used again; any other caller may
+// go on with them.
+func newTypedCall(c Caller) *typedCall {
+	if client, ok := c.(*Client); ok && client != nil && client.handler == nil && client.traced == nil {
+		if t, ok := typedCalls.Get().(*typedCall); ok {
+			return t
+		}
+		t := &typedCall{reused: true}
+		t.option = t.apply
+		return t
+	}
+	t := &typedCall{}
+	t.option = t.apply
+	return t
+}
+
+// release lets a later call use the memory, if that is possible.
+func (t *typedCall) release() {
+	if !t.reused {
+		return
+	}
+	clear(t.options)
+	*t = typedCall{reused: true, option: t.option, options: t.options[:0]}
+	typedCalls.Put(t)
 }
 
 func (t *typedCall) apply(c *callConfig) {

@@ -43,6 +43,9 @@ func NewClientConn(client *amqpx.Client, opts ...ClientOption) *ClientConn {
 // deadline the call has the deadline of the client ([amqpx.WithTimeout]).
 func (c *ClientConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	opts = c.withDefaults(opts)
+	if len(c.cfg.unary) == 0 {
+		return c.invoke(ctx, method, args, reply, nil, opts...)
+	}
 	invoke := grpc.UnaryInvoker(c.invoke)
 	for _, interceptor := range slices.Backward(c.cfg.unary) {
 		next := invoke
@@ -130,7 +133,7 @@ func callOptions(ctx context.Context, method string, s *callSettings) ([]amqpx.C
 	if err != nil {
 		return nil, err
 	}
-	options := make([]amqpx.CallOption, 0, 5+len(s.options))
+	var options []amqpx.CallOption
 	if len(header) > 0 {
 		options = append(options, amqpx.WithHeader(header))
 	}

@@ -2,11 +2,13 @@ package amqpxgrpc
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	protolib "google.golang.org/protobuf/proto"
 )
 
 // contentTypePrefix begins the content type of messages that are not of protocol buffers. The
@@ -51,6 +53,9 @@ func codecNamed(subtype string) (encoding.CodecV2, error) {
 
 // marshal returns an encoded message, which the caller may keep.
 func marshal(c encoding.CodecV2, message any) ([]byte, error) {
+	if m, ok := message.(protolib.Message); ok && isStandard(c) {
+		return protolib.Marshal(m)
+	}
 	data, err := c.Marshal(message)
 	if err != nil {
 		return nil, err
@@ -61,7 +66,18 @@ func marshal(c encoding.CodecV2, message any) ([]byte, error) {
 
 // unmarshal decodes a message. The message may keep the memory of body.
 func unmarshal(c encoding.CodecV2, body []byte, message any) error {
+	if m, ok := message.(protolib.Message); ok && isStandard(c) {
+		return protolib.Unmarshal(body, m)
+	}
 	return c.Unmarshal(mem.BufferSlice{mem.SliceBuffer(body)}, message)
+}
+
+// isStandard reports whether c is the codec of grpc-go for protocol buffers, and not one that a
+// program has registered in its place. What it does is done here without its buffers: they
+// are for connections, and cost three allocations for each message.
+func isStandard(c encoding.CodecV2) bool {
+	t := reflect.TypeOf(c)
+	return t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "google.golang.org/grpc/encoding/proto"
 }
 
 // codecV1 makes a codec of gRPC's older interface one of the newer.

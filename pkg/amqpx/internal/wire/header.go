@@ -195,6 +195,25 @@ func allFlat(header map[string]any) bool {
 	return true
 }
 
+// commonText returns a text as a string. Common content types and encodings, which every
+// message of a method repeats, take no memory.
+func commonText(b []byte) string {
+	switch string(b) {
+	case "application/json":
+		return "application/json"
+	case "application/protobuf":
+		return "application/protobuf"
+	case "application/octet-stream":
+		return "application/octet-stream"
+	case "text/plain":
+		return "text/plain"
+	case "gzip":
+		return "gzip"
+	default:
+		return string(b)
+	}
+}
+
 // CheckContent returns an error for a content type or encoding that cannot be sent.
 func CheckContent(contentType, contentEncoding string) error {
 	switch {

@@ -463,7 +463,7 @@ func setText(to *string, what string, text []byte) error {
 	if len(text) > MaxShortString {
 		return formatError("%s of %d bytes: want at most %d", what, len(text), MaxShortString)
 	}
-	*to = string(text)
+	*to = commonText(text)
 	return nil
 }
 

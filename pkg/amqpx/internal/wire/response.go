@@ -425,9 +425,9 @@ func (r *Response) setProperty(f field) {
 	p := r.Properties
 	switch f.number {
 	case responseContentType:
-		p.ContentType = string(f.bytes)
+		p.ContentType = commonText(f.bytes)
 	case responseEncoding:
-		p.ContentEncoding = string(f.bytes)
+		p.ContentEncoding = commonText(f.bytes)
 	case responseHeader:
 		if name, value, ok := readHeader(f.bytes); ok && !strings.HasPrefix(name, HeaderPrefix) {
 			addBounded(&p.Header, name, value)
