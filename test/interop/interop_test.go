@@ -55,15 +55,15 @@ func TestOurClientCallsPythonServer(t *testing.T) {
 }
 
 // TestUnknownFunctionEndsPythonServers: a Python server dies of an unknown method and its
-// requests are redelivered to the next server. The fatal call ends at its deadline, and its
-// request has expired by then.
+// requests are redelivered to the next server. The fatal call, which waits for a server, ends at its
+// deadline, and its request has expired by then.
 func TestUnknownFunctionEndsPythonServers(t *testing.T) {
 	t.Parallel()
 	r := transient(t)
 	first := pythonServer(t, r)
 	client := r.Ready()
 	begun := time.Now()
-	_, err := client.Call(rig.Within(t, 2*time.Second), "unknown", []byte("request"))
+	_, err := client.Call(rig.Within(t, 2*time.Second), "unknown", []byte("request"), amqpx.WaitForServer())
 	if !errors.Is(err, context.DeadlineExceeded) || amqpx.CodeOf(err) != amqpx.CodeDeadlineExceeded {
 		t.Errorf("got %v, want the deadline", err)
 	}
