@@ -13,6 +13,7 @@ import (
 	"go/token"
 	"go/types"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +33,11 @@ const module = "rabbitmq-rpc"
 func TestExportedAPI(t *testing.T) {
 	t.Parallel()
 	libraries := []string{module + "/pkg/amqpx", module + "/pkg/amqpx/amqpxtest", module + "/pkg/amqpxgrpc", module + "/pkg/amqpxotel", module + "/pkg/amqpxprom"}
-	compiled := list(t, libraries...)
+	compiled := list(t, ".", libraries...)
+	// Nothing in the module of this test imports these packages, so that only their own module can.
+	codecs := []string{module + "/pkg/amqpxcodec/amqpxproto", module + "/pkg/amqpxcodec/amqpxzstd"}
+	libraries = append(libraries, codecs...)
+	maps.Copy(compiled, list(t, filepath.Join("..", "..", "pkg", "amqpxcodec"), codecs...))
 	imported := importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
 		return os.Open(compiled[path].Export)
 	})
@@ -54,10 +59,11 @@ func TestExportedAPI(t *testing.T) {
 // listed is a package as described by go list.
 type listed struct{ ImportPath, Dir, Export string }
 
-// list returns the packages and their dependencies, compiled, by import path.
-func list(t *testing.T, paths ...string) map[string]listed {
+// list returns the packages and their dependencies, compiled in the module of a folder, by import path.
+func list(t *testing.T, dir string, paths ...string) map[string]listed {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-export", "-deps", "-json=ImportPath,Dir,Export"}, paths...)...)
+	cmd.Dir = dir
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
