@@ -31,13 +31,24 @@ type AuthInfo struct {
 // AuthType returns "amqp", as required by [credentials.AuthInfo].
 func (AuthInfo) AuthType() string { return "amqp" }
 
-// clientPeer returns the peer in the context of a method: the caller.
-func clientPeer(user string) *peer.Peer {
-	p := &peer.Peer{Addr: address(user), LocalAddr: address("")}
+// callerPeer is the peer for the requests of a user.
+type callerPeer struct {
+	peer.Peer
+	user string
+}
+
+// peerOf returns the peer in the context of a method: the caller. Nobody changes a peer, so that
+// requests share it.
+func (s *Server) peerOf(user string) *peer.Peer {
+	if last := s.lastCaller.Load(); last != nil && last.user == user {
+		return &last.Peer
+	}
+	p := &callerPeer{user: user, Peer: peer.Peer{Addr: address(user), LocalAddr: address("")}}
 	if user != "" {
 		p.AuthInfo = AuthInfo{User: user}
 	}
-	return p
+	s.lastCaller.Store(p)
+	return &p.Peer
 }
 
 // serverPeer returns the peer of a call that a server has answered.

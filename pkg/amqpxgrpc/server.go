@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -23,6 +24,8 @@ type Server struct {
 	cfg    serverConfig
 	unary  grpc.UnaryServerInterceptor  // all interceptors together; nil: none
 	stream grpc.StreamServerInterceptor // the same for streams
+	// lastCaller is the peer of the last request: most services have few callers.
+	lastCaller atomic.Pointer[callerPeer]
 
 	mu       sync.Mutex
 	services map[string]*grpc.ServiceDesc
@@ -184,7 +187,7 @@ func (s *Server) unaryHandler(method string, desc *grpc.MethodDesc, impl any) am
 			return nil, amqpx.Refuse(amqpx.CodeInvalidArgument, "%w", err)
 		}
 		t := &unaryTransportStream{transportStream{method: method}, ctx}
-		handlerCtx, err := newHandlerContext(ctx, req, t)
+		handlerCtx, err := s.newHandlerContext(ctx, req, t)
 		if err != nil {
 			return nil, err
 		}
@@ -209,12 +212,12 @@ func (s *Server) unaryHandler(method string, desc *grpc.MethodDesc, impl any) am
 
 // newHandlerContext returns the context of a method: with the caller's metadata, the caller as
 // peer, and the stream for [grpc.SetHeader] and its like.
-func newHandlerContext(ctx context.Context, req *amqpx.Request, t grpc.ServerTransportStream) (context.Context, error) {
+func (s *Server) newHandlerContext(ctx context.Context, req *amqpx.Request, t grpc.ServerTransportStream) (context.Context, error) {
 	md, err := decodeHeader(req.Header)
 	if err != nil {
 		return nil, amqpx.Refuse(amqpx.CodeInvalidArgument, "metadata: %w", err)
 	}
 	ctx = metadata.NewIncomingContext(ctx, md)
-	ctx = peer.NewContext(ctx, clientPeer(req.User))
+	ctx = peer.NewContext(ctx, s.peerOf(req.User))
 	return grpc.NewContextWithServerTransportStream(ctx, t), nil
 }

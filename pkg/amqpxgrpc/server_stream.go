@@ -41,7 +41,7 @@ func (s *Server) streamHandler(method string, desc *grpc.StreamDesc, impl any) a
 		}
 		x := &serverStream{stream: stream, codec: codec, oneRequest: !desc.ClientStreams}
 		x.method = method
-		if x.ctx, err = newHandlerContext(ctx, req, serverTransportStream{x}); err != nil {
+		if x.ctx, err = s.newHandlerContext(ctx, req, serverTransportStream{x}); err != nil {
 			return err
 		}
 		if s.stream == nil {

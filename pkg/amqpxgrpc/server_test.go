@@ -146,3 +146,15 @@ func TestIdempotency(t *testing.T) {
 		t.Errorf("with a key, idempotent: %v, %v", idempotent, err)
 	}
 }
+
+// Requests of different users have different peers, in whatever order they come.
+func TestPeersOfUsers(t *testing.T) {
+	t.Parallel()
+	s := NewServer(nil)
+	for _, user := range []string{"a", "a", "b", "", "a"} {
+		auth, _ := s.peerOf(user).AuthInfo.(AuthInfo)
+		if got := s.peerOf(user); auth.User != user || got.AuthInfo == nil != (user == "") {
+			t.Errorf("user %q: %v", user, got)
+		}
+	}
+}
