@@ -184,6 +184,8 @@ const (
 
 	GRPC = "grpc"
 
+	SingleJSON  = "amqpx-json"
+	SingleStub  = "amqpx-grpc"
 	BatchedJSON = "amqpx-batch-json"
 	BatchedStub = "amqpx-batch-grpc"
 	PingPong    = "amqpx-ping-pong"
@@ -220,6 +222,8 @@ func entries() []Entry {
 		{Name: Pair, Contender: &pair{}, Optional: true, Shipped: true},
 		{Name: PairNoMetrics, Contender: &pair{settings: []string{"METRICS=false"}, text: " and without metrics"}, Optional: true, Shipped: true},
 		{Name: PairSingle, Contender: &pair{settings: []string{"RPC_BATCH=off"}, text: " and without batches"}, Optional: true, Shipped: true},
+		{Name: SingleJSON, Contender: overAMQPX{surface: typed{}}, Optional: true},
+		{Name: SingleStub, Contender: overAMQPX{surface: stubs{}}, Optional: true},
 		{Name: BatchedJSON, Contender: overAMQPX{batch: true, surface: typed{}}, Optional: true},
 		{Name: BatchedStub, Contender: overAMQPX{batch: true, surface: stubs{}}, Optional: true},
 		{Name: PingPong, Contender: overAMQPX{batch: true, surface: pingPong{}}, Optional: true},

@@ -25,13 +25,15 @@ func (c stubs) settings() string {
 }
 
 func (stubs) register(s *amqpx.Server, h *Handler) error {
-	services := amqpxgrpc.NewServer(s)
+	services := amqpxgrpc.NewServer(s) // without a descriptor every method runs at most once
 	services.RegisterService(stubDesc(), h)
 	return services.Err()
 }
 
 func (c stubs) caller(client *amqpx.Client) Caller {
-	return stubCaller{ClientConnInterface: amqpxgrpc.NewClientConn(client), items: c.items, close: client.Close}
+	// Generated code says in its descriptor which methods are idempotent; this service has none.
+	none := amqpxgrpc.IdempotentMethods(func(string) bool { return false })
+	return stubCaller{ClientConnInterface: amqpxgrpc.NewClientConn(client, none), items: c.items, close: client.Close}
 }
 
 const (

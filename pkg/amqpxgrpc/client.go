@@ -71,6 +71,7 @@ func (c *ClientConn) invoke(ctx context.Context, method string, args, reply any,
 		err = c.call(ctx, fullName(method), args, reply, s)
 	}
 	s.finish(err)
+	s.release()
 	return err
 }
 

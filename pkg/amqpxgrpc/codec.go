@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
@@ -75,10 +76,19 @@ func unmarshal(c encoding.CodecV2, body []byte, message any) error {
 // isStandard reports whether c is the codec of grpc-go for protocol buffers, and not one that a
 // program has registered in its place. What it does is done here without its buffers: they
 // are for connections, and cost three allocations for each message.
-func isStandard(c encoding.CodecV2) bool {
-	t := reflect.TypeOf(c)
-	return t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "google.golang.org/grpc/encoding/proto"
-}
+func isStandard(c encoding.CodecV2) bool { return reflect.TypeOf(c) == standardCodec() }
+
+// standardCodec returns the type of grpc-go's codec for protocol buffers; nil if a program has
+// registered another one in its place.
+//
+//nolint:gochecknoglobals // codecs are registered while a program initializes.
+var standardCodec = sync.OnceValue(func() reflect.Type {
+	t := reflect.TypeOf(encoding.GetCodecV2(proto.Name))
+	if t == nil || t.Kind() != reflect.Pointer || t.Elem().PkgPath() != "google.golang.org/grpc/encoding/proto" {
+		return nil
+	}
+	return t
+})
 
 // codecV1 makes a codec of gRPC's older interface one of the newer.
 type codecV1 struct{ encoding.Codec }

@@ -4,6 +4,7 @@ import (
 	"math"
 	"reflect"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -136,7 +137,8 @@ type callSettings struct {
 // newCallSettings applies options. A settings value is returned with an error as well, because the
 // functions of [grpc.OnFinish] must be called.
 func newCallSettings(opts []grpc.CallOption) (*callSettings, error) {
-	s := &callSettings{maxRecv: DefaultMaxMessageSize, maxSend: math.MaxInt32}
+	s, _ := unusedSettings.Get().(*callSettings)
+	s.maxRecv, s.maxSend = DefaultMaxMessageSize, math.MaxInt32
 	var refusal error
 	for _, o := range opts {
 		if err := s.apply(o); err != nil && refusal == nil {
@@ -158,6 +160,17 @@ func newCallSettings(opts []grpc.CallOption) (*callSettings, error) {
 		s.subtype = strings.ToLower(s.codec.Name())
 	}
 	return s, nil
+}
+
+// unusedSettings has memory for settings.
+//
+//nolint:gochecknoglobals // every caller may use every element.
+var unusedSettings = sync.Pool{New: func() any { return new(callSettings) }}
+
+// release lets a later call use the memory of settings that nobody uses any more.
+func (s *callSettings) release() {
+	*s = callSettings{}
+	unusedSettings.Put(s)
 }
 
 // apply applies one option. Options can only be told apart by their type.
