@@ -95,8 +95,17 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 		k.req.setID(req.CorrelationID)
 		k.req.setKey(req.IdempotencyKey, req.IdempotencyKey == req.CorrelationID)
 	}
+	if req.sent.ours && req.IdempotencyKey == "" && k.req.isPlain() {
+		return wire.CheckCall(req.Method, req.Body, maxBody)
+	}
 	checked := k.req.measured()
 	return checked.Check(maxBody)
+}
+
+// isPlain reports whether the request has only a method and a body, a new id and possibly a key.
+func (r *callRequest) isPlain() bool {
+	m := r.more
+	return m == nil || len(m.header) == 0 && m.contentType == "" && m.contentEncoding == "" && m.acceptEncoding == ""
 }
 
 // options returns the options of the request, for a change.

@@ -77,15 +77,14 @@ const NoBudget time.Duration = -1
 // Check refuses a request that cannot be sent, or whose body has more than maxBody bytes.
 // Method and key are AMQP short strings (AMQP 0-9-1 section 4.2.5.3).
 func (r *Request) Check(maxBody int) error {
+	if err := CheckCall(r.Method, r.Body, maxBody); err != nil {
+		return err
+	}
 	switch {
-	case r.Method == "" || len(r.Method) > MaxShortString:
-		return fmt.Errorf("method name of %d bytes: want 1 to %d", len(r.Method), MaxShortString)
 	case len(r.ID) > MaxShortString: // set by middleware
 		return fmt.Errorf("correlation id of %d bytes: want at most %d", len(r.ID), MaxShortString)
 	case len(r.Key) > MaxShortString:
 		return fmt.Errorf("idempotency key of %d bytes: want at most %d", len(r.Key), MaxShortString)
-	case len(r.Body) > maxBody:
-		return fmt.Errorf("%w: body of %d bytes, limit %d", ErrTooLarge, len(r.Body), maxBody)
 	case len(r.Header) > 0:
 		if err := CheckHeader(r.Header); err != nil {
 			return err
@@ -98,6 +97,18 @@ func (r *Request) Check(maxBody int) error {
 		return CheckContent(r.ContentType, r.ContentEncoding)
 	}
 	return nil
+}
+
+// CheckCall is Check for a request that has only a method and a body.
+func CheckCall(method string, body []byte, maxBody int) error {
+	switch {
+	case method == "" || len(method) > MaxShortString:
+		return fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), MaxShortString)
+	case len(body) > maxBody:
+		return fmt.Errorf("%w: body of %d bytes, limit %d", ErrTooLarge, len(body), maxBody)
+	default:
+		return nil
+	}
 }
 
 // Publishing returns the message of the request, with a table of headers only if the request
