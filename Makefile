@@ -12,7 +12,7 @@ MODULES := $(patsubst %/,%,$(dir $(wildcard go.mod pkg/*/go.mod test/go.mod test
 # The modules that users build or import.
 SHIPPED := $(filter-out test test/% bench,$(MODULES))
 SERVICES := ./services/rpc-client ./services/rpc-server ./services/rpc-certificates ./services/rpc-definitions
-SCRIPTS := $(wildcard deploy/*.sh) .ci/run
+SCRIPTS := $(wildcard deploy/*.sh docs/interop/*.sh) .ci/run
 
 BROKER ?= 3
 # If RabbitMQ is installed, the brokers of tests and benchmarks are plain processes, which start
@@ -140,9 +140,9 @@ repeat: build ## run the integration tests TIMES times under CPU load, until the
 	@deploy/need.sh promtool
 	@deploy/repeat.sh $(TIMES) $(BROKER) '$(value RUN)' $(SUITE)
 
-interop: build ## run the tests with a Python client and a Python server
-	@deploy/need.sh pika
-	@deploy/with-broker.sh $(BROKER) $(SUITE) ./interop/...
+interop: build ## run the tests with programs in other languages, all of docs/interop; BROKER=3 or 4
+	@deploy/need.sh languages
+	@deploy/with-broker.sh $(BROKER) $(SUITE) ./interop -languages
 
 browser: build ## run the tests of the management UI with a headless Chromium
 	@deploy/need.sh chromium
@@ -152,8 +152,9 @@ observability: build ## run the tests with Prometheus, which scrapes a client an
 	@deploy/need.sh promtool
 	@deploy/with-broker.sh $(BROKER) $(SUITE) ./observability/...
 
+# Of the programs in other languages it runs those that need no packages but pika, curl and jq.
 suite: build ## run integration, interop, browser and observability on one broker
-	@deploy/need.sh pika chromium promtool
+	@deploy/need.sh pika curl jq chromium promtool
 	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... ./interop/... ./browser/... ./observability/... && $(CONFORMANCE)'
 
 # fault is part of every test run and may share its machine, hence a later bound.
@@ -193,7 +194,7 @@ e2e-more: ## test make images, make up-cluster and the stack on a swarm of one n
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
 
 test: ## run every check that must pass
-	@deploy/need.sh shellcheck pika chromium promtool rabbitmq
+	@deploy/need.sh shellcheck pika curl jq chromium promtool rabbitmq
 	@$(MAKE) lint
 	@$(MAKE) unit
 	@$(MAKE) module-short

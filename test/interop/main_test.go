@@ -7,9 +7,12 @@ package interop
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"rabbitmq-rpc/pkg/amqpx"
@@ -35,12 +38,16 @@ func pythonServer(t *testing.T, r *rig.Rig) *rig.Program {
 	return p
 }
 
-// answered stops a Python server and returns the number of requests it answered.
+// terminated is the exit code of a Java program after SIGTERM.
+const terminated = 128 + int(syscall.SIGTERM)
+
+// answered stops a server in another language and returns the number of requests it answered.
 func answered(t *testing.T, p *rig.Program) int {
 	t.Helper()
 	p.Terminate()
-	if err := p.Wait(); err != nil {
-		t.Errorf("the Python server ended with %v", err)
+	err := p.Wait()
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode() != terminated) {
+		t.Errorf("the server ended with %v", err)
 	}
 	for {
 		if n, err := strconv.Atoi(p.Says("")); err == nil {

@@ -27,6 +27,7 @@ type Proxy struct {
 	closed bool
 	refuse bool
 	muted  chan struct{} // closed by Unmute; nil while the broker's frames pass
+	muteAt Word          // of MuteAt
 }
 
 // Word is a method of the broker about a message or a channel: class and method ID of AMQP
@@ -104,10 +105,18 @@ func (p *Proxy) Mute() {
 	}
 }
 
+// MuteAt is Mute at the broker's next such method, which is the first frame held back.
+func (p *Proxy) MuteAt(w Word) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.muteAt = w
+}
+
 // Unmute lets the broker's frames pass again.
 func (p *Proxy) Unmute() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.muteAt = 0
 	if p.muted != nil {
 		close(p.muted)
 		p.muted = nil
@@ -179,10 +188,9 @@ func (p *Proxy) remove(c *pipe) {
 // ends.
 func (p *Proxy) fromBroker(c *pipe) {
 	const (
-		headSize  = 7 // type, channel, size
-		endSize   = 1
-		typeIndex = 0
-		method    = 1
+		headSize = 7 // type, channel, size
+		endSize  = 1
+		method   = 1 // a type
 	)
 	head := make([]byte, headSize)
 	for {
@@ -194,15 +202,19 @@ func (p *Proxy) fromBroker(c *pipe) {
 		if _, err := io.ReadFull(c.broker, frame[headSize:]); err != nil {
 			break
 		}
-		if !p.audible(c) {
+		var word Word
+		if frame[0] == method {
+			word = Word(binary.BigEndian.Uint32(frame[headSize:]))
+		}
+		if !p.audible(c, word) {
 			break
 		}
 		if _, err := c.client.Write(frame); err != nil {
 			break
 		}
-		if frame[typeIndex] == method {
+		if word != 0 {
 			select {
-			case p.words[Word(binary.BigEndian.Uint32(frame[headSize:]))] <- struct{}{}:
+			case p.words[word] <- struct{}{}:
 			default: // another method, or too many
 			}
 		}
@@ -211,10 +223,13 @@ func (p *Proxy) fromBroker(c *pipe) {
 	<-c.gone
 }
 
-// audible waits until the broker's frames may pass. It returns false if the connection was cut
-// before.
-func (p *Proxy) audible(c *pipe) bool {
+// audible waits until the broker's frame, with this method if with any, may pass. It returns false
+// if the connection was cut before.
+func (p *Proxy) audible(c *pipe, w Word) bool {
 	p.mu.Lock()
+	if w != 0 && w == p.muteAt && p.muted == nil {
+		p.muted = make(chan struct{})
+	}
 	muted := p.muted
 	p.mu.Unlock()
 	if muted != nil {
