@@ -41,7 +41,7 @@ func (s *stage) end(row *report.Row) {
 	}()
 	s.served()
 	for _, c := range s.clients { // more than were open at the end of the last fault
-		c.untilStreamed(uint64(s.sc.load.streams) + 1) //nolint:gosec // a few.
+		c.untilStreamed(uint64(s.sc.load.streams) + 1)
 	}
 	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
 		now := s.count()

@@ -76,5 +76,5 @@ func (p *pulse) tell(f *ledger.Flow) {
 
 // told writes what the library said of a stream.
 func told(f *ledger.Flow, p amqpx.Progress) {
-	f.ToldSent, f.ToldTaken, f.ToldReceived = int(p.Sent), int(p.Taken), int(p.Received) //nolint:gosec // of one stream.
+	f.ToldSent, f.ToldTaken, f.ToldReceived = int(p.Sent), int(p.Taken), int(p.Received)
 }

@@ -187,7 +187,7 @@ func TestFindsClientWithoutStreamsAfterTheFaults(t *testing.T) {
 	later := func(e ledger.Entry) ledger.Entry {
 		return with(e, func(e *ledger.Entry) { e.At, e.Deadline = e.At.Add(2*time.Minute), at(3*time.Minute) })
 	}
-	calls := []ledger.Entry{lastFault(time.Minute), later(made("y", ledger.Echo)), later(run("y")), later(ended("y"))}
+	calls := []ledger.Entry{lastFault(), later(made("y", ledger.Echo)), later(run("y")), later(ended("y"))}
 	finds(t, check.NotRecovered, check.Rules{}, append(calls, opened("x", m), streamRun("x", m), over("x", m))...)
 	accepts(t, check.Rules{}, append(calls, later(opened("x", m)), later(streamRun("x", m)), later(over("x", m)))...)
 }
