@@ -2,6 +2,7 @@ package documented
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpx/amqpxtest"
 	"rabbitmq-rpc/pkg/amqpxotel"
 )
 
@@ -32,6 +34,7 @@ func attributes(t *testing.T) map[string]bool {
 			_, _ = amqpx.Chain(h, traced)(t.Context(), req)
 		}
 	}
+	oneStream(t, options)
 	found := make(map[string]bool)
 	for _, span := range spans.GetSpans() {
 		for _, a := range span.Attributes {
@@ -39,6 +42,34 @@ func attributes(t *testing.T) map[string]bool {
 		}
 	}
 	return found
+}
+
+// oneStream opens a stream with the tracing of both sides.
+func oneStream(t *testing.T, options []amqpxotel.Option) {
+	t.Helper()
+	broker := amqpxtest.NewBroker()
+	server, err := amqpx.NewServer(amqpxtest.URL, broker.Option(), amqpx.WithMiddleware(amqpxotel.Server(options...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.HandleStream("m", func(context.Context, *amqpx.ServerStream) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }()
+	client, err := amqpx.NewClient(amqpxtest.URL, broker.Option(), amqpxotel.TraceClient(options...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range client.Stream(ctx, "m", nil, amqpx.WaitForServer()) {
+		t.Errorf("a stream without items: %v", err)
+	}
+	err = client.Close(ctx)
+	stop()
+	if err := errors.Join(err, <-served); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestEverySpanAttributeIsInTheManual(t *testing.T) {

@@ -31,7 +31,8 @@ type ClientStream struct {
 	stop   func() bool            // ends the watch of the context
 	leave  func()                 // the client's Shutdown no longer waits for the stream
 
-	begun atomic.Bool
+	begun     atomic.Bool
+	unsampled bool // see Request.Unsampled
 }
 
 // streamStart is the state of a stream whose request passes middleware.
@@ -159,6 +160,14 @@ func (t *streamStart) roundTrip(ctx context.Context, req *Request) ([]byte, erro
 	return nil, nil
 }
 
+// progress returns how far the stream has come.
+func (t *streamStart) progress() Progress {
+	if t.stream.st == nil {
+		return Progress{} // the request was invalid
+	}
+	return progressFrom(t.stream.st.Given())
+}
+
 // begin makes the stream of a request.
 func (s *ClientStream) begin(ctx context.Context, req *Request) error {
 	t := req.sent.stream
@@ -167,7 +176,7 @@ func (s *ClientStream) begin(ctx context.Context, req *Request) error {
 	if err = errors.Join(err, checked.Check(s.client.cfg.maxMessageSize)); err != nil {
 		return localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
-	s.method, s.key = req.Method, req.IdempotencyKey
+	s.method, s.key, s.unsampled = req.Method, req.IdempotencyKey, req.Unsampled
 	o := &stream.Options{
 		WindowItems: t.windows[0], WindowBytes: t.windows[1], Headers: headers, Patient: t.patient,
 		ContentType: req.ContentType, ContentEncoding: req.ContentEncoding, Meta: s,
@@ -178,10 +187,14 @@ func (s *ClientStream) begin(ctx context.Context, req *Request) error {
 	}
 	o.Deadline, _ = ctx.Deadline()
 	stopped := make(chan struct{})
-	o.OnEnd = func(*stream.Stream) {
+	begun := time.Now()
+	o.OnEnd = func(st *stream.Stream) {
 		<-stopped
 		s.stop()
 		cancel()
+		if o, ok := s.client.cfg.observer.(StreamObserver); ok {
+			recordStream(o, s.method, begun, st, "server")
+		}
 		s.leave()
 	}
 	s.st = s.client.streams.table.NewStream(o)
@@ -323,8 +336,7 @@ func (s *ClientStream) Trailer() map[string]any {
 
 // Progress returns how far the stream has come.
 func (s *ClientStream) Progress() Progress {
-	p := s.st.Progress()
-	return Progress{Sent: p.Sent, Taken: p.Taken, Received: p.Received}
+	return progressFrom(s.st.Progress())
 }
 
 // CorrelationID identifies the stream, for example in a log of the server ([Request.CorrelationID]);

@@ -146,15 +146,20 @@ func (c *Client) completeOpening(st *stream.Stream, msg *amqp.Publishing) {
 	if wait < wire.MaxBudget {
 		msg.Expiration = strconv.FormatInt(wire.Milliseconds(wait), 10)
 	}
+	if x.unsampled {
+		msg.Timestamp = wire.UnsampledTimestamp()
+	}
 	x.id.Store(new(streamID(msg.ReplyTo, st.Number())))
 }
 
 // checkOpenings ends the streams whose openings no server takes: the queue of openings has no
-// consumer in two checks, or the opening has expired in the queue.
+// consumer in two checks, or the opening has expired in the queue. Patient streams end only if two
+// checks find no queue: their openings were in it.
 func (c *Client) checkOpenings(s *transport.Session, link *stream.Link, over <-chan struct{}) {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	patient := func(st *stream.Stream) bool { return st.Options().Patient }
+	none := func(*stream.Stream) bool { return false }
 	var unserved time.Time // the first check without a consumer; zero: there is one
 	for {
 		select {
@@ -175,6 +180,8 @@ func (c *Client) checkOpenings(s *transport.Session, link *stream.Link, over <-c
 			unserved = time.Time{}
 		case unserved.IsZero():
 			unserved = now
+		case err != nil: // the queue is gone, and what waited in it
+			link.FailOpenings(unserved, none)
 		default:
 			link.FailOpenings(unserved, patient)
 		}

@@ -242,6 +242,62 @@ func ExampleMethod() {
 	// [{Name is empty }]
 }
 
+// A long call that tells its progress is a stream: each item has the progress so far or, the last one,
+// the result.
+func ExampleStreamMethod() {
+	type request struct{ Year int }
+	type report struct {
+		Percent int
+		Result  string
+	}
+	build := amqpx.NewStreamMethod[request, report]("report.build", amqpx.JSON())
+
+	const url = "amqp://guest:guest@localhost:5672"
+	server, err := amqpx.NewServer(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = build.Handle(server, func(ctx context.Context, s *amqpx.TypedServerStream[request, report]) error {
+		req, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		for percent := 0; percent < 100; percent += 25 {
+			if ctx.Err() != nil { // the client has canceled the work, or has gone
+				return ctx.Err()
+			}
+			if err := s.Send(report{Percent: percent}); err != nil {
+				return err
+			}
+		}
+		return s.Send(report{Percent: 100, Result: fmt.Sprint("report of ", req.Year)})
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, drain := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }() // ends with drain
+
+	client, err := amqpx.NewClient(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for r, err := range build.Stream(ctx, client, request{Year: 2026}, amqpx.WaitForServer()) {
+		switch {
+		case err != nil: // the last element
+			fmt.Println(err)
+		case r.Percent < 100:
+			fmt.Println(r.Percent, "%")
+		default:
+			fmt.Println(r.Result)
+		}
+	}
+	_ = client.Close(ctx)
+	drain()
+	fmt.Println(<-served)
+}
+
 // Middleware that refuses a call says that the call did not run, and when to call again.
 func ExampleRefuse() {
 	limit := func(next amqpx.Handler) amqpx.Handler {

@@ -59,8 +59,26 @@ type Request struct {
 	// batch, and has no effect of its own.
 	Unsampled bool
 
-	sent sentWith    // client only
-	run  *invocation // server only
+	sent   sentWith      // client only
+	run    *invocation   // server only
+	stream *ServerStream // of a stream; server only
+}
+
+// StreamProgress returns how far the stream of the request has come, and ok = false for the request
+// of a call. It is for middleware, after the next handler has returned: the stream of a client has
+// ended then, and the handler of a server. Sent includes the items that wait to be sent, Received those
+// that wait for the application.
+func (req *Request) StreamProgress() (p Progress, ok bool) {
+	switch {
+	case req.stream != nil:
+		return progressFrom(req.stream.st.Given()), true
+	case req.sent.stream == nil:
+		return p, false
+	case req.sent.stream.stream.begun.Load():
+		return req.sent.stream.progress(), true
+	default:
+		return p, true
+	}
 }
 
 // Handler processes one call. On a server a Handler is the method's function; on a client the

@@ -29,18 +29,22 @@ type Caller interface {
 //
 // The content type of the codec travels with every message, and both ends refuse another one; a
 // message without a content type, as from a program in another language, is accepted.
-type Method[Req, Res any] struct {
+type Method[Req, Res any] struct{ typedMethod }
+
+// typedMethod is what a [Method] and a [StreamMethod] share.
+type typedMethod struct {
+	kind  string // the name of the constructor
 	name  string
 	codec Codec
 	cfg   methodConfig
-	fault error // of NewMethod
+	fault error // of the constructor
 
 	properties *wire.Properties // of responses without compression, shared by all of them
 	mediaType  string           // of the codec, without parameters
 }
 
-// MethodOption configures a [Method]. Every [CallOption] and [HandleOption] is one: it applies to
-// the calls of the method, after the options of the client, and to its handler.
+// MethodOption configures a [Method] or a [StreamMethod]. Every [CallOption] and [HandleOption] is
+// one: it applies to the calls of the method, after the options of the client, and to its handler.
 type MethodOption interface{ applyMethod(m *methodConfig) }
 
 type methodConfig struct {
@@ -66,7 +70,7 @@ type validator struct {
 }
 
 // Validate adds a check of requests, which the server calls with each decoded request before the
-// handler. An error that is an [*Error] is the caller's error; the text of any other error reaches
+// handler gets it. The requests of a [StreamMethod] are the items of the client. An error that is an [*Error] is the caller's error; the text of any other error reaches
 // the caller with [CodeInvalidArgument]. T is the type of the method's requests, or an interface
 // that this type implements. Several checks run in their order; the first error counts:
 //
@@ -88,7 +92,12 @@ func Validate[T any](check func(T) error) MethodOption {
 // NewMethod returns a method with the types of its requests and responses. An invalid argument,
 // such as an option that is nil, is reported by [Method.Handle] and by every call.
 func NewMethod[Req, Res any](name string, codec Codec, opts ...MethodOption) *Method[Req, Res] {
-	m := &Method[Req, Res]{name: name, codec: codec}
+	return &Method[Req, Res]{newTypedMethod("NewMethod", name, codec, reflect.TypeFor[Req](), opts)}
+}
+
+// newTypedMethod returns a method whose requests have a type.
+func newTypedMethod(kind, name string, codec Codec, requests reflect.Type, opts []MethodOption) typedMethod {
+	m := typedMethod{kind: kind, name: name, codec: codec}
 	for i, o := range opts {
 		if o == nil || reflect.ValueOf(o).Kind() == reflect.Func && reflect.ValueOf(o).IsNil() {
 			m.fault = errors.Join(m.fault, fmt.Errorf("option %d is nil", i+1))
@@ -97,8 +106,8 @@ func NewMethod[Req, Res any](name string, codec Codec, opts ...MethodOption) *Me
 		o.applyMethod(&m.cfg)
 	}
 	for _, v := range m.cfg.validate {
-		if !reflect.TypeFor[Req]().AssignableTo(v.accepts) {
-			m.fault = errors.Join(m.fault, fmt.Errorf("Validate: the function takes a %v, requests are a %v", v.accepts, reflect.TypeFor[Req]()))
+		if !requests.AssignableTo(v.accepts) {
+			m.fault = errors.Join(m.fault, fmt.Errorf("Validate: the function takes a %v, requests are a %v", v.accepts, requests))
 		}
 	}
 	m.fault = errors.Join(m.fault, m.cfg.fault)
@@ -117,8 +126,8 @@ func NewMethod[Req, Res any](name string, codec Codec, opts ...MethodOption) *Me
 func (m *Method[Req, Res]) Name() string { return m.name }
 
 // mistake returns the error for a faulty method.
-func (m *Method[Req, Res]) mistake() error {
-	return fmt.Errorf("amqpx: NewMethod(%q): %w", m.name, m.fault)
+func (m *typedMethod) mistake() error {
+	return fmt.Errorf("amqpx: %s(%q): %w", m.kind, m.name, m.fault)
 }
 
 // Handle registers a function as the handler of the method, like [Server.Handle]. The function is
@@ -143,8 +152,8 @@ func (m *Method[Req, Res]) Handler(handle func(ctx context.Context, req Req) (Re
 		if m.fault != nil {
 			return nil, m.mistake()
 		}
-		in, err := m.decodeRequest(ctx, req)
-		if err != nil {
+		var in Req
+		if err := m.decodeRequest(ctx, req, &in); err != nil {
 			return nil, err
 		}
 		out, err := handle(ctx, in)
@@ -159,10 +168,11 @@ func (m *Method[Req, Res]) Handler(handle func(ctx context.Context, req Req) (Re
 	}
 }
 
-// decodeRequest returns a request, or the error for its caller.
-func (m *Method[Req, Res]) decodeRequest(ctx context.Context, req *Request) (in Req, err error) {
-	if !m.accepts(req.ContentType) {
-		return in, Errorf(CodeInvalidArgument, "content type %q: method %q takes %q", req.ContentType, m.name, m.codec.ContentType())
+// decodeRequest decodes a request into the value to which in points, or returns the error for its
+// caller.
+func (m *typedMethod) decodeRequest(ctx context.Context, req *Request, in any) error {
+	if err := m.checkContentType(req); err != nil {
+		return err
 	}
 	limit := DefaultMaxMessageSize
 	if r, ok := ctx.Value(invocationKey{}).(*invocation); ok {
@@ -170,27 +180,40 @@ func (m *Method[Req, Res]) decodeRequest(ctx context.Context, req *Request) (in 
 	}
 	body, err := m.decompress(req.Body, req.ContentEncoding, limit)
 	if err != nil {
-		return in, Errorf(CodeInvalidArgument, "request: %w", err)
+		return Errorf(CodeInvalidArgument, "request: %w", err)
 	}
-	if err := m.codec.Unmarshal(body, &in); err != nil {
+	return m.decode(body, in)
+}
+
+// checkContentType returns the error for the caller of a request with another content type.
+func (m *typedMethod) checkContentType(req *Request) error {
+	if m.accepts(req.ContentType) {
+		return nil
+	}
+	return Errorf(CodeInvalidArgument, "content type %q: method %q takes %q", req.ContentType, m.name, m.codec.ContentType())
+}
+
+// decode decodes the body of a request into the value to which in points, and checks it.
+func (m *typedMethod) decode(body []byte, in any) error {
+	if err := m.codec.Unmarshal(body, in); err != nil {
 		if coded := codedError(err); coded != nil {
-			return in, err
+			return err
 		}
-		return in, Errorf(CodeInvalidArgument, "request: %w", err)
+		return Errorf(CodeInvalidArgument, "request: %w", err)
 	}
 	for _, v := range m.cfg.validate {
-		if err := v.check(in); err != nil {
+		if err := v.check(reflect.ValueOf(in).Elem().Interface()); err != nil {
 			if codedError(err) != nil {
-				return in, err
+				return err
 			}
-			return in, Errorf(CodeInvalidArgument, "%w", err)
+			return Errorf(CodeInvalidArgument, "%w", err)
 		}
 	}
-	return in, nil
+	return nil
 }
 
 // respond compresses the body of a response if its caller wants that, and sets its content type.
-func (m *Method[Req, Res]) respond(ctx context.Context, body []byte) ([]byte, error) {
+func (m *typedMethod) respond(ctx context.Context, body []byte) ([]byte, error) {
 	r, ok := ctx.Value(invocationKey{}).(*invocation)
 	if !ok {
 		return body, nil // a test of the handler
@@ -309,7 +332,7 @@ func (t *typedCall) apply(c *callConfig) {
 
 // accepts reports whether a content type is that of the codec, or absent. Parameters, such as a
 // charset, do not matter.
-func (m *Method[Req, Res]) accepts(contentType string) bool {
+func (m *typedMethod) accepts(contentType string) bool {
 	return contentType == "" || contentType == m.properties.ContentType || mediaTypeOf(contentType) == m.mediaType
 }
 

@@ -29,6 +29,9 @@ type Compressor interface {
 // reader's [WithMaxMessageSize]; beyond, a request is [CodeInvalidArgument], and a response is
 // [CodeResourceExhausted] with [ErrTooLarge].
 //
+// Of a [StreamMethod] the option of the client counts: both sides then compress their items of more
+// than above bytes.
+//
 // Every handler of a [Method] reads gzip, with and without this option, so callers may begin to use
 // [Gzip] at any time; any other compressor must be in the servers first.
 func Compress(c Compressor, above int) MethodOption {
@@ -99,7 +102,7 @@ func (gzipCompressor) Decompress(body []byte, limit int) ([]byte, error) {
 const anyEncoding = "*"
 
 // compress returns a body as it is sent, and its content encoding.
-func (m *Method[Req, Res]) compress(body []byte, accepted string) (sent []byte, encoding string, err error) {
+func (m *typedMethod) compress(body []byte, accepted string) (sent []byte, encoding string, err error) {
 	c := m.cfg.compressor
 	if c == nil || len(body) <= m.cfg.above || !acceptsEncoding(accepted, c.Name()) {
 		return body, "", nil
@@ -124,23 +127,32 @@ func acceptsEncoding(list, encoding string) bool {
 	return false
 }
 
-// decompress returns a received body without its content encoding. limit bounds the result; 0
-// stands for the default.
-func (m *Method[Req, Res]) decompress(body []byte, encoding string, limit int) ([]byte, error) {
-	if limit == 0 {
-		limit = DefaultMaxMessageSize
-	}
+// decompressorOf returns the compressor for a content encoding; nil for a body without one.
+func (m *typedMethod) decompressorOf(encoding string) (Compressor, error) {
 	c := m.cfg.compressor
 	switch {
 	case encoding == "" || strings.EqualFold(encoding, "identity"):
-		return body, nil
+		return nil, nil //nolint:nilnil // there is nothing to decompress.
 	case c != nil && strings.EqualFold(encoding, c.Name()):
+		return c, nil
 	case strings.EqualFold(encoding, "gzip"):
-		c = gzipCompressor{}
+		return gzipCompressor{}, nil
 	case c != nil && c.Name() != "gzip":
 		return nil, fmt.Errorf("content encoding %q: want none, gzip or %s", encoding, c.Name())
 	default:
 		return nil, fmt.Errorf("content encoding %q: want none or gzip", encoding)
+	}
+}
+
+// decompress returns a received body without its content encoding. limit bounds the result; 0
+// stands for the default.
+func (m *typedMethod) decompress(body []byte, encoding string, limit int) ([]byte, error) {
+	if limit == 0 {
+		limit = DefaultMaxMessageSize
+	}
+	c, err := m.decompressorOf(encoding)
+	if err != nil || c == nil {
+		return body, err
 	}
 	out, err := c.Decompress(body, limit)
 	switch {

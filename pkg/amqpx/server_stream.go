@@ -43,6 +43,7 @@ type ServerStream struct {
 	tag      uint64 // of the opening's delivery
 	replyTo  string
 	user     string
+	begun    time.Time               // when the opening arrived
 	req      atomic.Pointer[Request] // the innermost
 	started  atomic.Bool             // the handler runs, or has run
 	open     atomic.Int32            // until the handler has returned, and until the broker has the end
@@ -94,6 +95,9 @@ func (s *ServerStream) Send(item []byte) error {
 	}
 	return nil
 }
+
+// Progress returns how far the stream has come.
+func (s *ServerStream) Progress() Progress { return progressFrom(s.st.Progress()) }
 
 // err returns the error of a stream that has ended.
 func (s *ServerStream) err() error {
@@ -191,7 +195,7 @@ func (s *ServerStream) run(ctx context.Context, req *Request) {
 	}
 	s.st.Discard()
 	s.done()
-	s.server.streams.refused.Add(1)
+	s.server.recordStreamRefusal(s.method, failed.code)
 	s.consumer.refuse(s.tag, s.replyTo, s.user, s.st.Number(), failed)
 }
 
@@ -277,9 +281,36 @@ func (s *Server) streamHandler(h StreamHandler) Handler {
 			return nil, localError(CodeInternal, DidNotRun, nil, errNoStream.Error(), errNoStream)
 		}
 		x.req.Store(req)
-		x.st.Accept(func() { x.consumer.ack(x.tag) })
+		if err := x.accept(ctx); err != nil {
+			return nil, err
+		}
 		return nil, h(ctx, x)
 	}
+}
+
+// accept accepts the stream. If the opening was delivered before, another server may have the stream,
+// or the client may be gone: accept then waits until the client has answered, and returns an error if
+// the stream has ended instead, so that the handler does not run for nobody.
+func (s *ServerStream) accept(ctx context.Context) error {
+	if !s.mayRan {
+		s.st.Accept(func() { s.consumer.ack(s.tag) })
+		return nil
+	}
+	confirmed := make(chan struct{})
+	s.st.Accept(func() {
+		s.consumer.ack(s.tag)
+		close(confirmed)
+	})
+	select {
+	case <-confirmed:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-s.st.Probe(): // a client that has the stream elsewhere has reset this one before
+	case <-ctx.Done():
+	}
+	return ctx.Err()
 }
 
 func (s *Server) streamMiddleware() []StreamMiddleware {
@@ -304,7 +335,7 @@ func (s *ServerStream) abandon(ctx context.Context) {
 // newServerStream makes the stream of an opening.
 func (c *streamConsumer) newServerStream(d *amqp.Delivery, f *wire.Frame, m *serverMethod, user string) (*ServerStream, context.Context) {
 	s := c.server
-	x := &ServerStream{server: s, consumer: c, method: m, tag: d.DeliveryTag, replyTo: d.ReplyTo, user: user, mayRan: d.Redelivered}
+	x := &ServerStream{server: s, consumer: c, method: m, tag: d.DeliveryTag, replyTo: d.ReplyTo, user: user, begun: time.Now(), mayRan: d.Redelivered}
 	x.open.Store(2)
 	ctx, cancel := context.WithCancelCause(s.streams.base)
 	limit := f.Timeout

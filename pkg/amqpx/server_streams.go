@@ -146,6 +146,9 @@ func (s *Server) releaseStream(m *serverMethod, caller callerID) {
 
 // ended is called when a stream is no longer in progress.
 func (t *serverStreams) ended(x *ServerStream) {
+	if o, ok := x.server.cfg.observer.(StreamObserver); ok && x.started.Load() {
+		recordStream(o, x.method.name, x.begun, x.st, "client")
+	}
 	x.server.releaseStream(x.method, newCallerID(x.user, x.replyTo))
 }
 
@@ -445,7 +448,7 @@ func (c *streamConsumer) open(d *amqp.Delivery, f *wire.Frame, user string) {
 		if d.Redelivered {
 			failed.outcome = MayHaveRun
 		}
-		s.streams.refused.Add(1)
+		s.recordStreamRefusal(m, failed.code)
 		c.refuse(d.DeliveryTag, d.ReplyTo, user, f.Stream, failed)
 		return
 	}
@@ -458,7 +461,8 @@ func (c *streamConsumer) open(d *amqp.Delivery, f *wire.Frame, user string) {
 	id := streamID(d.ReplyTo, f.Stream)
 	req := &Request{
 		Method: m.name, Header: decodeStreamHeader(f.Headers), ContentType: f.ContentType, ContentEncoding: f.ContentEncoding,
-		CorrelationID: id, IdempotencyKey: d.MessageId, Redelivered: d.Redelivered, User: user,
+		CorrelationID: id, IdempotencyKey: d.MessageId, Redelivered: d.Redelivered, User: user, stream: x,
+		Unsampled: wire.IsUnsampledTimestamp(d.Timestamp),
 	}
 	x.req.Store(req)
 	go x.run(ctx, req) // ends with the handler; a drain waits for it

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/stream"
 )
 
 // ClientStats has the counts of a client since its construction.
@@ -274,12 +276,24 @@ type ServerObserver interface {
 	// result), the time the request had waited in this server for a worker, and the run time
 	// of the handler.
 	HandlerEnded(method string, code Code, queued, took time.Duration)
-	// RequestRefused is called when a request was answered with an error and not run. The
-	// method is "" unless this server has the method: a name sent by a caller is not to be
+	// RequestRefused is called when a request, or the opening of a stream, was answered with an
+	// error and not run. The method is "" unless this server has the method: a name sent by a caller is not to be
 	// trusted.
 	RequestRefused(method string, code Code)
 	// BatchReceived is called when a batch has arrived, with the number of calls in the batch.
 	BatchReceived(calls int)
+}
+
+// StreamObserver receives the ends of streams. A [ClientObserver] or [ServerObserver] that also
+// implements StreamObserver gets the ends of the streams of its client or server; streams do not
+// call CallSettled and HandlerEnded. The rules of ClientObserver apply.
+type StreamObserver interface {
+	// StreamEnded is called when a stream that was opened has ended: at a client when it knows the
+	// end, at a server when the handler has returned and the broker has the end. It gets the method,
+	// the code ("" for an end without an error), the time since the stream was opened, and how far
+	// the stream came: Received includes the items that wait for the application. A stream that a
+	// server refused is a refused request there (RequestRefused).
+	StreamEnded(method string, code Code, took time.Duration, progress Progress)
 }
 
 // WithClientObserver adds an observer to the client; nil is ignored, and the default is none.
@@ -309,6 +323,7 @@ type guardedClientObserver struct {
 	observers              []ClientObserver
 	log                    *zap.Logger
 	callSettled, batchSent sync.Once // one log entry for each panicking method
+	streamEnded            sync.Once
 }
 
 // guardClientObservers returns nil for no observers.
@@ -331,11 +346,24 @@ func (g *guardedClientObserver) BatchSent(calls int) {
 	}
 }
 
+// StreamEnded implements StreamObserver for the observers that do.
+func (g *guardedClientObserver) StreamEnded(method string, code Code, took time.Duration, progress Progress) {
+	for _, o := range g.observers {
+		if streams, ok := o.(StreamObserver); ok {
+			guarded(g.log, streamEnded, &g.streamEnded, func() { streams.StreamEnded(method, code, took, progress) })
+		}
+	}
+}
+
+// streamEnded is the name of a method of observers.
+const streamEnded = "StreamEnded"
+
 // guardedServerObserver is guardedClientObserver for servers.
 type guardedServerObserver struct {
 	observers                                   []ServerObserver
 	log                                         *zap.Logger
 	handlerEnded, requestRefused, batchReceived sync.Once
+	streamEnded                                 sync.Once
 }
 
 // guardServerObservers returns nil for no observers.
@@ -361,6 +389,15 @@ func (g *guardedServerObserver) RequestRefused(method string, code Code) {
 func (g *guardedServerObserver) BatchReceived(calls int) {
 	for _, o := range g.observers {
 		guarded(g.log, "BatchReceived", &g.batchReceived, func() { o.BatchReceived(calls) })
+	}
+}
+
+// StreamEnded implements StreamObserver for the observers that do.
+func (g *guardedServerObserver) StreamEnded(method string, code Code, took time.Duration, progress Progress) {
+	for _, o := range g.observers {
+		if streams, ok := o.(StreamObserver); ok {
+			guarded(g.log, streamEnded, &g.streamEnded, func() { streams.StreamEnded(method, code, took, progress) })
+		}
 	}
 }
 
@@ -445,14 +482,39 @@ func (c *Client) recordBatchSent(calls int) {
 // recordRefusal counts a request that is answered with an error and not run.
 func (s *Server) recordRefusal(req *inboundRequest, code Code) {
 	s.counts.refused.Add(1)
+	s.observeRefusal(req.method, code)
+}
+
+// recordStreamRefusal counts a stream that is refused.
+func (s *Server) recordStreamRefusal(m *serverMethod, code Code) {
+	s.streams.refused.Add(1)
+	s.observeRefusal(m, code)
+}
+
+// observeRefusal reports a refusal to the observer. The method is nil if this server has none of the
+// name.
+func (s *Server) observeRefusal(m *serverMethod, code Code) {
 	if s.cfg.observer == nil {
 		return
 	}
 	name := ""
-	if req.method != nil {
-		name = req.method.name
+	if m != nil {
+		name = m.name
 	}
 	s.cfg.observer.RequestRefused(name, code)
+}
+
+// recordStream reports the end of a stream to an observer.
+func recordStream(o StreamObserver, method string, begun time.Time, st *stream.Stream, peer string) {
+	r := st.Result()
+	if r == nil || !r.Counted {
+		return
+	}
+	code := Code("")
+	if e := streamError(r, peer); e != nil {
+		code = e.code
+	}
+	o.StreamEnded(method, code, time.Since(begun), progressFrom(st.Given()))
 }
 
 // recordBatchReceived counts requests received in one batch.

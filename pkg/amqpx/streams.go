@@ -105,6 +105,11 @@ func ProgressOf(err error) Progress {
 	return Progress{}
 }
 
+// progressFrom converts the progress of package stream.
+func progressFrom(p stream.Progress) Progress {
+	return Progress{Sent: p.Sent, Taken: p.Taken, Received: p.Received}
+}
+
 // StreamStats has the counts of the streams of a client or a server since its construction.
 type StreamStats struct {
 	// Open is the number of open streams, Opened the number of all streams, Failed the number of
@@ -281,7 +286,7 @@ func streamError(r *stream.Result, peer string) *Error {
 		}
 		e = localError(code, outcome, sentinel, text, causes...)
 	}
-	e.progress = &Progress{Sent: r.Progress.Sent, Taken: r.Progress.Taken, Received: r.Progress.Received}
+	e.progress = new(progressFrom(r.Progress))
 	return e
 }
 

@@ -443,40 +443,6 @@ func TestCloseOfAClientWithStreams(t *testing.T) {
 	})
 }
 
-// A server dies before it has acknowledged the opening: another server gets it, and hears that it is
-// canceled. A method that runs at most once refuses it.
-func TestRedeliveredOpening(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		h := newHandled()
-		b := brokertest.New()
-		one := startStreamServer(t, b, streamHandlers{"wait": h.handle, onceMethod: h.handle}, WithName("first"))
-		ready(t, one.WaitReady)
-		client := startClient(t, b)
-		ready(t, client.WaitReady)
-		b.HoldConfirms() // of the acceptance
-		s, _ := client.Open(context.Background(), "wait")
-		once, _ := client.Open(context.Background(), onceMethod)
-		_, _ = s.Send(nil), once.Send(nil)
-		<-h.streams
-		<-h.streams
-		second := newHandled()
-		two := startStreamServer(t, b, streamHandlers{"wait": second.handle, onceMethod: second.handle}, WithName("second"))
-		ready(t, two.WaitReady)
-		cutLinks(b, "first server consume")
-		b.With(func(b *brokertest.Broker) { b.Held = nil }) // those of the dead connection
-		b.ReleaseConfirms()
-		x := <-second.streams
-		wantSame(t, "redelivered", x.Request().Redelivered, true)
-		wantSame(t, "code at the second server", CodeOf(<-second.ends), CodeCanceled)
-		wantSame(t, "method", x.Request().Method, "wait")
-		_, err := s.Recv()
-		wantFailed(t, err, CodeUnavailable, MayHaveRun)
-		_, err = once.Recv()
-		wantFailed(t, err, CodeUnavailable, MayHaveRun)
-	})
-}
-
 // A client that publishes to the request exchange uses it for streams, too.
 func TestStreamsOverTheExchange(t *testing.T) {
 	t.Parallel()

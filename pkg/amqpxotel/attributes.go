@@ -18,6 +18,9 @@ const (
 	keyIdempotent    = "amqpx.idempotent"
 	keyRedelivered   = "amqpx.redelivered"
 	keyOneWay        = "amqpx.one_way"
+	keyStream        = "amqpx.stream"
+	keyItemsSent     = "amqpx.stream.items_sent"
+	keyItemsReceived = "amqpx.stream.items_received"
 )
 
 // errUnwound is the error of a call that neither returned a response nor an error.
@@ -36,6 +39,19 @@ func ofRequest(to []attribute.KeyValue, req *amqpx.Request) []attribute.KeyValue
 		to = append(to, attribute.Bool(keyIdempotent, true))
 	}
 	return to
+}
+
+// ofStream appends the attributes of the request of a stream. It returns false for a call.
+func ofStream(to []attribute.KeyValue, req *amqpx.Request) ([]attribute.KeyValue, bool) {
+	p, ok := req.StreamProgress()
+	if !ok {
+		return to, false
+	}
+	return append(
+		to, attribute.Bool(keyStream, true),
+		attribute.Int64(keyItemsSent, int64(p.Sent)),         //nolint:gosec // items of one stream.
+		attribute.Int64(keyItemsReceived, int64(p.Received)), //nolint:gosec // items of one stream.
+	), true
 }
 
 // remote reports whether a server sent the error.

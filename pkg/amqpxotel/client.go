@@ -64,10 +64,13 @@ func (t *tracing) client(next amqpx.Handler) amqpx.Handler {
 func endCall(span trace.Span, req *amqpx.Request, response []byte, err error) {
 	const most = 8
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
+	attributes, isStream := ofStream(attributes, req)
 	attributes = append(attributes, attribute.String(keyOutcome, amqpx.OutcomeOf(err).String()))
-	if err == nil {
+	switch {
+	case err == nil && isStream:
+	case err == nil:
 		attributes = append(attributes, attribute.Int(keyResponseBytes, len(response)))
-	} else {
+	default:
 		code := string(amqpx.CodeOf(err))
 		attributes = append(attributes, semconv.RPCResponseStatusCode(code), semconv.ErrorTypeKey.String(code),
 			attribute.Bool(keyRemote, remote(err)))

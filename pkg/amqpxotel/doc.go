@@ -44,6 +44,10 @@
 //	amqpx.idempotent     true if the caller declared the call safe to run twice
 //	amqpx.redelivered    true if an earlier run may have happened; server only
 //	amqpx.one_way        true if the caller wants no response; server only
+//	amqpx.stream         true for a stream, which is one span at each side, from its opening to its
+//	                     end: at the client to the end of the stream, at the server of the handler
+//	amqpx.stream.items_sent, amqpx.stream.items_received
+//	                     the items of a stream that this side sent, and that its application took
 //
 // Neither arguments nor results are recorded. The description of a span's status is the
 // error's text, cut at 256 bytes. A server's span also has the text of an error without a

@@ -53,16 +53,21 @@ func (t *tracing) server(next amqpx.Handler) amqpx.Handler {
 func endRun(span trace.Span, req *amqpx.Request, response []byte, err error) {
 	const most = 9
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
-	attributes = append(attributes, attribute.Float64(keyQueueWait, float64(req.Queued)/float64(time.Millisecond)))
+	attributes, isStream := ofStream(attributes, req)
+	if !isStream {
+		attributes = append(attributes, attribute.Float64(keyQueueWait, float64(req.Queued)/float64(time.Millisecond)))
+	}
 	if req.Redelivered {
 		attributes = append(attributes, attribute.Bool(keyRedelivered, true))
 	}
 	if req.OneWay {
 		attributes = append(attributes, attribute.Bool(keyOneWay, true))
 	}
-	if err == nil {
+	switch {
+	case err == nil && isStream:
+	case err == nil:
 		attributes = append(attributes, attribute.Int(keyResponseBytes, len(response)))
-	} else {
+	default:
 		code := codeForCaller(err)
 		attributes = append(attributes, semconv.RPCResponseStatusCode(string(code)))
 		if isFault(code) {

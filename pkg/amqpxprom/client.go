@@ -11,6 +11,7 @@ import (
 
 var (
 	_ amqpx.ClientObserver = (*ClientMetrics)(nil)
+	_ amqpx.StreamObserver = (*ClientMetrics)(nil)
 	_ prometheus.Collector = (*ClientMetrics)(nil)
 	_ ClientSource         = (*amqpx.Client)(nil)
 )
@@ -30,8 +31,10 @@ type ClientSource interface {
 // concurrent use.
 type ClientMetrics struct {
 	took    *prometheus.HistogramVec
+	streams *prometheus.HistogramVec
 	batches prometheus.Histogram
 	methods *methods[*byCode[prometheus.Observer]]
+	opened  *methods[*byCode[prometheus.Observer]] // of streams
 	figures figures[amqpx.ClientStats]
 	state   *prometheus.Desc
 	ends    *prometheus.Desc
@@ -44,8 +47,9 @@ type ClientOption func(*clientConfig)
 type clientConfig struct{ maxMethods int }
 
 // WithMaxMethods sets the number of method names with series of their own; calls of all
-// further methods are counted together as method "other". The default is [DefaultMaxMethods],
-// which also applies if n is less than 1. Each method has up to 17 histograms, one per code.
+// further methods are counted together as method "other", and so are streams. The default is
+// [DefaultMaxMethods], which also applies if n is less than 1. Each method has up to 17 histograms,
+// one per code.
 func WithMaxMethods(n int) ClientOption {
 	return func(c *clientConfig) {
 		if n < 1 {
@@ -65,12 +69,18 @@ func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
 	took := prometheus.NewHistogramVec(histogram("amqpx_client_call_duration_seconds",
 		"How long callers waited for the end of a call, over every re-send, by method and code.",
 		queue, durations()), []string{"method", "code"})
+	streams := prometheus.NewHistogramVec(histogram("amqpx_client_stream_duration_seconds",
+		"How long streams were open, by method and code.", queue, streamDurations()), []string{"method", "code"})
 	return &ClientMetrics{
-		took: took,
+		took:    took,
+		streams: streams,
 		batches: prometheus.NewHistogram(histogram("amqpx_client_batch_size",
 			"How many calls were in a batch that was sent.", queue, batchSizes())),
 		methods: newMethods(cfg.maxMethods, func(method string) *byCode[prometheus.Observer] {
 			return newByCode(func(code string) prometheus.Observer { return took.WithLabelValues(method, code) })
+		}),
+		opened: newMethods(cfg.maxMethods, func(method string) *byCode[prometheus.Observer] {
+			return newByCode(func(code string) prometheus.Observer { return streams.WithLabelValues(method, code) })
 		}),
 		figures: clientFigures(queue),
 		state:   linkState("amqpx_client_connection_state", queue),
@@ -88,12 +98,18 @@ func (m *ClientMetrics) CallSettled(method string, code amqpx.Code, took time.Du
 	m.methods.of(method).of(code).Observe(took.Seconds())
 }
 
+// StreamEnded implements [amqpx.StreamObserver].
+func (m *ClientMetrics) StreamEnded(method string, code amqpx.Code, took time.Duration, _ amqpx.Progress) {
+	m.opened.of(method).of(code).Observe(took.Seconds())
+}
+
 // BatchSent implements [amqpx.ClientObserver].
 func (m *ClientMetrics) BatchSent(calls int) { m.batches.Observe(float64(calls)) }
 
 // Describe implements [prometheus.Collector].
 func (m *ClientMetrics) Describe(ch chan<- *prometheus.Desc) {
 	m.took.Describe(ch)
+	m.streams.Describe(ch)
 	m.batches.Describe(ch)
 	m.figures.describe(ch)
 	ch <- m.state
@@ -104,6 +120,7 @@ func (m *ClientMetrics) Describe(ch chan<- *prometheus.Desc) {
 // and so returns at once in every state of the connection.
 func (m *ClientMetrics) Collect(ch chan<- prometheus.Metric) {
 	m.took.Collect(ch)
+	m.streams.Collect(ch)
 	m.batches.Collect(ch)
 	source := m.source.Load()
 	if source == nil {

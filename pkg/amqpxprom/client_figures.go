@@ -26,5 +26,6 @@ func clientFigures(queue string) figures[amqpx.ClientStats] {
 		func(s *stats) float64 { return float64(s.Reconnects) })
 	f.counter("amqpx_client_blocked_seconds_total", "How long the broker has blocked publishing.",
 		func(s *stats) float64 { return s.Blocked.Seconds() })
+	f.streams("amqpx_client_", func(s *stats) *amqpx.StreamStats { return &s.Streams })
 	return f
 }

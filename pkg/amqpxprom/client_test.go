@@ -14,13 +14,15 @@ func TestClientShowsEveryFigure(t *testing.T) {
 	m := NewClientMetrics("q")
 	m.Watch(clientSource{state: amqpx.StateBlocked, stats: amqpx.ClientStats{
 		OK: 1, Failed: 2, InFlight: 3, Resent: 4, Retried: 5, Rejected: 6, Late: 7, Duplicates: 8, Unknown: 9,
-		Batched: 10, Reconnects: 11, Blocked: 12500 * time.Millisecond,
+		Batched: 10, Reconnects: 11, Blocked: 12500 * time.Millisecond, Streams: streamStats(),
 	}})
 	m.CallSettled("b", "", time.Millisecond)
 	m.CallSettled("b", "", time.Second)
 	m.CallSettled("b", amqpx.CodeUnavailable, time.Minute)
 	m.BatchSent(512)
-	want(t, m, "", map[string]float64{
+	m.StreamEnded("s", "", time.Hour, amqpx.Progress{})
+	m.StreamEnded("s", amqpx.CodeCanceled, time.Second, amqpx.Progress{})
+	want(t, m, "", withStreams("amqpx_client_", map[string]float64{
 		"amqpx_client_call_duration_seconds{b,ok}":          2,
 		"amqpx_client_call_duration_seconds{b,unavailable}": 1,
 		"amqpx_client_batch_size":                           1,
@@ -40,7 +42,7 @@ func TestClientShowsEveryFigure(t *testing.T) {
 		"amqpx_client_connection_state{reconnecting}":       0,
 		"amqpx_client_connection_state{draining}":           0,
 		"amqpx_client_connection_state{closed}":             0,
-	})
+	}))
 }
 
 func TestClientShowsWhatItWasToldBeforeItWatches(t *testing.T) {
@@ -116,6 +118,8 @@ func TestMetricsFollowTheConventions(t *testing.T) {
 	client.Watch(clientSource{})
 	server.Watch(serverSource{})
 	client.CallSettled("b", "", 1)
+	client.StreamEnded("b", "", 1, amqpx.Progress{})
+	server.StreamEnded("b", "", 1, amqpx.Progress{})
 	server.HandlerEnded("b", "", 1, 1)
 	server.RequestRefused("", amqpx.CodeUnimplemented)
 	problems, err := promlint.NewWithMetricFamilies(gather(t, client, server)).Lint()

@@ -33,6 +33,28 @@ func (f *figures[S]) add(name, help string, kind prometheus.ValueType, of func(*
 	f.all = append(f.all, figure[S]{prometheus.NewDesc(name, help, nil, queueLabel(f.queue)), kind, of})
 }
 
+// streams adds the figures of streams, whose names begin with prefix.
+func (f *figures[S]) streams(prefix string, of func(*S) *amqpx.StreamStats) {
+	f.gauge(prefix+"streams_open", "Streams that are open.",
+		func(s *S) float64 { return float64(of(s).Open) })
+	f.counter(prefix+"streams_opened_total", "Streams that were opened.",
+		func(s *S) float64 { return float64(of(s).Opened) })
+	f.counter(prefix+"stream_items_sent_total", "Items that were sent in streams.",
+		func(s *S) float64 { return float64(of(s).ItemsSent) })
+	f.counter(prefix+"stream_items_received_total", "Items of streams that the application took.",
+		func(s *S) float64 { return float64(of(s).ItemsReceived) })
+	f.counter(prefix+"stream_sent_bytes_total", "Bytes of the items that were sent.",
+		func(s *S) float64 { return float64(of(s).BytesSent) })
+	f.counter(prefix+"stream_received_bytes_total", "Bytes of the items that the application took.",
+		func(s *S) float64 { return float64(of(s).BytesReceived) })
+	f.counter(prefix+"stream_messages_sent_total", "Messages with frames of streams that were sent.",
+		func(s *S) float64 { return float64(of(s).MessagesSent) })
+	f.counter(prefix+"stream_late_frames_total", "Frames and messages that belong to no stream; they were dropped.",
+		func(s *S) float64 { return float64(of(s).Late) })
+	f.counter(prefix+"stream_send_wait_seconds_total", "How long sending waited for credit, all streams together.",
+		func(s *S) float64 { return of(s).SendWait.Seconds() })
+}
+
 func (f *figures[S]) describe(ch chan<- *prometheus.Desc) {
 	for _, one := range f.all {
 		ch <- one.desc

@@ -3,6 +3,7 @@ package amqpxprom
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -20,6 +21,34 @@ type clientSource struct {
 
 func (s clientSource) Stats() amqpx.ClientStats { return s.stats }
 func (s clientSource) Status() amqpx.Status     { return amqpx.Status{State: s.state} }
+
+// streamStats are counts of streams, each with a value of its own.
+func streamStats() amqpx.StreamStats {
+	return amqpx.StreamStats{
+		Open: 51, Opened: 52, Failed: 53, Refused: 54, ItemsSent: 55, ItemsReceived: 56, BytesSent: 57, BytesReceived: 58,
+		MessagesSent: 59, Late: 60, SendWait: 61500 * time.Millisecond,
+	}
+}
+
+// withStreams adds to values what streamStats, and a stream for each of two codes, show.
+func withStreams(prefix string, values map[string]float64) map[string]float64 {
+	for name, v := range map[string]float64{
+		"stream_duration_seconds{s,ok}":       1,
+		"stream_duration_seconds{s,canceled}": 1,
+		"streams_open":                        51,
+		"streams_opened_total":                52,
+		"stream_items_sent_total":             55,
+		"stream_items_received_total":         56,
+		"stream_sent_bytes_total":             57,
+		"stream_received_bytes_total":         58,
+		"stream_messages_sent_total":          59,
+		"stream_late_frames_total":            60,
+		"stream_send_wait_seconds_total":      61.5,
+	} {
+		values[prefix+name] = v
+	}
+	return values
+}
 
 type serverSource struct {
 	stats amqpx.ServerStats

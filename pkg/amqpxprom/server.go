@@ -11,6 +11,7 @@ import (
 
 var (
 	_ amqpx.ServerObserver = (*ServerMetrics)(nil)
+	_ amqpx.StreamObserver = (*ServerMetrics)(nil)
 	_ prometheus.Collector = (*ServerMetrics)(nil)
 	_ ServerSource         = (*amqpx.Server)(nil)
 )
@@ -28,10 +29,12 @@ type ServerSource interface {
 type ServerMetrics struct {
 	took    *prometheus.HistogramVec
 	queued  *prometheus.HistogramVec
+	streams *prometheus.HistogramVec
 	refused *prometheus.CounterVec
 	batches prometheus.Histogram
 
 	ran      *methods[handled]
+	opened   *methods[*byCode[prometheus.Observer]] // of streams
 	refusals *methods[*byCode[prometheus.Counter]]
 
 	figures figures[amqpx.ServerStats]
@@ -54,9 +57,11 @@ func NewServerMetrics(queue string) *ServerMetrics {
 			"How long handlers ran, by method and code.", queue, durations()), []string{"method", "code"}),
 		queued: prometheus.NewHistogramVec(histogram("amqpx_server_queue_wait_seconds",
 			"How long requests waited in the server for a worker, by method.", queue, durations()), []string{"method"}),
+		streams: prometheus.NewHistogramVec(histogram("amqpx_server_stream_duration_seconds",
+			"How long streams were open, by method and code.", queue, streamDurations()), []string{"method", "code"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name:        "amqpx_server_refused_requests_total",
-			Help:        "Requests that were refused and not run, by method and code.",
+			Help:        "Requests, and openings of streams, that were refused and not run, by method and code.",
 			ConstLabels: queueLabel(queue),
 		}, []string{"method", "code"}),
 		batches: prometheus.NewHistogram(histogram("amqpx_server_batch_size",
@@ -70,6 +75,9 @@ func NewServerMetrics(queue string) *ServerMetrics {
 		return handled{m.queued.WithLabelValues(method), newByCode(func(code string) prometheus.Observer {
 			return m.took.WithLabelValues(method, code)
 		})}
+	})
+	m.opened = newMethods(0, func(method string) *byCode[prometheus.Observer] {
+		return newByCode(func(code string) prometheus.Observer { return m.streams.WithLabelValues(method, code) })
 	})
 	m.refusals = newMethods(0, func(method string) *byCode[prometheus.Counter] {
 		if method == "" {
@@ -92,6 +100,11 @@ func (m *ServerMetrics) HandlerEnded(method string, code amqpx.Code, queued, too
 	series.queued.Observe(queued.Seconds())
 }
 
+// StreamEnded implements [amqpx.StreamObserver].
+func (m *ServerMetrics) StreamEnded(method string, code amqpx.Code, took time.Duration, _ amqpx.Progress) {
+	m.opened.of(method).of(code).Observe(took.Seconds())
+}
+
 // RequestRefused implements [amqpx.ServerObserver].
 func (m *ServerMetrics) RequestRefused(method string, code amqpx.Code) {
 	m.refusals.of(method).of(code).Inc()
@@ -104,6 +117,7 @@ func (m *ServerMetrics) BatchReceived(calls int) { m.batches.Observe(float64(cal
 func (m *ServerMetrics) Describe(ch chan<- *prometheus.Desc) {
 	m.took.Describe(ch)
 	m.queued.Describe(ch)
+	m.streams.Describe(ch)
 	m.refused.Describe(ch)
 	m.batches.Describe(ch)
 	m.figures.describe(ch)
@@ -116,6 +130,7 @@ func (m *ServerMetrics) Describe(ch chan<- *prometheus.Desc) {
 func (m *ServerMetrics) Collect(ch chan<- prometheus.Metric) {
 	m.took.Collect(ch)
 	m.queued.Collect(ch)
+	m.streams.Collect(ch)
 	m.refused.Collect(ch)
 	m.batches.Collect(ch)
 	source := m.source.Load()

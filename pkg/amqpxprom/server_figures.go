@@ -58,5 +58,6 @@ func serverFigures(queue string) figures[amqpx.ServerStats] {
 		func(s *stats) float64 { return float64(s.Reconnects) })
 	f.counter("amqpx_server_blocked_seconds_total", "How long the broker has blocked publishing.",
 		func(s *stats) float64 { return s.Blocked.Seconds() })
+	f.streams("amqpx_server_", func(s *stats) *amqpx.StreamStats { return &s.Streams })
 	return f
 }

@@ -14,7 +14,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		Requests: 1, InFlight: 2, OK: 3, Failed: 4, Panics: 5, Refused: 6, Expired: 7, Shed: 8, Replayed: 9,
 		Requeued: 10, Republished: 11, Dead: 12, Batched: 13, Reconnects: 14, Blocked: 1500 * time.Millisecond,
 		Workers: 16, Busy: 17, Waiting: 18, Canceled: 19, Undeliverable: 20, Stuck: 20, OldestHandler: 21500 * time.Millisecond, TooLarge: 21, Deferred: 22, BytesInHand: 23,
-		Unroutable: 24, CallerLimited: 25, ReplyRefused: 26, DefaultExchange: 27,
+		Unroutable: 24, CallerLimited: 25, ReplyRefused: 26, DefaultExchange: 27, Streams: streamStats(),
 	}})
 	m.HandlerEnded("a", "", time.Second, time.Millisecond)
 	m.HandlerEnded("a", amqpx.CodeInternal, 0, 2*time.Millisecond)
@@ -22,7 +22,9 @@ func TestServerShowsEveryFigure(t *testing.T) {
 	m.RequestRefused("", amqpx.CodeUnimplemented)
 	m.RequestRefused("", amqpx.CodeUnimplemented)
 	m.BatchReceived(7)
-	want(t, m, "", map[string]float64{
+	m.StreamEnded("s", "", time.Hour, amqpx.Progress{})
+	m.StreamEnded("s", amqpx.CodeCanceled, time.Second, amqpx.Progress{})
+	want(t, m, "", withStreams("amqpx_server_", map[string]float64{
 		"amqpx_server_handler_duration_seconds{a,ok}":                1,
 		"amqpx_server_handler_duration_seconds{a,internal}":          1,
 		"amqpx_server_queue_wait_seconds{a}":                         2,
@@ -61,7 +63,7 @@ func TestServerShowsEveryFigure(t *testing.T) {
 		"amqpx_server_connection_state{reconnecting}":                0,
 		"amqpx_server_connection_state{draining}":                    1,
 		"amqpx_server_connection_state{closed}":                      0,
-	})
+	}))
 }
 
 func TestServerShowsWhatItWasToldBeforeItWatches(t *testing.T) {

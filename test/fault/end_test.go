@@ -40,6 +40,9 @@ func (s *stage) end(row *report.Row) {
 		}
 	}()
 	s.served()
+	for _, c := range s.clients { // more than were open at the end of the last fault
+		c.untilStreamed(uint64(s.sc.load.streams) + 1)
+	}
 	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
 		now := s.count()
 		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
@@ -51,7 +54,7 @@ func (s *stage) end(row *report.Row) {
 		}
 	}
 	rig.Eventually(s.t, "no request waits", func() bool {
-		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0 &&
+		return s.waiting(queueName) == 0 && s.waiting(queueName+".retry") == 0 && s.waiting(queueName+".streams") == 0 &&
 			(s.sc.batch == amqpx.BatchOff || s.waiting(laneQueue) == 0)
 	})
 	for _, p := range s.servers {

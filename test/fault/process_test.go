@@ -41,6 +41,7 @@ type process struct {
 	restarts bool
 	ok       uint64          // calls answered
 	batched  uint64          // calls sent in batches
+	streams  uint64          // streams that came to their end without an error
 	ready    int             // number of times the process became ready
 	ends     int             // number of ends
 	summary  *report.Summary // the last one received
@@ -145,9 +146,9 @@ func (p *process) hear(out io.Reader) {
 		case "ready":
 			p.change(func() { p.ready++ })
 		case "ok":
-			var ok, batched uint64
-			if _, err := fmt.Sscan(rest, &ok, &batched); err == nil {
-				p.change(func() { p.ok, p.batched = ok, batched })
+			var ok, batched, streams uint64
+			if _, err := fmt.Sscan(rest, &ok, &batched, &streams); err == nil {
+				p.change(func() { p.ok, p.batched, p.streams = ok, batched, streams })
 			}
 		case "summary":
 			s := new(report.Summary)
@@ -189,6 +190,15 @@ func (p *process) untilServed(n uint64) {
 	goal := p.ok + n
 	p.mu.Unlock()
 	p.until("is served", func() bool { return p.ok >= goal })
+}
+
+// untilStreamed waits for n more whole streams of a client.
+func (p *process) untilStreamed(n uint64) {
+	p.t.Helper()
+	p.mu.Lock()
+	goal := p.streams + n
+	p.mu.Unlock()
+	p.until("has whole streams", func() bool { return p.streams >= goal })
 }
 
 // untilBatched waits until a client has sent n more calls in batches.

@@ -47,6 +47,8 @@ type scenario struct {
 // load describes the load of the pair.
 type load struct {
 	clients, servers, callers, padding int
+	// streams is the number of streams of each client that are open at once.
+	streams int
 	// workers is the number of a server's workers; 0 is the library's default.
 	workers                         int
 	mix                             string
@@ -61,7 +63,7 @@ type load struct {
 // usual returns the default load of a scenario.
 func usual() load {
 	return load{
-		clients: 2, servers: 2, callers: 32, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
+		clients: 2, servers: 2, callers: 32, streams: 4, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
 		deadline: 30 * time.Second, impatience: 5 * time.Second,
 		longest: 50 * time.Millisecond, heartbeat: 2 * time.Second, kind: amqpx.QueueClassic,
 	}
@@ -109,6 +111,10 @@ func play(t *testing.T, sc scenario, row *report.Row) {
 	}
 }
 
+// silence bounds the silence of a stream, beside the time in which a silent connection is noticed: an
+// alarm takes less, and so do the two pings after which a peer is gone.
+const silence = 15 * time.Second
+
 // judge reads the ledgers and lists the problems.
 func (s *stage) judge(row *report.Row) {
 	s.t.Helper()
@@ -122,6 +128,7 @@ func (s *stage) judge(row *report.Row) {
 		s.t.Fatal(err)
 	}
 	s.sc.rules.Bound = set.bound
+	s.sc.rules.Silence = silence + time.Duration(noticeWithin*float64(s.sc.load.heartbeat))
 	row.Result = book.Check(s.sc.rules)
 	for _, v := range row.Result.Violations {
 		row.Problems = append(row.Problems, v.String())

@@ -140,6 +140,7 @@ func (s *stage) begin() {
 	}
 	for _, c := range s.clients {
 		c.untilServed(1)
+		c.untilStreamed(1) // its queue for streams is there
 	}
 	s.before = s.atRest()
 }
@@ -239,6 +240,7 @@ func (s *stage) addClient() {
 	args := append(
 		s.flags(url),
 		"-workers", strconv.Itoa(l.callers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
+		"-streams", strconv.Itoa(l.streams),
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
 		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)

@@ -34,8 +34,8 @@ func TestQueriesAboutARealPair(t *testing.T) {
 func (s *stage) targetsAreUp(t *testing.T) {
 	for _, p := range []*prometheus{s.classic, s.native} {
 		p.of(t).counts("sum(up)", 6)
-		if p.of(t).shows(`{queue=~".+\\.reply\\..+"}`) {
-			t.Error("there are series of reply queues, without end")
+		if p.of(t).shows(`{queue=~".+\\.(reply|s)\\..+"}`) {
+			t.Error("there are series of reply queues, or of queues for streams, without end")
 		}
 	}
 }

@@ -30,10 +30,11 @@ const (
 type caller struct {
 	*node
 
-	client *amqpx.Client
-	mix    []string // each method as often as its weight
-	serial atomic.Uint64
-	ok     atomic.Uint64
+	client  *amqpx.Client
+	mix     []string // each method as often as its weight
+	serial  atomic.Uint64
+	ok      atomic.Uint64
+	streams atomic.Uint64 // whole ones
 }
 
 // call runs a client with callers in closed loops until SIGTERM.
@@ -62,10 +63,11 @@ func (n *node) call(ctx context.Context, shared []amqpx.Option) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { n.follow(states, over) }) // until over is closed, below
 	err = client.WaitReady(ctx)
+	c := &caller{node: n, client: client, mix: mix}
+	err = errors.Join(err, c.firstStream(ctx))
 	ready := measure()
 	n.say("ready")
 
-	c := &caller{node: n, client: client, mix: mix}
 	err = errors.Join(err, c.load(ctx))
 	idle := settle(ready.Goroutines)
 	tellGrowth(ready, idle)
@@ -98,6 +100,10 @@ func (c *caller) load(ctx context.Context) error {
 			}
 		})
 	}
+	for i := range c.streamers {
+		random := rand.New(rand.NewPCG(c.seed, uint64(workers+i)))
+		callers.Go(func() { c.stream(ctx, stop, random) })
+	}
 	over := make(chan struct{})
 	go func() { // ends with the callers
 		callers.Wait()
@@ -127,8 +133,10 @@ func (c *caller) load(ctx context.Context) error {
 	}
 }
 
-// progress prints the number of successful calls, and the number of calls sent in a batch.
-func (c *caller) progress() { c.say("ok %d %d", c.ok.Load(), c.client.Stats().Batched) }
+// progress prints the number of successful calls, of calls sent in a batch, and of whole streams.
+func (c *caller) progress() {
+	c.say("ok %d %d %d", c.ok.Load(), c.client.Stats().Batched, c.streams.Load())
+}
 
 // rest waits for the caller's next turn. The result is false if the load was stopped.
 func (c *caller) rest(stop <-chan struct{}, workers int) bool {

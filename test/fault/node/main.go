@@ -1,9 +1,9 @@
 // Command node is a process of the fault suite: a server or a client. It uses the library like
 // any program, and keeps the ledger.
 //
-// Its lines on stdout are events for the suite: "ready", "ok N M" for N successful calls and M
-// calls sent in batches, and at the end "summary" with the resource usage. SIGTERM ends the
-// process gracefully, a second SIGTERM at once.
+// Its lines on stdout are events for the suite: "ready", "ok N M S" for N successful calls, M calls
+// sent in batches and S streams that ended without an error, and at the end "summary" with the
+// resource usage. SIGTERM ends the process gracefully, a second SIGTERM at once.
 package main
 
 import (
@@ -21,6 +21,10 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
+// streamKeepAlive is the silence after which a peer of streams is asked for a sign of life: shorter
+// than a fault.
+const streamKeepAlive = 500 * time.Millisecond
+
 // options holds the command line.
 type options struct {
 	name, url, queue, kind, ledger string
@@ -30,6 +34,7 @@ type options struct {
 
 	// Client only.
 	workers, padding     int
+	streamers            int
 	seed                 uint64
 	mix                  string
 	rate                 float64
@@ -56,6 +61,7 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.DurationVar(&o.dial, "dial", amqpx.DefaultDialTimeout, "bound of one attempt to connect")
 	flags.IntVar(&o.workers, "workers", 0, "calls or handlers at once; 0 is 32 or the library's default")
 	flags.IntVar(&o.padding, "padding", 0, "bytes added to every body")
+	flags.IntVar(&o.streamers, "streams", 0, "streams at once")
 	flags.Uint64Var(&o.seed, "seed", 1, "what the mix of calls is drawn from")
 	flags.StringVar(&o.mix, "mix", "echo:1", "methods and their weights")
 	flags.Float64Var(&o.rate, "rate", 0, "calls per second, 0 for as fast as answers come")
@@ -93,7 +99,7 @@ func run(ctx context.Context, args []string) error {
 	// A session away from its home node has a goroutine more, and a leak would hide behind it. The
 	// runs are shorter than the default time of the return, which TestClusterReturnHome tests.
 	shared := []amqpx.Option{
-		amqpx.WithReturnHome(0),
+		amqpx.WithReturnHome(0), amqpx.WithStreamKeepAlive(streamKeepAlive),
 		amqpx.WithQueue(amqpx.Queue{Name: o.queue, Type: amqpx.QueueType(o.kind)}),
 		amqpx.WithName(o.name), amqpx.WithHeartbeat(o.heartbeat), amqpx.WithPersistent(o.persistent),
 		amqpx.WithDialTimeout(o.dial), amqpx.WithBatch(amqpx.BatchMode(o.batch)), amqpx.WithLogger(logger),

@@ -36,7 +36,7 @@ func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerS
 	if err != nil {
 		return amqpx.ServerStats{}, err
 	}
-	if err := n.register(server); err != nil {
+	if err := errors.Join(n.register(server), n.registerStreams(server)); err != nil {
 		return amqpx.ServerStats{}, err
 	}
 	ctx, stop := context.WithCancel(ctx)

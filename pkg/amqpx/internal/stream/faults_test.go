@@ -123,6 +123,28 @@ func TestClientWithoutRegardForCredit(t *testing.T) {
 	})
 }
 
+// A server that never completes its headers is reset before they fill the client.
+func TestServerWithEndlessHeaders(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(n *network) {
+		t := n.t
+		client, _, s, x := opened(t, n)
+		const sent = 10_000
+		for range sent {
+			client.inject("server", "", wire.Frame{Stream: s.Number(), Headers: []wire.StreamHeader{{Name: "n", Value: "v"}, {Name: "m", Value: string(make([]byte, 1000))}}})
+		}
+		wantEnded(t, s, ReasonMalformed)
+		synctest.Wait()
+		wantEnded(t, x, ReasonReset)
+		wantSame(t, "code", x.Result().End.Failure.Code, "resource_exhausted")
+		client.table.mu.Lock()
+		defer client.table.mu.Unlock()
+		if s.peerHeaderBytes > maxHeaders+2000 {
+			t.Errorf("%d bytes of headers", s.peerHeaderBytes)
+		}
+	})
+}
+
 // Small items of large messages do not keep the messages.
 func TestMemoryOfSmallItems(t *testing.T) {
 	t.Parallel()

@@ -40,6 +40,7 @@ type peer struct {
 	again     bool      // nor has the ping before it
 	confirmed time.Time // when the broker confirmed the last ping; zero: it has not
 	pong      uint64    // the answer that is due; 0: none
+	probes    []probe   // those without an answer
 }
 
 // Message is a message for a publisher. Its content is decided when it is about to be written.
@@ -250,6 +251,7 @@ func (p *peer) compose(m *Message) {
 		p.ping++
 		m.body = (&wire.Frame{Ping: p.ping}).AppendTo(m.body)
 		m.ping, p.pingDue, p.pinged, p.confirmed = true, false, true, time.Time{}
+		p.probed()
 	}
 	if p.pong != 0 {
 		m.body = (&wire.Frame{Pong: p.pong}).AppendTo(m.body)
@@ -367,7 +369,7 @@ func (l *Link) lose(p *peer, reason Reason, cause error) {
 		s.reset = nil
 	}
 	clear(p.streams)
-	p.control, p.pingDue, p.pong, p.pinged = nil, false, 0, false
+	p.control, p.pingDue, p.pong, p.pinged, p.probes = nil, false, 0, false, nil
 	for len(p.turns) > 0 {
 		p.next()
 	}
@@ -443,6 +445,9 @@ func (l *Link) receive(queue string, f *wire.Frame, body int) {
 		if p != nil && f.Ping != 0 {
 			p.pong = f.Ping
 			p.kick()
+		}
+		if p != nil && f.Pong != 0 {
+			p.answered(f.Pong)
 		}
 		return
 	}

@@ -1,6 +1,9 @@
 package stream
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Liveness. Only a ping that the broker has confirmed counts: while the broker blocks publishing,
 // no ping leaves, and the silence says nothing about the peer. RabbitMQ takes one more message from
@@ -50,4 +53,45 @@ func (l *Link) tick() {
 	default:
 		l.timer = nil
 	}
+}
+
+// probe is a question to a peer whose answer somebody waits for.
+type probe struct {
+	ping     uint64 // 0: it was not sent
+	answered chan struct{}
+}
+
+// Probe sends a ping to the peer of an open stream. The channel is closed when the peer has answered:
+// it has then handled the messages that the broker confirmed before Probe was called. The channel
+// stays open if the stream ends before.
+func (s *Stream) Probe() <-chan struct{} {
+	s.table.mu.Lock()
+	defer s.table.unlock()
+	answered := make(chan struct{})
+	if p := s.peer; s.stage == stageOpen && p != nil {
+		p.probes = append(p.probes, probe{answered: answered})
+		p.pingDue = true
+		p.kick()
+	}
+	return answered
+}
+
+// probed notes that the ping with the number p.ping is sent. The caller holds mu.
+func (p *peer) probed() {
+	for i := range p.probes {
+		if p.probes[i].ping == 0 {
+			p.probes[i].ping = p.ping
+		}
+	}
+}
+
+// answered handles the answer to a ping. The caller holds mu.
+func (p *peer) answered(pong uint64) {
+	p.probes = slices.DeleteFunc(p.probes, func(q probe) bool {
+		done := q.ping != 0 && q.ping <= pong && pong <= p.ping
+		if done {
+			close(q.answered)
+		}
+		return done
+	})
 }

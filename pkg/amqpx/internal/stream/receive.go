@@ -10,7 +10,9 @@ func (s *Stream) receive(f *wire.Frame, body int) {
 		s.ready()
 	}
 	if !s.table.cfg.Server && !s.headersDone {
-		s.peerHeaders = append(s.peerHeaders, f.Headers...)
+		if !s.receiveHeaders(f.Headers) {
+			return
+		}
 		if s.headersDone = f.HeadersDone || f.Items.Count > 0 || f.End != nil; s.headersDone {
 			s.receivable.notify()
 		}
@@ -37,6 +39,20 @@ func (s *Stream) receive(f *wire.Frame, body int) {
 		s.finish(&Result{Reason: ReasonEnd, End: f.End})
 		s.leave()
 	}
+}
+
+// receiveHeaders stores headers of the server. It returns false if the stream has ended, because the
+// server has sent too many. The caller holds mu.
+func (s *Stream) receiveHeaders(headers []wire.StreamHeader) bool {
+	for i := range headers {
+		s.peerHeaderBytes += len(headers[i].Name) + len(headers[i].Value) + headerOverhead
+	}
+	if s.peerHeaderBytes > maxHeaders {
+		s.violated(ReasonMalformed, "resource_exhausted", "too many headers")
+		return false
+	}
+	s.peerHeaders = append(s.peerHeaders, headers...)
+	return true
 }
 
 // wasReset ends the stream because of a reset of the peer. The caller holds mu.

@@ -41,9 +41,10 @@ type Result struct {
 	End *wire.End
 	// Cause is the cause of ReasonAbandoned, ReasonLinkLost and ReasonUnpublished; may be nil.
 	Cause error
-	// Written is true if the opening was written, Accepted if a server has accepted the stream.
-	Written, Accepted bool
-	Progress          Progress
+	// Counted is true if the stream was counted as open, Written if its opening was written, Accepted
+	// if a server has accepted the stream.
+	Counted, Written, Accepted bool
+	Progress                   Progress
 }
 
 // Options are the settings of a stream.

@@ -62,6 +62,7 @@ type Stream struct {
 	creditDue                    bool
 	halfReceived                 bool
 	peerHeaders                  []wire.StreamHeader
+	peerHeaderBytes              int
 	headersDone                  bool
 	receivable                   signal
 }
@@ -105,6 +106,16 @@ func (s *Stream) Progress() Progress {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
 	return s.progress()
+}
+
+// Given is Progress with the items that wait to be sent, and those that wait to be taken.
+func (s *Stream) Given() Progress {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	p := s.progress()
+	p.Sent += uint64(s.out.Count)   //nolint:gosec // never negative.
+	p.Received += uint64(s.inItems) //nolint:gosec // never negative.
+	return p
 }
 
 func (s *Stream) progress() Progress {
@@ -375,7 +386,7 @@ func (s *Stream) finish(r *Result) {
 		return
 	}
 	t := s.table
-	r.Written = s.stage >= stageOpening
+	r.Counted, r.Written = s.counted, s.stage >= stageOpening
 	r.Accepted = s.stage == stageOpen
 	r.Progress = s.progress()
 	s.stage, s.result = stageEnded, r

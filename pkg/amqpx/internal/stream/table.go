@@ -31,6 +31,9 @@ const (
 	clockWindow = 2
 	// maxControl bounds the frames without a stream that wait for a peer, in bytes.
 	maxControl = 64 << 10
+	// maxHeaders bounds the headers of a server, each of which counts headerOverhead more.
+	maxHeaders     = 1 << 20
+	headerOverhead = 64
 	// maxPeers bounds the peers without streams, which only get a reset.
 	maxPeers = 1024
 	// deadAfter is the time without an answer to two confirmed pings, one after the other, in

@@ -241,14 +241,14 @@ func Expiration(budget time.Duration) string {
 	return strconv.FormatInt(Milliseconds(min(budget, MaxBudget)), 10)
 }
 
-// unsampledTimestamp is the value of property timestamp that marks a request as not sampled: the
+// UnsampledTimestamp is the value of property timestamp that marks a request as not sampled: the
 // beginning of 1970. A mark in a header would cost a table of headers, and RabbitMQ 4 changes the
 // text of expiration.
-func unsampledTimestamp() time.Time { return time.Unix(0, 0) }
+func UnsampledTimestamp() time.Time { return time.Unix(0, 0) }
 
-// isUnsampledTimestamp reports whether a property timestamp marks a request as not sampled. A
+// IsUnsampledTimestamp reports whether a property timestamp marks a request as not sampled. A
 // message without the property has the zero time, which is another.
-func isUnsampledTimestamp(t time.Time) bool { return t.Unix() == 0 }
+func IsUnsampledTimestamp(t time.Time) bool { return t.Unix() == 0 }
 
 // Milliseconds rounds up, so that a remainder below a millisecond does not become zero.
 func Milliseconds(d time.Duration) int64 {

@@ -136,7 +136,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 		SetHeader(&msg, HeaderTimes, true)
 	}
 	if r.Unsampled {
-		msg.Timestamp = unsampledTimestamp()
+		msg.Timestamp = UnsampledTimestamp()
 	}
 	if r.AcceptEncoding != "" {
 		SetHeader(&msg, HeaderAccept, r.AcceptEncoding)
@@ -172,7 +172,7 @@ func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
 		if n, err := strconv.ParseUint(d.Expiration, 10, 32); err == nil {
 			r.Budget = time.Duration(n) * time.Millisecond
 		}
-		r.Key, r.Unsampled = d.MessageId, isUnsampledTimestamp(d.Timestamp)
+		r.Key, r.Unsampled = d.MessageId, IsUnsampledTimestamp(d.Timestamp)
 	}
 	if len(d.Headers) > 0 {
 		if err := r.readHeaders(d); err != nil {

@@ -26,10 +26,11 @@ type span struct{ from, until time.Time }
 
 // Book collects the entries of a run, in any order. The zero value is ready to use.
 type Book struct {
-	calls  map[string]*call
-	paused map[string][]span
-	killed map[string]time.Time
-	left   map[string]bool
+	calls   map[string]*call
+	streams map[string]*stream
+	paused  map[string][]span
+	killed  map[string]time.Time
+	left    map[string]bool
 	// outages are the times without a broker.
 	outages []span
 	// quiet is the end of the last fault.
@@ -76,6 +77,8 @@ func (b *Book) Add(e ledger.Entry) {
 		if e.Until.After(b.quiet) {
 			b.quiet = e.Until
 		}
+	case ledger.StreamStart, ledger.StreamEnd, ledger.StreamRun, ledger.StreamDone:
+		b.addStream(e)
 	case ledger.Status:
 	}
 }
@@ -92,11 +95,11 @@ func (b *Book) call(id string) *call {
 	return c
 }
 
-// latest returns the latest permitted end of the call: bound after its deadline, or bound
-// after a pause of its client during this time.
-func (b *Book) latest(c *call, bound time.Duration) time.Time {
-	at := c.deadline.Add(bound)
-	pauses := b.paused[c.node]
+// latest returns the latest permitted end of a call or stream of a client: bound after its
+// deadline, or bound after a pause of the client during this time.
+func (b *Book) latest(node string, deadline time.Time, bound time.Duration) time.Time {
+	at := deadline.Add(bound)
+	pauses := b.paused[node]
 	slices.SortFunc(pauses, func(x, y span) int { return x.from.Compare(y.from) })
 	for _, p := range pauses {
 		if awake := p.until.Add(bound); !p.from.After(at) && awake.After(at) {

@@ -44,8 +44,10 @@ func (b *Book) Check(rules Rules) Result {
 			recovered[c.node] = recovered[c.node] || (c.well() && c.made.After(b.quiet))
 		}
 	}
+	streamed := b.checkStreams(&r, rules)
 	if !b.quiet.IsZero() {
-		b.comeBack(&r, recovered)
+		b.comeBack(&r, recovered, "no call")
+		b.comeBack(&r, streamed, "no stream")
 	}
 	return r
 }
@@ -84,7 +86,7 @@ func (b *Book) settled(r *Result, id string, c *call, rules Rules) {
 	if dead && c.ended.After(killed) {
 		r.violate(SettledDead, id, "%v after its client was killed", c.ended.Sub(killed))
 	}
-	if latest := b.latest(c, rules.Bound); c.ended.After(latest) {
+	if latest := b.latest(c.node, c.deadline, rules.Bound); c.ended.After(latest) {
 		r.violate(Late, id, "%v after its deadline, %v more than allowed, %s: %s",
 			c.ended.Sub(c.deadline), c.ended.Sub(latest), c.code, c.text)
 	}
@@ -137,10 +139,10 @@ func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 }
 
 // comeBack checks the service of every remaining client after the faults.
-func (b *Book) comeBack(r *Result, recovered map[string]bool) {
+func (b *Book) comeBack(r *Result, recovered map[string]bool, none string) {
 	for _, node := range slices.Sorted(maps.Keys(recovered)) {
 		if !b.left[node] && !recovered[node] {
-			r.violate(NotRecovered, node, "quiet since %s", b.quiet.Format(time.RFC3339Nano))
+			r.violate(NotRecovered, node, "%s succeeded since %s", none, b.quiet.Format(time.RFC3339Nano))
 		}
 	}
 }

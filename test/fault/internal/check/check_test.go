@@ -54,9 +54,9 @@ func failed(id, code, outcome string) ledger.Entry {
 	return with(ended(id), func(e *ledger.Entry) { e.Code, e.Outcome, e.Sum = code, outcome, "" })
 }
 
-// lastFault returns a fault with its end at d.
-func lastFault(d time.Duration) ledger.Entry {
-	return ledger.Entry{Kind: ledger.Fault, Name: "cut", At: at(0), Until: at(d)}
+// lastFault returns a fault of a minute.
+func lastFault() ledger.Entry {
+	return ledger.Entry{Kind: ledger.Fault, Name: "cut", At: at(0), Until: at(time.Minute)}
 }
 
 // judge checks a good call together with further entries.
@@ -278,16 +278,16 @@ func TestFindsCallUnderAlarmThatDoesNotEndAtItsDeadline(t *testing.T) {
 
 func TestFindsClientThatDoesNotComeBack(t *testing.T) {
 	t.Parallel()
-	finds(t, check.NotRecovered, check.Rules{}, lastFault(time.Minute))
+	finds(t, check.NotRecovered, check.Rules{}, lastFault())
 	later := func(e ledger.Entry) ledger.Entry {
 		return with(e, func(e *ledger.Entry) {
 			e.At = e.At.Add(2 * time.Minute)
 			e.Deadline = e.At.Add(time.Second)
 		})
 	}
-	accepts(t, check.Rules{}, lastFault(time.Minute), later(made("x", ledger.Echo)), later(run("x")), later(ended("x")))
+	accepts(t, check.Rules{}, lastFault(), later(made("x", ledger.Echo)), later(run("x")), later(ended("x")))
 	left := ledger.Entry{Kind: ledger.Left, Node: client, At: at(time.Second)}
-	accepts(t, check.Rules{}, lastFault(time.Minute), left)
+	accepts(t, check.Rules{}, lastFault(), left)
 }
 
 func TestExamplesAreBoundedAndCounted(t *testing.T) {

@@ -25,6 +25,9 @@ type Rules struct {
 	Blocked time.Duration
 	// Deliveries bounds the executions of a request that kills its server; 0 sets no bound.
 	Deliveries int
+	// Silence bounds the time in which a stream makes no progress and does not end; 0 sets no
+	// bound. Pauses of the client's process and absences of the broker are not counted.
+	Silence time.Duration
 }
 
 // Rule names a rule by its violation.
@@ -48,6 +51,13 @@ const (
 	Poisonous       Rule = "a request that kills its server was run too often"
 	NotAtDeadline   Rule = "a call under an alarm did not end at its deadline"
 	NotRecovered    Rule = "a client got no response after the last fault"
+
+	StreamLost       Rule = "a stream never ended"
+	StreamEndedTwice Rule = "a stream ended twice"
+	StreamLate       Rule = "a stream outlived its deadline"
+	StreamSilent     Rule = "a stream was silent for too long"
+	WrongItems       Rule = "items of a stream are missing, repeated, out of order or foreign"
+	WrongProgress    Rule = "a stream told a wrong progress"
 )
 
 // Violation is a proof of a broken rule.
@@ -57,7 +67,7 @@ type Violation struct {
 	Text string `json:"text"`
 }
 
-// String returns the rule, the call and the details.
+// String returns the rule, the call or stream, and the details.
 func (v Violation) String() string { return fmt.Sprintf("%s: %s: %s", v.Rule, v.ID, v.Text) }
 
 // Result is the judgement of a run's ledgers.
@@ -79,6 +89,8 @@ type Result struct {
 	WrongDidNotRun int `json:"wrong_did_not_run"`
 	// LongestStall is the longest duration of a call, without pauses of its client.
 	LongestStall time.Duration `json:"longest_stall_ns"`
+	// Streams is the judgement of the streams.
+	Streams Streams `json:"streams"`
 	// Violations holds the first violations of each rule, Broken counts all of them.
 	Violations []Violation  `json:"violations,omitempty"`
 	Broken     map[Rule]int `json:"broken,omitempty"`

@@ -3,7 +3,11 @@
 // own file, with one write(2) per line, so entries written before SIGKILL are never lost.
 package ledger
 
-import "time"
+import (
+	"time"
+
+	"rabbitmq-rpc/test/fault/internal/items"
+)
 
 // Kind is the kind of an entry.
 type Kind string
@@ -30,6 +34,13 @@ const (
 	Left Kind = "left"
 	// Killed is written by the suite: the process Node was killed at At.
 	Killed Kind = "killed"
+	// StreamStart is written by a client before it opens a stream, StreamEnd after its end.
+	StreamStart Kind = "stream-start"
+	StreamEnd   Kind = "stream-end"
+	// StreamRun is written at the start of the handler of a stream, StreamDone before the handler
+	// returns.
+	StreamRun  Kind = "stream-run"
+	StreamDone Kind = "stream-done"
 )
 
 // Methods of the suite's servers.
@@ -48,11 +59,27 @@ const (
 	Kill = "kill"
 )
 
-// The codes of calls with the intended end.
+// Methods of the suite's servers for streams. Each gets the plan of the stream as a header.
+const (
+	// Source sends the items of the plan.
+	Source = "source"
+	// OnceSource is Source, declared at most once.
+	OnceSource = "once-source"
+	// FailSource is Source, and then fails with FailCode.
+	FailSource = "fail-source"
+	// Sink takes the items of the plan, and then sends one.
+	Sink = "sink"
+	// Mirror sends an item for each that it takes.
+	Mirror = "mirror"
+)
+
+// The codes of calls and streams with the intended end.
 const (
 	OK        = "ok"
 	FailCode  = "aborted"
 	PanicCode = "internal"
+	// CancelCode is the code of a stream that its client has canceled, by its plan.
+	CancelCode = "canceled"
 )
 
 // Entry is one line. The kind determines the fields in use.
@@ -85,4 +112,30 @@ type Entry struct {
 
 	// Name is the connection's state or the fault. (Status, Fault)
 	Name string `json:"name,omitempty"`
+
+	// Items is the number of items of the plan. (StreamStart)
+	Items int `json:"items,omitempty"`
+	// Cancels means that the client cancels the stream by its plan. (StreamStart)
+	Cancels bool `json:"cancels,omitempty"`
+	// Flow is how far the stream came. (StreamEnd, StreamDone)
+	Flow *Flow `json:"flow,omitempty"`
+}
+
+// Flow is how far a stream came at one side.
+type Flow struct {
+	// Offered counts the items that the library took from the program to send, Received those
+	// that it handed to the program; Wrong is what was wrong with the latter.
+	Offered  int         `json:"offered"`
+	Received int         `json:"received"`
+	Wrong    items.Wrong `json:"wrong,omitzero"`
+	// Whole means that the end of the other side's items was seen.
+	Whole bool `json:"whole,omitempty"`
+	// ToldSent, ToldTaken and ToldReceived are what the library said: in the error, or at the end.
+	ToldSent     int `json:"told_sent"`
+	ToldTaken    int `json:"told_taken"`
+	ToldReceived int `json:"told_received"`
+	// Silence is the longest time without an item, a sent item or the end, which began at
+	// SilentAt.
+	Silence  time.Duration `json:"silence_ns,omitempty"`
+	SilentAt time.Time     `json:"silent_at,omitzero"`
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"rabbitmq-rpc/test/fault/internal/check"
+	"rabbitmq-rpc/test/fault/internal/items"
 	"rabbitmq-rpc/test/fault/internal/report"
 )
 
@@ -44,6 +45,29 @@ func TestTable(t *testing.T) {
 	}
 	if strings.Contains(text, "silence") {
 		t.Errorf("tells of notices that nobody measured:\n%s", text)
+	}
+}
+
+func TestTableOfStreams(t *testing.T) {
+	t.Parallel()
+	run := sample()
+	if text := run.Markdown(); strings.Contains(text, "streams") {
+		t.Errorf("tells of streams that nobody opened:\n%s", text)
+	}
+	run.Rows[0].Streams = check.Streams{Opened: 10, OK: 6, Abandoned: 1, Lost: 1, Items: 500, LongestSilence: time.Second}
+	run.Rows[1].Streams = check.Streams{
+		Opened: 5, OK: 5, Items: 100, LongestSilence: 2 * time.Second,
+		Wrong: items.Wrong{Missing: 1, Repeated: 2, Misplaced: 3, Foreign: 4}, WrongProgress: 5,
+	}
+	text := run.Markdown()
+	for _, line := range []string{
+		"| cut | 10 | 6 | 2 | 1 | 1 | 500 | 0 | 0 | 0 | 0 | 0 | 1s |",
+		"| kill | 5 | 5 | 0 | 0 | 0 | 100 | 1 | 2 | 3 | 4 | 5 | 2s |",
+		"| **all** | 15 | 11 | 2 | 1 | 1 | 600 | 1 | 2 | 3 | 4 | 5 | 2s |",
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("%q is not in\n%s", line, text)
+		}
 	}
 }
 

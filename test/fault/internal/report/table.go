@@ -93,10 +93,43 @@ func (r Run) Markdown() string {
 	sum.Scenario = "**all**"
 	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
 	line(&b, sum)
+	r.streams(&b)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a connection's silence to its end", sum.Notices))
 	r.losses(&b)
 	return b.String()
+}
+
+// streams writes the streams by scenario, if there were any.
+func (r Run) streams(b *strings.Builder) {
+	var sum check.Streams
+	rows := make([]string, 0, len(r.Rows)+1)
+	for _, row := range r.Rows {
+		s := row.Streams
+		rows = append(rows, streamLine(row.Scenario, s))
+		sum.Opened += s.Opened
+		sum.OK += s.OK
+		sum.Abandoned += s.Abandoned
+		sum.Lost += s.Lost
+		sum.Items += s.Items
+		sum.Wrong = sum.Wrong.Plus(s.Wrong)
+		sum.WrongProgress += s.WrongProgress
+		sum.LongestSilence = max(sum.LongestSilence, s.LongestSilence)
+	}
+	if sum.Opened == 0 {
+		return
+	}
+	b.WriteString("\n| scenario | streams | ended as planned | errors | abandoned | lost | items | missing | repeated | out of order | foreign " +
+		"| wrong progress | longest silence |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	for _, row := range append(rows, streamLine("**all**", sum)) {
+		b.WriteString(row)
+	}
+}
+
+func streamLine(scenario string, s check.Streams) string {
+	return fmt.Sprintf("| %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %s |\n",
+		scenario, s.Opened, s.OK, s.Opened-s.OK-s.Abandoned-s.Lost, s.Abandoned, s.Lost,
+		s.Items, s.Wrong.Missing, s.Wrong.Repeated, s.Wrong.Misplaced, s.Wrong.Foreign, s.WrongProgress, s.LongestSilence.Round(time.Millisecond))
 }
 
 // losses writes the clients' gaps after the loss of nodes, by scenario.

@@ -1,0 +1,162 @@
+package amqpx
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+)
+
+// Openings that are delivered again, that wait, or that are lost.
+
+const openingsQueue = DefaultQueue + streamsSuffix
+
+// A server dies before it has acknowledged the opening: another server gets it, and does not run its
+// handler, because the client has the stream of the first. A method that runs at most once refuses it.
+func TestRedeliveredOpening(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandled()
+		b := brokertest.New()
+		one := startStreamServer(t, b, streamHandlers{"wait": h.handle, onceMethod: h.handle}, WithName("first"))
+		ready(t, one.WaitReady)
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		b.HoldConfirms() // of the acceptance
+		s, _ := client.Open(context.Background(), "wait")
+		once, _ := client.Open(context.Background(), onceMethod)
+		_, _ = s.Send(nil), once.Send(nil)
+		<-h.streams
+		<-h.streams
+		second := newHandled()
+		two := startStreamServer(t, b, streamHandlers{"wait": second.handle, onceMethod: second.handle}, WithName("second"))
+		ready(t, two.WaitReady)
+		cutLinks(b, "first server consume")
+		b.With(func(b *brokertest.Broker) { b.Held = nil }) // those of the dead connection
+		b.ReleaseConfirms()
+		_, err := s.Recv()
+		wantFailed(t, err, CodeUnavailable, MayHaveRun)
+		_, err = once.Recv()
+		wantFailed(t, err, CodeUnavailable, MayHaveRun)
+		settle()
+		wantSame(t, "handlers at the second server", len(second.streams), 0)
+		wantSame(t, "streams at the second server", two.Stats().Streams.Opened, 1)
+		wantSame(t, "open there", two.Stats().Streams.Open, 0)
+		wantSame(t, "openings that wait", b.Ready(openingsQueue), 0)
+	})
+}
+
+// A server dies before it has accepted the stream: another server runs it.
+func TestRedeliveredOpeningOfALivingClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		held := make(chan struct{}, 2)
+		hold := WithMiddleware(func(Handler) Handler {
+			return func(ctx context.Context, _ *Request) ([]byte, error) {
+				held <- struct{}{}
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		})
+		first := newHandled()
+		one := startStreamServer(t, b, streamHandlers{"wait": first.handle, onceMethod: first.handle}, WithName("first"), hold)
+		ready(t, one.WaitReady)
+		client := startClient(t, b)
+		ready(t, client.WaitReady)
+		s, _ := client.Open(context.Background(), "wait")
+		once, _ := client.Open(context.Background(), onceMethod)
+		_, _ = s.Send([]byte("x")), once.Send(nil)
+		<-held
+		<-held
+		second := newHandled()
+		two := startStreamServer(t, b, streamHandlers{"wait": second.handle, onceMethod: second.handle}, WithName("second"))
+		ready(t, two.WaitReady)
+		cutLinks(b, "first server consume")
+		x := <-second.streams
+		wantSame(t, "redelivered", x.Request().Redelivered, true)
+		item, err := x.Recv()
+		wantSame(t, "item", string(item), "x")
+		wantSame(t, "error", err, nil)
+		_, err = once.Recv() // it may have run
+		wantFailed(t, err, CodeUnavailable, MayHaveRun)
+		s.Close()
+		wantSame(t, "code at the second server", CodeOf(<-second.ends), CodeCanceled)
+		wantSame(t, "handlers at the first server", len(first.streams), 0)
+	})
+}
+
+// The broker dies with an opening that no server has acknowledged, keeps it, and delivers it again
+// when the client has gone on: no handler runs for it.
+func TestOpeningThatOutlivesItsClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandled()
+		r := startStreams(t, streamHandlers{"wait": h.handle})
+		r.broker.HoldConfirms() // of the acceptance
+		s, _ := r.client.Open(context.Background(), "wait")
+		_ = s.Send(nil)
+		<-h.streams
+		cutLinks(r.broker, "")
+		r.broker.With(func(b *brokertest.Broker) { b.Held = nil })
+		r.broker.ReleaseConfirms()
+		_, err := s.Recv()
+		wantFailed(t, err, CodeUnavailable, MayHaveRun)
+		wantSame(t, "code at the server", CodeOf(<-h.ends), CodeUnavailable)
+		pass(time.Minute)
+		wantSame(t, "handlers", len(h.streams), 0)
+		wantSame(t, "openings that wait", r.broker.Ready(openingsQueue), 0)
+		wantSame(t, "open", r.server.Stats().Streams.Open, 0)
+	})
+}
+
+// A stream is canceled, or expires, while its opening waits in the queue.
+func TestOpeningThatWaitsInTheQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandled()
+		r := startStreams(t, streamHandlers{"wait": h.handle})
+		r.server.stop()
+		wantSame(t, "drain", r.server.wait(t), nil)
+		canceled, _ := r.client.Open(context.Background(), "wait", WaitForServer())
+		expired, _ := r.client.Open(within(t, time.Second), "wait", WaitForServer())
+		_, _ = canceled.Send(nil), expired.Send(nil)
+		settle()
+		begun := time.Now()
+		canceled.Close()
+		_, err := canceled.Recv()
+		wantFailed(t, err, CodeCanceled, MayHaveRun, context.Canceled)
+		wantSame(t, "time until canceled", time.Since(begun), 0)
+		_, err = expired.Recv()
+		wantFailed(t, err, CodeDeadlineExceeded, MayHaveRun, context.DeadlineExceeded)
+		again := startStreamServer(t, r.broker, streamHandlers{"wait": h.handle})
+		ready(t, again.WaitReady)
+		wantSame(t, "code of the canceled one", CodeOf(<-h.ends), CodeCanceled)
+		settle()
+		wantSame(t, "handlers", len(h.streams), 1) // not that of the expired one
+		wantSame(t, "open", [2]int64{again.Stats().Streams.Open, r.client.Stats().Streams.Open}, [2]int64{})
+	})
+}
+
+// The queue of openings is deleted with an opening in it: a stream that waits for servers ends, too.
+func TestQueueOfOpeningsIsDeleted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startStreams(t, streamHandlers{"count": countStream})
+		r.server.stop()
+		wantSame(t, "drain", r.server.wait(t), nil)
+		s, _ := r.client.Open(context.Background(), "count", WaitForServer())
+		_ = s.Send([]byte("1"))
+		pass(time.Minute)
+		wantSame(t, "open", r.client.Stats().Streams.Open, 1)
+		r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[openingsQueue]) })
+		begun := time.Now()
+		_, err := s.Recv()
+		wantFailed(t, err, CodeUnavailable, MayHaveRun, ErrNoServer)
+		if took := time.Since(begun); took > 3*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
