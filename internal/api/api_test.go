@@ -56,6 +56,18 @@ func TestExportedAPI(t *testing.T) {
 	}
 }
 
+// TestProductionHasNoTestCode: the libraries, the examples and the services link nothing of the test
+// kit.
+func TestProductionHasNoTestCode(t *testing.T) {
+	t.Parallel()
+	for path := range list(t, module+"/pkg/amqpx", module+"/pkg/amqpxgrpc", module+"/pkg/amqpxotel", module+"/pkg/amqpxprom",
+		module+"/examples/...", module+"/services/rpc-client", module+"/services/rpc-server") {
+		if path == "testing" || strings.HasSuffix(path, "test") && strings.HasPrefix(path, module) {
+			t.Errorf("%s is linked", path)
+		}
+	}
+}
+
 // listed is a package as described by go list.
 type listed struct{ ImportPath, Dir, Export string }
 

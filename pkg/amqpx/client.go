@@ -145,12 +145,17 @@ func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
 		}
 	}
 	if req.sent.ours = h == nil; !req.sent.ours { // otherwise the call makes its id
-		req.CorrelationID = newID()
-		if req.IdempotencyKey == "" && req.Idempotent {
-			req.IdempotencyKey = req.CorrelationID
-		}
+		req.identify()
 	}
 	return h
+}
+
+// identify gives a request its correlation id, which is the key of an idempotent call without a key.
+func (req *Request) identify() {
+	req.CorrelationID = newID()
+	if req.IdempotencyKey == "" && req.Idempotent {
+		req.IdempotencyKey = req.CorrelationID
+	}
 }
 
 // Call calls a method and returns the body of the response. It settles by ctx's deadline, or

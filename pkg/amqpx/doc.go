@@ -75,8 +75,13 @@
 //
 // [Error.WithDetail] adds typed values such as a [BadRequest], which callers read with [Detail], and
 // [Error.WithRetryAfter] a hint when to try again. Middleware that refuses a call before it ran says
-// so with [Refuse]. [Hide] keeps the error of another service from this service's callers. Package
-// amqpxtest makes errors of every outcome for tests.
+// so with [Refuse]. [Hide] keeps the error of another service from this service's callers.
+// [Code.HTTPStatus] is for gateways.
+//
+// # Tests
+//
+// A handler is a function, and so is a test's stand-in for a client where code depends on [Caller].
+// Package amqpxtest has a broker in memory that fails on demand, and makes errors of every outcome.
 //
 // # Metadata
 //

@@ -343,6 +343,39 @@ func (c Code) Valid() bool {
 	}
 }
 
+// HTTPStatus returns the status of HTTP for the code, as google.rpc.Code defines it
+// (https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto): 499 for
+// [CodeCanceled], which has no name in net/http, 500 for a code outside the closed set, and 200 for
+// "", the code of no error.
+func (c Code) HTTPStatus() int {
+	switch c {
+	case "":
+		return 200
+	case CodeCanceled:
+		return 499
+	case CodeInvalidArgument, CodeFailedPrecondition, CodeOutOfRange:
+		return 400
+	case CodeUnauthenticated:
+		return 401
+	case CodePermissionDenied:
+		return 403
+	case CodeNotFound:
+		return 404
+	case CodeAlreadyExists, CodeAborted:
+		return 409
+	case CodeResourceExhausted:
+		return 429
+	case CodeUnimplemented:
+		return 501
+	case CodeUnavailable:
+		return 503
+	case CodeDeadlineExceeded:
+		return 504
+	default:
+		return 500
+	}
+}
+
 // Outcome states whether a server may have run a failed call. It decides whether calling again
 // is safe.
 type Outcome uint8

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,4 +126,18 @@ func TestAskingAboutAResponseTakesNoMemory(t *testing.T) {
 			t.Error("a response is no failure")
 		}
 	}), 0)
+}
+
+func TestHTTPStatus(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[Code]int{
+		"": http.StatusOK, CodeUnknown: 500, CodeInternal: 500, CodeDataLoss: 500, "made up": http.StatusInternalServerError,
+		CodeInvalidArgument: 400, CodeFailedPrecondition: 400, CodeOutOfRange: http.StatusBadRequest,
+		CodeUnauthenticated: http.StatusUnauthorized, CodePermissionDenied: http.StatusForbidden,
+		CodeNotFound: http.StatusNotFound, CodeAlreadyExists: 409, CodeAborted: http.StatusConflict,
+		CodeResourceExhausted: http.StatusTooManyRequests, CodeCanceled: 499, CodeUnimplemented: http.StatusNotImplemented,
+		CodeUnavailable: http.StatusServiceUnavailable, CodeDeadlineExceeded: http.StatusGatewayTimeout,
+	} {
+		wantSame(t, string(code), code.HTTPStatus(), want)
+	}
 }

@@ -152,6 +152,12 @@ func init() {
 			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
 		}
 	}
+	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration) {
+		own, _ := opts.([]CallOption)
+		req, timeout := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
+		req.identify()
+		return &req, timeout
+	}
 }
 
 // connections returns the settings of the connections for a role.

@@ -4,6 +4,9 @@ package integration
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net/http"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -139,6 +142,57 @@ func TestExamplesDrain(t *testing.T) {
 	server.Says("drained")
 	if err := server.Wait(); err != nil {
 		t.Errorf("server: %v", err)
+	}
+}
+
+// TestExamplesShop runs the gateway of the example shop as one process, and its two services as
+// another. All drain at SIGTERM.
+func TestExamplesShop(t *testing.T) {
+	t.Parallel()
+	program, address := rig.BuildExample(t, "shop"), rig.FreeAddress(t, "127.0.0.1")
+	env := []string{"AMQP_URL=" + exampleVhost(t), "HTTP_ADDR=" + address}
+	services := rig.Run(t, env, program, "inventory", "orders")
+	gateway := rig.Run(t, env, program, "gateway")
+	place := func(tenant, key, body string) (status int, response string) {
+		r, err := http.NewRequestWithContext(rig.Patience(t), http.MethodPost, "http://"+address+"/orders", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Tenant", tenant)
+		r.Header.Set("Idempotency-Key", key)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return 0, err.Error()
+		}
+		text, err := io.ReadAll(answer.Body)
+		if err := errors.Join(err, answer.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode, string(text)
+	}
+	rig.Eventually(t, "an order is placed", func() bool { // the programs start at any time
+		status, _ := place("alice", "first", `{"item": "tv", "count": 1}`)
+		return status == http.StatusOK
+	})
+	for _, c := range []struct {
+		tenant, key, body string
+		status            int
+		want              string
+	}{
+		{"alice", "second", `{"item": "tv", "count": 1}`, 200, `"id":"second"`},
+		{"bob", "first", `{"item": "tv", "count": 2}`, 400, `"OUT_OF_STOCK"`},
+		{"bob", "second", `{"item": "", "count": 2}`, 400, `"Field":"item"`},
+		{"", "first", `{"item": "tv", "count": 1}`, 401, `"unauthenticated"`},
+	} {
+		if status, response := place(c.tenant, c.key, c.body); status != c.status || !strings.Contains(response, c.want) {
+			t.Errorf("%+v: status %d, %s", c, status, response)
+		}
+	}
+	for name, p := range map[string]*rig.Program{"gateway": gateway, "services": services} {
+		p.Terminate()
+		if err := p.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

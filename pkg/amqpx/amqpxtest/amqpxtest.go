@@ -1,13 +1,25 @@
 // Package amqpxtest is a test kit for programs that use package amqpx. A [Broker] is RabbitMQ in
 // memory: clients and servers of one test call each other over it, with queues, confirms,
-// returns, expiration and dead-lettering as on a real broker. It disconnects, restarts and blocks
-// on demand. A conformance suite runs the same cases on it and on RabbitMQ 3 and 4.
+// returns, expiration and dead-lettering as on a real broker. A conformance suite runs the same cases
+// on it and on RabbitMQ 3 and 4.
+//
+// Faults come on demand: of single messages by [Broker.FailRequests] and [Broker.FailResponses], of
+// all connections by [Broker.Disconnect], [Broker.Restart] and [Broker.Stop], of publishing by
+// [Broker.Block]. Each says what a caller then sees.
+//
+// Code that calls depends on [amqpx.Caller], and its tests may have a function in place of a client: a
+// [Caller]. [Error] makes errors with every outcome.
 //
 // The broker uses no network, and its locks are held only for a moment, so tests can run under
 // testing/synctest, where minutes of waiting take no time.
 package amqpxtest
 
 import (
+	"context"
+	"net"
+	"os"
+	"syscall"
+
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
 	"rabbitmq-rpc/pkg/amqpx/internal/hook"
@@ -21,10 +33,19 @@ const URL = "amqp://broker.test/"
 // goroutines at once.
 type Broker struct {
 	memory *brokertest.Broker
+	// The lock of memory guards the faults, which are in order, by the name of the queue.
+	requests, responses map[string][]Fault
+	away                bool // guarded by the lock of memory
 }
 
 // NewBroker returns a broker without queues.
-func NewBroker() *Broker { return &Broker{memory: brokertest.New()} }
+func NewBroker() *Broker {
+	b := &Broker{memory: brokertest.New(), requests: make(map[string][]Fault), responses: make(map[string][]Fault)}
+	b.memory.Forget = true // a test may make millions of calls
+	b.memory.Plan = b.plan
+	b.memory.OnDial = b.onDial
+	return b
+}
 
 // Option makes a client, a server or a connection connect to this broker instead of the broker at its URL:
 //
@@ -38,7 +59,37 @@ func (b *Broker) Option() amqpx.ConnectionOption {
 
 // Disconnect ends every connection without a reason, as a failed network does. Messages in
 // queues stay. Clients and servers connect again by themselves.
+//
+// A call whose request is in a queue or at a server goes on: its response comes after the client has
+// connected again, and a server that has lost its connection runs the request a second time only if
+// its response had not been sent. A call whose request was on its way is described at
+// [DisconnectAfter], and a call that begins meanwhile waits for the connection.
 func (b *Broker) Disconnect() { b.memory.Kick(nil) }
+
+// Stop ends every connection, as [Broker.Restart] does, and refuses new ones until [Broker.Start].
+// Calls that begin meanwhile wait, and end at their deadlines with [amqpx.CodeDeadlineExceeded],
+// [amqpx.DidNotRun] and [amqpx.ErrNotConnected].
+func (b *Broker) Stop() {
+	b.memory.With(func(*brokertest.Broker) { b.away = true })
+	b.memory.Restart()
+}
+
+// Start ends [Broker.Stop]. Clients and servers connect again by themselves, within their backoff
+// ([amqpx.WithBackoff]).
+func (b *Broker) Start() { b.memory.With(func(*brokertest.Broker) { b.away = false }) }
+
+// errRefused is the error of a dial while the broker is stopped.
+var errRefused error = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+
+// onDial refuses connections while the broker is stopped.
+func (b *Broker) onDial(context.Context, string, string) (err error) {
+	b.memory.With(func(*brokertest.Broker) {
+		if b.away {
+			err = errRefused
+		}
+	})
+	return err
+}
 
 // Restart ends every connection and loses what RabbitMQ loses in a restart: queues that are not
 // durable and, outside quorum queues, messages that are not persistent.
@@ -47,6 +98,10 @@ func (b *Broker) Restart() { b.memory.Restart() }
 // Block stops the broker from taking messages, as RabbitMQ does while memory or disk space is
 // short. RabbitMQ gives the reason "low on memory" or "low on disk". Clients and servers that
 // have published something are told the reason. Block lasts until [Broker.Unblock].
+//
+// Calls wait meanwhile, and end at their deadlines with [amqpx.CodeDeadlineExceeded] and
+// [amqpx.ErrBlocked]. The outcome is [amqpx.DidNotRun], and [amqpx.MayHaveRun] for the call whose
+// request is the first of its client: RabbitMQ reads one message before it tells a client.
 func (b *Broker) Block(reason string) {
 	if reason == "" {
 		reason = "low on memory"

@@ -25,21 +25,34 @@ type pair struct {
 // Call start inside a synctest bubble.
 func start(t *testing.T) *pair {
 	t.Helper()
+	return startWith(t, "upper", func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+		return []byte(strings.ToUpper(string(req.Body))), nil
+	})
+}
+
+// startWith is start with another method, and with options of the client. An option of the server
+// too is one of both.
+func startWith(t *testing.T, method string, handler amqpx.Handler, opts ...amqpx.ClientOption) *pair {
+	t.Helper()
 	broker := NewBroker()
-	server, err := amqpx.NewServer(URL, broker.Option())
+	serverOptions, clientOptions := []amqpx.ServerOption{broker.Option()}, []amqpx.ClientOption{broker.Option()}
+	for _, o := range opts {
+		if both, ok := o.(amqpx.ServerOption); ok {
+			serverOptions = append(serverOptions, both)
+		}
+		clientOptions = append(clientOptions, o)
+	}
+	server, err := amqpx.NewServer(URL, serverOptions...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	upper := func(_ context.Context, req *amqpx.Request) ([]byte, error) {
-		return []byte(strings.ToUpper(string(req.Body))), nil
-	}
-	if err := server.Handle("upper", upper); err != nil {
+	if err := server.Handle(method, handler); err != nil {
 		t.Fatal(err)
 	}
 	ctx, drain := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx) }()
-	client, err := amqpx.NewClient(URL, broker.Option())
+	client, err := amqpx.NewClient(URL, clientOptions...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,11 +36,14 @@ type Broker struct {
 	Faults  map[string][]Fault // by route, see routeOf
 	Holding bool               // the broker delays confirms
 	// suspended holds the messages to suspended queues, see Suspend.
-	suspended map[string][]func()
+	suspended map[string][]*arrival
 	Held      []func()
 	OnDial    func(ctx context.Context, url, name string) error
 	OnCall    func(op, name string) error
 	Nacks     func(link, key string) bool // selects the messages to nack on a connection
+	// Plan returns the fault of a message for which Faults has none, and the delay of FaultLate;
+	// nil: no faults.
+	Plan func(key string, msg *amqp.Publishing) (Fault, time.Duration)
 	// OnPublish returns the exception that ends the channel, or nil to take the message.
 	OnPublish func(key string, msg amqp.Publishing) *amqp.Error
 	FrameSize int                                        // 0: no limit
@@ -49,8 +52,9 @@ type Broker struct {
 	Limits   func(conn string) transport.ContentLimits
 	Rejected int // calls of Nack without requeue
 
-	Dials []string // URLs, in the order of dialing
-	Sent  []Sent   // every publish that reached the broker
+	Dials  []string // URLs, in the order of dialing
+	Sent   []Sent   // every publish that reached the broker
+	Forget bool     // the broker keeps neither Dials nor Sent
 	// BrokerCertificateEnd and OwnCertificateEnd are the ends of the certificates of new
 	// connections.
 	BrokerCertificateEnd, OwnCertificateEnd time.Time
@@ -85,7 +89,9 @@ func New() *Broker {
 // Dial implements dialer.
 func (b *Broker) Dial(ctx context.Context, url, name string) (transport.Conn, error) {
 	b.mu.Lock()
-	b.Dials = append(b.Dials, url)
+	if !b.Forget {
+		b.Dials = append(b.Dials, url)
+	}
 	hook := b.OnDial
 	b.mu.Unlock()
 	if hook != nil {
@@ -172,8 +178,8 @@ func (b *Broker) SetAlarm(reason string) {
 		if reason == "" {
 			backlog := l.backlog
 			l.backlog = nil
-			for _, f := range backlog {
-				f()
+			for _, m := range backlog {
+				b.arrive(m)
 			}
 		}
 	}

@@ -89,30 +89,30 @@ func (c *Channel) PublishTo(exchange, key string, mandatory bool, msg amqp.Publi
 		close(lost.done)
 		return lost, nil
 	}
-	f := b.nextFault(key)
-	if err := f.before(c.link); err != nil {
+	m := &arrival{ch: c, exchange: exchange, key: key, mandatory: mandatory, msg: msg}
+	b.planFault(m)
+	if err := m.fault.before(c.link); err != nil {
 		return nil, err
 	}
-	word := &confirmation{done: make(chan struct{})}
-	c.confirms[word] = true
+	m.confirm = &confirmation{done: make(chan struct{})}
+	c.confirms[m.confirm] = true
 	c.link.Published = true
 	if b.OnPublish != nil {
 		if refused := b.OnPublish(key, msg); refused != nil {
 			c.Except(refused)
-			return word, nil
+			return m.confirm, nil
 		}
 	}
-	arrive := func() { f.arrive(c, exchange, key, mandatory, msg, word) }
 	if b.alarm != "" {
 		c.link.postBlocking(amqp.Blocking{Active: true, Reason: b.alarm})
-		c.link.backlog = append(c.link.backlog, arrive)
-		return word, nil
+		c.link.backlog = append(c.link.backlog, m)
+		return m.confirm, nil
 	}
-	arrive()
-	if f == FaultCutWritten {
+	b.arrive(m)
+	if m.fault == FaultCutWritten {
 		return nil, ErrCut
 	}
-	return word, nil
+	return m.confirm, nil
 }
 
 // postConfirm sends a confirm or a nack, at once or in ReleaseConfirms. The caller holds the

@@ -21,9 +21,9 @@ type Conn struct {
 
 	channels  []*Channel
 	Published bool
-	told      bool     // the client knows of the alarm
-	backlog   []func() // publishes that a blocked broker has not read
-	Holds     int      // calls of cork
+	told      bool       // the client knows of the alarm
+	backlog   []*arrival // publishes that a blocked broker has not read
+	Holds     int        // calls of cork
 	dead      bool
 	Reason    *amqp.Error // why the connection ended; nil for close and Kick(nil)
 	closes    int         // calls of close and cut

@@ -3,6 +3,7 @@ package brokertest
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ const (
 	FaultNackArrived           // the message arrives in the queue, and the broker nacks the message
 	FaultSwallow               // the broker confirms the message and loses the message
 	FaultTwice                 // the message arrives twice
+	FaultLate                  // the broker confirms the message, and puts the message into its queue later
 	faultException             // the broker ends the connection with an exception
 )
 
@@ -56,15 +58,32 @@ func (b *Broker) Fail(route string, faults ...Fault) {
 	b.Faults[route] = append(b.Faults[route], faults...)
 }
 
-// nextFault removes and returns the next fault of a route. The caller holds mu.
-func (b *Broker) nextFault(key string) Fault {
-	route := routeOf(key)
-	planned := b.Faults[route]
-	if len(planned) == 0 {
-		return FaultNone
+// arrival is a published message on its way to the queues.
+type arrival struct {
+	ch        *Channel
+	exchange  string
+	key       string
+	mandatory bool
+	msg       amqp.Publishing
+	confirm   *confirmation
+	fault     Fault
+	late      time.Duration // with FaultLate
+}
+
+// planFault sets the fault of a message: the next fault of its route, or that of Plan. The caller
+// holds mu.
+func (b *Broker) planFault(m *arrival) {
+	if len(b.Faults) > 0 {
+		route := routeOf(m.key)
+		if planned := b.Faults[route]; len(planned) > 0 {
+			b.Faults[route] = planned[1:]
+			m.fault = planned[0]
+			return
+		}
 	}
-	b.Faults[route] = planned[1:]
-	return planned[0]
+	if b.Plan != nil {
+		m.fault, m.late = b.Plan(m.key, &m.msg)
+	}
 }
 
 // before applies a fault of the client's write. The caller holds the broker's lock.
@@ -83,36 +102,33 @@ func (f Fault) before(l *Conn) error {
 
 // arrive handles a message that reaches the broker, with its fault. The caller holds the
 // broker's lock.
-func (f Fault) arrive(c *Channel, exchange, key string, mandatory bool, msg amqp.Publishing, word *confirmation) {
-	b := c.link.broker
-	if waiting, ok := b.suspended[key]; ok {
-		b.suspended[key] = append(waiting, func() { f.arrive(c, exchange, key, mandatory, msg, word) })
+func (b *Broker) arrive(m *arrival) {
+	c := m.ch
+	if waiting, ok := b.suspended[m.key]; ok {
+		b.suspended[m.key] = append(waiting, m)
 		return
 	}
-	if f == FaultLostUnconfirmed {
+	if m.fault == FaultLostUnconfirmed {
 		c.link.End(BrokenSocket())
 		return
 	}
-	if f == faultException || b.Fatal != nil && b.Fatal(key, msg) {
+	if m.fault == faultException || b.Fatal != nil && b.Fatal(m.key, m.msg) {
 		c.link.End(&amqp.Error{Code: amqp.InternalError, Server: true, Reason: "INTERNAL_ERROR"})
 		return
 	}
-	b.Sent = append(b.Sent, Sent{Exchange: exchange, Key: key, Mandatory: mandatory, Msg: msg, At: time.Now()})
-	if b.Nacks != nil && b.Nacks(c.link.Name, key) {
-		f = FaultNack
+	if !b.Forget {
+		b.Sent = append(b.Sent, Sent{Exchange: m.exchange, Key: m.key, Mandatory: m.mandatory, Msg: m.msg, At: time.Now()})
 	}
-	acked := f != FaultNack
-	if f != FaultNack && f != FaultSwallow {
-		acked = b.routeOver(exchange, c, key, mandatory, msg) && f != FaultNackArrived
+	if b.Nacks != nil && b.Nacks(c.link.Name, m.key) {
+		m.fault = FaultNack
 	}
-	switch f {
-	case FaultTwice:
-		b.routeOver(exchange, c, key, mandatory, msg)
+	acked := b.routeWith(m)
+	switch m.fault {
 	case FaultCutUnconfirmed, FaultCutWritten:
 		c.link.End(BrokenSocket())
 		return
 	case FaultCutConfirmed:
-		c.postConfirm(word, acked)
+		c.postConfirm(m.confirm, acked)
 		c.link.post(func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -121,7 +137,44 @@ func (f Fault) arrive(c *Channel, exchange, key string, mandatory bool, msg amqp
 		return
 	default:
 	}
-	c.postConfirm(word, acked)
+	c.postConfirm(m.confirm, acked)
+}
+
+// routeWith puts a message into its queues, as its fault says, and reports false for a nack. The
+// caller holds mu.
+func (b *Broker) routeWith(m *arrival) bool {
+	route := func() bool { return b.routeOver(m.exchange, m.ch, m.key, m.mandatory, m.msg) }
+	switch m.fault {
+	case FaultNack:
+		return false
+	case FaultSwallow:
+		return true
+	case FaultNackArrived:
+		route()
+		return false
+	case FaultTwice:
+		acked := route()
+		route()
+		return acked
+	case FaultLate:
+		time.AfterFunc(m.late, func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if left, expires := m.expiration(); left > 0 || !expires { // its channel may have ended: there is no return
+				b.routeOver(m.exchange, m.ch, m.key, false, m.msg)
+			}
+		})
+		return true
+	default:
+		return route()
+	}
+}
+
+// expiration returns the time that a message with FaultLate has left when it reaches its queue. A
+// message that does not expire has none.
+func (m *arrival) expiration() (left time.Duration, expires bool) {
+	ms, err := strconv.ParseInt(m.msg.Expiration, 10, 64)
+	return time.Duration(ms)*time.Millisecond - m.late, err == nil
 }
 
 // EndChannels ends the channels of a queue's consumers with an exception.
@@ -157,7 +210,7 @@ func (b *Broker) Suspend(queue string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.suspended == nil {
-		b.suspended = make(map[string][]func())
+		b.suspended = make(map[string][]*arrival)
 	}
 	b.suspended[queue] = nil
 }
@@ -168,8 +221,8 @@ func (b *Broker) Resume(queue string) {
 	defer b.mu.Unlock()
 	waiting := b.suspended[queue]
 	delete(b.suspended, queue)
-	for _, arrive := range waiting {
-		arrive()
+	for _, m := range waiting {
+		b.arrive(m)
 	}
 }
 

@@ -1,0 +1,126 @@
+package amqpxtest
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+)
+
+// Fault is what happens to one message between a client and a server, see [Broker.FailRequests] and
+// [Broker.FailResponses]. The zero Fault is [Pass].
+type Fault struct {
+	kind brokertest.Fault
+	late time.Duration
+}
+
+// Pass is no fault: the message passes. It stands before the fault of a later message.
+func Pass() Fault { return Fault{} }
+
+// Nack makes the broker refuse the message (basic.nack) and drop it.
+//
+// A request: the call ends with [amqpx.CodeUnavailable], [amqpx.MayHaveRun] and
+// [amqpx.ErrQueueUnavailable], because RabbitMQ may nack a message that it has delivered. An
+// idempotent call is sent again and succeeds, and so is any call to a quorum queue, whose nacks are
+// proofs. A response: the server sends it again, and the call succeeds.
+func Nack() Fault { return Fault{kind: brokertest.FaultNack} }
+
+// Lose makes the broker confirm the message and lose it.
+//
+// A request or a response: the call ends at its deadline, with [amqpx.CodeDeadlineExceeded] and
+// [amqpx.MayHaveRun]. With [amqpx.WithAttemptTimeout] an idempotent call is sent again and
+// succeeds; if the response was lost, the server sends it again and the handler does not run twice.
+func Lose() Fault { return Fault{kind: brokertest.FaultSwallow} }
+
+// Duplicate makes the broker deliver the message twice.
+//
+// A request: the call succeeds. A server runs the handler once; two servers may both run it. A
+// response: the call succeeds, and the client counts one more response in ClientStats.Duplicates.
+func Duplicate() Fault { return Fault{kind: brokertest.FaultTwice} }
+
+// Delay makes the broker confirm the message, and put it into its queue after d. Messages that come
+// later overtake it.
+//
+// A request or a response: the call succeeds after d. If its deadline is earlier, it ends with
+// [amqpx.CodeDeadlineExceeded] and [amqpx.MayHaveRun]: the request expires and never runs, the
+// response counts in ClientStats.Late.
+func Delay(d time.Duration) Fault { return Fault{kind: brokertest.FaultLate, late: d} }
+
+// DisconnectBefore ends the connection of the message's sender, and the message does not arrive.
+// The sender connects again by itself.
+//
+// A request: the call ends with [amqpx.CodeUnavailable], [amqpx.MayHaveRun] and
+// [amqpx.ErrOutcomeUnknown]; an idempotent call is sent again and succeeds. A response: the server
+// sends it again, and the call succeeds.
+func DisconnectBefore() Fault { return Fault{kind: brokertest.FaultLostUnconfirmed} }
+
+// DisconnectAfter ends the connection of the message's sender after the message has arrived, and
+// before the sender knows. The sender connects again by itself.
+//
+// A request: as with [DisconnectBefore], but the handler runs. A response: the call succeeds.
+func DisconnectAfter() Fault { return Fault{kind: brokertest.FaultCutUnconfirmed} }
+
+// FailRequests sets the faults of the next messages with requests to a queue, one for each message
+// in order, after the faults that were set before. Calls made one after the other are one message
+// each; calls made at the same time may be one message together, which shares its fault. The copy
+// of a request that a server gives back to the queue counts too. Streams are not affected.
+func (b *Broker) FailRequests(queue string, faults ...Fault) {
+	b.memory.With(func(*brokertest.Broker) {
+		b.requests[queue] = append(b.requests[queue], faults...)
+	})
+}
+
+// FailResponses sets the faults of the next messages with responses of the servers of a queue, like
+// FailRequests. With [amqpx.ReplyDirect] a response belongs to no queue, and has the faults of the
+// queue "".
+func (b *Broker) FailResponses(queue string, faults ...Fault) {
+	b.memory.With(func(*brokertest.Broker) {
+		b.responses[queue] = append(b.responses[queue], faults...)
+	})
+}
+
+// plan returns the fault of a message. The caller holds the lock of the broker in memory.
+func (b *Broker) plan(key string, msg *amqp.Publishing) (brokertest.Fault, time.Duration) {
+	if len(b.requests) == 0 && len(b.responses) == 0 || msg.ContentType == wire.ContentTypeFrames {
+		return brokertest.FaultNone, 0
+	}
+	if queue, _, found := strings.Cut(key, ".reply."); found {
+		return next(b.responses, queue)
+	}
+	if strings.HasPrefix(key, wire.DirectReplyTo) {
+		return next(b.responses, "")
+	}
+	for queue := range b.requests {
+		if carries(queue, key) {
+			return next(b.requests, queue)
+		}
+	}
+	return brokertest.FaultNone, 0
+}
+
+// carries reports whether requests to a queue travel with a routing key: that of the queue, of its
+// queue for batches, or of a shard.
+func carries(queue, key string) bool {
+	rest, found := strings.CutPrefix(key, queue)
+	if rest = strings.TrimSuffix(rest, ".batch"); !found || rest == "" {
+		return found
+	}
+	_, err := strconv.Atoi(strings.TrimPrefix(rest, "."))
+	return err == nil
+}
+
+// next removes and returns the next fault of a queue.
+func next(planned map[string][]Fault, queue string) (brokertest.Fault, time.Duration) {
+	faults := planned[queue]
+	if len(faults) == 0 {
+		return brokertest.FaultNone, 0
+	}
+	if planned[queue] = faults[1:]; len(faults) == 1 {
+		delete(planned, queue)
+	}
+	return faults[0].kind, faults[0].late
+}
