@@ -57,9 +57,10 @@ func (c *cancels) take() []wire.Cancellation {
 }
 
 // sendCancel queues a cancellation if the caller canceled the call and a server may have the
-// request. An expired call needs no cancellation: servers know its deadline.
+// request. An expired call needs no cancellation: servers know its deadline. Cancellations do not
+// concern one-way requests.
 func (c *Client) sendCancel(req *callRequest, cause error, outcome Outcome) {
-	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
+	if c.cancels != nil && !req.isOneWay() && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
 		c.cancels.add(wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()})
 	}
 }

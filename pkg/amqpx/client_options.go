@@ -245,6 +245,9 @@ type callConfig struct {
 
 	timeout        time.Duration    // of CallTimeout; 0: none
 	timeoutFault   bool             // CallTimeout was given no time
+	expiration     time.Duration    // of WithExpiration; 0: none, less: it was given no time
+	retry          *retryPolicy     // of WithRetry; nil: none
+	hedge          time.Duration    // of WithHedge; 0: none, less: it was given no time
 	acceptEncoding string           // the content encodings that the response may have
 	content        *receivedContent // set when the call ends; nil if nobody wants it
 }
@@ -253,6 +256,22 @@ type callConfig struct {
 type receivedContent struct {
 	contentType, contentEncoding string
 	limit                        int // of the client, for the body
+}
+
+// mistake returns an error for an invalid option.
+func (c *callConfig) mistake() error {
+	switch {
+	case c.timeoutFault:
+		return errCallTimeout
+	case c.expiration < 0:
+		return errExpiration
+	case c.hedge < 0:
+		return errHedge
+	case c.retry != nil:
+		return c.retry.fault
+	default:
+		return nil
+	}
 }
 
 // with returns a copy with further options. Options do not change what c refers to.
@@ -286,10 +305,15 @@ var callConfigs = sync.Pool{New: func() any { return new(callConfig) }}
 type sentWith struct {
 	info           *CallInfo
 	waitForServer  bool
-	ours           bool         // no middleware sees the request
-	keyed          bool         // the call uses the shard, and no other
-	shard          uint8        // with keyed
-	stream         *streamStart // of a stream; nil for a call
+	ours           bool          // no middleware sees the request
+	keyed          bool          // the call uses the shard, and no other
+	shard          uint8         // with keyed
+	stream         *streamStart  // of a stream; nil for a call
+	oneWay         bool          // of Client.Send
+	expiration     time.Duration // of WithExpiration
+	expires        time.Time     // with oneWay; the zero time: never
+	retry          *retryPolicy  // of WithRetry; nil: none
+	hedge          time.Duration // of WithHedge; 0: none
 	acceptEncoding string
 	content        *receivedContent
 }

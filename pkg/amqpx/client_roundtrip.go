@@ -27,20 +27,34 @@ const (
 	fullRetryMax = 150 * time.Millisecond
 )
 
-// roundTrip is the innermost Handler of a client: it sends the request, sends it again when
-// this is safe, and waits for the response. A context without a deadline, which is the
-// caller's own or was detached by middleware, gets the client's default deadline.
+// roundTrip is the innermost Handler of a client: it makes the tries of a call, or opens a stream.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
-	if req.sent.stream != nil {
+	switch {
+	case req.sent.stream != nil:
 		return req.sent.stream.roundTrip(ctx, req)
+	case req.makesTries():
+		return c.makeTries(ctx, req)
+	default:
+		return c.tryOnce(ctx, req)
 	}
+}
+
+// makesTries reports whether the call may need more than one try.
+func (req *Request) makesTries() bool {
+	return (req.sent.retry != nil || req.sent.hedge > 0) && req.sent.stream == nil
+}
+
+// tryOnce sends the request, sends it again when this is safe, and waits for the response. A context
+// without a deadline, which is the caller's own or was detached by middleware, gets the client's
+// default deadline.
+func (c *Client) tryOnce(ctx context.Context, req *Request) ([]byte, error) {
 	if own, ok := ctx.(*callContext); ok && own.client == c {
 		return c.roundTripOf(own, req) //nolint:contextcheck // own is ctx.
 	}
 	return c.roundTripOfCall(ctx, req, observation{})
 }
 
-// roundTripOfCall is roundTrip for a context that is not a callContext. The default timeout counts
+// roundTripOfCall is tryOnce for a context that is not a callContext. The default timeout counts
 // from the start of the observation, if there is one.
 func (c *Client) roundTripOfCall(ctx context.Context, req *Request, o observation) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	deadline, hasDeadline := ctx.Deadline()
@@ -179,7 +193,7 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 				return k.readResponse()
 			}
 			return nil, wire.Times{}, err
-		case eventResponse:
+		case eventResponse, eventConfirmed:
 			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
 			if k.responseArrived() { // a response is better than the error
@@ -250,10 +264,10 @@ func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
 	return k.await(gone, timer.C)
 }
 
-// responseArrived reports whether there is a response, which the caller must read. Without a
-// response it records the result of the current attempt, if the attempt has ended.
+// responseArrived reports whether there is a response, or the confirm of a one-way request, which
+// the caller must read. Without it, it records the result of the current attempt, if the attempt has ended.
 func (k *call) responseArrived() bool {
-	if k.takeResponse() {
+	if k.takeResponse() || k.has(eventConfirmed) {
 		return true
 	}
 	if a := k.takeEnded(); a != nil {
@@ -262,9 +276,13 @@ func (k *call) responseArrived() bool {
 	return false
 }
 
-// readResponse returns the result of the call's response. A refusal proves that its own request
-// did not run, and nothing about an earlier request that may have arrived.
+// readResponse returns the result of the call's response, or of the confirm of a one-way request.
+// A refusal proves that its own request did not run, and nothing about an earlier request that may
+// have arrived.
 func (k *call) readResponse() ([]byte, wire.Times, error) {
+	if k.has(eventConfirmed) {
+		return nil, wire.Times{}, nil
+	}
 	k.responded = true
 	a := k.response
 	if a.Failure == nil {
@@ -531,6 +549,9 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 		return queue, ErrRefused
 	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
+	}
+	if k.req.isOneWay() {
+		return queue + c.observed(k, a), nil
 	}
 	return "no response from " + queue + c.observed(k, a), nil
 }

@@ -19,6 +19,12 @@ type Caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error)
 }
 
+// Sender sends one-way requests: a [Client], or in tests of senders a function of their own.
+type Sender interface {
+	// Send is like [Client.Send].
+	Send(ctx context.Context, method string, body []byte, opts ...CallOption) error
+}
+
 // Method is a method with types: server and callers share one value, mostly a variable of a
 // package which both import. It does not change, and is safe for concurrent use.
 //
@@ -238,20 +244,14 @@ func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...
 	case c == nil:
 		return res, misused(errNoClient)
 	}
-	body, err := m.codec.Marshal(req)
-	if err != nil {
-		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
-	}
-	body, encoding, err := m.compress(body, anyEncoding)
-	if err != nil {
-		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
-	}
 	t := newTypedCall(c)
-	t.contentType, t.contentEncoding = m.properties.ContentType, encoding
 	if m.cfg.compressor != nil {
 		t.acceptEncoding = m.cfg.compressor.Name()
 	}
-	t.options = append(append(append(t.options, m.cfg.call...), opts...), t.option)
+	body, err := m.encodeRequest(req, t, opts)
+	if err != nil {
+		return res, err
+	}
 	response, err := c.Call(ctx, m.name, body, t.options...)
 	got := t.got
 	t.release()
@@ -259,6 +259,38 @@ func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...
 		return res, err
 	}
 	return res, m.decodeResponse(response, &got, &res)
+}
+
+// Send sends a request without a response, like [Client.Send]; the options apply after those of the
+// method. A request that cannot be encoded is [CodeInvalidArgument] with [DidNotRun].
+func (m *Method[Req, Res]) Send(ctx context.Context, s Sender, req Req, opts ...CallOption) error {
+	switch {
+	case m.fault != nil:
+		return misused(m.mistake())
+	case s == nil:
+		return misused(errNoClient)
+	}
+	t := &typedCall{oneWay: true}
+	t.option = t.apply
+	body, err := m.encodeRequest(req, t, opts)
+	if err != nil {
+		return err
+	}
+	return s.Send(ctx, m.name, body, t.options...)
+}
+
+// encodeRequest returns the body of a request, and sets the options of its call: those of the method,
+// opts and that of t.
+func (m *Method[Req, Res]) encodeRequest(req Req, t *typedCall, opts []CallOption) (body []byte, err error) {
+	if body, err = m.codec.Marshal(req); err == nil {
+		body, t.contentEncoding, err = m.compress(body, anyEncoding)
+	}
+	if err != nil {
+		return nil, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
+	}
+	t.contentType = m.properties.ContentType
+	t.options = append(append(append(t.options, m.cfg.call...), opts...), t.option)
+	return body, nil
 }
 
 // decodeResponse decodes the body of a response into res.
@@ -287,6 +319,7 @@ func (m *Method[Req, Res]) decodeResponse(body []byte, got *receivedContent, res
 type typedCall struct {
 	contentType, contentEncoding string
 	acceptEncoding               string
+	oneWay                       bool // there is no response
 	got                          receivedContent
 
 	option  CallOption   // the method apply
@@ -300,8 +333,8 @@ type typedCall struct {
 var typedCalls sync.Pool
 
 // newTypedCall returns an empty typedCall for a call by c. A client without middleware forgets the
-// options when its method Call returns, so that the memory can be used again; any other caller may
-// go on with them.
+// options when its method Call returns, so that the memory can be used again, unless the call makes
+// several tries; any other caller may go on with them.
 func newTypedCall(c Caller) *typedCall {
 	if client, ok := c.(*Client); ok && client != nil && client.handler == nil && client.traced == nil {
 		if t, ok := typedCalls.Get().(*typedCall); ok {
@@ -327,7 +360,10 @@ func (t *typedCall) release() {
 }
 
 func (t *typedCall) apply(c *callConfig) {
-	c.contentType, c.contentEncoding, c.acceptEncoding, c.content = t.contentType, t.contentEncoding, t.acceptEncoding, &t.got
+	t.reused = t.reused && c.retry == nil && c.hedge == 0 // a try may go on after the call
+	if c.contentType, c.contentEncoding = t.contentType, t.contentEncoding; !t.oneWay {
+		c.acceptEncoding, c.content = t.acceptEncoding, &t.got
+	}
 }
 
 // accepts reports whether a content type is that of the codec, or absent. Parameters, such as a

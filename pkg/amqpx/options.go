@@ -154,7 +154,7 @@ func init() {
 	}
 	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration) {
 		own, _ := opts.([]CallOption)
-		req, timeout := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
+		req, timeout, _ := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
 		req.identify()
 		return &req, timeout
 	}
@@ -407,6 +407,8 @@ var (
 	errNilOption  = errors.New("a CallOption is nil")
 
 	errCallTimeout = errors.New("CallTimeout: want more than 0")
+	errExpiration  = errors.New("WithExpiration: want more than 0")
+	errHedge       = errors.New("WithHedge: want more than 0")
 )
 
 // serverClosedError is ErrClosed with the text for a server.
@@ -527,6 +529,9 @@ func validateShared(where string, opts []CallOption) error {
 	}
 	if cfg.timeoutFault {
 		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
+	}
+	if mistake := cfg.mistake(); mistake != nil && !cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: %w", where, mistake))
 	}
 	if cfg.info != nil {
 		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))

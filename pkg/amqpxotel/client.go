@@ -62,9 +62,12 @@ func (t *tracing) client(next amqpx.Handler) amqpx.Handler {
 
 // endCall ends a client's span.
 func endCall(span trace.Span, req *amqpx.Request, response []byte, err error) {
-	const most = 8
+	const most = 9
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
 	attributes, isStream := ofStream(attributes, req)
+	if req.OneWay {
+		attributes = append(attributes, attribute.Bool(keyOneWay, true))
+	}
 	attributes = append(attributes, attribute.String(keyOutcome, amqpx.OutcomeOf(err).String()))
 	switch {
 	case err == nil && isStream:
