@@ -1,7 +1,9 @@
 package amqpx
 
 import (
+	"cmp"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -389,7 +391,12 @@ func (req *inboundRequest) decode() (*incoming, *Error) {
 		req.decoded = true
 		s, message := req.delivery.consumer.server, &req.delivery.message
 		req.in.user = s.callerOf(message)
-		req.failed = formatRefusal(req.in.Decode(message, s.cfg.defaultMethod))
+		chosen, fault := s.chooseMethod(message, req.in.user)
+		req.failed = formatRefusal(req.in.Decode(message, cmp.Or(chosen, s.cfg.defaultMethod)))
+		if chosen != "" {
+			req.in.Method = chosen
+		}
+		req.failed = cmp.Or(fault, req.failed)
 		req.method = s.methods[req.in.Method]
 		if req.in.LostDeliveries > 0 && !s.trustsCount(message) {
 			req.in.LostDeliveries = 0
@@ -403,6 +410,26 @@ func (req *inboundRequest) decode() (*incoming, *Error) {
 		}
 	}
 	return req.in, req.failed
+}
+
+// chooseMethod returns what the function of [WithMethodOf] chooses; "" if the function is not asked.
+// It returns an error for the caller if the function panics.
+func (s *Server) chooseMethod(message *amqp.Delivery, user string) (name string, fault *Error) {
+	if s.cfg.methodOf == nil || message.Type == wire.TypeRequest || message.Type == wire.TypeIdempotentRequest || s.methods[message.AppId] != nil {
+		return "", nil
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			s.cfg.logger.Error("the function of WithMethodOf panicked", zap.String("correlation_id", message.CorrelationId),
+				zap.String("panic", panicText(v)), zap.ByteString("stack", debug.Stack()))
+			fault = localError(CodeInternal, DidNotRun, nil, "the method could not be chosen")
+		}
+	}()
+	return s.cfg.methodOf(&Request{
+		Method: message.AppId, Body: message.Body, Header: wire.ApplicationHeader(message.Headers), User: user,
+		ContentType: message.ContentType, ContentEncoding: message.ContentEncoding,
+		CorrelationID: message.CorrelationId, Redelivered: message.Redelivered, OneWay: message.ReplyTo == "",
+	}), nil
 }
 
 // wasDeliveredBefore reports whether the request may have run before.

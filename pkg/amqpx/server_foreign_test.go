@@ -7,6 +7,9 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -72,6 +75,58 @@ func TestDefaultMethodInABatch(t *testing.T) {
 	if err := in.DecodeRecord(records[0], "r", s.nameOf); err != nil || in.Method != "m" {
 		t.Errorf("method %q, error %v", in.Method, err)
 	}
+}
+
+// Old programs name the method in their own way, and some name themselves in app_id.
+func TestMethodOf(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		logger, logs := observer.New(zapcore.ErrorLevel)
+		b, _ := serve(t, handlers{"m": echo, "other": echo}, WithDefaultMethod("other"), WithLogger(zap.New(logger)),
+			WithMethodOf(func(req *Request) string {
+				switch name, _ := req.Header["function"].(string); name {
+				case "panic":
+					panic("a test")
+				case "program":
+					return req.Method
+				default:
+					return name
+				}
+			}))
+		ask := func(app, function string, change func(p *amqp.Publishing)) amqp.Publishing {
+			t.Helper()
+			putRequest(b, with(request(app), func(p *amqp.Publishing) {
+				p.Type, p.Headers = "", amqp.Table{"function": function}
+				change(p)
+			}))
+			settle()
+			responses := takeResponses(b)
+			if len(responses) != 1 {
+				t.Fatalf("%d responses", len(responses))
+			}
+			return responses[0]
+		}
+		none := func(*amqp.Publishing) {}
+		for _, c := range []struct {
+			app, function string
+			change        func(p *amqp.Publishing)
+			code          any
+		}{
+			{"", "m", none, nil},
+			{"billing", "m", none, nil},
+			{"billing", "", none, "unimplemented"},
+			{"", "", none, nil}, // the default method
+			{"m", "unknown", none, nil},
+			{"", "unknown", none, "unimplemented"},
+			{"", "panic", none, "internal"},
+			{"billing", "m", func(p *amqp.Publishing) { p.Type = wire.TypeRequest }, "unimplemented"},
+		} {
+			if got := ask(c.app, c.function, c.change); got.Headers[wire.HeaderCode] != c.code {
+				t.Errorf("app_id %q, function %q: code %v, want %v", c.app, c.function, got.Headers[wire.HeaderCode], c.code)
+			}
+		}
+		wantSame(t, "log lines", logs.FilterMessage("the function of WithMethodOf panicked").Len(), 1)
+	})
 }
 
 // A budget of zero is not a fault of the server.

@@ -49,6 +49,7 @@ type serverConfig struct {
 	inHand         *transport.BytesInHand
 
 	defaultMethod string // for requests without a method; "": such requests are refused
+	methodOf      func(req *Request) string
 
 	trustedUsers   []string // beside the server's own user
 	replyTemplates []string
@@ -213,6 +214,19 @@ func WithDedup(maxBytes int, maxAge time.Duration) ServerOption {
 // for a name without a handler are refused like requests for any unknown method.
 func WithDefaultMethod(name string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.defaultMethod = name })
+}
+
+// WithMethodOf sets a function that chooses the method of requests from programs that do not follow
+// docs/protocol.md and name no method of this server in the property app_id: old programs that put
+// the name into a header or into the body, or their own name into app_id. The function gets the
+// request as it came, with app_id as its Method, and returns the method's name; "" leaves the
+// method as it is, which for a request without a name is that of [WithDefaultMethod]. Requests of
+// this package's clients are not affected. The function must not change the request or keep it. It
+// is called for one request after another of a connection, before the request waits for a worker, so
+// it must be quick. If it panics, the request is refused with [CodeInternal], and the panic is
+// logged. The default is nil.
+func WithMethodOf(choose func(req *Request) string) ServerOption {
+	return serverOption(func(c *serverConfig) { c.methodOf = choose })
 }
 
 // WithDedupScope sets the owner of an idempotency key: equal keys of different scopes are

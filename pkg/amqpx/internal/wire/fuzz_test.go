@@ -102,7 +102,7 @@ func FuzzRequestRoundTrip(f *testing.F) {
 		if want := min(left, MaxBudget); got.Budget < want || got.Budget > want+time.Millisecond {
 			t.Errorf("budget %v, want %v", got.Budget, want)
 		}
-		req.Header = applicationHeader(header)
+		req.Header = ApplicationHeader(header)
 		req.ReplyTo, req.FollowsContract, req.Budget = "reply", true, got.Budget
 		if !reflect.DeepEqual(got, req) {
 			t.Errorf("got %+v, want %+v", got, req)

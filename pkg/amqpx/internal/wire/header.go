@@ -355,9 +355,9 @@ func finite(x float64) error {
 	return nil
 }
 
-// applicationHeader returns the headers in h without the reserved names, or nil if none
+// ApplicationHeader returns the headers in h without the reserved names, or nil if none
 // remain.
-func applicationHeader(h amqp.Table) map[string]any {
+func ApplicationHeader(h amqp.Table) map[string]any {
 	var own map[string]any
 	for name, v := range h {
 		if strings.HasPrefix(name, HeaderPrefix) {

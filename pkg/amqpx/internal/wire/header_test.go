@@ -120,7 +120,7 @@ func TestHeaderValuesOfGoTypes(t *testing.T) {
 			if c.got != nil {
 				want = c.got
 			}
-			if got := applicationHeader(header)["h"]; !reflect.DeepEqual(got, want) {
+			if got := ApplicationHeader(header)["h"]; !reflect.DeepEqual(got, want) {
 				t.Errorf("received as %#v, want %#v", got, want)
 			}
 		})

@@ -154,7 +154,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 // gets defaultMethod, if not "". The error, if any, is a [*FormatError]; after an error r has
 // all fields that could be decoded, so that the server can respond.
 func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
-	r.Method, r.Body, r.Header = d.AppId, d.Body, applicationHeader(d.Headers)
+	r.Method, r.Body, r.Header = d.AppId, d.Body, ApplicationHeader(d.Headers)
 	r.ContentType, r.ContentEncoding = d.ContentType, d.ContentEncoding
 	r.ID = cmp.Or(d.CorrelationId, d.MessageId)
 	r.ReplyTo, r.OneWay, r.Budget = d.ReplyTo, d.ReplyTo == "", NoBudget

@@ -244,7 +244,7 @@ func (p *Properties) Size() int {
 
 // receivedProperties returns the properties of a response outside a batch, or nil.
 func receivedProperties(d *amqp.Delivery) *Properties {
-	header, trailer := applicationHeader(d.Headers), receivedTrailer(d.Headers)
+	header, trailer := ApplicationHeader(d.Headers), receivedTrailer(d.Headers)
 	if header == nil && trailer == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
 		return nil
 	}
