@@ -60,10 +60,12 @@ func (b *Broker) Option() amqpx.ConnectionOption {
 // Disconnect ends every connection without a reason, as a failed network does. Messages in
 // queues stay. Clients and servers connect again by themselves.
 //
-// A call whose request is in a queue or at a server goes on: its response comes after the client has
-// connected again, and a server that has lost its connection runs the request a second time only if
-// its response had not been sent. A call whose request was on its way is described at
-// [DisconnectAfter], and a call that begins meanwhile waits for the connection.
+// A call whose request has arrived goes on, and its response comes after the client has connected
+// again. RabbitMQ delivers a request again that a server has not answered: the same server does not
+// run it twice, another server does, unless the method is [amqpx.AtMostOnce]. With
+// [amqpx.ReplyDirect] responses are lost with the client's connection: the call ends with
+// [amqpx.CodeUnavailable], [amqpx.MayHaveRun] and [amqpx.ErrOutcomeUnknown]. A call that begins
+// meanwhile waits for the connection.
 func (b *Broker) Disconnect() { b.memory.Kick(nil) }
 
 // Stop ends every connection, as [Broker.Restart] does, and refuses new ones until [Broker.Start].

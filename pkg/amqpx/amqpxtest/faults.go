@@ -94,6 +94,9 @@ func (b *Broker) plan(key string, msg *amqp.Publishing) (brokertest.Fault, time.
 	if strings.HasPrefix(key, wire.DirectReplyTo) {
 		return next(b.responses, "")
 	}
+	if len(b.requests[key]) > 0 {
+		return next(b.requests, key)
+	}
 	for queue := range b.requests {
 		if carries(queue, key) {
 			return next(b.requests, queue)
@@ -109,8 +112,9 @@ func carries(queue, key string) bool {
 	if rest = strings.TrimSuffix(rest, ".batch"); !found || rest == "" {
 		return found
 	}
-	_, err := strconv.Atoi(strings.TrimPrefix(rest, "."))
-	return err == nil
+	number, found := strings.CutPrefix(rest, ".")
+	_, err := strconv.Atoi(number)
+	return found && err == nil
 }
 
 // next removes and returns the next fault of a queue.

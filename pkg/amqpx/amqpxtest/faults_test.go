@@ -177,7 +177,7 @@ func TestFaultsOfQueues(t *testing.T) {
 	t.Parallel()
 	for key, want := range map[string]bool{
 		"orders": true, "orders.batch": true, "orders.3": true, "orders.3.batch": true,
-		"orders.dead": false, "orders.retry": false, "order": false, "orders.eu": false, "inventory": false,
+		"orders.dead": false, "orders.retry": false, "order": false, "orders.eu": false, "orders3": false, "inventory": false,
 	} {
 		if got := carries("orders", key); got != want {
 			t.Errorf("carries(orders, %s) = %v", key, got)
@@ -191,6 +191,66 @@ func TestFaultsOfQueues(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestDuplicateForTwoServers: two servers both run a request that is delivered twice.
+func TestDuplicateForTwoServers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p, runs := startCounted(t)
+		another, err := amqpx.NewServer(URL, p.broker.Option())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := another.Handle("count", func(context.Context, *amqpx.Request) ([]byte, error) {
+			runs.Add(1)
+			return nil, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() { served <- another.Serve(context.Background()) }() // ends with Shutdown
+		if err := another.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.broker.FailRequests(amqpx.DefaultQueue, Duplicate())
+		if _, err := p.client.Call(t.Context(), "count", nil); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if n := runs.Load(); n != 2 {
+			t.Errorf("%d runs, want 2", n)
+		}
+		if err := errors.Join(another.Shutdown(t.Context()), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDisconnectDuringAHandler: the request is delivered again, and the server does not run it twice.
+func TestDisconnectDuringAHandler(t *testing.T) {
+	t.Parallel()
+	for mode, want := range map[amqpx.ReplyMode]amqpx.Code{amqpx.ReplyQueue: "", amqpx.ReplyDirect: amqpx.CodeUnavailable} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				p := startWith(t, "slow", func(context.Context, *amqpx.Request) ([]byte, error) {
+					runs.Add(1)
+					<-time.After(5 * time.Second)
+					return nil, nil
+				}, amqpx.WithReplyMode(mode))
+				time.AfterFunc(time.Second, p.broker.Disconnect)
+				_, err := p.client.Call(t.Context(), "slow", nil)
+				if code := amqpx.CodeOf(err); code != want || err != nil && amqpx.OutcomeOf(err) != amqpx.MayHaveRun {
+					t.Errorf("error %v, want %q", err, want)
+				}
+				if n := runs.Load(); n != 1 {
+					t.Errorf("%d runs, want 1", n)
+				}
+			})
+		})
+	}
 }
 
 func TestStop(t *testing.T) {
