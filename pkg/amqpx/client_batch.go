@@ -236,7 +236,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 	}
 	left := a.call.budget(b.begun)
 	if len(b.attempts) == 0 {
-		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
+		b.id, b.least, b.most, b.user = b.target.nextID(), left, left, a.call.route.user.get()
 	}
 	a.marks.Or(markBatched)
 	a.SetQueue(b.shard)

@@ -27,6 +27,8 @@ func WithHedge(delay time.Duration) CallOption {
 	}
 }
 
+var errHedge = errors.New("WithHedge: want more than 0")
+
 // leg is one of the two requests of a hedged call.
 type leg struct {
 	req  Request

@@ -147,6 +147,31 @@ func (c *clientConfig) validateClient() error {
 	return errors.Join(faults...)
 }
 
+// validateShared reports call options that cannot apply to several calls.
+func validateShared(where string, opts []CallOption) error {
+	cfg := &callConfig{}
+	for i, o := range opts {
+		if o == nil {
+			return fmt.Errorf("%s: option %d is nil", where, i+1)
+		}
+		o(cfg)
+	}
+	var faults []error
+	if cfg.idempotencyKey != "" {
+		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
+	}
+	if cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
+	}
+	if mistake := cfg.mistake(); mistake != nil && !cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: %w", where, mistake))
+	}
+	if cfg.info != nil {
+		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))
+	}
+	return errors.Join(faults...)
+}
+
 type clientOption func(*clientConfig)
 
 func (o clientOption) applyClient(c *clientConfig) { o(c) }
@@ -309,6 +334,7 @@ type sentWith struct {
 	keyed          bool          // the call uses the shard, and no other
 	shard          uint8         // with keyed
 	stream         *streamStart  // of a stream; nil for a call
+	all            *gathering    // of a call to all servers; else nil
 	oneWay         bool          // of Client.Send
 	expiration     time.Duration // of WithExpiration
 	expires        time.Time     // with oneWay; the zero time: never

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"rabbitmq-rpc/pkg/amqpx/internal/publish"
+	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
@@ -161,9 +163,9 @@ func (c *Client) awaitRetry(ctx context.Context, pause time.Duration, last *Erro
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return contextError(ctx.Err(), last.outcome, nil, "before a retry after: "+last.Error(), last)
+		return contextError(ctx.Err(), last.outcome, nil, "before a retry after: "+last.Error())
 	case <-c.closing:
-		return localError(CodeUnavailable, last.outcome, ErrClosed, "before a retry after: "+last.Error(), last)
+		return localError(CodeUnavailable, last.outcome, ErrClosed, "before a retry after: "+last.Error())
 	}
 }
 
@@ -173,4 +175,48 @@ func (req *Request) again() *Request {
 	next := *req
 	next.CorrelationID = newID()
 	return &next
+}
+
+// attemptCheckMin and attemptCheckMax bound the pause between two checks of attempts for
+// WithAttemptTimeout. The pause is an eighth of the time limit.
+const (
+	attemptCheckMin = 5 * time.Millisecond
+	attemptCheckMax = time.Second
+)
+
+// attemptDoublings bounds how often the time limit of a call's attempts doubles.
+const attemptDoublings = 10
+
+// WithAttemptTimeout sets a time limit for the attempts of idempotent calls. When the broker
+// has confirmed the request and no response arrives for d, for example because a server
+// acknowledged the request and lost it, the call is sent again under the same ids, marked as
+// re-sent. Each further attempt of a call gets twice the time of the previous attempt, to
+// protect slow servers; the call's deadline bounds all attempts. The first response counts,
+// whichever attempt it belongs to. Calls that are not idempotent are not affected. The
+// default, 0, sets no limit; a negative d is an error. The limit is checked at intervals of an
+// eighth of d, 5 ms to 1 s.
+func WithAttemptTimeout(d time.Duration) ClientOption {
+	return clientOption(func(c *clientConfig) { c.attemptTimeout = d })
+}
+
+// checkAttempts re-sends the calls whose attempts have reached their time limit, while a
+// session lasts.
+func (c *Client) checkAttempts(s *transport.Session) {
+	limit := c.cfg.attemptTimeout
+	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.Done:
+			return
+		}
+		now := time.Now().UnixNano()
+		for _, a := range c.pending.attempts() {
+			doublings := min(max(a.call.sent.Load()-1, 0), attemptDoublings)
+			if a.call.req.idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
+				a.loseConfirmed(publish.Lost)
+			}
+		}
+	}
 }

@@ -32,6 +32,8 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 	switch {
 	case req.sent.stream != nil:
 		return req.sent.stream.roundTrip(ctx, req)
+	case req.sent.all != nil:
+		return nil, req.sent.all.run(ctx, c, req)
 	case req.makesTries():
 		return c.makeTries(ctx, req)
 	default:
@@ -41,7 +43,7 @@ func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
 
 // makesTries reports whether the call may need more than one try.
 func (req *Request) makesTries() bool {
-	return (req.sent.retry != nil || req.sent.hedge > 0) && req.sent.stream == nil
+	return (req.sent.retry != nil || req.sent.hedge > 0) && req.sent.stream == nil && req.sent.all == nil
 }
 
 // tryOnce sends the request, sends it again when this is safe, and waits for the response. A context
@@ -577,48 +579,4 @@ func (c *Client) observed(k *call, a *attempt) string {
 		return ""
 	}
 	return ": " + strings.Join(all, ", ")
-}
-
-// attemptCheckMin and attemptCheckMax bound the pause between two checks of attempts for
-// WithAttemptTimeout. The pause is an eighth of the time limit.
-const (
-	attemptCheckMin = 5 * time.Millisecond
-	attemptCheckMax = time.Second
-)
-
-// attemptDoublings bounds how often the time limit of a call's attempts doubles.
-const attemptDoublings = 10
-
-// WithAttemptTimeout sets a time limit for the attempts of idempotent calls. When the broker
-// has confirmed the request and no response arrives for d, for example because a server
-// acknowledged the request and lost it, the call is sent again under the same ids, marked as
-// re-sent. Each further attempt of a call gets twice the time of the previous attempt, to
-// protect slow servers; the call's deadline bounds all attempts. The first response counts,
-// whichever attempt it belongs to. Calls that are not idempotent are not affected. The
-// default, 0, sets no limit; a negative d is an error. The limit is checked at intervals of an
-// eighth of d, 5 ms to 1 s.
-func WithAttemptTimeout(d time.Duration) ClientOption {
-	return clientOption(func(c *clientConfig) { c.attemptTimeout = d })
-}
-
-// checkAttempts re-sends the calls whose attempts have reached their time limit, while a
-// session lasts.
-func (c *Client) checkAttempts(s *transport.Session) {
-	limit := c.cfg.attemptTimeout
-	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-s.Done:
-			return
-		}
-		now := time.Now().UnixNano()
-		for _, a := range c.pending.attempts() {
-			doublings := min(max(a.call.sent.Load()-1, 0), attemptDoublings)
-			if a.call.req.idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
-				a.loseConfirmed(publish.Lost)
-			}
-		}
-	}
 }

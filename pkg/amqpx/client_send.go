@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -36,6 +37,8 @@ func WithExpiration(d time.Duration) CallOption {
 		}
 	}
 }
+
+var errExpiration = errors.New("WithExpiration: want more than 0")
 
 // makeOneWay makes the request of a call one-way. It returns the time for the confirm, given that of
 // CallTimeout.

@@ -268,9 +268,7 @@ func TestSendsTravelTogetherAndNotWithCalls(t *testing.T) {
 				if !slices.ContainsFunc(batches, func(m amqp.Publishing) bool { return m.ReplyTo == "" && m.Expiration == "" }) {
 					t.Error("no batch of one-way requests without expiration")
 				}
-				t.Log("batches", len(batches))
 				for _, m := range batches {
-					t.Log(m.ReplyTo, m.Expiration, len(m.Body))
 					if m.ReplyTo == "" && m.DeliveryMode != amqp.Persistent || m.ReplyTo != "" && m.Expiration == "" {
 						t.Errorf("a batch with reply_to %q, delivery mode %d, expiration %q", m.ReplyTo, m.DeliveryMode, m.Expiration)
 					}

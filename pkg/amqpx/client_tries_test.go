@@ -78,7 +78,7 @@ func TestRetryPolicy(t *testing.T) {
 				wantSame(t, "correlation ids", len(ids), len(sent))
 				stats := r.client.Stats()
 				wantSame(t, "calls", stats.OK+stats.Failed, 1)
-				wantSame(t, "retried", stats.Retried, uint64(c.requests-1)) //nolint:gosec // small.
+				wantSame(t, "retried", stats.Retried, uint64(c.requests-1))
 			})
 		})
 	}
@@ -309,7 +309,7 @@ func TestHedgeOfAMethodAndOfAFuture(t *testing.T) {
 			return 2 * n, nil
 		})
 		for range 2 {
-			startServer(t, b, handlers{"double": slowOnce})
+			ready(t, startServer(t, b, handlers{"double": slowOnce}).WaitReady)
 		}
 		c := startClient(t, b)
 		ready(t, c.WaitReady)
@@ -317,6 +317,7 @@ func TestHedgeOfAMethodAndOfAFuture(t *testing.T) {
 		if n != 42 || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
+		wantSame(t, "hedged", c.Stats().Hedged, 1)
 		runs.Store(0)
 		begun := time.Now()
 		body, err := c.Go(within(t, time.Minute), "double", []byte("4"), Idempotent(), WithHedge(time.Second)).Wait()

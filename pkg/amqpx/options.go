@@ -407,8 +407,6 @@ var (
 	errNilOption  = errors.New("a CallOption is nil")
 
 	errCallTimeout = errors.New("CallTimeout: want more than 0")
-	errExpiration  = errors.New("WithExpiration: want more than 0")
-	errHedge       = errors.New("WithHedge: want more than 0")
 )
 
 // serverClosedError is ErrClosed with the text for a server.
@@ -510,31 +508,6 @@ func (q Queue) validateName() error {
 		if strings.HasSuffix(q.Name, suffix) {
 			faults = append(faults, fmt.Errorf("WithQueue: queue name %q: names that end with %q are those of another queue's companions", q.Name, suffix))
 		}
-	}
-	return errors.Join(faults...)
-}
-
-// validateShared reports call options that cannot apply to several calls.
-func validateShared(where string, opts []CallOption) error {
-	cfg := &callConfig{}
-	for i, o := range opts {
-		if o == nil {
-			return fmt.Errorf("%s: option %d is nil", where, i+1)
-		}
-		o(cfg)
-	}
-	var faults []error
-	if cfg.idempotencyKey != "" {
-		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
-	}
-	if cfg.timeoutFault {
-		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
-	}
-	if mistake := cfg.mistake(); mistake != nil && !cfg.timeoutFault {
-		faults = append(faults, fmt.Errorf("%s: %w", where, mistake))
-	}
-	if cfg.info != nil {
-		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))
 	}
 	return errors.Join(faults...)
 }
