@@ -40,6 +40,7 @@ func forEachClient(t *testing.T, f func(t *testing.T, c *caller)) {
 func TestExampleClients(t *testing.T) {
 	t.Parallel()
 	forEachClient(t, func(t *testing.T, c *caller) {
+		t.Helper()
 		server := c.Serve(rig.Methods{
 			"echo": func(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil },
 			"find": func(context.Context, *amqpx.Request) ([]byte, error) {
@@ -75,6 +76,7 @@ func TestExampleClients(t *testing.T) {
 func TestExampleClientsCallTheService(t *testing.T) {
 	t.Parallel()
 	forEachClient(t, func(t *testing.T, c *caller) {
+		t.Helper()
 		rig.Run(t, settings(c.Rig), rig.Build(t, "rpc-server")).Says(`"ready"`)
 		if got, want := c.call(t, generous, "b", "request"), (output{stdout: "b"}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
@@ -92,6 +94,7 @@ func TestExampleClientsCallTheService(t *testing.T) {
 func TestExampleClientsEndAtTheDeadline(t *testing.T) {
 	t.Parallel()
 	forEachClient(t, func(t *testing.T, c *caller) {
+		t.Helper()
 		c.Declare(true, nil)
 		silence := output{stderr: "deadline_exceeded: no response (may have run)", code: 1}
 		if got := c.call(t, short, "echo", "x"); got != silence {
@@ -123,6 +126,7 @@ func TestExampleClientsEndAtTheDeadline(t *testing.T) {
 func TestExampleClientsWithoutAQueue(t *testing.T) {
 	t.Parallel()
 	forEachClient(t, func(t *testing.T, c *caller) {
+		t.Helper()
 		timeout, want := generous, output{stderr: "unavailable: no such queue (did not run)", code: 1}
 		if c.stomp {
 			timeout, want = short, output{stderr: "deadline_exceeded: no response (may have run)", code: 1}
@@ -139,6 +143,7 @@ func TestExampleClientsWithoutAQueue(t *testing.T) {
 func TestExampleClientsDropOtherResponses(t *testing.T) {
 	t.Parallel()
 	forEachClient(t, func(t *testing.T, c *caller) {
+		t.Helper()
 		c.Declare(true, nil)
 		ch := c.Raw()
 		requests, err := ch.Consume(c.Queue.Name, "", true, false, false, false, nil)

@@ -36,6 +36,7 @@ func forEachServer(t *testing.T, f func(t *testing.T, r *rig.Rig, command []stri
 func TestExampleServers(t *testing.T) {
 	t.Parallel()
 	forEachServer(t, func(t *testing.T, r *rig.Rig, command []string) {
+		t.Helper()
 		server := start(t, r, command)
 		client := r.Ready()
 		for _, c := range []struct {
@@ -73,6 +74,7 @@ func TestExampleServers(t *testing.T) {
 func TestExampleServersOnBadRequests(t *testing.T) {
 	t.Parallel()
 	forEachServer(t, func(t *testing.T, r *rig.Rig, command []string) {
+		t.Helper()
 		server := start(t, r, command)
 		inbox := r.Inbox()
 		refused := func(code string) amqp.Table { return amqp.Table{"rpc-code": code, "rpc-ran": false} }
@@ -80,16 +82,16 @@ func TestExampleServersOnBadRequests(t *testing.T) {
 			request amqp.Publishing
 			headers amqp.Table // of the response
 		}{
-			"no method":          {amqp.Publishing{}, refused("invalid_argument")},
-			"rpc-method":         {amqp.Publishing{Headers: amqp.Table{"rpc-method": "echo"}}, amqp.Table{}},
-			"no method's type":   {amqp.Publishing{Headers: amqp.Table{"rpc-method": nil}}, refused("invalid_argument")},
-			"budget of 0":        {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": int32(0)}}, refused("deadline_exceeded")},
-			"budget as text":     {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": "0"}}, refused("deadline_exceeded")},
-			"negative budget":    {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": int32(-1)}}, refused("invalid_argument")},
-			"budget is a word":   {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": "soon"}}, refused("invalid_argument")},
-			"budget is a table":  {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": amqp.Table{}}}, refused("invalid_argument")},
-			"expiration":         {amqp.Publishing{AppId: "echo", Type: "rpc.v1", Expiration: "20000"}, amqp.Table{}},
-			"no text":            {amqp.Publishing{AppId: "\xff", ContentType: "\xff", MessageId: "\xff", Headers: amqp.Table{"\xff": "\xff"}}, nil},
+			"no method":         {amqp.Publishing{}, refused("invalid_argument")},
+			"rpc-method":        {amqp.Publishing{Headers: amqp.Table{"rpc-method": "echo"}}, amqp.Table{}},
+			"no method's type":  {amqp.Publishing{Headers: amqp.Table{"rpc-method": nil}}, refused("invalid_argument")},
+			"budget of 0":       {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": int32(0)}}, refused("deadline_exceeded")},
+			"budget as text":    {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": "0"}}, refused("deadline_exceeded")},
+			"negative budget":   {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": int32(-1)}}, refused("invalid_argument")},
+			"budget is a word":  {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": "soon"}}, refused("invalid_argument")},
+			"budget is a table": {amqp.Publishing{AppId: "echo", Headers: amqp.Table{"rpc-timeout-ms": amqp.Table{}}}, refused("invalid_argument")},
+			"expiration":        {amqp.Publishing{AppId: "echo", Type: "rpc.v1", Expiration: "20000"}, amqp.Table{}},
+			"no text":           {amqp.Publishing{AppId: "\xff", ContentType: "\xff", MessageId: "\xff", Headers: amqp.Table{"\xff": "\xff"}}, nil},
 		} {
 			c.request.ReplyTo, c.request.CorrelationId = inbox.Name, name
 			r.Request(c.request)
@@ -122,6 +124,7 @@ func TestExampleServersOnBadRequests(t *testing.T) {
 func TestExampleServersContinueWithoutAConfirm(t *testing.T) {
 	t.Parallel()
 	forEachServer(t, func(t *testing.T, r *rig.Rig, command []string) {
+		t.Helper()
 		ch := r.Raw()
 		full, err := ch.QueueDeclare("", false, false, true, false, amqp.Table{"x-max-length": 0, "x-overflow": "reject-publish"})
 		if err != nil {
@@ -147,6 +150,7 @@ func TestExampleServersContinueWithoutAConfirm(t *testing.T) {
 func TestExampleServersAcknowledgeAfterTheConfirm(t *testing.T) {
 	t.Parallel()
 	forEachServer(t, func(t *testing.T, r *rig.Rig, command []string) {
+		t.Helper()
 		proxy, inbox := r.Proxy(), r.Inbox()
 		direct := *r
 		direct.URL = proxy.URL()
@@ -167,6 +171,7 @@ func TestExampleServersAcknowledgeAfterTheConfirm(t *testing.T) {
 func TestExampleServersTakeWhatComesAgain(t *testing.T) {
 	t.Parallel()
 	forEachServer(t, func(t *testing.T, r *rig.Rig, command []string) {
+		t.Helper()
 		ours := r.Serve(rig.Methods{}, amqpx.WithBatch(amqpx.BatchOff)) // declares the queue
 		if err := ours.Drain(); err != nil {
 			t.Fatal(err)
