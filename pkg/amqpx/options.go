@@ -152,11 +152,14 @@ func init() {
 			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
 		}
 	}
-	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration) {
+	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration, error) {
 		own, _ := opts.([]CallOption)
-		req, timeout, _ := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
+		if slices.ContainsFunc(own, func(o CallOption) bool { return o == nil }) {
+			return &Request{Method: method, Body: body}, 0, errNilOption
+		}
+		req, timeout, mistake := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
 		req.identify()
-		return &req, timeout
+		return &req, timeout, mistake
 	}
 }
 

@@ -26,10 +26,10 @@ type Caller func(ctx context.Context, req *amqpx.Request) ([]byte, error)
 
 // Call implements [amqpx.Caller].
 func (f Caller) Call(ctx context.Context, method string, body []byte, opts ...amqpx.CallOption) ([]byte, error) {
-	made, timeout := hook.NewRequest(method, body, opts)
+	made, timeout, mistake := hook.NewRequest(method, body, opts)
 	req, _ := made.(*amqpx.Request)
-	if timeout < 0 {
-		return nil, Error(amqpx.CodeInvalidArgument, amqpx.DidNotRun, Message("CallTimeout: the time is not positive"))
+	if mistake != nil {
+		return nil, Error(amqpx.CodeInvalidArgument, amqpx.DidNotRun, Message(mistake.Error()))
 	}
 	if _, has := ctx.Deadline(); !has && timeout == 0 {
 		timeout = amqpx.DefaultTimeout

@@ -64,7 +64,8 @@ func TestCallerErrors(t *testing.T) {
 		"a secret":         {t.Context(), errors.New("secret"), nil, amqpx.CodeInternal, amqpx.Ran, nil, "internal: internal error"},
 		"end of a context": {t.Context(), context.DeadlineExceeded, nil, amqpx.CodeDeadlineExceeded, amqpx.MayHaveRun, context.DeadlineExceeded, "deadline_exceeded (may have run)"},
 		"canceled before":  {ended, nil, nil, amqpx.CodeCanceled, amqpx.DidNotRun, context.Canceled, "canceled (did not run)"},
-		"no time":          {t.Context(), nil, []amqpx.CallOption{amqpx.CallTimeout(0)}, amqpx.CodeInvalidArgument, amqpx.DidNotRun, nil, "invalid_argument: CallTimeout: the time is not positive (did not run)"},
+		"no time":          {t.Context(), nil, []amqpx.CallOption{amqpx.CallTimeout(0)}, amqpx.CodeInvalidArgument, amqpx.DidNotRun, nil, "invalid_argument: CallTimeout: want more than 0 (did not run)"},
+		"a nil option":     {t.Context(), nil, []amqpx.CallOption{nil}, amqpx.CodeInvalidArgument, amqpx.DidNotRun, nil, "invalid_argument: a CallOption is nil (did not run)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -32,8 +32,8 @@ type ErrorParts struct {
 }
 
 // NewRequest returns the *amqpx.Request of a call with the []amqpx.CallOption opts, as middleware
-// of a client without options gets it, and the time of CallTimeout: 0 if there is none, less if it
-// is invalid. Package amqpx sets it.
+// of a client without options gets it, the time of CallTimeout, 0 if there is none, and the mistake
+// of an invalid option. Package amqpx sets it.
 //
 //nolint:gochecknoglobals // set while package amqpx is initialised, and never changed.
-var NewRequest func(method string, body []byte, opts any) (req any, timeout time.Duration)
+var NewRequest func(method string, body []byte, opts any) (req any, timeout time.Duration, mistake error)
