@@ -29,8 +29,8 @@ type Compressor interface {
 // reader's [WithMaxMessageSize]; beyond, a request is [CodeInvalidArgument], and a response is
 // [CodeResourceExhausted] with [ErrTooLarge].
 //
-// Of a [StreamMethod] the option of the client counts: both sides then compress their items of more
-// than above bytes.
+// The items of a [StreamMethod] are compressed in both directions with the compressor of the client,
+// and only if both sides have the option; a handler without it reads gzip.
 //
 // Every handler of a [Method] reads gzip, with and without this option, so callers may begin to use
 // [Gzip] at any time; any other compressor must be in the servers first.

@@ -208,3 +208,33 @@ func TestMisuseOfStreamMethods(t *testing.T) {
 		wantFailed(t, err, CodeInvalidArgument, DidNotRun)
 	}
 }
+
+func FuzzStreamItem(f *testing.F) {
+	m := NewStreamMethod[orderRequest, order]("m", JSON(), Compress(Gzip(), 10))
+	for _, encoding := range []string{"", "gzip"} {
+		items := typedItems{&m.typedMethod, encoding, 0}
+		for _, note := range []string{"", "a long note, which is compressed, compressed, compressed"} {
+			item, err := items.pack(orderRequest{SKU: "tv", Notes: []string{note}})
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(item, encoding)
+		}
+	}
+	f.Add([]byte{2}, "GZIP")
+	f.Fuzz(func(t *testing.T, item []byte, encoding string) {
+		const limit = 1 << 10
+		items := typedItems{&m.typedMethod, encoding, limit}
+		if items.check() != nil {
+			return
+		}
+		body, err := items.unpack(item)
+		if err == nil && len(body) > max(limit, len(item)) {
+			t.Errorf("%d bytes, the limit is %d", len(body), limit)
+		}
+		var in orderRequest
+		if err := m.decode(body, &in); err != nil && CodeOf(err) != CodeInvalidArgument {
+			t.Errorf("%v", err)
+		}
+	})
+}

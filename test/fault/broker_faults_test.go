@@ -175,13 +175,18 @@ func closeConnections(s *stage) {
 }
 
 // deleteQueues deletes the queues with the given prefix. For the request queue's name it
-// deletes only this queue.
+// deletes only this queue. The broker deletes no exclusive queue, as those of streams are.
 func deleteQueues(prefix string) func(*stage) {
 	return func(s *stage) {
 		s.t.Helper()
-		for _, name := range s.manage.Queues(s.tenant.URL(), prefix) {
-			if prefix != queueName || name == queueName {
-				s.manage.Do(http.MethodDelete, nil, nil, "queues", s.tenant.Vhost, name)
+		var all []struct {
+			Name      string
+			Exclusive bool
+		}
+		s.manage.Do(http.MethodGet, nil, &all, "queues", s.tenant.Vhost)
+		for _, q := range all {
+			if strings.HasPrefix(q.Name, prefix) && (prefix != queueName || q.Name == queueName) && !q.Exclusive {
+				s.manage.Do(http.MethodDelete, nil, nil, "queues", s.tenant.Vhost, q.Name)
 			}
 		}
 	}

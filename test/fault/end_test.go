@@ -46,7 +46,11 @@ func (s *stage) end(row *report.Row) {
 	rig.Eventually(s.t, "the broker counts what it did at first", func() bool {
 		now := s.count()
 		row.Held = fmt.Sprintf("%+v, at first %+v, %d clients killed", now, s.before, s.killed)
-		return s.within(now)
+		if !s.within(now) {
+			row.Held += fmt.Sprintf(", queues %v", s.manage.Queues(s.tenant.URL(), ""))
+			return false
+		}
+		return true
 	})
 	for _, c := range s.clients {
 		if err := c.stop(); err != nil {
