@@ -14,7 +14,7 @@ import (
 func TestDocumentedTestsExist(t *testing.T) {
 	t.Parallel()
 	there := map[string]bool{}
-	for _, pattern := range []string{"*/*_test.go", "../pkg/amqpx/*_test.go"} {
+	for _, pattern := range []string{"*/*_test.go", "../pkg/amqpx/*_test.go", "../pkg/amqpx/internal/*/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

@@ -60,7 +60,7 @@ func TestExportedAPI(t *testing.T) {
 // kit.
 func TestProductionHasNoTestCode(t *testing.T) {
 	t.Parallel()
-	for path := range list(t, module+"/pkg/amqpx", module+"/pkg/amqpxgrpc", module+"/pkg/amqpxotel", module+"/pkg/amqpxprom",
+	for path := range list(t, ".", module+"/pkg/amqpx", module+"/pkg/amqpxgrpc", module+"/pkg/amqpxotel", module+"/pkg/amqpxprom",
 		module+"/examples/...", module+"/services/rpc-client", module+"/services/rpc-server") {
 		if path == "testing" || strings.HasSuffix(path, "test") && strings.HasPrefix(path, module) {
 			t.Errorf("%s is linked", path)
