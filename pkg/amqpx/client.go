@@ -23,7 +23,8 @@ type Client struct {
 	cfg     *clientConfig
 	sup     *transport.Supervisor
 	board   statusBoard
-	handler Handler // the round trip inside the middleware; nil without middleware
+	inner   Handler // the round trip
+	handler Handler // inner inside the middleware; nil without middleware
 	traced  Handler // handler inside the tracing middleware; nil without it
 	route   route
 	pending *pending
@@ -116,7 +117,8 @@ func makeClient(cfg *clientConfig, ended func(*Client)) (*Client, error) {
 
 // buildHandlers puts the round trip into the middleware.
 func (c *Client) buildHandlers() (err error) {
-	inner, middleware := Handler(c.roundTrip), c.cfg.middleware
+	c.inner = c.roundTrip
+	inner, middleware := c.inner, c.cfg.middleware
 	if len(middleware) > 0 {
 		if c.handler, err = chain(inner, middleware); err != nil {
 			return fmt.Errorf("amqpx: client: WithMiddleware: %w", err)
@@ -144,6 +146,9 @@ func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
 			h = c.traced
 		}
 	}
+	if h == nil && req.makesTries() {
+		h = c.inner
+	}
 	if req.sent.ours = h == nil; !req.sent.ours { // otherwise the call makes its id
 		req.CorrelationID = newID()
 		if req.IdempotencyKey == "" && req.Idempotent {
@@ -159,6 +164,11 @@ func (c *Client) handlerOf(ctx context.Context, req *Request) Handler {
 // canceled, the context of the call's handler is canceled too ([WithControl]). The body must
 // not be changed until Call returns.
 func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error) {
+	return c.call(ctx, method, body, opts, false)
+}
+
+// call is Call, or Send if the request is oneWay.
+func (c *Client) call(ctx context.Context, method string, body []byte, opts []CallOption, oneWay bool) ([]byte, error) {
 	if err := c.checkCall(ctx, opts); err != nil {
 		return nil, err
 	}
@@ -167,11 +177,14 @@ func (c *Client) Call(ctx context.Context, method string, body []byte, opts ...C
 	}
 	defer c.calls.Leave()
 	watched := c.observe(method)
-	req, timeout := c.newRequest(method, body, opts)
-	if timeout < 0 {
-		err := misused(errCallTimeout)
+	req, timeout, mistake := c.newRequest(method, body, opts)
+	if mistake != nil {
+		err := misused(mistake)
 		c.recordCall(watched, err)
 		return nil, err
+	}
+	if oneWay {
+		timeout = c.makeOneWay(ctx, &req, watched.now(), timeout)
 	}
 	if timeout > 0 {
 		var cancel context.CancelFunc
@@ -201,21 +214,19 @@ func (c *Client) send(ctx context.Context, watched observation, req Request) ([]
 }
 
 // newRequest returns the request of a call, with the options of the client, the method and the
-// call, and the time of CallTimeout: 0 if there is none, less if it is invalid.
-func (c *Client) newRequest(method string, body []byte, opts []CallOption) (req Request, timeout time.Duration) {
+// call, and the time of CallTimeout, 0 if there is none. mistake is that of an invalid option.
+func (c *Client) newRequest(method string, body []byte, opts []CallOption) (req Request, timeout time.Duration, mistake error) {
 	req = Request{Method: method, Body: body}
 	cfg := c.cfg.callConfigOf(method, opts)
 	req.Header, req.Idempotent, req.IdempotencyKey = maps.Clone(cfg.header), cfg.idempotent, cfg.idempotencyKey
 	req.ContentType, req.ContentEncoding = cfg.contentType, cfg.contentEncoding
 	req.sent.info, req.sent.waitForServer = cfg.info, cfg.waitForServer
-	req.sent.acceptEncoding, req.sent.content = cfg.acceptEncoding, cfg.content
+	req.sent.acceptEncoding, req.sent.content, req.sent.expiration = cfg.acceptEncoding, cfg.content, cfg.expiration
 	if cfg.keyed && c.cfg.shards > 1 {
 		req.sent.keyed, req.sent.shard = true, uint8(jump(cfg.shardHash, c.cfg.shards)) //nolint:gosec // below MaxShards.
 	}
-	if cfg.timeoutFault {
-		return req, -1
-	}
-	return req, cfg.timeout
+	req.sent.retry, req.sent.hedge = cfg.retry, cfg.hedge
+	return req, cfg.timeout, cfg.mistake()
 }
 
 // callContext is the context of a call in the middleware of a client, if the caller's context has

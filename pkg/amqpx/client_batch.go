@@ -119,10 +119,22 @@ func (a *attempt) BatchKey() string {
 	case len(a.call.route.shards) > 0:
 		return a.shardKey(a.mayJoinBatch())
 	case a.mayJoinBatch():
-		return a.call.route.batch.queueName()
+		return a.batchKeyOf(a.call.route.batch.queueName())
 	default:
 		return ""
 	}
+}
+
+// oneWayGroup begins the keys of the batchers of one-way requests: the requests of a batch share
+// their reply_to and their delivery mode.
+const oneWayGroup = "\x02"
+
+// batchKeyOf returns the key of the attempt's batcher, given that of calls.
+func (a *attempt) batchKeyOf(calls string) string {
+	if calls != "" && a.call.req.isOneWay() {
+		return oneWayGroup + calls
+	}
+	return calls
 }
 
 // mayJoinBatch reports whether the request may travel in a batch.
@@ -182,12 +194,12 @@ func (a *attempt) NewBatch(_ string, limit int, buffer []byte) publish.Batch {
 	}
 	return &callBatch{
 		shard: shard, limit: min(limit, target.limit), body: buffer, begun: time.Now(),
-		target: target, replyTo: route.replyTo, persistent: route.persistent,
+		target: target, replyTo: a.call.replyTo(), persistent: a.call.isPersistent(),
 	}
 }
 
-// callBatch is a batch of calls. It has one expiration, the shortest remaining time of its
-// calls, so that no call runs after its caller has gone.
+// callBatch is a batch of calls, or of one-way requests. It has one expiration, the shortest
+// remaining time of its calls, so that no call runs after its caller has gone.
 type callBatch struct {
 	attempts    []*attempt
 	shard       int
@@ -210,6 +222,9 @@ func (b *callBatch) Fits(m publish.Batchable) bool {
 	}
 	left, req := a.call.budget(b.begun), a.call.req.measured()
 	least, most := min(b.least, left), max(b.most, left)
+	if least == wire.NoBudget && most != wire.NoBudget {
+		return false
+	}
 	return len(b.body)+req.BatchSize() <= b.limit && most <= least+least/deadlineShare
 }
 
@@ -221,7 +236,7 @@ func (b *callBatch) Add(m publish.Batchable) {
 	}
 	left := a.call.budget(b.begun)
 	if len(b.attempts) == 0 {
-		b.id, b.least, b.user = b.target.nextID(), left, a.call.route.user.get()
+		b.id, b.least, b.most, b.user = b.target.nextID(), left, left, a.call.route.user.get()
 	}
 	a.marks.Or(markBatched)
 	a.SetQueue(b.shard)

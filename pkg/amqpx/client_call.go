@@ -26,6 +26,7 @@ const (
 	eventExpired                    // the deadline has passed
 	eventCanceled                   // the context has ended
 	eventClosed                     // the client is closed
+	eventConfirmed                  // the broker has confirmed a one-way request
 	eventPublished                  // the current attempt ended with a publish result
 	eventAttempt                    // the next attempt is due
 	eventFull                       // the request was nacked, and the queue is at its bound
@@ -67,7 +68,7 @@ type call struct {
 	*callProgress
 
 	sent atomic.Int32 // number of written attempts
-	// notified has a bit for each eventKind up to eventClosed that happened. A response's bit
+	// notified has a bit for each eventKind up to eventConfirmed that happened. A response's bit
 	// is cleared when the response is read; the other events end the call, so their bits stay.
 	notified atomic.Uint32
 	// current is the attempt whose result the call waits for; nil before the first attempt, and
@@ -114,6 +115,18 @@ type callProgress struct {
 
 // maxReusedBody bounds the memory of a body that is kept for reuse, in bytes.
 const maxReusedBody = 4 << 10
+
+// replyTo returns the address for the response; "" for a one-way request.
+func (k *call) replyTo() string {
+	if k.req.isOneWay() {
+		return ""
+	}
+	return k.route.replyTo
+}
+
+// isPersistent reports whether the request survives a restart of the broker, in a durable queue.
+// Nobody would notice the loss of a confirmed one-way request.
+func (k *call) isPersistent() bool { return k.route.persistent || k.req.isOneWay() }
 
 // waitingCall is a call for a waiting goroutine, with everything that the call refers to in one
 // allocation.
@@ -179,7 +192,7 @@ func (k *call) store(a *wire.Response) {
 	}
 }
 
-// notify records an event up to eventClosed and wakes the call. It never blocks.
+// notify records an event up to eventConfirmed and wakes the call. It never blocks.
 func (k *call) notify(kind eventKind) {
 	k.notified.Or(1 << kind)
 	k.wakeUp()
@@ -202,7 +215,7 @@ func offerToken(wake chan<- struct{}) {
 	}
 }
 
-// has reports whether an event up to eventClosed happened and was not read.
+// has reports whether an event up to eventConfirmed happened and was not read.
 func (k *call) has(kind eventKind) bool { return k.notified.Load()&(1<<kind) != 0 }
 
 // takeResponse reports whether there is an unread response, which the caller must read.
@@ -221,13 +234,15 @@ func (k *call) takeEnded() *attempt {
 	return a
 }
 
-// next returns the next unread event of the call, if there is one. A response comes before an
-// event that ends the call, and such an event before the result of the current attempt. An event
+// next returns the next unread event of the call, if there is one. A response, or the confirm of a
+// one-way request, comes before an event that ends the call, and such an event before the result of the current attempt. An event
 // that ends the call stays unread.
 func (k *call) next() (ev event, ok bool) {
 	switch {
 	case k.takeResponse():
 		return event{kind: eventResponse}, true
+	case k.has(eventConfirmed):
+		return event{kind: eventConfirmed}, true
 	case k.has(eventExpired):
 		return event{kind: eventExpired}, true
 	case k.has(eventCanceled):
@@ -284,8 +299,17 @@ func (k *call) cancelSend() bool {
 	return true
 }
 
-// budget returns the time left until the deadline.
-func (k *call) budget(now time.Time) time.Duration { return max(k.deadline.Sub(now), 0) }
+// budget returns the time left for the request in queues and servers: until the call's deadline,
+// or until a one-way request expires; wire.NoBudget means without limit.
+func (k *call) budget(now time.Time) time.Duration {
+	until := k.deadline
+	if k.req.isOneWay() {
+		if until = k.req.expires(); until.IsZero() {
+			return wire.NoBudget
+		}
+	}
+	return max(until.Sub(now), 0)
+}
 
 // outcome returns the outcome of a call ending now, and cancels an unwritten attempt. The result
 // of an earlier attempt is in uncertain.
@@ -438,7 +462,7 @@ func (a *attempt) BeginSend(generation uint64) bool {
 func (a *attempt) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
 	a.marks.And(^uint32(markBatched)) // set by callBatch.Add, also for a batch of one call
 	k, req := a.call, a.request()
-	msg = req.Publishing(k.route.replyTo, k.budget(time.Now()), k.route.persistent)
+	msg = req.Publishing(k.replyTo(), k.budget(time.Now()), k.isPersistent())
 	msg.UserId = k.route.user.get()
 	return a.routingKey(), true, msg
 }
@@ -456,6 +480,9 @@ func (a *attempt) OnResult(f publish.Result) {
 	}
 	if f == publish.Confirmed {
 		opens := route.queueGate.isShut.Load() && !a.isBatched()
+		if a.call.req.isOneWay() { // before the transition: no other goroutine may end the attempt as lost first
+			a.call.notify(eventConfirmed)
+		}
 		a.transition(stageWritten, stageConfirmed)
 		if opens {
 			route.queueGate.open()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,9 +56,10 @@ func (c *cancels) take() []wire.Cancellation {
 }
 
 // sendCancel queues a cancellation if the caller canceled the call and a server may have the
-// request. An expired call needs no cancellation: servers know its deadline.
+// request. An expired call needs no cancellation: servers know its deadline. Cancellations do not
+// concern one-way requests.
 func (c *Client) sendCancel(req *callRequest, cause error, outcome Outcome) {
-	if c.cancels != nil && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
+	if c.cancels != nil && !req.isOneWay() && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
 		c.cancels.add(wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()})
 	}
 }
@@ -219,6 +219,7 @@ func (c *Client) ask(ctx context.Context, question string, enough <-chan time.Ti
 // askThrough is ask on the given open connection.
 func (c *Client) askThrough(ctx context.Context, l transport.Conn, question string, enough <-chan time.Time, take func(*ServerInfo) (more bool)) error {
 	q := &clientQuery{query: newQuery(question, nil), conn: l, exchange: c.cfg.queue.controlExchange(), user: c.route.user.get()}
+	q.request, q.received = q.question, q.passOn
 	if c.cfg.replyMode == ReplyQueue { // otherwise the user may lack the permission for reply queues
 		q.replies = c.newReplyQueueName()
 	}
@@ -238,6 +239,9 @@ type clientQuery struct {
 	exchange string
 	replies  string // the name of the query's queue; "": the broker makes a name
 	user     string // the broker's user; "" if it is not verified
+	// request returns the message without reply_to and user, and received gets the responses.
+	request  func() amqp.Publishing
+	received func(*amqp.Delivery)
 }
 
 // run asks the question and passes the responses on until the query is over. The calls to the
@@ -265,20 +269,25 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 	if err != nil {
 		return err
 	}
-	returned := ch.NotifyReturn(make(chan amqp.Return, 1))
-	if err := ch.PublishFanout(q.exchange, amqp.Publishing{
-		AppId: q.id, ReplyTo: replies.Name, CorrelationId: q.id, UserId: q.user,
-		Expiration: strconv.FormatInt(questionExpires.Milliseconds(), 10),
-	}); err != nil {
+	returned, ended := ch.NotifyReturn(make(chan amqp.Return, 1)), ch.NotifyClose(make(chan *amqp.Error, 1))
+	msg := q.request()
+	msg.ReplyTo, msg.UserId = replies.Name, q.user
+	if err := ch.PublishFanout(q.exchange, msg); err != nil {
 		return err
 	}
 	for {
 		select {
 		case d, ok := <-responses:
 			if !ok {
+				responses = nil // the end of the channel has the reason
+				continue
+			}
+			q.received(&d)
+		case refused := <-ended:
+			if refused == nil {
 				return transport.ErrConnectionEnded
 			}
-			q.passOn(&d)
+			return refused
 		case <-returned:
 			return errNoServerListens
 		case <-q.over:
@@ -296,6 +305,9 @@ var errNoServerListens = errors.New("no server listens")
 // wrapError returns the error of a failed query.
 func (q *clientQuery) wrapError(err error) error {
 	var refused *amqp.Error
+	if errors.As(err, &refused) && refused.Code == amqp.AccessRefused {
+		return localError(CodePermissionDenied, DidNotRun, nil, err.Error(), err)
+	}
 	if errors.Is(err, errNoServerListens) || errors.As(err, &refused) && refused.Code == amqp.NotFound {
 		return localError(CodeUnavailable, DidNotRun, ErrUnroutable, fmt.Sprintf("no server listens at exchange %q", q.exchange))
 	}

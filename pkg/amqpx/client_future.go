@@ -69,9 +69,9 @@ func (c *Client) Go(ctx context.Context, method string, body []byte, opts ...Cal
 	if c.cfg.observer != nil {
 		f.watched = new(c.observe(method))
 	}
-	req, timeout := c.newRequest(method, body, opts)
-	if timeout < 0 {
-		f.settle(nil, misused(errCallTimeout))
+	req, timeout, mistake := c.newRequest(method, body, opts)
+	if mistake != nil {
+		f.settle(nil, misused(mistake))
 		return f
 	}
 	if own := f.begun().Add(timeout); timeout > 0 {

@@ -146,6 +146,31 @@ func (c *clientConfig) validateClient() error {
 	return errors.Join(faults...)
 }
 
+// validateShared reports call options that cannot apply to several calls.
+func validateShared(where string, opts []CallOption) error {
+	cfg := &callConfig{}
+	for i, o := range opts {
+		if o == nil {
+			return fmt.Errorf("%s: option %d is nil", where, i+1)
+		}
+		o(cfg)
+	}
+	var faults []error
+	if cfg.idempotencyKey != "" {
+		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
+	}
+	if cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
+	}
+	if mistake := cfg.mistake(); mistake != nil && !cfg.timeoutFault {
+		faults = append(faults, fmt.Errorf("%s: %w", where, mistake))
+	}
+	if cfg.info != nil {
+		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))
+	}
+	return errors.Join(faults...)
+}
+
 type clientOption func(*clientConfig)
 
 func (o clientOption) applyClient(c *clientConfig) { o(c) }
@@ -193,7 +218,8 @@ func WithMaxInFlightBytes(n int) ClientOption {
 // with a RetryAfter hint. A burst of 0 means no retries. The defaults are [DefaultRetryRatio]
 // and [DefaultRetryBurst].
 //
-// Calls that wait for a server ([WaitForServer]) and calls sent again after a lost connection
+// The retries of [WithRetry] and the second requests of [WithHedge] use the same budget. Calls that
+// wait for a server ([WaitForServer]) and calls sent again after a lost connection
 // do not use the budget.
 func WithRetryBudget(ratio float64, burst int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.retryRatio, c.retryBurst = ratio, burst })
@@ -244,6 +270,9 @@ type callConfig struct {
 
 	timeout        time.Duration    // of CallTimeout; 0: none
 	timeoutFault   bool             // CallTimeout was given no time
+	expiration     time.Duration    // of WithExpiration; 0: none, less: it was given no time
+	retry          *retryPolicy     // of WithRetry; nil: none
+	hedge          time.Duration    // of WithHedge; 0: none, less: it was given no time
 	acceptEncoding string           // the content encodings that the response may have
 	content        *receivedContent // set when the call ends; nil if nobody wants it
 }
@@ -252,6 +281,22 @@ type callConfig struct {
 type receivedContent struct {
 	contentType, contentEncoding string
 	limit                        int // of the client, for the body
+}
+
+// mistake returns an error for an invalid option.
+func (c *callConfig) mistake() error {
+	switch {
+	case c.timeoutFault:
+		return errCallTimeout
+	case c.expiration < 0:
+		return errExpiration
+	case c.hedge < 0:
+		return errHedge
+	case c.retry != nil:
+		return c.retry.fault
+	default:
+		return nil
+	}
 }
 
 // with returns a copy with further options. Options do not change what c refers to.
@@ -280,10 +325,16 @@ func (c *clientConfig) callConfigOf(method string, own []CallOption) *callConfig
 type sentWith struct {
 	info           *CallInfo
 	waitForServer  bool
-	ours           bool         // no middleware sees the request
-	keyed          bool         // the call uses the shard, and no other
-	shard          uint8        // with keyed
-	stream         *streamStart // of a stream; nil for a call
+	ours           bool          // no middleware sees the request
+	keyed          bool          // the call uses the shard, and no other
+	shard          uint8         // with keyed
+	stream         *streamStart  // of a stream; nil for a call
+	all            *gathering    // of a call to all servers; else nil
+	oneWay         bool          // of Client.Send
+	expiration     time.Duration // of WithExpiration
+	expires        time.Time     // with oneWay; the zero time: never
+	retry          *retryPolicy  // of WithRetry; nil: none
+	hedge          time.Duration // of WithHedge; 0: none
 	acceptEncoding string
 	content        *receivedContent
 }

@@ -294,6 +294,9 @@ func (p *pending) unlessClosed(f func()) bool {
 	return !p.closed
 }
 
+// isClosed reports whether close was called.
+func (p *pending) isClosed() bool { return !p.unlessClosed(func() {}) }
+
 // len returns the number of pending calls.
 func (p *pending) len() int {
 	p.mu.Lock()

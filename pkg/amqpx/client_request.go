@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -32,6 +33,7 @@ const (
 	traitWaitForServer requestTraits = 1 << iota // see WaitForServer
 	traitUnsampled                               // see Request.Unsampled
 	traitKeyed                                   // the call uses requestOptions.shard, see WithShardKey
+	traitOneWay                                  // the request wants no response, see Client.Send
 )
 
 // has reports whether t has a trait.
@@ -48,6 +50,9 @@ func traitsOf(req *Request) (t requestTraits) {
 	if req.sent.keyed {
 		t |= traitKeyed
 	}
+	if req.sent.oneWay {
+		t |= traitOneWay
+	}
 	return t
 }
 
@@ -59,6 +64,8 @@ type requestOptions struct {
 	key                          string // the idempotency key, if it is not the correlation id
 	id                           string // the correlation id, if middleware has set one that is not a UUID
 	shard                        uint8  // the shard of the call's key
+	// expires is when a one-way request expires; the zero time: it does not.
+	expires time.Time
 
 	acceptEncoding string           // the content encodings that the response may have
 	content        *receivedContent // set when the call ends; nil if nobody wants it
@@ -84,6 +91,9 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	}
 	if req.sent.keyed {
 		k.req.options().shard = req.sent.shard
+	}
+	if !req.sent.expires.IsZero() {
+		k.req.options().expires = req.sent.expires
 	}
 	if req.sent.acceptEncoding != "" || req.sent.content != nil {
 		k.req.options().acceptEncoding, k.req.options().content = req.sent.acceptEncoding, req.sent.content
@@ -113,6 +123,17 @@ func (r *callRequest) shard() (i int, keyed bool) {
 		return 0, false
 	}
 	return int(r.more.shard), true
+}
+
+// isOneWay reports whether the request wants no response.
+func (r *callRequest) isOneWay() bool { return r.traits.has(traitOneWay) }
+
+// expires returns when a one-way request expires; the zero time: it does not.
+func (r *callRequest) expires() time.Time {
+	if r.more == nil {
+		return time.Time{}
+	}
+	return r.more.expires
 }
 
 // text returns the correlation id as it travels.
@@ -209,7 +230,7 @@ func (r *callRequest) withID(id string) wire.Request {
 		req.Key = id
 	}
 	if m := r.more; m != nil {
-		req.Header, req.ContentType, req.ContentEncoding, req.WantsTimes = m.header, m.contentType, m.contentEncoding, m.info != nil
+		req.Header, req.ContentType, req.ContentEncoding, req.WantsTimes = m.header, m.contentType, m.contentEncoding, m.info != nil && !r.isOneWay()
 		req.AcceptEncoding = m.acceptEncoding
 		if !r.keyIsID {
 			req.Key = m.key

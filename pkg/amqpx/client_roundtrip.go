@@ -27,20 +27,36 @@ const (
 	fullRetryMax = 150 * time.Millisecond
 )
 
-// roundTrip is the innermost Handler of a client: it sends the request, sends it again when
-// this is safe, and waits for the response. A context without a deadline, which is the
-// caller's own or was detached by middleware, gets the client's default deadline.
+// roundTrip is the innermost Handler of a client: it makes the tries of a call, or opens a stream.
 func (c *Client) roundTrip(ctx context.Context, req *Request) ([]byte, error) {
-	if req.sent.stream != nil {
+	switch {
+	case req.sent.stream != nil:
 		return req.sent.stream.roundTrip(ctx, req)
+	case req.sent.all != nil:
+		return nil, req.sent.all.run(ctx, c, req)
+	case req.makesTries():
+		return c.makeTries(ctx, req)
+	default:
+		return c.tryOnce(ctx, req)
 	}
+}
+
+// makesTries reports whether the call may need more than one try.
+func (req *Request) makesTries() bool {
+	return (req.sent.retry != nil || req.sent.hedge > 0) && req.sent.stream == nil && req.sent.all == nil
+}
+
+// tryOnce sends the request, sends it again when this is safe, and waits for the response. A context
+// without a deadline, which is the caller's own or was detached by middleware, gets the client's
+// default deadline.
+func (c *Client) tryOnce(ctx context.Context, req *Request) ([]byte, error) {
 	if own, ok := ctx.(*callContext); ok && own.client == c {
 		return c.roundTripOf(own, req) //nolint:contextcheck // own is ctx.
 	}
 	return c.roundTripOfCall(ctx, req, observation{})
 }
 
-// roundTripOfCall is roundTrip for a context that is not a callContext. The default timeout counts
+// roundTripOfCall is tryOnce for a context that is not a callContext. The default timeout counts
 // from the start of the observation, if there is one.
 func (c *Client) roundTripOfCall(ctx context.Context, req *Request, o observation) ([]byte, error) { //nolint:contextcheck // a lazyContext is its parent's child.
 	deadline, hasDeadline := ctx.Deadline()
@@ -179,7 +195,7 @@ func (c *Client) awaitResponse(ctx context.Context, k *call, gone <-chan struct{
 				return k.readResponse()
 			}
 			return nil, wire.Times{}, err
-		case eventResponse:
+		case eventResponse, eventConfirmed:
 			return k.readResponse()
 		case eventExpired, eventCanceled, eventClosed:
 			if k.responseArrived() { // a response is better than the error
@@ -250,10 +266,10 @@ func (k *call) pause(gone <-chan struct{}, d time.Duration) event {
 	return k.await(gone, timer.C)
 }
 
-// responseArrived reports whether there is a response, which the caller must read. Without a
-// response it records the result of the current attempt, if the attempt has ended.
+// responseArrived reports whether there is a response, or the confirm of a one-way request, which
+// the caller must read. Without it, it records the result of the current attempt, if the attempt has ended.
 func (k *call) responseArrived() bool {
-	if k.takeResponse() {
+	if k.takeResponse() || k.has(eventConfirmed) {
 		return true
 	}
 	if a := k.takeEnded(); a != nil {
@@ -262,9 +278,13 @@ func (k *call) responseArrived() bool {
 	return false
 }
 
-// readResponse returns the result of the call's response. A refusal proves that its own request
-// did not run, and nothing about an earlier request that may have arrived.
+// readResponse returns the result of the call's response, or of the confirm of a one-way request.
+// A refusal proves that its own request did not run, and nothing about an earlier request that may
+// have arrived.
 func (k *call) readResponse() ([]byte, wire.Times, error) {
+	if k.has(eventConfirmed) {
+		return nil, wire.Times{}, nil
+	}
 	k.responded = true
 	a := k.response
 	if a.Failure == nil {
@@ -532,6 +552,9 @@ func (c *Client) reasonOf(k *call) (detail string, sentinel error) {
 	case shut, waits && k.lastResult == publish.Nacked:
 		return queue, ErrQueueUnavailable
 	}
+	if k.req.isOneWay() {
+		return queue + c.observed(k, a), nil
+	}
 	return "no response from " + queue + c.observed(k, a), nil
 }
 
@@ -556,48 +579,4 @@ func (c *Client) observed(k *call, a *attempt) string {
 		return ""
 	}
 	return ": " + strings.Join(all, ", ")
-}
-
-// attemptCheckMin and attemptCheckMax bound the pause between two checks of attempts for
-// WithAttemptTimeout. The pause is an eighth of the time limit.
-const (
-	attemptCheckMin = 5 * time.Millisecond
-	attemptCheckMax = time.Second
-)
-
-// attemptDoublings bounds how often the time limit of a call's attempts doubles.
-const attemptDoublings = 10
-
-// WithAttemptTimeout sets a time limit for the attempts of idempotent calls. When the broker
-// has confirmed the request and no response arrives for d, for example because a server
-// acknowledged the request and lost it, the call is sent again under the same ids, marked as
-// re-sent. Each further attempt of a call gets twice the time of the previous attempt, to
-// protect slow servers; the call's deadline bounds all attempts. The first response counts,
-// whichever attempt it belongs to. Calls that are not idempotent are not affected. The
-// default, 0, sets no limit; a negative d is an error. The limit is checked at intervals of an
-// eighth of d, 5 ms to 1 s.
-func WithAttemptTimeout(d time.Duration) ClientOption {
-	return clientOption(func(c *clientConfig) { c.attemptTimeout = d })
-}
-
-// checkAttempts re-sends the calls whose attempts have reached their time limit, while a
-// session lasts.
-func (c *Client) checkAttempts(s *transport.Session) {
-	limit := c.cfg.attemptTimeout
-	tick := time.NewTicker(min(max(limit/8, attemptCheckMin), attemptCheckMax))
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-s.Done:
-			return
-		}
-		now := time.Now().UnixNano()
-		for _, a := range c.pending.attempts() {
-			doublings := min(max(a.call.sent.Load()-1, 0), attemptDoublings)
-			if a.call.req.idempotent && now-a.sentAt.Load() >= int64(limit)<<doublings {
-				a.loseConfirmed(publish.Lost)
-			}
-		}
-	}
 }

@@ -209,11 +209,11 @@ func (a *attempt) shardKey(batch bool) string {
 	batch = batch && a.hasBatchQueue()
 	switch s := a.call.route.shards[i]; {
 	case keyed && batch:
-		return s.batchKey
+		return a.batchKeyOf(s.batchKey)
 	case keyed:
 		return s.singleKey
 	case batch:
-		return batchGroup
+		return a.batchKeyOf(batchGroup)
 	default:
 		return singleGroup
 	}

@@ -82,9 +82,9 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 		return nil, misused(fmt.Errorf("method name of %d bytes: want 1 to %d", len(method), wire.MaxShortString))
 	}
 	cfg := c.cfg.callConfigOf(method, opts)
-	req, timeout := c.newRequest(method, nil, opts)
-	if timeout < 0 {
-		return nil, misused(errCallTimeout)
+	req, timeout, mistake := c.newRequest(method, nil, opts)
+	if mistake != nil {
+		return nil, misused(mistake)
 	}
 	if !c.calls.Enter() {
 		return nil, c.limitError(ErrClosed)

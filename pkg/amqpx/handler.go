@@ -50,7 +50,8 @@ type Request struct {
 	User string
 	// Queued is how long the request waited in this server for a worker. Server only.
 	Queued time.Duration
-	// OneWay is true if the caller wants no response (no reply_to). Server only.
+	// OneWay is true if the caller wants no response ([Client.Send]; on the wire no reply_to).
+	// Middleware of a client can read it, and has no effect on it.
 	OneWay bool
 	// Unsampled is true if the caller decided not to trace the call; the default is false: the
 	// caller traces the call, or has decided nothing. Tracing middleware of a client sets it

@@ -18,6 +18,12 @@ type Caller interface {
 	Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error)
 }
 
+// Sender sends one-way requests: a [Client], or in tests of senders a function of their own.
+type Sender interface {
+	// Send is like [Client.Send].
+	Send(ctx context.Context, method string, body []byte, opts ...CallOption) error
+}
+
 // Method is a method with types: server and callers share one value, mostly a variable of a
 // package which both import. It does not change, and is safe for concurrent use.
 //
@@ -214,25 +220,49 @@ func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...
 	case c == nil:
 		return res, misused(errNoClient)
 	}
-	body, err := m.codec.Marshal(req)
-	if err != nil {
-		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
-	}
-	body, encoding, err := m.compress(body, anyEncoding)
-	if err != nil {
-		return res, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
-	}
-	t := &typedCall{contentType: m.properties.ContentType, contentEncoding: encoding}
+	t := &typedCall{}
 	if m.cfg.compressor != nil {
 		t.acceptEncoding = m.cfg.compressor.Name()
 	}
-	all := make([]CallOption, 0, len(m.cfg.call)+len(opts)+1)
-	all = append(append(append(all, m.cfg.call...), opts...), t.apply)
+	body, all, err := m.encodeRequest(req, t, opts)
+	if err != nil {
+		return res, err
+	}
 	response, err := c.Call(ctx, m.name, body, all...)
 	if err != nil {
 		return res, err
 	}
 	return res, m.decodeResponse(response, &t.got, &res)
+}
+
+// Send sends a request without a response, like [Client.Send]; the options apply after those of the
+// method. A request that cannot be encoded is [CodeInvalidArgument] with [DidNotRun].
+func (m *Method[Req, Res]) Send(ctx context.Context, s Sender, req Req, opts ...CallOption) error {
+	switch {
+	case m.fault != nil:
+		return misused(m.mistake())
+	case s == nil:
+		return misused(errNoClient)
+	}
+	body, all, err := m.encodeRequest(req, &typedCall{oneWay: true}, opts)
+	if err != nil {
+		return err
+	}
+	return s.Send(ctx, m.name, body, all...)
+}
+
+// encodeRequest returns the body of a request, and the options of its call: those of the method, opts
+// and t.
+func (m *Method[Req, Res]) encodeRequest(req Req, t *typedCall, opts []CallOption) (body []byte, all []CallOption, err error) {
+	if body, err = m.codec.Marshal(req); err == nil {
+		body, t.contentEncoding, err = m.compress(body, anyEncoding)
+	}
+	if err != nil {
+		return nil, nil, localError(CodeInvalidArgument, DidNotRun, nil, "request: "+err.Error(), err)
+	}
+	t.contentType = m.properties.ContentType
+	all = make([]CallOption, 0, len(m.cfg.call)+len(opts)+1)
+	return body, append(append(append(all, m.cfg.call...), opts...), t.apply), nil
 }
 
 // decodeResponse decodes the body of a response into res.
@@ -261,11 +291,14 @@ func (m *Method[Req, Res]) decodeResponse(body []byte, got *receivedContent, res
 type typedCall struct {
 	contentType, contentEncoding string
 	acceptEncoding               string
+	oneWay                       bool // there is no response
 	got                          receivedContent
 }
 
 func (t *typedCall) apply(c *callConfig) {
-	c.contentType, c.contentEncoding, c.acceptEncoding, c.content = t.contentType, t.contentEncoding, t.acceptEncoding, &t.got
+	if c.contentType, c.contentEncoding = t.contentType, t.contentEncoding; !t.oneWay {
+		c.acceptEncoding, c.content = t.acceptEncoding, &t.got
+	}
 }
 
 // accepts reports whether a content type is that of the codec, or absent. Parameters, such as a

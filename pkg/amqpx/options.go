@@ -506,28 +506,6 @@ func (q Queue) validateName() error {
 	return errors.Join(faults...)
 }
 
-// validateShared reports call options that cannot apply to several calls.
-func validateShared(where string, opts []CallOption) error {
-	cfg := &callConfig{}
-	for i, o := range opts {
-		if o == nil {
-			return fmt.Errorf("%s: option %d is nil", where, i+1)
-		}
-		o(cfg)
-	}
-	var faults []error
-	if cfg.idempotencyKey != "" {
-		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
-	}
-	if cfg.timeoutFault {
-		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
-	}
-	if cfg.info != nil {
-		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))
-	}
-	return errors.Join(faults...)
-}
-
 // QueueType is RabbitMQ's x-queue-type.
 type QueueType string
 

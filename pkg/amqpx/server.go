@@ -55,11 +55,11 @@ type Server struct {
 	logs             serverLogs
 	nacked           chan nackedToLog   // nacked responses whose reason is not known yet
 	previous         *transport.Session // the session of the last call of setup
-	// batchesUp, retryUp and deadUp report which companions of the request queue are usable.
-	batchesUp, retryUp, deadUp atomic.Bool
-	returned                   returnedCopies
-	deferred                   deferredRequests
-	controlResponses           atomic.Int64 // unpublished responses of the control plane
+	// batchesUp, retryUp, deadUp and allUp report which companions of the request queue are usable.
+	batchesUp, retryUp, deadUp, allUp atomic.Bool
+	returned                          returnedCopies
+	deferred                          deferredRequests
+	controlResponses                  atomic.Int64 // unpublished responses of the control plane
 	// exchangeFault is the fault of the request exchange that was logged last; nil: the exchange
 	// is usable.
 	exchangeFault atomic.Pointer[FaultKind]

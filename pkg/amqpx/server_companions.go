@@ -37,6 +37,7 @@ type companion struct {
 	home     string // the queue to which requests are returned
 	// adopts is true if the queue is only used if it exists.
 	adopts bool
+	all    bool // the queue has the calls to all servers
 	// besides is, of a batch queue, the companion of its shard; nil for shard 0 and other queues.
 	besides *companion
 	// current is the consumer of the queue; nil before the first.
@@ -74,6 +75,9 @@ func (s *Server) companions(found transport.FoundQueue) []*companion {
 	if s.cfg.deliveryLimit > 0 {
 		all = append(all, &companion{queue: base.retryQueue(), prefetch: retryPrefetch, shard: noShard, up: &s.retryUp},
 			&companion{queue: base.deadQueue(), shard: noShard, up: &s.deadUp})
+	}
+	if k := s.allCompanion(); k != nil {
+		all = append(all, k)
 	}
 	for _, k := range all {
 		k.missing = make(chan struct{}, 1)
@@ -213,7 +217,7 @@ func (s *Server) openCompanion(main *consumer, k *companion, bindings *requestBi
 	}
 	done := make(chan struct{})
 	c := &consumer{
-		server: s, sess: sess, ch: ch, main: main, departure: main.departure, home: k.home, shard: k.shard, unpacks: k.unpacks, prefetch: k.prefetch, done: done,
+		server: s, sess: sess, ch: ch, main: main, departure: main.departure, home: k.home, shard: k.shard, unpacks: k.unpacks, all: k.all, prefetch: k.prefetch, done: done,
 		acks:   make(chan *delivery, 2*k.prefetch),
 		unread: make(chan *delivery, 2*k.prefetch),
 		failed: make(chan struct{}, 1), canceled: make(chan struct{}),

@@ -41,6 +41,7 @@ type consumer struct {
 	shard    int // of home; noShard for the retry queue
 	// unpacks is true if the consumer takes batches.
 	unpacks  bool
+	all      bool // of the calls to all servers
 	prefetch int
 	sub      subscription
 	acks     chan *delivery // deliveries whose messages are to be acknowledged, requeued or rejected

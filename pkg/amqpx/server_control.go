@@ -426,6 +426,7 @@ type serverLogs struct {
 	callerLimit    logLimit // requests beyond the limits of their callers
 	details        logLimit // details of errors that do not fit
 	badStream      logLimit // malformed openings of streams
+	oneWay         logLimit // errors of one-way requests
 
 	noControl      logLimit // the control plane cannot be set up
 	streams        logLimit // the queues of streams

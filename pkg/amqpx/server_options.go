@@ -129,6 +129,14 @@ func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, err
 	return c, nil
 }
 
+// handlerTimeFault returns an error for an invalid time limit.
+func handlerTimeFault(d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("max handler time %v: want more than 0, or 0 for no limit", d)
+	}
+	return nil
+}
+
 // limits returns the limits of the messages that the server receives.
 func (c *serverConfig) limits() transport.ContentLimits {
 	return transport.ContentLimits{MaxBody: c.maxMessageSize, InHand: c.inHand}
@@ -244,6 +252,7 @@ type serverMethod struct {
 	number     int // of the methods before it
 	handler    Handler
 	atMostOnce bool
+	everywhere bool          // of OnEveryServer
 	maxStreams int           // 0: no limit
 	maxTime    time.Duration // of HandlerTimeout; 0: the server's
 	slots      *handlerSlots // of MaxConcurrent; nil: no limit

@@ -58,16 +58,29 @@ const (
 )
 
 // reply sends the response to a request. A one-way request has no response and is only
-// acknowledged. Without a connection the response waits in the outbox for the next connection:
+// acknowledged; its error is logged. Without a connection the response waits in the outbox for the next connection:
 // the reply queue outlives a connection.
 func (s *Server) reply(req *inboundRequest, r reply) {
 	if req.in.OneWay {
+		if r.failed != nil && req.in.ReplyTo == "" { // otherwise the reply_to is refused, and logged
+			s.logOneWay(req, r.failed)
+		}
 		req.ack()
 		return
 	}
 	req.response = outboundResponse{server: s, request: req, response: r.toWire(s.selfID)}
 	req.response.send()
 }
+
+// logOneWay logs the error of a one-way request, which its caller does not get.
+func (s *Server) logOneWay(req *inboundRequest, e *Error) {
+	s.logs.oneWay.of(s.cfg.logger).Warn("a one-way request failed", zap.String("method", wire.Truncate(req.in.Method, wire.MaxShortString)),
+		zap.String("correlation_id", req.in.ID), zap.String("code", string(e.code)), zap.String("outcome", e.outcome.String()),
+		zap.String("error", wire.Truncate(e.message, maxLoggedMessage)))
+}
+
+// maxLoggedMessage bounds the message of an error of a one-way request in the log, in bytes.
+const maxLoggedMessage = 1024
 
 // send puts the response into the outbox of the right connection. A response to an address
 // which has ended a connection is dropped.

@@ -95,6 +95,9 @@ func (k *companion) requests(main *consumer) *consumer {
 
 // declareCompanion declares the queue of a companion.
 func (s *Server) declareCompanion(sess *transport.Session, k *companion) error {
+	if k.all {
+		return s.declareAll(sess, k)
+	}
 	if k.adopts {
 		return transport.AtStep(transport.StepDeclare, k.queue.Name, queueExists(sess, k.queue.Name))
 	}

@@ -308,14 +308,6 @@ func (s *Server) oldestHandler() time.Duration {
 	return oldest
 }
 
-// handlerTimeFault returns an error for an invalid time limit.
-func handlerTimeFault(d time.Duration) error {
-	if d < 0 {
-		return fmt.Errorf("max handler time %v: want more than 0, or 0 for no limit", d)
-	}
-	return nil
-}
-
 // process handles one request: the request is skipped, refused, requeued, republished, or run
 // through the middleware. During a drain the server refuses only malformed and expired
 // requests, which every server would refuse. It requeues all other requests for other servers,
@@ -336,6 +328,9 @@ func (s *Server) process(handlers context.Context, req *inboundRequest) (parked 
 	if failed == nil && in.Expired {
 		s.counts.expired.Add(1)
 		failed = refusal(CodeDeadlineExceeded, "expired in another queue, which dead-lettered it")
+	}
+	if failed == nil {
+		failed = req.refusesAll()
 	}
 	switch {
 	case failed != nil:

@@ -21,6 +21,8 @@ type ClientStats struct {
 	Resent uint64
 	// Retried counts the retries allowed by the retry budget.
 	Retried uint64
+	// Hedged counts the second requests of hedged calls ([WithHedge]).
+	Hedged uint64
 	// Rejected counts the calls that failed at once with [ErrTooManyCalls].
 	Rejected uint64
 	// Late counts responses to a call that had ended without a response, Duplicates second
@@ -39,7 +41,7 @@ type ClientStats struct {
 
 type clientCounts struct {
 	ok, failed, resent        atomic.Uint64
-	retried, rejected         atomic.Uint64
+	retried, hedged, rejected atomic.Uint64
 	late, duplicates, unknown atomic.Uint64
 	batched                   atomic.Uint64
 }
@@ -67,6 +69,7 @@ func (c *Client) Stats() ClientStats {
 		InFlight:   uint64(c.pending.len()), //nolint:gosec // a length is never negative.
 		Resent:     c.counts.resent.Load(),
 		Retried:    c.counts.retried.Load(),
+		Hedged:     c.counts.hedged.Load(),
 		Rejected:   c.counts.rejected.Load(),
 		Late:       c.counts.late.Load(),
 		Duplicates: c.counts.duplicates.Load(),

@@ -62,8 +62,11 @@ func (t *tracing) client(next amqpx.Handler) amqpx.Handler {
 
 // endCall ends a client's span.
 func endCall(span trace.Span, req *amqpx.Request, response []byte, err error) {
-	const most = 8
+	const most = 9
 	attributes := ofRequest(make([]attribute.KeyValue, 0, most), req)
+	if req.OneWay {
+		attributes = append(attributes, attribute.Bool(keyOneWay, true))
+	}
 	attributes = append(attributes, attribute.String(keyOutcome, amqpx.OutcomeOf(err).String()))
 	if err == nil {
 		attributes = append(attributes, attribute.Int(keyResponseBytes, len(response)))

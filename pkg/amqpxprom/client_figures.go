@@ -12,6 +12,8 @@ func clientFigures(queue string) figures[amqpx.ClientStats] {
 		func(s *stats) float64 { return float64(s.Resent) })
 	f.counter("amqpx_client_retries_total", "Retries that the retry budget allowed.",
 		func(s *stats) float64 { return float64(s.Retried) })
+	f.counter("amqpx_client_hedges_total", "Second requests of hedged calls.",
+		func(s *stats) float64 { return float64(s.Hedged) })
 	f.counter("amqpx_client_rejected_calls_total", "Calls that failed at once, because too many were in flight.",
 		func(s *stats) float64 { return float64(s.Rejected) })
 	f.counter("amqpx_client_late_responses_total", "Responses that came after their call had ended.",

@@ -14,7 +14,7 @@ func TestClientShowsEveryFigure(t *testing.T) {
 	m := NewClientMetrics("q")
 	m.Watch(clientSource{state: amqpx.StateBlocked, stats: amqpx.ClientStats{
 		OK: 1, Failed: 2, InFlight: 3, Resent: 4, Retried: 5, Rejected: 6, Late: 7, Duplicates: 8, Unknown: 9,
-		Batched: 10, Reconnects: 11, Blocked: 12500 * time.Millisecond,
+		Batched: 10, Reconnects: 11, Blocked: 12500 * time.Millisecond, Hedged: 14,
 	}})
 	m.CallSettled("b", "", time.Millisecond)
 	m.CallSettled("b", "", time.Second)
@@ -27,6 +27,7 @@ func TestClientShowsEveryFigure(t *testing.T) {
 		"amqpx_client_calls_in_flight":                      3,
 		"amqpx_client_resends_total":                        4,
 		"amqpx_client_retries_total":                        5,
+		"amqpx_client_hedges_total":                         14,
 		"amqpx_client_rejected_calls_total":                 6,
 		"amqpx_client_late_responses_total":                 7,
 		"amqpx_client_duplicate_responses_total":            8,

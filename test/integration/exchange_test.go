@@ -21,6 +21,7 @@ type confined struct {
 	owner    *rig.Rig // may do everything
 	server   *rig.Server
 	client   *amqpx.Client
+	tenant   *rig.Tenant // of the owner
 	user     *rig.Tenant // of the client
 	exchange string
 }
@@ -30,7 +31,7 @@ func confine(t *testing.T, methods rig.Methods) *confined {
 	t.Helper()
 	owner := rig.Manage(t).Tenant()
 	owner.Grant(".*")
-	c := &confined{owner: rig.On(t, owner.URL()), user: owner.Another()}
+	c := &confined{owner: rig.On(t, owner.URL()), tenant: owner, user: owner.Another()}
 	c.owner.Queue.Name = amqpx.DefaultQueue
 	c.exchange = c.owner.Queue.Name + ".rpc"
 	c.user.Permit(c.permissions(t))

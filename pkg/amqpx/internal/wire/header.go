@@ -219,6 +219,9 @@ func duration(v any, unit time.Duration) time.Duration {
 
 // Expiration returns the value of property expiration for a remaining time.
 func Expiration(budget time.Duration) string {
+	if budget == NoBudget {
+		return ""
+	}
 	return strconv.FormatInt(Milliseconds(min(budget, MaxBudget)), 10)
 }
 

@@ -101,8 +101,8 @@ func (r *Request) Check(maxBody int) error {
 }
 
 // Publishing returns the message of the request, with a table of headers only if the request
-// needs one. replyTo is the address for the response, and budget the remaining time: both may
-// differ each time the request is sent.
+// needs one. replyTo is the address for the response, and budget the remaining time or [NoBudget]:
+// both may differ each time the request is sent.
 func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bool) amqp.Publishing {
 	kind := TypeRequest
 	if r.Idempotent {
@@ -325,7 +325,7 @@ func headerRecordSize(name string, value any) int {
 }
 
 // AppendTo appends the record of the request to the body of a batch. budget is the remaining
-// time.
+// time, or [NoBudget].
 func (r *Request) AppendTo(b []byte, budget time.Duration) []byte {
 	b, start := beginRecord(b)
 	return r.appendRest(appendText(b, requestID, r.ID), start, budget)
@@ -342,7 +342,9 @@ func (r *Request) AppendWithID(b []byte, id *[16]byte, budget time.Duration) []b
 func (r *Request) appendRest(b []byte, start int, budget time.Duration) []byte {
 	b = appendText(b, requestMethod, r.Method)
 	b = appendBlob(b, requestBody, r.Body)
-	b = appendNumber(b, requestTimeout, uint64(Milliseconds(min(budget, MaxBudget)))) //nolint:gosec // never negative.
+	if budget != NoBudget {
+		b = appendNumber(b, requestTimeout, uint64(Milliseconds(min(budget, MaxBudget)))) //nolint:gosec // never negative.
+	}
 	if r.Key != r.ID || !r.Idempotent {
 		b = appendText(b, requestMessageID, r.Key)
 	}

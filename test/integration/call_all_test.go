@@ -1,0 +1,103 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/test/internal/rig"
+)
+
+// serveAll starts a server with a method for calls to all servers.
+func serveAll(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) {
+	t.Helper()
+	server, err := amqpx.NewServer(url, append(opts, amqpx.WithQueue(r.Queue))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Handle("echo", echo, amqpx.OnEveryServer()); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Handle("one", echo); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }() // ends with the cleanup
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	if err := server.WaitReady(rig.Patience(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// responses returns the number of servers that responded with a result, and the error of a call to all
+// servers, or else the last error of a server.
+func responses(ctx context.Context, client *amqpx.Client, method string, most int) (servers int, err error) {
+	ids := make(map[string]bool)
+	all := 0
+	for r, failed := range client.CallAll(ctx, method, []byte("x")) {
+		if failed != nil {
+			err = failed
+		} else if string(r.Body) == "x" {
+			ids[r.Server] = true
+		}
+		if all++; all == most {
+			break
+		}
+	}
+	return len(ids), err
+}
+
+// TestCallAll: every server with a method for such calls runs it once, servers without do not disturb.
+func TestCallAll(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	client := r.Ready()
+	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrUnroutable}}.check(t, errorOf(responses(rig.Patience(t), client, "echo", 1)))
+	for range 3 {
+		serveAll(t, r, r.URL)
+	}
+	r.Serve(rig.Methods{"echo": echo})
+	for name, c := range map[string]*amqpx.Client{"reply queue": client, "direct reply-to": r.Ready(amqpx.WithReplyMode(amqpx.ReplyDirect))} {
+		if n, err := responses(rig.Patience(t), c, "echo", 3); n != 3 || err != nil {
+			t.Errorf("%s: %d servers, %v", name, n, err)
+		}
+		if n, err := responses(rig.Within(t, time.Second), c, "echo", 0); n != 3 || err != nil {
+			t.Errorf("%s: %d servers in a second, %v", name, n, err)
+		}
+		n, err := responses(rig.Patience(t), c, "one", 3)
+		if want := (want{code: amqpx.CodeFailedPrecondition, outcome: amqpx.DidNotRun, remote: true}); n != 0 {
+			t.Errorf("%s: %d servers ran a method for one server", name, n)
+		} else {
+			want.check(t, err)
+		}
+	}
+}
+
+// TestCallAllNeedsAPermission: with the documented permissions of a client the broker refuses, with the
+// further one it does not; a server needs no further permission.
+func TestCallAllNeedsAPermission(t *testing.T) {
+	t.Parallel()
+	c := confine(t, rig.Methods{"m": echo})
+	server := permitted(t, c.tenant, "server")
+	serveAll(t, c.owner, server, amqpx.WithReplyPrefix("{queue}.reply.{user}."))
+	want{code: amqpx.CodePermissionDenied, outcome: amqpx.DidNotRun}.check(t, errorOf(responses(rig.Patience(t), c.client, "echo", 1)))
+	rig.Call(t, c.client, "m", nil) // the connection is as before
+	configure, write, read := c.permissions(t)
+	c.user.Permit(configure, write+`|^rpc_queue\.control\.all$`, read)
+	rig.Eventually(t, "the server responds", func() bool { // the broker remembers permissions for a moment
+		n, _ := responses(rig.Within(t, 5*time.Second), c.client, "echo", 1)
+		return n == 1
+	})
+}
+
+// errorOf returns the second of two results.
+func errorOf(_ int, err error) error { return err }
