@@ -24,22 +24,23 @@ type ServerResponse struct {
 	QueueTime, HandlerTime time.Duration
 }
 
-// CallAll calls a method on every server of the request queue at once, and returns their responses in
-// the order of their arrival. The error beside a response is that of the server: its handler's, or
-// [CodeUnimplemented] or [CodeFailedPrecondition] with [DidNotRun] if the server does not have the
-// method, or not for calls to all servers. Only servers with at least one method registered with
-// [OnEveryServer] receive such calls.
+// CallAll calls a method on every server of the request queue at once, and returns their
+// responses in the order of their arrival. The error beside a response is that of the server: its
+// handler's, or [CodeUnimplemented] or [CodeFailedPrecondition] with [DidNotRun] if the server
+// does not have the method, or not for calls to all servers. Only servers with at least one
+// method registered with [OnEveryServer] receive such calls.
 //
-// The number of servers is not known, so the sequence lasts until the loop ends, as after a number of
-// responses, or until the deadline, which is that of ctx, [CallTimeout] or [WithTimeout]. The end of the time is
-// an error only if no server has responded. An error of the call itself comes with a nil response, as the last
-// element: [ErrUnroutable] without servers, [ErrNotConnected] at once without a connection, [ErrClosed];
-// nothing is sent again. A loop that ends early does not cancel the handlers, which run until the deadline. Nothing is sent before the
-// sequence is ranged over; each range is a call of its own, and passes the middleware once.
+// The number of servers is not known, so the sequence lasts until the loop ends, as after a
+// number of responses, or until the deadline, which is that of ctx, [CallTimeout] or
+// [WithTimeout]. The end of the time is an error only if no server has responded. An error of the
+// call itself comes with a nil response, as the last element: [ErrUnroutable] without servers,
+// [ErrNotConnected] at once without a connection, [ErrClosed]; nothing is sent again. A loop that
+// ends early does not cancel the handlers, which run until the deadline. Nothing is sent before
+// the sequence is ranged over; each range is a call of its own, and passes the middleware once.
 //
 // The user of the client needs write permission for the exchange "<queue>.control.all", which the
-// permissions for calls do not include; without it the error has [CodePermissionDenied]. Options about
-// batches, shards, retries, hedges and waiting for a server have no effect.
+// permissions for calls do not include; without it the error has [CodePermissionDenied]. Options
+// about batches, shards, retries, hedges and waiting for a server have no effect.
 func (c *Client) CallAll(ctx context.Context, method string, body []byte, opts ...CallOption) iter.Seq2[*ServerResponse, error] {
 	return func(yield func(*ServerResponse, error) bool) {
 		g := &gathering{yield: yield}

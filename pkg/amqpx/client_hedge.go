@@ -7,18 +7,20 @@ import (
 	"time"
 )
 
-// WithHedge makes an idempotent call twice if it has no response after delay, more than 0: the second
-// request mostly reaches another server, the first response counts, and the other request is
-// canceled. Slow servers then cost the caller little more than delay, which should be about the
-// 95th to 99th percentile of the call's latency; a shorter delay is load for the servers without
-// use. A second request uses the budget of [WithRetryBudget], so a slow service is not made slower still.
+// WithHedge makes an idempotent call twice if it has no response after delay, more than 0: the
+// second request mostly reaches another server, the first response counts, and the other request
+// is canceled. Slow servers then cost the caller little more than delay, which should be about
+// the 95th to 99th percentile of the call's latency; a shorter delay is load for the servers
+// without use. A second request uses the budget of [WithRetryBudget], so a slow service is not
+// made slower still.
 //
 // Both requests have the same idempotency key. A server that receives both runs one of them, and
 // sends its result to both ([WithDedup]); two servers run one each. Calls that are not idempotent
-// ([Idempotent], [WithIdempotencyKey]), one-way requests and streams are never made twice. A failure
-// counts like a result, except [CodeUnavailable], [CodeResourceExhausted] and [CodeAborted]: while the
-// other request is under way, the call then waits for its response. With [WithRetry] each retry is
-// hedged too. The default is no hedge; of several delays, the last counts.
+// ([Idempotent], [WithIdempotencyKey]), one-way requests and streams are never made twice. A
+// failure counts like a result, except [CodeUnavailable], [CodeResourceExhausted] and
+// [CodeAborted]: while the other request is under way, the call then waits for its response. With
+// [WithRetry] each retry is hedged too. The default is no hedge; of several delays, the last
+// counts.
 func WithHedge(delay time.Duration) CallOption {
 	return func(c *callConfig) {
 		if c.hedge = delay; delay <= 0 {
@@ -92,8 +94,8 @@ func (l *leg) isInconclusive() bool {
 		slices.Contains([]Code{CodeUnavailable, CodeResourceExhausted, CodeAborted}, l.err.Code())
 }
 
-// ownResults lets a request store what its caller wants to know beside the results of other requests of
-// the call.
+// ownResults lets a request store what its caller wants to know beside the results of other
+// requests of the call.
 func (req *Request) ownResults() {
 	if req.sent.info != nil {
 		req.sent.info = new(CallInfo)

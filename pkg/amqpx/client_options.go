@@ -219,7 +219,8 @@ func WithMaxInFlightBytes(n int) ClientOption {
 // with a RetryAfter hint. A burst of 0 means no retries. The defaults are [DefaultRetryRatio]
 // and [DefaultRetryBurst].
 //
-// Calls that wait for a server ([WaitForServer]) and calls sent again after a lost connection
+// The retries of [WithRetry] and the second requests of [WithHedge] use the same budget. Calls that
+// wait for a server ([WaitForServer]) and calls sent again after a lost connection
 // do not use the budget.
 func WithRetryBudget(ratio float64, burst int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.retryRatio, c.retryBurst = ratio, burst })

@@ -25,8 +25,8 @@ const (
 // its default.
 type RetryPolicy struct {
 	// MaxRetries bounds the retries of one call, that is, without the first time that it is made.
-	// The default is [DefaultMaxRetries]; less than 0 means no retries, for a method or a call that is
-	// an exception.
+	// The default is [DefaultMaxRetries]; less than 0 means no retries, for a method or a call
+	// that is an exception.
 	MaxRetries int
 	// MinBackoff and MaxBackoff bound the wait before a retry, which is random between zero and a
 	// bound that doubles from MinBackoff to MaxBackoff ("full jitter"). The defaults are
@@ -38,21 +38,23 @@ type RetryPolicy struct {
 	Codes []Code
 }
 
-// WithRetry makes the client call again when a call fails with a code of the policy. A call that is
-// not idempotent ([Idempotent]) is made again only if it certainly did not run ([DidNotRun]); an
-// idempotent call also if it ran, or may have run. The retries are requests with the same idempotency key and
-// new correlation ids, and one call for middleware, observers and [Client.Stats].
+// WithRetry makes the client call again when a call fails with a code of the policy. A call that
+// is not idempotent ([Idempotent]) is made again only if it certainly did not run ([DidNotRun]);
+// an idempotent call also if it ran, or may have run. The retries are requests with the same
+// idempotency key and new correlation ids, and one call for middleware, observers and
+// [Client.Stats].
 //
 // The wait before a retry is that of the policy and the hint of the error ([Error.RetryAfter])
-// together. A retry that could not begin before the deadline of the call, or for which the budget of
-// [WithRetryBudget] has nothing left, is not made: the call then returns its last error at once. The
-// outcome of this error is never [DidNotRun] if an earlier request of the call may have run.
+// together. A retry that could not begin before the deadline of the call, or for which the budget
+// of [WithRetryBudget] has nothing left, is not made: the call then returns its last error at
+// once. The outcome of this error is never [DidNotRun] if an earlier request of the call may have
+// run.
 //
-// This policy comes on top of what a client does for every call: sending again what was lost with a
-// connection, trying other servers after [CodeUnimplemented], and retrying refusals of servers that
-// did not run the call. A call is not made again after [ErrTooManyCalls] and [ErrClosed], and streams
-// are not. The default is no policy; of several, the last counts. The zero RetryPolicy retries
-// with all defaults.
+// This policy comes on top of what a client does for every call: sending again what was lost with
+// a connection, trying other servers after [CodeUnimplemented], and retrying refusals of servers
+// that did not run the call. A call is not made again after [ErrTooManyCalls] and [ErrClosed],
+// and streams are not. The default is no policy; of several, the last counts. The zero
+// RetryPolicy retries with all defaults.
 func WithRetry(policy RetryPolicy) CallOption {
 	var complete *retryPolicy
 	if policy.MaxRetries >= 0 {
@@ -109,7 +111,8 @@ func (p *retryPolicy) covers(e *Error, idempotent bool) bool {
 	}
 }
 
-// makeTries makes the tries of a call with a retry policy or a hedge: round trips, one after the other.
+// makeTries makes the tries of a call with a retry policy or a hedge: round trips, one after the
+// other.
 func (c *Client) makeTries(ctx context.Context, req *Request) ([]byte, error) {
 	policy, sum := req.sent.retry, 0
 	var wait *xsync.Backoff
@@ -154,8 +157,8 @@ func (e *Error) after(mayHaveRun bool) *Error {
 	return &own
 }
 
-// awaitRetry waits before a retry. It returns an error if the call or the client ends first; last is
-// the error of the last try.
+// awaitRetry waits before a retry. It returns an error if the call or the client ends first; last
+// is the error of the last try.
 func (c *Client) awaitRetry(ctx context.Context, pause time.Duration, last *Error) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()

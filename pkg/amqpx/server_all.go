@@ -8,16 +8,18 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
-// Calls to all servers. A server with methods for them consumes one queue more, of its own, which is bound
-// to a fanout exchange. The queue is deleted with its consumer, so a request never comes twice.
+// Calls to all servers. A server with methods for them consumes one queue more, of its own, which
+// is bound to a fanout exchange. The queue is deleted with its consumer, so a request never comes
+// twice.
 
-// OnEveryServer allows calls of the method to all servers at once ([Client.CallAll]), besides calls to one.
-// Other methods refuse them with [CodeFailedPrecondition]: most work, such as placing an order, must
-// be done by one server. It is for methods about the server itself, such as to drop its cache.
+// OnEveryServer allows calls of the method to all servers at once ([Client.CallAll]), besides
+// calls to one. Other methods refuse them with [CodeFailedPrecondition]: most work, such as
+// placing an order, must be done by one server. It is for methods about the server itself, such
+// as to drop its cache.
 //
 // The server needs the permissions of its control plane ([WithControl]), for the exchange
-// "<queue>.control.all" and a queue whose name begins with it. While the broker refuses them, the server logs
-// a warning, and does not receive such calls. The option has no effect on streams.
+// "<queue>.control.all" and a queue whose name begins with it. While the broker refuses them, the
+// server logs a warning, and does not receive such calls. The option has no effect on streams.
 func OnEveryServer() HandleOption { return func(m *serverMethod) { m.everywhere = true } }
 
 const (
@@ -30,7 +32,8 @@ const (
 // allExchange returns the name of the exchange of the calls to all servers.
 func (q Queue) allExchange() string { return q.controlExchange() + ".all" }
 
-// allCompanion returns the queue of this server for calls to all servers; nil if it has no method for them.
+// allCompanion returns the queue of this server for calls to all servers; nil if it has no method
+// for them.
 func (s *Server) allCompanion() *companion {
 	for _, m := range s.methods {
 		if m.everywhere {
@@ -55,8 +58,8 @@ func (s *Server) declareAll(sess *transport.Session, k *companion) error {
 	}))
 }
 
-// refusesAll returns the refusal of a call to all servers that this server does not run; nil if it runs
-// the request.
+// refusesAll returns the refusal of a call to all servers that this server does not run; nil if
+// it runs the request.
 func (req *inboundRequest) refusesAll() *Error {
 	s := req.delivery.consumer.server
 	switch {

@@ -11,8 +11,8 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// serveAll starts a server with a method for calls to all servers, and returns its id.
-func serveAll(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) *amqpx.Server {
+// serveAll starts a server with a method for calls to all servers.
+func serveAll(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) {
 	t.Helper()
 	server, err := amqpx.NewServer(url, append(opts, amqpx.WithQueue(r.Queue))...)
 	if err != nil {
@@ -36,7 +36,6 @@ func serveAll(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) 
 	if err := server.WaitReady(rig.Patience(t)); err != nil {
 		t.Fatal(err)
 	}
-	return server
 }
 
 // responses returns the number of servers that responded with a result, and the error of a call to all

@@ -143,10 +143,8 @@ func TestSendIsRefusedByAFullQueue(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t)
 	r.Declare(true, amqp.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
-	client := r.Ready()
-	if err := client.Send(rig.Patience(t), "m", nil); err != nil {
-		t.Fatal(err)
-	}
+	r.Request(amqp.Publishing{AppId: "m"})
+	client := r.Ready() // finds the queue with a request
 	want{code: amqpx.CodeResourceExhausted, outcome: amqpx.MayHaveRun, is: []error{amqpx.ErrRefused}}.check(t, client.Send(rig.Patience(t), "m", nil))
 }
 
