@@ -43,7 +43,7 @@ type Client struct {
 	responsesLost bool  // the reply queue was replaced, and the calls were not notified yet
 	// replyQueueAway is the reason to replace the reply queue; nil while the queue is usable.
 	replyQueueAway error
-	abandoned      []string // replaced reply queues to delete
+	abandoned      []abandonedQueue // reply queues to delete
 	// replyUser is the user in the name of the reply queue; nil before the first session. Only
 	// setup changes it.
 	replyUser atomic.Pointer[string]
@@ -364,9 +364,9 @@ func (c *Client) setup(_ context.Context, s *transport.Session) error {
 	if err != nil {
 		return err
 	}
-	if names := c.abandoned; len(names) > 0 {
+	if queues := c.abandoned; len(queues) > 0 {
 		c.abandoned = nil
-		s.Run(func() { c.deleteAbandoned(s, names) })
+		s.Run(func() { c.deleteAbandoned(s, queues) })
 	}
 	if err := c.startChecks(s); err != nil {
 		return err

@@ -156,7 +156,7 @@ func (c *Client) nameReplyQueue(s *transport.Session) {
 	case *now == user:
 		return
 	default:
-		c.abandon(c.route.replyTo)
+		c.abandon(c.route.replyTo, nil)
 		c.responsesLost, c.replyQueueAway = true, nil
 	}
 	c.replyUser.Store(&user)

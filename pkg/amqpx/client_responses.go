@@ -134,11 +134,7 @@ func (c *Client) openReplyQueue(s *transport.Session) (lost bool, err error) {
 	declared := s.InGoroutine(func() error { return transport.DeclareReplyQueue(s.Sub, fresh, c.cfg.replyQueueType == QueueQuorum) })
 	select {
 	case err := <-found:
-		s.Run(func() { // ends when the broker has answered, or the session is done and its sockets are cut
-			if <-declared == nil {
-				_ = deleteQueue(s, fresh) // otherwise it expires
-			}
-		})
+		c.abandon(fresh, declared)
 		return c.replyQueueFound(s, err)
 	case err := <-declared:
 		if err != nil {
@@ -148,7 +144,7 @@ func (c *Client) openReplyQueue(s *transport.Session) (lost bool, err error) {
 		c.useReplyQueue(fresh, errReplyQueueSilent)
 		return true, nil
 	case <-s.Done:
-		c.abandon(fresh)
+		c.abandon(fresh, declared)
 		return false, s.Cause
 	}
 }
@@ -183,11 +179,17 @@ func (c *Client) replaceReplyQueue(s *transport.Session, cause error) error {
 	return nil
 }
 
+// abandonedQueue is a reply queue that is not used.
+type abandonedQueue struct {
+	name     string
+	declared <-chan error // the end of its declaration, which must come before the deletion; nil: it has ended
+}
+
 // abandon remembers a reply queue that is not used, for deletion. The queue need not exist: the
 // result of its declaration may be unknown.
-func (c *Client) abandon(name string) {
+func (c *Client) abandon(name string, declared <-chan error) {
 	if len(c.abandoned) < maxAbandoned {
-		c.abandoned = append(c.abandoned, name)
+		c.abandoned = append(c.abandoned, abandonedQueue{name, declared})
 	}
 }
 
@@ -196,7 +198,7 @@ func (c *Client) abandon(name string) {
 func (c *Client) abandonUnlessRefused(name string, err error) {
 	refused, ok := errors.AsType[*amqp.Error](err)
 	if !ok || !refused.Server || refused.Code < amqp.AccessRefused || refused.Code > amqp.PreconditionFailed {
-		c.abandon(name)
+		c.abandon(name, nil)
 	}
 }
 
@@ -212,7 +214,7 @@ func deleteQueue(s *transport.Session, name string) error {
 func (c *Client) useReplyQueue(fresh string, cause error) {
 	c.cfg.logger.Warn("reply queue replaced, the responses in it are lost",
 		zap.String("queue", c.route.replyTo), zap.String("new", fresh), zap.Error(cause))
-	c.abandon(c.route.replyTo)
+	c.abandon(c.route.replyTo, nil)
 	c.route.replyTo, c.replyQueueAway = fresh, nil
 }
 
@@ -258,23 +260,29 @@ func (c *Client) nextPriority() amqp.Table {
 // deleteAbandoned deletes the abandoned reply queues while a session lasts, as soon as the
 // broker can reach the queues. It tries each queue a few times in a session; afterwards, and
 // when the client is closed earlier, a queue expires.
-func (c *Client) deleteAbandoned(s *transport.Session, names []string) {
+func (c *Client) deleteAbandoned(s *transport.Session, queues []abandonedQueue) {
 	again := time.NewTicker(abandonedRetry)
 	defer again.Stop()
 	for range abandonedTries {
-		var left []string
-		for _, name := range names {
-			if reachable(s, name) != nil || deleteQueue(s, name) != nil {
-				left = append(left, name)
+		var left []abandonedQueue
+		for _, q := range queues {
+			if q.declared != nil {
+				select {
+				case <-q.declared:
+				case <-s.Done:
+				}
+			}
+			if reachable(s, q.name) != nil || deleteQueue(s, q.name) != nil {
+				left = append(left, abandonedQueue{name: q.name})
 			}
 		}
-		if names = left; len(names) == 0 {
+		if queues = left; len(queues) == 0 {
 			return
 		}
 		select {
 		case <-again.C:
 		case <-s.Done:
-			c.abandoned = names // for the next session, which is set up when this goroutine has ended
+			c.abandoned = queues // for the next session, which is set up when this goroutine has ended
 			return
 		}
 	}

@@ -132,10 +132,14 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 		once := goCall(r.client, within(t, time.Minute), "held", nil)
 		settle()
 		old := r.client.route.replyTo
+		var failed atomic.Bool
 		r.broker.With(func(b *brokertest.Broker) {
 			b.OnCall = func(op, _ string) error {
 				if op == "declare passive" || op == "declare" {
 					<-time.After(2 * replyQueueGrace)
+				}
+				if op == "delete" && !failed.Swap(true) { // of the queue that is not needed after all
+					return brokertest.ErrCut
 				}
 				return nil
 			}
@@ -146,7 +150,8 @@ func TestSlowBrokerKeepsTheReplyQueue(t *testing.T) {
 		close(release)
 		wantResponse(t, <-once, "answer")
 		wantSame(t, "reply queue", r.client.route.replyTo, old)
-		pass(2 * abandonedRetry)
+		pass(3 * abandonedRetry)
+		wantSame(t, "a deletion failed", failed.Load(), true)
 		left := slices.DeleteFunc(r.broker.QueueNames(), func(name string) bool { return !strings.Contains(name, ".reply.") })
 		wantSame(t, "reply queues", strings.Join(left, " "), old)
 	})
