@@ -15,7 +15,8 @@ import (
 // made slower still.
 //
 // Both requests have the same idempotency key. A server that receives both runs one of them, and
-// sends its result to both ([WithDedup]); two servers run one each. Calls that are not idempotent
+// sends its result to both ([WithDedup]); two servers run one each, except that the second refuses
+// it if the method is [AtMostOnce]. Calls that are not idempotent
 // ([Idempotent], [WithIdempotencyKey]), one-way requests and streams are never made twice. A
 // failure counts like a result, except [CodeUnavailable], [CodeResourceExhausted] and
 // [CodeAborted]: while the other request is under way, the call then waits for its response. With
@@ -64,7 +65,7 @@ func (c *Client) hedge(ctx context.Context, req *Request) ([]byte, error) {
 		case <-timer.C:
 			if c.budget.spend() {
 				c.counts.hedged.Add(1)
-				start(req.again())
+				start(req.again(true))
 			}
 		case l := <-ended:
 			if started--; started > 0 && l.isInconclusive() {

@@ -341,6 +341,7 @@ type sentWith struct {
 	expires        time.Time     // with oneWay; the zero time: never
 	retry          *retryPolicy  // of WithRetry; nil: none
 	hedge          time.Duration // of WithHedge; 0: none
+	resent         bool          // an earlier try of the call may have run
 	acceptEncoding string
 	content        *receivedContent
 }

@@ -143,7 +143,7 @@ func (c *Client) makeTries(ctx context.Context, req *Request) ([]byte, error) {
 		if err := c.awaitRetry(ctx, pause, e); err != nil {
 			return nil, err
 		}
-		req = req.again()
+		req = req.again(mayHaveRun)
 	}
 }
 
@@ -172,10 +172,13 @@ func (c *Client) awaitRetry(ctx context.Context, pause time.Duration, last *Erro
 	}
 }
 
-// again returns the request of the next try of a call: the same under a new correlation id, so that
-// a late response to an earlier try is not mistaken for its own.
-func (req *Request) again() *Request {
+// again returns the request of the next try of a call: the same under a new correlation id, so
+// that a late response to an earlier try is not mistaken for its own. mayHaveRun tells whether an
+// earlier try may have run: then the request is marked as re-sent, for methods that run at most
+// once.
+func (req *Request) again(mayHaveRun bool) *Request {
 	next := *req
+	next.sent.resent = mayHaveRun
 	next.CorrelationID = newID()
 	return &next
 }

@@ -106,6 +106,9 @@ func (c *Client) begin(req *Request, deadline time.Time, ours bool, f *Future) (
 	}
 	k = c.route.makeCall(f)
 	k.deadline, k.unknownBefore = deadline, uint32(c.counts.unknown.Load()) //nolint:gosec // modulo 1<<32.
+	if req.sent.resent {
+		k.uncertain = true // never of a future, which has no callProgress
+	}
 	buffer := k.req.body[:0]
 	if err = k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return nil, false, localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)

@@ -70,9 +70,9 @@ func TestRetryPolicy(t *testing.T) {
 					t.Errorf("took %v, want %v", got.took, c.took)
 				}
 				ids := make(map[string]bool)
-				for _, msg := range sent {
+				for i, msg := range sent {
 					wantSame(t, "key", msg.MessageId, sent[0].MessageId)
-					wantSame(t, "resent", msg.Headers[wire.HeaderResent], nil)
+					wantSame(t, "resent", msg.Headers[wire.HeaderResent] == true, i > 0)
 					ids[msg.CorrelationId] = true
 				}
 				wantSame(t, "correlation ids", len(ids), len(sent))
@@ -293,6 +293,23 @@ func TestHedgeRunsOnceInOneServerAndCancelsInAnother(t *testing.T) {
 		pass(time.Second)
 		wantSame(t, "runs in two servers", runs.Load(), 2)
 		wantSame(t, "canceled handlers", ended.Load(), 1)
+	})
+}
+
+// A method that runs at most once does so although its calls are hedged.
+func TestHedgeOfAMethodThatRunsAtMostOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		var runs atomic.Int64
+		for range 2 {
+			ready(t, startServer(t, b, handlers{onceMethod: counted(&runs, slow)}).WaitReady)
+		}
+		c := startClient(t, b)
+		ready(t, c.WaitReady)
+		wantResponse(t, <-goCall(c, within(t, time.Minute), onceMethod, []byte("x"), Idempotent(), WithHedge(time.Millisecond)), "x")
+		wantSame(t, "runs", runs.Load(), 1)
+		wantSame(t, "hedged", c.Stats().Hedged, 1)
 	})
 }
 
