@@ -268,7 +268,7 @@ func (c *Client) deleteAbandoned(s *transport.Session, queues []abandonedQueue) 
 		for _, q := range queues {
 			if q.declared != nil {
 				select {
-				case <-q.declared:
+				case <-q.declared: //nolint:errcheck // whatever the result, the broker has dealt with the declaration.
 				case <-s.Done:
 				}
 			}
