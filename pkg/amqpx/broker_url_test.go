@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -111,6 +112,7 @@ func TestMisspelledURLsAreRefusedByPlaceAndNotQuoted(t *testing.T) {
 
 // showsMarker reports whether a text contains the marker or a part of it.
 func showsMarker(text string) bool {
+	text = regexp.MustCompile(`\b0x[0-9a-f]+`).ReplaceAllString(text, "") // an address may have any digits
 	return strings.Contains(text, "hunter2") || strings.Contains(text, "S3cr3t") || strings.Contains(text, "4711")
 }
 
