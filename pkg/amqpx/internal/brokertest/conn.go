@@ -102,7 +102,7 @@ func (l *Conn) next() (event func(), dead bool) {
 	if len(l.events) == 0 {
 		return nil, false
 	}
-	event = l.events[0]
+	event, l.events[0] = l.events[0], nil // an event refers to messages
 	l.events = l.events[1:]
 	return event, false
 }

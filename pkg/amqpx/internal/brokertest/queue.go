@@ -176,6 +176,7 @@ func (b *Broker) Dispatch(q *Queue) {
 	for len(q.Messages) > 0 {
 		m := q.Messages[0]
 		if !m.expires.IsZero() && !time.Now().Before(m.expires) {
+			q.Messages[0] = nil
 			q.Messages = q.Messages[1:]
 			q.Expired++
 			b.deadLetter(q, m, deathExpired)
@@ -186,6 +187,7 @@ func (b *Broker) Dispatch(q *Queue) {
 			b.awaitExpiration(q, m)
 			return
 		}
+		q.Messages[0] = nil
 		q.Messages = q.Messages[1:]
 		c := q.Consumers[i]
 		q.Consumers = append(slices.Delete(q.Consumers, i, i+1), c)
