@@ -82,10 +82,10 @@ func TestOperatorRetiresAShard(t *testing.T) {
 			close(stop)
 			wg.Wait()
 			counter.want(t, int(next.Load()))
-			servers, err := client.Servers(rig.Patience(t))
-			if err != nil || len(servers) != 1 || len(servers[0].Retiring) != 0 {
-				t.Errorf("servers %+v, error %v", servers, err)
-			}
+			rig.Eventually(t, "the server forgets the shard", func() bool {
+				servers, err := client.Servers(rig.Patience(t))
+				return err == nil && len(servers) == 1 && len(servers[0].Retiring) == 0
+			})
 			if n := server.Stats().Reconnects + client.Stats().Reconnects; n != 0 {
 				t.Errorf("%d reconnects", n)
 			}
