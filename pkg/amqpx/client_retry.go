@@ -24,9 +24,9 @@ const (
 // RetryPolicy says when a failed call is made again, see [WithRetry]. The zero value of a field is
 // its default.
 type RetryPolicy struct {
-	// MaxRetries bounds the retries of one call, that is, without the first time that it is made.
-	// The default is [DefaultMaxRetries]; less than 0 means no retries, for a method or a call
-	// that is an exception.
+	// MaxRetries bounds the retries of one call; the first try is not a retry. The default is
+	// [DefaultMaxRetries]. A negative number means no retries, for a method or a call without the
+	// policy of its client.
 	MaxRetries int
 	// MinBackoff and MaxBackoff bound the wait before a retry, which is random between zero and a
 	// bound that doubles from MinBackoff to MaxBackoff ("full jitter"). The defaults are

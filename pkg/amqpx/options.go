@@ -13,7 +13,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
-	"rabbitmq-rpc/pkg/amqpx/internal/hook"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
@@ -137,29 +136,6 @@ func defaultConfig(link linkConfig) config {
 		userID:         true,
 		maxMessageSize: DefaultMaxMessageSize,
 		streams:        defaultStreamConfig(),
-	}
-}
-
-// init gives package amqpxtest the option to connect to a broker in memory, and the constructor of
-// errors.
-//
-//nolint:gochecknoinits // package amqpxtest cannot be imported here, because it imports this package.
-func init() {
-	hook.WithDialer = func(d transport.Dialer) any { return linkOption(func(c *linkConfig) { c.dialer = d }) }
-	hook.NewError = func(p hook.ErrorParts) any {
-		return &Error{
-			code: Code(p.Code), message: p.Message, outcome: Outcome(p.Outcome), remote: p.Remote,
-			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
-		}
-	}
-	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration, error) {
-		own, _ := opts.([]CallOption)
-		if slices.ContainsFunc(own, func(o CallOption) bool { return o == nil }) {
-			return &Request{Method: method, Body: body}, 0, errNilOption
-		}
-		req, timeout, mistake := (&Client{cfg: &clientConfig{}}).newRequest(method, body, own)
-		req.identify()
-		return &req, timeout, mistake
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package hook gives package amqpxtest what package amqpx does not export: an option whose type is
-// internal, so that an exported option would show users a type that they cannot name, and errors
-// that only a client makes.
+// Package hook gives package amqpxtest three functions of package amqpx that are not exported: the
+// option for a dialer of an internal type, the constructor of a client's errors, and the request
+// of a call.
 package hook
 
 import (
