@@ -13,9 +13,9 @@ import (
 // waiting responses, travel together in one message. The broker's confirms set the pace: at
 // most BatchWindow messages of a batcher are unconfirmed. The first message leaves at once;
 // messages arriving while the window is full leave together when a confirm frees a place.
-// There is no timer, and a slow handler delays nothing, because confirms do not wait for
-// handlers. Before the publisher takes messages, it may wait for the messages that follow a
-// batch (Outbox.Expect): confirms alone do not keep a group of calls together.
+// A slow handler delays nothing, because confirms do not wait for handlers. Before the publisher
+// takes messages, it may wait for the messages that follow a batch (Outbox.Expect), because
+// confirms alone do not keep a group of calls together, or keep batches apart (Outbox.Space).
 
 // Bounds of batches.
 const (
@@ -364,6 +364,7 @@ func (p *publisher) publishBatch(l *batcher, queue, most int) {
 	default:
 		b.Sent()
 		p.publish(b, l.window(queue), false)
+		p.outbox.Space(b.Size())
 	}
 }
 

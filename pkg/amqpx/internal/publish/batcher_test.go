@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -71,5 +72,25 @@ func TestSmallBatchWaitsForAConfirm(t *testing.T) {
 		o.postTogether(2)
 		o.postTogether(2)
 		o.want(t, "5 sent, 5 sent, 9 sent, 2 sent, 2 sent, 2 sent")
+	})
+}
+
+// TestPublisherSpacesItsBatches: while messages arrive one by one, a batch is followed by the next
+// after a pause, though the window has room.
+func TestPublisherSpacesItsBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t)
+		arriveOneByOne(t, o.outbox)
+		o.start()
+		o.postTogether(minSpaced)
+		o.want(t, "4 sent")
+		put := func() { o.outbox.Put(&leaflet{letter{key: "q", diary: o.diary}}) }
+		put()
+		put()
+		pass(spacing - time.Nanosecond)
+		o.want(t, "4 sent")
+		pass(time.Nanosecond)
+		o.want(t, "4 sent, 2 sent")
 	})
 }

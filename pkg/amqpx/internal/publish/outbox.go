@@ -144,12 +144,20 @@ const (
 	holdMost = 500 * time.Microsecond
 	// maxHoldsSkipped bounds the holds that are left out after a hold that was in vain.
 	maxHoldsSkipped = 256
+	// After spacedFrom holds left out, messages are taken to arrive one by one, as in an open
+	// loop. A batch of at least minSpaced messages is then followed by the next batch after
+	// spacing: smaller and more batches would keep the processors of both processes and of the
+	// broker busy at any rate of calls, and a busy processor makes the longest waits.
+	spacedFrom = 8
+	minSpaced  = 4
+	spacing    = 700 * time.Microsecond
 )
 
 // hold is the state of the outbox while the publisher waits for expected messages. The lock of
 // the outbox guards it.
 type hold struct {
-	missing int // the expected messages that are not in the outbox yet; 0: there is no hold
+	missing int  // the expected messages that are not in the outbox yet; 0: there is no hold
+	spaces  bool // the hold expects no messages, but keeps two batches apart
 	end     time.Time
 	timer   *time.Timer // calls Outbox.endHold; nil before the first hold
 	skip    int         // the next holds that are left out
@@ -170,13 +178,31 @@ func (o *Outbox) Expect(n int) {
 	case h.skip > 0:
 		h.skip--
 		return
-	case h.missing > 0: // the end of the hold stays
+	case h.missing > 0 && !h.spaces: // the end of the hold stays
 		h.missing += n
 		return
 	}
-	h.missing = n
-	length := min(holdBase+time.Duration(n)*holdEach, holdMost)
-	h.end = time.Now().Add(length)
+	o.beginHold(n, min(holdBase+time.Duration(n)*holdEach, holdMost))
+}
+
+// Space makes the publisher wait for spacing, or until maxHeld messages wait, after a batch of n
+// messages, if messages arrive one by one and not in groups.
+func (o *Outbox) Space(n int) {
+	if n < minSpaced {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hold.skipped >= spacedFrom && o.hold.missing == 0 {
+		o.beginHold(maxHeld, spacing)
+		o.hold.spaces = true
+	}
+}
+
+// beginHold begins a hold, or replaces a hold that keeps batches apart. The caller holds mu.
+func (o *Outbox) beginHold(n int, length time.Duration) {
+	h := &o.hold
+	h.missing, h.spaces, h.end = n, false, time.Now().Add(length)
 	if h.timer == nil {
 		h.timer = time.AfterFunc(length, o.endHold)
 	} else {
@@ -191,12 +217,14 @@ func (h *hold) arrived(waiting int) (ended bool) {
 	if h.missing > 0 && waiting < maxHeld {
 		return false
 	}
-	h.missing, h.skipped = 0, 0
+	if h.missing = 0; !h.spaces {
+		h.skipped = 0
+	}
 	h.timer.Stop()
 	return true
 }
 
-// endHold ends a hold whose messages have not all arrived in time.
+// endHold ends a hold at its time.
 func (o *Outbox) endHold() {
 	o.mu.Lock()
 	h := &o.hold
@@ -204,9 +232,10 @@ func (o *Outbox) endHold() {
 		o.mu.Unlock()
 		return
 	}
-	h.missing = 0
-	h.skipped = min(max(2*h.skipped, 1), maxHoldsSkipped)
-	h.skip = h.skipped
+	if h.missing = 0; !h.spaces {
+		h.skipped = min(max(2*h.skipped, 1), maxHoldsSkipped)
+		h.skip = h.skipped
+	}
 	o.mu.Unlock()
 	o.Notify()
 }

@@ -160,6 +160,84 @@ func TestHoldsInVainAreLeftOut(t *testing.T) {
 	})
 }
 
+// arriveOneByOne makes holds fail until the outbox keeps batches apart.
+func arriveOneByOne(t *testing.T, o *Outbox) {
+	t.Helper()
+	for left := 1; left <= spacedFrom; left *= 2 {
+		inVain(t, o)
+		for range left { // are left out
+			o.Expect(8)
+		}
+	}
+}
+
+// wantSpaced checks that the publisher waits for spacing.
+func wantSpaced(t *testing.T, o *Outbox) {
+	t.Helper()
+	put(o, 1)
+	pass(spacing - time.Nanosecond)
+	wantAwake(t, o, "before the end of the spacing", false)
+	pass(time.Nanosecond)
+	wantAwake(t, o, "at the end of the spacing", true)
+	o.Drain(nil)
+}
+
+// A batch leaves some time after the batch before it if messages do not come in groups.
+func TestBatchesAreSpaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := NewOutbox()
+		o.Space(minSpaced)
+		put(o, 1)
+		wantAwake(t, o, "nothing known of the arrivals", true)
+		o.Drain(nil)
+		arriveOneByOne(t, o)
+		for range 3 {
+			o.Space(minSpaced)
+			wantSpaced(t, o)
+		}
+		o.Space(minSpaced - 1)
+		put(o, 1)
+		wantAwake(t, o, "after a small batch", true)
+	})
+}
+
+// A large batch leaves without waiting for the end of the spacing, and the next is spaced as well.
+func TestManyWaitingMessagesEndTheSpacing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := NewOutbox()
+		arriveOneByOne(t, o)
+		o.Space(minSpaced)
+		put(o, maxHeld-1)
+		wantAwake(t, o, "fewer than the bound", false)
+		put(o, 1)
+		wantAwake(t, o, "the bound", true)
+		o.Drain(nil)
+		o.Space(maxHeld)
+		wantSpaced(t, o)
+	})
+}
+
+// Messages that come in a group again end the spacing: the hold that finds out is not in vain.
+func TestAGroupEndsTheSpacing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := NewOutbox()
+		arriveOneByOne(t, o)
+		o.Space(minSpaced)
+		o.Expect(8) // replaces the spacing
+		put(o, 7)
+		wantAwake(t, o, "one message is missing", false)
+		put(o, 1)
+		wantAwake(t, o, "the group is complete", true)
+		o.Drain(nil)
+		o.Space(minSpaced)
+		put(o, 1)
+		wantAwake(t, o, "after a group", true)
+	})
+}
+
 // pass lets virtual time pass.
 func pass(d time.Duration) {
 	<-time.NewTimer(d).C
