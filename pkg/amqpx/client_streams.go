@@ -124,9 +124,9 @@ func (c *Client) newStreamLink(queue string) *stream.Link {
 	if c.cfg.userID {
 		user = c.route.user.get()
 	}
-	return c.streams.table.NewLink(func(m *stream.Message) {
+	return c.streams.table.NewLink(queue, func(m *stream.Message) {
 		c.route.outbox.Put(&frameMessage{
-			Message: m, from: queue, user: user, openTo: c.cfg.queue.streamsQueue().Name, link: c.streams.table.Link, opening: c.completeOpening,
+			Message: m, user: user, openTo: c.cfg.queue.streamsQueue().Name, link: c.streams.table.Link, opening: c.completeOpening,
 		})
 	})
 }

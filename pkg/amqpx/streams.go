@@ -180,7 +180,6 @@ func openStreamQueue(s *transport.Session, name string) (transport.Channel, <-ch
 type frameMessage struct {
 	*stream.Message
 
-	from    string // the queue of this side
 	user    string
 	openTo  string                                       // the queue of openings
 	opening func(s *stream.Stream, msg *amqp.Publishing) // completes an opening; nil for a server
@@ -192,7 +191,7 @@ func (m *frameMessage) BeginSend(uint64) bool { return m.Begin() }
 
 // Publishing implements publish.Outbound.
 func (m *frameMessage) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = amqp.Publishing{ContentType: wire.ContentTypeFrames, ReplyTo: m.from, UserId: m.user, DeliveryMode: amqp.Transient, Body: m.Body()}
+	msg = amqp.Publishing{ContentType: wire.ContentTypeFrames, ReplyTo: m.From(), UserId: m.user, DeliveryMode: amqp.Transient, Body: m.Body()}
 	s := m.Opening()
 	if s == nil {
 		return m.Queue(), true, msg

@@ -6,7 +6,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Openings that are delivered again, that wait, or that are lost.
@@ -137,6 +140,134 @@ func TestOpeningThatWaitsInTheQueue(t *testing.T) {
 		settle()
 		wantSame(t, "handlers", len(h.streams), 1) // not that of the expired one
 		wantSame(t, "open", [2]int64{again.Stats().Streams.Open, r.client.Stats().Streams.Open}, [2]int64{})
+	})
+}
+
+// fullStreams starts a server with room for one stream, and a client that has it. The openings of
+// further streams wait in the queue.
+func fullStreams(t *testing.T, h *handled, opts ...Option) (*rig, *ClientStream) {
+	t.Helper()
+	r := &rig{t: t, broker: brokertest.New()}
+	serverOpts, clientOpts := []ServerOption{WithMaxStreams(1, 1)}, []ClientOption(nil)
+	for _, o := range opts {
+		serverOpts, clientOpts = append(serverOpts, o), append(clientOpts, o)
+	}
+	r.server = startStreamServer(t, r.broker, streamHandlers{"wait": h.handle}, serverOpts...)
+	r.client = startClient(t, r.broker, clientOpts...)
+	ready(t, r.server.WaitReady)
+	ready(t, r.client.WaitReady)
+	first, _ := r.client.Open(within(t, time.Hour), "wait")
+	_ = first.Send(nil)
+	<-h.streams
+	settle()
+	return r, first
+}
+
+// A stream is canceled while its opening waits in the queue of a server without room: the server
+// does not start its handler when it takes the opening.
+func TestCanceledOpeningDoesNotRun(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		giveUp func(s *ClientStream, cancel func())
+		opts   []Option
+	}{
+		"Close":        {giveUp: func(s *ClientStream, _ func()) { s.Close() }},
+		"context":      {giveUp: func(_ *ClientStream, cancel func()) { cancel() }},
+		"without user": {giveUp: func(s *ClientStream, _ func()) { s.Close() }, opts: []Option{WithUserID(false)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := newHandled()
+				r, first := fullStreams(t, h, append(c.opts, WithControl(true))...)
+				ctx, cancel := context.WithCancel(within(t, time.Hour))
+				s, _ := r.client.Open(ctx, "wait")
+				_ = s.Send(nil)
+				settle()
+				wantSame(t, "openings that wait", r.broker.Ready(openingsQueue), 1)
+				c.giveUp(s, cancel)
+				_, err := s.Recv()
+				wantFailed(t, err, CodeCanceled, MayHaveRun, context.Canceled)
+				s.Close() // a second time
+				cancel()
+				settle()
+				first.Close()
+				<-h.ends
+				settle()
+				wantSame(t, "openings that wait", r.broker.Ready(openingsQueue)+r.broker.Unacked(openingsQueue), 0)
+				wantSame(t, "handlers", len(h.streams), 0)
+				wantSame(t, "refused", r.server.Stats().Streams.Refused, 1)
+				again, _ := r.client.Open(within(t, time.Hour), "wait")
+				_ = again.Send(nil)
+				<-h.streams
+				again.Close()
+				<-h.ends
+			})
+		})
+	}
+}
+
+// The cancellations of others do not prevent the start of a stream.
+func TestForgedCancellationOfAnOpening(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHandled()
+		r, first := fullStreams(t, h, WithControl(true))
+		s, _ := r.client.Open(within(t, time.Hour), "wait")
+		_ = s.Send(nil)
+		settle()
+		var opening amqp.Publishing
+		for _, sent := range r.broker.MessagesTo(openingsQueue) {
+			opening = sent.Msg
+		}
+		for _, forged := range []struct{ user, replyTo, id string }{
+			{"mallory", opening.ReplyTo, opening.CorrelationId},
+			{"", opening.ReplyTo, opening.CorrelationId},
+			{opening.UserId, DefaultQueue + ".reply.other", opening.CorrelationId},
+			{opening.UserId, opening.ReplyTo, "x"},
+			{opening.UserId, opening.ReplyTo, "77"},
+		} {
+			msg, _ := encodeCancel([]cancellation{{Cancellation: wire.Cancellation{ID: forged.id, Method: "wait"}, replyTo: forged.replyTo}})
+			msg.UserId = forged.user
+			r.broker.With(func(b *brokertest.Broker) { b.User = forged.user })
+			r.toControl(msg)
+			r.broker.With(func(b *brokertest.Broker) { b.User = "app" })
+		}
+		first.Close()
+		<-h.ends
+		x := <-h.streams
+		wantSame(t, "error of the open stream", x.Send(nil), nil)
+		s.Close()
+		<-h.ends
+	})
+}
+
+// A stream is canceled while middleware of the server decides about it: its handler does not start.
+func TestCanceledWhileMiddlewareRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		h, decide := newHandled(), make(chan struct{})
+		slow := WithMiddleware(func(next Handler) Handler {
+			return func(ctx context.Context, req *Request) ([]byte, error) {
+				<-decide
+				return next(ctx, req)
+			}
+		})
+		server := startStreamServer(t, b, streamHandlers{"wait": h.handle}, slow, WithControl(true))
+		client := startClient(t, b, WithControl(true))
+		ready(t, server.WaitReady)
+		ready(t, client.WaitReady)
+		s, _ := client.Open(context.Background(), "wait")
+		_ = s.Send(nil)
+		settle()
+		s.Close()
+		settle()
+		close(decide)
+		settle()
+		wantSame(t, "handlers", len(h.streams), 0)
+		wantSame(t, "open", server.Stats().Streams.Open, 0)
+		wantSame(t, "openings", b.Ready(openingsQueue)+b.Unacked(openingsQueue), 0)
 	})
 }
 

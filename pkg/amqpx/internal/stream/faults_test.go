@@ -463,7 +463,7 @@ func TestUnpublishedMessage(t *testing.T) {
 		client := n.side("client", nil)
 		told := make(chan struct{})
 		table := NewTable(Config{Server: true, KeepAlive: testKeepAlive, Memory: 1 << 20})
-		link := table.NewLink(func(m *Message) {
+		link := table.NewLink("side", func(m *Message) {
 			if m.Begin() {
 				m.Failed(errors.New("refused"))
 			}

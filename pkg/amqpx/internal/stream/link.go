@@ -13,6 +13,7 @@ var ErrFailed = errors.New("the stream has failed")
 // Link has the streams of one session. It ends with the session, and its streams with it.
 type Link struct {
 	table   *Table
+	queue   string // of this side, for frames
 	publish func(m *Message)
 	ended   bool
 	settled signal // a message was confirmed, or the link has ended
@@ -53,11 +54,12 @@ type Message struct {
 	ping    bool
 }
 
-// NewLink makes the link of a new session of a table. publish takes a message, and must not block.
-func (t *Table) NewLink(publish func(m *Message)) *Link {
+// NewLink makes the link of a new session of a table, with this side's queue of frames. publish takes
+// a message, and must not block.
+func (t *Table) NewLink(queue string, publish func(m *Message)) *Link {
 	t.mu.Lock()
 	defer t.unlock()
-	l := &Link{table: t, publish: publish, peers: make(map[string]*peer), opening: make(map[uint64]*Stream)}
+	l := &Link{table: t, queue: queue, publish: publish, peers: make(map[string]*peer), opening: make(map[uint64]*Stream)}
 	t.link = l
 	waiting := t.waiting
 	t.waiting = nil
@@ -287,6 +289,9 @@ func (m *Message) Queue() string {
 	return m.peer.queue
 }
 
+// From returns this side's queue of frames.
+func (m *Message) From() string { return m.link.queue }
+
 // Body returns the content. It is valid until the next Begin of a message of the link.
 func (m *Message) Body() []byte { return m.body }
 
@@ -506,6 +511,20 @@ func (l *Link) Refuse(queue, user string, number uint64, end *wire.End) {
 	t.mu.Lock()
 	defer t.unlock()
 	l.refuse(queue, user, number, end)
+}
+
+// Cancel ends a stream of a server that has not ended, because the client with this queue and user
+// no longer wants it. It returns false if there is no such stream.
+func (l *Link) Cancel(queue, user string, number uint64) bool {
+	t := l.table
+	t.mu.Lock()
+	defer t.unlock()
+	p := l.peers[queue]
+	if p == nil || p.user != user || p.streams[number] == nil {
+		return false
+	}
+	p.streams[number].wasReset(canceledEnd())
+	return true
 }
 
 // Open makes the stream of an opening in a server. It returns nil if there is such a stream, or the
