@@ -250,6 +250,8 @@ type clientQuery struct {
 	// request returns the message without reply_to and user, and received gets the responses.
 	request  func() amqp.Publishing
 	received func(*amqp.Delivery)
+	// left gets the queue for the responses when the asker does not wait any more; may be nil.
+	left func(replies string)
 }
 
 // run asks the question and passes the responses on until the query is over. The calls to the
@@ -278,6 +280,11 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 		return err
 	}
 	returned, ended := ch.NotifyReturn(make(chan amqp.Return, 1)), ch.NotifyClose(make(chan *amqp.Error, 1))
+	select {
+	case <-q.over:
+		return nil
+	default:
+	}
 	msg := q.request()
 	msg.ReplyTo, msg.UserId = replies.Name, q.user
 	if err := ch.PublishFanout(q.exchange, msg); err != nil {
@@ -299,6 +306,9 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 		case <-returned:
 			return errNoServerListens
 		case <-q.over:
+			if q.left != nil {
+				q.left(replies.Name)
+			}
 			return nil
 		}
 	}
