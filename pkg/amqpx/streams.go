@@ -182,6 +182,7 @@ type frameMessage struct {
 
 	user    string
 	openTo  string                                       // the queue of openings
+	proves  bool                                         // a nack proves that no server has the opening
 	opening func(s *stream.Stream, msg *amqp.Publishing) // completes an opening; nil for a server
 	link    func() *stream.Link
 }
@@ -214,6 +215,8 @@ func (m *frameMessage) OnResult(f publish.Result) {
 			l.Returned(m.Queue(), number)
 		}
 		m.Confirmed()
+	case publish.Nacked:
+		m.Nacked(m.proves)
 	default:
 		m.Failed(nil)
 	}
@@ -240,6 +243,8 @@ func streamReason(r *stream.Result, peer string) (code Code, text string, sentin
 		return CodeUnavailable, "", ErrUnroutable
 	case stream.ReasonUnserved:
 		return CodeUnavailable, "no server takes streams: none runs, or all have as many as they may have", ErrNoServer
+	case stream.ReasonUnavailable:
+		return CodeUnavailable, "", ErrQueueUnavailable
 	case stream.ReasonCredit:
 		return CodeResourceExhausted, "the " + peer + " sent more than its credit", nil
 	case stream.ReasonGap:

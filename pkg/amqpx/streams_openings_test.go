@@ -2,6 +2,8 @@ package amqpx
 
 import (
 	"context"
+	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -290,4 +292,130 @@ func TestQueueOfOpeningsIsDeleted(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 	})
+}
+
+// queueDown makes the queue of openings behave like a classic queue whose only node is away, at a
+// broker that nacks what is published to it and does not answer questions about it, as RabbitMQ 4, or
+// answers them with an exception. The returned function brings the node back.
+func queueDown(t *testing.T, b *brokertest.Broker, refused error) (back func()) {
+	t.Helper()
+	up := make(chan struct{})
+	b.With(func(b *brokertest.Broker) {
+		b.Nacks = func(_, key string) bool { return key == openingsQueue }
+		b.OnCall = func(op, name string) error {
+			if op == "declare passive" && name == openingsQueue {
+				if refused != nil {
+					return refused
+				}
+				<-up
+			}
+			return nil
+		}
+	})
+	back = sync.OnceFunc(func() {
+		b.With(func(b *brokertest.Broker) { b.Nacks, b.OnCall = nil, nil })
+		close(up)
+	})
+	t.Cleanup(back)
+	return back
+}
+
+// The only node of the queue of openings is away: streams that wait for servers wait for it, without
+// a message to the broker, once it has nacked one. The others fail at once.
+func TestStreamsWaitForTheQueueOfOpenings(t *testing.T) {
+	t.Parallel()
+	for name, refused := range map[string]error{"not answered": nil, "404": homeNodeDown()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := startStreams(t, streamHandlers{"count": countStream})
+				back := queueDown(t, r.broker, refused)
+				open := func(ctx context.Context, opts ...CallOption) *ClientStream {
+					s, _ := r.client.Open(ctx, "count", opts...)
+					_ = s.Send([]byte("2"))
+					settle()
+					return s
+				}
+				_, err := open(context.Background(), WaitForServer()).Recv() // nobody knows yet
+				wantFailed(t, err, CodeUnavailable, MayHaveRun, ErrQueueUnavailable)
+				patient := make([]*ClientStream, 3)
+				for i := range patient {
+					patient[i] = open(context.Background(), WaitForServer())
+				}
+				pass(time.Minute)
+				wantSame(t, "messages", len(r.broker.MessagesTo(openingsQueue)), 1)
+				_, err = open(context.Background()).Recv()
+				wantFailed(t, err, CodeUnavailable, MayHaveRun, ErrQueueUnavailable)
+				_, err = open(within(t, time.Second), WaitForServer()).Recv()
+				wantFailed(t, err, CodeDeadlineExceeded, DidNotRun, context.DeadlineExceeded)
+				begun := time.Now()
+				back()
+				for _, s := range patient {
+					for range 2 {
+						_, err := s.Recv()
+						wantSame(t, "error of an item", err, nil)
+					}
+					_, err := s.Recv()
+					wantSame(t, "error", err, io.EOF)
+				}
+				if took := time.Since(begun); took > 2*checkEvery {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// A nack of a quorum queue proves that no server has the opening.
+func TestStreamsWaitForAQuorumQueueOfOpenings(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startStreams(t, streamHandlers{"count": countStream}, WithQueue(Queue{Name: DefaultQueue, Type: QueueQuorum}))
+		back := queueDown(t, r.broker, nil)
+		s, _ := r.client.Open(context.Background(), "count", WaitForServer())
+		_ = s.Send([]byte("0"))
+		_, err := collect(t, r.client, context.Background(), "count", "0")
+		wantFailed(t, err, CodeUnavailable, DidNotRun, ErrQueueUnavailable)
+		pass(time.Minute)
+		wantSame(t, "open", r.client.Stats().Streams.Open, 1)
+		back()
+		_, err = s.Recv()
+		wantSame(t, "error", err, io.EOF)
+	})
+}
+
+// The node of the queue of openings goes away with an opening in the queue, and comes back with it, or
+// without.
+func TestQueueOfOpeningsComesBack(t *testing.T) {
+	t.Parallel()
+	for name, lost := range map[string]bool{"with the opening": false, "without": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := newHandled()
+				r, first := fullStreams(t, h)
+				s, _ := r.client.Open(context.Background(), "wait", WaitForServer())
+				_ = s.Send(nil)
+				settle()
+				back := queueDown(t, r.broker, homeNodeDown())
+				pass(time.Minute)
+				wantSame(t, "open", r.client.Stats().Streams.Open, 2)
+				if lost {
+					r.broker.With(func(b *brokertest.Broker) { b.Queues[openingsQueue].Messages = nil })
+				}
+				back()
+				pass(2 * emptyFor)
+				if lost {
+					_, err := s.Recv()
+					wantFailed(t, err, CodeUnavailable, MayHaveRun, ErrQueueUnavailable)
+					return
+				}
+				first.Close()
+				<-h.ends
+				<-h.streams
+				s.Close()
+				<-h.ends
+			})
+		})
+	}
 }
