@@ -43,8 +43,8 @@ type ServerResponse struct {
 //
 // The user of the client needs write permission for the exchange "<queue>.control.all", which the
 // permissions for calls do not include (docs/security.md); without it the error has
-// [CodePermissionDenied] and [DidNotRun]. Options
-// about batches, shards, retries, hedges and waiting for a server have no effect.
+// [CodePermissionDenied] and [DidNotRun]. Options about batches, shards, retries, hedges and
+// waiting for a server have no effect.
 func (c *Client) CallAll(ctx context.Context, method string, body []byte, opts ...CallOption) iter.Seq2[*ServerResponse, error] {
 	return func(yield func(*ServerResponse, error) bool) {
 		g := &gathering{yield: yield}
