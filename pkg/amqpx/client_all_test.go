@@ -220,8 +220,9 @@ func TestCallAllThatIsGivenUp(t *testing.T) {
 					ctx, cancel := context.WithCancel(within(t, time.Hour))
 					time.AfterFunc(time.Second, func() { c.giveUp(cancel) })
 					n := 0
-					for r := range client.CallAll(ctx, "all", []byte("x"), c.opts...) {
+					for r, err := range client.CallAll(ctx, "all", []byte("x"), c.opts...) {
 						if r == nil {
+							wantSame(t, "code", CodeOf(err), CodeCanceled)
 							break
 						}
 						if n++; n == 1 && c.leaves {

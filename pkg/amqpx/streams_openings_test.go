@@ -194,7 +194,7 @@ func TestCanceledOpeningDoesNotRun(t *testing.T) {
 				cancel()
 				settle()
 				first.Close()
-				<-h.ends
+				wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 				settle()
 				wantSame(t, "openings that wait", r.broker.Ready(openingsQueue)+r.broker.Unacked(openingsQueue), 0)
 				wantSame(t, "handlers", len(h.streams), 0)
@@ -203,7 +203,7 @@ func TestCanceledOpeningDoesNotRun(t *testing.T) {
 				_ = again.Send(nil)
 				<-h.streams
 				again.Close()
-				<-h.ends
+				wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 			})
 		})
 	}
@@ -236,11 +236,11 @@ func TestForgedCancellationOfAnOpening(t *testing.T) {
 			r.broker.With(func(b *brokertest.Broker) { b.User = "app" })
 		}
 		first.Close()
-		<-h.ends
+		wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 		x := <-h.streams
 		wantSame(t, "error of the open stream", x.Send(nil), nil)
 		s.Close()
-		<-h.ends
+		wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 	})
 }
 
@@ -411,10 +411,10 @@ func TestQueueOfOpeningsComesBack(t *testing.T) {
 					return
 				}
 				first.Close()
-				<-h.ends
+				wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 				<-h.streams
 				s.Close()
-				<-h.ends
+				wantSame(t, "code", CodeOf(<-h.ends), CodeCanceled)
 			})
 		})
 	}

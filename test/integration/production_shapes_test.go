@@ -59,6 +59,11 @@ func TestProductionCallShapes(t *testing.T) {
 		t.Errorf("Send: %v", err)
 	}
 	rig.Eventually(t, "the server runs the one-way request", func() bool { return server.Stats().OK == before+1 })
+	// The server declares the exchange beside its start.
+	rig.Eventually(t, "the exchange for calls to all servers is there", func() bool {
+		_, err := responses(rig.Patience(t), client, "echo", 1)
+		return !errors.Is(err, amqpx.ErrUnroutable)
+	})
 	want{code: amqpx.CodePermissionDenied, outcome: amqpx.DidNotRun}.check(t, errorOf(responses(rig.Patience(t), client, "echo", 1)))
 	_, err := stream(rig.Patience(t), client)
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, is: []error{amqpx.ErrUnroutable}}.check(t, err)
