@@ -39,7 +39,9 @@ func TestClusterStreamsWait(t *testing.T) {
 	t.Cleanup(func() {
 		stop()
 		server.Close()
-		<-served
+		if err := <-served; err != nil {
+			t.Log("the server:", err)
+		}
 	})
 	if err := server.WaitReady(rig.Patience(t)); err != nil {
 		t.Fatal(err)

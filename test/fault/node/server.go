@@ -129,7 +129,7 @@ func fail(_ context.Context, req *amqpx.Request) ([]byte, error) {
 }
 
 func flaky(_ context.Context, req *amqpx.Request) ([]byte, error) {
-	if rand.IntN(4) == 0 { //nolint:gosec // guards nothing.
+	if rand.IntN(4) == 0 {
 		return nil, amqpx.Errorf(ledger.FlakyCode, "%s", req.Body)
 	}
 	return req.Body, nil
