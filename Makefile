@@ -166,11 +166,11 @@ chaos: ## inject every fault, one after the other; half an hour
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
 cluster: ## fail each node of a cluster of three in every way; 20 minutes
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|SlowQueue|Drain|ReturnHome)$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|StreamsWait|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
 cluster-short: ## like cluster, with two killed nodes; two minutes
-	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status)$$'
+	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status|StreamsWait)$$'
 
 soak: ## inject random faults from SEED for the time SOAK
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)

@@ -26,27 +26,22 @@ func (s *shop) place(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.runs++; s.runs == 1 {
-		return nil, amqpx.Errorf(amqpx.CodeUnavailable, "the warehouse restarts")
+		err := amqpx.Errorf(amqpx.CodeUnavailable, "the warehouse restarts")
+		fmt.Println(err)
+		return nil, err
 	}
 	s.orders[req.IdempotencyKey] = string(req.Body)
 	return []byte("placed"), nil
 }
 
-// order calls until the order is placed, an error is final, or ctx ends. Every call carries
-// the same key. The library itself sends a call again when a connection is lost.
+// order places an order. The key makes the call idempotent, and every request of the call carries
+// it. So the client may make the call again after a failure that can pass, and the shop recognises
+// an order that it has. Without a policy the client only sends again what is lost with a connection
+// or refused by a server.
 func order(ctx context.Context, client *amqpx.Client, key, body string) (string, error) {
-	for pause := 100 * time.Millisecond; ; pause *= 2 {
-		response, err := client.Call(ctx, "place", []byte(body), amqpx.WithIdempotencyKey(key), amqpx.WaitForServer())
-		if code := amqpx.CodeOf(err); code != amqpx.CodeUnavailable && code != amqpx.CodeResourceExhausted {
-			return string(response), err
-		}
-		fmt.Println(err)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return "", err
-		}
-	}
+	response, err := client.Call(ctx, "place", []byte(body), amqpx.WithIdempotencyKey(key), amqpx.WaitForServer(),
+		amqpx.WithRetry(amqpx.RetryPolicy{MaxRetries: 10, MinBackoff: 100 * time.Millisecond}))
+	return string(response), err
 }
 
 func main() {

@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"context"
 	"strconv"
 	"sync"
 	"testing"
@@ -35,9 +36,46 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.Run("very many callers, batch", func(b *testing.B) { benchRoundTrip(b, BatchAuto, 1024) })
 }
 
+// A one-way request that the broker confirms. Its server runs beside.
+func BenchmarkSend(b *testing.B) {
+	c := benchClient(b, BatchOff)
+	body := []byte("request")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := c.Send(b.Context(), "m", body); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
 // benchRoundTrip makes calls over the broker in memory: sequentially if callers is 1, else
 // callers times GOMAXPROCS at once.
 func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
+	b.Helper()
+	c := benchClient(b, mode)
+	body := []byte("request")
+	call := func() {
+		if _, err := c.Call(b.Context(), "m", body); err != nil {
+			b.Error(err)
+		}
+	}
+	b.ReportAllocs()
+	if callers == 1 {
+		for b.Loop() {
+			call()
+		}
+		return
+	}
+	b.SetParallelism(callers)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			call()
+		}
+	})
+}
+
+// benchClient returns a client that knows its server, over a broker in memory.
+func benchClient(b *testing.B, mode BatchMode) *Client {
 	b.Helper()
 	broker := brokertest.New()
 	s, err := NewServer(testURL, onBroker(broker), WithBatch(mode))
@@ -57,27 +95,11 @@ func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer c.Close(b.Context()) //nolint:errcheck // only to free it.
-	body := []byte("request")
-	call := func() {
-		if _, err := c.Call(b.Context(), "m", body); err != nil {
+	b.Cleanup(func() { _ = c.Close(context.Background()) })
+	for range 100 { // until the client knows its servers
+		if _, err := c.Call(b.Context(), "m", nil); err != nil {
 			b.Error(err)
 		}
 	}
-	for range 100 { // until the client knows its servers
-		call()
-	}
-	b.ReportAllocs()
-	if callers == 1 {
-		for b.Loop() {
-			call()
-		}
-		return
-	}
-	b.SetParallelism(callers)
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			call()
-		}
-	})
+	return c
 }

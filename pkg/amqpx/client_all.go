@@ -1,6 +1,7 @@
 package amqpx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -35,12 +36,15 @@ type ServerResponse struct {
 // [WithTimeout]. The end of the time is an error only if no server has responded. An error of the
 // call itself comes with a nil response, as the last element: [ErrUnroutable] without servers,
 // [ErrNotConnected] at once without a connection, [ErrClosed]; nothing is sent again. A loop that
-// ends early does not cancel the handlers, which run until the deadline. Nothing is sent before
-// the sequence is ranged over; each range is a call of its own, and passes the middleware once.
+// ends before the deadline, and a cancellation of ctx, cancel the call at all servers, like a call
+// to one server that is canceled ([WithControl]): handlers that run see it in their contexts.
+// Nothing is sent before the sequence is ranged over; each range is a call of its own, and passes
+// the middleware once.
 //
 // The user of the client needs write permission for the exchange "<queue>.control.all", which the
-// permissions for calls do not include; without it the error has [CodePermissionDenied]. Options
-// about batches, shards, retries, hedges and waiting for a server have no effect.
+// permissions for calls do not include (docs/security.md); without it the error has
+// [CodePermissionDenied] and [DidNotRun]. Options about batches, shards, retries, hedges and
+// waiting for a server have no effect.
 func (c *Client) CallAll(ctx context.Context, method string, body []byte, opts ...CallOption) iter.Seq2[*ServerResponse, error] {
 	return func(yield func(*ServerResponse, error) bool) {
 		g := &gathering{yield: yield}
@@ -55,6 +59,7 @@ type gathering struct {
 	yield func(*ServerResponse, error) bool
 	count int  // of responses
 	over  bool // the loop has ended
+	timed bool // the time is over: servers know the deadline
 }
 
 // gather makes a call to all servers, and returns the error of the call itself.
@@ -104,6 +109,7 @@ func (g *gathering) run(ctx context.Context, c *Client, req *Request) error {
 	if err := k.setRequest(req, c.cfg.maxMessageSize); err != nil {
 		return localError(CodeInvalidArgument, DidNotRun, nil, err.Error(), err)
 	}
+	k.req.body = bytes.Clone(k.req.body) // it belongs to the caller when the loop has ended
 	s := c.sup.Current()
 	switch st := c.Status(); {
 	case st.State == StateClosed, c.pending.isClosed():
@@ -124,6 +130,13 @@ func (g *gathering) run(ctx context.Context, c *Client, req *Request) error {
 		select {
 		case responses <- d:
 		case <-q.over:
+		}
+	}
+	if c.cancels != nil {
+		q.left = func(replies string) {
+			if !g.timed {
+				c.cancels.add(cancellation{wire.Cancellation{ID: q.id, Method: req.Method, Key: k.req.key()}, replies})
+			}
 		}
 	}
 	if c.cfg.replyMode == ReplyQueue { // otherwise the user may lack the permission for reply queues
@@ -150,7 +163,8 @@ func (g *gathering) await(ctx context.Context, c *Client, q *clientQuery, respon
 		case <-c.closing:
 			return localError(CodeUnavailable, MayHaveRun, ErrClosed, "")
 		case <-ctx.Done():
-			if g.count > 0 && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			g.timed = errors.Is(ctx.Err(), context.DeadlineExceeded)
+			if g.count > 0 && g.timed {
 				return nil
 			}
 			return noAnswer(ctx, c.Status())

@@ -189,6 +189,87 @@ func TestCallAllThatFails(t *testing.T) {
 	})
 }
 
+// The loop ends early, or the context is canceled: the handlers that run see it. The end of the time
+// is known to the servers.
+func TestCallAllThatIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for mode, opts := range map[string][]ClientOption{"reply queue": nil, "direct": {WithReplyMode(ReplyDirect)}} {
+		for name, c := range map[string]struct {
+			giveUp func(cancel func()) // beside the loop
+			leaves bool                // the loop ends early
+			want   error               // of the handlers' contexts
+			opts   []CallOption
+			sent   int // cancellations
+		}{
+			"early end":    {giveUp: func(func()) {}, leaves: true, want: context.Canceled, sent: 1},
+			"with a key":   {giveUp: func(func()) {}, leaves: true, want: context.Canceled, sent: 1, opts: []CallOption{WithIdempotencyKey("key")}},
+			"cancellation": {giveUp: func(cancel func()) { cancel() }, want: context.Canceled, sent: 1},
+			"deadline":     {giveUp: func(func()) {}, want: context.DeadlineExceeded, opts: []CallOption{CallTimeout(2 * time.Second)}},
+		} {
+			t.Run(mode+", "+name, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := brokertest.New()
+					startAll(t, b, echo, WithControl(true)) // responds
+					w := newWatchedHandler()
+					for range 2 {
+						startAll(t, b, w.run, WithControl(true))
+					}
+					client := startClient(t, b, append(opts, WithControl(true))...)
+					ready(t, client.WaitReady)
+					ctx, cancel := context.WithCancel(within(t, time.Hour))
+					time.AfterFunc(time.Second, func() { c.giveUp(cancel) })
+					n := 0
+					for r, err := range client.CallAll(ctx, "all", []byte("x"), c.opts...) {
+						if r == nil {
+							wantSame(t, "code", CodeOf(err), CodeCanceled)
+							break
+						}
+						if n++; n == 1 && c.leaves {
+							<-w.begun
+							<-w.begun
+							break
+						}
+					}
+					for range 2 {
+						wantSame(t, "error of the context", <-w.ended, c.want)
+					}
+					settle()
+					wantSame(t, "cancellations", len(b.MessagesTo(controlExchangeName)), c.sent)
+				})
+			})
+		}
+	}
+}
+
+// A call to all servers that is given up before a server takes its request does not run there.
+func TestCallAllThatIsGivenUpBeforeItRuns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		w := newWatchedHandler()
+		startAll(t, b, w.run, WithControl(true), WithWorkers(1))
+		client := startClient(t, b, WithControl(true))
+		ready(t, client.WaitReady)
+		first, cancelFirst := context.WithCancel(within(t, time.Hour))
+		results := make(chan gathered, 2)
+		go func() { results <- callAll(client, first, "all", 0) }()
+		<-w.begun
+		second, cancelSecond := context.WithCancel(within(t, time.Hour))
+		go func() { results <- callAll(client, second, "all", 0) }()
+		settle()
+		cancelSecond()
+		settle()
+		cancelFirst()
+		settle()
+		for range 2 {
+			got := <-results
+			wantSend(t, result{err: got.err}, CodeCanceled, MayHaveRun)
+		}
+		wantSame(t, "handlers", len(w.begun)+len(w.ended), 1) // the end of the first
+	})
+}
+
 // A server that drains ends the calls to all servers that it runs, and refuses those that wait.
 func TestCallAllAndADrain(t *testing.T) {
 	t.Parallel()

@@ -153,12 +153,13 @@ func (r *route) makeCall(f *Future) *call {
 	return k
 }
 
-// release lets a later call reuse a call that was settled by a result, unless another goroutine
-// may still use the call. The publisher does not use a confirmed attempt any more. The reader of
-// responses wakes the call once, and does not use it afterwards: this token must have been read.
-// All other goroutines find a call in the pending table, and then the call is shared.
+// release lets a later call reuse a call that was settled by a result, or by the confirm of a one-way
+// request, unless another goroutine may still use the call. The publisher does not use a confirmed
+// attempt any more. The reader of responses, and the publisher of a one-way request, wake the call
+// once, and do not use it afterwards: this token must have been read. All other goroutines find a
+// call in the pending table, and then the call is shared.
 func (k *call) release() {
-	if !k.settled || k.shared || k.current.Load() != &k.first || k.first.at() != stageConfirmed {
+	if !k.settled && !k.has(eventConfirmed) || k.shared || k.current.Load() != &k.first || k.first.at() != stageConfirmed {
 		return
 	}
 	if !k.woken {

@@ -27,7 +27,15 @@ type cancels struct {
 	wake chan struct{} // has a token while calls wait
 
 	mu      sync.Mutex
-	waiting []wire.Cancellation
+	waiting []cancellation
+}
+
+// cancellation is the cancellation of a call or a stream. replyTo is the queue for the frames of a
+// stream, or for the responses to a call to all servers; "" for other calls.
+type cancellation struct {
+	wire.Cancellation
+
+	replyTo string
 }
 
 // maxCancels bounds the canceled calls waiting to be published. The handlers of further
@@ -37,7 +45,7 @@ const maxCancels = 4096
 func newCancels() *cancels { return &cancels{wake: make(chan struct{}, 1)} }
 
 // add queues the cancellation of a call. It never blocks.
-func (c *cancels) add(canceled wire.Cancellation) {
+func (c *cancels) add(canceled cancellation) {
 	c.mu.Lock()
 	if len(c.waiting) < maxCancels {
 		c.waiting = append(c.waiting, canceled)
@@ -47,7 +55,7 @@ func (c *cancels) add(canceled wire.Cancellation) {
 }
 
 // take returns and removes the waiting calls.
-func (c *cancels) take() []wire.Cancellation {
+func (c *cancels) take() []cancellation {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := c.waiting
@@ -60,7 +68,7 @@ func (c *cancels) take() []wire.Cancellation {
 // concern one-way requests.
 func (c *Client) sendCancel(req *callRequest, cause error, outcome Outcome) {
 	if c.cancels != nil && !req.isOneWay() && outcome == MayHaveRun && errors.Is(cause, context.Canceled) {
-		c.cancels.add(wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()})
+		c.cancels.add(cancellation{Cancellation: wire.Cancellation{ID: req.text(), Method: req.method, Key: req.key()}})
 	}
 }
 
@@ -104,7 +112,7 @@ func (c *Client) publishCancels(s *transport.Session) {
 // another channel: in this mode the ids alone, which cannot be guessed, prove the ownership.
 func (c *Client) signCancel(msg *amqp.Publishing) {
 	msg.UserId = c.route.user.get()
-	if c.cfg.replyMode == ReplyQueue {
+	if msg.ReplyTo == "" && c.cfg.replyMode == ReplyQueue {
 		msg.ReplyTo = c.route.replyTo
 	}
 }
@@ -119,15 +127,15 @@ func openControl(l transport.Conn, exchange string) (transport.Channel, error) {
 	return ch, ch.ExchangeDeclarePassive(exchange, amqp.ExchangeFanout, true, false, false, false, nil)
 }
 
-// encodeCancel returns a message with as many calls as fit into a batch, and the remaining
-// calls.
-func encodeCancel(calls []wire.Cancellation) (msg amqp.Publishing, rest []wire.Cancellation) {
+// encodeCancel returns a message with as many calls as fit into a batch and have the same
+// reply_to, and the remaining calls.
+func encodeCancel(calls []cancellation) (msg amqp.Publishing, rest []cancellation) {
 	var body []byte
-	n := 0
-	for ; n < len(calls) && n < publish.MaxBatchMessages && len(body) < transport.MinBatchBody; n++ {
+	n, replyTo := 0, calls[0].replyTo
+	for ; n < len(calls) && calls[n].replyTo == replyTo && n < publish.MaxBatchMessages && len(body) < transport.MinBatchBody; n++ {
 		body = calls[n].AppendTo(body)
 	}
-	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, Body: body}, calls[n:]
+	return amqp.Publishing{AppId: wire.ControlCancel, ContentType: wire.ContentTypeRequests, ReplyTo: replyTo, Body: body}, calls[n:]
 }
 
 const (
@@ -242,6 +250,8 @@ type clientQuery struct {
 	// request returns the message without reply_to and user, and received gets the responses.
 	request  func() amqp.Publishing
 	received func(*amqp.Delivery)
+	// left gets the queue for the responses when the asker does not wait any more; may be nil.
+	left func(replies string)
 }
 
 // run asks the question and passes the responses on until the query is over. The calls to the
@@ -270,6 +280,11 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 		return err
 	}
 	returned, ended := ch.NotifyReturn(make(chan amqp.Return, 1)), ch.NotifyClose(make(chan *amqp.Error, 1))
+	select {
+	case <-q.over:
+		return nil
+	default:
+	}
 	msg := q.request()
 	msg.ReplyTo, msg.UserId = replies.Name, q.user
 	if err := ch.PublishFanout(q.exchange, msg); err != nil {
@@ -291,6 +306,9 @@ func (q *clientQuery) collect(ch transport.Channel) error {
 		case <-returned:
 			return errNoServerListens
 		case <-q.over:
+			if q.left != nil {
+				q.left(replies.Name)
+			}
 			return nil
 		}
 	}

@@ -158,7 +158,7 @@ func TestCancelledBesideOneThatCannotBeRead(t *testing.T) {
 		r := startControlled(t, handlers{"m": w.run})
 		call := goCall(r.client, within(t, time.Minute), "m", nil)
 		<-w.begun
-		msg, _ := encodeCancel([]wire.Cancellation{{ID: r.broker.Sent[0].Msg.CorrelationId, Method: "m"}})
+		msg, _ := encodeCancel([]cancellation{{Cancellation: wire.Cancellation{ID: r.broker.Sent[0].Msg.CorrelationId, Method: "m"}}})
 		msg.ReplyTo, msg.UserId = r.broker.Sent[0].Msg.ReplyTo, r.broker.Sent[0].Msg.UserId
 		bad := wire.Cancellation{Method: strings.Repeat("x", wire.MaxShortString+1)}
 		msg.Body = append(bad.AppendTo(nil), msg.Body...)
@@ -280,16 +280,24 @@ func TestGivenUpCallsAreForgotten(t *testing.T) {
 
 func TestCancelMessageHoldsAsManyCallsAsABatch(t *testing.T) {
 	t.Parallel()
-	calls := make([]wire.Cancellation, publish.MaxBatchMessages+1)
+	calls := make([]cancellation, publish.MaxBatchMessages+3)
 	for i := range calls {
-		calls[i] = wire.Cancellation{ID: newID(), Method: "m"}
+		calls[i].Cancellation = wire.Cancellation{ID: newID(), Method: "m"}
 	}
-	msg, rest := encodeCancel(calls)
-	wantSame(t, "left", len(rest), 1)
-	records, err := wire.AppendRecords(nil, msg.Body)
-	if err != nil || len(records) != publish.MaxBatchMessages {
-		t.Errorf("%d records, %v", len(records), err)
+	calls[len(calls)-1].replyTo = "another"
+	for _, want := range []struct {
+		records int
+		replyTo string
+	}{{publish.MaxBatchMessages, ""}, {2, ""}, {1, "another"}} {
+		var msg amqp.Publishing
+		msg, calls = encodeCancel(calls)
+		wantSame(t, "reply_to", msg.ReplyTo, want.replyTo)
+		records, err := wire.AppendRecords(nil, msg.Body)
+		if err != nil || len(records) != want.records {
+			t.Errorf("%d records, %v; want %d", len(records), err, want.records)
+		}
 	}
+	wantSame(t, "left", len(calls), 0)
 }
 
 // A call with the same key, made while the canceled handler is still returning, runs the handler
@@ -382,7 +390,7 @@ func TestWhoseCallsACancellationEnds(t *testing.T) {
 						return []byte("done"), ctx.Err()
 					}}, WithControl(true), WithUserID(true))
 					msg := sent(c.id, "", c.request...)
-					cancel, _ := encodeCancel([]wire.Cancellation{{ID: c.id, Method: "m"}})
+					cancel, _ := encodeCancel([]cancellation{{Cancellation: wire.Cancellation{ID: c.id, Method: "m"}}})
 					for _, change := range c.cancel {
 						change(&cancel)
 					}

@@ -394,9 +394,10 @@ func CallTimeout(d time.Duration) CallOption {
 	return func(c *callConfig) { c.timeout, c.timeoutFault = d, d <= 0 }
 }
 
-// WaitForServer makes a call wait when no request queue exists, with backoff and until the
-// call's deadline, for a server to declare the queue. The default is to fail at once with
-// [ErrUnroutable].
+// WaitForServer makes a call, or a stream, wait when no request queue exists, with backoff and until
+// its deadline, for a server to declare the queue; also while the queue's only node is away, if the
+// client knows that before it sends the request. The default is to fail at once with
+// [ErrUnroutable] or [ErrQueueUnavailable].
 func WaitForServer() CallOption { return func(c *callConfig) { c.waitForServer = true } }
 
 // WithHeader adds application headers. Names beginning with "rpc-", and "CC" and "BCC", which

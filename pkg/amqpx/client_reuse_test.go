@@ -31,6 +31,27 @@ func TestCallIsReusedOnlyByItsLastUser(t *testing.T) {
 		reused bool
 	}{
 		"answered": {func(p *pending, k *call) { confirmed(k); respond(p, k) }, true},
+		"one way, confirmed": {func(p *pending, k *call) {
+			k.req.traits |= traitOneWay
+			confirmed(k)
+			k.notify(eventConfirmed)
+			p.remove(k)
+		}, true},
+		"one way, between the event and the confirm": {func(p *pending, k *call) {
+			k.req.traits |= traitOneWay
+			k.first.call = k
+			k.first.stage.Store(uint32(stageWritten))
+			k.current.Store(&k.first)
+			k.notify(eventConfirmed)
+			p.remove(k)
+		}, false},
+		"one way, in a snapshot of attempts": {func(p *pending, k *call) {
+			k.req.traits |= traitOneWay
+			confirmed(k)
+			p.attempts()
+			k.notify(eventConfirmed)
+			p.remove(k)
+		}, false},
 		"answered, token read": {func(p *pending, k *call) {
 			confirmed(k)
 			respond(p, k)

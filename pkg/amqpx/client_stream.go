@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,7 +49,8 @@ type streamStart struct {
 
 // Open opens a stream of a method, see [Server.HandleStream]. The first use of the stream sends the
 // opening. A stream ends with ctx: with the deadline of ctx, if there is one, and with its
-// cancellation, of which the server is told. Without a deadline a stream has none.
+// cancellation, of which the server is told. Without a deadline a stream has none. An opening that
+// is canceled while it waits in the queue is not run by the servers of that moment ([WithControl]).
 //
 // The options [WithHeader], [WithContentType], [WithIdempotencyKey], [CallTimeout], [WaitForServer] and
 // [StreamWindow] have an effect on streams, also as options of [WithMethod]. Values of headers are
@@ -215,7 +217,10 @@ func (s *ClientStream) abandon(cause, err error) {
 	if cause == nil || !errors.Is(cause, err) {
 		cause = err
 	}
-	s.st.Abandon(&stream.Result{Reason: stream.ReasonAbandoned, Cause: cause}, reset)
+	queue := s.st.Abandon(&stream.Result{Reason: stream.ReasonAbandoned, Cause: cause}, reset)
+	if c := s.client.cancels; queue != "" && c != nil && errors.Is(err, context.Canceled) { // servers know the deadline
+		c.add(cancellation{wire.Cancellation{ID: strconv.FormatUint(s.st.Number(), 10), Method: s.method}, queue})
+	}
 }
 
 // checkItem returns an error for an item that is too large.

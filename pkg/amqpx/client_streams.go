@@ -124,9 +124,9 @@ func (c *Client) newStreamLink(queue string) *stream.Link {
 	if c.cfg.userID {
 		user = c.route.user.get()
 	}
-	return c.streams.table.NewLink(func(m *stream.Message) {
+	return c.streams.table.NewLink(queue, func(m *stream.Message) {
 		c.route.outbox.Put(&frameMessage{
-			Message: m, from: queue, user: user, openTo: c.cfg.queue.streamsQueue().Name, link: c.streams.table.Link, opening: c.completeOpening,
+			Message: m, user: user, openTo: c.cfg.queue.streamsQueue().Name, proves: c.route.nackProves, link: c.streams.table.Link, opening: c.completeOpening,
 		})
 	})
 }
@@ -152,15 +152,30 @@ func (c *Client) completeOpening(st *stream.Stream, msg *amqp.Publishing) {
 	x.id.Store(new(streamID(msg.ReplyTo, st.Number())))
 }
 
-// checkOpenings ends the streams whose openings no server takes: the queue of openings has no
-// consumer in two checks, or the opening has expired in the queue. Patient streams end only if two
-// checks find no queue: their openings were in it.
+// openingWatch checks the queue of openings for the streams of a link.
+type openingWatch struct {
+	checker queueChecker
+	queue   checkedQueue
+	link    *stream.Link
+	// unserved is the time of the first check without a consumer; zero: there is one.
+	unserved time.Time
+	// down means that the last check found the queue down. doubtful is the time of the first such
+	// check: openings that were written before may be lost; zero: none are. empty is the first check
+	// since then that found no message in the queue; zero: none has.
+	down            bool
+	doubtful, empty time.Time
+}
+
+// emptyFor is how long a queue of openings that was down must be empty before openings that are not
+// accepted count as lost.
+const emptyFor = 5 * time.Second
+
+// checkOpenings checks the queue of openings every second while openings wait, until the link or
+// the session ends.
 func (c *Client) checkOpenings(s *transport.Session, link *stream.Link, over <-chan struct{}) {
+	w := &openingWatch{checker: queueChecker{client: c, s: s}, queue: checkedQueue{name: c.cfg.queue.streamsQueue().Name}, link: link}
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
-	patient := func(st *stream.Stream) bool { return st.Options().Patient }
-	none := func(*stream.Stream) bool { return false }
-	var unserved time.Time // the first check without a consumer; zero: there is one
 	for {
 		select {
 		case <-tick.C:
@@ -170,32 +185,55 @@ func (c *Client) checkOpenings(s *transport.Session, link *stream.Link, over <-c
 			return
 		}
 		if link.Openings() == 0 || s.Flow.Unblocked() != nil {
-			unserved = time.Time{}
+			w.unserved = time.Time{}
 			continue
 		}
 		now := time.Now()
-		link.FailOpenings(now.Add(-openingLimit-checkEvery), patient)
-		switch n, err := c.streamServers(s); {
-		case err != nil && !transport.IsNotFound(err), err == nil && n > 0:
-			unserved = time.Time{}
-		case unserved.IsZero():
-			unserved = now
-		case err != nil: // the queue is gone, and what waited in it
-			link.FailOpenings(unserved, none)
-		default:
-			link.FailOpenings(unserved, patient)
+		link.FailOpenings(now.Add(-openingLimit-checkEvery), stream.ReasonUnserved, isPatient)
+		found, err := w.checker.ask(&w.queue, checkTimeout)
+		if ch := w.checker.ch; ch != nil {
+			_ = ch.Close()
+			w.checker.ch = nil
 		}
+		w.found(stateOf(found, err), now)
 	}
 }
 
-// streamServers returns the number of consumers of the queue of openings.
-func (c *Client) streamServers(s *transport.Session) (consumers int, err error) {
-	err = transport.WithTempChannel(s.Sub, func(ch transport.Channel) error {
-		q, err := ch.QueueDeclarePassive(c.cfg.queue.streamsQueue().Name, true, false, false, false, nil)
-		consumers = q.Consumers
-		return err
-	})
-	return consumers, err
+func isPatient(s *stream.Stream) bool { return s.Options().Patient }
+
+func isNone(*stream.Stream) bool { return false }
+
+// found acts on the state of the queue at a time. It ends the streams whose openings no server takes,
+// because the queue has no consumer in two checks, or its node is down in both; patient streams wait
+// on. They end when two checks find no queue, and when the queue was down, is back and stays empty:
+// then their openings are lost.
+func (w *openingWatch) found(st queueState, now time.Time) {
+	down := st.away && st.fault != FaultQueueMissing
+	switch {
+	case down && !w.down:
+		w.doubtful, w.empty = now, time.Time{}
+	case !st.known, st.away, st.messages > 0:
+		w.empty = time.Time{}
+	case w.empty.IsZero():
+		w.empty = now
+	case !w.doubtful.IsZero() && now.Sub(w.empty) >= emptyFor:
+		w.link.FailOpenings(w.doubtful, stream.ReasonUnavailable, isNone)
+		w.doubtful = time.Time{}
+	}
+	w.down = down
+	w.link.Hold(down)
+	switch {
+	case !st.known, st.consumers > 0, st.fault == FaultQueueSilent: // the broker may be slow
+		w.unserved = time.Time{}
+	case w.unserved.IsZero():
+		w.unserved = now
+	case down:
+		w.link.FailOpenings(w.unserved, stream.ReasonUnavailable, isPatient)
+	case st.away: // the queue is gone, and what waited in it
+		w.link.FailOpenings(w.unserved, stream.ReasonUnserved, isNone)
+	default:
+		w.link.FailOpenings(w.unserved, stream.ReasonUnserved, isPatient)
+	}
 }
 
 // returnedFrames handles a message of streams that the broker has returned.

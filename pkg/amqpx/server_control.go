@@ -196,8 +196,8 @@ func (c *control) warnMalformed(d *amqp.Delivery, err error) {
 // cancelCalls cancels the calls in a message, which has the format of a batch: a record has
 // the id of a call, its method, and its key if the key differs from the id. Only calls of the
 // message's sender, with the same user and reply_to, are canceled. A call without a request
-// here may run on another server, or its request may be on its way. The returned error is the
-// error of the last malformed record.
+// here may run on another server, or its request may be on its way. The id of a stream is its
+// number. The returned error is the error of the last malformed record.
 func (s *Server) cancelCalls(d *amqp.Delivery) error {
 	var room [64][]byte
 	records, err := wire.AppendRecords(room[:0], d.Body)
@@ -212,7 +212,11 @@ func (s *Server) cancelCalls(d *amqp.Delivery) error {
 			continue
 		}
 		m := s.methods[in.Method]
-		if m == nil || in.ID == "" {
+		switch {
+		case m == nil && s.streams.methods[in.Method] != nil:
+			s.cancelOpening(&in, now)
+			continue
+		case m == nil, in.ID == "":
 			continue
 		}
 		for _, r := range s.dedup.cancel(m, &in, now) {

@@ -294,7 +294,7 @@ func (s *Server) streamHandler(h StreamHandler) Handler {
 func (s *ServerStream) accept(ctx context.Context) error {
 	if !s.mayRan {
 		s.st.Accept(func() { s.consumer.ack(s.tag) })
-		return nil
+		return ctx.Err() // the client may have canceled it meanwhile
 	}
 	confirmed := make(chan struct{})
 	s.st.Accept(func() {

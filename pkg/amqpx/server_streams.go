@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/stream"
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
+	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
 // The streams of a server in a session: the queue of openings, which all servers consume, and a
@@ -84,6 +86,7 @@ type serverStreams struct {
 	room    chan struct{} // has a token when a stream has ended
 
 	mu       sync.Mutex
+	canceled xsync.Recent[callKey] // canceled openings that have not arrived here
 	running  int
 	ofMethod map[*serverMethod]int
 	ofCaller map[callerID]int
@@ -101,6 +104,29 @@ func (t *serverStreams) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.running
+}
+
+// cancelOpening handles the cancellation of an opening by its client: it ends the stream, or prevents
+// its start if the opening may still arrive.
+func (s *Server) cancelOpening(in *incoming, now time.Time) {
+	number, err := strconv.ParseUint(in.ID, 10, 64)
+	if err != nil {
+		return
+	}
+	if link := s.streams.table.Link(); link != nil && link.Cancel(in.ReplyTo, in.user, number) {
+		return
+	}
+	t := &s.streams
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.canceled.Add(in.callKey(), now, givenUpAge, maxCanceledIDs)
+}
+
+// takeCanceled reports whether an opening was canceled before it arrived, and forgets it.
+func (t *serverStreams) takeCanceled(opening callKey, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.canceled.Len(now) > 0 && t.canceled.Remove(opening, now)
 }
 
 // admitStream counts a stream, or returns the refusal of a stream beyond a limit.
@@ -247,8 +273,8 @@ func (s *Server) openStreams(main *consumer) (*streamConsumer, error) {
 	}
 	c.ended = c.ch.NotifyClose(c.ended)
 	c.bind()
-	c.link = s.streams.table.NewLink(func(m *stream.Message) {
-		s.outbox.Put(&frameMessage{Message: m, from: c.queue, link: s.streams.table.Link})
+	c.link = s.streams.table.NewLink(c.queue, func(m *stream.Message) {
+		s.outbox.Put(&frameMessage{Message: m, link: s.streams.table.Link})
 	})
 	sess.Run(c.readFrames)
 	return c, nil
@@ -439,6 +465,8 @@ func (c *streamConsumer) open(d *amqp.Delivery, f *wire.Frame, user string) {
 		failed = s.unimplemented(d.AppId)
 	case f.Timeout == 0:
 		failed = refusal(CodeDeadlineExceeded, "the stream's time ran out before it began")
+	case s.streams.takeCanceled(newCallKey(user, d.ReplyTo, strconv.FormatUint(f.Stream, 10)), time.Now()):
+		failed = refusal(CodeCanceled, "its client canceled it before it ran")
 	case d.Redelivered && m.atMostOnce:
 		failed = refusal(CodeUnavailable, "the stream may have run before, and the method runs at most once")
 	default:

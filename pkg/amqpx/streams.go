@@ -180,9 +180,9 @@ func openStreamQueue(s *transport.Session, name string) (transport.Channel, <-ch
 type frameMessage struct {
 	*stream.Message
 
-	from    string // the queue of this side
 	user    string
 	openTo  string                                       // the queue of openings
+	proves  bool                                         // a nack proves that no server has the opening
 	opening func(s *stream.Stream, msg *amqp.Publishing) // completes an opening; nil for a server
 	link    func() *stream.Link
 }
@@ -192,7 +192,7 @@ func (m *frameMessage) BeginSend(uint64) bool { return m.Begin() }
 
 // Publishing implements publish.Outbound.
 func (m *frameMessage) Publishing() (key string, mandatory bool, msg amqp.Publishing) {
-	msg = amqp.Publishing{ContentType: wire.ContentTypeFrames, ReplyTo: m.from, UserId: m.user, DeliveryMode: amqp.Transient, Body: m.Body()}
+	msg = amqp.Publishing{ContentType: wire.ContentTypeFrames, ReplyTo: m.From(), UserId: m.user, DeliveryMode: amqp.Transient, Body: m.Body()}
 	s := m.Opening()
 	if s == nil {
 		return m.Queue(), true, msg
@@ -215,6 +215,8 @@ func (m *frameMessage) OnResult(f publish.Result) {
 			l.Returned(m.Queue(), number)
 		}
 		m.Confirmed()
+	case publish.Nacked:
+		m.Nacked(m.proves)
 	default:
 		m.Failed(nil)
 	}
@@ -241,6 +243,8 @@ func streamReason(r *stream.Result, peer string) (code Code, text string, sentin
 		return CodeUnavailable, "", ErrUnroutable
 	case stream.ReasonUnserved:
 		return CodeUnavailable, "no server takes streams: none runs, or all have as many as they may have", ErrNoServer
+	case stream.ReasonUnavailable:
+		return CodeUnavailable, "", ErrQueueUnavailable
 	case stream.ReasonCredit:
 		return CodeResourceExhausted, "the " + peer + " sent more than its credit", nil
 	case stream.ReasonGap:

@@ -79,6 +79,9 @@ type parameter struct {
 func (s *settings) define(hashOf func(user string) string) ([]byte, error) {
 	d := definitions{Vhosts: []vhost{{s.vhost}}}
 	add := func(name, tags string, connections, channels int) {
+		if s.streams {
+			channels++
+		}
 		d.Users = append(d.Users, user{
 			Name: name, PasswordHash: hashOf(name), HashingAlgorithm: "rabbit_password_hashing_sha256", Tags: tags,
 			Limits: map[string]int{"max-connections": roomFor * connections * s.processes, "max-channels": roomFor * channels * s.processes},
@@ -100,8 +103,17 @@ func (s *settings) define(hashOf func(user string) string) ([]byte, error) {
 	for _, u := range d.Users {
 		connections += u.Limits["max-connections"]
 	}
-	// One queue of the control plane for each server, one reply queue for each other process.
-	queues := sharedQueues + roomFor*s.processes*(len(s.clients)+2)
+	// One queue of the control plane for each server, one reply queue for each other process; with
+	// streams one queue for frames of each, and with calls to all servers one for each server and each
+	// program that makes such a call.
+	each := len(s.clients) + 2
+	if s.streams {
+		each *= 2
+	}
+	if len(s.callAll) > 0 {
+		each += 1 + len(s.callAll)
+	}
+	queues := sharedQueues + roomFor*s.processes*each
 	d.Parameters = []parameter{
 		{s.vhost, "vhost-limits", "limits", map[string]int{"max-connections": connections, "max-queues": queues}},
 		{s.vhost, "operator_policy", "reply-queues", map[string]any{
@@ -120,14 +132,21 @@ func (s *settings) permission(name string) permission {
 	own := q + `\.reply\.` + regexp.QuoteMeta(name) + `\..+`
 	switch name {
 	case serverUser:
-		p.Configure = `^` + q + `(\.[0-9]+)?(\.(batch|retry|dead|rpc|control(\..+)?))?$`
-		p.Write = `^(amq\.default|` + q + `(\.[0-9]+)?(\.batch)?|` + q + `\.control\..+)$`
-		p.Read = `^` + q + `(\.[0-9]+)?(\.(batch|retry|rpc|control(\..+)?))?$`
+		beside, bound := `rpc|control(\..+)?`, `\.control\..+`
+		if s.streams {
+			beside, bound = `rpc|streams|s\..+|control(\..+)?`, `\.(streams|s\..+|control\..+)`
+		}
+		p.Configure = `^` + q + `(\.[0-9]+)?(\.(batch|retry|dead|` + beside + `))?$`
+		p.Write = `^(amq\.default|` + q + `(\.[0-9]+)?(\.batch)?|` + q + bound + `)$`
+		p.Read = `^` + q + `(\.[0-9]+)?(\.(batch|retry|` + beside + `))?$`
 	case operatorUser:
 		p.Configure, p.Write, p.Read = nothing, nothing, `^`+q+`\.dead$`
 	default:
 		p.Configure = `^` + own + `$`
 		p.Write = `^` + q + `\.(rpc|control)$`
+		if slices.Contains(s.callAll, name) {
+			p.Write = `^` + q + `\.(rpc|control|control\.all)$`
+		}
 		p.Read = `^` + own + `$`
 	}
 	return p

@@ -1,6 +1,7 @@
 // Command rpc-definitions makes the users of the Compose overlay production, with random passwords.
 //
-//	rpc-definitions -folder FOLDER [-queue NAME] [-vhost NAME] [-broker URL,…] [-clients NAME,…] [-processes N] [-rotate]
+//	rpc-definitions -folder FOLDER [-queue NAME] [-vhost NAME] [-broker URL,…] [-clients NAME,…] [-processes N]
+//		[-streams] [-call-all NAME,…] [-rotate]
 //
 // It writes into folders below FOLDER, one for each reader:
 //
@@ -42,7 +43,11 @@ type settings struct {
 	clients []string
 	// processes is the number of processes of each user for which the limits have room.
 	processes int
-	rotate    bool
+	// streams allows streams, to the server and all clients; callAll are the clients that may call
+	// all servers at once.
+	streams bool
+	callAll []string
+	rotate  bool
 }
 
 func run(args []string, stdout io.Writer) error {
@@ -66,7 +71,7 @@ func run(args []string, stdout io.Writer) error {
 func parse(args []string) (*settings, error) {
 	const processes = 32
 	s := &settings{}
-	var brokers, clients string
+	var brokers, clients, callAll string
 	flags := flag.NewFlagSet("rpc-definitions", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&s.folder, "folder", "", "where to write")
@@ -75,6 +80,8 @@ func parse(args []string) (*settings, error) {
 	flags.StringVar(&brokers, "broker", "amqp://rabbitmq:5672", "the broker's URLs without a user, separated by commas")
 	flags.StringVar(&clients, "clients", "client", "the users that call, separated by commas")
 	flags.IntVar(&s.processes, "processes", processes, "how many processes of each user the limits have room for")
+	flags.BoolVar(&s.streams, "streams", false, "allow streams")
+	flags.StringVar(&callAll, "call-all", "", "the clients that may call all servers at once, separated by commas")
 	flags.BoolVar(&s.rotate, "rotate", false, "make new passwords")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -92,6 +99,14 @@ func parse(args []string) (*settings, error) {
 	}
 	if err := checkNames(s.clients); err != nil {
 		return nil, err
+	}
+	if callAll != "" {
+		s.callAll = strings.Split(callAll, ",")
+	}
+	for _, name := range s.callAll {
+		if !slices.Contains(s.clients, name) {
+			return nil, fmt.Errorf("-call-all: %q is none of -clients", name)
+		}
 	}
 	for place, text := range strings.Split(brokers, ",") {
 		broker, err := url.Parse(text)

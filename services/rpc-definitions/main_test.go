@@ -213,6 +213,8 @@ func TestArguments(t *testing.T) {
 		{"-folder", folder, "-clients", "server"},
 		{"-folder", folder, "-clients", "broker"},
 		{"-folder", folder, "-clients", "../a"},
+		{"-folder", folder, "-call-all", "a"},
+		{"-folder", folder, "-call-all", "client,"},
 		{"-folder", folder, "-broker", "http://a"},
 		{"-folder", folder, "-broker", "amqp://user:secret@a"},
 		{"-folder", folder, "-broker", "amqp://a/vhost"},
@@ -235,22 +237,53 @@ func TestArguments(t *testing.T) {
 	}
 }
 
-// TestDocumentedPermissions: the patterns of docs/security.md are those of the definitions.
+// TestDocumentedPermissions: the patterns of docs/security.md are those of the definitions, without and
+// with what is allowed only on demand.
 func TestDocumentedPermissions(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../docs/security.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	folder := t.TempDir()
-	made(t, folder)
-	for _, p := range definitionsIn(t, folder).Permissions {
-		if p.User == guestUser {
-			continue
+	for place, args := range [][]string{nil, {"-streams", "-call-all", "client"}} {
+		folder := t.TempDir()
+		made(t, folder, args...)
+		for _, p := range definitionsIn(t, folder).Permissions {
+			if p.User == guestUser {
+				continue
+			}
+			all := regexp.MustCompile("set_permissions "+p.User+strings.Repeat(`[\s\\]+'([^']+)'`, 3)+"\n").FindAllStringSubmatch(string(doc), -1)
+			if want := []string{p.Configure, p.Write, p.Read}; len(all) == 0 || !slices.Equal(all[min(place, len(all)-1)][1:], want) {
+				t.Errorf("docs/security.md has other permissions of %s than %q", p.User, want)
+			}
 		}
-		found := regexp.MustCompile("set_permissions " + p.User + strings.Repeat(`[\s\\]+'([^']+)'`, 3) + "\n").FindStringSubmatch(string(doc))
-		if want := []string{p.Configure, p.Write, p.Read}; found == nil || !slices.Equal(found[1:], want) {
-			t.Errorf("docs/security.md has other permissions of %s than %q", p.User, want)
-		}
+	}
+}
+
+// TestLimits: what is allowed on demand has room.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		args             []string
+		queues, channels int // of the virtual host; of the server
+	}{
+		"usual":          {nil, 64 + 2*10*4, 2 * 10 * 10},
+		"streams":        {[]string{"-streams"}, 64 + 2*10*8, 2 * 10 * 11},
+		"call all":       {[]string{"-call-all", "a"}, 64 + 2*10*6, 2 * 10 * 10},
+		"streams, calls": {[]string{"-streams", "-call-all", "a,b"}, 64 + 2*10*11, 2 * 10 * 11},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			made(t, folder, append(c.args, "-clients", "a,b", "-processes", "10")...)
+			d := definitionsIn(t, folder)
+			limits, _ := d.Parameters[0].Value.(map[string]any)
+			if got := limits["max-queues"]; got != float64(c.queues) {
+				t.Errorf("%v queues, want %d", got, c.queues)
+			}
+			if got := d.Users[0].Limits["max-channels"]; got != c.channels {
+				t.Errorf("%d channels of %s, want %d", got, d.Users[0].Name, c.channels)
+			}
+		})
 	}
 }

@@ -195,15 +195,19 @@ func (s *stage) count() census {
 // from RabbitMQ, ends with its channel: each process may have one channel more or less. With
 // direct reply-to a server has a further connection after its first use; in a cluster too, where
 // a client without responses asks the servers in this way whether they answer. Reply queues of
-// killed clients expire after five minutes.
+// killed clients expire after five minutes. A call to all servers has a channel and a queue, at any
+// moment one of each client.
 func (s *stage) within(now census) bool {
-	processes, more := len(s.servers)+len(s.clients), 0
+	processes, more, asking := len(s.servers)+len(s.clients), 0, 0
+	if s.sc.load.shapes > 0 {
+		asking = len(s.clients)
+	}
 	if s.sc.load.direct || s.sc.place != nil {
 		more = len(s.servers)
 	}
 	return now.Connections >= s.before.Connections && now.Connections <= s.before.Connections+more &&
-		now.Channels >= s.before.Channels-processes && now.Channels <= s.before.Channels+processes+2*more &&
-		now.Queues >= s.before.Queues && now.Queues <= s.before.Queues+s.killed+s.orphans
+		now.Channels >= s.before.Channels-processes-asking && now.Channels <= s.before.Channels+processes+2*more+asking &&
+		now.Queues >= s.before.Queues-asking && now.Queues <= s.before.Queues+s.killed+s.orphans+asking
 }
 
 func (s *stage) addServer() {
@@ -240,7 +244,7 @@ func (s *stage) addClient() {
 	args := append(
 		s.flags(url),
 		"-workers", strconv.Itoa(l.callers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
-		"-streams", strconv.Itoa(l.streams),
+		"-streams", strconv.Itoa(l.streams), "-shapes", strconv.Itoa(l.shapes),
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
 		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)

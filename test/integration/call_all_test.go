@@ -4,6 +4,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -24,6 +25,12 @@ func serveAll(t *testing.T, r *rig.Rig, url string, opts ...amqpx.ServerOption) 
 	if err := server.Handle("one", echo); err != nil {
 		t.Fatal(err)
 	}
+	serveUntilEnd(t, server)
+}
+
+// serveUntilEnd runs a server until the test ends, and waits until it is ready.
+func serveUntilEnd(t *testing.T, server *amqpx.Server) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx) }() // ends with the cleanup
@@ -97,6 +104,48 @@ func TestCallAllNeedsAPermission(t *testing.T) {
 		n, _ := responses(rig.Within(t, 5*time.Second), c.client, "echo", 1)
 		return n == 1
 	})
+}
+
+// TestCallAllIsGivenUp: a loop that ends early ends the contexts of the handlers on all servers.
+func TestCallAllIsGivenUp(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	begun, ended := make(chan struct{}, 3), make(chan error, 3)
+	for i := range 3 {
+		server, err := amqpx.NewServer(r.URL, amqpx.WithQueue(r.Queue))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = server.Handle("wait", func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+			if i == 0 {
+				return nil, nil
+			}
+			begun <- struct{}{}
+			<-ctx.Done()
+			ended <- ctx.Err()
+			return nil, ctx.Err()
+		}, amqpx.OnEveryServer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		serveUntilEnd(t, server)
+	}
+	for name, c := range map[string]*amqpx.Client{"reply queue": r.Ready(), "direct reply-to": r.Ready(amqpx.WithReplyMode(amqpx.ReplyDirect))} {
+		for _, err := range c.CallAll(rig.Patience(t), "wait", nil) {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for range 2 {
+				rig.Recv(t, begun, "a handler")
+			}
+			break
+		}
+		for range 2 {
+			if err := rig.Recv(t, ended, "the end of a handler"); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: a handler ended with %v", name, err)
+			}
+		}
+	}
 }
 
 // errorOf returns the second of two results.

@@ -65,8 +65,9 @@ type production struct {
 	management *rig.Management
 }
 
-// inProduction makes a virtual host with the users and their permissions.
-func inProduction(t *testing.T) *production {
+// inProduction makes a virtual host with the users and their permissions, with further arguments of
+// rpc-definitions.
+func inProduction(t *testing.T, args ...string) *production {
 	t.Helper()
 	p := &production{t: t, vhost: "production-" + uuid.NewString(), broker: hardened.For(t)}
 	users.Lock()
@@ -85,7 +86,7 @@ func inProduction(t *testing.T) *production {
 		p.broker.Ctl("set_user_tags", "admin-of-tests", "administrator")
 	}
 	p.management = rig.ManageAt(t, rig.Node{ManagementURL: p.managementURL("admin-of-tests", users.admin)})
-	p.importFrom(users.folder, nil, "-clients", asClient+","+asOther)
+	p.importFrom(users.folder, nil, append([]string{"-clients", asClient + "," + asOther}, args...)...)
 	t.Cleanup(func() { p.management.Do(http.MethodDelete, nil, nil, "vhosts", p.vhost) })
 	return p
 }

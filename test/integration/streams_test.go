@@ -362,3 +362,59 @@ func BenchmarkUnaryCall(b *testing.B) {
 		}
 	}
 }
+
+// TestCanceledOpening: a stream that is canceled while its opening waits for a server with room does
+// not run when the server has room again.
+func TestCanceledOpening(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	runs := make(chan string, 10)
+	server := serveStreams(t, r, r.URL, map[string]amqpx.StreamHandler{"wait": func(ctx context.Context, s *amqpx.ServerStream) error {
+		first, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		runs <- string(first)
+		<-ctx.Done()
+		return ctx.Err()
+	}}, amqpx.WithMaxStreams(1, 1))
+	client := r.Ready()
+	open := func(name string) *amqpx.ClientStream {
+		t.Helper()
+		s, err := client.Open(rig.Patience(t), "wait", amqpx.WaitForServer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send([]byte(name)); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first := open("first")
+	rig.Recv(t, runs, "the first handler")
+	second := open("second")
+	openings := r.Raw()
+	rig.Eventually(t, "the opening waits", func() bool {
+		q, err := openings.QueueDeclarePassive(r.Queue.Name+".streams", true, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q.Messages == 1
+	})
+	second.Close()
+	if _, err := second.Recv(); amqpx.CodeOf(err) != amqpx.CodeCanceled {
+		t.Errorf("the second stream ended with %v", err)
+	}
+	for range 2 { // the cancellation comes before
+		if _, err := client.Ping(rig.Patience(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first.Close()
+	rig.Eventually(t, "the opening is refused", func() bool { return server.Stats().Streams.Refused == 1 })
+	third := open("third")
+	if got := rig.Recv(t, runs, "the third handler"); got != "third" {
+		t.Errorf("the %s stream ran", got)
+	}
+	third.Close()
+}

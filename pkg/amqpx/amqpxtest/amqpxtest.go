@@ -34,13 +34,17 @@ const URL = "amqp://broker.test/"
 type Broker struct {
 	memory *brokertest.Broker
 	// The lock of memory guards the faults, which are in order, by the name of the queue.
-	requests, responses map[string][]Fault
-	away                bool // guarded by the lock of memory
+	requests, responses, openings, frames map[string][]Fault
+
+	away bool // guarded by the lock of memory
 }
 
 // NewBroker returns a broker without queues.
 func NewBroker() *Broker {
-	b := &Broker{memory: brokertest.New(), requests: make(map[string][]Fault), responses: make(map[string][]Fault)}
+	b := &Broker{
+		memory: brokertest.New(), requests: make(map[string][]Fault), responses: make(map[string][]Fault),
+		openings: make(map[string][]Fault), frames: make(map[string][]Fault),
+	}
 	b.memory.Forget = true // a test may make millions of calls
 	b.memory.Plan = b.plan
 	b.memory.OnDial = b.onDial

@@ -11,8 +11,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// Fault is what happens to one message between a client and a server, see [Broker.FailRequests] and
-// [Broker.FailResponses]. The zero Fault is [Pass].
+// Fault is what happens to one message between a client and a server, see [Broker.FailRequests],
+// [Broker.FailResponses], [Broker.FailOpenings] and [Broker.FailFrames]. The zero Fault is [Pass].
 type Fault struct {
 	kind brokertest.Fault
 	late time.Duration
@@ -67,7 +67,7 @@ func DisconnectAfter() Fault { return Fault{kind: brokertest.FaultCutUnconfirmed
 // FailRequests sets the faults of the next messages with requests to a queue, one for each message
 // in order, after the faults that were set before. Calls made one after the other are one message
 // each; calls made at the same time may be one message together, which shares its fault. The copy
-// of a request that a server gives back to the queue counts too. Streams are not affected.
+// of a request that a server gives back to the queue counts too. Streams have faults of their own.
 func (b *Broker) FailRequests(queue string, faults ...Fault) {
 	b.memory.With(func(*brokertest.Broker) {
 		b.requests[queue] = append(b.requests[queue], faults...)
@@ -83,10 +83,48 @@ func (b *Broker) FailResponses(queue string, faults ...Fault) {
 	})
 }
 
+// FailOpenings sets the faults of the next openings of streams to the servers of a queue, like
+// FailRequests. A stream is never sent again, so what its client sees is
+//
+//   - with [Nack], [amqpx.CodeUnavailable], [amqpx.MayHaveRun] and [amqpx.ErrQueueUnavailable]; with a
+//     quorum queue and [amqpx.WaitForServer] the stream opens a second later;
+//   - with [Lose], [amqpx.CodeDeadlineExceeded] at the deadline, or [amqpx.CodeUnavailable] and
+//     [amqpx.ErrNoServer] after a minute, both with [amqpx.MayHaveRun];
+//   - with [Duplicate], nothing: a server runs the handler once, and a second server that runs it, too,
+//     is told that the stream is canceled;
+//   - with [Delay], a stream that begins later;
+//   - with [DisconnectBefore] and [DisconnectAfter], [amqpx.CodeUnavailable] and [amqpx.MayHaveRun].
+func (b *Broker) FailOpenings(queue string, faults ...Fault) {
+	b.memory.With(func(*brokertest.Broker) {
+		b.openings[queue] = append(b.openings[queue], faults...)
+	})
+}
+
+// FailFrames sets the faults of the next messages with frames of streams, items above all, between the
+// clients and servers of a queue, in either direction, like FailRequests. The first such message of
+// a stream is the server's acceptance, which may have items; what is sent meanwhile is one
+// message. What the client sees is
+//
+//   - with [Nack], [DisconnectBefore] and [DisconnectAfter], [amqpx.CodeUnavailable] and
+//     [amqpx.MayHaveRun], at the latest after four times the keep-alive time
+//     ([amqpx.WithStreamKeepAlive]);
+//   - with [Lose], [amqpx.CodeDataLoss] and [amqpx.MayHaveRun] as soon as a later item, or the end, shows
+//     the gap; if neither side sends anything more, the stream waits until its deadline;
+//   - with [Delay], the same if another message overtakes this one, otherwise a later item;
+//   - with [Duplicate], nothing.
+func (b *Broker) FailFrames(queue string, faults ...Fault) {
+	b.memory.With(func(*brokertest.Broker) {
+		b.frames[queue] = append(b.frames[queue], faults...)
+	})
+}
+
 // plan returns the fault of a message. The caller holds the lock of the broker in memory.
 func (b *Broker) plan(key string, msg *amqp.Publishing) (brokertest.Fault, time.Duration) {
-	if len(b.requests) == 0 && len(b.responses) == 0 || msg.ContentType == wire.ContentTypeFrames {
+	if len(b.requests) == 0 && len(b.responses) == 0 && len(b.openings) == 0 && len(b.frames) == 0 {
 		return brokertest.FaultNone, 0
+	}
+	if msg.ContentType == wire.ContentTypeFrames {
+		return b.planFrames(key)
 	}
 	if queue, _, found := strings.Cut(key, ".reply."); found {
 		return next(b.responses, queue)
@@ -103,6 +141,17 @@ func (b *Broker) plan(key string, msg *amqp.Publishing) (brokertest.Fault, time.
 		}
 	}
 	return brokertest.FaultNone, 0
+}
+
+// planFrames is plan for a message of streams.
+func (b *Broker) planFrames(key string) (brokertest.Fault, time.Duration) {
+	if queue, opens := strings.CutSuffix(key, ".streams"); opens {
+		return next(b.openings, queue)
+	}
+	if queue, _, toClient := strings.Cut(key, ".reply."); toClient {
+		return next(b.frames, queue)
+	}
+	return next(b.frames, key[:max(strings.LastIndex(key, ".s."), 0)])
 }
 
 // carries reports whether requests to a queue travel with a routing key: that of the queue, of its

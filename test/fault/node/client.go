@@ -100,6 +100,10 @@ func (c *caller) load(ctx context.Context) error {
 			}
 		})
 	}
+	for i := range c.shapers {
+		random := rand.New(rand.NewPCG(c.seed, uint64(workers+c.streamers+i)))
+		callers.Go(func() { c.shapes(ctx, stop, random, i == 0) })
+	}
 	for i := range c.streamers {
 		random := rand.New(rand.NewPCG(c.seed, uint64(workers+i)))
 		callers.Go(func() { c.stream(ctx, stop, random) })
@@ -163,47 +167,80 @@ func wait(stop <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// one makes a call and reports whether the caller should continue.
-func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
-	method := c.mix[random.IntN(len(c.mix))]
-	id := c.name + "-" + strconv.FormatUint(c.serial.Add(1), 36)
+// drawn is a call that is about to be made.
+type drawn struct {
+	id, method string
+	body       []byte
+	idempotent bool
+	deadline   time.Time
+	info       amqpx.CallInfo
+	opts       []amqpx.CallOption
+}
+
+// draw draws a call of a method.
+func (c *caller) draw(method string, idempotent bool, random *rand.Rand) *drawn {
+	d := &drawn{id: c.name + "-" + strconv.FormatUint(c.serial.Add(1), 36), method: method, idempotent: idempotent}
 	takes := time.Duration(random.Int64N(int64(c.longest))) // a slow one
-	body := fmt.Appendf(nil, "%s %v %s", id, takes, strings.Repeat("x", c.padding))
-	idempotent := random.IntN(2) == 0
+	d.body = fmt.Appendf(nil, "%s %v %s", d.id, takes, strings.Repeat("x", c.padding))
 	patience := c.impatience
-	var info amqpx.CallInfo
-	opts := []amqpx.CallOption{amqpx.WithCallInfo(&info)}
+	d.opts = []amqpx.CallOption{amqpx.WithCallInfo(&d.info)}
 	if idempotent {
 		patience = c.deadline
-		opts = append(opts, amqpx.Idempotent())
+		d.opts = append(d.opts, amqpx.Idempotent())
 	}
-	deadline := time.Now().Add(patience)
+	d.deadline = time.Now().Add(patience)
+	return d
+}
+
+// make makes a drawn call of a shape, with its entries in the ledger. call returns the result, and
+// may add to the entry of the end.
+func (c *caller) make(ctx context.Context, d *drawn, shape string, call func(ctx context.Context, e *ledger.Entry) ([]byte, error)) error {
 	c.record(ledger.Entry{
-		Kind: ledger.Start, ID: id, Method: method, Idempotent: idempotent,
-		Deadline: deadline, Sum: ledger.Sum(body),
+		Kind: ledger.Start, ID: d.id, Method: d.method, Shape: shape, Idempotent: d.idempotent,
+		Deadline: d.deadline, Sum: ledger.Sum(d.body),
 	})
-	callCtx, cancel := context.WithDeadline(ctx, deadline)
+	callCtx, cancel := context.WithDeadline(ctx, d.deadline)
 	defer cancel()
-	response, err := c.client.Call(callCtx, method, body, opts...)
-	e := ledger.Entry{
-		Kind: ledger.End, ID: id, Code: ledger.OK, Outcome: amqpx.OutcomeOf(err).String(), Attempts: info.Attempts,
-	}
-	if err == nil {
-		e.Sum = ledger.Sum(response)
-		c.record(e)
-		c.ok.Add(1)
-		return true
-	}
-	e.Code, e.Text = string(amqpx.CodeOf(err)), err.Error()
+	e := ledger.Entry{Kind: ledger.End, ID: d.id, Code: ledger.OK}
+	response, err := call(callCtx, &e)
+	e.Outcome, e.Attempts = amqpx.OutcomeOf(err).String(), d.info.Attempts
 	var coded *amqpx.Error
-	if errors.As(err, &coded) && coded.Remote() {
+	switch {
+	case err == nil:
+		e.Sum = ledger.Sum(response)
+	case errors.As(err, &coded) && coded.Remote():
 		e.Sum = ledger.Sum([]byte(coded.Message()))
 	}
-	c.record(e)
-	if errors.Is(err, amqpx.ErrClosed) {
-		return false
+	if err != nil {
+		e.Code, e.Text = string(amqpx.CodeOf(err)), err.Error()
 	}
-	return coded != nil && coded.Remote() || wait(ctx.Done(), afterError)
+	c.record(e)
+	return err
+}
+
+// goesOn waits a while after an error, and reports whether the caller should continue.
+func goesOn(ctx context.Context, err error) bool {
+	var coded *amqpx.Error
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, amqpx.ErrClosed):
+		return false
+	default:
+		return errors.As(err, &coded) && coded.Remote() || wait(ctx.Done(), afterError)
+	}
+}
+
+// one makes a call and reports whether the caller should continue.
+func (c *caller) one(ctx context.Context, random *rand.Rand) bool {
+	d := c.draw(c.mix[random.IntN(len(c.mix))], random.IntN(2) == 0, random)
+	err := c.make(ctx, d, "", func(ctx context.Context, _ *ledger.Entry) ([]byte, error) {
+		return c.client.Call(ctx, d.method, d.body, d.opts...)
+	})
+	if err == nil {
+		c.ok.Add(1)
+	}
+	return goesOn(ctx, err)
 }
 
 // parseMix reads "method:weight,…".

@@ -34,7 +34,7 @@ type options struct {
 
 	// Client only.
 	workers, padding     int
-	streamers            int
+	streamers, shapers   int
 	seed                 uint64
 	mix                  string
 	rate                 float64
@@ -62,6 +62,7 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.IntVar(&o.workers, "workers", 0, "calls or handlers at once; 0 is 32 or the library's default")
 	flags.IntVar(&o.padding, "padding", 0, "bytes added to every body")
 	flags.IntVar(&o.streamers, "streams", 0, "streams at once")
+	flags.IntVar(&o.shapers, "shapes", 0, "callers of the other shapes; the first makes calls to all servers")
 	flags.Uint64Var(&o.seed, "seed", 1, "what the mix of calls is drawn from")
 	flags.StringVar(&o.mix, "mix", "echo:1", "methods and their weights")
 	flags.Float64Var(&o.rate, "rate", 0, "calls per second, 0 for as fast as answers come")

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -84,6 +86,8 @@ func (n *node) register(server *amqpx.Server) error {
 			panic("as it was told")
 		})),
 		server.Handle(ledger.Kill, n.recorded(kill)),
+		server.Handle(ledger.Flaky, n.recorded(flaky)),
+		server.Handle(ledger.Everywhere, n.recorded(everywhere), amqpx.OnEveryServer()),
 	)
 }
 
@@ -122,6 +126,17 @@ func slow(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 
 func fail(_ context.Context, req *amqpx.Request) ([]byte, error) {
 	return nil, amqpx.Errorf(amqpx.CodeAborted, "%s", req.Body)
+}
+
+func flaky(_ context.Context, req *amqpx.Request) ([]byte, error) {
+	if rand.IntN(4) == 0 {
+		return nil, amqpx.Errorf(ledger.FlakyCode, "%s", req.Body)
+	}
+	return req.Body, nil
+}
+
+func everywhere(_ context.Context, req *amqpx.Request) ([]byte, error) {
+	return fmt.Appendf(nil, "%s %d", req.Body, os.Getpid()), nil
 }
 
 func kill(ctx context.Context, _ *amqpx.Request) ([]byte, error) {

@@ -259,11 +259,11 @@ func TestOpeningThatNoServerTakes(t *testing.T) {
 		client := n.side("client", nil)
 		s := openStream(client, "x", true)
 		synctest.Wait()
-		client.link.FailOpenings(time.Now().Add(-time.Second), func(*Stream) bool { return false })
+		client.link.FailOpenings(time.Now().Add(-time.Second), ReasonUnserved, func(*Stream) bool { return false })
 		wantSame(t, "result", s.Result(), nil)
-		client.link.FailOpenings(time.Now().Add(time.Second), func(*Stream) bool { return true })
+		client.link.FailOpenings(time.Now().Add(time.Second), ReasonUnserved, func(*Stream) bool { return true })
 		wantSame(t, "result", s.Result(), nil)
-		client.link.FailOpenings(time.Now().Add(time.Second), func(*Stream) bool { return false })
+		client.link.FailOpenings(time.Now().Add(time.Second), ReasonUnserved, func(*Stream) bool { return false })
 		wantEnded(t, s, ReasonUnserved)
 		wantSame(t, "openings", client.link.Openings(), 0)
 	})
@@ -463,7 +463,7 @@ func TestUnpublishedMessage(t *testing.T) {
 		client := n.side("client", nil)
 		told := make(chan struct{})
 		table := NewTable(Config{Server: true, KeepAlive: testKeepAlive, Memory: 1 << 20})
-		link := table.NewLink(func(m *Message) {
+		link := table.NewLink("side", func(m *Message) {
 			if m.Begin() {
 				m.Failed(errors.New("refused"))
 			}

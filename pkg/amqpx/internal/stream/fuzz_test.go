@@ -25,7 +25,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, server bool) {
 		table := NewTable(Config{Server: server, KeepAlive: time.Hour, Memory: 1 << 20})
 		var waiting []*Message
-		link := table.NewLink(func(m *Message) { waiting = append(waiting, m) })
+		link := table.NewLink("side", func(m *Message) { waiting = append(waiting, m) })
 		write := func() {
 			for len(waiting) > 0 {
 				m := waiting[0]

@@ -13,8 +13,10 @@ var ErrFailed = errors.New("the stream has failed")
 // Link has the streams of one session. It ends with the session, and its streams with it.
 type Link struct {
 	table   *Table
+	queue   string // of this side, for frames
 	publish func(m *Message)
 	ended   bool
+	held    bool   // patient openings are not written
 	settled signal // a message was confirmed, or the link has ended
 	peers   map[string]*peer
 	opening map[uint64]*Stream // streams of a client whose openings wait or were written
@@ -53,11 +55,12 @@ type Message struct {
 	ping    bool
 }
 
-// NewLink makes the link of a new session of a table. publish takes a message, and must not block.
-func (t *Table) NewLink(publish func(m *Message)) *Link {
+// NewLink makes the link of a new session of a table, with this side's queue of frames. publish takes
+// a message, and must not block.
+func (t *Table) NewLink(queue string, publish func(m *Message)) *Link {
 	t.mu.Lock()
 	defer t.unlock()
-	l := &Link{table: t, publish: publish, peers: make(map[string]*peer), opening: make(map[uint64]*Stream)}
+	l := &Link{table: t, queue: queue, publish: publish, peers: make(map[string]*peer), opening: make(map[uint64]*Stream)}
 	t.link = l
 	waiting := t.waiting
 	t.waiting = nil
@@ -210,7 +213,7 @@ func (m *Message) Begin() bool {
 // composeOpening writes the opening of a stream, with its first items. The caller holds mu.
 func (m *Message) composeOpening() {
 	s := m.opening
-	if s.stage != stageWaiting {
+	if !s.mayOpen() {
 		return
 	}
 	s.stage, s.written = stageOpening, time.Now()
@@ -226,8 +229,29 @@ func (m *Message) composeOpening() {
 	s.appendItems(&f, messageBytes, m)
 }
 
-// reopen prepares the opening of a patient stream, which the broker has returned, for another try.
-// The caller holds mu.
+// mayOpen reports whether the opening of a stream of a client may be written. The caller holds mu.
+func (s *Stream) mayOpen() bool {
+	return s.stage == stageWaiting && !(s.link.held && s.options.Patient)
+}
+
+// Hold makes the openings of patient streams wait, until it is called with false.
+func (l *Link) Hold(on bool) {
+	t := l.table
+	t.mu.Lock()
+	defer t.unlock()
+	if l.held == on || l.ended {
+		return
+	}
+	l.held = on
+	for _, s := range l.opening {
+		if s.mayOpen() {
+			t.due.messages = append(t.due.messages, &Message{link: l, opening: s})
+		}
+	}
+}
+
+// reopen prepares the opening of a patient stream, which is in no queue, for another try. The caller
+// holds mu.
 func (l *Link) reopen(s *Stream) {
 	rest := s.out
 	s.out, s.first = s.first, wire.Items{}
@@ -287,6 +311,9 @@ func (m *Message) Queue() string {
 	return m.peer.queue
 }
 
+// From returns this side's queue of frames.
+func (m *Message) From() string { return m.link.queue }
+
 // Body returns the content. It is valid until the next Begin of a message of the link.
 func (m *Message) Body() []byte { return m.body }
 
@@ -295,7 +322,7 @@ func (m *Message) Canceled() bool {
 	t := m.link.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return m.link.ended || m.opening != nil && m.opening.stage != stageWaiting
+	return m.link.ended || m.opening != nil && !m.opening.mayOpen()
 }
 
 // Confirmed is called when the broker has confirmed the message.
@@ -319,12 +346,42 @@ func (m *Message) Confirmed() {
 	m.link.settled.notify()
 }
 
-// Failed is called instead of Confirmed when it is not known whether the broker has the message, or
-// the broker refused it. All streams with the peer end.
-func (m *Message) Failed(cause error) {
+// Nacked is called instead of Confirmed when the broker has nacked the message. Further openings of
+// patient streams then wait for the end of Hold. proven means that no server can have got the
+// message: a patient stream is then opened again.
+func (m *Message) Nacked(proven bool) {
 	t := m.link.table
 	t.mu.Lock()
 	defer t.unlock()
+	s := m.opening
+	if s == nil {
+		m.failed(nil)
+		return
+	}
+	m.link.held = true
+	switch {
+	case s.stage != stageOpening || s.peer != nil:
+	case proven && s.options.Patient:
+		m.link.reopen(s)
+	default:
+		if proven {
+			s.stage = stageWaiting
+		}
+		s.finish(&Result{Reason: ReasonUnavailable})
+		s.leave()
+	}
+}
+
+// Failed is called instead of Confirmed when it is not known whether the broker has the message, or
+// the broker refused it. All streams with the peer end.
+func (m *Message) Failed(cause error) {
+	m.link.table.mu.Lock()
+	defer m.link.table.unlock()
+	m.failed(cause)
+}
+
+func (m *Message) failed(cause error) {
+	t := m.link.table
 	m.body = nil
 	t.due.calls = append(t.due.calls, m.told...)
 	m.told = nil
@@ -375,15 +432,15 @@ func (l *Link) lose(p *peer, reason Reason, cause error) {
 	}
 }
 
-// FailOpenings ends the streams whose openings were written before a time and not accepted since.
-// skip selects streams that wait on.
-func (l *Link) FailOpenings(before time.Time, skip func(s *Stream) bool) {
+// FailOpenings ends the streams whose openings were written before a time and not accepted since, for
+// a reason. skip selects streams that wait on.
+func (l *Link) FailOpenings(before time.Time, reason Reason, skip func(s *Stream) bool) {
 	t := l.table
 	t.mu.Lock()
 	defer t.unlock()
 	for _, s := range l.opening {
 		if s.stage == stageOpening && s.written.Before(before) && !skip(s) {
-			s.finish(&Result{Reason: ReasonUnserved})
+			s.finish(&Result{Reason: reason})
 			s.leave()
 		}
 	}
@@ -506,6 +563,20 @@ func (l *Link) Refuse(queue, user string, number uint64, end *wire.End) {
 	t.mu.Lock()
 	defer t.unlock()
 	l.refuse(queue, user, number, end)
+}
+
+// Cancel ends a stream of a server that has not ended, because the client with this queue and user
+// no longer wants it. It returns false if there is no such stream.
+func (l *Link) Cancel(queue, user string, number uint64) bool {
+	t := l.table
+	t.mu.Lock()
+	defer t.unlock()
+	p := l.peers[queue]
+	if p == nil || p.user != user || p.streams[number] == nil {
+		return false
+	}
+	p.streams[number].wasReset(canceledEnd())
+	return true
 }
 
 // Open makes the stream of an opening in a server. It returns nil if there is such a stream, or the

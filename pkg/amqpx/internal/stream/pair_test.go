@@ -74,7 +74,7 @@ func (d *side) connect() {
 			mu.Unlock()
 		}
 	}
-	l := d.table.NewLink(func(m *Message) {
+	l := d.table.NewLink(d.name, func(m *Message) {
 		mu.Lock()
 		defer mu.Unlock()
 		if waiting = append(waiting, m); len(waiting) == 1 {

@@ -20,6 +20,7 @@ const (
 	ReasonUnpublished               // the broker did not take a message to the peer
 	ReasonUnroutable                // no queue took the opening
 	ReasonUnserved                  // no server took the opening
+	ReasonUnavailable               // the queue of openings does not take messages, or has lost them
 	ReasonCredit                    // the peer sent more than its credit
 	ReasonGap                       // items are missing
 	ReasonMalformed                 // a message of the peer cannot be read

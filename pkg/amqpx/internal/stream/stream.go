@@ -355,11 +355,17 @@ func (s *Stream) Finish(end *wire.End, told func()) {
 }
 
 // Abandon ends the stream at once. The peer gets reset, if it is known and reset is not nil; what
-// was received and not taken is dropped.
-func (s *Stream) Abandon(r *Result, reset *wire.End) {
+// was received and not taken is dropped. If the opening of a stream of a client was written, and no
+// server has accepted the stream, Abandon returns this side's queue of frames, otherwise "": the
+// opening may wait in a queue.
+func (s *Stream) Abandon(r *Result, reset *wire.End) (unaccepted string) {
 	s.table.mu.Lock()
 	defer s.table.unlock()
+	if s.stage == stageOpening && s.peer == nil {
+		unaccepted = s.link.queue
+	}
 	s.abandon(r, reset)
+	return unaccepted
 }
 
 func (s *Stream) abandon(r *Result, reset *wire.End) {

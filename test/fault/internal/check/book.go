@@ -10,6 +10,7 @@ import (
 // call combines all ledger entries of one call.
 type call struct {
 	node, method, sum     string
+	shape                 string // "": a plain call
 	idempotent            bool
 	made, deadline, ended time.Time
 	starts, ends          int
@@ -20,6 +21,10 @@ type call struct {
 	// runs counts the executions, fresh the executions whose delivery was not marked as
 	// redelivered.
 	runs, fresh int
+	// processes counts the executions of a call to all servers by process; servers are the processes
+	// whose responses the caller got.
+	processes map[int]int
+	servers   []int
 }
 
 type span struct{ from, until time.Time }
@@ -43,18 +48,24 @@ func (b *Book) Add(e ledger.Entry) {
 	case ledger.Start:
 		c := b.call(e.ID)
 		c.starts++
-		c.node, c.method, c.sum, c.idempotent = e.Node, e.Method, e.Sum, e.Idempotent
+		c.node, c.method, c.sum, c.idempotent, c.shape = e.Node, e.Method, e.Sum, e.Idempotent, e.Shape
 		c.made, c.deadline = e.At, e.Deadline
 	case ledger.End:
 		c := b.call(e.ID)
 		c.ends++
 		c.ended, c.code, c.outcome, c.response = e.At, e.Code, e.Outcome, e.Sum
-		c.attempts, c.text = e.Attempts, e.Text
+		c.attempts, c.text, c.servers = e.Attempts, e.Text, e.Servers
 	case ledger.Run:
 		c := b.call(e.ID)
 		c.runs++
 		if !e.Redelivered {
 			c.fresh++
+		}
+		if e.Method == ledger.Everywhere {
+			if c.processes == nil {
+				c.processes = make(map[int]int)
+			}
+			c.processes[e.PID]++
 		}
 	case ledger.Paused:
 		if b.paused == nil {

@@ -23,7 +23,7 @@ func (b *Book) Check(rules Rules) Result {
 	if rules.Bound == 0 {
 		rules.Bound = DefaultBound
 	}
-	r := Result{Errors: make(map[string]int), Broken: make(map[Rule]int)}
+	r := Result{Errors: make(map[string]int), Broken: make(map[Rule]int), Shapes: make(map[string]*Shape)}
 	recovered := make(map[string]bool) // by client
 	for _, id := range slices.Sorted(maps.Keys(b.calls)) {
 		c := b.calls[id]
@@ -33,6 +33,10 @@ func (b *Book) Check(rules Rules) Result {
 		}
 		if c.starts > 1 {
 			r.violate(NotUnique, id, "%d calls", c.starts)
+		}
+		if c.shape != "" {
+			b.checkShape(&r, id, c, rules)
+			continue
 		}
 		r.Calls++
 		b.settled(&r, id, c, rules)
@@ -62,6 +66,8 @@ func (c *call) well() bool {
 		return c.code == ledger.FailCode
 	case ledger.Panic:
 		return c.code == ledger.PanicCode && c.outcome == ran
+	case ledger.Flaky:
+		return c.code == ledger.OK || c.code == ledger.FlakyCode && c.outcome == ran
 	case ledger.Kill: // its server died, so any error is true
 		return c.code != ledger.OK
 	default:
@@ -130,7 +136,7 @@ func (b *Book) answered(r *Result, id string, c *call, rules Rules) {
 		r.violate(NotAtDeadline, id, "%v from it: %s", off, c.text)
 	}
 	switch {
-	case c.well():
+	case c.well(), c.method == ledger.Flaky: // its budget of retries may be used up
 	case rules.AllOK:
 		r.violate(Fails, id, "%s: %s", c.code, c.text)
 	case rules.IdempotentOK && c.idempotent && c.method != ledger.Once && !b.cutOff(c):

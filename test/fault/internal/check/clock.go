@@ -16,6 +16,7 @@ type Clock struct {
 	states    map[string][]ledger.Entry
 	made      map[string]time.Time // by the id of the call
 	served    map[string][]served  // by client
+	shapes    map[string]bool      // the ids of the calls that are no plain calls, which are left out
 }
 
 // served is a call with a response.
@@ -24,6 +25,12 @@ type served struct{ made, answered time.Time }
 // Add adds an entry.
 func (k *Clock) Add(e ledger.Entry) {
 	switch {
+	case e.Kind == ledger.Start && e.Shape != "":
+		if k.shapes == nil {
+			k.shapes = make(map[string]bool)
+		}
+		k.shapes[e.ID] = true
+	case k.shapes[e.ID]:
 	case e.Kind == ledger.Start:
 		if k.made == nil {
 			k.made, k.served = make(map[string]time.Time), make(map[string][]served)

@@ -25,6 +25,8 @@ type Rules struct {
 	Blocked time.Duration
 	// Deliveries bounds the executions of a request that kills its server; 0 sets no bound.
 	Deliveries int
+	// SentRuns forbids that a one-way request never runs although the broker has confirmed it.
+	SentRuns bool
 	// Silence bounds the time in which a stream makes no progress and does not end; 0 sets no
 	// bound. Pauses of the client's process and absences of the broker are not counted.
 	Silence time.Duration
@@ -51,6 +53,8 @@ const (
 	Poisonous       Rule = "a request that kills its server was run too often"
 	NotAtDeadline   Rule = "a call under an alarm did not end at its deadline"
 	NotRecovered    Rule = "a client got no response after the last fault"
+	RespondedTwice  Rule = "a server responded twice to a call to all servers"
+	SentNeverRan    Rule = "a one-way request was confirmed and never ran"
 
 	StreamLost       Rule = "a stream never ended"
 	StreamEndedTwice Rule = "a stream ended twice"
@@ -89,6 +93,9 @@ type Result struct {
 	WrongDidNotRun int `json:"wrong_did_not_run"`
 	// LongestStall is the longest duration of a call, without pauses of its client.
 	LongestStall time.Duration `json:"longest_stall_ns"`
+	// Shapes is the judgement of the calls that are no plain calls, by shape. Mismatched and
+	// WrongDidNotRun include theirs.
+	Shapes map[string]*Shape `json:"shapes,omitempty"`
 	// Streams is the judgement of the streams.
 	Streams Streams `json:"streams"`
 	// Violations holds the first violations of each rule, Broken counts all of them.

@@ -57,6 +57,22 @@ const (
 	Panic = "panic"
 	// Kill ends the server's process.
 	Kill = "kill"
+	// Flaky is Echo, or fails with FlakyCode, at random.
+	Flaky = "flaky"
+	// Everywhere is Echo for calls to all servers. The response ends with a space and the process.
+	Everywhere = "everywhere"
+)
+
+// Shapes of calls other than a plain call.
+const (
+	// SendShape is a one-way request.
+	SendShape = "send"
+	// AllShape is a call to all servers.
+	AllShape = "all"
+	// RetryShape is a call with a retry policy.
+	RetryShape = "retry"
+	// HedgeShape is a call that may be made twice at the same time.
+	HedgeShape = "hedge"
 )
 
 // Methods of the suite's servers for streams. Each gets the plan of the stream as a header.
@@ -78,6 +94,7 @@ const (
 	OK        = "ok"
 	FailCode  = "aborted"
 	PanicCode = "internal"
+	FlakyCode = "unavailable"
 	// CancelCode is the code of a stream that its client has canceled, by its plan.
 	CancelCode = "canceled"
 )
@@ -94,6 +111,8 @@ type Entry struct {
 	// ID identifies the call: the first word of its body. (Start, End, Run)
 	ID     string `json:"id,omitempty"`
 	Method string `json:"method,omitempty"`
+	// Shape is the shape of a call that is no plain call. (Start)
+	Shape string `json:"shape,omitempty"`
 	// Idempotent and Deadline are declared by the caller. (Start)
 	Idempotent bool      `json:"idempotent,omitempty"`
 	Deadline   time.Time `json:"deadline,omitzero"`
@@ -109,6 +128,8 @@ type Entry struct {
 	Redelivered bool `json:"redelivered,omitempty"`
 	// PID is the server's process. (Run)
 	PID int `json:"pid,omitempty"`
+	// Servers are the processes that responded to a call to all servers. (End)
+	Servers []int `json:"servers,omitempty"`
 
 	// Name is the connection's state or the fault. (Status, Fault)
 	Name string `json:"name,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +38,7 @@ func TestEntriesSurviveTheRoundTrip(t *testing.T) {
 	want := ledger.Entry{
 		Kind: ledger.Start, Node: "c", At: time.Now().Round(0), ID: "c-1", Method: ledger.Echo,
 		Idempotent: true, Deadline: time.Now().Add(time.Minute).Round(0), Sum: ledger.Sum([]byte("c-1\n\"x\"")),
+		Shape: ledger.AllShape, Servers: []int{1, 2},
 	}
 	if err := w.Write(want); err != nil {
 		t.Fatal(err)
@@ -49,7 +51,7 @@ func TestEntriesSurviveTheRoundTrip(t *testing.T) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
 	got[0].At, got[0].Deadline = want.At, want.Deadline
-	if got[0] != want {
+	if !reflect.DeepEqual(got[0], want) {
 		t.Errorf("got %+v, want %+v", got[0], want)
 	}
 }

@@ -48,6 +48,29 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestTableOfShapes(t *testing.T) {
+	t.Parallel()
+	run := sample()
+	if text := run.Markdown(); strings.Contains(text, "shape") {
+		t.Errorf("tells of shapes that nobody used:\n%s", text)
+	}
+	run.Rows[0].Shapes = map[string]*check.Shape{
+		"send":  {Calls: 10, OK: 6, Abandoned: 1, Lost: 1, NeverRan: 2, WrongDidNotRun: 3},
+		"hedge": {Calls: 4, OK: 4, Duplicates: 3},
+	}
+	run.Rows[1].Shapes = map[string]*check.Shape{"send": {Calls: 5, OK: 5}, "all": {Calls: 2, OK: 1, Responses: 3, Mismatched: 1}}
+	text := run.Markdown()
+	for _, line := range []string{
+		"| all | 2 | 1 | 1 | 0 | 0 | 0 | 1 | 0 | 3 | 0 |",
+		"| hedge | 4 | 4 | 0 | 0 | 0 | 3 | 0 | 0 | 0 | 0 |",
+		"| send | 15 | 11 | 2 | 1 | 1 | 0 | 0 | 3 | 0 | 2 |",
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("%q is not in\n%s", line, text)
+		}
+	}
+}
+
 func TestTableOfStreams(t *testing.T) {
 	t.Parallel()
 	run := sample()

@@ -3,6 +3,7 @@ package report
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -93,11 +94,32 @@ func (r Run) Markdown() string {
 	sum.Scenario = "**all**"
 	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
 	line(&b, sum)
+	r.shapes(&b)
 	r.streams(&b)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a connection's silence to its end", sum.Notices))
 	r.losses(&b)
 	return b.String()
+}
+
+// shapes writes the calls that are no plain calls, by shape, if there were any.
+func (r Run) shapes(b *strings.Builder) {
+	all := make(map[string]check.Shape)
+	for _, row := range r.Rows {
+		for shape, s := range row.Shapes {
+			all[shape] = all[shape].Plus(*s)
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	b.WriteString("\n| shape | calls | ok | errors | abandoned | lost | duplicates | mismatched | wrong \"did not run\" " +
+		"| responses of all servers | confirmed, never ran |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	for _, shape := range slices.Sorted(maps.Keys(all)) {
+		s := all[shape]
+		fmt.Fprintf(b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d |\n", shape, s.Calls, s.OK,
+			s.Calls-s.OK-s.Abandoned-s.Lost, s.Abandoned, s.Lost, s.Duplicates, s.Mismatched, s.WrongDidNotRun, s.Responses, s.NeverRan)
+	}
 }
 
 // streams writes the streams by scenario, if there were any.
