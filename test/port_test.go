@@ -10,8 +10,6 @@ import (
 
 // TestFreeAddressIsReserved: the port of a test is reserved in the folder of deploy/lib.sh until the end
 // of the test, so that no broker of another suite takes the port before the test's program listens.
-//
-//nolint:paralleltest // sets the environment
 func TestFreeAddressIsReserved(t *testing.T) {
 	cache := t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", cache)
