@@ -3,7 +3,10 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# One target after the other, except for the stages of make test.
+ifneq ($(MAKECMDGOALS),stages)
 .NOTPARALLEL:
+endif
 MAKEFLAGS += --no-print-directory
 
 BIN := $(CURDIR)/.bin
@@ -33,6 +36,13 @@ SOAK ?= 30m
 FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
 # The end-to-end tests that make test leaves out for the time that they take.
 E2E_MORE := ^Test(Swarm|ImagesAreReproducible|MakeUpCluster)$$
+
+# The stages of make test that run two at a time, in the order of their starts. Most of e2e and of
+# the suites is waiting, for containers, brokers and reconnects, so e2e, the longest, runs beside the
+# stages that compute, and then beside a suite.
+STAGES := e2e lint unit module-short suite-3 suite-4
+# The stages that compute leave the processors to the stages whose tests have time limits.
+stage-lint stage-unit stage-module-short: NICE := nice -n 5
 
 .PHONY: help
 help: ## list the targets
@@ -116,7 +126,7 @@ tools: ## install the pinned tools into .bin
 
 ## Testing
 
-.PHONY: unit module-short module-check integration repeat interop browser observability suite fault chaos cluster cluster-short soak hostile e2e e2e-cluster e2e-more test fuzz bench bench-compare
+.PHONY: unit module-short module-check integration repeat interop browser observability suite suite-3 suite-4 fault chaos cluster cluster-short soak hostile e2e e2e-cluster e2e-more test stages $(STAGES:%=stage-%) fuzz bench bench-compare
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
 	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
@@ -157,6 +167,9 @@ suite: build ## run integration, interop, browser and observability on one broke
 	@deploy/need.sh pika curl jq chromium promtool
 	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... ./interop/... ./browser/... ./observability/... && $(CONFORMANCE)'
 
+suite-3 suite-4: suite-%:
+	@$(MAKE) suite BROKER=$*
+
 # fault is part of every test run and may share its machine, hence a later bound.
 fault: FAULTFLAGS ?= -bound 1s
 fault: ## inject faults from SEED for a minute and a half, with and without batches
@@ -193,17 +206,22 @@ e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 
 e2e-more: ## test make images, make up-cluster and the stack on a swarm of one node; needs a Docker engine
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
 
+# The fault suites bound how long after its deadline a call may return: they run alone.
 test: ## run every check that must pass
 	@deploy/need.sh shellcheck pika curl jq chromium promtool rabbitmq
-	@$(MAKE) lint
-	@$(MAKE) unit
-	@$(MAKE) module-short
-	@$(MAKE) suite BROKER=3
-	@$(MAKE) suite BROKER=4
-	@$(MAKE) fault
-	@$(MAKE) cluster-short
-	@$(MAKE) e2e
+	@rm -rf .run/stages
+	@$(MAKE) -j2 stages || { echo "failed: $$(paste -sd' ' .run/stages/failed)"; exit 1; }
+	@deploy/stage.sh fault make fault
+	@deploy/stage.sh cluster-short make cluster-short
 	@echo "passed: lint, unit, module path, integration + interop + browser + observability on RabbitMQ 3 and 4, faults, a cluster, e2e"
+
+# After a failed stage none starts; the other one that runs ends by itself, and so leaves nothing behind.
+stages: $(STAGES:%=stage-%)
+
+# Without the flags of this make, of which -j would reach each make that a test runs. (And not with
+# the variable MAKE, because make -n would run such a line.)
+$(STAGES:%=stage-%): stage-%:
+	@MAKEFLAGS=--no-print-directory $(NICE) deploy/stage.sh $* make $*
 
 fuzz: ## run every fuzz target for FUZZTIME each; keeps the inputs found
 	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go list -f '{{.ImportPath}} {{.Dir}}' ./...); done | while read -r path dir; do \

@@ -102,7 +102,7 @@ func release(t *testing.T) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := regexp.MustCompile(`(?m)^RUN go build (-.*) -ldflags "(.*)" -o /out/ \./services/\.\.\.$`).FindStringSubmatch(string(content))
+		found := regexp.MustCompile(`(?m)^RUN go build (-.*) -ldflags "(.*)" -o /out/ \./services/\.\.\. && `).FindStringSubmatch(string(content))
 		if found == nil {
 			t.Fatalf("%s builds no programs", name)
 		}

@@ -56,17 +56,20 @@ func TestMakeUp(t *testing.T) {
 	}
 }
 
-// badSettings checks the early end of make up after wrong settings, with the variable's name
+// badSettings checks the early end of make up after wrong settings, with the variables' names
 // on the screen and without the report of an earlier run.
 func (s *stack) badSettings() {
 	s.t.Helper()
-	for variable, value := range map[string]string{"RPC_CALLS": "none", "RPC_QUEUE_TYPE": "quorm", "RPC_PREFETCH": "-1"} {
+	for _, settings := range [][]string{{"RPC_CALLS=none"}, {"RPC_QUEUE_TYPE=quorm", "RPC_PREFETCH=-1"}} { // of the client, of the server
 		begun := time.Now()
-		out, err := s.output(s.t.Context(), "make", "up", variable+"="+value)
-		if err == nil || !strings.Contains(out, variable) || strings.Contains(out, "\nreport:") {
-			s.t.Errorf("make up %s=%s: %v, and its last lines are:\n%s", variable, value, err, lastLines(out, 4))
+		out, err := s.output(s.t.Context(), "make", slices.Concat([]string{"up"}, settings)...)
+		for _, setting := range settings {
+			variable, _, _ := strings.Cut(setting, "=")
+			if err == nil || !strings.Contains(out, variable) || strings.Contains(out, "\nreport:") {
+				s.t.Errorf("make up %s: %v, and its last lines are:\n%s", settings, err, lastLines(out, 4))
+			}
 		}
-		s.t.Logf("make up %s=%s ended after %v", variable, value, time.Since(begun).Round(time.Second))
+		s.t.Logf("make up %s ended after %v", settings, time.Since(begun).Round(time.Second))
 	}
 	if left, err := filepath.Glob(filepath.Join(s.report, "report.*")); err != nil || len(left) > 0 {
 		s.t.Errorf("after it there is the report of an earlier run: %q (%v)", left, err)

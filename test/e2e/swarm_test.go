@@ -76,10 +76,12 @@ func TestSwarm(t *testing.T) {
 // loadRate is the calls per second during the update.
 const loadRate = 50
 
-// buildImages builds the images of the Compose file with the base images of make up.
+// buildImages builds the images of the Compose file with the base images and the version of make up,
+// so that the engine compiles them once for all tests.
 func (s *stack) buildImages() {
 	s.t.Helper()
 	s.must("bash", "-c", `. deploy/lib.sh; load_env; export GOPROXY=${GOPROXY:-$(go env GOPROXY)}
+		export VERSION=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}
 		. deploy/up-engine.sh; choose_images; remember_images; compose build`)
 }
 
