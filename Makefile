@@ -197,7 +197,7 @@ hostile: ## send inputs that crash or fill servers to servers limited to 256 MiB
 	@cat .run/hostile/hostile-$(BROKER).md
 
 e2e: ## test make up, make down and the overlay for production from the outside
-	@cd test && go test -count=1 -timeout 20m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
+	@cd test && go test -count=1 -timeout 40m -v -tags e2e -skip '^TestRollCluster$$|$(E2E_MORE)' ./e2e/...
 
 e2e-cluster: export BROKER := $(BROKER)
 e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 4; a quarter of an hour
