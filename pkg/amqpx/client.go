@@ -90,6 +90,7 @@ func makeClient(cfg *clientConfig, ended func(*Client)) (*Client, error) {
 	c.route.watch, c.route.queueGate, c.route.nackProves = c.watch, newQueueGate(), cfg.queue.Type == QueueQuorum
 	c.route.timed = cfg.attemptTimeout > 0
 	if cfg.batch == BatchAuto {
+		c.route.outbox.Spaced = true
 		c.route.batch = newBatchTarget(cfg.queue.batchQueue().Name, publish.BatchLimit(cfg.maxMessageSize), c.recordBatchSent, c.route.outbox.Notify)
 	}
 	c.openShards()

@@ -12,6 +12,8 @@ import (
 type Outbox struct {
 	// Wake has a token while there may be messages unknown to the publisher.
 	Wake chan struct{}
+	// Spaced allows Space to keep batches apart. It is set before the outbox is used.
+	Spaced bool
 
 	mu       sync.Mutex
 	waiting  []Outbound
@@ -188,7 +190,7 @@ func (o *Outbox) Expect(n int) {
 // Space makes the publisher wait for spacing, or until maxHeld messages wait, after a batch of n
 // messages, if messages arrive one by one and not in groups.
 func (o *Outbox) Space(n int) {
-	if n < minSpaced {
+	if !o.Spaced || n < minSpaced {
 		return
 	}
 	o.mu.Lock()

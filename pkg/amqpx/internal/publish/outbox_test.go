@@ -163,6 +163,7 @@ func TestHoldsInVainAreLeftOut(t *testing.T) {
 // arriveOneByOne makes holds fail until the outbox keeps batches apart.
 func arriveOneByOne(t *testing.T, o *Outbox) {
 	t.Helper()
+	o.Spaced = true
 	for left := 1; left <= spacedFrom; left *= 2 {
 		inVain(t, o)
 		for range left { // are left out
