@@ -103,9 +103,9 @@ func (s *settings) define(hashOf func(user string) string) ([]byte, error) {
 	for _, u := range d.Users {
 		connections += u.Limits["max-connections"]
 	}
-	// One queue of the control plane for each server, one reply queue for each other process; with
-	// streams one queue for frames of each, and with calls to all servers one for each server and each
-	// program that makes such a call.
+	// A server has a queue of the control plane, and a client a reply queue. With streams each process
+	// has a queue for frames too. With calls to all servers each server, and each client that makes
+	// such calls, has a further queue.
 	each := len(s.clients) + 2
 	if s.streams {
 		each *= 2

@@ -50,8 +50,14 @@ func holds(t *testing.T, o *Outbox, when string, want bool) {
 func inVain(t *testing.T, o *Outbox) {
 	t.Helper()
 	o.Expect(8)
+	wantHeldFor(t, o, waitFor8)
+}
+
+// wantHeldFor checks that the publisher waits that long, in vain.
+func wantHeldFor(t *testing.T, o *Outbox, length time.Duration) {
+	t.Helper()
 	put(o, 1)
-	pass(waitFor8 - time.Nanosecond)
+	pass(length - time.Nanosecond)
 	wantAwake(t, o, "before the end of the hold", false)
 	pass(time.Nanosecond)
 	wantAwake(t, o, "at the end of the hold", true)
@@ -172,17 +178,6 @@ func arriveOneByOne(t *testing.T, o *Outbox) {
 	}
 }
 
-// wantSpaced checks that the publisher waits for spacing.
-func wantSpaced(t *testing.T, o *Outbox) {
-	t.Helper()
-	put(o, 1)
-	pass(spacing - time.Nanosecond)
-	wantAwake(t, o, "before the end of the spacing", false)
-	pass(time.Nanosecond)
-	wantAwake(t, o, "at the end of the spacing", true)
-	o.Drain(nil)
-}
-
 // A batch leaves some time after the batch before it if messages do not come in groups.
 func TestBatchesAreSpaced(t *testing.T) {
 	t.Parallel()
@@ -195,7 +190,7 @@ func TestBatchesAreSpaced(t *testing.T) {
 		arriveOneByOne(t, o)
 		for range 3 {
 			o.Space(minSpaced)
-			wantSpaced(t, o)
+			wantHeldFor(t, o, spacing)
 		}
 		o.Space(minSpaced - 1)
 		put(o, 1)
@@ -216,7 +211,7 @@ func TestManyWaitingMessagesEndTheSpacing(t *testing.T) {
 		wantAwake(t, o, "the bound", true)
 		o.Drain(nil)
 		o.Space(maxHeld)
-		wantSpaced(t, o)
+		wantHeldFor(t, o, spacing)
 	})
 }
 

@@ -144,8 +144,8 @@ type Entry struct {
 
 // Flow is how far a stream came at one side.
 type Flow struct {
-	// Offered counts the items that the library took from the program to send, Received those
-	// that it handed to the program; Wrong is what was wrong with the latter.
+	// Offered counts the items that the program sent, and Received the items that the program got.
+	// Wrong counts the received items by their faults.
 	Offered  int         `json:"offered"`
 	Received int         `json:"received"`
 	Wrong    items.Wrong `json:"wrong,omitzero"`
