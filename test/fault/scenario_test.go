@@ -5,6 +5,7 @@ package fault
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,9 +93,10 @@ func play(t *testing.T, sc scenario, row *report.Row) {
 		sc.gap = time.Second
 	}
 	*row = report.Row{Scenario: sc.name, About: sc.about, Batch: string(sc.batch), Verdict: report.Failed}
-	s := newStage(t, sc)
+	s := newStage(&recorder{TB: t, row: row}, sc)
 	begun := time.Now()
 	s.begin()
+	t.Logf("the pair works after %v", time.Since(begun).Round(time.Millisecond))
 	s.pause(sc.gap)
 	stop := time.Now().Add(time.Duration(float64(sc.lasts) * set.scale))
 	for s.injected < max(sc.times, 1) || (sc.times == 0 && time.Now().Before(stop)) {
@@ -112,6 +114,25 @@ func play(t *testing.T, sc scenario, row *report.Row) {
 	for _, p := range row.Problems {
 		t.Error(p)
 	}
+}
+
+// recorder adds the reason of a fatal failure to the row of the scenario.
+type recorder struct {
+	testing.TB
+
+	row *report.Row
+}
+
+func (r *recorder) Fatal(args ...any) {
+	r.Helper()
+	r.row.Problems = append(r.row.Problems, strings.TrimSuffix(fmt.Sprintln(args...), "\n"))
+	r.TB.Fatal(args...)
+}
+
+func (r *recorder) Fatalf(format string, args ...any) {
+	r.Helper()
+	r.row.Problems = append(r.row.Problems, fmt.Sprintf(format, args...))
+	r.TB.Fatalf(format, args...)
 }
 
 // silence bounds the silence of a stream, beside the time in which a silent connection is noticed: an

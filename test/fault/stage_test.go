@@ -279,6 +279,7 @@ func (s *stage) inject() {
 	begun := time.Now()
 	s.sc.fault(s)
 	s.injected++
+	s.t.Logf("fault %d took %v", s.injected, time.Since(begun).Round(time.Millisecond))
 	s.record(ledger.Entry{Kind: ledger.Fault, Name: s.sc.name, At: begun, Until: time.Now()})
 }
 

@@ -23,7 +23,8 @@ func sample() report.Run {
 			},
 			{
 				Scenario: "kill", About: "SIGKILL", Injected: 2, Verdict: report.Failed,
-				Result: check.Result{Calls: 50, OK: 50, Mismatched: 1, WrongDidNotRun: 1, LongestStall: 2 * time.Second},
+				Result:   check.Result{Calls: 50, OK: 50, Mismatched: 1, WrongDidNotRun: 1, LongestStall: 2 * time.Second},
+				Problems: []string{"wrong\nanswer", "no end"},
 			},
 		},
 	}
@@ -37,6 +38,7 @@ func TestTable(t *testing.T) {
 		"| cut | connections closed | 3 | 100 | 70 | 90 | 5 | 4 | 1 | 2 | 0 | 0 | 1s | passed |",
 		"| kill | SIGKILL | 2 | 50 | 0 | 50 | 0 | 0 | 0 | 0 | 1 | 1 | 2s | FAILED |",
 		"| **all** |  | 5 | 150 | 70 | 140 | 5 | 4 | 1 | 2 | 1 | 1 | 2s | 1 of 2 passed |",
+		"1 of 2 passed |\n\n- kill: wrong answer\n- kill: no end\n",
 		"answered call: median 2s, p99 3s, longest 3s, of 3.",
 	} {
 		if !strings.Contains(text, line+"\n") {

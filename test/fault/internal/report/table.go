@@ -94,12 +94,24 @@ func (r Run) Markdown() string {
 	sum.Scenario = "**all**"
 	sum.Verdict = fmt.Sprintf("%d of %d passed", r.passed(), len(r.Rows))
 	line(&b, sum)
+	r.problems(&b)
 	r.shapes(&b)
 	r.streams(&b)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a connection's silence to its end", sum.Notices))
 	r.losses(&b)
 	return b.String()
+}
+
+// problems writes the reasons for the verdicts of the scenarios that failed, if any did.
+func (r Run) problems(b *strings.Builder) {
+	separator := "\n"
+	for _, row := range r.Rows {
+		for _, problem := range row.Problems {
+			fmt.Fprintf(b, "%s- %s: %s\n", separator, row.Scenario, strings.Join(strings.Fields(problem), " "))
+			separator = ""
+		}
+	}
 }
 
 // shapes writes the calls that are no plain calls, by shape, if there were any.
