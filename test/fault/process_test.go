@@ -25,7 +25,7 @@ const (
 	// restartPause is the supervisor's pause before the restart of a server.
 	restartPause = 100 * time.Millisecond
 	// patience bounds the wait for an expected event.
-	patience = 60 * time.Second
+	patience = 2 * time.Minute
 )
 
 // process is one client or server. For a server it includes a supervisor that restarts the

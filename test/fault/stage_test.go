@@ -145,8 +145,9 @@ func (s *stage) begin() {
 	s.before = s.atRest()
 }
 
-// atRest waits for a stable count of the pair's resources: two equal counts in a row, with at
-// least two connections per process, or one for a client with direct reply-to.
+// atRest waits for a stable count of the pair's resources: two counts in a row that differ only by
+// the calls to all servers, with at least two connections per process, or one for a client with
+// direct reply-to.
 func (s *stage) atRest() census {
 	s.t.Helper()
 	least := 2 * (len(s.servers) + len(s.clients))
@@ -155,13 +156,26 @@ func (s *stage) atRest() census {
 	}
 	var last census
 	rig.Eventually(s.t, fmt.Sprintf("the broker counts the same twice, and %d connections at least", least), func() bool {
-		now := s.count()
-		rests := now == last && now.Connections >= least
+		now, asking := s.count(), s.asking()
+		rests := now.Connections == last.Connections && now.Connections >= least &&
+			within(asking, now.Channels, last.Channels) && within(asking, now.Queues, last.Queues)
 		last = now
 		return rests
 	})
 	return last
 }
+
+// asking returns the number of calls to all servers that may be under way, each of which has a
+// channel and a queue.
+func (s *stage) asking() int {
+	if s.sc.load.shapes == 0 {
+		return 0
+	}
+	return len(s.clients)
+}
+
+// within reports whether two counts differ by at most most.
+func within(most, a, b int) bool { return max(a, b)-min(a, b) <= most }
 
 // census counts the resources of a virtual host.
 type census struct {
@@ -195,13 +209,9 @@ func (s *stage) count() census {
 // from RabbitMQ, ends with its channel: each process may have one channel more or less. With
 // direct reply-to a server has a further connection after its first use; in a cluster too, where
 // a client without responses asks the servers in this way whether they answer. Reply queues of
-// killed clients expire after five minutes. A call to all servers has a channel and a queue, at any
-// moment one of each client.
+// killed clients expire after five minutes. Calls to all servers change both counts at any moment.
 func (s *stage) within(now census) bool {
-	processes, more, asking := len(s.servers)+len(s.clients), 0, 0
-	if s.sc.load.shapes > 0 {
-		asking = len(s.clients)
-	}
+	processes, more, asking := len(s.servers)+len(s.clients), 0, s.asking()
 	if s.sc.load.direct || s.sc.place != nil {
 		more = len(s.servers)
 	}

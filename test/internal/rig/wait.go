@@ -9,7 +9,7 @@ import (
 const (
 	// patience bounds the wait for any expected event on a busy machine. Only failing tests
 	// wait so long.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 	// pollEvery is the interval of Eventually.
 	pollEvery = 50 * time.Millisecond
 )
