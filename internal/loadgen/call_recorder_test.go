@@ -29,7 +29,7 @@ func someResults(random *rand.Rand, n int, over time.Duration) []Result {
 		default:
 			r.Latency = time.Duration(random.Int64N(1e9))
 		}
-		if i%sampleEvery == 0 {
+		if isSampled(int64(i)) {
 			r.Info = &amqpx.CallInfo{QueueTime: time.Duration(random.Int64N(1e8)), HandlerTime: time.Millisecond}
 		}
 		list[i] = r

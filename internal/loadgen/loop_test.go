@@ -242,7 +242,7 @@ func TestClosedLoopByTimeGivesUp(t *testing.T) {
 	})
 }
 
-// One call in sampleEvery asks the server for its times.
+// One call in ten asks the server for its times.
 func TestCallsAreSampled(t *testing.T) {
 	t.Parallel()
 	asked := make(chan int, 100)
@@ -253,6 +253,20 @@ func TestCallsAreSampled(t *testing.T) {
 	}
 	if got.OK != 95 || got.Server.Queue.Count() != 0 {
 		t.Errorf("%d ok, %d times though nobody told any", got.OK, got.Server.Queue.Count())
+	}
+}
+
+// One call in ten of the first 10,000 asks the server for its times, and one in a hundred after these.
+func TestLongRunsAreSampledLess(t *testing.T) {
+	t.Parallel()
+	asked := 0
+	for n := range int64(100_000) {
+		if isSampled(n) {
+			asked++
+		}
+	}
+	if want := 1_000 + 900; asked != want {
+		t.Errorf("%d of 100,000 calls would ask, want %d", asked, want)
 	}
 }
 
