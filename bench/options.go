@@ -63,7 +63,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	fs.StringVar(&o.TLSURL, "tls-url", tlsURL(), "broker `URL` for the contenders …-tls; default: $"+tlsURLVariable+" with the authority in $"+caFileVariable)
 	fs.StringVar(&o.MetricsURL, "metrics-url", os.Getenv(metricsURLVariable), "`URL` of the broker's plugin rabbitmq_prometheus, to count messages in the experiment "+experiment.Growth+"; default: $"+metricsURLVariable)
 	fs.StringVar(&o.broker, "broker", os.Getenv(brokerVariable), "`name` of the broker for deploy/broker.sh, to trace its processes in the experiment "+experiment.Growth+", and to slow its queues down in "+experiment.Shards+"; default: $"+brokerVariable)
-	fs.StringVar(&cluster, "cluster-urls", os.Getenv(clusterVariable), "`URLs` of the three nodes of a cluster, for the experiment "+experiment.ScalingNodes+"; default: $"+clusterVariable)
+	fs.StringVar(&cluster, "cluster-urls", os.Getenv(clusterVariable), "`URLs` of the three nodes of a cluster, for the experiments "+experiment.ScalingNodes+" and "+experiment.ScalingShards+"; default: $"+clusterVariable)
 	fs.StringVar(&clusterMetrics, "cluster-metrics-urls", os.Getenv(clusterMetricsVariable), "`URLs` of the metrics of these nodes; default: $"+clusterMetricsVariable)
 	fs.IntVar(&o.Rounds, "rounds", 5, "rounds to measure, after one to warm up; at least 5 for a figure worth keeping")
 	fs.DurationVar(&o.Duration, "duration", time.Second, "length of one contender's turn; at least 5s for the contenders "+contender.Pair+"…, whose turn is a run of a new client")

@@ -115,14 +115,13 @@ func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
 
 // Dial implements native. Several clients connect at the same time.
 func (c overAMQPX) Dial(ctx context.Context, env Environment) (Caller, error) {
-	names := env.QueueNames()
 	if c.surface != nil {
 		return c.dialSurface(ctx, env)
 	}
 	var all amqpxClients
-	for i := range max(env.Clients, len(names)) {
+	for i := range max(env.Clients, len(env.QueueNames())) {
 		//nolint:contextcheck // a client lives until Close, so it takes no context.
-		client, err := c.client(env.at(i % len(names)))
+		client, err := c.client(env.ofClient(i))
 		if err != nil {
 			return nil, errors.Join(err, all.Close(ctx))
 		}

@@ -97,6 +97,9 @@ type Environment struct {
 	// Nodes are the URLs of the nodes of a cluster on which the request queues are in turn, each
 	// with its servers and clients. Empty: all are at URL.
 	Nodes []string `json:"nodes,omitempty"`
+	// Spread are the URLs of the nodes of a cluster over which one request queue is spread: its
+	// shards, its servers and the clients are on these nodes in turn. Empty: all are at URL.
+	Spread []string `json:"spread,omitempty"`
 	// Quorum makes the request queues of contenders Single and Batched quorum queues.
 	Quorum bool `json:"quorum,omitempty"`
 	// Shards is the number of shards of the request queue, see amqpx.WithShards; 0: 1.
@@ -108,6 +111,15 @@ func (e Environment) at(i int) Environment {
 	e.Queue = e.QueueNames()[i]
 	if len(e.Nodes) > 0 {
 		e.URL = e.Nodes[i%len(e.Nodes)]
+	}
+	return e
+}
+
+// ofClient returns the environment of client i.
+func (e Environment) ofClient(i int) Environment {
+	e = e.at(i % len(e.QueueNames()))
+	if len(e.Spread) > 0 {
+		e.URL = e.Spread[i%len(e.Spread)]
 	}
 	return e
 }

@@ -25,7 +25,7 @@ type Options struct {
 	Rates      []int         // of the experiment Rate, in calls per second
 	Contenders []string      // labels, as in SplitLabel
 	Programs   string        // directory of the shipped contenders' programs, of this repository
-	Cluster    []Node        // of the experiment ScalingNodes; empty: there is none
+	Cluster    []Node        // of the experiments ScalingNodes and ScalingShards; empty: there is none
 	Control    []string      // command line of the broker's control program; empty: there is none
 }
 
@@ -117,11 +117,12 @@ const (
 	ScalingNodes   = "scaling-nodes"
 	ScalingServers = "scaling-servers"
 	ScalingClients = "scaling-clients"
+	ScalingShards  = "scaling-shards"
 )
 
 // Names returns the names of all experiments.
 func Names() []string {
-	return append(AllNames(), Table, Shards, Telemetry, ScalingNodes, ScalingServers, ScalingClients)
+	return append(AllNames(), Table, Shards, Telemetry, ScalingNodes, ScalingServers, ScalingClients, ScalingShards)
 }
 
 // AllNames returns the names of the experiments of "all". The experiment Callers contains the
@@ -150,7 +151,7 @@ func New(name string, o Options) Experiment {
 		e = growthExperiment(o)
 	case Shards:
 		e = shardsExperiment(o)
-	case ScalingNodes, ScalingServers, ScalingClients:
+	case ScalingNodes, ScalingServers, ScalingClients, ScalingShards:
 		e = scalingExperiment(name, o)
 	case MemoryUse:
 		e = memoryExperiment(o)

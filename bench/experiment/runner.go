@@ -30,7 +30,7 @@ func (r *Runner) Run(ctx context.Context, e Experiment) (*Section, error) {
 		return s, r.growth(ctx, s)
 	case Shards:
 		return s, r.shards(ctx, s)
-	case ScalingNodes, ScalingServers, ScalingClients:
+	case ScalingNodes, ScalingServers, ScalingClients, ScalingShards:
 		return s, r.scaling(ctx, s)
 	}
 	var groups []*process.Group

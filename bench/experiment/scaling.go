@@ -16,7 +16,10 @@ import (
 const (
 	scalingHandler = 5 * time.Millisecond
 	scalingWorkers = 8
-	scalingWarm    = 4 // a turn is preceded by one that is this many times shorter
+	// scalingSpread is the number of the servers, and of the clients, of a request queue of several
+	// shards: one on each of the nodes over which it is spread.
+	scalingSpread = 3
+	scalingWarm   = 4 // a turn is preceded by one that is this many times shorter
 	// reportDelay is more than the interval in which the nodes of a cluster report their figures.
 	reportDelay = 1500 * time.Millisecond
 )
@@ -32,7 +35,7 @@ type scaled struct {
 // scalingParts returns the parts of the measurement by the names of their experiments.
 func scalingParts() map[string]string {
 	return map[string]string{
-		ScalingNodes: scaling.PartNodes, ScalingServers: scaling.PartServers, ScalingClients: scaling.PartClients,
+		ScalingNodes: scaling.PartNodes, ScalingServers: scaling.PartServers, ScalingClients: scaling.PartClients, ScalingShards: scaling.PartShards,
 	}
 }
 
@@ -59,6 +62,8 @@ func scalingExperiment(name string, o Options) Experiment {
 			e.scaled = append(e.scaled, serverSetups(o, base, point)...)
 		case ScalingClients:
 			e.scaled = append(e.scaled, clientSetups(o, base, point)...)
+		case ScalingShards:
+			e.scaled = append(e.scaled, shardSetups(o, base, point)...)
 		}
 	}
 	for _, s := range e.scaled {
@@ -139,6 +144,38 @@ func clientSetups(o Options, base process.Setup, point scaling.Load) []scaled {
 		turns := closedTurns(o, heavyCallers)
 		turns = append(turns, process.Turn{Rate: smallRate, InFlight: heavyCallers, Duration: o.Duration, MaxCalls: 1 << 30})
 		all = append(all, scaled{setup: setup, point: point, turns: turns, idle: true})
+	}
+	return all
+}
+
+// shardSetups returns one request queue of several shards, with several servers and clients: all on
+// one node, and, with the URLs of a cluster, spread over its three nodes.
+func shardSetups(o Options, base process.Setup, point scaling.Load) []scaled {
+	turns := closedTurns(o, 64, heavyCallers)
+	point.Servers, point.Clients = scalingSpread, scalingSpread
+	base.Servers, base.Env.Clients = scalingSpread, scalingSpread
+	var all []scaled
+	for _, n := range shardNumbers() {
+		setup := base
+		setup.Label = labelShards(base.Label, n)
+		point.Shards, setup.Env.Shards = n, n
+		all = append(all, scaled{setup: setup, point: point, turns: turns, idle: point.Batch})
+	}
+	if len(o.Cluster) < scalingSpread {
+		return all
+	}
+	point.Nodes, point.Place = scalingSpread, scaling.Spread
+	for _, node := range o.Cluster[:scalingSpread] {
+		base.Env.Spread = append(base.Env.Spread, node.URL)
+	}
+	for _, quorum := range []bool{false, true} {
+		for _, n := range shardNumbers() {
+			setup := base
+			setup.Label = fmt.Sprintf("%s, cluster, quorum %v", labelShards(base.Label, n), quorum)
+			point.Quorum, setup.Env.Quorum = quorum, quorum
+			point.Shards, setup.Env.Shards = n, n
+			all = append(all, scaled{setup: setup, point: point, turns: turns})
+		}
 	}
 	return all
 }

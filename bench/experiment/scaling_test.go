@@ -1,6 +1,8 @@
 package experiment
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +26,12 @@ func TestScalingSetups(t *testing.T) {
 		name          string
 		nodes, setups int
 	}{
-		{ScalingNodes, 0, 2}, {ScalingNodes, 3, 2 * 6}, {ScalingServers, 0, 2 * 8}, {ScalingClients, 0, 6},
+		{ScalingNodes, 0, 2},
+		{ScalingNodes, 3, 2 * 6},
+		{ScalingServers, 0, 2 * 8},
+		{ScalingClients, 0, 6},
+		{ScalingShards, 0, 2 * 4},
+		{ScalingShards, 3, 2 * 3 * 4},
 	} {
 		e := New(tt.name, scalingOptions(tt.nodes))
 		if len(e.scaled) != tt.setups || e.IsEmpty() {
@@ -58,6 +65,38 @@ func TestScalingPlaces(t *testing.T) {
 	}
 	if got := strings.Join(spread.Env.Nodes, ""); got != "abc" || spread.Env.Queues != 3 {
 		t.Errorf("spread: %+v", spread)
+	}
+}
+
+// A request queue of several shards has the same servers and clients on one node and on three.
+func TestScalingShards(t *testing.T) {
+	t.Parallel()
+	shards := make(map[string][]int)
+	for _, s := range New(ScalingShards, scalingOptions(3)).scaled {
+		p, setup := s.point, s.setup
+		if p.Part != scaling.PartShards || p.Queues != 1 || p.Servers != setup.Servers || p.Clients != setup.Env.Clients || p.Servers != 3 || p.Clients != 3 {
+			t.Errorf("%s: setup %+v", p, setup)
+		}
+		if p.Shards != setup.Env.Shards || p.Quorum != setup.Env.Quorum || s.idle != (p.Batch && p.Nodes == 1) {
+			t.Errorf("%s: setup %+v, what it holds is measured: %v", p, setup, s.idle)
+		}
+		want := ""
+		if p.Place == scaling.Spread {
+			want = "abc"
+		}
+		if got := strings.Join(setup.Env.Spread, ""); got != want {
+			t.Errorf("%s: on the nodes %q, want %q", p, got, want)
+		}
+		of := fmt.Sprintf("batch %v, nodes %d, quorum %v", p.Batch, p.Nodes, p.Quorum)
+		shards[of] = append(shards[of], p.Shards)
+	}
+	for of, got := range shards {
+		if !slices.Equal(got, []int{1, 2, 4, 8}) {
+			t.Errorf("%s: shards %v", of, got)
+		}
+	}
+	if len(shards) != 2*3 {
+		t.Errorf("%d curves, want single messages and batches on one node, and on three with classic and quorum queues: %v", len(shards), shards)
 	}
 }
 

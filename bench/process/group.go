@@ -26,7 +26,7 @@ type Setup struct {
 	Procs      int // GOMAXPROCS of each process; 0: as many as the machine has
 
 	// ServerURL and ClientURL are the nodes to which servers and client connect, if they are not
-	// Options.URL.
+	// Options.URL or, for a spread queue, the nodes of Env.Spread.
 	ServerURL, ClientURL string
 	// Declared makes a server that ends again declare the queues at Options.URL, before the
 	// servers start: classic queues stay on this node, and the leaders of quorum queues.
@@ -69,7 +69,7 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 	}
 	start := func(r contender.Role) (*process, error) {
 		b.Role = r
-		b.Env.URL = cmp.Or(map[contender.Role]string{contender.RoleServer: setup.ServerURL, contender.RoleClient: setup.ClientURL}[r], o.URL)
+		b.Env.URL = cmp.Or(setup.node(r, len(g.servers)), o.URL)
 		if o.CPUProfile != "" {
 			b.CPUProfile = fmt.Sprintf("%s.%s.%s.pprof", o.CPUProfile, setup.Contender, r)
 			if r == contender.RoleServer && len(g.servers) > 0 {
@@ -84,10 +84,8 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 		}
 		b.Env.Endpoint = g.broker.endpoint
 	}
-	if setup.Declared {
-		if err := declare(ctx, b, setup); err != nil {
-			return nil, err
-		}
+	if err := declare(ctx, b, setup); err != nil {
+		return nil, err
 	}
 	for range setup.Servers {
 		s, err := start(contender.RoleServer)
@@ -103,14 +101,53 @@ func Start(ctx context.Context, setup Setup, queue string, o Options) (_ *Group,
 	return g, err
 }
 
-// declare runs a server only until it has declared its queues.
+// node returns the node to which the client, or a server with a number from 0, connects; "" is
+// Options.URL.
+func (s Setup) node(r contender.Role, number int) string {
+	switch spread := s.Env.Spread; {
+	case r == contender.RoleServer && len(spread) > 0:
+		return spread[number%len(spread)]
+	case r == contender.RoleServer:
+		return s.ServerURL
+	case r == contender.RoleClient:
+		return s.ClientURL
+	default:
+		return ""
+	}
+}
+
+// declarations returns the environments of the servers that only declare queues, given that of the
+// other servers. A queue stays on the node at which it was declared first. So a spread queue
+// has a server for each shard, at the node of the shard, which declares the shards before it as well.
+func (s Setup) declarations(env contender.Environment) []contender.Environment {
+	if s.Declared {
+		return []contender.Environment{env}
+	}
+	var all []contender.Environment
+	for i := range max(env.Shards, 1) {
+		if len(env.Spread) > 0 {
+			at := env
+			at.Shards, at.URL = i+1, env.Spread[i%len(env.Spread)]
+			all = append(all, at)
+		}
+	}
+	return all
+}
+
+// declare runs the servers that only declare queues, each until it has declared them.
 func declare(ctx context.Context, b childConfig, setup Setup) error {
 	b.Role = contender.RoleServer
-	s, err := startProcess(ctx, b, nil, setup.environment()...)
-	if err != nil {
-		return err
+	for _, env := range setup.declarations(b.Env) {
+		b.Env = env
+		s, err := startProcess(ctx, b, nil, setup.environment()...)
+		if err != nil {
+			return err
+		}
+		if err := s.stop(); err != nil {
+			return err
+		}
 	}
-	return s.stop()
+	return nil
 }
 
 // environment returns the variables that the setup adds to the environment of its processes.

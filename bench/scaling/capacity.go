@@ -12,6 +12,7 @@ type Capacity struct {
 	Params
 	Base                Holdings // of a broker with one server and no client; resident memory of the broker
 	PerClient, PerServe Holdings // of each client, and of each server beyond the first
+	PerShard            float64  // memory of each shard beyond the first, in megabytes; 0: not measured
 }
 
 // NewCapacity takes the figures of the formula from a measurement, and from the parameters of the
@@ -45,6 +46,10 @@ func NewCapacity(m Measurement, p Params) (Capacity, error) {
 	} {
 		each(i < 3, set) // connections, channels and queues are counted
 	}
+	if shards := m.Part(PartShards, true); len(shards) > 1 {
+		least, most := shards[0], shards[len(shards)-1]
+		c.PerShard = max(slope(func(h Holdings) float64 { return h.Memory }, least, most, most.Shards-least.Shards), 0) // less is the spread of the rounds
+	}
 	return c, nil
 }
 
@@ -60,16 +65,16 @@ func (m Measurement) Part(name string, idle bool) []*Point {
 }
 
 // Holds returns what clients and servers hold in the broker. A shard beyond the first is a request
-// queue and its queue for batches.
+// queue and its queue for batches, each with a channel of every server.
 func (c Capacity) Holds(clients, servers, shards int) Holdings {
-	n, more := float64(clients), float64(servers-1)
+	n, more, further := float64(clients), float64(servers-1), float64(shards-1)
 	at := func(base, client, server float64) float64 { return base + n*client + more*server }
 	return Holdings{
 		Connections: at(c.Base.Connections, c.PerClient.Connections, c.PerServe.Connections),
-		Channels:    at(c.Base.Channels, c.PerClient.Channels, c.PerServe.Channels),
-		Queues:      at(c.Base.Queues, c.PerClient.Queues, c.PerServe.Queues) + 2*float64(shards-1),
+		Channels:    at(c.Base.Channels, c.PerClient.Channels, c.PerServe.Channels) + 2*float64(servers)*further,
+		Queues:      at(c.Base.Queues, c.PerClient.Queues, c.PerServe.Queues) + 2*further,
 		Files:       at(c.Base.Files, c.PerClient.Files, c.PerServe.Files),
-		Memory:      at(c.Base.Memory, c.PerClient.Memory, c.PerServe.Memory),
+		Memory:      at(c.Base.Memory, c.PerClient.Memory, c.PerServe.Memory) + c.PerShard*further,
 		Resident:    at(c.Base.Resident, c.PerClient.Resident, 0),
 		Client:      at(c.Base.Client, c.PerClient.Client, 0),
 	}
@@ -84,10 +89,22 @@ func (c Capacity) Costs(l Load, size, perClient, perServer float64) Run {
 	if l.Quorum {
 		r.Broker += (c.Quorum + c.QuorumWake*server) / size
 	}
-	if l.Place == Remote {
-		r.Broker += 4 * (c.Between + c.BetweenWake*(client+server)/2) / size // request, response, and their confirms
-	}
+	r.Broker += l.crossings() * (c.Between + c.BetweenWake*(client+server)/2) / size
 	return r
+}
+
+// crossings is how many messages of a call pass between nodes: request, response, and their
+// confirms. Of a spread request queue those stay that have both ends on one node by chance.
+func (l Load) crossings() float64 {
+	const all = 4
+	switch {
+	case l.Place == Remote:
+		return all
+	case l.Place == Spread && l.Queues == 1:
+		return all * float64(l.Nodes-1) / float64(l.Nodes)
+	default:
+		return 0
+	}
 }
 
 // CostsOf returns the processor times of a measured closed loop, whose calls in a message are
@@ -114,10 +131,14 @@ func (c Capacity) String() string {
 	fmt.Fprintf(&b, "             + (%.0f + %.0f·w)/n µs with a quorum queue\n", c.Quorum, c.QuorumWake)
 	fmt.Fprintf(&b, "             + (%.0f + %.0f·w)/n µs if client, server and queue are on different nodes\n", 4*c.Between, 4*c.BetweenWake)
 	holds("connections", "", c.Base.Connections, c.PerClient.Connections, c.PerServe.Connections, "")
-	holds("channels", "", c.Base.Channels, c.PerClient.Channels, c.PerServe.Channels, "")
+	holds("channels", "", c.Base.Channels, c.PerClient.Channels, c.PerServe.Channels, " + 2·servers·(shards − 1)")
 	holds("queues", "", c.Base.Queues, c.PerClient.Queues, c.PerServe.Queues, " + 2·(shards − 1)")
 	holds("files", "", c.Base.Files, c.PerClient.Files, c.PerServe.Files, "")
-	holds("memory", " MB", c.Base.Resident, c.PerClient.Memory, c.PerServe.Memory, "")
+	memory := ""
+	if c.PerShard > 0 {
+		memory = fmt.Sprintf(" + %.3g·(shards − 1)", c.PerShard)
+	}
+	holds("memory", " MB", c.Base.Resident, c.PerClient.Memory, c.PerServe.Memory, memory)
 	b.WriteString("```\n")
 	return b.String()
 }

@@ -23,7 +23,9 @@ const (
 const (
 	Local  = "local"  // client, server and queue on one node
 	Remote = "remote" // the queue, the client and the server on three nodes
-	Spread = "spread" // three request queues, each on a node of its own with a client and a server
+	// Spread is three request queues, each on a node of its own with a client and a server; or the
+	// shards, servers and clients of one request queue, on the nodes in turn.
+	Spread = "spread"
 )
 
 // Load identifies a point: the setup and what the clients do.

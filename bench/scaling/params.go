@@ -52,7 +52,7 @@ const (
 // programs used.
 func (p Params) system(l Load, r Run) System {
 	const cores = 2
-	return System{Load: l, Cores: cores, Speed: r.Processors * p.Busy / cores, Shared: true}
+	return System{Load: l, Cores: cores, Speed: r.Processors * p.Busy / cores, Shared: true, InTurn: true}
 }
 
 // Predict simulates a measured point.

@@ -7,18 +7,6 @@ import (
 	"slices"
 )
 
-// Bounds of the library that the simulation repeats (pkg/amqpx/internal/publish).
-const (
-	batchWindow = 2
-	maxBatch    = 512
-	minShare    = 16
-	minExpected = 8
-	maxHeld     = 128
-	holdBase    = 100.
-	holdEach    = 10.
-	holdMost    = 500.
-)
-
 // Parts of the cost of wake-ups of a message. Those that no call waits for are the confirms of
 // client and server, and the broker's processes for confirms and acknowledgements.
 const (
@@ -46,6 +34,10 @@ type System struct {
 	Cores  int
 	Speed  float64
 	Shared bool
+	// If InTurn is true, calls go to the clients in turn, whichever client the last response of a
+	// caller came to, and the calls of an open loop are due at a constant rate, as in the
+	// measurement. Otherwise each client has callers of its own, or calls at random times.
+	InTurn bool
 	// Network is the time of a message between two machines, in microseconds.
 	Network float64
 }
@@ -77,6 +69,7 @@ type simulation struct {
 	servers []*simServer
 	queues  []*simQueue
 	links   []*actor // from each node to each node
+	turn    int      // the number of calls that have gone to the clients in turn
 
 	counting bool
 	calls    float64
@@ -118,35 +111,9 @@ type simQueue struct {
 	next    int // server
 }
 
-// outbox has the calls, or responses, that wait for a place in a window, of one batcher.
-type outbox struct {
-	waiting     int
-	due         float64 // sum over the waiting calls
-	unconfirmed int
-	last        int
-	takers      int
-	hold        *hold
-	client      *simClient
-	server      *simServer
-	publish     *actor
-	asked       bool
-}
-
-// hold is the state of a publisher that waits for messages, as in publish.Outbox. All outboxes of
-// a publisher share it.
-type hold struct {
-	missing int
-	waiting int       // messages that have come since
-	asking  []*outbox // outboxes that wait for the end of the hold
-	holds   int
-	skip    int
-	skipped int
-}
-
 // Simulate runs a system for a time, after a time to settle, both in microseconds of the simulation.
 func Simulate(p Params, system System, settle, duration float64) Simulated {
-	s := &simulation{system: system, params: p, random: rand.New(rand.NewPCG(1, 2)), actors: make(map[string][]*actor)} //nolint:gosec // a simulation that can be repeated.
-	s.build()
+	s := newSimulation(p, system)
 	s.begin()
 	s.run(settle)
 	s.counting = true
@@ -161,6 +128,14 @@ func Simulate(p Params, system System, settle, duration float64) Simulated {
 	}
 	s.run(settle + duration)
 	return s.result(duration)
+}
+
+// newSimulation returns the simulation of a system whose load has not begun.
+func newSimulation(p Params, system System) *simulation {
+	s := &simulation{system: system, params: p, random: rand.New(rand.NewPCG(1, 2)), actors: make(map[string][]*actor)} //nolint:gosec // a simulation that can be repeated.
+	s.turn = system.Callers                                                                                             // begin divides their first calls among the clients
+	s.build()
+	return s
 }
 
 func (s *simulation) machine(cores int) *machine {
@@ -290,8 +265,17 @@ func (s *simulation) between(from, to int, do func()) {
 	s.links[from*s.system.Nodes+to].post(item{do: do})
 }
 
-// begin starts the load: callers of closed loops begin spread over a millisecond.
+// begin starts the load. The callers of closed loops begin at once, as in the benchmark, or, with
+// clients that have callers of their own, spread over a millisecond.
 func (s *simulation) begin() {
+	spread := 1000.
+	if s.system.InTurn {
+		spread = 0
+	}
+	if s.system.Rate > 0 && s.system.InTurn {
+		s.after(0, s.openInTurn)
+		return
+	}
 	for i, c := range s.clients {
 		if s.system.Rate > 0 {
 			c.open(s.system.Rate / float64(len(s.clients)))
@@ -302,7 +286,7 @@ func (s *simulation) begin() {
 			callers++
 		}
 		if callers > 0 {
-			s.after(1000*s.random.Float64(), func() { c.call(item{calls: callers, due: s.now, client: c}) })
+			s.after(spread*s.random.Float64(), func() { c.call(item{calls: callers, due: s.now, client: c}) })
 		}
 	}
 }
@@ -315,89 +299,21 @@ func (c *simClient) open(rate float64) {
 	})
 }
 
+// openInTurn makes the calls of an open loop at a constant rate, with one client after the other.
+func (s *simulation) openInTurn() {
+	s.inTurn().call(item{calls: 1, due: s.now})
+	s.after(1e6/s.system.Rate, s.openInTurn)
+}
+
+// inTurn returns the client of the next call of a benchmark.
+func (s *simulation) inTurn() *simClient {
+	c := s.clients[s.turn%len(s.clients)]
+	s.turn++
+	return c
+}
+
 // call puts calls into the outbox.
 func (c *simClient) call(i item) { c.s.put(c.out, i) }
-
-// put adds calls or responses to an outbox and wakes its publisher, unless it waits for more.
-func (s *simulation) put(o *outbox, i item) {
-	o.waiting += i.calls
-	o.due += i.due * float64(i.calls)
-	h := o.hold
-	if h.missing == 0 {
-		o.ask()
-		return
-	}
-	h.asking = append(h.asking, o)
-	h.waiting += i.calls
-	if h.missing = max(h.missing-i.calls, 0); h.missing == 0 || h.waiting >= maxHeld {
-		h.skipped = 0
-		h.end()
-	}
-}
-
-// end ends a hold, and wakes the publisher.
-func (h *hold) end() {
-	h.missing, h.waiting = 0, 0
-	h.holds++
-	asking := h.asking
-	h.asking = nil
-	for _, o := range asking {
-		o.ask()
-	}
-}
-
-// expect makes the publisher wait for n messages, as publish.Outbox does.
-func (s *simulation) expect(h *hold, n int) {
-	switch {
-	case !s.system.Batch || n < minExpected:
-		return
-	case h.skip > 0:
-		h.skip--
-		return
-	case h.missing > 0:
-		h.missing += n
-		return
-	}
-	h.missing = n
-	holds := h.holds
-	s.after(min(holdBase+holdEach*float64(n), holdMost), func() {
-		if h.missing == 0 || h.holds != holds {
-			return
-		}
-		h.skipped = min(max(2*h.skipped, 1), 256)
-		h.skip = h.skipped
-		h.end()
-	})
-}
-
-// ask wakes the publisher.
-func (o *outbox) ask() {
-	if !o.asked && o.waiting > 0 && o.hold.missing == 0 {
-		o.asked = true
-		o.publish.post(item{client: o.client, server: o.server})
-	}
-}
-
-// take returns the next message, or false if the window is full.
-func (o *outbox) take(batch bool) (item, bool) {
-	n := 1
-	if batch {
-		last := batchWindow + o.takers - 2
-		if o.unconfirmed > last || o.unconfirmed == last && o.waiting < o.last {
-			return item{}, false
-		}
-		n = min(max((o.waiting+o.takers-1)/o.takers, minShare), maxBatch, o.waiting)
-	}
-	if o.waiting == 0 {
-		return item{}, false
-	}
-	i := item{calls: n, due: o.due / float64(o.waiting), client: o.client, server: o.server}
-	o.due -= i.due * float64(n)
-	o.waiting -= n
-	o.unconfirmed++
-	o.last = n
-	return i, true
-}
 
 // send publishes as many requests as the window allows.
 func (c *simClient) send() {
@@ -516,9 +432,14 @@ func (c *simClient) responded(i item) {
 	i.each(c.callers.post)
 }
 
+// again makes the next call of a caller of a closed loop, which has received a response.
 func (c *simClient) again(i item) {
-	if c.s.system.Rate == 0 {
-		c.call(item{calls: i.calls, due: c.s.now, client: c})
+	switch s := c.s; {
+	case s.system.Rate > 0:
+	case s.system.InTurn:
+		s.inTurn().call(item{calls: i.calls, due: s.now})
+	default:
+		c.call(item{calls: i.calls, due: s.now})
 	}
 }
 

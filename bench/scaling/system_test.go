@@ -16,7 +16,7 @@ func params() Params {
 }
 
 func run(l Load) Simulated {
-	return Simulate(params(), System{Load: l, Cores: 2, Speed: 1, Shared: true}, settle, measured)
+	return Simulate(params(), System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: true}, settle, measured)
 }
 
 // A single caller gets a call in the time of its way, and pays for every wake-up.
@@ -71,6 +71,64 @@ func TestOpenLoop(t *testing.T) {
 	got := run(l)
 	if math.Abs(got.Rate-1000) > 150 || got.P50 <= 0 || got.P99 < got.P50 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// The calls of the callers of a benchmark go to the clients in turn, whichever client their last
+// responses came to. Without that, each client has callers of its own.
+func TestCallsInTurn(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		inTurn bool
+		want   []int
+	}{{true, []int{2, 3, 2}}, {false, []int{7, 0, 0}}} {
+		l := base(true, 4) // so that the next call is the fifth, of the second of three clients
+		l.Clients = 3
+		s := newSimulation(params(), System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: tt.inTurn})
+		for range 7 {
+			s.clients[0].again(item{calls: 1})
+		}
+		for i, c := range s.clients {
+			if c.out.waiting != tt.want[i] {
+				t.Errorf("in turn %v: %d calls wait in client %d, want %d", tt.inTurn, c.out.waiting, i, tt.want[i])
+			}
+		}
+	}
+}
+
+// Calls in turn divide the callers whose responses came in one message among the clients, so a
+// message of many clients has fewer calls than one of clients with callers of their own.
+func TestManyClients(t *testing.T) {
+	t.Parallel()
+	l := base(true, 1024)
+	l.Clients = 100
+	system := System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: true}
+	inTurn := Simulate(params(), system, settle, measured)
+	system.InTurn = false
+	own := Simulate(params(), system, settle, measured)
+	if inTurn.Size > 0.7*own.Size || inTurn.Rate > own.Rate {
+		t.Errorf("in turn %.1f calls in a message and %.0f calls/s, with callers of their own %.1f and %.0f", inTurn.Size, inTurn.Rate, own.Size, own.Rate)
+	}
+}
+
+// The calls of an open loop in turn are due at a constant rate from the start. The processors are so
+// slow that each call is still in its client's outbox.
+func TestOpenLoopInTurn(t *testing.T) {
+	t.Parallel()
+	l := base(true, 0)
+	l.Clients, l.Rate = 5, 1000
+	s := newSimulation(params(), System{Load: l, Cores: 2, Speed: 1e-9, Shared: true, InTurn: true})
+	s.begin()
+	for _, tt := range []struct {
+		until float64
+		want  []int
+	}{{0, []int{1, 0, 0, 0, 0}}, {999, []int{1, 0, 0, 0, 0}}, {1000, []int{1, 1, 0, 0, 0}}, {8500, []int{2, 2, 2, 2, 1}}} {
+		s.run(tt.until)
+		for i, c := range s.clients {
+			if c.out.waiting != tt.want[i] {
+				t.Errorf("after %.0f µs %d calls wait in client %d, want %d", tt.until, c.out.waiting, i, tt.want[i])
+			}
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ const (
 	BlockNodes      = "scaling, nodes"
 	BlockServers    = "scaling, servers"
 	BlockClients    = "scaling, clients"
+	BlockShards     = "scaling, shards"
 	BlockFormula    = "scaling, formula"
 	BlockSimulation = "scaling, simulation"
 	BlockPlan       = "scaling, plan"
@@ -65,7 +66,7 @@ func NewDocument(m Measurement, parts []model.Part) (Document, error) {
 // it.
 func (d Document) Blocks() map[string]string {
 	return map[string]string{
-		BlockNodes: d.pointTable(PartNodes), BlockServers: d.servers(), BlockClients: d.clients(),
+		BlockNodes: d.pointTable(PartNodes), BlockServers: d.servers(), BlockClients: d.clients(), BlockShards: d.shards(),
 		BlockFormula: d.formula(), BlockSimulation: d.simulation(),
 	}
 }
@@ -116,6 +117,42 @@ func (d Document) servers() string {
 	return b.String()
 }
 
+// shards renders the section of the shards. It is empty if they were not measured.
+func (d Document) shards() string {
+	points, idle := d.measured.Part(PartShards, false), d.measured.Part(PartShards, true)
+	if len(points) == 0 && len(idle) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(shardsText)
+	if len(points) > 0 {
+		b.WriteString(d.pointTable(PartShards))
+	}
+	if len(idle) == 0 {
+		return b.String()
+	}
+	rows := [][]string{{"shards", "connections, channels, queues, files", "broker MB, processes and tables", "formula"}}
+	for _, p := range idle {
+		rows = append(rows, d.holdings(fmt.Sprint(p.Shards), p)[:4])
+	}
+	b.WriteString("\n")
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// shardsText explains the tables of the shards.
+const shardsText = `
+## Shards
+
+One request queue of 1 to 8 shards ([performance/shards.md](performance/shards.md)), with three servers and three clients: all on
+one node, or "spread", with the shards, the servers and the clients on three nodes in turn. Each message of a spread queue passes
+between two nodes in two of three cases. The command adds rounds to ` + "`scaling.json`" + `:
+
+` + "```" + `
+deploy/with-scaling.sh 3 go run . -experiment scaling-shards -rounds 1 -out ../docs/performance
+` + "```" + `
+`
+
 // holdings returns the cells of what a point holds, and what the formula says.
 func (d Document) holdings(name string, p *Point) []string {
 	of := func(figure func(Holdings) float64) float64 { return p.Holds(figure) }
@@ -156,7 +193,7 @@ func (d Document) Checks() (simulated, sizes, formula, memory Check) {
 			closed = append(closed, p.Point)
 		}
 	}
-	for _, part := range []string{PartServers, PartClients} {
+	for _, part := range []string{PartServers, PartClients, PartShards} {
 		idle = append(idle, d.measured.Part(part, true)...)
 	}
 	simulated = check(all, simulationTolerance, func(p *Point) float64 { return sum(sims[p].run()) / sum(p.Medians()) })
@@ -224,7 +261,7 @@ func (l Load) String() string {
 	if l.Quorum {
 		text += ", quorum"
 	}
-	if l.Shards > 1 {
+	if l.Shards > 1 || l.Part == PartShards {
 		text += ", " + count(l.Shards, "shard")
 	}
 	text += fmt.Sprintf(", %s, %s", count(l.Servers, "server"), count(l.Clients, "client"))

@@ -1,0 +1,47 @@
+package scaling
+
+import (
+	"strings"
+	"testing"
+
+	"rabbitmq-rpc/bench/document"
+)
+
+// shardsLoad is a load of the experiment scaling-shards: spread over three nodes.
+func shardsLoad(shards, callers int) Load {
+	l := base(true, callers)
+	l.Part, l.Nodes, l.Place, l.Shards, l.Servers, l.Clients = PartShards, 3, Spread, shards, 3, 3
+	return l
+}
+
+// The document says nothing about shards until they were measured, and then has their tables.
+func TestShardsAreShownOnceMeasured(t *testing.T) {
+	t.Parallel()
+	d := Document{Capacity: Capacity{Base: Holdings{Channels: 6, Queues: 5}}}
+	if got := d.Blocks()[BlockShards]; got != "" {
+		t.Errorf("without a measurement: %q", got)
+	}
+	for _, n := range []int{1, 4} {
+		l := shardsLoad(n, 64)
+		d.measured.AddRun(l, Run{Client: 10, Server: 20, Broker: 30, Size: 7})
+		d.measured.AddIdle(l, Holdings{Connections: 12, Channels: 40, Queues: 16, Memory: 3})
+	}
+	for _, p := range d.measured.Points {
+		d.points = append(d.points, predicted{p, Simulated{Client: 10, Server: 20, Broker: 36, Size: 8}})
+	}
+	got := d.Blocks()[BlockShards]
+	for _, want := range []string{
+		"\n## Shards\n",
+		"| batch, 3 nodes, spread, 1 shard, 3 servers, 3 clients, 64 callers | 7.0 | 10 + 20 + 30 |",
+		"| batch, 3 nodes, spread, 4 shards, 3 servers, 3 clients, 64 callers | 7.0 | 10 + 20 + 30 | 16,667 | 8.0 | 10 + 20 + 36 | +10 % |",
+		"\n| 4 | 12, 40, 16, 0 | 3.0 | 0, 24, 11, 0; 0.0 |\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in:\n%s", want, got)
+		}
+	}
+	page := "before\n\n" + document.Block(BlockShards, "") + "\nafter\n"
+	if with, ok := document.Replace(page, BlockShards, got); !ok || !strings.Contains(with, "## Shards") {
+		t.Errorf("the empty block of a page is not replaced: %s", with)
+	}
+}
