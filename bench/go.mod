@@ -17,6 +17,7 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	rabbitmq-rpc/pkg/amqpx v0.0.0
+	rabbitmq-rpc/pkg/amqpxcodec v0.0.0
 	rabbitmq-rpc/pkg/amqpxgrpc v0.0.0
 	rabbitmq-rpc/pkg/amqpxotel v0.0.0
 	rabbitmq-rpc/pkg/amqpxprom v0.0.0
@@ -75,6 +76,7 @@ require (
 
 replace (
 	rabbitmq-rpc/pkg/amqpx => ../pkg/amqpx
+	rabbitmq-rpc/pkg/amqpxcodec => ../pkg/amqpxcodec
 	rabbitmq-rpc/pkg/amqpxgrpc => ../pkg/amqpxgrpc
 	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
 	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom

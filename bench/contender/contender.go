@@ -196,14 +196,16 @@ const (
 
 	GRPC = "grpc"
 
-	SingleJSON  = "amqpx-json"
-	SingleStub  = "amqpx-grpc"
-	BatchedJSON = "amqpx-batch-json"
-	BatchedStub = "amqpx-batch-grpc"
-	PingPong    = "amqpx-ping-pong"
-	Items       = "amqpx-stream"
-	ItemsStub   = "amqpx-stream-grpc"
-	ItemsGRPC   = "grpc-stream"
+	SingleJSON   = "amqpx-json"
+	SingleProto  = "amqpx-proto"
+	SingleStub   = "amqpx-grpc"
+	BatchedJSON  = "amqpx-batch-json"
+	BatchedProto = "amqpx-batch-proto"
+	BatchedStub  = "amqpx-batch-grpc"
+	PingPong     = "amqpx-ping-pong"
+	Items        = "amqpx-stream"
+	ItemsStub    = "amqpx-stream-grpc"
+	ItemsGRPC    = "grpc-stream"
 
 	Pair          = "pair"
 	PairSingle    = "pair-single"
@@ -234,9 +236,11 @@ func entries() []Entry {
 		{Name: Pair, Contender: &pair{}, Optional: true, Shipped: true},
 		{Name: PairNoMetrics, Contender: &pair{settings: []string{"METRICS=false"}, text: " and without metrics"}, Optional: true, Shipped: true},
 		{Name: PairSingle, Contender: &pair{settings: []string{"RPC_BATCH=off"}, text: " and without batches"}, Optional: true, Shipped: true},
-		{Name: SingleJSON, Contender: overAMQPX{surface: typed{}}, Optional: true},
+		{Name: SingleJSON, Contender: overAMQPX{surface: typedJSON()}, Optional: true},
+		{Name: SingleProto, Contender: overAMQPX{surface: typedProto()}, Optional: true},
 		{Name: SingleStub, Contender: overAMQPX{surface: stubs{}}, Optional: true},
-		{Name: BatchedJSON, Contender: overAMQPX{batch: true, surface: typed{}}, Optional: true},
+		{Name: BatchedJSON, Contender: overAMQPX{batch: true, surface: typedJSON()}, Optional: true},
+		{Name: BatchedProto, Contender: overAMQPX{batch: true, surface: typedProto()}, Optional: true},
 		{Name: BatchedStub, Contender: overAMQPX{batch: true, surface: stubs{}}, Optional: true},
 		{Name: PingPong, Contender: overAMQPX{batch: true, surface: pingPong{}}, Optional: true},
 		{Name: Items, Contender: overAMQPX{batch: true, surface: items{}}, Optional: true},

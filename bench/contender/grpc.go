@@ -39,5 +39,7 @@ func (c grpcUnary) Dial(_ context.Context, env Environment) (Caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return stubCaller{ClientConnInterface: conn, items: c.items, timeout: callTimeout, close: func(context.Context) error { return conn.Close() }}, nil
+	caller := newStubCaller(conn, c.items, func(context.Context) error { return conn.Close() })
+	caller.timeout = callTimeout
+	return caller, nil
 }

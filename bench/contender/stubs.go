@@ -33,7 +33,7 @@ func (stubs) register(s *amqpx.Server, h *Handler) error {
 func (c stubs) caller(client *amqpx.Client) Caller {
 	// Generated code says in its descriptor which methods are idempotent; this service has none.
 	none := amqpxgrpc.IdempotentMethods(func(string) bool { return false })
-	return stubCaller{ClientConnInterface: amqpxgrpc.NewClientConn(client, none), items: c.items, close: client.Close}
+	return newStubCaller(amqpxgrpc.NewClientConn(client, none), c.items, client.Close)
 }
 
 const (
@@ -41,11 +41,14 @@ const (
 	stubItems   = "items" // the method with a stream of items
 )
 
+// stubMethods returns the names of the unary methods.
+func stubMethods() []string { return []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} }
+
 // stubDesc describes the service, with one gRPC method for each method of the handler, and the
 // stream of items.
 func stubDesc() *grpc.ServiceDesc {
 	desc := &grpc.ServiceDesc{ServiceName: stubService, HandlerType: (*any)(nil)}
-	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
+	for _, method := range stubMethods() {
 		desc.Methods = append(desc.Methods, grpc.MethodDesc{
 			MethodName: method,
 			Handler: func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -84,9 +87,19 @@ func sendStubItems(_ any, stream grpc.ServerStream) error {
 // stubCaller makes calls as generated code does, over any connection.
 type stubCaller struct {
 	grpc.ClientConnInterface
+	names   map[string]string // the full names of the methods, which are constants in generated code
 	items   bool
 	timeout time.Duration // of a call; 0: the default of the connection
 	close   func(context.Context) error
+}
+
+// newStubCaller returns a caller for a connection.
+func newStubCaller(connection grpc.ClientConnInterface, items bool, end func(context.Context) error) stubCaller {
+	c := stubCaller{ClientConnInterface: connection, names: make(map[string]string), items: items, close: end}
+	for _, method := range stubMethods() {
+		c.names[method] = "/" + stubService + "/" + method
+	}
+	return c
 }
 
 // Call implements caller.
@@ -100,7 +113,7 @@ func (c stubCaller) Call(ctx context.Context, method string, body []byte) ([]byt
 		return []byte(ResponseBody), c.receive(ctx, body)
 	}
 	var out wrapperspb.BytesValue
-	if err := c.Invoke(ctx, "/"+stubService+"/"+method, wrapperspb.Bytes(body), &out); err != nil {
+	if err := c.Invoke(ctx, c.names[method], wrapperspb.Bytes(body), &out); err != nil {
 		return nil, err
 	}
 	return out.GetValue(), nil

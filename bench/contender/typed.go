@@ -3,31 +3,59 @@ package contender
 import (
 	"context"
 
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxcodec/amqpxproto"
 )
 
-// typed is the surface of typed methods with JSON.
-type typed struct{}
+// typed is the surface of typed methods whose requests and responses are a T, with one field of text.
+type typed[T any] struct {
+	name   string // of the codec
+	codec  amqpx.Codec
+	pack   func(text string) T
+	unpack func(T) string
+}
 
-// document is the request and the response of a typed call.
+// document is the request and the response of a typed call with JSON.
 type document struct {
 	Body string `json:"body"`
 }
 
-func documents(method string) *amqpx.Method[document, document] {
-	return amqpx.NewMethod[document, document](method, amqpx.JSON())
+// typedJSON is the surface of typed methods with JSON.
+func typedJSON() typed[document] {
+	return typed[document]{
+		name: "JSON", codec: amqpx.JSON(),
+		pack:   func(text string) document { return document{text} },
+		unpack: func(d document) string { return d.Body },
+	}
 }
 
-func (typed) settings() string { return "pkg/amqpx, typed methods with JSON" }
+// typedProto is the surface of typed methods with protocol buffers.
+func typedProto() typed[*wrapperspb.StringValue] {
+	return typed[*wrapperspb.StringValue]{
+		name: "protocol buffers", codec: amqpxproto.Codec(),
+		pack:   wrapperspb.String,
+		unpack: (*wrapperspb.StringValue).GetValue,
+	}
+}
 
-func (typed) register(s *amqpx.Server, h *Handler) error {
+// method returns a method of the surface.
+func (c typed[T]) method(name string) *amqpx.Method[T, T] {
+	return amqpx.NewMethod[T, T](name, c.codec)
+}
+
+func (c typed[T]) settings() string { return "pkg/amqpx, typed methods with " + c.name }
+
+func (c typed[T]) register(s *amqpx.Server, h *Handler) error {
 	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
-		err := documents(method).Handle(s, func(ctx context.Context, in document) (document, error) {
-			if method == MethodQuick && in.Body == RequestBody { // as a service does, without bytes
-				return document{ResponseBody}, nil
+		err := c.method(method).Handle(s, func(ctx context.Context, in T) (T, error) {
+			text := c.unpack(in)
+			if method == MethodQuick && text == RequestBody { // as a service does, without bytes
+				return c.pack(ResponseBody), nil
 			}
-			body, err := h.Answer(ctx, method, []byte(in.Body))
-			return document{string(body)}, err
+			body, err := h.Answer(ctx, method, []byte(text))
+			return c.pack(string(body)), err
 		})
 		if err != nil {
 			return err
@@ -36,32 +64,40 @@ func (typed) register(s *amqpx.Server, h *Handler) error {
 	return nil
 }
 
-func (typed) caller(c *amqpx.Client) Caller {
-	t := typedCaller{client: c, methods: make(map[string]*amqpx.Method[document, document]), expected: []byte(ResponseBody)}
+func (c typed[T]) caller(client *amqpx.Client) Caller {
+	t := typedCaller[T]{typed: c, client: client, methods: make(map[string]*amqpx.Method[T, T]), expected: []byte(ResponseBody)}
 	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
-		t.methods[method] = documents(method)
+		t.methods[method] = c.method(method)
 	}
 	return t
 }
 
-type typedCaller struct {
+type typedCaller[T any] struct {
+	typed[T]
+
 	client   *amqpx.Client
-	methods  map[string]*amqpx.Method[document, document]
+	methods  map[string]*amqpx.Method[T, T]
 	expected []byte // ResponseBody
 }
 
 // Call implements caller.
-func (c typedCaller) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
+func (c typedCaller[T]) Call(ctx context.Context, method string, body []byte) ([]byte, error) {
 	if method == MethodQuick { // as a service does, without bytes
-		out, err := c.methods[method].Call(ctx, c.client, document{RequestBody})
-		return c.response(out.Body), err
+		out, err := c.methods[method].Call(ctx, c.client, c.pack(RequestBody))
+		if err != nil {
+			return nil, err
+		}
+		return c.response(c.unpack(out)), nil
 	}
-	out, err := c.methods[method].Call(ctx, c.client, document{string(body)})
-	return []byte(out.Body), err
+	out, err := c.methods[method].Call(ctx, c.client, c.pack(string(body)))
+	if err != nil {
+		return nil, err
+	}
+	return []byte(c.unpack(out)), nil
 }
 
 // response returns a response's text as bytes, and the expected one without a copy.
-func (c typedCaller) response(text string) []byte {
+func (c typedCaller[T]) response(text string) []byte {
 	if text == ResponseBody {
 		return c.expected
 	}
@@ -69,4 +105,4 @@ func (c typedCaller) response(text string) []byte {
 }
 
 // Close implements caller.
-func (c typedCaller) Close(ctx context.Context) error { return c.client.Close(ctx) }
+func (c typedCaller[T]) Close(ctx context.Context) error { return c.client.Close(ctx) }

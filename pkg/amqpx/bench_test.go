@@ -74,16 +74,19 @@ func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	})
 }
 
-// benchClient returns a client that knows its server, over a broker in memory.
-func benchClient(b *testing.B, mode BatchMode) *Client {
+// benchClient returns a client that knows its server, over a broker in memory. The server has the
+// method m, and those of the functions.
+func benchClient(b *testing.B, mode BatchMode, register ...func(*Server) error) *Client {
 	b.Helper()
 	broker := brokertest.New()
 	s, err := NewServer(testURL, onBroker(broker), WithBatch(mode))
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := s.Handle("m", echo); err != nil {
-		b.Fatal(err)
+	for _, r := range append(register, func(s *Server) error { return s.Handle("m", echo) }) {
+		if err := r(s); err != nil {
+			b.Fatal(err)
+		}
 	}
 	var served sync.WaitGroup
 	served.Go(func() { _ = s.Serve(b.Context()) }) // the context ends before the cleanup

@@ -45,6 +45,7 @@ type typedMethod struct {
 	cfg   methodConfig
 	fault error // of the constructor
 
+	appends    appendCodec      // codec, if it can append; else nil
 	properties *wire.Properties // of responses without compression, shared by all of them
 	mediaType  string           // of the codec, without parameters
 }
@@ -121,6 +122,7 @@ func newTypedMethod(kind, name string, codec Codec, requests reflect.Type, opts 
 		m.fault = errors.Join(m.fault, errors.New("the codec is nil"))
 		return m
 	}
+	m.appends, _ = codec.(appendCodec)
 	contentType := codec.ContentType()
 	m.fault = errors.Join(m.fault, wire.CheckContent(contentType, ""))
 	m.mediaType = mediaTypeOf(contentType)
@@ -253,12 +255,18 @@ func (m *Method[Req, Res]) Call(ctx context.Context, c Caller, req Req, opts ...
 		return res, err
 	}
 	response, err := c.Call(ctx, m.name, body, t.options...)
-	got := t.got
-	t.release()
-	if err != nil {
-		return res, err
+	if err == nil {
+		to, ok := t.result.(*Res)
+		if !ok {
+			to = new(Res)
+			t.result = to
+		}
+		err = m.decodeResponse(response, &t.got, to)
+		var none Res
+		res, *to = *to, none
 	}
-	return res, m.decodeResponse(response, &got, &res)
+	t.release()
+	return res, err
 }
 
 // Send sends a request without a response, like [Client.Send]; the options apply after those of the
@@ -270,19 +278,26 @@ func (m *Method[Req, Res]) Send(ctx context.Context, s Sender, req Req, opts ...
 	case s == nil:
 		return misused(errNoClient)
 	}
-	t := &typedCall{oneWay: true}
-	t.option = t.apply
+	t := newTypedCall(s)
+	t.oneWay = true
 	body, err := m.encodeRequest(req, t, opts)
 	if err != nil {
 		return err
 	}
-	return s.Send(ctx, m.name, body, t.options...)
+	err = s.Send(ctx, m.name, body, t.options...)
+	t.release()
+	return err
 }
 
-// encodeRequest returns the body of a request, and sets the options of its call: those of the method,
-// opts and that of t.
+// encodeRequest returns the body of a request, which is valid until t is released, and sets the
+// options of its call: those of the method, opts and that of t.
 func (m *Method[Req, Res]) encodeRequest(req Req, t *typedCall, opts []CallOption) (body []byte, err error) {
-	if body, err = m.codec.Marshal(req); err == nil {
+	if m.appends == nil {
+		body, err = m.codec.Marshal(req)
+	} else if body, err = m.appends.MarshalAppend(t.buffer[:0], req); cap(body) <= maxReusedBody {
+		t.buffer = body
+	}
+	if err == nil {
 		body, t.contentEncoding, err = m.compress(body, anyEncoding)
 	}
 	if err != nil {
@@ -324,6 +339,8 @@ type typedCall struct {
 
 	option  CallOption   // the method apply
 	options []CallOption // of the method and the call
+	buffer  []byte       // of the request, or of an earlier one
+	result  any          // a pointer to an empty result, of this or an earlier call
 	reused  bool         // a later call may use the memory
 }
 
@@ -332,10 +349,11 @@ type typedCall struct {
 //nolint:gochecknoglobals // every caller may use every element.
 var typedCalls sync.Pool
 
-// newTypedCall returns an empty typedCall for a call by c. A client without middleware forgets the
-// options when its method Call returns, so that the memory can be used again, unless the call makes
-// several tries; any other caller may go on with them.
-func newTypedCall(c Caller) *typedCall {
+// newTypedCall returns an empty typedCall for a call or a one-way request by c, a [Caller] or a
+// [Sender]. A client without middleware forgets the options and the body when its method returns, so
+// that the memory can be used again, unless the call makes several tries; anything else may go on with
+// them.
+func newTypedCall(c any) *typedCall {
 	if client, ok := c.(*Client); ok && client != nil && client.handler == nil && client.traced == nil {
 		if t, ok := typedCalls.Get().(*typedCall); ok {
 			return t
@@ -355,7 +373,7 @@ func (t *typedCall) release() {
 		return
 	}
 	clear(t.options)
-	*t = typedCall{reused: true, option: t.option, options: t.options[:0]}
+	*t = typedCall{reused: true, option: t.option, options: t.options[:0], buffer: t.buffer, result: t.result}
 	typedCalls.Put(t)
 }
 

@@ -8,10 +8,16 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"sync"
 )
 
 // Codec encodes the requests and responses of a [Method]. Its methods are called concurrently, on a
-// server with what any program has sent.
+// server with what any program has sent. A Codec may have a further method
+//
+//	MarshalAppend(buffer []byte, v any) ([]byte, error)
+//
+// which appends the encoded value to a buffer and does not keep it. It is called instead of Marshal
+// where the encoded value is copied anyway, as a request and an item of a stream are.
 type Codec interface {
 	// ContentType returns the content type of encoded values; "" sends and checks none.
 	ContentType() string
@@ -20,6 +26,11 @@ type Codec interface {
 	// Unmarshal decodes a body into the value to which v points, and must not keep the body. Its
 	// error reaches the caller: as it is, if it is an [*Error], else with [CodeInvalidArgument].
 	Unmarshal(body []byte, v any) error
+}
+
+// appendCodec is the further method that a [Codec] may have.
+type appendCodec interface {
+	MarshalAppend(buffer []byte, v any) ([]byte, error)
 }
 
 // JSON returns the codec of encoding/json, content type "application/json". A field of a request
@@ -41,6 +52,24 @@ func (jsonCodec) ContentType() string { return "application/json" }
 // Marshal implements [Codec].
 func (jsonCodec) Marshal(v any) ([]byte, error) { return json.Marshal(v) }
 
+// MarshalAppend implements appendCodec.
+func (jsonCodec) MarshalAppend(buffer []byte, v any) ([]byte, error) {
+	e, ok := jsonEncoders.Get().(*jsonEncoder)
+	if !ok {
+		e = &jsonEncoder{}
+		e.Encoder = json.NewEncoder(e)
+	}
+	e.out = buffer
+	err := e.Encode(v)
+	out := e.out
+	e.out = nil
+	jsonEncoders.Put(e)
+	if err != nil {
+		return buffer, err
+	}
+	return out[:len(out)-1], nil // without the end of the line
+}
+
 // Unmarshal implements [Codec].
 func (c jsonCodec) Unmarshal(body []byte, v any) error {
 	if len(body) == 0 {
@@ -49,6 +78,80 @@ func (c jsonCodec) Unmarshal(body []byte, v any) error {
 		}
 		return Errorf(CodeInvalidArgument, "the body is empty: want JSON")
 	}
+	if len(body) <= maxReusedBody {
+		if isJSON, err := c.unmarshalAgain(body, v); isJSON {
+			return jsonFault(err)
+		}
+	}
+	return c.unmarshalOnce(body, v)
+}
+
+// jsonEncoder is an encoder whose memory is used again. It appends to out.
+type jsonEncoder struct {
+	*json.Encoder
+
+	out []byte
+}
+
+// Write implements [io.Writer].
+func (e *jsonEncoder) Write(p []byte) (int, error) {
+	e.out = append(e.out, p...)
+	return len(p), nil
+}
+
+// jsonDecoder is a decoder whose memory is used again: a new one takes four allocations for each
+// body. It reads from left.
+type jsonDecoder struct {
+	*json.Decoder
+
+	left []byte
+}
+
+// Read implements [io.Reader].
+func (d *jsonDecoder) Read(p []byte) (int, error) {
+	if len(d.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, d.left)
+	d.left = d.left[n:]
+	return n, nil
+}
+
+// jsonEncoders, jsonDecoders and strictJSONDecoders have idle memory.
+//
+//nolint:gochecknoglobals // for any goroutine.
+var jsonEncoders, jsonDecoders, strictJSONDecoders sync.Pool
+
+// unmarshalAgain decodes a body with memory of earlier bodies. isJSON is false, and err has no
+// meaning, if the body is not one value.
+func (c jsonCodec) unmarshalAgain(body []byte, v any) (isJSON bool, err error) {
+	idle := &jsonDecoders
+	if c.strict {
+		idle = &strictJSONDecoders
+	}
+	d, ok := idle.Get().(*jsonDecoder)
+	if !ok {
+		d = &jsonDecoder{}
+		d.Decoder = json.NewDecoder(d)
+		if c.strict {
+			d.DisallowUnknownFields()
+		}
+	}
+	d.left = bytes.TrimRight(body, " \t\r\n")
+	end := d.InputOffset() + int64(len(d.left))
+	if err = d.Decode(v); err != nil {
+		return json.Valid(body), err // the decoder may have failed for good
+	}
+	if len(d.left) > 0 || d.InputOffset() != end { // there is text after the value
+		return false, nil
+	}
+	d.left = nil // it would keep the body
+	idle.Put(d)
+	return true, nil
+}
+
+// unmarshalOnce decodes a body with new memory.
+func (c jsonCodec) unmarshalOnce(body []byte, v any) error {
 	if !c.strict {
 		return jsonFault(json.Unmarshal(body, v))
 	}

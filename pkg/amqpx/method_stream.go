@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // StreamMethod is a [Method] for streams: the items of a client are a Req, those of the handler a Res.
@@ -95,7 +96,9 @@ func (s *TypedServerStream[Req, Res]) All() iter.Seq2[Req, error] { return allOf
 // Send sends an item, like [ServerStream.Send]. An item that cannot be encoded is an error and is not
 // sent.
 func (s *TypedServerStream[Req, Res]) Send(res Res) error {
-	item, err := s.items.pack(res)
+	buffer := newItemBuffer()
+	defer buffer.release()
+	item, err := s.items.pack(res, buffer)
 	if err != nil {
 		return fmt.Errorf("item of method %q: %w", s.items.method.name, err)
 	}
@@ -139,7 +142,7 @@ func (m *StreamMethod[Req, Res]) open(ctx context.Context, c *Client, first *Req
 	var item []byte
 	if first != nil {
 		var err error
-		if item, err = items.pack(*first); err != nil {
+		if item, err = items.pack(*first, nil); err != nil {
 			return nil, localError(CodeInvalidArgument, DidNotRun, nil, "item: "+err.Error(), err)
 		}
 	}
@@ -153,7 +156,9 @@ func (m *StreamMethod[Req, Res]) open(ctx context.Context, c *Client, first *Req
 // Send sends an item, like [ClientStream.Send]. An item that cannot be encoded is an error with
 // [CodeInvalidArgument], and does not end the stream.
 func (s *TypedClientStream[Req, Res]) Send(req Req) error {
-	item, err := s.items.pack(req)
+	buffer := newItemBuffer()
+	defer buffer.release()
+	item, err := s.items.pack(req, buffer)
 	if err != nil {
 		return localError(CodeInvalidArgument, MayHaveRun, nil, "item: "+err.Error(), err)
 	}
@@ -253,9 +258,34 @@ func (t *typedItems) check() error {
 	return nil
 }
 
-// pack encodes an item.
-func (t *typedItems) pack(v any) ([]byte, error) {
-	body, err := t.method.codec.Marshal(v)
+// itemBuffer has memory for an item until the stream has copied the item.
+type itemBuffer struct{ bytes []byte }
+
+// itemBuffers has idle memory.
+//
+//nolint:gochecknoglobals // for any goroutine.
+var itemBuffers = sync.Pool{New: func() any { return &itemBuffer{} }}
+
+func newItemBuffer() *itemBuffer {
+	b, _ := itemBuffers.Get().(*itemBuffer)
+	return b
+}
+
+// release lets a later item use the memory.
+func (b *itemBuffer) release() {
+	if cap(b.bytes) <= maxReusedBody {
+		itemBuffers.Put(b)
+	}
+}
+
+// pack encodes an item, into buffer unless it is nil.
+func (t *typedItems) pack(v any, buffer *itemBuffer) (body []byte, err error) {
+	if t.method.appends != nil && buffer != nil {
+		body, err = t.method.appends.MarshalAppend(buffer.bytes[:0], v)
+		buffer.bytes = body
+	} else {
+		body, err = t.method.codec.Marshal(v)
+	}
 	if err != nil || t.plain() {
 		return body, err
 	}

@@ -144,7 +144,7 @@ func TestStreamMethodBoundsDecompression(t *testing.T) {
 		}
 		bomb := NewStreamMethod[[]byte, []byte]("bomb", Raw(""), Compress(Gzip(), 0))
 		packed := typedItems{&bomb.typedMethod, "gzip", limit}
-		item, err := packed.pack(bytes.Repeat([]byte("x"), 2*limit))
+		item, err := packed.pack(bytes.Repeat([]byte("x"), 2*limit), nil)
 		wantSame(t, "error", err, nil)
 		_, err = packed.unpack(item)
 		wantIs(t, err, ErrTooLarge)
@@ -214,7 +214,7 @@ func FuzzStreamItem(f *testing.F) {
 	for _, encoding := range []string{"", "gzip"} {
 		items := typedItems{&m.typedMethod, encoding, 0}
 		for _, note := range []string{"", "a long note, which is compressed, compressed, compressed"} {
-			item, err := items.pack(orderRequest{SKU: "tv", Notes: []string{note}})
+			item, err := items.pack(orderRequest{SKU: "tv", Notes: []string{note}}, nil)
 			if err != nil {
 				f.Fatal(err)
 			}

@@ -351,7 +351,7 @@ func (x *execution) handOver(runner *invocation, waiters []*invocation, shared b
 // keep stores the response of an ended execution if it is final and not too large. The caller
 // holds mu.
 func (e *dedupCache) keep(x *execution, final bool, now time.Time) {
-	origin := e.origins.of(&x.executedRequest, maphash.String(e.seed, x.replyTo))
+	origin := e.origins.of(&x.executedRequest, x.response.props, maphash.String(e.seed, x.replyTo))
 	stored := newStoredResponse(x, origin, now.Sub(e.start))
 	ofCall := x.call != nil && e.calls[*x.call].running == x
 	if !final || stored.size() > e.maxBytes {

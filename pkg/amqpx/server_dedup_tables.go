@@ -62,11 +62,13 @@ type storedResponse struct {
 	ended            time.Duration  // since dedupCache.start
 }
 
-// requestOrigin is what requests of a caller for a method have in common. It is immutable.
+// requestOrigin is what requests of a caller for a method, and their responses, have in common. It is
+// immutable.
 type requestOrigin struct {
-	method  *serverMethod
-	id      identity // without the id itself
-	replyTo string
+	method      *serverMethod
+	id          identity // without the id itself
+	replyTo     string
+	contentType string // of responses that have no other properties
 }
 
 // storedExtras has the parts of a stored response that few responses have.
@@ -80,7 +82,10 @@ type storedExtras struct {
 // newStoredResponse returns the response of an ended execution for the requests of an origin.
 func newStoredResponse(x *execution, origin *requestOrigin, ended time.Duration) storedResponse {
 	s := storedResponse{origin: origin, idHash: x.idHash, bodyHash: x.bodyHash, body: trimmed(x.response.body), ended: ended}
-	more := storedExtras{call: x.call, err: x.response.err, props: x.response.props}
+	more := storedExtras{call: x.call, err: x.response.err}
+	if origin.contentType == "" {
+		more.props = x.response.props
+	}
 	if !parseUUID(&s.id, []byte(x.id.id)) {
 		more.id = x.id.id
 	}
@@ -119,6 +124,9 @@ func (s *storedResponse) response() response {
 	if s.more != nil {
 		r.err, r.props = s.more.err, s.more.props
 	}
+	if s.origin.contentType != "" {
+		r.props = &wire.Properties{ContentType: s.origin.contentType}
+	}
 	return r
 }
 
@@ -132,15 +140,25 @@ func (s *storedResponse) has(m *serverMethod, id *requestID) bool {
 // with other origins take the same places in turn. The zero value is empty.
 type origins [64]*requestOrigin
 
-// of returns the origin of a request. hash is that of its reply_to.
-func (all *origins) of(q *executedRequest, hash uint64) *requestOrigin {
-	o := requestOrigin{method: q.method, id: q.id, replyTo: q.replyTo}
+// of returns the origin of a request whose response has these properties. hash is that of the
+// request's reply_to.
+func (all *origins) of(q *executedRequest, props *wire.Properties, hash uint64) *requestOrigin {
+	o := requestOrigin{method: q.method, id: q.id, replyTo: q.replyTo, contentType: soleContentType(props)}
 	o.id.id = ""
-	place := &all[(hash+uint64(q.method.number))%uint64(len(all))] //nolint:gosec // a number of methods.
+	place := &all[(hash+uint64(q.method.number)+uint64(len(o.contentType)))%uint64(len(all))] //nolint:gosec // a number of methods.
 	if *place == nil || **place != o {
 		*place = new(o)
 	}
 	return *place
+}
+
+// soleContentType returns the content type of properties that have nothing else, as those of typed
+// methods; "" for any others.
+func soleContentType(p *wire.Properties) string {
+	if p == nil || p.ContentEncoding != "" || p.Type != "" || len(p.Header)+len(p.Trailer) > 0 {
+		return ""
+	}
+	return p.ContentType
 }
 
 // maxSlack bounds the memory behind a stored body that is not used, in bytes.

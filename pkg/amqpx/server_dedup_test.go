@@ -541,32 +541,3 @@ func TestAtMostOnceIsAnsweredFromTheStore(t *testing.T) {
 		wantIs(t, <-served)
 	})
 }
-
-// Stored responses of a caller share what their requests have in common, and a stored body does
-// not keep a large buffer of the handler.
-func TestStoredResponsesAreSmall(t *testing.T) {
-	t.Parallel()
-	const body = "few bytes"
-	e := newDedupCache(DefaultDedupBytes, DefaultDedupAge, false)
-	m := &serverMethod{name: "m"}
-	store := func(id string, body []byte) *storedResponse {
-		in := &incoming{Request: wire.Request{ID: id, Body: []byte("request"), ReplyTo: strings.Clone("reply"), FollowsContract: true}, user: "guest"}
-		r := &invocation{request: &inboundRequest{method: m, in: in}}
-		known, _ := in.identity()
-		_, x := e.begin(r, known, time.Now())
-		e.end(x, response{body: body}, true, true, time.Now())
-		return e.stored.get(x.stored)
-	}
-	first := store("1", append(make([]byte, 0, 64<<10), body...))
-	second := store("2", []byte(body))
-	wantSame(t, "body", string(first.body), body)
-	wantSame(t, "a large buffer is kept", cap(first.body) > 2*maxSlack, false)
-	wantSame(t, "origin is shared", first.origin == second.origin, true)
-	if first.more == nil || second.more == nil || store(newID(), nil).more != nil {
-		t.Error("only ids that are no UUIDs are kept as texts")
-	}
-	wantSame(t, "request", *first.request() == executedRequest{
-		method: m, replyTo: "reply", idHash: first.idHash, bodyHash: first.bodyHash,
-		id: identity{requestID: requestID{scope: "guest", replyTo: "reply", id: "1"}},
-	}, true)
-}

@@ -77,8 +77,8 @@ func (c *ClientConn) invoke(ctx context.Context, method string, args, reply any,
 
 // call makes a unary call.
 func (c *ClientConn) call(ctx context.Context, method string, args, reply any, s *callSettings) error {
-	body, err := s.encode(args)
-	if err != nil {
+	body, err := marshal(s.codec, args)
+	if err = s.checkSent(body, err); err != nil {
 		return err
 	}
 	options, err := callOptions(ctx, method, s)
@@ -105,16 +105,16 @@ func (c *ClientConn) call(ctx context.Context, method string, args, reply any, s
 	return s.decode(response, reply)
 }
 
-// encode returns the encoded form of a message that is to be sent.
-func (s *callSettings) encode(message any) ([]byte, error) {
-	body, err := marshal(s.codec, message)
+// checkSent returns the error of a call whose message cannot be encoded, because of err, or is too
+// large.
+func (s *callSettings) checkSent(body []byte, err error) error {
 	switch {
 	case err != nil:
-		return nil, refused(codes.Internal, "error while marshaling: %w", err)
+		return refused(codes.Internal, "error while marshaling: %w", err)
 	case len(body) > s.maxSend:
-		return nil, refused(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", len(body), s.maxSend)
+		return refused(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", len(body), s.maxSend)
 	}
-	return body, nil
+	return nil
 }
 
 // decode sets a message to a received one.

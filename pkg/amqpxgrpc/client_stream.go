@@ -130,8 +130,10 @@ func (x *clientStream) SendMsg(message any) error {
 	if x.closed.Load() {
 		return x.fail(localError(codes.Internal, "SendMsg called after CloseSend"))
 	}
-	body, err := x.encode(message)
-	if err != nil {
+	buffer := newSendBuffer()
+	defer buffer.release()
+	body, err := buffer.marshal(x.codec, message)
+	if err = x.checkSent(body, err); err != nil {
 		return x.fail(err)
 	}
 	err = x.stream.Send(body)

@@ -65,6 +65,38 @@ func marshal(c encoding.CodecV2, message any) ([]byte, error) {
 	return data.Materialize(), nil
 }
 
+// sendBuffer has memory for a message until a stream has copied the message.
+type sendBuffer struct{ bytes []byte }
+
+// sendBuffers has idle memory.
+//
+//nolint:gochecknoglobals // for any goroutine.
+var sendBuffers = sync.Pool{New: func() any { return &sendBuffer{} }}
+
+// maxSendBuffer bounds the memory that is kept for a further message.
+const maxSendBuffer = 16 << 10
+
+func newSendBuffer() *sendBuffer {
+	b, _ := sendBuffers.Get().(*sendBuffer)
+	return b
+}
+
+// release lets a later message use the memory.
+func (b *sendBuffer) release() {
+	if cap(b.bytes) <= maxSendBuffer {
+		sendBuffers.Put(b)
+	}
+}
+
+// marshal returns an encoded message, which is valid until the release.
+func (b *sendBuffer) marshal(c encoding.CodecV2, message any) (data []byte, err error) {
+	if m, ok := message.(protolib.Message); ok && isStandard(c) {
+		b.bytes, err = protolib.MarshalOptions{}.MarshalAppend(b.bytes[:0], m)
+		return b.bytes, err
+	}
+	return marshal(c, message)
+}
+
 // unmarshal decodes a message. The message may keep the memory of body.
 func unmarshal(c encoding.CodecV2, body []byte, message any) error {
 	if m, ok := message.(protolib.Message); ok && isStandard(c) {

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 
 	"rabbitmq-rpc/pkg/amqpx"
 )
@@ -186,9 +184,8 @@ func (s *Server) unaryHandler(method string, desc *grpc.MethodDesc, impl any) am
 		if err != nil {
 			return nil, amqpx.Refuse(amqpx.CodeInvalidArgument, "%w", err)
 		}
-		t := &unaryTransportStream{transportStream{method: method}, ctx}
-		handlerCtx, err := s.newHandlerContext(ctx, req, t)
-		if err != nil {
+		c := &unaryCall{stream: unaryTransportStream{transportStream{method: method}, ctx}}
+		if err := s.initContext(ctx, &c.ctx, req, &c.stream); err != nil {
 			return nil, err
 		}
 		decode := func(message any) error {
@@ -197,8 +194,8 @@ func (s *Server) unaryHandler(method string, desc *grpc.MethodDesc, impl any) am
 			}
 			return nil
 		}
-		response, err := desc.Handler(impl, handlerCtx, decode, s.unary)
-		t.end()
+		response, err := desc.Handler(impl, c.ctx.complete(), decode, s.unary) //nolint:contextcheck // it is ctx's child.
+		c.stream.end()
 		if err != nil {
 			return nil, handlerError(err)
 		}
@@ -210,14 +207,8 @@ func (s *Server) unaryHandler(method string, desc *grpc.MethodDesc, impl any) am
 	}
 }
 
-// newHandlerContext returns the context of a method: with the caller's metadata, the caller as
-// peer, and the stream for [grpc.SetHeader] and its like.
-func (s *Server) newHandlerContext(ctx context.Context, req *amqpx.Request, t grpc.ServerTransportStream) (context.Context, error) {
-	md, err := decodeHeader(req.Header)
-	if err != nil {
-		return nil, amqpx.Refuse(amqpx.CodeInvalidArgument, "metadata: %w", err)
-	}
-	ctx = metadata.NewIncomingContext(ctx, md)
-	ctx = peer.NewContext(ctx, s.peerOf(req.User))
-	return grpc.NewContextWithServerTransportStream(ctx, t), nil
+// unaryCall has what a call of a unary method needs, in one allocation.
+type unaryCall struct {
+	ctx    handlerContext
+	stream unaryTransportStream
 }

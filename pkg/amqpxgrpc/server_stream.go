@@ -41,9 +41,11 @@ func (s *Server) streamHandler(method string, desc *grpc.StreamDesc, impl any) a
 		}
 		x := &serverStream{stream: stream, codec: codec, oneRequest: !desc.ClientStreams}
 		x.method = method
-		if x.ctx, err = s.newHandlerContext(ctx, req, serverTransportStream{x}); err != nil {
+		c := &handlerContext{}
+		if err := s.initContext(ctx, c, req, serverTransportStream{x}); err != nil {
 			return err
 		}
+		x.ctx = c.complete()
 		if s.stream == nil {
 			err = desc.Handler(impl, x)
 		} else {
@@ -101,7 +103,9 @@ func headerError(err error) error {
 
 // SendMsg implements [grpc.ServerStream].
 func (x *serverStream) SendMsg(message any) error {
-	body, err := marshal(x.codec, message)
+	buffer := newSendBuffer()
+	defer buffer.release()
+	body, err := buffer.marshal(x.codec, message)
 	if err != nil {
 		return status.Errorf(codes.Internal, "error while marshaling: %v", err)
 	}

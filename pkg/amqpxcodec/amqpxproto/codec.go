@@ -40,6 +40,15 @@ func (codec) Marshal(v any) ([]byte, error) {
 	return proto.Marshal(m)
 }
 
+// MarshalAppend is Marshal into memory of package amqpx, see [amqpx.Codec].
+func (codec) MarshalAppend(buffer []byte, v any) ([]byte, error) {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return buffer, notMessage(reflect.TypeOf(v))
+	}
+	return proto.MarshalOptions{}.MarshalAppend(buffer, m)
+}
+
 // Unmarshal implements [amqpx.Codec]: v points to the pointer to the message.
 func (codec) Unmarshal(body []byte, v any) error {
 	to := reflect.ValueOf(v)

@@ -73,6 +73,29 @@ func TestWhatIsNoMessage(t *testing.T) {
 	}
 }
 
+// TestMessagesAreAppended: package amqpx finds the further method of the codec.
+func TestMessagesAreAppended(t *testing.T) {
+	t.Parallel()
+	codec, ok := amqpxproto.Codec().(interface {
+		MarshalAppend(buffer []byte, v any) ([]byte, error)
+	})
+	if !ok {
+		t.Fatal("the codec cannot append")
+	}
+	for _, m := range []*number{nil, {}, {Value: 2}} {
+		want, err := amqpxproto.Codec().Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := codec.MarshalAppend([]byte("before"), m); err != nil || string(got) != "before"+string(want) {
+			t.Errorf("%v: %q, %v, want %q behind the text", m, got, err, want)
+		}
+	}
+	if _, err := codec.MarshalAppend(nil, "text"); err == nil {
+		t.Error("a string was encoded")
+	}
+}
+
 func FuzzUnmarshal(f *testing.F) {
 	f.Add([]byte{0x08, 0x05})
 	f.Add([]byte{0xff})

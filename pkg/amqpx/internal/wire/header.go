@@ -195,18 +195,26 @@ func allFlat(header map[string]any) bool {
 	return true
 }
 
+// Common content types.
+const (
+	contentTypeJSON     = "application/json"
+	contentTypeProtobuf = "application/protobuf"
+	contentTypeOctets   = "application/octet-stream"
+	contentTypePlain    = "text/plain"
+)
+
 // commonText returns a text as a string. Common content types and encodings, which every
 // message of a method repeats, take no memory.
 func commonText(b []byte) string {
 	switch string(b) {
-	case "application/json":
-		return "application/json"
-	case "application/protobuf":
-		return "application/protobuf"
-	case "application/octet-stream":
-		return "application/octet-stream"
-	case "text/plain":
-		return "text/plain"
+	case contentTypeJSON:
+		return contentTypeJSON
+	case contentTypeProtobuf:
+		return contentTypeProtobuf
+	case contentTypeOctets:
+		return contentTypeOctets
+	case contentTypePlain:
+		return contentTypePlain
 	case "gzip":
 		return "gzip"
 	default:

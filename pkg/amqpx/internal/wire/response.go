@@ -242,11 +242,28 @@ func (p *Properties) Size() int {
 	return n + trailer + len(p.ContentType) + len(p.ContentEncoding)
 }
 
+// commonProperties are the properties of responses that have a common content type and nothing else:
+// every response of a method repeats its content type. They do not change, and are shared.
+//
+//nolint:gochecknoglobals // it never changes.
+var commonProperties = func() map[string]*Properties {
+	common := make(map[string]*Properties)
+	for _, contentType := range []string{contentTypeJSON, contentTypeProtobuf, contentTypeOctets, contentTypePlain} {
+		common[contentType] = &Properties{ContentType: contentType}
+	}
+	return common
+}()
+
 // receivedProperties returns the properties of a response outside a batch, or nil.
 func receivedProperties(d *amqp.Delivery) *Properties {
 	header, trailer := ApplicationHeader(d.Headers), receivedTrailer(d.Headers)
-	if header == nil && trailer == nil && d.ContentType == "" && d.ContentEncoding == "" && d.Type == "" {
-		return nil
+	if header == nil && trailer == nil && d.ContentEncoding == "" && d.Type == "" {
+		if d.ContentType == "" {
+			return nil
+		}
+		if common := commonProperties[d.ContentType]; common != nil {
+			return common
+		}
 	}
 	return &Properties{ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, Type: d.Type, Header: header, Trailer: trailer}
 }
@@ -385,7 +402,7 @@ func DecodeResponses(body []byte, redelivered bool, responses []Response) ([]Res
 
 // decode decodes a record into the response.
 func (r *Response) decode(record []byte) {
-	var body, code []byte
+	var body, code, contentType []byte
 	var f Failure
 	var details detailList
 	for len(record) > 0 {
@@ -401,11 +418,16 @@ func (r *Response) decode(record []byte) {
 			body = fd.bytes
 		case fd.number == responseCode:
 			code = fd.bytes
-		case fd.number >= responseContentType && fd.number <= responseTrailer:
+		case fd.number == responseContentType:
+			contentType = fd.bytes
+		case fd.number >= responseEncoding && fd.number <= responseTrailer:
 			r.setProperty(fd)
 		case fd.number == responseDetail:
 			details.add(fd.bytes)
 		}
+	}
+	if contentType != nil {
+		r.setContentType(contentType)
 	}
 	if len(code) == 0 {
 		r.Body = bytes.Clone(body)
@@ -416,16 +438,24 @@ func (r *Response) decode(record []byte) {
 	r.Failure = &failure
 }
 
-// setProperty decodes a content type, a content encoding or a header. It ignores a malformed
-// header.
+// setContentType decodes a content type, after all other properties.
+func (r *Response) setContentType(text []byte) {
+	if r.Properties == nil {
+		if r.Properties = commonProperties[string(text)]; r.Properties != nil {
+			return
+		}
+		r.Properties = &Properties{}
+	}
+	r.Properties.ContentType = commonText(text)
+}
+
+// setProperty decodes a content encoding or a header. It ignores a malformed header.
 func (r *Response) setProperty(f field) {
 	if r.Properties == nil {
 		r.Properties = &Properties{}
 	}
 	p := r.Properties
 	switch f.number {
-	case responseContentType:
-		p.ContentType = commonText(f.bytes)
 	case responseEncoding:
 		p.ContentEncoding = commonText(f.bytes)
 	case responseHeader:

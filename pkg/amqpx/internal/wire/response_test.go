@@ -228,3 +228,51 @@ func TestBytesInABatchAreInTheFieldOfText(t *testing.T) {
 	}
 	wantSame(t, "value", value, "v")
 }
+
+// Every response of a method repeats its content type: a common one takes no memory.
+//
+//nolint:paralleltest // it counts allocations
+func TestCommonContentTypeTakesNoMemory(t *testing.T) {
+	to := &Request{ID: "id"}
+	for _, contentType := range []string{"", "application/json", "application/protobuf"} {
+		r := Response{Body: []byte("b"), Properties: &Properties{ContentType: contentType}}
+		record := r.AppendTo(nil, to)
+		all := make([]Response, 0, 1)
+		if n := testing.AllocsPerRun(100, func() { all, _ = DecodeResponses(record, false, all[:0]) }); n > 1 { // the body
+			t.Errorf("%q in a batch: %v allocations", contentType, n)
+		}
+		d := wiretest.Delivered(r.Publishing(to, false))
+		if n := testing.AllocsPerRun(100, func() { all = append(all[:0], DecodeResponse(d)) }); n > 0 {
+			t.Errorf("%q alone: %v allocations", contentType, n)
+		}
+	}
+}
+
+// A response with more than a content type has properties of its own, in whatever order they arrive.
+func TestFurtherPropertiesAreOfOneResponse(t *testing.T) {
+	t.Parallel()
+	contentType, encoding := appendText(nil, responseContentType, "application/json"), appendText(nil, responseEncoding, "gzip")
+	header := appendHeaders(nil, responseHeader, map[string]any{"h": "x"})
+	plain := &Properties{ContentType: "application/json"}
+	for name, c := range map[string]struct {
+		fields [][]byte
+		want   *Properties
+	}{
+		"content type first": {[][]byte{contentType, encoding, header}, &Properties{ContentType: "application/json", ContentEncoding: "gzip", Header: map[string]any{"h": "x"}}},
+		"content type last":  {[][]byte{header, contentType}, &Properties{ContentType: "application/json", Header: map[string]any{"h": "x"}}},
+		"alone":              {[][]byte{contentType}, plain},
+		"uncommon":           {[][]byte{appendText(nil, responseContentType, "text/x")}, &Properties{ContentType: "text/x"}},
+		"empty":              {[][]byte{appendBlob(nil, responseContentType, nil), {responseContentType<<3 | 2, 0}}, &Properties{}},
+	} {
+		for _, again := range []bool{false, true} {
+			all, err := DecodeResponses(record(c.fields...), false, nil)
+			if err != nil || len(all) != 1 || !reflect.DeepEqual(all[0].Properties, c.want) {
+				t.Errorf("%s, again %v: %+v, %v, want %+v", name, again, all[0].Properties, err, c.want)
+			}
+		}
+		all, err := DecodeResponses(record(contentType), false, nil)
+		if err != nil || !reflect.DeepEqual(all[0].Properties, plain) {
+			t.Errorf("after %s: %+v, %v, want %+v", name, all[0].Properties, err, plain)
+		}
+	}
+}
