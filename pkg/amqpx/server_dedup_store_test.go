@@ -30,21 +30,36 @@ type replicas struct {
 
 func newReplicas(t *testing.T) *replicas {
 	t.Helper()
-	r := &replicas{t: t, broker: amqpxtest.NewBroker(), store: amqpxtest.NewDedupStore()}
 	core, logs := observer.New(zap.InfoLevel)
-	r.logger, r.logs = zap.New(core), logs
+	begun := time.Now()
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, line := range logs.All() {
+				t.Log(line.Time.Sub(begun), line.Message, line.ContextMap())
+			}
+		}
+	})
+	return &replicas{t: t, broker: amqpxtest.NewBroker(), store: amqpxtest.NewDedupStore(), logger: zap.New(core), logs: logs}
+}
+
+// connect starts the client. A client that is there before the queue could take the queue for one that was
+// declared again, and send an idempotent call a second time.
+func (r *replicas) connect() {
+	r.t.Helper()
 	client, err := amqpx.NewClient(amqpxtest.URL, r.broker.Option(), amqpx.WithBatch(amqpx.BatchOff), amqpx.WithTimeout(time.Minute),
 		amqpx.WithCallOptions(amqpx.WaitForServer()))
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	r.t.Cleanup(func() {
 		if err := client.Close(context.Background()); err != nil {
-			t.Error(err)
+			r.t.Error(err)
 		}
 	})
+	if err := client.WaitReady(r.t.Context()); err != nil {
+		r.t.Fatal(err)
+	}
 	r.client = client
-	return r
 }
 
 // serve starts a server with the method "m", one worker and no waiting requests, so that the broker gives
@@ -76,6 +91,9 @@ func (r *replicas) serveWith(store amqpx.DedupStore, h amqpx.Handler, register [
 	})
 	if err := server.WaitReady(r.t.Context()); err != nil {
 		r.t.Fatal(err)
+	}
+	if r.client == nil {
+		r.connect()
 	}
 	synctest.Wait()
 	return server
