@@ -30,7 +30,11 @@ func FuzzStoredResponse(f *testing.F) {
 	for _, stored := range [][]byte{
 		storedBy(f.Context(), []byte("body"), nil, nil), storedBy(f.Context(), []byte("body"), nil, props),
 		storedBy(f.Context(), nil, Errorf(CodeNotFound, "text").WithDetail(ErrorInfo{Reason: "R"}), props),
-		nil, {storedFormat}, {storedFormat + 1, 0, 0}, {storedFormat, 0xff, 0xff}, {storedFormat, 1 << 5, 0, 0xff, 0xff, 0xff, 0xff},
+		nil,
+		{storedFormat},
+		{storedFormat + 1, 0, 0},
+		{storedFormat, 0xff, 0xff},
+		{storedFormat, 1 << 5, 0, 0xff, 0xff, 0xff, 0xff},
 	} {
 		f.Add(stored)
 	}

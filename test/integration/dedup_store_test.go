@@ -218,7 +218,7 @@ func TestRedisIsAway(t *testing.T) {
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	key := amqpx.WithIdempotencyKey("key")
 	store.kill()
-	_, err := client.Call(rig.Within(t, time.Second), "m", []byte("body"), key)
+	_, err := client.Call(rig.Within(t, 1900*time.Millisecond), "m", []byte("body"), key) // the claim fails after a second, and the hint is a second
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
 	if n := runs.Load(); n != 0 {
 		t.Errorf("%d runs without Redis", n)
