@@ -141,13 +141,13 @@ module-check: ## like module-short, also with go mod tidy, go vet and the unit t
 	@deploy/module-check.sh all
 
 integration: build ## run the integration tests against a private broker; BROKER=3 or 4
-	@deploy/need.sh promtool
+	@deploy/need.sh promtool redis
 	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... && $(CONFORMANCE)'
 
 repeat: TIMES ?= 10
 repeat: RUN ?= .
 repeat: build ## run the integration tests TIMES times under CPU load, until the first failure; BROKER=3 or 4, RUN=regexp
-	@deploy/need.sh promtool
+	@deploy/need.sh promtool redis
 	@deploy/repeat.sh $(TIMES) $(BROKER) '$(value RUN)' $(SUITE)
 
 interop: build ## run the tests with programs in other languages, all of docs/interop; BROKER=3 or 4
@@ -164,7 +164,7 @@ observability: build ## run the tests with Prometheus, which scrapes a client an
 
 # Of the programs in other languages it runs those that need no packages but pika, curl and jq.
 suite: build ## run integration, interop, browser and observability on one broker
-	@deploy/need.sh pika curl jq chromium promtool
+	@deploy/need.sh pika curl jq chromium promtool redis
 	@deploy/with-broker.sh $(BROKER) bash -c '$(SUITE) ./integration/... ./interop/... ./browser/... ./observability/... && $(CONFORMANCE)'
 
 suite-3 suite-4: suite-%:
@@ -208,7 +208,7 @@ e2e-more: ## test make images, make up-cluster and the stack on a swarm of one n
 
 # The fault suites bound how long after its deadline a call may return: they run alone.
 test: ## run every check that must pass
-	@deploy/need.sh shellcheck pika curl jq chromium promtool rabbitmq
+	@deploy/need.sh shellcheck pika curl jq chromium promtool rabbitmq redis
 	@rm -rf .run/stages
 	@$(MAKE) -j2 stages || { echo "failed: $$(paste -sd' ' .run/stages/failed)"; exit 1; }
 	@deploy/stage.sh fault make fault

@@ -63,11 +63,11 @@ check_renamed() {
 # this repository is fetched from the copy; all other modules come from the module cache.
 check_fetched() {
 	local module graph foreign
-	for module in amqpxcodec amqpxgrpc amqpxotel amqpxprom; do
+	for module in amqpxcodec amqpxgrpc amqpxotel amqpxprom amqpxredis; do
 		(cd "pkg/$module" && go mod edit "-require=$NEW/pkg/amqpx@$VERSION")
 	done
 	commit "release"
-	for module in amqpx amqpxcodec amqpxgrpc amqpxotel amqpxprom; do
+	for module in amqpx amqpxcodec amqpxgrpc amqpxotel amqpxprom amqpxredis; do
 		git tag "pkg/$module/$VERSION"
 	done
 	export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0="url.file://$PWD.insteadOf" GIT_CONFIG_VALUE_0="https://$NEW"
@@ -79,10 +79,10 @@ check_fetched() {
 	quietly go get "$NEW/pkg/amqpx@$VERSION"
 	go build -o /dev/null .
 	graph=$(go list -m all | grep -v '^example.com/')
-	foreign=$(grep -E 'grpc|otlp|opentelemetry|prometheus' <<<"$graph" || true)
+	foreign=$(grep -E 'grpc|otlp|opentelemetry|prometheus|redis' <<<"$graph" || true)
 	[[ -z $foreign ]] || die "a program that imports only pkg/amqpx gets these modules too:"$'\n'"$foreign"
-	quietly go get "$NEW/pkg/amqpxcodec@$VERSION" "$NEW/pkg/amqpxgrpc@$VERSION" "$NEW/pkg/amqpxotel@$VERSION" "$NEW/pkg/amqpxprom@$VERSION"
-	say "fetched pkg/amqpx with $(wc -l <<<"$graph") modules in the graph, then pkg/amqpxcodec, pkg/amqpxgrpc, pkg/amqpxotel and pkg/amqpxprom"
+	quietly go get "$NEW/pkg/amqpxcodec@$VERSION" "$NEW/pkg/amqpxgrpc@$VERSION" "$NEW/pkg/amqpxotel@$VERSION" "$NEW/pkg/amqpxprom@$VERSION" "$NEW/pkg/amqpxredis@$VERSION"
+	say "fetched pkg/amqpx with $(wc -l <<<"$graph") modules in the graph, then pkg/amqpxcodec, pkg/amqpxgrpc, pkg/amqpxotel, pkg/amqpxprom and pkg/amqpxredis"
 }
 
 scope=${1:-}

@@ -74,6 +74,7 @@ for thing in "$@"; do
 	rabbitmq) need_rabbitmq ;;
 	languages) need_languages ;;
 	erlc) need erlc erlang-base ;;
+	redis) need redis-server redis-server ;;
 	chromium) command -v google-chrome >/dev/null || need chromium chromium ;;
 	*) need "$thing" "$thing" ;;
 	esac

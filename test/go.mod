@@ -15,6 +15,7 @@ require (
 	github.com/prometheus/client_model v0.6.3
 	github.com/prometheus/common v0.72.0
 	github.com/rabbitmq/amqp091-go v1.16.0
+	github.com/redis/go-redis/v9 v9.23.0
 	github.com/rs/zerolog v1.33.0
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2
 	go.opentelemetry.io/otel v1.47.0
@@ -32,6 +33,7 @@ require (
 	rabbitmq-rpc/pkg/amqpxgrpc v0.0.0
 	rabbitmq-rpc/pkg/amqpxotel v0.0.0
 	rabbitmq-rpc/pkg/amqpxprom v0.0.0
+	rabbitmq-rpc/pkg/amqpxredis v0.0.0
 )
 
 require (
@@ -57,6 +59,7 @@ require (
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
+	go.uber.org/atomic v1.12.0 // indirect
 	go.uber.org/multierr v1.10.0 // indirect
 	golang.org/x/net v0.59.0 // indirect
 	golang.org/x/oauth2 v0.37.0 // indirect
@@ -72,4 +75,5 @@ replace (
 	rabbitmq-rpc/pkg/amqpxgrpc => ../pkg/amqpxgrpc
 	rabbitmq-rpc/pkg/amqpxotel => ../pkg/amqpxotel
 	rabbitmq-rpc/pkg/amqpxprom => ../pkg/amqpxprom
+	rabbitmq-rpc/pkg/amqpxredis => ../pkg/amqpxredis
 )

@@ -35,9 +35,13 @@ func TestExportedAPI(t *testing.T) {
 	libraries := []string{module + "/pkg/amqpx", module + "/pkg/amqpx/amqpxtest", module + "/pkg/amqpxgrpc", module + "/pkg/amqpxotel", module + "/pkg/amqpxprom"}
 	compiled := list(t, ".", libraries...)
 	// Nothing in the module of this test imports these packages, so that only their own module can.
-	codecs := []string{module + "/pkg/amqpxcodec/amqpxproto", module + "/pkg/amqpxcodec/amqpxzstd"}
-	libraries = append(libraries, codecs...)
-	maps.Copy(compiled, list(t, filepath.Join("..", "..", "pkg", "amqpxcodec"), codecs...))
+	for own, packages := range map[string][]string{
+		"amqpxcodec": {module + "/pkg/amqpxcodec/amqpxproto", module + "/pkg/amqpxcodec/amqpxzstd"},
+		"amqpxredis": {module + "/pkg/amqpxredis"},
+	} {
+		libraries = append(libraries, packages...)
+		maps.Copy(compiled, list(t, filepath.Join("..", "..", "pkg", own), packages...))
+	}
 	imported := importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
 		return os.Open(compiled[path].Export)
 	})

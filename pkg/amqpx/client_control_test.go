@@ -144,7 +144,7 @@ func TestCancelledBeforeItRuns(t *testing.T) {
 		wantSame(t, "began", len(w.begun), 1)
 		wantSame(t, "cancelled", s.Stats().Canceled, 1)
 		wantSame(t, "left", b.Ready(DefaultQueue)+b.Unacked(DefaultQueue), 0)
-		e, _ := s.dedup.(*dedupCache)
+		e := s.dedup
 		wantSame(t, "kept in mind", e.canceled.Len(time.Now()), 0)
 	})
 }

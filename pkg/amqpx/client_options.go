@@ -380,9 +380,9 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // sends the response of this run to all of them. A key names one request: with another body
 // the call fails with [CodeFailedPrecondition] and [DidNotRun]. Only final results are stored,
 // so a call that failed with a code such as [CodeUnavailable] runs again. Two servers of one
-// queue do not know each other's requests: work that must not happen twice needs the key in a
-// database shared by the servers. A caller with the same user who knows a key can obtain its
-// response.
+// queue know each other's keys only with a store that they share ([WithDedupStore]); work that
+// must not happen twice whatever fails needs the key in a database of the handlers. A caller with the
+// same user who knows a key can obtain its response.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
 }

@@ -177,7 +177,7 @@ func TestStoredResponsesAreBounded(t *testing.T) {
 				}
 				wantSame(t, "executions", runs.Load(), c.runs)
 				wantSame(t, "responses", len(takeResponses(b)), 6)
-				if e, _ := s.dedup.(*dedupCache); e.stored.bytes > e.maxBytes || e.stored.bytes < 0 || e.stored.count() > 3 || len(e.running) > 0 {
+				if e := s.dedup; e.stored.bytes > e.maxBytes || e.stored.bytes < 0 || e.stored.count() > 3 || len(e.running) > 0 {
 					t.Errorf("stored: %d bytes of %d, %d requests, %d running", e.stored.bytes, e.maxBytes, e.stored.count(), len(e.running))
 				}
 			})

@@ -34,11 +34,15 @@ type Server struct {
 	load    load
 	stuck   stuckHandlers
 	callers *callers // nil without limits of callers
-	dedup   dedupStore
-	user    brokerUser        // the user of copies of requests
-	track   xsync.IdleTracker // consumers, and deliveries in progress
-	moves   xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
-	parked  parkedRequests    // requests that wait for moves
+	dedup   *dedupCache
+	// claims numbers the requests with claims in the store of WithDedupStore, claimWaits counts those
+	// that wait, lateEnds the claims that end in the background.
+	claims               atomic.Uint64
+	claimWaits, lateEnds atomic.Int64
+	user                 brokerUser        // the user of copies of requests
+	track                xsync.IdleTracker // consumers, and deliveries in progress
+	moves                xsync.IdleTracker // copies with a delivery count whose originals are not acknowledged
+	parked               parkedRequests    // requests that wait for moves
 	// inFlight counts the requests that are not finished.
 	inFlight atomic.Int64
 	counts   serverCounts
@@ -112,6 +116,7 @@ func makeServer(cfg *serverConfig) *Server {
 		unpacking: make(chan struct{}, 1),
 	}
 	s.selfID = []byte(s.self.id)
+	s.dedup.leaves = s.storeAnswers
 	s.streams.init(cfg)
 	s.callers = newCallers(cfg.callerLimits, cfg.workers, s.waiting, &s.load)
 	sessions := cfg.sessions("server", false, &s.board, s.setup)

@@ -13,9 +13,9 @@ const (
 	givenUpAge     = 5 * time.Minute
 )
 
-// cancel implements dedupStore. in holds the fields of the cancellation: the sender, the id,
-// and the idempotency key if there is one. A running request continues while requests of other
-// calls wait for its result.
+// cancel marks the requests of a canceled call and returns the requests whose contexts must be
+// canceled. in holds the fields of the cancellation: the sender, the id, and the idempotency key if
+// there is one. A running request continues while requests of other calls wait for its result.
 func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end []*invocation) {
 	call := in.callKey()
 	if call.replyTo == "" { // of a client with direct reply-to

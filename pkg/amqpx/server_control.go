@@ -431,6 +431,8 @@ type serverLogs struct {
 	details        logLimit // details of errors that do not fit
 	badStream      logLimit // malformed openings of streams
 	oneWay         logLimit // errors of one-way requests
+	dedupStore     logLimit // failures of the store of WithDedupStore
+	dedupClaim     logLimit // lost claims in this store
 
 	noControl      logLimit // the control plane cannot be set up
 	streams        logLimit // the queues of streams

@@ -36,29 +36,6 @@ func (r *reply) toWire(server []byte) wire.Response {
 	return w
 }
 
-// dedupStore decides which requests are duplicates. The only implementation is dedupCache, in
-// memory: it knows the requests of this process, so two servers both run a request that
-// reaches both. A store which several servers share would implement the same interface.
-type dedupStore interface {
-	// begin decides how to handle a request with the given id. After dedupRun the caller runs
-	// the handler and calls end with the execution. After dedupWait the caller waits until the
-	// execution's done channel is closed, or calls leave.
-	begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution)
-	// end ends an execution and hands its response to the waiting requests. It stores the
-	// response if final is true. If shared is true, every waiting request takes the response,
-	// otherwise only requests of the call that ran. It reports whether another request of the
-	// same call responds to the caller.
-	end(x *execution, r response, final, shared bool, now time.Time) (silent bool)
-	// leave removes request r from the requests that wait for x. If no caller waits for x any
-	// more, it returns the request that runs, for the caller of leave to cancel.
-	leave(r *invocation, x *execution) (unwanted *invocation)
-	// has reports whether a duplicate of the request runs or has a stored response.
-	has(req *inboundRequest) bool
-	// cancel marks the requests of a canceled call and returns the requests whose contexts
-	// must be canceled.
-	cancel(m *serverMethod, in *incoming, now time.Time) []*invocation
-}
-
 // dedupDecision is the decision of the deduplication layer about a request.
 type dedupDecision uint8
 
@@ -76,7 +53,8 @@ const (
 // own goroutine.
 const maxWaitingDuplicates = 1024
 
-// dedupCache is the dedupStore in memory. It knows the running requests, whose number is
+// dedupCache decides which requests are duplicates, among the requests of this process; see
+// WithDedupStore for those of other servers. It knows the running requests, whose number is
 // bounded by the prefetch, and the last responses, which are bounded by bytes and age. Safe
 // for concurrent use.
 type dedupCache struct {
@@ -85,6 +63,9 @@ type dedupCache struct {
 	start    time.Time // from which the ring counts time
 	seed     maphash.Seed
 	hashMask uint64 // of the hashes of ids: all ones, except in tests of equal hashes
+	// leaves reports whether a request that may have run is left to the store of WithDedupStore; may
+	// be nil.
+	leaves func(*inboundRequest) bool
 
 	mu      sync.Mutex
 	running executionTable
@@ -189,7 +170,7 @@ func requestOf(x *execution, stored *storedResponse) *executedRequest {
 	}
 }
 
-// has implements dedupStore.
+// has reports whether a duplicate of the request runs or has a stored response.
 func (e *dedupCache) has(req *inboundRequest) bool {
 	id, ok := req.in.identity()
 	if !ok || req.method == nil || e.maxBytes == 0 {
@@ -222,7 +203,9 @@ func (q *executedRequest) isRepeatedBy(d *executedRequest, resent bool) bool {
 	}
 }
 
-// begin implements dedupStore.
+// begin decides how to handle a request with the given id. After dedupRun the caller runs the
+// handler and calls end with the execution. After dedupWait the caller waits until the
+// execution's done channel is closed, or calls leave.
 func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDecision, *execution) {
 	req := r.request
 	d := e.describe(req, id)
@@ -250,7 +233,7 @@ func (e *dedupCache) begin(r *invocation, id identity, now time.Time) (dedupDeci
 		e.wait(r, x)
 		return dedupWait, x
 	}
-	if r.ran == nil && req.method.atMostOnce && req.wasDeliveredBefore() {
+	if r.ran == nil && req.method.atMostOnce && req.wasDeliveredBefore() && (e.leaves == nil || !e.leaves(req)) {
 		return dedupMayRan, nil
 	}
 	x = &r.first
@@ -285,7 +268,8 @@ func (e *dedupCache) wait(r *invocation, x *execution) {
 	}
 }
 
-// leave implements dedupStore.
+// leave removes request r from the requests that wait for x. If no caller waits for x any more, it
+// returns the request that runs, for the caller of leave to cancel.
 func (e *dedupCache) leave(r *invocation, x *execution) (unwanted *invocation) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -309,7 +293,10 @@ func (e *dedupCache) unwait(r *invocation, x *execution) {
 	}
 }
 
-// end implements dedupStore.
+// end ends an execution and hands its response to the waiting requests. It stores the response if
+// final is true. If shared is true, every waiting request takes the response, otherwise only
+// requests of the call that ran. It reports whether another request of the same call responds to
+// the caller.
 func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.Time) (silent bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -433,25 +420,25 @@ func (s *Server) runOnce(ctx context.Context, r *invocation, id identity, h Hand
 				return s.replay(r, x)
 			}
 		default:
-			return nil, s.refuseDuplicate(r, decision)
+			return nil, r.refuse(s.duplicateRefusal(r, decision))
 		}
 	}
 }
 
-// refuseDuplicate returns the error for a request that is neither run nor replayed.
-func (s *Server) refuseDuplicate(r *invocation, decision dedupDecision) error {
+// duplicateRefusal returns the error for a request that is neither run nor replayed.
+func (s *Server) duplicateRefusal(r *invocation, decision dedupDecision) *Error {
 	switch decision {
 	case dedupConflict:
-		return r.refuse(refusal(CodeFailedPrecondition, "the idempotency key %q was used for a request with another body", r.id.id))
+		return refusal(CodeFailedPrecondition, "the idempotency key %q was used for a request with another body", r.id.id)
 	case dedupCanceled:
 		s.counts.canceled.Add(1)
-		return r.refuse(refusal(CodeCanceled, "its caller canceled it before it ran"))
+		return refusal(CodeCanceled, "its caller canceled it before it ran")
 	case dedupMayRan:
-		return r.refuse(deliveredOnceError(r.request.method.name))
+		return deliveredOnceError(r.request.method.name)
 	default:
 		e := Errorf(CodeResourceExhausted, "%d duplicates of requests wait already", maxWaitingDuplicates)
 		e.outcome = MayHaveRun
-		return r.refuse(e)
+		return e
 	}
 }
 
@@ -475,13 +462,7 @@ func (s *Server) replay(r *invocation, x *execution) ([]byte, error) {
 // awaitExecution waits until an execution has ended. Meanwhile another worker takes the place
 // of the request's worker. awaitExecution returns an error if ctx ends first.
 func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution) error {
-	s.lendWorker(r) //nolint:contextcheck // the other worker outlives this request.
-	begun := time.Now()
-	defer func() {
-		r.mu.Lock()
-		r.waited += time.Since(begun)
-		r.mu.Unlock()
-	}()
+	defer s.waits(r)() //nolint:contextcheck // the other worker outlives this request.
 	select {
 	case <-x.done:
 		return nil
@@ -496,13 +477,18 @@ func (s *Server) awaitExecution(ctx context.Context, r *invocation, x *execution
 		return nil
 	default:
 	}
+	return r.refuse(endedWhileWaiting(ctx))
+}
+
+// endedWhileWaiting returns the error for a request whose context ended while it waited.
+func endedWhileWaiting(ctx context.Context) *Error {
 	code := CodeDeadlineExceeded
 	if errors.Is(ctx.Err(), context.Canceled) {
 		code = CodeCanceled
 	}
 	e := Errorf(code, "ended while it waited for the execution of the same request")
 	e.outcome = MayHaveRun
-	return r.refuse(e)
+	return e
 }
 
 // runExecution runs the handler and ends the execution, however the handler ends.
@@ -518,6 +504,9 @@ func (s *Server) runExecution(ctx context.Context, r *invocation, x *execution, 
 	if !s.regainWorker(ctx, r) {
 		err = ctx.Err()
 		return nil, err
+	}
+	if s.sharesKey(r.request) {
+		return s.runShared(ctx, r, x, h, req)
 	}
 	return req.runHandler(ctx, h)
 }

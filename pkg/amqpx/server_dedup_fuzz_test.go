@@ -88,7 +88,7 @@ func TestResponseRing(t *testing.T) {
 	}
 }
 
-// dedupModel is a dedupStore that searches lists.
+// dedupModel does the same as a dedupCache, and searches lists.
 type dedupModel struct {
 	maxBytes int
 	maxAge   time.Duration
@@ -108,7 +108,7 @@ type modelRun struct {
 	over    bool // every caller has canceled
 }
 
-// modelRequest is one request in both stores.
+// modelRequest is one request in both.
 type modelRequest struct {
 	real                    *invocation
 	id                      identity

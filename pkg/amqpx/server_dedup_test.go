@@ -321,7 +321,7 @@ func TestWaitingDuplicateGetsAResponseThatIsTooLargeToStore(t *testing.T) {
 		}
 		wantSame(t, "executions", runs.Load(), 1)
 		wantSame(t, "replayed", s.Stats().Replayed, 1)
-		if e, _ := s.dedup.(*dedupCache); e.stored.bytes != 0 || e.stored.count()+len(e.running) != 0 {
+		if e := s.dedup; e.stored.bytes != 0 || e.stored.count()+len(e.running) != 0 {
 			t.Errorf("kept: %d bytes, %d responses, %d executions", e.stored.bytes, e.stored.count(), len(e.running))
 		}
 	})
@@ -407,7 +407,7 @@ func TestApplicationTellsTheScopeOfKeys(t *testing.T) {
 		pass(2 * time.Minute)
 		putRequest(b, sent("9", "new", withToken("a")))
 		pass(10 * time.Second)
-		e, _ := s.dedup.(*dedupCache)
+		e := s.dedup
 		wantSame(t, "known", e.stored.count()+len(e.running), 1)
 		wantSame(t, "known calls", len(e.calls), 1)
 	})
@@ -443,7 +443,7 @@ func TestMiddlewareThatCallsTheHandlerAgain(t *testing.T) {
 				pass(10 * time.Second)
 				wantSame(t, "executions", runs.Load(), 2)
 				wantSame(t, "responses", len(takeResponses(b)), 1)
-				e, _ := s.dedup.(*dedupCache)
+				e := s.dedup
 				wantSame(t, "stored", e.stored.count(), 1)
 				wantSame(t, "bytes", e.stored.bytes, e.stored.get(e.stored.first).size())
 			})

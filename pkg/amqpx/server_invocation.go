@@ -32,6 +32,7 @@ type invocation struct {
 	refusal  *Error        // of the deduplication layer: the handler was not run
 	replayed bool          // the request got the response of another execution
 	waited   time.Duration // for executions of the same request
+	claims   uint64        // the number of the request in the owner of its claims; 0: none yet
 
 	// running counts the runs of the handler that are in progress, or have returned anything but a
 	// refusal: 0 if no handler did anything.
@@ -40,7 +41,7 @@ type invocation struct {
 	response atomic.Pointer[wire.Properties] // the properties set by the handler; nil: none
 	silent   atomic.Bool                     // another request of the same call responds
 
-	// The lock of the dedupStore guards these fields; takes may be read after the execution's
+	// The lock of the dedupCache guards these fields; takes may be read after the execution's
 	// done channel is closed.
 	ran      *execution // the last execution of this request
 	first    execution  // the first execution of this request
@@ -158,6 +159,18 @@ func (s *Server) lendWorker(r *invocation) {
 	s.load.busy.Add(-1)
 	s.leaveWorker(r.request, time.Since(r.begun))
 	s.startWorker(r.Parent(), r.place)
+}
+
+// waits lends the worker of a request that waits from now on for an execution of the same request.
+// The result ends the wait.
+func (s *Server) waits(r *invocation) (end func()) {
+	s.lendWorker(r)
+	begun := time.Now()
+	return func() {
+		r.mu.Lock()
+		r.waited += time.Since(begun)
+		r.mu.Unlock()
+	}
 }
 
 // turn is an entry in the queue of the workers: a request waits for the place of a worker.

@@ -42,6 +42,8 @@ type serverConfig struct {
 	replayBytes   int
 	replayAge     time.Duration
 	dedupScope    func(ctx context.Context, req *Request) string // nil: the user
+	dedupStore    DedupStore                                     // nil: none
+	dedupLease    time.Duration
 	ackPause      time.Duration
 
 	maxBytesInHand int
@@ -79,6 +81,7 @@ func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, err
 		deliveryLimit: DefaultDeliveryLimit,
 		replayBytes:   DefaultDedupBytes,
 		replayAge:     DefaultDedupAge,
+		dedupLease:    DefaultDedupLease,
 		ackPause:      ackPause,
 
 		maxStreams:       DefaultMaxStreams,
@@ -102,7 +105,7 @@ func newServerConfigOn(settings config, opts []ServerOption) (*serverConfig, err
 	}
 	c.inHand = &transport.BytesInHand{Limit: int64(c.maxBytesInHand)}
 	c.complete(c.limits())
-	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault(), c.streamFaults()}
+	faults := []error{errors.Join(nilOptions...), c.validate(), handlerTimeFault(c.maxHandlerTime), c.callerLimits.fault(), c.parseReplyPrefixes(), c.trustedUsersFault(), c.streamFaults(), c.dedupStoreFault()}
 	if c.workers < 1 {
 		faults = append(faults, fmt.Errorf("workers %d: want at least 1", c.workers))
 	}
@@ -208,9 +211,9 @@ func WithDeliveryLimit(n int) ServerOption {
 // [CodeInternal]. Middleware runs for every request, duplicate or not, and must not change a
 // response in place.
 //
-// The store belongs to one process: when a request reaches two servers of one queue, at once
-// or later, both run the request. Work that must not happen twice needs a key in the handler's
-// own database.
+// The memory belongs to one process: when a request reaches two servers of one queue, at once
+// or later, both run the request, unless they share a store ([WithDedupStore]). Work that must
+// not happen twice whatever fails needs a key in the handler's own database.
 func WithDedup(maxBytes int, maxAge time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replayBytes, c.replayAge = maxBytes, maxAge })
 }
@@ -281,7 +284,8 @@ type HandleOption func(*serverMethod)
 // a server that dies, or loses its connection, leaves its unacknowledged requests to run
 // again. With AtMostOnce a request that was delivered before, or sent by its caller before,
 // runs only if it certainly has not run. If this same process ran the request and still stores
-// the response ([WithDedup]), the stored response is sent again; otherwise the caller gets
+// the response ([WithDedup]), or if the request has an idempotency key whose response is in the
+// store of [WithDedupStore], the stored response is sent again; otherwise the caller gets
 // [CodeUnavailable] with [MayHaveRun].
 //
 // The guarantee depends on the broker's redelivered flag (AMQP 0-9-1 section 1.8.3.13).

@@ -50,7 +50,7 @@ type redelivery struct {
 	marked     bool // the broker marked the message as redelivered
 	sentBefore bool // an earlier delivery or sending of the request is known
 	atMostOnce bool // the method of the request runs at most once
-	known      bool // a duplicate of the request runs here, or has a stored response
+	known      bool // a duplicate of the request runs here, or has a stored response, or the store of WithDedupStore decides
 	lost       int  // the earlier deliveries that servers have lost
 	limit      int  // of lost deliveries; 0: they are not counted
 	// deferred is true if this server requeued the message because it had no room for the body:
@@ -106,7 +106,7 @@ func (s *Server) redeliveryOf(req *inboundRequest, m *serverMethod) redelivery {
 	if !r.mayHaveRun() {
 		return r
 	}
-	if r.known = s.dedup.has(req); r.known || r.atMostOnce {
+	if r.known = s.dedup.has(req) || r.atMostOnce && s.storeAnswers(req); r.known || r.atMostOnce {
 		return r
 	}
 	r.deferred = r.limit > 0 && s.deferred.take(req)

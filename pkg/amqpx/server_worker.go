@@ -431,7 +431,7 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 		how = endsReplayed
 	}
 	if err == nil && len(body) > s.cfg.maxMessageSize {
-		err = Errorf(CodeResourceExhausted, "%w: response of %d bytes, limit %d", ErrTooLarge, len(body), s.cfg.maxMessageSize)
+		err = s.responseTooLarge(len(body))
 	}
 	if res.props = r.response.Load(); res.props != nil {
 		if tooLarge := r.checkResponse(res.props, nil); tooLarge != nil {
@@ -457,6 +457,11 @@ func (s *Server) finish(r *invocation, body []byte, err error, t wire.Times) {
 	if s.cfg.observer != nil && how == endsAnswered {
 		s.cfg.observer.HandlerEnded(req.method.name, code, t.Queue, t.Handler)
 	}
+}
+
+// responseTooLarge returns the error for the caller of a handler whose result is beyond the limit.
+func (s *Server) responseTooLarge(size int) *Error {
+	return Errorf(CodeResourceExhausted, "%w: response of %d bytes, limit %d", ErrTooLarge, size, s.cfg.maxMessageSize)
 }
 
 // judge sets the response for a handler that returned err. If a method of err panics, the

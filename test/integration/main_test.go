@@ -5,13 +5,24 @@ package integration
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"testing"
 
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-func TestMain(m *testing.M) { rig.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envMortalQueue) == "" {
+		rig.Main(m)
+		return
+	}
+	if err := serveUntilKilled(context.Background()); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
 
 // echo responds with the request body.
 func echo(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -170,6 +171,29 @@ func (r *fieldReader) properties(d *amqp.Delivery, last *recentStrings) {
 	d.AppId = last.app.of(text(flagAppID))
 	text(flagReserved)
 }
+
+// ReadContent reads what [AppendContent] has appended. The body refers to the memory of b. It returns an
+// error for anything else, and for a table of headers beyond the bounds of deliveries.
+func ReadContent(b []byte) (d amqp.Delivery, err error) {
+	// tableOf expects a frame: a header, class, weight and size before the properties, and its end.
+	frame := slices.Concat(make([]byte, flagsAt), b[:min(len(b), maxProperties)], []byte{frameEnd})
+	if _, begin, end, ok := tableOf(frame); !ok || !readableTable(frame[begin:end]) {
+		return d, errFrame
+	}
+	r := fieldReader{b: b}
+	r.properties(&d, new(recentStrings))
+	if r.bad {
+		return amqp.Delivery{}, errFrame
+	}
+	if len(r.b) > 0 {
+		d.Body = r.b
+	}
+	return d, nil
+}
+
+// maxProperties bounds the properties that ReadContent reads, in bytes: headers and trailers of 64
+// KiB each, details, and the properties of this package.
+const maxProperties = 256 << 10
 
 // recentStrings are the last values of properties that are often the same, which saves their
 // allocation. They belong to one channel.

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"encoding/binary"
 	"maps"
 	"math"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // deliverAs returns the method frame of a delivery on channel 1.
@@ -134,5 +137,52 @@ func TestMalformedFields(t *testing.T) {
 		r.table()
 		wantSame(t, name, r.bad, true)
 		wantSame(t, name+": next field", r.uint64(), 0)
+	}
+}
+
+// TestContentIsReadAsItWasAppended: the content of a message is the same after both ways.
+func TestContentIsReadAsItWasAppended(t *testing.T) {
+	t.Parallel()
+	for name, msg := range messages() {
+		b, err := AppendContent(nil, &msg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := ReadContent(b)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		again, err := AppendContent(nil, &amqp.Publishing{
+			Headers: d.Headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding, DeliveryMode: d.DeliveryMode, Priority: d.Priority,
+			CorrelationId: d.CorrelationId, ReplyTo: d.ReplyTo, Expiration: d.Expiration, MessageId: d.MessageId, Timestamp: d.Timestamp,
+			Type: d.Type, UserId: d.UserId, AppId: d.AppId, Body: d.Body,
+		})
+		if err != nil || !bytes.Equal(again, b) || string(d.Body) != string(msg.Body) {
+			t.Errorf("%s: appended %q, and read %q, %v", name, b, again, err)
+		}
+	}
+}
+
+func TestMalformedContent(t *testing.T) {
+	t.Parallel()
+	whole, err := AppendContent(nil, &amqp.Publishing{ContentType: "text/plain", Headers: amqp.Table{"a": "b"}, MessageId: "id"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range whole {
+		if d, err := ReadContent(whole[:n]); err == nil {
+			t.Errorf("%d of %d bytes: read %+v", n, len(whole), d)
+		}
+	}
+	var deep any = "bottom"
+	for range wire.ReadableDepth + 2 {
+		deep = amqp.Table{"a": deep}
+	}
+	b, err := AppendContent(nil, &amqp.Publishing{Headers: amqp.Table{"a": deep}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadContent(b); err == nil {
+		t.Error("a table was read that is nested deeper than those of deliveries")
 	}
 }

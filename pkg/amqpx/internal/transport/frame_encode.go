@@ -163,6 +163,13 @@ func appendProperties(b []byte, msg *amqp.Publishing) ([]byte, error) {
 	return b, err
 }
 
+// AppendContent appends the properties and the body of a message, as they travel. [ReadContent] reads
+// them. It returns an error for headers and properties that cannot be encoded.
+func AppendContent(b []byte, msg *amqp.Publishing) ([]byte, error) {
+	b, err := appendProperties(b, msg)
+	return append(b, msg.Body...), err
+}
+
 // appendTable appends a field table.
 func appendTable(b []byte, table amqp.Table) (_ []byte, err error) {
 	at := len(b)
