@@ -438,7 +438,9 @@ func readStored(stored []byte) (response, error) {
 		if err = errors.Join(failed, failedToo); err != nil {
 			return response{}, err
 		}
-		res.props.Header, res.props.Trailer = header, trailer
+		props := *res.props // which responses share
+		props.Header, props.Trailer = header, trailer
+		res.props = &props
 	}
 	if w.Failure != nil {
 		res.err = errorOf(w.Failure)
