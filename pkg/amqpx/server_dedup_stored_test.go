@@ -79,3 +79,17 @@ func TestStoredResponsesShareTheirContentType(t *testing.T) {
 		t.Errorf("an error: %v with %+v", got.err, got.props)
 	}
 }
+
+// Responses with a common content type share their properties, so a response from the store has its own.
+func TestStoredResponseHasPropertiesOfItsOwn(t *testing.T) {
+	t.Parallel()
+	stored := storedBy(t.Context(), []byte("{}"), nil, &wire.Properties{ContentType: "application/json"})
+	first, err := readStored(stored)
+	if err != nil || first.props == nil || first.props.ContentType != "application/json" {
+		t.Fatalf("properties %+v, error %v", first.props, err)
+	}
+	second, err := readStored(stored)
+	if err != nil || second.props == first.props {
+		t.Errorf("two responses share %p, error %v", second.props, err)
+	}
+}
