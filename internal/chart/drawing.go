@@ -35,7 +35,7 @@ const (
 
 // Parts of the size of a font, as fonts without serifs have them.
 const (
-	wide    = 0.56 // mean width of a character; the page's font is not known here
+	wide    = 0.64 // width of a digit in the widest of the common fonts; the page's font is not known here
 	rise    = 0.9  // from the upper edge of a line to its base
 	middle  = 0.35 // from the middle of a digit to its base
 	leading = 1.15 // from line to line

@@ -389,7 +389,7 @@ func TestCallInfo(t *testing.T) {
 	r := rig.New(t)
 	const pause = 20 * time.Millisecond
 	r.Serve(rig.Methods{"pause": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
-		if d, ok := ctx.Deadline(); !ok || time.Until(d) > time.Minute {
+		if d, ok := ctx.Deadline(); !ok || time.Until(d) > 3*time.Minute { // without a deadline of the call it is 5 minutes
 			return nil, amqpx.Errorf(amqpx.CodeFailedPrecondition, "deadline %v, %v", d, ok)
 		}
 		<-time.After(pause)
