@@ -245,3 +245,17 @@ func TestShort(t *testing.T) {
 		t.Errorf("not a number is %q", got)
 	}
 }
+
+// A label of digits at the end of the axis stays within the figure in DejaVu Sans, whose digits are
+// wider than those of other common fonts.
+func TestLastLabelIsWithinTheFigure(t *testing.T) {
+	t.Parallel()
+	const label, digit = "1000", 0.636 // of the font's size
+	for _, size := range sizes() {
+		f := &Figure{X: Scale{Min: 0, Max: 1000, Ticks: []Tick{{At: 1000, Label: label}}}, Y: Scale{Min: 0, Max: 1}}
+		d := newDrawing(f, size)
+		if end := d.atX(1000) + digit*size.Font*float64(len(label))/2; end > size.Width {
+			t.Errorf("%s: the label ends at %.1f of %v", size.Name, end, size.Width)
+		}
+	}
+}
