@@ -30,18 +30,7 @@ func BenchmarkMethod(b *testing.B) {
 			return err
 		},
 	} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			b.SetParallelism(64)
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if err := call(); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			})
-		})
+		b.Run(name, func(b *testing.B) { benchParallel(b, 64, call) })
 	}
 }
 

@@ -54,22 +54,32 @@ func benchRoundTrip(b *testing.B, mode BatchMode, callers int) {
 	b.Helper()
 	c := benchClient(b, mode)
 	body := []byte("request")
-	call := func() {
-		if _, err := c.Call(b.Context(), "m", body); err != nil {
+	call := func() error {
+		_, err := c.Call(b.Context(), "m", body)
+		return err
+	}
+	if callers > 1 {
+		benchParallel(b, callers, call)
+		return
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := call(); err != nil {
 			b.Error(err)
 		}
 	}
+}
+
+// benchParallel measures calls by callers times GOMAXPROCS goroutines.
+func benchParallel(b *testing.B, callers int, call func() error) {
+	b.Helper()
 	b.ReportAllocs()
-	if callers == 1 {
-		for b.Loop() {
-			call()
-		}
-		return
-	}
 	b.SetParallelism(callers)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			call()
+			if err := call(); err != nil {
+				b.Error(err)
+			}
 		}
 	})
 }
