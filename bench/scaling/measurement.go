@@ -1,6 +1,6 @@
 // Package scaling holds the measured curves of docs/scaling.md, the capacity formula that is
-// checked against them, and a simulation that reproduces them and is then run with loads for
-// which there is no machine here.
+// checked against the curves, and a simulation that reproduces the curves and predicts loads
+// beyond the measuring machine.
 package scaling
 
 import (

@@ -13,9 +13,9 @@ import (
 	"rabbitmq-rpc/pkg/amqpx"
 )
 
-// isSampled reports whether the call with a number asks the server for its times: one in ten of the
-// first 10,000 calls, and one in a hundred of those that follow, because one in ten took 1 to 3 % of
-// the calls/s of a long run without batches.
+// isSampled reports whether call n asks the server for times: every tenth of the first 10,000 calls,
+// then every hundredth, because every tenth took 1 to 3 % of the calls/s of a long run without
+// batches.
 func isSampled(n int64) bool {
 	const often, until, seldom = 10, 10_000, 100
 	return n%seldom == 0 || n < until && n%often == 0

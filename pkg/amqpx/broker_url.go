@@ -20,8 +20,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/transport"
 )
 
-// BrokerURL is the parsed URL of one broker. In print, logs and encodings it shows only its
-// scheme, user, host and port. [ParseURLs] returns values of this type.
+// BrokerURL is the parsed URL of one broker ([ParseURLs]). Print, logs and encodings show only
+// scheme, user, host and port.
 type BrokerURL struct {
 	scheme, user, host string
 	port               int
@@ -30,11 +30,10 @@ type BrokerURL struct {
 	raw                *string // a pointer, because fmt prints the fields of unexported fields
 }
 
-// ParseURLs parses a list of broker URLs, separated by commas. It refuses URLs in which a part
-// of the password would end up in another place, for example a password with a raw slash, lists
-// in another format, and lists with both amqps and amqp. The error identifies each bad URL by its
-// position and never quotes
-// any text of the list.
+// ParseURLs parses a list of broker URLs, separated by commas. It refuses URLs in which a part of
+// the password would end up in another place, for example a password with a raw slash, lists in
+// another format, and lists with both amqps and amqp. The error identifies each bad URL by
+// position and never quotes any text of the list.
 func ParseURLs(list string) ([]BrokerURL, error) {
 	if strings.HasPrefix(list, "\uFEFF") {
 		return nil, errors.New("the list begins with a byte order mark; save the file as UTF-8 without one")

@@ -16,8 +16,8 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/xsync"
 )
 
-// Client calls methods of the servers on a request queue. All its methods are safe for
-// concurrent use. One client for each process and queue is enough; it holds two connections
+// Client calls methods of the servers on a request queue. All methods are safe for concurrent
+// use. One client for each process and queue is enough. A client holds two connections
 // ([ReplyDirect]: one).
 type Client struct {
 	cfg     *clientConfig

@@ -26,20 +26,19 @@ type ServerResponse struct {
 }
 
 // CallAll calls a method on every server of the request queue at once, and returns their
-// responses in the order of their arrival. The error beside a response is that of the server: its
-// handler's, or [CodeUnimplemented] or [CodeFailedPrecondition] with [DidNotRun] if the server
-// does not have the method, or not for calls to all servers. Only servers with at least one
-// method registered with [OnEveryServer] receive such calls.
+// responses in the order of their arrival. The error beside a response is that of the handler, or
+// [CodeUnimplemented] or [CodeFailedPrecondition] with [DidNotRun] if the server does not have
+// the method, or not for calls to all servers. Only servers with at least one method registered
+// with [OnEveryServer] receive such calls.
 //
-// The number of servers is not known, so the sequence lasts until the loop ends, as after a
-// number of responses, or until the deadline, which is that of ctx, [CallTimeout] or
-// [WithTimeout]. The end of the time is an error only if no server has responded. An error of the
-// call itself comes with a nil response, as the last element: [ErrUnroutable] without servers,
-// [ErrNotConnected] at once without a connection, [ErrClosed]; nothing is sent again. A loop that
-// ends before the deadline, and a cancellation of ctx, cancel the call at all servers, like a call
-// to one server that is canceled ([WithControl]): handlers that run see it in their contexts.
-// Nothing is sent before the sequence is ranged over; each range is a call of its own, and passes
-// the middleware once.
+// The number of servers is unknown, so the sequence lasts until the loop ends, for example after
+// enough responses, or until the deadline of ctx, [CallTimeout] or [WithTimeout]. The deadline is
+// an error only if no server has responded. An error of the call comes with a nil response, as the
+// last element: [ErrUnroutable] without servers, [ErrNotConnected] at once without a connection,
+// [ErrClosed]; nothing is sent again. A loop that ends before the deadline, and a cancellation of
+// ctx, cancel the call at all servers, like the cancellation of a call to one server
+// ([WithControl]): the contexts of running handlers end. Nothing is sent before the sequence is
+// ranged over; each range is a separate call, and passes the middleware once.
 //
 // The user of the client needs write permission for the exchange "<queue>.control.all", which the
 // permissions for calls do not include (docs/security.md); without it the error has

@@ -21,15 +21,15 @@ const ExchangeAuto = "auto"
 
 // WithExchange sets the exchange to which the client publishes requests; the routing key is the
 // name of the request queue or of its batch queue. The default, "", is the broker's default
-// exchange, over which a user can publish to every queue of the virtual host. Servers declare
-// the durable direct exchange "<queue>.rpc" and bind these queues to it, so a user with the
-// permission to write to this exchange only can call this service only.
+// exchange, over which a user can publish to every queue of the virtual host. Servers declare the
+// durable direct exchange "<queue>.rpc" and bind these queues to it, so a user with write
+// permission for only this exchange can call only this service.
 //
-// With the name of an exchange the client never uses another: while the exchange is missing,
-// calls end like calls without a queue ([ErrUnroutable], [WaitForServer]). With [ExchangeAuto]
-// the client uses "<queue>.rpc" if it exists at the start of a connection, and the default
-// exchange otherwise. A queue that is not bound to the exchange counts as missing: servers of
-// earlier versions do not bind their queue.
+// With a name the client uses no other exchange: while the exchange is missing, calls end like
+// calls without a queue ([ErrUnroutable], [WaitForServer]). With [ExchangeAuto] the client uses
+// "<queue>.rpc" if it exists at the start of a connection, and the default exchange otherwise. A
+// queue that is not bound to the exchange counts as missing: servers of earlier versions do not
+// bind their queue.
 func WithExchange(name string) ClientOption {
 	return clientOption(func(c *clientConfig) { c.exchange = name })
 }

@@ -10,18 +10,17 @@ import (
 // WithHedge makes an idempotent call twice if it has no response after delay, more than 0: the
 // second request mostly reaches another server, the first response counts, and the other request
 // is canceled. Slow servers then cost the caller little more than delay, which should be about
-// the 95th to 99th percentile of the call's latency; a shorter delay is load for the servers
-// without use. A second request uses the budget of [WithRetryBudget], so a slow service is not
-// made slower still.
+// the 95th to 99th percentile of the call's latency; a shorter delay loads the servers without
+// use. A second request uses the budget of [WithRetryBudget], so hedges do not overload a slow
+// service.
 //
-// Both requests have the same idempotency key. A server that receives both runs one of them, and
-// sends its result to both ([WithDedup]); two servers run one each, except that the second refuses
-// it if the method is [AtMostOnce]. Calls that are not idempotent
-// ([Idempotent], [WithIdempotencyKey]), one-way requests and streams are never made twice. A
-// failure counts like a result, except [CodeUnavailable], [CodeResourceExhausted] and
-// [CodeAborted]: while the other request is under way, the call then waits for its response. With
-// [WithRetry] each retry is hedged too. The default is no hedge; of several delays, the last
-// counts.
+// Both requests have the same idempotency key. A server that receives both runs one, and responds
+// to both with the result ([WithDedup]); two servers run one each, except that the second refuses
+// the request if the method is [AtMostOnce]. Calls that are not idempotent ([Idempotent],
+// [WithIdempotencyKey]), one-way requests and streams are never made twice. A failure counts like
+// a result, except [CodeUnavailable], [CodeResourceExhausted] and [CodeAborted]: while the other
+// request is under way, the call then waits for that response. With [WithRetry] each retry is
+// hedged too. The default is no hedge; of several delays, the last counts.
 func WithHedge(delay time.Duration) CallOption {
 	return func(c *callConfig) {
 		if c.hedge = delay; delay <= 0 {

@@ -226,9 +226,9 @@ func WithRetryBudget(ratio float64, burst int) ClientOption {
 	return clientOption(func(c *clientConfig) { c.retryRatio, c.retryBurst = ratio, burst })
 }
 
-// WithMethod sets options for every call of one method, such as [Idempotent]. They apply after
-// the options of [WithCallOptions] and before a call's own options. Options given several
-// times for one method add up.
+// WithMethod sets options for every call of one method, such as [Idempotent], which apply after
+// the options of [WithCallOptions] and before the options of a call. Options given several times
+// for one method add up.
 func WithMethod(method string, opts ...CallOption) ClientOption {
 	return clientOption(func(c *clientConfig) { c.methods[method] = append(c.methods[method], opts...) })
 }
@@ -375,14 +375,13 @@ func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true 
 // every re-send; the default is the call's correlation id. The option also declares the call
 // idempotent.
 //
-// Within a minute by default ([WithDedup]), a server runs requests with the same method, key
-// and user of the broker ([Request.User]; [WithDedupScope] adds other identities) once, and
-// sends the response of this run to all of them. A key names one request: with another body
-// the call fails with [CodeFailedPrecondition] and [DidNotRun]. Only final results are stored,
-// so a call that failed with a code such as [CodeUnavailable] runs again. Two servers of one
-// queue know each other's keys only with a store that they share ([WithDedupStore]); work that
-// must not happen twice whatever fails needs the key in a database of the handlers. A caller with the
-// same user who knows a key can obtain its response.
+// Within a minute by default ([WithDedup]), a server runs one of the requests with the same method,
+// key and user of the broker ([Request.User]; [WithDedupScope] adds other identities), and sends the
+// response to all. A key names one request: with another body the call fails with
+// [CodeFailedPrecondition] and [DidNotRun]. Only final results are stored, so a call that failed with
+// a code such as [CodeUnavailable] runs again. Servers of one queue share keys only through a common
+// store ([WithDedupStore]); work that must not happen twice whatever fails needs the key in a
+// database of the handlers. A caller with the same user who knows a key can obtain its response.
 func WithIdempotencyKey(key string) CallOption {
 	return func(c *callConfig) { c.idempotencyKey, c.idempotent = key, true }
 }

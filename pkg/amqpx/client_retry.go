@@ -50,11 +50,10 @@ type RetryPolicy struct {
 // once. The outcome of this error is never [DidNotRun] if an earlier request of the call may have
 // run.
 //
-// This policy comes on top of what a client does for every call: sending again what was lost with
-// a connection, trying other servers after [CodeUnimplemented], and retrying refusals of servers
-// that did not run the call. A call is not made again after [ErrTooManyCalls] and [ErrClosed],
-// and streams are not. The default is no policy; of several, the last counts. The zero
-// RetryPolicy retries with all defaults.
+// This policy adds to the re-sends of every call: after the loss of a connection, to other
+// servers after [CodeUnimplemented], and after refusals of servers that did not run the call.
+// Calls after [ErrTooManyCalls] and [ErrClosed], and streams, are not retried. The default is no
+// policy; of several, the last counts. The zero RetryPolicy retries with all defaults.
 func WithRetry(policy RetryPolicy) CallOption {
 	var complete *retryPolicy
 	if policy.MaxRetries >= 0 {

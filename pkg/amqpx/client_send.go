@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// Send sends a request that wants no response, and returns nil when the broker has confirmed that
-// the request is in the queue. Nobody reports what becomes of it: a server runs it when it can,
-// also after the client has ended, and an error of the handler is in the log of the server. A
-// request that a server refuses, for example because it does not have the method, is dropped
-// there; the server logs and counts it.
+// Send sends a one-way request, and returns nil when the broker has confirmed that the request is
+// in the queue. The client learns no result: a server runs the request later, also after the
+// client has ended, and logs an error of the handler. A request that a server refuses, for
+// example because the method is missing, is dropped, logged and counted by the server.
 //
 // The deadline of ctx, [CallTimeout] and [WithTimeout] bound the time until the confirm. The
-// request itself has no deadline, in the queue and in the server, unless [WithExpiration] sets
-// one. It is persistent (delivery mode 2), whatever [WithPersistent] says, because nobody would
-// notice its loss in a restart of the broker.
+// request has no deadline, in the queue and in the server, unless [WithExpiration] sets a
+// deadline. The request is persistent (delivery mode 2), whatever [WithPersistent] says, because
+// its loss in a restart of the broker would go unnoticed.
 //
-// An error is an [*Error], as of [Client.Call], and its Outcome states whether a server may run
-// the request: [DidNotRun] if no queue took it, [MayHaveRun] after a lost connection, after a
-// nack of a classic queue, and if the time ended before the confirm. Only an idempotent request
-// is sent again after such a moment ([Idempotent], [WithIdempotencyKey]); a server that received
-// both runs it once if it knows the user of the client ([WithDedup]). All other options,
-// middleware, batches, shards and limits are those of calls; [WithCallInfo] gets no response.
+// An error is an [*Error], as of [Client.Call]. The Outcome states whether a server may run the
+// request: [DidNotRun] if no queue took the request, [MayHaveRun] after a lost connection, after
+// a nack of a classic queue, and if the time ended before the confirm. After such a loss or nack
+// only an idempotent request is sent again ([Idempotent], [WithIdempotencyKey]); a server that
+// received both copies runs one if the user of the client is known ([WithDedup]). All other
+// options, middleware, batches, shards and limits are those of calls; [WithCallInfo] gets no
+// response.
 func (c *Client) Send(ctx context.Context, method string, body []byte, opts ...CallOption) error {
 	_, err := c.call(ctx, method, body, opts, true)
 	return err

@@ -3,10 +3,10 @@ package amqpx
 import "context"
 
 // Shutdown refuses new calls and streams with [CodeUnavailable], [DidNotRun] and [ErrClosed], waits
-// until the calls under way have their results, those that middleware makes for them included, and
-// until the open streams have ended, and then closes the client like [Client.Close]. A stream that
-// was opened and is not used any more must be closed, or Shutdown waits for it. When ctx ends first, Shutdown ends these calls as Close
-// does and returns ctx's error. Shutdown may be called several times.
+// until the calls under way, with the calls of their middleware, have results and the open streams have
+// ended, and then closes the client like [Client.Close]. Shutdown also waits for an open stream that is
+// not used any more. When ctx ends first, Shutdown ends calls and streams as Close does and returns
+// ctx's error. Shutdown may be called several times.
 func (c *Client) Shutdown(ctx context.Context) error {
 	if err := c.check(ctx); err != nil {
 		return err

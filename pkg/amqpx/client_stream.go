@@ -63,9 +63,9 @@ func (c *Client) Open(ctx context.Context, method string, opts ...CallOption) (*
 }
 
 // Stream sends one item to a method and returns the items that the handler sends. Nothing is sent
-// before the sequence is ranged over; each range opens a stream of its own. An error is the last
-// element of the sequence: it is an [*Error], see [OutcomeOf] and [ProgressOf]. A loop that ends
-// early cancels the stream. The items may be kept. Deadline and options are those of [Client.Open].
+// before the sequence is ranged over; each range opens a separate stream. An error, the last
+// element of the sequence, is an [*Error], see [OutcomeOf] and [ProgressOf]. A loop that ends early
+// cancels the stream. The items may be kept. Deadline and options are those of [Client.Open].
 func (c *Client) Stream(ctx context.Context, method string, body []byte, opts ...CallOption) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		s, err := c.openStream(ctx, method, body, true, opts)

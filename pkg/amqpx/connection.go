@@ -11,11 +11,11 @@ import (
 )
 
 // Connection is the connection to the broker of all clients and servers of a process, of any number of
-// queues. It holds two AMQP connections, one to publish and one to consume, and a third from the
-// moment when its servers answer callers with direct reply-to or queries of the control plane.
-// Each client and server has channels of its own on them, so that a fault of a queue, a
-// permission or a message ends the channels of one of them only; a lost connection makes all of
-// them connect again together. All methods are safe for concurrent use.
+// queues. A Connection holds two AMQP connections, for publishing and for consuming, and a third as
+// soon as its servers answer callers with direct reply-to or queries of the control plane. Each client
+// and server has separate channels, so that a fault of a queue, a permission or a message affects only
+// one client or server; after a lost connection all connect again together. All methods are safe for
+// concurrent use.
 type Connection struct {
 	cfg   linkConfig
 	board statusBoard
@@ -141,8 +141,8 @@ func (c *Connection) removeServer(s *Server) {
 	delete(c.servers, s)
 }
 
-// Status returns the status of the connection. Each client and server has its own: it is ready
-// when its queues and consumers are.
+// Status returns the status of the connection. A client or server is ready when its queues and
+// consumers are ([Client.Status], [Server.Status]).
 func (c *Connection) Status() Status {
 	if c == nil || c.mux == nil {
 		return Status{State: StateClosed, Err: errNoConnection}

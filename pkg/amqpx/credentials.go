@@ -16,7 +16,7 @@ type Credentials struct {
 	User string
 	// Password is the password, or a token of OAuth 2.
 	Password string
-	// Expires is when the password ends, by this machine's clock; zero: it does not end.
+	// Expires is the end of the password by this machine's clock; zero: no end.
 	Expires time.Time
 }
 

@@ -45,11 +45,11 @@
 //	billing, err := conn.NewClient(amqpx.WithQueue(amqpx.Queue{Name: "billing"}))
 //
 // [Connection.Shutdown] ends the program's part in the right order: servers drain, clients wait
-// for their calls, then the connections close. [Server.Shutdown] and [Client.Shutdown] are the
-// same for one of them, and Close ends at once.
+// for their calls, then the connections close. [Server.Shutdown] and [Client.Shutdown] do the
+// same for one server or client, and Close ends at once.
 //
-// WaitReady, at the start of a program, returns when the connection is made, and at once when
-// the broker refuses it for a reason that an operator must remove ([FaultOf] names it). Watch
+// WaitReady, at the start of a program, returns when the connection is made, and at once when the
+// broker refuses the connection for a reason that an operator must remove ([FaultOf]). Watch
 // follows the state until a context ends.
 //
 // # Types
@@ -62,7 +62,7 @@
 //	err := Greet.Handle(server, func(ctx context.Context, p Person) (Greeting, error) { … })
 //	greeting, err := Greet.Call(ctx, client, Person{Name: "world"})
 //
-// [JSON], [StrictJSON] and [Raw] are codecs; any other implements [Codec]. [Validate] checks
+// [JSON], [StrictJSON] and [Raw] are codecs; other codecs implement [Codec]. [Validate] checks
 // requests, [Compress] compresses large bodies, and options of calls and handlers, such as
 // [Idempotent], [AtMostOnce] or [MaxConcurrent], can be given to the method.
 //
@@ -74,9 +74,9 @@
 // [Errorf]; any other error reaches the caller as [CodeInternal] without its text.
 //
 // [Error.WithDetail] adds typed values such as a [BadRequest], which callers read with [Detail], and
-// [Error.WithRetryAfter] a hint when to try again. Middleware that refuses a call before it ran says
-// so with [Refuse]. [Hide] keeps the error of another service from this service's callers.
-// [Code.HTTPStatus] is for gateways.
+// [Error.WithRetryAfter] a hint when to try again. With [Refuse] middleware refuses a call that did
+// not run. [Hide] keeps the error of another service from this service's callers. [Code.HTTPStatus]
+// is for gateways.
 //
 // # Tests
 //

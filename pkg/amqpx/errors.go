@@ -19,8 +19,8 @@ var (
 	// may be at a bound whose overflow policy is reject-publish. A nack alone does not prove
 	// that the request was not delivered, so the outcome is [MayHaveRun].
 	ErrRefused = errors.New("the broker refused the request")
-	// ErrQueueUnavailable is returned when the request queue takes no messages and is not
-	// at a bound: its node is down, it moves, or it has no majority.
+	// ErrQueueUnavailable is returned when the request queue takes no messages and is not at a
+	// bound: the node is down, or the queue moves or has no majority.
 	ErrQueueUnavailable = errors.New("the queue does not take messages")
 	// ErrNoServer is returned when the broker confirmed the request and no server has consumed
 	// the queue since. A server that starts before the request expires runs the request.
@@ -295,7 +295,7 @@ const (
 	CodeCanceled Code = "canceled"
 	// CodeUnknown: a peer sent a code outside this set.
 	CodeUnknown Code = "unknown"
-	// CodeInvalidArgument: the request itself is wrong, whatever the server's state.
+	// CodeInvalidArgument: the request is wrong in any state of the server.
 	CodeInvalidArgument Code = "invalid_argument"
 	// CodeDeadlineExceeded: the call's time ran out.
 	CodeDeadlineExceeded Code = "deadline_exceeded"

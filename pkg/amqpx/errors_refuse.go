@@ -42,13 +42,13 @@ func (e *Error) WithRetryAfter(d time.Duration) *Error {
 }
 
 // Hide returns an error for the caller of a handler whose own call to another service failed with
-// err. A handler that returns err itself passes code, text and details of the other service on as
-// its own: the end user reads "unauthenticated: token of service orders has expired". The
-// returned error has no text or detail of err, and only these codes: [CodeCanceled] and
-// [CodeDeadlineExceeded] stay; [CodeUnavailable], [CodeResourceExhausted] and [CodeAborted] become
-// [CodeUnavailable] with the hint of [Error.RetryAfter], because trying again may help; any other
-// code, and an error without a code, becomes [CodeInternal]. The server logs err when it responds,
-// and [errors.Is] and [errors.As] find it there. Hide(nil) is nil.
+// err. A handler that returns err itself passes on code, text and details of the other service:
+// the end user reads "unauthenticated: token of service orders has expired". The returned error
+// has no text or detail of err, and only these codes: [CodeCanceled] and [CodeDeadlineExceeded]
+// stay; [CodeUnavailable], [CodeResourceExhausted] and [CodeAborted] become [CodeUnavailable] with
+// the hint of [Error.RetryAfter], because trying again may help; any other code, and an error
+// without a code, becomes [CodeInternal]. The server logs err with the response, and on the server
+// [errors.Is] and [errors.As] find err. Hide(nil) is nil.
 func Hide(err error) error {
 	if err == nil {
 		return nil

@@ -17,12 +17,12 @@ import (
 type Request struct {
 	// Method is the method's name (the app_id property).
 	Method string
-	// Body is the argument, opaque to this package. The handler may keep it.
+	// Body is the argument, opaque to this package. The handler may keep the bytes.
 	Body []byte
-	// Header holds the application headers, without the headers of this package, whose names
-	// begin with "rpc-". It may be nil. A server receives values of the types bool, string,
-	// []byte, time.Time, whole numbers and floats of any size, amqp091.Decimal, nil, and []any
-	// and map[string]any of these.
+	// Header holds the application headers, or nil. Headers of this package, whose names begin with
+	// "rpc-", are left out. A server receives values of the types bool, string, []byte, time.Time,
+	// whole numbers and floats of any size, amqp091.Decimal, nil, and []any and map[string]any of
+	// these.
 	Header map[string]any
 	// ContentType and ContentEncoding describe the body; "" when the caller does not set them.
 	// Each is at most 255 bytes long ([WithContentType]).

@@ -13,13 +13,13 @@ import (
 	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
-// Caller makes calls: a [Client], or in tests of callers a function of their own.
+// Caller makes calls: a [Client], or a fake in the tests of callers.
 type Caller interface {
 	// Call is like [Client.Call].
 	Call(ctx context.Context, method string, body []byte, opts ...CallOption) ([]byte, error)
 }
 
-// Sender sends one-way requests: a [Client], or in tests of senders a function of their own.
+// Sender sends one-way requests: a [Client], or a fake in the tests of senders.
 type Sender interface {
 	// Send is like [Client.Send].
 	Send(ctx context.Context, method string, body []byte, opts ...CallOption) error
@@ -50,8 +50,8 @@ type typedMethod struct {
 	mediaType  string           // of the codec, without parameters
 }
 
-// MethodOption configures a [Method] or a [StreamMethod]. Every [CallOption] and [HandleOption] is
-// one: it applies to the calls of the method, after the options of the client, and to its handler.
+// MethodOption configures a [Method] or a [StreamMethod]. Every [CallOption], which applies to the
+// calls after the options of the client, and every [HandleOption] is a MethodOption.
 type MethodOption interface{ applyMethod(m *methodConfig) }
 
 type methodConfig struct {
@@ -77,9 +77,10 @@ type validator struct {
 }
 
 // Validate adds a check of requests, which the server calls with each decoded request before the
-// handler gets it. The requests of a [StreamMethod] are the items of the client. An error that is an [*Error] is the caller's error; the text of any other error reaches
-// the caller with [CodeInvalidArgument]. T is the type of the method's requests, or an interface
-// that this type implements. Several checks run in their order; the first error counts:
+// handler gets it. The requests of a [StreamMethod] are the items of the client. An [*Error] reaches
+// the caller unchanged, the text of any other error with [CodeInvalidArgument]. T is the type of the
+// method's requests, or an interface that this type implements. Several checks run in their order; the
+// first error counts:
 //
 //	amqpx.Validate(CreateRequest.Check)                                   // func (r CreateRequest) Check() error
 //	amqpx.Validate(func(v any) error { return validate.Struct(v) })       // github.com/go-playground/validator

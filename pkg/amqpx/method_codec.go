@@ -11,20 +11,20 @@ import (
 	"sync"
 )
 
-// Codec encodes the requests and responses of a [Method]. Its methods are called concurrently, on a
-// server with what any program has sent. A Codec may have a further method
+// Codec encodes the requests and responses of a [Method]. The methods are called concurrently, and
+// on a server with bytes of any program. A Codec may also have the method
 //
 //	MarshalAppend(buffer []byte, v any) ([]byte, error)
 //
-// which appends the encoded value to a buffer and does not keep it. It is called instead of Marshal
-// where the encoded value is copied anyway, as a request and an item of a stream are.
+// which appends the encoded value to a buffer, must not keep the buffer, and is called instead of
+// Marshal where the encoded value is copied anyway, as a request and an item of a stream are.
 type Codec interface {
 	// ContentType returns the content type of encoded values; "" sends and checks none.
 	ContentType() string
 	// Marshal encodes a request or a response.
 	Marshal(v any) ([]byte, error)
-	// Unmarshal decodes a body into the value to which v points, and must not keep the body. Its
-	// error reaches the caller: as it is, if it is an [*Error], else with [CodeInvalidArgument].
+	// Unmarshal decodes a body into the value to which v points, and must not keep the body. An
+	// [*Error] reaches the caller unchanged, any other error with [CodeInvalidArgument].
 	Unmarshal(body []byte, v any) error
 }
 

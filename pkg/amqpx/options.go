@@ -44,9 +44,9 @@ type Option interface {
 	ServerOption
 }
 
-// ConnectionOption configures a [Connection], or the connections of a [Client] or [Server] that has
-// its own. On a Connection, [WithLogger] and [WithSlog] also apply to one client or server; any
-// other ConnectionOption for one of them is an error.
+// ConnectionOption configures a [Connection], or the connections of a [Client] or [Server] without
+// a Connection. A client or server of a Connection takes only [WithLogger] and [WithSlog]; any
+// other ConnectionOption is an error.
 type ConnectionOption interface {
 	Option
 
@@ -278,18 +278,16 @@ func WithBackoff(first, most time.Duration) ConnectionOption {
 }
 
 // WithReturnHome sets how long a client or server of several nodes stays away from its home node,
-// which is the node that it tried first, at random. After the loss or the restart of the home node
-// it returns after a random time between half of after and one and a half times after, so that
-// the processes return one by one, if the home node serves the queue then; otherwise it tries
-// again after as long. A call does not fail by a return: a client first waits for the confirms of
-// its requests, and gets the responses at the home node; a server first ends the requests that it
-// has, if another server consumes the queue meanwhile, and otherwise waits for a moment without
-// requests. If that takes longer than the drain timeout ([WithDrainTimeout]), or no other server
-// consumes any more, the server consumes again and stays for as long. A client with [ReplyDirect]
-// does not return, because it would lose responses. Nor does a [Connection], whose clients and
-// servers would all have to be ready for it at the same moment: it stays where it is until the
-// connection is lost. The
-// default is [DefaultReturnHome]; 0 means never.
+// the node that was tried first, at random. After the loss or the restart of the home node the
+// client or server returns after a random time between 0.5 and 1.5 times after, so that processes
+// return one by one, if the home node serves the queue then; otherwise the next try follows after
+// as long. A return fails no call: a client first waits for the confirms of its requests, and gets
+// the responses at the home node; a server first ends its requests, if another server consumes the
+// queue meanwhile, and otherwise waits for a moment without requests. If the wait exceeds the
+// drain timeout ([WithDrainTimeout]), or no other server consumes any more, the server consumes
+// again and stays for as long. A client with [ReplyDirect] does not return, because responses
+// would be lost, and a [Connection] does not, because all its clients and servers would have to be
+// ready at the same moment. The default is [DefaultReturnHome]; 0 means never.
 func WithReturnHome(after time.Duration) ConnectionOption {
 	return linkOption(func(c *linkConfig) { c.returnHome = after })
 }

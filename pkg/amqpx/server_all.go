@@ -13,13 +13,14 @@ import (
 // twice.
 
 // OnEveryServer allows calls of the method to all servers at once ([Client.CallAll]), besides
-// calls to one. Other methods refuse them with [CodeFailedPrecondition]: most work, such as
-// placing an order, must be done by one server. It is for methods about the server itself, such
-// as to drop its cache.
+// calls to one server. The option is for methods about a server, such as dropping a cache; other
+// methods refuse calls to all servers with [CodeFailedPrecondition], because most work, such as
+// placing an order, must be done once.
 //
 // The server needs the permissions of its control plane ([WithControl]), for the exchange
-// "<queue>.control.all" and a queue whose name begins with it. While the broker refuses them, the
-// server logs a warning, and does not receive such calls. The option has no effect on streams.
+// "<queue>.control.all" and a queue whose name begins with that of the exchange. While the broker
+// refuses them, the server logs a warning, and receives no calls to all servers. The option has
+// no effect on streams.
 func OnEveryServer() HandleOption { return func(m *serverMethod) { m.everywhere = true } }
 
 const (

@@ -25,18 +25,18 @@ import (
 //
 // A request beyond MaxCalls or MaxBytes is refused with [CodeResourceExhausted] and [DidNotRun],
 // and with a hint when to send it again; a one-way request is dropped, or left to a dead-letter
-// policy of the queue. A request is never refused for these limits if the broker delivers it
-// again after a loss, or if it repeats a call that runs here. A request beyond MaxRunning waits.
+// policy of the queue. A redelivered request, and a repetition of a call that runs in this
+// server, are never refused for these limits. A request beyond MaxRunning waits.
 //
 // The server sees only the requests that the broker has delivered to it ([WithPrefetch]), and the
 // broker delivers in the order of arrival. MaxCalls must therefore be smaller than the prefetch
-// count, or one caller's requests can fill the prefetch; then the requests of other callers
-// wait in the broker's queue. Callers without a user can choose any reply_to: a server tells at
-// most 1,024 such callers apart, and all further ones share the limits of one caller. Use
-// [Authorize] to refuse callers without a user.
+// count, or one caller's requests can fill the prefetch; then the requests of other callers wait
+// in the broker's queue. Callers without a user can choose any reply_to: a server tells at most
+// 1,024 such callers apart, and all further callers share the limits of one. Use [Authorize] to
+// refuse callers without a user.
 type CallerLimits struct {
-	// MaxCalls is how many calls of one caller may be in the server, from their arrival until
-	// the broker has confirmed their responses.
+	// MaxCalls bounds the calls of one caller in the server, from arrival until the broker has
+	// confirmed the response.
 	MaxCalls int
 	// MaxBytes is the size of the bodies of these calls, in bytes. A caller with nothing in
 	// the server may send one request of any size.

@@ -340,9 +340,9 @@ func (q *query) await(ctx context.Context, status func() Status, enough <-chan t
 }
 
 // Ping sends a query to this server over the broker and returns the time until the response. A
-// success means that both connections, the broker's routing and this server's consumer work.
-// Ping is for health checks at a low rate. The error is an [*Error]. It matches the error of
-// ctx, and [ErrNotConnected] or [ErrBlocked] if this is the reason.
+// success means that both connections, the broker's routing and this server's consumer work. Ping
+// is for health checks at a low rate. The error is an [*Error] that matches the error of ctx,
+// [ErrNotConnected] or [ErrBlocked], if that is the reason.
 func (s *Server) Ping(ctx context.Context) (took time.Duration, err error) {
 	if err = s.check(ctx); err != nil {
 		return 0, err

@@ -88,34 +88,33 @@ const (
 // ([WithIdempotencyKey]) runs at most once over all servers that use the store, within the age of
 // [WithDedup]; this server's memory comes first. The key belongs to the queue, the method and the
 // owner as without a store ([WithDedupScope]); a key without an owner belongs to its reply_to.
-// Brokers and virtual hosts with queues of equal names need stores, or prefixes in a store, of
-// their own. The default, nil, is no store.
+// Brokers and virtual hosts with queues of equal names need separate stores, or separate prefixes
+// in a store. The default, nil, is no store.
 //
 // While another server runs a request with the same key, a request waits, without a worker, until
-// its deadline. A server that dies leaves a claim, which ends with its lease ([WithDedupLease]):
-// then the next request runs, although the first may have run. A method with [AtMostOnce] refuses
-// redelivered requests then, and answers them with a stored response if there is one. Like the
-// memory, the store keeps only final results.
+// its deadline. The claim of a dead server ends with the lease ([WithDedupLease]): then the next
+// request runs, although the first may have run. A method with [AtMostOnce] then answers a
+// redelivered request with the stored response, or refuses the request. Like the memory, the
+// store keeps only final results.
 //
-// If the store fails, or does not respond within a second, the request does not run without its
-// protection: it is refused with [CodeUnavailable], [DidNotRun] and a hint of a second, and a client
-// tries again within the deadline and the retry budget. A one-way request waits for the store,
-// until its deadline or the time limit of handlers. A response that cannot be stored is sent, and
-// stored later; if the store stays away longer than the lease, another server may run the request
-// again.
+// If the store fails, or does not respond within a second, the server refuses the request with
+// [CodeUnavailable], [DidNotRun] and a hint of a second, and a client tries again within the
+// deadline and the retry budget. A one-way request waits for the store, until its deadline or the
+// time limit of handlers. A response that cannot be stored is sent, and stored later; if the store
+// stays away longer than the lease, another server may run the request again.
 //
-// Calls without a key, or with only the key that [Idempotent] gives them, do not use the store, nor
-// do streams and calls to all servers ([Client.CallAll]). The second request of a hedged call with a
-// key ([WithHedge]) waits for the first.
+// Calls without a key or with only the key of [Idempotent], streams, and calls to all servers
+// ([Client.CallAll]) do not use the store. The second request of a hedged call with a key
+// ([WithHedge]) waits for the first.
 func WithDedupStore(store DedupStore) ServerOption {
 	return serverOption(func(c *serverConfig) { c.dedupStore = store })
 }
 
-// WithDedupLease sets how long a claim in the store of [WithDedupStore] lasts unless the server
-// renews it, as it does three times in this time while the handler runs. A server that dies, or is
-// cut off from the store, frees its keys after this time at the latest. The default is
-// [DefaultDedupLease]; less than a second is an error of [NewServer]. A server that stands still for
-// longer than the lease loses its claims.
+// WithDedupLease sets how long a claim in the store of [WithDedupStore] lasts without renewal; the
+// server renews a claim three times in d while the handler runs. The keys of a server that dies, or
+// is cut off from the store, are free after d at the latest. The default is [DefaultDedupLease];
+// less than a second is an error of [NewServer]. A server that stands still for longer than the
+// lease loses all claims.
 func WithDedupLease(d time.Duration) ServerOption {
 	return serverOption(func(c *serverConfig) { c.dedupLease = d })
 }

@@ -91,11 +91,10 @@ func newCallKey(user, replyTo, id string) callKey {
 func (in *incoming) callKey() callKey { return newCallKey(in.user, in.ReplyTo, in.ID) }
 
 // WithTrustedUsers sets users of the broker, beside the server's own, whose messages may carry
-// what only copies by servers carry: the name of the caller ([Request.User]) and the count of
-// lost deliveries ([WithDeliveryLimit]). Set the users of the other servers of the queue if they
-// have other users, for example while the servers' user is replaced. A user of a client must not
-// be among them: this client could name any caller. The default is none; [WithUserID] must be
-// on.
+// the properties that servers add to copies: the name of the caller ([Request.User]) and the
+// count of lost deliveries ([WithDeliveryLimit]). Set the users of the queue's other servers if
+// different, for example while the servers' user is replaced. Never set the user of a client:
+// that client could name any caller. The default is none; [WithUserID] must be on.
 func WithTrustedUsers(users ...string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.trustedUsers = users })
 }

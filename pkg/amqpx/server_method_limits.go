@@ -20,12 +20,12 @@ func HandlerTimeout(d time.Duration) HandleOption {
 }
 
 // MaxConcurrent bounds how many handlers of the method run at once in a server, 1 or more; without
-// the option only [WithWorkers] bounds them. A request beyond the bound is refused, and does not
-// wait: a request that waits would hold a worker that other methods need. The refusal is one of
-// [Refuse], with [CodeResourceExhausted] and a hint when a handler is likely to have returned, so
-// a client retries it, at any server of the queue, within the call's deadline and its retry
-// budget. Middleware runs before the bound is checked; duplicates of a running request do not
-// count ([WithDedup]). A one-way request, whose caller learns of no refusal, waits with its worker.
+// the option only [WithWorkers] bounds them. A request beyond the bound is refused, because a
+// waiting request would hold a worker that other methods need. The refusal, like that of [Refuse],
+// has [CodeResourceExhausted] and a hint when a handler is likely to have returned, so a client
+// retries the call, at any server of the queue, within its deadline and the retry budget.
+// Middleware runs before the bound is checked; duplicates of a running request do not count
+// ([WithDedup]). A one-way request, whose caller learns of no refusal, waits with its worker.
 func MaxConcurrent(n int) HandleOption {
 	return func(m *serverMethod) {
 		if n < 1 {

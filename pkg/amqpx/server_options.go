@@ -159,9 +159,9 @@ func WithWorkers(n int) ServerOption {
 }
 
 // WithPrefetch sets the number of unacknowledged requests delivered to this server
-// (https://www.rabbitmq.com/docs/consumer-prefetch). The prefetch bounds the server's memory.
-// The default, 0, is twice the workers: for each worker one running request, and one request
-// on its way while a response waits for its confirm.
+// (https://www.rabbitmq.com/docs/consumer-prefetch). The prefetch bounds the server's memory. The
+// default, 0, is twice the workers: each worker runs a request, and the next request is on its
+// way while a response waits for the confirm.
 func WithPrefetch(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.prefetch = n })
 }
@@ -230,12 +230,12 @@ func WithDefaultMethod(name string) ServerOption {
 // WithMethodOf sets a function that chooses the method of requests from programs that do not follow
 // docs/protocol.md and name no method of this server in the property app_id: old programs that put
 // the name into a header or into the body, or their own name into app_id. The function gets the
-// request as it came, with app_id as its Method, and returns the method's name; "" leaves the
-// method as it is, which for a request without a name is that of [WithDefaultMethod]. Requests of
-// this package's clients are not affected. The function must not change the request or keep it. It
-// is called for one request after another of a connection, before the request waits for a worker, so
-// it must be quick. If it panics, the request is refused with [CodeInternal], and the panic is
-// logged. The default is nil.
+// received request, with app_id as the Method, and returns the method's name; "" leaves the method
+// unchanged: for a request without a name, the method of [WithDefaultMethod]. Requests of this
+// package's clients are not affected. The function must not change or keep the request. The server
+// calls the function for one request of a connection after another, before the request waits for a
+// worker, so the function must be quick. After a panic of the function the request is refused with
+// [CodeInternal], and the panic is logged. The default is nil.
 func WithMethodOf(choose func(req *Request) string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.methodOf = choose })
 }
@@ -252,13 +252,12 @@ func WithDedupScope(scope func(ctx context.Context, req *Request) string) Server
 }
 
 // WithMaxBytesInHand bounds the memory of request bodies, in bytes: the bodies of requests
-// delivered to this server and not acknowledged. The default, 0, is [DefaultMaxBytesInHand],
-// or the limit of [WithMaxMessageSize] if larger; n must not be smaller than the latter. The
-// prefetch bounds the number of requests, this option their size. A request beyond the bound
-// is discarded while it arrives, and delivered again when there is room; for a method with
-// [AtMostOnce] the request is refused with [CodeResourceExhausted] instead. One eighth is
-// reserved for requests and batches of at most 64 KiB, and one request of the retry queue is
-// always accepted in addition.
+// delivered to this server and not acknowledged. The default, 0, is [DefaultMaxBytesInHand], or
+// the limit of [WithMaxMessageSize] if larger; n must be at least that limit. The prefetch bounds
+// the number of requests, this option their size. A request beyond the bound is discarded while
+// it arrives, and delivered again when there is room; for a method with [AtMostOnce] the request
+// is refused with [CodeResourceExhausted] instead. One eighth is reserved for requests and
+// batches of at most 64 KiB, and one request of the retry queue is always accepted in addition.
 func WithMaxBytesInHand(n int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.maxBytesInHand = n })
 }

@@ -363,7 +363,7 @@ func internalError() *Error { return Errorf(CodeInternal, "internal error") }
 
 // Response is a response that a client received; see [CallInfo] and [WithResponseCheck].
 type Response struct {
-	// Body is the result. It is nil for a failure, whose text is in the error.
+	// Body is the result, or nil for a failure, whose text is in the error.
 	Body []byte
 	// ContentType and ContentEncoding describe the body; "" if the server did not set them.
 	ContentType, ContentEncoding string
@@ -417,9 +417,9 @@ func SetResponseHeader(ctx context.Context, name string, value any) error {
 }
 
 // SetResponseTrailer sets a trailer of the response to the request of the handler with context ctx,
-// including an error response. Trailers are headers with names of their own: no name is reserved,
-// except the empty one, and a name has at most 243 bytes. They exist for gRPC, where headers come
-// before and trailers after the result; here both come with it. Limits, errors and concurrency are
+// including an error response. Trailers and headers have separate names; no name of a trailer is
+// reserved, and a name has 1 to 243 bytes. Trailers exist for gRPC, where headers come before and
+// trailers after the result; here both come with the result. Limits, errors and concurrency are
 // those of [SetResponseHeader]. The caller reads trailers with [WithCallInfo].
 func SetResponseTrailer(ctx context.Context, name string, value any) error {
 	sent, err := wire.EncodeHeader(map[string]any{name: value})

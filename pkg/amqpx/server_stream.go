@@ -20,13 +20,13 @@ import (
 )
 
 // StreamHandler handles one stream of a method. The stream ends when the handler returns, behind the
-// items that it has sent. An [*Error] reaches the client unchanged; any other error, and a panic,
-// reach the client as [CodeInternal] without their text.
+// sent items. An [*Error] reaches the client unchanged; any other error, and a panic, reach the
+// client as [CodeInternal] without text.
 //
-// The context carries the client's deadline, if it has one. It ends at the deadline, when the client
+// The context has the client's deadline, if any. The context ends at the deadline, when the client
 // cancels the stream or has gone, when the connection is lost, when the server is stopped hard, and
-// when the handler has returned. Handlers of streams run each in a goroutine of its own, beside the
-// workers of [WithWorkers]; [WithMaxStreams] bounds their number.
+// when the handler has returned. Each handler runs in a separate goroutine, beside the workers of
+// [WithWorkers]; [WithMaxStreams] bounds the number.
 type StreamHandler func(ctx context.Context, s *ServerStream) error
 
 // StreamMiddleware wraps a StreamHandler.
@@ -137,8 +137,8 @@ func (s *ServerStream) setHeader(header map[string]any, now bool) error {
 	return nil
 }
 
-// SetTrailer adds trailers, which travel with the end, also of a handler that fails. Values are those
-// of SetHeader. It returns an error if they cannot be sent.
+// SetTrailer adds trailers, which travel with the end of the stream, also if the handler fails.
+// Values are those of SetHeader; an error reports a trailer that cannot be sent.
 func (s *ServerStream) SetTrailer(trailer map[string]any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -29,12 +29,11 @@ const (
 	streamRetryHint = 100 * time.Millisecond
 )
 
-// WithMaxStreams bounds the streams of a server, and those of one client in it; the defaults are
+// WithMaxStreams bounds the open streams of a server, in total and of one client; the defaults are
 // [DefaultMaxStreams] and [DefaultMaxClientStreams]. A stream counts until its handler has returned
 // and its end was sent. A server with total streams takes no openings from the queue, so that other
-// servers get them; a client beyond its limit is refused with [CodeResourceExhausted] and
-// [DidNotRun]. The limit MaxCalls of [WithCallerLimits], if it is set, holds for the streams of a
-// caller too.
+// servers get the openings; a client beyond the limit is refused with [CodeResourceExhausted] and
+// [DidNotRun]. The limit MaxCalls of [WithCallerLimits] also holds for the streams of a caller.
 func WithMaxStreams(total, perClient int) ServerOption {
 	return serverOption(func(c *serverConfig) { c.maxStreams, c.maxClientStreams = total, perClient })
 }
@@ -48,14 +47,13 @@ func WithMaxStreamTime(d time.Duration) ServerOption {
 }
 
 // WithStreamMiddleware adds middleware around the handlers of streams, the first listed outermost,
-// inside the middleware of [WithMiddleware]. It can wrap the handler's use of the stream by what it
-// does before and after; the handler gets the context that it passes on. It must be given before
-// [Server.HandleStream], which the options of [NewServer] are.
+// inside the middleware of [WithMiddleware]. The middleware acts before and after the handler, and
+// may pass another context to the handler.
 func WithStreamMiddleware(m ...StreamMiddleware) ServerOption {
 	return serverOption(func(c *serverConfig) { c.streamMiddleware = append(c.streamMiddleware, m...) })
 }
 
-// MaxStreams bounds the open streams of a method in a server; further ones are refused with
+// MaxStreams bounds the open streams of a method in a server; further streams are refused with
 // [CodeResourceExhausted] and [DidNotRun]. The default is no bound beside [WithMaxStreams]. The
 // option has no effect on calls.
 func MaxStreams(n int) HandleOption { return func(m *serverMethod) { m.maxStreams = n } }

@@ -109,8 +109,7 @@ type ServerStats struct {
 	// Deferred counts the deliveries for whose bodies there was no room
 	// ([WithMaxBytesInHand]); they are delivered again when there is room.
 	Deferred uint64 `json:"deferred"`
-	// CallerLimited counts the refused requests of callers who had as much in hand as they may
-	// ([WithCallerLimits]).
+	// CallerLimited counts the requests refused for the limits of a caller ([WithCallerLimits]).
 	CallerLimited uint64 `json:"caller_limited"`
 	// ReplyRefused counts the requests that were not run because of their reply_to
 	// ([WithReplyPrefix]).
@@ -118,8 +117,7 @@ type ServerStats struct {
 	// DefaultExchange counts the requests that callers published to the default exchange, and
 	// not to the request exchange ([WithExchange]).
 	DefaultExchange uint64 `json:"default_exchange"`
-	// Replayed counts the duplicates that were not run: they got the response of the request
-	// they repeat.
+	// Replayed counts the duplicates that were not run, but got the response of the first request.
 	Replayed uint64 `json:"replayed"`
 	// Canceled counts the requests canceled by their callers: the handler's context was
 	// canceled, or the request was not run.
@@ -265,8 +263,8 @@ func reconnects(st Status) uint64 {
 // ([rabbitmq-rpc/pkg/amqpxprom] is an implementation); plain counts are in [Client.Stats]. The
 // methods are called for every call, by many goroutines at once, and must return at once.
 type ClientObserver interface {
-	// CallSettled is called when a call has returned, with its method, its code ("" for a
-	// result), and the time its caller waited, over every re-send.
+	// CallSettled is called when a call has returned, with the method, the code ("" for a result),
+	// and the time that the caller waited, over every re-send.
 	CallSettled(method string, code Code, took time.Duration)
 	// BatchSent is called when a batch is sent, with the number of calls in the batch.
 	BatchSent(calls int)
@@ -275,9 +273,8 @@ type ClientObserver interface {
 // ServerObserver receives the events of a server as they happen. The rules of [ClientObserver]
 // apply; plain counts are in [Server.Stats].
 type ServerObserver interface {
-	// HandlerEnded is called when a handler has ended, with its method, its code ("" for a
-	// result), the time the request had waited in this server for a worker, and the run time
-	// of the handler.
+	// HandlerEnded is called when a handler has ended, with the method, the code ("" for a result),
+	// the time that the request waited in this server for a worker, and the run time.
 	HandlerEnded(method string, code Code, queued, took time.Duration)
 	// RequestRefused is called when a request, or the opening of a stream, was answered with an
 	// error and not run. The method is "" unless this server has the method: a name sent by a caller is not to be

@@ -361,7 +361,7 @@ const (
 	FaultPermission = transport.FaultPermission
 	// FaultFeatureForbidden: the broker forbids a deprecated feature, such as transient queues.
 	FaultFeatureForbidden = transport.FaultFeatureForbidden
-	// FaultNotImplemented: the broker does not know what was asked of it.
+	// FaultNotImplemented: the broker does not implement the requested operation.
 	FaultNotImplemented = transport.FaultNotImplemented
 )
 

@@ -28,8 +28,8 @@ const (
 	DefaultStreamMemory = 256 << 20
 	// DefaultStreamKeepAlive is the silence of a peer after which it gets a ping.
 	DefaultStreamKeepAlive = 5 * time.Second
-	// DefaultMaxStreams and DefaultMaxClientStreams bound the streams of a server, and those of one
-	// client in a server.
+	// DefaultMaxStreams and DefaultMaxClientStreams bound the streams of a server, in total and of
+	// one client.
 	DefaultMaxStreams       = 1000
 	DefaultMaxClientStreams = 100
 )
@@ -90,8 +90,8 @@ func (c *streamConfig) table(server bool, onWaiting func()) stream.Config {
 type Progress struct {
 	// Sent is the number of items that this side has sent.
 	Sent uint64
-	// Taken is how many of them the application of the other side has taken, as far as it has told:
-	// it may have taken more.
+	// Taken is the last reported number of sent items that the application of the other side has
+	// taken.
 	Taken uint64
 	// Received is the number of items that the application of this side has taken.
 	Received uint64
@@ -113,13 +113,13 @@ func progressFrom(p stream.Progress) Progress {
 // StreamStats has the counts of the streams of a client or a server since its construction.
 type StreamStats struct {
 	// Open is the number of open streams, Opened the number of all streams, Failed the number of
-	// those that ended with an error, cancellations included. Refused counts the openings that a
+	// streams that ended with an error, cancellations included. Refused counts the openings that a
 	// server refused.
 	Open    int64  `json:"open"`
 	Opened  uint64 `json:"opened"`
 	Failed  uint64 `json:"failed"`
 	Refused uint64 `json:"refused"`
-	// The items that were sent, and taken by the application of this side, and their bytes.
+	// The sent items, the items taken by the application of this side, and the bytes of both.
 	ItemsSent     uint64 `json:"items_sent"`
 	ItemsReceived uint64 `json:"items_received"`
 	BytesSent     uint64 `json:"bytes_sent"`

@@ -123,9 +123,9 @@ func (x *clientStream) CloseSend() error {
 	return x.stream.CloseSend()
 }
 
-// SendMsg implements [grpc.ClientStream]. It returns [io.EOF] if the stream has ended: RecvMsg
-// returns the reason. The only message of a client is no error then, because generated code returns
-// the error of this message to its caller.
+// SendMsg implements [grpc.ClientStream]. After the end of the stream SendMsg returns [io.EOF], and
+// RecvMsg returns the reason; with only one message of the client SendMsg returns nil, because
+// generated code would return [io.EOF] to its caller.
 func (x *clientStream) SendMsg(message any) error {
 	if x.closed.Load() {
 		return x.fail(localError(codes.Internal, "SendMsg called after CloseSend"))

@@ -5,9 +5,9 @@
 //	store, err := amqpxredis.New(client)
 //	server, err := amqpx.NewServer(url, amqpx.WithDedupStore(store))
 //
-// Redis 4 and later, its clusters, and servers that speak its protocol and run its scripts do. An
-// entry is lost if Redis evicts it (set maxmemory-policy noeviction), restarts without persistence, or
-// fails over to a replica that has not received it: then another server may run the request again.
+// The store works with Redis 4 and later, Redis Cluster, and servers with the same protocol and
+// scripts. An eviction (set maxmemory-policy noeviction), a restart without persistence, or a failover
+// to a replica that lags behind loses entries: then another server may run a request again.
 package amqpxredis
 
 import (
@@ -39,10 +39,10 @@ type Option func(*Store)
 // share a Redis, such as staging and production, need different prefixes.
 func WithPrefix(prefix string) Option { return func(s *Store) { s.prefix = prefix } }
 
-// New returns a store that uses a client, which stays the caller's: its addresses, TLS, passwords and
-// timeouts, and its end after that of the servers. New does no I/O. It returns an error for a nil
-// client or option, and for a client without ContextTimeoutEnabled, which would let a server wait for
-// longer than its deadlines.
+// New returns a store that uses client. The caller sets addresses, TLS, passwords and timeouts of the
+// client, and closes the client after the end of the servers. New does no I/O. It returns an error
+// for a nil client or option, and for a client without ContextTimeoutEnabled, which would let a
+// server wait for longer than its deadlines.
 func New(client redis.UniversalClient, opts ...Option) (*Store, error) {
 	if client == nil {
 		return nil, errors.New("amqpxredis: the client is nil")

@@ -3,7 +3,7 @@
 //	rpc-definitions -folder FOLDER [-queue NAME] [-vhost NAME] [-broker URL,…] [-clients NAME,…] [-processes N]
 //		[-streams] [-call-all NAME,…] [-rotate]
 //
-// It writes into folders below FOLDER, one for each reader:
+// The command writes into folders below FOLDER, a folder for each reader:
 //
 //	broker/definitions.json     for RabbitMQ's load_definitions: the users with hashes of their
 //	                            passwords, permissions, limits and an operator policy
@@ -12,8 +12,8 @@
 //	operator/amqp-url           for people and monitoring
 //	NAME/amqp-url               for AMQP_URL_FILE of each client
 //
-// The name of a folder is the name of its user. Passwords that exist stay, unless -rotate asks for
-// new ones; files whose content is up to date are not written. No password is printed.
+// The name of a folder is the name of its user. Passwords that exist stay, unless -rotate is set;
+// files with current content are not written. No password is printed.
 package main
 
 import (

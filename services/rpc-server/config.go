@@ -37,9 +37,9 @@ type Config struct {
 	// MaxBytesInHand limits the total size of the bodies of delivered requests that are not
 	// yet acknowledged.
 	MaxBytesInHand int `envconfig:"RPC_MAX_BYTES_IN_HAND" default:"67108864" min:"1" max:"1000000000000"`
-	// CallerMaxCalls, CallerMaxBytes and CallerMaxRunning limit the requests of one caller in this
-	// server, their size and how many of them run at once; 0 means no limit. CallerFair lets
-	// callers take turns.
+	// CallerMaxCalls, CallerMaxBytes and CallerMaxRunning limit the number, the total size and the
+	// running handlers of one caller's requests; 0 means no limit. CallerFair lets callers take
+	// turns.
 	CallerMaxCalls   int  `envconfig:"RPC_CALLER_MAX_CALLS" default:"0" min:"0" max:"1000000000"`
 	CallerMaxBytes   int  `envconfig:"RPC_CALLER_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
 	CallerMaxRunning int  `envconfig:"RPC_CALLER_MAX_RUNNING" default:"0" min:"0" max:"65535"`

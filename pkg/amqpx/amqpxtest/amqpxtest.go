@@ -80,7 +80,7 @@ func (b *Broker) Stop() {
 	b.memory.Restart()
 }
 
-// Start ends [Broker.Stop]. Clients and servers connect again by themselves, within their backoff
+// Start ends [Broker.Stop]. Clients and servers connect again within the backoff
 // ([amqpx.WithBackoff]).
 func (b *Broker) Start() { b.memory.With(func(*brokertest.Broker) { b.away = false }) }
 
@@ -103,11 +103,11 @@ func (b *Broker) Restart() { b.memory.Restart() }
 
 // Block stops the broker from taking messages, as RabbitMQ does while memory or disk space is
 // short. RabbitMQ gives the reason "low on memory" or "low on disk". Clients and servers that
-// have published something are told the reason. Block lasts until [Broker.Unblock].
+// have published get the reason. Block lasts until [Broker.Unblock].
 //
 // Calls wait meanwhile, and end at their deadlines with [amqpx.CodeDeadlineExceeded] and
 // [amqpx.ErrBlocked]. The outcome is [amqpx.DidNotRun], and [amqpx.MayHaveRun] for the call whose
-// request is the first of its client: RabbitMQ reads one message before it tells a client.
+// request is the first of its client: RabbitMQ reads one message before the client is notified.
 func (b *Broker) Block(reason string) {
 	if reason == "" {
 		reason = "low on memory"

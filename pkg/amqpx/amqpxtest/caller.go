@@ -9,19 +9,19 @@ import (
 )
 
 // Caller is a fake client: a function that answers calls, in tests of code that depends on
-// [amqpx.Caller]. The function gets each call as a request, as middleware of a client gets it, with
-// the options of the call: header, content type, idempotency key, a correlation id. Its context has
-// the deadline of the call, that of [amqpx.CallTimeout] or the default one of a client. A typed
-// method answers as the function by its Handler:
+// [amqpx.Caller]. The function gets each call as the request that middleware of a client gets, with
+// the options of the call: header, content type, idempotency key, a correlation id. The context has
+// the deadline of the call, of [amqpx.CallTimeout] or the default of a client. The Handler of a
+// typed method is such a function:
 //
 //	stock := amqpxtest.Caller(GetStock.Handler(func(context.Context, StockRequest) (Stock, error) {
 //		return Stock{Left: 3}, nil
 //	}))
 //
-// An error that is an [*amqpx.Error], mostly one of [Error], reaches the caller as it is. Any other
-// error reaches the caller as that of a handler does: the end of the context with its code, the
-// rest with [amqpx.CodeInternal] and without its text. If ctx has ended before the call, the
-// function is not called, and the outcome is [amqpx.DidNotRun]. A CallInfo stays as it is.
+// An [*amqpx.Error], mostly made by [Error], reaches the caller unchanged. Any other error reaches
+// the caller like the error of a handler: the end of the context with its code, the rest with
+// [amqpx.CodeInternal] and without text. If ctx has ended before the call, the function is not
+// called, and the outcome is [amqpx.DidNotRun]. A CallInfo is not filled.
 type Caller func(ctx context.Context, req *amqpx.Request) ([]byte, error)
 
 // Call implements [amqpx.Caller].

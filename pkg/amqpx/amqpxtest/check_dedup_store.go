@@ -18,9 +18,9 @@ const (
 	checkPause = 10 * time.Millisecond
 )
 
-// CheckDedupStore checks that a store keeps what [amqpx.DedupStore] promises, and returns all
-// deviations as one error. It uses keys that begin with prefix, which must have no entries, and leaves
-// entries that end within a minute. It takes a second. Run it in the tests of a store of your own:
+// CheckDedupStore checks a store against the contract of [amqpx.DedupStore], and returns all
+// deviations as one error. The keys of the check begin with prefix and must have no entries; entries
+// that remain end within a minute. The check takes a second. Run it in the tests of a store:
 //
 //	if err := amqpxtest.CheckDedupStore(ctx, store, "test/"); err != nil {
 //		t.Error(err)

@@ -42,12 +42,12 @@ func Lose() Fault { return Fault{kind: brokertest.FaultSwallow} }
 // response: the call succeeds, and the client counts one more response in ClientStats.Duplicates.
 func Duplicate() Fault { return Fault{kind: brokertest.FaultTwice} }
 
-// Delay makes the broker confirm the message, and put it into its queue after d. Messages that come
-// later overtake it.
+// Delay makes the broker confirm the message at once and enqueue the message after d, behind the
+// messages that arrive meanwhile.
 //
-// A request or a response: the call succeeds after d. If its deadline is earlier, it ends with
-// [amqpx.CodeDeadlineExceeded] and [amqpx.MayHaveRun]: the request expires and never runs, the
-// response counts in ClientStats.Late.
+// A request or a response: the call succeeds after d. If the deadline is earlier, the call ends
+// with [amqpx.CodeDeadlineExceeded] and [amqpx.MayHaveRun]: the request expires and never runs,
+// the response counts in ClientStats.Late.
 func Delay(d time.Duration) Fault { return Fault{kind: brokertest.FaultLate, late: d} }
 
 // DisconnectBefore ends the connection of the message's sender, and the message does not arrive.
@@ -64,10 +64,10 @@ func DisconnectBefore() Fault { return Fault{kind: brokertest.FaultLostUnconfirm
 // A request: as with [DisconnectBefore], but the handler runs. A response: the call succeeds.
 func DisconnectAfter() Fault { return Fault{kind: brokertest.FaultCutUnconfirmed} }
 
-// FailRequests sets the faults of the next messages with requests to a queue, one for each message
-// in order, after the faults that were set before. Calls made one after the other are one message
-// each; calls made at the same time may be one message together, which shares its fault. The copy
-// of a request that a server gives back to the queue counts too. Streams have faults of their own.
+// FailRequests sets the faults of the next messages with requests to a queue, one fault for each
+// message in order, after the faults set before. Consecutive calls are one message each;
+// concurrent calls may share one message and its fault. The copy of a request that a server gives
+// back to the queue counts too. For streams see [Broker.FailOpenings] and [Broker.FailFrames].
 func (b *Broker) FailRequests(queue string, faults ...Fault) {
 	b.memory.With(func(*brokertest.Broker) {
 		b.requests[queue] = append(b.requests[queue], faults...)
@@ -84,7 +84,7 @@ func (b *Broker) FailResponses(queue string, faults ...Fault) {
 }
 
 // FailOpenings sets the faults of the next openings of streams to the servers of a queue, like
-// FailRequests. A stream is never sent again, so what its client sees is
+// FailRequests. A stream is never sent again, so its client sees
 //
 //   - with [Nack], [amqpx.CodeUnavailable], [amqpx.MayHaveRun] and [amqpx.ErrQueueUnavailable]; with a
 //     quorum queue and [amqpx.WaitForServer] the stream opens a second later;
@@ -101,9 +101,9 @@ func (b *Broker) FailOpenings(queue string, faults ...Fault) {
 }
 
 // FailFrames sets the faults of the next messages with frames of streams, items above all, between the
-// clients and servers of a queue, in either direction, like FailRequests. The first such message of
-// a stream is the server's acceptance, which may have items; what is sent meanwhile is one
-// message. What the client sees is
+// clients and servers of a queue, in either direction, like FailRequests. The first such message of a
+// stream is the server's acceptance, which may have items; items sent meanwhile are one message. The
+// client sees
 //
 //   - with [Nack], [DisconnectBefore] and [DisconnectAfter], [amqpx.CodeUnavailable] and
 //     [amqpx.MayHaveRun], at the latest after four times the keep-alive time

@@ -10,10 +10,9 @@ import (
 	"testing"
 )
 
-// FreeAddress returns an address of the host without a listener, for a program that listens there
-// later. Its port is below those that the system assigns to connections, so no connection takes it
-// meanwhile, and it is reserved until the end of the test, so no other test or broker takes it
-// (deploy/lib.sh: reserve_port).
+// FreeAddress returns a free address of the host, for a program that listens later. The port is
+// below the ports that the system assigns to connections, and is reserved against other tests and
+// brokers until the end of the test (deploy/lib.sh: reserve_port).
 func FreeAddress(t testing.TB, host string) string {
 	t.Helper()
 	const lowest, ports, tries = 20_000, 12_000, 100 // as in deploy/lib.sh

@@ -4,9 +4,9 @@ import "rabbitmq-rpc/test/fault/internal/ledger"
 
 // Shape is the judgement of the calls of one shape: one-way, to all servers, retried or hedged.
 type Shape struct {
-	// Calls is the number of calls. OK counts those with the intended end, Errors the other ends by
-	// code and outcome, Abandoned the calls of clients that were killed, Lost those that never
-	// settled, Duplicates the repeated executions.
+	// Calls is the number of calls. OK counts the calls with the intended end, Errors the other ends
+	// by code and outcome, Abandoned the calls of killed clients, Lost the calls that never settled,
+	// Duplicates the repeated executions.
 	Calls      int            `json:"calls"`
 	OK         int            `json:"ok"`
 	Errors     map[string]int `json:"errors,omitempty"`
