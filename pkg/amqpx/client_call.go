@@ -366,8 +366,9 @@ type attempt struct {
 // publish.Confirmed, the zero value, until the attempt has ended.
 const (
 	markResult   = 0xff
-	markReturned = 1 << 8 // the broker returned the request
-	markBatched  = 1 << 9 // sent in a batch
+	markReturned = 1 << 8  // the broker returned the request
+	markBatched  = 1 << 9  // sent in a batch
+	markAtRisk   = 1 << 10 // written before a check found the queue away or without a consumer
 	// markShard is the place of the attempt's shard, which is counted from 1 and 0 until the shard
 	// is chosen.
 	markShard  = 16
@@ -379,6 +380,10 @@ func (a *attempt) isReturned() bool { return a.marks.Load()&markReturned != 0 }
 
 // isBatched reports whether the request was sent in a batch.
 func (a *attempt) isBatched() bool { return a.marks.Load()&markBatched != 0 }
+
+// isAtRisk reports whether a check has found the queue away or without a consumer since the request
+// was written.
+func (a *attempt) isAtRisk() bool { return a.marks.Load()&markAtRisk != 0 }
 
 // at returns the stage.
 func (a *attempt) at() stage { return stage(a.stage.Load()) }

@@ -368,7 +368,9 @@ type CallInfo struct {
 
 // Idempotent declares that running the call twice does no harm. Only an idempotent call is
 // re-sent, under the same idempotency key, when the connection is lost at a moment that leaves
-// the outcome open. [WithMethod] makes the declaration for every call of a method.
+// the outcome open, and when the request waits in a queue that disappears, does not answer for a
+// while, or has no consumer for a while. In the last two cases servers may get both requests.
+// [WithMethod] makes the declaration for every call of a method.
 func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true } }
 
 // WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) carried by

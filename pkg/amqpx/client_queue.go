@@ -52,6 +52,16 @@ type queueState struct {
 // was empty at the previous check, for example while it recovered its messages from the disk.
 func (st queueState) full() bool { return st.known && !st.away && st.filled }
 
+// risky reports whether the queue may lose its requests unnoticed before the next check: a queue
+// that is away, or that no server consumes, may be deleted and declared again.
+func (st queueState) risky() bool { return st.known && (st.away || st.consumers == 0) }
+
+// recovered reports whether the queue answers again, or servers consume it again, since the previous
+// check.
+func (st queueState) recovered(before queueState) bool {
+	return before.risky() && st.known && !st.away && (before.away || st.consumers > 0)
+}
+
 const (
 	// checkEvery is how often a client checks the queues while calls are pending.
 	checkEvery = time.Second
@@ -263,6 +273,7 @@ func (l *queueChecker) checkQueues() {
 		found, err := l.ask(&l.queue, checkTimeout)
 		st := stateOf(found, err)
 		l.queue.plan(st)
+		c.markAtRisk(0, st)
 		before := c.watch.found(st, waiting)
 		c.queueChanged(before, st)
 		c.showQueue(st)
@@ -376,15 +387,17 @@ func (l *queueChecker) count() {
 }
 
 // queueChanged acts on a change of the request queue since the previous check. Confirmed
-// requests are lost, or may be, when the queue is missing, when it exists again, and when
-// servers consume it again after all servers had gone.
+// requests are lost when the queue is missing. They may be lost when the queue answers again, and
+// when servers consume it again after all servers had gone, but only if they were written before the
+// last check without an answer or a consumer: servers that start, and a queue that they declare, are
+// no reason to send later requests twice.
 func (c *Client) queueChanged(before, now queueState) {
 	switch {
 	case now.missing && !before.missing:
 		c.route.queueGate.shut(false)
 		c.resendConfirmed(0)
-	case before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
-		c.resendConfirmed(0)
+	case now.recovered(before):
+		c.resendAtRisk(0)
 	}
 }
 
@@ -410,10 +423,38 @@ func (c *Client) showQueue(st queueState) {
 // except calls in batches, whose requests are in another queue (resendBatched).
 func (c *Client) resendConfirmed(shard int) {
 	for _, a := range c.pending.attempts() {
-		if a.call.req.idempotent && !a.isBatched() && a.shard() == shard {
+		if a.isResendable(shard) {
 			a.loseConfirmed(publish.Lost)
 		}
 	}
+}
+
+// resendAtRisk is resendConfirmed for requests at risk.
+func (c *Client) resendAtRisk(shard int) {
+	for _, a := range c.pending.attempts() {
+		if a.isResendable(shard) && a.isAtRisk() {
+			a.loseConfirmed(publish.Lost)
+		}
+	}
+}
+
+// markAtRisk marks the written requests of idempotent calls in a shard as at risk, if the result of a
+// check of the shard says so.
+func (c *Client) markAtRisk(shard int, st queueState) {
+	if !st.risky() {
+		return
+	}
+	for _, a := range c.pending.attempts() {
+		if at := a.at(); (at == stageWritten || at == stageConfirmed) && a.isResendable(shard) {
+			a.marks.Or(markAtRisk)
+		}
+	}
+}
+
+// isResendable reports whether the attempt is one of an idempotent call, sent to a shard outside of
+// batches.
+func (a *attempt) isResendable(shard int) bool {
+	return a.call.req.idempotent && !a.isBatched() && a.shard() == shard
 }
 
 // checkServed ends the calls in a queue without a consumer in two checks, except calls with

@@ -3,6 +3,7 @@ package amqpx
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -180,6 +181,75 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		gotUnsafe := <-unsafe
 		wantSame(t, "outcome of the other", OutcomeOf(gotUnsafe.err), MayHaveRun)
 		wantSame(t, "generation", r.client.Status().Generation, 1)
+	})
+}
+
+// Servers that come after the client has found none are no sign of a lost request: an idempotent
+// call that the client sends afterwards is sent once.
+func TestCallAfterTheServersCameIsSentOnce(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string][]ClientOption{"one queue": nil, "shards": {WithShards(2)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := brokertest.New()
+				queues := []string{shardName(0), shardName(1)}
+				b.With(func(b *brokertest.Broker) {
+					for _, queue := range queues {
+						_ = b.Declare(queue, true, nil)
+					}
+					b.OnCall = func(op, name string) error {
+						if op == "declare passive" && slices.Contains(queues, name) {
+							xsync.Sleep(t.Context(), 10*time.Millisecond) // the confirm comes before the result of the check
+						}
+						return nil
+					}
+				})
+				client := startClient(t, b, opts...)
+				ready(t, client.WaitReady)
+				ready(t, startServer(t, b, handlers{"m": slow}, WithShards(2)).WaitReady)
+				pass(time.Minute)
+				var calls []<-chan result
+				for range 2 { // one for each shard
+					calls = append(calls, goCall(client, within(t, time.Minute), "m", []byte("x"), Idempotent()))
+				}
+				for _, call := range calls {
+					wantResponse(t, <-call, "x")
+				}
+				sent := sentTo(b, 2)
+				wantSame(t, "requests", sent[0]+sent[1], len(calls))
+			})
+		})
+	}
+}
+
+// A check that finds the queue without a consumer concerns the requests that were sent before: the
+// queue may be deleted and declared again until the next check. Requests that follow the check are
+// sent once.
+func TestCallsAroundTheReturnOfTheServers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := deserted(t)
+		before := goCall(r.client, within(t, time.Minute), "m", []byte("before"), Idempotent(), WaitForServer())
+		pass(checkEvery + checkEvery/2)
+		r.broker.With(func(b *brokertest.Broker) { b.Remove(b.Queues[DefaultQueue]) })
+		ready(t, startServer(t, r.broker, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+			xsync.Sleep(ctx, 3*time.Second)
+			return req.Body, nil
+		}}).WaitReady)
+		after := goCall(r.client, within(t, time.Minute), "m", []byte("after"), Idempotent())
+		wantResponse(t, <-after, "after")
+		got := <-before
+		wantResponse(t, got, "before")
+		if got.took > 2*checkEvery+3*time.Second+checkSoonest {
+			t.Errorf("the request that was lost took %v", got.took)
+		}
+		sent := make(map[string]int)
+		for _, m := range r.broker.MessagesTo(DefaultQueue) {
+			sent[string(m.Msg.Body)]++
+		}
+		wantSame(t, "requests of the call before the servers came", sent["before"], 2)
+		wantSame(t, "requests of the call after", sent["after"], 1)
 	})
 }
 

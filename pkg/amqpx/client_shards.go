@@ -437,6 +437,7 @@ func (l *queueChecker) checkShards(urgent bool) {
 			continue
 		}
 		k.queue.plan(st)
+		l.client.markAtRisk(k.number, st)
 		before, now := k.shard.found(st)
 		l.client.shardChanged(k, before, now)
 		k.checkBatches(l)
@@ -469,9 +470,10 @@ func (k *shardCheck) checkBatches(l *queueChecker) {
 // a key leave a shard that does not answer.
 func (c *Client) shardChanged(k *shardCheck, before, now queueState) {
 	switch {
-	case now.missing && !before.missing,
-		before.known && !now.away && now.known && (before.away || before.consumers == 0 && now.consumers > 0):
+	case now.missing && !before.missing:
 		c.resendConfirmed(k.number)
+	case now.recovered(before):
+		c.resendAtRisk(k.number)
 	case now.away && !before.away:
 		for _, a := range c.pending.attempts() {
 			if a.call.req.idempotent && a.shard() == k.number && !a.call.req.traits.has(traitKeyed) {

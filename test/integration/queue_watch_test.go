@@ -73,6 +73,10 @@ func TestConfirmedCallOfAQueueThatEndedIsSentAgain(t *testing.T) {
 		q, err := raw.QueueDeclarePassive(r.Queue.Name, true, false, false, false, nil)
 		return err == nil && q.Messages == 1
 	})
+	// A queue that is deleted and declared again between two checks goes unnoticed.
+	if n, err := client.Consumers(rig.Patience(t)); n != 0 || err != nil {
+		t.Fatalf("%d consumers, error %v", n, err)
+	}
 	if _, err := raw.QueueDelete(r.Queue.Name, false, false, false); err != nil {
 		t.Fatal(err)
 	}
