@@ -110,8 +110,9 @@
 //
 // # Extending
 //
-// [WithLogger] takes a logger of zap, [WithSlog] one of log/slog, and [WithDialer] opens the
-// network connections. [Middleware] wraps calls on both sides with one type; [Recover], [Timeout] and [AccessLog]
-// come with the package. [Client.Status], [Client.Watch] and [Client.Stats], and
-// the same methods of [Server], show the connection and the counts.
+// [WithLogger] takes a logger of zap, [WithSlog] one of log/slog, which [FromSlog] turns into one of
+// zap for middleware, and [WithDialer] opens the network connections. [Middleware] wraps calls on
+// both sides with one type; [Recover], [Timeout] and [AccessLog] come with the package.
+// [Client.Status], [Client.Watch] and [Client.Stats], and the same methods of [Server], show the
+// connection and the counts.
 package amqpx
