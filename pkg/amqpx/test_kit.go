@@ -15,9 +15,10 @@ import (
 func init() {
 	hook.WithDialer = func(d transport.Dialer) any { return linkOption(func(c *linkConfig) { c.dialer = d }) }
 	hook.NewError = func(p hook.ErrorParts) any {
+		progress, _ := p.Progress.(*Progress)
 		return &Error{
 			code: Code(p.Code), message: p.Message, outcome: Outcome(p.Outcome), remote: p.Remote,
-			retryAfter: max(p.RetryAfter, 0), causes: p.Causes,
+			retryAfter: max(p.RetryAfter, 0), causes: p.Causes, progress: progress,
 		}
 	}
 	hook.NewRequest = func(method string, body []byte, opts any) (any, time.Duration, error) {

@@ -20,8 +20,8 @@ var WithDialer func(transport.Dialer) any
 //nolint:gochecknoglobals // set while package amqpx is initialised, and never changed.
 var NewError func(ErrorParts) any
 
-// ErrorParts are the parts of an error. Code and Outcome have types of package amqpx, which this
-// package cannot import.
+// ErrorParts are the parts of an error. Code, Outcome and Progress have types of package amqpx, which
+// this package cannot import.
 type ErrorParts struct {
 	Code       string
 	Message    string
@@ -29,6 +29,7 @@ type ErrorParts struct {
 	Remote     bool
 	RetryAfter time.Duration
 	Causes     []error
+	Progress   any // an *amqpx.Progress of the error's own; nil: the error is not one of a stream
 }
 
 // NewRequest returns the *amqpx.Request of a call with the []amqpx.CallOption opts, as middleware
