@@ -1,5 +1,5 @@
-// Command grpc-client calls the service of the command grpc-server with generated code. Comments show the
-// lines of the same program over TCP.
+// Command grpc-client calls the service of the command grpc-server with generated code. Over TCP, main
+// has one line in place of the two that make client and connection, and closes the connection.
 package main
 
 import (
@@ -57,14 +57,14 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	cc := amqpxgrpc.NewClientConn(client) // grpc.NewClient("localhost:50051", …)
+	cc := amqpxgrpc.NewClientConn(client) // cc, err := grpc.NewClient("localhost:50051", …)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	err = greet(ctx, greetings.NewGreeterClient(cc))
 	cancel()
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := client.Close(context.Background()); err != nil {
+	if err := client.Close(context.Background()); err != nil { // cc.Close()
 		log.Fatal(err)
 	}
 }

@@ -1,5 +1,5 @@
-// Command grpc-server is a service of gRPC that is reached over RabbitMQ. Comments show the lines of the
-// same program over TCP.
+// Command grpc-server is a service of gRPC that is reached over RabbitMQ. Three lines of main differ from
+// the same program over TCP, whose lines are comments beside them.
 package main
 
 import (
@@ -54,15 +54,15 @@ func (g greeter) GreetAll(stream greetings.Greeter_GreetAllServer) error {
 
 func main() {
 	url := cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672")
-	server, err := amqpx.NewServer(url, amqpx.WithQueue(amqpx.Queue{Name: "greeter"})) // net.Listen("tcp", ":50051")
+	server, err := amqpx.NewServer(url, amqpx.WithQueue(amqpx.Queue{Name: "greeter"})) // listener, err := net.Listen("tcp", ":50051")
 	if err != nil {
 		log.Fatal(err)
 	}
-	services := amqpxgrpc.NewServer(server) // grpc.NewServer()
+	services := amqpxgrpc.NewServer(server) // services := grpc.NewServer()
 	greetings.RegisterGreeterServer(services, greeter{})
 	healthpb.RegisterHealthServer(services, health.NewServer())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err = services.Serve(ctx) // services.Serve(listener)
+	err = services.Serve(ctx) // err = services.Serve(listener)
 	stop()
 	if err != nil {
 		log.Fatal(err)

@@ -60,14 +60,31 @@ func TestExportedAPI(t *testing.T) {
 	}
 }
 
-// TestProductionHasNoTestCode: the libraries, the examples and the services link nothing of the test
-// kit.
+// TestProductionHasNoTestCode: all libraries, examples and services link nothing of the test kit.
 func TestProductionHasNoTestCode(t *testing.T) {
 	t.Parallel()
-	for path := range list(t, ".", module+"/pkg/amqpx", module+"/pkg/amqpxgrpc", module+"/pkg/amqpxotel", module+"/pkg/amqpxprom",
-		module+"/examples/...", module+"/services/rpc-client", module+"/services/rpc-server") {
-		if path == "testing" || strings.HasSuffix(path, "test") && strings.HasPrefix(path, module) {
-			t.Errorf("%s is linked", path)
+	for dir, packages := range map[string][]string{
+		".": {
+			"pkg/amqpx", "pkg/amqpxgrpc", "pkg/amqpxotel", "pkg/amqpxprom", "examples/...",
+			"services/rpc-client", "services/rpc-server", "services/rpc-certificates", "services/rpc-definitions",
+		},
+		// Nothing in the module of this test imports these packages, so that only their own module can.
+		"../../pkg/amqpxcodec": {"pkg/amqpxcodec/amqpxproto", "pkg/amqpxcodec/amqpxzstd"},
+		"../../pkg/amqpxredis": {"pkg/amqpxredis"},
+	} {
+		for i := range packages {
+			packages[i] = module + "/" + packages[i]
+		}
+		linked := list(t, filepath.FromSlash(dir), packages...)
+		for _, path := range packages {
+			if _, ok := linked[path]; !ok && !strings.HasSuffix(path, "...") {
+				t.Errorf("%s is not among the %d packages that are listed", path, len(linked))
+			}
+		}
+		for path := range linked {
+			if path == "testing" || strings.HasSuffix(path, "test") && strings.HasPrefix(path, module) {
+				t.Errorf("%s is linked", path)
+			}
 		}
 	}
 }

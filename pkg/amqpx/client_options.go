@@ -428,5 +428,6 @@ func WithContentType(contentType, contentEncoding string) CallOption {
 
 // WithCallInfo sets the fields of info when the call returns. The call asks the server for its
 // times, which takes headers in the request and the response: calls that travel alone lose an
-// eighth of their throughput.
+// eighth of their throughput. A stream with this option is an error with [CodeInvalidArgument]: see the
+// methods of [ClientStream].
 func WithCallInfo(info *CallInfo) CallOption { return func(c *callConfig) { c.info = info } }

@@ -36,6 +36,9 @@ type ClientStream struct {
 	unsampled bool // see Request.Unsampled
 }
 
+// errStreamInfo is the mistake of a stream with a CallInfo, whose fields would never be set.
+var errStreamInfo = errors.New("WithCallInfo: a stream has no CallInfo, but methods for headers, trailers, progress and correlation id")
+
 // streamStart is the state of a stream whose request passes middleware.
 type streamStart struct {
 	stream  *ClientStream
@@ -54,10 +57,11 @@ type streamStart struct {
 //
 // The options [WithHeader], [WithContentType], [WithIdempotencyKey], [CallTimeout], [WaitForServer] and
 // [StreamWindow] have an effect on streams, also as options of [WithMethod]. Values of headers are
-// string, []byte, or lists of them. Middleware of the client sees the request without a body, and
-// the end of the stream as the result. Open returns an error if the arguments cannot be sent, or if
-// middleware refuses the stream; all other errors come from the methods of the stream. A stream is
-// not sent again after a fault, see [ProgressOf].
+// string, []byte, or lists of them. [WithCallInfo] is an error: the stream itself has headers,
+// trailers, progress and correlation id. Other options of calls have no effect. Middleware of the
+// client sees the request without a body, and the end of the stream as the result. Open returns an
+// error if the arguments cannot be sent, or if middleware refuses the stream; all other errors come
+// from the methods of the stream. A stream is not sent again after a fault, see [ProgressOf].
 func (c *Client) Open(ctx context.Context, method string, opts ...CallOption) (*ClientStream, error) {
 	return c.openStream(ctx, method, nil, false, opts)
 }
@@ -86,6 +90,9 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	}
 	cfg := c.cfg.callConfigOf(method).with(opts)
 	req, timeout, mistake := c.newRequest(method, nil, opts)
+	if mistake == nil && cfg.info != nil {
+		mistake = errStreamInfo
+	}
 	if mistake != nil {
 		return nil, misused(mistake)
 	}

@@ -66,6 +66,44 @@
 // requests, [Compress] compresses large bodies, and options of calls and handlers, such as
 // [Idempotent], [AtMostOnce] or [MaxConcurrent], can be given to the method.
 //
+// # Streams
+//
+// A stream has any number of items in each direction, in order. The handler of a stream is registered
+// with [Server.HandleStream] and gets a [ServerStream]; the stream ends when the handler returns.
+// [Client.Stream] sends one item and ranges over the items of the handler, [Client.Open] returns a
+// [ClientStream] for items in both directions, and [StreamMethod] is the [Method] of streams:
+//
+//	var Watch = amqpx.NewStreamMethod[Filter, Order]("orders.watch", amqpx.JSON())
+//
+//	err := Watch.Handle(server, func(ctx context.Context, s *amqpx.TypedServerStream[Filter, Order]) error { … })
+//	for order, err := range Watch.Stream(ctx, client, Filter{SKU: "tv"}) { … }
+//
+// A sender waits while its reader is slow: [StreamWindow] bounds the items that wait at the reader of a
+// client, and [WithStreamMemory] the memory of all streams together. A stream stays with one
+// server and one connection. When either is lost, the stream ends with an error, is not opened
+// again, and [ProgressOf] tells how far it came. A client that leaves its loop, or ends the context,
+// cancels the stream. Every stream must come to its end, because it takes memory at both sides.
+//
+// # More shapes of calls
+//
+// [Client.Go] starts a call and returns a [Future], so that many calls need no goroutine each.
+//
+// [Client.Send] sends a one-way request and returns when the broker has confirmed it. Nobody
+// reports what becomes of the request; [WithExpiration] bounds its life.
+//
+// [Client.CallAll] calls a method on every server of the queue and ranges over their responses, for
+// methods that are registered with [OnEveryServer].
+//
+// [WithRetry] makes a failed call again, with backoff and within the deadline of the call: an idempotent
+// call after each code of the [RetryPolicy], any other only if it certainly did not run.
+// [WithHedge] makes a slow idempotent call a second time and takes the first response. Both use the
+// retry budget of the client ([WithRetryBudget]), and one key for all requests of a call.
+//
+// [WithIdempotencyKey] gives a call the key by which a server knows the call again: the server runs
+// the key once, within the age of [WithDedup]. With [WithDedupStore] several servers share the memory of
+// keys, so that a retry that reaches another server gets the stored response. [DedupStore] is the
+// interface of a store; package amqpxredis has one in Redis.
+//
 // # Errors
 //
 // A failed call returns an [*Error]. [CodeOf] classifies the error; [OutcomeOf] states whether
@@ -80,15 +118,17 @@
 //
 // # Tests
 //
-// A handler is a function, and so is a test's stand-in for a client where code depends on [Caller].
-// Package amqpxtest has a broker in memory that fails on demand, and makes errors of every outcome.
+// A handler is a function, and so is a test's stand-in for a client where code depends on [Caller] or
+// [Sender]. Package amqpxtest has the type of this stand-in, a broker in memory that fails on
+// demand, and the constructor of errors with every outcome.
 //
 // # Metadata
 //
 // A caller sends headers with [WithHeader]; a handler reads them in its [Request], sets headers and
 // trailers of the response with [SetResponseHeader] and [SetResponseTrailer], and code far below
 // the handler finds the request with [RequestFromContext]. A caller reads headers, trailers, the
-// correlation id and the id of the server with [WithCallInfo], also of a failed call.
+// correlation id and the id of the server with [WithCallInfo], also of a failed call. Streams have
+// headers, trailers and a correlation id too, as methods of [ClientStream] and [ServerStream].
 //
 // # Guarantees
 //
@@ -110,8 +150,9 @@
 //
 // # Extending
 //
-// [WithLogger] takes a logger of zap, [WithSlog] one of log/slog, and [WithDialer] opens the
-// network connections. [Middleware] wraps calls on both sides with one type; [Recover], [Timeout] and [AccessLog]
-// come with the package. [Client.Status], [Client.Watch] and [Client.Stats], and
-// the same methods of [Server], show the connection and the counts.
+// [WithLogger] takes a logger of zap, [WithSlog] one of log/slog, which [FromSlog] turns into one of
+// zap for middleware, and [WithDialer] opens the network connections. [Middleware] wraps calls on
+// both sides with one type; [Recover], [Timeout] and [AccessLog] come with the package.
+// [Client.Status], [Client.Watch] and [Client.Stats], and the same methods of [Server], show the
+// connection and the counts.
 package amqpx

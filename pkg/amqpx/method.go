@@ -185,7 +185,7 @@ func (m *typedMethod) decodeRequest(ctx context.Context, req *Request, in any) e
 	}
 	limit := DefaultMaxMessageSize
 	if r, ok := ctx.Value(invocationKey{}).(*invocation); ok {
-		limit = r.request.delivery.consumer.server.cfg.maxMessageSize
+		limit = r.maxMessageSize()
 	}
 	body, err := m.decompress(req.Body, req.ContentEncoding, limit)
 	if err != nil {

@@ -62,6 +62,14 @@ func (r *invocation) call() callKey {
 	return newCallKey(r.id.scope, r.request.in.ReplyTo, r.request.in.ID)
 }
 
+// maxMessageSize returns the limit of the server, or the default of the test kit, which has no server.
+func (r *invocation) maxMessageSize() int {
+	if r.request.delivery == nil {
+		return DefaultMaxMessageSize
+	}
+	return r.request.delivery.consumer.server.cfg.maxMessageSize
+}
+
 // invocationKey is the key under which a context stores its invocation.
 type invocationKey struct{}
 

@@ -13,11 +13,18 @@ import (
 
 // WithSlog sets the logger, like [WithLogger], for programs that log with log/slog. Messages have
 // the attribute "logger", which is "amqpx" or the name of a part. nil logs nothing.
-func WithSlog(l *slog.Logger) ConnectionOption {
+func WithSlog(l *slog.Logger) ConnectionOption { return WithLogger(FromSlog(l)) }
+
+// FromSlog returns a logger of zap that writes to l, for the middleware of programs that log with
+// log/slog: [AccessLog], [Recover], [Authorize], and any other function that takes a logger of zap. The
+// fields of zap become attributes, a namespace becomes a group, and levels above error become
+// [slog.LevelError]. The handler of l decides which levels are logged, and gets no context. nil logs
+// nothing.
+func FromSlog(l *slog.Logger) *zap.Logger {
 	if l == nil {
-		return WithLogger(nil)
+		return zap.NewNop()
 	}
-	return WithLogger(zap.New(slogCore{l.Handler()}, zap.AddCaller()))
+	return zap.New(slogCore{l.Handler()}, zap.AddCaller())
 }
 
 // slogCore is a core of zap that writes to a handler of log/slog.

@@ -2,9 +2,11 @@ package amqpx
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -97,4 +99,50 @@ func TestConnectionLogsWithSlog(t *testing.T) {
 		quiet := connectTo(t, b, WithSlog(nil))
 		ready(t, quiet.WaitReady)
 	})
+}
+
+// TestMiddlewareLogsWithSlog: the middleware that takes a logger of zap logs to a handler of log/slog.
+func TestMiddlewareLogsWithSlog(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	handler := slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})
+	log := FromSlog(slog.New(handler).With("program", "orders"))
+	req := &Request{Method: "m", CorrelationID: "7", User: "mallory"}
+	panics := func(context.Context, *Request) ([]byte, error) { panic("broken") }
+	if _, err := Chain(panics, AccessLog(log), Recover(log))(t.Context(), req); err == nil {
+		t.Error("no error after a panic")
+	}
+	if _, err := Chain(panics, Authorize(nil, log))(t.Context(), req); CodeOf(err) != CodePermissionDenied {
+		t.Errorf("got %v, want a refusal", err)
+	}
+	if _, err := Chain(panics, AccessLog(FromSlog(nil)), Recover(FromSlog(nil)))(t.Context(), req); err == nil {
+		t.Error("no error after a panic")
+	}
+	lines := slices.Collect(strings.Lines(out.String()))
+	if len(lines) != 3 {
+		t.Fatalf("%d lines: %s", len(lines), &out)
+	}
+	for i, want := range []string{
+		`{"code":"unknown","correlation_id":"7","error":"panic: broken","level":"INFO","method":"m","msg":"call","program":"orders","request_bytes":0,"response_bytes":0}`,
+		`{"correlation_id":"7","level":"WARN","method":"m","msg":"refused a call that the authorization rules do not allow","program":"orders","user":"mallory"}`,
+	} {
+		var got map[string]any
+		if err := json.Unmarshal([]byte(lines[i+1]), &got); err != nil {
+			t.Fatal(err)
+		}
+		delete(got, "time")
+		delete(got, "took")
+		text, err := json.Marshal(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSame(t, "line", string(text), want)
+	}
+	var panicked struct{ Level, Msg, Panic, Stack string }
+	if err := json.Unmarshal([]byte(lines[0]), &panicked); err != nil {
+		t.Fatal(err)
+	}
+	if panicked.Level != "ERROR" || panicked.Msg != "handler panicked" || panicked.Panic != "broken" || !strings.Contains(panicked.Stack, "slog_test.go") {
+		t.Errorf("the log of the panic: %s", lines[0])
+	}
 }

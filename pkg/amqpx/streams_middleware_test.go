@@ -247,6 +247,7 @@ func TestMisuseOfStreams(t *testing.T) {
 			"no context":  func() (*ClientStream, error) { return r.client.Open(nil, "echo") }, //nolint:staticcheck // the mistake.
 			"nil option":  func() (*ClientStream, error) { return r.client.Open(ctx, "echo", nil) },
 			"no client":   func() (*ClientStream, error) { return (*Client)(nil).Open(ctx, "echo") },
+			"call info":   func() (*ClientStream, error) { return r.client.Open(ctx, "echo", WithCallInfo(new(CallInfo))) },
 			"number":      func() (*ClientStream, error) { return r.client.Open(ctx, "echo", WithHeader(map[string]any{"n": 1})) },
 			"reserved": func() (*ClientStream, error) {
 				return r.client.Open(ctx, "echo", WithHeader(map[string]any{"rpc-n": "1"}))
@@ -256,8 +257,10 @@ func TestMisuseOfStreams(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+		_, err := collect(t, r.client, ctx, "echo", "item", WithCallInfo(new(CallInfo)))
+		wantSame(t, "code with a call info", CodeOf(err), CodeInvalidArgument)
 		large := make([]byte, 1<<20)
-		_, err := collect(t, r.client, ctx, "echo", string(large))
+		_, err = collect(t, r.client, ctx, "echo", string(large))
 		wantSame(t, "code", CodeOf(err), CodeInvalidArgument)
 		s, _ := r.client.Open(ctx, "echo")
 		wantIs(t, s.Send(large), ErrTooLarge)

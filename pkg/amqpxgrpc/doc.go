@@ -1,13 +1,15 @@
 // Package amqpxgrpc runs services of gRPC over RabbitMQ, with the clients and servers of
 // [rabbitmq-rpc/pkg/amqpx] in place of HTTP/2. Code that protoc-gen-go-grpc has generated, and the
-// services behind it, stay as they are: two lines of a program change.
+// services behind it, stay as they are. What changes is how the program connects and serves:
 //
-//	cc := amqpxgrpc.NewClientConn(client)  // instead of grpc.NewClient
+//	client, err := amqpx.NewClient(url, options…) // two lines instead of grpc.NewClient
+//	cc := amqpxgrpc.NewClientConn(client)
 //	orders := pb.NewOrdersClient(cc)
 //
-//	services := amqpxgrpc.NewServer(server) // instead of grpc.NewServer
+//	server, err := amqpx.NewServer(url, options…) // instead of net.Listen
+//	services := amqpxgrpc.NewServer(server)       // instead of grpc.NewServer
 //	pb.RegisterOrdersServer(services, impl)
-//	err := services.Serve(ctx)
+//	err = services.Serve(ctx)                     // instead of Serve(listener)
 //
 // Unary calls are calls of package amqpx, also in batches; streams of all three kinds are its
 // streams. Metadata, headers, trailers, statuses with details, deadlines and cancellation travel both

@@ -7,8 +7,8 @@
 // all connections by [Broker.Disconnect], [Broker.Restart] and [Broker.Stop], of publishing by
 // [Broker.Block]. Each says what a caller then sees.
 //
-// Code that calls depends on [amqpx.Caller], and its tests may have a function in place of a client: a
-// [Caller]. [Error] makes errors with every outcome.
+// Code that calls depends on [amqpx.Caller], and code that sends one-way requests on [amqpx.Sender]. Their
+// tests may have a function in place of a client: a [Caller]. [Error] makes errors with every outcome.
 //
 // The broker uses no network, and its locks are held only for a moment, so tests can run under
 // testing/synctest, where minutes of waiting take no time.

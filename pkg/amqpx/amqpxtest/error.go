@@ -48,3 +48,9 @@ func RetryAfter(d time.Duration) ErrorOption {
 func Cause(causes ...error) ErrorOption {
 	return errorOption(func(p *hook.ErrorParts) { p.Causes = append(p.Causes, causes...) })
 }
+
+// Progress makes the error one that ended a stream which had come so far, see [amqpx.ProgressOf]. Without
+// this option the progress is zero.
+func Progress(progress amqpx.Progress) ErrorOption {
+	return errorOption(func(p *hook.ErrorParts) { p.Progress = new(progress) })
+}

@@ -3,6 +3,7 @@ package amqpxtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -30,5 +31,26 @@ func TestErrorsOfEveryOutcome(t *testing.T) {
 	var info amqpx.ErrorInfo
 	if !amqpx.Detail(e.WithDetail(amqpx.ErrorInfo{Reason: "R"}), &info) || info.Reason != "R" {
 		t.Errorf("got %+v", info)
+	}
+}
+
+// TestErrorsOfStreams: an error tells how far its stream came, also wrapped and with details; of several
+// options the last counts.
+func TestErrorsOfStreams(t *testing.T) {
+	t.Parallel()
+	want := amqpx.Progress{Sent: 7, Taken: 5, Received: 3}
+	option := Progress(want)
+	lost := Error(amqpx.CodeUnavailable, amqpx.MayHaveRun, option)
+	if got := amqpx.ProgressOf(lost); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := amqpx.ProgressOf(fmt.Errorf("orders: %w", lost.WithDetail(amqpx.ErrorInfo{Reason: "R"}))); got != want {
+		t.Errorf("wrapped: got %+v, want %+v", got, want)
+	}
+	if got := amqpx.ProgressOf(Error(amqpx.CodeUnavailable, amqpx.MayHaveRun, option, Progress(amqpx.Progress{Sent: 1}))); got != (amqpx.Progress{Sent: 1}) {
+		t.Errorf("the last option: got %+v", got)
+	}
+	if got := amqpx.ProgressOf(Error(amqpx.CodeUnavailable, amqpx.MayHaveRun)); got != (amqpx.Progress{}) {
+		t.Errorf("without the option: got %+v", got)
 	}
 }
