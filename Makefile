@@ -172,20 +172,25 @@ suite-3 suite-4: suite-%:
 
 # fault is part of every test run and may share its machine, hence a later bound.
 fault: FAULTFLAGS ?= -bound 1s
-fault: ## inject faults from SEED for a minute and a half, with and without batches
+fault: ## inject faults from SEED for two minutes, with and without batches
+	@deploy/need.sh redis
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
 
 chaos: ## inject every fault, one after the other; half an hour
+	@deploy/need.sh redis
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestMatrix$$'
 
 cluster: ## fail each node of a cluster of three in every way; 20 minutes
+	@deploy/need.sh redis
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|StreamsWait|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
 cluster-short: ## like cluster, with two killed nodes; two minutes
+	@deploy/need.sh redis
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status|StreamsWait)$$'
 
 soak: ## inject random faults from SEED for the time SOAK
+	@deploy/need.sh redis
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestSoak$$' -soak $(SOAK)
 
 # The broker accepts messages up to RabbitMQ 3's default maximum.

@@ -93,6 +93,7 @@ func table(t *testing.T, name, command, batch string, all []scenario) report.Run
 			play(t, sc, &row)
 			t.Logf("%d calls, %d in batches, %d ok, errors %v, %v", row.Calls, row.Batched, row.OK, row.Errors, row.Verdict)
 			t.Logf("streams: %+v", row.Streams)
+			t.Logf("keys: %+v", row.Keys)
 		})
 	}
 	t.Logf("seed %d repeats this\n%s", set.seed, run.Markdown())

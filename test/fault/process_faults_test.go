@@ -21,7 +21,7 @@ func processScenarios() []scenario {
 		{
 			name: "kill-overloaded", about: "SIGKILL to a server, all of which are busier than half of the calls are patient",
 			load: with(func(l *load) {
-				l.mix, l.callers, l.workers = "slow:1", 5, 2
+				l.mix, l.callers, l.workers, l.keyed = "slow:1", 5, 2, 0
 				l.longest, l.impatience = 200*time.Millisecond, 110*time.Millisecond
 			}),
 			fault: killServer, gap: 300 * time.Millisecond,

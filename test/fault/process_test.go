@@ -5,6 +5,7 @@ package fault
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -135,7 +136,21 @@ func (p *process) live() error {
 	}
 	p.change(func() { p.cmd = cmd })
 	p.hear(out)
-	return cmd.Wait()
+	err = cmd.Wait()
+	return errors.Join(err, p.recordDeath(cmd))
+}
+
+// recordDeath records the end of a server that a signal killed.
+func (p *process) recordDeath(cmd *exec.Cmd) error {
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || p.args[0] != "server" {
+		return nil
+	}
+	w, err := ledger.Open(filepath.Join(p.dir, "deaths"+ledger.Suffix), p.name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(w.Write(ledger.Entry{Kind: ledger.Dead, At: time.Now(), PID: cmd.ProcessState.Pid()}), w.Close())
 }
 
 // hear reads the program's lines until its end.

@@ -53,6 +53,9 @@ type load struct {
 	// shapes is the number of each client's callers of the other shapes: calls to all servers, and
 	// one-way, retried and hedged calls.
 	shapes int
+	// keyed is the number of each client's callers with idempotency keys that all clients share. The
+	// servers remember the keys in one store.
+	keyed int
 	// workers is the number of a server's workers; 0 is the library's default.
 	workers                         int
 	mix                             string
@@ -67,7 +70,7 @@ type load struct {
 // usual returns the default load of a scenario.
 func usual() load {
 	return load{
-		clients: 2, servers: 2, callers: 32, streams: 4, shapes: 4, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
+		clients: 2, servers: 2, callers: 32, streams: 4, shapes: 4, keyed: 4, mix: "echo:28,once:4,slow:4,fail:2,panic:1",
 		deadline: 30 * time.Second, impatience: 5 * time.Second,
 		longest: 50 * time.Millisecond, heartbeat: 2 * time.Second, kind: amqpx.QueueClassic,
 	}
@@ -154,6 +157,7 @@ func (s *stage) judge(row *report.Row) {
 	s.sc.rules.Bound = set.bound
 	// These delete queues, and with them requests that the broker has confirmed.
 	s.sc.rules.SentRuns = !slices.Contains([]string{"queue-deleted", "lane-queue-deleted", "vhost"}, s.sc.name)
+	s.sc.rules.Lease = lease
 	s.sc.rules.Silence = silence + time.Duration(noticeWithin*float64(s.sc.load.heartbeat))
 	row.Result = book.Check(s.sc.rules)
 	for _, v := range row.Result.Violations {
@@ -170,6 +174,7 @@ func (s *stage) judge(row *report.Row) {
 	s.judgeNotices(row, &clock)
 	s.judgeLosses(row, &clock)
 	s.judgeBatches(row)
+	s.judgeKeys(row)
 	row.Problems = slices.Concat(row.Problems, row.Leaks, s.judgeMemory())
 }
 
@@ -184,6 +189,13 @@ func (s *stage) judgeBatches(row *report.Row) {
 		row.Problems = append(row.Problems, "no call travelled in a batch")
 	case s.sc.batch == amqpx.BatchOff && row.Batched > 0:
 		row.Problems = append(row.Problems, fmt.Sprintf("%d calls travelled in a batch", row.Batched))
+	}
+}
+
+// judgeKeys proves that the load had keys whose requests more than one server got.
+func (s *stage) judgeKeys(row *report.Row) {
+	if s.sc.load.keyed > 0 && row.Keys.Several == 0 {
+		row.Problems = append(row.Problems, fmt.Sprintf("no idempotency key had responses of several servers: %+v", row.Keys))
 	}
 }
 

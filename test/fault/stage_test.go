@@ -21,6 +21,10 @@ import (
 // queueName is the request queue in the virtual host of a scenario.
 const queueName = "rpc"
 
+// lease is the lease of the servers' claims in the store: shorter than the handlers of held keys, and
+// longer than any pause of a server that is to keep its claims.
+const lease = 2 * time.Second
+
 // stage is a pair under load: clients and servers in a new virtual host, each side behind a
 // proxy.
 type stage struct {
@@ -33,6 +37,7 @@ type stage struct {
 	broker  *rig.Broker
 	manage  *rig.Management
 	tenant  *rig.Tenant
+	store   *rig.Redis // of the idempotency keys, for all servers
 	proxies map[side]*proxy
 	// nodes are the nodes of a cluster in the order of the scenario's roles; nil for a single
 	// broker.
@@ -93,6 +98,7 @@ func newStage(t testing.TB, sc scenario) *stage {
 	}
 	s.tenant = s.manage.Tenant()
 	s.tenant.Grant(".*")
+	s.store = rig.StartRedis(t)
 	book, err := ledger.Open(filepath.Join(dir, "suite"+ledger.Suffix), "suite")
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +231,7 @@ func (s *stage) addServer() {
 	name := fmt.Sprintf("server-%d", len(s.servers)+1)
 	url, open := s.way(server, name, len(s.servers))
 	p := startProcess(s.t, s.dir, true, "server", name,
-		append(s.flags(url), "-workers", strconv.Itoa(s.sc.load.workers))...)
+		append(s.flags(url), "-workers", strconv.Itoa(s.sc.load.workers), "-store", s.store.Address, "-lease", lease.String())...)
 	s.servers = append(s.servers, p)
 	p.untilReady(1)
 	open()
@@ -254,7 +260,7 @@ func (s *stage) addClient() {
 	args := append(
 		s.flags(url),
 		"-workers", strconv.Itoa(l.callers), "-mix", l.mix, "-padding", strconv.Itoa(l.padding),
-		"-streams", strconv.Itoa(l.streams), "-shapes", strconv.Itoa(l.shapes),
+		"-streams", strconv.Itoa(l.streams), "-shapes", strconv.Itoa(l.shapes), "-keyed", strconv.Itoa(l.keyed),
 		"-rate", fmt.Sprint(l.rate), "-deadline", l.deadline.String(), "-impatience", l.impatience.String(),
 		"-seed", strconv.FormatUint(s.random.Uint64(), 10), "-longest", l.longest.String(), "-direct="+strconv.FormatBool(l.direct),
 	)

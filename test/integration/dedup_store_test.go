@@ -5,7 +5,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -20,52 +19,9 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// redisServer is a Redis without persistence, which ends with its test.
-type redisServer struct {
-	t       *testing.T
-	address string
-	program *rig.Program
-}
-
-func startRedis(t *testing.T) *redisServer {
-	t.Helper()
-	s := &redisServer{t: t, address: rig.FreeAddress(t, "127.0.0.1")}
-	s.start()
-	return s
-}
-
-// start starts Redis, also again after kill: its entries are gone then.
-func (s *redisServer) start() {
-	s.t.Helper()
-	host, port, err := net.SplitHostPort(s.address)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.program = rig.Run(s.t, nil, "redis-server", "--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", s.t.TempDir())
-	s.program.Says("Ready to accept connections")
-}
-
-func (s *redisServer) kill() {
-	s.t.Helper()
-	s.program.Signal(syscall.SIGKILL)
-	_ = s.program.Wait()
-}
-
-// store returns a store of one server, with connections of its own.
-func (s *redisServer) store() *amqpxredis.Store {
-	s.t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: s.address, ContextTimeoutEnabled: true})
-	s.t.Cleanup(func() { _ = client.Close() })
-	store, err := amqpxredis.New(client)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return store
-}
-
-// sharing returns the options of a server with a store, with room for one request.
-func (s *redisServer) sharing() []amqpx.ServerOption {
-	return []amqpx.ServerOption{amqpx.WithDedupStore(s.store()), amqpx.WithWorkers(1), amqpx.WithPrefetch(1)}
+// sharing returns the options of a server with a store in Redis, with room for one request.
+func sharing(store *rig.Redis) []amqpx.ServerOption {
+	return []amqpx.ServerOption{amqpx.WithDedupStore(store.Store()), amqpx.WithWorkers(1), amqpx.WithPrefetch(1)}
 }
 
 // numberedRuns returns a handler that responds with the number of its run once release is closed, and
@@ -83,7 +39,7 @@ func numberedRuns(release <-chan struct{}) (h amqpx.Handler, runs *atomic.Int64,
 // TestRedisStoreKeepsItsPromises runs the check for stores on a real Redis.
 func TestRedisStoreKeepsItsPromises(t *testing.T) {
 	t.Parallel()
-	if err := amqpxtest.CheckDedupStore(rig.Patience(t), startRedis(t).store(), "test/"); err != nil {
+	if err := amqpxtest.CheckDedupStore(rig.Patience(t), rig.StartRedis(t).Store(), "test/"); err != nil {
 		t.Error(err)
 	}
 }
@@ -91,10 +47,10 @@ func TestRedisStoreKeepsItsPromises(t *testing.T) {
 // TestDedupStoreInRedis: the same key, twice at the same time and once later, runs once on two servers.
 func TestDedupStoreInRedis(t *testing.T) {
 	t.Parallel()
-	r, store, release := rig.New(t), startRedis(t), make(chan struct{})
+	r, store, release := rig.New(t), rig.StartRedis(t), make(chan struct{})
 	h, runs, entered := numberedRuns(release)
-	a := r.Serve(rig.Methods{"m": h}, store.sharing()...)
-	b := r.Serve(rig.Methods{"m": h}, store.sharing()...)
+	a := r.Serve(rig.Methods{"m": h}, sharing(store)...)
+	b := r.Serve(rig.Methods{"m": h}, sharing(store)...)
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff)) // a batch would go to one server
 	key := amqpx.WithIdempotencyKey("key")
 	first := begin(rig.Patience(t), client, "m", []byte("body"), key)
@@ -115,7 +71,7 @@ func TestDedupStoreInRedis(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	r.Serve(rig.Methods{"m": h}, store.sharing()...) // it remembers nothing itself
+	r.Serve(rig.Methods{"m": h}, sharing(store)...) // it remembers nothing itself
 	if got := rig.Call(t, client, "m", []byte("body"), key); string(got) != "1" {
 		t.Errorf("got %q from a new server, want the stored response", got)
 	}
@@ -131,14 +87,14 @@ func TestDedupStoreInRedis(t *testing.T) {
 // not run it.
 func TestRedeliveredRequestWhoseResponseAnotherServerSent(t *testing.T) {
 	t.Parallel()
-	r, store, release := rig.New(t), startRedis(t), make(chan struct{})
+	r, store, release := rig.New(t), rig.StartRedis(t), make(chan struct{})
 	h, runs, entered := numberedRuns(release)
 	proxy := r.Proxy()
-	r.ServeAt(proxy.URL(), rig.Methods{"m": h}, store.sharing()...)
+	r.ServeAt(proxy.URL(), rig.Methods{"m": h}, sharing(store)...)
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	call := begin(rig.Patience(t), client, "m", []byte("body"), amqpx.WithIdempotencyKey("key"))
 	rig.Recv(t, entered, "the request to run")
-	b := r.Serve(rig.Methods{"m": h}, store.sharing()...)
+	b := r.Serve(rig.Methods{"m": h}, sharing(store)...)
 	proxy.MuteAt(rig.Ack) // the confirm of the response
 	close(release)
 	if got := rig.Recv(t, call, "the response"); string(got.response) != "1" || got.err != nil {
@@ -188,14 +144,14 @@ func serveUntilKilled(ctx context.Context) error {
 // runs it when the lease of the claim has ended.
 func TestServerIsKilledWithAClaim(t *testing.T) {
 	t.Parallel()
-	r, store, release := rig.New(t), startRedis(t), make(chan struct{})
+	r, store, release := rig.New(t), rig.StartRedis(t), make(chan struct{})
 	close(release)
-	killed := rig.Run(t, []string{envMortalQueue + "=" + r.Queue.Name, envMortalRedis + "=" + store.address}, os.Args[0])
+	killed := rig.Run(t, []string{envMortalQueue + "=" + r.Queue.Name, envMortalRedis + "=" + store.Address}, os.Args[0])
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff), amqpx.WithCallOptions(amqpx.WaitForServer()))
 	call := begin(rig.Patience(t), client, "m", []byte("body"), amqpx.WithIdempotencyKey("key"))
 	killed.Says("the request runs")
 	h, runs, _ := numberedRuns(release)
-	next := r.Serve(rig.Methods{"m": h}, append(store.sharing(), amqpx.WithDedupLease(mortalLease))...)
+	next := r.Serve(rig.Methods{"m": h}, append(sharing(store), amqpx.WithDedupLease(mortalLease))...)
 	died := time.Now()
 	killed.Signal(syscall.SIGKILL)
 	rig.Eventually(t, "the next server has the request", func() bool { return next.Stats().Requests > 0 })
@@ -211,13 +167,13 @@ func TestServerIsKilledWithAClaim(t *testing.T) {
 // TestRedisIsAway: without Redis a request with a key does not run, and runs when Redis is back.
 func TestRedisIsAway(t *testing.T) {
 	t.Parallel()
-	r, store, release := rig.New(t), startRedis(t), make(chan struct{})
+	r, store, release := rig.New(t), rig.StartRedis(t), make(chan struct{})
 	close(release)
 	h, runs, _ := numberedRuns(release)
-	r.Serve(rig.Methods{"m": h}, store.sharing()...)
+	r.Serve(rig.Methods{"m": h}, sharing(store)...)
 	client := r.Ready(amqpx.WithBatch(amqpx.BatchOff))
 	key := amqpx.WithIdempotencyKey("key")
-	store.kill()
+	store.Kill()
 	_, err := client.Call(rig.Within(t, 1900*time.Millisecond), "m", []byte("body"), key) // the claim fails after a second, and the hint is a second
 	want{code: amqpx.CodeUnavailable, outcome: amqpx.DidNotRun, remote: true}.check(t, err)
 	if n := runs.Load(); n != 0 {
@@ -229,7 +185,7 @@ func TestRedisIsAway(t *testing.T) {
 	retried := client.Stats().Retried
 	call := begin(rig.Patience(t), client, "m", []byte("body"), key)
 	rig.Eventually(t, "the call is made again", func() bool { return client.Stats().Retried > retried })
-	store.start()
+	store.Start()
 	if got := rig.Recv(t, call, "the response"); string(got.response) != "2" || got.err != nil {
 		t.Errorf("got %q, %v, want a run when Redis is back", got.response, got.err)
 	}

@@ -45,6 +45,52 @@ func stream(ctx context.Context, client *amqpx.Client) (n int, err error) {
 	return n, nil
 }
 
+// shareKey makes calls with an idempotency key to two servers of production with one store. The broker
+// needs no permission for the store, and the key belongs to the user whom the broker has validated.
+func shareKey(t *testing.T, p *production) {
+	t.Helper()
+	store, release := rig.StartRedis(t), make(chan struct{})
+	h, runs, entered := numberedRuns(release)
+	var servers []*amqpx.Server
+	for range 2 {
+		server, err := amqpx.NewServer(p.url(asServer), append(serverInProduction(t), sharing(store)...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Handle("numbered", h); err != nil {
+			t.Fatal(err)
+		}
+		serveUntilEnd(t, server)
+		servers = append(servers, server)
+	}
+	client := p.as(asClient).Client(append(clientInProduction(), amqpx.WithBatch(amqpx.BatchOff))...)
+	rig.Connected(t, client)
+	key := amqpx.WithIdempotencyKey("key")
+	first := begin(rig.Patience(t), client, "numbered", []byte("body"), key)
+	rig.Recv(t, entered, "the first request to run")
+	second := begin(rig.Patience(t), client, "numbered", []byte("body"), key)
+	rig.Eventually(t, "both servers have a request", func() bool {
+		return servers[0].Stats().Requests == 1 && servers[1].Stats().Requests == 1
+	})
+	close(release)
+	for _, call := range []<-chan outcome{first, second} {
+		if got := rig.Recv(t, call, "a response"); string(got.response) != "1" || got.err != nil {
+			t.Errorf("got %q, %v, want the response of the only run", got.response, got.err)
+		}
+	}
+	if n := runs.Load(); n != 1 {
+		t.Errorf("%d runs, want 1", n)
+	}
+	other := p.as(asOther).Client(clientInProduction()...)
+	rig.Connected(t, other)
+	if got := rig.Call(t, other, "numbered", []byte("body"), key); string(got) != "2" {
+		t.Errorf("another user with the same key got %q, want a run of its own", got)
+	}
+	if n := client.Stats().Reconnects + other.Stats().Reconnects + servers[0].Stats().Reconnects + servers[1].Stats().Reconnects; n != 0 {
+		t.Errorf("%d reconnects", n)
+	}
+}
+
 // TestProductionCallShapes: what the users of production can do without and with the permissions on
 // demand, and what a client is told otherwise.
 func TestProductionCallShapes(t *testing.T) {
@@ -71,6 +117,8 @@ func TestProductionCallShapes(t *testing.T) {
 	if n := client.Stats().Reconnects + server.Stats().Reconnects; n != 0 {
 		t.Errorf("%d reconnects", n)
 	}
+
+	shareKey(t, inProduction(t))
 
 	p = inProduction(t, "-streams", "-call-all", asClient)
 	for range 2 {

@@ -104,6 +104,10 @@ func (c *caller) load(ctx context.Context) error {
 		random := rand.New(rand.NewPCG(c.seed, uint64(workers+c.streamers+i)))
 		callers.Go(func() { c.shapes(ctx, stop, random, i == 0) })
 	}
+	for i := range c.keyed {
+		random := rand.New(rand.NewPCG(c.seed, uint64(workers+c.streamers+c.shapers+i)))
+		callers.Go(func() { c.shareKeys(ctx, stop, random, i == 0) })
+	}
 	for i := range c.streamers {
 		random := rand.New(rand.NewPCG(c.seed, uint64(workers+i)))
 		callers.Go(func() { c.stream(ctx, stop, random) })
@@ -170,6 +174,7 @@ func wait(stop <-chan struct{}, d time.Duration) bool {
 // drawn is a call that is about to be made.
 type drawn struct {
 	id, method string
+	key        string // "": the caller shares no key
 	body       []byte
 	idempotent bool
 	deadline   time.Time
@@ -197,7 +202,7 @@ func (c *caller) draw(method string, idempotent bool, random *rand.Rand) *drawn 
 func (c *caller) make(ctx context.Context, d *drawn, shape string, call func(ctx context.Context, e *ledger.Entry) ([]byte, error)) error {
 	c.record(ledger.Entry{
 		Kind: ledger.Start, ID: d.id, Method: d.method, Shape: shape, Idempotent: d.idempotent,
-		Deadline: d.deadline, Sum: ledger.Sum(d.body),
+		Deadline: d.deadline, Sum: ledger.Sum(d.body), Key: d.key,
 	})
 	callCtx, cancel := context.WithDeadline(ctx, d.deadline)
 	defer cancel()

@@ -32,9 +32,14 @@ type options struct {
 	persistent                     bool
 	heartbeat, drain, dial         time.Duration
 
+	// Server only.
+	store string
+	lease time.Duration
+
 	// Client only.
 	workers, padding     int
 	streamers, shapers   int
+	keyed                int
 	seed                 uint64
 	mix                  string
 	rate                 float64
@@ -63,6 +68,9 @@ func parse(args []string) (mode string, o options, err error) {
 	flags.IntVar(&o.padding, "padding", 0, "bytes added to every body")
 	flags.IntVar(&o.streamers, "streams", 0, "streams at once")
 	flags.IntVar(&o.shapers, "shapes", 0, "callers of the other shapes; the first makes calls to all servers")
+	flags.StringVar(&o.store, "store", "", "address of the Redis that remembers idempotency keys for all servers")
+	flags.DurationVar(&o.lease, "lease", amqpx.DefaultDedupLease, "how long a claim in the store outlives its server")
+	flags.IntVar(&o.keyed, "keyed", 0, "callers with idempotency keys that the callers of all clients share; the first makes calls that take longer than the lease")
 	flags.Uint64Var(&o.seed, "seed", 1, "what the mix of calls is drawn from")
 	flags.StringVar(&o.mix, "mix", "echo:1", "methods and their weights")
 	flags.Float64Var(&o.rate, "rate", 0, "calls per second, 0 for as fast as answers come")

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rabbitmq-rpc/pkg/amqpx"
@@ -24,6 +25,8 @@ type node struct {
 	signals chan os.Signal
 	out     io.Writer
 	mu      sync.Mutex // of out
+	// executions numbers the executions of the requests with shared keys.
+	executions atomic.Uint64
 }
 
 // say prints a line for the suite.
@@ -33,10 +36,12 @@ func (n *node) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(n.out, format+"\n", args...)
 }
 
-// record writes to the ledger. An incomplete ledger proves nothing, so a failure ends the
-// process.
+// record writes to the ledger, with the present time unless the entry has one. An incomplete ledger
+// proves nothing, so a failure ends the process.
 func (n *node) record(e ledger.Entry) {
-	e.At = time.Now()
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
 	if err := n.ledger.Write(e); err != nil {
 		n.say("%v", err)
 		os.Exit(1)

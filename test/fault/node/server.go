@@ -11,7 +11,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"rabbitmq-rpc/pkg/amqpx"
+	"rabbitmq-rpc/pkg/amqpxredis"
 	"rabbitmq-rpc/test/fault/internal/ledger"
 	"rabbitmq-rpc/test/fault/internal/report"
 )
@@ -33,6 +36,15 @@ func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerS
 	}
 	if n.workers > 0 {
 		opts = append(opts, amqpx.WithWorkers(n.workers))
+	}
+	if n.store != "" {
+		client := redis.NewClient(&redis.Options{Addr: n.store, ContextTimeoutEnabled: true})
+		defer func() { _ = client.Close() }()
+		store, err := amqpxredis.New(client)
+		if err != nil {
+			return amqpx.ServerStats{}, err
+		}
+		opts = append(opts, amqpx.WithDedupStore(store), amqpx.WithDedupLease(n.lease))
 	}
 	server, err := amqpx.NewServer(n.url, opts...)
 	if err != nil {
@@ -65,7 +77,11 @@ func (n *node) served(ctx context.Context, shared []amqpx.Option) (amqpx.ServerS
 
 // obey stops the server gracefully at the first signal and at once at the second.
 func (n *node) obey(gracefully, atOnce func(), over <-chan struct{}) {
-	for _, act := range []func(){gracefully, atOnce} {
+	dies := func() {
+		n.record(ledger.Entry{Kind: ledger.Dead, PID: os.Getpid()})
+		atOnce()
+	}
+	for _, act := range []func(){gracefully, dies} {
 		select {
 		case <-n.signals:
 			act()
@@ -88,6 +104,8 @@ func (n *node) register(server *amqpx.Server) error {
 		server.Handle(ledger.Kill, n.recorded(kill)),
 		server.Handle(ledger.Flaky, n.recorded(flaky)),
 		server.Handle(ledger.Everywhere, n.recorded(everywhere), amqpx.OnEveryServer()),
+		server.Handle(ledger.Shared, n.recordedKey),
+		server.Handle(ledger.Held, n.recordedKey),
 	)
 }
 
@@ -100,6 +118,25 @@ func (n *node) recorded(h amqpx.Handler) amqpx.Handler {
 		})
 		return h(ctx, req)
 	}
+}
+
+// recordedKey is the handler of requests with shared keys. It records the start of an execution and,
+// unless the execution fails, its end.
+func (n *node) recordedKey(ctx context.Context, req *amqpx.Request) ([]byte, error) {
+	id, _ := req.Header[callHeader].(string)
+	e := ledger.Entry{
+		Kind: ledger.Run, At: time.Now(), ID: id, Method: req.Method, Key: req.IdempotencyKey,
+		Redelivered: req.Redelivered, PID: os.Getpid(),
+	}
+	n.record(e)
+	body, err := slow(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	body = fmt.Appendf(nil, "%s %d-%d", body, e.PID, n.executions.Add(1))
+	e.Kind, e.Until, e.User, e.Sum = ledger.Done, time.Now(), req.User, ledger.Sum(body)
+	n.record(e)
+	return body, nil
 }
 
 func echo(_ context.Context, req *amqpx.Request) ([]byte, error) { return req.Body, nil }

@@ -25,6 +25,9 @@ type call struct {
 	// whose responses the caller got.
 	processes map[int]int
 	servers   []int
+	// key is the idempotency key of a call that shares it; server is the id of the server that
+	// responded to the call.
+	key, server string
 }
 
 type span struct{ from, until time.Time }
@@ -33,9 +36,11 @@ type span struct{ from, until time.Time }
 type Book struct {
 	calls   map[string]*call
 	streams map[string]*stream
+	keys    map[string]*key
 	paused  map[string][]span
 	killed  map[string]time.Time
 	left    map[string]bool
+	dead    map[int]time.Time // by process
 	// outages are the times without a broker.
 	outages []span
 	// quiet is the end of the last fault.
@@ -49,12 +54,12 @@ func (b *Book) Add(e ledger.Entry) {
 		c := b.call(e.ID)
 		c.starts++
 		c.node, c.method, c.sum, c.idempotent, c.shape = e.Node, e.Method, e.Sum, e.Idempotent, e.Shape
-		c.made, c.deadline = e.At, e.Deadline
+		c.made, c.deadline, c.key = e.At, e.Deadline, e.Key
 	case ledger.End:
 		c := b.call(e.ID)
 		c.ends++
 		c.ended, c.code, c.outcome, c.response = e.At, e.Code, e.Outcome, e.Sum
-		c.attempts, c.text, c.servers = e.Attempts, e.Text, e.Servers
+		c.attempts, c.text, c.servers, c.server = e.Attempts, e.Text, e.Servers, e.Server
 	case ledger.Run:
 		c := b.call(e.ID)
 		c.runs++
@@ -66,6 +71,9 @@ func (b *Book) Add(e ledger.Entry) {
 				c.processes = make(map[int]int)
 			}
 			c.processes[e.PID]++
+		}
+		if e.Key != "" {
+			b.key(e.Key).starts++
 		}
 	case ledger.Paused:
 		if b.paused == nil {
@@ -88,6 +96,8 @@ func (b *Book) Add(e ledger.Entry) {
 		if e.Until.After(b.quiet) {
 			b.quiet = e.Until
 		}
+	case ledger.Done, ledger.Dead:
+		b.addExecution(e)
 	case ledger.StreamStart, ledger.StreamEnd, ledger.StreamRun, ledger.StreamDone:
 		b.addStream(e)
 	case ledger.Status:

@@ -48,6 +48,7 @@ func (b *Book) Check(rules Rules) Result {
 			recovered[c.node] = recovered[c.node] || (c.well() && c.made.After(b.quiet))
 		}
 	}
+	b.checkKeys(&r, rules)
 	streamed := b.checkStreams(&r, rules)
 	if !b.quiet.IsZero() {
 		b.comeBack(&r, recovered, "no call")

@@ -27,6 +27,9 @@ type Rules struct {
 	Deliveries int
 	// SentRuns forbids that a one-way request never runs although the broker has confirmed it.
 	SentRuns bool
+	// Lease is how long a claim of an idempotency key in the servers' store outlives its server,
+	// unless the server renews it.
+	Lease time.Duration
 	// Silence bounds the time in which a stream makes no progress and does not end; 0 sets no
 	// bound. Pauses of the client's process and absences of the broker are not counted.
 	Silence time.Duration
@@ -55,6 +58,8 @@ const (
 	NotRecovered    Rule = "a client got no response after the last fault"
 	RespondedTwice  Rule = "a server responded twice to a call to all servers"
 	SentNeverRan    Rule = "a one-way request was confirmed and never ran"
+	KeyRanTwice     Rule = "the handler of an idempotency key ran to its end twice while its claims held"
+	KeyResponses    Rule = "calls with one idempotency key got different responses"
 
 	StreamLost       Rule = "a stream never ended"
 	StreamEndedTwice Rule = "a stream ended twice"
@@ -96,6 +101,8 @@ type Result struct {
 	// Shapes is the judgement of the calls that are no plain calls, by shape. Mismatched and
 	// WrongDidNotRun include theirs.
 	Shapes map[string]*Shape `json:"shapes,omitempty"`
+	// Keys is the judgement of the idempotency keys that several calls have.
+	Keys Keys `json:"keys"`
 	// Streams is the judgement of the streams.
 	Streams Streams `json:"streams"`
 	// Violations holds the first violations of each rule, Broken counts all of them.

@@ -2,11 +2,12 @@ package check
 
 import "rabbitmq-rpc/test/fault/internal/ledger"
 
-// Shape is the judgement of the calls of one shape: one-way, to all servers, retried or hedged.
+// Shape is the judgement of the calls of one shape: one-way, to all servers, retried, hedged, or with a
+// shared key.
 type Shape struct {
 	// Calls is the number of calls. OK counts the calls with the intended end, Errors the other ends
 	// by code and outcome, Abandoned the calls of killed clients, Lost the calls that never settled,
-	// Duplicates the repeated executions.
+	// Duplicates the repeated executions, with shared keys those of a key.
 	Calls      int            `json:"calls"`
 	OK         int            `json:"ok"`
 	Errors     map[string]int `json:"errors,omitempty"`
@@ -54,6 +55,10 @@ func (b *Book) checkShape(r *Result, id string, c *call, rules Rules) {
 		if b.sent(&own, id, c, rules) {
 			s.NeverRan++
 		}
+	case ledger.KeyShape:
+		executed(&own, id, c, rules)
+		own.Duplicates = 0 // the calls with the key are judged together
+		b.answeredByKey(&own, id, c, rules)
 	default:
 		executed(&own, id, c, rules)
 		if c.ends > 0 {

@@ -34,6 +34,12 @@ const (
 	Left Kind = "left"
 	// Killed is written by the suite: the process Node was killed at At.
 	Killed Kind = "killed"
+	// Dead is written by the suite, or by a server that a second signal ends: the process PID of the
+	// server Node ended at At, before it had finished its requests.
+	Dead Kind = "dead"
+	// Done is written at the end of the handler of a request with a key, before the handler returns
+	// its response. The handler ran from At to Until.
+	Done Kind = "done"
 	// StreamStart is written by a client before it opens a stream, StreamEnd after its end.
 	StreamStart Kind = "stream-start"
 	StreamEnd   Kind = "stream-end"
@@ -61,6 +67,11 @@ const (
 	Flaky = "flaky"
 	// Everywhere is Echo for calls to all servers. The response ends with a space and the process.
 	Everywhere = "everywhere"
+	// Shared is Slow for calls with idempotency keys that several callers use. The response ends with
+	// a space and the execution, so that no two executions have the same response. Held is Shared
+	// for longer than the lease of a claim.
+	Shared = "shared"
+	Held   = "held"
 )
 
 // Shapes of calls other than a plain call.
@@ -73,6 +84,8 @@ const (
 	RetryShape = "retry"
 	// HedgeShape is a call that may be made twice at the same time.
 	HedgeShape = "hedge"
+	// KeyShape is a call with an idempotency key that other calls have, too.
+	KeyShape = "key"
 )
 
 // Methods of the suite's servers for streams. Each gets the plan of the stream as a header.
@@ -108,7 +121,7 @@ type Entry struct {
 	At    time.Time `json:"at"`
 	Until time.Time `json:"until,omitzero"`
 
-	// ID identifies the call: the first word of its body. (Start, End, Run)
+	// ID identifies the call: the first word of its body, or a header. (Start, End, Run, Done)
 	ID     string `json:"id,omitempty"`
 	Method string `json:"method,omitempty"`
 	// Shape is the shape of a call that is no plain call. (Start)
@@ -117,7 +130,7 @@ type Entry struct {
 	Idempotent bool      `json:"idempotent,omitempty"`
 	Deadline   time.Time `json:"deadline,omitzero"`
 	// Sum is the checksum of the body, or of the result: the response, or the text of a
-	// handler's error. (Start, End)
+	// handler's error. (Start, End, Done)
 	Sum string `json:"sum,omitempty"`
 	// Code, Outcome and Attempts are the caller's result; Text is the error. (End)
 	Code     string `json:"code,omitempty"`
@@ -126,8 +139,14 @@ type Entry struct {
 	Text     string `json:"text,omitempty"`
 	// Redelivered is the broker's redelivered flag of the request. (Run)
 	Redelivered bool `json:"redelivered,omitempty"`
-	// PID is the server's process. (Run)
+	// PID is the server's process. (Run, Done, Dead)
 	PID int `json:"pid,omitempty"`
+	// Key is the idempotency key of a call of the shape KeyShape. (Start, Run, Done)
+	Key string `json:"key,omitempty"`
+	// User is the caller as the server knows it; "" is an anonymous caller. (Done)
+	User string `json:"user,omitempty"`
+	// Server is the id of the server that responded to a call of the shape KeyShape. (End)
+	Server string `json:"server,omitempty"`
 	// Servers are the processes that responded to a call to all servers. (End)
 	Servers []int `json:"servers,omitempty"`
 

@@ -38,7 +38,7 @@ func TestEntriesSurviveTheRoundTrip(t *testing.T) {
 	want := ledger.Entry{
 		Kind: ledger.Start, Node: "c", At: time.Now().Round(0), ID: "c-1", Method: ledger.Echo,
 		Idempotent: true, Deadline: time.Now().Add(time.Minute).Round(0), Sum: ledger.Sum([]byte("c-1\n\"x\"")),
-		Shape: ledger.AllShape, Servers: []int{1, 2},
+		Shape: ledger.AllShape, Servers: []int{1, 2}, Key: "key", User: "user", Server: "server",
 	}
 	if err := w.Write(want); err != nil {
 		t.Fatal(err)

@@ -73,6 +73,26 @@ func TestTableOfShapes(t *testing.T) {
 	}
 }
 
+func TestTableOfKeys(t *testing.T) {
+	t.Parallel()
+	run := sample()
+	if text := run.Markdown(); strings.Contains(text, "keys") {
+		t.Errorf("tells of keys that nobody used:\n%s", text)
+	}
+	run.Rows[0].Keys = check.Keys{Keys: 10, Several: 8, Started: 13, Ended: 11, Unclaimed: 1}
+	run.Rows[1].Keys = check.Keys{Keys: 2, Several: 1, Started: 3, Ended: 3, Anonymous: 1}
+	text := run.Markdown()
+	for _, line := range []string{
+		"| cut | 10 | 8 | 13 | 11 | 1 | 0 |",
+		"| kill | 2 | 1 | 3 | 3 | 0 | 1 |",
+		"| **all** | 12 | 9 | 16 | 14 | 1 | 1 |",
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("%q is not in\n%s", line, text)
+		}
+	}
+}
+
 func TestTableOfStreams(t *testing.T) {
 	t.Parallel()
 	run := sample()

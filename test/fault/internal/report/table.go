@@ -96,6 +96,7 @@ func (r Run) Markdown() string {
 	line(&b, sum)
 	r.problems(&b)
 	r.shapes(&b)
+	r.keys(&b)
 	r.streams(&b)
 	b.WriteString(times("From the broker's return to the first answered call", r.Recoveries()))
 	b.WriteString(times("From a connection's silence to its end", sum.Notices))
@@ -132,6 +133,27 @@ func (r Run) shapes(b *strings.Builder) {
 		fmt.Fprintf(b, "| %s | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d |\n", shape, s.Calls, s.OK,
 			s.Calls-s.OK-s.Abandoned-s.Lost, s.Abandoned, s.Lost, s.Duplicates, s.Mismatched, s.WrongDidNotRun, s.Responses, s.NeverRan)
 	}
+}
+
+// keys writes the idempotency keys by scenario, if there were any.
+func (r Run) keys(b *strings.Builder) {
+	var sum check.Keys
+	for _, row := range r.Rows {
+		sum = sum.Plus(row.Keys)
+	}
+	if sum.Keys == 0 {
+		return
+	}
+	b.WriteString("\n| scenario | keys | with responses of several servers | executions | to their end " +
+		"| claim may have ended | anonymous |\n|---|--:|--:|--:|--:|--:|--:|\n")
+	write := func(scenario string, k check.Keys) {
+		fmt.Fprintf(b, "| %s | %d | %d | %d | %d | %d | %d |\n",
+			scenario, k.Keys, k.Several, k.Started, k.Ended, k.Unclaimed, k.Anonymous)
+	}
+	for _, row := range r.Rows {
+		write(row.Scenario, row.Keys)
+	}
+	write("**all**", sum)
 }
 
 // streams writes the streams by scenario, if there were any.
