@@ -76,6 +76,42 @@ func TestClusterOverlay(t *testing.T) {
 	}
 }
 
+// TestOverlaysOfACluster: a node of the overlay cluster refuses to start, before it touches its data, if the
+// overlay production has put its settings into the node; other overlays may.
+func TestOverlaysOfACluster(t *testing.T) {
+	t.Parallel()
+	const refusal = "the overlays cluster and production cannot be used together: 40-production.conf imports users"
+	for name, c := range map[string]struct {
+		files   map[string]string // the file in the node and where it comes from
+		refusal string
+	}{
+		"none":           {},
+		"tls":            {files: map[string]string{"30-tls.conf": "../compose/tls/rabbitmq.conf"}},
+		"production":     {map[string]string{"40-production.conf": "../compose/production/rabbitmq.conf"}, refusal},
+		"tls production": {map[string]string{"30-tls.conf": "../compose/tls/rabbitmq.conf", "40-production.conf": "../compose/production/rabbitmq.conf"}, refusal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conf := t.TempDir()
+			for file, from := range c.files {
+				write(t, filepath.Join(conf, file), read(t, from))
+			}
+			out, err := exec.CommandContext(t.Context(), "../compose/cluster/overlays-check.sh", conf, "rabbit@n").CombinedOutput()
+			if (err == nil) != (c.refusal == "") || !strings.Contains(string(out), c.refusal) || err == nil && len(out) > 0 {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	production, node := read(t, "../compose/production.yml"), read(t, "../compose/cluster/node.sh")
+	if !strings.Contains(production, ":/etc/rabbitmq/conf.d/40-production.conf:ro") {
+		t.Error("the overlay production does not put its settings where the nodes look")
+	}
+	check, data := strings.Index(node, `/overlays-check.sh" /etc/rabbitmq/conf.d "$node"`), strings.Index(node, "$home/")
+	if check < 0 || data < check {
+		t.Error("a node does not check the overlays before it touches its data")
+	}
+}
+
 func read(t *testing.T, file string) string {
 	t.Helper()
 	content, err := os.ReadFile(file)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The start of a node of compose/cluster.yml: it refuses data that its version cannot take over,
-# takes the cookie, chooses the settings of its version, and runs RabbitMQ.
+# The start of a node of compose/cluster.yml: it refuses overlays that do not go together and data that
+# its version cannot take over, takes the cookie, chooses the settings of its version, and runs RabbitMQ.
 set -eu
 
 here=$(dirname "$0")
@@ -8,6 +8,7 @@ home=/var/lib/rabbitmq
 conf=$home/conf.d
 node=rabbit@$(hostname)
 
+"$here/overlays-check.sh" /etc/rabbitmq/conf.d "$node"
 "$here/upgrade-check.sh" "$home/mnesia" "$node"
 
 rm -f "$home/.erlang.cookie"

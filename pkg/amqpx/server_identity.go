@@ -118,10 +118,14 @@ func (s *Server) trusts(user string) bool {
 
 // trustsCount reports whether the count of lost deliveries in a message counts: only servers
 // publish messages with their user, and only copies have the caller's header. Copies of
-// dead-lettered requests keep the header x-death. A server that does not know its own user cannot
-// tell a copy from a forgery, and trusts every count: otherwise a request that kills servers
-// would never reach the delivery limit.
+// dead-lettered requests keep the header x-death. The deliveries of a dead letter that was moved
+// back are counted anew. A server that does not know its own user cannot tell a copy from a
+// forgery, and trusts every other count: otherwise a request that kills servers would never reach
+// the delivery limit.
 func (s *Server) trustsCount(d *amqp.Delivery) bool {
+	if isMovedBack(d) {
+		return false
+	}
 	if !s.cfg.userID || s.user.get() == "" {
 		return true
 	}
@@ -129,12 +133,21 @@ func (s *Server) trustsCount(d *amqp.Delivery) bool {
 	return copied && s.trusts(d.UserId)
 }
 
-// callerOf returns the user who sent a message, or "". A copy by a server has the server's
-// user and names the caller in a header, which counts only if the copy has a trusted user, such
-// as this server's own. While this server does not know its own user, a copy cannot be told from a forgery, so
-// a message with the header has no caller. The user_id of a message which the broker has
-// dead-lettered proves nothing, because the broker does not validate such a message again: a
-// user who can bind a queue could route another user's message to the server.
+// isMovedBack reports whether a message is a dead letter that was moved back to the request queue,
+// and that no server has lost since: counted copies do not keep the header.
+func isMovedBack(d *amqp.Delivery) bool {
+	_, movedBack := d.Headers[wire.HeaderDeadTime]
+	return movedBack
+}
+
+// callerOf returns the user who sent a message, or "". A copy by a server, and a dead letter that
+// was moved back with a trusted user, has the server's user and names the caller in a header, which
+// counts only if the message has a trusted user, such as this server's own. Without the header such
+// a dead letter has no caller: the server that wrote it knew none. While this server does not know
+// its own user, a copy cannot be told from a forgery, so a message with the header has no caller.
+// The user_id of a message which the broker has dead-lettered proves nothing, because the broker
+// does not validate such a message again: a user who can bind a queue could route another user's
+// message to the server.
 func (s *Server) callerOf(d *amqp.Delivery) string {
 	if d.UserId == "" || !s.cfg.userID {
 		return ""
@@ -142,15 +155,15 @@ func (s *Server) callerOf(d *amqp.Delivery) string {
 	if _, dead := d.Headers[wire.HeaderDeath]; dead {
 		return ""
 	}
-	if caller, copied := d.Headers[wire.HeaderUser].(string); copied {
-		switch {
-		case s.trusts(d.UserId):
-			return caller
-		case s.user.get() == "":
-			return ""
-		}
+	caller, copied := d.Headers[wire.HeaderUser].(string)
+	switch {
+	case (copied || isMovedBack(d)) && s.trusts(d.UserId):
+		return caller
+	case copied && s.user.get() == "":
+		return ""
+	default:
+		return d.UserId
 	}
-	return d.UserId
 }
 
 // isOwnCopy reports whether a server of a trusted user republished a request.
@@ -165,8 +178,8 @@ func (s *Server) isOwnCopy(d *amqp.Delivery) bool {
 
 // sign sets this server's user and the caller in the copy of a request. In a copy for the dead
 // letters only the caller is set: the broker would refuse a message with this server's user when
-// another user moves the message back. The request is anonymous then, and its deliveries are
-// counted anew.
+// another user moves the message back. The request is anonymous then; whoever moves it back with a
+// trusted user as its user_id keeps the caller.
 func (s *Server) sign(msg *amqp.Publishing, caller string, toDead bool) {
 	delete(msg.Headers, wire.HeaderUser)
 	user := s.user.get()

@@ -190,6 +190,71 @@ func TestDeadLetterNamesItsCaller(t *testing.T) {
 	})
 }
 
+// A dead letter that is moved back with the servers' user as its user_id keeps its caller, whose rules,
+// reply queues and count of deliveries then hold as before. Moved back in any other way it is
+// anonymous: rules that do not allow anonymous callers refuse it, and it is lost.
+func TestDeadLetterThatIsMovedBack(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		user    string // the user_id of the message that is moved back
+		change  change // of the dead letter
+		rules   string
+		ran     string // the caller that the handler got; "-": the handler did not run
+		refused string // the caller in the log
+		answers int    // the responses to the caller, the error of the dead-lettering among them
+	}{
+		{"with the servers' user", "app", nil, `{"m": ["a"]}`, "a", "", 2},
+		{"with a trusted user", "redriver", nil, `{"m": ["a"]}`, "a", "", 2},
+		{"without a user", "", nil, `{"m": ["a"]}`, "-", "", 1},
+		{"without a user, which the rules allow", "", nil, `{"m": [""]}`, "", "", 1},
+		{"with another user", "b", nil, `{"m": ["a"]}`, "-", "b", 1},
+		{"of a caller whom the rules do not allow", "app", nil, `{"m": ["b", "app"]}`, "-", "a", 2},
+		{"without the name of its caller", "app", func(p *amqp.Publishing) { delete(p.Headers, wire.HeaderUser) }, `{"m": ["*"]}`, "-", "", 1},
+		{"with the servers' user, after a dead-lettering by the broker", "app", func(p *amqp.Publishing) {
+			p.Headers[wire.HeaderDeath] = []any{}
+		}, `{"m": ["*"]}`, "-", "", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				rules := rulesOf(t, `{"methods": `+c.rules+`}`)
+				log, logs := observed(zap.WarnLevel)
+				ran := "-"
+				b, s := serve(t, handlers{"m": func(ctx context.Context, req *Request) ([]byte, error) {
+					ran = req.User
+					return whoCalls(ctx, req)
+				}}, WithDeliveryLimit(1), WithReplyPrefix("reply.{user}."), WithTrustedUsers("redriver"),
+					WithMiddleware(Authorize(func() *AuthorizationRules { return rules }, log)))
+				const answers = "reply.a.1"
+				b.With(func(b *brokertest.Broker) { _ = b.Declare(answers, true, nil) })
+				putLost(b, sent("1", "", ofUser("a"), from(answers)))
+				settle()
+				letters := b.MessagesTo(DefaultQueue + deadSuffix)
+				wantSame(t, "dead letters", len(letters), 1)
+				letter := letters[0].Msg
+				letter.UserId = c.user
+				if c.change != nil {
+					c.change(&letter)
+				}
+				putRequest(b, letter)
+				settle()
+				wantSame(t, "ran as", ran, c.ran)
+				wantSame(t, "requests left", b.Ready(DefaultQueue), 0)
+				wantSame(t, "in flight", s.Stats().InFlight, 0)
+				wantSame(t, "dead letters after the move", len(b.MessagesTo(DefaultQueue+deadSuffix)), 1)
+				wantSame(t, "responses", b.Ready(answers), c.answers)
+				refused := logs.FilterMessageSnippet("the authorization rules do not allow").All()
+				if c.ran != "-" {
+					wantSame(t, "refused", len(refused), 0)
+				} else if len(refused) != 1 || refused[0].ContextMap()["user"] != c.refused {
+					t.Errorf("refused %v, want the user %q", refused, c.refused)
+				}
+			})
+		})
+	}
+}
+
 // A server that does not know its own user cannot tell another server's copy from a forgery:
 // the request has no caller, and in particular not the servers' user.
 func TestCopyWhileTheServersUserIsUnknown(t *testing.T) {

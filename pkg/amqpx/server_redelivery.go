@@ -243,8 +243,9 @@ func (req *inboundRequest) isNearBrokerLimit() bool {
 	return ok && n >= brokerCountMax
 }
 
-// cloneOrRefuse returns a copy of the request with the count of lost deliveries. It refuses a
-// request whose headers this process can read but not write: the count could not be set.
+// cloneOrRefuse returns a copy of the request with the count of lost deliveries, which counts even
+// if the request is a dead letter that was moved back. It refuses a request whose headers this
+// process can read but not write: the count could not be set.
 func (s *Server) cloneOrRefuse(req *inboundRequest, lost int) (amqp.Publishing, bool) {
 	msg, err := clonePublishing(req)
 	if err != nil {
@@ -252,6 +253,7 @@ func (s *Server) cloneOrRefuse(req *inboundRequest, lost int) (amqp.Publishing, 
 		return msg, false
 	}
 	wire.SetHeader(&msg, wire.HeaderDeliveries, int64(lost))
+	delete(msg.Headers, wire.HeaderDeadTime)
 	return msg, s.fitsOrRefuse(req, &msg)
 }
 

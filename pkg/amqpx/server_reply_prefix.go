@@ -40,8 +40,8 @@ type replyPrefix struct {
 // ([ServerStats]) and logged. Queries of the control plane get no response then. The addresses
 // of direct reply-to ([ReplyDirect]) name no user: they are refused unless a prefix allows
 // them, such as "amq.rabbitmq.reply-to.". One-way requests have no reply_to and run; so do dead
-// letters that were moved back to the queue, without a response. The default, no prefix, allows
-// every reply_to.
+// letters that were moved back to the queue without their caller, without a response. The default,
+// no prefix, allows every reply_to.
 func WithReplyPrefix(prefixes ...string) ServerOption {
 	return serverOption(func(c *serverConfig) { c.replyTemplates = prefixes })
 }
@@ -113,8 +113,9 @@ func (s *Server) warnReplyTo(d *amqp.Delivery, user string) {
 }
 
 // acceptDeadLetter makes a dead letter that an operator has moved back to the request queue a
-// one-way request, and reports whether the request is one. Such a request has no user, and its
-// caller has already received an error. A caller who forges the header only gives up the response.
+// one-way request, and reports whether the request is one. Such a request has no user unless it was
+// moved back with a trusted user, and its caller has already received an error. A caller who forges
+// the header only gives up the response.
 func (req *inboundRequest) acceptDeadLetter() bool {
 	if _, dead := req.delivery.message.Headers[wire.HeaderDeadReason]; !dead {
 		return false

@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -473,4 +475,85 @@ func TestProductionAttackThirdParty(t *testing.T) {
 		t.Errorf("into the victim's reply queue: %s", got)
 	}
 	b.unharmed()
+}
+
+// TestProductionAttackQueues is attack 6 by the attacker's own reply queues: of types that cost more, with
+// arguments for which the server publishes its responses again, and as many as the virtual host may have. The
+// broker does not refuse them. The calls of the victim, who is connected, go on.
+func TestProductionAttackQueues(t *testing.T) {
+	t.Parallel()
+	b := besiege(t, rig.Methods{"echo": echo}, nil)
+	ch := b.attacker.Raw()
+	own := func(name string) string { return requests + ".reply." + asClient + "." + name }
+	bad := map[string]amqp.Table{
+		"quorum":           {"x-queue-type": "quorum"},
+		"stream":           {"x-queue-type": "stream"},
+		"takes none":       {"x-max-length": int32(0), "x-overflow": "reject-publish"},
+		"keeps none":       {"x-max-length": int32(0)},
+		"no bytes":         {"x-max-length-bytes": int32(0), "x-overflow": "reject-publish"},
+		"rejects to calls": {"x-max-length": int32(0), "x-overflow": "reject-publish-dlx", "x-dead-letter-exchange": exchange, "x-dead-letter-routing-key": requests},
+		"expires to calls": {"x-message-ttl": int32(0), "x-dead-letter-exchange": exchange, "x-dead-letter-routing-key": requests},
+	}
+	for name, args := range bad {
+		if err := declaring(own(name), args)(ch); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	var limits []struct {
+		Value map[string]int `json:"value"`
+	}
+	b.management.Do(http.MethodGet, nil, &limits, "vhost-limits", b.vhost)
+	if len(limits) != 1 || limits[0].Value["max-queues"] == 0 {
+		t.Fatalf("the virtual host has the limits %v", limits)
+	}
+	most := limits[0].Value["max-queues"]
+	types := []string{"quorum", "stream", "classic"}
+	made := 0
+	for made <= most {
+		kind := "classic"
+		if made < 10*len(types) {
+			kind = types[made%len(types)]
+		}
+		if err := declaring(own(strconv.Itoa(made)), amqp.Table{"x-queue-type": kind})(ch); err != nil {
+			break // which has ended the channel
+		}
+		made++
+	}
+	if made > most-len(bad) {
+		t.Errorf("%d more queues were made, the virtual host may have %d", made, most)
+	}
+	const calls = 20
+	for name := range bad {
+		for i := range calls {
+			if got := b.send(exchange, requests, amqp.Publishing{
+				AppId: "echo", ReplyTo: own(name), CorrelationId: fmt.Sprint(name, i), UserId: asClient, Type: "rpc.v1", Expiration: "5000",
+			}); got != allowed {
+				t.Fatalf("a call with the reply queue %q: %s", name, got)
+			}
+		}
+	}
+	b.unharmed()
+	rig.Eventually(t, "the server has done with the attacker's calls", func() bool { return b.server.Stats().InFlight == 0 })
+	b.unharmed()
+	late := b.as(asOther).Client(clientInProduction()...)
+	if _, err := late.Call(rig.Within(t, 2*time.Second), "echo", nil); err == nil {
+		t.Error("a client that connects while there are as many queues as allowed has a reply queue")
+	}
+	if err := late.Close(rig.Patience(t)); err != nil {
+		t.Error(err)
+	}
+	for i := range made { // some queues go, as they do when they expire
+		if i%10 == 0 {
+			ch := b.attacker.Raw()
+			if err := deleting(own(strconv.Itoa(i)))(ch); err != nil {
+				t.Fatal(err)
+			}
+			_ = ch.Close()
+		}
+	}
+	later := b.as(asOther).Client(clientInProduction()...)
+	rig.Connected(t, later)
+	if got := rig.Call(t, later, "echo", []byte("x")); string(got) != "x" {
+		t.Errorf("the client that connects later got %q", got)
+	}
 }

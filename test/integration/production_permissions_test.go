@@ -4,6 +4,7 @@ package integration
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -468,4 +469,73 @@ func TestProductionLimits(t *testing.T) {
 		p.management.Do(http.MethodGet, nil, &q, "queues", p.vhost, requests+".reply."+name+".0")
 		return q.Policy == "reply-queues"
 	})
+}
+
+// TestProductionReplyQueueDropsTheOldest: the operator policy of the definitions bounds a reply queue, also one
+// that asks for a higher bound: beyond, the oldest responses are dropped and no response is refused. The request
+// queue and the queues beside it have no operator policy, and drop nothing.
+func TestProductionReplyQueueDropsTheOldest(t *testing.T) {
+	t.Parallel()
+	const limit, beyond = 131_072, 1_000 // docs/security.md, Limits
+	p := inProduction(t)
+	server := p.as(asServer).Raw()
+	client := p.as(asClient).Raw()
+	for queue, ch := range map[string]*amqp.Channel{requests: server, deadLetters: server, ownReply: client} {
+		if err := declaring(queue, amqp.Table{"x-max-length": int32(2 * limit)})(ch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := server.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	confirms := server.NotifyPublish(make(chan amqp.Confirmation, 2*(limit+beyond)))
+	for i := range limit + beyond {
+		for _, queue := range []string{ownReply, requests} {
+			err := server.PublishWithContext(t.Context(), "", queue, true, false, amqp.Publishing{Body: strconv.AppendInt(nil, int64(i), 10)})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 2 * (limit + beyond) {
+		if c := rig.Recv(t, confirms, "a confirm"); !c.Ack {
+			t.Fatalf("message %d was nacked", c.DeliveryTag)
+		}
+	}
+	for queue, want := range map[string]int{ownReply: limit, requests: limit + beyond} {
+		q, err := client.QueueDeclarePassive(queue, true, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if q.Messages != want {
+			t.Errorf("%d messages in %s, want %d", q.Messages, queue, want)
+		}
+	}
+	for queue, want := range map[string]string{ownReply: strconv.Itoa(beyond), requests: "0"} {
+		ch := map[string]*amqp.Channel{ownReply: client, requests: server}[queue]
+		d, _, err := ch.Get(queue, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(d.Body) != want {
+			t.Errorf("the oldest message in %s is %q, want %s", queue, d.Body, want)
+		}
+	}
+	type queue struct {
+		Policy    string         `json:"operator_policy"`
+		Effective map[string]any `json:"effective_policy_definition"`
+	}
+	bounds := map[string]any{"expires": 300_000.0, "max-length": float64(limit), "max-length-bytes": float64(256 << 20)}
+	rig.Eventually(t, "the operator policy applies to the reply queue", func() bool {
+		var q queue
+		p.management.Do(http.MethodGet, nil, &q, "queues", p.vhost, ownReply)
+		return q.Policy == "reply-queues" && maps.Equal(q.Effective, bounds)
+	})
+	for _, name := range []string{requests, deadLetters} {
+		var q queue
+		p.management.Do(http.MethodGet, nil, &q, "queues", p.vhost, name)
+		if q.Policy != "" || len(q.Effective) != 0 {
+			t.Errorf("%s has the operator policy %q, %v", name, q.Policy, q.Effective)
+		}
+	}
 }

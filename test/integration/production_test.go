@@ -29,11 +29,11 @@ const (
 	asOther    = "other"
 )
 
-// hardened is a broker with the settings of the overlay compose/production.yml. The definitions are
-// imported later, because each test has a virtual host of its own.
+// hardened is a broker with the settings of the overlay compose/production.yml, and with the shovel of
+// the run book. The definitions are imported later, because each test has a virtual host of its own.
 //
 //nolint:gochecknoglobals // several tests share it.
-var hardened = rig.Shared(hardenedConf())
+var hardened = rig.SharedWithPlugins(hardenedConf(), "rabbitmq_shovel")
 
 // hardenedConf returns the lines of the overlay's rabbitmq.conf without the import, and the maximum
 // size of messages that docker-compose.yml sets.

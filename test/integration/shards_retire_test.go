@@ -15,7 +15,7 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestOperatorRetiresAShard: the steps of docs/scaling.md, while calls run that are not idempotent, of a
+// TestOperatorRetiresAShard: the steps of docs/operations.md, while calls run that are not idempotent, of a
 // client that still has the larger number. No call fails, and none runs twice.
 func TestOperatorRetiresAShard(t *testing.T) {
 	t.Parallel()
@@ -95,7 +95,7 @@ func TestOperatorRetiresAShard(t *testing.T) {
 
 // BenchmarkDeletionOfAQueueInUse counts the messages that the broker confirmed, did not return, and has in no
 // queue, when a queue is deleted under a stream of 20,000 mandatory messages: by the default exchange, and by
-// the request exchange with the end of the binding first. ADR 23 has the results.
+// the request exchange with the end of the binding first. ADR 24 has the results.
 func BenchmarkDeletionOfAQueueInUse(b *testing.B) {
 	for _, kind := range []string{"classic", "quorum"} {
 		for _, unbound := range []bool{false, true} {

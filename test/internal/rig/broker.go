@@ -65,14 +65,20 @@ func startBroker(t testing.TB, b *Broker) *Broker {
 // SharedBroker is a private RabbitMQ with settings for several tests. The first test starts
 // the broker and Main removes it, so every test must restore the broker's state.
 type SharedBroker struct {
-	conf string
-	mu   sync.Mutex
-	b    *Broker // nil until a test has started it
+	conf    string
+	plugins string
+	mu      sync.Mutex
+	b       *Broker // nil until a test has started it
 }
 
 // Shared returns a broker with further lines for rabbitmq.conf. The broker starts at its first
 // use.
 func Shared(conf string) *SharedBroker { return &SharedBroker{conf: conf} }
+
+// SharedWithPlugins is Shared with more plugins, separated by commas.
+func SharedWithPlugins(conf, plugins string) *SharedBroker {
+	return &SharedBroker{conf: conf, plugins: plugins}
+}
 
 // For returns the broker for a test.
 func (s *SharedBroker) For(t testing.TB) *Broker {
@@ -81,6 +87,7 @@ func (s *SharedBroker) For(t testing.TB) *Broker {
 	defer s.mu.Unlock()
 	if s.b == nil {
 		b := newBroker(t, s.conf)
+		b.env = append(b.env, "BROKER_PLUGINS="+s.plugins)
 		afterAll := context.WithoutCancel(t.Context())
 		AtEnd(func(code int) int {
 			if _, err := b.try(afterAll, "down", b.name); err != nil {
