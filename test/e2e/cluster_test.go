@@ -13,11 +13,37 @@ import (
 	"rabbitmq-rpc/test/internal/rig"
 )
 
-// TestMakeUpCluster starts a cluster with four servers, whose report names the nodes, and is refused
-// an upgrade that RabbitMQ cannot do.
+// TestMakeUpCluster starts a cluster with four servers, whose report names the nodes: one of
+// RabbitMQ 3 with the installed Compose, v1.29 or v2, and one of RabbitMQ 4 with Compose v2. The first
+// cluster is refused an upgrade that RabbitMQ cannot do.
 func TestMakeUpCluster(t *testing.T) {
-	s := newStack(t)
-	t.Log(lastLines(s.must("make", "up-cluster", "SERVERS=4"), 30))
+	t.Run("RabbitMQ 3, installed Compose", func(t *testing.T) {
+		s := newStack(t)
+		s.upCluster("3")
+		if out, err := s.output(t.Context(), "make", "up"); err == nil || !strings.Contains(out, "a cluster is there") {
+			t.Errorf("make up beside a cluster: %v\n%s", err, lastLines(out, 3))
+		}
+		if out, err := s.output(t.Context(), "make", "roll-cluster", "RABBITMQ_VERSION=4"); err == nil || !strings.Contains(out, "no node was touched") {
+			t.Errorf("an upgrade from RabbitMQ 3.10 to 4: %v\n%s", err, lastLines(out, 3))
+		}
+	})
+	t.Run("RabbitMQ 4, Compose v2", func(t *testing.T) {
+		s := newStack(t)
+		if s.containers {
+			s.useComposeV2()
+		}
+		s.upCluster("4")
+	})
+}
+
+// upCluster starts a cluster of that version of RabbitMQ, and checks the report of its client.
+func (s *stack) upCluster(version string) {
+	t := s.t
+	t.Helper()
+	if s.containers {
+		t.Log(lastLines(s.compose("version"), 4))
+	}
+	t.Log(lastLines(s.must("make", "up-cluster", "SERVERS=4", "RABBITMQ_VERSION="+version), 30))
 	r := s.readReport()
 	if r.Calls != 1000 || r.OK != 1000 {
 		t.Errorf("report: %+v, want 1000 calls and all of them ok", r)
@@ -31,13 +57,6 @@ func TestMakeUpCluster(t *testing.T) {
 		}
 	}
 	rig.Eventually(t, "four servers consume the queue", func() bool { return s.consumers() == 4 })
-
-	if out, err := s.output(t.Context(), "make", "up"); err == nil || !strings.Contains(out, "a cluster is there") {
-		t.Errorf("make up beside a cluster: %v\n%s", err, lastLines(out, 3))
-	}
-	if out, err := s.output(t.Context(), "make", "roll-cluster", "RABBITMQ_VERSION=4"); err == nil || !strings.Contains(out, "no node was touched") {
-		t.Errorf("an upgrade from RabbitMQ 3.10 to 4: %v\n%s", err, lastLines(out, 3))
-	}
 }
 
 // TestRollCluster restarts all nodes of a cluster under load, on the RabbitMQ of BROKER: make

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/url"
 	"os/exec"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,26 +23,23 @@ func TestProductionOverlayRuns(t *testing.T) {
 		t.Log("no Docker engine answers: there is no Compose")
 		return
 	}
-	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1),
-		"COMPOSE_FILE=docker-compose.yml:compose/production.yml")
+	s.useComposeV2()
+	s.env = append(s.env, "COMPOSE_FILE=docker-compose.yml:compose/production.yml")
 	s.buildImages()
-	run := func(args ...string) (string, error) {
-		return s.output(t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
-	}
-	if out, err := run("up", "-d", "--no-build", "--wait", "rabbitmq", "rpc-server"); err != nil {
+	if out, err := s.composeV2("up", "-d", "--no-build", "--wait", "rabbitmq", "rpc-server"); err != nil {
 		t.Fatalf("up -d --wait: %v\n%s", err, out)
 	}
-	out, err := run("run", "--no-deps", "-T", "rpc-client")
+	out, err := s.composeV2("run", "--no-deps", "-T", "rpc-client")
 	if err != nil || !strings.Contains(out, `"calls":1000,"ok":1000,`) || !strings.Contains(out, "every call was answered as expected") {
 		t.Fatalf("run rpc-client: %v\n%s", err, out)
 	}
 
-	ids, err := run("ps", "-a", "-q")
+	ids, err := s.composeV2("ps", "-a", "-q")
 	containers := strings.Fields(ids)
 	if err != nil || len(containers) < 4 {
 		t.Fatalf("containers %q (%v)", ids, err)
 	}
-	maker, err := run("ps", "-a", "-q", "definitions")
+	maker, err := s.composeV2("ps", "-a", "-q", "definitions")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +58,7 @@ func TestProductionOverlayRuns(t *testing.T) {
 		_ = conn.Close()
 		t.Error("guest may log in")
 	}
-	if out, err := run("run", "--rm", "-T", "definitions"); err != nil || !strings.Contains(out, "the users are as they should be") {
+	if out, err := s.composeV2("run", "--rm", "-T", "definitions"); err != nil || !strings.Contains(out, "the users are as they should be") {
 		t.Errorf("the second start made other users: %v\n%s", err, out)
 	}
 }

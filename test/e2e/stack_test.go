@@ -111,6 +111,18 @@ func (s *stack) compose(args string) string {
 	return s.must("bash", "-c", ". deploy/lib.sh; load_env; compose "+args)
 }
 
+// useComposeV2 makes "docker compose" Compose v2, which is built if it is missing.
+func (s *stack) useComposeV2() {
+	s.t.Helper()
+	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1))
+}
+
+// composeV2 runs "docker compose" as users do, without the scripts.
+func (s *stack) composeV2(args ...string) (string, error) {
+	s.t.Helper()
+	return s.output(s.t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
+}
+
 // down runs make down and checks that nothing remains.
 func (s *stack) down() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 2*time.Minute)
