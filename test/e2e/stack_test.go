@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -160,12 +161,7 @@ type result struct {
 	Reconnects                  int64
 	LatencyMS                   struct{ Max float64 } `json:"latency_ms"`
 	Node                        string
-	Placement                   *struct {
-		Queues []struct {
-			Name, Type, Node string
-			Online           []string
-		}
-	}
+	Placement                   *placement.Placement
 }
 
 func (s *stack) readReport() result {
