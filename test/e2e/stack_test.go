@@ -30,6 +30,7 @@ type stack struct {
 	run        string // state of the running stack
 	report     string // folder of report.json
 	amqp       string // host:port
+	amqps      string // host:port, with the overlay tls
 	management string // host:port
 	containers bool
 }
@@ -40,11 +41,11 @@ func newStack(t *testing.T) *stack {
 	s := &stack{
 		t: t, root: rig.Root(t), project: fmt.Sprintf("rpc-e2e-%d", os.Getpid()),
 		run: filepath.Join(t.TempDir(), "run"), report: filepath.Join(t.TempDir(), "report"),
-		amqp: rig.FreeAddress(t, "127.0.0.1"), management: rig.FreeAddress(t, "127.0.0.1"),
+		amqp: rig.FreeAddress(t, "127.0.0.1"), amqps: rig.FreeAddress(t, "127.0.0.1"), management: rig.FreeAddress(t, "127.0.0.1"),
 	}
 	s.env = append(
 		os.Environ(),
-		"COMPOSE_PROJECT_NAME="+s.project, "AMQP_PORT="+port(s.amqp), "MANAGEMENT_PORT="+port(s.management),
+		"COMPOSE_PROJECT_NAME="+s.project, "AMQP_PORT="+port(s.amqp), "AMQPS_PORT="+port(s.amqps), "MANAGEMENT_PORT="+port(s.management),
 		"RPC_RUN_DIR="+s.run, "REPORT_DIR="+s.report, "ENV_FILE="+filepath.Join(t.TempDir(), "env"),
 	)
 	_, err := s.output(t.Context(), "docker", "version")
@@ -131,7 +132,7 @@ func (s *stack) down() {
 	if out, err := s.output(ctx, "make", "down"); err != nil {
 		s.t.Errorf("make down: %v\n%s", err, out)
 	}
-	for _, addr := range []string{s.amqp, s.management} {
+	for _, addr := range []string{s.amqp, s.amqps, s.management} {
 		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr); err == nil {
 			_ = conn.Close()
 			s.t.Errorf("something still listens on %s", addr)
