@@ -35,7 +35,7 @@ SOAK ?= 30m
 # switches batches off.
 FAULTS = go test -count=1 -v -tags fault -timeout 0 ./fault -seed $(SEED) -out $(CURDIR)/.run/chaos $(FAULTFLAGS)
 # The end-to-end tests that make test leaves out for the time that they take.
-E2E_MORE := ^Test(Swarm|ImagesAreReproducible|MakeUpCluster)$$
+E2E_MORE := ^Test(Swarm|ImagesAreReproducible|MakeUpCluster|ProductionOverlayWithTLSRuns)$$
 
 # The stages of make test that run two at a time, in the order of their starts. Most of e2e and of
 # the suites is waiting, for containers, brokers and reconnects, so e2e, the longest, runs beside the
@@ -208,8 +208,8 @@ e2e-cluster: export BROKER := $(BROKER)
 e2e-cluster: ## test make roll-cluster under load from the outside; BROKER=3 or 4; a quarter of an hour
 	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '^TestRollCluster$$' ./e2e
 
-e2e-more: ## test make images, make up-cluster and the stack on a swarm of one node; needs a Docker engine
-	@cd test && go test -count=1 -timeout 40m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
+e2e-more: ## test make images, make up-cluster, the overlays tls and production together, and the stack on a swarm of one node; needs a Docker engine
+	@cd test && go test -count=1 -timeout 60m -v -tags e2e -run '$(E2E_MORE)' ./e2e/...
 
 # The fault suites bound how long after its deadline a call may return: they run alone.
 test: ## run every check that must pass

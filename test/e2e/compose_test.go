@@ -23,23 +23,20 @@ func TestCompose(t *testing.T) {
 		t.Log("no Docker engine answers: there is no Compose")
 		return
 	}
-	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1))
+	s.useComposeV2()
 	s.buildImages()
-	run := func(args ...string) (string, error) {
-		return s.output(t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
-	}
 	s.badSettingsWithoutMake("docker", "compose")
 	if _, err := exec.LookPath("docker-compose"); err == nil {
 		s.badSettingsWithoutMake("docker-compose")
 	}
-	if out, err := run("up", "-d", "--no-build", "--wait", "rabbitmq", "rpc-server"); err != nil {
+	if out, err := s.composeV2("up", "-d", "--no-build", "--wait", "rabbitmq", "rpc-server"); err != nil {
 		t.Errorf("up -d --wait: %v\n%s", err, out)
 	}
-	out, err := run("up", "--no-build", "--exit-code-from", "rpc-client")
+	out, err := s.composeV2("up", "--no-build", "--exit-code-from", "rpc-client")
 	if err != nil || !strings.Contains(out, "every call was answered as expected") {
 		t.Errorf("up --exit-code-from: %v\n%s", err, out)
 	}
-	s.threeReports(run)
+	s.threeReports()
 }
 
 // neverHealthy is a Compose file with a broker that starts and never becomes healthy.
@@ -84,13 +81,13 @@ func (s *stack) badSettingsWithoutMake(compose ...string) {
 }
 
 // threeReports runs three clients concurrently and checks that each writes a separate report.
-func (s *stack) threeReports(run func(args ...string) (string, error)) {
+func (s *stack) threeReports() {
 	t := s.t
 	t.Helper()
-	if out, err := run("up", "-d", "--no-build", "--scale", "rpc-client=3"); err != nil {
+	if out, err := s.composeV2("up", "-d", "--no-build", "--scale", "rpc-client=3"); err != nil {
 		t.Fatalf("up -d: %v\n%s", err, out)
 	}
-	ids, err := run("ps", "-a", "-q", "rpc-client")
+	ids, err := s.composeV2("ps", "-a", "-q", "rpc-client")
 	clients := strings.Fields(ids)
 	if err != nil || len(clients) != 3 {
 		t.Fatalf("clients %q (%v)", ids, err)

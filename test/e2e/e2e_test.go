@@ -139,8 +139,9 @@ func (s *stack) scale(t *testing.T) {
 	}
 }
 
-// fleet lists the servers with the documented command, which starts and stops no server.
-func (s *stack) fleet(t *testing.T, want int) {
+// fleet lists the servers with the documented command, which starts and stops no server, and returns
+// the list.
+func (s *stack) fleet(t *testing.T, want int) (out string) {
 	t.Helper()
 	before := s.compose("ps -q rpc-server")
 	for _, doc := range []string{"README.md", "docs/operations.md"} {
@@ -152,19 +153,27 @@ func (s *stack) fleet(t *testing.T, want int) {
 		if command == nil {
 			t.Fatalf("%s does not say how to list the servers", doc)
 		}
-		out, listed := s.compose(string(command[1])), 0
-		for line := range strings.Lines(out) {
-			if cells := strings.Fields(line); len(cells) > 2 && cells[1] == "rpc-server" {
-				listed++
-			}
-		}
-		if listed != want {
+		out = s.compose(string(command[1]))
+		if listed := serversListed(out); listed != want {
 			t.Errorf("%s: %d servers are listed, want %d:\n%s", command[1], listed, want, out)
 		}
 	}
 	if after := s.compose("ps -q rpc-server"); after != before {
 		t.Errorf("servers before and after they were listed:\n%s\n%s", before, after)
 	}
+	return out
+}
+
+// serversListed counts the servers in the output of RPC_MODE=fleet, whose other lines tell the nodes
+// of queues and connections.
+func serversListed(out string) int {
+	listed := 0
+	for line := range strings.Lines(out) {
+		if cells := strings.Fields(line); len(cells) > 2 && cells[0] != "connection" && cells[1] == "rpc-server" {
+			listed++
+		}
+	}
+	return listed
 }
 
 // drain stops a second server with SIGTERM, because without an engine the exit code of the

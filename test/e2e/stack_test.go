@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"rabbitmq-rpc/internal/placement"
 	"rabbitmq-rpc/test/internal/rig"
 )
 
@@ -29,6 +30,7 @@ type stack struct {
 	run        string // state of the running stack
 	report     string // folder of report.json
 	amqp       string // host:port
+	amqps      string // host:port, with the overlay tls
 	management string // host:port
 	containers bool
 }
@@ -39,11 +41,11 @@ func newStack(t *testing.T) *stack {
 	s := &stack{
 		t: t, root: rig.Root(t), project: fmt.Sprintf("rpc-e2e-%d", os.Getpid()),
 		run: filepath.Join(t.TempDir(), "run"), report: filepath.Join(t.TempDir(), "report"),
-		amqp: rig.FreeAddress(t, "127.0.0.1"), management: rig.FreeAddress(t, "127.0.0.1"),
+		amqp: rig.FreeAddress(t, "127.0.0.1"), amqps: rig.FreeAddress(t, "127.0.0.1"), management: rig.FreeAddress(t, "127.0.0.1"),
 	}
 	s.env = append(
 		os.Environ(),
-		"COMPOSE_PROJECT_NAME="+s.project, "AMQP_PORT="+port(s.amqp), "MANAGEMENT_PORT="+port(s.management),
+		"COMPOSE_PROJECT_NAME="+s.project, "AMQP_PORT="+port(s.amqp), "AMQPS_PORT="+port(s.amqps), "MANAGEMENT_PORT="+port(s.management),
 		"RPC_RUN_DIR="+s.run, "REPORT_DIR="+s.report, "ENV_FILE="+filepath.Join(t.TempDir(), "env"),
 	)
 	_, err := s.output(t.Context(), "docker", "version")
@@ -111,6 +113,18 @@ func (s *stack) compose(args string) string {
 	return s.must("bash", "-c", ". deploy/lib.sh; load_env; compose "+args)
 }
 
+// useComposeV2 makes "docker compose" Compose v2, which is built if it is missing.
+func (s *stack) useComposeV2() {
+	s.t.Helper()
+	s.env = append(s.env, "DOCKER_CONFIG="+lastLines(s.must("deploy/compose-v2.sh"), 1))
+}
+
+// composeV2 runs "docker compose" as users do, without the scripts.
+func (s *stack) composeV2(args ...string) (string, error) {
+	s.t.Helper()
+	return s.output(s.t.Context(), "docker", slices.Concat([]string{"compose", "--env-file", s.envFile()}, args)...)
+}
+
 // down runs make down and checks that nothing remains.
 func (s *stack) down() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 2*time.Minute)
@@ -118,7 +132,7 @@ func (s *stack) down() {
 	if out, err := s.output(ctx, "make", "down"); err != nil {
 		s.t.Errorf("make down: %v\n%s", err, out)
 	}
-	for _, addr := range []string{s.amqp, s.management} {
+	for _, addr := range []string{s.amqp, s.amqps, s.management} {
 		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr); err == nil {
 			_ = conn.Close()
 			s.t.Errorf("something still listens on %s", addr)
@@ -148,12 +162,7 @@ type result struct {
 	Reconnects                  int64
 	LatencyMS                   struct{ Max float64 } `json:"latency_ms"`
 	Node                        string
-	Placement                   *struct {
-		Queues []struct {
-			Name, Type, Node string
-			Online           []string
-		}
-	}
+	Placement                   *placement.Placement
 }
 
 func (s *stack) readReport() result {

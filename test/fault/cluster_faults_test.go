@@ -118,7 +118,11 @@ func clusterScenarios() []scenario {
 			load: paced(quorum, direct), place: replyAtRisk(), fault: loseAny, times: 3,
 		},
 		{
-			name: "rolling-classic", about: "the same, classic queues, batch off", batch: single,
+			name: "any-node-classic", about: "SIGKILL to each node without the classic request queue in turn, each at a random moment",
+			load: paced(classic), place: replyAtRisk(), fault: loseAnyOther, times: 4,
+		},
+		{
+			name: "rolling-classic", about: "each node stopped and started in turn, classic queues, batch off", batch: single,
 			load: paced(classic), place: replyAtRisk(), fault: rollNodes,
 		},
 		{
@@ -210,8 +214,22 @@ func rollDrained(s *stage) {
 // loseAny kills the next of the nodes, so that three faults kill each of them once.
 func loseAny(s *stage) {
 	s.t.Helper()
+	s.loseNext(s.nodes)
+}
+
+// loseAnyOther kills the next of the two nodes without the request queue, so that four faults kill
+// each of them twice, which is enough losses for the median of judgeCluster.
+func loseAnyOther(s *stage) {
+	s.t.Helper()
+	home := requestQueueNode(s)
+	s.loseNext(slices.DeleteFunc(slices.Clone(s.nodes), func(n *clusterNode) bool { return n == home }))
+}
+
+// loseNext kills the next of these nodes, at a random moment.
+func (s *stage) loseNext(nodes []*clusterNode) {
+	s.t.Helper()
 	s.wait(time.Duration(s.random.Int64N(int64(2 * time.Second))))
-	n := s.nodes[s.injected%len(s.nodes)]
+	n := nodes[s.injected%len(nodes)]
 	s.lose(killed(), n)
 	s.wait(away)
 	s.regain(killed(), n)
