@@ -129,7 +129,7 @@ tools: ## install the pinned tools into .bin
 .PHONY: unit module-short module-check integration repeat interop browser observability suite suite-3 suite-4 fault chaos cluster cluster-short soak hostile e2e e2e-cluster e2e-more test stages $(STAGES:%=stage-%) fuzz bench bench-compare
 # Two turns, because a benchmark may hang only in its second.
 unit: ## run the tests that need no broker, and two turns of each benchmark, with the race detector
-	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -bench . -benchtime 2x ./...); done
+	@for m in $(filter-out test test/%,$(MODULES)); do (cd $$m && go test -race -count=1 -timeout 20m -bench . -benchtime 2x ./...); done
 	@deploy/need.sh erlc
 	@cd test && go test -race -count=1 . ./fault/internal/...
 	@cd test/kubernetes && go test -count=1 ./...
