@@ -85,7 +85,7 @@ func closedTurns(o Options, callers ...int) []process.Turn {
 
 // nodeSetups returns one node, and, with the URLs of a cluster, the places in its three nodes.
 func nodeSetups(o Options, base process.Setup, point scaling.Load) []scaled {
-	all := []scaled{{setup: base, point: point, turns: closedTurns(o, 1, 16, 64, 256, heavyCallers)}}
+	all := []scaled{{setup: base, point: point, turns: closedTurns(o, 1, 16, 64, 256, heavyCallers), idle: !point.Batch}}
 	if len(o.Cluster) < 3 {
 		return all
 	}
@@ -107,7 +107,7 @@ func nodeSetups(o Options, base process.Setup, point scaling.Load) []scaled {
 				point.Queues, point.Clients = 3, 3
 				setup.Env.Queues, setup.Env.Nodes = 3, []string{at(0), at(1), at(2)}
 			}
-			all = append(all, scaled{setup: setup, point: point, turns: closedTurns(o, 1, 64, heavyCallers)})
+			all = append(all, scaled{setup: setup, point: point, turns: closedTurns(o, 1, 64, heavyCallers), idle: !point.Batch && point.Queues == 1})
 		}
 	}
 	return all
@@ -174,7 +174,7 @@ func shardSetups(o Options, base process.Setup, point scaling.Load) []scaled {
 			setup.Label = fmt.Sprintf("%s, cluster, quorum %v", labelShards(base.Label, n), quorum)
 			point.Quorum, setup.Env.Quorum = quorum, quorum
 			point.Shards, setup.Env.Shards = n, n
-			all = append(all, scaled{setup: setup, point: point, turns: turns})
+			all = append(all, scaled{setup: setup, point: point, turns: turns, idle: point.Batch})
 		}
 	}
 	return all
@@ -297,6 +297,7 @@ func (r *Runner) figures(ctx context.Context, setup scaled) (sum process.BrokerF
 		sum.Connections += f.Connections
 		sum.Channels += f.Channels
 		sum.Queues += f.Queues
+		sum.Declared += f.Declared
 		sum.Memory += f.Memory
 	}
 	return sum, nil
@@ -327,7 +328,8 @@ func (r *Runner) holdings(ctx context.Context, setup scaled) (h scaling.Holdings
 	if err != nil {
 		return h, err
 	}
-	h = scaling.Holdings{Connections: last.Connections, Channels: last.Channels, Queues: last.Queues, Memory: last.Memory / 1e6}
+	// Queues that were declared, because reply queues of an earlier setup may end in the meantime.
+	h = scaling.Holdings{Connections: last.Connections, Channels: last.Channels, Queues: last.Declared, Memory: last.Memory / 1e6}
 	for _, pid := range append([]int{r.Options.BrokerPID}, r.Options.OtherPIDs...) {
 		files, err := process.OpenFiles(pid)
 		if err != nil {

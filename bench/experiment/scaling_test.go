@@ -55,6 +55,9 @@ func TestScalingPlaces(t *testing.T) {
 	t.Parallel()
 	places := make(map[string]process.Setup)
 	for _, s := range New(ScalingNodes, scalingOptions(3)).scaled {
+		if want := !s.point.Batch && s.point.Queues == 1; s.idle != want {
+			t.Errorf("%s: what it holds is measured: %v, want %v", s.point, s.idle, want)
+		}
 		if s.point.Nodes == 3 && !s.point.Batch && !s.point.Quorum {
 			places[s.point.Place] = s.setup
 		}
@@ -77,7 +80,7 @@ func TestScalingShards(t *testing.T) {
 		if p.Part != scaling.PartShards || p.Queues != 1 || p.Servers != setup.Servers || p.Clients != setup.Env.Clients || p.Servers != 3 || p.Clients != 3 {
 			t.Errorf("%s: setup %+v", p, setup)
 		}
-		if p.Shards != setup.Env.Shards || p.Quorum != setup.Env.Quorum || s.idle != (p.Batch && p.Nodes == 1) {
+		if p.Shards != setup.Env.Shards || p.Quorum != setup.Env.Quorum || s.idle != p.Batch {
 			t.Errorf("%s: setup %+v, what it holds is measured: %v", p, setup, s.idle)
 		}
 		want := ""

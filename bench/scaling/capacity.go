@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -46,7 +47,8 @@ func NewCapacity(m Measurement, p Params) (Capacity, error) {
 	} {
 		each(i < 3, set) // connections, channels and queues are counted
 	}
-	if shards := m.Part(PartShards, true); len(shards) > 1 {
+	shards := slices.DeleteFunc(m.Part(PartShards, true), func(p *Point) bool { return p.Nodes > 1 })
+	if len(shards) > 1 {
 		least, most := shards[0], shards[len(shards)-1]
 		c.PerShard = max(slope(func(h Holdings) float64 { return h.Memory }, least, most, most.Shards-least.Shards), 0) // less is the spread of the rounds
 	}

@@ -28,16 +28,22 @@ func TestDocumentedScaling(t *testing.T) {
 		t.Fatal(err)
 	}
 	simulated, sizes, formula, memory := d.Checks()
-	for name, c := range map[string]Check{"simulation": simulated, "calls in a message": sizes, "formula": formula, "memory": memory} {
+	for name, c := range map[string]Check{"simulation": simulated, "calls in a message": sizes, "memory": memory} {
 		if c.Points < 5 || c.Median > 0.3 || 2*c.Within < c.Points {
 			t.Errorf("%s: want a median error of at most 30 %%, and half of the points within the tolerance: %s", name, c)
 		}
+	}
+	if formula.Points < 5 || formula.Median > 0.4 {
+		t.Errorf("formula, a lower bound: want a median error of at most 40 %%: %s", formula)
 	}
 	text, err := os.ReadFile(filepath.Join(docs, "scaling.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, block := range d.Blocks() {
+		if block == "" {
+			t.Errorf("the block %q is empty: it was not measured", name)
+		}
 		if !strings.Contains(string(text), document.Block(name, block)) {
 			t.Errorf("scaling.md does not show the block %q; go run -C bench ./simulate -out ../docs/scaling.md writes it", name)
 		}

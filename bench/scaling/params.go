@@ -42,11 +42,9 @@ type BrokerSide struct {
 // rest is the part that is in no such process, for one of the two messages.
 func (b BrokerSide) rest() float64 { return max(0.5-b.Reader-b.Channel-b.Queue-b.Writer, 0) }
 
-// settle and measured are the times of a simulation that is compared with a measurement.
-const (
-	settle   = 80_000.
-	measured = 80_000.
-)
+// simulatedTime is the least time of a simulation that is compared with a measurement, before and
+// while the simulation counts.
+const simulatedTime = 80_000.
 
 // system returns the measured system of a point: one machine, without the processors that other
 // programs used.
@@ -55,10 +53,13 @@ func (p Params) system(l Load, r Run) System {
 	return System{Load: l, Cores: cores, Speed: r.Processors * p.Busy / cores, Shared: true, InTurn: true}
 }
 
-// Predict simulates a measured point.
+// Predict simulates a measured point. The first calls of all callers settle before the simulation
+// counts.
 func (p Params) Predict(at *Point) Simulated {
-	s := p.system(at.Load, at.Medians())
-	return Simulate(p, s, settle/s.Speed, measured/s.Speed)
+	r := at.Medians()
+	s := p.system(at.Load, r)
+	time := max(simulatedTime, float64(at.Callers)*sum(r)/float64(s.Cores)) / s.Speed
+	return Simulate(p, s, time, time)
 }
 
 // find returns the point of one node with one server and one client.

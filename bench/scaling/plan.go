@@ -3,6 +3,8 @@ package scaling
 import (
 	"math"
 	"strings"
+
+	"rabbitmq-rpc/pkg/amqpx"
 )
 
 // Scenario is a load for which there was no machine: an open loop of all clients together.
@@ -23,7 +25,8 @@ const (
 	planBusy    = 0.7  // the part of the time in which the busiest resource may be busy
 	planCarried = 0.98 // the part of the calls that must get a response in the counted time
 	planCalls   = 10_000
-	planSteps   = 6
+	planSteps   = 30
+	planGrowth  = 1.1 // the least growth of a step
 )
 
 // Plan is what a scenario needs.
@@ -36,11 +39,11 @@ type Plan struct {
 	Holds Holdings
 }
 
-// system returns a scenario on a number of nodes, servers and shards. Each node has at least one
-// shard, and the connections of one server: a node with all requests would be full before the
-// others.
+// system returns a scenario on a number of nodes, servers and shards. Each node has at least the
+// connections of one server, and one shard as far as the library allows: a node with all requests
+// would be full before the others.
 func (s Scenario) system(nodes, servers, shards int) System {
-	servers, shards = max(servers, nodes), max(shards, nodes)
+	servers, shards = max(servers, nodes), min(max(shards, nodes), amqpx.MaxShards)
 	return System{
 		Load: Load{
 			Batch: true, Nodes: nodes, Place: Spread, Queues: 1, Shards: shards, Servers: servers, Workers: 64,
@@ -85,9 +88,13 @@ func (c Capacity) Plan(s Scenario) Plan {
 			break
 		}
 		grow := func(n int) int {
-			return max(n+1, int(math.Ceil(float64(n)*min(p.Result.Busy/planBusy, 1.5))))
+			return max(n+1, int(math.Ceil(float64(n)*min(max(p.Result.Busy/planBusy, planGrowth), 1.5))))
 		}
 		switch limit := p.Result.Limit; {
+		case limit == partQueue && p.System.Shards == amqpx.MaxShards:
+			return c.complete(p) // one request queue has no more shards
+		case strings.HasPrefix(limit, "client"):
+			return c.complete(p) // more clients would help, and they are given
 		case limit == partQueue:
 			shards = grow(shards)
 		case strings.HasPrefix(limit, "server") || strings.HasSuffix(limit, "server"):
@@ -98,8 +105,13 @@ func (c Capacity) Plan(s Scenario) Plan {
 			servers, nodes = grow(servers), grow(nodes)
 		}
 	}
+	return c.complete(p)
+}
+
+// complete adds to a plan what the system holds, and what half of it carries.
+func (c Capacity) complete(p Plan) Plan {
 	half := func(n int) int { return max(n/2, 1) }
-	p.Less = c.simulate(s.system(half(nodes), half(p.System.Servers), half(p.System.Shards)))
-	p.Holds = c.Holds(s.Clients, p.System.Servers, p.System.Shards)
+	p.Less = c.simulate(p.system(half(p.System.Nodes), half(p.System.Servers), half(p.System.Shards)))
+	p.Holds = c.Holds(p.Clients, p.System.Servers, p.System.Shards)
 	return p
 }

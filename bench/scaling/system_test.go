@@ -16,7 +16,7 @@ func params() Params {
 }
 
 func run(l Load) Simulated {
-	return Simulate(params(), System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: true}, settle, measured)
+	return Simulate(params(), System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: true}, simulatedTime, simulatedTime)
 }
 
 // A single caller gets a call in the time of its way, and pays for every wake-up.
@@ -103,9 +103,9 @@ func TestManyClients(t *testing.T) {
 	l := base(true, 1024)
 	l.Clients = 100
 	system := System{Load: l, Cores: 2, Speed: 1, Shared: true, InTurn: true}
-	inTurn := Simulate(params(), system, settle, measured)
+	inTurn := Simulate(params(), system, simulatedTime, simulatedTime)
 	system.InTurn = false
-	own := Simulate(params(), system, settle, measured)
+	own := Simulate(params(), system, simulatedTime, simulatedTime)
 	if inTurn.Size > 0.7*own.Size || inTurn.Rate > own.Rate {
 		t.Errorf("in turn %.1f calls in a message and %.0f calls/s, with callers of their own %.1f and %.0f", inTurn.Size, inTurn.Rate, own.Size, own.Rate)
 	}

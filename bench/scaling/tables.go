@@ -44,6 +44,9 @@ type Document struct {
 	Capacity Capacity
 	measured Measurement
 	points   []predicted
+	// paces has, by part, how much longer calls took than the simulation says at the part's point
+	// of reference, because the machine of the measurement is not always as fast.
+	paces map[string]float64
 }
 
 // NewDocument fits the simulation and the formula to a measurement, and predicts all its points.
@@ -53,20 +56,51 @@ func NewDocument(m Measurement, parts []model.Part) (Document, error) {
 		return Document{}, err
 	}
 	c, err := NewCapacity(m, p)
-	d := Document{Capacity: c, measured: m}
+	d := Document{Capacity: c, measured: m, paces: make(map[string]float64)}
 	for _, at := range m.Points {
 		if len(at.Runs) > 0 {
 			d.points = append(d.points, predicted{at, p.Predict(at)})
 		}
 	}
+	for _, at := range d.points {
+		if slices.Contains(References(), at.Load) {
+			d.paces[at.Part] = sum(at.Medians()) / sum(at.sim.run())
+		}
+	}
+	for i, at := range d.points {
+		d.points[i].sim = at.sim.slower(d.pace(at.Point))
+	}
 	return d, err
+}
+
+// References returns the points from which the pace of the machine in a part is taken: with 1,024
+// callers, of the least setup of each part that the parameters are not taken from.
+func References() []Load {
+	servers, clients, shards := base(false, 1024), base(true, 1024), base(false, 1024)
+	servers.Part, clients.Part, shards.Part = PartServers, PartClients, PartShards
+	shards.Servers, shards.Clients = 3, 3
+	return []Load{servers, clients, shards}
+}
+
+// pace returns the pace of the machine in the part of a point.
+func (d Document) pace(p *Point) float64 {
+	if pace := d.paces[p.Part]; pace > 0 {
+		return pace
+	}
+	return 1
+}
+
+// slower returns what a simulation came to with the processor times of a slower machine.
+func (s Simulated) slower(pace float64) Simulated {
+	s.Client, s.Server, s.Broker = s.Client*pace, s.Server*pace, s.Broker*pace
+	return s
 }
 
 // Blocks returns the blocks that show the measurement and how the formula and the simulation meet
 // it.
 func (d Document) Blocks() map[string]string {
 	return map[string]string{
-		BlockNodes: d.pointTable(PartNodes), BlockServers: d.servers(), BlockClients: d.clients(), BlockShards: d.shards(),
+		BlockNodes: d.nodes(), BlockServers: d.servers(), BlockClients: d.clients(), BlockShards: d.shards(),
 		BlockFormula: d.formula(), BlockSimulation: d.simulation(),
 	}
 }
@@ -93,8 +127,11 @@ func (d Document) pointTable(part string) string {
 // off formats the error of the simulated processor time, and whether the point was fitted.
 func (d Document) off(p predicted) string {
 	text := fmt.Sprintf("%+.0f %%", 100*Error(sum(p.sim.run()), sum(p.Medians())))
-	if slices.Contains(Fitted(), p.Load) {
+	switch {
+	case slices.Contains(Fitted(), p.Load):
 		text += ", fitted"
+	case slices.Contains(References(), p.Load):
+		text += ", reference"
 	}
 	return text
 }
@@ -104,6 +141,30 @@ func sum(r Run) float64 { return r.Client + r.Server + r.Broker }
 // run returns the figures that a round of a measurement has as well.
 func (s Simulated) run() Run {
 	return Run{Rate: s.Rate, P50: s.P50, P99: s.P99, Client: s.Client, Server: s.Server, Broker: s.Broker, Size: s.Size}
+}
+
+func (d Document) nodes() string {
+	idle := d.measured.Part(PartNodes, true)
+	if len(idle) == 0 {
+		return d.pointTable(PartNodes)
+	}
+	var b strings.Builder
+	rows := [][]string{{"one client and one server", "connections, channels, queues, files", "broker MB, processes and tables", "formula"}}
+	for _, p := range idle {
+		rows = append(rows, d.holdings(p.layout(), p)[:4])
+	}
+	b.WriteString(d.pointTable(PartNodes) + "\n")
+	writeTable(&b, rows)
+	return b.String()
+}
+
+// layout names the nodes of a load, and the kind of its request queue.
+func (l Load) layout() string {
+	text := count(l.Nodes, "node") + ", " + l.Place
+	if l.Quorum {
+		text += ", quorum"
+	}
+	return text
 }
 
 func (d Document) servers() string {
@@ -133,7 +194,7 @@ func (d Document) shards() string {
 	}
 	rows := [][]string{{"shards", "connections, channels, queues, files", "broker MB, processes and tables", "formula"}}
 	for _, p := range idle {
-		rows = append(rows, d.holdings(fmt.Sprint(p.Shards), p)[:4])
+		rows = append(rows, d.holdings(fmt.Sprintf("%d, %s", p.Shards, p.layout()), p)[:4])
 	}
 	b.WriteString("\n")
 	writeTable(&b, rows)
@@ -149,7 +210,7 @@ one node, or "spread", with the shards, the servers and the clients on three nod
 between two nodes in two of three cases. The command adds rounds to ` + "`scaling.json`" + `:
 
 ` + "```" + `
-deploy/with-scaling.sh 3 go run . -experiment scaling-shards -rounds 1 -out ../docs/performance
+deploy/with-scaling.sh 3 go run . -experiment scaling-shards -rounds 1 -limit 15m -out ../docs/performance
 ` + "```" + `
 `
 
@@ -184,7 +245,7 @@ func (d Document) Checks() (simulated, sizes, formula, memory Check) {
 	var all, closed, idle []*Point
 	sims := make(map[*Point]Simulated)
 	for _, p := range d.points {
-		if slices.Contains(Fitted(), p.Load) {
+		if slices.Contains(Fitted(), p.Load) || slices.Contains(References(), p.Load) {
 			continue
 		}
 		sims[p.Point] = p.sim
@@ -193,12 +254,12 @@ func (d Document) Checks() (simulated, sizes, formula, memory Check) {
 			closed = append(closed, p.Point)
 		}
 	}
-	for _, part := range []string{PartServers, PartClients, PartShards} {
+	for _, part := range []string{PartNodes, PartServers, PartClients, PartShards} {
 		idle = append(idle, d.measured.Part(part, true)...)
 	}
 	simulated = check(all, simulationTolerance, func(p *Point) float64 { return sum(sims[p].run()) / sum(p.Medians()) })
 	sizes = check(all, sizeTolerance, func(p *Point) float64 { return sims[p].Size / p.Medians().Size })
-	formula = check(closed, formulaTolerance, func(p *Point) float64 { return sum(d.Capacity.CostsOf(p)) / sum(p.Medians()) })
+	formula = check(closed, formulaTolerance, func(p *Point) float64 { return d.pace(p) * sum(d.Capacity.CostsOf(p)) / sum(p.Medians()) })
 	memory = check(idle, memoryTolerance, func(p *Point) float64 {
 		of := func(h Holdings) float64 { return h.Memory + resident }
 		return (d.Capacity.Holds(p.Clients, p.Servers, p.Shards).Memory + resident) / p.Holds(of)
@@ -225,7 +286,14 @@ func (d Document) formula() string {
 
 func (d Document) simulation() string {
 	simulated, sizes, _, _ := d.Checks()
-	return fmt.Sprintf("\nPoints to which the simulation was not fitted, processor time of a call: %s. Calls in a message: %s.\n", simulated, sizes)
+	var paces []string
+	for _, l := range References() {
+		if pace := d.paces[l.Part]; pace > 0 {
+			paces = append(paces, fmt.Sprintf("%s %.2f", l.Part, pace))
+		}
+	}
+	return fmt.Sprintf("\nPoints to which the simulation was not fitted, processor time of a call: %s. Calls in a message: %s. "+
+		"Processor time at the points of reference, measured against simulated: %s.\n", simulated, sizes, strings.Join(paces, ", "))
 }
 
 // PlanTable renders the scenarios.
@@ -257,10 +325,7 @@ func (l Load) String() string {
 	if l.Batch {
 		kind = "batch"
 	}
-	text := fmt.Sprintf("%s, %s, %s", kind, count(l.Nodes, "node"), l.Place)
-	if l.Quorum {
-		text += ", quorum"
-	}
+	text := kind + ", " + l.layout()
 	if l.Shards > 1 || l.Part == PartShards {
 		text += ", " + count(l.Shards, "shard")
 	}

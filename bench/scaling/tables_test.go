@@ -34,7 +34,7 @@ func TestShardsAreShownOnceMeasured(t *testing.T) {
 		"\n## Shards\n",
 		"| batch, 3 nodes, spread, 1 shard, 3 servers, 3 clients, 64 callers | 7.0 | 10 + 20 + 30 |",
 		"| batch, 3 nodes, spread, 4 shards, 3 servers, 3 clients, 64 callers | 7.0 | 10 + 20 + 30 | 16,667 | 8.0 | 10 + 20 + 36 | +10 % |",
-		"\n| 4 | 12, 40, 16, 0 | 3.0 | 0, 24, 11, 0; 0.0 |\n",
+		"\n| 4, 3 nodes, spread | 12, 40, 16, 0 | 3.0 | 0, 24, 11, 0; 0.0 |\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in:\n%s", want, got)
@@ -43,5 +43,20 @@ func TestShardsAreShownOnceMeasured(t *testing.T) {
 	page := "before\n\n" + document.Block(BlockShards, "") + "\nafter\n"
 	if with, ok := document.Replace(page, BlockShards, got); !ok || !strings.Contains(with, "## Shards") {
 		t.Errorf("the empty block of a page is not replaced: %s", with)
+	}
+}
+
+// The section of the nodes has what one client and one server hold, where that was measured.
+func TestNodesShowWhatIsHeld(t *testing.T) {
+	t.Parallel()
+	d := Document{Capacity: Capacity{Base: Holdings{Channels: 6, Queues: 5}}}
+	if got := d.Blocks()[BlockNodes]; strings.Contains(got, "formula") {
+		t.Errorf("without a measurement: %q", got)
+	}
+	l := base(false, 0)
+	l.Part, l.Nodes, l.Place, l.Quorum = PartNodes, 3, Remote, true
+	d.measured.AddIdle(l, Holdings{Connections: 4, Channels: 10, Queues: 6, Memory: 2})
+	if got, want := d.Blocks()[BlockNodes], "\n| 3 nodes, remote, quorum | 4, 10, 6, 0 | 2.0 | 0, 6, 5, 0; 0.0 |\n"; !strings.Contains(got, want) {
+		t.Errorf("no %q in:\n%s", want, got)
 	}
 }
