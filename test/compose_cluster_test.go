@@ -106,7 +106,7 @@ func TestOverlaysOfACluster(t *testing.T) {
 	if !strings.Contains(production, ":/etc/rabbitmq/conf.d/40-production.conf:ro") {
 		t.Error("the overlay production does not put its settings where the nodes look")
 	}
-	check, data := strings.Index(node, `/overlays-check.sh" /etc/rabbitmq/conf.d "$node"`), strings.Index(node, "$home/")
+	check, data := strings.Index(node, `/overlays-check.sh" /etc/rabbitmq/conf.d "$node"`), strings.Index(node, "/upgrade-check.sh")
 	if check < 0 || data < check {
 		t.Error("a node does not check the overlays before it touches its data")
 	}
