@@ -13,7 +13,7 @@
 // The glue, which is neither types nor business logic nor the wiring in this file, is 40 lines: the
 // tenant's way from service to service (tenant.go, 19 lines), and from the result of a call to HTTP
 // (gateway/http.go, 21 lines: status, details and Retry-After; the span of a request). A test
-// counts them. The tests need no broker: shop_test.go.
+// counts them. The tests need no broker and took 0.4 to 0.8 s beside other work (shop_test.go).
 package main
 
 import (
