@@ -172,7 +172,7 @@ suite-3 suite-4: suite-%:
 
 # fault is part of every test run and may share its machine, hence a later bound.
 fault: FAULTFLAGS ?= -bound 1s
-fault: ## inject faults from SEED for two minutes, with and without batches
+fault: ## inject faults from SEED for three minutes, with and without batches
 	@deploy/need.sh redis
 	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
 
@@ -185,7 +185,7 @@ cluster: ## fail each node of a cluster of three in every way; 20 minutes
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(|Status|StreamsWait|SlowQueue|Drain|ReturnHome)$$'
 
 cluster-short: FAULTFLAGS ?= -bound 1s
-cluster-short: ## like cluster, with two killed nodes; two minutes
+cluster-short: ## like cluster, with two killed nodes; four minutes
 	@deploy/need.sh redis
 	@deploy/with-cluster.sh $(BROKER) $(FAULTS) -run '^TestCluster(Short|Status|StreamsWait)$$'
 

@@ -10,7 +10,7 @@ import (
 
 // Caller is a fake client: a function that answers calls, in tests of code that depends on
 // [amqpx.Caller], and that receives one-way requests, in tests of code that depends on [amqpx.Sender].
-// The function gets each request that middleware of a client gets, with the options of the call:
+// The function gets each request as middleware of a client does, with the options of the call:
 // header, content type, idempotency key, a correlation id. The context has the deadline of the call, of
 // [amqpx.CallTimeout] or the default of a client, ends when the function has returned, and is the
 // context of a handler: the function may use [amqpx.SetResponseHeader], [amqpx.SetResponseTrailer],

@@ -15,15 +15,15 @@ const storing = time.Second
 // Keys is the judgement of the idempotency keys that several calls have, with a store that all servers
 // share.
 type Keys struct {
-	// Keys is the number of keys, Several the number of those with responses from several servers.
+	// Keys is the number of keys, Several the number of keys with responses from several servers.
 	Keys    int `json:"keys"`
 	Several int `json:"several"`
-	// Started counts the executions of their handlers, Ended those that ran to their end.
+	// Started counts the executions of the handlers, Ended the executions that ran to the end.
 	Started int `json:"started"`
 	Ended   int `json:"ended"`
-	// Unclaimed counts the executions that ran to their end, and whose claims may not have held: the
-	// server was killed before it had surely stored the response, or was stopped for longer than
-	// the lease. Anonymous counts those of callers whose user the server did not know.
+	// Unclaimed counts the executions that ran to the end although the claim may have been lost: the
+	// server was killed about when it stored the response, or was stopped for longer than the
+	// lease. Anonymous counts the executions for callers whose user the server did not know.
 	Unclaimed int `json:"unclaimed"`
 	Anonymous int `json:"anonymous"`
 }
