@@ -43,7 +43,7 @@ type ServerResponse struct {
 // The user of the client needs write permission for the exchange "<queue>.control.all", which the
 // permissions for calls do not include (docs/security.md); without it the error has
 // [CodePermissionDenied] and [DidNotRun]. Options about batches, shards, retries, hedges and
-// waiting for a server have no effect.
+// waiting for a server have no effect; [WithCallInfo] is an error with [CodeInvalidArgument].
 func (c *Client) CallAll(ctx context.Context, method string, body []byte, opts ...CallOption) iter.Seq2[*ServerResponse, error] {
 	return func(yield func(*ServerResponse, error) bool) {
 		g := &gathering{yield: yield}
@@ -72,6 +72,9 @@ func (c *Client) gather(ctx context.Context, g *gathering, method string, body [
 	defer c.calls.Leave()
 	watched := c.observe(method)
 	req, timeout, mistake := c.newRequest(method, body, opts)
+	if mistake == nil && req.sent.info != nil {
+		mistake = errCallAllInfo
+	}
 	if mistake != nil {
 		err := misused(mistake)
 		c.recordCall(watched, err)

@@ -163,6 +163,8 @@ func TestCallAllThatFails(t *testing.T) {
 		wantSend(t, result{err: got.err}, CodeInvalidArgument, DidNotRun)
 		got = callAll(c, t.Context(), "all", 0, CallTimeout(0))
 		wantSend(t, result{err: got.err}, CodeInvalidArgument, DidNotRun)
+		got = callAll(c, t.Context(), "all", 0, CallTimeout(time.Second), WithCallInfo(new(CallInfo)))
+		wantSend(t, result{err: got.err}, CodeInvalidArgument, DidNotRun)
 		s2 := startAll(t, b, pastDeadline)
 		s.stop()
 		_ = s.wait(t)

@@ -147,29 +147,37 @@ func (c *clientConfig) validateClient() error {
 	return errors.Join(faults...)
 }
 
-// validateShared reports call options that cannot apply to several calls.
+// validateShared reports call options that cannot apply to several calls; where names their place.
 func validateShared(where string, opts []CallOption) error {
+	faults := sharedMistakes(opts)
+	for i, fault := range faults {
+		faults[i] = fmt.Errorf("%s: %w", where, fault)
+	}
+	return errors.Join(faults...)
+}
+
+// sharedMistakes returns what keeps call options from applying to several calls.
+func sharedMistakes(opts []CallOption) (faults []error) {
 	cfg := &callConfig{}
 	for i, o := range opts {
 		if o == nil {
-			return fmt.Errorf("%s: option %d is nil", where, i+1)
+			return []error{fmt.Errorf("option %d is nil", i+1)}
 		}
 		o(cfg)
 	}
-	var faults []error
 	if cfg.idempotencyKey != "" {
-		faults = append(faults, fmt.Errorf("%s: WithIdempotencyKey(%q): a key is of one call, all others would get its response", where, cfg.idempotencyKey))
+		faults = append(faults, fmt.Errorf("WithIdempotencyKey(%q): a key is of one call, all others would get its response", cfg.idempotencyKey))
 	}
 	if cfg.timeoutFault {
-		faults = append(faults, fmt.Errorf("%s: CallTimeout(%v): want more than 0", where, cfg.timeout))
+		faults = append(faults, fmt.Errorf("CallTimeout(%v): want more than 0", cfg.timeout))
 	}
 	if mistake := cfg.mistake(); mistake != nil && !cfg.timeoutFault {
-		faults = append(faults, fmt.Errorf("%s: %w", where, mistake))
+		faults = append(faults, mistake)
 	}
 	if cfg.info != nil {
-		faults = append(faults, fmt.Errorf("%s: WithCallInfo: a CallInfo is of one call", where))
+		faults = append(faults, errors.New("WithCallInfo: a CallInfo is of one call"))
 	}
-	return errors.Join(faults...)
+	return faults
 }
 
 type clientOption func(*clientConfig)
@@ -428,6 +436,7 @@ func WithContentType(contentType, contentEncoding string) CallOption {
 
 // WithCallInfo sets the fields of info when the call returns. The call asks the server for its
 // times, which takes headers in the request and the response: calls that travel alone lose an
-// eighth of their throughput. A stream with this option is an error with [CodeInvalidArgument]: see the
-// methods of [ClientStream].
+// eighth of their throughput. It is an error with [CodeInvalidArgument] on a stream, which has methods
+// ([ClientStream]), on [Client.CallAll], whose responses have these fields ([ServerResponse]), and as
+// an option of all calls ([WithCallOptions], [WithMethod], [NewMethod]).
 func WithCallInfo(info *CallInfo) CallOption { return func(c *callConfig) { c.info = info } }

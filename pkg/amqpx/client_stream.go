@@ -36,8 +36,11 @@ type ClientStream struct {
 	unsampled bool // see Request.Unsampled
 }
 
-// errStreamInfo is the mistake of a stream with a CallInfo, whose fields would never be set.
-var errStreamInfo = errors.New("WithCallInfo: a stream has no CallInfo, but methods for headers, trailers, progress and correlation id")
+// Mistakes of calls with a CallInfo whose fields would never be set.
+var (
+	errStreamInfo  = errors.New("WithCallInfo: a stream has no CallInfo, but methods for headers, trailers, progress and correlation id")
+	errCallAllInfo = errors.New("WithCallInfo: a call to all servers has no CallInfo, but its responses have the server and its times")
+)
 
 // streamStart is the state of a stream whose request passes middleware.
 type streamStart struct {
@@ -90,7 +93,7 @@ func (c *Client) openStream(ctx context.Context, method string, first []byte, ha
 	}
 	cfg := c.cfg.callConfigOf(method).with(opts)
 	req, timeout, mistake := c.newRequest(method, nil, opts)
-	if mistake == nil && cfg.info != nil {
+	if mistake == nil && req.sent.info != nil {
 		mistake = errStreamInfo
 	}
 	if mistake != nil {

@@ -50,8 +50,9 @@ type typedMethod struct {
 	mediaType  string           // of the codec, without parameters
 }
 
-// MethodOption configures a [Method] or a [StreamMethod]. Every [CallOption], which applies to the
-// calls after the options of the client, and every [HandleOption] is a MethodOption.
+// MethodOption configures a [Method] or a [StreamMethod]. Every [HandleOption] is a MethodOption, and
+// so is every [CallOption] except [WithIdempotencyKey] and [WithCallInfo], which are of one call. Call
+// options apply to the calls after the options of the client.
 type MethodOption interface{ applyMethod(m *methodConfig) }
 
 type methodConfig struct {
@@ -118,7 +119,7 @@ func newTypedMethod(kind, name string, codec Codec, requests reflect.Type, opts 
 			m.fault = errors.Join(m.fault, fmt.Errorf("Validate: the function takes a %v, requests are a %v", v.accepts, requests))
 		}
 	}
-	m.fault = errors.Join(m.fault, m.cfg.fault)
+	m.fault = errors.Join(m.fault, m.cfg.fault, errors.Join(sharedMistakes(m.cfg.call)...))
 	if codec == nil {
 		m.fault = errors.Join(m.fault, errors.New("the codec is nil"))
 		return m

@@ -189,6 +189,8 @@ func TestMisuseOfStreamMethods(t *testing.T) {
 	for name, m := range map[string]*StreamMethod[orderRequest, order]{
 		"nil codec":  NewStreamMethod[orderRequest, order]("orders", nil),
 		"nil option": NewStreamMethod[orderRequest, order]("orders", JSON(), nil),
+		"call info":  NewStreamMethod[orderRequest, order]("orders", JSON(), WithCallInfo(new(CallInfo))),
+		"key":        NewStreamMethod[orderRequest, order]("orders", JSON(), WithIdempotencyKey("fixed")),
 		"validator":  NewStreamMethod[orderRequest, order]("orders", JSON(), Validate(func(int) error { return nil })),
 	} {
 		err := m.Handle(nil, orders)

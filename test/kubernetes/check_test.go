@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/pod-security-admission/api"
 	podsecurity "k8s.io/pod-security-admission/policy"
+	"sigs.k8s.io/yaml"
 )
 
 // project is what the overlays are compared with.
@@ -45,6 +46,7 @@ func (o *overlay) check(p *project) []string {
 	c.checkSelectors()
 	c.checkBroker()
 	c.checkAutoscaling()
+	c.checkCallers()
 	return c.faults
 }
 
@@ -177,8 +179,8 @@ func (c *checker) checkSecurity(p pod) {
 	}
 }
 
-// checkFiles: every variable with a file names a key of a mounted Secret, and no mount hides a
-// rotation.
+// checkFiles: every variable with a file names a key of a mounted Secret or ConfigMap, and no mount
+// hides a rotation.
 func (c *checker) checkFiles(p pod) {
 	files := make(map[string]bool)
 	for _, mount := range p.template.Spec.Containers[0].VolumeMounts {
@@ -189,6 +191,11 @@ func (c *checker) checkFiles(p pod) {
 		if at < 0 {
 			c.addf("%s: there is no volume %s", p.name, mount.Name)
 			continue
+		}
+		if volume := p.template.Spec.Volumes[at].ConfigMap; volume != nil && c.configMaps[volume.Name] != nil {
+			for key := range c.configMaps[volume.Name].Data {
+				files[path.Join(mount.MountPath, key)] = true
+			}
 		}
 		secret := p.template.Spec.Volumes[at].Secret
 		if secret == nil {
@@ -215,7 +222,7 @@ func (c *checker) checkFiles(p pod) {
 	}
 	for name, value := range c.given(p) {
 		if strings.HasSuffix(name, "_FILE") && !files[value] {
-			c.addf("%s: %s names %s, which is no key of a mounted Secret", p.name, name, value)
+			c.addf("%s: %s names %s, which is no key of a mounted Secret or ConfigMap", p.name, name, value)
 		}
 	}
 }
@@ -384,4 +391,59 @@ func (c *checker) checkAutoscaling() {
 			}
 		}
 	}
+}
+
+// checkCallers: where each role has a user, the servers limit what one caller may use, and their
+// rules name exactly the users who may call.
+func (c *checker) checkCallers() {
+	if len(c.users) == 0 {
+		return
+	}
+	at := slices.IndexFunc(c.pods(), func(p pod) bool { return p.name == "rpc-server" })
+	server := c.environment(c.pods()[at])
+	numbers := make(map[string]int)
+	for _, name := range []string{"RPC_CALLER_MAX_CALLS", "RPC_CALLER_MAX_BYTES", "RPC_CALLER_MAX_RUNNING", "RPC_WORKERS", "RPC_PREFETCH"} {
+		number, err := strconv.Atoi(server[name])
+		if err != nil || number == 0 && name != "RPC_PREFETCH" {
+			c.addf("rpc-server: %s=%s does not limit a caller", name, server[name])
+		}
+		numbers[name] = number
+	}
+	if numbers["RPC_PREFETCH"] == 0 {
+		numbers["RPC_PREFETCH"] = 2 * numbers["RPC_WORKERS"]
+	}
+	if calls, prefetch := numbers["RPC_CALLER_MAX_CALLS"], numbers["RPC_PREFETCH"]; calls >= prefetch {
+		c.addf("rpc-server: RPC_CALLER_MAX_CALLS=%d, one caller fills the prefetch of %d", calls, prefetch)
+	}
+	if running, workers := numbers["RPC_CALLER_MAX_RUNNING"], numbers["RPC_WORKERS"]; running >= workers {
+		c.addf("rpc-server: RPC_CALLER_MAX_RUNNING=%d, one caller has all %d workers", running, workers)
+	}
+	var callers, allowed []string
+	for name, p := range c.overlay.permissions {
+		if strings.Contains(p.Spec.Permissions.Write, "rpc|control") {
+			callers = append(callers, name)
+		}
+	}
+	var rules struct{ Methods map[string][]string }
+	if err := yaml.UnmarshalStrict([]byte(c.rulesOfMethods(server["RPC_AUTHORIZATION_FILE"])), &rules); err != nil {
+		c.addf("rpc-server: the authorization rules: %v", err)
+	}
+	for _, users := range rules.Methods {
+		allowed = append(allowed, users...)
+	}
+	slices.Sort(callers)
+	slices.Sort(allowed)
+	if allowed = slices.Compact(allowed); !slices.Equal(allowed, callers) {
+		c.addf("rpc-server: the authorization rules name %q, the users who may call are %q", allowed, callers)
+	}
+}
+
+// rulesOfMethods returns the content of the file with the authorization rules.
+func (c *checker) rulesOfMethods(file string) string {
+	for _, m := range c.configMaps {
+		if rules, found := m.Data[path.Base(file)]; found {
+			return rules
+		}
+	}
+	return ""
 }

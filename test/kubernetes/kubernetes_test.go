@@ -69,8 +69,12 @@ func acceptSettings(t *testing.T, o *overlay, project *project, programs string)
 	files := map[string]string{
 		"AMQP_URL_FILE": url, "AMQP_TLS_CA_FILE": filepath.Join(services, "ca.pem"),
 		"AMQP_TLS_CERT_FILE": filepath.Join(services, "cert.pem"), "AMQP_TLS_KEY_FILE": filepath.Join(services, "key.pem"),
+		"RPC_AUTHORIZATION_FILE": filepath.Join(services, "authorization.json"),
 	}
 	c := &checker{overlay: o, project: project}
+	if err := os.WriteFile(files["RPC_AUTHORIZATION_FILE"], []byte(c.rulesOfMethods("authorization.json")), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range o.pods() {
 		if p.template == nil || c.service(p) == nil {
 			continue
@@ -118,6 +122,8 @@ func mutations() []mutation {
 		policies    = "/overlays/production/network-policy.yaml"
 		monitors    = "/overlays/production/service-monitor.yaml"
 		tls         = "/overlays/production/tls-server.yaml"
+		callers     = "/overlays/production/callers.yaml"
+		rules       = "/overlays/production/authorization.json"
 	)
 	return []mutation{
 		{"unknown field", single, server, "progressDeadlineSeconds", "progressDeadline", `unknown field "spec.progressDeadline"`},
@@ -160,6 +166,12 @@ func mutations() []mutation {
 		{"queue of the autoscaler", production, autoscaling, "queueName: rpc_queue", "queueName: queue", "looks at the queue queue"},
 		{"authentication of the autoscaler", production, autoscaling, "key: tls.crt", "key: cert", "has no key cert"},
 		{"permissions", production, topology, `rpc_queue\.control\..+`, `.*`, "the permissions of rpc-server"},
+		{"file of the rules", production, callers, "value: /config/authorization/authorization.json", "value: /config/authorization.json", "no key of a mounted Secret or ConfigMap"},
+		{"no limit of a caller", production, callers, "name: RPC_CALLER_MAX_BYTES", "name: RPC_MAX_BYTES_IN_HAND", "RPC_CALLER_MAX_BYTES=0 does not limit"},
+		{"calls of a caller", production, callers, `value: "64"`, `value: "128"`, "fills the prefetch of 128"},
+		{"handlers of a caller", production, callers, `value: "32"`, `value: "64"`, "has all 64 workers"},
+		{"user of the rules", production, rules, "rpc-client", "rpc-autoscaler", "the users who may call are"},
+		{"rules", production, rules, "methods", "functions", "the authorization rules"},
 		{"message size", production, broker, "max_message_size = 16777216", "max_message_size = 1048576", "RPC_MAX_MESSAGE_BYTES"},
 		{"nodes", production, broker, "replicas: 3", "replicas: 2", "2 nodes"},
 		{"queue type", production, "/overlays/production/kustomization.yaml", "RPC_QUEUE_TYPE=quorum", "RPC_QUEUE_TYPE=classic", "RPC_QUEUE_TYPE=classic"},
