@@ -3,7 +3,7 @@
 //
 // Every contender runs in its own processes, one client and one or more servers, as in
 // production: the sides and the contenders share no heap, scheduler or poller. This process
-// only coordinates. In each round the contenders take turns, A B C A B C …, after a warm-up.
+// only coordinates. After a warm-up the contenders take turns, in an order that is drawn anew for each round.
 // Figures are medians over the rounds, and a ratio compares two contenders within the same
 // round.
 //

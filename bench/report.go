@@ -67,7 +67,7 @@ func (r *Report) Markdown(sections []*experiment.Section) string {
 		fmt.Fprintf(&b, "Libraries: %s\n\n", m.Modules)
 	}
 	fmt.Fprintf(&b, "Command: `%s`\n\n", r.Command)
-	fmt.Fprintf(&b, "%d rounds after a warm-up, contenders in turn, %v each; client and servers of a contender are processes of their own. "+
+	fmt.Fprintf(&b, "%d rounds after a warm-up, contenders in turn, in an order drawn for each round, %v each; client and servers of a contender are processes of their own. "+
 		"Figures are medians over the rounds, with (lowest–highest); ratios are taken within a round. Every response is checked.\n", r.Rounds, r.Duration)
 	for _, s := range sections {
 		b.WriteString(s.Markdown())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -67,13 +68,14 @@ func (r *Runner) queueOf(setup process.Setup) string {
 	return setup.Env.Queue
 }
 
-// rounds runs every load in every round, with each group in turn. The first round is the
-// warm-up and is not recorded.
+// rounds runs every load in every round, with each group once, in the order of turns. The first round
+// is the warm-up and is not recorded.
 func (r *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group) error {
 	p := newMaxima()
 	for round := range r.Options.Rounds + 1 {
 		for _, l := range s.loads {
-			for _, g := range groups {
+			for _, i := range turns(round, len(groups)) {
+				g := groups[i]
 				t, ok := p.turn(g.Setup, l, round)
 				if !ok {
 					continue
@@ -97,6 +99,13 @@ func (r *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group
 		}
 	}
 	return nil
+}
+
+// turns returns the order of the groups in a round. It is drawn anew for each round, the same in every
+// run: in one order for all rounds, a group would always follow the same other group, and a broker or
+// processor that is slower after that group's load would count as a property of this one.
+func turns(round, groups int) []int {
+	return rand.New(rand.NewPCG(0, uint64(round))).Perm(groups) //nolint:gosec // not for secrets; a round is not negative.
 }
 
 func (r *Runner) progress(name string, round int, load, setup string, s Sample) {
