@@ -10,7 +10,7 @@ import (
 
 // overAMQPX measures this repository's library, pkg/amqpx.
 type overAMQPX struct {
-	batch, direct, persistent, quorum bool
+	batch, direct, persistent, quorum, idempotent bool
 	secure
 	telemetry
 	surface surface // nil: calls with bytes
@@ -49,6 +49,9 @@ func (c overAMQPX) Settings() string {
 		text += ", persistent messages"
 	default:
 		text += ", transient messages"
+	}
+	if c.idempotent {
+		text += ", idempotent calls"
 	}
 	return text + c.secure.settings() + c.telemetry.settings() + fmt.Sprintf(", publisher confirms on both sides, a request acked after its response's confirm, deadline on every call, %d workers", amqpx.DefaultWorkers)
 }
@@ -155,6 +158,9 @@ func (c overAMQPX) client(env Environment) (*amqpx.Client, error) {
 	opts := []amqpx.ClientOption{amqpx.WithShards(max(env.Shards, 1)), amqpx.WithQueue(c.queue(env)), amqpx.WithBatch(c.mode()), amqpx.WithPersistent(c.persistent)}
 	if c.direct {
 		opts = append(opts, amqpx.WithReplyMode(amqpx.ReplyDirect))
+	}
+	if c.idempotent {
+		opts = append(opts, amqpx.WithCallOptions(amqpx.Idempotent()))
 	}
 	if env.InFlight > 0 {
 		opts = append(opts, amqpx.WithMaxInFlight(env.InFlight))

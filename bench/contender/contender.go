@@ -183,6 +183,10 @@ const (
 	Batched          = "amqpx-batch"
 	CoreNATS         = "nats"
 
+	// Calls that may be sent again, as those of rpc-client by default.
+	SingleIdempotent  = "amqpx-idempotent"
+	BatchedIdempotent = "amqpx-batch-idempotent"
+
 	SingleMetrics  = "amqpx-metrics"
 	SingleSampled  = "amqpx-traces-1%"
 	SingleTraced   = "amqpx-traces"
@@ -224,6 +228,8 @@ func entries() []Entry {
 		{Name: Batched, Contender: overAMQPX{batch: true}},
 		{Name: "amqpx-batch-persistent", Contender: overAMQPX{batch: true, persistent: true}},
 		{Name: "amqpx-batch-quorum", Contender: overAMQPX{batch: true, quorum: true}},
+		{Name: SingleIdempotent, Contender: overAMQPX{idempotent: true}, Optional: true},
+		{Name: BatchedIdempotent, Contender: overAMQPX{batch: true, idempotent: true}, Optional: true},
 		{Name: SingleMetrics, Contender: overAMQPX{telemetry: telemetry{metrics: true}}, Optional: true},
 		{Name: SingleSampled, Contender: overAMQPX{telemetry: telemetry{metrics: true, sampled: SampledShare}}, Optional: true},
 		{Name: SingleTraced, Contender: overAMQPX{telemetry: telemetry{metrics: true, sampled: 1}}, Optional: true},

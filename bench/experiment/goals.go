@@ -77,6 +77,8 @@ func allGoals() []goal {
 		{"shipped pair against the library: 64 callers, single messages", 0.95, 1, false, "", ratioOf(cell{contender.PairSingle, some}, cell{contender.Single, some}, rate)},
 		{"shipped pair against the library: 64 callers, batch", 0.95, 1, false, "", ratioOf(cell{contender.Pair, some}, cell{contender.Batched, some}, rate)},
 		{"shipped pair against the library: 1,024 callers, batch", 0.9, 1, false, "", ratioOf(cell{contender.Pair, many}, cell{contender.Batched, many}, rate)},
+		{"shipped pair against the library with idempotent calls: 64 callers, single messages", 0.95, 1, false, "", ratioOf(cell{contender.PairSingle, some}, cell{contender.SingleIdempotent, some}, rate)},
+		{"shipped pair against the library with idempotent calls: 64 callers, batch", 0.95, 1, false, "", ratioOf(cell{contender.Pair, some}, cell{contender.BatchedIdempotent, some}, rate)},
 		{"64 callers, single messages, metrics on against off", 0.97, 1, false, "", ratioOf(cell{contender.SingleMetrics, some}, cell{contender.Single, some}, rate)},
 		{"64 callers, single messages, metrics and 1 % traced against off", 0.97, 1, false, "", ratioOf(cell{contender.SingleSampled, some}, cell{contender.Single, some}, rate)},
 		{"64 callers, batch, metrics on against off", 0.92, 1, false, "", ratioOf(cell{contender.BatchedMetrics, some}, cell{contender.Batched, some}, rate)},
