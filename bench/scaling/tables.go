@@ -62,6 +62,12 @@ func NewDocument(m Measurement, parts []model.Part) (Document, error) {
 			d.points = append(d.points, predicted{at, p.Predict(at)})
 		}
 	}
+	d.setPaces()
+	return d, err
+}
+
+// setPaces finds the pace of the machine in each part, and applies it to the predictions.
+func (d Document) setPaces() {
 	for _, at := range d.points {
 		if slices.Contains(References(), at.Load) {
 			d.paces[at.Part] = sum(at.Medians()) / sum(at.sim.run())
@@ -70,7 +76,6 @@ func NewDocument(m Measurement, parts []model.Part) (Document, error) {
 	for i, at := range d.points {
 		d.points[i].sim = at.sim.slower(d.pace(at.Point))
 	}
-	return d, err
 }
 
 // References returns the points from which the pace of the machine in a part is taken: with 1,024

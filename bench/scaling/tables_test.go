@@ -60,3 +60,26 @@ func TestNodesShowWhatIsHeld(t *testing.T) {
 		t.Errorf("no %q in:\n%s", want, got)
 	}
 }
+
+// A part that was measured while the machine was half as fast has predictions of twice the processor
+// time, at its point of reference and at all others. Parts without such a point keep theirs.
+func TestPaceOfThePartsOfAMeasurement(t *testing.T) {
+	t.Parallel()
+	reference := References()[0]
+	other := reference
+	other.Callers = 64
+	elsewhere := shardsLoad(2, 64)
+	d := Document{paces: make(map[string]float64)}
+	for _, l := range []Load{reference, other, elsewhere} {
+		d.measured.AddRun(l, Run{Client: 20, Server: 40, Broker: 60})
+	}
+	for _, p := range d.measured.Points {
+		d.points = append(d.points, predicted{p, Simulated{Client: 10, Server: 20, Broker: 30, Size: 8}})
+	}
+	d.setPaces()
+	for i, want := range []float64{20, 20, 10} {
+		if got := d.points[i].sim; got.Client != want || got.Server != 2*want || got.Broker != 3*want || got.Size != 8 {
+			t.Errorf("%v: predicted %+v, want %v µs of the client", d.points[i].Load, got, want)
+		}
+	}
+}
