@@ -275,9 +275,9 @@ func (a *attempt) NextQueue(key string, room publish.Room) (queue int, spread bo
 	}
 }
 
-// nextShard returns the shard for the next message without a key: in turn, of the shards in the best
-// condition, and not one whose confirms are far behind those of another. It returns -1 if no shard
-// has room.
+// nextShard returns the shard for the next message without a key. It takes turns over the shards in
+// the best condition, leaves out shards with over shardLead more unconfirmed messages than the shard
+// with the fewest, and returns -1 if no shard has room.
 func (r *route) nextShard(single bool, room publish.Room) int {
 	best, turn, least := r.best(), int(r.turn.Load()), -1
 	usable := func(s *clientShard) bool {
