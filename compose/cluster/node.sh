@@ -31,13 +31,33 @@ export RABBITMQ_CONFIG_FILES="$conf"
 # Clients and servers learn the name of their node from this property of the connection.
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="${RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS:-} -rabbit server_properties [{<<\"node\">>,longstr,<<\"$node\">>}]"
 
+# runs NODE tells whether a node is running.
+runs() { timeout 30 rabbitmq-diagnostics -q -n "$1" check_running >/dev/null 2>&1; }
+
+# another_runs tells whether one of the other nodes is running.
+another_runs() {
+	nodes=$(sed -n 's/^cluster_formation\.classic_config\.nodes\.[0-9]* = //p' "$here/rabbitmq.conf")
+	for other in $nodes; do
+		[ "$other" = "$node" ] || ! runs "$other" || return 0
+	done
+	return 1
+}
+
 # The first node forms the cluster. At its first start, another node waits for it: nodes that
 # start at the same moment would not see each other, and each would form a cluster of its own.
-if [ -n "${JOIN:-}" ] && [ ! -e "$home/mnesia/$node" ]; then
-	until rabbitmq-diagnostics -q -n "$JOIN" check_running >/dev/null 2>&1; do
-		echo "$node waits for $JOIN"
-		sleep 1
-	done
+# RabbitMQ 4 in turn waits at its first start for a second node of the list of nodes, so the list of
+# the first node has no other node, unless one runs: then the first node has lost its data, and must
+# not form a second cluster.
+if [ ! -e "$home/mnesia/$node" ]; then
+	if [ -n "${JOIN:-}" ]; then
+		until runs "$JOIN"; do
+			echo "$node waits for $JOIN"
+			sleep 1
+		done
+	elif ! another_runs; then
+		echo "$node forms a cluster"
+		sed -i "/target_cluster_size_hint/d; /classic_config\.nodes\./{/= $node\$/!d;}" "$conf/20-cluster.conf"
+	fi
 fi
 echo "$version" >"$home/rabbitmq-version"
 exec rabbitmq-server
