@@ -189,6 +189,8 @@ func TestMalformedContent(t *testing.T) {
 
 // The key of an idempotent call that has no key of its own is the correlation id, so both properties
 // share their memory.
+//
+//nolint:paralleltest // it counts allocations
 func TestKeyThatIsTheCorrelationID(t *testing.T) {
 	const id = "2f1a4a0e-6a33-4a47-a2d5-1d0a5a8c9f10"
 	allocations := func(key string) float64 {
