@@ -3,8 +3,8 @@
 //
 // Every contender runs in its own processes, one client and one or more servers, as in
 // production: the sides and the contenders share no heap, scheduler or poller. This process
-// only coordinates. After a warm-up the contenders take turns, in an order that is drawn anew for each round.
-// Figures are medians over the rounds, and a ratio compares two contenders within the same
+// only coordinates. After a warm-up the contenders take turns, in an order that is drawn for each
+// round. Figures are medians over the rounds, and a ratio compares two contenders within the same
 // round.
 //
 // The contenders pair, pair-no-metrics and pair-single are the shipped services, rpc-server and

@@ -101,9 +101,9 @@ func (r *Runner) rounds(ctx context.Context, s *Section, groups []*process.Group
 	return nil
 }
 
-// turns returns the order of the groups in a round. It is drawn anew for each round, the same in every
-// run: in one order for all rounds, a group would always follow the same other group, and a broker or
-// processor that is slower after that group's load would count as a property of this one.
+// turns returns the order of the groups in a round. Every round has another order, and every run has
+// the same orders. With a fixed order a group would always run after the same neighbour, and effects
+// of the neighbour's load on the broker would count for the group.
 func turns(round, groups int) []int {
 	return rand.New(rand.NewPCG(0, uint64(round))).Perm(groups) //nolint:gosec // not for secrets; a round is not negative.
 }

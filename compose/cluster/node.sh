@@ -32,7 +32,7 @@ export RABBITMQ_CONFIG_FILES="$conf"
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="${RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS:-} -rabbit server_properties [{<<\"node\">>,longstr,<<\"$node\">>}]"
 
 # runs NODE tells whether a node is running.
-runs() { timeout 30 rabbitmq-diagnostics -q -n "$1" check_running >/dev/null 2>&1; }
+runs() { timeout 60 rabbitmq-diagnostics -q -n "$1" check_running >/dev/null 2>&1; }
 
 # another_runs tells whether one of the other nodes is running.
 another_runs() {

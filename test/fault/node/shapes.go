@@ -69,7 +69,7 @@ func (c *caller) callAll(ctx context.Context, random *rand.Rand) error {
 	d.deadline = time.Now().Add(allTimeout)
 	return c.make(ctx, d, ledger.AllShape, func(ctx context.Context, e *ledger.Entry) (body []byte, err error) {
 		body = d.body
-		for r, failed := range c.client.CallAll(ctx, d.method, d.body, d.opts...) {
+		for r, failed := range c.client.CallAll(ctx, d.method, d.body) {
 			switch {
 			case r == nil:
 				err = failed

@@ -9,6 +9,9 @@ import (
 	"rabbitmq-rpc/test/fault/internal/ledger"
 )
 
+// invalidArgument is the code of a call that the library refuses because of its arguments.
+const invalidArgument = "invalid_argument"
+
 // Outcomes in the library's words.
 const (
 	didNotRun = "did not run"
@@ -33,6 +36,9 @@ func (b *Book) Check(rules Rules) Result {
 		}
 		if c.starts > 1 {
 			r.violate(NotUnique, id, "%d calls", c.starts)
+		}
+		if c.code == invalidArgument {
+			r.violate(Misused, id, "%s", c.text)
 		}
 		if c.shape != "" {
 			b.checkShape(&r, id, c, rules)

@@ -43,6 +43,7 @@ const (
 	NotUnique       Rule = "two calls have one id"
 	Lost            Rule = "a call never settled"
 	SettledTwice    Rule = "a call settled twice"
+	Misused         Rule = "the suite made a call with wrong arguments"
 	NeverMade       Rule = "something settled or ran that nobody called"
 	SettledDead     Rule = "a call of a killed client settled"
 	Late            Rule = "a call outlived its deadline"

@@ -65,6 +65,7 @@ func TestFindsWrongShapes(t *testing.T) {
 		"a server responds that did not run":   {check.NeverRan, check.Rules{}, []ledger.Entry{all, ranIn(1), answeredBy(1, 2)}},
 		"the response of another call":         {check.Mismatched, check.Rules{}, []ledger.Entry{all, ranIn(1), with(answeredBy(1), func(e *ledger.Entry) { e.Sum = "other" })}},
 		"a call to all servers ran":            {check.WrongDidNotRun, check.Rules{}, []ledger.Entry{all, ranIn(1), failed("x", "unavailable", "did not run")}},
+		"the suite makes it wrongly":           {check.Misused, check.Rules{}, []ledger.Entry{all, failed("x", "invalid_argument", "did not run")}},
 		"it outlived its deadline":             {check.Late, check.Rules{}, []ledger.Entry{all, ranIn(1), with(answeredBy(1), func(e *ledger.Entry) { e.At = at(time.Minute) })}},
 		"a hedged call ran more often":         {check.RanAgain, check.Rules{}, []ledger.Entry{keyed(hedge), run("x"), run("x"), ended("x")}},
 		"a hedged call got another's response": {check.Mismatched, check.Rules{}, []ledger.Entry{keyed(hedge), run("x"), with(ended("x"), func(e *ledger.Entry) { e.Sum = "other" })}},
