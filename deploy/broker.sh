@@ -108,11 +108,19 @@ plugins() {
 # more_conf FOLDER prints BROKER_CONF with the folder of the certificate filled in.
 more_conf() { printf '%s\n' "${BROKER_CONF:-}" | sed "s|{tls}|$1|g"; }
 
+# start starts the broker, a second time if it does not serve: one start in several hundred stops for
+# good after the line "Application mnesia exited", with RabbitMQ 3.10 on a busy machine.
 start() {
 	backend_start
 	if ! until_true "$START_TIMEOUT" ready; then
 		backend_log | tail -n 15 >&2
-		die "broker $name does not serve port $amqp_port after ${START_TIMEOUT}s: its log is above"
+		say "broker $name does not serve port $amqp_port after ${START_TIMEOUT}s, its log is above: it is killed and started again"
+		backend_kill
+		backend_start
+		if ! until_true "$START_TIMEOUT" ready; then
+			backend_log | tail -n 15 >&2
+			die "broker $name does not serve port $amqp_port at its second start either: its log is above"
+		fi
 	fi
 	[[ ! -e $state/gone ]] || die "broker $name ended while it started: its log is above"
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -57,22 +58,37 @@ func TestBatchesUseTheShardsInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int64
 		r := startRig(t, handlers{"m": counted(&runs, echo)}, WithBatch(BatchAuto), WithShards(2))
-		const calls = 600
-		var waiting []<-chan result
-		for i := range calls {
-			waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", fmt.Append(nil, i)))
+		const wave = 200
+		var calls int64
+		batches := make([]int, 2)
+		together := func(n int) {
+			var waiting []<-chan result
+			for i := range n {
+				waiting = append(waiting, goCall(r.client, within(t, time.Minute), "m", fmt.Append(nil, i)))
+			}
+			for i, done := range waiting {
+				wantResponse(t, <-done, fmt.Sprint(i))
+			}
+			calls += int64(n)
 		}
-		for i, done := range waiting {
-			wantResponse(t, <-done, fmt.Sprint(i))
+		// All calls of a wave may leave in one batch. The call between the waves moves the turn on, in
+		// case each wave is a message and a batch.
+		for waves := 0; slices.Contains(batches, 0) && waves < 20; waves++ {
+			if waves%2 == 1 {
+				together(1)
+			}
+			together(wave)
+			for i := range batches {
+				batches[i] = len(r.broker.MessagesTo(shardName(i) + batchSuffix))
+			}
 		}
 		wantSame(t, "runs", runs.Load(), calls)
-		for i := range 2 {
-			n := len(r.broker.MessagesTo(shardName(i) + batchSuffix))
-			if n == 0 || n > calls/10 {
+		for i, n := range batches {
+			if n == 0 || int64(n) > calls/10 {
 				t.Errorf("%d batches to shard %d", n, i)
 			}
 		}
-		wantSame(t, "requests of both shards", r.server.requestsByShard(nil)[0]+r.server.requestsByShard(nil)[1], calls)
+		wantSame(t, "requests of both shards", r.server.requestsByShard(nil)[0]+r.server.requestsByShard(nil)[1], uint64(calls)) //nolint:gosec // never negative.
 	})
 }
 

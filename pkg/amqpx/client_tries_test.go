@@ -22,6 +22,15 @@ func fails(code Code, hint time.Duration) script {
 	}
 }
 
+// keyOf returns the idempotency key that a server finds in a request.
+func keyOf(msg amqp.Publishing) string {
+	var r wire.Request
+	if err := r.Decode(&amqp.Delivery{AppId: msg.AppId, Type: msg.Type, CorrelationId: msg.CorrelationId, MessageId: msg.MessageId}, ""); err != nil {
+		return err.Error()
+	}
+	return r.Key
+}
+
 func TestRetryPolicy(t *testing.T) {
 	t.Parallel()
 	idempotent := []CallOption{Idempotent()}
@@ -71,7 +80,7 @@ func TestRetryPolicy(t *testing.T) {
 				}
 				ids := make(map[string]bool)
 				for i, msg := range sent {
-					wantSame(t, "key", msg.MessageId, sent[0].MessageId)
+					wantSame(t, "key", keyOf(msg), keyOf(sent[0]))
 					wantSame(t, "resent", msg.Headers[wire.HeaderResent] == true, i > 0)
 					ids[msg.CorrelationId] = true
 				}
@@ -250,7 +259,7 @@ func TestHedge(t *testing.T) {
 					t.Errorf("took %v, want %v", got.took, c.took)
 				}
 				for _, msg := range sent {
-					wantSame(t, "key", msg.MessageId, sent[0].MessageId)
+					wantSame(t, "key", keyOf(msg), keyOf(sent[0]))
 				}
 				wantSame(t, "pending", r.client.pending.len(), 0)
 				pass(time.Minute)

@@ -19,7 +19,7 @@ const (
 func (e *dedupCache) cancel(m *serverMethod, in *incoming, now time.Time) (end []*invocation) {
 	call := in.callKey()
 	if call.replyTo == "" { // of a client with direct reply-to
-		if len(call.id) < uniqueID {
+		if len(call.id) < wire.UniqueID {
 			return nil // anybody could guess the id by counting
 		}
 		call.replyTo = wire.DirectReplyTo
@@ -61,7 +61,7 @@ func (e *dedupCache) findCall(m *serverMethod, in *incoming, call callKey) (x *e
 		return entry.running, entry.stored != 0
 	}
 	id := requestID{scope: in.user, id: in.key()}
-	if len(id.id) < uniqueID {
+	if len(id.id) < wire.UniqueID {
 		id.replyTo = in.ReplyTo
 	}
 	x, _, stored := e.find(m, &id, e.hashOf(&id))

@@ -278,14 +278,14 @@ func (m *dedupModel) has(r *modelRequest, now time.Time) bool {
 func (m *dedupModel) cancel(r *modelRequest) (end []*invocation) {
 	call := r.in().callKey()
 	if call.replyTo == "" {
-		if len(call.id) < uniqueID {
+		if len(call.id) < wire.UniqueID {
 			return nil
 		}
 		call.replyTo = wire.DirectReplyTo
 	}
 	id := identity{requestID: requestID{scope: r.in().user, id: r.in().key()}}
 	without := id
-	if len(id.id) < uniqueID {
+	if len(id.id) < wire.UniqueID {
 		id.replyTo = r.in().ReplyTo
 	}
 	x := m.find(id, r.real.request.method)

@@ -45,10 +45,6 @@ type identity struct {
 	shared bool
 }
 
-// uniqueID is the minimum length, in bytes, of an id that is considered unique among all
-// programs: the length of a UUID's bytes. Programs which number their calls have shorter ids.
-const uniqueID = 16
-
 // key returns the id of a request for deduplication, or "". A correlation id is used only if
 // the caller follows the contract of this package: other callers may use a correlation id
 // again.
@@ -68,7 +64,7 @@ func (in *incoming) identity() (identity, bool) {
 	switch {
 	case id.id == "", in.ReplyTo == "" && !id.shared:
 		return id, false
-	case !id.shared && len(id.id) < uniqueID:
+	case !id.shared && len(id.id) < wire.UniqueID:
 		id.replyTo = in.ReplyTo
 	}
 	return id, true
@@ -81,7 +77,7 @@ type callKey struct{ user, replyTo, id string }
 // and changes with each connection, so it is not part of the key if the id cannot be guessed.
 // A one-way request has no reply_to, and no cancellation matches it.
 func newCallKey(user, replyTo, id string) callKey {
-	if len(id) >= uniqueID && strings.HasPrefix(replyTo, wire.DirectReplyTo) {
+	if len(id) >= wire.UniqueID && strings.HasPrefix(replyTo, wire.DirectReplyTo) {
 		replyTo = wire.DirectReplyTo
 	}
 	return callKey{user: user, replyTo: replyTo, id: id}

@@ -162,12 +162,7 @@ func (r *fieldReader) properties(d *amqp.Delivery, last *recentStrings) {
 	d.CorrelationId = string(text(flagCorrelationID))
 	d.ReplyTo = last.replyTo.of(text(flagReplyTo))
 	d.Expiration = last.expiration.of(text(flagExpiration))
-	// The key of an idempotent call is its correlation id, unless the caller has chosen a key.
-	if key := text(flagMessageID); string(key) == d.CorrelationId {
-		d.MessageId = d.CorrelationId
-	} else {
-		d.MessageId = string(key)
-	}
+	d.MessageId = string(text(flagMessageID))
 	if flags&flagTimestamp != 0 {
 		d.Timestamp = time.Unix(int64(r.uint64()), 0) //nolint:gosec // two's complement.
 	}

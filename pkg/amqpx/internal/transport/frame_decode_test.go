@@ -186,28 +186,3 @@ func TestMalformedContent(t *testing.T) {
 		t.Error("a table was read that is nested deeper than those of deliveries")
 	}
 }
-
-// The key of an idempotent call that has no key of its own is the correlation id, so both properties
-// share their memory.
-//
-//nolint:paralleltest // it counts allocations
-func TestKeyThatIsTheCorrelationID(t *testing.T) {
-	const id = "2f1a4a0e-6a33-4a47-a2d5-1d0a5a8c9f10"
-	allocations := func(key string) float64 {
-		b, err := AppendContent(nil, &amqp.Publishing{CorrelationId: id, MessageId: key})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return testing.AllocsPerRun(100, func() {
-			var d amqp.Delivery
-			r := fieldReader{b: b}
-			r.properties(&d, new(recentStrings))
-			if d.CorrelationId != id || d.MessageId != key {
-				t.Errorf("correlation id %q, message id %q, want %q, %q", d.CorrelationId, d.MessageId, id, key)
-			}
-		})
-	}
-	if none, same, other := allocations(""), allocations(id), allocations("key"); same != none || other != none+1 {
-		t.Errorf("%v allocations without a key, %v with the correlation id, %v with another key", none, same, other)
-	}
-}

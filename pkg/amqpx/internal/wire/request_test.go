@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"math"
@@ -65,6 +66,62 @@ func TestRequestRoundTrip(t *testing.T) {
 	if !reflect.DeepEqual(got, req) {
 		t.Errorf("got %+v, want %+v", got, req)
 	}
+}
+
+// An idempotent request whose key is its id does not carry the key, in a message as in a record, if
+// the id is unique; its decoder takes the id. Callers that may use an id again have no key.
+func TestKeyThatIsTheID(t *testing.T) {
+	t.Parallel()
+	const long, short = "0123456789abcdef", "0123456789abcde"
+	for _, c := range []struct {
+		name               string
+		id, key            string
+		idempotent         bool
+		onWire, decodedKey string
+	}{
+		{"the id", long, long, true, "", long},
+		{"another key", long, "key", true, "key", "key"},
+		{"an id that others may use", short, short, true, short, short},
+		{"no key for such an id", short, "", true, "", ""},
+		{"no key for an id", long, "", true, "", long},
+		{"no idempotent request", long, long, false, long, long},
+		{"no idempotent request without a key", long, "", false, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			req := Request{Method: "m", ID: c.id, Key: c.key, Idempotent: c.idempotent}
+			p := req.Publishing("reply", NoBudget, false)
+			wantSame(t, "message_id", p.MessageId, c.onWire)
+			var got Request
+			if err := got.Decode(wiretest.Delivered(p), ""); err != nil {
+				t.Fatal(err)
+			}
+			wantSame(t, "key of a message", got.Key, c.decodedKey)
+			body := req.AppendTo(nil, NoBudget)
+			wantSame(t, "ids in a record", bytes.Count(body, []byte(c.id)), 1+strings.Count(c.onWire, c.id))
+			all, _, err := readRequests(body, "reply")
+			if err != nil || len(all) != 1 {
+				t.Fatalf("%d requests, error %v", len(all), err)
+			}
+			wantSame(t, "key of a record", all[0].Key, c.decodedKey)
+		})
+	}
+	for name, d := range map[string]*amqp.Delivery{
+		"plain client":               {AppId: "m", CorrelationId: long},
+		"plain client with a header": {AppId: "m", CorrelationId: long, Headers: amqp.Table{HeaderIdempotent: true}},
+	} {
+		var got Request
+		if err := got.Decode(d, ""); err != nil {
+			t.Fatal(err)
+		}
+		wantSame(t, name, got.Key, "")
+	}
+	var got Request
+	d := amqp.Delivery{AppId: "m", CorrelationId: long, Headers: amqp.Table{HeaderIdempotent: true, HeaderTimeout: int64(5)}}
+	if err := got.Decode(&d, ""); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, "caller with headers alone", got.Key, long)
 }
 
 func TestBudgetFitsAnExpiration(t *testing.T) {
