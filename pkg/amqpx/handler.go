@@ -29,8 +29,9 @@ type Request struct {
 	ContentType, ContentEncoding string
 	// CorrelationID identifies the call; the response carries the same id.
 	CorrelationID string
-	// IdempotencyKey is the same on every re-send of a call (the message_id property). On the
-	// server it is empty when the caller sent no key.
+	// IdempotencyKey is the same on every re-send of a call: the message_id property or, in an
+	// idempotent request without it, the correlation id. On the server it is empty when the caller
+	// sent no key.
 	IdempotencyKey string
 	// Idempotent is true if the caller declared the call safe to run twice.
 	Idempotent bool
