@@ -13,6 +13,8 @@ type Config struct {
 	Addr string `envconfig:"HTTP_ADDR" default:":8080"`
 	// Metrics enables /metrics.
 	Metrics bool `envconfig:"METRICS" default:"true"`
+	// NativeHistograms adds native buckets to the histograms of /metrics.
+	NativeHistograms bool `envconfig:"METRICS_NATIVE_HISTOGRAMS" default:"false"`
 }
 
 // Validate checks the form of the address.

@@ -35,6 +35,11 @@ func BenchmarkCallSettled(b *testing.B) {
 	atOnce(b, func(i int) { m.CallSettled("b", "", after(i)) })
 }
 
+func BenchmarkCallSettledWithNativeHistograms(b *testing.B) {
+	m := NewClientMetrics("q", WithNativeHistograms(true))
+	atOnce(b, func(i int) { m.CallSettled("b", "", after(i)) })
+}
+
 func BenchmarkCallSettledByOtherNames(b *testing.B) {
 	m := NewClientMetrics("q")
 	names := make([]string, 10_000)

@@ -16,9 +16,6 @@ var (
 	_ ClientSource         = (*amqpx.Client)(nil)
 )
 
-// DefaultMaxMethods is the default number of method names in a client's metrics.
-const DefaultMaxMethods = 100
-
 // ClientSource provides the statistics for [ClientMetrics.Watch]. An [amqpx.Client] is a
 // ClientSource.
 type ClientSource interface {
@@ -41,40 +38,22 @@ type ClientMetrics struct {
 	source  atomic.Pointer[ClientSource]
 }
 
-// ClientOption configures a [ClientMetrics].
-type ClientOption func(*clientConfig)
-
-type clientConfig struct{ maxMethods int }
-
-// WithMaxMethods sets the number of method names with series of their own; calls of all
-// further methods are counted together as method "other", and so are streams. The default is
-// [DefaultMaxMethods], which also applies if n is less than 1. Each method has up to 17 histograms,
-// one per code.
-func WithMaxMethods(n int) ClientOption {
-	return func(c *clientConfig) {
-		if n < 1 {
-			n = DefaultMaxMethods
-		}
-		c.maxMethods = n
-	}
-}
-
 // NewClientMetrics returns the metrics of a client of the servers of queue. Pass the metrics
 // to the client with [amqpx.WithClientObserver], and then the client to [ClientMetrics.Watch].
 func NewClientMetrics(queue string, opts ...ClientOption) *ClientMetrics {
-	cfg := clientConfig{maxMethods: DefaultMaxMethods}
+	cfg := config{maxMethods: DefaultMaxMethods}
 	for _, o := range opts {
-		o(&cfg)
+		o.ofClient(&cfg)
 	}
-	took := prometheus.NewHistogramVec(histogram("amqpx_client_call_duration_seconds",
+	took := prometheus.NewHistogramVec(cfg.histogram("amqpx_client_call_duration_seconds",
 		"How long callers waited for the end of a call, over every re-send, by method and code.",
 		queue, durations()), []string{"method", "code"})
-	streams := prometheus.NewHistogramVec(histogram("amqpx_client_stream_duration_seconds",
+	streams := prometheus.NewHistogramVec(cfg.histogram("amqpx_client_stream_duration_seconds",
 		"How long streams were open, by method and code.", queue, streamDurations()), []string{"method", "code"})
 	return &ClientMetrics{
 		took:    took,
 		streams: streams,
-		batches: prometheus.NewHistogram(histogram("amqpx_client_batch_size",
+		batches: prometheus.NewHistogram(cfg.histogram("amqpx_client_batch_size",
 			"How many calls were in a batch that was sent.", queue, batchSizes())),
 		methods: newMethods(cfg.maxMethods, func(method string) *byCode[prometheus.Observer] {
 			return newByCode(func(code string) prometheus.Observer { return took.WithLabelValues(method, code) })

@@ -61,7 +61,7 @@ func TestClientShowsWhatItWasToldBeforeItWatches(t *testing.T) {
 
 func TestDurationsAreClassicAndNative(t *testing.T) {
 	t.Parallel()
-	m := NewClientMetrics("q")
+	m := NewClientMetrics("q", WithNativeHistograms(true))
 	for _, took := range []time.Duration{0, 300 * time.Microsecond, 2 * time.Millisecond, time.Minute} {
 		m.CallSettled("b", "", took)
 	}
@@ -85,6 +85,37 @@ func TestDurationsAreClassicAndNative(t *testing.T) {
 	const tenPercent = 3 // 2^(1/2^3) is 1.09
 	if h.GetSchema() != tenPercent || h.GetZeroCount() != 1 || len(h.GetPositiveDelta()) < 3 {
 		t.Errorf("schema %d, %d zeros, %d native buckets", h.GetSchema(), h.GetZeroCount(), len(h.GetPositiveDelta()))
+	}
+}
+
+// TestHistogramsAreClassicByDefault: native buckets cost time, which only some scrapers make use of.
+func TestHistogramsAreClassicByDefault(t *testing.T) {
+	t.Parallel()
+	observe := func(client *ClientMetrics, server *ServerMetrics) (histograms, native int) {
+		client.CallSettled("b", "", time.Millisecond)
+		client.BatchSent(2)
+		client.StreamEnded("b", "", time.Millisecond, amqpx.Progress{})
+		server.HandlerEnded("b", "", time.Millisecond, time.Millisecond)
+		server.BatchReceived(2)
+		server.StreamEnded("b", "", time.Millisecond, amqpx.Progress{})
+		for _, f := range append(gather(t, client), gather(t, server)...) {
+			for _, m := range f.GetMetric() {
+				h := m.GetHistogram()
+				if len(h.GetBucket()) > 0 {
+					histograms++
+				}
+				if len(h.GetPositiveSpan()) > 0 {
+					native++
+				}
+			}
+		}
+		return histograms, native
+	}
+	if all, native := observe(NewClientMetrics("q"), NewServerMetrics("q")); all != 7 || native != 0 {
+		t.Errorf("%d histograms, %d of them native, want 7 and none", all, native)
+	}
+	if all, native := observe(NewClientMetrics("q", WithNativeHistograms(true)), NewServerMetrics("q", WithNativeHistograms(true))); all != 7 || native != 7 {
+		t.Errorf("with the option: %d histograms, %d of them native, want all 7", all, native)
 	}
 }
 

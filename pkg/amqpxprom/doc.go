@@ -23,9 +23,7 @@
 // label is one of the first [DefaultMaxMethods] method names called, or "other". Invalid UTF-8
 // is replaced. Callers therefore cannot make the number of a process's time series unbounded.
 //
-// Histograms are both classic and native
-// (https://prometheus.io/docs/specs/native_histograms/): a Prometheus server with native
-// histograms enabled gets a resolution of 10 % at any value; other servers get the buckets.
+// Histograms have classic buckets, and native buckets as well with [WithNativeHistograms].
 //
 // # Cost
 //

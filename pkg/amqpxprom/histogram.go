@@ -15,17 +15,15 @@ const (
 	nativeReset   = time.Hour
 )
 
-// histogram returns the options of a histogram with both classic and native buckets.
-func histogram(name, help, queue string, buckets []float64) prometheus.HistogramOpts {
-	return prometheus.HistogramOpts{
-		Name:                            name,
-		Help:                            help,
-		ConstLabels:                     queueLabel(queue),
-		Buckets:                         buckets,
-		NativeHistogramBucketFactor:     nativeFactor,
-		NativeHistogramMaxBucketNumber:  nativeBuckets,
-		NativeHistogramMinResetDuration: nativeReset,
+// histogram returns the options of a histogram with classic and, if configured, native buckets.
+func (c *config) histogram(name, help, queue string, buckets []float64) prometheus.HistogramOpts {
+	opts := prometheus.HistogramOpts{Name: name, Help: help, ConstLabels: queueLabel(queue), Buckets: buckets}
+	if c.native {
+		opts.NativeHistogramBucketFactor = nativeFactor
+		opts.NativeHistogramMaxBucketNumber = nativeBuckets
+		opts.NativeHistogramMinResetDuration = nativeReset
 	}
+	return opts
 }
 
 // durations returns the classic buckets of durations, in seconds.

@@ -51,20 +51,24 @@ type handled struct {
 
 // NewServerMetrics returns the metrics of a server of queue. Pass the metrics to the server
 // with [amqpx.WithServerObserver], and then the server to [ServerMetrics.Watch].
-func NewServerMetrics(queue string) *ServerMetrics {
+func NewServerMetrics(queue string, opts ...ServerOption) *ServerMetrics {
+	var cfg config
+	for _, o := range opts {
+		o.ofServer(&cfg)
+	}
 	m := &ServerMetrics{
-		took: prometheus.NewHistogramVec(histogram("amqpx_server_handler_duration_seconds",
+		took: prometheus.NewHistogramVec(cfg.histogram("amqpx_server_handler_duration_seconds",
 			"How long handlers ran, by method and code.", queue, durations()), []string{"method", "code"}),
-		queued: prometheus.NewHistogramVec(histogram("amqpx_server_queue_wait_seconds",
+		queued: prometheus.NewHistogramVec(cfg.histogram("amqpx_server_queue_wait_seconds",
 			"How long requests waited in the server for a worker, by method.", queue, durations()), []string{"method"}),
-		streams: prometheus.NewHistogramVec(histogram("amqpx_server_stream_duration_seconds",
+		streams: prometheus.NewHistogramVec(cfg.histogram("amqpx_server_stream_duration_seconds",
 			"How long streams were open, by method and code.", queue, streamDurations()), []string{"method", "code"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name:        "amqpx_server_refused_requests_total",
 			Help:        "Requests, and openings of streams, that were refused and not run, by method and code.",
 			ConstLabels: queueLabel(queue),
 		}, []string{"method", "code"}),
-		batches: prometheus.NewHistogram(histogram("amqpx_server_batch_size",
+		batches: prometheus.NewHistogram(cfg.histogram("amqpx_server_batch_size",
 			"How many calls were in a batch that came.", queue, batchSizes())),
 		figures: serverFigures(queue),
 		state:   linkState("amqpx_server_connection_state", queue),

@@ -9,7 +9,7 @@ import (
 // newClient returns a client, and the options of its HTTP server: the metrics, and round
 // trips, which need the control plane. Settings can switch off both.
 func newClient(settings *Config, options []amqpx.ClientOption) (*amqpx.Client, []health.Option, error) {
-	metrics := amqpxprom.NewClientMetrics(settings.Queue.Name)
+	metrics := amqpxprom.NewClientMetrics(settings.Queue.Name, amqpxprom.WithNativeHistograms(settings.HTTP.NativeHistograms))
 	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))
 	if err != nil {
 		return nil, nil, err

@@ -10,7 +10,7 @@ import (
 // and round trips, which need the control plane. Settings can switch off metrics and the
 // control plane.
 func newServer(settings *Config, options []amqpx.ServerOption) (*amqpx.Server, []health.Option, error) {
-	metrics := amqpxprom.NewServerMetrics(settings.Queue.Name)
+	metrics := amqpxprom.NewServerMetrics(settings.Queue.Name, amqpxprom.WithNativeHistograms(settings.HTTP.NativeHistograms))
 	registry, err := health.NewRegistry(metrics, health.CertificateMetric(settings.AMQP.CertificateEnd))
 	if err != nil {
 		return nil, nil, err

@@ -64,7 +64,7 @@ var httpAddr = regexp.MustCompile(`"http_addr":"([^"]+)"`)
 func start(t *testing.T, r *rig.Rig, binary string, settings ...string) *running {
 	t.Helper()
 	s := &running{Program: rig.Run(t, append([]string{
-		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "HTTP_ADDR=127.0.0.1:0",
+		"AMQP_URL=" + r.URL, "RPC_QUEUE=" + r.Queue.Name, "HTTP_ADDR=127.0.0.1:0", "METRICS_NATIVE_HISTOGRAMS=true",
 	}, settings...), binary)}
 	for ready := false; !ready || s.addr == ""; { // either line may be the first
 		said := s.Says("")
