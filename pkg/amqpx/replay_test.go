@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -81,6 +82,48 @@ func TestOneCallSentTwiceGetsOneResponse(t *testing.T) {
 		wantSame(t, "in flight", s.Stats().InFlight, 0)
 		wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
 	})
+}
+
+// A client with direct reply-to that has lost its connection sends a request again with another
+// address. A server that has lost its connection too publishes the earlier request again, behind the
+// later one, so the order does not tell which address is alive: both get the response.
+func TestOneCallSentTwiceWithDirectAddressesGetsTheResponseAtBoth(t *testing.T) {
+	t.Parallel()
+	const id = "11111111-2222-4333-8444-555555555555"
+	earlier, later := deadNode, strings.TrimSuffix(deadNode, "==")+"AA"
+	from := func(replyTo string, again bool) func(*amqp.Publishing) {
+		return func(p *amqp.Publishing) {
+			p.Type, p.CorrelationId, p.ReplyTo, p.UserId = wire.TypeIdempotentRequest, id, replyTo, "app"
+			if again {
+				p.Headers = amqp.Table{wire.HeaderResent: true}
+			}
+		}
+	}
+	for name, order := range map[string][]func(*amqp.Publishing){
+		"in the order of sending": {from(earlier, false), from(later, true), from(later, true)},
+		"the earlier last":        {from(later, true), from(later, true), from(earlier, false)},
+		"the earlier between":     {from(later, true), from(earlier, false), from(later, true)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var runs atomic.Int64
+				b, _ := serve(t, handlers{"m": counted(&runs, slow)})
+				for _, change := range order {
+					putRequest(b, with(request("m"), change))
+					settle()
+				}
+				pass(time.Minute)
+				wantSame(t, "executions", runs.Load(), 1)
+				responses := make(map[string]int)
+				for _, m := range b.MessagesTo(brokertest.RouteReplies) {
+					responses[m.Key]++
+				}
+				wantSame(t, "responses", fmt.Sprint(responses), fmt.Sprint(map[string]int{earlier: 1, later: 1}))
+				wantSame(t, "unacknowledged", b.Unacked(DefaultQueue), 0)
+			})
+		})
+	}
 }
 
 func TestWhatCountsAsADuplicate(t *testing.T) {

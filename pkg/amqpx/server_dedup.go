@@ -318,21 +318,35 @@ func (e *dedupCache) end(x *execution, r response, final, shared bool, now time.
 	return silent
 }
 
+// responseAddress is where a response to a call goes.
+type responseAddress struct {
+	call    callKey
+	replyTo string // differs from that of call for direct reply-to
+}
+
+// responseAddress returns the address of the response to the request.
+func (r *invocation) responseAddress() responseAddress {
+	return responseAddress{r.call(), r.request.in.ReplyTo}
+}
+
 // handOver decides which waiting requests take the response of an execution, and which of
 // these respond to their callers. If several requests belong to one call, as after the loss of
-// a connection or a re-send, only the newest responds: its session is the most likely to be
-// alive. handOver reports whether a waiting request responds for the request that ran.
+// a connection or a re-send, only the newest at each address responds: its session is the most
+// likely to be alive. A client with direct reply-to has a new address after a reconnect, and only
+// one of its addresses is alive. The order of the requests does not tell which: a server that has
+// lost its connection too publishes the earlier request again, behind the later one. handOver
+// reports whether a waiting request responds for the request that ran.
 func (x *execution) handOver(runner *invocation, waiters []*invocation, shared bool) (silent bool) {
-	responds, ran := make(map[callKey]bool, len(waiters)), runner.call()
+	responds, ran := make(map[responseAddress]bool, len(waiters)), runner.call()
 	for _, w := range slices.Backward(waiters) {
-		call := w.call()
-		w.takes = shared || call == ran
+		to := w.responseAddress()
+		w.takes = shared || to.call == ran
 		if w.takes {
-			w.silent.Store(responds[call])
-			responds[call] = true
+			w.silent.Store(responds[to])
+			responds[to] = true
 		}
 	}
-	return responds[ran]
+	return responds[runner.responseAddress()]
 }
 
 // keep stores the response of an ended execution if it is final and not too large. The caller

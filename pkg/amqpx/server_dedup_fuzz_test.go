@@ -2,6 +2,7 @@ package amqpx
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -220,12 +221,12 @@ func (m *dedupModel) unwait(r *modelRequest, x *modelRun) {
 }
 
 func (m *dedupModel) end(x *modelRun, body []byte, final, shared bool, now time.Time) (silent bool) {
-	responds, ran := map[callKey]bool{}, x.first.real.call()
+	responds, ran := map[string]bool{}, x.first.real.call()
+	address := func(r *invocation) string { return fmt.Sprint(r.call(), r.request.in.ReplyTo) }
 	for _, w := range slices.Backward(x.waiters) {
-		call := w.real.call()
-		if w.takes = shared || call == ran; w.takes {
-			w.silent = responds[call]
-			responds[call] = true
+		if w.takes = shared || w.real.call() == ran; w.takes {
+			w.silent = responds[address(w.real)]
+			responds[address(w.real)] = true
 		}
 	}
 	for _, w := range x.waiters {
@@ -242,7 +243,7 @@ func (m *dedupModel) end(x *modelRun, body []byte, final, shared bool, now time.
 			m.forget(x)
 		}
 	}
-	return responds[ran]
+	return responds[address(x.first.real)]
 }
 
 func (x *modelRun) abandon() *invocation {

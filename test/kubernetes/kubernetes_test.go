@@ -162,6 +162,7 @@ func mutations() []mutation {
 		{"selector of a monitor", production, monitors, "app.kubernetes.io/name: rpc-server", "app.kubernetes.io/name: server", "selects no Service with the port http"},
 		{"port of a monitor", production, monitors, "port: prometheus-tls", "port: prometheus", "selects no Service with the port prometheus"},
 		{"path of a monitor", production, monitors, "path: /metrics", "path: /metric", "does not serve /metric"},
+		{"native histograms of a monitor", production, "/overlays/production/kustomization.yaml", "name: METRICS_NATIVE_HISTOGRAMS\n          value: \"true\"", "name: METRICS_NATIVE_HISTOGRAMS\n          value: \"false\"", "scrapes native histograms"},
 		{"replicas beside the autoscaler", production, "/overlays/production/kustomization.yaml", "op: remove\n        path: /spec/replicas", "op: replace\n        path: /spec/replicas\n        value: 3", "no Deployment without replicas"},
 		{"queue of the autoscaler", production, autoscaling, "queueName: rpc_queue", "queueName: queue", "looks at the queue queue"},
 		{"authentication of the autoscaler", production, autoscaling, "key: tls.crt", "key: cert", "has no key cert"},

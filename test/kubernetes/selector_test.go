@@ -80,7 +80,8 @@ func (c *checker) checkBudgets() {
 	}
 }
 
-// checkMonitors: every ServiceMonitor selects a Service and one of its ports.
+// checkMonitors: every ServiceMonitor selects a Service and one of its ports. The service has the
+// native histograms that its monitor scrapes.
 func (c *checker) checkMonitors() {
 	for name, m := range c.monitors {
 		matcher, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
@@ -97,6 +98,11 @@ func (c *checker) checkMonitors() {
 		for _, cluster := range c.clusters {
 			for port := range cluster.ports() {
 				ports[port] = ports[port] || matcher.Matches(labels.Set(cluster.labels()))
+			}
+		}
+		if scrapes := m.Spec.ScrapeNativeHistograms; scrapes != nil && *scrapes {
+			if at := slices.IndexFunc(c.pods(), func(p pod) bool { return p.name == name }); at < 0 || c.environment(c.pods()[at])["METRICS_NATIVE_HISTOGRAMS"] != "true" {
+				c.addf("the ServiceMonitor %s scrapes native histograms, which the service does not have", name)
 			}
 		}
 		for _, endpoint := range m.Spec.Endpoints {
