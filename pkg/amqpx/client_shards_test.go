@@ -88,7 +88,7 @@ func TestBatchesUseTheShardsInTurn(t *testing.T) {
 				t.Errorf("%d batches to shard %d", n, i)
 			}
 		}
-		wantSame(t, "requests of both shards", r.server.requestsByShard(nil)[0]+r.server.requestsByShard(nil)[1], uint64(calls)) //nolint:gosec // never negative.
+		wantSame(t, "requests of both shards", r.server.requestsByShard(nil)[0]+r.server.requestsByShard(nil)[1], uint64(calls))
 	})
 }
 
