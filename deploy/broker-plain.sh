@@ -125,7 +125,7 @@ backend_disconnect() { die "broker $name is a plain process: only a container ha
 backend_connect() { backend_disconnect; }
 backend_alive() { alive "$state/server.pid"; }
 backend_tool() { (in_place "$LIB/bin/$1" "${@:2}"); }
-backend_log() { cat "$state/out" "$state"/log/*.log 2>/dev/null; }
+backend_log() { cat "$state/out" "$state"/log/*.log 2>/dev/null || true; } # there may be no log yet
 
 backend_remove() {
 	backend_kill
