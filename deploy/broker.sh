@@ -108,8 +108,8 @@ plugins() {
 # more_conf FOLDER prints BROKER_CONF with the folder of the certificate filled in.
 more_conf() { printf '%s\n' "${BROKER_CONF:-}" | sed "s|{tls}|$1|g"; }
 
-# start starts the broker, a second time if it does not serve: one start in several hundred stops for
-# good after the line "Application mnesia exited", with RabbitMQ 3.10 on a busy machine.
+# start starts the broker, a second time if it does not serve: with RabbitMQ 3.10 on a busy machine, a
+# start has stopped for good after the line "Application mnesia exited".
 start() {
 	backend_start
 	if ! until_true "$START_TIMEOUT" ready; then

@@ -382,7 +382,7 @@ type CallInfo struct {
 func Idempotent() CallOption { return func(c *callConfig) { c.idempotent = true } }
 
 // WithIdempotencyKey sets the key (the message_id property, at most 255 bytes) carried by
-// every re-send; the default is the call's correlation id, which travels once. The option also declares the call
+// every re-send; the default is the call's correlation id. The option also declares the call
 // idempotent.
 //
 // Within a minute by default ([WithDedup]), a server runs one of the requests with the same method,

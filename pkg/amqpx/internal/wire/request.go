@@ -78,13 +78,13 @@ const NoBudget time.Duration = -1
 // programs: the length of a UUID's bytes. Programs which number their calls have shorter ids.
 const UniqueID = 16
 
-// hasUniqueID reports whether the id is the idempotency key if the request has no other key.
-func (r *Request) hasUniqueID() bool { return r.Idempotent && len(r.ID) >= UniqueID }
+// idIsKey reports whether the id is the idempotency key of a request that has no other key.
+func (r *Request) idIsKey() bool { return r.Idempotent && len(r.ID) >= UniqueID }
 
 // sentKey returns the idempotency key as it travels: "" for the key that every server takes from
 // the id, because the second text would cost 6 % of the calls/s of single messages.
 func (r *Request) sentKey() string {
-	if r.Key == r.ID && r.hasUniqueID() {
+	if r.Key == r.ID && r.idIsKey() {
 		return ""
 	}
 	return r.Key
@@ -93,7 +93,7 @@ func (r *Request) sentKey() string {
 // takeKey sets the key that the sender has left out, see sentKey. A program which does not follow
 // the contract may use its ids again.
 func (r *Request) takeKey() {
-	if r.Key == "" && r.FollowsContract && r.hasUniqueID() {
+	if r.Key == "" && r.FollowsContract && r.idIsKey() {
 		r.Key = r.ID
 	}
 }
