@@ -131,3 +131,47 @@ func TestResponseThatTheBrokerDoesNotTake(t *testing.T) {
 		t.Errorf("%d requests were not acknowledged", left)
 	}
 }
+
+// TestResponseAtEveryDirectAddressOfACall: a call was sent again from a second channel, and the request
+// from the first channel reaches the server last, as after a server has lost its connection. The
+// server runs one of the requests, and both channels get the response.
+func TestResponseAtEveryDirectAddressOfACall(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t)
+	var runs atomic.Int64
+	release := make(chan struct{})
+	server := r.Serve(rig.Methods{"m": func(ctx context.Context, _ *amqpx.Request) ([]byte, error) {
+		runs.Add(1)
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return []byte("response"), nil
+	}})
+	conn := rig.Dial(t, r.URL)
+	id := uuid.NewString()
+	var addresses []<-chan amqp.Delivery
+	for i, headers := range []amqp.Table{{"rpc-resent": true}, nil} {
+		ch := channel(t, conn)
+		responses, err := ch.Consume("amq.rabbitmq.reply-to", "", true, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, responses)
+		if err := publishMessage(ch, "", r.Queue.Name, amqp.Publishing{
+			Type: "rpc.v1.idempotent", AppId: "m", CorrelationId: id, ReplyTo: "amq.rabbitmq.reply-to", UserId: "guest", Headers: headers,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		rig.Eventually(t, "the server has the request", func() bool { return server.Stats().InFlight == uint64(i+1) })
+	}
+	close(release)
+	for _, responses := range addresses {
+		if d := rig.Recv(t, responses, "a response"); d.CorrelationId != id || string(d.Body) != "response" {
+			t.Errorf("response %q to %q", d.Body, d.CorrelationId)
+		}
+	}
+	if n := runs.Load(); n != 1 {
+		t.Errorf("the handler ran %d times, want once", n)
+	}
+}
