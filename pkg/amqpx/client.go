@@ -247,7 +247,7 @@ func (c *Client) configure(req *Request, cfg *callConfig) (timeout time.Duration
 	if cfg.keyed && c.cfg.shards > 1 {
 		req.sent.keyed, req.sent.shard = true, uint8(jump(cfg.shardHash, c.cfg.shards)) //nolint:gosec // below MaxShards.
 	}
-	req.sent.retry, req.sent.hedge = cfg.retry, cfg.hedge
+	req.Priority, req.sent.retry, req.sent.hedge = cfg.priority, cfg.retry, cfg.hedge
 	return cfg.timeout, cfg.mistake()
 }
 

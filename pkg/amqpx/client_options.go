@@ -264,6 +264,22 @@ func WithCallOptions(opts ...CallOption) ClientOption {
 // CallOption configures one call.
 type CallOption func(*callConfig)
 
+// WithPriority sets the priority of a call or a one-way request, 0 to 255; the default is 0, the
+// lowest. A request with a higher priority starts earlier at two places:
+//
+//   - In the broker, if the request queue has priorities: a classic queue with [Queue].MaxPriority,
+//     which is the highest priority that counts, or a quorum queue of RabbitMQ 4, for which 5 and more
+//     is high (https://www.rabbitmq.com/docs/priority,
+//     https://www.rabbitmq.com/docs/quorum-queues#priorities).
+//   - In each server, among the requests that wait for a worker. Every third worker that becomes free
+//     takes the request that has waited longest, so that no request waits without end. With
+//     [CallerLimits].Fair a priority changes only the order of one caller's requests.
+//
+// A running handler is not interrupted. A request with a priority travels alone: it does not wait
+// behind the batches ([WithBatch]) of other calls, and costs as much as a call without batches, so
+// give a priority to few calls. Any caller may set any priority. The option has no effect on streams.
+func WithPriority(p uint8) CallOption { return func(c *callConfig) { c.priority = p } }
+
 type callConfig struct {
 	idempotent     bool
 	idempotencyKey string
@@ -277,6 +293,7 @@ type callConfig struct {
 
 	contentType, contentEncoding string
 
+	priority       uint8
 	timeout        time.Duration    // of CallTimeout; 0: none
 	timeoutFault   bool             // CallTimeout was given no time
 	expiration     time.Duration    // of WithExpiration; 0: none, less: it was given no time

@@ -64,6 +64,7 @@ type requestOptions struct {
 	key                          string // the idempotency key, if it is not the correlation id
 	id                           string // the correlation id, if middleware has set one that is not a UUID
 	shard                        uint8  // the shard of the call's key
+	priority                     uint8
 	// expires is when a one-way request expires; the zero time: it does not.
 	expires time.Time
 
@@ -91,6 +92,9 @@ func (k *call) setRequest(req *Request, maxBody int) error {
 	}
 	if req.sent.keyed {
 		k.req.options().shard = req.sent.shard
+	}
+	if req.Priority > 0 {
+		k.req.options().priority = req.Priority
 	}
 	if !req.sent.expires.IsZero() {
 		k.req.options().expires = req.sent.expires
@@ -240,7 +244,7 @@ func (r *callRequest) withID(id string) wire.Request {
 	}
 	if m := r.more; m != nil {
 		req.Header, req.ContentType, req.ContentEncoding, req.WantsTimes = m.header, m.contentType, m.contentEncoding, m.info != nil && !r.isOneWay()
-		req.AcceptEncoding = m.acceptEncoding
+		req.AcceptEncoding, req.Priority = m.acceptEncoding, m.priority
 		if !r.keyIsID {
 			req.Key = m.key
 		}

@@ -60,6 +60,8 @@ type Request struct {
 	// Trace context in Header takes precedence. Unsampled takes eight bytes of a message, two in a
 	// batch, and has no effect of its own.
 	Unsampled bool
+	// Priority is the priority of the request, see [WithPriority]. The default is 0, the lowest.
+	Priority uint8
 
 	sent   sentWith      // client only
 	run    *invocation   // server only

@@ -229,19 +229,36 @@ func (c *callers) put(tasks []task) {
 			c.released = append(c.released, t)
 			continue
 		}
-		a := req.admission
-		k := a.caller
+		k := req.admission.caller
 		if k.first == nil {
-			k.first, k.finish = a, max(k.finish, c.now)
+			k.finish = max(k.finish, c.now)
+		}
+		c.insert(k, req.admission)
+		c.rank(k)
+	}
+	c.release()
+}
+
+// insert lets an admission wait behind those of its caller that have at least its priority. The
+// caller of insert holds mu.
+func (c *callers) insert(k *caller, a *admission) {
+	k.waiting++
+	c.backlog++
+	priority := a.request.priority()
+	if k.first == nil || priority <= k.last.request.priority() {
+		if k.first == nil {
+			k.first = a
 		} else {
 			k.last.next = a
 		}
 		k.last = a
-		k.waiting++
-		c.backlog++
-		c.rank(k)
+		return
 	}
-	c.release()
+	at := &k.first
+	for (*at).request.priority() >= priority {
+		at = &(*at).next
+	}
+	a.next, *at = *at, a
 }
 
 // rank puts a caller into its place in ready, or removes the caller. The caller of rank holds
@@ -286,7 +303,7 @@ func (c *callers) release() {
 		c.debts.clear()
 	}
 	if len(c.released) > 0 {
-		c.queue.Put(c.released...)
+		c.queue.Put(0, c.released...)
 		clear(c.released)
 		c.released = c.released[:0]
 	}
@@ -406,14 +423,7 @@ func (c *callers) releaseIf(matches func(*admission) bool) {
 				c.released = append(c.released, a.request)
 				continue
 			}
-			if k.first == nil {
-				k.first = a
-			} else {
-				k.last.next = a
-			}
-			k.last = a
-			k.waiting++
-			c.backlog++
+			c.insert(k, a)
 		}
 		c.rank(k)
 	}
@@ -427,15 +437,23 @@ func (c *callers) waiting() int {
 	return c.backlog
 }
 
-// before estimates how many waiting requests will start before the next request of a caller.
-func (c *callers) before(k *caller) int {
+// before estimates how many waiting requests will start before a request that does not wait yet.
+func (c *callers) before(a *admission) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	k, priority := a.caller, a.request.priority()
 	others := len(c.ready)
 	if k.place >= 0 {
 		others--
 	}
-	return min(k.waiting+(k.waiting+1)*others, c.backlog)
+	own := k.waiting
+	if priority > 0 {
+		own = 0
+		for w := k.first; w != nil && w.request.priority() >= priority; w = w.next {
+			own++
+		}
+	}
+	return min(own+(own+1)*others, c.backlog)
 }
 
 // admit counts an arrived request for its caller, or refuses the request because the caller has
@@ -483,13 +501,14 @@ func (s *Server) callerRetryAfter(calls int) time.Duration {
 // takesTurns reports whether requests wait for the turns of their callers.
 func (s *Server) takesTurns() bool { return s.callers != nil && s.callers.limits.Fair }
 
-// putWaiting passes admitted requests to the workers, or lets them wait for their callers' turns.
-func (s *Server) putWaiting(tasks ...task) {
+// putWaiting passes admitted requests of a priority to the workers, or lets them wait for their
+// callers' turns.
+func (s *Server) putWaiting(priority uint8, tasks ...task) {
 	if s.takesTurns() {
 		s.callers.put(tasks)
 		return
 	}
-	s.waiting.Put(tasks...)
+	s.waiting.Put(priority, tasks...)
 }
 
 // hasRoom reports whether few requests wait only for a worker. If not, room receives a token later.
@@ -519,9 +538,9 @@ func (s *Server) waitingTasks() int {
 
 // waitingBefore estimates how many waiting requests will start before a request.
 func (s *Server) waitingBefore(req *inboundRequest) int {
-	n := s.waiting.Len()
+	n := s.waiting.Before(req.priority())
 	if req.admission != nil {
-		n += s.callers.before(req.admission.caller)
+		n += s.callers.before(req.admission)
 	}
 	return n
 }

@@ -359,7 +359,7 @@ func TestManyCallersTakeLittleMemory(t *testing.T) {
 	t.Parallel()
 	c, queue := newTestCallers(CallerLimits{MaxCalls: 10, Fair: true}, 1)
 	for i := range 100_000 {
-		req := new(inboundRequest)
+		req := &inboundRequest{delivery: &delivery{}}
 		if _, _, err := c.admit(req, newCallerID(fmt.Sprint("user ", i), ""), 1, false); err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +371,7 @@ func TestManyCallersTakeLittleMemory(t *testing.T) {
 	wantSame(t, "callers with work", len(c.all), 100)
 	refused := 0
 	for i := range 100_000 {
-		if _, _, err := c.admit(new(inboundRequest), newCallerID("", fmt.Sprint("queue ", i)), 1, false); err != nil {
+		if _, _, err := c.admit(&inboundRequest{delivery: &delivery{}}, newCallerID("", fmt.Sprint("queue ", i)), 1, false); err != nil {
 			refused++
 		}
 	}
@@ -385,7 +385,7 @@ func TestAbsenceEarnsNoCredit(t *testing.T) {
 	c, queue := newTestCallers(CallerLimits{Fair: true}, 1)
 	put := func(user string, n int) {
 		for range n {
-			req := new(inboundRequest)
+			req := &inboundRequest{delivery: &delivery{}}
 			req.in = &incoming{user: user}
 			_, _, _ = c.admit(req, newCallerID(user, ""), 1, false)
 			c.put([]task{req})
@@ -440,7 +440,7 @@ func TestCallersAtOnce(t *testing.T) {
 	for i := range senders {
 		all.Go(func() {
 			for range each {
-				req := new(inboundRequest)
+				req := &inboundRequest{delivery: &delivery{}}
 				_, _, _ = c.admit(req, newCallerID(strconv.Itoa(i%5), ""), 1, false)
 				c.put([]task{req})
 			}
@@ -462,7 +462,7 @@ func BenchmarkCallers(b *testing.B) {
 			}
 			one := make([]task, 1)
 			put := func(i int) {
-				req := new(inboundRequest)
+				req := &inboundRequest{delivery: &delivery{}}
 				_, _, _ = c.admit(req, ids[i%n], 1, true)
 				one[0] = req
 				c.put(one)

@@ -12,8 +12,12 @@ import (
 )
 
 // putOf puts a request of a user.
-func putOf(c *callers, user string) {
-	req := &inboundRequest{in: &incoming{user: user}}
+func putOf(c *callers, user string) { putUrgent(c, user, "", 0) }
+
+// putUrgent puts a request of a user with an id and a priority.
+func putUrgent(c *callers, user, id string, priority uint8) {
+	message := amqp.Delivery{Priority: priority}
+	req := &inboundRequest{in: &incoming{Request: wire.Request{ID: id}, user: user}, delivery: &delivery{message: message}}
 	_, _, _ = c.admit(req, newCallerID(user, ""), 1, true)
 	c.put([]task{req})
 }
@@ -190,7 +194,7 @@ func TestParkedRequestHasLeftItsWorker(t *testing.T) {
 			in:       &incoming{},
 		}
 		_, _, _ = s.callers.admit(req, newCallerID("a", ""), 1, true)
-		s.putWaiting(req)
+		s.putWaiting(0, req)
 		return req
 	}
 	s.moves.Add(1)

@@ -390,7 +390,7 @@ func (c *consumer) submit(req *inboundRequest) {
 		return
 	}
 	if !s.shed(req) {
-		s.putWaiting(req)
+		s.putWaiting(req.priority(), req)
 	}
 }
 

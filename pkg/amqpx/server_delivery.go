@@ -282,7 +282,7 @@ func (c *consumer) unpack(message *amqp.Delivery, held int64) {
 	if !s.takesTurns() && !isDirectAddress(message.ReplyTo) && !s.isDraining() {
 		s.outbox.Expect(responses)
 	}
-	s.putWaiting(wait...)
+	s.putWaiting(0, wait...)
 }
 
 // decode returns the requests of a batch.
@@ -365,6 +365,15 @@ type inboundRequest struct {
 	admission *admission       // nil without limits of callers
 }
 
+// priority returns the priority of the request, with which it waits for a worker. The message of a
+// batch has none.
+func (req *inboundRequest) priority() uint8 {
+	if req.delivery.batched {
+		return 0
+	}
+	return req.delivery.message.Priority
+}
+
 // incoming is a request in a server. The response depends only on the embedded request: the
 // handler gets a Request of its own.
 type incoming struct {
@@ -380,7 +389,7 @@ func (in *incoming) hand(queued time.Duration) *Request {
 		Method: in.Method, Body: in.Body, Header: in.Header,
 		ContentType: in.ContentType, ContentEncoding: in.ContentEncoding,
 		CorrelationID: in.ID, IdempotencyKey: in.Key, Idempotent: in.Idempotent,
-		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay, Unsampled: in.Unsampled,
+		Redelivered: in.Redelivered, User: in.user, Queued: queued, OneWay: in.OneWay, Unsampled: in.Unsampled, Priority: in.Priority,
 	}
 	return &in.handed
 }

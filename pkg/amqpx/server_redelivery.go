@@ -36,7 +36,7 @@ const (
 // retryQueue returns the queue of the requests that run one at a time, with the bounds of the
 // request queue.
 func (q Queue) retryQueue() Queue {
-	q.Name += retrySuffix
+	q.Name, q.MaxPriority = q.Name+retrySuffix, 0
 	return q
 }
 
@@ -160,7 +160,7 @@ func (s *Server) park(req *inboundRequest) bool {
 	s.parked.add(req)
 	waits := s.moves.CallWhenIdle(func() {
 		if s.parked.take(req) {
-			s.putWaiting(req)
+			s.putWaiting(req.priority(), req)
 		}
 	})
 	switch {
@@ -174,7 +174,7 @@ func (s *Server) park(req *inboundRequest) bool {
 		return false
 	case s.isDraining(), req.delivery.consumer.isOver(): // perhaps after the call of unpark
 		if s.parked.take(req) {
-			s.waiting.Put(req)
+			s.waiting.Put(req.priority(), req)
 		}
 	}
 	return true
@@ -182,7 +182,7 @@ func (s *Server) park(req *inboundRequest) bool {
 
 // unpark puts the parked requests of a consumer, or all if c is nil, back into the queue of the
 // workers, because their session has ended or the server drains.
-func (s *Server) unpark(c *consumer) { s.waiting.Put(s.parked.takeOf(c)...) }
+func (s *Server) unpark(c *consumer) { s.waiting.Put(0, s.parked.takeOf(c)...) }
 
 // parkedRequests holds the requests that wait without a worker, see Server.park. The zero value
 // is ready to use. Safe for concurrent use.

@@ -61,6 +61,8 @@ type Config struct {
 	// unknown. A re-send is safe for the functions a and b, which are pure; set Idempotent to
 	// false for a function that must not run twice.
 	Idempotent bool `envconfig:"RPC_IDEMPOTENT" default:"true"`
+	// Priority is the priority of every call; 0 is the lowest.
+	Priority int `envconfig:"RPC_PRIORITY" default:"0" min:"0" max:"255"`
 	// AttemptTimeout is the time that one attempt of an idempotent call waits for a response
 	// before the call is sent again; 0 sets no limit.
 	AttemptTimeout time.Duration `envconfig:"RPC_ATTEMPT_TIMEOUT" default:"0s" min:"0s" max:"1h"`
@@ -122,6 +124,9 @@ func (c *Config) callOptions() []amqpx.CallOption {
 	}
 	if c.Idempotent {
 		options = append(options, amqpx.Idempotent())
+	}
+	if c.Priority > 0 {
+		options = append(options, amqpx.WithPriority(uint8(c.Priority))) //nolint:gosec // at most 255.
 	}
 	return options
 }

@@ -41,6 +41,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_TIMEOUT":          {"5", `"5" is not a duration such as 500ms, 5s or 2m`, configtest.IsEmpty},
 	"RPC_EXCHANGE":         {strings.Repeat("x", 256), "has 256 bytes, more than 255", ""},
 	"RPC_REPLY_MODE":       {"fax", `"fax" is not one of: queue, direct`, configtest.IsEmpty},
+	"RPC_PRIORITY":         {"-1", "-1 is less than 0", configtest.IsEmpty},
 	"RPC_IDEMPOTENT":       {"yes", `"yes" is not true or false`, configtest.IsEmpty},
 	"RPC_ATTEMPT_TIMEOUT":  {"-1s", "-1s is less than 0s", configtest.IsEmpty},
 	"RPC_REPORT_DIR":       {"/proc/self/no", "mkdir /proc/self/no: no such file or directory", ""},

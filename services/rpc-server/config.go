@@ -24,6 +24,9 @@ type Config struct {
 	// MaxLength and MaxBytes limit the ready messages in the queue; 0 means no limit.
 	MaxLength int `envconfig:"RPC_QUEUE_MAX_LENGTH" default:"0" min:"0" max:"1000000000"`
 	MaxBytes  int `envconfig:"RPC_QUEUE_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
+	// MaxPriority is the highest priority that the queue tells apart, a classic queue; 0 means a queue
+	// without priorities.
+	MaxPriority int `envconfig:"RPC_QUEUE_MAX_PRIORITY" default:"0" min:"0" max:"255"`
 	// DefaultMethod is the function for requests without a method name; if it is empty, such
 	// requests are refused.
 	DefaultMethod string `envconfig:"RPC_DEFAULT_METHOD" empty:"ok" maxlen:"255"`
@@ -63,6 +66,9 @@ func (c *Config) Validate(faults *config.Faults) {
 	if c.MaxBytesInHand < c.Queue.MaxMessageBytes && !faults.Has("RPC_MAX_MESSAGE_BYTES") {
 		faults.Addf("RPC_MAX_BYTES_IN_HAND", "%d is less than RPC_MAX_MESSAGE_BYTES, %d", c.MaxBytesInHand, c.Queue.MaxMessageBytes)
 	}
+	if c.MaxPriority > 0 && c.Queue.Type == amqpx.QueueQuorum && !faults.Has("RPC_QUEUE_MAX_PRIORITY") {
+		faults.Addf("RPC_QUEUE_MAX_PRIORITY", "%d: want 0 for a quorum queue", c.MaxPriority)
+	}
 	if _, err := amqpx.NewServer("amqp://localhost/", amqpx.WithReplyPrefix(listed(c.ReplyPrefix)...)); err != nil {
 		faults.Addf("RPC_REPLY_PREFIX", "%v", errors.Unwrap(err))
 	}
@@ -81,6 +87,7 @@ func listed(text string) []string {
 func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
+	queue.MaxPriority = uint8(c.MaxPriority) //nolint:gosec // at most 255.
 	options := append([]amqpx.ServerOption{c.Traces.Server()}, rules.option()...) // outermost
 	options = append(options,
 		amqpx.WithMiddleware(c.Traces.Logged(logger, amqpx.AccessLog), c.Traces.Logged(logger, amqpx.Recover)),

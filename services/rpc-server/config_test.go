@@ -31,6 +31,7 @@ var badValues = configtest.WithShared(map[string]configtest.Bad{ //nolint:gochec
 	"RPC_WORKERS":            {"0", "0 is less than 1", configtest.IsEmpty},
 	"RPC_QUEUE_MAX_LENGTH":   {"-1", "-1 is less than 0", configtest.IsEmpty},
 	"RPC_QUEUE_MAX_BYTES":    {"1GB", `"1GB" is not a whole number`, configtest.IsEmpty},
+	"RPC_QUEUE_MAX_PRIORITY": {"256", "256 is more than 255", configtest.IsEmpty},
 	"RPC_DEFAULT_METHOD":     {strings.Repeat("m", 256), "has 256 bytes, more than 255", ""},
 	"RPC_DELIVERY_LIMIT":     {"1001", "1001 is more than 1000", configtest.IsEmpty},
 	"RPC_REPLAY_BYTES":       {"-1", "-1 is less than 0", configtest.IsEmpty},
@@ -62,6 +63,26 @@ func TestBytesInHandHoldAMessage(t *testing.T) {
 	isolate(t)
 	t.Setenv("RPC_MAX_BYTES_IN_HAND", "16777215")
 	want := []string{"RPC_MAX_BYTES_IN_HAND: 16777215 is less than RPC_MAX_MESSAGE_BYTES, 16777216"}
+	if _, got := load(t); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+//nolint:paralleltest // sets the environment
+func TestQuorumQueueHasNoMaxPriority(t *testing.T) {
+	isolate(t)
+	t.Setenv("RPC_QUEUE_MAX_PRIORITY", "3")
+	c, faults := load(t)
+	if faults != nil {
+		t.Fatalf("faults: %q", faults)
+	}
+	c.Queue.Type = amqpx.QueueQuorum
+	_, err := amqpx.NewServer("amqp://h/", c.options(nil, zap.NewNop())...)
+	if want := "max priority 3: want 0 for a quorum queue"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s: the setting does not reach the library", err, want)
+	}
+	t.Setenv("RPC_QUEUE_TYPE", "quorum")
+	want := []string{"RPC_QUEUE_MAX_PRIORITY: 3: want 0 for a quorum queue"}
 	if _, got := load(t); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

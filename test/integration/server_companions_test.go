@@ -138,7 +138,7 @@ func TestAdoptedQueueClosesTheLane(t *testing.T) {
 		kind  string // of the companions
 	}{
 		"single active consumer": {amqp.Table{"x-single-active-consumer": true}, "x-single-active-consumer", "classic"},
-		"priorities":             {amqp.Table{"x-max-priority": int8(5)}, "x-max-priority", "classic"},
+		"priorities":             {amqp.Table{"x-max-priority": int8(5)}, "", "classic"},
 		"length, and harmless":   {amqp.Table{"x-expires": int64(3_600_000), "x-queue-mode": "lazy", "x-max-length": int64(1000)}, "x-max-length", "classic"},
 		"ttl of a quorum queue":  {amqp.Table{"x-queue-type": "quorum", "x-message-ttl": int64(60_000)}, "x-message-ttl", "quorum"},
 		"quorum":                 {amqp.Table{"x-queue-type": "quorum", "x-delivery-limit": int64(7)}, "", "quorum"},

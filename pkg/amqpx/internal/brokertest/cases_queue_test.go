@@ -44,6 +44,63 @@ func exclusiveElsewhere(f *fixture) {
 	f.publish(q.Name, text("1")) // publishing needs no access
 }
 
+// urgent is a message with a priority.
+func urgent(body string, priority uint8) amqp.Publishing {
+	return amqp.Publishing{Body: []byte(body), Priority: priority}
+}
+
+// prioritized declares a queue that tells the priorities 0 to 3 apart and has four messages.
+func (f *fixture) prioritized() (queue string) {
+	queue = f.queue + ".priorities"
+	f.declare(queue, amqp.Table{"x-max-priority": int64(3)})
+	for _, m := range []amqp.Publishing{text("1"), urgent("2", 1), urgent("3", 200), urgent("4", 3)} {
+		f.publish(queue, m)
+	}
+	return queue
+}
+
+func priorities(f *fixture) {
+	queue := f.prioritized()
+	ch := f.channel(f.conn)
+	f.must(ch.Qos(1, 0, false))
+	deliveries := f.consume(ch, queue)
+	for i, body := range []string{"3", "4", "2", "5", "1"} { // 200 counts as 3
+		d := f.wantDelivery(deliveries, body, false)
+		if i == 0 && d.Priority != 200 {
+			f.Errorf("priority %d, want 200 as published", d.Priority)
+		}
+		if i == 2 {
+			f.publish(queue, urgent("5", 2)) // overtakes 1; 2 is delivered already
+		}
+		f.must(d.Ack(false))
+	}
+	f.must(ch.Close())
+}
+
+func prioritiesRequeued(f *fixture) {
+	queue := f.prioritized()
+	ch := f.channel(f.conn)
+	f.must(ch.Qos(3, 0, false))
+	deliveries := f.consume(ch, queue)
+	f.wantDelivery(deliveries, "3", false)
+	f.wantDelivery(deliveries, "4", false)
+	last := f.wantDelivery(deliveries, "2", false)
+	f.must(last.Nack(true, true))
+	f.wantDelivery(deliveries, "3", true)
+	f.wantDelivery(deliveries, "4", true)
+	f.wantDelivery(deliveries, "2", true)
+}
+
+func noPriorities(f *fixture) {
+	f.publish(f.queue, text("1"))
+	f.publish(f.queue, urgent("2", 255))
+	deliveries := f.consume(f.channel(f.conn), f.queue)
+	f.wantDelivery(deliveries, "1", false)
+	if d := f.wantDelivery(deliveries, "2", false); d.Priority != 255 {
+		f.Errorf("priority %d, want 255", d.Priority)
+	}
+}
+
 func refusalTexts(f *fixture) {
 	for _, c := range []struct {
 		property          string

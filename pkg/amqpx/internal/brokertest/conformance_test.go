@@ -65,6 +65,9 @@ func conform(t *testing.T, dialer transport.Dialer, url string) {
 		"dead letter of two queues":         deadTwice,
 		"dead letters do not circle":        deadCycle,
 		"expiration at the head only":       expiresAtHead,
+		"priorities":                        priorities,
+		"order of priorities after requeue": prioritiesRequeued,
+		"queue without priorities":          noPriorities,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -22,6 +22,7 @@ type Queue struct {
 	Messages   []*Message
 	Consumers  []*Consumer // in turn, the next first
 	MaxLength  int         // With overflow reject-publish; 0: no bound
+	priorities int64       // The highest priority, x-max-priority; 0: the queue has no priorities
 	Expired    int         // Messages dropped at their expiration
 	unused     *time.Timer // x-expires; nil while the queue has consumers
 	timed      *Message    // the head for which a timer runs
@@ -53,6 +54,7 @@ func (b *Broker) declare(name string, durable, autoDelete bool, args amqp.Table)
 	if limit, ok := args[amqp.QueueMaxLenArg].(int64); ok && args[amqp.QueueOverflowArg] == amqp.QueueOverflowRejectPublish {
 		q.MaxLength = int(limit)
 	}
+	q.priorities, _ = args["x-max-priority"].(int64)
 	b.Queues[name] = q
 	b.startExpiry(q)
 	return q, nil
@@ -165,10 +167,17 @@ func (b *Broker) enqueue(q *Queue, m *Message) bool {
 	if limited {
 		m.expires = time.Now().Add(time.Duration(ttl) * time.Millisecond)
 	}
-	q.Messages = append(q.Messages, m)
+	at := len(q.Messages)
+	for at > 0 && q.priorityOf(m) > q.priorityOf(q.Messages[at-1]) {
+		at--
+	}
+	q.Messages = slices.Insert(q.Messages, at, m)
 	b.Dispatch(q)
 	return true
 }
+
+// priorityOf returns the priority of a message in the queue.
+func (q *Queue) priorityOf(m *Message) int64 { return min(int64(m.Msg.Priority), q.priorities) }
 
 // Dispatch delivers messages to the queue's consumers in turn, up to their prefetch. The
 // caller holds mu.
@@ -220,10 +229,14 @@ func (q *Queue) nextConsumer() int {
 	return next
 }
 
-// Requeue puts a message back at the head of its queue. The caller holds mu.
+// Requeue puts a message back before the messages of its priority. The caller holds mu.
 func (b *Broker) Requeue(q *Queue, m *Message) {
 	m.Redelivered = true
-	q.Messages = slices.Insert(q.Messages, 0, m)
+	at := 0
+	for at < len(q.Messages) && q.priorityOf(q.Messages[at]) > q.priorityOf(m) {
+		at++
+	}
+	q.Messages = slices.Insert(q.Messages, at, m)
 }
 
 // The reasons of dead-lettering.

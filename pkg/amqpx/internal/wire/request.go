@@ -15,7 +15,7 @@ import (
 )
 
 // Request is a request as it travels, in a message of its own or in a record of a batch. A
-// client fills the fields up to Unsampled once for each call; a decoder fills all fields.
+// client fills the fields up to Priority once for each call; a decoder fills all fields.
 type Request struct {
 	// Method is the method's name (app_id).
 	Method string
@@ -43,6 +43,8 @@ type Request struct {
 	WantsTimes bool
 	// Unsampled is true if the caller decided not to trace the call, and has no trace context.
 	Unsampled bool
+	// Priority is AMQP's priority of the message. Requests in batches have priority 0.
+	Priority uint8
 
 	// The fields below are only set by decoders.
 
@@ -154,6 +156,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 		MessageId:       r.sentKey(),
 		Expiration:      Expiration(budget),
 		DeliveryMode:    DeliveryMode(persistent),
+		Priority:        r.Priority,
 		Body:            r.Body,
 	}
 	if r.WantsTimes {
@@ -179,7 +182,7 @@ func (r *Request) Publishing(replyTo string, budget time.Duration, persistent bo
 // all fields that could be decoded, so that the server can respond.
 func (r *Request) Decode(d *amqp.Delivery, defaultMethod string) error {
 	r.Method, r.Body, r.Header = d.AppId, d.Body, ApplicationHeader(d.Headers)
-	r.ContentType, r.ContentEncoding = d.ContentType, d.ContentEncoding
+	r.ContentType, r.ContentEncoding, r.Priority = d.ContentType, d.ContentEncoding, d.Priority
 	r.ID = cmp.Or(d.CorrelationId, d.MessageId)
 	r.ReplyTo, r.OneWay, r.Budget = d.ReplyTo, d.ReplyTo == "", NoBudget
 	if !SafeReplyTo(d.ReplyTo) {
@@ -311,9 +314,9 @@ const (
 	headerBinary = 3
 )
 
-// FitsBatch reports whether the request can travel in a batch: all its headers must be text or
-// bytes.
-func (r *Request) FitsBatch() bool { return allFlat(r.Header) }
+// FitsBatch reports whether the request can travel in a batch: it must have no priority, and all its
+// headers must be text or bytes.
+func (r *Request) FitsBatch() bool { return r.Priority == 0 && allFlat(r.Header) }
 
 // BatchSize returns an upper bound of the bytes that AppendTo appends.
 func (r *Request) BatchSize() int {
