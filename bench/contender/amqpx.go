@@ -105,7 +105,7 @@ func (c overAMQPX) server(env Environment, h *Handler) (*amqpx.Server, error) {
 	if c.surface != nil {
 		return s, c.surface.register(s, h)
 	}
-	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold} {
+	for _, method := range []string{MethodQuick, MethodSlow, MethodEcho, MethodHold, MethodUrgent} {
 		err := s.Handle(method, func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 			return h.Answer(ctx, req.Method, req.Body)
 		})
@@ -162,6 +162,9 @@ func (c overAMQPX) client(env Environment) (*amqpx.Client, error) {
 	if c.idempotent {
 		opts = append(opts, amqpx.WithCallOptions(amqpx.Idempotent()))
 	}
+	if env.Priority > 0 {
+		opts = append(opts, amqpx.WithMethod(MethodUrgent, amqpx.WithPriority(env.Priority)))
+	}
 	if env.InFlight > 0 {
 		opts = append(opts, amqpx.WithMaxInFlight(env.InFlight))
 	}
@@ -182,7 +185,7 @@ func (c overAMQPX) mode() amqpx.BatchMode {
 }
 
 func (c overAMQPX) queue(env Environment) amqpx.Queue {
-	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic}
+	q := amqpx.Queue{Name: env.Queue, Type: amqpx.QueueClassic, MaxPriority: env.MaxPriority}
 	if c.quorum || env.Quorum {
 		q.Type = amqpx.QueueQuorum
 	}

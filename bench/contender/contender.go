@@ -102,6 +102,10 @@ type Environment struct {
 	Spread []string `json:"spread,omitempty"`
 	// Quorum makes the request queues of contenders Single and Batched quorum queues.
 	Quorum bool `json:"quorum,omitempty"`
+	// Priority is the priority of the calls of MethodUrgent, and MaxPriority the property of the
+	// request queue, of contenders Single and Batched.
+	Priority    uint8 `json:"priority,omitempty"`
+	MaxPriority uint8 `json:"max_priority,omitempty"`
 	// Shards is the number of shards of the request queue, see amqpx.WithShards; 0: 1.
 	Shards int `json:"shards,omitempty"`
 }

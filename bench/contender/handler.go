@@ -13,6 +13,8 @@ const (
 	MethodSlow  = "slow" // the same after slowness
 	MethodEcho  = "echo" // returns the request body
 	MethodHold  = "hold" // like methodQuick, but only after release
+
+	MethodUrgent = "urgent" // like methodQuick; Environment.Priority is its priority
 )
 
 // Bodies of calls of a fixed size.
@@ -50,7 +52,7 @@ func (h *Handler) Answer(ctx context.Context, method string, body []byte) ([]byt
 	switch method {
 	case MethodEcho:
 		return body, nil
-	case MethodQuick:
+	case MethodQuick, MethodUrgent:
 	case MethodSlow:
 		if err := Pause(ctx, SlowTime); err != nil {
 			return nil, err

@@ -109,9 +109,10 @@ const (
 	Slow      = "slow"
 	MemoryUse = "memory"
 	Growth    = "growth"
-	// Shards and Telemetry are not part of "all", because they compare amqpx with itself.
+	// Shards, Telemetry and Priority are not part of "all", because they compare amqpx with itself.
 	Shards    = "shards"
 	Telemetry = "telemetry"
+	Priority  = "priority"
 	// The scaling experiments are not part of "all": they add rounds to a file of their own, and
 	// need a cluster.
 	ScalingNodes   = "scaling-nodes"
@@ -122,7 +123,7 @@ const (
 
 // Names returns the names of all experiments.
 func Names() []string {
-	return append(AllNames(), Table, Shards, Telemetry, ScalingNodes, ScalingServers, ScalingClients, ScalingShards)
+	return append(AllNames(), Table, Shards, Telemetry, Priority, ScalingNodes, ScalingServers, ScalingClients, ScalingShards)
 }
 
 // AllNames returns the names of the experiments of "all". The experiment Callers contains the
@@ -147,6 +148,8 @@ func New(name string, o Options) Experiment {
 		e = slowExperiment(o)
 	case Telemetry:
 		e = telemetryExperiment(o)
+	case Priority:
+		e = priorityExperiment(o)
 	case Growth:
 		e = growthExperiment(o)
 	case Shards:

@@ -126,7 +126,7 @@ func slowExperiment(o Options) Experiment {
 	}
 	without := openLoad(o, labelNoSlow, slowRate, 2*o.Duration)
 	with := openLoad(o, labelSlow, slowRate, 2*o.Duration)
-	with.turn.SlowEvery = slowEvery
+	with.turn.ApartEvery, with.turn.Apart = slowEvery, contender.MethodSlow
 	e.loads = []load{without, with}
 	return e
 }

@@ -11,9 +11,9 @@ import (
 // Sample holds the figures of a setup's turn in a round.
 type Sample struct {
 	Rate           float64 // calls per second
-	P50, P99, P999 float64 // latency in milliseconds, without slow calls
-	SlowP50        float64
-	SlowP99        float64
+	P50, P99, P999 float64 // latency in milliseconds, without the calls that are recorded apart
+	ApartP50       float64
+	ApartP99       float64
 	Missed         float64 // calls of an open loop that did not start before the loop was aborted
 	Client         Cost
 	Server         Cost
@@ -46,8 +46,8 @@ func newSample(m process.Measurement) Sample {
 		P50:        float64(o.All.P50) / 1e3,
 		P99:        float64(o.All.P99) / 1e3,
 		P999:       float64(o.All.P999) / 1e3,
-		SlowP50:    float64(o.Slow.P50) / 1e3,
-		SlowP99:    float64(o.Slow.P99) / 1e3,
+		ApartP50:   float64(o.Apart.P50) / 1e3,
+		ApartP99:   float64(o.Apart.P99) / 1e3,
 		Missed:     float64(o.Missed),
 		Client:     newCost(after.Client.Since(before.Client), o.Calls),
 		Server:     newCost(after.Server.Since(before.Server), o.Calls),
@@ -97,12 +97,12 @@ func perCall(d time.Duration, calls int64) float64 {
 }
 
 // Figures of a sample for tables, plots and goals.
-func rate(s Sample) float64    { return s.Rate }
-func p50(s Sample) float64     { return s.P50 }
-func p99(s Sample) float64     { return s.P99 }
-func p999(s Sample) float64    { return s.P999 }
-func slowP50(s Sample) float64 { return s.SlowP50 }
-func slowP99(s Sample) float64 { return s.SlowP99 }
+func rate(s Sample) float64     { return s.Rate }
+func p50(s Sample) float64      { return s.P50 }
+func p99(s Sample) float64      { return s.P99 }
+func p999(s Sample) float64     { return s.P999 }
+func apartP50(s Sample) float64 { return s.ApartP50 }
+func apartP99(s Sample) float64 { return s.ApartP99 }
 
 func clientMemory(s Sample) float64 { return s.Memory.Client }
 func serverMemory(s Sample) float64 { return s.Memory.ServerPeak }

@@ -106,7 +106,7 @@ func TestVerdict(t *testing.T) {
 
 func TestNewSample(t *testing.T) {
 	t.Parallel()
-	o := process.Outcome{Calls: 1000, Elapsed: 500 * time.Millisecond, All: process.Latencies{P50: 250, P99: 1500, P999: 2000}, Slow: process.Latencies{P50: 200_000}, Missed: 3}
+	o := process.Outcome{Calls: 1000, Elapsed: 500 * time.Millisecond, All: process.Latencies{P50: 250, P99: 1500, P999: 2000}, Apart: process.Latencies{P50: 200_000}, Missed: 3}
 	before := process.Consumption{Client: process.Usage{CPU: time.Millisecond, Mallocs: 1}, Broker: 10 * time.Millisecond}
 	after := process.Consumption{
 		Client: process.Usage{CPU: 21 * time.Millisecond, Mallocs: 50_001, Bytes: 1_000_000, RSS: 7_000_000, Peak: 8_000_000},
@@ -114,7 +114,7 @@ func TestNewSample(t *testing.T) {
 		Broker: 60 * time.Millisecond,
 	}
 	want := Sample{
-		Rate: 2000, P50: 0.25, P99: 1.5, P999: 2, SlowP50: 200, Missed: 3,
+		Rate: 2000, P50: 0.25, P99: 1.5, P999: 2, ApartP50: 200, Missed: 3,
 		Client: Cost{CPU: 20, Allocs: 50, Bytes: 1000}, Server: Cost{Allocs: 3}, BrokerCPU: 50,
 		Memory: Memory{Client: 7, ClientPeak: 8, ServerPeak: 9},
 	}

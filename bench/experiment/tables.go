@@ -148,8 +148,8 @@ func (s *Section) slows() string {
 		for _, l := range s.loads {
 			of := func(figure func(Sample) float64) Spread { return s.spread(e.Label, l.label, figure) }
 			slow := []string{"–", "–"}
-			if l.turn.SlowEvery > 0 {
-				slow = []string{medians("%.1f", of(slowP50)), medians("%.1f", of(slowP99))}
+			if l.turn.ApartEvery > 0 {
+				slow = []string{medians("%.1f", of(apartP50)), medians("%.1f", of(apartP99))}
 			}
 			rows = append(rows, append([]string{
 				e.Label, l.label, of(p50).format("%.2f"), of(p99).format("%.2f"),

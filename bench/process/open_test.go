@@ -56,7 +56,7 @@ func TestOpenLoopCountsFromTheSchedule(t *testing.T) {
 		}
 		near(t, "max", o.All.Max, 100_000)
 		// The delayed calls waited 90, 80, … 10 and 0 ms; the other nine calls did not wait.
-		h := d.fast.Merged()
+		h := d.all.Merged()
 		near(t, "tenth call of twenty", h.At(55).Microseconds(), 10_000)
 		near(t, "nineteenth call of twenty", h.At(95).Microseconds(), 90_000)
 	})
@@ -97,10 +97,10 @@ func TestOpenLoopNumbersSlowCalls(t *testing.T) {
 			}
 			return time.Millisecond
 		}}
-		d, _ := openLoop(t, s, Turn{Rate: 1000, InFlight: 100, Duration: time.Second, MaxCalls: 1000, SlowEvery: 100})
-		if fast, slow := d.fast.Merged().Count(), d.slow.Merged().Count(); fast != 990 || slow != 10 {
+		d, _ := openLoop(t, s, Turn{Rate: 1000, InFlight: 100, Duration: time.Second, MaxCalls: 1000, ApartEvery: 100, Apart: contender.MethodSlow})
+		if fast, slow := d.all.Merged().Count(), d.apart.Merged().Count(); fast != 990 || slow != 10 {
 			t.Errorf("%d fast and %d slow calls, want 990 and 10", fast, slow)
 		}
-		near(t, "fast", d.fast.Merged().Max().Microseconds(), 1000)
+		near(t, "fast", d.all.Merged().Max().Microseconds(), 1000)
 	})
 }

@@ -14,21 +14,23 @@ import (
 
 // Turn describes a load for a client: an open loop if a rate is set, otherwise a closed loop.
 type Turn struct {
-	Callers   int           `json:"callers,omitempty"`   // of a closed loop; each makes one call at a time
-	Rate      float64       `json:"rate,omitempty"`      // of an open loop, in calls per second
-	InFlight  int           `json:"in_flight,omitempty"` // most calls of an open loop at once
-	Duration  time.Duration `json:"duration"`
-	MaxCalls  int           `json:"max_calls"`
-	Body      int           `json:"body,omitempty"`       // bytes each way; 0: the fixed bodies of package contender
-	SlowEvery int           `json:"slow_every,omitempty"` // every SlowEvery-th call is slow; 0: none
+	Callers  int           `json:"callers,omitempty"`   // of a closed loop; each makes one call at a time
+	Rate     float64       `json:"rate,omitempty"`      // of an open loop, in calls per second
+	InFlight int           `json:"in_flight,omitempty"` // most calls of an open loop at once
+	Duration time.Duration `json:"duration"`
+	MaxCalls int           `json:"max_calls"`
+	Body     int           `json:"body,omitempty"` // bytes each way; 0: the fixed bodies of package contender
+	// Every ApartEvery-th call is of the method Apart, and its latency is recorded apart; 0: none.
+	ApartEvery int    `json:"apart_every,omitempty"`
+	Apart      string `json:"apart,omitempty"`
 }
 
 // Outcome is the result of a turn.
 type Outcome struct {
 	Calls   int64         `json:"calls"`
 	Elapsed time.Duration `json:"elapsed"`
-	All     Latencies     `json:"all"` // without slow calls
-	Slow    Latencies     `json:"slow"`
+	All     Latencies     `json:"all"` // without the calls that are recorded apart
+	Apart   Latencies     `json:"apart"`
 	// Missed counts the calls of an open loop not started before the loop was aborted. The
 	// latencies include their waiting times until then.
 	Missed int64 `json:"missed,omitempty"`
@@ -67,7 +69,7 @@ func drive(ctx context.Context, c contender.Caller, t Turn, p loadgen.Pacer) (Ou
 
 // driveItself has the contender run a turn.
 func driveItself(ctx context.Context, d contender.Driver, t Turn) (Outcome, error) {
-	if t.Body > 0 || t.SlowEvery > 0 {
+	if t.Body > 0 || t.ApartEvery > 0 {
 		return Outcome{}, errors.New("makes only calls of the fixed body")
 	}
 	w := t.workload()
@@ -93,11 +95,11 @@ type driver struct {
 	fail   context.CancelCauseFunc
 
 	missed     int64
-	fast, slow *loadgen.Recorder
+	all, apart *loadgen.Recorder
 }
 
 func newDriver(c contender.Caller, t Turn, fail context.CancelCauseFunc) *driver {
-	d := &driver{turn: t, caller: c, fail: fail, fast: loadgen.NewRecorder(newHistogram), slow: loadgen.NewRecorder(newHistogram)}
+	d := &driver{turn: t, caller: c, fail: fail, all: loadgen.NewRecorder(newHistogram), apart: loadgen.NewRecorder(newHistogram)}
 	d.many, _ = c.(contender.Many)
 	if t.Body > 0 {
 		d.body = bytes.Repeat([]byte("0123456789abcdef"), t.Body/16+1)[:t.Body]
@@ -141,19 +143,19 @@ func (d *driver) run(ctx context.Context, p loadgen.Pacer) (elapsed time.Duratio
 		s := loop.Schedule()
 		d.missed = s.NotBegun
 		for n := s.Begun; n < w.Calls; n++ {
-			d.fast.Record(n, s.Took-w.Due(n))
+			d.all.Record(n, s.Took-w.Due(n))
 		}
 	}
 	return elapsed
 }
 
 func (d *driver) outcome(elapsed time.Duration) Outcome {
-	fast, slow := d.fast.Merged(), d.slow.Merged()
+	all, apart := d.all.Merged(), d.apart.Merged()
 	return Outcome{
-		Calls:   fast.Count() + slow.Count() - d.missed,
+		Calls:   all.Count() + apart.Count() - d.missed,
 		Elapsed: elapsed,
-		All:     latenciesOf(fast),
-		Slow:    latenciesOf(slow),
+		All:     latenciesOf(all),
+		Apart:   latenciesOf(apart),
 		Missed:  d.missed,
 	}
 }
@@ -166,12 +168,12 @@ func latenciesOf(h *loadgen.Histogram) Latencies {
 // call makes call n, checks the response and records the time since the call was due. It
 // reports whether the turn goes on.
 func (d *driver) call(ctx context.Context, n int64, due time.Time) bool {
-	rec, method, body, want := d.fast, contender.MethodQuick, []byte(contender.RequestBody), []byte(contender.ResponseBody)
+	rec, method, body, want := d.all, contender.MethodQuick, []byte(contender.RequestBody), []byte(contender.ResponseBody)
 	if d.body != nil {
 		method, body, want = contender.MethodEcho, d.body, d.body
 	}
-	if every := int64(d.turn.SlowEvery); every > 0 && (n+1)%every == 0 {
-		rec, method = d.slow, contender.MethodSlow
+	if every := int64(d.turn.ApartEvery); every > 0 && (n+1)%every == 0 {
+		rec, method = d.apart, d.turn.Apart
 	}
 	c := d.caller
 	if d.many != nil {

@@ -54,7 +54,7 @@ func TestClosedLoop(t *testing.T) {
 			}
 			return 10 * time.Millisecond
 		}}
-		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, SlowEvery: 5}, loadgen.Pacer{})
+		o, err := drive(t.Context(), s, Turn{Callers: 1, Duration: time.Second, MaxCalls: 20, ApartEvery: 5, Apart: contender.MethodSlow}, loadgen.Pacer{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestClosedLoop(t *testing.T) {
 			t.Errorf("%d calls in %v, want 20 in 360ms", o.Calls, o.Elapsed)
 		}
 		near(t, "fast", o.All.Max, 10_000)
-		near(t, "slow", o.Slow.P50, 50_000)
+		near(t, "slow", o.Apart.P50, 50_000)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -293,6 +294,45 @@ func Example_cookbookDeadlines() {
 	// Output:
 	// at most 10s are left: true
 	// canceled
+}
+
+func Example_cookbookUrgent() {
+	l := newLab()
+	defer l.close()
+	cancel := amqpx.NewMethod[string, string]("cancel", amqpx.JSON(), amqpx.WithPriority(5)) // every call of the method
+	started, goOn := make(chan string, 4), make(chan struct{})
+	run := func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+		started <- fmt.Sprint(req.Method, " ", req.Priority)
+		<-goOn
+		return []byte(`"done"`), nil
+	}
+	var server *amqpx.Server
+	l.serve("orders", func(s *amqpx.Server) error {
+		server = s
+		return errors.Join(s.Handle("report", run), s.Handle("cancel", run))
+	}, amqpx.WithWorkers(1), amqpx.WithPrefetch(10))
+	orders, ctx := l.client("orders"), context.Background()
+
+	var calls sync.WaitGroup
+	report := func(opts ...amqpx.CallOption) { calls.Go(func() { _, _ = orders.Call(ctx, "report", nil, opts...) }) }
+	report()
+	fmt.Println(<-started)
+	report()
+	report(amqpx.WithPriority(9)) // one call
+	calls.Go(func() { _, _ = cancel.Call(ctx, orders, "order 7") })
+	for server.Stats().Waiting < 3 { // until all of them are in the server
+		runtime.Gosched()
+	}
+	close(goOn)
+	calls.Wait()
+	for range 3 {
+		fmt.Println(<-started)
+	}
+	// Output:
+	// report 0
+	// report 9
+	// cancel 5
+	// report 0
 }
 
 func Example_cookbookShutdown() {
