@@ -268,12 +268,12 @@ type CallOption func(*callConfig)
 // lowest. A request with a higher priority starts earlier at two places:
 //
 //   - In the broker, if the request queue has priorities: a classic queue with [Queue].MaxPriority,
-//     which is the highest priority that counts, or a quorum queue of RabbitMQ 4, for which 5 and more
-//     is high (https://www.rabbitmq.com/docs/priority,
-//     https://www.rabbitmq.com/docs/quorum-queues#priorities).
+//     which is the highest priority that counts (https://www.rabbitmq.com/docs/priority), or a quorum
+//     queue of RabbitMQ 4, for which a priority must be 5 or more
+//     (https://www.rabbitmq.com/docs/quorum-queues#priorities).
 //   - In each server, among the requests that wait for a worker. Every third worker that becomes free
-//     takes the request that has waited longest, so that no request waits without end. With
-//     [CallerLimits].Fair a priority changes only the order of one caller's requests.
+//     takes the request that has waited longest. With [CallerLimits].Fair a priority changes only the
+//     order of one caller's requests.
 //
 // A running handler is not interrupted. A request with a priority travels alone: it does not wait
 // behind the batches ([WithBatch]) of other calls, and costs as much as a call without batches, so

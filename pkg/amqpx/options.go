@@ -518,11 +518,11 @@ type Queue struct {
 	// beyond a bound, and the call ends with [CodeResourceExhausted]. The default 0 is no
 	// bound.
 	MaxLength, MaxBytes int
-	// MaxPriority is the highest priority that the broker tells apart, 1 to 255, for [WithPriority];
-	// each takes memory and processor time in the broker, which recommends at most 5
-	// (https://www.rabbitmq.com/docs/priority). The default 0 is a queue without priorities. A quorum
-	// queue must have 0: RabbitMQ 4 tells two priorities apart in each quorum queue. A queue that
-	// exists without this property must be deleted first, or stays as it is.
+	// MaxPriority is the highest priority of a classic queue that the broker tells apart, for
+	// [WithPriority]. Each priority takes memory and processor time in the broker, which recommends 2 to
+	// 4 (https://www.rabbitmq.com/docs/priority). The default 0 is a queue without priorities. A
+	// quorum queue must have 0: RabbitMQ 4 has priorities in all quorum queues. An existing queue
+	// stays as it is.
 	MaxPriority uint8
 
 	dropHead bool // beyond a bound the broker drops the oldest message, instead of refusing the newest

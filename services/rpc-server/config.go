@@ -24,8 +24,7 @@ type Config struct {
 	// MaxLength and MaxBytes limit the ready messages in the queue; 0 means no limit.
 	MaxLength int `envconfig:"RPC_QUEUE_MAX_LENGTH" default:"0" min:"0" max:"1000000000"`
 	MaxBytes  int `envconfig:"RPC_QUEUE_MAX_BYTES" default:"0" min:"0" max:"1000000000000"`
-	// MaxPriority is the highest priority that the queue tells apart, a classic queue; 0 means a queue
-	// without priorities.
+	// MaxPriority is the highest priority of a classic queue; 0 means a queue without priorities.
 	MaxPriority int `envconfig:"RPC_QUEUE_MAX_PRIORITY" default:"0" min:"0" max:"255"`
 	// DefaultMethod is the function for requests without a method name; if it is empty, such
 	// requests are refused.
@@ -87,7 +86,7 @@ func listed(text string) []string {
 func (c *Config) options(rules *authorization, logger *zap.Logger) []amqpx.ServerOption {
 	queue := c.Queue.Queue()
 	queue.MaxLength, queue.MaxBytes = c.MaxLength, c.MaxBytes
-	queue.MaxPriority = uint8(c.MaxPriority) //nolint:gosec // at most 255.
+	queue.MaxPriority = uint8(c.MaxPriority)                                      //nolint:gosec // at most 255.
 	options := append([]amqpx.ServerOption{c.Traces.Server()}, rules.option()...) // outermost
 	options = append(options,
 		amqpx.WithMiddleware(c.Traces.Logged(logger, amqpx.AccessLog), c.Traces.Logged(logger, amqpx.Recover)),

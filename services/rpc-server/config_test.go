@@ -68,8 +68,7 @@ func TestBytesInHandHoldAMessage(t *testing.T) {
 	}
 }
 
-//nolint:paralleltest // sets the environment
-func TestQuorumQueueHasNoMaxPriority(t *testing.T) {
+func TestMaxPriorityOfAQuorumQueue(t *testing.T) {
 	isolate(t)
 	t.Setenv("RPC_QUEUE_MAX_PRIORITY", "3")
 	c, faults := load(t)

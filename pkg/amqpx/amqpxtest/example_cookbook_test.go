@@ -301,10 +301,10 @@ func Example_cookbookUrgent() {
 	defer l.close()
 	cancel := amqpx.NewMethod[string, string]("cancel", amqpx.JSON(), amqpx.WithPriority(5)) // every call of the method
 	started, goOn := make(chan string, 4), make(chan struct{})
-	run := func(_ context.Context, req *amqpx.Request) ([]byte, error) {
+	run := func(ctx context.Context, req *amqpx.Request) ([]byte, error) {
 		started <- fmt.Sprint(req.Method, " ", req.Priority)
 		<-goOn
-		return []byte(`"done"`), nil
+		return []byte(`"done"`), ctx.Err()
 	}
 	var server *amqpx.Server
 	l.serve("orders", func(s *amqpx.Server) error {

@@ -28,8 +28,9 @@ type Queue[T any] struct {
 	closed  bool
 }
 
-// maxFavored is how many items are taken by priority before the item that has waited longest. Quorum
-// queues have the same ratio, two to one (https://www.rabbitmq.com/docs/quorum-queues#priorities).
+// maxFavored is how many items are taken by priority before the item that has waited longest. The
+// quorum queues of RabbitMQ 4.0 have the same ratio, two to one
+// (https://www.rabbitmq.com/docs/4.0/quorum-queues#priorities).
 const maxFavored = 2
 
 // level holds the items of one priority above 0.
