@@ -269,15 +269,16 @@ type CallOption func(*callConfig)
 //
 //   - In the broker, if the request queue has priorities: a classic queue with [Queue].MaxPriority,
 //     which is the highest priority that counts (https://www.rabbitmq.com/docs/priority), or a quorum
-//     queue of RabbitMQ 4, for which a priority must be 5 or more
-//     (https://www.rabbitmq.com/docs/quorum-queues#priorities).
+//     queue of RabbitMQ 4 (https://www.rabbitmq.com/docs/quorum-queues#priorities). There a priority
+//     must be 5 or more: 1 to 4 may be delivered even after calls without a priority.
 //   - In each server, among the requests that wait for a worker. Every third worker that becomes free
 //     takes the request that has waited longest. With [CallerLimits].Fair a priority changes only the
 //     order of one caller's requests.
 //
 // A running handler is not interrupted. A request with a priority travels alone: it does not wait
 // behind the batches ([WithBatch]) of other calls, and costs as much as a call without batches, so
-// give a priority to few calls. Any caller may set any priority. The option has no effect on streams.
+// give a priority to few calls. Any caller may set any priority, and in a queue with priorities keep
+// other callers waiting, unless [CallerLimits].MaxCalls bounds its calls. The option has no effect on streams.
 func WithPriority(p uint8) CallOption { return func(c *callConfig) { c.priority = p } }
 
 type callConfig struct {

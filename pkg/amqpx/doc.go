@@ -99,6 +99,8 @@
 // [WithHedge] makes a slow idempotent call a second time and takes the first response. Both use the
 // retry budget of the client ([WithRetryBudget]), and one key for all requests of a call.
 //
+// [WithPriority] makes servers run a call before the calls that wait.
+//
 // [WithIdempotencyKey] gives a call the key by which a server knows the call again: the server runs
 // the key once, within the age of [WithDedup]. With [WithDedupStore] several servers share the memory of
 // keys, so that a retry that reaches another server gets the stored response. [DedupStore] is the

@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"rabbitmq-rpc/pkg/amqpx/internal/brokertest"
+	"rabbitmq-rpc/pkg/amqpx/internal/wire"
 )
 
 // Every message of a call with a priority has the priority, however often the request is sent.
@@ -288,4 +289,126 @@ func TestMaxPriorityOfQueues(t *testing.T) {
 		pass(time.Second)
 		b.With(func(b *brokertest.Broker) { wantSame(t, "queue of batches", b.Queues[batchQueueName] != nil, true) })
 	})
+}
+
+// The requests of an ended consumer leave, whatever waits around them, and the rest keep their order.
+func TestRequestsOfAnEndedConsumerLeave(t *testing.T) {
+	t.Parallel()
+	c, queue := newTestCallers(CallerLimits{Fair: true}, 1)
+	ended := &consumer{}
+	put := func(id string, priority uint8, from *consumer) {
+		req := &inboundRequest{
+			in:       &incoming{Request: wire.Request{ID: id}},
+			delivery: &delivery{message: amqp.Delivery{Priority: priority}, consumer: from},
+		}
+		_, _, _ = c.admit(req, newCallerID("x", ""), 1, true)
+		c.put([]task{req})
+	}
+	put("running", 0, nil)
+	for _, id := range []string{"a", "b", "c"} {
+		put(id, 5, nil)
+		put(id+" ended", 5, ended)
+		put(id+" plain", 0, nil)
+		put(id+" plain, ended", 0, ended)
+	}
+	c.releaseOf(ended)
+	wantSame(t, "waiting", c.waiting(), 6)
+	wantSame(t, "in the queue of the workers", queue.Len(), 1+6)
+	var ids []string
+	for range 1 + 6 + 6 {
+		ids = append(ids, runNext(c, queue, time.Millisecond).in.ID)
+	}
+	wantSame(t, "order", strings.Join(ids[7:], ", "), "a, b, c, a plain, b plain, c plain")
+	wantSame(t, "callers left", len(c.all), 0)
+}
+
+// In a queue with priorities a hostile caller can fill the prefetch. Limits of callers keep room for
+// others.
+func TestHostilePriority(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New()
+		queue := WithQueue(Queue{Name: DefaultQueue, MaxPriority: 5})
+		busy := func(context.Context, *Request) ([]byte, error) {
+			<-time.After(10 * time.Millisecond)
+			return nil, nil
+		}
+		s := startServer(t, b, handlers{"m": busy}, queue, WithWorkers(1), WithPrefetch(8), WithCallerLimits(CallerLimits{MaxCalls: 4, Fair: true}))
+		hostile, victim := startClient(t, b, queue, WithRetryBudget(0, 0)), startClient(t, b, queue, WithUserID(false)) // two callers
+		for _, wait := range []func(context.Context) error{s.WaitReady, hostile.WaitReady, victim.WaitReady} {
+			ready(t, wait)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var callers sync.WaitGroup
+		for range 50 {
+			callers.Go(func() {
+				for ctx.Err() == nil {
+					_, _ = hostile.Call(ctx, "m", nil, WithPriority(5))
+					<-time.After(5 * time.Millisecond)
+				}
+			})
+		}
+		pass(time.Second)
+		for range 20 {
+			wantResponse(t, <-goCall(victim, within(t, 200*time.Millisecond), "m", nil), "")
+		}
+		stop()
+		callers.Wait()
+	})
+}
+
+// A request that regains a worker has its priority, unless callers take turns.
+func TestPriorityOfAReturningRequest(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		limits CallerLimits
+		first  bool
+	}{"": {CallerLimits{}, true}, "turns": {CallerLimits{Fair: true}, false}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, err := NewServer(testURL, WithCallerLimits(c.limits))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.waiting.Put(0, &inboundRequest{})
+				r := &invocation{lent: true, request: &inboundRequest{delivery: &delivery{message: amqp.Delivery{Priority: 5}}}}
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan bool)
+				go func() { ended <- s.regainWorker(ctx, r) }()
+				settle()
+				next, _ := s.waiting.Pop()
+				_, isTurn := next.(*turn)
+				wantSame(t, "the turn is first", isTurn, c.first)
+				cancel()
+				wantSame(t, "a worker", <-ended, false)
+			})
+		})
+	}
+}
+
+// Parked requests wait with their priorities.
+func TestPriorityOfParkedRequests(t *testing.T) {
+	t.Parallel()
+	s, err := NewServer(testURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Handle("m", echo); err != nil {
+		t.Fatal(err)
+	}
+	s.moves.Add(1)
+	for id, priority := range []uint8{0, 5} {
+		message := amqp.Delivery{AppId: "m", Priority: priority, CorrelationId: fmt.Sprint(id), Headers: amqp.Table{wire.HeaderDeliveries: int64(1)}}
+		req := &inboundRequest{
+			delivery: &delivery{message: message, consumer: &consumer{server: s, done: make(chan struct{})}, arrived: time.Now()},
+			in:       &incoming{},
+		}
+		wantSame(t, "parked", s.process(t.Context(), req), true)
+	}
+	s.moves.Done()
+	wantSame(t, "waiting", s.waiting.Len(), 2)
+	first, _ := s.waiting.Pop()
+	req, _ := first.(*inboundRequest)
+	wantSame(t, "priority of the first", req.delivery.message.Priority, 5)
 }

@@ -29,9 +29,10 @@ import (
 // server, are never refused for these limits. A request beyond MaxRunning waits.
 //
 // The server sees only the requests that the broker has delivered to it ([WithPrefetch]), and the
-// broker delivers in the order of arrival. MaxCalls must therefore be smaller than the prefetch
-// count, or one caller's requests can fill the prefetch; then the requests of other callers wait
-// in the broker's queue. Callers without a user can choose any reply_to: a server tells at most
+// broker delivers in the order of arrival or, in a queue with priorities, those with a high priority
+// first ([WithPriority]). MaxCalls must therefore be smaller than the prefetch count, or one caller's
+// requests can fill the prefetch; then the requests of other callers wait in the broker's queue.
+// Callers without a user can choose any reply_to: a server tells at most
 // 1,024 such callers apart, and all further callers share the limits of one. Use [Authorize] to
 // refuse callers without a user.
 type CallerLimits struct {
@@ -46,7 +47,8 @@ type CallerLimits struct {
 	MaxRunning int
 	// Fair lets callers take turns: while requests wait for a worker, each caller with waiting
 	// requests gets the same share of the workers' time, and no caller waits without end, however
-	// many other callers come and go. Without Fair requests run in the order of their arrival.
+	// many other callers come and go. Without Fair requests run in the order of their priorities and
+	// of their arrival.
 	Fair bool
 }
 
@@ -417,13 +419,17 @@ func (c *callers) releaseOf(ended *consumer) {
 // releaseIf holds mu.
 func (c *callers) releaseIf(matches func(*admission) bool) {
 	for _, k := range c.all {
-		for range k.waiting {
-			a := c.take(k)
+		next := k.first
+		c.backlog -= k.waiting
+		k.first, k.last, k.waiting = nil, nil, 0
+		for next != nil {
+			a := next
+			next, a.next = a.next, nil
 			if matches(a) {
 				c.released = append(c.released, a.request)
-				continue
+			} else {
+				c.insert(k, a)
 			}
-			c.insert(k, a)
 		}
 		c.rank(k)
 	}
@@ -501,6 +507,15 @@ func (s *Server) callerRetryAfter(calls int) time.Duration {
 // takesTurns reports whether requests wait for the turns of their callers.
 func (s *Server) takesTurns() bool { return s.callers != nil && s.callers.limits.Fair }
 
+// queuePriority returns the priority of a request in the queue of the workers. Where callers take
+// turns it is 0, because requests reach the queue in their turns.
+func (s *Server) queuePriority(req *inboundRequest) uint8 {
+	if s.takesTurns() {
+		return 0
+	}
+	return req.priority()
+}
+
 // putWaiting passes admitted requests of a priority to the workers, or lets them wait for their
 // callers' turns.
 func (s *Server) putWaiting(priority uint8, tasks ...task) {
@@ -538,7 +553,7 @@ func (s *Server) waitingTasks() int {
 
 // waitingBefore estimates how many waiting requests will start before a request.
 func (s *Server) waitingBefore(req *inboundRequest) int {
-	n := s.waiting.Before(req.priority())
+	n := s.waiting.Before(s.queuePriority(req))
 	if req.admission != nil {
 		n += s.callers.before(req.admission)
 	}

@@ -437,7 +437,7 @@ func (s *Server) chooseMethod(message *amqp.Delivery, user string) (name string,
 	return s.cfg.methodOf(&Request{
 		Method: message.AppId, Body: message.Body, Header: wire.ApplicationHeader(message.Headers), User: user,
 		ContentType: message.ContentType, ContentEncoding: message.ContentEncoding,
-		CorrelationID: message.CorrelationId, Redelivered: message.Redelivered, OneWay: message.ReplyTo == "",
+		CorrelationID: message.CorrelationId, Redelivered: message.Redelivered, OneWay: message.ReplyTo == "", Priority: message.Priority,
 	}), nil
 }
 

@@ -89,6 +89,8 @@ func TestMethodOf(t *testing.T) {
 					panic("a test")
 				case "program":
 					return req.Method
+				case "priority":
+					return map[uint8]string{7: "m"}[req.Priority]
 				default:
 					return name
 				}
@@ -119,6 +121,8 @@ func TestMethodOf(t *testing.T) {
 			{"m", "unknown", none, nil},
 			{"", "unknown", none, "unimplemented"},
 			{"", "panic", none, "internal"},
+			{"billing", "priority", func(p *amqp.Publishing) { p.Priority = 7 }, nil},
+			{"billing", "priority", none, "unimplemented"},
 			{"billing", "m", func(p *amqp.Publishing) { p.Type = wire.TypeRequest }, "unimplemented"},
 		} {
 			if got := ask(c.app, c.function, c.change); got.Headers[wire.HeaderCode] != c.code {

@@ -199,7 +199,7 @@ func (s *Server) regainWorker(ctx context.Context, r *invocation) bool {
 		return !lent
 	}
 	t := &turn{of: r, taken: make(chan struct{})}
-	s.waiting.Put(r.request.priority(), t)
+	s.waiting.Put(s.queuePriority(r.request), t)
 	select {
 	case <-t.taken:
 		return true

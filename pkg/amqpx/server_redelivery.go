@@ -174,7 +174,7 @@ func (s *Server) park(req *inboundRequest) bool {
 		return false
 	case s.isDraining(), req.delivery.consumer.isOver(): // perhaps after the call of unpark
 		if s.parked.take(req) {
-			s.waiting.Put(req.priority(), req)
+			s.waiting.Put(s.queuePriority(req), req)
 		}
 	}
 	return true

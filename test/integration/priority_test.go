@@ -81,9 +81,9 @@ func TestUrgentCallInTheServer(t *testing.T) {
 				calls = append(calls, begin(rig.Patience(t), client, "run", nil))
 			}
 			rig.Recv(t, busy.entered, "the worker to be busy")
-			rig.Eventually(t, "the server has all calls", func() bool { return server.Stats().Requests == others })
+			rig.Eventually(t, "all others wait in the server", func() bool { return server.Stats().Waiting == others-1 })
 			calls = append(calls, begin(rig.Patience(t), client, "run", []byte("urgent"), amqpx.WithPriority(1)))
-			rig.Eventually(t, "the server has the urgent call", func() bool { return server.Stats().Requests == others+1 })
+			rig.Eventually(t, "the urgent call waits too", func() bool { return server.Stats().Waiting == others })
 			close(busy.release)
 			if next := rig.Recv(t, busy.entered, "the next call"); string(next.Body) != "urgent" {
 				t.Errorf("the next call is %q", next.Body)
@@ -112,13 +112,13 @@ func TestPriorityOfAnotherProgram(t *testing.T) {
 	rig.Recv(t, busy.entered, "the worker to be busy")
 	send("plain", 0)
 	send("urgent", 3)
-	rig.Eventually(t, "the server has all requests", func() bool { return server.Stats().Requests == 3 })
+	rig.Eventually(t, "both wait in the server", func() bool { return server.Stats().Waiting == 2 })
 	busy.release <- struct{}{}
 	if next := rig.Recv(t, busy.entered, "the next request"); string(next.Body) != "urgent" || next.Priority != 3 {
 		t.Errorf("the next request is %q, with priority %d", next.Body, next.Priority)
 	}
 	send("later", 7)
-	rig.Eventually(t, "the server has the last request", func() bool { return server.Stats().Requests == 4 })
+	rig.Eventually(t, "two wait again", func() bool { return server.Stats().Waiting == 2 })
 	server.Stop()
 	rig.Eventually(t, "the server drains", func() bool { return server.Status().State == amqpx.StateDraining })
 	close(busy.release)

@@ -311,7 +311,9 @@ func Example_cookbookUrgent() {
 		server = s
 		return errors.Join(s.Handle("report", run), s.Handle("cancel", run))
 	}, amqpx.WithWorkers(1), amqpx.WithPrefetch(10))
-	orders, ctx := l.client("orders"), context.Background()
+	orders := l.client("orders")
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+	defer stop()
 
 	var calls sync.WaitGroup
 	report := func(opts ...amqpx.CallOption) { calls.Go(func() { _, _ = orders.Call(ctx, "report", nil, opts...) }) }
@@ -320,7 +322,7 @@ func Example_cookbookUrgent() {
 	report()
 	report(amqpx.WithPriority(9)) // one call
 	calls.Go(func() { _, _ = cancel.Call(ctx, orders, "order 7") })
-	for server.Stats().Waiting < 3 { // until all of them are in the server
+	for server.Stats().Waiting < 3 && ctx.Err() == nil { // until all of them are in the server
 		runtime.Gosched()
 	}
 	close(goOn)

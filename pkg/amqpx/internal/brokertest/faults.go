@@ -294,6 +294,6 @@ func (b *Broker) PutIn(queue string, msg amqp.Publishing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	q := b.Queues[queue]
-	q.Messages = append(q.Messages, &Message{Msg: msg, key: queue})
+	q.insert(&Message{Msg: msg, key: queue})
 	b.Dispatch(q)
 }

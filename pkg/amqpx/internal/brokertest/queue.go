@@ -167,13 +167,18 @@ func (b *Broker) enqueue(q *Queue, m *Message) bool {
 	if limited {
 		m.expires = time.Now().Add(time.Duration(ttl) * time.Millisecond)
 	}
+	q.insert(m)
+	b.Dispatch(q)
+	return true
+}
+
+// insert puts a message behind the messages that have at least its priority.
+func (q *Queue) insert(m *Message) {
 	at := len(q.Messages)
 	for at > 0 && q.priorityOf(m) > q.priorityOf(q.Messages[at-1]) {
 		at--
 	}
 	q.Messages = slices.Insert(q.Messages, at, m)
-	b.Dispatch(q)
-	return true
 }
 
 // priorityOf returns the priority of a message in the queue.
