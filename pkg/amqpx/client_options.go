@@ -278,7 +278,8 @@ type CallOption func(*callConfig)
 // A running handler is not interrupted. A request with a priority travels alone: it does not wait
 // behind the batches ([WithBatch]) of other calls, and costs as much as a call without batches, so
 // give a priority to few calls. Any caller may set any priority, and in a queue with priorities keep
-// other callers waiting, unless [CallerLimits].MaxCalls bounds its calls. The option has no effect on streams.
+// other callers waiting, unless [CallerLimits].MaxCalls bounds its calls. The option has no effect on
+// streams.
 func WithPriority(p uint8) CallOption { return func(c *callConfig) { c.priority = p } }
 
 type callConfig struct {
