@@ -174,7 +174,7 @@ suite-3 suite-4: suite-%:
 fault: FAULTFLAGS ?= -bound 1s
 fault: ## inject faults from SEED for three minutes, with and without batches
 	@deploy/need.sh redis
-	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^TestShort$$'
+	@deploy/with-broker.sh $(BROKER) $(FAULTS) -run '^Test(Short|Proxy)$$'
 
 chaos: ## inject every fault, one after the other; half an hour
 	@deploy/need.sh redis

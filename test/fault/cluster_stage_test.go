@@ -67,7 +67,7 @@ func (s *stage) wayFrom(name string, home int) (urls string, open func()) {
 	var all []string
 	var shut []func()
 	for i, n := range s.nodes {
-		p := newProxy(s.t, fmt.Sprintf("%s-%d", name, i), s.urlAt(n))
+		p := newProxy(s.t, s.urlAt(n))
 		s.ways[name] = append(s.ways[name], p)
 		all = append(all, p.url)
 		if i != home {
@@ -247,7 +247,7 @@ func each(nodes []*clusterNode, do func(*clusterNode)) {
 // shut closes every proxy to a node.
 func (s *stage) shut(n *clusterNode) {
 	for _, way := range s.ways {
-		way[n.role].proxy.Stop()
+		way[n.role].stop()
 	}
 }
 
@@ -255,7 +255,7 @@ func (s *stage) shut(n *clusterNode) {
 func (s *stage) reopen(n *clusterNode) {
 	s.t.Helper()
 	for _, way := range s.ways {
-		if err := way[n.role].proxy.Start(); err != nil {
+		if err := way[n.role].start(); err != nil {
 			s.t.Errorf("proxy: %v", err)
 		}
 	}

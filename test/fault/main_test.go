@@ -11,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
-
 	"rabbitmq-rpc/pkg/amqpx"
 	"rabbitmq-rpc/test/fault/internal/check"
 	"rabbitmq-rpc/test/internal/rig"
@@ -48,7 +45,6 @@ func TestMain(m *testing.M) {
 	flag.StringVar(&set.out, "out", "", "folder for the tables, and the ledgers and logs of what failed")
 	flag.DurationVar(&set.soak, "soak", 30*time.Minute, "how long the soak lasts")
 	flag.Parse()
-	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics have loggers of their own
 	dir, err := os.MkdirTemp("", "fault")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -64,9 +60,7 @@ func TestMain(m *testing.M) {
 		_ = os.RemoveAll(dir)
 		return code
 	})
-	// A toxic with an ended connection leaves behind the goroutines before it in the chain.
-	const toxics, links = "github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run", "github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"
-	rig.Main(m, goleak.IgnoreAnyFunction(toxics), goleak.IgnoreAnyFunction(links))
+	rig.Main(m)
 }
 
 func buildNode() error {

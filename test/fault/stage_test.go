@@ -107,7 +107,7 @@ func newStage(t testing.TB, sc scenario) *stage {
 	t.Cleanup(func() { _ = s.book.Close() })
 	for _, at := range []side{client, server} {
 		if sc.place == nil {
-			s.proxies[at] = newProxy(t, string(at), s.tenant.URL())
+			s.proxies[at] = newProxy(t, s.tenant.URL())
 		}
 	}
 	if sc.place != nil {

@@ -18,20 +18,20 @@ func tcpScenarios() []scenario {
 	slow := []scenario{
 		{
 			name: "latency", about: "every packet of both sides 50 ms late for a while",
-			fault: toxic(both(), "latency", attributes{"latency": 50}), short: true,
+			fault: impaired(both(), impairment{latency: 50 * time.Millisecond}), short: true,
 		},
 		{
 			name: "jitter", about: "every packet 20 ± 20 ms late",
-			fault: toxic(both(), "latency", attributes{"latency": 20, "jitter": 20}),
+			fault: impaired(both(), impairment{latency: 20 * time.Millisecond, jitter: 20 * time.Millisecond}),
 		},
 		{
 			name: "bandwidth", about: "connections of 200 KB/s, bodies of 1 KiB",
 			load:  with(func(l *load) { l.padding = 1 << 10 }),
-			fault: toxic(both(), "bandwidth", attributes{"rate": 200}),
+			fault: impaired(both(), impairment{rate: 200_000}),
 		},
 		{
 			name: "slicer", about: "the stream comes in slices of about 16 bytes",
-			fault: toxic(both(), "slicer", attributes{"average_size": 16, "size_variation": 8, "delay": 50}),
+			fault: impaired(both(), impairment{slice: 16}),
 		},
 	}
 	for i := range slow {
@@ -50,11 +50,11 @@ func tcpScenarios() []scenario {
 		{name: "unreachable", about: "all connections closed, nobody gets through for 2 s", fault: cut(2*time.Second, both()...)},
 		{
 			name: "torn-client", about: "the clients' connections end after 20 kB, anywhere in a frame",
-			fault: toxic([]side{client}, "limit_data", attributes{"bytes": 20_000}),
+			fault: impaired([]side{client}, impairment{limit: 20_000}),
 		},
 		{
 			name: "torn-server", about: "the servers' connections end after 20 kB, anywhere in a frame",
-			fault: toxic([]side{server}, "limit_data", attributes{"bytes": 20_000}),
+			fault: impaired([]side{server}, impairment{limit: 20_000}),
 		},
 	}
 	for i := range lossy {
@@ -77,30 +77,30 @@ func halfOpenScenarios() []scenario {
 	for _, s := range []struct {
 		name, about string
 		at          side
-		streams     []string
+		directions  []direction
 		short       bool
 	}{
-		{"half-open-client", "the clients' data vanishes both ways, no FIN", client, []string{up, down}, true},
-		{"half-open-server", "the servers' data vanishes both ways, no FIN", server, []string{up, down}, false},
-		{"mute-to-client", "what the broker says to the clients vanishes", client, []string{down}, false},
-		{"mute-to-server", "what the broker says to the servers vanishes", server, []string{down}, false},
-		{"mute-from-client", "what the clients say vanishes", client, []string{up}, false},
-		{"mute-from-server", "what the servers say vanishes", server, []string{up}, false},
+		{"half-open-client", "the clients' data vanishes both ways, no FIN", client, []direction{up, down}, true},
+		{"half-open-server", "the servers' data vanishes both ways, no FIN", server, []direction{up, down}, false},
+		{"mute-to-client", "what the broker says to the clients vanishes", client, []direction{down}, false},
+		{"mute-to-server", "what the broker says to the servers vanishes", server, []direction{down}, false},
+		{"mute-from-client", "what the clients say vanishes", client, []direction{up}, false},
+		{"mute-from-server", "what the servers say vanishes", server, []direction{up}, false},
 	} {
 		all = append(all, scenario{
 			name: s.name, about: s.about, lasts: lasts, short: s.short, notice: noticeWithin,
-			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, s.streams...),
+			rules: check.Rules{IdempotentOK: true}, fault: vanish(s.at, s.directions...),
 		})
 	}
 	return all
 }
 
-// toxic returns a fault that adds a toxic in both directions for a while.
-func toxic(where []side, kind string, a attributes) func(*stage) {
+// impaired returns a fault that impairs both directions for a while.
+func impaired(where []side, im impairment) func(*stage) {
 	return func(s *stage) {
 		for _, at := range where {
-			for _, stream := range []string{up, down} {
-				defer s.proxies[at].poison(kind, stream, a)()
+			for _, d := range []direction{up, down} {
+				defer s.proxies[at].impair(d, im)()
 			}
 		}
 		s.pause(3 * time.Second)
@@ -110,7 +110,7 @@ func toxic(where []side, kind string, a attributes) func(*stage) {
 // reset returns a fault with a RST as the response to the next packet of each connection.
 func reset(at side) func(*stage) {
 	return func(s *stage) {
-		defer s.proxies[at].poison("reset_peer", down, attributes{"timeout": 0})()
+		defer s.proxies[at].impair(down, impairment{reset: true})()
 		s.pause(300 * time.Millisecond)
 	}
 }
@@ -129,10 +129,10 @@ func cut(d time.Duration, where ...side) func(*stage) {
 
 // vanish returns a fault with lost data until the connections have surely been abandoned. The
 // processes must detect the loss themselves.
-func vanish(at side, streams ...string) func(*stage) {
+func vanish(at side, directions ...direction) func(*stage) {
 	return func(s *stage) {
-		for _, stream := range streams {
-			defer s.proxies[at].poison("timeout", stream, attributes{"timeout": 0})()
+		for _, d := range directions {
+			defer s.proxies[at].impair(d, impairment{vanish: true})()
 		}
 		s.silenced(at)
 		s.wait(3 * s.sc.load.heartbeat)
