@@ -317,8 +317,10 @@ func againstBatches(f transport.FoundQueue, wanted Queue) string {
 	for name, value := range f.Arguments {
 		switch name {
 		case amqp.QueueTypeArg, "x-queue-mode", "x-queue-version", "x-queue-master-locator", "x-queue-leader-locator",
-			"x-quorum-initial-group-size", "x-quorum-target-group-size", argMaxPriority, amqp.QueueOverflowArg, amqp.QueueTTLArg, "x-delivery-limit":
+			"x-quorum-initial-group-size", "x-quorum-target-group-size", amqp.QueueOverflowArg, amqp.QueueTTLArg, "x-delivery-limit":
 			continue // no effect on the handling of a request
+		case argMaxPriority:
+			continue // the server orders requests by priority, in batches or not
 		case amqp.SingleActiveConsumerArg:
 			if value == false {
 				continue

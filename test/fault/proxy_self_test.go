@@ -51,7 +51,7 @@ func TestProxy(t *testing.T) {
 			rig.Eventually(k.t, "the data is lost", func() bool {
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				for l := range p.links {
+				for l := range p.pipes {
 					if l.hasLost() {
 						return true
 					}

@@ -56,7 +56,7 @@ type proxy struct {
 
 	mu       sync.Mutex
 	listener net.Listener // nil while the proxy is cut
-	links    map[*link]bool
+	pipes    map[*pipe]bool
 	impaired [2]impairment
 	changed  chan struct{} // closed when impaired changes
 }
@@ -64,7 +64,7 @@ type proxy struct {
 // newProxy returns a proxy in front of the broker at amqpURL, which ends with the test.
 func newProxy(t testing.TB, amqpURL string) *proxy {
 	t.Helper()
-	p := &proxy{t: t, listen: "127.0.0.1:0", links: make(map[*link]bool), changed: make(chan struct{})}
+	p := &proxy{t: t, listen: "127.0.0.1:0", pipes: make(map[*pipe]bool), changed: make(chan struct{})}
 	rig.Rewrite(t, amqpURL, func(u *url.URL) { p.broker = u.Host })
 	if err := p.start(); err != nil {
 		t.Fatalf("proxy: %v", err)
@@ -98,7 +98,7 @@ func (p *proxy) stop() {
 		_ = p.listener.Close()
 		p.listener = nil
 	}
-	for l := range p.links {
+	for l := range p.pipes {
 		l.close()
 	}
 }
@@ -120,14 +120,14 @@ func (p *proxy) serve(accepted net.Listener, conn net.Conn) {
 		_ = conn.Close()
 		return
 	}
-	l := &link{proxy: p, ends: [2]net.Conn{up: broker, down: conn}, done: make(chan struct{})}
+	l := &pipe{proxy: p, ends: [2]net.Conn{up: broker, down: conn}, done: make(chan struct{})}
 	p.mu.Lock()
 	if p.listener != accepted { // cut meanwhile
 		p.mu.Unlock()
 		l.close()
 		return
 	}
-	p.links[l] = true
+	p.pipes[l] = true
 	p.mu.Unlock()
 	var carriers sync.WaitGroup
 	for _, d := range []direction{up, down} {
@@ -138,7 +138,7 @@ func (p *proxy) serve(accepted net.Listener, conn net.Conn) {
 	carriers.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.links, l)
+	delete(p.pipes, l)
 }
 
 // impairment returns the present fault of a direction, and a channel that is closed when it changes.
@@ -162,7 +162,7 @@ func (p *proxy) impair(d direction, im impairment) (heal func()) {
 		set(impairment{})
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for l := range p.links {
+		for l := range p.pipes {
 			if l.hasLost() {
 				l.close()
 			}
@@ -181,8 +181,8 @@ func (p *proxy) cut() (restore func()) {
 	}
 }
 
-// link is a connection through a proxy.
-type link struct {
+// pipe is a connection through a proxy.
+type pipe struct {
 	proxy *proxy
 	ends  [2]net.Conn // by the direction in which data is written to them
 	once  sync.Once
@@ -198,7 +198,7 @@ type packet struct {
 	at   time.Time
 }
 
-func (l *link) close() {
+func (l *pipe) close() {
 	l.once.Do(func() {
 		close(l.done)
 		for _, end := range l.ends {
@@ -208,7 +208,7 @@ func (l *link) close() {
 }
 
 // reset closes the connection by a RST to both sides.
-func (l *link) reset() {
+func (l *pipe) reset() {
 	for _, end := range l.ends {
 		if tcp, ok := end.(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
@@ -217,20 +217,20 @@ func (l *link) reset() {
 	l.close()
 }
 
-func (l *link) hasLost() bool {
+func (l *pipe) hasLost() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lost
 }
 
-func (l *link) lose() {
+func (l *pipe) lose() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lost = true
 }
 
-// read passes on what arrives at an end, until the end or the link is closed.
-func (l *link) read(from net.Conn, arrived chan<- packet) {
+// read passes on what arrives at an end, until the end or the pipe is closed.
+func (l *pipe) read(from net.Conn, arrived chan<- packet) {
 	defer close(arrived)
 	buffer := make([]byte, packetSize)
 	for {
@@ -248,9 +248,9 @@ func (l *link) read(from net.Conn, arrived chan<- packet) {
 	}
 }
 
-// write writes packets in a direction, with the impairment of the moment, and closes the link after
+// write writes packets in a direction, with the impairment of the moment, and closes the pipe after
 // the last one.
-func (l *link) write(d direction, arrived <-chan packet) {
+func (l *pipe) write(d direction, arrived <-chan packet) {
 	defer l.close()
 	left := 0 // until the limit
 	limited := impairment{}
@@ -286,9 +286,9 @@ func (l *link) write(d direction, arrived <-chan packet) {
 	}
 }
 
-// writePieces writes data, in pieces if the impairment demands it. It returns false if the link is
+// writePieces writes data, in pieces if the impairment demands it. It returns false if the pipe is
 // closed.
-func (l *link) writePieces(d direction, im impairment, data []byte, changed <-chan struct{}) bool {
+func (l *pipe) writePieces(d direction, im impairment, data []byte, changed <-chan struct{}) bool {
 	for len(data) > 0 {
 		n, pause := len(data), time.Duration(0)
 		switch {
@@ -308,8 +308,8 @@ func (l *link) writePieces(d direction, im impairment, data []byte, changed <-ch
 	return true
 }
 
-// wait waits for a time, or until the impairment changes. It returns false if the link is closed.
-func (l *link) wait(d time.Duration, changed <-chan struct{}) bool {
+// wait waits for a time, or until the impairment changes. It returns false if the pipe is closed.
+func (l *pipe) wait(d time.Duration, changed <-chan struct{}) bool {
 	if d > 0 {
 		timer := time.NewTimer(d)
 		defer timer.Stop()

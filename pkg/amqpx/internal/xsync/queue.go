@@ -85,8 +85,8 @@ func NewQueue[T any](limit int) *Queue[T] {
 	return q
 }
 
-// Put appends items of a priority, with no other items of that priority between them. It never
-// blocks, and it does not heed the limit.
+// Put appends items of a priority, without other items of this priority between them. Put never blocks
+// and ignores the limit.
 func (q *Queue[T]) Put(priority uint8, items ...T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
